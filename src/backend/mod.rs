@@ -1,0 +1,7 @@
+//! Connections to PostgreSQL servers: TCP, TLS, login, cancel, and a small simple-query client for the service
+//! account.
+//!
+//! Guarantees: every step has a deadline; an answer before TLS is untrusted text; a server must prove in SCRAM that
+//! it knows the verifier; bytes after `S` are refused; nothing a server sends panics or grows without bound.
+//!
+//! Refuses: to know routes, sessions or clients.

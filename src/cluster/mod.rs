@@ -1,0 +1,10 @@
+//! What is known of a cluster: sources publish observations, one pure function folds observations and the time into
+//! the next snapshot, everything else reads snapshots.
+//!
+//! Guarantees: a snapshot is immutable and versioned; its leader is one this router has itself seen to be writable
+//! and that is named by the leader key (or still the last one named while the DCS cannot be reached; or, in a fixed
+//! list, has the highest timeline); a tie is no leader; a member of another cluster is never used.
+//!
+//! Refuses: a home-made consensus, and to trust a lock as a health check.
+
+pub mod snapshot;

@@ -1,0 +1,175 @@
+//! The snapshot: one immutable, versioned value.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A member's name as Patroni (or the fixed list) gives it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberName(Arc<str>);
+
+impl MemberName {
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MemberName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Everything known of a cluster at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub cluster: Arc<str>,
+    /// Counts up with every change that a reader could notice.
+    pub version: u64,
+    /// Sorted by name.
+    pub members: Vec<Member>,
+    pub leader: Leader,
+    pub source: SourceStatus,
+    /// Of the first member that told it; others must agree.
+    pub system_identifier: Option<u64>,
+    /// Patroni's `pause`.
+    pub paused: bool,
+}
+
+impl Snapshot {
+    pub fn member(&self, name: &MemberName) -> Option<&Member> {
+        self.members.iter().find(|member| member.name == *name)
+    }
+}
+
+/// The verified leader, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leader {
+    Verified { member: MemberName, timeline: u32, named_by: NamedBy },
+    None(NoLeader),
+}
+
+/// What names the leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamedBy {
+    /// The DCS, as Patroni's `/cluster` shows it.
+    LeaderKey,
+    /// It was the last one named, and the DCS (every endpoint) cannot be reached.
+    Failsafe,
+    /// The fixed list: it alone has the highest timeline.
+    HighestTimeline,
+}
+
+/// Why there is no leader. `Display` is the sentence an operator and a client see.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoLeader {
+    #[error("the cluster has not been looked at yet")]
+    NotYetKnown,
+    #[error("no Patroni endpoint can be reached")]
+    SourceUnreachable,
+    #[error("no member holds the leader key")]
+    NotNamed,
+    #[error("{0} holds the leader key but has not been seen to accept writes")]
+    NotWritable(MemberName),
+    #[error("{0} holds the leader key but cannot be reached")]
+    NotReachable(MemberName),
+    #[error("{0} leads a standby cluster, which accepts no writes")]
+    StandbyCluster(MemberName),
+    #[error("several members accept writes on the same timeline")]
+    Tie,
+    #[error("no server accepts writes")]
+    NoneWritable,
+}
+
+/// Whether the source of the member list answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceStatus {
+    pub reachable: bool,
+    /// Why not, for the log and the hint; `None` while reachable.
+    pub error: Option<String>,
+}
+
+/// One server of the cluster.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub name: MemberName,
+    pub host: String,
+    pub port: u16,
+    /// Role by the source.
+    pub role: Role,
+    /// State by the source, verbatim (`running`, `streaming`, …); empty in a fixed list.
+    pub state: String,
+    /// Timeline by the source.
+    pub timeline: Option<u32>,
+    /// Lag in bytes by the source (up to `loop_wait` old).
+    pub lag: Option<u64>,
+    pub tags: BTreeMap<String, serde_json::Value>,
+    pub health: Health,
+    pub admin: AdminState,
+    /// 0..=256, 1 by default... HAProxy's meaning.
+    pub weight: u16,
+    pub zone: Option<Arc<str>>,
+}
+
+/// Role by the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    Leader,
+    StandbyLeader,
+    Replica,
+    SyncStandby,
+    QuorumStandby,
+    /// Not known to us (then never eligible), or a fixed list's, where probing decides.
+    Other(String),
+    Unnamed,
+}
+
+/// What our own probes say.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// After `rise` and `fall`: may be given sessions.
+    pub up: bool,
+    /// Successes (up to `rise`) or failures (up to `fall`) in a row.
+    pub streak: u32,
+    /// When the last probe ended.
+    pub last_probe: Option<Instant>,
+    /// Of the last successful probe; cleared when the member goes down.
+    pub facts: Option<ProbeFacts>,
+    /// Of the last failed probe; cleared by a success.
+    pub error: Option<String>,
+}
+
+/// What a successful probe saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeFacts {
+    /// `pg_is_in_recovery()`.
+    pub in_recovery: bool,
+    pub system_identifier: u64,
+    /// Of a primary: of its current WAL file; of a standby: `received_tli`, else of the last checkpoint.
+    pub timeline: u32,
+    /// Primary: current write position; standby: last replayed; 0 where unknown.
+    pub position: u64,
+    /// Of a standby: its WAL receiver is streaming.
+    pub streaming: bool,
+    /// Server version as in `server_version_num`.
+    pub server_version: u32,
+    pub latency: Duration,
+    /// The address the probe was connected to.
+    pub address: Option<IpAddr>,
+}
+
+/// HAProxy's administrative states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdminState {
+    Ready,
+    Drain,
+    Maint,
+}

@@ -1,0 +1,7 @@
+//! Connections from clients: listening, TLS, startup, login.
+//!
+//! Guarantees: one deadline from accept to authenticated; no answer before authentication that tells more than
+//! PostgreSQL would; bytes after an encryption request are refused; a connection that only looks (health check, port
+//! scan) makes no noise; before authentication a peer costs a bounded amount of memory.
+//!
+//! Refuses: to know servers or sessions.

@@ -1,0 +1,20 @@
+//! Trunkline: a connection manager for PostgreSQL high-availability clusters.
+//!
+//! One program between applications and a cluster. It terminates TLS, authenticates clients, knows which
+//! server is the verified leader and which replicas are fit to read from, and relays sessions to them.
+//!
+//! The rooms and the arrows between them are in `docs/architecture.md`; in short, `wire` and `config` use
+//! nothing of ours, `auth`, `cluster` and `routing` are decisions, `frontend` and `backend` are connections,
+//! `session` is the life of a client, `admin` shows it, `runtime` composes everything.
+
+pub mod admin;
+pub mod auth;
+pub mod backend;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod frontend;
+pub mod routing;
+pub mod runtime;
+pub mod session;
+pub mod wire;

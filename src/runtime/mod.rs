@@ -1,0 +1,1 @@
+//! Composes the rooms: threads, signals, readiness, drain.
