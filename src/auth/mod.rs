@@ -5,3 +5,5 @@
 //! password; secrets are wiped when dropped and never printed; comparisons of secrets take constant time.
 //!
 //! Refuses: md5 entries, mechanisms with channel binding (until they work), `y` flags that do not fit.
+
+pub mod scram;

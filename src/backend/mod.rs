@@ -5,3 +5,10 @@
 //! it knows the verifier; bytes after `S` are refused; nothing a server sends panics or grows without bound.
 //!
 //! Refuses: to know routes, sessions or clients.
+
+pub mod connection;
+mod error;
+pub mod query;
+
+pub use connection::{CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect};
+pub use error::ConnectError;
