@@ -98,7 +98,7 @@ impl AwaitServerFirst {
             signature: hmac_sha256(&*keys.server_key, &message),
         };
         response.extend_from_slice(b",p=");
-        response.extend_from_slice(BASE64.encode(&*proof).as_bytes());
+        response.extend_from_slice(BASE64.encode(*proof).as_bytes());
         Ok((next, response))
     }
 }

@@ -133,7 +133,7 @@ impl AwaitFinal {
         if !(same(&*sha256(&*key), &self.verifier.stored_key) & self.known) {
             return Err(ScramFault::Proof);
         }
-        let server_final = format!("v={}", BASE64.encode(&*server_signature)).into_bytes();
+        let server_final = format!("v={}", BASE64.encode(*server_signature)).into_bytes();
         Ok((
             server_final,
             ClientKey {
