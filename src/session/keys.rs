@@ -40,7 +40,7 @@ pub enum ClientCancelKey {
 }
 
 impl ClientCancelKey {
-    /// For BackendKeyData, and nothing else.
+    /// For `BackendKeyData`, and nothing else.
     pub fn expose(&self) -> &[u8] {
         match self {
             Self::V30(key) => key,
@@ -48,7 +48,7 @@ impl ClientCancelKey {
         }
     }
 
-    /// Whether a CancelRequest carries this key; in constant time. The length is that of the request: its connection
+    /// Whether a `CancelRequest` carries this key; in constant time. The length is that of the request: its connection
     /// has no protocol version.
     pub fn matches(&self, presented: &[u8]) -> bool {
         same(self.expose(), presented)
