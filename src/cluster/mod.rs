@@ -8,3 +8,17 @@
 //! Refuses: a home-made consensus, and to trust a lock as a health check.
 
 pub mod snapshot;
+pub mod state;
+mod fixed;
+pub mod patroni;
+
+/// Why a cluster's machinery cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The TLS settings towards Patroni cannot be used.
+    #[error("TLS towards Patroni: {0}")]
+    Tls(String),
+    /// The HTTP client cannot be made.
+    #[error("HTTP client: {0}")]
+    Client(String),
+}
