@@ -85,7 +85,10 @@ pub struct ServerConnection {
 }
 
 /// Connects and logs in before `deadline`.
-pub async fn connect(_target: Target<'_>, _deadline: Instant) -> Result<ServerConnection, super::ConnectError> {
+pub async fn connect(
+    _target: Target<'_>,
+    _deadline: Instant,
+) -> Result<ServerConnection, super::ConnectError> {
     todo!()
 }
 

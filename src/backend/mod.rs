@@ -10,5 +10,7 @@ pub mod connection;
 mod error;
 pub mod query;
 
-pub use connection::{CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect};
+pub use connection::{
+    CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect,
+};
 pub use error::ConnectError;

@@ -23,7 +23,13 @@ pub struct ErrorReply {
 
 impl ErrorReply {
     pub fn fatal(code: SqlState, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Fatal, code, message: message.into(), detail: None, hint: None }
+        Self {
+            severity: Severity::Fatal,
+            code,
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
     }
 
     #[must_use]

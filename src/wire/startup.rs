@@ -38,7 +38,9 @@ pub struct CancelRequest {
 
 impl std::fmt::Debug for CancelRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CancelRequest").field("process_id", &self.process_id).finish_non_exhaustive()
+        f.debug_struct("CancelRequest")
+            .field("process_id", &self.process_id)
+            .finish_non_exhaustive()
     }
 }
 
