@@ -6,4 +6,33 @@
 //!
 //! Refuses: md5 entries, mechanisms with channel binding (until they work), `y` flags that do not fit.
 
+use std::sync::Arc;
+
+use crate::config::Secret;
+
+pub(crate) mod crypto;
+pub mod lookup;
+pub mod rules;
 pub mod scram;
+pub mod userlist;
+
+use scram::Verifier;
+
+/// What is known of a user, and so what a session can log into a server with.
+#[derive(Debug, Clone)]
+pub enum Identity {
+    /// A verifier only: the client's own key, recovered in its login, opens every server with the same verifier.
+    Verifier(Arc<Verifier>),
+    /// The password itself. The verifier was computed from it here and has a salt of its own, so that the key
+    /// recovered from the client is of no use at a server: sessions log in there with the password.
+    Password(Secret, Arc<Verifier>),
+}
+
+impl Identity {
+    /// What the client is checked against.
+    pub fn verifier(&self) -> &Arc<Verifier> {
+        match self {
+            Self::Verifier(verifier) | Self::Password(_, verifier) => verifier,
+        }
+    }
+}

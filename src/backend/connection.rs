@@ -5,10 +5,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use super::error::{ConnectError, Step};
+use super::hba_line;
+use super::login::{LoggedIn, LoginFailure, Request, login};
+use super::socket::{dial, resolve};
+pub use super::tls::TlsClient;
 use crate::auth::scram::ClientKey;
-use crate::config::{Secret, ServerOptions};
+use crate::config::{Secret, ServerOptions, SslMode};
 use crate::wire::startup::ProtocolVersion;
 
 /// Plain or TLS; implements `AsyncRead` and `AsyncWrite`.
@@ -17,10 +22,6 @@ pub enum ServerStream {
     Plain(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
-
-/// Ready-made TLS settings towards the servers of one cluster (from [`crate::config::ServerTls`]).
-#[derive(Debug)]
-pub struct TlsClient {}
 
 /// How to log in.
 #[derive(Debug, Clone)]
@@ -69,6 +70,8 @@ pub enum SeenRole {
 #[derive(Debug)]
 pub struct ServerConnection {
     pub stream: ServerStream,
+    /// As asked for, or the older one the server serves.
+    pub version: ProtocolVersion,
     /// ParameterStatus as sent at login, in order.
     pub parameters: Vec<(Bytes, Bytes)>,
     /// NoticeResponse frames sent during login, verbatim, bounded.
@@ -84,9 +87,137 @@ pub struct ServerConnection {
     pub cancel: Option<CancelTarget>,
 }
 
-/// Connects and logs in before `deadline`.
-pub async fn connect(_target: Target<'_>, _deadline: Instant) -> Result<ServerConnection, super::ConnectError> {
-    todo!()
+/// How one attempt is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encryption {
+    Plain,
+    /// TLS if the server answers `S`, else plain on the same connection.
+    IfOffered,
+    Required,
+}
+
+/// A failed attempt, and what the other one needs to know.
+struct Failure {
+    error: ConnectError,
+    /// The server that answered, for a second attempt on it.
+    address: Option<SocketAddr>,
+    /// The handshake failed, or the server refused us before AuthenticationOk for a reason that encryption may
+    /// change: its pg_hba.conf tells `hostssl` from `hostnossl`.
+    may_depend_on_encryption: bool,
+    was_tls: bool,
+}
+
+/// Connects and logs in before `deadline`: all addresses of the host in order, then TLS, then login.
+///
+/// As in libpq, `prefer` tries again without TLS, and `allow` again with TLS, on a new connection, where the TLS
+/// handshake failed or the server refused the login before AuthenticationOk. Unlike libpq not after SQLSTATE classes
+/// 53 and 57 (full, starting, stopping), which encryption does not change. Where both attempts fail, the encrypted
+/// one's error is returned: it is the one that got further.
+pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConnection, ConnectError> {
+    let addresses = resolve(target.host, target.port, deadline).await?;
+    let (first, second) = match target.tls.mode() {
+        SslMode::Disable => (Encryption::Plain, None),
+        SslMode::Allow => (Encryption::Plain, Some(Encryption::Required)),
+        SslMode::Prefer => (Encryption::IfOffered, Some(Encryption::Plain)),
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => (Encryption::Required, None),
+    };
+    let failure = match attempt(&target, &addresses, first, deadline).await {
+        Ok(connection) => return Ok(connection),
+        Err(failure) => failure,
+    };
+    // After `prefer` was answered `N`, the plain attempt has been made already.
+    let second = second.filter(|second| failure.may_depend_on_encryption && (*second != Encryption::Plain) != failure.was_tls);
+    let (Some(second), Some(address)) = (second, failure.address) else {
+        return Err(failure.error);
+    };
+    tracing::debug!(error = %failure.error, ?second, "trying the other encryption");
+    match attempt(&target, &[address], second, deadline).await {
+        Ok(connection) => Ok(connection),
+        Err(later) => Err(if failure.was_tls || matches!(later.error, ConnectError::TlsRefused) {
+            failure.error
+        } else {
+            later.error
+        }),
+    }
+}
+
+async fn attempt(
+    target: &Target<'_>,
+    addresses: &[SocketAddr],
+    encryption: Encryption,
+    deadline: Instant,
+) -> Result<ServerConnection, Failure> {
+    let (stream, address) = dial(addresses, target.options, deadline).await.map_err(|error| Failure {
+        error,
+        address: None,
+        may_depend_on_encryption: false,
+        was_tls: false,
+    })?;
+    let mut stream = match encryption {
+        Encryption::Plain => ServerStream::Plain(stream),
+        Encryption::IfOffered | Encryption::Required => {
+            target.tls.negotiate(stream, target.host, address, deadline).await.map_err(|error| Failure {
+                may_depend_on_encryption: is_handshake_failure(&error),
+                error,
+                address: Some(address),
+                was_tls: true,
+            })?
+        }
+    };
+    let is_tls = stream.is_tls();
+    let failed = |error, may_depend_on_encryption| Failure {
+        error,
+        address: Some(address),
+        may_depend_on_encryption,
+        was_tls: is_tls,
+    };
+    if encryption == Encryption::Required && !is_tls {
+        return Err(failed(ConnectError::TlsRefused, false));
+    }
+    let local_address =
+        stream.tcp().local_addr().map_err(|error| failed(ConnectError::io(Step::Connect, error), false))?;
+    let request =
+        Request { version: target.version, parameters: target.parameters, credential: target.credential, is_tls };
+    let logged_in = match timeout_at(deadline, login(&mut stream, &request)).await {
+        Err(_) => return Err(failed(ConnectError::Timeout { step: Step::Login }, false)),
+        Ok(Err(LoginFailure { mut error, authenticated })) => {
+            let mut retry = false;
+            if let ConnectError::Server(server) = &mut error {
+                server.hba_line = hba_line::needed(server, target.parameters, local_address.ip(), is_tls);
+                retry = !authenticated && !server.code.starts_with("53") && !server.code.starts_with("57");
+            }
+            return Err(failed(error, retry));
+        }
+        Ok(Ok(logged_in)) => logged_in,
+    };
+    let LoggedIn { version, parameters, notices, role, key, leftover } = logged_in;
+    Ok(ServerConnection {
+        stream,
+        version,
+        parameters,
+        notices,
+        leftover,
+        role,
+        address,
+        local_address,
+        is_tls,
+        process_id: key.as_ref().map(|(process_id, _)| *process_id),
+        cancel: key.map(|(process_id, key)| CancelTarget {
+            address,
+            tls: is_tls.then(|| Arc::clone(target.tls)),
+            host: Arc::from(target.host),
+            process_id,
+            key,
+        }),
+    })
+}
+
+fn is_handshake_failure(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Tls { .. } | ConnectError::Certificate { .. } => true,
+        ConnectError::Lost { step, .. } | ConnectError::Closed { step } => *step == Step::TlsHandshake,
+        _ => false,
+    }
 }
 
 impl std::fmt::Debug for CancelTarget {

@@ -1,6 +1,381 @@
-/// Why there is no server connection.
+use std::io;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+use crate::auth::scram::ServerScramFault;
+use crate::wire::message::ErrorReply;
+use crate::wire::sqlstate::SqlState;
+
+/// What a connection was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    Resolve,
+    Connect,
+    TlsRequest,
+    TlsHandshake,
+    Login,
+    Query,
+    Cancel,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Resolve => "name resolution",
+            Self::Connect => "connecting",
+            Self::TlsRequest => "the TLS request",
+            Self::TlsHandshake => "the TLS handshake",
+            Self::Login => "login",
+            Self::Query => "a query",
+            Self::Cancel => "a cancel request",
+        })
+    }
+}
+
+/// Why there is no server connection, or no answer on it. `Display` is for the operator's log; a client is shown
+/// [`ConnectError::client_reply`] only.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("not built yet")]
-    Todo,
+    #[error("cannot resolve \"{host}\": {source}")]
+    Resolve { host: String, source: io::Error },
+    #[error("{address} refused the connection (no server listens there)")]
+    Refused { address: SocketAddr },
+    /// Any other failure of TCP's connect.
+    #[error("cannot connect to {address}: {source}")]
+    Unreachable { address: SocketAddr, source: io::Error },
+    /// File descriptors, ports or memory of this host: not the server's failure.
+    #[error("out of local resources: {source} (raise the open-file limit, or widen the range of local ports)")]
+    LocalResources { source: io::Error },
+    #[error("time ran out during {step}")]
+    Timeout { step: Step },
+    #[error("the connection broke during {step}: {source}")]
+    Lost { step: Step, source: io::Error },
+    #[error("the server closed the connection during {step}")]
+    Closed { step: Step },
+    #[error("the server refused TLS, which the configured sslmode demands")]
+    TlsRefused,
+    /// Anybody on the network can have written this text (CVE-2024-10977): escaped and cut, for the log only.
+    #[error("the server answered the TLS request with an error (unauthenticated text: \"{text}\")")]
+    ErrorBeforeTls { text: String },
+    #[error("TLS failed: {reason}")]
+    Tls { reason: String },
+    #[error("the server's certificate was not accepted: {reason}")]
+    Certificate { reason: String },
+    #[error("the server broke the protocol during {step}: {what}")]
+    Protocol { step: Step, what: String },
+    /// The server's own ErrorResponse.
+    #[error(transparent)]
+    Server(#[from] Box<ServerError>),
+    /// The client's key does not fit this server, though it fitted the verifier it was checked against: a replica
+    /// that has not replayed a password change, or a change since the last look-up.
+    #[error("the verifier of this user differs on this server ({reason})")]
+    VerifierDiffers { reason: &'static str },
+    /// The server did not prove that it knows the verifier.
+    #[error("the server did not prove its identity in SCRAM: {reason}")]
+    NotProven { reason: String },
+    #[error("the server asks for {method} authentication, which the router cannot answer for this user")]
+    UnsupportedMethod { method: &'static str },
+    #[error("the server asks for the password in clear on a connection without TLS")]
+    CleartextRefused,
+    #[error("the server asks for {method} authentication and there is no credential for this user")]
+    NoCredential { method: &'static str },
+    #[error("the answer is larger than allowed")]
+    AnswerTooLarge,
+}
+
+/// An ErrorResponse (PostgreSQL documentation, "Error and Notice Message Fields"). Text that is not UTF-8 is replaced
+/// in the fields, never in `frame`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerError {
+    /// Not localised (`V`) where the server sends it.
+    pub severity: String,
+    /// SQLSTATE; empty where the server sent none.
+    pub code: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    /// The whole frame as received, at most 64 KiB.
+    pub frame: Bytes,
+    /// The line `pg_hba.conf` needs, where the server refused this router's address.
+    pub hba_line: Option<String>,
+}
+
+impl std::error::Error for ServerError {}
+
+impl std::fmt::Display for ServerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the server reported {} {}: {}", self.severity, self.code, escape(self.message.as_bytes(), 1000))?;
+        if let Some(line) = &self.hba_line {
+            write!(f, " (its pg_hba.conf needs: {line})")?;
+        }
+        Ok(())
+    }
+}
+
+impl ServerError {
+    /// Parses the fields of an `E` frame's body; `None` where it is malformed.
+    pub(crate) fn parse(body: &Bytes, frame: Bytes) -> Option<Self> {
+        let mut error = Self {
+            severity: String::new(),
+            code: String::new(),
+            message: String::new(),
+            detail: None,
+            hint: None,
+            frame,
+            hba_line: None,
+        };
+        let mut unlocalised = None;
+        let mut rest: &[u8] = body;
+        loop {
+            let (&field, tail) = rest.split_first()?;
+            if field == 0 {
+                if !tail.is_empty() {
+                    return None;
+                }
+                break;
+            }
+            let end = tail.iter().position(|&byte| byte == 0)?;
+            let text = String::from_utf8_lossy(&tail[..end]).into_owned();
+            rest = &tail[end + 1..];
+            match field {
+                b'S' => error.severity = text,
+                b'V' => unlocalised = Some(text),
+                b'C' => error.code = text,
+                b'M' => error.message = text,
+                b'D' => error.detail = Some(text),
+                b'H' => error.hint = Some(text),
+                _ => {}
+            }
+        }
+        if let Some(severity) = unlocalised {
+            error.severity = severity;
+        }
+        Some(error)
+    }
+
+    /// Whether the server ends the connection after this error.
+    pub fn is_fatal(&self) -> bool {
+        self.severity != "ERROR"
+    }
+
+    /// Too many connections, shutting down, starting up: says something of the server's state, nothing of the client.
+    fn is_about_the_server(&self) -> bool {
+        self.code == "53300" || self.is_unavailable()
+    }
+
+    /// 57P01, 57P02, 57P03.
+    fn is_unavailable(&self) -> bool {
+        matches!(self.code.as_str(), "57P01" | "57P02" | "57P03")
+    }
+}
+
+/// What a client is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientReply {
+    /// The server's own ErrorResponse, to be forwarded as it is.
+    Verbatim(Bytes),
+    /// Ours.
+    Own(ErrorReply),
+}
+
+impl ConnectError {
+    /// Whether the next candidate may be tried: what failed is this server or the way to it, not the client's login.
+    pub fn is_temporary_or_elsewhere(&self) -> bool {
+        match self {
+            Self::Resolve { .. }
+            | Self::Refused { .. }
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Lost { .. }
+            | Self::Closed { .. }
+            | Self::TlsRefused
+            | Self::ErrorBeforeTls { .. }
+            | Self::Tls { .. }
+            | Self::Certificate { .. }
+            | Self::Protocol { .. }
+            | Self::VerifierDiffers { .. }
+            | Self::NotProven { .. } => true,
+            Self::Server(error) => error.is_about_the_server(),
+            Self::LocalResources { .. }
+            | Self::UnsupportedMethod { .. }
+            | Self::CleartextRefused
+            | Self::NoCredential { .. }
+            | Self::AnswerTooLarge => false,
+        }
+    }
+
+    /// Whether this is evidence that the member is not fit. A wrong password, a missing database, a full server and
+    /// this host's own limits are not.
+    pub fn counts_against_member(&self) -> bool {
+        match self {
+            Self::Resolve { .. }
+            | Self::Refused { .. }
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Lost { .. }
+            | Self::Closed { .. }
+            | Self::TlsRefused
+            | Self::ErrorBeforeTls { .. }
+            | Self::Tls { .. }
+            | Self::Certificate { .. }
+            | Self::Protocol { .. } => true,
+            Self::Server(error) => error.is_unavailable(),
+            Self::LocalResources { .. }
+            | Self::VerifierDiffers { .. }
+            | Self::NotProven { .. }
+            | Self::UnsupportedMethod { .. }
+            | Self::CleartextRefused
+            | Self::NoCredential { .. }
+            | Self::AnswerTooLarge => false,
+        }
+    }
+
+    /// Whether the connection of a query that failed so can be used again.
+    pub fn leaves_usable(&self) -> bool {
+        matches!(self, Self::Server(error) if !error.is_fatal())
+    }
+
+    /// One of a fixed set.
+    pub fn metrics_label(&self) -> &'static str {
+        match self {
+            Self::Resolve { .. } => "resolve",
+            Self::Refused { .. } => "refused",
+            Self::Unreachable { .. } => "unreachable",
+            Self::LocalResources { .. } => "local_resources",
+            Self::Timeout { step } => match step {
+                Step::Resolve => "timeout_resolve",
+                Step::Connect => "timeout_connect",
+                Step::TlsRequest | Step::TlsHandshake => "timeout_tls",
+                Step::Login => "timeout_login",
+                Step::Query => "timeout_query",
+                Step::Cancel => "timeout_cancel",
+            },
+            Self::Lost { .. } => "lost",
+            Self::Closed { .. } => "closed",
+            Self::TlsRefused | Self::ErrorBeforeTls { .. } => "tls_refused",
+            Self::Tls { .. } => "tls",
+            Self::Certificate { .. } => "certificate",
+            Self::Protocol { .. } => "protocol",
+            Self::Server(error) if error.is_unavailable() => "server_unavailable",
+            Self::Server(error) if error.code == "53300" => "server_full",
+            Self::Server(_) => "server_error",
+            Self::VerifierDiffers { .. } => "verifier_differs",
+            Self::NotProven { .. } => "not_proven",
+            Self::UnsupportedMethod { .. } | Self::CleartextRefused | Self::NoCredential { .. } => "auth_method",
+            Self::AnswerTooLarge => "too_large",
+        }
+    }
+
+    /// What an authenticated client is told; `server` is the member's name. Nothing here comes from `Display`.
+    pub fn client_reply(&self, server: &str) -> ClientReply {
+        let now = |message: String| ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message);
+        let failure = |message: String| ErrorReply::fatal(SqlState::CONNECTION_FAILURE, message);
+        ClientReply::Own(match self {
+            Self::Server(error) => match &error.hba_line {
+                Some(line) => hba_reply(error, server, line),
+                None => return ClientReply::Verbatim(error.frame.clone()),
+            },
+            Self::Resolve { .. } => now(format!("the address of server \"{server}\" could not be resolved"))
+                .hint("Try again later; the operator should check the router's DNS."),
+            Self::Refused { .. } => now(format!("server \"{server}\" refused the router's connection"))
+                .hint("It is probably restarting. Try again later."),
+            Self::Unreachable { .. } => now(format!("server \"{server}\" cannot be reached"))
+                .hint("Try again later; the operator should check the network between router and server."),
+            Self::LocalResources { .. } => {
+                ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, "the router is out of connections to servers")
+                    .hint("Try again later; the operator should raise the router's open-file limit.")
+            }
+            Self::Timeout { step } => now(format!("server \"{server}\" did not answer in time"))
+                .detail(format!("Time ran out during {step}."))
+                .hint("Try again later."),
+            Self::Lost { .. } | Self::Closed { .. } => {
+                now(format!("server \"{server}\" closed the connection before it was ready"))
+                    .hint("It is probably shutting down. Try again later.")
+            }
+            Self::TlsRefused => failure(format!("server \"{server}\" does not offer TLS, which the router demands"))
+                .hint("The operator should set ssl = on on the server, or a weaker server_tls.sslmode."),
+            Self::ErrorBeforeTls { .. } => now(format!("server \"{server}\" failed before encryption was set up"))
+                .hint("Try again later; the router's log has the details."),
+            Self::Tls { .. } => failure(format!("TLS between the router and server \"{server}\" failed"))
+                .hint("The router's log has the details."),
+            Self::Certificate { .. } => {
+                failure(format!("the router did not accept the certificate of server \"{server}\""))
+                    .hint("The operator should check server_tls; the router's log has the details.")
+            }
+            Self::Protocol { .. } => failure(format!("server \"{server}\" broke the protocol"))
+                .hint("Is it a PostgreSQL server? The router's log has the details."),
+            Self::VerifierDiffers { .. } => {
+                now(format!("server \"{server}\" does not have the current password of this user yet"))
+                    .hint("The password was changed a moment ago. Try again later.")
+            }
+            Self::NotProven { .. } => failure(format!("server \"{server}\" did not prove its identity"))
+                .hint("The router's log has the details."),
+            Self::UnsupportedMethod { method } | Self::NoCredential { method } => failure(format!(
+                "server \"{server}\" asks for {method} authentication, which the router cannot answer"
+            ))
+            .hint("The server's pg_hba.conf should ask for scram-sha-256 from the router's address."),
+            Self::CleartextRefused => {
+                failure(format!("server \"{server}\" asks for a password in clear without TLS"))
+                    .hint("The operator should use TLS towards the server, or scram-sha-256 in its pg_hba.conf.")
+            }
+            Self::AnswerTooLarge => {
+                ErrorReply::fatal(SqlState::INTERNAL_ERROR, "the server's answer is larger than allowed")
+            }
+        })
+    }
+
+    pub(crate) fn protocol(step: Step, what: impl Into<String>) -> Self {
+        Self::Protocol { step, what: what.into() }
+    }
+
+    /// Classifies an IO error on an established connection.
+    pub(crate) fn io(step: Step, source: io::Error) -> Self {
+        if is_local(&source) {
+            return Self::LocalResources { source };
+        }
+        if let Some(error) = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return match error {
+                rustls::Error::InvalidCertificate(reason) => Self::Certificate { reason: reason.to_string() },
+                other => Self::Tls { reason: other.to_string() },
+            };
+        }
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Closed { step },
+            _ => Self::Lost { step, source },
+        }
+    }
+
+    pub(crate) fn scram(fault: ServerScramFault) -> Self {
+        match fault {
+            ServerScramFault::VerifierDiffers => {
+                Self::VerifierDiffers { reason: "its salt or iteration count is another one" }
+            }
+            other => Self::NotProven { reason: other.to_string() },
+        }
+    }
+}
+
+fn hba_reply(error: &ServerError, server: &str, line: &str) -> ErrorReply {
+    let reply = ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, error.message.clone())
+        .hint(format!("Server \"{server}\" must admit the router; its pg_hba.conf needs the line: {line}"));
+    match &error.detail {
+        Some(detail) => reply.detail(detail.clone()),
+        None => reply,
+    }
+}
+
+/// Whether an IO error tells of this host's limits (EMFILE, ENFILE, ENOBUFS, ENOMEM, no free local port).
+pub(crate) fn is_local(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory)
+        || matches!(error.raw_os_error(), Some(23 | 24 | 105))
+}
+
+/// Untrusted bytes as printable ASCII, at most `limit` bytes of input.
+pub(crate) fn escape(bytes: &[u8], limit: usize) -> String {
+    let mut text = bytes[..bytes.len().min(limit)].escape_ascii().to_string();
+    if bytes.len() > limit {
+        text.push('…');
+    }
+    text
 }

@@ -6,9 +6,20 @@
 //!
 //! Refuses: to know routes, sessions or clients.
 
+mod cancel;
 pub mod connection;
 mod error;
+mod hba_line;
+mod login;
 pub mod query;
+mod reader;
+mod socket;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod tls;
 
 pub use connection::{CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect};
-pub use error::ConnectError;
+pub use error::{ClientReply, ConnectError, ServerError, Step};
+pub use socket::tune_socket;
+pub use tls::TlsSettingsError;

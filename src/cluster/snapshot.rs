@@ -54,7 +54,11 @@ impl Snapshot {
 /// The verified leader, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leader {
-    Verified { member: MemberName, timeline: u32, named_by: NamedBy },
+    Verified {
+        member: MemberName,
+        timeline: u32,
+        named_by: NamedBy,
+    },
     None(NoLeader),
 }
 

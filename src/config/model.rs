@@ -85,7 +85,9 @@ pub struct KeyPair {
 
 impl std::fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KeyPair").field("cert_file", &self.cert_file).finish_non_exhaustive()
+        f.debug_struct("KeyPair")
+            .field("cert_file", &self.cert_file)
+            .finish_non_exhaustive()
     }
 }
 
@@ -165,7 +167,9 @@ pub struct ClientTls {
 
 impl std::fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientTls").field("certificate", &self.certificate).finish_non_exhaustive()
+        f.debug_struct("ClientTls")
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
     }
 }
 

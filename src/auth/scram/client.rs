@@ -1,0 +1,186 @@
+//! The router as the client of an exchange: logs into a server, with a password or with a client's own key.
+//!
+//! [`ClientExchange::new`] → [`ClientExchange::first`] → [`AwaitServerFirst::server_first`] →
+//! [`AwaitServerFinal::server_final`] → [`ServerProven`]. `AuthenticationOk` must not be believed without that value:
+//! it is the server's proof that it knows the verifier.
+
+use std::num::NonZeroU32;
+
+use base64::Engine as _;
+use zeroize::Zeroizing;
+
+use super::attributes::{Attributes, Fault, is_printable};
+use super::{
+    BASE64, ClientKey, Keys, MAX_SERVER_MESSAGE, Nonce, ServerScramFault, decimal, decode_key, decode_salt,
+    hmac_sha256, same, xor,
+};
+use crate::config::Secret;
+
+/// The most iterations computed at a server's word: about 25 ms of a worker.
+pub const MAX_ITERATIONS: u32 = 100_000;
+
+/// What the router logs in with.
+#[derive(Debug, Clone)]
+pub enum ClientSecret {
+    Password(Secret),
+    /// Fits only where salt and iterations are those of its verifier. Costs no iterations.
+    Key(ClientKey),
+}
+
+/// The start of an exchange.
+#[derive(Debug)]
+pub struct ClientExchange {
+    secret: ClientSecret,
+    nonce: Nonce,
+    /// `n=,r=<nonce>`: like libpq, no name; the server knows it from the startup packet.
+    bare: Vec<u8>,
+}
+
+impl ClientExchange {
+    pub fn new(secret: ClientSecret) -> Self {
+        Self::with_nonce(secret, "", Nonce::random())
+    }
+
+    pub(super) fn with_nonce(secret: ClientSecret, user: &str, nonce: Nonce) -> Self {
+        let mut bare = format!("n={user},r=").into_bytes();
+        bare.extend_from_slice(nonce.as_bytes());
+        Self { secret, nonce, bare }
+    }
+
+    /// The data of `SASLInitialResponse`, for [`super::MECHANISM`].
+    pub fn first(self) -> (AwaitServerFirst, Vec<u8>) {
+        let mut message = b"n,,".to_vec();
+        message.extend_from_slice(&self.bare);
+        (AwaitServerFirst { exchange: self }, message)
+    }
+}
+
+/// Our nonce has been sent. Next: [`AwaitServerFinal`].
+#[derive(Debug)]
+pub struct AwaitServerFirst {
+    exchange: ClientExchange,
+}
+
+impl AwaitServerFirst {
+    /// Takes the data of `AuthenticationSASLContinue`, returns the data of `SASLResponse`. With a password this computes
+    /// up to [`MAX_ITERATIONS`] rounds.
+    pub fn server_first(self, data: &[u8]) -> Result<(AwaitServerFinal, Vec<u8>), ServerScramFault> {
+        let ClientExchange { secret, nonce, bare } = self.exchange;
+        let first = ServerFirst::parse(data)?;
+        let continued = first.nonce.strip_prefix(nonce.as_bytes());
+        if continued.is_none_or(<[u8]>::is_empty) || !is_printable(first.nonce) {
+            return Err(ServerScramFault::Nonce);
+        }
+        let keys = match secret {
+            ClientSecret::Password(password) => {
+                if first.iterations.get() > MAX_ITERATIONS {
+                    return Err(ServerScramFault::Iterations);
+                }
+                Keys::derive(password.expose(), &first.salt, first.iterations)
+            }
+            ClientSecret::Key(ClientKey { key, verifier }) => {
+                if first.iterations.get() != verifier.iterations || first.salt != verifier.salt {
+                    return Err(ServerScramFault::VerifierDiffers);
+                }
+                Keys {
+                    client_key: key,
+                    stored_key: Zeroizing::new(verifier.stored_key),
+                    server_key: Zeroizing::new(verifier.server_key),
+                }
+            }
+        };
+
+        let mut response = b"c=biws,r=".to_vec();
+        response.extend_from_slice(first.nonce);
+        let message: [&[u8]; 5] = [&bare, b",", data, b",", &response];
+        let proof = xor(&keys.client_key, &hmac_sha256(&*keys.stored_key, &message));
+        let next = AwaitServerFinal {
+            signature: hmac_sha256(&*keys.server_key, &message),
+        };
+        response.extend_from_slice(b",p=");
+        response.extend_from_slice(BASE64.encode(*proof).as_bytes());
+        Ok((next, response))
+    }
+}
+
+/// Our proof has been sent. Next: [`ServerProven`].
+pub struct AwaitServerFinal {
+    /// What the server must answer.
+    signature: Zeroizing<[u8; 32]>,
+}
+
+impl AwaitServerFinal {
+    /// Takes the data of `AuthenticationSASLFinal`.
+    pub fn server_final(self, data: &[u8]) -> Result<ServerProven, ServerScramFault> {
+        check_bounds(data)?;
+        let mut attributes = Attributes::new(data);
+        match attributes.any() {
+            Ok((b'e', text)) => {
+                let text = text.iter().take(100).map(|byte| match byte {
+                    b' '..=b'~' => char::from(*byte),
+                    _ => '?',
+                });
+                Err(ServerScramFault::Refused(text.collect()))
+            }
+            Ok((b'v', value)) if attributes.at_end() => {
+                let value = decode_key(value).ok_or(ServerScramFault::Malformed("signature"))?;
+                if same(&*value, &*self.signature) {
+                    Ok(ServerProven(()))
+                } else {
+                    Err(ServerScramFault::Signature)
+                }
+            }
+            Ok(_) | Err(_) => Err(ServerScramFault::Malformed("server-final-message")),
+        }
+    }
+}
+
+impl std::fmt::Debug for AwaitServerFinal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AwaitServerFinal(***)")
+    }
+}
+
+/// The server has shown that it knows the verifier. Made by [`AwaitServerFinal::server_final`] only.
+#[derive(Debug)]
+pub struct ServerProven(());
+
+/// The server's first message, cut into its parts.
+struct ServerFirst<'a> {
+    nonce: &'a [u8],
+    salt: Vec<u8>,
+    iterations: NonZeroU32,
+}
+
+impl<'a> ServerFirst<'a> {
+    fn parse(data: &'a [u8]) -> Result<Self, ServerScramFault> {
+        check_bounds(data)?;
+        if data.starts_with(b"m=") {
+            return Err(ServerScramFault::Extension);
+        }
+        let mut attributes = Attributes::new(data);
+        let malformed = |_: Fault| ServerScramFault::Malformed("server-first-message");
+        let nonce = attributes.required(b'r').map_err(malformed)?;
+        let salt = attributes.required(b's').map_err(malformed)?;
+        let iterations = attributes.required(b'i').map_err(malformed)?;
+        if !attributes.at_end() {
+            return Err(ServerScramFault::Malformed(
+                "garbage at the end of server-first-message",
+            ));
+        }
+        Ok(Self {
+            nonce,
+            salt: decode_salt(salt).ok_or(ServerScramFault::Malformed("salt"))?,
+            iterations: decimal(iterations)
+                .and_then(NonZeroU32::new)
+                .ok_or(ServerScramFault::Malformed("iterations"))?,
+        })
+    }
+}
+
+fn check_bounds(data: &[u8]) -> Result<(), ServerScramFault> {
+    if data.len() > MAX_SERVER_MESSAGE {
+        return Err(ServerScramFault::Malformed("too long"));
+    }
+    Ok(())
+}

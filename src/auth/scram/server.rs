@@ -1,0 +1,246 @@
+//! The router as the server of an exchange: checks a client, and recovers its key.
+//!
+//! [`ServerExchange::start`] → [`AwaitFirst::client_first`] → [`AwaitFinal::client_final`]. Each step consumes the
+//! one before; only the last one gives a [`ClientKey`], which is the proof that the client knows the password.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+
+use super::attributes::{Attributes, is_printable};
+use super::{
+    BASE64, ClientKey, MAX_CLIENT_MESSAGE, MECHANISM, MockSecret, Nonce, ScramFault, Verifier, decode_key,
+    hmac_sha256, same, sha256, xor,
+};
+
+/// What was found of a user.
+#[derive(Debug)]
+pub struct Lookup<'a> {
+    pub user: &'a [u8],
+    /// `None` for an unknown user, one without password, and one whose entry cannot be used.
+    pub verifier: Option<Arc<Verifier>>,
+    pub mock: &'a MockSecret,
+}
+
+/// The start of an exchange.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerExchange;
+
+impl ServerExchange {
+    /// A user without verifier gets a mock one and goes the same way, to the same failure.
+    pub fn start(lookup: Lookup<'_>, nonce: Nonce) -> AwaitFirst {
+        // Computed for everybody, so that the time does not tell.
+        let mock = lookup.mock.verifier(lookup.user);
+        let known = lookup.verifier.is_some();
+        AwaitFirst {
+            verifier: lookup.verifier.unwrap_or_else(|| Arc::new(mock)),
+            known,
+            nonce,
+        }
+    }
+}
+
+/// The mechanism has been offered. Next: [`AwaitFinal`].
+#[derive(Debug)]
+pub struct AwaitFirst {
+    pub(super) verifier: Arc<Verifier>,
+    known: bool,
+    nonce: Nonce,
+}
+
+impl AwaitFirst {
+    /// Takes `SASLInitialResponse`'s mechanism and data, returns the data of `AuthenticationSASLContinue`. A client that
+    /// sends no data with its choice is sent an empty continuation, and its next message is passed in here.
+    pub fn client_first(self, mechanism: &[u8], data: &[u8]) -> Result<(AwaitFinal, Vec<u8>), ScramFault> {
+        if mechanism != MECHANISM.as_bytes() {
+            return Err(ScramFault::Mechanism);
+        }
+        check_bounds(data)?;
+        let first = ClientFirst::parse(data)?;
+
+        let mut nonce = first.nonce.to_vec();
+        nonce.extend_from_slice(self.nonce.as_bytes());
+        let mut server_first = b"r=".to_vec();
+        server_first.extend_from_slice(&nonce);
+        server_first.extend_from_slice(
+            format!(
+                ",s={},i={}",
+                BASE64.encode(&self.verifier.salt),
+                self.verifier.iterations
+            )
+            .as_bytes(),
+        );
+
+        let mut transcript = first.bare.to_vec();
+        transcript.push(b',');
+        transcript.extend_from_slice(&server_first);
+        transcript.push(b',');
+        let next = AwaitFinal {
+            verifier: self.verifier,
+            known: self.known,
+            binding: BASE64.encode(first.gs2_header),
+            nonce,
+            transcript,
+        };
+        Ok((next, server_first))
+    }
+}
+
+/// Salt and nonce have been sent. Next: in, or out.
+#[derive(Debug)]
+pub struct AwaitFinal {
+    verifier: Arc<Verifier>,
+    known: bool,
+    /// What `c=` must say.
+    binding: String,
+    nonce: Vec<u8>,
+    /// `AuthMessage` of RFC 5802 as far as it is known: two messages, each with its comma.
+    transcript: Vec<u8>,
+}
+
+impl AwaitFinal {
+    /// Takes `SASLResponse`'s data; returns the data of `AuthenticationSASLFinal` and the client's key.
+    pub fn client_final(self, data: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramFault> {
+        check_bounds(data)?;
+        let mut attributes = Attributes::new(data);
+        let binding = attributes.required(b'c')?;
+        if binding != self.binding.as_bytes() {
+            return Err(ScramFault::ChannelBinding);
+        }
+        let nonce = attributes.required(b'r')?;
+        // Optional extensions are ignored up to the proof, which is the last attribute.
+        let proof = loop {
+            match attributes.any()? {
+                (b'p', value) => break value,
+                (b'm', _) => return Err(ScramFault::Extension),
+                _ => {}
+            }
+        };
+        if !attributes.at_end() {
+            return Err(malformed("Garbage found at the end of client-final-message."));
+        }
+        let without_proof = &data[..data.len() - proof.len() - b",p=".len()];
+        let proof = decode_key(proof).ok_or_else(|| malformed("Malformed proof in client-final-message."))?;
+        if nonce != self.nonce {
+            return Err(ScramFault::Nonce);
+        }
+
+        let message: [&[u8]; 2] = [&self.transcript, without_proof];
+        let signature = hmac_sha256(&self.verifier.stored_key, &message);
+        let key = xor(&proof, &signature);
+        let server_signature = hmac_sha256(&self.verifier.server_key, &message);
+        // Not short-circuited: both kinds of failure take the same time.
+        if !(same(&*sha256(&*key), &self.verifier.stored_key) & self.known) {
+            return Err(ScramFault::Proof);
+        }
+        let server_final = format!("v={}", BASE64.encode(*server_signature)).into_bytes();
+        Ok((
+            server_final,
+            ClientKey {
+                key,
+                verifier: self.verifier,
+            },
+        ))
+    }
+}
+
+/// The client's first message, cut into its parts.
+struct ClientFirst<'a> {
+    /// `n,,` or `y,,`.
+    gs2_header: &'a [u8],
+    /// Everything behind the header.
+    bare: &'a [u8],
+    nonce: &'a [u8],
+}
+
+impl<'a> ClientFirst<'a> {
+    fn parse(data: &'a [u8]) -> Result<Self, ScramFault> {
+        let [flag, tail @ ..] = data else {
+            return Err(malformed("The message is empty."));
+        };
+        match flag {
+            // `y`: the client could bind but thinks we cannot. True as long as -PLUS is not offered.
+            b'n' | b'y' => {}
+            b'p' => {
+                return Err(malformed(
+                    "The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes \
+                     channel binding data.",
+                ));
+            }
+            other => {
+                return Err(malformed(format!(
+                    "Unexpected channel-binding flag \"{}\".",
+                    shown(*other)
+                )));
+            }
+        }
+        match tail {
+            [b',', b',', bare @ ..] => {
+                let nonce = Self::nonce(bare)?;
+                Ok(Self {
+                    gs2_header: &data[..3],
+                    bare,
+                    nonce,
+                })
+            }
+            [b',', b'a', ..] => Err(ScramFault::AuthorizationIdentity),
+            [b',', other, ..] => Err(malformed(format!(
+                "Unexpected attribute \"{}\" in client-first-message.",
+                shown(*other)
+            ))),
+            [other, ..] if *other != b',' => Err(malformed(format!(
+                "Comma expected, but found character \"{}\".",
+                shown(*other)
+            ))),
+            _ => Err(malformed("Attribute expected, but found end of string.")),
+        }
+    }
+
+    /// The user's name in `n=` is ignored, as in PostgreSQL: the one of the startup packet counts.
+    fn nonce(bare: &'a [u8]) -> Result<&'a [u8], ScramFault> {
+        if bare.first() == Some(&b'm') {
+            return Err(ScramFault::Extension);
+        }
+        let mut attributes = Attributes::new(bare);
+        attributes.required(b'n')?;
+        let nonce = attributes.required(b'r')?;
+        if !is_printable(nonce) {
+            return Err(ScramFault::NonceCharacters);
+        }
+        if nonce.is_empty() {
+            return Err(malformed("The nonce is empty."));
+        }
+        while !attributes.at_end() {
+            if attributes.any()?.0 == b'm' {
+                return Err(ScramFault::Extension);
+            }
+        }
+        Ok(nonce)
+    }
+}
+
+fn check_bounds(data: &[u8]) -> Result<(), ScramFault> {
+    if data.is_empty() {
+        return Err(malformed("The message is empty."));
+    }
+    if data.len() > MAX_CLIENT_MESSAGE {
+        return Err(malformed("The message is too long."));
+    }
+    if data.contains(&0) {
+        return Err(malformed("Message length does not match input length."));
+    }
+    Ok(())
+}
+
+fn malformed(detail: impl Into<String>) -> ScramFault {
+    ScramFault::Malformed(detail.into())
+}
+
+/// A byte of a client's, fit to be shown.
+fn shown(byte: u8) -> String {
+    if byte.is_ascii_graphic() {
+        char::from(byte).to_string()
+    } else {
+        format!("0x{byte:02x}")
+    }
+}

@@ -1,0 +1,52 @@
+//! CancelRequest towards a server.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::{CancelTarget, ServerStream};
+use super::error::{ConnectError, Step};
+use super::reader::send;
+use super::socket::dial;
+use crate::config::ServerOptions;
+use crate::wire::message;
+
+impl CancelTarget {
+    /// Sends the request to the address the session is connected to, over TLS if the session is, and waits until the
+    /// server has closed the connection: then the signal was sent, and what the session runs next is not hit by it.
+    /// All of it within `timeout`. `Ok` does not say that anything was cancelled.
+    pub async fn send(self, timeout: Duration) -> Result<(), ConnectError> {
+        let deadline = Instant::now() + timeout;
+        let options = ServerOptions { connect_timeout: timeout, keepalive: None, tcp_user_timeout: None };
+        let (stream, address) = dial(&[self.address], &options, deadline).await?;
+        let mut stream = match &self.tls {
+            None => ServerStream::Plain(stream),
+            Some(tls) => match tls.negotiate(stream, &self.host, address, deadline).await? {
+                // The key does not go in clear where the session's did not.
+                ServerStream::Plain(_) => return Err(ConnectError::TlsRefused),
+                encrypted @ ServerStream::Tls(_) => encrypted,
+            },
+        };
+        let mut request = BytesMut::new();
+        message::cancel_request(&mut request, self.process_id, &self.key);
+        timeout_at(deadline, async {
+            send(&mut stream, &request, Step::Cancel).await?;
+            match stream.read(&mut [0; 1]).await {
+                Ok(0) => Ok(()),
+                Ok(_) => Err(ConnectError::protocol(Step::Cancel, "an answer to CancelRequest")),
+                // Without close_notify, or reset: closed all the same.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) =>
+                {
+                    Ok(())
+                }
+                Err(error) => Err(ConnectError::io(Step::Cancel, error)),
+            }
+        })
+        .await
+        .map_err(|_| ConnectError::Timeout { step: Step::Cancel })?
+    }
+}

@@ -1,0 +1,324 @@
+//! Login: from the startup packet to ReadyForQuery.
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use zeroize::Zeroize;
+
+use super::connection::{Credential, SeenRole};
+use super::error::{ConnectError, ServerError, Step};
+use super::reader::{FrameReader, REPORT_FRAME, SMALL_FRAME, parameter, send, verbatim};
+use crate::auth::scram::client::{AwaitServerFinal, AwaitServerFirst, ClientExchange, ClientSecret, ServerProven};
+use crate::auth::scram::MECHANISM;
+use crate::wire::frame::Frame;
+use crate::wire::message;
+use crate::wire::startup::ProtocolVersion;
+
+/// PostgreSQL reports 13 to 16 parameters; extensions may add some.
+const MAX_PARAMETERS: usize = 200;
+const MAX_PARAMETER_BYTES: usize = 64 * 1024;
+/// Notices over these bounds are dropped: login goes on without them.
+const MAX_NOTICES: usize = 100;
+const MAX_NOTICE_BYTES: usize = 64 * 1024;
+
+/// What login sends and with what.
+pub(super) struct Request<'a> {
+    pub version: ProtocolVersion,
+    pub parameters: &'a [(Bytes, Bytes)],
+    pub credential: &'a Credential,
+    pub is_tls: bool,
+}
+
+/// What login yields.
+#[derive(Debug)]
+pub(super) struct LoggedIn {
+    pub version: ProtocolVersion,
+    pub parameters: Vec<(Bytes, Bytes)>,
+    pub notices: Vec<Bytes>,
+    pub role: SeenRole,
+    pub key: Option<(u32, Bytes)>,
+    pub leftover: Bytes,
+}
+
+/// A failed login, and whether the server had already let us in.
+#[derive(Debug)]
+pub(super) struct LoginFailure {
+    pub error: ConnectError,
+    pub authenticated: bool,
+}
+
+/// How far authentication has come.
+enum Auth {
+    /// Next: `Sent`, `Scram`, or `Done` (the server trusts us).
+    Start,
+    /// A clear-text password was sent. Next: `Done`.
+    Sent,
+    /// SASLInitialResponse was sent. Next: `ScramProof`.
+    Scram(AwaitServerFirst),
+    /// SASLResponse was sent. Next: `Proven`.
+    ScramProof(AwaitServerFinal),
+    /// The server's signature was good. Next: `Done`.
+    Proven(ServerProven),
+    /// AuthenticationOk.
+    Done,
+}
+
+struct Login<'a> {
+    request: &'a Request<'a>,
+    auth: Auth,
+    version: Option<ProtocolVersion>,
+    parameters: Vec<(Bytes, Bytes)>,
+    parameter_bytes: usize,
+    notices: Vec<Bytes>,
+    notice_bytes: usize,
+    key: Option<(u32, Bytes)>,
+}
+
+/// Logs in on a fresh connection. Not cancel safe: a dropped login leaves the connection unusable.
+pub(super) async fn login<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    request: &Request<'_>,
+) -> Result<LoggedIn, LoginFailure> {
+    let mut login = Login {
+        request,
+        auth: Auth::Start,
+        version: None,
+        parameters: Vec::new(),
+        parameter_bytes: 0,
+        notices: Vec::new(),
+        notice_bytes: 0,
+        key: None,
+    };
+    let mut reader = FrameReader::new(Step::Login, &[]);
+    match login.run(stream, &mut reader).await {
+        Ok(()) => Ok(login.finish(reader)),
+        Err(error) => Err(LoginFailure { error, authenticated: matches!(login.auth, Auth::Done) }),
+    }
+}
+
+fn violation(what: impl Into<String>) -> ConnectError {
+    ConnectError::protocol(Step::Login, what)
+}
+
+impl Login<'_> {
+    async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        reader: &mut FrameReader,
+    ) -> Result<(), ConnectError> {
+        let mut out = BytesMut::new();
+        let parameters: Vec<(&[u8], &[u8])> =
+            self.request.parameters.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect();
+        message::startup(&mut out, self.request.version, &parameters);
+        loop {
+            if !out.is_empty() {
+                let sent = send(stream, &out, Step::Login).await;
+                // It may have held a password.
+                out.as_mut().zeroize();
+                out.clear();
+                sent?;
+            }
+            let frame = reader
+                .next(stream, |tag| if matches!(tag, b'E' | b'N') { REPORT_FRAME } else { SMALL_FRAME })
+                .await?;
+            match frame.tag {
+                b'R' => self.authentication(&frame.body, &mut out)?,
+                b'N' => self.notice(&frame),
+                b'S' => self.parameter_status(&frame.body)?,
+                b'v' => self.negotiated(&frame.body)?,
+                b'K' => self.key_data(&frame.body)?,
+                b'E' => return Err(self.server_error(&frame)),
+                b'Z' => return self.ready(&frame.body),
+                other => return Err(violation(format!("unexpected message '{}'", other.escape_ascii()))),
+            }
+        }
+    }
+
+    fn server_error(&self, frame: &Frame) -> ConnectError {
+        let Some(error) = ServerError::parse(&frame.body, verbatim(frame)) else {
+            return violation("malformed ErrorResponse");
+        };
+        let with_client_key = matches!(self.request.credential, Credential::ClientKey(_));
+        if error.code == "28P01" && with_client_key && matches!(self.auth, Auth::ScramProof(_)) {
+            // The router has verified this client: it is the server that knows another password.
+            return ConnectError::VerifierDiffers { reason: "it refused the key of a verified client" };
+        }
+        ConnectError::Server(Box::new(error))
+    }
+
+    fn notice(&mut self, frame: &Frame) {
+        let size = frame.body.len() + 5;
+        if self.notices.len() < MAX_NOTICES && self.notice_bytes + size <= MAX_NOTICE_BYTES {
+            self.notice_bytes += size;
+            self.notices.push(verbatim(frame));
+        }
+    }
+
+    fn parameter_status(&mut self, body: &Bytes) -> Result<(), ConnectError> {
+        let (name, value) = parameter(body).ok_or_else(|| violation("malformed ParameterStatus"))?;
+        self.parameter_bytes += body.len();
+        if self.parameters.len() >= MAX_PARAMETERS || self.parameter_bytes > MAX_PARAMETER_BYTES {
+            return Err(violation("too many ParameterStatus messages"));
+        }
+        self.parameters.push((name, value));
+        Ok(())
+    }
+
+    /// NegotiateProtocolVersion: the server serves an older minor version, or does not know some `_pq_.` option.
+    fn negotiated(&mut self, body: &Bytes) -> Result<(), ConnectError> {
+        if self.version.is_some() || matches!(self.auth, Auth::Done) {
+            return Err(violation("NegotiateProtocolVersion out of turn"));
+        }
+        let malformed = || violation("malformed NegotiateProtocolVersion");
+        let (newest, rest) = body.split_first_chunk::<4>().ok_or_else(malformed)?;
+        let (count, mut names) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
+        for _ in 0..u32::from_be_bytes(*count) {
+            let end = names.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
+            names = &names[end + 1..];
+        }
+        if !names.is_empty() {
+            return Err(malformed());
+        }
+        // The documentation says "minor version"; servers send the whole number.
+        let [major, minor] = [&newest[..2], &newest[2..]].map(|half| u16::from_be_bytes([half[0], half[1]]));
+        if !matches!(major, 0 | 3) || minor > self.request.version.minor {
+            return Err(violation(format!("the server wants protocol {major}.{minor}, newer than asked for")));
+        }
+        self.version = Some(ProtocolVersion { minor });
+        Ok(())
+    }
+
+    fn key_data(&mut self, body: &Bytes) -> Result<(), ConnectError> {
+        if !matches!(self.auth, Auth::Done) || self.key.is_some() {
+            return Err(violation("BackendKeyData out of turn"));
+        }
+        match body.split_first_chunk::<4>() {
+            Some((id, key)) if (4..=256).contains(&key.len()) => {
+                self.key = Some((u32::from_be_bytes(*id), Bytes::copy_from_slice(key)));
+                Ok(())
+            }
+            _ => Err(violation("malformed BackendKeyData")),
+        }
+    }
+
+    fn ready(&mut self, body: &Bytes) -> Result<(), ConnectError> {
+        if !matches!(self.auth, Auth::Done) {
+            return Err(violation("ReadyForQuery before AuthenticationOk"));
+        }
+        if body.as_ref() != b"I" {
+            return Err(violation("malformed ReadyForQuery, or not idle after login"));
+        }
+        Ok(())
+    }
+
+    fn authentication(&mut self, body: &Bytes, out: &mut BytesMut) -> Result<(), ConnectError> {
+        let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| violation("malformed authentication request"))?;
+        let code = u32::from_be_bytes(*code);
+        let auth = std::mem::replace(&mut self.auth, Auth::Start);
+        self.auth = match (code, auth) {
+            (0, Auth::Start) => {
+                tracing::debug!("the server asked for no authentication");
+                Auth::Done
+            }
+            (0, Auth::Sent | Auth::Proven(ServerProven { .. })) => Auth::Done,
+            (0, Auth::Scram(_) | Auth::ScramProof(_)) => {
+                return Err(ConnectError::NotProven { reason: "AuthenticationOk before its signature".to_owned() });
+            }
+            (3, Auth::Start) => self.cleartext(out)?,
+            (10, Auth::Start) => self.sasl(data, out)?,
+            (11, Auth::Scram(exchange)) => {
+                let (next, answer) = exchange.server_first(data).map_err(ConnectError::scram)?;
+                message::sasl_response(out, &answer);
+                Auth::ScramProof(next)
+            }
+            (12, Auth::ScramProof(exchange)) => {
+                Auth::Proven(exchange.server_final(data).map_err(ConnectError::scram)?)
+            }
+            (code, Auth::Start) => {
+                let method = match code {
+                    2 => "Kerberos 5",
+                    5 => "md5",
+                    7 => "GSSAPI",
+                    9 => "SSPI",
+                    _ => return Err(violation(format!("unexpected authentication request {code}"))),
+                };
+                return Err(ConnectError::UnsupportedMethod { method });
+            }
+            (code, _) => return Err(violation(format!("authentication request {code} out of turn"))),
+        };
+        Ok(())
+    }
+
+    fn cleartext(&self, out: &mut BytesMut) -> Result<Auth, ConnectError> {
+        match self.request.credential {
+            Credential::None => Err(ConnectError::NoCredential { method: "password" }),
+            Credential::ClientKey(_) => Err(ConnectError::UnsupportedMethod { method: "password" }),
+            Credential::Password(_) if !self.request.is_tls => Err(ConnectError::CleartextRefused),
+            Credential::Password(password) => {
+                message::password(out, password.expose());
+                Ok(Auth::Sent)
+            }
+        }
+    }
+
+    /// SASL's list of mechanisms is looked through whole; only SCRAM-SHA-256 without channel binding is spoken.
+    fn sasl(&self, mut list: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
+        let malformed = || violation("malformed list of SASL mechanisms");
+        let mut offered = false;
+        loop {
+            let end = list.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
+            let (name, rest) = (&list[..end], &list[end + 1..]);
+            list = rest;
+            if name.is_empty() {
+                break;
+            }
+            offered |= name == MECHANISM.as_bytes();
+        }
+        if !list.is_empty() {
+            return Err(malformed());
+        }
+        if !offered {
+            return Err(ConnectError::UnsupportedMethod { method: "SASL (without SCRAM-SHA-256)" });
+        }
+        let secret = match self.request.credential {
+            Credential::None => return Err(ConnectError::NoCredential { method: MECHANISM }),
+            Credential::Password(password) => ClientSecret::Password(password.clone()),
+            Credential::ClientKey(key) => ClientSecret::Key(key.clone()),
+        };
+        let (next, first) = ClientExchange::new(secret).first();
+        message::sasl_initial_response(out, MECHANISM, &first);
+        Ok(Auth::Scram(next))
+    }
+
+    fn finish(self, reader: FrameReader) -> LoggedIn {
+        let role = role(&self.parameters);
+        LoggedIn {
+            version: self.version.unwrap_or(self.request.version),
+            parameters: compact(&self.parameters),
+            notices: self.notices,
+            role,
+            key: self.key,
+            leftover: reader.into_leftover(),
+        }
+    }
+}
+
+/// The role by the last `in_hot_standby`.
+pub(super) fn role(parameters: &[(Bytes, Bytes)]) -> SeenRole {
+    match parameters.iter().rev().find(|(name, _)| name.as_ref() == b"in_hot_standby") {
+        Some((_, value)) if value.as_ref() == b"off" => SeenRole::Writable,
+        Some((_, value)) if value.as_ref() == b"on" => SeenRole::Standby,
+        _ => SeenRole::Unknown,
+    }
+}
+
+/// Moves the parameters into one allocation of just their size, so that they do not keep read buffers alive.
+fn compact(parameters: &[(Bytes, Bytes)]) -> Vec<(Bytes, Bytes)> {
+    let size = parameters.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let mut all = BytesMut::with_capacity(size);
+    for (name, value) in parameters {
+        all.extend_from_slice(name);
+        all.extend_from_slice(value);
+    }
+    let mut all = all.freeze();
+    parameters.iter().map(|(name, value)| (all.split_to(name.len()), all.split_to(value.len()))).collect()
+}

@@ -1,0 +1,87 @@
+//! Whole small frames from a server, each bounded before it is read.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::error::{ConnectError, Step, escape};
+use crate::wire::frame::{Frame, next_frame};
+
+/// Bound on every frame that is not named otherwise.
+pub(super) const SMALL_FRAME: usize = 10_000;
+/// Bound on ErrorResponse and NoticeResponse.
+pub(super) const REPORT_FRAME: usize = 64 * 1024;
+
+const READ_SIZE: usize = 4096;
+
+pub(super) struct FrameReader {
+    buffer: BytesMut,
+    step: Step,
+}
+
+impl FrameReader {
+    pub(super) fn new(step: Step, leftover: &[u8]) -> Self {
+        Self { buffer: BytesMut::from(leftover), step }
+    }
+
+    /// The next frame; one whose length is over `limit(tag)` is refused at its header. Cancel safe: what was read
+    /// stays in the buffer.
+    pub(super) async fn next<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+        limit: impl Fn(u8) -> usize,
+    ) -> Result<Frame, ConnectError> {
+        loop {
+            if let Some(&tag) = self.buffer.first() {
+                match next_frame(&mut self.buffer, limit(tag)) {
+                    Ok(Some(frame)) => return Ok(frame),
+                    Ok(None) => {}
+                    Err(fault) => {
+                        let seen = escape(&self.buffer, 64);
+                        return Err(ConnectError::protocol(self.step, format!("{fault} (\"{seen}\")")));
+                    }
+                }
+            }
+            self.buffer.reserve(READ_SIZE);
+            // Not the whole spare capacity: a frame of the limit's size must not invite as much again.
+            let mut part = (&mut self.buffer).limit(READ_SIZE);
+            let read =
+                stream.read_buf(&mut part).await.map_err(|error| ConnectError::io(self.step, error))?;
+            if read == 0 {
+                return Err(ConnectError::Closed { step: self.step });
+            }
+        }
+    }
+
+    /// Bytes read behind the last frame, in memory of their own.
+    pub(super) fn into_leftover(self) -> Bytes {
+        Bytes::copy_from_slice(&self.buffer)
+    }
+}
+
+/// The frame as it was received.
+pub(super) fn verbatim(frame: &Frame) -> Bytes {
+    let mut out = BytesMut::with_capacity(frame.body.len() + 5);
+    out.put_u8(frame.tag);
+    // A frame that was read is far below 4 GiB.
+    out.put_u32(u32::try_from(frame.body.len() + 4).expect("frames are bounded"));
+    out.put_slice(&frame.body);
+    out.freeze()
+}
+
+pub(super) async fn send<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    bytes: &[u8],
+    step: Step,
+) -> Result<(), ConnectError> {
+    let failed = |error| ConnectError::io(step, error);
+    stream.write_all(bytes).await.map_err(failed)?;
+    stream.flush().await.map_err(failed)
+}
+
+/// Splits `name NUL value NUL`, which must be all of it.
+pub(super) fn parameter(body: &Bytes) -> Option<(Bytes, Bytes)> {
+    let name_end = body.iter().position(|&byte| byte == 0)?;
+    let value = body.slice(name_end + 1..);
+    let value_end = value.iter().position(|&byte| byte == 0)?;
+    (value_end + 1 == value.len() && name_end > 0).then(|| (body.slice(..name_end), value.slice(..value_end)))
+}

@@ -1,0 +1,93 @@
+//! TCP: name resolution, connecting within a deadline, socket options.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout_at};
+
+use super::error::{ConnectError, Step, is_local};
+use crate::config::ServerOptions;
+
+/// A name with more addresses than this is only tried so far.
+const MAX_ADDRESSES: usize = 16;
+
+/// Sets TCP_NODELAY, keepalive (idle time and interval the same, 3 probes) and TCP_USER_TIMEOUT; for connections to
+/// servers and from clients. The kernel counts keepalive in whole seconds: less than one becomes one.
+pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    if let Some(period) = options.keepalive {
+        // The kernel refuses more than 32 767 s.
+        let period = period.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
+        let keepalive = TcpKeepalive::new().with_time(period).with_interval(period).with_retries(3);
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    #[cfg(target_os = "linux")]
+    if options.tcp_user_timeout.is_some() {
+        socket.set_tcp_user_timeout(options.tcp_user_timeout)?;
+    }
+    Ok(())
+}
+
+/// All addresses of a name, in the resolver's order.
+pub(super) async fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, ConnectError> {
+    let failed = |source: io::Error| {
+        if is_local(&source) {
+            ConnectError::LocalResources { source }
+        } else {
+            ConnectError::Resolve { host: host.to_owned(), source }
+        }
+    };
+    let addresses: Vec<SocketAddr> = timeout_at(deadline, lookup_host((host, port)))
+        .await
+        .map_err(|_| ConnectError::Timeout { step: Step::Resolve })?
+        .map_err(failed)?
+        .take(MAX_ADDRESSES)
+        .collect();
+    if addresses.is_empty() {
+        return Err(failed(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
+    }
+    Ok(addresses)
+}
+
+/// Connects to the first address that answers. What is left of the time is shared evenly among the addresses left,
+/// so that a black hole does not eat all of it. The error is that of the last address.
+pub(super) async fn dial(
+    addresses: &[SocketAddr],
+    options: &ServerOptions,
+    deadline: Instant,
+) -> Result<(TcpStream, SocketAddr), ConnectError> {
+    let mut last = ConnectError::Timeout { step: Step::Connect };
+    for (index, &address) in addresses.iter().enumerate() {
+        let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+        let now = Instant::now();
+        let until = now + deadline.saturating_duration_since(now) / left;
+        last = match dial_one(address, until).await {
+            Ok(stream) => {
+                tune_socket(&stream, options).map_err(|source| ConnectError::io(Step::Connect, source))?;
+                return Ok((stream, address));
+            }
+            // Another address would not help.
+            Err(error @ ConnectError::LocalResources { .. }) => return Err(error),
+            Err(error) => error,
+        };
+    }
+    Err(last)
+}
+
+async fn dial_one(address: SocketAddr, until: Instant) -> Result<TcpStream, ConnectError> {
+    match timeout_at(until, TcpStream::connect(address)).await {
+        Err(_) => Err(ConnectError::Timeout { step: Step::Connect }),
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(source)) if is_local(&source) => Err(ConnectError::LocalResources { source }),
+        Ok(Err(source)) => Err(match source.kind() {
+            io::ErrorKind::ConnectionRefused => ConnectError::Refused { address },
+            // The kernel's own timeout, before ours.
+            io::ErrorKind::TimedOut => ConnectError::Timeout { step: Step::Connect },
+            _ => ConnectError::Unreachable { address, source },
+        }),
+    }
+}

@@ -1,0 +1,288 @@
+//! TLS towards servers, with the meaning of libpq's `sslmode`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+
+use super::connection::ServerStream;
+use super::error::{ConnectError, Step, escape};
+use crate::config::{ServerTls, SslMode};
+use crate::wire::message;
+
+/// How much of an error before TLS is read, and how long it may take: it is only for the log.
+const EARLY_ERROR_BYTES: usize = 1024;
+const EARLY_ERROR_WAIT: Duration = Duration::from_millis(500);
+
+/// Ready-made TLS settings towards the servers of one cluster (from [`ServerTls`]).
+///
+/// As in libpq: with roots of the configuration the chain is verified in every mode that uses TLS; without, only in
+/// `verify-ca` and `verify-full`, against the system's roots. The name (or IP address) is verified in `verify-full`
+/// only, and only against `subjectAltName`. A server certificate that is itself one of the configured roots is
+/// trusted (a self-signed certificate given as `sslrootcert`).
+pub struct TlsClient {
+    mode: SslMode,
+    connector: Option<TlsConnector>,
+}
+
+impl std::fmt::Debug for TlsClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TlsClient").field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
+/// Why TLS settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsSettingsError {
+    #[error("no usable root certificate in sslrootcert or the system's store")]
+    NoRoots,
+    #[error("a root certificate cannot be used: {0}")]
+    Root(rustls::Error),
+    #[error("{0}")]
+    Verifier(String),
+    #[error("the client certificate cannot be used: {0}")]
+    ClientCertificate(rustls::Error),
+    #[error("TLS cannot be set up: {0}")]
+    Setup(rustls::Error),
+}
+
+impl TlsClient {
+    pub fn new(settings: &ServerTls) -> Result<Arc<Self>, TlsSettingsError> {
+        if settings.sslmode == SslMode::Disable {
+            return Ok(Self::disabled());
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = Arc::new(Verifier::new(settings, &provider)?);
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(TlsSettingsError::Setup)?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match &settings.client_certificate {
+            Some(pair) => builder
+                .with_client_auth_cert(pair.chain.clone(), pair.key.clone_key())
+                .map_err(TlsSettingsError::ClientCertificate)?,
+            None => builder.with_no_client_auth(),
+        };
+        // PostgreSQL never resumes a session.
+        config.resumption = Resumption::disabled();
+        // As libpq 17 does, also after SSLRequest; older servers ignore it.
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+        Ok(Arc::new(Self { mode: settings.sslmode, connector: Some(TlsConnector::from(Arc::new(config))) }))
+    }
+
+    /// `sslmode: disable`.
+    pub fn disabled() -> Arc<Self> {
+        Arc::new(Self { mode: SslMode::Disable, connector: None })
+    }
+
+    pub fn mode(&self) -> SslMode {
+        self.mode
+    }
+
+    /// Asks for TLS on a fresh connection. `Ok(Plain)` where the server said `N`: whether that will do is the caller's
+    /// decision.
+    pub(super) async fn negotiate(
+        &self,
+        mut stream: TcpStream,
+        host: &str,
+        address: SocketAddr,
+        deadline: Instant,
+    ) -> Result<ServerStream, ConnectError> {
+        let connector = self.connector.as_ref().ok_or(ConnectError::TlsRefused)?;
+        let answer = timeout_at(deadline, ask(&mut stream))
+            .await
+            .map_err(|_| ConnectError::Timeout { step: Step::TlsRequest })??;
+        match answer {
+            b'S' => {}
+            b'N' => return Ok(ServerStream::Plain(stream)),
+            b'E' => return Err(early_error(&mut stream, deadline).await),
+            other => {
+                let what = format!("answer '{}' to SSLRequest", other.escape_ascii());
+                return Err(ConnectError::protocol(Step::TlsRequest, what));
+            }
+        }
+        refuse_early_bytes(&stream)?;
+        let name = match ServerName::try_from(host) {
+            Ok(name) => name.to_owned(),
+            Err(_) if self.mode == SslMode::VerifyFull => {
+                let reason = format!("\"{}\" is not a name a certificate can have", host.escape_default());
+                return Err(ConnectError::Certificate { reason });
+            }
+            Err(_) => ServerName::from(address.ip()),
+        };
+        let tls = timeout_at(deadline, connector.connect(name, stream))
+            .await
+            .map_err(|_| ConnectError::Timeout { step: Step::TlsHandshake })?
+            .map_err(|error| ConnectError::io(Step::TlsHandshake, error))?;
+        Ok(ServerStream::Tls(Box::new(tls)))
+    }
+}
+
+/// Sends SSLRequest and reads exactly one byte.
+async fn ask(stream: &mut TcpStream) -> Result<u8, ConnectError> {
+    let failed = |error| ConnectError::io(Step::TlsRequest, error);
+    let mut request = BytesMut::new();
+    message::ssl_request(&mut request);
+    stream.write_all(&request).await.map_err(failed)?;
+    stream.read_u8().await.map_err(failed)
+}
+
+/// Nothing may follow `S` before our ClientHello (CVE-2021-23222). Bytes that arrive later than this look end up in
+/// the handshake, never in the encrypted stream, because only one byte was read.
+fn refuse_early_bytes(stream: &TcpStream) -> Result<(), ConnectError> {
+    let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+    match SockRef::from(stream).peek(&mut byte) {
+        Ok(0) => Err(ConnectError::Closed { step: Step::TlsRequest }),
+        Ok(_) => Err(ConnectError::protocol(Step::TlsRequest, "unencrypted bytes after the answer to SSLRequest")),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+        Err(error) => Err(ConnectError::io(Step::TlsRequest, error)),
+    }
+}
+
+async fn early_error(stream: &mut TcpStream, deadline: Instant) -> ConnectError {
+    let until = deadline.min(Instant::now() + EARLY_ERROR_WAIT);
+    let mut text = Vec::new();
+    // However it ends, what has come is what can be shown.
+    let _ = timeout_at(until, stream.take(EARLY_ERROR_BYTES as u64).read_to_end(&mut text)).await;
+    ConnectError::ErrorBeforeTls { text: escape(&text, EARLY_ERROR_BYTES) }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    Nothing,
+    Chain,
+    ChainAndName,
+}
+
+#[derive(Debug)]
+struct Verifier {
+    check: Check,
+    /// Present unless nothing is checked.
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    /// The configured roots, any of which may be the server's own certificate.
+    pinned: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Verifier {
+    fn new(settings: &ServerTls, provider: &Arc<CryptoProvider>) -> Result<Self, TlsSettingsError> {
+        let algorithms = provider.signature_verification_algorithms;
+        let check = match settings.sslmode {
+            SslMode::VerifyFull => Check::ChainAndName,
+            SslMode::VerifyCa => Check::Chain,
+            SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => match settings.roots {
+                Some(_) => Check::Chain,
+                None => Check::Nothing,
+            },
+        };
+        if check == Check::Nothing {
+            return Ok(Self { check, chain: None, pinned: Vec::new(), algorithms });
+        }
+        let mut store = RootCertStore::empty();
+        let pinned = settings.roots.clone().unwrap_or_default();
+        if settings.roots.is_some() {
+            for root in &pinned {
+                store.add(root.clone()).map_err(TlsSettingsError::Root)?;
+            }
+        } else {
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        if store.is_empty() {
+            return Err(TlsSettingsError::NoRoots);
+        }
+        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
+            .build()
+            .map_err(|error| TlsSettingsError::Verifier(error.to_string()))?;
+        Ok(Self { check, chain: Some(chain), pinned, algorithms })
+    }
+
+    /// A configured root as the server's own certificate: only its time and, if asked for, its name.
+    fn verify_pinned(
+        &self,
+        certificate: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+            .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if now > parsed.validity().not_after.timestamp() {
+            return Err(CertificateError::Expired.into());
+        }
+        if now < parsed.validity().not_before.timestamp() {
+            return Err(CertificateError::NotValidYet.into());
+        }
+        if self.check == Check::ChainAndName {
+            verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(chain) = &self.chain else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        if self.pinned.iter().any(|root| root.as_ref() == end_entity.as_ref()) {
+            return self.verify_pinned(end_entity, server_name, now);
+        }
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // The name is the last thing rustls looks at: everything else was good.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.check == Check::Chain => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        if self.check == Check::Nothing {
+            // Who is not identified need not prove that he is himself; certificates that webpki cannot parse
+            // (version 1) then work, as they do in libpq.
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        if self.check == Check::Nothing {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
