@@ -9,7 +9,9 @@ pub(super) type Verdict = Result<(), String>;
 pub(super) fn leader(snapshot: &Snapshot) -> Result<&Member, String> {
     match &snapshot.leader {
         Leader::Verified { member, .. } => {
-            let found = snapshot.member(member).ok_or("the leader is not in the list of members")?;
+            let found = snapshot
+                .member(member)
+                .ok_or("the leader is not in the list of members")?;
             usable(snapshot, found)?;
             Ok(found)
         }
@@ -45,7 +47,10 @@ pub(super) fn is_fit_replica(snapshot: &Snapshot, member: &Member) -> Verdict {
 }
 
 pub(super) fn fit_replicas(snapshot: &Snapshot) -> impl Iterator<Item = &Member> {
-    snapshot.members.iter().filter(|member| is_fit_replica(snapshot, member).is_ok())
+    snapshot
+        .members
+        .iter()
+        .filter(|member| is_fit_replica(snapshot, member).is_ok())
 }
 
 /// Is it a replica by its role, and a running standby by our own probes?
@@ -70,12 +75,23 @@ pub(super) fn balanced(member: &Member) -> Verdict {
         Some(Value::Array(items)) => !items.is_empty(),
         Some(Value::Object(items)) => !items.is_empty(),
     };
-    if set { Err("it has the tag noloadbalance".into()) } else { Ok(()) }
+    if set {
+        Err("it has the tag noloadbalance".into())
+    } else {
+        Ok(())
+    }
 }
 
 /// How far behind the leader it has replayed, in bytes: by our own probes, else by the source.
 pub(super) fn replay_lag(snapshot: &Snapshot, member: &Member) -> Option<u64> {
-    let position = |member: &Member| member.health.facts.as_ref().map(|facts| facts.position).filter(|p| *p > 0);
+    let position = |member: &Member| {
+        member
+            .health
+            .facts
+            .as_ref()
+            .map(|facts| facts.position)
+            .filter(|p| *p > 0)
+    };
     match (leader(snapshot).ok().and_then(position), position(member)) {
         (Some(leader), Some(replayed)) => Some(leader.saturating_sub(replayed)),
         _ => member.lag,

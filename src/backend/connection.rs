@@ -126,18 +126,22 @@ pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConn
         Err(failure) => failure,
     };
     // After `prefer` was answered `N`, the plain attempt has been made already.
-    let second = second.filter(|second| failure.may_depend_on_encryption && (*second != Encryption::Plain) != failure.was_tls);
+    let second = second.filter(|second| {
+        failure.may_depend_on_encryption && (*second != Encryption::Plain) != failure.was_tls
+    });
     let (Some(second), Some(address)) = (second, failure.address) else {
         return Err(failure.error);
     };
     tracing::debug!(error = %failure.error, ?second, "trying the other encryption");
     match attempt(&target, &[address], second, deadline).await {
         Ok(connection) => Ok(connection),
-        Err(later) => Err(if failure.was_tls || matches!(later.error, ConnectError::TlsRefused) {
-            failure.error
-        } else {
-            later.error
-        }),
+        Err(later) => Err(
+            if failure.was_tls || matches!(later.error, ConnectError::TlsRefused) {
+                failure.error
+            } else {
+                later.error
+            },
+        ),
     }
 }
 
@@ -147,22 +151,26 @@ async fn attempt(
     encryption: Encryption,
     deadline: Instant,
 ) -> Result<ServerConnection, Failure> {
-    let (stream, address) = dial(addresses, target.options, deadline).await.map_err(|error| Failure {
-        error,
-        address: None,
-        may_depend_on_encryption: false,
-        was_tls: false,
-    })?;
+    let (stream, address) = dial(addresses, target.options, deadline)
+        .await
+        .map_err(|error| Failure {
+            error,
+            address: None,
+            may_depend_on_encryption: false,
+            was_tls: false,
+        })?;
     let mut stream = match encryption {
         Encryption::Plain => ServerStream::Plain(stream),
-        Encryption::IfOffered | Encryption::Required => {
-            target.tls.negotiate(stream, target.host, address, deadline).await.map_err(|error| Failure {
+        Encryption::IfOffered | Encryption::Required => target
+            .tls
+            .negotiate(stream, target.host, address, deadline)
+            .await
+            .map_err(|error| Failure {
                 may_depend_on_encryption: is_handshake_failure(&error),
                 error,
                 address: Some(address),
                 was_tls: true,
-            })?
-        }
+            })?,
     };
     let is_tls = stream.is_tls();
     let failed = |error, may_depend_on_encryption| Failure {
@@ -174,13 +182,22 @@ async fn attempt(
     if encryption == Encryption::Required && !is_tls {
         return Err(failed(ConnectError::TlsRefused, false));
     }
-    let local_address =
-        stream.tcp().local_addr().map_err(|error| failed(ConnectError::io(Step::Connect, error), false))?;
-    let request =
-        Request { version: target.version, parameters: target.parameters, credential: target.credential, is_tls };
+    let local_address = stream
+        .tcp()
+        .local_addr()
+        .map_err(|error| failed(ConnectError::io(Step::Connect, error), false))?;
+    let request = Request {
+        version: target.version,
+        parameters: target.parameters,
+        credential: target.credential,
+        is_tls,
+    };
     let logged_in = match timeout_at(deadline, login(&mut stream, &request)).await {
         Err(_) => return Err(failed(ConnectError::Timeout { step: Step::Login }, false)),
-        Ok(Err(LoginFailure { mut error, authenticated })) => {
+        Ok(Err(LoginFailure {
+            mut error,
+            authenticated,
+        })) => {
             let mut retry = false;
             if let ConnectError::Server(server) = &mut error {
                 server.hba_line = hba_line::needed(server, target.parameters, local_address.ip(), is_tls);
@@ -190,7 +207,14 @@ async fn attempt(
         }
         Ok(Ok(logged_in)) => logged_in,
     };
-    let LoggedIn { version, parameters, notices, role, key, leftover } = logged_in;
+    let LoggedIn {
+        version,
+        parameters,
+        notices,
+        role,
+        key,
+        leftover,
+    } = logged_in;
     Ok(ServerConnection {
         stream,
         version,

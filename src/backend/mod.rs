@@ -19,7 +19,9 @@ mod stream;
 mod tests;
 mod tls;
 
-pub use connection::{CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect};
+pub use connection::{
+    CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect,
+};
 pub use error::{ClientReply, ConnectError, ServerError, Step};
 pub use socket::tune_socket;
 pub use tls::TlsSettingsError;

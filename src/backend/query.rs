@@ -39,7 +39,11 @@ fn violation(what: impl Into<String>) -> ConnectError {
     ConnectError::protocol(Step::Query, what)
 }
 
-async fn run(connection: &mut ServerConnection, sql: &str, max_rows: usize) -> Result<Vec<Row>, ConnectError> {
+async fn run(
+    connection: &mut ServerConnection,
+    sql: &str,
+    max_rows: usize,
+) -> Result<Vec<Row>, ConnectError> {
     let mut out = BytesMut::new();
     message::query(&mut out, sql);
     send(&mut connection.stream, &out, Step::Query).await?;
@@ -59,7 +63,9 @@ async fn run(connection: &mut ServerConnection, sql: &str, max_rows: usize) -> R
             .await?;
         match frame.tag {
             b'D' => {
-                room = room.checked_sub(frame.body.len()).ok_or(ConnectError::AnswerTooLarge)?;
+                room = room
+                    .checked_sub(frame.body.len())
+                    .ok_or(ConnectError::AnswerTooLarge)?;
                 if rows.len() >= max_rows {
                     return Err(ConnectError::AnswerTooLarge);
                 }
@@ -88,7 +94,12 @@ async fn run(connection: &mut ServerConnection, sql: &str, max_rows: usize) -> R
             }
             // RowDescription, CommandComplete, EmptyQueryResponse, notices and notifications.
             b'T' | b'C' | b'I' | b'N' | b'A' => {}
-            other => return Err(violation(format!("unexpected message '{}'", other.escape_ascii()))),
+            other => {
+                return Err(violation(format!(
+                    "unexpected message '{}'",
+                    other.escape_ascii()
+                )));
+            }
         }
         asides += 1;
         if asides > MAX_ASIDES {

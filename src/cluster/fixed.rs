@@ -18,5 +18,10 @@ pub fn report(servers: &[Server]) -> SourceReport {
         lag: None,
         tags: BTreeMap::new(),
     });
-    SourceReport { members: members.collect(), named: Named::Nobody, paused: false, disagreement: None }
+    SourceReport {
+        members: members.collect(),
+        named: Named::Nobody,
+        paused: false,
+        disagreement: None,
+    }
 }

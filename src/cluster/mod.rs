@@ -81,7 +81,11 @@ impl ClusterHandle {
 
     /// Reports what a live session noticed. Never waits; dropped when too many wait.
     pub fn evidence(&self, member: &MemberName, evidence: Evidence) {
-        let observation = Observation::Evidence { member: member.clone(), evidence, at: Instant::now() };
+        let observation = Observation::Evidence {
+            member: member.clone(),
+            evidence,
+            at: Instant::now(),
+        };
         let _ = self.shared.evidence.try_send(observation);
     }
 
@@ -129,13 +133,25 @@ pub fn start(
     let patroni = patroni::Patroni::new(Arc::clone(&config))?;
     let account = Arc::new(Account::new(config, tls));
     let (evidence, reports) = mpsc::channel(MAX_EVIDENCE);
-    let (control, snapshots) =
-        control::Control::new(Arc::clone(&account), reports, metrics.clone(), stop.clone(), tracker.clone());
+    let (control, snapshots) = control::Control::new(
+        Arc::clone(&account),
+        reports,
+        metrics.clone(),
+        stop.clone(),
+        tracker.clone(),
+    );
     let look_ups = query.map(|query| {
         let (look_ups, service) = lookup::service(Arc::clone(&account), query, snapshots.clone(), metrics);
         tracker.spawn(service.run(stop));
         look_ups
     });
     tracker.spawn(control.run(patroni));
-    Ok(ClusterHandle { shared: Arc::new(Shared { account, snapshots, evidence, look_ups }) })
+    Ok(ClusterHandle {
+        shared: Arc::new(Shared {
+            account,
+            snapshots,
+            evidence,
+            look_ups,
+        }),
+    })
 }

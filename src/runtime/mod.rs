@@ -28,6 +28,7 @@ use crate::admin::{self, ClusterView, Handles, Readiness};
 use crate::auth::rules::Rules;
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
+use crate::cluster::lookup::Query;
 use crate::cluster::{self, ClusterHandle};
 use crate::config::{Config, Secret, TargetRole, Verifiers};
 use crate::frontend::listen::{self, Bound};
@@ -49,7 +50,10 @@ use workers::Workers;
 pub fn run(config: Config) -> anyhow::Result<()> {
     admin::log::init(&config.log)?;
     limits::raise_open_files(&config.limits);
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     control.block_on(serve(config))
 }
 
@@ -64,7 +68,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clusters = start_clusters(&config, ours, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
     let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
-    let workers = Arc::new(Workers::start(std::thread::available_parallelism().map_or(1, usize::from))?);
+    let workers = Arc::new(Workers::start(
+        std::thread::available_parallelism().map_or(1, usize::from),
+    )?);
     let readiness = Arc::new(Readiness::new());
     let handles = Handles {
         clusters: views(&config, &clusters),
@@ -72,7 +78,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         registry: Arc::new(metrics),
         metrics: admin_metrics,
     };
-    let admin = admin::spawn_thread(&config.http, handles, CancellationToken::new())?;
+    let admin_stop = CancellationToken::new();
+    let admin = admin::spawn_thread(&config.http, handles, admin_stop.clone())?;
     announce(&config, workers.len());
     for cluster in clusters.values() {
         tracker.spawn(enforce(cluster.clone(), Arc::clone(&registry), stop.clone()));
@@ -97,7 +104,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     tracker.close();
     shutdown::bounded("tasks", tracker.wait()).await;
-    admin.stop();
+    admin_stop.cancel();
+    admin.join();
     match Arc::try_unwrap(workers) {
         Ok(workers) => workers.stop(),
         Err(_still_shared) => warn!("a session outlived the shutdown"),
@@ -114,12 +122,22 @@ fn bind(config: &Config) -> anyhow::Result<Vec<Bound>> {
         match listen::bind(&listener.address) {
             Ok(socket) => bound.push(socket),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                faults.push(format!("listener {}: {} is in use by another program", listener.name, listener.address));
+                faults.push(format!(
+                    "listener {}: {} is in use by another program",
+                    listener.name, listener.address
+                ));
             }
-            Err(error) => faults.push(format!("listener {}: cannot listen on {}: {error}", listener.name, listener.address)),
+            Err(error) => faults.push(format!(
+                "listener {}: cannot listen on {}: {error}",
+                listener.name, listener.address
+            )),
         }
     }
-    if faults.is_empty() { Ok(bound) } else { Err(anyhow::anyhow!(faults.join("; "))) }
+    if faults.is_empty() {
+        Ok(bound)
+    } else {
+        Err(anyhow::anyhow!(faults.join("; ")))
+    }
 }
 
 fn start_clusters(
@@ -128,28 +146,47 @@ fn start_clusters(
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> anyhow::Result<HashMap<Arc<str>, ClusterHandle>> {
-    let metrics = Arc::new(cluster::Metrics::register(metrics));
+    let metrics = cluster::Metrics::register(metrics);
+    let query = match &config.auth.verifiers {
+        Verifiers::Query { sql, cache_ttl } => Some(Query {
+            sql: sql.clone(),
+            cache_ttl: *cache_ttl,
+        }),
+        Verifiers::UsersFile { .. } => None,
+    };
     let mut handles = HashMap::new();
     for cluster in config.clusters.values() {
-        let handle = cluster::start(Arc::clone(cluster), &config.auth, Arc::clone(&metrics), stop.clone(), tracker)
-            .with_context(|| format!("cluster {}", cluster.name))?;
+        let handle = cluster::start(
+            Arc::clone(cluster),
+            query.clone(),
+            stop.clone(),
+            tracker,
+            metrics.clone(),
+        )
+        .with_context(|| format!("cluster {}", cluster.name))?;
         handles.insert(Arc::clone(&cluster.name), handle);
     }
     Ok(handles)
 }
 
-fn share(config: &Config, registry: Arc<Registry>, metrics: &mut Metrics, tasks: &TaskTracker) -> anyhow::Result<Shared> {
+fn share(
+    config: &Config,
+    registry: Arc<Registry>,
+    metrics: &mut Metrics,
+    tasks: &TaskTracker,
+) -> anyhow::Result<Shared> {
     let incarnation = Incarnation::random();
     let secret = config.peers.as_ref().map(|peers| &peers.secret);
     let mock = MockSecret::new(secret);
     let users = match &config.auth.verifiers {
-        Verifiers::UsersFile { path, contents } => Some(
-            users(path, contents, &mock)?,
-        ),
+        Verifiers::UsersFile { path, contents } => Some(users(path, contents, &mock)?),
         Verifiers::Query { .. } => None,
     };
     Ok(Shared {
-        admission: Arc::new(Admission::new(config.limits.max_clients, config.limits.max_pending_logins)),
+        admission: Arc::new(Admission::new(
+            config.limits.max_clients,
+            config.limits.max_pending_logins,
+        )),
         metrics: Arc::new(session::metrics::Metrics::new(metrics, Arc::clone(&registry))),
         registry,
         keys: KeyIssuer::new(incarnation, secret),
@@ -166,7 +203,10 @@ fn share(config: &Config, registry: Arc<Registry>, metrics: &mut Metrics, tasks:
 
 fn users(path: &std::path::Path, contents: &Secret, mock: &MockSecret) -> anyhow::Result<UserList> {
     UserList::parse(contents, mock).map_err(|faults| {
-        let lines: Vec<String> = faults.iter().map(|fault| format!("{}:{fault}", path.display())).collect();
+        let lines: Vec<String> = faults
+            .iter()
+            .map(|fault| format!("{}:{fault}", path.display()))
+            .collect();
         anyhow::anyhow!(lines.join("\n"))
     })
 }
@@ -174,7 +214,10 @@ fn users(path: &std::path::Path, contents: &Secret, mock: &MockSecret) -> anyhow
 fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {
     let serves = |name: &str, target| {
         config.listeners.iter().any(|listener| {
-            config.routes.get(&*listener.route).is_some_and(|route| &*route.cluster == name && route.target == target)
+            config
+                .routes
+                .get(&*listener.route)
+                .is_some_and(|route| &*route.cluster == name && route.target == target)
         })
     };
     let view = |cluster: &Arc<crate::config::Cluster>| {
@@ -199,10 +242,24 @@ fn gate(
     listener: &crate::config::Listener,
     clusters: &HashMap<Arc<str>, ClusterHandle>,
 ) -> anyhow::Result<Gate> {
-    let route = config.routes.get(&*listener.route).context("a listener's route is in the configuration")?;
-    let cluster = clusters.get(&route.cluster).context("a route's cluster is in the configuration")?;
-    let offer = Offer { tls: config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config)), mode: listener.tls };
-    Ok(Gate::new(Arc::clone(&listener.name), Arc::clone(route), cluster.clone(), offer, listener.max_clients))
+    let route = config
+        .routes
+        .get(&*listener.route)
+        .context("a listener's route is in the configuration")?;
+    let cluster = clusters
+        .get(&route.cluster)
+        .context("a route's cluster is in the configuration")?;
+    let offer = Offer {
+        tls: config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config)),
+        mode: listener.tls,
+    };
+    Ok(Gate::new(
+        Arc::clone(&listener.name),
+        Arc::clone(route),
+        cluster.clone(),
+        offer,
+        listener.max_clients,
+    ))
 }
 
 /// Ends the sessions whose server has changed its role: a demotion, another verified leader, a promotion.

@@ -66,8 +66,13 @@ impl Shared {
         self.metrics.refuse(reason);
     }
 
-    fn identities<'a>(&'a self, gate: &'a Gate) -> Identities<'a> {
-        Identities { users: self.users.as_ref(), cluster: &gate.cluster, mock: &self.mock }
+    fn identities<'a>(&'a self, gate: &'a Gate, deadline: Instant) -> Identities<'a> {
+        Identities {
+            users: self.users.as_ref(),
+            cluster: &gate.cluster,
+            mock: &self.mock,
+            deadline,
+        }
     }
 }
 
@@ -83,7 +88,11 @@ pub struct Failures(Mutex<Sampler<IpAddr>>);
 
 impl Default for Failures {
     fn default() -> Self {
-        Self(Mutex::new(Sampler::new(FAILURES_LOGGED, FAILURES_INTERVAL, FAILURES_ADDRESSES)))
+        Self(Mutex::new(Sampler::new(
+            FAILURES_LOGGED,
+            FAILURES_INTERVAL,
+            FAILURES_ADDRESSES,
+        )))
     }
 }
 

@@ -110,7 +110,10 @@ mod tests {
         assert_eq!(Escaped(&[b'a'; 64]).to_string(), "a".repeat(64));
         assert_eq!(Escaped(&[b'a'; 65]).to_string(), "a".repeat(64) + "…");
         let shown = Escaped(&vec![0; 1 << 20]).to_string();
-        assert!(shown.chars().count() <= Escaped::MAX_CHARS + 3 && shown.ends_with('…'), "{shown}");
+        assert!(
+            shown.chars().count() <= Escaped::MAX_CHARS + 3 && shown.ends_with('…'),
+            "{shown}"
+        );
     }
 
     proptest! {

@@ -37,16 +37,34 @@ impl Answer {
     }
 
     pub(super) fn text(status: StatusCode, body: &'static str) -> Self {
-        Self { status, content_type: TEXT, body: body.into(), reason: None, member: None }
+        Self {
+            status,
+            content_type: TEXT,
+            body: body.into(),
+            reason: None,
+            member: None,
+        }
     }
 
     pub(super) fn json(status: StatusCode, value: &serde_json::Value) -> Self {
-        Self { status, content_type: JSON, body: value.to_string().into(), reason: None, member: None }
+        Self {
+            status,
+            content_type: JSON,
+            body: value.to_string().into(),
+            reason: None,
+            member: None,
+        }
     }
 
     pub(super) fn exposition(text: String) -> Self {
         let content_type = super::super::metrics::CONTENT_TYPE;
-        Self { status: StatusCode::OK, content_type, body: text.into(), reason: None, member: None }
+        Self {
+            status: StatusCode::OK,
+            content_type,
+            body: text.into(),
+            reason: None,
+            member: None,
+        }
     }
 
     /// 404; the hint is the body too, so it must be a constant without the word balancers look for.

@@ -107,7 +107,9 @@ fn read_only(view: &ClusterView) -> Verdict {
 
 /// `/group/read-write-info`: the verified leader, or an empty array.
 pub(super) fn read_write_info(app: &App, uri: &Uri) -> Answer {
-    info(app, uri, |snapshot| fitness::leader(snapshot).into_iter().collect())
+    info(app, uri, |snapshot| {
+        fitness::leader(snapshot).into_iter().collect()
+    })
 }
 
 /// `/group/read-only-info`: the fit replicas by name.
@@ -121,8 +123,10 @@ fn info(app: &App, uri: &Uri, pick: impl Fn(&Snapshot) -> Vec<&Member>) -> Answe
         Err(answer) => return answer,
     };
     let snapshot = view.snapshot.borrow().clone();
-    let members: Vec<Value> =
-        pick(&snapshot).into_iter().map(|member| entry(view, &snapshot, member)).collect();
+    let members: Vec<Value> = pick(&snapshot)
+        .into_iter()
+        .map(|member| entry(view, &snapshot, member))
+        .collect();
     Answer::json(StatusCode::OK, &Value::Array(members))
 }
 
