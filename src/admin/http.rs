@@ -77,12 +77,17 @@ pub fn spawn_thread_with(
     shutdown: CancellationToken,
     bounds: Bounds,
 ) -> Result<AdminThread, AdminError> {
-    let listen_error = |source| AdminError::Listen { address: config.address.clone(), source };
+    let listen_error = |source| AdminError::Listen {
+        address: config.address.clone(),
+        source,
+    };
     let listener = serve::bind(&config.address).map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
     let tls = config.tls.clone();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Thread)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AdminError::Thread)?;
     let listener = {
         let _guard = runtime.enter();
         tokio::net::TcpListener::from_std(listener).map_err(listen_error)?
