@@ -16,14 +16,12 @@ use crate::config::{BindAddress, Http};
 struct Running {
     thread: Option<AdminThread>,
     address: SocketAddr,
-    shutdown: CancellationToken,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.shutdown.cancel();
         if let Some(thread) = self.thread.take() {
-            thread.join();
+            thread.stop();
         }
     }
 }
@@ -33,17 +31,15 @@ fn somewhere() -> BindAddress {
 }
 
 fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bounds) -> Running {
-    let shutdown = CancellationToken::new();
     let handles = handles(vec![view(snapshot, named("m"))]);
     let config = Http {
         address: somewhere(),
         tls,
     };
-    let thread = spawn_thread_with(&config, handles, shutdown.clone(), bounds).unwrap();
+    let thread = spawn_thread_with(&config, handles, CancellationToken::new(), bounds).unwrap();
     Running {
         address: thread.local_addr(),
         thread: Some(thread),
-        shutdown,
     }
 }
 
@@ -237,6 +233,23 @@ fn a_port_in_use_is_one_sentence() {
     assert!(error.to_string().starts_with(&expected), "{error}");
 }
 
+#[tokio::test]
+async fn it_starts_and_stops_within_another_runtime() {
+    let config = Http {
+        address: somewhere(),
+        tls: None,
+    };
+    let shutdown = CancellationToken::new();
+    let thread = spawn_thread(&config, handles(Vec::new()), shutdown.clone()).unwrap();
+    let taken = Http {
+        address: BindAddress::Ip(thread.local_addr()),
+        tls: None,
+    };
+    assert!(spawn_thread(&taken, handles(Vec::new()), shutdown.clone()).is_err());
+    thread.stop();
+    assert!(shutdown.is_cancelled());
+}
+
 #[test]
 fn every_address_is_dual_stack() {
     let config = Http {
@@ -258,8 +271,7 @@ fn every_address_is_dual_stack() {
         )),
         "200"
     );
-    shutdown.cancel();
-    thread.join();
+    thread.stop();
 }
 
 #[test]
@@ -268,17 +280,14 @@ fn the_end_is_bounded_and_frees_the_port() {
     let idle = connect(running.address);
     let mut half = connect(running.address);
     half.write_all(b"GET / HTTP/1.1\r\n").unwrap();
-    running.shutdown.cancel();
-    running.thread.take().unwrap().join();
+    running.thread.take().unwrap().stop();
     drop((idle, half));
     let config = Http {
         address: BindAddress::Ip(running.address),
         tls: None,
     };
-    let shutdown = CancellationToken::new();
-    let thread = spawn_thread(&config, handles(Vec::new()), shutdown.clone()).unwrap();
-    shutdown.cancel();
-    thread.join();
+    let thread = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap();
+    thread.stop();
 }
 
 #[test]
