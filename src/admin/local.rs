@@ -148,6 +148,7 @@ fn is_own_address(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::super::http::fixture::{member, snapshot};
     use super::*;
 
@@ -156,8 +157,8 @@ mod tests {
         assert!(is_own_address("127.0.0.1".parse().unwrap()));
         assert!(is_own_address("127.0.0.11".parse().unwrap()));
         assert!(is_own_address("::ffff:127.0.0.1".parse().unwrap()));
-        // TEST-NET-1, no host's address.
-        assert!(!is_own_address("192.0.2.1".parse().unwrap()));
+        // TEST-NET-3, no host's address.
+        assert!(!is_own_address("203.0.113.1".parse().unwrap()));
         assert!(!is_own_address("0.0.0.0".parse().unwrap()));
         assert!(!is_own_address("224.0.0.1".parse().unwrap()));
     }
@@ -167,7 +168,7 @@ mod tests {
         let mut cache = HashMap::new();
         let mut value = snapshot();
         assert_eq!(look(&value, &mut cache).await, Local::NotYetKnown);
-        for (name, host) in [("a", "192.0.2.1"), ("b", "localhost"), ("c", "192.0.2.3")] {
+        for (name, host) in [("a", "203.0.113.1"), ("b", "localhost"), ("c", "203.0.113.3")] {
             value.members.push(member(name));
             value.members.last_mut().unwrap().host = host.into();
         }
@@ -178,8 +179,8 @@ mod tests {
         assert_eq!(cache.len(), 1, "only names are looked up");
         value.members[0].host = "127.0.0.1".into();
         assert_eq!(look(&value, &mut cache).await, Local::SeveralHere);
-        value.members[0].host = "192.0.2.1".into();
-        value.members[1].host = "192.0.2.2".into();
+        value.members[0].host = "203.0.113.1".into();
+        value.members[1].host = "203.0.113.2".into();
         assert_eq!(look(&value, &mut cache).await, Local::NoneHere);
         assert!(cache.is_empty(), "hosts that left are forgotten");
     }

@@ -101,7 +101,7 @@ impl Metrics {
     }
 }
 
-/// The OpenMetrics text of everything registered.
+/// The `OpenMetrics` text of everything registered.
 ///
 /// # Errors
 /// Only if a collector fails to format its own values.

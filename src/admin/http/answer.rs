@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::super::fitness::Verdict;
 
-/// Why the answer is no. Not in the body: HAProxy looks for `true` anywhere in a body.
+/// Why the answer is no. Not in the body: `HAProxy` looks for `true` anywhere in a body.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-trunkline-reason");
 /// The member the answer is about.
 pub(super) const MEMBER: HeaderName = HeaderName::from_static("x-trunkline-member");
@@ -120,6 +120,7 @@ pub(super) fn visible(text: &str) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

@@ -1,4 +1,5 @@
 //! Hand-built snapshots.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub(in crate::admin) fn snapshot() -> Snapshot {
         source: SourceStatus {
             reachable: true,
             error: None,
+            disagreement: None,
         },
         system_identifier: Some(7),
         paused: false,
@@ -55,6 +57,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
                 address: None,
             }),
         },
+        identity: Identity::Same,
         admin: AdminState::Ready,
         weight: 1,
         zone: None,

@@ -130,14 +130,6 @@ pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: Check, params: &P
 
 fn is_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
     fitness::is_replica(snapshot, member)?;
-    // What Patroni itself calls running: since 3.1 `/cluster` shows how a running replica replicates instead.
-    if !matches!(
-        member.state.as_str(),
-        "" | "running" | "streaming" | "in archive recovery"
-    ) {
-        return Err(format!("its state is \"{}\"", member.state));
-    }
-    fitness::balanced(member)?;
     if let Some(limit) = params.first("lag").and_then(bytes) {
         within(fitness::replay_lag(snapshot, member), limit)?;
     }
@@ -151,7 +143,7 @@ fn is_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict 
 }
 
 fn is_ready_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
-    fitness::is_replica(snapshot, member)?;
+    fitness::is_standby(snapshot, member)?;
     if replication_state(member).is_empty() {
         return Err("it does not replicate".into());
     }
@@ -203,7 +195,7 @@ fn has_tags(member: &Member, params: &Params) -> Verdict {
     Ok(())
 }
 
-/// A number of bytes as PostgreSQL and Patroni write it: `1048576`, `1024kB`, `10MB`, `1.5GB`. `None` for anything
+/// A number of bytes as `PostgreSQL` and Patroni write it: `1048576`, `1024kB`, `10MB`, `1.5GB`. `None` for anything
 /// else, which Patroni, too, takes as no limit.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     let text = text.trim();

@@ -211,7 +211,7 @@ fn metrics_text(app: &App) -> Answer {
     }
 }
 
-/// patroni_proxy's: look again now. Does not wait for what is seen.
+/// `patroni_proxy`'s: look again now. Does not wait for what is seen.
 fn look_again(app: &App, method: &Method, uri: &Uri) -> Answer {
     let params = Params::of(uri);
     let asked: Vec<&ClusterView> = if params.first("cluster").is_some() {
