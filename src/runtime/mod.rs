@@ -78,8 +78,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         registry: Arc::new(metrics),
         metrics: admin_metrics,
     };
-    let admin_stop = CancellationToken::new();
-    let admin = admin::spawn_thread(&config.http, handles, admin_stop.clone())?;
+    let admin = admin::spawn_thread(&config.http, handles, CancellationToken::new())?;
     announce(&config, workers.len());
     for cluster in clusters.values() {
         tracker.spawn(enforce(cluster.clone(), Arc::clone(&registry), stop.clone()));
@@ -104,8 +103,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     tracker.close();
     shutdown::bounded("tasks", tracker.wait()).await;
-    admin_stop.cancel();
-    admin.join();
+    admin.stop();
     match Arc::try_unwrap(workers) {
         Ok(workers) => workers.stop(),
         Err(_still_shared) => warn!("a session outlived the shutdown"),
