@@ -1,4 +1,4 @@
-//! Login: from the startup packet to ReadyForQuery.
+//! Login: from the startup packet to `ReadyForQuery`.
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -7,13 +7,15 @@ use zeroize::Zeroize;
 use super::connection::{Credential, SeenRole};
 use super::error::{ConnectError, ServerError, Step};
 use super::reader::{FrameReader, REPORT_FRAME, SMALL_FRAME, parameter, send, verbatim};
-use crate::auth::scram::client::{AwaitServerFinal, AwaitServerFirst, ClientExchange, ClientSecret, ServerProven};
 use crate::auth::scram::MECHANISM;
+use crate::auth::scram::client::{
+    AwaitServerFinal, AwaitServerFirst, ClientExchange, ClientSecret, ServerProven,
+};
 use crate::wire::frame::Frame;
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
 
-/// PostgreSQL reports 13 to 16 parameters; extensions may add some.
+/// `PostgreSQL` reports 13 to 16 parameters; extensions may add some.
 const MAX_PARAMETERS: usize = 200;
 const MAX_PARAMETER_BYTES: usize = 64 * 1024;
 /// Notices over these bounds are dropped: login goes on without them.
@@ -52,13 +54,13 @@ enum Auth {
     Start,
     /// A clear-text password was sent. Next: `Done`.
     Sent,
-    /// SASLInitialResponse was sent. Next: `ScramProof`.
+    /// `SASLInitialResponse` was sent. Next: `ScramProof`.
     Scram(AwaitServerFirst),
-    /// SASLResponse was sent. Next: `Proven`.
+    /// `SASLResponse` was sent. Next: `Proven`.
     ScramProof(AwaitServerFinal),
     /// The server's signature was good. Next: `Done`.
     Proven(ServerProven),
-    /// AuthenticationOk.
+    /// `AuthenticationOk`.
     Done,
 }
 
@@ -91,7 +93,10 @@ pub(super) async fn login<S: AsyncRead + AsyncWrite + Unpin>(
     let mut reader = FrameReader::new(Step::Login, &[]);
     match login.run(stream, &mut reader).await {
         Ok(()) => Ok(login.finish(reader)),
-        Err(error) => Err(LoginFailure { error, authenticated: matches!(login.auth, Auth::Done) }),
+        Err(error) => Err(LoginFailure {
+            error,
+            authenticated: matches!(login.auth, Auth::Done),
+        }),
     }
 }
 
@@ -106,8 +111,12 @@ impl Login<'_> {
         reader: &mut FrameReader,
     ) -> Result<(), ConnectError> {
         let mut out = BytesMut::new();
-        let parameters: Vec<(&[u8], &[u8])> =
-            self.request.parameters.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect();
+        let parameters: Vec<(&[u8], &[u8])> = self
+            .request
+            .parameters
+            .iter()
+            .map(|(name, value)| (name.as_ref(), value.as_ref()))
+            .collect();
         message::startup(&mut out, self.request.version, &parameters);
         loop {
             if !out.is_empty() {
@@ -118,7 +127,13 @@ impl Login<'_> {
                 sent?;
             }
             let frame = reader
-                .next(stream, |tag| if matches!(tag, b'E' | b'N') { REPORT_FRAME } else { SMALL_FRAME })
+                .next(stream, |tag| {
+                    if matches!(tag, b'E' | b'N') {
+                        REPORT_FRAME
+                    } else {
+                        SMALL_FRAME
+                    }
+                })
                 .await?;
             match frame.tag {
                 b'R' => self.authentication(&frame.body, &mut out)?,
@@ -128,7 +143,12 @@ impl Login<'_> {
                 b'K' => self.key_data(&frame.body)?,
                 b'E' => return Err(self.server_error(&frame)),
                 b'Z' => return self.ready(&frame.body),
-                other => return Err(violation(format!("unexpected message '{}'", other.escape_ascii()))),
+                other => {
+                    return Err(violation(format!(
+                        "unexpected message '{}'",
+                        other.escape_ascii()
+                    )));
+                }
             }
         }
     }
@@ -140,7 +160,9 @@ impl Login<'_> {
         let with_client_key = matches!(self.request.credential, Credential::ClientKey(_));
         if error.code == "28P01" && with_client_key && matches!(self.auth, Auth::ScramProof(_)) {
             // The router has verified this client: it is the server that knows another password.
-            return ConnectError::VerifierDiffers { reason: "it refused the key of a verified client" };
+            return ConnectError::VerifierDiffers {
+                reason: "it refused the key of a verified client",
+            };
         }
         ConnectError::Server(Box::new(error))
     }
@@ -163,7 +185,7 @@ impl Login<'_> {
         Ok(())
     }
 
-    /// NegotiateProtocolVersion: the server serves an older minor version, or does not know some `_pq_.` option.
+    /// `NegotiateProtocolVersion`: the server serves an older minor version, or does not know some `_pq_.` option.
     fn negotiated(&mut self, body: &Bytes) -> Result<(), ConnectError> {
         if self.version.is_some() || matches!(self.auth, Auth::Done) {
             return Err(violation("NegotiateProtocolVersion out of turn"));
@@ -181,7 +203,9 @@ impl Login<'_> {
         // The documentation says "minor version"; servers send the whole number.
         let [major, minor] = [&newest[..2], &newest[2..]].map(|half| u16::from_be_bytes([half[0], half[1]]));
         if !matches!(major, 0 | 3) || minor > self.request.version.minor {
-            return Err(violation(format!("the server wants protocol {major}.{minor}, newer than asked for")));
+            return Err(violation(format!(
+                "the server wants protocol {major}.{minor}, newer than asked for"
+            )));
         }
         self.version = Some(ProtocolVersion { minor });
         Ok(())
@@ -211,7 +235,9 @@ impl Login<'_> {
     }
 
     fn authentication(&mut self, body: &Bytes, out: &mut BytesMut) -> Result<(), ConnectError> {
-        let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| violation("malformed authentication request"))?;
+        let (code, data) = body
+            .split_first_chunk::<4>()
+            .ok_or_else(|| violation("malformed authentication request"))?;
         let code = u32::from_be_bytes(*code);
         let auth = std::mem::replace(&mut self.auth, Auth::Start);
         self.auth = match (code, auth) {
@@ -221,7 +247,9 @@ impl Login<'_> {
             }
             (0, Auth::Sent | Auth::Proven(ServerProven { .. })) => Auth::Done,
             (0, Auth::Scram(_) | Auth::ScramProof(_)) => {
-                return Err(ConnectError::NotProven { reason: "AuthenticationOk before its signature".to_owned() });
+                return Err(ConnectError::NotProven {
+                    reason: "AuthenticationOk before its signature".to_owned(),
+                });
             }
             (3, Auth::Start) => self.cleartext(out)?,
             (10, Auth::Start) => self.sasl(data, out)?,
@@ -277,7 +305,9 @@ impl Login<'_> {
             return Err(malformed());
         }
         if !offered {
-            return Err(ConnectError::UnsupportedMethod { method: "SASL (without SCRAM-SHA-256)" });
+            return Err(ConnectError::UnsupportedMethod {
+                method: "SASL (without SCRAM-SHA-256)",
+            });
         }
         let secret = match self.request.credential {
             Credential::None => return Err(ConnectError::NoCredential { method: MECHANISM }),
@@ -304,7 +334,11 @@ impl Login<'_> {
 
 /// The role by the last `in_hot_standby`.
 pub(super) fn role(parameters: &[(Bytes, Bytes)]) -> SeenRole {
-    match parameters.iter().rev().find(|(name, _)| name.as_ref() == b"in_hot_standby") {
+    match parameters
+        .iter()
+        .rev()
+        .find(|(name, _)| name.as_ref() == b"in_hot_standby")
+    {
         Some((_, value)) if value.as_ref() == b"off" => SeenRole::Writable,
         Some((_, value)) if value.as_ref() == b"on" => SeenRole::Standby,
         _ => SeenRole::Unknown,
@@ -313,12 +347,18 @@ pub(super) fn role(parameters: &[(Bytes, Bytes)]) -> SeenRole {
 
 /// Moves the parameters into one allocation of just their size, so that they do not keep read buffers alive.
 fn compact(parameters: &[(Bytes, Bytes)]) -> Vec<(Bytes, Bytes)> {
-    let size = parameters.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let size = parameters
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     let mut all = BytesMut::with_capacity(size);
     for (name, value) in parameters {
         all.extend_from_slice(name);
         all.extend_from_slice(value);
     }
     let mut all = all.freeze();
-    parameters.iter().map(|(name, value)| (all.split_to(name.len()), all.split_to(value.len()))).collect()
+    parameters
+        .iter()
+        .map(|(name, value)| (all.split_to(name.len()), all.split_to(value.len())))
+        .collect()
 }

@@ -8,7 +8,7 @@ use crate::wire::frame::{Frame, next_frame};
 
 /// Bound on every frame that is not named otherwise.
 pub(super) const SMALL_FRAME: usize = 10_000;
-/// Bound on ErrorResponse and NoticeResponse.
+/// Bound on `ErrorResponse` and `NoticeResponse`.
 pub(super) const REPORT_FRAME: usize = 64 * 1024;
 
 const READ_SIZE: usize = 4096;
@@ -20,7 +20,10 @@ pub(super) struct FrameReader {
 
 impl FrameReader {
     pub(super) fn new(step: Step, leftover: &[u8]) -> Self {
-        Self { buffer: BytesMut::from(leftover), step }
+        Self {
+            buffer: BytesMut::from(leftover),
+            step,
+        }
     }
 
     /// The next frame; one whose length is over `limit(tag)` is refused at its header. Cancel safe: what was read
@@ -44,8 +47,10 @@ impl FrameReader {
             self.buffer.reserve(READ_SIZE);
             // Not the whole spare capacity: a frame of the limit's size must not invite as much again.
             let mut part = (&mut self.buffer).limit(READ_SIZE);
-            let read =
-                stream.read_buf(&mut part).await.map_err(|error| ConnectError::io(self.step, error))?;
+            let read = stream
+                .read_buf(&mut part)
+                .await
+                .map_err(|error| ConnectError::io(self.step, error))?;
             if read == 0 {
                 return Err(ConnectError::Closed { step: self.step });
             }
