@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::auth::scram::ServerScramFault;
+use crate::wire::frame::ErrorFields;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -123,43 +124,23 @@ impl std::fmt::Display for ServerError {
 
 impl ServerError {
     /// Parses the fields of an `E` frame's body; `None` where it is malformed.
-    pub(crate) fn parse(body: &Bytes, frame: Bytes) -> Option<Self> {
-        let mut error = Self {
-            severity: String::new(),
-            code: String::new(),
-            message: String::new(),
-            detail: None,
-            hint: None,
+    pub(crate) fn parse(body: &[u8], frame: Bytes) -> Option<Self> {
+        let ErrorFields {
+            severity,
+            code,
+            message,
+            detail,
+            hint,
+        } = ErrorFields::parse(body).ok()?;
+        Some(Self {
+            severity,
+            code,
+            message,
+            detail,
+            hint,
             frame,
             hba_line: None,
-        };
-        let mut unlocalised = None;
-        let mut rest: &[u8] = body;
-        loop {
-            let (&field, tail) = rest.split_first()?;
-            if field == 0 {
-                if !tail.is_empty() {
-                    return None;
-                }
-                break;
-            }
-            let end = tail.iter().position(|&byte| byte == 0)?;
-            let text = String::from_utf8_lossy(&tail[..end]).into_owned();
-            rest = &tail[end + 1..];
-            match field {
-                b'S' => error.severity = text,
-                b'V' => unlocalised = Some(text),
-                b'C' => error.code = text,
-                b'M' => error.message = text,
-                b'D' => error.detail = Some(text),
-                b'H' => error.hint = Some(text),
-                _ => {}
-            }
-        }
-        if let Some(severity) = unlocalised {
-            error.severity = severity;
-        }
-        Some(error)
+        })
     }
 
     /// Whether the server ends the connection after this error.

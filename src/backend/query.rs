@@ -5,8 +5,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{ConnectError, ServerError, Step};
 use super::login::role;
-use super::reader::{FrameReader, REPORT_FRAME, SMALL_FRAME, parameter, send, verbatim};
+use super::reader::{FrameReader, parameter, send, verbatim};
 use super::{SeenRole, ServerConnection};
+use crate::wire::frame::{REPORT_LIMIT, server_login_limit};
 use crate::wire::message;
 
 /// One row: text values, `None` for NULL.
@@ -57,8 +58,8 @@ async fn run(
         let frame = reader
             .next(&mut connection.stream, |tag| match tag {
                 b'D' => MAX_ANSWER,
-                b'E' | b'N' | b'T' => REPORT_FRAME,
-                _ => SMALL_FRAME,
+                b'T' => REPORT_LIMIT,
+                other => server_login_limit(other),
             })
             .await?;
         match frame.tag {
