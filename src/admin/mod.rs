@@ -1,6 +1,18 @@
 //! What operators and balancers ask: HTTP, metrics, the log.
 //!
 //! Guarantees: answers while the data path is busy (a thread and runtime of its own); `/node` and `/connection`
-//! bodies contain the word `true` only when the answer is true; HTTP/1.0 and 1.1, GET, HEAD and OPTIONS.
+//! bodies contain the word `true` only when the answer is true; HTTP/1.0 and 1.1, GET, HEAD and OPTIONS; every
+//! wait, buffer and number of connections is bounded.
 //!
 //! Refuses: to change anything but "look again now".
+
+mod fitness;
+mod handles;
+pub mod http;
+mod local;
+pub mod log;
+pub mod metrics;
+
+pub use handles::{ClusterView, Handles, Phase, Readiness};
+pub use http::{AdminError, AdminThread, spawn_thread};
+pub use metrics::Metrics;

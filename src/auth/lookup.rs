@@ -205,14 +205,14 @@ mod tests {
     #[test]
     fn known_and_unknown_users_are_remembered_for_the_time_to_live() {
         let start = Instant::now();
-        let mut cache = VerifierCache::new(Duration::from_secs(60), 10);
+        let mut cache = VerifierCache::new(Duration::from_mins(1), 10);
         cache.put(b"a", Some(verifier()), start);
         cache.put(b"nobody", None, start);
         let later = start + Duration::from_secs(59);
         assert!(matches!(cache.get(b"a", later), Cached::Hit(Some(_))));
         assert!(matches!(cache.get(b"nobody", later), Cached::Hit(None)));
         assert!(matches!(cache.get(b"b", later), Cached::Miss));
-        let expired = start + Duration::from_secs(60);
+        let expired = start + Duration::from_mins(1);
         assert!(!is_hit(&cache.get(b"a", expired)) && !is_hit(&cache.get(b"nobody", expired)));
         assert!(cache.is_empty());
     }
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn one_user_can_be_forgotten() {
         let now = Instant::now();
-        let mut cache = VerifierCache::new(Duration::from_secs(60), 10);
+        let mut cache = VerifierCache::new(Duration::from_mins(1), 10);
         cache.put(b"a", None, now);
         cache.put(b"b", None, now);
         cache.invalidate(b"a");
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn the_oldest_goes_at_the_bound() {
         let now = Instant::now();
-        let mut cache = VerifierCache::new(Duration::from_secs(60), 3);
+        let mut cache = VerifierCache::new(Duration::from_mins(1), 3);
         for user in [b"a", b"b", b"c", b"a", b"d"] {
             cache.put(user, None, now);
         }
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn a_name_no_role_can_have_is_unknown_and_takes_no_room() {
         let now = Instant::now();
-        let mut cache = VerifierCache::new(Duration::from_secs(60), 3);
+        let mut cache = VerifierCache::new(Duration::from_mins(1), 3);
         cache.put(&[b'x'; 256], Some(verifier()), now);
         assert!(cache.is_empty());
         assert!(matches!(cache.get(&[b'x'; 256], now), Cached::Hit(None)));

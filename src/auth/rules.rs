@@ -1,5 +1,5 @@
 //! Who may try to log in, from where, and how: an ordered list of rules, of which the first that matches decides, as in
-//! `pg_hba.conf` (PostgreSQL documentation, "The pg_hba.conf File"). For now there is only the built-in list; the
+//! `pg_hba.conf` (PostgreSQL documentation, "The `pg_hba.conf` File"). For now there is only the built-in list; the
 //! file's syntax will be read into the same types.
 
 use std::net::IpAddr;

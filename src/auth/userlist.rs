@@ -67,16 +67,16 @@ impl UserList {
             if matches!(text.first(), None | Some(b';' | b'#')) {
                 continue;
             }
-            let entry = Entry::parse(text).and_then(|entry| match seen.get(&*entry.user) {
-                Some(&first) => Err(UserListFaultKind::Duplicate {
-                    user: shown(&entry.user),
-                    first,
-                }),
-                None => {
-                    seen.insert(entry.user.clone(), line);
-                    let stored = entry.stored()?;
-                    Ok((entry, stored))
+            let entry = Entry::parse(text).and_then(|entry| {
+                if let Some(&first) = seen.get(&*entry.user) {
+                    return Err(UserListFaultKind::Duplicate {
+                        user: shown(&entry.user),
+                        first,
+                    });
                 }
+                seen.insert(entry.user.clone(), line);
+                let stored = entry.stored()?;
+                Ok((entry, stored))
             });
             match entry {
                 Ok((entry, stored)) => {

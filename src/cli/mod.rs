@@ -1,1 +1,70 @@
-//! The command line.
+//! The command line: `run` and `check`.
+//!
+//! Guarantees: 0 is success, 1 is a fault that was explained in one or more lines on standard error, 2 is a wrong
+//! command line. No secret is ever taken from an argument.
+
+pub mod check;
+mod connect;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{config, runtime};
+
+/// A connection manager for PostgreSQL high-availability clusters.
+#[derive(Debug, Parser)]
+#[command(name = "trunkline", version, about, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve clients until SIGTERM or SIGINT.
+    Run {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Read a configuration and report every fault in it, with path and line.
+    Check {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// Also try the endpoints, the service account and its rights.
+        #[arg(long)]
+        connect: bool,
+    },
+}
+
+pub fn main() -> ExitCode {
+    // Every TLS configuration names its provider; this is for libraries that ask for the default.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match Arguments::parse().command {
+        Command::Run { config } => run(&config),
+        Command::Check { config, connect } => check::run(&config, connect),
+    }
+}
+
+// The log is not set up before the configuration is read: faults in it go to standard error as they are.
+#[allow(clippy::print_stderr)]
+fn run(path: &std::path::Path) -> ExitCode {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            eprintln!("not started: {} has faults", path.display());
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("not started: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -7,4 +7,135 @@
 //!
 //! Refuses: a home-made consensus, and to trust a lock as a health check.
 
+mod account;
+mod announce;
+mod control;
+mod fixed;
+pub mod lookup;
+mod metrics;
+pub mod patroni;
+pub mod probe;
+#[cfg(test)]
+mod simulator;
 pub mod snapshot;
+pub mod state;
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::account::Account;
+use self::lookup::Lookups;
+pub use self::lookup::{Lookup, LookupError};
+pub use self::metrics::Metrics;
+use self::snapshot::{MemberName, Snapshot};
+pub use self::state::Evidence;
+use self::state::Observation;
+use crate::backend::TlsClient;
+use crate::config;
+
+/// Why a cluster's machinery cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The TLS settings towards Patroni cannot be used.
+    #[error("TLS towards Patroni: {0}")]
+    Tls(String),
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client for Patroni: {0}")]
+    Client(String),
+    /// The TLS settings towards the servers cannot be used.
+    #[error("TLS towards the servers: {0}")]
+    ServerTls(String),
+}
+
+/// Reports of sessions that wait to be folded in; more are dropped (they say the same).
+const MAX_EVIDENCE: usize = 256;
+
+/// One cluster, as the other rooms see it. Cheap to clone, usable from every thread and runtime.
+#[derive(Debug, Clone)]
+pub struct ClusterHandle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    account: Arc<Account>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    evidence: mpsc::Sender<Observation>,
+    look_ups: Option<Lookups>,
+}
+
+impl ClusterHandle {
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.shared.snapshots.borrow())
+    }
+
+    /// Wakes at each new version. (What changes all the time, as positions do, is renewed without waking anybody.)
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.snapshots.clone()
+    }
+
+    /// Reports what a live session noticed. Never waits; dropped when too many wait.
+    pub fn evidence(&self, member: &MemberName, evidence: Evidence) {
+        let observation = Observation::Evidence { member: member.clone(), evidence, at: Instant::now() };
+        let _ = self.shared.evidence.try_send(observation);
+    }
+
+    /// Asks the source and probes every member now.
+    pub fn look_again(&self) {
+        let _ = self.shared.evidence.try_send(Observation::LookAgain);
+    }
+
+    /// The verifier the cluster has for `user`; `None` for one that cannot log in. Remembered for `cache_ttl`.
+    pub async fn verifier(&self, user: &[u8], deadline: Instant) -> Result<Lookup, LookupError> {
+        match &self.shared.look_ups {
+            Some(look_ups) => look_ups.verifier(user, deadline).await,
+            None => Err(LookupError::NotConfigured),
+        }
+    }
+
+    /// Forgets a remembered verifier, unless it is less than a second old: its login failed, it may have changed.
+    pub fn forget_verifier(&self, user: &[u8]) {
+        if let Some(look_ups) = &self.shared.look_ups {
+            look_ups.forget(user);
+        }
+    }
+
+    /// TLS towards the servers.
+    pub fn tls(&self) -> &Arc<TlsClient> {
+        &self.shared.account.tls
+    }
+
+    pub fn config(&self) -> &Arc<config::Cluster> {
+        &self.shared.account.config
+    }
+}
+
+/// Starts everything that keeps one cluster's snapshot: to be called on the control runtime. It runs until `stop`
+/// is cancelled; its tasks are in `tracker`. `query` is what verifiers are looked up with, if they are.
+pub fn start(
+    config: Arc<config::Cluster>,
+    query: Option<lookup::Query>,
+    stop: CancellationToken,
+    tracker: &TaskTracker,
+    metrics: Metrics,
+) -> Result<ClusterHandle, ClusterError> {
+    let tls =
+        TlsClient::new(&config.server_tls).map_err(|error| ClusterError::ServerTls(error.to_string()))?;
+    let patroni = patroni::Patroni::new(Arc::clone(&config))?;
+    let account = Arc::new(Account::new(config, tls));
+    let (evidence, reports) = mpsc::channel(MAX_EVIDENCE);
+    let (control, snapshots) =
+        control::Control::new(Arc::clone(&account), reports, metrics.clone(), stop.clone(), tracker.clone());
+    let look_ups = query.map(|query| {
+        let (look_ups, service) = lookup::service(Arc::clone(&account), query, snapshots.clone(), metrics);
+        tracker.spawn(service.run(stop));
+        look_ups
+    });
+    tracker.spawn(control.run(patroni));
+    Ok(ClusterHandle { shared: Arc::new(Shared { account, snapshots, evidence, look_ups }) })
+}

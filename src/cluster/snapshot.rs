@@ -38,7 +38,8 @@ pub struct Snapshot {
     pub members: Vec<Member>,
     pub leader: Leader,
     pub source: SourceStatus,
-    /// Of the first member that told it; others must agree.
+    /// The identifier members must have to be used: the named leader's where it is known, else the one the
+    /// majority of the members has; `None` until that is clear.
     pub system_identifier: Option<u64>,
     /// Patroni's `pause`.
     pub paused: bool,
@@ -87,6 +88,16 @@ pub enum NoLeader {
     NotReachable(MemberName),
     #[error("{0} leads a standby cluster, which accepts no writes")]
     StandbyCluster(MemberName),
+    #[error("{0} holds the leader key but Patroni gives no address for it")]
+    NoAddress(MemberName),
+    #[error("Patroni names several leaders at once")]
+    SeveralNamed,
+    #[error("{newer} accepts writes on a newer timeline than {last}, the last leader named, and no Patroni endpoint can be reached")]
+    Superseded { last: MemberName, newer: MemberName },
+    #[error("{member} accepts writes on timeline {timeline}, but timeline {newest} has been seen")]
+    OldTimeline { member: MemberName, timeline: u32, newest: u32 },
+    #[error("the members belong to different clusters, and none to the majority")]
+    MixedClusters,
     #[error("several members accept writes on the same timeline")]
     Tie,
     #[error("no server accepts writes")]
@@ -99,13 +110,17 @@ pub struct SourceStatus {
     pub reachable: bool,
     /// Why not, for the log and the hint; `None` while reachable.
     pub error: Option<String>,
+    /// How the endpoints' answers differ, while they do.
+    pub disagreement: Option<String>,
 }
 
 /// One server of the cluster.
 #[derive(Debug, Clone)]
 pub struct Member {
     pub name: MemberName,
+    /// Empty where the source gives none: the member is then shown, and never used.
     pub host: String,
+    /// 0 where the source gives none.
     pub port: u16,
     /// Role by the source.
     pub role: Role,
@@ -117,10 +132,28 @@ pub struct Member {
     pub lag: Option<u64>,
     pub tags: BTreeMap<String, serde_json::Value>,
     pub health: Health,
+    pub identity: Identity,
     pub admin: AdminState,
-    /// 0..=256, 1 by default... HAProxy's meaning.
+    /// 0 to 256, 1 by default; HAProxy's meaning.
     pub weight: u16,
     pub zone: Option<Arc<str>>,
+}
+
+/// Whether a member belongs to this cluster, by its system identifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// It has not told yet, or it is not yet clear which identifier is this cluster's.
+    Unknown,
+    Same,
+    /// A member of another cluster: never used.
+    Foreign,
+}
+
+impl Member {
+    /// Whether the source gives an address to connect to.
+    pub fn has_address(&self) -> bool {
+        !self.host.is_empty() && self.port != 0
+    }
 }
 
 /// Role by the source.
@@ -137,7 +170,7 @@ pub enum Role {
 }
 
 /// What our own probes say.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Health {
     /// After `rise` and `fall`: may be given sessions.
     pub up: bool,
@@ -171,8 +204,9 @@ pub struct ProbeFacts {
 }
 
 /// HAProxy's administrative states.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AdminState {
+    #[default]
     Ready,
     Drain,
     Maint,

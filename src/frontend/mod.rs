@@ -5,3 +5,12 @@
 //! scan) makes no noise; before authentication a peer costs a bounded amount of memory.
 //!
 //! Refuses: to know servers or sessions.
+
+mod address;
+pub mod listen;
+pub mod login;
+pub mod opening;
+mod stream;
+
+pub use address::ClientAddress;
+pub use stream::ClientStream;

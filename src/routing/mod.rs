@@ -1,4 +1,14 @@
 //! Who may serve a route, and who does: pure functions of the snapshot, the route, the sessions there are and a
 //! source of chance, giving candidates in order of preference with the reason, and for the others the reason why not.
 //!
+//! Guarantees: a leader candidate is the snapshot's verified leader; a replica candidate has been seen in recovery by
+//! this router's own probe; members of another cluster, without an address, or not administratively ready are never
+//! candidates.
+//!
 //! Refuses: IO, clocks, and state of its own.
+
+mod policy;
+mod verdict;
+
+pub use policy::{Candidate, Choice, Preference, Reason, candidates, leader_reason, replica_reason, unavailable};
+pub use verdict::{EndReason, Verdict, verdict};

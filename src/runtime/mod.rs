@@ -1,1 +1,249 @@
 //! Composes the rooms: threads, signals, readiness, drain.
+//!
+//! ```text
+//! main      control: sources, probes, look-ups, accept loops, signals
+//! worker-N  sessions, each on the worker it was handed to
+//! admin     HTTP
+//! ```
+//! Shutdown has phases, each bounded: not ready, stop accepting, end sessions at their next boundary, cut what is
+//! left, exit.
+
+mod door;
+mod limits;
+mod shutdown;
+mod workers;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry as Metrics;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::{self, ClusterView, Handles, Readiness};
+use crate::auth::rules::Rules;
+use crate::auth::scram::MockSecret;
+use crate::auth::userlist::UserList;
+use crate::cluster::{self, ClusterHandle};
+use crate::config::{Config, Secret, TargetRole, Verifiers};
+use crate::frontend::listen::{self, Bound};
+use crate::frontend::opening::Offer;
+use crate::routing::{self, Verdict};
+use crate::session::admission::Admission;
+use crate::session::end::{Order, Reason};
+use crate::session::gate::Gate;
+use crate::session::keys::{Incarnation, KeyIssuer};
+use crate::session::registry::Registry;
+use crate::session::{self, Shared, peers::Peers};
+use door::Door;
+use workers::Workers;
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting: a port in use, a thread that cannot be made. Once it serves it does not fail.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    admin::log::init(&config.log)?;
+    limits::raise_open_files(&config.limits);
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    control.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let bound = bind(&config)?;
+    let mut signals = shutdown::Signals::listen().context("cannot listen for signals")?;
+    let stop = CancellationToken::new();
+    let tracker = TaskTracker::new();
+    let mut metrics = Metrics::default();
+    let admin_metrics = admin::Metrics::register(&mut metrics);
+    let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
+    let clusters = start_clusters(&config, ours, &stop, &tracker)?;
+    let registry = Arc::new(Registry::default());
+    let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
+    let workers = Arc::new(Workers::start(std::thread::available_parallelism().map_or(1, usize::from))?);
+    let readiness = Arc::new(Readiness::new());
+    let handles = Handles {
+        clusters: views(&config, &clusters),
+        readiness: Arc::clone(&readiness),
+        registry: Arc::new(metrics),
+        metrics: admin_metrics,
+    };
+    let admin = admin::spawn_thread(&config.http, handles, CancellationToken::new())?;
+    announce(&config, workers.len());
+    for cluster in clusters.values() {
+        tracker.spawn(enforce(cluster.clone(), Arc::clone(&registry), stop.clone()));
+    }
+    let told = (Arc::clone(&shared), stop.clone());
+    tracker.spawn(async move { told.0.failures.summarise(told.1).await });
+    let accepting = CancellationToken::new();
+    let doors = TaskTracker::new();
+    for (listener, bound) in config.listeners.iter().zip(bound) {
+        let gate = gate(&config, listener, &clusters)?;
+        let door = Door::new(Arc::new(gate), Arc::clone(&shared), Arc::clone(&workers));
+        doors.spawn(listen::accept_loop(bound, door, accepting.clone()));
+    }
+    readiness.accepting();
+
+    signals.wait().await;
+    readiness.draining();
+    accepting.cancel();
+    doors.close();
+    doors.wait().await;
+    shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
+    stop.cancel();
+    tracker.close();
+    shutdown::bounded("tasks", tracker.wait()).await;
+    admin.stop();
+    match Arc::try_unwrap(workers) {
+        Ok(workers) => workers.stop(),
+        Err(_still_shared) => warn!("a session outlived the shutdown"),
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// Binds every listener, or says which could not be bound.
+fn bind(config: &Config) -> anyhow::Result<Vec<Bound>> {
+    let mut bound = Vec::new();
+    let mut faults = Vec::new();
+    for listener in &config.listeners {
+        match listen::bind(&listener.address) {
+            Ok(socket) => bound.push(socket),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                faults.push(format!("listener {}: {} is in use by another program", listener.name, listener.address));
+            }
+            Err(error) => faults.push(format!("listener {}: cannot listen on {}: {error}", listener.name, listener.address)),
+        }
+    }
+    if faults.is_empty() { Ok(bound) } else { Err(anyhow::anyhow!(faults.join("; "))) }
+}
+
+fn start_clusters(
+    config: &Config,
+    metrics: &mut Metrics,
+    stop: &CancellationToken,
+    tracker: &TaskTracker,
+) -> anyhow::Result<HashMap<Arc<str>, ClusterHandle>> {
+    let metrics = Arc::new(cluster::Metrics::register(metrics));
+    let mut handles = HashMap::new();
+    for cluster in config.clusters.values() {
+        let handle = cluster::start(Arc::clone(cluster), &config.auth, Arc::clone(&metrics), stop.clone(), tracker)
+            .with_context(|| format!("cluster {}", cluster.name))?;
+        handles.insert(Arc::clone(&cluster.name), handle);
+    }
+    Ok(handles)
+}
+
+fn share(config: &Config, registry: Arc<Registry>, metrics: &mut Metrics, tasks: &TaskTracker) -> anyhow::Result<Shared> {
+    let incarnation = Incarnation::random();
+    let secret = config.peers.as_ref().map(|peers| &peers.secret);
+    let mock = MockSecret::new(secret);
+    let users = match &config.auth.verifiers {
+        Verifiers::UsersFile { path, contents } => Some(
+            users(path, contents, &mock)?,
+        ),
+        Verifiers::Query { .. } => None,
+    };
+    Ok(Shared {
+        admission: Arc::new(Admission::new(config.limits.max_clients, config.limits.max_pending_logins)),
+        metrics: Arc::new(session::metrics::Metrics::new(metrics, Arc::clone(&registry))),
+        registry,
+        keys: KeyIssuer::new(incarnation, secret),
+        peers: config.peers.as_ref().map(|peers| Peers::new(peers, incarnation)),
+        rules: Rules::builtin(),
+        users,
+        mock,
+        login_timeout: config.auth.login_timeout,
+        cancels: Arc::new(Semaphore::new(session::MOST_CANCELS)),
+        failures: session::Failures::default(),
+        tasks: tasks.clone(),
+    })
+}
+
+fn users(path: &std::path::Path, contents: &Secret, mock: &MockSecret) -> anyhow::Result<UserList> {
+    UserList::parse(contents, mock).map_err(|faults| {
+        let lines: Vec<String> = faults.iter().map(|fault| format!("{}:{fault}", path.display())).collect();
+        anyhow::anyhow!(lines.join("\n"))
+    })
+}
+
+fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {
+    let serves = |name: &str, target| {
+        config.listeners.iter().any(|listener| {
+            config.routes.get(&*listener.route).is_some_and(|route| &*route.cluster == name && route.target == target)
+        })
+    };
+    let view = |cluster: &Arc<crate::config::Cluster>| {
+        let handle = clusters.get(&cluster.name)?.clone();
+        Some(ClusterView {
+            name: Arc::clone(&cluster.name),
+            snapshot: handle.subscribe(),
+            local_member: cluster.local_member.clone(),
+            dbname: cluster.service_account.dbname.clone(),
+            serves_read_write: serves(&cluster.name, TargetRole::Leader),
+            serves_read_only: serves(&cluster.name, TargetRole::Replica),
+            // No request is held yet.
+            holds_read_write: false,
+            look_again: Arc::new(move || handle.look_again()),
+        })
+    };
+    config.clusters.values().filter_map(view).collect()
+}
+
+fn gate(
+    config: &Config,
+    listener: &crate::config::Listener,
+    clusters: &HashMap<Arc<str>, ClusterHandle>,
+) -> anyhow::Result<Gate> {
+    let route = config.routes.get(&*listener.route).context("a listener's route is in the configuration")?;
+    let cluster = clusters.get(&route.cluster).context("a route's cluster is in the configuration")?;
+    let offer = Offer { tls: config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config)), mode: listener.tls };
+    Ok(Gate::new(Arc::clone(&listener.name), Arc::clone(route), cluster.clone(), offer, listener.max_clients))
+}
+
+/// Ends the sessions whose server has changed its role: a demotion, another verified leader, a promotion.
+async fn enforce(cluster: ClusterHandle, registry: Arc<Registry>, stop: CancellationToken) {
+    let mut snapshots = cluster.subscribe();
+    loop {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        for entry in registry.sessions() {
+            let place = &entry.attachment;
+            if place.cluster != snapshot.cluster {
+                continue;
+            }
+            if let Verdict::End(why) = routing::verdict(&snapshot, place.target, &place.member) {
+                entry.order(Order::Now(Reason::Role(why)));
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = snapshots.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn announce(config: &Config, workers: usize) {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = %config.path.display(),
+        workers,
+        "started"
+    );
+    for listener in &config.listeners {
+        let tls = match (listener.tls, &config.tls) {
+            (crate::config::ListenerTls::Off, _) => "off",
+            (_, None) => "none: no certificate is configured",
+            (crate::config::ListenerTls::Optional, Some(_)) => "optional",
+            (crate::config::ListenerTls::Required, Some(_)) => "required",
+        };
+        info!(listener = %listener.name, address = %listener.address, route = %listener.route, tls, "listening for clients");
+    }
+    info!(address = %config.http.address, tls = config.http.tls.is_some(), "listening for HTTP");
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
+}

@@ -4,3 +4,116 @@
 //! Guarantees: a read-write session is only ever on a server seen writable on that very connection and named leader;
 //! the bytes forwarded are the bytes received; an idle session holds no buffer; every session ends with one log line
 //! that says why.
+//!
+//! Refuses: to decide who may serve (routing does), and to know why it is told to end (the order says so).
+
+pub mod admission;
+mod attach;
+mod cancel;
+pub mod end;
+pub mod gate;
+pub mod keys;
+pub mod life;
+pub mod metrics;
+mod peer_codec;
+pub mod peers;
+pub mod rate;
+pub mod registry;
+pub mod relay;
+pub mod sample;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::auth::rules::Rules;
+use crate::auth::scram::MockSecret;
+use crate::auth::userlist::UserList;
+use crate::frontend::login::Identities;
+use gate::Gate;
+use sample::{Sampler, Verdict};
+
+/// Cancel requests served at once, own ones and those of peers.
+pub const MOST_CANCELS: usize = 64;
+
+/// Everything the sessions of one process share. Made by `runtime`.
+#[derive(Debug)]
+pub struct Shared {
+    pub registry: Arc<registry::Registry>,
+    pub admission: Arc<admission::Admission>,
+    pub metrics: Arc<metrics::Metrics>,
+    pub keys: keys::KeyIssuer,
+    pub peers: Option<peers::Peers>,
+    pub rules: Rules,
+    pub users: Option<UserList>,
+    pub mock: MockSecret,
+    pub login_timeout: Duration,
+    pub cancels: Arc<Semaphore>,
+    pub failures: Failures,
+    /// Small tasks that outlive the session that began them.
+    pub tasks: TaskTracker,
+}
+
+impl Shared {
+    /// A connection was turned away before it could say what it wanted.
+    pub fn refused(&self, reason: &'static str) {
+        self.metrics.refuse(reason);
+    }
+
+    fn identities<'a>(&'a self, gate: &'a Gate) -> Identities<'a> {
+        Identities { users: self.users.as_ref(), cluster: &gate.cluster, mock: &self.mock }
+    }
+}
+
+/// Lines about failed logins per address and interval; what is left out is counted and told.
+const FAILURES_LOGGED: u32 = 5;
+const FAILURES_INTERVAL: Duration = Duration::from_secs(30);
+/// Addresses told apart.
+const FAILURES_ADDRESSES: usize = 4096;
+
+/// Failed logins are logged, but a thousand of the same make a few lines.
+#[derive(Debug)]
+pub struct Failures(Mutex<Sampler<IpAddr>>);
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self(Mutex::new(Sampler::new(FAILURES_LOGGED, FAILURES_INTERVAL, FAILURES_ADDRESSES)))
+    }
+}
+
+impl Failures {
+    /// `Some`: log it, and say how many were left out before.
+    fn admit(&self, address: IpAddr) -> Option<u64> {
+        match self.sampler().observe(address, Instant::now()) {
+            Verdict::Log { suppressed } => Some(suppressed),
+            Verdict::Suppress => None,
+        }
+    }
+
+    /// Tells what was left out, until `stop`.
+    pub async fn summarise(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(FAILURES_INTERVAL) => {}
+            }
+            let summaries = self.sampler().summaries(Instant::now());
+            for (address, times) in summaries {
+                match address {
+                    Some(address) => warn!(client = %address, times, "more logins were refused"),
+                    None => warn!(times, "more logins were refused, from other addresses"),
+                }
+            }
+        }
+    }
+
+    fn sampler(&self) -> MutexGuard<'_, Sampler<IpAddr>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

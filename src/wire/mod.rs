@@ -13,3 +13,4 @@ pub mod message;
 pub mod observe;
 pub mod sqlstate;
 pub mod startup;
+pub mod text;

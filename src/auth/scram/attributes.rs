@@ -34,16 +34,9 @@ impl<'a> Attributes<'a> {
         if !name.is_ascii_alphabetic() {
             return Err(Fault::NotAnAttribute);
         }
-        let value = match tail.iter().position(|&byte| byte == b',') {
-            Some(comma) => {
-                self.rest = Some(&tail[comma + 1..]);
-                &tail[..comma]
-            }
-            None => {
-                self.rest = None;
-                tail
-            }
-        };
+        let comma = tail.iter().position(|&byte| byte == b',');
+        let value = &tail[..comma.unwrap_or(tail.len())];
+        self.rest = comma.map(|at| &tail[at + 1..]);
         Ok((*name, value))
     }
 

@@ -1,7 +1,7 @@
 //! The router as the client of an exchange: logs into a server, with a password or with a client's own key.
 //!
 //! [`ClientExchange::new`] → [`ClientExchange::first`] → [`AwaitServerFirst::server_first`] →
-//! [`AwaitServerFinal::server_final`] → [`ServerProven`]. AuthenticationOk must not be believed without that value:
+//! [`AwaitServerFinal::server_final`] → [`ServerProven`]. `AuthenticationOk` must not be believed without that value:
 //! it is the server's proof that it knows the verifier.
 
 use std::num::NonZeroU32;
@@ -47,7 +47,7 @@ impl ClientExchange {
         Self { secret, nonce, bare }
     }
 
-    /// The data of SASLInitialResponse, for [`super::MECHANISM`].
+    /// The data of `SASLInitialResponse`, for [`super::MECHANISM`].
     pub fn first(self) -> (AwaitServerFirst, Vec<u8>) {
         let mut message = b"n,,".to_vec();
         message.extend_from_slice(&self.bare);
@@ -62,7 +62,7 @@ pub struct AwaitServerFirst {
 }
 
 impl AwaitServerFirst {
-    /// Takes the data of AuthenticationSASLContinue, returns the data of SASLResponse. With a password this computes
+    /// Takes the data of `AuthenticationSASLContinue`, returns the data of `SASLResponse`. With a password this computes
     /// up to [`MAX_ITERATIONS`] rounds.
     pub fn server_first(self, data: &[u8]) -> Result<(AwaitServerFinal, Vec<u8>), ServerScramFault> {
         let ClientExchange { secret, nonce, bare } = self.exchange;
@@ -98,7 +98,7 @@ impl AwaitServerFirst {
             signature: hmac_sha256(&*keys.server_key, &message),
         };
         response.extend_from_slice(b",p=");
-        response.extend_from_slice(BASE64.encode(&*proof).as_bytes());
+        response.extend_from_slice(BASE64.encode(*proof).as_bytes());
         Ok((next, response))
     }
 }
@@ -110,7 +110,7 @@ pub struct AwaitServerFinal {
 }
 
 impl AwaitServerFinal {
-    /// Takes the data of AuthenticationSASLFinal.
+    /// Takes the data of `AuthenticationSASLFinal`.
     pub fn server_final(self, data: &[u8]) -> Result<ServerProven, ServerScramFault> {
         check_bounds(data)?;
         let mut attributes = Attributes::new(data);

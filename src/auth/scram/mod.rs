@@ -201,7 +201,8 @@ impl std::fmt::Debug for MockSecret {
     }
 }
 
-/// The keys of RFC 5802, section 3.
+/// The keys of RFC 5802, section 3, by their names there.
+#[allow(clippy::struct_field_names)]
 struct Keys {
     client_key: Zeroizing<[u8; 32]>,
     stored_key: Zeroizing<[u8; 32]>,

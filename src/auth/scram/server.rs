@@ -49,7 +49,7 @@ pub struct AwaitFirst {
 }
 
 impl AwaitFirst {
-    /// Takes SASLInitialResponse's mechanism and data, returns the data of AuthenticationSASLContinue. A client that
+    /// Takes `SASLInitialResponse`'s mechanism and data, returns the data of `AuthenticationSASLContinue`. A client that
     /// sends no data with its choice is sent an empty continuation, and its next message is passed in here.
     pub fn client_first(self, mechanism: &[u8], data: &[u8]) -> Result<(AwaitFinal, Vec<u8>), ScramFault> {
         if mechanism != MECHANISM.as_bytes() {
@@ -99,7 +99,7 @@ pub struct AwaitFinal {
 }
 
 impl AwaitFinal {
-    /// Takes SASLResponse's data; returns the data of AuthenticationSASLFinal and the client's key.
+    /// Takes `SASLResponse`'s data; returns the data of `AuthenticationSASLFinal` and the client's key.
     pub fn client_final(self, data: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramFault> {
         check_bounds(data)?;
         let mut attributes = Attributes::new(data);
@@ -133,7 +133,7 @@ impl AwaitFinal {
         if !(same(&*sha256(&*key), &self.verifier.stored_key) & self.known) {
             return Err(ScramFault::Proof);
         }
-        let server_final = format!("v={}", BASE64.encode(&*server_signature)).into_bytes();
+        let server_final = format!("v={}", BASE64.encode(*server_signature)).into_bytes();
         Ok((
             server_final,
             ClientKey {

@@ -82,7 +82,7 @@ fn agrees_with_rfc_7677_on_both_sides() {
     client.server_final(&server_final).unwrap();
 }
 
-/// Passwords and what PostgreSQL 15.20 made of them: plain, with SASLprep at work, prohibited (a bell), and with a
+/// Passwords and what PostgreSQL 15.20 made of them: plain, with `SASLprep` at work, prohibited (a bell), and with a
 /// direction that changes.
 #[test]
 fn verifiers_are_those_of_postgresql() {

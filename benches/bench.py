@@ -1,0 +1,355 @@
+#!/usr/bin/python3
+"""Side-by-side benchmark: direct, a bare epoll forwarder, HAProxy (TCP), PgBouncer (session), Trunkline in clear and
+in TLS, against one PostgreSQL on loopback.
+
+Every round runs every target once, in turn, so that a drift of the machine hits all of them alike; figures are the
+median over the rounds with the lowest and highest. CPU is the process's own (all threads), from the scheduler's
+nanosecond counters, per transaction. Memory is PSS per idle client, before and after one 256 KiB answer.
+
+Run it through `make bench`, which installs what it needs and builds the release binary."""
+
+import argparse
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PG_BIN = Path("/usr/lib/postgresql/15/bin")
+HOST = "127.0.0.1"
+PG_PORT, FWD_PORT, HAP_PORT, BOUNCER_PORT, TL_PORT, TL_RO_PORT, TL_HTTP_PORT = range(47432, 47439)
+USER, PASSWORD, DATABASE = "app", "app", "app"
+
+SELECT = "\\set aid random(1, 100000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
+ROWS = "\\set aid random(1, 90000)\nSELECT aid, bid, abalance, filler FROM pgbench_accounts WHERE aid BETWEEN :aid AND :aid + 99;\n"
+BULK = "SELECT value FROM bulk;\n"
+
+WORKLOADS = {
+    # name: (script, clients, threads, protocol, pgbench extra)
+    "select-1": (SELECT, 1, 1, "prepared", []),
+    "select-16": (SELECT, 16, 2, "prepared", []),
+    "rows100-16": (ROWS, 16, 2, "prepared", []),
+    "bulk10MB-2": (BULK, 2, 2, "simple", []),
+    "connect-4": (SELECT, 4, 2, "simple", ["-C"]),
+}
+
+
+class Bench:
+    def __init__(self, args):
+        self.args = args
+        self.dir = Path(tempfile.mkdtemp(prefix="trunkline-bench-"))
+        self.dir.chmod(0o755)
+        self.children = []
+        self.pids = {}
+        self.as_root = os.geteuid() == 0
+
+    def unprivileged(self, command):
+        return ["runuser", "-u", "postgres", "--", *command] if self.as_root else command
+
+    def start(self, name, command, port, unprivileged=False, **kwargs):
+        log = open(self.dir / f"{name}.log", "ab")
+        if unprivileged:
+            command = self.unprivileged(command)
+        child = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, cwd=self.dir, **kwargs)
+        self.children.append(child)
+        deadline = time.monotonic() + 30
+        while True:
+            if child.poll() is not None:
+                sys.exit(f"{name} ended at once:\n{(self.dir / f'{name}.log').read_text()[-2000:]}")
+            try:
+                socket.create_connection((HOST, port), 1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    sys.exit(f"{name} does not listen on {port}")
+                time.sleep(0.05)
+        self.pids[name] = tree(child.pid)
+        return child
+
+    def psql(self, port, sql, user=USER, password=PASSWORD, database=DATABASE, sslmode="disable"):
+        return subprocess.run(
+            ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", f"host={HOST} port={port} user={user} dbname={database} sslmode={sslmode}"],
+            input=sql, text=True, check=True, capture_output=True, env={**os.environ, "PGPASSWORD": password},
+        ).stdout.strip()
+
+    def postgres(self):
+        data = self.dir / "data"
+        data.mkdir(mode=0o700)
+        pwfile = self.dir / "pwfile"
+        pwfile.write_text("postgres\n")
+        if self.as_root:
+            entry = pwd.getpwnam("postgres")
+            for path in (data, pwfile, self.dir):
+                os.chown(path, entry.pw_uid, entry.pw_gid)
+        subprocess.run(
+            self.unprivileged([str(PG_BIN / "initdb"), "-D", str(data), "-U", "postgres", "--auth=scram-sha-256",
+                               f"--pwfile={pwfile}", "--no-sync", "-E", "UTF8", "--no-locale"]),
+            check=True, stdout=subprocess.DEVNULL)
+        self.start("postgres", [PG_BIN / "postgres", "-D", data, "-p", PG_PORT, "-k", self.dir, "-h", HOST,
+                                "-c", "fsync=off", "-c", "max_connections=1200", "-c", "shared_buffers=256MB",
+                                "-c", "logging_collector=off", "-c", "log_min_messages=fatal"], PG_PORT, True)
+        self.wait_sql(PG_PORT, "postgres", "postgres", "postgres")
+        self.psql(PG_PORT, f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'; CREATE DATABASE {DATABASE} OWNER {USER}", "postgres", "postgres", "postgres")
+        subprocess.run(["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-v", "password=trunkline", "-f", ROOT / "config/service-account.sql",
+                        f"host={HOST} port={PG_PORT} user=postgres dbname=postgres"],
+                       check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PGPASSWORD": "postgres"})
+        subprocess.run([PG_BIN / "pgbench", "-i", "-q", "-h", HOST, "-p", str(PG_PORT), "-U", USER, DATABASE],
+                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PGPASSWORD": PASSWORD})
+        self.psql(PG_PORT, "CREATE TABLE bulk AS SELECT repeat('x', 10 * 1024 * 1024) AS value; VACUUM ANALYZE bulk")
+
+    def wait_sql(self, port, user=USER, password=PASSWORD, database=DATABASE):
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return self.psql(port, "SELECT 1", user, password, database)
+            except subprocess.CalledProcessError as error:
+                if time.monotonic() > deadline:
+                    sys.exit(f"port {port} does not serve: {error.stderr}")
+                time.sleep(0.2)
+
+    def forwarder(self):
+        binary = self.dir / "forwarder"
+        subprocess.run(["cc", "-O2", "-o", binary, ROOT / "benches/forwarder.c"], check=True)
+        self.start("forwarder", [binary, FWD_PORT, HOST, PG_PORT], FWD_PORT)
+
+    def haproxy(self):
+        conf = self.dir / "haproxy.cfg"
+        conf.write_text(f"""global
+    maxconn 4000
+defaults
+    mode tcp
+    timeout connect 4s
+    timeout client 30m
+    timeout server 30m
+listen bench
+    bind {HOST}:{HAP_PORT}
+    server pg {HOST}:{PG_PORT}
+""")
+        self.start("haproxy", ["haproxy", "-db", "-f", conf], HAP_PORT)
+
+    def pgbouncer(self):
+        users = self.dir / "userlist.txt"
+        verifier = self.psql(PG_PORT, f"SELECT rolpassword FROM pg_authid WHERE rolname = '{USER}'", "postgres", "postgres", "postgres")
+        users.write_text(f'"{USER}" "{verifier}"\n')
+        conf = self.dir / "pgbouncer.ini"
+        conf.write_text(f"""[databases]
+* = host={HOST} port={PG_PORT}
+[pgbouncer]
+listen_addr = {HOST}
+listen_port = {BOUNCER_PORT}
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = {users}
+pool_mode = session
+max_client_conn = 4000
+default_pool_size = 1100
+logfile = {self.dir}/pgbouncer-own.log
+pidfile =
+log_connections = 0
+log_disconnections = 0
+""")
+        for path in (users, conf):
+            path.chmod(0o644)
+        self.start("pgbouncer", ["pgbouncer", conf], BOUNCER_PORT, unprivileged=True)
+
+    def trunkline(self):
+        subprocess.run([ROOT / "certs/make-certs", self.dir / "certs"], check=True, stdout=subprocess.DEVNULL)
+        secret = self.dir / "service-password"
+        secret.write_text("trunkline\n")
+        secret.chmod(0o600)
+        certs = self.dir / "certs"
+        conf = self.dir / "trunkline.yaml"
+        conf.write_text(f"""clusters:
+  bench:
+    servers: [{{name: pg, host: {HOST}, port: {PG_PORT}}}]
+    service_account: {{user: trunkline, password_file: {secret}}}
+    server_tls: {{sslmode: disable}}
+tls:
+  certificates: [{{cert_file: {certs}/server.crt, key_file: {certs}/server.key}}]
+limits: {{max_clients: 4000}}
+log: {{level: warn}}
+listeners:
+  - {{name: rw, address: "{HOST}:{TL_PORT}", route: read-write}}
+http: {{address: "{HOST}:{TL_HTTP_PORT}"}}
+""")
+        self.start("trunkline", [ROOT / "target/release/trunkline", "run", "-c", conf], TL_PORT)
+        self.wait_sql(TL_PORT)
+
+    def run_round(self, workload, port, sslmode):
+        script, clients, threads, protocol, extra = WORKLOADS[workload]
+        path = self.dir / f"{workload}.sql"
+        path.write_text(script)
+        out = subprocess.run(
+            [PG_BIN / "pgbench", "-n", "-f", path, "-M", protocol, "-c", str(clients), "-j", str(threads), "-T", str(self.args.seconds),
+             *extra, f"host={HOST} port={port} user={USER} dbname={DATABASE} sslmode={sslmode}"],
+            text=True, capture_output=True, env={**os.environ, "PGPASSWORD": PASSWORD})
+        if out.returncode:
+            sys.exit(f"pgbench against port {port} failed: {out.stderr}")
+        transactions = int(re.search(r"actually processed: (\d+)", out.stdout)[1])
+        tps = float(re.search(r"tps = ([\d.]+)", out.stdout)[1])
+        return tps, transactions
+
+    def memory(self, name, port, sslmode, clients):
+        """PSS per idle client in KiB: after login, and after each has had one 256 KiB answer."""
+        before = pss(self.pids[name])
+        sessions = [Session(port, sslmode) for _ in range(clients)]
+        time.sleep(1)
+        idle = (pss(self.pids[name]) - before) / clients
+        for session in sessions:
+            session.query("SELECT repeat('x', 262144)")
+        time.sleep(1)
+        after = (pss(self.pids[name]) - before) / clients
+        for session in sessions:
+            session.close()
+        return idle, after
+
+    def stop(self):
+        for child in reversed(self.children):
+            if child.poll() is None:
+                for pid in reversed(tree(child.pid)):
+                    try:
+                        os.kill(pid, signal.SIGINT if "postgres" in comm(pid) else signal.SIGTERM)
+                    except ProcessLookupError:
+                        pass
+        for child in self.children:
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+
+class Session:
+    """One psql that stays: real SCRAM and TLS, at the cost of a process."""
+
+    def __init__(self, port, sslmode):
+        self.child = subprocess.Popen(
+            ["psql", "-XAtq", f"host={HOST} port={port} user={USER} dbname={DATABASE} sslmode={sslmode}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PGPASSWORD": PASSWORD})
+        self.query("SELECT 1")
+
+    def query(self, sql):
+        self.child.stdin.write(sql + ";\n")
+        self.child.stdin.flush()
+        return self.child.stdout.readline()
+
+    def close(self):
+        self.child.stdin.close()
+        self.child.wait(10)
+
+
+def comm(pid):
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
+
+
+def tree(pid):
+    pids = [pid]
+    for parent in pids:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                pids += [int(child) for child in task.read_text().split()]
+            except OSError:
+                pass
+    return pids
+
+
+def cpu_ns(pids):
+    total = 0
+    for pid in pids:
+        for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            try:
+                total += int(stat.read_text().split()[0])
+            except OSError:
+                pass
+    return total
+
+
+def pss(pids):
+    total = 0
+    for pid in pids:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])
+    return total
+
+
+def spread(values, digits=0):
+    middle = statistics.median(values)
+    return f"{middle:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=3, help="length of one run")
+    parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--targets", nargs="*")
+    parser.add_argument("--idle-clients", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    bench = Bench(args)
+    try:
+        bench.postgres()
+        bench.forwarder()
+        bench.haproxy()
+        bench.pgbouncer()
+        bench.trunkline()
+        targets = {
+            "direct": (PG_PORT, "disable", None),
+            "forwarder": (FWD_PORT, "disable", "forwarder"),
+            "haproxy": (HAP_PORT, "disable", "haproxy"),
+            "pgbouncer": (BOUNCER_PORT, "disable", "pgbouncer"),
+            "trunkline": (TL_PORT, "disable", "trunkline"),
+            "trunkline-tls": (TL_PORT, "require", "trunkline"),
+        }
+        if args.targets:
+            targets = {name: value for name, value in targets.items() if name in args.targets or name == "direct"}
+        report = {"machine": f"{os.cpu_count()} cores, {os.uname().release}", "workloads": {}}
+        for workload in args.workloads:
+            figures = {name: {"tps": [], "ratio": [], "cpu_us": []} for name in targets}
+            for _ in range(args.rounds):
+                direct = None
+                for name, (port, sslmode, process) in targets.items():
+                    pids = bench.pids.get(process, [])
+                    before = cpu_ns(pids)
+                    tps, transactions = bench.run_round(workload, port, sslmode)
+                    used = cpu_ns(pids) - before
+                    direct = tps if name == "direct" else direct
+                    figures[name]["tps"].append(tps)
+                    figures[name]["ratio"].append(tps / direct)
+                    if process:
+                        figures[name]["cpu_us"].append(used / 1000 / max(transactions, 1))
+            report["workloads"][workload] = figures
+            print(f"\n### {workload}: {args.rounds} rounds of {args.seconds} s, median (lowest–highest)\n")
+            print("| target | tps | ratio to direct | own CPU µs per transaction |\n|---|---|---|---|")
+            for name, values in figures.items():
+                cpu = spread(values["cpu_us"], 1) if values["cpu_us"] else "–"
+                print(f"| {name} | {spread(values['tps'], 1)} | {spread(values['ratio'], 3)} | {cpu} |", flush=True)
+        if args.idle_clients:
+            print(f"\n### Memory: PSS per idle client, KiB, {args.idle_clients} clients\n")
+            print("| target | after login | after one 256 KiB answer |\n|---|---|---|")
+            report["memory"] = {}
+            for name, (port, sslmode, process) in targets.items():
+                if process:
+                    idle, after = bench.memory(process, port, sslmode, args.idle_clients)
+                    report["memory"][name] = [idle, after]
+                    print(f"| {name} | {idle:.1f} | {after:.1f} |", flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1))
+    finally:
+        bench.stop()
+
+
+if __name__ == "__main__":
+    main()

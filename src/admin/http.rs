@@ -1,0 +1,95 @@
+//! The HTTP side: paths, statuses and headers are in `docs/http.md`.
+//!
+//! Requests never wait: they read snapshots. The listener runs on a thread and runtime of its own.
+
+mod answer;
+#[cfg(test)]
+pub(super) mod fixture;
+mod node;
+mod patroni;
+mod router;
+mod serve;
+mod stream;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod wire_tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::thread;
+
+use tokio_util::sync::CancellationToken;
+
+pub use self::serve::Bounds;
+use super::handles::Handles;
+use crate::config::{self, BindAddress};
+
+/// Why the room could not start. `Display` is the sentence the operator sees.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error("cannot listen for HTTP on {address}: {source}")]
+    Listen { address: BindAddress, source: io::Error },
+    #[error("cannot start the thread that answers HTTP: {0}")]
+    Thread(io::Error),
+}
+
+/// The running thread. Ends after the token it was started with is cancelled, within about a second.
+#[derive(Debug)]
+pub struct AdminThread {
+    address: SocketAddr,
+    thread: thread::JoinHandle<()>,
+}
+
+impl AdminThread {
+    /// Where it listens: the port chosen, where the configured one was 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits for the end of the thread; call it after cancelling the token, and not on a runtime's thread.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that answers HTTP panicked");
+        }
+    }
+}
+
+/// Listens, then answers on a thread named `admin` with a runtime of its own until `shutdown`.
+///
+/// # Errors
+/// The port is in use or may not be used, or there is no room for another thread; nothing runs then.
+pub fn spawn_thread(
+    config: &config::Http,
+    handles: Handles,
+    shutdown: CancellationToken,
+) -> Result<AdminThread, AdminError> {
+    spawn_thread_with(config, handles, shutdown, Bounds::default())
+}
+
+/// As [`spawn_thread`], with other bounds than the default ones.
+///
+/// # Errors
+/// As [`spawn_thread`].
+pub fn spawn_thread_with(
+    config: &config::Http,
+    handles: Handles,
+    shutdown: CancellationToken,
+    bounds: Bounds,
+) -> Result<AdminThread, AdminError> {
+    let listen_error = |source| AdminError::Listen { address: config.address.clone(), source };
+    let listener = serve::bind(&config.address).map_err(listen_error)?;
+    let address = listener.local_addr().map_err(listen_error)?;
+    let tls = config.tls.clone();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Thread)?;
+    let listener = {
+        let _guard = runtime.enter();
+        tokio::net::TcpListener::from_std(listener).map_err(listen_error)?
+    };
+    let thread = thread::Builder::new()
+        .name("admin".into())
+        .spawn(move || runtime.block_on(serve::serve(listener, tls, handles, shutdown, bounds)))
+        .map_err(AdminError::Thread)?;
+    Ok(AdminThread { address, thread })
+}

@@ -1,0 +1,117 @@
+//! One answer: a status, a small body, and the details in headers.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::super::fitness::Verdict;
+
+/// Why the answer is no. Not in the body: HAProxy looks for `true` anywhere in a body.
+pub(super) const REASON: HeaderName = HeaderName::from_static("x-trunkline-reason");
+/// The member the answer is about.
+pub(super) const MEMBER: HeaderName = HeaderName::from_static("x-trunkline-member");
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+/// Longest header value made of text from outside.
+const MAX_HEADER: usize = 256;
+
+#[derive(Debug)]
+pub(super) struct Answer {
+    status: StatusCode,
+    content_type: &'static str,
+    body: Cow<'static, str>,
+    reason: Option<String>,
+    member: Option<String>,
+}
+
+impl Answer {
+    /// 200 `true`, or 503 `false` with the reason in a header.
+    pub(super) fn boolean(verdict: Verdict) -> Self {
+        match verdict {
+            Ok(()) => Self::text(StatusCode::OK, "true"),
+            Err(reason) => Self::text(StatusCode::SERVICE_UNAVAILABLE, "false").because(reason),
+        }
+    }
+
+    pub(super) fn text(status: StatusCode, body: &'static str) -> Self {
+        Self { status, content_type: TEXT, body: body.into(), reason: None, member: None }
+    }
+
+    pub(super) fn json(status: StatusCode, value: &serde_json::Value) -> Self {
+        Self { status, content_type: JSON, body: value.to_string().into(), reason: None, member: None }
+    }
+
+    pub(super) fn exposition(text: String) -> Self {
+        let content_type = super::super::metrics::CONTENT_TYPE;
+        Self { status: StatusCode::OK, content_type, body: text.into(), reason: None, member: None }
+    }
+
+    /// 404; the hint is the body too, so it must be a constant without the word balancers look for.
+    pub(super) fn not_found(hint: &'static str) -> Self {
+        Self::text(StatusCode::NOT_FOUND, hint).because(hint)
+    }
+
+    pub(super) fn because(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    pub(super) fn about(mut self, member: &str) -> Self {
+        self.member = Some(member.to_owned());
+        self
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, self.body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(reason) = self.reason {
+            headers.insert(REASON, visible(&reason));
+        }
+        if let Some(member) = self.member {
+            headers.insert(MEMBER, visible(&member));
+        }
+        response
+    }
+}
+
+/// Text as a header value: visible ASCII and spaces stay, the rest is escaped; bounded.
+pub(super) fn visible(text: &str) -> HeaderValue {
+    let mut value = String::new();
+    for c in text.chars() {
+        let mark = value.len();
+        if c == ' ' || c.is_ascii_graphic() {
+            value.push(c);
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(value, "{}", c.escape_default());
+        }
+        if value.len() > MAX_HEADER {
+            value.truncate(mark);
+            break;
+        }
+    }
+    HeaderValue::try_from(value).expect("visible ASCII and spaces are a header value")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_becomes_a_bounded_visible_header(text in any::<String>()) {
+            let value = visible(&text);
+            prop_assert!(value.len() <= MAX_HEADER);
+            prop_assert!(value.as_bytes().iter().all(|b| *b == b' ' || b.is_ascii_graphic()));
+        }
+    }
+}

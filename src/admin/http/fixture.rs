@@ -1,0 +1,126 @@
+//! Hand-built snapshots.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use super::super::handles::{ClusterView, Handles, Readiness};
+use super::super::local::{Local, initial};
+use super::super::metrics::Metrics;
+use super::router::App;
+use crate::cluster::snapshot::*;
+use crate::config::LocalMember;
+
+pub(in crate::admin) fn snapshot() -> Snapshot {
+    Snapshot {
+        cluster: "main".into(),
+        version: 1,
+        members: Vec::new(),
+        leader: Leader::None(NoLeader::NotYetKnown),
+        source: SourceStatus { reachable: true, error: None },
+        system_identifier: Some(7),
+        paused: false,
+    }
+}
+
+/// A streaming replica, up and fit, 100 bytes behind position 1000.
+pub(in crate::admin) fn member(name: &str) -> Member {
+    Member {
+        name: MemberName::new(name),
+        host: format!("{name}.example"),
+        port: 5432,
+        role: Role::Replica,
+        state: "streaming".into(),
+        timeline: Some(3),
+        lag: Some(0),
+        tags: std::collections::BTreeMap::new(),
+        health: Health {
+            up: true,
+            streak: 2,
+            last_probe: None,
+            error: None,
+            facts: Some(ProbeFacts {
+                in_recovery: true,
+                system_identifier: 7,
+                timeline: 3,
+                position: 900,
+                streaming: true,
+                server_version: 150_020,
+                latency: Duration::from_millis(1),
+                address: None,
+            }),
+        },
+        admin: AdminState::Ready,
+        weight: 1,
+        zone: None,
+    }
+}
+
+pub(super) fn facts(member: &mut Member) -> &mut ProbeFacts {
+    member.health.facts.as_mut().unwrap()
+}
+
+pub(super) fn primary(name: &str) -> Member {
+    let mut primary = member(name);
+    primary.role = Role::Leader;
+    primary.state = "running".into();
+    primary.lag = None;
+    let facts = facts(&mut primary);
+    (facts.in_recovery, facts.position, facts.streaming) = (false, 1000, false);
+    primary
+}
+
+pub(super) fn down(mut member: Member) -> Member {
+    member.health.up = false;
+    member.health.facts = None;
+    member.health.error = Some("connection refused".into());
+    member
+}
+
+/// These members, the first of them the verified leader.
+pub(super) fn led(members: Vec<Member>) -> Snapshot {
+    let leader = Leader::Verified {
+        member: members[0].name.clone(),
+        timeline: 3,
+        named_by: NamedBy::LeaderKey,
+    };
+    Snapshot { members, leader, ..snapshot() }
+}
+
+pub(super) fn leaderless(members: Vec<Member>, why: NoLeader) -> Snapshot {
+    Snapshot { members, leader: Leader::None(why), ..snapshot() }
+}
+
+pub(in crate::admin) fn view(snapshot: Snapshot, local_member: LocalMember) -> ClusterView {
+    ClusterView {
+        name: Arc::clone(&snapshot.cluster),
+        snapshot: watch::channel(Arc::new(snapshot)).1,
+        local_member,
+        dbname: "postgres".into(),
+        serves_read_write: true,
+        serves_read_only: true,
+        holds_read_write: false,
+        look_again: Arc::new(|| {}),
+    }
+}
+
+/// Accepting, with a registry of its own.
+pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let readiness = Arc::new(Readiness::new());
+    readiness.accepting();
+    Handles { clusters, readiness, registry: Arc::new(registry), metrics }
+}
+
+pub(super) fn app(handles: Handles) -> Arc<App> {
+    let locals: Vec<watch::Receiver<Local>> =
+        handles.clusters.iter().map(|view| watch::channel(initial(&view.local_member)).1).collect();
+    Arc::new(App { handles, locals })
+}
+
+pub(super) fn named(name: &str) -> LocalMember {
+    LocalMember::Name(name.into())
+}

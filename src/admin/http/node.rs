@@ -1,0 +1,151 @@
+//! `/connection`, `/node` and `/group`: the paths of EDB's Connection Manager.
+//!
+//! No body of the first two contains `true` unless that is the answer: names and reasons go into headers.
+
+use axum::http::{StatusCode, Uri};
+use serde_json::{Value, json};
+
+use super::super::fitness::{self, Verdict};
+use super::super::handles::{ClusterView, Phase};
+use super::answer::Answer;
+use super::router::{App, Params, Subject};
+use crate::cluster::snapshot::{Member, MemberName, Snapshot};
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Question {
+    ReadWrite,
+    ReadOnly,
+}
+
+impl Question {
+    fn ask(self, snapshot: &Snapshot, member: &Member) -> Verdict {
+        match self {
+            Self::ReadWrite => fitness::is_leader(snapshot, member),
+            Self::ReadOnly => fitness::is_fit_replica(snapshot, member),
+        }
+    }
+}
+
+/// `/node/is-read-write`, `/node/is-read-only`.
+pub(super) fn local(app: &App, uri: &Uri, question: Question) -> Answer {
+    let (index, view) = match app.cluster(&Params::of(uri)) {
+        Ok(found) => found,
+        Err(answer) => return answer,
+    };
+    let snapshot = view.snapshot.borrow().clone();
+    match app.local(index, &snapshot) {
+        Subject::Member(member) => {
+            Answer::boolean(question.ask(&snapshot, member)).about(member.name.as_str())
+        }
+        Subject::NotYet(why) => Answer::boolean(Err(why.into())),
+        Subject::Missing(hint) => Answer::not_found(hint),
+    }
+}
+
+/// `/node/NAME/…`; `name` is `None` where it is not UTF-8, and then no member's.
+pub(super) fn named(app: &App, uri: &Uri, name: Option<&str>, question: Question) -> Answer {
+    let (_, view) = match app.cluster(&Params::of(uri)) {
+        Ok(found) => found,
+        Err(answer) => return answer,
+    };
+    let snapshot = view.snapshot.borrow().clone();
+    match name.and_then(|name| snapshot.member(&MemberName::new(name))) {
+        Some(member) => Answer::boolean(question.ask(&snapshot, member)).about(member.name.as_str()),
+        None if snapshot.members.is_empty() => Answer::boolean(Err("no members are known yet".into())),
+        None => Answer::not_found("the cluster has no member of this name"),
+    }
+}
+
+pub(super) fn is_ready(app: &App, uri: &Uri) -> Answer {
+    readiness(app, uri, |view, strict| {
+        read_write(view, strict).or_else(|rw| read_only(view).map_err(|ro| format!("{rw}; {ro}")))
+    })
+}
+
+pub(super) fn is_ready_rw(app: &App, uri: &Uri) -> Answer {
+    readiness(app, uri, read_write)
+}
+
+pub(super) fn is_ready_ro(app: &App, uri: &Uri) -> Answer {
+    readiness(app, uri, |view, _| read_only(view))
+}
+
+fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> Verdict) -> Answer {
+    let params = Params::of(uri);
+    let view = match app.cluster(&params) {
+        Ok((_, view)) => view,
+        Err(answer) => return answer,
+    };
+    Answer::boolean(match app.handles.readiness.phase() {
+        Phase::Starting => Err("the listeners are not ready yet".into()),
+        Phase::Draining => Err("the router is shutting down".into()),
+        Phase::Accepting => ready(view, params.is_set("strict")),
+    })
+}
+
+/// Can a read-write session be served, or, unless `strict`, held until it can?
+fn read_write(view: &ClusterView, strict: bool) -> Verdict {
+    if !view.serves_read_write {
+        return Err("no listener has a read-write route to this cluster".into());
+    }
+    match fitness::leader(&view.snapshot.borrow()) {
+        Ok(_) => Ok(()),
+        Err(_) if view.holds_read_write && !strict => Ok(()),
+        Err(why) => Err(format!("no leader: {why}")),
+    }
+}
+
+fn read_only(view: &ClusterView) -> Verdict {
+    if !view.serves_read_only {
+        return Err("no listener has a read-only route to this cluster".into());
+    }
+    match fitness::fit_replicas(&view.snapshot.borrow()).next() {
+        Some(_) => Ok(()),
+        None => Err("no replica is fit to read from".into()),
+    }
+}
+
+/// `/group/read-write-info`: the verified leader, or an empty array.
+pub(super) fn read_write_info(app: &App, uri: &Uri) -> Answer {
+    info(app, uri, |snapshot| fitness::leader(snapshot).into_iter().collect())
+}
+
+/// `/group/read-only-info`: the fit replicas by name.
+pub(super) fn read_only_info(app: &App, uri: &Uri) -> Answer {
+    info(app, uri, |snapshot| fitness::fit_replicas(snapshot).collect())
+}
+
+fn info(app: &App, uri: &Uri, pick: impl Fn(&Snapshot) -> Vec<&Member>) -> Answer {
+    let view = match app.cluster(&Params::of(uri)) {
+        Ok((_, view)) => view,
+        Err(answer) => return answer,
+    };
+    let snapshot = view.snapshot.borrow().clone();
+    let members: Vec<Value> =
+        pick(&snapshot).into_iter().map(|member| entry(view, &snapshot, member)).collect();
+    Answer::json(StatusCode::OK, &Value::Array(members))
+}
+
+fn entry(view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
+    let is_leader = fitness::is_leader(snapshot, member).is_ok();
+    json!({
+        "id": stable_id(&member.name),
+        "name": member.name.as_str(),
+        "host": member.host,
+        "port": member.port,
+        "dbname": view.dbname,
+        "role": if is_leader { "leader" } else { "replica" },
+        "timeline": member.health.facts.as_ref().map(|facts| facts.timeline),
+        "lag": if is_leader { None } else { fitness::replay_lag(snapshot, member) },
+        "weight": member.weight,
+        "zone": member.zone.as_deref(),
+    })
+}
+
+/// The same for the same name, everywhere and for ever: the first four bytes of its SHA-256, big-endian, without
+/// the sign bit, and never 0.
+pub(super) fn stable_id(name: &MemberName) -> u32 {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, name.as_str().as_bytes());
+    let head: [u8; 4] = digest.as_ref()[..4].try_into().expect("SHA-256 has 32 bytes");
+    (u32::from_be_bytes(head) & 0x7fff_ffff).max(1)
+}

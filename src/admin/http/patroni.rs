@@ -1,0 +1,253 @@
+//! The paths of Patroni's REST interface (its documentation, chapter "Patroni REST API"), answered for the local
+//! member, and only with what our own probes confirm.
+//!
+//! Where we differ: a leader is one seen to accept writes, not one that holds a lock; lag is that of our probes; an
+//! unknown lag is not within a limit; members drained here or in maintenance are unfit.
+
+use axum::http::{StatusCode, Uri};
+use serde_json::{Value, json};
+
+use super::super::fitness::{self, Verdict};
+use super::answer::Answer;
+use super::router::{App, Params, Subject};
+use crate::cluster::snapshot::{Member, Role, Snapshot};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    Primary,
+    Leader,
+    StandbyLeader,
+    Replica,
+    ReadOnly,
+    Sync,
+    Quorum,
+    Async,
+    ReadOnlySync,
+    ReadOnlyQuorum,
+    Health,
+    Readiness,
+}
+
+pub(super) const PATHS: &[(&str, Check)] = &[
+    ("/", Check::Primary),
+    ("/primary", Check::Primary),
+    ("/master", Check::Primary),
+    ("/read-write", Check::Primary),
+    ("/leader", Check::Leader),
+    ("/standby-leader", Check::StandbyLeader),
+    ("/standby_leader", Check::StandbyLeader),
+    ("/replica", Check::Replica),
+    ("/read-only", Check::ReadOnly),
+    ("/sync", Check::Sync),
+    ("/synchronous", Check::Sync),
+    ("/quorum", Check::Quorum),
+    ("/async", Check::Async),
+    ("/asynchronous", Check::Async),
+    ("/read-only-sync", Check::ReadOnlySync),
+    ("/read-only-synchronous", Check::ReadOnlySync),
+    ("/read-only-quorum", Check::ReadOnlyQuorum),
+    ("/health", Check::Health),
+    ("/readiness", Check::Readiness),
+];
+
+/// Patroni's default of `maximum_lag_on_failover`, its default limit of `/readiness`.
+const READINESS_LAG: u64 = 1024 * 1024;
+
+pub(super) fn answer(app: &App, uri: &Uri, check: Check) -> Answer {
+    let params = Params::of(uri);
+    let (index, view) = match app.cluster(&params) {
+        Ok(found) => found,
+        Err(answer) => return answer,
+    };
+    let snapshot = view.snapshot.borrow().clone();
+    match app.local(index, &snapshot) {
+        Subject::Member(member) => {
+            let verdict = ask(&snapshot, member, check, &params);
+            let status = if verdict.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let answer = Answer::json(status, &document(&snapshot, member)).about(member.name.as_str());
+            match verdict {
+                Ok(()) => answer,
+                Err(reason) => answer.because(reason),
+            }
+        }
+        Subject::NotYet(why) => {
+            Answer::json(StatusCode::SERVICE_UNAVAILABLE, &json!({"state": "unknown"})).because(why)
+        }
+        Subject::Missing(hint) => Answer::json(StatusCode::NOT_FOUND, &json!({"error": hint})).because(hint),
+    }
+}
+
+/// `/liveness` is about this router: it runs if it answers.
+pub(super) fn liveness() -> Answer {
+    Answer::json(StatusCode::OK, &json!({"state": "running"}))
+}
+
+/// The answer to one check about one member. Pure.
+pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: Check, params: &Params) -> Verdict {
+    let leader = || {
+        fitness::is_leader(snapshot, member)
+            .or_else(|why| fitness::is_standby_leader(snapshot, member).map_err(|_| why))
+    };
+    let replica = || is_replica(snapshot, member, params);
+    let with_role = |role: &Role, name: &str| {
+        if member.role == *role { replica() } else { Err(format!("it is not a {name} standby")) }
+    };
+    let sync = || with_role(&Role::SyncStandby, "synchronous");
+    let quorum = || with_role(&Role::QuorumStandby, "quorum");
+    match check {
+        // Patroni ignores tags where it answers for a leader only.
+        Check::Primary => fitness::is_leader(snapshot, member),
+        Check::Leader => leader(),
+        Check::StandbyLeader => fitness::is_standby_leader(snapshot, member),
+        Check::Readiness => leader().or_else(|_| is_ready_replica(snapshot, member, params)),
+        Check::Replica => replica().and_then(|()| has_tags(member, params)),
+        Check::ReadOnly => leader().or_else(|_| replica()).and_then(|()| has_tags(member, params)),
+        Check::Sync => sync().and_then(|()| has_tags(member, params)),
+        Check::Quorum => quorum().and_then(|()| has_tags(member, params)),
+        Check::ReadOnlySync => leader().or_else(|_| sync()).and_then(|()| has_tags(member, params)),
+        Check::ReadOnlyQuorum => leader().or_else(|_| quorum()).and_then(|()| has_tags(member, params)),
+        Check::Async => match member.role {
+            Role::SyncStandby | Role::QuorumStandby => Err("it is a synchronous standby".into()),
+            _ => replica().and_then(|()| has_tags(member, params)),
+        },
+        Check::Health => fitness::is_up(member).and_then(|()| has_tags(member, params)),
+    }
+}
+
+fn is_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
+    fitness::is_replica(snapshot, member)?;
+    // What Patroni itself calls running: since 3.1 `/cluster` shows how a running replica replicates instead.
+    if !matches!(member.state.as_str(), "" | "running" | "streaming" | "in archive recovery") {
+        return Err(format!("its state is \"{}\"", member.state));
+    }
+    fitness::balanced(member)?;
+    if let Some(limit) = params.first("lag").and_then(bytes) {
+        within(fitness::replay_lag(snapshot, member), limit)?;
+    }
+    match params.first("replication_state") {
+        Some(wanted) if wanted != replication_state(member) => {
+            Err(format!("its replication state is \"{}\"", replication_state(member)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_ready_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
+    fitness::is_replica(snapshot, member)?;
+    if replication_state(member).is_empty() {
+        return Err("it does not replicate".into());
+    }
+    let limit = params.first("lag").and_then(bytes).unwrap_or(READINESS_LAG);
+    match params.first("mode") {
+        // What is received is known from Patroni only.
+        Some("write") => within(member.lag.or_else(|| fitness::replay_lag(snapshot, member)), limit),
+        _ => within(fitness::replay_lag(snapshot, member), limit),
+    }
+}
+
+/// Patroni's words; empty where neither our probe nor the source sees it replicate.
+fn replication_state(member: &Member) -> &str {
+    match &member.health.facts {
+        Some(facts) if facts.streaming => "streaming",
+        _ if member.state == "in archive recovery" => "in archive recovery",
+        _ => "",
+    }
+}
+
+fn within(lag: Option<u64>, limit: u64) -> Verdict {
+    match lag {
+        Some(lag) if lag <= limit => Ok(()),
+        Some(lag) => Err(format!("it is {lag} bytes behind, more than {limit}")),
+        None => Err("how far it is behind is not known".into()),
+    }
+}
+
+/// Every `tag_NAME=VALUE` is there; values that are not strings compare as Python prints them, in lower case.
+fn has_tags(member: &Member, params: &Params) -> Verdict {
+    for (key, wanted) in params.pairs() {
+        let Some(name) = key.strip_prefix("tag_") else { continue };
+        // The first value of a name counts.
+        let wanted = params.first(key).unwrap_or(wanted);
+        let value = match member.tags.get(name) {
+            None | Some(Value::Null) => return Err(format!("it does not have the tag {name}")),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string().to_lowercase(),
+        };
+        if value != wanted {
+            return Err(format!("its tag {name} has another value"));
+        }
+    }
+    Ok(())
+}
+
+/// A number of bytes as PostgreSQL and Patroni write it: `1048576`, `1024kB`, `10MB`, `1.5GB`. `None` for anything
+/// else, which Patroni, too, takes as no limit.
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit.trim_start() {
+        "" | "B" => 1,
+        "kB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        "TB" => 1 << 40,
+        _ => return None,
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return Some(whole.saturating_mul(factor));
+    }
+    let number: f64 = number.parse().ok()?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss,
+        reason = "no sign can be written, the cast saturates, and a limit with a fraction is not exact anyway")]
+    let bytes = (number * factor as f64).round() as u64;
+    Some(bytes)
+}
+
+/// A status document with Patroni's names for what we know.
+fn document(snapshot: &Snapshot, member: &Member) -> Value {
+    let facts = member.health.facts.as_ref();
+    let role = if fitness::is_leader(snapshot, member).is_ok() {
+        "primary"
+    } else if fitness::is_standby_leader(snapshot, member).is_ok() {
+        "standby_leader"
+    } else if facts.is_some_and(|facts| facts.in_recovery) {
+        "replica"
+    } else {
+        "unknown"
+    };
+    let state = match member.state.as_str() {
+        _ if member.health.up => "running",
+        "" | "running" | "streaming" => "unknown",
+        state => state,
+    };
+    let position = facts.map(|facts| {
+        if facts.in_recovery {
+            json!({"replayed_location": facts.position})
+        } else {
+            json!({"location": facts.position})
+        }
+    });
+    let mut document = json!({
+        "state": state,
+        "role": role,
+        "server_version": facts.map(|facts| facts.server_version),
+        "timeline": facts.map(|facts| facts.timeline),
+        "xlog": position,
+        "database_system_identifier": facts.map(|facts| facts.system_identifier.to_string()),
+        "patroni": {"name": member.name.as_str(), "scope": &*snapshot.cluster},
+    });
+    if let Value::Object(fields) = &mut document {
+        if member.role == Role::SyncStandby {
+            fields.insert("sync_standby".into(), true.into());
+        }
+        if member.role == Role::QuorumStandby {
+            fields.insert("quorum_standby".into(), true.into());
+        }
+        if snapshot.paused {
+            fields.insert("pause".into(), true.into());
+        }
+        fields.retain(|_, value| !value.is_null());
+    }
+    document
+}

@@ -1,0 +1,253 @@
+//! Accepting and serving connections, each wait and number bounded.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::super::handles::Handles;
+use super::super::local;
+use super::router::{App, router};
+use super::stream::WriteBound;
+use crate::config::BindAddress;
+
+/// What one caller, and all together, may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// From the start of a request, or of waiting for the next one, to the end of its headers.
+    pub header_timeout: Duration,
+    pub handshake_timeout: Duration,
+    /// Without any progress of an answer.
+    pub write_timeout: Duration,
+    /// Connections at once; one more is closed at once.
+    pub max_connections: usize,
+    /// For answers under way at the end.
+    pub grace: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(10),
+            max_connections: 512,
+            grace: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Request line and headers together; hyper's least is 8 KiB.
+const MAX_HEAD: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+const BACKLOG: i32 = 1024;
+
+/// A listening socket; `*` is dual-stack, or IPv4 where the host has no IPv6.
+pub(super) fn bind(address: &BindAddress) -> io::Result<std::net::TcpListener> {
+    match address {
+        BindAddress::Ip(address) => listen(*address, false),
+        BindAddress::Any { port } => match listen((Ipv6Addr::UNSPECIFIED, *port).into(), true) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                listen((Ipv4Addr::UNSPECIFIED, *port).into(), false)
+            }
+            result => result,
+        },
+    }
+}
+
+fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!dual_stack)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Answers until `shutdown`, then gives what is under way `bounds.grace`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    handles: Handles,
+    shutdown: CancellationToken,
+    bounds: Bounds,
+) {
+    let tasks = TaskTracker::new();
+    let stop = shutdown.child_token();
+    let mut locals = Vec::new();
+    for view in &handles.clusters {
+        let (sender, receiver) = watch::channel(local::initial(&view.local_member));
+        if view.local_member == crate::config::LocalMember::Auto {
+            tasks.spawn(local::follow(view.snapshot.clone(), sender, stop.clone()));
+        }
+        locals.push(receiver);
+    }
+    let metrics = handles.metrics.clone();
+    let server = Arc::new(Server {
+        router: router(Arc::new(App { handles, locals })),
+        tls: tls.map(TlsAcceptor::from),
+        bounds,
+        stop: stop.clone(),
+    });
+    let slots = Arc::new(Semaphore::new(bounds.max_connections.min(Semaphore::MAX_PERMITS)));
+    let mut backoff = Backoff::default();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => {
+                backoff = Backoff::default();
+                stream
+            }
+            Err(error) => {
+                if let Some(pause) = backoff.after(&error) {
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = sleep(pause) => {}
+                    }
+                }
+                continue;
+            }
+        };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            metrics.refused.inc();
+            continue;
+        };
+        let open = Open::new(&metrics.connections);
+        let server = Arc::clone(&server);
+        tasks.spawn(async move {
+            server.connection(stream).await;
+            drop((slot, open));
+        });
+    }
+    drop(listener);
+    tasks.close();
+    // What does not end in time ends with the runtime.
+    let _ = timeout(bounds.grace, tasks.wait()).await;
+}
+
+struct Server {
+    router: Router,
+    tls: Option<TlsAcceptor>,
+    bounds: Bounds,
+    stop: CancellationToken,
+}
+
+impl Server {
+    async fn connection(&self, stream: TcpStream) {
+        // Best effort: without it an answer is only later.
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = &self.tls else {
+            return self.requests(stream).await;
+        };
+        let handshake = tokio::select! {
+            () = self.stop.cancelled() => return,
+            handshake = timeout(self.bounds.handshake_timeout, tls.accept(stream)) => handshake,
+        };
+        match handshake {
+            Ok(Ok(stream)) => self.requests(stream).await,
+            Ok(Err(error)) => tracing::debug!(%error, "HTTP: TLS handshake failed"),
+            Err(_) => tracing::debug!("HTTP: TLS handshake timed out"),
+        }
+    }
+
+    async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S) {
+        let stream = TokioIo::new(WriteBound::new(stream, self.bounds.write_timeout));
+        let service = TowerToHyperService::new(self.router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.bounds.header_timeout)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
+            .serve_connection(stream, service);
+        let mut connection = std::pin::pin!(connection);
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = self.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            // Balancers hang up in the middle of an answer all day.
+            tracing::debug!(%error, "HTTP: connection ended");
+        }
+    }
+}
+
+/// Counts a connection while it is open.
+struct Open(prometheus_client::metrics::gauge::Gauge);
+
+impl Open {
+    fn new(gauge: &prometheus_client::metrics::gauge::Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// How long to leave the listener alone after a failed accept, so that no more files than there are (EMFILE) does
+/// not become a busy loop. Logs the first failure of a row.
+#[derive(Debug, Default)]
+struct Backoff {
+    pause: Option<Duration>,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    /// `None` where the failure was that connection's only.
+    fn after(&mut self, error: &io::Error) -> Option<Duration> {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+            return None;
+        }
+        let pause = match self.pause {
+            None => {
+                tracing::warn!(%error, "HTTP: cannot accept connections; trying again");
+                Self::FIRST
+            }
+            Some(pause) => (pause * 2).min(Self::LONGEST),
+        };
+        self.pause = Some(pause);
+        Some(pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_files_left_is_not_a_busy_loop() {
+        let mut backoff = Backoff::default();
+        let emfile = io::Error::from_raw_os_error(24);
+        let pauses: Vec<_> = (0..7).map(|_| backoff.after(&emfile).unwrap().as_millis()).collect();
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1000, 1000]);
+        assert_eq!(backoff.after(&io::ErrorKind::ConnectionAborted.into()), None);
+    }
+}

@@ -1,0 +1,202 @@
+//! Which member this copy of the router runs beside.
+//!
+//! A request never waits for a look-up: one task per cluster resolves the members' hosts and publishes the answer.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::snapshot::{Member, MemberName, Snapshot};
+use crate::config::LocalMember;
+
+/// How long a look-up is good for. The addresses of the host are looked at again as often.
+const REFRESH: Duration = Duration::from_secs(30);
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Hosts looked up for one cluster; members beyond are never the local one.
+const MAX_HOSTS: usize = 128;
+/// Addresses looked at for one host.
+const MAX_ADDRESSES: usize = 16;
+
+/// The local member, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Local {
+    Member(MemberName),
+    /// `local_member: none`.
+    Off,
+    NotYetKnown,
+    NoneHere,
+    SeveralHere,
+}
+
+impl Local {
+    /// For the caller. Must not contain the word that balancers look for.
+    pub(super) fn hint(&self) -> &'static str {
+        match self {
+            Self::Member(_) => "no member of the cluster has the name that local_member gives",
+            Self::Off => "local_member is none: ask for /node/NAME/",
+            Self::NotYetKnown => "the members have not been looked up yet",
+            Self::NoneHere => "no member has an address of this host: set local_member, or ask for /node/NAME/",
+            Self::SeveralHere => "several members have addresses of this host: set local_member",
+        }
+    }
+}
+
+/// The answer as far as it is known without looking anything up.
+pub(super) fn initial(configured: &LocalMember) -> Local {
+    match configured {
+        LocalMember::Name(name) => Local::Member(MemberName::new(name.as_str())),
+        LocalMember::None => Local::Off,
+        LocalMember::Auto => Local::NotYetKnown,
+    }
+}
+
+/// Keeps `out` up to date for `local_member: auto`; ends with the token or when nobody can publish or read.
+pub(super) async fn follow(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    out: watch::Sender<Local>,
+    shutdown: CancellationToken,
+) {
+    let mut cache: HashMap<String, (Instant, bool)> = HashMap::new();
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let local = look(&snapshot, &mut cache).await;
+        out.send_if_modified(|known| {
+            let changed = *known != local;
+            *known = local;
+            changed
+        });
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = out.closed() => return,
+            () = tokio::time::sleep(REFRESH) => {}
+            changed = snapshots.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn look(snapshot: &Snapshot, cache: &mut HashMap<String, (Instant, bool)>) -> Local {
+    if snapshot.members.is_empty() {
+        cache.clear();
+        return Local::NotYetKnown;
+    }
+    cache.retain(|host, _| snapshot.members.iter().any(|member| member.host == *host));
+    let mut here = Vec::new();
+    for member in snapshot.members.iter().take(MAX_HOSTS) {
+        if is_here(member, cache).await {
+            here.push(member);
+        }
+    }
+    match here.as_slice() {
+        [] => Local::NoneHere,
+        [member] => Local::Member(member.name.clone()),
+        _ => Local::SeveralHere,
+    }
+}
+
+async fn is_here(member: &Member, cache: &mut HashMap<String, (Instant, bool)>) -> bool {
+    if let Ok(ip) = member.host.parse::<IpAddr>() {
+        return is_own_address(ip);
+    }
+    let known = cache.get(&member.host).copied();
+    if let Some((at, here)) = known
+        && at.elapsed() < REFRESH
+    {
+        return here;
+    }
+    let here = match timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host((member.host.as_str(), member.port))).await {
+        Ok(Ok(addresses)) => addresses.take(MAX_ADDRESSES).any(|address| is_own_address(address.ip())),
+        // A name server that is away for a moment does not make the member remote.
+        Ok(Err(_)) | Err(_) => known.is_some_and(|(_, here)| here),
+    };
+    cache.insert(member.host.clone(), (Instant::now(), here));
+    here
+}
+
+/// Is it an address of this host? The kernel's choice of a source address tells: towards an address of its own
+/// it is that same address. (Whether one can bind to it would not do: `ip_nonlocal_bind`, common on hosts with
+/// floating addresses, allows any.) Nothing is sent.
+fn is_own_address(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    if ip.is_loopback() {
+        return true;
+    }
+    if ip.is_unspecified() || ip.is_multicast() {
+        return false;
+    }
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0))
+        .and_then(|socket| socket.connect((ip, 9)).and_then(|()| socket.local_addr()))
+        .is_ok_and(|local| local.ip() == ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::http::fixture::{member, snapshot};
+    use super::*;
+
+    #[test]
+    fn own_addresses() {
+        assert!(is_own_address("127.0.0.1".parse().unwrap()));
+        assert!(is_own_address("127.0.0.11".parse().unwrap()));
+        assert!(is_own_address("::ffff:127.0.0.1".parse().unwrap()));
+        // TEST-NET-1, no host's address.
+        assert!(!is_own_address("192.0.2.1".parse().unwrap()));
+        assert!(!is_own_address("0.0.0.0".parse().unwrap()));
+        assert!(!is_own_address("224.0.0.1".parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn the_one_member_with_an_own_address_is_local() {
+        let mut cache = HashMap::new();
+        let mut value = snapshot();
+        assert_eq!(look(&value, &mut cache).await, Local::NotYetKnown);
+        for (name, host) in [("a", "192.0.2.1"), ("b", "localhost"), ("c", "192.0.2.3")] {
+            value.members.push(member(name));
+            value.members.last_mut().unwrap().host = host.into();
+        }
+        assert_eq!(look(&value, &mut cache).await, Local::Member(MemberName::new("b")));
+        assert_eq!(cache.len(), 1, "only names are looked up");
+        value.members[0].host = "127.0.0.1".into();
+        assert_eq!(look(&value, &mut cache).await, Local::SeveralHere);
+        value.members[0].host = "192.0.2.1".into();
+        value.members[1].host = "192.0.2.2".into();
+        assert_eq!(look(&value, &mut cache).await, Local::NoneHere);
+        assert!(cache.is_empty(), "hosts that left are forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_change_of_the_members_is_followed() {
+        let (members, snapshots) = watch::channel(Arc::new(snapshot()));
+        let (out, mut local) = watch::channel(initial(&LocalMember::Auto));
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(follow(snapshots, out, shutdown.clone()));
+        let mut value = snapshot();
+        value.members.push(member("here"));
+        value.members[0].host = "127.0.0.1".into();
+        members.send(Arc::new(value)).unwrap();
+        local.wait_for(|local| *local == Local::Member(MemberName::new("here"))).await.unwrap();
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[test]
+    fn no_hint_contains_the_word_that_balancers_look_for() {
+        for local in [
+            Local::Member(MemberName::new("true")),
+            Local::Off,
+            Local::NotYetKnown,
+            Local::NoneHere,
+            Local::SeveralHere,
+        ] {
+            assert!(!local.hint().contains("true"));
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Changes of the topology as sentences for the log, once per change.
+
+use super::snapshot::{Identity, Leader, Member, NamedBy, NoLeader, Snapshot};
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    /// Something an operator may have to look at.
+    pub(super) warning: bool,
+    pub(super) text: String,
+}
+
+/// What happened between two snapshots.
+pub(super) fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
+    let mut lines = Vec::new();
+    let mut say = |warning: bool, text: String| lines.push(Line { warning, text });
+    match (&old.source.error, &new.source.error) {
+        (_, Some(error)) if old.source.reachable || old.source.error.is_none() => {
+            say(true, format!("the source of the list of members is lost: {error}"));
+        }
+        (Some(_), None) if new.source.reachable => say(false, "the source of the list of members is back".into()),
+        _ => {}
+    }
+    match (&old.source.disagreement, &new.source.disagreement) {
+        (None, Some(how)) => say(true, format!("Patroni's endpoints disagree: {how}")),
+        (Some(_), None) if new.source.reachable => say(false, "Patroni's endpoints agree again".into()),
+        _ => {}
+    }
+    if old.paused != new.paused {
+        let text = if new.paused { "Patroni is in pause: there is no automatic failover" } else { "Patroni is out of pause" };
+        say(false, text.into());
+    }
+    for member in &new.members {
+        let known = old.member(&member.name);
+        if known.is_none() {
+            say(false, introduction(member));
+        }
+        health(known, member, &mut say);
+    }
+    for gone in old.members.iter().filter(|member| new.member(&member.name).is_none()) {
+        say(false, format!("{} is no longer a member", gone.name));
+    }
+    if old.leader != new.leader {
+        leader(&old.leader, &new.leader, &mut say);
+    }
+    lines
+}
+
+fn introduction(member: &Member) -> String {
+    if member.has_address() {
+        format!("{} at {}:{} is a member", member.name, member.host, member.port)
+    } else {
+        format!("{} is a member without an address; it is not used", member.name)
+    }
+}
+
+fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)) {
+    let name = &new.name;
+    let was_up = old.is_some_and(|old| old.health.up);
+    if new.health.up && !was_up {
+        let what = new.health.facts.as_ref().map_or_else(String::new, |facts| {
+            let role = if facts.in_recovery { "standby" } else { "accepts writes" };
+            let (major, minor) = (facts.server_version / 10_000, facts.server_version % 10_000);
+            format!(" ({role}, timeline {}, PostgreSQL {major}.{minor})", facts.timeline)
+        });
+        say(false, format!("{name} is up{what}"));
+    } else if let (false, Some(error)) = (new.health.up, &new.health.error) {
+        let failed_before = old.is_some_and(|old| !old.health.up && old.health.error.is_some());
+        if !failed_before {
+            say(true, format!("{name} is down: {error}"));
+        }
+    } else if let (Some(Some(before)), Some(now)) = (old.map(|old| &old.health.facts), &new.health.facts) {
+        match (before.in_recovery, now.in_recovery) {
+            (true, false) => say(false, format!("{name} has been promoted: it accepts writes")),
+            (false, true) => say(false, format!("{name} has been demoted: it is a standby now")),
+            _ => {}
+        }
+    }
+    let was = old.map_or(Identity::Unknown, |old| old.identity);
+    match (was, new.identity) {
+        (Identity::Foreign, Identity::Foreign) => {}
+        (_, Identity::Foreign) => {
+            say(true, format!("{name} belongs to another cluster (by its system identifier); it is not used"));
+        }
+        (Identity::Foreign, Identity::Same) => say(false, format!("{name} belongs to this cluster now")),
+        _ => {}
+    }
+}
+
+fn leader(old: &Leader, new: &Leader, say: &mut impl FnMut(bool, String)) {
+    match new {
+        Leader::Verified { member, timeline, named_by } => match (old, named_by) {
+            (Leader::Verified { member: before, .. }, NamedBy::Failsafe) if before == member => say(
+                true,
+                format!("{member} stays the leader while no Patroni endpoint can be reached, as long as it accepts writes"),
+            ),
+            (Leader::Verified { member: before, .. }, NamedBy::LeaderKey) if before == member => {
+                say(false, format!("{member} is the leader (timeline {timeline}), named by the leader key"));
+            }
+            _ => {
+                let by = match named_by {
+                    NamedBy::LeaderKey => "named by the leader key",
+                    NamedBy::Failsafe => "the last one named; no Patroni endpoint can be reached",
+                    NamedBy::HighestTimeline => "it has the highest timeline",
+                };
+                say(false, format!("{member} is the leader: seen to accept writes on timeline {timeline}, {by}"));
+            }
+        },
+        Leader::None(NoLeader::NotYetKnown) => {}
+        Leader::None(why) => match old {
+            Leader::Verified { member, .. } => say(true, format!("{member} is no longer the leader: {why}")),
+            Leader::None(_) => say(true, format!("there is no leader: {why}")),
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "announce_tests.rs"]
+mod tests;

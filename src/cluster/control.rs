@@ -1,0 +1,282 @@
+//! The task that owns the state: it takes observations, keeps one prober per member, polls the source, publishes
+//! snapshots and tells the log what changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::account::Account;
+use super::metrics::{Metrics, ProbeResult};
+use super::patroni::{Patroni, Reply, choose, printable};
+use super::probe::{Prober, wait};
+use super::snapshot::{Identity, MemberName, Snapshot};
+use super::state::{Observation, Pace, Settings, SourceKind, State};
+use super::{announce, fixed};
+use crate::config::{self, Source};
+
+/// How often time alone is looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// Observations that wait to be folded in; a prober waits for its turn.
+const MAX_OBSERVATIONS: usize = 256;
+/// Between looks while anything is suspicious, in a fixed list.
+const FAST: Duration = Duration::from_millis(100);
+
+pub(super) struct Control {
+    state: State,
+    account: Arc<Account>,
+    metrics: Metrics,
+    reports: mpsc::Receiver<Observation>,
+    observations: mpsc::Receiver<Observation>,
+    observers: mpsc::Sender<Observation>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    pace: watch::Sender<Pace>,
+    poll_now: Arc<Notify>,
+    fast_interval: Duration,
+    probers: BTreeMap<MemberName, Running>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+/// A prober at work; dropping it ends its task.
+struct Running {
+    host: String,
+    port: u16,
+    poke: Arc<Notify>,
+    stop: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn settings(config: &config::Cluster) -> Settings {
+    let (kind, poll_interval, fast_interval) = match &config.source {
+        Source::Patroni(patroni) => (SourceKind::Patroni, patroni.poll_interval, patroni.fast_poll_interval),
+        Source::Servers(_) => (SourceKind::Fixed, config.probe.interval, FAST),
+    };
+    Settings {
+        cluster: Arc::clone(&config.name),
+        kind,
+        rise: config.probe.rise.max(1),
+        fall: config.probe.fall.max(1),
+        probe_interval: config.probe.interval,
+        probe_timeout: config.probe.timeout,
+        poll_interval,
+        fast_interval,
+    }
+}
+
+impl Control {
+    pub(super) fn new(
+        account: Arc<Account>,
+        reports: mpsc::Receiver<Observation>,
+        metrics: Metrics,
+        stop: CancellationToken,
+        tracker: TaskTracker,
+    ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let settings = settings(&account.config);
+        let fast_interval = settings.fast_interval;
+        let now = Instant::now();
+        let state = State::new(settings, now);
+        let (observers, observations) = mpsc::channel(MAX_OBSERVATIONS);
+        let (snapshots, readers) = watch::channel(state.snapshot());
+        let (pace, _) = watch::channel(state.pace(now));
+        metrics.show(&state.snapshot(), &state.snapshot());
+        let control = Self {
+            state,
+            account,
+            metrics,
+            reports,
+            observations,
+            observers,
+            snapshots,
+            pace,
+            poll_now: Arc::new(Notify::new()),
+            fast_interval,
+            probers: BTreeMap::new(),
+            stop,
+            tracker,
+        };
+        (control, readers)
+    }
+
+    pub(super) async fn run(mut self, patroni: Option<Patroni>) {
+        let stop = self.stop.clone();
+        let (polled, mut polls) = mpsc::channel(1);
+        match (patroni, &self.account.config.source) {
+            (Some(patroni), _) => {
+                let poller = poll(
+                    patroni,
+                    self.pace.subscribe(),
+                    Arc::clone(&self.poll_now),
+                    self.fast_interval,
+                    polled,
+                    Arc::clone(&self.account.config.name),
+                );
+                let stop = stop.clone();
+                self.tracker.spawn(async move {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = poller => {}
+                    }
+                });
+            }
+            (None, Source::Servers(servers)) => {
+                let report = fixed::report(servers);
+                self.observe(Observation::Source(report));
+            }
+            (None, Source::Patroni(_)) => {}
+        }
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(observation) = self.observations.recv() => self.observe(observation),
+                Some(observation) = self.reports.recv() => self.observe(observation),
+                Some(replies) = polls.recv() => self.polled(&replies),
+                _ = ticks.tick() => {
+                    let old = self.state.snapshot();
+                    self.state.tick(Instant::now());
+                    self.settled(&old);
+                }
+            }
+        }
+    }
+
+    fn polled(&mut self, replies: &[Option<Reply>]) {
+        let answers: Vec<_> = replies.iter().flatten().flatten().collect();
+        let snapshot = self.state.snapshot();
+        let writable = |name: &MemberName| {
+            snapshot.member(name).is_some_and(|member| {
+                member.health.up
+                    && member.identity != Identity::Foreign
+                    && member.health.facts.as_ref().is_some_and(|facts| !facts.in_recovery)
+            })
+        };
+        if let Some(report) = choose(&answers, &writable) {
+            self.metrics.polled(&snapshot.cluster, ProbeResult::Success);
+            self.observe(Observation::Source(report));
+        } else {
+            self.metrics.polled(&snapshot.cluster, ProbeResult::Failure);
+            let mut reasons: Vec<&str> =
+                replies.iter().flatten().filter_map(|reply| reply.as_ref().err().map(String::as_str)).collect();
+            reasons.sort_unstable();
+            reasons.dedup();
+            let text = format!("no Patroni endpoint gave a usable answer ({})", reasons.join("; "));
+            self.observe(Observation::SourceFailed(printable(&text, 500)));
+        }
+    }
+
+    fn observe(&mut self, observation: Observation) {
+        let old = self.state.snapshot();
+        self.state.observe(observation, Instant::now());
+        self.settled(&old);
+    }
+
+    /// Acts on a new snapshot.
+    fn settled(&mut self, old: &Snapshot) {
+        let new = self.state.snapshot();
+        for line in announce::changes(old, &new) {
+            if line.warning {
+                tracing::warn!(cluster = %new.cluster, "{}", line.text);
+            } else {
+                tracing::info!(cluster = %new.cluster, "{}", line.text);
+            }
+        }
+        self.keep_probers(&new);
+        if new.version != old.version {
+            self.metrics.show(old, &new);
+        }
+        self.snapshots.send_if_modified(|current| {
+            let noticeable = current.version != new.version;
+            *current = new;
+            noticeable
+        });
+        let pace = self.state.pace(Instant::now());
+        self.pace.send_if_modified(|current| std::mem::replace(current, pace) != pace);
+        let wants = self.state.wants();
+        if wants.poll {
+            self.poll_now.notify_one();
+        }
+        for member in &wants.probe {
+            if let Some(prober) = self.probers.get(member) {
+                prober.poke.notify_one();
+            }
+        }
+    }
+
+    /// One prober for each member with an address, at that address.
+    fn keep_probers(&mut self, snapshot: &Snapshot) {
+        self.probers.retain(|name, running| {
+            snapshot
+                .member(name)
+                .is_some_and(|member| (&member.host, member.port) == (&running.host, running.port))
+        });
+        for member in snapshot.members.iter().filter(|member| member.has_address()) {
+            if self.probers.contains_key(&member.name) {
+                continue;
+            }
+            let running = Running {
+                host: member.host.clone(),
+                port: member.port,
+                poke: Arc::new(Notify::new()),
+                stop: self.stop.child_token(),
+            };
+            let prober = Prober {
+                member: member.name.clone(),
+                host: member.host.clone(),
+                port: member.port,
+                account: Arc::clone(&self.account),
+                pace: self.pace.subscribe(),
+                poke: Arc::clone(&running.poke),
+                fast_interval: self.fast_interval,
+                observations: self.observers.clone(),
+                metrics: self.metrics.clone(),
+                stop: running.stop.clone(),
+            };
+            self.tracker.spawn(prober.run());
+            self.probers.insert(member.name.clone(), running);
+        }
+    }
+}
+
+/// Polls Patroni for ever.
+async fn poll(
+    mut patroni: Patroni,
+    mut pace: watch::Receiver<Pace>,
+    now: Arc<Notify>,
+    fast_interval: Duration,
+    polled: mpsc::Sender<Vec<Option<Reply>>>,
+    cluster: Arc<str>,
+) {
+    let mut failing: Vec<bool> = vec![false; patroni.endpoints().len()];
+    loop {
+        let started = Instant::now();
+        let replies = patroni.poll().await;
+        for ((endpoint, failing), reply) in patroni.endpoints().iter().zip(&mut failing).zip(&replies) {
+            match reply {
+                Some(Err(error)) if !*failing => {
+                    *failing = true;
+                    tracing::warn!(%cluster, %endpoint, %error, "a Patroni endpoint gives no usable answer");
+                }
+                Some(Ok(_)) if *failing => {
+                    *failing = false;
+                    tracing::info!(%cluster, %endpoint, "a Patroni endpoint answers again");
+                }
+                _ => {}
+            }
+        }
+        if polled.send(replies).await.is_err() {
+            return;
+        }
+        wait(&mut pace, &now, started, fast_interval, |pace| pace.poll).await;
+    }
+}

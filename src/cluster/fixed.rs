@@ -1,0 +1,22 @@
+//! A cluster without Patroni: a fixed list of servers, the leader found by probing.
+
+use std::collections::BTreeMap;
+
+use super::snapshot::{MemberName, Role};
+use super::state::{Listed, Named, SourceReport};
+use crate::config::Server;
+
+/// The one report there is.
+pub fn report(servers: &[Server]) -> SourceReport {
+    let members = servers.iter().map(|server| Listed {
+        name: MemberName::new(server.name.as_str()),
+        host: server.host.clone(),
+        port: server.port,
+        role: Role::Unnamed,
+        state: String::new(),
+        timeline: None,
+        lag: None,
+        tags: BTreeMap::new(),
+    });
+    SourceReport { members: members.collect(), named: Named::Nobody, paused: false, disagreement: None }
+}

@@ -1,0 +1,154 @@
+//! What this room counts.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::snapshot::{Leader, MemberName, Snapshot};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClusterLabels {
+    cluster: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MemberLabels {
+    cluster: String,
+    member: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProbeLabels {
+    cluster: String,
+    member: String,
+    result: ProbeResult,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PollLabels {
+    cluster: String,
+    result: ProbeResult,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookUpLabels {
+    cluster: String,
+    result: LookUpResult,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum ProbeResult {
+    Success,
+    Failure,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum LookUpResult {
+    /// Answered from the cache.
+    Cached,
+    Found,
+    /// No such user, no password, or one that cannot be used.
+    NotFound,
+    /// No member could be asked.
+    Failed,
+}
+
+/// The room's metrics; clones share the counts, the label `cluster` tells clusters apart.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    member_up: Family<MemberLabels, Gauge>,
+    member_leader: Family<MemberLabels, Gauge>,
+    leader: Family<ClusterLabels, Gauge>,
+    version: Family<ClusterLabels, Gauge>,
+    source_up: Family<ClusterLabels, Gauge>,
+    probes: Family<ProbeLabels, Counter>,
+    probe_seconds: Family<MemberLabels, Histogram>,
+    polls: Family<PollLabels, Counter>,
+    look_ups: Family<LookUpLabels, Counter>,
+}
+
+fn probe_histogram() -> Histogram {
+    Histogram::new([0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5])
+}
+
+impl Metrics {
+    /// Registers the room's metrics in `registry`, whose prefix they get.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            member_up: Family::default(),
+            member_leader: Family::default(),
+            leader: Family::default(),
+            version: Family::default(),
+            source_up: Family::default(),
+            probes: Family::default(),
+            probe_seconds: Family::new_with_constructor(probe_histogram),
+            polls: Family::default(),
+            look_ups: Family::default(),
+        };
+        let Self { member_up, member_leader, leader, version, source_up, probes, probe_seconds, polls, look_ups } =
+            metrics.clone();
+        registry.register("cluster_member_up", "1 while the member is fit to be given sessions", member_up);
+        registry.register("cluster_member_leader", "1 for the verified leader", member_leader);
+        registry.register("cluster_leader", "1 while there is a verified leader", leader);
+        registry.register("cluster_snapshot_version", "Counts up with every change of the topology", version);
+        registry.register("cluster_source_up", "1 while the source of the list of members answers", source_up);
+        registry.register("cluster_probes", "Probes of members, by result", probes);
+        registry.register("cluster_probe_seconds", "Duration of probes", probe_seconds);
+        registry.register("cluster_source_polls", "Polls of the source, by result", polls);
+        registry.register("cluster_look_ups", "Look-ups of verifiers, by result", look_ups);
+        metrics
+    }
+
+    pub(super) fn probed(&self, cluster: &str, member: &MemberName, result: ProbeResult, took: Duration) {
+        let (cluster, member) = (cluster.to_owned(), member.as_str().to_owned());
+        self.probe_seconds
+            .get_or_create_owned(&MemberLabels { cluster: cluster.clone(), member: member.clone() })
+            .observe(took.as_secs_f64());
+        self.probes.get_or_create_owned(&ProbeLabels { cluster, member, result }).inc();
+    }
+
+    pub(super) fn polled(&self, cluster: &str, result: ProbeResult) {
+        self.polls.get_or_create_owned(&PollLabels { cluster: cluster.to_owned(), result }).inc();
+    }
+
+    pub(super) fn looked_up(&self, cluster: &str, result: LookUpResult) {
+        self.look_ups.get_or_create_owned(&LookUpLabels { cluster: cluster.to_owned(), result }).inc();
+    }
+
+    /// Shows a new snapshot, and forgets members that are gone.
+    pub(super) fn show(&self, old: &Snapshot, new: &Snapshot) {
+        let cluster = || ClusterLabels { cluster: new.cluster.to_string() };
+        let member = |name: &MemberName| MemberLabels {
+            cluster: new.cluster.to_string(),
+            member: name.as_str().to_owned(),
+        };
+        let leader = match &new.leader {
+            Leader::Verified { member, .. } => Some(member),
+            Leader::None(_) => None,
+        };
+        self.leader.get_or_create_owned(&cluster()).set(i64::from(leader.is_some()));
+        self.version.get_or_create_owned(&cluster()).set(i64::try_from(new.version).unwrap_or(i64::MAX));
+        self.source_up.get_or_create_owned(&cluster()).set(i64::from(new.source.reachable));
+        for shown in &new.members {
+            self.member_up.get_or_create_owned(&member(&shown.name)).set(i64::from(shown.health.up));
+            self.member_leader
+                .get_or_create_owned(&member(&shown.name))
+                .set(i64::from(leader == Some(&shown.name)));
+        }
+        for gone in old.members.iter().filter(|old| new.member(&old.name).is_none()) {
+            let labels = member(&gone.name);
+            self.member_up.remove(&labels);
+            self.member_leader.remove(&labels);
+            self.probe_seconds.remove(&labels);
+            for result in [ProbeResult::Success, ProbeResult::Failure] {
+                let MemberLabels { cluster, member } = labels.clone();
+                self.probes.remove(&ProbeLabels { cluster, member, result });
+            }
+        }
+    }
+}

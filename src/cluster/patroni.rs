@@ -1,0 +1,370 @@
+//! Patroni's REST interface: `/cluster` asked of all endpoints in parallel, read leniently.
+//!
+//! Guarantees: one member that makes no sense never spoils the others; an answer is at most 1 MiB and 256 members;
+//! every poll ends within its deadline, and a slow endpoint does not delay it once most of the others agree.
+//!
+//! # Where answers differ
+//!
+//! They are grouped by whom they name and that leader's timeline. (1) Of those that name a leader only those with
+//! the highest timeline count: a timeline only grows, the others are old. (2) Of these and the answers that name
+//! nobody, the group with the most answers is taken. (3) In a tie, the one whose leader our own probes have seen
+//! writable, if there is exactly one. (4) Else nobody is named. The list of members is that of the first answer,
+//! in the order of the configured endpoints, of the group taken.
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::ClusterError;
+use super::snapshot::{MemberName, Role};
+use super::state::{Listed, Named, SourceReport};
+use crate::config;
+
+/// Largest body that is read.
+const MAX_BODY: usize = 1024 * 1024;
+/// Members beyond are left out.
+const MAX_MEMBERS: usize = 256;
+/// Longest name of a member, in bytes.
+const MAX_NAME: usize = 128;
+/// How long others may still answer once most of the endpoints agree.
+const GRACE: Duration = Duration::from_millis(30);
+
+/// The client for one cluster's endpoints.
+#[derive(Debug)]
+pub struct Patroni {
+    client: reqwest::Client,
+    config: Arc<config::Cluster>,
+    timeout: Duration,
+    /// Whether each endpoint answered the last poll it took part in; those that did are waited for.
+    answering: Vec<bool>,
+}
+
+/// What one endpoint said.
+pub type Reply = Result<SourceReport, String>;
+
+impl Patroni {
+    pub fn new(config: Arc<config::Cluster>) -> Result<Option<Self>, ClusterError> {
+        let config::Source::Patroni(patroni) = &config.source else { return Ok(None) };
+        let timeout = patroni.poll_interval.clamp(Duration::from_secs(1), Duration::from_secs(5));
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls(patroni)?)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .tcp_nodelay(true)
+            .connect_timeout(timeout)
+            .timeout(timeout)
+            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_max_idle_per_host(2)
+            .user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| ClusterError::Client(describe(&error)))?;
+        let answering = vec![true; patroni.endpoints.len()];
+        Ok(Some(Self { client, config, timeout, answering }))
+    }
+
+    fn settings(&self) -> &config::Patroni {
+        match &self.config.source {
+            config::Source::Patroni(patroni) => patroni,
+            config::Source::Servers(_) => unreachable!("made from a Patroni source only"),
+        }
+    }
+
+    pub fn endpoints(&self) -> &[String] {
+        &self.settings().endpoints
+    }
+
+    /// Asks every endpoint. `None` for those whose answer was not waited for.
+    pub async fn poll(&mut self) -> Vec<Option<Reply>> {
+        let deadline = Instant::now() + self.timeout;
+        let mut tasks = JoinSet::new();
+        for (index, endpoint) in self.endpoints().iter().enumerate() {
+            let mut request = self.client.get(format!("{endpoint}/cluster"));
+            if let Some(basic) = &self.settings().basic_auth {
+                let password = String::from_utf8_lossy(basic.password.expose()).into_owned();
+                request = request.basic_auth(&basic.username, Some(password));
+            }
+            tasks.spawn(async move { (index, fetch(request).await) });
+        }
+        let replies = gather(tasks, &self.answering, deadline).await;
+        for (answering, reply) in self.answering.iter_mut().zip(&replies) {
+            match reply {
+                Some(reply) => *answering = reply.is_ok(),
+                // Slow now: not waited for until it answers in time again.
+                None => *answering = false,
+            }
+        }
+        replies
+    }
+}
+
+/// Collects replies until all expected endpoints have replied, or most of them agree and the grace is over, or the
+/// deadline. What is missing at the deadline is a failure.
+async fn gather(
+    mut tasks: JoinSet<(usize, Reply)>,
+    answering: &[bool],
+    deadline: Instant,
+) -> Vec<Option<Reply>> {
+    let mut replies: Vec<Option<Reply>> = vec![None; answering.len()];
+    let mut grace: Option<Instant> = None;
+    // With none expected, all are waited for.
+    let expected = |index: usize| answering[index] || !answering.contains(&true);
+    loop {
+        let until = grace.unwrap_or(deadline).min(deadline);
+        tokio::select! {
+            biased;
+            joined = tasks.join_next() => match joined {
+                Some(Ok((index, reply))) => replies[index] = Some(reply),
+                Some(Err(_)) => {}
+                None => break,
+            },
+            () = sleep_until(until) => break,
+        }
+        let waiting = replies.iter().enumerate().any(|(index, reply)| reply.is_none() && expected(index));
+        if grace.is_none() && (!waiting || most_agree(&replies, answering)) && replies.iter().flatten().any(Result::is_ok)
+        {
+            grace = Some(Instant::now() + GRACE);
+        }
+    }
+    if Instant::now() >= deadline {
+        for reply in replies.iter_mut().filter(|reply| reply.is_none()) {
+            *reply = Some(Err("no answer in time".to_owned()));
+        }
+    }
+    replies
+}
+
+fn most_agree(replies: &[Option<Reply>], answering: &[bool]) -> bool {
+    let expected = answering.iter().filter(|answers| **answers).count();
+    let needed = if expected == 0 { replies.len() } else { expected } / 2 + 1;
+    let mut groups: BTreeMap<Key, usize> = BTreeMap::new();
+    for report in replies.iter().flatten().flatten() {
+        *groups.entry(key(report)).or_default() += 1;
+    }
+    groups.len() == 1 && groups.values().any(|count| *count >= needed)
+}
+
+async fn fetch(request: reqwest::RequestBuilder) -> Reply {
+    let mut response = request.send().await.map_err(|error| describe(&error))?;
+    if response.status() != reqwest::StatusCode::OK {
+        return Err(format!("answered with HTTP status {}", response.status().as_u16()));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| describe(&error))? {
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err("answered with more than 1 MiB".to_owned());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    parse(&body)
+}
+
+/// An error with its causes, without the URL.
+fn describe(error: &reqwest::Error) -> String {
+    let mut text = if error.is_timeout() {
+        "no answer in time".to_owned()
+    } else if error.is_connect() {
+        "cannot connect".to_owned()
+    } else {
+        "the request failed".to_owned()
+    };
+    let mut source = error.source();
+    let mut last = String::new();
+    while let Some(cause) = source {
+        last = cause.to_string();
+        source = cause.source();
+    }
+    if !last.is_empty() && !error.is_timeout() {
+        let _ = write!(text, ": {last}");
+    }
+    printable(&text, 300)
+}
+
+/// At most `limit` characters, without control characters.
+pub(crate) fn printable(text: &str, limit: usize) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(limit).collect()
+}
+
+fn tls(patroni: &config::Patroni) -> Result<rustls::ClientConfig, ClusterError> {
+    let mut roots = RootCertStore::empty();
+    match &patroni.ca {
+        Some(certificates) => {
+            for certificate in certificates {
+                roots.add(certificate.clone()).map_err(|error| ClusterError::Tls(error.to_string()))?;
+            }
+        }
+        None if patroni.endpoints.iter().any(|endpoint| endpoint.starts_with("https")) => {
+            let native = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(native.certs);
+            if roots.is_empty() {
+                return Err(ClusterError::Tls("the system has no trusted certificates".into()));
+            }
+        }
+        None => {}
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| ClusterError::Tls(error.to_string()))?
+        .with_root_certificates(roots);
+    match &patroni.client_certificate {
+        Some(pair) => builder
+            .with_client_auth_cert(pair.chain.clone(), pair.key.clone_key())
+            .map_err(|error| ClusterError::Tls(error.to_string())),
+        None => Ok(builder.with_no_client_auth()),
+    }
+}
+
+/// Reads the body of `/cluster`. Fails only where it is not such a body at all.
+pub fn parse(body: &[u8]) -> Reply {
+    let value: Value =
+        serde_json::from_slice(body).map_err(|error| format!("answered with something else than JSON: {error}"))?;
+    let Some(list) = value.get("members").and_then(Value::as_array) else {
+        return Err("answered without a list of members".to_owned());
+    };
+    let mut members: Vec<Listed> = Vec::new();
+    for member in list.iter().filter_map(member).take(MAX_MEMBERS) {
+        if members.iter().all(|known| known.name != member.name) {
+            members.push(member);
+        }
+    }
+    let mut leaders = members.iter().filter(|member| matches!(member.role, Role::Leader | Role::StandbyLeader));
+    let named = match (leaders.next(), leaders.next()) {
+        (None, _) => Named::Nobody,
+        (Some(leader), None) => Named::One(leader.name.clone()),
+        (Some(_), Some(_)) => Named::Several,
+    };
+    let paused = value.get("pause").and_then(Value::as_bool).unwrap_or(false);
+    Ok(SourceReport { members, named, paused, disagreement: None })
+}
+
+/// One member; `None` where it has no usable name.
+fn member(value: &Value) -> Option<Listed> {
+    let name = value.get("name")?.as_str()?;
+    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        return None;
+    }
+    let text = |key: &str| value.get(key).and_then(Value::as_str).map(|text| printable(text, 64));
+    let usable = |host: &&str| {
+        !host.is_empty() && host.len() <= 255 && !host.chars().any(|c| c.is_control() || c.is_whitespace())
+    };
+    let host = value.get("host").and_then(Value::as_str).filter(usable).unwrap_or_default().to_owned();
+    let port = match value.get("port") {
+        Some(Value::Number(number)) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
+        Some(Value::String(text)) => text.parse().ok(),
+        _ => None,
+    };
+    let role = match text("role").unwrap_or_default().as_str() {
+        "leader" | "master" | "primary" => Role::Leader,
+        "standby_leader" => Role::StandbyLeader,
+        "replica" => Role::Replica,
+        "sync_standby" => Role::SyncStandby,
+        "quorum_standby" => Role::QuorumStandby,
+        other => Role::Other(other.to_owned()),
+    };
+    let number = |key: &str| value.get(key).and_then(Value::as_u64);
+    let tags = match value.get("tags") {
+        Some(Value::Object(tags)) => tags.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        _ => BTreeMap::new(),
+    };
+    Some(Listed {
+        name: MemberName::new(name),
+        host,
+        port: port.unwrap_or(0),
+        role,
+        state: text("state").unwrap_or_default(),
+        timeline: number("timeline").and_then(|timeline| u32::try_from(timeline).ok()),
+        lag: number("lag"),
+        tags,
+    })
+}
+
+/// Whom an answer names, and that leader's timeline (0 where not told).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Nobody,
+    Several,
+    Leader { timeline: u32, name: MemberName },
+}
+
+fn key(report: &SourceReport) -> Key {
+    match &report.named {
+        Named::Nobody => Key::Nobody,
+        Named::Several => Key::Several,
+        Named::One(name) => {
+            let leader = report.members.iter().find(|member| member.name == *name);
+            Key::Leader { timeline: leader.and_then(|leader| leader.timeline).unwrap_or(0), name: name.clone() }
+        }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nobody => f.write_str("nobody"),
+            Self::Several => f.write_str("several leaders"),
+            Self::Leader { timeline, name } => write!(f, "{name} on timeline {timeline}"),
+        }
+    }
+}
+
+/// Makes one report of several answers, by the rule at the top of this file; `None` without an answer.
+pub fn choose(answers: &[&SourceReport], writable: &dyn Fn(&MemberName) -> bool) -> Option<SourceReport> {
+    let keys: Vec<Key> = answers.iter().map(|answer| key(answer)).collect();
+    let first = keys.first()?;
+    if keys.iter().all(|key| key == first) {
+        return Some(answers[0].clone());
+    }
+    let newest = keys.iter().filter_map(Key::timeline).max();
+    let mut groups: BTreeMap<&Key, usize> = BTreeMap::new();
+    for key in keys.iter().filter(|key| key.timeline().is_none() || key.timeline() == newest) {
+        *groups.entry(key).or_default() += 1;
+    }
+    let most = groups.values().max().copied().unwrap_or(0);
+    let tied: Vec<&Key> = groups.iter().filter(|(_, count)| **count == most).map(|(key, _)| *key).collect();
+    let verified: Vec<&Key> = tied
+        .iter()
+        .copied()
+        .filter(|key| matches!(key, Key::Leader { name, .. } if writable(name)))
+        .collect();
+    let chosen = match (tied.as_slice(), verified.as_slice()) {
+        ([only], _) | (_, [only]) => Some(*only),
+        _ => None,
+    };
+    let position = keys.iter().position(|key| Some(key) == chosen.or(tied.first().copied())).unwrap_or(0);
+    let mut report = answers[position].clone();
+    if chosen.is_none() {
+        report.named = Named::Nobody;
+    }
+    let mut said: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    said.sort();
+    said.dedup();
+    report.disagreement = Some(format!("they name {}", said.join(", ")));
+    Some(report)
+}
+
+impl Key {
+    fn timeline(&self) -> Option<u32> {
+        match self {
+            Self::Leader { timeline, .. } => Some(*timeline),
+            Self::Nobody | Self::Several => None,
+        }
+    }
+}
+
+/// Runs `poll` before a deadline of the caller's; used by a check of the configuration.
+pub async fn poll_once(patroni: &mut Patroni, deadline: Instant) -> Vec<Option<Reply>> {
+    let endpoints = patroni.endpoints().len();
+    timeout_at(deadline, patroni.poll()).await.unwrap_or_else(|_| vec![None; endpoints])
+}
+
+#[cfg(test)]
+#[path = "patroni_tests.rs"]
+mod tests;

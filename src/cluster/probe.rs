@@ -1,0 +1,234 @@
+//! Probes: one task per member asks it for its role, timeline, identity and position.
+//!
+//! A standing connection is used, and every tenth time, and after each failure, a fresh one: a server that refuses
+//! logins is not fit. A standing connection that breaks is no failure yet, one that cannot be replaced is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::account::{Account, Purpose};
+use super::metrics::{Metrics, ProbeResult};
+use super::snapshot::{MemberName, ProbeFacts};
+use super::state::{Observation, Pace, ProbeFailure};
+use crate::backend::query::{Row, simple_query};
+use crate::backend::{ConnectError, ServerConnection};
+
+/// Probes on one connection before a fresh one is tried.
+const FRESH_EVERY: u32 = 10;
+
+/// One row: in recovery, system identifier, timeline, position, WAL receiver streams, version. Works on primaries and
+/// standbys of PostgreSQL 14 and later; without `pg_monitor` a standby's timeline is that of its last checkpoint and
+/// streaming is not seen.
+pub const PROBE_SQL: &str = "\
+SELECT r.recovery::text, s.system_identifier::text, \
+CASE WHEN r.recovery THEN coalesce(w.received_tli, c.timeline_id) \
+ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END::text, \
+(CASE WHEN r.recovery THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::text, \
+coalesce(w.status = 'streaming', false)::text, \
+current_setting('server_version_num') \
+FROM (SELECT pg_is_in_recovery() AS recovery OFFSET 0) r \
+CROSS JOIN pg_control_system() s CROSS JOIN pg_control_checkpoint() c \
+LEFT JOIN pg_stat_wal_receiver w ON true";
+
+/// What a prober needs; one per member and address.
+pub(super) struct Prober {
+    pub(super) member: MemberName,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) account: Arc<Account>,
+    pub(super) pace: watch::Receiver<Pace>,
+    /// Probe now; not sooner after the last probe than this.
+    pub(super) poke: Arc<Notify>,
+    pub(super) fast_interval: Duration,
+    pub(super) observations: mpsc::Sender<Observation>,
+    pub(super) metrics: Metrics,
+    pub(super) stop: CancellationToken,
+}
+
+/// The standing connection and how often it has been used.
+#[derive(Default)]
+struct Standing {
+    connection: Option<ServerConnection>,
+    used: u32,
+}
+
+impl Prober {
+    pub(super) async fn run(mut self) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.probe_on() => {}
+        }
+    }
+
+    async fn probe_on(&mut self) {
+        let mut standing = Standing::default();
+        loop {
+            let started = Instant::now();
+            let result = self.probe(&mut standing).await;
+            let outcome = if result.is_ok() { ProbeResult::Success } else { ProbeResult::Failure };
+            self.metrics.probed(&self.account.config.name, &self.member, outcome, started.elapsed());
+            let result = result.map_err(|error| failure(&error));
+            let observation = Observation::Probe { member: self.member.clone(), started, result };
+            if self.observations.send(observation).await.is_err() {
+                return;
+            }
+            wait(&mut self.pace, &self.poke, started, self.fast_interval, |pace| pace.probe).await;
+        }
+    }
+
+    async fn probe(&self, standing: &mut Standing) -> Result<ProbeFacts, ConnectError> {
+        let timeout = self.account.config.probe.timeout;
+        standing.used += 1;
+        let refresh = standing.used >= FRESH_EVERY;
+        if let (false, Some(connection)) = (refresh, &mut standing.connection) {
+            match ask(connection, Instant::now() + timeout).await {
+                Ok(facts) => return Ok(facts),
+                // Silence is a failure; a broken connection may have been only this one.
+                Err(error @ ConnectError::Timeout { .. }) => {
+                    standing.connection = None;
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::debug!(member = %self.member, %error, "the standing probe connection is gone");
+                    standing.connection = None;
+                }
+            }
+        }
+        let deadline = Instant::now() + timeout;
+        let fresh = match self.account.connect(&self.host, self.port, Purpose::Probe, deadline).await {
+            Ok(mut fresh) => ask(&mut fresh, deadline).await.map(|facts| (fresh, facts)),
+            Err(error) => Err(error),
+        };
+        match fresh {
+            Ok((connection, facts)) => {
+                *standing = Standing { connection: Some(connection), used: 0 };
+                Ok(facts)
+            }
+            // A full server, a password changed: says nothing against the member while the old one works.
+            Err(error) if !error.counts_against_member() => {
+                let Some(connection) = &mut standing.connection else { return Err(error) };
+                standing.used = 0;
+                let answer = ask(connection, Instant::now() + timeout).await;
+                if answer.is_err() {
+                    standing.connection = None;
+                }
+                answer
+            }
+            Err(error) => {
+                standing.connection = None;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Waits for the next turn: an interval after `started`, or a poke; the interval may change meanwhile.
+pub(super) async fn wait(
+    pace: &mut watch::Receiver<Pace>,
+    poke: &Notify,
+    started: Instant,
+    shortest: Duration,
+    interval: fn(&Pace) -> Duration,
+) {
+    let share = jitter();
+    loop {
+        let length = interval(&pace.borrow_and_update()).mul_f64(share);
+        tokio::select! {
+            () = sleep_until(started + length) => return,
+            () = poke.notified() => {
+                sleep_until(started + shortest.min(length)).await;
+                return;
+            }
+            changed = pace.changed() => {
+                if changed.is_err() {
+                    sleep_until(started + length).await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// 0.9 to 1.1, so that many routers do not ask at the same moment.
+fn jitter() -> f64 {
+    let mut byte = [0_u8];
+    // Without randomness there is merely no jitter.
+    let _ = aws_lc_rs::rand::fill(&mut byte);
+    0.9 + f64::from(byte[0]) / 255.0 * 0.2
+}
+
+fn failure(error: &ConnectError) -> ProbeFailure {
+    let certain = match error {
+        ConnectError::Refused { .. } => true,
+        ConnectError::Server(error) => matches!(error.code.as_str(), "57P01" | "57P02" | "57P03"),
+        _ => false,
+    };
+    ProbeFailure { message: super::patroni::printable(&error.to_string(), 400), certain }
+}
+
+async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<ProbeFacts, ConnectError> {
+    let started = Instant::now();
+    let rows = simple_query(connection, PROBE_SQL, 1, deadline).await?;
+    let address = Some(connection.address.ip());
+    rows.first()
+        .and_then(|row| facts(row))
+        .map(|facts| ProbeFacts { latency: started.elapsed(), address, ..facts })
+        .ok_or_else(|| ConnectError::Protocol {
+            step: crate::backend::Step::Query,
+            what: "the probe's answer makes no sense".to_owned(),
+        })
+}
+
+/// Reads the probe's row.
+fn facts(row: &Row) -> Option<ProbeFacts> {
+    let [recovery, identifier, timeline, position, streaming, version] = row.as_slice() else { return None };
+    let text = |value: &Option<Vec<u8>>| value.as_deref().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
+    Some(ProbeFacts {
+        in_recovery: text(recovery)?.parse().ok()?,
+        // A bigint: above 2^63 it is shown as negative.
+        system_identifier: text(identifier)?.parse::<i64>().ok()?.cast_unsigned(),
+        timeline: text(timeline)?.parse::<i32>().ok()?.cast_unsigned(),
+        position: text(position).and_then(|text| text.parse().ok()).unwrap_or(0),
+        streaming: text(streaming)?.parse().ok()?,
+        server_version: text(version)?.parse().ok()?,
+        latency: Duration::ZERO,
+        address: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn row(values: [Option<&str>; 6]) -> Row {
+        values.map(|value| value.map(|text| text.as_bytes().to_vec())).to_vec()
+    }
+
+    #[test]
+    fn reads_the_probes_row() {
+        let seen = facts(&row([
+            Some("true"),
+            Some("-2"),
+            Some("7"),
+            Some("123"),
+            Some("true"),
+            Some("150020"),
+        ]))
+        .unwrap();
+        assert!(seen.in_recovery && seen.streaming);
+        assert_eq!((seen.system_identifier, seen.timeline, seen.position), (u64::MAX - 1, 7, 123));
+        let replayed_nothing =
+            facts(&row([Some("true"), Some("1"), Some("7"), None, Some("false"), Some("180000")])).unwrap();
+        assert_eq!(replayed_nothing.position, 0);
+        assert!(facts(&row([None, Some("1"), Some("7"), None, Some("false"), Some("180000")])).is_none());
+        assert!(facts(&row([Some("true"), Some("x"), Some("7"), None, Some("false"), Some("1")])).is_none());
+        assert!(facts(&vec![]).is_none());
+    }
+}

@@ -1,0 +1,637 @@
+//! The reducer: observations and the time become the next snapshot. No IO, no clock of its own.
+//!
+//! # Who is the leader
+//!
+//! With Patroni, the member that holds the leader key, once this router's own probe has seen it writable. While no
+//! endpoint answers, the one named by the *last answer* stays leader as long as probes see it writable, unless
+//! another member of the cluster is seen writable on a newer timeline (then somebody was promoted that we were not
+//! told of, and there is no leader). An answer that names nobody counts as an answer: there is no leader then, also
+//! in pause. (`/cluster` reads the DCS for each request: during a DCS outage it fails or still shows the last state
+//! of its cache, it does not answer "nobody".)
+//!
+//! In a fixed list, the writable member that alone has the highest timeline; not one that is older than any timeline
+//! seen in this cluster, a standby's included; and not before each server has been probed once.
+//!
+//! # Which members belong to the cluster
+//!
+//! Those with the system identifier of the named leader, where it is known: Patroni lets nobody else take the key.
+//! Else the one that most members have, once each has been probed; a tie leaves it as it was.
+//!
+//! # Up and down
+//!
+//! A member is up after its first success, and after `rise` in a row when it had been up before; down after `fall`
+//! failures in a row, or at once where the failure leaves no doubt (refused, shutting down). A role that a probe
+//! sees counts at once. What live sessions report about a role counts at once too; what a session can cause by
+//! itself (`pg_terminate_backend`, a read-only transaction) only makes the router look again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::snapshot::{
+    AdminState, Health, Identity, Leader, Member, MemberName, NamedBy, NoLeader, ProbeFacts, Role, Snapshot,
+    SourceStatus,
+};
+
+/// Longest time of fast polling for one loss of the leader: above Patroni's default `ttl` + `loop_wait`.
+const LEADERLESS: Duration = Duration::from_secs(60);
+/// Fast polling after a member failed or the source was lost.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
+/// Fast polling after a hint from a session, or a new leader.
+const AFTER_HINT: Duration = Duration::from_secs(3);
+/// Probe intervals after which what a probe saw no longer counts.
+const STALE_INTERVALS: u32 = 3;
+
+/// What the reducer needs to know of the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub cluster: Arc<str>,
+    pub kind: SourceKind,
+    pub rise: u32,
+    pub fall: u32,
+    pub probe_interval: Duration,
+    pub probe_timeout: Duration,
+    pub poll_interval: Duration,
+    /// Between polls, and between probes, while anything is suspicious.
+    pub fast_interval: Duration,
+}
+
+/// Where the list of members comes from, which decides who names the leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    Patroni,
+    Fixed,
+}
+
+/// A member as the source lists it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    pub name: MemberName,
+    pub host: String,
+    pub port: u16,
+    pub role: Role,
+    pub state: String,
+    pub timeline: Option<u32>,
+    pub lag: Option<u64>,
+    pub tags: BTreeMap<String, serde_json::Value>,
+}
+
+/// Whom the source names as the leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    Nobody,
+    One(MemberName),
+    Several,
+}
+
+/// One poll of the source that was answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceReport {
+    pub members: Vec<Listed>,
+    pub named: Named,
+    pub paused: bool,
+    /// How the endpoints' answers differed, if they did.
+    pub disagreement: Option<String>,
+}
+
+/// A probe that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeFailure {
+    pub message: String,
+    /// There is no doubt (refused, shutting down): not waited for `fall`.
+    pub certain: bool,
+}
+
+/// What live sessions notice about a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// The server's port refused the connection: counts at once.
+    ConnectRefused,
+    /// A connect failed in another way that counts against the member (timeout, reset): look again.
+    ConnectFailed,
+    /// 57P02 or 57P03: counts at once.
+    ShutdownSeen,
+    /// 57P01 or a connection lost: a shutdown, or one session terminated; look again.
+    Terminated,
+    /// 25006: a demoted server, or a read-only transaction; look again.
+    ReadOnlySeen,
+    /// `in_hot_standby=off` seen where a standby was expected: counts at once.
+    Promoted,
+    /// `in_hot_standby=on` seen where the leader was expected: counts at once.
+    Demoted,
+}
+
+/// What the reducer is told.
+#[derive(Debug, Clone)]
+pub enum Observation {
+    Source(SourceReport),
+    /// No endpoint gave a usable answer.
+    SourceFailed(String),
+    /// A probe ended; `started` tells what it may have missed.
+    Probe { member: MemberName, started: Instant, result: Result<ProbeFacts, ProbeFailure> },
+    /// `at`: when the session noticed it.
+    Evidence { member: MemberName, evidence: Evidence, at: Instant },
+    Admin(MemberName, AdminState),
+    /// Someone asks to look again now.
+    LookAgain,
+}
+
+/// How often to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    pub poll: Duration,
+    pub probe: Duration,
+}
+
+/// What to look at now, without waiting for the pace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wants {
+    pub poll: bool,
+    pub probe: BTreeSet<MemberName>,
+}
+
+#[derive(Debug)]
+struct MemberState {
+    listed: Listed,
+    /// When its address was learned; a probe started earlier went elsewhere.
+    since: Instant,
+    health: Health,
+    been_up: bool,
+    probed: bool,
+    /// Start of the probe that saw `health.facts`.
+    facts_from: Option<Instant>,
+    /// The role in `health.facts` is from a session's report, not yet from a probe.
+    unconfirmed: bool,
+    /// The last report about its role; probes started earlier do not count.
+    evidence_at: Option<Instant>,
+    /// Last known, also while it is down.
+    identifier: Option<u64>,
+}
+
+impl MemberState {
+    fn new(listed: Listed, now: Instant) -> Self {
+        Self {
+            listed,
+            since: now,
+            health: Health::default(),
+            been_up: false,
+            probed: false,
+            facts_from: None,
+            unconfirmed: false,
+            evidence_at: None,
+            identifier: None,
+        }
+    }
+
+    fn has_address(&self) -> bool {
+        !self.listed.host.is_empty() && self.listed.port != 0
+    }
+
+    fn down(&mut self, message: String, fall: u32) {
+        self.health.up = false;
+        self.health.streak = fall;
+        self.health.facts = None;
+        self.health.error = Some(message);
+        self.facts_from = None;
+        self.unconfirmed = false;
+    }
+}
+
+/// Everything the router knows of one cluster.
+#[derive(Debug)]
+pub struct State {
+    settings: Settings,
+    members: BTreeMap<MemberName, MemberState>,
+    /// Administrative states outlive a member's absence; bounded by who sets them.
+    admin: HashMap<MemberName, AdminState>,
+    /// Whom the last answer named; `None` before the first answer.
+    named: Option<Named>,
+    paused: bool,
+    source: SourceStatus,
+    polled: bool,
+    identifier: Option<u64>,
+    /// The highest timeline seen under `identifier`.
+    newest_timeline: u32,
+    /// Fast polling until then, while there is no leader.
+    leaderless_until: Instant,
+    /// Fast polling until then, in any case.
+    hinted_until: Instant,
+    wants: Wants,
+    snapshot: Arc<Snapshot>,
+}
+
+impl State {
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        let source = SourceStatus { reachable: false, error: None, disagreement: None };
+        let snapshot = Arc::new(Snapshot {
+            cluster: Arc::clone(&settings.cluster),
+            version: 0,
+            members: Vec::new(),
+            leader: Leader::None(NoLeader::NotYetKnown),
+            source: source.clone(),
+            system_identifier: None,
+            paused: false,
+        });
+        Self {
+            settings,
+            members: BTreeMap::new(),
+            admin: HashMap::new(),
+            named: None,
+            paused: false,
+            source,
+            polled: false,
+            identifier: None,
+            newest_timeline: 0,
+            leaderless_until: now + LEADERLESS,
+            hinted_until: now,
+            wants: Wants::default(),
+            snapshot,
+        }
+    }
+
+    /// Folds one observation into the state.
+    pub fn observe(&mut self, observation: Observation, now: Instant) {
+        match observation {
+            Observation::Source(report) => self.source_answered(report, now),
+            Observation::SourceFailed(error) => {
+                if self.source.reachable {
+                    self.hint(now, AFTER_FAILURE);
+                }
+                self.polled = true;
+                self.source = SourceStatus { reachable: false, error: Some(error), disagreement: None };
+            }
+            Observation::Probe { member, started, result } => self.probe_ended(&member, started, result, now),
+            Observation::Evidence { member, evidence, at } => self.evidence(&member, evidence, at, now),
+            Observation::Admin(member, state) => {
+                self.admin.insert(member, state);
+            }
+            Observation::LookAgain => {
+                self.wants.poll = true;
+                self.wants.probe.extend(self.members.keys().cloned());
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Lets time pass: what probes saw long ago no longer counts.
+    pub fn tick(&mut self, now: Instant) {
+        self.settle(now);
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot)
+    }
+
+    /// Whether to look more often. Bounded: for each cause it ends by itself.
+    pub fn suspicious(&self, now: Instant) -> bool {
+        now < self.hinted_until
+            || (matches!(self.snapshot.leader, Leader::None(_)) && now < self.leaderless_until)
+    }
+
+    pub fn pace(&self, now: Instant) -> Pace {
+        let Settings { poll_interval, probe_interval, fast_interval, .. } = self.settings;
+        if self.suspicious(now) {
+            Pace { poll: poll_interval.min(fast_interval), probe: probe_interval.min(fast_interval) }
+        } else {
+            Pace { poll: poll_interval, probe: probe_interval }
+        }
+    }
+
+    /// What to look at now; each wish is told once.
+    pub fn wants(&mut self) -> Wants {
+        std::mem::take(&mut self.wants)
+    }
+
+    fn hint(&mut self, now: Instant, length: Duration) {
+        self.hinted_until = self.hinted_until.max(now + length);
+    }
+
+    fn source_answered(&mut self, report: SourceReport, now: Instant) {
+        let SourceReport { members, named, paused, disagreement } = report;
+        let listed: BTreeSet<_> = members.iter().map(|member| member.name.clone()).collect();
+        self.members.retain(|name, _| listed.contains(name));
+        for member in members {
+            match self.members.get_mut(&member.name) {
+                Some(known) if known.listed.host == member.host && known.listed.port == member.port => {
+                    known.listed = member;
+                }
+                _ => {
+                    self.wants.probe.insert(member.name.clone());
+                    self.members.insert(member.name.clone(), MemberState::new(member, now));
+                }
+            }
+        }
+        if self.named.as_ref() != Some(&named) {
+            self.leaderless_until = now + LEADERLESS;
+            if let Named::One(name) = &named {
+                self.wants.probe.insert(name.clone());
+            }
+            if let Some(Named::One(name)) = &self.named {
+                self.wants.probe.insert(name.clone());
+            }
+        }
+        self.named = Some(named);
+        self.paused = paused;
+        self.polled = true;
+        self.source = SourceStatus { reachable: true, error: None, disagreement };
+    }
+
+    fn probe_ended(
+        &mut self,
+        name: &MemberName,
+        started: Instant,
+        result: Result<ProbeFacts, ProbeFailure>,
+        now: Instant,
+    ) {
+        let Settings { rise, fall, .. } = self.settings;
+        let Some(member) = self.members.get_mut(name) else { return };
+        if started < member.since {
+            return;
+        }
+        if result.is_ok() && member.evidence_at.is_some_and(|at| started <= at) {
+            // It may have looked before what a session saw: ask again.
+            self.wants.probe.insert(name.clone());
+            return;
+        }
+        member.probed = true;
+        member.health.last_probe = Some(now);
+        match result {
+            Ok(facts) => {
+                let successes =
+                    if member.health.error.is_none() { member.health.streak.saturating_add(1) } else { 1 };
+                member.health.streak = successes.min(rise);
+                member.health.error = None;
+                member.identifier = Some(facts.system_identifier);
+                member.health.facts = Some(facts);
+                member.facts_from = Some(started);
+                member.unconfirmed = false;
+                if !member.been_up || successes >= rise {
+                    member.health.up = true;
+                    member.been_up = true;
+                }
+            }
+            Err(ProbeFailure { message, certain }) => {
+                let failures =
+                    if member.health.error.is_some() { member.health.streak.saturating_add(1) } else { 1 };
+                let was_up = member.health.up;
+                if certain || failures >= fall || !was_up {
+                    member.down(message, failures.min(fall));
+                } else {
+                    member.health.streak = failures;
+                    member.health.error = Some(message);
+                }
+                if was_up {
+                    self.hint(now, AFTER_FAILURE);
+                }
+            }
+        }
+    }
+
+    fn evidence(&mut self, name: &MemberName, evidence: Evidence, at: Instant, now: Instant) {
+        let fall = self.settings.fall;
+        let Some(member) = self.members.get_mut(name) else { return };
+        let outdated = at < member.since || member.facts_from.is_some_and(|from| from > at);
+        self.wants.poll = true;
+        self.wants.probe.insert(name.clone());
+        match evidence {
+            _ if outdated => {}
+            Evidence::ConnectRefused if member.health.up => {
+                member.down("refused a connection".into(), fall);
+            }
+            Evidence::ShutdownSeen if member.health.up => {
+                member.down("does not accept connections now".into(), fall);
+            }
+            Evidence::Promoted | Evidence::Demoted => {
+                member.evidence_at = Some(at);
+                if let Some(facts) = &mut member.health.facts {
+                    facts.in_recovery = evidence == Evidence::Demoted;
+                    facts.streaming = false;
+                    member.unconfirmed = true;
+                }
+            }
+            Evidence::ConnectRefused
+            | Evidence::ShutdownSeen
+            | Evidence::ConnectFailed
+            | Evidence::Terminated
+            | Evidence::ReadOnlySeen => {}
+        }
+        self.hint(now, AFTER_HINT);
+    }
+
+    /// Derives what follows from the observations, and makes the next snapshot.
+    fn settle(&mut self, now: Instant) {
+        self.drop_stale(now);
+        self.identify();
+        let leader = self.leader();
+        if leader != self.snapshot.leader {
+            match (&leader, &self.snapshot.leader) {
+                (Leader::Verified { .. }, _) => self.hint(now, AFTER_HINT),
+                (Leader::None(_), Leader::Verified { .. }) => {
+                    self.leaderless_until = now + LEADERLESS;
+                    self.wants.poll = true;
+                }
+                (Leader::None(_), Leader::None(_)) => {}
+            }
+        }
+        let next = Snapshot {
+            cluster: Arc::clone(&self.settings.cluster),
+            version: self.snapshot.version,
+            members: self.members.values().map(|member| self.show(member)).collect(),
+            leader,
+            source: self.source.clone(),
+            system_identifier: self.identifier,
+            paused: self.paused,
+        };
+        let version = next.version + u64::from(differs(&next, &self.snapshot));
+        self.snapshot = Arc::new(Snapshot { version, ..next });
+    }
+
+    fn drop_stale(&mut self, now: Instant) {
+        let Settings { probe_interval, probe_timeout, fall, .. } = self.settings;
+        let bound = probe_interval * STALE_INTERVALS + probe_timeout * 2;
+        for member in self.members.values_mut() {
+            if member.facts_from.is_some_and(|from| now.saturating_duration_since(from) > bound) {
+                let message = member.health.error.take().unwrap_or_else(|| "no probe has ended in time".into());
+                member.down(message, fall);
+            }
+        }
+    }
+
+    /// Decides which system identifier is this cluster's.
+    fn identify(&mut self) {
+        let named = match &self.named {
+            Some(Named::One(name)) => self.members.get(name).and_then(|member| member.identifier),
+            _ => None,
+        };
+        let decided = named.or_else(|| self.majority()).or(self.identifier);
+        if decided != self.identifier {
+            self.identifier = decided;
+            self.newest_timeline = 0;
+        }
+        let newest = self
+            .members
+            .values()
+            .filter(|member| member.identifier.is_some() && member.identifier == self.identifier)
+            .filter_map(|member| member.health.facts.as_ref())
+            .map(|facts| facts.timeline)
+            .max();
+        self.newest_timeline = self.newest_timeline.max(newest.unwrap_or(0));
+    }
+
+    /// The identifier that more members have than any other; none before each has been probed once.
+    fn majority(&self) -> Option<u64> {
+        if self.members.values().any(|member| member.has_address() && !member.probed) {
+            return None;
+        }
+        let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
+        for identifier in self.members.values().filter_map(|member| member.identifier) {
+            *votes.entry(identifier).or_default() += 1;
+        }
+        let most = *votes.values().max()?;
+        let mut first = votes.iter().filter(|(_, count)| **count == most).map(|(identifier, _)| *identifier);
+        match (first.next(), first.next()) {
+            (only, None) => only,
+            _ => None,
+        }
+    }
+
+    fn identity(&self, member: &MemberState) -> Identity {
+        match (self.identifier, member.identifier) {
+            (Some(ours), Some(theirs)) if ours == theirs => Identity::Same,
+            (Some(_), Some(_)) => Identity::Foreign,
+            _ => Identity::Unknown,
+        }
+    }
+
+    /// Facts of a member that this router itself has seen to be writable, lately.
+    fn writable<'a>(&self, member: &'a MemberState) -> Option<&'a ProbeFacts> {
+        let facts = member.health.facts.as_ref()?;
+        let usable = member.health.up && !member.unconfirmed && self.identity(member) == Identity::Same;
+        (usable && !facts.in_recovery).then_some(facts)
+    }
+
+    fn leader(&self) -> Leader {
+        match self.settings.kind {
+            SourceKind::Patroni => self.named_leader(),
+            SourceKind::Fixed => self.newest_leader(),
+        }
+        .unwrap_or_else(Leader::None)
+    }
+
+    fn named_leader(&self) -> Result<Leader, NoLeader> {
+        let name = match &self.named {
+            None if self.polled => return Err(NoLeader::SourceUnreachable),
+            None => return Err(NoLeader::NotYetKnown),
+            Some(_) if !self.source.reachable => return self.failsafe_leader(),
+            Some(Named::Nobody) => return Err(NoLeader::NotNamed),
+            Some(Named::Several) => return Err(NoLeader::SeveralNamed),
+            Some(Named::One(name)) => name,
+        };
+        let Some(member) = self.members.get(name) else { return Err(NoLeader::NotNamed) };
+        if let Some(facts) = self.writable(member) {
+            let timeline = facts.timeline;
+            return Ok(Leader::Verified { member: name.clone(), timeline, named_by: NamedBy::LeaderKey });
+        }
+        Err(if !member.has_address() {
+            NoLeader::NoAddress(name.clone())
+        } else if member.listed.role == Role::StandbyLeader {
+            NoLeader::StandbyCluster(name.clone())
+        } else if member.probed && !member.health.up {
+            NoLeader::NotReachable(name.clone())
+        } else {
+            NoLeader::NotWritable(name.clone())
+        })
+    }
+
+    fn failsafe_leader(&self) -> Result<Leader, NoLeader> {
+        let Some(Named::One(name)) = &self.named else { return Err(NoLeader::SourceUnreachable) };
+        let Some(facts) = self.members.get(name).and_then(|member| self.writable(member)) else {
+            return Err(NoLeader::SourceUnreachable);
+        };
+        let newer = self.members.iter().find(|(other, member)| {
+            *other != name && self.writable(member).is_some_and(|other| other.timeline > facts.timeline)
+        });
+        if let Some((newer, _)) = newer {
+            return Err(NoLeader::Superseded { last: name.clone(), newer: newer.clone() });
+        }
+        Ok(Leader::Verified { member: name.clone(), timeline: facts.timeline, named_by: NamedBy::Failsafe })
+    }
+
+    fn newest_leader(&self) -> Result<Leader, NoLeader> {
+        if self.members.values().any(|member| member.has_address() && !member.probed) {
+            return Err(NoLeader::NotYetKnown);
+        }
+        let writable: Vec<_> = self
+            .members
+            .iter()
+            .filter_map(|(name, member)| Some((self.writable(member)?.timeline, name)))
+            .collect();
+        let Some((timeline, name)) = writable.iter().max().copied() else {
+            let told = self.members.values().any(|member| member.identifier.is_some());
+            return Err(if self.identifier.is_none() && told {
+                NoLeader::MixedClusters
+            } else {
+                NoLeader::NoneWritable
+            });
+        };
+        if timeline < self.newest_timeline {
+            let newest = self.newest_timeline;
+            return Err(NoLeader::OldTimeline { member: name.clone(), timeline, newest });
+        }
+        if writable.iter().filter(|(other, _)| *other == timeline).count() > 1 {
+            return Err(NoLeader::Tie);
+        }
+        Ok(Leader::Verified { member: name.clone(), timeline, named_by: NamedBy::HighestTimeline })
+    }
+
+    fn show(&self, member: &MemberState) -> Member {
+        let listed = member.listed.clone();
+        Member {
+            admin: self.admin.get(&listed.name).copied().unwrap_or_default(),
+            identity: self.identity(member),
+            health: member.health.clone(),
+            name: listed.name,
+            host: listed.host,
+            port: listed.port,
+            role: listed.role,
+            state: listed.state,
+            timeline: listed.timeline,
+            lag: listed.lag,
+            tags: listed.tags,
+            weight: 1,
+            zone: None,
+        }
+    }
+}
+
+/// Whether a reader could notice: not times, positions, lag and the wording of a failure, which change all the time.
+fn differs(a: &Snapshot, b: &Snapshot) -> bool {
+    let same_member = |a: &Member, b: &Member| {
+        let facts = |member: &Member| {
+            member.health.facts.as_ref().map(|facts| {
+                (facts.in_recovery, facts.system_identifier, facts.timeline, facts.streaming, facts.server_version)
+            })
+        };
+        a.name == b.name
+            && (&a.host, a.port) == (&b.host, b.port)
+            && a.role == b.role
+            && a.state == b.state
+            && a.timeline == b.timeline
+            && a.tags == b.tags
+            && a.health.up == b.health.up
+            && facts(a) == facts(b)
+            && a.identity == b.identity
+            && a.admin == b.admin
+            && (a.weight, &a.zone) == (b.weight, &b.zone)
+    };
+    let same = a.leader == b.leader
+        && a.source.reachable == b.source.reachable
+        && a.source.disagreement == b.source.disagreement
+        && a.system_identifier == b.system_identifier
+        && a.paused == b.paused
+        && a.members.len() == b.members.len()
+        && a.members.iter().zip(&b.members).all(|(a, b)| same_member(a, b));
+    !same
+}

@@ -1,0 +1,175 @@
+//! Listening sockets and the accept loop: one loop, run as one task per listener.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::config::BindAddress;
+
+/// Connections the kernel keeps for us while we are busy; it may cut this to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Pause after an accept that failed for want of resources.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A shortage is logged when it begins, and then at most this often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// A bound socket, not yet accepting.
+#[derive(Debug)]
+pub struct Bound {
+    socket: TcpListener,
+    pub address: BindAddress,
+}
+
+/// Binds and listens. `*` is one dual-stack socket, or IPv4 where the host has no IPv6.
+pub fn bind(address: &BindAddress) -> io::Result<Bound> {
+    let socket = match *address {
+        BindAddress::Ip(ip) => listen_on(ip, false)?,
+        BindAddress::Any { port } => match listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true) {
+            Err(error) if no_ipv6(&error) => listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false)?,
+            bound => bound?,
+        },
+    };
+    Ok(Bound { socket, address: address.clone() })
+}
+
+impl Bound {
+    /// Where it listens, with the port the kernel chose where the configuration said 0.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+fn listen_on(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!dual_stack)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    // EAFNOSUPPORT: no IPv6 in the kernel; EADDRNOTAVAIL: switched off.
+    matches!(error.raw_os_error(), Some(97 | 99))
+}
+
+/// Takes accepted sockets. Called on the accept loop: must not block.
+pub trait Accepted: Send + Sync + 'static {
+    fn accepted(&self, socket: TcpStream, address: SocketAddr);
+
+    /// There is no descriptor left for this connection: say so and hang up.
+    fn no_descriptor(&self, socket: TcpStream);
+
+    /// May another connection be accepted now? `false` leaves it in the kernel's queue for a moment.
+    fn has_room(&self) -> bool;
+}
+
+/// Accepts until `stop`. The socket is closed when this returns, so that the port is free again.
+pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToken) {
+    let Bound { socket, address } = bound;
+    let listener = match AsyncFd::with_interest(socket, Interest::READABLE) {
+        Ok(listener) => listener,
+        Err(error) => {
+            error!(listen = %address, %error, "cannot wait for connections");
+            return;
+        }
+    };
+    let mut shortage = Shortage::new(address.to_string());
+    loop {
+        let ready = tokio::select! {
+            () = stop.cancelled() => return,
+            ready = listener.readable() => ready,
+        };
+        let mut ready = match ready {
+            Ok(ready) => ready,
+            Err(error) => {
+                error!(listen = %address, %error, "cannot wait for connections");
+                return;
+            }
+        };
+        if !to.has_room() {
+            // The kernel's queue is the bounded buffer here; look again soon.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(5)) => continue,
+            }
+        }
+        match ready.try_io(|listener| listener.get_ref().accept()) {
+            Err(_would_block) => {}
+            Ok(Ok((socket, peer))) => {
+                shortage.over();
+                to.accepted(socket, peer);
+            }
+            Ok(Err(error)) if is_shortage(&error) => {
+                if let Some(socket) = shortage.seen(&error, listener.get_ref()) {
+                    to.no_descriptor(socket);
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(PAUSE) => {}
+                }
+            }
+            // The peer was gone before we looked (ECONNABORTED and the like): nothing to do.
+            Ok(Err(_gone)) => {}
+        }
+    }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    // ENFILE, EMFILE, ENOMEM, ENOBUFS.
+    matches!(error.raw_os_error(), Some(23 | 24 | 12 | 105))
+}
+
+/// Out of descriptors or memory at accept. One descriptor is kept back, so that the client at the head of the queue
+/// is told instead of left hanging.
+struct Shortage {
+    listen: String,
+    spare: Option<std::fs::File>,
+    logged: Option<Instant>,
+    refused: u64,
+}
+
+impl Shortage {
+    fn new(listen: String) -> Self {
+        Self { listen, spare: spare(), logged: None, refused: 0 }
+    }
+
+    fn seen(&mut self, error: &io::Error, listener: &TcpListener) -> Option<TcpStream> {
+        self.refused += 1;
+        let now = Instant::now();
+        if self.logged.is_none_or(|at| now.duration_since(at) >= LOG_EVERY) {
+            self.logged = Some(now);
+            error!(
+                listen = %self.listen, %error, times = self.refused,
+                "cannot accept connections: raise the open-file limit or lower limits.max_clients"
+            );
+        }
+        self.spare = None;
+        listener.accept().ok().map(|(socket, _)| socket)
+    }
+
+    fn over(&mut self) {
+        if self.refused > 0 {
+            warn!(listen = %self.listen, times = self.refused, "connections are accepted again");
+            self.refused = 0;
+            self.logged = None;
+        }
+        if self.spare.is_none() {
+            self.spare = spare();
+        }
+    }
+}
+
+fn spare() -> Option<std::fs::File> {
+    std::fs::File::open("/dev/null").ok()
+}

@@ -1,0 +1,222 @@
+//! From the first byte to the startup packet: SSLRequest, GSSENCRequest, direct TLS, CancelRequest, peer request
+//! (protocol chapter, "Session Encryption"; cases 1–8).
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use rustls::ServerConfig;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::ClientStream;
+use crate::config::ListenerTls;
+use crate::wire::message::{self, ErrorReply};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::startup::{self, CancelRequest, FirstPacket, StartupFault, StartupPacket};
+
+/// First byte of a TLS handshake record; no length of a startup packet begins with it.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// PostgreSQL's registered protocol name; demanded with direct TLS (case 4).
+const ALPN: &[u8] = b"postgresql";
+
+/// What a client turned out to want.
+#[derive(Debug)]
+pub enum Opening {
+    Session { stream: ClientStream, packet: StartupPacket },
+    Cancel { stream: ClientStream, request: CancelRequest },
+    Peer { stream: ClientStream, body: Bytes },
+}
+
+/// Why an opening came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum OpeningFault {
+    /// It connected and left, or never said anything that needs an answer: a health check, a port scan.
+    #[error("hung up")]
+    HungUp,
+    #[error("{0}")]
+    Startup(#[from] StartupFault),
+    #[error("received unencrypted data after an encryption request")]
+    Injected,
+    #[error("an encryption request inside TLS, or a second one")]
+    EncryptionTwice,
+    #[error("direct TLS without ALPN protocol \"postgresql\"")]
+    NoAlpn,
+    #[error("direct TLS on a port that offers none")]
+    TlsNotOffered,
+    #[error("TLS handshake: {0}")]
+    Handshake(io::Error),
+    #[error("this port requires TLS")]
+    TlsRequired,
+}
+
+/// What is offered to the client on this listener.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    pub tls: Option<Arc<ServerConfig>>,
+    pub mode: ListenerTls,
+}
+
+/// Reads up to and including the startup packet. Answers faults itself where PostgreSQL would.
+pub async fn open(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFault> {
+    let config = match offer.mode {
+        ListenerTls::Off => None,
+        ListenerTls::Optional | ListenerTls::Required => offer.tls.clone(),
+    };
+    let mut first = [0_u8; 1];
+    if !matches!(socket.peek(&mut first).await, Ok(1)) {
+        return Err(OpeningFault::HungUp);
+    }
+    if first[0] == TLS_HANDSHAKE {
+        let Some(config) = config else { return Err(OpeningFault::TlsNotOffered) };
+        let stream = handshake(socket, config).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            // No PostgreSQL client: a cross-protocol request must learn nothing.
+            return Err(OpeningFault::NoAlpn);
+        }
+        return inside_tls(stream).await;
+    }
+    in_clear(socket, config, offer.mode).await
+}
+
+async fn in_clear(
+    socket: TcpStream,
+    config: Option<Arc<ServerConfig>>,
+    mode: ListenerTls,
+) -> Result<Opening, OpeningFault> {
+    let mut stream = ClientStream::Plain(socket);
+    let mut buffer = BytesMut::new();
+    let (mut ssl_asked, mut gss_asked) = (false, false);
+    loop {
+        let packet = match read_packet(&mut stream, &mut buffer).await {
+            Ok(packet) => packet,
+            Err(fault) => return Err(answer(&mut stream, fault).await),
+        };
+        let asked = match packet {
+            FirstPacket::SslRequest => &mut ssl_asked,
+            FirstPacket::GssEncRequest => &mut gss_asked,
+            FirstPacket::Cancel(request) => return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await,
+            FirstPacket::Peer(body) => return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await,
+            FirstPacket::Startup(packet) => {
+                if mode == ListenerTls::Required {
+                    return Err(answer(&mut stream, OpeningFault::TlsRequired).await);
+                }
+                return finish(stream, &buffer, |stream| Opening::Session { stream, packet }).await;
+            }
+        };
+        if std::mem::replace(asked, true) {
+            return Err(answer(&mut stream, OpeningFault::EncryptionTwice).await);
+        }
+        if !buffer.is_empty() {
+            // CVE-2021-23214: what came behind the request would be taken for encrypted data.
+            return Err(answer(&mut stream, OpeningFault::Injected).await);
+        }
+        let is_ssl = matches!(packet, FirstPacket::SslRequest);
+        let accept = config.as_ref().filter(|_| is_ssl);
+        stream.write_all(if accept.is_some() { b"S" } else { b"N" }).await.map_err(|_| OpeningFault::HungUp)?;
+        if let Some(config) = accept {
+            let ClientStream::Plain(socket) = stream else { unreachable!("not yet encrypted") };
+            return inside_tls(handshake(socket, Arc::clone(config)).await?).await;
+        }
+    }
+}
+
+type ServerTls = tokio_rustls::server::TlsStream<TcpStream>;
+
+async fn handshake(socket: TcpStream, config: Arc<ServerConfig>) -> Result<ServerTls, OpeningFault> {
+    TlsAcceptor::from(config).accept(socket).await.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => OpeningFault::HungUp,
+        _ => OpeningFault::Handshake(error),
+    })
+}
+
+async fn inside_tls(stream: ServerTls) -> Result<Opening, OpeningFault> {
+    let mut stream = ClientStream::Tls(Box::new(stream));
+    let mut buffer = BytesMut::new();
+    let fault = match read_packet(&mut stream, &mut buffer).await {
+        Ok(FirstPacket::Startup(packet)) => return finish(stream, &buffer, |stream| Opening::Session { stream, packet }).await,
+        Ok(FirstPacket::Cancel(request)) => return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await,
+        Ok(FirstPacket::Peer(body)) => return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await,
+        Ok(FirstPacket::SslRequest | FirstPacket::GssEncRequest) => OpeningFault::EncryptionTwice,
+        Err(fault) => fault,
+    };
+    Err(answer(&mut stream, fault).await)
+}
+
+/// Nothing may follow the packet: the client has to wait for our answer.
+async fn finish(
+    mut stream: ClientStream,
+    rest: &BytesMut,
+    done: impl FnOnce(ClientStream) -> Opening,
+) -> Result<Opening, OpeningFault> {
+    if rest.is_empty() {
+        Ok(done(stream))
+    } else {
+        Err(answer(&mut stream, OpeningFault::Injected).await)
+    }
+}
+
+/// Reads until one first packet is whole. What was read beyond it stays in `buffer`, which never holds more than
+/// the largest packet and one read. Cancel safe: `read_buf` is.
+async fn read_packet(stream: &mut ClientStream, buffer: &mut BytesMut) -> Result<FirstPacket, OpeningFault> {
+    loop {
+        if let Some((packet, used)) = startup::parse(buffer)? {
+            let _consumed = buffer.split_to(used);
+            return Ok(packet);
+        }
+        buffer.reserve(1024);
+        match stream.read_buf(buffer).await {
+            Ok(0) | Err(_) => return Err(OpeningFault::HungUp),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Tells the client, where PostgreSQL would, and passes the fault on.
+async fn answer(stream: &mut ClientStream, fault: OpeningFault) -> OpeningFault {
+    if let Some(reply) = fault.reply() {
+        let mut out = BytesMut::new();
+        message::error(&mut out, &reply);
+        // Best effort: it is being refused, and may be gone.
+        let _ = stream.write_all(&out).await;
+        let _ = stream.shutdown().await;
+    }
+    fault
+}
+
+impl OpeningFault {
+    /// What the client is told; `None` is a silent close.
+    pub fn reply(&self) -> Option<ErrorReply> {
+        match self {
+            Self::HungUp | Self::NoAlpn | Self::TlsNotOffered | Self::Handshake(_) => None,
+            Self::Startup(fault) => fault.reply(),
+            Self::Injected => Some(
+                ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, "received unencrypted data after an encryption request")
+                    .detail("This could be either a client-software bug or evidence of an attempted man-in-the-middle attack."),
+            ),
+            Self::EncryptionTwice => Some(ErrorReply::fatal(
+                SqlState::PROTOCOL_VIOLATION,
+                "an encryption request may be sent once, and not inside TLS",
+            )),
+            Self::TlsRequired => Some(
+                ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, "this port accepts TLS connections only")
+                    .hint("Connect with sslmode=require or stronger."),
+            ),
+        }
+    }
+
+    /// Is it worth a line in the log? Health checks and port scans are not.
+    pub fn is_noise(&self) -> bool {
+        match self {
+            Self::HungUp | Self::Startup(StartupFault::Length) => true,
+            Self::Startup(_)
+            | Self::Injected
+            | Self::EncryptionTwice
+            | Self::NoAlpn
+            | Self::TlsNotOffered
+            | Self::Handshake(_)
+            | Self::TlsRequired => false,
+        }
+    }
+}

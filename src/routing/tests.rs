@@ -1,0 +1,273 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::cluster::snapshot::{Health, NamedBy, ProbeFacts, SourceStatus};
+use crate::routing::{EndReason, Verdict, verdict};
+
+fn facts(in_recovery: bool) -> ProbeFacts {
+    ProbeFacts {
+        in_recovery,
+        system_identifier: 7,
+        timeline: 3,
+        position: 0,
+        streaming: in_recovery,
+        server_version: 150_000,
+        latency: Duration::ZERO,
+        address: None,
+    }
+}
+
+fn member(name: &str, role: Role, state: &str, in_recovery: bool) -> Member {
+    Member {
+        name: MemberName::new(name),
+        host: name.to_owned(),
+        port: 5432,
+        role,
+        state: state.to_owned(),
+        timeline: Some(3),
+        lag: None,
+        tags: BTreeMap::new(),
+        health: Health { up: true, facts: Some(facts(in_recovery)), ..Health::default() },
+        identity: Identity::Same,
+        admin: AdminState::Ready,
+        weight: 1,
+        zone: None,
+    }
+}
+
+fn snapshot(members: Vec<Member>, leader: Option<&str>) -> Snapshot {
+    Snapshot {
+        cluster: Arc::from("main"),
+        version: 1,
+        members,
+        leader: leader.map_or(Leader::None(NoLeader::NotNamed), |name| Leader::Verified {
+            member: MemberName::new(name),
+            timeline: 3,
+            named_by: NamedBy::LeaderKey,
+        }),
+        source: SourceStatus { reachable: true, error: None, disagreement: None },
+        system_identifier: Some(7),
+        paused: false,
+    }
+}
+
+fn three() -> Snapshot {
+    snapshot(
+        vec![
+            member("db1", Role::Leader, "running", false),
+            member("db2", Role::Replica, "streaming", true),
+            member("db3", Role::SyncStandby, "running", true),
+        ],
+        Some("db1"),
+    )
+}
+
+fn names(choice: &Choice) -> Vec<&str> {
+    choice.candidates.iter().map(|candidate| candidate.member.as_str()).collect()
+}
+
+fn choose(snapshot: &Snapshot, target: TargetRole) -> Choice {
+    candidates(snapshot, target, &|_| 0, &mut || 0)
+}
+
+#[test]
+fn read_write_goes_to_the_verified_leader_only() {
+    let choice = choose(&three(), TargetRole::Leader);
+    assert_eq!(names(&choice), ["db1"]);
+    assert_eq!(choice.refused.len(), 2);
+    let none = Snapshot { leader: Leader::None(NoLeader::NotNamed), ..three() };
+    let choice = choose(&none, TargetRole::Leader);
+    assert!(choice.candidates.is_empty());
+    let (message, _) = unavailable(&none, TargetRole::Leader, &choice);
+    assert_eq!(message, "no server accepts read-write sessions now: no member holds the leader key");
+}
+
+#[test]
+fn read_only_goes_to_the_replica_with_the_least_sessions() {
+    let mut cluster = three();
+    cluster.members[2].health.facts.as_mut().unwrap().streaming = true;
+    let sessions = |name: &MemberName| if name.as_str() == "db2" { 5 } else { 4 };
+    let choice = candidates(&cluster, TargetRole::Replica, &sessions, &mut || 0);
+    assert_eq!(names(&choice), ["db3", "db2"]);
+    assert_eq!(choice.refused, [(MemberName::new("db1"), Reason::IsLeader)]);
+}
+
+#[test]
+fn ties_are_left_to_chance() {
+    let mut cluster = three();
+    cluster.members[2].health.facts.as_mut().unwrap().streaming = true;
+    let mut first = BTreeMap::new();
+    let mut state = 1_u64;
+    for _ in 0..200 {
+        let choice = candidates(&cluster, TargetRole::Replica, &|_| 1, &mut || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 16
+        });
+        *first.entry(choice.candidates[0].member.clone()).or_insert(0) += 1;
+    }
+    assert!(first.values().all(|count| *count > 50), "{first:?}");
+}
+
+#[test]
+fn replicas_are_passed_over_with_the_reason() {
+    let change: [(&dyn Fn(&mut Member), &str); 10] = [
+        (&|m| m.host.clear(), "db2 has no known address"),
+        (&|m| m.identity = Identity::Foreign, "db2 belongs to another cluster"),
+        (&|m| m.admin = AdminState::Maint, "db2 is in maintenance"),
+        (&|m| m.admin = AdminState::Drain, "db2 is being drained"),
+        (
+            &|m| m.health = Health { error: Some("connection refused".into()), ..Health::default() },
+            "db2 is down: connection refused",
+        ),
+        (&|m| m.health.facts.as_mut().unwrap().in_recovery = false, "accepts writes"),
+        (&|m| m.role = Role::Other("promoted".into()), "db2 has the unknown role \"promoted\""),
+        (&|m| m.state = "in archive recovery".into(), "its state is \"in archive recovery\""),
+        (&|m| m.role = Role::Leader, "about to be promoted"),
+        (&|m| m.health = Health::default(), "has not been reached yet"),
+    ];
+    for (change, expected) in change {
+        let mut cluster = three();
+        change(&mut cluster.members[1]);
+        cluster.members.remove(2);
+        let choice = choose(&cluster, TargetRole::Replica);
+        assert!(choice.candidates.is_empty(), "{expected}");
+        let (message, hint) = unavailable(&cluster, TargetRole::Replica, &choice);
+        assert_eq!(message, "no replica accepts read-only sessions now");
+        assert!(hint.contains(expected), "{hint} / {expected}");
+    }
+}
+
+#[test]
+fn noloadbalance_in_any_spelling() {
+    for (value, excluded) in [
+        (json!(true), true),
+        (json!("yes"), true),
+        (json!("ON"), true),
+        (json!(1), true),
+        (json!("1"), true),
+        (json!(false), false),
+        (json!("no"), false),
+        (json!(0), false),
+        (json!(null), false),
+        (json!([1]), false),
+    ] {
+        let mut cluster = three();
+        cluster.members[1].tags.insert("noloadbalance".into(), value.clone());
+        let refused = choose(&cluster, TargetRole::Replica).refused;
+        assert_eq!(refused.contains(&(MemberName::new("db2"), Reason::NoLoadBalance)), excluded, "{value}");
+    }
+}
+
+#[test]
+fn a_standby_cluster_serves_read_only_its_leader_last() {
+    let mut cluster = three();
+    cluster.leader = Leader::None(NoLeader::StandbyCluster(MemberName::new("db1")));
+    cluster.members[0] = member("db1", Role::StandbyLeader, "streaming", true);
+    assert_eq!(names(&choose(&cluster, TargetRole::Replica)).last(), Some(&"db1"));
+    assert!(choose(&cluster, TargetRole::Leader).candidates.is_empty());
+}
+
+#[test]
+fn a_fixed_lists_standbys_are_fit_by_their_probe() {
+    let cluster = snapshot(
+        vec![member("a", Role::Unnamed, "", false), member("b", Role::Unnamed, "", true)],
+        Some("a"),
+    );
+    assert_eq!(names(&choose(&cluster, TargetRole::Replica)), ["b"]);
+}
+
+#[test]
+fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
+    let db1 = MemberName::new("db1");
+    let db2 = MemberName::new("db2");
+    let mut cluster = three();
+    assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::Stay);
+    assert_eq!(verdict(&cluster, TargetRole::Replica, &db2), Verdict::Stay);
+    assert_eq!(
+        verdict(&cluster, TargetRole::Leader, &db2),
+        Verdict::End(EndReason::OtherLeader { old: db2.clone(), leader: db1.clone() })
+    );
+    assert_eq!(
+        verdict(&cluster, TargetRole::Replica, &db1),
+        Verdict::End(EndReason::Promoted(db1.clone()))
+    );
+
+    cluster.leader = Leader::None(NoLeader::NotReachable(db1.clone()));
+    cluster.members[0].health = Health { error: Some("timeout".into()), ..Health::default() };
+    assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::Stay);
+    cluster.members[0] = member("db1", Role::Replica, "running", true);
+    assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::End(EndReason::Demoted(db1.clone())));
+    cluster.members.remove(0);
+    assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::Stay);
+}
+
+prop_compose! {
+    fn any_member(index: usize)(
+        role in prop_oneof![
+            Just(Role::Leader), Just(Role::StandbyLeader), Just(Role::Replica), Just(Role::SyncStandby),
+            Just(Role::QuorumStandby), Just(Role::Other("x".into())), Just(Role::Unnamed),
+        ],
+        state in prop_oneof![Just("running"), Just("streaming"), Just("starting"), Just("in archive recovery")],
+        up in any::<bool>(),
+        recovery in proptest::option::of(any::<bool>()),
+        identity in prop_oneof![Just(Identity::Unknown), Just(Identity::Same), Just(Identity::Foreign)],
+        admin in prop_oneof![Just(AdminState::Ready), Just(AdminState::Drain), Just(AdminState::Maint)],
+        tagged in any::<bool>(),
+        addressed in any::<bool>(),
+    ) -> Member {
+        let mut member = member(&format!("m{index}"), role, state, true);
+        member.health.up = up;
+        member.health.facts = recovery.map(facts);
+        member.identity = identity;
+        member.admin = admin;
+        if tagged { member.tags.insert("noloadbalance".into(), json!(true)); }
+        if !addressed { member.host.clear(); }
+        member
+    }
+}
+
+prop_compose! {
+    fn any_snapshot()(
+        members in (any_member(0), any_member(1), any_member(2), any_member(3)),
+        leader in proptest::option::of(0_usize..4),
+    ) -> Snapshot {
+        snapshot(vec![members.0, members.1, members.2, members.3], leader.map(|i| format!("m{i}")).as_deref())
+    }
+}
+
+proptest! {
+    #[test]
+    fn candidates_are_always_fit(cluster in any_snapshot(), loads in proptest::array::uniform4(0_usize..5)) {
+        for target in [TargetRole::Leader, TargetRole::Replica] {
+            let load = |name: &MemberName| loads[name.as_str()[1..].parse::<usize>().unwrap()];
+            let choice = candidates(&cluster, target, &load, &mut || 0);
+            prop_assert_eq!(choice.candidates.len() + choice.refused.len(), cluster.members.len());
+            let ranks: Vec<_> = choice.candidates.iter().map(|c| (c.reason, load(&c.member))).collect();
+            prop_assert!(ranks.is_sorted());
+            for candidate in &choice.candidates {
+                let member = cluster.member(&candidate.member).unwrap();
+                prop_assert!(member.health.up && member.has_address());
+                prop_assert_eq!(member.identity, Identity::Same);
+                prop_assert_eq!(member.admin, AdminState::Ready);
+                let leads = matches!(&cluster.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
+                prop_assert_eq!(leads, target == TargetRole::Leader);
+                if target == TargetRole::Replica {
+                    prop_assert!(member.health.facts.as_ref().unwrap().in_recovery);
+                    prop_assert!(!member.tags.contains_key("noloadbalance"));
+                    // A candidate never has to leave again at once.
+                    prop_assert_eq!(verdict(&cluster, target, &candidate.member), Verdict::Stay);
+                }
+            }
+            if target == TargetRole::Leader {
+                prop_assert!(choice.candidates.len() <= 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Who must leave: what a new snapshot means for a live session.
+
+use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
+use crate::config::TargetRole;
+
+/// Whether a live session may stay on its server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Stay,
+    End(EndReason),
+}
+
+/// Why a session must leave its server. `Display` is the sentence its client sees.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EndReason {
+    #[error("{0} has been demoted and no longer accepts writes")]
+    Demoted(MemberName),
+    #[error("{leader} is the leader now, no longer {old}")]
+    OtherLeader { old: MemberName, leader: MemberName },
+    #[error("{0} has been promoted and is no longer read-only")]
+    Promoted(MemberName),
+}
+
+/// What `snapshot` means for a session that was given `member` as `target`. A member that is merely unknown, down or
+/// unreachable keeps its sessions: their own connections tell best.
+pub fn verdict(snapshot: &Snapshot, target: TargetRole, member: &MemberName) -> Verdict {
+    let in_recovery = snapshot
+        .member(member)
+        .and_then(|member| member.health.facts.as_ref())
+        .map(|facts| facts.in_recovery);
+    match (target, &snapshot.leader, in_recovery) {
+        (TargetRole::Leader, Leader::Verified { member: leader, .. }, _) if leader != member => {
+            Verdict::End(EndReason::OtherLeader { old: member.clone(), leader: leader.clone() })
+        }
+        (TargetRole::Leader, _, Some(true)) => Verdict::End(EndReason::Demoted(member.clone())),
+        (TargetRole::Replica, _, Some(false)) => Verdict::End(EndReason::Promoted(member.clone())),
+        _ => Verdict::Stay,
+    }
+}

@@ -1,0 +1,74 @@
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use super::workers::Workers;
+use crate::frontend::ClientAddress;
+use crate::frontend::listen::Accepted;
+use crate::session::Shared;
+use crate::session::admission::Room;
+use crate::session::gate::Gate;
+use crate::session::life::{self, Arrival};
+
+/// Takes what a listener accepts to a worker. The gate is read per accept: another one may be put in its place.
+pub(super) struct Door {
+    gate: ArcSwap<Gate>,
+    shared: Arc<Shared>,
+    workers: Arc<Workers>,
+}
+
+impl Door {
+    pub(super) fn new(gate: Arc<Gate>, shared: Arc<Shared>, workers: Arc<Workers>) -> Self {
+        Self { gate: ArcSwap::new(gate), shared, workers }
+    }
+}
+
+impl Accepted for Door {
+    fn accepted(&self, socket: TcpStream, address: SocketAddr) {
+        let Some(pending) = self.shared.admission.pending() else {
+            self.shared.refused("too_many_logins");
+            tell(
+                &socket,
+                &life::too_many(
+                    "too many connections are logging in",
+                    "Try again in a moment; the bound is limits.max_pending_logins of the connection manager.",
+                ),
+            );
+            return;
+        };
+        let gate = self.gate.load_full();
+        let shared = Arc::clone(&self.shared);
+        self.workers.spawn(move |lease| {
+            let arrival = Arrival { socket, address: ClientAddress::of_socket(address), gate, lease, pending };
+            life::serve(arrival, shared)
+        });
+    }
+
+    fn no_descriptor(&self, socket: TcpStream) {
+        self.shared.refused("no_descriptor");
+        tell(
+            &socket,
+            &life::too_many(
+                "the connection manager has no file descriptor left",
+                "Its operator has to raise the open-file limit or lower limits.max_clients.",
+            ),
+        );
+    }
+
+    fn has_room(&self) -> bool {
+        match self.shared.admission.room(Instant::now()) {
+            Room::Yes | Room::Refuse => true,
+            Room::Wait => false,
+        }
+    }
+}
+
+/// Last words at the accept loop: as much as the socket takes at once, which for a new one is everything.
+fn tell(mut socket: &TcpStream, words: &[u8]) {
+    if socket.set_nonblocking(true).is_ok() {
+        let _ = socket.write(words);
+    }
+}

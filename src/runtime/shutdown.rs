@@ -1,0 +1,92 @@
+//! Signals, and the phases of a shutdown.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::workers::Workers;
+use crate::session::end::{Order, Reason};
+use crate::session::registry::Registry;
+
+/// For sessions to say their last words after they were cut, and for tasks to end.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// SIGTERM and SIGINT end the process; SIGHUP does nothing yet, and says so.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Until the process is to end.
+    pub(super) async fn wait(&mut self) {
+        loop {
+            let name = tokio::select! {
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.interrupt.recv() => "SIGINT",
+                _ = self.hangup.recv() => {
+                    warn!("SIGHUP: the configuration cannot be reloaded yet; restart to apply changes");
+                    continue;
+                }
+            };
+            info!(signal = name, "shutting down");
+            return;
+        }
+    }
+}
+
+/// Ends sessions at their next boundary, and cuts what is left after `grace` or at a second signal.
+pub(super) async fn drain(registry: &Arc<Registry>, workers: &Workers, grace: Duration, signals: &mut Signals) {
+    let sessions = registry.len();
+    if sessions > 0 {
+        info!(sessions, grace_s = grace.as_secs(), "ending sessions at their next transaction end");
+    }
+    let orders = async {
+        // Logins that were under way when the doors closed turn into sessions: order again.
+        loop {
+            for entry in registry.sessions() {
+                entry.order(Order::AtBoundary(Reason::Shutdown));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let patience = async {
+        tokio::select! {
+            () = tokio::time::sleep(grace) => {}
+            () = signals.wait() => {}
+        }
+    };
+    tokio::select! {
+        () = workers.idle() => return,
+        () = orders => {}
+        () = patience => {}
+    }
+    let left = registry.sessions();
+    if !left.is_empty() {
+        warn!(sessions = left.len(), "cutting the sessions that are left");
+    }
+    for entry in left {
+        entry.order(Order::Now(Reason::Shutdown));
+    }
+    bounded("sessions", workers.idle()).await;
+}
+
+/// Waits for the end of something that was told to end.
+pub(super) async fn bounded(what: &str, end: impl Future<Output = ()>) {
+    if timeout(LAST_WORDS, end).await.is_err() {
+        warn!(what, "did not end in time");
+    }
+}

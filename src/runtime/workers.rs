@@ -1,0 +1,102 @@
+//! Worker threads: each has a runtime of its own, and sessions stay on the worker they were handed to. No session
+//! ever wakes another thread, and no buffer is shared between them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, Handle};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::session::relay::Lease;
+
+/// The workers of this process.
+#[derive(Debug)]
+pub struct Workers {
+    workers: Vec<Worker>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Worker {
+    handle: Handle,
+    lease: Arc<Lease>,
+    tasks: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Counts a task on a worker for as long as it lives.
+struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    /// Starts `count` threads.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let stop = CancellationToken::new();
+        let workers = (0..count.max(1)).map(|number| Worker::start(number, stop.clone())).collect::<io::Result<_>>()?;
+        Ok(Self { workers, tracker: TaskTracker::new(), stop })
+    }
+
+    pub fn len(&self) -> usize {
+        self.workers.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.workers.is_empty()
+    }
+
+    /// Runs a task on the worker that has the fewest.
+    pub fn spawn<F, T>(&self, task: F)
+    where
+        F: FnOnce(Arc<Lease>) -> T,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let Some(worker) = self.workers.iter().min_by_key(|worker| worker.tasks.load(Ordering::Relaxed)) else { return };
+        worker.tasks.fetch_add(1, Ordering::Relaxed);
+        let busy = Busy(Arc::clone(&worker.tasks));
+        let task = task(Arc::clone(&worker.lease));
+        self.tracker.spawn_on(
+            async move {
+                task.await;
+                drop(busy);
+            },
+            &worker.handle,
+        );
+    }
+
+    /// Waits until no task is left.
+    pub async fn idle(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Ends the threads; what still runs on them is dropped.
+    pub fn stop(mut self) {
+        self.stop.cancel();
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                // A worker's thread ends by returning; a panic in a task never reaches it.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn start(number: usize, stop: CancellationToken) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || runtime.block_on(stop.cancelled()))?;
+        Ok(Self { handle, lease: Arc::default(), tasks: Arc::default(), thread: Some(thread) })
+    }
+}

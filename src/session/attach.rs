@@ -1,0 +1,208 @@
+//! Attach: give a session a server connection of a verified role whose session state equals the client's. One path,
+//! for login now and for whatever takes a connection away later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::registry::{Registry, Seat};
+use crate::backend::{self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target};
+use crate::cluster::snapshot::{Leader, MemberName};
+use crate::cluster::{ClusterHandle, Evidence};
+use crate::config::{Route, TargetRole};
+use crate::routing;
+use crate::wire::message::ErrorReply;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::startup::ProtocolVersion;
+
+/// Candidates tried for one attach; more would only make the client wait longer for the same news.
+const MOST_TRIES: u32 = 4;
+
+/// What a connection must have in common with the client. Settings confirmed later and prepared statements join the
+/// startup parameters here when sessions can be rebuilt elsewhere.
+#[derive(Debug, Clone)]
+pub struct SessionState {
+    pub version: ProtocolVersion,
+    /// In order, `user` and `database` among them.
+    pub parameters: Vec<(Bytes, Bytes)>,
+}
+
+/// A server connection whose role was verified on that very connection. Only [`attach`] makes one.
+#[derive(Debug)]
+pub struct Attachable {
+    pub connection: ServerConnection,
+    pub member: MemberName,
+    pub seat: Seat,
+    _verified: (),
+}
+
+/// Why there is no server for the session.
+#[derive(Debug)]
+pub enum AttachError {
+    /// Nobody may serve the route, or everybody who may could not be reached.
+    NoCandidate(ErrorReply),
+    /// A server refused, and its own words go to the client.
+    Server { frame: Bytes, code: String, member: MemberName },
+    /// A server refused for a reason that we put into words.
+    Refused { reply: ErrorReply, member: MemberName },
+}
+
+/// What the sessions of one route ask for.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub cluster: &'a ClusterHandle,
+    pub registry: &'a Arc<Registry>,
+    pub route: &'a Route,
+    pub state: &'a SessionState,
+    pub credential: &'a Credential,
+    /// The user's name as received.
+    pub user: &'a [u8],
+}
+
+/// Is there anybody who may serve the route? Asked before authentication, so that a balancer's check sees an error.
+pub fn anybody(cluster: &ClusterHandle, registry: &Arc<Registry>, route: &Route) -> Result<(), ErrorReply> {
+    let choice = choose(cluster, registry, route);
+    if choice.candidates.is_empty() { Err(unavailable(cluster, route, &choice)) } else { Ok(()) }
+}
+
+fn choose(cluster: &ClusterHandle, registry: &Arc<Registry>, route: &Route) -> routing::Choice {
+    let snapshot = cluster.snapshot();
+    let name = &cluster.config().name;
+    routing::candidates(&snapshot, route.target, &|member| registry.load(name, member), &mut routing::chance)
+}
+
+fn unavailable(cluster: &ClusterHandle, route: &Route, choice: &routing::Choice) -> ErrorReply {
+    let (message, hint) = routing::unavailable(&cluster.snapshot(), route.target, choice);
+    ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
+}
+
+/// Tries the candidates in order until one is connected, logged into and verified. No byte of the client's has been
+/// forwarded before, so the next one may always be tried.
+pub async fn attach(request: &Request<'_>) -> Result<Attachable, AttachError> {
+    let Request { cluster, registry, route, .. } = *request;
+    let options = &cluster.config().server;
+    let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
+    let choice = choose(cluster, registry, route);
+    let mut last = None;
+    for candidate in choice.candidates.iter().take(MOST_TRIES as usize) {
+        let seat = registry.reserve(&cluster.config().name, &candidate.member);
+        let deadline = give_up.min(Instant::now() + options.connect_timeout);
+        let target = Target {
+            host: &candidate.host,
+            port: candidate.port,
+            tls: cluster.tls(),
+            options,
+            version: request.state.version,
+            parameters: &request.state.parameters,
+            credential: request.credential,
+        };
+        let error = match backend::connect(target, deadline).await {
+            Ok(connection) => match verify(cluster, route.target, &candidate.member, connection).await {
+                Ok(connection) => {
+                    return Ok(Attachable { connection, member: candidate.member.clone(), seat, _verified: () });
+                }
+                Err(why) => {
+                    debug!(member = %candidate.member, why, "passed over");
+                    last = Some(not_verified(&candidate.member, why));
+                    continue;
+                }
+            },
+            Err(error) => error,
+        };
+        report(request, &candidate.member, &error);
+        let refusal = refusal(&candidate.member, &error);
+        if !error.is_temporary_or_elsewhere() {
+            return Err(refusal);
+        }
+        last = Some(refusal);
+    }
+    Err(last.unwrap_or_else(|| AttachError::NoCandidate(unavailable(cluster, route, &choice))))
+}
+
+/// What others should know of a failed attempt.
+fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
+    debug!(%member, %error, "no connection");
+    if error.counts_against_member() {
+        let evidence = match error {
+            ConnectError::Refused { .. } => Evidence::ConnectRefused,
+            ConnectError::Server(_) => Evidence::ShutdownSeen,
+            _ => Evidence::ConnectFailed,
+        };
+        request.cluster.evidence(member, evidence);
+    }
+    match error {
+        ConnectError::VerifierDiffers { .. } => {
+            // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
+            request.cluster.forget_verifier(request.user);
+        }
+        ConnectError::Server(server) => {
+            if let Some(line) = &server.hba_line {
+                warn!(%member, needed = %line, "the server's pg_hba.conf does not let the connection manager in for this user");
+            }
+        }
+        _ => {}
+    }
+}
+
+fn refusal(member: &MemberName, error: &ConnectError) -> AttachError {
+    let code = if let ConnectError::Server(server) = error { server.code.clone() } else { String::new() };
+    match error.client_reply(member.as_str()) {
+        ClientReply::Verbatim(frame) => AttachError::Server { frame, code, member: member.clone() },
+        ClientReply::Own(reply) => AttachError::Refused { reply, member: member.clone() },
+    }
+}
+
+fn not_verified(member: &MemberName, why: &'static str) -> AttachError {
+    AttachError::Refused {
+        reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, format!("server \"{member}\" {why}"))
+            .hint("The cluster may be changing its leader; try again in a moment."),
+        member: member.clone(),
+    }
+}
+
+/// Promise 1: writable on this very connection, and named now. Promise 2: a standby.
+async fn verify(
+    cluster: &ClusterHandle,
+    target: TargetRole,
+    member: &MemberName,
+    mut connection: ServerConnection,
+) -> Result<ServerConnection, &'static str> {
+    let role = match connection.role {
+        SeenRole::Unknown => ask_role(&mut connection, cluster.config().server.connect_timeout).await,
+        told => told,
+    };
+    match (target, role) {
+        (TargetRole::Leader, SeenRole::Writable) => {
+            // The leader may have changed while we were logging in.
+            let snapshot = cluster.snapshot();
+            match &snapshot.leader {
+                Leader::Verified { member: leader, .. } if leader == member => Ok(connection),
+                Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader"),
+            }
+        }
+        (TargetRole::Replica, SeenRole::Standby) => Ok(connection),
+        (TargetRole::Leader, SeenRole::Standby) => {
+            cluster.evidence(member, Evidence::Demoted);
+            Err("does not accept writes")
+        }
+        (TargetRole::Replica, SeenRole::Writable) => {
+            cluster.evidence(member, Evidence::Promoted);
+            Err("is not a standby")
+        }
+        (_, SeenRole::Unknown) => Err("did not say whether it is in recovery"),
+    }
+}
+
+/// For servers that do not report `in_hot_standby` (before PostgreSQL 14).
+async fn ask_role(connection: &mut ServerConnection, timeout: Duration) -> SeenRole {
+    let deadline = Instant::now() + timeout;
+    let rows = backend::query::simple_query(connection, "SELECT pg_catalog.pg_is_in_recovery()", 1, deadline).await;
+    match rows.ok().and_then(|rows| rows.into_iter().next()).and_then(|row| row.into_iter().next()).flatten().as_deref() {
+        Some(b"t") => SeenRole::Standby,
+        Some(b"f") => SeenRole::Writable,
+        _ => SeenRole::Unknown,
+    }
+}

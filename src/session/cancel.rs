@@ -1,0 +1,126 @@
+//! Cancel requests: to the session they are for, on this router or on a peer (cases 30–38).
+//!
+//! Never answered, whatever comes of it; the client's socket is closed only after the server has closed ours, which
+//! is when libpq takes the cancel for delivered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::Shared;
+use super::keys::Owner;
+use crate::backend::CancelTarget;
+use crate::frontend::ClientStream;
+use crate::wire::startup::CancelRequest;
+
+/// For one cancel: connecting to the server, delivering it, and the server's hanging up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What became of a request; the label in metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Forwarded,
+    /// The session has nothing under way, or its server gave no key.
+    Idle,
+    /// Nobody knows the key.
+    Unknown,
+    /// It carries this router's or a peer's mark without the right seal.
+    Forged,
+    /// A peer has taken it.
+    ByPeer,
+    Failed,
+    /// Too many at once.
+    Dropped,
+}
+
+impl Outcome {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Idle => "idle",
+            Self::Unknown => "unknown",
+            Self::Forged => "forged",
+            Self::ByPeer => "peer",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+/// Serves a client's CancelRequest.
+pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, request: CancelRequest) {
+    let outcome = match shared.cancels.try_acquire() {
+        Ok(_permit) => route(shared, &request).await,
+        Err(_too_many) => Outcome::Dropped,
+    };
+    shared.metrics.cancel(outcome.label());
+    debug!(process_id = request.process_id, outcome = outcome.label(), "cancel request");
+    let _ = timeout(PATIENCE, stream.shutdown()).await;
+}
+
+async fn route(shared: &Arc<Shared>, request: &CancelRequest) -> Outcome {
+    match shared.keys.owner(&request.key) {
+        Owner::Mine => local(shared, request).await.unwrap_or(Outcome::Unknown),
+        Owner::Forged => Outcome::Forged,
+        Owner::Peer(incarnation) => ask_peers(shared, request, Some(incarnation)).await,
+        Owner::Unknown => match local(shared, request).await {
+            Some(outcome) => outcome,
+            None => ask_peers(shared, request, None).await,
+        },
+    }
+}
+
+async fn ask_peers(shared: &Arc<Shared>, request: &CancelRequest, owner: Option<super::keys::Incarnation>) -> Outcome {
+    match &shared.peers {
+        Some(peers) => match peers.ask(request, owner).await {
+            true => Outcome::ByPeer,
+            false => Outcome::Unknown,
+        },
+        None => Outcome::Unknown,
+    }
+}
+
+/// A peer asks on behalf of its client. `true`: the session is here.
+pub(super) async fn for_peer(shared: &Arc<Shared>, request: &CancelRequest) -> bool {
+    let Ok(_permit) = shared.cancels.try_acquire() else {
+        shared.metrics.cancel(Outcome::Dropped.label());
+        return false;
+    };
+    let outcome = local(shared, request).await;
+    if let Some(outcome) = outcome {
+        shared.metrics.cancel(outcome.label());
+    }
+    outcome.is_some()
+}
+
+/// `None`: no session of this router has that key.
+async fn local(shared: &Arc<Shared>, request: &CancelRequest) -> Option<Outcome> {
+    let entry = shared.registry.find(request.process_id, &request.key)?;
+    let Some(target) = entry.attachment.cancel.as_ref().filter(|_| entry.in_flight()) else {
+        return Some(Outcome::Idle);
+    };
+    Some(send(target).await)
+}
+
+async fn send(target: &CancelTarget) -> Outcome {
+    match target.clone().send(PATIENCE).await {
+        Ok(()) => Outcome::Forwarded,
+        Err(error) => {
+            debug!(server = %target.address, %error, "cancel could not be delivered");
+            Outcome::Failed
+        }
+    }
+}
+
+/// Cancels what a session that was taken off its server had under way, without anybody waiting for it.
+pub(super) fn forget(shared: &Shared, target: CancelTarget) {
+    let permits = Arc::clone(&shared.cancels);
+    shared.tasks.spawn(async move {
+        if let Ok(_permit) = permits.try_acquire() {
+            send(&target).await;
+        }
+    });
+}

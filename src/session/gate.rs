@@ -1,0 +1,25 @@
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use crate::cluster::ClusterHandle;
+use crate::config::Route;
+use crate::frontend::opening::Offer;
+
+/// What a listener means for the connections it accepts. Read at each accept, so that a new configuration is one
+/// pointer away and running sessions keep the one they came in by.
+#[derive(Debug)]
+pub struct Gate {
+    pub name: Arc<str>,
+    pub route: Arc<Route>,
+    pub cluster: ClusterHandle,
+    pub offer: Offer,
+    /// Sessions at once; 0 is no limit.
+    pub max_clients: u32,
+    pub(super) clients: Arc<AtomicU32>,
+}
+
+impl Gate {
+    pub fn new(name: Arc<str>, route: Arc<Route>, cluster: ClusterHandle, offer: Offer, max_clients: u32) -> Self {
+        Self { name, route, cluster, offer, max_clients, clients: Arc::default() }
+    }
+}

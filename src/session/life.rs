@@ -1,0 +1,458 @@
+//! The life of a session, from the accepted socket to its one log line.
+//!
+//! ```text
+//! open → admission → rule → anybody there? → authenticate → attach → relay → end
+//! ```
+//! Each step consumes what the one before it made; what the login needed is dropped before the relay begins.
+
+use std::fmt;
+use std::net::TcpStream as StdTcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::admission::Admitted;
+use super::attach::{self, AttachError, Attachable, Request, SessionState};
+use super::end::{Cause, Order};
+use super::gate::Gate;
+use super::keys::ClientCancelKey;
+use super::metrics::{GaugeGuard, seconds};
+use super::registry::{Attachment, Seat, Ticket};
+use super::relay::{Attached, Ended, Lease, Parts, Relay};
+use super::{Shared, cancel, peers};
+use crate::config::TargetRole;
+use crate::frontend::login::{self, Authenticated, LoginFault};
+use crate::frontend::opening::{self, Opening, OpeningFault};
+use crate::frontend::{ClientAddress, ClientStream};
+use crate::routing::{self, Verdict};
+use crate::wire::message::{self, ErrorReply};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
+use crate::wire::text::Escaped;
+
+/// For the last words to a client, and for it to hang up after them.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A connection just accepted.
+#[derive(Debug)]
+pub struct Arrival {
+    pub socket: StdTcpStream,
+    pub address: ClientAddress,
+    pub gate: Arc<Gate>,
+    pub lease: Arc<Lease>,
+    /// Its place among those that have not logged in yet.
+    pub pending: super::admission::Pending,
+}
+
+/// Serves one connection to its end. Never panics on what a peer sends; ends by itself in bounded time once the
+/// peers are gone.
+pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
+    // The login is a large future with large parts; the relay must not carry its weight.
+    let session = Box::pin(log_in(arrival, Arc::clone(&shared))).await;
+    if let Some(Session { relay, record, seat, gauge, admitted }) = session {
+        let ended = relay.run().await;
+        finish(ended, *record, &shared).await;
+        drop((seat, gauge, admitted));
+    }
+}
+
+/// A session that is ready to relay.
+struct Session {
+    relay: Relay,
+    record: Box<Record>,
+    seat: Seat,
+    gauge: GaugeGuard,
+    admitted: Admitted,
+}
+
+/// What the log line at the end needs.
+struct Record {
+    client: ClientAddress,
+    user: Bytes,
+    database: Bytes,
+    gate: Arc<Gate>,
+    member: String,
+    tls: Option<&'static str>,
+    accepted: Instant,
+    times: Times,
+}
+
+/// Time spent in each step of the login.
+#[derive(Debug, Default, Clone, Copy)]
+struct Times {
+    tls: Duration,
+    auth: Duration,
+    connect: Duration,
+}
+
+async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
+    let accepted = Instant::now();
+    let Arrival { socket, address, gate, lease, pending } = arrival;
+    let deadline = accepted + shared.login_timeout;
+    let gauge = shared.metrics.pending();
+    let socket = adopt(socket, &gate)?;
+    let opening = match timeout_at(deadline, opening::open(socket, &gate.offer)).await {
+        Ok(Ok(opening)) => opening,
+        Ok(Err(fault)) => {
+            note_opening(&shared, &gate, address, &fault);
+            return None;
+        }
+        // It never said what it wanted; PostgreSQL closes without a word too.
+        Err(_elapsed) => {
+            shared.metrics.refuse("timeout");
+            return None;
+        }
+    };
+    let (mut stream, packet) = match opening {
+        Opening::Session { stream, packet } => (stream, packet),
+        Opening::Cancel { stream, request } => {
+            cancel::serve(&shared, stream, request).await;
+            return None;
+        }
+        Opening::Peer { stream, body } => {
+            peers::serve(&shared, stream, body, deadline).await;
+            return None;
+        }
+    };
+    let tls_done = accepted.elapsed();
+    let outcome = timeout_at(deadline, authenticate(&shared, &gate, &mut stream, &packet, address)).await;
+    let (authenticated, admitted) = match outcome {
+        Ok(Ok(done)) => done,
+        Ok(Err(fault)) => {
+            refuse(&shared, &gate, &mut stream, &packet, address, fault).await;
+            return None;
+        }
+        Err(_elapsed) => {
+            refuse(&shared, &gate, &mut stream, &packet, address, LoginFault::Timeout).await;
+            return None;
+        }
+    };
+    let authenticated_at = accepted.elapsed();
+    shared.metrics.login_seconds.observe(seconds(authenticated_at));
+    // From here on the client has an account: it no longer counts as an unknown one.
+    drop((pending, gauge));
+    let mut record = Box::new(Record {
+        client: address,
+        user: packet.user.clone(),
+        database: packet.database.clone(),
+        member: String::new(),
+        tls: stream.tls_description(),
+        accepted,
+        times: Times { tls: tls_done, auth: authenticated_at.saturating_sub(tls_done), connect: Duration::ZERO },
+        gate,
+    });
+    let session = begin(&shared, stream, &packet, authenticated, &mut record, lease).await?;
+    let Begun { relay, seat } = session;
+    let gauge = shared.metrics.session(&record.gate.route.name, &record.member);
+    Some(Session { relay, record, seat, gauge, admitted })
+}
+
+/// Registers an accepted socket with this worker and sets its options.
+fn adopt(socket: StdTcpStream, gate: &Gate) -> Option<TcpStream> {
+    // Either fails only if the peer is gone already.
+    socket.set_nonblocking(true).ok()?;
+    let socket = TcpStream::from_std(socket).ok()?;
+    crate::backend::tune_socket(&socket, &gate.cluster.config().server).ok()?;
+    Some(socket)
+}
+
+/// Admission, rules, is anybody there, and only then the exchange.
+async fn authenticate(
+    shared: &Arc<Shared>,
+    gate: &Gate,
+    stream: &mut ClientStream,
+    packet: &StartupPacket,
+    address: ClientAddress,
+) -> Result<(Authenticated, Admitted), LoginFault> {
+    login::negotiate(stream, packet).await?;
+    let admitted = shared.admission.admit(gate).map_err(LoginFault::TooMany)?;
+    let method = login::decide(&shared.rules, packet, address, stream.is_tls())?;
+    attach::anybody(&gate.cluster, &shared.registry, &gate.route).map_err(LoginFault::Unavailable)?;
+    let authenticated = login::exchange(stream, packet, method, &shared.identities(gate)).await?;
+    Ok((authenticated, admitted))
+}
+
+struct Begun {
+    relay: Relay,
+    seat: Seat,
+}
+
+/// Attaches an authenticated client and tells it so.
+async fn begin(
+    shared: &Arc<Shared>,
+    mut stream: ClientStream,
+    packet: &StartupPacket,
+    authenticated: Authenticated,
+    record: &mut Record,
+    lease: Arc<Lease>,
+) -> Option<Begun> {
+    let gate = Arc::clone(&record.gate);
+    let started = Instant::now();
+    let state = session_state(packet, gate.route.target);
+    let request = Request {
+        cluster: &gate.cluster,
+        registry: &shared.registry,
+        route: &gate.route,
+        state: &state,
+        credential: authenticated.credential(),
+        user: &packet.user,
+    };
+    let mut out = authenticated.welcome();
+    let attached = attach::attach(&request).await;
+    record.times.connect = started.elapsed();
+    let Attachable { connection, member, seat, .. } = match attached {
+        Ok(attached) => attached,
+        Err(error) => {
+            note_attach(shared, record, &error);
+            match error {
+                AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
+                AttachError::NoCandidate(reply) | AttachError::Refused { reply, .. } => message::error(&mut out, &reply),
+            }
+            farewell(stream, out).await;
+            return None;
+        }
+    };
+    shared.metrics.connect_seconds.observe(seconds(record.times.connect));
+    member.as_str().clone_into(&mut record.member);
+    for notice in &connection.notices {
+        out.extend_from_slice(notice);
+    }
+    for (name, value) in &connection.parameters {
+        message::parameter_status(&mut out, name, value);
+    }
+    let ticket = enter(shared, &gate, packet.served(), &connection, &member, &mut out);
+    message::ready_for_query(&mut out, b'I');
+    if let Routed::End(reason) = still_right(&gate, &ticket) {
+        ticket.entry().order(Order::Now(reason));
+    }
+    if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
+        debug!(client = %record.client, "gone before it was served");
+        return None;
+    }
+    let relay = Relay::new(Parts {
+        client: stream,
+        server: Attached { stream: connection.stream, member, process_id: connection.process_id },
+        leftover: connection.leftover,
+        ticket,
+        cluster: gate.cluster.clone(),
+        lease,
+        replication: packet.replication != Replication::None,
+    });
+    Some(Begun { relay, seat })
+}
+
+/// The session state a client starts with. A read-only one is read-only by its last startup parameter, which no
+/// earlier one can override (promise 2).
+fn session_state(packet: &StartupPacket, target: TargetRole) -> SessionState {
+    let mut parameters = packet.parameters.clone();
+    if !parameters.iter().any(|(name, _)| name.as_ref() == b"database") {
+        parameters.push((Bytes::from_static(b"database"), packet.database.clone()));
+    }
+    if target == TargetRole::Replica {
+        parameters.push((Bytes::from_static(b"default_transaction_read_only"), Bytes::from_static(b"on")));
+    }
+    SessionState { version: packet.served(), parameters }
+}
+
+/// Issues a cancel key that is free, enters the session and writes BackendKeyData.
+fn enter(
+    shared: &Arc<Shared>,
+    gate: &Gate,
+    version: ProtocolVersion,
+    connection: &crate::backend::ServerConnection,
+    member: &crate::cluster::snapshot::MemberName,
+    out: &mut BytesMut,
+) -> Ticket {
+    // A server without BackendKeyData gets an id of ours, and a cancel for it is a no-op (case 35).
+    let process_id = connection.process_id.unwrap_or_default();
+    let mut attachment = Attachment {
+        cluster: Arc::clone(&gate.cluster.config().name),
+        route: Arc::clone(&gate.route.name),
+        target: gate.route.target,
+        member: member.clone(),
+        process_id,
+        key: issue(shared, version),
+        cancel: connection.cancel.clone(),
+    };
+    loop {
+        let key = attachment.key.clone();
+        match shared.registry.enter(attachment) {
+            Ok(ticket) => {
+                message::backend_key_data(out, process_id, key.expose());
+                return ticket;
+            }
+            Err(taken) => attachment = Attachment { key: issue(shared, version), ..taken },
+        }
+    }
+}
+
+fn issue(shared: &Shared, version: ProtocolVersion) -> ClientCancelKey {
+    if version >= ProtocolVersion::V3_2 { shared.keys.issue_v32() } else { shared.keys.issue_v30() }
+}
+
+enum Routed {
+    Stay,
+    End(super::end::Reason),
+}
+
+/// The snapshot may have changed between the choice and the entry into the registry, when nobody would have told
+/// this session.
+fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
+    let attachment = &ticket.entry().attachment;
+    match routing::verdict(&gate.cluster.snapshot(), attachment.target, &attachment.member) {
+        Verdict::Stay => Routed::Stay,
+        Verdict::End(why) => Routed::End(super::end::Reason::Role(why)),
+    }
+}
+
+fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
+    if fault.is_noise() {
+        debug!(%client, listener = %gate.name, %fault, "connection came to nothing");
+        return;
+    }
+    shared.metrics.refuse("opening");
+    if let Some(skipped) = shared.failures.admit(client.ip()) {
+        warn!(%client, listener = %gate.name, %fault, skipped, "connection refused");
+    }
+}
+
+/// Tells the client why it may not come in, and the operator as well unless there is nothing to tell.
+async fn refuse(
+    shared: &Shared,
+    gate: &Gate,
+    stream: &mut ClientStream,
+    packet: &StartupPacket,
+    client: ClientAddress,
+    fault: LoginFault,
+) {
+    if matches!(fault, LoginFault::HungUp) {
+        debug!(%client, listener = %gate.name, "hung up during the login");
+        return;
+    }
+    shared.metrics.refuse(fault.label());
+    let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
+    if matches!(fault, LoginFault::Unavailable(_)) {
+        // The topology's own lines say why, once; balancers ask every second.
+        debug!(%client, listener = %gate.name, %user, %database, %fault, "login refused");
+    } else if let Some(skipped) = shared.failures.admit(client.ip()) {
+        warn!(%client, listener = %gate.name, %user, %database, reason = %fault, skipped, "login refused");
+    }
+    if let Some(reply) = fault.reply(&packet.user) {
+        let mut out = BytesMut::new();
+        message::error(&mut out, &reply);
+        say(stream, &out).await;
+    }
+}
+
+fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
+    let (reason, member, text) = match error {
+        AttachError::NoCandidate(reply) => ("no_candidate", None, reply.message.clone()),
+        AttachError::Server { code, member, .. } => ("server_refused", Some(member), format!("server answered {code}")),
+        AttachError::Refused { reply, member } => ("server_connect", Some(member), reply.message.clone()),
+    };
+    shared.metrics.refuse(reason);
+    if let Some(skipped) = shared.failures.admit(record.client.ip()) {
+        warn!(
+            client = %record.client,
+            user = %Escaped(&record.user),
+            database = %Escaped(&record.database),
+            route = %record.gate.route.name,
+            member = member.map_or("-", |member| member.as_str()),
+            reason = %Escaped(text.as_bytes()),
+            skipped,
+            "no server for the session"
+        );
+    }
+}
+
+/// Says goodbye where there is something to say, and writes the session's line.
+async fn finish(ended: Ended, record: Record, shared: &Shared) {
+    let Ended { cause, client, rest, at_boundary, traffic, ticket } = ended;
+    if let Cause::Ordered(_) = cause {
+        // Nobody may go on writing for a session that has been taken off its server.
+        if let (true, Some(target)) = (ticket.entry().in_flight(), ticket.entry().attachment.cancel.clone()) {
+            cancel::forget(shared, target);
+        }
+    }
+    log_end(&cause, &record, traffic);
+    shared.metrics.end(&record.gate.route.name, cause.label());
+    drop(ticket);
+    let mut out = BytesMut::from(rest.as_ref());
+    if at_boundary {
+        if let Some(reply) = cause.reply() {
+            message::error(&mut out, &reply);
+        }
+    }
+    farewell(client, out).await;
+}
+
+fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
+    struct Millis(Duration);
+    impl fmt::Display for Millis {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{:.1}", self.0.as_secs_f64() * 1e3)
+        }
+    }
+    macro_rules! line {
+        ($level:ident) => {
+            $level!(
+                client = %record.client,
+                user = %Escaped(&record.user),
+                database = %Escaped(&record.database),
+                route = %record.gate.route.name,
+                member = %record.member,
+                tls = record.tls.unwrap_or("-"),
+                tls_ms = %Millis(record.times.tls),
+                auth_ms = %Millis(record.times.auth),
+                connect_ms = %Millis(record.times.connect),
+                total_ms = %Millis(record.accepted.elapsed()),
+                bytes_up = traffic.bytes_up,
+                bytes_down = traffic.bytes_down,
+                transactions = traffic.transactions,
+                cause = %cause,
+                "session ended"
+            )
+        };
+    }
+    if cause.is_trouble() { line!(warn) } else { line!(info) }
+}
+
+/// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
+/// socket with unread data resets it, and the words would be lost.
+async fn farewell(mut stream: ClientStream, out: BytesMut) {
+    let _ = timeout(FAREWELL, async {
+        say(&mut stream, &out).await;
+        if out.is_empty() {
+            return;
+        }
+        let mut waste = BytesMut::with_capacity(4096);
+        while matches!(stream.read_buf(&mut waste).await, Ok(read) if read > 0) {
+            waste.clear();
+        }
+    })
+    .await;
+}
+
+async fn say(stream: &mut ClientStream, out: &[u8]) {
+    // Best effort, bounded: a client that does not listen any more is closed all the same.
+    let _ = timeout(FAREWELL, async {
+        if !out.is_empty() {
+            stream.write_all(out).await?;
+            stream.flush().await?;
+        }
+        stream.shutdown().await
+    })
+    .await;
+}
+
+/// For sockets at the accept loop that get no further.
+pub fn too_many(text: &str, hint: &str) -> BytesMut {
+    let mut out = BytesMut::new();
+    message::error(&mut out, &ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint));
+    out
+}

@@ -1,0 +1,150 @@
+//! Metrics of sessions and logins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::registry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RouteLabel {
+    pub route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RouteMemberLabel {
+    pub route: String,
+    pub member: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RouteCauseLabel {
+    pub route: String,
+    pub cause: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ReasonLabel {
+    pub reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ResultLabel {
+    pub result: &'static str,
+}
+
+/// Counters of this room; label values are of fixed sets, or names from the configuration and the cluster.
+#[derive(Debug)]
+pub struct Metrics {
+    pub(super) sessions: Family<RouteMemberLabel, Gauge>,
+    pub(super) ended: Family<RouteCauseLabel, Counter>,
+    pub(super) refused: Family<ReasonLabel, Counter>,
+    pub(super) pending_logins: Gauge,
+    pub(super) login_seconds: Histogram,
+    pub(super) connect_seconds: Histogram,
+    pub(super) cancels: Family<ResultLabel, Counter>,
+}
+
+impl Metrics {
+    /// Registers everything of this room in `into`.
+    pub fn new(into: &mut Registry, sessions: Arc<registry::Registry>) -> Self {
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        let metrics = Self {
+            sessions: Family::default(),
+            ended: Family::default(),
+            refused: Family::default(),
+            pending_logins: Gauge::default(),
+            login_seconds: seconds(),
+            connect_seconds: seconds(),
+            cancels: Family::default(),
+        };
+        into.register("sessions", "Sessions now, by route and member", metrics.sessions.clone());
+        into.register("sessions_ended", "Sessions that ended, by cause", metrics.ended.clone());
+        into.register("logins_refused", "Logins that came to nothing, by reason", metrics.refused.clone());
+        into.register("pending_logins", "Connections between accept and authenticated", metrics.pending_logins.clone());
+        into.register_with_unit(
+            "login",
+            "From accept to authenticated",
+            Unit::Seconds,
+            metrics.login_seconds.clone(),
+        );
+        into.register_with_unit(
+            "server_connect",
+            "From the choice of a server to its being ready, logged in and verified",
+            Unit::Seconds,
+            metrics.connect_seconds.clone(),
+        );
+        into.register("cancels", "Cancel requests, by what became of them", metrics.cancels.clone());
+        into.register_collector(Box::new(TrafficCollector(sessions)));
+        metrics
+    }
+
+    pub(super) fn refuse(&self, reason: &'static str) {
+        self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(super) fn cancel(&self, result: &'static str) {
+        self.cancels.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    pub(super) fn session(&self, route: &str, member: &str) -> GaugeGuard {
+        let label = RouteMemberLabel { route: route.to_owned(), member: member.to_owned() };
+        GaugeGuard::new(self.sessions.get_or_create(&label).clone())
+    }
+
+    pub(super) fn pending(&self) -> GaugeGuard {
+        GaugeGuard::new(self.pending_logins.clone())
+    }
+
+    pub(super) fn end(&self, route: &str, cause: &'static str) {
+        self.ended.get_or_create(&RouteCauseLabel { route: route.to_owned(), cause }).inc();
+    }
+}
+
+/// Counts one up for as long as it lives.
+#[derive(Debug)]
+pub(super) struct GaugeGuard(Gauge);
+
+impl GaugeGuard {
+    fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Adds up at scrape time what the sessions moved, so that the relay shares no counter between workers.
+#[derive(Debug)]
+struct TrafficCollector(Arc<registry::Registry>);
+
+impl Collector for TrafficCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let traffic = self.0.traffic();
+        let counters = [
+            ("client_bytes_received", "Bytes forwarded from clients to servers", traffic.bytes_up),
+            ("client_bytes_sent", "Bytes forwarded from servers to clients", traffic.bytes_down),
+            ("transactions", "Transactions that ended", traffic.transactions),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}

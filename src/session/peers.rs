@@ -1,0 +1,180 @@
+//! The peer channel: routers before the same cluster ask one another whose a cancel request is. Over a PostgreSQL
+//! port, authenticated and sealed with the peers' secret, one question a connection, one hop, rate-limited.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, warn};
+
+use super::keys::Incarnation;
+use super::peer_codec::{self, CHALLENGE_LEN, PeerKey, PeerReply, PeerRequest, REPLY_LEN, REQUEST_LEN};
+use super::rate::TokenBucket;
+use super::{Shared, cancel};
+use crate::config;
+use crate::frontend::ClientStream;
+use crate::wire::startup::CancelRequest;
+
+/// For one question to one peer, the cancel it carries out included.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Questions a second, to all peers together; and as many from them.
+const RATE: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
+const BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
+
+/// The other routers.
+#[derive(Debug)]
+pub struct Peers {
+    key: PeerKey,
+    incarnation: Incarnation,
+    members: Vec<config::Peer>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Which member had this incarnation when it last answered.
+    known: HashMap<Incarnation, usize>,
+    asked: TokenBucket,
+    answered: TokenBucket,
+    warned: Option<Instant>,
+}
+
+impl Peers {
+    pub fn new(config: &config::Peers, incarnation: Incarnation) -> Self {
+        Self {
+            key: PeerKey::new(&config.secret),
+            incarnation,
+            members: config.members.clone(),
+            state: Mutex::new(State {
+                known: HashMap::new(),
+                asked: TokenBucket::new(RATE, BURST),
+                answered: TokenBucket::new(RATE, BURST),
+                warned: None,
+            }),
+        }
+    }
+
+    /// Asks the owner if it is known, else everybody at once. `true`: one of them has taken the request.
+    pub(super) async fn ask(&self, request: &CancelRequest, owner: Option<Incarnation>) -> bool {
+        let known = owner.and_then(|owner| self.state().known.get(&owner).copied());
+        if let Some(index) = known
+            && let Some(reply) = self.ask_some(&[index], request).await
+            && owner == Some(reply.incarnation)
+        {
+            return reply.found;
+        }
+        // Not known, gone, or restarted since: everybody, once.
+        let others: Vec<usize> = (0..self.members.len()).filter(|index| Some(*index) != known).collect();
+        self.ask_some(&others, request).await.is_some_and(|reply| reply.found)
+    }
+
+    /// Asks several at once; the first that has found it ends the search, else the last answer counts.
+    async fn ask_some(&self, indices: &[usize], request: &CancelRequest) -> Option<PeerReply> {
+        let mut asked = JoinSet::new();
+        for &index in indices {
+            if !self.state().asked.try_take(Instant::now()) {
+                warn!("too many cancel requests for other routers; some are dropped");
+                break;
+            }
+            let (key, peer, request) = (self.key.clone(), self.members[index].clone(), request.clone());
+            asked.spawn(async move {
+                let answer = timeout(PATIENCE, ask_one(&key, &peer, request)).await;
+                (index, answer.unwrap_or_else(|_| Err("it did not answer in time".to_owned())))
+            });
+        }
+        let mut last = None;
+        while let Some(joined) = asked.join_next().await {
+            let Ok((index, answer)) = joined else { continue };
+            match answer {
+                Ok(reply) => {
+                    self.learn(reply.incarnation, index);
+                    if reply.found {
+                        return Some(reply);
+                    }
+                    last = Some(reply);
+                }
+                Err(error) => self.complain(&self.members[index], &error),
+            }
+        }
+        last
+    }
+
+    fn learn(&self, incarnation: Incarnation, index: usize) {
+        let mut state = self.state();
+        // One incarnation a member, so that restarts do not pile up.
+        state.known.retain(|_, known| *known != index);
+        state.known.insert(incarnation, index);
+    }
+
+    fn complain(&self, peer: &config::Peer, error: &str) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let again = state.warned.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(30));
+        if again {
+            state.warned = Some(now);
+        }
+        drop(state);
+        if again {
+            warn!(peer = %peer.name, error, "a peer cannot be asked about a cancel request");
+        } else {
+            debug!(peer = %peer.name, error, "a peer cannot be asked about a cancel request");
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn ask_one(key: &PeerKey, peer: &config::Peer, request: CancelRequest) -> Result<PeerReply, String> {
+    let io = |error: std::io::Error| error.to_string();
+    let mut stream = TcpStream::connect((peer.host.as_str(), peer.port)).await.map_err(io)?;
+    stream.set_nodelay(true).map_err(io)?;
+    let (conversation, packet) = peer_codec::open(key);
+    stream.write_all(&packet).await.map_err(io)?;
+    let mut challenge = [0; CHALLENGE_LEN];
+    stream.read_exact(&mut challenge).await.map_err(io)?;
+    let asking = conversation.challenge(&challenge).map_err(|fault| fault.to_string())?;
+    let (conversation, packet) = asking.ask(&PeerRequest::Cancel(request)).map_err(|fault| fault.to_string())?;
+    stream.write_all(&packet).await.map_err(io)?;
+    let mut reply = [0; REPLY_LEN];
+    stream.read_exact(&mut reply).await.map_err(|_| "it hung up: is the secret the same on both sides?".to_owned())?;
+    conversation.reply(&reply).map_err(|fault| fault.to_string())
+}
+
+/// Serves another router's question. One that does not know the secret is told nothing.
+pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: Bytes, deadline: Instant) {
+    let Some(peers) = &shared.peers else { return };
+    if !peers.state().answered.try_take(Instant::now()) {
+        return;
+    }
+    let conversation = async {
+        let (conversation, packet) = peer_codec::answer(&peers.key, &body).ok()?;
+        stream.write_all(&packet).await.ok()?;
+        stream.flush().await.ok()?;
+        let mut packet = [0; REQUEST_LEN];
+        stream.read_exact(&mut packet).await.ok()?;
+        let (request, conversation) = match conversation.request(&packet) {
+            Ok(asked) => asked,
+            Err(fault) => {
+                warn!(%fault, "a peer request was refused");
+                return None;
+            }
+        };
+        let found = match request {
+            PeerRequest::Cancel(request) => cancel::for_peer(shared, &request).await,
+            PeerRequest::WhoAreYou => false,
+        };
+        let reply = conversation.reply(PeerReply { found, incarnation: peers.incarnation });
+        stream.write_all(&reply).await.ok()?;
+        stream.shutdown().await.ok()
+    };
+    // Its own bound, whatever comes of it.
+    let _ = timeout_at(deadline.min(Instant::now() + PATIENCE * 2), conversation).await;
+}

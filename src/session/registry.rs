@@ -1,0 +1,274 @@
+//! Every session there is. Cancel, shutdown, role changes and statistics act through it, and only through it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use super::end::Order;
+use super::keys::ClientCancelKey;
+use crate::backend::CancelTarget;
+use crate::cluster::snapshot::MemberName;
+use crate::config::TargetRole;
+
+/// A cluster's member, as sessions are counted on it.
+type Place = (Arc<str>, MemberName);
+
+/// Shared by every worker. The lock is taken when a session begins or ends, for a cancel and for statistics; never
+/// while bytes are relayed.
+#[derive(Debug, Default)]
+pub struct Registry {
+    inner: Mutex<Inner>,
+    next_id: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    sessions: HashMap<u64, Arc<Entry>>,
+    /// By the process id in the client's cancel key: the server's own, so several members may share one.
+    by_process_id: HashMap<u32, Vec<u64>>,
+    loads: HashMap<Place, usize>,
+    /// Of sessions that are over.
+    past: Traffic,
+}
+
+/// What a session has moved.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// From the client to the server, bytes.
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub transactions: u64,
+}
+
+impl Traffic {
+    fn add(&mut self, other: Self) {
+        self.bytes_up += other.bytes_up;
+        self.bytes_down += other.bytes_down;
+        self.transactions += other.transactions;
+    }
+}
+
+/// What a session tells the registry when it is attached.
+#[derive(Debug)]
+pub struct Attachment {
+    pub cluster: Arc<str>,
+    pub route: Arc<str>,
+    pub target: TargetRole,
+    pub member: MemberName,
+    pub process_id: u32,
+    pub key: ClientCancelKey,
+    /// `None` where the server gave no key: a cancel is then a no-op.
+    pub cancel: Option<CancelTarget>,
+}
+
+/// One session. Its owner is the session's task; others read, and give orders.
+#[derive(Debug)]
+pub struct Entry {
+    pub id: u64,
+    pub attachment: Attachment,
+    in_flight: AtomicBool,
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+    transactions: AtomicU64,
+    /// Set, and never unset, with `order`: what the relay looks at on every wake-up.
+    ordered: AtomicBool,
+    mailbox: Mutex<Mailbox>,
+}
+
+#[derive(Debug, Default)]
+struct Mailbox {
+    order: Option<Order>,
+    waker: Option<Waker>,
+}
+
+impl Registry {
+    /// Counts a session on a member before it connects there, so that two logins at once do not choose the same.
+    pub fn reserve(self: &Arc<Self>, cluster: &Arc<str>, member: &MemberName) -> Seat {
+        let place = (Arc::clone(cluster), member.clone());
+        *self.lock().loads.entry(place.clone()).or_default() += 1;
+        Seat { registry: Arc::clone(self), place }
+    }
+
+    /// Sessions on a member, those connecting included.
+    pub fn load(&self, cluster: &Arc<str>, member: &MemberName) -> usize {
+        self.lock().loads.get(&(Arc::clone(cluster), member.clone())).copied().unwrap_or_default()
+    }
+
+    /// Enters a session; it leaves when the ticket is dropped. `Err` gives the attachment back: that process id and
+    /// key are taken (which for a key of 32 random bits happens), so issue another key.
+    // The error is the caller's own value, handed back.
+    #[allow(clippy::result_large_err)]
+    pub fn enter(self: &Arc<Self>, attachment: Attachment) -> Result<Ticket, Attachment> {
+        let mut inner = self.lock();
+        let taken = inner.by_process_id.get(&attachment.process_id).is_some_and(|ids| {
+            ids.iter().any(|id| inner.sessions.get(id).is_some_and(|other| other.attachment.key.matches(attachment.key.expose())))
+        });
+        if taken {
+            return Err(attachment);
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let process_id = attachment.process_id;
+        let entry = Arc::new(Entry {
+            id,
+            attachment,
+            in_flight: AtomicBool::new(false),
+            bytes_up: AtomicU64::new(0),
+            bytes_down: AtomicU64::new(0),
+            transactions: AtomicU64::new(0),
+            ordered: AtomicBool::new(false),
+            mailbox: Mutex::default(),
+        });
+        inner.by_process_id.entry(process_id).or_default().push(id);
+        inner.sessions.insert(id, Arc::clone(&entry));
+        drop(inner);
+        Ok(Ticket { registry: Arc::clone(self), entry })
+    }
+
+    /// The session a cancel request is for. Every key under that process id is compared, each in constant time.
+    pub fn find(&self, process_id: u32, key: &[u8]) -> Option<Arc<Entry>> {
+        let inner = self.lock();
+        let mut found = None;
+        for id in inner.by_process_id.get(&process_id).into_iter().flatten() {
+            let Some(entry) = inner.sessions.get(id) else { continue };
+            if entry.attachment.key.matches(key) {
+                found = Some(Arc::clone(entry));
+            }
+        }
+        found
+    }
+
+    /// Every session there is now.
+    pub fn sessions(&self) -> Vec<Arc<Entry>> {
+        self.lock().sessions.values().cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().sessions.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Moved since the start, by all sessions, past and present.
+    pub fn traffic(&self) -> Traffic {
+        let inner = self.lock();
+        let mut sum = inner.past;
+        for entry in inner.sessions.values() {
+            sum.add(entry.traffic());
+        }
+        sum
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic while it was held leaves counts that are at worst one off; no reason to end every session.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// Gives an order. A stricter one replaces a milder one; the first of equals stands.
+    pub fn order(&self, order: Order) {
+        let mut mailbox = self.mailbox();
+        let replace = match (&mailbox.order, &order) {
+            (None, _) | (Some(Order::AtBoundary(_)), Order::Now(_)) => true,
+            (Some(_), _) => false,
+        };
+        if !replace {
+            return;
+        }
+        mailbox.order = Some(order);
+        self.ordered.store(true, Ordering::Release);
+        let waker = mailbox.waker.clone();
+        drop(mailbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The order given, if any. One atomic load where there is none.
+    pub fn ordered(&self) -> Option<Order> {
+        if self.ordered.load(Ordering::Acquire) { self.mailbox().order.clone() } else { None }
+    }
+
+    /// Whom to wake for an order. Look at [`Self::ordered`] again afterwards.
+    pub fn wake_for_orders(&self, waker: &Waker) {
+        self.mailbox().waker = Some(waker.clone());
+    }
+
+    /// Is the server working for this session? Only then is a cancel passed on.
+    pub fn in_flight(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_in_flight(&self, in_flight: bool) {
+        self.in_flight.store(in_flight, Ordering::Release);
+    }
+
+    /// Written by the session's own task only.
+    pub(super) fn record(&self, traffic: Traffic) {
+        self.bytes_up.store(traffic.bytes_up, Ordering::Relaxed);
+        self.bytes_down.store(traffic.bytes_down, Ordering::Relaxed);
+        self.transactions.store(traffic.transactions, Ordering::Relaxed);
+    }
+
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            bytes_up: self.bytes_up.load(Ordering::Relaxed),
+            bytes_down: self.bytes_down.load(Ordering::Relaxed),
+            transactions: self.transactions.load(Ordering::Relaxed),
+        }
+    }
+
+    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place on a member; given back when dropped.
+#[derive(Debug)]
+pub struct Seat {
+    registry: Arc<Registry>,
+    place: Place,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut inner = self.registry.lock();
+        if let Some(load) = inner.loads.get_mut(&self.place) {
+            *load = load.saturating_sub(1);
+            if *load == 0 {
+                inner.loads.remove(&self.place);
+            }
+        }
+    }
+}
+
+/// A session's membership of the registry; it leaves when this is dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    registry: Arc<Registry>,
+    entry: Arc<Entry>,
+}
+
+impl Ticket {
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut inner = self.registry.lock();
+        inner.past.add(self.entry.traffic());
+        inner.sessions.remove(&self.entry.id);
+        let process_id = self.entry.attachment.process_id;
+        if let Some(ids) = inner.by_process_id.get_mut(&process_id) {
+            ids.retain(|id| *id != self.entry.id);
+            if ids.is_empty() {
+                inner.by_process_id.remove(&process_id);
+            }
+        }
+    }
+}

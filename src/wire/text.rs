@@ -1,0 +1,131 @@
+//! Bytes from outside (names of users, databases, members; messages of servers) as text that may stand in a log
+//! line, an error or a header.
+
+use std::fmt::{self, Write};
+
+/// Shows bytes so that they can neither forge a log line nor act on a terminal: bounded, one word.
+///
+/// Letters, digits and a few marks stand for themselves; a value with anything else is put in double quotes, with
+/// control characters, invisible and direction-changing characters, quotes and backslashes escaped as in Rust, and
+/// bytes that are not UTF-8 as `\xNN`. What is longer than [`Escaped::MAX_CHARS`] ends in `…`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Escaped<'a>(pub &'a [u8]);
+
+impl Escaped<'_> {
+    /// Characters shown, escapes counted as written, quotes and the ellipsis not.
+    pub const MAX_CHARS: usize = 64;
+    /// Bytes looked at; enough for the characters shown.
+    const MAX_BYTES: usize = Self::MAX_CHARS * 4;
+}
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = String::new();
+        let mut length = 0;
+        let mut plain = !self.0.is_empty();
+        let mut cut = self.0.len() > Self::MAX_BYTES;
+        let head = &self.0[..self.0.len().min(Self::MAX_BYTES)];
+        'all: for chunk in head.utf8_chunks() {
+            let valid = chunk.valid().chars().map(Piece::Char);
+            let invalid = chunk.invalid().iter().map(|byte| Piece::Byte(*byte));
+            for piece in valid.chain(invalid) {
+                let mark = shown.len();
+                piece.write(&mut shown)?;
+                length += shown[mark..].chars().count();
+                if length > Self::MAX_CHARS {
+                    shown.truncate(mark);
+                    cut = true;
+                    break 'all;
+                }
+                plain &= piece.is_plain();
+            }
+        }
+        let quote = if plain { "" } else { "\"" };
+        write!(f, "{quote}{shown}{quote}{}", if cut { "…" } else { "" })
+    }
+}
+
+/// The same as `Display`, so that no way of formatting lets the bytes through.
+impl fmt::Debug for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Piece {
+    Char(char),
+    Byte(u8),
+}
+
+impl Piece {
+    fn is_plain(self) -> bool {
+        matches!(self, Self::Char(c) if c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '@' | ':' | '/' | '+'))
+    }
+
+    fn write(self, out: &mut String) -> fmt::Result {
+        match self {
+            Self::Char(c) if is_unsafe(c) || matches!(c, '"' | '\\') => write!(out, "{}", c.escape_default()),
+            Self::Char(c) => out.write_char(c),
+            Self::Byte(byte) => write!(out, "\\x{byte:02x}"),
+        }
+    }
+}
+
+/// Characters that must not reach a log or a terminal as they are: controls, line and paragraph separators,
+/// characters without width, and those that change the direction of the text (Unicode Technical Report 36).
+pub fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_a_reader_sees() {
+        for (bytes, shown) in [
+            (&b"app_user-1.x@y"[..], "app_user-1.x@y"),
+            ("zoë".as_bytes(), "zoë"),
+            (b"", "\"\""),
+            (b"two words", "\"two words\""),
+            (b"a\nmember=db1", r#""a\nmember=db1""#),
+            (b"\x1b[2J", r#""\u{1b}[2J""#),
+            (b"quote\" and \\", r#""quote\" and \\""#),
+            (b"latin\xe9", r#""latin\xe9""#),
+            ("a\u{202e}b".as_bytes(), r#""a\u{202e}b""#),
+        ] {
+            assert_eq!(Escaped(bytes).to_string(), shown);
+            assert_eq!(format!("{:?}", Escaped(bytes)), shown);
+        }
+    }
+
+    #[test]
+    fn the_length_is_bounded() {
+        assert_eq!(Escaped(&[b'a'; 64]).to_string(), "a".repeat(64));
+        assert_eq!(Escaped(&[b'a'; 65]).to_string(), "a".repeat(64) + "…");
+        let shown = Escaped(&vec![0; 1 << 20]).to_string();
+        assert!(shown.chars().count() <= Escaped::MAX_CHARS + 3 && shown.ends_with('…'), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_can_be_forged(bytes in any::<Vec<u8>>()) {
+            let shown = Escaped(&bytes).to_string();
+            prop_assert!(!shown.chars().any(is_unsafe));
+            prop_assert!(!shown.is_empty() && shown.chars().count() <= Escaped::MAX_CHARS + 3);
+            // One word, or one quoted string whose inner quotes are escaped.
+            if shown.contains([' ', '=', '"']) {
+                let inner = shown.trim_end_matches('…');
+                let inner = inner.strip_prefix('"').unwrap().strip_suffix('"').unwrap();
+                let unescaped = inner.replace(r"\\", "").replace(r#"\""#, "");
+                prop_assert!(!unescaped.contains('"'), "{}", shown);
+            }
+        }
+    }
+}
