@@ -1,4 +1,4 @@
-//! CancelRequest towards a server.
+//! `CancelRequest` towards a server.
 
 use std::io;
 use std::time::Duration;

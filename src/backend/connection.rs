@@ -62,27 +62,27 @@ pub enum SeenRole {
     /// `in_hot_standby=off` (or `pg_is_in_recovery()` false).
     Writable,
     Standby,
-    /// Not told (a server before PostgreSQL 14).
+    /// Not told (a server before `PostgreSQL` 14).
     Unknown,
 }
 
-/// A connection after login's ReadyForQuery.
+/// A connection after login's `ReadyForQuery`.
 #[derive(Debug)]
 pub struct ServerConnection {
     pub stream: ServerStream,
     /// As asked for, or the older one the server serves.
     pub version: ProtocolVersion,
-    /// ParameterStatus as sent at login, in order.
+    /// `ParameterStatus` as sent at login, in order.
     pub parameters: Vec<(Bytes, Bytes)>,
-    /// NoticeResponse frames sent during login, verbatim, bounded.
+    /// `NoticeResponse` frames sent during login, verbatim, bounded.
     pub notices: Vec<Bytes>,
-    /// Bytes read behind ReadyForQuery.
+    /// Bytes read behind `ReadyForQuery`.
     pub leftover: Bytes,
     pub role: SeenRole,
     pub address: SocketAddr,
     pub local_address: SocketAddr,
     pub is_tls: bool,
-    /// The server's process id; `None` where it sent no BackendKeyData.
+    /// The server's process id; `None` where it sent no `BackendKeyData`.
     pub process_id: Option<u32>,
     pub cancel: Option<CancelTarget>,
 }
@@ -101,8 +101,8 @@ struct Failure {
     error: ConnectError,
     /// The server that answered, for a second attempt on it.
     address: Option<SocketAddr>,
-    /// The handshake failed, or the server refused us before AuthenticationOk for a reason that encryption may
-    /// change: its pg_hba.conf tells `hostssl` from `hostnossl`.
+    /// The handshake failed, or the server refused us before `AuthenticationOk` for a reason that encryption may
+    /// change: its `pg_hba.conf` tells `hostssl` from `hostnossl`.
     may_depend_on_encryption: bool,
     was_tls: bool,
 }
@@ -110,7 +110,7 @@ struct Failure {
 /// Connects and logs in before `deadline`: all addresses of the host in order, then TLS, then login.
 ///
 /// As in libpq, `prefer` tries again without TLS, and `allow` again with TLS, on a new connection, where the TLS
-/// handshake failed or the server refused the login before AuthenticationOk. Unlike libpq not after SQLSTATE classes
+/// handshake failed or the server refused the login before `AuthenticationOk`. Unlike libpq not after SQLSTATE classes
 /// 53 and 57 (full, starting, stopping), which encryption does not change. Where both attempts fail, the encrypted
 /// one's error is returned: it is the one that got further.
 pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConnection, ConnectError> {

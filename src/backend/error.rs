@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::auth::scram::ServerScramFault;
+use crate::wire::frame::ErrorFields;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -66,7 +67,7 @@ pub enum ConnectError {
     Certificate { reason: String },
     #[error("the server broke the protocol during {step}: {what}")]
     Protocol { step: Step, what: String },
-    /// The server's own ErrorResponse.
+    /// The server's own `ErrorResponse`.
     #[error(transparent)]
     Server(#[from] Box<ServerError>),
     /// The client's key does not fit this server, though it fitted the verifier it was checked against: a replica
@@ -86,7 +87,7 @@ pub enum ConnectError {
     AnswerTooLarge,
 }
 
-/// An ErrorResponse (PostgreSQL documentation, "Error and Notice Message Fields"). Text that is not UTF-8 is replaced
+/// An `ErrorResponse` (`PostgreSQL` documentation, "Error and Notice Message Fields"). Text that is not UTF-8 is replaced
 /// in the fields, never in `frame`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerError {
@@ -123,43 +124,23 @@ impl std::fmt::Display for ServerError {
 
 impl ServerError {
     /// Parses the fields of an `E` frame's body; `None` where it is malformed.
-    pub(crate) fn parse(body: &Bytes, frame: Bytes) -> Option<Self> {
-        let mut error = Self {
-            severity: String::new(),
-            code: String::new(),
-            message: String::new(),
-            detail: None,
-            hint: None,
+    pub(crate) fn parse(body: &[u8], frame: Bytes) -> Option<Self> {
+        let ErrorFields {
+            severity,
+            code,
+            message,
+            detail,
+            hint,
+        } = ErrorFields::parse(body).ok()?;
+        Some(Self {
+            severity,
+            code,
+            message,
+            detail,
+            hint,
             frame,
             hba_line: None,
-        };
-        let mut unlocalised = None;
-        let mut rest: &[u8] = body;
-        loop {
-            let (&field, tail) = rest.split_first()?;
-            if field == 0 {
-                if !tail.is_empty() {
-                    return None;
-                }
-                break;
-            }
-            let end = tail.iter().position(|&byte| byte == 0)?;
-            let text = String::from_utf8_lossy(&tail[..end]).into_owned();
-            rest = &tail[end + 1..];
-            match field {
-                b'S' => error.severity = text,
-                b'V' => unlocalised = Some(text),
-                b'C' => error.code = text,
-                b'M' => error.message = text,
-                b'D' => error.detail = Some(text),
-                b'H' => error.hint = Some(text),
-                _ => {}
-            }
-        }
-        if let Some(severity) = unlocalised {
-            error.severity = severity;
-        }
-        Some(error)
+        })
     }
 
     /// Whether the server ends the connection after this error.
@@ -181,7 +162,7 @@ impl ServerError {
 /// What a client is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientReply {
-    /// The server's own ErrorResponse, to be forwarded as it is.
+    /// The server's own `ErrorResponse`, to be forwarded as it is.
     Verbatim(Bytes),
     /// Ours.
     Own(ErrorReply),

@@ -1,4 +1,4 @@
-//! Login: from the startup packet to ReadyForQuery.
+//! Login: from the startup packet to `ReadyForQuery`.
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -6,16 +6,16 @@ use zeroize::Zeroize;
 
 use super::connection::{Credential, SeenRole};
 use super::error::{ConnectError, ServerError, Step};
-use super::reader::{FrameReader, REPORT_FRAME, SMALL_FRAME, parameter, send, verbatim};
+use super::reader::{FrameReader, parameter, send, verbatim};
 use crate::auth::scram::MECHANISM;
 use crate::auth::scram::client::{
     AwaitServerFinal, AwaitServerFirst, ClientExchange, ClientSecret, ServerProven,
 };
-use crate::wire::frame::Frame;
+use crate::wire::frame::{BodyReader, Frame, FrameFault, server_login_limit};
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
 
-/// PostgreSQL reports 13 to 16 parameters; extensions may add some.
+/// `PostgreSQL` reports 13 to 16 parameters; extensions may add some.
 const MAX_PARAMETERS: usize = 200;
 const MAX_PARAMETER_BYTES: usize = 64 * 1024;
 /// Notices over these bounds are dropped: login goes on without them.
@@ -54,13 +54,13 @@ enum Auth {
     Start,
     /// A clear-text password was sent. Next: `Done`.
     Sent,
-    /// SASLInitialResponse was sent. Next: `ScramProof`.
+    /// `SASLInitialResponse` was sent. Next: `ScramProof`.
     Scram(AwaitServerFirst),
-    /// SASLResponse was sent. Next: `Proven`.
+    /// `SASLResponse` was sent. Next: `Proven`.
     ScramProof(AwaitServerFinal),
     /// The server's signature was good. Next: `Done`.
     Proven(ServerProven),
-    /// AuthenticationOk.
+    /// `AuthenticationOk`.
     Done,
 }
 
@@ -126,15 +126,7 @@ impl Login<'_> {
                 out.clear();
                 sent?;
             }
-            let frame = reader
-                .next(stream, |tag| {
-                    if matches!(tag, b'E' | b'N') {
-                        REPORT_FRAME
-                    } else {
-                        SMALL_FRAME
-                    }
-                })
-                .await?;
+            let frame = reader.next(stream, server_login_limit).await?;
             match frame.tag {
                 b'R' => self.authentication(&frame.body, &mut out)?,
                 b'N' => self.notice(&frame),
@@ -185,23 +177,13 @@ impl Login<'_> {
         Ok(())
     }
 
-    /// NegotiateProtocolVersion: the server serves an older minor version, or does not know some `_pq_.` option.
+    /// `NegotiateProtocolVersion`: the server serves an older minor version, or does not know some `_pq_.` option.
     fn negotiated(&mut self, body: &Bytes) -> Result<(), ConnectError> {
         if self.version.is_some() || matches!(self.auth, Auth::Done) {
             return Err(violation("NegotiateProtocolVersion out of turn"));
         }
-        let malformed = || violation("malformed NegotiateProtocolVersion");
-        let (newest, rest) = body.split_first_chunk::<4>().ok_or_else(malformed)?;
-        let (count, mut names) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
-        for _ in 0..u32::from_be_bytes(*count) {
-            let end = names.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
-            names = &names[end + 1..];
-        }
-        if !names.is_empty() {
-            return Err(malformed());
-        }
-        // The documentation says "minor version"; servers send the whole number.
-        let [major, minor] = [&newest[..2], &newest[2..]].map(|half| u16::from_be_bytes([half[0], half[1]]));
+        let (major, minor) =
+            newest_version(body).map_err(|_| violation("malformed NegotiateProtocolVersion"))?;
         if !matches!(major, 0 | 3) || minor > self.request.version.minor {
             return Err(violation(format!(
                 "the server wants protocol {major}.{minor}, newer than asked for"
@@ -289,21 +271,17 @@ impl Login<'_> {
     }
 
     /// SASL's list of mechanisms is looked through whole; only SCRAM-SHA-256 without channel binding is spoken.
-    fn sasl(&self, mut list: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
-        let malformed = || violation("malformed list of SASL mechanisms");
+    fn sasl(&self, list: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
+        let malformed = |_: FrameFault| violation("malformed list of SASL mechanisms");
+        let mut list = BodyReader::new(list);
         let mut offered = false;
         loop {
-            let end = list.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
-            let (name, rest) = (&list[..end], &list[end + 1..]);
-            list = rest;
-            if name.is_empty() {
-                break;
+            match list.cstr().map_err(malformed)? {
+                [] => break,
+                name => offered |= name == MECHANISM.as_bytes(),
             }
-            offered |= name == MECHANISM.as_bytes();
         }
-        if !list.is_empty() {
-            return Err(malformed());
-        }
+        list.finish().map_err(malformed)?;
         if !offered {
             return Err(ConnectError::UnsupportedMethod {
                 method: "SASL (without SCRAM-SHA-256)",
@@ -330,6 +308,19 @@ impl Login<'_> {
             leftover: reader.into_leftover(),
         }
     }
+}
+
+/// The body of `NegotiateProtocolVersion`; the names of unknown options are only checked for their form. The
+/// documentation says "minor version", so the major one may be 0; servers send the whole number.
+fn newest_version(body: &[u8]) -> Result<(u16, u16), FrameFault> {
+    let mut body = BodyReader::new(body);
+    let version = body.u32()?;
+    for _ in 0..body.u32()? {
+        body.cstr()?;
+    }
+    body.finish()?;
+    let [a, b, c, d] = version.to_be_bytes();
+    Ok((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
 }
 
 /// The role by the last `in_hot_standby`.

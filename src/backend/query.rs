@@ -5,8 +5,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{ConnectError, ServerError, Step};
 use super::login::role;
-use super::reader::{FrameReader, REPORT_FRAME, SMALL_FRAME, parameter, send, verbatim};
+use super::reader::{FrameReader, parameter, send, verbatim};
 use super::{SeenRole, ServerConnection};
+use crate::wire::frame::{REPORT_LIMIT, server_login_limit};
 use crate::wire::message;
 
 /// One row: text values, `None` for NULL.
@@ -17,7 +18,7 @@ const MAX_ANSWER: usize = 1024 * 1024;
 /// Bound on the messages of one answer that are neither rows nor the end of a statement.
 const MAX_ASIDES: usize = 1000;
 
-/// Runs one statement and returns its rows (at most `max_rows`, at most 1 MiB), reading up to ReadyForQuery. After
+/// Runs one statement and returns its rows (at most `max_rows`, at most 1 MiB), reading up to `ReadyForQuery`. After
 /// an `Err` other than one the server reported ([`ConnectError::leaves_usable`]), the connection must not be used
 /// again; nor after this future was dropped unfinished. Keeps [`ServerConnection::role`] true to what the server
 /// reports meanwhile.
@@ -57,8 +58,8 @@ async fn run(
         let frame = reader
             .next(&mut connection.stream, |tag| match tag {
                 b'D' => MAX_ANSWER,
-                b'E' | b'N' | b'T' => REPORT_FRAME,
-                _ => SMALL_FRAME,
+                b'T' => REPORT_LIMIT,
+                other => server_login_limit(other),
             })
             .await?;
         match frame.tag {
@@ -108,7 +109,7 @@ async fn run(
     }
 }
 
-/// Parses a DataRow, which must be all of `body`.
+/// Parses a `DataRow`, which must be all of `body`.
 fn row(body: &Bytes) -> Option<Row> {
     let (count, mut rest) = body.split_first_chunk::<2>()?;
     let count = usize::from(u16::from_be_bytes(*count));

@@ -4,12 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::error::{ConnectError, Step, escape};
-use crate::wire::frame::{Frame, next_frame};
-
-/// Bound on every frame that is not named otherwise.
-pub(super) const SMALL_FRAME: usize = 10_000;
-/// Bound on ErrorResponse and NoticeResponse.
-pub(super) const REPORT_FRAME: usize = 64 * 1024;
+use crate::wire::frame::{BodyReader, Frame, next_frame_by};
 
 const READ_SIZE: usize = 4096;
 
@@ -34,14 +29,12 @@ impl FrameReader {
         limit: impl Fn(u8) -> usize,
     ) -> Result<Frame, ConnectError> {
         loop {
-            if let Some(&tag) = self.buffer.first() {
-                match next_frame(&mut self.buffer, limit(tag)) {
-                    Ok(Some(frame)) => return Ok(frame),
-                    Ok(None) => {}
-                    Err(fault) => {
-                        let seen = escape(&self.buffer, 64);
-                        return Err(ConnectError::protocol(self.step, format!("{fault} (\"{seen}\")")));
-                    }
+            match next_frame_by(&mut self.buffer, &limit) {
+                Ok(Some(frame)) => return Ok(frame),
+                Ok(None) => {}
+                Err(fault) => {
+                    let seen = escape(&self.buffer, 64);
+                    return Err(ConnectError::protocol(self.step, format!("{fault} (\"{seen}\")")));
                 }
             }
             self.buffer.reserve(READ_SIZE);
@@ -85,8 +78,8 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
 
 /// Splits `name NUL value NUL`, which must be all of it.
 pub(super) fn parameter(body: &Bytes) -> Option<(Bytes, Bytes)> {
-    let name_end = body.iter().position(|&byte| byte == 0)?;
-    let value = body.slice(name_end + 1..);
-    let value_end = value.iter().position(|&byte| byte == 0)?;
-    (value_end + 1 == value.len() && name_end > 0).then(|| (body.slice(..name_end), value.slice(..value_end)))
+    let mut reader = BodyReader::new(body);
+    let (name, value) = (reader.cstr().ok()?, reader.cstr().ok()?);
+    reader.finish().ok()?;
+    (!name.is_empty()).then(|| (body.slice_ref(name), body.slice_ref(value)))
 }

@@ -14,7 +14,7 @@ use crate::config::ServerOptions;
 /// A name with more addresses than this is only tried so far.
 const MAX_ADDRESSES: usize = 16;
 
-/// Sets TCP_NODELAY, keepalive (idle time and interval the same, 3 probes) and TCP_USER_TIMEOUT; for connections to
+/// Sets `TCP_NODELAY`, keepalive (idle time and interval the same, 3 probes) and `TCP_USER_TIMEOUT`; for connections to
 /// servers and from clients. The kernel counts keepalive in whole seconds: less than one becomes one.
 pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()> {
     stream.set_nodelay(true)?;

@@ -79,7 +79,7 @@ async fn connect_to(address: SocketAddr, sslmode: SslMode) -> Result<ServerConne
     connect_with(address, &tls(sslmode), &Credential::None, Duration::from_secs(20)).await
 }
 
-/// Answers SSLRequest with `answer`, then stays until the other side leaves.
+/// Answers `SSLRequest` with `answer`, then stays until the other side leaves.
 async fn answering(answer: &'static [u8]) -> SocketAddr {
     server(move |mut stream| async move {
         let mut request = [0; 8];
@@ -785,7 +785,7 @@ async fn answers_out_of_bounds_end_the_query() {
         &[b"\0\x01\x80\0\0\0".as_slice()],
         &[b"\0\x01\0\0\0\0x".as_slice()],
         &[b"\0\0".as_slice(), b"\0\0", b"\0\0"],
-        &[&[0; 2_000_000]],
+        &[vec![0; 2_000_000].as_slice()],
     ] {
         let (mut connection, deadline) = querying(answer(rows)).await;
         let error = query::simple_query(&mut connection, "SELECT 1", 2, deadline)

@@ -146,7 +146,7 @@ impl TlsClient {
     }
 }
 
-/// Sends SSLRequest and reads exactly one byte.
+/// Sends `SSLRequest` and reads exactly one byte.
 async fn ask(stream: &mut TcpStream) -> Result<u8, ConnectError> {
     let failed = |error| ConnectError::io(Step::TlsRequest, error);
     let mut request = BytesMut::new();
@@ -155,7 +155,7 @@ async fn ask(stream: &mut TcpStream) -> Result<u8, ConnectError> {
     stream.read_u8().await.map_err(failed)
 }
 
-/// Nothing may follow `S` before our ClientHello (CVE-2021-23222). Bytes that arrive later than this look end up in
+/// Nothing may follow `S` before our `ClientHello` (CVE-2021-23222). Bytes that arrive later than this look end up in
 /// the handshake, never in the encrypted stream, because only one byte was read.
 fn refuse_early_bytes(stream: &TcpStream) -> Result<(), ConnectError> {
     let mut byte = [std::mem::MaybeUninit::uninit(); 1];
