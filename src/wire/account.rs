@@ -79,7 +79,8 @@ struct Run {
 enum CopyMode {
     #[default]
     None,
-    /// The server reads copied data; `ended`: the client's `CopyDone` or `CopyFail` is on its way.
+    /// The server reads copied data; `ended`: the client's `CopyDone` or `CopyFail` is on its way, or something
+    /// that has no place in a COPY.
     In {
         ended: bool,
     },
@@ -314,6 +315,9 @@ impl Account {
     }
 
     fn push(&mut self, kind: Kind) -> Result<(), AccountFault> {
+        if let CopyMode::In { ended } = &mut self.copy {
+            *ended = true;
+        }
         if self.current.kind == Kind::Nothing {
             self.current = Run { kind, count: 1 };
             return Ok(());
@@ -368,7 +372,10 @@ impl Account {
     fn completed(&mut self) {
         self.answered();
         if self.current.kind == Kind::Extended {
+            let took_syncs = self.copy_syncs > 0;
             self.advance();
+            // A Sync that the COPY took has closed no batch.
+            self.batch_open |= took_syncs && self.current.kind == Kind::Nothing;
         } else {
             self.leave_copy();
         }
@@ -382,21 +389,20 @@ impl Account {
     /// The server now reads what follows the COPY, up to `CopyDone` or `CopyFail`, as part of it.
     fn copy_in(&mut self) {
         self.answered();
-        // Messages of the same kind in the same run would break the COPY; so would whatever else waits: then the
-        // server ends the session.
-        let mut ended = false;
-        if self.current.count == 1 {
-            while let Some(run) = self.waiting.front() {
-                match run.kind {
-                    Kind::Sync => self.copy_syncs = self.copy_syncs.saturating_add(u32::from(run.count)),
-                    Kind::CopyEnd => {
-                        ended = true;
-                        self.waiting.pop_one();
-                        break;
-                    }
-                    _ => break,
+        // Anything but data, Sync, Flush and its end breaks the COPY: then the server ends the session, unless the
+        // COPY had failed before; so what follows that is not part of the COPY either way.
+        let mut ended = self.current.count > 1;
+        while !ended && let Some(run) = self.waiting.front() {
+            match run.kind {
+                Kind::Sync => {
+                    self.copy_syncs = self.copy_syncs.saturating_add(u32::from(run.count));
+                    self.waiting.pop();
                 }
-                self.waiting.pop();
+                Kind::CopyEnd => {
+                    ended = true;
+                    self.waiting.pop_one();
+                }
+                _ => ended = true,
             }
         }
         self.copy = CopyMode::In { ended };
@@ -416,8 +422,9 @@ impl Account {
             Kind::Sync => {}
             Kind::Extended => {
                 self.uncertain = may_owe;
+                let more = self.current.count > 1;
                 self.next();
-                if may_owe > 0 && !matches!(self.current.kind, Kind::Nothing | Kind::Sync) {
+                if may_owe > 0 && (more || !matches!(self.current.kind, Kind::Nothing | Kind::Sync)) {
                     // Skipped or not? It cannot be told, and the two go different ways.
                     self.lost = true;
                 }
