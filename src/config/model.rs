@@ -25,6 +25,15 @@ pub struct Config {
     pub peers: Option<Peers>,
     pub log: Log,
     pub shutdown: Shutdown,
+    /// What is legal but odd; see [`Config::warnings`].
+    pub(super) warnings: Vec<String>,
+}
+
+impl Config {
+    /// Sentences for the log at the start: what is legal but odd, such as a certificate that ends soon.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
 }
 
 /// One PostgreSQL cluster: where its members are learned, and how they are spoken to.
@@ -159,7 +168,7 @@ pub enum LocalMember {
 /// TLS towards clients: one certificate for now.
 pub struct ClientTls {
     pub certificate: Arc<KeyPair>,
-    /// Ready to use: ALPN `postgresql`, no resumption, no tickets, records of at most 8 KiB.
+    /// Ready to use: ALPN `postgresql`, no resumption, no tickets, at most 8 KiB of plaintext in a record.
     pub server_config: Arc<rustls::ServerConfig>,
     /// Expiry of the leaf, Unix seconds.
     pub not_after: i64,
@@ -211,6 +220,7 @@ pub struct Listener {
     pub name: Arc<str>,
     pub address: BindAddress,
     pub route: Arc<str>,
+    /// [`ListenerTls::Off`] where no certificate is configured; otherwise [`Config::tls`] is there.
     pub tls: ListenerTls,
     /// Sessions at once; 0 is no limit (default 0).
     pub max_clients: u32,

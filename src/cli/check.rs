@@ -1,0 +1,135 @@
+//! `trunkline check -c FILE`: is the configuration right? Every fault at once, with path and line.
+//!
+//! What needs the network (endpoints, the service account, its rights) is `--connect`, which begins with
+//! [`load_and_report`] as well.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command's answer to the person who runs it"
+)]
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::config::{self, Config, ListenerTls, Source, TargetRole, Verifiers};
+
+/// Checks the file and says what it would do. Exit code 1 if anything is wrong.
+pub fn run(path: &Path) -> ExitCode {
+    match load_and_report(path) {
+        Some(_) => ExitCode::SUCCESS,
+        None => ExitCode::FAILURE,
+    }
+}
+
+/// Loads the file and prints its summary and warnings, or its faults (then `None`).
+pub fn load_and_report(path: &Path) -> Option<Config> {
+    match config::load(path) {
+        Ok(config) => {
+            print!("{}", summary(&config));
+            for warning in config.warnings() {
+                eprintln!("warning: {warning}");
+            }
+            Some(config)
+        }
+        Err(faults) => {
+            eprintln!("{faults}");
+            let (count, noun) = (
+                faults.count(),
+                if faults.count() == 1 { "fault" } else { "faults" },
+            );
+            eprintln!("{}: {count} {noun}", path.display());
+            None
+        }
+    }
+}
+
+/// What would run: clusters, routes, listeners. No secrets.
+fn summary(config: &Config) -> String {
+    let mut text = format!("{} is right\n", config.path.display());
+    // Writing to a String does not fail.
+    for (name, cluster) in &config.clusters {
+        let source = match &cluster.source {
+            Source::Patroni(patroni) => format!("Patroni at {}", patroni.endpoints.join(", ")),
+            Source::Servers(servers) => {
+                let shown: Vec<String> = servers
+                    .iter()
+                    .map(|s| format!("{} ({}:{})", s.name, s.host, s.port))
+                    .collect();
+                format!("servers {}", shown.join(", "))
+            }
+        };
+        let _ = writeln!(
+            text,
+            "cluster {name}: {source}, as {}",
+            cluster.service_account.user
+        );
+    }
+    for (name, route) in &config.routes {
+        let target = match route.target {
+            TargetRole::Leader => "the leader",
+            TargetRole::Replica => "a replica",
+        };
+        let _ = writeln!(text, "route {name}: {target} of {}", route.cluster);
+    }
+    for listener in &config.listeners {
+        let tls = match listener.tls {
+            ListenerTls::Off => "off",
+            ListenerTls::Optional => "optional",
+            ListenerTls::Required => "required",
+        };
+        let _ = writeln!(
+            text,
+            "listener {}: {}, route {}, TLS {tls}",
+            listener.name, listener.address, listener.route
+        );
+    }
+    let scheme = if config.http.tls.is_some() {
+        "HTTPS"
+    } else {
+        "HTTP"
+    };
+    let _ = writeln!(text, "{scheme}: {}", config.http.address);
+    let verifiers = match &config.auth.verifiers {
+        Verifiers::UsersFile { path, .. } => format!("the file {}", path.display()),
+        Verifiers::Query { .. } => "the cluster".to_owned(),
+    };
+    let _ = writeln!(text, "users: from {verifiers}");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const PLAIN: &str = "clusters:\n  main:\n    patroni: {endpoints: [\"http://db1:8008\"]}\n    service_account: {user: trunkline}\n";
+
+    #[test]
+    fn the_summary_names_clusters_routes_and_listeners() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trunkline.yaml");
+        std::fs::write(&path, PLAIN).unwrap();
+        let text = summary(&config::load(&path).unwrap());
+        for expected in [
+            "cluster main: Patroni at http://db1:8008, as trunkline",
+            "route read-only: a replica of main",
+            "listener read-write: *:6432, route read-write, TLS off",
+            "HTTP: *:6434",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_fault_fails_the_command() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trunkline.yaml");
+        assert!(load_and_report(&path).is_none(), "a file that is not there");
+        std::fs::write(&path, format!("{PLAIN}lock: {{}}\n")).unwrap();
+        assert!(load_and_report(&path).is_none(), "an unknown key");
+        std::fs::write(&path, PLAIN).unwrap();
+        assert!(load_and_report(&path).is_some());
+    }
+}

@@ -1,0 +1,147 @@
+use std::net::{IpAddr, SocketAddr};
+
+use super::model::BindAddress;
+use super::section::Field;
+
+/// `*:6432`, `127.0.0.1:6432` or `[::1]:6432`.
+pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
+    let text = field.text()?;
+    let hint = "an IP address or `*`, and a port: `\"*:6432\"`, `127.0.0.1:6432`, `\"[::1]:6432\"`";
+    let address = match text.strip_prefix("*:") {
+        Some(port) => port_number(port).map(|port| BindAddress::Any { port }),
+        None => text.parse::<SocketAddr>().ok().map(BindAddress::Ip),
+    };
+    match address {
+        None => field.fault_with("is not an address to listen on", hint),
+        Some(address) if address.port() == 0 => field.fault_with("a port is from 1 to 65535", hint),
+        // It would listen where its IPv4 form does, and escape the comparison below.
+        Some(BindAddress::Ip(SocketAddr::V6(v6))) if v6.ip().to_ipv4_mapped().is_some() => {
+            field.fault("write an IPv4 address in its own form, as in `127.0.0.1:6432`");
+        }
+        Some(address) => return Some(address),
+    }
+    None
+}
+
+/// Would the second of the two fail to bind? `*` takes both address families; `0.0.0.0` every IPv4 address and
+/// `[::]` every IPv6 address.
+pub(super) fn overlap(one: &BindAddress, other: &BindAddress) -> bool {
+    one.port() == other.port()
+        && match (one.ip(), other.ip()) {
+            (Some(one), Some(other)) => {
+                one == other
+                    || (one.is_ipv4() == other.is_ipv4() && (one.is_unspecified() || other.is_unspecified()))
+            }
+            _ => true,
+        }
+}
+
+/// A host name or an IP address, IPv6 without brackets. Only its shape is checked: names are resolved later.
+pub(super) fn host(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    match check_host(text) {
+        Ok(()) => Some(text.to_owned()),
+        Err(message) => {
+            field.fault(message);
+            None
+        }
+    }
+}
+
+/// `host:port`, IPv6 in brackets.
+pub(super) fn host_and_port(field: &Field<'_>) -> Option<(String, u16)> {
+    let text = field.text()?;
+    let Some((host, port)) = text
+        .rsplit_once(':')
+        .and_then(|(host, port)| Some((host, port_number(port)?)))
+    else {
+        field.fault_with("is not a host and a port", "as in `db2:6432` or `\"[::1]:6432\"`");
+        return None;
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if bare.is_none() && host.contains(':') {
+        field.fault("an IPv6 address stands in brackets, as in `\"[::1]:6432\"`");
+        return None;
+    }
+    match check_host(bare.unwrap_or(host)) {
+        Ok(()) => Some((bare.unwrap_or(host).to_owned(), port)),
+        Err(message) => {
+            field.fault(message);
+            None
+        }
+    }
+}
+
+fn check_host(host: &str) -> Result<(), &'static str> {
+    if host.contains(['[', ']']) {
+        return Err("an IPv6 address stands here without brackets");
+    }
+    if host.starts_with(['/', '@']) {
+        return Err("a Unix-domain socket is not supported; give a host name or an IP address");
+    }
+    let letter = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let fits = host.parse::<IpAddr>().is_ok() || host.split('%').next().is_some_and(is_scoped(host));
+    if fits || (!host.is_empty() && host.len() <= 253 && host.chars().all(letter)) {
+        Ok(())
+    } else {
+        Err("is not a host name or an IP address")
+    }
+}
+
+/// `fe80::1%eth0`: an IPv6 address with the interface it belongs to.
+fn is_scoped(host: &str) -> impl Fn(&str) -> bool + '_ {
+    move |address| host.contains('%') && address.parse::<std::net::Ipv6Addr>().is_ok()
+}
+
+/// A port from 1 to 65535, digits only.
+fn port_number(text: &str) -> Option<u16> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn overlapping_addresses() {
+        let any = BindAddress::Any { port: 1 };
+        let ip = |text: &str| BindAddress::Ip(text.parse().unwrap());
+        assert!(overlap(&any, &any));
+        assert!(overlap(&any, &ip("127.0.0.1:1")));
+        assert!(overlap(&ip("[::1]:1"), &any));
+        assert!(overlap(&ip("0.0.0.0:1"), &ip("127.0.0.1:1")));
+        assert!(overlap(&ip("[::1]:1"), &ip("[::]:1")));
+        assert!(!overlap(&ip("0.0.0.0:1"), &ip("[::1]:1")));
+        assert!(!overlap(&ip("127.0.0.1:1"), &ip("127.0.0.2:1")));
+        assert!(!overlap(&any, &ip("127.0.0.1:2")));
+    }
+
+    #[test]
+    fn hosts() {
+        for host in [
+            "db1",
+            "db1.example.org",
+            "10.0.0.1",
+            "::1",
+            "fe80::1%eth0",
+            "bücher.example",
+        ] {
+            assert_eq!(check_host(host), Ok(()), "{host}");
+        }
+        for host in [
+            "",
+            "[::1]",
+            "/run/postgresql",
+            "a b",
+            "db1:5432",
+            "u@h",
+            &"a".repeat(300),
+        ] {
+            assert!(check_host(host).is_err(), "{host}");
+        }
+    }
+}

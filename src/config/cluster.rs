@@ -1,0 +1,332 @@
+//! `clusters`: from the tree to [`Cluster`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::address;
+use super::files;
+use super::model::{
+    BasicAuth, Cluster, LocalMember, Patroni, Probe, Server, ServerOptions, ServerTls, ServiceAccount,
+    Source, SslMode,
+};
+use super::schema;
+use super::section::{Field, Section, report_repeated};
+
+const MAX_ENDPOINTS: usize = 64;
+const MAX_SERVERS: usize = 256;
+
+pub(super) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub(super) const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub(super) const fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(minutes * 60)
+}
+
+pub(super) const fn hours(hours: u64) -> Duration {
+    Duration::from_secs(hours * 3600)
+}
+
+pub(super) fn cluster(name: &str, field: &Field<'_>) -> Option<Cluster> {
+    let section = field.section(&schema::CLUSTER);
+    // Every part is read before the first `?`, so that the faults of all are reported.
+    let source = source(&section);
+    let service_account = service_account(&section);
+    let server_tls = server_tls(&section);
+    let server = server_options(&section);
+    let probe = probe(&section);
+    let local_member = local_member(&section);
+    Some(Cluster {
+        name: Arc::from(name),
+        source: source?,
+        service_account: service_account?,
+        server_tls: server_tls?,
+        server,
+        probe,
+        local_member: local_member?,
+    })
+}
+
+fn source(section: &Section<'_>) -> Option<Source> {
+    match (section.has("patroni"), section.field("servers")) {
+        (true, None) => patroni(&section.section("patroni", &schema::PATRONI)).map(Source::Patroni),
+        (false, Some(servers)) => fixed_servers(&servers).map(Source::Servers),
+        (true, Some(servers)) => {
+            // Only for its faults.
+            let _ = patroni(&section.section("patroni", &schema::PATRONI));
+            let _ = fixed_servers(&servers);
+            servers.fault("`servers` stands instead of `patroni`; remove one of them");
+            None
+        }
+        (false, None) => {
+            section.fault("`patroni` is missing; a cluster without Patroni has `servers`");
+            None
+        }
+    }
+}
+
+fn patroni(section: &Section<'_>) -> Option<Patroni> {
+    let endpoints = section.required("endpoints").map(|field| endpoints(&field));
+    let https = endpoints
+        .iter()
+        .flatten()
+        .any(|endpoint| endpoint.starts_with("https:"));
+    let known = endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty());
+    for key in ["ca_file", "cert_file", "key_file"] {
+        if let Some(field) = section.field(key).filter(|_| known && !https) {
+            field.fault_with(
+                "has no effect: every endpoint is `http://`",
+                "use `https://` or remove it",
+            );
+        }
+    }
+    let ca = section.field("ca_file").and_then(|field| field.roots());
+    let client_certificate = section
+        .pair("cert_file", "key_file")
+        .and_then(|(c, k)| files::key_pair(&c, &k));
+    let basic_auth = section
+        .pair("username", "password_file")
+        .and_then(|(username, password)| {
+            let (username, password) = (username.text(), password.secret_file(1));
+            Some(BasicAuth {
+                username: username?.to_owned(),
+                password: password?,
+            })
+        });
+    let poll = section.field("poll_interval");
+    let poll_interval = poll
+        .and_then(|field| field.duration(ms(10), minutes(5)))
+        .unwrap_or(secs(1));
+    let fast = section.field("fast_poll_interval");
+    let fast_poll_interval = match fast
+        .as_ref()
+        .map(|field| (field, field.duration(ms(10), minutes(5))))
+    {
+        Some((field, Some(fast))) if fast > poll_interval => {
+            field.fault("must not be longer than `poll_interval`");
+            fast
+        }
+        Some((_, Some(fast))) => fast,
+        _ => ms(100).min(poll_interval),
+    };
+    Some(Patroni {
+        endpoints: endpoints?,
+        ca,
+        client_certificate: client_certificate.map(|(pair, _)| pair),
+        basic_auth,
+        poll_interval,
+        fast_poll_interval,
+    })
+}
+
+fn endpoints(field: &Field<'_>) -> Vec<String> {
+    let mut endpoints = Vec::new();
+    for field in field.list(MAX_ENDPOINTS) {
+        if let Some(endpoint) = endpoint(&field) {
+            endpoints.push((endpoint, field));
+        }
+    }
+    report_repeated(&endpoints, "endpoint");
+    endpoints.into_iter().map(|(endpoint, _)| endpoint).collect()
+}
+
+/// A base URL: scheme, host and port, nothing more.
+fn endpoint(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    let hint = "as in `https://db1:8008`";
+    let has_scheme = text.starts_with("http://") || text.starts_with("https://");
+    let url = reqwest::Url::parse(text)
+        .ok()
+        .filter(|url| has_scheme && url.host_str().is_some());
+    let Some(url) = url else {
+        field.fault_with("is not an `http://` or `https://` URL", hint);
+        return None;
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        field.fault("must not contain a user or a password; use `username` and `password_file`");
+        return None;
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() || url.port() == Some(0) {
+        field.fault_with("is a scheme, a host and a port, without a path", hint);
+        return None;
+    }
+    Some(url.as_str().trim_end_matches('/').to_owned())
+}
+
+fn fixed_servers(field: &Field<'_>) -> Option<Vec<Server>> {
+    let (mut names, mut places, mut servers) = (Vec::new(), Vec::new(), Vec::new());
+    let list = field.list(MAX_SERVERS);
+    for field in &list {
+        let section = field.section(&schema::SERVERS);
+        let name = section
+            .required("name")
+            .and_then(|field| field.name().map(|name| (name, field)));
+        let host = section.required("host").and_then(|field| address::host(&field));
+        let port = match section.field("port") {
+            Some(field) => field.number(1, 65_535).and_then(|port| u16::try_from(port).ok()),
+            None => Some(5432),
+        };
+        if let Some((name, field)) = &name {
+            names.push((*name, field.clone()));
+        }
+        if let (Some((name, _)), Some(host), Some(port)) = (name, host, port) {
+            places.push(((host.clone(), port), field.clone()));
+            servers.push(Server {
+                name: name.to_owned(),
+                host,
+                port,
+            });
+        }
+    }
+    report_repeated(&names, "name");
+    report_repeated(&places, "host and port");
+    (!list.is_empty()).then_some(servers)
+}
+
+fn service_account(cluster: &Section<'_>) -> Option<ServiceAccount> {
+    if !cluster.has("service_account") {
+        let _ = cluster.required("service_account");
+        return None;
+    }
+    let section = cluster.section("service_account", &schema::SERVICE_ACCOUNT);
+    let user = section.required("user").and_then(|field| identifier(&field));
+    let file = section.field("password_file");
+    let variable = section.field("password_env");
+    if let (Some(_), Some(variable)) = (&file, &variable) {
+        variable.fault("stands beside `password_file`; remove one of them");
+    }
+    let password = match (file, variable) {
+        (Some(file), _) => file.secret_file(1),
+        (None, Some(variable)) => variable.secret_variable(),
+        (None, None) => None,
+    };
+    let dbname = match section.field("dbname") {
+        Some(field) => identifier(&field),
+        None => Some("postgres".to_owned()),
+    };
+    let pool_size = section
+        .field("pool_size")
+        .and_then(|field| field.number(1, 100))
+        .unwrap_or(4);
+    let timeout = section
+        .field("timeout")
+        .and_then(|field| field.duration(ms(100), minutes(1)));
+    Some(ServiceAccount {
+        user: user?,
+        password,
+        dbname: dbname?,
+        pool_size: pool_size as usize,
+        timeout: timeout.unwrap_or(secs(3)),
+    })
+}
+
+/// A role or database name. `NAMEDATALEN` is a compile-time option of the server, so the bound is generous.
+fn identifier(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    if text.len() > 255 {
+        field.fault("is longer than 255 bytes");
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
+    let section = cluster.section("server_tls", &schema::SERVER_TLS);
+    let sslmode = match section.field("sslmode") {
+        Some(field) => field.one_of(&[
+            ("disable", Some(SslMode::Disable)),
+            ("allow", Some(SslMode::Allow)),
+            ("prefer", Some(SslMode::Prefer)),
+            ("require", Some(SslMode::Require)),
+            ("verify-ca", Some(SslMode::VerifyCa)),
+            ("verify-full", Some(SslMode::VerifyFull)),
+        ]),
+        None => Some(SslMode::Prefer),
+    };
+    let root = section.field("sslrootcert");
+    let mut roots = None;
+    match (&root, root.as_ref().and_then(Field::text)) {
+        (Some(field), Some("system")) => {
+            // As libpq: any public authority would do, so only the name tells servers apart.
+            if sslmode.is_some_and(|mode| mode != SslMode::VerifyFull) {
+                field.fault("`system` needs `sslmode: verify-full`");
+            }
+        }
+        (Some(field), Some(_)) => roots = field.roots(),
+        _ => {
+            if sslmode == Some(SslMode::VerifyCa) && root.is_none() {
+                section.fault("`sslmode: verify-ca` needs `sslrootcert`, a file");
+            }
+        }
+    }
+    let pair = section.pair("sslcert", "sslkey");
+    if sslmode == Some(SslMode::Disable) {
+        for key in ["sslrootcert", "sslcert", "sslkey"] {
+            if let Some(field) = section.field(key) {
+                field.fault("has no effect with `sslmode: disable`");
+            }
+        }
+    }
+    let client_certificate = pair
+        .and_then(|(cert, key)| files::key_pair(&cert, &key))
+        .map(|(pair, _)| pair);
+    Some(ServerTls {
+        sslmode: sslmode?,
+        roots,
+        client_certificate,
+    })
+}
+
+fn server_options(cluster: &Section<'_>) -> ServerOptions {
+    let section = cluster.section("server", &schema::SERVER);
+    let connect_timeout = section
+        .field("connect_timeout")
+        .and_then(|f| f.duration(ms(10), minutes(5)));
+    let keepalive = section.field("keepalive").and_then(|field| {
+        // The kernel counts in whole seconds, at most 32767 of them.
+        let keepalive = field.duration_or_off(secs(1), hours(9))?;
+        if keepalive.is_some_and(|time| time.subsec_nanos() != 0) {
+            field.fault("must be whole seconds");
+        }
+        Some(keepalive)
+    });
+    let tcp_user_timeout = section
+        .field("tcp_user_timeout")
+        .and_then(|field| field.duration_or_off(ms(100), hours(24)));
+    ServerOptions {
+        connect_timeout: connect_timeout.unwrap_or(secs(3)),
+        keepalive: keepalive.unwrap_or(Some(secs(15))),
+        tcp_user_timeout: tcp_user_timeout.unwrap_or(Some(secs(30))),
+    }
+}
+
+fn probe(cluster: &Section<'_>) -> Probe {
+    let section = cluster.section("probe", &schema::PROBE);
+    let time = |key| {
+        section
+            .field(key)
+            .and_then(|field| field.duration(ms(10), minutes(5)))
+    };
+    let count = |key| section.field(key).and_then(|field| field.number(1, 100));
+    Probe {
+        interval: time("interval").unwrap_or(secs(1)),
+        timeout: time("timeout").unwrap_or(secs(1)),
+        rise: count("rise").unwrap_or(2),
+        fall: count("fall").unwrap_or(3),
+    }
+}
+
+fn local_member(cluster: &Section<'_>) -> Option<LocalMember> {
+    match cluster.field("local_member") {
+        None => Some(LocalMember::Auto),
+        Some(field) => Some(match field.text()? {
+            "auto" => LocalMember::Auto,
+            "none" => LocalMember::None,
+            name => LocalMember::Name(name.to_owned()),
+        }),
+    }
+}

@@ -1,0 +1,443 @@
+//! Everything but `clusters`: from the tree to the model.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use rustls::SupportedProtocolVersion;
+use rustls::version::{TLS12, TLS13};
+
+use super::address::{self, bind_address, overlap};
+use super::cluster::{hours, minutes, ms, secs};
+use super::files;
+use super::model::{
+    Auth, BindAddress, ClientTls, Http, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Peer, Peers,
+    Route, Shutdown, TargetRole, Verifiers,
+};
+use super::schema;
+use super::section::{Field, Section, report_repeated};
+
+/// Ships with `config/`: a `SECURITY DEFINER` function that gives a user's name and verifier.
+const DEFAULT_QUERY: &str = "SELECT * FROM trunkline.user_lookup($1)";
+const MAX_LISTENERS: usize = 256;
+const MAX_PEERS: usize = 64;
+const MAX_CLIENTS: u32 = 1_000_000;
+/// Half of what HMAC-SHA-256 can use; shorter ones can be guessed.
+const LEAST_PEER_SECRET: usize = 16;
+
+/// The names given by the file, whether or not what they name is without fault.
+pub(super) type Names<'a> = Option<Vec<&'a str>>;
+
+pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
+    let section = root.section("tls", &schema::TLS);
+    if !section.present() {
+        return None;
+    }
+    static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
+    static NEWEST: &[&SupportedProtocolVersion] = &[&TLS13];
+    let versions = section
+        .field("min_version")
+        .and_then(|field| field.one_of(&[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]))
+        .unwrap_or(BOTH);
+    let field = section.required("certificates")?;
+    let certificates = field.list(MAX_LISTENERS);
+    let mut pairs = Vec::new();
+    for certificate in &certificates {
+        let section = certificate.section(&schema::CERTIFICATE);
+        let (cert, key) = (section.required("cert_file"), section.required("key_file"));
+        pairs.push(cert.zip(key).and_then(|(cert, key)| files::key_pair(&cert, &key)));
+    }
+    if certificates.len() > 1 {
+        field.fault("more than one certificate is not supported yet; leave one");
+        return None;
+    }
+    let (certificate, not_after) = pairs.pop().flatten()?;
+    match files::server_config(root.context(), &certificate, b"postgresql", versions) {
+        Ok(server_config) => Some(ClientTls {
+            certificate,
+            server_config,
+            not_after,
+        }),
+        Err(error) => {
+            field.fault(format!("cannot be used: {error}"));
+            None
+        }
+    }
+}
+
+pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
+    let section = root.section("auth", &schema::AUTH);
+    let users_file = section.field("users_file");
+    let query = section.field("query");
+    let cache_ttl = section.field("cache_ttl");
+    if let (Some(_), Some(query)) = (&users_file, &query) {
+        query.fault("stands beside `users_file`; remove one of them");
+    }
+    let ttl = cache_ttl
+        .as_ref()
+        .and_then(|field| field.duration(ms(0), hours(24)))
+        .unwrap_or(secs(60));
+    let login_timeout = section
+        .field("login_timeout")
+        .and_then(|field| field.duration(ms(100), minutes(10)));
+    let verifiers = if let Some(field) = users_file {
+        if let Some(field) = cache_ttl {
+            field.fault("has no effect with `users_file`");
+        }
+        field
+            .users_file()
+            .map(|(path, contents)| Verifiers::UsersFile { path, contents })
+    } else {
+        let sql = match query {
+            Some(field) => verifier_query(&field),
+            None => Some(DEFAULT_QUERY.to_owned()),
+        };
+        sql.map(|sql| Verifiers::Query { sql, cache_ttl: ttl })
+    };
+    Some(Auth {
+        verifiers: verifiers?,
+        login_timeout: login_timeout.unwrap_or(secs(60)),
+    })
+}
+
+fn verifier_query(field: &Field<'_>) -> Option<String> {
+    let sql = field.text()?;
+    if !sql.contains("$1") {
+        field.fault("must contain `$1`, which stands for the user's name");
+        return None;
+    }
+    Some(sql.to_owned())
+}
+
+/// The routes, and the names that listeners may refer to.
+pub(super) fn routes<'a>(
+    root: &Section<'a>,
+    clusters: &Names<'_>,
+) -> (IndexMap<String, Arc<Route>>, Names<'a>) {
+    let first = clusters.as_ref().and_then(|names| names.first().copied());
+    let mut routes = IndexMap::new();
+    let mut add = |name: &str, cluster: &str, target| {
+        let route = Route {
+            name: Arc::from(name),
+            cluster: Arc::from(cluster),
+            target,
+        };
+        routes.insert(name.to_owned(), Arc::new(route));
+    };
+    let Some(field) = root.field("routes") else {
+        for (name, target) in [
+            ("read-write", TargetRole::Leader),
+            ("read-only", TargetRole::Replica),
+        ] {
+            add(name, first.unwrap_or_default(), target);
+        }
+        return (routes, Some(vec!["read-write", "read-only"]));
+    };
+    let named = field.named();
+    for (name, field) in &named {
+        let section = field.section(&schema::ROUTE);
+        let cluster = match section.field("cluster") {
+            Some(field) => reference(&field, clusters, "cluster"),
+            None => first,
+        };
+        let target = section.required("targets").and_then(|field| target(&field));
+        if let Some(field) = section.field("balance") {
+            let _ = field.one_of(&[("least_connections", Some(()))]);
+        }
+        if let Some(field) = section.field("resume") {
+            let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
+        }
+        if let (Some(cluster), Some(target)) = (cluster, target) {
+            add(name, cluster, target);
+        }
+    }
+    let names = (!named.is_empty()).then(|| named.into_iter().map(|(name, _)| name).collect());
+    (routes, names)
+}
+
+fn target(field: &Field<'_>) -> Option<TargetRole> {
+    let roles: Vec<Option<TargetRole>> = field
+        .list(16)
+        .iter()
+        .map(|field| {
+            field.one_of(&[
+                ("leader", Some(TargetRole::Leader)),
+                ("replica", Some(TargetRole::Replica)),
+            ])
+        })
+        .collect();
+    if roles.len() > 1 {
+        field.fault("more than one target is not supported yet; leave `[leader]` or `[replica]`");
+        return None;
+    }
+    roles.first().copied().flatten()
+}
+
+/// A name that must be one of `names`; with `None` they are unknown, and any will do.
+fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a str> {
+    let name = field.name()?;
+    match names {
+        Some(names) if !names.contains(&name) => {
+            field.fault_with(
+                format!("there is no {what} `{name}`"),
+                format!("there is: {}", names.join(", ")),
+            );
+            None
+        }
+        _ => Some(name),
+    }
+}
+
+pub(super) fn listeners<'a>(
+    root: &Section<'a>,
+    routes: &Names<'_>,
+    tls: Option<&ClientTls>,
+    places: &mut Vec<Place<'a>>,
+) -> Vec<Listener> {
+    // A certificate that is written and faulty is one fault, not one for each listener.
+    let can_tls = tls.is_some() || root.has("tls");
+    let plain = if can_tls {
+        ListenerTls::Optional
+    } else {
+        ListenerTls::Off
+    };
+    let Some(field) = root.field("listeners") else {
+        let defaults = [("read-write", 6432), ("read-only", 6433)];
+        if let Some(missing) = defaults
+            .iter()
+            .find(|(name, _)| routes.as_ref().is_some_and(|routes| !routes.contains(name)))
+        {
+            let name = missing.0;
+            root.fault(format!(
+                "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
+            ));
+        }
+        places.extend(defaults.map(|(name, port)| Place::default(port, &format!("listener {name}"))));
+        return defaults
+            .map(|(name, port)| Listener {
+                name: Arc::from(name),
+                address: BindAddress::Any { port },
+                route: Arc::from(name),
+                tls: plain,
+                max_clients: 0,
+            })
+            .into();
+    };
+    let (mut names, mut listeners) = (Vec::new(), Vec::new());
+    for field in field.list(MAX_LISTENERS) {
+        let section = field.section(&schema::LISTENER);
+        let name = section
+            .required("name")
+            .and_then(|field| field.name().map(|name| (name, field)));
+        let address = section
+            .required("address")
+            .and_then(|field| bind_address(&field).map(|address| (address, field)));
+        let route = section
+            .required("route")
+            .and_then(|field| reference(&field, routes, "route"));
+        if let Some(field) = section.field("mode") {
+            let _ = field.one_of(&[("postgres", Some(())), ("tcp", None)]);
+        }
+        let max_clients = section
+            .field("max_clients")
+            .and_then(|field| field.number(0, MAX_CLIENTS));
+        if let Some((name, field)) = &name {
+            names.push((*name, field.clone()));
+        }
+        if let Some((address, field)) = &address {
+            places.push(Place::written(address.clone(), field.clone()));
+        }
+        let tls = listener_tls(&section, can_tls);
+        let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
+            continue;
+        };
+        listeners.push(Listener {
+            name: Arc::from(name),
+            address,
+            route: Arc::from(route),
+            tls,
+            max_clients: max_clients.unwrap_or(0),
+        });
+    }
+    report_repeated(&names, "name");
+    listeners
+}
+
+/// Without a certificate `optional` offers none, which is `off`: one case less for the rest of the program.
+fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
+    let field = section.field("tls");
+    let words = [
+        ("off", Some(ListenerTls::Off)),
+        ("optional", Some(ListenerTls::Optional)),
+        ("required", Some(ListenerTls::Required)),
+    ];
+    let asked = field.as_ref().and_then(|field| field.one_of(&words));
+    match (asked.unwrap_or(ListenerTls::Optional), field) {
+        (ListenerTls::Required, Some(field)) if !can_tls => {
+            field.fault("`required` needs a certificate in `tls.certificates`");
+            ListenerTls::Required
+        }
+        (ListenerTls::Optional, _) if !can_tls => ListenerTls::Off,
+        (asked, _) => asked,
+    }
+}
+
+pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Option<Http> {
+    let section = root.section("http", &schema::HTTP);
+    let address = match section.field("address") {
+        Some(field) => {
+            let address = bind_address(&field);
+            places.extend(address.clone().map(|address| Place::written(address, field)));
+            address
+        }
+        None => {
+            places.push(Place::default(6434, "http.address"));
+            Some(BindAddress::Any { port: 6434 })
+        }
+    };
+    let tls = section.section("tls", &schema::HTTP_TLS);
+    if !tls.present() {
+        return Some(Http {
+            address: address?,
+            tls: None,
+        });
+    }
+    let (cert, key) = (tls.required("cert_file"), tls.required("key_file"));
+    let (pair, _) = cert
+        .zip(key)
+        .and_then(|(cert, key)| files::key_pair(&cert, &key))?;
+    match files::server_config(root.context(), &pair, b"http/1.1", &[&TLS13, &TLS12]) {
+        Ok(config) => Some(Http {
+            address: address?,
+            tls: Some(config),
+        }),
+        Err(error) => {
+            tls.fault(format!("cannot be used: {error}"));
+            None
+        }
+    }
+}
+
+/// A socket that will be bound, and where the file asks for it; `None` for a default.
+pub(super) struct Place<'a> {
+    address: BindAddress,
+    field: Option<Field<'a>>,
+    what: String,
+}
+
+impl<'a> Place<'a> {
+    fn written(address: BindAddress, field: Field<'a>) -> Self {
+        Self {
+            address,
+            what: field.path.clone(),
+            field: Some(field),
+        }
+    }
+
+    fn default(port: u16, what: &str) -> Self {
+        Self {
+            address: BindAddress::Any { port },
+            what: format!("the default of {what}"),
+            field: None,
+        }
+    }
+}
+
+/// Two sockets on one address: the second could not be bound.
+pub(super) fn check_addresses(places: &[Place<'_>]) {
+    for (index, place) in places.iter().enumerate() {
+        let Some(first) = places[..index]
+            .iter()
+            .find(|first| overlap(&first.address, &place.address))
+        else {
+            continue;
+        };
+        // Defaults do not overlap each other, so one of the two is written.
+        let (written, other) = match &place.field {
+            Some(field) => (Some(field), first),
+            None => (first.field.as_ref(), place),
+        };
+        if let Some(field) = written {
+            field.fault(format!("overlaps {}, {}", other.what, other.address));
+        }
+    }
+}
+
+pub(super) fn limits(root: &Section<'_>) -> Limits {
+    let section = root.section("limits", &schema::LIMITS);
+    let number = |key, least, most| section.field(key).and_then(|field| field.number(least, most));
+    Limits {
+        max_clients: number("max_clients", 0, MAX_CLIENTS).unwrap_or(5000),
+        max_pending_logins: number("max_pending_logins", 1, 100_000).unwrap_or(200),
+    }
+}
+
+pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
+    let section = root.section("peers", &schema::PEERS);
+    if !section.present() {
+        return None;
+    }
+    let secret = section
+        .required("secret_file")
+        .and_then(|field| field.secret_file(LEAST_PEER_SECRET));
+    let (mut names, mut places, mut members) = (Vec::new(), Vec::new(), Vec::new());
+    for field in section
+        .required("members")
+        .map(|field| field.list(MAX_PEERS))
+        .unwrap_or_default()
+    {
+        let section = field.section(&schema::PEER);
+        let name = section
+            .required("name")
+            .and_then(|field| field.name().map(|name| (name, field)));
+        let address = section
+            .required("address")
+            .and_then(|field| address::host_and_port(&field));
+        if let Some((name, field)) = &name {
+            names.push((*name, field.clone()));
+        }
+        if let (Some((name, _)), Some((host, port))) = (name, address) {
+            places.push(((host.clone(), port), field));
+            members.push(Peer {
+                name: name.to_owned(),
+                host,
+                port,
+            });
+        }
+    }
+    report_repeated(&names, "name");
+    report_repeated(&places, "address");
+    Some(Peers {
+        secret: secret?,
+        members,
+    })
+}
+
+pub(super) fn log(root: &Section<'_>) -> Log {
+    let section = root.section("log", &schema::LOG);
+    let level = section.field("level").and_then(|field| {
+        field.one_of(&[
+            ("error", Some(LogLevel::Error)),
+            ("warn", Some(LogLevel::Warn)),
+            ("info", Some(LogLevel::Info)),
+            ("debug", Some(LogLevel::Debug)),
+            ("trace", Some(LogLevel::Trace)),
+        ])
+    });
+    let format = section
+        .field("format")
+        .and_then(|field| field.one_of(&[("text", Some(LogFormat::Text)), ("json", Some(LogFormat::Json))]));
+    Log {
+        level: level.unwrap_or(LogLevel::Info),
+        format: format.unwrap_or(LogFormat::Text),
+    }
+}
+
+pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
+    let section = root.section("shutdown", &schema::SHUTDOWN);
+    let grace = section
+        .field("grace")
+        .and_then(|field| field.duration(ms(0), hours(24)));
+    Shutdown {
+        grace: grace.unwrap_or(secs(30)),
+    }
+}

@@ -1,0 +1,570 @@
+//! Typed readers over the tree. Each collects what is wrong and goes on; `None` means that a fault was reported
+//! (or that the key is not there), so that a caller may put in any value: the configuration is refused anyway.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::CryptoProvider;
+
+use super::fault::Fault;
+use super::schema::Keys;
+use super::tree::{Entry, Node, Value};
+
+/// What a conversion needs besides the tree, and where it reports.
+pub(super) struct Context<'a> {
+    pub(super) file: Arc<Path>,
+    /// Relative file names start here.
+    pub(super) directory: PathBuf,
+    pub(super) environment: &'a dyn Fn(&str) -> Option<OsString>,
+    /// Unix seconds.
+    pub(super) now: i64,
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) faults: RefCell<Vec<Fault>>,
+    pub(super) warnings: RefCell<Vec<String>>,
+}
+
+impl Context<'_> {
+    pub(super) fn fault(&self, path: &str, line: Option<usize>, message: String, hint: Option<String>) {
+        let file = self.file.clone();
+        self.faults.borrow_mut().push(Fault {
+            file,
+            path: path.to_owned(),
+            line,
+            message,
+            hint,
+        });
+    }
+
+    pub(super) fn warn(&self, warning: String) {
+        self.warnings.borrow_mut().push(warning);
+    }
+}
+
+/// A map whose keys are fixed.
+pub(super) struct Section<'a> {
+    context: &'a Context<'a>,
+    path: String,
+    line: Option<usize>,
+    entries: &'a [Entry],
+    keys: &'static Keys,
+    /// It is not a map at all: this was reported, and what it lacks is not.
+    broken: bool,
+    /// The key stands in the file.
+    present: bool,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn root(context: &'a Context<'a>, node: &'a Node, keys: &'static Keys) -> Self {
+        Self::open(context, String::new(), node.line, Some(node), keys)
+    }
+
+    /// Opens the map and reports the keys in it that do not belong there.
+    fn open(
+        context: &'a Context<'a>,
+        path: String,
+        line: Option<usize>,
+        node: Option<&'a Node>,
+        keys: &'static Keys,
+    ) -> Self {
+        let mut section = Self {
+            context,
+            path,
+            line,
+            entries: &[],
+            keys,
+            broken: false,
+            present: node.is_some(),
+        };
+        match node.map(|node| &node.value) {
+            Some(Value::Map(entries)) => section.entries = entries,
+            // A section whose keys are all commented out.
+            Some(Value::Null) | None => {}
+            Some(other) => {
+                section.broken = true;
+                section.fault(format!("expected a map of keys, found {}", other.kind()));
+            }
+        }
+        for (index, entry) in section.entries.iter().enumerate() {
+            section.check_key(entry, &section.entries[..index]);
+        }
+        section
+    }
+
+    fn check_key(&self, entry: &Entry, before: &[Entry]) {
+        let shown = shown_key(&entry.key);
+        let path = join(&self.path, &shown);
+        if let Some(first) = before.iter().find(|earlier| earlier.key == entry.key) {
+            let message = match first.line {
+                Some(line) => format!("`{shown}` stands here twice, first on line {line}"),
+                None => format!("`{shown}` stands here twice"),
+            };
+            self.context.fault(&path, entry.line, message, None);
+            return;
+        }
+        match self.keys.keys.iter().find(|key| key.name == entry.key) {
+            Some(key) if key.later => {
+                let message = format!("`{shown}` is not supported yet; remove it");
+                self.context.fault(&path, entry.line, message, None);
+            }
+            Some(_) => {}
+            None => {
+                let names = self.keys.keys.iter().map(|key| key.name);
+                let hint = if entry.key == "<<" {
+                    Some("merge keys are not read; write the keys out".to_owned())
+                } else {
+                    closest(&entry.key, names).map(|name| format!("did you mean `{name}`?"))
+                };
+                self.context
+                    .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
+            }
+        }
+    }
+
+    fn find(&self, key: &str) -> Option<&'a Entry> {
+        debug_assert!(
+            self.keys
+                .keys
+                .iter()
+                .any(|known| known.name == key && !known.later),
+            "{key}"
+        );
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+
+    /// Is the key written, whatever its value?
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// Is this section itself written?
+    pub(super) fn present(&self) -> bool {
+        self.present
+    }
+
+    pub(super) fn field(&self, key: &str) -> Option<Field<'a>> {
+        self.find(key).map(|entry| Field {
+            context: self.context,
+            path: join(&self.path, key),
+            line: entry.node.line.or(entry.line),
+            node: &entry.node,
+        })
+    }
+
+    /// As [`Section::field`]; that it is missing is a fault.
+    pub(super) fn required(&self, key: &str) -> Option<Field<'a>> {
+        let field = self.field(key);
+        if field.is_none() && !self.broken {
+            let path = join(&self.path, key);
+            self.context
+                .fault(&path, self.line, format!("`{key}` is missing"), None);
+        }
+        field
+    }
+
+    /// A section below this one; one that is not written has no keys.
+    pub(super) fn section(&self, key: &str, keys: &'static Keys) -> Section<'a> {
+        let entry = self.find(key);
+        let line = entry.map_or(self.line, |entry| entry.line);
+        Self::open(
+            self.context,
+            join(&self.path, key),
+            line,
+            entry.map(|entry| &entry.node),
+            keys,
+        )
+    }
+
+    /// Both keys or neither.
+    pub(super) fn pair(&self, one: &str, other: &str) -> Option<(Field<'a>, Field<'a>)> {
+        match (self.field(one), self.field(other)) {
+            (Some(one), Some(other)) => Some((one, other)),
+            (Some(field), None) => {
+                field.fault(format!("`{one}` needs `{other}` beside it"));
+                None
+            }
+            (None, Some(field)) => {
+                field.fault(format!("`{other}` needs `{one}` beside it"));
+                None
+            }
+            (None, None) => None,
+        }
+    }
+
+    pub(super) fn context(&self) -> &'a Context<'a> {
+        self.context
+    }
+
+    pub(super) fn fault(&self, message: impl Into<String>) {
+        self.context.fault(&self.path, self.line, message.into(), None);
+    }
+}
+
+/// One value, with its place.
+#[derive(Clone)]
+pub(super) struct Field<'a> {
+    pub(super) context: &'a Context<'a>,
+    pub(super) path: String,
+    pub(super) line: Option<usize>,
+    node: &'a Node,
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn fault(&self, message: impl Into<String>) {
+        self.context.fault(&self.path, self.line, message.into(), None);
+    }
+
+    pub(super) fn fault_with(&self, message: impl Into<String>, hint: impl Into<String>) {
+        self.context
+            .fault(&self.path, self.line, message.into(), Some(hint.into()));
+    }
+
+    fn expected(&self, what: impl Display) {
+        match &self.node.value {
+            Value::Null => self.fault_with(format!("no value, expected {what}"), "or remove the key"),
+            other => self.fault(format!("expected {what}, found {}", other.kind())),
+        }
+    }
+
+    /// Text that is not empty, without control characters and of at most 4096 bytes.
+    pub(super) fn text(&self) -> Option<&'a str> {
+        match &self.node.value {
+            Value::Text(text) if text.trim().is_empty() => self.fault("must not be empty"),
+            Value::Text(text) if text.len() > 4096 => self.fault("is longer than 4096 bytes"),
+            Value::Text(text) if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') => {
+                self.fault("must not contain control characters");
+            }
+            Value::Text(text) => return Some(text),
+            Value::Integer(_) | Value::Float(_) | Value::Bool => {
+                let kind = self.node.value.kind();
+                self.fault_with(format!("expected text, found {kind}"), "put it in quotes");
+            }
+            _ => self.expected("text"),
+        }
+        None
+    }
+
+    /// A name of ours: it becomes a label of metrics and a part of URLs.
+    pub(super) fn name(&self) -> Option<&'a str> {
+        let name = self.text()?;
+        if let Err(message) = check_name(name) {
+            self.fault(message);
+            return None;
+        }
+        Some(name)
+    }
+
+    /// One of a few words; a word whose value is `None` belongs to a feature that does not work yet.
+    pub(super) fn one_of<T: Copy>(&self, words: &[(&str, Option<T>)]) -> Option<T> {
+        // `min_version: 1.2` without quotes is a number, and clear.
+        let number;
+        let word = match &self.node.value {
+            Value::Text(text) => text.as_str(),
+            Value::Float(value) => {
+                number = value.to_string();
+                &number
+            }
+            _ => {
+                self.expected(listed(words));
+                return None;
+            }
+        };
+        match words.iter().find(|(known, _)| *known == word) {
+            Some((_, Some(value))) => return Some(*value),
+            Some((_, None)) => {
+                self.fault(format!("`{word}` is not supported yet; use {}", listed(words)));
+            }
+            None => {
+                let message = format!("expected {}, found `{}`", listed(words), shown_key(word));
+                match closest(word, words.iter().map(|(known, _)| *known)) {
+                    Some(meant) => self.fault_with(message, format!("did you mean `{meant}`?")),
+                    None => self.fault(message),
+                }
+            }
+        }
+        None
+    }
+
+    /// A whole number within bounds, both included.
+    pub(super) fn number(&self, least: u32, most: u32) -> Option<u32> {
+        match &self.node.value {
+            Value::Integer(value) => {
+                let number = u32::try_from(*value)
+                    .ok()
+                    .filter(|number| (least..=most).contains(number));
+                if number.is_none() {
+                    self.fault(format!("must be from {least} to {most}"));
+                }
+                number
+            }
+            _ => {
+                self.expected(format_args!("a whole number from {least} to {most}"));
+                None
+            }
+        }
+    }
+
+    /// A time within bounds, both included: `100ms`, `1s`, `2m`, `1h`, or `0` where the bounds allow it.
+    pub(super) fn duration(&self, least: Duration, most: Duration) -> Option<Duration> {
+        let duration = self.any_duration()?;
+        if (least..=most).contains(&duration) {
+            return Some(duration);
+        }
+        self.fault(format!(
+            "must be from {} to {}",
+            shown_duration(least),
+            shown_duration(most)
+        ));
+        None
+    }
+
+    /// As [`Field::duration`], with `0` for off: `Some(None)`.
+    pub(super) fn duration_or_off(&self, least: Duration, most: Duration) -> Option<Option<Duration>> {
+        let duration = self.any_duration()?;
+        if duration.is_zero() {
+            return Some(None);
+        }
+        if (least..=most).contains(&duration) {
+            return Some(Some(duration));
+        }
+        let (least, most) = (shown_duration(least), shown_duration(most));
+        self.fault(format!("must be from {least} to {most}, or 0 for off"));
+        None
+    }
+
+    fn any_duration(&self) -> Option<Duration> {
+        let duration = match &self.node.value {
+            Value::Integer(0) => Some(Duration::ZERO),
+            Value::Text(text) => parse_duration(text),
+            Value::Integer(_) | Value::Float(_) => None,
+            _ => {
+                self.expected("a time such as `5s`");
+                return None;
+            }
+        };
+        if duration.is_none() {
+            self.fault_with(
+                "is not a time",
+                "a whole number and a unit, ms, s, m or h, as in `500ms` or `5s`",
+            );
+        }
+        duration
+    }
+
+    /// The elements of a list that is not empty and has at most `most`.
+    pub(super) fn list(&self, most: usize) -> Vec<Field<'a>> {
+        let Value::List(nodes) = &self.node.value else {
+            self.expected("a list");
+            return Vec::new();
+        };
+        if nodes.is_empty() {
+            self.fault("must not be empty");
+        }
+        if nodes.len() > most {
+            self.fault(format!(
+                "has {} elements, at most {most} are allowed",
+                nodes.len()
+            ));
+        }
+        let field = |(index, node): (usize, &'a Node)| Field {
+            context: self.context,
+            path: format!("{}[{index}]", self.path),
+            line: node.line.or(self.line),
+            node,
+        };
+        nodes.iter().enumerate().map(field).collect()
+    }
+
+    /// A map whose keys are names chosen by the operator; not empty. Faulty and repeated names are reported and
+    /// left out.
+    pub(super) fn named(&self) -> Vec<(&'a str, Field<'a>)> {
+        let Value::Map(entries) = &self.node.value else {
+            self.expected("a map of names");
+            return Vec::new();
+        };
+        if entries.is_empty() {
+            self.fault("must not be empty");
+        }
+        let mut named: Vec<(&str, Field<'_>)> = Vec::new();
+        for entry in entries {
+            let path = join(&self.path, &shown_key(&entry.key));
+            let problem = if named.iter().any(|(name, _)| *name == entry.key) {
+                Err(format!("`{}` stands here twice", shown_key(&entry.key)))
+            } else {
+                check_name(&entry.key)
+            };
+            if let Err(message) = problem {
+                self.context.fault(&path, entry.line, message, None);
+                continue;
+            }
+            let field = Field {
+                context: self.context,
+                path,
+                line: entry.line,
+                node: &entry.node,
+            };
+            named.push((&entry.key, field));
+        }
+        named
+    }
+
+    /// This value as a map with fixed keys.
+    pub(super) fn section(&self, keys: &'static Keys) -> Section<'a> {
+        Section::open(self.context, self.path.clone(), self.line, Some(self.node), keys)
+    }
+}
+
+/// The first field of which a key repeats an earlier one is a fault.
+pub(super) fn report_repeated<K: PartialEq>(fields: &[(K, Field<'_>)], what: &str) {
+    for (index, (key, field)) in fields.iter().enumerate() {
+        if let Some((_, first)) = fields[..index].iter().find(|(earlier, _)| earlier == key) {
+            field.fault(format!("the same {what} as {}", first.path));
+        }
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+/// A key or word from the file, fit to be printed.
+fn shown_key(key: &str) -> String {
+    let short: String = key.chars().take(64).collect();
+    short.escape_debug().to_string()
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=63).contains(&name.len()) && name.chars().all(fits) {
+        Ok(())
+    } else {
+        Err("a name has 1 to 63 of the characters a-z, A-Z, 0-9, `-`, `_` and `.`".to_owned())
+    }
+}
+
+/// `a`, `b` or `c`: the words that work.
+fn listed<T>(words: &[(&str, Option<T>)]) -> String {
+    let known: Vec<String> = words
+        .iter()
+        .filter(|(_, value)| value.is_some())
+        .map(|(word, _)| format!("`{word}`"))
+        .collect();
+    match known.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.checked_mul(millis).map(Duration::from_millis)
+}
+
+fn shown_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    for (unit, name) in [(3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
+        if millis >= unit && millis.is_multiple_of(unit) {
+            return format!("{}{name}", millis / unit);
+        }
+    }
+    if millis == 0 {
+        "0".to_owned()
+    } else {
+        format!("{millis}ms")
+    }
+}
+
+/// The known word that `word` was probably meant to be: at most a third of it is different.
+fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    if word.len() > 64 {
+        return None;
+    }
+    let word = word.to_ascii_lowercase().replace('-', "_");
+    known
+        .filter(|candidate| candidate.starts_with(|c: char| c.is_ascii_alphabetic()))
+        .map(|candidate| (distance(&word, &candidate.replace('-', "_")), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edit distance (Levenshtein), over characters.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(parse_duration("100ms"), Some(Duration::from_millis(100)));
+        assert_eq!(parse_duration("1s"), Some(Duration::from_secs(1)));
+        assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
+        assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
+        assert_eq!(parse_duration("0"), Some(Duration::ZERO));
+        for wrong in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1d",
+            "1sec",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
+            assert_eq!(parse_duration(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations_are_shown_as_they_are_written() {
+        for text in ["0", "100ms", "1500ms", "1s", "90s", "2m", "1h", "24h"] {
+            assert_eq!(shown_duration(parse_duration(text).unwrap()), *text);
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_recognised() {
+        let known = ["listeners", "limits", "log", "poll_interval"];
+        assert_eq!(closest("listener", known.into_iter()), Some("listeners"));
+        assert_eq!(closest("lgo", known.into_iter()), None);
+        assert_eq!(closest("logs", known.into_iter()), Some("log"));
+        assert_eq!(closest("Poll-Interval", known.into_iter()), Some("poll_interval"));
+        assert_eq!(closest("frobnicate", known.into_iter()), None);
+    }
+}

@@ -1,0 +1,1193 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rcgen::{CertificateParams, KeyPair as TestKey};
+use rustls::pki_types::ServerName;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A directory with every file that the texts below name.
+struct Files(TempDir);
+
+const MINIMAL: &str = r#"
+clusters:
+  main:
+    patroni: {endpoints: ["http://db1:8008"]}
+    service_account: {user: trunkline, password_file: pw}
+tls: {certificates: [{cert_file: s.crt, key_file: s.key}]}
+"#;
+
+/// Every key that works, none at its default; `servers` instead of `patroni` in the second cluster.
+const FULL: &str = r#"
+clusters:
+  main:
+    patroni: {endpoints: ["https://db1:8008/", "https://[::1]:8009"], ca_file: ca.crt, cert_file: s.crt,
+              key_file: s.key, username: u, password_file: pw, poll_interval: 2s, fast_poll_interval: 50ms}
+    service_account: {user: svc, password_file: pw, dbname: app, pool_size: 7, timeout: 4s}
+    server_tls: {sslmode: verify-full, sslrootcert: ca.crt, sslcert: s.crt, sslkey: s.key}
+    server: {connect_timeout: 5s, keepalive: 20s, tcp_user_timeout: 40s}
+    probe: {interval: 500ms, timeout: 250ms, rise: 4, fall: 5}
+    local_member: db9
+  other:
+    servers: [{name: a, host: db1, port: 5433}, {name: b, host: "::1"}]
+    service_account: {user: svc, password_env: SECRET}
+    server: {keepalive: 0, tcp_user_timeout: 0}
+    local_member: none
+tls:
+  certificates: [{cert_file: s.crt, key_file: s.key}]
+  min_version: "1.3"
+auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 10s}
+routes:
+  w: {cluster: other, targets: [leader], balance: least_connections, resume: off}
+  r: {targets: [replica]}
+listeners:
+  - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
+  - {name: two, address: "[::1]:7001", route: r, tls: off}
+http: {address: "127.0.0.1:7003", tls: {cert_file: s.crt, key_file: s.key}}
+limits: {max_clients: 12, max_pending_logins: 13}
+peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
+log: {level: debug, format: json}
+shutdown: {grace: 9s}
+"#;
+
+impl Files {
+    fn new() -> Self {
+        let files = Self(tempfile::tempdir().unwrap());
+        files.certificate("s", |_| {});
+        files.certificate("ca", |_| {});
+        files.secret("pw", "geheim\n");
+        files.secret("peers.key", "0123456789abcdef");
+        files.secret("users", "\"app\" \"SCRAM-SHA-256$4096:...\"\n");
+        files
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, contents: &str, mode: u32) {
+        fs::write(self.path(name), contents).unwrap();
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn secret(&self, name: &str, contents: &str) {
+        self.write(name, contents, 0o640);
+    }
+
+    fn certificate(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
+        let key = TestKey::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        change(&mut params);
+        self.write(
+            &format!("{name}.crt"),
+            &params.self_signed(&key).unwrap().pem(),
+            0o644,
+        );
+        self.secret(&format!("{name}.key"), &key.serialize_pem());
+    }
+
+    fn parse(&self, text: &str) -> Result<Config, Faults> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        parse_at(
+            &self.path("trunkline.yaml"),
+            text,
+            i64::try_from(now).unwrap(),
+            &|name| match name {
+                "SECRET" => Some("from the environment".into()),
+                "EMPTY" => Some(OsString::new()),
+                _ => None,
+            },
+        )
+    }
+
+    fn ok(&self, text: &str) -> Config {
+        self.parse(text)
+            .unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+    }
+
+    /// The faults without the file's name: `3: clusters.main: …`.
+    fn faults(&self, text: &str) -> Vec<String> {
+        let faults = self.parse(text).map(|_| ()).expect_err(text);
+        let prefix = format!("{}:", self.path("trunkline.yaml").display());
+        let shown = |fault: &Fault| fault.to_string().strip_prefix(&prefix).unwrap().trim().to_owned();
+        let directory = format!("{}/", self.0.path().display());
+        faults
+            .iter()
+            .map(|fault| shown(fault).replace(&directory, ""))
+            .collect()
+    }
+
+    /// Asserts that the text has this one fault and no other.
+    #[track_caller]
+    fn one_fault(&self, text: &str, expected: &str) {
+        let faults = self.faults(text);
+        assert!(
+            faults.len() == 1 && faults[0].contains(expected),
+            "expected {expected:?}, got {faults:#?}"
+        );
+    }
+}
+
+/// `MINIMAL` with one cluster key more.
+fn with_cluster_key(key: &str) -> String {
+    MINIMAL.replace("tls:", &format!("    {key}\ntls:"))
+}
+
+#[test]
+fn the_minimal_file_has_the_documented_defaults() {
+    let files = Files::new();
+    let config = files.ok(MINIMAL);
+    let cluster = &config.clusters["main"];
+    let Source::Patroni(patroni) = &cluster.source else {
+        panic!("{:?}", cluster.source)
+    };
+    assert_eq!(patroni.endpoints, ["http://db1:8008"]);
+    assert_eq!(patroni.poll_interval, Duration::from_secs(1));
+    assert_eq!(patroni.fast_poll_interval, Duration::from_millis(100));
+    assert!(patroni.ca.is_none() && patroni.client_certificate.is_none() && patroni.basic_auth.is_none());
+    let account = &cluster.service_account;
+    assert_eq!((account.dbname.as_str(), account.pool_size), ("postgres", 4));
+    assert_eq!(
+        account.password.as_ref().unwrap().expose(),
+        b"geheim",
+        "without its newline"
+    );
+    assert_eq!(account.timeout, Duration::from_secs(3));
+    assert_eq!(cluster.server_tls.sslmode, SslMode::Prefer);
+    assert!(cluster.server_tls.roots.is_none());
+    let (three, fifteen, thirty) = (
+        Duration::from_secs(3),
+        Duration::from_secs(15),
+        Duration::from_secs(30),
+    );
+    assert_eq!(
+        cluster.server,
+        ServerOptions {
+            connect_timeout: three,
+            keepalive: Some(fifteen),
+            tcp_user_timeout: Some(thirty)
+        }
+    );
+    let second = Duration::from_secs(1);
+    assert_eq!(
+        cluster.probe,
+        Probe {
+            interval: second,
+            timeout: second,
+            rise: 2,
+            fall: 3
+        }
+    );
+    assert_eq!(cluster.local_member, LocalMember::Auto);
+    let Verifiers::Query { sql, cache_ttl } = &config.auth.verifiers else {
+        panic!()
+    };
+    assert_eq!(sql, "SELECT * FROM trunkline.user_lookup($1)");
+    assert_eq!(
+        (*cache_ttl, config.auth.login_timeout),
+        (Duration::from_secs(60), Duration::from_secs(60))
+    );
+    assert_eq!(config.routes["read-write"].target, TargetRole::Leader);
+    assert_eq!(config.routes["read-only"].target, TargetRole::Replica);
+    assert_eq!(&*config.routes["read-only"].cluster, "main");
+    let shown: Vec<String> = config
+        .listeners
+        .iter()
+        .map(|l| format!("{} {}", l.address, l.route))
+        .collect();
+    assert_eq!(shown, ["*:6432 read-write", "*:6433 read-only"]);
+    assert!(
+        config
+            .listeners
+            .iter()
+            .all(|l| l.tls == ListenerTls::Optional && l.max_clients == 0)
+    );
+    assert_eq!(config.http.address, BindAddress::Any { port: 6434 });
+    assert!(config.http.tls.is_none() && config.peers.is_none());
+    assert_eq!(
+        config.limits,
+        Limits {
+            max_clients: 5000,
+            max_pending_logins: 200
+        }
+    );
+    assert_eq!(
+        config.log,
+        Log {
+            level: LogLevel::Info,
+            format: LogFormat::Text
+        }
+    );
+    assert_eq!(config.shutdown.grace, thirty);
+    assert_eq!(config.warnings(), [""; 0]);
+}
+
+#[test]
+fn every_key_has_its_effect() {
+    let files = Files::new();
+    let config = files.ok(FULL);
+    let cluster = &config.clusters["main"];
+    let Source::Patroni(patroni) = &cluster.source else {
+        panic!("{:?}", cluster.source)
+    };
+    assert_eq!(patroni.endpoints, ["https://db1:8008", "https://[::1]:8009"]);
+    assert_eq!(patroni.ca.as_ref().unwrap().len(), 1);
+    assert_eq!(
+        patroni.client_certificate.as_ref().unwrap().cert_file,
+        files.path("s.crt")
+    );
+    let basic = patroni.basic_auth.as_ref().unwrap();
+    assert_eq!(
+        (basic.username.as_str(), basic.password.expose()),
+        ("u", b"geheim".as_slice())
+    );
+    assert_eq!(patroni.poll_interval, Duration::from_secs(2));
+    assert_eq!(patroni.fast_poll_interval, Duration::from_millis(50));
+    let account = &cluster.service_account;
+    assert_eq!(
+        (account.user.as_str(), account.dbname.as_str(), account.pool_size),
+        ("svc", "app", 7)
+    );
+    assert_eq!(account.timeout, Duration::from_secs(4));
+    assert_eq!(cluster.server_tls.sslmode, SslMode::VerifyFull);
+    assert_eq!(cluster.server_tls.roots.as_ref().unwrap().len(), 1);
+    assert_eq!(
+        cluster
+            .server_tls
+            .client_certificate
+            .as_ref()
+            .unwrap()
+            .chain
+            .len(),
+        1
+    );
+    assert_eq!(cluster.server.connect_timeout, Duration::from_secs(5));
+    assert_eq!(cluster.server.keepalive, Some(Duration::from_secs(20)));
+    assert_eq!(cluster.server.tcp_user_timeout, Some(Duration::from_secs(40)));
+    let (interval, timeout) = (Duration::from_millis(500), Duration::from_millis(250));
+    assert_eq!(
+        cluster.probe,
+        Probe {
+            interval,
+            timeout,
+            rise: 4,
+            fall: 5
+        }
+    );
+    assert_eq!(cluster.local_member, LocalMember::Name("db9".into()));
+
+    let other = &config.clusters["other"];
+    let Source::Servers(servers) = &other.source else {
+        panic!("{:?}", other.source)
+    };
+    let server = |name: &str, host: &str, port| Server {
+        name: name.into(),
+        host: host.into(),
+        port,
+    };
+    assert_eq!(*servers, [server("a", "db1", 5433), server("b", "::1", 5432)]);
+    assert_eq!(
+        other.service_account.password.as_ref().unwrap().expose(),
+        b"from the environment"
+    );
+    assert_eq!(
+        (other.server.keepalive, other.server.tcp_user_timeout),
+        (None, None)
+    );
+    assert_eq!(other.local_member, LocalMember::None);
+
+    let Verifiers::Query { sql, cache_ttl } = &config.auth.verifiers else {
+        panic!()
+    };
+    assert_eq!(
+        (sql.as_str(), *cache_ttl),
+        ("SELECT a, b FROM c WHERE a = $1", Duration::from_secs(5))
+    );
+    assert_eq!(config.auth.login_timeout, Duration::from_secs(10));
+    assert_eq!(config.routes.keys().collect::<Vec<_>>(), ["w", "r"]);
+    assert_eq!(
+        (&*config.routes["w"].cluster, config.routes["w"].target),
+        ("other", TargetRole::Leader)
+    );
+    assert_eq!(
+        (&*config.routes["r"].cluster, config.routes["r"].target),
+        ("main", TargetRole::Replica)
+    );
+    let [one, two] = config.listeners.as_slice() else {
+        panic!("{:?}", config.listeners)
+    };
+    assert_eq!(
+        (&*one.name, &*one.route, one.tls, one.max_clients),
+        ("one", "w", ListenerTls::Required, 11)
+    );
+    assert_eq!(one.address, BindAddress::Ip("127.0.0.1:7001".parse().unwrap()));
+    assert_eq!((&*two.name, &*two.route, two.tls), ("two", "r", ListenerTls::Off));
+    assert_eq!(two.address, BindAddress::Ip("[::1]:7001".parse().unwrap()));
+    assert_eq!(
+        config.http.address,
+        BindAddress::Ip("127.0.0.1:7003".parse().unwrap())
+    );
+    assert_eq!(config.http.tls.as_ref().unwrap().alpn_protocols, [b"http/1.1"]);
+    assert_eq!(
+        config.limits,
+        Limits {
+            max_clients: 12,
+            max_pending_logins: 13
+        }
+    );
+    let peers = config.peers.as_ref().unwrap();
+    assert_eq!(peers.secret.expose(), b"0123456789abcdef");
+    let peer = |name: &str, host: &str| Peer {
+        name: name.into(),
+        host: host.into(),
+        port: 6432,
+    };
+    assert_eq!(peers.members, [peer("p", "db2"), peer("q", "::1")]);
+    assert_eq!(
+        config.log,
+        Log {
+            level: LogLevel::Debug,
+            format: LogFormat::Json
+        }
+    );
+    assert_eq!(config.shutdown.grace, Duration::from_secs(9));
+}
+
+#[test]
+fn a_users_file_is_read_as_it_is() {
+    let files = Files::new();
+    let config = files.ok(&format!("{MINIMAL}auth: {{users_file: users}}"));
+    let Verifiers::UsersFile { path, contents } = &config.auth.verifiers else {
+        panic!()
+    };
+    assert_eq!(*path, files.path("users"));
+    assert_eq!(contents.expose(), b"\"app\" \"SCRAM-SHA-256$4096:...\"\n");
+    files.one_fault(
+        &format!("{MINIMAL}auth: {{users_file: users, query: \"SELECT $1\"}}"),
+        "remove one of them",
+    );
+    files.one_fault(
+        &format!("{MINIMAL}auth: {{users_file: users, cache_ttl: 1s}}"),
+        "has no effect",
+    );
+    files.one_fault(
+        &format!("{MINIMAL}auth: {{query: SELECT 1}}"),
+        "must contain `$1`",
+    );
+}
+
+#[test]
+fn no_secret_is_shown_by_debug() {
+    let config = Files::new().ok(FULL);
+    let shown = format!("{config:?}");
+    for secret in ["geheim", "from the environment", "0123456789abcdef"] {
+        assert!(!shown.contains(secret), "{secret}");
+    }
+}
+
+#[test]
+fn keys_of_later_features_are_refused_as_such() {
+    let files = Files::new();
+    let in_full = |anchor: &str| FULL.replacen(anchor, &format!("{anchor}KEY: {{}}, "), 1);
+    let texts = [
+        ("clusters.NAME", with_cluster_key("KEY: {}")),
+        ("clusters.NAME.server", in_full("    server: {")),
+        ("tls", FULL.replace("  min_version", "  KEY: {}\n  min_version")),
+        ("tls.certificates[]", in_full("  certificates: [{")),
+        ("auth", in_full("auth: {")),
+        ("routes.NAME", in_full("  r: {")),
+        ("listeners[]", in_full("  - {")),
+        ("http", in_full("http: {")),
+        ("limits", in_full("limits: {")),
+    ];
+    let mut tried = 0;
+    for keys in schema::ALL {
+        for key in keys.keys.iter().filter(|key| key.later) {
+            let text = &texts
+                .iter()
+                .find(|(place, _)| *place == keys.place)
+                .expect(keys.place)
+                .1;
+            let expected = format!("`{}` is not supported yet; remove it", key.name);
+            files.one_fault(&text.replace("KEY", key.name), &expected);
+            tried += 1;
+        }
+    }
+    assert!(tried >= 19, "{tried}");
+}
+
+#[test]
+fn words_of_later_features_are_refused_as_such() {
+    let files = Files::new();
+    let change = |from: &str, to: &str| {
+        assert!(FULL.contains(from), "{from}");
+        FULL.replacen(from, to, 1)
+    };
+    files.one_fault(
+        &change("resume: off", "resume: tracked"),
+        "`tracked` is not supported yet; use `off`",
+    );
+    files.one_fault(
+        &change("mode: postgres", "mode: tcp"),
+        "`tcp` is not supported yet; use `postgres`",
+    );
+    files.one_fault(
+        &change("balance: least_connections", "balance: random"),
+        "expected `least_connections`",
+    );
+    files.one_fault(
+        &change("[leader]", "[leader, replica]"),
+        "more than one target is not supported yet",
+    );
+    let pair = "{cert_file: s.crt, key_file: s.key}";
+    files.one_fault(
+        &change(
+            &format!("certificates: [{pair}]"),
+            &format!("certificates: [{pair}, {pair}]"),
+        ),
+        "more than one certificate is not supported yet",
+    );
+}
+
+#[test]
+fn all_faults_are_reported_at_once_in_the_order_of_their_lines() {
+    let files = Files::new();
+    let faults = files.faults(
+        r#"clusters:
+  main:
+    patroni: {endpoints: ["db1:8008"], pol_interval: 1s}
+    service_account: {user: 5, password_file: nowhere}
+    probe: {interval: 1, rise: 0}
+    probe: {}
+    etcd: {endpoints: []}
+tls: {min_version: 1.1}
+listeners:
+  - {name: a, address: "*:6432", route: nowhere}
+  - {name: a, address: "127.0.0.1:6432", route: read-only, tls: sometimes}
+lisp: 1
+shutdown: [1]
+"#,
+    );
+    let expected = [
+        "3: clusters.main.patroni.pol_interval: unknown key `pol_interval` (did you mean `poll_interval`?)",
+        "3: clusters.main.patroni.endpoints[0]: is not an `http://` or `https://` URL (as in `https://db1:8008`)",
+        "4: clusters.main.service_account.user: expected text, found a number (put it in quotes)",
+        "4: clusters.main.service_account.password_file: nowhere: does not exist",
+        "5: clusters.main.probe.interval: is not a time (a whole number and a unit, ms, s, m or h, as in `500ms` or `5s`)",
+        "5: clusters.main.probe.rise: must be from 1 to 100",
+        "6: clusters.main.probe: `probe` stands here twice, first on line 5",
+        "7: clusters.main.etcd: `etcd` is not supported yet; remove it",
+        "8: tls.min_version: expected `1.2` or `1.3`, found `1.1`",
+        "8: tls.certificates: `certificates` is missing",
+        "10: listeners[0].route: there is no route `nowhere` (there is: read-write, read-only)",
+        "11: listeners[1].tls: expected `off`, `optional` or `required`, found `sometimes`",
+        "11: listeners[1].name: the same name as listeners[0].name",
+        "11: listeners[1].address: overlaps listeners[0].address, *:6432",
+        "12: lisp: unknown key `lisp`",
+        "13: shutdown: expected a map of keys, found a list",
+    ];
+    assert_eq!(faults, expected, "{faults:#?}");
+}
+
+#[test]
+fn a_fault_names_file_line_and_path() {
+    let files = Files::new();
+    let faults = files.parse(&format!("{MINIMAL}logs: {{}}\n")).unwrap_err();
+    let path = files.path("trunkline.yaml");
+    let expected = format!(
+        "{}:7: logs: unknown key `logs` (did you mean `log`?)",
+        path.display()
+    );
+    assert_eq!(faults.to_string(), expected);
+}
+
+#[test]
+fn wrong_types_and_bounds() {
+    let files = Files::new();
+    for (key, expected) in [
+        ("probe: {timeout: 0}", "probe.timeout: must be from 10ms to 5m"),
+        ("probe: {fall: 101}", "must be from 1 to 100"),
+        ("probe: {fall: -1}", "must be from 1 to 100"),
+        (
+            "probe: {fall: 1.5}",
+            "expected a whole number from 1 to 100, found a number",
+        ),
+        (
+            "probe: {fall: \"2\"}",
+            "expected a whole number from 1 to 100, found text",
+        ),
+        ("probe: {fall: }", "no value, expected a whole number"),
+        ("probe: [1]", "expected a map of keys, found a list"),
+        ("server: {connect_timeout: 0}", "must be from 10ms to 5m"),
+        (
+            "server: {keepalive: 500ms}",
+            "must be from 1s to 9h, or 0 for off",
+        ),
+        ("server: {keepalive: 1500ms}", "must be whole seconds"),
+        (
+            "server: {tcp_user_timeout: true}",
+            "expected a time such as `5s`, found true or false",
+        ),
+        (
+            "server_tls: {sslmode: verify_full}",
+            "did you mean `verify-full`?",
+        ),
+        ("server_tls: {sslmode: verify-ca}", "needs `sslrootcert`"),
+        (
+            "server_tls: {sslmode: require, sslrootcert: system}",
+            "`system` needs `sslmode: verify-full`",
+        ),
+        (
+            "server_tls: {sslmode: disable, sslrootcert: ca.crt}",
+            "has no effect",
+        ),
+        (
+            "server_tls: {sslcert: s.crt}",
+            "`sslcert` needs `sslkey` beside it",
+        ),
+        ("local_member: \"\"", "must not be empty"),
+        ("local_member: \"a\\0b\"", "control characters"),
+        (
+            "servers: [{name: a, host: h}]",
+            "`servers` stands instead of `patroni`",
+        ),
+    ] {
+        files.one_fault(&with_cluster_key(key), expected);
+    }
+    let patroni = |keys: &str| MINIMAL.replace("[\"http://db1:8008\"]", keys);
+    for (keys, expected) in [
+        ("[]", "must not be empty"),
+        ("http://db1:8008", "expected a list, found text"),
+        ("[\"http://db1:8008/cluster\"]", "without a path"),
+        ("[\"http://u:geheim@db1:8008\"]", "must not contain a user"),
+        ("[\"ftp://db1\"]", "is not an `http://`"),
+        (
+            "[\"http://a\", \"http://a/\"]",
+            "the same endpoint as clusters.main.patroni.endpoints[0]",
+        ),
+        (
+            "[\"http://a\"], ca_file: ca.crt",
+            "has no effect: every endpoint is `http://`",
+        ),
+        (
+            "[\"http://a\"], username: u",
+            "`username` needs `password_file` beside it",
+        ),
+        (
+            "[\"http://a\"], poll_interval: 1s, fast_poll_interval: 2s",
+            "must not be longer",
+        ),
+        (
+            "[\"http://a\"], fast_poll_interval: 9ms",
+            "must be from 10ms to 5m",
+        ),
+    ] {
+        files.one_fault(&patroni(keys), expected);
+        assert!(!files.faults(&patroni(keys))[0].contains("geheim"));
+    }
+    let account = |keys: &str| MINIMAL.replace("user: trunkline, password_file: pw", keys);
+    for (keys, expected) in [
+        ("password_file: pw", "`user` is missing"),
+        (
+            "user: u, password_file: pw, password_env: SECRET",
+            "remove one of them",
+        ),
+        (
+            "user: u, password_env: NOWHERE",
+            "the environment variable `NOWHERE` is not set",
+        ),
+        (
+            "user: u, password_env: EMPTY",
+            "the environment variable `EMPTY` is empty",
+        ),
+        ("user: u, pool_size: 0", "must be from 1 to 100"),
+        ("user: u, timeout: 99ms", "must be from 100ms to 1m"),
+        ("user: u, password: geheim", "unknown key `password`"),
+    ] {
+        files.one_fault(&account(keys), expected);
+        assert!(!files.faults(&account(keys))[0].contains("geheim"));
+    }
+    for (keys, expected) in [
+        ("limits: {max_pending_logins: 0}", "must be from 1 to 100000"),
+        ("limits: {max_clients: 1000001}", "must be from 0 to 1000000"),
+        ("auth: {login_timeout: 0}", "must be from 100ms to 10m"),
+        ("log: {level: inf}", "did you mean `info`?"),
+        ("log: {format: xml}", "expected `text` or `json`"),
+        ("http: {address: 6434}", "expected text, found a number"),
+        (
+            "http: {address: \"localhost:6434\"}",
+            "is not an address to listen on",
+        ),
+        ("http: {address: \"*:0\"}", "a port is from 1 to 65535"),
+        ("http: {address: \"*:65536\"}", "is not an address to listen on"),
+        ("http: {address: \"[::ffff:1.2.3.4]:1\"}", "IPv4"),
+        (
+            "http: {address: \"127.0.0.1:6432\"}",
+            "overlaps the default of listener read-write, *:6432",
+        ),
+        ("http: {tls: {cert_file: s.crt}}", "`key_file` is missing"),
+        ("peers: {secret_file: peers.key}", "`members` is missing"),
+        (
+            "peers: {secret_file: pw, members: [{name: p, address: \"h:1\"}]}",
+            "is shorter than 16 bytes",
+        ),
+        (
+            "peers: {secret_file: peers.key, members: [{name: p, address: \"::1:6432\"}]}",
+            "stands in brackets",
+        ),
+        (
+            "peers: {secret_file: peers.key, members: [{name: p, address: h}]}",
+            "is not a host and a port",
+        ),
+        ("routes: {}", "must not be empty"),
+        ("routes: {a b: {targets: [leader]}}", "a name has 1 to 63"),
+        (
+            "routes: {x: {targets: [leader], cluster: mian}}",
+            "there is no cluster `mian`",
+        ),
+        (
+            "routes: {x: {targets: [leader]}}",
+            "the default ones need a route `read-write`",
+        ),
+        ("listeners: []", "must not be empty"),
+        (
+            "listeners: [{name: a, address: \"*:6434\", route: read-only}]",
+            "overlaps the default of http.address",
+        ),
+    ] {
+        let faults = files.faults(&format!("{MINIMAL}{keys}\n"));
+        assert!(
+            faults.iter().any(|fault| fault.contains(expected)),
+            "{keys}: {faults:#?}"
+        );
+    }
+    files.one_fault("", "`clusters` is missing");
+    files.one_fault("[]", "expected a map of keys, found a list");
+    files.one_fault(
+        "clusters: {main: {service_account: {user: u}}}",
+        "`patroni` is missing",
+    );
+    files.one_fault(
+        "clusters: {main: {servers: [{name: a, host: h}]}}",
+        "`service_account` is missing",
+    );
+    let twice =
+        "clusters: {main: {servers: [{name: a, host: h}, {name: a, host: h}], service_account: {user: u}}}";
+    assert_eq!(files.faults(twice).len(), 2, "name and place");
+}
+
+#[test]
+fn tls_without_a_certificate() {
+    let files = Files::new();
+    let plain = MINIMAL
+        .lines()
+        .filter(|line| !line.starts_with("tls"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let config = files.ok(&plain);
+    assert!(config.tls.is_none());
+    assert!(
+        config
+            .listeners
+            .iter()
+            .all(|listener| listener.tls == ListenerTls::Off)
+    );
+    assert_eq!(
+        config.warnings(),
+        ["no certificate is configured: clients connect without TLS"]
+    );
+    let listener = |tls: &str| {
+        format!("{plain}\nlisteners: [{{name: a, address: \"*:1\", route: read-write, tls: {tls}}}]\n")
+    };
+    assert_eq!(files.ok(&listener("optional")).listeners[0].tls, ListenerTls::Off);
+    files.one_fault(&listener("required"), "`required` needs a certificate");
+    // One fault for a faulty certificate, none for the listeners.
+    let faulty = listener("required") + "tls: {certificates: [{cert_file: gone.crt, key_file: s.key}]}\n";
+    files.one_fault(&faulty, "gone.crt: does not exist");
+}
+
+#[test]
+fn what_is_odd_is_a_warning() {
+    let files = Files::new();
+    let text = format!("{MINIMAL}listeners: [{{name: a, address: \"*:1\", route: read-write, tls: off}}]\n");
+    let odd = [
+        "a certificate is configured, but every listener has `tls: off`",
+        "no listener uses the route `read-only`",
+    ];
+    assert_eq!(files.ok(&text).warnings(), odd);
+    let clear = MINIMAL.replace("8008\"]", "8008\"], username: u, password_file: pw");
+    assert!(files.ok(&clear).warnings()[0].contains("is sent in clear"));
+    files.certificate("s", |params| {
+        let end = rcgen::date_time_ymd(2200, 1, 1);
+        params.not_after = end;
+    });
+    let end = 7_258_118_400; // 2200-01-01
+    let at = |now| parse_at(&files.path("trunkline.yaml"), MINIMAL, now, &|_| None);
+    assert_eq!(at(end - 15 * 86_400).unwrap().warnings(), [""; 0]);
+    let soon = at(end - 13 * 86_400).unwrap();
+    assert!(
+        soon.warnings()[0].contains("s.crt: certificate 1 expires on"),
+        "{:?}",
+        soon.warnings()
+    );
+    assert_eq!(soon.tls.unwrap().not_after, end);
+    assert!(
+        at(end + 1)
+            .unwrap_err()
+            .to_string()
+            .contains("s.crt: certificate 1 has expired")
+    );
+}
+
+#[test]
+fn certificates_that_would_fail_in_service() {
+    let files = Files::new();
+    let with = |cert: &str, key: &str| MINIMAL.replace("s.crt", cert).replace("s.key", key);
+    files.one_fault(
+        &with("gone.crt", "s.key"),
+        "tls.certificates[0].cert_file: gone.crt: does not exist",
+    );
+    assert_eq!(
+        files.faults(&with("gone.crt", "gone.key")).len(),
+        2,
+        "both files are looked at"
+    );
+    files.one_fault(
+        &with("s.crt", "ca.key"),
+        "key_file: does not belong to the first certificate of s.crt",
+    );
+    files.one_fault(&with("pw", "s.key"), "pw: contains no certificate");
+    files.one_fault(&with("s.crt", "pw"), "pw: contains no private key");
+    files.one_fault(&with("\"\"", "s.key"), "must not be empty");
+    files.one_fault(&with(".", "s.key"), "is a directory");
+    files.certificate("early", |params| {
+        params.not_before = rcgen::date_time_ymd(2300, 1, 1)
+    });
+    files.one_fault(&with("early.crt", "early.key"), "is not valid before");
+    files.certificate("late", |params| {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1)
+    });
+    files.one_fault(&with("late.crt", "late.key"), "has expired");
+    let pem = |label: &str| format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+    files.write("bad.crt", &pem("CERTIFICATE"), 0o644);
+    files.one_fault(
+        &with("bad.crt", "s.key"),
+        "bad.crt: certificate 1 is not a valid X.509 certificate",
+    );
+    files.write("cut.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n", 0o644);
+    files.one_fault(&with("cut.crt", "s.key"), "cut.crt: is not valid PEM");
+    files.secret("bad.key", &pem("PRIVATE KEY"));
+    files.one_fault(
+        &with("s.crt", "bad.key"),
+        "bad.key: the private key cannot be used",
+    );
+    files.secret("locked.key", &pem("ENCRYPTED PRIVATE KEY"));
+    files.one_fault(&with("s.crt", "locked.key"), "locked.key: the key is encrypted");
+    let old =
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    files.secret("old.key", old);
+    files.one_fault(&with("s.crt", "old.key"), "old.key: the key is encrypted");
+    files.write("big.crt", &"x".repeat(1024 * 1024 + 1), 0o644);
+    files.one_fault(&with("big.crt", "s.key"), "big.crt: is larger than 1024 KiB");
+    files.one_fault(
+        &with_cluster_key("server_tls: {sslrootcert: bad.crt}"),
+        "bad.crt: certificate 1 cannot be used",
+    );
+    files.one_fault(
+        &with_cluster_key("server_tls: {sslrootcert: gone.crt}"),
+        "gone.crt: does not exist",
+    );
+}
+
+#[test]
+fn secrets_that_others_can_read_are_refused() {
+    let files = Files::new();
+    for mode in [0o604, 0o602, 0o601, 0o644] {
+        files.write("pw", "geheim", mode);
+        files.one_fault(
+            MINIMAL,
+            &format!("pw: is open to every user (mode {mode:04o}) (`chmod o-rwx` it)"),
+        );
+    }
+    files.write("pw", "geheim", 0o660);
+    files.ok(MINIMAL);
+    files.write("s.key", &fs::read_to_string(files.path("s.key")).unwrap(), 0o644);
+    files.one_fault(MINIMAL, "s.key: is open to every user");
+    files.certificate("s", |_| {});
+    files.write("users", "", 0o644);
+    files.one_fault(
+        &format!("{MINIMAL}auth: {{users_file: users}}"),
+        "users: is open to every user",
+    );
+}
+
+#[test]
+fn secrets_are_stripped_of_one_newline_and_never_empty() {
+    let files = Files::new();
+    for (contents, expected) in [("a\r\n", "a"), ("a\n\n", "a\n"), (" a ", " a "), ("a", "a")] {
+        files.secret("pw", contents);
+        let config = files.ok(MINIMAL);
+        let password = config.clusters["main"].service_account.password.clone().unwrap();
+        assert_eq!(password.expose(), expected.as_bytes(), "{contents:?}");
+    }
+    for contents in ["", "\n", "\r\n"] {
+        files.secret("pw", contents);
+        files.one_fault(MINIMAL, "pw: is empty");
+    }
+    files.secret("pw", &"x".repeat(64 * 1024 + 1));
+    files.one_fault(MINIMAL, "pw: is larger than 64 KiB");
+    files.one_fault(
+        &MINIMAL.replace(": pw", ": /dev/null"),
+        "/dev/null: is not a regular file",
+    );
+    files.one_fault(&MINIMAL.replace(": pw", ": ~/pw"), "`~` is not expanded");
+}
+
+/// One handshake in memory; the version and protocol agreed.
+fn handshake(
+    files: &Files,
+    server: &Arc<rustls::ServerConfig>,
+    version: &'static rustls::SupportedProtocolVersion,
+    protocol: &[u8],
+) -> Result<(rustls::ProtocolVersion, Option<Vec<u8>>), rustls::Error> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(files.path("s.crt")).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut server = rustls::ServerConnection::new(server.clone()).unwrap();
+    let mut bytes = Vec::new();
+    for _ in 0..10 {
+        bytes.clear();
+        client.write_tls(&mut bytes).unwrap();
+        server.read_tls(&mut bytes.as_slice()).unwrap();
+        server.process_new_packets()?;
+        bytes.clear();
+        server.write_tls(&mut bytes).unwrap();
+        client.read_tls(&mut bytes.as_slice()).unwrap();
+        client.process_new_packets()?;
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    // No record carries more than 8 KiB of plaintext.
+    server.writer().write_all(&[0; 20_000]).unwrap();
+    bytes.clear();
+    while server.wants_write() {
+        server.write_tls(&mut bytes).unwrap();
+    }
+    let (mut rest, mut received) = (bytes.as_slice(), 0);
+    while let Some(header) = rest.first_chunk::<5>() {
+        let length = 5 + usize::from(u16::from_be_bytes([header[3], header[4]]));
+        let (mut record, after) = rest.split_at(length);
+        let mut carried = 0;
+        while !record.is_empty() {
+            client.read_tls(&mut record).unwrap();
+            carried = client.process_new_packets()?.plaintext_bytes_to_read();
+        }
+        assert!((1..=8192).contains(&carried), "{carried}");
+        client.reader().read_exact(&mut vec![0; carried]).unwrap();
+        received += carried;
+        rest = after;
+    }
+    assert_eq!(received, 20_000);
+    let protocol = client.alpn_protocol().map(<[u8]>::to_vec);
+    Ok((client.protocol_version().unwrap(), protocol))
+}
+
+#[test]
+fn tls_towards_clients() {
+    use rustls::ProtocolVersion::{TLSv1_2, TLSv1_3};
+    use rustls::version::{TLS12, TLS13};
+    let files = Files::new();
+    let both = files.ok(MINIMAL).tls.unwrap();
+    assert_eq!(both.server_config.send_tls13_tickets, 0);
+    assert!(!both.server_config.session_storage.can_cache());
+    let postgresql = b"postgresql".as_slice();
+    let agreed = |config: &Config, version, protocol| {
+        handshake(
+            &files,
+            &config.tls.as_ref().unwrap().server_config,
+            version,
+            protocol,
+        )
+    };
+    let config = files.ok(MINIMAL);
+    assert_eq!(
+        agreed(&config, &TLS12, postgresql),
+        Ok((TLSv1_2, Some(postgresql.to_vec())))
+    );
+    assert_eq!(
+        agreed(&config, &TLS13, postgresql),
+        Ok((TLSv1_3, Some(postgresql.to_vec())))
+    );
+    assert!(
+        agreed(&config, &TLS13, b"h2").is_err(),
+        "only PostgreSQL is spoken here"
+    );
+    for written in ["1.3", "\"1.3\""] {
+        let newest = files.ok(&MINIMAL.replace("tls: {", &format!("tls: {{min_version: {written}, ")));
+        assert!(agreed(&newest, &TLS12, postgresql).is_err());
+        assert!(agreed(&newest, &TLS13, postgresql).is_ok());
+    }
+}
+
+#[test]
+fn unknown_keys_of_every_section_are_reported_with_its_path() {
+    let files = Files::new();
+    // A key put first into every map of the full file that has fixed keys.
+    let text = FULL
+        .replace('{', "{zzz: 1, ")
+        .replace("  certificates: [{", "  zzz: 1\n  certificates: [{");
+    let faults = files.faults(&text);
+    for keys in schema::ALL
+        .iter()
+        .filter(|keys| !matches!(keys.place, "" | "clusters.NAME"))
+    {
+        let path = keys.place.replace("[]", "[0]");
+        let of_cluster =
+            ["main", "other"].map(|name| path.replace("clusters.NAME", &format!("clusters.{name}")));
+        let found = of_cluster.iter().any(|path| {
+            let path = format!(
+                " {}.zzz: unknown key `zzz`",
+                path.replace("routes.NAME", "routes.w")
+            );
+            faults.iter().any(|fault| fault.contains(&path))
+        });
+        assert!(found, "{}: {faults:#?}", keys.place);
+    }
+    assert!(
+        faults.iter().all(|fault| fault.contains("unknown key `zzz`")),
+        "{faults:#?}"
+    );
+}
+
+#[test]
+fn what_is_not_yaml_has_a_line() {
+    let files = Files::new();
+    files.one_fault("clusters:\n  main: [1\nx: }", "3: ");
+    files.one_fault(
+        "listeners:\n  - {name: a, address: *:6432}\n",
+        "put the address in quotes",
+    );
+    files.one_fault("a: 1\n---\nb: 2\n", "document");
+    files.one_fault("clusters: !!python/object {}\n", "1: ");
+    files.one_fault(&format!("{MINIMAL}log: *missing\n"), "7:");
+    files.one_fault(
+        &format!("{MINIMAL}<<: {{log: {{}}}}\n"),
+        "merge keys are not read",
+    );
+    // Anchors are YAML's own way to say a thing once.
+    let shared = MINIMAL.replace("patroni:", "probe: &times {interval: 2s}\n    patroni:");
+    files.ok(&shared);
+}
+
+#[test]
+fn huge_deep_and_explosive_texts_are_refused() {
+    let files = Files::new();
+    let deep = "[".repeat(100_000);
+    assert_eq!(files.faults(&deep).len(), 1);
+    let deep: String = (0..200)
+        .map(|level| format!("{}a:\n", " ".repeat(level)))
+        .collect();
+    assert_eq!(files.faults(&deep).len(), 1);
+    let many = format!("log: [{}]", "1,".repeat(100_000));
+    assert_eq!(files.faults(&many).len(), 1);
+    files.one_fault(&" ".repeat(MAX_FILE + 1), "is larger than 1024 KiB");
+    let mut laughs = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n".to_owned();
+    for level in 1..10 {
+        let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
+        laughs += &format!("a{level}: &a{level} [{aliases}]\n");
+    }
+    assert_eq!(files.faults(&laughs).len(), 1);
+    let keys: String = (0..9_000).map(|key| format!("k{key}: 1\n")).collect();
+    assert_eq!(files.faults(&keys).len(), 9_001, "bounded, and all of them");
+}
+
+#[test]
+fn the_file_itself() {
+    let files = Files::new();
+    let path = files.path("trunkline.yaml");
+    let message = |expected: &str| {
+        let text = load(&path).unwrap_err().to_string();
+        assert!(text.contains(expected), "{text}");
+    };
+    message("trunkline.yaml: does not exist");
+    fs::write(&path, b"log: \xff").unwrap();
+    message("is not UTF-8 text");
+    fs::write(&path, vec![b' '; MAX_FILE + 1]).unwrap();
+    message("is larger than 1024 KiB");
+    fs::write(&path, MINIMAL).unwrap();
+    assert_eq!(load(&path).unwrap().path, path);
+    assert!(
+        load(files.0.path())
+            .unwrap_err()
+            .to_string()
+            .contains("is a directory")
+    );
+}
+
+/// The examples as a person gets them, with the files they name.
+#[test]
+fn the_examples_are_right() {
+    for (name, text) in [
+        ("minimal", include_str!("../../config/minimal.yaml")),
+        ("trunkline", include_str!("../../config/trunkline.yaml")),
+    ] {
+        let files = Files::new();
+        for directory in ["config", "certs"] {
+            fs::create_dir(files.path(directory)).unwrap();
+        }
+        for certificate in ["server", "ca", "client"] {
+            files.certificate(&format!("certs/{certificate}"), |_| {});
+        }
+        for secret in [
+            "service-account.password",
+            "patroni.password",
+            "userlist.txt",
+            "peers.key",
+        ] {
+            files.secret(&format!("config/{secret}"), "0123456789abcdef\n");
+        }
+        let path = files.path("config/trunkline.yaml");
+        fs::write(&path, text).unwrap();
+        let config = load(&path).unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!(config.warnings(), [""; 0], "{name}");
+        let shown: Vec<String> = config.listeners.iter().map(|l| l.address.to_string()).collect();
+        assert_eq!(shown, ["*:6432", "*:6433"], "{name}");
+        if name == "minimal" {
+            continue;
+        }
+        // Every key that works is shown, if in a comment.
+        for key in schema::ALL
+            .iter()
+            .flat_map(|keys| keys.keys)
+            .filter(|key| !key.later)
+        {
+            assert!(
+                text.contains(&format!("{}:", key.name)),
+                "{} is not in the example",
+                key.name
+            );
+        }
+        // What is commented out is right as well.
+        let instead = |from: &str, to: &str, text: &str| {
+            assert!(text.contains(from), "{from}");
+            text.replace(from, to)
+        };
+        let mut all = text.to_owned();
+        for key in [
+            "ca_file",
+            "cert_file",
+            "key_file",
+            "username",
+            "password_file",
+            "sslrootcert",
+            "sslcert",
+            "sslkey",
+            "tls",
+        ] {
+            all = all.replace(&format!("# {key}: "), &format!("{key}: "));
+        }
+        all = instead("[\"http://127", "[\"https://127", &all);
+        for line in ["peers:", "  secret_file:", "  members:", "    - {name: router2"] {
+            all = instead(&format!("# {line}"), line, &all);
+        }
+        fs::write(&path, &all).unwrap();
+        let config = load(&path).unwrap_or_else(|faults| panic!("{faults}"));
+        assert!(config.peers.is_some() && config.http.tls.is_some());
+        let users = instead("# users_file", "users_file", text);
+        let users = instead(
+            "  query:",
+            "  # query:",
+            &instead("  cache_ttl:", "  # cache_ttl:", &users),
+        );
+        fs::write(&path, &users).unwrap();
+        load(&path).unwrap_or_else(|faults| panic!("{faults}"));
+    }
+}
+
+/// The documentation has each key in the table of its section, and no other.
+#[test]
+fn the_documentation_lists_every_key() {
+    let text = include_str!("../../docs/configuration.md");
+    for keys in schema::ALL {
+        let heading = match keys.place {
+            "" => "\n## Top level\n".to_owned(),
+            place => format!("\n## `{place}`\n"),
+        };
+        let start = text
+            .find(&heading)
+            .unwrap_or_else(|| panic!("no section {heading}"))
+            + heading.len();
+        let section = text[start..].split("\n## ").next().unwrap();
+        let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(rows.len(), keys.keys.len(), "{}: {rows:#?}", keys.place);
+        for key in keys.keys {
+            let row = rows
+                .iter()
+                .find(|row| row.starts_with(&format!("| `{}` |", key.name)));
+            let row = row.unwrap_or_else(|| panic!("{} `{}` is not documented", keys.place, key.name));
+            assert_eq!(row.ends_with("| | | *not yet* |"), key.later, "{row}");
+        }
+    }
+    let sections = text.matches("\n## `").count() + 1;
+    assert_eq!(sections, schema::ALL.len(), "sections that are not in the schema");
+}
+
+/// Whatever is accepted holds together: what a name refers to is there.
+fn holds_together(config: &Config) {
+    assert!(!config.clusters.is_empty() && !config.routes.is_empty() && !config.listeners.is_empty());
+    for route in config.routes.values() {
+        assert!(config.clusters.contains_key(&*route.cluster));
+    }
+    for listener in &config.listeners {
+        assert!(config.routes.contains_key(&*listener.route));
+        assert!(listener.tls == ListenerTls::Off || config.tls.is_some());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn any_text_is_answered(text in "\\PC{0,200}|[a-z:\\-\\[\\]{}&*!|>'\"%@`, \n\t#0-9]{0,200}") {
+        if let Err(faults) = parse(Path::new("any.yaml"), &text) {
+            prop_assert!(faults.count() > 0);
+            prop_assert!(!faults.to_string().is_empty());
+        }
+    }
+
+    /// A good file with a piece of it lost, doubled or replaced.
+    #[test]
+    fn a_damaged_file_is_answered(
+        start in 0..FULL.len(),
+        length in 0_usize..60,
+        put in prop_oneof![
+            Just(String::new()), Just("{}".to_owned()), Just("[]".to_owned()), Just("null".to_owned()),
+            Just("\"*:6432\"".to_owned()), Just("0".to_owned()), Just("- ".to_owned()), "[a-z0-9:{}, \n]{0,12}",
+        ],
+    ) {
+        static FILES: std::sync::LazyLock<Files> = std::sync::LazyLock::new(Files::new);
+        let end = (start + length).min(FULL.len());
+        let text = format!("{}{put}{}", &FULL[..start], &FULL[end..]);
+        match FILES.parse(&text) {
+            Ok(config) => holds_together(&config),
+            Err(faults) => prop_assert!(faults.count() > 0),
+        }
+    }
+}
