@@ -30,7 +30,11 @@ impl Account {
             Some(password) => Credential::Password(password.clone()),
             None => Credential::None,
         };
-        Self { config, tls, credential }
+        Self {
+            config,
+            tls,
+            credential,
+        }
     }
 
     pub(super) async fn connect(
@@ -42,7 +46,10 @@ impl Account {
     ) -> Result<ServerConnection, ConnectError> {
         let account = &self.config.service_account;
         let pair = |name: &'static str, value: &str| {
-            (Bytes::from_static(name.as_bytes()), Bytes::copy_from_slice(value.as_bytes()))
+            (
+                Bytes::from_static(name.as_bytes()),
+                Bytes::copy_from_slice(value.as_bytes()),
+            )
         };
         let mut parameters = vec![
             pair("user", &account.user),

@@ -16,9 +16,14 @@ pub(super) fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
     let mut say = |warning: bool, text: String| lines.push(Line { warning, text });
     match (&old.source.error, &new.source.error) {
         (_, Some(error)) if old.source.reachable || old.source.error.is_none() => {
-            say(true, format!("the source of the list of members is lost: {error}"));
+            say(
+                true,
+                format!("the source of the list of members is lost: {error}"),
+            );
         }
-        (Some(_), None) if new.source.reachable => say(false, "the source of the list of members is back".into()),
+        (Some(_), None) if new.source.reachable => {
+            say(false, "the source of the list of members is back".into())
+        }
         _ => {}
     }
     match (&old.source.disagreement, &new.source.disagreement) {
@@ -27,7 +32,11 @@ pub(super) fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
         _ => {}
     }
     if old.paused != new.paused {
-        let text = if new.paused { "Patroni is in pause: there is no automatic failover" } else { "Patroni is out of pause" };
+        let text = if new.paused {
+            "Patroni is in pause: there is no automatic failover"
+        } else {
+            "Patroni is out of pause"
+        };
         say(false, text.into());
     }
     for member in &new.members {
@@ -37,7 +46,11 @@ pub(super) fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
         }
         health(known, member, &mut say);
     }
-    for gone in old.members.iter().filter(|member| new.member(&member.name).is_none()) {
+    for gone in old
+        .members
+        .iter()
+        .filter(|member| new.member(&member.name).is_none())
+    {
         say(false, format!("{} is no longer a member", gone.name));
     }
     if old.leader != new.leader {
@@ -59,9 +72,16 @@ fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)
     let was_up = old.is_some_and(|old| old.health.up);
     if new.health.up && !was_up {
         let what = new.health.facts.as_ref().map_or_else(String::new, |facts| {
-            let role = if facts.in_recovery { "standby" } else { "accepts writes" };
+            let role = if facts.in_recovery {
+                "standby"
+            } else {
+                "accepts writes"
+            };
             let (major, minor) = (facts.server_version / 10_000, facts.server_version % 10_000);
-            format!(" ({role}, timeline {}, PostgreSQL {major}.{minor})", facts.timeline)
+            format!(
+                " ({role}, timeline {}, PostgreSQL {major}.{minor})",
+                facts.timeline
+            )
         });
         say(false, format!("{name} is up{what}"));
     } else if let (false, Some(error)) = (new.health.up, &new.health.error) {
@@ -80,7 +100,10 @@ fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)
     match (was, new.identity) {
         (Identity::Foreign, Identity::Foreign) => {}
         (_, Identity::Foreign) => {
-            say(true, format!("{name} belongs to another cluster (by its system identifier); it is not used"));
+            say(
+                true,
+                format!("{name} belongs to another cluster (by its system identifier); it is not used"),
+            );
         }
         (Identity::Foreign, Identity::Same) => say(false, format!("{name} belongs to this cluster now")),
         _ => {}
@@ -89,13 +112,22 @@ fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)
 
 fn leader(old: &Leader, new: &Leader, say: &mut impl FnMut(bool, String)) {
     match new {
-        Leader::Verified { member, timeline, named_by } => match (old, named_by) {
+        Leader::Verified {
+            member,
+            timeline,
+            named_by,
+        } => match (old, named_by) {
             (Leader::Verified { member: before, .. }, NamedBy::Failsafe) if before == member => say(
                 true,
-                format!("{member} stays the leader while no Patroni endpoint can be reached, as long as it accepts writes"),
+                format!(
+                    "{member} stays the leader while no Patroni endpoint can be reached, as long as it accepts writes"
+                ),
             ),
             (Leader::Verified { member: before, .. }, NamedBy::LeaderKey) if before == member => {
-                say(false, format!("{member} is the leader (timeline {timeline}), named by the leader key"));
+                say(
+                    false,
+                    format!("{member} is the leader (timeline {timeline}), named by the leader key"),
+                );
             }
             _ => {
                 let by = match named_by {
@@ -103,7 +135,10 @@ fn leader(old: &Leader, new: &Leader, say: &mut impl FnMut(bool, String)) {
                     NamedBy::Failsafe => "the last one named; no Patroni endpoint can be reached",
                     NamedBy::HighestTimeline => "it has the highest timeline",
                 };
-                say(false, format!("{member} is the leader: seen to accept writes on timeline {timeline}, {by}"));
+                say(
+                    false,
+                    format!("{member} is the leader: seen to accept writes on timeline {timeline}, {by}"),
+                );
             }
         },
         Leader::None(NoLeader::NotYetKnown) => {}

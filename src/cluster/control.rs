@@ -58,7 +58,11 @@ impl Drop for Running {
 
 fn settings(config: &config::Cluster) -> Settings {
     let (kind, poll_interval, fast_interval) = match &config.source {
-        Source::Patroni(patroni) => (SourceKind::Patroni, patroni.poll_interval, patroni.fast_poll_interval),
+        Source::Patroni(patroni) => (
+            SourceKind::Patroni,
+            patroni.poll_interval,
+            patroni.fast_poll_interval,
+        ),
         Source::Servers(_) => (SourceKind::Fixed, config.probe.interval, FAST),
     };
     Settings {
@@ -158,7 +162,11 @@ impl Control {
             snapshot.member(name).is_some_and(|member| {
                 member.health.up
                     && member.identity != Identity::Foreign
-                    && member.health.facts.as_ref().is_some_and(|facts| !facts.in_recovery)
+                    && member
+                        .health
+                        .facts
+                        .as_ref()
+                        .is_some_and(|facts| !facts.in_recovery)
             })
         };
         if let Some(report) = choose(&answers, &writable) {
@@ -166,11 +174,17 @@ impl Control {
             self.observe(Observation::Source(report));
         } else {
             self.metrics.polled(&snapshot.cluster, ProbeResult::Failure);
-            let mut reasons: Vec<&str> =
-                replies.iter().flatten().filter_map(|reply| reply.as_ref().err().map(String::as_str)).collect();
+            let mut reasons: Vec<&str> = replies
+                .iter()
+                .flatten()
+                .filter_map(|reply| reply.as_ref().err().map(String::as_str))
+                .collect();
             reasons.sort_unstable();
             reasons.dedup();
-            let text = format!("no Patroni endpoint gave a usable answer ({})", reasons.join("; "));
+            let text = format!(
+                "no Patroni endpoint gave a usable answer ({})",
+                reasons.join("; ")
+            );
             self.observe(Observation::SourceFailed(printable(&text, 500)));
         }
     }
@@ -201,7 +215,8 @@ impl Control {
             noticeable
         });
         let pace = self.state.pace(Instant::now());
-        self.pace.send_if_modified(|current| std::mem::replace(current, pace) != pace);
+        self.pace
+            .send_if_modified(|current| std::mem::replace(current, pace) != pace);
         let wants = self.state.wants();
         if wants.poll {
             self.poll_now.notify_one();

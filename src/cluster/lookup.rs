@@ -75,8 +75,13 @@ pub type Lookup = Option<Arc<Verifier>>;
 type Answer = Result<Lookup, LookupError>;
 
 enum Request {
-    LookUp { user: Vec<u8>, answer: oneshot::Sender<Answer> },
-    Forget { user: Vec<u8> },
+    LookUp {
+        user: Vec<u8>,
+        answer: oneshot::Sender<Answer>,
+    },
+    Forget {
+        user: Vec<u8>,
+    },
 }
 
 /// Asks from any thread and runtime.
@@ -88,14 +93,20 @@ pub(super) struct Lookups {
 impl Lookups {
     pub(super) async fn verifier(&self, user: &[u8], deadline: Instant) -> Answer {
         // PostgreSQL has no such user, and the query could not name it.
-        if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) || std::str::from_utf8(user).is_err() {
+        if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) || std::str::from_utf8(user).is_err()
+        {
             return Ok(None);
         }
         let (answer, answered) = oneshot::channel();
-        self.requests.try_send(Request::LookUp { user: user.to_vec(), answer }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => LookupError::Busy,
-            mpsc::error::TrySendError::Closed(_) => LookupError::Stopped,
-        })?;
+        self.requests
+            .try_send(Request::LookUp {
+                user: user.to_vec(),
+                answer,
+            })
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => LookupError::Busy,
+                mpsc::error::TrySendError::Closed(_) => LookupError::Stopped,
+            })?;
         match timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(LookupError::Stopped),
@@ -203,11 +214,16 @@ impl Service {
         let now = Instant::now();
         match answer {
             Ok(found) => {
-                let result = if found.is_some() { LookUpResult::Found } else { LookUpResult::NotFound };
+                let result = if found.is_some() {
+                    LookUpResult::Found
+                } else {
+                    LookUpResult::NotFound
+                };
                 self.metrics.looked_up(cluster, result);
                 self.cache.put(user, found.clone(), now);
                 if self.looked_up.len() >= DEFAULT_CAPACITY {
-                    self.looked_up.retain(|_, at| now.saturating_duration_since(*at) < MIN_AGE);
+                    self.looked_up
+                        .retain(|_, at| now.saturating_duration_since(*at) < MIN_AGE);
                 }
                 self.looked_up.insert(user.to_vec(), now);
             }
@@ -223,7 +239,11 @@ impl Service {
 
     fn forget(&mut self, user: &[u8]) {
         let now = Instant::now();
-        if self.looked_up.get(user).is_some_and(|at| now.saturating_duration_since(*at) < MIN_AGE) {
+        if self
+            .looked_up
+            .get(user)
+            .is_some_and(|at| now.saturating_duration_since(*at) < MIN_AGE)
+        {
             return;
         }
         self.looked_up.remove(user);
@@ -234,9 +254,15 @@ impl Service {
     fn pools_in_order(&mut self) -> Vec<(MemberName, Pool)> {
         let snapshot = Arc::clone(&self.snapshots.borrow());
         self.pools.retain(|name, (host, port, _)| {
-            snapshot.member(name).is_some_and(|member| (&member.host, member.port) == (&*host, *port))
+            snapshot
+                .member(name)
+                .is_some_and(|member| (&member.host, member.port) == (&*host, *port))
         });
-        let mut members: Vec<&Member> = snapshot.members.iter().filter(|member| can_be_asked(member)).collect();
+        let mut members: Vec<&Member> = snapshot
+            .members
+            .iter()
+            .filter(|member| can_be_asked(member))
+            .collect();
         let leads = |member: &Member| matches!(&snapshot.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
         members.sort_by_key(|member| !leads(member));
         members.truncate(MAX_MEMBERS);
@@ -244,7 +270,11 @@ impl Service {
             .into_iter()
             .map(|member| {
                 let (_, _, pool) = self.pools.entry(member.name.clone()).or_insert_with(|| {
-                    (member.host.clone(), member.port, pool(&self.account, &member.host, member.port))
+                    (
+                        member.host.clone(),
+                        member.port,
+                        pool(&self.account, &member.host, member.port),
+                    )
                 });
                 (member.name.clone(), pool.clone())
             })
@@ -285,7 +315,11 @@ async fn look_up(user: &[u8], query: &Query, pools: Vec<(MemberName, Pool)>, dea
 
 async fn ask(user: &[u8], query: &Query, pool: &Pool, deadline: Instant) -> Result<LookedUp, LookupError> {
     let left = || Some(deadline.saturating_duration_since(Instant::now()));
-    let timeouts = Timeouts { wait: left(), create: left(), recycle: left() };
+    let timeouts = Timeouts {
+        wait: left(),
+        create: left(),
+        recycle: left(),
+    };
     let get = pool.timeout_get(&timeouts);
     let mut pooled = match timeout_at(deadline, get).await {
         Ok(Ok(pooled)) => pooled,
@@ -293,7 +327,9 @@ async fn ask(user: &[u8], query: &Query, pool: &Pool, deadline: Instant) -> Resu
         Ok(Err(other)) => return Err(LookupError::Unavailable(other.to_string())),
     };
     let rows = match pooled.run(&bind(&query.sql, user), deadline).await {
-        Err(ConnectError::Server(error)) if is_missing(&error.code) && query.sql.contains(DEFAULT_FUNCTION) => {
+        Err(ConnectError::Server(error))
+            if is_missing(&error.code) && query.sql.contains(DEFAULT_FUNCTION) =>
+        {
             let superuser = pooled.is_superuser();
             let missing = LookupError::Query(super::patroni::printable(&error.message, 400));
             if !superuser {
@@ -306,10 +342,13 @@ async fn ask(user: &[u8], query: &Query, pool: &Pool, deadline: Instant) -> Resu
     match rows {
         Ok(rows) => first(&rows, user),
         Err(ConnectError::Timeout { .. }) => Err(LookupError::Timeout),
-        Err(error @ ConnectError::Server(_)) if error.leaves_usable() => {
-            Err(LookupError::Query(super::patroni::printable(&error.to_string(), 400)))
-        }
-        Err(error) => Err(LookupError::Unavailable(super::patroni::printable(&error.to_string(), 400))),
+        Err(error @ ConnectError::Server(_)) if error.leaves_usable() => Err(LookupError::Query(
+            super::patroni::printable(&error.to_string(), 400),
+        )),
+        Err(error) => Err(LookupError::Unavailable(super::patroni::printable(
+            &error.to_string(),
+            400,
+        ))),
     }
 }
 
@@ -320,15 +359,21 @@ fn is_missing(code: &str) -> bool {
 
 /// The first row's second column, if its first is the user asked for.
 fn first(rows: &[Row], user: &[u8]) -> Result<LookedUp, LookupError> {
-    let Some(row) = rows.first() else { return Ok(LookedUp::NoPassword) };
+    let Some(row) = rows.first() else {
+        return Ok(LookedUp::NoPassword);
+    };
     let [name, password, ..] = row.as_slice() else {
-        return Err(LookupError::Query("it must return two columns, the user's name and its verifier".into()));
+        return Err(LookupError::Query(
+            "it must return two columns, the user's name and its verifier".into(),
+        ));
     };
     match name {
         // A function may answer one row of NULLs for an unknown user.
         None => Ok(LookedUp::NoPassword),
         Some(name) if name == user => Ok(LookedUp::parse(password.as_deref())),
-        Some(_) => Err(LookupError::Query("it returned another user than the one asked for".into())),
+        Some(_) => Err(LookupError::Query(
+            "it returned another user than the one asked for".into(),
+        )),
     }
 }
 
@@ -347,7 +392,8 @@ fn bind(sql: &str, user: &[u8]) -> String {
             rest[1..].find(next).map_or(rest.len(), |end| end + 2)
         } else if next.is_alphanumeric() || next == '_' {
             // An identifier may hold a dollar sign; it is no parameter then.
-            rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '$').unwrap_or(rest.len())
+            rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '$')
+                .unwrap_or(rest.len())
         } else if rest.starts_with("$1") && !rest[2..].starts_with(|c: char| c.is_ascii_digit()) {
             bound.push_str(&literal);
             rest = &rest[2..];
@@ -382,11 +428,19 @@ type Pool = managed::Pool<Connector>;
 
 fn pool(account: &Arc<Account>, host: &str, port: u16) -> Pool {
     let service = &account.config.service_account;
-    let connector = Connector { account: Arc::clone(account), host: host.to_owned(), port };
+    let connector = Connector {
+        account: Arc::clone(account),
+        host: host.to_owned(),
+        port,
+    };
     let timeout = Some(service.timeout);
     managed::Pool::builder(connector)
         .max_size(service.pool_size.max(1))
-        .timeouts(Timeouts { wait: timeout, create: timeout, recycle: timeout })
+        .timeouts(Timeouts {
+            wait: timeout,
+            create: timeout,
+            recycle: timeout,
+        })
         .queue_mode(managed::QueueMode::Lifo)
         .runtime(Runtime::Tokio1)
         .build()
@@ -417,7 +471,10 @@ impl Pooled {
     }
 
     fn is_superuser(&self) -> bool {
-        self.connection.parameters.iter().any(|(name, value)| &name[..] == b"is_superuser" && &value[..] == b"on")
+        self.connection
+            .parameters
+            .iter()
+            .any(|(name, value)| &name[..] == b"is_superuser" && &value[..] == b"on")
     }
 }
 
@@ -427,8 +484,14 @@ impl managed::Manager for Connector {
 
     async fn create(&self) -> Result<Pooled, ConnectError> {
         let deadline = Instant::now() + self.account.config.service_account.timeout;
-        let connection = self.account.connect(&self.host, self.port, Purpose::LookUp, deadline).await?;
-        Ok(Pooled { connection, clean: true })
+        let connection = self
+            .account
+            .connect(&self.host, self.port, Purpose::LookUp, deadline)
+            .await?;
+        Ok(Pooled {
+            connection,
+            clean: true,
+        })
     }
 
     async fn recycle(&self, pooled: &mut Pooled, _: &managed::Metrics) -> RecycleResult<ConnectError> {

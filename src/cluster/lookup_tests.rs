@@ -9,8 +9,14 @@ fn the_parameter_is_bound_outside_of_quotes_and_comments_only() {
     let bound = |sql: &str| bind(sql, b"bob");
     assert_eq!(bound("SELECT * FROM f($1)"), "SELECT * FROM f( E'bob')");
     assert_eq!(bound("SELECT $1,$1"), "SELECT  E'bob', E'bob'");
-    assert_eq!(bound("SELECT '$1', \"$1\", $10, a$1"), "SELECT '$1', \"$1\", $10, a$1");
-    assert_eq!(bound("-- $1\nSELECT /* $1 */ $1"), "-- $1\nSELECT /* $1 */  E'bob'");
+    assert_eq!(
+        bound("SELECT '$1', \"$1\", $10, a$1"),
+        "SELECT '$1', \"$1\", $10, a$1"
+    );
+    assert_eq!(
+        bound("-- $1\nSELECT /* $1 */ $1"),
+        "-- $1\nSELECT /* $1 */  E'bob'"
+    );
     assert_eq!(bound("SELECT 'it''s $1'"), "SELECT 'it''s $1'");
     assert_eq!(bound("SELECT é$1 '"), "SELECT é$1 '");
     assert_eq!(bound("/* $1"), "/* $1");
@@ -57,13 +63,28 @@ proptest! {
 #[test]
 fn the_row_must_be_the_users() {
     let row = |name: Option<&str>, password: Option<&str>| {
-        vec![vec![name.map(|n| n.as_bytes().to_vec()), password.map(|p| p.as_bytes().to_vec())]]
+        vec![vec![
+            name.map(|n| n.as_bytes().to_vec()),
+            password.map(|p| p.as_bytes().to_vec()),
+        ]]
     };
     assert!(matches!(first(&[], b"bob"), Ok(LookedUp::NoPassword)));
-    assert!(matches!(first(&row(None, None), b"bob"), Ok(LookedUp::NoPassword)));
-    assert!(matches!(first(&row(Some("bob"), None), b"bob"), Ok(LookedUp::NoPassword)));
-    assert!(matches!(first(&row(Some("bob"), Some("x")), b"bob"), Ok(LookedUp::Unsupported(_))));
-    assert!(matches!(first(&row(Some("eve"), None), b"bob"), Err(LookupError::Query(_))));
+    assert!(matches!(
+        first(&row(None, None), b"bob"),
+        Ok(LookedUp::NoPassword)
+    ));
+    assert!(matches!(
+        first(&row(Some("bob"), None), b"bob"),
+        Ok(LookedUp::NoPassword)
+    ));
+    assert!(matches!(
+        first(&row(Some("bob"), Some("x")), b"bob"),
+        Ok(LookedUp::Unsupported(_))
+    ));
+    assert!(matches!(
+        first(&row(Some("eve"), None), b"bob"),
+        Err(LookupError::Query(_))
+    ));
     assert!(matches!(first(&[vec![None]], b"bob"), Err(LookupError::Query(_))));
 }
 
@@ -83,8 +104,14 @@ async fn a_look_up_ends_at_its_deadline_and_a_full_queue_at_once() {
     let (requests, received) = mpsc::channel(1);
     let lookups = Lookups { requests };
     let deadline = Instant::now() + Duration::from_secs(1);
-    assert_eq!(lookups.verifier(b"bob", deadline).await, Err(LookupError::Timeout));
+    assert_eq!(
+        lookups.verifier(b"bob", deadline).await,
+        Err(LookupError::Timeout)
+    );
     assert_eq!(lookups.verifier(b"bob", deadline).await, Err(LookupError::Busy));
     drop(received);
-    assert_eq!(lookups.verifier(b"bob", deadline).await, Err(LookupError::Stopped));
+    assert_eq!(
+        lookups.verifier(b"bob", deadline).await,
+        Err(LookupError::Stopped)
+    );
 }

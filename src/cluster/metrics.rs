@@ -90,13 +90,38 @@ impl Metrics {
             polls: Family::default(),
             look_ups: Family::default(),
         };
-        let Self { member_up, member_leader, leader, version, source_up, probes, probe_seconds, polls, look_ups } =
-            metrics.clone();
-        registry.register("cluster_member_up", "1 while the member is fit to be given sessions", member_up);
-        registry.register("cluster_member_leader", "1 for the verified leader", member_leader);
+        let Self {
+            member_up,
+            member_leader,
+            leader,
+            version,
+            source_up,
+            probes,
+            probe_seconds,
+            polls,
+            look_ups,
+        } = metrics.clone();
+        registry.register(
+            "cluster_member_up",
+            "1 while the member is fit to be given sessions",
+            member_up,
+        );
+        registry.register(
+            "cluster_member_leader",
+            "1 for the verified leader",
+            member_leader,
+        );
         registry.register("cluster_leader", "1 while there is a verified leader", leader);
-        registry.register("cluster_snapshot_version", "Counts up with every change of the topology", version);
-        registry.register("cluster_source_up", "1 while the source of the list of members answers", source_up);
+        registry.register(
+            "cluster_snapshot_version",
+            "Counts up with every change of the topology",
+            version,
+        );
+        registry.register(
+            "cluster_source_up",
+            "1 while the source of the list of members answers",
+            source_up,
+        );
         registry.register("cluster_probes", "Probes of members, by result", probes);
         registry.register("cluster_probe_seconds", "Duration of probes", probe_seconds);
         registry.register("cluster_source_polls", "Polls of the source, by result", polls);
@@ -107,22 +132,43 @@ impl Metrics {
     pub(super) fn probed(&self, cluster: &str, member: &MemberName, result: ProbeResult, took: Duration) {
         let (cluster, member) = (cluster.to_owned(), member.as_str().to_owned());
         self.probe_seconds
-            .get_or_create_owned(&MemberLabels { cluster: cluster.clone(), member: member.clone() })
+            .get_or_create_owned(&MemberLabels {
+                cluster: cluster.clone(),
+                member: member.clone(),
+            })
             .observe(took.as_secs_f64());
-        self.probes.get_or_create_owned(&ProbeLabels { cluster, member, result }).inc();
+        self.probes
+            .get_or_create_owned(&ProbeLabels {
+                cluster,
+                member,
+                result,
+            })
+            .inc();
     }
 
     pub(super) fn polled(&self, cluster: &str, result: ProbeResult) {
-        self.polls.get_or_create_owned(&PollLabels { cluster: cluster.to_owned(), result }).inc();
+        self.polls
+            .get_or_create_owned(&PollLabels {
+                cluster: cluster.to_owned(),
+                result,
+            })
+            .inc();
     }
 
     pub(super) fn looked_up(&self, cluster: &str, result: LookUpResult) {
-        self.look_ups.get_or_create_owned(&LookUpLabels { cluster: cluster.to_owned(), result }).inc();
+        self.look_ups
+            .get_or_create_owned(&LookUpLabels {
+                cluster: cluster.to_owned(),
+                result,
+            })
+            .inc();
     }
 
     /// Shows a new snapshot, and forgets members that are gone.
     pub(super) fn show(&self, old: &Snapshot, new: &Snapshot) {
-        let cluster = || ClusterLabels { cluster: new.cluster.to_string() };
+        let cluster = || ClusterLabels {
+            cluster: new.cluster.to_string(),
+        };
         let member = |name: &MemberName| MemberLabels {
             cluster: new.cluster.to_string(),
             member: name.as_str().to_owned(),
@@ -131,11 +177,19 @@ impl Metrics {
             Leader::Verified { member, .. } => Some(member),
             Leader::None(_) => None,
         };
-        self.leader.get_or_create_owned(&cluster()).set(i64::from(leader.is_some()));
-        self.version.get_or_create_owned(&cluster()).set(i64::try_from(new.version).unwrap_or(i64::MAX));
-        self.source_up.get_or_create_owned(&cluster()).set(i64::from(new.source.reachable));
+        self.leader
+            .get_or_create_owned(&cluster())
+            .set(i64::from(leader.is_some()));
+        self.version
+            .get_or_create_owned(&cluster())
+            .set(i64::try_from(new.version).unwrap_or(i64::MAX));
+        self.source_up
+            .get_or_create_owned(&cluster())
+            .set(i64::from(new.source.reachable));
         for shown in &new.members {
-            self.member_up.get_or_create_owned(&member(&shown.name)).set(i64::from(shown.health.up));
+            self.member_up
+                .get_or_create_owned(&member(&shown.name))
+                .set(i64::from(shown.health.up));
             self.member_leader
                 .get_or_create_owned(&member(&shown.name))
                 .set(i64::from(leader == Some(&shown.name)));
@@ -147,7 +201,11 @@ impl Metrics {
             self.probe_seconds.remove(&labels);
             for result in [ProbeResult::Success, ProbeResult::Failure] {
                 let MemberLabels { cluster, member } = labels.clone();
-                self.probes.remove(&ProbeLabels { cluster, member, result });
+                self.probes.remove(&ProbeLabels {
+                    cluster,
+                    member,
+                    result,
+                });
             }
         }
     }

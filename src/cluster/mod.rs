@@ -81,7 +81,11 @@ impl ClusterHandle {
 
     /// Reports what a live session noticed. Never waits; dropped when too many wait.
     pub fn evidence(&self, member: &MemberName, evidence: Evidence) {
-        let observation = Observation::Evidence { member: member.clone(), evidence, at: Instant::now() };
+        let observation = Observation::Evidence {
+            member: member.clone(),
+            evidence,
+            at: Instant::now(),
+        };
         let _ = self.shared.evidence.try_send(observation);
     }
 
@@ -124,7 +128,7 @@ impl ClusterHandle {
 pub fn start(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
-    metrics: &Metrics,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
     tracker: &TaskTracker,
 ) -> Result<ClusterHandle, ClusterError> {
@@ -133,18 +137,37 @@ pub fn start(
     let patroni = patroni::Patroni::new(Arc::clone(&config))?;
     let account = Arc::new(Account::new(config, tls));
     let (evidence, reports) = mpsc::channel(MAX_EVIDENCE);
-    let (control, snapshots) =
-        control::Control::new(Arc::clone(&account), reports, metrics.clone(), stop.clone(), tracker.clone());
+    let (control, snapshots) = control::Control::new(
+        Arc::clone(&account),
+        reports,
+        Metrics::clone(&metrics),
+        stop.clone(),
+        tracker.clone(),
+    );
     let look_ups = match &auth.verifiers {
         config::Verifiers::UsersFile { .. } => None,
         config::Verifiers::Query { sql, cache_ttl } => {
-            let query = lookup::Query { sql: sql.clone(), cache_ttl: *cache_ttl };
-            let (look_ups, service) =
-                lookup::service(Arc::clone(&account), query, snapshots.clone(), metrics.clone());
+            let query = lookup::Query {
+                sql: sql.clone(),
+                cache_ttl: *cache_ttl,
+            };
+            let (look_ups, service) = lookup::service(
+                Arc::clone(&account),
+                query,
+                snapshots.clone(),
+                Metrics::clone(&metrics),
+            );
             tracker.spawn(service.run(stop));
             Some(look_ups)
         }
     };
     tracker.spawn(control.run(patroni));
-    Ok(ClusterHandle { shared: Arc::new(Shared { account, snapshots, evidence, look_ups }) })
+    Ok(ClusterHandle {
+        shared: Arc::new(Shared {
+            account,
+            snapshots,
+            evidence,
+            look_ups,
+        }),
+    })
 }

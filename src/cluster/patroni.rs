@@ -51,8 +51,12 @@ pub type Reply = Result<SourceReport, String>;
 
 impl Patroni {
     pub fn new(config: Arc<config::Cluster>) -> Result<Option<Self>, ClusterError> {
-        let config::Source::Patroni(patroni) = &config.source else { return Ok(None) };
-        let timeout = patroni.poll_interval.clamp(Duration::from_secs(1), Duration::from_secs(5));
+        let config::Source::Patroni(patroni) = &config.source else {
+            return Ok(None);
+        };
+        let timeout = patroni
+            .poll_interval
+            .clamp(Duration::from_secs(1), Duration::from_secs(5));
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls(patroni)?)
             .no_proxy()
@@ -67,7 +71,12 @@ impl Patroni {
             .build()
             .map_err(|error| ClusterError::Client(describe(&error)))?;
         let answering = vec![true; patroni.endpoints.len()];
-        Ok(Some(Self { client, config, timeout, answering }))
+        Ok(Some(Self {
+            client,
+            config,
+            timeout,
+            answering,
+        }))
     }
 
     fn settings(&self) -> &config::Patroni {
@@ -127,8 +136,13 @@ async fn gather(
             },
             () = sleep_until(until) => break,
         }
-        let waiting = replies.iter().enumerate().any(|(index, reply)| reply.is_none() && expected(index));
-        if grace.is_none() && (!waiting || most_agree(&replies, answering)) && replies.iter().flatten().any(Result::is_ok)
+        let waiting = replies
+            .iter()
+            .enumerate()
+            .any(|(index, reply)| reply.is_none() && expected(index));
+        if grace.is_none()
+            && (!waiting || most_agree(&replies, answering))
+            && replies.iter().flatten().any(Result::is_ok)
         {
             grace = Some(Instant::now() + GRACE);
         }
@@ -154,7 +168,10 @@ fn most_agree(replies: &[Option<Reply>], answering: &[bool]) -> bool {
 async fn fetch(request: reqwest::RequestBuilder) -> Reply {
     let mut response = request.send().await.map_err(|error| describe(&error))?;
     if response.status() != reqwest::StatusCode::OK {
-        return Err(format!("answered with HTTP status {}", response.status().as_u16()));
+        return Err(format!(
+            "answered with HTTP status {}",
+            response.status().as_u16()
+        ));
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| describe(&error))? {
@@ -189,7 +206,10 @@ fn describe(error: &reqwest::Error) -> String {
 
 /// At most `limit` characters, without control characters.
 pub(crate) fn printable(text: &str, limit: usize) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(limit).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(limit)
+        .collect()
 }
 
 fn tls(patroni: &config::Patroni) -> Result<rustls::ClientConfig, ClusterError> {
@@ -197,10 +217,16 @@ fn tls(patroni: &config::Patroni) -> Result<rustls::ClientConfig, ClusterError> 
     match &patroni.ca {
         Some(certificates) => {
             for certificate in certificates {
-                roots.add(certificate.clone()).map_err(|error| ClusterError::Tls(error.to_string()))?;
+                roots
+                    .add(certificate.clone())
+                    .map_err(|error| ClusterError::Tls(error.to_string()))?;
             }
         }
-        None if patroni.endpoints.iter().any(|endpoint| endpoint.starts_with("https")) => {
+        None if patroni
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.starts_with("https")) =>
+        {
             let native = rustls_native_certs::load_native_certs();
             roots.add_parsable_certificates(native.certs);
             if roots.is_empty() {
@@ -224,8 +250,8 @@ fn tls(patroni: &config::Patroni) -> Result<rustls::ClientConfig, ClusterError> 
 
 /// Reads the body of `/cluster`. Fails only where it is not such a body at all.
 pub fn parse(body: &[u8]) -> Reply {
-    let value: Value =
-        serde_json::from_slice(body).map_err(|error| format!("answered with something else than JSON: {error}"))?;
+    let value: Value = serde_json::from_slice(body)
+        .map_err(|error| format!("answered with something else than JSON: {error}"))?;
     let Some(list) = value.get("members").and_then(Value::as_array) else {
         return Err("answered without a list of members".to_owned());
     };
@@ -235,14 +261,21 @@ pub fn parse(body: &[u8]) -> Reply {
             members.push(member);
         }
     }
-    let mut leaders = members.iter().filter(|member| matches!(member.role, Role::Leader | Role::StandbyLeader));
+    let mut leaders = members
+        .iter()
+        .filter(|member| matches!(member.role, Role::Leader | Role::StandbyLeader));
     let named = match (leaders.next(), leaders.next()) {
         (None, _) => Named::Nobody,
         (Some(leader), None) => Named::One(leader.name.clone()),
         (Some(_), Some(_)) => Named::Several,
     };
     let paused = value.get("pause").and_then(Value::as_bool).unwrap_or(false);
-    Ok(SourceReport { members, named, paused, disagreement: None })
+    Ok(SourceReport {
+        members,
+        named,
+        paused,
+        disagreement: None,
+    })
 }
 
 /// One member; `None` where it has no usable name.
@@ -251,11 +284,21 @@ fn member(value: &Value) -> Option<Listed> {
     if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
         return None;
     }
-    let text = |key: &str| value.get(key).and_then(Value::as_str).map(|text| printable(text, 64));
+    let text = |key: &str| {
+        value
+            .get(key)
+            .and_then(Value::as_str)
+            .map(|text| printable(text, 64))
+    };
     let usable = |host: &&str| {
         !host.is_empty() && host.len() <= 255 && !host.chars().any(|c| c.is_control() || c.is_whitespace())
     };
-    let host = value.get("host").and_then(Value::as_str).filter(usable).unwrap_or_default().to_owned();
+    let host = value
+        .get("host")
+        .and_then(Value::as_str)
+        .filter(usable)
+        .unwrap_or_default()
+        .to_owned();
     let port = match value.get("port") {
         Some(Value::Number(number)) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
         Some(Value::String(text)) => text.parse().ok(),
@@ -271,7 +314,10 @@ fn member(value: &Value) -> Option<Listed> {
     };
     let number = |key: &str| value.get(key).and_then(Value::as_u64);
     let tags = match value.get("tags") {
-        Some(Value::Object(tags)) => tags.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        Some(Value::Object(tags)) => tags
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
         _ => BTreeMap::new(),
     };
     Some(Listed {
@@ -300,7 +346,10 @@ fn key(report: &SourceReport) -> Key {
         Named::Several => Key::Several,
         Named::One(name) => {
             let leader = report.members.iter().find(|member| member.name == *name);
-            Key::Leader { timeline: leader.and_then(|leader| leader.timeline).unwrap_or(0), name: name.clone() }
+            Key::Leader {
+                timeline: leader.and_then(|leader| leader.timeline).unwrap_or(0),
+                name: name.clone(),
+            }
         }
     }
 }
@@ -324,11 +373,18 @@ pub fn choose(answers: &[&SourceReport], writable: &dyn Fn(&MemberName) -> bool)
     }
     let newest = keys.iter().filter_map(Key::timeline).max();
     let mut groups: BTreeMap<&Key, usize> = BTreeMap::new();
-    for key in keys.iter().filter(|key| key.timeline().is_none() || key.timeline() == newest) {
+    for key in keys
+        .iter()
+        .filter(|key| key.timeline().is_none() || key.timeline() == newest)
+    {
         *groups.entry(key).or_default() += 1;
     }
     let most = groups.values().max().copied().unwrap_or(0);
-    let tied: Vec<&Key> = groups.iter().filter(|(_, count)| **count == most).map(|(key, _)| *key).collect();
+    let tied: Vec<&Key> = groups
+        .iter()
+        .filter(|(_, count)| **count == most)
+        .map(|(key, _)| *key)
+        .collect();
     let verified: Vec<&Key> = tied
         .iter()
         .copied()
@@ -338,7 +394,10 @@ pub fn choose(answers: &[&SourceReport], writable: &dyn Fn(&MemberName) -> bool)
         ([only], _) | (_, [only]) => Some(*only),
         _ => None,
     };
-    let position = keys.iter().position(|key| Some(key) == chosen.or(tied.first().copied())).unwrap_or(0);
+    let position = keys
+        .iter()
+        .position(|key| Some(key) == chosen.or(tied.first().copied()))
+        .unwrap_or(0);
     let mut report = answers[position].clone();
     if chosen.is_none() {
         report.named = Named::Nobody;
@@ -362,7 +421,9 @@ impl Key {
 /// Runs `poll` before a deadline of the caller's; used by a check of the configuration.
 pub async fn poll_once(patroni: &mut Patroni, deadline: Instant) -> Vec<Option<Reply>> {
     let endpoints = patroni.endpoints().len();
-    timeout_at(deadline, patroni.poll()).await.unwrap_or_else(|_| vec![None; endpoints])
+    timeout_at(deadline, patroni.poll())
+        .await
+        .unwrap_or_else(|_| vec![None; endpoints])
 }
 
 #[cfg(test)]

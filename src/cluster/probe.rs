@@ -70,14 +70,30 @@ impl Prober {
         loop {
             let started = Instant::now();
             let result = self.probe(&mut standing).await;
-            let outcome = if result.is_ok() { ProbeResult::Success } else { ProbeResult::Failure };
-            self.metrics.probed(&self.account.config.name, &self.member, outcome, started.elapsed());
+            let outcome = if result.is_ok() {
+                ProbeResult::Success
+            } else {
+                ProbeResult::Failure
+            };
+            self.metrics.probed(
+                &self.account.config.name,
+                &self.member,
+                outcome,
+                started.elapsed(),
+            );
             let result = result.map_err(|error| failure(&error));
-            let observation = Observation::Probe { member: self.member.clone(), started, result };
+            let observation = Observation::Probe {
+                member: self.member.clone(),
+                started,
+                result,
+            };
             if self.observations.send(observation).await.is_err() {
                 return;
             }
-            wait(&mut self.pace, &self.poke, started, self.fast_interval, |pace| pace.probe).await;
+            wait(&mut self.pace, &self.poke, started, self.fast_interval, |pace| {
+                pace.probe
+            })
+            .await;
         }
     }
 
@@ -100,18 +116,27 @@ impl Prober {
             }
         }
         let deadline = Instant::now() + timeout;
-        let fresh = match self.account.connect(&self.host, self.port, Purpose::Probe, deadline).await {
+        let fresh = match self
+            .account
+            .connect(&self.host, self.port, Purpose::Probe, deadline)
+            .await
+        {
             Ok(mut fresh) => ask(&mut fresh, deadline).await.map(|facts| (fresh, facts)),
             Err(error) => Err(error),
         };
         match fresh {
             Ok((connection, facts)) => {
-                *standing = Standing { connection: Some(connection), used: 0 };
+                *standing = Standing {
+                    connection: Some(connection),
+                    used: 0,
+                };
                 Ok(facts)
             }
             // A full server, a password changed: says nothing against the member while the old one works.
             Err(error) if !error.counts_against_member() => {
-                let Some(connection) = &mut standing.connection else { return Err(error) };
+                let Some(connection) = &mut standing.connection else {
+                    return Err(error);
+                };
                 standing.used = 0;
                 let answer = ask(connection, Instant::now() + timeout).await;
                 if answer.is_err() {
@@ -168,7 +193,10 @@ fn failure(error: &ConnectError) -> ProbeFailure {
         ConnectError::Server(error) => matches!(error.code.as_str(), "57P01" | "57P02" | "57P03"),
         _ => false,
     };
-    ProbeFailure { message: super::patroni::printable(&error.to_string(), 400), certain }
+    ProbeFailure {
+        message: super::patroni::printable(&error.to_string(), 400),
+        certain,
+    }
 }
 
 async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<ProbeFacts, ConnectError> {
@@ -177,7 +205,11 @@ async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Pro
     let address = Some(connection.address.ip());
     rows.first()
         .and_then(|row| facts(row))
-        .map(|facts| ProbeFacts { latency: started.elapsed(), address, ..facts })
+        .map(|facts| ProbeFacts {
+            latency: started.elapsed(),
+            address,
+            ..facts
+        })
         .ok_or_else(|| ConnectError::Protocol {
             step: crate::backend::Step::Query,
             what: "the probe's answer makes no sense".to_owned(),
@@ -186,8 +218,14 @@ async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Pro
 
 /// Reads the probe's row.
 fn facts(row: &Row) -> Option<ProbeFacts> {
-    let [recovery, identifier, timeline, position, streaming, version] = row.as_slice() else { return None };
-    let text = |value: &Option<Vec<u8>>| value.as_deref().and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
+    let [recovery, identifier, timeline, position, streaming, version] = row.as_slice() else {
+        return None;
+    };
+    let text = |value: &Option<Vec<u8>>| {
+        value
+            .as_deref()
+            .and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
+    };
     Some(ProbeFacts {
         in_recovery: text(recovery)?.parse().ok()?,
         // A bigint: above 2^63 it is shown as negative.
@@ -208,7 +246,9 @@ mod tests {
     use super::*;
 
     fn row(values: [Option<&str>; 6]) -> Row {
-        values.map(|value| value.map(|text| text.as_bytes().to_vec())).to_vec()
+        values
+            .map(|value| value.map(|text| text.as_bytes().to_vec()))
+            .to_vec()
     }
 
     #[test]
@@ -223,12 +263,42 @@ mod tests {
         ]))
         .unwrap();
         assert!(seen.in_recovery && seen.streaming);
-        assert_eq!((seen.system_identifier, seen.timeline, seen.position), (u64::MAX - 1, 7, 123));
-        let replayed_nothing =
-            facts(&row([Some("true"), Some("1"), Some("7"), None, Some("false"), Some("180000")])).unwrap();
+        assert_eq!(
+            (seen.system_identifier, seen.timeline, seen.position),
+            (u64::MAX - 1, 7, 123)
+        );
+        let replayed_nothing = facts(&row([
+            Some("true"),
+            Some("1"),
+            Some("7"),
+            None,
+            Some("false"),
+            Some("180000"),
+        ]))
+        .unwrap();
         assert_eq!(replayed_nothing.position, 0);
-        assert!(facts(&row([None, Some("1"), Some("7"), None, Some("false"), Some("180000")])).is_none());
-        assert!(facts(&row([Some("true"), Some("x"), Some("7"), None, Some("false"), Some("1")])).is_none());
+        assert!(
+            facts(&row([
+                None,
+                Some("1"),
+                Some("7"),
+                None,
+                Some("false"),
+                Some("180000")
+            ]))
+            .is_none()
+        );
+        assert!(
+            facts(&row([
+                Some("true"),
+                Some("x"),
+                Some("7"),
+                None,
+                Some("false"),
+                Some("1")
+            ]))
+            .is_none()
+        );
         assert!(facts(&vec![]).is_none());
     }
 }

@@ -92,10 +92,16 @@ pub enum NoLeader {
     NoAddress(MemberName),
     #[error("Patroni names several leaders at once")]
     SeveralNamed,
-    #[error("{newer} accepts writes on a newer timeline than {last}, the last leader named, and no Patroni endpoint can be reached")]
+    #[error(
+        "{newer} accepts writes on a newer timeline than {last}, the last leader named, and no Patroni endpoint can be reached"
+    )]
     Superseded { last: MemberName, newer: MemberName },
     #[error("{member} accepts writes on timeline {timeline}, but timeline {newest} has been seen")]
-    OldTimeline { member: MemberName, timeline: u32, newest: u32 },
+    OldTimeline {
+        member: MemberName,
+        timeline: u32,
+        newest: u32,
+    },
     #[error("the members belong to different clusters, and none to the majority")]
     MixedClusters,
     #[error("several members accept writes on the same timeline")]

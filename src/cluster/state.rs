@@ -130,9 +130,17 @@ pub enum Observation {
     /// No endpoint gave a usable answer.
     SourceFailed(String),
     /// A probe ended; `started` tells what it may have missed.
-    Probe { member: MemberName, started: Instant, result: Result<ProbeFacts, ProbeFailure> },
+    Probe {
+        member: MemberName,
+        started: Instant,
+        result: Result<ProbeFacts, ProbeFailure>,
+    },
     /// `at`: when the session noticed it.
-    Evidence { member: MemberName, evidence: Evidence, at: Instant },
+    Evidence {
+        member: MemberName,
+        evidence: Evidence,
+        at: Instant,
+    },
     Admin(MemberName, AdminState),
     /// Someone asks to look again now.
     LookAgain,
@@ -224,7 +232,11 @@ pub struct State {
 
 impl State {
     pub fn new(settings: Settings, now: Instant) -> Self {
-        let source = SourceStatus { reachable: false, error: None, disagreement: None };
+        let source = SourceStatus {
+            reachable: false,
+            error: None,
+            disagreement: None,
+        };
         let snapshot = Arc::new(Snapshot {
             cluster: Arc::clone(&settings.cluster),
             version: 0,
@@ -260,9 +272,17 @@ impl State {
                     self.hint(now, AFTER_FAILURE);
                 }
                 self.polled = true;
-                self.source = SourceStatus { reachable: false, error: Some(error), disagreement: None };
+                self.source = SourceStatus {
+                    reachable: false,
+                    error: Some(error),
+                    disagreement: None,
+                };
             }
-            Observation::Probe { member, started, result } => self.probe_ended(&member, started, result, now),
+            Observation::Probe {
+                member,
+                started,
+                result,
+            } => self.probe_ended(&member, started, result, now),
             Observation::Evidence { member, evidence, at } => self.evidence(&member, evidence, at, now),
             Observation::Admin(member, state) => {
                 self.admin.insert(member, state);
@@ -291,11 +311,22 @@ impl State {
     }
 
     pub fn pace(&self, now: Instant) -> Pace {
-        let Settings { poll_interval, probe_interval, fast_interval, .. } = self.settings;
+        let Settings {
+            poll_interval,
+            probe_interval,
+            fast_interval,
+            ..
+        } = self.settings;
         if self.suspicious(now) {
-            Pace { poll: poll_interval.min(fast_interval), probe: probe_interval.min(fast_interval) }
+            Pace {
+                poll: poll_interval.min(fast_interval),
+                probe: probe_interval.min(fast_interval),
+            }
         } else {
-            Pace { poll: poll_interval, probe: probe_interval }
+            Pace {
+                poll: poll_interval,
+                probe: probe_interval,
+            }
         }
     }
 
@@ -309,7 +340,12 @@ impl State {
     }
 
     fn source_answered(&mut self, report: SourceReport, now: Instant) {
-        let SourceReport { members, named, paused, disagreement } = report;
+        let SourceReport {
+            members,
+            named,
+            paused,
+            disagreement,
+        } = report;
         let listed: BTreeSet<_> = members.iter().map(|member| member.name.clone()).collect();
         self.members.retain(|name, _| listed.contains(name));
         for member in members {
@@ -319,7 +355,8 @@ impl State {
                 }
                 _ => {
                     self.wants.probe.insert(member.name.clone());
-                    self.members.insert(member.name.clone(), MemberState::new(member, now));
+                    self.members
+                        .insert(member.name.clone(), MemberState::new(member, now));
                 }
             }
         }
@@ -335,7 +372,11 @@ impl State {
         self.named = Some(named);
         self.paused = paused;
         self.polled = true;
-        self.source = SourceStatus { reachable: true, error: None, disagreement };
+        self.source = SourceStatus {
+            reachable: true,
+            error: None,
+            disagreement,
+        };
     }
 
     fn probe_ended(
@@ -346,7 +387,9 @@ impl State {
         now: Instant,
     ) {
         let Settings { rise, fall, .. } = self.settings;
-        let Some(member) = self.members.get_mut(name) else { return };
+        let Some(member) = self.members.get_mut(name) else {
+            return;
+        };
         if started < member.since {
             return;
         }
@@ -359,8 +402,11 @@ impl State {
         member.health.last_probe = Some(now);
         match result {
             Ok(facts) => {
-                let successes =
-                    if member.health.error.is_none() { member.health.streak.saturating_add(1) } else { 1 };
+                let successes = if member.health.error.is_none() {
+                    member.health.streak.saturating_add(1)
+                } else {
+                    1
+                };
                 member.health.streak = successes.min(rise);
                 member.health.error = None;
                 member.identifier = Some(facts.system_identifier);
@@ -373,8 +419,11 @@ impl State {
                 }
             }
             Err(ProbeFailure { message, certain }) => {
-                let failures =
-                    if member.health.error.is_some() { member.health.streak.saturating_add(1) } else { 1 };
+                let failures = if member.health.error.is_some() {
+                    member.health.streak.saturating_add(1)
+                } else {
+                    1
+                };
                 let was_up = member.health.up;
                 if certain || failures >= fall || !was_up {
                     member.down(message, failures.min(fall));
@@ -391,7 +440,9 @@ impl State {
 
     fn evidence(&mut self, name: &MemberName, evidence: Evidence, at: Instant, now: Instant) {
         let fall = self.settings.fall;
-        let Some(member) = self.members.get_mut(name) else { return };
+        let Some(member) = self.members.get_mut(name) else {
+            return;
+        };
         let outdated = at < member.since || member.facts_from.is_some_and(|from| from > at);
         self.wants.poll = true;
         self.wants.probe.insert(name.clone());
@@ -449,11 +500,23 @@ impl State {
     }
 
     fn drop_stale(&mut self, now: Instant) {
-        let Settings { probe_interval, probe_timeout, fall, .. } = self.settings;
+        let Settings {
+            probe_interval,
+            probe_timeout,
+            fall,
+            ..
+        } = self.settings;
         let bound = probe_interval * STALE_INTERVALS + probe_timeout * 2;
         for member in self.members.values_mut() {
-            if member.facts_from.is_some_and(|from| now.saturating_duration_since(from) > bound) {
-                let message = member.health.error.take().unwrap_or_else(|| "no probe has ended in time".into());
+            if member
+                .facts_from
+                .is_some_and(|from| now.saturating_duration_since(from) > bound)
+            {
+                let message = member
+                    .health
+                    .error
+                    .take()
+                    .unwrap_or_else(|| "no probe has ended in time".into());
                 member.down(message, fall);
             }
         }
@@ -482,7 +545,11 @@ impl State {
 
     /// The identifier that more members have than any other; none before each has been probed once.
     fn majority(&self) -> Option<u64> {
-        if self.members.values().any(|member| member.has_address() && !member.probed) {
+        if self
+            .members
+            .values()
+            .any(|member| member.has_address() && !member.probed)
+        {
             return None;
         }
         let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
@@ -490,7 +557,10 @@ impl State {
             *votes.entry(identifier).or_default() += 1;
         }
         let most = *votes.values().max()?;
-        let mut first = votes.iter().filter(|(_, count)| **count == most).map(|(identifier, _)| *identifier);
+        let mut first = votes
+            .iter()
+            .filter(|(_, count)| **count == most)
+            .map(|(identifier, _)| *identifier);
         match (first.next(), first.next()) {
             (only, None) => only,
             _ => None,
@@ -508,7 +578,10 @@ impl State {
     /// Facts of a member that this router itself has seen to be writable, lately.
     fn writable<'a>(&self, member: &'a MemberState) -> Option<&'a ProbeFacts> {
         let facts = member.health.facts.as_ref()?;
-        let usable = member.health.up && !member.unconfirmed && self.identity(member) == Identity::Same;
+        let usable = member.health.up
+            && member.has_address()
+            && !member.unconfirmed
+            && self.identity(member) == Identity::Same;
         (usable && !facts.in_recovery).then_some(facts)
     }
 
@@ -529,10 +602,16 @@ impl State {
             Some(Named::Several) => return Err(NoLeader::SeveralNamed),
             Some(Named::One(name)) => name,
         };
-        let Some(member) = self.members.get(name) else { return Err(NoLeader::NotNamed) };
+        let Some(member) = self.members.get(name) else {
+            return Err(NoLeader::NotNamed);
+        };
         if let Some(facts) = self.writable(member) {
             let timeline = facts.timeline;
-            return Ok(Leader::Verified { member: name.clone(), timeline, named_by: NamedBy::LeaderKey });
+            return Ok(Leader::Verified {
+                member: name.clone(),
+                timeline,
+                named_by: NamedBy::LeaderKey,
+            });
         }
         Err(if !member.has_address() {
             NoLeader::NoAddress(name.clone())
@@ -546,21 +625,37 @@ impl State {
     }
 
     fn failsafe_leader(&self) -> Result<Leader, NoLeader> {
-        let Some(Named::One(name)) = &self.named else { return Err(NoLeader::SourceUnreachable) };
+        let Some(Named::One(name)) = &self.named else {
+            return Err(NoLeader::SourceUnreachable);
+        };
         let Some(facts) = self.members.get(name).and_then(|member| self.writable(member)) else {
             return Err(NoLeader::SourceUnreachable);
         };
         let newer = self.members.iter().find(|(other, member)| {
-            *other != name && self.writable(member).is_some_and(|other| other.timeline > facts.timeline)
+            *other != name
+                && self
+                    .writable(member)
+                    .is_some_and(|other| other.timeline > facts.timeline)
         });
         if let Some((newer, _)) = newer {
-            return Err(NoLeader::Superseded { last: name.clone(), newer: newer.clone() });
+            return Err(NoLeader::Superseded {
+                last: name.clone(),
+                newer: newer.clone(),
+            });
         }
-        Ok(Leader::Verified { member: name.clone(), timeline: facts.timeline, named_by: NamedBy::Failsafe })
+        Ok(Leader::Verified {
+            member: name.clone(),
+            timeline: facts.timeline,
+            named_by: NamedBy::Failsafe,
+        })
     }
 
     fn newest_leader(&self) -> Result<Leader, NoLeader> {
-        if self.members.values().any(|member| member.has_address() && !member.probed) {
+        if self
+            .members
+            .values()
+            .any(|member| member.has_address() && !member.probed)
+        {
             return Err(NoLeader::NotYetKnown);
         }
         let writable: Vec<_> = self
@@ -578,12 +673,20 @@ impl State {
         };
         if timeline < self.newest_timeline {
             let newest = self.newest_timeline;
-            return Err(NoLeader::OldTimeline { member: name.clone(), timeline, newest });
+            return Err(NoLeader::OldTimeline {
+                member: name.clone(),
+                timeline,
+                newest,
+            });
         }
         if writable.iter().filter(|(other, _)| *other == timeline).count() > 1 {
             return Err(NoLeader::Tie);
         }
-        Ok(Leader::Verified { member: name.clone(), timeline, named_by: NamedBy::HighestTimeline })
+        Ok(Leader::Verified {
+            member: name.clone(),
+            timeline,
+            named_by: NamedBy::HighestTimeline,
+        })
     }
 
     fn show(&self, member: &MemberState) -> Member {
@@ -611,7 +714,13 @@ fn differs(a: &Snapshot, b: &Snapshot) -> bool {
     let same_member = |a: &Member, b: &Member| {
         let facts = |member: &Member| {
             member.health.facts.as_ref().map(|facts| {
-                (facts.in_recovery, facts.system_identifier, facts.timeline, facts.streaming, facts.server_version)
+                (
+                    facts.in_recovery,
+                    facts.system_identifier,
+                    facts.timeline,
+                    facts.streaming,
+                    facts.server_version,
+                )
             })
         };
         a.name == b.name

@@ -10,5 +10,7 @@
 mod policy;
 mod verdict;
 
-pub use policy::{Candidate, Choice, Preference, Reason, candidates, chance, leader_reason, replica_reason, unavailable};
+pub use policy::{
+    Candidate, Choice, Preference, Reason, candidates, chance, leader_reason, replica_reason, unavailable,
+};
 pub use verdict::{EndReason, Verdict, verdict};

@@ -99,8 +99,12 @@ pub fn candidates(
         match fit {
             Ok(reason) => {
                 let rank = (reason, sessions_on(&member.name), Reverse(chance()));
-                let candidate =
-                    Candidate { member: member.name.clone(), host: member.host.clone(), port: member.port, reason };
+                let candidate = Candidate {
+                    member: member.name.clone(),
+                    host: member.host.clone(),
+                    port: member.port,
+                    reason,
+                };
                 ranked.push((rank, candidate));
             }
             Err(reason) => choice.refused.push((member.name.clone(), reason)),
@@ -135,7 +139,9 @@ pub fn replica_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference
         return Err(Reason::IsLeader);
     }
     usable(member)?;
-    let Some(facts) = &member.health.facts else { return Err(Reason::NotYetProbed) };
+    let Some(facts) = &member.health.facts else {
+        return Err(Reason::NotYetProbed);
+    };
     if !facts.in_recovery {
         return Err(Reason::Writable);
     }
@@ -143,7 +149,11 @@ pub fn replica_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference
         return Err(Reason::NoLoadBalance);
     }
     let streaming = facts.streaming || member.state == "streaming";
-    let fit = if streaming { Preference::Streaming } else { Preference::Running };
+    let fit = if streaming {
+        Preference::Streaming
+    } else {
+        Preference::Running
+    };
     match &member.role {
         Role::Unnamed => return Ok(fit),
         Role::Leader => return Err(Reason::Promoting),
@@ -177,7 +187,11 @@ fn usable(member: &Member) -> Result<(), Reason> {
             None => Reason::NotYetProbed,
         });
     }
-    if member.identity == Identity::Unknown { Err(Reason::Unidentified) } else { Ok(()) }
+    if member.identity == Identity::Unknown {
+        Err(Reason::Unidentified)
+    } else {
+        Ok(())
+    }
 }
 
 /// Patroni's tag is a YAML value: `true`, `yes`, `"on"`, `1`.
@@ -185,9 +199,9 @@ fn no_load_balance(member: &Member) -> bool {
     match member.tags.get("noloadbalance") {
         Some(serde_json::Value::Bool(value)) => *value,
         Some(serde_json::Value::Number(value)) => value.as_f64() != Some(0.0),
-        Some(serde_json::Value::String(value)) => {
-            ["true", "t", "yes", "y", "on", "1"].iter().any(|word| value.trim().eq_ignore_ascii_case(word))
-        }
+        Some(serde_json::Value::String(value)) => ["true", "t", "yes", "y", "on", "1"]
+            .iter()
+            .any(|word| value.trim().eq_ignore_ascii_case(word)),
         _ => false,
     }
 }
@@ -195,8 +209,12 @@ fn no_load_balance(member: &Member) -> bool {
 /// What a client is told (57P03) when a choice has no candidate: a sentence and a hint.
 pub fn unavailable(snapshot: &Snapshot, target: TargetRole, choice: &Choice) -> (String, String) {
     let message = match (target, &snapshot.leader) {
-        (TargetRole::Leader, Leader::None(why)) => format!("no server accepts read-write sessions now: {why}"),
-        (TargetRole::Leader, Leader::Verified { .. }) => "no server accepts read-write sessions now".to_owned(),
+        (TargetRole::Leader, Leader::None(why)) => {
+            format!("no server accepts read-write sessions now: {why}")
+        }
+        (TargetRole::Leader, Leader::Verified { .. }) => {
+            "no server accepts read-write sessions now".to_owned()
+        }
         (TargetRole::Replica, _) => "no replica accepts read-only sessions now".to_owned(),
     };
     let mut hints: Vec<String> = choice
@@ -207,7 +225,10 @@ pub fn unavailable(snapshot: &Snapshot, target: TargetRole, choice: &Choice) -> 
         .map(|(member, reason)| format!("{member} {reason}."))
         .collect();
     if choice.refused.len() > 16 {
-        hints.push(format!("{} more members are not listed.", choice.refused.len() - 16));
+        hints.push(format!(
+            "{} more members are not listed.",
+            choice.refused.len() - 16
+        ));
     }
     if let Some(error) = &snapshot.source.error {
         hints.push(format!("The list of members may be old: {error}."));

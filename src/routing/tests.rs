@@ -34,7 +34,11 @@ fn member(name: &str, role: Role, state: &str, in_recovery: bool) -> Member {
         timeline: Some(3),
         lag: None,
         tags: BTreeMap::new(),
-        health: Health { up: true, facts: Some(facts(in_recovery)), ..Health::default() },
+        health: Health {
+            up: true,
+            facts: Some(facts(in_recovery)),
+            ..Health::default()
+        },
         identity: Identity::Same,
         admin: AdminState::Ready,
         weight: 1,
@@ -52,7 +56,11 @@ fn snapshot(members: Vec<Member>, leader: Option<&str>) -> Snapshot {
             timeline: 3,
             named_by: NamedBy::LeaderKey,
         }),
-        source: SourceStatus { reachable: true, error: None, disagreement: None },
+        source: SourceStatus {
+            reachable: true,
+            error: None,
+            disagreement: None,
+        },
         system_identifier: Some(7),
         paused: false,
     }
@@ -70,7 +78,11 @@ fn three() -> Snapshot {
 }
 
 fn names(choice: &Choice) -> Vec<&str> {
-    choice.candidates.iter().map(|candidate| candidate.member.as_str()).collect()
+    choice
+        .candidates
+        .iter()
+        .map(|candidate| candidate.member.as_str())
+        .collect()
 }
 
 fn choose(snapshot: &Snapshot, target: TargetRole) -> Choice {
@@ -82,11 +94,17 @@ fn read_write_goes_to_the_verified_leader_only() {
     let choice = choose(&three(), TargetRole::Leader);
     assert_eq!(names(&choice), ["db1"]);
     assert_eq!(choice.refused.len(), 2);
-    let none = Snapshot { leader: Leader::None(NoLeader::NotNamed), ..three() };
+    let none = Snapshot {
+        leader: Leader::None(NoLeader::NotNamed),
+        ..three()
+    };
     let choice = choose(&none, TargetRole::Leader);
     assert!(choice.candidates.is_empty());
     let (message, _) = unavailable(&none, TargetRole::Leader, &choice);
-    assert_eq!(message, "no server accepts read-write sessions now: no member holds the leader key");
+    assert_eq!(
+        message,
+        "no server accepts read-write sessions now: no member holds the leader key"
+    );
 }
 
 #[test]
@@ -107,7 +125,9 @@ fn ties_are_left_to_chance() {
     let mut state = 1_u64;
     for _ in 0..200 {
         let choice = candidates(&cluster, TargetRole::Replica, &|_| 1, &mut || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             state >> 16
         });
         *first.entry(choice.candidates[0].member.clone()).or_insert(0) += 1;
@@ -119,16 +139,33 @@ fn ties_are_left_to_chance() {
 fn replicas_are_passed_over_with_the_reason() {
     let change: [(&dyn Fn(&mut Member), &str); 10] = [
         (&|m| m.host.clear(), "db2 has no known address"),
-        (&|m| m.identity = Identity::Foreign, "db2 belongs to another cluster"),
+        (
+            &|m| m.identity = Identity::Foreign,
+            "db2 belongs to another cluster",
+        ),
         (&|m| m.admin = AdminState::Maint, "db2 is in maintenance"),
         (&|m| m.admin = AdminState::Drain, "db2 is being drained"),
         (
-            &|m| m.health = Health { error: Some("connection refused".into()), ..Health::default() },
+            &|m| {
+                m.health = Health {
+                    error: Some("connection refused".into()),
+                    ..Health::default()
+                }
+            },
             "db2 is down: connection refused",
         ),
-        (&|m| m.health.facts.as_mut().unwrap().in_recovery = false, "accepts writes"),
-        (&|m| m.role = Role::Other("promoted".into()), "db2 has the unknown role \"promoted\""),
-        (&|m| m.state = "in archive recovery".into(), "its state is \"in archive recovery\""),
+        (
+            &|m| m.health.facts.as_mut().unwrap().in_recovery = false,
+            "accepts writes",
+        ),
+        (
+            &|m| m.role = Role::Other("promoted".into()),
+            "db2 has the unknown role \"promoted\"",
+        ),
+        (
+            &|m| m.state = "in archive recovery".into(),
+            "its state is \"in archive recovery\"",
+        ),
         (&|m| m.role = Role::Leader, "about to be promoted"),
         (&|m| m.health = Health::default(), "has not been reached yet"),
     ];
@@ -159,9 +196,15 @@ fn noloadbalance_in_any_spelling() {
         (json!([1]), false),
     ] {
         let mut cluster = three();
-        cluster.members[1].tags.insert("noloadbalance".into(), value.clone());
+        cluster.members[1]
+            .tags
+            .insert("noloadbalance".into(), value.clone());
         let refused = choose(&cluster, TargetRole::Replica).refused;
-        assert_eq!(refused.contains(&(MemberName::new("db2"), Reason::NoLoadBalance)), excluded, "{value}");
+        assert_eq!(
+            refused.contains(&(MemberName::new("db2"), Reason::NoLoadBalance)),
+            excluded,
+            "{value}"
+        );
     }
 }
 
@@ -177,7 +220,10 @@ fn a_standby_cluster_serves_read_only_its_leader_last() {
 #[test]
 fn a_fixed_lists_standbys_are_fit_by_their_probe() {
     let cluster = snapshot(
-        vec![member("a", Role::Unnamed, "", false), member("b", Role::Unnamed, "", true)],
+        vec![
+            member("a", Role::Unnamed, "", false),
+            member("b", Role::Unnamed, "", true),
+        ],
         Some("a"),
     );
     assert_eq!(names(&choose(&cluster, TargetRole::Replica)), ["b"]);
@@ -192,7 +238,10 @@ fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
     assert_eq!(verdict(&cluster, TargetRole::Replica, &db2), Verdict::Stay);
     assert_eq!(
         verdict(&cluster, TargetRole::Leader, &db2),
-        Verdict::End(EndReason::OtherLeader { old: db2.clone(), leader: db1.clone() })
+        Verdict::End(EndReason::OtherLeader {
+            old: db2.clone(),
+            leader: db1.clone()
+        })
     );
     assert_eq!(
         verdict(&cluster, TargetRole::Replica, &db1),
@@ -200,10 +249,16 @@ fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
     );
 
     cluster.leader = Leader::None(NoLeader::NotReachable(db1.clone()));
-    cluster.members[0].health = Health { error: Some("timeout".into()), ..Health::default() };
+    cluster.members[0].health = Health {
+        error: Some("timeout".into()),
+        ..Health::default()
+    };
     assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::Stay);
     cluster.members[0] = member("db1", Role::Replica, "running", true);
-    assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::End(EndReason::Demoted(db1.clone())));
+    assert_eq!(
+        verdict(&cluster, TargetRole::Leader, &db1),
+        Verdict::End(EndReason::Demoted(db1.clone()))
+    );
     cluster.members.remove(0);
     assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::Stay);
 }

@@ -30,7 +30,10 @@ pub fn verdict(snapshot: &Snapshot, target: TargetRole, member: &MemberName) -> 
         .map(|facts| facts.in_recovery);
     match (target, &snapshot.leader, in_recovery) {
         (TargetRole::Leader, Leader::Verified { member: leader, .. }, _) if leader != member => {
-            Verdict::End(EndReason::OtherLeader { old: member.clone(), leader: leader.clone() })
+            Verdict::End(EndReason::OtherLeader {
+                old: member.clone(),
+                leader: leader.clone(),
+            })
         }
         (TargetRole::Leader, _, Some(true)) => Verdict::End(EndReason::Demoted(member.clone())),
         (TargetRole::Replica, _, Some(false)) => Verdict::End(EndReason::Promoted(member.clone())),
