@@ -1,1 +1,143 @@
+#![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::snapshot::{MemberName, ProbeFacts, Role};
+use super::super::state::{
+    Listed, Named, Observation, ProbeFailure, Settings, SourceKind, SourceReport, State,
+};
+use super::*;
+
+fn texts(old: &Snapshot, new: &Snapshot) -> Vec<String> {
+    changes(old, new).into_iter().map(|line| line.text).collect()
+}
+
+#[test]
+fn each_change_is_one_sentence_and_no_change_is_none() {
+    let mut now = Instant::now();
+    let second = Duration::from_secs(1);
+    let mut state = State::new(
+        Settings {
+            cluster: Arc::from("main"),
+            kind: SourceKind::Patroni,
+            rise: 2,
+            fall: 3,
+            probe_interval: second,
+            probe_timeout: second,
+            poll_interval: second,
+            fast_interval: second,
+        },
+        now,
+    );
+    let mut tell = |observation: Observation| {
+        now += Duration::from_millis(10);
+        let observation = match observation {
+            Observation::Probe { member, result, .. } => Observation::Probe {
+                member,
+                started: now,
+                result,
+            },
+            other => other,
+        };
+        let old = state.snapshot();
+        state.observe(observation, now);
+        texts(&old, &state.snapshot())
+    };
+    let report = |disagreement: Option<&str>| {
+        let listed = |name: &str, role, host: &str| Listed {
+            name: MemberName::new(name),
+            host: host.into(),
+            port: 5432,
+            role,
+            state: "running".into(),
+            timeline: Some(1),
+            lag: None,
+            tags: std::collections::BTreeMap::new(),
+        };
+        Observation::Source(SourceReport {
+            members: vec![listed("a", Role::Leader, "h"), listed("b", Role::Replica, "")],
+            named: Named::One(MemberName::new("a")),
+            paused: false,
+            disagreement: disagreement.map(Into::into),
+        })
+    };
+    let probe = |result| Observation::Probe {
+        member: MemberName::new("a"),
+        started: Instant::now(),
+        result,
+    };
+    let seen = |in_recovery| {
+        Ok(ProbeFacts {
+            in_recovery,
+            system_identifier: 1,
+            timeline: 1,
+            position: 0,
+            streaming: false,
+            server_version: 150_020,
+            latency: Duration::ZERO,
+            address: None,
+        })
+    };
+    let refused = || {
+        Err(ProbeFailure {
+            message: "refused".into(),
+            certain: true,
+        })
+    };
+
+    assert_eq!(
+        tell(Observation::SourceFailed("no route".into())),
+        [
+            "the source of the list of members is lost: no route",
+            "there is no leader: no Patroni endpoint can be reached"
+        ]
+    );
+    assert_eq!(tell(Observation::SourceFailed("no route".into())), [""; 0]);
+    assert_eq!(
+        tell(report(None)),
+        [
+            "the source of the list of members is back",
+            "a at h:5432 is a member",
+            "b is a member without an address; it is not used",
+            "there is no leader: a holds the leader key but has not been seen to accept writes"
+        ]
+    );
+    assert_eq!(
+        tell(probe(seen(false))),
+        [
+            "a is up (accepts writes, timeline 1, PostgreSQL 15.20)",
+            "a is the leader: seen to accept writes on timeline 1, named by the leader key"
+        ]
+    );
+    assert_eq!(tell(probe(seen(false))), [""; 0]);
+    assert_eq!(
+        tell(report(Some("they name a, b"))),
+        ["Patroni's endpoints disagree: they name a, b"]
+    );
+    assert_eq!(tell(report(None)), ["Patroni's endpoints agree again"]);
+    assert_eq!(
+        tell(Observation::SourceFailed("no route".into())),
+        [
+            "the source of the list of members is lost: no route",
+            "a stays the leader while no Patroni endpoint can be reached, as long as it accepts writes"
+        ]
+    );
+    assert_eq!(
+        tell(report(None)),
+        [
+            "the source of the list of members is back",
+            "a is the leader (timeline 1), named by the leader key"
+        ]
+    );
+    assert_eq!(
+        tell(probe(refused())),
+        [
+            "a is down: refused",
+            "a is no longer the leader: a holds the leader key but cannot be reached"
+        ]
+    );
+    assert_eq!(tell(probe(refused())), [""; 0]);
+}

@@ -7,7 +7,7 @@ use super::state::{Listed, Named, SourceReport};
 use crate::config::Server;
 
 /// The one report there is.
-pub fn report(servers: &[Server]) -> SourceReport {
+pub(super) fn report(servers: &[Server]) -> SourceReport {
     let members = servers.iter().map(|server| Listed {
         name: MemberName::new(server.name.as_str()),
         host: server.host.clone(),

@@ -94,10 +94,14 @@ impl ClusterHandle {
         let _ = self.shared.evidence.try_send(Observation::LookAgain);
     }
 
-    /// The verifier the cluster has for `user`; `None` for one that cannot log in. Remembered for `cache_ttl`.
-    pub async fn verifier(&self, user: &[u8], deadline: Instant) -> Result<Lookup, LookupError> {
+    /// The verifier the cluster has for `user`; `None` for one that cannot log in. Remembered for `cache_ttl`; bounded
+    /// by the service account's `timeout`.
+    pub async fn verifier(&self, user: &[u8]) -> Result<Lookup, LookupError> {
         match &self.shared.look_ups {
-            Some(look_ups) => look_ups.verifier(user, deadline).await,
+            Some(look_ups) => {
+                let deadline = Instant::now() + self.config().service_account.timeout;
+                look_ups.verifier(user, deadline).await
+            }
             None => Err(LookupError::NotConfigured),
         }
     }
@@ -120,13 +124,13 @@ impl ClusterHandle {
 }
 
 /// Starts everything that keeps one cluster's snapshot: to be called on the control runtime. It runs until `stop`
-/// is cancelled; its tasks are in `tracker`. `query` is what verifiers are looked up with, if they are.
+/// is cancelled; its tasks are in `tracker`.
 pub fn start(
     config: Arc<config::Cluster>,
-    query: Option<lookup::Query>,
+    auth: &config::Auth,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
     tracker: &TaskTracker,
-    metrics: Metrics,
 ) -> Result<ClusterHandle, ClusterError> {
     let tls =
         TlsClient::new(&config.server_tls).map_err(|error| ClusterError::ServerTls(error.to_string()))?;
@@ -136,15 +140,27 @@ pub fn start(
     let (control, snapshots) = control::Control::new(
         Arc::clone(&account),
         reports,
-        metrics.clone(),
+        Metrics::clone(&metrics),
         stop.clone(),
         tracker.clone(),
     );
-    let look_ups = query.map(|query| {
-        let (look_ups, service) = lookup::service(Arc::clone(&account), query, snapshots.clone(), metrics);
-        tracker.spawn(service.run(stop));
-        look_ups
-    });
+    let look_ups = match &auth.verifiers {
+        config::Verifiers::UsersFile { .. } => None,
+        config::Verifiers::Query { sql, cache_ttl } => {
+            let query = lookup::Query {
+                sql: sql.clone(),
+                cache_ttl: *cache_ttl,
+            };
+            let (look_ups, service) = lookup::service(
+                Arc::clone(&account),
+                query,
+                snapshots.clone(),
+                Metrics::clone(&metrics),
+            );
+            tracker.spawn(service.run(stop));
+            Some(look_ups)
+        }
+    };
     tracker.spawn(control.run(patroni));
     Ok(ClusterHandle {
         shared: Arc::new(Shared {

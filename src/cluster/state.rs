@@ -578,7 +578,10 @@ impl State {
     /// Facts of a member that this router itself has seen to be writable, lately.
     fn writable<'a>(&self, member: &'a MemberState) -> Option<&'a ProbeFacts> {
         let facts = member.health.facts.as_ref()?;
-        let usable = member.health.up && !member.unconfirmed && self.identity(member) == Identity::Same;
+        let usable = member.health.up
+            && member.has_address()
+            && !member.unconfirmed
+            && self.identity(member) == Identity::Same;
         (usable && !facts.in_recovery).then_some(facts)
     }
 

@@ -5,12 +5,12 @@
 //! this router's own probe; members of another cluster, without an address, or not administratively ready are never
 //! candidates.
 //!
-//! Refuses: IO, clocks, and state of its own.
+//! Refuses: IO, clocks, and state of its own. (`chance` is the one source of chance callers hand in.)
 
 mod policy;
 mod verdict;
 
 pub use policy::{
-    Candidate, Choice, Preference, Reason, candidates, leader_reason, replica_reason, unavailable,
+    Candidate, Choice, Preference, Reason, candidates, chance, leader_reason, replica_reason, unavailable,
 };
 pub use verdict::{EndReason, Verdict, verdict};

@@ -115,6 +115,14 @@ pub fn candidates(
     choice
 }
 
+/// A source of chance for [`candidates`]: not predictable, not secret.
+pub fn chance() -> u64 {
+    let mut bytes = [0_u8; 8];
+    // Without randomness ties go to the same member each time.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    u64::from_ne_bytes(bytes)
+}
+
 /// Whether `member` may serve as the leader.
 pub fn leader_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference, Reason> {
     usable(member)?;
