@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::Instant;
 
 use super::{ClientAddress, ClientStream};
 use crate::auth::Identity;
@@ -114,19 +113,13 @@ pub struct Identities<'a> {
     pub users: Option<&'a UserList>,
     pub cluster: &'a ClusterHandle,
     pub mock: &'a MockSecret,
-    /// Of the login.
-    pub deadline: Instant,
 }
 
 impl Identities<'_> {
     async fn find(&self, user: &[u8]) -> Result<Option<Identity>, LookupError> {
         match self.users {
             Some(users) => Ok(users.find(user).cloned()),
-            None => Ok(self
-                .cluster
-                .verifier(user, self.deadline)
-                .await?
-                .map(Identity::Verifier)),
+            None => Ok(self.cluster.verifier(user).await?.map(Identity::Verifier)),
         }
     }
 }

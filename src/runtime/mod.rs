@@ -28,7 +28,6 @@ use crate::admin::{self, ClusterView, Handles, Readiness};
 use crate::auth::rules::Rules;
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
-use crate::cluster::lookup::Query;
 use crate::cluster::{self, ClusterHandle};
 use crate::config::{Config, Secret, TargetRole, Verifiers};
 use crate::frontend::listen::{self, Bound};
@@ -144,22 +143,15 @@ fn start_clusters(
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> anyhow::Result<HashMap<Arc<str>, ClusterHandle>> {
-    let metrics = cluster::Metrics::register(metrics);
-    let query = match &config.auth.verifiers {
-        Verifiers::Query { sql, cache_ttl } => Some(Query {
-            sql: sql.clone(),
-            cache_ttl: *cache_ttl,
-        }),
-        Verifiers::UsersFile { .. } => None,
-    };
+    let metrics = Arc::new(cluster::Metrics::register(metrics));
     let mut handles = HashMap::new();
     for cluster in config.clusters.values() {
         let handle = cluster::start(
             Arc::clone(cluster),
-            query.clone(),
+            &config.auth,
+            Arc::clone(&metrics),
             stop.clone(),
             tracker,
-            metrics.clone(),
         )
         .with_context(|| format!("cluster {}", cluster.name))?;
         handles.insert(Arc::clone(&cluster.name), handle);

@@ -135,7 +135,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
     let tls_done = accepted.elapsed();
     let outcome = timeout_at(
         deadline,
-        authenticate(&shared, &gate, &mut stream, &packet, address, deadline),
+        authenticate(&shared, &gate, &mut stream, &packet, address),
     )
     .await;
     let (authenticated, admitted) = match outcome {
@@ -195,13 +195,12 @@ async fn authenticate(
     stream: &mut ClientStream,
     packet: &StartupPacket,
     address: ClientAddress,
-    deadline: Instant,
 ) -> Result<(Authenticated, Admitted), LoginFault> {
     login::negotiate(stream, packet).await?;
     let admitted = shared.admission.admit(gate).map_err(LoginFault::TooMany)?;
     let method = login::decide(&shared.rules, packet, address, stream.is_tls())?;
     attach::anybody(&gate.cluster, &shared.registry, &gate.route).map_err(LoginFault::Unavailable)?;
-    let authenticated = login::exchange(stream, packet, method, &shared.identities(gate, deadline)).await?;
+    let authenticated = login::exchange(stream, packet, method, &shared.identities(gate)).await?;
     Ok((authenticated, admitted))
 }
 

@@ -66,12 +66,11 @@ impl Shared {
         self.metrics.refuse(reason);
     }
 
-    fn identities<'a>(&'a self, gate: &'a Gate, deadline: Instant) -> Identities<'a> {
+    fn identities<'a>(&'a self, gate: &'a Gate) -> Identities<'a> {
         Identities {
             users: self.users.as_ref(),
             cluster: &gate.cluster,
             mock: &self.mock,
-            deadline,
         }
     }
 }
