@@ -354,7 +354,9 @@ fn the_account_agrees_with_postgresql() {
                 // In one piece or message by message; waiting for an answer where one is certain, or not at all.
                 let was_idle = session.account.is_idle();
                 if pause == 0 {
-                    unit.iter().for_each(|message| session.send(message));
+                    for message in &unit {
+                        session.send(message);
+                    }
                 } else {
                     session.send(&unit.concat());
                 }
