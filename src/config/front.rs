@@ -438,3 +438,11 @@ pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
         grace: grace.unwrap_or(secs(30)),
     }
 }
+
+/// Half of the processors by default: the other half is for the servers and the kernel, and sessions that share a
+/// thread share its wake-ups, which is most of what a relay costs.
+pub(super) fn workers(root: &Section<'_>) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let asked = root.field("workers").and_then(|field| field.number(1, 1024));
+    asked.map_or((processors / 2).max(1), |workers| workers as usize)
+}

@@ -54,6 +54,7 @@ limits: {max_clients: 12, max_pending_logins: 13}
 peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
 log: {level: debug, format: json}
 shutdown: {grace: 9s}
+workers: 3
 "#;
 
 impl Files {
@@ -357,6 +358,7 @@ fn every_key_has_its_effect() {
         }
     );
     assert_eq!(config.shutdown.grace, Duration::from_secs(9));
+    assert_eq!(config.workers, 3);
 }
 
 #[test]
