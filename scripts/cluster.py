@@ -699,9 +699,12 @@ class Cluster:
 def locked(directory):
     """One command at a time for a directory; the lock is beside it, as `down` removes it."""
     path = Path(f"{Path(directory).absolute()}.lock")
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True)
-    with open(path, "w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")
+    except OSError as error:
+        raise ClusterError(f"{path} cannot be locked: {error.strerror}") from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield

@@ -1,4 +1,4 @@
-//! The backend room against a real PostgreSQL.
+//! The backend room against a real `PostgreSQL`.
 #![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
@@ -61,7 +61,7 @@ struct Server {
     certificates: Certificates,
 }
 
-/// Runs a program as a user that PostgreSQL accepts: not as root.
+/// Runs a program as a user that `PostgreSQL` accepts: not as root.
 fn run(program: &str, arguments: &[&str]) -> Output {
     let is_root =
         std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
@@ -182,7 +182,7 @@ impl Server {
         server
     }
 
-    fn tls(&self, sslmode: SslMode, root: Option<&CertificateDer<'static>>) -> Arc<TlsClient> {
+    fn tls(sslmode: SslMode, root: Option<&CertificateDer<'static>>) -> Arc<TlsClient> {
         let settings = ServerTls {
             sslmode,
             roots: root.map(|root| vec![root.clone()]),
@@ -223,7 +223,7 @@ impl Server {
     }
 
     async fn connect(&self, user: &str, sslmode: SslMode) -> Result<ServerConnection, ConnectError> {
-        self.connect_at("127.0.0.1", user, &password(), &self.tls(sslmode, None))
+        self.connect_at("127.0.0.1", user, &password(), &Self::tls(sslmode, None))
             .await
     }
 
@@ -330,7 +330,7 @@ async fn certificates(server: &Server) {
         (SslMode::VerifyFull, Some(other_root), "127.0.0.1", false),
     ] {
         let result = server
-            .connect_at(host, "scram", &password(), &server.tls(mode, root))
+            .connect_at(host, "scram", &password(), &Server::tls(mode, root))
             .await;
         match result {
             Ok(connection) => assert!(good && connection.is_tls, "{mode:?} {host}"),
@@ -339,7 +339,7 @@ async fn certificates(server: &Server) {
         }
     }
     // As in libpq: a certificate that is not accepted makes `prefer` fall back.
-    let prefer = server.tls(SslMode::Prefer, Some(other_root));
+    let prefer = Server::tls(SslMode::Prefer, Some(other_root));
     assert!(
         !server
             .connect_at("127.0.0.1", "scram", &password(), &prefer)
@@ -358,7 +358,7 @@ async fn certificates(server: &Server) {
         .connect_at("127.0.0.1", "certified", &Credential::None, &with_certificate)
         .await
         .unwrap();
-    let without = server.tls(SslMode::Require, None);
+    let without = Server::tls(SslMode::Require, None);
     let error = server
         .connect_at("127.0.0.1", "certified", &Credential::None, &without)
         .await
@@ -383,7 +383,7 @@ async fn logins(server: &Server) {
     assert!(connection.leftover.is_empty());
     assert!(connection.process_id.is_some() && connection.cancel.is_some());
 
-    let plain = server.tls(SslMode::Disable, None);
+    let plain = Server::tls(SslMode::Disable, None);
     let wrong = Credential::Password(Secret::new("wrong"));
     let error = server
         .connect_at("127.0.0.1", "scram", &wrong, &plain)
@@ -430,14 +430,14 @@ async fn client_keys(server: &Server) {
         })
     };
 
-    let plain = server.tls(SslMode::Disable, None);
+    let plain = Server::tls(SslMode::Disable, None);
     let good = credential(key, verifier.clone());
     server
         .connect_at("127.0.0.1", "scram", &good, &plain)
         .await
         .unwrap();
     server
-        .connect_at("127.0.0.1", "scram", &good, &server.tls(SslMode::Require, None))
+        .connect_at("127.0.0.1", "scram", &good, &Server::tls(SslMode::Require, None))
         .await
         .unwrap();
 
@@ -551,7 +551,7 @@ async fn without_tls(server: &Server) {
         assert!(!server.connect("scram", mode).await.unwrap().is_tls, "{mode:?}");
     }
     for mode in [SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {
-        let tls = server.tls(mode, Some(&server.certificates.root));
+        let tls = Server::tls(mode, Some(&server.certificates.root));
         let error = server
             .connect_at("127.0.0.1", "scram", &password(), &tls)
             .await

@@ -17,8 +17,11 @@ mod wire_tests;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::mpsc;
 use std::thread;
 
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 pub use self::serve::Bounds;
@@ -34,10 +37,12 @@ pub enum AdminError {
     Thread(io::Error),
 }
 
-/// The running thread. Ends after the token it was started with is cancelled, within about a second.
+/// The running thread. Ends after the token it was started with is cancelled, within about a second. Dropping this
+/// leaves it running.
 #[derive(Debug)]
 pub struct AdminThread {
     address: SocketAddr,
+    shutdown: CancellationToken,
     thread: thread::JoinHandle<()>,
 }
 
@@ -47,8 +52,9 @@ impl AdminThread {
         self.address
     }
 
-    /// Waits for the end of the thread; call it after cancelling the token, and not on a runtime's thread.
-    pub fn join(self) {
+    /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.
+    pub fn stop(self) {
+        self.shutdown.cancel();
         if self.thread.join().is_err() {
             tracing::error!("the thread that answers HTTP panicked");
         }
@@ -77,19 +83,46 @@ pub fn spawn_thread_with(
     shutdown: CancellationToken,
     bounds: Bounds,
 ) -> Result<AdminThread, AdminError> {
-    let listen_error = |source| AdminError::Listen { address: config.address.clone(), source };
+    let listen_error = |source| AdminError::Listen {
+        address: config.address.clone(),
+        source,
+    };
     let listener = serve::bind(&config.address).map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
     let tls = config.tls.clone();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Thread)?;
-    let listener = {
-        let _guard = runtime.enter();
-        tokio::net::TcpListener::from_std(listener).map_err(listen_error)?
-    };
+    let stop = shutdown.clone();
+    let (report, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new()
         .name("admin".into())
-        .spawn(move || runtime.block_on(serve::serve(listener, tls, handles, shutdown, bounds)))
+        // The runtime is made where it ends: it must not be dropped within another one, the caller's perhaps.
+        .spawn(move || match prepare(listener) {
+            Ok((runtime, listener)) => {
+                let _ = report.send(Ok(()));
+                runtime.block_on(serve::serve(listener, tls, handles, stop, bounds));
+            }
+            Err(error) => {
+                let _ = report.send(Err(error));
+            }
+        })
         .map_err(AdminError::Thread)?;
-    Ok(AdminThread { address, thread })
+    match started.recv() {
+        Ok(Ok(())) => Ok(AdminThread {
+            address,
+            shutdown,
+            thread,
+        }),
+        Ok(Err(error)) => Err(AdminError::Thread(error)),
+        Err(mpsc::RecvError) => Err(AdminError::Thread(io::Error::other("it panicked"))),
+    }
+}
+
+fn prepare(listener: std::net::TcpListener) -> io::Result<(Runtime, TcpListener)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listener = {
+        let _guard = runtime.enter();
+        TcpListener::from_std(listener)?
+    };
+    Ok((runtime, listener))
 }

@@ -40,7 +40,9 @@ impl Local {
             Self::Member(_) => "no member of the cluster has the name that local_member gives",
             Self::Off => "local_member is none: ask for /node/NAME/",
             Self::NotYetKnown => "the members have not been looked up yet",
-            Self::NoneHere => "no member has an address of this host: set local_member, or ask for /node/NAME/",
+            Self::NoneHere => {
+                "no member has an address of this host: set local_member, or ask for /node/NAME/"
+            }
             Self::SeveralHere => "several members have addresses of this host: set local_member",
         }
     }
@@ -108,8 +110,15 @@ async fn is_here(member: &Member, cache: &mut HashMap<String, (Instant, bool)>) 
     {
         return here;
     }
-    let here = match timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host((member.host.as_str(), member.port))).await {
-        Ok(Ok(addresses)) => addresses.take(MAX_ADDRESSES).any(|address| is_own_address(address.ip())),
+    let here = match timeout(
+        LOOK_UP_TIMEOUT,
+        tokio::net::lookup_host((member.host.as_str(), member.port)),
+    )
+    .await
+    {
+        Ok(Ok(addresses)) => addresses
+            .take(MAX_ADDRESSES)
+            .any(|address| is_own_address(address.ip())),
         // A name server that is away for a moment does not make the member remote.
         Ok(Err(_)) | Err(_) => known.is_some_and(|(_, here)| here),
     };
@@ -139,6 +148,7 @@ fn is_own_address(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::super::http::fixture::{member, snapshot};
     use super::*;
 
@@ -147,8 +157,8 @@ mod tests {
         assert!(is_own_address("127.0.0.1".parse().unwrap()));
         assert!(is_own_address("127.0.0.11".parse().unwrap()));
         assert!(is_own_address("::ffff:127.0.0.1".parse().unwrap()));
-        // TEST-NET-1, no host's address.
-        assert!(!is_own_address("192.0.2.1".parse().unwrap()));
+        // TEST-NET-3, no host's address.
+        assert!(!is_own_address("203.0.113.1".parse().unwrap()));
         assert!(!is_own_address("0.0.0.0".parse().unwrap()));
         assert!(!is_own_address("224.0.0.1".parse().unwrap()));
     }
@@ -158,16 +168,19 @@ mod tests {
         let mut cache = HashMap::new();
         let mut value = snapshot();
         assert_eq!(look(&value, &mut cache).await, Local::NotYetKnown);
-        for (name, host) in [("a", "192.0.2.1"), ("b", "localhost"), ("c", "192.0.2.3")] {
+        for (name, host) in [("a", "203.0.113.1"), ("b", "localhost"), ("c", "203.0.113.3")] {
             value.members.push(member(name));
             value.members.last_mut().unwrap().host = host.into();
         }
-        assert_eq!(look(&value, &mut cache).await, Local::Member(MemberName::new("b")));
+        assert_eq!(
+            look(&value, &mut cache).await,
+            Local::Member(MemberName::new("b"))
+        );
         assert_eq!(cache.len(), 1, "only names are looked up");
         value.members[0].host = "127.0.0.1".into();
         assert_eq!(look(&value, &mut cache).await, Local::SeveralHere);
-        value.members[0].host = "192.0.2.1".into();
-        value.members[1].host = "192.0.2.2".into();
+        value.members[0].host = "203.0.113.1".into();
+        value.members[1].host = "203.0.113.2".into();
         assert_eq!(look(&value, &mut cache).await, Local::NoneHere);
         assert!(cache.is_empty(), "hosts that left are forgotten");
     }
@@ -182,7 +195,10 @@ mod tests {
         value.members.push(member("here"));
         value.members[0].host = "127.0.0.1".into();
         members.send(Arc::new(value)).unwrap();
-        local.wait_for(|local| *local == Local::Member(MemberName::new("here"))).await.unwrap();
+        local
+            .wait_for(|local| *local == Local::Member(MemberName::new("here")))
+            .await
+            .unwrap();
         shutdown.cancel();
         task.await.unwrap();
     }

@@ -31,7 +31,8 @@ pub enum LogError {
 pub fn init(config: &Log) -> Result<(), LogError> {
     let environment = std::env::var("RUST_LOG").ok();
     let filter = filter(config.level, environment.as_deref())?;
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colours =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::registry()
         .with(layer(config.format, colours, io::stderr).with_filter(filter))
         .try_init()
@@ -40,7 +41,10 @@ pub fn init(config: &Log) -> Result<(), LogError> {
 
 /// Our own events at `level`, other crates' from WARN (or `level` if that is less).
 fn filter(level: LogLevel, environment: Option<&str>) -> Result<EnvFilter, LogError> {
-    if let Some(directives) = environment.map(str::trim).filter(|directives| !directives.is_empty()) {
+    if let Some(directives) = environment
+        .map(str::trim)
+        .filter(|directives| !directives.is_empty())
+    {
         return Ok(EnvFilter::builder().parse(directives)?);
     }
     let (ours, name) = match level {
@@ -52,7 +56,10 @@ fn filter(level: LogLevel, environment: Option<&str>) -> Result<EnvFilter, LogEr
     };
     let own: Directive = format!("trunkline={name}").parse()?;
     let others: Directive = ours.min(LevelFilter::WARN).into();
-    Ok(EnvFilter::builder().with_default_directive(others).parse("")?.add_directive(own))
+    Ok(EnvFilter::builder()
+        .with_default_directive(others)
+        .parse("")?
+        .add_directive(own))
 }
 
 fn layer<S, F, W>(format: LogFormat, colours: bool, stream: F) -> Box<dyn Layer<S> + Send + Sync>
@@ -65,7 +72,10 @@ where
         LogFormat::Text => tracing_subscriber::fmt::layer()
             .compact()
             .with_ansi(colours)
-            .with_writer(move || OneLine { stream: stream(), colours })
+            .with_writer(move || OneLine {
+                stream: stream(),
+                colours,
+            })
             .boxed(),
         LogFormat::Json => tracing_subscriber::fmt::layer()
             .json()
@@ -134,8 +144,8 @@ mod tests {
     fn logged(format: LogFormat, filter: EnvFilter, events: impl FnOnce()) -> String {
         let memory = Memory::default();
         let stream = memory.clone();
-        let subscriber =
-            tracing_subscriber::registry().with(layer(format, false, move || stream.clone()).with_filter(filter));
+        let subscriber = tracing_subscriber::registry()
+            .with(layer(format, false, move || stream.clone()).with_filter(filter));
         tracing::subscriber::with_default(subscriber, events);
         let bytes = memory.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -150,8 +160,14 @@ mod tests {
             tracing::warn!(target: "hyper", "shown");
         });
         assert_eq!(text.lines().count(), 2, "{text}");
-        assert!(text.contains("INFO") && text.contains("leader verified member=\"db1\""), "{text}");
-        assert!(text.split(' ').next().unwrap().ends_with('Z'), "times are in UTC: {text}");
+        assert!(
+            text.contains("INFO") && text.contains("leader verified member=\"db1\""),
+            "{text}"
+        );
+        assert!(
+            text.split(' ').next().unwrap().ends_with('Z'),
+            "times are in UTC: {text}"
+        );
         assert!(!text.contains('\u{1b}'));
         let text = logged(LogFormat::Text, filter(LogLevel::Error, None).unwrap(), || {
             tracing::warn!(target: "hyper", "not shown");
@@ -163,12 +179,22 @@ mod tests {
 
     #[test]
     fn the_environment_replaces_the_level_and_a_fault_in_it_is_told() {
-        let text = logged(LogFormat::Text, filter(LogLevel::Info, Some("trunkline=debug")).unwrap(), || {
-            tracing::debug!("shown");
-        });
+        let text = logged(
+            LogFormat::Text,
+            filter(LogLevel::Info, Some("trunkline=debug")).unwrap(),
+            || {
+                tracing::debug!("shown");
+            },
+        );
         assert_eq!(text.lines().count(), 1);
-        assert_eq!(filter(LogLevel::Info, Some(" ")).unwrap().to_string(), "trunkline=info,warn");
-        assert!(matches!(filter(LogLevel::Info, Some("trunkline=loud")), Err(LogError::Filter(_))));
+        assert_eq!(
+            filter(LogLevel::Info, Some(" ")).unwrap().to_string(),
+            "trunkline=info,warn"
+        );
+        assert!(matches!(
+            filter(LogLevel::Info, Some("trunkline=loud")),
+            Err(LogError::Filter(_))
+        ));
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -67,11 +69,23 @@ impl Metrics {
         ours.register(
             "build",
             "The version that runs",
-            Info::new([("version", env!("CARGO_PKG_VERSION"))].map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec()),
+            Info::new(
+                [("version", env!("CARGO_PKG_VERSION"))]
+                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                    .to_vec(),
+            ),
         );
         let metrics = Self::default();
-        ours.register("http_requests", "HTTP requests answered", metrics.requests.clone());
-        ours.register("http_connections", "HTTP connections open", metrics.connections.clone());
+        ours.register(
+            "http_requests",
+            "HTTP requests answered",
+            metrics.requests.clone(),
+        );
+        ours.register(
+            "http_connections",
+            "HTTP connections open",
+            metrics.connections.clone(),
+        );
         ours.register(
             "http_connections_refused",
             "HTTP connections closed at once because too many were open",
@@ -81,11 +95,13 @@ impl Metrics {
     }
 
     pub(super) fn request(&self, endpoint: Endpoint, code: u16) {
-        self.requests.get_or_create(&RequestLabels { endpoint, code }).inc();
+        self.requests
+            .get_or_create(&RequestLabels { endpoint, code })
+            .inc();
     }
 }
 
-/// The OpenMetrics text of everything registered.
+/// The `OpenMetrics` text of everything registered.
 ///
 /// # Errors
 /// Only if a collector fails to format its own values.
@@ -96,7 +112,10 @@ pub fn exposition(registry: &Registry) -> Result<String, fmt::Error> {
 }
 
 fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
 }
 
 /// Read at each scrape; what cannot be read is left out.
@@ -113,16 +132,31 @@ impl Collector for Process {
             let metric = encoder.encode_descriptor(name, help, unit, gauge.metric_type())?;
             gauge.encode(metric)
         };
-        gauge("process_start_time", "When the process started, Unix time", Some(&Unit::Seconds), self.started)?;
+        gauge(
+            "process_start_time",
+            "When the process started, Unix time",
+            Some(&Unit::Seconds),
+            self.started,
+        )?;
         if let Some(open) = open_files() {
             gauge("process_open_fds", "Open files", None, lossy(open))?;
         }
         if let Ok(limit) = rlimit::Resource::NOFILE.get_soft() {
-            gauge("process_max_fds", "How many files may be open", None, lossy(limit))?;
+            gauge(
+                "process_max_fds",
+                "How many files may be open",
+                None,
+                lossy(limit),
+            )?;
         }
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         if let Some(kibibytes) = status_value(&status, "VmRSS:") {
-            gauge("process_resident_memory", "Resident memory", Some(&Unit::Bytes), lossy(kibibytes * 1024))?;
+            gauge(
+                "process_resident_memory",
+                "Resident memory",
+                Some(&Unit::Bytes),
+                lossy(kibibytes * 1024),
+            )?;
         }
         if let Some(threads) = status_value(&status, "Threads:") {
             gauge("process_threads", "Threads", None, lossy(threads))?;
@@ -139,10 +173,19 @@ fn open_files() -> Option<u64> {
 
 /// A number of `/proc/self/status`: unlike `statm`, in units that do not depend on the page size.
 fn status_value(status: &str, key: &str) -> Option<u64> {
-    status.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(key))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "the exposition has floating-point numbers only")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "the exposition has floating-point numbers only"
+)]
 fn lossy(value: u64) -> f64 {
     value as f64
 }
@@ -166,9 +209,18 @@ pub(super) mod tests {
             } else {
                 let (key, value) = line.rsplit_once(' ').unwrap();
                 let name = key.split('{').next().unwrap();
-                assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'), "{line}");
-                assert!(described.iter().any(|known| name.starts_with(known.as_str())), "{line}");
-                assert!(samples.insert(key.to_owned(), value.parse().unwrap()).is_none(), "twice: {line}");
+                assert!(
+                    name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'),
+                    "{line}"
+                );
+                assert!(
+                    described.iter().any(|known| name.starts_with(known.as_str())),
+                    "{line}"
+                );
+                assert!(
+                    samples.insert(key.to_owned(), value.parse().unwrap()).is_none(),
+                    "twice: {line}"
+                );
             }
         }
         samples
@@ -184,9 +236,17 @@ pub(super) mod tests {
         let documented = include_str!("../../docs/metrics.md");
         for key in samples.keys() {
             let name = key.split('{').next().unwrap();
-            assert!(documented.contains(&format!("`{name}`")), "{name} is not documented");
+            assert!(
+                documented.contains(&format!("`{name}`")),
+                "{name} is not documented"
+            );
         }
-        assert!(samples[&format!("trunkline_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))] > 0.0);
+        assert!(
+            samples[&format!(
+                "trunkline_build_info{{version=\"{}\"}}",
+                env!("CARGO_PKG_VERSION")
+            )] > 0.0
+        );
         assert!(samples["process_resident_memory_bytes"] > 1e5);
         assert!(samples["process_open_fds"] >= 3.0);
         assert!(samples["process_max_fds"] >= samples["process_open_fds"]);

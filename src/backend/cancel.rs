@@ -1,4 +1,4 @@
-//! CancelRequest towards a server.
+//! `CancelRequest` towards a server.
 
 use std::io;
 use std::time::Duration;
@@ -20,7 +20,11 @@ impl CancelTarget {
     /// All of it within `timeout`. `Ok` does not say that anything was cancelled.
     pub async fn send(self, timeout: Duration) -> Result<(), ConnectError> {
         let deadline = Instant::now() + timeout;
-        let options = ServerOptions { connect_timeout: timeout, keepalive: None, tcp_user_timeout: None };
+        let options = ServerOptions {
+            connect_timeout: timeout,
+            keepalive: None,
+            tcp_user_timeout: None,
+        };
         let (stream, address) = dial(&[self.address], &options, deadline).await?;
         let mut stream = match &self.tls {
             None => ServerStream::Plain(stream),
@@ -39,7 +43,10 @@ impl CancelTarget {
                 Ok(_) => Err(ConnectError::protocol(Step::Cancel, "an answer to CancelRequest")),
                 // Without close_notify, or reset: closed all the same.
                 Err(error)
-                    if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) =>
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+                    ) =>
                 {
                     Ok(())
                 }

@@ -62,27 +62,27 @@ pub enum SeenRole {
     /// `in_hot_standby=off` (or `pg_is_in_recovery()` false).
     Writable,
     Standby,
-    /// Not told (a server before PostgreSQL 14).
+    /// Not told (a server before `PostgreSQL` 14).
     Unknown,
 }
 
-/// A connection after login's ReadyForQuery.
+/// A connection after login's `ReadyForQuery`.
 #[derive(Debug)]
 pub struct ServerConnection {
     pub stream: ServerStream,
     /// As asked for, or the older one the server serves.
     pub version: ProtocolVersion,
-    /// ParameterStatus as sent at login, in order.
+    /// `ParameterStatus` as sent at login, in order.
     pub parameters: Vec<(Bytes, Bytes)>,
-    /// NoticeResponse frames sent during login, verbatim, bounded.
+    /// `NoticeResponse` frames sent during login, verbatim, bounded.
     pub notices: Vec<Bytes>,
-    /// Bytes read behind ReadyForQuery.
+    /// Bytes read behind `ReadyForQuery`.
     pub leftover: Bytes,
     pub role: SeenRole,
     pub address: SocketAddr,
     pub local_address: SocketAddr,
     pub is_tls: bool,
-    /// The server's process id; `None` where it sent no BackendKeyData.
+    /// The server's process id; `None` where it sent no `BackendKeyData`.
     pub process_id: Option<u32>,
     pub cancel: Option<CancelTarget>,
 }
@@ -101,8 +101,8 @@ struct Failure {
     error: ConnectError,
     /// The server that answered, for a second attempt on it.
     address: Option<SocketAddr>,
-    /// The handshake failed, or the server refused us before AuthenticationOk for a reason that encryption may
-    /// change: its pg_hba.conf tells `hostssl` from `hostnossl`.
+    /// The handshake failed, or the server refused us before `AuthenticationOk` for a reason that encryption may
+    /// change: its `pg_hba.conf` tells `hostssl` from `hostnossl`.
     may_depend_on_encryption: bool,
     was_tls: bool,
 }
@@ -110,7 +110,7 @@ struct Failure {
 /// Connects and logs in before `deadline`: all addresses of the host in order, then TLS, then login.
 ///
 /// As in libpq, `prefer` tries again without TLS, and `allow` again with TLS, on a new connection, where the TLS
-/// handshake failed or the server refused the login before AuthenticationOk. Unlike libpq not after SQLSTATE classes
+/// handshake failed or the server refused the login before `AuthenticationOk`. Unlike libpq not after SQLSTATE classes
 /// 53 and 57 (full, starting, stopping), which encryption does not change. Where both attempts fail, the encrypted
 /// one's error is returned: it is the one that got further.
 pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConnection, ConnectError> {
@@ -126,18 +126,22 @@ pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConn
         Err(failure) => failure,
     };
     // After `prefer` was answered `N`, the plain attempt has been made already.
-    let second = second.filter(|second| failure.may_depend_on_encryption && (*second != Encryption::Plain) != failure.was_tls);
+    let second = second.filter(|second| {
+        failure.may_depend_on_encryption && (*second != Encryption::Plain) != failure.was_tls
+    });
     let (Some(second), Some(address)) = (second, failure.address) else {
         return Err(failure.error);
     };
     tracing::debug!(error = %failure.error, ?second, "trying the other encryption");
     match attempt(&target, &[address], second, deadline).await {
         Ok(connection) => Ok(connection),
-        Err(later) => Err(if failure.was_tls || matches!(later.error, ConnectError::TlsRefused) {
-            failure.error
-        } else {
-            later.error
-        }),
+        Err(later) => Err(
+            if failure.was_tls || matches!(later.error, ConnectError::TlsRefused) {
+                failure.error
+            } else {
+                later.error
+            },
+        ),
     }
 }
 
@@ -147,22 +151,26 @@ async fn attempt(
     encryption: Encryption,
     deadline: Instant,
 ) -> Result<ServerConnection, Failure> {
-    let (stream, address) = dial(addresses, target.options, deadline).await.map_err(|error| Failure {
-        error,
-        address: None,
-        may_depend_on_encryption: false,
-        was_tls: false,
-    })?;
+    let (stream, address) = dial(addresses, target.options, deadline)
+        .await
+        .map_err(|error| Failure {
+            error,
+            address: None,
+            may_depend_on_encryption: false,
+            was_tls: false,
+        })?;
     let mut stream = match encryption {
         Encryption::Plain => ServerStream::Plain(stream),
-        Encryption::IfOffered | Encryption::Required => {
-            target.tls.negotiate(stream, target.host, address, deadline).await.map_err(|error| Failure {
+        Encryption::IfOffered | Encryption::Required => target
+            .tls
+            .negotiate(stream, target.host, address, deadline)
+            .await
+            .map_err(|error| Failure {
                 may_depend_on_encryption: is_handshake_failure(&error),
                 error,
                 address: Some(address),
                 was_tls: true,
-            })?
-        }
+            })?,
     };
     let is_tls = stream.is_tls();
     let failed = |error, may_depend_on_encryption| Failure {
@@ -174,13 +182,22 @@ async fn attempt(
     if encryption == Encryption::Required && !is_tls {
         return Err(failed(ConnectError::TlsRefused, false));
     }
-    let local_address =
-        stream.tcp().local_addr().map_err(|error| failed(ConnectError::io(Step::Connect, error), false))?;
-    let request =
-        Request { version: target.version, parameters: target.parameters, credential: target.credential, is_tls };
+    let local_address = stream
+        .tcp()
+        .local_addr()
+        .map_err(|error| failed(ConnectError::io(Step::Connect, error), false))?;
+    let request = Request {
+        version: target.version,
+        parameters: target.parameters,
+        credential: target.credential,
+        is_tls,
+    };
     let logged_in = match timeout_at(deadline, login(&mut stream, &request)).await {
         Err(_) => return Err(failed(ConnectError::Timeout { step: Step::Login }, false)),
-        Ok(Err(LoginFailure { mut error, authenticated })) => {
+        Ok(Err(LoginFailure {
+            mut error,
+            authenticated,
+        })) => {
             let mut retry = false;
             if let ConnectError::Server(server) = &mut error {
                 server.hba_line = hba_line::needed(server, target.parameters, local_address.ip(), is_tls);
@@ -190,7 +207,14 @@ async fn attempt(
         }
         Ok(Ok(logged_in)) => logged_in,
     };
-    let LoggedIn { version, parameters, notices, role, key, leftover } = logged_in;
+    let LoggedIn {
+        version,
+        parameters,
+        notices,
+        role,
+        key,
+        leftover,
+    } = logged_in;
     Ok(ServerConnection {
         stream,
         version,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::auth::scram::ServerScramFault;
+use crate::wire::frame::ErrorFields;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -45,7 +46,9 @@ pub enum ConnectError {
     #[error("cannot connect to {address}: {source}")]
     Unreachable { address: SocketAddr, source: io::Error },
     /// File descriptors, ports or memory of this host: not the server's failure.
-    #[error("out of local resources: {source} (raise the open-file limit, or widen the range of local ports)")]
+    #[error(
+        "out of local resources: {source} (raise the open-file limit, or widen the range of local ports)"
+    )]
     LocalResources { source: io::Error },
     #[error("time ran out during {step}")]
     Timeout { step: Step },
@@ -64,7 +67,7 @@ pub enum ConnectError {
     Certificate { reason: String },
     #[error("the server broke the protocol during {step}: {what}")]
     Protocol { step: Step, what: String },
-    /// The server's own ErrorResponse.
+    /// The server's own `ErrorResponse`.
     #[error(transparent)]
     Server(#[from] Box<ServerError>),
     /// The client's key does not fit this server, though it fitted the verifier it was checked against: a replica
@@ -84,7 +87,7 @@ pub enum ConnectError {
     AnswerTooLarge,
 }
 
-/// An ErrorResponse (PostgreSQL documentation, "Error and Notice Message Fields"). Text that is not UTF-8 is replaced
+/// An `ErrorResponse` (`PostgreSQL` documentation, "Error and Notice Message Fields"). Text that is not UTF-8 is replaced
 /// in the fields, never in `frame`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerError {
@@ -105,7 +108,13 @@ impl std::error::Error for ServerError {}
 
 impl std::fmt::Display for ServerError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the server reported {} {}: {}", self.severity, self.code, escape(self.message.as_bytes(), 1000))?;
+        write!(
+            f,
+            "the server reported {} {}: {}",
+            self.severity,
+            self.code,
+            escape(self.message.as_bytes(), 1000)
+        )?;
         if let Some(line) = &self.hba_line {
             write!(f, " (its pg_hba.conf needs: {line})")?;
         }
@@ -115,43 +124,23 @@ impl std::fmt::Display for ServerError {
 
 impl ServerError {
     /// Parses the fields of an `E` frame's body; `None` where it is malformed.
-    pub(crate) fn parse(body: &Bytes, frame: Bytes) -> Option<Self> {
-        let mut error = Self {
-            severity: String::new(),
-            code: String::new(),
-            message: String::new(),
-            detail: None,
-            hint: None,
+    pub(crate) fn parse(body: &[u8], frame: Bytes) -> Option<Self> {
+        let ErrorFields {
+            severity,
+            code,
+            message,
+            detail,
+            hint,
+        } = ErrorFields::parse(body).ok()?;
+        Some(Self {
+            severity,
+            code,
+            message,
+            detail,
+            hint,
             frame,
             hba_line: None,
-        };
-        let mut unlocalised = None;
-        let mut rest: &[u8] = body;
-        loop {
-            let (&field, tail) = rest.split_first()?;
-            if field == 0 {
-                if !tail.is_empty() {
-                    return None;
-                }
-                break;
-            }
-            let end = tail.iter().position(|&byte| byte == 0)?;
-            let text = String::from_utf8_lossy(&tail[..end]).into_owned();
-            rest = &tail[end + 1..];
-            match field {
-                b'S' => error.severity = text,
-                b'V' => unlocalised = Some(text),
-                b'C' => error.code = text,
-                b'M' => error.message = text,
-                b'D' => error.detail = Some(text),
-                b'H' => error.hint = Some(text),
-                _ => {}
-            }
-        }
-        if let Some(severity) = unlocalised {
-            error.severity = severity;
-        }
-        Some(error)
+        })
     }
 
     /// Whether the server ends the connection after this error.
@@ -173,7 +162,7 @@ impl ServerError {
 /// What a client is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientReply {
-    /// The server's own ErrorResponse, to be forwarded as it is.
+    /// The server's own `ErrorResponse`, to be forwarded as it is.
     Verbatim(Bytes),
     /// Ours.
     Own(ErrorReply),
@@ -262,7 +251,9 @@ impl ConnectError {
             Self::Server(_) => "server_error",
             Self::VerifierDiffers { .. } => "verifier_differs",
             Self::NotProven { .. } => "not_proven",
-            Self::UnsupportedMethod { .. } | Self::CleartextRefused | Self::NoCredential { .. } => "auth_method",
+            Self::UnsupportedMethod { .. } | Self::CleartextRefused | Self::NoCredential { .. } => {
+                "auth_method"
+            }
             Self::AnswerTooLarge => "too_large",
         }
     }
@@ -276,57 +267,68 @@ impl ConnectError {
                 Some(line) => hba_reply(error, server, line),
                 None => return ClientReply::Verbatim(error.frame.clone()),
             },
-            Self::Resolve { .. } => now(format!("the address of server \"{server}\" could not be resolved"))
-                .hint("Try again later; the operator should check the router's DNS."),
+            Self::Resolve { .. } => now(format!(
+                "the address of server \"{server}\" could not be resolved"
+            ))
+            .hint("Try again later; the operator should check the router's DNS."),
             Self::Refused { .. } => now(format!("server \"{server}\" refused the router's connection"))
                 .hint("It is probably restarting. Try again later."),
             Self::Unreachable { .. } => now(format!("server \"{server}\" cannot be reached"))
                 .hint("Try again later; the operator should check the network between router and server."),
-            Self::LocalResources { .. } => {
-                ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, "the router is out of connections to servers")
-                    .hint("Try again later; the operator should raise the router's open-file limit.")
-            }
+            Self::LocalResources { .. } => ErrorReply::fatal(
+                SqlState::TOO_MANY_CONNECTIONS,
+                "the router is out of connections to servers",
+            )
+            .hint("Try again later; the operator should raise the router's open-file limit."),
             Self::Timeout { step } => now(format!("server \"{server}\" did not answer in time"))
                 .detail(format!("Time ran out during {step}."))
                 .hint("Try again later."),
-            Self::Lost { .. } | Self::Closed { .. } => {
-                now(format!("server \"{server}\" closed the connection before it was ready"))
-                    .hint("It is probably shutting down. Try again later.")
+            Self::Lost { .. } | Self::Closed { .. } => now(format!(
+                "server \"{server}\" closed the connection before it was ready"
+            ))
+            .hint("It is probably shutting down. Try again later."),
+            Self::TlsRefused => failure(format!(
+                "server \"{server}\" does not offer TLS, which the router demands"
+            ))
+            .hint("The operator should set ssl = on on the server, or a weaker server_tls.sslmode."),
+            Self::ErrorBeforeTls { .. } => {
+                now(format!("server \"{server}\" failed before encryption was set up"))
+                    .hint("Try again later; the router's log has the details.")
             }
-            Self::TlsRefused => failure(format!("server \"{server}\" does not offer TLS, which the router demands"))
-                .hint("The operator should set ssl = on on the server, or a weaker server_tls.sslmode."),
-            Self::ErrorBeforeTls { .. } => now(format!("server \"{server}\" failed before encryption was set up"))
-                .hint("Try again later; the router's log has the details."),
             Self::Tls { .. } => failure(format!("TLS between the router and server \"{server}\" failed"))
                 .hint("The router's log has the details."),
-            Self::Certificate { .. } => {
-                failure(format!("the router did not accept the certificate of server \"{server}\""))
-                    .hint("The operator should check server_tls; the router's log has the details.")
-            }
+            Self::Certificate { .. } => failure(format!(
+                "the router did not accept the certificate of server \"{server}\""
+            ))
+            .hint("The operator should check server_tls; the router's log has the details."),
             Self::Protocol { .. } => failure(format!("server \"{server}\" broke the protocol"))
                 .hint("Is it a PostgreSQL server? The router's log has the details."),
-            Self::VerifierDiffers { .. } => {
-                now(format!("server \"{server}\" does not have the current password of this user yet"))
-                    .hint("The password was changed a moment ago. Try again later.")
-            }
+            Self::VerifierDiffers { .. } => now(format!(
+                "server \"{server}\" does not have the current password of this user yet"
+            ))
+            .hint("The password was changed a moment ago. Try again later."),
             Self::NotProven { .. } => failure(format!("server \"{server}\" did not prove its identity"))
                 .hint("The router's log has the details."),
             Self::UnsupportedMethod { method } | Self::NoCredential { method } => failure(format!(
                 "server \"{server}\" asks for {method} authentication, which the router cannot answer"
             ))
             .hint("The server's pg_hba.conf should ask for scram-sha-256 from the router's address."),
-            Self::CleartextRefused => {
-                failure(format!("server \"{server}\" asks for a password in clear without TLS"))
-                    .hint("The operator should use TLS towards the server, or scram-sha-256 in its pg_hba.conf.")
-            }
-            Self::AnswerTooLarge => {
-                ErrorReply::fatal(SqlState::INTERNAL_ERROR, "the server's answer is larger than allowed")
-            }
+            Self::CleartextRefused => failure(format!(
+                "server \"{server}\" asks for a password in clear without TLS"
+            ))
+            .hint("The operator should use TLS towards the server, or scram-sha-256 in its pg_hba.conf."),
+            Self::AnswerTooLarge => ErrorReply::fatal(
+                SqlState::INTERNAL_ERROR,
+                "the server's answer is larger than allowed",
+            ),
         })
     }
 
     pub(crate) fn protocol(step: Step, what: impl Into<String>) -> Self {
-        Self::Protocol { step, what: what.into() }
+        Self::Protocol {
+            step,
+            what: what.into(),
+        }
     }
 
     /// Classifies an IO error on an established connection.
@@ -334,10 +336,17 @@ impl ConnectError {
         if is_local(&source) {
             return Self::LocalResources { source };
         }
-        if let Some(error) = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        if let Some(error) = source
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
             return match error {
-                rustls::Error::InvalidCertificate(reason) => Self::Certificate { reason: reason.to_string() },
-                other => Self::Tls { reason: other.to_string() },
+                rustls::Error::InvalidCertificate(reason) => Self::Certificate {
+                    reason: reason.to_string(),
+                },
+                other => Self::Tls {
+                    reason: other.to_string(),
+                },
             };
         }
         match source.kind() {
@@ -348,17 +357,20 @@ impl ConnectError {
 
     pub(crate) fn scram(fault: ServerScramFault) -> Self {
         match fault {
-            ServerScramFault::VerifierDiffers => {
-                Self::VerifierDiffers { reason: "its salt or iteration count is another one" }
-            }
-            other => Self::NotProven { reason: other.to_string() },
+            ServerScramFault::VerifierDiffers => Self::VerifierDiffers {
+                reason: "its salt or iteration count is another one",
+            },
+            other => Self::NotProven {
+                reason: other.to_string(),
+            },
         }
     }
 }
 
 fn hba_reply(error: &ServerError, server: &str, line: &str) -> ErrorReply {
-    let reply = ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, error.message.clone())
-        .hint(format!("Server \"{server}\" must admit the router; its pg_hba.conf needs the line: {line}"));
+    let reply = ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, error.message.clone()).hint(format!(
+        "Server \"{server}\" must admit the router; its pg_hba.conf needs the line: {line}"
+    ));
     match &error.detail {
         Some(detail) => reply.detail(detail.clone()),
         None => reply,
@@ -367,8 +379,10 @@ fn hba_reply(error: &ServerError, server: &str, line: &str) -> ErrorReply {
 
 /// Whether an IO error tells of this host's limits (EMFILE, ENFILE, ENOBUFS, ENOMEM, no free local port).
 pub(crate) fn is_local(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory)
-        || matches!(error.raw_os_error(), Some(23 | 24 | 105))
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory
+    ) || matches!(error.raw_os_error(), Some(23 | 24 | 105))
 }
 
 /// Untrusted bytes as printable ASCII, at most `limit` bytes of input.

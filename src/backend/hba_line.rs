@@ -18,7 +18,11 @@ pub(super) fn needed(
     }
     // Duplicates apply in order: the last one counts.
     let value = |name: &[u8]| {
-        parameters.iter().rev().find(|(key, value)| key.as_ref() == name && !value.is_empty()).map(|(_, value)| value)
+        parameters
+            .iter()
+            .rev()
+            .find(|(key, value)| key.as_ref() == name && !value.is_empty())
+            .map(|(_, value)| value)
     };
     let user = value(b"user")?;
     let database = match value(b"replication") {
@@ -28,7 +32,10 @@ pub(super) fn needed(
     let kind = if is_tls { "hostssl" } else { "host" };
     let router = router.to_canonical();
     let bits = if router.is_ipv4() { 32 } else { 128 };
-    Some(format!("{kind} {database} {} {router}/{bits} scram-sha-256", quote(user)))
+    Some(format!(
+        "{kind} {database} {} {router}/{bits} scram-sha-256",
+        quote(user)
+    ))
 }
 
 /// The boolean spellings of `replication=`, as far as they mean physical replication.
@@ -41,7 +48,9 @@ fn is_true(mode: &Bytes) -> bool {
 fn quote(name: &[u8]) -> String {
     const KEYWORDS: [&str; 5] = ["all", "sameuser", "samerole", "samegroup", "replication"];
     let text = String::from_utf8_lossy(name);
-    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'));
+    let plain = text
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'));
     if plain && !KEYWORDS.contains(&text.as_ref()) {
         return text.into_owned();
     }

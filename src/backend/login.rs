@@ -1,4 +1,4 @@
-//! Login: from the startup packet to ReadyForQuery.
+//! Login: from the startup packet to `ReadyForQuery`.
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -6,14 +6,16 @@ use zeroize::Zeroize;
 
 use super::connection::{Credential, SeenRole};
 use super::error::{ConnectError, ServerError, Step};
-use super::reader::{FrameReader, REPORT_FRAME, SMALL_FRAME, parameter, send, verbatim};
-use crate::auth::scram::client::{AwaitServerFinal, AwaitServerFirst, ClientExchange, ClientSecret, ServerProven};
+use super::reader::{FrameReader, parameter, send, verbatim};
 use crate::auth::scram::MECHANISM;
-use crate::wire::frame::Frame;
+use crate::auth::scram::client::{
+    AwaitServerFinal, AwaitServerFirst, ClientExchange, ClientSecret, ServerProven,
+};
+use crate::wire::frame::{BodyReader, Frame, FrameFault, server_login_limit};
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
 
-/// PostgreSQL reports 13 to 16 parameters; extensions may add some.
+/// `PostgreSQL` reports 13 to 16 parameters; extensions may add some.
 const MAX_PARAMETERS: usize = 200;
 const MAX_PARAMETER_BYTES: usize = 64 * 1024;
 /// Notices over these bounds are dropped: login goes on without them.
@@ -52,13 +54,13 @@ enum Auth {
     Start,
     /// A clear-text password was sent. Next: `Done`.
     Sent,
-    /// SASLInitialResponse was sent. Next: `ScramProof`.
+    /// `SASLInitialResponse` was sent. Next: `ScramProof`.
     Scram(AwaitServerFirst),
-    /// SASLResponse was sent. Next: `Proven`.
+    /// `SASLResponse` was sent. Next: `Proven`.
     ScramProof(AwaitServerFinal),
     /// The server's signature was good. Next: `Done`.
     Proven(ServerProven),
-    /// AuthenticationOk.
+    /// `AuthenticationOk`.
     Done,
 }
 
@@ -91,7 +93,10 @@ pub(super) async fn login<S: AsyncRead + AsyncWrite + Unpin>(
     let mut reader = FrameReader::new(Step::Login, &[]);
     match login.run(stream, &mut reader).await {
         Ok(()) => Ok(login.finish(reader)),
-        Err(error) => Err(LoginFailure { error, authenticated: matches!(login.auth, Auth::Done) }),
+        Err(error) => Err(LoginFailure {
+            error,
+            authenticated: matches!(login.auth, Auth::Done),
+        }),
     }
 }
 
@@ -106,8 +111,12 @@ impl Login<'_> {
         reader: &mut FrameReader,
     ) -> Result<(), ConnectError> {
         let mut out = BytesMut::new();
-        let parameters: Vec<(&[u8], &[u8])> =
-            self.request.parameters.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect();
+        let parameters: Vec<(&[u8], &[u8])> = self
+            .request
+            .parameters
+            .iter()
+            .map(|(name, value)| (name.as_ref(), value.as_ref()))
+            .collect();
         message::startup(&mut out, self.request.version, &parameters);
         loop {
             if !out.is_empty() {
@@ -117,9 +126,7 @@ impl Login<'_> {
                 out.clear();
                 sent?;
             }
-            let frame = reader
-                .next(stream, |tag| if matches!(tag, b'E' | b'N') { REPORT_FRAME } else { SMALL_FRAME })
-                .await?;
+            let frame = reader.next(stream, server_login_limit).await?;
             match frame.tag {
                 b'R' => self.authentication(&frame.body, &mut out)?,
                 b'N' => self.notice(&frame),
@@ -128,7 +135,12 @@ impl Login<'_> {
                 b'K' => self.key_data(&frame.body)?,
                 b'E' => return Err(self.server_error(&frame)),
                 b'Z' => return self.ready(&frame.body),
-                other => return Err(violation(format!("unexpected message '{}'", other.escape_ascii()))),
+                other => {
+                    return Err(violation(format!(
+                        "unexpected message '{}'",
+                        other.escape_ascii()
+                    )));
+                }
             }
         }
     }
@@ -140,7 +152,9 @@ impl Login<'_> {
         let with_client_key = matches!(self.request.credential, Credential::ClientKey(_));
         if error.code == "28P01" && with_client_key && matches!(self.auth, Auth::ScramProof(_)) {
             // The router has verified this client: it is the server that knows another password.
-            return ConnectError::VerifierDiffers { reason: "it refused the key of a verified client" };
+            return ConnectError::VerifierDiffers {
+                reason: "it refused the key of a verified client",
+            };
         }
         ConnectError::Server(Box::new(error))
     }
@@ -163,25 +177,17 @@ impl Login<'_> {
         Ok(())
     }
 
-    /// NegotiateProtocolVersion: the server serves an older minor version, or does not know some `_pq_.` option.
+    /// `NegotiateProtocolVersion`: the server serves an older minor version, or does not know some `_pq_.` option.
     fn negotiated(&mut self, body: &Bytes) -> Result<(), ConnectError> {
         if self.version.is_some() || matches!(self.auth, Auth::Done) {
             return Err(violation("NegotiateProtocolVersion out of turn"));
         }
-        let malformed = || violation("malformed NegotiateProtocolVersion");
-        let (newest, rest) = body.split_first_chunk::<4>().ok_or_else(malformed)?;
-        let (count, mut names) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
-        for _ in 0..u32::from_be_bytes(*count) {
-            let end = names.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
-            names = &names[end + 1..];
-        }
-        if !names.is_empty() {
-            return Err(malformed());
-        }
-        // The documentation says "minor version"; servers send the whole number.
-        let [major, minor] = [&newest[..2], &newest[2..]].map(|half| u16::from_be_bytes([half[0], half[1]]));
+        let (major, minor) =
+            newest_version(body).map_err(|_| violation("malformed NegotiateProtocolVersion"))?;
         if !matches!(major, 0 | 3) || minor > self.request.version.minor {
-            return Err(violation(format!("the server wants protocol {major}.{minor}, newer than asked for")));
+            return Err(violation(format!(
+                "the server wants protocol {major}.{minor}, newer than asked for"
+            )));
         }
         self.version = Some(ProtocolVersion { minor });
         Ok(())
@@ -211,7 +217,9 @@ impl Login<'_> {
     }
 
     fn authentication(&mut self, body: &Bytes, out: &mut BytesMut) -> Result<(), ConnectError> {
-        let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| violation("malformed authentication request"))?;
+        let (code, data) = body
+            .split_first_chunk::<4>()
+            .ok_or_else(|| violation("malformed authentication request"))?;
         let code = u32::from_be_bytes(*code);
         let auth = std::mem::replace(&mut self.auth, Auth::Start);
         self.auth = match (code, auth) {
@@ -221,7 +229,9 @@ impl Login<'_> {
             }
             (0, Auth::Sent | Auth::Proven(ServerProven { .. })) => Auth::Done,
             (0, Auth::Scram(_) | Auth::ScramProof(_)) => {
-                return Err(ConnectError::NotProven { reason: "AuthenticationOk before its signature".to_owned() });
+                return Err(ConnectError::NotProven {
+                    reason: "AuthenticationOk before its signature".to_owned(),
+                });
             }
             (3, Auth::Start) => self.cleartext(out)?,
             (10, Auth::Start) => self.sasl(data, out)?,
@@ -261,23 +271,21 @@ impl Login<'_> {
     }
 
     /// SASL's list of mechanisms is looked through whole; only SCRAM-SHA-256 without channel binding is spoken.
-    fn sasl(&self, mut list: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
-        let malformed = || violation("malformed list of SASL mechanisms");
+    fn sasl(&self, list: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
+        let malformed = |_: FrameFault| violation("malformed list of SASL mechanisms");
+        let mut list = BodyReader::new(list);
         let mut offered = false;
         loop {
-            let end = list.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
-            let (name, rest) = (&list[..end], &list[end + 1..]);
-            list = rest;
-            if name.is_empty() {
-                break;
+            match list.cstr().map_err(malformed)? {
+                [] => break,
+                name => offered |= name == MECHANISM.as_bytes(),
             }
-            offered |= name == MECHANISM.as_bytes();
         }
-        if !list.is_empty() {
-            return Err(malformed());
-        }
+        list.finish().map_err(malformed)?;
         if !offered {
-            return Err(ConnectError::UnsupportedMethod { method: "SASL (without SCRAM-SHA-256)" });
+            return Err(ConnectError::UnsupportedMethod {
+                method: "SASL (without SCRAM-SHA-256)",
+            });
         }
         let secret = match self.request.credential {
             Credential::None => return Err(ConnectError::NoCredential { method: MECHANISM }),
@@ -302,9 +310,26 @@ impl Login<'_> {
     }
 }
 
+/// The body of `NegotiateProtocolVersion`; the names of unknown options are only checked for their form. The
+/// documentation says "minor version", so the major one may be 0; servers send the whole number.
+fn newest_version(body: &[u8]) -> Result<(u16, u16), FrameFault> {
+    let mut body = BodyReader::new(body);
+    let version = body.u32()?;
+    for _ in 0..body.u32()? {
+        body.cstr()?;
+    }
+    body.finish()?;
+    let [a, b, c, d] = version.to_be_bytes();
+    Ok((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
+}
+
 /// The role by the last `in_hot_standby`.
 pub(super) fn role(parameters: &[(Bytes, Bytes)]) -> SeenRole {
-    match parameters.iter().rev().find(|(name, _)| name.as_ref() == b"in_hot_standby") {
+    match parameters
+        .iter()
+        .rev()
+        .find(|(name, _)| name.as_ref() == b"in_hot_standby")
+    {
         Some((_, value)) if value.as_ref() == b"off" => SeenRole::Writable,
         Some((_, value)) if value.as_ref() == b"on" => SeenRole::Standby,
         _ => SeenRole::Unknown,
@@ -313,12 +338,18 @@ pub(super) fn role(parameters: &[(Bytes, Bytes)]) -> SeenRole {
 
 /// Moves the parameters into one allocation of just their size, so that they do not keep read buffers alive.
 fn compact(parameters: &[(Bytes, Bytes)]) -> Vec<(Bytes, Bytes)> {
-    let size = parameters.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let size = parameters
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     let mut all = BytesMut::with_capacity(size);
     for (name, value) in parameters {
         all.extend_from_slice(name);
         all.extend_from_slice(value);
     }
     let mut all = all.freeze();
-    parameters.iter().map(|(name, value)| (all.split_to(name.len()), all.split_to(value.len()))).collect()
+    parameters
+        .iter()
+        .map(|(name, value)| (all.split_to(name.len()), all.split_to(value.len())))
+        .collect()
 }

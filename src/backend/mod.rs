@@ -1,4 +1,4 @@
-//! Connections to PostgreSQL servers: TCP, TLS, login, cancel, and a small simple-query client for the service
+//! Connections to `PostgreSQL` servers: TCP, TLS, login, cancel, and a small simple-query client for the service
 //! account.
 //!
 //! Guarantees: every step has a deadline; an answer before TLS is untrusted text; a server must prove in SCRAM that
@@ -19,7 +19,9 @@ mod stream;
 mod tests;
 mod tls;
 
-pub use connection::{CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect};
+pub use connection::{
+    CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect,
+};
 pub use error::{ClientReply, ConnectError, ServerError, Step};
 pub use socket::tune_socket;
 pub use tls::TlsSettingsError;

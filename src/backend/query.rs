@@ -5,8 +5,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{ConnectError, ServerError, Step};
 use super::login::role;
-use super::reader::{FrameReader, REPORT_FRAME, SMALL_FRAME, parameter, send, verbatim};
+use super::reader::{FrameReader, parameter, send, verbatim};
 use super::{SeenRole, ServerConnection};
+use crate::wire::frame::{REPORT_LIMIT, server_login_limit};
 use crate::wire::message;
 
 /// One row: text values, `None` for NULL.
@@ -17,7 +18,7 @@ const MAX_ANSWER: usize = 1024 * 1024;
 /// Bound on the messages of one answer that are neither rows nor the end of a statement.
 const MAX_ASIDES: usize = 1000;
 
-/// Runs one statement and returns its rows (at most `max_rows`, at most 1 MiB), reading up to ReadyForQuery. After
+/// Runs one statement and returns its rows (at most `max_rows`, at most 1 MiB), reading up to `ReadyForQuery`. After
 /// an `Err` other than one the server reported ([`ConnectError::leaves_usable`]), the connection must not be used
 /// again; nor after this future was dropped unfinished. Keeps [`ServerConnection::role`] true to what the server
 /// reports meanwhile.
@@ -39,7 +40,11 @@ fn violation(what: impl Into<String>) -> ConnectError {
     ConnectError::protocol(Step::Query, what)
 }
 
-async fn run(connection: &mut ServerConnection, sql: &str, max_rows: usize) -> Result<Vec<Row>, ConnectError> {
+async fn run(
+    connection: &mut ServerConnection,
+    sql: &str,
+    max_rows: usize,
+) -> Result<Vec<Row>, ConnectError> {
     let mut out = BytesMut::new();
     message::query(&mut out, sql);
     send(&mut connection.stream, &out, Step::Query).await?;
@@ -53,13 +58,15 @@ async fn run(connection: &mut ServerConnection, sql: &str, max_rows: usize) -> R
         let frame = reader
             .next(&mut connection.stream, |tag| match tag {
                 b'D' => MAX_ANSWER,
-                b'E' | b'N' | b'T' => REPORT_FRAME,
-                _ => SMALL_FRAME,
+                b'T' => REPORT_LIMIT,
+                other => server_login_limit(other),
             })
             .await?;
         match frame.tag {
             b'D' => {
-                room = room.checked_sub(frame.body.len()).ok_or(ConnectError::AnswerTooLarge)?;
+                room = room
+                    .checked_sub(frame.body.len())
+                    .ok_or(ConnectError::AnswerTooLarge)?;
                 if rows.len() >= max_rows {
                     return Err(ConnectError::AnswerTooLarge);
                 }
@@ -88,7 +95,12 @@ async fn run(connection: &mut ServerConnection, sql: &str, max_rows: usize) -> R
             }
             // RowDescription, CommandComplete, EmptyQueryResponse, notices and notifications.
             b'T' | b'C' | b'I' | b'N' | b'A' => {}
-            other => return Err(violation(format!("unexpected message '{}'", other.escape_ascii()))),
+            other => {
+                return Err(violation(format!(
+                    "unexpected message '{}'",
+                    other.escape_ascii()
+                )));
+            }
         }
         asides += 1;
         if asides > MAX_ASIDES {
@@ -97,7 +109,7 @@ async fn run(connection: &mut ServerConnection, sql: &str, max_rows: usize) -> R
     }
 }
 
-/// Parses a DataRow, which must be all of `body`.
+/// Parses a `DataRow`, which must be all of `body`.
 fn row(body: &Bytes) -> Option<Row> {
     let (count, mut rest) = body.split_first_chunk::<2>()?;
     let count = usize::from(u16::from_be_bytes(*count));

@@ -4,12 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::error::{ConnectError, Step, escape};
-use crate::wire::frame::{Frame, next_frame};
-
-/// Bound on every frame that is not named otherwise.
-pub(super) const SMALL_FRAME: usize = 10_000;
-/// Bound on ErrorResponse and NoticeResponse.
-pub(super) const REPORT_FRAME: usize = 64 * 1024;
+use crate::wire::frame::{BodyReader, Frame, next_frame_by};
 
 const READ_SIZE: usize = 4096;
 
@@ -20,7 +15,10 @@ pub(super) struct FrameReader {
 
 impl FrameReader {
     pub(super) fn new(step: Step, leftover: &[u8]) -> Self {
-        Self { buffer: BytesMut::from(leftover), step }
+        Self {
+            buffer: BytesMut::from(leftover),
+            step,
+        }
     }
 
     /// The next frame; one whose length is over `limit(tag)` is refused at its header. Cancel safe: what was read
@@ -31,21 +29,21 @@ impl FrameReader {
         limit: impl Fn(u8) -> usize,
     ) -> Result<Frame, ConnectError> {
         loop {
-            if let Some(&tag) = self.buffer.first() {
-                match next_frame(&mut self.buffer, limit(tag)) {
-                    Ok(Some(frame)) => return Ok(frame),
-                    Ok(None) => {}
-                    Err(fault) => {
-                        let seen = escape(&self.buffer, 64);
-                        return Err(ConnectError::protocol(self.step, format!("{fault} (\"{seen}\")")));
-                    }
+            match next_frame_by(&mut self.buffer, &limit) {
+                Ok(Some(frame)) => return Ok(frame),
+                Ok(None) => {}
+                Err(fault) => {
+                    let seen = escape(&self.buffer, 64);
+                    return Err(ConnectError::protocol(self.step, format!("{fault} (\"{seen}\")")));
                 }
             }
             self.buffer.reserve(READ_SIZE);
             // Not the whole spare capacity: a frame of the limit's size must not invite as much again.
             let mut part = (&mut self.buffer).limit(READ_SIZE);
-            let read =
-                stream.read_buf(&mut part).await.map_err(|error| ConnectError::io(self.step, error))?;
+            let read = stream
+                .read_buf(&mut part)
+                .await
+                .map_err(|error| ConnectError::io(self.step, error))?;
             if read == 0 {
                 return Err(ConnectError::Closed { step: self.step });
             }
@@ -80,8 +78,8 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
 
 /// Splits `name NUL value NUL`, which must be all of it.
 pub(super) fn parameter(body: &Bytes) -> Option<(Bytes, Bytes)> {
-    let name_end = body.iter().position(|&byte| byte == 0)?;
-    let value = body.slice(name_end + 1..);
-    let value_end = value.iter().position(|&byte| byte == 0)?;
-    (value_end + 1 == value.len() && name_end > 0).then(|| (body.slice(..name_end), value.slice(..value_end)))
+    let mut reader = BodyReader::new(body);
+    let (name, value) = (reader.cstr().ok()?, reader.cstr().ok()?);
+    reader.finish().ok()?;
+    (!name.is_empty()).then(|| (body.slice_ref(name), body.slice_ref(value)))
 }

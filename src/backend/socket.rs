@@ -14,7 +14,7 @@ use crate::config::ServerOptions;
 /// A name with more addresses than this is only tried so far.
 const MAX_ADDRESSES: usize = 16;
 
-/// Sets TCP_NODELAY, keepalive (idle time and interval the same, 3 probes) and TCP_USER_TIMEOUT; for connections to
+/// Sets `TCP_NODELAY`, keepalive (idle time and interval the same, 3 probes) and `TCP_USER_TIMEOUT`; for connections to
 /// servers and from clients. The kernel counts keepalive in whole seconds: less than one becomes one.
 pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -22,7 +22,10 @@ pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()
     if let Some(period) = options.keepalive {
         // The kernel refuses more than 32 767 s.
         let period = period.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
-        let keepalive = TcpKeepalive::new().with_time(period).with_interval(period).with_retries(3);
+        let keepalive = TcpKeepalive::new()
+            .with_time(period)
+            .with_interval(period)
+            .with_retries(3);
         socket.set_tcp_keepalive(&keepalive)?;
     }
     #[cfg(target_os = "linux")]
@@ -33,12 +36,19 @@ pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()
 }
 
 /// All addresses of a name, in the resolver's order.
-pub(super) async fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, ConnectError> {
+pub(super) async fn resolve(
+    host: &str,
+    port: u16,
+    deadline: Instant,
+) -> Result<Vec<SocketAddr>, ConnectError> {
     let failed = |source: io::Error| {
         if is_local(&source) {
             ConnectError::LocalResources { source }
         } else {
-            ConnectError::Resolve { host: host.to_owned(), source }
+            ConnectError::Resolve {
+                host: host.to_owned(),
+                source,
+            }
         }
     };
     let addresses: Vec<SocketAddr> = timeout_at(deadline, lookup_host((host, port)))
@@ -48,7 +58,10 @@ pub(super) async fn resolve(host: &str, port: u16, deadline: Instant) -> Result<
         .take(MAX_ADDRESSES)
         .collect();
     if addresses.is_empty() {
-        return Err(failed(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
+        return Err(failed(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no address",
+        )));
     }
     Ok(addresses)
 }

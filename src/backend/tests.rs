@@ -33,7 +33,12 @@ fn parameters() -> Vec<(Bytes, Bytes)> {
 }
 
 fn tls(sslmode: SslMode) -> Arc<TlsClient> {
-    TlsClient::new(&ServerTls { sslmode, roots: None, client_certificate: None }).unwrap()
+    TlsClient::new(&ServerTls {
+        sslmode,
+        roots: None,
+        client_certificate: None,
+    })
+    .unwrap()
 }
 
 /// A server that plays `script` with every connection.
@@ -74,7 +79,7 @@ async fn connect_to(address: SocketAddr, sslmode: SslMode) -> Result<ServerConne
     connect_with(address, &tls(sslmode), &Credential::None, Duration::from_secs(20)).await
 }
 
-/// Answers SSLRequest with `answer`, then stays until the other side leaves.
+/// Answers `SSLRequest` with `answer`, then stays until the other side leaves.
 async fn answering(answer: &'static [u8]) -> SocketAddr {
     server(move |mut stream| async move {
         let mut request = [0; 8];
@@ -90,7 +95,16 @@ async fn answering(answer: &'static [u8]) -> SocketAddr {
 async fn bytes_behind_the_answer_to_the_tls_request_are_refused() {
     let address = answering(b"SR\0\0\0\x08\0\0\0\0").await;
     let error = connect_to(address, SslMode::Require).await.unwrap_err();
-    assert!(matches!(&error, ConnectError::Protocol { step: Step::TlsRequest, .. }), "{error}");
+    assert!(
+        matches!(
+            &error,
+            ConnectError::Protocol {
+                step: Step::TlsRequest,
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert!(error.is_temporary_or_elsewhere());
 }
 
@@ -105,10 +119,14 @@ async fn an_error_before_tls_reaches_the_log_escaped_and_never_the_client() {
     .await;
     for mode in [SslMode::Prefer, SslMode::Require] {
         let error = connect_to(address, mode).await.unwrap_err();
-        let ConnectError::ErrorBeforeTls { text } = &error else { panic!("{error}") };
+        let ConnectError::ErrorBeforeTls { text } = &error else {
+            panic!("{error}")
+        };
         assert!(text.starts_with("trust me:\\x1b[31m\\npay up"));
         assert!(text.len() < 1200);
-        let ClientReply::Own(reply) = error.client_reply("db1") else { panic!() };
+        let ClientReply::Own(reply) = error.client_reply("db1") else {
+            panic!()
+        };
         assert!(!format!("{reply:?}").contains("pay up"));
     }
 }
@@ -117,13 +135,25 @@ async fn an_error_before_tls_reaches_the_log_escaped_and_never_the_client() {
 async fn any_other_answer_to_the_tls_request_is_an_error() {
     let address = answering(b"X").await;
     let error = connect_to(address, SslMode::Prefer).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Protocol { step: Step::TlsRequest, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            ConnectError::Protocol {
+                step: Step::TlsRequest,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn require_does_not_go_on_without_tls() {
     let address = answering(b"N").await;
-    assert!(matches!(connect_to(address, SslMode::Require).await, Err(ConnectError::TlsRefused)));
+    assert!(matches!(
+        connect_to(address, SslMode::Require).await,
+        Err(ConnectError::TlsRefused)
+    ));
 }
 
 #[tokio::test]
@@ -132,17 +162,37 @@ async fn silence_ends_at_the_deadline_and_names_the_step() {
         let _ = stream.read_to_end(&mut Vec::new()).await;
     })
     .await;
-    for (mode, expected) in [(SslMode::Disable, Step::Login), (SslMode::Prefer, Step::TlsRequest)] {
-        let error =
-            connect_with(silent, &tls(mode), &Credential::None, Duration::from_millis(150)).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Timeout { step } if step == expected), "{error}");
+    for (mode, expected) in [
+        (SslMode::Disable, Step::Login),
+        (SslMode::Prefer, Step::TlsRequest),
+    ] {
+        let error = connect_with(silent, &tls(mode), &Credential::None, Duration::from_millis(150))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, ConnectError::Timeout { step } if step == expected),
+            "{error}"
+        );
         assert!(error.counts_against_member());
     }
     let mute = answering(b"S").await;
-    let error = connect_with(mute, &tls(SslMode::Prefer), &Credential::None, Duration::from_millis(150))
-        .await
-        .unwrap_err();
-    assert!(matches!(error, ConnectError::Timeout { step: Step::TlsHandshake }), "{error}");
+    let error = connect_with(
+        mute,
+        &tls(SslMode::Prefer),
+        &Credential::None,
+        Duration::from_millis(150),
+    )
+    .await
+    .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ConnectError::Timeout {
+                step: Step::TlsHandshake
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -151,7 +201,10 @@ async fn a_closed_port_is_refused_and_counts() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let error = connect_to(address, SslMode::Disable).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Refused { address: refused } if refused == address), "{error}");
+    assert!(
+        matches!(error, ConnectError::Refused { address: refused } if refused == address),
+        "{error}"
+    );
     assert!(error.counts_against_member() && error.is_temporary_or_elsewhere());
 }
 
@@ -159,7 +212,8 @@ async fn a_closed_port_is_refused_and_counts() {
 async fn the_next_address_is_tried_and_a_black_hole_leaves_time_for_it() {
     // An accept queue that is full drops SYNs: a black hole on loopback.
     let hole = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    hole.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    hole.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into())
+        .unwrap();
     hole.listen(0).unwrap();
     let hole_address = hole.local_addr().unwrap().as_socket().unwrap();
     let mut fillers = Vec::new();
@@ -170,7 +224,9 @@ async fn the_next_address_is_tried_and_a_black_hole_leaves_time_for_it() {
     }
     let good = server(|stream| async move { drop(stream) }).await;
     let deadline = Instant::now() + Duration::from_secs(1);
-    let (_, address) = socket::dial(&[hole_address, good], &options(), deadline).await.unwrap();
+    let (_, address) = socket::dial(&[hole_address, good], &options(), deadline)
+        .await
+        .unwrap();
     assert_eq!(address, good);
     assert!(Instant::now() < deadline);
 }
@@ -187,8 +243,16 @@ async fn an_unknown_host_is_a_resolve_error() {
         parameters: &parameters(),
         credential: &Credential::None,
     };
-    let error = connect(target, Instant::now() + Duration::from_secs(20)).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Resolve { .. } | ConnectError::Timeout { step: Step::Resolve }), "{error}");
+    let error = connect(target, Instant::now() + Duration::from_secs(20))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ConnectError::Resolve { .. } | ConnectError::Timeout { step: Step::Resolve }
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -219,7 +283,10 @@ fn r(code: u32, data: &[u8]) -> Vec<u8> {
 }
 
 fn error_frame(code: &str, message: &str) -> Vec<u8> {
-    frame(b'E', format!("SFATAL\0VFATAL\0C{code}\0M{message}\0\0").as_bytes())
+    frame(
+        b'E',
+        format!("SFATAL\0VFATAL\0C{code}\0M{message}\0\0").as_bytes(),
+    )
 }
 
 fn good_login() -> Vec<u8> {
@@ -244,7 +311,12 @@ async fn login_against(
     far.write_all(answer).await.unwrap();
     far.shutdown().await.unwrap();
     let parameters = parameters();
-    let request = Request { version, parameters: &parameters, credential, is_tls };
+    let request = Request {
+        version,
+        parameters: &parameters,
+        credential,
+        is_tls,
+    };
     let result = login(&mut near, &request).await;
     drop(far);
     result
@@ -264,10 +336,16 @@ async fn a_login_yields_everything_the_server_said() {
     let login = trusting(&answer).await.unwrap();
     assert_eq!(login.role, SeenRole::Writable);
     assert_eq!(login.key, Some((4711, Bytes::from_static(b"abcd"))));
-    assert_eq!(login.notices, vec![Bytes::from(frame(b'N', b"SNOTICE\0Mhello\0\0"))]);
+    assert_eq!(
+        login.notices,
+        vec![Bytes::from(frame(b'N', b"SNOTICE\0Mhello\0\0"))]
+    );
     assert_eq!(login.leftover.as_ref(), b"behind");
     let names: Vec<&[u8]> = login.parameters.iter().map(|(name, _)| name.as_ref()).collect();
-    assert_eq!(names, [&b"in_hot_standby"[..], b"server_version", b"in_hot_standby"]);
+    assert_eq!(
+        names,
+        [&b"in_hot_standby"[..], b"server_version", b"in_hot_standby"]
+    );
     assert_eq!(login.parameters[1].1.as_ref(), b"15.20");
 }
 
@@ -289,7 +367,11 @@ async fn a_login_may_arrive_in_any_pieces() {
             tokio::task::yield_now().await;
             far.write_all(&answer[cut..]).await.unwrap();
         });
-        assert_eq!(result.unwrap().key, Some((4711, Bytes::from_static(b"abcd"))), "cut at {cut}");
+        assert_eq!(
+            result.unwrap().key,
+            Some((4711, Bytes::from_static(b"abcd"))),
+            "cut at {cut}"
+        );
     }
 }
 
@@ -298,7 +380,10 @@ async fn a_login_cut_off_anywhere_is_a_closed_connection() {
     let answer = good_login();
     for cut in 0..answer.len() {
         let error = refused(&answer[..cut]).await;
-        assert!(matches!(error, ConnectError::Closed { step: Step::Login }), "cut at {cut}: {error}");
+        assert!(
+            matches!(error, ConnectError::Closed { step: Step::Login }),
+            "cut at {cut}: {error}"
+        );
     }
 }
 
@@ -317,23 +402,38 @@ async fn lengths_out_of_bounds_are_refused_at_the_header() {
         let mut header = vec![tag];
         header.put_u32(length);
         let error = refused(&header).await;
-        assert!(matches!(error, ConnectError::Protocol { step: Step::Login, .. }), "{tag} {length}: {error}");
+        assert!(
+            matches!(
+                error,
+                ConnectError::Protocol {
+                    step: Step::Login,
+                    ..
+                }
+            ),
+            "{tag} {length}: {error}"
+        );
     }
 }
 
 #[tokio::test]
 async fn floods_are_bounded() {
     let ok = r(0, b"");
-    let parameters: Vec<u8> = (0..500).flat_map(|i| frame(b'S', format!("p{i}\0v\0").as_bytes())).collect();
+    let parameters: Vec<u8> = (0..500)
+        .flat_map(|i| frame(b'S', format!("p{i}\0v\0").as_bytes()))
+        .collect();
     let error = refused(&[ok.clone(), parameters].concat()).await;
     assert!(matches!(error, ConnectError::Protocol { .. }), "{error}");
 
-    let wide: Vec<u8> = (0..20).flat_map(|_| frame(b'S', &[b"p\0", &[b'v'; 9000][..], b"\0"].concat())).collect();
+    let wide: Vec<u8> = (0..20)
+        .flat_map(|_| frame(b'S', &[b"p\0", &[b'v'; 9000][..], b"\0"].concat()))
+        .collect();
     let error = refused(&[ok.clone(), wide].concat()).await;
     assert!(matches!(error, ConnectError::Protocol { .. }), "{error}");
 
     let notices: Vec<u8> = (0..300).flat_map(|_| frame(b'N', b"SNOTICE\0Mx\0\0")).collect();
-    let login = trusting(&[ok, notices, frame(b'Z', b"I")].concat()).await.unwrap();
+    let login = trusting(&[ok, notices, frame(b'Z', b"I")].concat())
+        .await
+        .unwrap();
     assert_eq!(login.notices.len(), 100);
 }
 
@@ -361,7 +461,11 @@ async fn messages_out_of_turn_are_violations() {
         b"HTTP/1.1 400 Bad Request\r\n".to_vec(),
     ] {
         let error = refused(&answer).await;
-        assert!(matches!(error, ConnectError::Protocol { .. }), "{}: {error}", answer.escape_ascii());
+        assert!(
+            matches!(error, ConnectError::Protocol { .. }),
+            "{}: {error}",
+            answer.escape_ascii()
+        );
         assert!(error.counts_against_member());
     }
 }
@@ -370,16 +474,29 @@ async fn messages_out_of_turn_are_violations() {
 async fn an_older_protocol_version_is_accepted_once() {
     let v = frame(b'v', b"\0\x03\0\0\0\0\0\x01_pq_.x\0");
     let answer = [v.clone(), good_login()].concat();
-    let login = login_against(&answer, &Credential::None, ProtocolVersion::V3_2, false).await.unwrap();
+    let login = login_against(&answer, &Credential::None, ProtocolVersion::V3_2, false)
+        .await
+        .unwrap();
     assert_eq!(login.version, ProtocolVersion::V3_0);
     let answer = [v.clone(), v, good_login()].concat();
-    assert!(login_against(&answer, &Credential::None, ProtocolVersion::V3_2, false).await.is_err());
+    assert!(
+        login_against(&answer, &Credential::None, ProtocolVersion::V3_2, false)
+            .await
+            .is_err()
+    );
 }
 
 fn client_key() -> Credential {
-    let verifier =
-        Verifier { iterations: 4096, salt: vec![1; 16], stored_key: [2; 32], server_key: [3; 32] };
-    Credential::ClientKey(ClientKey { key: [4; 32].into(), verifier: Arc::new(verifier) })
+    let verifier = Verifier {
+        iterations: 4096,
+        salt: vec![1; 16],
+        stored_key: [2; 32],
+        server_key: [3; 32],
+    };
+    Credential::ClientKey(ClientKey {
+        key: [4; 32].into(),
+        verifier: Arc::new(verifier),
+    })
 }
 
 #[tokio::test]
@@ -392,8 +509,12 @@ async fn methods_that_cannot_be_answered_say_which() {
         (r(3, b""), &client_key(), "password"),
         (r(10, b"SCRAM-SHA-256-PLUS\0OAUTHBEARER\0\0"), &password, "SASL"),
     ] {
-        let failure = login_against(&answer, credential, ProtocolVersion::V3_0, true).await.unwrap_err();
-        let ConnectError::UnsupportedMethod { method } = failure.error else { panic!("{}", failure.error) };
+        let failure = login_against(&answer, credential, ProtocolVersion::V3_0, true)
+            .await
+            .unwrap_err();
+        let ConnectError::UnsupportedMethod { method } = failure.error else {
+            panic!("{}", failure.error)
+        };
         assert!(method.starts_with(expected));
         assert!(!failure.authenticated);
     }
@@ -405,17 +526,37 @@ async fn methods_that_cannot_be_answered_say_which() {
 async fn a_password_goes_in_clear_only_over_tls() {
     let password = Credential::Password(Secret::new("secret"));
     let answer = [r(3, b""), good_login()].concat();
-    let failure = login_against(&answer, &password, ProtocolVersion::V3_0, false).await.unwrap_err();
-    assert!(matches!(failure.error, ConnectError::CleartextRefused), "{}", failure.error);
-    assert!(login_against(&answer, &password, ProtocolVersion::V3_0, true).await.is_ok());
+    let failure = login_against(&answer, &password, ProtocolVersion::V3_0, false)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(failure.error, ConnectError::CleartextRefused),
+        "{}",
+        failure.error
+    );
+    assert!(
+        login_against(&answer, &password, ProtocolVersion::V3_0, true)
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
 async fn a_server_that_skips_scram_is_trusted_but_one_that_breaks_it_off_is_not() {
-    assert!(login_against(&good_login(), &client_key(), ProtocolVersion::V3_0, false).await.is_ok());
+    assert!(
+        login_against(&good_login(), &client_key(), ProtocolVersion::V3_0, false)
+            .await
+            .is_ok()
+    );
     let answer = [r(10, b"OTHER\0SCRAM-SHA-256\0\0"), good_login()].concat();
-    let failure = login_against(&answer, &client_key(), ProtocolVersion::V3_0, false).await.unwrap_err();
-    assert!(matches!(failure.error, ConnectError::NotProven { .. }), "{}", failure.error);
+    let failure = login_against(&answer, &client_key(), ProtocolVersion::V3_0, false)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(failure.error, ConnectError::NotProven { .. }),
+        "{}",
+        failure.error
+    );
 }
 
 /// A server that begins SCRAM and answers the client's nonce with what `answer` makes of it.
@@ -426,8 +567,12 @@ async fn scram_server(
 ) -> ConnectError {
     let (mut near, mut far) = duplex(1 << 16);
     let parameters = parameters();
-    let request =
-        Request { version: ProtocolVersion::V3_0, parameters: &parameters, credential, is_tls: false };
+    let request = Request {
+        version: ProtocolVersion::V3_0,
+        parameters: &parameters,
+        credential,
+        is_tls: false,
+    };
     let (result, ()) = tokio::join!(login(&mut near, &request), async {
         let length = far.read_u32().await.unwrap() as usize;
         far.read_exact(&mut vec![0; length - 4]).await.unwrap();
@@ -438,7 +583,9 @@ async fn scram_server(
         far.read_exact(&mut body).await.unwrap();
         let text = String::from_utf8(body).unwrap();
         let nonce = text.rsplit("r=").next().unwrap();
-        far.write_all(&r(11, server_first(nonce).as_bytes())).await.unwrap();
+        far.write_all(&r(11, server_first(nonce).as_bytes()))
+            .await
+            .unwrap();
         far.write_all(&then).await.unwrap();
         far.shutdown().await.unwrap();
     });
@@ -449,7 +596,12 @@ async fn scram_server(
 async fn hostile_scram_servers_get_no_work_and_no_trust() {
     let password = Credential::Password(Secret::new("secret"));
     let salt = "AQEBAQEBAQEBAQEBAQEBAQ==";
-    let bomb = scram_server(&password, |nonce| format!("r={nonce}x,s={salt},i=4000000000"), vec![]).await;
+    let bomb = scram_server(
+        &password,
+        |nonce| format!("r={nonce}x,s={salt},i=4000000000"),
+        vec![],
+    )
+    .await;
     assert!(matches!(bomb, ConnectError::NotProven { .. }), "{bomb}");
     let replay = scram_server(&password, |_| format!("r=other,s={salt},i=4096"), vec![]).await;
     assert!(matches!(replay, ConnectError::NotProven { .. }), "{replay}");
@@ -465,19 +617,38 @@ async fn hostile_scram_servers_get_no_work_and_no_trust() {
 async fn another_verifier_on_the_server_is_not_the_clients_fault() {
     let key = client_key();
     let salt = scram_server(&key, |nonce| format!("r={nonce}x,s=AAAA,i=4096"), vec![]).await;
-    let iterations =
-        scram_server(&key, |nonce| format!("r={nonce}x,s=AQEBAQEBAQEBAQEBAQEBAQ==,i=8192"), vec![]).await;
+    let iterations = scram_server(
+        &key,
+        |nonce| format!("r={nonce}x,s=AQEBAQEBAQEBAQEBAQEBAQ==,i=8192"),
+        vec![],
+    )
+    .await;
     let honest = |nonce: &str| format!("r={nonce}x,s=AQEBAQEBAQEBAQEBAQEBAQ==,i=4096");
-    let stored_key = scram_server(&key, honest, error_frame("28P01", "password authentication failed")).await;
+    let stored_key = scram_server(
+        &key,
+        honest,
+        error_frame("28P01", "password authentication failed"),
+    )
+    .await;
     for error in [salt, iterations, stored_key] {
         assert!(matches!(error, ConnectError::VerifierDiffers { .. }), "{error}");
         assert!(error.is_temporary_or_elsewhere() && !error.counts_against_member());
-        let ClientReply::Own(reply) = error.client_reply("db2") else { panic!() };
+        let ClientReply::Own(reply) = error.client_reply("db2") else {
+            panic!()
+        };
         assert_eq!(reply.code.as_str(), "57P03");
     }
     let password = Credential::Password(Secret::new("secret"));
-    let own = scram_server(&password, honest, error_frame("28P01", "password authentication failed")).await;
-    assert!(matches!(&own, ConnectError::Server(error) if error.code == "28P01"), "{own}");
+    let own = scram_server(
+        &password,
+        honest,
+        error_frame("28P01", "password authentication failed"),
+    )
+    .await;
+    assert!(
+        matches!(&own, ConnectError::Server(error) if error.code == "28P01"),
+        "{own}"
+    );
 }
 
 #[tokio::test]
@@ -498,8 +669,15 @@ async fn the_servers_error_is_forwarded_as_it_is_and_judged_by_its_code() {
         assert_eq!(error.client_reply("db1"), ClientReply::Verbatim(Bytes::from(raw)));
     }
     let bare = refused(&frame(b'E', b"Mno code\0\0")).await;
-    assert!(matches!(&bare, ConnectError::Server(error) if error.code.is_empty()), "{bare}");
-    let after = [r(0, b""), error_frame("42704", "unrecognized configuration parameter")].concat();
+    assert!(
+        matches!(&bare, ConnectError::Server(error) if error.code.is_empty()),
+        "{bare}"
+    );
+    let after = [
+        r(0, b""),
+        error_frame("42704", "unrecognized configuration parameter"),
+    ]
+    .concat();
     assert!(trusting(&after).await.unwrap_err().authenticated);
 }
 
@@ -515,20 +693,40 @@ fn the_line_pg_hba_conf_needs() {
     let body = Bytes::from_static(b"SFATAL\0C28000\0Mkein pg_hba.conf-Eintrag\0\0");
     let refusal = ServerError::parse(&body, body.clone()).unwrap();
     let line = |parameters: &[(&'static str, &'static str)], router: &str, is_tls| {
-        let parameters: Vec<(Bytes, Bytes)> =
-            parameters.iter().map(|(name, value)| (Bytes::from(*name), Bytes::from(*value))).collect();
+        let parameters: Vec<(Bytes, Bytes)> = parameters
+            .iter()
+            .map(|(name, value)| (Bytes::from(*name), Bytes::from(*value)))
+            .collect();
         hba_line::needed(&refusal, &parameters, router.parse().unwrap(), is_tls).unwrap()
     };
     let app = [("user", "app"), ("database", "shop")];
-    assert_eq!(line(&app, "10.0.0.7", true), "hostssl shop app 10.0.0.7/32 scram-sha-256");
-    assert_eq!(line(&app, "::ffff:10.0.0.7", false), "host shop app 10.0.0.7/32 scram-sha-256");
-    assert_eq!(line(&[("user", "app")], "fe80::1", false), "host app app fe80::1/128 scram-sha-256");
+    assert_eq!(
+        line(&app, "10.0.0.7", true),
+        "hostssl shop app 10.0.0.7/32 scram-sha-256"
+    );
+    assert_eq!(
+        line(&app, "::ffff:10.0.0.7", false),
+        "host shop app 10.0.0.7/32 scram-sha-256"
+    );
+    assert_eq!(
+        line(&[("user", "app")], "fe80::1", false),
+        "host app app fe80::1/128 scram-sha-256"
+    );
     let odd = [("user", "a \"b\"\n"), ("database", "all")];
-    assert_eq!(line(&odd, "10.0.0.7", false), "host \"all\" \"a \"\"b\"\"\" 10.0.0.7/32 scram-sha-256");
+    assert_eq!(
+        line(&odd, "10.0.0.7", false),
+        "host \"all\" \"a \"\"b\"\"\" 10.0.0.7/32 scram-sha-256"
+    );
     let replication = [("user", "rep"), ("replication", "true")];
-    assert_eq!(line(&replication, "10.0.0.7", false), "host replication rep 10.0.0.7/32 scram-sha-256");
+    assert_eq!(
+        line(&replication, "10.0.0.7", false),
+        "host replication rep 10.0.0.7/32 scram-sha-256"
+    );
     let logical = [("user", "rep"), ("replication", "database"), ("database", "shop")];
-    assert_eq!(line(&logical, "10.0.0.7", false), "host shop rep 10.0.0.7/32 scram-sha-256");
+    assert_eq!(
+        line(&logical, "10.0.0.7", false),
+        "host shop rep 10.0.0.7/32 scram-sha-256"
+    );
 }
 
 // Queries.
@@ -548,7 +746,10 @@ async fn querying(answer: Vec<u8>) -> (ServerConnection, Instant) {
         }
     })
     .await;
-    (connect_to(address, SslMode::Disable).await.unwrap(), Instant::now() + Duration::from_secs(20))
+    (
+        connect_to(address, SslMode::Disable).await.unwrap(),
+        Instant::now() + Duration::from_secs(20),
+    )
 }
 
 fn answer(rows: &[&[u8]]) -> Vec<u8> {
@@ -564,9 +765,14 @@ fn answer(rows: &[&[u8]]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_query_yields_rows_and_sees_a_change_of_role() {
-    let (mut connection, deadline) =
-        querying(answer(&[b"\0\x02\0\0\0\x02hi\xff\xff\xff\xff", b"\0\x01\0\0\0\0"])).await;
-    let rows = query::simple_query(&mut connection, "SELECT 1", 10, deadline).await.unwrap();
+    let (mut connection, deadline) = querying(answer(&[
+        b"\0\x02\0\0\0\x02hi\xff\xff\xff\xff",
+        b"\0\x01\0\0\0\0",
+    ]))
+    .await;
+    let rows = query::simple_query(&mut connection, "SELECT 1", 10, deadline)
+        .await
+        .unwrap();
     assert_eq!(rows, vec![vec![Some(b"hi".to_vec()), None], vec![Some(vec![])]]);
     assert_eq!(connection.role, SeenRole::Standby);
 }
@@ -579,15 +785,25 @@ async fn answers_out_of_bounds_end_the_query() {
         &[b"\0\x01\x80\0\0\0".as_slice()],
         &[b"\0\x01\0\0\0\0x".as_slice()],
         &[b"\0\0".as_slice(), b"\0\0", b"\0\0"],
-        &[&[0; 2_000_000]],
+        &[vec![0; 2_000_000].as_slice()],
     ] {
         let (mut connection, deadline) = querying(answer(rows)).await;
-        let error = query::simple_query(&mut connection, "SELECT 1", 2, deadline).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Protocol { .. } | ConnectError::AnswerTooLarge), "{error}");
+        let error = query::simple_query(&mut connection, "SELECT 1", 2, deadline)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ConnectError::Protocol { .. } | ConnectError::AnswerTooLarge
+            ),
+            "{error}"
+        );
         assert!(!error.leaves_usable());
     }
     let (mut connection, deadline) = querying(frame(b'G', b"\0\0\0")).await;
-    let error = query::simple_query(&mut connection, "COPY t FROM STDIN", 2, deadline).await.unwrap_err();
+    let error = query::simple_query(&mut connection, "COPY t FROM STDIN", 2, deadline)
+        .await
+        .unwrap_err();
     assert!(matches!(error, ConnectError::Protocol { .. }), "{error}");
 }
 
@@ -595,10 +811,14 @@ async fn answers_out_of_bounds_end_the_query() {
 async fn an_error_leaves_the_connection_usable_and_a_fatal_one_does_not() {
     let error = frame(b'E', b"SFEHLER\0VERROR\0C42P01\0Mno table\0\0");
     let (mut connection, deadline) = querying([error, frame(b'Z', b"I")].concat()).await;
-    let error = query::simple_query(&mut connection, "SELECT 1", 2, deadline).await.unwrap_err();
+    let error = query::simple_query(&mut connection, "SELECT 1", 2, deadline)
+        .await
+        .unwrap_err();
     assert!(error.leaves_usable(), "{error}");
     let (mut connection, deadline) = querying(error_frame("57P01", "terminating")).await;
-    let error = query::simple_query(&mut connection, "SELECT 1", 2, deadline).await.unwrap_err();
+    let error = query::simple_query(&mut connection, "SELECT 1", 2, deadline)
+        .await
+        .unwrap_err();
     assert!(!error.leaves_usable() && error.counts_against_member(), "{error}");
 }
 
@@ -623,7 +843,10 @@ async fn a_cancel_waits_for_the_server_to_close_and_not_for_ever() {
     })
     .await;
     let error = target(silent).send(Duration::from_millis(150)).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Timeout { step: Step::Cancel }), "{error}");
+    assert!(
+        matches!(error, ConnectError::Timeout { step: Step::Cancel }),
+        "{error}"
+    );
     let mut encrypted = target(answering(b"N").await);
     encrypted.tls = Some(tls(SslMode::Prefer));
     let error = encrypted.send(Duration::from_secs(20)).await.unwrap_err();

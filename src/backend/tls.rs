@@ -39,7 +39,9 @@ pub struct TlsClient {
 
 impl std::fmt::Debug for TlsClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TlsClient").field("mode", &self.mode).finish_non_exhaustive()
+        f.debug_struct("TlsClient")
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
     }
 }
 
@@ -80,12 +82,18 @@ impl TlsClient {
         config.resumption = Resumption::disabled();
         // As libpq 17 does, also after SSLRequest; older servers ignore it.
         config.alpn_protocols = vec![b"postgresql".to_vec()];
-        Ok(Arc::new(Self { mode: settings.sslmode, connector: Some(TlsConnector::from(Arc::new(config))) }))
+        Ok(Arc::new(Self {
+            mode: settings.sslmode,
+            connector: Some(TlsConnector::from(Arc::new(config))),
+        }))
     }
 
     /// `sslmode: disable`.
     pub fn disabled() -> Arc<Self> {
-        Arc::new(Self { mode: SslMode::Disable, connector: None })
+        Arc::new(Self {
+            mode: SslMode::Disable,
+            connector: None,
+        })
     }
 
     pub fn mode(&self) -> SslMode {
@@ -104,7 +112,9 @@ impl TlsClient {
         let connector = self.connector.as_ref().ok_or(ConnectError::TlsRefused)?;
         let answer = timeout_at(deadline, ask(&mut stream))
             .await
-            .map_err(|_| ConnectError::Timeout { step: Step::TlsRequest })??;
+            .map_err(|_| ConnectError::Timeout {
+                step: Step::TlsRequest,
+            })??;
         match answer {
             b'S' => {}
             b'N' => return Ok(ServerStream::Plain(stream)),
@@ -118,20 +128,25 @@ impl TlsClient {
         let name = match ServerName::try_from(host) {
             Ok(name) => name.to_owned(),
             Err(_) if self.mode == SslMode::VerifyFull => {
-                let reason = format!("\"{}\" is not a name a certificate can have", host.escape_default());
+                let reason = format!(
+                    "\"{}\" is not a name a certificate can have",
+                    host.escape_default()
+                );
                 return Err(ConnectError::Certificate { reason });
             }
             Err(_) => ServerName::from(address.ip()),
         };
         let tls = timeout_at(deadline, connector.connect(name, stream))
             .await
-            .map_err(|_| ConnectError::Timeout { step: Step::TlsHandshake })?
+            .map_err(|_| ConnectError::Timeout {
+                step: Step::TlsHandshake,
+            })?
             .map_err(|error| ConnectError::io(Step::TlsHandshake, error))?;
         Ok(ServerStream::Tls(Box::new(tls)))
     }
 }
 
-/// Sends SSLRequest and reads exactly one byte.
+/// Sends `SSLRequest` and reads exactly one byte.
 async fn ask(stream: &mut TcpStream) -> Result<u8, ConnectError> {
     let failed = |error| ConnectError::io(Step::TlsRequest, error);
     let mut request = BytesMut::new();
@@ -140,13 +155,18 @@ async fn ask(stream: &mut TcpStream) -> Result<u8, ConnectError> {
     stream.read_u8().await.map_err(failed)
 }
 
-/// Nothing may follow `S` before our ClientHello (CVE-2021-23222). Bytes that arrive later than this look end up in
+/// Nothing may follow `S` before our `ClientHello` (CVE-2021-23222). Bytes that arrive later than this look end up in
 /// the handshake, never in the encrypted stream, because only one byte was read.
 fn refuse_early_bytes(stream: &TcpStream) -> Result<(), ConnectError> {
     let mut byte = [std::mem::MaybeUninit::uninit(); 1];
     match SockRef::from(stream).peek(&mut byte) {
-        Ok(0) => Err(ConnectError::Closed { step: Step::TlsRequest }),
-        Ok(_) => Err(ConnectError::protocol(Step::TlsRequest, "unencrypted bytes after the answer to SSLRequest")),
+        Ok(0) => Err(ConnectError::Closed {
+            step: Step::TlsRequest,
+        }),
+        Ok(_) => Err(ConnectError::protocol(
+            Step::TlsRequest,
+            "unencrypted bytes after the answer to SSLRequest",
+        )),
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
         Err(error) => Err(ConnectError::io(Step::TlsRequest, error)),
     }
@@ -156,8 +176,14 @@ async fn early_error(stream: &mut TcpStream, deadline: Instant) -> ConnectError 
     let until = deadline.min(Instant::now() + EARLY_ERROR_WAIT);
     let mut text = Vec::new();
     // However it ends, what has come is what can be shown.
-    let _ = timeout_at(until, stream.take(EARLY_ERROR_BYTES as u64).read_to_end(&mut text)).await;
-    ConnectError::ErrorBeforeTls { text: escape(&text, EARLY_ERROR_BYTES) }
+    let _ = timeout_at(
+        until,
+        stream.take(EARLY_ERROR_BYTES as u64).read_to_end(&mut text),
+    )
+    .await;
+    ConnectError::ErrorBeforeTls {
+        text: escape(&text, EARLY_ERROR_BYTES),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,7 +215,12 @@ impl Verifier {
             },
         };
         if check == Check::Nothing {
-            return Ok(Self { check, chain: None, pinned: Vec::new(), algorithms });
+            return Ok(Self {
+                check,
+                chain: None,
+                pinned: Vec::new(),
+                algorithms,
+            });
         }
         let mut store = RootCertStore::empty();
         let pinned = settings.roots.clone().unwrap_or_default();
@@ -206,7 +237,12 @@ impl Verifier {
         let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
             .build()
             .map_err(|error| TlsSettingsError::Verifier(error.to_string()))?;
-        Ok(Self { check, chain: Some(chain), pinned, algorithms })
+        Ok(Self {
+            check,
+            chain: Some(chain),
+            pinned,
+            algorithms,
+        })
     }
 
     /// A configured root as the server's own certificate: only its time and, if asked for, its name.
@@ -244,7 +280,11 @@ impl ServerCertVerifier for Verifier {
         let Some(chain) = &self.chain else {
             return Ok(ServerCertVerified::assertion());
         };
-        if self.pinned.iter().any(|root| root.as_ref() == end_entity.as_ref()) {
+        if self
+            .pinned
+            .iter()
+            .any(|root| root.as_ref() == end_entity.as_ref())
+        {
             return self.verify_pinned(end_entity, server_name, now);
         }
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {

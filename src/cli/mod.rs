@@ -4,7 +4,6 @@
 //! command line. No secret is ever taken from an argument.
 
 pub mod check;
-mod connect;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,9 +33,6 @@ enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Also try the endpoints, the service account and its rights.
-        #[arg(long)]
-        connect: bool,
     },
 }
 
@@ -45,7 +41,7 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Arguments::parse().command {
         Command::Run { config } => run(&config),
-        Command::Check { config, connect } => check::run(&config, connect),
+        Command::Check { config } => check::run(&config),
     }
 }
 

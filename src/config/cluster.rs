@@ -24,11 +24,11 @@ pub(super) const fn secs(seconds: u64) -> Duration {
 }
 
 pub(super) const fn minutes(minutes: u64) -> Duration {
-    Duration::from_secs(minutes * 60)
+    Duration::from_mins(minutes)
 }
 
 pub(super) const fn hours(hours: u64) -> Duration {
-    Duration::from_secs(hours * 3600)
+    Duration::from_hours(hours)
 }
 
 pub(super) fn cluster(name: &str, field: &Field<'_>) -> Option<Cluster> {
@@ -286,21 +286,25 @@ fn server_options(cluster: &Section<'_>) -> ServerOptions {
     let connect_timeout = section
         .field("connect_timeout")
         .and_then(|f| f.duration(ms(10), minutes(5)));
-    let keepalive = section.field("keepalive").and_then(|field| {
-        // The kernel counts in whole seconds, at most 32767 of them.
-        let keepalive = field.duration_or_off(secs(1), hours(9))?;
-        if keepalive.is_some_and(|time| time.subsec_nanos() != 0) {
-            field.fault("must be whole seconds");
+    let keepalive = match section.field("keepalive") {
+        Some(field) => {
+            // The kernel counts in whole seconds, at most 32767 of them.
+            let keepalive = field.duration_or_off(secs(15), secs(1), hours(9));
+            if keepalive.is_some_and(|time| time >= secs(1) && time.subsec_nanos() != 0) {
+                field.fault("must be whole seconds");
+            }
+            keepalive
         }
-        Some(keepalive)
-    });
-    let tcp_user_timeout = section
-        .field("tcp_user_timeout")
-        .and_then(|field| field.duration_or_off(ms(100), hours(24)));
+        None => Some(secs(15)),
+    };
+    let tcp_user_timeout = match section.field("tcp_user_timeout") {
+        Some(field) => field.duration_or_off(secs(30), ms(100), hours(24)),
+        None => Some(secs(30)),
+    };
     ServerOptions {
         connect_timeout: connect_timeout.unwrap_or(secs(3)),
-        keepalive: keepalive.unwrap_or(Some(secs(15))),
-        tcp_user_timeout: tcp_user_timeout.unwrap_or(Some(secs(30))),
+        keepalive,
+        tcp_user_timeout,
     }
 }
 

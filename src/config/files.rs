@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
@@ -139,10 +139,21 @@ impl Field<'_> {
             }
             Ok(certificates) => Some(certificates),
             Err(error) => {
-                self.fault(format!("{shown}: is not valid PEM: {error}"));
+                self.fault(format!("{shown}: is not valid PEM: {}", pem_problem(&error)));
                 None
             }
         }
+    }
+}
+
+/// What is wrong with a PEM file, without quoting it: it could be a key.
+fn pem_problem(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a section does not end",
+        pem::Error::IllegalSectionStart { .. } => "a section does not begin as it should",
+        pem::Error::Base64Decode(_) => "the base64 text is damaged",
+        pem::Error::SectionTooLarge => "a section is too large",
+        _ => "no section can be read",
     }
 }
 
@@ -235,7 +246,7 @@ fn private_key(field: &Field<'_>) -> Option<PrivateKeyDer<'static>> {
             return None;
         }
         Ok(key) => key,
-        Err(rustls::pki_types::pem::Error::NoItemsFound) => {
+        Err(pem::Error::NoItemsFound) => {
             field.fault_with(
                 format!("{shown}: contains no private key"),
                 "a PEM file is expected",
@@ -243,7 +254,7 @@ fn private_key(field: &Field<'_>) -> Option<PrivateKeyDer<'static>> {
             return None;
         }
         Err(error) => {
-            field.fault(format!("{shown}: is not valid PEM: {error}"));
+            field.fault(format!("{shown}: is not valid PEM: {}", pem_problem(&error)));
             return None;
         }
     };

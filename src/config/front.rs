@@ -21,6 +21,8 @@ const DEFAULT_QUERY: &str = "SELECT * FROM trunkline.user_lookup($1)";
 const MAX_LISTENERS: usize = 256;
 const MAX_PEERS: usize = 64;
 const MAX_CLIENTS: u32 = 1_000_000;
+static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
+static NEWEST: &[&SupportedProtocolVersion] = &[&TLS13];
 /// Half of what HMAC-SHA-256 can use; shorter ones can be guessed.
 const LEAST_PEER_SECRET: usize = 16;
 
@@ -32,8 +34,6 @@ pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
     if !section.present() {
         return None;
     }
-    static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
-    static NEWEST: &[&SupportedProtocolVersion] = &[&TLS13];
     let versions = section
         .field("min_version")
         .and_then(|field| field.one_of(&[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]))
@@ -283,16 +283,13 @@ fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
 
 pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Option<Http> {
     let section = root.section("http", &schema::HTTP);
-    let address = match section.field("address") {
-        Some(field) => {
-            let address = bind_address(&field);
-            places.extend(address.clone().map(|address| Place::written(address, field)));
-            address
-        }
-        None => {
-            places.push(Place::default(6434, "http.address"));
-            Some(BindAddress::Any { port: 6434 })
-        }
+    let address = if let Some(field) = section.field("address") {
+        let address = bind_address(&field);
+        places.extend(address.clone().map(|address| Place::written(address, field)));
+        address
+    } else {
+        places.push(Place::default(6434, "http.address"));
+        Some(BindAddress::Any { port: 6434 })
     };
     let tls = section.section("tls", &schema::HTTP_TLS);
     if !tls.present() {
@@ -305,7 +302,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
     let (pair, _) = cert
         .zip(key)
         .and_then(|(cert, key)| files::key_pair(&cert, &key))?;
-    match files::server_config(root.context(), &pair, b"http/1.1", &[&TLS13, &TLS12]) {
+    match files::server_config(root.context(), &pair, b"http/1.1", BOTH) {
         Ok(config) => Some(Http {
             address: address?,
             tls: Some(config),

@@ -107,10 +107,12 @@ fn convert(context: &Context<'_>, path: &Path, text: &str) -> Option<Config> {
     let tree = match tree::parse(text) {
         Ok(tree) => tree,
         Err(tree::NotYaml { line, message }) => {
-            let star = line
+            let text = line
                 .and_then(|line| text.lines().nth(line - 1))
-                .is_some_and(|line| line.contains("*:"));
-            let hint = star.then(|| "`*` has a meaning in YAML; put the address in quotes".to_owned());
+                .unwrap_or_default();
+            let bare = text.contains("*:") || text.contains("]:");
+            let hint =
+                bare.then(|| "`*` and `[` mean something in YAML; put the address in quotes".to_owned());
             context.fault("", line, message, hint);
             return None;
         }

@@ -36,7 +36,7 @@ impl Config {
     }
 }
 
-/// One PostgreSQL cluster: where its members are learned, and how they are spoken to.
+/// One `PostgreSQL` cluster: where its members are learned, and how they are spoken to.
 #[derive(Debug)]
 pub struct Cluster {
     pub name: Arc<str>,
@@ -135,11 +135,11 @@ pub struct ServerTls {
 /// Connections to servers on behalf of clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
-    /// From the start of the TCP connect to ReadyForQuery (default 3 s).
+    /// From the start of the TCP connect to `ReadyForQuery` (default 3 s).
     pub connect_timeout: Duration,
     /// TCP keepalive idle time and interval; `None` is off (default 15 s). Both sides.
     pub keepalive: Option<Duration>,
-    /// TCP_USER_TIMEOUT; `None` is the kernel's (default 30 s). Both sides.
+    /// `TCP_USER_TIMEOUT`; `None` is the kernel's (default 30 s). Both sides.
     pub tcp_user_timeout: Option<Duration>,
 }
 
@@ -193,7 +193,7 @@ pub struct Auth {
 
 #[derive(Debug)]
 pub enum Verifiers {
-    /// Contents of a file in PgBouncer's `userlist.txt` form, already read; parsed by `auth::userlist`.
+    /// Contents of a file in `PgBouncer`'s `userlist.txt` form, already read; parsed by `auth::userlist`.
     UsersFile { path: PathBuf, contents: Secret },
     /// A query with `$1` for the user name, asked of the cluster by the service account; its first row's
     /// columns are the user name and the verifier.
@@ -265,7 +265,7 @@ pub struct Peers {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub name: String,
-    /// Host and port of any PostgreSQL listener of that router.
+    /// Host and port of any `PostgreSQL` listener of that router.
     pub host: String,
     pub port: u16,
 }

@@ -224,7 +224,7 @@ impl<'a> Field<'a> {
 
     fn expected(&self, what: impl Display) {
         match &self.node.value {
-            Value::Null => self.fault_with(format!("no value, expected {what}"), "or remove the key"),
+            Value::Null => self.fault(format!("has no value, expected {what}")),
             other => self.fault(format!("expected {what}, found {}", other.kind())),
         }
     }
@@ -290,21 +290,17 @@ impl<'a> Field<'a> {
 
     /// A whole number within bounds, both included.
     pub(super) fn number(&self, least: u32, most: u32) -> Option<u32> {
-        match &self.node.value {
-            Value::Integer(value) => {
-                let number = u32::try_from(*value)
-                    .ok()
-                    .filter(|number| (least..=most).contains(number));
-                if number.is_none() {
-                    self.fault(format!("must be from {least} to {most}"));
-                }
-                number
-            }
-            _ => {
-                self.expected(format_args!("a whole number from {least} to {most}"));
-                None
-            }
+        let Value::Integer(value) = &self.node.value else {
+            self.expected(format_args!("a whole number from {least} to {most}"));
+            return None;
+        };
+        let number = u32::try_from(*value)
+            .ok()
+            .filter(|number| (least..=most).contains(number));
+        if number.is_none() {
+            self.fault(format!("must be from {least} to {most}"));
         }
+        number
     }
 
     /// A time within bounds, both included: `100ms`, `1s`, `2m`, `1h`, or `0` where the bounds allow it.
@@ -321,18 +317,24 @@ impl<'a> Field<'a> {
         None
     }
 
-    /// As [`Field::duration`], with `0` for off: `Some(None)`.
-    pub(super) fn duration_or_off(&self, least: Duration, most: Duration) -> Option<Option<Duration>> {
-        let duration = self.any_duration()?;
+    /// As [`Field::duration`], with `0` for off, which is `None`; after a fault it is `default`.
+    pub(super) fn duration_or_off(
+        &self,
+        default: Duration,
+        least: Duration,
+        most: Duration,
+    ) -> Option<Duration> {
+        let Some(duration) = self.any_duration() else {
+            return Some(default);
+        };
         if duration.is_zero() {
-            return Some(None);
+            return None;
         }
-        if (least..=most).contains(&duration) {
-            return Some(Some(duration));
+        if !(least..=most).contains(&duration) {
+            let (least, most) = (shown_duration(least), shown_duration(most));
+            self.fault(format!("must be from {least} to {most}, or 0 for off"));
         }
-        let (least, most) = (shown_duration(least), shown_duration(most));
-        self.fault(format!("must be from {least} to {most}, or 0 for off"));
-        None
+        Some(duration)
     }
 
     fn any_duration(&self) -> Option<Duration> {
@@ -526,14 +528,15 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn durations_have_a_unit() {
         assert_eq!(parse_duration("100ms"), Some(Duration::from_millis(100)));
         assert_eq!(parse_duration("1s"), Some(Duration::from_secs(1)));
-        assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
-        assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
+        assert_eq!(parse_duration("2m"), Some(Duration::from_mins(2)));
+        assert_eq!(parse_duration("1h"), Some(Duration::from_hours(1)));
         assert_eq!(parse_duration("0"), Some(Duration::ZERO));
         for wrong in [
             "",

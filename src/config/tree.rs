@@ -81,7 +81,7 @@ fn options() -> Options {
             max_aliases: 1_000,
             max_anchors: 1_000,
             max_recorded_anchor_events: 3 * MAX_NODES,
-            max_documents: 1,
+            max_documents: 2,
             max_inclusion_depth: 0,
         },
         alias_limits: aliases,
@@ -104,6 +104,15 @@ fn line_of(location: Location) -> Option<usize> {
 
 /// The parser's own sentence, without the position, which is reported apart.
 fn describe(error: &serde_saphyr::Error) -> String {
+    match error.without_snippet() {
+        serde_saphyr::Error::MultipleDocuments { .. } => return "is more than one YAML document".to_owned(),
+        serde_saphyr::Error::Budget { .. } => {
+            return format!(
+                "goes beyond the bounds: {MAX_DEPTH} levels, {MAX_NODES} values, aliases expanded"
+            );
+        }
+        _ => {}
+    }
     let mut text = error.without_snippet().to_string();
     if let Some(location) = error.location() {
         for suffix in [

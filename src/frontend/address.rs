@@ -11,7 +11,9 @@ impl ClientAddress {
     /// A client that speaks for itself: its address is its socket's.
     pub fn of_socket(address: SocketAddr) -> Self {
         // A dual-stack socket shows IPv4 clients as ::ffff:a.b.c.d; rules and logs want a.b.c.d.
-        Self { client: SocketAddr::new(address.ip().to_canonical(), address.port()) }
+        Self {
+            client: SocketAddr::new(address.ip().to_canonical(), address.port()),
+        }
     }
 
     pub fn ip(&self) -> IpAddr {

@@ -1,13 +1,12 @@
 //! Listening sockets and the accept loop: one loop, run as one task per listener.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::time::Instant;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -17,13 +16,15 @@ use crate::config::BindAddress;
 const BACKLOG: i32 = 4096;
 /// Pause after an accept that failed for want of resources.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Pause while there is no room for another login.
+const ROOM: Duration = Duration::from_millis(5);
 /// A shortage is logged when it begins, and then at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// A bound socket, not yet accepting.
 #[derive(Debug)]
 pub struct Bound {
-    socket: TcpListener,
+    socket: std::net::TcpListener,
     pub address: BindAddress,
 }
 
@@ -32,11 +33,16 @@ pub fn bind(address: &BindAddress) -> io::Result<Bound> {
     let socket = match *address {
         BindAddress::Ip(ip) => listen_on(ip, false)?,
         BindAddress::Any { port } => match listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true) {
-            Err(error) if no_ipv6(&error) => listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false)?,
+            Err(error) if no_ipv6(&error) => {
+                listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false)?
+            }
             bound => bound?,
         },
     };
-    Ok(Bound { socket, address: address.clone() })
+    Ok(Bound {
+        socket,
+        address: address.clone(),
+    })
 }
 
 impl Bound {
@@ -46,7 +52,7 @@ impl Bound {
     }
 }
 
-fn listen_on(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
+fn listen_on(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -77,7 +83,7 @@ pub trait Accepted: Send + Sync + 'static {
 /// Accepts until `stop`. The socket is closed when this returns, so that the port is free again.
 pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToken) {
     let Bound { socket, address } = bound;
-    let listener = match AsyncFd::with_interest(socket, Interest::READABLE) {
+    let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => {
             error!(listen = %address, %error, "cannot wait for connections");
@@ -86,42 +92,47 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
     };
     let mut shortage = Shortage::new(address.to_string());
     loop {
-        let ready = tokio::select! {
-            () = stop.cancelled() => return,
-            ready = listener.readable() => ready,
-        };
-        let mut ready = match ready {
-            Ok(ready) => ready,
-            Err(error) => {
-                error!(listen = %address, %error, "cannot wait for connections");
-                return;
-            }
-        };
         if !to.has_room() {
             // The kernel's queue is the bounded buffer here; look again soon.
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(Duration::from_millis(5)) => continue,
-            }
+            pause(ROOM, &stop).await;
         }
-        match ready.try_io(|listener| listener.get_ref().accept()) {
-            Err(_would_block) => {}
-            Ok(Ok((socket, peer))) => {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, peer)) => {
                 shortage.over();
-                to.accepted(socket, peer);
+                hand_over(&to, socket, peer);
             }
-            Ok(Err(error)) if is_shortage(&error) => {
-                if let Some(socket) = shortage.seen(&error, listener.get_ref()) {
+            Err(error) if is_shortage(&error) => {
+                shortage.seen(&error);
+                // The spare descriptor is free now: whoever is first in the queue is told with it.
+                if let Ok(Ok((socket, _))) = timeout(ROOM, listener.accept()).await
+                    && let Ok(socket) = socket.into_std()
+                {
                     to.no_descriptor(socket);
                 }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(PAUSE) => {}
-                }
+                pause(PAUSE, &stop).await;
             }
             // The peer was gone before we looked (ECONNABORTED and the like): nothing to do.
-            Ok(Err(_gone)) => {}
+            Err(_gone) => {}
         }
+    }
+}
+
+/// Takes the socket off this runtime, so that a worker can put it on its own.
+fn hand_over(to: &impl Accepted, socket: tokio::net::TcpStream, peer: SocketAddr) {
+    // Fails only if the socket is no good any more.
+    if let Ok(socket) = socket.into_std() {
+        to.accepted(socket, peer);
+    }
+}
+
+async fn pause(time: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(time) => {}
     }
 }
 
@@ -141,10 +152,15 @@ struct Shortage {
 
 impl Shortage {
     fn new(listen: String) -> Self {
-        Self { listen, spare: spare(), logged: None, refused: 0 }
+        Self {
+            listen,
+            spare: spare(),
+            logged: None,
+            refused: 0,
+        }
     }
 
-    fn seen(&mut self, error: &io::Error, listener: &TcpListener) -> Option<TcpStream> {
+    fn seen(&mut self, error: &io::Error) {
         self.refused += 1;
         let now = Instant::now();
         if self.logged.is_none_or(|at| now.duration_since(at) >= LOG_EVERY) {
@@ -155,7 +171,6 @@ impl Shortage {
             );
         }
         self.spare = None;
-        listener.accept().ok().map(|(socket, _)| socket)
     }
 
     fn over(&mut self) {

@@ -87,7 +87,9 @@ impl LoginFault {
     pub fn reply(&self, user: &[u8]) -> Option<ErrorReply> {
         match self {
             Self::HungUp => None,
-            Self::TooMany(reply) | Self::Unavailable(reply) | Self::NoRule(reply) | Self::Rejected(reply) => Some(reply.clone()),
+            Self::TooMany(reply) | Self::Unavailable(reply) | Self::NoRule(reply) | Self::Rejected(reply) => {
+                Some(reply.clone())
+            }
             Self::Scram(fault) => Some(fault.reply(user)),
             Self::Protocol(what) => Some(ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, what.clone())),
             Self::Lookup(_) => Some(
@@ -124,14 +126,21 @@ impl Identities<'_> {
 
 /// Answers a newer minor version or unknown protocol options with one NegotiateProtocolVersion (case 8).
 pub async fn negotiate(stream: &mut ClientStream, packet: &StartupPacket) -> Result<(), LoginFault> {
-    let Some(negotiation) = packet.negotiation() else { return Ok(()) };
+    let Some(negotiation) = packet.negotiation() else {
+        return Ok(());
+    };
     let mut out = BytesMut::new();
     message::negotiate_protocol_version(&mut out, negotiation.served, &negotiation.unknown_options);
     send(stream, &out).await
 }
 
 /// The first rule that matches decides.
-pub fn decide(rules: &Rules, packet: &StartupPacket, address: ClientAddress, is_tls: bool) -> Result<Method, LoginFault> {
+pub fn decide(
+    rules: &Rules,
+    packet: &StartupPacket,
+    address: ClientAddress,
+    is_tls: bool,
+) -> Result<Method, LoginFault> {
     let facts = Facts {
         user: &packet.user,
         database: &packet.database,
@@ -173,9 +182,16 @@ async fn scram_sha_256(
     let identity = identities.find(&packet.user).await.map_err(LoginFault::Lookup)?;
     let verifier = identity.as_ref().map(|identity| Arc::clone(identity.verifier()));
     let (mechanism, data) = sasl_initial(&first.body)?;
-    let (exchange, reply) = ServerExchange::start(Lookup { user: &packet.user, verifier, mock: identities.mock }, Nonce::random())
-        .client_first(mechanism, data)
-        .map_err(LoginFault::Scram)?;
+    let (exchange, reply) = ServerExchange::start(
+        Lookup {
+            user: &packet.user,
+            verifier,
+            mock: identities.mock,
+        },
+        Nonce::random(),
+    )
+    .client_first(mechanism, data)
+    .map_err(LoginFault::Scram)?;
     out.clear();
     message::authentication_sasl_continue(&mut out, &reply);
     send(stream, &out).await?;
@@ -195,7 +211,10 @@ async fn scram_sha_256(
         Some(Identity::Password(password, _)) => Credential::Password(password),
         Some(Identity::Verifier(_)) | None => Credential::ClientKey(key),
     };
-    Ok(Authenticated { credential, welcome: out })
+    Ok(Authenticated {
+        credential,
+        welcome: out,
+    })
 }
 
 /// SASLInitialResponse: mechanism, terminated; length of the response; the response. −1 is none.
@@ -212,7 +231,10 @@ fn sasl_initial(body: &Bytes) -> Result<(&[u8], &[u8]), LoginFault> {
 }
 
 /// Exactly one `p`. Cancel safe: `read_buf` is, and what it read stays in `buffer`.
-async fn read_password_message(stream: &mut ClientStream, buffer: &mut BytesMut) -> Result<Frame, LoginFault> {
+async fn read_password_message(
+    stream: &mut ClientStream,
+    buffer: &mut BytesMut,
+) -> Result<Frame, LoginFault> {
     let frame = loop {
         match frame::next_frame(buffer, LARGEST_PASSWORD_MESSAGE) {
             Ok(Some(frame)) => break frame,
@@ -220,7 +242,10 @@ async fn read_password_message(stream: &mut ClientStream, buffer: &mut BytesMut)
             Err(fault) => return Err(LoginFault::Protocol(fault.to_string())),
         }
         if buffer.first().is_some_and(|&tag| tag != b'p') {
-            break Frame { tag: buffer[0], body: Bytes::new() };
+            break Frame {
+                tag: buffer[0],
+                body: Bytes::new(),
+            };
         }
         buffer.reserve(1024);
         match stream.read_buf(buffer).await {
@@ -230,9 +255,13 @@ async fn read_password_message(stream: &mut ClientStream, buffer: &mut BytesMut)
     };
     match frame.tag {
         b'p' if buffer.is_empty() => Ok(frame),
-        b'p' => Err(LoginFault::Protocol("unexpected data after a password message".to_owned())),
+        b'p' => Err(LoginFault::Protocol(
+            "unexpected data after a password message".to_owned(),
+        )),
         b'X' => Err(LoginFault::HungUp),
-        tag => Err(LoginFault::Protocol(format!("expected password response, got message type {tag}"))),
+        tag => Err(LoginFault::Protocol(format!(
+            "expected password response, got message type {tag}"
+        ))),
     }
 }
 

@@ -24,9 +24,18 @@ const ALPN: &[u8] = b"postgresql";
 /// What a client turned out to want.
 #[derive(Debug)]
 pub enum Opening {
-    Session { stream: ClientStream, packet: StartupPacket },
-    Cancel { stream: ClientStream, request: CancelRequest },
-    Peer { stream: ClientStream, body: Bytes },
+    Session {
+        stream: ClientStream,
+        packet: StartupPacket,
+    },
+    Cancel {
+        stream: ClientStream,
+        request: CancelRequest,
+    },
+    Peer {
+        stream: ClientStream,
+        body: Bytes,
+    },
 }
 
 /// Why an opening came to nothing.
@@ -69,7 +78,9 @@ pub async fn open(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFa
         return Err(OpeningFault::HungUp);
     }
     if first[0] == TLS_HANDSHAKE {
-        let Some(config) = config else { return Err(OpeningFault::TlsNotOffered) };
+        let Some(config) = config else {
+            return Err(OpeningFault::TlsNotOffered);
+        };
         let stream = handshake(socket, config).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             // No PostgreSQL client: a cross-protocol request must learn nothing.
@@ -96,8 +107,12 @@ async fn in_clear(
         let asked = match packet {
             FirstPacket::SslRequest => &mut ssl_asked,
             FirstPacket::GssEncRequest => &mut gss_asked,
-            FirstPacket::Cancel(request) => return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await,
-            FirstPacket::Peer(body) => return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await,
+            FirstPacket::Cancel(request) => {
+                return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await;
+            }
+            FirstPacket::Peer(body) => {
+                return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await;
+            }
             FirstPacket::Startup(packet) => {
                 if mode == ListenerTls::Required {
                     return Err(answer(&mut stream, OpeningFault::TlsRequired).await);
@@ -114,9 +129,14 @@ async fn in_clear(
         }
         let is_ssl = matches!(packet, FirstPacket::SslRequest);
         let accept = config.as_ref().filter(|_| is_ssl);
-        stream.write_all(if accept.is_some() { b"S" } else { b"N" }).await.map_err(|_| OpeningFault::HungUp)?;
+        stream
+            .write_all(if accept.is_some() { b"S" } else { b"N" })
+            .await
+            .map_err(|_| OpeningFault::HungUp)?;
         if let Some(config) = accept {
-            let ClientStream::Plain(socket) = stream else { unreachable!("not yet encrypted") };
+            let ClientStream::Plain(socket) = stream else {
+                unreachable!("not yet encrypted")
+            };
             return inside_tls(handshake(socket, Arc::clone(config)).await?).await;
         }
     }
@@ -125,19 +145,30 @@ async fn in_clear(
 type ServerTls = tokio_rustls::server::TlsStream<TcpStream>;
 
 async fn handshake(socket: TcpStream, config: Arc<ServerConfig>) -> Result<ServerTls, OpeningFault> {
-    TlsAcceptor::from(config).accept(socket).await.map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => OpeningFault::HungUp,
-        _ => OpeningFault::Handshake(error),
-    })
+    TlsAcceptor::from(config)
+        .accept(socket)
+        .await
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                OpeningFault::HungUp
+            }
+            _ => OpeningFault::Handshake(error),
+        })
 }
 
 async fn inside_tls(stream: ServerTls) -> Result<Opening, OpeningFault> {
     let mut stream = ClientStream::Tls(Box::new(stream));
     let mut buffer = BytesMut::new();
     let fault = match read_packet(&mut stream, &mut buffer).await {
-        Ok(FirstPacket::Startup(packet)) => return finish(stream, &buffer, |stream| Opening::Session { stream, packet }).await,
-        Ok(FirstPacket::Cancel(request)) => return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await,
-        Ok(FirstPacket::Peer(body)) => return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await,
+        Ok(FirstPacket::Startup(packet)) => {
+            return finish(stream, &buffer, |stream| Opening::Session { stream, packet }).await;
+        }
+        Ok(FirstPacket::Cancel(request)) => {
+            return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await;
+        }
+        Ok(FirstPacket::Peer(body)) => {
+            return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await;
+        }
         Ok(FirstPacket::SslRequest | FirstPacket::GssEncRequest) => OpeningFault::EncryptionTwice,
         Err(fault) => fault,
     };

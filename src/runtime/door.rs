@@ -22,7 +22,11 @@ pub(super) struct Door {
 
 impl Door {
     pub(super) fn new(gate: Arc<Gate>, shared: Arc<Shared>, workers: Arc<Workers>) -> Self {
-        Self { gate: ArcSwap::new(gate), shared, workers }
+        Self {
+            gate: ArcSwap::new(gate),
+            shared,
+            workers,
+        }
     }
 }
 
@@ -42,7 +46,13 @@ impl Accepted for Door {
         let gate = self.gate.load_full();
         let shared = Arc::clone(&self.shared);
         self.workers.spawn(move |lease| {
-            let arrival = Arrival { socket, address: ClientAddress::of_socket(address), gate, lease, pending };
+            let arrival = Arrival {
+                socket,
+                address: ClientAddress::of_socket(address),
+                gate,
+                lease,
+                pending,
+            };
             life::serve(arrival, shared)
         });
     }

@@ -19,7 +19,11 @@ pub(super) fn raise_open_files(limits: &Limits) {
     };
     let needed = needed(limits);
     if limits.max_clients == 0 {
-        info!(open_files = limit, clients = limit.saturating_sub(RESERVE) / 2, "limits.max_clients is 0: the open-file limit decides");
+        info!(
+            open_files = limit,
+            clients = limit.saturating_sub(RESERVE) / 2,
+            "limits.max_clients is 0: the open-file limit decides"
+        );
     } else if limit < needed {
         warn!(
             open_files = limit,
@@ -41,6 +45,12 @@ mod tests {
 
     #[test]
     fn each_session_takes_two_descriptors() {
-        assert_eq!(needed(&Limits { max_clients: 5000, max_pending_logins: 200 }), 10_456);
+        assert_eq!(
+            needed(&Limits {
+                max_clients: 5000,
+                max_pending_logins: 200
+            }),
+            10_456
+        );
     }
 }

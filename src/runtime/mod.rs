@@ -49,7 +49,10 @@ use workers::Workers;
 pub fn run(config: Config) -> anyhow::Result<()> {
     admin::log::init(&config.log)?;
     limits::raise_open_files(&config.limits);
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     control.block_on(serve(config))
 }
 
@@ -64,7 +67,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clusters = start_clusters(&config, ours, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
     let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
-    let workers = Arc::new(Workers::start(std::thread::available_parallelism().map_or(1, usize::from))?);
+    let workers = Arc::new(Workers::start(
+        std::thread::available_parallelism().map_or(1, usize::from),
+    )?);
     let readiness = Arc::new(Readiness::new());
     let handles = Handles {
         clusters: views(&config, &clusters),
@@ -114,12 +119,22 @@ fn bind(config: &Config) -> anyhow::Result<Vec<Bound>> {
         match listen::bind(&listener.address) {
             Ok(socket) => bound.push(socket),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                faults.push(format!("listener {}: {} is in use by another program", listener.name, listener.address));
+                faults.push(format!(
+                    "listener {}: {} is in use by another program",
+                    listener.name, listener.address
+                ));
             }
-            Err(error) => faults.push(format!("listener {}: cannot listen on {}: {error}", listener.name, listener.address)),
+            Err(error) => faults.push(format!(
+                "listener {}: cannot listen on {}: {error}",
+                listener.name, listener.address
+            )),
         }
     }
-    if faults.is_empty() { Ok(bound) } else { Err(anyhow::anyhow!(faults.join("; "))) }
+    if faults.is_empty() {
+        Ok(bound)
+    } else {
+        Err(anyhow::anyhow!(faults.join("; ")))
+    }
 }
 
 fn start_clusters(
@@ -131,25 +146,37 @@ fn start_clusters(
     let metrics = Arc::new(cluster::Metrics::register(metrics));
     let mut handles = HashMap::new();
     for cluster in config.clusters.values() {
-        let handle = cluster::start(Arc::clone(cluster), &config.auth, Arc::clone(&metrics), stop.clone(), tracker)
-            .with_context(|| format!("cluster {}", cluster.name))?;
+        let handle = cluster::start(
+            Arc::clone(cluster),
+            &config.auth,
+            Arc::clone(&metrics),
+            stop.clone(),
+            tracker,
+        )
+        .with_context(|| format!("cluster {}", cluster.name))?;
         handles.insert(Arc::clone(&cluster.name), handle);
     }
     Ok(handles)
 }
 
-fn share(config: &Config, registry: Arc<Registry>, metrics: &mut Metrics, tasks: &TaskTracker) -> anyhow::Result<Shared> {
+fn share(
+    config: &Config,
+    registry: Arc<Registry>,
+    metrics: &mut Metrics,
+    tasks: &TaskTracker,
+) -> anyhow::Result<Shared> {
     let incarnation = Incarnation::random();
     let secret = config.peers.as_ref().map(|peers| &peers.secret);
     let mock = MockSecret::new(secret);
     let users = match &config.auth.verifiers {
-        Verifiers::UsersFile { path, contents } => Some(
-            users(path, contents, &mock)?,
-        ),
+        Verifiers::UsersFile { path, contents } => Some(users(path, contents, &mock)?),
         Verifiers::Query { .. } => None,
     };
     Ok(Shared {
-        admission: Arc::new(Admission::new(config.limits.max_clients, config.limits.max_pending_logins)),
+        admission: Arc::new(Admission::new(
+            config.limits.max_clients,
+            config.limits.max_pending_logins,
+        )),
         metrics: Arc::new(session::metrics::Metrics::new(metrics, Arc::clone(&registry))),
         registry,
         keys: KeyIssuer::new(incarnation, secret),
@@ -166,7 +193,10 @@ fn share(config: &Config, registry: Arc<Registry>, metrics: &mut Metrics, tasks:
 
 fn users(path: &std::path::Path, contents: &Secret, mock: &MockSecret) -> anyhow::Result<UserList> {
     UserList::parse(contents, mock).map_err(|faults| {
-        let lines: Vec<String> = faults.iter().map(|fault| format!("{}:{fault}", path.display())).collect();
+        let lines: Vec<String> = faults
+            .iter()
+            .map(|fault| format!("{}:{fault}", path.display()))
+            .collect();
         anyhow::anyhow!(lines.join("\n"))
     })
 }
@@ -174,7 +204,10 @@ fn users(path: &std::path::Path, contents: &Secret, mock: &MockSecret) -> anyhow
 fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {
     let serves = |name: &str, target| {
         config.listeners.iter().any(|listener| {
-            config.routes.get(&*listener.route).is_some_and(|route| &*route.cluster == name && route.target == target)
+            config
+                .routes
+                .get(&*listener.route)
+                .is_some_and(|route| &*route.cluster == name && route.target == target)
         })
     };
     let view = |cluster: &Arc<crate::config::Cluster>| {
@@ -199,10 +232,24 @@ fn gate(
     listener: &crate::config::Listener,
     clusters: &HashMap<Arc<str>, ClusterHandle>,
 ) -> anyhow::Result<Gate> {
-    let route = config.routes.get(&*listener.route).context("a listener's route is in the configuration")?;
-    let cluster = clusters.get(&route.cluster).context("a route's cluster is in the configuration")?;
-    let offer = Offer { tls: config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config)), mode: listener.tls };
-    Ok(Gate::new(Arc::clone(&listener.name), Arc::clone(route), cluster.clone(), offer, listener.max_clients))
+    let route = config
+        .routes
+        .get(&*listener.route)
+        .context("a listener's route is in the configuration")?;
+    let cluster = clusters
+        .get(&route.cluster)
+        .context("a route's cluster is in the configuration")?;
+    let offer = Offer {
+        tls: config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config)),
+        mode: listener.tls,
+    };
+    Ok(Gate::new(
+        Arc::clone(&listener.name),
+        Arc::clone(route),
+        cluster.clone(),
+        offer,
+        listener.max_clients,
+    ))
 }
 
 /// Ends the sessions whose server has changed its role: a demotion, another verified leader, a promotion.

@@ -49,10 +49,19 @@ impl Signals {
 }
 
 /// Ends sessions at their next boundary, and cuts what is left after `grace` or at a second signal.
-pub(super) async fn drain(registry: &Arc<Registry>, workers: &Workers, grace: Duration, signals: &mut Signals) {
+pub(super) async fn drain(
+    registry: &Arc<Registry>,
+    workers: &Workers,
+    grace: Duration,
+    signals: &mut Signals,
+) {
     let sessions = registry.len();
     if sessions > 0 {
-        info!(sessions, grace_s = grace.as_secs(), "ending sessions at their next transaction end");
+        info!(
+            sessions,
+            grace_s = grace.as_secs(),
+            "ending sessions at their next transaction end"
+        );
     }
     let orders = async {
         // Logins that were under way when the doors closed turn into sessions: order again.

@@ -41,8 +41,14 @@ impl Workers {
     /// Starts `count` threads.
     pub fn start(count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
-        let workers = (0..count.max(1)).map(|number| Worker::start(number, stop.clone())).collect::<io::Result<_>>()?;
-        Ok(Self { workers, tracker: TaskTracker::new(), stop })
+        let workers = (0..count.max(1))
+            .map(|number| Worker::start(number, stop.clone()))
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            workers,
+            tracker: TaskTracker::new(),
+            stop,
+        })
     }
 
     pub fn len(&self) -> usize {
@@ -59,7 +65,13 @@ impl Workers {
         F: FnOnce(Arc<Lease>) -> T,
         T: Future<Output = ()> + Send + 'static,
     {
-        let Some(worker) = self.workers.iter().min_by_key(|worker| worker.tasks.load(Ordering::Relaxed)) else { return };
+        let Some(worker) = self
+            .workers
+            .iter()
+            .min_by_key(|worker| worker.tasks.load(Ordering::Relaxed))
+        else {
+            return;
+        };
         worker.tasks.fetch_add(1, Ordering::Relaxed);
         let busy = Busy(Arc::clone(&worker.tasks));
         let task = task(Arc::clone(&worker.lease));
@@ -97,6 +109,11 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || runtime.block_on(stop.cancelled()))?;
-        Ok(Self { handle, lease: Arc::default(), tasks: Arc::default(), thread: Some(thread) })
+        Ok(Self {
+            handle,
+            lease: Arc::default(),
+            tasks: Arc::default(),
+            thread: Some(thread),
+        })
     }
 }

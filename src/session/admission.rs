@@ -61,7 +61,9 @@ pub enum Room {
 
 fn take(counter: &Arc<AtomicU32>, limit: u32) -> Option<Place> {
     let limit = if limit == 0 { u32::MAX } else { limit };
-    let taken = counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < limit).then(|| count + 1));
+    let taken = counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+        (count < limit).then(|| count + 1)
+    });
     taken.ok().map(|_| Place(Arc::clone(counter)))
 }
 
@@ -84,7 +86,11 @@ impl Admission {
             return Room::Yes;
         }
         let since = *full_since.get_or_insert(now);
-        if now.duration_since(since) < PATIENCE { Room::Wait } else { Room::Refuse }
+        if now.duration_since(since) < PATIENCE {
+            Room::Wait
+        } else {
+            Room::Refuse
+        }
     }
 
     /// A place for a login.
@@ -101,7 +107,10 @@ impl Admission {
             .ok_or_else(|| refusal("The connection manager's limits.max_clients is reached."))?;
         let listener = take(&gate.clients, gate.max_clients)
             .ok_or_else(|| refusal("The max_clients of this port of the connection manager is reached."))?;
-        Ok(Admitted { _total: total, _listener: listener })
+        Ok(Admitted {
+            _total: total,
+            _listener: listener,
+        })
     }
 }
 

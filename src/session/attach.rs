@@ -45,7 +45,11 @@ pub enum AttachError {
     /// Nobody may serve the route, or everybody who may could not be reached.
     NoCandidate(ErrorReply),
     /// A server refused, and its own words go to the client.
-    Server { frame: Bytes, code: String, member: MemberName },
+    Server {
+        frame: Bytes,
+        code: String,
+        member: MemberName,
+    },
     /// A server refused for a reason that we put into words.
     Refused { reply: ErrorReply, member: MemberName },
 }
@@ -65,13 +69,22 @@ pub struct Request<'a> {
 /// Is there anybody who may serve the route? Asked before authentication, so that a balancer's check sees an error.
 pub fn anybody(cluster: &ClusterHandle, registry: &Arc<Registry>, route: &Route) -> Result<(), ErrorReply> {
     let choice = choose(cluster, registry, route);
-    if choice.candidates.is_empty() { Err(unavailable(cluster, route, &choice)) } else { Ok(()) }
+    if choice.candidates.is_empty() {
+        Err(unavailable(cluster, route, &choice))
+    } else {
+        Ok(())
+    }
 }
 
 fn choose(cluster: &ClusterHandle, registry: &Arc<Registry>, route: &Route) -> routing::Choice {
     let snapshot = cluster.snapshot();
     let name = &cluster.config().name;
-    routing::candidates(&snapshot, route.target, &|member| registry.load(name, member), &mut routing::chance)
+    routing::candidates(
+        &snapshot,
+        route.target,
+        &|member| registry.load(name, member),
+        &mut chance,
+    )
 }
 
 fn unavailable(cluster: &ClusterHandle, route: &Route, choice: &routing::Choice) -> ErrorReply {
@@ -82,7 +95,12 @@ fn unavailable(cluster: &ClusterHandle, route: &Route, choice: &routing::Choice)
 /// Tries the candidates in order until one is connected, logged into and verified. No byte of the client's has been
 /// forwarded before, so the next one may always be tried.
 pub async fn attach(request: &Request<'_>) -> Result<Attachable, AttachError> {
-    let Request { cluster, registry, route, .. } = *request;
+    let Request {
+        cluster,
+        registry,
+        route,
+        ..
+    } = *request;
     let options = &cluster.config().server;
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
     let choice = choose(cluster, registry, route);
@@ -102,7 +120,12 @@ pub async fn attach(request: &Request<'_>) -> Result<Attachable, AttachError> {
         let error = match backend::connect(target, deadline).await {
             Ok(connection) => match verify(cluster, route.target, &candidate.member, connection).await {
                 Ok(connection) => {
-                    return Ok(Attachable { connection, member: candidate.member.clone(), seat, _verified: () });
+                    return Ok(Attachable {
+                        connection,
+                        member: candidate.member.clone(),
+                        seat,
+                        _verified: (),
+                    });
                 }
                 Err(why) => {
                     debug!(member = %candidate.member, why, "passed over");
@@ -148,10 +171,21 @@ fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
 }
 
 fn refusal(member: &MemberName, error: &ConnectError) -> AttachError {
-    let code = if let ConnectError::Server(server) = error { server.code.clone() } else { String::new() };
+    let code = if let ConnectError::Server(server) = error {
+        server.code.clone()
+    } else {
+        String::new()
+    };
     match error.client_reply(member.as_str()) {
-        ClientReply::Verbatim(frame) => AttachError::Server { frame, code, member: member.clone() },
-        ClientReply::Own(reply) => AttachError::Refused { reply, member: member.clone() },
+        ClientReply::Verbatim(frame) => AttachError::Server {
+            frame,
+            code,
+            member: member.clone(),
+        },
+        ClientReply::Own(reply) => AttachError::Refused {
+            reply,
+            member: member.clone(),
+        },
     }
 }
 
@@ -199,10 +233,22 @@ async fn verify(
 /// For servers that do not report `in_hot_standby` (before PostgreSQL 14).
 async fn ask_role(connection: &mut ServerConnection, timeout: Duration) -> SeenRole {
     let deadline = Instant::now() + timeout;
-    let rows = backend::query::simple_query(connection, "SELECT pg_catalog.pg_is_in_recovery()", 1, deadline).await;
-    match rows.ok().and_then(|rows| rows.into_iter().next()).and_then(|row| row.into_iter().next()).flatten().as_deref() {
+    let rows =
+        backend::query::simple_query(connection, "SELECT pg_catalog.pg_is_in_recovery()", 1, deadline).await;
+    match rows
+        .ok()
+        .and_then(|rows| rows.into_iter().next())
+        .and_then(|row| row.into_iter().next())
+        .flatten()
+        .as_deref()
+    {
         Some(b"t") => SeenRole::Standby,
         Some(b"f") => SeenRole::Writable,
         _ => SeenRole::Unknown,
     }
+}
+
+/// Breaks ties between replicas. Not secret, only spread.
+fn chance() -> u64 {
+    u64::from_ne_bytes(crate::auth::crypto::random())
 }

@@ -57,7 +57,11 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, reques
         Err(_too_many) => Outcome::Dropped,
     };
     shared.metrics.cancel(outcome.label());
-    debug!(process_id = request.process_id, outcome = outcome.label(), "cancel request");
+    debug!(
+        process_id = request.process_id,
+        outcome = outcome.label(),
+        "cancel request"
+    );
     let _ = timeout(PATIENCE, stream.shutdown()).await;
 }
 
@@ -73,7 +77,11 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest) -> Outcome {
     }
 }
 
-async fn ask_peers(shared: &Arc<Shared>, request: &CancelRequest, owner: Option<super::keys::Incarnation>) -> Outcome {
+async fn ask_peers(
+    shared: &Arc<Shared>,
+    request: &CancelRequest,
+    owner: Option<super::keys::Incarnation>,
+) -> Outcome {
     match &shared.peers {
         Some(peers) => match peers.ask(request, owner).await {
             true => Outcome::ByPeer,

@@ -34,8 +34,10 @@ impl Reason {
     pub fn reply(&self) -> ErrorReply {
         let fatal = |message: String| ErrorReply::fatal(SqlState::ADMIN_SHUTDOWN, message);
         match self {
-            Self::Shutdown => fatal("terminating connection: the connection manager is shutting down".to_owned())
-                .hint("Reconnect; another connection manager, or this one once restarted, will serve you."),
+            Self::Shutdown => fatal(
+                "terminating connection: the connection manager is shutting down".to_owned(),
+            )
+            .hint("Reconnect; another connection manager, or this one once restarted, will serve you."),
             Self::Role(why @ (EndReason::Demoted(_) | EndReason::OtherLeader { .. })) => {
                 fatal(format!("terminating connection: {why}")).hint("Reconnect to reach the leader.")
             }
@@ -70,11 +72,17 @@ pub enum Cause {
     /// The client said goodbye (Terminate).
     ClientTerminated,
     /// The client closed without a goodbye; `false`: between transactions.
-    ClientGone { in_flight: bool },
+    ClientGone {
+        in_flight: bool,
+    },
     /// The server ended it with a FATAL of its own, forwarded verbatim.
-    ServerFatal { code: [u8; 5] },
+    ServerFatal {
+        code: [u8; 5],
+    },
     /// The server closed without a word.
-    ServerGone { in_flight: bool },
+    ServerGone {
+        in_flight: bool,
+    },
     Ordered(Reason),
     /// One side broke the protocol so that frames can no longer be told apart.
     ClientProtocol(String),
@@ -98,8 +106,14 @@ impl Cause {
     /// Does the operator want to see this one at WARN?
     pub fn is_trouble(&self) -> bool {
         match self {
-            Self::ClientTerminated | Self::ClientGone { .. } | Self::ServerFatal { .. } | Self::Ordered(Reason::Shutdown) => false,
-            Self::ServerGone { .. } | Self::Ordered(_) | Self::ClientProtocol(_) | Self::ServerProtocol(_) => true,
+            Self::ClientTerminated
+            | Self::ClientGone { .. }
+            | Self::ServerFatal { .. }
+            | Self::Ordered(Reason::Shutdown) => false,
+            Self::ServerGone { .. }
+            | Self::Ordered(_)
+            | Self::ClientProtocol(_)
+            | Self::ServerProtocol(_) => true,
         }
     }
 
@@ -133,10 +147,14 @@ impl std::fmt::Display for Cause {
         match self {
             Self::ClientTerminated => f.write_str("client said goodbye"),
             Self::ClientGone { in_flight: false } => f.write_str("client closed the connection"),
-            Self::ClientGone { in_flight: true } => f.write_str("client closed the connection while a request was under way"),
+            Self::ClientGone { in_flight: true } => {
+                f.write_str("client closed the connection while a request was under way")
+            }
             Self::ServerFatal { code } => write!(f, "server ended it with {}", code.escape_ascii()),
             Self::ServerGone { in_flight: false } => f.write_str("connection to the server lost"),
-            Self::ServerGone { in_flight: true } => f.write_str("connection to the server lost, outcome unknown"),
+            Self::ServerGone { in_flight: true } => {
+                f.write_str("connection to the server lost, outcome unknown")
+            }
             Self::Ordered(reason) => reason.fmt(f),
             Self::ClientProtocol(what) => write!(f, "protocol violation by the client: {what}"),
             Self::ServerProtocol(what) => write!(f, "protocol violation by the server: {what}"),

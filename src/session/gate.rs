@@ -19,7 +19,20 @@ pub struct Gate {
 }
 
 impl Gate {
-    pub fn new(name: Arc<str>, route: Arc<Route>, cluster: ClusterHandle, offer: Offer, max_clients: u32) -> Self {
-        Self { name, route, cluster, offer, max_clients, clients: Arc::default() }
+    pub fn new(
+        name: Arc<str>,
+        route: Arc<Route>,
+        cluster: ClusterHandle,
+        offer: Offer,
+        max_clients: u32,
+    ) -> Self {
+        Self {
+            name,
+            route,
+            cluster,
+            offer,
+            max_clients,
+            clients: Arc::default(),
+        }
     }
 }

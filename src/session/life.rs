@@ -54,7 +54,14 @@ pub struct Arrival {
 pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
     // The login is a large future with large parts; the relay must not carry its weight.
     let session = Box::pin(log_in(arrival, Arc::clone(&shared))).await;
-    if let Some(Session { relay, record, seat, gauge, admitted }) = session {
+    if let Some(Session {
+        relay,
+        record,
+        seat,
+        gauge,
+        admitted,
+    }) = session
+    {
         let ended = relay.run().await;
         finish(ended, *record, &shared).await;
         drop((seat, gauge, admitted));
@@ -92,7 +99,13 @@ struct Times {
 
 async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
     let accepted = Instant::now();
-    let Arrival { socket, address, gate, lease, pending } = arrival;
+    let Arrival {
+        socket,
+        address,
+        gate,
+        lease,
+        pending,
+    } = arrival;
     let deadline = accepted + shared.login_timeout;
     let gauge = shared.metrics.pending();
     let socket = adopt(socket, &gate)?;
@@ -120,7 +133,11 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         }
     };
     let tls_done = accepted.elapsed();
-    let outcome = timeout_at(deadline, authenticate(&shared, &gate, &mut stream, &packet, address)).await;
+    let outcome = timeout_at(
+        deadline,
+        authenticate(&shared, &gate, &mut stream, &packet, address),
+    )
+    .await;
     let (authenticated, admitted) = match outcome {
         Ok(Ok(done)) => done,
         Ok(Err(fault)) => {
@@ -143,13 +160,23 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         member: String::new(),
         tls: stream.tls_description(),
         accepted,
-        times: Times { tls: tls_done, auth: authenticated_at.saturating_sub(tls_done), connect: Duration::ZERO },
+        times: Times {
+            tls: tls_done,
+            auth: authenticated_at.saturating_sub(tls_done),
+            connect: Duration::ZERO,
+        },
         gate,
     });
     let session = begin(&shared, stream, &packet, authenticated, &mut record, lease).await?;
     let Begun { relay, seat } = session;
     let gauge = shared.metrics.session(&record.gate.route.name, &record.member);
-    Some(Session { relay, record, seat, gauge, admitted })
+    Some(Session {
+        relay,
+        record,
+        seat,
+        gauge,
+        admitted,
+    })
 }
 
 /// Registers an accepted socket with this worker and sets its options.
@@ -205,19 +232,29 @@ async fn begin(
     let mut out = authenticated.welcome();
     let attached = attach::attach(&request).await;
     record.times.connect = started.elapsed();
-    let Attachable { connection, member, seat, .. } = match attached {
+    let Attachable {
+        connection,
+        member,
+        seat,
+        ..
+    } = match attached {
         Ok(attached) => attached,
         Err(error) => {
             note_attach(shared, record, &error);
             match error {
                 AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
-                AttachError::NoCandidate(reply) | AttachError::Refused { reply, .. } => message::error(&mut out, &reply),
+                AttachError::NoCandidate(reply) | AttachError::Refused { reply, .. } => {
+                    message::error(&mut out, &reply)
+                }
             }
             farewell(stream, out).await;
             return None;
         }
     };
-    shared.metrics.connect_seconds.observe(seconds(record.times.connect));
+    shared
+        .metrics
+        .connect_seconds
+        .observe(seconds(record.times.connect));
     member.as_str().clone_into(&mut record.member);
     for notice in &connection.notices {
         out.extend_from_slice(notice);
@@ -236,7 +273,11 @@ async fn begin(
     }
     let relay = Relay::new(Parts {
         client: stream,
-        server: Attached { stream: connection.stream, member, process_id: connection.process_id },
+        server: Attached {
+            stream: connection.stream,
+            member,
+            process_id: connection.process_id,
+        },
         leftover: connection.leftover,
         ticket,
         cluster: gate.cluster.clone(),
@@ -254,9 +295,15 @@ fn session_state(packet: &StartupPacket, target: TargetRole) -> SessionState {
         parameters.push((Bytes::from_static(b"database"), packet.database.clone()));
     }
     if target == TargetRole::Replica {
-        parameters.push((Bytes::from_static(b"default_transaction_read_only"), Bytes::from_static(b"on")));
+        parameters.push((
+            Bytes::from_static(b"default_transaction_read_only"),
+            Bytes::from_static(b"on"),
+        ));
     }
-    SessionState { version: packet.served(), parameters }
+    SessionState {
+        version: packet.served(),
+        parameters,
+    }
 }
 
 /// Issues a cancel key that is free, enters the session and writes BackendKeyData.
@@ -286,13 +333,22 @@ fn enter(
                 message::backend_key_data(out, process_id, key.expose());
                 return ticket;
             }
-            Err(taken) => attachment = Attachment { key: issue(shared, version), ..taken },
+            Err(taken) => {
+                attachment = Attachment {
+                    key: issue(shared, version),
+                    ..taken
+                }
+            }
         }
     }
 }
 
 fn issue(shared: &Shared, version: ProtocolVersion) -> ClientCancelKey {
-    if version >= ProtocolVersion::V3_2 { shared.keys.issue_v32() } else { shared.keys.issue_v30() }
+    if version >= ProtocolVersion::V3_2 {
+        shared.keys.issue_v32()
+    } else {
+        shared.keys.issue_v30()
+    }
 }
 
 enum Routed {
@@ -352,7 +408,9 @@ async fn refuse(
 fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
     let (reason, member, text) = match error {
         AttachError::NoCandidate(reply) => ("no_candidate", None, reply.message.clone()),
-        AttachError::Server { code, member, .. } => ("server_refused", Some(member), format!("server answered {code}")),
+        AttachError::Server { code, member, .. } => {
+            ("server_refused", Some(member), format!("server answered {code}"))
+        }
         AttachError::Refused { reply, member } => ("server_connect", Some(member), reply.message.clone()),
     };
     shared.metrics.refuse(reason);
@@ -372,10 +430,20 @@ fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
 
 /// Says goodbye where there is something to say, and writes the session's line.
 async fn finish(ended: Ended, record: Record, shared: &Shared) {
-    let Ended { cause, client, rest, at_boundary, traffic, ticket } = ended;
+    let Ended {
+        cause,
+        client,
+        rest,
+        at_boundary,
+        traffic,
+        ticket,
+    } = ended;
     if let Cause::Ordered(_) = cause {
         // Nobody may go on writing for a session that has been taken off its server.
-        if let (true, Some(target)) = (ticket.entry().in_flight(), ticket.entry().attachment.cancel.clone()) {
+        if let (true, Some(target)) = (
+            ticket.entry().in_flight(),
+            ticket.entry().attachment.cancel.clone(),
+        ) {
             cancel::forget(shared, target);
         }
     }
@@ -419,7 +487,11 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
             )
         };
     }
-    if cause.is_trouble() { line!(warn) } else { line!(info) }
+    if cause.is_trouble() {
+        line!(warn)
+    } else {
+        line!(info)
+    }
 }
 
 /// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
@@ -453,6 +525,9 @@ async fn say(stream: &mut ClientStream, out: &[u8]) {
 /// For sockets at the accept loop that get no further.
 pub fn too_many(text: &str, hint: &str) -> BytesMut {
     let mut out = BytesMut::new();
-    message::error(&mut out, &ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint));
+    message::error(
+        &mut out,
+        &ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint),
+    );
     out
 }

@@ -65,10 +65,26 @@ impl Metrics {
             connect_seconds: seconds(),
             cancels: Family::default(),
         };
-        into.register("sessions", "Sessions now, by route and member", metrics.sessions.clone());
-        into.register("sessions_ended", "Sessions that ended, by cause", metrics.ended.clone());
-        into.register("logins_refused", "Logins that came to nothing, by reason", metrics.refused.clone());
-        into.register("pending_logins", "Connections between accept and authenticated", metrics.pending_logins.clone());
+        into.register(
+            "sessions",
+            "Sessions now, by route and member",
+            metrics.sessions.clone(),
+        );
+        into.register(
+            "sessions_ended",
+            "Sessions that ended, by cause",
+            metrics.ended.clone(),
+        );
+        into.register(
+            "logins_refused",
+            "Logins that came to nothing, by reason",
+            metrics.refused.clone(),
+        );
+        into.register(
+            "pending_logins",
+            "Connections between accept and authenticated",
+            metrics.pending_logins.clone(),
+        );
         into.register_with_unit(
             "login",
             "From accept to authenticated",
@@ -81,7 +97,11 @@ impl Metrics {
             Unit::Seconds,
             metrics.connect_seconds.clone(),
         );
-        into.register("cancels", "Cancel requests, by what became of them", metrics.cancels.clone());
+        into.register(
+            "cancels",
+            "Cancel requests, by what became of them",
+            metrics.cancels.clone(),
+        );
         into.register_collector(Box::new(TrafficCollector(sessions)));
         metrics
     }
@@ -95,7 +115,10 @@ impl Metrics {
     }
 
     pub(super) fn session(&self, route: &str, member: &str) -> GaugeGuard {
-        let label = RouteMemberLabel { route: route.to_owned(), member: member.to_owned() };
+        let label = RouteMemberLabel {
+            route: route.to_owned(),
+            member: member.to_owned(),
+        };
         GaugeGuard::new(self.sessions.get_or_create(&label).clone())
     }
 
@@ -104,7 +127,12 @@ impl Metrics {
     }
 
     pub(super) fn end(&self, route: &str, cause: &'static str) {
-        self.ended.get_or_create(&RouteCauseLabel { route: route.to_owned(), cause }).inc();
+        self.ended
+            .get_or_create(&RouteCauseLabel {
+                route: route.to_owned(),
+                cause,
+            })
+            .inc();
     }
 }
 
@@ -133,8 +161,16 @@ impl Collector for TrafficCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let traffic = self.0.traffic();
         let counters = [
-            ("client_bytes_received", "Bytes forwarded from clients to servers", traffic.bytes_up),
-            ("client_bytes_sent", "Bytes forwarded from servers to clients", traffic.bytes_down),
+            (
+                "client_bytes_received",
+                "Bytes forwarded from clients to servers",
+                traffic.bytes_up,
+            ),
+            (
+                "client_bytes_sent",
+                "Bytes forwarded from servers to clients",
+                traffic.bytes_down,
+            ),
             ("transactions", "Transactions that ended", traffic.transactions),
         ];
         for (name, help, value) in counters {

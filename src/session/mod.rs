@@ -67,7 +67,11 @@ impl Shared {
     }
 
     fn identities<'a>(&'a self, gate: &'a Gate) -> Identities<'a> {
-        Identities { users: self.users.as_ref(), cluster: &gate.cluster, mock: &self.mock }
+        Identities {
+            users: self.users.as_ref(),
+            cluster: &gate.cluster,
+            mock: &self.mock,
+        }
     }
 }
 
@@ -83,7 +87,11 @@ pub struct Failures(Mutex<Sampler<IpAddr>>);
 
 impl Default for Failures {
     fn default() -> Self {
-        Self(Mutex::new(Sampler::new(FAILURES_LOGGED, FAILURES_INTERVAL, FAILURES_ADDRESSES)))
+        Self(Mutex::new(Sampler::new(
+            FAILURES_LOGGED,
+            FAILURES_INTERVAL,
+            FAILURES_ADDRESSES,
+        )))
     }
 }
 

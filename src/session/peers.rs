@@ -70,8 +70,12 @@ impl Peers {
             return reply.found;
         }
         // Not known, gone, or restarted since: everybody, once.
-        let others: Vec<usize> = (0..self.members.len()).filter(|index| Some(*index) != known).collect();
-        self.ask_some(&others, request).await.is_some_and(|reply| reply.found)
+        let others: Vec<usize> = (0..self.members.len())
+            .filter(|index| Some(*index) != known)
+            .collect();
+        self.ask_some(&others, request)
+            .await
+            .is_some_and(|reply| reply.found)
     }
 
     /// Asks several at once; the first that has found it ends the search, else the last answer counts.
@@ -85,7 +89,10 @@ impl Peers {
             let (key, peer, request) = (self.key.clone(), self.members[index].clone(), request.clone());
             asked.spawn(async move {
                 let answer = timeout(PATIENCE, ask_one(&key, &peer, request)).await;
-                (index, answer.unwrap_or_else(|_| Err("it did not answer in time".to_owned())))
+                (
+                    index,
+                    answer.unwrap_or_else(|_| Err("it did not answer in time".to_owned())),
+                )
             });
         }
         let mut last = None;
@@ -115,7 +122,9 @@ impl Peers {
     fn complain(&self, peer: &config::Peer, error: &str) {
         let now = Instant::now();
         let mut state = self.state();
-        let again = state.warned.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(30));
+        let again = state
+            .warned
+            .is_none_or(|at| now.duration_since(at) >= Duration::from_secs(30));
         if again {
             state.warned = Some(now);
         }
@@ -134,17 +143,26 @@ impl Peers {
 
 async fn ask_one(key: &PeerKey, peer: &config::Peer, request: CancelRequest) -> Result<PeerReply, String> {
     let io = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect((peer.host.as_str(), peer.port)).await.map_err(io)?;
+    let mut stream = TcpStream::connect((peer.host.as_str(), peer.port))
+        .await
+        .map_err(io)?;
     stream.set_nodelay(true).map_err(io)?;
     let (conversation, packet) = peer_codec::open(key);
     stream.write_all(&packet).await.map_err(io)?;
     let mut challenge = [0; CHALLENGE_LEN];
     stream.read_exact(&mut challenge).await.map_err(io)?;
-    let asking = conversation.challenge(&challenge).map_err(|fault| fault.to_string())?;
-    let (conversation, packet) = asking.ask(&PeerRequest::Cancel(request)).map_err(|fault| fault.to_string())?;
+    let asking = conversation
+        .challenge(&challenge)
+        .map_err(|fault| fault.to_string())?;
+    let (conversation, packet) = asking
+        .ask(&PeerRequest::Cancel(request))
+        .map_err(|fault| fault.to_string())?;
     stream.write_all(&packet).await.map_err(io)?;
     let mut reply = [0; REPLY_LEN];
-    stream.read_exact(&mut reply).await.map_err(|_| "it hung up: is the secret the same on both sides?".to_owned())?;
+    stream
+        .read_exact(&mut reply)
+        .await
+        .map_err(|_| "it hung up: is the secret the same on both sides?".to_owned())?;
     conversation.reply(&reply).map_err(|fault| fault.to_string())
 }
 
@@ -171,7 +189,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: 
             PeerRequest::Cancel(request) => cancel::for_peer(shared, &request).await,
             PeerRequest::WhoAreYou => false,
         };
-        let reply = conversation.reply(PeerReply { found, incarnation: peers.incarnation });
+        let reply = conversation.reply(PeerReply {
+            found,
+            incarnation: peers.incarnation,
+        });
         stream.write_all(&reply).await.ok()?;
         stream.shutdown().await.ok()
     };

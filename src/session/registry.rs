@@ -87,12 +87,19 @@ impl Registry {
     pub fn reserve(self: &Arc<Self>, cluster: &Arc<str>, member: &MemberName) -> Seat {
         let place = (Arc::clone(cluster), member.clone());
         *self.lock().loads.entry(place.clone()).or_default() += 1;
-        Seat { registry: Arc::clone(self), place }
+        Seat {
+            registry: Arc::clone(self),
+            place,
+        }
     }
 
     /// Sessions on a member, those connecting included.
     pub fn load(&self, cluster: &Arc<str>, member: &MemberName) -> usize {
-        self.lock().loads.get(&(Arc::clone(cluster), member.clone())).copied().unwrap_or_default()
+        self.lock()
+            .loads
+            .get(&(Arc::clone(cluster), member.clone()))
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Enters a session; it leaves when the ticket is dropped. `Err` gives the attachment back: that process id and
@@ -101,9 +108,17 @@ impl Registry {
     #[allow(clippy::result_large_err)]
     pub fn enter(self: &Arc<Self>, attachment: Attachment) -> Result<Ticket, Attachment> {
         let mut inner = self.lock();
-        let taken = inner.by_process_id.get(&attachment.process_id).is_some_and(|ids| {
-            ids.iter().any(|id| inner.sessions.get(id).is_some_and(|other| other.attachment.key.matches(attachment.key.expose())))
-        });
+        let taken = inner
+            .by_process_id
+            .get(&attachment.process_id)
+            .is_some_and(|ids| {
+                ids.iter().any(|id| {
+                    inner
+                        .sessions
+                        .get(id)
+                        .is_some_and(|other| other.attachment.key.matches(attachment.key.expose()))
+                })
+            });
         if taken {
             return Err(attachment);
         }
@@ -122,7 +137,10 @@ impl Registry {
         inner.by_process_id.entry(process_id).or_default().push(id);
         inner.sessions.insert(id, Arc::clone(&entry));
         drop(inner);
-        Ok(Ticket { registry: Arc::clone(self), entry })
+        Ok(Ticket {
+            registry: Arc::clone(self),
+            entry,
+        })
     }
 
     /// The session a cancel request is for. Every key under that process id is compared, each in constant time.
@@ -130,7 +148,9 @@ impl Registry {
         let inner = self.lock();
         let mut found = None;
         for id in inner.by_process_id.get(&process_id).into_iter().flatten() {
-            let Some(entry) = inner.sessions.get(id) else { continue };
+            let Some(entry) = inner.sessions.get(id) else {
+                continue;
+            };
             if entry.attachment.key.matches(key) {
                 found = Some(Arc::clone(entry));
             }
@@ -189,7 +209,11 @@ impl Entry {
 
     /// The order given, if any. One atomic load where there is none.
     pub fn ordered(&self) -> Option<Order> {
-        if self.ordered.load(Ordering::Acquire) { self.mailbox().order.clone() } else { None }
+        if self.ordered.load(Ordering::Acquire) {
+            self.mailbox().order.clone()
+        } else {
+            None
+        }
     }
 
     /// Whom to wake for an order. Look at [`Self::ordered`] again afterwards.

@@ -120,7 +120,15 @@ pub struct Parts {
 
 impl Relay {
     pub fn new(parts: Parts) -> Self {
-        let Parts { client, server, leftover, ticket, cluster, lease, replication } = parts;
+        let Parts {
+            client,
+            server,
+            leftover,
+            ticket,
+            cluster,
+            lease,
+            replication,
+        } = parts;
         let mut relay = Self {
             client,
             server,
@@ -200,7 +208,11 @@ impl Relay {
     }
 
     fn listen_for_orders(&mut self, cx: &Context<'_>) {
-        if !self.registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if !self
+            .registered
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             self.registered = Some(cx.waker().clone());
             self.entry().wake_for_orders(cx.waker());
         }
@@ -210,7 +222,9 @@ impl Relay {
     fn obey(&self) -> Option<Cause> {
         match self.entry().ordered()? {
             Order::Now(reason) => Some(Cause::Ordered(reason)),
-            Order::AtBoundary(reason) if self.replication || self.is_between_transactions() => Some(Cause::Ordered(reason)),
+            Order::AtBoundary(reason) if self.replication || self.is_between_transactions() => {
+                Some(Cause::Ordered(reason))
+            }
             Order::AtBoundary(_) => None,
         }
     }
@@ -321,7 +335,13 @@ impl Relay {
     }
 
     fn client_gone(&self) -> Cause {
-        if self.terminated { Cause::ClientTerminated } else { Cause::ClientGone { in_flight: !self.account.is_idle() } }
+        if self.terminated {
+            Cause::ClientTerminated
+        } else {
+            Cause::ClientGone {
+                in_flight: !self.account.is_idle(),
+            }
+        }
     }
 
     fn server_gone(&self) -> Cause {
@@ -335,11 +355,18 @@ impl Relay {
             return self.client_gone();
         }
         self.cluster.evidence(&self.server.member, Evidence::Terminated);
-        Cause::ServerGone { in_flight: !self.account.is_idle() }
+        Cause::ServerGone {
+            in_flight: !self.account.is_idle(),
+        }
     }
 
     fn observe_client(&mut self, data: &[u8]) -> Result<(), String> {
-        let Self { from_client, account, terminated, .. } = self;
+        let Self {
+            from_client,
+            account,
+            terminated,
+            ..
+        } = self;
         let mut fault = None;
         from_client
             .feed(data, |tag, _length| {
@@ -354,7 +381,15 @@ impl Relay {
     }
 
     fn observe_server(&mut self, data: &[u8]) -> Result<(), String> {
-        let Self { from_server, account, fatal, ticket, cluster, server, .. } = self;
+        let Self {
+            from_server,
+            account,
+            fatal,
+            ticket,
+            cluster,
+            server,
+            ..
+        } = self;
         let entry = ticket.entry();
         from_server
             .feed(data, |event| {
@@ -369,11 +404,14 @@ impl Relay {
                             cluster.evidence(&server.member, evidence);
                         }
                     }
-                    ServerEvent::Parameter { name: b"in_hot_standby", value: b"off" }
-                        if entry.attachment.target == TargetRole::Replica =>
-                    {
+                    ServerEvent::Parameter {
+                        name: b"in_hot_standby",
+                        value: b"off",
+                    } if entry.attachment.target == TargetRole::Replica => {
                         cluster.evidence(&server.member, Evidence::Promoted);
-                        entry.order(Order::Now(Reason::Role(EndReason::Promoted(server.member.clone()))));
+                        entry.order(Order::Now(Reason::Role(EndReason::Promoted(
+                            server.member.clone(),
+                        ))));
                     }
                     _ => {}
                 }
@@ -415,7 +453,12 @@ impl Direction {
     }
 
     /// Writes `data` as far as the sink takes it now, and keeps a copy of the rest.
-    fn forward<W: AsyncWrite>(&mut self, mut sink: Pin<&mut W>, cx: &mut Context<'_>, mut data: &[u8]) -> io::Result<()> {
+    fn forward<W: AsyncWrite>(
+        &mut self,
+        mut sink: Pin<&mut W>,
+        cx: &mut Context<'_>,
+        mut data: &[u8],
+    ) -> io::Result<()> {
         while !data.is_empty() {
             match sink.as_mut().poll_write(cx, data)? {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),

@@ -55,7 +55,8 @@ impl<K: Eq + Hash> Sampler<K> {
         }
         if self.windows.len() >= self.max_keys {
             // Only what has nothing left to tell may go unseen.
-            self.windows.retain(|_, window| !window.is_over(interval, now) || window.suppressed > 0);
+            self.windows
+                .retain(|_, window| !window.is_over(interval, now) || window.suppressed > 0);
         }
         let window = if self.windows.len() < self.max_keys {
             self.windows.entry(key).or_insert_with(|| Window::new(now))
@@ -86,7 +87,11 @@ impl<K: Eq + Hash> Sampler<K> {
 
 impl Window {
     fn new(start: Instant) -> Self {
-        Self { start, logged: 0, suppressed: 0 }
+        Self {
+            start,
+            logged: 0,
+            suppressed: 0,
+        }
     }
 
     fn is_over(&self, interval: Duration, now: Instant) -> bool {
@@ -111,11 +116,12 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Duration::from_mins(1);
 
     #[test]
     fn the_first_are_logged_the_rest_counted_and_told() {
@@ -125,7 +131,11 @@ mod tests {
         assert_eq!(sampler.observe("a", start), log(0));
         assert_eq!(sampler.observe("a", start), log(0));
         assert_eq!(sampler.observe("a", start), Verdict::Suppress);
-        assert_eq!(sampler.observe("b", start), log(0), "keys do not disturb each other");
+        assert_eq!(
+            sampler.observe("b", start),
+            log(0),
+            "keys do not disturb each other"
+        );
         assert_eq!(sampler.observe("a", start + MINUTE), log(1));
         assert_eq!(sampler.observe("a", start + MINUTE), log(0));
         assert_eq!(sampler.observe("a", start + MINUTE), Verdict::Suppress);
@@ -138,7 +148,9 @@ mod tests {
     fn too_many_keys_share_one_limit() {
         let mut sampler = Sampler::new(1, MINUTE, 2);
         let start = Instant::now();
-        let logged = (0..1000).filter(|key| sampler.observe(*key, start) != Verdict::Suppress).count();
+        let logged = (0..1000)
+            .filter(|key| sampler.observe(*key, start) != Verdict::Suppress)
+            .count();
         assert_eq!(logged, 3);
         assert_eq!(sampler.summaries(start + MINUTE), [(None, 997)]);
     }

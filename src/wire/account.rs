@@ -1,1 +1,462 @@
-//! See the room's header.
+//! The account of answers owed: when is a session between transactions?
+//!
+//! A server owes one `Z` for each Query, `FunctionCall` and Sync *that it processes*. Which it processes depends on
+//! its answers: after an error in the extended protocol it discards everything up to the next Sync, and during COPY
+//! IN it ignores Sync and Flush. So the account keeps the order of what was sent and not yet answered, and is fed
+//! with both directions: each type byte before it is forwarded, each event of the server as it passes
+//! (PostgreSQL documentation, chapter "Message Flow"; `PostgresMain` in `src/backend/tcop/postgres.c`;
+//! `CopyGetData` in `src/backend/commands/copyfromparse.c`).
+//!
+//! Guarantees: [`Account::is_idle`] is never true while the server owes an answer, has an extended-protocol batch
+//! open or skips to a Sync. It is pure, has no heap when nothing waits behind what is being answered, and is bounded:
+//! at [`FULL_AT`] runs of waiting messages the client must not be read for a while.
+//!
+//! Where the protocol itself is ambiguous it says so and is not idle. The case: a client sends Sync while COPY IN
+//! runs, and the COPY fails. Was the Sync ignored, or does it owe a `Z`? That depends on a moment only the server
+//! knows ([`Account::is_uncertain`]); the first answer to a later request tells, or all the `Z` that may come.
+
+use std::collections::VecDeque;
+
+use super::observe::ServerEvent;
+
+/// Runs of waiting messages at which a client must not be read until answers have come.
+pub const FULL_AT: usize = 4096;
+
+/// Runs of waiting messages beyond which [`Account::client`] fails. [`FULL_AT`] plus whatever one read of 256 KiB can
+/// hold is less.
+pub const MAX_RUNS: usize = 65_536;
+
+/// What the last `Z` said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransactionStatus {
+    Idle,
+    InTransaction,
+    /// In a failed transaction: only ROLLBACK is accepted.
+    Failed,
+    /// No `Z` was seen yet.
+    #[default]
+    Unknown,
+}
+
+/// Whether more may be read from the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Admit {
+    More,
+    /// This message is taken, but the queue is full: read from the server first.
+    Full,
+}
+
+/// The client has more unanswered messages than are ever read ahead: the caller did not heed [`Admit::Full`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AccountFault {
+    #[error("too many messages wait for an answer")]
+    TooManyWaiting,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Kind {
+    #[default]
+    Nothing,
+    /// Parse, Bind, Describe, Execute, Close: each is completed by exactly one of `1 2 3 n T C I s`, or fails.
+    Extended,
+    /// One `Z`, whatever happens.
+    Sync,
+    Query,
+    Function,
+    /// `CopyDone`, `CopyFail`: ends COPY IN, means nothing elsewhere.
+    CopyEnd,
+}
+
+/// Messages of one kind in a row.
+#[derive(Debug, Clone, Copy, Default)]
+struct Run {
+    kind: Kind,
+    count: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum CopyMode {
+    #[default]
+    None,
+    /// The server reads copied data; `ended`: the client's `CopyDone` or `CopyFail` is on its way, or something
+    /// that has no place in a COPY.
+    In {
+        ended: bool,
+    },
+    Out,
+    Both,
+}
+
+/// What waits behind the message being answered, in order. On the heap only beyond a few runs.
+#[derive(Debug, Default)]
+struct Waiting {
+    near: [Run; 4],
+    near_len: u8,
+    far: VecDeque<Run>,
+}
+
+impl Waiting {
+    fn runs(&self) -> usize {
+        usize::from(self.near_len) + self.far.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.near_len == 0
+    }
+
+    fn front(&self) -> Option<Run> {
+        self.near[..usize::from(self.near_len)].first().copied()
+    }
+
+    fn back(&mut self) -> Option<&mut Run> {
+        match self.far.back_mut() {
+            Some(run) => Some(run),
+            None => self.near[..usize::from(self.near_len)].last_mut(),
+        }
+    }
+
+    fn push(&mut self, kind: Kind) -> Result<(), AccountFault> {
+        if let Some(run) = self.back().filter(|run| run.kind == kind && run.count < u16::MAX) {
+            run.count += 1;
+        } else if self.runs() >= MAX_RUNS {
+            return Err(AccountFault::TooManyWaiting);
+        } else if self.far.is_empty() && usize::from(self.near_len) < self.near.len() {
+            self.near[usize::from(self.near_len)] = Run { kind, count: 1 };
+            self.near_len += 1;
+        } else {
+            self.far.push_back(Run { kind, count: 1 });
+        }
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Run> {
+        let run = self.front()?;
+        self.near.rotate_left(1);
+        self.near_len -= 1;
+        if self.near_len == 0 {
+            while let Some(far) = (usize::from(self.near_len) < self.near.len())
+                .then(|| self.far.pop_front())
+                .flatten()
+            {
+                self.near[usize::from(self.near_len)] = far;
+                self.near_len += 1;
+            }
+            if self.far.is_empty() {
+                self.far = VecDeque::new();
+            }
+        }
+        Some(run)
+    }
+
+    /// One message of the first run.
+    fn pop_one(&mut self) {
+        match self.near.first_mut() {
+            Some(run) if self.near_len > 0 && run.count > 1 => run.count -= 1,
+            _ => {
+                self.pop();
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Account {
+    /// What the server is answering, or will answer next.
+    current: Run,
+    /// The first of `current` has been answered in part: its `Z` may come.
+    started: bool,
+    waiting: Waiting,
+    copy: CopyMode,
+    /// Syncs sent into the COPY IN under way: ignored if it succeeds.
+    copy_syncs: u32,
+    /// `Z` that may or may not come. While there are any, `current` may be behind the server by as many.
+    uncertain: u32,
+    status: TransactionStatus,
+    /// Discarding up to a Sync that the client has not sent yet.
+    skipping: bool,
+    /// The last extended message sent was not followed by Sync, Query or `FunctionCall`.
+    batch_open: bool,
+    /// A command was completed since the last time the server was idle.
+    worked: bool,
+    terminated: bool,
+    /// The server has said its last word.
+    over: bool,
+    /// The server answered what nobody asked: not a PostgreSQL, or our mistake. Never idle again.
+    lost: bool,
+    transactions: u64,
+}
+
+impl Account {
+    /// For a connection after login's `Z`, which said `status`.
+    pub fn new(status: TransactionStatus) -> Self {
+        Self {
+            status,
+            ..Self::default()
+        }
+    }
+
+    /// Nothing is owed, no batch of the extended protocol is open, and the last `Z` was seen: the server does nothing
+    /// until the client asks. (Whether a frame is under way, the observers know.)
+    pub fn is_idle(&self) -> bool {
+        self.status != TransactionStatus::Unknown
+            && self.current.kind == Kind::Nothing
+            && self.uncertain == 0
+            && !(self.skipping || self.batch_open || self.terminated || self.over || self.lost)
+    }
+
+    /// Idle, and in no transaction.
+    pub fn between_transactions(&self) -> bool {
+        self.is_idle() && self.status == TransactionStatus::Idle
+    }
+
+    /// What the last `Z` said, also while something is under way.
+    pub fn status(&self) -> TransactionStatus {
+        self.status
+    }
+
+    /// A COPY in any direction is under way.
+    pub fn in_copy(&self) -> bool {
+        self.copy != CopyMode::None
+    }
+
+    /// Something was sent that could be read in two ways: not idle until an answer tells, and the server connection
+    /// should not be given to anybody else.
+    pub fn is_uncertain(&self) -> bool {
+        self.uncertain > 0 || self.lost
+    }
+
+    /// The server has ended the session (FATAL).
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// The client must not be read until answers have come.
+    pub fn full(&self) -> bool {
+        self.waiting.runs() >= FULL_AT
+    }
+
+    /// Transactions completed: the server was idle again after it had completed a command.
+    pub fn transactions(&self) -> u64 {
+        self.transactions
+    }
+
+    /// A message of the client, before it is forwarded.
+    pub fn client(&mut self, tag: u8) -> Result<Admit, AccountFault> {
+        match tag {
+            b'X' => self.terminated = true,
+            // Data is consumed or ignored, never answered; Flush asks for what comes anyway.
+            b'd' | b'H' => {}
+            b'c' | b'f' => match &mut self.copy {
+                CopyMode::In { ended } if !*ended => *ended = true,
+                CopyMode::Both => {}
+                // Ignored, unless something before it turns out to be a COPY.
+                _ if self.current.kind != Kind::Nothing => self.push(Kind::CopyEnd)?,
+                _ => {}
+            },
+            b'S' => {
+                if self.copy == (CopyMode::In { ended: false }) {
+                    self.copy_syncs = self.copy_syncs.saturating_add(1);
+                } else {
+                    self.push(Kind::Sync)?;
+                    self.skipping = false;
+                }
+                self.batch_open = false;
+            }
+            // Whether the server skips this depends on a Sync that it may have taken for a part of a COPY.
+            _ if self.skipping && self.uncertain > 0 => self.lost = true,
+            _ if self.skipping => {}
+            b'Q' => self.request(Kind::Query)?,
+            b'F' => self.request(Kind::Function)?,
+            b'P' | b'B' | b'D' | b'E' | b'C' => {
+                self.push(Kind::Extended)?;
+                self.batch_open = true;
+            }
+            // The server ends the session over anything else.
+            _ => {}
+        }
+        Ok(if self.full() { Admit::Full } else { Admit::More })
+    }
+
+    /// A message of the server, as it passes.
+    pub fn server(&mut self, event: &ServerEvent<'_>) {
+        match *event {
+            ServerEvent::ReadyForQuery(status) => self.ready(status),
+            ServerEvent::CommandComplete(_) => {
+                self.worked = true;
+                if matches!(self.copy, CopyMode::In { ended: false }) {
+                    self.lost = true;
+                }
+                self.completed();
+            }
+            // The rows of a Query: nothing is done yet.
+            ServerEvent::Answer(b'T') if self.current.kind == Kind::Query => self.answered(),
+            ServerEvent::Answer(tag) => {
+                self.worked |= matches!(tag, b'V' | b's');
+                self.completed();
+            }
+            ServerEvent::CopyIn => self.copy_in(),
+            ServerEvent::CopyOut => self.copying(CopyMode::Out),
+            ServerEvent::CopyBoth => self.copying(CopyMode::Both),
+            ServerEvent::Error(report) if report.is_fatal() => self.over = true,
+            ServerEvent::Error(_) => self.failed(),
+            ServerEvent::Notice(_)
+            | ServerEvent::Parameter { .. }
+            | ServerEvent::Key { .. }
+            | ServerEvent::Notification => {}
+        }
+    }
+
+    fn request(&mut self, kind: Kind) -> Result<(), AccountFault> {
+        self.push(kind)?;
+        // Both commit what an open batch has done.
+        self.batch_open = false;
+        Ok(())
+    }
+
+    fn push(&mut self, kind: Kind) -> Result<(), AccountFault> {
+        if let CopyMode::In { ended } = &mut self.copy {
+            *ended = true;
+        }
+        if self.current.kind == Kind::Nothing {
+            self.current = Run { kind, count: 1 };
+            return Ok(());
+        }
+        if self.waiting.is_empty() && self.current.kind == kind && self.current.count < u16::MAX {
+            self.current.count += 1;
+            return Ok(());
+        }
+        self.waiting.push(kind)
+    }
+
+    /// One message of `current` is answered for good.
+    fn advance(&mut self) {
+        self.leave_copy();
+        self.started = false;
+        self.current.count -= 1;
+        if self.current.count == 0 {
+            self.next();
+        }
+    }
+
+    /// Says how many Syncs were sent into it.
+    fn leave_copy(&mut self) -> u32 {
+        self.copy = CopyMode::None;
+        std::mem::take(&mut self.copy_syncs)
+    }
+
+    fn next(&mut self) {
+        self.current = Run::default();
+        self.started = false;
+        while let Some(run) = self.waiting.pop() {
+            // Not behind a COPY IN: ignored.
+            if run.kind != Kind::CopyEnd {
+                self.current = run;
+                break;
+            }
+        }
+    }
+
+    /// Something came that can only be about `current`: whatever was uncertain before it is settled.
+    fn answered(&mut self) {
+        match self.current.kind {
+            Kind::Query | Kind::Function | Kind::Extended => {
+                self.uncertain = 0;
+                self.started = true;
+            }
+            Kind::Nothing | Kind::Sync | Kind::CopyEnd => self.lost = true,
+        }
+    }
+
+    /// A command within a Query, or one message of the extended protocol, is done.
+    fn completed(&mut self) {
+        self.answered();
+        if self.current.kind == Kind::Extended {
+            let took_syncs = self.copy_syncs > 0;
+            self.advance();
+            // A Sync that the COPY took has closed no batch.
+            self.batch_open |= took_syncs && self.current.kind == Kind::Nothing;
+        } else {
+            self.leave_copy();
+        }
+    }
+
+    fn copying(&mut self, copy: CopyMode) {
+        self.answered();
+        self.copy = copy;
+    }
+
+    /// The server now reads what follows the COPY, up to `CopyDone` or `CopyFail`, as part of it.
+    fn copy_in(&mut self) {
+        self.answered();
+        // Anything but data, Sync, Flush and its end breaks the COPY: then the server ends the session, unless the
+        // COPY had failed before; so what follows that is not part of the COPY either way.
+        let mut ended = self.current.count > 1;
+        while !ended && let Some(run) = self.waiting.front() {
+            match run.kind {
+                Kind::Sync => {
+                    self.copy_syncs = self.copy_syncs.saturating_add(u32::from(run.count));
+                    self.waiting.pop();
+                }
+                Kind::CopyEnd => {
+                    ended = true;
+                    self.waiting.pop_one();
+                }
+                _ => ended = true,
+            }
+        }
+        self.copy = CopyMode::In { ended };
+    }
+
+    /// A request failed, and the session goes on.
+    fn failed(&mut self) {
+        self.worked = true;
+        let may_owe = self.leave_copy();
+        match self.current.kind {
+            // Its `Z` follows; then those of Syncs that were sent into the COPY, if it had not read them.
+            Kind::Query | Kind::Function => {
+                self.uncertain = may_owe;
+                self.started = true;
+            }
+            // At the Sync itself: deferred constraints.
+            Kind::Sync => {}
+            Kind::Extended => {
+                self.uncertain = may_owe;
+                let more = self.current.count > 1;
+                self.next();
+                if may_owe > 0 && (more || !matches!(self.current.kind, Kind::Nothing | Kind::Sync)) {
+                    // Skipped or not? It cannot be told, and the two go different ways.
+                    self.lost = true;
+                }
+                while !matches!(self.current.kind, Kind::Nothing | Kind::Sync) {
+                    self.next();
+                }
+                self.skipping = self.current.kind == Kind::Nothing;
+            }
+            // Nothing was asked: only FATAL comes unasked.
+            Kind::Nothing | Kind::CopyEnd => self.lost = true,
+        }
+    }
+
+    fn ready(&mut self, status: TransactionStatus) {
+        self.status = status;
+        if status == TransactionStatus::Idle && std::mem::take(&mut self.worked) {
+            self.transactions += 1;
+        }
+        match self.current.kind {
+            Kind::Sync => self.advance(),
+            // A request says something before its `Z`: if this one has not, the `Z` is one of the uncertain ones.
+            Kind::Query | Kind::Function if self.started || self.uncertain == 0 => self.advance(),
+            _ if self.uncertain > 0 => {
+                self.uncertain -= 1;
+                // A Sync of the COPY was processed after all.
+                self.skipping = false;
+            }
+            _ => self.lost = true,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "account_tests.rs"]
+mod tests;

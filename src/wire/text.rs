@@ -83,6 +83,7 @@ pub fn is_unsafe(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;
@@ -110,7 +111,10 @@ mod tests {
         assert_eq!(Escaped(&[b'a'; 64]).to_string(), "a".repeat(64));
         assert_eq!(Escaped(&[b'a'; 65]).to_string(), "a".repeat(64) + "…");
         let shown = Escaped(&vec![0; 1 << 20]).to_string();
-        assert!(shown.chars().count() <= Escaped::MAX_CHARS + 3 && shown.ends_with('…'), "{shown}");
+        assert!(
+            shown.chars().count() <= Escaped::MAX_CHARS + 3 && shown.ends_with('…'),
+            "{shown}"
+        );
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::super::fitness::Verdict;
 
-/// Why the answer is no. Not in the body: HAProxy looks for `true` anywhere in a body.
+/// Why the answer is no. Not in the body: `HAProxy` looks for `true` anywhere in a body.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-trunkline-reason");
 /// The member the answer is about.
 pub(super) const MEMBER: HeaderName = HeaderName::from_static("x-trunkline-member");
@@ -37,16 +37,34 @@ impl Answer {
     }
 
     pub(super) fn text(status: StatusCode, body: &'static str) -> Self {
-        Self { status, content_type: TEXT, body: body.into(), reason: None, member: None }
+        Self {
+            status,
+            content_type: TEXT,
+            body: body.into(),
+            reason: None,
+            member: None,
+        }
     }
 
     pub(super) fn json(status: StatusCode, value: &serde_json::Value) -> Self {
-        Self { status, content_type: JSON, body: value.to_string().into(), reason: None, member: None }
+        Self {
+            status,
+            content_type: JSON,
+            body: value.to_string().into(),
+            reason: None,
+            member: None,
+        }
     }
 
     pub(super) fn exposition(text: String) -> Self {
         let content_type = super::super::metrics::CONTENT_TYPE;
-        Self { status: StatusCode::OK, content_type, body: text.into(), reason: None, member: None }
+        Self {
+            status: StatusCode::OK,
+            content_type,
+            body: text.into(),
+            reason: None,
+            member: None,
+        }
     }
 
     /// 404; the hint is the body too, so it must be a constant without the word balancers look for.
@@ -102,6 +120,7 @@ pub(super) fn visible(text: &str) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

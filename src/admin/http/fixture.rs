@@ -1,4 +1,5 @@
 //! Hand-built snapshots.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,11 @@ pub(in crate::admin) fn snapshot() -> Snapshot {
         version: 1,
         members: Vec::new(),
         leader: Leader::None(NoLeader::NotYetKnown),
-        source: SourceStatus { reachable: true, error: None },
+        source: SourceStatus {
+            reachable: true,
+            error: None,
+            disagreement: None,
+        },
         system_identifier: Some(7),
         paused: false,
     }
@@ -52,6 +57,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
                 address: None,
             }),
         },
+        identity: Identity::Same,
         admin: AdminState::Ready,
         weight: 1,
         zone: None,
@@ -86,11 +92,19 @@ pub(super) fn led(members: Vec<Member>) -> Snapshot {
         timeline: 3,
         named_by: NamedBy::LeaderKey,
     };
-    Snapshot { members, leader, ..snapshot() }
+    Snapshot {
+        members,
+        leader,
+        ..snapshot()
+    }
 }
 
 pub(super) fn leaderless(members: Vec<Member>, why: NoLeader) -> Snapshot {
-    Snapshot { members, leader: Leader::None(why), ..snapshot() }
+    Snapshot {
+        members,
+        leader: Leader::None(why),
+        ..snapshot()
+    }
 }
 
 pub(in crate::admin) fn view(snapshot: Snapshot, local_member: LocalMember) -> ClusterView {
@@ -112,12 +126,20 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
     let metrics = Metrics::register(&mut registry);
     let readiness = Arc::new(Readiness::new());
     readiness.accepting();
-    Handles { clusters, readiness, registry: Arc::new(registry), metrics }
+    Handles {
+        clusters,
+        readiness,
+        registry: Arc::new(registry),
+        metrics,
+    }
 }
 
 pub(super) fn app(handles: Handles) -> Arc<App> {
-    let locals: Vec<watch::Receiver<Local>> =
-        handles.clusters.iter().map(|view| watch::channel(initial(&view.local_member)).1).collect();
+    let locals: Vec<watch::Receiver<Local>> = handles
+        .clusters
+        .iter()
+        .map(|view| watch::channel(initial(&view.local_member)).1)
+        .collect();
     Arc::new(App { handles, locals })
 }
 

@@ -9,7 +9,7 @@ use super::super::fitness::{self, Verdict};
 use super::super::handles::{ClusterView, Phase};
 use super::answer::Answer;
 use super::router::{App, Params, Subject};
-use crate::cluster::snapshot::{Member, MemberName, Snapshot};
+use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question {
@@ -88,11 +88,19 @@ fn read_write(view: &ClusterView, strict: bool) -> Verdict {
     if !view.serves_read_write {
         return Err("no listener has a read-write route to this cluster".into());
     }
-    match fitness::leader(&view.snapshot.borrow()) {
-        Ok(_) => Ok(()),
-        Err(_) if view.holds_read_write && !strict => Ok(()),
-        Err(why) => Err(format!("no leader: {why}")),
+    let snapshot = view.snapshot.borrow().clone();
+    if fitness::leader(&snapshot).is_some() || (view.holds_read_write && !strict) {
+        return Ok(());
     }
+    Err(match &snapshot.leader {
+        Leader::Verified { member, .. } => {
+            match snapshot.member(member).map(|m| fitness::is_leader(&snapshot, m)) {
+                Some(Err(why)) => format!("no leader: {why}"),
+                Some(Ok(())) | None => format!("no leader: {member} is not in the list of members"),
+            }
+        }
+        Leader::None(why) => format!("no leader: {why}"),
+    })
 }
 
 fn read_only(view: &ClusterView) -> Verdict {
@@ -107,7 +115,9 @@ fn read_only(view: &ClusterView) -> Verdict {
 
 /// `/group/read-write-info`: the verified leader, or an empty array.
 pub(super) fn read_write_info(app: &App, uri: &Uri) -> Answer {
-    info(app, uri, |snapshot| fitness::leader(snapshot).into_iter().collect())
+    info(app, uri, |snapshot| {
+        fitness::leader(snapshot).into_iter().collect()
+    })
 }
 
 /// `/group/read-only-info`: the fit replicas by name.
@@ -121,8 +131,10 @@ fn info(app: &App, uri: &Uri, pick: impl Fn(&Snapshot) -> Vec<&Member>) -> Answe
         Err(answer) => return answer,
     };
     let snapshot = view.snapshot.borrow().clone();
-    let members: Vec<Value> =
-        pick(&snapshot).into_iter().map(|member| entry(view, &snapshot, member)).collect();
+    let members: Vec<Value> = pick(&snapshot)
+        .into_iter()
+        .map(|member| entry(view, &snapshot, member))
+        .collect();
     Answer::json(StatusCode::OK, &Value::Array(members))
 }
 

@@ -63,7 +63,11 @@ pub(super) fn answer(app: &App, uri: &Uri, check: Check) -> Answer {
     match app.local(index, &snapshot) {
         Subject::Member(member) => {
             let verdict = ask(&snapshot, member, check, &params);
-            let status = if verdict.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let status = if verdict.is_ok() {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
             let answer = Answer::json(status, &document(&snapshot, member)).about(member.name.as_str());
             match verdict {
                 Ok(()) => answer,
@@ -90,7 +94,11 @@ pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: Check, params: &P
     };
     let replica = || is_replica(snapshot, member, params);
     let with_role = |role: &Role, name: &str| {
-        if member.role == *role { replica() } else { Err(format!("it is not a {name} standby")) }
+        if member.role == *role {
+            replica()
+        } else {
+            Err(format!("it is not a {name} standby"))
+        }
     };
     let sync = || with_role(&Role::SyncStandby, "synchronous");
     let quorum = || with_role(&Role::QuorumStandby, "quorum");
@@ -101,11 +109,17 @@ pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: Check, params: &P
         Check::StandbyLeader => fitness::is_standby_leader(snapshot, member),
         Check::Readiness => leader().or_else(|_| is_ready_replica(snapshot, member, params)),
         Check::Replica => replica().and_then(|()| has_tags(member, params)),
-        Check::ReadOnly => leader().or_else(|_| replica()).and_then(|()| has_tags(member, params)),
+        Check::ReadOnly => leader()
+            .or_else(|_| replica())
+            .and_then(|()| has_tags(member, params)),
         Check::Sync => sync().and_then(|()| has_tags(member, params)),
         Check::Quorum => quorum().and_then(|()| has_tags(member, params)),
-        Check::ReadOnlySync => leader().or_else(|_| sync()).and_then(|()| has_tags(member, params)),
-        Check::ReadOnlyQuorum => leader().or_else(|_| quorum()).and_then(|()| has_tags(member, params)),
+        Check::ReadOnlySync => leader()
+            .or_else(|_| sync())
+            .and_then(|()| has_tags(member, params)),
+        Check::ReadOnlyQuorum => leader()
+            .or_else(|_| quorum())
+            .and_then(|()| has_tags(member, params)),
         Check::Async => match member.role {
             Role::SyncStandby | Role::QuorumStandby => Err("it is a synchronous standby".into()),
             _ => replica().and_then(|()| has_tags(member, params)),
@@ -116,31 +130,30 @@ pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: Check, params: &P
 
 fn is_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
     fitness::is_replica(snapshot, member)?;
-    // What Patroni itself calls running: since 3.1 `/cluster` shows how a running replica replicates instead.
-    if !matches!(member.state.as_str(), "" | "running" | "streaming" | "in archive recovery") {
-        return Err(format!("its state is \"{}\"", member.state));
-    }
-    fitness::balanced(member)?;
     if let Some(limit) = params.first("lag").and_then(bytes) {
         within(fitness::replay_lag(snapshot, member), limit)?;
     }
     match params.first("replication_state") {
-        Some(wanted) if wanted != replication_state(member) => {
-            Err(format!("its replication state is \"{}\"", replication_state(member)))
-        }
+        Some(wanted) if wanted != replication_state(member) => Err(format!(
+            "its replication state is \"{}\"",
+            replication_state(member)
+        )),
         _ => Ok(()),
     }
 }
 
 fn is_ready_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
-    fitness::is_replica(snapshot, member)?;
+    fitness::is_standby(snapshot, member)?;
     if replication_state(member).is_empty() {
         return Err("it does not replicate".into());
     }
     let limit = params.first("lag").and_then(bytes).unwrap_or(READINESS_LAG);
     match params.first("mode") {
         // What is received is known from Patroni only.
-        Some("write") => within(member.lag.or_else(|| fitness::replay_lag(snapshot, member)), limit),
+        Some("write") => within(
+            member.lag.or_else(|| fitness::replay_lag(snapshot, member)),
+            limit,
+        ),
         _ => within(fitness::replay_lag(snapshot, member), limit),
     }
 }
@@ -165,7 +178,9 @@ fn within(lag: Option<u64>, limit: u64) -> Verdict {
 /// Every `tag_NAME=VALUE` is there; values that are not strings compare as Python prints them, in lower case.
 fn has_tags(member: &Member, params: &Params) -> Verdict {
     for (key, wanted) in params.pairs() {
-        let Some(name) = key.strip_prefix("tag_") else { continue };
+        let Some(name) = key.strip_prefix("tag_") else {
+            continue;
+        };
         // The first value of a name counts.
         let wanted = params.first(key).unwrap_or(wanted);
         let value = match member.tags.get(name) {
@@ -180,11 +195,13 @@ fn has_tags(member: &Member, params: &Params) -> Verdict {
     Ok(())
 }
 
-/// A number of bytes as PostgreSQL and Patroni write it: `1048576`, `1024kB`, `10MB`, `1.5GB`. `None` for anything
+/// A number of bytes as `PostgreSQL` and Patroni write it: `1048576`, `1024kB`, `10MB`, `1.5GB`. `None` for anything
 /// else, which Patroni, too, takes as no limit.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: u64 = match unit.trim_start() {
         "" | "B" => 1,
@@ -198,8 +215,12 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
         return Some(whole.saturating_mul(factor));
     }
     let number: f64 = number.parse().ok()?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss,
-        reason = "no sign can be written, the cast saturates, and a limit with a fraction is not exact anyway")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "no sign can be written, the cast saturates, and a limit with a fraction is not exact anyway"
+    )]
     let bytes = (number * factor as f64).round() as u64;
     Some(bytes)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
@@ -9,7 +10,6 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
-use axum::Router;
 use tokio::sync::watch;
 
 use super::super::handles::{ClusterView, Handles};
@@ -33,11 +33,18 @@ pub(super) struct Params(Vec<(String, String)>);
 
 impl Params {
     pub(super) fn of(uri: &Uri) -> Self {
-        Self(Query::try_from_uri(uri).map(|Query(pairs)| pairs).unwrap_or_default())
+        Self(
+            Query::try_from_uri(uri)
+                .map(|Query(pairs)| pairs)
+                .unwrap_or_default(),
+        )
     }
 
     pub(super) fn first(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -69,8 +76,13 @@ impl App {
         };
         found.ok_or_else(|| {
             let names: Vec<&str> = clusters.iter().map(|view| &*view.name).collect();
-            Answer::not_found("there is no cluster of this name; the names are in the header X-Trunkline-Reason")
-                .because(format!("there is no cluster of this name; there is: {}", names.join(", ")))
+            Answer::not_found(
+                "there is no cluster of this name; the names are in the header X-Trunkline-Reason",
+            )
+            .because(format!(
+                "there is no cluster of this name; there is: {}",
+                names.join(", ")
+            ))
         })
     }
 
@@ -97,17 +109,35 @@ where
     H: axum::handler::Handler<T, Arc<App>>,
     T: 'static,
 {
-    on(MethodFilter::GET.or(MethodFilter::HEAD).or(MethodFilter::OPTIONS), handler)
+    on(
+        MethodFilter::GET.or(MethodFilter::HEAD).or(MethodFilter::OPTIONS),
+        handler,
+    )
 }
 
 pub(super) fn router(app: Arc<App>) -> Router {
     let mut router = Router::new()
         .route("/connection/is-live", read(async || Answer::boolean(Ok(()))))
-        .route("/connection/is-ready", read(async |State(app): Shared, uri: Uri| node::is_ready(&app, &uri)))
-        .route("/connection/is-ready-rw", read(async |State(app): Shared, uri: Uri| node::is_ready_rw(&app, &uri)))
-        .route("/connection/is-ready-ro", read(async |State(app): Shared, uri: Uri| node::is_ready_ro(&app, &uri)))
-        .route("/group/read-write-info", read(async |State(app): Shared, uri: Uri| node::read_write_info(&app, &uri)))
-        .route("/group/read-only-info", read(async |State(app): Shared, uri: Uri| node::read_only_info(&app, &uri)))
+        .route(
+            "/connection/is-ready",
+            read(async |State(app): Shared, uri: Uri| node::is_ready(&app, &uri)),
+        )
+        .route(
+            "/connection/is-ready-rw",
+            read(async |State(app): Shared, uri: Uri| node::is_ready_rw(&app, &uri)),
+        )
+        .route(
+            "/connection/is-ready-ro",
+            read(async |State(app): Shared, uri: Uri| node::is_ready_ro(&app, &uri)),
+        )
+        .route(
+            "/group/read-write-info",
+            read(async |State(app): Shared, uri: Uri| node::read_write_info(&app, &uri)),
+        )
+        .route(
+            "/group/read-only-info",
+            read(async |State(app): Shared, uri: Uri| node::read_only_info(&app, &uri)),
+        )
         .route("/liveness", read(async || patroni::liveness()))
         .route("/metrics", read(async |State(app): Shared| metrics_text(&app)))
         .route(
@@ -115,9 +145,10 @@ pub(super) fn router(app: Arc<App>) -> Router {
             read(async |State(app): Shared, method: Method, uri: Uri| look_again(&app, &method, &uri))
                 .post(async |State(app): Shared, method: Method, uri: Uri| look_again(&app, &method, &uri)),
         );
-    for (question, check) in
-        [("is-read-write", node::Question::ReadWrite), ("is-read-only", node::Question::ReadOnly)]
-    {
+    for (question, check) in [
+        ("is-read-write", node::Question::ReadWrite),
+        ("is-read-only", node::Question::ReadOnly),
+    ] {
         router = router
             .route(
                 &format!("/node/{question}"),
@@ -125,13 +156,18 @@ pub(super) fn router(app: Arc<App>) -> Router {
             )
             .route(
                 &format!("/node/{{name}}/{question}"),
-                read(async move |State(app): Shared, name: Result<Path<String>, PathRejection>, uri: Uri| {
-                    node::named(&app, &uri, name.as_deref().ok().map(String::as_str), check)
-                }),
+                read(
+                    async move |State(app): Shared, name: Result<Path<String>, PathRejection>, uri: Uri| {
+                        node::named(&app, &uri, name.as_deref().ok().map(String::as_str), check)
+                    },
+                ),
             );
     }
     for (path, check) in patroni::PATHS {
-        router = router.route(path, read(async move |State(app): Shared, uri: Uri| patroni::answer(&app, &uri, *check)));
+        router = router.route(
+            path,
+            read(async move |State(app): Shared, uri: Uri| patroni::answer(&app, &uri, *check)),
+        );
     }
     router
         .fallback(async || Answer::not_found("there is nothing at this path; see docs/http.md"))
@@ -168,11 +204,14 @@ fn endpoint(path: &str) -> Endpoint {
 fn metrics_text(app: &App) -> Answer {
     match metrics::exposition(&app.handles.registry) {
         Ok(text) => Answer::exposition(text),
-        Err(_) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written"),
+        Err(_) => Answer::text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the metrics could not be written",
+        ),
     }
 }
 
-/// patroni_proxy's: look again now. Does not wait for what is seen.
+/// `patroni_proxy`'s: look again now. Does not wait for what is seen.
 fn look_again(app: &App, method: &Method, uri: &Uri) -> Answer {
     let params = Params::of(uri);
     let asked: Vec<&ClusterView> = if params.first("cluster").is_some() {

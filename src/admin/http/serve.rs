@@ -240,13 +240,16 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn no_files_left_is_not_a_busy_loop() {
         let mut backoff = Backoff::default();
         let emfile = io::Error::from_raw_os_error(24);
-        let pauses: Vec<_> = (0..7).map(|_| backoff.after(&emfile).unwrap().as_millis()).collect();
+        let pauses: Vec<_> = (0..7)
+            .map(|_| backoff.after(&emfile).unwrap().as_millis())
+            .collect();
         assert_eq!(pauses, [50, 100, 200, 400, 800, 1000, 1000]);
         assert_eq!(backoff.after(&io::ErrorKind::ConnectionAborted.into()), None);
     }

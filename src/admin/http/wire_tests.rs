@@ -1,0 +1,330 @@
+//! The listener over real sockets.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::fixture::*;
+use super::{AdminError, AdminThread, Bounds, spawn_thread, spawn_thread_with};
+use crate::cluster::snapshot::Snapshot;
+use crate::config::{BindAddress, Http};
+
+struct Running {
+    thread: Option<AdminThread>,
+    address: SocketAddr,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.stop();
+        }
+    }
+}
+
+fn somewhere() -> BindAddress {
+    BindAddress::Ip("127.0.0.1:0".parse().unwrap())
+}
+
+fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bounds) -> Running {
+    let handles = handles(vec![view(snapshot, named("m"))]);
+    let config = Http {
+        address: somewhere(),
+        tls,
+    };
+    let thread = spawn_thread_with(&config, handles, CancellationToken::new(), bounds).unwrap();
+    Running {
+        address: thread.local_addr(),
+        thread: Some(thread),
+    }
+}
+
+fn leader() -> Snapshot {
+    led(vec![primary("m")])
+}
+
+fn replica() -> Snapshot {
+    led(vec![primary("p"), member("m")])
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    // No test waits for it: it is the bound after which one fails.
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+/// Everything until the server closes.
+fn exchange(address: SocketAddr, request: &[u8]) -> String {
+    let mut stream = connect(address);
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    // A close with unread input is a reset; what came before counts.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or("nothing")
+}
+
+fn body(answer: &str) -> &str {
+    answer.split_once("\r\n\r\n").expect("headers end").1
+}
+
+#[test]
+fn haproxys_default_check() {
+    // `option httpchk` without arguments; HTTP/1.0 means close after the answer.
+    for (snapshot, expected) in [(leader(), "200"), (replica(), "503")] {
+        let running = start(snapshot, None, Bounds::default());
+        for request in [
+            "OPTIONS / HTTP/1.0\r\n\r\n",
+            "OPTIONS /primary HTTP/1.0\r\n\r\n",
+            "HEAD / HTTP/1.0\r\n\r\n",
+        ] {
+            let answer = exchange(running.address, request.as_bytes());
+            assert!(answer.starts_with("HTTP/1.0 "), "{answer}");
+            assert_eq!((status(&answer), body(&answer)), (expected, ""), "{answer}");
+        }
+        let answer = exchange(running.address, b"GET /node/is-read-write HTTP/1.0\r\n\r\n");
+        assert_eq!(body(&answer), if expected == "200" { "true" } else { "false" });
+    }
+}
+
+#[test]
+fn one_connection_serves_many_requests() {
+    let running = start(leader(), None, Bounds::default());
+    let answer = exchange(
+        running.address,
+        b"GET /connection/is-live HTTP/1.1\r\nHost: x\r\n\r\n\
+          HEAD /connection/is-live HTTP/1.1\r\nHost: x\r\n\r\n\
+          DELETE /connection/is-live HTTP/1.1\r\nHost: x\r\n\r\n\
+          GET /connection/is-live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
+    let statuses: Vec<_> = answer.lines().filter(|line| line.contains("HTTP/1.1 ")).collect();
+    assert_eq!(statuses.len(), 4, "{answer}");
+    assert!(statuses[2].contains("405"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\ntrue"), "{answer}");
+}
+
+#[test]
+fn nonsense_is_refused_and_hurts_nobody() {
+    let running = start(leader(), None, Bounds::default());
+    let huge_line = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(20_000));
+    let many_headers = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(100));
+    let cases: [(&[u8], &[&str]); 9] = [
+        (b"\x00\x00\x00\x08\x04\xd2\x16\x2f\r\n\r\n", &["400"]),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", &["400"]),
+        (b"nonsense\r\n\r\n", &["400"]),
+        (b"GET / HTTP/9.9\r\n\r\n", &["400", "505", "nothing"]),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &["400", "505", "nothing"]),
+        (b"OPTIONS * HTTP/1.0\r\n\r\n", &["404"]),
+        (b"CONNECT x:1 HTTP/1.0\r\n\r\n", &["404", "405"]),
+        (huge_line.as_bytes(), &["414", "431", "nothing"]),
+        (many_headers.as_bytes(), &["431", "nothing"]),
+    ];
+    for (request, expected) in cases {
+        let answer = exchange(running.address, request);
+        assert!(
+            expected.contains(&status(&answer)),
+            "{:?}: {answer}",
+            request.escape_ascii().to_string()
+        );
+    }
+    assert_eq!(
+        status(&exchange(running.address, b"GET / HTTP/1.0\r\n\r\n")),
+        "200"
+    );
+}
+
+#[test]
+fn a_body_is_not_waited_for() {
+    let running = start(leader(), None, Bounds::default());
+    let answer = exchange(
+        running.address,
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nabc",
+    );
+    assert_eq!(status(&answer), "200");
+}
+
+#[test]
+fn who_is_slow_with_the_headers_is_cut_off() {
+    let bounds = Bounds {
+        header_timeout: Duration::from_millis(200),
+        ..Bounds::default()
+    };
+    let running = start(leader(), None, bounds);
+    for beginning in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"] {
+        // Ends only because the server closes.
+        let answer = exchange(running.address, beginning);
+        assert!(!answer.contains("200"), "{answer}");
+    }
+    // Waiting for the next request is bounded too.
+    let answer = exchange(running.address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(status(&answer), "200");
+}
+
+#[test]
+fn abrupt_closes_and_many_connections() {
+    let running = start(leader(), None, Bounds::default());
+    for round in 0..300 {
+        let mut stream = connect(running.address);
+        if round % 3 > 0 {
+            stream.write_all(b"OPTIONS / HTTP/1.0\r\n\r\n").unwrap();
+        }
+        if round % 3 == 2 {
+            // Close with the answer unread: a reset.
+            socket2::SockRef::from(&stream)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+        }
+        drop(stream);
+    }
+    let open: Vec<_> = (0..200).map(|_| connect(running.address)).collect();
+    assert_eq!(
+        status(&exchange(running.address, b"GET / HTTP/1.0\r\n\r\n")),
+        "200"
+    );
+    drop(open);
+}
+
+#[test]
+fn one_connection_too_many_is_closed_and_room_comes_back() {
+    let running = start(
+        leader(),
+        None,
+        Bounds {
+            max_connections: 2,
+            ..Bounds::default()
+        },
+    );
+    let mut held: Vec<_> = (0..2).map(|_| connect(running.address)).collect();
+    for stream in &mut held {
+        // Answered, so that both are surely counted.
+        stream
+            .write_all(b"GET /connection/is-live HTTP/1.1\r\nHost: x\r\n\r\n")
+            .unwrap();
+        stream.read_exact(&mut [0; 12]).unwrap();
+    }
+    assert_eq!(exchange(running.address, b""), "");
+    held.pop().unwrap().shutdown(Shutdown::Both).unwrap();
+    while status(&exchange(running.address, b"GET / HTTP/1.0\r\n\r\n")) != "200" {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_port_in_use_is_one_sentence() {
+    let running = start(leader(), None, Bounds::default());
+    let config = Http {
+        address: BindAddress::Ip(running.address),
+        tls: None,
+    };
+    let error = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap_err();
+    assert!(matches!(error, AdminError::Listen { .. }));
+    let expected = format!(
+        "cannot listen for HTTP on {}: Address already in use",
+        running.address
+    );
+    assert!(error.to_string().starts_with(&expected), "{error}");
+}
+
+#[tokio::test]
+async fn it_starts_and_stops_within_another_runtime() {
+    let config = Http {
+        address: somewhere(),
+        tls: None,
+    };
+    let shutdown = CancellationToken::new();
+    let thread = spawn_thread(&config, handles(Vec::new()), shutdown.clone()).unwrap();
+    let taken = Http {
+        address: BindAddress::Ip(thread.local_addr()),
+        tls: None,
+    };
+    assert!(spawn_thread(&taken, handles(Vec::new()), shutdown.clone()).is_err());
+    thread.stop();
+    assert!(shutdown.is_cancelled());
+}
+
+#[test]
+fn every_address_is_dual_stack() {
+    let config = Http {
+        address: BindAddress::Any { port: 0 },
+        tls: None,
+    };
+    let shutdown = CancellationToken::new();
+    let thread = spawn_thread(
+        &config,
+        handles(vec![view(leader(), named("m"))]),
+        shutdown.clone(),
+    )
+    .unwrap();
+    let port = thread.local_addr().port();
+    assert_eq!(
+        status(&exchange(
+            ([127, 0, 0, 1], port).into(),
+            b"GET / HTTP/1.0\r\n\r\n"
+        )),
+        "200"
+    );
+    thread.stop();
+}
+
+#[test]
+fn the_end_is_bounded_and_frees_the_port() {
+    let mut running = start(leader(), None, Bounds::default());
+    let idle = connect(running.address);
+    let mut half = connect(running.address);
+    half.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    running.thread.take().unwrap().stop();
+    drop((idle, half));
+    let config = Http {
+        address: BindAddress::Ip(running.address),
+        tls: None,
+    };
+    let thread = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap();
+    thread.stop();
+}
+
+#[test]
+fn https() {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(issued.signing_key.serialize_der());
+    let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![issued.cert.der().clone()], key.into())
+        .unwrap();
+    let bounds = Bounds {
+        handshake_timeout: Duration::from_millis(200),
+        ..Bounds::default()
+    };
+    let running = start(leader(), Some(Arc::new(server)), bounds);
+    // Plaintext, silence and half a handshake end at the handshake's bound, and cost nobody else.
+    for beginning in [&b"GET / HTTP/1.0\r\n\r\n"[..], b"", b"\x16\x03\x01\x02\x00\x01"] {
+        assert!(!exchange(running.address, beginning).contains("HTTP/1"));
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(issued.cert.der().clone()).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut session =
+        rustls::ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap()).unwrap();
+    let mut stream = connect(running.address);
+    let mut tls = rustls::Stream::new(&mut session, &mut stream);
+    tls.write_all(b"GET /node/is-read-write HTTP/1.0\r\n\r\n")
+        .unwrap();
+    let mut answer = Vec::new();
+    let _ = tls.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
+    assert_eq!((status(&answer), body(&answer)), ("200", "true"));
+}

@@ -1,0 +1,41 @@
+# The commands of this project. Each says what it needs if something is missing.
+.PHONY: help demo test test-long bench build fmt lint deny check-docs install-test clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: ## a Patroni cluster and three routers on this machine, until Ctrl-C
+	@scripts/demo run
+
+build: ## the release binary
+	cargo build --release --locked
+
+install-test: ## what the tests need
+	@scripts/install-packages test
+
+fmt: ## format the code
+	cargo fmt
+
+lint: ## formatting and lints, as `make test` checks them
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+
+deny: ## licences, banned crates, sources, vulnerabilities
+	@scripts/deny
+
+test: ## everything, under 30 minutes
+	@scripts/test
+
+test-long: ## what takes longer, before a release
+	@scripts/test --long
+
+bench: ## pgbench side by side with a bare forwarder, HAProxy and PgBouncer
+	@scripts/install-packages bench
+	@scripts/bench
+
+check-docs: ## the documentation builds without a warning
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+clean: ## what was built, and the demo's certificates
+	cargo clean
+	git clean -fdXq certs

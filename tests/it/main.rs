@@ -1,0 +1,6 @@
+//! The router before a real Patroni cluster that the tests share and leave as it is.
+
+#[path = "../cluster/mod.rs"]
+mod cluster;
+
+mod main_job;
