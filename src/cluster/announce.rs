@@ -22,7 +22,7 @@ pub(super) fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
             );
         }
         (Some(_), None) if new.source.reachable => {
-            say(false, "the source of the list of members is back".into())
+            say(false, "the source of the list of members is back".into());
         }
         _ => {}
     }

@@ -29,7 +29,7 @@ const FAST: Duration = Duration::from_millis(100);
 pub(super) struct Control {
     state: State,
     account: Arc<Account>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     reports: mpsc::Receiver<Observation>,
     observations: mpsc::Receiver<Observation>,
     observers: mpsc::Sender<Observation>,
@@ -81,7 +81,7 @@ impl Control {
     pub(super) fn new(
         account: Arc<Account>,
         reports: mpsc::Receiver<Observation>,
-        metrics: Metrics,
+        metrics: Arc<Metrics>,
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
@@ -254,7 +254,7 @@ impl Control {
                 poke: Arc::clone(&running.poke),
                 fast_interval: self.fast_interval,
                 observations: self.observers.clone(),
-                metrics: self.metrics.clone(),
+                metrics: Arc::clone(&self.metrics),
                 stop: running.stop.clone(),
             };
             self.tracker.spawn(prober.run());

@@ -126,7 +126,7 @@ pub(super) struct Service {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     account: Arc<Account>,
     query: Arc<Query>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     cache: VerifierCache,
     looked_up: HashMap<Vec<u8>, Instant>,
     waiting: HashMap<Vec<u8>, Vec<oneshot::Sender<Answer>>>,
@@ -137,7 +137,7 @@ pub(super) fn service(
     account: Arc<Account>,
     query: Query,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 ) -> (Lookups, Service) {
     let (sender, requests) = mpsc::channel(MAX_WAITING);
     let service = Service {

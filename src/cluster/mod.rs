@@ -140,7 +140,7 @@ pub fn start(
     let (control, snapshots) = control::Control::new(
         Arc::clone(&account),
         reports,
-        Metrics::clone(&metrics),
+        Arc::clone(&metrics),
         stop.clone(),
         tracker.clone(),
     );
@@ -151,12 +151,8 @@ pub fn start(
                 sql: sql.clone(),
                 cache_ttl: *cache_ttl,
             };
-            let (look_ups, service) = lookup::service(
-                Arc::clone(&account),
-                query,
-                snapshots.clone(),
-                Metrics::clone(&metrics),
-            );
+            let (look_ups, service) =
+                lookup::service(Arc::clone(&account), query, snapshots.clone(), metrics);
             tracker.spawn(service.run(stop));
             Some(look_ups)
         }

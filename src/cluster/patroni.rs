@@ -65,7 +65,7 @@ impl Patroni {
             .tcp_nodelay(true)
             .connect_timeout(timeout)
             .timeout(timeout)
-            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_idle_timeout(Duration::from_mins(1))
             .pool_max_idle_per_host(2)
             .user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION")))
             .build()

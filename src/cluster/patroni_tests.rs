@@ -53,7 +53,7 @@ fn one_strange_member_never_spoils_the_others() {
         {"name": "odd", "role": 7, "state": {"a": 1}, "host": "has space", "port": 99999, "timeline": -1, "tags": []},
         {"name": "text", "role": "promoted", "state": "running", "host": "d", "port": "5433", "lag": "unknown"},
         {"name": "text", "role": "leader"},
-        {"name": "db1", "role": "standby_leader", "state": "running", "host": "e", "port": 1, "timeline": 4294967296_u64},
+        {"name": "db1", "role": "standby_leader", "state": "running", "host": "e", "port": 1, "timeline": 4_294_967_296_u64},
     ]}));
     let names: Vec<&str> = report.members.iter().map(|member| member.name.as_str()).collect();
     assert_eq!(names, ["new", "odd", "text", "db1"]);

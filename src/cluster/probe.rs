@@ -45,7 +45,7 @@ pub(super) struct Prober {
     pub(super) poke: Arc<Notify>,
     pub(super) fast_interval: Duration,
     pub(super) observations: mpsc::Sender<Observation>,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) stop: CancellationToken,
 }
 
@@ -204,7 +204,7 @@ async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Pro
     let rows = simple_query(connection, PROBE_SQL, 1, deadline).await?;
     let address = Some(connection.address.ip());
     rows.first()
-        .and_then(|row| facts(row))
+        .and_then(facts)
         .map(|facts| ProbeFacts {
             latency: started.elapsed(),
             address,

@@ -36,7 +36,7 @@ use super::snapshot::{
 };
 
 /// Longest time of fast polling for one loss of the leader: above Patroni's default `ttl` + `loop_wait`.
-const LEADERLESS: Duration = Duration::from_secs(60);
+const LEADERLESS: Duration = Duration::from_mins(1);
 /// Fast polling after a member failed or the source was lost.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Fast polling after a hint from a session, or a new leader.
