@@ -244,7 +244,7 @@ async fn begin(
             match error {
                 AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
                 AttachError::NoCandidate(reply) | AttachError::Refused { reply, .. } => {
-                    message::error(&mut out, &reply)
+                    message::error(&mut out, &reply);
                 }
             }
             farewell(stream, out).await;
@@ -451,10 +451,8 @@ async fn finish(ended: Ended, record: Record, shared: &Shared) {
     shared.metrics.end(&record.gate.route.name, cause.label());
     drop(ticket);
     let mut out = BytesMut::from(rest.as_ref());
-    if at_boundary {
-        if let Some(reply) = cause.reply() {
-            message::error(&mut out, &reply);
-        }
+    if at_boundary && let Some(reply) = cause.reply() {
+        message::error(&mut out, &reply);
     }
     farewell(client, out).await;
 }
@@ -488,9 +486,9 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
         };
     }
     if cause.is_trouble() {
-        line!(warn)
+        line!(warn);
     } else {
-        line!(info)
+        line!(info);
     }
 }
 

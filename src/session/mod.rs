@@ -113,9 +113,10 @@ impl Failures {
             }
             let summaries = self.sampler().summaries(Instant::now());
             for (address, times) in summaries {
-                match address {
-                    Some(address) => warn!(client = %address, times, "more logins were refused"),
-                    None => warn!(times, "more logins were refused, from other addresses"),
+                if let Some(address) = address {
+                    warn!(client = %address, times, "more logins were refused");
+                } else {
+                    warn!(times, "more logins were refused, from other addresses");
                 }
             }
         }
