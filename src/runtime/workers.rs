@@ -62,7 +62,7 @@ impl Workers {
         T: Future<Output = ()> + Send + 'static,
     {
         let Some(worker) = self
-            .workers
+            .threads
             .iter()
             .min_by_key(|worker| worker.tasks.load(Ordering::Relaxed))
         else {
