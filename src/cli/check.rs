@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::cluster::examine::examine;
-use crate::config::{self, Config, ListenerTls, Source, TargetRole, Verifiers};
+use crate::config::{self, BindAddress, Config, ListenerTls, Source, TargetRole, Verifiers};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
 /// anything is wrong.
@@ -126,7 +126,7 @@ fn summary(config: &Config) -> String {
     } else {
         "HTTP"
     };
-    let _ = writeln!(text, "{scheme}: {}", config.http.address);
+    let _ = writeln!(text, "{scheme}: {}", listed(&config.http.addresses));
     let verifiers = match &config.auth.verifiers {
         Verifiers::UsersFile { path, .. } => format!("the file {}", path.display()),
         Verifiers::Query { .. } => "the cluster".to_owned(),
@@ -168,4 +168,13 @@ mod tests {
         std::fs::write(&path, PLAIN).unwrap();
         assert!(load_and_report(&path).is_some());
     }
+}
+
+/// Addresses as a person writes them, with commas.
+fn listed(addresses: &[BindAddress]) -> String {
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -245,7 +245,8 @@ pub enum ListenerTls {
 /// The HTTP listener.
 #[derive(Debug)]
 pub struct Http {
-    pub address: BindAddress,
+    /// One or more; the same is answered on each.
+    pub addresses: Vec<BindAddress>,
     pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 

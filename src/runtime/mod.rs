@@ -287,7 +287,9 @@ fn announce(config: &Config, workers: usize) {
         };
         info!(listener = %listener.name, address = %listener.address, route = %listener.route, tls, "listening for clients");
     }
-    info!(address = %config.http.address, tls = config.http.tls.is_some(), "listening for HTTP");
+    for address in &config.http.addresses {
+        info!(%address, tls = config.http.tls.is_some(), "listening for HTTP");
+    }
     for warning in config.warnings() {
         warn!("{warning}");
     }
