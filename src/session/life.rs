@@ -109,7 +109,15 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
     let deadline = accepted + shared.login_timeout;
     let gauge = shared.metrics.pending();
     let socket = adopt(socket, &gate)?;
-    let opening = match timeout_at(deadline, opening::open(socket, &gate.offer)).await {
+    let opened = tokio::select! {
+        opened = timeout_at(deadline, opening::open(socket, &gate.offer)) => opened,
+        // It has not said yet whom to answer how.
+        () = shared.closing.cancelled() => {
+            shared.metrics.refuse("shutdown");
+            return None;
+        }
+    };
+    let opening = match opened {
         Ok(Ok(opening)) => opening,
         Ok(Err(fault)) => {
             note_opening(&shared, &gate, address, &fault);
@@ -177,6 +185,15 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         gauge,
         admitted,
     })
+}
+
+/// As a server that shuts down says it to who wants to log in.
+fn closing() -> ErrorReply {
+    ErrorReply::fatal(
+        SqlState::CANNOT_CONNECT_NOW,
+        "the connection manager is shutting down",
+    )
+    .hint("Reconnect; another connection manager, or this one once restarted, will serve you.")
 }
 
 /// Registers an accepted socket with this worker and sets its options.

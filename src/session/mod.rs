@@ -58,6 +58,8 @@ pub struct Shared {
     pub failures: Failures,
     /// Small tasks that outlive the session that began them.
     pub tasks: TaskTracker,
+    /// Cancelled when the doors close for good: who has not logged in by then does not get in any more.
+    pub closing: CancellationToken,
 }
 
 impl Shared {
