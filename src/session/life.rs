@@ -141,11 +141,10 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         }
     };
     let tls_done = accepted.elapsed();
-    let outcome = timeout_at(
-        deadline,
-        authenticate(&shared, &gate, &mut stream, &packet, address),
-    )
-    .await;
+    let outcome = tokio::select! {
+        outcome = timeout_at(deadline, authenticate(&shared, &gate, &mut stream, &packet, address)) => outcome,
+        () = shared.closing.cancelled() => Ok(Err(LoginFault::Unavailable(closing()))),
+    };
     let (authenticated, admitted) = match outcome {
         Ok(Ok(done)) => done,
         Ok(Err(fault)) => {
