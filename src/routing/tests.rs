@@ -137,7 +137,8 @@ fn ties_are_left_to_chance() {
 
 #[test]
 fn replicas_are_passed_over_with_the_reason() {
-    let change: [(&dyn Fn(&mut Member), &str); 10] = [
+    type Change<'a> = (&'a dyn Fn(&mut Member), &'a str);
+    let change: [Change<'_>; 10] = [
         (&|m| m.host.clear(), "db2 has no known address"),
         (
             &|m| m.identity = Identity::Foreign,
