@@ -162,7 +162,7 @@ log_disconnections = 0
         self.start("pgbouncer", ["pgbouncer", conf], BOUNCER_PORT, unprivileged=True)
 
     def trunkline(self):
-        subprocess.run([ROOT / "certs/make-certs", self.dir / "certs"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([ROOT / "certs/make-certs", "--dir", self.dir / "certs"], check=True, stdout=subprocess.DEVNULL)
         secret = self.dir / "service-password"
         secret.write_text("trunkline\n")
         secret.chmod(0o600)

@@ -473,7 +473,8 @@ class Cluster:
         }  # fmt: skip
         if not options["fsync"]:
             # Survives the death of every process, which is what happens here; not a power failure, which does not.
-            local |= {"fsync": "off", "full_page_writes": "off"}
+            # full_page_writes stays on: pg_rewind wants it.
+            local |= {"fsync": "off"}
         retry = max(3, min(10, (options["ttl"] - options["loop_wait"]) // 2))
         return {
             "scope": options["name"], "namespace": "/service/", "name": node.name,
@@ -560,10 +561,10 @@ class Cluster:
         self.patroni_command()  # fails early
         self.claim()
         try:
-            self.check_ports()
-            (self.dir / "pids").mkdir()
             self.marker.write_text(json.dumps(self.describe(), indent=1))
             os.chmod(self.marker, 0o600)
+            self.check_ports()
+            (self.dir / "pids").mkdir()
             self.certificates()
             deadline = Deadline(self.options["timeout"])
             self.say("starting etcd")

@@ -60,7 +60,7 @@ class Demo(Cluster):
     def router_addresses(self, node):
         addresses = [(node.address, port) for port in (READ_WRITE, READ_ONLY, HTTP)]
         if node is self.nodes[0]:
-            addresses += [(LOCAL, READ_WRITE), (LOCAL, READ_ONLY)]
+            addresses += [(LOCAL, READ_WRITE), (LOCAL, READ_ONLY), (LOCAL, HTTP)]
         return addresses
 
     def router_config(self, node):
@@ -74,6 +74,8 @@ class Demo(Cluster):
             listeners += [("rw-local", LOCAL, READ_WRITE, "read-write"), ("ro-local", LOCAL, READ_ONLY, "read-only")]
         listening = "\n".join(f'  - {{name: {name}, address: "{address}:{port}", route: {route}}}'
                               for name, address, port, route in listeners)  # fmt: skip
+        http_hosts = [node.address, LOCAL] if node is self.nodes[0] else [node.address]
+        http_addresses = ", ".join(f'"{host}:{HTTP}"' for host in http_hosts)
         return f"""\
 # Made by scripts/demo: the router beside {node.name}.
 clusters:
@@ -89,7 +91,7 @@ routes:
   read-only: {{cluster: main, targets: [replica]}}
 listeners:
 {listening}
-http: {{address: "{node.address}:{HTTP}"}}
+http: {{address: [{http_addresses}]}}
 peers:
   secret_file: {shared / "peers.key"}
   members:

@@ -41,15 +41,15 @@ pub enum AdminError {
 /// leaves it running.
 #[derive(Debug)]
 pub struct AdminThread {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     shutdown: CancellationToken,
     thread: thread::JoinHandle<()>,
 }
 
 impl AdminThread {
-    /// Where it listens: the port chosen, where the configured one was 0.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
+    /// Where it listens, address by address: with the port chosen, where the configured one was 0.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.
@@ -83,22 +83,39 @@ pub fn spawn_thread_with(
     shutdown: CancellationToken,
     bounds: Bounds,
 ) -> Result<AdminThread, AdminError> {
-    let listen_error = |source| AdminError::Listen {
-        address: config.address.clone(),
-        source,
-    };
-    let listener = serve::bind(&config.address).map_err(listen_error)?;
-    let address = listener.local_addr().map_err(listen_error)?;
+    let mut listeners = Vec::new();
+    let mut addresses = Vec::new();
+    for address in &config.addresses {
+        let listen_error = |source| AdminError::Listen {
+            address: address.clone(),
+            source,
+        };
+        let listener = serve::bind(address).map_err(listen_error)?;
+        addresses.push(listener.local_addr().map_err(listen_error)?);
+        listeners.push(listener);
+    }
     let tls = config.tls.clone();
     let stop = shutdown.clone();
     let (report, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new()
         .name("admin".into())
         // The runtime is made where it ends: it must not be dropped within another one, the caller's perhaps.
-        .spawn(move || match prepare(listener) {
-            Ok((runtime, listener)) => {
+        .spawn(move || match prepare(listeners) {
+            Ok((runtime, listeners)) => {
                 let _ = report.send(Ok(()));
-                runtime.block_on(serve::serve(listener, tls, handles, stop, bounds));
+                runtime.block_on(async {
+                    let mut serving = tokio::task::JoinSet::new();
+                    for listener in listeners {
+                        serving.spawn(serve::serve(
+                            listener,
+                            tls.clone(),
+                            handles.clone(),
+                            stop.clone(),
+                            bounds,
+                        ));
+                    }
+                    while serving.join_next().await.is_some() {}
+                });
             }
             Err(error) => {
                 let _ = report.send(Err(error));
@@ -107,7 +124,7 @@ pub fn spawn_thread_with(
         .map_err(AdminError::Thread)?;
     match started.recv() {
         Ok(Ok(())) => Ok(AdminThread {
-            address,
+            addresses,
             shutdown,
             thread,
         }),
@@ -116,13 +133,16 @@ pub fn spawn_thread_with(
     }
 }
 
-fn prepare(listener: std::net::TcpListener) -> io::Result<(Runtime, TcpListener)> {
+fn prepare(listeners: Vec<std::net::TcpListener>) -> io::Result<(Runtime, Vec<TcpListener>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let listener = {
+    let listeners = {
         let _guard = runtime.enter();
-        TcpListener::from_std(listener)?
+        listeners
+            .into_iter()
+            .map(TcpListener::from_std)
+            .collect::<io::Result<_>>()?
     };
-    Ok((runtime, listener))
+    Ok((runtime, listeners))
 }

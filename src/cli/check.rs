@@ -12,15 +12,51 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use crate::config::{self, Config, ListenerTls, Source, TargetRole, Verifiers};
+use crate::cluster::examine::examine;
+use crate::config::{self, BindAddress, Config, ListenerTls, Source, TargetRole, Verifiers};
 
-/// Checks the file and says what it would do. Exit code 1 if anything is wrong.
-pub fn run(path: &Path) -> ExitCode {
+/// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
+/// anything is wrong.
+pub fn run(path: &Path, connect: bool) -> ExitCode {
     match load_and_report(path) {
+        Some(config) if connect => try_out(&config),
         Some(_) => ExitCode::SUCCESS,
         None => ExitCode::FAILURE,
     }
+}
+
+/// Endpoints, service account, its rights, and the look-up of verifiers, on every member.
+fn try_out(config: &Config) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut faults = 0;
+    for cluster in config.clusters.values() {
+        match runtime.block_on(examine(Arc::clone(cluster), &config.auth)) {
+            Ok(findings) => {
+                for finding in findings {
+                    println!("{finding}");
+                    faults += usize::from(!finding.is_good());
+                }
+            }
+            Err(error) => {
+                println!("FAILED  cluster {}: {error}", cluster.name);
+                faults += 1;
+            }
+        }
+    }
+    if faults == 0 {
+        println!("everything answers");
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("{}: {faults} of what it names failed", config.path.display());
+    ExitCode::FAILURE
 }
 
 /// Loads the file and prints its summary and warnings, or its faults (then `None`).
@@ -90,7 +126,7 @@ fn summary(config: &Config) -> String {
     } else {
         "HTTP"
     };
-    let _ = writeln!(text, "{scheme}: {}", config.http.address);
+    let _ = writeln!(text, "{scheme}: {}", listed(&config.http.addresses));
     let verifiers = match &config.auth.verifiers {
         Verifiers::UsersFile { path, .. } => format!("the file {}", path.display()),
         Verifiers::Query { .. } => "the cluster".to_owned(),
@@ -132,4 +168,13 @@ mod tests {
         std::fs::write(&path, PLAIN).unwrap();
         assert!(load_and_report(&path).is_some());
     }
+}
+
+/// Addresses as a person writes them, with commas.
+fn listed(addresses: &[BindAddress]) -> String {
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -33,6 +33,9 @@ enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Also try the endpoints, the service account and its rights.
+        #[arg(long)]
+        connect: bool,
     },
 }
 
@@ -41,7 +44,7 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Arguments::parse().command {
         Command::Run { config } => run(&config),
-        Command::Check { config } => check::run(&config),
+        Command::Check { config, connect } => check::run(&config, connect),
     }
 }
 

@@ -372,6 +372,25 @@ fn broken(error: &ConnectError) -> bool {
     !error.leaves_usable() && !matches!(error, ConnectError::Timeout { .. })
 }
 
+/// One look-up of the service account itself, remembered nowhere: is the query right, and may the account ask it?
+pub(super) async fn try_once(
+    account: &Arc<Account>,
+    host: &str,
+    port: u16,
+    query: &Query,
+) -> Result<(), LookupError> {
+    let settings = &account.config.service_account;
+    let deadline = Instant::now() + settings.timeout;
+    ask(
+        settings.user.as_bytes(),
+        query,
+        &pool(account, host, port),
+        deadline,
+    )
+    .await
+    .map(drop)
+}
+
 /// Undefined function, undefined schema.
 fn is_missing(code: &str) -> bool {
     matches!(code, "42883" | "3F000")

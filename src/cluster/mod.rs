@@ -10,6 +10,7 @@
 mod account;
 mod announce;
 mod control;
+pub mod examine;
 mod fixed;
 pub mod lookup;
 mod metrics;

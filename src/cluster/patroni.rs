@@ -20,7 +20,7 @@ use std::time::Duration;
 use rustls::RootCertStore;
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::ClusterError;
 use super::snapshot::{MemberName, Role};
@@ -416,6 +416,14 @@ impl Key {
             Self::Nobody | Self::Several => None,
         }
     }
+}
+
+/// Runs `poll` before a deadline of the caller's; used by a check of the configuration.
+pub async fn poll_once(patroni: &mut Patroni, deadline: Instant) -> Vec<Option<Reply>> {
+    let endpoints = patroni.endpoints().len();
+    timeout_at(deadline, patroni.poll())
+        .await
+        .unwrap_or_else(|_| vec![None; endpoints])
 }
 
 #[cfg(test)]

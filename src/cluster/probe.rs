@@ -199,7 +199,10 @@ fn failure(error: &ConnectError) -> ProbeFailure {
     }
 }
 
-async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<ProbeFacts, ConnectError> {
+pub(super) async fn ask(
+    connection: &mut ServerConnection,
+    deadline: Instant,
+) -> Result<ProbeFacts, ConnectError> {
     let started = Instant::now();
     let rows = simple_query(connection, PROBE_SQL, 1, deadline).await?;
     let address = Some(connection.address.ip());

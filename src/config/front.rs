@@ -281,22 +281,31 @@ fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
     }
 }
 
+/// The most addresses of the HTTP port.
+const MAX_HTTP_ADDRESSES: usize = 16;
+
 pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Option<Http> {
     let section = root.section("http", &schema::HTTP);
-    let address = if let Some(field) = section.field("address") {
-        let address = bind_address(&field);
-        places.extend(address.clone().map(|address| Place::written(address, field)));
-        address
+    let mut addresses = Vec::new();
+    if let Some(field) = section.field("address") {
+        let fields = if field.is_list() {
+            field.list(MAX_HTTP_ADDRESSES)
+        } else {
+            vec![field]
+        };
+        for field in fields {
+            if let Some(address) = bind_address(&field) {
+                addresses.push(address.clone());
+                places.push(Place::written(address, field));
+            }
+        }
     } else {
         places.push(Place::default(6434, "http.address"));
-        Some(BindAddress::Any { port: 6434 })
-    };
+        addresses.push(BindAddress::Any { port: 6434 });
+    }
     let tls = section.section("tls", &schema::HTTP_TLS);
     if !tls.present() {
-        return Some(Http {
-            address: address?,
-            tls: None,
-        });
+        return Some(Http { addresses, tls: None });
     }
     let (cert, key) = (tls.required("cert_file"), tls.required("key_file"));
     let (pair, _) = cert
@@ -304,7 +313,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         .and_then(|(cert, key)| files::key_pair(&cert, &key))?;
     match files::server_config(root.context(), &pair, b"http/1.1", BOTH) {
         Ok(config) => Some(Http {
-            address: address?,
+            addresses,
             tls: Some(config),
         }),
         Err(error) => {
@@ -437,4 +446,12 @@ pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
     Shutdown {
         grace: grace.unwrap_or(secs(30)),
     }
+}
+
+/// Half of the processors by default: the other half is for the servers and the kernel, and sessions that share a
+/// thread share its wake-ups, which is most of what a relay costs.
+pub(super) fn workers(root: &Section<'_>) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let asked = root.field("workers").and_then(|field| field.number(1, 1024));
+    asked.map_or((processors / 2).max(1), |workers| workers as usize)
 }

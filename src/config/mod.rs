@@ -142,6 +142,7 @@ fn convert(context: &Context<'_>, path: &Path, text: &str) -> Option<Config> {
     let peers = front::peers(&root);
     let log = front::log(&root);
     let shutdown = front::shutdown(&root);
+    let workers = front::workers(&root);
     Some(Config {
         path: path.to_owned(),
         clusters,
@@ -154,6 +155,7 @@ fn convert(context: &Context<'_>, path: &Path, text: &str) -> Option<Config> {
         peers,
         log,
         shutdown,
+        workers,
         warnings: Vec::new(),
     })
 }

@@ -25,6 +25,8 @@ pub struct Config {
     pub peers: Option<Peers>,
     pub log: Log,
     pub shutdown: Shutdown,
+    /// Threads that relay; each owns the sessions it was given (default: half of the processors, at least 1).
+    pub workers: usize,
     /// What is legal but odd; see [`Config::warnings`].
     pub(super) warnings: Vec<String>,
 }
@@ -243,7 +245,8 @@ pub enum ListenerTls {
 /// The HTTP listener.
 #[derive(Debug)]
 pub struct Http {
-    pub address: BindAddress,
+    /// One or more; the same is answered on each.
+    pub addresses: Vec<BindAddress>,
     pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 

@@ -38,7 +38,7 @@ macro_rules! keys {
 
 keys! {
     ROOT "": now("clusters"), now("tls"), now("auth"), now("routes"), now("listeners"), now("http"),
-        now("limits"), now("peers"), now("log"), now("shutdown");
+        now("limits"), now("peers"), now("log"), now("shutdown"), now("workers");
     CLUSTER "clusters.NAME": now("patroni"), now("servers"), later("etcd"), now("service_account"),
         now("server_tls"), now("server"), now("probe"), later("members"), now("local_member");
     PATRONI "clusters.NAME.patroni": now("endpoints"), now("ca_file"), now("cert_file"), now("key_file"),

@@ -356,6 +356,10 @@ impl<'a> Field<'a> {
         duration
     }
 
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::List(_))
+    }
+
     /// The elements of a list that is not empty and has at most `most`.
     pub(super) fn list(&self, most: usize) -> Vec<Field<'a>> {
         let Value::List(nodes) = &self.node.value else {

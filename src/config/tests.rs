@@ -49,11 +49,12 @@ routes:
 listeners:
   - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
   - {name: two, address: "[::1]:7001", route: r, tls: off}
-http: {address: "127.0.0.1:7003", tls: {cert_file: s.crt, key_file: s.key}}
+http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key}}
 limits: {max_clients: 12, max_pending_logins: 13}
 peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
 log: {level: debug, format: json}
 shutdown: {grace: 9s}
+workers: 3
 "#;
 
 impl Files {
@@ -208,7 +209,7 @@ fn the_minimal_file_has_the_documented_defaults() {
             .iter()
             .all(|l| l.tls == ListenerTls::Optional && l.max_clients == 0)
     );
-    assert_eq!(config.http.address, BindAddress::Any { port: 6434 });
+    assert_eq!(config.http.addresses, [BindAddress::Any { port: 6434 }]);
     assert!(config.http.tls.is_none() && config.peers.is_none());
     assert_eq!(
         config.limits,
@@ -330,8 +331,11 @@ fn every_key_has_its_effect() {
     assert_eq!((&*two.name, &*two.route, two.tls), ("two", "r", ListenerTls::Off));
     assert_eq!(two.address, BindAddress::Ip("[::1]:7001".parse().unwrap()));
     assert_eq!(
-        config.http.address,
-        BindAddress::Ip("127.0.0.1:7003".parse().unwrap())
+        config.http.addresses,
+        [
+            BindAddress::Ip("127.0.0.1:7003".parse().unwrap()),
+            BindAddress::Ip("127.0.0.2:7003".parse().unwrap())
+        ]
     );
     assert_eq!(config.http.tls.as_ref().unwrap().alpn_protocols, [b"http/1.1"]);
     assert_eq!(
@@ -357,6 +361,7 @@ fn every_key_has_its_effect() {
         }
     );
     assert_eq!(config.shutdown.grace, Duration::from_secs(9));
+    assert_eq!(config.workers, 3);
 }
 
 #[test]

@@ -67,9 +67,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clusters = start_clusters(&config, ours, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
     let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
-    let workers = Arc::new(Workers::start(
-        std::thread::available_parallelism().map_or(1, usize::from),
-    )?);
+    let workers = Arc::new(Workers::start(config.workers)?);
     let readiness = Arc::new(Readiness::new());
     let handles = Handles {
         clusters: views(&config, &clusters),
@@ -289,7 +287,9 @@ fn announce(config: &Config, workers: usize) {
         };
         info!(listener = %listener.name, address = %listener.address, route = %listener.route, tls, "listening for clients");
     }
-    info!(address = %config.http.address, tls = config.http.tls.is_some(), "listening for HTTP");
+    for address in &config.http.addresses {
+        info!(%address, tls = config.http.tls.is_some(), "listening for HTTP");
+    }
     for warning in config.warnings() {
         warn!("{warning}");
     }

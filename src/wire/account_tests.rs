@@ -420,9 +420,9 @@ impl Server {
     fn copy_failed(&mut self, extended: bool) {
         self.mode = Mode::Main;
         if extended {
-            self.extended_failed()
+            self.extended_failed();
         } else {
-            self.query_failed()
+            self.query_failed();
         }
     }
 

@@ -182,7 +182,7 @@ impl ErrorFields {
                         .chars()
                         .filter(char::is_ascii_alphanumeric)
                         .take(5)
-                        .collect()
+                        .collect();
                 }
                 b'M' => fields.message = lossy(value),
                 b'D' => fields.detail = Some(lossy(value)),
@@ -228,13 +228,11 @@ impl<'a> Iterator for Fields<'a> {
             self.ended = true;
             return None;
         }
-        match self.body.cstr() {
-            Ok(value) => Some((code, value)),
-            Err(_) => {
-                self.body.rest();
-                None
-            }
-        }
+        let Ok(value) = self.body.cstr() else {
+            self.body.rest();
+            return None;
+        };
+        Some((code, value))
     }
 }
 
@@ -292,7 +290,7 @@ mod tests {
                 Err(FrameFault::Length { tag: b'p', length })
             );
         }
-        let mut long = BytesMut::from(&frame(b'p', &[b'x'; 65_536])[..]);
+        let mut long = BytesMut::from(&frame(b'p', &vec![b'x'; 65_536])[..]);
         assert_eq!(
             next_frame_by(&mut long.clone(), client_login_limit)
                 .unwrap()
@@ -360,7 +358,7 @@ mod tests {
         #[test]
         fn pgwire_reads_the_same_fields(fields in vec((1_u8..127, "[^\0]{1,20}"), 0..9)) {
             let mut body = Vec::new();
-            fields.iter().for_each(|(code, value)| { body.push(*code); body.extend(value.bytes()); body.push(0); });
+            for (code, value) in &fields { body.push(*code); body.extend(value.bytes()); body.push(0); }
             body.push(0);
             let theirs = ErrorResponse::decode(
                 &mut BytesMut::from(&frame(b'E', &body)[..]), &DecodeContext::default(),

@@ -324,7 +324,7 @@ mod tests {
             b"p\0\0\0\x08a\xffb\0"
         );
         // More than pgwire's own framing lets through.
-        let long = encoded(|out| authentication_sasl_continue(out, &[b'x'; 60_000]));
+        let long = encoded(|out| authentication_sasl_continue(out, &vec![b'x'; 60_000]));
         assert_eq!(&long[1..5], 60_008_u32.to_be_bytes());
     }
 

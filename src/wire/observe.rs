@@ -206,13 +206,12 @@ impl ServerObserver {
             if CLASSES[usize::from(tag)] == Class::Skip {
                 // The path of rows.
                 let body = checked(tag, length, SERVER_LARGE)?;
-                match rest.get(usize::try_from(body).unwrap_or(usize::MAX)..) {
-                    Some(next) => rest = next,
-                    None => {
-                        self.tag = tag;
-                        self.cursor.remaining = body;
-                        self.cursor.body(&mut rest);
-                    }
+                if let Some(next) = rest.get(usize::try_from(body).unwrap_or(usize::MAX)..) {
+                    rest = next;
+                } else {
+                    self.tag = tag;
+                    self.cursor.remaining = body;
+                    self.cursor.body(&mut rest);
                 }
             } else {
                 self.begin(tag, length, &mut rest, &mut sink)?;

@@ -511,9 +511,9 @@ mod tests {
     fn replication_is_any_boolean_or_database() {
         let replication = |values: &[&str]| {
             let mut body = b"user\0a\0".to_vec();
-            values
-                .iter()
-                .for_each(|value| body.extend(format!("replication\0{value}\0").bytes()));
+            for value in values {
+                body.extend(format!("replication\0{value}\0").bytes());
+            }
             body.push(0);
             startup_packet(&body).map(|startup| startup.replication)
         };
@@ -622,7 +622,7 @@ mod tests {
             given.insert("user".into(), "someone".into());
             given.remove("replication");
             let mut body = Vec::new();
-            given.iter().for_each(|(name, value)| body.extend(format!("{name}\0{value}\0").bytes()));
+            for (name, value) in &given { body.extend(format!("{name}\0{value}\0").bytes()); }
             body.push(0);
             let packet = packet(0x0003_0000 | u32::from(minor), &body);
             let theirs = Startup::decode(&mut BytesMut::from(&packet[..]), &DecodeContext::default()).unwrap().unwrap();

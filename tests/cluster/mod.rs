@@ -103,7 +103,9 @@ impl Cluster {
     /// One of the test's own, to be broken; it is gone when this is dropped. `options` are `cluster.py up`'s.
     /// `base` must be an address no other cluster of the test run uses.
     pub fn start(base: &str, etcd_port: u16, options: &[&str]) -> Self {
-        let dir = format!("/tmp/trunkline-test-{}-{etcd_port}", std::process::id());
+        // `scripts/test` takes down whatever is left in its directory.
+        let parent = std::env::var("TRUNKLINE_TEST_DIR").unwrap_or_else(|_| "/tmp".to_owned());
+        let dir = format!("{parent}/own-{}-{etcd_port}", std::process::id());
         let text = succeed(
             Command::new(project().join("scripts/cluster.py"))
                 .args([

@@ -33,12 +33,12 @@ fn somewhere() -> BindAddress {
 fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bounds) -> Running {
     let handles = handles(vec![view(snapshot, named("m"))]);
     let config = Http {
-        address: somewhere(),
+        addresses: vec![somewhere()],
         tls,
     };
     let thread = spawn_thread_with(&config, handles, CancellationToken::new(), bounds).unwrap();
     Running {
-        address: thread.local_addr(),
+        address: thread.local_addrs()[0],
         thread: Some(thread),
     }
 }
@@ -221,7 +221,7 @@ fn one_connection_too_many_is_closed_and_room_comes_back() {
 fn a_port_in_use_is_one_sentence() {
     let running = start(leader(), None, Bounds::default());
     let config = Http {
-        address: BindAddress::Ip(running.address),
+        addresses: vec![BindAddress::Ip(running.address)],
         tls: None,
     };
     let error = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap_err();
@@ -236,13 +236,13 @@ fn a_port_in_use_is_one_sentence() {
 #[tokio::test]
 async fn it_starts_and_stops_within_another_runtime() {
     let config = Http {
-        address: somewhere(),
+        addresses: vec![somewhere()],
         tls: None,
     };
     let shutdown = CancellationToken::new();
     let thread = spawn_thread(&config, handles(Vec::new()), shutdown.clone()).unwrap();
     let taken = Http {
-        address: BindAddress::Ip(thread.local_addr()),
+        addresses: vec![BindAddress::Ip(thread.local_addrs()[0])],
         tls: None,
     };
     assert!(spawn_thread(&taken, handles(Vec::new()), shutdown.clone()).is_err());
@@ -253,7 +253,7 @@ async fn it_starts_and_stops_within_another_runtime() {
 #[test]
 fn every_address_is_dual_stack() {
     let config = Http {
-        address: BindAddress::Any { port: 0 },
+        addresses: vec![BindAddress::Any { port: 0 }],
         tls: None,
     };
     let shutdown = CancellationToken::new();
@@ -263,7 +263,7 @@ fn every_address_is_dual_stack() {
         shutdown.clone(),
     )
     .unwrap();
-    let port = thread.local_addr().port();
+    let port = thread.local_addrs()[0].port();
     assert_eq!(
         status(&exchange(
             ([127, 0, 0, 1], port).into(),
@@ -283,7 +283,7 @@ fn the_end_is_bounded_and_frees_the_port() {
     running.thread.take().unwrap().stop();
     drop((idle, half));
     let config = Http {
-        address: BindAddress::Ip(running.address),
+        addresses: vec![BindAddress::Ip(running.address)],
         tls: None,
     };
     let thread = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap();

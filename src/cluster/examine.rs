@@ -1,0 +1,206 @@
+//! `trunkline check --connect`: tries, once, what the router will rely on: the source, the service account on every
+//! member, its rights, and the look-up of verifiers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::account::{Account, Purpose};
+use super::patroni::{Patroni, poll_once};
+use super::state::Listed;
+use super::{ClusterError, fixed, lookup, probe};
+use crate::backend::TlsClient;
+use crate::backend::query::simple_query;
+use crate::config::{self, Verifiers};
+
+/// For the poll of all endpoints.
+const POLL: Duration = Duration::from_secs(5);
+
+/// What was tried, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub what: String,
+    pub outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Good(String),
+    /// It will not work so; with what to do about it.
+    Bad {
+        error: String,
+        hint: String,
+    },
+}
+
+impl Finding {
+    fn good(what: String, detail: impl Into<String>) -> Self {
+        Self {
+            what,
+            outcome: Outcome::Good(detail.into()),
+        }
+    }
+
+    fn bad(what: String, error: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self {
+            what,
+            outcome: Outcome::Bad {
+                error: error.to_string(),
+                hint: hint.into(),
+            },
+        }
+    }
+
+    pub fn is_good(&self) -> bool {
+        matches!(self.outcome, Outcome::Good(_))
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Good(detail) => write!(f, "ok      {}: {detail}", self.what),
+            Outcome::Bad { error, hint } => write!(f, "FAILED  {}: {error} ({hint})", self.what),
+        }
+    }
+}
+
+/// Examines one cluster. Every step is bounded by the configuration's own timeouts.
+pub async fn examine(
+    config: Arc<config::Cluster>,
+    auth: &config::Auth,
+) -> Result<Vec<Finding>, ClusterError> {
+    let mut findings = Vec::new();
+    let tls =
+        TlsClient::new(&config.server_tls).map_err(|error| ClusterError::ServerTls(error.to_string()))?;
+    let members = match Patroni::new(Arc::clone(&config))? {
+        Some(patroni) => endpoints(patroni, &config, &mut findings).await,
+        None => match &config.source {
+            config::Source::Servers(servers) => fixed::report(servers).members,
+            config::Source::Patroni(_) => Vec::new(),
+        },
+    };
+    let account = Arc::new(Account::new(config, tls));
+    for member in &members {
+        if !member.host.is_empty() {
+            self::member(&account, member, auth, &mut findings).await;
+        }
+    }
+    Ok(findings)
+}
+
+async fn endpoints(
+    mut patroni: Patroni,
+    config: &config::Cluster,
+    findings: &mut Vec<Finding>,
+) -> Vec<Listed> {
+    let names = patroni.endpoints().to_vec();
+    let replies = poll_once(&mut patroni, Instant::now() + POLL).await;
+    let mut members = Vec::new();
+    for (name, reply) in names.iter().zip(replies) {
+        let what = format!("cluster {}: Patroni at {name}", config.name);
+        match reply {
+            Some(Ok(report)) => {
+                findings.push(Finding::good(what, format!("{} members", report.members.len())));
+                if members.is_empty() {
+                    members = report.members;
+                }
+            }
+            Some(Err(error)) => {
+                findings.push(Finding::bad(
+                    what,
+                    error,
+                    "is Patroni running there, and is the address right?",
+                ));
+            }
+            None => findings.push(Finding::bad(
+                what,
+                "no answer in time",
+                "is Patroni running there, and may this host reach it?",
+            )),
+        }
+    }
+    members
+}
+
+async fn member(account: &Arc<Account>, member: &Listed, auth: &config::Auth, findings: &mut Vec<Finding>) {
+    let settings = &account.config.service_account;
+    let place = format!(
+        "cluster {}: {} at {}:{}",
+        account.config.name, member.name, member.host, member.port
+    );
+    let what = format!("{place}: login as {}", settings.user);
+    let deadline = Instant::now() + settings.timeout;
+    let mut connection = match account
+        .connect(&member.host, member.port, Purpose::Probe, deadline)
+        .await
+    {
+        Ok(connection) => connection,
+        Err(error) => {
+            findings.push(Finding::bad(
+                what,
+                error,
+                "see config/service-account.sql, server_tls and its pg_hba.conf",
+            ));
+            return;
+        }
+    };
+    findings.push(Finding::good(
+        what,
+        if connection.is_tls { "with TLS" } else { "in clear" },
+    ));
+    let what = format!("{place}: probe");
+    match probe::ask(&mut connection, deadline).await {
+        Ok(facts) => {
+            let role = if facts.in_recovery {
+                "standby"
+            } else {
+                "accepts writes"
+            };
+            findings.push(Finding::good(
+                what,
+                format!("{role}, timeline {}", facts.timeline),
+            ));
+        }
+        Err(error) => {
+            findings.push(Finding::bad(
+                what,
+                error,
+                "the account needs pg_monitor: see config/service-account.sql",
+            ));
+            return;
+        }
+    }
+    let what = format!("{place}: right to see timeline and WAL receiver");
+    let sql = "SELECT pg_has_role(current_user, 'pg_monitor', 'USAGE')::text";
+    match simple_query(&mut connection, sql, 1, deadline).await {
+        Ok(rows) if rows.first().and_then(|row| row.first()?.as_deref()) == Some(b"true".as_slice()) => {
+            findings.push(Finding::good(what, "pg_monitor"));
+        }
+        Ok(_) => findings.push(Finding::bad(
+            what,
+            "the account is not a member of pg_monitor",
+            format!("GRANT pg_monitor TO \"{}\"", settings.user.replace('"', "\"\"")),
+        )),
+        Err(error) => findings.push(Finding::bad(what, error, "the server answers no simple query")),
+    }
+    if let Verifiers::Query { sql, cache_ttl } = &auth.verifiers {
+        let query = lookup::Query {
+            sql: sql.clone(),
+            cache_ttl: *cache_ttl,
+        };
+        let what = format!("{place}: look-up of verifiers");
+        findings.push(
+            match lookup::try_once(account, &member.host, member.port, &query).await {
+                Ok(()) => Finding::good(what, "answers"),
+                Err(error) => Finding::bad(
+                    what,
+                    error,
+                    "see config/service-account.sql, or set auth.users_file",
+                ),
+            },
+        );
+    }
+}

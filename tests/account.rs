@@ -1,0 +1,464 @@
+//! The account of answers owed against a real server: generated sequences of raw messages, sent in pieces; whenever
+//! the account says idle, nothing more may come, and when the server has answered everything, it must say so.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+use trunkline::wire::account::{Account, TransactionStatus};
+use trunkline::wire::frame::{Frame, next_frame};
+use trunkline::wire::message;
+use trunkline::wire::observe::{ClientObserver, ServerObserver};
+use trunkline::wire::startup::ProtocolVersion;
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+
+const USER: (&[u8], &[u8]) = (b"user", b"postgres");
+
+const FIXTURES: &str = "create table t (a int); create table p (a int primary key);
+    create table d (a int references p deferrable initially deferred); create table bad (a int);
+    create function boom() returns trigger language plpgsql as 'begin raise exception ''boom''; end';
+    create trigger boom before insert on bad for each statement execute function boom()";
+
+/// A server of its own, in a directory that goes with it.
+struct Postgres {
+    directory: tempfile::TempDir,
+    port: u16,
+}
+
+impl Postgres {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(directory.path()));
+        }
+        let server = Self { directory, port };
+        run(server
+            .command("initdb")
+            .args(["-A", "trust", "-U", "postgres", "-N"]));
+        let options =
+            format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off");
+        let log = server.data().with_extension("log");
+        run(server
+            .command("pg_ctl")
+            .args(["-w", "-o", &options])
+            .arg("-l")
+            .arg(log)
+            .arg("start"));
+        server
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// As the user `postgres` where this is root, who may not run a server.
+    fn command(&self, program: &str) -> Command {
+        let program = Path::new(BIN).join(program);
+        let mut command = if is_root() {
+            let mut command = Command::new("runuser");
+            command.args(["-u", "postgres", "--"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        command.arg("-D").arg(self.data()).current_dir("/");
+        command
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let _ = self.command("pg_ctl").args(["-m", "immediate", "stop"]).output();
+    }
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output().unwrap();
+    id.stdout == b"0\n"
+}
+
+fn run(command: &mut Command) {
+    let status = command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{command:?}");
+}
+
+/// A session with an account in between, as the relay has it.
+struct Session {
+    stream: TcpStream,
+    buffer: BytesMut,
+    client: ClientObserver,
+    server: ServerObserver,
+    account: Account,
+}
+
+impl Session {
+    fn new(port: u16, parameters: &[(&[u8], &[u8])]) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut session = Self {
+            stream,
+            buffer: BytesMut::new(),
+            client: ClientObserver::new(),
+            server: ServerObserver::new(),
+            account: Account::default(),
+        };
+        let mut startup = BytesMut::new();
+        message::startup(&mut startup, ProtocolVersion::V3_0, parameters);
+        session.stream.write_all(&startup).unwrap();
+        while session.frame().tag != b'Z' {}
+        session.account = Account::new(TransactionStatus::Idle);
+        session
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        let account = &mut self.account;
+        self.client
+            .feed(bytes, |tag, _| assert!(account.client(tag).is_ok()))
+            .unwrap();
+        // A server that has ended the session is found out by reading.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// The next frame, waited for; the account has seen it.
+    fn frame(&mut self) -> Frame {
+        loop {
+            if let Some(frame) = next_frame(&mut self.buffer, 1 << 20).unwrap() {
+                let mut bytes = vec![frame.tag];
+                bytes.extend(u32::try_from(frame.body.len() + 4).unwrap().to_be_bytes());
+                bytes.extend(&frame.body);
+                let account = &mut self.account;
+                self.server.feed(&bytes, |event| account.server(&event)).unwrap();
+                return frame;
+            }
+            let mut read = [0; 8192];
+            match self.stream.read(&mut read) {
+                Ok(0) => panic!("closed without a word"),
+                Ok(length) => self.buffer.extend_from_slice(&read[..length]),
+                Err(error) => panic!("waited in vain: {error}; {:?}", self.account),
+            }
+        }
+    }
+
+    /// What is there already, or comes in a moment. Only varies the order of things: nothing depends on the time.
+    fn drain(&mut self) {
+        self.stream
+            .set_read_timeout(Some(Duration::from_millis(1)))
+            .unwrap();
+        let mut read = [0; 8192];
+        loop {
+            match self.stream.read(&mut read) {
+                // Nothing more for now; or the end, behind the last word that was read before it.
+                Ok(0) | Err(_) => break,
+                Ok(length) => self.buffer.extend_from_slice(&read[..length]),
+            }
+        }
+        self.stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        while let Some(&[_, a, b, c, d]) = self.buffer.first_chunk::<5>() {
+            if self.buffer.len() <= usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap() {
+                break;
+            }
+            self.frame();
+            self.check_idle_when_said();
+        }
+    }
+
+    /// If the account says idle: the answer to a question more must be the very next thing.
+    fn check_idle_when_said(&mut self) {
+        if !self.account.is_idle() {
+            return;
+        }
+        assert!(
+            self.buffer.is_empty(),
+            "idle, and there is more: {:?}",
+            self.buffer
+        );
+        self.send(&query("select 'probe'"));
+        let mut tags = String::new();
+        while !tags.ends_with('Z') {
+            let frame = self.frame();
+            if !b"NSA".contains(&frame.tag) {
+                tags.push(char::from(frame.tag));
+            }
+        }
+        assert!(tags == "TDCZ" || tags == "EZ", "idle, and {tags} came");
+        assert!(self.account.is_idle(), "{:?}", self.account);
+    }
+
+    /// Whatever is open is closed, and everything is answered. False: the server has ended the session.
+    fn finish(&mut self) -> bool {
+        let mut closing = framed(b'f', b"enough\0");
+        closing.extend(framed(b'S', b""));
+        closing.extend(query("rollback"));
+        closing.extend(query("select 'the ' || 'end'"));
+        self.send(&closing);
+        let mut at_end = false;
+        loop {
+            let frame = self.frame();
+            if self.account.is_over() {
+                assert!(!self.account.is_idle());
+                return false;
+            }
+            at_end |= frame.tag == b'D' && frame.body.ends_with(b"the end");
+            if at_end && frame.tag == b'Z' {
+                break;
+            }
+            assert!(!self.account.is_idle(), "idle before the end");
+        }
+        assert!(
+            self.account.between_transactions() || self.account.is_uncertain(),
+            "{:?}",
+            self.account
+        );
+        self.check_idle_when_said();
+        // What stays uncertain is what no answer can settle: such a connection is given up.
+        !self.account.is_uncertain()
+    }
+}
+
+fn framed(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = vec![tag];
+    frame.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+    frame.extend(body);
+    frame
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    framed(b'Q', format!("{sql}\0").as_bytes())
+}
+
+fn parse(sql: &str) -> Vec<u8> {
+    framed(b'P', format!("\0{sql}\0\0\0").as_bytes())
+}
+
+fn execute(max_rows: u8) -> Vec<u8> {
+    framed(b'E', &[0, 0, 0, 0, max_rows])
+}
+
+fn bind() -> Vec<u8> {
+    framed(b'B', &[0; 8])
+}
+
+fn statements() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(vec![
+        "select 1",
+        "select 1",
+        "select g from generate_series(1, 5) g",
+        "",
+        "select 1/0",
+        "select * from nosuch",
+        "selec",
+        "begin",
+        "commit",
+        "rollback",
+        "copy t from stdin",
+        "copy t from stdin",
+        "copy bad from stdin",
+        "copy nosuch from stdin",
+        "copy (select 1) to stdout",
+        "copy (select 1/g from generate_series(-1, 1) g) to stdout",
+        "insert into d values (1)",
+        "set application_name = 'x'",
+        "notify x",
+        "do 'begin raise notice ''x''; end'",
+    ])
+}
+
+fn queries() -> impl Strategy<Value = String> {
+    vec(statements(), 1..4).prop_map(|statements| statements.join("; "))
+}
+
+/// A few messages that belong together, whole or in part.
+fn unit() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let function = |oid: u32| framed(b'F', &[&oid.to_be_bytes()[..], &[0; 6]].concat());
+    let copied = prop_oneof![
+        4 => Just(framed(b'd', b"1\n")),
+        1 => Just(framed(b'd', b"bad\n")),
+        1 => Just(framed(b'H', b"")),
+    ];
+    let copy_end = prop_oneof![3 => Just(framed(b'c', b"")), 1 => Just(framed(b'f', b"no\0"))];
+    let describe =
+        proptest::sample::select(vec![&b"S\0"[..], b"P\0", b"Snosuch\0"]).prop_map(|body| framed(b'D', body));
+    prop_oneof![
+        3 => queries().prop_map(|sql| vec![query(&sql)]),
+        4 => (statements(), 0_u8..3, any::<bool>(), any::<bool>()).prop_map(|(sql, rows, describes, syncs)| {
+            let mut unit = vec![parse(sql), bind()];
+            unit.extend(describes.then(|| framed(b'D', b"P\0")));
+            unit.push(execute(rows));
+            unit.extend(syncs.then(|| framed(b'S', b"")));
+            unit
+        }),
+        2 => (vec(copied, 0..4), copy_end, any::<bool>()).prop_map(|(mut unit, end, syncs)| {
+            unit.push(end);
+            unit.extend(syncs.then(|| framed(b'S', b"")));
+            unit
+        }),
+        1 => describe.prop_map(|message| vec![message]),
+        1 => Just(vec![framed(b'C', b"S\0")]),
+        1 => Just(vec![framed(b'B', b"\0nosuch\0\0\0\0\0\0\0")]),
+        2 => Just(vec![framed(b'H', b"")]),
+        3 => Just(vec![framed(b'S', b"")]),
+        1 => Just(vec![function(2026)]),
+        1 => Just(vec![function(0)]),
+    ]
+}
+
+#[test]
+fn the_account_agrees_with_postgresql() {
+    let postgres = Postgres::start();
+    let mut session = Session::new(postgres.port, &[USER]);
+    session.send(&query(FIXTURES));
+    while session.frame().tag != b'Z' {}
+    assert!(session.account.between_transactions());
+
+    copies_with_a_sync_inside(&mut session);
+
+    let config = ProptestConfig {
+        cases: 2500,
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        ..Default::default()
+    };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let session = std::cell::RefCell::new(session);
+    let (ended, uncertain) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let sequences = vec((unit(), 0_u8..4), 1..10);
+    let outcome = runner.run(&sequences, |sequence| {
+        let mut session = session.borrow_mut();
+        let sent = sequence.iter().flat_map(|(unit, _)| unit);
+        let may_be_ambiguous = sent.clone().any(|message| message[0] == b'S')
+            && sent
+                .clone()
+                .any(|message| message.windows(5).any(|word| word == b"stdin"));
+        let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for (unit, pause) in sequence {
+                // In one piece or message by message; waiting for an answer where one is certain, or not at all.
+                let was_idle = session.account.is_idle();
+                if pause == 0 {
+                    for message in &unit {
+                        session.send(message);
+                    }
+                } else {
+                    session.send(&unit.concat());
+                }
+                if pause == 2 {
+                    session.drain();
+                } else if pause == 3 && was_idle && answers(&unit) {
+                    session.frame();
+                    session.drain();
+                }
+                if session.account.is_over() {
+                    break;
+                }
+            }
+            let usable = session.account.is_over() || session.finish();
+            assert!(
+                may_be_ambiguous || !session.account.is_uncertain(),
+                "{:?}",
+                session.account
+            );
+            usable
+        }));
+        let usable = attempt.as_ref().copied().unwrap_or(false);
+        if !usable || session.account.is_over() {
+            ended.set(ended.get() + u32::from(session.account.is_over()));
+            uncertain.set(uncertain.get() + u32::from(session.account.is_uncertain()));
+            *session = Session::new(postgres.port, &[USER]);
+        }
+        prop_assert!(
+            attempt.is_ok(),
+            "{:?}",
+            attempt.unwrap_err().downcast_ref::<String>()
+        );
+        Ok(())
+    });
+    eprintln!(
+        "{} sessions ended by the server, {} given up as uncertain",
+        ended.get(),
+        uncertain.get()
+    );
+    outcome.unwrap();
+}
+
+/// What a Sync behind an Execute that turns out to be COPY IN owes.
+fn copies_with_a_sync_inside(session: &mut Session) {
+    let copy = |sql: &str| [parse(sql), bind(), execute(0), framed(b'S', b"")].concat();
+
+    session.send(&copy("copy t from stdin"));
+    while session.frame().tag != b'G' {}
+    session.send(&[framed(b'c', b""), framed(b'H', b"")].concat());
+    while session.frame().tag != b'C' {}
+    assert!(
+        !session.account.is_idle(),
+        "the COPY took the Sync: the batch is open"
+    );
+    session.send(&framed(b'S', b""));
+    while session.frame().tag != b'Z' {}
+    session.check_idle_when_said();
+    assert!(session.account.between_transactions());
+
+    // The server has read it, then fails: one Z, and the next answer settles it.
+    session.send(&copy("copy t from stdin"));
+    while session.frame().tag != b'G' {}
+    session.send(&[framed(b'd', b"bad\n"), framed(b'c', b""), framed(b'S', b"")].concat());
+    while session.frame().tag != b'Z' {}
+    assert!(session.account.is_uncertain() && !session.account.is_idle());
+    session.send(&query("select 1"));
+    while session.frame().tag != b'Z' {}
+    session.check_idle_when_said();
+    assert!(session.account.between_transactions());
+
+    // It fails behind `G` and before it has read anything: a Z for each Sync.
+    session.send(&[copy("copy bad from stdin"), framed(b'c', b""), framed(b'S', b"")].concat());
+    while session.frame().tag != b'Z' {}
+    assert!(!session.account.is_idle());
+    while session.frame().tag != b'Z' {}
+    session.check_idle_when_said();
+    assert!(session.account.between_transactions());
+}
+
+/// Whether the server says anything about this by itself.
+fn answers(unit: &[Vec<u8>]) -> bool {
+    unit.iter().any(|message| b"QFS".contains(&message[0]))
+}
+
+#[test]
+fn the_account_agrees_about_replication() {
+    let postgres = Postgres::start();
+    let mut session = Session::new(postgres.port, &[USER, (b"replication", b"true")]);
+    session.send(&query("IDENTIFY_SYSTEM"));
+    while session.frame().tag != b'Z' {}
+    assert!(session.account.between_transactions());
+    session.send(&query("START_REPLICATION 0/1000000 TIMELINE 1"));
+    while session.frame().tag != b'd' {}
+    assert!(session.account.in_copy() && !session.account.is_idle());
+    // A standby's reply, and the end.
+    let status = [&b"r"[..], &[0; 33]].concat();
+    session.send(&[framed(b'd', &status), framed(b'c', b"")].concat());
+    while session.frame().tag != b'Z' {
+        assert!(!session.account.is_idle());
+    }
+    assert!(session.account.between_transactions() && !session.account.in_copy());
+    session.send(&query("nonsense"));
+    while session.frame().tag != b'Z' {}
+    assert!(session.account.between_transactions());
+}
