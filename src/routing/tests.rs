@@ -137,8 +137,8 @@ fn ties_are_left_to_chance() {
 
 #[test]
 fn replicas_are_passed_over_with_the_reason() {
-    type Change<'a> = (&'a dyn Fn(&mut Member), &'a str);
-    let change: [Change<'_>; 10] = [
+    #[allow(clippy::type_complexity, reason = "a table")]
+    let change: [(&dyn Fn(&mut Member), &str); 10] = [
         (&|m| m.host.clear(), "db2 has no known address"),
         (
             &|m| m.identity = Identity::Foreign,

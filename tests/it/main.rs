@@ -3,4 +3,6 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod drivers;
 mod main_job;
+mod tools;
