@@ -115,7 +115,7 @@ impl World {
         let patroni = self.kind == SourceKind::Patroni;
         let listed = |(index, node): (usize, &Node)| Listed {
             name: name(index),
-            host: if node.addressed {
+            host: if node.addressed || !patroni {
                 format!("10.0.0.{index}")
             } else {
                 String::new()
