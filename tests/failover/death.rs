@@ -9,7 +9,7 @@ use super::session::Session;
 
 const FAST: [&str; 4] = ["--ttl", "20", "--loop-wait", "2"];
 /// Patroni's ttl and the election, with room for a busy machine.
-const FAILOVER: Duration = Duration::from_secs(60);
+const FAILOVER: Duration = Duration::from_mins(1);
 
 fn start(patroni: &str, base: &str, etcd_port: u16) -> Cluster {
     let options: Vec<&str> = ["--patroni", patroni, "--name", "death"]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, Options, Router, eventually, project, succeed};
+use super::cluster::{Cluster, Options, Router, eventually, project};
 use super::session::{Session, spread};
 
 struct Wire {

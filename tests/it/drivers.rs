@@ -466,9 +466,10 @@ fn target_session_attrs_decides_rightly_over_several_routers_and_ports() {
                     ports.join(",")
                 )),
         );
-        match output.status.success() {
-            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
-            false => Err(String::from_utf8(output.stderr).unwrap()),
+        if output.status.success() {
+            Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        } else {
+            Err(String::from_utf8(output.stderr).unwrap())
         }
     };
     let (leader, standby) = (Ok("f|off".to_owned()), Ok("t|on".to_owned()));

@@ -1,4 +1,4 @@
-//! PostgreSQL's own programs through both ports: pgbench, pg_dump, pg_basebackup, pg_receivewal, pg_recvlogical; and
+//! PostgreSQL's own programs through both ports: pgbench, `pg_dump`, `pg_basebackup`, `pg_receivewal`, `pg_recvlogical`; and
 //! one very large value.
 #![allow(clippy::unwrap_used)]
 
