@@ -30,11 +30,19 @@ fn a_cancel_goes_through_any_router() {
         .enumerate()
         .map(|(number, address)| format!("{{name: r{number}, address: \"{address}:6432\"}}"))
         .collect();
-    let extra = format!("peers: {{secret_file: {}, members: [{}]}}\n", key.display(), members.join(", "));
+    let extra = format!(
+        "peers: {{secret_file: {}, members: [{}]}}\n",
+        key.display(),
+        members.join(", ")
+    );
     let routers: Vec<Router> = addresses
         .iter()
         .map(|address| {
-            let options = Options { extra: extra.clone(), address: Some(*address), ..Options::default() };
+            let options = Options {
+                extra: extra.clone(),
+                address: Some(*address),
+                ..Options::default()
+            };
             Router::before(cluster, options)
         })
         .collect();
@@ -43,7 +51,9 @@ fn a_cancel_goes_through_any_router() {
         let mut session = Session::open(routers[0].address, 6432).unwrap();
         let marker = format!("cancel-through-{through}");
         session.send(&format!("SELECT '{marker}', pg_sleep(60)"));
-        let running = format!("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT ''{marker}%' AND state = 'active'");
+        let running = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT ''{marker}%' AND state = 'active'"
+        );
         eventually("it runs", Duration::from_secs(5), || leader.sql(&running) == "1");
         let mut bystander = Session::open(routers[through].address, 6432).unwrap();
         bystander.send("SELECT pg_sleep(0.3)");
@@ -52,6 +62,9 @@ fn a_cancel_goes_through_any_router() {
         assert_eq!(errors.len(), 1, "through router {through}: {errors:?}");
         assert_eq!(errors[0].code, "57014");
         assert_eq!(session.query("SELECT 1"), "1", "the session goes on");
-        assert!(bystander.answer().errors().is_empty(), "and nobody else's statement is cancelled");
+        assert!(
+            bystander.answer().errors().is_empty(),
+            "and nobody else's statement is cancelled"
+        );
     }
 }

@@ -12,7 +12,10 @@ const FAST: [&str; 4] = ["--ttl", "20", "--loop-wait", "2"];
 const FAILOVER: Duration = Duration::from_secs(60);
 
 fn start(patroni: &str, base: &str, etcd_port: u16) -> Cluster {
-    let options: Vec<&str> = ["--patroni", patroni, "--name", "death"].into_iter().chain(FAST).collect();
+    let options: Vec<&str> = ["--patroni", patroni, "--name", "death"]
+        .into_iter()
+        .chain(FAST)
+        .collect();
     Cluster::start(base, etcd_port, &options)
 }
 
@@ -23,9 +26,16 @@ fn strict(router: &Router) -> u16 {
 /// No leader: what clients and balancers are told.
 fn without_a_leader(router: &Router, dead: &str) {
     let report = Session::refused(router.address, 6432);
-    assert_eq!((report.severity.as_str(), report.code.as_str()), ("FATAL", "57P03"), "{report:?}");
+    assert_eq!(
+        (report.severity.as_str(), report.code.as_str()),
+        ("FATAL", "57P03"),
+        "{report:?}"
+    );
     assert!(report.message.contains("read-write"), "{report:?}");
-    assert!(report.message.contains(dead) || report.hint.contains(dead), "who is missing: {report:?}");
+    assert!(
+        report.message.contains(dead) || report.hint.contains(dead),
+        "who is missing: {report:?}"
+    );
     assert!(report.hint.contains("Try again"), "{report:?}");
     assert_eq!(strict(router), 503);
     assert_eq!(router.http("/connection/is-live").unwrap().0, 200);
@@ -54,7 +64,10 @@ fn a_death(patroni: &str, base: &str, etcd_port: u16) {
     let dead = cluster.leader();
     let mut idle = Session::open(router.address, 6432).unwrap();
     let mut busy = Session::open(router.address, 6432).unwrap();
-    let mut readers = [Session::open(router.address, 6433).unwrap(), Session::open(router.address, 6433).unwrap()];
+    let mut readers = [
+        Session::open(router.address, 6433).unwrap(),
+        Session::open(router.address, 6433).unwrap(),
+    ];
     let on: Vec<String> = readers.iter_mut().map(Session::server).collect();
     assert_ne!(on[0], on[1]);
     busy.send("SELECT pg_sleep(60)");
@@ -63,8 +76,15 @@ fn a_death(patroni: &str, base: &str, etcd_port: u16) {
     assert!(["57P01", "08006"].contains(&told.code.as_str()), "{told:?}");
     assert!(!told.hint.is_empty(), "{told:?}");
     let told = busy.end(Duration::from_secs(5)).ended();
-    assert_eq!(told.code, "08007", "a statement whose fate is not known: {told:?}");
-    eventually("it is known that the leader is gone", Duration::from_secs(5), || strict(&router) == 503);
+    assert_eq!(
+        told.code, "08007",
+        "a statement whose fate is not known: {told:?}"
+    );
+    eventually(
+        "it is known that the leader is gone",
+        Duration::from_secs(5),
+        || strict(&router) == 503,
+    );
     without_a_leader(&router, &dead);
     let new = recovered(&router, &cluster, &dead);
     for (session, on) in readers.iter_mut().zip(&on) {
@@ -77,7 +97,8 @@ fn a_death(patroni: &str, base: &str, etcd_port: u16) {
     }
     cluster.control("start", &[&dead]);
     eventually("the dead one comes back as a replica", FAILOVER, || {
-        Session::open(router.address, 6433).is_ok_and(|mut session| session.server() == cluster.node(&dead).address)
+        Session::open(router.address, 6433)
+            .is_ok_and(|mut session| session.server() == cluster.node(&dead).address)
     });
 }
 
@@ -94,7 +115,10 @@ fn the_death_of_a_leader_under_patroni_3_0() {
 #[test]
 fn a_frozen_leader_costs_bounded_time_and_its_sessions_end_when_another_leads() {
     let cluster = start("4.1", "127.0.34.11", 14040);
-    let options = Options { cluster_extra: "server: {connect_timeout: 1s}".into(), ..Options::default() };
+    let options = Options {
+        cluster_extra: "server: {connect_timeout: 1s}".into(),
+        ..Options::default()
+    };
     let router = Router::before(&cluster, options);
     let frozen = cluster.leader();
     let mut idle = Session::open(router.address, 6432).unwrap();
@@ -105,9 +129,17 @@ fn a_frozen_leader_costs_bounded_time_and_its_sessions_end_when_another_leads() 
     // The kernel still accepts connections for it, and nobody answers.
     let begun = Instant::now();
     let report = Session::refused(router.address, 6432);
-    assert!(begun.elapsed() < Duration::from_secs(3), "within connect_timeout: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "within connect_timeout: {:?}",
+        begun.elapsed()
+    );
     assert_eq!(report.code, "57P03", "{report:?}");
-    eventually("it is known that the leader is silent", Duration::from_secs(10), || strict(&router) == 503);
+    eventually(
+        "it is known that the leader is silent",
+        Duration::from_secs(10),
+        || strict(&router) == 503,
+    );
     without_a_leader(&router, &frozen);
     // Frozen is not dead: its sessions wait with it.
     assert!(idle.is_open() && open.is_open());

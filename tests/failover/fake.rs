@@ -59,7 +59,10 @@ fn router_for(cluster: &Cluster, address: Ipv4Addr) -> (tempfile::TempDir, Route
         cluster.text("service_user"),
         password.display()
     );
-    let options = Options { clusters: Some(clusters), ..Options::default() };
+    let options = Options {
+        clusters: Some(clusters),
+        ..Options::default()
+    };
     (dir, Router::launch(None, options))
 }
 
@@ -71,11 +74,19 @@ fn with_no_endpoint_at_the_start_it_lives_says_why_and_recovers_by_itself() {
     let status = |path: &str| router.http(path).unwrap().0;
     for port in [6432, 6433] {
         let mut report = Session::refused(router.address, port);
-        eventually("the refusal names what is missing", Duration::from_secs(5), || {
-            report = Session::refused(router.address, port);
-            format!("{} {}", report.message, report.hint).contains("Patroni endpoint")
-        });
-        assert_eq!((report.severity.as_str(), report.code.as_str()), ("FATAL", "57P03"), "{report:?}");
+        eventually(
+            "the refusal names what is missing",
+            Duration::from_secs(5),
+            || {
+                report = Session::refused(router.address, port);
+                format!("{} {}", report.message, report.hint).contains("Patroni endpoint")
+            },
+        );
+        assert_eq!(
+            (report.severity.as_str(), report.code.as_str()),
+            ("FATAL", "57P03"),
+            "{report:?}"
+        );
     }
     assert_eq!(status("/connection/is-live"), 200);
     for path in ["is-ready", "is-ready-rw", "is-ready-ro"] {
@@ -86,12 +97,26 @@ fn with_no_endpoint_at_the_start_it_lives_says_why_and_recovers_by_itself() {
     let members: Vec<Value> = cluster
         .nodes()
         .iter()
-        .map(|node| member(node, &node.name, if node.name == leader { "leader" } else { "replica" }))
+        .map(|node| {
+            member(
+                node,
+                &node.name,
+                if node.name == leader { "leader" } else { "replica" },
+            )
+        })
         .collect();
     let _patroni = Patroni::serve(address, &json!(members));
     router.await_ready();
-    assert_eq!(Session::open(router.address, 6432).unwrap().server(), cluster.node(&leader).address);
-    assert_eq!(Session::open(router.address, 6433).unwrap().query("SELECT pg_is_in_recovery()"), "t");
+    assert_eq!(
+        Session::open(router.address, 6432).unwrap().server(),
+        cluster.node(&leader).address
+    );
+    assert_eq!(
+        Session::open(router.address, 6433)
+            .unwrap()
+            .query("SELECT pg_is_in_recovery()"),
+        "t"
+    );
 }
 
 #[test]
@@ -129,9 +154,16 @@ fn two_leaders_are_none_and_a_server_of_another_cluster_is_never_used() {
     let report = Session::refused(router.address, 6432);
     assert_eq!(report.code, "57P03");
     assert!(report.message.contains("several leaders"), "{report:?}");
-    assert_eq!(session.query("SELECT pg_is_in_recovery()"), "f", "who is on the leader stays there");
+    assert_eq!(
+        session.query("SELECT pg_is_in_recovery()"),
+        "f",
+        "who is on the leader stays there"
+    );
     patroni.say(&ours);
     router.await_ready();
     assert_eq!(session.server(), cluster.node(&leader).address);
-    assert_eq!(Session::open(router.address, 6432).unwrap().server(), cluster.node(&leader).address);
+    assert_eq!(
+        Session::open(router.address, 6432).unwrap().server(),
+        cluster.node(&leader).address
+    );
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, Options, Router, eventually, project, succeed};
+use super::cluster::{Cluster, Options, Router, eventually, project};
 use super::session::{Session, spread};
 
 struct Wire {
@@ -36,8 +36,16 @@ impl Wire {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (input, output) = (process.stdin.take(), BufReader::new(process.stdout.take().unwrap()));
-        let mut wire = Self { namespace, process, input, output };
+        let (input, output) = (
+            process.stdin.take(),
+            BufReader::new(process.stdout.take().unwrap()),
+        );
+        let mut wire = Self {
+            namespace,
+            process,
+            input,
+            output,
+        };
         wire.expect("up");
         Some(wire)
     }
@@ -58,7 +66,9 @@ impl Drop for Wire {
     fn drop(&mut self) {
         self.input = None;
         let _ = self.process.wait();
-        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).status();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.namespace])
+            .status();
     }
 }
 
@@ -78,7 +88,13 @@ fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session()
         &["--ttl", "20", "--loop-wait", "1", "--name", "silent"],
     );
     let quick = "server: {connect_timeout: 1s, keepalive: 1s, tcp_user_timeout: 3s}";
-    let quick = Router::before(&cluster, Options { cluster_extra: quick.into(), ..Options::default() });
+    let quick = Router::before(
+        &cluster,
+        Options {
+            cluster_extra: quick.into(),
+            ..Options::default()
+        },
+    );
     let patient = Router::before(&cluster, Options::default());
     let leader = cluster.node(&cluster.leader());
     let mut idle = Session::open(quick.address, 6432).unwrap();
@@ -91,7 +107,11 @@ fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session()
     busy.send("CREATE TABLE nobody_knows (n int)");
     let begun = Instant::now();
     let report = Session::refused(quick.address, 6432);
-    assert!(begun.elapsed() < Duration::from_secs(2), "connect_timeout is 1 s: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "connect_timeout is 1 s: {:?}",
+        begun.elapsed()
+    );
     assert_eq!(report.code, "57P03", "{report:?}");
     let told = busy.end(Duration::from_secs(10)).ended();
     assert_eq!(told.code, "08007", "{told:?}");
@@ -103,10 +123,17 @@ fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session()
             router.http("/connection/is-ready-rw?strict=1").unwrap().0 == 503
         });
         let report = Session::refused(router.address, 6432);
-        assert!(report.message.contains("cannot be reached") || report.hint.contains(&leader.name), "{report:?}");
+        assert!(
+            report.message.contains("cannot be reached") || report.hint.contains(&leader.name),
+            "{report:?}"
+        );
     }
     for reader in &mut readers {
-        assert_eq!(reader.query("SELECT pg_is_in_recovery()"), "t", "nobody else's session is concerned");
+        assert_eq!(
+            reader.query("SELECT pg_is_in_recovery()"),
+            "t",
+            "nobody else's session is concerned"
+        );
     }
     assert!(waiting.is_open(), "keepalive has not given up yet");
 
@@ -122,7 +149,9 @@ fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session()
         });
     }
     wire.tell("pass", &leader.address);
-    eventually("the silent one is back, as a replica", Duration::from_secs(30), || {
-        Session::open(quick.address, 6433).is_ok_and(|mut session| session.server() == leader.address)
-    });
+    eventually(
+        "the silent one is back, as a replica",
+        Duration::from_secs(30),
+        || Session::open(quick.address, 6433).is_ok_and(|mut session| session.server() == leader.address),
+    );
 }

@@ -31,7 +31,12 @@ impl Report {
             .filter_map(|field| Some((*field.first()?, String::from_utf8_lossy(&field[1..]).into_owned())))
             .collect();
         let mut field = |tag| fields.remove(&tag).unwrap_or_default();
-        Self { severity: field(b'V'), code: field(b'C'), message: field(b'M'), hint: field(b'H') }
+        Self {
+            severity: field(b'V'),
+            code: field(b'C'),
+            message: field(b'M'),
+            hint: field(b'H'),
+        }
     }
 }
 
@@ -94,13 +99,25 @@ impl Session {
 
     pub fn open_with(address: Ipv4Addr, port: u16, extra: &[(&str, &str)]) -> Result<Self, ConnectError> {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        let options =
-            ServerOptions { connect_timeout: LIMIT, keepalive: None, tcp_user_timeout: None };
-        let mut parameters = vec![("user", "app"), ("database", "app"), ("application_name", "failover")];
+        let options = ServerOptions {
+            connect_timeout: LIMIT,
+            keepalive: None,
+            tcp_user_timeout: None,
+        };
+        let mut parameters = vec![
+            ("user", "app"),
+            ("database", "app"),
+            ("application_name", "failover"),
+        ];
         parameters.extend_from_slice(extra);
         let parameters: Vec<(Bytes, Bytes)> = parameters
             .into_iter()
-            .map(|(name, value)| (Bytes::copy_from_slice(name.as_bytes()), Bytes::copy_from_slice(value.as_bytes())))
+            .map(|(name, value)| {
+                (
+                    Bytes::copy_from_slice(name.as_bytes()),
+                    Bytes::copy_from_slice(value.as_bytes()),
+                )
+            })
             .collect();
         let credential = Credential::Password(Secret::new("app"));
         let target = Target {
@@ -112,9 +129,14 @@ impl Session {
             parameters: &parameters,
             credential: &credential,
         };
-        let connection = runtime.block_on(async { backend::connect(target, Instant::now() + LIMIT).await })?;
+        let connection =
+            runtime.block_on(async { backend::connect(target, Instant::now() + LIMIT).await })?;
         let buffer = BytesMut::from(connection.leftover.as_ref());
-        Ok(Self { runtime, connection, buffer })
+        Ok(Self {
+            runtime,
+            connection,
+            buffer,
+        })
     }
 
     /// What a refused client is told.
@@ -163,13 +185,18 @@ impl Session {
     }
 
     fn read(&mut self, limit: Duration, until_ready: bool) -> Answer {
-        let Self { runtime, connection, buffer } = self;
+        let Self {
+            runtime,
+            connection,
+            buffer,
+        } = self;
         let deadline = Instant::now() + limit;
         let mut answer = Answer::default();
         runtime.block_on(async {
             loop {
                 while buffer.len() >= 5 {
-                    let length = usize::try_from(u32::from_be_bytes(buffer[1..5].try_into().unwrap())).unwrap();
+                    let length =
+                        usize::try_from(u32::from_be_bytes(buffer[1..5].try_into().unwrap())).unwrap();
                     if buffer.len() < length + 1 {
                         break;
                     }
@@ -198,7 +225,11 @@ impl Session {
     pub fn query(&mut self, sql: &str) -> String {
         self.send(sql);
         let answer = self.answer();
-        assert!(answer.errors().is_empty() && !answer.closed, "{sql}: {:?}", answer.errors());
+        assert!(
+            answer.errors().is_empty() && !answer.closed,
+            "{sql}: {:?}",
+            answer.errors()
+        );
         answer.value().unwrap_or_default()
     }
 

@@ -10,12 +10,19 @@ use super::cluster::{Cluster, Options, Router, eventually, pause};
 use super::session::{Report, Session};
 
 fn with_grace(grace: &str) -> Router {
-    let options = Options { extra: format!("shutdown: {{grace: {grace}}}\n"), ..Options::default() };
+    let options = Options {
+        extra: format!("shutdown: {{grace: {grace}}}\n"),
+        ..Options::default()
+    };
     Router::before(Cluster::shared(), options)
 }
 
 fn told_of_the_shutdown(report: &Report) {
-    assert_eq!((report.severity.as_str(), report.code.as_str()), ("FATAL", "57P01"), "{report:?}");
+    assert_eq!(
+        (report.severity.as_str(), report.code.as_str()),
+        ("FATAL", "57P01"),
+        "{report:?}"
+    );
     assert!(report.message.contains("shutting down"), "{report:?}");
     assert!(!report.hint.is_empty());
 }
@@ -39,7 +46,9 @@ fn a_shutdown(signal: &str) {
     told_of_the_shutdown(&idle.end(Duration::from_secs(2)).ended());
     told_of_the_shutdown(&reader.end(Duration::from_secs(2)).ended());
     eventually("it accepts nobody any more", Duration::from_secs(1), || {
-        [6432, 6433].iter().all(|port| TcpStream::connect((at, *port)).is_err())
+        [6432, 6433]
+            .iter()
+            .all(|port| TcpStream::connect((at, *port)).is_err())
     });
     assert_eq!(router.http("/connection/is-ready").unwrap().0, 503);
     assert_eq!(router.http("/connection/is-live").unwrap().0, 200);
@@ -47,7 +56,11 @@ fn a_shutdown(signal: &str) {
     assert_eq!(answer.tags(), "TDCZE", "its answer, and only then the end");
     told_of_the_shutdown(&answer.errors()[0]);
 
-    assert_eq!(in_transaction.query("SELECT 41 + 1"), "42", "a transaction goes on");
+    assert_eq!(
+        in_transaction.query("SELECT 41 + 1"),
+        "42",
+        "a transaction goes on"
+    );
     in_transaction.send("COMMIT");
     let answer = in_transaction.end(Duration::from_secs(2));
     assert_eq!(answer.tags(), "CZE", "it may finish");
@@ -55,7 +68,11 @@ fn a_shutdown(signal: &str) {
     told_of_the_shutdown(&answer.errors()[0]);
     drop((idle, reader, in_transaction, statement));
     assert_eq!(router.await_exit(Duration::from_secs(10)), 0);
-    assert!(begun.elapsed() < Duration::from_secs(8), "long before the grace: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "long before the grace: {:?}",
+        begun.elapsed()
+    );
     drop((mute, half));
 }
 
@@ -86,7 +103,9 @@ fn cut(router: &mut Router, marker: &str, after: impl FnOnce(&Router)) {
     told_of_the_shutdown(&busy.end(Duration::from_secs(5)).ended());
     drop((open, busy));
     assert_eq!(router.await_exit(Duration::from_secs(5)), 0);
-    eventually("the statement is cancelled", Duration::from_secs(5), || leader.sql(&running) == "0");
+    eventually("the statement is cancelled", Duration::from_secs(5), || {
+        leader.sql(&running) == "0"
+    });
 }
 
 #[test]
@@ -115,7 +134,13 @@ fn replication_ends_at_once() {
     let mut receiver = Command::new("/usr/lib/postgresql/15/bin/pg_receivewal")
         .args(["--no-loop", "-D"])
         .arg(dir.path())
-        .args(["-d", &format!("host={} port=6432 user=app_repl password=app_repl sslmode=require", router.address)])
+        .args([
+            "-d",
+            &format!(
+                "host={} port=6432 user=app_repl password=app_repl sslmode=require",
+                router.address
+            ),
+        ])
         .stderr(Stdio::null())
         .spawn()
         .unwrap();

@@ -40,7 +40,11 @@ fn tag(node: &Node, directory: &str, noloadbalance: bool) {
 
 #[test]
 fn replicas_share_sessions_and_stand_in_for_each_other() {
-    let cluster = Cluster::start("127.0.35.11", 14050, &["--ttl", "20", "--loop-wait", "1", "--name", "standby"]);
+    let cluster = Cluster::start(
+        "127.0.35.11",
+        14050,
+        &["--ttl", "20", "--loop-wait", "1", "--name", "standby"],
+    );
     let router = Router::before(&cluster, Options::default());
     let at = router.address;
     let replicas: Vec<Node> = cluster.replicas().iter().map(|name| cluster.node(name)).collect();
@@ -95,7 +99,10 @@ fn replicas_share_sessions_and_stand_in_for_each_other() {
     });
     let report = Session::refused(at, 6433);
     assert_eq!(report.code, "57P03", "{report:?}");
-    assert!(report.hint.contains(&tagged.name) && report.hint.contains(&replicas[1].name), "{report:?}");
+    assert!(
+        report.hint.contains(&tagged.name) && report.hint.contains(&replicas[1].name),
+        "{report:?}"
+    );
     assert_eq!(writer.query("SELECT pg_is_in_recovery()"), "f");
     cluster.control("start", &[&tagged.name]);
     eventually("the replica serves again", Duration::from_secs(30), || {
@@ -105,7 +112,11 @@ fn replicas_share_sessions_and_stand_in_for_each_other() {
 
 #[test]
 fn a_standby_promoted_behind_patronis_back_never_gets_writers_and_loses_its_readers() {
-    let cluster = Cluster::start("127.0.36.11", 14060, &["--ttl", "20", "--loop-wait", "1", "--name", "rogue"]);
+    let cluster = Cluster::start(
+        "127.0.36.11",
+        14060,
+        &["--ttl", "20", "--loop-wait", "1", "--name", "rogue"],
+    );
     let router = Router::before(&cluster, Options::default());
     let at = router.address;
     let leader = cluster.node(&cluster.leader());
@@ -134,10 +145,34 @@ fn a_standby_promoted_behind_patronis_back_never_gets_writers_and_loses_its_read
         assert_ne!(session.server(), rogue.address);
     }
     for _ in 0..10 {
-        assert_eq!(Session::open(at, 6432).unwrap().server(), leader.address, "read-write goes to the key's holder");
-        assert_ne!(Session::open(at, 6433).unwrap().server(), rogue.address, "it is no replica any more");
+        assert_eq!(
+            Session::open(at, 6432).unwrap().server(),
+            leader.address,
+            "read-write goes to the key's holder"
+        );
+        assert_ne!(
+            Session::open(at, 6433).unwrap().server(),
+            rogue.address,
+            "it is no replica any more"
+        );
     }
-    assert_eq!(writer.server(), leader.address, "the leader's sessions are not concerned");
-    assert_eq!(router.http(&format!("/node/{}/is-read-write", rogue.name)).unwrap().0, 503);
-    assert_eq!(router.http(&format!("/node/{}/is-read-only", rogue.name)).unwrap().0, 503);
+    assert_eq!(
+        writer.server(),
+        leader.address,
+        "the leader's sessions are not concerned"
+    );
+    assert_eq!(
+        router
+            .http(&format!("/node/{}/is-read-write", rogue.name))
+            .unwrap()
+            .0,
+        503
+    );
+    assert_eq!(
+        router
+            .http(&format!("/node/{}/is-read-only", rogue.name))
+            .unwrap()
+            .0,
+        503
+    );
 }

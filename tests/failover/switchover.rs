@@ -10,12 +10,24 @@ use super::writers::Writers;
 pub fn told_to_leave(report: &Report, reasons: &[&str]) {
     assert_eq!(report.code, "57P01", "{report:?}");
     let servers_own = report.message.contains("administrator command");
-    assert!(servers_own || reasons.iter().any(|reason| report.message.contains(reason)), "{report:?}");
+    assert!(
+        servers_own || reasons.iter().any(|reason| report.message.contains(reason)),
+        "{report:?}"
+    );
     assert!(servers_own || !report.hint.is_empty(), "{report:?}");
 }
 
 fn a_switchover(patroni: &str, base: &str, etcd_port: u16) {
-    let options = ["--patroni", patroni, "--ttl", "20", "--loop-wait", "2", "--name", "switch"];
+    let options = [
+        "--patroni",
+        patroni,
+        "--ttl",
+        "20",
+        "--loop-wait",
+        "2",
+        "--name",
+        "switch",
+    ];
     let cluster = Cluster::start(base, etcd_port, &options);
     let router = Router::before(&cluster, Options::default());
     let at = router.address;
@@ -37,25 +49,38 @@ fn a_switchover(patroni: &str, base: &str, etcd_port: u16) {
     assert_eq!((promoted.len(), staying.len()), (2, 2), "least connections");
     let writers = Writers::start(at, 3);
 
-    assert_eq!(cluster.control("switchover", &["--to", &new.name]).trim(), new.name);
+    assert_eq!(
+        cluster.control("switchover", &["--to", &new.name]).trim(),
+        new.name
+    );
 
     let leave = ["is the leader now", "has been demoted"];
     for session in [&mut idle, &mut in_transaction, &mut busy] {
         told_to_leave(&session.end(Duration::from_secs(5)).ended(), &leave);
     }
     for (_, session) in &mut promoted {
-        told_to_leave(&session.end(Duration::from_secs(5)).ended(), &["has been promoted", "is the leader now"]);
+        told_to_leave(
+            &session.end(Duration::from_secs(5)).ended(),
+            &["has been promoted", "is the leader now"],
+        );
     }
     writers.await_more(50);
     let mut session = Session::open(at, 6432).unwrap();
     assert_eq!(session.server(), new.address);
-    assert_eq!(session.query("SELECT count(*) FROM half"), "0", "the open transaction was rolled back");
+    assert_eq!(
+        session.query("SELECT count(*) FROM half"),
+        "0",
+        "the open transaction was rolled back"
+    );
     for (server, session) in &mut staying {
         assert_eq!(session.server(), *server, "readers on the other replica go on");
         assert_eq!(*server, other.address);
     }
     let written = writers.stop();
-    assert!(written.logins >= 6, "each writer was thrown out once: {written:?}");
+    assert!(
+        written.logins >= 6,
+        "each writer was thrown out once: {written:?}"
+    );
     written.check(&new.sql("SELECT n FROM written"));
     let elsewhere = format!(
         "SELECT count(*) FROM written WHERE server NOT IN ('{}', '{}')",

@@ -41,7 +41,11 @@ impl Writers {
                 std::thread::spawn(move || write(address, writer, &stop, &acknowledged))
             })
             .collect();
-        let writers = Self { stop, acknowledged, threads };
+        let writers = Self {
+            stop,
+            acknowledged,
+            threads,
+        };
         writers.await_more(20);
         writers
     }
@@ -58,7 +62,13 @@ impl Writers {
         self.stop.store(true, Ordering::Relaxed);
         let mut sum = Written::default();
         for thread in self.threads {
-            let Written { acknowledged, unknown, refused, on_standby, logins } = thread.join().unwrap();
+            let Written {
+                acknowledged,
+                unknown,
+                refused,
+                on_standby,
+                logins,
+            } = thread.join().unwrap();
             sum.acknowledged.extend(acknowledged);
             sum.unknown.extend(unknown);
             sum.refused.extend(refused);
@@ -90,7 +100,9 @@ fn write(address: Ipv4Addr, writer: u64, stop: &AtomicBool, count: &AtomicU64) -
             } else if answer.closed {
                 written.unknown.push(next);
             } else {
-                written.refused.extend(answer.errors().into_iter().map(|error| error.code));
+                written
+                    .refused
+                    .extend(answer.errors().into_iter().map(|error| error.code));
             }
             if answer.closed {
                 break;
@@ -112,8 +124,16 @@ impl Written {
         let lost: Vec<_> = self.acknowledged.iter().filter(|number| !has(number)).collect();
         assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
         let more = self.unknown.iter().filter(|number| has(number)).count();
-        assert_eq!(rows, self.acknowledged.len() + more, "rows nobody was told of: {self:?}");
+        assert_eq!(
+            rows,
+            self.acknowledged.len() + more,
+            "rows nobody was told of: {self:?}"
+        );
         assert_eq!(self.on_standby, 0, "sessions on 6432 that were on a standby");
-        assert!(self.refused.iter().all(|code| code != "25006"), "writes met a standby: {:?}", self.refused);
+        assert!(
+            self.refused.iter().all(|code| code != "25006"),
+            "writes met a standby: {:?}",
+            self.refused
+        );
     }
 }
