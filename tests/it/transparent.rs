@@ -366,13 +366,6 @@ fn exchanges() -> Vec<(&'static str, Vec<Step>)> {
             ),
         ),
         (
-            "a statement within COPY in",
-            vec![
-                (copy_in(), Until::Tags(b'G', 1)),
-                (query("SELECT 1"), Until::Tags(b'Z', 1)),
-            ],
-        ),
-        (
             "FunctionCall",
             ready(
                 [
@@ -386,7 +379,14 @@ fn exchanges() -> Vec<(&'static str, Vec<Step>)> {
         ),
         (
             "notifications of one's own",
-            ready(query("LISTEN raw; NOTIFY raw, 'one'; NOTIFY raw, 'two'"), 1),
+            ready(
+                [
+                    query("LISTEN raw; NOTIFY raw, 'one'; NOTIFY raw, 'two'"),
+                    query("UNLISTEN raw"),
+                ]
+                .concat(),
+                2,
+            ),
         ),
         (
             "protocol errors the server survives",
@@ -409,6 +409,16 @@ fn exchanges() -> Vec<(&'static str, Vec<Step>)> {
 /// Exchanges that end the session.
 fn endings() -> Vec<(&'static str, Vec<Step>)> {
     vec![
+        (
+            "a statement within COPY in",
+            vec![
+                (
+                    query("CREATE TEMP TABLE c (a int); COPY c FROM STDIN"),
+                    Until::Tags(b'G', 1),
+                ),
+                (query("SELECT 1"), Until::Closed),
+            ],
+        ),
         ("goodbye", vec![(message(b'X', b""), Until::Closed)]),
         (
             "a request, and goodbye before its answer",
