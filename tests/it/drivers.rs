@@ -320,7 +320,7 @@ fn psql(router: &Router, port: u16, script: &str, libpq: Option<&PathBuf>) -> St
         router.address,
         Certificates::shared().file("ca.crt").display(),
         if libpq.is_some() {
-            " sslnegotiation=direct max_protocol_version=latest"
+            " sslnegotiation=direct max_protocol_version=latest require_auth=scram-sha-256"
         } else {
             ""
         }
@@ -439,6 +439,48 @@ fn psql_with_the_libpq_of_postgresql_18() {
         .join("native/lib");
     assert!(library.exists(), "no {}", library.display());
     psql_does_its_work(Some(&library));
+}
+
+/// In clear and encrypted, as the client wants it; what cannot be had is refused by libpq, not by a hang.
+#[test]
+fn every_sslmode_of_libpq() {
+    let router = Router::shared();
+    let ca = format!("sslrootcert={}", Certificates::shared().file("ca.crt").display());
+    for mode in [
+        "sslmode=disable",
+        "sslmode=allow",
+        "sslmode=prefer",
+        "sslmode=require",
+        "sslmode=require gssencmode=prefer channel_binding=prefer",
+        "sslmode=verify-ca",
+        "sslmode=verify-full host=localhost",
+    ] {
+        let extra = format!("{ca} hostaddr={} {mode}", router.address);
+        let output = router.psql_output(6432, &extra, "\\conninfo");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{mode}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let encrypted = !matches!(mode, "sslmode=disable" | "sslmode=allow");
+        assert_eq!(
+            text.contains("SSL connection (protocol: TLSv1.3"),
+            encrypted,
+            "{mode}: {text}"
+        );
+    }
+    for refused in [
+        "sslmode=verify-full host=other.example",
+        "channel_binding=require",
+        "sslmode=verify-ca sslrootcert=/etc/hostname",
+    ] {
+        let extra = format!("{ca} hostaddr={} {refused}", router.address);
+        assert!(
+            !router.psql_output(6432, &extra, "SELECT 1").status.success(),
+            "{refused}"
+        );
+    }
 }
 
 /// libpq asks the server what it is, or believes its ParameterStatus: over any list of routers and ports it decides as

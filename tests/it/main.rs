@@ -6,3 +6,4 @@ mod cluster;
 mod drivers;
 mod main_job;
 mod tools;
+mod transparent;
