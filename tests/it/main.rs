@@ -4,6 +4,7 @@
 mod cluster;
 
 mod drivers;
+mod hostile;
 mod main_job;
 mod tools;
 mod transparent;
