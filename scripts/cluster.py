@@ -475,6 +475,8 @@ class Cluster:
             # Survives the death of every process, which is what happens here; not a power failure, which does not.
             # full_page_writes stays on: pg_rewind wants it.
             local |= {"fsync": "off"}
+        # Everybody on the nodes' own network.
+        base = ipaddress.ip_interface(f"{options['base']}/{8 if options['base'].startswith('127.') else 24}")
         retry = max(3, min(10, (options["ttl"] - options["loop_wait"]) // 2))
         return {
             "scope": options["name"], "namespace": "/service/", "name": node.name,
@@ -500,10 +502,10 @@ class Cluster:
                 "pg_hba": [
                     "local all postgres trust",
                     "local replication postgres trust",
-                    "host all all 127.0.0.0/8 scram-sha-256",
-                    "host replication replicator 127.0.0.0/8 scram-sha-256",
-                    "host replication postgres 127.0.0.0/8 scram-sha-256",
-                    "host replication app_repl 127.0.0.0/8 scram-sha-256",
+                    f"host all all {base.network} scram-sha-256",
+                    f"host replication replicator {base.network} scram-sha-256",
+                    f"host replication postgres {base.network} scram-sha-256",
+                    f"host replication app_repl {base.network} scram-sha-256",
                 ],
                 "basebackup": [{"checkpoint": "fast"}, "no-sync"],
                 "remove_data_directory_on_rewind_failure": True,

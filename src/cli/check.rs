@@ -135,6 +135,15 @@ fn summary(config: &Config) -> String {
     text
 }
 
+/// Addresses as a person writes them, with commas.
+fn listed(addresses: &[BindAddress]) -> String {
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -168,13 +177,4 @@ mod tests {
         std::fs::write(&path, PLAIN).unwrap();
         assert!(load_and_report(&path).is_some());
     }
-}
-
-/// Addresses as a person writes them, with commas.
-fn listed(addresses: &[BindAddress]) -> String {
-    addresses
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
 }

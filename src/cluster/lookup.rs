@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -326,7 +327,21 @@ async fn ask(user: &[u8], query: &Query, pool: &Pool, deadline: Instant) -> Resu
         Err(_) | Ok(Err(PoolError::Timeout(_))) => return Err(LookupError::Timeout),
         Ok(Err(other)) => return Err(LookupError::Unavailable(other.to_string())),
     };
-    let rows = match pooled.run(&bind(&query.sql, user), deadline).await {
+    let reused = managed::Object::metrics(&pooled).recycle_count > 0;
+    let mut answer = pooled.run(&bind(&query.sql, user), deadline).await;
+    if reused && answer.as_ref().is_err_and(broken) {
+        // The server ended this connection while it was checked: that says nothing about the member yet.
+        let again = Timeouts {
+            wait: left(),
+            create: left(),
+            recycle: left(),
+        };
+        if let Ok(Ok(fresh)) = timeout_at(deadline, pool.timeout_get(&again)).await {
+            pooled = fresh;
+            answer = pooled.run(&bind(&query.sql, user), deadline).await;
+        }
+    }
+    let rows = match answer {
         Err(ConnectError::Server(error))
             if is_missing(&error.code) && query.sql.contains(DEFAULT_FUNCTION) =>
         {
@@ -350,6 +365,11 @@ async fn ask(user: &[u8], query: &Query, pool: &Pool, deadline: Instant) -> Resu
             400,
         ))),
     }
+}
+
+/// The connection is gone, not only the answer late.
+fn broken(error: &ConnectError) -> bool {
+    !error.leaves_usable() && !matches!(error, ConnectError::Timeout { .. })
 }
 
 /// One look-up of the service account itself, remembered nowhere: is the query right, and may the account ask it?
@@ -517,8 +537,10 @@ impl managed::Manager for Connector {
         if !pooled.clean || !pooled.connection.leftover.is_empty() {
             return Err(RecycleError::message("left in the middle of an answer"));
         }
-        // An idle server has nothing to say: a byte or an end means that the connection is of no more use.
-        match pooled.connection.stream.tcp().try_read(&mut [0; 1]) {
+        // An idle server has nothing to say: a byte or an end means that the connection is of no more use. The socket
+        // itself is asked, as tokio's readiness may lag behind it.
+        let socket = socket2::SockRef::from(pooled.connection.stream.tcp());
+        match socket.peek(&mut [MaybeUninit::uninit(); 1]) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
             _ => Err(RecycleError::message("closed by the server")),
         }

@@ -92,7 +92,7 @@ fn the_row_must_be_the_users() {
 async fn names_that_no_user_can_have_are_not_asked() {
     let (requests, mut received) = mpsc::channel(1);
     let lookups = Lookups { requests };
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     for name in [&b""[..], b"a\0b", b"\xff", &[b'a'; 256]] {
         assert_eq!(lookups.verifier(name, deadline).await, Ok(None));
     }

@@ -115,7 +115,7 @@ impl World {
         let patroni = self.kind == SourceKind::Patroni;
         let listed = |(index, node): (usize, &Node)| Listed {
             name: name(index),
-            host: if node.addressed {
+            host: if node.addressed || !patroni {
                 format!("10.0.0.{index}")
             } else {
                 String::new()
@@ -177,10 +177,12 @@ impl World {
                 };
             }
             Observation::SourceFailed(_) => self.told.reachable = false,
-            Observation::Probe { member, result, .. } => {
-                if let Ok(facts) = result {
-                    self.told.writable.insert(member.clone(), !facts.in_recovery);
-                }
+            Observation::Probe {
+                member,
+                result: Ok(facts),
+                ..
+            } => {
+                self.told.writable.insert(member.clone(), !facts.in_recovery);
             }
             _ => {}
         }
@@ -497,7 +499,7 @@ fn two_writable_servers_and_only_the_named_one_leads() {
 fn an_outage_of_every_endpoint_keeps_the_last_leader_while_it_accepts_writes() {
     let mut world = calm(3);
     world.apply(&Action::Outage);
-    world.pass(Duration::from_secs(120));
+    world.pass(Duration::from_mins(2));
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::Failsafe)));
     world.apply(&Action::Promote(1));
     world.pass(Duration::from_secs(3));
@@ -739,7 +741,7 @@ fn fast_polling_is_bounded_in_time() {
     world.pass(Duration::from_secs(5));
     assert!(world.state.suspicious(world.now));
     assert_eq!(world.state.pace(world.now).probe, Duration::from_millis(100));
-    world.pass(Duration::from_secs(120));
+    world.pass(Duration::from_mins(2));
     assert!(!world.state.suspicious(world.now));
     assert_eq!(world.state.pace(world.now).poll, Duration::from_secs(1));
 }

@@ -25,7 +25,7 @@ const LARGEST_PASSWORD_MESSAGE: usize = 65_536;
 #[derive(Debug)]
 pub struct Authenticated {
     credential: Credential,
-    /// SASLFinal and AuthenticationOk, held back to travel with what follows.
+    /// `SASLFinal` and AuthenticationOk, held back to travel with what follows.
     welcome: BytesMut,
 }
 
@@ -76,8 +76,7 @@ impl LoginFault {
             Self::NoRule(_) => "no_rule",
             Self::Rejected(_) => "rejected",
             Self::Scram(fault) if fault.is_wrong_password() => "password",
-            Self::Scram(_) => "protocol",
-            Self::Protocol(_) => "protocol",
+            Self::Scram(_) | Self::Protocol(_) => "protocol",
             Self::Lookup(_) => "lookup",
             Self::Timeout => "timeout",
         }
@@ -217,7 +216,7 @@ async fn scram_sha_256(
     })
 }
 
-/// SASLInitialResponse: mechanism, terminated; length of the response; the response. −1 is none.
+/// `SASLInitialResponse`: mechanism, terminated; length of the response; the response. −1 is none.
 fn sasl_initial(body: &Bytes) -> Result<(&[u8], &[u8]), LoginFault> {
     let malformed = || LoginFault::Protocol("malformed SASL initial response".to_owned());
     let end = body.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;

@@ -137,6 +137,7 @@ fn ties_are_left_to_chance() {
 
 #[test]
 fn replicas_are_passed_over_with_the_reason() {
+    #[allow(clippy::type_complexity, reason = "a table")]
     let change: [(&dyn Fn(&mut Member), &str); 10] = [
         (&|m| m.host.clear(), "db2 has no known address"),
         (

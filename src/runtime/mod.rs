@@ -96,6 +96,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     accepting.cancel();
     doors.close();
     doors.wait().await;
+    shared.closing.cancel();
     shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
     stop.cancel();
     tracker.close();
@@ -186,6 +187,7 @@ fn share(
         cancels: Arc::new(Semaphore::new(session::MOST_CANCELS)),
         failures: session::Failures::default(),
         tasks: tasks.clone(),
+        closing: CancellationToken::new(),
     })
 }
 

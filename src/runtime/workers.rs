@@ -14,8 +14,8 @@ use crate::session::relay::Lease;
 
 /// The workers of this process.
 #[derive(Debug)]
-pub struct Workers {
-    workers: Vec<Worker>,
+pub(super) struct Workers {
+    threads: Vec<Worker>,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -39,34 +39,30 @@ impl Drop for Busy {
 
 impl Workers {
     /// Starts `count` threads.
-    pub fn start(count: usize) -> io::Result<Self> {
+    pub(super) fn start(count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
-        let workers = (0..count.max(1))
+        let threads = (0..count.max(1))
             .map(|number| Worker::start(number, stop.clone()))
             .collect::<io::Result<_>>()?;
         Ok(Self {
-            workers,
+            threads,
             tracker: TaskTracker::new(),
             stop,
         })
     }
 
-    pub fn len(&self) -> usize {
-        self.workers.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.workers.is_empty()
+    pub(super) fn len(&self) -> usize {
+        self.threads.len()
     }
 
     /// Runs a task on the worker that has the fewest.
-    pub fn spawn<F, T>(&self, task: F)
+    pub(super) fn spawn<F, T>(&self, task: F)
     where
         F: FnOnce(Arc<Lease>) -> T,
         T: Future<Output = ()> + Send + 'static,
     {
         let Some(worker) = self
-            .workers
+            .threads
             .iter()
             .min_by_key(|worker| worker.tasks.load(Ordering::Relaxed))
         else {
@@ -85,15 +81,15 @@ impl Workers {
     }
 
     /// Waits until no task is left.
-    pub async fn idle(&self) {
+    pub(super) async fn idle(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
 
     /// Ends the threads; what still runs on them is dropped.
-    pub fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         self.stop.cancel();
-        for worker in &mut self.workers {
+        for worker in &mut self.threads {
             if let Some(thread) = worker.thread.take() {
                 // A worker's thread ends by returning; a panic in a task never reaches it.
                 let _ = thread.join();

@@ -24,7 +24,7 @@ const MOST_TRIES: u32 = 4;
 /// What a connection must have in common with the client. Settings confirmed later and prepared statements join the
 /// startup parameters here when sessions can be rebuilt elsewhere.
 #[derive(Debug, Clone)]
-pub struct SessionState {
+pub(super) struct SessionState {
     pub version: ProtocolVersion,
     /// In order, `user` and `database` among them.
     pub parameters: Vec<(Bytes, Bytes)>,
@@ -32,7 +32,7 @@ pub struct SessionState {
 
 /// A server connection whose role was verified on that very connection. Only [`attach`] makes one.
 #[derive(Debug)]
-pub struct Attachable {
+pub(super) struct Attachable {
     pub connection: ServerConnection,
     pub member: MemberName,
     pub seat: Seat,
@@ -41,7 +41,7 @@ pub struct Attachable {
 
 /// Why there is no server for the session.
 #[derive(Debug)]
-pub enum AttachError {
+pub(super) enum AttachError {
     /// Nobody may serve the route, or everybody who may could not be reached.
     NoCandidate(ErrorReply),
     /// A server refused, and its own words go to the client.
@@ -56,7 +56,7 @@ pub enum AttachError {
 
 /// What the sessions of one route ask for.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub(super) struct Request<'a> {
     pub cluster: &'a ClusterHandle,
     pub registry: &'a Arc<Registry>,
     pub route: &'a Route,
@@ -67,7 +67,11 @@ pub struct Request<'a> {
 }
 
 /// Is there anybody who may serve the route? Asked before authentication, so that a balancer's check sees an error.
-pub fn anybody(cluster: &ClusterHandle, registry: &Arc<Registry>, route: &Route) -> Result<(), ErrorReply> {
+pub(super) fn anybody(
+    cluster: &ClusterHandle,
+    registry: &Arc<Registry>,
+    route: &Route,
+) -> Result<(), ErrorReply> {
     let choice = choose(cluster, registry, route);
     if choice.candidates.is_empty() {
         Err(unavailable(cluster, route, &choice))
@@ -94,7 +98,7 @@ fn unavailable(cluster: &ClusterHandle, route: &Route, choice: &routing::Choice)
 
 /// Tries the candidates in order until one is connected, logged into and verified. No byte of the client's has been
 /// forwarded before, so the next one may always be tried.
-pub async fn attach(request: &Request<'_>) -> Result<Attachable, AttachError> {
+pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachError> {
     let Request {
         cluster,
         registry,

@@ -83,10 +83,13 @@ async fn ask_peers(
     owner: Option<super::keys::Incarnation>,
 ) -> Outcome {
     match &shared.peers {
-        Some(peers) => match peers.ask(request, owner).await {
-            true => Outcome::ByPeer,
-            false => Outcome::Unknown,
-        },
+        Some(peers) => {
+            if peers.ask(request, owner).await {
+                Outcome::ByPeer
+            } else {
+                Outcome::Unknown
+            }
+        }
         None => Outcome::Unknown,
     }
 }

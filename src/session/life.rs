@@ -109,7 +109,15 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
     let deadline = accepted + shared.login_timeout;
     let gauge = shared.metrics.pending();
     let socket = adopt(socket, &gate)?;
-    let opening = match timeout_at(deadline, opening::open(socket, &gate.offer)).await {
+    let opened = tokio::select! {
+        opened = timeout_at(deadline, opening::open(socket, &gate.offer)) => opened,
+        // It has not said yet whom to answer how.
+        () = shared.closing.cancelled() => {
+            shared.metrics.refuse("shutdown");
+            return None;
+        }
+    };
+    let opening = match opened {
         Ok(Ok(opening)) => opening,
         Ok(Err(fault)) => {
             note_opening(&shared, &gate, address, &fault);
@@ -133,11 +141,10 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         }
     };
     let tls_done = accepted.elapsed();
-    let outcome = timeout_at(
-        deadline,
-        authenticate(&shared, &gate, &mut stream, &packet, address),
-    )
-    .await;
+    let outcome = tokio::select! {
+        outcome = timeout_at(deadline, authenticate(&shared, &gate, &mut stream, &packet, address)) => outcome,
+        () = shared.closing.cancelled() => Ok(Err(LoginFault::Unavailable(closing()))),
+    };
     let (authenticated, admitted) = match outcome {
         Ok(Ok(done)) => done,
         Ok(Err(fault)) => {
@@ -177,6 +184,15 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         gauge,
         admitted,
     })
+}
+
+/// As a server that shuts down says it to who wants to log in.
+fn closing() -> ErrorReply {
+    ErrorReply::fatal(
+        SqlState::CANNOT_CONNECT_NOW,
+        "the connection manager is shutting down",
+    )
+    .hint("Reconnect; another connection manager, or this one once restarted, will serve you.")
 }
 
 /// Registers an accepted socket with this worker and sets its options.
@@ -244,7 +260,7 @@ async fn begin(
             match error {
                 AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
                 AttachError::NoCandidate(reply) | AttachError::Refused { reply, .. } => {
-                    message::error(&mut out, &reply)
+                    message::error(&mut out, &reply);
                 }
             }
             farewell(stream, out).await;
@@ -451,10 +467,8 @@ async fn finish(ended: Ended, record: Record, shared: &Shared) {
     shared.metrics.end(&record.gate.route.name, cause.label());
     drop(ticket);
     let mut out = BytesMut::from(rest.as_ref());
-    if at_boundary {
-        if let Some(reply) = cause.reply() {
-            message::error(&mut out, &reply);
-        }
+    if at_boundary && let Some(reply) = cause.reply() {
+        message::error(&mut out, &reply);
     }
     farewell(client, out).await;
 }
@@ -488,9 +502,9 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
         };
     }
     if cause.is_trouble() {
-        line!(warn)
+        line!(warn);
     } else {
-        line!(info)
+        line!(info);
     }
 }
 

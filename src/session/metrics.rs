@@ -14,11 +14,6 @@ use prometheus_client::registry::{Registry, Unit};
 use super::registry;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct RouteLabel {
-    pub route: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RouteMemberLabel {
     pub route: String,
     pub member: String,

@@ -58,6 +58,8 @@ pub struct Shared {
     pub failures: Failures,
     /// Small tasks that outlive the session that began them.
     pub tasks: TaskTracker,
+    /// Cancelled when the doors close for good: who has not logged in by then does not get in any more.
+    pub closing: CancellationToken,
 }
 
 impl Shared {
@@ -113,9 +115,10 @@ impl Failures {
             }
             let summaries = self.sampler().summaries(Instant::now());
             for (address, times) in summaries {
-                match address {
-                    Some(address) => warn!(client = %address, times, "more logins were refused"),
-                    None => warn!(times, "more logins were refused, from other addresses"),
+                if let Some(address) = address {
+                    warn!(client = %address, times, "more logins were refused");
+                } else {
+                    warn!(times, "more logins were refused, from other addresses");
                 }
             }
         }

@@ -26,13 +26,13 @@ use crate::config::Secret;
 use crate::wire::startup::{CancelRequest, PEER_REQUEST_CODE};
 
 /// The whole first packet.
-pub const OPENING_LEN: usize = 41;
+pub(super) const OPENING_LEN: usize = 41;
 /// The whole answer to it.
-pub const CHALLENGE_LEN: usize = 40;
+pub(super) const CHALLENGE_LEN: usize = 40;
 /// The whole sealed request, whatever it asks.
-pub const REQUEST_LEN: usize = LENGTH_LEN + REQUEST_BODY_LEN + TAG_LEN;
+pub(super) const REQUEST_LEN: usize = LENGTH_LEN + REQUEST_BODY_LEN + TAG_LEN;
 /// The whole sealed reply, whatever it says.
-pub const REPLY_LEN: usize = LENGTH_LEN + REPLY_BODY_LEN + TAG_LEN;
+pub(super) const REPLY_LEN: usize = LENGTH_LEN + REPLY_BODY_LEN + TAG_LEN;
 
 const VERSION: u8 = 1;
 /// A request is not passed on by the one who gets it.
@@ -51,7 +51,7 @@ const KIND_WHO_ARE_YOU: u8 = 2;
 
 /// What one router asks of another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PeerRequest {
+pub(super) enum PeerRequest {
     /// Cancel what this client's key stands for, if it is a session of yours. The key has 4 to 256 bytes.
     Cancel(CancelRequest),
     /// Which incarnation are you? (The reply to a cancel says it too.)
@@ -60,7 +60,7 @@ pub enum PeerRequest {
 
 /// What the other one says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerReply {
+pub(super) struct PeerReply {
     /// The key was known. Always `false` for [`PeerRequest::WhoAreYou`].
     pub found: bool,
     pub incarnation: Incarnation,
@@ -68,7 +68,7 @@ pub struct PeerReply {
 
 /// Why a peer conversation ends. The other side is told nothing, its connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PeerFault {
+pub(super) enum PeerFault {
     #[error("peer packet of a wrong length")]
     Length,
     #[error("not a peer packet of version {VERSION}")]
@@ -85,10 +85,10 @@ pub enum PeerFault {
 
 /// The peers' secret, ready for use.
 #[derive(Clone)]
-pub struct PeerKey(Zeroizing<[u8; 32]>);
+pub(super) struct PeerKey(Zeroizing<[u8; 32]>);
 
 impl PeerKey {
-    pub fn new(secret: &Secret) -> Self {
+    pub(super) fn new(secret: &Secret) -> Self {
         Self(hmac_sha256(secret.expose(), &[b"trunkline peer channel v1"]))
     }
 
@@ -161,13 +161,13 @@ fn header(total: usize) -> Vec<u8> {
 
 /// The asking side, whose first packet is out. Next: [`Asking`].
 #[derive(Debug)]
-pub struct AwaitChallenge {
+pub(super) struct AwaitChallenge {
     key: PeerKey,
     nonce: [u8; NONCE_LEN],
 }
 
 /// Starts to ask: returns the first packet.
-pub fn open(key: &PeerKey) -> (AwaitChallenge, Vec<u8>) {
+pub(super) fn open(key: &PeerKey) -> (AwaitChallenge, Vec<u8>) {
     let nonce = random();
     let mut packet = header(OPENING_LEN);
     packet.push(VERSION);
@@ -183,7 +183,7 @@ pub fn open(key: &PeerKey) -> (AwaitChallenge, Vec<u8>) {
 
 impl AwaitChallenge {
     /// Takes the [`CHALLENGE_LEN`] bytes that come back.
-    pub fn challenge(self, packet: &[u8]) -> Result<Asking, PeerFault> {
+    pub(super) fn challenge(self, packet: &[u8]) -> Result<Asking, PeerFault> {
         checked_length(packet, CHALLENGE_LEN)?;
         let (head, nonce) = packet.split_at(CHALLENGE_LEN - NONCE_LEN);
         if head[LENGTH_LEN..] != PEER_REQUEST_CODE.to_be_bytes() {
@@ -196,27 +196,27 @@ impl AwaitChallenge {
 }
 
 /// The asking side, ready to ask one thing. Next: [`AwaitReply`].
-pub struct Asking {
+pub(super) struct Asking {
     request: Seal,
     reply: Seal,
 }
 
 impl Asking {
     /// Returns the packet to send.
-    pub fn ask(self, request: &PeerRequest) -> Result<(AwaitReply, Vec<u8>), PeerFault> {
+    pub(super) fn ask(self, request: &PeerRequest) -> Result<(AwaitReply, Vec<u8>), PeerFault> {
         let body = encode_request(request)?;
         Ok((AwaitReply { reply: self.reply }, self.request.close(body)))
     }
 }
 
 /// The asking side, which has asked.
-pub struct AwaitReply {
+pub(super) struct AwaitReply {
     reply: Seal,
 }
 
 impl AwaitReply {
     /// Takes the [`REPLY_LEN`] bytes that come back. Only somebody with the secret can have made them.
-    pub fn reply(self, packet: &[u8]) -> Result<PeerReply, PeerFault> {
+    pub(super) fn reply(self, packet: &[u8]) -> Result<PeerReply, PeerFault> {
         let body = self.reply.open(packet, REPLY_LEN)?;
         let (&found, incarnation) = body.split_first().ok_or(PeerFault::Malformed)?;
         let incarnation = Incarnation(incarnation.try_into().map_err(|_| PeerFault::Malformed)?);
@@ -231,13 +231,13 @@ impl AwaitReply {
 }
 
 /// The asked side, whose challenge is out. Next: [`Answering`].
-pub struct AwaitRequest {
+pub(super) struct AwaitRequest {
     request: Seal,
     reply: Seal,
 }
 
 /// Takes the body of a first packet, behind length and code; returns the challenge to send.
-pub fn answer(key: &PeerKey, body: &[u8]) -> Result<(AwaitRequest, Vec<u8>), PeerFault> {
+pub(super) fn answer(key: &PeerKey, body: &[u8]) -> Result<(AwaitRequest, Vec<u8>), PeerFault> {
     let (&version, asking) = body.split_first().ok_or(PeerFault::Length)?;
     if version != VERSION {
         return Err(PeerFault::Version);
@@ -252,20 +252,20 @@ pub fn answer(key: &PeerKey, body: &[u8]) -> Result<(AwaitRequest, Vec<u8>), Pee
 
 impl AwaitRequest {
     /// Takes the [`REQUEST_LEN`] bytes that come next. What it returns comes from a peer with the secret, now.
-    pub fn request(self, packet: &[u8]) -> Result<(PeerRequest, Answering), PeerFault> {
+    pub(super) fn request(self, packet: &[u8]) -> Result<(PeerRequest, Answering), PeerFault> {
         let body = self.request.open(packet, REQUEST_LEN)?;
         Ok((decode_request(&body)?, Answering { reply: self.reply }))
     }
 }
 
 /// The asked side, which owes a reply.
-pub struct Answering {
+pub(super) struct Answering {
     reply: Seal,
 }
 
 impl Answering {
     /// Returns the packet to send; the conversation is over.
-    pub fn reply(self, reply: PeerReply) -> Vec<u8> {
+    pub(super) fn reply(self, reply: PeerReply) -> Vec<u8> {
         let mut body = Zeroizing::new(Vec::with_capacity(REPLY_BODY_LEN));
         body.push(u8::from(reply.found));
         body.extend_from_slice(&reply.incarnation.0);

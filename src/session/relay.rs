@@ -220,7 +220,12 @@ impl Relay {
 
     /// Carries out an order that is due.
     fn obey(&self) -> Option<Cause> {
-        match self.entry().ordered()? {
+        let order = self.entry().ordered()?;
+        if let (Some(code), true) = (self.fatal, self.from_server.at_boundary()) {
+            // The server has said the last word already; a second one of ours would follow it.
+            return Some(Cause::ServerFatal { code });
+        }
+        match order {
             Order::Now(reason) => Some(Cause::Ordered(reason)),
             Order::AtBoundary(reason) if self.replication || self.is_between_transactions() => {
                 Some(Cause::Ordered(reason))

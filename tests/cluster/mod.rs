@@ -80,11 +80,26 @@ pub fn succeed(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// `cluster.py`, behind another command if there is one.
+fn script(prefix: &[&str]) -> Command {
+    let script = project().join("scripts/cluster.py");
+    match prefix {
+        [] => Command::new(script),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(script);
+            command
+        }
+    }
+}
+
 /// A Patroni cluster as `cluster.py up --json` describes it.
 #[derive(Debug)]
 pub struct Cluster {
     pub about: Value,
     owned: bool,
+    /// Before each `cluster.py`, as `ip netns exec NAME`.
+    prefix: Vec<String>,
 }
 
 impl Cluster {
@@ -96,18 +111,21 @@ impl Cluster {
                 panic!("TRUNKLINE_TEST_CLUSTER is not set: run `make test`, or `eval $(scripts/test-cluster up)` first");
             };
             let text = fs::read_to_string(Path::new(&path).join("cluster.json")).unwrap();
-            Self { about: serde_json::from_str(&text).unwrap(), owned: false }
+            Self { about: serde_json::from_str(&text).unwrap(), owned: false, prefix: Vec::new() }
         })
     }
 
     /// One of the test's own, to be broken; it is gone when this is dropped. `options` are `cluster.py up`'s.
     /// `base` must be an address no other cluster of the test run uses.
     pub fn start(base: &str, etcd_port: u16, options: &[&str]) -> Self {
-        // `scripts/test` takes down whatever is left in its directory.
-        let parent = std::env::var("TRUNKLINE_TEST_DIR").unwrap_or_else(|_| "/tmp".to_owned());
-        let dir = format!("{parent}/own-{}-{etcd_port}", std::process::id());
+        Self::start_in(&[], base, etcd_port, options)
+    }
+
+    /// As [`Self::start`], where the command `prefix` leads: another network namespace.
+    pub fn start_in(prefix: &[&str], base: &str, etcd_port: u16, options: &[&str]) -> Self {
+        let dir = format!("/tmp/trunkline-test-{}-{etcd_port}", std::process::id());
         let text = succeed(
-            Command::new(project().join("scripts/cluster.py"))
+            script(prefix)
                 .args([
                     "up",
                     "--json",
@@ -123,6 +141,7 @@ impl Cluster {
         Self {
             about: serde_json::from_str(&text).unwrap(),
             owned: true,
+            prefix: prefix.iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -138,7 +157,7 @@ impl Cluster {
 
     pub fn nodes(&self) -> Vec<Node> {
         let nodes = self.about["nodes"].as_array().unwrap();
-        nodes.iter().map(|node| Node::new(node)).collect()
+        nodes.iter().map(Node::new).collect()
     }
 
     pub fn node(&self, name: &str) -> Node {
@@ -147,8 +166,9 @@ impl Cluster {
 
     /// `cluster.py COMMAND --dir … ARGUMENTS`.
     pub fn control(&self, command: &str, arguments: &[&str]) -> String {
+        let prefix: Vec<&str> = self.prefix.iter().map(String::as_str).collect();
         succeed(
-            Command::new(project().join("scripts/cluster.py"))
+            script(&prefix)
                 .arg(command)
                 .args(["--dir", self.dir()])
                 .args(arguments),
@@ -158,7 +178,7 @@ impl Cluster {
     /// Name of the node that accepts writes, by asking each node itself.
     pub fn leader(&self) -> String {
         let mut found = None;
-        eventually("a leader", Duration::from_secs(60), || {
+        eventually("a leader", Duration::from_mins(1), || {
             found = self
                 .nodes()
                 .into_iter()
@@ -316,6 +336,8 @@ pub struct Options {
     pub extra: String,
     /// In place of `clusters:`.
     pub clusters: Option<String>,
+    /// Appended to the usual cluster: whole sections of `clusters.main`, one a line, not indented.
+    pub cluster_extra: String,
     /// In place of `tls:`; empty for none.
     pub tls: Option<String>,
     /// In place of `listeners:`; `{address}` is the router's.
@@ -340,6 +362,7 @@ impl Router {
     }
 
     /// Started, and nothing waited for but its answering on the HTTP port.
+    #[allow(clippy::needless_pass_by_value, reason = "callers write them where they call")]
     pub fn launch(cluster: Option<&Cluster>, options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let address = options.address.unwrap_or_else(fresh_address);
@@ -392,7 +415,12 @@ impl Router {
         let mut text = String::new();
         match (&options.clusters, cluster) {
             (Some(clusters), _) => text.push_str(clusters),
-            (None, Some(cluster)) => text.push_str(&cluster.yaml(dir)),
+            (None, Some(cluster)) => {
+                text.push_str(&cluster.yaml(dir));
+                for line in options.cluster_extra.lines() {
+                    let _ = writeln!(text, "    {line}");
+                }
+            }
             (None, None) => panic!("a router needs a cluster"),
         }
         text.push_str(

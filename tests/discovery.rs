@@ -1,62 +1,31 @@
-//! The cluster room against a real Patroni cluster. Needs one, made by `scripts/cluster.py up --dir DIR`:
-//!
-//!     TRUNKLINE_TEST_CLUSTER=DIR cargo test --test cluster -- --ignored --test-threads=1
+//! The cluster room against a real Patroni cluster: discovery, probes, look-ups, failsafe.
+#![allow(clippy::unwrap_used)]
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use serde_json::Value;
+use tokio::task::{block_in_place, spawn_blocking};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::cluster::snapshot::{Leader, NamedBy, Snapshot};
-use trunkline::cluster::{self, ClusterHandle, LookupError, Metrics};
+use trunkline::cluster::{self as room, ClusterHandle, LookupError, Metrics};
 use trunkline::config::{
-    Auth, Cluster, LocalMember, Patroni, Probe, Secret, Server, ServerOptions, ServerTls, ServiceAccount,
-    Source, SslMode, Verifiers,
+    Auth, LocalMember, Patroni, Probe, Secret, Server, ServerOptions, ServerTls, ServiceAccount, Source,
+    SslMode, Verifiers,
 };
 use trunkline::{config, routing};
 
-const DEFAULT_QUERY: &str = "SELECT * FROM trunkline.user_lookup($1)";
+#[path = "cluster/mod.rs"]
+mod cluster;
 
-fn directory() -> PathBuf {
-    std::env::var_os("TRUNKLINE_TEST_CLUSTER")
-        .expect("TRUNKLINE_TEST_CLUSTER names the cluster's directory")
-        .into()
-}
+use cluster::{Cluster, Node};
 
-fn facts() -> Value {
-    serde_json::from_slice(&std::fs::read(directory().join("cluster.json")).unwrap()).unwrap()
-}
-
-fn script(arguments: &[&str]) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cluster.py");
-    let status = Command::new("python3")
-        .arg(script)
-        .args(arguments)
-        .arg("--dir")
-        .arg(directory())
-        .status()
-        .unwrap();
-    assert!(status.success(), "{arguments:?}");
-}
-
-fn nodes() -> Vec<Value> {
-    facts()["nodes"].as_array().unwrap().clone()
-}
-
-fn text(value: &Value, key: &str) -> String {
-    value[key].as_str().unwrap().to_owned()
-}
-
-fn patroni() -> Source {
+fn patroni(cluster: &Cluster) -> Source {
     Source::Patroni(Patroni {
-        endpoints: nodes().iter().map(|node| text(node, "rest")).collect(),
+        endpoints: cluster.nodes().into_iter().map(|node| node.rest).collect(),
         ca: None,
         client_certificate: None,
         basic_auth: None,
@@ -65,13 +34,13 @@ fn patroni() -> Source {
     })
 }
 
-fn fixed() -> Source {
-    let server = |node: &Value| Server {
-        name: text(node, "name"),
-        host: text(node, "address"),
-        port: 5432,
+fn fixed(cluster: &Cluster) -> Source {
+    let server = |node: Node| Server {
+        name: node.name,
+        host: node.address,
+        port: node.port,
     };
-    Source::Servers(nodes().iter().map(server).collect())
+    Source::Servers(cluster.nodes().into_iter().map(server).collect())
 }
 
 struct Running {
@@ -83,7 +52,7 @@ struct Running {
 
 impl Running {
     fn start(source: Source, user: &str, password: &str, dbname: &str) -> Self {
-        let config = Cluster {
+        let config = config::Cluster {
             name: Arc::from("main"),
             source,
             service_account: ServiceAccount {
@@ -113,7 +82,7 @@ impl Running {
         };
         let auth = Auth {
             verifiers: Verifiers::Query {
-                sql: DEFAULT_QUERY.into(),
+                sql: "SELECT * FROM trunkline.user_lookup($1)".into(),
                 cache_ttl: Duration::from_mins(1),
             },
             login_timeout: Duration::from_mins(1),
@@ -121,7 +90,7 @@ impl Running {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let handle = cluster::start(Arc::new(config), &auth, metrics, stop.clone(), &tracker).unwrap();
+        let handle = room::start(Arc::new(config), &auth, metrics, stop.clone(), &tracker).unwrap();
         Self {
             handle,
             stop,
@@ -173,13 +142,11 @@ fn healthy(snapshot: &Snapshot) -> bool {
 }
 
 #[tokio::test]
-#[ignore = "needs a cluster"]
 async fn finds_leader_and_replicas_with_and_without_patroni() {
-    for source in [patroni(), fixed()] {
+    let cluster = Cluster::shared();
+    for source in [patroni(cluster), fixed(cluster)] {
         let running = Running::start(source, "trunkline", "trunkline", "postgres");
-        let start = Instant::now();
         let snapshot = running.until("healthy", healthy).await;
-        println!("healthy after {:?}", start.elapsed());
         for member in &snapshot.members {
             let facts = member.health.facts.as_ref().unwrap();
             assert_eq!(Some(facts.system_identifier), snapshot.system_identifier);
@@ -206,9 +173,9 @@ async fn finds_leader_and_replicas_with_and_without_patroni() {
 }
 
 #[tokio::test]
-#[ignore = "needs a cluster"]
 async fn looks_up_verifiers() {
-    let running = Running::start(patroni(), "trunkline", "trunkline", "postgres");
+    let cluster = Cluster::shared();
+    let running = Running::start(patroni(cluster), "trunkline", "trunkline", "postgres");
     assert!(matches!(
         running.handle.verifier(b"app").await,
         Err(LookupError::Unavailable(_))
@@ -236,13 +203,13 @@ async fn looks_up_verifiers() {
     assert_eq!(running.handle.verifier(b"app").await.unwrap(), verifier);
 
     // The function is in another database: an ordinary account gets no answer, a superuser asks pg_authid.
-    let elsewhere = Running::start(patroni(), "trunkline", "trunkline", "app");
+    let elsewhere = Running::start(patroni(cluster), "trunkline", "trunkline", "app");
     elsewhere.until("healthy", healthy).await;
     assert!(matches!(
         elsewhere.handle.verifier(b"app").await,
         Err(LookupError::Query(_))
     ));
-    let superuser = Running::start(patroni(), "postgres", "postgres", "app");
+    let superuser = Running::start(patroni(cluster), "postgres", "postgres", "app");
     superuser.until("healthy", healthy).await;
     assert_eq!(superuser.handle.verifier(b"app").await.unwrap(), verifier);
     assert_eq!(superuser.handle.verifier(b"nobody").await.unwrap(), None);
@@ -255,19 +222,23 @@ async fn looks_up_verifiers() {
             .unwrap()
             .block_on(async move { handle.verifier(b"trunkline").await })
     });
-    let found = tokio::task::spawn_blocking(move || other.join().unwrap())
-        .await
-        .unwrap();
+    let found = spawn_blocking(move || other.join().unwrap()).await.unwrap();
     assert!(found.unwrap().is_some());
     for running in [running, elsewhere, superuser] {
         running.end().await;
     }
 }
 
+/// One cluster for both, to be broken.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs a cluster"]
-async fn follows_a_switchover_and_a_dead_replica() {
-    let running = Running::start(patroni(), "trunkline", "trunkline", "postgres");
+async fn an_outage_of_the_dcs_a_switchover_and_a_dead_replica() {
+    let cluster = Cluster::start("127.0.22.11", 22379, &["--ttl", "20", "--loop-wait", "5"]);
+    an_outage_of_the_dcs_keeps_the_leader_in_failsafe_mode(&cluster).await;
+    follows_a_switchover_and_a_dead_replica(&cluster).await;
+}
+
+async fn follows_a_switchover_and_a_dead_replica(cluster: &Cluster) {
+    let running = Running::start(patroni(cluster), "trunkline", "trunkline", "postgres");
     let before = running.until("healthy", healthy).await;
     let old = leader(&before).unwrap();
     let mut snapshots = running.handle.subscribe();
@@ -294,12 +265,10 @@ async fn follows_a_switchover_and_a_dead_replica() {
         }
         unreachable!()
     });
-    tokio::task::spawn_blocking(|| script(&["switchover"]))
-        .await
-        .unwrap();
+    block_in_place(|| cluster.control("switchover", &[]));
     let (gap, seen, timeline, named_by) = timeout(Duration::from_mins(1), watcher).await.unwrap().unwrap();
-    println!("no leader for {gap:?}: {seen:?}");
     assert_eq!(named_by, NamedBy::LeaderKey);
+    assert!(gap < Duration::from_secs(30), "{gap:?} {seen:?}");
     let Leader::Verified {
         timeline: earlier, ..
     } = before.leader
@@ -320,53 +289,33 @@ async fn follows_a_switchover_and_a_dead_replica() {
         .map(|member| member.name.to_string())
         .find(|name| *name != new)
         .unwrap();
-    tokio::task::spawn_blocking({
-        let dead = dead.clone();
-        move || script(&["kill", &dead])
-    })
-    .await
-    .unwrap();
+    block_in_place(|| cluster.control("kill", &[&dead]));
     running
         .until("one replica", |s| replicas(s) == 1 && leader(s).is_some())
         .await;
-    tokio::task::spawn_blocking(move || script(&["start", &dead]))
-        .await
-        .unwrap();
+    block_in_place(|| cluster.control("start", &[&dead]));
     running.until("healthy at the end", healthy).await;
     running.end().await;
 }
 
-async fn superuser(snapshot: &Snapshot, member: &str) -> tokio_postgres::Client {
-    let member = snapshot
-        .members
-        .iter()
-        .find(|known| known.name.as_str() == member)
-        .unwrap();
-    let settings = format!(
-        "host={} user=postgres password=postgres dbname=postgres",
-        member.host
-    );
-    let (client, connection) = tokio_postgres::connect(&settings, tokio_postgres::NoTls)
-        .await
-        .unwrap();
-    tokio::spawn(connection);
-    client
-}
-
 #[tokio::test]
-#[ignore = "needs a cluster"]
 async fn connections_terminated_by_an_administrator_take_nothing_away() {
-    let running = Running::start(patroni(), "trunkline", "trunkline", "postgres");
+    let cluster = Cluster::shared();
+    let running = Running::start(patroni(cluster), "trunkline", "trunkline", "postgres");
     let snapshot = running.until("healthy", healthy).await;
     assert!(running.handle.verifier(b"app").await.unwrap().is_some());
     let member = leader(&snapshot).unwrap();
-    let administrator = superuser(&snapshot, &member).await;
     let version = running.handle.snapshot().version;
     for user in ["trunkline", "replicator", "app_repl"] {
-        let terminate =
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'trunkline%'";
-        let ended = administrator.query(terminate, &[]).await.unwrap();
-        assert!(ended.len() >= 2, "a probe and a look-up");
+        // Both the probe's and the look-ups' connection are there, then gone.
+        let node = cluster.node(&member);
+        let ours = "FROM pg_stat_activity WHERE application_name IN ('trunkline probe', 'trunkline look-up')";
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while node.sql(&format!("SELECT count(DISTINCT application_name) {ours}")) != "2" {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        node.sql(&format!("SELECT pg_terminate_backend(pid) {ours}"));
         // Not remembered yet: a pooled connection is found dead and replaced.
         assert!(running.handle.verifier(user.as_bytes()).await.unwrap().is_some());
         running.handle.look_again();
@@ -391,17 +340,24 @@ async fn connections_terminated_by_an_administrator_take_nothing_away() {
 }
 
 /// Patroni's `failsafe_mode` keeps the primary running while etcd is away; so does the router keep its leader.
-#[tokio::test]
-#[ignore = "needs a cluster"]
-async fn an_outage_of_the_dcs_keeps_the_leader_in_failsafe_mode() {
-    let running = Running::start(patroni(), "trunkline", "trunkline", "postgres");
+async fn an_outage_of_the_dcs_keeps_the_leader_in_failsafe_mode(cluster: &Cluster) {
+    let running = Running::start(patroni(cluster), "trunkline", "trunkline", "postgres");
     let healthy = running.until("healthy", healthy).await;
     let before = leader(&healthy);
-    let rest = text(&nodes()[0], "rest");
+    let rest = cluster.nodes()[0].rest.clone();
     assert!(configure(&rest, "failsafe_mode", "true").success());
-    tokio::task::spawn_blocking(|| script(&["freeze", "etcd"]))
-        .await
-        .unwrap();
+    // Each Patroni knows whom to ask once the DCS is away.
+    for node in cluster.nodes() {
+        cluster::eventually("failsafe mode is on", Duration::from_mins(1), || {
+            let url = format!("{}/failsafe", node.rest);
+            Command::new("curl")
+                .args(["--silent", "--fail", "--output", "/dev/null", &url])
+                .status()
+                .unwrap()
+                .success()
+        });
+    }
+    block_in_place(|| cluster.control("freeze", &["etcd"]));
     let named = |snapshot: &Snapshot| match &snapshot.leader {
         Leader::Verified { named_by, .. } => Some(*named_by),
         Leader::None(_) => None,
@@ -411,9 +367,7 @@ async fn an_outage_of_the_dcs_keeps_the_leader_in_failsafe_mode() {
         .await;
     assert_eq!(leader(&snapshot), before);
     assert!(!snapshot.source.reachable && snapshot.source.error.is_some());
-    tokio::task::spawn_blocking(|| script(&["thaw", "etcd"]))
-        .await
-        .unwrap();
+    block_in_place(|| cluster.control("thaw", &["etcd"]));
     let snapshot = running
         .until("named again", |s| named(s) == Some(NamedBy::LeaderKey))
         .await;

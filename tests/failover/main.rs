@@ -1,0 +1,22 @@
+//! What clients see while a cluster changes or breaks, and when the router itself goes: real Patroni, 3.0 and 4.1.
+//!
+//! A test that breaks a cluster starts its own, on addresses and ports that no other uses; they may run side by side.
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test that cannot go on says so and fails"
+)]
+
+#[path = "../cluster/mod.rs"]
+mod cluster;
+
+mod cancel;
+mod dcs;
+mod death;
+mod fake;
+mod netns;
+mod session;
+mod shutdown;
+mod standby;
+mod switchover;
+mod writers;

@@ -1,0 +1,157 @@
+//! A leader that goes silent because packets are lost on the way: nobody resets anything, nobody says goodbye.
+//!
+//! The cluster lives in a network namespace; a wire of tun devices leads there, and drops what the test tells it to.
+//! Needs root and `/dev/net/tun`; without them the test says so and is over.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::cluster::{Cluster, Options, Router, eventually, project};
+use super::session::{Session, spread};
+
+struct Wire {
+    namespace: String,
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Wire {
+    fn lay(device: &str, ours: &str, theirs: &[&str]) -> Option<Self> {
+        let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+        let namespace = format!("trunkline-{}", std::process::id());
+        let made = Command::new("ip").args(["netns", "add", &namespace]).status();
+        if tun.is_err() || !made.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let mut process = Command::new("/usr/bin/python3")
+            .arg(project().join("tests/failover/wire.py"))
+            .args([&namespace, device, ours])
+            .args(theirs)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (
+            process.stdin.take(),
+            BufReader::new(process.stdout.take().unwrap()),
+        );
+        let mut wire = Self {
+            namespace,
+            process,
+            input,
+            output,
+        };
+        wire.expect("up");
+        Some(wire)
+    }
+
+    fn expect(&mut self, word: &str) {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), word);
+    }
+
+    fn tell(&mut self, command: &str, address: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{command} {address}").unwrap();
+        self.expect("done");
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.input = None;
+        let _ = self.process.wait();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.namespace])
+            .status();
+    }
+}
+
+#[test]
+fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session() {
+    let nodes = ["10.231.30.11", "10.231.30.12", "10.231.30.13"];
+    let theirs: Vec<String> = nodes.iter().map(|address| format!("{address}/24")).collect();
+    let theirs: Vec<&str> = theirs.iter().map(String::as_str).collect();
+    let Some(mut wire) = Wire::lay("tlwire", "10.231.30.1/24", &theirs) else {
+        eprintln!("SKIPPED: network namespaces or /dev/net/tun are not to be had here (root?)");
+        return;
+    };
+    let cluster = Cluster::start_in(
+        &["ip", "netns", "exec", &wire.namespace],
+        nodes[0],
+        14090,
+        &["--ttl", "20", "--loop-wait", "1", "--name", "silent"],
+    );
+    let quick = "server: {connect_timeout: 1s, keepalive: 1s, tcp_user_timeout: 3s}";
+    let quick = Router::before(
+        &cluster,
+        Options {
+            cluster_extra: quick.into(),
+            ..Options::default()
+        },
+    );
+    let patient = Router::before(&cluster, Options::default());
+    let leader = cluster.node(&cluster.leader());
+    let mut idle = Session::open(quick.address, 6432).unwrap();
+    let mut busy = Session::open(quick.address, 6432).unwrap();
+    let mut waiting = Session::open(patient.address, 6432).unwrap();
+    let (mut readers, places) = spread(quick.address, 6433, 4);
+    assert_eq!(places.len(), 2);
+
+    wire.tell("drop", &leader.address);
+    busy.send("CREATE TABLE nobody_knows (n int)");
+    let begun = Instant::now();
+    let report = Session::refused(quick.address, 6432);
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "connect_timeout is 1 s: {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(report.code, "57P03", "{report:?}");
+    let told = busy.end(Duration::from_secs(10)).ended();
+    assert_eq!(told.code, "08007", "{told:?}");
+    let told = idle.end(Duration::from_secs(10)).ended();
+    assert_eq!(told.code, "08006", "{told:?}");
+    eprintln!("silent leader: sessions ended after {:?}", begun.elapsed());
+    for router in [&quick, &patient] {
+        eventually("the silence is known", Duration::from_secs(10), || {
+            router.http("/connection/is-ready-rw?strict=1").unwrap().0 == 503
+        });
+        let report = Session::refused(router.address, 6432);
+        assert!(
+            report.message.contains("cannot be reached") || report.hint.contains(&leader.name),
+            "{report:?}"
+        );
+    }
+    for reader in &mut readers {
+        assert_eq!(
+            reader.query("SELECT pg_is_in_recovery()"),
+            "t",
+            "nobody else's session is concerned"
+        );
+    }
+    assert!(waiting.is_open(), "keepalive has not given up yet");
+
+    // Another leader: who still waits for the silent one is told to leave.
+    let new = cluster.control("switchover", &[]);
+    let told = waiting.end(Duration::from_secs(10)).ended();
+    assert_eq!(told.code, "57P01", "{told:?}");
+    assert!(told.message.contains(new.trim()), "{told:?}");
+    let on_new = cluster.node(new.trim()).address;
+    for router in [&quick, &patient] {
+        eventually("the new leader serves", Duration::from_secs(10), || {
+            Session::open(router.address, 6432).is_ok_and(|mut session| session.server() == on_new)
+        });
+    }
+    wire.tell("pass", &leader.address);
+    eventually(
+        "the silent one is back, as a replica",
+        Duration::from_secs(30),
+        || Session::open(quick.address, 6433).is_ok_and(|mut session| session.server() == leader.address),
+    );
+}
