@@ -400,7 +400,7 @@ impl Relay {
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
-                        if let Some(evidence) = evidence_of(code) {
+                        if let Some(evidence) = evidence_of(code, report.is_fatal()) {
                             cluster.evidence(&server.member, evidence);
                         }
                     }
@@ -422,11 +422,12 @@ impl Relay {
     }
 }
 
-/// What a server's error says of its fitness.
-fn evidence_of(code: [u8; 5]) -> Option<Evidence> {
+/// What a server's error says of its fitness. Any user can raise an ERROR with any code; only FATAL is the server's.
+fn evidence_of(code: [u8; 5], fatal: bool) -> Option<Evidence> {
     match &code {
-        b"57P01" => Some(Evidence::Terminated),
-        b"57P02" | b"57P03" => Some(Evidence::ShutdownSeen),
+        b"57P01" if fatal => Some(Evidence::Terminated),
+        b"57P02" | b"57P03" if fatal => Some(Evidence::ShutdownSeen),
+        // Makes us look again, no more.
         b"25006" => Some(Evidence::ReadOnlySeen),
         _ => None,
     }
