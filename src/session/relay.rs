@@ -248,11 +248,10 @@ impl Relay {
             Poll::Ready(Ok(())) => {}
         }
         if self.terminated {
-            if self.account.is_idle() {
-                return Turn::End(Cause::ClientTerminated);
-            }
-            // What it asked before its goodbye is still being answered.
-            return self.say_goodbye(cx);
+            // The server has the goodbye, answers what was asked before it and closes. Nothing may follow it, not even
+            // TLS's own: a server that closes with something unread resets the connection, and answers are lost.
+            self.up.broken = true;
+            return Turn::Progress;
         }
         if self.up.ended {
             return self.say_goodbye(cx);
