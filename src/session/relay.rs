@@ -306,7 +306,12 @@ impl Relay {
             return Turn::Progress;
         }
         if let Err(what) = self.observe_server(data) {
-            return Turn::End(Cause::ServerProtocol(what));
+            // The messages before the broken one are the client's; what is not taken now goes before our last word.
+            let whole = &data[..self.from_server.valid()];
+            return match self.down.forward(Pin::new(&mut self.client), cx, whole) {
+                Ok(()) => Turn::End(Cause::ServerProtocol(what)),
+                Err(_) => Turn::End(self.client_gone()),
+            };
         }
         self.traffic.bytes_down += data.len() as u64;
         match self.down.forward(Pin::new(&mut self.client), cx, data) {
