@@ -9,13 +9,15 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::end::{Cause, Order, Reason};
 use super::registry::{Entry, Ticket, Traffic};
-use crate::backend::ServerStream;
+use crate::backend::{ServerStream, set_user_timeout};
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::TargetRole;
@@ -26,6 +28,8 @@ use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
 
 /// Bytes read at once.
 const LEASE: usize = 64 * 1024;
+/// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
+const TAKEN_UNREAD: usize = 16 * 1024;
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
 const TURNS: usize = 16;
 
@@ -82,6 +86,10 @@ struct Direction {
     ended: bool,
     /// Its sink takes nothing more.
     broken: bool,
+    /// Bytes written since its sink was last known to have read everything.
+    unread: usize,
+    /// Its sink may be busy for as long as it likes: `TCP_USER_TIMEOUT` is off.
+    patient: bool,
 }
 
 /// What a turn of one direction came to.
@@ -270,6 +278,13 @@ impl Relay {
             self.up.ended = true;
             return Turn::Progress;
         }
+        if self.account.is_idle() && self.down.unread > 0 {
+            // It asks anew, so it has read all answers.
+            let limit = self.user_timeout();
+            self.down.has_read(self.client.socket(), limit);
+        }
+        let limit = self.user_timeout();
+        self.up.count(data.len(), self.server.stream.tcp(), limit);
         if let Err(what) = self.observe_client(data) {
             return Turn::End(Cause::ClientProtocol(what));
         }
@@ -314,10 +329,19 @@ impl Relay {
             };
         }
         self.traffic.bytes_down += data.len() as u64;
+        let limit = self.user_timeout();
+        self.down.count(data.len(), self.client.socket(), limit);
+        if self.up.unread > 0 && self.account.is_idle() {
+            self.up.has_read(self.server.stream.tcp(), limit);
+        }
         match self.down.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
             Err(_) => Turn::End(self.client_gone()),
         }
+    }
+
+    fn user_timeout(&self) -> Option<Duration> {
+        self.cluster.config().server.tcp_user_timeout
     }
 
     /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
@@ -438,6 +462,25 @@ fn evidence_of(code: [u8; 5], fatal: bool) -> Option<Evidence> {
 }
 
 impl Direction {
+    /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
+    /// ends one that is alive and does not read: a server that waits for a lock, a client that takes its time. The
+    /// two can be told apart only while less is on its way than a peer takes unread.
+    fn count(&mut self, bytes: usize, sink: &TcpStream, limit: Option<Duration>) {
+        self.unread = self.unread.saturating_add(bytes);
+        if self.unread > TAKEN_UNREAD && !self.patient && limit.is_some() {
+            self.patient = true;
+            set_user_timeout(sink, None);
+        }
+    }
+
+    /// Its sink has read everything.
+    fn has_read(&mut self, sink: &TcpStream, limit: Option<Duration>) {
+        self.unread = 0;
+        if std::mem::take(&mut self.patient) {
+            set_user_timeout(sink, limit);
+        }
+    }
+
     /// Writes what is left over. `Ready(Ok)`: nothing is left, the sink may be given more.
     fn drain<W: AsyncWrite>(&mut self, mut sink: Pin<&mut W>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.rest.is_empty() {
