@@ -3,4 +3,8 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod fake;
+mod idle;
 mod main_job;
+mod raw;
+mod relay;
