@@ -3,7 +3,8 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
-mod drivers;
+mod fake;
+mod idle;
 mod main_job;
-mod tools;
-mod transparent;
+mod raw;
+mod relay;
