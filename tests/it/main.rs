@@ -4,5 +4,7 @@
 mod cluster;
 
 mod drivers;
+mod front;
 mod main_job;
+mod raw;
 mod tools;
