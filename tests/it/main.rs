@@ -3,8 +3,8 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
-mod fake;
-mod idle;
+mod drivers;
+mod front;
 mod main_job;
 mod raw;
-mod relay;
+mod tools;
