@@ -4,7 +4,12 @@
 mod cluster;
 
 mod drivers;
+mod fake;
 mod front;
+mod hand;
+mod idle;
 mod main_job;
 mod raw;
+mod relay;
 mod tools;
+mod transparent;
