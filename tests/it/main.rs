@@ -3,8 +3,10 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod cancel;
 mod fake;
 mod idle;
 mod main_job;
+mod own;
 mod raw;
 mod relay;
