@@ -14,7 +14,8 @@ use proptest::test_runner::{Config, TestRunner};
 use tokio::time::Instant;
 use trunkline::wire::frame::{ErrorFields, Frame};
 
-use super::fake::{Fake, one_row};
+use super::fake::{Fake, one_row, router_before};
+use super::own::{Own, VERSION_15};
 use super::raw::{
     Client, How, Login, PATIENCE, Stream, at, bind, execute, extended, flush, framed, node_address, parse,
     peak_kib, query, shown, sync, terminate,
@@ -738,4 +739,33 @@ fn a_conversation_that_postgres_ends_is_ended_by_postgres() {
             servers.1.escape_ascii().to_string()
         );
     }
+}
+
+#[test]
+fn a_crash_of_one_backend_is_told_to_all_as_postgres_tells_it() {
+    let server = Own::start(VERSION_15);
+    let router = router_before(&server.host, 5432, "postgres", "");
+    let (mut killed, mut idle, mut busy) = (Client::new(&router), Client::new(&router), Client::new(&router));
+    busy.send(&query("SELECT pg_sleep(60)"));
+    let state = format!(
+        "SELECT state FROM pg_stat_activity WHERE pid = {}",
+        busy.process_id
+    );
+    eventually("it runs", PATIENCE, || idle.value(&state) == "active");
+    crate::cluster::succeed(std::process::Command::new("kill").args(["-9", &killed.process_id.to_string()]));
+    // The one that died says nothing; the others are warned, and then lose their connections: in that order.
+    assert_eq!(shown(&killed.rest()), ["E08006 FATAL"]);
+    let warned = ["N57P02 WARNING", "E08006 FATAL"];
+    assert_eq!(shown(&idle.rest()), warned);
+    let end = shown(&busy.rest());
+    assert_eq!(
+        &end[end.len() - 2..],
+        ["N57P02 WARNING", "E08007 FATAL"],
+        "{end:?}"
+    );
+    // And it recovers by itself.
+    eventually("new sessions", PATIENCE, || {
+        Client::try_login(at(&router, 6432), Login::default())
+            .is_ok_and(|mut client| client.value("SELECT 1") == "1")
+    });
 }
