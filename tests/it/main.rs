@@ -3,8 +3,16 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod cancel;
 mod drivers;
+mod fake;
+mod front;
+mod hand;
 mod hostile;
+mod idle;
 mod main_job;
+mod own;
+mod raw;
+mod relay;
 mod tools;
 mod transparent;
