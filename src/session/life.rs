@@ -509,13 +509,10 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
 }
 
 /// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
-/// socket with unread data resets it, and the words would be lost.
+/// socket with unread data resets it, and the words would be lost, the server's own that were passed on as well.
 async fn farewell(mut stream: ClientStream, out: BytesMut) {
     let _ = timeout(FAREWELL, async {
         say(&mut stream, &out).await;
-        if out.is_empty() {
-            return;
-        }
         let mut waste = BytesMut::with_capacity(4096);
         while matches!(stream.read_buf(&mut waste).await, Ok(read) if read > 0) {
             waste.clear();

@@ -42,8 +42,22 @@ struct State {
     known: HashMap<Incarnation, usize>,
     asked: TokenBucket,
     answered: TokenBucket,
-    warned: Option<Instant>,
+    /// When each was last said.
+    warned: HashMap<Warning, Instant>,
 }
+
+/// What the operator is told, each at most once in [`WARN_EVERY`]: strangers can cause all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Warning {
+    /// This member cannot be asked.
+    Peer(usize),
+    /// Somebody asked without the secret.
+    Refused,
+    TooManyAsked,
+    TooManyAnswered,
+}
+
+const WARN_EVERY: Duration = Duration::from_secs(30);
 
 impl Peers {
     pub fn new(config: &config::Peers, incarnation: Incarnation) -> Self {
@@ -55,7 +69,7 @@ impl Peers {
                 known: HashMap::new(),
                 asked: TokenBucket::new(RATE, BURST),
                 answered: TokenBucket::new(RATE, BURST),
-                warned: None,
+                warned: HashMap::new(),
             }),
         }
     }
@@ -83,7 +97,9 @@ impl Peers {
         let mut asked = JoinSet::new();
         for &index in indices {
             if !self.state().asked.try_take(Instant::now()) {
-                warn!("too many cancel requests for other routers; some are dropped");
+                if self.may_warn(Warning::TooManyAsked) {
+                    warn!("too many cancel requests for other routers; some are dropped");
+                }
                 break;
             }
             let (key, peer, request) = (self.key.clone(), self.members[index].clone(), request.clone());
@@ -106,7 +122,7 @@ impl Peers {
                     }
                     last = Some(reply);
                 }
-                Err(error) => self.complain(&self.members[index], &error),
+                Err(error) => self.complain(index, &error),
             }
         }
         last
@@ -119,21 +135,25 @@ impl Peers {
         state.known.insert(incarnation, index);
     }
 
-    fn complain(&self, peer: &config::Peer, error: &str) {
-        let now = Instant::now();
-        let mut state = self.state();
-        let again = state
-            .warned
-            .is_none_or(|at| now.duration_since(at) >= Duration::from_secs(30));
-        if again {
-            state.warned = Some(now);
-        }
-        drop(state);
-        if again {
-            warn!(peer = %peer.name, error, "a peer cannot be asked about a cancel request");
+    fn complain(&self, index: usize, error: &str) {
+        let peer = &self.members[index].name;
+        if self.may_warn(Warning::Peer(index)) {
+            warn!(%peer, error, "a peer cannot be asked about a cancel request");
         } else {
-            debug!(peer = %peer.name, error, "a peer cannot be asked about a cancel request");
+            debug!(%peer, error, "a peer cannot be asked about a cancel request");
         }
+    }
+
+    fn may_warn(&self, warning: Warning) -> bool {
+        let now = Instant::now();
+        let warned = &mut self.state().warned;
+        let again = warned
+            .get(&warning)
+            .is_none_or(|at| now.duration_since(*at) >= WARN_EVERY);
+        if again {
+            warned.insert(warning, now);
+        }
+        again
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -169,9 +189,7 @@ async fn ask_one(key: &PeerKey, peer: &config::Peer, request: CancelRequest) -> 
 /// Serves another router's question. One that does not know the secret is told nothing.
 pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: Bytes, deadline: Instant) {
     let Some(peers) = &shared.peers else { return };
-    if !peers.state().answered.try_take(Instant::now()) {
-        return;
-    }
+    let address = stream.socket().peer_addr().ok();
     let conversation = async {
         let (conversation, packet) = peer_codec::answer(&peers.key, &body).ok()?;
         stream.write_all(&packet).await.ok()?;
@@ -181,10 +199,19 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: 
         let (request, conversation) = match conversation.request(&packet) {
             Ok(asked) => asked,
             Err(fault) => {
-                warn!(%fault, "a peer request was refused");
+                if peers.may_warn(Warning::Refused) {
+                    warn!(?address, %fault, "a peer request was refused: is the secret the same on both sides?");
+                }
                 return None;
             }
         };
+        // Only now: those who do not have the secret must not use up what is meant for those who have.
+        if !peers.state().answered.try_take(Instant::now()) {
+            if peers.may_warn(Warning::TooManyAnswered) {
+                warn!("too many cancel requests from other routers; some are dropped");
+            }
+            return None;
+        }
         let found = match request {
             PeerRequest::Cancel(request) => cancel::for_peer(shared, &request).await,
             PeerRequest::WhoAreYou => false,

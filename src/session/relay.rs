@@ -253,11 +253,10 @@ impl Relay {
             Poll::Ready(Ok(())) => {}
         }
         if self.terminated {
-            if self.account.is_idle() {
-                return Turn::End(Cause::ClientTerminated);
-            }
-            // What it asked before its goodbye is still being answered.
-            return self.say_goodbye(cx);
+            // What it asked before its goodbye is still being answered, and the server closes by itself. Nothing may
+            // follow the goodbye, a TLS close_notify neither: a server that closes with bytes unread resets the
+            // connection, and the end of its answer is lost with it.
+            return Turn::Blocked;
         }
         if self.up.ended {
             return self.say_goodbye(cx);

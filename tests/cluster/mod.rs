@@ -10,6 +10,8 @@
     reason = "a test that cannot go on says so and fails"
 )]
 
+pub mod postgres;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
@@ -453,6 +455,18 @@ impl Router {
                     && self
                         .http("/connection/is-ready-ro?strict=1")
                         .is_some_and(|(status, _)| status == 200)
+            },
+        );
+    }
+
+    /// Serves the read-write port when this returns; there may be no replica.
+    pub fn await_read_write(&self) {
+        eventually(
+            &format!("the router is ready to write; its log:\n{}", self.log()),
+            Duration::from_secs(20),
+            || {
+                self.http("/connection/is-ready-rw?strict=1")
+                    .is_some_and(|(status, _)| status == 200)
             },
         );
     }

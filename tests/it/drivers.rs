@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,12 +21,11 @@ use tokio::time::timeout;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, Socket};
 
-use crate::cluster::{Certificates, Cluster, Node, Router, output, project};
+use crate::cluster::{Certificates, Cluster, Router, eventually, output, project, succeed};
 
 /// Where `scripts/install-packages` puts what is no Debian package.
 pub(crate) fn cache() -> PathBuf {
-    let said =
-        crate::cluster::succeed(Command::new(project().join("scripts/install-packages")).arg("--cache-dir"));
+    let said = succeed(Command::new(project().join("scripts/install-packages")).arg("--cache-dir"));
     PathBuf::from(said.trim())
 }
 
@@ -221,18 +221,37 @@ async fn reads(client: &Client) {
     cancelled(client).await;
 }
 
-/// Cancelled over TLS, asked until it has been: the statement may not have begun when the first request arrives.
+/// Cancelled over TLS, once the statement runs. The driver does not wait for the cancel's delivery, so a second one might
+/// hit what comes next.
 async fn cancelled(client: &Client) {
+    static MARKS: AtomicU32 = AtomicU32::new(0);
+    let mark = format!(
+        "tokio-postgres {} {}",
+        std::process::id(),
+        MARKS.fetch_add(1, Ordering::Relaxed)
+    );
+    let statement = format!("SELECT pg_sleep(30) /* {mark} */");
     let token = client.cancel_token();
-    let mut query = pin!(client.simple_query("SELECT pg_sleep(30)"));
-    let error = loop {
-        tokio::select! {
-            biased;
-            answer = &mut query => break answer.unwrap_err(),
-            asked = token.cancel_query(Rustls::new()) => asked.unwrap(),
-        }
-    };
-    assert_eq!(error.code().unwrap().code(), "57014");
+    let (answer, ()) = tokio::join!(client.simple_query(&statement), async move {
+        tokio::task::spawn_blocking(move || await_running(&mark))
+            .await
+            .unwrap();
+        token.cancel_query(Rustls::new()).await.unwrap();
+    });
+    assert_eq!(answer.unwrap_err().code().unwrap().code(), "57014");
+}
+
+/// Waits until a statement with the comment `mark` is under way on some server.
+fn await_running(mark: &str) {
+    let count = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%/* {mark} */' AND pid <> pg_backend_pid()"
+    );
+    eventually("the statement runs", Duration::from_secs(20), || {
+        Cluster::shared()
+            .nodes()
+            .iter()
+            .any(|node| node.sql(&count) != "0")
+    });
 }
 
 #[tokio::test]
@@ -408,15 +427,8 @@ fn psql_cancels(router: &Router, port: u16, libpq: Option<&PathBuf>) {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let nodes = Cluster::shared().nodes();
-    crate::cluster::eventually("the statement runs", Duration::from_secs(20), || {
-        nodes.iter().any(|node: &Node| {
-            node.sql(&format!(
-                "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%/* {mark} */' AND pid <> pg_backend_pid()"
-            )) != "0"
-        })
-    });
-    crate::cluster::succeed(Command::new("kill").args(["-INT", &child.id().to_string()]));
+    await_running(&mark);
+    succeed(Command::new("kill").args(["-INT", &child.id().to_string()]));
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("canceling statement due to user request"), "{text}");

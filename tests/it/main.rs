@@ -3,7 +3,15 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod cancel;
 mod drivers;
+mod fake;
+mod front;
+mod hand;
+mod idle;
 mod main_job;
+mod own;
+mod raw;
+mod relay;
 mod tools;
 mod transparent;

@@ -155,7 +155,7 @@ fn extended(sql: &str) -> Vec<u8> {
     [parse("", sql), bind(""), describe(), execute(0)].concat()
 }
 
-/// FunctionCall of `int4pl(int, int)`, text in and text out.
+/// `FunctionCall` of `int4pl(int, int)`, text in and text out.
 fn function_call(arguments: &[&str]) -> Vec<u8> {
     let mut body = 177u32.to_be_bytes().to_vec();
     body.extend_from_slice(&[0, 0]);
