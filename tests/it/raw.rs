@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use trunkline::auth::scram::client::ClientExchange;
 use trunkline::auth::scram::ClientSecret;
+use trunkline::auth::scram::client::ClientExchange;
 use trunkline::config::Secret;
 
 use crate::cluster::Certificates;
@@ -59,7 +59,9 @@ impl Raw {
         let socket = TcpStream::connect(SocketAddr::from((address, port))).unwrap();
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { stream: Stream::Plain(socket) }
+        Self {
+            stream: Stream::Plain(socket),
+        }
     }
 
     /// SSLRequest, its `S`, and the handshake.
@@ -72,7 +74,9 @@ impl Raw {
 
     /// The TLS handshake as a client, now.
     pub fn handshake(self, alpn: &[&[u8]]) -> io::Result<Self> {
-        let Stream::Plain(mut socket) = self.stream else { panic!("twice") };
+        let Stream::Plain(mut socket) = self.stream else {
+            panic!("twice")
+        };
         let mut roots = RootCertStore::empty();
         let ca = CertificateDer::from_pem_file(Certificates::shared().file("ca.crt")).unwrap();
         roots.add(ca).unwrap();
@@ -88,7 +92,9 @@ impl Raw {
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
-        Ok(Self { stream: Stream::Tls(Box::new(StreamOwned::new(connection, socket))) })
+        Ok(Self {
+            stream: Stream::Tls(Box::new(StreamOwned::new(connection, socket))),
+        })
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -164,20 +170,30 @@ impl Raw {
     }
 
     pub fn startup(&mut self, version: u32, parameters: &[(&str, &str)]) {
-        let parameters: Vec<(&[u8], &[u8])> =
-            parameters.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        let parameters: Vec<(&[u8], &[u8])> = parameters
+            .iter()
+            .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
+            .collect();
         self.send(&startup(version, &parameters));
     }
 
     /// Answers the request for SCRAM with this user's password. The messages up to ReadyForQuery or an error.
     pub fn authenticate(&mut self, password: &str) -> Vec<Message> {
         let request = self.message();
-        assert_eq!((request.tag, &request.body[..4]), (b'R', &[0, 0, 0, 10][..]), "{request:?}");
+        assert_eq!(
+            (request.tag, &request.body[..4]),
+            (b'R', &[0, 0, 0, 10][..]),
+            "{request:?}"
+        );
         let secret = ClientSecret::Password(Secret::new(password.as_bytes()));
         let (exchange, first) = ClientExchange::new(secret).first();
         self.sasl_initial("SCRAM-SHA-256", &first);
         let reply = self.message();
-        assert_eq!((reply.tag, &reply.body[..4]), (b'R', &[0, 0, 0, 11][..]), "{reply:?}");
+        assert_eq!(
+            (reply.tag, &reply.body[..4]),
+            (b'R', &[0, 0, 0, 11][..]),
+            "{reply:?}"
+        );
         let (exchange, last) = exchange.server_first(&reply.body[4..]).unwrap();
         self.send(&message(b'p', &last));
         let reply = self.message();
@@ -221,7 +237,10 @@ impl Raw {
     /// The first column of the first row.
     pub fn value(&mut self, sql: &str) -> String {
         let all = self.query(sql);
-        let row = all.iter().find(|message| message.tag == b'D').unwrap_or_else(|| panic!("{all:?}"));
+        let row = all
+            .iter()
+            .find(|message| message.tag == b'D')
+            .unwrap_or_else(|| panic!("{all:?}"));
         String::from_utf8_lossy(&row.body[6..]).into_owned()
     }
 }
