@@ -3,6 +3,7 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod auth;
 mod drivers;
 mod front;
 mod main_job;
