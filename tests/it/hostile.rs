@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use super::fake::Fake;
+use super::raw::{Client, query, shown};
 use crate::cluster::{Cluster, Options, Router, eventually};
 
 /// Any user may raise any SQLSTATE, so an ERROR says nothing of the server. Only its FATAL does.
@@ -57,4 +59,18 @@ fn a_burst_of_logins_waits_for_those_before_it() {
     third.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     third.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"S");
+}
+
+/// What comes with the end of a server's login is read with it; a session whose server is out of step from there on
+/// must not begin to relay.
+#[test]
+fn a_server_out_of_step_behind_its_login_is_noticed() {
+    let fake = Fake::saying(b"Z\0\0\0\x03", |session| session.answer_all());
+    let router = fake.router("");
+    let mut client = Client::new(&router);
+    client.send(&query("SELECT 1"));
+    let answer = shown(&client.rest());
+    assert_eq!(answer.len(), 1, "{answer:?}");
+    assert!(answer[0].starts_with('E'), "{answer:?}");
+    router.await_log(&["session ended", "protocol violation by the server"]);
 }
