@@ -1,5 +1,5 @@
 //! A client that speaks the protocol byte by byte, for what no driver would do.
-#![allow(clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
