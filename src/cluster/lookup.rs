@@ -129,7 +129,8 @@ pub(super) struct Service {
     query: Arc<Query>,
     metrics: Arc<Metrics>,
     cache: VerifierCache,
-    looked_up: HashMap<Vec<u8>, Instant>,
+    /// When, and whether the answer is to be forgotten as soon as it is old enough.
+    looked_up: HashMap<Vec<u8>, (Instant, bool)>,
     waiting: HashMap<Vec<u8>, Vec<oneshot::Sender<Answer>>>,
     pools: BTreeMap<MemberName, (String, u16, Pool)>,
 }
@@ -185,6 +186,7 @@ impl Service {
         answer: oneshot::Sender<Answer>,
         running: &mut JoinSet<(Vec<u8>, Answer)>,
     ) {
+        self.forget_what_is_due(&user);
         let cluster = &self.account.config.name;
         if let Cached::Hit(found) = self.cache.get(&user, Instant::now()) {
             self.metrics.looked_up(cluster, LookUpResult::Cached);
@@ -224,9 +226,9 @@ impl Service {
                 self.cache.put(user, found.clone(), now);
                 if self.looked_up.len() >= DEFAULT_CAPACITY {
                     self.looked_up
-                        .retain(|_, at| now.saturating_duration_since(*at) < MIN_AGE);
+                        .retain(|_, (at, _)| now.saturating_duration_since(*at) < MIN_AGE);
                 }
-                self.looked_up.insert(user.to_vec(), now);
+                self.looked_up.insert(user.to_vec(), (now, false));
             }
             Err(error) => {
                 self.metrics.looked_up(cluster, LookUpResult::Failed);
@@ -239,16 +241,24 @@ impl Service {
     }
 
     fn forget(&mut self, user: &[u8]) {
-        let now = Instant::now();
-        if self
+        if let Some((_, forget)) = self.looked_up.get_mut(user) {
+            *forget = true;
+        } else {
+            self.cache.invalidate(user);
+        }
+        self.forget_what_is_due(user);
+    }
+
+    /// A request to forget an answer that is too young is kept, not lost: its verifier would stay for its whole time.
+    fn forget_what_is_due(&mut self, user: &[u8]) {
+        let due = self
             .looked_up
             .get(user)
-            .is_some_and(|at| now.saturating_duration_since(*at) < MIN_AGE)
-        {
-            return;
+            .is_some_and(|(at, forget)| *forget && at.elapsed() >= MIN_AGE);
+        if due {
+            self.looked_up.remove(user);
+            self.cache.invalidate(user);
         }
-        self.looked_up.remove(user);
-        self.cache.invalidate(user);
     }
 
     /// The pools of the members to ask, in order; pools of members that are gone or moved are closed.

@@ -92,8 +92,8 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
     };
     let mut shortage = Shortage::new(address.to_string());
     loop {
-        if !to.has_room() {
-            // The kernel's queue is the bounded buffer here; look again soon.
+        // The kernel's queue is the bounded buffer here.
+        while !to.has_room() && !stop.is_cancelled() {
             pause(ROOM, &stop).await;
         }
         let accepted = tokio::select! {
@@ -113,6 +113,7 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
                 {
                     to.no_descriptor(socket);
                 }
+                shortage.keep_back();
                 pause(PAUSE, &stop).await;
             }
             // The peer was gone before we looked (ECONNABORTED and the like): nothing to do.
@@ -147,6 +148,8 @@ struct Shortage {
     listen: String,
     spare: Option<std::fs::File>,
     logged: Option<Instant>,
+    /// The end of the shortage last logged was told.
+    told_over: bool,
     refused: u64,
 }
 
@@ -156,6 +159,7 @@ impl Shortage {
             listen,
             spare: spare(),
             logged: None,
+            told_over: false,
             refused: 0,
         }
     }
@@ -165,6 +169,7 @@ impl Shortage {
         let now = Instant::now();
         if self.logged.is_none_or(|at| now.duration_since(at) >= LOG_EVERY) {
             self.logged = Some(now);
+            self.told_over = false;
             error!(
                 listen = %self.listen, %error, times = self.refused,
                 "cannot accept connections: raise the open-file limit or lower limits.max_clients"
@@ -175,10 +180,17 @@ impl Shortage {
 
     fn over(&mut self) {
         if self.refused > 0 {
-            warn!(listen = %self.listen, times = self.refused, "connections are accepted again");
+            // At the brink each close lets one in: the time of the last line stays, so that this is told as rarely.
+            if !std::mem::replace(&mut self.told_over, true) {
+                warn!(listen = %self.listen, times = self.refused, "connections are accepted again");
+            }
             self.refused = 0;
-            self.logged = None;
         }
+        self.keep_back();
+    }
+
+    /// Takes the spare descriptor again, before anybody else does.
+    fn keep_back(&mut self) {
         if self.spare.is_none() {
             self.spare = spare();
         }

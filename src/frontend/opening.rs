@@ -216,6 +216,22 @@ async fn answer(stream: &mut ClientStream, fault: OpeningFault) -> OpeningFault 
     fault
 }
 
+/// Not a TLS message at all, or not one that begins a handshake. An alert or versions that do not meet are worth a
+/// line: somebody's client does not get in.
+fn is_garbage(error: &io::Error) -> bool {
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(
+        inner,
+        Some(
+            rustls::Error::InvalidMessage(_)
+                | rustls::Error::InappropriateMessage { .. }
+                | rustls::Error::InappropriateHandshakeMessage { .. }
+        )
+    )
+}
+
 impl OpeningFault {
     /// What the client is told; `None` is a silent close.
     pub fn reply(&self) -> Option<ErrorReply> {
@@ -240,14 +256,15 @@ impl OpeningFault {
     /// Is it worth a line in the log? Health checks and port scans are not.
     pub fn is_noise(&self) -> bool {
         match self {
-            Self::HungUp | Self::Startup(StartupFault::Length) => true,
-            Self::Startup(_)
-            | Self::Injected
-            | Self::EncryptionTwice
-            | Self::NoAlpn
-            | Self::TlsNotOffered
-            | Self::Handshake(_)
-            | Self::TlsRequired => false,
+            // Not PostgreSQL's protocol, or a TLS that no PostgreSQL client speaks: PostgreSQL logs neither.
+            Self::HungUp | Self::Startup(StartupFault::Length) | Self::NoAlpn | Self::TlsNotOffered => true,
+            Self::Handshake(error) => is_garbage(error),
+            Self::Startup(_) | Self::Injected | Self::EncryptionTwice | Self::TlsRequired => false,
         }
+    }
+
+    /// Did the peer want something that it was refused?
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::HungUp | Self::Startup(StartupFault::Length))
     }
 }

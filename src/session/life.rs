@@ -383,11 +383,13 @@ fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
 }
 
 fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
+    if fault.is_refusal() {
+        shared.metrics.refuse("opening");
+    }
     if fault.is_noise() {
         debug!(%client, listener = %gate.name, %fault, "connection came to nothing");
         return;
     }
-    shared.metrics.refuse("opening");
     if let Some(skipped) = shared.failures.admit(client.ip()) {
         warn!(%client, listener = %gate.name, %fault, skipped, "connection refused");
     }

@@ -9,13 +9,15 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::end::{Cause, Order, Reason};
 use super::registry::{Entry, Ticket, Traffic};
-use crate::backend::ServerStream;
+use crate::backend::{ServerStream, set_user_timeout};
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::TargetRole;
@@ -26,6 +28,8 @@ use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
 
 /// Bytes read at once.
 const LEASE: usize = 64 * 1024;
+/// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
+const TAKEN_UNREAD: usize = 16 * 1024;
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
 const TURNS: usize = 16;
 
@@ -82,6 +86,10 @@ struct Direction {
     ended: bool,
     /// Its sink takes nothing more.
     broken: bool,
+    /// Bytes written since its sink was last known to have read everything.
+    unread: usize,
+    /// Its sink may be busy for as long as it likes: `TCP_USER_TIMEOUT` is off.
+    patient: bool,
 }
 
 /// What a turn of one direction came to.
@@ -253,10 +261,10 @@ impl Relay {
             Poll::Ready(Ok(())) => {}
         }
         if self.terminated {
-            // What it asked before its goodbye is still being answered, and the server closes by itself. Nothing may
-            // follow the goodbye, a TLS close_notify neither: a server that closes with bytes unread resets the
-            // connection, and the end of its answer is lost with it.
-            return Turn::Blocked;
+            // The server has the goodbye, answers what was asked before it and closes. Nothing may follow it, not even
+            // TLS's own: a server that closes with something unread resets the connection, and answers are lost.
+            self.up.broken = true;
+            return Turn::Progress;
         }
         if self.up.ended {
             return self.say_goodbye(cx);
@@ -275,6 +283,13 @@ impl Relay {
             self.up.ended = true;
             return Turn::Progress;
         }
+        if self.account.is_idle() && self.down.unread > 0 {
+            // It asks anew, so it has read all answers.
+            let limit = self.user_timeout();
+            self.down.has_read(self.client.socket(), limit);
+        }
+        let limit = self.user_timeout();
+        self.up.count(data.len(), self.server.stream.tcp(), limit);
         if let Err(what) = self.observe_client(data) {
             return Turn::End(Cause::ClientProtocol(what));
         }
@@ -311,13 +326,27 @@ impl Relay {
             return Turn::Progress;
         }
         if let Err(what) = self.observe_server(data) {
-            return Turn::End(Cause::ServerProtocol(what));
+            // The messages before the broken one are the client's; what is not taken now goes before our last word.
+            let whole = &data[..self.from_server.valid()];
+            return match self.down.forward(Pin::new(&mut self.client), cx, whole) {
+                Ok(()) => Turn::End(Cause::ServerProtocol(what)),
+                Err(_) => Turn::End(self.client_gone()),
+            };
         }
         self.traffic.bytes_down += data.len() as u64;
+        let limit = self.user_timeout();
+        self.down.count(data.len(), self.client.socket(), limit);
+        if self.up.unread > 0 && self.account.is_idle() {
+            self.up.has_read(self.server.stream.tcp(), limit);
+        }
         match self.down.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
             Err(_) => Turn::End(self.client_gone()),
         }
+    }
+
+    fn user_timeout(&self) -> Option<Duration> {
+        self.cluster.config().server.tcp_user_timeout
     }
 
     /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
@@ -404,7 +433,7 @@ impl Relay {
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
-                        if let Some(evidence) = evidence_of(code) {
+                        if let Some(evidence) = evidence_of(code, report.is_fatal()) {
                             cluster.evidence(&server.member, evidence);
                         }
                     }
@@ -426,17 +455,37 @@ impl Relay {
     }
 }
 
-/// What a server's error says of its fitness.
-fn evidence_of(code: [u8; 5]) -> Option<Evidence> {
+/// What a server's error says of its fitness. Any user can raise an ERROR with any code; only FATAL is the server's.
+fn evidence_of(code: [u8; 5], fatal: bool) -> Option<Evidence> {
     match &code {
-        b"57P01" => Some(Evidence::Terminated),
-        b"57P02" | b"57P03" => Some(Evidence::ShutdownSeen),
+        b"57P01" if fatal => Some(Evidence::Terminated),
+        b"57P02" | b"57P03" if fatal => Some(Evidence::ShutdownSeen),
+        // Makes us look again, no more.
         b"25006" => Some(Evidence::ReadOnlySeen),
         _ => None,
     }
 }
 
 impl Direction {
+    /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
+    /// ends one that is alive and does not read: a server that waits for a lock, a client that takes its time. The
+    /// two can be told apart only while less is on its way than a peer takes unread.
+    fn count(&mut self, bytes: usize, sink: &TcpStream, limit: Option<Duration>) {
+        self.unread = self.unread.saturating_add(bytes);
+        if self.unread > TAKEN_UNREAD && !self.patient && limit.is_some() {
+            self.patient = true;
+            set_user_timeout(sink, None);
+        }
+    }
+
+    /// Its sink has read everything.
+    fn has_read(&mut self, sink: &TcpStream, limit: Option<Duration>) {
+        self.unread = 0;
+        if std::mem::take(&mut self.patient) {
+            set_user_timeout(sink, limit);
+        }
+    }
+
     /// Writes what is left over. `Ready(Ok)`: nothing is left, the sink may be given more.
     fn drain<W: AsyncWrite>(&mut self, mut sink: Pin<&mut W>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.rest.is_empty() {

@@ -38,6 +38,8 @@ pub struct Options {
     /// Lines for `postgresql.conf`.
     pub conf: String,
     pub version_18: bool,
+    /// In place of the address and `server.example` in the certificate.
+    pub names: Option<Vec<String>>,
 }
 
 /// A server that runs until this is dropped: TLS, users `app` and `postgres` (passwords alike), database `app`, and
@@ -56,11 +58,8 @@ impl Postgres {
 
     pub fn start(options: &Options) -> Self {
         let address = fresh_address();
-        let certificates = Certificates::make(&[
-            address.to_string(),
-            "localhost".to_owned(),
-            "server.example".to_owned(),
-        ]);
+        let usual = || vec![address.to_string(), "server.example".to_owned()];
+        let certificates = Certificates::make(&options.names.clone().unwrap_or_else(usual));
         let (bin, lib) = if options.version_18 {
             (postgres_18().join("bin"), Some(postgres_18().join("lib")))
         } else {

@@ -579,3 +579,26 @@ fn a_client_that_is_gone_leaves_nothing_behind_on_the_server() {
         leader.sql(&count) == "0"
     });
 }
+
+/// The server still has much of the answer to send when it reads the goodbye.
+#[test]
+fn a_goodbye_behind_a_request_costs_nothing_of_the_answer() {
+    let router = Router::shared();
+    let cluster = Cluster::shared();
+    let leader = cluster.node(&cluster.leader());
+    for _ in 0..5 {
+        let mut raw = Raw::log_in(&router.address.to_string(), 6432);
+        let request = [query("SELECT repeat('x', 20000000)"), message(b'X', b"")].concat();
+        raw.stream.write_all(&request).unwrap();
+        let waits = format!(
+            "SELECT wait_event FROM pg_stat_activity WHERE pid = {}",
+            raw.process_id
+        );
+        eventually("the server waits for its reader", Duration::from_secs(20), || {
+            leader.sql(&waits) == "ClientWrite"
+        });
+        let frames = raw.until(&Until::Closed);
+        let tags: String = frames.iter().map(|(tag, _)| *tag).collect();
+        assert_eq!(tags, "TDCZ");
+    }
+}
