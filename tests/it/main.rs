@@ -20,7 +20,6 @@ mod front;
 mod hand;
 mod idle;
 mod main_job;
-mod own;
 mod raw;
 mod relay;
 mod tools;
