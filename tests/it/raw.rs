@@ -179,7 +179,15 @@ impl Raw {
 
     /// Answers the request for SCRAM with this user's password. The messages up to ReadyForQuery or an error.
     pub fn authenticate(&mut self, password: &str) -> Vec<Message> {
+        self.begin_scram(password).unwrap()
+    }
+
+    /// The same; an error that comes instead of the request, or of the salt, by itself.
+    pub fn begin_scram(&mut self, password: &str) -> Result<Vec<Message>, Message> {
         let request = self.message();
+        if request.tag == b'E' {
+            return Err(request);
+        }
         assert_eq!(
             (request.tag, &request.body[..4]),
             (b'R', &[0, 0, 0, 10][..]),
@@ -189,6 +197,9 @@ impl Raw {
         let (exchange, first) = ClientExchange::new(secret).first();
         self.sasl_initial("SCRAM-SHA-256", &first);
         let reply = self.message();
+        if reply.tag == b'E' {
+            return Err(reply);
+        }
         assert_eq!(
             (reply.tag, &reply.body[..4]),
             (b'R', &[0, 0, 0, 11][..]),
@@ -198,7 +209,7 @@ impl Raw {
         self.send(&message(b'p', &last));
         let reply = self.message();
         if reply.tag == b'E' {
-            return vec![reply];
+            return Ok(vec![reply]);
         }
         exchange.server_final(&reply.body[4..]).unwrap();
         let mut all = Vec::new();
@@ -207,7 +218,7 @@ impl Raw {
             let last = matches!(message.tag, b'Z' | b'E');
             all.push(message);
             if last {
-                return all;
+                return Ok(all);
             }
         }
     }
