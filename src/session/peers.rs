@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
@@ -26,6 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Questions a second, to all peers together; and as many from them.
 const RATE: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 const BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
+/// Cancel requests about which peers are being asked: apart from those of our own sessions, which anybody could hold
+/// up otherwise, with keys that are made up and a peer that does not answer.
+const MOST_ASKED: usize = 64;
+
+/// More is being asked of the peers than is allowed.
+#[derive(Debug)]
+pub(super) struct TooMany;
 
 /// The other routers.
 #[derive(Debug)]
@@ -33,6 +41,9 @@ pub struct Peers {
     key: PeerKey,
     incarnation: Incarnation,
     members: Vec<config::Peer>,
+    /// Without and with a known owner: who has a key that bears a router's seal was given it by one of us, and does
+    /// not wait behind those who make keys up.
+    asking: [Semaphore; 2],
     state: Mutex<State>,
 }
 
@@ -40,7 +51,8 @@ pub struct Peers {
 struct State {
     /// Which member had this incarnation when it last answered.
     known: HashMap<Incarnation, usize>,
-    asked: TokenBucket,
+    /// As [`Peers::asking`].
+    asked: [TokenBucket; 2],
     answered: TokenBucket,
     /// When each was last said.
     warned: HashMap<Warning, Instant>,
@@ -65,9 +77,10 @@ impl Peers {
             key: PeerKey::new(&config.secret),
             incarnation,
             members: config.members.clone(),
+            asking: [Semaphore::new(MOST_ASKED), Semaphore::new(MOST_ASKED)],
             state: Mutex::new(State {
                 known: HashMap::new(),
-                asked: TokenBucket::new(RATE, BURST),
+                asked: [TokenBucket::new(RATE, BURST), TokenBucket::new(RATE, BURST)],
                 answered: TokenBucket::new(RATE, BURST),
                 warned: HashMap::new(),
             }),
@@ -75,28 +88,39 @@ impl Peers {
     }
 
     /// Asks the owner if it is known, else everybody at once. `true`: one of them has taken the request.
-    pub(super) async fn ask(&self, request: &CancelRequest, owner: Option<Incarnation>) -> bool {
+    pub(super) async fn ask(
+        &self,
+        request: &CancelRequest,
+        owner: Option<Incarnation>,
+    ) -> Result<bool, TooMany> {
+        let is_sealed = owner.is_some();
+        let permits = &self.asking[usize::from(is_sealed)];
+        let _permit = permits.try_acquire().map_err(|_| TooMany)?;
         let known = owner.and_then(|owner| self.state().known.get(&owner).copied());
         if let Some(index) = known
-            && let Some(reply) = self.ask_some(&[index], request).await
+            && let Some(reply) = self.ask_some(&[index], request, is_sealed).await
             && owner == Some(reply.incarnation)
         {
-            return reply.found;
+            return Ok(reply.found);
         }
         // Not known, gone, or restarted since: everybody, once.
         let others: Vec<usize> = (0..self.members.len())
             .filter(|index| Some(*index) != known)
             .collect();
-        self.ask_some(&others, request)
-            .await
-            .is_some_and(|reply| reply.found)
+        let reply = self.ask_some(&others, request, is_sealed).await;
+        Ok(reply.is_some_and(|reply| reply.found))
     }
 
     /// Asks several at once; the first that has found it ends the search, else the last answer counts.
-    async fn ask_some(&self, indices: &[usize], request: &CancelRequest) -> Option<PeerReply> {
+    async fn ask_some(
+        &self,
+        indices: &[usize],
+        request: &CancelRequest,
+        is_sealed: bool,
+    ) -> Option<PeerReply> {
         let mut asked = JoinSet::new();
         for &index in indices {
-            if !self.state().asked.try_take(Instant::now()) {
+            if !self.state().asked[usize::from(is_sealed)].try_take(Instant::now()) {
                 if self.may_warn(Warning::TooManyAsked) {
                     warn!("too many cancel requests for other routers; some are dropped");
                 }
@@ -225,4 +249,51 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: 
     };
     // Its own bound, whatever comes of it.
     let _ = timeout_at(deadline.min(Instant::now() + PATIENCE * 2), conversation).await;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use bytes::Bytes;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::Secret;
+
+    /// Keys that are made up and a peer that never answers must not hold up more than the peers' own share.
+    #[tokio::test]
+    async fn what_is_asked_of_a_silent_peer_is_bounded() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = config::Peers {
+            secret: Secret::new("s"),
+            members: vec![config::Peer {
+                name: "silent".into(),
+                host: "127.0.0.1".into(),
+                port: silent.local_addr().unwrap().port(),
+            }],
+        };
+        let peers = Arc::new(Peers::new(&config, Incarnation::random()));
+        let request = CancelRequest {
+            process_id: 1,
+            key: Bytes::from_static(b"made"),
+        };
+        let mut asking = JoinSet::new();
+        for _ in 0..MOST_ASKED {
+            let (peers, request) = (Arc::clone(&peers), request.clone());
+            asking.spawn(async move { peers.ask(&request, None).await });
+        }
+        while peers.asking[0].available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(peers.ask(&request, None).await.is_err());
+        let sealed = timeout(
+            Duration::from_millis(1),
+            peers.ask(&request, Some(Incarnation::random())),
+        );
+        assert!(
+            sealed.await.is_err(),
+            "it is asked about, whatever waits before it"
+        );
+    }
 }

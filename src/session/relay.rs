@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::end::{Cause, Order, Reason};
 use super::registry::{Entry, Ticket, Traffic};
@@ -30,6 +31,8 @@ use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
 const LEASE: usize = 64 * 1024;
 /// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
 const TAKEN_UNREAD: usize = 16 * 1024;
+/// Between two hints of one session that its server may have been demoted.
+const HINT_EVERY: Duration = Duration::from_secs(1);
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
 const TURNS: usize = 16;
 
@@ -69,6 +72,10 @@ pub struct Relay {
     registered: Option<Waker>,
     /// SQLSTATE of the server's own last word.
     fatal: Option<[u8; 5]>,
+    /// When a session's 25006 was last passed on.
+    read_only_told: Option<Instant>,
+    /// What was read behind the login cannot be followed.
+    unreadable: Option<Box<str>>,
     terminated: bool,
     /// A replication stream never comes to a boundary, and its client can go on elsewhere where it stopped.
     replication: bool,
@@ -150,13 +157,20 @@ impl Relay {
             lease,
             registered: None,
             fatal: None,
+            read_only_told: None,
+            unreadable: None,
             terminated: false,
             replication,
             traffic: Traffic::default(),
         };
-        if !leftover.is_empty() && relay.observe_server(&leftover).is_ok() {
-            relay.traffic.bytes_down += leftover.len() as u64;
-            relay.down.rest = leftover;
+        if !leftover.is_empty() {
+            match relay.observe_server(&leftover) {
+                Ok(()) => {
+                    relay.traffic.bytes_down += leftover.len() as u64;
+                    relay.down.rest = leftover;
+                }
+                Err(what) => relay.unreadable = Some(what.into()),
+            }
         }
         relay
     }
@@ -176,6 +190,9 @@ impl Relay {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+        if let Some(what) = self.unreadable.take() {
+            return Poll::Ready(Cause::ServerProtocol(what.into()));
+        }
         self.listen_for_orders(cx);
         let lease = Arc::clone(&self.lease);
         let mut buffer = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -418,6 +435,7 @@ impl Relay {
             from_server,
             account,
             fatal,
+            read_only_told,
             ticket,
             cluster,
             server,
@@ -433,8 +451,11 @@ impl Relay {
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
-                        if let Some(evidence) = evidence_of(code, report.is_fatal()) {
-                            cluster.evidence(&server.member, evidence);
+                        match evidence_of(code, report.is_fatal(), entry.attachment.target) {
+                            // A client can have as many of these as it likes.
+                            Some(Evidence::ReadOnlySeen) if !due(read_only_told) => {}
+                            Some(evidence) => cluster.evidence(&server.member, evidence),
+                            None => {}
                         }
                     }
                     ServerEvent::Parameter {
@@ -455,15 +476,25 @@ impl Relay {
     }
 }
 
-/// What a server's error says of its fitness. Any user can raise an ERROR with any code; only FATAL is the server's.
-fn evidence_of(code: [u8; 5], fatal: bool) -> Option<Evidence> {
-    match &code {
-        b"57P01" if fatal => Some(Evidence::Terminated),
-        b"57P02" | b"57P03" if fatal => Some(Evidence::ShutdownSeen),
-        // Makes us look again, no more.
-        b"25006" => Some(Evidence::ReadOnlySeen),
+/// What a server's error says of its fitness. An ERROR may have any SQLSTATE a client likes (`RAISE … USING
+/// ERRCODE`), so that only FATAL is believed; the harmless 25006 is expected on a standby.
+fn evidence_of(code: [u8; 5], is_fatal: bool, target: TargetRole) -> Option<Evidence> {
+    match (&code, is_fatal, target) {
+        (b"57P01", true, _) => Some(Evidence::Terminated),
+        (b"57P02" | b"57P03", true, _) => Some(Evidence::ShutdownSeen),
+        (b"25006", _, TargetRole::Leader) => Some(Evidence::ReadOnlySeen),
         _ => None,
     }
+}
+
+/// Whether [`HINT_EVERY`] is over since the last time, which is now then.
+fn due(last: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let is_due = last.is_none_or(|at| now.saturating_duration_since(at) >= HINT_EVERY);
+    if is_due {
+        *last = Some(now);
+    }
+    is_due
 }
 
 impl Direction {

@@ -18,6 +18,7 @@ mod drivers;
 mod fake;
 mod front;
 mod hand;
+mod hostile;
 mod idle;
 mod main_job;
 mod raw;
