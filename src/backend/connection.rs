@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{ConnectError, Step};
 use super::hba_line;
@@ -85,6 +87,21 @@ pub struct ServerConnection {
     /// The server's process id; `None` where it sent no `BackendKeyData`.
     pub process_id: Option<u32>,
     pub cancel: Option<CancelTarget>,
+}
+
+/// A server that is still there takes a goodbye at once.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+impl ServerConnection {
+    /// Says goodbye and closes TLS in order: a server writes a line about each connection that just ends in TLS.
+    /// Best effort; ends within 200 ms.
+    pub async fn close(mut self) {
+        let _ = timeout(GOODBYE, async {
+            self.stream.write_all(b"X\0\0\0\x04").await?;
+            self.stream.shutdown().await
+        })
+        .await;
+    }
 }
 
 /// How one attempt is encrypted.

@@ -14,6 +14,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::auth::scram::MockSecret;
+use crate::auth::userlist::UserList;
 use crate::cluster::examine::examine;
 use crate::config::{self, BindAddress, Config, ListenerTls, Source, TargetRole, Verifiers};
 
@@ -62,6 +64,7 @@ fn try_out(config: &Config) -> ExitCode {
 /// Loads the file and prints its summary and warnings, or its faults (then `None`).
 pub fn load_and_report(path: &Path) -> Option<Config> {
     match config::load(path) {
+        Ok(config) if !users_are_right(&config) => None,
         Ok(config) => {
             print!("{}", summary(&config));
             for warning in config.warnings() {
@@ -79,6 +82,20 @@ pub fn load_and_report(path: &Path) -> Option<Config> {
             None
         }
     }
+}
+
+/// Reads the users file, if there is one, and reports every fault in it.
+fn users_are_right(config: &Config) -> bool {
+    let Verifiers::UsersFile { path, contents } = &config.auth.verifiers else {
+        return true;
+    };
+    let Err(faults) = UserList::parse(contents, &MockSecret::new(None)) else {
+        return true;
+    };
+    for fault in &faults {
+        eprintln!("{}:{fault}", path.display());
+    }
+    false
 }
 
 /// What would run: clusters, routes, listeners. No secrets.

@@ -126,10 +126,16 @@ impl Prober {
         };
         match fresh {
             Ok((connection, facts)) => {
-                *standing = Standing {
-                    connection: Some(connection),
-                    used: 0,
-                };
+                let old = std::mem::replace(
+                    standing,
+                    Standing {
+                        connection: Some(connection),
+                        used: 0,
+                    },
+                );
+                if let Some(old) = old.connection {
+                    old.close().await;
+                }
                 Ok(facts)
             }
             // A full server, a password changed: says nothing against the member while the old one works.

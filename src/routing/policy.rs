@@ -222,7 +222,11 @@ pub fn unavailable(snapshot: &Snapshot, target: TargetRole, choice: &Choice) -> 
         .iter()
         .filter(|(_, reason)| !matches!(reason, Reason::NoLeader(_)))
         .take(16)
-        .map(|(member, reason)| format!("{member} {reason}."))
+        // Whoever connects hears this, before any login: not what a server, or somebody on the way, has said.
+        .map(|(member, reason)| match reason {
+            Reason::Down(_) => format!("{member} is down."),
+            _ => format!("{member} {reason}."),
+        })
         .collect();
     if choice.refused.len() > 16 {
         hints.push(format!(

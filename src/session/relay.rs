@@ -29,10 +29,10 @@ use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
 
 /// Bytes read at once.
 const LEASE: usize = 64 * 1024;
-/// Between two hints of one session that its server may have been demoted.
-const HINT_EVERY: Duration = Duration::from_secs(1);
 /// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
 const TAKEN_UNREAD: usize = 16 * 1024;
+/// Between two hints of one session that its server may have been demoted.
+const HINT_EVERY: Duration = Duration::from_secs(1);
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
 const TURNS: usize = 16;
 

@@ -409,6 +409,40 @@ mod tests {
         frame
     }
 
+    /// Wherever the stream is split, what is good of it is what comes before the message at fault; and if a part of
+    /// that message has passed already, nothing may be put behind it.
+    #[test]
+    fn a_fault_says_how_far_the_stream_is_good() {
+        let good = [
+            frame(b'T', &[7; 30]),
+            frame(b'D', &[7; 40]),
+            frame(b'C', b"SELECT 1\0"),
+        ]
+        .concat();
+        for bad in [
+            &b"D\0\0\0\x03"[..],
+            b"Z\0\0\0\x05?",
+            b"Z\0\0\0\x09",
+            b"S\0\0\0\x05x",
+        ] {
+            let stream = [&good[..], bad].concat();
+            for cut in 0..=stream.len() {
+                let mut observer = ServerObserver::new();
+                let (first, second) = stream.split_at(cut);
+                let mut passed = 0;
+                for run in [first, second] {
+                    if observer.feed(run, |_| {}).is_err() {
+                        passed += observer.valid();
+                        break;
+                    }
+                    passed += run.len();
+                }
+                assert_eq!(observer.at_boundary(), passed == good.len(), "{cut}");
+                assert!(passed >= good.len(), "{cut}");
+            }
+        }
+    }
+
     /// Everything a server may say, and what is to be reported of it.
     fn server_stream() -> (Vec<u8>, Vec<String>) {
         let long_report = [b"SERROR\0VERROR\0C23505\0M", &b"x".repeat(40_000)[..], b"\0\0"].concat();

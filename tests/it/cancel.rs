@@ -12,8 +12,7 @@ use tokio::time::Instant;
 use trunkline::wire::message;
 use trunkline::wire::startup::ProtocolVersion;
 
-use super::fake::{Fake, await_leader, one_row, router_in};
-use super::own::{Own, VERSION_18};
+use super::fake::{Fake, await_leader, one_row, router_in, trusting};
 use super::raw::{Client, How, Login, PATIENCE, Stream, at, extended, node_address, query, shown, sync};
 use crate::cluster::{Cluster, Node, Options, Router, eventually, fresh_address, secret};
 
@@ -347,14 +346,21 @@ fn through_any_of_three_routers() {
 
 #[test]
 fn thirty_two_bytes_lead_straight_to_their_router() {
-    let server = Own::start(VERSION_18);
+    let server = trusting(true);
     let users = tempfile::tempdir().unwrap();
     // The users file is that of the stand-in's routers.
-    let alone = router_in(users.path(), &server.host, 5432, "postgres", "", None);
+    let alone = router_in(
+        users.path(),
+        &server.address.to_string(),
+        5432,
+        "postgres",
+        "",
+        None,
+    );
     let clusters = format!(
         "clusters:\n  main:\n    servers: [{{name: one, host: \"{}\", port: 5432}}]\n    \
          service_account: {{user: postgres, dbname: postgres}}\n    server_tls: {{sslmode: disable}}\n",
-        server.host
+        server.address
     );
     let auth = format!("auth: {{users_file: {}}}\n", users.path().join("users").display());
     let asked = Mutex::new(Vec::new());

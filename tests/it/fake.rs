@@ -1,5 +1,5 @@
 //! A server that only logs in, and then does what the test tells it: for what a real PostgreSQL never does.
-#![allow(clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 use trunkline::wire::message;
 
 use super::raw::{framed, proportional_kib};
-use crate::cluster::{Options, Router, eventually, fresh_address, secret};
+use crate::cluster::postgres::Postgres;
+use crate::cluster::{self, Options, Router, eventually, fresh_address, secret};
 
 type Play = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Script = Arc<dyn Fn(Session) -> Play + Send + Sync>;
@@ -98,6 +99,7 @@ fn rows(values: &[&str]) -> Vec<u8> {
 pub struct Cancelled {
     pub process_id: u32,
     /// Closed when this is dropped.
+    #[allow(dead_code, reason = "kept open")]
     pub stream: TcpStream,
 }
 
@@ -271,4 +273,13 @@ pub fn kib_per_client(before: u64, router: &Router, clients: u64) -> f64 {
     #[allow(clippy::cast_precision_loss, reason = "a figure to print")]
     let each = after.saturating_sub(before) as f64 / clients as f64;
     each
+}
+
+/// A real server that trusts everybody, for [`router_before`].
+pub fn trusting(version_18: bool) -> Postgres {
+    Postgres::start(&cluster::postgres::Options {
+        hba: Some("host all all 127.0.0.0/8 trust".to_owned()),
+        version_18,
+        ..cluster::postgres::Options::default()
+    })
 }

@@ -21,7 +21,6 @@ mod hand;
 mod hostile;
 mod idle;
 mod main_job;
-mod own;
 mod raw;
 mod relay;
 mod tools;
