@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use super::fake::Fake;
+use super::fake::{Fake, Session};
 use super::raw::{Client, query, shown};
 use crate::cluster::{Cluster, Options, Router, eventually};
 
@@ -65,7 +65,7 @@ fn a_burst_of_logins_waits_for_those_before_it() {
 /// must not begin to relay.
 #[test]
 fn a_server_out_of_step_behind_its_login_is_noticed() {
-    let fake = Fake::saying(b"Z\0\0\0\x03", |session| session.answer_all());
+    let fake = Fake::saying(b"Z\0\0\0\x03", Session::answer_all);
     let router = fake.router("");
     let mut client = Client::new(&router);
     client.send(&query("SELECT 1"));
