@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Certificates, Cluster, Options, Router, eventually, output, secret};
-use crate::raw::{Message, Raw, V3_0, message};
+use crate::hand::{Message, Raw, V3_0, message};
 
 fn before(server: &Postgres, extra: &str) -> Router {
     let router = Router::launch(
