@@ -234,8 +234,9 @@ pub fn unavailable(snapshot: &Snapshot, target: TargetRole, choice: &Choice) -> 
             choice.refused.len() - 16
         ));
     }
-    if let Some(error) = &snapshot.source.error {
-        hints.push(format!("The list of members may be old: {error}."));
+    if snapshot.source.error.is_some() {
+        // What exactly fails is for the log: this is said before any login.
+        hints.push("The source of the list of members does not answer; the list may be old.".to_owned());
     } else if snapshot.members.is_empty() {
         hints.push("No member of the cluster is known.".to_owned());
     }

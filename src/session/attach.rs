@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::registry::{Registry, Seat};
 use crate::backend::{self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target};
@@ -160,17 +160,9 @@ fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
         };
         request.cluster.evidence(member, evidence);
     }
-    match error {
-        ConnectError::VerifierDiffers { .. } => {
-            // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
-            request.cluster.forget_verifier(request.user);
-        }
-        ConnectError::Server(server) => {
-            if let Some(line) = &server.hba_line {
-                warn!(%member, needed = %line, "the server's pg_hba.conf does not let the connection manager in for this user");
-            }
-        }
-        _ => {}
+    if let ConnectError::VerifierDiffers { .. } = error {
+        // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
+        request.cluster.forget_verifier(request.user);
     }
 }
 

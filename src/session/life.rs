@@ -429,12 +429,17 @@ async fn refuse(
 }
 
 fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
+    // With the hint: where a server's pg_hba.conf lacks a line, that is the line.
+    let told = |reply: &ErrorReply| match &reply.hint {
+        Some(hint) => format!("{}. {hint}", reply.message),
+        None => reply.message.clone(),
+    };
     let (reason, member, text) = match error {
-        AttachError::NoCandidate(reply) => ("no_candidate", None, reply.message.clone()),
+        AttachError::NoCandidate(reply) => ("no_candidate", None, told(reply)),
         AttachError::Server { code, member, .. } => {
             ("server_refused", Some(member), format!("server answered {code}"))
         }
-        AttachError::Refused { reply, member } => ("server_connect", Some(member), reply.message.clone()),
+        AttachError::Refused { reply, member } => ("server_connect", Some(member), told(reply)),
     };
     shared.metrics.refuse(reason);
     if let Some(skipped) = shared.failures.admit(record.client.ip()) {
@@ -444,7 +449,8 @@ fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
             database = %Escaped(&record.database),
             route = %record.gate.route.name,
             member = member.map_or("-", |member| member.as_str()),
-            reason = %Escaped(text.as_bytes()),
+            // As a quoted string: parts of it may be a server's words.
+            reason = ?text.chars().take(1000).collect::<String>(),
             skipped,
             "no server for the session"
         );
