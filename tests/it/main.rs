@@ -4,6 +4,8 @@
 mod cluster;
 
 mod auth;
+mod bad_input;
+mod checks;
 mod drivers;
 mod front;
 mod main_job;
