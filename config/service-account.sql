@@ -1,7 +1,9 @@
 -- The router's service account: one role, with the least it needs. Run it once, on the leader, as a superuser, in the
 -- database named by `service_account.dbname` (default postgres); it may be run again at any time:
 --
---   psql -d postgres -v password="$(cat trunkline-password)" -f service-account.sql
+--   TRUNKLINE_PASSWORD="$(cat trunkline-password)" psql -d postgres -f service-account.sql
+--
+-- (`psql -v password=…` works too, but everybody on that host can read it in the list of processes.)
 --
 -- What the account may do:
 --   * log in, for the probes of every member;
@@ -20,7 +22,11 @@
 \set ON_ERROR_STOP on
 \if :{?password}
 \else
-    \warn 'Give the password of the role trunkline: psql -v password=…'
+    \getenv password TRUNKLINE_PASSWORD
+\endif
+\if :{?password}
+\else
+    \warn 'Give the password of the role trunkline in the environment variable TRUNKLINE_PASSWORD'
     DO $$ BEGIN RAISE EXCEPTION 'no password for the role trunkline'; END $$;
 \endif
 
@@ -44,7 +50,9 @@ GRANT pg_monitor TO trunkline;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO trunkline;
 
 CREATE SCHEMA IF NOT EXISTS trunkline;
--- Whoever ran this file owns the schema and the function; nobody else may put anything beside it.
+-- Whoever runs this file owns the schema and the function, also where somebody made them before: an owner could put
+-- something else in the function's place. Nobody else may put anything beside it.
+ALTER SCHEMA trunkline OWNER TO CURRENT_USER;
 REVOKE ALL ON SCHEMA trunkline FROM PUBLIC;
 GRANT USAGE ON SCHEMA trunkline TO trunkline;
 
@@ -54,7 +62,7 @@ GRANT USAGE ON SCHEMA trunkline TO trunkline;
 CREATE OR REPLACE FUNCTION trunkline.user_lookup(name text)
     RETURNS TABLE (usename pg_catalog.name, passwd pg_catalog.text)
     LANGUAGE sql STABLE STRICT SECURITY DEFINER
-    SET search_path = pg_catalog
+    SET search_path = pg_catalog, pg_temp
 AS $function$
     SELECT a.rolname, a.rolpassword
     FROM pg_catalog.pg_authid AS a
@@ -63,6 +71,7 @@ AS $function$
       AND a.rolpassword IS NOT NULL
       AND (a.rolvaliduntil IS NULL OR a.rolvaliduntil > pg_catalog.now());
 $function$;
+ALTER FUNCTION trunkline.user_lookup(text) OWNER TO CURRENT_USER;
 COMMENT ON FUNCTION trunkline.user_lookup(text) IS 'verifier of a user who may log in now; for the role trunkline only';
 
 REVOKE ALL ON FUNCTION trunkline.user_lookup(text) FROM PUBLIC;

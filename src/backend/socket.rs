@@ -35,6 +35,15 @@ pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()
     Ok(())
 }
 
+/// Changes `TCP_USER_TIMEOUT` of a live connection; `None` turns it off. It fails only where the connection is gone,
+/// which shows otherwise.
+pub fn set_user_timeout(stream: &TcpStream, timeout: Option<Duration>) {
+    #[cfg(target_os = "linux")]
+    let _ = SockRef::from(stream).set_tcp_user_timeout(timeout);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, timeout);
+}
+
 /// All addresses of a name, in the resolver's order.
 pub(super) async fn resolve(
     host: &str,

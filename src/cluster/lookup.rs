@@ -36,6 +36,8 @@ const MAX_IN_FLIGHT: usize = 256;
 const MAX_MEMBERS: usize = 4;
 /// A remembered answer younger than this is not forgotten on request: wrong passwords must not cost a query each.
 const MIN_AGE: Duration = Duration::from_secs(1);
+/// Between two warnings that look-ups fail.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 /// Longest user name that is looked up, in bytes; PostgreSQL's own bound is 63.
 const MAX_NAME: usize = 255;
 
@@ -133,6 +135,9 @@ pub(super) struct Service {
     looked_up: HashMap<Vec<u8>, (Instant, bool)>,
     waiting: HashMap<Vec<u8>, Vec<oneshot::Sender<Answer>>>,
     pools: BTreeMap<MemberName, (String, u16, Pool)>,
+    /// When a failure was last told, and how many were not since.
+    warned: Option<Instant>,
+    left_out: u64,
 }
 
 pub(super) fn service(
@@ -152,6 +157,8 @@ pub(super) fn service(
         looked_up: HashMap::new(),
         waiting: HashMap::new(),
         pools: BTreeMap::new(),
+        warned: None,
+        left_out: 0,
     };
     (Lookups { requests: sender }, service)
 }
@@ -232,7 +239,17 @@ impl Service {
             }
             Err(error) => {
                 self.metrics.looked_up(cluster, LookUpResult::Failed);
-                tracing::warn!(%cluster, %error, "a verifier could not be looked up");
+                // During an outage every login fails so, and anybody can try to log in.
+                if self
+                    .warned
+                    .is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY)
+                {
+                    let left_out = std::mem::take(&mut self.left_out);
+                    self.warned = Some(now);
+                    tracing::warn!(%cluster, %error, left_out, "a verifier could not be looked up");
+                } else {
+                    self.left_out += 1;
+                }
             }
         }
         for waiter in self.waiting.remove(user).into_iter().flatten() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -41,13 +41,13 @@ struct LookUpLabels {
     result: LookUpResult,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum ProbeResult {
     Success,
     Failure,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum LookUpResult {
     /// Answered from the cache.
     Cached,
@@ -56,6 +56,28 @@ pub(super) enum LookUpResult {
     NotFound,
     /// No member could be asked.
     Failed,
+}
+
+impl EncodeLabelValue for ProbeResult {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let label = match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+        };
+        EncodeLabelValue::encode(&label, encoder)
+    }
+}
+
+impl EncodeLabelValue for LookUpResult {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let label = match self {
+            Self::Cached => "cached",
+            Self::Found => "found",
+            Self::NotFound => "not_found",
+            Self::Failed => "failed",
+        };
+        EncodeLabelValue::encode(&label, encoder)
+    }
 }
 
 /// The room's metrics; clones share the counts, the label `cluster` tells clusters apart.

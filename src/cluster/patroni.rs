@@ -10,11 +10,18 @@
 //! nobody, the group with the most answers is taken. (3) In a tie, the one whose leader our own probes have seen
 //! writable, if there is exactly one. (4) Else nobody is named. The list of members is that of the first answer,
 //! in the order of the configured endpoints, of the group taken.
+//!
+//! # While Patroni cannot reach its DCS
+//!
+//! `/cluster` then hangs for Patroni's `retry_timeout` and keeps one of its REST threads, of which Patroni 4.1 has five.
+//! Asked again and again it has none left for the `POST /failsafe` that lets a leader go on under `failsafe_mode`: the
+//! polls would bring the leader down. So an endpoint that once does not answer in time is asked for `/patroni`, which
+//! needs no DCS, until its `dcs_last_seen` moves on, or for [`STALL`].
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::RootCertStore;
@@ -36,6 +43,19 @@ const MAX_NAME: usize = 128;
 /// How long others may still answer once most of the endpoints agree.
 const GRACE: Duration = Duration::from_millis(30);
 
+/// How long an endpoint that did not answer in time is asked only whether it has seen its DCS again.
+const STALL: Duration = Duration::from_secs(30);
+/// What is said of an endpoint that did not answer in time.
+const LATE: &str = "no answer in time";
+
+/// An endpoint that did not answer `/cluster` in time.
+#[derive(Debug, Clone, Copy)]
+struct Stalled {
+    since: Instant,
+    /// Its `dcs_last_seen` then, once it has told.
+    last_seen: Option<u64>,
+}
+
 /// The client for one cluster's endpoints.
 #[derive(Debug)]
 pub struct Patroni {
@@ -44,6 +64,8 @@ pub struct Patroni {
     timeout: Duration,
     /// Whether each endpoint answered the last poll it took part in; those that did are waited for.
     answering: Vec<bool>,
+    /// By endpoint. Shared with the request under way, which notes what it learns.
+    stalled: Vec<Arc<Mutex<Option<Stalled>>>>,
 }
 
 /// What one endpoint said.
@@ -71,11 +93,13 @@ impl Patroni {
             .build()
             .map_err(|error| ClusterError::Client(describe(&error)))?;
         let answering = vec![true; patroni.endpoints.len()];
+        let stalled = answering.iter().map(|_| Arc::default()).collect();
         Ok(Some(Self {
             client,
             config,
             timeout,
             answering,
+            stalled,
         }))
     }
 
@@ -94,15 +118,21 @@ impl Patroni {
     pub async fn poll(&mut self) -> Vec<Option<Reply>> {
         let deadline = Instant::now() + self.timeout;
         let mut tasks = JoinSet::new();
-        for (index, endpoint) in self.endpoints().iter().enumerate() {
-            let mut request = self.client.get(format!("{endpoint}/cluster"));
-            if let Some(basic) = &self.settings().basic_auth {
-                let password = String::from_utf8_lossy(basic.password.expose()).into_owned();
-                request = request.basic_auth(&basic.username, Some(password));
-            }
-            tasks.spawn(async move { (index, fetch(request).await) });
+        for (index, stalled) in self.stalled.iter().enumerate() {
+            let (status, cluster) = (self.get(index, "patroni"), self.get(index, "cluster"));
+            let stalled = Arc::clone(stalled);
+            tasks.spawn(async move { (index, ask(status, cluster, &stalled).await) });
         }
         let replies = gather(tasks, &self.answering, deadline).await;
+        for (stalled, reply) in self.stalled.iter().zip(&replies) {
+            if matches!(reply, Some(Err(error)) if error == LATE) {
+                let since = Instant::now();
+                lock(stalled).get_or_insert(Stalled {
+                    since,
+                    last_seen: None,
+                });
+            }
+        }
         for (answering, reply) in self.answering.iter_mut().zip(&replies) {
             match reply {
                 Some(reply) => *answering = reply.is_ok(),
@@ -112,6 +142,50 @@ impl Patroni {
         }
         replies
     }
+
+    fn get(&self, endpoint: usize, path: &str) -> reqwest::RequestBuilder {
+        let request = self.client.get(format!("{}/{path}", self.endpoints()[endpoint]));
+        match &self.settings().basic_auth {
+            Some(basic) => {
+                let password = String::from_utf8_lossy(basic.password.expose()).into_owned();
+                request.basic_auth(&basic.username, Some(password))
+            }
+            None => request,
+        }
+    }
+}
+
+fn lock(stalled: &Mutex<Option<Stalled>>) -> MutexGuard<'_, Option<Stalled>> {
+    // One value, written whole: nothing a panic could have left half done.
+    stalled.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks one endpoint, unless it would only hang.
+async fn ask(
+    status: reqwest::RequestBuilder,
+    cluster: reqwest::RequestBuilder,
+    stalled: &Mutex<Option<Stalled>>,
+) -> Reply {
+    let was = *lock(stalled);
+    if let Some(was) = was.filter(|was| was.since.elapsed() < STALL) {
+        let seen = last_seen(&fetch(status, false).await?);
+        if was.last_seen.is_none() {
+            *lock(stalled) = Some(Stalled {
+                last_seen: seen,
+                ..was
+            });
+        }
+        if seen.is_none() || was.last_seen.is_none() || seen <= was.last_seen {
+            return Err("it cannot reach its DCS, or was too slow".to_owned());
+        }
+    }
+    *lock(stalled) = None;
+    parse(&fetch(cluster, true).await?)
+}
+
+/// When Patroni last read its DCS, seconds since 1970 by its own clock.
+fn last_seen(status: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<Value>(status).ok()?["dcs_last_seen"].as_u64()
 }
 
 /// Collects replies until all expected endpoints have replied, or most of them agree and the grace is over, or the
@@ -149,7 +223,7 @@ async fn gather(
     }
     if Instant::now() >= deadline {
         for reply in replies.iter_mut().filter(|reply| reply.is_none()) {
-            *reply = Some(Err("no answer in time".to_owned()));
+            *reply = Some(Err(LATE.to_owned()));
         }
     }
     replies
@@ -165,9 +239,10 @@ fn most_agree(replies: &[Option<Reply>], answering: &[bool]) -> bool {
     groups.len() == 1 && groups.values().any(|count| *count >= needed)
 }
 
-async fn fetch(request: reqwest::RequestBuilder) -> Reply {
+/// A body; `/patroni` has one whatever its status.
+async fn fetch(request: reqwest::RequestBuilder, must_be_ok: bool) -> Result<Vec<u8>, String> {
     let mut response = request.send().await.map_err(|error| describe(&error))?;
-    if response.status() != reqwest::StatusCode::OK {
+    if must_be_ok && response.status() != reqwest::StatusCode::OK {
         return Err(format!(
             "answered with HTTP status {}",
             response.status().as_u16()
@@ -180,13 +255,13 @@ async fn fetch(request: reqwest::RequestBuilder) -> Reply {
         }
         body.extend_from_slice(&chunk);
     }
-    parse(&body)
+    Ok(body)
 }
 
 /// An error with its causes, without the URL.
 fn describe(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() {
-        "no answer in time".to_owned()
+        LATE.to_owned()
     } else if error.is_connect() {
         "cannot connect".to_owned()
     } else {

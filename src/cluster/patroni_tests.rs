@@ -325,3 +325,51 @@ async fn every_kind_of_bad_endpoint_is_told_apart_and_costs_one_deadline() {
     let replies = patroni.poll().await;
     assert_eq!(named(replies[0].as_ref().unwrap().as_ref().unwrap()), Some("a"));
 }
+
+#[tokio::test]
+async fn an_endpoint_that_hangs_is_left_alone_until_it_has_seen_its_dcs_again() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    let (asked, seen, works) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicU64::new(1000)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let state = (Arc::clone(&asked), Arc::clone(&seen), Arc::clone(&works));
+    tokio::spawn(async move {
+        // What hangs is kept, so that it is not closed.
+        let mut hanging = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            let answer = if request[..length].starts_with(b"GET /patroni ") {
+                json!({"dcs_last_seen": state.1.load(Ordering::Relaxed)})
+            } else {
+                state.0.fetch_add(1, Ordering::Relaxed);
+                if !state.2.load(Ordering::Relaxed) {
+                    hanging.push(stream);
+                    continue;
+                }
+                json!({"members": [{"name": "db1", "role": "leader", "state": "running", "host": "h", "port": 1}]})
+            };
+            let answer = http("200 OK", answer.to_string().as_bytes());
+            stream.write_all(&answer).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    });
+    let mut patroni = Patroni::new(cluster(vec![address])).unwrap().unwrap();
+    let count = || asked.load(Ordering::Relaxed);
+    for _ in 0..5 {
+        assert!(matches!(patroni.poll().await.as_slice(), [Some(Err(_))]));
+        assert_eq!(count(), 1, "one request hangs, no more are added");
+    }
+    // Its DCS is back, and it has seen it.
+    works.store(true, Ordering::Relaxed);
+    seen.fetch_add(1, Ordering::Relaxed);
+    assert!(matches!(patroni.poll().await.as_slice(), [Some(Ok(_))]));
+    assert!(matches!(patroni.poll().await.as_slice(), [Some(Ok(_))]));
+    assert_eq!(count(), 3);
+}

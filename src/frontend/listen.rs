@@ -76,7 +76,8 @@ pub trait Accepted: Send + Sync + 'static {
     /// There is no descriptor left for this connection: say so and hang up.
     fn no_descriptor(&self, socket: TcpStream);
 
-    /// May another connection be accepted now? `false` leaves it in the kernel's queue for a moment.
+    /// May another connection be handed over now? `false` leaves it, and those behind it, waiting for a moment.
+    /// Bounded: it says yes in the end, if only for [`Self::accepted`] to refuse.
     fn has_room(&self) -> bool;
 }
 
@@ -92,10 +93,6 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
     };
     let mut shortage = Shortage::new(address.to_string());
     loop {
-        // The kernel's queue is the bounded buffer here.
-        while !to.has_room() && !stop.is_cancelled() {
-            pause(ROOM, &stop).await;
-        }
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
@@ -103,6 +100,13 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
         match accepted {
             Ok((socket, peer)) => {
                 shortage.over();
+                // This one waits here, those behind it in the kernel's queue, which is bounded; look again soon.
+                while !to.has_room() {
+                    if stop.is_cancelled() {
+                        return;
+                    }
+                    pause(ROOM, &stop).await;
+                }
                 hand_over(&to, socket, peer);
             }
             Err(error) if is_shortage(&error) => {

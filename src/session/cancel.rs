@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::Shared;
 use super::keys::Owner;
+use super::peers::TooMany;
 use crate::backend::CancelTarget;
 use crate::frontend::ClientStream;
 use crate::wire::startup::CancelRequest;
@@ -52,10 +53,7 @@ impl Outcome {
 
 /// Serves a client's CancelRequest.
 pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, request: CancelRequest) {
-    let outcome = match shared.cancels.try_acquire() {
-        Ok(_permit) => route(shared, &request).await,
-        Err(_too_many) => Outcome::Dropped,
-    };
+    let outcome = route(shared, &request).await;
     shared.metrics.cancel(outcome.label());
     debug!(
         process_id = request.process_id,
@@ -83,23 +81,17 @@ async fn ask_peers(
     owner: Option<super::keys::Incarnation>,
 ) -> Outcome {
     match &shared.peers {
-        Some(peers) => {
-            if peers.ask(request, owner).await {
-                Outcome::ByPeer
-            } else {
-                Outcome::Unknown
-            }
-        }
+        Some(peers) => match peers.ask(request, owner).await {
+            Ok(true) => Outcome::ByPeer,
+            Ok(false) => Outcome::Unknown,
+            Err(TooMany) => Outcome::Dropped,
+        },
         None => Outcome::Unknown,
     }
 }
 
 /// A peer asks on behalf of its client. `true`: the session is here.
 pub(super) async fn for_peer(shared: &Arc<Shared>, request: &CancelRequest) -> bool {
-    let Ok(_permit) = shared.cancels.try_acquire() else {
-        shared.metrics.cancel(Outcome::Dropped.label());
-        return false;
-    };
     let outcome = local(shared, request).await;
     if let Some(outcome) = outcome {
         shared.metrics.cancel(outcome.label());
@@ -112,6 +104,10 @@ async fn local(shared: &Arc<Shared>, request: &CancelRequest) -> Option<Outcome>
     let entry = shared.registry.find(request.process_id, &request.key)?;
     let Some(target) = entry.attachment.cancel.as_ref().filter(|_| entry.in_flight()) else {
         return Some(Outcome::Idle);
+    };
+    // Only for those who know a key: nobody can use up the permits by making keys up.
+    let Ok(_permit) = shared.cancels.try_acquire() else {
+        return Some(Outcome::Dropped);
     };
     Some(send(target).await)
 }

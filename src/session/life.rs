@@ -162,8 +162,9 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
     drop((pending, gauge));
     let mut record = Box::new(Record {
         client: address,
-        user: packet.user.clone(),
-        database: packet.database.clone(),
+        // Copies: slices of it would keep the whole startup packet for as long as the session lives.
+        user: Bytes::copy_from_slice(&packet.user),
+        database: Bytes::copy_from_slice(&packet.database),
         member: String::new(),
         tls: stream.tls_description(),
         accepted,
@@ -283,8 +284,12 @@ async fn begin(
     if let Routed::End(reason) = still_right(&gate, &ticket) {
         ticket.entry().order(Order::Now(reason));
     }
-    if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
-        debug!(client = %record.client, "gone before it was served");
+    let told = timeout(shared.login_timeout, async {
+        stream.write_all(&out).await?;
+        stream.flush().await
+    });
+    if !matches!(told.await, Ok(Ok(()))) {
+        debug!(client = %record.client, "gone before it was served, or it does not listen");
         return None;
     }
     let relay = Relay::new(Parts {
@@ -511,13 +516,10 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
 }
 
 /// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
-/// socket with unread data resets it, and the words would be lost.
+/// socket with unread data resets it, and the words would be lost, the server's own that were passed on as well.
 async fn farewell(mut stream: ClientStream, out: BytesMut) {
     let _ = timeout(FAREWELL, async {
         say(&mut stream, &out).await;
-        if out.is_empty() {
-            return;
-        }
         let mut waste = BytesMut::with_capacity(4096);
         while matches!(stream.read_buf(&mut waste).await, Ok(read) if read > 0) {
             waste.clear();

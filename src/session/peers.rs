@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
@@ -26,6 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Questions a second, to all peers together; and as many from them.
 const RATE: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 const BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
+/// Cancel requests about which peers are being asked: apart from those of our own sessions, which anybody could hold
+/// up otherwise, with keys that are made up and a peer that does not answer.
+const MOST_ASKED: usize = 64;
+
+/// More is being asked of the peers than is allowed.
+#[derive(Debug)]
+pub(super) struct TooMany;
 
 /// The other routers.
 #[derive(Debug)]
@@ -33,6 +41,9 @@ pub struct Peers {
     key: PeerKey,
     incarnation: Incarnation,
     members: Vec<config::Peer>,
+    /// Without and with a known owner: who has a key that bears a router's seal was given it by one of us, and does
+    /// not wait behind those who make keys up.
+    asking: [Semaphore; 2],
     state: Mutex<State>,
 }
 
@@ -40,10 +51,25 @@ pub struct Peers {
 struct State {
     /// Which member had this incarnation when it last answered.
     known: HashMap<Incarnation, usize>,
-    asked: TokenBucket,
+    /// As [`Peers::asking`].
+    asked: [TokenBucket; 2],
     answered: TokenBucket,
-    warned: Option<Instant>,
+    /// When each was last said.
+    warned: HashMap<Warning, Instant>,
 }
+
+/// What the operator is told, each at most once in [`WARN_EVERY`]: strangers can cause all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Warning {
+    /// This member cannot be asked.
+    Peer(usize),
+    /// Somebody asked without the secret.
+    Refused,
+    TooManyAsked,
+    TooManyAnswered,
+}
+
+const WARN_EVERY: Duration = Duration::from_secs(30);
 
 impl Peers {
     pub fn new(config: &config::Peers, incarnation: Incarnation) -> Self {
@@ -51,39 +77,53 @@ impl Peers {
             key: PeerKey::new(&config.secret),
             incarnation,
             members: config.members.clone(),
+            asking: [Semaphore::new(MOST_ASKED), Semaphore::new(MOST_ASKED)],
             state: Mutex::new(State {
                 known: HashMap::new(),
-                asked: TokenBucket::new(RATE, BURST),
+                asked: [TokenBucket::new(RATE, BURST), TokenBucket::new(RATE, BURST)],
                 answered: TokenBucket::new(RATE, BURST),
-                warned: None,
+                warned: HashMap::new(),
             }),
         }
     }
 
     /// Asks the owner if it is known, else everybody at once. `true`: one of them has taken the request.
-    pub(super) async fn ask(&self, request: &CancelRequest, owner: Option<Incarnation>) -> bool {
+    pub(super) async fn ask(
+        &self,
+        request: &CancelRequest,
+        owner: Option<Incarnation>,
+    ) -> Result<bool, TooMany> {
+        let is_sealed = owner.is_some();
+        let permits = &self.asking[usize::from(is_sealed)];
+        let _permit = permits.try_acquire().map_err(|_| TooMany)?;
         let known = owner.and_then(|owner| self.state().known.get(&owner).copied());
         if let Some(index) = known
-            && let Some(reply) = self.ask_some(&[index], request).await
+            && let Some(reply) = self.ask_some(&[index], request, is_sealed).await
             && owner == Some(reply.incarnation)
         {
-            return reply.found;
+            return Ok(reply.found);
         }
         // Not known, gone, or restarted since: everybody, once.
         let others: Vec<usize> = (0..self.members.len())
             .filter(|index| Some(*index) != known)
             .collect();
-        self.ask_some(&others, request)
-            .await
-            .is_some_and(|reply| reply.found)
+        let reply = self.ask_some(&others, request, is_sealed).await;
+        Ok(reply.is_some_and(|reply| reply.found))
     }
 
     /// Asks several at once; the first that has found it ends the search, else the last answer counts.
-    async fn ask_some(&self, indices: &[usize], request: &CancelRequest) -> Option<PeerReply> {
+    async fn ask_some(
+        &self,
+        indices: &[usize],
+        request: &CancelRequest,
+        is_sealed: bool,
+    ) -> Option<PeerReply> {
         let mut asked = JoinSet::new();
         for &index in indices {
-            if !self.state().asked.try_take(Instant::now()) {
-                warn!("too many cancel requests for other routers; some are dropped");
+            if !self.state().asked[usize::from(is_sealed)].try_take(Instant::now()) {
+                if self.may_warn(Warning::TooManyAsked) {
+                    warn!("too many cancel requests for other routers; some are dropped");
+                }
                 break;
             }
             let (key, peer, request) = (self.key.clone(), self.members[index].clone(), request.clone());
@@ -106,7 +146,7 @@ impl Peers {
                     }
                     last = Some(reply);
                 }
-                Err(error) => self.complain(&self.members[index], &error),
+                Err(error) => self.complain(index, &error),
             }
         }
         last
@@ -119,21 +159,25 @@ impl Peers {
         state.known.insert(incarnation, index);
     }
 
-    fn complain(&self, peer: &config::Peer, error: &str) {
-        let now = Instant::now();
-        let mut state = self.state();
-        let again = state
-            .warned
-            .is_none_or(|at| now.duration_since(at) >= Duration::from_secs(30));
-        if again {
-            state.warned = Some(now);
-        }
-        drop(state);
-        if again {
-            warn!(peer = %peer.name, error, "a peer cannot be asked about a cancel request");
+    fn complain(&self, index: usize, error: &str) {
+        let peer = &self.members[index].name;
+        if self.may_warn(Warning::Peer(index)) {
+            warn!(%peer, error, "a peer cannot be asked about a cancel request");
         } else {
-            debug!(peer = %peer.name, error, "a peer cannot be asked about a cancel request");
+            debug!(%peer, error, "a peer cannot be asked about a cancel request");
         }
+    }
+
+    fn may_warn(&self, warning: Warning) -> bool {
+        let now = Instant::now();
+        let warned = &mut self.state().warned;
+        let again = warned
+            .get(&warning)
+            .is_none_or(|at| now.duration_since(*at) >= WARN_EVERY);
+        if again {
+            warned.insert(warning, now);
+        }
+        again
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -169,9 +213,7 @@ async fn ask_one(key: &PeerKey, peer: &config::Peer, request: CancelRequest) -> 
 /// Serves another router's question. One that does not know the secret is told nothing.
 pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: Bytes, deadline: Instant) {
     let Some(peers) = &shared.peers else { return };
-    if !peers.state().answered.try_take(Instant::now()) {
-        return;
-    }
+    let address = stream.socket().peer_addr().ok();
     let conversation = async {
         let (conversation, packet) = peer_codec::answer(&peers.key, &body).ok()?;
         stream.write_all(&packet).await.ok()?;
@@ -181,10 +223,19 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: 
         let (request, conversation) = match conversation.request(&packet) {
             Ok(asked) => asked,
             Err(fault) => {
-                warn!(%fault, "a peer request was refused");
+                if peers.may_warn(Warning::Refused) {
+                    warn!(?address, %fault, "a peer request was refused: is the secret the same on both sides?");
+                }
                 return None;
             }
         };
+        // Only now: those who do not have the secret must not use up what is meant for those who have.
+        if !peers.state().answered.try_take(Instant::now()) {
+            if peers.may_warn(Warning::TooManyAnswered) {
+                warn!("too many cancel requests from other routers; some are dropped");
+            }
+            return None;
+        }
         let found = match request {
             PeerRequest::Cancel(request) => cancel::for_peer(shared, &request).await,
             PeerRequest::WhoAreYou => false,
@@ -198,4 +249,51 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: 
     };
     // Its own bound, whatever comes of it.
     let _ = timeout_at(deadline.min(Instant::now() + PATIENCE * 2), conversation).await;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use bytes::Bytes;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::Secret;
+
+    /// Keys that are made up and a peer that never answers must not hold up more than the peers' own share.
+    #[tokio::test]
+    async fn what_is_asked_of_a_silent_peer_is_bounded() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = config::Peers {
+            secret: Secret::new("s"),
+            members: vec![config::Peer {
+                name: "silent".into(),
+                host: "127.0.0.1".into(),
+                port: silent.local_addr().unwrap().port(),
+            }],
+        };
+        let peers = Arc::new(Peers::new(&config, Incarnation::random()));
+        let request = CancelRequest {
+            process_id: 1,
+            key: Bytes::from_static(b"made"),
+        };
+        let mut asking = JoinSet::new();
+        for _ in 0..MOST_ASKED {
+            let (peers, request) = (Arc::clone(&peers), request.clone());
+            asking.spawn(async move { peers.ask(&request, None).await });
+        }
+        while peers.asking[0].available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(peers.ask(&request, None).await.is_err());
+        let sealed = timeout(
+            Duration::from_millis(1),
+            peers.ask(&request, Some(Incarnation::random())),
+        );
+        assert!(
+            sealed.await.is_err(),
+            "it is asked about, whatever waits before it"
+        );
+    }
 }

@@ -296,3 +296,146 @@ impl Drop for Ticket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::super::end::Reason;
+    use super::super::keys::{Incarnation, KeyIssuer};
+    use super::*;
+    use crate::routing::EndReason;
+
+    fn attachment(process_id: u32, key: ClientCancelKey) -> Attachment {
+        Attachment {
+            cluster: "main".into(),
+            route: "read-write".into(),
+            target: TargetRole::Leader,
+            member: MemberName::new("db1"),
+            process_id,
+            key,
+            cancel: None,
+        }
+    }
+
+    fn issuer() -> KeyIssuer {
+        KeyIssuer::new(Incarnation::random(), None)
+    }
+
+    fn demoted() -> Reason {
+        Reason::Role(EndReason::Demoted(MemberName::new("db1")))
+    }
+
+    #[test]
+    fn a_session_is_found_by_process_id_and_key_together_while_it_lasts() {
+        let (registry, keys) = (Arc::new(Registry::default()), issuer());
+        let (one, two) = (keys.issue_v30(), keys.issue_v32());
+        // Two members, two servers' processes of the same number.
+        let first = registry.enter(attachment(7, one.clone())).unwrap();
+        let second = registry.enter(attachment(7, two.clone())).unwrap();
+        assert_eq!(registry.find(7, one.expose()).unwrap().id, first.entry().id);
+        assert_eq!(registry.find(7, two.expose()).unwrap().id, second.entry().id);
+        assert!(registry.find(8, one.expose()).is_none());
+        assert!(registry.find(7, &one.expose()[..3]).is_none());
+        assert!(registry.find(7, &[]).is_none());
+        drop(first);
+        assert!(registry.find(7, one.expose()).is_none());
+        assert_eq!(registry.len(), 1);
+        drop(second);
+        assert!(registry.is_empty());
+        assert!(registry.lock().by_process_id.is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn a_key_that_is_taken_is_given_back() {
+        let (registry, keys) = (Arc::new(Registry::default()), issuer());
+        let key = keys.issue_v30();
+        let ticket = registry.enter(attachment(7, key.clone())).unwrap();
+        let refused = registry.enter(attachment(7, key.clone())).unwrap_err();
+        assert_eq!(refused.process_id, 7);
+        assert!(
+            registry.enter(attachment(8, key.clone())).is_ok(),
+            "another process"
+        );
+        drop(ticket);
+        assert!(registry.enter(attachment(7, key)).is_ok());
+    }
+
+    #[test]
+    fn a_stricter_order_replaces_a_milder_one_and_each_wakes_once() {
+        #[derive(Default)]
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let registry = Arc::new(Registry::default());
+        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let entry = ticket.entry();
+        let woken = Arc::new(Count::default());
+        let count = || woken.0.load(Ordering::Relaxed);
+        entry.wake_for_orders(&Waker::from(Arc::clone(&woken)));
+        assert_eq!(entry.ordered(), None);
+        entry.order(Order::AtBoundary(Reason::Shutdown));
+        entry.order(Order::AtBoundary(demoted()));
+        assert_eq!(entry.ordered(), Some(Order::AtBoundary(Reason::Shutdown)));
+        assert_eq!(count(), 1);
+        entry.order(Order::Now(demoted()));
+        entry.order(Order::Now(Reason::Shutdown));
+        entry.order(Order::AtBoundary(Reason::Shutdown));
+        assert_eq!(entry.ordered(), Some(Order::Now(demoted())));
+        assert_eq!(count(), 2);
+    }
+
+    #[test]
+    fn an_order_before_anybody_listens_is_still_there() {
+        let registry = Arc::new(Registry::default());
+        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        ticket.entry().order(Order::Now(Reason::Shutdown));
+        ticket.entry().wake_for_orders(Waker::noop());
+        assert_eq!(ticket.entry().ordered(), Some(Order::Now(Reason::Shutdown)));
+    }
+
+    #[test]
+    fn traffic_counts_sessions_past_and_present() {
+        let (registry, keys) = (Arc::new(Registry::default()), issuer());
+        let moved = |bytes| Traffic {
+            bytes_up: bytes,
+            bytes_down: 2 * bytes,
+            transactions: 1,
+        };
+        let past = registry.enter(attachment(1, keys.issue_v30())).unwrap();
+        let present = registry.enter(attachment(2, keys.issue_v30())).unwrap();
+        past.entry().record(moved(10));
+        present.entry().record(moved(100));
+        drop(past);
+        let expected = Traffic {
+            bytes_up: 110,
+            bytes_down: 220,
+            transactions: 2,
+        };
+        assert_eq!(registry.traffic(), expected);
+        drop(present);
+        assert_eq!(registry.traffic(), expected);
+    }
+
+    #[test]
+    fn a_seat_counts_as_long_as_it_is_held_and_by_cluster() {
+        let registry = Arc::new(Registry::default());
+        let (main, other): (Arc<str>, Arc<str>) = ("main".into(), "other".into());
+        let db1 = MemberName::new("db1");
+        let seats = [
+            registry.reserve(&main, &db1),
+            registry.reserve(&main, &db1),
+            registry.reserve(&other, &db1),
+        ];
+        assert_eq!((registry.load(&main, &db1), registry.load(&other, &db1)), (2, 1));
+        drop(seats);
+        assert_eq!(registry.load(&main, &db1), 0);
+        assert!(registry.lock().loads.is_empty(), "nothing is left behind");
+    }
+}

@@ -9,13 +9,16 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::end::{Cause, Order, Reason};
 use super::registry::{Entry, Ticket, Traffic};
-use crate::backend::ServerStream;
+use crate::backend::{ServerStream, set_user_timeout};
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::TargetRole;
@@ -26,6 +29,10 @@ use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
 
 /// Bytes read at once.
 const LEASE: usize = 64 * 1024;
+/// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
+const TAKEN_UNREAD: usize = 16 * 1024;
+/// Between two hints of one session that its server may have been demoted.
+const HINT_EVERY: Duration = Duration::from_secs(1);
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
 const TURNS: usize = 16;
 
@@ -65,6 +72,10 @@ pub struct Relay {
     registered: Option<Waker>,
     /// SQLSTATE of the server's own last word.
     fatal: Option<[u8; 5]>,
+    /// When a session's 25006 was last passed on.
+    read_only_told: Option<Instant>,
+    /// What was read behind the login cannot be followed.
+    unreadable: Option<Box<str>>,
     terminated: bool,
     /// A replication stream never comes to a boundary, and its client can go on elsewhere where it stopped.
     replication: bool,
@@ -82,6 +93,10 @@ struct Direction {
     ended: bool,
     /// Its sink takes nothing more.
     broken: bool,
+    /// Bytes written since its sink was last known to have read everything.
+    unread: usize,
+    /// Its sink may be busy for as long as it likes: `TCP_USER_TIMEOUT` is off.
+    patient: bool,
 }
 
 /// What a turn of one direction came to.
@@ -142,13 +157,20 @@ impl Relay {
             lease,
             registered: None,
             fatal: None,
+            read_only_told: None,
+            unreadable: None,
             terminated: false,
             replication,
             traffic: Traffic::default(),
         };
-        if !leftover.is_empty() && relay.observe_server(&leftover).is_ok() {
-            relay.traffic.bytes_down += leftover.len() as u64;
-            relay.down.rest = leftover;
+        if !leftover.is_empty() {
+            match relay.observe_server(&leftover) {
+                Ok(()) => {
+                    relay.traffic.bytes_down += leftover.len() as u64;
+                    relay.down.rest = leftover;
+                }
+                Err(what) => relay.unreadable = Some(what.into()),
+            }
         }
         relay
     }
@@ -168,6 +190,9 @@ impl Relay {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+        if let Some(what) = self.unreadable.take() {
+            return Poll::Ready(Cause::ServerProtocol(what.into()));
+        }
         self.listen_for_orders(cx);
         let lease = Arc::clone(&self.lease);
         let mut buffer = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -253,11 +278,10 @@ impl Relay {
             Poll::Ready(Ok(())) => {}
         }
         if self.terminated {
-            if self.account.is_idle() {
-                return Turn::End(Cause::ClientTerminated);
-            }
-            // What it asked before its goodbye is still being answered.
-            return self.say_goodbye(cx);
+            // The server has the goodbye, answers what was asked before it and closes. Nothing may follow it, not even
+            // TLS's own: a server that closes with something unread resets the connection, and answers are lost.
+            self.up.broken = true;
+            return Turn::Progress;
         }
         if self.up.ended {
             return self.say_goodbye(cx);
@@ -276,6 +300,13 @@ impl Relay {
             self.up.ended = true;
             return Turn::Progress;
         }
+        if self.account.is_idle() && self.down.unread > 0 {
+            // It asks anew, so it has read all answers.
+            let limit = self.user_timeout();
+            self.down.has_read(self.client.socket(), limit);
+        }
+        let limit = self.user_timeout();
+        self.up.count(data.len(), self.server.stream.tcp(), limit);
         if let Err(what) = self.observe_client(data) {
             return Turn::End(Cause::ClientProtocol(what));
         }
@@ -312,13 +343,27 @@ impl Relay {
             return Turn::Progress;
         }
         if let Err(what) = self.observe_server(data) {
-            return Turn::End(Cause::ServerProtocol(what));
+            // The messages before the broken one are the client's; what is not taken now goes before our last word.
+            let whole = &data[..self.from_server.valid()];
+            return match self.down.forward(Pin::new(&mut self.client), cx, whole) {
+                Ok(()) => Turn::End(Cause::ServerProtocol(what)),
+                Err(_) => Turn::End(self.client_gone()),
+            };
         }
         self.traffic.bytes_down += data.len() as u64;
+        let limit = self.user_timeout();
+        self.down.count(data.len(), self.client.socket(), limit);
+        if self.up.unread > 0 && self.account.is_idle() {
+            self.up.has_read(self.server.stream.tcp(), limit);
+        }
         match self.down.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
             Err(_) => Turn::End(self.client_gone()),
         }
+    }
+
+    fn user_timeout(&self) -> Option<Duration> {
+        self.cluster.config().server.tcp_user_timeout
     }
 
     /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
@@ -390,6 +435,7 @@ impl Relay {
             from_server,
             account,
             fatal,
+            read_only_told,
             ticket,
             cluster,
             server,
@@ -405,8 +451,11 @@ impl Relay {
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
-                        if let Some(evidence) = evidence_of(code) {
-                            cluster.evidence(&server.member, evidence);
+                        match evidence_of(code, report.is_fatal(), entry.attachment.target) {
+                            // A client can have as many of these as it likes.
+                            Some(Evidence::ReadOnlySeen) if !due(read_only_told) => {}
+                            Some(evidence) => cluster.evidence(&server.member, evidence),
+                            None => {}
                         }
                     }
                     ServerEvent::Parameter {
@@ -427,17 +476,47 @@ impl Relay {
     }
 }
 
-/// What a server's error says of its fitness.
-fn evidence_of(code: [u8; 5]) -> Option<Evidence> {
-    match &code {
-        b"57P01" => Some(Evidence::Terminated),
-        b"57P02" | b"57P03" => Some(Evidence::ShutdownSeen),
-        b"25006" => Some(Evidence::ReadOnlySeen),
+/// What a server's error says of its fitness. An ERROR may have any SQLSTATE a client likes (`RAISE … USING
+/// ERRCODE`), so that only FATAL is believed; the harmless 25006 is expected on a standby.
+fn evidence_of(code: [u8; 5], is_fatal: bool, target: TargetRole) -> Option<Evidence> {
+    match (&code, is_fatal, target) {
+        (b"57P01", true, _) => Some(Evidence::Terminated),
+        (b"57P02" | b"57P03", true, _) => Some(Evidence::ShutdownSeen),
+        (b"25006", _, TargetRole::Leader) => Some(Evidence::ReadOnlySeen),
         _ => None,
     }
 }
 
+/// Whether [`HINT_EVERY`] is over since the last time, which is now then.
+fn due(last: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let is_due = last.is_none_or(|at| now.saturating_duration_since(at) >= HINT_EVERY);
+    if is_due {
+        *last = Some(now);
+    }
+    is_due
+}
+
 impl Direction {
+    /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
+    /// ends one that is alive and does not read: a server that waits for a lock, a client that takes its time. The
+    /// two can be told apart only while less is on its way than a peer takes unread.
+    fn count(&mut self, bytes: usize, sink: &TcpStream, limit: Option<Duration>) {
+        self.unread = self.unread.saturating_add(bytes);
+        if self.unread > TAKEN_UNREAD && !self.patient && limit.is_some() {
+            self.patient = true;
+            set_user_timeout(sink, None);
+        }
+    }
+
+    /// Its sink has read everything.
+    fn has_read(&mut self, sink: &TcpStream, limit: Option<Duration>) {
+        self.unread = 0;
+        if std::mem::take(&mut self.patient) {
+            set_user_timeout(sink, limit);
+        }
+    }
+
     /// Writes what is left over. `Ready(Ok)`: nothing is left, the sink may be given more.
     fn drain<W: AsyncWrite>(&mut self, mut sink: Pin<&mut W>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.rest.is_empty() {

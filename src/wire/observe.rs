@@ -175,6 +175,10 @@ pub struct ServerObserver {
     tag: u8,
     /// What came so far of a message that is kept.
     kept: Vec<u8>,
+    /// Of the run that was refused: bytes before the message that was at fault.
+    valid: u32,
+    /// The message at fault began in an earlier run.
+    torn: bool,
 }
 
 impl ServerObserver {
@@ -182,43 +186,66 @@ impl ServerObserver {
         Self::default()
     }
 
-    /// No frame is under way: the next byte is a type byte.
+    /// No frame is under way: the next byte is a type byte. After a fault: what is valid of the stream ends with a
+    /// whole frame.
     pub fn at_boundary(&self) -> bool {
-        self.cursor.at_boundary()
+        self.cursor.at_boundary() && !self.torn
     }
 
-    /// Takes the next bytes of the stream and reports what they complete, in order.
+    /// After a fault: how many bytes of the run that was refused come before the message at fault.
+    pub fn valid(&self) -> usize {
+        usize::try_from(self.valid).unwrap_or_default()
+    }
+
+    /// Takes the next bytes of the stream and reports what they complete, in order. After a fault there is no more to
+    /// feed, and [`Self::valid`] says how far the run was good.
     pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(ServerEvent<'_>)) -> Result<(), FrameFault> {
         let mut rest = run;
         if !self.cursor.at_boundary() {
-            if self.cursor.remaining == 0 {
+            let outcome = if self.cursor.remaining == 0 {
                 let Some((tag, length)) = self.cursor.header(&mut rest) else {
                     return Ok(());
                 };
-                self.begin(tag, length, &mut rest, &mut sink)?;
+                self.begin(tag, length, &mut rest, &mut sink)
             } else {
-                self.resume(&mut rest, &mut sink)?;
+                self.resume(&mut rest, &mut sink)
+            };
+            if outcome.is_err() {
+                self.torn = true;
+                return outcome;
             }
         }
         while let Some((&header, body)) = rest.split_first_chunk::<5>() {
+            let start = rest.len();
             let (tag, length) = split(header);
             rest = body;
-            if CLASSES[usize::from(tag)] == Class::Skip {
+            let outcome = if CLASSES[usize::from(tag)] == Class::Skip {
                 // The path of rows.
-                let body = checked(tag, length, SERVER_LARGE)?;
-                if let Some(next) = rest.get(usize::try_from(body).unwrap_or(usize::MAX)..) {
-                    rest = next;
-                } else {
-                    self.tag = tag;
-                    self.cursor.remaining = body;
-                    self.cursor.body(&mut rest);
-                }
+                self.pass(tag, length, &mut rest)
             } else {
-                self.begin(tag, length, &mut rest, &mut sink)?;
+                self.begin(tag, length, &mut rest, &mut sink)
+            };
+            if outcome.is_err() {
+                self.cursor = Cursor::default();
+                self.valid = u32::try_from(run.len() - start).unwrap_or_default();
+                return outcome;
             }
         }
         if !rest.is_empty() {
             self.cursor.header(&mut rest);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn pass(&mut self, tag: u8, length: u32, rest: &mut &[u8]) -> Result<(), FrameFault> {
+        let body = checked(tag, length, SERVER_LARGE)?;
+        if let Some(next) = rest.get(usize::try_from(body).unwrap_or(usize::MAX)..) {
+            *rest = next;
+        } else {
+            self.tag = tag;
+            self.cursor.remaining = body;
+            self.cursor.body(rest);
         }
         Ok(())
     }
@@ -380,6 +407,40 @@ mod tests {
         frame.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
         frame.extend(body);
         frame
+    }
+
+    /// Wherever the stream is split, what is good of it is what comes before the message at fault; and if a part of
+    /// that message has passed already, nothing may be put behind it.
+    #[test]
+    fn a_fault_says_how_far_the_stream_is_good() {
+        let good = [
+            frame(b'T', &[7; 30]),
+            frame(b'D', &[7; 40]),
+            frame(b'C', b"SELECT 1\0"),
+        ]
+        .concat();
+        for bad in [
+            &b"D\0\0\0\x03"[..],
+            b"Z\0\0\0\x05?",
+            b"Z\0\0\0\x09",
+            b"S\0\0\0\x05x",
+        ] {
+            let stream = [&good[..], bad].concat();
+            for cut in 0..=stream.len() {
+                let mut observer = ServerObserver::new();
+                let (first, second) = stream.split_at(cut);
+                let mut passed = 0;
+                for run in [first, second] {
+                    if observer.feed(run, |_| {}).is_err() {
+                        passed += observer.valid();
+                        break;
+                    }
+                    passed += run.len();
+                }
+                assert_eq!(observer.at_boundary(), passed == good.len(), "{cut}");
+                assert!(passed >= good.len(), "{cut}");
+            }
+        }
     }
 
     /// Everything a server may say, and what is to be reported of it.

@@ -159,7 +159,7 @@ impl Cluster {
 
     pub fn nodes(&self) -> Vec<Node> {
         let nodes = self.about["nodes"].as_array().unwrap();
-        nodes.iter().map(|node| Node::new(node)).collect()
+        nodes.iter().map(Node::new).collect()
     }
 
     pub fn node(&self, name: &str) -> Node {
@@ -180,7 +180,7 @@ impl Cluster {
     /// Name of the node that accepts writes, by asking each node itself.
     pub fn leader(&self) -> String {
         let mut found = None;
-        eventually("a leader", Duration::from_secs(60), || {
+        eventually("a leader", Duration::from_mins(1), || {
             found = self
                 .nodes()
                 .into_iter()
@@ -364,6 +364,7 @@ impl Router {
     }
 
     /// Started, and nothing waited for but its answering on the HTTP port.
+    #[allow(clippy::needless_pass_by_value, reason = "callers write them where they call")]
     pub fn launch(cluster: Option<&Cluster>, options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let address = options.address.unwrap_or_else(fresh_address);

@@ -3,6 +3,8 @@
 //! A test that breaks a cluster starts its own, on addresses and ports that no other uses; they may run side by side.
 #![allow(
     clippy::unwrap_used,
+    clippy::duration_suboptimal_units,
+    clippy::print_stderr,
     unreachable_pub,
     reason = "a test that cannot go on says so and fails"
 )]

@@ -35,7 +35,13 @@ fn a_shutdown(signal: &str) {
     let mut in_transaction = Session::open(at, 6432).unwrap();
     in_transaction.query("BEGIN");
     let mut statement = Session::open(at, 6432).unwrap();
-    statement.send("SELECT pg_sleep(0.5)");
+    let marker = format!("statement-at-{signal}");
+    statement.send(&format!("SELECT '{marker}', pg_sleep(1)"));
+    let leader = Cluster::shared().node(&Cluster::shared().leader());
+    let running = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT ''{marker}%' AND state = 'active'"
+    );
+    eventually("it runs", Duration::from_secs(5), || leader.sql(&running) == "1");
     // Have not said yet what they want; they must not hold up the end.
     let mute = TcpStream::connect((at, 6432)).unwrap();
     let mut half = TcpStream::connect((at, 6432)).unwrap();

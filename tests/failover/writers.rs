@@ -53,7 +53,7 @@ impl Writers {
     /// Until `more` rows have been acknowledged from now on.
     pub fn await_more(&self, more: u64) {
         let goal = self.acknowledged.load(Ordering::Relaxed) + more;
-        eventually("the writers write", Duration::from_secs(60), || {
+        eventually("the writers write", Duration::from_mins(1), || {
             self.acknowledged.load(Ordering::Relaxed) >= goal
         });
     }

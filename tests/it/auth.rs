@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Certificates, Cluster, Options, Router, eventually, output, secret};
-use crate::raw::{Message, Raw, V3_0, message};
+use crate::hand::{Message, Raw, V3_0, message};
 
 fn before(server: &Postgres, extra: &str) -> Router {
     let router = Router::launch(
@@ -230,7 +230,7 @@ fn users_from_a_file_by_verifier_and_by_password() {
     );
     for port in [6432, 6433] {
         assert_eq!(router.psql(port, "SELECT current_user"), "app");
-        let dsn = format!("user=app_repl password=app_repl");
+        let dsn = "user=app_repl password=app_repl".to_owned();
         let output = router.psql_output(port, &dsn, "SELECT current_user");
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "app_repl");
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::cluster::{Certificates, Cluster, Options, Router, eventually, fresh_address, output, secret};
-use crate::raw::{Raw, V3_0};
+use crate::hand::{Raw, V3_0};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -231,6 +231,9 @@ fn pair(dir: &Path, until: i32) -> (String, String) {
     )
 }
 
+/// What is made of a right configuration in a folder.
+type Change = Box<dyn Fn(String, &Path) -> String>;
+
 #[test]
 fn faults_are_told_before_the_start_in_a_line_each() {
     let usual = Certificates::shared();
@@ -238,7 +241,6 @@ fn faults_are_told_before_the_start_in_a_line_each() {
         usual.file("server.crt").display().to_string(),
         usual.file("server.key").display().to_string(),
     );
-    type Change = Box<dyn Fn(String, &Path) -> String>;
     let replace = |from: &str, to: &str| -> Change {
         let (from, to) = (from.to_owned(), to.to_owned());
         Box::new(move |text, _| {
@@ -355,6 +357,7 @@ fn a_port_in_use_is_told_in_one_line() {
         let (code, said) = run("run", &path);
         eprintln!("{said}");
         assert_eq!(code, 1, "{said}");
+        assert!(said.matches("already in use").count() <= 1, "{said}");
         let place = format!("{address}:{port}");
         let line = said
             .lines()

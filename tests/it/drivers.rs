@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,12 +21,11 @@ use tokio::time::timeout;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, Socket};
 
-use crate::cluster::{Certificates, Cluster, Node, Router, output, project};
+use crate::cluster::{Certificates, Cluster, Router, eventually, output, project, succeed};
 
 /// Where `scripts/install-packages` puts what is no Debian package.
 pub(crate) fn cache() -> PathBuf {
-    let said =
-        crate::cluster::succeed(Command::new(project().join("scripts/install-packages")).arg("--cache-dir"));
+    let said = succeed(Command::new(project().join("scripts/install-packages")).arg("--cache-dir"));
     PathBuf::from(said.trim())
 }
 
@@ -221,18 +221,37 @@ async fn reads(client: &Client) {
     cancelled(client).await;
 }
 
-/// Cancelled over TLS, asked until it has been: the statement may not have begun when the first request arrives.
+/// Cancelled over TLS, once the statement runs. The driver does not wait for the cancel's delivery, so a second one might
+/// hit what comes next.
 async fn cancelled(client: &Client) {
+    static MARKS: AtomicU32 = AtomicU32::new(0);
+    let mark = format!(
+        "tokio-postgres {} {}",
+        std::process::id(),
+        MARKS.fetch_add(1, Ordering::Relaxed)
+    );
+    let statement = format!("SELECT pg_sleep(30) /* {mark} */");
     let token = client.cancel_token();
-    let mut query = pin!(client.simple_query("SELECT pg_sleep(30)"));
-    let error = loop {
-        tokio::select! {
-            biased;
-            answer = &mut query => break answer.unwrap_err(),
-            asked = token.cancel_query(Rustls::new()) => asked.unwrap(),
-        }
-    };
-    assert_eq!(error.code().unwrap().code(), "57014");
+    let (answer, ()) = tokio::join!(client.simple_query(&statement), async move {
+        tokio::task::spawn_blocking(move || await_running(&mark))
+            .await
+            .unwrap();
+        token.cancel_query(Rustls::new()).await.unwrap();
+    });
+    assert_eq!(answer.unwrap_err().code().unwrap().code(), "57014");
+}
+
+/// Waits until a statement with the comment `mark` is under way on some server.
+fn await_running(mark: &str) {
+    let count = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%/* {mark} */' AND pid <> pg_backend_pid()"
+    );
+    eventually("the statement runs", Duration::from_secs(20), || {
+        Cluster::shared()
+            .nodes()
+            .iter()
+            .any(|node| node.sql(&count) != "0")
+    });
 }
 
 #[tokio::test]
@@ -320,7 +339,7 @@ fn psql(router: &Router, port: u16, script: &str, libpq: Option<&PathBuf>) -> St
         router.address,
         Certificates::shared().file("ca.crt").display(),
         if libpq.is_some() {
-            " sslnegotiation=direct max_protocol_version=latest"
+            " sslnegotiation=direct max_protocol_version=latest require_auth=scram-sha-256"
         } else {
             ""
         }
@@ -408,15 +427,8 @@ fn psql_cancels(router: &Router, port: u16, libpq: Option<&PathBuf>) {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let nodes = Cluster::shared().nodes();
-    crate::cluster::eventually("the statement runs", Duration::from_secs(20), || {
-        nodes.iter().any(|node: &Node| {
-            node.sql(&format!(
-                "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%/* {mark} */' AND pid <> pg_backend_pid()"
-            )) != "0"
-        })
-    });
-    crate::cluster::succeed(Command::new("kill").args(["-INT", &child.id().to_string()]));
+    await_running(&mark);
+    succeed(Command::new("kill").args(["-INT", &child.id().to_string()]));
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("canceling statement due to user request"), "{text}");
@@ -439,6 +451,48 @@ fn psql_with_the_libpq_of_postgresql_18() {
         .join("native/lib");
     assert!(library.exists(), "no {}", library.display());
     psql_does_its_work(Some(&library));
+}
+
+/// In clear and encrypted, as the client wants it; what cannot be had is refused by libpq, not by a hang.
+#[test]
+fn every_sslmode_of_libpq() {
+    let router = Router::shared();
+    let ca = format!("sslrootcert={}", Certificates::shared().file("ca.crt").display());
+    for mode in [
+        "sslmode=disable",
+        "sslmode=allow",
+        "sslmode=prefer",
+        "sslmode=require",
+        "sslmode=require gssencmode=prefer channel_binding=prefer",
+        "sslmode=verify-ca",
+        "sslmode=verify-full host=localhost",
+    ] {
+        let extra = format!("{ca} hostaddr={} {mode}", router.address);
+        let output = router.psql_output(6432, &extra, "\\conninfo");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{mode}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let encrypted = !matches!(mode, "sslmode=disable" | "sslmode=allow");
+        assert_eq!(
+            text.contains("SSL connection (protocol: TLSv1.3"),
+            encrypted,
+            "{mode}: {text}"
+        );
+    }
+    for refused in [
+        "sslmode=verify-full host=other.example",
+        "channel_binding=require",
+        "sslmode=verify-ca sslrootcert=/etc/hostname",
+    ] {
+        let extra = format!("{ca} hostaddr={} {refused}", router.address);
+        assert!(
+            !router.psql_output(6432, &extra, "SELECT 1").status.success(),
+            "{refused}"
+        );
+    }
 }
 
 /// libpq asks the server what it is, or believes its ParameterStatus: over any list of routers and ports it decides as
@@ -466,9 +520,10 @@ fn target_session_attrs_decides_rightly_over_several_routers_and_ports() {
                     ports.join(",")
                 )),
         );
-        match output.status.success() {
-            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
-            false => Err(String::from_utf8(output.stderr).unwrap()),
+        if output.status.success() {
+            Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        } else {
+            Err(String::from_utf8(output.stderr).unwrap())
         }
     };
     let (leader, standby) = (Ok("f|off".to_owned()), Ok("t|on".to_owned()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cluster::postgres::{Pair18, psql_18};
 use crate::cluster::{Certificates, Cluster, Options, Router, eventually, output};
-use crate::raw::{GSS_REQUEST, Raw, SSL_REQUEST, V3_0, V3_2, message, packet, startup};
+use crate::hand::{GSS_REQUEST, Raw, SSL_REQUEST, V3_0, V3_2, message, packet, startup};
 
 const APP: &[(&str, &str)] = &[("user", "app"), ("database", "app")];
 
@@ -358,7 +358,7 @@ fn parameters_reach_the_server_as_they_were_sent() {
         let (mut ours, through) = log_in(router.address, parameters);
         let (mut theirs, direct) = log_in(server, parameters);
         // All but the key, and the line numbers in an error.
-        let shown = |messages: &[crate::raw::Message]| {
+        let shown = |messages: &[crate::hand::Message]| {
             let mut shown: Vec<(u8, String)> = messages
                 .iter()
                 .filter(|message| message.tag != b'K')

@@ -1,13 +1,29 @@
 //! The router before a real Patroni cluster that the tests share and leave as it is.
+#![allow(
+    unreachable_pub,
+    clippy::duration_suboptimal_units,
+    clippy::float_cmp,
+    clippy::large_stack_arrays,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "tests: a failure stops them, what they measure is printed, counters are whole numbers"
+)]
 
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
 mod auth;
 mod bad_input;
+mod cancel;
 mod checks;
 mod drivers;
+mod fake;
 mod front;
+mod hand;
+mod hostile;
+mod idle;
 mod main_job;
 mod raw;
+mod relay;
 mod tools;
+mod transparent;

@@ -1,7 +1,9 @@
 //! psql through the router to a real Patroni cluster.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::float_cmp)]
 
-use crate::cluster::{Cluster, Router};
+use std::time::Duration;
+
+use crate::cluster::{Cluster, Router, eventually, project};
 
 #[test]
 fn the_read_write_port_is_the_leader_and_the_read_only_port_a_replica() {
@@ -23,4 +25,41 @@ fn the_read_write_port_is_the_leader_and_the_read_only_port_a_replica() {
         replicas.contains(&read_only),
         "{read_only} is none of {replicas:?}"
     );
+}
+
+#[test]
+fn every_metric_is_documented_and_sessions_are_counted() {
+    let router = Router::shared();
+    assert_eq!(router.psql(6432, "SELECT 1"), "1");
+    assert_eq!(router.psql(6433, "SELECT 1"), "1");
+    let refused = router.psql_output(6432, "password=wrong", "SELECT 1");
+    assert!(!refused.status.success());
+    eventually(
+        "both sessions are counted as ended",
+        Duration::from_secs(10),
+        || {
+            ["read-write", "read-only"].iter().all(|route| {
+                let label = format!(
+                    "trunkline_sessions_ended_total{{route=\"{route}\",cause=\"client_terminated\"}}"
+                );
+                router.metric(&label) == 1.0
+            })
+        },
+    );
+    assert!(router.metric("trunkline_logins_refused_total{reason=\"password\"}") >= 1.0);
+    assert!(router.metric("trunkline_client_bytes_sent_total") > 0.0);
+    assert_eq!(router.metric("trunkline_transactions_total"), 2.0);
+    let documented = std::fs::read_to_string(project().join("docs/metrics.md")).unwrap();
+    let (_, text) = router.http("/metrics").unwrap();
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    for name in samples.filter_map(|line| line.split(['{', ' ']).next()) {
+        let histogram = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .unwrap_or(name);
+        assert!(
+            documented.contains(&format!("`{histogram}`")),
+            "{name} is not in docs/metrics.md"
+        );
+    }
 }

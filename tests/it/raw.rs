@@ -1,284 +1,406 @@
-//! A client that speaks the protocol by hand, right or wrong.
+//! A client that speaks the protocol byte by byte, for what no driver would do.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use bytes::BytesMut;
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use trunkline::auth::scram::ClientSecret;
-use trunkline::auth::scram::client::ClientExchange;
+use trunkline::auth::scram::{ClientExchange, ClientSecret};
 use trunkline::config::Secret;
+use trunkline::wire::frame::{ErrorFields, Frame, next_frame};
+use trunkline::wire::message;
+use trunkline::wire::startup::ProtocolVersion;
 
-use crate::cluster::Certificates;
+use crate::cluster::{Certificates, Node, Router};
 
-pub const V3_0: u32 = 0x0003_0000;
-pub const V3_2: u32 = 0x0003_0002;
-pub const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
-pub const GSS_REQUEST: &[u8] = &[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
+/// For every read: a test that waits longer has failed.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Longer than anything takes that is not stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How a connection is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    Plain,
+    /// `SSLRequest`, then TLS.
+    Tls,
+    DirectTls,
+}
 
-enum Stream {
+#[derive(Debug)]
+pub enum Stream {
     Plain(TcpStream),
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
-/// One message of the server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    pub tag: u8,
-    pub body: Vec<u8>,
-}
-
-impl Message {
-    /// A field of an `ErrorResponse`: `C`, `M`, `H` ….
-    pub fn field(&self, name: u8) -> Option<String> {
-        assert_eq!(self.tag, b'E', "{self:?}");
-        self.body
-            .split(|&byte| byte == 0)
-            .find_map(|field| field.strip_prefix(&[name]))
-            .map(|value| String::from_utf8_lossy(value).into_owned())
-    }
-
-    pub fn code(&self) -> String {
-        self.field(b'C').unwrap()
-    }
-}
-
-pub struct Raw {
-    stream: Stream,
-}
-
-impl Raw {
-    pub fn connect(address: Ipv4Addr, port: u16) -> Self {
-        let socket = TcpStream::connect(SocketAddr::from((address, port))).unwrap();
+impl Stream {
+    pub fn connect(address: SocketAddr, how: How) -> Self {
+        let mut socket = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self {
-            stream: Stream::Plain(socket),
+        if how == How::Plain {
+            return Self::Plain(socket);
         }
-    }
-
-    /// SSLRequest, its `S`, and the handshake.
-    pub fn tls(address: Ipv4Addr, port: u16) -> Self {
-        let mut raw = Self::connect(address, port);
-        raw.send(SSL_REQUEST);
-        assert_eq!(raw.byte(), b'S');
-        raw.handshake(&[b"postgresql"]).unwrap()
-    }
-
-    /// The TLS handshake as a client, now.
-    pub fn handshake(self, alpn: &[&[u8]]) -> io::Result<Self> {
-        let Stream::Plain(mut socket) = self.stream else {
-            panic!("twice")
-        };
-        let mut roots = RootCertStore::empty();
-        let ca = CertificateDer::from_pem_file(Certificates::shared().file("ca.crt")).unwrap();
-        roots.add(ca).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let name = ServerName::try_from("localhost").unwrap();
-        let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
-        while connection.is_handshaking() {
-            connection.complete_io(&mut socket)?;
+        if how == How::Tls {
+            let mut request = BytesMut::new();
+            message::ssl_request(&mut request);
+            socket.write_all(&request).unwrap();
+            let mut answer = [0];
+            socket.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, *b"S");
         }
-        Ok(Self {
-            stream: Stream::Tls(Box::new(StreamOwned::new(connection, socket))),
-        })
-    }
-
-    pub fn send(&mut self, bytes: &[u8]) {
-        self.try_send(bytes).unwrap();
-    }
-
-    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Plain(stream) => stream.write_all(bytes),
-            Stream::Tls(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
-        }
-    }
-
-    pub fn half_close(&self) {
-        self.socket().shutdown(Shutdown::Write).unwrap();
+        Self::Tls(Box::new(StreamOwned::new(tls_connection(), socket)))
     }
 
     pub fn socket(&self) -> &TcpStream {
-        match &self.stream {
-            Stream::Plain(stream) => stream,
-            Stream::Tls(stream) => &stream.sock,
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+fn tls_connection() -> ClientConnection {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(Certificates::shared().file("ca.crt")).unwrap();
+    roots.add(ca).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap()
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(into),
+            Self::Tls(stream) => stream.read(into),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(data),
+            Self::Tls(stream) => stream.write(data),
         }
     }
 
-    fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Plain(stream) => stream.read_exact(into),
-            Stream::Tls(stream) => stream.read_exact(into),
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            Self::Tls(stream) => stream.flush(),
         }
     }
+}
 
-    pub fn byte(&mut self) -> u8 {
-        let mut byte = [0];
-        self.read_exact(&mut byte).unwrap();
-        byte[0]
+/// Whom to log in as.
+#[derive(Debug, Clone, Copy)]
+pub struct Login<'a> {
+    pub how: How,
+    pub version: ProtocolVersion,
+    pub user: &'a str,
+    pub password: &'a str,
+    /// Beside `user` and `database`.
+    pub parameters: &'a [(&'a str, &'a str)],
+}
+
+impl Default for Login<'_> {
+    fn default() -> Self {
+        Self {
+            how: How::Plain,
+            version: ProtocolVersion::V3_0,
+            user: "app",
+            password: "app",
+            parameters: &[],
+        }
+    }
+}
+
+/// A session.
+#[derive(Debug)]
+pub struct Client {
+    pub stream: Stream,
+    buffer: BytesMut,
+    pub process_id: u32,
+    pub key: Vec<u8>,
+    /// Frames of the login behind `AuthenticationOk`, but for `K`.
+    pub greeting: Vec<Frame>,
+}
+
+pub fn at(router: &Router, port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(router.address), port)
+}
+
+pub fn node_address(node: &Node) -> SocketAddr {
+    SocketAddr::new(node.address.parse().unwrap(), node.port)
+}
+
+impl Client {
+    /// As `app` to the read-write port.
+    pub fn new(router: &Router) -> Self {
+        Self::login(at(router, 6432), Login::default())
     }
 
-    pub fn try_message(&mut self) -> io::Result<Message> {
-        let mut head = [0; 5];
-        self.read_exact(&mut head)?;
-        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-        let mut body = vec![0; length - 4];
-        self.read_exact(&mut body)?;
-        Ok(Message { tag: head[0], body })
+    pub fn named(router: &Router, name: &str) -> Self {
+        let parameters = [("application_name", name)];
+        Self::login(
+            at(router, 6432),
+            Login {
+                parameters: &parameters,
+                ..Login::default()
+            },
+        )
     }
 
-    pub fn message(&mut self) -> Message {
-        self.try_message().unwrap()
+    pub fn encrypted(router: &Router, how: How) -> Self {
+        Self::login(
+            at(router, 6432),
+            Login {
+                how,
+                ..Login::default()
+            },
+        )
     }
 
-    /// The next message, which must be an error, and the end of the connection behind it.
-    pub fn last_error(&mut self) -> Message {
-        let message = self.message();
-        assert_eq!(message.tag, b'E', "{message:?}");
-        assert_eq!(self.rest(), b"", "nothing behind the error");
-        message
+    pub fn login(address: SocketAddr, login: Login<'_>) -> Self {
+        Self::try_login(address, login).unwrap_or_else(|error| panic!("login refused: {error:?}"))
     }
 
-    /// Everything up to the end of the connection, whichever way it ends.
-    pub fn rest(&mut self) -> Vec<u8> {
-        let mut all = Vec::new();
-        let result = match &mut self.stream {
-            Stream::Plain(stream) => stream.read_to_end(&mut all),
-            Stream::Tls(stream) => stream.read_to_end(&mut all),
+    /// `Err`: what the other side said.
+    pub fn try_login(address: SocketAddr, login: Login<'_>) -> Result<Self, ErrorFields> {
+        let mut client = Self {
+            stream: Stream::connect(address, login.how),
+            buffer: BytesMut::new(),
+            process_id: 0,
+            key: Vec::new(),
+            greeting: Vec::new(),
         };
-        if let Err(error) = result {
-            assert!(
-                !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
-                "the connection was not closed; so far {all:?}"
-            );
+        let mut parameters = vec![("user", login.user)];
+        if !login.parameters.iter().any(|(name, _)| *name == "database") {
+            parameters.push(("database", "app"));
         }
-        all
-    }
-
-    pub fn startup(&mut self, version: u32, parameters: &[(&str, &str)]) {
+        parameters.extend(login.parameters);
         let parameters: Vec<(&[u8], &[u8])> = parameters
             .iter()
             .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
             .collect();
-        self.send(&startup(version, &parameters));
-    }
-
-    /// Answers the request for SCRAM with this user's password. The messages up to ReadyForQuery or an error.
-    pub fn authenticate(&mut self, password: &str) -> Vec<Message> {
-        self.begin_scram(password).unwrap()
-    }
-
-    /// The same; an error that comes instead of the request, or of the salt, by itself.
-    pub fn begin_scram(&mut self, password: &str) -> Result<Vec<Message>, Message> {
-        let request = self.message();
-        if request.tag == b'E' {
-            return Err(request);
-        }
-        assert_eq!(
-            (request.tag, &request.body[..4]),
-            (b'R', &[0, 0, 0, 10][..]),
-            "{request:?}"
-        );
-        let secret = ClientSecret::Password(Secret::new(password.as_bytes()));
-        let (exchange, first) = ClientExchange::new(secret).first();
-        self.sasl_initial("SCRAM-SHA-256", &first);
-        let reply = self.message();
-        if reply.tag == b'E' {
-            return Err(reply);
-        }
-        assert_eq!(
-            (reply.tag, &reply.body[..4]),
-            (b'R', &[0, 0, 0, 11][..]),
-            "{reply:?}"
-        );
-        let (exchange, last) = exchange.server_first(&reply.body[4..]).unwrap();
-        self.send(&message(b'p', &last));
-        let reply = self.message();
-        if reply.tag == b'E' {
-            return Ok(vec![reply]);
-        }
-        exchange.server_final(&reply.body[4..]).unwrap();
-        let mut all = Vec::new();
+        let mut out = BytesMut::new();
+        message::startup(&mut out, login.version, &parameters);
+        client.send(&out);
+        let (mut first, mut last) = (None, None);
         loop {
-            let message = self.message();
-            let last = matches!(message.tag, b'Z' | b'E');
-            all.push(message);
-            if last {
-                return Ok(all);
+            let frame = client.frame();
+            let (kind, data) = match frame.tag {
+                b'R' => (
+                    u32::from_be_bytes(frame.body[..4].try_into().unwrap()),
+                    &frame.body[4..],
+                ),
+                b'E' => return Err(ErrorFields::parse(&frame.body).unwrap()),
+                tag => panic!("{} while authenticating", char::from(tag)),
+            };
+            let mut out = BytesMut::new();
+            match kind {
+                0 => break,
+                10 => {
+                    let secret = ClientSecret::Password(Secret::new(login.password));
+                    let (next, data) = ClientExchange::new(secret).first();
+                    first = Some(next);
+                    message::sasl_initial_response(&mut out, "SCRAM-SHA-256", &data);
+                }
+                11 => {
+                    let (next, data) = first.take().unwrap().server_first(data).unwrap();
+                    last = Some(next);
+                    message::sasl_response(&mut out, &data);
+                }
+                12 => {
+                    last.take().unwrap().server_final(data).unwrap();
+                }
+                other => panic!("authentication {other}"),
+            }
+            client.send(&out);
+        }
+        loop {
+            let frame = client.frame();
+            match frame.tag {
+                b'K' => {
+                    client.process_id = u32::from_be_bytes(frame.body[..4].try_into().unwrap());
+                    client.key = frame.body[4..].to_vec();
+                }
+                b'E' => return Err(ErrorFields::parse(&frame.body).unwrap()),
+                tag => {
+                    client.greeting.push(frame);
+                    if tag == b'Z' {
+                        return Ok(client);
+                    }
+                }
             }
         }
     }
 
-    pub fn sasl_initial(&mut self, mechanism: &str, data: &[u8]) {
-        let mut body = mechanism.as_bytes().to_vec();
-        body.push(0);
-        body.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
-        body.extend(data);
-        self.send(&message(b'p', &body));
+    pub fn send(&mut self, data: &[u8]) {
+        self.stream.write_all(data).unwrap();
+        self.stream.flush().unwrap();
     }
 
-    /// A simple query; the messages up to ReadyForQuery.
-    pub fn query(&mut self, sql: &str) -> Vec<Message> {
-        self.send(&message(b'Q', &[sql.as_bytes(), b"\0"].concat()));
-        let mut all = Vec::new();
+    /// The next frame; the connection must not end before.
+    pub fn frame(&mut self) -> Frame {
+        self.next().unwrap_or_else(|| panic!("the connection was closed"))
+    }
+
+    /// The next frame, or `None` at an orderly end.
+    pub fn next(&mut self) -> Option<Frame> {
+        let mut read = vec![0; 65_536];
         loop {
-            let message = self.message();
-            let last = message.tag == b'Z';
-            all.push(message);
-            if last {
-                return all;
+            if let Some(frame) = next_frame(&mut self.buffer, 1 << 30).unwrap() {
+                return Some(frame);
+            }
+            match self.stream.read(&mut read) {
+                Ok(0) => {
+                    assert!(self.buffer.is_empty(), "closed within a frame: {:?}", self.buffer);
+                    return None;
+                }
+                Ok(length) => self.buffer.extend_from_slice(&read[..length]),
+                Err(error) => panic!("waited in vain: {error}; there is {:?}", self.buffer),
             }
         }
     }
 
-    /// The first column of the first row.
+    /// Frames up to and with the next `Z`.
+    pub fn ready(&mut self) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            let frame = self.frame();
+            let last = frame.tag == b'Z';
+            frames.push(frame);
+            if last {
+                return frames;
+            }
+        }
+    }
+
+    /// Everything to the end of the connection, which must be an orderly one.
+    pub fn rest(&mut self) -> Vec<Frame> {
+        std::iter::from_fn(|| self.next()).collect()
+    }
+
+    /// A simple query and its answer.
+    pub fn ask(&mut self, sql: &str) -> Vec<Frame> {
+        self.send(&query(sql));
+        self.ready()
+    }
+
+    /// The one value a query returns.
     pub fn value(&mut self, sql: &str) -> String {
-        let all = self.query(sql);
-        let row = all
-            .iter()
-            .find(|message| message.tag == b'D')
-            .unwrap_or_else(|| panic!("{all:?}"));
-        String::from_utf8_lossy(&row.body[6..]).into_owned()
+        let frames = self.ask(sql);
+        let row = frames.iter().find(|frame| frame.tag == b'D');
+        let row = row.unwrap_or_else(|| panic!("{sql}: {:?}", shown(&frames)));
+        String::from_utf8(row.body[6..].to_vec()).unwrap()
     }
-}
 
-pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
-    let mut out = vec![tag];
-    out.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
-    out.extend(body);
-    out
-}
-
-/// A packet without a type byte.
-pub fn packet(code: u32, body: &[u8]) -> Vec<u8> {
-    let mut out = u32::try_from(body.len() + 8).unwrap().to_be_bytes().to_vec();
-    out.extend(code.to_be_bytes());
-    out.extend(body);
-    out
-}
-
-pub fn startup(version: u32, parameters: &[(&[u8], &[u8])]) -> Vec<u8> {
-    let mut body = Vec::new();
-    for (name, value) in parameters {
-        for text in [name, value] {
-            body.extend(*text);
-            body.push(0);
+    /// No more from us; what comes is still read.
+    pub fn half_close(&mut self) {
+        if let Stream::Tls(stream) = &mut self.stream {
+            stream.conn.send_close_notify();
+            stream.flush().unwrap();
         }
+        self.stream.socket().shutdown(Shutdown::Write).unwrap();
     }
-    body.push(0);
-    packet(version, &body)
+
+    /// Ends with a reset.
+    pub fn reset(self) {
+        socket2::SockRef::from(self.stream.socket())
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    }
+}
+
+/// Types and SQLSTATEs, for messages of failed tests and comparisons.
+pub fn shown(frames: &[Frame]) -> Vec<String> {
+    let show = |frame: &Frame| match frame.tag {
+        b'E' | b'N' => {
+            let fields = ErrorFields::of_prefix(&frame.body);
+            format!("{}{} {}", char::from(frame.tag), fields.code, fields.severity)
+        }
+        b'C' | b'Z' => format!(
+            "{}{}",
+            char::from(frame.tag),
+            String::from_utf8_lossy(&frame.body).trim_end_matches('\0')
+        ),
+        tag => char::from(tag).to_string(),
+    };
+    frames.iter().map(show).collect()
+}
+
+pub fn framed(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = vec![tag];
+    frame.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+    frame.extend(body);
+    frame
+}
+
+pub fn query(sql: &str) -> Vec<u8> {
+    framed(b'Q', format!("{sql}\0").as_bytes())
+}
+
+pub fn parse(sql: &str) -> Vec<u8> {
+    framed(b'P', format!("\0{sql}\0\0\0").as_bytes())
+}
+
+/// With parameters as text.
+pub fn bind(parameters: &[&[u8]]) -> Vec<u8> {
+    let mut body = vec![0, 0, 0, 0];
+    body.extend(u16::try_from(parameters.len()).unwrap().to_be_bytes());
+    for parameter in parameters {
+        body.extend(u32::try_from(parameter.len()).unwrap().to_be_bytes());
+        body.extend(*parameter);
+    }
+    body.extend([0, 0]);
+    framed(b'B', &body)
+}
+
+pub fn execute() -> Vec<u8> {
+    framed(b'E', b"\0\0\0\0\0")
+}
+
+pub fn sync() -> Vec<u8> {
+    framed(b'S', b"")
+}
+
+pub fn flush() -> Vec<u8> {
+    framed(b'H', b"")
+}
+
+pub fn terminate() -> Vec<u8> {
+    framed(b'X', b"")
+}
+
+/// One statement of the extended protocol, without Sync.
+pub fn extended(sql: &str) -> Vec<u8> {
+    [parse(sql), bind(&[]), framed(b'D', b"P\0"), execute()].concat()
+}
+
+/// High-water mark of a process's memory, KiB.
+pub fn peak_kib(process_id: u32) -> u64 {
+    status_kib(process_id, "VmHWM:")
+}
+
+fn status_kib(process_id: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Memory that is this process's own, shared pages counted by their share, KiB.
+pub fn proportional_kib(process_id: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process_id}/smaps_rollup")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("Pss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

@@ -1,0 +1,94 @@
+//! Clients that mean harm, before and after their login: what they do costs nobody else anything.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::cluster::{Cluster, Options, Router, eventually, pause};
+
+/// Any user may raise any SQLSTATE, so an ERROR says nothing of the server. Only its FATAL does.
+#[test]
+fn a_client_cannot_make_the_router_believe_that_the_leader_is_down() {
+    let (cluster, router) = (Cluster::shared(), Router::shared());
+    let leader = cluster.leader();
+    for code in ["57P01", "57P02", "57P03", "25006"] {
+        let forge = format!(
+            "DO $$ BEGIN RAISE EXCEPTION 'I am the server' USING ERRCODE = '{code}'; END $$;\n\
+             SELECT 'still here'"
+        );
+        let output = router.psql_output(6432, "", &forge);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("I am the server"), "{text}");
+        // Whatever follows from it has been folded in when a later look at every member has.
+        let polls =
+            router.metric("trunkline_sessions_ended_total{route=\"read-write\",cause=\"client_terminated\"}");
+        assert!(polls >= 0.0);
+        assert_eq!(router.psql(6432, "SELECT pg_is_in_recovery()"), "f");
+    }
+    let log = router.log();
+    assert!(!log.contains(&format!("{leader} is down")), "{log}");
+    assert!(!log.contains("no longer the leader"), "{log}");
+}
+
+/// Logins beyond `max_pending_logins` wait in the kernel's queue for a moment; only a siege is refused.
+#[test]
+fn a_burst_of_logins_waits_for_those_before_it() {
+    let router = Router::before(
+        Cluster::shared(),
+        Options {
+            extra: "limits: {max_pending_logins: 2}\n".to_owned(),
+            ..Options::default()
+        },
+    );
+    let stuck: Vec<TcpStream> = (0..2)
+        .map(|_| TcpStream::connect((router.address, 6432)).unwrap())
+        .collect();
+    eventually("both are logging in", Duration::from_secs(5), || {
+        router.metric("trunkline_pending_logins") >= 2.0
+    });
+    let mut third = TcpStream::connect((router.address, 6432)).unwrap();
+    third.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).unwrap();
+    third.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut answer = [0];
+    let early = third.read(&mut answer);
+    assert!(early.is_err(), "answered while there was no room: {answer:?}");
+    drop(stuck);
+    third.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    third.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"S");
+}
+
+/// `tcp_user_timeout` is for peers that are gone, not for one that lives and does not read for a while.
+#[test]
+fn a_client_that_does_not_read_for_a_while_gets_everything() {
+    let cluster = Cluster::shared();
+    let router = Router::before(
+        cluster,
+        Options {
+            cluster_extra: "server: {tcp_user_timeout: 1s}\n".to_owned(),
+            ..Options::default()
+        },
+    );
+    let copy = "COPY (SELECT repeat('x', 999) FROM generate_series(1, 40000)) TO STDOUT";
+    let mut psql = Command::new("psql")
+        .args(["-XAtq", "-d", &router.dsn(6432, ""), "-c", copy])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = psql.stdout.take().unwrap();
+    out.read_exact(&mut [0]).unwrap();
+    pause(Duration::from_secs(4));
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    let output = psql.wait_with_output().unwrap();
+    assert_eq!(
+        rest.len() + 1,
+        40_000_000,
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stderr),
+        router.log()
+    );
+}
