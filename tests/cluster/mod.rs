@@ -125,7 +125,9 @@ impl Cluster {
 
     /// As [`Self::start`], where the command `prefix` leads: another network namespace.
     pub fn start_in(prefix: &[&str], base: &str, etcd_port: u16, options: &[&str]) -> Self {
-        let dir = format!("/tmp/trunkline-test-{}-{etcd_port}", std::process::id());
+        // `scripts/test` takes down whatever is left in its directory.
+        let parent = std::env::var("TRUNKLINE_TEST_DIR").unwrap_or_else(|_| "/tmp".to_owned());
+        let dir = format!("{parent}/own-{}-{etcd_port}", std::process::id());
         let text = succeed(
             script(prefix)
                 .args([

@@ -99,6 +99,7 @@ fn rows(values: &[&str]) -> Vec<u8> {
 pub struct Cancelled {
     pub process_id: u32,
     /// Closed when this is dropped.
+    #[allow(dead_code, reason = "kept open")]
     pub stream: TcpStream,
 }
 
@@ -113,6 +114,15 @@ pub struct Fake {
 impl Fake {
     /// `script` plays with each session but the router's own.
     pub fn start<F, R>(script: F) -> Self
+    where
+        F: Fn(Session) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        Self::saying(b"", script)
+    }
+
+    /// As [`Self::start`]; `more` comes in one piece with the end of the login.
+    pub fn saying<F, R>(more: &'static [u8], script: F) -> Self
     where
         F: Fn(Session) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
@@ -132,7 +142,7 @@ impl Fake {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             while let Ok((stream, _)) = listener.accept().await {
                 let _ = stream.set_nodelay(true);
-                tokio::spawn(serve(stream, Arc::clone(&script), Arc::clone(&waiting)));
+                tokio::spawn(serve(stream, Arc::clone(&script), Arc::clone(&waiting), more));
             }
         });
         Self {
@@ -207,7 +217,7 @@ fn cheap_verifier() -> String {
         .to_string()
 }
 
-async fn serve(mut stream: TcpStream, script: Script, cancels: Arc<Mutex<Vec<Cancelled>>>) {
+async fn serve(mut stream: TcpStream, script: Script, cancels: Arc<Mutex<Vec<Cancelled>>>, more: &[u8]) {
     static NEXT: AtomicU32 = AtomicU32::new(1000);
     let Ok(length) = stream.read_u32().await else {
         return;
@@ -235,6 +245,9 @@ async fn serve(mut stream: TcpStream, script: Script, cancels: Arc<Mutex<Vec<Can
     }
     message::backend_key_data(&mut out, process_id, &process_id.to_be_bytes());
     message::ready_for_query(&mut out, b'I');
+    if !is_own {
+        out.extend_from_slice(more);
+    }
     let mut session = Session {
         stream,
         buffer: BytesMut::new(),
