@@ -31,10 +31,18 @@ use crate::config::{self, BindAddress};
 /// Why the room could not start. `Display` is the sentence the operator sees.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    #[error("cannot listen for HTTP on {address}: {source}")]
+    #[error("cannot listen for HTTP on {address}{}", because(.source))]
     Listen { address: BindAddress, source: io::Error },
     #[error("cannot start the thread that answers HTTP: {0}")]
     Thread(io::Error),
+}
+
+/// The commonest reason in the words that a listener for clients has for it; the others follow as the error's source.
+fn because(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ": it is in use by another program",
+        _ => "",
+    }
 }
 
 /// The running thread. Ends after the token it was started with is cancelled, within about a second. Dropping this

@@ -13,7 +13,9 @@
 mod cluster;
 
 mod auth;
+mod bad_input;
 mod cancel;
+mod checks;
 mod drivers;
 mod fake;
 mod front;

@@ -227,7 +227,7 @@ fn a_port_in_use_is_one_sentence() {
     let error = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap_err();
     assert!(matches!(error, AdminError::Listen { .. }));
     let expected = format!(
-        "cannot listen for HTTP on {}: Address already in use",
+        "cannot listen for HTTP on {}: it is in use by another program",
         running.address
     );
     assert!(error.to_string().starts_with(&expected), "{error}");
