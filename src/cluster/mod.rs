@@ -14,6 +14,7 @@ pub mod examine;
 mod fixed;
 pub mod lookup;
 mod metrics;
+pub mod observation;
 pub mod patroni;
 pub mod probe;
 #[cfg(test)]

@@ -87,7 +87,7 @@ fn choose(cluster: &ClusterHandle, registry: &Arc<Registry>, route: &Route) -> r
         &snapshot,
         route.target,
         &|member| registry.load(name, member),
-        &mut chance,
+        &mut routing::chance,
     )
 }
 
@@ -242,9 +242,4 @@ async fn ask_role(connection: &mut ServerConnection, timeout: Duration) -> SeenR
         Some(b"f") => SeenRole::Writable,
         _ => SeenRole::Unknown,
     }
-}
-
-/// Breaks ties between replicas. Not secret, only spread.
-fn chance() -> u64 {
-    u64::from_ne_bytes(crate::auth::crypto::random())
 }

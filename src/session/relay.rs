@@ -178,12 +178,12 @@ impl Relay {
     /// Relays until the session ends.
     pub async fn run(mut self) -> Ended {
         let cause = std::future::poll_fn(|cx| self.poll(cx)).await;
-        let in_clear = self.from_server.at_boundary();
+        let at_boundary = self.from_server.at_boundary();
         Ended {
             cause,
             client: self.client,
             rest: self.down.rest,
-            at_boundary: in_clear,
+            at_boundary,
             traffic: self.traffic,
             ticket: self.ticket,
         }

@@ -1,0 +1,110 @@
+//! What the reducer is told, and what it asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::snapshot::{AdminState, MemberName, ProbeFacts, Role};
+
+/// Where the list of members comes from, which decides who names the leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    Patroni,
+    Fixed,
+}
+
+/// A member as the source lists it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    pub name: MemberName,
+    pub host: String,
+    pub port: u16,
+    pub role: Role,
+    pub state: String,
+    pub timeline: Option<u32>,
+    pub lag: Option<u64>,
+    pub tags: BTreeMap<String, serde_json::Value>,
+}
+
+/// Whom the source names as the leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    Nobody,
+    One(MemberName),
+    Several,
+}
+
+/// One poll of the source that was answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceReport {
+    pub members: Vec<Listed>,
+    pub named: Named,
+    pub paused: bool,
+    /// How the endpoints' answers differed, if they did.
+    pub disagreement: Option<String>,
+}
+
+/// A probe that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeFailure {
+    pub message: String,
+    /// There is no doubt (refused, shutting down): not waited for `fall`.
+    pub certain: bool,
+}
+
+/// What live sessions notice about a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// The server's port refused the connection: counts at once.
+    ConnectRefused,
+    /// A connect failed in another way that counts against the member (timeout, reset): look again.
+    ConnectFailed,
+    /// 57P02 or 57P03: counts at once.
+    ShutdownSeen,
+    /// 57P01 or a connection lost: a shutdown, or one session terminated; look again.
+    Terminated,
+    /// 25006: a demoted server, or a read-only transaction; look again.
+    ReadOnlySeen,
+    /// `in_hot_standby=off` seen where a standby was expected: counts at once.
+    Promoted,
+    /// `in_hot_standby=on` seen where the leader was expected: counts at once.
+    Demoted,
+}
+
+/// What the reducer is told.
+#[derive(Debug, Clone)]
+pub enum Observation {
+    Source(SourceReport),
+    /// No endpoint gave a usable answer.
+    SourceFailed(String),
+    /// A probe ended; `started` tells what it may have missed.
+    Probe {
+        member: MemberName,
+        started: Instant,
+        result: Result<ProbeFacts, ProbeFailure>,
+    },
+    /// `at`: when the session noticed it.
+    Evidence {
+        member: MemberName,
+        evidence: Evidence,
+        at: Instant,
+    },
+    Admin(MemberName, AdminState),
+    /// Someone asks to look again now.
+    LookAgain,
+}
+
+/// How often to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    pub poll: Duration,
+    pub probe: Duration,
+}
+
+/// What to look at now, without waiting for the pace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wants {
+    pub poll: bool,
+    pub probe: BTreeSet<MemberName>,
+}

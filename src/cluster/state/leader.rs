@@ -1,0 +1,175 @@
+//! Which members belong to the cluster, and who leads it: the rules of the parent's header.
+
+use std::collections::BTreeMap;
+
+use super::{MemberState, Named, SourceKind, State};
+use crate::cluster::snapshot::{Identity, Leader, NamedBy, NoLeader, ProbeFacts, Role};
+
+impl State {
+    /// Decides which system identifier is this cluster's.
+    pub(super) fn identify(&mut self) {
+        let named = match &self.named {
+            Some(Named::One(name)) => self.members.get(name).and_then(|member| member.identifier),
+            _ => None,
+        };
+        let decided = named.or_else(|| self.majority()).or(self.identifier);
+        if decided != self.identifier {
+            self.identifier = decided;
+            self.newest_timeline = 0;
+        }
+        let newest = self
+            .members
+            .values()
+            .filter(|member| member.identifier.is_some() && member.identifier == self.identifier)
+            .filter_map(|member| member.health.facts.as_ref())
+            .map(|facts| facts.timeline)
+            .max();
+        self.newest_timeline = self.newest_timeline.max(newest.unwrap_or(0));
+    }
+
+    /// The identifier that more members have than any other; none before each has been probed once.
+    pub(super) fn majority(&self) -> Option<u64> {
+        if self
+            .members
+            .values()
+            .any(|member| member.has_address() && !member.probed)
+        {
+            return None;
+        }
+        let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
+        for identifier in self.members.values().filter_map(|member| member.identifier) {
+            *votes.entry(identifier).or_default() += 1;
+        }
+        let most = *votes.values().max()?;
+        let mut first = votes
+            .iter()
+            .filter(|(_, count)| **count == most)
+            .map(|(identifier, _)| *identifier);
+        match (first.next(), first.next()) {
+            (only, None) => only,
+            _ => None,
+        }
+    }
+
+    pub(super) fn identity(&self, member: &MemberState) -> Identity {
+        match (self.identifier, member.identifier) {
+            (Some(ours), Some(theirs)) if ours == theirs => Identity::Same,
+            (Some(_), Some(_)) => Identity::Foreign,
+            _ => Identity::Unknown,
+        }
+    }
+
+    /// Facts of a member that this router itself has seen to be writable, lately.
+    pub(super) fn writable<'a>(&self, member: &'a MemberState) -> Option<&'a ProbeFacts> {
+        let facts = member.health.facts.as_ref()?;
+        let usable = member.health.up
+            && member.has_address()
+            && !member.unconfirmed
+            && self.identity(member) == Identity::Same;
+        (usable && !facts.in_recovery).then_some(facts)
+    }
+
+    pub(super) fn leader(&self) -> Leader {
+        match self.settings.kind {
+            SourceKind::Patroni => self.named_leader(),
+            SourceKind::Fixed => self.newest_leader(),
+        }
+        .unwrap_or_else(Leader::None)
+    }
+
+    pub(super) fn named_leader(&self) -> Result<Leader, NoLeader> {
+        let name = match &self.named {
+            None if self.polled => return Err(NoLeader::SourceUnreachable),
+            None => return Err(NoLeader::NotYetKnown),
+            Some(_) if !self.source.reachable => return self.failsafe_leader(),
+            Some(Named::Nobody) => return Err(NoLeader::NotNamed),
+            Some(Named::Several) => return Err(NoLeader::SeveralNamed),
+            Some(Named::One(name)) => name,
+        };
+        let Some(member) = self.members.get(name) else {
+            return Err(NoLeader::NotNamed);
+        };
+        if let Some(facts) = self.writable(member) {
+            let timeline = facts.timeline;
+            return Ok(Leader::Verified {
+                member: name.clone(),
+                timeline,
+                named_by: NamedBy::LeaderKey,
+            });
+        }
+        Err(if !member.has_address() {
+            NoLeader::NoAddress(name.clone())
+        } else if member.listed.role == Role::StandbyLeader {
+            NoLeader::StandbyCluster(name.clone())
+        } else if member.probed && !member.health.up {
+            NoLeader::NotReachable(name.clone())
+        } else {
+            NoLeader::NotWritable(name.clone())
+        })
+    }
+
+    pub(super) fn failsafe_leader(&self) -> Result<Leader, NoLeader> {
+        let Some(Named::One(name)) = &self.named else {
+            return Err(NoLeader::SourceUnreachable);
+        };
+        let Some(facts) = self.members.get(name).and_then(|member| self.writable(member)) else {
+            return Err(NoLeader::SourceUnreachable);
+        };
+        let newer = self.members.iter().find(|(other, member)| {
+            *other != name
+                && self
+                    .writable(member)
+                    .is_some_and(|other| other.timeline > facts.timeline)
+        });
+        if let Some((newer, _)) = newer {
+            return Err(NoLeader::Superseded {
+                last: name.clone(),
+                newer: newer.clone(),
+            });
+        }
+        Ok(Leader::Verified {
+            member: name.clone(),
+            timeline: facts.timeline,
+            named_by: NamedBy::Failsafe,
+        })
+    }
+
+    pub(super) fn newest_leader(&self) -> Result<Leader, NoLeader> {
+        if self
+            .members
+            .values()
+            .any(|member| member.has_address() && !member.probed)
+        {
+            return Err(NoLeader::NotYetKnown);
+        }
+        let writable: Vec<_> = self
+            .members
+            .iter()
+            .filter_map(|(name, member)| Some((self.writable(member)?.timeline, name)))
+            .collect();
+        let Some((timeline, name)) = writable.iter().max().copied() else {
+            let told = self.members.values().any(|member| member.identifier.is_some());
+            return Err(if self.identifier.is_none() && told {
+                NoLeader::MixedClusters
+            } else {
+                NoLeader::NoneWritable
+            });
+        };
+        if timeline < self.newest_timeline {
+            let newest = self.newest_timeline;
+            return Err(NoLeader::OldTimeline {
+                member: name.clone(),
+                timeline,
+                newest,
+            });
+        }
+        if writable.iter().filter(|(other, _)| *other == timeline).count() > 1 {
+            return Err(NoLeader::Tie);
+        }
+        Ok(Leader::Verified {
+            member: name.clone(),
+            timeline,
+            named_by: NamedBy::HighestTimeline,
+        })
+    }
+}
