@@ -236,7 +236,7 @@ pub fn unavailable(snapshot: &Snapshot, target: TargetRole, choice: &Choice) -> 
     }
     if snapshot.source.error.is_some() {
         // What exactly fails is for the log: this is said before any login.
-        hints.push("The source of the list of members does not answer; the list may be old.".to_owned());
+        hints.push("No Patroni endpoint can be reached; what is known of the members may be old.".to_owned());
     } else if snapshot.members.is_empty() {
         hints.push("No member of the cluster is known.".to_owned());
     }
