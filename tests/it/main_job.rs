@@ -1,9 +1,10 @@
 //! psql through the router to a real Patroni cluster.
 #![allow(clippy::unwrap_used, clippy::float_cmp)]
 
+use std::process::Command;
 use std::time::Duration;
 
-use crate::cluster::{Cluster, Router, eventually, project};
+use crate::cluster::{Cluster, Router, eventually, output, project, secret};
 
 #[test]
 fn the_read_write_port_is_the_leader_and_the_read_only_port_a_replica() {
@@ -62,4 +63,42 @@ fn every_metric_is_documented_and_sessions_are_counted() {
             "{name} is not in docs/metrics.md"
         );
     }
+}
+
+#[test]
+fn check_connect_tries_everything_and_says_what_fails() {
+    let cluster = Cluster::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trunkline.yaml");
+    let check = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let result = output(
+            Command::new(env!("CARGO_BIN_EXE_trunkline"))
+                .args(["check", "--connect", "-c"])
+                .arg(&path),
+        );
+        (result.status.code(), String::from_utf8(result.stdout).unwrap())
+    };
+    let right = cluster.yaml(dir.path());
+    let (code, said) = check(&right);
+    assert_eq!(code, Some(0), "{said}");
+    for node in cluster.nodes() {
+        let place = format!("{} at {}:{}", node.name, node.address, node.port);
+        for what in ["login as trunkline: with TLS", "probe", "pg_monitor", "look-up of verifiers: answers"] {
+            assert!(
+                said.lines().any(|line| line.starts_with("ok") && line.contains(&place) && line.contains(what)),
+                "{place} {what}:\n{said}"
+            );
+        }
+    }
+    // A dead endpoint, and an account that may not log in: each is told, with all that works.
+    let dead = right.replacen(":8008", ":8009", 1);
+    let (code, said) = check(&dead);
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("FAILED")).count(), 1, "{said}");
+    secret(dir.path(), "service-password", "wrong");
+    let (code, said) = check(&right);
+    assert_eq!(code, Some(1), "{said}");
+    let refused = said.lines().filter(|line| line.starts_with("FAILED") && line.contains("login as trunkline"));
+    assert_eq!(refused.count(), cluster.nodes().len(), "{said}");
 }
