@@ -84,9 +84,15 @@ fn check_connect_tries_everything_and_says_what_fails() {
     assert_eq!(code, Some(0), "{said}");
     for node in cluster.nodes() {
         let place = format!("{} at {}:{}", node.name, node.address, node.port);
-        for what in ["login as trunkline: with TLS", "probe", "pg_monitor", "look-up of verifiers: answers"] {
+        for what in [
+            "login as trunkline: with TLS",
+            "probe",
+            "pg_monitor",
+            "look-up of verifiers: answers",
+        ] {
             assert!(
-                said.lines().any(|line| line.starts_with("ok") && line.contains(&place) && line.contains(what)),
+                said.lines()
+                    .any(|line| line.starts_with("ok") && line.contains(&place) && line.contains(what)),
                 "{place} {what}:\n{said}"
             );
         }
@@ -95,10 +101,16 @@ fn check_connect_tries_everything_and_says_what_fails() {
     let dead = right.replacen(":8008", ":8009", 1);
     let (code, said) = check(&dead);
     assert_eq!(code, Some(1), "{said}");
-    assert_eq!(said.lines().filter(|line| line.starts_with("FAILED")).count(), 1, "{said}");
+    assert_eq!(
+        said.lines().filter(|line| line.starts_with("FAILED")).count(),
+        1,
+        "{said}"
+    );
     secret(dir.path(), "service-password", "wrong");
     let (code, said) = check(&right);
     assert_eq!(code, Some(1), "{said}");
-    let refused = said.lines().filter(|line| line.starts_with("FAILED") && line.contains("login as trunkline"));
+    let refused = said
+        .lines()
+        .filter(|line| line.starts_with("FAILED") && line.contains("login as trunkline"));
     assert_eq!(refused.count(), cluster.nodes().len(), "{said}");
 }
