@@ -448,9 +448,10 @@ pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
     }
 }
 
-/// One a processor by default: measured, that serves more than fewer threads do and costs hardly more.
+/// Half of the processors by default: sessions that share a thread share its wake-ups, and read more at a time. The
+/// figures are in `docs/benchmarks.md`.
 pub(super) fn workers(root: &Section<'_>) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let asked = root.field("workers").and_then(|field| field.number(1, 1024));
-    asked.map_or(processors, |workers| workers as usize)
+    asked.map_or((processors / 2).max(1), |workers| workers as usize)
 }

@@ -25,7 +25,7 @@ pub struct Config {
     pub peers: Option<Peers>,
     pub log: Log,
     pub shutdown: Shutdown,
-    /// Threads that relay; each owns the sessions it was given (default: one a processor).
+    /// Threads that relay; each owns the sessions it was given (default: half of the processors, at least 1).
     pub workers: usize,
     /// What is legal but odd; see [`Config::warnings`].
     pub(super) warnings: Vec<String>,
