@@ -297,7 +297,6 @@ async fn begin(
         server: Attached {
             stream: connection.stream,
             member,
-            process_id: connection.process_id,
         },
         leftover: connection.leftover,
         ticket,

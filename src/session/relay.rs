@@ -52,7 +52,6 @@ impl Default for Lease {
 pub struct Attached {
     pub stream: ServerStream,
     pub member: MemberName,
-    pub process_id: Option<u32>,
 }
 
 /// A session between its login and its end.
