@@ -546,3 +546,27 @@ fn a_peer_with_another_secret_is_refused_and_one_that_is_away_is_not_waited_for(
         started.elapsed()
     );
 }
+
+/// Case 35: a server that gives no key (some managed ones). The client has one all the same, and it cancels nothing.
+#[test]
+fn a_server_without_keys_cannot_be_cancelled_and_is_not_harmed() {
+    let fake = Fake::keyless(|mut session| async move {
+        // The first request stays under way; the next one is answered.
+        session.frame().await;
+        session.answer_all().await;
+    });
+    let router = fake.router("");
+    let mut client = Client::new(&router);
+    assert_eq!(client.key.len(), 4, "a key of the router's own");
+    client.send(&query("SELECT pg_sleep(60)"));
+    eventually("the request is under way", PATIENCE, || {
+        cancel(at(&router, 6432), How::Plain, client.process_id, &client.key);
+        metric(&router, "idle") >= 1.0
+    });
+    assert!(
+        fake.cancels.lock().unwrap().is_empty(),
+        "the server was sent a cancel"
+    );
+    client.send(&query("SELECT 1"));
+    assert_eq!(shown(&client.ready()).last().map(String::as_str), Some("ZI"));
+}

@@ -127,6 +127,23 @@ impl Fake {
         F: Fn(Session) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
+        Self::serving(true, more, script)
+    }
+
+    /// As [`Self::start`], without `BackendKeyData`.
+    pub fn keyless<F, R>(script: F) -> Self
+    where
+        F: Fn(Session) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        Self::serving(false, b"", script)
+    }
+
+    fn serving<F, R>(with_key: bool, more: &'static [u8], script: F) -> Self
+    where
+        F: Fn(Session) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -142,7 +159,13 @@ impl Fake {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             while let Ok((stream, _)) = listener.accept().await {
                 let _ = stream.set_nodelay(true);
-                tokio::spawn(serve(stream, Arc::clone(&script), Arc::clone(&waiting), more));
+                tokio::spawn(serve(
+                    stream,
+                    Arc::clone(&script),
+                    Arc::clone(&waiting),
+                    with_key,
+                    more,
+                ));
             }
         });
         Self {
@@ -217,7 +240,13 @@ fn cheap_verifier() -> String {
         .to_string()
 }
 
-async fn serve(mut stream: TcpStream, script: Script, cancels: Arc<Mutex<Vec<Cancelled>>>, more: &[u8]) {
+async fn serve(
+    mut stream: TcpStream,
+    script: Script,
+    cancels: Arc<Mutex<Vec<Cancelled>>>,
+    with_key: bool,
+    more: &[u8],
+) {
     static NEXT: AtomicU32 = AtomicU32::new(1000);
     let Ok(length) = stream.read_u32().await else {
         return;
@@ -243,7 +272,9 @@ async fn serve(mut stream: TcpStream, script: Script, cancels: Arc<Mutex<Vec<Can
     ] {
         message::parameter_status(&mut out, name.as_bytes(), value.as_bytes());
     }
-    message::backend_key_data(&mut out, process_id, &process_id.to_be_bytes());
+    if with_key {
+        message::backend_key_data(&mut out, process_id, &process_id.to_be_bytes());
+    }
     message::ready_for_query(&mut out, b'I');
     if !is_own {
         out.extend_from_slice(more);
