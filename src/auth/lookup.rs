@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Identity;
+use super::md5::Md5Hash;
 use super::scram::{Verifier, VerifierFault};
 
 /// What a look-up returned for one user.
 #[derive(Debug, Clone)]
 pub enum LookedUp {
-    Verifier(Arc<Verifier>),
+    Known(Identity),
     /// No such user, or one without password. Its login fails.
     NoPassword,
     /// A password that cannot be used. The client is told what an unknown user is told; the operator gets a line.
@@ -21,10 +23,6 @@ pub enum LookedUp {
 /// Why a stored password cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {
-    #[error(
-        "its password is stored as md5, which is not supported yet; set it again with password_encryption = scram-sha-256"
-    )]
-    Md5,
     #[error("its stored password is not a SCRAM-SHA-256 verifier: {0}")]
     Other(VerifierFault),
 }
@@ -35,35 +33,25 @@ impl LookedUp {
         let Some(password) = password.filter(|text| !text.is_empty()) else {
             return Self::NoPassword;
         };
-        if is_md5(password) {
-            return Self::Unsupported(Unsupported::Md5);
+        if let Some(hash) = Md5Hash::parse(password) {
+            return Self::Known(Identity::Md5(hash));
         }
         let parsed = std::str::from_utf8(password)
             .map_err(|_| VerifierFault::Form)
             .and_then(Verifier::parse);
         match parsed {
-            Ok(verifier) => Self::Verifier(Arc::new(verifier)),
+            Ok(verifier) => Self::Known(Identity::Verifier(Arc::new(verifier))),
             Err(fault) => Self::Unsupported(Unsupported::Other(fault)),
         }
     }
 
     /// What the login is checked against; `None` fails.
-    pub fn verifier(self) -> Option<Arc<Verifier>> {
+    pub fn identity(self) -> Option<Identity> {
         match self {
-            Self::Verifier(verifier) => Some(verifier),
+            Self::Known(identity) => Some(identity),
             Self::NoPassword | Self::Unsupported(_) => None,
         }
     }
-}
-
-/// PostgreSQL's form of an md5 password: `md5` and 32 lower-case hexadecimal digits.
-pub(super) fn is_md5(text: &[u8]) -> bool {
-    text.strip_prefix(b"md5").is_some_and(|digest| {
-        digest.len() == 32
-            && digest
-                .iter()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    })
 }
 
 /// The most users remembered by default, known and unknown ones alike.
@@ -75,7 +63,7 @@ const MAX_NAME: usize = 255;
 #[derive(Debug, Clone)]
 pub enum Cached {
     /// Looked up less than the time to live ago; `None` for a user that cannot log in.
-    Hit(Option<Arc<Verifier>>),
+    Hit(Option<Identity>),
     Miss,
 }
 
@@ -93,7 +81,7 @@ pub struct VerifierCache {
 
 #[derive(Debug)]
 struct Entry {
-    verifier: Option<Arc<Verifier>>,
+    identity: Option<Identity>,
     put: Instant,
     order: u64,
 }
@@ -116,7 +104,7 @@ impl VerifierCache {
         }
         match self.entries.get(user) {
             Some(entry) if now.saturating_duration_since(entry.put) < self.ttl => {
-                Cached::Hit(entry.verifier.clone())
+                Cached::Hit(entry.identity.clone())
             }
             Some(_) => {
                 self.invalidate(user);
@@ -126,7 +114,7 @@ impl VerifierCache {
         }
     }
 
-    pub fn put(&mut self, user: &[u8], verifier: Option<Arc<Verifier>>, now: Instant) {
+    pub fn put(&mut self, user: &[u8], identity: Option<Identity>, now: Instant) {
         self.invalidate(user);
         if user.len() > MAX_NAME || self.capacity == 0 || self.ttl.is_zero() {
             return;
@@ -142,7 +130,7 @@ impl VerifierCache {
         self.entries.insert(
             key,
             Entry {
-                verifier,
+                identity,
                 put: now,
                 order: self.next,
             },
@@ -186,14 +174,16 @@ mod tests {
     fn reads_what_pg_authid_holds() {
         let text = verifier().to_text();
         assert_eq!(
-            LookedUp::parse(Some(text.as_bytes())).verifier().unwrap(),
-            verifier()
+            LookedUp::parse(Some(text.as_bytes()))
+                .identity()
+                .unwrap()
+                .verifier(),
+            Some(&verifier())
         );
         assert!(matches!(LookedUp::parse(None), LookedUp::NoPassword));
         assert!(matches!(LookedUp::parse(Some(b"")), LookedUp::NoPassword));
         let md5 = LookedUp::parse(Some(b"md5900150983cd24fb0d6963f7d28e17f72"));
-        assert!(matches!(md5, LookedUp::Unsupported(Unsupported::Md5)));
-        assert!(md5.verifier().is_none());
+        assert!(matches!(md5.identity(), Some(Identity::Md5(_))));
         for other in [&b"plain"[..], b"\xff", b"SCRAM-SHA-256$"] {
             assert!(matches!(
                 LookedUp::parse(Some(other)),
@@ -206,7 +196,7 @@ mod tests {
     fn known_and_unknown_users_are_remembered_for_the_time_to_live() {
         let start = Instant::now();
         let mut cache = VerifierCache::new(Duration::from_mins(1), 10);
-        cache.put(b"a", Some(verifier()), start);
+        cache.put(b"a", Some(Identity::Verifier(verifier())), start);
         cache.put(b"nobody", None, start);
         let later = start + Duration::from_secs(59);
         assert!(matches!(cache.get(b"a", later), Cached::Hit(Some(_))));
@@ -250,7 +240,7 @@ mod tests {
     fn a_name_no_role_can_have_is_unknown_and_takes_no_room() {
         let now = Instant::now();
         let mut cache = VerifierCache::new(Duration::from_mins(1), 3);
-        cache.put(&[b'x'; 256], Some(verifier()), now);
+        cache.put(&[b'x'; 256], Some(Identity::Verifier(verifier())), now);
         assert!(cache.is_empty());
         assert!(matches!(cache.get(&[b'x'; 256], now), Cached::Hit(None)));
     }

@@ -12,27 +12,32 @@ use crate::config::Secret;
 
 pub(crate) mod crypto;
 pub mod lookup;
+pub mod md5;
 pub mod rules;
 pub mod scram;
 pub mod userlist;
 
+use md5::Md5Hash;
 use scram::Verifier;
 
 /// What is known of a user, and so what a session can log into a server with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
     /// A verifier only: the client's own key, recovered in its login, opens every server with the same verifier.
     Verifier(Arc<Verifier>),
     /// The password itself. The verifier was computed from it here and has a salt of its own, so that the key
     /// recovered from the client is of no use at a server: sessions log in there with the password.
     Password(Secret, Arc<Verifier>),
+    /// A role whose password is stored as md5: no SCRAM for it. The hash opens a server that asks for md5.
+    Md5(Md5Hash),
 }
 
 impl Identity {
-    /// What the client is checked against.
-    pub fn verifier(&self) -> &Arc<Verifier> {
+    /// What a client that speaks SCRAM is checked against; `None` where there can be none.
+    pub fn verifier(&self) -> Option<&Arc<Verifier>> {
         match self {
-            Self::Verifier(verifier) | Self::Password(_, verifier) => verifier,
+            Self::Verifier(verifier) | Self::Password(_, verifier) => Some(verifier),
+            Self::Md5(_) => None,
         }
     }
 }

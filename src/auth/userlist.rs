@@ -144,7 +144,7 @@ impl Entry {
         if self.secret.is_empty() {
             return Err(UserListFaultKind::Empty { user: user() });
         }
-        if super::lookup::is_md5(&self.secret) {
+        if super::md5::Md5Hash::parse(&self.secret).is_some() {
             return Err(UserListFaultKind::Md5 { user: user() });
         }
         if self.secret.starts_with(b"SCRAM-SHA-256$") {
@@ -241,7 +241,10 @@ mod tests {
     fn a_password_keeps_the_salt_the_unknown_user_had() {
         let mock = MockSecret::new(None);
         let read = || UserList::parse(&Secret::new(*b"\"a\" \"secret\""), &mock).unwrap();
-        assert_eq!(read().find(b"a").unwrap().verifier().salt, mock.salt(b"a"));
+        assert_eq!(
+            read().find(b"a").unwrap().verifier().unwrap().salt,
+            mock.salt(b"a")
+        );
         assert_eq!(
             read().find(b"a").unwrap().verifier(),
             read().find(b"a").unwrap().verifier()

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::account::{Account, Purpose};
 use super::metrics::{LookUpResult, Metrics};
 use super::snapshot::{Identity, Leader, Member, MemberName, Snapshot};
+use crate::auth;
 use crate::auth::lookup::{Cached, DEFAULT_CAPACITY, LookedUp, VerifierCache};
-use crate::auth::scram::Verifier;
 use crate::backend::query::{Row, simple_query};
 use crate::backend::{ConnectError, ServerConnection};
 
@@ -74,7 +74,7 @@ pub enum LookupError {
 }
 
 /// A user's verifier; `None` for one that cannot log in.
-pub type Lookup = Option<Arc<Verifier>>;
+pub type Lookup = Option<auth::Identity>;
 type Answer = Result<Lookup, LookupError>;
 
 enum Request {
@@ -329,7 +329,7 @@ async fn look_up(user: &[u8], query: &Query, pools: Vec<(MemberName, Pool)>, dea
                 if let LookedUp::Unsupported(why) = &found {
                     tracing::warn!(user = %String::from_utf8_lossy(user).escape_debug(), "a user cannot log in: {why}");
                 }
-                return Ok(found.verifier());
+                return Ok(found.identity());
             }
             Err(refused @ LookupError::Query(_)) => return Err(refused),
             Err(other) => {

@@ -118,7 +118,7 @@ impl Identities<'_> {
     async fn find(&self, user: &[u8]) -> Result<Option<Identity>, LookupError> {
         match self.users {
             Some(users) => Ok(users.find(user).cloned()),
-            None => Ok(self.cluster.verifier(user).await?.map(Identity::Verifier)),
+            None => self.cluster.verifier(user).await,
         }
     }
 }
@@ -179,7 +179,7 @@ async fn scram_sha_256(
     let first = read_password_message(stream, &mut buffer).await?;
     // Only now: a balancer's check hangs up before and must cost no look-up.
     let identity = identities.find(&packet.user).await.map_err(LoginFault::Lookup)?;
-    let verifier = identity.as_ref().map(|identity| Arc::clone(identity.verifier()));
+    let verifier = identity.as_ref().and_then(Identity::verifier).map(Arc::clone);
     let (mechanism, data) = sasl_initial(&first.body)?;
     let (exchange, reply) = ServerExchange::start(
         Lookup {
@@ -208,7 +208,7 @@ async fn scram_sha_256(
     message::authentication_ok(&mut out);
     let credential = match identity {
         Some(Identity::Password(password, _)) => Credential::Password(password),
-        Some(Identity::Verifier(_)) | None => Credential::ClientKey(key),
+        Some(Identity::Verifier(_) | Identity::Md5(_)) | None => Credential::ClientKey(key),
     };
     Ok(Authenticated {
         credential,
