@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use rustls::SupportedProtocolVersion;
 use rustls::version::{TLS12, TLS13};
 
+use super::access;
 use super::address::{self, bind_address, overlap};
 use super::cluster::{hours, minutes, ms, secs};
 use super::files;
@@ -93,9 +94,19 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
         };
         sql.map(|sql| Verifiers::Query { sql, cache_ttl: ttl })
     };
+    let hba_file = section.field("hba_file");
+    let ident_file = section.field("ident_file");
+    if let (None, Some(field)) = (&hba_file, &ident_file) {
+        field.fault("needs `hba_file` beside it, whose rules name the maps");
+    }
+    let ldap_roots = section.field("ldap_ca_file").and_then(|field| field.roots());
     Some(Auth {
         verifiers: verifiers?,
         login_timeout: login_timeout.unwrap_or(secs(60)),
+        hba_file: hba_file.and_then(|field| field.path()),
+        ident_file: ident_file.and_then(|field| field.path()),
+        ldap_roots,
+        server_credentials: access::server_credentials(&section),
     })
 }
 

@@ -10,6 +10,7 @@
 //! The text becomes a tree of values with lines ([`tree`]), compared with the table of all keys ([`schema`]) and
 //! converted by readers that go on after a fault ([`section`]) into the [`model`].
 
+mod access;
 mod address;
 mod cluster;
 mod fault;
@@ -143,6 +144,9 @@ fn convert(context: &Context<'_>, path: &Path, text: &str) -> Option<Config> {
     let log = front::log(&root);
     let shutdown = front::shutdown(&root);
     let workers = front::workers(&root);
+    if let Some(auth) = &auth {
+        access::check_cluster_certificates(&root, auth, &clusters);
+    }
     Some(Config {
         path: path.to_owned(),
         clusters,

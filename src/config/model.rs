@@ -191,6 +191,45 @@ pub struct Auth {
     pub verifiers: Verifiers,
     /// From accept to authenticated, TLS included (default 60 s).
     pub login_timeout: Duration,
+    /// Rules in `pg_hba.conf` syntax, read by `auth`; without it everybody authenticates by SCRAM.
+    pub hba_file: Option<PathBuf>,
+    /// Maps in `pg_ident.conf` syntax, read by `auth`; only with `hba_file`.
+    pub ident_file: Option<PathBuf>,
+    /// Authorities trusted for LDAP over TLS; `None` is the system's.
+    pub ldap_roots: Option<Vec<CertificateDer<'static>>>,
+    /// How sessions of which users log into the servers; the first that fits counts.
+    pub server_credentials: Vec<ServerCredential>,
+}
+
+/// How the sessions of some users log into the servers, in place of the client's own login.
+#[derive(Debug)]
+pub struct ServerCredential {
+    /// Where it stands in the file, for messages.
+    pub path: String,
+    pub line: Option<usize>,
+    pub users: CredentialUsers,
+    /// The role on the server; `None` is the client's own.
+    pub server_user: Option<String>,
+    pub secret: ServerSecret,
+}
+
+/// The users, as clients name them, that a server credential is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialUsers {
+    All,
+    Names(Vec<String>),
+}
+
+/// What a server credential consists of.
+#[derive(Debug)]
+pub enum ServerSecret {
+    Password(Secret),
+    /// A client certificate of its own, instead of the cluster's `sslcert`.
+    Certificate(Arc<KeyPair>),
+    /// The password that the client has just proven (methods `password` and `ldap`).
+    ClientPassword,
+    /// Nothing but the cluster's `sslcert`: the servers let the router in by it.
+    ClusterCertificate,
 }
 
 #[derive(Debug)]

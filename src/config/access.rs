@@ -1,0 +1,127 @@
+//! Who may come in by which rules, and how a session logs into the server where the client's own login does not carry
+//! that far. The rules themselves are read by `auth`.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::files;
+use super::model::{Auth, Cluster, CredentialUsers, ServerCredential, ServerSecret};
+use super::schema;
+use super::section::{Field, Section, report_repeated};
+
+/// More entries than anybody writes by hand.
+const MAX_CREDENTIALS: usize = 1024;
+const MAX_USERS: usize = 1024;
+
+/// The list `auth.server_credentials`; empty where it is not written.
+pub(super) fn server_credentials(auth: &Section<'_>) -> Vec<ServerCredential> {
+    let Some(field) = auth.field("server_credentials") else {
+        return Vec::new();
+    };
+    let fields = field.list(MAX_CREDENTIALS);
+    let credentials: Vec<_> = fields.iter().filter_map(server_credential).collect();
+    let everybody = |credential: &ServerCredential| credential.users == CredentialUsers::All;
+    if let Some(index) = credentials.iter().position(everybody)
+        && credentials.len() == fields.len()
+        && index + 1 < fields.len()
+    {
+        fields[index + 1].fault(format!(
+            "is never reached: {} is for all users",
+            fields[index].path
+        ));
+    }
+    credentials
+}
+
+fn server_credential(field: &Field<'_>) -> Option<ServerCredential> {
+    let section = field.section(&schema::SERVER_CREDENTIAL);
+    let users = section.required("users").and_then(|field| users(&field));
+    let server_user = match section.field("server_user") {
+        Some(field) => Some(name(&field)?),
+        None => None,
+    };
+    let secret = secret(field, &section);
+    Some(ServerCredential {
+        path: field.path.clone(),
+        line: field.line,
+        users: users?,
+        server_user,
+        secret: secret?,
+    })
+}
+
+/// `all`, or a list of names. A role may be named `all`: as an element of a list it is that role.
+fn users(field: &Field<'_>) -> Option<CredentialUsers> {
+    if !field.is_list() {
+        return field.one_of(&[("all", Some(()))]).map(|()| CredentialUsers::All);
+    }
+    let mut names = Vec::new();
+    let mut whole = true;
+    for field in field.list(MAX_USERS) {
+        match name(&field) {
+            Some(name) => names.push((name, field)),
+            None => whole = false,
+        }
+    }
+    report_repeated(&names, "user");
+    whole.then(|| CredentialUsers::Names(names.into_iter().map(|(name, _)| name).collect()))
+}
+
+fn name(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    if text.len() > 255 {
+        field.fault("is longer than 255 bytes");
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// One way, or none: then the servers let the router in by the cluster's own certificate.
+fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
+    let file = section.field("password_file");
+    let client = section.field("password");
+    let pair = section.pair("cert_file", "key_file");
+    let with_certificate = section.has("cert_file") || section.has("key_file");
+    let ways = usize::from(file.is_some()) + usize::from(client.is_some()) + usize::from(with_certificate);
+    if ways > 1 {
+        field.fault("has more than one of `password_file`, `password` and `cert_file`; leave one");
+        return None;
+    }
+    if let Some(file) = file {
+        return file.secret_file(1).map(ServerSecret::Password);
+    }
+    if let Some(client) = client {
+        return client
+            .one_of(&[("client", Some(()))])
+            .map(|()| ServerSecret::ClientPassword);
+    }
+    if with_certificate {
+        let (cert, key) = pair?;
+        return files::key_pair(&cert, &key).map(|(pair, _)| ServerSecret::Certificate(pair));
+    }
+    Some(ServerSecret::ClusterCertificate)
+}
+
+/// A credential without secret of its own leans on the cluster's certificate, which every cluster must then have.
+pub(super) fn check_cluster_certificates(
+    root: &Section<'_>,
+    auth: &Auth,
+    clusters: &IndexMap<String, Arc<Cluster>>,
+) {
+    let bare = |credential: &&ServerCredential| matches!(credential.secret, ServerSecret::ClusterCertificate);
+    let without = clusters
+        .values()
+        .find(|cluster| cluster.server_tls.client_certificate.is_none());
+    if let (Some(credential), Some(cluster)) = (auth.server_credentials.iter().find(bare), without) {
+        root.context().fault(
+            &credential.path,
+            credential.line,
+            format!(
+                "has no secret, and cluster `{}` has no `server_tls.sslcert` that the servers could know the router by",
+                cluster.name
+            ),
+            Some("give it `password_file`, `cert_file` and `key_file`, or `password: client`".to_owned()),
+        );
+    }
+}
