@@ -1,14 +1,16 @@
 #!/usr/bin/python3
-"""Side-by-side benchmark: direct, a bare epoll forwarder, HAProxy (TCP), PgBouncer (session), Trunkline in clear and
-in TLS, against one PostgreSQL on loopback.
+"""Side-by-side benchmark: direct, a bare epoll forwarder, HAProxy (TCP), PgBouncer (session), and Trunkline, the last
+two in clear and in TLS, against one PostgreSQL on loopback.
 
 Every round runs every target once, in turn, so that a drift of the machine hits all of them alike; figures are the
 median over the rounds with the lowest and highest. CPU is the process's own (all threads), from the scheduler's
-nanosecond counters, per transaction. Memory is PSS per idle client, before and after one 256 KiB answer.
+nanosecond counters, per transaction. Memory is PSS per idle client, before and after one 256 KiB answer. Refused
+logins: a wrong password and an unknown user in turn, from connect to the error.
 
 Run it through `make bench`, which installs what it needs and builds the release binary."""
 
 import argparse
+import base64
 import json
 import os
 import pwd
@@ -17,6 +19,7 @@ import shutil
 import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -40,6 +43,8 @@ WORKLOADS = {
     "rows100-16": (ROWS, 16, 2, "prepared", []),
     "bulk10MB-2": (BULK, 2, 2, "simple", []),
     "connect-4": (SELECT, 4, 2, "simple", ["-C"]),
+    # Each transaction is a login: through the TLS targets, TLS handshake and SCRAM.
+    "login-4": ("SELECT 1;\n", 4, 2, "simple", ["-C"]),
 }
 
 
@@ -157,16 +162,28 @@ pidfile =
 log_connections = 0
 log_disconnections = 0
 """)
-        for path in (users, conf):
+        certs = self.certificates()
+        shutil.copy(certs / "server.key", self.dir / "pgbouncer.key")
+        conf.write_text(conf.read_text() + f"""client_tls_sslmode = allow
+client_tls_cert_file = {certs}/server.crt
+client_tls_key_file = {self.dir}/pgbouncer.key
+""")
+        for path in (users, conf, self.dir / "pgbouncer.key"):
             path.chmod(0o644)
         self.start("pgbouncer", ["pgbouncer", conf], BOUNCER_PORT, unprivileged=True)
 
+    def certificates(self):
+        certs = self.dir / "certs"
+        if not certs.exists():
+            subprocess.run([ROOT / "certs/make-certs", "--dir", certs], check=True, stdout=subprocess.DEVNULL)
+            certs.chmod(0o755)
+        return certs
+
     def trunkline(self):
-        subprocess.run([ROOT / "certs/make-certs", "--dir", self.dir / "certs"], check=True, stdout=subprocess.DEVNULL)
+        certs = self.certificates()
         secret = self.dir / "service-password"
         secret.write_text("trunkline\n")
         secret.chmod(0o600)
-        certs = self.dir / "certs"
         conf = self.dir / "trunkline.yaml"
         conf.write_text(f"""clusters:
   bench:
@@ -247,6 +264,46 @@ class Session:
         self.child.wait(10)
 
 
+def refused_login(port, user):
+    """One login by SCRAM with a made-up proof; seconds from connect to the error, and the messages' types and sizes."""
+    began = time.perf_counter()
+    with socket.create_connection((HOST, port), 10) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = sock.makefile("rb")
+
+        def message(kind, body):
+            sock.sendall(kind + struct.pack("!i", len(body) + 4) + body)
+
+        def answer():
+            kind = stream.read(1)
+            return kind, stream.read(struct.unpack("!i", stream.read(4))[0] - 4)
+
+        message(b"", struct.pack("!i", 196608) + f"user\0{user}\0database\0{DATABASE}\0\0".encode())
+        shape = [answer()]
+        first = b"n,,n=,r=" + base64.b64encode(os.urandom(18))
+        message(b"p", b"SCRAM-SHA-256\0" + struct.pack("!i", len(first)) + first)
+        shape.append(answer())
+        nonce = re.match(rb"r=([^,]+)", shape[1][1][4:])[1]
+        message(b"p", b"c=biws,r=" + nonce + b",p=" + base64.b64encode(os.urandom(32)))
+        shape.append(answer())
+    took = time.perf_counter() - began
+    if shape[-1][0] != b"E" or b"28P01" not in shape[-1][1]:
+        sys.exit(f"a made-up proof of {user} was answered {shape[-1]}")
+    return took, [(kind, len(body)) for kind, body in shape]
+
+
+def refused_logins(port, times):
+    """Medians of a wrong password and of an unknown user whose name is as long, taken in turn."""
+    users = {"wrong password": USER, "unknown user": "xyz"[: len(USER)]}
+    took, shapes = {what: [] for what in users}, set()
+    for _ in range(times):
+        for what, user in users.items():
+            seconds, shape = refused_login(port, user)
+            took[what].append(seconds * 1e6)
+            shapes.add(str(shape))
+    return took, shapes
+
+
 def comm(pid):
     try:
         return Path(f"/proc/{pid}/comm").read_text()
@@ -296,6 +353,7 @@ def main():
     parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--targets", nargs="*")
     parser.add_argument("--idle-clients", type=int, default=200)
+    parser.add_argument("--refused-logins", type=int, default=1000, help="of each kind; 0 is none")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     bench = Bench(args)
@@ -310,6 +368,7 @@ def main():
             "forwarder": (FWD_PORT, "disable", "forwarder"),
             "haproxy": (HAP_PORT, "disable", "haproxy"),
             "pgbouncer": (BOUNCER_PORT, "disable", "pgbouncer"),
+            "pgbouncer-tls": (BOUNCER_PORT, "require", "pgbouncer"),
             "trunkline": (TL_PORT, "disable", "trunkline"),
             "trunkline-tls": (TL_PORT, "require", "trunkline"),
         }
@@ -345,6 +404,16 @@ def main():
                     idle, after = bench.memory(process, port, sslmode, args.idle_clients)
                     report["memory"][name] = [idle, after]
                     print(f"| {name} | {idle:.1f} | {after:.1f} |", flush=True)
+        if args.refused_logins:
+            took, shapes = refused_logins(TL_PORT, args.refused_logins)
+            report["refused_logins_us"] = took
+            print(f"\n### Refused logins, {args.refused_logins} of each in turn, µs from connect to the error\n")
+            print("| login | median | 10th and 90th percentile |\n|---|---|---|")
+            for what, values in took.items():
+                deciles = statistics.quantiles(values, n=10)
+                print(f"| {what} | {statistics.median(values):.1f} | {deciles[0]:.1f}–{deciles[-1]:.1f} |")
+            wrong, unknown = (statistics.median(values) for values in took.values())
+            print(f"\nThe medians are {abs(wrong - unknown) / wrong:.2%} apart; {len(shapes)} shape(s) of messages.", flush=True)
         if args.json:
             args.json.write_text(json.dumps(report, indent=1))
     finally:
