@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::config::Secret;
 
+pub mod credentials;
 pub(crate) mod crypto;
 pub mod lookup;
 pub mod md5;

@@ -106,7 +106,7 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
         hba_file: hba_file.and_then(|field| field.path()),
         ident_file: ident_file.and_then(|field| field.path()),
         ldap_roots,
-        server_credentials: access::server_credentials(&section),
+        server_credentials: access::server_credentials(&section).into(),
     })
 }
 

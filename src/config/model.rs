@@ -198,7 +198,7 @@ pub struct Auth {
     /// Authorities trusted for LDAP over TLS; `None` is the system's.
     pub ldap_roots: Option<Vec<CertificateDer<'static>>>,
     /// How sessions of which users log into the servers; the first that fits counts.
-    pub server_credentials: Vec<ServerCredential>,
+    pub server_credentials: Arc<[ServerCredential]>,
 }
 
 /// How the sessions of some users log into the servers, in place of the client's own login.

@@ -24,7 +24,7 @@ fn each_key_has_its_effect() {
     assert_eq!(auth.hba_file, Some(files.path("pg_hba.conf")));
     assert_eq!(auth.ident_file, Some(files.path("pg_ident.conf")));
     assert_eq!(auth.ldap_roots.as_ref().map(Vec::len), Some(1));
-    let [first, second, third] = auth.server_credentials.as_slice() else {
+    let [first, second, third] = &*auth.server_credentials else {
         panic!("{:?}", auth.server_credentials)
     };
     // In a list, `all` is the role of that name.
