@@ -13,6 +13,7 @@ use crate::config::Secret;
 pub(crate) mod crypto;
 pub mod lookup;
 pub mod md5;
+pub mod memberships;
 pub mod rules;
 pub mod scram;
 pub mod userlist;
