@@ -177,15 +177,15 @@ async fn looks_up_verifiers() {
     let cluster = Cluster::shared();
     let running = Running::start(patroni(cluster), "trunkline", "trunkline", "postgres");
     assert!(matches!(
-        running.handle.verifier(b"app").await,
+        running.handle.identity(b"app").await,
         Err(LookupError::Unavailable(_))
     ));
     running.until("healthy", healthy).await;
-    let verifier = running.handle.verifier(b"app").await.unwrap();
+    let verifier = running.handle.identity(b"app").await.unwrap();
     assert!(verifier.is_some());
     for unknown in ["nobody", "app'; SELECT 1 --", "app\\", "$1"] {
         assert_eq!(
-            running.handle.verifier(unknown.as_bytes()).await.unwrap(),
+            running.handle.identity(unknown.as_bytes()).await.unwrap(),
             None,
             "{unknown}"
         );
@@ -193,26 +193,26 @@ async fn looks_up_verifiers() {
     let many: Vec<_> = (0..100)
         .map(|_| {
             let handle = running.handle.clone();
-            tokio::spawn(async move { handle.verifier(b"postgres").await })
+            tokio::spawn(async move { handle.identity(b"postgres").await })
         })
         .collect();
     for one in many {
         assert!(one.await.unwrap().unwrap().is_some());
     }
-    running.handle.forget_verifier(b"app");
-    assert_eq!(running.handle.verifier(b"app").await.unwrap(), verifier);
+    running.handle.forget_identity(b"app");
+    assert_eq!(running.handle.identity(b"app").await.unwrap(), verifier);
 
     // The function is in another database: an ordinary account gets no answer, a superuser asks pg_authid.
     let elsewhere = Running::start(patroni(cluster), "trunkline", "trunkline", "app");
     elsewhere.until("healthy", healthy).await;
     assert!(matches!(
-        elsewhere.handle.verifier(b"app").await,
+        elsewhere.handle.identity(b"app").await,
         Err(LookupError::Query(_))
     ));
     let superuser = Running::start(patroni(cluster), "postgres", "postgres", "app");
     superuser.until("healthy", healthy).await;
-    assert_eq!(superuser.handle.verifier(b"app").await.unwrap(), verifier);
-    assert_eq!(superuser.handle.verifier(b"nobody").await.unwrap(), None);
+    assert_eq!(superuser.handle.identity(b"app").await.unwrap(), verifier);
+    assert_eq!(superuser.handle.identity(b"nobody").await.unwrap(), None);
     // From another runtime.
     let handle = running.handle.clone();
     let other = std::thread::spawn(move || {
@@ -220,7 +220,7 @@ async fn looks_up_verifiers() {
             .enable_all()
             .build()
             .unwrap()
-            .block_on(async move { handle.verifier(b"trunkline").await })
+            .block_on(async move { handle.identity(b"trunkline").await })
     });
     let found = spawn_blocking(move || other.join().unwrap()).await.unwrap();
     assert!(found.unwrap().is_some());
@@ -303,7 +303,7 @@ async fn connections_terminated_by_an_administrator_take_nothing_away() {
     let cluster = Cluster::shared();
     let running = Running::start(patroni(cluster), "trunkline", "trunkline", "postgres");
     let snapshot = running.until("healthy", healthy).await;
-    assert!(running.handle.verifier(b"app").await.unwrap().is_some());
+    assert!(running.handle.identity(b"app").await.unwrap().is_some());
     let member = leader(&snapshot).unwrap();
     let version = running.handle.snapshot().version;
     for user in ["trunkline", "replicator", "app_repl"] {
@@ -317,7 +317,7 @@ async fn connections_terminated_by_an_administrator_take_nothing_away() {
         }
         node.sql(&format!("SELECT pg_terminate_backend(pid) {ours}"));
         // Not remembered yet: a pooled connection is found dead and replaced.
-        assert!(running.handle.verifier(user.as_bytes()).await.unwrap().is_some());
+        assert!(running.handle.identity(user.as_bytes()).await.unwrap().is_some());
         running.handle.look_again();
         let probed = |snapshot: &Snapshot| {
             snapshot

@@ -54,40 +54,53 @@ impl LookedUp {
     }
 }
 
-/// The most users remembered by default, known and unknown ones alike.
-pub const DEFAULT_CAPACITY: usize = 10_000;
+/// An answer older than this is asked again before it is used.
+pub const CONFIRM_AFTER: Duration = Duration::from_secs(1);
+/// An answer younger than this is not forgotten on request: wrong passwords must not cost a query each.
+pub const FORGET_AFTER: Duration = Duration::from_millis(100);
 /// No role has a longer name (NAMEDATALEN is 64, unless PostgreSQL was built otherwise): bounds the memory of a key.
-const MAX_NAME: usize = 255;
+pub const MAX_NAME: usize = 255;
 
-/// The cache's answer.
-#[derive(Debug, Clone)]
-pub enum Cached {
-    /// Looked up less than the time to live ago; `None` for a user that cannot log in.
-    Hit(Option<Identity>),
+/// What is remembered about one user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cached<V> {
+    /// To be used as it is.
+    Fresh(V),
+    /// To be asked again, and used only if no answer is to be had in time.
+    Stale(V),
     Miss,
 }
 
-/// Remembers look-ups for a while. At its bound the oldest entry goes: somebody who makes up users costs look-ups, not
-/// memory.
+/// Remembers answers about users, those about unknown ones like any other. At its bound the oldest goes: somebody who
+/// makes up users costs look-ups, not memory.
+///
+/// An answer counts from when it was asked, not from when it came: what changed in between may not be in it.
 #[derive(Debug)]
-pub struct VerifierCache {
-    entries: HashMap<Arc<[u8]>, Entry>,
-    /// The same keys in the order they were put, which is the order they expire.
+pub struct AnswerCache<V> {
+    entries: HashMap<Arc<[u8]>, Entry<V>>,
+    /// The same keys in the order they were put.
     order: BTreeMap<u64, Arc<[u8]>>,
     next: u64,
     ttl: Duration,
     capacity: usize,
+    weight: usize,
 }
 
 #[derive(Debug)]
-struct Entry {
-    identity: Option<Identity>,
-    put: Instant,
+struct Entry<V> {
+    value: V,
+    asked: Instant,
+    /// The last attempt to confirm it; no earlier than `asked`.
+    tried: Instant,
+    /// To be forgotten as soon as it is old enough.
+    forget: bool,
     order: u64,
+    weight: usize,
 }
 
-impl VerifierCache {
-    /// A `ttl` or `capacity` of zero caches nothing.
+impl<V: Clone> AnswerCache<V> {
+    /// `ttl` is how long an answer may be used without being confirmed; `capacity` bounds the weights together. With
+    /// either at zero nothing is remembered.
     pub fn new(ttl: Duration, capacity: usize) -> Self {
         Self {
             entries: HashMap::new(),
@@ -95,53 +108,82 @@ impl VerifierCache {
             next: 0,
             ttl,
             capacity,
+            weight: 0,
         }
     }
 
-    pub fn get(&mut self, user: &[u8], now: Instant) -> Cached {
-        if user.len() > MAX_NAME {
-            return Cached::Hit(None);
+    pub fn get(&mut self, user: &[u8], now: Instant) -> Cached<V> {
+        let Some(entry) = self.entries.get(user) else {
+            return Cached::Miss;
+        };
+        let age = now.saturating_duration_since(entry.asked);
+        if age >= self.ttl || (entry.forget && age >= FORGET_AFTER) {
+            self.remove(user);
+            return Cached::Miss;
         }
-        match self.entries.get(user) {
-            Some(entry) if now.saturating_duration_since(entry.put) < self.ttl => {
-                Cached::Hit(entry.identity.clone())
-            }
-            Some(_) => {
-                self.invalidate(user);
-                Cached::Miss
-            }
-            None => Cached::Miss,
+        let value = entry.value.clone();
+        if now.saturating_duration_since(entry.tried) < CONFIRM_AFTER {
+            Cached::Fresh(value)
+        } else {
+            Cached::Stale(value)
         }
     }
 
-    pub fn put(&mut self, user: &[u8], identity: Option<Identity>, now: Instant) {
-        self.invalidate(user);
-        if user.len() > MAX_NAME || self.capacity == 0 || self.ttl.is_zero() {
+    /// Remembers the answer to a question asked at `asked`, in place of an earlier one. `weight` is at least 1.
+    pub fn put(&mut self, user: &[u8], value: V, weight: usize, asked: Instant) {
+        self.remove(user);
+        if user.len() > MAX_NAME || weight > self.capacity || self.ttl.is_zero() {
             return;
         }
-        while self.entries.len() >= self.capacity {
+        while self.weight > self.capacity - weight {
             let Some((_, oldest)) = self.order.pop_first() else {
                 break;
             };
-            self.entries.remove(&oldest);
+            if let Some(gone) = self.entries.remove(&oldest) {
+                self.weight -= gone.weight;
+            }
         }
         let key: Arc<[u8]> = user.into();
         self.order.insert(self.next, Arc::clone(&key));
         self.entries.insert(
             key,
             Entry {
-                identity,
-                put: now,
+                value,
+                asked,
+                tried: asked,
+                forget: false,
                 order: self.next,
+                weight,
             },
         );
+        self.weight += weight;
         self.next += 1;
     }
 
-    /// Forgets one user: its login failed in a way that a new look-up may mend.
-    pub fn invalidate(&mut self, user: &[u8]) {
+    /// An attempt begun at `at` gave no answer: the remembered one is used for another [`CONFIRM_AFTER`], within its
+    /// time to live.
+    pub fn not_confirmed(&mut self, user: &[u8], at: Instant) {
+        if let Some(entry) = self.entries.get_mut(user) {
+            entry.tried = entry.tried.max(at);
+        }
+    }
+
+    /// Forgets a user's answer, which a login has shown to be doubtful: at once, or as soon as it is
+    /// [`FORGET_AFTER`] old.
+    pub fn forget(&mut self, user: &[u8], now: Instant) {
+        let Some(entry) = self.entries.get_mut(user) else {
+            return;
+        };
+        entry.forget = true;
+        if now.saturating_duration_since(entry.asked) >= FORGET_AFTER {
+            self.remove(user);
+        }
+    }
+
+    fn remove(&mut self, user: &[u8]) {
         if let Some(entry) = self.entries.remove(user) {
             self.order.remove(&entry.order);
+            self.weight -= entry.weight;
         }
     }
 
@@ -166,10 +208,6 @@ mod tests {
         Arc::new(Verifier::from_password(b"x", b"salt", NonZeroU32::MIN))
     }
 
-    fn is_hit(cached: &Cached) -> bool {
-        matches!(cached, Cached::Hit(_))
-    }
-
     #[test]
     fn reads_what_pg_authid_holds() {
         let text = verifier().to_text();
@@ -192,64 +230,97 @@ mod tests {
         }
     }
 
+    const TTL: Duration = Duration::from_mins(1);
+    const MS: Duration = Duration::from_millis(1);
+
+    fn cache(capacity: usize) -> (AnswerCache<Option<u8>>, Instant) {
+        (AnswerCache::new(TTL, capacity), Instant::now())
+    }
+
     #[test]
-    fn known_and_unknown_users_are_remembered_for_the_time_to_live() {
-        let start = Instant::now();
-        let mut cache = VerifierCache::new(Duration::from_mins(1), 10);
-        cache.put(b"a", Some(Identity::Verifier(verifier())), start);
-        cache.put(b"nobody", None, start);
-        let later = start + Duration::from_secs(59);
-        assert!(matches!(cache.get(b"a", later), Cached::Hit(Some(_))));
-        assert!(matches!(cache.get(b"nobody", later), Cached::Hit(None)));
-        assert!(matches!(cache.get(b"b", later), Cached::Miss));
-        let expired = start + Duration::from_mins(1);
-        assert!(!is_hit(&cache.get(b"a", expired)) && !is_hit(&cache.get(b"nobody", expired)));
+    fn known_and_unknown_users_are_remembered_alike() {
+        let (mut cache, start) = cache(10);
+        for (user, answer) in [(&b"a"[..], Some(1)), (b"nobody", None)] {
+            cache.put(user, answer, 1, start);
+            assert_eq!(cache.get(user, start + CONFIRM_AFTER - MS), Cached::Fresh(answer));
+            assert_eq!(cache.get(user, start + CONFIRM_AFTER), Cached::Stale(answer));
+            assert_eq!(cache.get(user, start + TTL - MS), Cached::Stale(answer));
+            assert_eq!(cache.get(user, start + TTL), Cached::Miss);
+        }
+        assert_eq!(cache.get(b"b", start), Cached::Miss);
+        assert!(cache.is_empty() && cache.weight == 0);
+    }
+
+    #[test]
+    fn an_attempt_without_answer_gives_another_second_but_no_longer_life() {
+        let (mut cache, start) = cache(10);
+        cache.put(b"a", Some(1), 1, start);
+        let tried = start + CONFIRM_AFTER * 5;
+        cache.not_confirmed(b"a", tried);
+        cache.not_confirmed(b"nobody", tried);
+        assert_eq!(
+            cache.get(b"a", tried + CONFIRM_AFTER - MS),
+            Cached::Fresh(Some(1))
+        );
+        assert_eq!(cache.get(b"a", tried + CONFIRM_AFTER), Cached::Stale(Some(1)));
+        cache.not_confirmed(b"a", start + TTL - MS);
+        assert_eq!(cache.get(b"a", start + TTL), Cached::Miss);
         assert!(cache.is_empty());
     }
 
     #[test]
-    fn one_user_can_be_forgotten() {
-        let now = Instant::now();
-        let mut cache = VerifierCache::new(Duration::from_mins(1), 10);
-        cache.put(b"a", None, now);
-        cache.put(b"b", None, now);
-        cache.invalidate(b"a");
-        assert!(!is_hit(&cache.get(b"a", now)) && is_hit(&cache.get(b"b", now)));
+    fn a_doubtful_answer_is_forgotten_at_once_or_when_it_is_old_enough() {
+        let (mut cache, start) = cache(10);
+        for user in [&b"a"[..], b"b", b"c"] {
+            cache.put(user, None, 1, start);
+        }
+        cache.forget(b"a", start + FORGET_AFTER);
+        assert_eq!(cache.get(b"a", start + FORGET_AFTER), Cached::Miss);
+        cache.forget(b"b", start + FORGET_AFTER - MS);
+        assert_eq!(cache.get(b"b", start + FORGET_AFTER - MS), Cached::Fresh(None));
+        assert_eq!(cache.get(b"b", start + FORGET_AFTER), Cached::Miss);
+        assert_eq!(cache.get(b"c", start + FORGET_AFTER), Cached::Fresh(None));
+        // The answer to a later question is no longer in doubt.
+        cache.put(b"b", None, 1, start);
+        cache.forget(b"b", start);
+        cache.put(b"b", Some(2), 1, start + FORGET_AFTER);
+        assert_eq!(cache.get(b"b", start + FORGET_AFTER * 2), Cached::Fresh(Some(2)));
     }
 
     #[test]
     fn the_oldest_goes_at_the_bound() {
-        let now = Instant::now();
-        let mut cache = VerifierCache::new(Duration::from_mins(1), 3);
+        let (mut cache, now) = cache(3);
         for user in [b"a", b"b", b"c", b"a", b"d"] {
-            cache.put(user, None, now);
+            cache.put(user, None, 1, now);
         }
-        assert!(!is_hit(&cache.get(b"b", now)), "put before the second a");
+        assert_eq!(cache.get(b"b", now), Cached::Miss, "put before the second a");
         assert!(
             [b"a", b"c", b"d"]
                 .iter()
-                .all(|user| is_hit(&cache.get(*user, now)))
+                .all(|user| cache.get(*user, now) == Cached::Fresh(None))
         );
         for i in 0..1000_u32 {
-            cache.put(&i.to_be_bytes(), None, now);
+            cache.put(&i.to_be_bytes(), None, 1, now);
             assert!(cache.len() <= 3 && cache.order.len() == cache.len());
         }
+        cache.put(b"heavy", None, 3, now);
+        assert_eq!((cache.len(), cache.weight), (1, 3));
+        cache.put(b"too heavy", None, 4, now);
+        assert_eq!(cache.get(b"too heavy", now), Cached::Miss);
+        assert_eq!((cache.len(), cache.weight), (1, 3));
     }
 
     #[test]
-    fn a_name_no_role_can_have_is_unknown_and_takes_no_room() {
-        let now = Instant::now();
-        let mut cache = VerifierCache::new(Duration::from_mins(1), 3);
-        cache.put(&[b'x'; 256], Some(Identity::Verifier(verifier())), now);
+    fn a_name_no_role_can_have_takes_no_room() {
+        let (mut cache, now) = cache(3);
+        cache.put(&[b'x'; 256], Some(1), 1, now);
         assert!(cache.is_empty());
-        assert!(matches!(cache.get(&[b'x'; 256], now), Cached::Hit(None)));
     }
 
     #[test]
     fn no_time_to_live_is_no_cache() {
-        let now = Instant::now();
-        let mut cache = VerifierCache::new(Duration::ZERO, 3);
-        cache.put(b"a", None, now);
-        assert!(!is_hit(&cache.get(b"a", now)));
+        let (mut cache, now) = (AnswerCache::new(Duration::ZERO, 3), Instant::now());
+        cache.put(b"a", Some(1), 1, now);
+        assert_eq!(cache.get(b"a", now), Cached::Miss);
     }
 }

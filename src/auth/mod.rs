@@ -14,6 +14,7 @@ pub mod credentials;
 pub(crate) mod crypto;
 pub mod lookup;
 pub mod md5;
+pub mod memberships;
 pub mod rules;
 pub mod scram;
 pub mod userlist;

@@ -23,6 +23,7 @@ pub mod snapshot;
 pub mod state;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -36,6 +37,7 @@ pub use self::metrics::Metrics;
 use self::snapshot::{MemberName, Snapshot};
 pub use self::state::Evidence;
 use self::state::Observation;
+use crate::auth::memberships::Memberships;
 use crate::backend::TlsClient;
 use crate::config;
 
@@ -53,6 +55,8 @@ pub enum ClusterError {
     ServerTls(String),
 }
 
+/// How long memberships may be used without being confirmed where `cache_ttl` is not to be set: its default.
+const MEMBERSHIPS_TTL: Duration = Duration::from_mins(1);
 /// Reports of sessions that wait to be folded in; more are dropped (they say the same).
 const MAX_EVIDENCE: usize = 256;
 
@@ -67,7 +71,9 @@ struct Shared {
     account: Arc<Account>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     evidence: mpsc::Sender<Observation>,
-    look_ups: Option<Lookups>,
+    /// `None` with a users file.
+    identities: Option<Lookups<Lookup>>,
+    memberships: Lookups<Arc<Memberships>>,
 }
 
 impl ClusterHandle {
@@ -96,23 +102,30 @@ impl ClusterHandle {
         let _ = self.shared.evidence.try_send(Observation::LookAgain);
     }
 
-    /// The verifier the cluster has for `user`; `None` for one that cannot log in. Remembered for `cache_ttl`; bounded
-    /// by the service account's `timeout`.
-    pub async fn verifier(&self, user: &[u8]) -> Result<Lookup, LookupError> {
-        match &self.shared.look_ups {
-            Some(look_ups) => {
+    /// What the cluster has to check `user`'s login against; `None` for one that cannot log in. No older than a second,
+    /// or `cache_ttl` while it cannot be confirmed; bounded by the service account's `timeout`.
+    pub async fn identity(&self, user: &[u8]) -> Result<Lookup, LookupError> {
+        match &self.shared.identities {
+            Some(identities) => {
                 let deadline = Instant::now() + self.config().service_account.timeout;
-                look_ups.verifier(user, deadline).await
+                identities.ask(user, deadline).await
             }
             None => Err(LookupError::NotConfigured),
         }
     }
 
-    /// Forgets a remembered verifier, unless it is less than a second old: its login failed, it may have changed.
-    pub fn forget_verifier(&self, user: &[u8]) {
-        if let Some(look_ups) = &self.shared.look_ups {
-            look_ups.forget(user);
+    /// Forgets a remembered identity, at once or as soon as it is a tenth of a second old: its login failed, it may
+    /// have changed.
+    pub fn forget_identity(&self, user: &[u8]) {
+        if let Some(identities) = &self.shared.identities {
+            identities.forget(user);
         }
+    }
+
+    /// The roles `user` is a member of, as PostgreSQL's `+role` has it; none for an unknown user. As old as an identity
+    /// at most (with a users file, as one with the default `cache_ttl`).
+    pub async fn memberships(&self, user: &[u8], deadline: Instant) -> Result<Arc<Memberships>, LookupError> {
+        self.shared.memberships.ask(user, deadline).await
     }
 
     /// TLS towards the servers.
@@ -146,26 +159,30 @@ pub fn start(
         stop.clone(),
         tracker.clone(),
     );
-    let look_ups = match &auth.verifiers {
-        config::Verifiers::UsersFile { .. } => None,
+    let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), snapshots.clone()));
+    let (identities, cache_ttl) = match &auth.verifiers {
+        config::Verifiers::UsersFile { .. } => (None, MEMBERSHIPS_TTL),
         config::Verifiers::Query { sql, cache_ttl } => {
             let query = lookup::Query {
                 sql: sql.clone(),
                 cache_ttl: *cache_ttl,
             };
-            let (look_ups, service) =
-                lookup::service(Arc::clone(&account), query, snapshots.clone(), metrics);
-            tracker.spawn(service.run(stop));
-            Some(look_ups)
+            let (identities, service) = lookup::service(query, Arc::clone(&pools), Arc::clone(&metrics));
+            tracker.spawn(service.run(stop.clone()));
+            (Some(identities), *cache_ttl)
         }
     };
+    let (memberships, service) =
+        lookup::service(lookup::MembershipsQuery { cache_ttl }, pools, metrics);
+    tracker.spawn(service.run(stop));
     tracker.spawn(control.run(patroni));
     Ok(ClusterHandle {
         shared: Arc::new(Shared {
             account,
             snapshots,
             evidence,
-            look_ups,
+            identities,
+            memberships,
         }),
     })
 }

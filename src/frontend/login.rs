@@ -118,7 +118,7 @@ impl Identities<'_> {
     async fn find(&self, user: &[u8]) -> Result<Option<Identity>, LookupError> {
         match self.users {
             Some(users) => Ok(users.find(user).cloned()),
-            None => self.cluster.verifier(user).await,
+            None => self.cluster.identity(user).await,
         }
     }
 }
@@ -199,7 +199,7 @@ async fn scram_sha_256(
         Ok(done) => done,
         Err(fault) => {
             // A cached verifier may be older than a password that was just changed.
-            identities.cluster.forget_verifier(&packet.user);
+            identities.cluster.forget_identity(&packet.user);
             return Err(LoginFault::Scram(fault));
         }
     };

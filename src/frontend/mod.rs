@@ -7,9 +7,11 @@
 //! Refuses: to know servers or sessions.
 
 mod address;
+pub mod interfaces;
 pub mod listen;
 pub mod login;
 pub mod opening;
+pub mod resolve;
 mod stream;
 
 pub use address::ClientAddress;

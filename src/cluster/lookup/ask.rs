@@ -1,0 +1,122 @@
+//! One look-up, asked of the members in order.
+
+use std::sync::Arc;
+
+use deadpool::managed::{self, PoolError, Timeouts};
+use tokio::time::{Instant, timeout_at};
+
+use super::LookupError;
+use super::pools::{Pool, pool};
+use super::question::{Query, Question, bind};
+use crate::backend::ConnectError;
+use crate::cluster::account::Account;
+use crate::cluster::patroni::printable;
+use crate::cluster::snapshot::MemberName;
+
+/// Asks one member after the other. Each but the last gets half of what is left of the time.
+pub(super) async fn look_up<Q: Question>(
+    user: &[u8],
+    question: &Q,
+    pools: Vec<(MemberName, Pool)>,
+    deadline: Instant,
+) -> Result<Q::Found, LookupError> {
+    let mut error = LookupError::Unavailable("none is up".to_owned());
+    let last = pools.len().saturating_sub(1);
+    for (index, (member, pool)) in pools.into_iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(LookupError::Timeout);
+        }
+        let share = if index == last { left } else { left / 2 };
+        match ask(user, question, &pool, Instant::now() + share).await {
+            Ok(found) => return Ok(found),
+            Err(refused @ LookupError::Query(_)) => return Err(refused),
+            Err(other) => {
+                tracing::debug!(%member, error = %other, "a look-up is asked of the next member");
+                error = other;
+            }
+        }
+    }
+    Err(error)
+}
+
+async fn ask<Q: Question>(
+    user: &[u8],
+    question: &Q,
+    pool: &Pool,
+    deadline: Instant,
+) -> Result<Q::Found, LookupError> {
+    let left = || Some(deadline.saturating_duration_since(Instant::now()));
+    let timeouts = Timeouts {
+        wait: left(),
+        create: left(),
+        recycle: left(),
+    };
+    let get = pool.timeout_get(&timeouts);
+    let mut pooled = match timeout_at(deadline, get).await {
+        Ok(Ok(pooled)) => pooled,
+        Err(_) | Ok(Err(PoolError::Timeout(_))) => return Err(LookupError::Timeout),
+        Ok(Err(other)) => return Err(LookupError::Unavailable(other.to_string())),
+    };
+    let sql = bind(question.sql(), user);
+    let reused = managed::Object::metrics(&pooled).recycle_count > 0;
+    let mut answer = pooled.run(&sql, Q::MAX_ROWS, deadline).await;
+    if reused && answer.as_ref().is_err_and(broken) {
+        // The server ended this connection while it was checked: that says nothing about the member yet.
+        let again = Timeouts {
+            wait: left(),
+            create: left(),
+            recycle: left(),
+        };
+        if let Ok(Ok(fresh)) = timeout_at(deadline, pool.timeout_get(&again)).await {
+            pooled = fresh;
+            answer = pooled.run(&sql, Q::MAX_ROWS, deadline).await;
+        }
+    }
+    let rows = match (answer, question.stand_in()) {
+        (Err(ConnectError::Server(error)), Some(stand_in)) if is_missing(&error.code) => {
+            if !pooled.is_superuser() {
+                return Err(LookupError::Query(printable(&error.message, 400)));
+            }
+            pooled.run(&bind(stand_in, user), Q::MAX_ROWS, deadline).await
+        }
+        (answer, _) => answer,
+    };
+    match rows {
+        Ok(rows) => Q::read(rows, user),
+        Err(ConnectError::Timeout { .. }) => Err(LookupError::Timeout),
+        Err(error @ ConnectError::Server(_)) if error.leaves_usable() => {
+            Err(LookupError::Query(printable(&error.to_string(), 400)))
+        }
+        Err(error) => Err(LookupError::Unavailable(printable(&error.to_string(), 400))),
+    }
+}
+
+/// The connection is gone, not only the answer late.
+fn broken(error: &ConnectError) -> bool {
+    !error.leaves_usable() && !matches!(error, ConnectError::Timeout { .. })
+}
+
+/// One look-up of the service account itself, remembered nowhere: is the query right, and may the account ask it?
+pub(in crate::cluster) async fn try_once(
+    account: &Arc<Account>,
+    host: &str,
+    port: u16,
+    query: &Query,
+) -> Result<(), LookupError> {
+    let settings = &account.config.service_account;
+    let deadline = Instant::now() + settings.timeout;
+    ask(
+        settings.user.as_bytes(),
+        query,
+        &pool(account, host, port),
+        deadline,
+    )
+    .await
+    .map(drop)
+}
+
+/// Undefined function, undefined schema.
+fn is_missing(code: &str) -> bool {
+    matches!(code, "42883" | "3F000")
+}

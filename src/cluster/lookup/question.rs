@@ -1,0 +1,215 @@
+//! What is asked about a user, and how the answer is read.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Lookup, LookupError};
+use crate::auth::lookup::LookedUp;
+use crate::auth::memberships::Memberships;
+use crate::backend::query::Row;
+
+/// What a superuser asks where the default look-up function does not exist.
+const SUPERUSER_QUERY: &str = "SELECT rolname, rolpassword FROM pg_catalog.pg_authid \
+WHERE rolname = $1 AND rolcanlogin AND (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now())";
+/// The function of the default query; only where it is asked may the query above stand in.
+const DEFAULT_FUNCTION: &str = "trunkline.user_lookup(";
+
+/// The most roles one user may be a member of.
+const MAX_ROLES: usize = 10_000;
+/// What `+role` in `pg_hba.conf` means (PostgreSQL's `is_member_of_role_nosuper`): memberships of every kind, also those
+/// without INHERIT or SET, and none for being a superuser. The catalogs are readable by every role. A name is compared
+/// as text, as the type `name` would cut it short; one row more than allowed shows that there are more. Nothing of it
+/// depends on the account's `search_path`.
+const MEMBERSHIPS_QUERY: &str = "WITH RECURSIVE member_of(oid) AS (\
+SELECT r.oid FROM pg_catalog.pg_roles AS r WHERE r.rolname::pg_catalog.text OPERATOR(pg_catalog.=) $1::pg_catalog.text \
+UNION SELECT m.roleid FROM member_of AS o \
+JOIN pg_catalog.pg_auth_members AS m ON m.member OPERATOR(pg_catalog.=) o.oid) \
+SELECT r.rolname FROM member_of AS o JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) o.oid LIMIT 10001";
+
+/// A question about a user that is put to a member as one statement.
+pub(in crate::cluster) trait Question: Send + Sync + 'static {
+    /// The answer; its default is what is known of a name that no role can have.
+    type Found: Clone + Default + Send + 'static;
+    /// As the log calls it.
+    const WHAT: &'static str;
+    /// Bound on the weights of all answers remembered.
+    const CAPACITY: usize;
+    const MAX_ROWS: usize;
+
+    /// The statement, with the user's name as `$1`.
+    fn sql(&self) -> &str;
+
+    /// What a superuser asks where a function or schema of `sql` does not exist.
+    fn stand_in(&self) -> Option<&'static str>;
+
+    /// How long an answer may be used without being confirmed.
+    fn ttl(&self) -> Duration;
+
+    fn read(rows: Vec<Row>, user: &[u8]) -> Result<Self::Found, LookupError>;
+
+    /// For the metrics: not an unknown user.
+    fn is_known(found: &Self::Found) -> bool;
+
+    /// At least 1.
+    fn weight(found: &Self::Found) -> usize;
+}
+
+/// The configured query (of [`crate::config::Verifiers::Query`]): what is the user's login checked against?
+#[derive(Debug, Clone)]
+pub struct Query {
+    pub sql: String,
+    pub cache_ttl: Duration,
+}
+
+impl Question for Query {
+    type Found = Lookup;
+    const WHAT: &'static str = "a verifier";
+    const CAPACITY: usize = 10_000;
+    const MAX_ROWS: usize = 1;
+
+    fn sql(&self) -> &str {
+        &self.sql
+    }
+
+    fn stand_in(&self) -> Option<&'static str> {
+        self.sql.contains(DEFAULT_FUNCTION).then_some(SUPERUSER_QUERY)
+    }
+
+    fn ttl(&self) -> Duration {
+        self.cache_ttl
+    }
+
+    fn read(rows: Vec<Row>, user: &[u8]) -> Result<Lookup, LookupError> {
+        let found = first(&rows, user)?;
+        if let LookedUp::Unsupported(why) = &found {
+            tracing::warn!(user = %String::from_utf8_lossy(user).escape_debug(), "a user cannot log in: {why}");
+        }
+        Ok(found.identity())
+    }
+
+    fn is_known(found: &Lookup) -> bool {
+        found.is_some()
+    }
+
+    fn weight(_: &Lookup) -> usize {
+        1
+    }
+}
+
+/// Which roles is the user a member of?
+#[derive(Debug, Clone)]
+pub(in crate::cluster) struct MembershipsQuery {
+    pub(in crate::cluster) cache_ttl: Duration,
+}
+
+impl Question for MembershipsQuery {
+    type Found = Arc<Memberships>;
+    const WHAT: &'static str = "memberships";
+    /// Roles' names, and a little for each user: some megabytes.
+    const CAPACITY: usize = 50_000;
+    const MAX_ROWS: usize = MAX_ROLES + 1;
+
+    fn sql(&self) -> &str {
+        MEMBERSHIPS_QUERY
+    }
+
+    fn stand_in(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn ttl(&self) -> Duration {
+        self.cache_ttl
+    }
+
+    fn read(rows: Vec<Row>, _: &[u8]) -> Result<Arc<Memberships>, LookupError> {
+        if rows.len() > MAX_ROLES {
+            return Err(LookupError::Query(format!(
+                "the user is a member of more than {MAX_ROLES} roles"
+            )));
+        }
+        let names = rows
+            .into_iter()
+            .filter_map(|row| row.into_iter().next().flatten());
+        Ok(Arc::new(Memberships::new(names)))
+    }
+
+    fn is_known(found: &Arc<Memberships>) -> bool {
+        !found.is_empty()
+    }
+
+    fn weight(found: &Arc<Memberships>) -> usize {
+        4 + found.len()
+    }
+}
+
+/// The first row's second column, if its first is the user asked for.
+fn first(rows: &[Row], user: &[u8]) -> Result<LookedUp, LookupError> {
+    let Some(row) = rows.first() else {
+        return Ok(LookedUp::NoPassword);
+    };
+    let [name, password, ..] = row.as_slice() else {
+        return Err(LookupError::Query(
+            "it must return two columns, the user's name and its verifier".into(),
+        ));
+    };
+    match name {
+        // A function may answer one row of NULLs for an unknown user.
+        None => Ok(LookedUp::NoPassword),
+        Some(name) if name == user => Ok(LookedUp::parse(password.as_deref())),
+        Some(_) => Err(LookupError::Query(
+            "it returned another user than the one asked for".into(),
+        )),
+    }
+}
+
+/// Puts the user's name in place of each `$1` outside of quotes and comments. The name must be UTF-8 without NUL
+/// ([`super::Lookups::ask`] sees to that).
+pub(super) fn bind(sql: &str, user: &[u8]) -> String {
+    let literal = literal(&String::from_utf8_lossy(user));
+    let mut bound = String::with_capacity(sql.len() + literal.len());
+    let mut rest = sql;
+    while let Some(next) = rest.chars().next() {
+        let length = if rest.starts_with("--") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.find("*/").map_or(rest.len(), |end| end + 4)
+        } else if next == '\'' || next == '"' {
+            rest[1..].find(next).map_or(rest.len(), |end| end + 2)
+        } else if next.is_alphanumeric() || next == '_' {
+            // An identifier may hold a dollar sign; it is no parameter then.
+            rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '$')
+                .unwrap_or(rest.len())
+        } else if rest.starts_with("$1") && !rest[2..].starts_with(|c: char| c.is_ascii_digit()) {
+            bound.push_str(&literal);
+            rest = &rest[2..];
+            continue;
+        } else {
+            next.len_utf8()
+        };
+        let (taken, after) = rest.split_at(length);
+        bound.push_str(taken);
+        rest = after;
+    }
+    bound
+}
+
+/// A string constant that means the same whatever `standard_conforming_strings` is (PostgreSQL documentation,
+/// "String Constants with C-Style Escapes").
+fn literal(text: &str) -> Cow<'static, str> {
+    let mut quoted = String::with_capacity(text.len() + 8);
+    quoted.push_str(" E'");
+    for c in text.chars() {
+        match c {
+            '\'' => quoted.push_str("''"),
+            '\\' => quoted.push_str("\\\\"),
+            other => quoted.push(other),
+        }
+    }
+    quoted.push('\'');
+    quoted.into()
+}
+
+#[cfg(test)]
+#[path = "question_tests.rs"]
+mod tests;
