@@ -19,7 +19,7 @@ use trunkline::backend::query::{Row, simple_query};
 use trunkline::backend::{
     ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target, TlsClient, connect,
 };
-use trunkline::config::{Secret, ServerOptions, ServerTls, SslMode};
+use trunkline::config::{ChannelBinding, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation};
 use trunkline::wire::startup::ProtocolVersion;
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -185,6 +185,8 @@ impl Server {
     fn tls(sslmode: SslMode, root: Option<&CertificateDer<'static>>) -> Arc<TlsClient> {
         let settings = ServerTls {
             sslmode,
+            sslnegotiation: SslNegotiation::default(),
+            channel_binding: ChannelBinding::default(),
             roots: root.map(|root| vec![root.clone()]),
             client_certificate: None,
         };
@@ -350,6 +352,8 @@ async fn certificates(server: &Server) {
 
     let settings = ServerTls {
         sslmode: SslMode::VerifyFull,
+        sslnegotiation: SslNegotiation::default(),
+        channel_binding: ChannelBinding::default(),
         roots: Some(vec![root.clone()]),
         client_certificate: Some(Arc::clone(&server.certificates.client)),
     };

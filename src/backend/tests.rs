@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::login::{LoggedIn, LoginFailure, Request, login};
 use super::*;
+use crate::auth::md5::Md5Hash;
 use crate::auth::scram::{ClientKey, Verifier};
-use crate::config::{Secret, ServerOptions, ServerTls, SslMode};
+use crate::config::{ChannelBinding, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation};
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
 
@@ -35,6 +36,8 @@ fn parameters() -> Vec<(Bytes, Bytes)> {
 fn tls(sslmode: SslMode) -> Arc<TlsClient> {
     TlsClient::new(&ServerTls {
         sslmode,
+        sslnegotiation: SslNegotiation::default(),
+        channel_binding: ChannelBinding::default(),
         roots: None,
         client_certificate: None,
     })
@@ -316,6 +319,8 @@ async fn login_against(
         parameters: &parameters,
         credential,
         is_tls,
+        channel_binding: ChannelBinding::Prefer,
+        end_point: None,
     };
     let result = login(&mut near, &request).await;
     drop(far);
@@ -360,6 +365,8 @@ async fn a_login_may_arrive_in_any_pieces() {
             parameters: &parameters,
             credential: &Credential::None,
             is_tls: false,
+            channel_binding: ChannelBinding::Prefer,
+            end_point: None,
         };
         far.write_all(&answer[..cut]).await.unwrap();
         let (result, ()) = tokio::join!(login(&mut near, &request), async {
@@ -452,6 +459,9 @@ async fn messages_out_of_turn_are_violations() {
         [ok.clone(), frame(b'S', b"a\0b\0c")].concat(),
         r(11, b"r=x"),
         r(12, b"v=x"),
+        r(5, b"sal"),
+        r(5, b"salty"),
+        r(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"),
         r(4711, b""),
         frame(b'R', b"\0"),
         frame(b'E', b"Mno end"),
@@ -499,11 +509,17 @@ fn client_key() -> Credential {
     })
 }
 
+fn md5_hash() -> Credential {
+    Credential::Md5(Md5Hash::of(b"secret", b"app"))
+}
+
 #[tokio::test]
 async fn methods_that_cannot_be_answered_say_which() {
     let password = Credential::Password(Secret::new("secret"));
     for (answer, credential, expected) in [
-        (r(5, b"salt"), &password, "md5"),
+        (r(5, b"salt"), &client_key(), "md5"),
+        (r(10, b"SCRAM-SHA-256\0\0"), &md5_hash(), "SCRAM"),
+        (r(3, b""), &md5_hash(), "password"),
         (r(7, b""), &password, "GSSAPI"),
         (r(9, b""), &password, "SSPI"),
         (r(3, b""), &client_key(), "password"),
@@ -572,6 +588,8 @@ async fn scram_server(
         parameters: &parameters,
         credential,
         is_tls: false,
+        channel_binding: ChannelBinding::Prefer,
+        end_point: None,
     };
     let (result, ()) = tokio::join!(login(&mut near, &request), async {
         let length = far.read_u32().await.unwrap() as usize;

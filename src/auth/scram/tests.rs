@@ -33,7 +33,7 @@ fn start(verifier: Option<&Arc<Verifier>>, mock: &MockSecret) -> server::AwaitFi
         verifier: verifier.cloned(),
         mock,
     };
-    ServerExchange::start(lookup, Nonce::random())
+    ServerExchange::start(lookup, None, Nonce::random())
 }
 
 #[derive(Debug, PartialEq)]
@@ -68,7 +68,7 @@ fn agrees_with_rfc_7677_on_both_sides() {
         verifier: Some(stored),
         mock: &mock,
     };
-    let server = ServerExchange::start(lookup, Nonce::fixed(RFC_SERVER_NONCE));
+    let server = ServerExchange::start(lookup, None, Nonce::fixed(RFC_SERVER_NONCE));
     let client = ClientExchange::with_nonce(password(b"pencil"), "user", Nonce::fixed(RFC_CLIENT_NONCE));
 
     let (client, first) = client.first();
@@ -204,7 +204,7 @@ fn a_mock_verifier_never_lets_in() {
         verifier: None,
         mock: &mock,
     };
-    let mut state = ServerExchange::start(lookup, Nonce::random());
+    let mut state = ServerExchange::start(lookup, None, Nonce::random());
     state.verifier = verifier(b"known", 1);
     let (client, first) = ClientExchange::new(password(b"known")).first();
     let (server, answer) = state.client_first(b"SCRAM-SHA-256", &first).unwrap();
