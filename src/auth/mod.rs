@@ -11,6 +11,8 @@ use std::sync::Arc;
 use crate::config::Secret;
 
 pub(crate) mod crypto;
+pub mod hba;
+pub mod ident;
 pub mod lookup;
 pub mod md5;
 pub mod rules;
