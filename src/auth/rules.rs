@@ -1,25 +1,30 @@
 //! Who may try to log in, from where, and how: an ordered list of rules, of which the first that matches decides, as in
-//! `pg_hba.conf` (PostgreSQL documentation, "The `pg_hba.conf` File"). For now there is only the built-in list; the
-//! file's syntax will be read into the same types.
+//! `pg_hba.conf` (PostgreSQL documentation, "The `pg_hba.conf` File"). The file is read by [`super::hba`].
+//!
+//! Deciding does no IO. Where a rule depends on something that has to be looked up, and on that alone, the answer is
+//! what to look up; the caller does so and asks again.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::hba::options::LdapOptions;
+use super::hba::regex::Pattern;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::Replication;
 
 /// Where a rule stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum Place {
     Builtin,
     File { path: Arc<Path>, line: u32 },
 }
 
-impl std::fmt::Display for Origin {
+impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Builtin => f.write_str("built-in rule"),
@@ -28,24 +33,57 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// `host`, `hostssl`, `hostnossl`.
+/// The connection type. The router has no GSSAPI encryption: `hostgssenc` never matches, `hostnogssenc` is `host`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connection {
-    Any,
-    Tls,
-    Plain,
+    Local,
+    Host,
+    HostSsl,
+    HostNoSsl,
+    HostGssEnc,
+    HostNoGssEnc,
 }
 
-/// One entry of the database column.
+impl Connection {
+    /// The word in the file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Host => "host",
+            Self::HostSsl => "hostssl",
+            Self::HostNoSsl => "hostnossl",
+            Self::HostGssEnc => "hostgssenc",
+            Self::HostNoGssEnc => "hostnogssenc",
+        }
+    }
+
+    fn matches(self, facts: &Facts<'_>) -> bool {
+        let is_local = facts.origin == Origin::Local;
+        match self {
+            Self::Local => is_local,
+            Self::Host | Self::HostNoGssEnc => !is_local,
+            Self::HostSsl => !is_local && facts.tls,
+            Self::HostNoSsl => !is_local && !facts.tls,
+            Self::HostGssEnc => false,
+        }
+    }
+}
+
+/// One entry of the database column. Physical replication asks for no database, and only `replication` lets it in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatabaseMatch {
-    /// Every database, but not physical replication, which asks for none.
+    /// Every database, but not physical replication.
     All,
     /// Physical replication. Logical replication names its database.
     Replication,
     /// The database named like the user.
     SameUser,
+    /// A database named like a role the user is a member of.
+    SameRole,
+    /// The old word for the same.
+    SameGroup,
     Name(Bytes),
+    Pattern(Pattern),
 }
 
 /// One entry of the user column.
@@ -53,61 +91,148 @@ pub enum DatabaseMatch {
 pub enum UserMatch {
     All,
     Name(Bytes),
+    /// `+role`: members of a role, directly or not.
+    MemberOf(Bytes),
+    Pattern(Pattern),
 }
 
 /// The address column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AddressMatch {
     All,
+    /// An address of this host.
+    SameHost,
+    /// An address of a network this host is in.
+    SameNet,
     Network(Network),
+    /// A host name, or with a leading dot the end of one.
+    Host(Bytes),
 }
 
-/// An address and the number of its bits that count.
+/// An address and a mask of the bits that count, which need not be contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
-    prefix: u8,
+    mask: IpAddr,
 }
 
 impl Network {
     /// `None` where the address has fewer bits than `prefix`. Bits beyond the prefix are ignored, as in PostgreSQL.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        (prefix <= bits).then_some(Self { address, prefix })
+        let prefix = u32::from(prefix);
+        let mask: IpAddr = match address {
+            IpAddr::V4(_) => {
+                let zeros = 32_u32.checked_sub(prefix)?;
+                std::net::Ipv4Addr::from_bits(u32::MAX.checked_shl(zeros).unwrap_or(0)).into()
+            }
+            IpAddr::V6(_) => {
+                let zeros = 128_u32.checked_sub(prefix)?;
+                std::net::Ipv6Addr::from_bits(u128::MAX.checked_shl(zeros).unwrap_or(0)).into()
+            }
+        };
+        Some(Self { address, mask })
+    }
+
+    /// `None` where the two are not of the same family.
+    pub fn with_mask(address: IpAddr, mask: IpAddr) -> Option<Self> {
+        (address.is_ipv4() == mask.is_ipv4()).then_some(Self { address, mask })
+    }
+
+    /// As written.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    pub fn mask(&self) -> IpAddr {
+        self.mask
     }
 
     /// An IPv4 client of a dual-stack socket is an IPv4 client.
     pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => {
-                let differing = network.to_bits() ^ address.to_bits();
-                differing.checked_shr(32 - u32::from(self.prefix)).unwrap_or(0) == 0
+        match (self.address, self.mask, address.to_canonical()) {
+            (IpAddr::V4(network), IpAddr::V4(mask), IpAddr::V4(address)) => {
+                (network.to_bits() ^ address.to_bits()) & mask.to_bits() == 0
             }
-            (IpAddr::V6(network), IpAddr::V6(address)) => {
-                let differing = network.to_bits() ^ address.to_bits();
-                differing.checked_shr(128 - u32::from(self.prefix)).unwrap_or(0) == 0
+            (IpAddr::V6(network), IpAddr::V6(mask), IpAddr::V6(address)) => {
+                (network.to_bits() ^ address.to_bits()) & mask.to_bits() == 0
             }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+            _ => false,
         }
     }
 }
 
 /// How a client that matches is authenticated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
-    ScramSha256,
+    Trust,
     Reject,
+    Password,
+    Md5,
+    ScramSha256,
+    Cert,
+    Ldap(Arc<LdapOptions>),
+    Peer,
+}
+
+impl Method {
+    /// The word in the file.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Trust => "trust",
+            Self::Reject => "reject",
+            Self::Password => "password",
+            Self::Md5 => "md5",
+            Self::ScramSha256 => "scram-sha-256",
+            Self::Cert => "cert",
+            Self::Ldap(_) => "ldap",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+/// `clientcert=`: what is demanded before the method, whatever the method is. `cert` implies `VerifyFull`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientCertificate {
+    #[default]
+    Off,
+    /// Any certificate of a trusted authority.
+    VerifyCa,
+    /// One whose name is the user's, by the rule's map if it has one.
+    VerifyFull,
+}
+
+/// `clientname=`: what of a certificate is its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientName {
+    #[default]
+    Cn,
+    /// The whole subject, as in RFC 2253.
+    Dn,
 }
 
 /// One line: who, from where, to what, and how. In each list one match is enough; an empty list matches nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    pub origin: Origin,
+    pub place: Place,
     pub connection: Connection,
     pub databases: Vec<DatabaseMatch>,
     pub users: Vec<UserMatch>,
-    pub addresses: Vec<AddressMatch>,
+    /// `All` for `local`.
+    pub address: AddressMatch,
     pub method: Method,
+    /// The map in `pg_ident.conf`; `None` and the empty name are no map.
+    pub map: Option<Bytes>,
+    pub client_certificate: ClientCertificate,
+    pub client_name: ClientName,
+}
+
+/// Where a client comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A Unix-domain socket.
+    Local,
+    /// The client's own address, which need not be the socket's.
+    Tcp(IpAddr),
 }
 
 /// What is known of a client before it is authenticated.
@@ -116,18 +241,83 @@ pub struct Facts<'a> {
     pub user: &'a [u8],
     pub database: &'a [u8],
     pub replication: Replication,
-    /// The client's own address, which need not be the socket's.
-    pub address: IpAddr,
+    pub origin: Origin,
     pub tls: bool,
+}
+
+/// The roles a user is a member of, directly or not, itself included; none for a user that does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Memberships(HashSet<Bytes>);
+
+impl Memberships {
+    pub fn new(roles: impl IntoIterator<Item = Bytes>) -> Self {
+        Self(roles.into_iter().collect())
+    }
+
+    pub fn contains(&self, role: &[u8]) -> bool {
+        self.0.contains(role)
+    }
+}
+
+/// The name of a client's host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostName {
+    /// The address has this name, and the name has this address.
+    Verified(String),
+    /// There is none, or one that is not confirmed. It matches no rule.
+    Unknown,
+}
+
+/// One address of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interface {
+    pub address: IpAddr,
+    pub netmask: IpAddr,
+}
+
+impl Interface {
+    /// A mask that is zero, or of another family, is none: PostgreSQL takes the address alone.
+    fn network(&self) -> Option<Network> {
+        let address = self.address.to_canonical();
+        if self.netmask.is_unspecified() {
+            return self.host();
+        }
+        Network::with_mask(address, self.netmask).or_else(|| self.host())
+    }
+
+    fn host(&self) -> Option<Network> {
+        let address = self.address.to_canonical();
+        Network::new(address, if address.is_ipv4() { 32 } else { 128 })
+    }
+}
+
+/// What has been looked up so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Known<'a> {
+    pub memberships: Option<&'a Memberships>,
+    pub host_name: Option<&'a HostName>,
+    pub interfaces: &'a [Interface],
+}
+
+/// What has to be looked up. Afterwards it is known: the same need does not come twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    Memberships,
+    HostName,
+}
+
+/// A decision, or what it still takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step<'a> {
+    Decided(Decision<'a>),
+    Needs(Need),
 }
 
 /// What the rules say about a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision<'a> {
-    /// Authenticate with SCRAM-SHA-256.
-    Scram(Matched<'a>),
-    /// A rule with `reject`.
-    Reject(Matched<'a>),
+    /// The first rule that matches; it may be a `reject`.
+    Match(Matched<'a>),
     NoMatch,
 }
 
@@ -137,6 +327,34 @@ pub struct Matched<'a> {
     /// From 0.
     pub index: usize,
     pub rule: &'a Rule,
+}
+
+/// A column that can say no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Column {
+    /// The connection type, that is, the kind of socket and its encryption.
+    Type,
+    Address,
+    Database,
+    User,
+}
+
+/// What one rule says about a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Matches,
+    /// The first column that does not match.
+    Differs(Column),
+    Needs(Need),
+}
+
+/// One rule, considered for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Considered<'a> {
+    /// From 0.
+    pub index: usize,
+    pub rule: &'a Rule,
+    pub verdict: Verdict,
 }
 
 /// The ordered list.
@@ -150,68 +368,180 @@ impl Rules {
         Self { rules }
     }
 
-    /// `host all all all scram-sha-256`, and the same for `replication`: unlike in `pg_hba.conf`, where `all` leaves
-    /// physical replication out, the default lets it in. The router only authenticates; whether a role may replicate
-    /// is for its REPLICATION attribute and the server's own `pg_hba.conf` to say.
+    /// `host all all all scram-sha-256`, the same for `local`, and for `replication`: unlike in `pg_hba.conf`, where
+    /// `all` leaves physical replication out, the default lets it in. The router only authenticates; whether a role may
+    /// replicate is for its REPLICATION attribute and the server's own `pg_hba.conf` to say.
     pub fn builtin() -> Self {
-        Self::new(vec![Rule {
-            origin: Origin::Builtin,
-            connection: Connection::Any,
+        let rule = |connection| Rule {
+            place: Place::Builtin,
+            connection,
             databases: vec![DatabaseMatch::All, DatabaseMatch::Replication],
             users: vec![UserMatch::All],
-            addresses: vec![AddressMatch::All],
+            address: AddressMatch::All,
             method: Method::ScramSha256,
-        }])
+            map: None,
+            client_certificate: ClientCertificate::Off,
+            client_name: ClientName::Cn,
+        };
+        Self::new(vec![rule(Connection::Host), rule(Connection::Local)])
     }
 
-    /// The first rule that matches decides; a failed login does not fall through to the next.
-    pub fn decide(&self, facts: &Facts<'_>) -> Decision<'_> {
-        let Some((index, rule)) = self
-            .rules
-            .iter()
-            .enumerate()
-            .find(|(_, rule)| rule.matches(facts))
-        else {
-            return Decision::NoMatch;
-        };
-        let matched = Matched { index, rule };
-        match rule.method {
-            Method::ScramSha256 => Decision::Scram(matched),
-            Method::Reject => Decision::Reject(matched),
+    pub fn iter(&self) -> std::slice::Iter<'_, Rule> {
+        self.rules.iter()
+    }
+
+    /// The first rule that matches decides; a failed login does not fall through to the next. Something is needed only
+    /// where a rule matches but for that.
+    pub fn decide(&self, facts: &Facts<'_>, known: &Known<'_>) -> Step<'_> {
+        for (index, rule) in self.rules.iter().enumerate() {
+            match rule.verdict(facts, known) {
+                Verdict::Matches => return Step::Decided(Decision::Match(Matched { index, rule })),
+                Verdict::Needs(need) => return Step::Needs(need),
+                Verdict::Differs(_) => {}
+            }
         }
+        Step::Decided(Decision::NoMatch)
+    }
+
+    /// What each rule says about a client, in order. Those after the first that matches make no difference.
+    pub fn describe(&self, facts: &Facts<'_>, known: &Known<'_>) -> Vec<Considered<'_>> {
+        let rules = self.rules.iter().enumerate();
+        rules
+            .map(|(index, rule)| Considered {
+                index,
+                rule,
+                verdict: rule.verdict(facts, known),
+            })
+            .collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a Rules {
+    type Item = &'a Rule;
+    type IntoIter = std::slice::Iter<'a, Rule>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 
 impl Rule {
-    fn matches(&self, facts: &Facts<'_>) -> bool {
-        let connection = match self.connection {
-            Connection::Any => true,
-            Connection::Tls => facts.tls,
-            Connection::Plain => !facts.tls,
-        };
-        connection
-            && self.databases.iter().any(|database| database.matches(facts))
-            && self.users.iter().any(|user| match user {
-                UserMatch::All => true,
-                UserMatch::Name(name) => *name == facts.user,
-            })
-            && self.addresses.iter().any(|address| match address {
-                AddressMatch::All => true,
-                AddressMatch::Network(network) => network.contains(facts.address),
-            })
+    /// Whether it matches, and if not, why.
+    pub fn verdict(&self, facts: &Facts<'_>, known: &Known<'_>) -> Verdict {
+        if !self.connection.matches(facts) {
+            return Verdict::Differs(Column::Type);
+        }
+        let columns = [
+            (Column::Address, self.address.holds(facts, known)),
+            (
+                Column::Database,
+                any(&self.databases, |entry| entry.holds(facts, known)),
+            ),
+            (
+                Column::User,
+                any(&self.users, |entry| entry.holds(facts.user, known)),
+            ),
+        ];
+        if let Some((column, _)) = columns.iter().find(|(_, holds)| *holds == Holds::No) {
+            return Verdict::Differs(*column);
+        }
+        let need = columns.iter().find_map(|(_, holds)| match holds {
+            Holds::Needs(need) => Some(*need),
+            Holds::Yes | Holds::No => None,
+        });
+        need.map_or(Verdict::Matches, Verdict::Needs)
+    }
+}
+
+/// Whether something is the case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holds {
+    Yes,
+    No,
+    Needs(Need),
+}
+
+impl From<bool> for Holds {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Yes } else { Self::No }
+    }
+}
+
+fn any<T>(entries: &[T], holds: impl Fn(&T) -> Holds) -> Holds {
+    let mut result = Holds::No;
+    for entry in entries {
+        match holds(entry) {
+            Holds::Yes => return Holds::Yes,
+            Holds::No => {}
+            needs @ Holds::Needs(_) => result = needs,
+        }
+    }
+    result
+}
+
+pub(super) fn is_member(role: &[u8], known: &Known<'_>) -> Holds {
+    match known.memberships {
+        Some(memberships) => memberships.contains(role).into(),
+        None => Holds::Needs(Need::Memberships),
     }
 }
 
 impl DatabaseMatch {
-    fn matches(&self, facts: &Facts<'_>) -> bool {
-        let physical = facts.replication == Replication::Physical;
+    fn holds(&self, facts: &Facts<'_>, known: &Known<'_>) -> Holds {
+        if facts.replication == Replication::Physical {
+            return (*self == Self::Replication).into();
+        }
         match self {
-            Self::Replication => physical,
-            Self::All => !physical,
-            Self::SameUser => !physical && facts.user == facts.database,
-            Self::Name(name) => !physical && *name == facts.database,
+            Self::All => Holds::Yes,
+            Self::Replication => Holds::No,
+            Self::SameUser => (facts.user == facts.database).into(),
+            Self::SameRole | Self::SameGroup => is_member(facts.database, known),
+            Self::Name(name) => (name == facts.database).into(),
+            Self::Pattern(pattern) => pattern.is_match(facts.database).into(),
         }
     }
+}
+
+impl UserMatch {
+    pub(super) fn holds(&self, user: &[u8], known: &Known<'_>) -> Holds {
+        match self {
+            Self::All => Holds::Yes,
+            Self::Name(name) => (name == user).into(),
+            Self::MemberOf(role) => is_member(role, known),
+            Self::Pattern(pattern) => pattern.is_match(user).into(),
+        }
+    }
+}
+
+impl AddressMatch {
+    fn holds(&self, facts: &Facts<'_>, known: &Known<'_>) -> Holds {
+        let Origin::Tcp(address) = facts.origin else {
+            return Holds::Yes;
+        };
+        let is_in = |network: fn(&Interface) -> Option<Network>| {
+            let networks = known.interfaces.iter().filter_map(network);
+            networks.into_iter().any(|network| network.contains(address))
+        };
+        match self {
+            Self::All => Holds::Yes,
+            Self::SameHost => is_in(Interface::host).into(),
+            Self::SameNet => is_in(Interface::network).into(),
+            Self::Network(network) => network.contains(address).into(),
+            Self::Host(pattern) => match known.host_name {
+                Some(HostName::Verified(name)) => is_host(pattern, name.as_bytes()).into(),
+                Some(HostName::Unknown) => Holds::No,
+                None => Holds::Needs(Need::HostName),
+            },
+        }
+    }
+}
+
+fn is_host(pattern: &[u8], name: &[u8]) -> bool {
+    if !pattern.starts_with(b".") {
+        return pattern.eq_ignore_ascii_case(name);
+    }
+    let start = name.len().checked_sub(pattern.len());
+    start.is_some_and(|start| name[start..].eq_ignore_ascii_case(pattern))
 }
 
 impl Facts<'_> {
@@ -242,7 +572,10 @@ impl Facts<'_> {
                 format!("database \"{}\", ", String::from_utf8_lossy(self.database))
             }
         };
-        let address = self.address.to_canonical();
+        let from = match self.origin {
+            Origin::Local => "[local]".to_owned(),
+            Origin::Tcp(address) => address.to_canonical().to_string(),
+        };
         let user = String::from_utf8_lossy(self.user);
         let encryption = if self.tls {
             "SSL encryption"
@@ -251,7 +584,7 @@ impl Facts<'_> {
         };
         ErrorReply::fatal(
             SqlState::INVALID_AUTHORIZATION,
-            format!("{start} \"{address}\", user \"{user}\", {database}{encryption}"),
+            format!("{start} \"{from}\", user \"{user}\", {database}{encryption}"),
         )
     }
 }
@@ -267,9 +600,13 @@ mod tests {
             user: b"app",
             database: b"shop",
             replication: Replication::None,
-            address: "10.1.2.3".parse().unwrap(),
+            origin: tcp("10.1.2.3"),
             tls: false,
         }
+    }
+
+    fn tcp(address: &str) -> Origin {
+        Origin::Tcp(address.parse().unwrap())
     }
 
     fn rule(method: Method) -> Rule {
@@ -279,8 +616,20 @@ mod tests {
         }
     }
 
+    fn only(rule: Rule) -> Rules {
+        Rules::new(vec![rule])
+    }
+
     fn network(text: &str, prefix: u8) -> Network {
         Network::new(text.parse().unwrap(), prefix).unwrap()
+    }
+
+    fn decided(rules: &Rules, facts: &Facts<'_>) -> Option<usize> {
+        match rules.decide(facts, &Known::default()) {
+            Step::Decided(Decision::Match(matched)) => Some(matched.index),
+            Step::Decided(Decision::NoMatch) => None,
+            Step::Needs(need) => panic!("{need:?}"),
+        }
     }
 
     #[test]
@@ -288,17 +637,21 @@ mod tests {
         let rules = Rules::builtin();
         for replication in [Replication::None, Replication::Logical, Replication::Physical] {
             for tls in [false, true] {
-                for address in ["10.1.2.3", "::1"] {
+                for origin in [tcp("10.1.2.3"), tcp("::1"), Origin::Local] {
                     let facts = Facts {
                         replication,
                         tls,
-                        address: address.parse().unwrap(),
+                        origin,
                         ..facts()
                     };
-                    let Decision::Scram(matched) = rules.decide(&facts) else {
+                    let Step::Decided(Decision::Match(matched)) = rules.decide(&facts, &Known::default())
+                    else {
                         panic!("{facts:?}")
                     };
-                    assert_eq!((matched.index, &matched.rule.origin), (0, &Origin::Builtin));
+                    assert_eq!(
+                        (&matched.rule.method, &matched.rule.place),
+                        (&Method::ScramSha256, &Place::Builtin)
+                    );
                 }
             }
         }
@@ -311,27 +664,26 @@ mod tests {
             ..rule(Method::Reject)
         };
         let rules = Rules::new(vec![reject, rule(Method::ScramSha256)]);
-        assert!(matches!(
-            rules.decide(&facts()),
-            Decision::Reject(Matched { index: 0, .. })
-        ));
-        let other = Facts {
-            user: b"App",
-            ..facts()
-        };
-        assert!(matches!(
-            rules.decide(&other),
-            Decision::Scram(Matched { index: 1, .. })
-        ));
+        assert_eq!(decided(&rules, &facts()), Some(0));
+        assert_eq!(
+            decided(
+                &rules,
+                &Facts {
+                    user: b"App",
+                    ..facts()
+                }
+            ),
+            Some(1)
+        );
     }
 
     #[test]
     fn all_databases_are_not_replication() {
         let only = |database| {
-            Rules::new(vec![Rule {
+            only(Rule {
                 databases: vec![database],
                 ..rule(Method::ScramSha256)
-            }])
+            })
         };
         let physical = Facts {
             replication: Replication::Physical,
@@ -346,33 +698,40 @@ mod tests {
             DatabaseMatch::All,
             DatabaseMatch::SameUser,
             DatabaseMatch::Name(Bytes::from_static(b"shop")),
+            DatabaseMatch::Pattern(Pattern::new(b"^s").unwrap()),
         ] {
             let rules = only(database);
-            assert_eq!(rules.decide(&physical), Decision::NoMatch);
-            assert!(matches!(rules.decide(&logical), Decision::Scram(_)));
+            assert_eq!(decided(&rules, &physical), None);
+            assert_eq!(decided(&rules, &logical), Some(0));
         }
-        assert!(matches!(
-            only(DatabaseMatch::Replication).decide(&physical),
-            Decision::Scram(_)
-        ));
-        assert_eq!(
-            only(DatabaseMatch::Replication).decide(&logical),
-            Decision::NoMatch
-        );
+        let replication = only(DatabaseMatch::Replication);
+        assert_eq!(decided(&replication, &physical), Some(0));
+        assert_eq!(decided(&replication, &logical), None);
     }
 
     #[test]
-    fn encryption_and_address_count() {
-        let tls = Rules::new(vec![Rule {
-            connection: Connection::Tls,
-            ..rule(Method::ScramSha256)
-        }]);
-        assert_eq!(tls.decide(&facts()), Decision::NoMatch);
-        assert!(matches!(
-            tls.decide(&Facts { tls: true, ..facts() }),
-            Decision::Scram(_)
-        ));
-
+    fn socket_encryption_and_address_count() {
+        for (connection, plain, tls, local) in [
+            (Connection::Local, false, false, true),
+            (Connection::Host, true, true, false),
+            (Connection::HostSsl, false, true, false),
+            (Connection::HostNoSsl, true, false, false),
+            (Connection::HostGssEnc, false, false, false),
+            (Connection::HostNoGssEnc, true, true, false),
+        ] {
+            let rules = only(Rule {
+                connection,
+                ..rule(Method::Trust)
+            });
+            let is_match = |facts| decided(&rules, &facts).is_some();
+            assert_eq!(is_match(facts()), plain, "{connection:?}");
+            assert_eq!(is_match(Facts { tls: true, ..facts() }), tls, "{connection:?}");
+            let here = Facts {
+                origin: Origin::Local,
+                ..facts()
+            };
+            assert_eq!(is_match(here), local, "{connection:?}");
+        }
         for (network, address, inside) in [
             (network("10.1.0.0", 16), "10.1.255.1", true),
             (network("10.1.0.0", 16), "10.2.0.1", false),
@@ -392,6 +751,131 @@ mod tests {
             );
         }
         assert!(Network::new("1.2.3.4".parse().unwrap(), 33).is_none());
+        assert!(Network::new("::".parse().unwrap(), 129).is_none());
+    }
+
+    #[test]
+    fn a_look_up_is_asked_for_only_where_it_decides() {
+        let group = Rule {
+            users: vec![UserMatch::MemberOf(Bytes::from_static(b"staff"))],
+            address: AddressMatch::Host(Bytes::from_static(b".example.com")),
+            ..rule(Method::Trust)
+        };
+        let step = |rules: &Rules, known: &Known<'_>| match rules.decide(&facts(), known) {
+            Step::Needs(need) => Err(need),
+            Step::Decided(Decision::Match(matched)) => Ok(Some(matched.index)),
+            Step::Decided(Decision::NoMatch) => Ok(None),
+        };
+        let rules = only(group.clone());
+        let name = HostName::Verified("A.Example.COM".to_owned());
+        let member = Memberships::new([Bytes::from_static(b"app"), Bytes::from_static(b"staff")]);
+        let mut known = Known::default();
+        assert_eq!(step(&rules, &known), Err(Need::HostName));
+        known.host_name = Some(&name);
+        assert_eq!(step(&rules, &known), Err(Need::Memberships));
+        known.memberships = Some(&member);
+        assert_eq!(step(&rules, &known), Ok(Some(0)));
+        let nobody = Memberships::default();
+        known.memberships = Some(&nobody);
+        assert_eq!(step(&rules, &known), Ok(None));
+
+        // Another column says no, or another entry says yes.
+        let elsewhere = only(Rule {
+            databases: vec![DatabaseMatch::SameUser],
+            ..group.clone()
+        });
+        assert_eq!(step(&elsewhere, &Known::default()), Ok(None));
+        let also_by_name = only(Rule {
+            users: vec![
+                group.users[0].clone(),
+                UserMatch::Name(Bytes::from_static(b"app")),
+            ],
+            address: AddressMatch::All,
+            ..group
+        });
+        assert_eq!(step(&also_by_name, &Known::default()), Ok(Some(0)));
+    }
+
+    #[test]
+    fn interfaces_give_the_same_host_and_the_same_network() {
+        let interface = |address: &str, netmask: &str| Interface {
+            address: address.parse().unwrap(),
+            netmask: netmask.parse().unwrap(),
+        };
+        let interfaces = [
+            interface("10.1.2.3", "255.255.0.0"),
+            interface("192.168.0.1", "0.0.0.0"),
+            interface("fd00::1", "ffff::"),
+        ];
+        let known = Known {
+            interfaces: &interfaces,
+            ..Known::default()
+        };
+        for (address, host, net) in [
+            ("10.1.2.3", true, true),
+            ("10.1.9.9", false, true),
+            ("10.2.0.1", false, false),
+            ("192.168.0.1", true, true),
+            ("192.168.0.2", false, false),
+            ("fd00::2", false, true),
+            ("::ffff:10.1.9.9", false, true),
+        ] {
+            for (keyword, expected) in [(AddressMatch::SameHost, host), (AddressMatch::SameNet, net)] {
+                let rule = Rule {
+                    address: keyword,
+                    ..rule(Method::Trust)
+                };
+                let facts = Facts {
+                    origin: tcp(address),
+                    ..facts()
+                };
+                assert_eq!(
+                    rule.verdict(&facts, &known) == Verdict::Matches,
+                    expected,
+                    "{address} {:?}",
+                    rule.address
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_column_that_says_no_is_named() {
+        let base = rule(Method::Trust);
+        let rules = Rules::new(vec![
+            Rule {
+                connection: Connection::HostSsl,
+                ..base.clone()
+            },
+            Rule {
+                address: AddressMatch::Network(network("10.9.0.0", 16)),
+                ..base.clone()
+            },
+            Rule {
+                databases: vec![DatabaseMatch::SameUser],
+                ..base.clone()
+            },
+            Rule {
+                users: vec![UserMatch::Name(Bytes::from_static(b"x"))],
+                ..base.clone()
+            },
+            base,
+        ]);
+        let verdicts: Vec<_> = rules
+            .describe(&facts(), &Known::default())
+            .iter()
+            .map(|considered| considered.verdict)
+            .collect();
+        assert_eq!(
+            verdicts,
+            [
+                Verdict::Differs(Column::Type),
+                Verdict::Differs(Column::Address),
+                Verdict::Differs(Column::Database),
+                Verdict::Differs(Column::User),
+                Verdict::Matches,
+            ]
+        );
     }
 
     #[test]
@@ -405,16 +889,20 @@ mod tests {
         let physical = Facts {
             replication: Replication::Physical,
             tls: true,
-            address: "::ffff:1.2.3.4".parse().unwrap(),
+            origin: tcp("::ffff:1.2.3.4"),
             ..facts()
         };
         assert_eq!(
             physical.no_entry().message,
             "no pg_hba.conf entry for replication connection from host \"1.2.3.4\", user \"app\", SSL encryption"
         );
+        let local = Facts {
+            origin: Origin::Local,
+            ..facts()
+        };
         assert_eq!(
-            facts().rejected().message,
-            "pg_hba.conf rejects connection for host \"10.1.2.3\", user \"app\", database \"shop\", no encryption"
+            local.rejected().message,
+            "pg_hba.conf rejects connection for host \"[local]\", user \"app\", database \"shop\", no encryption"
         );
     }
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{ClientAddress, ClientStream};
 use crate::auth::Identity;
-use crate::auth::rules::{Decision, Facts, Method, Rules};
+use crate::auth::rules::{Decision, Facts, Known, Method, Origin, Rules, Step};
 use crate::auth::scram::{self, Lookup, MockSecret, Nonce, ScramFault, ServerExchange};
 use crate::auth::userlist::UserList;
 use crate::backend::Credential;
@@ -144,13 +144,16 @@ pub fn decide(
         user: &packet.user,
         database: &packet.database,
         replication: packet.replication,
-        address: address.ip(),
+        origin: Origin::Tcp(address.ip()),
         tls: is_tls,
     };
-    match rules.decide(&facts) {
-        Decision::Scram(_) => Ok(Method::ScramSha256),
-        Decision::Reject(_) => Err(LoginFault::Rejected(facts.rejected())),
-        Decision::NoMatch => Err(LoginFault::NoRule(facts.no_entry())),
+    match rules.decide(&facts, &Known::default()) {
+        Step::Decided(Decision::Match(matched)) if matched.rule.method == Method::Reject => {
+            Err(LoginFault::Rejected(facts.rejected()))
+        }
+        Step::Decided(Decision::Match(matched)) => Ok(matched.rule.method.clone()),
+        // The built-in rules, the only ones so far, need nothing.
+        Step::Decided(Decision::NoMatch) | Step::Needs(_) => Err(LoginFault::NoRule(facts.no_entry())),
     }
 }
 
@@ -163,7 +166,16 @@ pub async fn exchange(
 ) -> Result<Authenticated, LoginFault> {
     match method {
         Method::ScramSha256 => scram_sha_256(stream, packet, identities).await,
-        Method::Reject => Err(LoginFault::Protocol("rejected".to_owned())),
+        // Not among the built-in rules, which are the only ones so far.
+        Method::Trust
+        | Method::Reject
+        | Method::Password
+        | Method::Md5
+        | Method::Cert
+        | Method::Ldap(_)
+        | Method::Peer => Err(LoginFault::Protocol(
+            "unexpected authentication method".to_owned(),
+        )),
     }
 }
 

@@ -1,0 +1,223 @@
+//! `pg_hba.conf`, as PostgreSQL 18 reads it: syntax, includes and checks (PostgreSQL documentation, "The `pg_hba.conf`
+//! File"; `src/backend/libpq/hba.c`).
+//!
+//! Every fault is reported, each with file and line, and one is enough to refuse the whole: a line that is skipped may
+//! be the one that keeps somebody out. Refused besides what PostgreSQL refuses: methods and options the router does not
+//! have, regular expressions it might read differently ([`regex`]), addresses with a scope, zero bytes, fields that
+//! consist of empty included files. No IO: files come through [`Files`].
+
+mod address;
+pub mod fault;
+pub mod options;
+pub mod regex;
+pub mod rows;
+pub(super) mod tokens;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::rules::{AddressMatch, Connection, DatabaseMatch, Method, Place, Rule, Rules, UserMatch};
+use fault::shown;
+pub use fault::{Fault, FaultKind};
+use options::{LdapOptions, Options};
+use regex::Pattern;
+pub use tokens::Files;
+use tokens::Line;
+pub(super) use tokens::Token;
+
+/// A file that has been read, and those it includes.
+#[derive(Debug)]
+pub struct HbaFile {
+    /// What each line came to, in order.
+    lines: Vec<Result<Rule, Fault>>,
+    watched: BTreeSet<PathBuf>,
+}
+
+/// Reads a file and what it includes. Bounded in bytes, files and depth.
+pub fn read(files: &dyn Files, path: &Path) -> HbaFile {
+    let tokens = tokens::read(files, path);
+    let mut lines: Vec<_> = tokens.lines.into_iter().map(rule).collect();
+    // As with PostgreSQL: a file that lets nobody in is a mistake.
+    if lines.is_empty() {
+        lines.push(Err(Fault {
+            path: path.into(),
+            line: 0,
+            kind: FaultKind::NoEntries,
+        }));
+    }
+    HbaFile {
+        lines,
+        watched: tokens.watched,
+    }
+}
+
+impl HbaFile {
+    /// The files looked for, found or not, and the directories listed: a change in any may change the rules.
+    pub fn watched(&self) -> &BTreeSet<PathBuf> {
+        &self.watched
+    }
+
+    /// The rules, or every fault.
+    pub fn rules(self) -> Result<Rules, Vec<Fault>> {
+        let mut rules = Vec::new();
+        let mut faults = Vec::new();
+        for line in self.lines {
+            match line {
+                Ok(rule) => rules.push(rule),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        if faults.is_empty() {
+            Ok(Rules::new(rules))
+        } else {
+            Err(faults)
+        }
+    }
+
+    pub fn faults(&self) -> impl Iterator<Item = &Fault> {
+        self.lines.iter().filter_map(|line| line.as_ref().err())
+    }
+}
+
+fn rule(line: Line) -> Result<Rule, Fault> {
+    match &line.fields {
+        Ok(fields) => parse(fields, &line).map_err(|kind| line.fault(kind)),
+        Err(kind) => Err(line.fault(kind.clone())),
+    }
+}
+
+fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Rule, FaultKind> {
+    let mut fields = fields.iter().map(Vec::as_slice);
+    let connection = connection(one(fields.next(), "connection type")?)?;
+    let databases = all(fields.next(), "database specification", database)?;
+    let users = all(fields.next(), "role specification", user)?;
+    let address = if connection == Connection::Local {
+        AddressMatch::All
+    } else {
+        address::parse(one(fields.next(), "IP address specification")?, || {
+            one(fields.next(), "netmask specification")
+        })?
+    };
+    let method = method(one(fields.next(), "authentication method")?, connection)?;
+    let options = Options::parse(fields.flatten(), connection, &method).map_err(FaultKind::Option)?;
+    Ok(Rule {
+        place: Place::File {
+            path: Arc::clone(&line.path),
+            line: line.number,
+        },
+        connection,
+        databases,
+        users,
+        address,
+        method: match method {
+            Method::Ldap(_) => Method::Ldap(Arc::new(options.ldap)),
+            other => other,
+        },
+        map: options.map,
+        client_certificate: options.client_certificate,
+        client_name: options.client_name,
+    })
+}
+
+/// The only value of a field.
+fn one<'a>(field: Option<&'a [Token]>, what: &'static str) -> Result<&'a Token, FaultKind> {
+    match field {
+        Some([token]) => Ok(token),
+        Some([]) | None => Err(FaultKind::Missing(what)),
+        Some(_) => Err(FaultKind::Multiple(what)),
+    }
+}
+
+fn all<T>(
+    field: Option<&[Token]>,
+    what: &'static str,
+    parse: fn(&Token) -> Result<T, FaultKind>,
+) -> Result<Vec<T>, FaultKind> {
+    field.ok_or(FaultKind::Missing(what))?.iter().map(parse).collect()
+}
+
+/// Quotes make no difference here.
+fn connection(token: &Token) -> Result<Connection, FaultKind> {
+    Ok(match &token.text[..] {
+        b"local" => Connection::Local,
+        b"host" => Connection::Host,
+        b"hostssl" => Connection::HostSsl,
+        b"hostnossl" => Connection::HostNoSsl,
+        b"hostgssenc" => Connection::HostGssEnc,
+        b"hostnogssenc" => Connection::HostNoGssEnc,
+        other => return Err(FaultKind::ConnectionType(shown(other))),
+    })
+}
+
+fn database(token: &Token) -> Result<DatabaseMatch, FaultKind> {
+    for (keyword, database) in [
+        (&b"all"[..], DatabaseMatch::All),
+        (b"sameuser", DatabaseMatch::SameUser),
+        (b"samerole", DatabaseMatch::SameRole),
+        (b"samegroup", DatabaseMatch::SameGroup),
+        (b"replication", DatabaseMatch::Replication),
+    ] {
+        if token.is_keyword(keyword) {
+            return Ok(database);
+        }
+    }
+    Ok(match pattern(&token.text)? {
+        Some(pattern) => DatabaseMatch::Pattern(pattern),
+        None => DatabaseMatch::Name(token.text.clone()),
+    })
+}
+
+/// An entry of the user column, or the database user of a map.
+pub(super) fn user(token: &Token) -> Result<UserMatch, FaultKind> {
+    if token.is_keyword(b"all") {
+        return Ok(UserMatch::All);
+    }
+    if !token.quoted && token.text.starts_with(b"+") {
+        return Ok(UserMatch::MemberOf(token.text.slice(1..)));
+    }
+    Ok(match pattern(&token.text)? {
+        Some(pattern) => UserMatch::Pattern(pattern),
+        None => UserMatch::Name(token.text.clone()),
+    })
+}
+
+/// A regular expression, if there is a slash before it; quotes make no difference.
+pub(super) fn pattern(text: &Bytes) -> Result<Option<Pattern>, FaultKind> {
+    let Some(source) = text.strip_prefix(b"/") else {
+        return Ok(None);
+    };
+    Pattern::new(source)
+        .map(Some)
+        .map_err(|fault| FaultKind::Pattern {
+            pattern: shown(source),
+            fault,
+        })
+}
+
+/// Quotes make no difference here.
+fn method(token: &Token, connection: Connection) -> Result<Method, FaultKind> {
+    Ok(match &token.text[..] {
+        b"trust" => Method::Trust,
+        b"reject" => Method::Reject,
+        b"password" => Method::Password,
+        b"md5" => Method::Md5,
+        b"scram-sha-256" => Method::ScramSha256,
+        b"ldap" => Method::Ldap(Arc::new(LdapOptions::default())),
+        b"peer" | b"ident" if connection == Connection::Local => Method::Peer,
+        b"peer" => return Err(FaultKind::PeerNotLocal),
+        b"cert" if connection == Connection::HostSsl => Method::Cert,
+        b"cert" => return Err(FaultKind::CertNotSsl),
+        other => {
+            let unsupported = ["ident", "gss", "sspi", "pam", "bsd", "radius", "oauth"]
+                .into_iter()
+                .find(|known| known.as_bytes() == other);
+            return Err(match unsupported {
+                Some(method) => FaultKind::Unsupported(method),
+                None => FaultKind::Method(shown(other)),
+            });
+        }
+    })
+}

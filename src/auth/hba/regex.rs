@@ -1,0 +1,571 @@
+//! Regular expressions of `pg_hba.conf` and `pg_ident.conf`: a `/` and PostgreSQL's advanced regular expression
+//! (PostgreSQL documentation, "Regular Expression Details"), over bytes, in the C collation.
+//!
+//! Only what PostgreSQL's engine and ours read alike is accepted: literals, `.`, brackets with ranges and POSIX classes,
+//! `\d \s \w \D \S \W`, groups, alternation, greedy quantifiers, `^` and `$`. An expression is parsed here and handed
+//! to the engine as sets of bytes, so that no syntax of the engine's own can slip in. The rest is refused.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use regex::bytes::{Regex, RegexBuilder};
+
+/// The longest expression, in bytes.
+pub const MAX_PATTERN: usize = 1024;
+/// The most nested groups.
+const MAX_DEPTH: usize = 20;
+/// The most single-byte steps after repetitions are written out; PostgreSQL has a bound of its own above it.
+const MAX_STEPS: usize = 4096;
+/// PostgreSQL's bound on `{m,n}`.
+const MAX_REPEAT: u16 = 255;
+
+/// Why an expression is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PatternFault {
+    #[error("longer than {MAX_PATTERN} bytes")]
+    TooLong,
+    #[error("groups are nested too deep")]
+    TooDeep,
+    #[error("its repetitions make it too large")]
+    TooLarge,
+    #[error("parentheses ( ) do not balance")]
+    Parentheses,
+    #[error("brackets [ ] do not balance")]
+    Brackets,
+    #[error("a quantifier has nothing to repeat")]
+    Quantifier,
+    #[error(
+        "a repetition is not {{m}}, {{m,}} or {{m,n}} with numbers up to {MAX_REPEAT}; a literal brace is \\{{"
+    )]
+    Braces,
+    #[error("an invalid range in brackets")]
+    Range,
+    #[error("an unknown character class in brackets")]
+    Class,
+    #[error("collating elements and equivalence classes are not supported")]
+    Collating,
+    #[error("non-greedy quantifiers are not supported")]
+    NonGreedy,
+    #[error("(? is supported as (?: only: no lookaround, no embedded options")]
+    Extension,
+    #[error("a leading *** is not supported")]
+    Director,
+    #[error("back references are not supported")]
+    BackReference,
+    #[error("the escape \\{} is not supported", .0.escape_ascii())]
+    Escape(u8),
+    #[error("it ends in a backslash")]
+    TrailingBackslash,
+    #[error("it has no parenthesised group for \\1")]
+    NoGroup,
+    #[error(
+        "what \\1 stands for could differ from PostgreSQL: the expression must start with ^, end with $, have its first \
+         group outside of any other and without a quantifier, and at most one part of variable length before that \
+         group and one in it"
+    )]
+    UncertainGroup,
+    #[error("too complex")]
+    Engine,
+}
+
+/// A compiled expression. Equal where the texts are.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    source: Bytes,
+    regex: Regex,
+    group: Result<(), PatternFault>,
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl Eq for Pattern {}
+
+impl Pattern {
+    /// Reads an expression, without the `/` before it.
+    pub fn new(source: &[u8]) -> Result<Self, PatternFault> {
+        if source.len() > MAX_PATTERN {
+            return Err(PatternFault::TooLong);
+        }
+        if source.starts_with(b"***") {
+            return Err(PatternFault::Director);
+        }
+        let mut parser = Parser {
+            text: source,
+            at: 0,
+            depth: 0,
+        };
+        let node = parser.alternation()?;
+        if parser.at < source.len() {
+            return Err(PatternFault::Parentheses);
+        }
+        if node.steps() > MAX_STEPS {
+            return Err(PatternFault::TooLarge);
+        }
+        let mut text = String::new();
+        node.write(&mut text);
+        let regex = RegexBuilder::new(&text)
+            .unicode(false)
+            .size_limit(4 << 20)
+            .dfa_size_limit(1 << 20)
+            .build()
+            .map_err(|_| PatternFault::Engine)?;
+        Ok(Self {
+            source: Bytes::copy_from_slice(source),
+            regex,
+            group: node.certain_group(),
+        })
+    }
+
+    /// As written, without the `/`.
+    pub fn source(&self) -> &Bytes {
+        &self.source
+    }
+
+    /// Whether it matches anywhere in `text`.
+    pub fn is_match(&self, text: &[u8]) -> bool {
+        self.regex.is_match(text)
+    }
+
+    /// Whether [`Pattern::group`] is certain to be what PostgreSQL finds; PostgreSQL prefers the longest match and this
+    /// engine the first one.
+    pub fn has_certain_group(&self) -> Result<(), PatternFault> {
+        self.group
+    }
+
+    /// What the first group matched; `None` where the expression does not match.
+    pub fn group<'t>(&self, text: &'t [u8]) -> Option<&'t [u8]> {
+        Some(self.regex.captures(text)?.get(1)?.as_bytes())
+    }
+}
+
+/// A set of bytes.
+#[derive(Clone, Copy)]
+struct Set([u64; 4]);
+
+impl Set {
+    fn of(contains: impl Fn(u8) -> bool) -> Self {
+        let mut set = Self([0; 4]);
+        for byte in 0..=u8::MAX {
+            if contains(byte) {
+                set.insert(byte);
+            }
+        }
+        set
+    }
+
+    fn insert(&mut self, byte: u8) {
+        self.0[usize::from(byte >> 6)] |= 1 << (byte & 63);
+    }
+
+    fn contains(self, byte: u8) -> bool {
+        self.0[usize::from(byte >> 6)] & 1 << (byte & 63) != 0
+    }
+
+    fn add(&mut self, other: Self) {
+        for (word, more) in self.0.iter_mut().zip(other.0) {
+            *word |= more;
+        }
+    }
+
+    fn negated(self) -> Self {
+        Self(self.0.map(|word| !word))
+    }
+
+    fn write(self, out: &mut String) {
+        out.push('[');
+        let mut next = 0_u16;
+        while next < 256 {
+            let first = next;
+            while next < 256 && u8::try_from(next).is_ok_and(|byte| self.contains(byte)) {
+                next += 1;
+            }
+            if next > first {
+                let _ = write!(out, "\\x{first:02x}-\\x{:02x}", next - 1);
+            }
+            next += 1;
+        }
+        out.push(']');
+    }
+}
+
+/// The class of a name in `[:…:]`, in the C locale.
+fn class(name: &[u8]) -> Option<Set> {
+    let contains: fn(u8) -> bool = match name {
+        b"alnum" => |byte| byte.is_ascii_alphanumeric(),
+        b"alpha" => |byte| byte.is_ascii_alphabetic(),
+        b"blank" => |byte| matches!(byte, b' ' | b'\t'),
+        b"cntrl" => |byte| byte.is_ascii_control(),
+        b"digit" => |byte| byte.is_ascii_digit(),
+        b"graph" => |byte| byte.is_ascii_graphic(),
+        b"lower" => |byte| byte.is_ascii_lowercase(),
+        b"print" => |byte| byte.is_ascii_graphic() || byte == b' ',
+        b"punct" => |byte| byte.is_ascii_punctuation(),
+        b"space" => |byte| matches!(byte, b' ' | b'\t'..=b'\r'),
+        b"upper" => |byte| byte.is_ascii_uppercase(),
+        b"xdigit" => |byte| byte.is_ascii_hexdigit(),
+        b"word" => |byte| byte.is_ascii_alphanumeric() || byte == b'_',
+        _ => return None,
+    };
+    Some(Set::of(contains))
+}
+
+enum Node {
+    Set(Set),
+    Start,
+    End,
+    Group {
+        inner: Box<Node>,
+        captures: bool,
+    },
+    Repeat {
+        inner: Box<Node>,
+        min: u16,
+        max: Option<u16>,
+    },
+    Sequence(Vec<Node>),
+    Either(Vec<Node>),
+}
+
+impl Node {
+    /// How many single-byte steps it takes, repetitions written out.
+    fn steps(&self) -> usize {
+        match self {
+            Self::Set(_) | Self::Start | Self::End => 1,
+            Self::Group { inner, .. } => inner.steps().saturating_add(1),
+            Self::Repeat { inner, min, max } => {
+                let times = usize::from(max.unwrap_or(*min).max(1));
+                inner.steps().saturating_mul(times)
+            }
+            Self::Sequence(nodes) | Self::Either(nodes) => {
+                nodes.iter().fold(0, |sum, node| sum.saturating_add(node.steps()))
+            }
+        }
+    }
+
+    /// The number of bytes it matches, where that is always the same.
+    fn width(&self) -> Option<usize> {
+        match self {
+            Self::Set(_) => Some(1),
+            Self::Start | Self::End => Some(0),
+            Self::Group { inner, .. } => inner.width(),
+            Self::Repeat { inner, min, max } => {
+                let width = inner.width()?;
+                (Some(*min) == *max || width == 0).then(|| width * usize::from(*min))
+            }
+            Self::Sequence(nodes) => nodes.iter().map(Self::width).sum(),
+            Self::Either(nodes) => {
+                let width = nodes.first()?.width();
+                nodes.iter().all(|node| node.width() == width).then_some(width)?
+            }
+        }
+    }
+
+    fn has_group(&self) -> bool {
+        match self {
+            Self::Set(_) | Self::Start | Self::End => false,
+            Self::Group { inner, captures } => *captures || inner.has_group(),
+            Self::Repeat { inner, .. } => inner.has_group(),
+            Self::Sequence(nodes) | Self::Either(nodes) => nodes.iter().any(Self::has_group),
+        }
+    }
+
+    /// With both ends fixed and one length to choose before the group and one in it, "the longest that still lets the
+    /// rest match" and "as much as possible, then backtrack" are the same.
+    fn certain_group(&self) -> Result<(), PatternFault> {
+        if !self.has_group() {
+            return Err(PatternFault::NoGroup);
+        }
+        let certain = || -> Option<()> {
+            let Self::Sequence(nodes) = self else { return None };
+            let [Self::Start, inner @ .., Self::End] = &nodes[..] else {
+                return None;
+            };
+            let at = inner.iter().position(Self::has_group)?;
+            let Self::Group {
+                inner: group,
+                captures: true,
+            } = &inner[at]
+            else {
+                return None;
+            };
+            let group = match &**group {
+                Self::Sequence(nodes) => &nodes[..],
+                other => std::slice::from_ref(other),
+            };
+            (Self::has_one_length(&inner[..at]) && Self::has_one_length(group)).then_some(())
+        };
+        certain().ok_or(PatternFault::UncertainGroup)
+    }
+
+    /// At most one of `nodes` varies in length, and that one is a repeated byte.
+    fn has_one_length(nodes: &[Self]) -> bool {
+        let mut varying = nodes.iter().filter(|node| node.width().is_none());
+        let first_is_simple = varying
+            .next()
+            .is_none_or(|node| matches!(node, Self::Repeat { inner, .. } if matches!(**inner, Self::Set(_))));
+        first_is_simple
+            && varying.next().is_none()
+            && !nodes.iter().any(|node| matches!(node, Self::Start | Self::End))
+    }
+
+    /// In the engine's syntax.
+    fn write(&self, out: &mut String) {
+        match self {
+            Self::Set(set) => set.write(out),
+            Self::Start => out.push('^'),
+            Self::End => out.push('$'),
+            Self::Group { inner, captures } => {
+                out.push_str(if *captures { "(" } else { "(?:" });
+                inner.write(out);
+                out.push(')');
+            }
+            Self::Repeat { inner, min, max } => {
+                inner.write(out);
+                let _ = match max {
+                    Some(max) => write!(out, "{{{min},{max}}}"),
+                    None => write!(out, "{{{min},}}"),
+                };
+            }
+            Self::Sequence(nodes) => nodes.iter().for_each(|node| node.write(out)),
+            Self::Either(nodes) => {
+                for (index, node) in nodes.iter().enumerate() {
+                    if index > 0 {
+                        out.push('|');
+                    }
+                    node.write(out);
+                }
+            }
+        }
+    }
+}
+
+struct Parser<'a> {
+    text: &'a [u8],
+    at: usize,
+    depth: usize,
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.peek()?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn eat(&mut self, byte: u8) -> bool {
+        let is_it = self.peek() == Some(byte);
+        self.at += usize::from(is_it);
+        is_it
+    }
+
+    /// Up to the end or an unmatched `)`.
+    fn alternation(&mut self) -> Result<Node, PatternFault> {
+        let mut branches = vec![self.branch()?];
+        while self.eat(b'|') {
+            branches.push(self.branch()?);
+        }
+        if branches.len() > 1 {
+            return Ok(Node::Either(branches));
+        }
+        Ok(branches.swap_remove(0))
+    }
+
+    fn branch(&mut self) -> Result<Node, PatternFault> {
+        let mut nodes = Vec::new();
+        while let Some(byte) = self.peek() {
+            if matches!(byte, b'|' | b')') {
+                break;
+            }
+            let atom = self.atom()?;
+            nodes.push(self.quantified(atom)?);
+        }
+        Ok(Node::Sequence(nodes))
+    }
+
+    fn atom(&mut self) -> Result<Node, PatternFault> {
+        Ok(match self.next().ok_or(PatternFault::Quantifier)? {
+            b'^' => Node::Start,
+            b'$' => Node::End,
+            b'.' => Node::Set(Set::of(|_| true)),
+            b'[' => Node::Set(self.bracket()?),
+            b'(' => self.group()?,
+            b'\\' => Node::Set(self.escape()?),
+            b'*' | b'+' | b'?' => return Err(PatternFault::Quantifier),
+            b'{' => return Err(PatternFault::Braces),
+            literal => Node::Set(Set::of(|byte| byte == literal)),
+        })
+    }
+
+    fn group(&mut self) -> Result<Node, PatternFault> {
+        let captures = !self.eat(b'?');
+        if !captures && !self.eat(b':') {
+            return Err(PatternFault::Extension);
+        }
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(PatternFault::TooDeep);
+        }
+        let inner = Box::new(self.alternation()?);
+        self.depth -= 1;
+        if !self.eat(b')') {
+            return Err(PatternFault::Parentheses);
+        }
+        Ok(Node::Group { inner, captures })
+    }
+
+    fn quantified(&mut self, atom: Node) -> Result<Node, PatternFault> {
+        let Some(quantifier @ (b'*' | b'+' | b'?' | b'{')) = self.peek() else {
+            return Ok(atom);
+        };
+        self.at += 1;
+        let (min, max) = match quantifier {
+            b'*' => (0, None),
+            b'+' => (1, None),
+            b'?' => (0, Some(1)),
+            _ => self.braces()?,
+        };
+        if matches!(atom, Node::Start | Node::End) {
+            return Err(PatternFault::Quantifier);
+        }
+        match self.peek() {
+            Some(b'?') => Err(PatternFault::NonGreedy),
+            Some(b'*' | b'+' | b'{') => Err(PatternFault::Quantifier),
+            _ => Ok(Node::Repeat {
+                inner: Box::new(atom),
+                min,
+                max,
+            }),
+        }
+    }
+
+    /// After the `{`.
+    fn braces(&mut self) -> Result<(u16, Option<u16>), PatternFault> {
+        let min = self.number().ok_or(PatternFault::Braces)?;
+        let max = if !self.eat(b',') {
+            Some(min)
+        } else if self.peek() == Some(b'}') {
+            None
+        } else {
+            Some(self.number().ok_or(PatternFault::Braces)?)
+        };
+        if !self.eat(b'}') || max.is_some_and(|max| max < min) {
+            return Err(PatternFault::Braces);
+        }
+        Ok((min, max))
+    }
+
+    fn number(&mut self) -> Option<u16> {
+        let mut number = None;
+        while let Some(digit @ b'0'..=b'9') = self.peek() {
+            self.at += 1;
+            let value = number.unwrap_or(0) * 10 + u16::from(digit - b'0');
+            if value > MAX_REPEAT {
+                return None;
+            }
+            number = Some(value);
+        }
+        number
+    }
+
+    /// After the backslash.
+    fn escape(&mut self) -> Result<Set, PatternFault> {
+        let byte = self.next().ok_or(PatternFault::TrailingBackslash)?;
+        let named = |name: &[u8]| class(name).ok_or(PatternFault::Class);
+        let literal = match byte {
+            b'd' => return named(b"digit"),
+            b's' => return named(b"space"),
+            b'w' => return named(b"word"),
+            b'D' => return Ok(named(b"digit")?.negated()),
+            b'S' => return Ok(named(b"space")?.negated()),
+            b'W' => return Ok(named(b"word")?.negated()),
+            b't' => b'\t',
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b'f' => 0x0c,
+            b'v' => 0x0b,
+            b'1'..=b'9' => return Err(PatternFault::BackReference),
+            punctuation if punctuation.is_ascii_punctuation() || punctuation == b' ' => punctuation,
+            other => return Err(PatternFault::Escape(other)),
+        };
+        Ok(Set::of(|byte| byte == literal))
+    }
+
+    /// After the `[`.
+    fn bracket(&mut self) -> Result<Set, PatternFault> {
+        let negated = self.eat(b'^');
+        let mut set = Set([0; 4]);
+        let mut is_first = true;
+        loop {
+            let byte = self.next().ok_or(PatternFault::Brackets)?;
+            match byte {
+                b']' if !is_first => break,
+                b'[' if matches!(self.peek(), Some(b'.' | b'=')) => return Err(PatternFault::Collating),
+                b'[' if self.eat(b':') => {
+                    set.add(self.class()?);
+                    // A range cannot start with a class.
+                    if self.peek() == Some(b'-') && self.text.get(self.at + 1) != Some(&b']') {
+                        return Err(PatternFault::Range);
+                    }
+                }
+                b'-' if !is_first && self.peek() != Some(b']') => return Err(PatternFault::Range),
+                _ => self.range(byte, &mut set)?,
+            }
+            is_first = false;
+        }
+        Ok(if negated { set.negated() } else { set })
+    }
+
+    /// One byte of a bracket, or a range that starts with it.
+    fn range(&mut self, first: u8, set: &mut Set) -> Result<(), PatternFault> {
+        let first = self.endpoint(first)?;
+        if self.peek() != Some(b'-') || matches!(self.text.get(self.at + 1), Some(b']') | None) {
+            set.insert(first);
+            return Ok(());
+        }
+        self.at += 1;
+        let last = self.next().ok_or(PatternFault::Brackets)?;
+        if matches!(last, b'[' | b'-') {
+            return Err(PatternFault::Range);
+        }
+        let last = self.endpoint(last)?;
+        if first > last {
+            return Err(PatternFault::Range);
+        }
+        set.add(Set::of(|byte| (first..=last).contains(&byte)));
+        Ok(())
+    }
+
+    /// A byte as it is, or an escaped one.
+    fn endpoint(&mut self, byte: u8) -> Result<u8, PatternFault> {
+        if byte != b'\\' {
+            return Ok(byte);
+        }
+        match self.next().ok_or(PatternFault::TrailingBackslash)? {
+            punctuation if punctuation.is_ascii_punctuation() => Ok(punctuation),
+            other => Err(PatternFault::Escape(other)),
+        }
+    }
+
+    /// After the `[:`.
+    fn class(&mut self) -> Result<Set, PatternFault> {
+        let rest = &self.text[self.at..];
+        let length = rest
+            .iter()
+            .position(|&byte| byte == b':')
+            .ok_or(PatternFault::Class)?;
+        let set = class(&rest[..length]).ok_or(PatternFault::Class)?;
+        self.at += length + 1;
+        if !self.eat(b']') {
+            return Err(PatternFault::Class);
+        }
+        Ok(set)
+    }
+}
