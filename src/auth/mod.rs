@@ -14,6 +14,7 @@ pub mod credentials;
 pub(crate) mod crypto;
 pub mod hba;
 pub mod ident;
+pub mod ldap;
 pub mod lookup;
 pub mod md5;
 pub mod password;

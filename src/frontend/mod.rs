@@ -8,6 +8,7 @@
 
 mod address;
 pub mod interfaces;
+pub mod ldap;
 pub mod listen;
 pub mod login;
 pub mod opening;
