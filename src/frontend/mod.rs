@@ -7,10 +7,12 @@
 //! Refuses: to know servers or sessions.
 
 mod address;
+pub mod certificate;
 pub mod listen;
 pub mod login;
 pub mod opening;
 mod stream;
+pub mod tls;
 
 pub use address::ClientAddress;
 pub use stream::ClientStream;

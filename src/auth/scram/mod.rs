@@ -20,6 +20,7 @@ use super::crypto::{hmac_sha256, random, same};
 use crate::config::Secret;
 
 mod attributes;
+pub mod binding;
 pub mod client;
 mod fault;
 pub mod server;
