@@ -17,9 +17,10 @@ mod wire_tests;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
+use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -52,9 +53,15 @@ pub struct AdminThread {
     addresses: Vec<SocketAddr>,
     shutdown: CancellationToken,
     thread: thread::JoinHandle<()>,
+    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
 }
 
 impl AdminThread {
+    /// The settings of the handshakes to come, which may be exchanged; `None` where HTTP is in clear.
+    pub fn tls(&self) -> Option<Arc<ArcSwap<rustls::ServerConfig>>> {
+        self.tls.clone()
+    }
+
     /// Where it listens, address by address: with the port chosen, where the configured one was 0.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
@@ -102,7 +109,11 @@ pub fn spawn_thread_with(
         addresses.push(listener.local_addr().map_err(listen_error)?);
         listeners.push(listener);
     }
-    let tls = config.tls.clone();
+    let tls = config
+        .tls
+        .as_ref()
+        .map(|tls| Arc::new(ArcSwap::new(Arc::clone(&tls.server_config))));
+    let kept = tls.clone();
     let stop = shutdown.clone();
     let (report, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new()
@@ -135,6 +146,7 @@ pub fn spawn_thread_with(
             addresses,
             shutdown,
             thread,
+            tls: kept,
         }),
         Ok(Err(error)) => Err(AdminError::Thread(error)),
         Err(mpsc::RecvError) => Err(AdminError::Thread(io::Error::other("it panicked"))),

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::backend::{ConnectError, Credential, ServerConnection, Target, TlsClient, connect};
-use crate::config;
+use crate::config::{self, Secret};
 use crate::wire::startup::ProtocolVersion;
 
 /// What a connection is for.
@@ -20,21 +21,31 @@ pub(super) enum Purpose {
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) config: Arc<config::Cluster>,
-    pub(super) tls: Arc<TlsClient>,
-    credential: Credential,
+    /// Of the connections to come; those that are there keep theirs.
+    tls: ArcSwap<TlsClient>,
+    credential: ArcSwap<Credential>,
 }
 
 impl Account {
     pub(super) fn new(config: Arc<config::Cluster>, tls: Arc<TlsClient>) -> Self {
-        let credential = match &config.service_account.password {
-            Some(password) => Credential::Password(password.clone()),
-            None => Credential::None,
-        };
+        let credential = credential(config.service_account.password.as_ref());
         Self {
             config,
-            tls,
-            credential,
+            tls: ArcSwap::new(tls),
+            credential: ArcSwap::from_pointee(credential),
         }
+    }
+
+    pub(super) fn tls(&self) -> Arc<TlsClient> {
+        self.tls.load_full()
+    }
+
+    pub(super) fn replace_tls(&self, tls: Arc<TlsClient>) {
+        self.tls.store(tls);
+    }
+
+    pub(super) fn replace_password(&self, password: Option<&Secret>) {
+        self.credential.store(Arc::new(credential(password)));
     }
 
     pub(super) async fn connect(
@@ -64,15 +75,23 @@ impl Account {
             }
             Purpose::LookUp => parameters.push(pair("application_name", "trunkline look-up")),
         }
+        let (tls, credential) = (self.tls(), self.credential.load_full());
         let target = Target {
             host,
             port,
-            tls: &self.tls,
+            tls: &tls,
             options: &self.config.server,
             version: ProtocolVersion::V3_0,
             parameters: &parameters,
-            credential: &self.credential,
+            credential: &credential,
         };
         connect(target, deadline).await
+    }
+}
+
+fn credential(password: Option<&Secret>) -> Credential {
+    match password {
+        Some(password) => Credential::Password(password.clone()),
+        None => Credential::None,
     }
 }

@@ -128,9 +128,19 @@ impl ClusterHandle {
         self.shared.memberships.ask(user, deadline).await
     }
 
-    /// TLS towards the servers.
-    pub fn tls(&self) -> &Arc<TlsClient> {
-        &self.shared.account.tls
+    /// TLS towards the servers, for a connection that begins now.
+    pub fn tls(&self) -> Arc<TlsClient> {
+        self.shared.account.tls()
+    }
+
+    /// Other TLS settings for the connections to come.
+    pub fn replace_tls(&self, tls: Arc<TlsClient>) {
+        self.shared.account.replace_tls(tls);
+    }
+
+    /// Another password of the service account, for the logins to come.
+    pub fn replace_password(&self, password: Option<&config::Secret>) {
+        self.shared.account.replace_password(password);
     }
 
     pub fn config(&self) -> &Arc<config::Cluster> {

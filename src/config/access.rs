@@ -1,12 +1,9 @@
 //! Who may come in by which rules, and how a session logs into the server where the client's own login does not carry
 //! that far. The rules themselves are read by `auth`.
 
-use std::sync::Arc;
-
-use indexmap::IndexMap;
-
+use super::cluster;
 use super::files;
-use super::model::{Auth, Cluster, CredentialUsers, ServerCredential, ServerSecret};
+use super::model::{Auth, CredentialUsers, ServerCredential, ServerSecret};
 use super::schema;
 use super::section::{Field, Section, report_repeated};
 
@@ -110,9 +107,10 @@ pub(super) fn check_cluster_certificates(
     clusters: &IndexMap<String, Arc<Cluster>>,
 ) {
     let bare = |credential: &&ServerCredential| matches!(credential.secret, ServerSecret::ClusterCertificate);
-    let without = clusters
-        .values()
-        .find(|cluster| cluster.server_tls.client_certificate.is_none());
+    let without = clusters.iter().find(|cluster| {
+        let tls = cluster.server_tls.as_ref();
+        tls.is_some_and(|tls| tls.client_certificate.is_none())
+    });
     if let (Some(credential), Some(cluster)) = (auth.server_credentials.iter().find(bare), without) {
         root.context().fault(
             &credential.path,

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::address;
-use super::files;
+use super::keys::{self, Unlock};
+use super::material::Part;
 use super::model::{
     BasicAuth, ChannelBinding, Cluster, LocalMember, Patroni, Probe, Server, ServerOptions, ServerTls,
     ServiceAccount, Source, SslMode, SslNegotiation,
@@ -31,24 +32,46 @@ pub(super) const fn hours(hours: u64) -> Duration {
     Duration::from_hours(hours)
 }
 
-pub(super) fn cluster(name: &str, field: &Field<'_>) -> Option<Cluster> {
+/// What was read of a cluster; `None` where there was a fault.
+pub(super) struct Draft {
+    pub(super) name: Arc<str>,
+    source: Option<Source>,
+    pub(super) service_account: Option<ServiceAccount>,
+    pub(super) server_tls: Option<ServerTls>,
+    server: ServerOptions,
+    probe: Probe,
+    local_member: Option<LocalMember>,
+}
+
+impl Draft {
+    pub(super) fn finish(self) -> Option<Cluster> {
+        Some(Cluster {
+            name: self.name,
+            source: self.source?,
+            service_account: self.service_account?,
+            server_tls: self.server_tls?,
+            server: self.server,
+            probe: self.probe,
+            local_member: self.local_member?,
+        })
+    }
+}
+
+pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
     let section = field.section(&schema::CLUSTER);
-    // Every part is read before the first `?`, so that the faults of all are reported.
-    let source = source(&section);
-    let service_account = service_account(&section);
-    let server_tls = server_tls(&section);
-    let server = server_options(&section);
-    let probe = probe(&section);
-    let local_member = local_member(&section);
-    Some(Cluster {
-        name: Arc::from(name),
-        source: source?,
-        service_account: service_account?,
-        server_tls: server_tls?,
-        server,
-        probe,
-        local_member: local_member?,
-    })
+    let name: Arc<str> = Arc::from(name);
+    let context = section.context();
+    Draft {
+        source: source(&section),
+        service_account: context.within(Part::ServiceAccount(Arc::clone(&name)), || {
+            service_account(&section)
+        }),
+        server_tls: context.within(Part::ServerTls(Arc::clone(&name)), || server_tls(&section)),
+        server: server_options(&section),
+        probe: probe(&section),
+        local_member: local_member(&section),
+        name,
+    }
 }
 
 fn source(section: &Section<'_>) -> Option<Source> {
@@ -87,7 +110,7 @@ fn patroni(section: &Section<'_>) -> Option<Patroni> {
     let ca = section.field("ca_file").and_then(|field| field.roots());
     let client_certificate = section
         .pair("cert_file", "key_file")
-        .and_then(|(c, k)| files::key_pair(&c, &k));
+        .and_then(|(c, k)| keys::key_pair(&c, &k, &Unlock::Never));
     let basic_auth = section
         .pair("username", "password_file")
         .and_then(|(username, password)| {
@@ -116,7 +139,7 @@ fn patroni(section: &Section<'_>) -> Option<Patroni> {
     Some(Patroni {
         endpoints: endpoints?,
         ca,
-        client_certificate: client_certificate.map(|(pair, _)| pair),
+        client_certificate,
         basic_auth,
         poll_interval,
         fast_poll_interval,
@@ -266,16 +289,19 @@ fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
         }
     }
     let pair = section.pair("sslcert", "sslkey");
+    let command = section.field("sslpassphrase_command");
     if sslmode == Some(SslMode::Disable) {
-        for key in ["sslrootcert", "sslcert", "sslkey"] {
+        for key in ["sslrootcert", "sslcert", "sslkey", "sslpassphrase_command"] {
             if let Some(field) = section.field(key) {
                 field.fault("has no effect with `sslmode: disable`");
             }
         }
     }
-    let client_certificate = pair
-        .and_then(|(cert, key)| files::key_pair(&cert, &key))
-        .map(|(pair, _)| pair);
+    if let (None, Some(command)) = (section.field("sslkey"), &command) {
+        command.fault("has no effect without `sslkey`");
+    }
+    let unlock = Unlock::With("sslpassphrase_command", command);
+    let client_certificate = pair.and_then(|(cert, key)| keys::key_pair(&cert, &key, &unlock));
     Some(ServerTls {
         sslmode: sslmode?,
         sslnegotiation: sslnegotiation?,

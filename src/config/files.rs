@@ -5,35 +5,26 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::NoServerSessionStorage;
-use rustls::sign::CertifiedKey;
-use rustls::{InconsistentKeys, ServerConfig};
-use x509_parser::certificate::Validity;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 use zeroize::Zeroizing;
 
-use super::model::KeyPair;
 use super::secret::Secret;
-use super::section::{Context, Field};
+use super::section::Field;
 
 /// A password or shared secret.
 const MAX_SECRET: u64 = 64 * 1024;
 /// Certificates, chains and keys.
-const MAX_PEM: u64 = 1024 * 1024;
+pub(super) const MAX_PEM: u64 = 1024 * 1024;
 /// A users file: more than a hundred thousand verifiers.
 const MAX_USERS: u64 = 16 * 1024 * 1024;
-/// A certificate that ends within this time is worth a warning.
-const SOON: i64 = 14 * 24 * 3600;
-/// A record carries at most 8 KiB of plaintext: `libpq` clients that poll the socket can hang on more. rustls
-/// takes the record's header (5 bytes) off this number.
-const MAX_FRAGMENT: usize = 8192;
 
 /// May others read the file?
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
     Public,
     /// The owner and the group only.
     Private,
@@ -50,8 +41,10 @@ impl Field<'_> {
         Some(self.context.directory.join(text))
     }
 
-    fn contents(&self, access: Access, most: u64) -> Option<(PathBuf, Zeroizing<Vec<u8>>)> {
+    /// The whole file, with its name. It is watched from now on.
+    pub(super) fn contents(&self, access: Access, most: u64) -> Option<(PathBuf, Zeroizing<Vec<u8>>)> {
         let path = self.path()?;
+        self.context.note_file(&path);
         match read(&path, access, most) {
             Ok(contents) => Some((path, contents)),
             Err(Unreadable { message, hint }) => {
@@ -127,7 +120,45 @@ impl Field<'_> {
         Some(roots)
     }
 
-    fn certificates(&self, path: &Path, contents: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    /// Revocation lists: at least one. One whose time is over is worth a warning: clients with a certificate of its
+    /// authority are refused until there is a new one.
+    pub(super) fn revocation_lists(&self) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+        let (path, contents) = self.contents(Access::Public, MAX_PEM)?;
+        let shown = path.display();
+        let lists = CertificateRevocationListDer::pem_slice_iter(&contents).collect::<Result<Vec<_>, _>>();
+        let lists = match lists {
+            Ok(lists) if lists.is_empty() => {
+                self.fault_with(
+                    format!("{shown}: contains no revocation list"),
+                    "a PEM file is expected",
+                );
+                return None;
+            }
+            Ok(lists) => lists,
+            Err(error) => {
+                self.fault(format!("{shown}: is not valid PEM: {}", pem_problem(&error)));
+                return None;
+            }
+        };
+        for (index, list) in lists.iter().enumerate() {
+            let number = index + 1;
+            let Ok((_, parsed)) = CertificateRevocationList::from_der(list) else {
+                self.fault(format!("{shown}: revocation list {number} cannot be read"));
+                return None;
+            };
+            if let Some(next) = parsed.next_update()
+                && next.timestamp() < self.context.now
+            {
+                self.context.warn(format!(
+                    "{shown}: revocation list {number} was to be renewed before {next}; clients with a certificate of {} are refused",
+                    parsed.issuer()
+                ));
+            }
+        }
+        Some(lists)
+    }
+
+    pub(super) fn certificates(&self, path: &Path, contents: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
         let shown = path.display();
         match CertificateDer::pem_slice_iter(contents).collect::<Result<Vec<_>, _>>() {
             Ok(certificates) if certificates.is_empty() => {
@@ -147,7 +178,7 @@ impl Field<'_> {
 }
 
 /// What is wrong with a PEM file, without quoting it: it could be a key.
-fn pem_problem(error: &pem::Error) -> &'static str {
+pub(super) fn pem_problem(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "a section does not end",
         pem::Error::IllegalSectionStart { .. } => "a section does not begin as it should",
@@ -155,137 +186,6 @@ fn pem_problem(error: &pem::Error) -> &'static str {
         pem::Error::SectionTooLarge => "a section is too large",
         _ => "no section can be read",
     }
-}
-
-/// A chain and its key, checked: readable, valid now, belonging together. Also gives the end of the leaf's
-/// validity, Unix seconds.
-pub(super) fn key_pair(cert: &Field<'_>, key: &Field<'_>) -> Option<(Arc<KeyPair>, i64)> {
-    // Both files are looked at, so that the faults of both are reported.
-    let chain = chain(cert);
-    let key_der = private_key(key);
-    let (cert_file, chain, not_after) = chain?;
-    let key_der = key_der?;
-    let provider = &cert.context.provider;
-    match CertifiedKey::from_der(chain.clone(), key_der.clone_key(), provider) {
-        Ok(_) => {
-            let pair = KeyPair {
-                cert_file,
-                chain,
-                key: key_der,
-            };
-            Some((Arc::new(pair), not_after))
-        }
-        Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
-            let certificate = cert_file.display();
-            key.fault_with(
-                format!("does not belong to the first certificate of {certificate}"),
-                "the file begins with the certificate of this key; those of the authorities follow",
-            );
-            None
-        }
-        Err(error) => {
-            cert.fault(format!("{}: cannot be used: {error}", cert_file.display()));
-            None
-        }
-    }
-}
-
-fn chain(field: &Field<'_>) -> Option<(PathBuf, Vec<CertificateDer<'static>>, i64)> {
-    let (path, contents) = field.contents(Access::Public, MAX_PEM)?;
-    let chain = field.certificates(&path, &contents)?;
-    let shown = path.display().to_string();
-    let mut leaf_ends = None;
-    for (index, certificate) in chain.iter().enumerate() {
-        let number = index + 1;
-        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
-            field.fault(format!(
-                "{shown}: certificate {number} is not a valid X.509 certificate"
-            ));
-            return None;
-        };
-        check_validity(
-            field,
-            &format!("{shown}: certificate {number}"),
-            parsed.validity(),
-        )?;
-        leaf_ends.get_or_insert(parsed.validity().not_after.timestamp());
-    }
-    Some((path, chain, leaf_ends?))
-}
-
-fn check_validity(field: &Field<'_>, what: &str, validity: &Validity) -> Option<()> {
-    let Context { now, .. } = *field.context;
-    let (start, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-    if now > end {
-        field.fault(format!("{what} has expired, on {}", validity.not_after));
-        return None;
-    }
-    if now < start {
-        field.fault(format!("{what} is not valid before {}", validity.not_before));
-        return None;
-    }
-    if end - now < SOON {
-        field
-            .context
-            .warn(format!("{what} expires on {}", validity.not_after));
-    }
-    Some(())
-}
-
-fn private_key(field: &Field<'_>) -> Option<PrivateKeyDer<'static>> {
-    let (path, contents) = field.contents(Access::Private, MAX_PEM)?;
-    let shown = path.display();
-    let contains = |text: &[u8]| contents.windows(text.len()).any(|window| window == text);
-    let key = match PrivateKeyDer::from_pem_slice(&contents) {
-        // The old form of an encrypted key parses, and is rubbish.
-        _ if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") => {
-            field.fault_with(
-                format!("{shown}: the key is encrypted, which is not supported yet"),
-                "`openssl pkey -in KEY -out PLAIN` decrypts it",
-            );
-            return None;
-        }
-        Ok(key) => key,
-        Err(pem::Error::NoItemsFound) => {
-            field.fault_with(
-                format!("{shown}: contains no private key"),
-                "a PEM file is expected",
-            );
-            return None;
-        }
-        Err(error) => {
-            field.fault(format!("{shown}: is not valid PEM: {}", pem_problem(&error)));
-            return None;
-        }
-    };
-    if let Err(error) = field
-        .context
-        .provider
-        .key_provider
-        .load_private_key(key.clone_key())
-    {
-        field.fault(format!("{shown}: the private key cannot be used: {error}"));
-        return None;
-    }
-    Some(key)
-}
-
-/// TLS as a server: no client certificates, no resumption of any kind, one application protocol.
-pub(super) fn server_config(
-    context: &Context<'_>,
-    pair: &KeyPair,
-    protocol: &[u8],
-    versions: &[&'static rustls::SupportedProtocolVersion],
-) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(context.provider.clone())
-        .with_protocol_versions(versions)?
-        .with_no_client_auth()
-        .with_single_cert(pair.chain.clone(), pair.key.clone_key())?;
-    config.alpn_protocols = vec![protocol.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_fragment_size = Some(MAX_FRAGMENT);
-    Ok(Arc::new(config))
 }
 
 /// Why a file cannot be used, and what to do.

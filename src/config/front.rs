@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use rustls::SupportedProtocolVersion;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
 
 use super::access;
 use super::address::{self, bind_address, overlap};
 use super::cluster::{hours, minutes, ms, secs};
-use super::files;
+use super::keys::{self, Unlock};
 use super::model::{
-    Auth, BindAddress, ClientTls, Http, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Peer, Peers,
-    Route, Shutdown, TargetRole, Verifiers,
+    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerTls, Log, LogFormat,
+    LogLevel, Peer, Peers, Route, ServedCertificate, Shutdown, TargetRole, Verifiers,
 };
 use super::schema;
 use super::section::{Field, Section, report_repeated};
@@ -20,6 +21,7 @@ use super::section::{Field, Section, report_repeated};
 /// Ships with `config/`: a `SECURITY DEFINER` function that gives a user's name and verifier.
 const DEFAULT_QUERY: &str = "SELECT * FROM trunkline.user_lookup($1)";
 const MAX_LISTENERS: usize = 256;
+const MAX_CERTIFICATES: usize = 64;
 const MAX_PEERS: usize = 64;
 const MAX_CLIENTS: u32 = 1_000_000;
 static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
@@ -39,25 +41,63 @@ pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
         .field("min_version")
         .and_then(|field| field.one_of(&[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]))
         .unwrap_or(BOTH);
-    let field = section.required("certificates")?;
-    let certificates = field.list(MAX_LISTENERS);
+    let certificates = section.required("certificates");
     let mut pairs = Vec::new();
-    for certificate in &certificates {
-        let section = certificate.section(&schema::CERTIFICATE);
-        let (cert, key) = (section.required("cert_file"), section.required("key_file"));
-        pairs.push(cert.zip(key).and_then(|(cert, key)| files::key_pair(&cert, &key)));
+    for field in certificates
+        .as_ref()
+        .map(|field| field.list(MAX_CERTIFICATES))
+        .unwrap_or_default()
+    {
+        let section = field.section(&schema::CERTIFICATE);
+        pairs.push((key_pair(&section), field));
     }
-    if certificates.len() > 1 {
-        field.fault("more than one certificate is not supported yet; leave one");
+    let clients = client_verifier(&section)?;
+    let mut served = Vec::new();
+    for (pair, field) in pairs {
+        let pair = pair?;
+        match keys::server_config(root.context(), &pair, b"postgresql", versions, clients.clone()) {
+            Ok(server_config) => served.push(ServedCertificate { pair, server_config }),
+            Err(error) => {
+                field.fault(format!("cannot be used: {error}"));
+                return None;
+            }
+        }
+    }
+    (!served.is_empty()).then_some(ClientTls {
+        certificates: served,
+        asks_clients: clients.is_some(),
+    })
+}
+
+/// `cert_file`, `key_file` and `passphrase_command`.
+fn key_pair(section: &Section<'_>) -> Option<Arc<KeyPair>> {
+    let (cert, key) = (section.required("cert_file"), section.required("key_file"));
+    let unlock = Unlock::With("passphrase_command", section.field("passphrase_command"));
+    let (cert, key) = cert.zip(key)?;
+    keys::key_pair(&cert, &key, &unlock)
+}
+
+/// What clients' certificates are checked against; `Some(None)` where they are not asked for any.
+#[expect(
+    clippy::option_option,
+    reason = "the outer one is a fault, as everywhere here"
+)]
+fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVerifier>>> {
+    let lists = section.field("client_crl_file");
+    let Some(field) = section.field("client_ca_file") else {
+        let Some(lists) = lists else {
+            return Some(None);
+        };
+        lists.fault("has no effect without `client_ca_file`");
         return None;
-    }
-    let (certificate, not_after) = pairs.pop().flatten()?;
-    match files::server_config(root.context(), &certificate, b"postgresql", versions) {
-        Ok(server_config) => Some(ClientTls {
-            certificate,
-            server_config,
-            not_after,
-        }),
+    };
+    let roots = field.roots();
+    let lists = match lists {
+        Some(lists) => lists.revocation_lists(),
+        None => Some(Vec::new()),
+    };
+    match keys::client_verifier(section.context(), roots?, lists?) {
+        Ok(verifier) => Some(Some(verifier)),
         Err(error) => {
             field.fault(format!("cannot be used: {error}"));
             None
@@ -318,14 +358,14 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
     if !tls.present() {
         return Some(Http { addresses, tls: None });
     }
-    let (cert, key) = (tls.required("cert_file"), tls.required("key_file"));
-    let (pair, _) = cert
-        .zip(key)
-        .and_then(|(cert, key)| files::key_pair(&cert, &key))?;
-    match files::server_config(root.context(), &pair, b"http/1.1", BOTH) {
-        Ok(config) => Some(Http {
+    let pair = key_pair(&tls)?;
+    match keys::server_config(root.context(), &pair, b"http/1.1", BOTH, None) {
+        Ok(server_config) => Some(Http {
             addresses,
-            tls: Some(config),
+            tls: Some(HttpTls {
+                leaf: pair.leaf(),
+                server_config,
+            }),
         }),
         Err(error) => {
             tls.fault(format!("cannot be used: {error}"));

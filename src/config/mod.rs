@@ -13,9 +13,12 @@
 mod access;
 mod address;
 mod cluster;
+mod command;
 mod fault;
 mod files;
 mod front;
+mod keys;
+mod material;
 pub mod model;
 mod schema;
 mod secret;
@@ -25,6 +28,7 @@ mod tests;
 mod tree;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +37,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use indexmap::IndexMap;
 
 pub use fault::{Fault, Faults};
+pub use keys::Leaf;
+pub use material::{Files, Material, Materials, Part, Stamps};
 pub use model::*;
 pub use secret::Secret;
 
@@ -63,12 +69,40 @@ pub fn load(path: &Path) -> Result<Config, Faults> {
 /// As [`load`], for text that was read already. `path` is shown in faults, and its directory is where relative
 /// file names start.
 pub fn parse(path: &Path, text: &str) -> Result<Config, Faults> {
+    parse_at(path, text, unix_now(), &|name| std::env::var_os(name))
+}
+
+/// Reads again the files a configuration names, by the text it was made of: what is in them may have changed, what is
+/// asked for has not. Each part of it is good or not by itself. Blocks for as long as files and passphrase commands do.
+pub fn reread(config: &Config) -> Materials {
+    reread_at(config, unix_now(), &|name| std::env::var_os(name))
+}
+
+/// Has the text of the configuration file itself changed since it was read? `Err` is a sentence: it cannot be read.
+pub fn is_edited(config: &Config) -> Result<bool, String> {
+    files::read_text(&config.path, MAX_FILE as u64).map(|text| *text != *config.origin.text)
+}
+
+/// Unix seconds.
+fn unix_now() -> i64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
-    parse_at(path, text, i64::try_from(now).unwrap_or(i64::MAX), &|name| {
-        std::env::var_os(name)
-    })
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+fn context<'a>(path: &Path, now: i64, environment: &'a dyn Fn(&str) -> Option<OsString>) -> Context<'a> {
+    Context {
+        file: Arc::from(path),
+        directory: path.parent().unwrap_or(Path::new("")).to_owned(),
+        environment,
+        now,
+        provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+        part: RefCell::new(Part::Rest),
+        faults: RefCell::default(),
+        files: RefCell::default(),
+        warnings: RefCell::default(),
+    }
 }
 
 /// [`parse`] with the time (Unix seconds) and the environment as arguments.
@@ -78,29 +112,113 @@ fn parse_at(
     now: i64,
     environment: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Config, Faults> {
-    let context = Context {
-        file: Arc::from(path),
-        directory: path.parent().unwrap_or(Path::new("")).to_owned(),
-        environment,
-        now,
-        provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
-        faults: RefCell::default(),
-        warnings: RefCell::default(),
-    };
-    let config = convert(&context, path, text);
+    let context = context(path, now, environment);
+    let config = convert(&context, text).and_then(|draft| draft.finish(path, text));
     let faults = context.faults.into_inner();
     match config {
         Some(mut config) if faults.is_empty() => {
             config.warnings = context.warnings.into_inner();
             config.warnings.extend(oddities(&config));
+            config.origin.files = context.files.into_inner();
             Ok(config)
         }
-        _ => Err(Faults::new(faults)),
+        _ => Err(Faults::new(faults.into_iter().map(|(_, fault)| fault).collect())),
     }
 }
 
-/// `None` only where a fault was reported; a fault may have been reported with `Some`, too.
-fn convert(context: &Context<'_>, path: &Path, text: &str) -> Option<Config> {
+fn reread_at(config: &Config, now: i64, environment: &dyn Fn(&str) -> Option<OsString>) -> Materials {
+    let context = context(&config.path, now, environment);
+    let draft = convert(&context, &config.origin.text);
+    let mut faults: BTreeMap<Part, Vec<Fault>> = BTreeMap::new();
+    for (part, fault) in context.faults.into_inner() {
+        faults.entry(part).or_default().push(fault);
+    }
+    let mut parts: BTreeMap<Part, Result<Material, Faults>> = draft
+        .into_iter()
+        .flat_map(Draft::materials)
+        .filter(|(part, _)| !faults.contains_key(part))
+        .map(|(part, material)| (part, Ok(material)))
+        .collect();
+    parts.extend(
+        faults
+            .into_iter()
+            .map(|(part, faults)| (part, Err(Faults::new(faults)))),
+    );
+    Materials {
+        parts,
+        files: context.files.into_inner(),
+        warnings: context.warnings.into_inner(),
+    }
+}
+
+/// What was read; `None` where there was a fault, though there may have been one where there is a value, too.
+struct Draft {
+    clusters: Vec<cluster::Draft>,
+    tls: Option<ClientTls>,
+    auth: Option<Auth>,
+    routes: IndexMap<String, Arc<Route>>,
+    listeners: Vec<Listener>,
+    http: Option<Http>,
+    limits: Limits,
+    peers: Option<Peers>,
+    log: Log,
+    shutdown: Shutdown,
+    workers: usize,
+}
+
+impl Draft {
+    fn finish(self, path: &Path, text: &str) -> Option<Config> {
+        let clusters = self
+            .clusters
+            .into_iter()
+            .map(|cluster| {
+                let cluster = cluster.finish()?;
+                Some((cluster.name.to_string(), Arc::new(cluster)))
+            })
+            .collect::<Option<_>>()?;
+        Some(Config {
+            path: path.to_owned(),
+            clusters,
+            tls: self.tls.map(Arc::new),
+            auth: self.auth?,
+            routes: self.routes,
+            listeners: self.listeners,
+            http: self.http?,
+            limits: self.limits,
+            peers: self.peers,
+            log: self.log,
+            shutdown: self.shutdown,
+            workers: self.workers,
+            warnings: Vec::new(),
+            origin: Origin {
+                text: Arc::from(text),
+                files: Files::default(),
+            },
+        })
+    }
+
+    fn materials(self) -> Vec<(Part, Material)> {
+        let mut materials = Vec::new();
+        let tls = self.tls.map(|tls| Material::Tls(Arc::new(tls)));
+        materials.extend(tls.map(|tls| (Part::Tls, tls)));
+        let http = self.http.and_then(|http| http.tls).map(Material::Http);
+        materials.extend(http.map(|http| (Part::Http, http)));
+        materials.extend(self.auth.map(|auth| (Part::Auth, Material::Auth(auth))));
+        for cluster in self.clusters {
+            let name = cluster.name;
+            let account = cluster
+                .service_account
+                .map(|account| Material::Password(account.password));
+            materials.extend(account.map(|account| (Part::ServiceAccount(Arc::clone(&name)), account)));
+            let tls = cluster.server_tls.map(Material::ServerTls);
+            materials.extend(tls.map(|tls| (Part::ServerTls(name), tls)));
+        }
+        materials
+    }
+}
+
+/// `None` where the text cannot be read at all, which was reported.
+fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     if text.len() > MAX_FILE {
         context.fault("", None, format!("is larger than {} KiB", MAX_FILE / 1024), None);
         return None;
@@ -119,7 +237,7 @@ fn convert(context: &Context<'_>, path: &Path, text: &str) -> Option<Config> {
         }
     };
     let root = Section::root(context, &tree, &schema::ROOT);
-    let mut clusters = IndexMap::new();
+    let mut clusters = Vec::new();
     let mut names = Vec::new();
     for (name, field) in root
         .required("clusters")
@@ -127,40 +245,31 @@ fn convert(context: &Context<'_>, path: &Path, text: &str) -> Option<Config> {
         .unwrap_or_default()
     {
         names.push(name);
-        if let Some(cluster) = cluster::cluster(name, &field) {
-            clusters.insert(name.to_owned(), Arc::new(cluster));
-        }
+        clusters.push(cluster::cluster(name, &field));
     }
     let names = (!names.is_empty()).then_some(names);
     let mut places = Vec::new();
-    let tls = front::client_tls(&root);
-    let auth = front::auth(&root);
+    let tls = context.within(Part::Tls, || front::client_tls(&root));
+    let auth = context.within(Part::Auth, || front::auth(&root));
     let (routes, route_names) = front::routes(&root, &names);
     let listeners = front::listeners(&root, &route_names, tls.as_ref(), &mut places);
-    let http = front::http(&root, &mut places);
+    let http = context.within(Part::Http, || front::http(&root, &mut places));
     front::check_addresses(&places);
-    let limits = front::limits(&root);
-    let peers = front::peers(&root);
-    let log = front::log(&root);
-    let shutdown = front::shutdown(&root);
-    let workers = front::workers(&root);
     if let Some(auth) = &auth {
-        access::check_cluster_certificates(&root, auth, &clusters);
+        context.within(Part::Auth, || access::check_cluster_certificates(&root, auth, &clusters));
     }
-    Some(Config {
-        path: path.to_owned(),
+    Some(Draft {
         clusters,
-        tls: tls.map(Arc::new),
-        auth: auth?,
+        tls,
+        auth,
         routes,
         listeners,
-        http: http?,
-        limits,
-        peers,
-        log,
-        shutdown,
-        workers,
-        warnings: Vec::new(),
+        http,
+        limits: front::limits(&root),
+        peers: front::peers(&root),
+        log: front::log(&root),
+        shutdown: front::shutdown(&root),
+        workers: front::workers(&root),
     })
 }
 

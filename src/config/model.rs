@@ -9,13 +9,15 @@ use indexmap::IndexMap;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
+use super::keys::Leaf;
+use super::material::Files;
 
 /// Everything `trunkline run` needs to know. Made by [`super::load`] only.
 #[derive(Debug)]
 pub struct Config {
     pub path: PathBuf,
     pub clusters: IndexMap<String, Arc<Cluster>>,
-    /// The certificate shown to clients; `None` where no listener offers TLS.
+    /// The certificates shown to clients; `None` where no listener offers TLS.
     pub tls: Option<Arc<ClientTls>>,
     pub auth: Auth,
     pub routes: IndexMap<String, Arc<Route>>,
@@ -29,12 +31,30 @@ pub struct Config {
     pub workers: usize,
     /// What is legal but odd; see [`Config::warnings`].
     pub(super) warnings: Vec<String>,
+    pub(super) origin: Origin,
+}
+
+/// What a configuration was made of; it is enough to read its files again.
+pub(super) struct Origin {
+    pub(super) text: Arc<str>,
+    pub(super) files: Files,
+}
+
+impl std::fmt::Debug for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Origin").finish_non_exhaustive()
+    }
 }
 
 impl Config {
     /// Sentences for the log at the start: what is legal but odd, such as a certificate that ends soon.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.clone()
+    }
+
+    /// The files it names, as they were when they were read.
+    pub fn files(&self) -> &Files {
+        &self.origin.files
     }
 }
 
@@ -190,19 +210,27 @@ pub enum LocalMember {
     Name(String),
 }
 
-/// TLS towards clients: one certificate for now.
+/// TLS towards clients.
+#[derive(Debug)]
 pub struct ClientTls {
-    pub certificate: Arc<KeyPair>,
-    /// Ready to use: ALPN `postgresql`, no resumption, no tickets, at most 8 KiB of plaintext in a record.
-    pub server_config: Arc<rustls::ServerConfig>,
-    /// Expiry of the leaf, Unix seconds.
-    pub not_after: i64,
+    /// At least one. Each serves the names of its `subjectAltName`; the first serves all others, and who names none.
+    pub certificates: Vec<ServedCertificate>,
+    /// Clients are asked for a certificate; they may have none, but a bad one ends the handshake.
+    pub asks_clients: bool,
 }
 
-impl std::fmt::Debug for ClientTls {
+/// A certificate for clients.
+pub struct ServedCertificate {
+    pub pair: Arc<KeyPair>,
+    /// Ready to use: ALPN `postgresql`, no resumption, no tickets, at most 8 KiB of plaintext in a record, and what is
+    /// asked of clients.
+    pub server_config: Arc<rustls::ServerConfig>,
+}
+
+impl std::fmt::Debug for ServedCertificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientTls")
-            .field("certificate", &self.certificate)
+        f.debug_struct("ServedCertificate")
+            .field("pair", &self.pair)
             .finish_non_exhaustive()
     }
 }
@@ -309,7 +337,23 @@ pub enum ListenerTls {
 pub struct Http {
     /// One or more; the same is answered on each.
     pub addresses: Vec<BindAddress>,
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<HttpTls>,
+}
+
+/// TLS of the HTTP listener.
+#[derive(Clone)]
+pub struct HttpTls {
+    pub leaf: Leaf,
+    /// Ready to use: ALPN `http/1.1`, otherwise as towards clients.
+    pub server_config: Arc<rustls::ServerConfig>,
+}
+
+impl std::fmt::Debug for HttpTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpTls")
+            .field("leaf", &self.leaf)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -47,23 +47,22 @@ keys! {
     SERVICE_ACCOUNT "clusters.NAME.service_account": now("user"), now("password_file"), now("password_env"),
         now("dbname"), now("pool_size"), now("timeout");
     SERVER_TLS "clusters.NAME.server_tls": now("sslmode"), now("sslnegotiation"), now("channel_binding"),
-        now("sslrootcert"), now("sslcert"), now("sslkey");
+        now("sslrootcert"), now("sslcert"), now("sslkey"), now("sslpassphrase_command");
     SERVER "clusters.NAME.server": now("connect_timeout"), now("keepalive"), now("tcp_user_timeout"),
         later("max_connections");
     PROBE "clusters.NAME.probe": now("interval"), now("timeout"), now("rise"), now("fall");
-    TLS "tls": now("certificates"), now("min_version"), later("client_ca_file"), later("client_crl_file");
-    CERTIFICATE "tls.certificates[]": now("cert_file"), now("key_file"), later("passphrase_command");
+    TLS "tls": now("certificates"), now("min_version"), now("client_ca_file"), now("client_crl_file");
+    CERTIFICATE "tls.certificates[]": now("cert_file"), now("key_file"), now("passphrase_command");
     AUTH "auth": now("hba_file"), now("ident_file"), now("users_file"), now("query"), now("cache_ttl"),
         now("login_timeout"), now("ldap_ca_file"), now("server_credentials");
     SERVER_CREDENTIAL "auth.server_credentials[]": now("users"), now("server_user"), now("password_file"),
-        now("password"),
-        now("cert_file"), now("key_file");
+        now("password"), now("cert_file"), now("key_file");
     ROUTE "routes.NAME": now("cluster"), now("targets"), now("balance"), now("resume"), later("queue_timeout"),
         later("max_lag"), later("on_unfit");
     LISTENER "listeners[]": now("name"), now("address"), now("route"), now("mode"), now("tls"),
         now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
     HTTP "http": now("address"), now("tls"), later("token_file");
-    HTTP_TLS "http.tls": now("cert_file"), now("key_file");
+    HTTP_TLS "http.tls": now("cert_file"), now("key_file"), now("passphrase_command");
     LIMITS "limits": now("max_clients"), now("max_pending_logins"), later("per_user"), later("per_database"),
         later("per_address"), later("connection_rate");
     PEERS "peers": now("secret_file"), now("members");

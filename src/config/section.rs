@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustls::crypto::CryptoProvider;
 
 use super::fault::Fault;
+use super::material::{Files, Part};
 use super::schema::Keys;
 use super::tree::{Entry, Node, Value};
 
@@ -23,20 +24,37 @@ pub(super) struct Context<'a> {
     /// Unix seconds.
     pub(super) now: i64,
     pub(super) provider: Arc<CryptoProvider>,
-    pub(super) faults: RefCell<Vec<Fault>>,
+    /// What is being read: faults and files belong to it.
+    pub(super) part: RefCell<Part>,
+    pub(super) faults: RefCell<Vec<(Part, Fault)>>,
+    pub(super) files: RefCell<Files>,
     pub(super) warnings: RefCell<Vec<String>>,
 }
 
 impl Context<'_> {
     pub(super) fn fault(&self, path: &str, line: Option<usize>, message: String, hint: Option<String>) {
         let file = self.file.clone();
-        self.faults.borrow_mut().push(Fault {
+        let fault = Fault {
             file,
             path: path.to_owned(),
             line,
             message,
             hint,
-        });
+        };
+        self.faults.borrow_mut().push((self.part.borrow().clone(), fault));
+    }
+
+    /// Reads something whose files are taken by themselves when they change.
+    pub(super) fn within<T>(&self, part: Part, read: impl FnOnce() -> T) -> T {
+        let before = self.part.replace(part);
+        let value = read();
+        self.part.replace(before);
+        value
+    }
+
+    /// A file is about to be read.
+    pub(super) fn note_file(&self, path: &Path) {
+        self.files.borrow_mut().record(self.part.borrow().clone(), path);
     }
 
     pub(super) fn warn(&self, warning: String) {

@@ -109,14 +109,14 @@ impl LoginFault {
 /// Where verifiers come from.
 #[derive(Debug)]
 pub struct Identities<'a> {
-    pub users: Option<&'a UserList>,
+    pub users: Option<Arc<UserList>>,
     pub cluster: &'a ClusterHandle,
     pub mock: &'a MockSecret,
 }
 
 impl Identities<'_> {
     async fn find(&self, user: &[u8]) -> Result<Option<Identity>, LookupError> {
-        match self.users {
+        match &self.users {
             Some(users) => Ok(users.find(user).cloned()),
             None => self.cluster.identity(user).await,
         }

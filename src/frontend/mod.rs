@@ -9,11 +9,13 @@
 mod address;
 pub mod interfaces;
 pub mod ldap;
+pub mod certificate;
 pub mod listen;
 pub mod login;
 pub mod opening;
 pub mod resolve;
 mod stream;
+pub mod tls;
 
 pub use address::ClientAddress;
 pub use stream::ClientStream;

@@ -4,13 +4,14 @@
 use std::io;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 
 use super::ClientStream;
+use super::certificate::PeerCertificateFault;
+use super::tls::{Acceptor, HandshakeFault, TlsFacts};
 use crate::config::ListenerTls;
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
@@ -27,6 +28,8 @@ pub enum Opening {
     Session {
         stream: ClientStream,
         packet: StartupPacket,
+        /// `None` in clear. For the login only: an idle session does without.
+        tls: Option<Box<TlsFacts>>,
     },
     Cancel {
         stream: ClientStream,
@@ -56,6 +59,8 @@ pub enum OpeningFault {
     TlsNotOffered,
     #[error("TLS handshake: {0}")]
     Handshake(io::Error),
+    #[error("{0}")]
+    Certificate(PeerCertificateFault),
     #[error("this port requires TLS")]
     TlsRequired,
 }
@@ -63,37 +68,38 @@ pub enum OpeningFault {
 /// What is offered to the client on this listener.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    pub tls: Option<Arc<ServerConfig>>,
+    /// Shared by all listeners; another one may be put in its place, for the handshakes that begin after that.
+    pub tls: Option<Arc<ArcSwap<Acceptor>>>,
     pub mode: ListenerTls,
 }
 
 /// Reads up to and including the startup packet. Answers faults itself where PostgreSQL would.
 pub async fn open(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFault> {
-    let config = match offer.mode {
+    let acceptor = match offer.mode {
         ListenerTls::Off => None,
-        ListenerTls::Optional | ListenerTls::Required => offer.tls.clone(),
+        ListenerTls::Optional | ListenerTls::Required => offer.tls.as_ref().map(|tls| tls.load_full()),
     };
     let mut first = [0_u8; 1];
     if !matches!(socket.peek(&mut first).await, Ok(1)) {
         return Err(OpeningFault::HungUp);
     }
     if first[0] == TLS_HANDSHAKE {
-        let Some(config) = config else {
+        let Some(acceptor) = acceptor else {
             return Err(OpeningFault::TlsNotOffered);
         };
-        let stream = handshake(socket, config).await?;
+        let (stream, facts) = handshake(socket, &acceptor).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             // No PostgreSQL client: a cross-protocol request must learn nothing.
             return Err(OpeningFault::NoAlpn);
         }
-        return inside_tls(stream).await;
+        return inside_tls(stream, facts).await;
     }
-    in_clear(socket, config, offer.mode).await
+    in_clear(socket, acceptor, offer.mode).await
 }
 
 async fn in_clear(
     socket: TcpStream,
-    config: Option<Arc<ServerConfig>>,
+    acceptor: Option<Arc<Acceptor>>,
     mode: ListenerTls,
 ) -> Result<Opening, OpeningFault> {
     let mut stream = ClientStream::Plain(socket);
@@ -117,7 +123,12 @@ async fn in_clear(
                 if mode == ListenerTls::Required {
                     return Err(answer(&mut stream, OpeningFault::TlsRequired).await);
                 }
-                return finish(stream, &buffer, |stream| Opening::Session { stream, packet }).await;
+                return finish(stream, &buffer, |stream| Opening::Session {
+                    stream,
+                    packet,
+                    tls: None,
+                })
+                .await;
             }
         };
         if std::mem::replace(asked, true) {
@@ -128,40 +139,50 @@ async fn in_clear(
             return Err(answer(&mut stream, OpeningFault::Injected).await);
         }
         let is_ssl = matches!(packet, FirstPacket::SslRequest);
-        let accept = config.as_ref().filter(|_| is_ssl);
+        let accept = acceptor.as_ref().filter(|_| is_ssl);
         stream
             .write_all(if accept.is_some() { b"S" } else { b"N" })
             .await
             .map_err(|_| OpeningFault::HungUp)?;
-        if let Some(config) = accept {
+        if let Some(acceptor) = accept {
             let ClientStream::Plain(socket) = stream else {
                 unreachable!("not yet encrypted")
             };
-            return inside_tls(handshake(socket, Arc::clone(config)).await?).await;
+            let (stream, facts) = handshake(socket, acceptor).await?;
+            return inside_tls(stream, facts).await;
         }
     }
 }
 
 type ServerTls = tokio_rustls::server::TlsStream<TcpStream>;
 
-async fn handshake(socket: TcpStream, config: Arc<ServerConfig>) -> Result<ServerTls, OpeningFault> {
-    TlsAcceptor::from(config)
-        .accept(socket)
-        .await
-        .map_err(|error| match error.kind() {
+async fn handshake(
+    socket: TcpStream,
+    acceptor: &Acceptor,
+) -> Result<(ServerTls, Box<TlsFacts>), OpeningFault> {
+    match acceptor.accept(socket).await {
+        Ok((stream, facts)) => Ok((stream, Box::new(facts))),
+        Err(HandshakeFault::Certificate(fault)) => Err(OpeningFault::Certificate(fault)),
+        Err(HandshakeFault::Io(error)) => Err(match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
                 OpeningFault::HungUp
             }
             _ => OpeningFault::Handshake(error),
-        })
+        }),
+    }
 }
 
-async fn inside_tls(stream: ServerTls) -> Result<Opening, OpeningFault> {
+async fn inside_tls(stream: ServerTls, facts: Box<TlsFacts>) -> Result<Opening, OpeningFault> {
     let mut stream = ClientStream::Tls(Box::new(stream));
     let mut buffer = BytesMut::new();
     let fault = match read_packet(&mut stream, &mut buffer).await {
         Ok(FirstPacket::Startup(packet)) => {
-            return finish(stream, &buffer, |stream| Opening::Session { stream, packet }).await;
+            return finish(stream, &buffer, |stream| Opening::Session {
+                stream,
+                packet,
+                tls: Some(facts),
+            })
+            .await;
         }
         Ok(FirstPacket::Cancel(request)) => {
             return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await;
@@ -236,7 +257,11 @@ impl OpeningFault {
     /// What the client is told; `None` is a silent close.
     pub fn reply(&self) -> Option<ErrorReply> {
         match self {
-            Self::HungUp | Self::NoAlpn | Self::TlsNotOffered | Self::Handshake(_) => None,
+            Self::HungUp
+            | Self::NoAlpn
+            | Self::TlsNotOffered
+            | Self::Handshake(_)
+            | Self::Certificate(_) => None,
             Self::Startup(fault) => fault.reply(),
             Self::Injected => Some(
                 ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, "received unencrypted data after an encryption request")
@@ -259,7 +284,11 @@ impl OpeningFault {
             // Not PostgreSQL's protocol, or a TLS that no PostgreSQL client speaks: PostgreSQL logs neither.
             Self::HungUp | Self::Startup(StartupFault::Length) | Self::NoAlpn | Self::TlsNotOffered => true,
             Self::Handshake(error) => is_garbage(error),
-            Self::Startup(_) | Self::Injected | Self::EncryptionTwice | Self::TlsRequired => false,
+            Self::Startup(_)
+            | Self::Injected
+            | Self::EncryptionTwice
+            | Self::TlsRequired
+            | Self::Certificate(_) => false,
         }
     }
 

@@ -18,6 +18,7 @@ use std::io;
 use std::sync::Arc;
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry as Metrics;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,7 @@ use crate::cluster::{self, ClusterHandle};
 use crate::config::{Config, Secret, TargetRole, Verifiers};
 use crate::frontend::listen::{self, Bound};
 use crate::frontend::opening::Offer;
+use crate::frontend::tls::Acceptor;
 use crate::routing::{self, Verdict};
 use crate::session::admission::Admission;
 use crate::session::end::{Order, Reason};
@@ -82,10 +84,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let told = (Arc::clone(&shared), stop.clone());
     tracker.spawn(async move { told.0.failures.summarise(told.1).await });
+    let tls = config
+        .tls
+        .as_ref()
+        .map(|tls| Arc::new(ArcSwap::from_pointee(Acceptor::new(tls))));
     let accepting = CancellationToken::new();
     let doors = TaskTracker::new();
     for (listener, bound) in config.listeners.iter().zip(bound) {
-        let gate = gate(&config, listener, &clusters)?;
+        let gate = gate(&config, listener, &clusters, tls.as_ref())?;
         let door = Door::new(Arc::new(gate), Arc::clone(&shared), Arc::clone(&workers));
         doors.spawn(listen::accept_loop(bound, door, accepting.clone()));
     }
@@ -168,7 +174,7 @@ fn share(
     let secret = config.peers.as_ref().map(|peers| &peers.secret);
     let mock = MockSecret::new(secret);
     let users = match &config.auth.verifiers {
-        Verifiers::UsersFile { path, contents } => Some(users(path, contents, &mock)?),
+        Verifiers::UsersFile { path, contents } => Some(Arc::new(ArcSwap::from_pointee(users(path, contents, &mock)?))),
         Verifiers::Query { .. } => None,
     };
     Ok(Shared {
@@ -231,6 +237,7 @@ fn gate(
     config: &Config,
     listener: &crate::config::Listener,
     clusters: &HashMap<Arc<str>, ClusterHandle>,
+    tls: Option<&Arc<ArcSwap<Acceptor>>>,
 ) -> anyhow::Result<Gate> {
     let route = config
         .routes
@@ -240,7 +247,7 @@ fn gate(
         .get(&route.cluster)
         .context("a route's cluster is in the configuration")?;
     let offer = Offer {
-        tls: config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config)),
+        tls: tls.cloned(),
         mode: listener.tls,
     };
     Ok(Gate::new(

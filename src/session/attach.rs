@@ -112,10 +112,11 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
     for candidate in choice.candidates.iter().take(MOST_TRIES as usize) {
         let seat = registry.reserve(&cluster.config().name, &candidate.member);
         let deadline = give_up.min(Instant::now() + options.connect_timeout);
+        let tls = cluster.tls();
         let target = Target {
             host: &candidate.host,
             port: candidate.port,
-            tls: cluster.tls(),
+            tls: &tls,
             options,
             version: request.state.version,
             parameters: &request.state.parameters,

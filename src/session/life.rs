@@ -130,7 +130,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         }
     };
     let (mut stream, packet) = match opening {
-        Opening::Session { stream, packet } => (stream, packet),
+        Opening::Session { stream, packet, tls: _ } => (stream, packet),
         Opening::Cancel { stream, request } => {
             cancel::serve(&shared, stream, request).await;
             return None;

@@ -26,6 +26,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -51,7 +52,8 @@ pub struct Shared {
     pub keys: keys::KeyIssuer,
     pub peers: Option<peers::Peers>,
     pub rules: Rules,
-    pub users: Option<UserList>,
+    /// Another list may be put in its place, for the logins to come.
+    pub users: Option<Arc<ArcSwap<UserList>>>,
     pub mock: MockSecret,
     pub login_timeout: Duration,
     pub cancels: Arc<Semaphore>,
@@ -70,7 +72,7 @@ impl Shared {
 
     fn identities<'a>(&'a self, gate: &'a Gate) -> Identities<'a> {
         Identities {
-            users: self.users.as_ref(),
+            users: self.users.as_ref().map(|users| users.load_full()),
             cluster: &gate.cluster,
             mock: &self.mock,
         }

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -83,7 +84,7 @@ fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpList
 /// Answers until `shutdown`, then gives what is under way `bounds.grace`.
 pub(super) async fn serve(
     listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     handles: Handles,
     shutdown: CancellationToken,
     bounds: Bounds,
@@ -101,7 +102,7 @@ pub(super) async fn serve(
     let metrics = handles.metrics.clone();
     let server = Arc::new(Server {
         router: router(Arc::new(App { handles, locals })),
-        tls: tls.map(TlsAcceptor::from),
+        tls,
         bounds,
         stop: stop.clone(),
     });
@@ -146,7 +147,7 @@ pub(super) async fn serve(
 
 struct Server {
     router: Router,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     bounds: Bounds,
     stop: CancellationToken,
 }
@@ -160,7 +161,10 @@ impl Server {
         };
         let handshake = tokio::select! {
             () = self.stop.cancelled() => return,
-            handshake = timeout(self.bounds.handshake_timeout, tls.accept(stream)) => handshake,
+            handshake = timeout(
+                self.bounds.handshake_timeout,
+                TlsAcceptor::from(tls.load_full()).accept(stream),
+            ) => handshake,
         };
         match handshake {
             Ok(Ok(stream)) => self.requests(stream).await,

@@ -34,7 +34,10 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bou
     let handles = handles(vec![view(snapshot, named("m"))]);
     let config = Http {
         addresses: vec![somewhere()],
-        tls,
+        tls: tls.map(|server_config| crate::config::HttpTls {
+            leaf: crate::config::Leaf::default(),
+            server_config,
+        }),
     };
     let thread = spawn_thread_with(&config, handles, CancellationToken::new(), bounds).unwrap();
     Running {

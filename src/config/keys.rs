@@ -1,0 +1,390 @@
+//! Certificates with their private keys, in every form `openssl` writes them: PKCS#8, PKCS#1, SEC1, and PKCS#8 under a
+//! passphrase that a command gives.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use pkcs8::EncryptedPrivateKeyInfoRef;
+use pkcs8::pkcs5::EncryptionScheme;
+use pkcs8::pkcs5::pbes2::Kdf;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use x509_parser::certificate::Validity;
+use x509_parser::extensions::GeneralName;
+use x509_parser::time::ASN1Time;
+use zeroize::Zeroizing;
+
+use super::command;
+use super::files::{Access, MAX_PEM, pem_problem};
+use super::model::KeyPair;
+use super::section::{Context, Field};
+
+/// A certificate that ends within this time is worth a warning.
+const SOON: i64 = 14 * 24 * 3600;
+const DAY: i64 = 24 * 3600;
+/// A record carries at most 8 KiB of plaintext: `libpq` clients that poll the socket can hang on more. rustls
+/// takes the record's header (5 bytes) off this number.
+const MAX_FRAGMENT: usize = 8192;
+/// Work to turn a passphrase into a key: OpenSSL's default is 2048, OWASP's advice 600,000. More takes seconds.
+const MAX_ITERATIONS: u32 = 10_000_000;
+/// Memory for scrypt; `openssl pkcs8 -scrypt` takes 16 MiB.
+const MAX_SCRYPT_MEMORY: u64 = 256 * 1024 * 1024;
+const ENCRYPTED_BEGIN: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
+const ENCRYPTED_END: &str = "-----END ENCRYPTED PRIVATE KEY-----";
+
+/// How a key under a passphrase is opened.
+pub(super) enum Unlock<'a> {
+    /// There is no key for a command here.
+    Never,
+    /// By the command under this name, if it is there.
+    With(&'static str, Option<Field<'a>>),
+}
+
+/// The first certificate of a file, as the operator needs to see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leaf {
+    pub cert_file: PathBuf,
+    pub subject: String,
+    /// DNS names and addresses of its `subjectAltName`.
+    pub names: Vec<String>,
+    /// Unix seconds.
+    pub not_after: i64,
+}
+
+impl Leaf {
+    fn of(cert_file: &Path, chain: &[CertificateDer<'_>]) -> Self {
+        let mut leaf = Self {
+            cert_file: cert_file.to_owned(),
+            ..Self::default()
+        };
+        let parsed = chain
+            .first()
+            .and_then(|first| x509_parser::parse_x509_certificate(first).ok());
+        let Some((_, parsed)) = parsed else {
+            return leaf;
+        };
+        leaf.subject = parsed.subject().to_string().escape_debug().to_string();
+        leaf.not_after = parsed.validity().not_after.timestamp();
+        if let Ok(Some(alternative)) = parsed.subject_alternative_name() {
+            leaf.names = alternative
+                .value
+                .general_names
+                .iter()
+                .filter_map(shown_name)
+                .collect();
+        }
+        leaf
+    }
+
+    /// The end of its validity, for people.
+    pub fn expires(&self) -> String {
+        ASN1Time::from_timestamp(self.not_after).map_or_else(|_| "never".to_owned(), |time| time.to_string())
+    }
+
+    /// Whole days from `now` (Unix seconds) to the end of its validity; negative once it is over.
+    pub fn days_left(&self, now: i64) -> i64 {
+        self.not_after.saturating_sub(now).div_euclid(DAY)
+    }
+}
+
+fn shown_name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.escape_debug().to_string()),
+        GeneralName::IPAddress(bytes) => match **bytes {
+            [a, b, c, d] => Some(std::net::Ipv4Addr::new(a, b, c, d).to_string()),
+            _ => Some(std::net::Ipv6Addr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string()),
+        },
+        _ => None,
+    }
+}
+
+impl KeyPair {
+    pub fn leaf(&self) -> Leaf {
+        Leaf::of(&self.cert_file, &self.chain)
+    }
+}
+
+/// A chain and its key, checked: readable, valid now, belonging together.
+pub(super) fn key_pair(cert: &Field<'_>, key: &Field<'_>, unlock: &Unlock<'_>) -> Option<Arc<KeyPair>> {
+    // Both files are looked at, so that the faults of both are reported.
+    let chain = chain(cert);
+    let key_der = private_key(key, unlock);
+    let (cert_file, chain) = chain?;
+    let key_der = key_der?;
+    let provider = &cert.context.provider;
+    match CertifiedKey::from_der(chain.clone(), key_der.clone_key(), provider) {
+        Ok(_) => Some(Arc::new(KeyPair {
+            cert_file,
+            chain,
+            key: key_der,
+        })),
+        Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+            let certificate = cert_file.display();
+            key.fault_with(
+                format!("does not belong to the first certificate of {certificate}"),
+                "the file begins with the certificate of this key; those of the authorities follow",
+            );
+            None
+        }
+        Err(error) => {
+            cert.fault(format!("{}: cannot be used: {error}", cert_file.display()));
+            None
+        }
+    }
+}
+
+fn chain(field: &Field<'_>) -> Option<(PathBuf, Vec<CertificateDer<'static>>)> {
+    let (path, contents) = field.contents(Access::Public, MAX_PEM)?;
+    let chain = field.certificates(&path, &contents)?;
+    let shown = path.display().to_string();
+    for (index, certificate) in chain.iter().enumerate() {
+        let number = index + 1;
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
+            field.fault(format!(
+                "{shown}: certificate {number} is not a valid X.509 certificate"
+            ));
+            return None;
+        };
+        check_validity(
+            field,
+            &format!("{shown}: certificate {number}"),
+            parsed.validity(),
+        )?;
+    }
+    Some((path, chain))
+}
+
+fn check_validity(field: &Field<'_>, what: &str, validity: &Validity) -> Option<()> {
+    let Context { now, .. } = *field.context;
+    let (start, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+    if now > end {
+        field.fault(format!("{what} has expired, on {}", validity.not_after));
+        return None;
+    }
+    if now < start {
+        field.fault(format!("{what} is not valid before {}", validity.not_before));
+        return None;
+    }
+    if end - now < SOON {
+        field
+            .context
+            .warn(format!("{what} expires on {}", validity.not_after));
+    }
+    Some(())
+}
+
+fn private_key(field: &Field<'_>, unlock: &Unlock<'_>) -> Option<PrivateKeyDer<'static>> {
+    let (path, contents) = field.contents(Access::Private, MAX_PEM)?;
+    let shown = path.display();
+    let contains = |text: &str| {
+        contents
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
+    };
+    let key = if contains(ENCRYPTED_BEGIN) {
+        unlocked(field, &path, &contents, unlock)?
+    } else if contains("Proc-Type: 4,ENCRYPTED") {
+        // This form parses, and is rubbish; its key is one round of MD5 away from the passphrase.
+        field.fault_with(
+            format!("{shown}: the key is encrypted in OpenSSL's old way, which is not supported"),
+            "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it as PKCS#8",
+        );
+        return None;
+    } else {
+        let key = plain(field, &path, &contents)?;
+        if let Unlock::With(_, Some(command)) = unlock {
+            command.context.warn(format!(
+                "{}: has no effect: {shown} is not encrypted",
+                command.path
+            ));
+        }
+        key
+    };
+    if let Err(error) = field
+        .context
+        .provider
+        .key_provider
+        .load_private_key(key.clone_key())
+    {
+        field.fault(format!("{shown}: the private key cannot be used: {error}"));
+        return None;
+    }
+    Some(key)
+}
+
+fn plain(field: &Field<'_>, path: &Path, contents: &[u8]) -> Option<PrivateKeyDer<'static>> {
+    let shown = path.display();
+    match PrivateKeyDer::from_pem_slice(contents) {
+        Ok(key) => return Some(key),
+        Err(pem::Error::NoItemsFound) => field.fault_with(
+            format!("{shown}: contains no private key"),
+            "a PEM file is expected",
+        ),
+        Err(error) => field.fault(format!("{shown}: is not valid PEM: {}", pem_problem(&error))),
+    }
+    None
+}
+
+/// Opens a key by the passphrase its command gives.
+fn unlocked(
+    field: &Field<'_>,
+    path: &Path,
+    contents: &[u8],
+    unlock: &Unlock<'_>,
+) -> Option<PrivateKeyDer<'static>> {
+    let shown = path.display();
+    let command = match unlock {
+        Unlock::With(_, Some(command)) => command,
+        Unlock::With(key, None) => {
+            field.fault_with(
+                format!("{shown}: the key is encrypted"),
+                format!("`{key}` gives its passphrase"),
+            );
+            return None;
+        }
+        Unlock::Never => {
+            field.fault_with(
+                format!("{shown}: the key is encrypted, which is not supported here"),
+                "`openssl pkey -in KEY -out PLAIN` decrypts it",
+            );
+            return None;
+        }
+    };
+    // Its form first: a command may ask a person, or cost something.
+    let der = match encrypted_der(contents) {
+        Ok(der) => der,
+        Err(problem) => {
+            field.fault(format!("{shown}: is not valid PEM: {problem}"));
+            return None;
+        }
+    };
+    let sealed = match EncryptedPrivateKeyInfoRef::try_from(der.as_slice()) {
+        Ok(sealed) => sealed,
+        Err(_) => {
+            field.fault_with(
+                format!("{shown}: the key is damaged, or encrypted in an old way that is not supported"),
+                "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it anew",
+            );
+            return None;
+        }
+    };
+    if let Err(problem) = affordable(&sealed.encryption_algorithm) {
+        field.fault(format!(
+            "{shown}: the encrypted private key cannot be used: {problem}"
+        ));
+        return None;
+    }
+    let passphrase = match command::passphrase(command.text()?, &command.context.directory) {
+        Ok(passphrase) => passphrase,
+        Err(error) => {
+            command.fault(format!("the command {error}"));
+            return None;
+        }
+    };
+    match sealed.decrypt(passphrase.expose()) {
+        Ok(document) => Some(PrivatePkcs8KeyDer::from(document.as_bytes().to_vec()).into()),
+        Err(pkcs8::Error::EncryptedPrivateKey(
+            pkcs8::pkcs5::Error::UnsupportedAlgorithm { oid }
+            | pkcs8::pkcs5::Error::AlgorithmParametersInvalid { oid },
+        )) => {
+            field.fault_with(
+                format!("{shown}: the key is encrypted by an algorithm that is not supported ({oid})"),
+                "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it anew",
+            );
+            None
+        }
+        Err(_) => {
+            field.fault(format!(
+                "{shown}: the passphrase does not open the key (it is wrong, or the file is damaged)"
+            ));
+            None
+        }
+    }
+}
+
+/// The bytes of the first encrypted section.
+fn encrypted_der(contents: &[u8]) -> Result<Zeroizing<Vec<u8>>, &'static str> {
+    let text = str::from_utf8(contents).map_err(|_| "it is not text")?;
+    let start = text.find(ENCRYPTED_BEGIN).ok_or("no section can be read")? + ENCRYPTED_BEGIN.len();
+    let end = text[start..]
+        .find(ENCRYPTED_END)
+        .ok_or("a section does not end")?;
+    let packed: Vec<u8> = text[start..start + end]
+        .bytes()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .collect();
+    match STANDARD.decode(packed) {
+        Ok(der) => Ok(Zeroizing::new(der)),
+        Err(_) => Err("the base64 text is damaged"),
+    }
+}
+
+/// The file says how much work it is to open it; that is bounded here.
+fn affordable(scheme: &EncryptionScheme) -> Result<(), &'static str> {
+    let Some(parameters) = scheme.pbes2() else {
+        return Err("it is encrypted by PBES1, an old way that is not supported");
+    };
+    match &parameters.kdf {
+        Kdf::Pbkdf2(kdf) if kdf.iteration_count > MAX_ITERATIONS => {
+            Err("it asks for more than 10,000,000 iterations")
+        }
+        Kdf::Scrypt(kdf) => {
+            let memory = kdf
+                .cost_parameter
+                .saturating_mul(u64::from(kdf.block_size))
+                .saturating_mul(128);
+            if memory > MAX_SCRYPT_MEMORY || kdf.parallelization > 16 {
+                Err("scrypt would need more than 256 MiB, or more than 16 rounds")
+            } else {
+                Ok(())
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Asks clients for a certificate, which they may leave out; one that is shown must be good. With revocation lists the
+/// whole chain is checked, as PostgreSQL does (`X509_V_FLAG_CRL_CHECK_ALL`): an authority without a list, or with one
+/// that should have been renewed, has no good certificates.
+pub(super) fn client_verifier(
+    context: &Context<'_>,
+    roots: Vec<CertificateDer<'static>>,
+    lists: Vec<CertificateRevocationListDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root).map_err(|error| error.to_string())?;
+    }
+    let mut builder =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(&context.provider))
+            .allow_unauthenticated();
+    if !lists.is_empty() {
+        builder = builder.with_crls(lists).enforce_revocation_expiration();
+    }
+    builder.build().map_err(|error| error.to_string())
+}
+
+/// TLS as a server: no resumption of any kind, one application protocol.
+pub(super) fn server_config(
+    context: &Context<'_>,
+    pair: &KeyPair,
+    protocol: &[u8],
+    versions: &[&'static SupportedProtocolVersion],
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(context.provider.clone())
+        .with_protocol_versions(versions)?
+        .with_client_cert_verifier(clients.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
+        .with_single_cert(pair.chain.clone(), pair.key.clone_key())?;
+    config.alpn_protocols = vec![protocol.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_fragment_size = Some(MAX_FRAGMENT);
+    Ok(Arc::new(config))
+}
