@@ -37,7 +37,7 @@ pub use self::metrics::Metrics;
 use self::snapshot::{MemberName, Snapshot};
 pub use self::state::Evidence;
 use self::state::Observation;
-use crate::auth::memberships::Memberships;
+use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
 use crate::config;
 

@@ -104,7 +104,7 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
 pub(super) fn check_cluster_certificates(
     root: &Section<'_>,
     auth: &Auth,
-    clusters: &IndexMap<String, Arc<Cluster>>,
+    clusters: &[cluster::Draft],
 ) {
     let bare = |credential: &&ServerCredential| matches!(credential.secret, ServerSecret::ClusterCertificate);
     let without = clusters.iter().find(|cluster| {

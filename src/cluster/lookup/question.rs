@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Lookup, LookupError};
 use crate::auth::lookup::LookedUp;
-use crate::auth::memberships::Memberships;
+use crate::auth::rules::Memberships;
 use crate::backend::query::Row;
 
 /// What a superuser asks where the default look-up function does not exist.
