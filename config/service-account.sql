@@ -12,6 +12,8 @@
 --   * pg_control_system(): the system identifier, so that a member of another cluster is never used. Every role may call
 --     it as PostgreSQL ships; the grant keeps it so where somebody has revoked it from PUBLIC;
 --   * trunkline.user_lookup(): the SCRAM verifier of the user who logs in. The account cannot read pg_authid itself.
+--   * nothing more for memberships of roles: pg_roles and pg_auth_members are readable by every role, as PostgreSQL ships
+--     them.
 --
 -- Whoever holds the account's password can ask for verifiers and try passwords against them offline, superusers'
 -- included: PgBouncer's auth_query has the same property. Keep the password where superusers' would be kept. To keep

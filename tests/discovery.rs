@@ -20,6 +20,8 @@ use trunkline::{config, routing};
 
 #[path = "cluster/mod.rs"]
 mod cluster;
+#[path = "discovery/lookups.rs"]
+mod lookups;
 
 use cluster::{Cluster, Node};
 
@@ -52,6 +54,14 @@ struct Running {
 
 impl Running {
     fn start(source: Source, user: &str, password: &str, dbname: &str) -> Self {
+        let verifiers = Verifiers::Query {
+            sql: "SELECT * FROM trunkline.user_lookup($1)".into(),
+            cache_ttl: Duration::from_mins(1),
+        };
+        Self::start_with(source, user, password, dbname, verifiers)
+    }
+
+    fn start_with(source: Source, user: &str, password: &str, dbname: &str, verifiers: Verifiers) -> Self {
         let config = config::Cluster {
             name: Arc::from("main"),
             source,
@@ -83,10 +93,7 @@ impl Running {
             local_member: LocalMember::None,
         };
         let auth = Auth {
-            verifiers: Verifiers::Query {
-                sql: "SELECT * FROM trunkline.user_lookup($1)".into(),
-                cache_ttl: Duration::from_mins(1),
-            },
+            verifiers,
             login_timeout: Duration::from_mins(1),
         };
         let mut registry = Registry::default();

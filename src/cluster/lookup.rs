@@ -161,7 +161,7 @@ impl<Q: Question> Service<Q> {
                 () = stop.cancelled() => return,
                 Some(done) = running.join_next() => {
                     if let Ok((user, answer)) = done {
-                        self.finish(user, answer, &mut running);
+                        self.finish(user, &answer, &mut running);
                     }
                     if running.is_empty() {
                         // A task that panicked leaves nobody waiting.
@@ -211,11 +211,16 @@ impl<Q: Question> Service<Q> {
         if remembered.is_some() {
             self.late.push_back((now + CONFIRM_WITHIN, now, user.clone()));
         }
-        self.query(user, vec![waiter], running);
+        self.query(user, vec![waiter], now, running);
     }
 
-    fn query(&mut self, user: Vec<u8>, waiting: Vec<Waiter<Q::Found>>, running: &mut Running<Q::Found>) {
-        let asked = Instant::now();
+    fn query(
+        &mut self,
+        user: Vec<u8>,
+        waiting: Vec<Waiter<Q::Found>>,
+        asked: Instant,
+        running: &mut Running<Q::Found>,
+    ) {
         self.in_flight.insert(
             user.clone(),
             InFlight {
@@ -234,12 +239,12 @@ impl<Q: Question> Service<Q> {
         });
     }
 
-    fn finish(&mut self, user: Vec<u8>, answer: Answer<Q::Found>, running: &mut Running<Q::Found>) {
+    fn finish(&mut self, user: Vec<u8>, answer: &Answer<Q::Found>, running: &mut Running<Q::Found>) {
         let Some(flight) = self.in_flight.remove(&user) else {
             return;
         };
         let now = Instant::now();
-        match &answer {
+        match answer {
             Ok(found) => {
                 self.count(if Q::is_known(found) {
                     LookUpResult::Found
@@ -259,7 +264,7 @@ impl<Q: Question> Service<Q> {
             }
         }
         for waiter in flight.waiting {
-            match (&answer, self.cache.get(&user, now)) {
+            match (answer, self.cache.get(&user, now)) {
                 (Err(_), Cached::Fresh(found) | Cached::Stale(found)) => {
                     self.answer_remembered(waiter, found);
                 }
@@ -267,7 +272,7 @@ impl<Q: Question> Service<Q> {
             }
         }
         if !flight.next.is_empty() {
-            self.query(user, flight.next, running);
+            self.query(user, flight.next, now, running);
         }
     }
 

@@ -49,7 +49,7 @@ pub(super) enum ProbeResult {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum LookUpResult {
-    /// Answered from the cache.
+    /// Answered from the cache: fresh, or not confirmed in time.
     Cached,
     Found,
     /// No such user, no password, or one that cannot be used.
@@ -147,7 +147,11 @@ impl Metrics {
         registry.register("cluster_probes", "Probes of members, by result", probes);
         registry.register("cluster_probe_seconds", "Duration of probes", probe_seconds);
         registry.register("cluster_source_polls", "Polls of the source, by result", polls);
-        registry.register("cluster_look_ups", "Look-ups of verifiers, by result", look_ups);
+        registry.register(
+            "cluster_look_ups",
+            "Look-ups of verifiers and memberships, by result",
+            look_ups,
+        );
         metrics
     }
 

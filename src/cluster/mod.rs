@@ -182,8 +182,7 @@ pub fn start(
             (Some(identities), *cache_ttl)
         }
     };
-    let (memberships, service) =
-        lookup::service(lookup::MembershipsQuery { cache_ttl }, pools, metrics);
+    let (memberships, service) = lookup::service(lookup::MembershipsQuery { cache_ttl }, pools, metrics);
     tracker.spawn(service.run(stop));
     tracker.spawn(control.run(patroni));
     Ok(ClusterHandle {

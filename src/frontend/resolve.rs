@@ -47,7 +47,14 @@ struct Resolver {
 enum Entry {
     Found(Option<String>, Instant),
     /// Closed without a value if the look-up came to nothing.
-    Running(watch::Receiver<Option<Option<String>>>),
+    Running(watch::Receiver<Told>),
+}
+
+/// What a look-up that runs has told.
+#[derive(Debug)]
+enum Told {
+    Nothing,
+    Name(Option<String>),
 }
 
 impl Resolver {
@@ -76,8 +83,11 @@ impl Resolver {
                 }
             }
         };
-        let found = timeout_at(deadline, running.wait_for(Option::is_some)).await;
-        found.ok()?.ok()?.clone().flatten()
+        let told = running.wait_for(|told| matches!(told, Told::Name(_)));
+        match &*timeout_at(deadline, told).await.ok()?.ok()? {
+            Told::Name(name) => name.clone(),
+            Told::Nothing => None,
+        }
     }
 
     /// What is known of `ip`; if nothing is, a look-up is begun, given a permit.
@@ -97,7 +107,7 @@ impl Resolver {
             return Look::Unknown;
         };
         make_room(&mut known, now);
-        let (tell, told) = watch::channel(None);
+        let (tell, told) = watch::channel(Told::Nothing);
         known.insert(ip, Entry::Running(told.clone()));
         drop(known);
         let (reverse, forward, known) = (self.reverse, self.forward, Arc::clone(&self.known));
@@ -105,7 +115,7 @@ impl Resolver {
         spawn_blocking(move || {
             let name = verify(ip, reverse, forward);
             lock(&known).insert(ip, Entry::Found(name.clone(), Instant::now()));
-            tell.send_replace(Some(name));
+            tell.send_replace(Told::Name(name));
             drop(permit);
         });
         Look::Running(told)
@@ -114,7 +124,7 @@ impl Resolver {
 
 enum Look {
     Found(Option<String>),
-    Running(watch::Receiver<Option<Option<String>>>),
+    Running(watch::Receiver<Told>),
     Unknown,
 }
 

@@ -58,12 +58,12 @@ async fn one_look_up_serves_all_for_a_while_whatever_it_found() {
 #[tokio::test]
 async fn a_resolver_that_hangs_costs_the_deadline_and_bounded_threads() {
     static RUNNING: AtomicUsize = AtomicUsize::new(0);
-    static RELEASE: Mutex<()> = Mutex::new(());
-    let held = RELEASE.lock().unwrap();
+    static RELEASE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let held = RELEASE.lock().await;
     let resolver = Resolver::new(
         |_| {
             RUNNING.fetch_add(1, Ordering::SeqCst);
-            drop(RELEASE.lock());
+            drop(RELEASE.blocking_lock());
             Some("slow.example".to_owned())
         },
         |_| (0..=255).map(|last| [192, 0, 2, last].into()).collect(),
