@@ -87,6 +87,10 @@ impl ServerCredentials {
         self.everybody.map(|index| &self.entries[index])
     }
 
+    pub fn iter(&self) -> std::slice::Iter<'_, ServerCredential> {
+        self.entries.iter()
+    }
+
     /// How `user`, authenticated with `proof`, logs into the servers. `None` where there is nothing to log in with;
     /// rules that would lead there are refused at load.
     pub fn login(&self, user: &[u8], proof: Proof, identity: Option<Identity>) -> Option<ServerLogin> {

@@ -250,12 +250,20 @@ pub struct Facts<'a> {
 pub struct Memberships(HashSet<Bytes>);
 
 impl Memberships {
-    pub fn new(roles: impl IntoIterator<Item = Bytes>) -> Self {
-        Self(roles.into_iter().collect())
+    pub fn new(roles: impl IntoIterator<Item = impl Into<Bytes>>) -> Self {
+        Self(roles.into_iter().map(Into::into).collect())
     }
 
     pub fn contains(&self, role: &[u8]) -> bool {
         self.0.contains(role)
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -388,6 +396,12 @@ impl Rules {
 
     pub fn iter(&self) -> std::slice::Iter<'_, Rule> {
         self.rules.iter()
+    }
+
+    /// Whether any rule depends on this host's own addresses.
+    pub fn ask_for_interfaces(&self) -> bool {
+        let asks = |rule: &Rule| matches!(rule.address, AddressMatch::SameHost | AddressMatch::SameNet);
+        self.rules.iter().any(asks)
     }
 
     /// The first rule that matches decides; a failed login does not fall through to the next. Something is needed only

@@ -2,7 +2,7 @@
 //! that far. The rules themselves are read by `auth`.
 
 use super::cluster;
-use super::files;
+use super::keys::{self, Unlock};
 use super::model::{Auth, CredentialUsers, ServerCredential, ServerSecret};
 use super::schema;
 use super::section::{Field, Section, report_repeated};
@@ -85,6 +85,9 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
         field.fault("has more than one of `password_file`, `password` and `cert_file`; leave one");
         return None;
     }
+    if let Some(field) = section.field("passphrase_command").filter(|_| !with_certificate) {
+        field.fault("needs `cert_file` and `key_file` beside it");
+    }
     if let Some(file) = file {
         return file.secret_file(1).map(ServerSecret::Password);
     }
@@ -94,8 +97,9 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
             .map(|()| ServerSecret::ClientPassword);
     }
     if with_certificate {
+        let unlock = Unlock::With("passphrase_command", section.field("passphrase_command"));
         let (cert, key) = pair?;
-        return files::key_pair(&cert, &key).map(|(pair, _)| ServerSecret::Certificate(pair));
+        return keys::key_pair(&cert, &key, &unlock).map(ServerSecret::Certificate);
     }
     Some(ServerSecret::ClusterCertificate)
 }

@@ -56,7 +56,7 @@ keys! {
     AUTH "auth": now("hba_file"), now("ident_file"), now("users_file"), now("query"), now("cache_ttl"),
         now("login_timeout"), now("ldap_ca_file"), now("server_credentials");
     SERVER_CREDENTIAL "auth.server_credentials[]": now("users"), now("server_user"), now("password_file"),
-        now("password"), now("cert_file"), now("key_file");
+        now("password"), now("cert_file"), now("key_file"), now("passphrase_command");
     ROUTE "routes.NAME": now("cluster"), now("targets"), now("balance"), now("resume"), later("queue_timeout"),
         later("max_lag"), later("on_unfit");
     LISTENER "listeners[]": now("name"), now("address"), now("route"), now("mode"), now("tls"),

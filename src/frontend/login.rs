@@ -1,22 +1,32 @@
-//! Login of a client: version negotiation, the rule that decides, and the SASL exchange (protocol chapter,
-//! "Start-up" and "SASL Authentication"; cases 8–29).
+//! Login of a client: version negotiation, the rule that decides, and the exchange it asks for (protocol chapter,
+//! "Start-up" and "SASL Authentication"; cases 8–29). One module for each kind of exchange.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use super::{ClientAddress, ClientStream};
+use super::access::Access;
+use super::tls::TlsFacts;
+use super::{ClientAddress, ClientStream, interfaces, resolve};
 use crate::auth::Identity;
-use crate::auth::rules::{Decision, Facts, Known, Method, Origin, Rules, Step};
-use crate::auth::scram::{self, Lookup, MockSecret, Nonce, ScramFault, ServerExchange};
-use crate::auth::userlist::UserList;
-use crate::backend::Credential;
+use crate::auth::credentials::{Proof, ServerLogin};
+use crate::auth::rules::{
+    ClientCertificate, Decision, Facts, HostName, Interface, Known, Memberships, Method, Need, Origin, Rule, Step,
+};
+use crate::auth::scram::{self, MockSecret, ScramFault};
 use crate::cluster::{ClusterHandle, LookupError};
 use crate::wire::frame::{self, Frame};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::StartupPacket;
+
+mod name;
+mod password;
+mod sasl;
 
 /// PostgreSQL's bound on a password message; some cloud providers' tokens come near it (case 25).
 const LARGEST_PASSWORD_MESSAGE: usize = 65_536;
@@ -24,15 +34,15 @@ const LARGEST_PASSWORD_MESSAGE: usize = 65_536;
 /// A client that has proven who it is. Only [`exchange`] makes one.
 #[derive(Debug)]
 pub struct Authenticated {
-    credential: Credential,
-    /// `SASLFinal` and AuthenticationOk, held back to travel with what follows.
+    server_login: ServerLogin,
+    /// The last words of the exchange and AuthenticationOk, held back to travel with what follows.
     welcome: BytesMut,
 }
 
 impl Authenticated {
     /// How to log into a server as this client.
-    pub fn credential(&self) -> &Credential {
-        &self.credential
+    pub fn server_login(&self) -> &ServerLogin {
+        &self.server_login
     }
 
     /// What the client has to hear before anything else.
@@ -58,6 +68,25 @@ pub enum LoginFault {
     /// A wrong password, an unknown user, a user without a password: told apart nowhere.
     #[error("{0}")]
     Scram(ScramFault),
+    /// As a failed proof, by the methods `password` and `md5`. The text is for the log.
+    #[error("{0}")]
+    WrongPassword(&'static str),
+    #[error("an empty password")]
+    EmptyPassword,
+    #[error("no client certificate")]
+    NoCertificate,
+    #[error("{0}")]
+    Certificate(String),
+    #[error("{0}")]
+    Peer(String),
+    #[error("LDAP: {0}")]
+    Ldap(String),
+    /// The directory cannot be asked.
+    #[error("LDAP: {0}")]
+    Directory(String),
+    /// The rule let it in, and the servers would not: what was checked at the start no longer holds.
+    #[error("authenticated, but there is nothing to log into the servers with")]
+    NoServerLogin,
     #[error("protocol violation: {0}")]
     Protocol(String),
     #[error("the look-up of the verifier failed: {0}")]
@@ -76,6 +105,12 @@ impl LoginFault {
             Self::NoRule(_) => "no_rule",
             Self::Rejected(_) => "rejected",
             Self::Scram(fault) if fault.is_wrong_password() => "password",
+            Self::WrongPassword(_) | Self::EmptyPassword => "password",
+            Self::NoCertificate | Self::Certificate(_) => "certificate",
+            Self::Peer(_) => "peer",
+            Self::Ldap(_) => "ldap",
+            Self::Directory(_) => "directory",
+            Self::NoServerLogin => "no_server_login",
             Self::Scram(_) | Self::Protocol(_) => "protocol",
             Self::Lookup(_) => "lookup",
             Self::Timeout => "timeout",
@@ -90,6 +125,35 @@ impl LoginFault {
                 Some(reply.clone())
             }
             Self::Scram(fault) => Some(fault.reply(user)),
+            Self::WrongPassword(_) => Some(scram::password_failed(user)),
+            Self::EmptyPassword => Some(ErrorReply::fatal(
+                SqlState::INVALID_PASSWORD,
+                "empty password returned by client",
+            )),
+            Self::NoCertificate => Some(
+                ErrorReply::fatal(
+                    SqlState::INVALID_AUTHORIZATION,
+                    "connection requires a valid client certificate",
+                )
+                .hint("Give the client a certificate and its key: sslcert and sslkey."),
+            ),
+            Self::Certificate(_) => Some(failed("certificate", user)),
+            Self::Peer(_) => Some(failed("Peer", user)),
+            Self::Ldap(_) => Some(failed("LDAP", user)),
+            Self::Directory(_) => Some(
+                ErrorReply::fatal(
+                    SqlState::CANNOT_CONNECT_NOW,
+                    "the connection manager cannot ask the LDAP directory at the moment",
+                )
+                .hint("Try again in a moment. The connection manager's log says why."),
+            ),
+            Self::NoServerLogin => Some(
+                ErrorReply::fatal(
+                    SqlState::INVALID_AUTHORIZATION,
+                    "the connection manager has no credential to log into the servers as this user",
+                )
+                .hint("Its operator has to add one to auth.server_credentials."),
+            ),
             Self::Protocol(what) => Some(ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, what.clone())),
             Self::Lookup(_) => Some(
                 ErrorReply::fatal(
@@ -106,21 +170,23 @@ impl LoginFault {
     }
 }
 
-/// Where verifiers come from.
-#[derive(Debug)]
-pub struct Identities<'a> {
-    pub users: Option<Arc<UserList>>,
-    pub cluster: &'a ClusterHandle,
-    pub mock: &'a MockSecret,
+/// As PostgreSQL words it; why is for the log only.
+fn failed(method: &str, user: &[u8]) -> ErrorReply {
+    ErrorReply::fatal(
+        SqlState::INVALID_AUTHORIZATION,
+        format!("{method} authentication failed for user \"{}\"", String::from_utf8_lossy(user)),
+    )
 }
 
-impl Identities<'_> {
-    async fn find(&self, user: &[u8]) -> Result<Option<Identity>, LookupError> {
-        match &self.users {
-            Some(users) => Ok(users.find(user).cloned()),
-            None => self.cluster.identity(user).await,
-        }
-    }
+/// What a login is decided with.
+#[derive(Debug, Clone, Copy)]
+pub struct Doors<'a> {
+    pub access: &'a Access,
+    pub cluster: &'a ClusterHandle,
+    pub mock: &'a Arc<MockSecret>,
+    /// Bounds how many passwords in clear are checked at once.
+    pub derivations: &'a Arc<Semaphore>,
+    pub deadline: Instant,
 }
 
 /// Answers a newer minor version or unknown protocol options with one NegotiateProtocolVersion (case 8).
@@ -133,113 +199,190 @@ pub async fn negotiate(stream: &mut ClientStream, packet: &StartupPacket) -> Res
     send(stream, &out).await
 }
 
-/// The first rule that matches decides.
-pub fn decide(
-    rules: &Rules,
-    packet: &StartupPacket,
+/// One login on its way.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    stream: &'a mut ClientStream,
+    packet: &'a StartupPacket,
     address: ClientAddress,
-    is_tls: bool,
-) -> Result<Method, LoginFault> {
-    let facts = Facts {
-        user: &packet.user,
-        database: &packet.database,
-        replication: packet.replication,
-        origin: Origin::Tcp(address.ip()),
-        tls: is_tls,
-    };
-    match rules.decide(&facts, &Known::default()) {
-        Step::Decided(Decision::Match(matched)) if matched.rule.method == Method::Reject => {
-            Err(LoginFault::Rejected(facts.rejected()))
+    tls: Option<&'a TlsFacts>,
+    doors: Doors<'a>,
+    memberships: Option<Arc<Memberships>>,
+    /// Read and not yet looked at.
+    buffer: BytesMut,
+}
+
+/// The rule that decided. Next: [`Exchange::run`].
+#[derive(Debug, Clone, Copy)]
+pub struct Decided<'a> {
+    index: usize,
+    rule: &'a Rule,
+}
+
+/// What a method has shown.
+struct Proven {
+    proof: Proof,
+    /// As far as it was looked up.
+    identity: Option<Identity>,
+    /// The last words of the exchange, before AuthenticationOk.
+    farewell: BytesMut,
+}
+
+impl<'a> Exchange<'a> {
+    pub fn new(
+        stream: &'a mut ClientStream,
+        packet: &'a StartupPacket,
+        address: ClientAddress,
+        tls: Option<&'a TlsFacts>,
+        doors: Doors<'a>,
+    ) -> Self {
+        Self {
+            stream,
+            packet,
+            address,
+            tls,
+            doors,
+            memberships: None,
+            buffer: BytesMut::new(),
         }
-        Step::Decided(Decision::Match(matched)) => Ok(matched.rule.method.clone()),
-        // The built-in rules, the only ones so far, need nothing.
-        Step::Decided(Decision::NoMatch) | Step::Needs(_) => Err(LoginFault::NoRule(facts.no_entry())),
     }
-}
 
-/// The exchange a rule asks for. One frame at a time is read, and nothing may follow it unasked.
-pub async fn exchange(
-    stream: &mut ClientStream,
-    packet: &StartupPacket,
-    method: Method,
-    identities: &Identities<'_>,
-) -> Result<Authenticated, LoginFault> {
-    match method {
-        Method::ScramSha256 => scram_sha_256(stream, packet, identities).await,
-        // Not among the built-in rules, which are the only ones so far.
-        Method::Trust
-        | Method::Reject
-        | Method::Password
-        | Method::Md5
-        | Method::Cert
-        | Method::Ldap(_)
-        | Method::Peer => Err(LoginFault::Protocol(
-            "unexpected authentication method".to_owned(),
-        )),
-    }
-}
-
-async fn scram_sha_256(
-    stream: &mut ClientStream,
-    packet: &StartupPacket,
-    identities: &Identities<'_>,
-) -> Result<Authenticated, LoginFault> {
-    let mut out = BytesMut::new();
-    message::authentication_sasl(&mut out, &[scram::MECHANISM]);
-    send(stream, &out).await?;
-    let mut buffer = BytesMut::new();
-    let first = read_password_message(stream, &mut buffer).await?;
-    // Only now: a balancer's check hangs up before and must cost no look-up.
-    let identity = identities.find(&packet.user).await.map_err(LoginFault::Lookup)?;
-    let verifier = identity.as_ref().and_then(Identity::verifier).map(Arc::clone);
-    let (mechanism, data) = sasl_initial(&first.body)?;
-    let (exchange, reply) = ServerExchange::start(
-        Lookup {
-            user: &packet.user,
-            verifier,
-            mock: identities.mock,
-        },
-        None,
-        Nonce::random(),
-    )
-    .client_first(mechanism, data)
-    .map_err(LoginFault::Scram)?;
-    out.clear();
-    message::authentication_sasl_continue(&mut out, &reply);
-    send(stream, &out).await?;
-    let last = read_password_message(stream, &mut buffer).await?;
-    let (reply, key) = match exchange.client_final(&last.body) {
-        Ok(done) => done,
-        Err(fault) => {
-            // A cached verifier may be older than a password that was just changed.
-            identities.cluster.forget_identity(&packet.user);
-            return Err(LoginFault::Scram(fault));
+    /// The first rule that matches decides. What rules need looked up is looked up; if that fails, so does the login.
+    pub async fn decide(&mut self) -> Result<Decided<'a>, LoginFault> {
+        let facts = Facts {
+            user: &self.packet.user,
+            database: &self.packet.database,
+            replication: self.packet.replication,
+            origin: self.address.ip().map_or(Origin::Local, Origin::Tcp),
+            tls: self.tls.is_some(),
+        };
+        let rules = &self.doors.access.rules;
+        let interfaces = if rules.ask_for_interfaces() { own_interfaces()? } else { Vec::new() };
+        let mut host_name = None;
+        loop {
+            let known = Known {
+                memberships: self.memberships.as_deref(),
+                host_name: host_name.as_ref(),
+                interfaces: &interfaces,
+            };
+            match rules.decide(&facts, &known) {
+                Step::Decided(Decision::Match(matched)) if matched.rule.method == Method::Reject => {
+                    return Err(LoginFault::Rejected(facts.rejected()));
+                }
+                Step::Decided(Decision::Match(matched)) => {
+                    let (index, rule) = (matched.index, matched.rule);
+                    return Ok(Decided { index, rule });
+                }
+                Step::Decided(Decision::NoMatch) => return Err(LoginFault::NoRule(facts.no_entry())),
+                Step::Needs(Need::Memberships) => self.look_up_memberships().await?,
+                Step::Needs(Need::HostName) => host_name = Some(self.host_name(facts.origin).await),
+            }
         }
-    };
-    out.clear();
-    message::authentication_sasl_final(&mut out, &reply);
-    message::authentication_ok(&mut out);
-    let credential = match identity {
-        Some(Identity::Password(password, _)) => Credential::Password(password),
-        Some(Identity::Verifier(_) | Identity::Md5(_)) | None => Credential::ClientKey(key),
-    };
-    Ok(Authenticated {
-        credential,
-        welcome: out,
-    })
+    }
+
+    /// The exchange the rule asks for. One frame at a time is read, and nothing may follow it unasked.
+    pub async fn run(mut self, decided: Decided<'_>) -> Result<Authenticated, LoginFault> {
+        let rule = decided.rule;
+        let is_certified = self.tls.is_some_and(|tls| tls.certificate.is_some());
+        if rule.client_certificate != ClientCertificate::Off && !is_certified {
+            return Err(LoginFault::NoCertificate);
+        }
+        let proven = match &rule.method {
+            Method::Trust | Method::Cert => name::proven(),
+            Method::Reject => return Err(LoginFault::Protocol("rejected".to_owned())),
+            Method::Password => password::clear(&mut self).await?,
+            Method::Md5 => password::md5(&mut self).await?,
+            Method::ScramSha256 => sasl::exchange(&mut self, None).await?,
+            Method::Ldap(_) => {
+                let settings = self.doors.access.directory(decided.index);
+                let settings = settings.ok_or_else(|| LoginFault::Directory("it is not set up".to_owned()))?;
+                password::directory(&mut self, settings).await?
+            }
+            Method::Peer => {
+                name::operating_system(&mut self, rule).await?;
+                name::proven()
+            }
+        };
+        if rule.method == Method::Cert || rule.client_certificate == ClientCertificate::VerifyFull {
+            name::certificate(&mut self, rule).await?;
+        }
+        let Proven {
+            proof,
+            identity,
+            farewell: mut welcome,
+        } = proven;
+        let identity = match (identity, &proof) {
+            // Only a users file has passwords, and it costs nothing to look.
+            (None, Proof::Nothing) => self.doors.access.users.as_ref().and_then(|users| users.find(&self.packet.user).cloned()),
+            (identity, _) => identity,
+        };
+        let server_login = self
+            .doors
+            .access
+            .credentials
+            .login(&self.packet.user, proof, identity)
+            .ok_or(LoginFault::NoServerLogin)?;
+        message::authentication_ok(&mut welcome);
+        Ok(Authenticated { server_login, welcome })
+    }
+
+    /// What is known of the user.
+    async fn identity(&self) -> Result<Option<Identity>, LoginFault> {
+        match &self.doors.access.users {
+            Some(users) => Ok(users.find(&self.packet.user).cloned()),
+            None => self
+                .doors
+                .cluster
+                .identity(&self.packet.user)
+                .await
+                .map_err(LoginFault::Lookup),
+        }
+    }
+
+    /// What was remembered of the user may be older than a password that was just changed.
+    fn doubt(&self) {
+        self.doors.cluster.forget_identity(&self.packet.user);
+    }
+
+    async fn look_up_memberships(&mut self) -> Result<(), LoginFault> {
+        let memberships = self
+            .doors
+            .cluster
+            .memberships(&self.packet.user, self.doors.deadline)
+            .await
+            .map_err(LoginFault::Lookup)?;
+        self.memberships = Some(memberships);
+        Ok(())
+    }
+
+    async fn host_name(&self, origin: Origin) -> HostName {
+        let address: IpAddr = match origin {
+            Origin::Tcp(address) => address,
+            Origin::Local => return HostName::Unknown,
+        };
+        match resolve::verified_host_name(address, self.doors.deadline).await {
+            Some(name) => HostName::Verified(name),
+            None => HostName::Unknown,
+        }
+    }
+
+    async fn send(&mut self, out: &[u8]) -> Result<(), LoginFault> {
+        send(self.stream, out).await
+    }
+
+    async fn password_message(&mut self) -> Result<Bytes, LoginFault> {
+        let frame = read_password_message(self.stream, &mut self.buffer).await?;
+        Ok(frame.body)
+    }
 }
 
-/// `SASLInitialResponse`: mechanism, terminated; length of the response; the response. −1 is none.
-fn sasl_initial(body: &Bytes) -> Result<(&[u8], &[u8]), LoginFault> {
-    let malformed = || LoginFault::Protocol("malformed SASL initial response".to_owned());
-    let end = body.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
-    let (mechanism, rest) = (&body[..end], &body[end + 1..]);
-    let (length, data) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
-    match i32::from_be_bytes(*length) {
-        -1 if data.is_empty() => Ok((mechanism, data)),
-        length if usize::try_from(length) == Ok(data.len()) => Ok((mechanism, data)),
-        _ => Err(malformed()),
-    }
+/// For `samehost` and `samenet`. An address that cannot be read would be a rule that is silently skipped.
+fn own_interfaces() -> Result<Vec<Interface>, LoginFault> {
+    let pairs = interfaces::interfaces().map_err(|error| {
+        LoginFault::Lookup(LookupError::Unavailable(format!("this host's own addresses: {error}")))
+    })?;
+    let interface = |(address, netmask)| Interface { address, netmask };
+    Ok(pairs.into_iter().map(interface).collect())
 }
 
 /// Exactly one `p`. Cancel safe: `read_buf` is, and what it read stays in `buffer`.

@@ -6,6 +6,7 @@
 //!
 //! Refuses: to know servers or sessions.
 
+pub mod access;
 mod address;
 pub mod interfaces;
 pub mod ldap;

@@ -115,7 +115,8 @@ fn database(entry: &DatabaseMatch) -> String {
     }
 }
 
-pub(in crate::auth) fn user(entry: &UserMatch) -> String {
+/// An entry of the user column, as it is written.
+pub fn user(entry: &UserMatch) -> String {
     match entry {
         UserMatch::All => "all".to_owned(),
         UserMatch::Name(name) => lossy(name),

@@ -1,0 +1,302 @@
+//! The files that decide who comes in (rules, maps, users), read and checked together: what would fail at a login fails
+//! here, with file and line.
+//!
+//! Refuses: a rule after which the router could not log into the servers; a rule that names a map or a certificate
+//! authority that is not there. A rule is never skipped.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+
+use super::ldap;
+use crate::auth::credentials::ServerCredentials;
+use crate::auth::hba::options::{LdapOptions, LdapScheme};
+use crate::auth::hba::{self, Files};
+use crate::auth::ident::{self, Maps};
+use crate::auth::ldap::LdapSettings;
+use crate::auth::rules::{ClientCertificate, Connection, Method, Rule, Rules, UserMatch};
+use crate::auth::scram::MockSecret;
+use crate::auth::userlist::UserList;
+use crate::auth::{self, Identity};
+use crate::config::{Auth, ServerCredential, ServerSecret, Verifiers};
+
+/// Everything a login is decided with. Replaced whole when a file changes; logins under way keep theirs.
+#[derive(Debug)]
+pub struct Access {
+    pub rules: Rules,
+    pub maps: Maps,
+    /// `None` where the cluster is asked.
+    pub users: Option<UserList>,
+    pub credentials: ServerCredentials,
+    pub ldap_tls: Arc<ClientConfig>,
+    /// By the number of the rule; `None` where its method is another.
+    directories: Vec<Option<LdapSettings>>,
+    /// The files looked at, found or not.
+    pub watched: BTreeSet<PathBuf>,
+}
+
+/// What is wrong, each fault one line with its place.
+#[derive(Debug)]
+pub struct AccessFaults(pub Vec<String>);
+
+impl fmt::Display for AccessFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for AccessFaults {}
+
+/// What of the rest of the configuration makes a rule possible.
+#[derive(Debug, Clone, Copy)]
+pub struct Around {
+    /// Clients' certificates can be checked: `tls.client_ca_file`.
+    pub has_client_ca: bool,
+    /// Some listener offers TLS.
+    pub has_tls: bool,
+}
+
+impl Access {
+    /// Reads and checks everything; blocks. Reports all faults of all files at once.
+    ///
+    /// # Errors
+    /// Every fault, in the order of the files.
+    pub fn load(auth: &Auth, around: Around, mock: &MockSecret) -> Result<Self, AccessFaults> {
+        let mut faults = Vec::new();
+        let mut watched = BTreeSet::new();
+        let rules = match &auth.hba_file {
+            None => Some(Rules::builtin()),
+            Some(path) => {
+                let file = hba::read(&Disk, path);
+                watched.extend(file.watched().iter().cloned());
+                collect(file.rules(), &mut faults)
+            }
+        };
+        let maps = match &auth.ident_file {
+            None => Some(Maps::default()),
+            Some(path) => {
+                let file = ident::read(&Disk, path);
+                watched.extend(file.watched().iter().cloned());
+                collect(file.maps(), &mut faults)
+            }
+        };
+        let users = match &auth.verifiers {
+            Verifiers::Query { .. } => Some(None),
+            Verifiers::UsersFile { path, contents } => {
+                let users = UserList::parse(contents, mock).map_err(|faults| {
+                    let placed = |fault| format!("{}: {fault}", path.display());
+                    faults.into_iter().map(placed).collect::<Vec<_>>()
+                });
+                collect(users, &mut faults).map(Some)
+            }
+        };
+        let ldap_tls = ldap::tls_config(auth.ldap_roots.clone()).map_err(|error| vec![error.to_string()]);
+        let ldap_tls = collect(ldap_tls, &mut faults);
+        let credentials = ServerCredentials::new(Arc::clone(&auth.server_credentials));
+        let (Some(rules), Some(maps), Some(users), Some(ldap_tls)) = (rules, maps, users, ldap_tls) else {
+            return Err(AccessFaults(faults));
+        };
+        let mut directories = Vec::new();
+        for rule in &rules {
+            let mut check = Check {
+                rule,
+                maps: &maps,
+                users: users.as_ref(),
+                credentials: &credentials,
+                around,
+                faults: &mut faults,
+            };
+            directories.push(check.run());
+        }
+        if !faults.is_empty() {
+            return Err(AccessFaults(faults));
+        }
+        Ok(Self {
+            rules,
+            maps,
+            users,
+            credentials,
+            ldap_tls,
+            directories,
+            watched,
+        })
+    }
+
+    /// The directory that the rule with this number (from 0) asks.
+    pub fn directory(&self, index: usize) -> Option<&LdapSettings> {
+        self.directories.get(index)?.as_ref()
+    }
+
+    /// Sentences about rules that are right and cannot do what they seem to.
+    pub fn warnings(&self, around: Around) -> Vec<String> {
+        let is_idle = |rule: &&Rule| {
+            rule.connection == Connection::HostGssEnc || (rule.connection == Connection::HostSsl && !around.has_tls)
+        };
+        let idle = self.rules.iter().filter(is_idle);
+        idle.map(|rule| {
+            let why = match rule.connection {
+                Connection::HostGssEnc => "the router offers no GSSAPI encryption",
+                _ => "no listener offers TLS",
+            };
+            format!("{}: this rule never matches, since {why}", rule.place)
+        })
+        .collect()
+    }
+}
+
+fn collect<T, E: fmt::Display>(result: Result<T, Vec<E>>, faults: &mut Vec<String>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(found) => {
+            faults.extend(found.iter().map(ToString::to_string));
+            None
+        }
+    }
+}
+
+/// One rule, held against everything else.
+struct Check<'a> {
+    rule: &'a Rule,
+    maps: &'a Maps,
+    users: Option<&'a UserList>,
+    credentials: &'a ServerCredentials,
+    around: Around,
+    faults: &'a mut Vec<String>,
+}
+
+impl Check<'_> {
+    fn fault(&mut self, what: impl fmt::Display) {
+        self.faults.push(format!("{}: {what}", self.rule.place));
+    }
+
+    /// Gives the rule's directory, if it asks one.
+    fn run(&mut self) -> Option<LdapSettings> {
+        let rule = self.rule;
+        let asks = rule.method == Method::Cert || rule.client_certificate != ClientCertificate::Off;
+        if asks && !self.around.has_client_ca {
+            self.fault("clients' certificates cannot be checked: set tls.client_ca_file");
+        }
+        if let Some(map) = rule.map.as_deref().filter(|map| !map.is_empty() && !self.maps.contains(map)) {
+            self.fault(format_args!(
+                "there is no map \"{}\" in auth.ident_file",
+                map.escape_ascii()
+            ));
+        }
+        match rule.method {
+            Method::Trust | Method::Cert | Method::Peer | Method::Ldap(_) => self.check_server_login(),
+            Method::Reject | Method::Password | Method::Md5 | Method::ScramSha256 => {}
+        }
+        let Method::Ldap(options) = &rule.method else {
+            return None;
+        };
+        match LdapSettings::new(settings(options)) {
+            Ok(settings) => Some(settings),
+            Err(what) => {
+                self.fault(what);
+                None
+            }
+        }
+    }
+
+    /// Such a login leaves nothing in the router's hands that opens a server: something else must.
+    fn check_server_login(&mut self) {
+        let method = &self.rule.method;
+        let mut without = None;
+        for user in &self.rule.users {
+            let opens = match user {
+                UserMatch::Name(name) => self.opens(self.credentials.find(name), Some(name)),
+                // Whoever it turns out to be, the entry for all is there for him at least.
+                UserMatch::All | UserMatch::MemberOf(_) | UserMatch::Pattern(_) => {
+                    self.credentials.for_all().is_some()
+                        && self
+                            .credentials
+                            .iter()
+                            .all(|entry| self.opens(Some(entry), None))
+                }
+            };
+            if !opens {
+                without.get_or_insert(user);
+            }
+        }
+        if let Some(user) = without {
+            let hint = match method {
+                Method::Ldap(_) => {
+                    "add an entry to auth.server_credentials; `password: client` passes on the password that the directory accepted"
+                }
+                _ => "add an entry to auth.server_credentials, or the password to auth.users_file",
+            };
+            let what = format!(
+                "after method \"{}\" the router has nothing to log into the servers with as {}: {hint}",
+                method.word(),
+                hba::rows::user(user)
+            );
+            self.fault(what);
+        }
+    }
+
+    fn opens(&self, entry: Option<&ServerCredential>, name: Option<&[u8]>) -> bool {
+        match entry.map(|entry| &entry.secret) {
+            Some(ServerSecret::Password(_) | ServerSecret::Certificate(_) | ServerSecret::ClusterCertificate) => true,
+            Some(ServerSecret::ClientPassword) if matches!(self.rule.method, Method::Ldap(_)) => true,
+            Some(ServerSecret::ClientPassword) | None => {
+                let known = name.and_then(|name| self.users?.find(name));
+                matches!(known, Some(Identity::Password(..) | Identity::Md5(_)))
+            }
+        }
+    }
+}
+
+fn settings(options: &LdapOptions) -> auth::ldap::LdapOptions {
+    auth::ldap::LdapOptions {
+        server: options.server.clone(),
+        port: options.port,
+        scheme: options.scheme.map(|scheme| match scheme {
+            LdapScheme::Ldap => "ldap".to_owned(),
+            LdapScheme::Ldaps => "ldaps".to_owned(),
+        }),
+        tls: options.tls,
+        prefix: options.prefix.clone(),
+        suffix: options.suffix.clone(),
+        basedn: options.basedn.clone(),
+        binddn: options.binddn.clone(),
+        bindpasswd: options.bindpasswd.clone(),
+        searchattribute: options.searchattribute.clone(),
+        searchfilter: options.searchfilter.clone(),
+        scope: None,
+        url: options.url.clone(),
+    }
+}
+
+/// The file system.
+struct Disk;
+
+impl Files for Disk {
+    fn read(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+        // Before it is opened: to open a named pipe would wait.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        let mut contents = Vec::new();
+        File::open(path)?.take(limit as u64 + 1).read_to_end(&mut contents)?;
+        if contents.len() > limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(contents)
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            if !path.is_dir() {
+                entries.push(path);
+            }
+        }
+        Ok(entries)
+    }
+}

@@ -1,0 +1,128 @@
+//! Methods that end with one PasswordMessage: `password`, `md5` and `ldap`.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use zeroize::Zeroize;
+
+use super::{Exchange, LoginFault, Proven, sasl};
+use crate::auth::Identity;
+use crate::auth::credentials::Proof;
+use crate::auth::ldap::LdapSettings;
+use crate::auth::md5::Md5Hash;
+use crate::auth::{crypto, password};
+use crate::config::Secret;
+use crate::frontend::ldap::{self, LdapFault};
+use crate::wire::message;
+
+/// `password`: in clear, checked against whatever is known of the user.
+pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFault> {
+    let given = ask(exchange).await?;
+    let identity = exchange.identity().await?;
+    if !verify(exchange, identity.clone(), given.clone()).await? {
+        exchange.doubt();
+        return Err(LoginFault::WrongPassword("wrong password in clear"));
+    }
+    Ok(Proven {
+        proof: Proof::Password(given),
+        identity,
+        farewell: BytesMut::new(),
+    })
+}
+
+/// `md5`: SCRAM for who has a SCRAM verifier, and for who is unknown, as PostgreSQL does; md5 for who is stored so.
+pub(super) async fn md5(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFault> {
+    let identity = exchange.identity().await?;
+    let hash = match &identity {
+        Some(Identity::Md5(hash)) => hash.clone(),
+        Some(Identity::Verifier(_) | Identity::Password(..)) | None => {
+            return sasl::exchange(exchange, Some(identity)).await;
+        }
+    };
+    md5_of(exchange, hash, identity).await
+}
+
+async fn md5_of(
+    exchange: &mut Exchange<'_>,
+    hash: Md5Hash,
+    identity: Option<Identity>,
+) -> Result<Proven, LoginFault> {
+    let salt = crypto::random();
+    let mut out = BytesMut::new();
+    message::authentication_md5_password(&mut out, salt);
+    exchange.send(&out).await?;
+    let answer = terminated(exchange.password_message().await?)?;
+    if !hash.verify(answer.expose(), salt) {
+        exchange.doubt();
+        return Err(LoginFault::WrongPassword("wrong md5 password"));
+    }
+    Ok(Proven {
+        proof: Proof::Md5(hash),
+        identity,
+        farewell: BytesMut::new(),
+    })
+}
+
+/// `ldap`: the directory decides. What the cluster knows of the user does not matter here.
+pub(super) async fn directory(
+    exchange: &mut Exchange<'_>,
+    settings: &LdapSettings,
+) -> Result<Proven, LoginFault> {
+    let given = ask(exchange).await?;
+    let user = &exchange.packet.user;
+    let tls = &exchange.doors.access.ldap_tls;
+    ldap::authenticate(settings, tls, user, given.expose(), exchange.doors.deadline)
+        .await
+        .map_err(|fault| match fault {
+            LdapFault::Refused(reason) => LoginFault::Ldap(reason),
+            LdapFault::Unavailable(reason) => LoginFault::Directory(reason),
+        })?;
+    Ok(Proven {
+        proof: Proof::Password(given),
+        identity: None,
+        farewell: BytesMut::new(),
+    })
+}
+
+/// Asks for a password in clear. An empty one is never right, and a directory would take it for an anonymous bind.
+async fn ask(exchange: &mut Exchange<'_>) -> Result<Secret, LoginFault> {
+    let mut out = BytesMut::new();
+    message::authentication_cleartext_password(&mut out);
+    exchange.send(&out).await?;
+    let given = terminated(exchange.password_message().await?)?;
+    if given.expose().is_empty() {
+        return Err(LoginFault::EmptyPassword);
+    }
+    Ok(given)
+}
+
+/// The one terminated text of a PasswordMessage; the message itself is wiped.
+fn terminated(body: Bytes) -> Result<Secret, LoginFault> {
+    let secret = match body.split_last() {
+        Some((0, text)) if !text.contains(&0) => Ok(Secret::new(text)),
+        _ => Err(LoginFault::Protocol("invalid password packet size".to_owned())),
+    };
+    if let Ok(mut body) = body.try_into_mut() {
+        body.as_mut().zeroize();
+    }
+    secret
+}
+
+/// PBKDF2 takes milliseconds, and with many iterations more: not on a worker, and only so many at once.
+async fn verify(
+    exchange: &Exchange<'_>,
+    identity: Option<Identity>,
+    given: Secret,
+) -> Result<bool, LoginFault> {
+    let doors = exchange.doors;
+    let user = exchange.packet.user.clone();
+    let mock = Arc::clone(doors.mock);
+    let place = Arc::clone(doors.derivations).acquire_owned().await;
+    let place = place.map_err(|_| LoginFault::Timeout)?;
+    let verified = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        password::verify(identity.as_ref(), &user, given.expose(), &mock)
+    });
+    // A panic in there lets nobody in.
+    Ok(verified.await.unwrap_or(false))
+}

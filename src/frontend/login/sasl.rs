@@ -1,0 +1,72 @@
+//! SCRAM-SHA-256, with channel binding where the connection has something to bind to (protocol chapter, "SASL
+//! Authentication"; cases 17–24).
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Exchange, LoginFault, Proven};
+use crate::auth::Identity;
+use crate::auth::credentials::Proof;
+use crate::auth::scram::{self, Lookup, Nonce, ServerExchange};
+use crate::wire::message;
+
+/// `identity` is looked up already where the method needed it to choose SCRAM; otherwise only once the client has
+/// answered: a balancer's check hangs up before and must cost no look-up.
+pub(super) async fn exchange(
+    exchange: &mut Exchange<'_>,
+    identity: Option<Option<Identity>>,
+) -> Result<Proven, LoginFault> {
+    let binding = exchange.tls.and_then(|tls| tls.binding.clone());
+    let mechanisms: &[&str] = if binding.is_some() {
+        &[scram::MECHANISM_PLUS, scram::MECHANISM]
+    } else {
+        &[scram::MECHANISM]
+    };
+    let mut out = BytesMut::new();
+    message::authentication_sasl(&mut out, mechanisms);
+    exchange.send(&out).await?;
+    let first = exchange.password_message().await?;
+    let identity = match identity {
+        Some(identity) => identity,
+        None => exchange.identity().await?,
+    };
+    let verifier = identity.as_ref().and_then(Identity::verifier).map(Arc::clone);
+    let (mechanism, data) = initial(&first)?;
+    let lookup = Lookup {
+        user: &exchange.packet.user,
+        verifier,
+        mock: exchange.doors.mock,
+    };
+    let (step, reply) = ServerExchange::start(lookup, binding.as_deref(), Nonce::random())
+        .client_first(mechanism, data)
+        .map_err(LoginFault::Scram)?;
+    out.clear();
+    message::authentication_sasl_continue(&mut out, &reply);
+    exchange.send(&out).await?;
+    let last = exchange.password_message().await?;
+    let (reply, key) = step.client_final(&last).map_err(|fault| {
+        exchange.doubt();
+        LoginFault::Scram(fault)
+    })?;
+    out.clear();
+    message::authentication_sasl_final(&mut out, &reply);
+    Ok(Proven {
+        proof: Proof::Key(key),
+        identity,
+        farewell: out,
+    })
+}
+
+/// `SASLInitialResponse`: mechanism, terminated; length of the response; the response. −1 is none.
+fn initial(body: &Bytes) -> Result<(&[u8], &[u8]), LoginFault> {
+    let malformed = || LoginFault::Protocol("malformed SASL initial response".to_owned());
+    let end = body.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
+    let (mechanism, rest) = (&body[..end], &body[end + 1..]);
+    let (length, data) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
+    match i32::from_be_bytes(*length) {
+        -1 if data.is_empty() => Ok((mechanism, data)),
+        length if usize::try_from(length) == Ok(data.len()) => Ok((mechanism, data)),
+        _ => Err(malformed()),
+    }
+}
