@@ -7,6 +7,7 @@
 //! Refuses: to know servers or sessions.
 
 mod address;
+pub mod ldap;
 pub mod listen;
 pub mod login;
 pub mod opening;

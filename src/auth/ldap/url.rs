@@ -1,0 +1,88 @@
+//! `ldapurl`: the form of RFC 4516 without extensions, read as PostgreSQL (`OpenLDAP`'s historic parser) does.
+
+use super::LdapOptions;
+
+/// Puts what the URL says among the options. What both say is refused: in PostgreSQL the later of the two wins.
+pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<LdapOptions, String> {
+    let fault = |why: &str| format!("ldapurl: \"{}\" {why}", url.escape_default());
+    let (scheme, rest) = url.split_once("://").ok_or_else(|| fault("is not a URL"))?;
+    let scheme = scheme.to_ascii_lowercase();
+    if scheme != "ldap" && scheme != "ldaps" {
+        return Err(fault("is neither ldap:// nor ldaps://"));
+    }
+    let (path, mut query) = match rest.split_once('?') {
+        Some((path, query)) => (path, query.split('?')),
+        None => (rest, "".split('?')),
+    };
+    let (host, base) = path.split_once('/').unwrap_or((path, ""));
+    let mut part = || {
+        let text = query.next().filter(|text| !text.is_empty());
+        text.map(|text| decode(text).ok_or_else(|| fault("has a wrong %")))
+            .transpose()
+    };
+    let attributes = part()?;
+    let scope = part()?;
+    let filter = part()?;
+    if part()?.is_some() {
+        return Err(fault("has extensions, and none is known here"));
+    }
+    let attribute = attributes.map(|list| {
+        let first = list.split(',').next().unwrap_or_default();
+        first.to_owned()
+    });
+    if attribute.is_some() && filter.is_some() {
+        return Err(fault("has an attribute and a filter: only one can be used"));
+    }
+    let host = decode(host).ok_or_else(|| fault("has a wrong %"))?;
+    if host.contains(char::is_whitespace) {
+        return Err(fault("has a space in its host"));
+    }
+
+    put(&mut options.scheme, Some(scheme), "ldapscheme")?;
+    put(
+        &mut options.server,
+        Some(host).filter(|host| !host.is_empty()),
+        "ldapserver",
+    )?;
+    put(
+        &mut options.basedn,
+        Some(decode(base).ok_or_else(|| fault("has a wrong %"))?),
+        "ldapbasedn",
+    )?;
+    put(&mut options.searchattribute, attribute, "ldapsearchattribute")?;
+    put(&mut options.searchfilter, filter, "ldapsearchfilter")?;
+    put(&mut options.scope, scope, "the scope")?;
+    options.scope.get_or_insert_with(|| "base".to_owned());
+    if options.port.is_some() {
+        return Err("ldapport cannot be used with ldapurl: put the port into the URL".to_owned());
+    }
+    Ok(options)
+}
+
+fn put(option: &mut Option<String>, value: Option<String>, name: &str) -> Result<(), String> {
+    match value {
+        Some(_) if option.is_some() => Err(format!("{name} cannot be used with an ldapurl that says it too")),
+        Some(value) => {
+            *option = Some(value);
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Undoes `%xx`; `None` where what follows the sign is no byte, or the whole is no UTF-8.
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                let value = digit(bytes.next()?)? * 16 + digit(bytes.next()?)?;
+                u8::try_from(value).ok()?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
