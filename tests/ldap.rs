@@ -131,7 +131,7 @@ impl Drop for Slapd {
 
 fn fresh_address() -> Ipv4Addr {
     static LAST: AtomicU8 = AtomicU8::new(1);
-    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, high.max(1), low, LAST.fetch_add(1, Ordering::Relaxed))
 }
 
@@ -222,12 +222,12 @@ impl Slapd {
                 }
             }
         };
-        if timeout(LONG, up).await.is_err() {
-            panic!(
-                "{}",
-                std::fs::read_to_string(self.directory.path().join("log")).unwrap()
-            );
-        }
+        let log = self.directory.path().join("log");
+        assert!(
+            timeout(LONG, up).await.is_ok(),
+            "{}",
+            std::fs::read_to_string(log).unwrap()
+        );
     }
 
     fn server(&self) -> String {
@@ -540,6 +540,8 @@ enum Behaviour {
     Close,
 }
 
+type Deed = fn(usize) -> Behaviour;
+
 /// A server that does one thing with each message it hears, told the number of the message on its connection.
 struct Hostile {
     address: SocketAddr,
@@ -550,7 +552,7 @@ struct Hostile {
 }
 
 impl Hostile {
-    async fn start(behaviour: fn(usize) -> Behaviour) -> Self {
+    async fn start(behaviour: Deed) -> Self {
         let listener = tokio::net::TcpListener::bind((fresh_address(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -601,7 +603,7 @@ impl Hostile {
     }
 }
 
-async fn misbehave(mut stream: TcpStream, behaviour: fn(usize) -> Behaviour) -> (Vec<u8>, usize) {
+async fn misbehave(mut stream: TcpStream, behaviour: Deed) -> (Vec<u8>, usize) {
     let (mut heard, mut sent) = (Vec::new(), 0);
     let mut chunk = vec![0; 4096];
     for message in 0.. {
@@ -657,7 +659,7 @@ async fn ask(hostile: &Hostile, options: LdapOptions) -> Result<(), LdapFault> {
 
 #[tokio::test]
 async fn a_server_that_is_none_is_unavailable() {
-    let cases: [(fn(usize) -> Behaviour, &str); 9] = [
+    let cases: [(Deed, &str); 9] = [
         (|_| Behaviour::Silence, "no answer in time"),
         (|_| Behaviour::Close, "closed the connection"),
         (
@@ -730,9 +732,9 @@ async fn an_entry_without_a_name_is_nobody() {
 
 #[tokio::test]
 async fn nothing_is_sent_in_clear_text_where_tls_is_asked_for() {
-    let refuses: fn(usize) -> Behaviour = |_| Behaviour::Say(message(1, 0x78, &[0x0a, 1, 2, 4, 0, 4, 0]));
-    let pretends: fn(usize) -> Behaviour = |_| Behaviour::Say(message(1, 0x78, &[0x0a, 1, 0, 4, 0, 4, 0]));
-    let injects: fn(usize) -> Behaviour = |_| {
+    let refuses: Deed = |_| Behaviour::Say(message(1, 0x78, &[0x0a, 1, 2, 4, 0, 4, 0]));
+    let pretends: Deed = |_| Behaviour::Say(message(1, 0x78, &[0x0a, 1, 0, 4, 0, 4, 0]));
+    let injects: Deed = |_| {
         let mut answers = message(1, 0x78, &[0x0a, 1, 0, 4, 0, 4, 0]);
         answers.extend(bound(2, 0));
         Behaviour::Say(answers)

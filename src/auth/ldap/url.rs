@@ -1,4 +1,4 @@
-//! `ldapurl`: the form of RFC 4516 without extensions, read as PostgreSQL (OpenLDAP's historic parser) does.
+//! `ldapurl`: the form of RFC 4516 without extensions, read as PostgreSQL (`OpenLDAP`'s historic parser) does.
 
 use super::LdapOptions;
 
