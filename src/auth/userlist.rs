@@ -1,7 +1,7 @@
 //! A users file in the form of PgBouncer's `userlist.txt`: one user a line, `"name" "secret"`, a quote inside doubled,
 //! the rest of the line ignored. Lines that are empty, or start with `;` or `#`, are comments (`#` is ours).
 //!
-//! A secret is a SCRAM verifier as in `pg_authid`, or a password. md5 entries are refused until they work.
+//! A secret is a SCRAM verifier or an md5 hash as in `pg_authid`, or a password.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::Identity;
+use super::md5::Md5Hash;
 use super::scram::{DEFAULT_ITERATIONS, MAX_PASSWORD, MockSecret, Verifier, VerifierFault};
 use crate::config::Secret;
 
@@ -40,11 +41,6 @@ pub enum UserListFaultKind {
     Empty { user: String },
     #[error("the password of user \"{user}\" is longer than {MAX_PASSWORD} bytes or contains a zero byte")]
     Password { user: String },
-    #[error(
-        "user \"{user}\" has an md5 entry, which is not supported yet; \
-         put in its SCRAM verifier (rolpassword in pg_authid) or its password"
-    )]
-    Md5 { user: String },
     #[error("user \"{user}\": {fault}")]
     Verifier { user: String, fault: VerifierFault },
     #[error("user \"{user}\" is already on line {first}")]
@@ -82,6 +78,7 @@ impl UserList {
                 Ok((entry, stored)) => {
                     let identity = match stored {
                         Stored::Verifier(verifier) => Identity::Verifier(Arc::new(verifier)),
+                        Stored::Md5(hash) => Identity::Md5(hash),
                         // Faults make the whole result useless: do not compute on.
                         Stored::Password if !faults.is_empty() => continue,
                         Stored::Password => {
@@ -123,6 +120,7 @@ struct Entry {
 
 enum Stored {
     Verifier(Verifier),
+    Md5(Md5Hash),
     Password,
 }
 
@@ -144,8 +142,8 @@ impl Entry {
         if self.secret.is_empty() {
             return Err(UserListFaultKind::Empty { user: user() });
         }
-        if super::md5::Md5Hash::parse(&self.secret).is_some() {
-            return Err(UserListFaultKind::Md5 { user: user() });
+        if let Some(hash) = Md5Hash::parse(&self.secret) {
+            return Ok(Stored::Md5(hash));
         }
         if self.secret.starts_with(b"SCRAM-SHA-256$") {
             return std::str::from_utf8(&self.secret)
@@ -254,7 +252,7 @@ mod tests {
     #[test]
     fn reports_all_faults_with_their_lines_and_no_secret() {
         let text = "\"a\" \"hidden1\"\n\"b\" hidden2\nc hidden3\n\"d\" \"hidden4\n\"\" \"hidden5\"\n\"e\" \"\"\n\
-                    \"f\" \"md5900150983cd24fb0d6963f7d28e17f72\"\n\"g\" \"SCRAM-SHA-256$1:hidden6\"\n\"a\" \"hidden7\"\n\
+                    \"f\" \"hid\0den\"\n\"g\" \"SCRAM-SHA-256$1:hidden6\"\n\"a\" \"hidden7\"\n\
                     \"h\" \"hid\0den\"\n\"i\"";
         let faults = parse(text).unwrap_err();
         let lines: Vec<_> = faults
@@ -267,17 +265,17 @@ mod tests {
                 .map(|line| format!("line {line}"))
                 .to_vec()
         );
-        assert!(faults[5].contains("user \"f\" has an md5 entry"), "{}", faults[5]);
+        assert!(
+            faults[5].contains("the password of user \"f\" is longer"),
+            "{}",
+            faults[5]
+        );
         assert!(
             faults[7].contains("user \"a\" is already on line 1"),
             "{}",
             faults[7]
         );
-        assert!(
-            faults
-                .iter()
-                .all(|fault| !fault.contains("hidden") && !fault.contains("9001509"))
-        );
+        assert!(faults.iter().all(|fault| !fault.contains("hid")));
         assert!(!format!("{:?}", parse("\"a\" \"hidden\"")).contains("hidden"));
     }
 
@@ -285,6 +283,18 @@ mod tests {
     fn a_duplicate_of_a_faulty_line_is_a_duplicate() {
         let faults = parse("\"a\" \"\"\n\"a\" \"x\"").unwrap_err();
         assert_eq!(faults.len(), 2);
+    }
+
+    #[test]
+    fn an_md5_hash_is_one() {
+        let list = parse("\"f\" \"md5900150983cd24fb0d6963f7d28e17f72\"").unwrap();
+        let expected = Md5Hash::parse(b"md5900150983cd24fb0d6963f7d28e17f72").unwrap();
+        assert_eq!(list.find(b"f"), Some(&Identity::Md5(expected)));
+        let shouted = parse("\"f\" \"md5900150983CD24FB0D6963F7D28E17F72\"").unwrap();
+        assert!(
+            matches!(shouted.find(b"f"), Some(Identity::Password(..))),
+            "PostgreSQL takes it for a password too"
+        );
     }
 
     #[test]

@@ -97,6 +97,16 @@ pub fn error(out: &mut BytesMut, reply: &ErrorReply) {
     put(out, &ErrorResponse::new(fields));
 }
 
+/// `R` 3: asks for the password in clear.
+pub fn authentication_cleartext_password(out: &mut BytesMut) {
+    put(out, &Authentication::CleartextPassword);
+}
+
+/// `R` 5: asks for the md5 hash, salted.
+pub fn authentication_md5_password(out: &mut BytesMut, salt: [u8; 4]) {
+    put(out, &Authentication::MD5Password(salt.to_vec()));
+}
+
 /// `R` 10 with the mechanisms offered.
 pub fn authentication_sasl(out: &mut BytesMut, mechanisms: &[&str]) {
     put(
@@ -304,6 +314,12 @@ mod tests {
     #[test]
     fn authentication_messages_are_what_the_protocol_says() {
         assert_eq!(&encoded(authentication_ok)[..], b"R\0\0\0\x08\0\0\0\0");
+        assert_eq!(
+            &encoded(authentication_cleartext_password)[..],
+            b"R\0\0\0\x08\0\0\0\x03"
+        );
+        let md5 = encoded(|out| authentication_md5_password(out, [1, 0, 255, 2]));
+        assert_eq!(&md5[..], b"R\0\0\0\x0c\0\0\0\x05\x01\0\xff\x02");
         let sasl = encoded(|out| authentication_sasl(out, &["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]));
         assert_eq!(
             &sasl[..],
