@@ -187,6 +187,7 @@ async fn scram_sha_256(
             verifier,
             mock: identities.mock,
         },
+        None,
         Nonce::random(),
     )
     .client_first(mechanism, data)

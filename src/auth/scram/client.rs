@@ -10,9 +10,10 @@ use base64::Engine as _;
 use zeroize::Zeroizing;
 
 use super::attributes::{Attributes, Fault, is_printable};
+use super::binding::BINDING_TYPE;
 use super::{
-    BASE64, ClientKey, Keys, MAX_SERVER_MESSAGE, Nonce, ServerScramFault, decimal, decode_key, decode_salt,
-    hmac_sha256, same, xor,
+    BASE64, ClientKey, Keys, MAX_SERVER_MESSAGE, MECHANISM, MECHANISM_PLUS, Nonce, ServerScramFault, decimal,
+    decode_key, decode_salt, hmac_sha256, same, xor,
 };
 use crate::config::Secret;
 
@@ -27,29 +28,82 @@ pub enum ClientSecret {
     Key(ClientKey),
 }
 
+/// What the exchange is bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientBinding {
+    /// `n`: no TLS, no hash of the server's certificate, or not wanted.
+    No,
+    /// `y`: we could, and the server offered no -PLUS. A server that did offer it then knows that somebody took it from
+    /// its list, and refuses.
+    NotOffered,
+    /// What [`super::tls_server_end_point`] gives for the server's certificate. The mechanism is -PLUS.
+    EndPoint(Vec<u8>),
+}
+
+impl ClientBinding {
+    /// The mechanism this asks the server for.
+    pub fn mechanism(&self) -> &'static str {
+        match self {
+            Self::EndPoint(_) => MECHANISM_PLUS,
+            Self::No | Self::NotOffered => MECHANISM,
+        }
+    }
+
+    fn gs2_header(&self) -> String {
+        match self {
+            Self::No => "n,,".to_owned(),
+            Self::NotOffered => "y,,".to_owned(),
+            Self::EndPoint(_) => format!("p={BINDING_TYPE},,"),
+        }
+    }
+
+    /// What `c=` says: the header, and the hash.
+    fn attribute(&self) -> String {
+        let mut input = self.gs2_header().into_bytes();
+        if let Self::EndPoint(hash) = self {
+            input.extend_from_slice(hash);
+        }
+        BASE64.encode(input)
+    }
+}
+
 /// The start of an exchange.
 #[derive(Debug)]
 pub struct ClientExchange {
     secret: ClientSecret,
+    pub(super) binding: ClientBinding,
     nonce: Nonce,
     /// `n=,r=<nonce>`: like libpq, no name; the server knows it from the startup packet.
     bare: Vec<u8>,
 }
 
 impl ClientExchange {
+    /// Without channel binding.
     pub fn new(secret: ClientSecret) -> Self {
-        Self::with_nonce(secret, "", Nonce::random())
+        Self::bound(secret, ClientBinding::No)
+    }
+
+    pub fn bound(secret: ClientSecret, binding: ClientBinding) -> Self {
+        Self {
+            binding,
+            ..Self::with_nonce(secret, "", Nonce::random())
+        }
     }
 
     pub(super) fn with_nonce(secret: ClientSecret, user: &str, nonce: Nonce) -> Self {
         let mut bare = format!("n={user},r=").into_bytes();
         bare.extend_from_slice(nonce.as_bytes());
-        Self { secret, nonce, bare }
+        Self {
+            secret,
+            binding: ClientBinding::No,
+            nonce,
+            bare,
+        }
     }
 
-    /// The data of `SASLInitialResponse`, for [`super::MECHANISM`].
+    /// The data of `SASLInitialResponse`, for [`ClientBinding::mechanism`].
     pub fn first(self) -> (AwaitServerFirst, Vec<u8>) {
-        let mut message = b"n,,".to_vec();
+        let mut message = self.binding.gs2_header().into_bytes();
         message.extend_from_slice(&self.bare);
         (AwaitServerFirst { exchange: self }, message)
     }
@@ -62,10 +116,19 @@ pub struct AwaitServerFirst {
 }
 
 impl AwaitServerFirst {
+    pub fn binding(&self) -> &ClientBinding {
+        &self.exchange.binding
+    }
+
     /// Takes the data of `AuthenticationSASLContinue`, returns the data of `SASLResponse`. With a password this computes
     /// up to [`MAX_ITERATIONS`] rounds.
     pub fn server_first(self, data: &[u8]) -> Result<(AwaitServerFinal, Vec<u8>), ServerScramFault> {
-        let ClientExchange { secret, nonce, bare } = self.exchange;
+        let ClientExchange {
+            secret,
+            binding,
+            nonce,
+            bare,
+        } = self.exchange;
         let first = ServerFirst::parse(data)?;
         let continued = first.nonce.strip_prefix(nonce.as_bytes());
         if continued.is_none_or(<[u8]>::is_empty) || !is_printable(first.nonce) {
@@ -90,12 +153,13 @@ impl AwaitServerFirst {
             }
         };
 
-        let mut response = b"c=biws,r=".to_vec();
+        let mut response = format!("c={},r=", binding.attribute()).into_bytes();
         response.extend_from_slice(first.nonce);
         let message: [&[u8]; 5] = [&bare, b",", data, b",", &response];
         let proof = xor(&keys.client_key, &hmac_sha256(&*keys.stored_key, &message));
         let next = AwaitServerFinal {
             signature: hmac_sha256(&*keys.server_key, &message),
+            is_bound: matches!(binding, ClientBinding::EndPoint(_)),
         };
         response.extend_from_slice(b",p=");
         response.extend_from_slice(BASE64.encode(*proof).as_bytes());
@@ -107,9 +171,14 @@ impl AwaitServerFirst {
 pub struct AwaitServerFinal {
     /// What the server must answer.
     signature: Zeroizing<[u8; 32]>,
+    is_bound: bool,
 }
 
 impl AwaitServerFinal {
+    pub fn is_bound(&self) -> bool {
+        self.is_bound
+    }
+
     /// Takes the data of `AuthenticationSASLFinal`.
     pub fn server_final(self, data: &[u8]) -> Result<ServerProven, ServerScramFault> {
         check_bounds(data)?;
@@ -125,7 +194,9 @@ impl AwaitServerFinal {
             Ok((b'v', value)) if attributes.at_end() => {
                 let value = decode_key(value).ok_or(ServerScramFault::Malformed("signature"))?;
                 if same(&*value, &*self.signature) {
-                    Ok(ServerProven(()))
+                    Ok(ServerProven {
+                        is_bound: self.is_bound,
+                    })
                 } else {
                     Err(ServerScramFault::Signature)
                 }
@@ -143,7 +214,16 @@ impl std::fmt::Debug for AwaitServerFinal {
 
 /// The server has shown that it knows the verifier. Made by [`AwaitServerFinal::server_final`] only.
 #[derive(Debug)]
-pub struct ServerProven(());
+pub struct ServerProven {
+    is_bound: bool,
+}
+
+impl ServerProven {
+    /// Whether it has also shown that the TLS connection ends at it.
+    pub fn is_bound(&self) -> bool {
+        self.is_bound
+    }
+}
 
 /// The server's first message, cut into its parts.
 struct ServerFirst<'a> {

@@ -18,6 +18,15 @@ pub enum ScramFault {
     NonceCharacters,
     #[error("unexpected SCRAM channel-binding attribute in client-final-message")]
     ChannelBinding,
+    /// The client could bind and was told that we cannot: somebody took -PLUS from the list it was sent.
+    #[error("SCRAM channel binding negotiation error")]
+    Downgrade,
+    /// At most 30 characters of the type, printable ASCII.
+    #[error("unsupported SCRAM channel-binding type \"{0}\"")]
+    BindingType(String),
+    /// The client saw another certificate than the one it was shown: a man in the middle.
+    #[error("SCRAM channel binding check failed")]
+    BindingMismatch,
     #[error("invalid SCRAM response: Nonce does not match.")]
     Nonce,
     /// A wrong password, or no such user, or a user without password: told apart nowhere.
@@ -32,7 +41,14 @@ impl ScramFault {
         match self {
             Self::Malformed(detail) => violation("malformed SCRAM message").detail(detail.clone()),
             Self::Nonce => violation("invalid SCRAM response").detail("Nonce does not match."),
-            Self::Mechanism | Self::NonceCharacters | Self::ChannelBinding => violation(&self.to_string()),
+            Self::Mechanism | Self::NonceCharacters | Self::ChannelBinding | Self::BindingType(_) => {
+                violation(&self.to_string())
+            }
+            Self::Downgrade => ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, self.to_string()).detail(
+                "The client supports SCRAM channel binding but thinks the server does not.  However, this server does \
+                 support channel binding.",
+            ),
+            Self::BindingMismatch => ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, self.to_string()),
             Self::AuthorizationIdentity | Self::Extension => {
                 ErrorReply::fatal(SqlState::FEATURE_NOT_SUPPORTED, self.to_string())
             }

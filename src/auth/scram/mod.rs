@@ -5,7 +5,9 @@
 //! salt and a number of iterations, and those also of a user that does not exist; a server is believed only after
 //! it has shown that it knows the verifier.
 //!
-//! Refuses: channel binding (SCRAM-SHA-256-PLUS), authorization identities, mandatory extensions.
+//! Channel binding (SCRAM-SHA-256-PLUS) on both sides, with `tls-server-end-point`: [`binding`].
+//!
+//! Refuses: other types of binding, authorization identities, mandatory extensions.
 
 use std::borrow::Cow;
 use std::num::NonZeroU32;
@@ -17,9 +19,11 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::crypto::{hmac_sha256, random, same};
+use super::md5::Md5Hash;
 use crate::config::Secret;
 
 mod attributes;
+pub mod binding;
 pub mod client;
 mod fault;
 pub mod server;
@@ -27,12 +31,14 @@ pub mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{ClientExchange, ClientSecret, ServerProven};
+pub use binding::tls_server_end_point;
+pub use client::{ClientBinding, ClientExchange, ClientSecret, ServerProven};
 pub use fault::{ScramFault, ServerScramFault, password_failed};
 pub use server::{Lookup, ServerExchange};
 
-/// The one mechanism offered to clients and used towards servers.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// With channel binding.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// PostgreSQL's default of `scram_iterations`.
 pub const DEFAULT_ITERATIONS: u32 = 4096;
 /// PostgreSQL's length of a salt.
@@ -47,6 +53,15 @@ pub const MAX_CLIENT_MESSAGE: usize = 1024;
 pub const MAX_SERVER_MESSAGE: usize = 4096;
 /// The longest password, as in PostgreSQL (tokens are passwords too).
 pub const MAX_PASSWORD: usize = 65_535;
+
+/// The mechanisms to offer a client, the stronger one first. `binding` is what [`tls_server_end_point`] gives for the
+/// certificate shown to this very client, and must be what [`ServerExchange::start`] is given.
+pub fn mechanisms(binding: Option<&[u8]>) -> &'static [&'static str] {
+    match binding {
+        Some(_) => &[MECHANISM_PLUS, MECHANISM],
+        None => &[MECHANISM],
+    }
+}
 
 /// What a server stores of a password: `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -98,6 +113,18 @@ impl Verifier {
             BASE64.encode(self.stored_key),
             BASE64.encode(self.server_key)
         ))
+    }
+
+    /// Whether this is the verifier of `password`. Costs what [`Self::from_password`] costs with as many iterations;
+    /// the comparison takes constant time.
+    pub fn is_of(&self, password: &[u8]) -> bool {
+        let Some(iterations) = NonZeroU32::new(self.iterations) else {
+            return false;
+        };
+        same(
+            &*Keys::derive(password, &self.salt, iterations).stored_key,
+            &self.stored_key,
+        )
     }
 
     /// Computes the verifier of a password. Takes about a millisecond of processor time for 4096 iterations.
@@ -184,8 +211,13 @@ impl MockSecret {
         salt
     }
 
+    /// An md5 hash nobody has the password of: what a user that does not exist is checked against.
+    pub fn md5(&self, user: &[u8]) -> Md5Hash {
+        Md5Hash::of(&*hmac_sha256(&*self.0, &[b"md5:", user]), user)
+    }
+
     /// A verifier nobody has the password of.
-    fn verifier(&self, user: &[u8]) -> Verifier {
+    pub(super) fn verifier(&self, user: &[u8]) -> Verifier {
         Verifier {
             iterations: DEFAULT_ITERATIONS,
             salt: self.salt(user).to_vec(),

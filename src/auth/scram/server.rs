@@ -8,9 +8,10 @@ use std::sync::Arc;
 use base64::Engine as _;
 
 use super::attributes::{Attributes, is_printable};
+use super::binding::BINDING_TYPE;
 use super::{
-    BASE64, ClientKey, MAX_CLIENT_MESSAGE, MECHANISM, MockSecret, Nonce, ScramFault, Verifier, decode_key,
-    hmac_sha256, same, sha256, xor,
+    BASE64, ClientKey, MAX_CLIENT_MESSAGE, MECHANISM, MECHANISM_PLUS, MockSecret, Nonce, ScramFault,
+    Verifier, decode_key, hmac_sha256, same, sha256, xor,
 };
 
 /// What was found of a user.
@@ -28,23 +29,28 @@ pub struct ServerExchange;
 
 impl ServerExchange {
     /// A user without verifier gets a mock one and goes the same way, to the same failure.
-    pub fn start(lookup: Lookup<'_>, nonce: Nonce) -> AwaitFirst {
+    ///
+    /// `binding` is the hash of the certificate shown on this very connection ([`super::tls_server_end_point`]), and
+    /// says that -PLUS was offered ([`super::mechanisms`]); `None` without TLS, or where the certificate has no hash.
+    pub fn start(lookup: Lookup<'_>, binding: Option<&[u8]>, nonce: Nonce) -> AwaitFirst {
         // Computed for everybody, so that the time does not tell.
         let mock = lookup.mock.verifier(lookup.user);
         let known = lookup.verifier.is_some();
         AwaitFirst {
             verifier: lookup.verifier.unwrap_or_else(|| Arc::new(mock)),
             known,
+            binding: binding.map(<[u8]>::to_vec),
             nonce,
         }
     }
 }
 
-/// The mechanism has been offered. Next: [`AwaitFinal`].
+/// The mechanisms have been offered. Next: [`AwaitFinal`].
 #[derive(Debug)]
 pub struct AwaitFirst {
     pub(super) verifier: Arc<Verifier>,
     known: bool,
+    binding: Option<Vec<u8>>,
     nonce: Nonce,
 }
 
@@ -52,11 +58,19 @@ impl AwaitFirst {
     /// Takes `SASLInitialResponse`'s mechanism and data, returns the data of `AuthenticationSASLContinue`. A client that
     /// sends no data with its choice is sent an empty continuation, and its next message is passed in here.
     pub fn client_first(self, mechanism: &[u8], data: &[u8]) -> Result<(AwaitFinal, Vec<u8>), ScramFault> {
-        if mechanism != MECHANISM.as_bytes() {
-            return Err(ScramFault::Mechanism);
-        }
+        let choice = match (mechanism, &self.binding) {
+            (plain, offered) if plain == MECHANISM.as_bytes() => Choice::Plain {
+                plus_offered: offered.is_some(),
+            },
+            (plus, Some(_)) if plus == MECHANISM_PLUS.as_bytes() => Choice::Plus,
+            _ => return Err(ScramFault::Mechanism),
+        };
         check_bounds(data)?;
-        let first = ClientFirst::parse(data)?;
+        let first = ClientFirst::parse(data, choice)?;
+        let mut bound = first.gs2_header.to_vec();
+        if choice == Choice::Plus {
+            bound.extend_from_slice(self.binding.as_deref().unwrap_or_default());
+        }
 
         let mut nonce = first.nonce.to_vec();
         nonce.extend_from_slice(self.nonce.as_bytes());
@@ -78,7 +92,8 @@ impl AwaitFirst {
         let next = AwaitFinal {
             verifier: self.verifier,
             known: self.known,
-            binding: BASE64.encode(first.gs2_header),
+            choice,
+            bound: BASE64.encode(bound),
             nonce,
             transcript,
         };
@@ -91,8 +106,9 @@ impl AwaitFirst {
 pub struct AwaitFinal {
     verifier: Arc<Verifier>,
     known: bool,
+    choice: Choice,
     /// What `c=` must say.
-    binding: String,
+    bound: String,
     nonce: Vec<u8>,
     /// `AuthMessage` of RFC 5802 as far as it is known: two messages, each with its comma.
     transcript: Vec<u8>,
@@ -103,9 +119,12 @@ impl AwaitFinal {
     pub fn client_final(self, data: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramFault> {
         check_bounds(data)?;
         let mut attributes = Attributes::new(data);
-        let binding = attributes.required(b'c')?;
-        if binding != self.binding.as_bytes() {
-            return Err(ScramFault::ChannelBinding);
+        // Nothing secret: anybody may see the certificate.
+        if attributes.required(b'c')? != self.bound.as_bytes() {
+            return Err(match self.choice {
+                Choice::Plus => ScramFault::BindingMismatch,
+                Choice::Plain { .. } => ScramFault::ChannelBinding,
+            });
         }
         let nonce = attributes.required(b'r')?;
         // Optional extensions are ignored up to the proof, which is the last attribute.
@@ -144,9 +163,16 @@ impl AwaitFinal {
     }
 }
 
+/// The mechanism the client has chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Plain { plus_offered: bool },
+    Plus,
+}
+
 /// The client's first message, cut into its parts.
 struct ClientFirst<'a> {
-    /// `n,,` or `y,,`.
+    /// `n,,`, `y,,` or `p=tls-server-end-point,,`.
     gs2_header: &'a [u8],
     /// Everything behind the header.
     bare: &'a [u8],
@@ -154,31 +180,38 @@ struct ClientFirst<'a> {
 }
 
 impl<'a> ClientFirst<'a> {
-    fn parse(data: &'a [u8]) -> Result<Self, ScramFault> {
+    fn parse(data: &'a [u8], choice: Choice) -> Result<Self, ScramFault> {
         let [flag, tail @ ..] = data else {
             return Err(malformed("The message is empty."));
         };
-        match flag {
-            // `y`: the client could bind but thinks we cannot. True as long as -PLUS is not offered.
-            b'n' | b'y' => {}
-            b'p' => {
+        let tail = match (flag, choice) {
+            (b'n', Choice::Plain { .. }) | (b'y', Choice::Plain { plus_offered: false }) => tail,
+            (b'y', Choice::Plain { plus_offered: true }) => return Err(ScramFault::Downgrade),
+            (b'p', Choice::Plus) => Self::binding_type(data)?,
+            (b'n' | b'y', Choice::Plus) => {
+                return Err(malformed(
+                    "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding \
+                     data.",
+                ));
+            }
+            (b'p', Choice::Plain { .. }) => {
                 return Err(malformed(
                     "The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes \
                      channel binding data.",
                 ));
             }
-            other => {
+            (other, _) => {
                 return Err(malformed(format!(
                     "Unexpected channel-binding flag \"{}\".",
                     shown(*other)
                 )));
             }
-        }
+        };
         match tail {
             [b',', b',', bare @ ..] => {
                 let nonce = Self::nonce(bare)?;
                 Ok(Self {
-                    gs2_header: &data[..3],
+                    gs2_header: &data[..data.len() - bare.len()],
                     bare,
                     nonce,
                 })
@@ -194,6 +227,19 @@ impl<'a> ClientFirst<'a> {
             ))),
             _ => Err(malformed("Attribute expected, but found end of string.")),
         }
+    }
+
+    /// What follows `p=tls-server-end-point`.
+    fn binding_type(data: &'a [u8]) -> Result<&'a [u8], ScramFault> {
+        let value = Attributes::new(data).required(b'p')?;
+        if value != BINDING_TYPE.as_bytes() {
+            let shown = value.iter().take(30).map(|byte| match byte {
+                b'!'..=b'~' => char::from(*byte),
+                _ => '?',
+            });
+            return Err(ScramFault::BindingType(shown.collect()));
+        }
+        Ok(&data["p=".len() + value.len()..])
     }
 
     /// The user's name in `n=` is ignored, as in PostgreSQL: the one of the startup packet counts.
