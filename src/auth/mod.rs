@@ -4,7 +4,7 @@
 //! Guarantees: no IO (it returns what it needs looked up); nothing distinguishes an unknown user from a wrong
 //! password; secrets are wiped when dropped and never printed; comparisons of secrets take constant time.
 //!
-//! Refuses: md5 entries, mechanisms with channel binding (until they work), `y` flags that do not fit.
+//! Refuses: `y` flags that do not fit, other channel bindings than `tls-server-end-point`.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use crate::config::Secret;
 pub(crate) mod crypto;
 pub mod lookup;
 pub mod md5;
+pub mod password;
 pub mod rules;
 pub mod scram;
 pub mod userlist;
