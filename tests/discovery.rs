@@ -13,8 +13,8 @@ use tokio_util::task::TaskTracker;
 use trunkline::cluster::snapshot::{Leader, NamedBy, Snapshot};
 use trunkline::cluster::{self as room, ClusterHandle, LookupError, Metrics};
 use trunkline::config::{
-    Auth, LocalMember, Patroni, Probe, Secret, Server, ServerOptions, ServerTls, ServiceAccount, Source,
-    SslMode, Verifiers,
+    Auth, ChannelBinding, LocalMember, Patroni, Probe, Secret, Server, ServerOptions, ServerTls,
+    ServiceAccount, Source, SslMode, SslNegotiation, Verifiers,
 };
 use trunkline::{config, routing};
 
@@ -64,6 +64,8 @@ impl Running {
             },
             server_tls: ServerTls {
                 sslmode: SslMode::Prefer,
+                sslnegotiation: SslNegotiation::default(),
+                channel_binding: ChannelBinding::default(),
                 roots: None,
                 client_certificate: None,
             },

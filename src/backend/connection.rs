@@ -13,9 +13,11 @@ use super::error::{ConnectError, Step};
 use super::hba_line;
 use super::login::{LoggedIn, LoginFailure, Request, login};
 use super::socket::{dial, resolve};
+use super::tls;
 pub use super::tls::TlsClient;
+use crate::auth::md5::Md5Hash;
 use crate::auth::scram::ClientKey;
-use crate::config::{Secret, ServerOptions, SslMode};
+use crate::config::{ChannelBinding, Secret, ServerOptions, SslMode};
 use crate::wire::startup::ProtocolVersion;
 
 /// Plain or TLS; implements `AsyncRead` and `AsyncWrite`.
@@ -32,6 +34,8 @@ pub enum Credential {
     Password(Secret),
     /// SCRAM with the client's own key.
     ClientKey(ClientKey),
+    /// For a server that knows the role by md5.
+    Md5(Md5Hash),
 }
 
 /// Whom to connect to, and as whom.
@@ -129,10 +133,13 @@ struct Failure {
 /// As in libpq, `prefer` tries again without TLS, and `allow` again with TLS, on a new connection, where the TLS
 /// handshake failed or the server refused the login before `AuthenticationOk`. Unlike libpq not after SQLSTATE classes
 /// 53 and 57 (full, starting, stopping), which encryption does not change. Where both attempts fail, the encrypted
-/// one's error is returned: it is the one that got further.
+/// one's error is returned: it is the one that got further. With `channel_binding: require` nothing is tried without
+/// TLS, not even sent.
 pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConnection, ConnectError> {
     let addresses = resolve(target.host, target.port, deadline).await?;
+    let is_bound = target.tls.channel_binding() == ChannelBinding::Require;
     let (first, second) = match target.tls.mode() {
+        SslMode::Allow | SslMode::Prefer if is_bound => (Encryption::IfOffered, None),
         SslMode::Disable => (Encryption::Plain, None),
         SslMode::Allow => (Encryption::Plain, Some(Encryption::Required)),
         SslMode::Prefer => (Encryption::IfOffered, Some(Encryption::Plain)),
@@ -199,6 +206,10 @@ async fn attempt(
     if encryption == Encryption::Required && !is_tls {
         return Err(failed(ConnectError::TlsRefused, false));
     }
+    if !is_tls && target.tls.channel_binding() == ChannelBinding::Require {
+        let reason = "it is required, and the connection has no TLS";
+        return Err(failed(ConnectError::ChannelBinding { reason }, false));
+    }
     let local_address = stream
         .tcp()
         .local_addr()
@@ -208,6 +219,8 @@ async fn attempt(
         parameters: target.parameters,
         credential: target.credential,
         is_tls,
+        channel_binding: target.tls.channel_binding(),
+        end_point: tls::end_point(&stream),
     };
     let logged_in = match timeout_at(deadline, login(&mut stream, &request)).await {
         Err(_) => return Err(failed(ConnectError::Timeout { step: Step::Login }, false)),

@@ -63,6 +63,11 @@ pub enum ConnectError {
     ErrorBeforeTls { text: String },
     #[error("TLS failed: {reason}")]
     Tls { reason: String },
+    #[error(
+        "the server did not take direct TLS: {reason} (PostgreSQL has it since version 17; \
+         older ones need sslnegotiation: postgres)"
+    )]
+    DirectTls { reason: &'static str },
     #[error("the server's certificate was not accepted: {reason}")]
     Certificate { reason: String },
     #[error("the server broke the protocol during {step}: {what}")]
@@ -77,6 +82,10 @@ pub enum ConnectError {
     /// The server did not prove that it knows the verifier.
     #[error("the server did not prove its identity in SCRAM: {reason}")]
     NotProven { reason: String },
+    /// SCRAM was not, or could not be, bound to the TLS connection: a server that is set up otherwise than
+    /// `channel_binding: require` demands, or a man in the middle.
+    #[error("no channel binding with the server: {reason}")]
+    ChannelBinding { reason: &'static str },
     #[error("the server asks for {method} authentication, which the router cannot answer for this user")]
     UnsupportedMethod { method: &'static str },
     #[error("the server asks for the password in clear on a connection without TLS")]
@@ -181,10 +190,12 @@ impl ConnectError {
             | Self::TlsRefused
             | Self::ErrorBeforeTls { .. }
             | Self::Tls { .. }
+            | Self::DirectTls { .. }
             | Self::Certificate { .. }
             | Self::Protocol { .. }
             | Self::VerifierDiffers { .. }
-            | Self::NotProven { .. } => true,
+            | Self::NotProven { .. }
+            | Self::ChannelBinding { .. } => true,
             Self::Server(error) => error.is_about_the_server(),
             Self::LocalResources { .. }
             | Self::UnsupportedMethod { .. }
@@ -207,12 +218,14 @@ impl ConnectError {
             | Self::TlsRefused
             | Self::ErrorBeforeTls { .. }
             | Self::Tls { .. }
+            | Self::DirectTls { .. }
             | Self::Certificate { .. }
             | Self::Protocol { .. } => true,
             Self::Server(error) => error.is_unavailable(),
             Self::LocalResources { .. }
             | Self::VerifierDiffers { .. }
             | Self::NotProven { .. }
+            | Self::ChannelBinding { .. }
             | Self::UnsupportedMethod { .. }
             | Self::CleartextRefused
             | Self::NoCredential { .. }
@@ -243,7 +256,7 @@ impl ConnectError {
             Self::Lost { .. } => "lost",
             Self::Closed { .. } => "closed",
             Self::TlsRefused | Self::ErrorBeforeTls { .. } => "tls_refused",
-            Self::Tls { .. } => "tls",
+            Self::Tls { .. } | Self::DirectTls { .. } => "tls",
             Self::Certificate { .. } => "certificate",
             Self::Protocol { .. } => "protocol",
             Self::Server(error) if error.is_unavailable() => "server_unavailable",
@@ -251,6 +264,7 @@ impl ConnectError {
             Self::Server(_) => "server_error",
             Self::VerifierDiffers { .. } => "verifier_differs",
             Self::NotProven { .. } => "not_proven",
+            Self::ChannelBinding { .. } => "channel_binding",
             Self::UnsupportedMethod { .. } | Self::CleartextRefused | Self::NoCredential { .. } => {
                 "auth_method"
             }
@@ -297,6 +311,9 @@ impl ConnectError {
             }
             Self::Tls { .. } => failure(format!("TLS between the router and server \"{server}\" failed"))
                 .hint("The router's log has the details."),
+            Self::DirectTls { .. } => failure(format!("server \"{server}\" does not take direct TLS")).hint(
+                "PostgreSQL has it since version 17. The operator should set server_tls.sslnegotiation to postgres.",
+            ),
             Self::Certificate { .. } => failure(format!(
                 "the router did not accept the certificate of server \"{server}\""
             ))
@@ -309,6 +326,13 @@ impl ConnectError {
             .hint("The password was changed a moment ago. Try again later."),
             Self::NotProven { .. } => failure(format!("server \"{server}\" did not prove its identity"))
                 .hint("The router's log has the details."),
+            Self::ChannelBinding { .. } => failure(format!(
+                "the router could not bind its login at server \"{server}\" to the TLS connection"
+            ))
+            .hint(
+                "The operator should use TLS and scram-sha-256 on the server and have nothing in between that ends TLS, \
+                 or set a weaker server_tls.channel_binding; the router's log has the details.",
+            ),
             Self::UnsupportedMethod { method } | Self::NoCredential { method } => failure(format!(
                 "server \"{server}\" asks for {method} authentication, which the router cannot answer"
             ))

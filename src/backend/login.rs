@@ -7,10 +7,12 @@ use zeroize::Zeroize;
 use super::connection::{Credential, SeenRole};
 use super::error::{ConnectError, ServerError, Step};
 use super::reader::{FrameReader, parameter, send, verbatim};
-use crate::auth::scram::MECHANISM;
+use crate::auth::md5::Md5Hash;
 use crate::auth::scram::client::{
-    AwaitServerFinal, AwaitServerFirst, ClientExchange, ClientSecret, ServerProven,
+    AwaitServerFinal, AwaitServerFirst, ClientBinding, ClientExchange, ClientSecret, ServerProven,
 };
+use crate::auth::scram::{MECHANISM, MECHANISM_PLUS};
+use crate::config::ChannelBinding;
 use crate::wire::frame::{BodyReader, Frame, FrameFault, server_login_limit};
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
@@ -28,6 +30,9 @@ pub(super) struct Request<'a> {
     pub parameters: &'a [(Bytes, Bytes)],
     pub credential: &'a Credential,
     pub is_tls: bool,
+    pub channel_binding: ChannelBinding,
+    /// The hash of the server's certificate; `None` without TLS, or where it has none.
+    pub end_point: Option<Vec<u8>>,
 }
 
 /// What login yields.
@@ -52,7 +57,7 @@ pub(super) struct LoginFailure {
 enum Auth {
     /// Next: `Sent`, `Scram`, or `Done` (the server trusts us).
     Start,
-    /// A clear-text password was sent. Next: `Done`.
+    /// A password was sent, in clear or as md5. Next: `Done`.
     Sent,
     /// `SASLInitialResponse` was sent. Next: `ScramProof`.
     Scram(AwaitServerFirst),
@@ -156,6 +161,22 @@ impl Login<'_> {
                 reason: "it refused the key of a verified client",
             };
         }
+        if error.code == "28000" {
+            // The server's own words would lead the client to look for the fault at itself.
+            match &self.auth {
+                Auth::Scram(exchange) if *exchange.binding() == ClientBinding::NotOffered => {
+                    return ConnectError::ChannelBinding {
+                        reason: "the server does offer it, but somebody took it from its list of mechanisms",
+                    };
+                }
+                Auth::ScramProof(exchange) if exchange.is_bound() => {
+                    return ConnectError::ChannelBinding {
+                        reason: "the server has another certificate than the one seen here",
+                    };
+                }
+                _ => {}
+            }
+        }
         ConnectError::Server(Box::new(error))
     }
 
@@ -222,6 +243,17 @@ impl Login<'_> {
             .ok_or_else(|| violation("malformed authentication request"))?;
         let code = u32::from_be_bytes(*code);
         let auth = std::mem::replace(&mut self.auth, Auth::Start);
+        let is_bound = match &auth {
+            Auth::Start => code == 10,
+            Auth::Scram(_) | Auth::ScramProof(_) => true,
+            Auth::Proven(proven) => proven.is_bound(),
+            Auth::Sent | Auth::Done => false,
+        };
+        if self.request.channel_binding == ChannelBinding::Require && !is_bound {
+            return Err(ConnectError::ChannelBinding {
+                reason: "it is required, and the server wants another authentication, or none",
+            });
+        }
         self.auth = match (code, auth) {
             (0, Auth::Start) => {
                 tracing::debug!("the server asked for no authentication");
@@ -234,6 +266,7 @@ impl Login<'_> {
                 });
             }
             (3, Auth::Start) => self.cleartext(out)?,
+            (5, Auth::Start) => self.md5(data, out)?,
             (10, Auth::Start) => self.sasl(data, out)?,
             (11, Auth::Scram(exchange)) => {
                 let (next, answer) = exchange.server_first(data).map_err(ConnectError::scram)?;
@@ -246,7 +279,6 @@ impl Login<'_> {
             (code, Auth::Start) => {
                 let method = match code {
                     2 => "Kerberos 5",
-                    5 => "md5",
                     7 => "GSSAPI",
                     9 => "SSPI",
                     _ => return Err(violation(format!("unexpected authentication request {code}"))),
@@ -261,7 +293,9 @@ impl Login<'_> {
     fn cleartext(&self, out: &mut BytesMut) -> Result<Auth, ConnectError> {
         match self.request.credential {
             Credential::None => Err(ConnectError::NoCredential { method: "password" }),
-            Credential::ClientKey(_) => Err(ConnectError::UnsupportedMethod { method: "password" }),
+            Credential::ClientKey(_) | Credential::Md5(_) => {
+                Err(ConnectError::UnsupportedMethod { method: "password" })
+            }
             Credential::Password(_) if !self.request.is_tls => Err(ConnectError::CleartextRefused),
             Credential::Password(password) => {
                 message::password(out, password.expose());
@@ -270,31 +304,75 @@ impl Login<'_> {
         }
     }
 
-    /// SASL's list of mechanisms is looked through whole; only SCRAM-SHA-256 without channel binding is spoken.
+    fn md5(&self, salt: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
+        let salt = <[u8; 4]>::try_from(salt).map_err(|_| violation("malformed salt for md5"))?;
+        let answer = match self.request.credential {
+            Credential::None => return Err(ConnectError::NoCredential { method: "md5" }),
+            Credential::ClientKey(_) => return Err(ConnectError::UnsupportedMethod { method: "md5" }),
+            Credential::Password(password) => Md5Hash::of(password.expose(), self.user()).answer(salt),
+            Credential::Md5(hash) => hash.answer(salt),
+        };
+        message::password(out, &answer[..]);
+        Ok(Auth::Sent)
+    }
+
+    /// The name the server has been told: the last one counts, as in PostgreSQL.
+    fn user(&self) -> &[u8] {
+        let mut names = self.request.parameters.iter().rev();
+        let user = names.find(|(name, _)| name.as_ref() == b"user");
+        user.map_or(b"", |(_, user)| user)
+    }
+
     fn sasl(&self, list: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
-        let malformed = |_: FrameFault| violation("malformed list of SASL mechanisms");
-        let mut list = BodyReader::new(list);
-        let mut offered = false;
-        loop {
-            match list.cstr().map_err(malformed)? {
-                [] => break,
-                name => offered |= name == MECHANISM.as_bytes(),
-            }
-        }
-        list.finish().map_err(malformed)?;
-        if !offered {
-            return Err(ConnectError::UnsupportedMethod {
-                method: "SASL (without SCRAM-SHA-256)",
-            });
-        }
+        let binding = self.binding(Offered::parse(list)?)?;
         let secret = match self.request.credential {
             Credential::None => return Err(ConnectError::NoCredential { method: MECHANISM }),
+            Credential::Md5(_) => return Err(ConnectError::UnsupportedMethod { method: MECHANISM }),
             Credential::Password(password) => ClientSecret::Password(password.clone()),
             Credential::ClientKey(key) => ClientSecret::Key(key.clone()),
         };
-        let (next, first) = ClientExchange::new(secret).first();
-        message::sasl_initial_response(out, MECHANISM, &first);
+        let mechanism = binding.mechanism();
+        let (next, first) = ClientExchange::bound(secret, binding).first();
+        message::sasl_initial_response(out, mechanism, &first);
         Ok(Auth::Scram(next))
+    }
+
+    /// The mechanism and the flag that what is offered, what is possible and what is configured lead to, as in libpq.
+    /// Unlike there, a certificate without hash means plain SCRAM and not the end, unless binding is required.
+    fn binding(&self, offered: Offered) -> Result<ClientBinding, ConnectError> {
+        let Request {
+            is_tls,
+            channel_binding,
+            end_point,
+            ..
+        } = self.request;
+        if offered.plus && !is_tls {
+            return Err(violation("SCRAM-SHA-256-PLUS offered without TLS"));
+        }
+        let binding = match (channel_binding, end_point) {
+            (ChannelBinding::Prefer | ChannelBinding::Require, Some(hash)) if offered.plus => {
+                return Ok(ClientBinding::EndPoint(hash.clone()));
+            }
+            (ChannelBinding::Require, Some(_)) => {
+                return Err(ConnectError::ChannelBinding {
+                    reason: "it is required, and the server does not offer SCRAM-SHA-256-PLUS",
+                });
+            }
+            (ChannelBinding::Require, None) => {
+                return Err(ConnectError::ChannelBinding {
+                    reason: "it is required, and the server's certificate has no hash to bind to (as with Ed25519)",
+                });
+            }
+            (ChannelBinding::Prefer, Some(_)) => ClientBinding::NotOffered,
+            (ChannelBinding::Prefer, None) | (ChannelBinding::Disable, _) => ClientBinding::No,
+        };
+        if offered.plain {
+            Ok(binding)
+        } else {
+            Err(ConnectError::UnsupportedMethod {
+                method: "SASL (without SCRAM-SHA-256)",
+            })
+        }
     }
 
     fn finish(self, reader: FrameReader) -> LoggedIn {
@@ -307,6 +385,36 @@ impl Login<'_> {
             key: self.key,
             leftover: reader.into_leftover(),
         }
+    }
+}
+
+/// What of a server's list of SASL mechanisms is spoken here.
+#[derive(Debug, Clone, Copy)]
+struct Offered {
+    plain: bool,
+    plus: bool,
+}
+
+impl Offered {
+    /// The list is looked through whole: the order in it says nothing (case 23).
+    fn parse(list: &[u8]) -> Result<Self, ConnectError> {
+        let malformed = |_: FrameFault| violation("malformed list of SASL mechanisms");
+        let mut list = BodyReader::new(list);
+        let mut offered = Self {
+            plain: false,
+            plus: false,
+        };
+        loop {
+            match list.cstr().map_err(malformed)? {
+                [] => break,
+                name => {
+                    offered.plain |= name == MECHANISM.as_bytes();
+                    offered.plus |= name == MECHANISM_PLUS.as_bytes();
+                }
+            }
+        }
+        list.finish().map_err(malformed)?;
+        Ok(offered)
     }
 }
 

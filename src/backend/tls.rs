@@ -19,12 +19,16 @@ use tokio_rustls::TlsConnector;
 
 use super::connection::ServerStream;
 use super::error::{ConnectError, Step, escape};
-use crate::config::{ServerTls, SslMode};
+use crate::auth::scram::tls_server_end_point;
+use crate::config::{ChannelBinding, ServerTls, SslMode, SslNegotiation};
 use crate::wire::message;
 
 /// How much of an error before TLS is read, and how long it may take: it is only for the log.
 const EARLY_ERROR_BYTES: usize = 1024;
 const EARLY_ERROR_WAIT: Duration = Duration::from_millis(500);
+
+/// PostgreSQL's name for its protocol in ALPN.
+const ALPN: &[u8] = b"postgresql";
 
 /// Ready-made TLS settings towards the servers of one cluster (from [`ServerTls`]).
 ///
@@ -34,6 +38,8 @@ const EARLY_ERROR_WAIT: Duration = Duration::from_millis(500);
 /// trusted (a self-signed certificate given as `sslrootcert`).
 pub struct TlsClient {
     mode: SslMode,
+    negotiation: SslNegotiation,
+    channel_binding: ChannelBinding,
     connector: Option<TlsConnector>,
 }
 
@@ -41,6 +47,8 @@ impl std::fmt::Debug for TlsClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TlsClient")
             .field("mode", &self.mode)
+            .field("negotiation", &self.negotiation)
+            .field("channel_binding", &self.channel_binding)
             .finish_non_exhaustive()
     }
 }
@@ -63,7 +71,12 @@ pub enum TlsSettingsError {
 impl TlsClient {
     pub fn new(settings: &ServerTls) -> Result<Arc<Self>, TlsSettingsError> {
         if settings.sslmode == SslMode::Disable {
-            return Ok(Self::disabled());
+            return Ok(Arc::new(Self {
+                mode: settings.sslmode,
+                negotiation: settings.sslnegotiation,
+                channel_binding: settings.channel_binding,
+                connector: None,
+            }));
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = Arc::new(Verifier::new(settings, &provider)?);
@@ -81,9 +94,11 @@ impl TlsClient {
         // PostgreSQL never resumes a session.
         config.resumption = Resumption::disabled();
         // As libpq 17 does, also after SSLRequest; older servers ignore it.
-        config.alpn_protocols = vec![b"postgresql".to_vec()];
+        config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Arc::new(Self {
             mode: settings.sslmode,
+            negotiation: settings.sslnegotiation,
+            channel_binding: settings.channel_binding,
             connector: Some(TlsConnector::from(Arc::new(config))),
         }))
     }
@@ -92,6 +107,8 @@ impl TlsClient {
     pub fn disabled() -> Arc<Self> {
         Arc::new(Self {
             mode: SslMode::Disable,
+            negotiation: SslNegotiation::default(),
+            channel_binding: ChannelBinding::default(),
             connector: None,
         })
     }
@@ -100,8 +117,12 @@ impl TlsClient {
         self.mode
     }
 
-    /// Asks for TLS on a fresh connection. `Ok(Plain)` where the server said `N`: whether that will do is the caller's
-    /// decision.
+    pub fn channel_binding(&self) -> ChannelBinding {
+        self.channel_binding
+    }
+
+    /// Sets up TLS on a fresh connection, after `SSLRequest` or at once. `Ok(Plain)` where the server said `N`: whether
+    /// that will do is the caller's decision.
     pub(super) async fn negotiate(
         &self,
         mut stream: TcpStream,
@@ -110,21 +131,12 @@ impl TlsClient {
         deadline: Instant,
     ) -> Result<ServerStream, ConnectError> {
         let connector = self.connector.as_ref().ok_or(ConnectError::TlsRefused)?;
-        let answer = timeout_at(deadline, ask(&mut stream))
-            .await
-            .map_err(|_| ConnectError::Timeout {
-                step: Step::TlsRequest,
-            })??;
-        match answer {
-            b'S' => {}
-            b'N' => return Ok(ServerStream::Plain(stream)),
-            b'E' => return Err(early_error(&mut stream, deadline).await),
-            other => {
-                let what = format!("answer '{}' to SSLRequest", other.escape_ascii());
-                return Err(ConnectError::protocol(Step::TlsRequest, what));
+        if self.negotiation == SslNegotiation::Postgres {
+            match request(&mut stream, deadline).await? {
+                Offer::Tls => {}
+                Offer::Nothing => return Ok(ServerStream::Plain(stream)),
             }
         }
-        refuse_early_bytes(&stream)?;
         let name = match ServerName::try_from(host) {
             Ok(name) => name.to_owned(),
             Err(_) if self.mode == SslMode::VerifyFull => {
@@ -141,8 +153,59 @@ impl TlsClient {
             .map_err(|_| ConnectError::Timeout {
                 step: Step::TlsHandshake,
             })?
-            .map_err(|error| ConnectError::io(Step::TlsHandshake, error))?;
+            .map_err(|error| self.handshake_failed(error))?;
+        // Who does not name the protocol may be another service, or an older server behind something that speaks TLS.
+        if self.negotiation == SslNegotiation::Direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(ConnectError::DirectTls {
+                reason: "it did not agree on the protocol \"postgresql\" (ALPN)",
+            });
+        }
         Ok(ServerStream::Tls(Box::new(tls)))
+    }
+
+    fn handshake_failed(&self, error: std::io::Error) -> ConnectError {
+        match ConnectError::io(Step::TlsHandshake, error) {
+            // What a server before PostgreSQL 17 does: it takes the ClientHello for a broken startup packet.
+            ConnectError::Closed { .. } | ConnectError::Lost { .. }
+                if self.negotiation == SslNegotiation::Direct =>
+            {
+                ConnectError::DirectTls {
+                    reason: "it closed the connection during the handshake",
+                }
+            }
+            other => other,
+        }
+    }
+}
+
+/// What the server's certificate on this connection hashes to; `None` without TLS, or where it has no hash.
+pub(super) fn end_point(stream: &ServerStream) -> Option<Vec<u8>> {
+    match stream {
+        ServerStream::Plain(_) => None,
+        ServerStream::Tls(tls) => tls_server_end_point(tls.get_ref().1.peer_certificates()?.first()?),
+    }
+}
+
+/// What a server said to `SSLRequest`.
+enum Offer {
+    Tls,
+    Nothing,
+}
+
+async fn request(stream: &mut TcpStream, deadline: Instant) -> Result<Offer, ConnectError> {
+    let answer = timeout_at(deadline, ask(stream))
+        .await
+        .map_err(|_| ConnectError::Timeout {
+            step: Step::TlsRequest,
+        })??;
+    match answer {
+        b'S' => refuse_early_bytes(stream).map(|()| Offer::Tls),
+        b'N' => Ok(Offer::Nothing),
+        b'E' => Err(early_error(stream, deadline).await),
+        other => {
+            let what = format!("answer '{}' to SSLRequest", other.escape_ascii());
+            Err(ConnectError::protocol(Step::TlsRequest, what))
+        }
     }
 }
 

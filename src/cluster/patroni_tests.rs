@@ -266,6 +266,8 @@ fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
         },
         server_tls: config::ServerTls {
             sslmode: config::SslMode::Disable,
+            sslnegotiation: config::SslNegotiation::default(),
+            channel_binding: config::ChannelBinding::default(),
             roots: None,
             client_certificate: None,
         },

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::address;
 use super::files;
 use super::model::{
-    BasicAuth, Cluster, LocalMember, Patroni, Probe, Server, ServerOptions, ServerTls, ServiceAccount,
-    Source, SslMode,
+    BasicAuth, ChannelBinding, Cluster, LocalMember, Patroni, Probe, Server, ServerOptions, ServerTls,
+    ServiceAccount, Source, SslMode, SslNegotiation,
 };
 use super::schema;
 use super::section::{Field, Section, report_repeated};
@@ -247,6 +247,8 @@ fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
         ]),
         None => Some(SslMode::Prefer),
     };
+    let sslnegotiation = sslnegotiation(&section, sslmode);
+    let channel_binding = channel_binding(&section, sslmode);
     let root = section.field("sslrootcert");
     let mut roots = None;
     match (&root, root.as_ref().and_then(Field::text)) {
@@ -276,9 +278,42 @@ fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
         .map(|(pair, _)| pair);
     Some(ServerTls {
         sslmode: sslmode?,
+        sslnegotiation: sslnegotiation?,
+        channel_binding: channel_binding?,
         roots,
         client_certificate,
     })
+}
+
+fn sslnegotiation(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<SslNegotiation> {
+    let Some(field) = section.field("sslnegotiation") else {
+        return Some(SslNegotiation::default());
+    };
+    let negotiation = field.one_of(&[
+        ("postgres", Some(SslNegotiation::Postgres)),
+        ("direct", Some(SslNegotiation::Direct)),
+    ]);
+    // Direct TLS leaves nothing to fall back to.
+    let weak = matches!(sslmode, Some(SslMode::Disable | SslMode::Allow | SslMode::Prefer));
+    if negotiation == Some(SslNegotiation::Direct) && weak {
+        field.fault("`direct` needs `sslmode: require`, `verify-ca` or `verify-full`");
+    }
+    negotiation
+}
+
+fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<ChannelBinding> {
+    let Some(field) = section.field("channel_binding") else {
+        return Some(ChannelBinding::default());
+    };
+    let binding = field.one_of(&[
+        ("disable", Some(ChannelBinding::Disable)),
+        ("prefer", Some(ChannelBinding::Prefer)),
+        ("require", Some(ChannelBinding::Require)),
+    ]);
+    if binding == Some(ChannelBinding::Require) && sslmode == Some(SslMode::Disable) {
+        field.fault("`require` needs TLS, and `sslmode` is `disable`");
+    }
+    binding
 }
 
 fn server_options(cluster: &Section<'_>) -> ServerOptions {

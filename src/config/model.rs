@@ -125,10 +125,33 @@ pub enum SslMode {
     VerifyFull,
 }
 
+/// libpq's `channel_binding`, with libpq's meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ChannelBinding {
+    Disable,
+    /// SCRAM-SHA-256-PLUS where server and certificate have it.
+    #[default]
+    Prefer,
+    /// Nothing but a completed SCRAM-SHA-256-PLUS.
+    Require,
+}
+
+/// libpq's `sslnegotiation`, with libpq's meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SslNegotiation {
+    /// `SSLRequest` first.
+    #[default]
+    Postgres,
+    /// TLS from the first byte (PostgreSQL 17 and later). `sslmode` is then `require` or stronger.
+    Direct,
+}
+
 /// TLS towards the servers.
 #[derive(Debug)]
 pub struct ServerTls {
     pub sslmode: SslMode,
+    pub sslnegotiation: SslNegotiation,
+    pub channel_binding: ChannelBinding,
     /// Trusted roots: of `sslrootcert`, or `None` for the system's (`sslrootcert: system` or unset).
     pub roots: Option<Vec<CertificateDer<'static>>>,
     pub client_certificate: Option<Arc<KeyPair>>,

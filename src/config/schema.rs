@@ -46,7 +46,8 @@ keys! {
     SERVERS "clusters.NAME.servers[]": now("name"), now("host"), now("port");
     SERVICE_ACCOUNT "clusters.NAME.service_account": now("user"), now("password_file"), now("password_env"),
         now("dbname"), now("pool_size"), now("timeout");
-    SERVER_TLS "clusters.NAME.server_tls": now("sslmode"), now("sslrootcert"), now("sslcert"), now("sslkey");
+    SERVER_TLS "clusters.NAME.server_tls": now("sslmode"), now("sslnegotiation"), now("channel_binding"),
+        now("sslrootcert"), now("sslcert"), now("sslkey");
     SERVER "clusters.NAME.server": now("connect_timeout"), now("keepalive"), now("tcp_user_timeout"),
         later("max_connections");
     PROBE "clusters.NAME.probe": now("interval"), now("timeout"), now("rise"), now("fall");
