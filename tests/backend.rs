@@ -11,16 +11,24 @@ use std::time::Duration;
 use aws_lc_rs::{hmac, pbkdf2};
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::Instant;
 
+use trunkline::auth::md5::Md5Hash;
 use trunkline::auth::scram::{ClientKey, Verifier};
 use trunkline::backend::query::{Row, simple_query};
 use trunkline::backend::{
-    ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target, TlsClient, connect,
+    ClientReply, ConnectError, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient,
+    connect,
 };
 use trunkline::config::{ChannelBinding, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation};
 use trunkline::wire::startup::ProtocolVersion;
+
+#[path = "cluster/mod.rs"]
+mod cluster;
+
+use cluster::postgres::{Options, Postgres};
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
@@ -200,28 +208,7 @@ impl Server {
         credential: &Credential,
         tls: &Arc<TlsClient>,
     ) -> Result<ServerConnection, ConnectError> {
-        let options = ServerOptions {
-            connect_timeout: Duration::from_secs(3),
-            keepalive: Some(Duration::from_secs(15)),
-            tcp_user_timeout: Some(Duration::from_secs(30)),
-        };
-        let parameters = [
-            (
-                Bytes::from_static(b"user"),
-                Bytes::copy_from_slice(user.as_bytes()),
-            ),
-            (Bytes::from_static(b"database"), Bytes::from_static(b"postgres")),
-        ];
-        let target = Target {
-            host,
-            port: self.port,
-            tls,
-            options: &options,
-            version: ProtocolVersion::V3_2,
-            parameters: &parameters,
-            credential,
-        };
-        connect(target, Instant::now() + Duration::from_secs(30)).await
+        connect_as(host, self.port, user, credential, tls).await
     }
 
     async fn connect(&self, user: &str, sslmode: SslMode) -> Result<ServerConnection, ConnectError> {
@@ -233,6 +220,37 @@ impl Server {
         let mut connection = self.connect("postgres", SslMode::Disable).await.unwrap();
         simple_query(&mut connection, sql, 100, soon()).await.unwrap()
     }
+}
+
+async fn connect_as(
+    host: &str,
+    port: u16,
+    user: &str,
+    credential: &Credential,
+    tls: &Arc<TlsClient>,
+) -> Result<ServerConnection, ConnectError> {
+    let options = ServerOptions {
+        connect_timeout: Duration::from_secs(3),
+        keepalive: Some(Duration::from_secs(15)),
+        tcp_user_timeout: Some(Duration::from_secs(30)),
+    };
+    let parameters = [
+        (
+            Bytes::from_static(b"user"),
+            Bytes::copy_from_slice(user.as_bytes()),
+        ),
+        (Bytes::from_static(b"database"), Bytes::from_static(b"postgres")),
+    ];
+    let target = Target {
+        host,
+        port,
+        tls,
+        options: &options,
+        version: ProtocolVersion::V3_2,
+        parameters: &parameters,
+        credential,
+    };
+    connect(target, Instant::now() + Duration::from_secs(30)).await
 }
 
 impl Drop for Server {
@@ -273,6 +291,10 @@ async fn connections_to_postgresql() {
     certificates(&server).await;
     logins(&server).await;
     client_keys(&server).await;
+    md5(&server).await;
+    channel_binding(&server).await;
+    certificates_of_all_kinds(&server).await;
+    direct_tls_is_refused(&server).await;
     pg_hba(&server).await;
     errors_and_queries(&server).await;
     cancels(&server, SslMode::Disable).await;
@@ -399,17 +421,305 @@ async fn logins(server: &Server) {
     );
     assert!(!error.counts_against_member() && !error.is_temporary_or_elsewhere());
 
-    let error = server.connect("old", SslMode::Disable).await.unwrap_err();
-    assert!(
-        matches!(error, ConnectError::UnsupportedMethod { method: "md5" }),
-        "{error}"
-    );
     let error = server.connect("cleartext", SslMode::Disable).await.unwrap_err();
     assert!(matches!(error, ConnectError::CleartextRefused), "{error}");
     server.connect("cleartext", SslMode::Require).await.unwrap();
 }
 
-async fn client_keys(server: &Server) {
+/// A role whose password is stored as md5, with the password and with what is stored.
+async fn md5(server: &Server) {
+    let rows = server
+        .superuser("SELECT rolpassword FROM pg_authid WHERE rolname = 'old'")
+        .await;
+    let stored = Md5Hash::parse(text(&rows[0]).as_bytes()).unwrap();
+    assert_eq!(stored, Md5Hash::of(b"secret", b"old"));
+    for mode in [SslMode::Disable, SslMode::Require] {
+        let tls = Server::tls(mode, None);
+        for credential in [password(), Credential::Md5(stored.clone())] {
+            let connection = server.connect_at("127.0.0.1", "old", &credential, &tls).await;
+            assert_eq!(connection.unwrap().is_tls, mode == SslMode::Require);
+        }
+        for wrong in [
+            Credential::Password(Secret::new("wrong")),
+            Credential::Md5(Md5Hash::of(b"secret", b"other")),
+        ] {
+            let error = server
+                .connect_at("127.0.0.1", "old", &wrong, &tls)
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(&error, ConnectError::Server(error) if error.code == "28P01"),
+                "{error}"
+            );
+        }
+    }
+    let (key, verifier) = client_key(server).await;
+    let key = Credential::ClientKey(ClientKey {
+        key: key.into(),
+        verifier: Arc::new(verifier),
+    });
+    let error = server
+        .connect_at("127.0.0.1", "old", &key, &Server::tls(SslMode::Disable, None))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, ConnectError::UnsupportedMethod { method: "md5" }),
+        "{error}"
+    );
+}
+
+/// `channel_binding` against a server that can, by every way in.
+async fn channel_binding(server: &Server) {
+    let (key, verifier) = client_key(server).await;
+    let key = Credential::ClientKey(ClientKey {
+        key: key.into(),
+        verifier: Arc::new(verifier),
+    });
+    let certified = Settings {
+        client_certificate: Some(Arc::clone(&server.certificates.client)),
+        ..Settings::require()
+    };
+    for (user, credential, settings, good) in [
+        ("scram", password(), Settings::require(), true),
+        ("scram", key, Settings::require(), true),
+        ("only_tls", password(), Settings::require(), true),
+        ("old", password(), Settings::require(), false),
+        ("cleartext", password(), Settings::require(), false),
+        ("postgres", Credential::None, Settings::require(), false),
+        ("certified", Credential::None, certified, false),
+    ] {
+        let tls = settings.tls();
+        match server.connect_at("127.0.0.1", user, &credential, &tls).await {
+            Ok(connection) => assert!(good && connection.is_tls, "{user}"),
+            Err(ConnectError::ChannelBinding { .. }) => assert!(!good, "{user}"),
+            Err(error) => panic!("{user}: {error}"),
+        }
+    }
+    for channel_binding in [ChannelBinding::Disable, ChannelBinding::Prefer] {
+        let tls = Settings {
+            channel_binding,
+            ..Settings::require()
+        };
+        for user in ["scram", "old", "cleartext", "postgres"] {
+            let result = server
+                .connect_at("127.0.0.1", user, &password(), &tls.tls())
+                .await;
+            assert!(result.is_ok(), "{channel_binding:?} {user} {result:?}");
+        }
+    }
+    for sslmode in [SslMode::Allow, SslMode::Prefer] {
+        let settings = Settings {
+            sslmode,
+            ..Settings::require()
+        };
+        let connection = server
+            .connect_at("127.0.0.1", "scram", &password(), &settings.tls())
+            .await
+            .unwrap();
+        assert!(connection.is_tls, "{sslmode:?}");
+    }
+    let none = Settings {
+        sslmode: SslMode::Disable,
+        ..Settings::require()
+    };
+    let error = server
+        .connect_at("127.0.0.1", "scram", &password(), &none.tls())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::ChannelBinding { .. }), "{error}");
+}
+
+/// The server's hash of its certificate is ours, whatever it was signed with; where it has none, nothing is bound.
+async fn certificates_of_all_kinds(server: &Server) {
+    let path = server.directory.path();
+    let (certificate, key) = (path.join("server.crt"), path.join("server.key"));
+    let before = (std::fs::read(&certificate).unwrap(), std::fs::read(&key).unwrap());
+    for (arguments, has_hash) in [
+        ("-newkey rsa:2048 -sha1", true),
+        ("-newkey rsa:2048 -sha384", true),
+        ("-newkey rsa:2048 -sha256 -sigopt rsa_padding_mode:pss", true),
+        ("-newkey rsa:2048 -sha512 -sigopt rsa_padding_mode:pss", true),
+        ("-newkey ed25519", false),
+    ] {
+        let output = Command::new("openssl")
+            .args(["req", "-x509", "-nodes", "-subj", "/CN=127.0.0.1"])
+            .args(arguments.split(' '))
+            .arg("-out")
+            .arg(&certificate)
+            .arg("-keyout")
+            .arg(&key)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        await_certificate(server).await;
+        let (required, preferred) = (
+            Settings::require(),
+            Settings {
+                channel_binding: ChannelBinding::Prefer,
+                ..Settings::require()
+            },
+        );
+        let result = server
+            .connect_at("127.0.0.1", "scram", &password(), &required.tls())
+            .await;
+        match result {
+            Ok(_) => assert!(has_hash, "{arguments}"),
+            Err(ConnectError::ChannelBinding { .. }) => assert!(!has_hash, "{arguments}"),
+            Err(error) => panic!("{arguments}: {error}"),
+        }
+        let result = server
+            .connect_at("127.0.0.1", "scram", &password(), &preferred.tls())
+            .await;
+        assert!(result.is_ok(), "{arguments}: {result:?}");
+    }
+    std::fs::write(certificate, before.0).unwrap();
+    std::fs::write(key, before.1).unwrap();
+    await_certificate(server).await;
+}
+
+/// Until the server shows what its file says.
+async fn await_certificate(server: &Server) {
+    let file = std::fs::read(server.directory.path().join("server.crt")).unwrap();
+    let expected = CertificateDer::from_pem_slice(&file).unwrap();
+    server.superuser("SELECT pg_reload_conf()").await;
+    let until = soon();
+    loop {
+        assert!(Instant::now() < until, "the server keeps its old certificate");
+        let connection = server.connect("cleartext", SslMode::Require).await.unwrap();
+        let ServerStream::Tls(stream) = &connection.stream else {
+            panic!("without TLS")
+        };
+        if stream.get_ref().1.peer_certificates().unwrap()[0] == expected {
+            return;
+        }
+    }
+}
+
+/// `PostgreSQL` 15 does not know direct TLS, and the error says so.
+async fn direct_tls_is_refused(server: &Server) {
+    let settings = Settings {
+        sslnegotiation: SslNegotiation::Direct,
+        ..Settings::require()
+    };
+    let error = server
+        .connect_at("127.0.0.1", "scram", &password(), &settings.tls())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::DirectTls { .. }), "{error}");
+    assert!(error.to_string().contains("since version 17"), "{error}");
+}
+
+/// `server_tls` as a test needs it.
+struct Settings {
+    sslmode: SslMode,
+    sslnegotiation: SslNegotiation,
+    channel_binding: ChannelBinding,
+    roots: Option<Vec<CertificateDer<'static>>>,
+    client_certificate: Option<Arc<trunkline::config::KeyPair>>,
+}
+
+impl Settings {
+    /// TLS and channel binding.
+    fn require() -> Self {
+        Self {
+            sslmode: SslMode::Require,
+            sslnegotiation: SslNegotiation::Postgres,
+            channel_binding: ChannelBinding::Require,
+            roots: None,
+            client_certificate: None,
+        }
+    }
+
+    fn tls(&self) -> Arc<TlsClient> {
+        TlsClient::new(&ServerTls {
+            sslmode: self.sslmode,
+            sslnegotiation: self.sslnegotiation,
+            channel_binding: self.channel_binding,
+            roots: self.roots.clone(),
+            client_certificate: self.client_certificate.clone(),
+        })
+        .unwrap()
+    }
+}
+
+/// Direct TLS and channel binding at once, and a cancel request the same way.
+#[tokio::test]
+async fn connections_to_postgresql_18() {
+    let server = tokio::task::spawn_blocking(|| {
+        Postgres::start(&Options {
+            version_18: true,
+            hba: Some("hostssl all app 127.0.0.0/8 scram-sha-256".to_owned()),
+            ..Options::default()
+        })
+    })
+    .await
+    .unwrap();
+    let root = std::fs::read(server.certificates.file("ca.crt")).unwrap();
+    let root = CertificateDer::from_pem_slice(&root).unwrap();
+    let host = server.address.to_string();
+    let app = Credential::Password(Secret::new("app"));
+    for sslnegotiation in [SslNegotiation::Postgres, SslNegotiation::Direct] {
+        for channel_binding in [
+            ChannelBinding::Require,
+            ChannelBinding::Prefer,
+            ChannelBinding::Disable,
+        ] {
+            let settings = Settings {
+                sslmode: SslMode::VerifyFull,
+                sslnegotiation,
+                channel_binding,
+                roots: Some(vec![root.clone()]),
+                client_certificate: None,
+            };
+            let connection = connect_as(&host, Postgres::PORT, "app", &app, &settings.tls())
+                .await
+                .unwrap();
+            assert!(connection.is_tls);
+            assert_eq!(connection.version, ProtocolVersion::V3_2);
+            let alpn = match &connection.stream {
+                ServerStream::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+                ServerStream::Plain(_) => None,
+            };
+            assert_eq!(alpn, Some(&b"postgresql"[..]));
+            cancel_a_sleep(connection, &server).await;
+        }
+    }
+    let other = Settings {
+        sslmode: SslMode::VerifyFull,
+        sslnegotiation: SslNegotiation::Direct,
+        ..Settings::require()
+    };
+    let other = Settings {
+        roots: Some(vec![authority("somebody else").0]),
+        ..other
+    };
+    let error = connect_as(&host, Postgres::PORT, "app", &app, &other.tls())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::Certificate { .. }), "{error}");
+}
+
+async fn cancel_a_sleep(mut connection: ServerConnection, server: &Postgres) {
+    let cancel = connection.cancel.clone().unwrap();
+    assert_eq!(cancel.key.len(), 32, "protocol 3.2");
+    let pid = connection.process_id.unwrap();
+    let sleeping = simple_query(&mut connection, "SELECT pg_sleep(60)", 1, soon());
+    let (slept, ()) = tokio::join!(sleeping, async {
+        let sql = format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
+        while server.sql(&sql).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        cancel.send(Duration::from_secs(20)).await.unwrap();
+    });
+    let error = slept.unwrap_err();
+    assert!(
+        matches!(&error, ConnectError::Server(error) if error.code == "57014"),
+        "{error}"
+    );
+}
+
+/// The client's key of the role `scram`, and its verifier.
+async fn client_key(server: &Server) -> ([u8; 32], Verifier) {
     let rows = server
         .superuser("SELECT rolpassword FROM pg_authid WHERE rolname = 'scram'")
         .await;
@@ -427,6 +737,11 @@ async fn client_keys(server: &Server) {
         .as_ref()
         .try_into()
         .unwrap();
+    (key, verifier)
+}
+
+async fn client_keys(server: &Server) {
+    let (key, verifier) = client_key(server).await;
     let credential = |key: [u8; 32], verifier: Verifier| {
         Credential::ClientKey(ClientKey {
             key: key.into(),

@@ -1,5 +1,4 @@
-//! The password in clear, checked against whatever is known of the user: the HBA method `password`, and what a bind to a
-//! directory falls back to.
+//! The HBA method `password`: a password in clear, checked against whatever is known of the user.
 
 use super::Identity;
 use super::md5::Md5Hash;
@@ -9,7 +8,7 @@ use super::scram::{MAX_PASSWORD, MAX_VERIFIER_ITERATIONS, MockSecret};
 pub const MAX_ITERATIONS: u32 = MAX_VERIFIER_ITERATIONS;
 
 /// Whether `password` (without its terminator) is the user's. An empty one never is, nor one over [`MAX_PASSWORD`]
-/// bytes.
+/// bytes, nor one with a zero byte, which the protocol cannot carry and HMAC cannot tell from a shorter one.
 ///
 /// Computes as many PBKDF2 iterations as the verifier has, up to [`MAX_ITERATIONS`], and blocks for so long: the caller
 /// runs it off the data path (`spawn_blocking`), with a bound on how many run at once. A user that does not exist, and
@@ -17,7 +16,7 @@ pub const MAX_ITERATIONS: u32 = MAX_VERIFIER_ITERATIONS;
 /// time tells none of them from a wrong password. Who has a verifier with another number of iterations is told by
 /// SCRAM's first message anyway.
 pub fn verify(identity: Option<&Identity>, user: &[u8], password: &[u8], mock: &MockSecret) -> bool {
-    if password.is_empty() || password.len() > MAX_PASSWORD {
+    if password.is_empty() || password.len() > MAX_PASSWORD || password.contains(&0) {
         return false;
     }
     // Computed for everybody.

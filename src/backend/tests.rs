@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::login::{LoggedIn, LoginFailure, Request, login};
 use super::*;
 use crate::auth::md5::Md5Hash;
-use crate::auth::scram::{ClientKey, Verifier};
+use crate::auth::scram::{ClientKey, Lookup, MAX_PASSWORD, MockSecret, Nonce, ServerExchange, Verifier};
 use crate::config::{ChannelBinding, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation};
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
@@ -629,6 +629,374 @@ async fn hostile_scram_servers_get_no_work_and_no_trust() {
     assert!(matches!(forged, ConnectError::NotProven { .. }), "{forged}");
     let skipped = scram_server(&password, honest, good_login()).await;
     assert!(matches!(skipped, ConnectError::NotProven { .. }), "{skipped}");
+}
+
+/// What is known of the connection the login runs on.
+struct Bound {
+    channel_binding: ChannelBinding,
+    end_point: Option<&'static [u8]>,
+}
+
+const REQUIRED: Bound = Bound {
+    channel_binding: ChannelBinding::Require,
+    end_point: Some(b"certificate"),
+};
+const PREFERRED: Bound = Bound {
+    channel_binding: ChannelBinding::Prefer,
+    ..REQUIRED
+};
+const DISABLED: Bound = Bound {
+    channel_binding: ChannelBinding::Disable,
+    ..REQUIRED
+};
+
+/// The verifier of "secret".
+fn stored() -> Arc<Verifier> {
+    let iterations = std::num::NonZeroU32::new(2).unwrap();
+    Arc::new(Verifier::from_password(
+        b"secret",
+        b"0123456789abcdef",
+        iterations,
+    ))
+}
+
+/// Whatever the server says, over TLS.
+async fn bound_login(
+    answer: &[u8],
+    credential: &Credential,
+    bound: &Bound,
+) -> Result<LoggedIn, LoginFailure> {
+    let (mut near, mut far) = duplex(1 << 20);
+    far.write_all(answer).await.unwrap();
+    far.shutdown().await.unwrap();
+    let parameters = parameters();
+    login(&mut near, &bound_request(&parameters, credential, bound)).await
+}
+
+fn bound_request<'a>(
+    parameters: &'a [(Bytes, Bytes)],
+    credential: &'a Credential,
+    bound: &Bound,
+) -> Request<'a> {
+    Request {
+        version: ProtocolVersion::V3_0,
+        parameters,
+        credential,
+        is_tls: true,
+        channel_binding: bound.channel_binding,
+        end_point: bound.end_point.map(<[u8]>::to_vec),
+    }
+}
+
+/// A server that knows the password, has a certificate that hashes to `theirs`, and whose list of mechanisms arrives as
+/// `list`. Returns the mechanism and the gs2 flag it saw, if any, and how the login ended.
+async fn honest_server(
+    credential: &Credential,
+    bound: &Bound,
+    theirs: Option<&[u8]>,
+    list: &[u8],
+) -> (Option<(String, u8)>, Result<LoggedIn, LoginFailure>) {
+    let (mut near, mut far) = duplex(1 << 16);
+    let parameters = parameters();
+    let request = bound_request(&parameters, credential, bound);
+    let played = async {
+        let length = far.read_u32().await? as usize;
+        far.read_exact(&mut vec![0; length - 4]).await?;
+        far.write_all(&r(10, list)).await?;
+        let first = password_message(&mut far).await?;
+        let end = first.iter().position(|&byte| byte == 0).unwrap();
+        let (mechanism, data) = (&first[..end], &first[end + 5..]);
+        let seen = (String::from_utf8(mechanism.to_vec()).unwrap(), data[0]);
+        let mock = MockSecret::new(None);
+        let lookup = Lookup {
+            user: b"app",
+            verifier: Some(stored()),
+            mock: &mock,
+        };
+        let mut out = BytesMut::new();
+        match ServerExchange::start(lookup, theirs, Nonce::random()).client_first(mechanism, data) {
+            Err(fault) => message::error(&mut out, &fault.reply(b"app")),
+            Ok((exchange, data)) => {
+                far.write_all(&r(11, &data)).await?;
+                match exchange.client_final(&password_message(&mut far).await?) {
+                    Err(fault) => message::error(&mut out, &fault.reply(b"app")),
+                    Ok((data, _)) => {
+                        out.extend_from_slice(&r(12, &data));
+                        out.extend_from_slice(&good_login());
+                    }
+                }
+            }
+        }
+        far.write_all(&out).await?;
+        std::io::Result::Ok(seen)
+    };
+    let (result, seen) = tokio::join!(
+        async {
+            let result = login(&mut near, &request).await;
+            drop(near);
+            result
+        },
+        played
+    );
+    (seen.ok(), result)
+}
+
+async fn password_message(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
+    assert_eq!(stream.read_u8().await?, b'p');
+    let mut body = vec![0; stream.read_u32().await? as usize - 4];
+    stream.read_exact(&mut body).await?;
+    Ok(body)
+}
+
+const BOTH: &[u8] = b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+const BOTH_TURNED_ROUND: &[u8] = b"OTHER\0SCRAM-SHA-256\0SCRAM-SHA-256-PLUS\0\0";
+const PLAIN: &[u8] = b"SCRAM-SHA-256\0\0";
+const PLUS: &[u8] = b"SCRAM-SHA-256-PLUS\0\0";
+
+#[tokio::test]
+async fn the_mechanism_follows_from_list_certificate_and_setting() {
+    let password = Credential::Password(Secret::new("secret"));
+    let certificate = Some(&b"certificate"[..]);
+    let no_hash = |bound: Bound| Bound {
+        end_point: None,
+        ..bound
+    };
+    for (bound, list, theirs, mechanism, flag) in [
+        (PREFERRED, BOTH, certificate, "SCRAM-SHA-256-PLUS", b'p'),
+        (
+            PREFERRED,
+            BOTH_TURNED_ROUND,
+            certificate,
+            "SCRAM-SHA-256-PLUS",
+            b'p',
+        ),
+        (PREFERRED, PLUS, certificate, "SCRAM-SHA-256-PLUS", b'p'),
+        (PREFERRED, PLAIN, None, "SCRAM-SHA-256", b'y'),
+        (REQUIRED, BOTH, certificate, "SCRAM-SHA-256-PLUS", b'p'),
+        (DISABLED, BOTH, certificate, "SCRAM-SHA-256", b'n'),
+        (DISABLED, PLAIN, None, "SCRAM-SHA-256", b'n'),
+        // As with Ed25519, where PostgreSQL offers what it cannot do.
+        (no_hash(PREFERRED), BOTH, certificate, "SCRAM-SHA-256", b'n'),
+        (no_hash(PREFERRED), PLAIN, None, "SCRAM-SHA-256", b'n'),
+    ] {
+        let (seen, result) = honest_server(&password, &bound, theirs, list).await;
+        assert!(
+            result.is_ok(),
+            "{mechanism} {flag} {:?}",
+            result.unwrap_err().error
+        );
+        assert_eq!(
+            seen,
+            Some((mechanism.to_owned(), flag)),
+            "{}",
+            list.escape_ascii()
+        );
+    }
+}
+
+fn assert_not_bound(failure: &LoginFailure, what: &str) {
+    let error = &failure.error;
+    assert!(
+        matches!(error, ConnectError::ChannelBinding { .. }),
+        "{what}: {error}"
+    );
+    assert!(error.is_temporary_or_elsewhere() && !error.counts_against_member());
+    assert_eq!(error.metrics_label(), "channel_binding");
+    assert!(!failure.authenticated);
+    let ClientReply::Own(reply) = error.client_reply("db1") else {
+        panic!("{what}: not our own reply")
+    };
+    assert_eq!(reply.code.as_str(), "08006");
+    assert!(reply.hint.unwrap().contains("server_tls.channel_binding"));
+}
+
+#[tokio::test]
+async fn a_list_without_plus_is_refused_where_it_is_required_and_noticed_where_it_was_stripped() {
+    let password = Credential::Password(Secret::new("secret"));
+    let certificate = Some(&b"certificate"[..]);
+    let (seen, result) = honest_server(&password, &REQUIRED, certificate, PLAIN).await;
+    assert_eq!(seen, None, "nothing was sent");
+    assert_not_bound(&result.unwrap_err(), "required");
+    // The server offered it and sees our `y`.
+    let (seen, result) = honest_server(&password, &PREFERRED, certificate, PLAIN).await;
+    assert_eq!(seen, Some(("SCRAM-SHA-256".to_owned(), b'y')));
+    assert_not_bound(&result.unwrap_err(), "stripped");
+    let unhashable = Bound {
+        end_point: None,
+        ..REQUIRED
+    };
+    let (seen, result) = honest_server(&password, &unhashable, certificate, BOTH).await;
+    assert_eq!(seen, None, "nothing was sent");
+    assert_not_bound(&result.unwrap_err(), "no hash");
+}
+
+#[tokio::test]
+async fn a_server_behind_another_certificate_is_refused() {
+    let password = Credential::Password(Secret::new("secret"));
+    for bound in [PREFERRED, REQUIRED] {
+        let (seen, result) = honest_server(&password, &bound, Some(b"its own"), BOTH).await;
+        assert_eq!(seen, Some(("SCRAM-SHA-256-PLUS".to_owned(), b'p')));
+        assert_not_bound(&result.unwrap_err(), "another certificate");
+    }
+}
+
+#[tokio::test]
+async fn where_binding_is_required_nothing_else_will_do() {
+    let password = Credential::Password(Secret::new("secret"));
+    for (what, answer) in [
+        ("trust", good_login()),
+        ("password", [r(3, b""), good_login()].concat()),
+        ("md5", [r(5, b"salt"), good_login()].concat()),
+        ("GSSAPI", r(7, b"")),
+        ("OAUTHBEARER only", r(10, b"OAUTHBEARER\0\0")),
+    ] {
+        let failure = bound_login(&answer, &password, &REQUIRED).await.unwrap_err();
+        assert_not_bound(&failure, what);
+    }
+    // Begun, and broken off.
+    let failure = bound_login(&[r(10, BOTH), good_login()].concat(), &password, &REQUIRED)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(failure.error, ConnectError::NotProven { .. }),
+        "{}",
+        failure.error
+    );
+    // An error of the server's own stays its own.
+    let failure = bound_login(
+        &error_frame("28000", "no pg_hba.conf entry"),
+        &password,
+        &REQUIRED,
+    )
+    .await
+    .unwrap_err();
+    assert!(
+        matches!(failure.error, ConnectError::Server(_)),
+        "{}",
+        failure.error
+    );
+}
+
+#[tokio::test]
+async fn where_binding_is_required_nothing_is_sent_without_tls() {
+    let settings = |sslmode| ServerTls {
+        sslmode,
+        sslnegotiation: SslNegotiation::Postgres,
+        channel_binding: ChannelBinding::Require,
+        roots: None,
+        client_certificate: None,
+    };
+    for mode in [SslMode::Allow, SslMode::Prefer] {
+        let (sender, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let address = server(move |mut stream| {
+            let sender = sender.clone();
+            async move {
+                stream.read_exact(&mut [0; 8]).await.unwrap();
+                stream.write_all(b"N").await.unwrap();
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+                sender.send(rest).unwrap();
+            }
+        })
+        .await;
+        let tls = TlsClient::new(&settings(mode)).unwrap();
+        let error = connect_with(address, &tls, &Credential::None, Duration::from_secs(20))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, ConnectError::ChannelBinding { .. }),
+            "{mode:?}: {error}"
+        );
+        assert_eq!(sent.recv().await.unwrap(), b"", "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn passwords_of_any_length_by_any_method() {
+    let long = vec![b'x'; MAX_PASSWORD];
+    let credential = Credential::Password(Secret::new(long.clone()));
+    // What follows the startup packet, byte for byte.
+    let sent = async |answer: Vec<u8>, credential: &Credential| {
+        let (mut near, mut far) = duplex(1 << 20);
+        far.write_all(&[answer, good_login()].concat()).await.unwrap();
+        let parameters = parameters();
+        login(&mut near, &bound_request(&parameters, credential, &PREFERRED))
+            .await
+            .unwrap();
+        drop(near);
+        let length = far.read_u32().await.unwrap() as usize;
+        far.read_exact(&mut vec![0; length - 4]).await.unwrap();
+        let body = password_message(&mut far).await.unwrap();
+        assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0);
+        body
+    };
+    assert_eq!(
+        sent(r(3, b""), &credential).await,
+        [&long[..], b"\0"].concat(),
+        "in clear, over TLS"
+    );
+    // md5 over hexadecimal digits and the salt; computed with Python's hashlib.
+    assert_eq!(sent(r(5, b"salt"), &credential).await, LONG_MD5);
+    for credential in [Credential::Password(Secret::new("secret")), md5_hash()] {
+        assert_eq!(sent(r(5, b"salt"), &credential).await, SHORT_MD5);
+    }
+}
+
+/// Of the longest password and of "secret", for the user `app` and the salt "salt".
+const LONG_MD5: &[u8] = b"md54c507f113f5e73f8c34d3c7db1444b8b\0";
+const SHORT_MD5: &[u8] = b"md57f097e06031b34893c20e25a0e68242c\0";
+
+#[tokio::test]
+async fn direct_tls_speaks_to_servers_that_name_the_protocol_only() {
+    let settings = ServerTls {
+        sslmode: SslMode::Require,
+        sslnegotiation: SslNegotiation::Direct,
+        channel_binding: ChannelBinding::Prefer,
+        roots: None,
+        client_certificate: None,
+    };
+    let tls = TlsClient::new(&settings).unwrap();
+    // Older servers take the ClientHello for a startup packet; other services speak TLS without the protocol's name.
+    let closing = server(|mut stream| async move {
+        assert_eq!(stream.read_u8().await.unwrap(), 0x16, "a TLS handshake, at once");
+    })
+    .await;
+    let certificate = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let nameless = server(move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            if let Ok(mut stream) = acceptor.accept(stream).await {
+                let mut sent = Vec::new();
+                let _ = stream.read_to_end(&mut sent).await;
+                assert_eq!(sent, b"");
+            }
+        }
+    })
+    .await;
+    for (address, reason) in [(closing, "closed the connection"), (nameless, "ALPN")] {
+        let error = connect_with(address, &tls, &Credential::None, Duration::from_secs(20))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ConnectError::DirectTls { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(reason) && text.contains("sslnegotiation: postgres"),
+            "{text}"
+        );
+        let ClientReply::Own(reply) = error.client_reply("db1") else {
+            panic!("not our own reply")
+        };
+        assert!(reply.hint.unwrap().contains("server_tls.sslnegotiation"));
+    }
 }
 
 #[tokio::test]

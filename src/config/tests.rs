@@ -34,7 +34,8 @@ clusters:
     patroni: {endpoints: ["https://db1:8008/", "https://[::1]:8009"], ca_file: ca.crt, cert_file: s.crt,
               key_file: s.key, username: u, password_file: pw, poll_interval: 2s, fast_poll_interval: 50ms}
     service_account: {user: svc, password_file: pw, dbname: app, pool_size: 7, timeout: 4s}
-    server_tls: {sslmode: verify-full, sslrootcert: ca.crt, sslcert: s.crt, sslkey: s.key}
+    server_tls: {sslmode: verify-full, sslnegotiation: direct, channel_binding: require,
+                 sslrootcert: ca.crt, sslcert: s.crt, sslkey: s.key}
     server: {connect_timeout: 5s, keepalive: 20s, tcp_user_timeout: 40s}
     probe: {interval: 500ms, timeout: 250ms, rise: 4, fall: 5}
     local_member: db9
@@ -166,6 +167,8 @@ fn the_minimal_file_has_the_documented_defaults() {
     );
     assert_eq!(account.timeout, Duration::from_secs(3));
     assert_eq!(cluster.server_tls.sslmode, SslMode::Prefer);
+    assert_eq!(cluster.server_tls.sslnegotiation, SslNegotiation::Postgres);
+    assert_eq!(cluster.server_tls.channel_binding, ChannelBinding::Prefer);
     assert!(cluster.server_tls.roots.is_none());
     let (three, fifteen, thirty) = (
         Duration::from_secs(3),
@@ -262,6 +265,8 @@ fn every_key_has_its_effect() {
     );
     assert_eq!(account.timeout, Duration::from_secs(4));
     assert_eq!(cluster.server_tls.sslmode, SslMode::VerifyFull);
+    assert_eq!(cluster.server_tls.sslnegotiation, SslNegotiation::Direct);
+    assert_eq!(cluster.server_tls.channel_binding, ChannelBinding::Require);
     assert_eq!(cluster.server_tls.roots.as_ref().unwrap().len(), 1);
     assert_eq!(
         cluster
@@ -547,6 +552,26 @@ fn wrong_types_and_bounds() {
         (
             "server_tls: {sslmode: disable, sslrootcert: ca.crt}",
             "has no effect",
+        ),
+        (
+            "server_tls: {sslmode: prefer, sslnegotiation: direct}",
+            "`direct` needs `sslmode: require`",
+        ),
+        (
+            "server_tls: {sslnegotiation: direct}",
+            "`direct` needs `sslmode: require`",
+        ),
+        (
+            "server_tls: {sslmode: require, sslnegotiation: directly}",
+            "did you mean `direct`?",
+        ),
+        (
+            "server_tls: {sslmode: disable, channel_binding: require}",
+            "`require` needs TLS",
+        ),
+        (
+            "server_tls: {channel_binding: requires}",
+            "did you mean `require`?",
         ),
         (
             "server_tls: {sslcert: s.crt}",
@@ -1106,6 +1131,8 @@ fn the_examples_are_right() {
             "key_file",
             "username",
             "password_file",
+            "sslnegotiation",
+            "channel_binding",
             "sslrootcert",
             "sslcert",
             "sslkey",

@@ -71,7 +71,7 @@ impl ClientBinding {
 #[derive(Debug)]
 pub struct ClientExchange {
     secret: ClientSecret,
-    binding: ClientBinding,
+    pub(super) binding: ClientBinding,
     nonce: Nonce,
     /// `n=,r=<nonce>`: like libpq, no name; the server knows it from the startup packet.
     bare: Vec<u8>,

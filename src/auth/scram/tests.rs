@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -28,12 +30,20 @@ fn verifier(password: &[u8], iterations: u32) -> Arc<Verifier> {
 }
 
 fn start(verifier: Option<&Arc<Verifier>>, mock: &MockSecret) -> server::AwaitFirst {
+    start_bound(verifier, mock, None)
+}
+
+fn start_bound(
+    verifier: Option<&Arc<Verifier>>,
+    mock: &MockSecret,
+    binding: Option<&[u8]>,
+) -> server::AwaitFirst {
     let lookup = Lookup {
         user: b"app",
         verifier: verifier.cloned(),
         mock,
     };
-    ServerExchange::start(lookup, None, Nonce::random())
+    ServerExchange::start(lookup, binding, Nonce::random())
 }
 
 #[derive(Debug, PartialEq)]
@@ -44,15 +54,25 @@ enum Failure {
 
 /// Our client against our server.
 fn log_in(secret: ClientSecret, verifier: Option<&Arc<Verifier>>) -> Result<ClientKey, Failure> {
+    log_in_bound(secret, verifier, ClientBinding::No, None).map(|(key, _)| key)
+}
+
+fn log_in_bound(
+    secret: ClientSecret,
+    verifier: Option<&Arc<Verifier>>,
+    ours: ClientBinding,
+    theirs: Option<&[u8]>,
+) -> Result<(ClientKey, ServerProven), Failure> {
     let mock = MockSecret::new(None);
-    let (client, first) = ClientExchange::new(secret).first();
-    let (server, server_first) = start(verifier, &mock)
-        .client_first(MECHANISM.as_bytes(), &first)
+    let mechanism = ours.mechanism();
+    let (client, first) = ClientExchange::bound(secret, ours).first();
+    let (server, server_first) = start_bound(verifier, &mock, theirs)
+        .client_first(mechanism.as_bytes(), &first)
         .map_err(Failure::Client)?;
     let (client, client_final) = client.server_first(&server_first).map_err(Failure::Server)?;
     let (server_final, key) = server.client_final(&client_final).map_err(Failure::Client)?;
-    let _: ServerProven = client.server_final(&server_final).map_err(Failure::Server)?;
-    Ok(key)
+    let proven = client.server_final(&server_final).map_err(Failure::Server)?;
+    Ok((key, proven))
 }
 
 fn password(text: &[u8]) -> ClientSecret {
@@ -80,6 +100,211 @@ fn agrees_with_rfc_7677_on_both_sides() {
     let (server_final, _) = server.client_final(&client_final).unwrap();
     assert_eq!(server_final, RFC_SERVER_FINAL.as_bytes());
     client.server_final(&server_final).unwrap();
+}
+
+/// The RFC's exchange with -PLUS, bound to the bytes 0 to 31; computed with Python's hashlib.
+#[test]
+fn agrees_with_another_implementation_of_plus_on_both_sides() {
+    const CLIENT_FINAL: &str = "c=cD10bHMtc2VydmVyLWVuZC1wb2ludCwsAAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=nY1Wus9a+gM2DrbQ1msXFgyhW6KM5ktOxWiU+/P/EGY=";
+    const SERVER_FINAL: &str = "v=RwppMGddhz/J0lFYaRReBjXcQeNUFP5Qc76Lo5Exrig=";
+    let hash: Vec<u8> = (0..32).collect();
+    let stored = Arc::new(Verifier::parse(RFC_VERIFIER).unwrap());
+    let mock = MockSecret::new(None);
+    let lookup = Lookup {
+        user: b"user",
+        verifier: Some(stored),
+        mock: &mock,
+    };
+    let server = ServerExchange::start(lookup, Some(&hash), Nonce::fixed(RFC_SERVER_NONCE));
+    let mut client = ClientExchange::with_nonce(password(b"pencil"), "user", Nonce::fixed(RFC_CLIENT_NONCE));
+    client.binding = ClientBinding::EndPoint(hash);
+
+    let (client, first) = client.first();
+    assert_eq!(first, b"p=tls-server-end-point,,n=user,r=rOprNGfwEbeRWgbNEkqO");
+    let (server, server_first) = server.client_first(b"SCRAM-SHA-256-PLUS", &first).unwrap();
+    assert_eq!(server_first, RFC_SERVER_FIRST.as_bytes());
+    let (client, client_final) = client.server_first(&server_first).unwrap();
+    assert_eq!(client_final, CLIENT_FINAL.as_bytes());
+    let (server_final, _) = server.client_final(&client_final).unwrap();
+    assert_eq!(server_final, SERVER_FINAL.as_bytes());
+    assert!(client.server_final(&server_final).unwrap().is_bound());
+}
+
+#[test]
+fn both_mechanisms_are_offered_only_with_something_to_bind_to() {
+    assert_eq!(mechanisms(Some(b"hash")), ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]);
+    assert_eq!(mechanisms(None), ["SCRAM-SHA-256"]);
+}
+
+/// Who offers what, and what the client makes of it.
+#[test]
+fn every_combination_of_bindings() {
+    use ClientBinding::{EndPoint, No, NotOffered};
+    let stored = verifier(b"right", 2);
+    let hash = [7; 32];
+    let end_point = |hash: &[u8]| EndPoint(hash.to_vec());
+    for (ours, theirs, expected) in [
+        (No, None, Ok(false)),
+        (NotOffered, None, Ok(false)),
+        (end_point(&hash), Some(&hash), Ok(true)),
+        // A client that cannot bind, or does not want to.
+        (No, Some(&hash), Ok(false)),
+        // Somebody took -PLUS from the list on the way to the client.
+        (NotOffered, Some(&hash), Err(ScramFault::Downgrade)),
+        // Not offered, and chosen all the same.
+        (end_point(&hash), None, Err(ScramFault::Mechanism)),
+        // The client is connected to somebody else.
+        (end_point(&[8; 32]), Some(&hash), Err(ScramFault::BindingMismatch)),
+        (
+            end_point(&hash[..31]),
+            Some(&hash),
+            Err(ScramFault::BindingMismatch),
+        ),
+        (end_point(&[]), Some(&hash), Err(ScramFault::BindingMismatch)),
+    ] {
+        let key = log_in(password(b"right"), Some(&stored)).unwrap();
+        for secret in [password(b"right"), ClientSecret::Key(key)] {
+            let theirs = theirs.map(|hash| &hash[..]);
+            let outcome = log_in_bound(secret, Some(&stored), ours.clone(), theirs);
+            let outcome = outcome.map(|(_, proven)| proven.is_bound());
+            assert_eq!(
+                outcome,
+                expected.clone().map_err(Failure::Client),
+                "{ours:?} {theirs:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn plus_is_read_as_postgresql_reads_it() {
+    let mock = MockSecret::new(None);
+    let stored = verifier(b"x", 1);
+    let first = |mechanism: &str, data: &str| {
+        start_bound(Some(&stored), &mock, Some(b"hash"))
+            .client_first(mechanism.as_bytes(), data.as_bytes())
+            .map(|_| ())
+            .map_err(|fault| {
+                let reply = fault.reply(b"app");
+                (reply.code.as_str(), reply.message, reply.detail)
+            })
+    };
+    let plus = |data: &str| first("SCRAM-SHA-256-PLUS", data).unwrap_err();
+    assert_eq!(
+        first("SCRAM-SHA-256-PLUS", "p=tls-server-end-point,,n=,r=abc"),
+        Ok(())
+    );
+    for flag in ["n", "y"] {
+        let (code, message, detail) = plus(&format!("{flag},,n=,r=abc"));
+        assert_eq!((code, message.as_str()), ("08P01", "malformed SCRAM message"));
+        assert_eq!(
+            detail.unwrap(),
+            "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data."
+        );
+    }
+    for (kind, shown) in [
+        ("tls-unique", "tls-unique"),
+        ("tls-exporter", "tls-exporter"),
+        ("", ""),
+        ("tls-server-end-point ", "tls-server-end-point?"),
+        ("TLS-SERVER-END-POINT", "TLS-SERVER-END-POINT"),
+        ("\u{1b}[2J", "?[2J"),
+        (&"x".repeat(500), &"x".repeat(30)),
+    ] {
+        let (code, message, _) = plus(&format!("p={kind},,n=,r=abc"));
+        assert_eq!(code, "08P01");
+        assert_eq!(
+            message,
+            format!("unsupported SCRAM channel-binding type \"{shown}\"")
+        );
+    }
+    let (code, ..) = plus("p=tls-server-end-point,a=root,n=,r=abc");
+    assert_eq!(code, "0A000");
+    for bad in [
+        "p",
+        "p,,n=,r=abc",
+        "p=tls-server-end-point",
+        "p=tls-server-end-point,",
+        "p=tls-server-end-point,,",
+        "p=tls-server-end-point,n=,r=abc",
+        "p=tls-server-end-point,,,n=,r=abc",
+    ] {
+        let (code, message, _) = plus(bad);
+        assert_eq!(
+            (code, message.as_str()),
+            ("08P01", "malformed SCRAM message"),
+            "{bad}"
+        );
+    }
+    let (code, message, detail) = first("SCRAM-SHA-256", "y,,n=,r=abc").unwrap_err();
+    assert_eq!(
+        (code, message.as_str()),
+        ("28000", "SCRAM channel binding negotiation error")
+    );
+    assert!(
+        detail
+            .unwrap()
+            .starts_with("The client supports SCRAM channel binding but")
+    );
+    let (code, _, detail) = first("SCRAM-SHA-256", "p=tls-server-end-point,,n=,r=abc").unwrap_err();
+    assert_eq!(code, "08P01");
+    assert!(detail.unwrap().contains("without channel binding"));
+    let mismatch = ScramFault::BindingMismatch.reply(b"app");
+    assert_eq!(
+        (mismatch.code.as_str(), mismatch.message.as_str()),
+        ("28000", "SCRAM channel binding check failed")
+    );
+}
+
+/// With -PLUS too, an unknown user is told what a known one is told, down to the lengths.
+#[test]
+fn plus_does_not_tell_an_unknown_user_either() {
+    let hash = [7; 32];
+    let wrong = |verifier: Option<&Arc<Verifier>>, ours: &[u8]| {
+        let ours = ClientBinding::EndPoint(ours.to_vec());
+        log_in_bound(password(b"nope"), verifier, ours, Some(&hash)).unwrap_err()
+    };
+    let stored = verifier(b"right", 4096);
+    assert_eq!(wrong(None, &hash), Failure::Client(ScramFault::Proof));
+    assert_eq!(wrong(None, &hash), wrong(Some(&stored), &hash));
+    assert_eq!(wrong(None, &[0; 32]), wrong(Some(&stored), &[0; 32]));
+
+    let mock = MockSecret::new(None);
+    let answer = |verifier: Option<&Arc<Verifier>>| {
+        let ours = ClientBinding::EndPoint(hash.to_vec());
+        let (_, first) = ClientExchange::bound(password(b"x"), ours).first();
+        let server = start_bound(verifier, &mock, Some(&hash));
+        server.client_first(MECHANISM_PLUS.as_bytes(), &first).unwrap().1
+    };
+    assert_eq!(answer(None).len(), answer(Some(&stored)).len());
+}
+
+#[test]
+fn certificates_hash_as_openssl_says() {
+    let mut seen = 0;
+    for line in include_str!("certificates.txt").lines() {
+        if line.starts_with('#') {
+            continue;
+        }
+        let [name, expected, certificate] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        let mut certificate = BASE64.decode(certificate).unwrap();
+        let hash = tls_server_end_point(&certificate).map(|hash| {
+            hash.iter().fold(String::new(), |mut text, byte| {
+                write!(text, "{byte:02x}").unwrap();
+                text
+            })
+        });
+        assert_eq!(
+            hash.as_deref(),
+            Some(expected).filter(|&hash| hash != "-"),
+            "{name}"
+        );
+        certificate.pop();
+        assert_eq!(tls_server_end_point(&certificate), None, "{name}, cut off");
+        seen += 1;
+    }
+    assert_eq!(seen, 18);
+    assert_eq!(tls_server_end_point(b""), None);
 }
 
 /// Passwords and what PostgreSQL 15.20 made of them: plain, with `SASLprep` at work, prohibited (a bell), and with a
@@ -466,7 +691,13 @@ proptest! {
 
     /// One flipped bit, in any message, on the way between an honest client and an honest server.
     #[test]
-    fn any_flipped_bit_fails(which in 0usize..4, place in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn any_flipped_bit_fails(
+        which in 0usize..4, place in any::<prop::sample::Index>(), bit in 0u8..8, bound in any::<bool>(),
+    ) {
+        let hash = [7; 32];
+        let theirs = bound.then_some(&hash[..]);
+        let ours = theirs.map_or(ClientBinding::No, |hash| ClientBinding::EndPoint(hash.to_vec()));
+        let mechanism = ours.mechanism();
         let mock = MockSecret::new(None);
         let stored = verifier(b"right", 2);
         let flip = |step: usize, mut message: Vec<u8>| {
@@ -477,9 +708,9 @@ proptest! {
             message
         };
         let outcome = (|| -> Result<(), Failure> {
-            let (client, first) = ClientExchange::new(password(b"right")).first();
-            let (server, server_first) = start(Some(&stored), &mock)
-                .client_first(b"SCRAM-SHA-256", &flip(0, first)).map_err(Failure::Client)?;
+            let (client, first) = ClientExchange::bound(password(b"right"), ours.clone()).first();
+            let (server, server_first) = start_bound(Some(&stored), &mock, theirs)
+                .client_first(mechanism.as_bytes(), &flip(0, first)).map_err(Failure::Client)?;
             let (client, last) = client.server_first(&flip(1, server_first)).map_err(Failure::Server)?;
             let (proof, _) = server.client_final(&flip(2, last)).map_err(Failure::Client)?;
             client.server_final(&flip(3, proof)).map_err(Failure::Server)?;
@@ -495,6 +726,9 @@ proptest! {
     ) {
         let mock = MockSecret::new(None);
         let _ = start(None, &mock).client_first(b"SCRAM-SHA-256", &a);
+        let plus = [b"p=", &a[..]].concat();
+        let _ = start_bound(None, &mock, Some(b"hash")).client_first(b"SCRAM-SHA-256-PLUS", &plus);
+        let _ = tls_server_end_point(&a);
         let (server, _) = start(None, &mock).client_first(b"SCRAM-SHA-256", b"n,,n=,r=abc").unwrap();
         prop_assert!(server.client_final(b.as_bytes()).is_err());
         let _ = ClientExchange::new(password(b"x")).first().0.server_first(&a);
