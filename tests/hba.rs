@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRng, TestRunner};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
 use cluster::eventually;
@@ -670,6 +674,7 @@ struct Client {
     user: String,
     database: String,
     replication: Replication,
+    tls: bool,
 }
 
 /// What a server says first: the authentication it asks for, or its refusal.
@@ -701,13 +706,30 @@ impl Client {
         [&length.to_be_bytes()[..], &body].concat()
     }
 
-    fn knock(&self, server: Ipv4Addr) -> Answer {
+    fn knock(&self, server: &Postgres) -> Answer {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(self.from.into(), 0).into()).unwrap();
         socket
-            .connect(&SocketAddr::new(server.into(), Postgres::PORT).into())
+            .connect(&SocketAddr::new(server.address.into(), Postgres::PORT).into())
             .unwrap();
-        first_answer(TcpStream::from(socket), &self.startup())
+        let mut stream = TcpStream::from(socket);
+        if !self.tls {
+            return first_answer(stream, &self.startup());
+        }
+        stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).unwrap();
+        let mut answer = [0];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, *b"S");
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_file(server.certificates.file("ca.crt")).unwrap())
+            .unwrap();
+        let config = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::from(IpAddr::from(server.address));
+        let tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        first_answer(StreamOwned::new(tls, stream), &self.startup())
     }
 
     fn facts(&self, origin: Origin) -> Facts<'_> {
@@ -716,7 +738,7 @@ impl Client {
             database: self.database.as_bytes(),
             replication: self.replication,
             origin,
-            tls: false,
+            tls: self.tls,
         }
     }
 }
@@ -881,11 +903,14 @@ fn client() -> impl Strategy<Value = Client> {
         2 => Just(Replication::Physical),
         1 => Just(Replication::Logical),
     ];
-    (from, user, database, replication).prop_map(|(from, user, database, replication)| Client {
-        from: from.into(),
-        user,
-        database,
-        replication,
+    (from, user, database, replication, any::<bool>()).prop_map(|(from, user, database, replication, tls)| {
+        Client {
+            from: from.into(),
+            user,
+            database,
+            replication,
+            tls,
+        }
     })
 }
 
@@ -901,10 +926,11 @@ fn put(server: &Postgres, hba: &str, ident: &str, number: usize) {
         user: marker,
         database: "shop".to_owned(),
         replication: Replication::None,
+        tls: false,
     };
     let in_force = Answer::Refusal(client.facts(Origin::Tcp(client.from.into())).rejected().message);
     eventually(&format!("reload of\n{text}"), Duration::from_secs(10), || {
-        client.knock(server.address) == in_force
+        client.knock(server) == in_force
     });
 }
 
@@ -925,7 +951,7 @@ fn decisions_are_those_of_postgresql_18() {
             .rules()
             .unwrap();
         for client in clients {
-            let theirs = client.knock(server.address);
+            let theirs = client.knock(&server);
             assert_eq!(decide(&rules, client, &interfaces), theirs, "{client:?}\n{text}");
             *seen
                 .entry(format!("{theirs:.12?}").chars().take(24).collect::<String>())
@@ -1001,6 +1027,7 @@ fn compare_maps(server: &Postgres) {
                 user: user.clone(),
                 database: "shop".to_owned(),
                 replication: Replication::None,
+                tls: false,
             };
             let theirs = first_answer(UnixStream::connect(&socket).unwrap(), &client.startup());
             let memberships = memberships(user);
