@@ -83,7 +83,7 @@ pub struct IdentRow {
 pub fn read(files: &dyn Files, path: &Path) -> IdentFile {
     let tokens = tokens::read(files, path);
     IdentFile {
-        lines: tokens.lines.into_iter().map(mapping).collect(),
+        lines: tokens.lines.iter().map(mapping).collect(),
         watched: tokens.watched,
     }
 }
@@ -212,9 +212,9 @@ impl Mapping {
     }
 }
 
-fn mapping(line: Line) -> Result<Mapping, Fault> {
+fn mapping(line: &Line) -> Result<Mapping, Fault> {
     match &line.fields {
-        Ok(fields) => parse(fields, &line).map_err(|kind| line.fault(kind)),
+        Ok(fields) => parse(fields, line).map_err(|kind| line.fault(kind)),
         Err(kind) => Err(line.fault(kind.clone())),
     }
 }

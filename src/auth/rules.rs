@@ -654,8 +654,8 @@ mod tests {
                 for origin in [tcp("10.1.2.3"), tcp("::1"), Origin::Local] {
                     let facts = Facts {
                         replication,
-                        tls,
                         origin,
+                        tls,
                         ..facts()
                     };
                     let Step::Decided(Decision::Match(matched)) = rules.decide(&facts, &Known::default())

@@ -39,7 +39,7 @@ pub struct HbaFile {
 /// Reads a file and what it includes. Bounded in bytes, files and depth.
 pub fn read(files: &dyn Files, path: &Path) -> HbaFile {
     let tokens = tokens::read(files, path);
-    let mut lines: Vec<_> = tokens.lines.into_iter().map(rule).collect();
+    let mut lines: Vec<_> = tokens.lines.iter().map(rule).collect();
     // As with PostgreSQL: a file that lets nobody in is a mistake.
     if lines.is_empty() {
         lines.push(Err(Fault {
@@ -82,9 +82,9 @@ impl HbaFile {
     }
 }
 
-fn rule(line: Line) -> Result<Rule, Fault> {
+fn rule(line: &Line) -> Result<Rule, Fault> {
     match &line.fields {
-        Ok(fields) => parse(fields, &line).map_err(|kind| line.fault(kind)),
+        Ok(fields) => parse(fields, line).map_err(|kind| line.fault(kind)),
         Err(kind) => Err(line.fault(kind.clone())),
     }
 }

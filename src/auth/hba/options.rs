@@ -61,7 +61,7 @@ pub struct LdapOptions {
     pub server: Option<String>,
     pub port: Option<u16>,
     pub scheme: Option<LdapScheme>,
-    /// StartTLS.
+    /// `StartTLS`.
     pub tls: bool,
     pub prefix: Option<String>,
     pub suffix: Option<String>,
