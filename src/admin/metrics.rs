@@ -1,18 +1,24 @@
 //! The process's own metrics and the exposition. Names are documented in `docs/metrics.md` and stable.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
 };
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::config::Part;
 
 /// What [`exposition`] gives.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -99,6 +105,107 @@ impl Metrics {
             .get_or_create(&RequestLabels { endpoint, code })
             .inc();
     }
+}
+
+/// Files that are read again, and the certificates in them. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct FileMetrics {
+    failed: Family<PartLabels, Gauge>,
+    reloads: Family<ResultLabels, Counter>,
+    certificates: Arc<ArcSwap<Vec<Expiry>>>,
+}
+
+/// The end of a certificate in service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expiry {
+    pub part: String,
+    pub file: String,
+    /// Unix seconds.
+    pub not_after: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabels {
+    part: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+impl FileMetrics {
+    /// Registers them where names get the prefix of ours.
+    pub fn register(ours: &mut Registry) -> Self {
+        let metrics = Self::default();
+        ours.register(
+            "file_reload_failed",
+            "1 while the files of a part of the configuration are broken, and older ones in service",
+            metrics.failed.clone(),
+        );
+        ours.register(
+            "file_reloads",
+            "Parts of the configuration whose files had changed and were read again",
+            metrics.reloads.clone(),
+        );
+        ours.register_collector(Box::new(Certificates(Arc::clone(&metrics.certificates))));
+        metrics
+    }
+
+    pub fn failed(&self, part: &Part, failed: bool) {
+        let labels = PartLabels {
+            part: part.to_string(),
+        };
+        self.failed.get_or_create(&labels).set(i64::from(failed));
+    }
+
+    /// A part was taken, or was not.
+    pub fn reloaded(&self, success: bool) {
+        let result = if success { "success" } else { "failure" };
+        self.reloads.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// The certificates that are in service now.
+    pub fn certificates(&self, all: Vec<Expiry>) {
+        self.certificates.store(Arc::new(all));
+    }
+}
+
+/// Reckons at each scrape.
+#[derive(Debug)]
+struct Certificates(Arc<ArcSwap<Vec<Expiry>>>);
+
+impl Collector for Certificates {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let all = self.0.load();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let mut metric = encoder.encode_descriptor(
+            "tls_certificate_expiry_days",
+            "Days until a certificate in service ends; negative once it has",
+            None,
+            MetricType::Gauge,
+        )?;
+        let mut told = BTreeSet::new();
+        for expiry in all.iter() {
+            let labels = [("part", expiry.part.as_str()), ("file", expiry.file.as_str())];
+            // The same file may stand twice in a list, but not in a scrape.
+            if told.insert(labels) {
+                let days = (unix(expiry.not_after) - unix_now()) / 86_400.0;
+                ConstGauge::new(days).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "the exposition has floating-point numbers only"
+)]
+fn unix(seconds: i64) -> f64 {
+    seconds as f64
 }
 
 /// The `OpenMetrics` text of everything registered.
@@ -192,7 +299,7 @@ fn lossy(value: u64) -> f64 {
 
 #[cfg(test)]
 pub(super) mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
     use super::*;
 
     /// Every sample line is `name{labels} value`, every name is described, the text ends with `# EOF`.
@@ -230,6 +337,15 @@ pub(super) mod tests {
     fn the_exposition_parses_and_has_the_documented_names() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
+        let files = FileMetrics::register(registry.sub_registry_with_prefix(PREFIX));
+        files.failed(&Part::ServerTls("main".into()), true);
+        files.reloaded(true);
+        let in_ten_days = Expiry {
+            part: "tls".to_owned(),
+            file: "/s.crt".to_owned(),
+            not_after: unix_now() as i64 + 10 * 86_400,
+        };
+        files.certificates(vec![in_ten_days.clone(), in_ten_days]);
         metrics.request(Endpoint::Node, 503);
         metrics.request(Endpoint::Node, 503);
         let samples = parses(&exposition(&registry).unwrap());
@@ -247,6 +363,10 @@ pub(super) mod tests {
                 env!("CARGO_PKG_VERSION")
             )] > 0.0
         );
+        let days = samples["trunkline_tls_certificate_expiry_days{part=\"tls\",file=\"/s.crt\"}"];
+        assert!((9.9..=10.0).contains(&days), "{days}");
+        assert!(samples["trunkline_file_reload_failed{part=\"clusters.main.server_tls\"}"] > 0.9);
+        assert!(samples["trunkline_file_reloads_total{result=\"success\"}"] > 0.9);
         assert!(samples["process_resident_memory_bytes"] > 1e5);
         assert!(samples["process_open_fds"] >= 3.0);
         assert!(samples["process_max_fds"] >= samples["process_open_fds"]);

@@ -13,11 +13,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
 use crate::cluster::examine::examine;
-use crate::config::{self, BindAddress, Config, ListenerTls, Source, TargetRole, Verifiers};
+use crate::config::{self, BindAddress, Config, Leaf, ListenerTls, Part, Source, TargetRole, Verifiers};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
 /// anything is wrong.
@@ -138,6 +139,21 @@ fn summary(config: &Config) -> String {
             listener.name, listener.address, listener.route
         );
     }
+    let now = unix_now();
+    for (part, leaf) in certificates(config) {
+        let names = if leaf.names.is_empty() {
+            leaf.subject.clone()
+        } else {
+            leaf.names.join(", ")
+        };
+        let _ = writeln!(
+            text,
+            "certificate {} ({part}): {names}; {} days left, until {}",
+            leaf.cert_file.display(),
+            leaf.days_left(now),
+            leaf.expires()
+        );
+    }
     let scheme = if config.http.tls.is_some() {
         "HTTPS"
     } else {
@@ -150,6 +166,23 @@ fn summary(config: &Config) -> String {
     };
     let _ = writeln!(text, "users: from {verifiers}");
     text
+}
+
+/// Every certificate that is shown to somebody, with the part of the configuration it belongs to.
+fn certificates(config: &Config) -> Vec<(Part, Leaf)> {
+    let of_clients = config.tls.iter().flat_map(|tls| &tls.certificates);
+    let mut all: Vec<(Part, Leaf)> = of_clients.map(|served| (Part::Tls, served.pair.leaf())).collect();
+    all.extend(config.http.tls.iter().map(|tls| (Part::Http, tls.leaf.clone())));
+    for cluster in config.clusters.values() {
+        let pair = cluster.server_tls.client_certificate.iter();
+        all.extend(pair.map(|pair| (Part::ServerTls(Arc::clone(&cluster.name)), pair.leaf())));
+    }
+    all
+}
+
+fn unix_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Addresses as a person writes them, with commas.

@@ -111,6 +111,11 @@ impl Files {
         self.0.get(part)
     }
 
+    /// Every part that has files.
+    pub fn parts(&self) -> impl Iterator<Item = (&Part, &Stamps)> {
+        self.0.iter()
+    }
+
     /// The same files as they are now. Blocks for as long as the file system does.
     pub fn look(&self) -> Stamps {
         let paths = self.0.values().flat_map(BTreeMap::keys);

@@ -10,6 +10,7 @@
 
 mod door;
 mod limits;
+mod reload;
 mod shutdown;
 mod workers;
 
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::admin::metrics::FileMetrics;
 use crate::admin::{self, ClusterView, Handles, Readiness};
 use crate::auth::rules::Rules;
 use crate::auth::scram::MockSecret;
@@ -42,6 +44,7 @@ use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::registry::Registry;
 use crate::session::{self, Shared, peers::Peers};
 use door::Door;
+use reload::{Reload, Sinks};
 use workers::Workers;
 
 /// Serves until SIGTERM or SIGINT.
@@ -55,16 +58,21 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    control.block_on(serve(config))
+    let outcome = control.block_on(serve(Arc::new(config)));
+    // A passphrase command may be under way, and is nothing to wait for.
+    control.shutdown_background();
+    outcome
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let bound = bind(&config)?;
     let mut signals = shutdown::Signals::listen().context("cannot listen for signals")?;
+    let hangup = shutdown::hangup().context("cannot listen for signals")?;
     let stop = CancellationToken::new();
     let tracker = TaskTracker::new();
     let mut metrics = Metrics::default();
     let admin_metrics = admin::Metrics::register(&mut metrics);
+    let file_metrics = FileMetrics::register(metrics.sub_registry_with_prefix(admin::metrics::PREFIX));
     let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
     let clusters = start_clusters(&config, ours, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
@@ -96,6 +104,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         doors.spawn(listen::accept_loop(bound, door, accepting.clone()));
     }
     readiness.accepting();
+    let sinks = Sinks {
+        tls,
+        http: admin.tls(),
+        clusters,
+        shared: Arc::clone(&shared),
+    };
+    tracker.spawn(Reload::new(config.clone(), sinks, file_metrics).run(hangup, stop.clone()));
 
     signals.wait().await;
     readiness.draining();

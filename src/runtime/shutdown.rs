@@ -15,11 +15,10 @@ use crate::session::registry::Registry;
 /// For sessions to say their last words after they were cut, and for tasks to end.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
-/// SIGTERM and SIGINT end the process; SIGHUP does nothing yet, and says so.
+/// SIGTERM and SIGINT end the process.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
 }
 
 impl Signals {
@@ -27,25 +26,22 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
         })
     }
 
     /// Until the process is to end.
     pub(super) async fn wait(&mut self) {
-        loop {
-            let name = tokio::select! {
-                _ = self.terminate.recv() => "SIGTERM",
-                _ = self.interrupt.recv() => "SIGINT",
-                _ = self.hangup.recv() => {
-                    warn!("SIGHUP: the configuration cannot be reloaded yet; restart to apply changes");
-                    continue;
-                }
-            };
-            info!(signal = name, "shutting down");
-            return;
-        }
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        info!(signal = name, "shutting down");
     }
+}
+
+/// SIGHUP: files are to be read again.
+pub(super) fn hangup() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
 }
 
 /// Ends sessions at their next boundary, and cuts what is left after `grace` or at a second signal.

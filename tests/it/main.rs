@@ -25,5 +25,6 @@ mod idle;
 mod main_job;
 mod raw;
 mod relay;
+mod tls;
 mod tools;
 mod transparent;
