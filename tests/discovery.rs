@@ -86,6 +86,13 @@ impl Running {
                 cache_ttl: Duration::from_mins(1),
             },
             login_timeout: Duration::from_mins(1),
+            rate_limit: config::RateLimit {
+                failures: 0,
+                delay: Duration::ZERO,
+                max_delay: Duration::ZERO,
+                refuse_after: 0,
+                refuse_for: Duration::ZERO,
+            },
         };
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));

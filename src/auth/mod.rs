@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::config::Secret;
 
 pub(crate) mod crypto;
+pub mod guard;
 pub mod lookup;
 pub mod md5;
 pub mod rules;

@@ -1,6 +1,7 @@
 //! Everything but `clusters`: from the tree to the model.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use rustls::SupportedProtocolVersion;
@@ -11,7 +12,7 @@ use super::cluster::{hours, minutes, ms, secs};
 use super::files;
 use super::model::{
     Auth, BindAddress, ClientTls, Http, Limits, Listener, ListenerTls, Log, LogFormat, LogLevel, Peer, Peers,
-    Route, Shutdown, TargetRole, Verifiers,
+    RateLimit, Route, Shutdown, TargetRole, Verifiers,
 };
 use super::schema;
 use super::section::{Field, Section, report_repeated};
@@ -78,7 +79,9 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
         .unwrap_or(secs(60));
     let login_timeout = section
         .field("login_timeout")
-        .and_then(|field| field.duration(ms(100), minutes(10)));
+        .and_then(|field| field.duration(ms(100), minutes(10)))
+        .unwrap_or(secs(60));
+    let rate_limit = rate_limit(&section, login_timeout);
     let verifiers = if let Some(field) = users_file {
         if let Some(field) = cache_ttl {
             field.fault("has no effect with `users_file`");
@@ -95,8 +98,56 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
     };
     Some(Auth {
         verifiers: verifiers?,
-        login_timeout: login_timeout.unwrap_or(secs(60)),
+        login_timeout,
+        rate_limit,
     })
+}
+
+fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
+    let section = auth.section("rate_limit", &schema::RATE_LIMIT);
+    let failures = section
+        .field("failures")
+        .and_then(|field| field.number(0, 1000))
+        .unwrap_or(5);
+    if failures == 0 {
+        for key in ["delay", "max_delay", "refuse_after", "refuse_for"] {
+            if let Some(field) = section.field(key) {
+                field.fault("has no effect with `failures: 0`");
+            }
+        }
+    }
+    let delay_field = section.field("delay");
+    let delay = delay_field.as_ref().and_then(|field| field.duration(ms(0), minutes(1)));
+    // An attempt that waited longer than its login may take could never begin.
+    let longest = login_timeout / 2;
+    let max_field = section.field("max_delay");
+    let max_delay = match max_field.as_ref().and_then(|field| field.duration(ms(1), minutes(5))) {
+        Some(max_delay) => {
+            if let Some(field) = max_field.filter(|_| max_delay > longest) {
+                field.fault("must not be longer than half of `auth.login_timeout`");
+            }
+            max_delay
+        }
+        None => delay.unwrap_or_default().max(secs(8)).min(longest),
+    };
+    if let Some(field) = delay_field.filter(|_| delay.is_some_and(|delay| delay > max_delay)) {
+        field.fault("must not be longer than `max_delay`, nor than half of `auth.login_timeout`");
+    }
+    let refuse_field = section.field("refuse_after");
+    let refuse_after = refuse_field.as_ref().and_then(|field| field.number(1, 10_000));
+    if let Some(field) = refuse_field.filter(|_| refuse_after.is_some_and(|after| after < failures)) {
+        field.fault("must not be less than `failures`");
+    }
+    RateLimit {
+        failures,
+        delay: delay.unwrap_or(ms(250)).min(max_delay),
+        max_delay,
+        refuse_after: refuse_after.unwrap_or(failures.max(20)),
+        refuse_for: section
+            .field("refuse_for")
+            .and_then(|field| field.duration(secs(1), hours(24)))
+            .unwrap_or(minutes(1)),
+    }
 }
 
 fn verifier_query(field: &Field<'_>) -> Option<String> {

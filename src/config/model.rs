@@ -191,6 +191,34 @@ pub struct Auth {
     pub verifiers: Verifiers,
     /// From accept to authenticated, TLS included (default 60 s).
     pub login_timeout: Duration,
+    pub rate_limit: RateLimit,
+}
+
+/// What failed logins lead to, counted per address and per user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Failures after which each further attempt waits; 0 is no limit at all (default 5).
+    pub failures: u32,
+    /// The first wait, doubled with each further failure; 0 is none (default 250 ms).
+    pub delay: Duration,
+    /// Bound on one wait, shorter than the login timeout (default 8 s).
+    pub max_delay: Duration,
+    /// Failures after which attempts are refused, not fewer than `failures` (default 20).
+    pub refuse_after: u32,
+    /// How long they are refused, at least 1 s (default 1 m).
+    pub refuse_for: Duration,
+}
+
+impl RateLimit {
+    pub fn is_on(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// How long an attempt waits, given so many failures more than [`Self::failures`].
+    pub fn delay_after(&self, beyond: u32) -> Duration {
+        let factor = 2_u32.saturating_pow(beyond);
+        self.delay.saturating_mul(factor).min(self.max_delay)
+    }
 }
 
 #[derive(Debug)]

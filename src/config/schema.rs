@@ -53,7 +53,9 @@ keys! {
     TLS "tls": now("certificates"), now("min_version"), later("client_ca_file"), later("client_crl_file");
     CERTIFICATE "tls.certificates[]": now("cert_file"), now("key_file"), later("passphrase_command");
     AUTH "auth": later("hba_file"), later("ident_file"), now("users_file"), now("query"), now("cache_ttl"),
-        now("login_timeout");
+        now("login_timeout"), now("rate_limit");
+    RATE_LIMIT "auth.rate_limit": now("failures"), now("delay"), now("max_delay"), now("refuse_after"),
+        now("refuse_for");
     ROUTE "routes.NAME": now("cluster"), now("targets"), now("balance"), now("resume"), later("queue_timeout"),
         later("max_lag"), later("on_unfit");
     LISTENER "listeners[]": now("name"), now("address"), now("route"), now("mode"), now("tls"),

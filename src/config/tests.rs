@@ -42,7 +42,8 @@ clusters:
 tls:
   certificates: [{cert_file: s.crt, key_file: s.key}]
   min_version: "1.3"
-auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 10s}
+auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 10s,
+       rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m}}
 routes:
   w: {cluster: other, targets: [leader], balance: least_connections, resume: off}
   r: {targets: [replica]}
@@ -194,6 +195,14 @@ fn the_minimal_file_has_the_documented_defaults() {
         (*cache_ttl, config.auth.login_timeout),
         (Duration::from_mins(1), Duration::from_mins(1))
     );
+    let rate_limit = RateLimit {
+        failures: 5,
+        delay: Duration::from_millis(250),
+        max_delay: Duration::from_secs(8),
+        refuse_after: 20,
+        refuse_for: Duration::from_mins(1),
+    };
+    assert_eq!(config.auth.rate_limit, rate_limit);
     assert_eq!(config.routes["read-write"].target, TargetRole::Leader);
     assert_eq!(config.routes["read-only"].target, TargetRole::Replica);
     assert_eq!(&*config.routes["read-only"].cluster, "main");
@@ -227,6 +236,18 @@ fn the_minimal_file_has_the_documented_defaults() {
     );
     assert_eq!(config.shutdown.grace, thirty);
     assert_eq!(config.warnings(), [""; 0]);
+}
+
+#[test]
+fn the_rate_limit_fits_what_is_written_beside_it() {
+    let files = Files::new();
+    let read = |auth: &str| files.ok(&format!("{MINIMAL}auth: {{{auth}}}\n")).auth.rate_limit;
+    assert!(!read("rate_limit: {failures: 0}").is_on());
+    assert_eq!(read("rate_limit: {failures: 30}").refuse_after, 30);
+    assert_eq!(read("rate_limit: {delay: 20s}").max_delay, Duration::from_secs(20));
+    let short = read("login_timeout: 200ms");
+    let most = Duration::from_millis(100);
+    assert_eq!((short.delay, short.max_delay), (most, most));
 }
 
 #[test]
@@ -311,6 +332,14 @@ fn every_key_has_its_effect() {
         ("SELECT a, b FROM c WHERE a = $1", Duration::from_secs(5))
     );
     assert_eq!(config.auth.login_timeout, Duration::from_secs(10));
+    let rate_limit = RateLimit {
+        failures: 2,
+        delay: Duration::from_millis(50),
+        max_delay: Duration::from_secs(3),
+        refuse_after: 9,
+        refuse_for: Duration::from_mins(2),
+    };
+    assert_eq!(config.auth.rate_limit, rate_limit);
     assert_eq!(config.routes.keys().collect::<Vec<_>>(), ["w", "r"]);
     assert_eq!(
         (&*config.routes["w"].cluster, config.routes["w"].target),
@@ -622,6 +651,19 @@ fn wrong_types_and_bounds() {
         ("limits: {max_pending_logins: 0}", "must be from 1 to 100000"),
         ("limits: {max_clients: 1000001}", "must be from 0 to 1000000"),
         ("auth: {login_timeout: 0}", "must be from 100ms to 10m"),
+        ("auth: {rate_limit: {failures: 1001}}", "must be from 0 to 1000"),
+        ("auth: {rate_limit: {delay: 61s}}", "must be from 0 to 1m"),
+        ("auth: {rate_limit: {max_delay: 0}}", "must be from 1ms to 5m"),
+        ("auth: {rate_limit: {delay: 9s, max_delay: 8s}}", "must not be longer than `max_delay`"),
+        ("auth: {rate_limit: {max_delay: 31s}}", "half of `auth.login_timeout`"),
+        (
+            "auth: {login_timeout: 1s, rate_limit: {delay: 600ms}}",
+            "half of `auth.login_timeout`",
+        ),
+        ("auth: {rate_limit: {refuse_after: 4}}", "must not be less than `failures`"),
+        ("auth: {rate_limit: {refuse_after: 10001}}", "must be from 1 to 10000"),
+        ("auth: {rate_limit: {refuse_for: 999ms}}", "must be from 1s to 24h"),
+        ("auth: {rate_limit: {failures: 0, delay: 1s}}", "has no effect with `failures: 0`"),
         ("log: {level: inf}", "did you mean `info`?"),
         ("log: {format: xml}", "expected `text` or `json`"),
         ("http: {address: 6434}", "expected text, found a number"),

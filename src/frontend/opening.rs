@@ -232,6 +232,14 @@ fn is_garbage(error: &io::Error) -> bool {
     )
 }
 
+/// The client's own certificate was refused.
+fn is_bad_certificate(error: &io::Error) -> bool {
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+}
+
 impl OpeningFault {
     /// What the client is told; `None` is a silent close.
     pub fn reply(&self) -> Option<ErrorReply> {
@@ -260,6 +268,20 @@ impl OpeningFault {
             Self::HungUp | Self::Startup(StartupFault::Length) | Self::NoAlpn | Self::TlsNotOffered => true,
             Self::Handshake(error) => is_garbage(error),
             Self::Startup(_) | Self::Injected | Self::EncryptionTwice | Self::TlsRequired => false,
+        }
+    }
+
+    /// Does it speak against the peer, for the limits on guessing? What a health check, a port scan, an old driver
+    /// or a client that does not trust our certificate does, does not.
+    pub fn is_offence(&self) -> bool {
+        match self {
+            Self::HungUp
+            | Self::Startup(StartupFault::Length | StartupFault::Version { .. })
+            | Self::NoAlpn
+            | Self::TlsNotOffered
+            | Self::TlsRequired => false,
+            Self::Handshake(error) => is_bad_certificate(error),
+            Self::Startup(_) | Self::Injected | Self::EncryptionTwice => true,
         }
     }
 

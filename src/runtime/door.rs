@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use super::workers::Workers;
 use crate::frontend::ClientAddress;
 use crate::frontend::listen::Accepted;
-use crate::session::Shared;
-use crate::session::admission::Room;
+use crate::session::admission::{Full, Room};
 use crate::session::gate::Gate;
 use crate::session::life::{self, Arrival};
+use crate::session::{Shared, sentry};
 
 /// Takes what a listener accepts to a worker. The gate is read per accept: another one may be put in its place.
 pub(super) struct Door {
@@ -32,16 +32,17 @@ impl Door {
 
 impl Accepted for Door {
     fn accepted(&self, socket: TcpStream, address: SocketAddr) {
-        let Some(pending) = self.shared.admission.pending() else {
-            self.shared.refused("too_many_logins");
-            tell(
-                &socket,
-                &life::too_many(
-                    "too many connections are logging in",
-                    "Try again in a moment; the bound is limits.max_pending_logins of the connection manager.",
-                ),
-            );
-            return;
+        let pending = match self.shared.admission.pending(Some(address.ip())) {
+            Ok(pending) => pending,
+            Err(full) => {
+                self.shared.refused(match full {
+                    Full::Total => "too_many_logins",
+                    Full::Source => "too_many_logins_address",
+                });
+                let (text, hint) = sentry::too_many(full);
+                tell(&socket, &life::too_many(text, hint));
+                return;
+            }
         };
         let gate = self.gate.load_full();
         let shared = Arc::clone(&self.shared);

@@ -38,6 +38,7 @@ use crate::session::end::{Order, Reason};
 use crate::session::gate::Gate;
 use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::registry::Registry;
+use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
 use door::Door;
 use workers::Workers;
@@ -81,7 +82,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tracker.spawn(enforce(cluster.clone(), Arc::clone(&registry), stop.clone()));
     }
     let told = (Arc::clone(&shared), stop.clone());
-    tracker.spawn(async move { told.0.failures.summarise(told.1).await });
+    tracker.spawn(async move {
+        tokio::join!(
+            told.0.failures.summarise(told.1.clone()),
+            told.0.sentry.summarise(told.1)
+        );
+    });
     let accepting = CancellationToken::new();
     let doors = TaskTracker::new();
     for (listener, bound) in config.listeners.iter().zip(bound) {
@@ -171,12 +177,18 @@ fn share(
         Verifiers::UsersFile { path, contents } => Some(users(path, contents, &mock)?),
         Verifiers::Query { .. } => None,
     };
+    let sentry = Arc::new(Sentry::new(config.auth.rate_limit));
     Ok(Shared {
         admission: Arc::new(Admission::new(
             config.limits.max_clients,
             config.limits.max_pending_logins,
         )),
-        metrics: Arc::new(session::metrics::Metrics::new(metrics, Arc::clone(&registry))),
+        metrics: Arc::new(session::metrics::Metrics::new(
+            metrics,
+            Arc::clone(&registry),
+            Arc::clone(&sentry),
+        )),
+        sentry,
         registry,
         keys: KeyIssuer::new(incarnation, secret),
         peers: config.peers.as_ref().map(|peers| Peers::new(peers, incarnation)),

@@ -21,6 +21,7 @@ pub mod rate;
 pub mod registry;
 pub mod relay;
 pub mod sample;
+pub mod sentry;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -56,6 +57,7 @@ pub struct Shared {
     pub login_timeout: Duration,
     pub cancels: Arc<Semaphore>,
     pub failures: Failures,
+    pub sentry: Arc<sentry::Sentry>,
     /// Small tasks that outlive the session that began them.
     pub tasks: TaskTracker,
     /// Cancelled when the doors close for good: who has not logged in by then does not get in any more.
