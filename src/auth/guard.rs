@@ -38,9 +38,7 @@ pub const FAMILIAR_FOR: Duration = Duration::from_hours(1);
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)))
-        }
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
     }
 }
 
@@ -122,8 +120,14 @@ impl Guard {
         }
         let (by_address, by_user) = self.subject(attempt, now);
         let slots = [
-            (by_address.and_then(|key| self.addresses.slot(key, &self.limit, now)), By::Address),
-            (by_user.and_then(|key| self.users.slot(key, &self.limit, now)), By::User),
+            (
+                by_address.and_then(|key| self.addresses.slot(key, &self.limit, now)),
+                By::Address,
+            ),
+            (
+                by_user.and_then(|key| self.users.slot(key, &self.limit, now)),
+                By::User,
+            ),
         ];
         let last = slots
             .into_iter()
@@ -350,7 +354,11 @@ impl Records {
             Some(success) => (0, success),
             None => (record.failures, record.since),
         };
-        let mut ranks: Vec<_> = self.records.iter().map(|(key, record)| (rank(record), *key)).collect();
+        let mut ranks: Vec<_> = self
+            .records
+            .iter()
+            .map(|(key, record)| (rank(record), *key))
+            .collect();
         let excess = (self.most / 4).max(1).min(ranks.len());
         ranks.select_nth_unstable(excess - 1);
         for (_, key) in &ranks[..excess] {

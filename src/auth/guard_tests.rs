@@ -50,7 +50,9 @@ impl Scene {
 
     fn fail(&mut self, times: usize, user: &str, address: u8) -> Vec<Began> {
         let attempt = self.attempt(user, address);
-        (0..times).map(|_| self.guard.failed(&attempt, self.now)).collect()
+        (0..times)
+            .map(|_| self.guard.failed(&attempt, self.now))
+            .collect()
     }
 
     fn succeed(&mut self, user: &str, address: u8) {
@@ -75,7 +77,11 @@ fn after_some_failures_a_growing_delay_then_refusal_then_one_more_try() {
         assert_eq!((began.address, began.user), (refused, refused));
     }
     assert_eq!(scene.ask("eve", 1), Err((By::Address, 60_000)));
-    assert_eq!(scene.ask("other", 1), Err((By::Address, 60_000)), "whatever its name");
+    assert_eq!(
+        scene.ask("other", 1),
+        Err((By::Address, 60_000)),
+        "whatever its name"
+    );
     assert_eq!(scene.ask("eve", 2), Err((By::User, 60_000)), "wherever it is");
     assert_eq!(scene.ask("other", 2), Ok(0));
     scene.now += MINUTE;
@@ -89,12 +95,16 @@ fn after_some_failures_a_growing_delay_then_refusal_then_one_more_try() {
 fn attempts_in_parallel_get_slots_one_behind_the_other() {
     let mut scene = Scene::new(limit());
     scene.fail(4, "a", 1);
-    let slots: Vec<_> = (0..4).map(|n| scene.ask(&format!("user{n}"), 1).unwrap()).collect();
+    let slots: Vec<_> = (0..4)
+        .map(|n| scene.ask(&format!("user{n}"), 1).unwrap())
+        .collect();
     assert_eq!(slots, [2000, 4000, 6000, 8000]);
     // One that came too late for its login's deadline takes no slot.
     let attempt = scene.attempt("late", 1);
     let verdict = scene.guard.ask(&attempt, scene.now + 9 * SECOND, scene.now);
-    assert!(matches!(verdict, Verdict::Refuse { by: By::Address, until } if until == scene.now + 10 * SECOND));
+    assert!(
+        matches!(verdict, Verdict::Refuse { by: By::Address, until } if until == scene.now + 10 * SECOND)
+    );
     assert_eq!(scene.ask("next", 1), Ok(10_000));
     // Whoever waits hears of a refusal that began meanwhile.
     let waiting = scene.attempt("next", 1);
@@ -114,7 +124,10 @@ fn a_user_is_not_locked_out_where_it_has_logged_in_lately() {
         scene.fail(1, "app", attacker);
     }
     assert_eq!(scene.ask("app", 1), Ok(0), "where it is known");
-    assert!(matches!(scene.ask("app", 2), Err((By::User, _))), "where it is not");
+    assert!(
+        matches!(scene.ask("app", 2), Err((By::User, _))),
+        "where it is not"
+    );
     scene.now += FAMILIAR_FOR - MINUTE;
     scene.succeed("app", 1);
     scene.now += FAMILIAR_FOR - SECOND;
@@ -130,7 +143,11 @@ fn a_success_behind_a_nat_helps_its_own_user_and_nobody_else() {
     scene.fail(8, "eve", 1);
     scene.succeed("app", 1);
     assert_eq!(scene.ask("app", 1), Ok(0));
-    assert_eq!(scene.ask("admin", 1), Err((By::Address, 60_000)), "nothing is forgiven");
+    assert_eq!(
+        scene.ask("admin", 1),
+        Err((By::Address, 60_000)),
+        "nothing is forgiven"
+    );
     // Guesses at the familiar user's own password use up its freedom; successes in between give none of it back.
     scene.fail(2, "app", 1);
     assert_eq!(scene.ask("app", 1), Ok(0));
@@ -204,7 +221,10 @@ fn garbage_counts_for_the_address_alone() {
     let mut scene = Scene::new(limit());
     let source = Some(IpAddr::from([10, 0, 0, 1]));
     let began: Vec<bool> = (0..9).map(|_| scene.guard.garbage(source, scene.now)).collect();
-    assert_eq!(began, [false, false, false, false, false, false, false, true, false]);
+    assert_eq!(
+        began,
+        [false, false, false, false, false, false, false, true, false]
+    );
     assert_eq!(scene.guard.sweep(scene.now), (1, 0));
     assert!(!scene.guard.garbage(None, scene.now));
 }
@@ -227,13 +247,19 @@ fn memory_is_bounded_and_the_worst_are_kept() {
     assert!(matches!(scene.ask("worst", 2), Err((By::User, _))));
     let last = IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + 99_999));
     let last = scene.guard.attempt(Some(last), "main", &99_999_u32.to_be_bytes());
-    assert!(scene.guard.addresses.is_known(last.address.unwrap()), "the newest stay");
+    assert!(
+        scene.guard.addresses.is_known(last.address.unwrap()),
+        "the newest stay"
+    );
     assert!(scene.guard.familiar.is_known(last.pair));
 }
 
 #[test]
 fn switched_off_nothing_is_counted() {
-    let mut scene = Scene::new(RateLimit { failures: 0, ..limit() });
+    let mut scene = Scene::new(RateLimit {
+        failures: 0,
+        ..limit()
+    });
     scene.fail(100, "eve", 1);
     assert_eq!(scene.ask("eve", 1), Ok(0));
     assert_eq!(scene.guard.sweep(scene.now), (0, 0));
@@ -241,7 +267,10 @@ fn switched_off_nothing_is_counted() {
 
 #[test]
 fn without_a_delay_there_is_only_refusal() {
-    let mut scene = Scene::new(RateLimit { delay: Duration::ZERO, ..limit() });
+    let mut scene = Scene::new(RateLimit {
+        delay: Duration::ZERO,
+        ..limit()
+    });
     scene.fail(7, "eve", 1);
     assert_eq!(scene.ask("eve", 1), Ok(0));
     scene.fail(1, "eve", 1);

@@ -117,11 +117,16 @@ fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
         }
     }
     let delay_field = section.field("delay");
-    let delay = delay_field.as_ref().and_then(|field| field.duration(ms(0), minutes(1)));
+    let delay = delay_field
+        .as_ref()
+        .and_then(|field| field.duration(ms(0), minutes(1)));
     // An attempt that waited longer than its login may take could never begin.
     let longest = login_timeout / 2;
     let max_field = section.field("max_delay");
-    let max_delay = match max_field.as_ref().and_then(|field| field.duration(ms(1), minutes(5))) {
+    let max_delay = match max_field
+        .as_ref()
+        .and_then(|field| field.duration(ms(1), minutes(5)))
+    {
         Some(max_delay) => {
             if let Some(field) = max_field.filter(|_| max_delay > longest) {
                 field.fault("must not be longer than half of `auth.login_timeout`");

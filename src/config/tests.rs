@@ -244,7 +244,10 @@ fn the_rate_limit_fits_what_is_written_beside_it() {
     let read = |auth: &str| files.ok(&format!("{MINIMAL}auth: {{{auth}}}\n")).auth.rate_limit;
     assert!(!read("rate_limit: {failures: 0}").is_on());
     assert_eq!(read("rate_limit: {failures: 30}").refuse_after, 30);
-    assert_eq!(read("rate_limit: {delay: 20s}").max_delay, Duration::from_secs(20));
+    assert_eq!(
+        read("rate_limit: {delay: 20s}").max_delay,
+        Duration::from_secs(20)
+    );
     let short = read("login_timeout: 200ms");
     let most = Duration::from_millis(100);
     assert_eq!((short.delay, short.max_delay), (most, most));
@@ -654,16 +657,34 @@ fn wrong_types_and_bounds() {
         ("auth: {rate_limit: {failures: 1001}}", "must be from 0 to 1000"),
         ("auth: {rate_limit: {delay: 61s}}", "must be from 0 to 1m"),
         ("auth: {rate_limit: {max_delay: 0}}", "must be from 1ms to 5m"),
-        ("auth: {rate_limit: {delay: 9s, max_delay: 8s}}", "must not be longer than `max_delay`"),
-        ("auth: {rate_limit: {max_delay: 31s}}", "half of `auth.login_timeout`"),
+        (
+            "auth: {rate_limit: {delay: 9s, max_delay: 8s}}",
+            "must not be longer than `max_delay`",
+        ),
+        (
+            "auth: {rate_limit: {max_delay: 31s}}",
+            "half of `auth.login_timeout`",
+        ),
         (
             "auth: {login_timeout: 1s, rate_limit: {delay: 600ms}}",
             "half of `auth.login_timeout`",
         ),
-        ("auth: {rate_limit: {refuse_after: 4}}", "must not be less than `failures`"),
-        ("auth: {rate_limit: {refuse_after: 10001}}", "must be from 1 to 10000"),
-        ("auth: {rate_limit: {refuse_for: 999ms}}", "must be from 1s to 24h"),
-        ("auth: {rate_limit: {failures: 0, delay: 1s}}", "has no effect with `failures: 0`"),
+        (
+            "auth: {rate_limit: {refuse_after: 4}}",
+            "must not be less than `failures`",
+        ),
+        (
+            "auth: {rate_limit: {refuse_after: 10001}}",
+            "must be from 1 to 10000",
+        ),
+        (
+            "auth: {rate_limit: {refuse_for: 999ms}}",
+            "must be from 1s to 24h",
+        ),
+        (
+            "auth: {rate_limit: {failures: 0, delay: 1s}}",
+            "has no effect with `failures: 0`",
+        ),
         ("log: {level: inf}", "did you mean `info`?"),
         ("log: {format: xml}", "expected `text` or `json`"),
         ("http: {address: 6434}", "expected text, found a number"),

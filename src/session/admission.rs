@@ -230,7 +230,10 @@ mod tests {
         drop(held);
         assert!(admission.pending(sources[0]).is_ok(), "given back");
         drop(local);
-        assert!(admission.pending.taken().by_source.is_empty(), "nothing is left behind");
+        assert!(
+            admission.pending.taken().by_source.is_empty(),
+            "nothing is left behind"
+        );
         assert!(Admission::new(0, 1).pending(None).is_ok(), "at least one");
     }
 }

@@ -213,7 +213,9 @@ fn log(sentry: &Sentry, by: By, client: ClientAddress, user: Option<&[u8]>) {
     };
     let for_s = sentry.refuse_for.as_secs();
     match user {
-        None => warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused"),
+        None => {
+            warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused")
+        }
         Some(user) => warn!(
             user = %Escaped(user), last = %client, for_s, skipped,
             "too many failed logins: logins as this user are refused, but for addresses it has used lately"

@@ -12,6 +12,7 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod abuse;
 mod auth;
 mod bad_input;
 mod cancel;
