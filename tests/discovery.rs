@@ -95,6 +95,13 @@ impl Running {
         let auth = Auth {
             verifiers,
             login_timeout: Duration::from_mins(1),
+            rate_limit: config::RateLimit {
+                failures: 0,
+                delay: Duration::ZERO,
+                max_delay: Duration::ZERO,
+                refuse_after: 0,
+                refuse_for: Duration::ZERO,
+            },
         };
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));

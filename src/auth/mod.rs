@@ -12,6 +12,7 @@ use crate::config::Secret;
 
 pub mod credentials;
 pub(crate) mod crypto;
+pub mod guard;
 pub mod hba;
 pub mod ident;
 pub mod ldap;

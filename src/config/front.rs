@@ -1,6 +1,7 @@
 //! Everything but `clusters`: from the tree to the model.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use rustls::SupportedProtocolVersion;
@@ -13,7 +14,7 @@ use super::cluster::{hours, minutes, ms, secs};
 use super::keys::{self, Unlock};
 use super::model::{
     Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Peer, Peers, Route, ServedCertificate, Shutdown, TargetRole, Verifiers,
+    LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, TargetRole, Verifiers,
 };
 use super::schema;
 use super::section::{Field, Section, report_repeated};
@@ -119,7 +120,9 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
         .unwrap_or(secs(60));
     let login_timeout = section
         .field("login_timeout")
-        .and_then(|field| field.duration(ms(100), minutes(10)));
+        .and_then(|field| field.duration(ms(100), minutes(10)))
+        .unwrap_or(secs(60));
+    let rate_limit = rate_limit(&section, login_timeout);
     let verifiers = if let Some(field) = users_file {
         if let Some(field) = cache_ttl {
             field.fault("has no effect with `users_file`");
@@ -142,12 +145,65 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
     let ldap_roots = section.field("ldap_ca_file").and_then(|field| field.roots());
     Some(Auth {
         verifiers: verifiers?,
-        login_timeout: login_timeout.unwrap_or(secs(60)),
+        login_timeout,
+        rate_limit,
         hba_file: hba_file.and_then(|field| field.path()),
         ident_file: ident_file.and_then(|field| field.path()),
         ldap_roots,
         server_credentials: access::server_credentials(&section).into(),
     })
+}
+
+fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
+    let section = auth.section("rate_limit", &schema::RATE_LIMIT);
+    let failures = section
+        .field("failures")
+        .and_then(|field| field.number(0, 1000))
+        .unwrap_or(5);
+    if failures == 0 {
+        for key in ["delay", "max_delay", "refuse_after", "refuse_for"] {
+            if let Some(field) = section.field(key) {
+                field.fault("has no effect with `failures: 0`");
+            }
+        }
+    }
+    let delay_field = section.field("delay");
+    let delay = delay_field
+        .as_ref()
+        .and_then(|field| field.duration(ms(0), minutes(1)));
+    // An attempt that waited longer than its login may take could never begin.
+    let longest = login_timeout / 2;
+    let max_field = section.field("max_delay");
+    let max_delay = match max_field
+        .as_ref()
+        .and_then(|field| field.duration(ms(1), minutes(5)))
+    {
+        Some(max_delay) => {
+            if let Some(field) = max_field.filter(|_| max_delay > longest) {
+                field.fault("must not be longer than half of `auth.login_timeout`");
+            }
+            max_delay
+        }
+        None => delay.unwrap_or_default().max(secs(8)).min(longest),
+    };
+    if let Some(field) = delay_field.filter(|_| delay.is_some_and(|delay| delay > max_delay)) {
+        field.fault("must not be longer than `max_delay`, nor than half of `auth.login_timeout`");
+    }
+    let refuse_field = section.field("refuse_after");
+    let refuse_after = refuse_field.as_ref().and_then(|field| field.number(1, 10_000));
+    if let Some(field) = refuse_field.filter(|_| refuse_after.is_some_and(|after| after < failures)) {
+        field.fault("must not be less than `failures`");
+    }
+    RateLimit {
+        failures,
+        delay: delay.unwrap_or(ms(250)).min(max_delay),
+        max_delay,
+        refuse_after: refuse_after.unwrap_or(failures.max(20)),
+        refuse_for: section
+            .field("refuse_for")
+            .and_then(|field| field.duration(secs(1), hours(24)))
+            .unwrap_or(minutes(1)),
+    }
 }
 
 fn verifier_query(field: &Field<'_>) -> Option<String> {
@@ -281,7 +337,7 @@ pub(super) fn listeners<'a>(
             .and_then(|field| field.name().map(|name| (name, field)));
         let address = section
             .required("address")
-            .and_then(|field| bind_address(&field).map(|address| (address, field)));
+            .and_then(|field| listen_address(&section, &field).map(|address| (address, field)));
         let route = section
             .required("route")
             .and_then(|field| reference(&field, routes, "route"));
@@ -297,7 +353,12 @@ pub(super) fn listeners<'a>(
         if let Some((address, field)) = &address {
             places.push(Place::written(address.clone(), field.clone()));
         }
-        let tls = listener_tls(&section, can_tls);
+        let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
+        let tls = if is_local {
+            local_tls(&section)
+        } else {
+            listener_tls(&section, can_tls)
+        };
         let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
             continue;
         };
@@ -311,6 +372,37 @@ pub(super) fn listeners<'a>(
     }
     report_repeated(&names, "name");
     listeners
+}
+
+/// A Unix socket too, unlike for HTTP.
+fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddress> {
+    let mode = listener.field("socket_mode");
+    if let Some(path) = address::socket_path(field) {
+        let mode = match mode {
+            Some(field) => address::socket_mode(&field)?,
+            None => 0o777,
+        };
+        return path.map(|path| BindAddress::Unix { path, mode });
+    }
+    if let Some(field) = mode {
+        field.fault("has no effect: `address` is not the path of a Unix socket");
+    }
+    bind_address(field)
+}
+
+/// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.
+fn local_tls(listener: &Section<'_>) -> ListenerTls {
+    let words = [
+        ("off", Some(ListenerTls::Off)),
+        ("optional", Some(ListenerTls::Optional)),
+        ("required", Some(ListenerTls::Required)),
+    ];
+    if let Some(field) = listener.field("tls")
+        && field.one_of(&words) == Some(ListenerTls::Required)
+    {
+        field.fault("`required` cannot be had on a Unix socket, which offers no TLS");
+    }
+    ListenerTls::Off
 }
 
 /// Without a certificate `optional` offers none, which is `off`: one case less for the rest of the program.

@@ -242,6 +242,7 @@ pub struct Auth {
     pub verifiers: Verifiers,
     /// From accept to authenticated, TLS included (default 60 s).
     pub login_timeout: Duration,
+    pub rate_limit: RateLimit,
     /// Rules in `pg_hba.conf` syntax, read by `auth`; without it everybody authenticates by SCRAM.
     pub hba_file: Option<PathBuf>,
     /// Maps in `pg_ident.conf` syntax, read by `auth`; only with `hba_file`.
@@ -283,6 +284,32 @@ pub enum ServerSecret {
     ClusterCertificate,
 }
 
+/// What failed logins lead to, counted per address and per user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Failures after which each further attempt waits; 0 is no limit at all (default 5).
+    pub failures: u32,
+    /// The first wait, doubled with each further failure; 0 is none (default 250 ms).
+    pub delay: Duration,
+    /// Bound on one wait, shorter than the login timeout (default 8 s).
+    pub max_delay: Duration,
+    /// Failures after which attempts are refused, not fewer than `failures` (default 20).
+    pub refuse_after: u32,
+    /// How long they are refused, at least 1 s (default 1 m).
+    pub refuse_for: Duration,
+}
+
+impl RateLimit {
+    pub fn is_on(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// How long an attempt waits, given so many failures more than [`Self::failures`].
+    pub fn delay_after(&self, beyond: u32) -> Duration {
+        let factor = 2_u32.saturating_pow(beyond);
+        self.delay.saturating_mul(factor).min(self.max_delay)
+    }}
+
 #[derive(Debug)]
 pub enum Verifiers {
     /// Contents of a file in `PgBouncer`'s `userlist.txt` form, already read; parsed by `auth::userlist`.
@@ -321,8 +348,16 @@ pub struct Listener {
 /// Where to listen. `*` is one dual-stack socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BindAddress {
-    Any { port: u16 },
+    Any {
+        port: u16,
+    },
     Ip(SocketAddr),
+    /// A Unix-domain socket at an absolute path of at most 107 bytes, with the permissions of its file. Only of
+    /// listeners for clients.
+    Unix {
+        path: PathBuf,
+        mode: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -407,17 +442,19 @@ pub struct Shutdown {
 }
 
 impl BindAddress {
-    pub fn port(&self) -> u16 {
+    /// `None` for a Unix socket.
+    pub fn port(&self) -> Option<u16> {
         match self {
-            Self::Any { port } => *port,
-            Self::Ip(address) => address.port(),
+            Self::Any { port } => Some(*port),
+            Self::Ip(address) => Some(address.port()),
+            Self::Unix { .. } => None,
         }
     }
 
-    /// The one address listened on, or `None` for every address of the host.
+    /// The one address listened on, or `None` for every address of the host, and for a Unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
-            Self::Any { .. } => None,
+            Self::Any { .. } | Self::Unix { .. } => None,
             Self::Ip(address) => Some(address.ip()),
         }
     }
@@ -428,6 +465,7 @@ impl std::fmt::Display for BindAddress {
         match self {
             Self::Any { port } => write!(f, "*:{port}"),
             Self::Ip(address) => write!(f, "{address}"),
+            Self::Unix { path, .. } => write!(f, "{}", path.display()),
         }
     }
 }

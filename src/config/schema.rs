@@ -54,13 +54,15 @@ keys! {
     TLS "tls": now("certificates"), now("min_version"), now("client_ca_file"), now("client_crl_file");
     CERTIFICATE "tls.certificates[]": now("cert_file"), now("key_file"), now("passphrase_command");
     AUTH "auth": now("hba_file"), now("ident_file"), now("users_file"), now("query"), now("cache_ttl"),
-        now("login_timeout"), now("ldap_ca_file"), now("server_credentials");
+        now("login_timeout"), now("ldap_ca_file"), now("server_credentials"), now("rate_limit");
     SERVER_CREDENTIAL "auth.server_credentials[]": now("users"), now("server_user"), now("password_file"),
         now("password"), now("cert_file"), now("key_file"), now("passphrase_command");
+    RATE_LIMIT "auth.rate_limit": now("failures"), now("delay"), now("max_delay"), now("refuse_after"),
+        now("refuse_for");
     ROUTE "routes.NAME": now("cluster"), now("targets"), now("balance"), now("resume"), later("queue_timeout"),
         later("max_lag"), later("on_unfit");
-    LISTENER "listeners[]": now("name"), now("address"), now("route"), now("mode"), now("tls"),
-        now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
+    LISTENER "listeners[]": now("name"), now("address"), now("route"), now("socket_mode"),
+        now("mode"), now("tls"), now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
     HTTP "http": now("address"), now("tls"), later("token_file");
     HTTP_TLS "http.tls": now("cert_file"), now("key_file"), now("passphrase_command");
     LIMITS "limits": now("max_clients"), now("max_pending_logins"), later("per_user"), later("per_database"),

@@ -48,13 +48,15 @@ tls:
   certificates: [{cert_file: s.crt, key_file: s.key}]
   min_version: "1.3"
 auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 10s,
-       server_credentials: [{users: all, password_file: pw}]}
+       server_credentials: [{users: all, password_file: pw}],
+       rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m}}
 routes:
   w: {cluster: other, targets: [leader], balance: least_connections, resume: off}
   r: {targets: [replica]}
 listeners:
   - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
   - {name: two, address: "[::1]:7001", route: r, tls: off}
+  - {name: three, address: /run/trunkline/.s.PGSQL.7001, socket_mode: "0750", route: r}
 http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key}}
 limits: {max_clients: 12, max_pending_logins: 13}
 peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
@@ -202,6 +204,14 @@ fn the_minimal_file_has_the_documented_defaults() {
         (*cache_ttl, config.auth.login_timeout),
         (Duration::from_mins(1), Duration::from_mins(1))
     );
+    let rate_limit = RateLimit {
+        failures: 5,
+        delay: Duration::from_millis(250),
+        max_delay: Duration::from_secs(8),
+        refuse_after: 20,
+        refuse_for: Duration::from_mins(1),
+    };
+    assert_eq!(config.auth.rate_limit, rate_limit);
     assert_eq!(config.routes["read-write"].target, TargetRole::Leader);
     assert_eq!(config.routes["read-only"].target, TargetRole::Replica);
     assert_eq!(&*config.routes["read-only"].cluster, "main");
@@ -235,6 +245,73 @@ fn the_minimal_file_has_the_documented_defaults() {
     );
     assert_eq!(config.shutdown.grace, thirty);
     assert_eq!(config.warnings(), [""; 0]);
+}
+
+#[test]
+fn unix_sockets() {
+    let files = Files::new();
+    let listener =
+        |keys: &str| format!("{MINIMAL}listeners: [{{name: a, route: read-write, {keys}}}, {{name: b, route: read-only, address: \"*:1\"}}]\n");
+    let config = files.ok(&listener("address: /run/.s.PGSQL.6432, tls: optional"));
+    let (path, mode) = ("/run/.s.PGSQL.6432".into(), 0o777);
+    assert_eq!(config.listeners[0].address, BindAddress::Unix { path, mode });
+    assert_eq!(config.warnings(), [""; 0]);
+    for name in ["socket", ".s.PGSQL.", ".s.PGSQL.70000", "s.PGSQL.1"] {
+        let config = files.ok(&listener(&format!("address: /run/{name}")));
+        let warnings = config.warnings();
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("libpq looks only for"),
+            "{warnings:?}"
+        );
+    }
+    let path = |length: usize| format!("address: /{}/.s.PGSQL.6432", "x".repeat(length - 15));
+    assert_eq!(path(107).len() - "address: ".len(), 107);
+    let _ = files.ok(&listener(&path(107)));
+    files.one_fault(&listener(&path(108)), "longer than the 107 bytes");
+    for (keys, expected) in [
+        ("address: /run/", "is a directory"),
+        ("address: /", "is a directory"),
+        ("address: /run/..", "is a directory"),
+        ("address: run/.s.PGSQL.6432", "is not an address to listen on"),
+        ("address: /run/.s.PGSQL.1, tls: required", "offers no TLS"),
+        ("address: /run/.s.PGSQL.1, socket_mode: 0777", "put it in quotes"),
+        (
+            "address: /run/.s.PGSQL.1, socket_mode: \"0778\"",
+            "must be from `\"0000\"`",
+        ),
+        (
+            "address: /run/.s.PGSQL.1, socket_mode: \"1777\"",
+            "must be from `\"0000\"`",
+        ),
+        (
+            "address: /run/.s.PGSQL.1, socket_mode: rwx",
+            "must be from `\"0000\"`",
+        ),
+        ("address: \"*:2\", socket_mode: \"0777\"", "has no effect"),
+    ] {
+        files.one_fault(&listener(keys), expected);
+    }
+    let twice = listener("address: /run/.s.PGSQL.1").replace("\"*:1\"", "/run//.s.PGSQL.1");
+    files.one_fault(&twice, "overlaps listeners[0].address, /run/.s.PGSQL.1");
+    files.one_fault(
+        &format!("{MINIMAL}http: {{address: /run/.s.PGSQL.1}}\n"),
+        "is not an address to listen on",
+    );
+}
+
+#[test]
+fn the_rate_limit_fits_what_is_written_beside_it() {
+    let files = Files::new();
+    let read = |auth: &str| files.ok(&format!("{MINIMAL}auth: {{{auth}}}\n")).auth.rate_limit;
+    assert!(!read("rate_limit: {failures: 0}").is_on());
+    assert_eq!(read("rate_limit: {failures: 30}").refuse_after, 30);
+    assert_eq!(
+        read("rate_limit: {delay: 20s}").max_delay,
+        Duration::from_secs(20)
+    );
+    let short = read("login_timeout: 200ms");
+    let most = Duration::from_millis(100);
+    assert_eq!((short.delay, short.max_delay), (most, most));
 }
 
 #[test]
@@ -321,6 +398,14 @@ fn every_key_has_its_effect() {
         ("SELECT a, b FROM c WHERE a = $1", Duration::from_secs(5))
     );
     assert_eq!(config.auth.login_timeout, Duration::from_secs(10));
+    let rate_limit = RateLimit {
+        failures: 2,
+        delay: Duration::from_millis(50),
+        max_delay: Duration::from_secs(3),
+        refuse_after: 9,
+        refuse_for: Duration::from_mins(2),
+    };
+    assert_eq!(config.auth.rate_limit, rate_limit);
     assert_eq!(config.routes.keys().collect::<Vec<_>>(), ["w", "r"]);
     assert_eq!(
         (&*config.routes["w"].cluster, config.routes["w"].target),
@@ -330,9 +415,12 @@ fn every_key_has_its_effect() {
         (&*config.routes["r"].cluster, config.routes["r"].target),
         ("main", TargetRole::Replica)
     );
-    let [one, two] = config.listeners.as_slice() else {
+    let [one, two, three] = config.listeners.as_slice() else {
         panic!("{:?}", config.listeners)
     };
+    let (path, mode) = ("/run/trunkline/.s.PGSQL.7001".into(), 0o750);
+    assert_eq!(three.address, BindAddress::Unix { path, mode });
+    assert_eq!(three.tls, ListenerTls::Off, "though there is a certificate");
     assert_eq!(
         (&*one.name, &*one.route, one.tls, one.max_clients),
         ("one", "w", ListenerTls::Required, 11)
@@ -643,6 +731,37 @@ fn wrong_types_and_bounds() {
         ("limits: {max_pending_logins: 0}", "must be from 1 to 100000"),
         ("limits: {max_clients: 1000001}", "must be from 0 to 1000000"),
         ("auth: {login_timeout: 0}", "must be from 100ms to 10m"),
+        ("auth: {rate_limit: {failures: 1001}}", "must be from 0 to 1000"),
+        ("auth: {rate_limit: {delay: 61s}}", "must be from 0 to 1m"),
+        ("auth: {rate_limit: {max_delay: 0}}", "must be from 1ms to 5m"),
+        (
+            "auth: {rate_limit: {delay: 9s, max_delay: 8s}}",
+            "must not be longer than `max_delay`",
+        ),
+        (
+            "auth: {rate_limit: {max_delay: 31s}}",
+            "half of `auth.login_timeout`",
+        ),
+        (
+            "auth: {login_timeout: 1s, rate_limit: {delay: 600ms}}",
+            "half of `auth.login_timeout`",
+        ),
+        (
+            "auth: {rate_limit: {refuse_after: 4}}",
+            "must not be less than `failures`",
+        ),
+        (
+            "auth: {rate_limit: {refuse_after: 10001}}",
+            "must be from 1 to 10000",
+        ),
+        (
+            "auth: {rate_limit: {refuse_for: 999ms}}",
+            "must be from 1s to 24h",
+        ),
+        (
+            "auth: {rate_limit: {failures: 0, delay: 1s}}",
+            "has no effect with `failures: 0`",
+        ),
         ("log: {level: inf}", "did you mean `info`?"),
         ("log: {format: xml}", "expected `text` or `json`"),
         ("http: {address: 6434}", "expected text, found a number"),

@@ -14,6 +14,7 @@ use super::tls::TlsFacts;
 use super::{ClientAddress, ClientStream, interfaces, resolve};
 use crate::auth::Identity;
 use crate::auth::credentials::{Proof, ServerLogin};
+use crate::auth::guard::By;
 use crate::auth::rules::{
     ClientCertificate, Decision, Facts, HostName, Interface, Known, Memberships, Method, Need, Origin, Rule, Step,
 };
@@ -61,6 +62,9 @@ pub enum LoginFault {
     TooMany(ErrorReply),
     #[error("{}", .0.message)]
     Unavailable(ErrorReply),
+    /// After too many failed logins from its address, or as its user.
+    #[error("{}", .1.message)]
+    RateLimited(By, ErrorReply),
     #[error("no authentication rule matches")]
     NoRule(ErrorReply),
     #[error("a rule rejects it")]
@@ -95,13 +99,41 @@ pub enum LoginFault {
     Timeout,
 }
 
+/// What a failed login says of the client, for the limits on guessing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offence {
+    /// It gave a proof, and that was wrong. An unknown user's always is.
+    Proof,
+    /// It did not keep to the protocol.
+    Garbage,
+}
+
 impl LoginFault {
+    /// `None` where the client has shown nothing wrong: an outage, a limit, a rule that lets nobody prove anything,
+    /// one that hung up or fell silent when it was asked for a password.
+    pub fn offence(&self) -> Option<Offence> {
+        match self {
+            Self::Scram(fault) if fault.is_wrong_password() => Some(Offence::Proof),
+            Self::Scram(_) | Self::Protocol(_) => Some(Offence::Garbage),
+            Self::HungUp
+            | Self::TooMany(_)
+            | Self::Unavailable(_)
+            | Self::RateLimited(..)
+            | Self::NoRule(_)
+            | Self::Rejected(_)
+            | Self::Lookup(_)
+            | Self::Timeout => None,
+        }
+    }
+
     /// The label in metrics.
     pub fn label(&self) -> &'static str {
         match self {
             Self::HungUp => "hung_up",
             Self::TooMany(_) => "too_many",
             Self::Unavailable(_) => "unavailable",
+            Self::RateLimited(By::Address, _) => "rate_limit_address",
+            Self::RateLimited(By::User, _) => "rate_limit_user",
             Self::NoRule(_) => "no_rule",
             Self::Rejected(_) => "rejected",
             Self::Scram(fault) if fault.is_wrong_password() => "password",
@@ -121,9 +153,11 @@ impl LoginFault {
     pub fn reply(&self, user: &[u8]) -> Option<ErrorReply> {
         match self {
             Self::HungUp => None,
-            Self::TooMany(reply) | Self::Unavailable(reply) | Self::NoRule(reply) | Self::Rejected(reply) => {
-                Some(reply.clone())
-            }
+            Self::TooMany(reply)
+            | Self::Unavailable(reply)
+            | Self::RateLimited(_, reply)
+            | Self::NoRule(reply)
+            | Self::Rejected(reply) => Some(reply.clone()),
             Self::Scram(fault) => Some(fault.reply(user)),
             Self::WrongPassword(_) => Some(scram::password_failed(user)),
             Self::EmptyPassword => Some(ErrorReply::fatal(

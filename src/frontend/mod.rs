@@ -12,11 +12,13 @@ pub mod interfaces;
 pub mod ldap;
 pub mod certificate;
 pub mod listen;
+mod local;
 pub mod login;
 pub mod opening;
+pub mod peer;
 pub mod resolve;
 mod stream;
 pub mod tls;
 
-pub use address::ClientAddress;
+pub use address::{ClientAddress, PeerProcess};
 pub use stream::ClientStream;

@@ -74,7 +74,15 @@ pub struct Offer {
 }
 
 /// Reads up to and including the startup packet. Answers faults itself where PostgreSQL would.
-pub async fn open(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFault> {
+pub async fn open(stream: ClientStream, offer: &Offer) -> Result<Opening, OpeningFault> {
+    match stream {
+        ClientStream::Plain(socket) => over_network(socket, offer).await,
+        // No TLS on this host, as with PostgreSQL; the first byte of direct TLS is no length of a startup packet.
+        local => in_clear(local, None, ListenerTls::Off).await,
+    }
+}
+
+async fn over_network(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFault> {
     let acceptor = match offer.mode {
         ListenerTls::Off => None,
         ListenerTls::Optional | ListenerTls::Required => offer.tls.as_ref().map(|tls| tls.load_full()),
@@ -94,15 +102,14 @@ pub async fn open(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFa
         }
         return inside_tls(stream, facts).await;
     }
-    in_clear(socket, acceptor, offer.mode).await
+    in_clear(ClientStream::Plain(socket), acceptor, offer.mode).await
 }
 
 async fn in_clear(
-    socket: TcpStream,
+    mut stream: ClientStream,
     acceptor: Option<Arc<Acceptor>>,
     mode: ListenerTls,
 ) -> Result<Opening, OpeningFault> {
-    let mut stream = ClientStream::Plain(socket);
     let mut buffer = BytesMut::new();
     let (mut ssl_asked, mut gss_asked) = (false, false);
     loop {
@@ -146,7 +153,7 @@ async fn in_clear(
             .map_err(|_| OpeningFault::HungUp)?;
         if let Some(acceptor) = accept {
             let ClientStream::Plain(socket) = stream else {
-                unreachable!("not yet encrypted")
+                unreachable!("not yet encrypted, and no TLS on a Unix socket")
             };
             let (stream, facts) = handshake(socket, acceptor).await?;
             return inside_tls(stream, facts).await;
@@ -253,6 +260,14 @@ fn is_garbage(error: &io::Error) -> bool {
     )
 }
 
+/// The client's own certificate was refused.
+fn is_bad_certificate(error: &io::Error) -> bool {
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+}
+
 impl OpeningFault {
     /// What the client is told; `None` is a silent close.
     pub fn reply(&self) -> Option<ErrorReply> {
@@ -289,6 +304,20 @@ impl OpeningFault {
             | Self::EncryptionTwice
             | Self::TlsRequired
             | Self::Certificate(_) => false,
+        }
+    }
+
+    /// Does it speak against the peer, for the limits on guessing? What a health check, a port scan, an old driver
+    /// or a client that does not trust our certificate does, does not.
+    pub fn is_offence(&self) -> bool {
+        match self {
+            Self::HungUp
+            | Self::Startup(StartupFault::Length | StartupFault::Version { .. })
+            | Self::NoAlpn
+            | Self::TlsNotOffered
+            | Self::TlsRequired => false,
+            Self::Handshake(error) => is_bad_certificate(error),
+            Self::Startup(_) | Self::Injected | Self::EncryptionTwice => true,
         }
     }
 

@@ -1,5 +1,4 @@
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -7,11 +6,11 @@ use tokio::time::Instant;
 
 use super::workers::Workers;
 use crate::frontend::ClientAddress;
-use crate::frontend::listen::Accepted;
-use crate::session::Shared;
-use crate::session::admission::Room;
+use crate::frontend::listen::{Accepted, ClientSocket};
+use crate::session::admission::{Full, Room};
 use crate::session::gate::Gate;
 use crate::session::life::{self, Arrival};
+use crate::session::{Shared, sentry};
 
 /// Takes what a listener accepts to a worker. The gate is read per accept: another one may be put in its place.
 pub(super) struct Door {
@@ -31,24 +30,25 @@ impl Door {
 }
 
 impl Accepted for Door {
-    fn accepted(&self, socket: TcpStream, address: SocketAddr) {
-        let Some(pending) = self.shared.admission.pending() else {
-            self.shared.refused("too_many_logins");
-            tell(
-                &socket,
-                &life::too_many(
-                    "too many connections are logging in",
-                    "Try again in a moment; the bound is limits.max_pending_logins of the connection manager.",
-                ),
-            );
-            return;
+    fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
+        let pending = match self.shared.admission.pending(address.ip()) {
+            Ok(pending) => pending,
+            Err(full) => {
+                self.shared.refused(match full {
+                    Full::Total => "too_many_logins",
+                    Full::Source => "too_many_logins_address",
+                });
+                let (text, hint) = sentry::too_many(full);
+                tell(&socket, &life::too_many(text, hint));
+                return;
+            }
         };
         let gate = self.gate.load_full();
         let shared = Arc::clone(&self.shared);
         self.workers.spawn(move |lease| {
             let arrival = Arrival {
                 socket,
-                address: ClientAddress::of_socket(address),
+                address,
                 gate,
                 lease,
                 pending,
@@ -57,7 +57,7 @@ impl Accepted for Door {
         });
     }
 
-    fn no_descriptor(&self, socket: TcpStream) {
+    fn no_descriptor(&self, socket: ClientSocket) {
         self.shared.refused("no_descriptor");
         tell(
             &socket,
@@ -77,8 +77,9 @@ impl Accepted for Door {
 }
 
 /// Last words at the accept loop: as much as the socket takes at once, which for a new one is everything.
-fn tell(mut socket: &TcpStream, words: &[u8]) {
-    if socket.set_nonblocking(true).is_ok() {
-        let _ = socket.write(words);
-    }
+fn tell(socket: &ClientSocket, words: &[u8]) {
+    let _ = match socket {
+        ClientSocket::Tcp(socket) => socket.set_nonblocking(true).and_then(|()| (&*socket).write(words)),
+        ClientSocket::Unix(socket) => socket.set_nonblocking(true).and_then(|()| (&*socket).write(words)),
+    };
 }

@@ -34,9 +34,9 @@ pub(super) fn raise_open_files(limits: &Limits) {
     }
 }
 
-/// Two descriptors a session, one for each login that waits.
+/// Two descriptors a session, one for each pending login, and as many for logins that wait after failed ones.
 fn needed(limits: &Limits) -> u64 {
-    u64::from(limits.max_clients) * 2 + u64::from(limits.max_pending_logins) + RESERVE
+    (u64::from(limits.max_clients) + u64::from(limits.max_pending_logins)) * 2 + RESERVE
 }
 
 #[cfg(test)]
@@ -50,7 +50,7 @@ mod tests {
                 max_clients: 5000,
                 max_pending_logins: 200
             }),
-            10_456
+            10_656
         );
     }
 }

@@ -42,6 +42,7 @@ use crate::session::end::{Order, Reason};
 use crate::session::gate::Gate;
 use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::registry::Registry;
+use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
 use door::Door;
 use reload::{Reload, Sinks};
@@ -91,7 +92,12 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         tracker.spawn(enforce(cluster.clone(), Arc::clone(&registry), stop.clone()));
     }
     let told = (Arc::clone(&shared), stop.clone());
-    tracker.spawn(async move { told.0.failures.summarise(told.1).await });
+    tracker.spawn(async move {
+        tokio::join!(
+            told.0.failures.summarise(told.1.clone()),
+            told.0.sentry.summarise(told.1)
+        );
+    });
     let tls = config
         .tls
         .as_ref()
@@ -192,12 +198,18 @@ fn share(
         Verifiers::UsersFile { path, contents } => Some(Arc::new(ArcSwap::from_pointee(users(path, contents, &mock)?))),
         Verifiers::Query { .. } => None,
     };
+    let sentry = Arc::new(Sentry::new(config.auth.rate_limit));
     Ok(Shared {
         admission: Arc::new(Admission::new(
             config.limits.max_clients,
             config.limits.max_pending_logins,
         )),
-        metrics: Arc::new(session::metrics::Metrics::new(metrics, Arc::clone(&registry))),
+        metrics: Arc::new(session::metrics::Metrics::new(
+            metrics,
+            Arc::clone(&registry),
+            Arc::clone(&sentry),
+        )),
+        sentry,
         registry,
         keys: KeyIssuer::new(incarnation, secret),
         peers: config.peers.as_ref().map(|peers| Peers::new(peers, incarnation)),

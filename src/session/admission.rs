@@ -1,27 +1,31 @@
 //! Limits at the door: connections that have not logged in yet, and sessions at once.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
 use super::gate::Gate;
+use crate::auth::guard::network;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
 /// How long new connections are left in the kernel's queue while too many are logging in, before they are refused.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Of the places for logins that wait after failed ones, one address may have as many.
+const WAITING_PER_SOURCE: u32 = 8;
+
 /// Counts who is inside.
 #[derive(Debug)]
 pub struct Admission {
     max_clients: u32,
-    max_pending: u32,
     clients: Arc<AtomicU32>,
-    pending: Arc<AtomicU32>,
+    pending: Arc<Places>,
+    waiting: Arc<Places>,
     /// Since when there has been no room for another login.
     full_since: Mutex<Option<Instant>>,
 }
@@ -36,10 +40,84 @@ impl Drop for Place {
     }
 }
 
-/// A place among the connections that are logging in.
+/// Places for connections that are not known yet, bounded in all and per source, so that no address can have all of
+/// them: an IPv4 address, an IPv6 /64, or (`None`) every Unix socket together.
+#[derive(Debug)]
+struct Places {
+    most: u32,
+    most_per_source: u32,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    total: u32,
+    by_source: HashMap<Option<IpAddr>, u32>,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    Total,
+    /// This source has as many as one may have.
+    Source,
+}
+
+impl Places {
+    fn new(most: u32, most_per_source: u32) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            most_per_source,
+            taken: Mutex::default(),
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.taken().total >= self.most
+    }
+
+    fn take(self: &Arc<Self>, source: Option<IpAddr>) -> Result<Pending, Full> {
+        let source = source.map(network);
+        let mut taken = self.taken();
+        if taken.total >= self.most {
+            return Err(Full::Total);
+        }
+        // As many entries as places are taken.
+        let of_source = taken.by_source.entry(source).or_default();
+        if *of_source >= self.most_per_source {
+            return Err(Full::Source);
+        }
+        *of_source += 1;
+        taken.total += 1;
+        Ok(Pending {
+            places: Arc::clone(self),
+            source,
+        })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among the connections that are logging in, or that wait for it; given back when dropped.
 #[derive(Debug)]
 pub struct Pending {
-    _place: Place,
+    places: Arc<Places>,
+    source: Option<IpAddr>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        taken.total -= 1;
+        if let Some(of_source) = taken.by_source.get_mut(&self.source) {
+            *of_source -= 1;
+            if *of_source == 0 {
+                taken.by_source.remove(&self.source);
+            }
+        }
+    }
 }
 
 /// A place among the sessions, of the whole and of the listener.
@@ -71,9 +149,9 @@ impl Admission {
     pub fn new(max_clients: u32, max_pending: u32) -> Self {
         Self {
             max_clients,
-            max_pending,
             clients: Arc::default(),
-            pending: Arc::default(),
+            pending: Places::new(max_pending, (max_pending / 2).max(1)),
+            waiting: Places::new(max_pending, WAITING_PER_SOURCE),
             full_since: Mutex::default(),
         }
     }
@@ -81,7 +159,7 @@ impl Admission {
     /// A burst waits in the kernel's queue, which costs nobody anything; a siege is told to go.
     pub fn room(&self, now: Instant) -> Room {
         let mut full_since = self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.pending.load(Ordering::Acquire) < self.max_pending {
+        if !self.pending.is_full() {
             *full_since = None;
             return Room::Yes;
         }
@@ -93,9 +171,14 @@ impl Admission {
         }
     }
 
-    /// A place for a login.
-    pub fn pending(&self) -> Option<Pending> {
-        take(&self.pending, self.max_pending).map(|place| Pending { _place: place })
+    /// A place for a login. One source may have half of them, and at least one.
+    pub fn pending(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
+        self.pending.take(source)
+    }
+
+    /// A place for a login that has to wait, as many as there are for those that have not: of these it holds none.
+    pub fn waiting(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
+        self.waiting.take(source)
     }
 
     /// A place for a session.
@@ -121,14 +204,36 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_burst_waits_and_a_siege_is_refused() {
         let admission = Admission::new(0, 2);
-        let first = admission.pending().expect("room");
-        let _second = admission.pending().expect("room");
-        assert!(admission.pending().is_none());
+        let source = |last| Some(IpAddr::from([10, 0, 0, last]));
+        let first = admission.pending(source(1)).expect("room");
+        let _second = admission.pending(source(2)).expect("room");
+        assert_eq!(admission.pending(source(3)).err(), Some(Full::Total));
         assert_eq!(admission.room(Instant::now()), Room::Wait);
         tokio::time::advance(PATIENCE).await;
         assert_eq!(admission.room(Instant::now()), Room::Refuse);
         drop(first);
         assert_eq!(admission.room(Instant::now()), Room::Yes);
-        assert!(admission.pending().is_some());
+        assert!(admission.pending(source(3)).is_ok());
+    }
+
+    #[test]
+    fn one_source_has_half_of_the_places() {
+        let admission = Admission::new(0, 5);
+        let sources = ["10.0.0.1", "::ffff:10.0.0.1", "10.0.0.1"].map(|text| text.parse().ok());
+        let mut held: Vec<_> = sources.map(|source| admission.pending(source)).into();
+        assert_eq!(held.pop().expect("three").err(), Some(Full::Source));
+        let in_one_64 = ["2001:db8::1", "2001:db8::2", "2001:db8::3"].map(|text| text.parse().ok());
+        held.extend(in_one_64.map(|source| admission.pending(source)));
+        assert_eq!(held.pop().expect("three").err(), Some(Full::Source));
+        let local = admission.pending(None).expect("the fifth");
+        assert_eq!(admission.pending(None).err(), Some(Full::Total));
+        drop(held);
+        assert!(admission.pending(sources[0]).is_ok(), "given back");
+        drop(local);
+        assert!(
+            admission.pending.taken().by_source.is_empty(),
+            "nothing is left behind"
+        );
+        assert!(Admission::new(0, 1).pending(None).is_ok(), "at least one");
     }
 }

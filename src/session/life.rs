@@ -6,17 +6,16 @@
 //! Each step consumes what the one before it made; what the login needed is dropped before the relay begins.
 
 use std::fmt;
-use std::net::TcpStream as StdTcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::admission::Admitted;
+use super::admission::{Admitted, Pending};
 use super::attach::{self, AttachError, Attachable, Request, SessionState};
 use super::end::{Cause, Order};
 use super::gate::Gate;
@@ -24,8 +23,9 @@ use super::keys::ClientCancelKey;
 use super::metrics::{GaugeGuard, seconds};
 use super::registry::{Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
-use super::{Shared, cancel, peers};
+use super::{Shared, cancel, peers, sentry};
 use crate::config::TargetRole;
+use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, LoginFault};
 use crate::frontend::opening::{self, Opening, OpeningFault};
 use crate::frontend::{ClientAddress, ClientStream};
@@ -41,12 +41,12 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// A connection just accepted.
 #[derive(Debug)]
 pub struct Arrival {
-    pub socket: StdTcpStream,
+    pub socket: ClientSocket,
     pub address: ClientAddress,
     pub gate: Arc<Gate>,
     pub lease: Arc<Lease>,
     /// Its place among those that have not logged in yet.
-    pub pending: super::admission::Pending,
+    pub pending: Pending,
 }
 
 /// Serves one connection to its end. Never panics on what a peer sends; ends by itself in bounded time once the
@@ -106,6 +106,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         lease,
         pending,
     } = arrival;
+    let mut pending = Some(pending);
     let deadline = accepted + shared.login_timeout;
     let gauge = shared.metrics.pending();
     let socket = adopt(socket, &gate)?;
@@ -142,7 +143,10 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
     };
     let tls_done = accepted.elapsed();
     let outcome = tokio::select! {
-        outcome = timeout_at(deadline, authenticate(&shared, &gate, &mut stream, &packet, address)) => outcome,
+        outcome = timeout_at(
+            deadline,
+            authenticate(&shared, &gate, &mut stream, &packet, address, &mut pending, deadline),
+        ) => outcome,
         () = shared.closing.cancelled() => Ok(Err(LoginFault::Unavailable(closing()))),
     };
     let (authenticated, admitted) = match outcome {
@@ -197,27 +201,39 @@ fn closing() -> ErrorReply {
 }
 
 /// Registers an accepted socket with this worker and sets its options.
-fn adopt(socket: StdTcpStream, gate: &Gate) -> Option<TcpStream> {
-    // Either fails only if the peer is gone already.
-    socket.set_nonblocking(true).ok()?;
-    let socket = TcpStream::from_std(socket).ok()?;
-    crate::backend::tune_socket(&socket, &gate.cluster.config().server).ok()?;
-    Some(socket)
+fn adopt(socket: ClientSocket, gate: &Gate) -> Option<ClientStream> {
+    // Each fails only if the peer is gone already.
+    Some(match socket {
+        ClientSocket::Tcp(socket) => {
+            socket.set_nonblocking(true).ok()?;
+            let socket = TcpStream::from_std(socket).ok()?;
+            crate::backend::tune_socket(&socket, &gate.cluster.config().server).ok()?;
+            ClientStream::Plain(socket)
+        }
+        ClientSocket::Unix(socket) => {
+            socket.set_nonblocking(true).ok()?;
+            ClientStream::Unix(UnixStream::from_std(socket).ok()?)
+        }
+    })
 }
 
-/// Admission, rules, is anybody there, and only then the exchange.
+/// Its turn, admission, rules, is anybody there, and only then the exchange.
 async fn authenticate(
     shared: &Arc<Shared>,
     gate: &Gate,
     stream: &mut ClientStream,
     packet: &StartupPacket,
     address: ClientAddress,
+    pending: &mut Option<Pending>,
+    deadline: Instant,
 ) -> Result<(Authenticated, Admitted), LoginFault> {
     login::negotiate(stream, packet).await?;
+    sentry::admit(shared, gate, stream, packet, address, pending, deadline).await?;
     let admitted = shared.admission.admit(gate).map_err(LoginFault::TooMany)?;
     let method = login::decide(&shared.rules, packet, address, stream.is_tls())?;
     attach::anybody(&gate.cluster, &shared.registry, &gate.route).map_err(LoginFault::Unavailable)?;
     let authenticated = login::exchange(stream, packet, method, &shared.identities(gate)).await?;
+    sentry::succeeded(shared, gate, packet, address);
     Ok((authenticated, admitted))
 }
 
@@ -390,6 +406,9 @@ fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &Ope
     if fault.is_refusal() {
         shared.metrics.refuse("opening");
     }
+    if fault.is_offence() {
+        sentry::garbage(shared, client);
+    }
     if fault.is_noise() {
         debug!(%client, listener = %gate.name, %fault, "connection came to nothing");
         return;
@@ -413,6 +432,7 @@ async fn refuse(
         return;
     }
     shared.metrics.refuse(fault.label());
+    sentry::failed(shared, gate, packet, client, &fault);
     let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
     if matches!(fault, LoginFault::Unavailable(_)) {
         // The topology's own lines say why, once; balancers ask every second.

@@ -7,11 +7,11 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::registry;
+use super::{registry, sentry};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RouteMemberLabel {
@@ -35,6 +35,11 @@ pub(super) struct ResultLabel {
     pub result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByLabel {
+    pub by: &'static str,
+}
+
 /// Counters of this room; label values are of fixed sets, or names from the configuration and the cluster.
 #[derive(Debug)]
 pub struct Metrics {
@@ -42,6 +47,8 @@ pub struct Metrics {
     pub(super) ended: Family<RouteCauseLabel, Counter>,
     pub(super) refused: Family<ReasonLabel, Counter>,
     pub(super) pending_logins: Gauge,
+    pub(super) logins_delayed: Family<ByLabel, Counter>,
+    pub(super) logins_waiting: Gauge,
     pub(super) login_seconds: Histogram,
     pub(super) connect_seconds: Histogram,
     pub(super) cancels: Family<ResultLabel, Counter>,
@@ -49,13 +56,15 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers everything of this room in `into`.
-    pub fn new(into: &mut Registry, sessions: Arc<registry::Registry>) -> Self {
+    pub fn new(into: &mut Registry, sessions: Arc<registry::Registry>, sentry: Arc<sentry::Sentry>) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
         let metrics = Self {
             sessions: Family::default(),
             ended: Family::default(),
             refused: Family::default(),
             pending_logins: Gauge::default(),
+            logins_delayed: Family::default(),
+            logins_waiting: Gauge::default(),
             login_seconds: seconds(),
             connect_seconds: seconds(),
             cancels: Family::default(),
@@ -80,6 +89,16 @@ impl Metrics {
             "Connections between accept and authenticated",
             metrics.pending_logins.clone(),
         );
+        into.register(
+            "logins_delayed",
+            "Logins that had to wait after failed ones, by what these had in common with them",
+            metrics.logins_delayed.clone(),
+        );
+        into.register(
+            "logins_waiting",
+            "Logins that wait now after failed ones",
+            metrics.logins_waiting.clone(),
+        );
         into.register_with_unit(
             "login",
             "From accept to authenticated",
@@ -98,6 +117,7 @@ impl Metrics {
             metrics.cancels.clone(),
         );
         into.register_collector(Box::new(TrafficCollector(sessions)));
+        into.register_collector(Box::new(OffenderCollector(sentry)));
         metrics
     }
 
@@ -119,6 +139,14 @@ impl Metrics {
 
     pub(super) fn pending(&self) -> GaugeGuard {
         GaugeGuard::new(self.pending_logins.clone())
+    }
+
+    pub(super) fn delay(&self, by: &'static str) {
+        self.logins_delayed.get_or_create(&ByLabel { by }).inc();
+    }
+
+    pub(super) fn waiting(&self) -> GaugeGuard {
+        GaugeGuard::new(self.logins_waiting.clone())
     }
 
     pub(super) fn end(&self, route: &str, cause: &'static str) {
@@ -171,6 +199,29 @@ impl Collector for TrafficCollector {
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Counts at scrape time, when what time has made good is forgotten.
+#[derive(Debug)]
+struct OffenderCollector(Arc<sentry::Sentry>);
+
+impl Collector for OffenderCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (addresses, users) = self.0.remembered();
+        let gauges = [
+            (
+                "login_failure_addresses",
+                "Addresses remembered for failed logins",
+                addresses,
+            ),
+            ("login_failure_users", "Users remembered for failed logins", users),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         Ok(())
     }

@@ -186,6 +186,15 @@ impl Fake {
     }
 }
 
+impl Fake {
+    /// As [`Self::router`], with these keys of `auth` beside the users.
+    pub fn router_with_auth(&self, auth: &str, extra: &str) -> Router {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, port) = (self.address.ip().to_string(), self.address.port());
+        launch(dir.path(), (&host, port, "trunkline"), auth, extra, None)
+    }
+}
+
 impl Drop for Fake {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
@@ -208,13 +217,23 @@ pub fn router_in(
     extra: &str,
     address: Option<Ipv4Addr>,
 ) -> Router {
+    launch(dir, (host, port, service_user), "", extra, address)
+}
+
+fn launch(
+    dir: &std::path::Path,
+    (host, port, service_user): (&str, u16, &str),
+    auth: &str,
+    extra: &str,
+    address: Option<Ipv4Addr>,
+) -> Router {
     let users = secret(dir, "users", &format!("\"app\" \"{}\"", cheap_verifier()));
     let options = Options {
         clusters: Some(format!(
             "clusters:\n  main:\n    servers: [{{name: one, host: \"{host}\", port: {port}}}]\n    \
              service_account: {{user: {service_user}, dbname: postgres}}\n    server_tls: {{sslmode: disable}}\n"
         )),
-        extra: format!("auth: {{users_file: {}}}\n{extra}", users.display()),
+        extra: format!("auth: {{users_file: {}, {auth}}}\n{extra}", users.display()),
         address,
         ..Options::default()
     };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use socket2::{Domain, Socket, Type};
 use trunkline::auth::scram::ClientSecret;
 use trunkline::auth::scram::client::ClientExchange;
 use trunkline::config::Secret;
@@ -57,6 +58,19 @@ pub struct Raw {
 impl Raw {
     pub fn connect(address: Ipv4Addr, port: u16) -> Self {
         let socket = TcpStream::connect(SocketAddr::from((address, port))).unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self {
+            stream: Stream::Plain(socket),
+        }
+    }
+
+    /// From a loopback address of the caller's choice.
+    pub fn connect_from(source: Ipv4Addr, address: Ipv4Addr, port: u16) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&SocketAddr::from((address, port)).into()).unwrap();
+        let socket = TcpStream::from(socket);
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self {

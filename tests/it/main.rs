@@ -12,6 +12,7 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod abuse;
 mod auth;
 mod bad_input;
 mod cancel;
@@ -28,3 +29,4 @@ mod relay;
 mod tls;
 mod tools;
 mod transparent;
+mod unix;

@@ -392,6 +392,11 @@ pub fn peak_kib(process_id: u32) -> u64 {
     status_kib(process_id, "VmHWM:")
 }
 
+/// Memory of a process that is in use now, KiB.
+pub fn resident_kib(process_id: u32) -> u64 {
+    status_kib(process_id, "VmRSS:")
+}
+
 fn status_kib(process_id: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();

@@ -1,0 +1,372 @@
+//! Failed logins make the next ones from the same address, and as the same user, wait and then be refused. Pure: it
+//! is given the time.
+//!
+//! - An address is an IPv4 address or an IPv6 /64; a Unix socket has none. A user is a name of one cluster, known or
+//!   not: nothing here tells the two apart.
+//! - From `failures` failures on, each attempt gets a slot of its own, a growing delay behind the one before it, so
+//!   that attempts made in parallel wait for each other. From `refuse_after` on, all are refused for `refuse_for`;
+//!   the first failure after that begins the next refusal.
+//! - A success forgives nothing: otherwise whoever has one account could guess at all others without end. Quiet
+//!   does: one failure for each `refuse_for` without another, refusals not included.
+//! - A user's success makes its address *familiar* to it for [`FAMILIAR_FOR`]. There that user is not subject to its
+//!   own limit, so that nobody is locked out by guesses made elsewhere, nor to the address's, so that one wrong
+//!   password behind a NAT does not lock out its neighbours; the latter only as long as that user itself has failed
+//!   fewer than `failures` times there.
+//! - What is remembered has a fixed bound. At the bound a quarter is forgotten, the fewest failures first, among
+//!   equals the oldest.
+//!
+//! What has begun cannot be called back: the attempts under way at once before the first of them fails are bounded
+//! by the places of one address among the pending logins, not here.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::RateLimit;
+
+/// Addresses remembered, and as many users.
+const MOST_OFFENDERS: usize = 8192;
+/// Pairs of user and familiar address remembered.
+const MOST_FAMILIAR: usize = 16_384;
+/// How long an address stays familiar after a user's last success there.
+pub const FAMILIAR_FOR: Duration = Duration::from_hours(1);
+
+/// The part of an address that one party is taken to have to itself: all of IPv4, the /64 of IPv6.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+    }
+}
+
+/// Whose failures stand in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum By {
+    Address,
+    User,
+}
+
+/// What to do with an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Go,
+    /// Its slot is reserved: ask [`Guard::refusal`] then, and go.
+    Wait {
+        until: Instant,
+        by: By,
+    },
+    Refuse {
+        by: By,
+        until: Instant,
+    },
+}
+
+/// What a failure began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Began {
+    /// The address is refused from now on.
+    pub address: bool,
+    /// The user is, except where it is familiar.
+    pub user: bool,
+}
+
+/// Who tries to log in from where. Names and addresses are kept as keyed hashes: of a fixed size, and nobody outside
+/// can make two of them meet.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt {
+    address: Option<u64>,
+    user: u64,
+    pair: u64,
+}
+
+/// Counts failures and says what follows from them.
+#[derive(Debug)]
+pub struct Guard {
+    limit: RateLimit,
+    keys: RandomState,
+    addresses: Records,
+    users: Records,
+    familiar: Records,
+}
+
+impl Guard {
+    pub fn new(limit: RateLimit) -> Self {
+        Self {
+            limit,
+            keys: RandomState::new(),
+            addresses: Records::new(MOST_OFFENDERS),
+            users: Records::new(MOST_OFFENDERS),
+            familiar: Records::new(MOST_FAMILIAR),
+        }
+    }
+
+    /// `source` is the client's address, `None` on a Unix socket; `realm` the cluster that `user` is a name of.
+    pub fn attempt(&self, source: Option<IpAddr>, realm: &str, user: &[u8]) -> Attempt {
+        let network = source.map(network);
+        Attempt {
+            address: network.map(|network| self.keys.hash_one(network)),
+            user: self.keys.hash_one((realm, user)),
+            pair: self.keys.hash_one((network, realm, user)),
+        }
+    }
+
+    /// May this attempt begin? A slot that would come after `latest` is not reserved: refused until then.
+    pub fn ask(&mut self, attempt: &Attempt, latest: Instant, now: Instant) -> Verdict {
+        if let Some(refused) = self.refusal(attempt, now) {
+            return refused;
+        }
+        let (by_address, by_user) = self.subject(attempt, now);
+        let slots = [
+            (
+                by_address.and_then(|key| self.addresses.slot(key, &self.limit, now)),
+                By::Address,
+            ),
+            (
+                by_user.and_then(|key| self.users.slot(key, &self.limit, now)),
+                By::User,
+            ),
+        ];
+        let last = slots
+            .into_iter()
+            .filter_map(|(slot, by)| slot.map(|slot| (slot, by)))
+            .max_by_key(|(slot, _)| *slot);
+        let Some((until, by)) = last else {
+            return Verdict::Go;
+        };
+        if until > latest {
+            return Verdict::Refuse { by, until };
+        }
+        for (key, records, slot) in [
+            (by_address, &mut self.addresses, slots[0].0),
+            (by_user, &mut self.users, slots[1].0),
+        ] {
+            if let (Some(key), Some(slot)) = (key, slot) {
+                records.reserve(key, slot);
+            }
+        }
+        if until <= now {
+            return Verdict::Go;
+        }
+        Verdict::Wait { until, by }
+    }
+
+    /// Is this attempt refused now? For one that has waited, in whose stead others may have failed meanwhile.
+    pub fn refusal(&mut self, attempt: &Attempt, now: Instant) -> Option<Verdict> {
+        let (by_address, by_user) = self.subject(attempt, now);
+        let refused = |records: &Records, key: Option<u64>, by| {
+            let until = records.refused_until(key?, now)?;
+            Some(Verdict::Refuse { by, until })
+        };
+        refused(&self.addresses, by_address, By::Address).or_else(|| refused(&self.users, by_user, By::User))
+    }
+
+    /// A proof was given and it was wrong: a password, a certificate, an unknown user.
+    pub fn failed(&mut self, attempt: &Attempt, now: Instant) -> Began {
+        if !self.limit.is_on() {
+            return Began::default();
+        }
+        if self.familiar.is_known(attempt.pair) {
+            self.familiar.fail(attempt.pair, &self.limit, now);
+        }
+        Began {
+            address: attempt
+                .address
+                .is_some_and(|key| self.addresses.fail(key, &self.limit, now)),
+            user: self.users.fail(attempt.user, &self.limit, now),
+        }
+    }
+
+    /// What came from this address was not the protocol. Is it refused from now on?
+    pub fn garbage(&mut self, source: Option<IpAddr>, now: Instant) -> bool {
+        let Some(source) = source.filter(|_| self.limit.is_on()) else {
+            return false;
+        };
+        let key = self.keys.hash_one(network(source));
+        self.addresses.fail(key, &self.limit, now)
+    }
+
+    /// The user has proven who it is.
+    pub fn succeeded(&mut self, attempt: &Attempt, now: Instant) {
+        if self.limit.is_on() {
+            self.familiar.welcome(attempt.pair, now);
+        }
+    }
+
+    /// Forgets what time has made good; the addresses and users left.
+    pub fn sweep(&mut self, now: Instant) -> (usize, usize) {
+        self.addresses.forgive_all(&self.limit, now);
+        self.users.forgive_all(&self.limit, now);
+        self.familiar.forget_strangers(now);
+        (self.addresses.len(), self.users.len())
+    }
+
+    /// The limits this attempt is subject to.
+    fn subject(&mut self, attempt: &Attempt, now: Instant) -> (Option<u64>, Option<u64>) {
+        if !self.limit.is_on() {
+            return (None, None);
+        }
+        match self.familiar.failures_here(attempt.pair, &self.limit, now) {
+            Some(failures) if failures < self.limit.failures => (None, None),
+            Some(_) => (attempt.address, None),
+            None => (attempt.address, Some(attempt.user)),
+        }
+    }
+}
+
+/// What is remembered of one address, user or pair.
+#[derive(Debug, Clone, Copy)]
+struct Record {
+    failures: u32,
+    /// From here on quiet counts: the last failure, or the end of the refusal it began.
+    since: Instant,
+    /// The last slot given away.
+    slot: Instant,
+    refused_until: Option<Instant>,
+    /// The last success; only of pairs.
+    success: Option<Instant>,
+}
+
+impl Record {
+    fn new(now: Instant) -> Self {
+        Self {
+            failures: 0,
+            since: now,
+            slot: now,
+            refused_until: None,
+            success: None,
+        }
+    }
+
+    fn forgive(&mut self, limit: &RateLimit, now: Instant) {
+        let quiet = now.saturating_duration_since(self.since);
+        let spans = quiet.as_nanos() / limit.refuse_for.as_nanos().max(1);
+        let forgiven = u32::try_from(spans).unwrap_or(u32::MAX).min(self.failures);
+        self.failures -= forgiven;
+        // At most as long as the quiet was, so no further than `now`.
+        self.since += limit.refuse_for * forgiven;
+    }
+
+    fn is_familiar(&self, now: Instant) -> bool {
+        self.success
+            .is_some_and(|at| now.saturating_duration_since(at) < FAMILIAR_FOR)
+    }
+}
+
+/// A bounded number of records.
+#[derive(Debug)]
+struct Records {
+    records: HashMap<u64, Record>,
+    most: usize,
+}
+
+impl Records {
+    fn new(most: usize) -> Self {
+        Self {
+            records: HashMap::new(),
+            most,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    fn is_known(&self, key: u64) -> bool {
+        self.records.contains_key(&key)
+    }
+
+    fn refused_until(&self, key: u64, now: Instant) -> Option<Instant> {
+        self.records.get(&key)?.refused_until.filter(|until| *until > now)
+    }
+
+    /// The next slot; `None` where there are too few failures for that.
+    fn slot(&mut self, key: u64, limit: &RateLimit, now: Instant) -> Option<Instant> {
+        let record = self.records.get_mut(&key)?;
+        record.forgive(limit, now);
+        let beyond = record.failures.checked_sub(limit.failures)?;
+        Some(record.slot.max(now) + limit.delay_after(beyond))
+    }
+
+    fn reserve(&mut self, key: u64, slot: Instant) {
+        if let Some(record) = self.records.get_mut(&key) {
+            record.slot = slot;
+        }
+    }
+
+    /// Counts a failure. Does a refusal begin with it?
+    fn fail(&mut self, key: u64, limit: &RateLimit, now: Instant) -> bool {
+        let record = self.entry(key, now);
+        record.forgive(limit, now);
+        // Counted no further: quiet has to make it good again in a time that is known.
+        record.failures = (record.failures + 1).min(limit.refuse_after);
+        if record.refused_until.is_some_and(|until| until > now) {
+            return false;
+        }
+        record.since = now;
+        if record.failures < limit.refuse_after {
+            return false;
+        }
+        let until = now + limit.refuse_for;
+        (record.since, record.refused_until) = (until, Some(until));
+        true
+    }
+
+    fn welcome(&mut self, key: u64, now: Instant) {
+        let record = self.entry(key, now);
+        if !record.is_familiar(now) {
+            *record = Record::new(now);
+        }
+        record.success = Some(now);
+    }
+
+    /// How often this pair has failed lately; `None` where it is not familiar.
+    fn failures_here(&mut self, key: u64, limit: &RateLimit, now: Instant) -> Option<u32> {
+        let record = self.records.get_mut(&key)?;
+        record.forgive(limit, now);
+        record.is_familiar(now).then_some(record.failures)
+    }
+
+    fn forgive_all(&mut self, limit: &RateLimit, now: Instant) {
+        self.records.retain(|_, record| {
+            record.forgive(limit, now);
+            record.failures > 0
+        });
+    }
+
+    fn forget_strangers(&mut self, now: Instant) {
+        self.records.retain(|_, record| record.is_familiar(now));
+    }
+
+    fn entry(&mut self, key: u64, now: Instant) -> &mut Record {
+        if self.records.len() >= self.most && !self.is_known(key) {
+            self.make_room();
+        }
+        self.records.entry(key).or_insert_with(|| Record::new(now))
+    }
+
+    /// Forgets a quarter, so that the work is done once in many additions. Of pairs, those whose success is longest
+    /// ago go first.
+    fn make_room(&mut self) {
+        let rank = |record: &Record| match record.success {
+            Some(success) => (0, success),
+            None => (record.failures, record.since),
+        };
+        let mut ranks: Vec<_> = self
+            .records
+            .iter()
+            .map(|(key, record)| (rank(record), *key))
+            .collect();
+        let excess = (self.most / 4).max(1).min(ranks.len());
+        ranks.select_nth_unstable(excess - 1);
+        for (_, key) in &ranks[..excess] {
+            self.records.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "guard_tests.rs"]
+mod tests;

@@ -1,0 +1,278 @@
+#![allow(clippy::unwrap_used)]
+use std::net::Ipv4Addr;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
+
+fn limit() -> RateLimit {
+    RateLimit {
+        failures: 3,
+        delay: SECOND,
+        max_delay: 4 * SECOND,
+        refuse_after: 8,
+        refuse_for: MINUTE,
+    }
+}
+
+/// A guard, a clock, and attempts by user and last byte of the address.
+struct Scene {
+    guard: Guard,
+    start: Instant,
+    now: Instant,
+}
+
+impl Scene {
+    fn new(limit: RateLimit) -> Self {
+        let now = Instant::now();
+        Self {
+            guard: Guard::new(limit),
+            start: now,
+            now,
+        }
+    }
+
+    fn attempt(&self, user: &str, address: u8) -> Attempt {
+        let address = IpAddr::from([10, 0, 0, address]);
+        self.guard.attempt(Some(address), "main", user.as_bytes())
+    }
+
+    /// Milliseconds it has to wait, or a refusal.
+    fn ask(&mut self, user: &str, address: u8) -> Result<u128, (By, u128)> {
+        let attempt = self.attempt(user, address);
+        match self.guard.ask(&attempt, self.now + 10 * MINUTE, self.now) {
+            Verdict::Go => Ok(0),
+            Verdict::Wait { until, .. } => Ok((until - self.now).as_millis()),
+            Verdict::Refuse { by, until } => Err((by, (until - self.now).as_millis())),
+        }
+    }
+
+    fn fail(&mut self, times: usize, user: &str, address: u8) -> Vec<Began> {
+        let attempt = self.attempt(user, address);
+        (0..times)
+            .map(|_| self.guard.failed(&attempt, self.now))
+            .collect()
+    }
+
+    fn succeed(&mut self, user: &str, address: u8) {
+        let attempt = self.attempt(user, address);
+        self.guard.succeeded(&attempt, self.now);
+    }
+}
+
+#[test]
+fn after_some_failures_a_growing_delay_then_refusal_then_one_more_try() {
+    let mut scene = Scene::new(limit());
+    for _ in 0..3 {
+        assert_eq!(scene.ask("eve", 1), Ok(0));
+        scene.fail(1, "eve", 1);
+    }
+    for expected in [1000, 2000, 4000, 4000, 4000] {
+        let waited = scene.ask("eve", 1).unwrap();
+        assert_eq!(waited, expected);
+        scene.now += SECOND * u32::try_from(waited / 1000).unwrap();
+        let began = scene.fail(1, "eve", 1)[0];
+        let refused = scene.now - scene.start == 15 * SECOND;
+        assert_eq!((began.address, began.user), (refused, refused));
+    }
+    assert_eq!(scene.ask("eve", 1), Err((By::Address, 60_000)));
+    assert_eq!(
+        scene.ask("other", 1),
+        Err((By::Address, 60_000)),
+        "whatever its name"
+    );
+    assert_eq!(scene.ask("eve", 2), Err((By::User, 60_000)), "wherever it is");
+    assert_eq!(scene.ask("other", 2), Ok(0));
+    scene.now += MINUTE;
+    // What is remembered is the worst: one attempt, and its failure begins the next refusal.
+    assert_eq!(scene.ask("eve", 1), Ok(4000));
+    assert!(scene.fail(1, "eve", 1)[0].address);
+    assert_eq!(scene.ask("eve", 1), Err((By::Address, 60_000)));
+}
+
+#[test]
+fn attempts_in_parallel_get_slots_one_behind_the_other() {
+    let mut scene = Scene::new(limit());
+    scene.fail(4, "a", 1);
+    let slots: Vec<_> = (0..4)
+        .map(|n| scene.ask(&format!("user{n}"), 1).unwrap())
+        .collect();
+    assert_eq!(slots, [2000, 4000, 6000, 8000]);
+    // One that came too late for its login's deadline takes no slot.
+    let attempt = scene.attempt("late", 1);
+    let verdict = scene.guard.ask(&attempt, scene.now + 9 * SECOND, scene.now);
+    assert!(
+        matches!(verdict, Verdict::Refuse { by: By::Address, until } if until == scene.now + 10 * SECOND)
+    );
+    assert_eq!(scene.ask("next", 1), Ok(10_000));
+    // Whoever waits hears of a refusal that began meanwhile.
+    let waiting = scene.attempt("next", 1);
+    assert_eq!(scene.guard.refusal(&waiting, scene.now), None);
+    scene.fail(4, "a", 1);
+    assert!(matches!(
+        scene.guard.refusal(&waiting, scene.now),
+        Some(Verdict::Refuse { by: By::Address, .. })
+    ));
+}
+
+#[test]
+fn a_user_is_not_locked_out_where_it_has_logged_in_lately() {
+    let mut scene = Scene::new(limit());
+    scene.succeed("app", 1);
+    for attacker in 100..120 {
+        scene.fail(1, "app", attacker);
+    }
+    assert_eq!(scene.ask("app", 1), Ok(0), "where it is known");
+    assert!(
+        matches!(scene.ask("app", 2), Err((By::User, _))),
+        "where it is not"
+    );
+    scene.now += FAMILIAR_FOR - MINUTE;
+    scene.succeed("app", 1);
+    scene.now += FAMILIAR_FOR - SECOND;
+    scene.fail(20, "app", 130);
+    assert_eq!(scene.ask("app", 1), Ok(0), "each success counts anew");
+    scene.now += SECOND;
+    assert!(matches!(scene.ask("app", 1), Err((By::User, _))), "long ago");
+}
+
+#[test]
+fn a_success_behind_a_nat_helps_its_own_user_and_nobody_else() {
+    let mut scene = Scene::new(limit());
+    scene.fail(8, "eve", 1);
+    scene.succeed("app", 1);
+    assert_eq!(scene.ask("app", 1), Ok(0));
+    assert_eq!(
+        scene.ask("admin", 1),
+        Err((By::Address, 60_000)),
+        "nothing is forgiven"
+    );
+    // Guesses at the familiar user's own password use up its freedom; successes in between give none of it back.
+    scene.fail(2, "app", 1);
+    assert_eq!(scene.ask("app", 1), Ok(0));
+    scene.succeed("app", 1);
+    scene.fail(1, "app", 1);
+    assert!(matches!(scene.ask("app", 1), Err((By::Address, _))));
+}
+
+#[test]
+fn quiet_forgives_one_failure_at_a_time() {
+    let mut scene = Scene::new(limit());
+    scene.fail(5, "eve", 1);
+    scene.now += MINUTE - SECOND;
+    assert_eq!(scene.ask("x", 1), Ok(4000));
+    scene.now += SECOND + 4 * SECOND;
+    assert_eq!(scene.ask("x", 1), Ok(2000));
+    scene.now += MINUTE;
+    assert_eq!(scene.ask("x", 1), Ok(1000));
+    scene.now += MINUTE;
+    assert_eq!(scene.ask("x", 1), Ok(0));
+    assert_eq!(scene.guard.sweep(scene.now), (1, 1));
+    assert_eq!(scene.guard.sweep(scene.now + 2 * MINUTE), (0, 0));
+    // The time of a refusal is no quiet.
+    scene.fail(8, "eve", 2);
+    scene.now += MINUTE;
+    assert_eq!(scene.guard.sweep(scene.now + 7 * MINUTE), (1, 1));
+    assert_eq!(scene.guard.sweep(scene.now + 8 * MINUTE), (0, 0));
+}
+
+#[test]
+fn addresses_are_ipv4_ones_and_ipv6_networks_and_sockets_have_none() {
+    let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+    assert_eq!(network(ip("::ffff:10.0.0.1")), ip("10.0.0.1"));
+    assert_eq!(network(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
+    let mut scene = Scene::new(limit());
+    for last in 0..8 {
+        let attempt = scene.guard.attempt(
+            Some(ip(&format!("2001:db8::{last}"))),
+            "main",
+            format!("u{last}").as_bytes(),
+        );
+        scene.guard.failed(&attempt, scene.now);
+    }
+    let mut refusal = |text: &str| {
+        let attempt = scene.guard.attempt(Some(ip(text)), "main", b"x");
+        scene.guard.refusal(&attempt, scene.now)
+    };
+    assert!(refusal("2001:db8::ffff:1").is_some());
+    assert_eq!(refusal("2001:db8:0:1::1"), None);
+    let local = scene.guard.attempt(None, "main", b"x");
+    for _ in 0..8 {
+        scene.guard.failed(&local, scene.now);
+    }
+    assert_eq!(scene.guard.sweep(scene.now).0, 1, "no address is remembered");
+    let other = scene.guard.attempt(None, "main", b"y");
+    assert_eq!(scene.guard.refusal(&other, scene.now), None);
+    assert!(matches!(
+        scene.guard.refusal(&local, scene.now),
+        Some(Verdict::Refuse { by: By::User, .. })
+    ));
+    let elsewhere = scene.guard.attempt(None, "other", b"x");
+    assert_eq!(
+        scene.guard.refusal(&elsewhere, scene.now),
+        None,
+        "another cluster's user"
+    );
+}
+
+#[test]
+fn garbage_counts_for_the_address_alone() {
+    let mut scene = Scene::new(limit());
+    let source = Some(IpAddr::from([10, 0, 0, 1]));
+    let began: Vec<bool> = (0..9).map(|_| scene.guard.garbage(source, scene.now)).collect();
+    assert_eq!(
+        began,
+        [false, false, false, false, false, false, false, true, false]
+    );
+    assert_eq!(scene.guard.sweep(scene.now), (1, 0));
+    assert!(!scene.guard.garbage(None, scene.now));
+}
+
+#[test]
+fn memory_is_bounded_and_the_worst_are_kept() {
+    let mut scene = Scene::new(limit());
+    scene.fail(8, "worst", 1);
+    for number in 0..100_000_u32 {
+        let address = IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + number));
+        let attempt = scene.guard.attempt(Some(address), "main", &number.to_be_bytes());
+        scene.guard.failed(&attempt, scene.now);
+        scene.guard.succeeded(&attempt, scene.now);
+        scene.now += Duration::from_micros(1);
+    }
+    assert!(scene.guard.addresses.len() <= MOST_OFFENDERS);
+    assert!(scene.guard.users.len() <= MOST_OFFENDERS);
+    assert!(scene.guard.familiar.len() <= MOST_FAMILIAR);
+    assert!(matches!(scene.ask("worst", 1), Err((By::Address, _))));
+    assert!(matches!(scene.ask("worst", 2), Err((By::User, _))));
+    let last = IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + 99_999));
+    let last = scene.guard.attempt(Some(last), "main", &99_999_u32.to_be_bytes());
+    assert!(
+        scene.guard.addresses.is_known(last.address.unwrap()),
+        "the newest stay"
+    );
+    assert!(scene.guard.familiar.is_known(last.pair));
+}
+
+#[test]
+fn switched_off_nothing_is_counted() {
+    let mut scene = Scene::new(RateLimit {
+        failures: 0,
+        ..limit()
+    });
+    scene.fail(100, "eve", 1);
+    assert_eq!(scene.ask("eve", 1), Ok(0));
+    assert_eq!(scene.guard.sweep(scene.now), (0, 0));
+}
+
+#[test]
+fn without_a_delay_there_is_only_refusal() {
+    let mut scene = Scene::new(RateLimit {
+        delay: Duration::ZERO,
+        ..limit()
+    });
+    scene.fail(7, "eve", 1);
+    assert_eq!(scene.ask("eve", 1), Ok(0));
+    scene.fail(1, "eve", 1);
+    assert!(scene.ask("eve", 1).is_err());
+}

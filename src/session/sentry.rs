@@ -1,0 +1,219 @@
+//! The guard against guessing, at work: attempts wait for their slot or are refused before any exchange or look-up,
+//! and what comes of them is counted.
+//!
+//! Who waits holds no place among the pending logins, but one among those that wait, and the login's deadline goes on.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::Shared;
+use super::admission::{Full, Pending};
+use super::gate::Gate;
+use super::sample::{Sampler, Verdict as Line};
+use crate::auth::guard::{Attempt, By, Guard, Verdict};
+use crate::config::RateLimit;
+use crate::frontend::login::{LoginFault, Offence};
+use crate::frontend::{ClientAddress, ClientStream};
+use crate::wire::message::ErrorReply;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::startup::StartupPacket;
+use crate::wire::text::Escaped;
+
+/// Lines about refusals that begin, per kind and interval.
+const LINES: u32 = 5;
+const INTERVAL: Duration = Duration::from_secs(30);
+
+/// The guard, shared by all workers; locked for microseconds at a time.
+#[derive(Debug)]
+pub struct Sentry {
+    guard: Mutex<Guard>,
+    refuse_for: Duration,
+    begun: Mutex<Sampler<By>>,
+}
+
+impl Sentry {
+    pub fn new(limit: RateLimit) -> Self {
+        Self {
+            guard: Mutex::new(Guard::new(limit)),
+            refuse_for: limit.refuse_for,
+            begun: Mutex::new(Sampler::new(LINES, INTERVAL, 2)),
+        }
+    }
+
+    /// Addresses and users with failures that time has not made good.
+    pub(super) fn remembered(&self) -> (usize, usize) {
+        self.guard().sweep(Instant::now())
+    }
+
+    /// Tells of the refusals that were left out of the log, until `stop`.
+    pub async fn summarise(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            let summaries = self.begun().summaries(Instant::now());
+            for (by, times) in summaries {
+                let what = by.map_or("-", label);
+                warn!(by = what, times, "more refusals after failed logins began");
+            }
+        }
+    }
+
+    fn attempt(&self, gate: &Gate, client: ClientAddress, user: &[u8]) -> Attempt {
+        let realm = &gate.cluster.config().name;
+        self.guard().attempt(client.ip(), realm, user)
+    }
+
+    fn guard(&self) -> MutexGuard<'_, Guard> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Sampler<By>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The label in metrics.
+pub(super) fn label(by: By) -> &'static str {
+    match by {
+        By::Address => "address",
+        By::User => "user",
+    }
+}
+
+/// Waits for this attempt's turn. `pending` is given back meanwhile; after an error it may be `None`.
+pub(super) async fn admit(
+    shared: &Shared,
+    gate: &Gate,
+    stream: &mut ClientStream,
+    packet: &StartupPacket,
+    client: ClientAddress,
+    pending: &mut Option<Pending>,
+    deadline: Instant,
+) -> Result<(), LoginFault> {
+    let attempt = shared.sentry.attempt(gate, client, &packet.user);
+    let now = Instant::now();
+    // Before the slot: one that may not wait must not move those behind it.
+    let place = shared.admission.waiting(client.ip());
+    let latest = if place.is_ok() { deadline } else { now };
+    let verdict = shared.sentry.guard().ask(&attempt, latest, now);
+    let (until, by) = match verdict {
+        Verdict::Go => return Ok(()),
+        Verdict::Refuse { by, until } => return Err(refused(by, until - now)),
+        Verdict::Wait { until, by } => (until, by),
+    };
+    shared.metrics.delay(label(by));
+    let gauge = shared.metrics.waiting();
+    *pending = None;
+    wait(stream, until).await?;
+    drop((place, gauge));
+    *pending = Some(shared.admission.pending(client.ip()).map_err(|full| {
+        let (text, hint) = too_many(full);
+        LoginFault::TooMany(ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
+    })?);
+    let now = Instant::now();
+    let refusal = shared.sentry.guard().refusal(&attempt, now);
+    match refusal {
+        Some(Verdict::Refuse { by, until }) => Err(refused(by, until - now)),
+        _ => Ok(()),
+    }
+}
+
+/// Until the moment, or until the client leaves. It has nothing to say before it is asked.
+async fn wait(stream: &mut ClientStream, until: Instant) -> Result<(), LoginFault> {
+    let mut early = [0_u8; 1];
+    tokio::select! {
+        () = sleep_until(until) => Ok(()),
+        read = stream.read(&mut early) => match read {
+            Ok(1..) => Err(LoginFault::Protocol("unexpected data before the authentication request".to_owned())),
+            Ok(0) | Err(_) => Err(LoginFault::HungUp),
+        },
+    }
+}
+
+fn refused(by: By, left: Duration) -> LoginFault {
+    let text = match by {
+        By::Address => "too many failed logins from this address",
+        By::User => "too many failed logins as this user",
+    };
+    // Rounded up: at that time it is not too early.
+    let seconds = left.as_millis().div_ceil(1000);
+    let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
+        "Try again in {seconds} s. The bound is auth.rate_limit of the connection manager."
+    ));
+    LoginFault::RateLimited(by, reply)
+}
+
+/// What a connection is told for which there is no place among the pending logins: text and hint.
+pub fn too_many(full: Full) -> (&'static str, &'static str) {
+    match full {
+        Full::Total => (
+            "too many connections are logging in",
+            "Try again in a moment; the bound is limits.max_pending_logins of the connection manager.",
+        ),
+        Full::Source => (
+            "too many connections from this address are logging in",
+            "Try again in a moment; one address may have half of limits.max_pending_logins of the connection manager.",
+        ),
+    }
+}
+
+/// The client has proven who it is.
+pub(super) fn succeeded(shared: &Shared, gate: &Gate, packet: &StartupPacket, client: ClientAddress) {
+    let attempt = shared.sentry.attempt(gate, client, &packet.user);
+    shared.sentry.guard().succeeded(&attempt, Instant::now());
+}
+
+/// Counts a login that failed, if that says anything of the client.
+pub(super) fn failed(
+    shared: &Shared,
+    gate: &Gate,
+    packet: &StartupPacket,
+    client: ClientAddress,
+    fault: &LoginFault,
+) {
+    match fault.offence() {
+        Some(Offence::Proof) => {
+            let attempt = shared.sentry.attempt(gate, client, &packet.user);
+            let began = shared.sentry.guard().failed(&attempt, Instant::now());
+            if began.address {
+                log(&shared.sentry, By::Address, client, None);
+            }
+            if began.user {
+                log(&shared.sentry, By::User, client, Some(&packet.user));
+            }
+        }
+        Some(Offence::Garbage) => garbage(shared, client),
+        None => {}
+    }
+}
+
+/// Counts a connection that did not keep to the protocol.
+pub(super) fn garbage(shared: &Shared, client: ClientAddress) {
+    if shared.sentry.guard().garbage(client.ip(), Instant::now()) {
+        log(&shared.sentry, By::Address, client, None);
+    }
+}
+
+fn log(sentry: &Sentry, by: By, client: ClientAddress, user: Option<&[u8]>) {
+    let line = sentry.begun().observe(by, Instant::now());
+    let Line::Log { suppressed: skipped } = line else {
+        return;
+    };
+    let for_s = sentry.refuse_for.as_secs();
+    match user {
+        None => {
+            warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused")
+        }
+        Some(user) => warn!(
+            user = %Escaped(user), last = %client, for_s, skipped,
+            "too many failed logins: logins as this user are refused, but for addresses it has used lately"
+        ),
+    }
+}
