@@ -264,15 +264,12 @@ fn unlocked(
             return None;
         }
     };
-    let sealed = match EncryptedPrivateKeyInfoRef::try_from(der.as_slice()) {
-        Ok(sealed) => sealed,
-        Err(_) => {
-            field.fault_with(
-                format!("{shown}: the key is damaged, or encrypted in an old way that is not supported"),
-                "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it anew",
-            );
-            return None;
-        }
+    let Ok(sealed) = EncryptedPrivateKeyInfoRef::try_from(der.as_slice()) else {
+        field.fault_with(
+            format!("{shown}: the key is damaged, or encrypted in an old way that is not supported"),
+            "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it anew",
+        );
+        return None;
     };
     if let Err(problem) = affordable(&sealed.encryption_algorithm) {
         field.fault(format!(

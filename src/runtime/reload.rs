@@ -27,7 +27,7 @@ use crate::session::Shared;
 /// it is being written, and a certificate not without its key.
 const LOOK: Duration = Duration::from_secs(1);
 /// A part that is broken is tried again this often: a passphrase command may fail for reasons that no file shows.
-const RETRY: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_mins(1);
 
 /// Where what is read comes into service.
 pub(super) struct Sinks {

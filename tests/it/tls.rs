@@ -2,14 +2,15 @@
 //! router runs. The certificates are made by `openssl`, as operators make them.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::cluster::postgres::psql_18;
-use crate::cluster::{Cluster, Options, Router, eventually, output, succeed};
+use crate::cluster::postgres::{self, Postgres, psql_18};
+use crate::cluster::{Certificates, Cluster, Options, Router, eventually, output, secret, succeed};
 use crate::hand::{Raw, V3_0};
 
 const APP: &[(&str, &str)] = &[("user", "app"), ("database", "app")];
@@ -21,6 +22,10 @@ struct Authority(TempDir);
 
 impl Authority {
     fn new() -> Self {
+        Self::named("authority")
+    }
+
+    fn named(name: &str) -> Self {
         let authority = Self(tempfile::tempdir().unwrap());
         let configuration = "[ca]\ndefault_ca = own\n[own]\ndatabase = index\ncrlnumber = number\nprivate_key = ca.key\n\
                              certificate = ca.crt\ndefault_md = sha256\ndefault_crl_days = 30\ncrl_extensions = list\n\
@@ -29,10 +34,9 @@ impl Authority {
         fs::write(authority.file("index"), "").unwrap();
         fs::write(authority.file("number"), "01\n").unwrap();
         authority.openssl("ecparam -name prime256v1 -genkey -noout -out ca.key");
-        authority.openssl(
-            "req -x509 -new -key ca.key -days 30 -subj /CN=authority -addext keyUsage=critical,keyCertSign,cRLSign \
-             -out ca.crt",
-        );
+        authority.openssl(&format!(
+            "req -x509 -new -key ca.key -days 30 -subj /CN={name} -addext keyUsage=critical,keyCertSign,cRLSign -out ca.crt"
+        ));
         authority
     }
 
@@ -121,6 +125,41 @@ fn shown(router: &Router, name: Option<&str>) -> String {
     let pem = tempfile::NamedTempFile::new().unwrap();
     fs::write(pem.path(), text).unwrap();
     succeed(command.arg("-in").arg(pem.path())).replace('\n', " ")
+}
+
+/// A session of `psql`, in TLS, that stays.
+struct Open {
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Open {
+    fn psql(router: &Router) -> Self {
+        let mut child = Command::new("psql")
+            .args(["-XAtq", &router.dsn(6432, "")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, answers }
+    }
+
+    /// One row with one column; empty once the session has ended.
+    fn value(&mut self, sql: &str) -> String {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        let _ = writeln!(stdin, "{sql};");
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn says(output: &Output) -> String {
@@ -225,7 +264,7 @@ fn client(authority: &Authority, name: &str) -> String {
 #[test]
 fn a_certificate_of_a_client_is_good_or_ends_the_handshake() {
     let authority = Authority::new();
-    let stranger = Authority::new();
+    let stranger = Authority::named("stranger");
     authority.issue("server", "DNS:router.example");
     for name in ["good", "bad"] {
         authority.issue(name, "DNS:client.example");
@@ -264,9 +303,8 @@ fn a_certificate_is_exchanged_while_sessions_go_on() {
     authority.issue("server", "DNS:router.example");
     let router = router(&format!("certificates: [{{{}}}]", authority.entry("server")));
     let old = shown(&router, None);
-    let mut open = Raw::tls(router.address, 6432);
-    open.startup(V3_0, APP);
-    open.authenticate("app");
+    let mut open = Open::psql(&router);
+    assert_eq!(open.value("SELECT 1"), "1");
     // A new key is copied first; until its certificate follows, the pair is not right.
     authority.issue("server", "DNS:router.example,DNS:new.example");
     eventually("new connections are shown the new one", SOON, || {
@@ -279,7 +317,7 @@ fn a_certificate_is_exchanged_while_sessions_go_on() {
         "server.crt",
         "new.example",
     ]);
-    assert_eq!(open.value("SELECT 1"), "1", "the old session goes on");
+    assert_eq!(open.value("SELECT 2"), "2", "the old session goes on");
     let days = router.metric(&format!(
         "trunkline_tls_certificate_expiry_days{{part=\"tls\",file=\"{}\"}}",
         authority.file("server.crt").display()
@@ -355,7 +393,7 @@ fn a_hangup_reads_the_files_and_says_what_it_does_not_do() {
 #[test]
 fn a_users_file_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
-    let users = crate::cluster::secret(dir.path(), "users", "\"app\" \"another\"");
+    let users = secret(dir.path(), "users", "\"app\" \"another\"");
     let router = Router::before(
         Cluster::shared(),
         Options {
@@ -370,4 +408,37 @@ fn a_users_file_is_read_again() {
     replace(&users, b"\"app\" no quotes\n");
     router.await_log(&["ERROR", "part=auth", "line 1", "stays in service"]);
     assert!(works());
+}
+
+/// What the router itself needs at a server: neither is right at first.
+#[test]
+fn roots_and_password_towards_servers_are_read_again() {
+    let server = Postgres::start(&postgres::Options::default());
+    let dir = tempfile::tempdir().unwrap();
+    let roots = dir.path().join("roots.crt");
+    fs::copy(Certificates::shared().file("ca.crt"), &roots).unwrap();
+    let clusters = server.yaml_with(&format!(
+        "{{sslmode: verify-full, sslrootcert: {}}}",
+        roots.display()
+    ));
+    let password = secret(&server.certificates.file(""), "service-password", "falsch");
+    let router = Router::launch(
+        None,
+        Options {
+            clusters: Some(clusters),
+            ..Options::default()
+        },
+    );
+    router.await_log(&["s1", "certificate"]);
+    replace(&roots, &fs::read(server.certificates.file("ca.crt")).unwrap());
+    router.await_log(&["files loaded", "part=clusters.main.server_tls"]);
+    eventually("the router gets as far as the password", SOON, || {
+        server
+            .log()
+            .contains("password authentication failed for user \"trunkline\"")
+    });
+    replace(&password, b"trunkline");
+    router.await_log(&["files loaded", "part=clusters.main.service_account"]);
+    router.await_read_write();
+    assert_eq!(router.psql(6432, "SELECT 1"), "1");
 }
