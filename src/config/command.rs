@@ -36,6 +36,7 @@ pub(super) enum CommandFault {
     TooLong,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the error gives a reference")]
 fn ended(status: &ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("failed with exit code {code}"),

@@ -197,7 +197,7 @@ fn dump(out: &mut String, value: &Any<'_>) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::format_collect)]
     use std::process::Command;
 
     use super::*;

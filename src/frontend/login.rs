@@ -114,6 +114,9 @@ impl LoginFault {
     pub fn offence(&self) -> Option<Offence> {
         match self {
             Self::Scram(fault) if fault.is_wrong_password() => Some(Offence::Proof),
+            Self::WrongPassword(_) | Self::EmptyPassword | Self::Certificate(_) | Self::Peer(_) | Self::Ldap(_) => {
+                Some(Offence::Proof)
+            }
             Self::Scram(_) | Self::Protocol(_) => Some(Offence::Garbage),
             Self::HungUp
             | Self::TooMany(_)
@@ -121,6 +124,9 @@ impl LoginFault {
             | Self::RateLimited(..)
             | Self::NoRule(_)
             | Self::Rejected(_)
+            | Self::NoCertificate
+            | Self::Directory(_)
+            | Self::NoServerLogin
             | Self::Lookup(_)
             | Self::Timeout => None,
         }
@@ -300,11 +306,16 @@ impl<'a> Exchange<'a> {
                 interfaces: &interfaces,
             };
             match rules.decide(&facts, &known) {
-                Step::Decided(Decision::Match(matched)) if matched.rule.method == Method::Reject => {
-                    return Err(LoginFault::Rejected(facts.rejected()));
-                }
                 Step::Decided(Decision::Match(matched)) => {
                     let (index, rule) = (matched.index, matched.rule);
+                    // Before the method, a `reject` too, as in PostgreSQL.
+                    let is_certified = self.tls.is_some_and(|tls| tls.certificate.is_some());
+                    if rule.client_certificate != ClientCertificate::Off && !is_certified {
+                        return Err(LoginFault::NoCertificate);
+                    }
+                    if rule.method == Method::Reject {
+                        return Err(LoginFault::Rejected(facts.rejected()));
+                    }
                     return Ok(Decided { index, rule });
                 }
                 Step::Decided(Decision::NoMatch) => return Err(LoginFault::NoRule(facts.no_entry())),
@@ -317,10 +328,6 @@ impl<'a> Exchange<'a> {
     /// The exchange the rule asks for. One frame at a time is read, and nothing may follow it unasked.
     pub async fn run(mut self, decided: Decided<'_>) -> Result<Authenticated, LoginFault> {
         let rule = decided.rule;
-        let is_certified = self.tls.is_some_and(|tls| tls.certificate.is_some());
-        if rule.client_certificate != ClientCertificate::Off && !is_certified {
-            return Err(LoginFault::NoCertificate);
-        }
         let proven = match &rule.method {
             Method::Trust | Method::Cert => name::proven(),
             Method::Reject => return Err(LoginFault::Protocol("rejected".to_owned())),

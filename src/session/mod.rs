@@ -34,15 +34,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::auth::rules::Rules;
 use crate::auth::scram::MockSecret;
-use crate::auth::userlist::UserList;
-use crate::frontend::login::Identities;
+use crate::frontend::access::Access;
+use crate::frontend::login::Doors;
 use gate::Gate;
 use sample::{Sampler, Verdict};
 
 /// Cancel requests served at once, own ones and those of peers.
 pub const MOST_CANCELS: usize = 64;
+/// Passwords in clear checked at once: each takes a processor for milliseconds.
+pub const MOST_DERIVATIONS: usize = 4;
 
 /// Everything the sessions of one process share. Made by `runtime`.
 #[derive(Debug)]
@@ -52,10 +53,11 @@ pub struct Shared {
     pub metrics: Arc<metrics::Metrics>,
     pub keys: keys::KeyIssuer,
     pub peers: Option<peers::Peers>,
-    pub rules: Rules,
-    /// Another list may be put in its place, for the logins to come.
-    pub users: Option<Arc<ArcSwap<UserList>>>,
-    pub mock: MockSecret,
+    /// Who may come in. Another one may be put in its place, for the logins to come.
+    pub access: Arc<ArcSwap<Access>>,
+    pub mock: Arc<MockSecret>,
+    /// Bounds how many passwords in clear are checked at once.
+    pub derivations: Arc<Semaphore>,
     pub login_timeout: Duration,
     pub cancels: Arc<Semaphore>,
     pub failures: Failures,
@@ -72,11 +74,13 @@ impl Shared {
         self.metrics.refuse(reason);
     }
 
-    fn identities<'a>(&'a self, gate: &'a Gate) -> Identities<'a> {
-        Identities {
-            users: self.users.as_ref().map(|users| users.load_full()),
+    fn doors<'a>(&'a self, access: &'a Access, gate: &'a Gate, deadline: Instant) -> Doors<'a> {
+        Doors {
+            access,
             cluster: &gate.cluster,
             mock: &self.mock,
+            derivations: &self.derivations,
+            deadline,
         }
     }
 }

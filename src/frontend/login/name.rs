@@ -30,7 +30,7 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
 
 /// `peer`: the operating system's user at the other end of a Unix socket.
 pub(super) async fn operating_system(exchange: &mut Exchange<'_>, rule: &Rule) -> Result<(), LoginFault> {
-    let Some(uid) = exchange.address.uid() else {
+    let Some(uid) = exchange.address.peer().map(|peer| peer.uid) else {
         return Err(LoginFault::Peer("the operating system does not say who it is".to_owned()));
     };
     let name = match peer::user_name(uid).await {
