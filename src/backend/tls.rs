@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -20,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use super::connection::ServerStream;
 use super::error::{ConnectError, Step, escape};
 use crate::auth::scram::tls_server_end_point;
-use crate::config::{ChannelBinding, ServerTls, SslMode, SslNegotiation};
+use crate::config::{ChannelBinding, KeyPair, ServerTls, SslMode, SslNegotiation};
 use crate::wire::message;
 
 /// How much of an error before TLS is read, and how long it may take: it is only for the log.
@@ -100,6 +101,27 @@ impl TlsClient {
             negotiation: settings.sslnegotiation,
             channel_binding: settings.channel_binding,
             connector: Some(TlsConnector::from(Arc::new(config))),
+        }))
+    }
+
+    /// The same with another client certificate, for the connections of one user.
+    pub fn with_certificate(&self, pair: &KeyPair) -> Result<Arc<Self>, TlsSettingsError> {
+        let connector = match &self.connector {
+            None => None,
+            Some(connector) => {
+                let mut config = ClientConfig::clone(connector.config());
+                let provider = config.crypto_provider();
+                let certified = CertifiedKey::from_der(pair.chain.clone(), pair.key.clone_key(), provider)
+                    .map_err(TlsSettingsError::ClientCertificate)?;
+                config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+                Some(TlsConnector::from(Arc::new(config)))
+            }
+        };
+        Ok(Arc::new(Self {
+            mode: self.mode,
+            negotiation: self.negotiation,
+            channel_binding: self.channel_binding,
+            connector,
         }))
     }
 

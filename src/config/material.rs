@@ -77,7 +77,7 @@ pub struct Stamp {
 
 impl Stamp {
     /// Follows symbolic links, so that one that is put in another's place is a change. `None` where there is no file.
-    fn of(path: &Path) -> Option<Self> {
+    pub fn of(path: &Path) -> Option<Self> {
         let metadata: Metadata = std::fs::metadata(path).ok()?;
         Some(Self {
             device: metadata.dev(),
@@ -104,6 +104,16 @@ impl Files {
             .or_default()
             .entry(path.to_owned())
             .or_insert_with(|| Stamp::of(path));
+    }
+
+    /// Other files for a part.
+    pub fn replace(&mut self, part: Part, stamps: Stamps) {
+        self.0.insert(part, stamps);
+    }
+
+    /// Adds files that somebody else has read for a part.
+    pub fn add(&mut self, part: Part, stamps: Stamps) {
+        self.0.entry(part).or_default().extend(stamps);
     }
 
     /// The files of one part.

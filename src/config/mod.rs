@@ -38,7 +38,7 @@ use indexmap::IndexMap;
 
 pub use fault::{Fault, Faults};
 pub use keys::Leaf;
-pub use material::{Files, Material, Materials, Part, Stamps};
+pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
 pub use model::*;
 pub use secret::Secret;
 

@@ -4,7 +4,7 @@
 //! Refuses: a rule after which the router could not log into the servers; a rule that names a map or a certificate
 //! authority that is not there. A rule is never skipped.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,7 +23,7 @@ use crate::auth::rules::{ClientCertificate, Connection, Method, Rule, Rules, Use
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
 use crate::auth::{self, Identity};
-use crate::config::{Auth, ServerCredential, ServerSecret, Verifiers};
+use crate::config::{Auth, Config, ListenerTls, ServerCredential, ServerSecret, Stamp, Stamps, Verifiers};
 
 /// Everything a login is decided with. Replaced whole when a file changes; logins under way keep theirs.
 #[derive(Debug)]
@@ -36,17 +36,21 @@ pub struct Access {
     pub ldap_tls: Arc<ClientConfig>,
     /// By the number of the rule; `None` where its method is another.
     directories: Vec<Option<LdapSettings>>,
-    /// The files looked at, found or not.
-    pub watched: BTreeSet<PathBuf>,
+    /// The files looked at, found or not, as they were just before.
+    pub watched: Stamps,
 }
 
 /// What is wrong, each fault one line with its place.
 #[derive(Debug)]
-pub struct AccessFaults(pub Vec<String>);
+pub struct AccessFaults {
+    pub lines: Vec<String>,
+    /// As [`Access::watched`]: a change in any may mend it.
+    pub watched: Stamps,
+}
 
 impl fmt::Display for AccessFaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
+        f.write_str(&self.lines.join("\n"))
     }
 }
 
@@ -61,6 +65,15 @@ pub struct Around {
     pub has_tls: bool,
 }
 
+impl Around {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            has_client_ca: config.tls.as_ref().is_some_and(|tls| tls.asks_clients),
+            has_tls: config.listeners.iter().any(|listener| listener.tls != ListenerTls::Off),
+        }
+    }
+}
+
 impl Access {
     /// Reads and checks everything; blocks. Reports all faults of all files at once.
     ///
@@ -68,21 +81,17 @@ impl Access {
     /// Every fault, in the order of the files.
     pub fn load(auth: &Auth, around: Around, mock: &MockSecret) -> Result<Self, AccessFaults> {
         let mut faults = Vec::new();
-        let mut watched = BTreeSet::new();
+        let disk = Disk::default();
         let rules = match &auth.hba_file {
             None => Some(Rules::builtin()),
             Some(path) => {
-                let file = hba::read(&Disk, path);
-                watched.extend(file.watched().iter().cloned());
-                collect(file.rules(), &mut faults)
+                collect(hba::read(&disk, path).rules(), &mut faults)
             }
         };
         let maps = match &auth.ident_file {
             None => Some(Maps::default()),
             Some(path) => {
-                let file = ident::read(&Disk, path);
-                watched.extend(file.watched().iter().cloned());
-                collect(file.maps(), &mut faults)
+                collect(ident::read(&disk, path).maps(), &mut faults)
             }
         };
         let users = match &auth.verifiers {
@@ -99,7 +108,8 @@ impl Access {
         let ldap_tls = collect(ldap_tls, &mut faults);
         let credentials = ServerCredentials::new(Arc::clone(&auth.server_credentials));
         let (Some(rules), Some(maps), Some(users), Some(ldap_tls)) = (rules, maps, users, ldap_tls) else {
-            return Err(AccessFaults(faults));
+            let watched = disk.0.into_inner();
+            return Err(AccessFaults { lines: faults, watched });
         };
         let mut directories = Vec::new();
         for rule in &rules {
@@ -113,8 +123,9 @@ impl Access {
             };
             directories.push(check.run());
         }
+        let watched = disk.0.into_inner();
         if !faults.is_empty() {
-            return Err(AccessFaults(faults));
+            return Err(AccessFaults { lines: faults, watched });
         }
         Ok(Self {
             rules,
@@ -272,11 +283,20 @@ fn settings(options: &LdapOptions) -> auth::ldap::LdapOptions {
     }
 }
 
-/// The file system.
-struct Disk;
+/// The file system, with what was looked at and how it was just before.
+#[derive(Default)]
+struct Disk(RefCell<Stamps>);
+
+impl Disk {
+    fn note(&self, path: &Path) {
+        let mut seen = self.0.borrow_mut();
+        seen.entry(path.to_owned()).or_insert_with(|| Stamp::of(path));
+    }
+}
 
 impl Files for Disk {
     fn read(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+        self.note(path);
         // Before it is opened: to open a named pipe would wait.
         if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -290,6 +310,7 @@ impl Files for Disk {
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        self.note(directory);
         let mut entries = Vec::new();
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();

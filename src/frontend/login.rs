@@ -36,6 +36,7 @@ const LARGEST_PASSWORD_MESSAGE: usize = 65_536;
 #[derive(Debug)]
 pub struct Authenticated {
     server_login: ServerLogin,
+    has_proven: bool,
     /// The last words of the exchange and AuthenticationOk, held back to travel with what follows.
     welcome: BytesMut,
 }
@@ -44,6 +45,11 @@ impl Authenticated {
     /// How to log into a server as this client.
     pub fn server_login(&self) -> &ServerLogin {
         &self.server_login
+    }
+
+    /// Whether it has shown anything: `trust` asks for nothing, and such a login makes good no failures before it.
+    pub fn has_proven(&self) -> bool {
+        self.has_proven
     }
 
     /// What the client has to hear before anything else.
@@ -364,7 +370,11 @@ impl<'a> Exchange<'a> {
             .login(&self.packet.user, proof, identity)
             .ok_or(LoginFault::NoServerLogin)?;
         message::authentication_ok(&mut welcome);
-        Ok(Authenticated { server_login, welcome })
+        Ok(Authenticated {
+            server_login,
+            has_proven: rule.method != Method::Trust || rule.client_certificate == ClientCertificate::VerifyFull,
+            welcome,
+        })
     }
 
     /// What is known of the user.

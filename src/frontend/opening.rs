@@ -317,7 +317,7 @@ impl OpeningFault {
             | Self::TlsNotOffered
             | Self::TlsRequired => false,
             Self::Handshake(error) => is_bad_certificate(error),
-            Self::Startup(_) | Self::Injected | Self::EncryptionTwice => true,
+            Self::Startup(_) | Self::Injected | Self::EncryptionTwice | Self::Certificate(_) => true,
         }
     }
 

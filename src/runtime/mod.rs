@@ -28,11 +28,10 @@ use tracing::{info, warn};
 
 use crate::admin::metrics::FileMetrics;
 use crate::admin::{self, ClusterView, Handles, Readiness};
-use crate::auth::rules::Rules;
 use crate::auth::scram::MockSecret;
-use crate::auth::userlist::UserList;
 use crate::cluster::{self, ClusterHandle};
-use crate::config::{Config, Secret, TargetRole, Verifiers};
+use crate::config::{Config, TargetRole};
+use crate::frontend::access::{Access, Around};
 use crate::frontend::listen::{self, Bound};
 use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
@@ -193,11 +192,11 @@ fn share(
 ) -> anyhow::Result<Shared> {
     let incarnation = Incarnation::random();
     let secret = config.peers.as_ref().map(|peers| &peers.secret);
-    let mock = MockSecret::new(secret);
-    let users = match &config.auth.verifiers {
-        Verifiers::UsersFile { path, contents } => Some(Arc::new(ArcSwap::from_pointee(users(path, contents, &mock)?))),
-        Verifiers::Query { .. } => None,
-    };
+    let mock = Arc::new(MockSecret::new(secret));
+    let access = Access::load(&config.auth, Around::of(config), &mock)?;
+    for warning in access.warnings(Around::of(config)) {
+        warn!("{warning}");
+    }
     let sentry = Arc::new(Sentry::new(config.auth.rate_limit));
     Ok(Shared {
         admission: Arc::new(Admission::new(
@@ -213,24 +212,14 @@ fn share(
         registry,
         keys: KeyIssuer::new(incarnation, secret),
         peers: config.peers.as_ref().map(|peers| Peers::new(peers, incarnation)),
-        rules: Rules::builtin(),
-        users,
+        access: Arc::new(ArcSwap::from_pointee(access)),
         mock,
+        derivations: Arc::new(Semaphore::new(session::MOST_DERIVATIONS)),
         login_timeout: config.auth.login_timeout,
         cancels: Arc::new(Semaphore::new(session::MOST_CANCELS)),
         failures: session::Failures::default(),
         tasks: tasks.clone(),
         closing: CancellationToken::new(),
-    })
-}
-
-fn users(path: &std::path::Path, contents: &Secret, mock: &MockSecret) -> anyhow::Result<UserList> {
-    UserList::parse(contents, mock).map_err(|faults| {
-        let lines: Vec<String> = faults
-            .iter()
-            .map(|fault| format!("{}:{fault}", path.display()))
-            .collect();
-        anyhow::anyhow!(lines.join("\n"))
     })
 }
 

@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::metrics::{Expiry, FileMetrics};
-use crate::auth::userlist::UserList;
 use crate::backend::TlsClient;
 use crate::cluster::ClusterHandle;
-use crate::config::{self, Config, Files, KeyPair, Leaf, Material, Part, Secret, Stamps, Verifiers};
+use crate::config::{self, Config, Files, KeyPair, Leaf, Material, Part, Secret, Stamp, Stamps};
+use crate::frontend::access::{Access, AccessFaults, Around};
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
 
@@ -57,11 +57,9 @@ pub(super) struct Reload {
 enum Ready {
     Tls(Acceptor),
     Http(Arc<ServerConfig>),
-    Users(UserList),
+    Access(Arc<Access>),
     ServerTls(Arc<TlsClient>),
     Password(Option<Secret>),
-    /// Nothing in it comes from files.
-    Nothing,
 }
 
 enum Outcome {
@@ -86,7 +84,8 @@ enum Why {
 
 impl Reload {
     pub(super) fn new(config: Arc<Config>, sinks: Sinks, metrics: FileMetrics) -> Self {
-        let read = config.files().clone();
+        let mut read = config.files().clone();
+        read.add(Part::Auth, sinks.shared.access.load().watched.clone());
         let taken = read
             .parts()
             .map(|(part, stamps)| (part.clone(), stamps.clone()))
@@ -222,11 +221,7 @@ impl Reload {
                     http.store(settings);
                 }
             }
-            Ready::Users(list) => {
-                if let Some(users) = &self.sinks.shared.users {
-                    users.store(Arc::new(list));
-                }
-            }
+            Ready::Access(access) => self.sinks.shared.access.store(access),
             Ready::ServerTls(tls) => {
                 if let Some(cluster) = cluster {
                     cluster.replace_tls(tls);
@@ -237,7 +232,6 @@ impl Reload {
                     cluster.replace_password(password.as_ref());
                 }
             }
-            Ready::Nothing => {}
         }
     }
 
@@ -308,14 +302,28 @@ fn of_servers(pair: Option<&Arc<KeyPair>>) -> Vec<Leaf> {
 /// Blocking: files, passphrase commands, verifiers of plain passwords.
 fn read(config: &Config, shared: &Shared, taken: &BTreeMap<Part, Stamps>) -> Read {
     let materials = config::reread(config);
+    let mut files = materials.files;
+    let own = files.of(&Part::Auth).cloned().unwrap_or_default();
+    // What the rules were read from is known by who read them.
+    let watched = shared.access.load().watched.keys().map(|path| (path.clone(), Stamp::of(path))).collect();
+    files.add(Part::Auth, watched);
     let mut outcomes = BTreeMap::new();
     for (part, material) in materials.parts {
         let outcome = match material {
             Err(faults) => Outcome::Broken(faults.iter().map(ToString::to_string).collect()),
-            Ok(_) if materials.files.of(&part) == taken.get(&part) => Outcome::Same,
-            Ok(material) => match ready(material, shared) {
-                Ok((ready, leaves)) => Outcome::New(ready, leaves),
-                Err(faults) => Outcome::Broken(faults),
+            Ok(_) if files.of(&part) == taken.get(&part) => Outcome::Same,
+            Ok(material) => match ready(material, Around::of(config), shared) {
+                Ok((ready, leaves)) => {
+                    if let Ready::Access(access) = &ready {
+                        files.replace(Part::Auth, own.clone());
+                        files.add(Part::Auth, access.watched.clone());
+                    }
+                    Outcome::New(ready, leaves)
+                }
+                Err(Faulty { faults, watched }) => {
+                    files.add(part.clone(), watched);
+                    Outcome::Broken(faults)
+                }
             },
         };
         outcomes.insert(part, outcome);
@@ -324,28 +332,31 @@ fn read(config: &Config, shared: &Shared, taken: &BTreeMap<Part, Stamps>) -> Rea
     outcomes.entry(Part::Rest).or_insert(Outcome::Same);
     Read {
         outcomes,
-        files: materials.files,
+        files,
         warnings: materials.warnings,
     }
 }
 
-fn ready(material: Material, shared: &Shared) -> Result<(Ready, Vec<Leaf>), Vec<String>> {
+/// What is wrong with a part, and what else was read of it.
+struct Faulty {
+    faults: Vec<String>,
+    watched: Stamps,
+}
+
+fn ready(material: Material, around: Around, shared: &Shared) -> Result<(Ready, Vec<Leaf>), Faulty> {
     Ok(match material {
         Material::Tls(tls) => (Ready::Tls(Acceptor::new(&tls)), of_clients(&tls)),
         Material::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),
-        Material::Auth(auth) => match auth.verifiers {
-            Verifiers::UsersFile { path, contents } => {
-                let list = UserList::parse(&contents, &shared.mock).map_err(|faults| {
-                    let shown = faults.iter().map(|fault| format!("{}:{fault}", path.display()));
-                    shown.collect::<Vec<_>>()
-                })?;
-                (Ready::Users(list), Vec::new())
-            }
-            Verifiers::Query { .. } => (Ready::Nothing, Vec::new()),
+        Material::Auth(auth) => match Access::load(&auth, around, &shared.mock) {
+            Ok(access) => (Ready::Access(Arc::new(access)), Vec::new()),
+            Err(AccessFaults { lines: faults, watched }) => return Err(Faulty { faults, watched }),
         },
         Material::ServerTls(tls) => {
             let leaves = of_servers(tls.client_certificate.as_ref());
-            let client = TlsClient::new(&tls).map_err(|error| vec![error.to_string()])?;
+            let client = TlsClient::new(&tls).map_err(|error| Faulty {
+                faults: vec![error.to_string()],
+                watched: Stamps::new(),
+            })?;
             (Ready::ServerTls(client), leaves)
         }
         Material::Password(password) => (Ready::Password(password), Vec::new()),

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::registry::{Registry, Seat};
-use crate::backend::{self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target};
+use crate::auth::credentials::{ServerLogin, ServerProof};
+use crate::backend::{self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target, TlsSettingsError};
 use crate::cluster::snapshot::{Leader, MemberName};
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::{Route, TargetRole};
@@ -61,7 +62,7 @@ pub(super) struct Request<'a> {
     pub registry: &'a Arc<Registry>,
     pub route: &'a Route,
     pub state: &'a SessionState,
-    pub credential: &'a Credential,
+    pub login: &'a ServerLogin,
     /// The user's name as received.
     pub user: &'a [u8],
 }
@@ -108,11 +109,18 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
     let options = &cluster.config().server;
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
     let choice = choose(cluster, registry, route);
+    let credential = credential(request.login);
     let mut last = None;
     for candidate in choice.candidates.iter().take(MOST_TRIES as usize) {
         let seat = registry.reserve(&cluster.config().name, &candidate.member);
         let deadline = give_up.min(Instant::now() + options.connect_timeout);
-        let tls = cluster.tls();
+        let tls = match &request.login.with {
+            ServerProof::Certificate(pair) => match cluster.tls().with_certificate(pair) {
+                Ok(tls) => tls,
+                Err(error) => return Err(unusable(&candidate.member, &error)),
+            },
+            _ => cluster.tls(),
+        };
         let target = Target {
             host: &candidate.host,
             port: candidate.port,
@@ -120,7 +128,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             options,
             version: request.state.version,
             parameters: &request.state.parameters,
-            credential: request.credential,
+            credential: &credential,
         };
         let error = match backend::connect(target, deadline).await {
             Ok(connection) => match verify(cluster, route.target, &candidate.member, connection).await {
@@ -148,6 +156,24 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
         last = Some(refusal);
     }
     Err(last.unwrap_or_else(|| AttachError::NoCandidate(unavailable(cluster, route, &choice))))
+}
+
+fn credential(login: &ServerLogin) -> Credential {
+    match &login.with {
+        ServerProof::Key(key) => Credential::ClientKey(key.clone()),
+        ServerProof::Password(password) => Credential::Password(password.clone()),
+        ServerProof::Md5(hash) => Credential::Md5(hash.clone()),
+        ServerProof::Certificate(_) | ServerProof::Nothing => Credential::None,
+    }
+}
+
+/// It was tried when the file was read, so this does not happen.
+fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
+    AttachError::Refused {
+        reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, error.to_string())
+            .hint("The connection manager's operator has to mend auth.server_credentials."),
+        member: member.clone(),
+    }
 }
 
 /// What others should know of a failed attempt.

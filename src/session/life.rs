@@ -26,8 +26,9 @@ use super::relay::{Attached, Ended, Lease, Parts, Relay};
 use super::{Shared, cancel, peers, sentry};
 use crate::config::TargetRole;
 use crate::frontend::listen::ClientSocket;
-use crate::frontend::login::{self, Authenticated, LoginFault};
+use crate::frontend::login::{self, Authenticated, Exchange, LoginFault};
 use crate::frontend::opening::{self, Opening, OpeningFault};
+use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
 use crate::routing::{self, Verdict};
 use crate::wire::message::{self, ErrorReply};
@@ -130,8 +131,8 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
             return None;
         }
     };
-    let (mut stream, packet) = match opening {
-        Opening::Session { stream, packet, tls: _ } => (stream, packet),
+    let (mut stream, packet, tls) = match opening {
+        Opening::Session { stream, packet, tls } => (stream, packet, tls),
         Opening::Cancel { stream, request } => {
             cancel::serve(&shared, stream, request).await;
             return None;
@@ -142,11 +143,14 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         }
     };
     let tls_done = accepted.elapsed();
+    let client = Client {
+        stream: &mut stream,
+        packet: &packet,
+        tls: tls.as_deref(),
+        address,
+    };
     let outcome = tokio::select! {
-        outcome = timeout_at(
-            deadline,
-            authenticate(&shared, &gate, &mut stream, &packet, address, &mut pending, deadline),
-        ) => outcome,
+        outcome = timeout_at(deadline, authenticate(&shared, &gate, client, &mut pending, deadline)) => outcome,
         () = shared.closing.cancelled() => Ok(Err(LoginFault::Unavailable(closing()))),
     };
     let (authenticated, admitted) = match outcome {
@@ -217,23 +221,40 @@ fn adopt(socket: ClientSocket, gate: &Gate) -> Option<ClientStream> {
     })
 }
 
+/// A client that has said what it wants.
+struct Client<'a> {
+    stream: &'a mut ClientStream,
+    packet: &'a StartupPacket,
+    tls: Option<&'a TlsFacts>,
+    address: ClientAddress,
+}
+
 /// Its turn, admission, rules, is anybody there, and only then the exchange.
 async fn authenticate(
     shared: &Arc<Shared>,
     gate: &Gate,
-    stream: &mut ClientStream,
-    packet: &StartupPacket,
-    address: ClientAddress,
+    client: Client<'_>,
     pending: &mut Option<Pending>,
     deadline: Instant,
 ) -> Result<(Authenticated, Admitted), LoginFault> {
+    let Client {
+        stream,
+        packet,
+        tls,
+        address,
+    } = client;
     login::negotiate(stream, packet).await?;
     sentry::admit(shared, gate, stream, packet, address, pending, deadline).await?;
     let admitted = shared.admission.admit(gate).map_err(LoginFault::TooMany)?;
-    let method = login::decide(&shared.rules, packet, address, stream.is_tls())?;
+    let access = shared.access.load_full();
+    let doors = shared.doors(&access, gate, deadline);
+    let mut exchange = Exchange::new(stream, packet, address, tls, doors);
+    let decided = exchange.decide().await?;
     attach::anybody(&gate.cluster, &shared.registry, &gate.route).map_err(LoginFault::Unavailable)?;
-    let authenticated = login::exchange(stream, packet, method, &shared.identities(gate)).await?;
-    sentry::succeeded(shared, gate, packet, address);
+    let authenticated = exchange.run(decided).await?;
+    if authenticated.has_proven() {
+        sentry::succeeded(shared, gate, packet, address);
+    }
     Ok((authenticated, admitted))
 }
 
@@ -253,13 +274,14 @@ async fn begin(
 ) -> Option<Begun> {
     let gate = Arc::clone(&record.gate);
     let started = Instant::now();
-    let state = session_state(packet, gate.route.target);
+    let login = authenticated.server_login();
+    let state = session_state(packet, gate.route.target, login.user.as_ref());
     let request = Request {
         cluster: &gate.cluster,
         registry: &shared.registry,
         route: &gate.route,
         state: &state,
-        credential: authenticated.credential(),
+        login,
         user: &packet.user,
     };
     let mut out = authenticated.welcome();
@@ -325,8 +347,12 @@ async fn begin(
 
 /// The session state a client starts with. A read-only one is read-only by its last startup parameter, which no
 /// earlier one can override (promise 2).
-fn session_state(packet: &StartupPacket, target: TargetRole) -> SessionState {
+fn session_state(packet: &StartupPacket, target: TargetRole, server_user: Option<&Bytes>) -> SessionState {
     let mut parameters = packet.parameters.clone();
+    if let Some(user) = server_user {
+        parameters.retain(|(name, _)| name.as_ref() != b"user");
+        parameters.insert(0, (Bytes::from_static(b"user"), user.clone()));
+    }
     if !parameters.iter().any(|(name, _)| name.as_ref() == b"database") {
         parameters.push((Bytes::from_static(b"database"), packet.database.clone()));
     }
