@@ -28,28 +28,32 @@ pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
 /// What a Unix socket's address can hold, its terminator not counted (`sun_path`).
 const LONGEST_PATH: usize = 107;
 
-/// The path of a Unix socket, or `None` where this is none: it begins with `/`. `Some(None)` after a fault.
-pub(super) fn socket_path(field: &Field<'_>) -> Option<Option<PathBuf>> {
-    let text = field.written_text().filter(|text| text.starts_with('/'))?;
-    Some(field.text().and_then(|_| {
-        let path = Path::new(text);
-        if text.len() > LONGEST_PATH {
-            field.fault(format!("is longer than the {LONGEST_PATH} bytes of a Unix socket's path"));
-        } else if text.ends_with('/') || path.file_name().is_none() {
-            field.fault("is a directory; a Unix socket needs a name in it, as in `/run/trunkline/.s.PGSQL.6432`");
-        } else {
-            let port = path
-                .file_name()
-                .and_then(|name| name.to_str()?.strip_prefix(".s.PGSQL."));
-            if port.and_then(port_number).is_none() {
-                field.warn(format!(
-                    "{text}: libpq looks only for Unix sockets named `.s.PGSQL.` and a port"
-                ));
-            }
-            return Some(path.to_owned());
-        }
-        None
-    }))
+/// Is it meant for the path of a Unix socket?
+pub(super) fn is_path(field: &Field<'_>) -> bool {
+    field.written_text().is_some_and(|text| text.starts_with('/'))
+}
+
+/// The path of a Unix socket, where [`is_path`].
+pub(super) fn socket_path(field: &Field<'_>) -> Option<PathBuf> {
+    let text = field.text()?;
+    let path = Path::new(text);
+    if text.len() > LONGEST_PATH {
+        field.fault(format!(
+            "is longer than the {LONGEST_PATH} bytes of a Unix socket's path"
+        ));
+        return None;
+    }
+    let Some(name) = path.file_name().filter(|_| !text.ends_with('/')) else {
+        field.fault("is a directory; a Unix socket needs a name in it, as in `/run/trunkline/.s.PGSQL.6432`");
+        return None;
+    };
+    let port = name.to_str().and_then(|name| name.strip_prefix(".s.PGSQL."));
+    if port.and_then(port_number).is_none() {
+        field.warn(format!(
+            "{text}: libpq looks only for Unix sockets named `.s.PGSQL.` and a port"
+        ));
+    }
+    Some(path.to_owned())
 }
 
 /// Permissions of a socket's file, in octal.

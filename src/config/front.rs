@@ -377,12 +377,15 @@ pub(super) fn listeners<'a>(
 /// A Unix socket too, unlike for HTTP.
 fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddress> {
     let mode = listener.field("socket_mode");
-    if let Some(path) = address::socket_path(field) {
+    if address::is_path(field) {
+        let path = address::socket_path(field);
         let mode = match mode {
-            Some(field) => address::socket_mode(&field)?,
-            None => 0o777,
+            Some(field) => address::socket_mode(&field),
+            None => Some(0o777),
         };
-        return path.map(|path| BindAddress::Unix { path, mode });
+        return path
+            .zip(mode)
+            .map(|(path, mode)| BindAddress::Unix { path, mode });
     }
     if let Some(field) = mode {
         field.fault("has no effect: `address` is not the path of a Unix socket");

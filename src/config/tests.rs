@@ -250,8 +250,11 @@ fn the_minimal_file_has_the_documented_defaults() {
 #[test]
 fn unix_sockets() {
     let files = Files::new();
-    let listener =
-        |keys: &str| format!("{MINIMAL}listeners: [{{name: a, route: read-write, {keys}}}, {{name: b, route: read-only, address: \"*:1\"}}]\n");
+    let listener = |keys: &str| {
+        format!(
+            "{MINIMAL}listeners: [{{name: a, route: read-write, {keys}}}, {{name: b, route: read-only, address: \"*:1\"}}]\n"
+        )
+    };
     let config = files.ok(&listener("address: /run/.s.PGSQL.6432, tls: optional"));
     let (path, mode) = ("/run/.s.PGSQL.6432".into(), 0o777);
     assert_eq!(config.listeners[0].address, BindAddress::Unix { path, mode });

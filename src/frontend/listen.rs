@@ -34,7 +34,8 @@ pub struct Bound {
 #[derive(Debug)]
 enum BoundSocket {
     Tcp(std::net::TcpListener),
-    Unix(std::os::unix::net::UnixListener, SocketFile),
+    /// The file first: so they are dropped.
+    Unix(SocketFile, std::os::unix::net::UnixListener),
 }
 
 /// An accepted connection, on no runtime yet.
@@ -52,9 +53,9 @@ pub enum ClientSocket {
 pub fn bind(address: &BindAddress) -> io::Result<Bound> {
     let socket = match *address {
         BindAddress::Unix { ref path, mode } => {
-            let (socket, file) = local::listen_on(path, mode, BACKLOG)?;
+            let (file, socket) = local::listen_on(path, mode, BACKLOG)?;
             return Ok(Bound {
-                socket: BoundSocket::Unix(socket, file),
+                socket: BoundSocket::Unix(file, socket),
                 address: address.clone(),
             });
         }
@@ -147,14 +148,18 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
 /// A listening socket of either kind, on this runtime.
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, #[expect(dead_code, reason = "dropped with the listener")] SocketFile),
+    /// The file first, as in [`BoundSocket`].
+    Unix(
+        #[expect(dead_code, reason = "dropped with the listener")] SocketFile,
+        UnixListener,
+    ),
 }
 
 impl Listener {
     fn new(socket: BoundSocket) -> io::Result<Self> {
         Ok(match socket {
             BoundSocket::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
-            BoundSocket::Unix(socket, file) => Self::Unix(UnixListener::from_std(socket)?, file),
+            BoundSocket::Unix(file, socket) => Self::Unix(file, UnixListener::from_std(socket)?),
         })
     }
 
@@ -166,7 +171,7 @@ impl Listener {
                 let socket = ClientSocket::Tcp(socket.into_std()?);
                 Ok((socket, ClientAddress::of_socket(address)))
             }
-            Self::Unix(listener, _) => {
+            Self::Unix(_, listener) => {
                 let (socket, _unnamed) = listener.accept().await?;
                 let peer = socket.peer_cred().ok().map(|peer| PeerProcess {
                     uid: peer.uid(),

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// A socket in the file system that is ours.
+/// A socket in the file system that is ours. To be dropped before its listener: while that is open the kernel gives
+/// the inode's number to nobody else, so that it tells ours from one that came after.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -34,7 +35,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 
 /// # Errors
 /// `AddrInUse`: somebody listens there. `AlreadyExists`: what is there is no socket.
-pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixListener, SocketFile)> {
+pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(SocketFile, UnixListener)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -46,7 +47,7 @@ pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(Uni
     // Nobody can connect yet.
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     socket.listen(backlog)?;
-    Ok((socket.into(), file))
+    Ok((file, socket.into()))
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {
@@ -89,7 +90,7 @@ mod tests {
     fn stale_ones_are_replaced_live_ones_and_other_files_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".s.PGSQL.6432");
-        let (live, file) = listen_on(&path, 0o640, 1).unwrap();
+        let (file, live) = listen_on(&path, 0o640, 1).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o640);
         let error = listen_on(&path, 0o777, 1).unwrap_err();
@@ -106,11 +107,17 @@ mod tests {
         assert!(waiting.iter().any(|(connected, _)| connected.is_err()));
         let error = listen_on(&path, 0o777, 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "its queue is full");
-        drop(live);
-        let (_live, second) = listen_on(&path, 0o777, 1).unwrap();
+        // Taken away by hand, and another in its place: that one stays.
+        fs::remove_file(&path).unwrap();
+        let (second, second_live) = listen_on(&path, 0o777, 1).unwrap();
         drop(file);
-        assert!(path.exists(), "the one of before does not remove the one of now");
-        drop(second);
+        drop(live);
+        assert!(path.exists());
+        // As a crash leaves it: nobody listens, the file is there.
+        drop(second_live);
+        std::mem::forget(second);
+        let (third, _live) = listen_on(&path, 0o777, 1).unwrap();
+        drop(third);
         assert!(!path.exists());
 
         fs::write(&path, "kept").unwrap();

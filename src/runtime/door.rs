@@ -79,7 +79,11 @@ impl Accepted for Door {
 /// Last words at the accept loop: as much as the socket takes at once, which for a new one is everything.
 fn tell(socket: &ClientSocket, words: &[u8]) {
     let _ = match socket {
-        ClientSocket::Tcp(socket) => socket.set_nonblocking(true).and_then(|()| (&*socket).write(words)),
-        ClientSocket::Unix(socket) => socket.set_nonblocking(true).and_then(|()| (&*socket).write(words)),
+        ClientSocket::Tcp(socket) => socket
+            .set_nonblocking(true)
+            .and_then(|()| (&*socket).write(words)),
+        ClientSocket::Unix(socket) => socket
+            .set_nonblocking(true)
+            .and_then(|()| (&*socket).write(words)),
     };
 }

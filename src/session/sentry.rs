@@ -209,7 +209,7 @@ fn log(sentry: &Sentry, by: By, client: ClientAddress, user: Option<&[u8]>) {
     let for_s = sentry.refuse_for.as_secs();
     match user {
         None => {
-            warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused")
+            warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused");
         }
         Some(user) => warn!(
             user = %Escaped(user), last = %client, for_s, skipped,

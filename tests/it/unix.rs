@@ -69,8 +69,16 @@ fn sessions_cancel_and_limits() {
     assert_eq!(told(&mut psql(dir.path(), "SELECT 6 * 7")), "42");
     let line = router.await_log(&["session ended", "client=[local]"]);
     assert!(line.contains("tls=\"-\"") && line.contains("user=app"), "{line}");
-    let bench = told(Command::new("pgbench").args(["-n", "-c2", "-t200", "-f", "/dev/stdin"]).arg(dsn(dir.path())).stdin(script()));
-    assert!(bench.contains("number of transactions actually processed: 400/400"), "{bench}");
+    let bench = told(
+        Command::new("pgbench")
+            .args(["-n", "-c2", "-t200", "-f", "/dev/stdin"])
+            .arg(dsn(dir.path()))
+            .stdin(script()),
+    );
+    assert!(
+        bench.contains("number of transactions actually processed: 400/400"),
+        "{bench}"
+    );
     let big = "SELECT length(string_agg(repeat('x', 1000), '')) FROM generate_series(1, 5000)";
     assert_eq!(told(&mut psql(dir.path(), big)), "5000000");
     let wide = told(&mut psql(dir.path(), "SELECT repeat('x', 3000000)"));
@@ -80,8 +88,15 @@ fn sessions_cancel_and_limits() {
     assert!(wrong.contains("password authentication failed"), "{wrong}");
 
     let sleeping = |seconds: u32| {
-        let mut command = psql(dir.path(), &format!("SELECT pg_sleep({seconds}), 'on the socket'"));
-        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        let mut command = psql(
+            dir.path(),
+            &format!("SELECT pg_sleep({seconds}), 'on the socket'"),
+        );
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     };
     let mut sleeper = sleeping(60);
     let running = || {
@@ -99,7 +114,10 @@ fn sessions_cancel_and_limits() {
     interrupt(&sleeper);
     let mut error = String::new();
     sleeper.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-    assert!(error.contains("canceling statement due to user request"), "{error}");
+    assert!(
+        error.contains("canceling statement due to user request"),
+        "{error}"
+    );
     sleeper.wait().unwrap();
 
     let mut held = [sleeping(60), sleeping(60)];
@@ -120,7 +138,9 @@ fn script() -> Stdio {
 }
 
 fn interrupt(child: &Child) {
-    let status = Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
+    let status = Command::new("kill")
+        .args(["-s", "INT", &child.id().to_string()])
+        .status();
     assert!(status.unwrap().success());
 }
 
@@ -137,13 +157,19 @@ fn there_is_no_tls_on_it() {
     }
     let mut packet = BytesMut::new();
     let parameters: &[(&[u8], &[u8])] = &[(b"user", b"app")];
-    message::startup(&mut packet, trunkline::wire::startup::ProtocolVersion::V3_0, parameters);
+    message::startup(
+        &mut packet,
+        trunkline::wire::startup::ProtocolVersion::V3_0,
+        parameters,
+    );
     stream.write_all(&packet).unwrap();
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"R");
     // Direct TLS: no answer and the end.
     let mut stream = connect(dir.path());
-    stream.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]).unwrap();
+    stream
+        .write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3])
+        .unwrap();
     let mut all = Vec::new();
     let _reset_or_end = stream.read_to_end(&mut all);
     assert_eq!(all, b"");
@@ -173,7 +199,12 @@ fn what_is_not_a_stale_socket_is_left_alone() {
     let start = || {
         let home = tempfile::tempdir().unwrap();
         let address = crate::cluster::fresh_address();
-        let text = Router::configuration(Some(Cluster::shared()), &options(dir.path()), home.path(), address);
+        let text = Router::configuration(
+            Some(Cluster::shared()),
+            &options(dir.path()),
+            home.path(),
+            address,
+        );
         let file = home.path().join("trunkline.yaml");
         fs::write(&file, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
