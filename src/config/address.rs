@@ -1,5 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 
+use std::path::{Path, PathBuf};
+
 use super::model::BindAddress;
 use super::section::Field;
 
@@ -13,7 +15,7 @@ pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
     };
     match address {
         None => field.fault_with("is not an address to listen on", hint),
-        Some(address) if address.port() == 0 => field.fault_with("a port is from 1 to 65535", hint),
+        Some(address) if address.port() == Some(0) => field.fault_with("a port is from 1 to 65535", hint),
         // It would listen where its IPv4 form does, and escape the comparison below.
         Some(BindAddress::Ip(SocketAddr::V6(v6))) if v6.ip().to_ipv4_mapped().is_some() => {
             field.fault("write an IPv4 address in its own form, as in `127.0.0.1:6432`");
@@ -23,10 +25,59 @@ pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
     None
 }
 
+/// What a Unix socket's address can hold, its terminator not counted (`sun_path`).
+const LONGEST_PATH: usize = 107;
+
+/// Is it meant for the path of a Unix socket?
+pub(super) fn is_path(field: &Field<'_>) -> bool {
+    field.written_text().is_some_and(|text| text.starts_with('/'))
+}
+
+/// The path of a Unix socket, where [`is_path`].
+pub(super) fn socket_path(field: &Field<'_>) -> Option<PathBuf> {
+    let text = field.text()?;
+    let path = Path::new(text);
+    if text.len() > LONGEST_PATH {
+        field.fault(format!(
+            "is longer than the {LONGEST_PATH} bytes of a Unix socket's path"
+        ));
+        return None;
+    }
+    let Some(name) = path.file_name().filter(|_| !text.ends_with('/')) else {
+        field.fault("is a directory; a Unix socket needs a name in it, as in `/run/trunkline/.s.PGSQL.6432`");
+        return None;
+    };
+    let port = name.to_str().and_then(|name| name.strip_prefix(".s.PGSQL."));
+    if port.and_then(port_number).is_none() {
+        field.warn(format!(
+            "{text}: libpq looks only for Unix sockets named `.s.PGSQL.` and a port"
+        ));
+    }
+    Some(path.to_owned())
+}
+
+/// Permissions of a socket's file, in octal.
+pub(super) fn socket_mode(field: &Field<'_>) -> Option<u32> {
+    let hint = "octal digits in quotes, as in `\"0770\"`";
+    let text = field.text()?;
+    let mode = Some(text)
+        .filter(|text| (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|text| u32::from_str_radix(text, 8).ok())
+        .filter(|mode| *mode <= 0o777);
+    if mode.is_none() {
+        field.fault_with("must be from `\"0000\"` to `\"0777\"`", hint);
+    }
+    mode
+}
+
 /// Would the second of the two fail to bind? `*` takes both address families; `0.0.0.0` every IPv4 address and
 /// `[::]` every IPv6 address.
 pub(super) fn overlap(one: &BindAddress, other: &BindAddress) -> bool {
-    one.port() == other.port()
+    if let (BindAddress::Unix { path: one, .. }, BindAddress::Unix { path: other, .. }) = (one, other) {
+        return one == other;
+    }
+    one.port().is_some()
+        && one.port() == other.port()
         && match (one.ip(), other.ip()) {
             (Some(one), Some(other)) => {
                 one == other
@@ -118,6 +169,13 @@ mod tests {
         assert!(!overlap(&ip("0.0.0.0:1"), &ip("[::1]:1")));
         assert!(!overlap(&ip("127.0.0.1:1"), &ip("127.0.0.2:1")));
         assert!(!overlap(&any, &ip("127.0.0.1:2")));
+        let unix = |path: &str, mode| BindAddress::Unix {
+            path: path.into(),
+            mode,
+        };
+        assert!(overlap(&unix("/run/a", 0o777), &unix("/run//a", 0o700)));
+        assert!(!overlap(&unix("/run/a", 0o777), &unix("/run/b", 0o777)));
+        assert!(!overlap(&unix("/run/a", 0o777), &any) && !overlap(&any, &unix("/run/a", 0o777)));
     }
 
     #[test]

@@ -286,7 +286,7 @@ pub(super) fn listeners<'a>(
             .and_then(|field| field.name().map(|name| (name, field)));
         let address = section
             .required("address")
-            .and_then(|field| bind_address(&field).map(|address| (address, field)));
+            .and_then(|field| listen_address(&section, &field).map(|address| (address, field)));
         let route = section
             .required("route")
             .and_then(|field| reference(&field, routes, "route"));
@@ -302,7 +302,12 @@ pub(super) fn listeners<'a>(
         if let Some((address, field)) = &address {
             places.push(Place::written(address.clone(), field.clone()));
         }
-        let tls = listener_tls(&section, can_tls);
+        let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
+        let tls = if is_local {
+            local_tls(&section)
+        } else {
+            listener_tls(&section, can_tls)
+        };
         let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
             continue;
         };
@@ -316,6 +321,40 @@ pub(super) fn listeners<'a>(
     }
     report_repeated(&names, "name");
     listeners
+}
+
+/// A Unix socket too, unlike for HTTP.
+fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddress> {
+    let mode = listener.field("socket_mode");
+    if address::is_path(field) {
+        let path = address::socket_path(field);
+        let mode = match mode {
+            Some(field) => address::socket_mode(&field),
+            None => Some(0o777),
+        };
+        return path
+            .zip(mode)
+            .map(|(path, mode)| BindAddress::Unix { path, mode });
+    }
+    if let Some(field) = mode {
+        field.fault("has no effect: `address` is not the path of a Unix socket");
+    }
+    bind_address(field)
+}
+
+/// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.
+fn local_tls(listener: &Section<'_>) -> ListenerTls {
+    let words = [
+        ("off", Some(ListenerTls::Off)),
+        ("optional", Some(ListenerTls::Optional)),
+        ("required", Some(ListenerTls::Required)),
+    ];
+    if let Some(field) = listener.field("tls")
+        && field.one_of(&words) == Some(ListenerTls::Required)
+    {
+        field.fault("`required` cannot be had on a Unix socket, which offers no TLS");
+    }
+    ListenerTls::Off
 }
 
 /// Without a certificate `optional` offers none, which is `off`: one case less for the rest of the program.

@@ -259,8 +259,16 @@ pub struct Listener {
 /// Where to listen. `*` is one dual-stack socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BindAddress {
-    Any { port: u16 },
+    Any {
+        port: u16,
+    },
     Ip(SocketAddr),
+    /// A Unix-domain socket at an absolute path of at most 107 bytes, with the permissions of its file. Only of
+    /// listeners for clients.
+    Unix {
+        path: PathBuf,
+        mode: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -329,17 +337,19 @@ pub struct Shutdown {
 }
 
 impl BindAddress {
-    pub fn port(&self) -> u16 {
+    /// `None` for a Unix socket.
+    pub fn port(&self) -> Option<u16> {
         match self {
-            Self::Any { port } => *port,
-            Self::Ip(address) => address.port(),
+            Self::Any { port } => Some(*port),
+            Self::Ip(address) => Some(address.port()),
+            Self::Unix { .. } => None,
         }
     }
 
-    /// The one address listened on, or `None` for every address of the host.
+    /// The one address listened on, or `None` for every address of the host, and for a Unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
-            Self::Any { .. } => None,
+            Self::Any { .. } | Self::Unix { .. } => None,
             Self::Ip(address) => Some(address.ip()),
         }
     }
@@ -350,6 +360,7 @@ impl std::fmt::Display for BindAddress {
         match self {
             Self::Any { port } => write!(f, "*:{port}"),
             Self::Ip(address) => write!(f, "{address}"),
+            Self::Unix { path, .. } => write!(f, "{}", path.display()),
         }
     }
 }

@@ -58,8 +58,8 @@ keys! {
         now("refuse_for");
     ROUTE "routes.NAME": now("cluster"), now("targets"), now("balance"), now("resume"), later("queue_timeout"),
         later("max_lag"), later("on_unfit");
-    LISTENER "listeners[]": now("name"), now("address"), now("route"), now("mode"), now("tls"),
-        now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
+    LISTENER "listeners[]": now("name"), now("address"), now("route"), now("socket_mode"),
+        now("mode"), now("tls"), now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
     HTTP "http": now("address"), now("tls"), later("token_file");
     HTTP_TLS "http.tls": now("cert_file"), now("key_file");
     LIMITS "limits": now("max_clients"), now("max_pending_logins"), later("per_user"), later("per_database"),

@@ -229,6 +229,19 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// The text as it is written, if it is one; nothing is reported.
+    pub(super) fn written_text(&self) -> Option<&'a str> {
+        match &self.node.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// For what is legal, but probably not meant.
+    pub(super) fn warn(&self, warning: impl Display) {
+        self.context.warn(format!("{}: {warning}", self.path));
+    }
+
     /// Text that is not empty, without control characters and of at most 4096 bytes.
     pub(super) fn text(&self) -> Option<&'a str> {
         match &self.node.value {

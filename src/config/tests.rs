@@ -50,6 +50,7 @@ routes:
 listeners:
   - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
   - {name: two, address: "[::1]:7001", route: r, tls: off}
+  - {name: three, address: /run/trunkline/.s.PGSQL.7001, socket_mode: "0750", route: r}
 http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key}}
 limits: {max_clients: 12, max_pending_logins: 13}
 peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
@@ -239,6 +240,61 @@ fn the_minimal_file_has_the_documented_defaults() {
 }
 
 #[test]
+fn unix_sockets() {
+    let files = Files::new();
+    let listener = |keys: &str| {
+        format!(
+            "{MINIMAL}listeners: [{{name: a, route: read-write, {keys}}}, {{name: b, route: read-only, address: \"*:1\"}}]\n"
+        )
+    };
+    let config = files.ok(&listener("address: /run/.s.PGSQL.6432, tls: optional"));
+    let (path, mode) = ("/run/.s.PGSQL.6432".into(), 0o777);
+    assert_eq!(config.listeners[0].address, BindAddress::Unix { path, mode });
+    assert_eq!(config.warnings(), [""; 0]);
+    for name in ["socket", ".s.PGSQL.", ".s.PGSQL.70000", "s.PGSQL.1"] {
+        let config = files.ok(&listener(&format!("address: /run/{name}")));
+        let warnings = config.warnings();
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("libpq looks only for"),
+            "{warnings:?}"
+        );
+    }
+    let path = |length: usize| format!("address: /{}/.s.PGSQL.6432", "x".repeat(length - 15));
+    assert_eq!(path(107).len() - "address: ".len(), 107);
+    let _ = files.ok(&listener(&path(107)));
+    files.one_fault(&listener(&path(108)), "longer than the 107 bytes");
+    for (keys, expected) in [
+        ("address: /run/", "is a directory"),
+        ("address: /", "is a directory"),
+        ("address: /run/..", "is a directory"),
+        ("address: run/.s.PGSQL.6432", "is not an address to listen on"),
+        ("address: /run/.s.PGSQL.1, tls: required", "offers no TLS"),
+        ("address: /run/.s.PGSQL.1, socket_mode: 0777", "put it in quotes"),
+        (
+            "address: /run/.s.PGSQL.1, socket_mode: \"0778\"",
+            "must be from `\"0000\"`",
+        ),
+        (
+            "address: /run/.s.PGSQL.1, socket_mode: \"1777\"",
+            "must be from `\"0000\"`",
+        ),
+        (
+            "address: /run/.s.PGSQL.1, socket_mode: rwx",
+            "must be from `\"0000\"`",
+        ),
+        ("address: \"*:2\", socket_mode: \"0777\"", "has no effect"),
+    ] {
+        files.one_fault(&listener(keys), expected);
+    }
+    let twice = listener("address: /run/.s.PGSQL.1").replace("\"*:1\"", "/run//.s.PGSQL.1");
+    files.one_fault(&twice, "overlaps listeners[0].address, /run/.s.PGSQL.1");
+    files.one_fault(
+        &format!("{MINIMAL}http: {{address: /run/.s.PGSQL.1}}\n"),
+        "is not an address to listen on",
+    );
+}
+
+#[test]
 fn the_rate_limit_fits_what_is_written_beside_it() {
     let files = Files::new();
     let read = |auth: &str| files.ok(&format!("{MINIMAL}auth: {{{auth}}}\n")).auth.rate_limit;
@@ -352,9 +408,12 @@ fn every_key_has_its_effect() {
         (&*config.routes["r"].cluster, config.routes["r"].target),
         ("main", TargetRole::Replica)
     );
-    let [one, two] = config.listeners.as_slice() else {
+    let [one, two, three] = config.listeners.as_slice() else {
         panic!("{:?}", config.listeners)
     };
+    let (path, mode) = ("/run/trunkline/.s.PGSQL.7001".into(), 0o750);
+    assert_eq!(three.address, BindAddress::Unix { path, mode });
+    assert_eq!(three.tls, ListenerTls::Off, "though there is a certificate");
     assert_eq!(
         (&*one.name, &*one.route, one.tls, one.max_clients),
         ("one", "w", ListenerTls::Required, 11)

@@ -3,30 +3,58 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Where a client is, apart from where its socket comes from: the two differ behind a balancer that says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClientAddress {
-    client: SocketAddr,
+pub enum ClientAddress {
+    Tcp(SocketAddr),
+    /// On a Unix socket; `None` where the kernel does not say who it is.
+    Local(Option<PeerProcess>),
+}
+
+/// The process at the other end of a Unix socket, as the kernel saw it when it connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerProcess {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: Option<i32>,
 }
 
 impl ClientAddress {
     /// A client that speaks for itself: its address is its socket's.
     pub fn of_socket(address: SocketAddr) -> Self {
         // A dual-stack socket shows IPv4 clients as ::ffff:a.b.c.d; rules and logs want a.b.c.d.
-        Self {
-            client: SocketAddr::new(address.ip().to_canonical(), address.port()),
+        Self::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+
+    /// `None` on a Unix socket.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip()),
+            Self::Local(_) => None,
         }
     }
 
-    pub fn ip(&self) -> IpAddr {
-        self.client.ip()
+    /// `None` on a Unix socket.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp(address) => Some(address.port()),
+            Self::Local(_) => None,
+        }
     }
 
-    pub fn port(&self) -> u16 {
-        self.client.port()
+    /// `None` over the network.
+    pub fn peer(&self) -> Option<PeerProcess> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Local(peer) => *peer,
+        }
     }
 }
 
+/// A Unix socket as PostgreSQL prints it.
 impl fmt::Display for ClientAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.client.fmt(f)
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Local(_) => f.write_str("[local]"),
+        }
     }
 }

@@ -2,14 +2,17 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use super::local::{self, SocketFile};
+use super::{ClientAddress, PeerProcess};
 use crate::config::BindAddress;
 
 /// Connections the kernel keeps for us while we are busy; it may cut this to `net.core.somaxconn`.
@@ -24,13 +27,38 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 /// A bound socket, not yet accepting.
 #[derive(Debug)]
 pub struct Bound {
-    socket: std::net::TcpListener,
+    socket: BoundSocket,
     pub address: BindAddress,
 }
 
-/// Binds and listens. `*` is one dual-stack socket, or IPv4 where the host has no IPv6.
+#[derive(Debug)]
+enum BoundSocket {
+    Tcp(std::net::TcpListener),
+    /// The file first: so they are dropped.
+    Unix(SocketFile, std::os::unix::net::UnixListener),
+}
+
+/// An accepted connection, on no runtime yet.
+#[derive(Debug)]
+pub enum ClientSocket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Binds and listens. `*` is one dual-stack socket, or IPv4 where the host has no IPv6. The file of a Unix socket is
+/// removed when what this returns is dropped, or its accept loop ends.
+///
+/// # Errors
+/// `AddrInUse` where another program listens; what the kernel says otherwise.
 pub fn bind(address: &BindAddress) -> io::Result<Bound> {
     let socket = match *address {
+        BindAddress::Unix { ref path, mode } => {
+            let (file, socket) = local::listen_on(path, mode, BACKLOG)?;
+            return Ok(Bound {
+                socket: BoundSocket::Unix(file, socket),
+                address: address.clone(),
+            });
+        }
         BindAddress::Ip(ip) => listen_on(ip, false)?,
         BindAddress::Any { port } => match listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true) {
             Err(error) if no_ipv6(&error) => {
@@ -40,16 +68,9 @@ pub fn bind(address: &BindAddress) -> io::Result<Bound> {
         },
     };
     Ok(Bound {
-        socket,
+        socket: BoundSocket::Tcp(socket),
         address: address.clone(),
     })
-}
-
-impl Bound {
-    /// Where it listens, with the port the kernel chose where the configuration said 0.
-    pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
 }
 
 fn listen_on(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpListener> {
@@ -71,10 +92,10 @@ fn no_ipv6(error: &io::Error) -> bool {
 
 /// Takes accepted sockets. Called on the accept loop: must not block.
 pub trait Accepted: Send + Sync + 'static {
-    fn accepted(&self, socket: TcpStream, address: SocketAddr);
+    fn accepted(&self, socket: ClientSocket, address: ClientAddress);
 
     /// There is no descriptor left for this connection: say so and hang up.
-    fn no_descriptor(&self, socket: TcpStream);
+    fn no_descriptor(&self, socket: ClientSocket);
 
     /// May another connection be handed over now? `false` leaves it, and those behind it, waiting for a moment.
     /// Bounded: it says yes in the end, if only for [`Self::accepted`] to refuse.
@@ -84,7 +105,7 @@ pub trait Accepted: Send + Sync + 'static {
 /// Accepts until `stop`. The socket is closed when this returns, so that the port is free again.
 pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToken) {
     let Bound { socket, address } = bound;
-    let listener = match TcpListener::from_std(socket) {
+    let listener = match Listener::new(socket) {
         Ok(listener) => listener,
         Err(error) => {
             error!(listen = %address, %error, "cannot wait for connections");
@@ -98,7 +119,7 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, peer)) => {
+            Ok((socket, client)) => {
                 shortage.over();
                 // This one waits here, those behind it in the kernel's queue, which is bounded; look again soon.
                 while !to.has_room() {
@@ -107,14 +128,12 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
                     }
                     pause(ROOM, &stop).await;
                 }
-                hand_over(&to, socket, peer);
+                to.accepted(socket, client);
             }
             Err(error) if is_shortage(&error) => {
                 shortage.seen(&error);
                 // The spare descriptor is free now: whoever is first in the queue is told with it.
-                if let Ok(Ok((socket, _))) = timeout(ROOM, listener.accept()).await
-                    && let Ok(socket) = socket.into_std()
-                {
+                if let Ok(Ok((socket, _))) = timeout(ROOM, listener.accept()).await {
                     to.no_descriptor(socket);
                 }
                 shortage.keep_back();
@@ -126,11 +145,43 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
     }
 }
 
-/// Takes the socket off this runtime, so that a worker can put it on its own.
-fn hand_over(to: &impl Accepted, socket: tokio::net::TcpStream, peer: SocketAddr) {
-    // Fails only if the socket is no good any more.
-    if let Ok(socket) = socket.into_std() {
-        to.accepted(socket, peer);
+/// A listening socket of either kind, on this runtime.
+enum Listener {
+    Tcp(TcpListener),
+    /// The file first, as in [`BoundSocket`].
+    Unix(
+        #[expect(dead_code, reason = "dropped with the listener")] SocketFile,
+        UnixListener,
+    ),
+}
+
+impl Listener {
+    fn new(socket: BoundSocket) -> io::Result<Self> {
+        Ok(match socket {
+            BoundSocket::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
+            BoundSocket::Unix(file, socket) => Self::Unix(file, UnixListener::from_std(socket)?),
+        })
+    }
+
+    /// The next connection, taken off this runtime, so that a worker can put it on its own. Cancel safe.
+    async fn accept(&self) -> io::Result<(ClientSocket, ClientAddress)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (socket, address) = listener.accept().await?;
+                let socket = ClientSocket::Tcp(socket.into_std()?);
+                Ok((socket, ClientAddress::of_socket(address)))
+            }
+            Self::Unix(_, listener) => {
+                let (socket, _unnamed) = listener.accept().await?;
+                let peer = socket.peer_cred().ok().map(|peer| PeerProcess {
+                    uid: peer.uid(),
+                    gid: peer.gid(),
+                    pid: peer.pid(),
+                });
+                let socket = ClientSocket::Unix(socket.into_std()?);
+                Ok((socket, ClientAddress::Local(peer)))
+            }
+        }
     }
 }
 

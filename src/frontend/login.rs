@@ -1,6 +1,7 @@
 //! Login of a client: version negotiation, the rule that decides, and the SASL exchange (protocol chapter,
 //! "Start-up" and "SASL Authentication"; cases 8–29).
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -178,7 +179,8 @@ pub fn decide(
         user: &packet.user,
         database: &packet.database,
         replication: packet.replication,
-        address: address.ip(),
+        // The rules do not know Unix sockets yet: whoever comes by one is on this host.
+        address: address.ip().unwrap_or(Ipv4Addr::LOCALHOST.into()),
         tls: is_tls,
     };
     match rules.decide(&facts) {

@@ -8,9 +8,11 @@
 
 mod address;
 pub mod listen;
+mod local;
 pub mod login;
 pub mod opening;
+pub mod peer;
 mod stream;
 
-pub use address::ClientAddress;
+pub use address::{ClientAddress, PeerProcess};
 pub use stream::ClientStream;

@@ -68,7 +68,15 @@ pub struct Offer {
 }
 
 /// Reads up to and including the startup packet. Answers faults itself where PostgreSQL would.
-pub async fn open(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFault> {
+pub async fn open(stream: ClientStream, offer: &Offer) -> Result<Opening, OpeningFault> {
+    match stream {
+        ClientStream::Plain(socket) => over_network(socket, offer).await,
+        // No TLS on this host, as with PostgreSQL; the first byte of direct TLS is no length of a startup packet.
+        local => in_clear(local, None, ListenerTls::Off).await,
+    }
+}
+
+async fn over_network(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFault> {
     let config = match offer.mode {
         ListenerTls::Off => None,
         ListenerTls::Optional | ListenerTls::Required => offer.tls.clone(),
@@ -88,15 +96,14 @@ pub async fn open(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFa
         }
         return inside_tls(stream).await;
     }
-    in_clear(socket, config, offer.mode).await
+    in_clear(ClientStream::Plain(socket), config, offer.mode).await
 }
 
 async fn in_clear(
-    socket: TcpStream,
+    mut stream: ClientStream,
     config: Option<Arc<ServerConfig>>,
     mode: ListenerTls,
 ) -> Result<Opening, OpeningFault> {
-    let mut stream = ClientStream::Plain(socket);
     let mut buffer = BytesMut::new();
     let (mut ssl_asked, mut gss_asked) = (false, false);
     loop {
@@ -135,7 +142,7 @@ async fn in_clear(
             .map_err(|_| OpeningFault::HungUp)?;
         if let Some(config) = accept {
             let ClientStream::Plain(socket) = stream else {
-                unreachable!("not yet encrypted")
+                unreachable!("not yet encrypted, and no TLS on a Unix socket")
             };
             return inside_tls(handshake(socket, Arc::clone(config)).await?).await;
         }

@@ -1,5 +1,4 @@
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -7,7 +6,7 @@ use tokio::time::Instant;
 
 use super::workers::Workers;
 use crate::frontend::ClientAddress;
-use crate::frontend::listen::Accepted;
+use crate::frontend::listen::{Accepted, ClientSocket};
 use crate::session::admission::{Full, Room};
 use crate::session::gate::Gate;
 use crate::session::life::{self, Arrival};
@@ -31,8 +30,8 @@ impl Door {
 }
 
 impl Accepted for Door {
-    fn accepted(&self, socket: TcpStream, address: SocketAddr) {
-        let pending = match self.shared.admission.pending(Some(address.ip())) {
+    fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
+        let pending = match self.shared.admission.pending(address.ip()) {
             Ok(pending) => pending,
             Err(full) => {
                 self.shared.refused(match full {
@@ -49,7 +48,7 @@ impl Accepted for Door {
         self.workers.spawn(move |lease| {
             let arrival = Arrival {
                 socket,
-                address: ClientAddress::of_socket(address),
+                address,
                 gate,
                 lease,
                 pending,
@@ -58,7 +57,7 @@ impl Accepted for Door {
         });
     }
 
-    fn no_descriptor(&self, socket: TcpStream) {
+    fn no_descriptor(&self, socket: ClientSocket) {
         self.shared.refused("no_descriptor");
         tell(
             &socket,
@@ -78,8 +77,13 @@ impl Accepted for Door {
 }
 
 /// Last words at the accept loop: as much as the socket takes at once, which for a new one is everything.
-fn tell(mut socket: &TcpStream, words: &[u8]) {
-    if socket.set_nonblocking(true).is_ok() {
-        let _ = socket.write(words);
-    }
+fn tell(socket: &ClientSocket, words: &[u8]) {
+    let _ = match socket {
+        ClientSocket::Tcp(socket) => socket
+            .set_nonblocking(true)
+            .and_then(|()| (&*socket).write(words)),
+        ClientSocket::Unix(socket) => socket
+            .set_nonblocking(true)
+            .and_then(|()| (&*socket).write(words)),
+    };
 }

@@ -6,13 +6,12 @@
 //! Each step consumes what the one before it made; what the login needed is dropped before the relay begins.
 
 use std::fmt;
-use std::net::TcpStream as StdTcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -26,6 +25,7 @@ use super::registry::{Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
 use super::{Shared, cancel, peers, sentry};
 use crate::config::TargetRole;
+use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, LoginFault};
 use crate::frontend::opening::{self, Opening, OpeningFault};
 use crate::frontend::{ClientAddress, ClientStream};
@@ -41,7 +41,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// A connection just accepted.
 #[derive(Debug)]
 pub struct Arrival {
-    pub socket: StdTcpStream,
+    pub socket: ClientSocket,
     pub address: ClientAddress,
     pub gate: Arc<Gate>,
     pub lease: Arc<Lease>,
@@ -201,12 +201,20 @@ fn closing() -> ErrorReply {
 }
 
 /// Registers an accepted socket with this worker and sets its options.
-fn adopt(socket: StdTcpStream, gate: &Gate) -> Option<TcpStream> {
-    // Either fails only if the peer is gone already.
-    socket.set_nonblocking(true).ok()?;
-    let socket = TcpStream::from_std(socket).ok()?;
-    crate::backend::tune_socket(&socket, &gate.cluster.config().server).ok()?;
-    Some(socket)
+fn adopt(socket: ClientSocket, gate: &Gate) -> Option<ClientStream> {
+    // Each fails only if the peer is gone already.
+    Some(match socket {
+        ClientSocket::Tcp(socket) => {
+            socket.set_nonblocking(true).ok()?;
+            let socket = TcpStream::from_std(socket).ok()?;
+            crate::backend::tune_socket(&socket, &gate.cluster.config().server).ok()?;
+            ClientStream::Plain(socket)
+        }
+        ClientSocket::Unix(socket) => {
+            socket.set_nonblocking(true).ok()?;
+            ClientStream::Unix(UnixStream::from_std(socket).ok()?)
+        }
+    })
 }
 
 /// Its turn, admission, rules, is anybody there, and only then the exchange.

@@ -85,9 +85,9 @@ const FAILURES_INTERVAL: Duration = Duration::from_secs(30);
 /// Addresses told apart.
 const FAILURES_ADDRESSES: usize = 4096;
 
-/// Failed logins are logged, but a thousand of the same make a few lines.
+/// Failed logins are logged, but a thousand of the same make a few lines. Unix sockets are one address, `None`.
 #[derive(Debug)]
-pub struct Failures(Mutex<Sampler<IpAddr>>);
+pub struct Failures(Mutex<Sampler<Option<IpAddr>>>);
 
 impl Default for Failures {
     fn default() -> Self {
@@ -101,7 +101,7 @@ impl Default for Failures {
 
 impl Failures {
     /// `Some`: log it, and say how many were left out before.
-    fn admit(&self, address: IpAddr) -> Option<u64> {
+    fn admit(&self, address: Option<IpAddr>) -> Option<u64> {
         match self.sampler().observe(address, Instant::now()) {
             Verdict::Log { suppressed } => Some(suppressed),
             Verdict::Suppress => None,
@@ -117,16 +117,16 @@ impl Failures {
             }
             let summaries = self.sampler().summaries(Instant::now());
             for (address, times) in summaries {
-                if let Some(address) = address {
-                    warn!(client = %address, times, "more logins were refused");
-                } else {
-                    warn!(times, "more logins were refused, from other addresses");
+                match address {
+                    Some(Some(address)) => warn!(client = %address, times, "more logins were refused"),
+                    Some(None) => warn!(client = "[local]", times, "more logins were refused"),
+                    None => warn!(times, "more logins were refused, from other addresses"),
                 }
             }
         }
     }
 
-    fn sampler(&self) -> MutexGuard<'_, Sampler<IpAddr>> {
+    fn sampler(&self) -> MutexGuard<'_, Sampler<Option<IpAddr>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

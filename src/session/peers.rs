@@ -213,7 +213,7 @@ async fn ask_one(key: &PeerKey, peer: &config::Peer, request: CancelRequest) -> 
 /// Serves another router's question. One that does not know the secret is told nothing.
 pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: Bytes, deadline: Instant) {
     let Some(peers) = &shared.peers else { return };
-    let address = stream.socket().peer_addr().ok();
+    let address = stream.tcp().and_then(|socket| socket.peer_addr().ok());
     let conversation = async {
         let (conversation, packet) = peer_codec::answer(&peers.key, &body).ok()?;
         stream.write_all(&packet).await.ok()?;

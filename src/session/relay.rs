@@ -302,10 +302,10 @@ impl Relay {
         if self.account.is_idle() && self.down.unread > 0 {
             // It asks anew, so it has read all answers.
             let limit = self.user_timeout();
-            self.down.has_read(self.client.socket(), limit);
+            self.down.has_read(self.client.tcp(), limit);
         }
         let limit = self.user_timeout();
-        self.up.count(data.len(), self.server.stream.tcp(), limit);
+        self.up.count(data.len(), Some(self.server.stream.tcp()), limit);
         if let Err(what) = self.observe_client(data) {
             return Turn::End(Cause::ClientProtocol(what));
         }
@@ -351,9 +351,9 @@ impl Relay {
         }
         self.traffic.bytes_down += data.len() as u64;
         let limit = self.user_timeout();
-        self.down.count(data.len(), self.client.socket(), limit);
+        self.down.count(data.len(), self.client.tcp(), limit);
         if self.up.unread > 0 && self.account.is_idle() {
-            self.up.has_read(self.server.stream.tcp(), limit);
+            self.up.has_read(Some(self.server.stream.tcp()), limit);
         }
         match self.down.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
@@ -496,23 +496,30 @@ fn due(last: &mut Option<Instant>) -> bool {
     is_due
 }
 
+/// A Unix socket has none, and needs none: the kernel knows when its other end is gone.
+fn set_timeout(sink: Option<&TcpStream>, limit: Option<Duration>) {
+    if let Some(sink) = sink {
+        set_user_timeout(sink, limit);
+    }
+}
+
 impl Direction {
     /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
     /// ends one that is alive and does not read: a server that waits for a lock, a client that takes its time. The
     /// two can be told apart only while less is on its way than a peer takes unread.
-    fn count(&mut self, bytes: usize, sink: &TcpStream, limit: Option<Duration>) {
+    fn count(&mut self, bytes: usize, sink: Option<&TcpStream>, limit: Option<Duration>) {
         self.unread = self.unread.saturating_add(bytes);
         if self.unread > TAKEN_UNREAD && !self.patient && limit.is_some() {
             self.patient = true;
-            set_user_timeout(sink, None);
+            set_timeout(sink, None);
         }
     }
 
     /// Its sink has read everything.
-    fn has_read(&mut self, sink: &TcpStream, limit: Option<Duration>) {
+    fn has_read(&mut self, sink: Option<&TcpStream>, limit: Option<Duration>) {
         self.unread = 0;
         if std::mem::take(&mut self.patient) {
-            set_user_timeout(sink, limit);
+            set_timeout(sink, limit);
         }
     }
 

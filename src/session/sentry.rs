@@ -3,7 +3,6 @@
 //!
 //! Who waits holds no place among the pending logins, but one among those that wait, and the login's deadline goes on.
 
-use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -68,7 +67,7 @@ impl Sentry {
 
     fn attempt(&self, gate: &Gate, client: ClientAddress, user: &[u8]) -> Attempt {
         let realm = &gate.cluster.config().name;
-        self.guard().attempt(source(client), realm, user)
+        self.guard().attempt(client.ip(), realm, user)
     }
 
     fn guard(&self) -> MutexGuard<'_, Guard> {
@@ -88,10 +87,6 @@ pub(super) fn label(by: By) -> &'static str {
     }
 }
 
-fn source(client: ClientAddress) -> Option<IpAddr> {
-    Some(client.ip())
-}
-
 /// Waits for this attempt's turn. `pending` is given back meanwhile; after an error it may be `None`.
 pub(super) async fn admit(
     shared: &Shared,
@@ -105,7 +100,7 @@ pub(super) async fn admit(
     let attempt = shared.sentry.attempt(gate, client, &packet.user);
     let now = Instant::now();
     // Before the slot: one that may not wait must not move those behind it.
-    let place = shared.admission.waiting(source(client));
+    let place = shared.admission.waiting(client.ip());
     let latest = if place.is_ok() { deadline } else { now };
     let verdict = shared.sentry.guard().ask(&attempt, latest, now);
     let (until, by) = match verdict {
@@ -118,7 +113,7 @@ pub(super) async fn admit(
     *pending = None;
     wait(stream, until).await?;
     drop((place, gauge));
-    *pending = Some(shared.admission.pending(source(client)).map_err(|full| {
+    *pending = Some(shared.admission.pending(client.ip()).map_err(|full| {
         let (text, hint) = too_many(full);
         LoginFault::TooMany(ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
     })?);
@@ -201,7 +196,7 @@ pub(super) fn failed(
 
 /// Counts a connection that did not keep to the protocol.
 pub(super) fn garbage(shared: &Shared, client: ClientAddress) {
-    if shared.sentry.guard().garbage(source(client), Instant::now()) {
+    if shared.sentry.guard().garbage(client.ip(), Instant::now()) {
         log(&shared.sentry, By::Address, client, None);
     }
 }
@@ -214,7 +209,7 @@ fn log(sentry: &Sentry, by: By, client: ClientAddress, user: Option<&[u8]>) {
     let for_s = sentry.refuse_for.as_secs();
     match user {
         None => {
-            warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused")
+            warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused");
         }
         Some(user) => warn!(
             user = %Escaped(user), last = %client, for_s, skipped,

@@ -88,7 +88,7 @@ fn who_does_not_get_in_sees_the_same_whatever_the_reason() {
     server.sql("SET password_encryption = 'md5'; CREATE ROLE oldmd5 LOGIN PASSWORD 'secret'");
     server.sql("CREATE ROLE \"Odd \"\"Name'\\\" LOGIN PASSWORD 'secret'");
     server.sql("CREATE ROLE unicode LOGIN PASSWORD U&'p\\00e4ss\\00a0w\\2168'");
-    let router = before(&server, "");
+    let router = before(&server, "auth: {rate_limit: {failures: 0}}\n");
 
     let wrong = refused(&router, "app", "wrong");
     assert_eq!(wrong.code(), "28P01");
@@ -138,7 +138,14 @@ fn who_does_not_get_in_sees_the_same_whatever_the_reason() {
 
 #[test]
 fn a_hostile_or_broken_exchange_is_refused_as_postgresql_does() {
-    let router = Router::shared();
+    let extra = "auth: {rate_limit: {failures: 0}}\n".to_owned();
+    let router = Router::before(
+        Cluster::shared(),
+        Options {
+            extra,
+            ..Options::default()
+        },
+    );
     let begin = || {
         let mut raw = Raw::connect(router.address, 6432);
         raw.startup(V3_0, &[("user", "app"), ("database", "app")]);

@@ -28,3 +28,4 @@ mod raw;
 mod relay;
 mod tools;
 mod transparent;
+mod unix;

@@ -59,6 +59,8 @@ const BACKLOG: i32 = 1024;
 pub(super) fn bind(address: &BindAddress) -> io::Result<std::net::TcpListener> {
     match address {
         BindAddress::Ip(address) => listen(*address, false),
+        // Refused at load.
+        BindAddress::Unix { .. } => Err(io::ErrorKind::Unsupported.into()),
         BindAddress::Any { port } => match listen((Ipv6Addr::UNSPECIFIED, *port).into(), true) {
             Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
                 listen((Ipv4Addr::UNSPECIFIED, *port).into(), false)
