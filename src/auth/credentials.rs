@@ -168,13 +168,20 @@ mod tests {
     #[test]
     fn the_first_entry_for_a_user_counts() {
         let credentials = ServerCredentials::new(Arc::from([
-            entry(&["a", "b"], Some("reader"), ServerSecret::Password(password("one"))),
+            entry(
+                &["a", "b"],
+                Some("reader"),
+                ServerSecret::Password(password("one")),
+            ),
             entry(&["b", "c"], None, ServerSecret::ClientPassword),
             entry(&[], Some("rest"), ServerSecret::ClusterCertificate),
         ]));
         let login = |user: &str, proof| shown(credentials.login(user.as_bytes(), proof, None));
         assert_eq!(login("a", Proof::Nothing), "reader/password one");
-        assert_eq!(login("b", Proof::Password(password("own"))), "reader/password one");
+        assert_eq!(
+            login("b", Proof::Password(password("own"))),
+            "reader/password one"
+        );
         assert_eq!(login("c", Proof::Password(password("own"))), "/password own");
         assert_eq!(login("c", Proof::Nothing), "none");
         assert_eq!(login("d", Proof::Password(password("own"))), "rest/nothing");
@@ -188,7 +195,10 @@ mod tests {
         let known = Identity::Password(password("file"), Arc::clone(&verifier));
         assert_eq!(login(Proof::Nothing, Some(known.clone())), "/password file");
         assert_eq!(
-            login(Proof::Password(password("own")), Some(Identity::Verifier(Arc::clone(&verifier)))),
+            login(
+                Proof::Password(password("own")),
+                Some(Identity::Verifier(Arc::clone(&verifier)))
+            ),
             "/password own"
         );
         let hash = Md5Hash::parse(b"md5900150983cd24fb0d6963f7d28e17f72").unwrap();

@@ -105,11 +105,7 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
 }
 
 /// A credential without secret of its own leans on the cluster's certificate, which every cluster must then have.
-pub(super) fn check_cluster_certificates(
-    root: &Section<'_>,
-    auth: &Auth,
-    clusters: &[cluster::Draft],
-) {
+pub(super) fn check_cluster_certificates(root: &Section<'_>, auth: &Auth, clusters: &[cluster::Draft]) {
     let bare = |credential: &&ServerCredential| matches!(credential.secret, ServerSecret::ClusterCertificate);
     let without = clusters.iter().find(|cluster| {
         let tls = cluster.server_tls.as_ref();

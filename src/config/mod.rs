@@ -256,7 +256,9 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     let http = context.within(Part::Http, || front::http(&root, &mut places));
     front::check_addresses(&places);
     if let Some(auth) = &auth {
-        context.within(Part::Auth, || access::check_cluster_certificates(&root, auth, &clusters));
+        context.within(Part::Auth, || {
+            access::check_cluster_certificates(&root, auth, &clusters)
+        });
     }
     Some(Draft {
         clusters,

@@ -308,7 +308,8 @@ impl RateLimit {
     pub fn delay_after(&self, beyond: u32) -> Duration {
         let factor = 2_u32.saturating_pow(beyond);
         self.delay.saturating_mul(factor).min(self.max_delay)
-    }}
+    }
+}
 
 #[derive(Debug)]
 pub enum Verifiers {

@@ -438,7 +438,10 @@ fn every_key_has_its_effect() {
             BindAddress::Ip("127.0.0.2:7003".parse().unwrap())
         ]
     );
-    assert_eq!(config.http.tls.as_ref().unwrap().server_config.alpn_protocols, [b"http/1.1"]);
+    assert_eq!(
+        config.http.tls.as_ref().unwrap().server_config.alpn_protocols,
+        [b"http/1.1"]
+    );
     assert_eq!(
         config.limits,
         Limits {

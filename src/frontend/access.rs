@@ -69,7 +69,10 @@ impl Around {
     pub fn of(config: &Config) -> Self {
         Self {
             has_client_ca: config.tls.as_ref().is_some_and(|tls| tls.asks_clients),
-            has_tls: config.listeners.iter().any(|listener| listener.tls != ListenerTls::Off),
+            has_tls: config
+                .listeners
+                .iter()
+                .any(|listener| listener.tls != ListenerTls::Off),
         }
     }
 }
@@ -84,15 +87,11 @@ impl Access {
         let disk = Disk::default();
         let rules = match &auth.hba_file {
             None => Some(Rules::builtin()),
-            Some(path) => {
-                collect(hba::read(&disk, path).rules(), &mut faults)
-            }
+            Some(path) => collect(hba::read(&disk, path).rules(), &mut faults),
         };
         let maps = match &auth.ident_file {
             None => Some(Maps::default()),
-            Some(path) => {
-                collect(ident::read(&disk, path).maps(), &mut faults)
-            }
+            Some(path) => collect(ident::read(&disk, path).maps(), &mut faults),
         };
         let users = match &auth.verifiers {
             Verifiers::Query { .. } => Some(None),
@@ -109,7 +108,10 @@ impl Access {
         let credentials = ServerCredentials::new(Arc::clone(&auth.server_credentials));
         let (Some(rules), Some(maps), Some(users), Some(ldap_tls)) = (rules, maps, users, ldap_tls) else {
             let watched = disk.0.into_inner();
-            return Err(AccessFaults { lines: faults, watched });
+            return Err(AccessFaults {
+                lines: faults,
+                watched,
+            });
         };
         let mut directories = Vec::new();
         for rule in &rules {
@@ -125,7 +127,10 @@ impl Access {
         }
         let watched = disk.0.into_inner();
         if !faults.is_empty() {
-            return Err(AccessFaults { lines: faults, watched });
+            return Err(AccessFaults {
+                lines: faults,
+                watched,
+            });
         }
         Ok(Self {
             rules,
@@ -146,7 +151,8 @@ impl Access {
     /// Sentences about rules that are right and cannot do what they seem to.
     pub fn warnings(&self, around: Around) -> Vec<String> {
         let is_idle = |rule: &&Rule| {
-            rule.connection == Connection::HostGssEnc || (rule.connection == Connection::HostSsl && !around.has_tls)
+            rule.connection == Connection::HostGssEnc
+                || (rule.connection == Connection::HostSsl && !around.has_tls)
         };
         let idle = self.rules.iter().filter(is_idle);
         idle.map(|rule| {
@@ -192,7 +198,11 @@ impl Check<'_> {
         if asks && !self.around.has_client_ca {
             self.fault("clients' certificates cannot be checked: set tls.client_ca_file");
         }
-        if let Some(map) = rule.map.as_deref().filter(|map| !map.is_empty() && !self.maps.contains(map)) {
+        if let Some(map) = rule
+            .map
+            .as_deref()
+            .filter(|map| !map.is_empty() && !self.maps.contains(map))
+        {
             self.fault(format_args!(
                 "there is no map \"{}\" in auth.ident_file",
                 map.escape_ascii()
@@ -224,10 +234,7 @@ impl Check<'_> {
                 // Whoever it turns out to be, the entry for all is there for him at least.
                 UserMatch::All | UserMatch::MemberOf(_) | UserMatch::Pattern(_) => {
                     self.credentials.for_all().is_some()
-                        && self
-                            .credentials
-                            .iter()
-                            .all(|entry| self.opens(Some(entry), None))
+                        && self.credentials.iter().all(|entry| self.opens(Some(entry), None))
                 }
             };
             if !opens {
@@ -252,7 +259,9 @@ impl Check<'_> {
 
     fn opens(&self, entry: Option<&ServerCredential>, name: Option<&[u8]>) -> bool {
         match entry.map(|entry| &entry.secret) {
-            Some(ServerSecret::Password(_) | ServerSecret::Certificate(_) | ServerSecret::ClusterCertificate) => true,
+            Some(
+                ServerSecret::Password(_) | ServerSecret::Certificate(_) | ServerSecret::ClusterCertificate,
+            ) => true,
             Some(ServerSecret::ClientPassword) if matches!(self.rule.method, Method::Ldap(_)) => true,
             Some(ServerSecret::ClientPassword) | None => {
                 let known = name.and_then(|name| self.users?.find(name));
@@ -302,7 +311,9 @@ impl Files for Disk {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         let mut contents = Vec::new();
-        File::open(path)?.take(limit as u64 + 1).read_to_end(&mut contents)?;
+        File::open(path)?
+            .take(limit as u64 + 1)
+            .read_to_end(&mut contents)?;
         if contents.len() > limit {
             return Err(io::ErrorKind::FileTooLarge.into());
         }

@@ -16,7 +16,8 @@ use crate::auth::Identity;
 use crate::auth::credentials::{Proof, ServerLogin};
 use crate::auth::guard::By;
 use crate::auth::rules::{
-    ClientCertificate, Decision, Facts, HostName, Interface, Known, Memberships, Method, Need, Origin, Rule, Step,
+    ClientCertificate, Decision, Facts, HostName, Interface, Known, Memberships, Method, Need, Origin, Rule,
+    Step,
 };
 use crate::auth::scram::{self, MockSecret, ScramFault};
 use crate::cluster::{ClusterHandle, LookupError};
@@ -120,9 +121,11 @@ impl LoginFault {
     pub fn offence(&self) -> Option<Offence> {
         match self {
             Self::Scram(fault) if fault.is_wrong_password() => Some(Offence::Proof),
-            Self::WrongPassword(_) | Self::EmptyPassword | Self::Certificate(_) | Self::Peer(_) | Self::Ldap(_) => {
-                Some(Offence::Proof)
-            }
+            Self::WrongPassword(_)
+            | Self::EmptyPassword
+            | Self::Certificate(_)
+            | Self::Peer(_)
+            | Self::Ldap(_) => Some(Offence::Proof),
             Self::Scram(_) | Self::Protocol(_) => Some(Offence::Garbage),
             Self::HungUp
             | Self::TooMany(_)
@@ -220,7 +223,10 @@ impl LoginFault {
 fn failed(method: &str, user: &[u8]) -> ErrorReply {
     ErrorReply::fatal(
         SqlState::INVALID_AUTHORIZATION,
-        format!("{method} authentication failed for user \"{}\"", String::from_utf8_lossy(user)),
+        format!(
+            "{method} authentication failed for user \"{}\"",
+            String::from_utf8_lossy(user)
+        ),
     )
 }
 
@@ -303,7 +309,11 @@ impl<'a> Exchange<'a> {
             tls: self.tls.is_some(),
         };
         let rules = &self.doors.access.rules;
-        let interfaces = if rules.ask_for_interfaces() { own_interfaces()? } else { Vec::new() };
+        let interfaces = if rules.ask_for_interfaces() {
+            own_interfaces()?
+        } else {
+            Vec::new()
+        };
         let mut host_name = None;
         loop {
             let known = Known {
@@ -342,7 +352,8 @@ impl<'a> Exchange<'a> {
             Method::ScramSha256 => sasl::exchange(&mut self, None).await?,
             Method::Ldap(_) => {
                 let settings = self.doors.access.directory(decided.index);
-                let settings = settings.ok_or_else(|| LoginFault::Directory("it is not set up".to_owned()))?;
+                let settings =
+                    settings.ok_or_else(|| LoginFault::Directory("it is not set up".to_owned()))?;
                 password::directory(&mut self, settings).await?
             }
             Method::Peer => {
@@ -360,7 +371,12 @@ impl<'a> Exchange<'a> {
         } = proven;
         let identity = match (identity, &proof) {
             // Only a users file has passwords, and it costs nothing to look.
-            (None, Proof::Nothing) => self.doors.access.users.as_ref().and_then(|users| users.find(&self.packet.user).cloned()),
+            (None, Proof::Nothing) => self
+                .doors
+                .access
+                .users
+                .as_ref()
+                .and_then(|users| users.find(&self.packet.user).cloned()),
             (identity, _) => identity,
         };
         let server_login = self
@@ -372,7 +388,8 @@ impl<'a> Exchange<'a> {
         message::authentication_ok(&mut welcome);
         Ok(Authenticated {
             server_login,
-            has_proven: rule.method != Method::Trust || rule.client_certificate == ClientCertificate::VerifyFull,
+            has_proven: rule.method != Method::Trust
+                || rule.client_certificate == ClientCertificate::VerifyFull,
             welcome,
         })
     }
@@ -430,7 +447,9 @@ impl<'a> Exchange<'a> {
 /// For `samehost` and `samenet`. An address that cannot be read would be a rule that is silently skipped.
 fn own_interfaces() -> Result<Vec<Interface>, LoginFault> {
     let pairs = interfaces::interfaces().map_err(|error| {
-        LoginFault::Lookup(LookupError::Unavailable(format!("this host's own addresses: {error}")))
+        LoginFault::Lookup(LookupError::Unavailable(format!(
+            "this host's own addresses: {error}"
+        )))
     })?;
     let interface = |(address, netmask)| Interface { address, netmask };
     Ok(pairs.into_iter().map(interface).collect())

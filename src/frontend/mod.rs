@@ -8,9 +8,9 @@
 
 pub mod access;
 mod address;
+pub mod certificate;
 pub mod interfaces;
 pub mod ldap;
-pub mod certificate;
 pub mod listen;
 mod local;
 pub mod login;

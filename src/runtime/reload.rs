@@ -305,7 +305,13 @@ fn read(config: &Config, shared: &Shared, taken: &BTreeMap<Part, Stamps>) -> Rea
     let mut files = materials.files;
     let own = files.of(&Part::Auth).cloned().unwrap_or_default();
     // What the rules were read from is known by who read them.
-    let watched = shared.access.load().watched.keys().map(|path| (path.clone(), Stamp::of(path))).collect();
+    let watched = shared
+        .access
+        .load()
+        .watched
+        .keys()
+        .map(|path| (path.clone(), Stamp::of(path)))
+        .collect();
     files.add(Part::Auth, watched);
     let mut outcomes = BTreeMap::new();
     for (part, material) in materials.parts {
@@ -349,7 +355,10 @@ fn ready(material: Material, around: Around, shared: &Shared) -> Result<(Ready, 
         Material::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),
         Material::Auth(auth) => match Access::load(&auth, around, &shared.mock) {
             Ok(access) => (Ready::Access(Arc::new(access)), Vec::new()),
-            Err(AccessFaults { lines: faults, watched }) => return Err(Faulty { faults, watched }),
+            Err(AccessFaults {
+                lines: faults,
+                watched,
+            }) => return Err(Faulty { faults, watched }),
         },
         Material::ServerTls(tls) => {
             let leaves = of_servers(tls.client_certificate.as_ref());

@@ -10,7 +10,9 @@ use tracing::debug;
 
 use super::registry::{Registry, Seat};
 use crate::auth::credentials::{ServerLogin, ServerProof};
-use crate::backend::{self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target, TlsSettingsError};
+use crate::backend::{
+    self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target, TlsSettingsError,
+};
 use crate::cluster::snapshot::{Leader, MemberName};
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::{Route, TargetRole};

@@ -17,7 +17,11 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
     let name: &[u8] = match rule.client_name {
         ClientName::Cn => match &certificate.common_name {
             Some(name) => name,
-            None => return Err(LoginFault::Certificate("the certificate has no common name".to_owned())),
+            None => {
+                return Err(LoginFault::Certificate(
+                    "the certificate has no common name".to_owned(),
+                ));
+            }
         },
         ClientName::Dn => certificate.distinguished_name.as_bytes(),
     };
@@ -31,17 +35,27 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
 /// `peer`: the operating system's user at the other end of a Unix socket.
 pub(super) async fn operating_system(exchange: &mut Exchange<'_>, rule: &Rule) -> Result<(), LoginFault> {
     let Some(uid) = exchange.address.peer().map(|peer| peer.uid) else {
-        return Err(LoginFault::Peer("the operating system does not say who it is".to_owned()));
+        return Err(LoginFault::Peer(
+            "the operating system does not say who it is".to_owned(),
+        ));
     };
     let name = match peer::user_name(uid).await {
         Ok(Some(name)) => name,
         Ok(None) => return Err(LoginFault::Peer(format!("no user of this host has the id {uid}"))),
-        Err(error) => return Err(LoginFault::Peer(format!("the user with id {uid} cannot be looked up: {error}"))),
+        Err(error) => {
+            return Err(LoginFault::Peer(format!(
+                "the user with id {uid} cannot be looked up: {error}"
+            )));
+        }
     };
     if may_be(exchange, rule, name.as_bytes()).await? {
         return Ok(());
     }
-    Err(LoginFault::Peer(unfit(rule, "operating system user", name.as_bytes())))
+    Err(LoginFault::Peer(unfit(
+        rule,
+        "operating system user",
+        name.as_bytes(),
+    )))
 }
 
 /// Nothing is left in the router's hands that would open a server.
@@ -70,7 +84,10 @@ async fn may_be(exchange: &mut Exchange<'_>, rule: &Rule, name: &[u8]) -> Result
 fn unfit(rule: &Rule, what: &str, name: &[u8]) -> String {
     let name = name.escape_ascii();
     match rule.map.as_deref().filter(|map| !map.is_empty()) {
-        Some(map) => format!("{what} \"{name}\" may not be this user by the map \"{}\"", map.escape_ascii()),
+        Some(map) => format!(
+            "{what} \"{name}\" may not be this user by the map \"{}\"",
+            map.escape_ascii()
+        ),
         None => format!("{what} \"{name}\" is not this user, and the rule names no map"),
     }
 }
