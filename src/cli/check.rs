@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::auth::scram::MockSecret;
-use crate::auth::userlist::UserList;
 use crate::cluster::examine::examine;
 use crate::config::{self, BindAddress, Config, Leaf, ListenerTls, Part, Source, TargetRole, Verifiers};
+use crate::frontend::access::{Access, Around};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
 /// anything is wrong.
@@ -65,7 +65,7 @@ fn try_out(config: &Config) -> ExitCode {
 /// Loads the file and prints its summary and warnings, or its faults (then `None`).
 pub fn load_and_report(path: &Path) -> Option<Config> {
     match config::load(path) {
-        Ok(config) if !users_are_right(&config) => None,
+        Ok(config) if !access_is_right(&config) => None,
         Ok(config) => {
             print!("{}", summary(&config));
             for warning in config.warnings() {
@@ -85,18 +85,30 @@ pub fn load_and_report(path: &Path) -> Option<Config> {
     }
 }
 
-/// Reads the users file, if there is one, and reports every fault in it.
-fn users_are_right(config: &Config) -> bool {
-    let Verifiers::UsersFile { path, contents } = &config.auth.verifiers else {
-        return true;
-    };
-    let Err(faults) = UserList::parse(contents, &MockSecret::new(None)) else {
-        return true;
-    };
-    for fault in &faults {
-        eprintln!("{}:{fault}", path.display());
+/// Reads the files that decide who comes in, and reports every fault in them.
+fn access_is_right(config: &Config) -> bool {
+    let around = Around::of(config);
+    match Access::load(&config.auth, around, &MockSecret::new(None)) {
+        Ok(access) => {
+            for warning in access.warnings(around) {
+                eprintln!("warning: {warning}");
+            }
+            true
+        }
+        Err(faults) => {
+            eprintln!("{faults}");
+            let (count, noun) = (
+                faults.lines.len(),
+                if faults.lines.len() == 1 {
+                    "fault"
+                } else {
+                    "faults"
+                },
+            );
+            eprintln!("{}: {count} {noun}", config.path.display());
+            false
+        }
     }
-    false
 }
 
 /// What would run: clusters, routes, listeners. No secrets.

@@ -1,9 +1,10 @@
-//! The command line: `run` and `check`.
+//! The command line: `run`, `check` and `hba`.
 //!
 //! Guarantees: 0 is success, 1 is a fault that was explained in one or more lines on standard error, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
 
 pub mod check;
+mod hba;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +38,14 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Say which authentication rule decides about a client, and why.
+    Hba {
+        /// The configuration file.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        client: hba::Client,
+    },
 }
 
 pub fn main() -> ExitCode {
@@ -45,6 +54,7 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config, connect } => check::run(&config, connect),
+        Command::Hba { config, client } => hba::run(&config, &client),
     }
 }
 

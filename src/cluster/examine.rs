@@ -8,9 +8,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::account::{Account, Purpose};
+use super::lookup::{self, MembershipsQuery};
 use super::patroni::{Patroni, poll_once};
 use super::state::Listed;
-use super::{ClusterError, fixed, lookup, probe};
+use super::{ClusterError, LookupError, fixed, probe};
+use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
 use crate::backend::query::simple_query;
 use crate::config::{self, Verifiers};
@@ -67,6 +69,30 @@ impl fmt::Display for Finding {
     }
 }
 
+/// The roles a user is a member of, asked once.
+pub async fn memberships(config: Arc<config::Cluster>, user: &[u8]) -> Result<Arc<Memberships>, LookupError> {
+    let unavailable = |error: ClusterError| LookupError::Unavailable(error.to_string());
+    let tls =
+        TlsClient::new(&config.server_tls).map_err(|error| LookupError::Unavailable(error.to_string()))?;
+    let mut ignored = Vec::new();
+    let members = match Patroni::new(Arc::clone(&config)).map_err(unavailable)? {
+        Some(patroni) => endpoints(patroni, &config, &mut ignored).await,
+        None => listed(&config),
+    };
+    let account = Arc::new(Account::new(config, tls));
+    let mut last = LookupError::Unavailable("it has no member".to_owned());
+    let query = MembershipsQuery {
+        cache_ttl: Duration::ZERO,
+    };
+    for member in members {
+        match lookup::once(&account, &member.host, member.port, &query, user).await {
+            Ok(found) => return Ok(found),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 /// Examines one cluster. Every step is bounded by the configuration's own timeouts.
 pub async fn examine(
     config: Arc<config::Cluster>,
@@ -77,10 +103,7 @@ pub async fn examine(
         TlsClient::new(&config.server_tls).map_err(|error| ClusterError::ServerTls(error.to_string()))?;
     let members = match Patroni::new(Arc::clone(&config))? {
         Some(patroni) => endpoints(patroni, &config, &mut findings).await,
-        None => match &config.source {
-            config::Source::Servers(servers) => fixed::report(servers).members,
-            config::Source::Patroni(_) => Vec::new(),
-        },
+        None => listed(&config),
     };
     let account = Arc::new(Account::new(config, tls));
     for member in &members {
@@ -89,6 +112,14 @@ pub async fn examine(
         }
     }
     Ok(findings)
+}
+
+/// The members of a fixed list.
+fn listed(config: &config::Cluster) -> Vec<Listed> {
+    match &config.source {
+        config::Source::Servers(servers) => fixed::report(servers).members,
+        config::Source::Patroni(_) => Vec::new(),
+    }
 }
 
 async fn endpoints(
@@ -192,9 +223,10 @@ async fn member(account: &Arc<Account>, member: &Listed, auth: &config::Auth, fi
             cache_ttl: *cache_ttl,
         };
         let what = format!("{place}: look-up of verifiers");
+        let own = settings.user.as_bytes();
         findings.push(
-            match lookup::try_once(account, &member.host, member.port, &query).await {
-                Ok(()) => Finding::good(what, "answers"),
+            match lookup::once(account, &member.host, member.port, &query, own).await {
+                Ok(_) => Finding::good(what, "answers"),
                 Err(error) => Finding::bad(
                     what,
                     error,

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::ask::try_once;
+pub(super) use self::ask::once;
 pub(super) use self::pools::Pools;
 pub(super) use self::question::MembershipsQuery;
 pub use self::question::Query;

@@ -1,16 +1,20 @@
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::workers::Workers;
 use crate::frontend::ClientAddress;
 use crate::frontend::listen::{Accepted, ClientSocket};
-use crate::session::admission::{Full, Room};
+use crate::session::admission::{Full, PATIENCE, Pending, Room};
 use crate::session::gate::Gate;
 use crate::session::life::{self, Arrival};
 use crate::session::{Shared, sentry};
+
+/// Between two looks whether there is a place by now.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Takes what a listener accepts to a worker. The gate is read per accept: another one may be put in its place.
 pub(super) struct Door {
@@ -31,21 +35,24 @@ impl Door {
 
 impl Accepted for Door {
     fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
-        let pending = match self.shared.admission.pending(address.ip()) {
-            Ok(pending) => pending,
-            Err(full) => {
-                self.shared.refused(match full {
-                    Full::Total => "too_many_logins",
-                    Full::Source => "too_many_logins_address",
-                });
-                let (text, hint) = sentry::too_many(full);
-                tell(&socket, &life::too_many(text, hint));
-                return;
-            }
+        let admission = &self.shared.admission;
+        let place = match admission.pending(address.ip()) {
+            Ok(pending) => Ok(pending),
+            Err(full) => match (full, admission.queued(address.ip())) {
+                (Full::Source, Ok(queued)) => Err(queued),
+                _ => return refuse(&self.shared, &socket, full),
+            },
         };
         let gate = self.gate.load_full();
         let shared = Arc::clone(&self.shared);
-        self.workers.spawn(move |lease| {
+        self.workers.spawn(move |lease| async move {
+            let pending = match place {
+                Ok(pending) => pending,
+                Err(queued) => match turn(&shared, address, queued).await {
+                    Ok(pending) => pending,
+                    Err(full) => return refuse(&shared, &socket, full),
+                },
+            };
             let arrival = Arrival {
                 socket,
                 address,
@@ -53,7 +60,7 @@ impl Accepted for Door {
                 lease,
                 pending,
             };
-            life::serve(arrival, shared)
+            life::serve(arrival, shared).await;
         });
     }
 
@@ -74,6 +81,31 @@ impl Accepted for Door {
             Room::Wait => false,
         }
     }
+}
+
+/// Waits until others of the same source have logged in; not for long.
+async fn turn(shared: &Shared, address: ClientAddress, queued: Pending) -> Result<Pending, Full> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        sleep(LOOK).await;
+        match shared.admission.pending(address.ip()) {
+            Ok(pending) => {
+                drop(queued);
+                return Ok(pending);
+            }
+            Err(full) if Instant::now() >= patience || shared.closing.is_cancelled() => return Err(full),
+            Err(_) => {}
+        }
+    }
+}
+
+fn refuse(shared: &Shared, socket: &ClientSocket, full: Full) {
+    shared.refused(match full {
+        Full::Total => "too_many_logins",
+        Full::Source => "too_many_logins_address",
+    });
+    let (text, hint) = sentry::too_many(full);
+    tell(socket, &life::too_many(text, hint));
 }
 
 /// Last words at the accept loop: as much as the socket takes at once, which for a new one is everything.

@@ -13,8 +13,9 @@ use crate::auth::guard::network;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
-/// How long new connections are left in the kernel's queue while too many are logging in, before they are refused.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long new connections wait while too many are logging in, before they are refused: in the kernel's queue where
+/// all places are taken, with us where only those of their source are.
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Of the places for logins that wait after failed ones, one address may have as many.
 const WAITING_PER_SOURCE: u32 = 8;
@@ -25,6 +26,7 @@ pub struct Admission {
     max_clients: u32,
     clients: Arc<AtomicU32>,
     pending: Arc<Places>,
+    queued: Arc<Places>,
     waiting: Arc<Places>,
     /// Since when there has been no room for another login.
     full_since: Mutex<Option<Instant>>,
@@ -151,6 +153,7 @@ impl Admission {
             max_clients,
             clients: Arc::default(),
             pending: Places::new(max_pending, (max_pending / 2).max(1)),
+            queued: Places::new(max_pending, max_pending),
             waiting: Places::new(max_pending, WAITING_PER_SOURCE),
             full_since: Mutex::default(),
         }
@@ -174,6 +177,12 @@ impl Admission {
     /// A place for a login. One source may have half of them, and at least one.
     pub fn pending(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
         self.pending.take(source)
+    }
+
+    /// A place for a connection whose source has all the places it may have: for [`PATIENCE`] at most, since a burst
+    /// through a balancer or an address translator looks like a siege by one address.
+    pub fn queued(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
+        self.queued.take(source)
     }
 
     /// A place for a login that has to wait, as many as there are for those that have not: of these it holds none.

@@ -27,6 +27,29 @@ pub struct HbaRow {
     pub error: Option<String>,
 }
 
+/// As a line of the file, with one blank between columns.
+impl std::fmt::Display for HbaRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |names: &Option<Vec<String>>| names.as_deref().unwrap_or_default().join(",");
+        write!(
+            f,
+            "{} {} {}",
+            self.connection.unwrap_or_default(),
+            list(&self.database),
+            list(&self.user_name)
+        )?;
+        for word in [self.address.as_deref(), self.netmask.as_deref(), self.auth_method] {
+            if let Some(word) = word {
+                write!(f, " {word}")?;
+            }
+        }
+        for option in self.options.iter().flatten() {
+            write!(f, " {option}")?;
+        }
+        Ok(())
+    }
+}
+
 impl Rules {
     pub fn rows(&self) -> Vec<HbaRow> {
         self.iter()

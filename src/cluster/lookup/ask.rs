@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::LookupError;
 use super::pools::{Pool, pool};
-use super::question::{Query, Question, bind};
+use super::question::{Question, bind};
 use crate::backend::ConnectError;
 use crate::cluster::account::Account;
 use crate::cluster::patroni::printable;
@@ -97,23 +97,16 @@ fn broken(error: &ConnectError) -> bool {
     !error.leaves_usable() && !matches!(error, ConnectError::Timeout { .. })
 }
 
-/// One look-up of the service account itself, remembered nowhere: is the query right, and may the account ask it?
-pub(in crate::cluster) async fn try_once(
+/// One look-up, remembered nowhere.
+pub(in crate::cluster) async fn once<Q: Question>(
     account: &Arc<Account>,
     host: &str,
     port: u16,
-    query: &Query,
-) -> Result<(), LookupError> {
-    let settings = &account.config.service_account;
-    let deadline = Instant::now() + settings.timeout;
-    ask(
-        settings.user.as_bytes(),
-        query,
-        &pool(account, host, port),
-        deadline,
-    )
-    .await
-    .map(drop)
+    query: &Q,
+    user: &[u8],
+) -> Result<Q::Found, LookupError> {
+    let deadline = Instant::now() + account.config.service_account.timeout;
+    ask(user, query, &pool(account, host, port), deadline).await
 }
 
 /// Undefined function, undefined schema.
