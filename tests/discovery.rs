@@ -95,6 +95,10 @@ impl Running {
         let auth = Auth {
             verifiers,
             login_timeout: Duration::from_mins(1),
+            hba_file: None,
+            ident_file: None,
+            ldap_roots: None,
+            server_credentials: Arc::new([]),
             rate_limit: config::RateLimit {
                 failures: 0,
                 delay: Duration::ZERO,
