@@ -95,6 +95,10 @@ impl Running {
         let auth = Auth {
             verifiers,
             login_timeout: Duration::from_mins(1),
+            hba_file: None,
+            ident_file: None,
+            ldap_roots: None,
+            server_credentials: Arc::new([]),
             rate_limit: config::RateLimit {
                 failures: 0,
                 delay: Duration::ZERO,
@@ -197,11 +201,11 @@ async fn looks_up_verifiers() {
         Err(LookupError::Unavailable(_))
     ));
     running.until("healthy", healthy).await;
-    let verifier = running.handle.identity(b"app").await.unwrap();
+    let verifier = running.handle.identity(b"app").await.unwrap().found;
     assert!(verifier.is_some());
     for unknown in ["nobody", "app'; SELECT 1 --", "app\\", "$1"] {
         assert_eq!(
-            running.handle.identity(unknown.as_bytes()).await.unwrap(),
+            running.handle.identity(unknown.as_bytes()).await.unwrap().found,
             None,
             "{unknown}"
         );
@@ -213,10 +217,10 @@ async fn looks_up_verifiers() {
         })
         .collect();
     for one in many {
-        assert!(one.await.unwrap().unwrap().is_some());
+        assert!(one.await.unwrap().unwrap().found.is_some());
     }
-    running.handle.forget_identity(b"app");
-    assert_eq!(running.handle.identity(b"app").await.unwrap(), verifier);
+    running.handle.doubt_identity(b"app");
+    assert_eq!(running.handle.identity(b"app").await.unwrap().found, verifier);
 
     // The function is in another database: an ordinary account gets no answer, a superuser asks pg_authid.
     let elsewhere = Running::start(patroni(cluster), "trunkline", "trunkline", "app");
@@ -227,8 +231,8 @@ async fn looks_up_verifiers() {
     ));
     let superuser = Running::start(patroni(cluster), "postgres", "postgres", "app");
     superuser.until("healthy", healthy).await;
-    assert_eq!(superuser.handle.identity(b"app").await.unwrap(), verifier);
-    assert_eq!(superuser.handle.identity(b"nobody").await.unwrap(), None);
+    assert_eq!(superuser.handle.identity(b"app").await.unwrap().found, verifier);
+    assert_eq!(superuser.handle.identity(b"nobody").await.unwrap().found, None);
     // From another runtime.
     let handle = running.handle.clone();
     let other = std::thread::spawn(move || {
@@ -239,7 +243,7 @@ async fn looks_up_verifiers() {
             .block_on(async move { handle.identity(b"trunkline").await })
     });
     let found = spawn_blocking(move || other.join().unwrap()).await.unwrap();
-    assert!(found.unwrap().is_some());
+    assert!(found.unwrap().found.is_some());
     for running in [running, elsewhere, superuser] {
         running.end().await;
     }
@@ -319,7 +323,7 @@ async fn connections_terminated_by_an_administrator_take_nothing_away() {
     let cluster = Cluster::shared();
     let running = Running::start(patroni(cluster), "trunkline", "trunkline", "postgres");
     let snapshot = running.until("healthy", healthy).await;
-    assert!(running.handle.identity(b"app").await.unwrap().is_some());
+    assert!(running.handle.identity(b"app").await.unwrap().found.is_some());
     let member = leader(&snapshot).unwrap();
     let version = running.handle.snapshot().version;
     for user in ["trunkline", "replicator", "app_repl"] {
@@ -333,7 +337,15 @@ async fn connections_terminated_by_an_administrator_take_nothing_away() {
         }
         node.sql(&format!("SELECT pg_terminate_backend(pid) {ours}"));
         // Not remembered yet: a pooled connection is found dead and replaced.
-        assert!(running.handle.identity(user.as_bytes()).await.unwrap().is_some());
+        assert!(
+            running
+                .handle
+                .identity(user.as_bytes())
+                .await
+                .unwrap()
+                .found
+                .is_some()
+        );
         running.handle.look_again();
         let probed = |snapshot: &Snapshot| {
             snapshot

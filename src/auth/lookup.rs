@@ -56,19 +56,48 @@ impl LookedUp {
 
 /// An answer older than this is asked again before it is used.
 pub const CONFIRM_AFTER: Duration = Duration::from_secs(1);
-/// An answer younger than this is not forgotten on request: wrong passwords must not cost a query each.
-pub const FORGET_AFTER: Duration = Duration::from_millis(100);
+/// An answer in doubt that was asked for, or tried to be, less than this ago is not asked again: wrong passwords must not
+/// cost a query each.
+pub const DOUBT_AFTER: Duration = Duration::from_millis(100);
 /// No role has a longer name (NAMEDATALEN is 64, unless PostgreSQL was built otherwise): bounds the memory of a key.
 pub const MAX_NAME: usize = 255;
+
+/// What is known about one user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer<V> {
+    pub found: V,
+    /// Asked for less than [`CONFIRM_AFTER`] before it was wanted, with no attempt since that failed. What is not may be
+    /// out of date: it can let somebody in, for the server decides as well, but it makes nobody's password wrong.
+    pub is_confirmed: bool,
+}
+
+impl<V> Answer<V> {
+    pub fn unconfirmed(found: V) -> Self {
+        Self {
+            found,
+            is_confirmed: false,
+        }
+    }
+}
 
 /// What is remembered about one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cached<V> {
     /// To be used as it is.
-    Fresh(V),
-    /// To be asked again, and used only if no answer is to be had in time.
+    Fresh(Answer<V>),
+    /// To be asked again, and used, unconfirmed, only if no answer is to be had in time.
     Stale(V),
     Miss,
+}
+
+impl<V> Cached<V> {
+    /// Where it could not be asked again.
+    pub fn unconfirmed(self) -> Option<Answer<V>> {
+        match self {
+            Self::Fresh(Answer { found, .. }) | Self::Stale(found) => Some(Answer::unconfirmed(found)),
+            Self::Miss => None,
+        }
+    }
 }
 
 /// Remembers answers about users, those about unknown ones like any other. At its bound the oldest goes: somebody who
@@ -92,8 +121,8 @@ struct Entry<V> {
     asked: Instant,
     /// The last attempt to confirm it; no earlier than `asked`.
     tried: Instant,
-    /// To be forgotten as soon as it is old enough.
-    forget: bool,
+    /// A login has failed by it.
+    in_doubt: bool,
     order: u64,
     weight: usize,
 }
@@ -117,15 +146,23 @@ impl<V: Clone> AnswerCache<V> {
             return Cached::Miss;
         };
         let age = now.saturating_duration_since(entry.asked);
-        if age >= self.ttl || (entry.forget && age >= FORGET_AFTER) {
+        if age >= self.ttl {
             self.remove(user);
             return Cached::Miss;
         }
-        let value = entry.value.clone();
-        if now.saturating_duration_since(entry.tried) < CONFIRM_AFTER {
-            Cached::Fresh(value)
+        let found = entry.value.clone();
+        let usable = if entry.in_doubt {
+            DOUBT_AFTER
         } else {
-            Cached::Stale(value)
+            CONFIRM_AFTER
+        };
+        if now.saturating_duration_since(entry.tried) < usable {
+            Cached::Fresh(Answer {
+                found,
+                is_confirmed: entry.tried == entry.asked,
+            })
+        } else {
+            Cached::Stale(found)
         }
     }
 
@@ -151,7 +188,7 @@ impl<V: Clone> AnswerCache<V> {
                 value,
                 asked,
                 tried: asked,
-                forget: false,
+                in_doubt: false,
                 order: self.next,
                 weight,
             },
@@ -160,23 +197,20 @@ impl<V: Clone> AnswerCache<V> {
         self.next += 1;
     }
 
-    /// An attempt begun at `at` gave no answer: the remembered one is used for another [`CONFIRM_AFTER`], within its
-    /// time to live.
+    /// An attempt begun at `at` gave no answer: the remembered one is used unconfirmed for another [`CONFIRM_AFTER`]
+    /// ([`DOUBT_AFTER`] if it is in doubt), within its time to live.
     pub fn not_confirmed(&mut self, user: &[u8], at: Instant) {
         if let Some(entry) = self.entries.get_mut(user) {
             entry.tried = entry.tried.max(at);
         }
     }
 
-    /// Forgets a user's answer, which a login has shown to be doubtful: at once, or as soon as it is
-    /// [`FORGET_AFTER`] old.
-    pub fn forget(&mut self, user: &[u8], now: Instant) {
-        let Some(entry) = self.entries.get_mut(user) else {
-            return;
-        };
-        entry.forget = true;
-        if now.saturating_duration_since(entry.asked) >= FORGET_AFTER {
-            self.remove(user);
+    /// A login has failed by a user's answer: it is asked again before its next use, or as soon as [`DOUBT_AFTER`] has
+    /// passed since the last time. It is not forgotten: whoever sends wrong passwords while nobody can be asked would
+    /// lock the user out.
+    pub fn doubt(&mut self, user: &[u8]) {
+        if let Some(entry) = self.entries.get_mut(user) {
+            entry.in_doubt = true;
         }
     }
 
@@ -233,6 +267,19 @@ mod tests {
     const TTL: Duration = Duration::from_mins(1);
     const MS: Duration = Duration::from_millis(1);
 
+    /// As it was asked for.
+    fn fresh<V>(found: V) -> Cached<V> {
+        Cached::Fresh(Answer {
+            found,
+            is_confirmed: true,
+        })
+    }
+
+    /// After an attempt that failed.
+    fn left<V>(found: V) -> Cached<V> {
+        Cached::Fresh(Answer::unconfirmed(found))
+    }
+
     fn cache(capacity: usize) -> (AnswerCache<Option<u8>>, Instant) {
         (AnswerCache::new(TTL, capacity), Instant::now())
     }
@@ -242,7 +289,7 @@ mod tests {
         let (mut cache, start) = cache(10);
         for (user, answer) in [(&b"a"[..], Some(1)), (b"nobody", None)] {
             cache.put(user, answer, 1, start);
-            assert_eq!(cache.get(user, start + CONFIRM_AFTER - MS), Cached::Fresh(answer));
+            assert_eq!(cache.get(user, start + CONFIRM_AFTER - MS), fresh(answer));
             assert_eq!(cache.get(user, start + CONFIRM_AFTER), Cached::Stale(answer));
             assert_eq!(cache.get(user, start + TTL - MS), Cached::Stale(answer));
             assert_eq!(cache.get(user, start + TTL), Cached::Miss);
@@ -258,10 +305,7 @@ mod tests {
         let tried = start + CONFIRM_AFTER * 5;
         cache.not_confirmed(b"a", tried);
         cache.not_confirmed(b"nobody", tried);
-        assert_eq!(
-            cache.get(b"a", tried + CONFIRM_AFTER - MS),
-            Cached::Fresh(Some(1))
-        );
+        assert_eq!(cache.get(b"a", tried + CONFIRM_AFTER - MS), left(Some(1)));
         assert_eq!(cache.get(b"a", tried + CONFIRM_AFTER), Cached::Stale(Some(1)));
         cache.not_confirmed(b"a", start + TTL - MS);
         assert_eq!(cache.get(b"a", start + TTL), Cached::Miss);
@@ -269,22 +313,34 @@ mod tests {
     }
 
     #[test]
-    fn a_doubtful_answer_is_forgotten_at_once_or_when_it_is_old_enough() {
+    fn an_answer_in_doubt_is_asked_again_at_once_or_when_it_is_old_enough() {
         let (mut cache, start) = cache(10);
-        for user in [&b"a"[..], b"b", b"c"] {
-            cache.put(user, None, 1, start);
+        for (user, answer) in [(&b"a"[..], Some(1)), (b"nobody", None)] {
+            cache.put(user, answer, 1, start);
+            cache.doubt(user);
+            assert_eq!(cache.get(user, start + DOUBT_AFTER - MS), fresh(answer));
+            assert_eq!(cache.get(user, start + DOUBT_AFTER), Cached::Stale(answer));
         }
-        cache.forget(b"a", start + FORGET_AFTER);
-        assert_eq!(cache.get(b"a", start + FORGET_AFTER), Cached::Miss);
-        cache.forget(b"b", start + FORGET_AFTER - MS);
-        assert_eq!(cache.get(b"b", start + FORGET_AFTER - MS), Cached::Fresh(None));
-        assert_eq!(cache.get(b"b", start + FORGET_AFTER), Cached::Miss);
-        assert_eq!(cache.get(b"c", start + FORGET_AFTER), Cached::Fresh(None));
-        // The answer to a later question is no longer in doubt.
         cache.put(b"b", None, 1, start);
-        cache.forget(b"b", start);
-        cache.put(b"b", Some(2), 1, start + FORGET_AFTER);
-        assert_eq!(cache.get(b"b", start + FORGET_AFTER * 2), Cached::Fresh(Some(2)));
+        assert_eq!(cache.get(b"b", start + DOUBT_AFTER), fresh(None), "not in doubt");
+        // The answer to a later question is no longer in doubt.
+        cache.put(b"a", Some(2), 1, start + DOUBT_AFTER);
+        assert_eq!(cache.get(b"a", start + DOUBT_AFTER * 2), fresh(Some(2)));
+        cache.doubt(b"unheard of");
+        assert_eq!(cache.get(b"unheard of", start), Cached::Miss);
+    }
+
+    #[test]
+    fn an_answer_in_doubt_outlives_attempts_without_answer_unconfirmed() {
+        let (mut cache, start) = cache(10);
+        cache.put(b"a", Some(1), 1, start);
+        cache.doubt(b"a");
+        let tried = start + DOUBT_AFTER * 2;
+        cache.not_confirmed(b"a", tried);
+        assert_eq!(cache.get(b"a", tried + DOUBT_AFTER - MS), left(Some(1)));
+        assert_eq!(cache.get(b"a", tried + DOUBT_AFTER), Cached::Stale(Some(1)));
+        assert_eq!(cache.get(b"a", start + TTL - MS), Cached::Stale(Some(1)));
+        assert_eq!(cache.get(b"a", start + TTL), Cached::Miss);
     }
 
     #[test]
@@ -297,7 +353,7 @@ mod tests {
         assert!(
             [b"a", b"c", b"d"]
                 .iter()
-                .all(|user| cache.get(*user, now) == Cached::Fresh(None))
+                .all(|user| cache.get(*user, now) == fresh(None))
         );
         for i in 0..1000_u32 {
             cache.put(&i.to_be_bytes(), None, 1, now);

@@ -1,8 +1,9 @@
 //! Look-ups of credentials and memberships by the service account, for sessions on other threads.
 //!
 //! Guarantees: a look-up is asked of the leader first, else of a replica that is up, and ends within its deadline;
-//! answers are remembered, and one that is older than [`auth::lookup::CONFIRM_AFTER`] is confirmed before it is used, unless that
-//! fails or takes longer than [`CONFIRM_WITHIN`]; look-ups of one user at the same time are one; known and unknown
+//! answers are remembered, and one that is older than [`auth::lookup::CONFIRM_AFTER`], or by which a login has failed, is
+//! confirmed before it is used, unless that fails or takes longer than [`CONFIRM_WITHIN`]: then it is used as what it is,
+//! [unconfirmed](auth::lookup::Answer); look-ups of one user at the same time are one; known and unknown
 //! users cost the same queries; connections are a bounded pool per member, checked before use; nothing waits without a
 //! limit; an outage is never taken for an unknown user; probes are not delayed (they have connections of their own).
 //!
@@ -28,7 +29,7 @@ pub use self::question::Query;
 use self::question::Question;
 use super::metrics::{LookUpResult, Metrics};
 use crate::auth;
-use crate::auth::lookup::{AnswerCache, Cached, FORGET_AFTER, MAX_NAME};
+use crate::auth::lookup::{Answer, AnswerCache, CONFIRM_AFTER, Cached, DOUBT_AFTER, MAX_NAME};
 
 /// Look-ups waiting to be taken up.
 const MAX_WAITING: usize = 1024;
@@ -54,6 +55,9 @@ pub enum LookupError {
     /// The server refused the query: a missing function or right.
     #[error("the look-up query failed: {0}")]
     Query(String),
+    /// A login failed by an answer that was remembered: nobody can say whether it still holds.
+    #[error("a remembered answer let nobody in, and could not be confirmed")]
+    Unconfirmed,
     #[error("the router is shutting down")]
     Stopped,
 }
@@ -61,12 +65,22 @@ pub enum LookupError {
 /// What a user's login is checked against; `None` for one that cannot log in.
 pub type Lookup = Option<auth::Identity>;
 
-type Answer<F> = Result<F, LookupError>;
-type Waiter<F> = oneshot::Sender<Answer<F>>;
+type Asked<F> = Result<Answer<F>, LookupError>;
 
 enum Request<F> {
-    LookUp { user: Vec<u8>, answer: Waiter<F> },
-    Forget { user: Vec<u8> },
+    LookUp {
+        user: Vec<u8>,
+        answer: oneshot::Sender<Asked<F>>,
+    },
+    Doubt {
+        user: Vec<u8>,
+    },
+}
+
+/// Somebody who asked.
+struct Waiter<F> {
+    since: Instant,
+    answer: oneshot::Sender<Asked<F>>,
 }
 
 /// Asks from any thread and runtime.
@@ -76,11 +90,14 @@ pub(super) struct Lookups<F> {
 }
 
 impl<F: Default> Lookups<F> {
-    pub(super) async fn ask(&self, user: &[u8], deadline: Instant) -> Answer<F> {
+    pub(super) async fn ask(&self, user: &[u8], deadline: Instant) -> Asked<F> {
         // PostgreSQL has no such user, and the query could not name it.
         if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) || std::str::from_utf8(user).is_err()
         {
-            return Ok(F::default());
+            return Ok(Answer {
+                found: F::default(),
+                is_confirmed: true,
+            });
         }
         let (answer, answered) = oneshot::channel();
         self.requests
@@ -99,9 +116,9 @@ impl<F: Default> Lookups<F> {
         }
     }
 
-    pub(super) fn forget(&self, user: &[u8]) {
+    pub(super) fn doubt(&self, user: &[u8]) {
         // When full, the answer is merely used until it is to be confirmed.
-        let _ = self.requests.try_send(Request::Forget { user: user.to_vec() });
+        let _ = self.requests.try_send(Request::Doubt { user: user.to_vec() });
     }
 }
 
@@ -113,8 +130,8 @@ pub(super) struct Service<Q: Question> {
     metrics: Arc<Metrics>,
     cache: AnswerCache<Q::Found>,
     in_flight: HashMap<Vec<u8>, InFlight<Q::Found>>,
-    /// When queries that confirm an answer become late, and when they were asked: soonest first.
-    late: VecDeque<(Instant, Instant, Vec<u8>)>,
+    /// Who waits for a confirmation, and until when: soonest first.
+    late: VecDeque<(Instant, Vec<u8>)>,
     /// When a failure was last told, and how many were not since.
     warned: Option<Instant>,
     left_out: u64,
@@ -124,13 +141,13 @@ pub(super) struct Service<Q: Question> {
 struct InFlight<F> {
     asked: Instant,
     waiting: Vec<Waiter<F>>,
-    /// A login has failed meanwhile: its answer may be as old as the one that failed.
-    forget: bool,
+    /// A login has failed meanwhile: its answer may be as old as the one by which that failed.
+    in_doubt: bool,
     /// Came after that: for them it is asked again.
     next: Vec<Waiter<F>>,
 }
 
-type Running<F> = JoinSet<(Vec<u8>, Answer<F>)>;
+type Running<F> = JoinSet<(Vec<u8>, Result<F, LookupError>)>;
 
 pub(super) fn service<Q: Question>(
     question: Q,
@@ -156,7 +173,7 @@ impl<Q: Question> Service<Q> {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut running = Running::new();
         loop {
-            let late = self.late.front().map(|(at, ..)| *at);
+            let late = self.late.front().map(|(at, _)| *at);
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(done) = running.join_next() => {
@@ -171,45 +188,55 @@ impl<Q: Question> Service<Q> {
                 () = sleep_until(late.unwrap_or_else(Instant::now)), if late.is_some() => self.answer_late(),
                 request = self.requests.recv() => match request {
                     Some(Request::LookUp { user, answer }) => self.begin(user, answer, &mut running),
-                    Some(Request::Forget { user }) => self.forget(&user),
+                    Some(Request::Doubt { user }) => self.doubt(&user),
                     None => return,
                 },
             }
         }
     }
 
-    fn begin(&mut self, user: Vec<u8>, waiter: Waiter<Q::Found>, running: &mut Running<Q::Found>) {
+    fn begin(
+        &mut self,
+        user: Vec<u8>,
+        answer: oneshot::Sender<Asked<Q::Found>>,
+        running: &mut Running<Q::Found>,
+    ) {
         let now = Instant::now();
+        let waiter = Waiter { since: now, answer };
         let remembered = match self.cache.get(&user, now) {
-            Cached::Fresh(found) => return self.answer_remembered(waiter, found),
-            Cached::Stale(found) => Some(found),
+            Cached::Fresh(answer) => return self.answer_remembered(waiter, answer),
+            Cached::Stale(found) => Some(Answer::unconfirmed(found)),
             Cached::Miss => None,
         };
         if let Some(flight) = self.in_flight.get_mut(&user) {
-            if let Some(found) = remembered
+            if !flight.in_doubt
                 && now >= flight.asked + CONFIRM_WITHIN
+                && let Some(answer) = remembered
             {
-                return self.answer_remembered(waiter, found);
+                return self.answer_remembered(waiter, answer);
             }
-            let too_old = flight.forget && now >= flight.asked + FORGET_AFTER;
+            let too_old = flight.in_doubt && now >= flight.asked + DOUBT_AFTER;
             let waiters = if too_old {
                 &mut flight.next
             } else {
                 &mut flight.waiting
             };
-            waiters.retain(|other| !other.is_closed());
+            waiters.retain(|other| !other.answer.is_closed());
             waiters.push(waiter);
+            if remembered.is_some() {
+                self.late.push_back((now + CONFIRM_WITHIN, user));
+            }
             return;
         }
         if running.len() >= MAX_IN_FLIGHT {
             match remembered {
-                Some(found) => self.answer_remembered(waiter, found),
-                None => drop(waiter.send(Err(LookupError::Busy))),
+                Some(answer) => self.answer_remembered(waiter, answer),
+                None => drop(waiter.answer.send(Err(LookupError::Busy))),
             }
             return;
         }
         if remembered.is_some() {
-            self.late.push_back((now + CONFIRM_WITHIN, now, user.clone()));
+            self.late.push_back((now + CONFIRM_WITHIN, user.clone()));
         }
         self.query(user, vec![waiter], now, running);
     }
@@ -226,7 +253,7 @@ impl<Q: Question> Service<Q> {
             InFlight {
                 asked,
                 waiting,
-                forget: false,
+                in_doubt: false,
                 next: Vec::new(),
             },
         );
@@ -239,7 +266,12 @@ impl<Q: Question> Service<Q> {
         });
     }
 
-    fn finish(&mut self, user: Vec<u8>, answer: &Answer<Q::Found>, running: &mut Running<Q::Found>) {
+    fn finish(
+        &mut self,
+        user: Vec<u8>,
+        answer: &Result<Q::Found, LookupError>,
+        running: &mut Running<Q::Found>,
+    ) {
         let Some(flight) = self.in_flight.remove(&user) else {
             return;
         };
@@ -253,8 +285,8 @@ impl<Q: Question> Service<Q> {
                 });
                 self.cache
                     .put(&user, found.clone(), Q::weight(found), flight.asked);
-                if flight.forget {
-                    self.cache.forget(&user, now);
+                if flight.in_doubt {
+                    self.cache.doubt(&user);
                 }
             }
             Err(error) => {
@@ -264,11 +296,18 @@ impl<Q: Question> Service<Q> {
             }
         }
         for waiter in flight.waiting {
-            match (answer, self.cache.get(&user, now)) {
-                (Err(_), Cached::Fresh(found) | Cached::Stale(found)) => {
-                    self.answer_remembered(waiter, found);
+            match answer {
+                Ok(found) => {
+                    let answer = Answer {
+                        found: found.clone(),
+                        is_confirmed: waiter.since < flight.asked + CONFIRM_AFTER,
+                    };
+                    let _ = waiter.answer.send(Ok(answer));
                 }
-                _ => drop(waiter.send(answer.clone())),
+                Err(error) => match self.cache.get(&user, now).unconfirmed() {
+                    Some(answer) => self.answer_remembered(waiter, answer),
+                    None => drop(waiter.answer.send(Err(error.clone()))),
+                },
             }
         }
         if !flight.next.is_empty() {
@@ -279,30 +318,31 @@ impl<Q: Question> Service<Q> {
     /// Whoever has waited long enough for a confirmation gets what is remembered, if it still is.
     fn answer_late(&mut self) {
         let now = Instant::now();
-        while let Some((_, asked, user)) = self.late.pop_front_if(|(at, ..)| *at <= now) {
-            let (Cached::Fresh(found) | Cached::Stale(found)) = self.cache.get(&user, now) else {
+        while let Some((_, user)) = self.late.pop_front_if(|(at, _)| *at <= now) {
+            let Some(flight) = self.in_flight.get_mut(&user) else {
                 continue;
             };
-            let late = self
-                .in_flight
-                .get_mut(&user)
-                .filter(|flight| flight.asked == asked);
-            let waiting = late.map_or_else(Vec::new, |flight| std::mem::take(&mut flight.waiting));
-            for waiter in waiting {
-                self.answer_remembered(waiter, found.clone());
+            let Some(answer) = self.cache.get(&user, now).unconfirmed() else {
+                continue;
+            };
+            let is_late = |waiter: &mut Waiter<Q::Found>| waiter.since + CONFIRM_WITHIN <= now;
+            let mut late: Vec<_> = flight.waiting.extract_if(.., is_late).collect();
+            late.extend(flight.next.extract_if(.., is_late));
+            for waiter in late {
+                self.answer_remembered(waiter, answer.clone());
             }
         }
     }
 
-    fn answer_remembered(&self, waiter: Waiter<Q::Found>, found: Q::Found) {
+    fn answer_remembered(&self, waiter: Waiter<Q::Found>, answer: Answer<Q::Found>) {
         self.count(LookUpResult::Cached);
-        let _ = waiter.send(Ok(found));
+        let _ = waiter.answer.send(Ok(answer));
     }
 
-    fn forget(&mut self, user: &[u8]) {
-        self.cache.forget(user, Instant::now());
+    fn doubt(&mut self, user: &[u8]) {
+        self.cache.doubt(user);
         if let Some(flight) = self.in_flight.get_mut(user) {
-            flight.forget = true;
+            flight.in_doubt = true;
         }
     }
 

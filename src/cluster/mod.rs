@@ -37,6 +37,7 @@ pub use self::metrics::Metrics;
 use self::snapshot::{MemberName, Snapshot};
 pub use self::state::Evidence;
 use self::state::Observation;
+use crate::auth::lookup::Answer;
 use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
 use crate::config;
@@ -103,8 +104,9 @@ impl ClusterHandle {
     }
 
     /// What the cluster has to check `user`'s login against; `None` for one that cannot log in. No older than a second,
-    /// or `cache_ttl` while it cannot be confirmed; bounded by the service account's `timeout`.
-    pub async fn identity(&self, user: &[u8]) -> Result<Lookup, LookupError> {
+    /// or `cache_ttl` while it cannot be confirmed; bounded by the service account's `timeout`. A login that fails by an
+    /// unconfirmed one ends with [`LookupError::Unconfirmed`].
+    pub async fn identity(&self, user: &[u8]) -> Result<Answer<Lookup>, LookupError> {
         match &self.shared.identities {
             Some(identities) => {
                 let deadline = Instant::now() + self.config().service_account.timeout;
@@ -114,18 +116,19 @@ impl ClusterHandle {
         }
     }
 
-    /// Forgets a remembered identity, at once or as soon as it is a tenth of a second old: its login failed, it may
-    /// have changed.
-    pub fn forget_identity(&self, user: &[u8]) {
+    /// A login has failed by the remembered identity, which may have changed: it is asked for again before its next use,
+    /// at once or as soon as it is a tenth of a second old.
+    pub fn doubt_identity(&self, user: &[u8]) {
         if let Some(identities) = &self.shared.identities {
-            identities.forget(user);
+            identities.doubt(user);
         }
     }
 
     /// The roles `user` is a member of, as PostgreSQL's `+role` has it; none for an unknown user. As old as an identity
     /// at most (with a users file, as one with the default `cache_ttl`).
     pub async fn memberships(&self, user: &[u8], deadline: Instant) -> Result<Arc<Memberships>, LookupError> {
-        self.shared.memberships.ask(user, deadline).await
+        let answer = self.shared.memberships.ask(user, deadline).await?;
+        Ok(answer.found)
     }
 
     /// TLS towards the servers, for a connection that begins now.

@@ -260,6 +260,8 @@ pub struct Exchange<'a> {
     tls: Option<&'a TlsFacts>,
     doors: Doors<'a>,
     memberships: Option<Arc<Memberships>>,
+    /// What was looked up of the user may no longer hold, and nobody can be asked.
+    is_unconfirmed: bool,
     /// Read and not yet looked at.
     buffer: BytesMut,
 }
@@ -295,6 +297,7 @@ impl<'a> Exchange<'a> {
             tls,
             doors,
             memberships: None,
+            is_unconfirmed: false,
             buffer: BytesMut::new(),
         }
     }
@@ -395,21 +398,24 @@ impl<'a> Exchange<'a> {
     }
 
     /// What is known of the user.
-    async fn identity(&self) -> Result<Option<Identity>, LoginFault> {
-        match &self.doors.access.users {
-            Some(users) => Ok(users.find(&self.packet.user).cloned()),
-            None => self
-                .doors
-                .cluster
-                .identity(&self.packet.user)
-                .await
-                .map_err(LoginFault::Lookup),
+    async fn identity(&mut self) -> Result<Option<Identity>, LoginFault> {
+        let user = &self.packet.user;
+        if let Some(users) = &self.doors.access.users {
+            return Ok(users.find(user).cloned());
         }
+        let answer = self.doors.cluster.identity(user).await;
+        let answer = answer.map_err(LoginFault::Lookup)?;
+        self.is_unconfirmed = !answer.is_confirmed;
+        Ok(answer.found)
     }
 
-    /// What was remembered of the user may be older than a password that was just changed.
-    fn doubt(&self) {
-        self.doors.cluster.forget_identity(&self.packet.user);
+    /// How a login ends that failed by what is known of the user. What was remembered may be older than a password that
+    /// was just changed: it is asked for again, and where it could not be asked for now, nothing was shown to be wrong.
+    fn failed(&self, fault: LoginFault) -> LoginFault {
+        if fault.offence() == Some(Offence::Proof) {
+            self.doors.cluster.doubt_identity(&self.packet.user);
+        }
+        verdict(fault, self.is_unconfirmed)
     }
 
     async fn look_up_memberships(&mut self) -> Result<(), LoginFault> {
@@ -442,6 +448,14 @@ impl<'a> Exchange<'a> {
         let frame = read_password_message(self.stream, &mut self.buffer).await?;
         Ok(frame.body)
     }
+}
+
+/// Neither a wrong password nor an unknown user is told by an answer that nobody could confirm.
+fn verdict(fault: LoginFault, is_unconfirmed: bool) -> LoginFault {
+    if is_unconfirmed && fault.offence() == Some(Offence::Proof) {
+        return LoginFault::Lookup(LookupError::Unconfirmed);
+    }
+    fault
 }
 
 /// For `samehost` and `samenet`. An address that cannot be read would be a rule that is silently skipped.
@@ -493,4 +507,38 @@ async fn read_password_message(
 async fn send(stream: &mut ClientStream, out: &[u8]) -> Result<(), LoginFault> {
     stream.write_all(out).await.map_err(|_| LoginFault::HungUp)?;
     stream.flush().await.map_err(|_| LoginFault::HungUp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unconfirmed_answer_makes_no_password_wrong() {
+        let wrong = || {
+            [
+                LoginFault::Scram(ScramFault::Proof),
+                LoginFault::WrongPassword("wrong password in clear"),
+            ]
+        };
+        for fault in wrong() {
+            let fault = verdict(fault, true);
+            assert!(matches!(fault, LoginFault::Lookup(LookupError::Unconfirmed)));
+            assert_eq!(fault.offence(), None);
+            assert_eq!(
+                fault.reply(b"app").map(|reply| reply.code),
+                Some(SqlState::CANNOT_CONNECT_NOW)
+            );
+        }
+        for fault in wrong() {
+            let fault = verdict(fault, false);
+            assert_eq!(fault.offence(), Some(Offence::Proof));
+            assert_eq!(
+                fault.reply(b"app").map(|reply| reply.code),
+                Some(SqlState::INVALID_PASSWORD)
+            );
+        }
+        let garbage = verdict(LoginFault::Protocol("garbage".to_owned()), true);
+        assert_eq!(garbage.offence(), Some(Offence::Garbage));
+    }
 }

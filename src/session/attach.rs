@@ -191,7 +191,7 @@ fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
     }
     if let ConnectError::VerifierDiffers { .. } = error {
         // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
-        request.cluster.forget_identity(request.user);
+        request.cluster.doubt_identity(request.user);
     }
 }
 

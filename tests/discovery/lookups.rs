@@ -76,8 +76,9 @@ fn stored(server: &Postgres, user: &str) -> String {
 }
 
 async fn looked_up(handle: &ClusterHandle, user: &str) -> Option<String> {
-    let identity = handle.identity(user.as_bytes()).await.unwrap();
-    identity
+    let answer = handle.identity(user.as_bytes()).await.unwrap();
+    answer
+        .found
         .as_ref()
         .and_then(Identity::verifier)
         .map(|verifier| verifier.to_text().to_string())
@@ -153,7 +154,7 @@ async fn a_forgotten_answer_is_asked_at_once_and_known_and_unknown_users_cost_th
         if exists {
             sql(&server, &change);
         }
-        handle.forget_identity(user.as_bytes());
+        handle.doubt_identity(user.as_bytes());
         let expected = exists.then(|| stored(&server, user));
         assert_eq!(looked_up(handle, user).await, expected, "{user}");
         assert_eq!(asked(&server) - before, 2, "{user}");
@@ -161,7 +162,7 @@ async fn a_forgotten_answer_is_asked_at_once_and_known_and_unknown_users_cost_th
         let begun = Instant::now();
         let already = asked(&server);
         while begun.elapsed() < Duration::from_millis(500) {
-            handle.forget_identity(user.as_bytes());
+            handle.doubt_identity(user.as_bytes());
             looked_up(handle, user).await;
         }
         let bound = u32::try_from(begun.elapsed().as_millis() / 100).unwrap() + 1;
@@ -267,7 +268,7 @@ async fn a_late_answer_holds_nobody_up_and_is_not_lost() {
         asking.elapsed()
     );
     // Unless a login has failed: then it is the new answer that counts.
-    handle.forget_identity(b"app");
+    handle.doubt_identity(b"app");
     let new = looked_up(handle, "app");
     let open = async {
         sleep(Duration::from_millis(50)).await;

@@ -20,8 +20,7 @@ pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFa
     let given = ask(exchange).await?;
     let identity = exchange.identity().await?;
     if !verify(exchange, identity.clone(), given.clone()).await? {
-        exchange.doubt();
-        return Err(LoginFault::WrongPassword("wrong password in clear"));
+        return Err(exchange.failed(LoginFault::WrongPassword("wrong password in clear")));
     }
     Ok(Proven {
         proof: Proof::Password(given),
@@ -53,8 +52,7 @@ async fn md5_of(
     exchange.send(&out).await?;
     let answer = terminated(exchange.password_message().await?)?;
     if !hash.verify(answer.expose(), salt) {
-        exchange.doubt();
-        return Err(LoginFault::WrongPassword("wrong md5 password"));
+        return Err(exchange.failed(LoginFault::WrongPassword("wrong md5 password")));
     }
     Ok(Proven {
         proof: Proof::Md5(hash),

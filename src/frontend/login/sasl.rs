@@ -45,10 +45,9 @@ pub(super) async fn exchange(
     message::authentication_sasl_continue(&mut out, &reply);
     exchange.send(&out).await?;
     let last = exchange.password_message().await?;
-    let (reply, key) = step.client_final(&last).map_err(|fault| {
-        exchange.doubt();
-        LoginFault::Scram(fault)
-    })?;
+    let (reply, key) = step
+        .client_final(&last)
+        .map_err(|fault| exchange.failed(LoginFault::Scram(fault)))?;
     out.clear();
     message::authentication_sasl_final(&mut out, &reply);
     Ok(Proven {
