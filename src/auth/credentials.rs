@@ -87,8 +87,8 @@ impl ServerCredentials {
         self.everybody.map(|index| &self.entries[index])
     }
 
-    pub fn iter(&self) -> std::slice::Iter<'_, ServerCredential> {
-        self.entries.iter()
+    pub fn entries(&self) -> &[ServerCredential] {
+        &self.entries
     }
 
     /// How `user`, authenticated with `proof`, logs into the servers. `None` where there is nothing to log in with;
@@ -114,9 +114,10 @@ impl ServerCredentials {
 /// What the user's own login opens.
 fn own(proof: Proof, identity: Option<Identity>) -> Option<ServerProof> {
     Some(match (proof, identity) {
-        (Proof::Password(password), _) => ServerProof::Password(password),
-        // The file has the password; the key recovered from the client fits the file's salt, not the server's.
-        (_, Some(Identity::Password(password, _))) => ServerProof::Password(password),
+        // A users file has the password; the key recovered from the client fits the file's salt, not the server's.
+        (Proof::Password(password), _) | (_, Some(Identity::Password(password, _))) => {
+            ServerProof::Password(password)
+        }
         (Proof::Key(key), _) => ServerProof::Key(key),
         (Proof::Md5(hash), _) | (Proof::Nothing, Some(Identity::Md5(hash))) => ServerProof::Md5(hash),
         (Proof::Nothing, Some(Identity::Verifier(_)) | None) => return None,

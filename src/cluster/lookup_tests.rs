@@ -147,6 +147,7 @@ impl Served {
     }
 }
 
+#[allow(clippy::unnecessary_wraps)] // In the shape it is compared in.
 fn answer(found: Option<u8>, is_confirmed: bool) -> Asked<Option<u8>> {
     Ok(Answer { found, is_confirmed })
 }
@@ -164,7 +165,7 @@ async fn after_a_failed_login_an_outage_leaves_the_answer_unconfirmed_for_known_
         let first = served.ask(user);
         served.end(user, &Ok(found));
         assert_eq!(first.await.unwrap(), answer(found, true));
-        advance(DOUBT_AFTER - MS).await;
+        advance(DOUBT_AFTER.saturating_sub(MS)).await;
         served.service.doubt(user.as_bytes());
         assert_eq!(served.ask(user).await.unwrap(), answer(found, true));
         assert!(!served.is_asked(user), "wrong passwords cost no query each");
@@ -175,7 +176,7 @@ async fn after_a_failed_login_an_outage_leaves_the_answer_unconfirmed_for_known_
             served.end(user, &outage());
             assert_eq!(again.await.unwrap(), answer(found, false));
             // For a tenth of a second.
-            advance(DOUBT_AFTER - MS).await;
+            advance(DOUBT_AFTER.saturating_sub(MS)).await;
             assert_eq!(served.ask(user).await.unwrap(), answer(found, false));
             assert!(!served.is_asked(user));
             served.service.doubt(user.as_bytes());
@@ -197,7 +198,7 @@ async fn an_answer_that_could_not_be_confirmed_in_a_second_is_unconfirmed() {
     let first = served.ask("app");
     served.end("app", &Ok(Some(1)));
     assert_eq!(first.await.unwrap(), answer(Some(1), true));
-    advance(CONFIRM_AFTER - MS).await;
+    advance(CONFIRM_AFTER.saturating_sub(MS)).await;
     assert_eq!(served.ask("app").await.unwrap(), answer(Some(1), true));
     advance(MS).await;
     let stale = served.ask("app");
@@ -228,7 +229,7 @@ async fn after_a_failed_login_a_late_query_is_waited_for_by_who_comes_later_and_
     assert_eq!(early.await.unwrap(), answer(Some(1), false));
     served.service.doubt(b"app");
     let mut impatient = served.ask("app");
-    advance(CONFIRM_WITHIN - MS).await;
+    advance(CONFIRM_WITHIN.saturating_sub(MS)).await;
     let mut patient = served.ask("app");
     served.service.answer_late();
     assert!(impatient.try_recv().is_err());
@@ -248,7 +249,7 @@ async fn after_a_failed_login_a_late_query_is_waited_for_by_who_comes_later_and_
 async fn an_answer_asked_for_long_before_is_unconfirmed_for_who_came_late() {
     let mut served = Served::new();
     let first = served.ask("app");
-    advance(CONFIRM_AFTER - MS).await;
+    advance(CONFIRM_AFTER.saturating_sub(MS)).await;
     let second = served.ask("app");
     advance(MS).await;
     let third = served.ask("app");

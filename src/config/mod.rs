@@ -257,7 +257,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     front::check_addresses(&places);
     if let Some(auth) = &auth {
         context.within(Part::Auth, || {
-            access::check_cluster_certificates(&root, auth, &clusters)
+            access::check_cluster_certificates(&root, auth, &clusters);
         });
     }
     Some(Draft {

@@ -234,7 +234,11 @@ impl Check<'_> {
                 // Whoever it turns out to be, the entry for all is there for him at least.
                 UserMatch::All | UserMatch::MemberOf(_) | UserMatch::Pattern(_) => {
                     self.credentials.for_all().is_some()
-                        && self.credentials.iter().all(|entry| self.opens(Some(entry), None))
+                        && self
+                            .credentials
+                            .entries()
+                            .iter()
+                            .all(|entry| self.opens(Some(entry), None))
                 }
             };
             if !opens {

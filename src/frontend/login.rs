@@ -352,7 +352,7 @@ impl<'a> Exchange<'a> {
             Method::Reject => return Err(LoginFault::Protocol("rejected".to_owned())),
             Method::Password => password::clear(&mut self).await?,
             Method::Md5 => password::md5(&mut self).await?,
-            Method::ScramSha256 => sasl::exchange(&mut self, None).await?,
+            Method::ScramSha256 => sasl::exchange(&mut self, sasl::LookUp::Due).await?,
             Method::Ldap(_) => {
                 let settings = self.doors.access.directory(decided.index);
                 let settings =

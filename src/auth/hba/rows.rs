@@ -38,10 +38,9 @@ impl std::fmt::Display for HbaRow {
             list(&self.database),
             list(&self.user_name)
         )?;
-        for word in [self.address.as_deref(), self.netmask.as_deref(), self.auth_method] {
-            if let Some(word) = word {
-                write!(f, " {word}")?;
-            }
+        let words = [self.address.as_deref(), self.netmask.as_deref(), self.auth_method];
+        for word in words.into_iter().flatten() {
+            write!(f, " {word}")?;
         }
         for option in self.options.iter().flatten() {
             write!(f, " {option}")?;

@@ -73,10 +73,9 @@ async fn may_be(exchange: &mut Exchange<'_>, rule: &Rule, name: &[u8]) -> Result
         let maps = &exchange.doors.access.maps;
         match maps.check(map, name, &exchange.packet.user, exchange.memberships.as_deref()) {
             Allowed::Yes => return Ok(true),
-            Allowed::No => return Ok(false),
             Allowed::Needs(Need::Memberships) => exchange.look_up_memberships().await?,
             // Maps know no hosts.
-            Allowed::Needs(Need::HostName) => return Ok(false),
+            Allowed::No | Allowed::Needs(Need::HostName) => return Ok(false),
         }
     }
 }

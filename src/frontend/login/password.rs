@@ -1,11 +1,12 @@
-//! Methods that end with one PasswordMessage: `password`, `md5` and `ldap`.
+//! Methods that end with one `PasswordMessage`: `password`, `md5` and `ldap`.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use zeroize::Zeroize;
 
-use super::{Exchange, LoginFault, Proven, sasl};
+use super::sasl::{self, LookUp};
+use super::{Exchange, LoginFault, Proven};
 use crate::auth::Identity;
 use crate::auth::credentials::Proof;
 use crate::auth::ldap::LdapSettings;
@@ -35,7 +36,7 @@ pub(super) async fn md5(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFaul
     let hash = match &identity {
         Some(Identity::Md5(hash)) => hash.clone(),
         Some(Identity::Verifier(_) | Identity::Password(..)) | None => {
-            return sasl::exchange(exchange, Some(identity)).await;
+            return sasl::exchange(exchange, LookUp::Done(identity)).await;
         }
     };
     md5_of(exchange, hash, identity).await
@@ -94,7 +95,7 @@ async fn ask(exchange: &mut Exchange<'_>) -> Result<Secret, LoginFault> {
     Ok(given)
 }
 
-/// The one terminated text of a PasswordMessage; the message itself is wiped.
+/// The one terminated text of a `PasswordMessage`; the message itself is wiped.
 fn terminated(body: Bytes) -> Result<Secret, LoginFault> {
     let secret = match body.split_last() {
         Some((0, text)) if !text.contains(&0) => Ok(Secret::new(text)),

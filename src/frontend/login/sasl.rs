@@ -11,12 +11,14 @@ use crate::auth::credentials::Proof;
 use crate::auth::scram::{self, Lookup, Nonce, ServerExchange};
 use crate::wire::message;
 
-/// `identity` is looked up already where the method needed it to choose SCRAM; otherwise only once the client has
-/// answered: a balancer's check hangs up before and must cost no look-up.
-pub(super) async fn exchange(
-    exchange: &mut Exchange<'_>,
-    identity: Option<Option<Identity>>,
-) -> Result<Proven, LoginFault> {
+pub(super) enum LookUp {
+    /// Once the client has answered: a balancer's check hangs up before and must cost none.
+    Due,
+    /// The method needed it to choose SCRAM.
+    Done(Option<Identity>),
+}
+
+pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Result<Proven, LoginFault> {
     let binding = exchange.tls.and_then(|tls| tls.binding.clone());
     let mechanisms: &[&str] = if binding.is_some() {
         &[scram::MECHANISM_PLUS, scram::MECHANISM]
@@ -27,9 +29,9 @@ pub(super) async fn exchange(
     message::authentication_sasl(&mut out, mechanisms);
     exchange.send(&out).await?;
     let first = exchange.password_message().await?;
-    let identity = match identity {
-        Some(identity) => identity,
-        None => exchange.identity().await?,
+    let identity = match look_up {
+        LookUp::Done(identity) => identity,
+        LookUp::Due => exchange.identity().await?,
     };
     let verifier = identity.as_ref().and_then(Identity::verifier).map(Arc::clone);
     let (mechanism, data) = initial(&first)?;
