@@ -345,17 +345,18 @@ async fn begin(
     Some(Begun { relay, seat })
 }
 
-/// The session state a client starts with. A read-only one is read-only by its last startup parameter, which no
-/// earlier one can override (promise 2).
+/// The session state a client starts with. User and database are named once, as the rule saw them: repeated, empty or
+/// overlong ones are not left to the server to read its own way. A read-only one is read-only by its last startup
+/// parameter, which no earlier one can override (promise 2).
 fn session_state(packet: &StartupPacket, target: TargetRole, server_user: Option<&Bytes>) -> SessionState {
-    let mut parameters = packet.parameters.clone();
-    if let Some(user) = server_user {
-        parameters.retain(|(name, _)| name.as_ref() != b"user");
-        parameters.insert(0, (Bytes::from_static(b"user"), user.clone()));
-    }
-    if !parameters.iter().any(|(name, _)| name.as_ref() == b"database") {
-        parameters.push((Bytes::from_static(b"database"), packet.database.clone()));
-    }
+    let user = server_user.unwrap_or(&packet.user).clone();
+    let mut parameters = vec![
+        (Bytes::from_static(b"user"), user),
+        (Bytes::from_static(b"database"), packet.database.clone()),
+    ];
+    let is_name = |name: &Bytes| matches!(name.as_ref(), b"user" | b"database");
+    let others = packet.parameters.iter().filter(|(name, _)| !is_name(name));
+    parameters.extend(others.cloned());
     if target == TargetRole::Replica {
         parameters.push((
             Bytes::from_static(b"default_transaction_read_only"),
@@ -599,4 +600,60 @@ pub fn too_many(text: &str, hint: &str) -> BytesMut {
         &ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint),
     );
     out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::wire::startup::{self, FirstPacket};
+
+    /// What a server is told for a startup packet with these parameters.
+    fn told(body: &str, target: TargetRole, server_user: Option<&'static str>) -> String {
+        let mut packet = u32::try_from(body.len() + 9).unwrap().to_be_bytes().to_vec();
+        packet.extend([0, 3, 0, 0]);
+        packet.extend(body.replace(['=', ';'], "\0").as_bytes());
+        packet.push(0);
+        let Ok(Some((FirstPacket::Startup(packet), _))) = startup::parse(&packet) else {
+            panic!("{body}")
+        };
+        let server_user = server_user.map(|name| Bytes::from_static(name.as_bytes()));
+        let state = session_state(&packet, target, server_user.as_ref());
+        let shown = state.parameters.iter().map(|(name, value)| {
+            format!("{}={};", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn the_server_is_told_the_names_that_the_rule_saw() {
+        let leader = |body| told(body, TargetRole::Leader, None);
+        assert_eq!(leader("user=a;"), "user=a;database=a;");
+        assert_eq!(leader("user=a;database=;"), "user=a;database=a;");
+        assert_eq!(
+            leader("database=x;user=a;o=1;user=b;database=y;o=2;"),
+            "user=b;database=y;o=1;o=2;"
+        );
+        let long = "n".repeat(64);
+        assert_eq!(
+            leader(&format!("user={long};database={long};")),
+            format!("user={0};database={0};", &long[..63])
+        );
+        assert_eq!(
+            told("user=a;o=1;", TargetRole::Replica, None),
+            "user=a;database=a;o=1;default_transaction_read_only=on;"
+        );
+    }
+
+    /// An empty database is the client's user, for whom the rule was asked, not the server's.
+    #[test]
+    fn another_user_on_the_server_is_in_the_same_database() {
+        for body in ["user=a;", "user=a;database=;", "user=b;user=a;database=x;database=;"] {
+            assert_eq!(
+                told(body, TargetRole::Leader, Some("reader")),
+                "user=reader;database=a;",
+                "{body}"
+            );
+        }
+    }
 }

@@ -18,6 +18,10 @@ pub const MAX_LENGTH: usize = 10_000;
 /// one peer may cost before it is authenticated must be small.
 pub const MAX_PARAMETERS: usize = 512;
 
+/// The longest name of a user or a database, in bytes (`NAMEDATALEN` - 1). `ProcessStartupPacket` cuts longer ones short,
+/// between any two bytes.
+pub const MAX_NAME: usize = 63;
+
 const CANCEL_CODE: u32 = 80_877_102;
 const SSL_CODE: u32 = 80_877_103;
 const GSS_ENC_CODE: u32 = 80_877_104;
@@ -85,9 +89,9 @@ pub struct StartupPacket {
     pub parameters: Vec<(Bytes, Bytes)>,
     /// Names of the `_pq_.` options, in order.
     pub protocol_options: Vec<Bytes>,
-    /// Never empty.
+    /// Never empty; cut at [`MAX_NAME`], as the server would: what a rule sees is who logs in.
     pub user: Bytes,
-    /// The user's name where the client gave none.
+    /// The user's name where the client gave none, or an empty one; cut likewise.
     pub database: Bytes,
     pub replication: Replication,
 }
@@ -262,6 +266,8 @@ fn startup(version: u32, list: &[u8]) -> Result<StartupPacket, StartupFault> {
     if database.is_empty() {
         database = user.clone();
     }
+    user.truncate(MAX_NAME);
+    database.truncate(MAX_NAME);
     let replication = match (is_walsender, is_logical) {
         (false, _) => Replication::None,
         (true, false) => Replication::Physical,
@@ -360,6 +366,23 @@ mod tests {
             outcome.clone().map(|_| packet.len())
         );
         outcome
+    }
+
+    /// What a rule says of a name must hold for the name that the server makes of it.
+    #[test]
+    fn names_are_cut_where_the_server_cuts_them() {
+        for (length, kept) in [(62, 62), (63, 63), (64, 63), (300, 63)] {
+            let body = format!("user\0{}\0database\0{}\0\0", "u".repeat(length), "d".repeat(length));
+            let startup = startup_packet(body.as_bytes()).unwrap();
+            assert_eq!(startup.user, "u".repeat(kept), "{length}");
+            assert_eq!(startup.database, "d".repeat(kept), "{length}");
+            let body = format!("user\0{}\0database\0\0\0", "u".repeat(length));
+            assert_eq!(startup_packet(body.as_bytes()).unwrap().database, "u".repeat(kept));
+        }
+        // In the middle of a character, as PostgreSQL 15 and 18 do.
+        let body = format!("user\0{}\u{e9}\0\0", "u".repeat(62));
+        let startup = startup_packet(body.as_bytes()).unwrap();
+        assert_eq!(startup.user, [&[b'u'; 62][..], b"\xc3"].concat());
     }
 
     #[test]
