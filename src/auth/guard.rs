@@ -11,7 +11,7 @@
 //! - A user's success makes its address *familiar* to it for [`FAMILIAR_FOR`]. There that user is not subject to its
 //!   own limit, so that nobody is locked out by guesses made elsewhere, nor to the address's, so that one wrong
 //!   password behind a NAT does not lock out its neighbours; the latter only as long as that user itself has failed
-//!   fewer than `failures` times there.
+//!   fewer than `failures` times there. From then on the address's limit holds, on a Unix socket the user's own.
 //! - What is remembered has a fixed bound. At the bound a quarter is forgotten, the fewest failures first, among
 //!   equals the oldest.
 //!
@@ -210,7 +210,8 @@ impl Guard {
         }
         match self.familiar.failures_here(attempt.pair, &self.limit, now) {
             Some(failures) if failures < self.limit.failures => (None, None),
-            Some(_) => (attempt.address, None),
+            // A Unix socket has no address whose limit could take over.
+            Some(_) => (attempt.address, attempt.address.is_none().then_some(attempt.user)),
             None => (attempt.address, Some(attempt.user)),
         }
     }

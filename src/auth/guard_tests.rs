@@ -156,6 +156,33 @@ fn a_success_behind_a_nat_helps_its_own_user_and_nobody_else() {
     assert!(matches!(scene.ask("app", 1), Err((By::Address, _))));
 }
 
+/// On a Unix socket no address's limit takes over: whoever else is on this host could guess without end.
+#[test]
+fn a_success_on_a_unix_socket_frees_nobody_to_guess() {
+    let mut scene = Scene::new(limit());
+    scene.fail(20, "app", 1);
+    let local = scene.guard.attempt(None, "main", b"app");
+    scene.guard.succeeded(&local, scene.now);
+    let ask = |scene: &mut Scene| scene.guard.ask(&local, scene.now + 10 * MINUTE, scene.now);
+    assert_eq!(
+        ask(&mut scene),
+        Verdict::Go,
+        "no guess from elsewhere counts here"
+    );
+    for _ in 0..2 {
+        scene.guard.failed(&local, scene.now);
+    }
+    assert_eq!(ask(&mut scene), Verdict::Go);
+    for _ in 0..6 {
+        scene.guard.failed(&local, scene.now);
+    }
+    let verdict = ask(&mut scene);
+    assert!(
+        matches!(verdict, Verdict::Refuse { by: By::User, .. }),
+        "{verdict:?}"
+    );
+}
+
 #[test]
 fn quiet_forgives_one_failure_at_a_time() {
     let mut scene = Scene::new(limit());
