@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use zeroize::Zeroize;
 
 use super::access::Access;
 use super::tls::TlsFacts;
@@ -479,7 +480,8 @@ fn own_interfaces() -> Result<Vec<Interface>, LoginFault> {
     Ok(pairs.into_iter().map(interface).collect())
 }
 
-/// Exactly one `p`. Cancel safe: `read_buf` is, and what it read stays in `buffer`.
+/// Exactly one `p`, whose bytes nobody else holds: it may be a password, to be wiped. Cancel safe: `read_buf` is, and
+/// what it read stays in `buffer`.
 async fn read_password_message(
     stream: &mut ClientStream,
     buffer: &mut BytesMut,
@@ -496,14 +498,17 @@ async fn read_password_message(
                 body: Bytes::new(),
             };
         }
-        buffer.reserve(1024);
+        make_room(buffer);
         match stream.read_buf(buffer).await {
             Ok(0) | Err(_) => return Err(LoginFault::HungUp),
             Ok(_) => {}
         }
     };
     match frame.tag {
-        b'p' if buffer.is_empty() => Ok(frame),
+        b'p' if buffer.is_empty() => {
+            *buffer = BytesMut::new();
+            Ok(frame)
+        }
         b'p' => Err(LoginFault::Protocol(
             "unexpected data after a password message".to_owned(),
         )),
@@ -514,6 +519,17 @@ async fn read_password_message(
     }
 }
 
+/// For more of a message, without a copy of what is there left behind.
+fn make_room(buffer: &mut BytesMut) {
+    if buffer.len() < buffer.capacity() {
+        return;
+    }
+    let mut larger = BytesMut::with_capacity((2 * buffer.len()).max(1024));
+    larger.extend_from_slice(buffer);
+    buffer.as_mut().zeroize();
+    *buffer = larger;
+}
+
 async fn send(stream: &mut ClientStream, out: &[u8]) -> Result<(), LoginFault> {
     stream.write_all(out).await.map_err(|_| LoginFault::HungUp)?;
     stream.flush().await.map_err(|_| LoginFault::HungUp)
@@ -521,7 +537,33 @@ async fn send(stream: &mut ClientStream, out: &[u8]) -> Result<(), LoginFault> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// Of a message that somebody else holds as well, no byte can be wiped.
+    #[tokio::test]
+    async fn a_password_message_can_be_wiped() {
+        for length in [8, 1019, 1020, 5000, 60_000] {
+            let (mut client, router) = tokio::net::UnixStream::pair().unwrap();
+            let mut router = ClientStream::Unix(router);
+            let mut buffer = BytesMut::new();
+            let mut message = BytesMut::new();
+            message::password(&mut message, &vec![b'x'; length]);
+            let (first, rest) = message.split_at(7);
+            client.write_all(first).await.unwrap();
+            let (sent, frame) = tokio::join!(
+                async {
+                    tokio::task::yield_now().await;
+                    client.write_all(rest).await
+                },
+                read_password_message(&mut router, &mut buffer)
+            );
+            sent.unwrap();
+            let body = frame.unwrap().body;
+            assert_eq!(body.len(), length + 1);
+            assert!(body.try_into_mut().is_ok(), "{length}");
+        }
+    }
 
     #[test]
     fn an_unconfirmed_answer_makes_no_password_wrong() {
