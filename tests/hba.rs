@@ -1049,9 +1049,9 @@ fn compare_maps(server: &Postgres) {
 }
 
 /// One file, and nothing else.
-struct One(&'static str);
+struct One<'a>(&'a str);
 
-impl Files for One {
+impl Files for One<'_> {
     fn read(&self, path: &Path, _: usize) -> io::Result<Vec<u8>> {
         if path == Path::new("/etc/pg_hba.conf") {
             return Ok(self.0.as_bytes().to_vec());
@@ -1061,6 +1061,25 @@ impl Files for One {
 
     fn list(&self, _: &Path) -> io::Result<Vec<PathBuf>> {
         Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+/// No role and no database has such a name, and the client's is cut: the line would match nobody.
+#[test]
+fn a_name_that_nobody_can_have_is_refused() {
+    let (longest, longer) = ("n".repeat(63), "n".repeat(64));
+    for line in [
+        "host NAME all all reject",
+        "host all NAME all reject",
+        "host all +NAME all reject",
+    ] {
+        let rules = |name: &str| {
+            let text = line.replace("NAME", name);
+            hba::read(&One(&text), Path::new("/etc/pg_hba.conf")).rules()
+        };
+        assert!(rules(&longest).is_ok(), "{line}");
+        let faults = rules(&longer).unwrap_err();
+        assert!(faults[0].to_string().contains("63 bytes"), "{}", faults[0]);
     }
 }
 

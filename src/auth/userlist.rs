@@ -13,6 +13,7 @@ use super::Identity;
 use super::md5::Md5Hash;
 use super::scram::{DEFAULT_ITERATIONS, MAX_PASSWORD, MockSecret, Verifier, VerifierFault};
 use crate::config::Secret;
+use crate::wire::startup::MAX_NAME;
 
 /// The users of one file.
 #[derive(Debug, Default)]
@@ -35,7 +36,7 @@ pub enum UserListFaultKind {
     Form,
     #[error("a double quote is not closed on this line")]
     Unclosed,
-    #[error("the user name is empty or contains a zero byte")]
+    #[error("the user name is empty, longer than {MAX_NAME} bytes or contains a zero byte")]
     Name,
     #[error("user \"{user}\" has an empty password; PostgreSQL accepts none, remove the line")]
     Empty { user: String },
@@ -128,7 +129,7 @@ impl Entry {
     fn parse(line: &[u8]) -> Result<Self, UserListFaultKind> {
         let (user, rest) = quoted(line)?;
         let (secret, _ignored) = quoted(rest.trim_ascii_start())?;
-        if user.is_empty() || user.contains(&0) {
+        if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) {
             return Err(UserListFaultKind::Name);
         }
         Ok(Self {
@@ -277,6 +278,12 @@ mod tests {
         );
         assert!(faults.iter().all(|fault| !fault.contains("hid")));
         assert!(!format!("{:?}", parse("\"a\" \"hidden\"")).contains("hidden"));
+    }
+
+    #[test]
+    fn a_name_that_no_role_can_have_is_refused() {
+        assert!(parse(&format!("\"{}\" \"x\"", "n".repeat(63))).is_ok());
+        assert!(parse(&format!("\"{}\" \"x\"", "n".repeat(64))).is_err());
     }
 
     #[test]

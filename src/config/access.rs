@@ -10,6 +10,9 @@ use super::section::{Field, Section, report_repeated};
 /// More entries than anybody writes by hand.
 const MAX_CREDENTIALS: usize = 1024;
 const MAX_USERS: usize = 1024;
+/// The longest name of a role (`NAMEDATALEN` - 1). Clients' names are cut there, so that a longer one would never be
+/// met; the server would cut it and log in somebody else.
+const MAX_NAME: usize = 63;
 
 /// The list `auth.server_credentials`; empty where it is not written.
 pub(super) fn server_credentials(auth: &Section<'_>) -> Vec<ServerCredential> {
@@ -67,8 +70,8 @@ fn users(field: &Field<'_>) -> Option<CredentialUsers> {
 
 fn name(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
-    if text.len() > 255 {
-        field.fault("is longer than 255 bytes");
+    if text.len() > MAX_NAME {
+        field.fault(format!("is longer than {MAX_NAME} bytes, as no role's name is"));
         return None;
     }
     Some(text.to_owned())

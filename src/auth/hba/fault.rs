@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::options::OptionFault;
 use super::regex::PatternFault;
+use crate::wire::startup::MAX_NAME;
 
 /// One fault, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub enum FaultKind {
     Missing(&'static str),
     #[error("multiple values specified for {0}")]
     Multiple(&'static str),
+    #[error("longer than the {MAX_NAME} bytes that a name can have: \"{0}\"")]
+    LongName(String),
     #[error("invalid connection type \"{0}\"")]
     ConnectionType(String),
     #[error("regular expression \"{pattern}\": {fault}")]

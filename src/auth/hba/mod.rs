@@ -3,8 +3,8 @@
 //!
 //! Every fault is reported, each with file and line, and one is enough to refuse the whole: a line that is skipped may
 //! be the one that keeps somebody out. Refused besides what PostgreSQL refuses: methods and options the router does not
-//! have, regular expressions it might read differently ([`regex`]), addresses with a scope, zero bytes, fields that
-//! consist of empty included files. No IO: files come through [`Files`].
+//! have, regular expressions it might read differently ([`regex`]), addresses with a scope, names longer than any role's
+//! or database's, zero bytes, fields that consist of empty included files. No IO: files come through [`Files`].
 
 mod address;
 pub mod fault;
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::rules::{AddressMatch, Connection, DatabaseMatch, Method, Place, Rule, Rules, UserMatch};
+use crate::wire::startup::MAX_NAME;
 use fault::shown;
 pub use fault::{Fault, FaultKind};
 use options::{LdapOptions, Options};
@@ -166,7 +167,7 @@ fn database(token: &Token) -> Result<DatabaseMatch, FaultKind> {
     }
     Ok(match pattern(&token.text)? {
         Some(pattern) => DatabaseMatch::Pattern(pattern),
-        None => DatabaseMatch::Name(token.text.clone()),
+        None => DatabaseMatch::Name(possible(&token.text)?),
     })
 }
 
@@ -176,12 +177,20 @@ pub(super) fn user(token: &Token) -> Result<UserMatch, FaultKind> {
         return Ok(UserMatch::All);
     }
     if !token.quoted && token.text.starts_with(b"+") {
-        return Ok(UserMatch::MemberOf(token.text.slice(1..)));
+        return Ok(UserMatch::MemberOf(possible(&token.text.slice(1..))?));
     }
     Ok(match pattern(&token.text)? {
         Some(pattern) => UserMatch::Pattern(pattern),
-        None => UserMatch::Name(token.text.clone()),
+        None => UserMatch::Name(possible(&token.text)?),
     })
+}
+
+/// A longer name is nobody's: a rule against it would keep nobody out.
+fn possible(name: &Bytes) -> Result<Bytes, FaultKind> {
+    if name.len() > MAX_NAME {
+        return Err(FaultKind::LongName(shown(name)));
+    }
+    Ok(name.clone())
 }
 
 /// A regular expression, if there is a slash before it; quotes make no difference.

@@ -80,6 +80,15 @@ fn faults() {
         &with_credential("{users: [a], password_file: pw, password: client}"),
         "more than one of",
     );
+    let long = "n".repeat(64);
+    files.one_fault(
+        &with_credential(&format!("{{users: [{long}], password_file: pw}}")),
+        "longer than 63 bytes",
+    );
+    files.one_fault(
+        &with_credential(&format!("{{users: [a], server_user: {long}, password_file: pw}}")),
+        "longer than 63 bytes",
+    );
     files.one_fault(
         &with_credential("{users: [a], password: mine}"),
         "expected `client`",
