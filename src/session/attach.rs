@@ -19,7 +19,7 @@ use crate::config::{Route, TargetRole};
 use crate::routing;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::ProtocolVersion;
+use crate::wire::startup::{MAX_LENGTH, ProtocolVersion};
 
 /// Candidates tried for one attach; more would only make the client wait longer for the same news.
 const MOST_TRIES: u32 = 4;
@@ -31,6 +31,17 @@ pub(super) struct SessionState {
     pub version: ProtocolVersion,
     /// In order, `user` and `database` among them.
     pub parameters: Vec<(Bytes, Bytes)>,
+}
+
+impl SessionState {
+    /// With what the router adds, a startup packet may be longer than a server reads. It would close without a word, as
+    /// if it were the server's fault, and so would every other.
+    pub(super) fn fits(&self) -> bool {
+        let parameters = self.parameters.iter();
+        let length: usize = parameters.map(|(name, value)| name.len() + value.len() + 2).sum();
+        // Length and version before them, a terminator behind them.
+        length + 9 <= MAX_LENGTH
+    }
 }
 
 /// A server connection whose role was verified on that very connection. Only [`attach`] makes one.
@@ -45,6 +56,8 @@ pub(super) struct Attachable {
 /// Why there is no server for the session.
 #[derive(Debug)]
 pub(super) enum AttachError {
+    /// No server would read the startup packet.
+    TooLong(ErrorReply),
     /// Nobody may serve the route, or everybody who may could not be reached.
     NoCandidate(ErrorReply),
     /// A server refused, and its own words go to the client.
@@ -108,6 +121,13 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
         route,
         ..
     } = *request;
+    if !request.state.fits() {
+        return Err(AttachError::TooLong(
+            ErrorReply::fatal(SqlState::PROGRAM_LIMIT_EXCEEDED, "startup packet too long").hint(format!(
+                "With what the connection manager adds, it may have {MAX_LENGTH} bytes; give fewer or shorter parameters."
+            )),
+        ));
+    }
     let options = &cluster.config().server;
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
     let choice = choose(cluster, registry, route);

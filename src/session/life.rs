@@ -298,7 +298,9 @@ async fn begin(
             note_attach(shared, record, &error);
             match error {
                 AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
-                AttachError::NoCandidate(reply) | AttachError::Refused { reply, .. } => {
+                AttachError::TooLong(reply)
+                | AttachError::NoCandidate(reply)
+                | AttachError::Refused { reply, .. } => {
                     message::error(&mut out, &reply);
                 }
             }
@@ -481,6 +483,7 @@ fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
         None => reply.message.clone(),
     };
     let (reason, member, text) = match error {
+        AttachError::TooLong(reply) => ("too_long", None, told(reply)),
         AttachError::NoCandidate(reply) => ("no_candidate", None, told(reply)),
         AttachError::Server { code, member, .. } => {
             ("server_refused", Some(member), format!("server answered {code}"))
@@ -608,8 +611,7 @@ mod tests {
     use super::*;
     use crate::wire::startup::{self, FirstPacket};
 
-    /// What a server is told for a startup packet with these parameters.
-    fn told(body: &str, target: TargetRole, server_user: Option<&'static str>) -> String {
+    fn state(body: &str, target: TargetRole, server_user: Option<&'static str>) -> SessionState {
         let mut packet = u32::try_from(body.len() + 9).unwrap().to_be_bytes().to_vec();
         packet.extend([0, 3, 0, 0]);
         packet.extend(body.replace(['=', ';'], "\0").as_bytes());
@@ -618,9 +620,18 @@ mod tests {
             panic!("{body}")
         };
         let server_user = server_user.map(|name| Bytes::from_static(name.as_bytes()));
-        let state = session_state(&packet, target, server_user.as_ref());
+        session_state(&packet, target, server_user.as_ref())
+    }
+
+    /// What a server is told for a startup packet with these parameters.
+    fn told(body: &str, target: TargetRole, server_user: Option<&'static str>) -> String {
+        let state = state(body, target, server_user);
         let shown = state.parameters.iter().map(|(name, value)| {
-            format!("{}={};", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
+            format!(
+                "{}={};",
+                String::from_utf8_lossy(name),
+                String::from_utf8_lossy(value)
+            )
         });
         shown.collect()
     }
@@ -645,10 +656,29 @@ mod tests {
         );
     }
 
+    /// The longest packet that a server reads, and that is read here, has no room for what is added to it.
+    #[test]
+    fn what_a_server_would_not_read_is_known_before() {
+        let fits = |length: usize, target| {
+            let start = "user=a;database=a;options=";
+            let body = format!("{start}{};", "o".repeat(length - start.len() - 10));
+            state(&body, target, None).fits()
+        };
+        let longest = startup::MAX_LENGTH;
+        assert!(fits(longest, TargetRole::Leader));
+        let added = b"default_transaction_read_only\0on\0".len();
+        assert!(fits(longest - added, TargetRole::Replica));
+        assert!(!fits(longest - added + 1, TargetRole::Replica));
+    }
+
     /// An empty database is the client's user, for whom the rule was asked, not the server's.
     #[test]
     fn another_user_on_the_server_is_in_the_same_database() {
-        for body in ["user=a;", "user=a;database=;", "user=b;user=a;database=x;database=;"] {
+        for body in [
+            "user=a;",
+            "user=a;database=;",
+            "user=b;user=a;database=x;database=;",
+        ] {
             assert_eq!(
                 told(body, TargetRole::Leader, Some("reader")),
                 "user=reader;database=a;",

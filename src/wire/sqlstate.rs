@@ -12,6 +12,7 @@ impl SqlState {
     pub const INVALID_AUTHORIZATION: Self = Self("28000");
     pub const INVALID_PASSWORD: Self = Self("28P01");
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
+    pub const PROGRAM_LIMIT_EXCEEDED: Self = Self("54000");
     pub const INVALID_PARAMETER_VALUE: Self = Self("22023");
     pub const QUERY_CANCELED: Self = Self("57014");
     pub const ADMIN_SHUTDOWN: Self = Self("57P01");
