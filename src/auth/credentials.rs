@@ -30,6 +30,9 @@ pub struct ServerLogin {
     /// The role on the server, where it is not the client's own.
     pub user: Option<Bytes>,
     pub with: ServerProof,
+    /// The server checks what the client itself has proven, or its user's own password. With a stored credential it
+    /// takes the router's word.
+    pub is_own: bool,
 }
 
 /// What the router shows a server.
@@ -99,15 +102,20 @@ impl ServerCredentials {
                 .server_user
                 .as_ref()
                 .map(|name| Bytes::copy_from_slice(name.as_bytes()));
+            let is_own = matches!(entry.secret, ServerSecret::ClientPassword);
             let with = match &entry.secret {
                 ServerSecret::Password(password) => ServerProof::Password(password.clone()),
                 ServerSecret::Certificate(pair) => ServerProof::Certificate(Arc::clone(pair)),
                 ServerSecret::ClusterCertificate => ServerProof::Nothing,
                 ServerSecret::ClientPassword => own(proof, identity)?,
             };
-            return Some(ServerLogin { user, with });
+            return Some(ServerLogin { user, with, is_own });
         }
-        own(proof, identity).map(|with| ServerLogin { user: None, with })
+        own(proof, identity).map(|with| ServerLogin {
+            user: None,
+            with,
+            is_own: true,
+        })
     }
 }
 

@@ -55,8 +55,8 @@ pub enum LookupError {
     /// The server refused the query: a missing function or right.
     #[error("the look-up query failed: {0}")]
     Query(String),
-    /// A login failed by an answer that was remembered: nobody can say whether it still holds.
-    #[error("a remembered answer let nobody in, and could not be confirmed")]
+    /// A login failed by an answer that was remembered, or hung on it alone: nobody can say whether it still holds.
+    #[error("a remembered answer could not be confirmed")]
     Unconfirmed,
     #[error("the router is shutting down")]
     Stopped,

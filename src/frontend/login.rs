@@ -388,6 +388,7 @@ impl<'a> Exchange<'a> {
             .credentials
             .login(&self.packet.user, proof, identity)
             .ok_or(LoginFault::NoServerLogin)?;
+        let server_login = certain(server_login, self.is_unconfirmed)?;
         message::authentication_ok(&mut welcome);
         Ok(Authenticated {
             server_login,
@@ -469,6 +470,15 @@ fn verdict(fault: LoginFault, is_unconfirmed: bool) -> LoginFault {
     fault
 }
 
+/// An answer that nobody could confirm lets in only whom the server checks as well: the password may have been changed,
+/// or the role be gone.
+fn certain(login: ServerLogin, is_unconfirmed: bool) -> Result<ServerLogin, LoginFault> {
+    if is_unconfirmed && !login.is_own {
+        return Err(LoginFault::Lookup(LookupError::Unconfirmed));
+    }
+    Ok(login)
+}
+
 /// For `samehost` and `samenet`. An address that cannot be read would be a rule that is silently skipped.
 fn own_interfaces() -> Result<Vec<Interface>, LoginFault> {
     let pairs = interfaces::interfaces().map_err(|error| {
@@ -539,6 +549,8 @@ async fn send(stream: &mut ClientStream, out: &[u8]) -> Result<(), LoginFault> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::auth::credentials::ServerCredentials;
+    use crate::config::{Secret, ServerSecret};
 
     /// Of a message that somebody else holds as well, no byte can be wiped.
     #[tokio::test]
@@ -562,6 +574,38 @@ mod tests {
             let body = frame.unwrap().body;
             assert_eq!(body.len(), length + 1);
             assert!(body.try_into_mut().is_ok(), "{length}");
+        }
+    }
+
+    #[test]
+    fn an_unconfirmed_answer_lets_in_only_whom_the_server_checks() {
+        let entry = |secret| crate::config::ServerCredential {
+            path: "auth.server_credentials[0]".to_owned(),
+            line: None,
+            users: crate::config::CredentialUsers::All,
+            server_user: None,
+            secret,
+        };
+        let stored = Secret::new(*b"stored");
+        for (entries, is_own) in [
+            (vec![], true),
+            (vec![entry(ServerSecret::ClientPassword)], true),
+            (vec![entry(ServerSecret::Password(stored))], false),
+            (vec![entry(ServerSecret::ClusterCertificate)], false),
+        ] {
+            let credentials = ServerCredentials::new(entries.into());
+            let login = || {
+                let proof = Proof::Password(Secret::new(*b"old"));
+                credentials.login(b"app", proof, None).unwrap()
+            };
+            assert!(certain(login(), false).is_ok());
+            match certain(login(), true) {
+                Ok(_) => assert!(is_own),
+                Err(fault) => {
+                    assert!(!is_own && fault.offence().is_none());
+                    assert_eq!(fault.reply(b"app").unwrap().code, SqlState::CANNOT_CONNECT_NOW);
+                }
+            }
         }
     }
 
