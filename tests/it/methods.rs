@@ -2,6 +2,7 @@
 //! PostgreSQL without one: both must let in the same, and refuse in the same words.
 
 mod matching;
+mod proofs;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -68,6 +69,12 @@ fn told(command: &mut Command) -> Told {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let words = text.split_once("FATAL:").map_or(&text[..], |(_, words)| words);
     Err(words.trim().lines().next().unwrap_or_default().to_owned())
+}
+
+/// The operating system's user here, who the clients are.
+fn own_name() -> String {
+    let me = String::from_utf8(output(Command::new("id").arg("-un")).stdout).unwrap();
+    me.trim().to_owned()
 }
 
 /// Severity, code and text, as far as the client is concerned.
