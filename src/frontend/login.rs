@@ -30,8 +30,9 @@ mod name;
 mod password;
 mod sasl;
 
-/// PostgreSQL's bound on a password message; some cloud providers' tokens come near it (case 25).
-const LARGEST_PASSWORD_MESSAGE: usize = 65_536;
+/// The longest password there is, its end, and the length word. Some cloud providers' tokens come near it (case 25);
+/// PostgreSQL itself reads five bytes less.
+const LARGEST_PASSWORD_MESSAGE: usize = scram::MAX_PASSWORD + 1 + 4;
 
 /// A client that has proven who it is. Only [`exchange`] makes one.
 #[derive(Debug)]

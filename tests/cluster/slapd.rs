@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -205,6 +205,11 @@ impl Slapd {
                 .iter()
                 .all(|port| TcpStream::connect((self.host, *port)).is_ok())
         });
+    }
+
+    /// Of the authority whose certificate it shows.
+    pub fn ca_file(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
     }
 
     fn log(&self) -> String {
