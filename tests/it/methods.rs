@@ -1,6 +1,7 @@
 //! Every type, keyword and method of `pg_hba.conf` by a real client, through a router and, with the same file, at a
 //! PostgreSQL without one: both must let in the same, and refuse in the same words.
 
+mod check;
 mod credentials;
 mod matching;
 mod proofs;
