@@ -30,6 +30,8 @@ pub struct ServerLogin {
     /// The role on the server, where it is not the client's own.
     pub user: Option<Bytes>,
     pub with: ServerProof,
+    /// The client has shown nothing of it: where a server refuses it, that is the operator's to mend.
+    pub is_operators: bool,
 }
 
 /// What the router shows a server.
@@ -94,6 +96,7 @@ impl ServerCredentials {
     /// How `user`, authenticated with `proof`, logs into the servers. `None` where there is nothing to log in with;
     /// rules that would lead there are refused at load.
     pub fn login(&self, user: &[u8], proof: Proof, identity: Option<Identity>) -> Option<ServerLogin> {
+        let has_shown_nothing = matches!(proof, Proof::Nothing);
         if let Some(entry) = self.find(user) {
             let user = entry
                 .server_user
@@ -105,9 +108,18 @@ impl ServerCredentials {
                 ServerSecret::ClusterCertificate => ServerProof::Nothing,
                 ServerSecret::ClientPassword => own(proof, identity)?,
             };
-            return Some(ServerLogin { user, with });
+            let is_operators = !matches!(entry.secret, ServerSecret::ClientPassword) || has_shown_nothing;
+            return Some(ServerLogin {
+                user,
+                with,
+                is_operators,
+            });
         }
-        own(proof, identity).map(|with| ServerLogin { user: None, with })
+        own(proof, identity).map(|with| ServerLogin {
+            user: None,
+            with,
+            is_operators: has_shown_nothing,
+        })
     }
 }
 

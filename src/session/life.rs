@@ -298,7 +298,9 @@ async fn begin(
             note_attach(shared, record, &error);
             match error {
                 AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
-                AttachError::NoCandidate(reply) | AttachError::Refused { reply, .. } => {
+                AttachError::NoCandidate(reply)
+                | AttachError::Refused { reply, .. }
+                | AttachError::Credential { reply, .. } => {
                     message::error(&mut out, &reply);
                 }
             }
@@ -485,6 +487,11 @@ fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
             ("server_refused", Some(member), format!("server answered {code}"))
         }
         AttachError::Refused { reply, member } => ("server_connect", Some(member), told(reply)),
+        AttachError::Credential { said, member, .. } => (
+            "server_refused",
+            Some(member),
+            format!("a credential of auth.server_credentials or auth.users_file is refused: {said}"),
+        ),
     };
     shared.metrics.refuse(reason);
     if let Some(skipped) = shared.failures.admit(record.client.ip()) {

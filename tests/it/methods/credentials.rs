@@ -20,7 +20,7 @@ host template1 alice all ldap ldaptls=1 ldapserver=HOST ldapport=PORT ldapprefix
 const AT_ROUTER: &str = r"
 local all by_peer                                   peer map=os
 host  all by_file,other_file,own_file,anybody       all trust
-host  all via_entry,asks_entry,via_cluster,asks_cluster all trust
+host  all misled,lost,via_entry,asks_entry,via_cluster,asks_cluster all trust
 host  all mapped                                    all scram-sha-256
 host  all long,in_clear,passed_on                   all password
 ";
@@ -94,6 +94,8 @@ fn stage() -> Stage {
          - {{users: [by_file, other_file, by_peer], server_user: reader, password_file: {reads}}}\n  \
          - {{users: [own_file], password_file: {owns}}}\n  \
          - {{users: [own_file, mapped], server_user: reader, password_file: {reads}}}\n  \
+         - {{users: [misled], server_user: reader, password_file: {owns}}}\n  \
+         - {{users: [lost], server_user: nobody_there, password_file: {owns}}}\n  \
          - {{users: [via_entry], cert_file: {entry_cert}, key_file: {entry_key}}}\n  \
          - {{users: [asks_entry], server_user: via_entry, cert_file: {entry_cert}, key_file: {entry_key}}}\n  \
          - {{users: [via_cluster]}}\n  \
@@ -176,6 +178,19 @@ fn the_credential_that_names_the_user_opens_the_servers() {
     let words = "password authentication failed for user \"mapped\"".to_owned();
     assert_eq!(through.psql("mapped", "reads", "sslmode=disable"), Err(words));
 
+    // The operator's mistake is not the client's, who did get in.
+    for (user, role) in [("misled", "reader"), ("lost", "nobody_there")] {
+        let told = through.psql(user, "", "sslmode=disable").unwrap_err();
+        assert_eq!(
+            told,
+            "server \"s1\" does not accept the connection manager's login for this user"
+        );
+        router.await_log(&[
+            "no server for the session",
+            &format!("user={user} "),
+            &format!("28P01: password authentication failed for user \\\\\\\"{role}"),
+        ]);
+    }
     // The directory's answers, and of one who is in the directory and no role. What a role is called on the server
     // does not matter to who comes in.
     for (user, password) in [
