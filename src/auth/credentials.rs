@@ -30,9 +30,9 @@ pub struct ServerLogin {
     /// The role on the server, where it is not the client's own.
     pub user: Option<Bytes>,
     pub with: ServerProof,
-    /// The server checks what the client itself has proven, or its user's own password. With a stored credential it
-    /// takes the router's word.
-    pub is_own: bool,
+    /// The client has shown nothing of it: the server takes the router's word, and where it refuses, that is the
+    /// operator's to mend.
+    pub is_operators: bool,
 }
 
 /// What the router shows a server.
@@ -97,24 +97,29 @@ impl ServerCredentials {
     /// How `user`, authenticated with `proof`, logs into the servers. `None` where there is nothing to log in with;
     /// rules that would lead there are refused at load.
     pub fn login(&self, user: &[u8], proof: Proof, identity: Option<Identity>) -> Option<ServerLogin> {
+        let has_shown_nothing = matches!(proof, Proof::Nothing);
         if let Some(entry) = self.find(user) {
             let user = entry
                 .server_user
                 .as_ref()
                 .map(|name| Bytes::copy_from_slice(name.as_bytes()));
-            let is_own = matches!(entry.secret, ServerSecret::ClientPassword);
             let with = match &entry.secret {
                 ServerSecret::Password(password) => ServerProof::Password(password.clone()),
                 ServerSecret::Certificate(pair) => ServerProof::Certificate(Arc::clone(pair)),
                 ServerSecret::ClusterCertificate => ServerProof::Nothing,
                 ServerSecret::ClientPassword => own(proof, identity)?,
             };
-            return Some(ServerLogin { user, with, is_own });
+            let is_operators = !matches!(entry.secret, ServerSecret::ClientPassword) || has_shown_nothing;
+            return Some(ServerLogin {
+                user,
+                with,
+                is_operators,
+            });
         }
         own(proof, identity).map(|with| ServerLogin {
             user: None,
             with,
-            is_own: true,
+            is_operators: has_shown_nothing,
         })
     }
 }

@@ -83,15 +83,11 @@ impl Access {
     /// # Errors
     /// Every fault, in the order of the files.
     pub fn load(auth: &Auth, around: Around, mock: &MockSecret) -> Result<Self, AccessFaults> {
-        let mut faults = Vec::new();
         let disk = Disk::default();
-        let rules = match &auth.hba_file {
-            None => Some(Rules::builtin()),
-            Some(path) => collect(hba::read(&disk, path).rules(), &mut faults),
-        };
+        let mut others = Vec::new();
         let maps = match &auth.ident_file {
             None => Some(Maps::default()),
-            Some(path) => collect(ident::read(&disk, path).maps(), &mut faults),
+            Some(path) => collect(ident::read(&disk, path).maps(), &mut others),
         };
         let users = match &auth.verifiers {
             Verifiers::Query { .. } => Some(None),
@@ -100,47 +96,56 @@ impl Access {
                     let placed = |fault| format!("{}: {fault}", path.display());
                     faults.into_iter().map(placed).collect::<Vec<_>>()
                 });
-                collect(users, &mut faults).map(Some)
+                collect(users, &mut others).map(Some)
             }
         };
         let ldap_tls = ldap::tls_config(auth.ldap_roots.clone()).map_err(|error| vec![error.to_string()]);
-        let ldap_tls = collect(ldap_tls, &mut faults);
+        let ldap_tls = collect(ldap_tls, &mut others);
         let credentials = ServerCredentials::new(Arc::clone(&auth.server_credentials));
-        let (Some(rules), Some(maps), Some(users), Some(ldap_tls)) = (rules, maps, users, ldap_tls) else {
-            let watched = disk.0.into_inner();
-            return Err(AccessFaults {
-                lines: faults,
-                watched,
-            });
-        };
+        let mut faults = Vec::new();
         let mut directories = Vec::new();
-        for rule in &rules {
-            let mut check = Check {
-                rule,
-                maps: &maps,
-                users: users.as_ref(),
-                credentials: &credentials,
-                around,
-                faults: &mut faults,
-            };
-            directories.push(check.run());
-        }
+        let rules = match &auth.hba_file {
+            None => Some(Rules::builtin()),
+            Some(path) => {
+                let file = hba::read(&disk, path);
+                // Line by line, so that a rule that cannot be read hides no other that cannot work.
+                for line in file.lines() {
+                    match line {
+                        Err(fault) => faults.push(fault.to_string()),
+                        Ok(rule) => {
+                            let mut check = Check {
+                                rule,
+                                maps: maps.as_ref(),
+                                users: users.as_ref().and_then(Option::as_ref),
+                                has_unread_users: users.is_none(),
+                                credentials: &credentials,
+                                around,
+                                faults: &mut faults,
+                            };
+                            directories.push(check.run());
+                        }
+                    }
+                }
+                file.rules().ok()
+            }
+        };
+        faults.append(&mut others);
         let watched = disk.0.into_inner();
-        if !faults.is_empty() {
-            return Err(AccessFaults {
+        match (rules, maps, users, ldap_tls) {
+            (Some(rules), Some(maps), Some(users), Some(ldap_tls)) if faults.is_empty() => Ok(Self {
+                rules,
+                maps,
+                users,
+                credentials,
+                ldap_tls,
+                directories,
+                watched,
+            }),
+            _ => Err(AccessFaults {
                 lines: faults,
                 watched,
-            });
+            }),
         }
-        Ok(Self {
-            rules,
-            maps,
-            users,
-            credentials,
-            ldap_tls,
-            directories,
-            watched,
-        })
     }
 
     /// The directory that the rule with this number (from 0) asks.
@@ -179,8 +184,11 @@ fn collect<T, E: fmt::Display>(result: Result<T, Vec<E>>, faults: &mut Vec<Strin
 /// One rule, held against everything else.
 struct Check<'a> {
     rule: &'a Rule,
-    maps: &'a Maps,
+    /// `None` where there are faults in their file: what it lacks is not known.
+    maps: Option<&'a Maps>,
     users: Option<&'a UserList>,
+    /// There is a users file, with faults in it.
+    has_unread_users: bool,
     credentials: &'a ServerCredentials,
     around: Around,
     faults: &'a mut Vec<String>,
@@ -201,7 +209,7 @@ impl Check<'_> {
         if let Some(map) = rule
             .map
             .as_deref()
-            .filter(|map| !map.is_empty() && !self.maps.contains(map))
+            .filter(|map| !map.is_empty() && self.maps.is_some_and(|maps| !maps.contains(map)))
         {
             self.fault(format_args!(
                 "there is no map \"{}\" in auth.ident_file",
@@ -269,7 +277,8 @@ impl Check<'_> {
             Some(ServerSecret::ClientPassword) if matches!(self.rule.method, Method::Ldap(_)) => true,
             Some(ServerSecret::ClientPassword) | None => {
                 let known = name.and_then(|name| self.users?.find(name));
-                matches!(known, Some(Identity::Password(..) | Identity::Md5(_)))
+                let may_be_there = self.has_unread_users && name.is_some();
+                may_be_there || matches!(known, Some(Identity::Password(..) | Identity::Md5(_)))
             }
         }
     }

@@ -31,8 +31,9 @@ mod name;
 mod password;
 mod sasl;
 
-/// PostgreSQL's bound on a password message; some cloud providers' tokens come near it (case 25).
-const LARGEST_PASSWORD_MESSAGE: usize = 65_536;
+/// The longest password there is, its end, and the length word. Some cloud providers' tokens come near it (case 25);
+/// PostgreSQL itself reads five bytes less.
+const LARGEST_PASSWORD_MESSAGE: usize = scram::MAX_PASSWORD + 1 + 4;
 
 /// A client that has proven who it is. Only [`exchange`] makes one.
 #[derive(Debug)]
@@ -86,8 +87,9 @@ pub enum LoginFault {
     EmptyPassword,
     #[error("no client certificate")]
     NoCertificate,
-    #[error("{0}")]
-    Certificate(String),
+    /// A certificate for somebody else, under a rule with this method.
+    #[error("{1}")]
+    Certificate(&'static str, String),
     #[error("{0}")]
     Peer(String),
     #[error("LDAP: {0}")]
@@ -123,7 +125,7 @@ impl LoginFault {
             Self::Scram(fault) if fault.is_wrong_password() => Some(Offence::Proof),
             Self::WrongPassword(_)
             | Self::EmptyPassword
-            | Self::Certificate(_)
+            | Self::Certificate(..)
             | Self::Peer(_)
             | Self::Ldap(_) => Some(Offence::Proof),
             Self::Scram(_) | Self::Protocol(_) => Some(Offence::Garbage),
@@ -153,7 +155,7 @@ impl LoginFault {
             Self::Rejected(_) => "rejected",
             Self::Scram(fault) if fault.is_wrong_password() => "password",
             Self::WrongPassword(_) | Self::EmptyPassword => "password",
-            Self::NoCertificate | Self::Certificate(_) => "certificate",
+            Self::NoCertificate | Self::Certificate(..) => "certificate",
             Self::Peer(_) => "peer",
             Self::Ldap(_) => "ldap",
             Self::Directory(_) => "directory",
@@ -186,7 +188,13 @@ impl LoginFault {
                 )
                 .hint("Give the client a certificate and its key: sslcert and sslkey."),
             ),
-            Self::Certificate(_) => Some(failed("certificate", user)),
+            // As the method's own failure, whatever it was that failed.
+            Self::Certificate(method, _) => Some(match *method {
+                "password" | "md5" | "scram-sha-256" => scram::password_failed(user),
+                "ldap" => failed("LDAP", user),
+                "trust" => failed("\"trust\"", user),
+                _ => failed("certificate", user),
+            }),
             Self::Peer(_) => Some(failed("Peer", user)),
             Self::Ldap(_) => Some(failed("LDAP", user)),
             Self::Directory(_) => Some(
@@ -473,7 +481,7 @@ fn verdict(fault: LoginFault, is_unconfirmed: bool) -> LoginFault {
 /// An answer that nobody could confirm lets in only whom the server checks as well: the password may have been changed,
 /// or the role be gone.
 fn certain(login: ServerLogin, is_unconfirmed: bool) -> Result<ServerLogin, LoginFault> {
-    if is_unconfirmed && !login.is_own {
+    if is_unconfirmed && login.is_operators {
         return Err(LoginFault::Lookup(LookupError::Unconfirmed));
     }
     Ok(login)
@@ -631,5 +639,45 @@ mod tests {
         }
         let garbage = verdict(LoginFault::Protocol("garbage".to_owned()), true);
         assert_eq!(garbage.offence(), Some(Offence::Garbage));
+    }
+
+    #[test]
+    fn a_certificate_for_somebody_else_ends_as_the_method_does() {
+        for (method, code, message) in [
+            (
+                "scram-sha-256",
+                SqlState::INVALID_PASSWORD,
+                "password authentication failed for user \"app\"",
+            ),
+            (
+                "md5",
+                SqlState::INVALID_PASSWORD,
+                "password authentication failed for user \"app\"",
+            ),
+            (
+                "password",
+                SqlState::INVALID_PASSWORD,
+                "password authentication failed for user \"app\"",
+            ),
+            (
+                "ldap",
+                SqlState::INVALID_AUTHORIZATION,
+                "LDAP authentication failed for user \"app\"",
+            ),
+            (
+                "trust",
+                SqlState::INVALID_AUTHORIZATION,
+                "\"trust\" authentication failed for user \"app\"",
+            ),
+            (
+                "cert",
+                SqlState::INVALID_AUTHORIZATION,
+                "certificate authentication failed for user \"app\"",
+            ),
+        ] {
+            let reply = LoginFault::Certificate(method, String::new()).reply(b"app");
+            let told = reply.map(|reply| (reply.code, reply.message));
+            assert_eq!(told, Some((code, message.to_owned())), "{method}");
+        }
     }
 }

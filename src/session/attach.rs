@@ -68,6 +68,13 @@ pub(super) enum AttachError {
     },
     /// A server refused for a reason that we put into words.
     Refused { reply: ErrorReply, member: MemberName },
+    /// A server refused what the operator gave us to log in with. What it `said` is for the log: there it names a role
+    /// and a method that are not the client's.
+    Credential {
+        reply: ErrorReply,
+        said: String,
+        member: MemberName,
+    },
 }
 
 /// What the sessions of one route ask for.
@@ -171,7 +178,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             Err(error) => error,
         };
         report(request, &candidate.member, &error);
-        let refusal = refusal(&candidate.member, &error);
+        let refusal = refusal(request.login, &candidate.member, &error);
         if !error.is_temporary_or_elsewhere() {
             return Err(refusal);
         }
@@ -215,7 +222,21 @@ fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
     }
 }
 
-fn refusal(member: &MemberName, error: &ConnectError) -> AttachError {
+fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> AttachError {
+    if let ConnectError::Server(server) = error
+        && login.is_operators
+        && server.code.starts_with("28")
+        && server.hba_line.is_none()
+    {
+        let message =
+            format!("server \"{member}\" does not accept the connection manager's login for this user");
+        return AttachError::Credential {
+            reply: ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, message)
+                .hint("Its operator has to mend the credential for this user; the connection manager's log has the details."),
+            said: server.to_string(),
+            member: member.clone(),
+        };
+    }
     let code = if let ConnectError::Server(server) = error {
         server.code.clone()
     } else {

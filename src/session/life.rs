@@ -300,7 +300,8 @@ async fn begin(
                 AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
                 AttachError::TooLong(reply)
                 | AttachError::NoCandidate(reply)
-                | AttachError::Refused { reply, .. } => {
+                | AttachError::Refused { reply, .. }
+                | AttachError::Credential { reply, .. } => {
                     message::error(&mut out, &reply);
                 }
             }
@@ -489,6 +490,11 @@ fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
             ("server_refused", Some(member), format!("server answered {code}"))
         }
         AttachError::Refused { reply, member } => ("server_connect", Some(member), told(reply)),
+        AttachError::Credential { said, member, .. } => (
+            "server_refused",
+            Some(member),
+            format!("a credential of auth.server_credentials or auth.users_file is refused: {said}"),
+        ),
     };
     shared.metrics.refuse(reason);
     if let Some(skipped) = shared.failures.admit(record.client.ip()) {

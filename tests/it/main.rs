@@ -24,6 +24,7 @@ mod hand;
 mod hostile;
 mod idle;
 mod main_job;
+mod methods;
 mod raw;
 mod relay;
 mod tls;

@@ -78,6 +78,11 @@ impl HbaFile {
         }
     }
 
+    /// Rules and faults, in the order of the lines.
+    pub fn lines(&self) -> impl Iterator<Item = &Result<Rule, Fault>> {
+        self.lines.iter()
+    }
+
     pub fn faults(&self) -> impl Iterator<Item = &Fault> {
         self.lines.iter().filter_map(|line| line.as_ref().err())
     }

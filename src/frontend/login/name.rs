@@ -19,6 +19,7 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
             Some(name) => name,
             None => {
                 return Err(LoginFault::Certificate(
+                    rule.method.word(),
                     "the certificate has no common name".to_owned(),
                 ));
             }
@@ -29,7 +30,8 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
     if may_be(exchange, rule, &name).await? {
         return Ok(());
     }
-    Err(LoginFault::Certificate(unfit(rule, "certificate", &name)))
+    let why = unfit(rule, "certificate", &name);
+    Err(LoginFault::Certificate(rule.method.word(), why))
 }
 
 /// `peer`: the operating system's user at the other end of a Unix socket.
