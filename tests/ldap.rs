@@ -1,239 +1,40 @@
 //! Passwords asked of a directory: a real slapd, in clear text and with TLS, and servers that mean harm.
 #![allow(clippy::unwrap_used)]
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+#[path = "cluster/mod.rs"]
+mod cluster;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ClientConfig;
-use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use trunkline::auth::ldap::{LdapOptions, LdapSettings};
 use trunkline::config::Secret;
 use trunkline::frontend::ldap::{LdapFault, MOST_BYTES, authenticate, tls_config};
+
+use cluster::fresh_address;
+use cluster::slapd::{BASE, ROUTER, Slapd, certificates, free_port};
 
 /// More than any step takes here.
 const LONG: Duration = Duration::from_secs(10);
 /// For servers that never answer.
 const SHORT: Duration = Duration::from_millis(400);
 
-const BASE: &str = "dc=example,dc=net";
-const ROUTER: &str = "cn=router,dc=example,dc=net";
-
-const CONFIGURATION: &str = r#"
-include /etc/ldap/schema/core.schema
-include /etc/ldap/schema/cosine.schema
-include /etc/ldap/schema/inetorgperson.schema
-modulepath /usr/lib/ldap
-moduleload back_mdb
-pidfile DIR/slapd.pid
-TLSCACertificateFile DIR/ca.pem
-TLSCertificateFile DIR/cert.pem
-TLSCertificateKeyFile DIR/key.pem
-database mdb
-maxsize 16777216
-suffix "dc=example,dc=net"
-directory DIR/data
-access to dn.subtree="ou=private,dc=example,dc=net" attrs=userPassword by anonymous auth by * none
-access to dn.subtree="ou=private,dc=example,dc=net" by dn.exact="cn=router,dc=example,dc=net" read by anonymous auth by * none
-access to attrs=userPassword by anonymous auth by * none
-access to * by * read
-"#;
-
-/// `twin` is two people; `outsider` is below `ou=guests` of the people.
-const ENTRIES: &str = "
-dn: dc=example,dc=net
-objectClass: dcObject
-objectClass: organization
-o: Example
-dc: example
-
-dn: ou=people,dc=example,dc=net
-objectClass: organizationalUnit
-ou: people
-
-dn: ou=guests,ou=people,dc=example,dc=net
-objectClass: organizationalUnit
-ou: guests
-
-dn: ou=private,dc=example,dc=net
-objectClass: organizationalUnit
-ou: private
-
-dn: cn=router,dc=example,dc=net
-objectClass: person
-cn: router
-sn: Router
-userPassword: router-secret
-
-dn: uid=alice,ou=people,dc=example,dc=net
-objectClass: inetOrgPerson
-cn: Alice
-sn: Archer
-mail: alice@example.net
-userPassword: alice-secret
-
-dn: uid=keyless,ou=people,dc=example,dc=net
-objectClass: inetOrgPerson
-cn: Keyless
-sn: Kay
-
-dn: cn=Twin One,ou=people,dc=example,dc=net
-objectClass: inetOrgPerson
-uid: twin
-cn: Twin One
-sn: One
-userPassword: twin-secret
-
-dn: cn=Twin Two,ou=people,dc=example,dc=net
-objectClass: inetOrgPerson
-uid: twin
-cn: Twin Two
-sn: Two
-userPassword: twin-secret
-
-dn: uid=outsider,ou=guests,ou=people,dc=example,dc=net
-objectClass: inetOrgPerson
-cn: Outsider
-sn: Outer
-userPassword: outsider-secret
-
-dn: uid=carol,ou=private,dc=example,dc=net
-objectClass: inetOrgPerson
-cn: Carol
-sn: Carter
-userPassword: carol-secret
-";
-
-/// A directory of its own, on an address of its own, with a certificate for that address only.
-struct Slapd {
-    directory: tempfile::TempDir,
-    process: Child,
-    host: Ipv4Addr,
-    plain: u16,
-    secure: u16,
-    root: CertificateDer<'static>,
+/// What the tests log in with.
+trait Options {
+    fn direct(&self) -> LdapOptions;
+    fn search(&self) -> LdapOptions;
+    fn search_as_router(&self, password: &str) -> LdapOptions;
+    fn tls(&self) -> Arc<ClientConfig>;
 }
 
-impl Drop for Slapd {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn fresh_address() -> Ipv4Addr {
-    static LAST: AtomicU8 = AtomicU8::new(1);
-    let [.., high, low] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, high.max(1), low, LAST.fetch_add(1, Ordering::Relaxed))
-}
-
-fn free_port(host: Ipv4Addr) -> u16 {
-    TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port()
-}
-
-/// A root, and a certificate of it for `name`, as PEM files in `directory`.
-fn certificates(directory: &Path, name: &str) -> CertificateDer<'static> {
-    let root_key = KeyPair::generate().unwrap();
-    let mut root = CertificateParams::new(Vec::new()).unwrap();
-    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root_certificate = root.self_signed(&root_key).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec![name.to_owned()])
-        .unwrap()
-        .signed_by(&key, &Issuer::from_params(&root, &root_key))
-        .unwrap();
-    std::fs::write(directory.join("ca.pem"), root_certificate.pem()).unwrap();
-    std::fs::write(directory.join("cert.pem"), certificate.pem()).unwrap();
-    std::fs::write(directory.join("key.pem"), key.serialize_pem()).unwrap();
-    root_certificate.der().clone()
-}
-
-impl Slapd {
-    async fn start() -> Self {
-        let host = fresh_address();
-        Self::start_as(host, &host.to_string()).await
-    }
-
-    /// With a certificate for `name`.
-    async fn start_as(host: Ipv4Addr, name: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        let root = certificates(path, name);
-        let configuration = path.join("slapd.conf");
-        std::fs::write(
-            &configuration,
-            CONFIGURATION.replace("DIR", path.to_str().unwrap()),
-        )
-        .unwrap();
-        std::fs::write(path.join("entries.ldif"), ENTRIES.trim_start()).unwrap();
-        std::fs::create_dir(path.join("data")).unwrap();
-        let added = Command::new("/usr/sbin/slapadd")
-            .args(["-q", "-f"])
-            .arg(&configuration)
-            .arg("-l")
-            .arg(path.join("entries.ldif"))
-            .output()
-            .unwrap();
-        assert!(
-            added.status.success(),
-            "{}",
-            String::from_utf8_lossy(&added.stderr)
-        );
-        let (plain, secure) = (free_port(host), free_port(host));
-        let log = std::fs::File::create(path.join("log")).unwrap();
-        let process = Command::new("/usr/sbin/slapd")
-            .args([
-                "-d",
-                "0",
-                "-h",
-                &format!("ldap://{host}:{plain}/ ldaps://{host}:{secure}/"),
-                "-f",
-            ])
-            .arg(&configuration)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let slapd = Self {
-            directory,
-            process,
-            host,
-            plain,
-            secure,
-            root,
-        };
-        slapd.wait().await;
-        slapd
-    }
-
-    async fn wait(&self) {
-        let up = async {
-            for port in [self.plain, self.secure] {
-                while TcpStream::connect((self.host, port)).await.is_err() {
-                    sleep(Duration::from_millis(10)).await;
-                }
-            }
-        };
-        let log = self.directory.path().join("log");
-        assert!(
-            timeout(LONG, up).await.is_ok(),
-            "{}",
-            std::fs::read_to_string(log).unwrap()
-        );
-    }
-
-    fn server(&self) -> String {
-        format!("{}:{}", self.host, self.plain)
-    }
-
+impl Options for Slapd {
     /// Binds directly as one of the people.
     fn direct(&self) -> LdapOptions {
         LdapOptions {
@@ -307,7 +108,7 @@ fn assert_unavailable(result: &Result<(), LdapFault>, why: &str) {
 
 #[tokio::test]
 async fn a_direct_bind_tells_right_from_wrong() {
-    let slapd = Slapd::start().await;
+    let slapd = Slapd::start();
     let tls = slapd.tls();
     login(slapd.direct(), &tls, "alice", "alice-secret")
         .await
@@ -328,7 +129,7 @@ async fn a_direct_bind_tells_right_from_wrong() {
 
 #[tokio::test]
 async fn a_user_cannot_bind_as_another_entry() {
-    let slapd = Slapd::start().await;
+    let slapd = Slapd::start();
     let tls = slapd.tls();
     // The entry is there, and the password is right: by its own rule it gets in.
     let guests = LdapOptions {
@@ -347,7 +148,7 @@ async fn a_user_cannot_bind_as_another_entry() {
 
 #[tokio::test]
 async fn a_search_finds_who_is_to_be_bound() {
-    let slapd = Slapd::start().await;
+    let slapd = Slapd::start();
     let tls = slapd.tls();
     login(slapd.search(), &tls, "alice", "alice-secret")
         .await
@@ -403,7 +204,7 @@ async fn a_search_finds_who_is_to_be_bound() {
 
 #[tokio::test]
 async fn a_search_looks_as_deep_as_it_may() {
-    let slapd = Slapd::start().await;
+    let slapd = Slapd::start();
     let tls = slapd.tls();
     let url = |rest: &str| LdapOptions {
         url: Some(format!("ldap://{}/ou=people,{BASE}{rest}", slapd.server())),
@@ -429,7 +230,7 @@ async fn a_search_looks_as_deep_as_it_may() {
 
 #[tokio::test]
 async fn a_search_is_made_by_whom_the_rule_names() {
-    let slapd = Slapd::start().await;
+    let slapd = Slapd::start();
     let tls = slapd.tls();
     login(
         slapd.search_as_router("router-secret"),
@@ -456,7 +257,7 @@ async fn a_search_is_made_by_whom_the_rule_names() {
 
 #[tokio::test]
 async fn tls_works_from_the_start_or_when_asked_for() {
-    let slapd = Slapd::start().await;
+    let slapd = Slapd::start();
     let starttls = LdapOptions {
         tls: true,
         ..slapd.search()
@@ -479,7 +280,7 @@ async fn tls_works_from_the_start_or_when_asked_for() {
 
 #[tokio::test]
 async fn a_certificate_for_another_name_is_refused() {
-    let slapd = Slapd::start_as(fresh_address(), "elsewhere.example.net").await;
+    let slapd = Slapd::start_as(fresh_address(), "elsewhere.example.net");
     let starttls = LdapOptions {
         tls: true,
         ..slapd.direct()
@@ -490,7 +291,7 @@ async fn a_certificate_for_another_name_is_refused() {
 
 #[tokio::test]
 async fn another_server_answers_for_one_that_does_not() {
-    let slapd = Slapd::start().await;
+    let slapd = Slapd::start();
     let tls = slapd.tls();
     let down = format!("{}:{}", slapd.host, free_port(slapd.host));
     let only = LdapOptions {
@@ -520,7 +321,7 @@ async fn another_server_answers_for_one_that_does_not() {
 
 #[tokio::test]
 async fn a_refusal_is_not_taken_to_the_next_server() {
-    let slapd = Slapd::start().await;
+    let slapd = Slapd::start();
     let next = Hostile::start(|_| Behaviour::Say(bound(1, 0))).await;
     let options = LdapOptions {
         server: Some(format!("{} {}", slapd.server(), next.address)),

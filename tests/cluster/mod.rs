@@ -11,6 +11,7 @@
 )]
 
 pub mod postgres;
+pub mod slapd;
 
 use std::fmt::Write as _;
 use std::fs;
