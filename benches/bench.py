@@ -192,6 +192,7 @@ client_tls_key_file = {self.dir}/pgbouncer.key
     server_tls: {{sslmode: disable}}
 tls:
   certificates: [{{cert_file: {certs}/server.crt, key_file: {certs}/server.key}}]
+auth: {{rate_limit: {{failures: 0}}}}
 limits: {{max_clients: 4000}}
 log: {{level: warn}}
 listeners:

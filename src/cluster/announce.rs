@@ -1,6 +1,15 @@
 //! Changes of the topology as sentences for the log, once per change.
 
-use super::snapshot::{Identity, Leader, Member, NamedBy, NoLeader, Snapshot};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::snapshot::{Identity, Leader, Member, MemberName, NamedBy, NoLeader, Snapshot};
+
+/// How often the log says that a member is down for another reason than before. The first is often not the one that
+/// helps: a terminated session hides the refusal behind it.
+const REASON_EVERY: Duration = Duration::from_secs(5);
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,8 +19,37 @@ pub(super) struct Line {
     pub(super) text: String,
 }
 
-/// What happened between two snapshots.
-pub(super) fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
+/// What the log was told of the members that are down: no more than there are members.
+#[derive(Debug, Default)]
+pub(super) struct Announcer {
+    told: BTreeMap<MemberName, (String, Instant)>,
+}
+
+impl Announcer {
+    /// What happened between two snapshots, the second being of `now`.
+    pub(super) fn changes(&mut self, old: &Snapshot, new: &Snapshot, now: Instant) -> Vec<Line> {
+        let mut lines = changes(old, new);
+        self.told
+            .retain(|name, _| new.member(name).is_some_and(|member| !member.health.up));
+        for member in &new.members {
+            let (false, Some(error)) = (member.health.up, &member.health.error) else {
+                continue;
+            };
+            match self.told.get(&member.name) {
+                None => {}
+                Some((told, at)) if told != error && now.duration_since(*at) >= REASON_EVERY => {
+                    let text = format!("{} is still down: {error}", member.name);
+                    lines.push(Line { warning: true, text });
+                }
+                Some(_) => continue,
+            }
+            self.told.insert(member.name.clone(), (error.clone(), now));
+        }
+        lines
+    }
+}
+
+fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut say = |warning: bool, text: String| lines.push(Line { warning, text });
     match (&old.source.error, &new.source.error) {

@@ -11,6 +11,66 @@ use super::super::state::{
 };
 use super::*;
 
+fn settings(kind: SourceKind) -> Settings {
+    let second = Duration::from_secs(1);
+    Settings {
+        cluster: Arc::from("main"),
+        kind,
+        rise: 2,
+        fall: 3,
+        probe_interval: second,
+        probe_timeout: second,
+        poll_interval: second,
+        fast_interval: second,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_reason_for_being_down_is_told_now_and_then() {
+    let mut state = State::new(settings(SourceKind::Fixed), Instant::now());
+    let server = Listed {
+        name: MemberName::new("a"),
+        host: "h".into(),
+        port: 5432,
+        role: Role::Unnamed,
+        state: String::new(),
+        timeline: None,
+        lag: None,
+        tags: BTreeMap::new(),
+    };
+    let report = SourceReport {
+        members: vec![server],
+        named: Named::Nobody,
+        paused: false,
+        disagreement: None,
+    };
+    state.observe(Observation::Source(report), Instant::now());
+    let mut announcer = Announcer::default();
+    let mut tell = |error: &str| {
+        let old = state.snapshot();
+        let probe = Observation::Probe {
+            member: MemberName::new("a"),
+            started: Instant::now(),
+            result: Err(ProbeFailure {
+                message: error.into(),
+                certain: true,
+            }),
+        };
+        state.observe(probe, Instant::now());
+        let lines = announcer.changes(&old, &state.snapshot(), Instant::now());
+        let texts = lines.into_iter().map(|line| line.text);
+        texts.filter(|text| text.contains("down")).collect::<Vec<_>>()
+    };
+    assert_eq!(tell("57P01"), ["a is down: 57P01"]);
+    assert_eq!(tell("28000"), [""; 0]);
+    tokio::time::advance(REASON_EVERY).await;
+    assert_eq!(tell("57P01"), [""; 0]);
+    assert_eq!(tell("28000"), ["a is still down: 28000"]);
+    assert_eq!(tell("57P01"), [""; 0]);
+    tokio::time::advance(REASON_EVERY).await;
+    assert_eq!(tell("28000"), [""; 0]);
+}
+
 fn texts(old: &Snapshot, new: &Snapshot) -> Vec<String> {
     changes(old, new).into_iter().map(|line| line.text).collect()
 }
@@ -18,20 +78,7 @@ fn texts(old: &Snapshot, new: &Snapshot) -> Vec<String> {
 #[test]
 fn each_change_is_one_sentence_and_no_change_is_none() {
     let mut now = Instant::now();
-    let second = Duration::from_secs(1);
-    let mut state = State::new(
-        Settings {
-            cluster: Arc::from("main"),
-            kind: SourceKind::Patroni,
-            rise: 2,
-            fall: 3,
-            probe_interval: second,
-            probe_timeout: second,
-            poll_interval: second,
-            fast_interval: second,
-        },
-        now,
-    );
+    let mut state = State::new(settings(SourceKind::Patroni), now);
     let mut tell = |observation: Observation| {
         now += Duration::from_millis(10);
         let observation = match observation {
@@ -55,7 +102,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
             state: "running".into(),
             timeline: Some(1),
             lag: None,
-            tags: std::collections::BTreeMap::new(),
+            tags: BTreeMap::new(),
         };
         Observation::Source(SourceReport {
             members: vec![listed("a", Role::Leader, "h"), listed("b", Role::Replica, "")],

@@ -11,12 +11,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::account::Account;
+use super::announce::Announcer;
+use super::fixed;
 use super::metrics::{Metrics, ProbeResult};
 use super::patroni::{Patroni, Reply, choose, printable};
 use super::probe::{Prober, wait};
 use super::snapshot::{Identity, MemberName, Snapshot};
 use super::state::{Observation, Pace, Settings, SourceKind, State};
-use super::{announce, fixed};
 use crate::config::{self, Source};
 
 /// How often time alone is looked at.
@@ -28,6 +29,7 @@ const FAST: Duration = Duration::from_millis(100);
 
 pub(super) struct Control {
     state: State,
+    announcer: Announcer,
     account: Arc<Account>,
     metrics: Arc<Metrics>,
     reports: mpsc::Receiver<Observation>,
@@ -95,6 +97,7 @@ impl Control {
         metrics.show(&state.snapshot(), &state.snapshot());
         let control = Self {
             state,
+            announcer: Announcer::default(),
             account,
             metrics,
             reports,
@@ -198,7 +201,7 @@ impl Control {
     /// Acts on a new snapshot.
     fn settled(&mut self, old: &Snapshot) {
         let new = self.state.snapshot();
-        for line in announce::changes(old, &new) {
+        for line in self.announcer.changes(old, &new, Instant::now()) {
             if line.warning {
                 tracing::warn!(cluster = %new.cluster, "{}", line.text);
             } else {

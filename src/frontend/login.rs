@@ -77,11 +77,10 @@ pub enum LoginFault {
     NoRule(ErrorReply),
     #[error("a rule rejects it")]
     Rejected(ErrorReply),
-    /// A wrong password, an unknown user, a user without a password: told apart nowhere.
     #[error("{0}")]
     Scram(ScramFault),
-    /// As a failed proof, by the methods `password` and `md5`. The text is for the log.
-    #[error("{0}")]
+    /// A wrong password, an unknown user, a user without a password: told apart in the log only, by this text.
+    #[error("password authentication failed: {0}")]
     WrongPassword(&'static str),
     #[error("an empty password")]
     EmptyPassword,
@@ -466,6 +465,17 @@ impl<'a> Exchange<'a> {
     }
 }
 
+/// What the log says of a proof that was none. A method that takes SCRAM only has no use for md5.
+fn wrong_password(identity: Option<&Identity>, is_scram: bool) -> LoginFault {
+    LoginFault::WrongPassword(match identity {
+        None => "there is no such user, or it cannot log in with a password",
+        Some(Identity::Md5(_)) if is_scram => {
+            "the password is stored as md5, and the rule asks for scram-sha-256"
+        }
+        Some(Identity::Md5(_) | Identity::Verifier(_) | Identity::Password(..)) => "wrong password",
+    })
+}
+
 /// Neither a wrong password nor an unknown user is told by an answer that nobody could confirm.
 fn verdict(fault: LoginFault, is_unconfirmed: bool) -> LoginFault {
     if is_unconfirmed && fault.offence() == Some(Offence::Proof) {
@@ -531,12 +541,7 @@ mod tests {
 
     #[test]
     fn an_unconfirmed_answer_makes_no_password_wrong() {
-        let wrong = || {
-            [
-                LoginFault::Scram(ScramFault::Proof),
-                LoginFault::WrongPassword("wrong password in clear"),
-            ]
-        };
+        let wrong = || [LoginFault::Scram(ScramFault::Proof), wrong_password(None, true)];
         for fault in wrong() {
             let fault = verdict(fault, true);
             assert!(matches!(fault, LoginFault::Lookup(LookupError::Unconfirmed)));

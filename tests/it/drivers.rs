@@ -464,6 +464,7 @@ fn every_sslmode_of_libpq() {
         "sslmode=prefer",
         "sslmode=require",
         "sslmode=require gssencmode=prefer channel_binding=prefer",
+        "sslmode=require channel_binding=require",
         "sslmode=verify-ca",
         "sslmode=verify-full host=localhost",
     ] {
@@ -484,7 +485,7 @@ fn every_sslmode_of_libpq() {
     }
     for refused in [
         "sslmode=verify-full host=other.example",
-        "channel_binding=require",
+        "sslmode=disable channel_binding=require",
         "sslmode=verify-ca sslrootcert=/etc/hostname",
     ] {
         let extra = format!("{ca} hostaddr={} {refused}", router.address);

@@ -38,7 +38,13 @@ fn text(output: &std::process::Output) -> String {
 fn is_asked(raw: &mut Raw) {
     let request = raw.message();
     assert_eq!(request.tag, b'R', "{request:?}");
-    assert_eq!(request.body, b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+    // With TLS there is something to bind to.
+    let expected: &[u8] = if raw.is_encrypted() {
+        b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"
+    } else {
+        b"\0\0\0\x0aSCRAM-SHA-256\0\0"
+    };
+    assert_eq!(request.body, expected);
 }
 
 #[test]

@@ -133,6 +133,10 @@ impl Raw {
         }
     }
 
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.stream, Stream::Tls(_))
+    }
+
     fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
         match &mut self.stream {
             Stream::Plain(stream) => stream.read_exact(into),

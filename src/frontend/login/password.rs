@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use zeroize::Zeroize;
 
 use super::sasl::{self, LookUp};
-use super::{Exchange, LoginFault, Proven};
+use super::{Exchange, LoginFault, Proven, wrong_password};
 use crate::auth::Identity;
 use crate::auth::credentials::Proof;
 use crate::auth::ldap::LdapSettings;
@@ -21,7 +21,7 @@ pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFa
     let given = ask(exchange).await?;
     let identity = exchange.identity().await?;
     if !verify(exchange, identity.clone(), given.clone()).await? {
-        return Err(exchange.failed(LoginFault::WrongPassword("wrong password in clear")));
+        return Err(exchange.failed(wrong_password(identity.as_ref(), false)));
     }
     Ok(Proven {
         proof: Proof::Password(given),
@@ -53,7 +53,7 @@ async fn md5_of(
     exchange.send(&out).await?;
     let answer = terminated(exchange.password_message().await?)?;
     if !hash.verify(answer.expose(), salt) {
-        return Err(exchange.failed(LoginFault::WrongPassword("wrong md5 password")));
+        return Err(exchange.failed(wrong_password(identity.as_ref(), false)));
     }
     Ok(Proven {
         proof: Proof::Md5(hash),

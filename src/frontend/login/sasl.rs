@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Exchange, LoginFault, Proven};
+use super::{Exchange, LoginFault, Proven, wrong_password};
 use crate::auth::Identity;
 use crate::auth::credentials::Proof;
 use crate::auth::scram::{self, Lookup, Nonce, ServerExchange};
@@ -47,9 +47,13 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
     message::authentication_sasl_continue(&mut out, &reply);
     exchange.send(&out).await?;
     let last = exchange.password_message().await?;
-    let (reply, key) = step
-        .client_final(&last)
-        .map_err(|fault| exchange.failed(LoginFault::Scram(fault)))?;
+    let (reply, key) = step.client_final(&last).map_err(|fault| {
+        exchange.failed(if fault.is_wrong_password() {
+            wrong_password(identity.as_ref(), true)
+        } else {
+            LoginFault::Scram(fault)
+        })
+    })?;
     out.clear();
     message::authentication_sasl_final(&mut out, &reply);
     Ok(Proven {
