@@ -125,10 +125,14 @@ impl ClusterHandle {
     }
 
     /// The roles `user` is a member of, as PostgreSQL's `+role` has it; none for an unknown user. As old as an identity
-    /// at most (with a users file, as one with the default `cache_ttl`).
-    pub async fn memberships(&self, user: &[u8], deadline: Instant) -> Result<Arc<Memberships>, LookupError> {
-        let answer = self.shared.memberships.ask(user, deadline).await?;
-        Ok(answer.found)
+    /// at most (with a users file, as one with the default `cache_ttl`). A login that unconfirmed ones keep out ends with
+    /// [`LookupError::Unconfirmed`].
+    pub async fn memberships(
+        &self,
+        user: &[u8],
+        deadline: Instant,
+    ) -> Result<Answer<Arc<Memberships>>, LookupError> {
+        self.shared.memberships.ask(user, deadline).await
     }
 
     /// TLS towards the servers, for a connection that begins now.

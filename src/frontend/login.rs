@@ -16,6 +16,7 @@ use super::{ClientAddress, ClientStream, interfaces, resolve};
 use crate::auth::Identity;
 use crate::auth::credentials::{Proof, ServerLogin};
 use crate::auth::guard::By;
+use crate::auth::lookup::Answer;
 use crate::auth::rules::{
     ClientCertificate, Decision, Facts, HostName, Interface, Known, Memberships, Method, Need, Origin, Rule,
     Step,
@@ -267,7 +268,7 @@ pub struct Exchange<'a> {
     address: ClientAddress,
     tls: Option<&'a TlsFacts>,
     doors: Doors<'a>,
-    memberships: Option<Arc<Memberships>>,
+    memberships: Option<Answer<Arc<Memberships>>>,
     /// What was looked up of the user may no longer hold, and nobody can be asked.
     is_unconfirmed: bool,
     /// Read and not yet looked at.
@@ -328,7 +329,7 @@ impl<'a> Exchange<'a> {
         let mut host_name = None;
         loop {
             let known = Known {
-                memberships: self.memberships.as_deref(),
+                memberships: self.memberships(),
                 host_name: host_name.as_ref(),
                 interfaces: &interfaces,
             };
@@ -338,14 +339,16 @@ impl<'a> Exchange<'a> {
                     // Before the method, a `reject` too, as in PostgreSQL.
                     let is_certified = self.tls.is_some_and(|tls| tls.certificate.is_some());
                     if rule.client_certificate != ClientCertificate::Off && !is_certified {
-                        return Err(LoginFault::NoCertificate);
+                        return Err(self.kept_out(LoginFault::NoCertificate));
                     }
                     if rule.method == Method::Reject {
-                        return Err(LoginFault::Rejected(facts.rejected()));
+                        return Err(self.kept_out(LoginFault::Rejected(facts.rejected())));
                     }
                     return Ok(Decided { index, rule });
                 }
-                Step::Decided(Decision::NoMatch) => return Err(LoginFault::NoRule(facts.no_entry())),
+                Step::Decided(Decision::NoMatch) => {
+                    return Err(self.kept_out(LoginFault::NoRule(facts.no_entry())));
+                }
                 Step::Needs(Need::Memberships) => self.look_up_memberships().await?,
                 Step::Needs(Need::HostName) => host_name = Some(self.host_name(facts.origin).await),
             }
@@ -436,6 +439,19 @@ impl<'a> Exchange<'a> {
             .map_err(LoginFault::Lookup)?;
         self.memberships = Some(memberships);
         Ok(())
+    }
+
+    fn memberships(&self) -> Option<&Memberships> {
+        self.memberships.as_ref().map(|answer| &*answer.found)
+    }
+
+    /// How a login ends that rules or maps do not let in. What was remembered of its memberships, and could not be
+    /// confirmed, may be older than a GRANT.
+    fn kept_out(&self, fault: LoginFault) -> LoginFault {
+        match &self.memberships {
+            Some(answer) if !answer.is_confirmed => LoginFault::Lookup(LookupError::Unconfirmed),
+            _ => fault,
+        }
     }
 
     async fn host_name(&self, origin: Origin) -> HostName {

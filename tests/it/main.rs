@@ -23,6 +23,7 @@ mod front;
 mod hand;
 mod hostile;
 mod idle;
+mod live;
 mod main_job;
 mod methods;
 mod raw;

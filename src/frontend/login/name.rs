@@ -31,7 +31,7 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
         return Ok(());
     }
     let why = unfit(rule, "certificate", &name);
-    Err(LoginFault::Certificate(rule.method.word(), why))
+    Err(exchange.kept_out(LoginFault::Certificate(rule.method.word(), why)))
 }
 
 /// `peer`: the operating system's user at the other end of a Unix socket.
@@ -53,11 +53,8 @@ pub(super) async fn operating_system(exchange: &mut Exchange<'_>, rule: &Rule) -
     if may_be(exchange, rule, name.as_bytes()).await? {
         return Ok(());
     }
-    Err(LoginFault::Peer(unfit(
-        rule,
-        "operating system user",
-        name.as_bytes(),
-    )))
+    let what = unfit(rule, "operating system user", name.as_bytes());
+    Err(exchange.kept_out(LoginFault::Peer(what)))
 }
 
 /// Nothing is left in the router's hands that would open a server.
@@ -73,7 +70,7 @@ async fn may_be(exchange: &mut Exchange<'_>, rule: &Rule, name: &[u8]) -> Result
     let map = rule.map.as_deref();
     loop {
         let maps = &exchange.doors.access.maps;
-        match maps.check(map, name, &exchange.packet.user, exchange.memberships.as_deref()) {
+        match maps.check(map, name, &exchange.packet.user, exchange.memberships()) {
             Allowed::Yes => return Ok(true),
             Allowed::Needs(Need::Memberships) => exchange.look_up_memberships().await?,
             // Maps know no hosts.
