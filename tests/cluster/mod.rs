@@ -312,6 +312,15 @@ impl Certificates {
         Self { dir }
     }
 
+    /// The same certificate, key and CA, in other files.
+    pub fn copy(&self) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["ca.crt", "server.crt", "server.key"] {
+            fs::copy(self.file(name), dir.path().join(name)).unwrap();
+        }
+        Self { dir }
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
