@@ -41,6 +41,7 @@ const LARGEST_PASSWORD_MESSAGE: usize = scram::MAX_PASSWORD + 1 + 4;
 pub struct Authenticated {
     server_login: ServerLogin,
     has_proven: bool,
+    is_bound: bool,
     /// The last words of the exchange and AuthenticationOk, held back to travel with what follows.
     welcome: BytesMut,
 }
@@ -54,6 +55,11 @@ impl Authenticated {
     /// Whether it has shown anything: `trust` asks for nothing, and such a login makes good no failures before it.
     pub fn has_proven(&self) -> bool {
         self.has_proven
+    }
+
+    /// Whether its proof is tied to the certificate it was shown (SCRAM-SHA-256-PLUS).
+    pub fn is_bound(&self) -> bool {
+        self.is_bound
     }
 
     /// What the client has to hear before anything else.
@@ -289,6 +295,8 @@ struct Proven {
     identity: Option<Identity>,
     /// The last words of the exchange, before AuthenticationOk.
     farewell: BytesMut,
+    /// To the TLS connection.
+    is_bound: bool,
 }
 
 impl<'a> Exchange<'a> {
@@ -382,6 +390,7 @@ impl<'a> Exchange<'a> {
             proof,
             identity,
             farewell: mut welcome,
+            is_bound,
         } = proven;
         let identity = match (identity, &proof) {
             // Only a users file has passwords, and it costs nothing to look.
@@ -405,6 +414,7 @@ impl<'a> Exchange<'a> {
             server_login,
             has_proven: rule.method != Method::Trust
                 || rule.client_certificate == ClientCertificate::VerifyFull,
+            is_bound,
             welcome,
         })
     }

@@ -86,6 +86,8 @@ struct Record {
     gate: Arc<Gate>,
     member: String,
     tls: Option<&'static str>,
+    /// The login was bound to the TLS connection.
+    is_bound: bool,
     accepted: Instant,
     times: Times,
 }
@@ -175,6 +177,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         database: Bytes::copy_from_slice(&packet.database),
         member: String::new(),
         tls: stream.tls_description(),
+        is_bound: authenticated.is_bound(),
         accepted,
         times: Times {
             tls: tls_done,
@@ -557,6 +560,7 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
                 route = %record.gate.route.name,
                 member = %record.member,
                 tls = record.tls.unwrap_or("-"),
+                channel_binding = if record.is_bound { "yes" } else { "no" },
                 tls_ms = %Millis(record.times.tls),
                 auth_ms = %Millis(record.times.auth),
                 connect_ms = %Millis(record.times.connect),

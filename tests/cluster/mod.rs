@@ -21,7 +21,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -48,19 +48,14 @@ pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// A loopback address nobody else of this run uses: 127.a.b.c by process and counter.
+/// A loopback address nobody else of this run uses, between 127.64.0.1 and 127.127.255.255: twelve bits of the process,
+/// ten of a counter.
 pub fn fresh_address() -> Ipv4Addr {
-    static NEXT: AtomicU16 = AtomicU16::new(1);
+    static NEXT: AtomicU32 = AtomicU32::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let process = std::process::id();
-    let [high, low] = number.to_be_bytes();
-    assert_eq!(high, 0, "more than 255 routers in one test binary");
-    Ipv4Addr::new(
-        127,
-        64 + u8::try_from(process >> 8 & 0x3f).unwrap(),
-        u8::try_from(process & 0xff).unwrap(),
-        low,
-    )
+    assert!(number < 1 << 10, "more than 1023 addresses in one test binary");
+    let process = std::process::id() & 0xfff;
+    Ipv4Addr::from_bits(0x7f40_0000 | process << 10 | number)
 }
 
 /// Runs a command to its end and returns its output, whatever its exit code.
@@ -310,6 +305,15 @@ impl Certificates {
         fs::write(dir.path().join("ca.crt"), ca_cert.pem()).unwrap();
         fs::write(dir.path().join("server.crt"), leaf.pem()).unwrap();
         secret(dir.path(), "server.key", &key.serialize_pem());
+        Self { dir }
+    }
+
+    /// The same certificate, key and CA, in other files.
+    pub fn copy(&self) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["ca.crt", "server.crt", "server.key"] {
+            fs::copy(self.file(name), dir.path().join(name)).unwrap();
+        }
         Self { dir }
     }
 

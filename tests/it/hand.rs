@@ -10,8 +10,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use socket2::{Domain, Socket, Type};
-use trunkline::auth::scram::ClientSecret;
 use trunkline::auth::scram::client::ClientExchange;
+use trunkline::auth::scram::{ClientSecret, tls_server_end_point};
 use trunkline::config::Secret;
 
 use crate::cluster::Certificates;
@@ -135,6 +135,14 @@ impl Raw {
 
     pub fn is_encrypted(&self) -> bool {
         matches!(self.stream, Stream::Tls(_))
+    }
+
+    /// The hash of the certificate shown here, which a login can be bound to.
+    pub fn end_point(&self) -> Vec<u8> {
+        let Stream::Tls(stream) = &self.stream else {
+            panic!("no TLS")
+        };
+        tls_server_end_point(&stream.conn.peer_certificates().unwrap()[0]).unwrap()
     }
 
     fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {

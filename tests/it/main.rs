@@ -15,6 +15,7 @@ mod cluster;
 mod abuse;
 mod auth;
 mod bad_input;
+mod binding;
 mod cancel;
 mod checks;
 mod drivers;

@@ -115,6 +115,11 @@ pub struct AwaitFinal {
 }
 
 impl AwaitFinal {
+    /// Whether the client has chosen -PLUS: no proof will be good without the binding.
+    pub fn is_bound(&self) -> bool {
+        self.choice == Choice::Plus
+    }
+
     /// Takes `SASLResponse`'s data; returns the data of `AuthenticationSASLFinal` and the client's key.
     pub fn client_final(self, data: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramFault> {
         check_bounds(data)?;

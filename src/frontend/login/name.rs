@@ -63,6 +63,7 @@ pub(super) fn proven() -> Proven {
         proof: Proof::Nothing,
         identity: None,
         farewell: BytesMut::new(),
+        is_bound: false,
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFa
         proof: Proof::Password(given),
         identity,
         farewell: BytesMut::new(),
+        is_bound: false,
     })
 }
 
@@ -59,6 +60,7 @@ async fn md5_of(
         proof: Proof::Md5(hash),
         identity,
         farewell: BytesMut::new(),
+        is_bound: false,
     })
 }
 
@@ -80,6 +82,7 @@ pub(super) async fn directory(
         proof: Proof::Password(given),
         identity: None,
         farewell: BytesMut::new(),
+        is_bound: false,
     })
 }
 

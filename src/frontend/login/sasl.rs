@@ -47,6 +47,7 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
     message::authentication_sasl_continue(&mut out, &reply);
     exchange.send(&out).await?;
     let last = exchange.password_message().await?;
+    let is_bound = step.is_bound();
     let (reply, key) = step.client_final(&last).map_err(|fault| {
         exchange.failed(if fault.is_wrong_password() {
             wrong_password(identity.as_ref(), true)
@@ -60,6 +61,7 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
         proof: Proof::Key(key),
         identity,
         farewell: out,
+        is_bound,
     })
 }
 
