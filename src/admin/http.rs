@@ -2,6 +2,7 @@
 //!
 //! Requests never wait: they read snapshots. The listener runs on a thread and runtime of its own.
 
+mod access;
 mod answer;
 #[cfg(test)]
 pub(super) mod fixture;

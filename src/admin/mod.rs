@@ -13,6 +13,6 @@ mod local;
 pub mod log;
 pub mod metrics;
 
-pub use handles::{ClusterView, Handles, Phase, Readiness};
+pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub use http::{AdminError, AdminThread, spawn_thread};
 pub use metrics::Metrics;
