@@ -10,7 +10,7 @@ mod node;
 mod patroni;
 mod router;
 mod serve;
-mod stream;
+pub(super) mod stream;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

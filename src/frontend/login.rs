@@ -36,26 +36,22 @@ const LARGEST_PASSWORD_MESSAGE: usize = 65_536;
 /// A client that has proven who it is. Only [`exchange`] makes one.
 #[derive(Debug)]
 pub struct Authenticated {
-    server_login: ServerLogin,
+    server_login: Option<ServerLogin>,
     has_proven: bool,
     /// The last words of the exchange and AuthenticationOk, held back to travel with what follows.
     welcome: BytesMut,
 }
 
 impl Authenticated {
-    /// How to log into a server as this client.
-    pub fn server_login(&self) -> &ServerLogin {
-        &self.server_login
-    }
-
     /// Whether it has shown anything: `trust` asks for nothing, and such a login makes good no failures before it.
     pub fn has_proven(&self) -> bool {
         self.has_proven
     }
 
-    /// What the client has to hear before anything else.
-    pub fn welcome(&self) -> BytesMut {
-        self.welcome.clone()
+    /// How to log into a server as this client, `None` where there is none; and what the client has to hear before
+    /// anything else.
+    pub fn into_parts(self) -> (Option<ServerLogin>, BytesMut) {
+        (self.server_login, self.welcome)
     }
 }
 
@@ -229,10 +225,19 @@ fn failed(method: &str, user: &[u8]) -> ErrorReply {
     )
 }
 
+/// What a client gets once it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    Servers,
+    /// The router's own console: there is no server to log into.
+    Console,
+}
+
 /// What a login is decided with.
 #[derive(Debug, Clone, Copy)]
 pub struct Doors<'a> {
     pub access: &'a Access,
+    pub behind: Behind,
     pub cluster: &'a ClusterHandle,
     pub mock: &'a Arc<MockSecret>,
     /// Bounds how many passwords in clear are checked at once.
@@ -381,12 +386,14 @@ impl<'a> Exchange<'a> {
                 .and_then(|users| users.find(&self.packet.user).cloned()),
             (identity, _) => identity,
         };
-        let server_login = self
-            .doors
-            .access
-            .credentials
-            .login(&self.packet.user, proof, identity)
-            .ok_or(LoginFault::NoServerLogin)?;
+        let server_login = match self.doors.behind {
+            Behind::Console => None,
+            Behind::Servers => {
+                let credentials = &self.doors.access.credentials;
+                let login = credentials.login(&self.packet.user, proof, identity);
+                Some(login.ok_or(LoginFault::NoServerLogin)?)
+            }
+        };
         message::authentication_ok(&mut welcome);
         Ok(Authenticated {
             server_login,

@@ -37,6 +37,7 @@ use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
 use crate::routing::{self, Verdict};
 use crate::session::admission::Admission;
+use crate::session::console::ConsoleDoor;
 use crate::session::end::{Order, Reason};
 use crate::session::gate::Gate;
 use crate::session::keys::{Incarnation, KeyIssuer};
@@ -200,7 +201,12 @@ fn share(
     }
     let sentry = Arc::new(Sentry::new(config.auth.rate_limit));
     let access = Arc::new(ArcSwap::from_pointee(access));
+    let console = config.console.clone().map(|console| {
+        let answers = admin::Console::new(access_view(&access));
+        ConsoleDoor::new(console, Arc::new(answers))
+    });
     Ok(Shared {
+        console,
         admission: Arc::new(Admission::new(
             config.limits.max_clients,
             config.limits.max_pending_logins,

@@ -17,6 +17,7 @@ mod auth;
 mod bad_input;
 mod cancel;
 mod checks;
+mod console;
 mod drivers;
 mod fake;
 mod front;
