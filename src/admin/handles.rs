@@ -8,6 +8,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::metrics::Metrics;
+use crate::auth::hba::rows::HbaRow;
+use crate::auth::ident::IdentRow;
 use crate::cluster::snapshot::Snapshot;
 use crate::config::LocalMember;
 
@@ -16,11 +18,25 @@ use crate::config::LocalMember;
 pub struct Handles {
     /// In the order of the configuration; the first is the one meant without `?cluster=`.
     pub clusters: Vec<ClusterView>,
+    pub access: AccessView,
     pub readiness: Arc<Readiness>,
     /// Complete: nothing is registered after it is shared.
     pub registry: Arc<Registry>,
     /// Registered in `registry`.
     pub metrics: Metrics,
+}
+
+/// Who may log in, as rows: what is in service when it is asked.
+#[derive(Clone)]
+pub struct AccessView {
+    pub hba: Arc<dyn Fn() -> Vec<HbaRow> + Send + Sync>,
+    pub ident: Arc<dyn Fn() -> Vec<IdentRow> + Send + Sync>,
+}
+
+impl fmt::Debug for AccessView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessView").finish_non_exhaustive()
+    }
 }
 
 /// One cluster as this room sees it.

@@ -2,6 +2,7 @@
 //!
 //! Requests never wait: they read snapshots. The listener runs on a thread and runtime of its own.
 
+mod access;
 mod answer;
 #[cfg(test)]
 pub(super) mod fixture;
@@ -9,7 +10,7 @@ mod node;
 mod patroni;
 mod router;
 mod serve;
-mod stream;
+pub(super) mod stream;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What operators and balancers ask: HTTP, metrics, the log.
+//! What operators and balancers ask: HTTP, the console, metrics, the log.
 //!
 //! Guarantees: answers while the data path is busy (a thread and runtime of its own); `/node` and `/connection`
 //! bodies contain the word `true` only when the answer is true; HTTP/1.0 and 1.1, GET, HEAD and OPTIONS; every
@@ -6,6 +6,7 @@
 //!
 //! Refuses: to change anything but "look again now".
 
+pub mod console;
 mod fitness;
 mod handles;
 pub mod http;
@@ -13,6 +14,7 @@ mod local;
 pub mod log;
 pub mod metrics;
 
-pub use handles::{ClusterView, Handles, Phase, Readiness};
+pub use console::Console;
+pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub use http::{AdminError, AdminThread, spawn_thread};
 pub use metrics::Metrics;

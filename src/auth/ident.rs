@@ -139,6 +139,12 @@ impl Maps {
         self.mappings.iter().any(|mapping| mapping.map == map)
     }
 
+    /// As the view `pg_ident_file_mappings` shows them.
+    pub fn rows(&self) -> Vec<IdentRow> {
+        let numbered = self.mappings.iter().zip(1..);
+        numbered.map(|(mapping, number)| mapping.row(number)).collect()
+    }
+
     /// Whether `system_user`, already authenticated, may log in as `database_user`. Without a map, or with the empty
     /// name for one, the two must be equal. `memberships` are those of `database_user`.
     pub fn check(

@@ -3,7 +3,7 @@
 
 use super::cluster;
 use super::keys::{self, Unlock};
-use super::model::{Auth, CredentialUsers, ServerCredential, ServerSecret};
+use super::model::{Auth, Console, CredentialUsers, ServerCredential, ServerSecret};
 use super::schema;
 use super::section::{Field, Section, report_repeated};
 
@@ -51,11 +51,33 @@ fn server_credential(field: &Field<'_>) -> Option<ServerCredential> {
     })
 }
 
+/// `None` where the section is not written.
+pub(super) fn console(root: &Section<'_>) -> Option<Console> {
+    let section = root.section("console", &schema::CONSOLE);
+    if !section.present() {
+        return None;
+    }
+    let users = section.required("users").map(|field| names(&field));
+    let database = match section.field("database") {
+        Some(field) => name(&field)?,
+        None => "trunkline".to_owned(),
+    };
+    Some(Console {
+        users: users??,
+        database: database.into(),
+    })
+}
+
 /// `all`, or a list of names. A role may be named `all`: as an element of a list it is that role.
 fn users(field: &Field<'_>) -> Option<CredentialUsers> {
     if !field.is_list() {
         return field.one_of(&[("all", Some(()))]).map(|()| CredentialUsers::All);
     }
+    names(field).map(CredentialUsers::Names)
+}
+
+/// A list of names, none of them twice.
+fn names(field: &Field<'_>) -> Option<Vec<String>> {
     let mut names = Vec::new();
     let mut whole = true;
     for field in field.list(MAX_USERS) {
@@ -65,7 +87,7 @@ fn users(field: &Field<'_>) -> Option<CredentialUsers> {
         }
     }
     report_repeated(&names, "user");
-    whole.then(|| CredentialUsers::Names(names.into_iter().map(|(name, _)| name).collect()))
+    whole.then(|| names.into_iter().map(|(name, _)| name).collect())
 }
 
 fn name(field: &Field<'_>) -> Option<String> {

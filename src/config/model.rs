@@ -23,6 +23,8 @@ pub struct Config {
     pub routes: IndexMap<String, Arc<Route>>,
     pub listeners: Vec<Listener>,
     pub http: Http,
+    /// `None` where there is no console.
+    pub console: Option<Console>,
     pub limits: Limits,
     pub peers: Option<Peers>,
     pub log: Log,
@@ -390,6 +392,15 @@ impl std::fmt::Debug for HttpTls {
             .field("leaf", &self.leaf)
             .finish_non_exhaustive()
     }
+}
+
+/// The console: a database of the router's own, on every listener for clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Console {
+    /// Who may use it once authenticated; at least one, no duplicates.
+    pub users: Vec<String>,
+    /// The name clients ask for (default `trunkline`); a database of that name in a cluster is out of reach.
+    pub database: Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -38,7 +38,7 @@ macro_rules! keys {
 
 keys! {
     ROOT "": now("clusters"), now("tls"), now("auth"), now("routes"), now("listeners"), now("http"),
-        now("limits"), now("peers"), now("log"), now("shutdown"), now("workers");
+        now("console"), now("limits"), now("peers"), now("log"), now("shutdown"), now("workers");
     CLUSTER "clusters.NAME": now("patroni"), now("servers"), later("etcd"), now("service_account"),
         now("server_tls"), now("server"), now("probe"), later("members"), now("local_member");
     PATRONI "clusters.NAME.patroni": now("endpoints"), now("ca_file"), now("cert_file"), now("key_file"),
@@ -65,6 +65,7 @@ keys! {
         now("mode"), now("tls"), now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
     HTTP "http": now("address"), now("tls"), later("token_file");
     HTTP_TLS "http.tls": now("cert_file"), now("key_file"), now("passphrase_command");
+    CONSOLE "console": now("users"), now("database");
     LIMITS "limits": now("max_clients"), now("max_pending_logins"), later("per_user"), later("per_database"),
         later("per_address"), later("connection_rate");
     PEERS "peers": now("secret_file"), now("members");

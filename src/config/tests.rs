@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod access;
+mod console;
 mod keys;
 mod rereading;
 
@@ -58,6 +59,7 @@ listeners:
   - {name: two, address: "[::1]:7001", route: r, tls: off}
   - {name: three, address: /run/trunkline/.s.PGSQL.7001, socket_mode: "0750", route: r}
 http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key}}
+console: {users: [admin, b], database: router}
 limits: {max_clients: 12, max_pending_logins: 13}
 peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
 log: {level: debug, format: json}

@@ -19,7 +19,7 @@ use crate::auth::hba::options::{LdapOptions, LdapScheme};
 use crate::auth::hba::{self, Files};
 use crate::auth::ident::{self, Maps};
 use crate::auth::ldap::LdapSettings;
-use crate::auth::rules::{ClientCertificate, Connection, Method, Rule, Rules, UserMatch};
+use crate::auth::rules::{ClientCertificate, Connection, DatabaseMatch, Method, Rule, Rules, UserMatch};
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
 use crate::auth::{self, Identity};
@@ -58,21 +58,24 @@ impl std::error::Error for AccessFaults {}
 
 /// What of the rest of the configuration makes a rule possible.
 #[derive(Debug, Clone, Copy)]
-pub struct Around {
+pub struct Around<'a> {
     /// Clients' certificates can be checked: `tls.client_ca_file`.
     pub has_client_ca: bool,
     /// Some listener offers TLS.
     pub has_tls: bool,
+    /// The console's database: behind it there is no server to log into.
+    pub console: Option<&'a str>,
 }
 
-impl Around {
-    pub fn of(config: &Config) -> Self {
+impl<'a> Around<'a> {
+    pub fn of(config: &'a Config) -> Self {
         Self {
             has_client_ca: config.tls.as_ref().is_some_and(|tls| tls.asks_clients),
             has_tls: config
                 .listeners
                 .iter()
                 .any(|listener| listener.tls != ListenerTls::Off),
+            console: config.console.as_ref().map(|console| &*console.database),
         }
     }
 }
@@ -82,7 +85,7 @@ impl Access {
     ///
     /// # Errors
     /// Every fault, in the order of the files.
-    pub fn load(auth: &Auth, around: Around, mock: &MockSecret) -> Result<Self, AccessFaults> {
+    pub fn load(auth: &Auth, around: Around<'_>, mock: &MockSecret) -> Result<Self, AccessFaults> {
         let disk = Disk::default();
         let mut others = Vec::new();
         let maps = match &auth.ident_file {
@@ -154,7 +157,7 @@ impl Access {
     }
 
     /// Sentences about rules that are right and cannot do what they seem to.
-    pub fn warnings(&self, around: Around) -> Vec<String> {
+    pub fn warnings(&self, around: Around<'_>) -> Vec<String> {
         let is_idle = |rule: &&Rule| {
             rule.connection == Connection::HostGssEnc
                 || (rule.connection == Connection::HostSsl && !around.has_tls)
@@ -190,7 +193,7 @@ struct Check<'a> {
     /// There is a users file, with faults in it.
     has_unread_users: bool,
     credentials: &'a ServerCredentials,
-    around: Around,
+    around: Around<'a>,
     faults: &'a mut Vec<String>,
 }
 
@@ -234,6 +237,11 @@ impl Check<'_> {
 
     /// Such a login leaves nothing in the router's hands that opens a server: something else must.
     fn check_server_login(&mut self) {
+        let console = self.around.console.map(str::as_bytes);
+        let is_console = |database: &DatabaseMatch| matches!(database, DatabaseMatch::Name(name) if Some(&name[..]) == console);
+        if self.rule.databases.iter().all(is_console) {
+            return;
+        }
         let method = &self.rule.method;
         let mut without = None;
         for user in &self.rule.users {

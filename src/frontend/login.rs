@@ -39,7 +39,7 @@ const LARGEST_PASSWORD_MESSAGE: usize = scram::MAX_PASSWORD + 1 + 4;
 /// A client that has proven who it is. Only [`exchange`] makes one.
 #[derive(Debug)]
 pub struct Authenticated {
-    server_login: ServerLogin,
+    server_login: Option<ServerLogin>,
     has_proven: bool,
     is_bound: bool,
     /// The last words of the exchange and AuthenticationOk, held back to travel with what follows.
@@ -47,11 +47,6 @@ pub struct Authenticated {
 }
 
 impl Authenticated {
-    /// How to log into a server as this client.
-    pub fn server_login(&self) -> &ServerLogin {
-        &self.server_login
-    }
-
     /// Whether it has shown anything: `trust` asks for nothing, and such a login makes good no failures before it.
     pub fn has_proven(&self) -> bool {
         self.has_proven
@@ -62,9 +57,10 @@ impl Authenticated {
         self.is_bound
     }
 
-    /// What the client has to hear before anything else.
-    pub fn welcome(&self) -> BytesMut {
-        self.welcome.clone()
+    /// How to log into a server as this client, `None` where there is none; and what the client has to hear before
+    /// anything else.
+    pub fn into_parts(self) -> (Option<ServerLogin>, BytesMut) {
+        (self.server_login, self.welcome)
     }
 }
 
@@ -111,6 +107,9 @@ pub enum LoginFault {
     Protocol(String),
     #[error("the look-up of the verifier failed: {0}")]
     Lookup(LookupError),
+    /// A proof that does not fit what was remembered, while nobody can confirm that.
+    #[error("the password does not fit a remembered answer, which could not be confirmed")]
+    Unconfirmed,
     #[error("login took too long")]
     Timeout,
 }
@@ -120,7 +119,8 @@ pub enum LoginFault {
 pub enum Offence {
     /// It gave a proof, and that was wrong. An unknown user's always is.
     Proof,
-    /// It did not keep to the protocol.
+    /// It did not keep to the protocol, or its proof fits nothing that could be confirmed: whoever can make look-ups slow
+    /// must not guess without bounds, and no user may be locked out by it.
     Garbage,
 }
 
@@ -135,7 +135,7 @@ impl LoginFault {
             | Self::Certificate(..)
             | Self::Peer(_)
             | Self::Ldap(_) => Some(Offence::Proof),
-            Self::Scram(_) | Self::Protocol(_) => Some(Offence::Garbage),
+            Self::Scram(_) | Self::Protocol(_) | Self::Unconfirmed => Some(Offence::Garbage),
             Self::HungUp
             | Self::TooMany(_)
             | Self::Unavailable(_)
@@ -168,7 +168,7 @@ impl LoginFault {
             Self::Directory(_) => "directory",
             Self::NoServerLogin => "no_server_login",
             Self::Scram(_) | Self::Protocol(_) => "protocol",
-            Self::Lookup(_) => "lookup",
+            Self::Lookup(_) | Self::Unconfirmed => "lookup",
             Self::Timeout => "timeout",
         }
     }
@@ -219,7 +219,7 @@ impl LoginFault {
                 .hint("Its operator has to add one to auth.server_credentials."),
             ),
             Self::Protocol(what) => Some(ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, what.clone())),
-            Self::Lookup(_) => Some(
+            Self::Lookup(_) | Self::Unconfirmed => Some(
                 ErrorReply::fatal(
                     SqlState::CANNOT_CONNECT_NOW,
                     "the connection manager cannot look up passwords at the moment",
@@ -245,10 +245,19 @@ fn failed(method: &str, user: &[u8]) -> ErrorReply {
     )
 }
 
+/// What a client gets once it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    Servers,
+    /// The router's own console: there is no server to log into.
+    Console,
+}
+
 /// What a login is decided with.
 #[derive(Debug, Clone, Copy)]
 pub struct Doors<'a> {
     pub access: &'a Access,
+    pub behind: Behind,
     pub cluster: &'a ClusterHandle,
     pub mock: &'a Arc<MockSecret>,
     /// Bounds how many passwords in clear are checked at once.
@@ -402,13 +411,20 @@ impl<'a> Exchange<'a> {
                 .and_then(|users| users.find(&self.packet.user).cloned()),
             (identity, _) => identity,
         };
-        let server_login = self
-            .doors
-            .access
-            .credentials
-            .login(&self.packet.user, proof, identity)
-            .ok_or(LoginFault::NoServerLogin)?;
-        let server_login = certain(server_login, self.is_unconfirmed)?;
+        let server_login = match self.doors.behind {
+            Behind::Console if self.is_unconfirmed => {
+                return Err(LoginFault::Lookup(LookupError::Unconfirmed));
+            }
+            Behind::Console => None,
+            Behind::Servers => {
+                let credentials = &self.doors.access.credentials;
+                let login = credentials.login(&self.packet.user, proof, identity);
+                Some(certain(
+                    login.ok_or(LoginFault::NoServerLogin)?,
+                    self.is_unconfirmed,
+                )?)
+            }
+        };
         message::authentication_ok(&mut welcome);
         Ok(Authenticated {
             server_login,
@@ -499,7 +515,7 @@ fn wrong_password(identity: Option<&Identity>, is_scram: bool) -> LoginFault {
 /// Neither a wrong password nor an unknown user is told by an answer that nobody could confirm.
 fn verdict(fault: LoginFault, is_unconfirmed: bool) -> LoginFault {
     if is_unconfirmed && fault.offence() == Some(Offence::Proof) {
-        return LoginFault::Lookup(LookupError::Unconfirmed);
+        return LoginFault::Unconfirmed;
     }
     fault
 }
@@ -648,8 +664,8 @@ mod tests {
         let wrong = || [LoginFault::Scram(ScramFault::Proof), wrong_password(None, true)];
         for fault in wrong() {
             let fault = verdict(fault, true);
-            assert!(matches!(fault, LoginFault::Lookup(LookupError::Unconfirmed)));
-            assert_eq!(fault.offence(), None);
+            assert!(matches!(fault, LoginFault::Unconfirmed));
+            assert_eq!(fault.offence(), Some(Offence::Garbage), "of the address, not of the user");
             assert_eq!(
                 fault.reply(b"app").map(|reply| reply.code),
                 Some(SqlState::CANNOT_CONNECT_NOW)

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::metrics::FileMetrics;
-use crate::admin::{self, ClusterView, Handles, Readiness};
+use crate::admin::{self, AccessView, ClusterView, Handles, Readiness};
 use crate::auth::scram::MockSecret;
 use crate::cluster::{self, ClusterHandle};
 use crate::config::{Config, TargetRole};
@@ -37,6 +37,7 @@ use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
 use crate::routing::{self, Verdict};
 use crate::session::admission::Admission;
+use crate::session::console::ConsoleDoor;
 use crate::session::end::{Order, Reason};
 use crate::session::gate::Gate;
 use crate::session::keys::{Incarnation, KeyIssuer};
@@ -81,6 +82,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let readiness = Arc::new(Readiness::new());
     let handles = Handles {
         clusters: views(&config, &clusters),
+        access: access_view(&shared.access),
         readiness: Arc::clone(&readiness),
         registry: Arc::new(metrics),
         metrics: admin_metrics,
@@ -198,7 +200,13 @@ fn share(
         warn!("{warning}");
     }
     let sentry = Arc::new(Sentry::new(config.auth.rate_limit));
+    let access = Arc::new(ArcSwap::from_pointee(access));
+    let console = config.console.clone().map(|console| {
+        let answers = admin::Console::new(access_view(&access));
+        ConsoleDoor::new(console, Arc::new(answers))
+    });
     Ok(Shared {
+        console,
         admission: Arc::new(Admission::new(
             config.limits.max_clients,
             config.limits.max_pending_logins,
@@ -212,7 +220,7 @@ fn share(
         registry,
         keys: KeyIssuer::new(incarnation, secret),
         peers: config.peers.as_ref().map(|peers| Peers::new(peers, incarnation)),
-        access: Arc::new(ArcSwap::from_pointee(access)),
+        access,
         mock,
         derivations: Arc::new(Semaphore::new(session::MOST_DERIVATIONS)),
         login_timeout: config.auth.login_timeout,
@@ -221,6 +229,15 @@ fn share(
         tasks: tasks.clone(),
         closing: CancellationToken::new(),
     })
+}
+
+/// The rules in service, whenever they are asked for.
+fn access_view(access: &Arc<ArcSwap<Access>>) -> AccessView {
+    let (rules, maps) = (Arc::clone(access), Arc::clone(access));
+    AccessView {
+        hba: Arc::new(move || rules.load().rules.rows()),
+        ident: Arc::new(move || maps.load().maps.rows()),
+    }
 }
 
 fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {

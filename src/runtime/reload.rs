@@ -349,7 +349,7 @@ struct Faulty {
     watched: Stamps,
 }
 
-fn ready(material: Material, around: Around, shared: &Shared) -> Result<(Ready, Vec<Leaf>), Faulty> {
+fn ready(material: Material, around: Around<'_>, shared: &Shared) -> Result<(Ready, Vec<Leaf>), Faulty> {
     Ok(match material {
         Material::Tls(tls) => (Ready::Tls(Acceptor::new(&tls)), of_clients(&tls)),
         Material::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),

@@ -87,6 +87,8 @@ pub enum Cause {
     /// One side broke the protocol so that frames can no longer be told apart.
     ClientProtocol(String),
     ServerProtocol(String),
+    /// A fault of ours in the console; the client is cut off.
+    ConsoleFault,
 }
 
 impl Cause {
@@ -100,6 +102,7 @@ impl Cause {
             Self::Ordered(reason) => reason.label(),
             Self::ClientProtocol(_) => "client_protocol",
             Self::ServerProtocol(_) => "server_protocol",
+            Self::ConsoleFault => "console_fault",
         }
     }
 
@@ -113,14 +116,18 @@ impl Cause {
             Self::ServerGone { .. }
             | Self::Ordered(_)
             | Self::ClientProtocol(_)
-            | Self::ServerProtocol(_) => true,
+            | Self::ServerProtocol(_)
+            | Self::ConsoleFault => true,
         }
     }
 
     /// What the client is told; `None` where it knows or is gone.
     pub fn reply(&self) -> Option<ErrorReply> {
         match self {
-            Self::ClientTerminated | Self::ClientGone { .. } | Self::ServerFatal { .. } => None,
+            Self::ClientTerminated
+            | Self::ClientGone { .. }
+            | Self::ServerFatal { .. }
+            | Self::ConsoleFault => None,
             Self::Ordered(reason) => Some(reason.reply()),
             Self::ServerGone { in_flight: true } => Some(
                 ErrorReply::fatal(
@@ -158,6 +165,7 @@ impl std::fmt::Display for Cause {
             Self::Ordered(reason) => reason.fmt(f),
             Self::ClientProtocol(what) => write!(f, "protocol violation by the client: {what}"),
             Self::ServerProtocol(what) => write!(f, "protocol violation by the server: {what}"),
+            Self::ConsoleFault => f.write_str("a fault in the console"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! open → admission → rule → anybody there? → authenticate → attach → relay → end
+//!                                                         └→ console ──────────┘
 //! ```
 //! Each step consumes what the one before it made; what the login needed is dropped before the relay begins.
 
@@ -23,10 +24,11 @@ use super::keys::ClientCancelKey;
 use super::metrics::{GaugeGuard, seconds};
 use super::registry::{Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
-use super::{Shared, cancel, peers, sentry};
+use super::{Shared, cancel, console, peers, sentry};
+use crate::auth::credentials::ServerLogin;
 use crate::config::TargetRole;
 use crate::frontend::listen::ClientSocket;
-use crate::frontend::login::{self, Authenticated, Exchange, LoginFault};
+use crate::frontend::login::{self, Authenticated, Behind, Exchange, LoginFault};
 use crate::frontend::opening::{self, Opening, OpeningFault};
 use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
@@ -55,18 +57,31 @@ pub struct Arrival {
 pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
     // The login is a large future with large parts; the relay must not carry its weight.
     let session = Box::pin(log_in(arrival, Arc::clone(&shared))).await;
-    if let Some(Session {
-        relay,
-        record,
-        seat,
-        gauge,
-        admitted,
-    }) = session
-    {
-        let ended = relay.run().await;
-        finish(ended, *record, &shared).await;
-        drop((seat, gauge, admitted));
+    match session {
+        None => {}
+        Some(LoggedIn::Session(session)) => {
+            let Session {
+                relay,
+                record,
+                seat,
+                gauge,
+                admitted,
+            } = session;
+            let ended = relay.run().await;
+            finish(ended, *record, &shared).await;
+            drop((seat, gauge, admitted));
+        }
+        Some(LoggedIn::Console(visit)) => Box::pin(console::visit(visit, &shared)).await,
     }
+}
+
+/// A client that has logged in.
+#[allow(clippy::large_enum_variant, reason = "nearly every one is the large one")]
+enum LoggedIn {
+    /// Next: relay.
+    Session(Session),
+    /// Next: [`console::visit`].
+    Console(console::Visit),
 }
 
 /// A session that is ready to relay.
@@ -79,17 +94,27 @@ struct Session {
 }
 
 /// What the log line at the end needs.
-struct Record {
+pub(super) struct Record {
     client: ClientAddress,
-    user: Bytes,
-    database: Bytes,
-    gate: Arc<Gate>,
-    member: String,
+    pub(super) user: Bytes,
+    pub(super) database: Bytes,
+    pub(super) gate: Arc<Gate>,
+    pub(super) member: String,
     tls: Option<&'static str>,
     /// The login was bound to the TLS connection.
     is_bound: bool,
     accepted: Instant,
     times: Times,
+}
+
+impl Record {
+    /// Tells the operator of an authenticated client that may not use what it asks for.
+    pub(super) fn refused(&self, shared: &Shared, reason: &str) {
+        if let Some(skipped) = shared.failures.admit(self.client.ip()) {
+            let (user, database) = (Escaped(&self.user), Escaped(&self.database));
+            warn!(client = %self.client, listener = %self.gate.name, %user, %database, %reason, skipped, "login refused");
+        }
+    }
 }
 
 /// Time spent in each step of the login.
@@ -100,7 +125,7 @@ struct Times {
     connect: Duration,
 }
 
-async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
+async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     let accepted = Instant::now();
     let Arrival {
         socket,
@@ -186,16 +211,32 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         },
         gate,
     });
-    let session = begin(&shared, stream, &packet, authenticated, &mut record, lease).await?;
+    let (login, welcome) = authenticated.into_parts();
+    let Some(login) = login else {
+        return Some(LoggedIn::Console(console::Visit {
+            stream,
+            welcome,
+            record,
+            admitted,
+        }));
+    };
+    let session = begin(&shared, stream, &packet, (&login, welcome), &mut record, lease).await?;
     let Begun { relay, seat } = session;
     let gauge = shared.metrics.session(&record.gate.route.name, &record.member);
-    Some(Session {
+    Some(LoggedIn::Session(Session {
         relay,
         record,
         seat,
         gauge,
         admitted,
-    })
+    }))
+}
+
+fn behind(shared: &Shared, packet: &StartupPacket) -> Behind {
+    match &shared.console {
+        Some(door) if door.is_meant(packet) => Behind::Console,
+        _ => Behind::Servers,
+    }
 }
 
 /// As a server that shuts down says it to who wants to log in.
@@ -250,10 +291,13 @@ async fn authenticate(
     sentry::admit(shared, gate, stream, packet, address, pending, deadline).await?;
     let admitted = shared.admission.admit(gate).map_err(LoginFault::TooMany)?;
     let access = shared.access.load_full();
-    let doors = shared.doors(&access, gate, deadline);
+    let behind = behind(shared, packet);
+    let doors = shared.doors(&access, gate, behind, deadline);
     let mut exchange = Exchange::new(stream, packet, address, tls, doors);
     let decided = exchange.decide().await?;
-    attach::anybody(&gate.cluster, &shared.registry, &gate.route).map_err(LoginFault::Unavailable)?;
+    if behind == Behind::Servers {
+        attach::anybody(&gate.cluster, &shared.registry, &gate.route).map_err(LoginFault::Unavailable)?;
+    }
     let authenticated = exchange.run(decided).await?;
     if authenticated.has_proven() {
         sentry::succeeded(shared, gate, packet, address);
@@ -271,13 +315,12 @@ async fn begin(
     shared: &Arc<Shared>,
     mut stream: ClientStream,
     packet: &StartupPacket,
-    authenticated: Authenticated,
+    (login, mut out): (&ServerLogin, BytesMut),
     record: &mut Record,
     lease: Arc<Lease>,
 ) -> Option<Begun> {
     let gate = Arc::clone(&record.gate);
     let started = Instant::now();
-    let login = authenticated.server_login();
     let state = session_state(packet, gate.route.target, login.user.as_ref());
     let request = Request {
         cluster: &gate.cluster,
@@ -287,7 +330,6 @@ async fn begin(
         login,
         user: &packet.user,
     };
-    let mut out = authenticated.welcome();
     let attached = attach::attach(&request).await;
     record.times.connect = started.elapsed();
     let Attachable {
@@ -544,7 +586,7 @@ async fn finish(ended: Ended, record: Record, shared: &Shared) {
     farewell(client, out).await;
 }
 
-fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
+pub(super) fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
     struct Millis(Duration);
     impl fmt::Display for Millis {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -582,7 +624,7 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
 
 /// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
 /// socket with unread data resets it, and the words would be lost, the server's own that were passed on as well.
-async fn farewell(mut stream: ClientStream, out: BytesMut) {
+pub(super) async fn farewell(mut stream: ClientStream, out: BytesMut) {
     let _ = timeout(FAREWELL, async {
         say(&mut stream, &out).await;
         let mut waste = BytesMut::with_capacity(4096);

@@ -10,6 +10,7 @@
 pub mod admission;
 mod attach;
 mod cancel;
+pub mod console;
 pub mod end;
 pub mod gate;
 pub mod keys;
@@ -36,7 +37,7 @@ use tracing::warn;
 
 use crate::auth::scram::MockSecret;
 use crate::frontend::access::Access;
-use crate::frontend::login::Doors;
+use crate::frontend::login::{Behind, Doors};
 use gate::Gate;
 use sample::{Sampler, Verdict};
 
@@ -55,6 +56,8 @@ pub struct Shared {
     pub peers: Option<peers::Peers>,
     /// Who may come in. Another one may be put in its place, for the logins to come.
     pub access: Arc<ArcSwap<Access>>,
+    /// `None` where there is none.
+    pub console: Option<console::ConsoleDoor>,
     pub mock: Arc<MockSecret>,
     /// Bounds how many passwords in clear are checked at once.
     pub derivations: Arc<Semaphore>,
@@ -74,9 +77,16 @@ impl Shared {
         self.metrics.refuse(reason);
     }
 
-    fn doors<'a>(&'a self, access: &'a Access, gate: &'a Gate, deadline: Instant) -> Doors<'a> {
+    fn doors<'a>(
+        &'a self,
+        access: &'a Access,
+        gate: &'a Gate,
+        behind: Behind,
+        deadline: Instant,
+    ) -> Doors<'a> {
         Doors {
             access,
+            behind,
             cluster: &gate.cluster,
             mock: &self.mock,
             derivations: &self.derivations,

@@ -18,6 +18,7 @@ mod bad_input;
 mod binding;
 mod cancel;
 mod checks;
+mod console;
 mod drivers;
 mod fake;
 mod front;

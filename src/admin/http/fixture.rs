@@ -7,10 +7,12 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use super::super::handles::{ClusterView, Handles, Readiness};
+use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
 use super::router::App;
+use crate::auth::ident::IdentRow;
+use crate::auth::rules::Rules;
 use crate::cluster::snapshot::*;
 use crate::config::LocalMember;
 
@@ -120,6 +122,23 @@ pub(in crate::admin) fn view(snapshot: Snapshot, local_member: LocalMember) -> C
     }
 }
 
+/// The built-in rules, and one mapping.
+pub(in crate::admin) fn access() -> AccessView {
+    let mapping = IdentRow {
+        map_number: Some(1),
+        file_name: "/etc/trunkline/pg_ident.conf".into(),
+        line_number: Some(3),
+        map_name: Some("cn".into()),
+        sys_name: Some("/^(.*)@example$".into()),
+        pg_username: Some("\\1".into()),
+        error: None,
+    };
+    AccessView {
+        hba: Arc::new(|| Rules::builtin().rows()),
+        ident: Arc::new(move || vec![mapping.clone()]),
+    }
+}
+
 /// Accepting, with a registry of its own.
 pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
     let mut registry = Registry::default();
@@ -128,6 +147,7 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
     readiness.accepting();
     Handles {
         clusters,
+        access: access(),
         readiness,
         registry: Arc::new(registry),
         metrics,

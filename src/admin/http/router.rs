@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::super::handles::{ClusterView, Handles};
 use super::super::local::Local;
 use super::super::metrics::{self, Endpoint};
+use super::access::{self, CalledBy};
 use super::answer::Answer;
 use super::{node, patroni};
 use crate::cluster::snapshot::{Member, Snapshot};
@@ -138,6 +139,14 @@ pub(super) fn router(app: Arc<App>) -> Router {
             "/group/read-only-info",
             read(async |State(app): Shared, uri: Uri| node::read_only_info(&app, &uri)),
         )
+        .route(
+            "/api/v1/hba",
+            read(async |State(app): Shared, caller: CalledBy| access::hba(&app, caller)),
+        )
+        .route(
+            "/api/v1/ident",
+            read(async |State(app): Shared, caller: CalledBy| access::ident(&app, caller)),
+        )
         .route("/liveness", read(async || patroni::liveness()))
         .route("/metrics", read(async |State(app): Shared| metrics_text(&app)))
         .route(
@@ -193,6 +202,7 @@ fn endpoint(path: &str) -> Endpoint {
         Some("connection") => Endpoint::Connection,
         Some("node") => Endpoint::Node,
         Some("group") => Endpoint::Group,
+        Some("api") => Endpoint::Api,
         Some("metrics") => Endpoint::Metrics,
         Some("update_clusters") => Endpoint::UpdateClusters,
         Some("liveness") => Endpoint::Patroni,

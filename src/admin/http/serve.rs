@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Socket, Type};
@@ -21,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::handles::Handles;
 use super::super::local;
+use super::access::Caller;
 use super::router::{App, router};
 use super::stream::WriteBound;
 use crate::config::BindAddress;
@@ -115,10 +119,10 @@ pub(super) async fn serve(
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => {
+        let (stream, caller) = match accepted {
+            Ok((stream, address)) => {
                 backoff = Backoff::default();
-                stream
+                (stream, Caller(address.ip()))
             }
             Err(error) => {
                 if let Some(pause) = backoff.after(&error) {
@@ -137,7 +141,7 @@ pub(super) async fn serve(
         let open = Open::new(&metrics.connections);
         let server = Arc::clone(&server);
         tasks.spawn(async move {
-            server.connection(stream).await;
+            server.connection(stream, caller).await;
             drop((slot, open));
         });
     }
@@ -155,11 +159,11 @@ struct Server {
 }
 
 impl Server {
-    async fn connection(&self, stream: TcpStream) {
+    async fn connection(&self, stream: TcpStream, caller: Caller) {
         // Best effort: without it an answer is only later.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            return self.requests(stream).await;
+            return self.requests(stream, caller).await;
         };
         let handshake = tokio::select! {
             () = self.stop.cancelled() => return,
@@ -169,15 +173,22 @@ impl Server {
             ) => handshake,
         };
         match handshake {
-            Ok(Ok(stream)) => self.requests(stream).await,
+            Ok(Ok(stream)) => self.requests(stream, caller).await,
             Ok(Err(error)) => tracing::debug!(%error, "HTTP: TLS handshake failed"),
             Err(_) => tracing::debug!("HTTP: TLS handshake timed out"),
         }
     }
 
-    async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S) {
+    async fn requests<S>(&self, stream: S, caller: Caller)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let stream = TokioIo::new(WriteBound::new(stream, self.bounds.write_timeout));
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(caller);
+            router.call(request)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.bounds.header_timeout)

@@ -10,19 +10,23 @@ use tokio::time::{Sleep, sleep};
 
 /// Fails a write, flush or close that makes no progress for `limit`. Reads are bounded by the caller.
 #[derive(Debug)]
-pub(super) struct WriteBound<S> {
+pub(in crate::admin) struct WriteBound<S> {
     inner: S,
     limit: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteBound<S> {
-    pub(super) fn new(inner: S, limit: Duration) -> Self {
+    pub(in crate::admin) fn new(inner: S, limit: Duration) -> Self {
         Self {
             inner,
             limit,
             stalled: None,
         }
+    }
+
+    pub(in crate::admin) fn into_inner(self) -> S {
+        self.inner
     }
 
     fn bound<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

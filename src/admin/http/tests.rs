@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use axum::{Extension, Router};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -14,6 +14,7 @@ use tower::ServiceExt;
 
 use super::super::handles::{Handles, Readiness};
 use super::super::local::Local;
+use super::access::Caller;
 use super::answer::{MEMBER, REASON};
 use super::fixture::*;
 use super::node::stable_id;
@@ -817,4 +818,39 @@ proptest! {
             }
         });
     }
+}
+
+// --- who may log in ------------------------------------------------------------------------------------------------
+
+async fn get_from(router: &Router, uri: &str, caller: &str) -> Got {
+    let caller = Caller(caller.parse().unwrap());
+    get(&router.clone().layer(Extension(caller)), uri).await
+}
+
+#[tokio::test]
+async fn rules_are_shown_to_this_host_only() {
+    let router = beside(snapshot(), "m");
+    for caller in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+        let got = get_from(&router, "/api/v1/hba", caller).await;
+        assert_eq!(got.status, StatusCode::OK, "{caller}");
+        let rules = got.json();
+        assert_eq!(rules[0]["rule_number"], 1);
+        assert_eq!(rules[0]["auth_method"], "scram-sha-256");
+        assert_eq!(rules[0]["file_name"], Value::Null);
+        let got = get_from(&router, "/api/v1/ident", caller).await;
+        assert_eq!(
+            got.json(),
+            json!([{"map_number": 1, "file_name": "/etc/trunkline/pg_ident.conf", "line_number": 3, "map_name": "cn",
+                    "sys_name": "/^(.*)@example$", "pg_username": "\\1", "error": null}])
+        );
+    }
+    for caller in ["10.0.0.7", "::ffff:10.0.0.7", "2001:db8::1", "0.0.0.0"] {
+        for path in ["/api/v1/hba", "/api/v1/ident"] {
+            let got = get_from(&router, path, caller).await;
+            assert_eq!(got.status, StatusCode::FORBIDDEN, "{caller}");
+            assert!(got.reason().contains("on the same host"), "{}", got.reason());
+            assert!(!got.body.contains("scram"), "{}", got.body);
+        }
+    }
+    assert_eq!(get(&router, "/api/v1/hba").await.status, StatusCode::FORBIDDEN);
 }

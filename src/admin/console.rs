@@ -1,0 +1,224 @@
+//! The console over the PostgreSQL protocol: `psql "host=… port=6432 dbname=trunkline user=admin"`.
+//!
+//! Clients come authenticated, over TLS where they asked for it. pgwire's handlers answer; in front of them every frame
+//! is cut by length, read with bounds and checked ([`request`]), because pgwire's own decoders panic on a truncated
+//! message, read past a frame's end and allocate what a client asks for.
+//!
+//! Refuses: transactions (nothing here could be rolled back), parameters, several commands in one query.
+
+mod command;
+mod handler;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pgwire::api::{ClientInfo, DefaultClient, NoopHandler, PgWireConnectionState};
+use pgwire::messages::PgWireFrontendMessage;
+use pgwire::tokio::server::{PgWireMessageServerCodec, process_error, process_message};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::codec::Framed;
+
+use super::handles::AccessView;
+use super::http::stream::WriteBound;
+use crate::frontend::ClientStream;
+use crate::session::console::{Departure, Visitor};
+use crate::session::end::{Cause, Reason};
+use crate::wire::frame::{self, Frame};
+use crate::wire::message;
+use command::Command;
+use handler::Handler;
+use request::{Change, Names, Request};
+
+/// For an answer that makes no progress because the client does not read it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Settings of a session, as drivers read them: the oldest PostgreSQL that the router serves, so that no driver expects
+/// more of it; and `off` where one looks for a server that it may write to.
+const SETTINGS: [(&str, &str); 10] = [
+    (
+        "server_version",
+        concat!("14.0 (Trunkline ", env!("CARGO_PKG_VERSION"), ")"),
+    ),
+    ("server_encoding", "UTF8"),
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("integer_datetimes", "on"),
+    ("standard_conforming_strings", "on"),
+    ("default_transaction_read_only", "off"),
+    ("in_hot_standby", "off"),
+];
+
+type Io = WriteBound<ClientStream>;
+type Wire = Framed<Io, PgWireMessageServerCodec<&'static Command>>;
+
+/// Answers commands. One for all sessions.
+pub struct Console {
+    handler: Arc<Handler>,
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console").finish_non_exhaustive()
+    }
+}
+
+impl Console {
+    pub fn new(access: AccessView) -> Self {
+        Self {
+            handler: Arc::new(Handler::new(access)),
+        }
+    }
+}
+
+impl crate::session::console::Console for Console {
+    fn serve(&self, visitor: Visitor) -> Pin<Box<dyn Future<Output = Departure> + Send>> {
+        Box::pin(Conversation::begin(Arc::clone(&self.handler), visitor))
+    }
+}
+
+/// One session.
+struct Conversation {
+    wire: Wire,
+    handler: Arc<Handler>,
+    names: Names,
+    /// Read and not yet looked at; never more than one frame and one read.
+    buffer: BytesMut,
+}
+
+impl Conversation {
+    async fn begin(handler: Arc<Handler>, visitor: Visitor) -> Departure {
+        let Visitor {
+            stream,
+            user,
+            mut welcome,
+            closing,
+        } = visitor;
+        for (name, value) in SETTINGS {
+            message::parameter_status(&mut welcome, name.as_bytes(), value.as_bytes());
+        }
+        message::parameter_status(&mut welcome, b"session_authorization", user.as_bytes());
+        message::ready_for_query(&mut welcome, b'I');
+        // pgwire wants an address, and nothing here asks for it.
+        let mut client = DefaultClient::new(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), stream.is_tls());
+        client.set_state(PgWireConnectionState::ReadyForQuery);
+        let mut conversation = Self {
+            wire: Framed::new(
+                WriteBound::new(stream, WRITE_TIMEOUT),
+                PgWireMessageServerCodec::new(client),
+            ),
+            handler,
+            names: Names::default(),
+            buffer: BytesMut::new(),
+        };
+        let cause = match conversation.greet(&welcome).await {
+            Ok(()) => loop {
+                // An answer is finished before the end is looked at.
+                let frame = tokio::select! {
+                    biased;
+                    () = closing.cancelled() => break Cause::Ordered(Reason::Shutdown),
+                    frame = conversation.frame() => frame,
+                };
+                let next = match frame {
+                    Ok(frame) => conversation.answer(frame).await,
+                    Err(cause) => Err(cause),
+                };
+                if let Err(cause) = next {
+                    break cause;
+                }
+            },
+            Err(_gone) => gone(),
+        };
+        Departure {
+            stream: conversation.wire.into_inner().into_inner(),
+            cause,
+        }
+    }
+
+    async fn greet(&mut self, welcome: &[u8]) -> io::Result<()> {
+        let io = self.wire.get_mut();
+        io.write_all(welcome).await?;
+        io.flush().await
+    }
+
+    /// The next frame. Cancel safe: what is read stays in the buffer.
+    async fn frame(&mut self) -> Result<Frame, Cause> {
+        loop {
+            if let Some(&tag) = self.buffer.first()
+                && !request::is_known(tag)
+            {
+                return Err(Cause::ClientProtocol(format!(
+                    "invalid frontend message type 0x{tag:02x}"
+                )));
+            }
+            match frame::next_frame(&mut self.buffer, request::LARGEST) {
+                Ok(Some(frame)) => return Ok(frame),
+                Ok(None) => {}
+                Err(fault) => return Err(Cause::ClientProtocol(fault.to_string())),
+            }
+            if self.buffer.is_empty() {
+                // An idle session holds no buffer.
+                self.buffer = BytesMut::new();
+            }
+            let mut chunk = [0; 1024];
+            match self.wire.get_mut().read(&mut chunk).await {
+                Ok(0) | Err(_) => return Err(gone()),
+                Ok(read) => self.buffer.extend_from_slice(&chunk[..read]),
+            }
+        }
+    }
+
+    async fn answer(&mut self, frame: Frame) -> Result<(), Cause> {
+        // Until Sync, nothing after a failed request is looked at.
+        let is_skipping = matches!(self.wire.state(), PgWireConnectionState::AwaitingSync);
+        if is_skipping && !matches!(frame.tag, b'S' | b'X') {
+            return Ok(());
+        }
+        let is_simple = frame.tag == b'Q';
+        let answered = match request::read(&frame, &self.names) {
+            Ok(Request::Terminate) => return Err(Cause::ClientTerminated),
+            Ok(Request::Message(message)) => {
+                let change = Change::of(&message);
+                let answered = self.process(message).await;
+                if answered.is_ok() {
+                    self.names.apply(change, &self.wire);
+                }
+                answered
+            }
+            Err(refusal) => Err(handler::error(&refusal)),
+        };
+        let answered = match answered {
+            Err(pgwire::error::PgWireError::IoError(error)) => Err(error),
+            Err(error) => process_error(&mut self.wire, handler::worded(error), !is_simple).await,
+            Ok(()) => Ok(()),
+        };
+        answered.map_err(|_| gone())
+    }
+
+    async fn process(&mut self, message: PgWireFrontendMessage) -> pgwire::error::PgWireResult<()> {
+        let nobody = || Arc::new(NoopHandler);
+        process_message(
+            message,
+            &mut self.wire,
+            nobody(),
+            Arc::clone(&self.handler),
+            Arc::clone(&self.handler),
+            nobody(),
+            nobody(),
+        )
+        .await
+    }
+}
+
+fn gone() -> Cause {
+    Cause::ClientGone { in_flight: false }
+}

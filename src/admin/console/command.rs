@@ -1,0 +1,239 @@
+//! What the console answers: a line in a table for each command.
+
+use std::borrow::Cow;
+
+use super::super::handles::AccessView;
+use crate::auth::hba::rows::HbaRow;
+use crate::auth::ident::IdentRow;
+use crate::wire::message::ErrorReply;
+use crate::wire::sqlstate::SqlState;
+
+/// One command.
+#[derive(Debug)]
+pub(super) struct Command {
+    /// As it is typed, blanks between words, letters in any case; `…` at the end is one or more words of any kind.
+    pub(super) text: &'static str,
+    /// One line for `SHOW HELP`.
+    pub(super) about: &'static str,
+    pub(super) effect: Effect,
+}
+
+#[derive(Debug)]
+pub(super) enum Effect {
+    Rows(&'static [Column], fn(&AccessView) -> Vec<Row>),
+    /// Taken because drivers send it of their own accord, and nothing here depends on it.
+    Nothing {
+        tag: &'static str,
+    },
+}
+
+/// A column's name and type.
+pub(super) type Column = (&'static str, Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Int,
+    Text,
+    TextArray,
+}
+
+/// As many cells as columns, of their types.
+pub(super) type Row = Vec<Cell>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Cell {
+    Int(Option<u32>),
+    Text(Option<String>),
+    TextArray(Option<Vec<String>>),
+}
+
+const fn rows(
+    text: &'static str,
+    about: &'static str,
+    columns: &'static [Column],
+    rows: fn(&AccessView) -> Vec<Row>,
+) -> Command {
+    Command {
+        text,
+        about,
+        effect: Effect::Rows(columns, rows),
+    }
+}
+
+const fn nothing(text: &'static str, tag: &'static str) -> Command {
+    Command {
+        text,
+        about: "Has no effect; drivers send it",
+        effect: Effect::Nothing { tag },
+    }
+}
+
+pub(super) static COMMANDS: [Command; 8] = [
+    rows("SHOW HELP", "The commands there are", HELP, help),
+    rows(
+        "SHOW VERSION",
+        "The version of the connection manager",
+        VERSION,
+        version,
+    ),
+    rows("SHOW HBA", "The rules that decide on logins, in order", HBA, hba),
+    rows("SHOW IDENT", "The user name maps", IDENT, ident),
+    rows("SELECT * FROM pg_hba_file_rules", "As SHOW HBA", HBA, hba),
+    rows(
+        "SELECT * FROM pg_ident_file_mappings",
+        "As SHOW IDENT",
+        IDENT,
+        ident,
+    ),
+    nothing("SET application_name …", "SET"),
+    nothing("SET extra_float_digits …", "SET"),
+];
+
+const HELP: &[Column] = &[("command", Kind::Text), ("description", Kind::Text)];
+const VERSION: &[Column] = &[("version", Kind::Text)];
+
+/// Those of the view of PostgreSQL 16 and later.
+const HBA: &[Column] = &[
+    ("rule_number", Kind::Int),
+    ("file_name", Kind::Text),
+    ("line_number", Kind::Int),
+    ("type", Kind::Text),
+    ("database", Kind::TextArray),
+    ("user_name", Kind::TextArray),
+    ("address", Kind::Text),
+    ("netmask", Kind::Text),
+    ("auth_method", Kind::Text),
+    ("options", Kind::TextArray),
+    ("error", Kind::Text),
+];
+
+/// Those of the view of PostgreSQL 16 and later.
+const IDENT: &[Column] = &[
+    ("map_number", Kind::Int),
+    ("file_name", Kind::Text),
+    ("line_number", Kind::Int),
+    ("map_name", Kind::Text),
+    ("sys_name", Kind::Text),
+    ("pg_username", Kind::Text),
+    ("error", Kind::Text),
+];
+
+fn help(_: &AccessView) -> Vec<Row> {
+    let row = |command: &Command| {
+        [command.text, command.about]
+            .map(|text| Cell::Text(Some(text.to_owned())))
+            .into()
+    };
+    COMMANDS.iter().map(row).collect()
+}
+
+fn version(_: &AccessView) -> Vec<Row> {
+    let version = concat!("Trunkline ", env!("CARGO_PKG_VERSION"));
+    vec![vec![Cell::Text(Some(version.to_owned()))]]
+}
+
+fn hba(access: &AccessView) -> Vec<Row> {
+    let row = |row: HbaRow| {
+        vec![
+            Cell::Int(row.rule_number),
+            Cell::Text(row.file_name),
+            Cell::Int(row.line_number),
+            Cell::Text(row.connection.map(str::to_owned)),
+            Cell::TextArray(row.database),
+            Cell::TextArray(row.user_name),
+            Cell::Text(row.address),
+            Cell::Text(row.netmask),
+            Cell::Text(row.auth_method.map(str::to_owned)),
+            Cell::TextArray(row.options),
+            Cell::Text(row.error),
+        ]
+    };
+    (access.hba)().into_iter().map(row).collect()
+}
+
+fn ident(access: &AccessView) -> Vec<Row> {
+    let row = |row: IdentRow| {
+        vec![
+            Cell::Int(row.map_number),
+            Cell::Text(Some(row.file_name)),
+            Cell::Int(row.line_number),
+            Cell::Text(row.map_name),
+            Cell::Text(row.sys_name),
+            Cell::Text(row.pg_username),
+            Cell::Text(row.error),
+        ]
+    };
+    (access.ident)().into_iter().map(row).collect()
+}
+
+/// The command of a query; `None` for a query of blanks, comments and semicolons.
+pub(super) fn find(sql: &str) -> Result<Option<&'static Command>, ErrorReply> {
+    let text = without_comments(sql);
+    let is_blank = |c: char| c == ';' || c.is_whitespace();
+    let text = text.trim_end_matches(is_blank);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    if words.is_empty() {
+        return Ok(None);
+    }
+    let found = COMMANDS.iter().find(|command| command.is(&words));
+    found.map(Some).ok_or_else(|| {
+        ErrorReply::error(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            "the console does not know this command",
+        )
+        .hint(
+            "SHOW HELP lists those it knows. It takes one at a time and has no transactions: a driver has to be in \
+             autocommit mode.",
+        )
+    })
+}
+
+impl Command {
+    fn is(&self, words: &[&str]) -> bool {
+        let mut given = words.iter();
+        for word in self.text.split(' ') {
+            if word == "…" {
+                return given.len() > 0;
+            }
+            let same = |given: &&str| {
+                // The schema that names without one are looked for in first.
+                let bare = given
+                    .split_at_checked(11)
+                    .filter(|(schema, _)| schema.eq_ignore_ascii_case("pg_catalog."));
+                bare.map_or(*given, |(_, name)| name).eq_ignore_ascii_case(word)
+            };
+            if !given.next().is_some_and(same) {
+                return false;
+            }
+        }
+        given.next().is_none()
+    }
+}
+
+/// With a blank for each comment; block comments nest. One without an end runs to the end.
+fn without_comments(sql: &str) -> Cow<'_, str> {
+    if !sql.contains("--") && !sql.contains("/*") {
+        return sql.into();
+    }
+    let mut text = String::with_capacity(sql.len());
+    let mut depth = 0_u32;
+    let mut rest = sql;
+    while let Some(c) = rest.chars().next() {
+        if rest.starts_with("/*") {
+            depth += 1;
+            rest = &rest[2..];
+            text.push(' ');
+        } else if depth > 0 && rest.starts_with("*/") {
+            depth -= 1;
+            rest = &rest[2..];
+        } else if depth == 0 && rest.starts_with("--") {
+            rest = rest.find('\n').map_or("", |end| &rest[end..]);
+        } else {
+            if depth == 0 {
+                text.push(c);
+            }
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    text.into()
+}

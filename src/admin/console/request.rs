@@ -1,0 +1,243 @@
+//! Frames from a client, read with bounds into pgwire's messages. pgwire's own decoders never see a client's bytes.
+
+use std::collections::BTreeSet;
+
+use pgwire::api::ClientPortalStore;
+use pgwire::api::store::PortalStore;
+use pgwire::messages::PgWireFrontendMessage;
+use pgwire::messages::extendedquery::{Bind, Close, Describe, Execute, Flush, Parse, Sync};
+use pgwire::messages::simplequery::Query;
+
+use super::Wire;
+use crate::wire::frame::{BodyReader, Frame, FrameFault};
+use crate::wire::message::ErrorReply;
+use crate::wire::sqlstate::SqlState;
+
+/// Largest length word; commands are short.
+pub(super) const LARGEST: usize = 65_536;
+/// Bytes of a prepared statement's or portal's name.
+const MAX_NAME: usize = 63;
+const MAX_STATEMENTS: usize = 64;
+/// Each may hold the rest of its rows.
+const MAX_PORTALS: usize = 8;
+/// Rows for one Execute. Who asks for more gets these and `PortalSuspended`; pgwire makes room for as many as are asked
+/// for, before there is any.
+const MAX_ROWS: u32 = 10_000;
+
+/// The types there is an answer to. Those of a copy are not among them: nothing here copies.
+pub(super) fn is_known(tag: u8) -> bool {
+    matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'E' | b'S' | b'C' | b'H' | b'X')
+}
+
+#[derive(Debug)]
+pub(super) enum Request {
+    Message(PgWireFrontendMessage),
+    Terminate,
+}
+
+/// Named statements and portals there are, to bound them. Unnamed ones replace each other.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    statements: BTreeSet<String>,
+    portals: BTreeSet<String>,
+}
+
+/// What a message changes once it has been answered.
+pub(super) enum Change {
+    None,
+    NewStatement(String),
+    NewPortal(String),
+    CloseStatement(String),
+    ClosePortal(String),
+    /// As in PostgreSQL, where portals end with their transaction.
+    EndPortals,
+}
+
+impl Change {
+    pub(super) fn of(message: &PgWireFrontendMessage) -> Self {
+        match message {
+            PgWireFrontendMessage::Parse(Parse { name: Some(name), .. }) => Self::NewStatement(name.clone()),
+            PgWireFrontendMessage::Bind(Bind {
+                portal_name: Some(name),
+                ..
+            }) => Self::NewPortal(name.clone()),
+            PgWireFrontendMessage::Close(Close {
+                target_type,
+                name: Some(name),
+                ..
+            }) if *target_type == b'S' => Self::CloseStatement(name.clone()),
+            PgWireFrontendMessage::Close(Close { name: Some(name), .. }) => Self::ClosePortal(name.clone()),
+            PgWireFrontendMessage::Sync(_) | PgWireFrontendMessage::Query(_) => Self::EndPortals,
+            _ => Self::None,
+        }
+    }
+}
+
+impl Names {
+    pub(super) fn apply(&mut self, change: Change, wire: &Wire) {
+        match change {
+            Change::None => {}
+            Change::NewStatement(name) => {
+                self.statements.insert(name);
+            }
+            Change::NewPortal(name) => {
+                self.portals.insert(name);
+            }
+            Change::CloseStatement(name) => {
+                self.statements.remove(&name);
+            }
+            Change::ClosePortal(name) => {
+                self.portals.remove(&name);
+            }
+            Change::EndPortals => {
+                wire.portal_store().clear_portals();
+                self.portals.clear();
+            }
+        }
+    }
+}
+
+/// Reads one frame, all of it.
+///
+/// # Errors
+/// What the client is told; the next frame is unharmed.
+pub(super) fn read(frame: &Frame, names: &Names) -> Result<Request, ErrorReply> {
+    let mut body = BodyReader::new(&frame.body);
+    let request = match frame.tag {
+        b'X' => Request::Terminate,
+        b'Q' => Request::Message(PgWireFrontendMessage::Query(Query::new(text(&mut body)?))),
+        b'P' => Request::Message(PgWireFrontendMessage::Parse(parse(&mut body, names)?)),
+        b'B' => Request::Message(PgWireFrontendMessage::Bind(bind(&mut body, names)?)),
+        b'D' => {
+            let (target, name) = target(&mut body)?;
+            Request::Message(PgWireFrontendMessage::Describe(Describe::new(target, name)))
+        }
+        b'C' => {
+            let (target, name) = target(&mut body)?;
+            Request::Message(PgWireFrontendMessage::Close(Close::new(target, name)))
+        }
+        b'E' => {
+            let portal = name(&mut body)?;
+            let rows = number(&mut body)?;
+            // 0 and what is negative: all.
+            let rows = if rows.cast_signed() <= 0 {
+                0
+            } else {
+                rows.min(MAX_ROWS)
+            };
+            Request::Message(PgWireFrontendMessage::Execute(Execute::new(
+                portal,
+                rows.cast_signed(),
+            )))
+        }
+        b'H' => Request::Message(PgWireFrontendMessage::Flush(Flush::new())),
+        b'S' => Request::Message(PgWireFrontendMessage::Sync(Sync::new())),
+        tag => {
+            return Err(violation(format!("invalid frontend message type 0x{tag:02x}")));
+        }
+    };
+    body.finish().map_err(malformed)?;
+    Ok(request)
+}
+
+fn parse(body: &mut BodyReader<'_>, names: &Names) -> Result<Parse, ErrorReply> {
+    let name = name(body)?;
+    room(
+        name.as_ref(),
+        &names.statements,
+        MAX_STATEMENTS,
+        "prepared statements",
+    )?;
+    let sql = text(body)?;
+    for _ in 0..short(body)? {
+        // The type of a parameter, which no command has.
+        number(body)?;
+    }
+    Ok(Parse::new(name, sql, Vec::new()))
+}
+
+fn bind(body: &mut BodyReader<'_>, names: &Names) -> Result<Bind, ErrorReply> {
+    let portal = name(body)?;
+    room(portal.as_ref(), &names.portals, MAX_PORTALS, "portals")?;
+    let statement = name(body)?;
+    for _ in 0..short(body)? {
+        short(body)?;
+    }
+    let parameters = short(body)?;
+    if parameters > 0 {
+        return Err(violation(format!(
+            "bind message supplies {parameters} parameters, but the console's commands take none"
+        )));
+    }
+    let mut formats = Vec::new();
+    for _ in 0..short(body)? {
+        match short(body)? {
+            code @ (0 | 1) => formats.push(i16::from(code == 1)),
+            code => {
+                return Err(ErrorReply::error(
+                    SqlState::INVALID_PARAMETER_VALUE,
+                    format!("unsupported format code: {code}"),
+                ));
+            }
+        }
+    }
+    Ok(Bind::new(portal, statement, Vec::new(), Vec::new(), formats))
+}
+
+fn target(body: &mut BodyReader<'_>) -> Result<(u8, Option<String>), ErrorReply> {
+    match body.byte().map_err(malformed)? {
+        target @ (b'S' | b'P') => Ok((target, name(body)?)),
+        other => Err(violation(format!("invalid message subtype {other}"))),
+    }
+}
+
+/// `None` for the unnamed one.
+fn name(body: &mut BodyReader<'_>) -> Result<Option<String>, ErrorReply> {
+    let name = text(body)?;
+    if name.len() > MAX_NAME {
+        return Err(ErrorReply::error(
+            SqlState::NAME_TOO_LONG,
+            format!("a name here has at most {MAX_NAME} bytes"),
+        ));
+    }
+    Ok((!name.is_empty()).then_some(name))
+}
+
+fn text(body: &mut BodyReader<'_>) -> Result<String, ErrorReply> {
+    let text = body.cstr().map_err(malformed)?;
+    let text = std::str::from_utf8(text).map_err(|_| {
+        ErrorReply::error(
+            SqlState::CHARACTER_NOT_IN_REPERTOIRE,
+            "invalid byte sequence for encoding \"UTF8\"",
+        )
+    })?;
+    Ok(text.to_owned())
+}
+
+fn room(name: Option<&String>, names: &BTreeSet<String>, most: usize, what: &str) -> Result<(), ErrorReply> {
+    match name {
+        Some(name) if names.len() >= most && !names.contains(name) => Err(ErrorReply::error(
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+            format!("a session with the console has at most {most} {what}"),
+        )
+        .hint("Close some.")),
+        _ => Ok(()),
+    }
+}
+
+fn number(body: &mut BodyReader<'_>) -> Result<u32, ErrorReply> {
+    body.u32().map_err(malformed)
+}
+
+fn short(body: &mut BodyReader<'_>) -> Result<u16, ErrorReply> {
+    let bytes = body.take(2).map_err(malformed)?;
+    Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
+}
+
+fn malformed(fault: FrameFault) -> ErrorReply {
+    violation(fault.to_string())
+}
+
+fn violation(what: String) -> ErrorReply {
+    ErrorReply::error(SqlState::PROTOCOL_VIOLATION, what)
+}

@@ -1,0 +1,400 @@
+//! The table of commands, and sessions with clients that keep to nothing.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::super::http::fixture;
+use super::command::{COMMANDS, Cell, Effect, Kind, find};
+use super::*;
+use crate::session::console::Console as _;
+use crate::wire::frame::ErrorFields;
+
+fn text_of(sql: &str) -> Option<&'static str> {
+    find(sql).unwrap().map(|command| command.text)
+}
+
+#[test]
+fn a_command_is_found_however_it_is_typed() {
+    for sql in [
+        "SHOW HBA",
+        "show hba;",
+        "\t Show\n  hBa ;; \n",
+        "-- a comment\nSHOW HBA -- another",
+        "/* one /* in another */ */SHOW/**/HBA;",
+    ] {
+        assert_eq!(text_of(sql), Some("SHOW HBA"), "{sql}");
+    }
+    for sql in [
+        "SELECT * FROM pg_hba_file_rules",
+        "select * from PG_CATALOG.pg_hba_file_rules;",
+    ] {
+        assert_eq!(text_of(sql), Some("SELECT * FROM pg_hba_file_rules"), "{sql}");
+    }
+    for sql in ["SET extra_float_digits = 3", "set extra_float_digits to 3"] {
+        assert_eq!(text_of(sql), Some("SET extra_float_digits …"), "{sql}");
+    }
+    for sql in ["", ";", " -- nothing", "/* no end"] {
+        assert_eq!(text_of(sql), None, "{sql}");
+    }
+}
+
+#[test]
+fn anything_else_is_refused() {
+    for sql in [
+        "SHOW",
+        "SHOW HBA HBA",
+        "SHOW HBA; SHOW HBA",
+        "SHOW HBA; DROP TABLE t",
+        "SHOWHBA",
+        "SELECT 1",
+        "SELECT * FROM pg_hba_file_rules WHERE true",
+        "SELECT * FROM public.pg_hba_file_rules",
+        "SET extra_float_digits",
+        "SET search_path = x",
+        "BEGIN",
+        "é",
+        "SHOW HB\u{c4}",
+    ] {
+        let reply = find(sql).unwrap_err();
+        assert_eq!(reply.code.as_str(), "0A000", "{sql}");
+        assert!(reply.hint.unwrap().contains("SHOW HELP"), "{sql}");
+    }
+}
+
+#[test]
+fn every_command_has_rows_of_its_columns_and_is_in_the_help() {
+    let access = fixture::access();
+    let help = answer("SHOW HELP", &access);
+    for command in &COMMANDS {
+        assert!(
+            help.iter()
+                .any(|row| row[0] == Cell::Text(Some(command.text.to_owned()))),
+            "{}",
+            command.text
+        );
+        let typed = command.text.replace('…', "= x");
+        assert_eq!(text_of(&typed), Some(command.text));
+        if let Effect::Rows(columns, rows) = &command.effect {
+            let rows = rows(&access);
+            assert!(!rows.is_empty(), "{}", command.text);
+            for row in rows {
+                let kinds: Vec<Kind> = row.iter().map(kind).collect();
+                let expected: Vec<Kind> = columns.iter().map(|(_, kind)| *kind).collect();
+                assert_eq!(kinds, expected, "{}", command.text);
+            }
+        }
+    }
+}
+
+fn answer(sql: &str, access: &AccessView) -> Vec<command::Row> {
+    match find(sql).unwrap().unwrap().effect {
+        Effect::Rows(_, rows) => rows(access),
+        Effect::Nothing { .. } => Vec::new(),
+    }
+}
+
+fn kind(cell: &Cell) -> Kind {
+    match cell {
+        Cell::Int(_) => Kind::Int,
+        Cell::Text(_) => Kind::Text,
+        Cell::TextArray(_) => Kind::TextArray,
+    }
+}
+
+/// A client of a console over a socket in this process.
+struct Client {
+    socket: UnixStream,
+    buffer: BytesMut,
+    console: JoinHandle<Departure>,
+}
+
+impl Client {
+    async fn new() -> Self {
+        Self::with(CancellationToken::new()).await
+    }
+
+    async fn with(closing: CancellationToken) -> Self {
+        let (ours, socket) = UnixStream::pair().unwrap();
+        let console = Console::new(fixture::access());
+        let conversation = console.serve(Visitor {
+            stream: ClientStream::Unix(ours),
+            user: "admin".into(),
+            welcome: BytesMut::new(),
+            closing,
+        });
+        let mut client = Self {
+            socket,
+            buffer: BytesMut::new(),
+            console: tokio::spawn(conversation),
+        };
+        client.until_ready().await;
+        client
+    }
+
+    async fn send(&mut self, frames: &[Vec<u8>]) {
+        self.socket.write_all(&frames.concat()).await.unwrap();
+    }
+
+    async fn frame(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = frame::next_frame(&mut self.buffer, usize::MAX).unwrap() {
+                return Some(frame);
+            }
+            let read = timeout(Duration::from_secs(30), self.socket.read_buf(&mut self.buffer));
+            if !matches!(read.await.unwrap(), Ok(1..)) {
+                return None;
+            }
+        }
+    }
+
+    async fn until_ready(&mut self) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            let frame = self.frame().await.unwrap();
+            let is_last = frame.tag == b'Z';
+            frames.push(frame);
+            if is_last {
+                return frames;
+            }
+        }
+    }
+
+    /// Type bytes of the answer, with the codes of errors.
+    async fn told(&mut self) -> String {
+        let shown = |frame: Frame| match frame.tag {
+            b'E' => format!("E{} ", ErrorFields::parse(&frame.body).unwrap().code),
+            tag => char::from(tag).to_string(),
+        };
+        self.until_ready().await.into_iter().map(shown).collect()
+    }
+
+    /// Why the session ended.
+    async fn end(self) -> Cause {
+        drop(self.socket);
+        timeout(Duration::from_secs(30), self.console)
+            .await
+            .unwrap()
+            .unwrap()
+            .cause
+    }
+}
+
+fn framed(tag: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).unwrap();
+    [&[tag], &length.to_be_bytes()[..], body].concat()
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    framed(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+fn bind(portal: &str, statement: &str, formats: &[u16]) -> Vec<u8> {
+    let mut body = format!("{portal}\0{statement}\0\0\0\0\0").into_bytes();
+    body.extend(u16::try_from(formats.len()).unwrap().to_be_bytes());
+    body.extend(formats.iter().flat_map(|code| code.to_be_bytes()));
+    framed(b'B', &body)
+}
+
+fn execute(portal: &str, rows: i32) -> Vec<u8> {
+    framed(b'E', &[portal.as_bytes(), b"\0", &rows.to_be_bytes()].concat())
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    framed(b'Q', format!("{sql}\0").as_bytes())
+}
+
+fn sync() -> Vec<u8> {
+    framed(b'S', b"")
+}
+
+#[tokio::test]
+async fn answers_and_errors_of_both_protocols() {
+    let mut client = Client::new().await;
+    let describe = |target: &str| framed(b'D', format!("{target}\0").as_bytes());
+    let help = "D".repeat(COMMANDS.len());
+    for (frames, expected) in [
+        (vec![query("SHOW VERSION")], "TDCZ".to_owned()),
+        (vec![query(";")], "IZ".to_owned()),
+        (vec![query("SET application_name = 'x'")], "CZ".to_owned()),
+        (vec![query("SELECT 1")], "E0A000 Z".to_owned()),
+        (vec![query("SHOW \u{0}HBA")], "E08P01 Z".to_owned()),
+        (vec![framed(b'Q', b"SHOW HBA\xff\0")], "E22021 Z".to_owned()),
+        (vec![framed(b'Q', b"SHOW HBA")], "E08P01 Z".to_owned()),
+        (vec![framed(b'Q', b"")], "E08P01 Z".to_owned()),
+        (
+            vec![
+                parse("", "SHOW HELP"),
+                bind("", "", &[]),
+                describe("P"),
+                execute("", 0),
+                sync(),
+            ],
+            format!("12T{help}CZ"),
+        ),
+        (
+            vec![parse("s", "SHOW HELP"), describe("Ss"), sync()],
+            "1tTZ".to_owned(),
+        ),
+        (
+            vec![bind("p", "s", &[1, 0]), execute("p", 3), execute("p", -1), sync()],
+            format!("2DDDs{}CZ", "D".repeat(COMMANDS.len() - 3)),
+        ),
+        (vec![execute("p", 0), sync()], "E34000 Z".to_owned()),
+        (
+            vec![bind("", "s", &[]), execute("", i32::MIN), sync()],
+            format!("2{help}CZ"),
+        ),
+        (
+            vec![bind("", "s", &[]), execute("", i32::MAX), sync()],
+            format!("2{help}CZ"),
+        ),
+        // After an error nothing is looked at until Sync.
+        (
+            vec![
+                bind("", "s", &[0, 0, 0]),
+                execute("", 0),
+                query("SHOW HELP"),
+                framed(b'B', b""),
+                sync(),
+            ],
+            "2E08P01 Z".to_owned(),
+        ),
+        (vec![bind("", "s", &[2]), sync()], "E22023 Z".to_owned()),
+        (vec![bind("", "missing", &[]), sync()], "E26000 Z".to_owned()),
+        (
+            vec![parse("", "BEGIN"), bind("", "", &[]), sync()],
+            "E0A000 Z".to_owned(),
+        ),
+        (
+            vec![parse(&"x".repeat(64), "SHOW HELP"), sync()],
+            "E42622 Z".to_owned(),
+        ),
+        (vec![framed(b'D', b"X\0"), sync()], "E08P01 Z".to_owned()),
+        (
+            vec![framed(b'C', b"Ss\0"), describe("Ss"), sync()],
+            "3E26000 Z".to_owned(),
+        ),
+        // One parameter.
+        (
+            vec![framed(b'B', b"\0\0\0\0\0\x01\xff\xff\xff\xff\0\0"), sync()],
+            "E08P01 Z".to_owned(),
+        ),
+    ] {
+        client.send(&frames).await;
+        let frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
+        assert_eq!(client.told().await, expected, "{frames:?}");
+    }
+    client.send(&[framed(b'X', b"")]).await;
+    assert_eq!(client.end().await, Cause::ClientTerminated);
+}
+
+#[tokio::test]
+async fn statements_and_portals_are_bounded() {
+    let mut client = Client::new().await;
+    let statements: Vec<_> = (0..64)
+        .map(|number| parse(&format!("s{number}"), "SHOW HELP"))
+        .collect();
+    client.send(&[statements.concat(), sync()]).await;
+    assert_eq!(client.told().await, "1".repeat(64) + "Z");
+    client.send(&[parse("one more", "SHOW HELP"), sync()]).await;
+    assert_eq!(client.told().await, "E54000 Z");
+    let instead = [
+        framed(b'C', b"Ss0\0"),
+        parse("one more", "SHOW HELP"),
+        parse("s1", "SHOW HBA"),
+        sync(),
+    ];
+    client.send(&instead).await;
+    assert_eq!(client.told().await, "311Z");
+    let portals: Vec<_> = (0..9)
+        .map(|number| bind(&format!("p{number}"), "s1", &[]))
+        .collect();
+    client.send(&[portals.concat(), sync()]).await;
+    assert_eq!(client.told().await, "2".repeat(8) + "E54000 Z");
+    // They have ended with the Sync.
+    client.send(&[bind("p9", "s1", &[]), sync()]).await;
+    assert_eq!(client.told().await, "2Z");
+}
+
+#[tokio::test]
+async fn what_cannot_be_framed_ends_the_session() {
+    for (bytes, expected) in [
+        (vec![b'd', 0, 0, 0, 4], "invalid frontend message type 0x64"),
+        (vec![b'?'], "invalid frontend message type 0x3f"),
+        (vec![b'Q', 0, 0, 0, 3], "invalid length 3 of message type 0x51"),
+        (
+            vec![b'Q', 0, 1, 0, 1],
+            "invalid length 65537 of message type 0x51",
+        ),
+        (
+            vec![b'P', 255, 255, 255, 255],
+            "invalid length 4294967295 of message type 0x50",
+        ),
+    ] {
+        let mut client = Client::new().await;
+        client.send(&[bytes]).await;
+        assert_eq!(client.end().await, Cause::ClientProtocol(expected.to_owned()));
+    }
+    let mut client = Client::new().await;
+    let longest = format!("SHOW HBA -- {}", "x".repeat(65_536 - 4 - 1 - 12));
+    client.send(&[query(&longest)]).await;
+    assert_eq!(client.told().await, "TDDCZ");
+    assert_eq!(client.end().await, Cause::ClientGone { in_flight: false });
+}
+
+#[tokio::test]
+async fn a_session_ends_when_it_is_told_to_between_answers() {
+    let closing = CancellationToken::new();
+    let client = Client::with(closing.clone()).await;
+    closing.cancel();
+    let departure = timeout(Duration::from_secs(30), client.console)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(departure.cause, Cause::Ordered(Reason::Shutdown));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever the bodies are: no panic, and after a Sync the next command has its answer.
+    #[test]
+    fn no_body_does_harm(
+        frames in proptest::collection::vec(
+            (proptest::sample::select(b"QPBDECHS".to_vec()), body()), 0..20
+        )
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut client = Client::new().await;
+            let mut bytes: Vec<_> = frames.iter().map(|(tag, body)| framed(*tag, body)).collect();
+            bytes.push(sync());
+            bytes.push(query("SHOW VERSION"));
+            client.send(&bytes).await;
+            while client.told().await != "TDCZ" {}
+            assert_eq!(client.end().await, Cause::ClientGone { in_flight: false });
+        });
+    }
+}
+
+/// Nearly right more often than not.
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        Just(b"\0".to_vec()),
+        Just(b"\0\0".to_vec()),
+        Just(b"\0\x01".to_vec()),
+        Just(b"S".to_vec()),
+        Just(b"P".to_vec()),
+        Just(b"s\0".to_vec()),
+        Just(b"SHOW HBA\0".to_vec()),
+        Just(b"\xff\xff\xff\xff".to_vec()),
+        Just(b"\x7f\xff\xff\xff".to_vec()),
+        proptest::collection::vec(any::<u8>(), 0..9),
+    ];
+    proptest::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}

@@ -1,0 +1,40 @@
+//! The console's section.
+
+use super::{FULL, Files, MINIMAL};
+
+fn with_console(value: &str) -> String {
+    format!("{MINIMAL}console: {value}\n")
+}
+
+#[test]
+fn each_key_has_its_effect_and_there_is_none_by_default() {
+    let files = Files::new();
+    assert_eq!(files.ok(MINIMAL).console, None);
+    let console = files.ok(&with_console("{users: [admin]}")).console.unwrap();
+    assert_eq!(console.users, ["admin"]);
+    assert_eq!(&*console.database, "trunkline");
+    let console = files.ok(FULL).console.unwrap();
+    assert_eq!(console.users, ["admin", "b"]);
+    assert_eq!(&*console.database, "router");
+}
+
+#[test]
+fn faults() {
+    let files = Files::new();
+    for (value, expected) in [
+        ("{}", "`users` is missing"),
+        ("{database: router}", "`users` is missing"),
+        ("{users: []}", "must not be empty"),
+        ("{users: admin}", "expected a list"),
+        ("{users: [a, a]}", "the same user as"),
+        ("{users: [a], database: \"\"}", "must not be empty"),
+        ("{users: [a], user: b}", "did you mean `users`?"),
+    ] {
+        files.one_fault(&with_console(value), expected);
+    }
+    let long = "x".repeat(256);
+    files.one_fault(
+        &with_console(&format!("{{users: [a], database: {long}}}")),
+        "longer than 255 bytes",
+    );
+}
