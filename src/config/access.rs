@@ -93,7 +93,7 @@ fn names(field: &Field<'_>) -> Option<Vec<String>> {
 fn name(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
     if text.len() > MAX_NAME {
-        field.fault(format!("is longer than {MAX_NAME} bytes, as no role's name is"));
+        field.fault(format!("is longer than {MAX_NAME} bytes, as no name is"));
         return None;
     }
     Some(text.to_owned())

@@ -665,7 +665,11 @@ mod tests {
         for fault in wrong() {
             let fault = verdict(fault, true);
             assert!(matches!(fault, LoginFault::Unconfirmed));
-            assert_eq!(fault.offence(), Some(Offence::Garbage), "of the address, not of the user");
+            assert_eq!(
+                fault.offence(),
+                Some(Offence::Garbage),
+                "of the address, not of the user"
+            );
             assert_eq!(
                 fault.reply(b"app").map(|reply| reply.code),
                 Some(SqlState::CANNOT_CONNECT_NOW)

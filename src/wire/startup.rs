@@ -372,12 +372,19 @@ mod tests {
     #[test]
     fn names_are_cut_where_the_server_cuts_them() {
         for (length, kept) in [(62, 62), (63, 63), (64, 63), (300, 63)] {
-            let body = format!("user\0{}\0database\0{}\0\0", "u".repeat(length), "d".repeat(length));
+            let body = format!(
+                "user\0{}\0database\0{}\0\0",
+                "u".repeat(length),
+                "d".repeat(length)
+            );
             let startup = startup_packet(body.as_bytes()).unwrap();
             assert_eq!(startup.user, "u".repeat(kept), "{length}");
             assert_eq!(startup.database, "d".repeat(kept), "{length}");
             let body = format!("user\0{}\0database\0\0\0", "u".repeat(length));
-            assert_eq!(startup_packet(body.as_bytes()).unwrap().database, "u".repeat(kept));
+            assert_eq!(
+                startup_packet(body.as_bytes()).unwrap().database,
+                "u".repeat(kept)
+            );
         }
         // In the middle of a character, as PostgreSQL 15 and 18 do.
         let body = format!("user\0{}\u{e9}\0\0", "u".repeat(62));
