@@ -108,6 +108,7 @@ impl Served {
                 fall: 3,
             },
             local_member: config::LocalMember::None,
+            placement: config::Placement::default(),
         };
         let settings = Settings {
             cluster: Arc::from("main"),

@@ -212,8 +212,8 @@ fn the_minimal_file_has_the_documented_defaults() {
         refuse_for: Duration::from_mins(1),
     };
     assert_eq!(config.auth.rate_limit, rate_limit);
-    assert_eq!(config.routes["read-write"].target, TargetRole::Leader);
-    assert_eq!(config.routes["read-only"].target, TargetRole::Replica);
+    assert_eq!(*config.routes["read-write"], Route::read_write("read-write", "main"));
+    assert_eq!(*config.routes["read-only"], Route::read_only("read-only", "main"));
     assert_eq!(&*config.routes["read-only"].cluster, "main");
     let shown: Vec<String> = config
         .listeners
@@ -411,12 +411,12 @@ fn every_key_has_its_effect() {
     assert_eq!(config.auth.rate_limit, rate_limit);
     assert_eq!(config.routes.keys().collect::<Vec<_>>(), ["w", "r"]);
     assert_eq!(
-        (&*config.routes["w"].cluster, config.routes["w"].target),
-        ("other", TargetRole::Leader)
+        (&*config.routes["w"].cluster, config.routes["w"].access),
+        ("other", Access::ReadWrite)
     );
     assert_eq!(
-        (&*config.routes["r"].cluster, config.routes["r"].target),
-        ("main", TargetRole::Replica)
+        (&*config.routes["r"].cluster, config.routes["r"].access),
+        ("main", Access::ReadOnly)
     );
     let [one, two, three] = config.listeners.as_slice() else {
         panic!("{:?}", config.listeners)
@@ -544,14 +544,6 @@ fn words_of_later_features_are_refused_as_such() {
     files.one_fault(
         &change("mode: postgres", "mode: tcp"),
         "`tcp` is not supported yet; use `postgres`",
-    );
-    files.one_fault(
-        &change("balance: least_connections", "balance: random"),
-        "expected `least_connections`",
-    );
-    files.one_fault(
-        &change("[leader]", "[leader, replica]"),
-        "more than one target is not supported yet",
     );
 }
 

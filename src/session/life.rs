@@ -24,13 +24,13 @@ use super::metrics::{GaugeGuard, seconds};
 use super::registry::{Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
 use super::{Shared, cancel, peers, sentry};
-use crate::config::TargetRole;
+use crate::config::Access;
 use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, Exchange, LoginFault};
 use crate::frontend::opening::{self, Opening, OpeningFault};
 use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
-use crate::routing::{self, Verdict};
+use crate::routing::{self, Terms, Verdict};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
@@ -85,6 +85,7 @@ struct Record {
     database: Bytes,
     gate: Arc<Gate>,
     member: String,
+    terms: Option<Terms>,
     tls: Option<&'static str>,
     accepted: Instant,
     times: Times,
@@ -174,6 +175,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<Session> {
         user: Bytes::copy_from_slice(&packet.user),
         database: Bytes::copy_from_slice(&packet.database),
         member: String::new(),
+        terms: None,
         tls: stream.tls_description(),
         accepted,
         times: Times {
@@ -250,7 +252,7 @@ async fn authenticate(
     let doors = shared.doors(&access, gate, deadline);
     let mut exchange = Exchange::new(stream, packet, address, tls, doors);
     let decided = exchange.decide().await?;
-    attach::anybody(&gate.cluster, &shared.registry, &gate.route).map_err(LoginFault::Unavailable)?;
+    attach::anybody(&gate.cluster, &gate.route).map_err(LoginFault::Unavailable)?;
     let authenticated = exchange.run(decided).await?;
     if authenticated.has_proven() {
         sentry::succeeded(shared, gate, packet, address);
@@ -275,7 +277,7 @@ async fn begin(
     let gate = Arc::clone(&record.gate);
     let started = Instant::now();
     let login = authenticated.server_login();
-    let state = session_state(packet, gate.route.target, login.user.as_ref());
+    let state = session_state(packet, gate.route.access, login.user.as_ref());
     let request = Request {
         cluster: &gate.cluster,
         registry: &shared.registry,
@@ -283,6 +285,7 @@ async fn begin(
         state: &state,
         login,
         user: &packet.user,
+        client: record.client.ip(),
     };
     let mut out = authenticated.welcome();
     let attached = attach::attach(&request).await;
@@ -291,6 +294,7 @@ async fn begin(
         connection,
         member,
         seat,
+        terms,
         ..
     } = match attached {
         Ok(attached) => attached,
@@ -311,13 +315,17 @@ async fn begin(
         .connect_seconds
         .observe(seconds(record.times.connect));
     member.as_str().clone_into(&mut record.member);
+    record.terms = Some(terms);
+    if terms == Terms::ReadOnlyOnLeader {
+        shared.metrics.unenforced(&gate.route.name);
+    }
     for notice in &connection.notices {
         out.extend_from_slice(notice);
     }
     for (name, value) in &connection.parameters {
         message::parameter_status(&mut out, name, value);
     }
-    let ticket = enter(shared, &gate, packet.served(), &connection, &member, &mut out);
+    let ticket = enter(shared, &gate, packet.served(), &connection, (&member, terms), &mut out);
     message::ready_for_query(&mut out, b'I');
     if let Routed::End(reason) = still_right(&gate, &ticket) {
         ticket.entry().order(Order::Now(reason));
@@ -347,7 +355,7 @@ async fn begin(
 
 /// The session state a client starts with. A read-only one is read-only by its last startup parameter, which no
 /// earlier one can override (promise 2).
-fn session_state(packet: &StartupPacket, target: TargetRole, server_user: Option<&Bytes>) -> SessionState {
+fn session_state(packet: &StartupPacket, access: Access, server_user: Option<&Bytes>) -> SessionState {
     let mut parameters = packet.parameters.clone();
     if let Some(user) = server_user {
         parameters.retain(|(name, _)| name.as_ref() != b"user");
@@ -356,7 +364,7 @@ fn session_state(packet: &StartupPacket, target: TargetRole, server_user: Option
     if !parameters.iter().any(|(name, _)| name.as_ref() == b"database") {
         parameters.push((Bytes::from_static(b"database"), packet.database.clone()));
     }
-    if target == TargetRole::Replica {
+    if access == Access::ReadOnly {
         parameters.push((
             Bytes::from_static(b"default_transaction_read_only"),
             Bytes::from_static(b"on"),
@@ -374,7 +382,7 @@ fn enter(
     gate: &Gate,
     version: ProtocolVersion,
     connection: &crate::backend::ServerConnection,
-    member: &crate::cluster::snapshot::MemberName,
+    (member, terms): (&crate::cluster::snapshot::MemberName, Terms),
     out: &mut BytesMut,
 ) -> Ticket {
     // A server without BackendKeyData gets an id of ours, and a cancel for it is a no-op (case 35).
@@ -382,7 +390,7 @@ fn enter(
     let mut attachment = Attachment {
         cluster: Arc::clone(&gate.cluster.config().name),
         route: Arc::clone(&gate.route.name),
-        target: gate.route.target,
+        terms,
         member: member.clone(),
         process_id,
         key: issue(shared, version),
@@ -422,7 +430,7 @@ enum Routed {
 /// this session.
 fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
     let attachment = &ticket.entry().attachment;
-    match routing::verdict(&gate.cluster.snapshot(), attachment.target, &attachment.member) {
+    match routing::verdict(&gate.cluster.snapshot(), attachment.terms, &attachment.member) {
         Verdict::Stay => Routed::Stay,
         Verdict::End(why) => Routed::End(super::end::Reason::Role(why)),
     }
@@ -531,6 +539,15 @@ async fn finish(ended: Ended, record: Record, shared: &Shared) {
     farewell(client, out).await;
 }
 
+/// For the session's line: whether what it may do was held to.
+fn shown(terms: Terms) -> &'static str {
+    match terms {
+        Terms::ReadWrite => "read-write",
+        Terms::ReadOnly => "read-only",
+        Terms::ReadOnlyOnLeader => "read-only, unenforced on the leader",
+    }
+}
+
 fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
     struct Millis(Duration);
     impl fmt::Display for Millis {
@@ -546,6 +563,7 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
                 database = %Escaped(&record.database),
                 route = %record.gate.route.name,
                 member = %record.member,
+                access = record.terms.map_or("-", shown),
                 tls = record.tls.unwrap_or("-"),
                 tls_ms = %Millis(record.times.tls),
                 auth_ms = %Millis(record.times.auth),
