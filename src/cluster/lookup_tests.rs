@@ -119,6 +119,7 @@ impl Served {
             probe_timeout: second,
             poll_interval: second,
             fast_interval: second,
+            placement: config::Placement::default(),
         };
         let (_, snapshots) = watch::channel(State::new(settings, Instant::now()).snapshot());
         let account = Arc::new(Account::new(Arc::new(config), tls));

@@ -15,6 +15,7 @@ use super::*;
 mod access;
 mod keys;
 mod rereading;
+mod routes;
 
 /// A directory with every file that the texts below name.
 struct Files(TempDir);
@@ -39,6 +40,11 @@ clusters:
     server: {connect_timeout: 5s, keepalive: 20s, tcp_user_timeout: 40s}
     probe: {interval: 500ms, timeout: 250ms, rise: 4, fall: 5}
     local_member: db9
+    zone: a
+    weight_tag: weight
+    zone_tag: zone
+    members:
+      db3: {weight: 50, zone: b}
   other:
     servers: [{name: a, host: db1, port: 5433}, {name: b, host: "::1"}]
     service_account: {user: svc, password_env: SECRET}
@@ -52,7 +58,8 @@ auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 1
        rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m}}
 routes:
   w: {cluster: other, targets: [leader], balance: least_connections, resume: off}
-  r: {targets: [replica]}
+  r: {targets: [[sync, quorum], replica, leader], tags: {disk: ssd, old: false, site: 2}, balance: source_hash,
+      read_only_on_leader: unenforced}
 listeners:
   - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
   - {name: two, address: "[::1]:7001", route: r, tls: off}
@@ -1111,7 +1118,7 @@ fn unknown_keys_of_every_section_are_reported_with_its_path() {
         let found = of_cluster.iter().any(|path| {
             let path = format!(
                 " {}.zzz: unknown key `zzz`",
-                path.replace("routes.NAME", "routes.w")
+                path.replace("routes.NAME", "routes.w").replace("members.NAME", "members.db3")
             );
             faults.iter().any(|fault| fault.contains(&path))
         });

@@ -544,7 +544,7 @@ fn shown(terms: Terms) -> &'static str {
     match terms {
         Terms::ReadWrite => "read-write",
         Terms::ReadOnly => "read-only",
-        Terms::ReadOnlyOnLeader => "read-only, unenforced on the leader",
+        Terms::ReadOnlyOnLeader => "unenforced",
     }
 }
 
