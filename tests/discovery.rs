@@ -91,6 +91,7 @@ impl Running {
                 fall: 3,
             },
             local_member: LocalMember::None,
+            placement: config::Placement::default(),
         };
         let auth = Auth {
             verifiers,
@@ -147,14 +148,8 @@ fn leader(snapshot: &Snapshot) -> Option<String> {
 }
 
 fn replicas(snapshot: &Snapshot) -> usize {
-    routing::candidates(
-        snapshot,
-        config::TargetRole::Replica,
-        &|_| 0,
-        &mut routing::chance,
-    )
-    .candidates
-    .len()
+    let fit = |member| routing::replica_reason(snapshot, member).is_ok();
+    snapshot.members.iter().filter(|member| fit(member)).count()
 }
 
 fn healthy(snapshot: &Snapshot) -> bool {

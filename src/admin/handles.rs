@@ -11,7 +11,7 @@ use super::metrics::Metrics;
 use crate::auth::hba::rows::HbaRow;
 use crate::auth::ident::IdentRow;
 use crate::cluster::snapshot::Snapshot;
-use crate::config::LocalMember;
+use crate::config::{LocalMember, Route};
 
 /// Everything the room reads. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,10 +47,10 @@ pub struct ClusterView {
     pub local_member: LocalMember,
     /// Of the service account; `/group/*` shows it.
     pub dbname: String,
-    /// A route with the leader as its target is listened for.
-    pub serves_read_write: bool,
-    /// A route with the replicas as its target is listened for.
-    pub serves_read_only: bool,
+    /// The read-write routes to it that a listener has.
+    pub read_write: Vec<Arc<Route>>,
+    /// The read-only routes to it that a listener has.
+    pub read_only: Vec<Arc<Route>>,
     /// Read-write clients are held while there is no leader, so `is-ready-rw` stays true meanwhile.
     pub holds_read_write: bool,
     /// Asks the sources and probes to look again now. Must return at once; whoever makes it bounds its rate.

@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::auth::scram::MockSecret;
 use crate::cluster::examine::examine;
-use crate::config::{self, BindAddress, Config, Leaf, ListenerTls, Part, Source, TargetRole, Verifiers};
+use crate::config::{self, BindAddress, Config, Leaf, ListenerTls, Part, Source, Verifiers};
 use crate::frontend::access::{Access, Around};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
@@ -133,11 +133,13 @@ fn summary(config: &Config) -> String {
         );
     }
     for (name, route) in &config.routes {
-        let target = match route.target {
-            TargetRole::Leader => "the leader",
-            TargetRole::Replica => "a replica",
-        };
-        let _ = writeln!(text, "route {name}: {target} of {}", route.cluster);
+        let _ = writeln!(
+            text,
+            "route {name}: {}, {} of {}",
+            route.access,
+            route.wanted(),
+            route.cluster
+        );
     }
     for listener in &config.listeners {
         let tls = match listener.tls {
@@ -221,7 +223,7 @@ mod tests {
         let text = summary(&config::load(&path).unwrap());
         for expected in [
             "cluster main: Patroni at http://db1:8008, as trunkline",
-            "route read-only: a replica of main",
+            "route read-only: read-only, replica of main",
             "listener read-write: *:6432, route read-write, TLS off",
             "HTTP: *:6434",
         ] {

@@ -83,6 +83,7 @@ fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
             say(false, introduction(member));
         }
         health(known, member, &mut say);
+        share(known, member, &mut say);
     }
     for gone in old
         .members
@@ -145,6 +146,23 @@ fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)
         }
         (Identity::Foreign, Identity::Same) => say(false, format!("{name} belongs to this cluster now")),
         _ => {}
+    }
+}
+
+/// Of a new member only what is not the default.
+fn share(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)) {
+    let name = &new.name;
+    if old.map_or(1, |old| old.weight) != new.weight {
+        say(false, format!("{name} has weight {}", new.weight));
+    }
+    if old.and_then(|old| old.zone.as_ref()) != new.zone.as_ref() {
+        say(
+            false,
+            match &new.zone {
+                Some(zone) => format!("{name} is in zone {}", zone.escape_debug()),
+                None => format!("{name} is in no zone"),
+            },
+        );
     }
 }
 

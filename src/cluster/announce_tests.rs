@@ -22,6 +22,7 @@ fn settings(kind: SourceKind) -> Settings {
         probe_timeout: second,
         poll_interval: second,
         fast_interval: second,
+        placement: crate::config::Placement::default(),
     }
 }
 
@@ -187,4 +188,51 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
         ]
     );
     assert_eq!(tell(probe(refused())), [""; 0]);
+}
+
+#[test]
+fn weights_and_zones_are_told_when_they_change() {
+    let now = Instant::now();
+    let settings = Settings {
+        placement: crate::config::Placement {
+            weight_tag: Some("weight".into()),
+            zone_tag: Some("zone".into()),
+            ..crate::config::Placement::default()
+        },
+        ..settings(SourceKind::Patroni)
+    };
+    let mut state = State::new(settings, now);
+    let mut tell = |tags: serde_json::Value| {
+        let listed = Listed {
+            name: MemberName::new("a"),
+            host: "h".into(),
+            port: 5432,
+            role: Role::Replica,
+            state: "running".into(),
+            timeline: Some(1),
+            lag: None,
+            tags: serde_json::from_value(tags).unwrap(),
+        };
+        let report = SourceReport {
+            members: vec![listed],
+            named: Named::Nobody,
+            paused: false,
+            disagreement: None,
+        };
+        let old = state.snapshot();
+        state.observe(Observation::Source(report), now);
+        let version = state.snapshot().version - old.version;
+        let told: Vec<String> = texts(&old, &state.snapshot())
+            .into_iter()
+            .filter(|text| text.contains("weight") || text.contains("zone"))
+            .collect();
+        assert!(told.is_empty() || version == 1, "readers are woken");
+        told
+    };
+    assert_eq!(
+        tell(serde_json::json!({"weight": 5, "zone": "b"})),
+        ["a has weight 5", "a is in zone b"]
+    );
+    assert_eq!(tell(serde_json::json!({"weight": 5, "zone": "b"})), [""; 0]);
+    assert_eq!(tell(serde_json::json!({})), ["a has weight 1", "a is in no zone"]);
 }

@@ -76,6 +76,7 @@ fn settings(config: &config::Cluster) -> Settings {
         probe_timeout: config.probe.timeout,
         poll_interval,
         fast_interval,
+        placement: config.placement.clone(),
     }
 }
 

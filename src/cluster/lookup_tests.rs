@@ -108,6 +108,7 @@ impl Served {
                 fall: 3,
             },
             local_member: config::LocalMember::None,
+            placement: config::Placement::default(),
         };
         let settings = Settings {
             cluster: Arc::from("main"),
@@ -118,6 +119,7 @@ impl Served {
             probe_timeout: second,
             poll_interval: second,
             fast_interval: second,
+            placement: config::Placement::default(),
         };
         let (_, snapshots) = watch::channel(State::new(settings, Instant::now()).snapshot());
         let account = Arc::new(Account::new(Arc::new(config), tls));

@@ -17,6 +17,7 @@ mod metrics;
 pub mod observation;
 pub mod patroni;
 pub mod probe;
+mod share;
 #[cfg(test)]
 mod simulator;
 pub mod snapshot;

@@ -283,6 +283,7 @@ fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
             fall: 3,
         },
         local_member: config::LocalMember::None,
+        placement: config::Placement::default(),
     })
 }
 

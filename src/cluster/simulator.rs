@@ -79,6 +79,7 @@ fn settings(kind: SourceKind) -> Settings {
         probe_timeout: Duration::from_secs(1),
         poll_interval: Duration::from_secs(1),
         fast_interval: Duration::from_millis(100),
+        placement: crate::config::Placement::default(),
     }
 }
 

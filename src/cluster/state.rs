@@ -35,9 +35,11 @@ mod leader;
 pub use super::observation::{
     Evidence, Listed, Named, Observation, Pace, ProbeFailure, SourceKind, SourceReport, Wants,
 };
+use super::share::share;
 use super::snapshot::{
     AdminState, Health, Leader, Member, MemberName, NoLeader, ProbeFacts, Snapshot, SourceStatus,
 };
+use crate::config::Placement;
 
 /// Longest time of fast polling for one loss of the leader: above Patroni's default `ttl` + `loop_wait`.
 const LEADERLESS: Duration = Duration::from_mins(1);
@@ -60,6 +62,8 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// Between polls, and between probes, while anything is suspicious.
     pub fast_interval: Duration,
+    /// Weights and zones.
+    pub placement: Placement,
 }
 
 #[derive(Debug)]
@@ -426,6 +430,7 @@ impl State {
 
     fn show(&self, member: &MemberState) -> Member {
         let listed = member.listed.clone();
+        let (weight, zone) = share(&self.settings.placement, &listed.name, &listed.tags);
         Member {
             admin: self.admin.get(&listed.name).copied().unwrap_or_default(),
             identity: self.identity(member),
@@ -438,8 +443,8 @@ impl State {
             timeline: listed.timeline,
             lag: listed.lag,
             tags: listed.tags,
-            weight: 1,
-            zone: None,
+            weight,
+            zone,
         }
     }
 }

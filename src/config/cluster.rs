@@ -10,6 +10,7 @@ use super::model::{
     BasicAuth, ChannelBinding, Cluster, LocalMember, Patroni, Probe, Server, ServerOptions, ServerTls,
     ServiceAccount, Source, SslMode, SslNegotiation,
 };
+use super::placement::{self, Placement};
 use super::schema;
 use super::section::{Field, Section, report_repeated};
 
@@ -41,9 +42,15 @@ pub(super) struct Draft {
     server: ServerOptions,
     probe: Probe,
     local_member: Option<LocalMember>,
+    placement: Placement,
 }
 
 impl Draft {
+    /// It is a fixed list of servers.
+    pub(super) fn is_fixed(&self) -> bool {
+        matches!(self.source, Some(Source::Servers(_)))
+    }
+
     pub(super) fn finish(self) -> Option<Cluster> {
         Some(Cluster {
             name: self.name,
@@ -53,6 +60,7 @@ impl Draft {
             server: self.server,
             probe: self.probe,
             local_member: self.local_member?,
+            placement: self.placement,
         })
     }
 }
@@ -61,8 +69,10 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
     let section = field.section(&schema::CLUSTER);
     let name: Arc<str> = Arc::from(name);
     let context = section.context();
+    let source = source(&section);
     Draft {
-        source: source(&section),
+        placement: placement::read(&section, source.as_ref()),
+        source,
         service_account: context.within(Part::ServiceAccount(Arc::clone(&name)), || {
             service_account(&section)
         }),

@@ -10,12 +10,13 @@ use rustls::version::{TLS12, TLS13};
 
 use super::access;
 use super::address::{self, bind_address, overlap};
-use super::cluster::{hours, minutes, ms, secs};
+use super::cluster::{Draft, hours, minutes, ms, secs};
 use super::keys::{self, Unlock};
 use super::model::{
     Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, TargetRole, Verifiers,
+    LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
 };
+use super::route;
 use super::schema;
 use super::section::{Field, Section, report_repeated};
 
@@ -219,24 +220,15 @@ fn verifier_query(field: &Field<'_>) -> Option<String> {
 pub(super) fn routes<'a>(
     root: &Section<'a>,
     clusters: &Names<'_>,
+    drafts: &[Draft],
 ) -> (IndexMap<String, Arc<Route>>, Names<'a>) {
     let first = clusters.as_ref().and_then(|names| names.first().copied());
     let mut routes = IndexMap::new();
-    let mut add = |name: &str, cluster: &str, target| {
-        let route = Route {
-            name: Arc::from(name),
-            cluster: Arc::from(cluster),
-            target,
-        };
-        routes.insert(name.to_owned(), Arc::new(route));
-    };
+    let mut add = |route: Route| routes.insert(route.name.to_string(), Arc::new(route));
     let Some(field) = root.field("routes") else {
-        for (name, target) in [
-            ("read-write", TargetRole::Leader),
-            ("read-only", TargetRole::Replica),
-        ] {
-            add(name, first.unwrap_or_default(), target);
-        }
+        let cluster = first.unwrap_or_default();
+        add(Route::read_write("read-write", cluster));
+        add(Route::read_only("read-only", cluster));
         return (routes, Some(vec!["read-write", "read-only"]));
     };
     let named = field.named();
@@ -246,37 +238,18 @@ pub(super) fn routes<'a>(
             Some(field) => reference(&field, clusters, "cluster"),
             None => first,
         };
-        let target = section.required("targets").and_then(|field| target(&field));
-        if let Some(field) = section.field("balance") {
-            let _ = field.one_of(&[("least_connections", Some(()))]);
-        }
+        let is_fixed = drafts
+            .iter()
+            .any(|draft| Some(&*draft.name) == cluster && draft.is_fixed());
         if let Some(field) = section.field("resume") {
             let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
         }
-        if let (Some(cluster), Some(target)) = (cluster, target) {
-            add(name, cluster, target);
+        if let Some(route) = route::read(&section, name, cluster, is_fixed) {
+            add(route);
         }
     }
     let names = (!named.is_empty()).then(|| named.into_iter().map(|(name, _)| name).collect());
     (routes, names)
-}
-
-fn target(field: &Field<'_>) -> Option<TargetRole> {
-    let roles: Vec<Option<TargetRole>> = field
-        .list(16)
-        .iter()
-        .map(|field| {
-            field.one_of(&[
-                ("leader", Some(TargetRole::Leader)),
-                ("replica", Some(TargetRole::Replica)),
-            ])
-        })
-        .collect();
-    if roles.len() > 1 {
-        field.fault("more than one target is not supported yet; leave `[leader]` or `[replica]`");
-        return None;
-    }
-    roles.first().copied().flatten()
 }
 
 /// A name that must be one of `names`; with `None` they are unknown, and any will do.

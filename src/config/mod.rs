@@ -20,6 +20,8 @@ mod front;
 mod keys;
 mod material;
 pub mod model;
+mod placement;
+mod route;
 mod schema;
 mod secret;
 mod section;
@@ -40,6 +42,8 @@ pub use fault::{Fault, Faults};
 pub use keys::Leaf;
 pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
 pub use model::*;
+pub use placement::{MOST_WEIGHT, MemberPlacement, Placement};
+pub use route::{Access, Balance, OnLeader, TargetRole, Tier};
 pub use secret::Secret;
 
 use section::{Context, Section};
@@ -253,7 +257,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     let mut places = Vec::new();
     let tls = context.within(Part::Tls, || front::client_tls(&root));
     let auth = context.within(Part::Auth, || front::auth(&root));
-    let (routes, route_names) = front::routes(&root, &names);
+    let (routes, route_names) = front::routes(&root, &names, &clusters);
     let listeners = front::listeners(&root, &route_names, tls.as_ref(), &mut places);
     let http = context.within(Part::Http, || front::http(&root, &mut places));
     front::check_addresses(&places);
@@ -298,6 +302,13 @@ fn oddities(config: &Config) -> Vec<String> {
     for name in config.clusters.keys() {
         if !config.routes.values().any(|route| *route.cluster == **name) {
             odd.push(format!("no route uses the cluster `{name}`"));
+        }
+    }
+    for (name, route) in &config.routes {
+        if route.read_only_on_leader == OnLeader::Unenforced {
+            odd.push(format!(
+                "route `{name}`: nothing but their privileges keeps its sessions on the leader from writing"
+            ));
         }
     }
     for cluster in config.clusters.values() {

@@ -1,5 +1,6 @@
 //! The validated model: types that cannot be wrong. See `docs/configuration.md` for every key.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::Secret;
 use super::keys::Leaf;
 use super::material::Files;
+use super::placement::Placement;
+use super::route::{Access, Balance, OnLeader, Tier};
 
 /// Everything `trunkline run` needs to know. Made by [`super::load`] only.
 #[derive(Debug)]
@@ -70,6 +73,7 @@ pub struct Cluster {
     pub server: ServerOptions,
     pub probe: Probe,
     pub local_member: LocalMember,
+    pub placement: Placement,
 }
 
 /// Where the list of members comes from.
@@ -327,14 +331,13 @@ pub enum Verifiers {
 pub struct Route {
     pub name: Arc<str>,
     pub cluster: Arc<str>,
-    pub target: TargetRole,
-}
-
-/// The role a route's servers must have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TargetRole {
-    Leader,
-    Replica,
+    pub access: Access,
+    /// In order of preference, at least one: a later one serves where no member of an earlier one can.
+    pub targets: Vec<Tier>,
+    /// Only members that have these Patroni tags (default: none is asked for).
+    pub tags: BTreeMap<String, serde_json::Value>,
+    pub balance: Balance,
+    pub read_only_on_leader: OnLeader,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -40,7 +40,9 @@ keys! {
     ROOT "": now("clusters"), now("tls"), now("auth"), now("routes"), now("listeners"), now("http"),
         now("console"), now("limits"), now("peers"), now("log"), now("shutdown"), now("workers");
     CLUSTER "clusters.NAME": now("patroni"), now("servers"), later("etcd"), now("service_account"),
-        now("server_tls"), now("server"), now("probe"), later("members"), now("local_member");
+        now("server_tls"), now("server"), now("probe"), now("members"), now("local_member"),
+        now("zone"), now("weight_tag"), now("zone_tag");
+    MEMBER "clusters.NAME.members.NAME": now("weight"), now("zone");
     PATRONI "clusters.NAME.patroni": now("endpoints"), now("ca_file"), now("cert_file"), now("key_file"),
         now("username"), now("password_file"), now("poll_interval"), now("fast_poll_interval");
     SERVERS "clusters.NAME.servers[]": now("name"), now("host"), now("port");
@@ -59,7 +61,8 @@ keys! {
         now("password"), now("cert_file"), now("key_file"), now("passphrase_command");
     RATE_LIMIT "auth.rate_limit": now("failures"), now("delay"), now("max_delay"), now("refuse_after"),
         now("refuse_for");
-    ROUTE "routes.NAME": now("cluster"), now("targets"), now("balance"), now("resume"), later("queue_timeout"),
+    ROUTE "routes.NAME": now("cluster"), now("targets"), now("tags"), now("balance"),
+        now("read_only_on_leader"), now("resume"), later("queue_timeout"),
         later("max_lag"), later("on_unfit");
     LISTENER "listeners[]": now("name"), now("address"), now("route"), now("socket_mode"),
         now("mode"), now("tls"), now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");

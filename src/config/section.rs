@@ -269,7 +269,7 @@ impl<'a> Field<'a> {
                 self.fault("must not contain control characters");
             }
             Value::Text(text) => return Some(text),
-            Value::Integer(_) | Value::Float(_) | Value::Bool => {
+            Value::Integer(_) | Value::Float(_) | Value::Bool(_) => {
                 let kind = self.node.value.kind();
                 self.fault_with(format!("expected text, found {kind}"), "put it in quotes");
             }
@@ -317,6 +317,26 @@ impl<'a> Field<'a> {
             }
         }
         None
+    }
+
+    /// Text, a number, true or false: as JSON has it.
+    pub(super) fn scalar(&self) -> Option<serde_json::Value> {
+        Some(match &self.node.value {
+            Value::Bool(value) => (*value).into(),
+            Value::Integer(value) => {
+                let Ok(value) = i64::try_from(*value) else {
+                    self.fault("is too large a number");
+                    return None;
+                };
+                value.into()
+            }
+            Value::Float(value) => (*value).into(),
+            Value::Text(_) => self.text()?.into(),
+            Value::Null | Value::List(_) | Value::Map(_) => {
+                self.expected("text, a number, true or false");
+                return None;
+            }
+        })
     }
 
     /// A whole number within bounds, both included.

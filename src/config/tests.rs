@@ -16,6 +16,7 @@ mod access;
 mod console;
 mod keys;
 mod rereading;
+mod routes;
 
 /// A directory with every file that the texts below name.
 struct Files(TempDir);
@@ -40,6 +41,11 @@ clusters:
     server: {connect_timeout: 5s, keepalive: 20s, tcp_user_timeout: 40s}
     probe: {interval: 500ms, timeout: 250ms, rise: 4, fall: 5}
     local_member: db9
+    zone: a
+    weight_tag: weight
+    zone_tag: zone
+    members:
+      db3: {weight: 50, zone: b}
   other:
     servers: [{name: a, host: db1, port: 5433}, {name: b, host: "::1"}]
     service_account: {user: svc, password_env: SECRET}
@@ -53,7 +59,8 @@ auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 1
        rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m}}
 routes:
   w: {cluster: other, targets: [leader], balance: least_connections, resume: off}
-  r: {targets: [replica]}
+  r: {targets: [[sync, quorum], replica, leader], tags: {disk: ssd, old: false, site: 2}, balance: source_hash,
+      read_only_on_leader: unenforced}
 listeners:
   - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
   - {name: two, address: "[::1]:7001", route: r, tls: off}
@@ -214,8 +221,11 @@ fn the_minimal_file_has_the_documented_defaults() {
         refuse_for: Duration::from_mins(1),
     };
     assert_eq!(config.auth.rate_limit, rate_limit);
-    assert_eq!(config.routes["read-write"].target, TargetRole::Leader);
-    assert_eq!(config.routes["read-only"].target, TargetRole::Replica);
+    assert_eq!(
+        *config.routes["read-write"],
+        Route::read_write("read-write", "main")
+    );
+    assert_eq!(*config.routes["read-only"], Route::read_only("read-only", "main"));
     assert_eq!(&*config.routes["read-only"].cluster, "main");
     let shown: Vec<String> = config
         .listeners
@@ -413,12 +423,12 @@ fn every_key_has_its_effect() {
     assert_eq!(config.auth.rate_limit, rate_limit);
     assert_eq!(config.routes.keys().collect::<Vec<_>>(), ["w", "r"]);
     assert_eq!(
-        (&*config.routes["w"].cluster, config.routes["w"].target),
-        ("other", TargetRole::Leader)
+        (&*config.routes["w"].cluster, config.routes["w"].access),
+        ("other", Access::ReadWrite)
     );
     assert_eq!(
-        (&*config.routes["r"].cluster, config.routes["r"].target),
-        ("main", TargetRole::Replica)
+        (&*config.routes["r"].cluster, config.routes["r"].access),
+        ("main", Access::ReadOnly)
     );
     let [one, two, three] = config.listeners.as_slice() else {
         panic!("{:?}", config.listeners)
@@ -546,14 +556,6 @@ fn words_of_later_features_are_refused_as_such() {
     files.one_fault(
         &change("mode: postgres", "mode: tcp"),
         "`tcp` is not supported yet; use `postgres`",
-    );
-    files.one_fault(
-        &change("balance: least_connections", "balance: random"),
-        "expected `least_connections`",
-    );
-    files.one_fault(
-        &change("[leader]", "[leader, replica]"),
-        "more than one target is not supported yet",
     );
 }
 
@@ -1122,6 +1124,7 @@ fn unknown_keys_of_every_section_are_reported_with_its_path() {
             let path = format!(
                 " {}.zzz: unknown key `zzz`",
                 path.replace("routes.NAME", "routes.w")
+                    .replace("members.NAME", "members.db3")
             );
             faults.iter().any(|fault| fault.contains(&path))
         });

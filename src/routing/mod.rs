@@ -5,12 +5,17 @@
 //! this router's own probe; members of another cluster, without an address, or not administratively ready are never
 //! candidates.
 //!
-//! Refuses: IO, clocks, and state of its own. (`chance` is the one source of chance callers hand in.)
+//! Refuses: IO, clocks, and state of its own. (`chance` is the one source of chance callers hand in, `Turns` what they
+//! keep between two choices.)
 
+mod balance;
 mod policy;
+mod tags;
 mod verdict;
 
+pub use balance::Turns;
 pub use policy::{
-    Candidate, Choice, Preference, Reason, candidates, chance, leader_reason, replica_reason, unavailable,
+    Asked, Candidate, Choice, Preference, Reason, anybody, candidates, chance, fitness, leader_reason,
+    replica_reason, unavailable,
 };
-pub use verdict::{EndReason, Verdict, verdict};
+pub use verdict::{EndReason, Terms, Verdict, verdict};

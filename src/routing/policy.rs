@@ -1,10 +1,12 @@
 //! Who may be given a session.
 
-use std::cmp::Reverse;
 use std::fmt;
+use std::net::IpAddr;
 
+use super::balance::{self, Share, Turns};
+use super::tags;
 use crate::cluster::snapshot::{AdminState, Identity, Leader, Member, MemberName, NoLeader, Role, Snapshot};
-use crate::config::TargetRole;
+use crate::config::{Access, Route, Server, TargetRole, Tier};
 
 /// A member that may serve, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +17,8 @@ pub struct Candidate {
     pub reason: Preference,
 }
 
-/// Why a member may serve; earlier is preferred.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Why a member may serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preference {
     /// It is the verified leader.
     Leader,
@@ -26,6 +28,17 @@ pub enum Preference {
     Running,
     /// It leads a standby cluster: a standby too, after its own replicas.
     StandbyLeader,
+}
+
+impl Preference {
+    /// Among members of targets that count alike; less is better. Where both may serve, leader and standby are alike.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Leader | Self::Streaming => 0,
+            Self::Running => 1,
+            Self::StandbyLeader => 2,
+        }
+    }
 }
 
 impl fmt::Display for Preference {
@@ -72,6 +85,19 @@ pub enum Reason {
     State(String),
     #[error("is tagged noloadbalance")]
     NoLoadBalance,
+    #[error("is not what the route asks for, {0}")]
+    NotWanted(TargetRole),
+    #[error("does not have the tag {0}")]
+    Tag(String),
+}
+
+impl Reason {
+    fn is_about_role(&self) -> bool {
+        matches!(
+            self,
+            Self::NotLeader | Self::NoLeader(_) | Self::IsLeader | Self::Writable | Self::NotWanted(_)
+        )
+    }
 }
 
 /// The candidates in order of preference, and why the other members are none.
@@ -81,38 +107,136 @@ pub struct Choice {
     pub refused: Vec<(MemberName, Reason)>,
 }
 
-/// Who may serve `target`: the verified leader, or the replicas: streaming before others, then with the least
-/// sessions, ties by `chance`.
-pub fn candidates(
-    snapshot: &Snapshot,
-    target: TargetRole,
-    sessions_on: &dyn Fn(&MemberName) -> usize,
-    chance: &mut dyn FnMut() -> u64,
-) -> Choice {
+/// What is asked besides the route: who asks, and what is so now.
+pub struct Asked<'a> {
+    /// The client's address; `None` of one on a Unix socket.
+    pub client: Option<IpAddr>,
+    /// The router's own zone.
+    pub zone: Option<&'a str>,
+    /// The order of a fixed list; empty with Patroni.
+    pub listed: &'a [Server],
+    pub sessions_on: &'a dyn Fn(&MemberName) -> usize,
+    /// Whether attempts to connect to it have failed lately.
+    pub is_in_trouble: &'a dyn Fn(&MemberName) -> bool,
+    pub chance: &'a mut dyn FnMut() -> u64,
+    /// Of this route; moved on by [`balance::Turns`].
+    pub turns: &'a mut Turns,
+}
+
+impl fmt::Debug for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked")
+            .field("client", &self.client)
+            .field("zone", &self.zone)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who may serve `route`, in order of preference: members that could be reached lately, then by target, members with a
+/// weight, by [`Preference`], members of the own zone, and as the route balances.
+pub fn candidates(snapshot: &Snapshot, route: &Route, asked: &mut Asked<'_>) -> Choice {
     let mut choice = Choice::default();
     let mut ranked = Vec::with_capacity(snapshot.members.len());
     for member in &snapshot.members {
-        let fit = match target {
-            TargetRole::Leader => leader_reason(snapshot, member),
-            TargetRole::Replica => replica_reason(snapshot, member),
-        };
-        match fit {
-            Ok(reason) => {
-                let rank = (reason, sessions_on(&member.name), Reverse(chance()));
-                let candidate = Candidate {
-                    member: member.name.clone(),
-                    host: member.host.clone(),
-                    port: member.port,
-                    reason,
+        match fitness(snapshot, route, member) {
+            Ok((tier, reason)) => {
+                let is_far = asked.zone.is_some() && asked.zone != member.zone.as_deref();
+                let rank = (
+                    (asked.is_in_trouble)(&member.name),
+                    tier,
+                    member.weight == 0,
+                    reason.rank(),
+                    is_far,
+                );
+                let share = Share {
+                    candidate: Candidate {
+                        member: member.name.clone(),
+                        host: member.host.clone(),
+                        port: member.port,
+                        reason,
+                    },
+                    // Members without weight, among themselves, share alike.
+                    weight: member.weight.max(1),
+                    sessions: (asked.sessions_on)(&member.name),
                 };
-                ranked.push((rank, candidate));
+                ranked.push((rank, share));
             }
             Err(reason) => choice.refused.push((member.name.clone(), reason)),
         }
     }
     ranked.sort_by_key(|(rank, _)| *rank);
-    choice.candidates = ranked.into_iter().map(|(_, candidate)| candidate).collect();
+    for alike in ranked.chunk_by_mut(|(a, _), (b, _)| a == b) {
+        balance::order(route.balance, alike, asked, choice.candidates.is_empty());
+        let shares = alike.iter_mut().map(|(_, share)| share.candidate.clone());
+        choice.candidates.extend(shares);
+    }
     choice
+}
+
+/// Whether anybody may serve `route`; else why nobody may.
+pub fn anybody(snapshot: &Snapshot, route: &Route) -> Result<(), Choice> {
+    let mut choice = Choice::default();
+    for member in &snapshot.members {
+        match fitness(snapshot, route, member) {
+            Ok(_) => return Ok(()),
+            Err(reason) => choice.refused.push((member.name.clone(), reason)),
+        }
+    }
+    Err(choice)
+}
+
+/// Whether `member` may serve `route`: by which of its targets, counted from 0, and why.
+pub fn fitness(snapshot: &Snapshot, route: &Route, member: &Member) -> Result<(usize, Preference), Reason> {
+    let mut refused: Option<Reason> = None;
+    for (tier, Tier(roles)) in route.targets.iter().enumerate() {
+        for role in roles {
+            match role_reason(snapshot, member, *role) {
+                Ok(reason) => {
+                    tags::check(&route.tags, &member.tags).map_err(Reason::Tag)?;
+                    return Ok((tier, reason));
+                }
+                // What else is wrong with it says more than that its role is another one.
+                Err(reason) => match &refused {
+                    Some(known) if reason.is_about_role() || !known.is_about_role() => {}
+                    _ => refused = Some(reason),
+                },
+            }
+        }
+    }
+    Err(refused.unwrap_or(Reason::NotLeader))
+}
+
+fn role_reason(snapshot: &Snapshot, member: &Member, target: TargetRole) -> Result<Preference, Reason> {
+    match target {
+        TargetRole::Leader => leader_reason(snapshot, member),
+        TargetRole::Replica => replica_reason(snapshot, member),
+        TargetRole::Sync => standby_reason(snapshot, member, target, &Role::SyncStandby),
+        TargetRole::Quorum => standby_reason(snapshot, member, target, &Role::QuorumStandby),
+        TargetRole::Async => standby_reason(snapshot, member, target, &Role::Replica),
+        TargetRole::Any => match leader_reason(snapshot, member) {
+            Ok(_) if no_load_balance(member) => Err(Reason::NoLoadBalance),
+            Ok(reason) => Ok(reason),
+            Err(why) => replica_reason(snapshot, member).map_err(|reason| match reason {
+                // It may serve as the leader only, and why not is known.
+                Reason::IsLeader => why,
+                reason => reason,
+            }),
+        },
+    }
+}
+
+fn standby_reason(
+    snapshot: &Snapshot,
+    member: &Member,
+    target: TargetRole,
+    role: &Role,
+) -> Result<Preference, Reason> {
+    let reason = replica_reason(snapshot, member)?;
+    if member.role == *role {
+        Ok(reason)
+    } else {
+        Err(Reason::NotWanted(target))
+    }
 }
 
 /// A source of chance for [`candidates`]: not predictable, not secret.
@@ -207,15 +331,18 @@ fn no_load_balance(member: &Member) -> bool {
 }
 
 /// What a client is told (57P03) when a choice has no candidate: a sentence and a hint.
-pub fn unavailable(snapshot: &Snapshot, target: TargetRole, choice: &Choice) -> (String, String) {
-    let message = match (target, &snapshot.leader) {
-        (TargetRole::Leader, Leader::None(why)) => {
+pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (String, String) {
+    let message = match (route.access, &snapshot.leader) {
+        (Access::ReadWrite, Leader::None(why)) => {
             format!("no server accepts read-write sessions now: {why}")
         }
-        (TargetRole::Leader, Leader::Verified { .. }) => {
+        (Access::ReadWrite, Leader::Verified { .. }) => {
             "no server accepts read-write sessions now".to_owned()
         }
-        (TargetRole::Replica, _) => "no replica accepts read-only sessions now".to_owned(),
+        (Access::ReadOnly, _) if route.takes_leader() => {
+            "no server accepts read-only sessions now".to_owned()
+        }
+        (Access::ReadOnly, _) => "no replica accepts read-only sessions now".to_owned(),
     };
     let mut hints: Vec<String> = choice
         .refused
@@ -240,7 +367,7 @@ pub fn unavailable(snapshot: &Snapshot, target: TargetRole, choice: &Choice) -> 
     } else if snapshot.members.is_empty() {
         hints.push("No member of the cluster is known.".to_owned());
     }
-    if target == TargetRole::Leader {
+    if route.access == Access::ReadWrite {
         hints.push("Try again: a failover usually ends within a minute.".to_owned());
     }
     (message, hints.join(" "))

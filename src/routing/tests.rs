@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::*;
 use crate::cluster::snapshot::{Health, NamedBy, ProbeFacts, SourceStatus};
-use crate::routing::{EndReason, Verdict, verdict};
+use crate::config::OnLeader;
+use crate::routing::{EndReason, Terms, Verdict, verdict};
 
 fn facts(in_recovery: bool) -> ProbeFacts {
     ProbeFacts {
@@ -85,22 +86,57 @@ fn names(choice: &Choice) -> Vec<&str> {
         .collect()
 }
 
-fn choose(snapshot: &Snapshot, target: TargetRole) -> Choice {
-    candidates(snapshot, target, &|_| 0, &mut || 0)
+fn to_leader() -> Route {
+    Route::read_write("rw", "main")
+}
+
+fn to_replica() -> Route {
+    Route::read_only("ro", "main")
+}
+
+/// As in the file, with `read_only_on_leader: unenforced`.
+fn to(tiers: &[&[TargetRole]]) -> Route {
+    let targets = tiers.iter().map(|roles| Tier(roles.to_vec())).collect();
+    Route {
+        read_only_on_leader: OnLeader::Unenforced,
+        ..Route::new("route", "main", targets)
+    }
+}
+
+fn choose_with(
+    snapshot: &Snapshot,
+    route: &Route,
+    sessions_on: &dyn Fn(&MemberName) -> usize,
+    chance: &mut dyn FnMut() -> u64,
+) -> Choice {
+    let mut asked = Asked {
+        client: None,
+        zone: None,
+        listed: &[],
+        sessions_on,
+        is_in_trouble: &|_| false,
+        chance,
+        turns: &mut Turns::default(),
+    };
+    candidates(snapshot, route, &mut asked)
+}
+
+fn choose(snapshot: &Snapshot, route: &Route) -> Choice {
+    choose_with(snapshot, route, &|_| 0, &mut || 0)
 }
 
 #[test]
 fn read_write_goes_to_the_verified_leader_only() {
-    let choice = choose(&three(), TargetRole::Leader);
+    let choice = choose(&three(), &to_leader());
     assert_eq!(names(&choice), ["db1"]);
     assert_eq!(choice.refused.len(), 2);
     let none = Snapshot {
         leader: Leader::None(NoLeader::NotNamed),
         ..three()
     };
-    let choice = choose(&none, TargetRole::Leader);
+    let choice = choose(&none, &to_leader());
     assert!(choice.candidates.is_empty());
-    let (message, _) = unavailable(&none, TargetRole::Leader, &choice);
+    let (message, _) = unavailable(&none, &to_leader(), &choice);
     assert_eq!(
         message,
         "no server accepts read-write sessions now: no member holds the leader key"
@@ -112,7 +148,7 @@ fn read_only_goes_to_the_replica_with_the_least_sessions() {
     let mut cluster = three();
     cluster.members[2].health.facts.as_mut().unwrap().streaming = true;
     let sessions = |name: &MemberName| if name.as_str() == "db2" { 5 } else { 4 };
-    let choice = candidates(&cluster, TargetRole::Replica, &sessions, &mut || 0);
+    let choice = choose_with(&cluster, &to_replica(), &sessions, &mut || 0);
     assert_eq!(names(&choice), ["db3", "db2"]);
     assert_eq!(choice.refused, [(MemberName::new("db1"), Reason::IsLeader)]);
 }
@@ -124,7 +160,7 @@ fn ties_are_left_to_chance() {
     let mut first = BTreeMap::new();
     let mut state = 1_u64;
     for _ in 0..200 {
-        let choice = candidates(&cluster, TargetRole::Replica, &|_| 1, &mut || {
+        let choice = choose_with(&cluster, &to_replica(), &|_| 1, &mut || {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
@@ -174,9 +210,9 @@ fn replicas_are_passed_over_with_the_reason() {
         let mut cluster = three();
         change(&mut cluster.members[1]);
         cluster.members.remove(2);
-        let choice = choose(&cluster, TargetRole::Replica);
+        let choice = choose(&cluster, &to_replica());
         assert!(choice.candidates.is_empty(), "{expected}");
-        let (message, hint) = unavailable(&cluster, TargetRole::Replica, &choice);
+        let (message, hint) = unavailable(&cluster, &to_replica(), &choice);
         assert_eq!(message, "no replica accepts read-only sessions now");
         assert!(hint.contains(expected), "{hint} / {expected}");
     }
@@ -200,7 +236,7 @@ fn noloadbalance_in_any_spelling() {
         cluster.members[1]
             .tags
             .insert("noloadbalance".into(), value.clone());
-        let refused = choose(&cluster, TargetRole::Replica).refused;
+        let refused = choose(&cluster, &to_replica()).refused;
         assert_eq!(
             refused.contains(&(MemberName::new("db2"), Reason::NoLoadBalance)),
             excluded,
@@ -214,8 +250,8 @@ fn a_standby_cluster_serves_read_only_its_leader_last() {
     let mut cluster = three();
     cluster.leader = Leader::None(NoLeader::StandbyCluster(MemberName::new("db1")));
     cluster.members[0] = member("db1", Role::StandbyLeader, "streaming", true);
-    assert_eq!(names(&choose(&cluster, TargetRole::Replica)).last(), Some(&"db1"));
-    assert!(choose(&cluster, TargetRole::Leader).candidates.is_empty());
+    assert_eq!(names(&choose(&cluster, &to_replica())).last(), Some(&"db1"));
+    assert!(choose(&cluster, &to_leader()).candidates.is_empty());
 }
 
 #[test]
@@ -227,7 +263,7 @@ fn a_fixed_lists_standbys_are_fit_by_their_probe() {
         ],
         Some("a"),
     );
-    assert_eq!(names(&choose(&cluster, TargetRole::Replica)), ["b"]);
+    assert_eq!(names(&choose(&cluster, &to_replica())), ["b"]);
 }
 
 #[test]
@@ -235,17 +271,17 @@ fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
     let db1 = MemberName::new("db1");
     let db2 = MemberName::new("db2");
     let mut cluster = three();
-    assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::Stay);
-    assert_eq!(verdict(&cluster, TargetRole::Replica, &db2), Verdict::Stay);
+    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1), Verdict::Stay);
+    assert_eq!(verdict(&cluster, Terms::ReadOnly, &db2), Verdict::Stay);
     assert_eq!(
-        verdict(&cluster, TargetRole::Leader, &db2),
+        verdict(&cluster, Terms::ReadWrite, &db2),
         Verdict::End(EndReason::OtherLeader {
             old: db2.clone(),
             leader: db1.clone()
         })
     );
     assert_eq!(
-        verdict(&cluster, TargetRole::Replica, &db1),
+        verdict(&cluster, Terms::ReadOnly, &db1),
         Verdict::End(EndReason::Promoted(db1.clone()))
     );
 
@@ -254,14 +290,14 @@ fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
         error: Some("timeout".into()),
         ..Health::default()
     };
-    assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::Stay);
+    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1), Verdict::Stay);
     cluster.members[0] = member("db1", Role::Replica, "running", true);
     assert_eq!(
-        verdict(&cluster, TargetRole::Leader, &db1),
+        verdict(&cluster, Terms::ReadWrite, &db1),
         Verdict::End(EndReason::Demoted(db1.clone()))
     );
     cluster.members.remove(0);
-    assert_eq!(verdict(&cluster, TargetRole::Leader, &db1), Verdict::Stay);
+    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1), Verdict::Stay);
 }
 
 prop_compose! {
@@ -301,11 +337,11 @@ prop_compose! {
 proptest! {
     #[test]
     fn candidates_are_always_fit(cluster in any_snapshot(), loads in proptest::array::uniform4(0_usize..5)) {
-        for target in [TargetRole::Leader, TargetRole::Replica] {
+        for (route, terms) in [(to_leader(), Terms::ReadWrite), (to_replica(), Terms::ReadOnly)] {
             let load = |name: &MemberName| loads[name.as_str()[1..].parse::<usize>().unwrap()];
-            let choice = candidates(&cluster, target, &load, &mut || 0);
+            let choice = choose_with(&cluster, &route, &load, &mut || 0);
             prop_assert_eq!(choice.candidates.len() + choice.refused.len(), cluster.members.len());
-            let ranks: Vec<_> = choice.candidates.iter().map(|c| (c.reason, load(&c.member))).collect();
+            let ranks: Vec<_> = choice.candidates.iter().map(|c| (c.reason.rank(), load(&c.member))).collect();
             prop_assert!(ranks.is_sorted());
             for candidate in &choice.candidates {
                 let member = cluster.member(&candidate.member).unwrap();
@@ -313,17 +349,20 @@ proptest! {
                 prop_assert_eq!(member.identity, Identity::Same);
                 prop_assert_eq!(member.admin, AdminState::Ready);
                 let leads = matches!(&cluster.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
-                prop_assert_eq!(leads, target == TargetRole::Leader);
-                if target == TargetRole::Replica {
+                prop_assert_eq!(leads, terms == Terms::ReadWrite);
+                if terms == Terms::ReadOnly {
                     prop_assert!(member.health.facts.as_ref().unwrap().in_recovery);
                     prop_assert!(!member.tags.contains_key("noloadbalance"));
                     // A candidate never has to leave again at once.
-                    prop_assert_eq!(verdict(&cluster, target, &candidate.member), Verdict::Stay);
+                    prop_assert_eq!(verdict(&cluster, terms, &candidate.member), Verdict::Stay);
                 }
             }
-            if target == TargetRole::Leader {
+            if terms == Terms::ReadWrite {
                 prop_assert!(choice.candidates.len() <= 1);
             }
         }
     }
 }
+
+#[path = "choosing_tests.rs"]
+mod choosing;

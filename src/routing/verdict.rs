@@ -1,7 +1,27 @@
 //! Who must leave: what a new snapshot means for a live session.
 
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
-use crate::config::TargetRole;
+use crate::config::Access;
+
+/// What a session was promised of its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Terms {
+    /// It is the verified leader.
+    ReadWrite,
+    /// It is a standby.
+    ReadOnly,
+    /// Nothing: it was the leader, on a route that puts up with that.
+    ReadOnlyOnLeader,
+}
+
+impl Terms {
+    pub fn access(self) -> Access {
+        match self {
+            Self::ReadWrite => Access::ReadWrite,
+            Self::ReadOnly | Self::ReadOnlyOnLeader => Access::ReadOnly,
+        }
+    }
+}
 
 /// Whether a live session may stay on its server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,22 +41,22 @@ pub enum EndReason {
     Promoted(MemberName),
 }
 
-/// What `snapshot` means for a session that was given `member` as `target`. A member that is merely unknown, down or
+/// What `snapshot` means for a session that was given `member` on `terms`. A member that is merely unknown, down or
 /// unreachable keeps its sessions: their own connections tell best.
-pub fn verdict(snapshot: &Snapshot, target: TargetRole, member: &MemberName) -> Verdict {
+pub fn verdict(snapshot: &Snapshot, terms: Terms, member: &MemberName) -> Verdict {
     let in_recovery = snapshot
         .member(member)
         .and_then(|member| member.health.facts.as_ref())
         .map(|facts| facts.in_recovery);
-    match (target, &snapshot.leader, in_recovery) {
-        (TargetRole::Leader, Leader::Verified { member: leader, .. }, _) if leader != member => {
+    match (terms, &snapshot.leader, in_recovery) {
+        (Terms::ReadWrite, Leader::Verified { member: leader, .. }, _) if leader != member => {
             Verdict::End(EndReason::OtherLeader {
                 old: member.clone(),
                 leader: leader.clone(),
             })
         }
-        (TargetRole::Leader, _, Some(true)) => Verdict::End(EndReason::Demoted(member.clone())),
-        (TargetRole::Replica, _, Some(false)) => Verdict::End(EndReason::Promoted(member.clone())),
+        (Terms::ReadWrite, _, Some(true)) => Verdict::End(EndReason::Demoted(member.clone())),
+        (Terms::ReadOnly, _, Some(false)) => Verdict::End(EndReason::Promoted(member.clone())),
         _ => Verdict::Stay,
     }
 }

@@ -30,7 +30,7 @@ use crate::admin::metrics::FileMetrics;
 use crate::admin::{self, AccessView, ClusterView, Handles, Readiness};
 use crate::auth::scram::MockSecret;
 use crate::cluster::{self, ClusterHandle};
-use crate::config::{Config, TargetRole};
+use crate::config::{Config, Route};
 use crate::frontend::access::{Access, Around};
 use crate::frontend::listen::{self, Bound};
 use crate::frontend::opening::Offer;
@@ -241,13 +241,16 @@ fn access_view(access: &Arc<ArcSwap<Access>>) -> AccessView {
 }
 
 fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {
-    let serves = |name: &str, target| {
-        config.listeners.iter().any(|listener| {
+    let served = |name: &str, access| -> Vec<Arc<Route>> {
+        let has_listener = |route: &Route| {
             config
-                .routes
-                .get(&*listener.route)
-                .is_some_and(|route| &*route.cluster == name && route.target == target)
-        })
+                .listeners
+                .iter()
+                .any(|listener| listener.route == route.name)
+        };
+        let asks =
+            |route: &&Arc<Route>| &*route.cluster == name && route.access == access && has_listener(route);
+        config.routes.values().filter(asks).cloned().collect()
     };
     let view = |cluster: &Arc<crate::config::Cluster>| {
         let handle = clusters.get(&cluster.name)?.clone();
@@ -256,8 +259,8 @@ fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<Cl
             snapshot: handle.subscribe(),
             local_member: cluster.local_member.clone(),
             dbname: cluster.service_account.dbname.clone(),
-            serves_read_write: serves(&cluster.name, TargetRole::Leader),
-            serves_read_only: serves(&cluster.name, TargetRole::Replica),
+            read_write: served(&cluster.name, crate::config::Access::ReadWrite),
+            read_only: served(&cluster.name, crate::config::Access::ReadOnly),
             // No request is held yet.
             holds_read_write: false,
             look_again: Arc::new(move || handle.look_again()),
@@ -302,7 +305,7 @@ async fn enforce(cluster: ClusterHandle, registry: Arc<Registry>, stop: Cancella
             if place.cluster != snapshot.cluster {
                 continue;
             }
-            if let Verdict::End(why) = routing::verdict(&snapshot, place.target, &place.member) {
+            if let Verdict::End(why) = routing::verdict(&snapshot, place.terms, &place.member) {
                 entry.order(Order::Now(Reason::Role(why)));
             }
         }

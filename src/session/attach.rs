@@ -1,6 +1,7 @@
 //! Attach: give a session a server connection of a verified role whose session state equals the client's. One path,
 //! for login now and for whatever takes a connection away later.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::{
     self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target, TlsSettingsError,
 };
-use crate::cluster::snapshot::{Leader, MemberName};
+use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
 use crate::cluster::{ClusterHandle, Evidence};
-use crate::config::{Route, TargetRole};
-use crate::routing;
+use crate::config::{Access, Route, Source};
+use crate::routing::{self, Candidate, Preference, Terms};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{MAX_LENGTH, ProtocolVersion};
@@ -50,6 +51,7 @@ pub(super) struct Attachable {
     pub connection: ServerConnection,
     pub member: MemberName,
     pub seat: Seat,
+    pub terms: Terms,
     _verified: (),
 }
 
@@ -87,35 +89,44 @@ pub(super) struct Request<'a> {
     pub login: &'a ServerLogin,
     /// The user's name as received.
     pub user: &'a [u8],
+    /// `None` on a Unix socket.
+    pub client: Option<IpAddr>,
 }
 
 /// Is there anybody who may serve the route? Asked before authentication, so that a balancer's check sees an error.
-pub(super) fn anybody(
-    cluster: &ClusterHandle,
-    registry: &Arc<Registry>,
-    route: &Route,
-) -> Result<(), ErrorReply> {
-    let choice = choose(cluster, registry, route);
-    if choice.candidates.is_empty() {
-        Err(unavailable(cluster, route, &choice))
-    } else {
-        Ok(())
-    }
-}
-
-fn choose(cluster: &ClusterHandle, registry: &Arc<Registry>, route: &Route) -> routing::Choice {
+pub(super) fn anybody(cluster: &ClusterHandle, route: &Route) -> Result<(), ErrorReply> {
     let snapshot = cluster.snapshot();
-    let name = &cluster.config().name;
-    routing::candidates(
-        &snapshot,
-        route.target,
-        &|member| registry.load(name, member),
-        &mut routing::chance,
-    )
+    routing::anybody(&snapshot, route).map_err(|choice| unavailable(&snapshot, route, &choice))
 }
 
-fn unavailable(cluster: &ClusterHandle, route: &Route, choice: &routing::Choice) -> ErrorReply {
-    let (message, hint) = routing::unavailable(&cluster.snapshot(), route.target, choice);
+fn choose(request: &Request<'_>, snapshot: &Snapshot) -> routing::Choice {
+    let Request {
+        cluster,
+        registry,
+        route,
+        client,
+        ..
+    } = *request;
+    let config = cluster.config();
+    registry.with_turns(&route.name, |turns| {
+        let mut asked = routing::Asked {
+            client,
+            zone: config.placement.zone.as_deref(),
+            listed: match &config.source {
+                Source::Servers(servers) => servers,
+                Source::Patroni(_) => &[],
+            },
+            sessions_on: &|member| registry.load(&config.name, member),
+            is_in_trouble: &|member| registry.trouble.is_in_trouble(&config.name, member),
+            chance: &mut routing::chance,
+            turns,
+        };
+        routing::candidates(snapshot, route, &mut asked)
+    })
+}
+
+fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
+    let (message, hint) = routing::unavailable(snapshot, route, choice);
     ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
 }
 
@@ -135,13 +146,16 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             )),
         ));
     }
+    let name = &cluster.config().name;
     let options = &cluster.config().server;
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
-    let choice = choose(cluster, registry, route);
+    let snapshot = cluster.snapshot();
+    let choice = choose(request, &snapshot);
     let credential = credential(request.login);
     let mut last = None;
     for candidate in choice.candidates.iter().take(MOST_TRIES as usize) {
-        let seat = registry.reserve(&cluster.config().name, &candidate.member);
+        let seat = registry.reserve(name, &candidate.member);
+        registry.trouble.trying(name, &candidate.member);
         let deadline = give_up.min(Instant::now() + options.connect_timeout);
         let tls = match &request.login.with {
             ServerProof::Certificate(pair) => match cluster.tls().with_certificate(pair) {
@@ -160,16 +174,19 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             credential: &credential,
         };
         let error = match backend::connect(target, deadline).await {
-            Ok(connection) => match verify(cluster, route.target, &candidate.member, connection).await {
-                Ok(connection) => {
+            Ok(connection) => match verify(cluster, route.access, candidate, connection).await {
+                Ok((connection, terms)) => {
+                    registry.trouble.answered(name, &candidate.member);
                     return Ok(Attachable {
                         connection,
                         member: candidate.member.clone(),
                         seat,
+                        terms,
                         _verified: (),
                     });
                 }
                 Err(why) => {
+                    registry.trouble.answered(name, &candidate.member);
                     debug!(member = %candidate.member, why, "passed over");
                     last = Some(not_verified(&candidate.member, why));
                     continue;
@@ -184,7 +201,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
         }
         last = Some(refusal);
     }
-    Err(last.unwrap_or_else(|| AttachError::NoCandidate(unavailable(cluster, route, &choice))))
+    Err(last.unwrap_or_else(|| AttachError::NoCandidate(unavailable(&snapshot, route, &choice))))
 }
 
 fn credential(login: &ServerLogin) -> Credential {
@@ -208,6 +225,13 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
 /// What others should know of a failed attempt.
 fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
     debug!(%member, %error, "no connection");
+    let name = &request.cluster.config().name;
+    if error.is_temporary_or_elsewhere() && !matches!(error, ConnectError::VerifierDiffers { .. }) {
+        // A full server too: it has the fewest of our sessions, and would be tried first each time.
+        request.registry.trouble.failed(name, member);
+    } else {
+        request.registry.trouble.answered(name, member);
+    }
     if error.counts_against_member() {
         let evidence = match error {
             ConnectError::Refused { .. } => Evidence::ConnectRefused,
@@ -263,32 +287,38 @@ fn not_verified(member: &MemberName, why: &'static str) -> AttachError {
     }
 }
 
-/// Promise 1: writable on this very connection, and named now. Promise 2: a standby.
+/// Promise 1: writable on this very connection, and named now. Promise 2: a standby, or the leader where the route puts
+/// up with that; `candidate` says as which of them it was chosen.
 async fn verify(
     cluster: &ClusterHandle,
-    target: TargetRole,
-    member: &MemberName,
+    access: Access,
+    candidate: &Candidate,
     mut connection: ServerConnection,
-) -> Result<ServerConnection, &'static str> {
+) -> Result<(ServerConnection, Terms), &'static str> {
+    let member = &candidate.member;
     let role = match connection.role {
         SeenRole::Unknown => ask_role(&mut connection, cluster.config().server.connect_timeout).await,
         told => told,
     };
-    match (target, role) {
-        (TargetRole::Leader, SeenRole::Writable) => {
+    match (candidate.reason == Preference::Leader, role) {
+        (true, SeenRole::Writable) => {
             // The leader may have changed while we were logging in.
             let snapshot = cluster.snapshot();
+            let terms = match access {
+                Access::ReadWrite => Terms::ReadWrite,
+                Access::ReadOnly => Terms::ReadOnlyOnLeader,
+            };
             match &snapshot.leader {
-                Leader::Verified { member: leader, .. } if leader == member => Ok(connection),
+                Leader::Verified { member: leader, .. } if leader == member => Ok((connection, terms)),
                 Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader"),
             }
         }
-        (TargetRole::Replica, SeenRole::Standby) => Ok(connection),
-        (TargetRole::Leader, SeenRole::Standby) => {
+        (false, SeenRole::Standby) => Ok((connection, Terms::ReadOnly)),
+        (true, SeenRole::Standby) => {
             cluster.evidence(member, Evidence::Demoted);
             Err("does not accept writes")
         }
-        (TargetRole::Replica, SeenRole::Writable) => {
+        (false, SeenRole::Writable) => {
             cluster.evidence(member, Evidence::Promoted);
             Err("is not a standby")
         }

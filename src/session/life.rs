@@ -26,13 +26,13 @@ use super::registry::{Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
 use super::{Shared, cancel, console, peers, sentry};
 use crate::auth::credentials::ServerLogin;
-use crate::config::TargetRole;
+use crate::config::Access;
 use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, Behind, Exchange, LoginFault};
 use crate::frontend::opening::{self, Opening, OpeningFault};
 use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
-use crate::routing::{self, Verdict};
+use crate::routing::{self, Terms, Verdict};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
@@ -100,6 +100,7 @@ pub(super) struct Record {
     pub(super) database: Bytes,
     pub(super) gate: Arc<Gate>,
     pub(super) member: String,
+    terms: Option<Terms>,
     tls: Option<&'static str>,
     /// The login was bound to the TLS connection.
     is_bound: bool,
@@ -201,6 +202,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         user: Bytes::copy_from_slice(&packet.user),
         database: Bytes::copy_from_slice(&packet.database),
         member: String::new(),
+        terms: None,
         tls: stream.tls_description(),
         is_bound: authenticated.is_bound(),
         accepted,
@@ -296,7 +298,7 @@ async fn authenticate(
     let mut exchange = Exchange::new(stream, packet, address, tls, doors);
     let decided = exchange.decide().await?;
     if behind == Behind::Servers {
-        attach::anybody(&gate.cluster, &shared.registry, &gate.route).map_err(LoginFault::Unavailable)?;
+        attach::anybody(&gate.cluster, &gate.route).map_err(LoginFault::Unavailable)?;
     }
     let authenticated = exchange.run(decided).await?;
     if authenticated.has_proven() {
@@ -321,7 +323,7 @@ async fn begin(
 ) -> Option<Begun> {
     let gate = Arc::clone(&record.gate);
     let started = Instant::now();
-    let state = session_state(packet, gate.route.target, login.user.as_ref());
+    let state = session_state(packet, gate.route.access, login.user.as_ref());
     let request = Request {
         cluster: &gate.cluster,
         registry: &shared.registry,
@@ -329,6 +331,7 @@ async fn begin(
         state: &state,
         login,
         user: &packet.user,
+        client: record.client.ip(),
     };
     let attached = attach::attach(&request).await;
     record.times.connect = started.elapsed();
@@ -336,6 +339,7 @@ async fn begin(
         connection,
         member,
         seat,
+        terms,
         ..
     } = match attached {
         Ok(attached) => attached,
@@ -359,13 +363,24 @@ async fn begin(
         .connect_seconds
         .observe(seconds(record.times.connect));
     member.as_str().clone_into(&mut record.member);
+    record.terms = Some(terms);
+    if terms == Terms::ReadOnlyOnLeader {
+        shared.metrics.unenforced(&gate.route.name);
+    }
     for notice in &connection.notices {
         out.extend_from_slice(notice);
     }
     for (name, value) in &connection.parameters {
         message::parameter_status(&mut out, name, value);
     }
-    let ticket = enter(shared, &gate, packet.served(), &connection, &member, &mut out);
+    let ticket = enter(
+        shared,
+        &gate,
+        packet.served(),
+        &connection,
+        (&member, terms),
+        &mut out,
+    );
     message::ready_for_query(&mut out, b'I');
     if let Routed::End(reason) = still_right(&gate, &ticket) {
         ticket.entry().order(Order::Now(reason));
@@ -396,7 +411,7 @@ async fn begin(
 /// The session state a client starts with. User and database are named once, as the rule saw them: repeated, empty or
 /// overlong ones are not left to the server to read its own way. A read-only one is read-only by its last startup
 /// parameter, which no earlier one can override (promise 2).
-fn session_state(packet: &StartupPacket, target: TargetRole, server_user: Option<&Bytes>) -> SessionState {
+fn session_state(packet: &StartupPacket, access: Access, server_user: Option<&Bytes>) -> SessionState {
     let user = server_user.unwrap_or(&packet.user).clone();
     let mut parameters = vec![
         (Bytes::from_static(b"user"), user),
@@ -405,7 +420,7 @@ fn session_state(packet: &StartupPacket, target: TargetRole, server_user: Option
     let is_name = |name: &Bytes| matches!(name.as_ref(), b"user" | b"database");
     let others = packet.parameters.iter().filter(|(name, _)| !is_name(name));
     parameters.extend(others.cloned());
-    if target == TargetRole::Replica {
+    if access == Access::ReadOnly {
         parameters.push((
             Bytes::from_static(b"default_transaction_read_only"),
             Bytes::from_static(b"on"),
@@ -423,7 +438,7 @@ fn enter(
     gate: &Gate,
     version: ProtocolVersion,
     connection: &crate::backend::ServerConnection,
-    member: &crate::cluster::snapshot::MemberName,
+    (member, terms): (&crate::cluster::snapshot::MemberName, Terms),
     out: &mut BytesMut,
 ) -> Ticket {
     // A server without BackendKeyData gets an id of ours, and a cancel for it is a no-op (case 35).
@@ -431,7 +446,7 @@ fn enter(
     let mut attachment = Attachment {
         cluster: Arc::clone(&gate.cluster.config().name),
         route: Arc::clone(&gate.route.name),
-        target: gate.route.target,
+        terms,
         member: member.clone(),
         process_id,
         key: issue(shared, version),
@@ -471,7 +486,7 @@ enum Routed {
 /// this session.
 fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
     let attachment = &ticket.entry().attachment;
-    match routing::verdict(&gate.cluster.snapshot(), attachment.target, &attachment.member) {
+    match routing::verdict(&gate.cluster.snapshot(), attachment.terms, &attachment.member) {
         Verdict::Stay => Routed::Stay,
         Verdict::End(why) => Routed::End(super::end::Reason::Role(why)),
     }
@@ -586,6 +601,15 @@ async fn finish(ended: Ended, record: Record, shared: &Shared) {
     farewell(client, out).await;
 }
 
+/// For the session's line: whether what it may do was held to.
+fn shown(terms: Terms) -> &'static str {
+    match terms {
+        Terms::ReadWrite => "read-write",
+        Terms::ReadOnly => "read-only",
+        Terms::ReadOnlyOnLeader => "unenforced",
+    }
+}
+
 pub(super) fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
     struct Millis(Duration);
     impl fmt::Display for Millis {
@@ -601,6 +625,7 @@ pub(super) fn log_end(cause: &Cause, record: &Record, traffic: super::registry::
                 database = %Escaped(&record.database),
                 route = %record.gate.route.name,
                 member = %record.member,
+                access = record.terms.map_or("-", shown),
                 tls = record.tls.unwrap_or("-"),
                 channel_binding = if record.is_bound { "yes" } else { "no" },
                 tls_ms = %Millis(record.times.tls),
@@ -663,7 +688,7 @@ mod tests {
     use super::*;
     use crate::wire::startup::{self, FirstPacket};
 
-    fn state(body: &str, target: TargetRole, server_user: Option<&'static str>) -> SessionState {
+    fn state(body: &str, access: Access, server_user: Option<&'static str>) -> SessionState {
         let mut packet = u32::try_from(body.len() + 9).unwrap().to_be_bytes().to_vec();
         packet.extend([0, 3, 0, 0]);
         packet.extend(body.replace(['=', ';'], "\0").as_bytes());
@@ -672,12 +697,12 @@ mod tests {
             panic!("{body}")
         };
         let server_user = server_user.map(|name| Bytes::from_static(name.as_bytes()));
-        session_state(&packet, target, server_user.as_ref())
+        session_state(&packet, access, server_user.as_ref())
     }
 
     /// What a server is told for a startup packet with these parameters.
-    fn told(body: &str, target: TargetRole, server_user: Option<&'static str>) -> String {
-        let state = state(body, target, server_user);
+    fn told(body: &str, access: Access, server_user: Option<&'static str>) -> String {
+        let state = state(body, access, server_user);
         let shown = state.parameters.iter().map(|(name, value)| {
             format!(
                 "{}={};",
@@ -690,7 +715,7 @@ mod tests {
 
     #[test]
     fn the_server_is_told_the_names_that_the_rule_saw() {
-        let leader = |body| told(body, TargetRole::Leader, None);
+        let leader = |body| told(body, Access::ReadWrite, None);
         assert_eq!(leader("user=a;"), "user=a;database=a;");
         assert_eq!(leader("user=a;database=;"), "user=a;database=a;");
         assert_eq!(
@@ -703,7 +728,7 @@ mod tests {
             format!("user={0};database={0};", &long[..63])
         );
         assert_eq!(
-            told("user=a;o=1;", TargetRole::Replica, None),
+            told("user=a;o=1;", Access::ReadOnly, None),
             "user=a;database=a;o=1;default_transaction_read_only=on;"
         );
     }
@@ -717,10 +742,10 @@ mod tests {
             state(&body, target, None).fits()
         };
         let longest = startup::MAX_LENGTH;
-        assert!(fits(longest, TargetRole::Leader));
+        assert!(fits(longest, Access::ReadWrite));
         let added = b"default_transaction_read_only\0on\0".len();
-        assert!(fits(longest - added, TargetRole::Replica));
-        assert!(!fits(longest - added + 1, TargetRole::Replica));
+        assert!(fits(longest - added, Access::ReadOnly));
+        assert!(!fits(longest - added + 1, Access::ReadOnly));
     }
 
     /// An empty database is the client's user, for whom the rule was asked, not the server's.
@@ -732,7 +757,7 @@ mod tests {
             "user=b;user=a;database=x;database=;",
         ] {
             assert_eq!(
-                told(body, TargetRole::Leader, Some("reader")),
+                told(body, Access::ReadWrite, Some("reader")),
                 "user=reader;database=a;",
                 "{body}"
             );

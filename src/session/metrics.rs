@@ -20,6 +20,11 @@ pub(super) struct RouteMemberLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RouteLabel {
+    pub route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RouteCauseLabel {
     pub route: String,
     pub cause: &'static str,
@@ -45,6 +50,7 @@ pub(super) struct ByLabel {
 pub struct Metrics {
     pub(super) sessions: Family<RouteMemberLabel, Gauge>,
     pub(super) ended: Family<RouteCauseLabel, Counter>,
+    pub(super) unenforced: Family<RouteLabel, Counter>,
     pub(super) refused: Family<ReasonLabel, Counter>,
     pub(super) pending_logins: Gauge,
     pub(super) logins_delayed: Family<ByLabel, Counter>,
@@ -61,6 +67,7 @@ impl Metrics {
         let metrics = Self {
             sessions: Family::default(),
             ended: Family::default(),
+            unenforced: Family::default(),
             refused: Family::default(),
             pending_logins: Gauge::default(),
             logins_delayed: Family::default(),
@@ -78,6 +85,11 @@ impl Metrics {
             "sessions_ended",
             "Sessions that ended, by cause",
             metrics.ended.clone(),
+        );
+        into.register(
+            "sessions_unenforced",
+            "Read-only sessions that began on a leader, where privileges alone keep them from writing",
+            metrics.unenforced.clone(),
         );
         into.register(
             "logins_refused",
@@ -135,6 +147,11 @@ impl Metrics {
             member: member.to_owned(),
         };
         GaugeGuard::new(self.sessions.get_or_create(&label).clone())
+    }
+
+    pub(super) fn unenforced(&self, route: &str) {
+        let route = route.to_owned();
+        self.unenforced.get_or_create(&RouteLabel { route }).inc();
     }
 
     pub(super) fn pending(&self) -> GaugeGuard {

@@ -23,6 +23,7 @@ pub mod registry;
 pub mod relay;
 pub mod sample;
 pub mod sentry;
+mod trouble;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

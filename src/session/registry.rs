@@ -7,9 +7,10 @@ use std::task::Waker;
 
 use super::end::Order;
 use super::keys::ClientCancelKey;
+use super::trouble::Trouble;
 use crate::backend::CancelTarget;
 use crate::cluster::snapshot::MemberName;
-use crate::config::TargetRole;
+use crate::routing::{Terms, Turns};
 
 /// A cluster's member, as sessions are counted on it.
 type Place = (Arc<str>, MemberName);
@@ -20,6 +21,9 @@ type Place = (Arc<str>, MemberName);
 pub struct Registry {
     inner: Mutex<Inner>,
     next_id: AtomicU64,
+    /// Whose turn it is, by route.
+    turns: Mutex<HashMap<Arc<str>, Turns>>,
+    pub(super) trouble: Trouble,
 }
 
 #[derive(Debug, Default)]
@@ -54,7 +58,7 @@ impl Traffic {
 pub struct Attachment {
     pub cluster: Arc<str>,
     pub route: Arc<str>,
-    pub target: TargetRole,
+    pub terms: Terms,
     pub member: MemberName,
     pub process_id: u32,
     pub key: ClientCancelKey,
@@ -100,6 +104,15 @@ impl Registry {
             .get(&(Arc::clone(cluster), member.clone()))
             .copied()
             .unwrap_or_default()
+    }
+
+    /// Lets `choose` have the turns of a route. It must not come back here.
+    pub(super) fn with_turns<T>(&self, route: &Arc<str>, choose: impl FnOnce(&mut Turns) -> T) -> T {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        match turns.get_mut(route) {
+            Some(turns) => choose(turns),
+            None => choose(turns.entry(Arc::clone(route)).or_default()),
+        }
     }
 
     /// Enters a session; it leaves when the ticket is dropped. `Err` gives the attachment back: that process id and
@@ -313,7 +326,7 @@ mod tests {
         Attachment {
             cluster: "main".into(),
             route: "read-write".into(),
-            target: TargetRole::Leader,
+            terms: Terms::ReadWrite,
             member: MemberName::new("db1"),
             process_id,
             key,

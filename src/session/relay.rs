@@ -21,9 +21,8 @@ use super::registry::{Entry, Ticket, Traffic};
 use crate::backend::{ServerStream, set_user_timeout};
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
-use crate::config::TargetRole;
 use crate::frontend::ClientStream;
-use crate::routing::EndReason;
+use crate::routing::{EndReason, Terms};
 use crate::wire::account::{Account, TransactionStatus};
 use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
 
@@ -450,7 +449,7 @@ impl Relay {
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
-                        match evidence_of(code, report.is_fatal(), entry.attachment.target) {
+                        match evidence_of(code, report.is_fatal(), entry.attachment.terms) {
                             // A client can have as many of these as it likes.
                             Some(Evidence::ReadOnlySeen) if !due(read_only_told) => {}
                             Some(evidence) => cluster.evidence(&server.member, evidence),
@@ -460,7 +459,7 @@ impl Relay {
                     ServerEvent::Parameter {
                         name: b"in_hot_standby",
                         value: b"off",
-                    } if entry.attachment.target == TargetRole::Replica => {
+                    } if entry.attachment.terms == Terms::ReadOnly => {
                         cluster.evidence(&server.member, Evidence::Promoted);
                         entry.order(Order::Now(Reason::Role(EndReason::Promoted(
                             server.member.clone(),
@@ -477,11 +476,11 @@ impl Relay {
 
 /// What a server's error says of its fitness. An ERROR may have any SQLSTATE a client likes (`RAISE … USING
 /// ERRCODE`), so that only FATAL is believed; the harmless 25006 is expected on a standby.
-fn evidence_of(code: [u8; 5], is_fatal: bool, target: TargetRole) -> Option<Evidence> {
-    match (&code, is_fatal, target) {
+fn evidence_of(code: [u8; 5], is_fatal: bool, terms: Terms) -> Option<Evidence> {
+    match (&code, is_fatal, terms) {
         (b"57P01", true, _) => Some(Evidence::Terminated),
         (b"57P02" | b"57P03", true, _) => Some(Evidence::ShutdownSeen),
-        (b"25006", _, TargetRole::Leader) => Some(Evidence::ReadOnlySeen),
+        (b"25006", _, Terms::ReadWrite) => Some(Evidence::ReadOnlySeen),
         _ => None,
     }
 }

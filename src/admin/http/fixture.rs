@@ -14,7 +14,7 @@ use super::router::App;
 use crate::auth::ident::IdentRow;
 use crate::auth::rules::Rules;
 use crate::cluster::snapshot::*;
-use crate::config::LocalMember;
+use crate::config::{LocalMember, Route};
 
 pub(in crate::admin) fn snapshot() -> Snapshot {
     Snapshot {
@@ -115,8 +115,8 @@ pub(in crate::admin) fn view(snapshot: Snapshot, local_member: LocalMember) -> C
         snapshot: watch::channel(Arc::new(snapshot)).1,
         local_member,
         dbname: "postgres".into(),
-        serves_read_write: true,
-        serves_read_only: true,
+        read_write: vec![Arc::new(Route::read_write("read-write", "main"))],
+        read_only: vec![Arc::new(Route::read_only("read-only", "main"))],
         holds_read_write: false,
         look_again: Arc::new(|| {}),
     }

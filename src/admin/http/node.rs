@@ -2,6 +2,8 @@
 //!
 //! No body of the first two contains `true` unless that is the answer: names and reasons go into headers.
 
+use std::sync::Arc;
+
 use axum::http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
@@ -10,6 +12,8 @@ use super::super::handles::{ClusterView, Phase};
 use super::answer::Answer;
 use super::router::{App, Params, Subject};
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
+use crate::config::Route;
+use crate::routing;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question {
@@ -85,11 +89,12 @@ fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> Verdict
 
 /// Can a read-write session be served, or, unless `strict`, held until it can?
 fn read_write(view: &ClusterView, strict: bool) -> Verdict {
-    if !view.serves_read_write {
+    if view.read_write.is_empty() {
         return Err("no listener has a read-write route to this cluster".into());
     }
     let snapshot = view.snapshot.borrow().clone();
-    if fitness::leader(&snapshot).is_some() || (view.holds_read_write && !strict) {
+    let serves = |route: &Arc<Route>| routing::anybody(&snapshot, route).is_ok();
+    if view.read_write.iter().any(serves) || (view.holds_read_write && !strict) {
         return Ok(());
     }
     Err(match &snapshot.leader {
@@ -104,13 +109,21 @@ fn read_write(view: &ClusterView, strict: bool) -> Verdict {
 }
 
 fn read_only(view: &ClusterView) -> Verdict {
-    if !view.serves_read_only {
+    if view.read_only.is_empty() {
         return Err("no listener has a read-only route to this cluster".into());
     }
-    match fitness::fit_replicas(&view.snapshot.borrow()).next() {
-        Some(_) => Ok(()),
-        None => Err("no replica is fit to read from".into()),
+    let snapshot = view.snapshot.borrow().clone();
+    let serves = |route: &Arc<Route>| routing::anybody(&snapshot, route).is_ok();
+    if view.read_only.iter().any(serves) {
+        return Ok(());
     }
+    let can_lead = view.read_only.iter().any(|route| route.takes_leader());
+    Err(if can_lead {
+        "no server is fit to read from"
+    } else {
+        "no replica is fit to read from"
+    }
+    .into())
 }
 
 /// `/group/read-write-info`: the verified leader, or an empty array.

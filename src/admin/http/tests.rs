@@ -570,7 +570,7 @@ async fn connection_readiness_follows_the_process_and_the_listeners() {
 
     handles.readiness = Arc::new(Readiness::new());
     handles.readiness.accepting();
-    handles.clusters[0].serves_read_write = false;
+    handles.clusters[0].read_write.clear();
     assert_eq!(status(&handles, "is-ready-rw").await, 503, "no such listener");
     assert_eq!(status(&handles, "is-ready").await, 200);
 }
