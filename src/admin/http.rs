@@ -21,10 +21,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use self::serve::Bounds;
 use super::handles::Handles;
@@ -51,21 +53,102 @@ fn because(source: &io::Error) -> &'static str {
 /// leaves it running.
 #[derive(Debug)]
 pub struct AdminThread {
-    addresses: Vec<SocketAddr>,
+    listening: Vec<Listening>,
     shutdown: CancellationToken,
     thread: thread::JoinHandle<()>,
-    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    runtime: Handle,
+    tasks: TaskTracker,
+    handles: watch::Sender<Handles>,
+    tls: Tls,
+    bounds: Bounds,
+}
+
+/// What handshakes are made with; empty where HTTP is in clear.
+type Tls = Arc<ArcSwapOption<rustls::ServerConfig>>;
+
+/// An address that is answered on.
+#[derive(Debug)]
+struct Listening {
+    address: BindAddress,
+    local: SocketAddr,
+    stop: CancellationToken,
+}
+
+/// Addresses that are bound and not answered on yet.
+#[derive(Debug)]
+pub struct BoundHttp(Vec<(BindAddress, std::net::TcpListener)>);
+
+impl BoundHttp {
+    fn bind<'a>(addresses: impl Iterator<Item = &'a BindAddress>) -> Result<Self, AdminError> {
+        let bound = addresses.map(|address| match serve::bind(address) {
+            Ok(listener) => Ok((address.clone(), listener)),
+            Err(source) => Err(AdminError::Listen {
+                address: address.clone(),
+                source,
+            }),
+        });
+        bound.collect::<Result<_, _>>().map(Self)
+    }
 }
 
 impl AdminThread {
-    /// The settings of the handshakes to come, which may be exchanged; `None` where HTTP is in clear.
-    pub fn tls(&self) -> Option<Arc<ArcSwap<rustls::ServerConfig>>> {
-        self.tls.clone()
+    /// The settings of the handshakes to come, which may be exchanged; empty where HTTP is in clear.
+    pub fn tls(&self) -> Arc<ArcSwapOption<rustls::ServerConfig>> {
+        Arc::clone(&self.tls)
     }
 
     /// Where it listens, address by address: with the port chosen, where the configured one was 0.
-    pub fn local_addrs(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.listening.iter().map(|listening| listening.local).collect()
+    }
+
+    /// Binds what `config` has and this has not.
+    ///
+    /// # Errors
+    /// An address that cannot be listened on; nothing is bound then.
+    pub fn bind(&self, config: &config::Http) -> Result<BoundHttp, AdminError> {
+        let is_new = |address: &&BindAddress| !self.listening.iter().any(|old| old.address == **address);
+        BoundHttp::bind(config.addresses.iter().filter(is_new))
+    }
+
+    /// Answers by other handles, on what was bound for `config`, and no longer where that says nothing of.
+    pub fn replace(&mut self, config: &config::Http, bound: BoundHttp, handles: Handles) {
+        self.handles.send_replace(handles);
+        let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));
+        self.tls.store(tls);
+        self.listening.retain(|listening| {
+            let stays = config.addresses.contains(&listening.address);
+            if !stays {
+                listening.stop.cancel();
+            }
+            stays
+        });
+        self.answer(bound);
+    }
+
+    fn answer(&mut self, bound: BoundHttp) {
+        for (address, listener) in bound.0 {
+            let stop = self.shutdown.child_token();
+            let Ok(local) = listener.local_addr() else { continue };
+            let guard = self.runtime.enter();
+            let listener = match TcpListener::from_std(listener) {
+                Ok(listener) => listener,
+                Err(error) => {
+                    tracing::error!(%address, %error, "cannot wait for HTTP connections");
+                    continue;
+                }
+            };
+            drop(guard);
+            let serving = serve::serve(
+                listener,
+                Arc::clone(&self.tls),
+                self.handles.subscribe(),
+                stop.clone(),
+                self.bounds,
+            );
+            self.tasks.spawn_on(serving, &self.runtime);
+            self.listening.push(Listening { address, local, stop });
+        }
     }
 
     /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.
@@ -99,71 +182,46 @@ pub fn spawn_thread_with(
     shutdown: CancellationToken,
     bounds: Bounds,
 ) -> Result<AdminThread, AdminError> {
-    let mut listeners = Vec::new();
-    let mut addresses = Vec::new();
-    for address in &config.addresses {
-        let listen_error = |source| AdminError::Listen {
-            address: address.clone(),
-            source,
-        };
-        let listener = serve::bind(address).map_err(listen_error)?;
-        addresses.push(listener.local_addr().map_err(listen_error)?);
-        listeners.push(listener);
-    }
-    let tls = config
-        .tls
-        .as_ref()
-        .map(|tls| Arc::new(ArcSwap::new(Arc::clone(&tls.server_config))));
-    let kept = tls.clone();
-    let stop = shutdown.clone();
+    let bound = BoundHttp::bind(config.addresses.iter())?;
+    let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));
+    let tasks = TaskTracker::new();
+    let (stop, left) = (shutdown.clone(), tasks.clone());
     let (report, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new()
         .name("admin".into())
         // The runtime is made where it ends: it must not be dropped within another one, the caller's perhaps.
-        .spawn(move || match prepare(listeners) {
-            Ok((runtime, listeners)) => {
-                let _ = report.send(Ok(()));
-                runtime.block_on(async {
-                    let mut serving = tokio::task::JoinSet::new();
-                    for listener in listeners {
-                        serving.spawn(serve::serve(
-                            listener,
-                            tls.clone(),
-                            handles.clone(),
-                            stop.clone(),
-                            bounds,
-                        ));
-                    }
-                    while serving.join_next().await.is_some() {}
-                });
-            }
-            Err(error) => {
-                let _ = report.send(Err(error));
+        .spawn(move || {
+            let made = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match made {
+                Ok(runtime) => {
+                    let _ = report.send(Ok(runtime.handle().clone()));
+                    runtime.block_on(async {
+                        stop.cancelled().await;
+                        left.close();
+                        left.wait().await;
+                    });
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
             }
         })
         .map_err(AdminError::Thread)?;
-    match started.recv() {
-        Ok(Ok(())) => Ok(AdminThread {
-            addresses,
-            shutdown,
-            thread,
-            tls: kept,
-        }),
-        Ok(Err(error)) => Err(AdminError::Thread(error)),
-        Err(mpsc::RecvError) => Err(AdminError::Thread(io::Error::other("it panicked"))),
-    }
-}
-
-fn prepare(listeners: Vec<std::net::TcpListener>) -> io::Result<(Runtime, Vec<TcpListener>)> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let listeners = {
-        let _guard = runtime.enter();
-        listeners
-            .into_iter()
-            .map(TcpListener::from_std)
-            .collect::<io::Result<_>>()?
+    let runtime = match started.recv() {
+        Ok(Ok(runtime)) => runtime,
+        Ok(Err(error)) => return Err(AdminError::Thread(error)),
+        Err(mpsc::RecvError) => return Err(AdminError::Thread(io::Error::other("it panicked"))),
     };
-    Ok((runtime, listeners))
+    let mut admin = AdminThread {
+        listening: Vec::new(),
+        shutdown,
+        thread,
+        runtime,
+        tasks,
+        handles: watch::Sender::new(handles),
+        tls: Arc::new(ArcSwapOption::new(tls)),
+        bounds,
+    };
+    admin.answer(bound);
+    Ok(admin)
 }

@@ -9,7 +9,7 @@ use tracing_subscriber::filter::Directive;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::wire::text;
@@ -24,19 +24,57 @@ pub enum LogError {
     AlreadySetUp,
 }
 
+/// The log that was set up, to be changed.
+#[derive(Clone)]
+pub struct LogHandle {
+    filter: reload::Handle<EnvFilter, Registry>,
+    layer: reload::Handle<Box<dyn Layer<Registry> + Send + Sync>, Registry>,
+}
+
+impl std::fmt::Debug for LogHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogHandle").finish_non_exhaustive()
+    }
+}
+
+impl LogHandle {
+    /// Another level and format, for the lines to come. `RUST_LOG`, as ever, replaces the level.
+    ///
+    /// # Errors
+    /// As [`init`].
+    pub fn replace(&self, config: &Log) -> Result<(), LogError> {
+        let filter = filter(config.level, environment().as_deref())?;
+        // Each fails only where the subscriber is gone, which is global.
+        let _ = self.filter.reload(filter);
+        let _ = self.layer.reload(layer(config.format, colours(), io::stderr));
+        Ok(())
+    }
+}
+
 /// Sets up the log of the process. `RUST_LOG`, where it is set and not empty, replaces the configured level.
 ///
 /// # Errors
 /// A `RUST_LOG` that is not understood; a second call.
-pub fn init(config: &Log) -> Result<(), LogError> {
-    let environment = std::env::var("RUST_LOG").ok();
-    let filter = filter(config.level, environment.as_deref())?;
-    let colours =
-        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+pub fn init(config: &Log) -> Result<LogHandle, LogError> {
+    let filter = filter(config.level, environment().as_deref())?;
+    let (filter, filter_handle) = reload::Layer::new(filter);
+    let (layer, layer_handle) = reload::Layer::new(layer(config.format, colours(), io::stderr));
     tracing_subscriber::registry()
-        .with(layer(config.format, colours, io::stderr).with_filter(filter))
+        .with(layer.with_filter(filter))
         .try_init()
-        .map_err(|_| LogError::AlreadySetUp)
+        .map_err(|_| LogError::AlreadySetUp)?;
+    Ok(LogHandle {
+        filter: filter_handle,
+        layer: layer_handle,
+    })
+}
+
+fn environment() -> Option<String> {
+    std::env::var("RUST_LOG").ok()
+}
+
+fn colours() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Our own events at `level`, other crates' from WARN (or `level` if that is less).

@@ -114,6 +114,8 @@ impl Metrics {
 pub struct FileMetrics {
     failed: Family<PartLabels, Gauge>,
     reloads: Family<ResultLabels, Counter>,
+    whole: Family<ResultLabels, Counter>,
+    refused: Gauge,
     certificates: Arc<ArcSwap<Vec<Expiry>>>,
 }
 
@@ -150,6 +152,16 @@ impl FileMetrics {
             "Parts of the configuration whose files had changed and were read again",
             metrics.reloads.clone(),
         );
+        ours.register(
+            "config_reloads",
+            "Reloads of the whole configuration",
+            metrics.whole.clone(),
+        );
+        ours.register(
+            "config_reload_refused",
+            "1 while the configuration that was asked for last is refused, and an older one in force",
+            metrics.refused.clone(),
+        );
         ours.register_collector(Box::new(Certificates(Arc::clone(&metrics.certificates))));
         metrics
     }
@@ -165,6 +177,13 @@ impl FileMetrics {
     pub fn reloaded(&self, success: bool) {
         let result = if success { "success" } else { "failure" };
         self.reloads.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// The whole configuration was applied, or refused.
+    pub fn replaced(&self, success: bool) {
+        let result = if success { "success" } else { "refused" };
+        self.whole.get_or_create(&ResultLabels { result }).inc();
+        self.refused.set(i64::from(!success));
     }
 
     /// The certificates that are in service now.
@@ -342,6 +361,7 @@ pub(super) mod tests {
         let files = FileMetrics::register(registry.sub_registry_with_prefix(PREFIX));
         files.failed(&Part::ServerTls("main".into()), true);
         files.reloaded(true);
+        files.replaced(true);
         let in_ten_days = Expiry {
             part: "tls".to_owned(),
             file: "/s.crt".to_owned(),

@@ -103,6 +103,15 @@ impl Guard {
         }
     }
 
+    pub fn limit(&self) -> RateLimit {
+        self.limit
+    }
+
+    /// For what comes from now on; what was counted stays.
+    pub fn replace_limit(&mut self, limit: RateLimit) {
+        self.limit = limit;
+    }
+
     /// `source` is the client's address, `None` on a Unix socket; `realm` the cluster that `user` is a name of.
     pub fn attempt(&self, source: Option<IpAddr>, realm: &str, user: &[u8]) -> Attempt {
         let network = source.map(network);

@@ -2,7 +2,7 @@
 //! snapshots and tells the log what changed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -36,6 +36,8 @@ pub(super) struct Control {
     observations: mpsc::Receiver<Observation>,
     observers: mpsc::Sender<Observation>,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Once there is one, everybody sees what this task sees.
+    shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
     pace: watch::Sender<Pace>,
     poll_now: Arc<Notify>,
     fast_interval: Duration,
@@ -85,6 +87,7 @@ impl Control {
         account: Arc<Account>,
         reports: mpsc::Receiver<Observation>,
         metrics: Arc<Metrics>,
+        shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
@@ -95,7 +98,6 @@ impl Control {
         let (observers, observations) = mpsc::channel(MAX_OBSERVATIONS);
         let (snapshots, readers) = watch::channel(state.snapshot());
         let (pace, _) = watch::channel(state.pace(now));
-        metrics.show(&state.snapshot(), &state.snapshot());
         let control = Self {
             state,
             announcer: Announcer::default(),
@@ -105,6 +107,7 @@ impl Control {
             observations,
             observers,
             snapshots,
+            shown,
             pace,
             poll_now: Arc::new(Notify::new()),
             fast_interval,
@@ -202,22 +205,27 @@ impl Control {
     /// Acts on a new snapshot.
     fn settled(&mut self, old: &Snapshot) {
         let new = self.state.snapshot();
+        let shown = self.shown.get().filter(|_| !self.stop.is_cancelled()).cloned();
         for line in self.announcer.changes(old, &new, Instant::now()) {
-            if line.warning {
+            if shown.is_none() {
+                tracing::debug!(cluster = %new.cluster, "not in service yet: {}", line.text);
+            } else if line.warning {
                 tracing::warn!(cluster = %new.cluster, "{}", line.text);
             } else {
                 tracing::info!(cluster = %new.cluster, "{}", line.text);
             }
         }
         self.keep_probers(&new);
-        if new.version != old.version {
+        if shown.is_some() && new.version != old.version {
             self.metrics.show(old, &new);
         }
-        self.snapshots.send_if_modified(|current| {
-            let noticeable = current.version != new.version;
-            *current = new;
-            noticeable
-        });
+        for snapshots in shown.as_deref().into_iter().chain([&self.snapshots]) {
+            snapshots.send_if_modified(|current| {
+                let noticeable = current.version != new.version;
+                *current = Arc::clone(&new);
+                noticeable
+            });
+        }
         let pace = self.state.pace(Instant::now());
         self.pace
             .send_if_modified(|current| std::mem::replace(current, pace) != pace);

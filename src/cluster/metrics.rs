@@ -221,18 +221,40 @@ impl Metrics {
                 .set(i64::from(leader == Some(&shown.name)));
         }
         for gone in old.members.iter().filter(|old| new.member(&old.name).is_none()) {
-            let labels = member(&gone.name);
-            self.member_up.remove(&labels);
-            self.member_leader.remove(&labels);
-            self.probe_seconds.remove(&labels);
-            for result in [ProbeResult::Success, ProbeResult::Failure] {
-                let MemberLabels { cluster, member } = labels.clone();
-                self.probes.remove(&ProbeLabels {
-                    cluster,
-                    member,
-                    result,
-                });
-            }
+            self.forget_member(member(&gone.name));
+        }
+    }
+
+    /// The cluster is gone.
+    pub(super) fn forget(&self, snapshot: &Snapshot) {
+        let cluster = snapshot.cluster.to_string();
+        for gone in &snapshot.members {
+            self.forget_member(MemberLabels {
+                cluster: cluster.clone(),
+                member: gone.name.as_str().to_owned(),
+            });
+        }
+        for result in [ProbeResult::Success, ProbeResult::Failure] {
+            let cluster = cluster.clone();
+            self.polls.remove(&PollLabels { cluster, result });
+        }
+        let labels = ClusterLabels { cluster };
+        self.leader.remove(&labels);
+        self.version.remove(&labels);
+        self.source_up.remove(&labels);
+    }
+
+    fn forget_member(&self, labels: MemberLabels) {
+        self.member_up.remove(&labels);
+        self.member_leader.remove(&labels);
+        self.probe_seconds.remove(&labels);
+        let MemberLabels { cluster, member } = labels;
+        for result in [ProbeResult::Success, ProbeResult::Failure] {
+            self.probes.remove(&ProbeLabels {
+                cluster: cluster.clone(),
+                member: member.clone(),
+                result,
+            });
         }
     }
 }

@@ -23,19 +23,20 @@ mod simulator;
 pub mod snapshot;
 pub mod state;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::account::Account;
 use self::lookup::Lookups;
 pub use self::lookup::{Lookup, LookupError};
 pub use self::metrics::Metrics;
-use self::snapshot::{MemberName, Snapshot};
+use self::snapshot::{AdminState, Leader, MemberName, Snapshot};
 pub use self::state::Evidence;
 use self::state::Observation;
 use crate::auth::lookup::Answer;
@@ -62,20 +63,55 @@ const MEMBERSHIPS_TTL: Duration = Duration::from_mins(1);
 /// Reports of sessions that wait to be folded in; more are dropped (they say the same).
 const MAX_EVIDENCE: usize = 256;
 
-/// One cluster, as the other rooms see it. Cheap to clone, usable from every thread and runtime.
+/// One cluster, as the other rooms see it. Cheap to clone, usable from every thread and runtime. What keeps its snapshot
+/// may be exchanged for another ([`Self::succeed`]) and ends with the last clone.
 #[derive(Debug, Clone)]
 pub struct ClusterHandle {
     shared: Arc<Shared>,
 }
 
+/// Finds a cluster that is no longer configured, as long as somebody uses it.
+#[derive(Debug, Clone)]
+pub struct WeakClusterHandle {
+    shared: Weak<Shared>,
+}
+
 #[derive(Debug)]
 struct Shared {
+    works: ArcSwap<Works>,
+    snapshots: Arc<watch::Sender<Arc<Snapshot>>>,
+    /// The first receiver: whoever gets a clone is woken for what was published before.
+    first: watch::Receiver<Arc<Snapshot>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.metrics.forget(&self.snapshots.borrow());
+    }
+}
+
+/// What keeps a cluster's snapshot by one configuration of it.
+#[derive(Debug)]
+struct Works {
     account: Arc<Account>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
     evidence: mpsc::Sender<Observation>,
     /// `None` with a users file.
     identities: Option<Lookups<Lookup>>,
     memberships: Lookups<Arc<Memberships>>,
+    /// As these works see it, shown to the others or not yet.
+    own: watch::Receiver<Arc<Snapshot>>,
+    shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
+    /// Ends source and probes; look-ups under way go on until the last user is gone.
+    watching: CancellationToken,
+    _all: DropGuard,
+}
+
+impl WeakClusterHandle {
+    /// `None` once nobody uses it.
+    pub fn upgrade(&self) -> Option<ClusterHandle> {
+        self.shared.upgrade().map(|shared| ClusterHandle { shared })
+    }
 }
 
 impl ClusterHandle {
@@ -86,7 +122,28 @@ impl ClusterHandle {
 
     /// Wakes at each new version. (What changes all the time, as positions do, is renewed without waking anybody.)
     pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
-        self.shared.snapshots.clone()
+        self.shared.first.clone()
+    }
+
+    pub fn downgrade(&self) -> WeakClusterHandle {
+        WeakClusterHandle {
+            shared: Arc::downgrade(&self.shared),
+        }
+    }
+
+    /// Other works take over, with what they have seen: for everybody who has this handle, from now on. To be called on
+    /// the control runtime.
+    pub fn succeed(&self, successor: Successor) {
+        let Successor { works } = successor;
+        let old = self.shared.works.load_full();
+        old.watching.cancel();
+        let snapshot = Arc::clone(&works.own.borrow());
+        let before = self.snapshot();
+        // Nobody else sets it.
+        let _ = works.shown.set(Arc::clone(&self.shared.snapshots));
+        self.shared.works.store(Arc::new(works));
+        self.shared.metrics.show(&before, &snapshot);
+        self.shared.snapshots.send_replace(snapshot);
     }
 
     /// Reports what a live session noticed. Never waits; dropped when too many wait.
@@ -96,21 +153,22 @@ impl ClusterHandle {
             evidence,
             at: Instant::now(),
         };
-        let _ = self.shared.evidence.try_send(observation);
+        let _ = self.shared.works.load().evidence.try_send(observation);
     }
 
     /// Asks the source and probes every member now.
     pub fn look_again(&self) {
-        let _ = self.shared.evidence.try_send(Observation::LookAgain);
+        let _ = self.shared.works.load().evidence.try_send(Observation::LookAgain);
     }
 
     /// What the cluster has to check `user`'s login against; `None` for one that cannot log in. No older than a second,
     /// or `cache_ttl` while it cannot be confirmed; bounded by the service account's `timeout`. A login that fails by an
     /// unconfirmed one ends with [`LookupError::Unconfirmed`].
     pub async fn identity(&self, user: &[u8]) -> Result<Answer<Lookup>, LookupError> {
-        match &self.shared.identities {
+        let works = self.shared.works.load_full();
+        match &works.identities {
             Some(identities) => {
-                let deadline = Instant::now() + self.config().service_account.timeout;
+                let deadline = Instant::now() + works.account.config.service_account.timeout;
                 identities.ask(user, deadline).await
             }
             None => Err(LookupError::NotConfigured),
@@ -120,7 +178,7 @@ impl ClusterHandle {
     /// A login has failed by the remembered identity, which may have changed: it is asked for again before its next use,
     /// at once or as soon as it is a tenth of a second old.
     pub fn doubt_identity(&self, user: &[u8]) {
-        if let Some(identities) = &self.shared.identities {
+        if let Some(identities) = &self.shared.works.load().identities {
             identities.doubt(user);
         }
     }
@@ -133,51 +191,130 @@ impl ClusterHandle {
         user: &[u8],
         deadline: Instant,
     ) -> Result<Answer<Arc<Memberships>>, LookupError> {
-        self.shared.memberships.ask(user, deadline).await
+        let works = self.shared.works.load_full();
+        works.memberships.ask(user, deadline).await
     }
 
     /// TLS towards the servers, for a connection that begins now.
     pub fn tls(&self) -> Arc<TlsClient> {
-        self.shared.account.tls()
+        self.shared.works.load().account.tls()
     }
 
     /// Other TLS settings for the connections to come.
     pub fn replace_tls(&self, tls: Arc<TlsClient>) {
-        self.shared.account.replace_tls(tls);
+        self.shared.works.load().account.replace_tls(tls);
     }
 
     /// Another password of the service account, for the logins to come.
     pub fn replace_password(&self, password: Option<&config::Secret>) {
-        self.shared.account.replace_password(password);
+        self.shared.works.load().account.replace_password(password);
     }
 
-    pub fn config(&self) -> &Arc<config::Cluster> {
-        &self.shared.account.config
+    /// As it is in service now.
+    pub fn config(&self) -> Arc<config::Cluster> {
+        Arc::clone(&self.shared.works.load().account.config)
     }
 }
 
+/// Works that have begun and are not shown to anybody yet. They end when this is dropped.
+#[derive(Debug)]
+pub struct Successor {
+    works: Works,
+}
+
+impl Successor {
+    /// Until it sees what `handle` sees: a verified leader if there is one, and as fit every member it has in common.
+    pub async fn ready(&self, handle: &ClusterHandle) {
+        let mut own = self.works.own.clone();
+        let mut other = handle.subscribe();
+        for member in &other.borrow().members {
+            if member.admin != AdminState::Ready {
+                let told = Observation::Admin(member.name.clone(), member.admin);
+                // Nothing else is in this queue yet, and it is longer than lists of members are.
+                let _ = self.works.evidence.try_send(told);
+            }
+        }
+        loop {
+            if is_as_good(&own.borrow_and_update(), &other.borrow_and_update()) {
+                return;
+            }
+            let changed = tokio::select! {
+                changed = own.changed() => changed,
+                changed = other.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether it has a verified leader, or `handle` has none either.
+    pub fn has_leader_of(&self, handle: &ClusterHandle) -> bool {
+        is_led(&self.works.own.borrow()) || !is_led(&handle.snapshot())
+    }
+}
+
+fn is_led(snapshot: &Snapshot) -> bool {
+    matches!(snapshot.leader, Leader::Verified { .. })
+}
+
+fn is_as_good(new: &Snapshot, old: &Snapshot) -> bool {
+    let is_missed = |name: &MemberName| new.member(name).is_some_and(|member| !member.health.up);
+    let mut fit = old.members.iter().filter(|member| member.health.up);
+    (is_led(new) || !is_led(old)) && !fit.any(|member| is_missed(&member.name))
+}
+
 /// Starts everything that keeps one cluster's snapshot: to be called on the control runtime. It runs until `stop`
-/// is cancelled; its tasks are in `tracker`.
+/// is cancelled or the last handle is dropped; its tasks are in `tracker`.
 pub fn start(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
     metrics: Arc<Metrics>,
-    stop: CancellationToken,
+    stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> Result<ClusterHandle, ClusterError> {
+    let Successor { works } = prepare(config, auth, Arc::clone(&metrics), stop, tracker)?;
+    let snapshot = Arc::clone(&works.own.borrow());
+    metrics.show(&snapshot, &snapshot);
+    let (snapshots, first) = watch::channel(snapshot);
+    let snapshots = Arc::new(snapshots);
+    // Nobody else sets it.
+    let _ = works.shown.set(Arc::clone(&snapshots));
+    Ok(ClusterHandle {
+        shared: Arc::new(Shared {
+            works: ArcSwap::from_pointee(works),
+            snapshots,
+            first,
+            metrics,
+        }),
+    })
+}
+
+/// As [`start`], for a handle that is there already.
+pub fn prepare(
+    config: Arc<config::Cluster>,
+    auth: &config::Auth,
+    metrics: Arc<Metrics>,
+    stop: &CancellationToken,
+    tracker: &TaskTracker,
+) -> Result<Successor, ClusterError> {
     let tls =
         TlsClient::new(&config.server_tls).map_err(|error| ClusterError::ServerTls(error.to_string()))?;
     let patroni = patroni::Patroni::new(Arc::clone(&config))?;
     let account = Arc::new(Account::new(config, tls));
     let (evidence, reports) = mpsc::channel(MAX_EVIDENCE);
-    let (control, snapshots) = control::Control::new(
+    let all = stop.child_token();
+    let watching = all.child_token();
+    let shown = Arc::new(OnceLock::new());
+    let (control, own) = control::Control::new(
         Arc::clone(&account),
         reports,
         Arc::clone(&metrics),
-        stop.clone(),
+        Arc::clone(&shown),
+        watching.clone(),
         tracker.clone(),
     );
-    let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), snapshots.clone()));
+    let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), own.clone()));
     let (identities, cache_ttl) = match &auth.verifiers {
         config::Verifiers::UsersFile { .. } => (None, MEMBERSHIPS_TTL),
         config::Verifiers::Query { sql, cache_ttl } => {
@@ -186,20 +323,23 @@ pub fn start(
                 cache_ttl: *cache_ttl,
             };
             let (identities, service) = lookup::service(query, Arc::clone(&pools), Arc::clone(&metrics));
-            tracker.spawn(service.run(stop.clone()));
+            tracker.spawn(service.run(all.clone()));
             (Some(identities), *cache_ttl)
         }
     };
     let (memberships, service) = lookup::service(lookup::MembershipsQuery { cache_ttl }, pools, metrics);
-    tracker.spawn(service.run(stop));
+    tracker.spawn(service.run(all.clone()));
     tracker.spawn(control.run(patroni));
-    Ok(ClusterHandle {
-        shared: Arc::new(Shared {
+    Ok(Successor {
+        works: Works {
             account,
-            snapshots,
             evidence,
             identities,
             memberships,
-        }),
+            own,
+            shown,
+            watching,
+            _all: all.drop_guard(),
+        },
     })
 }

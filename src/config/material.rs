@@ -26,7 +26,7 @@ pub enum Part {
     ServerTls(Arc<str>),
     /// `clusters.NAME.service_account`
     ServiceAccount(Arc<str>),
-    /// Everything else, read at the start only.
+    /// Everything else, read with the whole configuration only.
     Rest,
 }
 

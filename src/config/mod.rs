@@ -14,6 +14,7 @@ mod access;
 mod address;
 mod cluster;
 mod command;
+pub mod diff;
 mod fault;
 mod files;
 mod front;

@@ -64,7 +64,7 @@ impl Config {
 }
 
 /// One `PostgreSQL` cluster: where its members are learned, and how they are spoken to.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Cluster {
     pub name: Arc<str>,
     pub source: Source,
@@ -77,7 +77,7 @@ pub struct Cluster {
 }
 
 /// Where the list of members comes from.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub enum Source {
     Patroni(Patroni),
     /// A fixed list, without Patroni; the leader is found by probing.
@@ -85,7 +85,7 @@ pub enum Source {
 }
 
 /// Patroni's REST interface.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Patroni {
     /// Base URLs without a trailing slash, `http` or `https`, at least one, no duplicates.
     pub endpoints: Vec<String>,
@@ -99,7 +99,7 @@ pub struct Patroni {
     pub fast_poll_interval: Duration,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct BasicAuth {
     pub username: String,
     pub password: Secret,
@@ -114,6 +114,7 @@ pub struct Server {
 }
 
 /// A certificate chain, leaf first, and its private key.
+#[derive(PartialEq, Eq)]
 pub struct KeyPair {
     pub cert_file: PathBuf,
     pub chain: Vec<CertificateDer<'static>>,
@@ -129,7 +130,7 @@ impl std::fmt::Debug for KeyPair {
 }
 
 /// The account of the router itself: probes and look-ups of verifiers.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct ServiceAccount {
     pub user: String,
     pub password: Option<Secret>,
@@ -173,7 +174,7 @@ pub enum SslNegotiation {
 }
 
 /// TLS towards the servers.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct ServerTls {
     pub sslmode: SslMode,
     pub sslnegotiation: SslNegotiation,
@@ -242,7 +243,7 @@ impl std::fmt::Debug for ServedCertificate {
 }
 
 /// How clients are authenticated.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Auth {
     /// Where verifiers come from.
     pub verifiers: Verifiers,
@@ -260,7 +261,7 @@ pub struct Auth {
 }
 
 /// How the sessions of some users log into the servers, in place of the client's own login.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct ServerCredential {
     /// Where it stands in the file, for messages.
     pub path: String,
@@ -279,7 +280,7 @@ pub enum CredentialUsers {
 }
 
 /// What a server credential consists of.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub enum ServerSecret {
     Password(Secret),
     /// A client certificate of its own, instead of the cluster's `sslcert`.
@@ -317,7 +318,7 @@ impl RateLimit {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub enum Verifiers {
     /// Contents of a file in `PgBouncer`'s `userlist.txt` form, already read; parsed by `auth::userlist`.
     UsersFile { path: PathBuf, contents: Secret },
@@ -374,7 +375,7 @@ pub enum ListenerTls {
 }
 
 /// The HTTP listener.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Http {
     /// One or more; the same is answered on each.
     pub addresses: Vec<BindAddress>,
@@ -387,6 +388,13 @@ pub struct HttpTls {
     pub leaf: Leaf,
     /// Ready to use: ALPN `http/1.1`, otherwise as towards clients.
     pub server_config: Arc<rustls::ServerConfig>,
+}
+
+/// By the certificate; what else there is comes with every configuration anew.
+impl PartialEq for HttpTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.leaf == other.leaf
+    }
 }
 
 impl std::fmt::Debug for HttpTls {
@@ -415,7 +423,7 @@ pub struct Limits {
 }
 
 /// Other routers in front of the same cluster, for cancel requests.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Peers {
     pub secret: Secret,
     pub members: Vec<Peer>,

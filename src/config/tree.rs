@@ -14,13 +14,13 @@ const MAX_DEPTH: usize = 24;
 /// Nodes allowed, aliases expanded: a bound on memory and on the number of faults.
 const MAX_NODES: usize = 20_000;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) line: Option<usize>,
     pub(super) value: Value,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Null,
     Bool(bool),
@@ -32,11 +32,35 @@ pub(super) enum Value {
 }
 
 /// One key of a map. Duplicates are kept, so that they can be reported.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) key: String,
     pub(super) line: Option<usize>,
     pub(super) node: Node,
+}
+
+/// Wherever it stands.
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+/// Wherever it stands.
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key && self.node == other.node
+    }
+}
+
+impl Node {
+    /// What stands under `key`, if this is a map.
+    pub(super) fn entry(&self, key: &str) -> Option<&Self> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node),
+            _ => None,
+        }
+    }
 }
 
 impl Value {

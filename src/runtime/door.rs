@@ -33,7 +33,18 @@ impl Door {
     }
 }
 
-impl Accepted for Door {
+impl Door {
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        self.gate.load_full()
+    }
+
+    /// For the connections accepted from now on.
+    pub(super) fn replace_gate(&self, gate: Arc<Gate>) {
+        self.gate.store(gate);
+    }
+}
+
+impl Accepted for Arc<Door> {
     fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
         let admission = &self.shared.admission;
         let place = match admission.pending(address.ip()) {

@@ -9,43 +9,43 @@
 //! left, exit.
 
 mod door;
+mod doors;
 mod limits;
 mod reload;
+mod service;
 mod shutdown;
 mod workers;
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
 
-use anyhow::Context;
-use arc_swap::ArcSwap;
+use anyhow::{Context, anyhow};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus_client::registry::Registry as Metrics;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::admin::log::LogHandle;
 use crate::admin::metrics::FileMetrics;
-use crate::admin::{self, AccessView, ClusterView, Handles, Readiness};
+use crate::admin::{self, AccessView, Handles, Readiness};
 use crate::auth::scram::MockSecret;
+use crate::cluster::snapshot::Snapshot;
 use crate::cluster::{self, ClusterHandle};
-use crate::config::{Config, Route};
+use crate::config::Config;
 use crate::frontend::access::{Access, Around};
-use crate::frontend::listen::{self, Bound};
-use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
 use crate::routing::{self, Verdict};
 use crate::session::admission::Admission;
-use crate::session::console::ConsoleDoor;
 use crate::session::end::{Order, Reason};
-use crate::session::gate::Gate;
 use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::registry::Registry;
 use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
-use door::Door;
-use reload::{Reload, Sinks};
+use doors::Doors;
+use reload::Reload;
+use service::Service;
 use workers::Workers;
 
 /// Serves until SIGTERM or SIGINT.
@@ -53,20 +53,20 @@ use workers::Workers;
 /// # Errors
 /// What keeps it from starting: a port in use, a thread that cannot be made. Once it serves it does not fail.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    admin::log::init(&config.log)?;
+    let log = admin::log::init(&config.log)?;
     limits::raise_open_files(&config.limits);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = control.block_on(serve(Arc::new(config)));
+    let outcome = control.block_on(serve(Arc::new(config), log));
     // A passphrase command may be under way, and is nothing to wait for.
     control.shutdown_background();
     outcome
 }
 
-async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
-    let bound = bind(&config)?;
+async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
+    let bound = doors::bind(&config.listeners, |_| false).map_err(|faults| anyhow!(faults.join("; ")))?;
     let mut signals = shutdown::Signals::listen().context("cannot listen for signals")?;
     let hangup = shutdown::hangup().context("cannot listen for signals")?;
     let stop = CancellationToken::new();
@@ -75,22 +75,23 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let admin_metrics = admin::Metrics::register(&mut metrics);
     let file_metrics = FileMetrics::register(metrics.sub_registry_with_prefix(admin::metrics::PREFIX));
     let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
-    let clusters = start_clusters(&config, ours, &stop, &tracker)?;
+    let cluster_metrics = Arc::new(cluster::Metrics::register(ours));
+    let clusters = start_clusters(&config, &cluster_metrics, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
     let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
     let workers = Arc::new(Workers::start(config.workers)?);
     let readiness = Arc::new(Readiness::new());
     let handles = Handles {
-        clusters: views(&config, &clusters),
+        clusters: service::views(&config, &clusters),
         access: access_view(&shared.access),
         readiness: Arc::clone(&readiness),
         registry: Arc::new(metrics),
         metrics: admin_metrics,
     };
-    let admin = admin::spawn_thread(&config.http, handles, CancellationToken::new())?;
+    let admin = admin::spawn_thread(&config.http, handles.clone(), CancellationToken::new())?;
     announce(&config, workers.len());
     for cluster in clusters.values() {
-        tracker.spawn(enforce(cluster.clone(), Arc::clone(&registry), stop.clone()));
+        tracker.spawn(enforce(cluster.subscribe(), Arc::clone(&registry), stop.clone()));
     }
     let told = (Arc::clone(&shared), stop.clone());
     tracker.spawn(async move {
@@ -103,30 +104,41 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         .tls
         .as_ref()
         .map(|tls| Arc::new(ArcSwap::from_pointee(Acceptor::new(tls))));
-    let accepting = CancellationToken::new();
-    let doors = TaskTracker::new();
-    for (listener, bound) in config.listeners.iter().zip(bound) {
-        let gate = gate(&config, listener, &clusters, tls.as_ref())?;
-        let door = Door::new(Arc::new(gate), Arc::clone(&shared), Arc::clone(&workers));
-        doors.spawn(listen::accept_loop(bound, door, accepting.clone()));
-    }
+    let mut doors = Doors::new(Arc::clone(&shared), Arc::clone(&workers));
+    doors.replace(service::gates(&config, &clusters, tls.as_ref())?, bound);
     readiness.accepting();
-    let sinks = Sinks {
+    let (_ask, requests) = mpsc::channel(1);
+    let service = Service {
         tls,
-        http: admin.tls(),
         clusters,
+        retired: HashMap::new(),
         shared: Arc::clone(&shared),
+        doors,
+        admin,
+        handles,
+        log,
+        cluster_metrics,
+        stop: stop.clone(),
+        tracker: tracker.clone(),
     };
-    tracker.spawn(Reload::new(config.clone(), sinks, file_metrics).run(hangup, stop.clone()));
-
-    signals.wait().await;
+    let mut reload = Reload::new(config.clone(), service, file_metrics, requests);
+    tokio::select! {
+        () = signals.wait() => {}
+        () = reload.run(hangup) => {}
+    }
+    let (config, service) = reload.into_parts();
+    let Service {
+        doors,
+        admin,
+        clusters,
+        ..
+    } = service;
     readiness.draining();
-    accepting.cancel();
-    doors.close();
-    doors.wait().await;
+    doors.close().await;
     shared.closing.cancel();
     shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
     stop.cancel();
+    drop(clusters);
     tracker.close();
     shutdown::bounded("tasks", tracker.wait()).await;
     admin.stop();
@@ -138,46 +150,19 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Binds every listener, or says which could not be bound.
-fn bind(config: &Config) -> anyhow::Result<Vec<Bound>> {
-    let mut bound = Vec::new();
-    let mut faults = Vec::new();
-    for listener in &config.listeners {
-        match listen::bind(&listener.address) {
-            Ok(socket) => bound.push(socket),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                faults.push(format!(
-                    "listener {}: {} is in use by another program",
-                    listener.name, listener.address
-                ));
-            }
-            Err(error) => faults.push(format!(
-                "listener {}: cannot listen on {}: {error}",
-                listener.name, listener.address
-            )),
-        }
-    }
-    if faults.is_empty() {
-        Ok(bound)
-    } else {
-        Err(anyhow::anyhow!(faults.join("; ")))
-    }
-}
-
 fn start_clusters(
     config: &Config,
-    metrics: &mut Metrics,
+    metrics: &Arc<cluster::Metrics>,
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> anyhow::Result<HashMap<Arc<str>, ClusterHandle>> {
-    let metrics = Arc::new(cluster::Metrics::register(metrics));
     let mut handles = HashMap::new();
     for cluster in config.clusters.values() {
         let handle = cluster::start(
             Arc::clone(cluster),
             &config.auth,
-            Arc::clone(&metrics),
-            stop.clone(),
+            Arc::clone(metrics),
+            stop,
             tracker,
         )
         .with_context(|| format!("cluster {}", cluster.name))?;
@@ -201,12 +186,9 @@ fn share(
     }
     let sentry = Arc::new(Sentry::new(config.auth.rate_limit));
     let access = Arc::new(ArcSwap::from_pointee(access));
-    let console = config.console.clone().map(|console| {
-        let answers = admin::Console::new(access_view(&access));
-        ConsoleDoor::new(console, Arc::new(answers))
-    });
+    let console = service::console_door(config, &access);
     Ok(Shared {
-        console,
+        console: ArcSwapOption::new(console),
         admission: Arc::new(Admission::new(
             config.limits.max_clients,
             config.limits.max_pending_logins,
@@ -219,11 +201,11 @@ fn share(
         sentry,
         registry,
         keys: KeyIssuer::new(incarnation, secret),
-        peers: config.peers.as_ref().map(|peers| Peers::new(peers, incarnation)),
+        peers: ArcSwapOption::new(config.peers.as_ref().map(|peers| Arc::new(Peers::new(peers, incarnation)))),
         access,
         mock,
         derivations: Arc::new(Semaphore::new(session::MOST_DERIVATIONS)),
-        login_timeout: config.auth.login_timeout,
+        login_timeout: ArcSwap::from_pointee(config.auth.login_timeout),
         cancels: Arc::new(Semaphore::new(session::MOST_CANCELS)),
         failures: session::Failures::default(),
         tasks: tasks.clone(),
@@ -240,64 +222,12 @@ fn access_view(access: &Arc<ArcSwap<Access>>) -> AccessView {
     }
 }
 
-fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {
-    let served = |name: &str, access| -> Vec<Arc<Route>> {
-        let has_listener = |route: &Route| {
-            config
-                .listeners
-                .iter()
-                .any(|listener| listener.route == route.name)
-        };
-        let asks =
-            |route: &&Arc<Route>| &*route.cluster == name && route.access == access && has_listener(route);
-        config.routes.values().filter(asks).cloned().collect()
-    };
-    let view = |cluster: &Arc<crate::config::Cluster>| {
-        let handle = clusters.get(&cluster.name)?.clone();
-        Some(ClusterView {
-            name: Arc::clone(&cluster.name),
-            snapshot: handle.subscribe(),
-            local_member: cluster.local_member.clone(),
-            dbname: cluster.service_account.dbname.clone(),
-            read_write: served(&cluster.name, crate::config::Access::ReadWrite),
-            read_only: served(&cluster.name, crate::config::Access::ReadOnly),
-            // No request is held yet.
-            holds_read_write: false,
-            look_again: Arc::new(move || handle.look_again()),
-        })
-    };
-    config.clusters.values().filter_map(view).collect()
-}
-
-fn gate(
-    config: &Config,
-    listener: &crate::config::Listener,
-    clusters: &HashMap<Arc<str>, ClusterHandle>,
-    tls: Option<&Arc<ArcSwap<Acceptor>>>,
-) -> anyhow::Result<Gate> {
-    let route = config
-        .routes
-        .get(&*listener.route)
-        .context("a listener's route is in the configuration")?;
-    let cluster = clusters
-        .get(&route.cluster)
-        .context("a route's cluster is in the configuration")?;
-    let offer = Offer {
-        tls: tls.cloned(),
-        mode: listener.tls,
-    };
-    Ok(Gate::new(
-        Arc::clone(&listener.name),
-        Arc::clone(route),
-        cluster.clone(),
-        offer,
-        listener.max_clients,
-    ))
-}
-
 /// Ends the sessions whose server has changed its role: a demotion, another verified leader, a promotion.
-async fn enforce(cluster: ClusterHandle, registry: Arc<Registry>, stop: CancellationToken) {
-    let mut snapshots = cluster.subscribe();
+async fn enforce(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    registry: Arc<Registry>,
+    stop: CancellationToken,
+) {
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         for entry in registry.sessions() {

@@ -1,23 +1,26 @@
-//! Files that are read again while sessions go on: at SIGHUP, and when they change.
+//! What is read again while sessions go on: the configuration when it is asked for, the files it names when they change,
+//! too.
 //!
-//! Guarantees: a broken new file keeps the old one in service and says so; each part of the configuration is taken by
-//! itself; what is in service is exchanged for logins and connections to come, never for a live session.
+//! Guarantees: the configuration is applied whole or refused whole. A broken new file keeps the old one in service and
+//! says so; each part's files are taken by themselves. What is in service is exchanged for logins and connections to
+//! come, never for a live session.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use rustls::ServerConfig;
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::service::Service;
 use crate::admin::metrics::{Expiry, FileMetrics};
 use crate::backend::TlsClient;
-use crate::cluster::ClusterHandle;
+use crate::config::diff::Diff;
 use crate::config::{self, Config, Files, KeyPair, Leaf, Material, Part, Secret, Stamp, Stamps};
 use crate::frontend::access::{Access, AccessFaults, Around};
 use crate::frontend::tls::Acceptor;
@@ -29,18 +32,29 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A part that is broken is tried again this often: a passphrase command may fail for reasons that no file shows.
 const RETRY: Duration = Duration::from_mins(1);
 
-/// Where what is read comes into service.
-pub(super) struct Sinks {
-    pub(super) tls: Option<Arc<ArcSwap<Acceptor>>>,
-    pub(super) http: Option<Arc<ArcSwap<ServerConfig>>>,
-    pub(super) clusters: HashMap<Arc<str>, ClusterHandle>,
-    pub(super) shared: Arc<Shared>,
+/// What came of a reload, for who asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// What was asked for is in force, but for `restart`.
+    pub applied: bool,
+    /// Keys of the configuration, and parts whose files were other ones.
+    pub changed: Vec<String>,
+    /// Keys that are different from what the process began with, and need a restart.
+    pub restart: Vec<String>,
+    /// Why not, a sentence each.
+    pub faults: Vec<String>,
 }
+
+/// Asks for a reload; the answer comes once it is done. Cheap to clone.
+pub type Requests = mpsc::Sender<oneshot::Sender<Answer>>;
 
 /// Keeps what is in service as the files have it.
 pub(super) struct Reload {
+    /// What the process began with.
+    started: Arc<Config>,
+    /// What is in force.
     config: Arc<Config>,
-    sinks: Sinks,
+    service: Service,
     metrics: FileMetrics,
     /// As they were when they were read last, for better or worse.
     read: Files,
@@ -51,6 +65,7 @@ pub(super) struct Reload {
     /// Parts whose files are not right, with what is wrong.
     broken: BTreeMap<Part, Vec<String>>,
     warned: BTreeSet<String>,
+    requests: mpsc::Receiver<oneshot::Sender<Answer>>,
 }
 
 /// One part, made ready for service.
@@ -77,79 +92,175 @@ struct Read {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Why {
-    Hangup,
+    Asked,
     Changed,
     Retry,
 }
 
 impl Reload {
-    pub(super) fn new(config: Arc<Config>, sinks: Sinks, metrics: FileMetrics) -> Self {
-        let mut read = config.files().clone();
-        read.add(Part::Auth, sinks.shared.access.load().watched.clone());
-        let taken = read
-            .parts()
-            .map(|(part, stamps)| (part.clone(), stamps.clone()))
-            .collect();
-        let reload = Self {
-            leaves: leaves(&config),
-            warned: config.warnings().into_iter().collect(),
+    pub(super) fn new(
+        config: Arc<Config>,
+        service: Service,
+        metrics: FileMetrics,
+        requests: mpsc::Receiver<oneshot::Sender<Answer>>,
+    ) -> Self {
+        let mut reload = Self {
+            started: Arc::clone(&config),
             config,
-            sinks,
+            service,
             metrics,
-            read,
-            taken,
+            read: Files::default(),
+            taken: BTreeMap::new(),
+            leaves: BTreeMap::new(),
             broken: BTreeMap::new(),
+            warned: BTreeSet::new(),
+            requests,
         };
-        for part in reload.taken.keys() {
-            reload.metrics.failed(part, false);
-        }
-        reload.show_expiry();
+        reload.begin();
         reload
     }
 
-    /// Until `stop`.
-    pub(super) async fn run(mut self, mut hangup: Signal, stop: CancellationToken) {
+    /// Everything is as the configuration in force was made.
+    fn begin(&mut self) {
+        for part in self.taken.keys() {
+            self.metrics.failed(part, false);
+        }
+        self.read = self.config.files().clone();
+        let watched = self.service.shared.access.load().watched.clone();
+        self.read.add(Part::Auth, watched);
+        let parts = self.read.parts();
+        self.taken = parts
+            .map(|(part, stamps)| (part.clone(), stamps.clone()))
+            .collect();
+        self.leaves = leaves(&self.config);
+        self.broken.clear();
+        self.warned = self.config.warnings().into_iter().collect();
+        for part in self.taken.keys() {
+            self.metrics.failed(part, false);
+        }
+        self.show_expiry();
+    }
+
+    /// The configuration in force, and what it made.
+    pub(super) fn into_parts(self) -> (Arc<Config>, Service) {
+        (self.config, self.service)
+    }
+
+    /// Until it is dropped. What it was doing then is done whole or not at all.
+    pub(super) async fn run(&mut self, mut hangup: Signal) {
         let mut seen = Stamps::new();
         let mut last = Instant::now();
         loop {
             let asked = tokio::select! {
-                () = stop.cancelled() => return,
-                _ = hangup.recv() => true,
-                () = sleep(LOOK) => false,
+                _ = hangup.recv() => Some(None),
+                Some(answer) = self.requests.recv() => Some(Some(answer)),
+                () = sleep(LOOK) => None,
             };
-            let why = if asked {
-                Why::Hangup
+            if let Some(asked) = asked {
+                let answer = self.reload().await;
+                if let Some(asked) = asked {
+                    // Whoever asked may be gone.
+                    let _ = asked.send(answer);
+                }
             } else {
                 let read = self.read.clone();
-                let Some(now) = unless(&stop, spawn_blocking(move || read.look())).await else {
-                    return;
+                let Ok(now) = spawn_blocking(move || read.look()).await else {
+                    continue;
                 };
                 let steady = now == seen;
                 seen = now;
-                if steady && !self.read.changed(&seen).is_empty() {
+                let why = if steady && !self.read.changed(&seen).is_empty() {
                     Why::Changed
                 } else if !self.broken.is_empty() && last.elapsed() >= RETRY {
                     Why::Retry
                 } else {
                     continue;
-                }
-            };
-            if self.reread(why, &stop).await.is_none() {
-                return;
+                };
+                self.reread(why).await;
             }
             last = Instant::now();
         }
     }
 
-    /// `None` where it was stopped.
-    async fn reread(&mut self, why: Why, stop: &CancellationToken) -> Option<()> {
-        let (config, shared) = (Arc::clone(&self.config), Arc::clone(&self.sinks.shared));
+    /// The whole configuration if it, or a file that is read with it only, is another one by now; else the files.
+    async fn reload(&mut self) -> Answer {
+        let (config, read) = (Arc::clone(&self.config), self.read.of(&Part::Rest).cloned());
+        let edited = spawn_blocking(move || {
+            let other_files = read.iter().flatten().any(|(path, stamp)| Stamp::of(path) != *stamp);
+            // What cannot be read is for the whole reload to tell.
+            other_files || config::is_edited(&config).unwrap_or(true)
+        });
+        if edited.await.unwrap_or(true) {
+            self.replace().await
+        } else {
+            self.reread(Why::Asked).await
+        }
+    }
+
+    async fn replace(&mut self) -> Answer {
+        let path = self.config.path.clone();
+        let loaded = spawn_blocking(move || config::load(&path)).await;
+        let new = match loaded {
+            Ok(Ok(new)) => Arc::new(new),
+            Ok(Err(faults)) => return self.refuse(faults.iter().map(ToString::to_string).collect()),
+            Err(panicked) => return self.refuse(vec![panicked.to_string()]),
+        };
+        let diff = Diff::of(&self.config, &new);
+        let restart = Diff::of(&self.started, &new).restart;
+        let (old, started) = (Arc::clone(&self.config), Arc::clone(&self.started));
+        if let Err(faults) = self.service.replace(&old, &new, &started).await {
+            return self.refuse(faults);
+        }
+        let known = std::mem::take(&mut self.warned);
+        self.config = new;
+        self.begin();
+        self.metrics.replaced(true);
+        for warning in self.warned.difference(&known) {
+            warn!("{warning}");
+        }
+        for (part, leaves) in self.leaves.iter().filter(|(_, leaves)| !leaves.is_empty()) {
+            report(part, leaves);
+        }
+        let changed: Vec<String> = diff.changes.iter().map(ToString::to_string).collect();
+        info!(config = %self.config.path.display(), changed = %listed(&changed), "configuration reloaded");
+        for key in &restart {
+            warn!(%key, "is different from what this process began with, and needs a restart");
+        }
+        Answer {
+            applied: true,
+            changed,
+            restart: restart.into_iter().map(str::to_owned).collect(),
+            faults: Vec::new(),
+        }
+    }
+
+    fn refuse(&self, faults: Vec<String>) -> Answer {
+        for fault in &faults {
+            error!("configuration not reloaded: {fault}");
+        }
+        let config = self.config.path.display();
+        error!(%config, faults = faults.len(), "configuration refused: all of what was in force stays");
+        self.metrics.replaced(false);
+        Answer {
+            applied: false,
+            changed: Vec::new(),
+            restart: Vec::new(),
+            faults,
+        }
+    }
+
+    async fn reread(&mut self, why: Why) -> Answer {
+        let (config, shared) = (Arc::clone(&self.config), Arc::clone(&self.service.shared));
         let taken = self.taken.clone();
-        let read = unless(stop, spawn_blocking(move || read(&config, &shared, &taken))).await?;
+        let read = match spawn_blocking(move || read(&config, &shared, &taken)).await {
+            Ok(read) => read,
+            // The next look tries again.
+            Err(panicked) => return self.refuse(vec![panicked.to_string()]),
+        };
         let (mut fresh, before) = (Vec::new(), self.broken.len());
         if let (Some(old), Some(new)) = (self.read.of(&Part::Rest), read.files.of(&Part::Rest)) {
             for (path, _) in new.iter().filter(|(path, stamp)| old.get(*path) != Some(*stamp)) {
-                warn!(file = %path.display(), "has changed, and is read at the start only; restart to apply it");
+                warn!(file = %path.display(), "has changed, and is read with the whole configuration only: reload it (SIGHUP)");
             }
         }
         self.read = read.files;
@@ -171,17 +282,23 @@ impl Reload {
             }
         }
         for warning in read.warnings {
-            if self.warned.insert(warning.clone()) || why == Why::Hangup {
+            if self.warned.insert(warning.clone()) || why == Why::Asked {
                 warn!("{warning}");
             }
         }
         self.show_expiry();
-        if why == Why::Hangup {
-            self.answer_hangup(&fresh);
+        if why == Why::Asked {
+            let broken: Vec<String> = self.broken.keys().map(Part::to_string).collect();
+            info!(changed = %listed(&fresh), broken = %listed(&broken), "SIGHUP: files read again");
         } else if before > 0 && self.broken.is_empty() {
             info!("every file is right again");
         }
-        Some(())
+        Answer {
+            applied: self.broken.is_empty(),
+            changed: fresh,
+            restart: Vec::new(),
+            faults: self.broken.values().flatten().cloned().collect(),
+        }
     }
 
     fn mended(&mut self, part: &Part) {
@@ -190,9 +307,9 @@ impl Reload {
     }
 
     fn fail(&mut self, part: Part, faults: Vec<String>, why: Why) {
-        if why == Why::Hangup || self.broken.get(&part) != Some(&faults) {
+        if why == Why::Asked || self.broken.get(&part) != Some(&faults) {
             let meanwhile = match part {
-                Part::Rest => "it is read at the start only, which would fail now",
+                Part::Rest => "it is read with the whole configuration only, which would be refused now",
                 _ => "what was loaded before stays in service",
             };
             for fault in &faults {
@@ -207,21 +324,19 @@ impl Reload {
     /// Takes it into service, for what begins from now on.
     fn put(&self, part: &Part, ready: Ready) {
         let cluster = match part {
-            Part::ServerTls(name) | Part::ServiceAccount(name) => self.sinks.clusters.get(name),
+            Part::ServerTls(name) | Part::ServiceAccount(name) => self.service.clusters.get(name),
             _ => None,
         };
         match ready {
             Ready::Tls(acceptor) => {
-                if let Some(tls) = &self.sinks.tls {
+                if let Some(tls) = &self.service.tls {
                     tls.store(Arc::new(acceptor));
                 }
             }
             Ready::Http(settings) => {
-                if let Some(http) = &self.sinks.http {
-                    http.store(settings);
-                }
+                self.service.admin.tls().store(Some(settings));
             }
-            Ready::Access(access) => self.sinks.shared.access.store(access),
+            Ready::Access(access) => self.service.shared.access.store(access),
             Ready::ServerTls(tls) => {
                 if let Some(cluster) = cluster {
                     cluster.replace_tls(tls);
@@ -233,25 +348,6 @@ impl Reload {
                 }
             }
         }
-    }
-
-    fn answer_hangup(&self, fresh: &[String]) {
-        match config::is_edited(&self.config) {
-            Ok(false) => {}
-            Ok(true) => warn!(
-                config = %self.config.path.display(),
-                "SIGHUP: the configuration itself has changed and is not reloaded yet, only the files it names; restart to apply it"
-            ),
-            Err(problem) => {
-                warn!(config = %self.config.path.display(), "SIGHUP: the configuration {problem}; only the files it names are read again");
-            }
-        }
-        let listed = |parts: &[String]| match parts {
-            [] => "none".to_owned(),
-            parts => parts.join(", "),
-        };
-        let broken: Vec<String> = self.broken.keys().map(Part::to_string).collect();
-        info!(changed = %listed(fresh), broken = %listed(&broken), "SIGHUP: files read again");
     }
 
     fn show_expiry(&self) {
@@ -266,12 +362,10 @@ impl Reload {
     }
 }
 
-/// The result of blocking work, unless the process ends first.
-async fn unless<T>(stop: &CancellationToken, work: tokio::task::JoinHandle<T>) -> Option<T> {
-    tokio::select! {
-        () = stop.cancelled() => None,
-        // It panics in tests at most: then the next look tries again.
-        done = work => done.ok(),
+fn listed(parts: &[String]) -> String {
+    match parts {
+        [] => "none".to_owned(),
+        parts => parts.join(", "),
     }
 }
 

@@ -23,7 +23,7 @@ const WAITING_PER_SOURCE: u32 = 8;
 /// Counts who is inside.
 #[derive(Debug)]
 pub struct Admission {
-    max_clients: u32,
+    max_clients: AtomicU32,
     clients: Arc<AtomicU32>,
     pending: Arc<Places>,
     queued: Arc<Places>,
@@ -46,8 +46,8 @@ impl Drop for Place {
 /// them: an IPv4 address, an IPv6 /64, or (`None`) every Unix socket together.
 #[derive(Debug)]
 struct Places {
-    most: u32,
-    most_per_source: u32,
+    most: AtomicU32,
+    most_per_source: AtomicU32,
     taken: Mutex<Taken>,
 }
 
@@ -68,25 +68,30 @@ pub enum Full {
 impl Places {
     fn new(most: u32, most_per_source: u32) -> Arc<Self> {
         Arc::new(Self {
-            most,
-            most_per_source,
+            most: AtomicU32::new(most),
+            most_per_source: AtomicU32::new(most_per_source),
             taken: Mutex::default(),
         })
     }
 
+    fn resize(&self, most: u32, most_per_source: u32) {
+        self.most.store(most, Ordering::Release);
+        self.most_per_source.store(most_per_source, Ordering::Release);
+    }
+
     fn is_full(&self) -> bool {
-        self.taken().total >= self.most
+        self.taken().total >= self.most.load(Ordering::Acquire)
     }
 
     fn take(self: &Arc<Self>, source: Option<IpAddr>) -> Result<Pending, Full> {
         let source = source.map(network);
         let mut taken = self.taken();
-        if taken.total >= self.most {
+        if taken.total >= self.most.load(Ordering::Acquire) {
             return Err(Full::Total);
         }
         // As many entries as places are taken.
         let of_source = taken.by_source.entry(source).or_default();
-        if *of_source >= self.most_per_source {
+        if *of_source >= self.most_per_source.load(Ordering::Acquire) {
             return Err(Full::Source);
         }
         *of_source += 1;
@@ -139,6 +144,11 @@ pub enum Room {
     Refuse,
 }
 
+/// The places that one source may have, of so many.
+fn half(places: u32) -> u32 {
+    (places / 2).max(1)
+}
+
 fn take(counter: &Arc<AtomicU32>, limit: u32) -> Option<Place> {
     let limit = if limit == 0 { u32::MAX } else { limit };
     let taken = counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
@@ -150,13 +160,21 @@ fn take(counter: &Arc<AtomicU32>, limit: u32) -> Option<Place> {
 impl Admission {
     pub fn new(max_clients: u32, max_pending: u32) -> Self {
         Self {
-            max_clients,
+            max_clients: AtomicU32::new(max_clients),
             clients: Arc::default(),
-            pending: Places::new(max_pending, (max_pending / 2).max(1)),
+            pending: Places::new(max_pending, half(max_pending)),
             queued: Places::new(max_pending, max_pending),
             waiting: Places::new(max_pending, WAITING_PER_SOURCE),
             full_since: Mutex::default(),
         }
+    }
+
+    /// Other bounds for who comes from now on; nobody who is inside has to leave.
+    pub fn resize(&self, max_clients: u32, max_pending: u32) {
+        self.max_clients.store(max_clients, Ordering::Release);
+        self.pending.resize(max_pending, half(max_pending));
+        self.queued.resize(max_pending, max_pending);
+        self.waiting.resize(max_pending, WAITING_PER_SOURCE);
     }
 
     /// A burst waits in the kernel's queue, which costs nobody anything; a siege is told to go.
@@ -195,7 +213,7 @@ impl Admission {
         let refusal = |hint: &str| {
             ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").hint(hint)
         };
-        let total = take(&self.clients, self.max_clients)
+        let total = take(&self.clients, self.max_clients.load(Ordering::Acquire))
             .ok_or_else(|| refusal("The connection manager's limits.max_clients is reached."))?;
         let listener = take(&gate.clients, gate.max_clients)
             .ok_or_else(|| refusal("The max_clients of this port of the connection manager is reached."))?;

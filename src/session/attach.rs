@@ -146,8 +146,8 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             )),
         ));
     }
-    let name = &cluster.config().name;
-    let options = &cluster.config().server;
+    let config = cluster.config();
+    let (name, options) = (&config.name, &config.server);
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
     let snapshot = cluster.snapshot();
     let choice = choose(request, &snapshot);
@@ -225,7 +225,7 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
 /// What others should know of a failed attempt.
 fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
     debug!(%member, %error, "no connection");
-    let name = &request.cluster.config().name;
+    let name = &request.cluster.config().name.clone();
     if error.is_temporary_or_elsewhere() && !matches!(error, ConnectError::VerifierDiffers { .. }) {
         // A full server too: it has the fewest of our sessions, and would be tried first each time.
         request.registry.trouble.failed(name, member);

@@ -80,7 +80,7 @@ async fn ask_peers(
     request: &CancelRequest,
     owner: Option<super::keys::Incarnation>,
 ) -> Outcome {
-    match &shared.peers {
+    match shared.peers.load_full() {
         Some(peers) => match peers.ask(request, owner).await {
             Ok(true) => Outcome::ByPeer,
             Ok(false) => Outcome::Unknown,

@@ -97,7 +97,7 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
         mut record,
         admitted,
     } = visit;
-    let Some(door) = &shared.console else {
+    let Some(door) = shared.console.load_full() else {
         return;
     };
     if !door.admits(&record.user) {

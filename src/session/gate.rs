@@ -35,4 +35,13 @@ impl Gate {
             clients: Arc::default(),
         }
     }
+
+    /// Counts on where `before` stands: its sessions are this one's.
+    #[must_use]
+    pub fn in_place_of(self, before: &Self) -> Self {
+        Self {
+            clients: Arc::clone(&before.clients),
+            ..self
+        }
+    }
 }

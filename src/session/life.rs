@@ -136,7 +136,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         pending,
     } = arrival;
     let mut pending = Some(pending);
-    let deadline = accepted + shared.login_timeout;
+    let deadline = accepted + **shared.login_timeout.load();
     let gauge = shared.metrics.pending();
     let socket = adopt(socket, &gate)?;
     let opened = tokio::select! {
@@ -235,7 +235,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
 }
 
 fn behind(shared: &Shared, packet: &StartupPacket) -> Behind {
-    match &shared.console {
+    match &*shared.console.load() {
         Some(door) if door.is_meant(packet) => Behind::Console,
         _ => Behind::Servers,
     }
@@ -385,7 +385,7 @@ async fn begin(
     if let Routed::End(reason) = still_right(&gate, &ticket) {
         ticket.entry().order(Order::Now(reason));
     }
-    let told = timeout(shared.login_timeout, async {
+    let told = timeout(**shared.login_timeout.load(), async {
         stream.write_all(&out).await?;
         stream.flush().await
     });

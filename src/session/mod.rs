@@ -29,7 +29,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -54,15 +54,16 @@ pub struct Shared {
     pub admission: Arc<admission::Admission>,
     pub metrics: Arc<metrics::Metrics>,
     pub keys: keys::KeyIssuer,
-    pub peers: Option<peers::Peers>,
+    /// Empty where there are none.
+    pub peers: ArcSwapOption<peers::Peers>,
     /// Who may come in. Another one may be put in its place, for the logins to come.
     pub access: Arc<ArcSwap<Access>>,
-    /// `None` where there is none.
-    pub console: Option<console::ConsoleDoor>,
+    /// Empty where there is none.
+    pub console: ArcSwapOption<console::ConsoleDoor>,
     pub mock: Arc<MockSecret>,
     /// Bounds how many passwords in clear are checked at once.
     pub derivations: Arc<Semaphore>,
-    pub login_timeout: Duration,
+    pub login_timeout: ArcSwap<Duration>,
     pub cancels: Arc<Semaphore>,
     pub failures: Failures,
     pub sentry: Arc<sentry::Sentry>,

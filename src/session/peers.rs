@@ -212,7 +212,9 @@ async fn ask_one(key: &PeerKey, peer: &config::Peer, request: CancelRequest) -> 
 
 /// Serves another router's question. One that does not know the secret is told nothing.
 pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, body: Bytes, deadline: Instant) {
-    let Some(peers) = &shared.peers else { return };
+    let Some(peers) = shared.peers.load_full() else {
+        return;
+    };
     let address = stream.tcp().and_then(|socket| socket.peer_addr().ok());
     let conversation = async {
         let (conversation, packet) = peer_codec::answer(&peers.key, &body).ok()?;

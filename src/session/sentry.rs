@@ -32,7 +32,6 @@ const INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Sentry {
     guard: Mutex<Guard>,
-    refuse_for: Duration,
     begun: Mutex<Sampler<By>>,
 }
 
@@ -40,9 +39,13 @@ impl Sentry {
     pub fn new(limit: RateLimit) -> Self {
         Self {
             guard: Mutex::new(Guard::new(limit)),
-            refuse_for: limit.refuse_for,
             begun: Mutex::new(Sampler::new(LINES, INTERVAL, 2)),
         }
+    }
+
+    /// From now on; what was counted stays.
+    pub fn replace_limit(&self, limit: RateLimit) {
+        self.guard().replace_limit(limit);
     }
 
     /// Addresses and users with failures that time has not made good.
@@ -66,8 +69,8 @@ impl Sentry {
     }
 
     fn attempt(&self, gate: &Gate, client: ClientAddress, user: &[u8]) -> Attempt {
-        let realm = &gate.cluster.config().name;
-        self.guard().attempt(client.ip(), realm, user)
+        let cluster = gate.cluster.config();
+        self.guard().attempt(client.ip(), &cluster.name, user)
     }
 
     fn guard(&self) -> MutexGuard<'_, Guard> {
@@ -206,7 +209,7 @@ fn log(sentry: &Sentry, by: By, client: ClientAddress, user: Option<&[u8]>) {
     let Line::Log { suppressed: skipped } = line else {
         return;
     };
-    let for_s = sentry.refuse_for.as_secs();
+    let for_s = sentry.guard().limit().refuse_for.as_secs();
     match user {
         None => {
             warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused");

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::super::handles::Handles;
@@ -87,30 +87,41 @@ fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpList
     Ok(socket.into())
 }
 
-/// Answers until `shutdown`, then gives what is under way `bounds.grace`.
+/// Answers until `shutdown`, then gives what is under way `bounds.grace`. Requests that begin are answered by the
+/// newest of `handles`.
 pub(super) async fn serve(
     listener: TcpListener,
-    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
-    handles: Handles,
+    tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    mut handles: watch::Receiver<Handles>,
     shutdown: CancellationToken,
     bounds: Bounds,
 ) {
     let tasks = TaskTracker::new();
     let stop = shutdown.child_token();
-    let mut locals = Vec::new();
-    for view in &handles.clusters {
-        let (sender, receiver) = watch::channel(local::initial(&view.local_member));
-        if view.local_member == crate::config::LocalMember::Auto {
-            tasks.spawn(local::follow(view.snapshot.clone(), sender, stop.clone()));
-        }
-        locals.push(receiver);
-    }
-    let metrics = handles.metrics.clone();
+    let metrics = handles.borrow().metrics.clone();
+    let (first, mut following) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
     let server = Arc::new(Server {
-        router: router(Arc::new(App { handles, locals })),
+        router: ArcSwap::from_pointee(first),
         tls,
         bounds,
         stop: stop.clone(),
+    });
+    let kept = Arc::clone(&server);
+    let (left, until) = (tasks.clone(), stop.clone());
+    tasks.spawn(async move {
+        loop {
+            let changed = tokio::select! {
+                () = until.cancelled() => return,
+                changed = handles.changed() => changed,
+            };
+            if changed.is_err() {
+                return until.cancelled().await;
+            }
+            let (router, next) = answering(handles.borrow_and_update().clone(), &left, &until);
+            kept.router.store(Arc::new(router));
+            // What followed the members of before ends here.
+            drop(std::mem::replace(&mut following, next));
+        }
     });
     let slots = Arc::new(Semaphore::new(bounds.max_connections.min(Semaphore::MAX_PERMITS)));
     let mut backoff = Backoff::default();
@@ -151,9 +162,26 @@ pub(super) async fn serve(
     let _ = timeout(bounds.grace, tasks.wait()).await;
 }
 
+/// The answers by `handles`, and what keeps them right as long as it is not dropped.
+fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) -> (Router, DropGuard) {
+    let following = stop.child_token();
+    let mut locals = Vec::new();
+    for view in &handles.clusters {
+        let (sender, receiver) = watch::channel(local::initial(&view.local_member));
+        if view.local_member == crate::config::LocalMember::Auto {
+            tasks.spawn(local::follow(view.snapshot.clone(), sender, following.clone()));
+        }
+        locals.push(receiver);
+    }
+    (
+        router(Arc::new(App { handles, locals })),
+        following.drop_guard(),
+    )
+}
+
 struct Server {
-    router: Router,
-    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    router: ArcSwap<Router>,
+    tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
     bounds: Bounds,
     stop: CancellationToken,
 }
@@ -162,14 +190,14 @@ impl Server {
     async fn connection(&self, stream: TcpStream, caller: Caller) {
         // Best effort: without it an answer is only later.
         let _ = stream.set_nodelay(true);
-        let Some(tls) = &self.tls else {
+        let Some(tls) = self.tls.load_full() else {
             return self.requests(stream, caller).await;
         };
         let handshake = tokio::select! {
             () = self.stop.cancelled() => return,
             handshake = timeout(
                 self.bounds.handshake_timeout,
-                TlsAcceptor::from(tls.load_full()).accept(stream),
+                TlsAcceptor::from(tls).accept(stream),
             ) => handshake,
         };
         match handshake {
@@ -184,10 +212,10 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let stream = TokioIo::new(WriteBound::new(stream, self.bounds.write_timeout));
-        let router = TowerToHyperService::new(self.router.clone());
-        let service = service_fn(move |mut request: Request<Incoming>| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(caller);
-            router.call(request)
+            let router = Router::clone(&self.router.load());
+            TowerToHyperService::new(router).call(request)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

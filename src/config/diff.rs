@@ -1,0 +1,197 @@
+//! What is different between two configurations: a pure comparison, by which a reload knows what to exchange.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::material::Part;
+use super::model::{Cluster, Config, ServerTls, ServiceAccount};
+use super::tree::{self, Node};
+
+/// One difference, by the key it stands under, as `listeners.NAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub key: String,
+    pub kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Added,
+    Removed,
+    Changed,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::Added => " (added)",
+            Kind::Removed => " (removed)",
+            Kind::Changed => "",
+        };
+        write!(f, "{}{kind}", self.key)
+    }
+}
+
+/// What a configuration changes of the one before it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// In the order of the file's sections.
+    pub changes: Vec<Change>,
+    /// Keys that are different and only count for a new process.
+    pub restart: Vec<&'static str>,
+}
+
+/// How much of a cluster is different.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterChange {
+    Same,
+    /// Nothing but what new connections to the servers log in with.
+    Credentials,
+    /// Source, probes and look-ups begin anew.
+    Whole,
+}
+
+impl Diff {
+    /// Certificates towards clients are compared by what the file says of them and by the stamps of their files; what
+    /// is in `hba_file` and `ident_file` is not looked at.
+    pub fn of(old: &Config, new: &Config) -> Self {
+        let mut diff = Self::default();
+        diff.named("clusters", &old.clusters, &new.clusters, |old, new| old == new);
+        diff.part("tls", is_other_section(old, new, "tls", &Part::Tls));
+        diff.part("auth", old.auth != new.auth);
+        diff.named("routes", &old.routes, &new.routes, |old, new| old == new);
+        let listeners = |config: &Config| {
+            let named = config.listeners.iter();
+            named
+                .map(|listener| (listener.name.to_string(), listener.clone()))
+                .collect()
+        };
+        diff.named("listeners", &listeners(old), &listeners(new), |old, new| old == new);
+        diff.part("http", old.http != new.http || is_other_section(old, new, "http", &Part::Http));
+        diff.part("console", old.console != new.console);
+        diff.part("limits", old.limits != new.limits);
+        let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
+        diff.part("peers", members(old) != members(new));
+        diff.part("log", old.log != new.log);
+        diff.part("shutdown", old.shutdown != new.shutdown);
+        let secret = |config: &Config| config.peers.as_ref().map(|peers| peers.secret.clone());
+        if secret(old) != secret(new) {
+            diff.restart.push("peers.secret_file");
+        }
+        if old.workers != new.workers {
+            diff.restart.push("workers");
+        }
+        diff
+    }
+
+    fn part(&mut self, key: &str, is_different: bool) {
+        if is_different {
+            self.push(key.to_owned(), Kind::Changed);
+        }
+    }
+
+    fn named<T>(
+        &mut self,
+        section: &str,
+        old: &indexmap::IndexMap<String, T>,
+        new: &indexmap::IndexMap<String, T>,
+        is_same: impl Fn(&T, &T) -> bool,
+    ) {
+        for (name, value) in new {
+            match old.get(name) {
+                None => self.push(format!("{section}.{name}"), Kind::Added),
+                Some(before) if !is_same(before, value) => {
+                    self.push(format!("{section}.{name}"), Kind::Changed);
+                }
+                Some(_) => {}
+            }
+        }
+        let gone: BTreeSet<&String> = old.keys().filter(|name| !new.contains_key(*name)).collect();
+        for name in gone {
+            self.push(format!("{section}.{name}"), Kind::Removed);
+        }
+    }
+
+    fn push(&mut self, key: String, kind: Kind) {
+        self.changes.push(Change { key, kind });
+    }
+}
+
+impl Config {
+    /// How much of the cluster `name` is different from `old`'s. The verifiers' query belongs to its look-ups.
+    pub fn cluster_change(&self, old: &Self, name: &str) -> ClusterChange {
+        let (Some(before), Some(now)) = (old.clusters.get(name), self.clusters.get(name)) else {
+            return ClusterChange::Whole;
+        };
+        if self.asks(old) || !is_same_but_for_credentials(before, now) {
+            ClusterChange::Whole
+        } else if before == now {
+            ClusterChange::Same
+        } else {
+            ClusterChange::Credentials
+        }
+    }
+
+    /// Whether servers are asked for other verifiers than by `old`. What is in a users file is none of the clusters'.
+    fn asks(&self, old: &Self) -> bool {
+        use super::model::Verifiers::UsersFile;
+        match (&old.auth.verifiers, &self.auth.verifiers) {
+            (UsersFile { .. }, UsersFile { .. }) => false,
+            (before, now) => before != now,
+        }
+    }
+}
+
+/// By what is written and the files it names.
+fn is_other_section(old: &Config, new: &Config, key: &str, part: &Part) -> bool {
+    let (before, now) = (tree::parse(&old.origin.text), tree::parse(&new.origin.text));
+    let section = |tree: &Result<Node, _>| match tree {
+        Ok(tree) => tree.entry(key).cloned(),
+        Err(_) => None,
+    };
+    section(&before) != section(&now) || old.files().of(part) != new.files().of(part)
+}
+
+fn is_same_but_for_credentials(old: &Cluster, new: &Cluster) -> bool {
+    let Cluster {
+        name,
+        source,
+        service_account:
+            ServiceAccount {
+                user,
+                password: _,
+                dbname,
+                pool_size,
+                timeout,
+            },
+        server_tls:
+            ServerTls {
+                sslmode: _,
+                sslnegotiation: _,
+                channel_binding: _,
+                roots: _,
+                client_certificate: _,
+            },
+        server,
+        probe,
+        local_member,
+        placement,
+    } = old;
+    let account = &new.service_account;
+    (name, source, server, probe, local_member, placement)
+        == (
+            &new.name,
+            &new.source,
+            &new.server,
+            &new.probe,
+            &new.local_member,
+            &new.placement,
+        )
+        && (user, dbname, pool_size, timeout)
+            == (
+                &account.user,
+                &account.dbname,
+                &account.pool_size,
+                &account.timeout,
+            )
+}

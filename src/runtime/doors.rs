@@ -1,0 +1,119 @@
+//! The listeners that are open, one door each. Another set may take their place: an address that both have stays
+//! open throughout.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::door::Door;
+use super::workers::Workers;
+use crate::config::{BindAddress, Listener};
+use crate::frontend::listen::{self, Bound};
+use crate::session::Shared;
+use crate::session::gate::Gate;
+
+/// The accept loops of this process.
+pub(super) struct Doors {
+    open: Vec<Open>,
+    loops: TaskTracker,
+    shared: Arc<Shared>,
+    workers: Arc<Workers>,
+}
+
+struct Open {
+    address: BindAddress,
+    door: Arc<Door>,
+    stop: CancellationToken,
+}
+
+/// What a listener is to be.
+pub(super) struct Place {
+    pub(super) address: BindAddress,
+    pub(super) gate: Gate,
+}
+
+impl Doors {
+    pub(super) fn new(shared: Arc<Shared>, workers: Arc<Workers>) -> Self {
+        Self {
+            open: Vec::new(),
+            loops: TaskTracker::new(),
+            shared,
+            workers,
+        }
+    }
+
+    /// Binds what is not open yet, or says what could not be bound.
+    pub(super) fn bind(&self, listeners: &[Listener]) -> Result<Vec<Bound>, Vec<String>> {
+        bind(listeners, |address| self.is_open(address))
+    }
+
+    fn is_open(&self, address: &BindAddress) -> bool {
+        self.open.iter().any(|open| open.address == *address)
+    }
+
+    /// Opens what was bound, gives those that are open their new gates, and closes what is not among `places`. Sessions
+    /// stay, and count for the listener of their name; who waits in the kernel's queue of a door that closes is refused.
+    pub(super) fn replace(&mut self, places: Vec<Place>, bound: Vec<Bound>) {
+        let before: Vec<Arc<Gate>> = self.open.iter().map(|open| open.door.gate()).collect();
+        self.open.retain(|open| {
+            let stays = places.iter().any(|place| place.address == open.address);
+            if !stays {
+                open.stop.cancel();
+            }
+            stays
+        });
+        let mut bound = bound;
+        for Place { address, mut gate } in places {
+            if let Some(before) = before.iter().find(|before| before.name == gate.name) {
+                gate = gate.in_place_of(before);
+            }
+            let gate = Arc::new(gate);
+            if let Some(open) = self.open.iter().find(|open| open.address == address) {
+                open.door.replace_gate(gate);
+            } else if let Some(index) = bound.iter().position(|bound| bound.address == address) {
+                let bound = bound.swap_remove(index);
+                let door = Arc::new(Door::new(gate, Arc::clone(&self.shared), Arc::clone(&self.workers)));
+                let stop = CancellationToken::new();
+                self.loops
+                    .spawn(listen::accept_loop(bound, Arc::clone(&door), stop.clone()));
+                self.open.push(Open { address, door, stop });
+            }
+        }
+    }
+
+    /// Stops accepting; every port is free when this returns.
+    pub(super) async fn close(self) {
+        for open in &self.open {
+            open.stop.cancel();
+        }
+        self.loops.close();
+        self.loops.wait().await;
+    }
+}
+
+/// Binds every listener but those that are `open`, or says which could not be bound.
+pub(super) fn bind(
+    listeners: &[Listener],
+    is_open: impl Fn(&BindAddress) -> bool,
+) -> Result<Vec<Bound>, Vec<String>> {
+    let mut bound = Vec::new();
+    let mut faults = Vec::new();
+    for listener in listeners.iter().filter(|listener| !is_open(&listener.address)) {
+        match listen::bind(&listener.address) {
+            Ok(socket) => bound.push(socket),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                faults.push(format!(
+                    "listener {}: {} is in use by another program",
+                    listener.name, listener.address
+                ));
+            }
+            Err(error) => faults.push(format!(
+                "listener {}: cannot listen on {}: {error}",
+                listener.name, listener.address
+            )),
+        }
+    }
+    if faults.is_empty() { Ok(bound) } else { Err(faults) }
+}

@@ -1,0 +1,351 @@
+//! What is in service, by one configuration, and how another takes its place: whole, or not at all.
+//!
+//! Everything that can fail or takes time is done first, with nothing in force changed; then everything is exchanged in
+//! one step. No live session is touched, but by what its own cluster shows from then on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use super::doors::{Doors, Place};
+use super::{access_view, enforce, limits};
+use crate::admin::log::LogHandle;
+use crate::admin::{self, AdminThread, ClusterView, Handles};
+use crate::backend::TlsClient;
+use crate::cluster::snapshot::Leader;
+use crate::cluster::{self, ClusterHandle, Successor, WeakClusterHandle};
+use crate::config::diff::ClusterChange;
+use crate::config::{self, Cluster, Config, Route};
+use crate::frontend::access::{Access, Around};
+use crate::frontend::opening::Offer;
+use crate::frontend::tls::Acceptor;
+use crate::session::Shared;
+use crate::session::console::ConsoleDoor;
+use crate::session::gate::Gate;
+use crate::session::peers::Peers;
+
+/// For a cluster with new settings to see what it saw before, and for a new one to see its leader.
+const WARM_UP: Duration = Duration::from_secs(10);
+
+/// Everything a configuration made.
+pub(super) struct Service {
+    /// Empty where no certificate is configured.
+    pub(super) tls: Option<Arc<ArcSwap<Acceptor>>>,
+    pub(super) clusters: HashMap<Arc<str>, ClusterHandle>,
+    /// Configured no longer, and there as long as they have sessions.
+    pub(super) retired: HashMap<Arc<str>, WeakClusterHandle>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) doors: Doors,
+    pub(super) admin: AdminThread,
+    /// With the clusters of the first configuration; what else is in it stays.
+    pub(super) handles: Handles,
+    pub(super) log: LogHandle,
+    pub(super) cluster_metrics: Arc<cluster::Metrics>,
+    pub(super) stop: CancellationToken,
+    pub(super) tracker: TaskTracker,
+}
+
+/// What becomes of a cluster.
+enum Next {
+    Stays(ClusterHandle),
+    /// Other passwords and TLS towards the servers.
+    Credentials(ClusterHandle, Arc<TlsClient>),
+    Succeeded(ClusterHandle, Successor),
+    New(ClusterHandle),
+}
+
+impl Service {
+    /// Puts `new` in the place of `old`. `started` is what the process began with.
+    ///
+    /// # Errors
+    /// Each reason why not, a sentence each; everything is as it was then.
+    pub(super) async fn replace(
+        &mut self,
+        old: &Config,
+        new: &Arc<Config>,
+        started: &Config,
+    ) -> Result<(), Vec<String>> {
+        let (config, shared) = (Arc::clone(new), Arc::clone(&self.shared));
+        let access = spawn_blocking(move || Access::load(&config.auth, Around::of(&config), &shared.mock));
+        let access = match access.await {
+            Ok(Ok(access)) => Arc::new(access),
+            Ok(Err(faults)) => return Err(faults.lines),
+            Err(panicked) => return Err(vec![panicked.to_string()]),
+        };
+        let clusters = self.next_clusters(old, new).await?;
+        // From here on nothing waits: those who connect to what is bound are served, or nothing is bound.
+        let bound = self.doors.bind(&new.listeners)?;
+        let http = self
+            .admin
+            .bind(&new.http)
+            .map_err(|error| vec![format!("{:#}", anyhow::Error::from(error))])?;
+        let handles = clusters
+            .iter()
+            .map(|(name, next)| (Arc::clone(name), next.handle().clone()))
+            .collect();
+        let acceptor = new.tls.as_ref().map(|tls| Arc::new(Acceptor::new(tls)));
+        // The same place for every listener and every time, so that a certificate is exchanged in one.
+        let tls = acceptor.as_ref().map(|acceptor| match &self.tls {
+            Some(place) => Arc::clone(place),
+            None => Arc::new(ArcSwap::new(Arc::clone(acceptor))),
+        });
+        let places = gates(new, &handles, tls.as_ref()).map_err(|error| vec![error.to_string()])?;
+        self.log.replace(&new.log).map_err(|error| vec![error.to_string()])?;
+
+        for (name, next) in clusters {
+            self.settle(&name, next, new);
+        }
+        let gone = std::mem::replace(&mut self.clusters, handles);
+        self.retire(gone);
+        if let (Some(place), Some(acceptor)) = (&tls, acceptor) {
+            place.store(acceptor);
+        }
+        self.tls = tls;
+        self.shared.access.store(access);
+        self.settle_shared(old, new, started);
+        limits::raise_open_files(&new.limits);
+        self.doors.replace(places, bound);
+        self.handles.clusters = views(new, &self.clusters);
+        self.admin.replace(&new.http, http, self.handles.clone());
+        Ok(())
+    }
+
+    /// Those with new settings, and new ones, have looked around when this returns.
+    async fn next_clusters(&self, old: &Config, new: &Config) -> Result<Vec<(Arc<str>, Next)>, Vec<String>> {
+        let mut next = Vec::new();
+        let mut faults = Vec::new();
+        for cluster in new.clusters.values() {
+            match self.next_cluster(old, new, cluster) {
+                Ok(one) => next.push((Arc::clone(&cluster.name), one)),
+                Err(fault) => faults.push(format!("clusters.{}: {fault}", cluster.name)),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let warm = async {
+            for (_, next) in &next {
+                next.warm().await;
+            }
+        };
+        // What is not ready by then is looked at below.
+        let _ = timeout(WARM_UP, warm).await;
+        for (name, next) in &next {
+            match next {
+                Next::Succeeded(handle, successor) if !successor.has_leader_of(handle) => faults.push(format!(
+                    "clusters.{name}: with the new settings no leader was seen within {} s, and there is one",
+                    WARM_UP.as_secs()
+                )),
+                Next::New(handle) if !is_led(handle) => {
+                    warn!(cluster = %name, "no leader was seen yet");
+                }
+                _ => {}
+            }
+        }
+        if faults.is_empty() { Ok(next) } else { Err(faults) }
+    }
+
+    fn next_cluster(&self, old: &Config, new: &Config, cluster: &Arc<Cluster>) -> anyhow::Result<Next> {
+        let (handle, change) = match self.clusters.get(&cluster.name) {
+            Some(handle) => (handle.clone(), new.cluster_change(old, &cluster.name)),
+            None => match self.retired.get(&cluster.name).and_then(WeakClusterHandle::upgrade) {
+                // Its sessions are still there, and are its own again.
+                Some(handle) => (handle, ClusterChange::Whole),
+                None => {
+                    let metrics = Arc::clone(&self.cluster_metrics);
+                    let start = cluster::start(
+                        Arc::clone(cluster),
+                        &new.auth,
+                        metrics,
+                        &self.stop,
+                        &self.tracker,
+                    );
+                    return Ok(Next::New(start?));
+                }
+            },
+        };
+        Ok(match change {
+            ClusterChange::Same => Next::Stays(handle),
+            ClusterChange::Credentials => {
+                let tls = TlsClient::new(&cluster.server_tls)?;
+                Next::Credentials(handle, tls)
+            }
+            ClusterChange::Whole => {
+                let metrics = Arc::clone(&self.cluster_metrics);
+                let successor = cluster::prepare(
+                    Arc::clone(cluster),
+                    &new.auth,
+                    metrics,
+                    &self.stop,
+                    &self.tracker,
+                )?;
+                Next::Succeeded(handle, successor)
+            }
+        })
+    }
+
+    fn settle(&self, name: &Arc<str>, next: Next, new: &Config) {
+        match next {
+            Next::Stays(_) => {}
+            Next::Credentials(handle, tls) => {
+                handle.replace_tls(tls);
+                let cluster = new.clusters.get(&**name);
+                handle.replace_password(cluster.and_then(|cluster| cluster.service_account.password.as_ref()));
+            }
+            Next::Succeeded(handle, successor) => handle.succeed(successor),
+            Next::New(handle) => self.watch(&handle),
+        }
+    }
+
+    fn watch(&self, handle: &ClusterHandle) {
+        let registry = Arc::clone(&self.shared.registry);
+        let watching = enforce(handle.subscribe(), registry, self.stop.clone());
+        self.tracker.spawn(watching);
+    }
+
+    fn retire(&mut self, gone: HashMap<Arc<str>, ClusterHandle>) {
+        for (name, handle) in gone {
+            self.retired.insert(name, handle.downgrade());
+        }
+        let clusters = &self.clusters;
+        self.retired
+            .retain(|name, handle| !clusters.contains_key(name) && handle.upgrade().is_some());
+    }
+
+    fn settle_shared(&self, old: &Config, new: &Config, started: &Config) {
+        let shared = &self.shared;
+        shared
+            .admission
+            .resize(new.limits.max_clients, new.limits.max_pending_logins);
+        shared.sentry.replace_limit(new.auth.rate_limit);
+        shared.login_timeout.store(Arc::new(new.auth.login_timeout));
+        shared.console.store(console_door(new, &shared.access));
+        let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
+        // Keys that were issued are sealed with the secret of the start.
+        let secret = started.peers.as_ref().map(|peers| peers.secret.clone());
+        if members(old) != members(new) {
+            let peers = members(new).zip(secret).map(|(members, secret)| {
+                let config = config::Peers { secret, members };
+                Arc::new(Peers::new(&config, shared.keys.incarnation()))
+            });
+            shared.peers.store(peers);
+        }
+    }
+}
+
+impl Next {
+    fn handle(&self) -> &ClusterHandle {
+        match self {
+            Self::Stays(handle)
+            | Self::Credentials(handle, _)
+            | Self::Succeeded(handle, _)
+            | Self::New(handle) => handle,
+        }
+    }
+
+    /// Until nobody would notice the change.
+    async fn warm(&self) {
+        match self {
+            Self::Stays(_) | Self::Credentials(..) => {}
+            Self::Succeeded(handle, successor) => successor.ready(handle).await,
+            Self::New(handle) => {
+                let mut snapshots = handle.subscribe();
+                // The sender lives as long as the handle.
+                let _ = snapshots
+                    .wait_for(|snapshot| matches!(snapshot.leader, Leader::Verified { .. }))
+                    .await;
+            }
+        }
+    }
+}
+
+fn is_led(handle: &ClusterHandle) -> bool {
+    matches!(handle.snapshot().leader, Leader::Verified { .. })
+}
+
+/// `None` where there is no console.
+pub(super) fn console_door(config: &Config, access: &Arc<ArcSwap<Access>>) -> Option<Arc<ConsoleDoor>> {
+    config.console.clone().map(|console| {
+        let answers = admin::Console::new(access_view(access));
+        Arc::new(ConsoleDoor::new(console, Arc::new(answers)))
+    })
+}
+
+/// One place for each listener.
+pub(super) fn gates(
+    config: &Config,
+    clusters: &HashMap<Arc<str>, ClusterHandle>,
+    tls: Option<&Arc<ArcSwap<Acceptor>>>,
+) -> anyhow::Result<Vec<Place>> {
+    let place = |listener: &config::Listener| {
+        Ok(Place {
+            address: listener.address.clone(),
+            gate: gate(config, listener, clusters, tls)?,
+        })
+    };
+    config.listeners.iter().map(place).collect()
+}
+
+pub(super) fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {
+    let served = |name: &str, access| -> Vec<Arc<Route>> {
+        let has_listener = |route: &Route| {
+            config
+                .listeners
+                .iter()
+                .any(|listener| listener.route == route.name)
+        };
+        let asks =
+            |route: &&Arc<Route>| &*route.cluster == name && route.access == access && has_listener(route);
+        config.routes.values().filter(asks).cloned().collect()
+    };
+    let view = |cluster: &Arc<Cluster>| {
+        let handle = clusters.get(&cluster.name)?.clone();
+        Some(ClusterView {
+            name: Arc::clone(&cluster.name),
+            snapshot: handle.subscribe(),
+            local_member: cluster.local_member.clone(),
+            dbname: cluster.service_account.dbname.clone(),
+            read_write: served(&cluster.name, config::Access::ReadWrite),
+            read_only: served(&cluster.name, config::Access::ReadOnly),
+            // No request is held yet.
+            holds_read_write: false,
+            look_again: Arc::new(move || handle.look_again()),
+        })
+    };
+    config.clusters.values().filter_map(view).collect()
+}
+
+fn gate(
+    config: &Config,
+    listener: &config::Listener,
+    clusters: &HashMap<Arc<str>, ClusterHandle>,
+    tls: Option<&Arc<ArcSwap<Acceptor>>>,
+) -> anyhow::Result<Gate> {
+    let route = config
+        .routes
+        .get(&*listener.route)
+        .context("a listener's route is in the configuration")?;
+    let cluster = clusters
+        .get(&route.cluster)
+        .context("a route's cluster is in the configuration")?;
+    let offer = Offer {
+        tls: tls.cloned(),
+        mode: listener.tls,
+    };
+    Ok(Gate::new(
+        Arc::clone(&listener.name),
+        Arc::clone(route),
+        cluster.clone(),
+        offer,
+        listener.max_clients,
+    ))
+}
+
