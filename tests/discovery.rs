@@ -111,7 +111,7 @@ impl Running {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let handle = room::start(Arc::new(config), &auth, metrics, stop.clone(), &tracker).unwrap();
+        let handle = room::start(Arc::new(config), &auth, metrics, &stop, &tracker).unwrap();
         Self {
             handle,
             stop,

@@ -1,10 +1,11 @@
-//! The command line: `run`, `check` and `hba`.
+//! The command line: `run`, `reload`, `check` and `hba`.
 //!
 //! Guarantees: 0 is success, 1 is a fault that was explained in one or more lines on standard error, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
 
 pub mod check;
 mod hba;
+mod reload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +39,12 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Have the running process take the configuration as it is now, and say what came of it.
+    Reload {
+        /// The configuration file that the process was started with.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
     /// Say which authentication rule decides about a client, and why.
     Hba {
         /// The configuration file.
@@ -54,6 +61,7 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run { config } => run(&config),
         Command::Check { config, connect } => check::run(&config, connect),
+        Command::Reload { config } => reload::run(&config),
         Command::Hba { config, client } => hba::run(&config, &client),
     }
 }

@@ -75,11 +75,14 @@ impl Diff {
         diff.part("log", old.log != new.log);
         diff.part("shutdown", old.shutdown != new.shutdown);
         let secret = |config: &Config| config.peers.as_ref().map(|peers| peers.secret.clone());
-        if secret(old) != secret(new) {
+        if new.peers.is_some() && secret(old) != secret(new) {
             diff.restart.push("peers.secret_file");
         }
         if old.workers != new.workers {
             diff.restart.push("workers");
+        }
+        if old.control_socket != new.control_socket {
+            diff.restart.push("control_socket");
         }
         diff
     }

@@ -14,6 +14,7 @@ mod access;
 mod address;
 mod cluster;
 mod command;
+mod control;
 pub mod diff;
 mod fault;
 mod files;
@@ -33,7 +34,7 @@ mod tree;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -170,6 +171,7 @@ struct Draft {
     log: Log,
     shutdown: Shutdown,
     workers: usize,
+    control_socket: Option<PathBuf>,
 }
 
 impl Draft {
@@ -196,6 +198,7 @@ impl Draft {
             log: self.log,
             shutdown: self.shutdown,
             workers: self.workers,
+            control_socket: self.control_socket,
             warnings: Vec::new(),
             origin: Origin {
                 text: Arc::from(text),
@@ -280,6 +283,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
         log: front::log(&root),
         shutdown: front::shutdown(&root),
         workers: front::workers(&root),
+        control_socket: control::socket(&root),
     })
 }
 

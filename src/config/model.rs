@@ -34,6 +34,9 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// Threads that relay; each owns the sessions it was given (default: half of the processors, at least 1).
     pub workers: usize,
+    /// Where this process is told to reload: a Unix socket at an absolute path of at most 107 bytes, for this process's own
+    /// user and root only (default none).
+    pub control_socket: Option<PathBuf>,
     /// What is legal but odd; see [`Config::warnings`].
     pub(super) warnings: Vec<String>,
     pub(super) origin: Origin,

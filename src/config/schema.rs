@@ -38,7 +38,8 @@ macro_rules! keys {
 
 keys! {
     ROOT "": now("clusters"), now("tls"), now("auth"), now("routes"), now("listeners"), now("http"),
-        now("console"), now("limits"), now("peers"), now("log"), now("shutdown"), now("workers");
+        now("console"), now("limits"), now("peers"), now("log"), now("shutdown"), now("workers"),
+        now("control_socket");
     CLUSTER "clusters.NAME": now("patroni"), now("servers"), later("etcd"), now("service_account"),
         now("server_tls"), now("server"), now("probe"), now("members"), now("local_member"),
         now("zone"), now("weight_tag"), now("zone_tag");

@@ -8,6 +8,7 @@
 //! Shutdown has phases, each bounded: not ready, stop accepting, end sessions at their next boundary, cut what is
 //! left, exit.
 
+mod control;
 mod door;
 mod doors;
 mod limits;
@@ -35,6 +36,7 @@ use crate::cluster::snapshot::Snapshot;
 use crate::cluster::{self, ClusterHandle};
 use crate::config::Config;
 use crate::frontend::access::{Access, Around};
+use crate::frontend::listen;
 use crate::frontend::tls::Acceptor;
 use crate::routing::{self, Verdict};
 use crate::session::admission::Admission;
@@ -43,10 +45,14 @@ use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::registry::Registry;
 use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
+use control::Desk;
 use doors::Doors;
 use reload::Reload;
 use service::Service;
 use workers::Workers;
+
+pub(crate) use control::RELOAD;
+pub use reload::Answer;
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -67,6 +73,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
     let bound = doors::bind(&config.listeners, |_| false).map_err(|faults| anyhow!(faults.join("; ")))?;
+    let control = match &config.control_socket {
+        Some(path) => {
+            let bound = control::bind(path).with_context(|| format!("control_socket: {}", path.display()));
+            Some(bound?)
+        }
+        None => None,
+    };
     let mut signals = shutdown::Signals::listen().context("cannot listen for signals")?;
     let hangup = shutdown::hangup().context("cannot listen for signals")?;
     let stop = CancellationToken::new();
@@ -107,7 +120,12 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
     let mut doors = Doors::new(Arc::clone(&shared), Arc::clone(&workers));
     doors.replace(service::gates(&config, &clusters, tls.as_ref())?, bound);
     readiness.accepting();
-    let (_ask, requests) = mpsc::channel(1);
+    let (ask, requests) = mpsc::channel(1);
+    let asking = CancellationToken::new();
+    if let Some(bound) = control {
+        let desk = Desk::new(ask, tracker.clone());
+        tracker.spawn(listen::accept_loop(bound, desk, asking.clone()));
+    }
     let service = Service {
         tls,
         clusters,
@@ -134,6 +152,7 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
         ..
     } = service;
     readiness.draining();
+    asking.cancel();
     doors.close().await;
     shared.closing.cancel();
     shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;

@@ -46,7 +46,7 @@ pub struct Answer {
 }
 
 /// Asks for a reload; the answer comes once it is done. Cheap to clone.
-pub type Requests = mpsc::Sender<oneshot::Sender<Answer>>;
+pub(super) type Requests = mpsc::Sender<oneshot::Sender<Answer>>;
 
 /// Keeps what is in service as the files have it.
 pub(super) struct Reload {
