@@ -129,7 +129,9 @@ impl AdminThread {
     fn answer(&mut self, bound: BoundHttp) {
         for (address, listener) in bound.0 {
             let stop = self.shutdown.child_token();
-            let Ok(local) = listener.local_addr() else { continue };
+            let Ok(local) = listener.local_addr() else {
+                continue;
+            };
             let guard = self.runtime.enter();
             let listener = match TcpListener::from_std(listener) {
                 Ok(listener) => listener,

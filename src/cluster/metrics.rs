@@ -238,6 +238,15 @@ impl Metrics {
             let cluster = cluster.clone();
             self.polls.remove(&PollLabels { cluster, result });
         }
+        for result in [
+            LookUpResult::Cached,
+            LookUpResult::Found,
+            LookUpResult::NotFound,
+            LookUpResult::Failed,
+        ] {
+            let cluster = cluster.clone();
+            self.look_ups.remove(&LookUpLabels { cluster, result });
+        }
         let labels = ClusterLabels { cluster };
         self.leader.remove(&labels);
         self.version.remove(&labels);

@@ -66,8 +66,13 @@ impl Diff {
                 .map(|listener| (listener.name.to_string(), listener.clone()))
                 .collect()
         };
-        diff.named("listeners", &listeners(old), &listeners(new), |old, new| old == new);
-        diff.part("http", old.http != new.http || is_other_section(old, new, "http", &Part::Http));
+        diff.named("listeners", &listeners(old), &listeners(new), |old, new| {
+            old == new
+        });
+        diff.part(
+            "http",
+            old.http != new.http || is_other_section(old, new, "http", &Part::Http),
+        );
         diff.part("console", old.console != new.console);
         diff.part("limits", old.limits != new.limits);
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());

@@ -14,6 +14,7 @@ use super::*;
 
 mod access;
 mod console;
+mod diff;
 mod keys;
 mod rereading;
 mod routes;
@@ -85,7 +86,7 @@ impl Files {
         files
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 

@@ -49,7 +49,9 @@ impl Desk {
 
 impl Accepted for Desk {
     fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
-        let ClientSocket::Unix(socket) = socket else { return };
+        let ClientSocket::Unix(socket) = socket else {
+            return;
+        };
         let ours = nix::unistd::geteuid().as_raw();
         let ClientAddress::Local(Some(peer)) = address else {
             return;

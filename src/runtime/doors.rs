@@ -74,7 +74,11 @@ impl Doors {
                 open.door.replace_gate(gate);
             } else if let Some(index) = bound.iter().position(|bound| bound.address == address) {
                 let bound = bound.swap_remove(index);
-                let door = Arc::new(Door::new(gate, Arc::clone(&self.shared), Arc::clone(&self.workers)));
+                let door = Arc::new(Door::new(
+                    gate,
+                    Arc::clone(&self.shared),
+                    Arc::clone(&self.workers),
+                ));
                 let stop = CancellationToken::new();
                 self.loops
                     .spawn(listen::accept_loop(bound, Arc::clone(&door), stop.clone()));

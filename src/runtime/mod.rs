@@ -12,6 +12,7 @@ mod control;
 mod door;
 mod doors;
 mod limits;
+mod notify;
 mod reload;
 mod service;
 mod shutdown;
@@ -47,6 +48,7 @@ use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
 use control::Desk;
 use doors::Doors;
+use notify::Notifier;
 use reload::Reload;
 use service::Service;
 use workers::Workers;
@@ -120,6 +122,8 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
     let mut doors = Doors::new(Arc::clone(&shared), Arc::clone(&workers));
     doors.replace(service::gates(&config, &clusters, tls.as_ref())?, bound);
     readiness.accepting();
+    let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+    notifier.ready();
     let (ask, requests) = mpsc::channel(1);
     let asking = CancellationToken::new();
     if let Some(bound) = control {
@@ -139,12 +143,13 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
-    let mut reload = Reload::new(config.clone(), service, file_metrics, requests);
+    let mut reload = Reload::new(config.clone(), service, file_metrics, requests, notifier);
     tokio::select! {
         () = signals.wait() => {}
         () = reload.run(hangup) => {}
     }
-    let (config, service) = reload.into_parts();
+    let (config, service, notifier) = reload.into_parts();
+    notifier.stopping();
     let Service {
         doors,
         admin,
@@ -220,7 +225,12 @@ fn share(
         sentry,
         registry,
         keys: KeyIssuer::new(incarnation, secret),
-        peers: ArcSwapOption::new(config.peers.as_ref().map(|peers| Arc::new(Peers::new(peers, incarnation)))),
+        peers: ArcSwapOption::new(
+            config
+                .peers
+                .as_ref()
+                .map(|peers| Arc::new(Peers::new(peers, incarnation))),
+        ),
         access,
         mock,
         derivations: Arc::new(Semaphore::new(session::MOST_DERIVATIONS)),

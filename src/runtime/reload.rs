@@ -17,6 +17,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
+use super::notify::Notifier;
 use super::service::Service;
 use crate::admin::metrics::{Expiry, FileMetrics};
 use crate::backend::TlsClient;
@@ -66,6 +67,7 @@ pub(super) struct Reload {
     broken: BTreeMap<Part, Vec<String>>,
     warned: BTreeSet<String>,
     requests: mpsc::Receiver<oneshot::Sender<Answer>>,
+    notifier: Notifier,
 }
 
 /// One part, made ready for service.
@@ -103,6 +105,7 @@ impl Reload {
         service: Service,
         metrics: FileMetrics,
         requests: mpsc::Receiver<oneshot::Sender<Answer>>,
+        notifier: Notifier,
     ) -> Self {
         let mut reload = Self {
             started: Arc::clone(&config),
@@ -115,6 +118,7 @@ impl Reload {
             broken: BTreeMap::new(),
             warned: BTreeSet::new(),
             requests,
+            notifier,
         };
         reload.begin();
         reload
@@ -142,8 +146,8 @@ impl Reload {
     }
 
     /// The configuration in force, and what it made.
-    pub(super) fn into_parts(self) -> (Arc<Config>, Service) {
-        (self.config, self.service)
+    pub(super) fn into_parts(self) -> (Arc<Config>, Service, Notifier) {
+        (self.config, self.service, self.notifier)
     }
 
     /// Until it is dropped. What it was doing then is done whole or not at all.
@@ -157,7 +161,9 @@ impl Reload {
                 () = sleep(LOOK) => None,
             };
             if let Some(asked) = asked {
+                self.notifier.reloading();
                 let answer = self.reload().await;
+                self.notifier.ready();
                 if let Some(asked) = asked {
                     // Whoever asked may be gone.
                     let _ = asked.send(answer);
@@ -186,7 +192,10 @@ impl Reload {
     async fn reload(&mut self) -> Answer {
         let (config, read) = (Arc::clone(&self.config), self.read.of(&Part::Rest).cloned());
         let edited = spawn_blocking(move || {
-            let other_files = read.iter().flatten().any(|(path, stamp)| Stamp::of(path) != *stamp);
+            let other_files = read
+                .iter()
+                .flatten()
+                .any(|(path, stamp)| Stamp::of(path) != *stamp);
             // What cannot be read is for the whole reload to tell.
             other_files || config::is_edited(&config).unwrap_or(true)
         });

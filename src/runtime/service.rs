@@ -98,7 +98,9 @@ impl Service {
             None => Arc::new(ArcSwap::new(Arc::clone(acceptor))),
         });
         let places = gates(new, &handles, tls.as_ref()).map_err(|error| vec![error.to_string()])?;
-        self.log.replace(&new.log).map_err(|error| vec![error.to_string()])?;
+        self.log
+            .replace(&new.log)
+            .map_err(|error| vec![error.to_string()])?;
 
         for (name, next) in clusters {
             self.settle(&name, next, new);
@@ -154,23 +156,19 @@ impl Service {
     }
 
     fn next_cluster(&self, old: &Config, new: &Config, cluster: &Arc<Cluster>) -> anyhow::Result<Next> {
-        let (handle, change) = match self.clusters.get(&cluster.name) {
-            Some(handle) => (handle.clone(), new.cluster_change(old, &cluster.name)),
-            None => match self.retired.get(&cluster.name).and_then(WeakClusterHandle::upgrade) {
-                // Its sessions are still there, and are its own again.
-                Some(handle) => (handle, ClusterChange::Whole),
-                None => {
-                    let metrics = Arc::clone(&self.cluster_metrics);
-                    let start = cluster::start(
-                        Arc::clone(cluster),
-                        &new.auth,
-                        metrics,
-                        &self.stop,
-                        &self.tracker,
-                    );
-                    return Ok(Next::New(start?));
-                }
-            },
+        let (handle, change) = if let Some(handle) = self.clusters.get(&cluster.name) {
+            (handle.clone(), new.cluster_change(old, &cluster.name))
+        } else if let Some(handle) = self
+            .retired
+            .get(&cluster.name)
+            .and_then(WeakClusterHandle::upgrade)
+        {
+            // Its sessions are still there, and are its own again.
+            (handle, ClusterChange::Whole)
+        } else {
+            let metrics = Arc::clone(&self.cluster_metrics);
+            let start = cluster::start(Arc::clone(cluster), &new.auth, metrics, &self.stop, &self.tracker);
+            return Ok(Next::New(start?));
         };
         Ok(match change {
             ClusterChange::Same => Next::Stays(handle),
@@ -180,13 +178,8 @@ impl Service {
             }
             ClusterChange::Whole => {
                 let metrics = Arc::clone(&self.cluster_metrics);
-                let successor = cluster::prepare(
-                    Arc::clone(cluster),
-                    &new.auth,
-                    metrics,
-                    &self.stop,
-                    &self.tracker,
-                )?;
+                let successor =
+                    cluster::prepare(Arc::clone(cluster), &new.auth, metrics, &self.stop, &self.tracker)?;
                 Next::Succeeded(handle, successor)
             }
         })
@@ -198,7 +191,8 @@ impl Service {
             Next::Credentials(handle, tls) => {
                 handle.replace_tls(tls);
                 let cluster = new.clusters.get(&**name);
-                handle.replace_password(cluster.and_then(|cluster| cluster.service_account.password.as_ref()));
+                handle
+                    .replace_password(cluster.and_then(|cluster| cluster.service_account.password.as_ref()));
             }
             Next::Succeeded(handle, successor) => handle.succeed(successor),
             Next::New(handle) => self.watch(&handle),
@@ -348,4 +342,3 @@ fn gate(
         listener.max_clients,
     ))
 }
-

@@ -122,7 +122,10 @@ fn listeners_come_go_and_change_while_sessions_stay() {
     let subject = Subject::before(&server);
     let (router, usual) = (&subject.router, &subject.usual);
     let mut session = Session::open(router, 6432);
-    let rw = format!("  - {{name: rw, address: \"{}:6432\", route: read-write}}\n", router.address);
+    let rw = format!(
+        "  - {{name: rw, address: \"{}:6432\", route: read-write}}\n",
+        router.address
+    );
     assert!(usual.contains(&rw));
     let extra = rw.replace("name: rw", "name: extra").replace(":6432", ":6532");
 
@@ -137,10 +140,15 @@ fn listeners_come_go_and_change_while_sessions_stay() {
     eventually("the old address is closed", SOON, || !subject.enters(6532));
 
     // The session that came in by the old address still counts.
-    let full = extra.replace(":6532", ":6533").replace("route:", "max_clients: 1, route:");
+    let full = extra
+        .replace(":6532", ":6533")
+        .replace("route:", "max_clients: 1, route:");
     subject.takes(&usual.replace(&rw, &format!("{rw}{full}")));
     let output = router.psql_output(6533, "", "SELECT 1");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("too many clients"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("too many clients"),
+        "{output:?}"
+    );
     moved.goes_on();
     drop(moved);
     eventually("its place is free", SOON, || subject.enters(6533));
@@ -191,15 +199,22 @@ fn it_is_all_or_nothing() {
     // A rule that cannot work is found before anything is exchanged.
     let rules = router.dir().join("rules.conf");
     fs::write(&rules, "host all all all frobnicate\n").unwrap();
-    let told = subject.refuses(&usual.replace("auth: {", &format!("auth: {{hba_file: {}, ", rules.display())));
+    let told =
+        subject.refuses(&usual.replace("auth: {", &format!("auth: {{hba_file: {}, ", rules.display())));
     assert!(told.contains("rules.conf:1"), "{told}");
     assert!(subject.enters(6532));
 
     // A cluster where no leader is: what was there stays.
-    let nobody = usual.replace(&format!("host: {}", server.address), &format!("host: {}", fresh_address()));
+    let nobody = usual.replace(
+        &format!("host: {}", server.address),
+        &format!("host: {}", fresh_address()),
+    );
     assert_ne!(nobody, *usual);
     let told = subject.refuses(&nobody);
-    assert!(told.contains("clusters.main") && told.contains("no leader"), "{told}");
+    assert!(
+        told.contains("clusters.main") && told.contains("no leader"),
+        "{told}"
+    );
     assert!(subject.enters(6532));
     session.goes_on();
 }
@@ -218,24 +233,26 @@ fn limits_log_http_console_and_what_needs_a_restart() {
     );
     router.await_log(&["WARN", "workers", "restart"]);
     let output = router.psql_output(6432, "", "SELECT 1");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("too many clients"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("too many clients"),
+        "{output:?}"
+    );
     assert!(!subject.takes(usual).contains("restart"));
     assert!(subject.enters(6432));
 
     assert!(!router.log().contains("DEBUG"));
     subject.takes(&format!("{usual}log: {{level: debug}}\n"));
-    assert!(subject.enters(6432));
-    router.await_log(&["DEBUG"]);
+    assert!(router.http("/connection/is-live").is_some());
+    router.await_log(&["DEBUG", "HTTP request"]);
     subject.takes(&format!("{usual}log: {{format: json}}\n"));
     router.await_log(&["{", "\"message\":\"configuration reloaded\""]);
 
     let console = "console: {users: [app]}\n";
     subject.takes(&format!("{usual}{console}"));
-    let entered = |dbname: &str| router.psql_output(6432, dbname, "SHOW HELP").status.success();
-    let help = router.psql_output(6432, "dbname=trunkline", "SHOW HBA");
-    assert!(help.status.success(), "{help:?}");
+    let shown = || router.psql_output(6432, "dbname=trunkline", "SHOW HBA");
+    assert!(shown().status.success(), "{:?}", shown());
     subject.takes(usual);
-    assert!(!entered("dbname=trunkline"));
+    assert!(!shown().status.success());
 
     let other = usual.replace(":6434\"", ":6435\"");
     subject.takes(&other);
@@ -261,7 +278,10 @@ fn clusters_change_and_their_sessions_stay() {
     let clusters = server.yaml();
     assert!(usual.contains(&clusters));
 
-    let told = subject.takes(&usual.replace(&clusters, &format!("{clusters}    probe: {{interval: 700ms}}\n")));
+    let told = subject.takes(&usual.replace(
+        &clusters,
+        &format!("{clusters}    server: {{connect_timeout: 2s}}\n"),
+    ));
     assert!(told.contains("changed: clusters.main"), "{told}");
     // Not a moment without a leader.
     assert!(subject.enters(6432));
@@ -271,18 +291,16 @@ fn clusters_change_and_their_sessions_stay() {
         .yaml()
         .replace("clusters:\n", "")
         .replace("  main:\n", "  second:\n");
-    let both = usual
-        .replace(&clusters, &format!("{clusters}{second}"))
-        .replace(
-            "listeners:\n",
-            &format!(
-                "routes:\n  read-write: {{cluster: main, targets: [leader]}}\n  \
+    let both = usual.replace(&clusters, &format!("{clusters}{second}")).replace(
+        "listeners:\n",
+        &format!(
+            "routes:\n  read-write: {{cluster: main, targets: [leader]}}\n  \
                  read-only: {{cluster: main, targets: [replica]}}\n  \
                  second: {{cluster: second, targets: [leader]}}\n\
                  listeners:\n  - {{name: second, address: \"{}:6532\", route: second}}\n",
-                router.address
-            ),
-        );
+            router.address
+        ),
+    );
     let told = subject.takes(&both);
     assert!(told.contains("clusters.second (added)"), "{told}");
     assert_eq!(
@@ -296,7 +314,11 @@ fn clusters_change_and_their_sessions_stay() {
     subject.takes(usual);
     eventually("closed", SOON, || !subject.enters(6532));
     on_other.goes_on();
-    assert_eq!(router.metric(leader), 1.0, "it is watched as long as it has sessions");
+    assert_eq!(
+        router.metric(leader),
+        1.0,
+        "it is watched as long as it has sessions"
+    );
     // And is as it was when it comes back.
     subject.takes(&both);
     on_other.goes_on();
@@ -332,7 +354,10 @@ fn under_load(reloads: u32) {
     let mut running = [pgbench("steady", &["-M", "prepared"]), pgbench("each", &["-C"])];
     let clusters = server.yaml();
     let variants = [
-        usual.replace(&clusters, &format!("{clusters}    probe: {{interval: 700ms}}\n")),
+        usual.replace(
+            &clusters,
+            &format!("{clusters}    server: {{connect_timeout: 2s}}\n"),
+        ),
         format!("{usual}limits: {{max_clients: 4000}}\nlog: {{level: warn}}\n"),
         usual.replace(
             "listeners:\n",
@@ -351,8 +376,13 @@ fn under_load(reloads: u32) {
             router.metric("trunkline_transactions_total") > before + 20.0
         });
     }
+    let (_, metrics) = router.http("/metrics").unwrap();
     for child in &mut running {
-        assert!(child.try_wait().unwrap().is_none(), "pgbench ended: {}", router.log());
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "pgbench ended: {}",
+            router.log()
+        );
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -360,7 +390,6 @@ fn under_load(reloads: u32) {
         let told = fs::read_to_string(log(name)).unwrap();
         assert!(!told.contains("error") && !told.contains("FATAL"), "{told}");
     }
-    let (_, metrics) = router.http("/metrics").unwrap();
     let refused: Vec<&str> = metrics
         .lines()
         .filter(|line| line.starts_with("trunkline_logins_refused_total"))
@@ -377,4 +406,35 @@ fn nobody_notices_ten_reloads() {
 #[ignore = "takes minutes"]
 fn nobody_notices_a_hundred_reloads() {
     under_load(100);
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let server = Postgres::start(&postgres::Options::default());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let told = || {
+        let mut buffer = [0; 256];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let mut router = Router::launch(
+        None,
+        Options {
+            clusters: Some(server.yaml()),
+            env: vec![("NOTIFY_SOCKET".to_owned(), path.display().to_string())],
+            ..Options::default()
+        },
+    );
+    assert_eq!(told(), "READY=1");
+    router.signal("HUP");
+    let reloading = told();
+    let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+    assert!(time.parse::<u64>().unwrap() > 0);
+    assert_eq!(told(), "READY=1");
+    router.signal("TERM");
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(router.await_exit(SOON), 0);
 }

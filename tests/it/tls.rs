@@ -377,7 +377,7 @@ fn a_hangup_reads_everything_and_says_what_needs_a_restart() {
     router.await_log(&["SIGHUP: files read again", "changed=none", "broken=none"]);
     let path = router.dir().join("trunkline.yaml");
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, format!("{text}\nworkers: 1\n")).unwrap();
+    fs::write(&path, format!("{text}\nworkers: 3\n")).unwrap();
     authority.sign("server", "DNS:after.example");
     router.signal("HUP");
     router.await_log(&["configuration reloaded", "tls"]);

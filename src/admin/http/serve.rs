@@ -173,10 +173,7 @@ fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) ->
         }
         locals.push(receiver);
     }
-    (
-        router(Arc::new(App { handles, locals })),
-        following.drop_guard(),
-    )
+    (router(Arc::new(App { handles, locals })), following.drop_guard())
 }
 
 struct Server {

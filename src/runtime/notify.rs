@@ -1,0 +1,65 @@
+//! Tells the service manager where the process is in its life: systemd's `sd_notify` protocol, one datagram each.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use nix::time::{ClockId, clock_gettime};
+use tracing::warn;
+
+/// Where nobody wants to know, nothing is told.
+#[derive(Debug)]
+pub(super) struct Notifier(Option<(UnixDatagram, SocketAddr)>);
+
+impl Notifier {
+    /// `socket` is the value of `NOTIFY_SOCKET`: a path, or an abstract name after `@`.
+    pub(super) fn new(socket: Option<&OsStr>) -> Self {
+        let Some(name) = socket.map(OsStr::as_bytes).filter(|name| !name.is_empty()) else {
+            return Self(None);
+        };
+        match open(name) {
+            Ok(open) => Self(Some(open)),
+            Err(error) => {
+                warn!(%error, "NOTIFY_SOCKET cannot be used: the service manager is told nothing");
+                Self(None)
+            }
+        }
+    }
+
+    /// It serves, by the configuration that was asked for or by the one before.
+    pub(super) fn ready(&self) {
+        self.tell("READY=1");
+    }
+
+    /// Until it says [`Self::ready`] again.
+    pub(super) fn reloading(&self) {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
+        let microseconds = now.map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000);
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
+    }
+
+    pub(super) fn stopping(&self) {
+        self.tell("STOPPING=1");
+    }
+
+    fn tell(&self, state: &str) {
+        if let Some((socket, address)) = &self.0
+            && let Err(error) = socket.send_to_addr(state.as_bytes(), address)
+        {
+            warn!(%error, "the service manager could not be told");
+        }
+    }
+}
+
+fn open(name: &[u8]) -> io::Result<(UnixDatagram, SocketAddr)> {
+    let address = match name.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(OsStr::from_bytes(name))?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    // The service manager may be stuck; we are not, for its sake.
+    socket.set_nonblocking(true)?;
+    Ok((socket, address))
+}
