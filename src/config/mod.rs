@@ -25,7 +25,7 @@ mod secret;
 mod section;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(crate) mod tree;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

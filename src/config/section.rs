@@ -269,7 +269,7 @@ impl<'a> Field<'a> {
                 self.fault("must not contain control characters");
             }
             Value::Text(text) => return Some(text),
-            Value::Integer(_) | Value::Float(_) | Value::Bool => {
+            Value::Integer(_) | Value::Float(_) | Value::Bool(_) => {
                 let kind = self.node.value.kind();
                 self.fault_with(format!("expected text, found {kind}"), "put it in quotes");
             }

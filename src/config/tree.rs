@@ -15,15 +15,15 @@ const MAX_DEPTH: usize = 24;
 const MAX_NODES: usize = 20_000;
 
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) line: Option<usize>,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) line: Option<usize>,
+    pub(crate) value: Value,
 }
 
 #[derive(Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
-    Bool,
+    Bool(bool),
     Integer(i128),
     Float(f64),
     Text(String),
@@ -33,18 +33,18 @@ pub(super) enum Value {
 
 /// One key of a map. Duplicates are kept, so that they can be reported.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) line: Option<usize>,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) line: Option<usize>,
+    pub(crate) node: Node,
 }
 
 impl Value {
     /// What it is, for "expected a list, found …". Never the value itself: it could be a secret.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "nothing",
-            Self::Bool => "true or false",
+            Self::Bool(_) => "true or false",
             Self::Integer(_) | Self::Float(_) => "a number",
             Self::Text(_) => "text",
             Self::List(_) => "a list",
@@ -55,13 +55,13 @@ impl Value {
 
 /// The text is not YAML, or goes beyond the bounds.
 #[derive(Debug)]
-pub(super) struct NotYaml {
-    pub(super) line: Option<usize>,
-    pub(super) message: String,
+pub(crate) struct NotYaml {
+    pub(crate) line: Option<usize>,
+    pub(crate) message: String,
 }
 
 /// Reads one document. An empty one is [`Value::Null`].
-pub(super) fn parse(text: &str) -> Result<Node, NotYaml> {
+pub(crate) fn parse(text: &str) -> Result<Node, NotYaml> {
     serde_saphyr::from_str_with_options::<Node>(text, options()).map_err(|error| NotYaml {
         line: error.location().and_then(line_of),
         message: describe(&error),
@@ -160,8 +160,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Null)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Value, E> {
-        Ok(Value::Bool)
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
