@@ -197,7 +197,9 @@ fn save(path: &Path, yaml: &str, force: bool) -> Result<(), Error> {
 /// A file's name on one line.
 fn shown(path: &Path) -> String {
     let name = path.display().to_string();
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    name.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 /// By the first line that only one of the two could have.

@@ -23,6 +23,7 @@ mod front;
 mod hand;
 mod hostile;
 mod idle;
+mod import;
 mod main_job;
 mod raw;
 mod relay;

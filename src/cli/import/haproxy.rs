@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use super::Refusal;
 use super::notes::Notes;
-use super::write::{Listener, Names, Outcome, Role, Route, Settings, Targets, is_read_write, list, size, time};
+use super::write::{
+    Listener, Names, Outcome, Role, Route, Settings, Targets, is_read_write, list, size, time,
+};
 use check::Meaning;
 use parse::{Kind, Line, Section};
 use proxy::Proxy;
@@ -120,7 +122,11 @@ fn proxies(sections: &[Section], notes: &mut Notes) -> Vec<Proxy> {
         let from = section.from.as_deref();
         let base = |named: &HashMap<&str, Vec<&'_ Line>>| from.and_then(|name| named.get(name).map(Vec::len));
         if from.is_some() && base(&named).is_none() {
-            notes.differs(section.line, &section.keyword, "inherits from defaults that are not there");
+            notes.differs(
+                section.line,
+                &section.keyword,
+                "inherits from defaults that are not there",
+            );
         }
         let of_name = from.and_then(|name| named.get(name)).cloned();
         match section.kind {
@@ -168,7 +174,9 @@ fn entrances<'a>(
     for proxy in proxies.iter().filter(|proxy| proxy.is_frontend()) {
         if proxy.is_http {
             if proxy.is_pages {
-                outcome.http.extend(proxy.binds.iter().map(|bind| bind.address.clone()));
+                outcome
+                    .http
+                    .extend(proxy.binds.iter().map(|bind| bind.address.clone()));
                 notes.differs(
                     proxy.line,
                     &what(proxy),
@@ -215,13 +223,22 @@ fn backends<'a>(
                 (first, fallback) = (Some(named), Some(default));
             }
             (_, Some(named), None) if condition.is_empty() && first.is_none() => first = Some(named),
-            _ => notes.lost(*line, "use_backend", "a listener has one route; give those clients another port"),
+            _ => notes.lost(
+                *line,
+                "use_backend",
+                "a listener has one route; give those clients another port",
+            ),
         }
     }
     (first, fallback)
 }
 
-fn add_routes(entrances: &[Entrance<'_>], services: &[Service<'_>], outcome: &mut Outcome, notes: &mut Notes) {
+fn add_routes(
+    entrances: &[Entrance<'_>],
+    services: &[Service<'_>],
+    outcome: &mut Outcome,
+    notes: &mut Notes,
+) {
     let find = |proxy: &Proxy| services.iter().find(|service| std::ptr::eq(service.proxy, proxy));
     let (mut route_names, mut listener_names) = (Names::default(), Names::default());
     let mut written: Vec<(*const Proxy, Option<*const Proxy>, String)> = Vec::new();
@@ -235,7 +252,9 @@ fn add_routes(entrances: &[Entrance<'_>], services: &[Service<'_>], outcome: &mu
             let name = route_names.take(&backend.name);
             let fallback = fallback.and_then(find);
             let cluster = outcome.clusters[service.cluster].name.clone();
-            outcome.routes.push(route(name.clone(), cluster, service, fallback, services, notes));
+            outcome
+                .routes
+                .push(route(name.clone(), cluster, service, fallback, services, notes));
             written.push((key.0, key.1, name.clone()));
             name
         };
@@ -257,7 +276,11 @@ fn route(
         if fallback.cluster == service.cluster {
             append(&mut targets, &fallback.meaning.targets);
         } else {
-            notes.lost(proxy.line, &what(proxy), "falls back to servers of another cluster; a route has one");
+            notes.lost(
+                proxy.line,
+                &what(proxy),
+                "falls back to servers of another cluster; a route has one",
+            );
         }
     }
     fall_back_to_backups(&mut targets, service, services, notes);
@@ -312,9 +335,16 @@ fn fall_back_to_backups(
     services: &[Service<'_>],
     notes: &mut Notes,
 ) {
-    for server in service.proxy.servers.iter().filter(|server| server.options.is_backup) {
+    for server in service
+        .proxy
+        .servers
+        .iter()
+        .filter(|server| server.options.is_backup)
+    {
         let tracked = server.options.track.as_ref().and_then(|name| {
-            services.iter().find(|other| other.proxy.name == *name && other.cluster == service.cluster)
+            services
+                .iter()
+                .find(|other| other.proxy.name == *name && other.cluster == service.cluster)
         });
         let place = format!("server {} … backup", server.name);
         if is_read_write(&service.meaning.targets) {
@@ -351,32 +381,37 @@ fn balance(proxy: &Proxy, notes: &mut Notes) -> &'static str {
         "source" => "source_hash",
         "first" => "first",
         _ => {
-            notes.lost(*line, "balance", "this algorithm needs HTTP or a rule; `least_connections` stands in for it");
+            notes.lost(
+                *line,
+                "balance",
+                "this algorithm needs HTTP or a rule; `least_connections` stands in for it",
+            );
             "least_connections"
         }
     }
 }
 
-fn add_listeners(
-    proxy: &Proxy,
-    route: &str,
-    names: &mut Names,
-    outcome: &mut Outcome,
-    notes: &mut Notes,
-) {
+fn add_listeners(proxy: &Proxy, route: &str, names: &mut Names, outcome: &mut Outcome, notes: &mut Notes) {
     let access = access::settings(proxy, notes);
     if proxy.binds.is_empty() {
         notes.lost(proxy.line, &what(proxy), "has no address to listen on");
     }
     for bind in &proxy.binds {
         if outcome.listeners.len() == MAX_LISTENERS {
-            notes.lost(bind.line, "bind", format!("a configuration has at most {MAX_LISTENERS} listeners"));
+            notes.lost(
+                bind.line,
+                "bind",
+                format!("a configuration has at most {MAX_LISTENERS} listeners"),
+            );
             return;
         }
         let mut settings = Settings::new();
         let options = &bind.options;
         if let Some(mode) = &options.socket_mode {
-            settings.push(("socket_mode", super::write::scalar(&format!("0{}", mode.trim_start_matches('0')))));
+            settings.push((
+                "socket_mode",
+                super::write::scalar(&format!("0{}", mode.trim_start_matches('0'))),
+            ));
         }
         let most = options.max_clients.or(proxy.max_clients.map(|(_, most)| most));
         if let Some(most) = most {
@@ -440,8 +475,14 @@ fn add_tls(bind: &bind::Bind, outcome: &mut Outcome, notes: &mut Notes) {
         _ => None,
     };
     set("min_version", version);
-    set("client_ca_file", options.ca_file.as_deref().map(super::write::scalar));
-    set("client_crl_file", options.crl_file.as_deref().map(super::write::scalar));
+    set(
+        "client_ca_file",
+        options.ca_file.as_deref().map(super::write::scalar),
+    );
+    set(
+        "client_crl_file",
+        options.crl_file.as_deref().map(super::write::scalar),
+    );
 }
 
 /// A time within the configuration's bounds; outside of them it is noted.

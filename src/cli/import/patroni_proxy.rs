@@ -84,7 +84,11 @@ fn text_of<'a>(entry: &'a Entry, notes: &mut Notes) -> Option<&'a str> {
 
 fn unknown(entry: &Entry, place: &str, notes: &mut Notes) {
     let what = format!("{place}{}", entry.key);
-    notes.lost(entry.line, &what, "is not known; patroni_proxy ignored it as well");
+    notes.lost(
+        entry.line,
+        &what,
+        "is not known; patroni_proxy ignored it as well",
+    );
 }
 
 /// Seconds.
@@ -96,7 +100,11 @@ fn interval(entry: &Entry, notes: &mut Notes) -> Option<i128> {
             Some(LONGEST_POLL)
         }
         _ => {
-            notes.lost(entry.line, &entry.key, "is not a time; `poll_interval` is 1s by default");
+            notes.lost(
+                entry.line,
+                &entry.key,
+                "is not a time; `poll_interval` is 1s by default",
+            );
             None
         }
     }
@@ -119,16 +127,25 @@ fn cluster(
             _ => unknown(entry, &format!("clusters.{name}."), notes),
         }
     }
-    let ports: Vec<&Entry> = ports.map(|ports| entries(&ports.node).iter().collect()).unwrap_or_default();
+    let ports: Vec<&Entry> = ports
+        .map(|ports| entries(&ports.node).iter().collect())
+        .unwrap_or_default();
     if endpoints.urls.is_empty() || ports.is_empty() {
-        notes.lost(entry.line, &format!("clusters.{}", entry.key), "has no `hosts` or no `ports`");
+        notes.lost(
+            entry.line,
+            &format!("clusters.{}", entry.key),
+            "has no `hosts` or no `ports`",
+        );
         return Ok(());
     }
     let mut settings = Settings::new();
     if let Some(seconds) = poll {
-        settings.push(("poll_interval", super::write::time(std::time::Duration::from_secs(
-            u64::try_from(seconds).unwrap_or(1),
-        ))));
+        settings.push((
+            "poll_interval",
+            super::write::time(std::time::Duration::from_secs(
+                u64::try_from(seconds).unwrap_or(1),
+            )),
+        ));
     }
     if let Some(username) = endpoints.username {
         settings.push(("username", scalar(&username)));
@@ -190,7 +207,11 @@ fn hosts(entry: &Entry, notes: &mut Notes) -> Endpoints {
             endpoints.username.get_or_insert(url.username().to_owned());
         }
         if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            notes.lost(node.line, "hosts", "the path was left out: only the host and the port count");
+            notes.lost(
+                node.line,
+                "hosts",
+                "the path was left out: only the host and the port count",
+            );
         }
         // Neither fails for http and https.
         let _ = (url.set_username(""), url.set_password(None));
@@ -231,7 +252,11 @@ fn client_tls(entry: &Entry, is_https: bool, notes: &mut Notes) -> Settings {
             settings.push(("key_file", scalar(key)));
         }
         (None, None) => {}
-        _ => notes.lost(entry.line, "tls", "a client certificate needs both `client_cert` and `client_key`"),
+        _ => notes.lost(
+            entry.line,
+            "tls",
+            "a client certificate needs both `client_cert` and `client_key`",
+        ),
     }
     if settings.is_empty() {
         return settings;
@@ -240,7 +265,11 @@ fn client_tls(entry: &Entry, is_https: bool, notes: &mut Notes) -> Settings {
         notes.lost(entry.line, "tls", "has no effect: every host is `http://`");
         return Settings::new();
     }
-    notes.differs(entry.line, "tls", "counts from now on: patroni_proxy read these keys and did not use them");
+    notes.differs(
+        entry.line,
+        "tls",
+        "counts from now on: patroni_proxy read these keys and did not use them",
+    );
     settings
 }
 
@@ -269,7 +298,11 @@ fn port(entry: &Entry, cluster: &str, names: &mut Taken, outcome: &mut Outcome, 
         }
     }
     let (Some(address), false) = (address, roles.is_empty()) else {
-        notes.lost(entry.line, &format!("ports.{}", entry.key), "has no `listen` or no `roles`");
+        notes.lost(
+            entry.line,
+            &format!("ports.{}", entry.key),
+            "has no `listen` or no `roles`",
+        );
         return;
     };
     let wanted = if names.several {

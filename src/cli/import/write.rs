@@ -107,7 +107,8 @@ pub(super) struct Listener {
 }
 
 /// Why a read-only route that may land on the leader says so.
-const ON_LEADER: &str = "sessions may land on the leader, where nothing but privileges keeps them from writing";
+const ON_LEADER: &str =
+    "sessions may land on the leader, where nothing but privileges keeps them from writing";
 
 impl Outcome {
     /// The whole file. `mode` is that of every listener.

@@ -92,7 +92,10 @@ fn addresses(condition: &[String], acls: &Acls) -> Option<(bool, Vec<String>)> {
         }
         let mut values = values.iter().peekable();
         // `-f FILE` is read by HAProxy.
-        while values.next_if(|word| matches!(word.as_str(), "-n" | "--")).is_some() {}
+        while values
+            .next_if(|word| matches!(word.as_str(), "-n" | "--"))
+            .is_some()
+        {}
         for value in values {
             all.push(network(value)?);
         }
@@ -138,17 +141,30 @@ mod tests {
     #[test]
     fn conditions_on_addresses() {
         let acls = Acls::from([
-            ("office".to_owned(), vec![words("src 10.0.0.0/8"), words("src 192.0.2.1 ::1")]),
+            (
+                "office".to_owned(),
+                vec![words("src 10.0.0.0/8"), words("src 192.0.2.1 ::1")],
+            ),
             ("night".to_owned(), vec![words("date -f x")]),
         ]);
-        let office = || ["10.0.0.0/8", "192.0.2.1/32", "::1/128"].map(str::to_owned).to_vec();
+        let office = || {
+            ["10.0.0.0/8", "192.0.2.1/32", "::1/128"]
+                .map(str::to_owned)
+                .to_vec()
+        };
         for (condition, expected) in [
             ("if office", Some((false, office()))),
             ("if !office", Some((true, office()))),
             ("unless office", Some((true, office()))),
             ("unless !office", Some((false, office()))),
-            ("if { src 1.2.3.0/24 }", Some((false, vec!["1.2.3.0/24".to_owned()]))),
-            ("if { src 1.2.3.4 } || { src 5.6.7.8 }", Some((false, vec!["1.2.3.4/32".to_owned(), "5.6.7.8/32".to_owned()]))),
+            (
+                "if { src 1.2.3.0/24 }",
+                Some((false, vec!["1.2.3.0/24".to_owned()])),
+            ),
+            (
+                "if { src 1.2.3.4 } || { src 5.6.7.8 }",
+                Some((false, vec!["1.2.3.4/32".to_owned(), "5.6.7.8/32".to_owned()])),
+            ),
             ("if night", None),
             ("if nobody", None),
             ("if office night", None),

@@ -33,10 +33,42 @@ pub(super) struct Options {
 
 /// Words of a `bind` line with one argument that have no equivalent.
 const WITH_ARGUMENT: &[&str] = &[
-    "alpn", "npn", "backlog", "ca-ignore-err", "ca-sign-file", "ca-sign-pass", "ciphers", "ciphersuites",
-    "client-sigalgs", "crt-ignore-err", "crt-list", "curves", "ecdhe", "gid", "group", "guid-prefix", "id",
-    "interface", "level", "mss", "namespace", "nbconn", "nice", "ocsp-update", "process", "proto", "severity-output",
-    "shards", "sigalgs", "ssl-max-ver", "tcp-md5sig", "tcp-ut", "thread", "tls-ticket-keys", "uid", "user",
+    "alpn",
+    "npn",
+    "backlog",
+    "ca-ignore-err",
+    "ca-sign-file",
+    "ca-sign-pass",
+    "ciphers",
+    "ciphersuites",
+    "client-sigalgs",
+    "crt-ignore-err",
+    "crt-list",
+    "curves",
+    "ecdhe",
+    "gid",
+    "group",
+    "guid-prefix",
+    "id",
+    "interface",
+    "level",
+    "mss",
+    "namespace",
+    "nbconn",
+    "nice",
+    "ocsp-update",
+    "process",
+    "proto",
+    "severity-output",
+    "shards",
+    "sigalgs",
+    "ssl-max-ver",
+    "tcp-md5sig",
+    "tcp-ut",
+    "thread",
+    "tls-ticket-keys",
+    "uid",
+    "user",
 ];
 
 pub(super) fn read(line: &Line, notes: &mut Notes) -> Vec<Bind> {
@@ -53,7 +85,11 @@ pub(super) fn read(line: &Line, notes: &mut Notes) -> Vec<Bind> {
             continue;
         };
         if binds.len() + found.len() > MAX_ADDRESSES {
-            notes.lost(line.number, "bind", format!("has more than {MAX_ADDRESSES} addresses"));
+            notes.lost(
+                line.number,
+                "bind",
+                format!("has more than {MAX_ADDRESSES} addresses"),
+            );
             break;
         }
         binds.extend(found.into_iter().map(|(address, port)| Bind {
@@ -94,7 +130,11 @@ fn options(line: &Line, notes: &mut Notes) -> Options {
             // The kernel's defaults are the router's, or the case by itself.
             "v4v6" | "v6only" | "tfo" | "defer-accept" | "transparent" | "no-alpn" => {
                 if word == "transparent" {
-                    notes.lost(line.number, &what, "the router connects and listens with its own addresses");
+                    notes.lost(
+                        line.number,
+                        &what,
+                        "the router connects and listens with its own addresses",
+                    );
                 }
             }
             "no-sslv3" | "no-tlsv10" | "no-tlsv11" => {}
@@ -102,10 +142,18 @@ fn options(line: &Line, notes: &mut Notes) -> Options {
             word if WITH_ARGUMENT.contains(&word) => {
                 let _ = argument();
                 let why = match word {
-                    "user" | "uid" | "group" | "gid" => "the socket belongs to the user and group the router runs as",
-                    "thread" | "process" | "shards" | "nice" => "one accept loop serves each listener; `workers` is the number of threads that relay",
-                    "interface" | "namespace" => "listen on an address of that interface; a network namespace is the service manager's matter",
-                    "crt-list" => "name the certificates in `tls.certificates`; they are chosen by the names in them",
+                    "user" | "uid" | "group" | "gid" => {
+                        "the socket belongs to the user and group the router runs as"
+                    }
+                    "thread" | "process" | "shards" | "nice" => {
+                        "one accept loop serves each listener; `workers` is the number of threads that relay"
+                    }
+                    "interface" | "namespace" => {
+                        "listen on an address of that interface; a network namespace is the service manager's matter"
+                    }
+                    "crt-list" => {
+                        "name the certificates in `tls.certificates`; they are chosen by the names in them"
+                    }
                     _ => "there is no such setting",
                 };
                 notes.lost(line.number, &what, why);
@@ -118,7 +166,10 @@ fn options(line: &Line, notes: &mut Notes) -> Options {
 
 /// `[address]:port[-port]`, or a path; the configuration's own form and the port.
 fn addresses(written: &str, takes_both: bool) -> Option<Vec<(String, Option<u16>)>> {
-    if let Some(path) = written.strip_prefix("unix@").or(Some(written).filter(|text| text.starts_with('/'))) {
+    if let Some(path) = written
+        .strip_prefix("unix@")
+        .or(Some(written).filter(|text| text.starts_with('/')))
+    {
         return path.starts_with('/').then(|| vec![(path.to_owned(), None)]);
     }
     let (family, rest) = match written.split_once('@') {
@@ -138,15 +189,10 @@ fn addresses(written: &str, takes_both: bool) -> Option<Vec<(String, Option<u16>
             std::net::IpAddr::V4(address) => address.to_string(),
         },
     };
-    let (first, last) = match ports.split_once('-') {
-        Some((first, last)) => (first.parse().ok()?, last.parse().ok()?),
-        None => {
-            let port: u16 = ports.parse().ok()?;
-            (port, port)
-        }
-    };
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let (first, last) = (words::port(first)?, words::port(last)?);
     let ports = (first..=last).take(MAX_ADDRESSES + 1);
-    (first > 0 && first <= last).then(|| ports.map(|port| (format!("{host}:{port}"), Some(port))).collect())
+    (first <= last).then(|| ports.map(|port| (format!("{host}:{port}"), Some(port))).collect())
 }
 
 #[cfg(test)]
@@ -176,9 +222,15 @@ mod tests {
             assert_eq!(one(written), expected, "{written}");
         }
         assert_eq!(addresses(":::5010", true).unwrap()[0].0, "*:5010");
-        let range: Vec<String> = addresses("10.0.0.1:1-3", false).unwrap().into_iter().map(|(a, _)| a).collect();
+        let range: Vec<String> = addresses("10.0.0.1:1-3", false)
+            .unwrap()
+            .into_iter()
+            .map(|(a, _)| a)
+            .collect();
         assert_eq!(range, ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.1:3"]);
-        for bad in ["", "*", "*:0", "*:3-1", "db1:5432", "fd@3", "abns@x", "unix@x", "*:x", "*:70000"] {
+        for bad in [
+            "", "*", "*:0", "*:3-1", "db1:5432", "fd@3", "abns@x", "unix@x", "*:x", "*:+5", "*:70000",
+        ] {
             assert_eq!(addresses(bad, false), None, "{bad}");
         }
     }

@@ -70,7 +70,9 @@ fn by_path(proxy: &Proxy, path: &str, notes: &mut Notes) -> Option<Meaning> {
     let targets = match path {
         "" | "/primary" | "/master" | "/read-write" => one(Leader),
         "/leader" => {
-            note("`/leader` is true for a standby cluster's leader too, which takes no writes and is no leader here");
+            note(
+                "`/leader` is true for a standby cluster's leader too, which takes no writes and is no leader here",
+            );
             one(Leader)
         }
         "/replica" => one(Replica),
@@ -110,9 +112,9 @@ fn of_router(path: &str, targets: Targets) -> Meaning {
 
 /// Of a check that any server passes.
 fn by_port_or_name(proxy: &Proxy, notes: &mut Notes) -> Meaning {
-    let by_port = ROUTER_PORTS
-        .iter()
-        .find(|(port, _)| !proxy.servers.is_empty() && proxy.servers.iter().all(|server| server.port == Some(*port)));
+    let by_port = ROUTER_PORTS.iter().find(|(port, _)| {
+        !proxy.servers.is_empty() && proxy.servers.iter().all(|server| server.port == Some(*port))
+    });
     if let Some((_, role)) = by_port {
         let mut meaning = Meaning::of(vec![vec![*role]]);
         meaning.through_routers = true;
@@ -146,7 +148,8 @@ fn by_name(name: &str) -> Option<Role> {
     if has(&["rw"]) || contains(&["write", "primary", "master", "leader"]) {
         return Some(Role::Leader);
     }
-    (has(&["ro", "rr"]) || contains(&["read", "replica", "standby", "slave", "secondary"])).then_some(Role::Replica)
+    (has(&["ro", "rr"]) || contains(&["read", "replica", "standby", "slave", "secondary"]))
+        .then_some(Role::Replica)
 }
 
 /// Patroni's parameters.

@@ -38,7 +38,10 @@ fn joined(used: &[&Proxy], meanings: &[Meaning]) -> BTreeMap<usize, Vec<usize>> 
     let mut owners: HashMap<(String, u16), usize> = HashMap::new();
     for (index, proxy) in used.iter().enumerate() {
         for server in &proxy.servers {
-            let place = (server.host.to_ascii_lowercase(), postgres_port(proxy, &meanings[index], server));
+            let place = (
+                server.host.to_ascii_lowercase(),
+                postgres_port(proxy, &meanings[index], server),
+            );
             let owner = *owners.entry(place).or_insert(index);
             let (one, other) = (first[owner], first[index]);
             if one != other {
@@ -157,7 +160,10 @@ fn servers(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Vec<write::Ser
                 );
             }
             let host = server.host.to_ascii_lowercase();
-            if !servers.iter().any(|known| (&known.host, known.port) == (&host, port)) {
+            if !servers
+                .iter()
+                .any(|known| (&known.host, known.port) == (&host, port))
+            {
                 servers.push(write::Server {
                     name: names.take(&server.name),
                     host,
@@ -200,24 +206,40 @@ fn server_tls(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
 
 fn server_options(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
     let mut settings = Settings::new();
-    let connect = sections.iter().filter_map(|(proxy, _)| proxy.connect).max_by_key(|(_, time)| *time);
+    let connect = sections
+        .iter()
+        .filter_map(|(proxy, _)| proxy.connect)
+        .max_by_key(|(_, time)| *time);
     if let Some(connect) = connect {
-        settings.push(("connect_timeout", within(connect, "timeout connect", BOUNDS.0, BOUNDS.1, notes)));
+        settings.push((
+            "connect_timeout",
+            within(connect, "timeout connect", BOUNDS.0, BOUNDS.1, notes),
+        ));
     }
-    let limits = || all_servers(sections).filter_map(|server| server.options.max_connections.map(|most| (server, most)));
+    let limits = || {
+        all_servers(sections).filter_map(|server| server.options.max_connections.map(|most| (server, most)))
+    };
     // 0 is no limit, on both sides.
     if let Some(most) = limits().map(|(_, most)| most).max() {
-        let most = if limits().any(|(_, most)| most == 0) { 0 } else { most };
+        let most = if limits().any(|(_, most)| most == 0) {
+            0
+        } else {
+            most
+        };
         if let Some((server, _)) = limits().find(|(_, other)| *other != most) {
             notes.differs(
                 server.line,
                 &format!("server {} … maxconn", server.name),
-                format!("`max_connections` holds for each member of the cluster; the largest, {most}, was written"),
+                format!(
+                    "`max_connections` holds for each member of the cluster; the largest, {most}, was written"
+                ),
             );
         }
         settings.push(("max_connections", most.to_string()));
     }
-    let slow = all_servers(sections).filter_map(|server| server.options.slow_start).max();
+    let slow = all_servers(sections)
+        .filter_map(|server| server.options.slow_start)
+        .max();
     if let Some(slow) = slow {
         settings.push(("slow_start", time(slow)));
     }
@@ -227,19 +249,31 @@ fn server_options(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Setting
 /// How often members are asked is one for the cluster; the fastest counts.
 fn probe(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
     let mut settings = Settings::new();
-    let intervals = || all_servers(sections).filter_map(|server| server.options.interval.map(|time| (server.line, time)));
+    let intervals =
+        || all_servers(sections).filter_map(|server| server.options.interval.map(|time| (server.line, time)));
     if let Some(interval) = intervals().min_by_key(|(_, time)| *time) {
         if let Some((line, _)) = intervals().find(|(_, time)| *time != interval.1) {
-            notes.differs(line, "server … inter", "holds for the cluster; the shortest was written");
+            notes.differs(
+                line,
+                "server … inter",
+                "holds for the cluster; the shortest was written",
+            );
         }
         settings.push(("interval", within(interval, "inter", BOUNDS.0, BOUNDS.1, notes)));
     }
-    let timeout = sections.iter().filter_map(|(proxy, _)| proxy.check_time).max_by_key(|(_, time)| *time);
+    let timeout = sections
+        .iter()
+        .filter_map(|(proxy, _)| proxy.check_time)
+        .max_by_key(|(_, time)| *time);
     if let Some(timeout) = timeout {
-        settings.push(("timeout", within(timeout, "timeout check", BOUNDS.0, BOUNDS.1, notes)));
+        settings.push((
+            "timeout",
+            within(timeout, "timeout check", BOUNDS.0, BOUNDS.1, notes),
+        ));
     }
     let mut count = |key: &'static str, pick: fn(&Server) -> Option<u64>| {
-        let counts = || all_servers(sections).filter_map(|server| pick(server).map(|count| (server.line, count)));
+        let counts =
+            || all_servers(sections).filter_map(|server| pick(server).map(|count| (server.line, count)));
         let Some((line, count)) = counts().min_by_key(|(_, count)| *count) else {
             return;
         };
@@ -248,7 +282,11 @@ fn probe(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
             notes.differs(line, key, format!("is {fits} here, the nearest allowed"));
         }
         if let Some((line, _)) = counts().find(|(_, other)| *other != count) {
-            notes.differs(line, &format!("server … {key}"), "holds for the cluster; the least was written");
+            notes.differs(
+                line,
+                &format!("server … {key}"),
+                "holds for the cluster; the least was written",
+            );
         }
         settings.push((key, fits.to_string()));
     };
@@ -261,7 +299,10 @@ fn probe(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
 fn weights(sections: &[(&Proxy, &Meaning)], patroni: bool, notes: &mut Notes) -> Vec<(String, u32)> {
     let mut weights: Vec<(String, u32)> = Vec::new();
     let mut first = None;
-    for (proxy, _) in sections.iter().filter(|(_, meaning)| !is_read_write(&meaning.targets)) {
+    for (proxy, _) in sections
+        .iter()
+        .filter(|(_, meaning)| !is_read_write(&meaning.targets))
+    {
         let has_primaries = proxy.servers.iter().any(|server| !server.options.is_backup);
         for server in &proxy.servers {
             let options = &server.options;
@@ -290,7 +331,11 @@ fn weights(sections: &[(&Proxy, &Meaning)], patroni: bool, notes: &mut Notes) ->
     if patroni {
         notes.differs(
             line,
-            if waits { "server … backup" } else { "server … weight" },
+            if waits {
+                "server … backup"
+            } else {
+                "server … weight"
+            },
             "weights are by Patroni's names of the members; the names of the servers were taken for them",
         );
     }

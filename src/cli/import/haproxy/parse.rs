@@ -84,7 +84,11 @@ pub(super) fn sections(text: &str, notes: &mut Notes) -> Result<Vec<Section>, Re
             continue;
         }
         if matches!(first, ".if" | ".elif" | ".else" | ".endif") {
-            notes.differs(line.number, first, "conditions are not weighed: all branches were read");
+            notes.differs(
+                line.number,
+                first,
+                "conditions are not weighed: all branches were read",
+            );
             continue;
         }
         if first.starts_with('.') {
@@ -148,7 +152,11 @@ fn add(number: usize, raw: &str, lines: &mut Vec<Line>, notes: &mut Notes) {
         return;
     };
     if !closed {
-        notes.differs(number, first, "a quote is not closed; it was taken to end with the line");
+        notes.differs(
+            number,
+            first,
+            "a quote is not closed; it was taken to end with the line",
+        );
     }
     lines.push(Line { number, words });
 }
@@ -212,16 +220,14 @@ mod tests {
     #[test]
     fn quotes_escapes_and_comments() {
         assert_eq!(split("  bind *:5010   # all"), ["bind", "*:5010"]);
-        assert_eq!(split(r"option httpchk OPTIONS /x HTTP/1.1\r\nHost:\ db"), [
-            "option",
-            "httpchk",
-            "OPTIONS",
-            "/x",
-            "HTTP/1.1\r\nHost: db"
-        ]);
-        assert_eq!(split(r#"a "b # c" 'd "e" \n' f\#g """#), [
-            "a", "b # c", r#"d "e" \n"#, "f#g", ""
-        ]);
+        assert_eq!(
+            split(r"option httpchk OPTIONS /x HTTP/1.1\r\nHost:\ db"),
+            ["option", "httpchk", "OPTIONS", "/x", "HTTP/1.1\r\nHost: db"]
+        );
+        assert_eq!(
+            split(r#"a "b # c" 'd "e" \n' f\#g """#),
+            ["a", "b # c", r#"d "e" \n"#, "f#g", ""]
+        );
         assert_eq!(split(r#""a"'b'c \x41 \xzz \\"#), ["abc", "A", "xzz", r"\"]);
         assert!(split("   # nothing").is_empty() && split("").is_empty());
         assert!(!words("a 'b").1 && words("a 'b'").1);
@@ -235,15 +241,25 @@ mod tests {
         let sections = sections(text, &mut notes).unwrap();
         let shown: Vec<_> = sections
             .iter()
-            .map(|section| (section.kind, section.name.as_str(), section.from.as_deref(), section.line))
+            .map(|section| {
+                (
+                    section.kind,
+                    section.name.as_str(),
+                    section.from.as_deref(),
+                    section.line,
+                )
+            })
             .collect();
-        assert_eq!(shown, [
-            (Kind::Global, "", None, 1),
-            (Kind::Defaults, "base", None, 3),
-            (Kind::Defaults, "", Some("base"), 5),
-            (Kind::Listen, "a", Some("base"), 6),
-            (Kind::Other, "r", None, 10),
-        ]);
+        assert_eq!(
+            shown,
+            [
+                (Kind::Global, "", None, 1),
+                (Kind::Defaults, "base", None, 3),
+                (Kind::Defaults, "", Some("base"), 5),
+                (Kind::Listen, "a", Some("base"), 6),
+                (Kind::Other, "r", None, 10),
+            ]
+        );
         assert_eq!(sections[3].lines[0].words, ["server", "x", "db:1", "check"]);
         assert_eq!(sections[3].lines[0].number, 7);
     }

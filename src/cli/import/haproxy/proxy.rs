@@ -118,7 +118,9 @@ impl Proxy {
             "server" | "server-template" => {
                 self.servers.extend(server::read(line, &self.defaults, notes));
             }
-            "default-server" => self.defaults.apply(&line.words[1..], number, "default-server", notes),
+            "default-server" => self
+                .defaults
+                .apply(&line.words[1..], number, "default-server", notes),
             "default_backend" => self.default_backend = Some((number, line.word(1).to_owned())),
             "use_backend" => {
                 let condition = line.words.get(2..).unwrap_or_default().to_vec();
@@ -168,8 +170,8 @@ impl Proxy {
                     );
                 }
             }
-            "tcp-check" | "external-check" | "ssl-hello-chk" | "mysql-check" | "redis-check"
-            | "smtpchk" | "ldap-check" | "spop-check" => self.set_check(number, Method::Other),
+            "tcp-check" | "external-check" | "ssl-hello-chk" | "mysql-check" | "redis-check" | "smtpchk"
+            | "ldap-check" | "spop-check" => self.set_check(number, Method::Other),
             _ => words::without_equivalent(line, notes),
         }
     }
@@ -186,8 +188,8 @@ impl Proxy {
         match (line.word(1), line.word(2)) {
             (
                 "option",
-                "httpchk" | "pgsql-check" | "tcp-check" | "external-check" | "ssl-hello-chk"
-                | "mysql-check" | "redis-check" | "smtpchk" | "ldap-check",
+                "httpchk" | "pgsql-check" | "tcp-check" | "external-check" | "ssl-hello-chk" | "mysql-check"
+                | "redis-check" | "smtpchk" | "ldap-check",
             ) => self.check = Check::default(),
             // What is not there is not missed.
             ("option" | "log", _) => {}
@@ -207,7 +209,7 @@ impl Proxy {
                 }
             }
             "connect" => {
-                if let Some(port) = after("port").and_then(|port| port.parse().ok()) {
+                if let Some(port) = after("port").and_then(|port| words::port(port)) {
                     self.check.port = Some(port);
                 }
                 self.check.tls |= line.words.iter().any(|word| word == "ssl");

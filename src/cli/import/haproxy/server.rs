@@ -46,13 +46,52 @@ pub(super) struct Options {
 
 /// Words with one argument that have no equivalent.
 const WITH_ARGUMENT: &[&str] = &[
-    "agent-addr", "agent-inter", "agent-port", "agent-send", "alpn", "check-alpn", "check-proto", "check-sni",
-    "ciphers", "ciphersuites", "cookie", "crl-file", "curves", "client-sigalgs", "downinter", "error-limit",
-    "fastinter", "hash-key", "idle-ping", "init-state", "log-bufsize", "log-proto",
-    "max-reuse", "maxqueue", "minconn", "namespace", "npn", "observe", "on-error", "on-marked-up", "pool-conn-name",
-    "pool-low-conn", "pool-max-conn", "pool-purge-delay", "proto", "proxy-v2-options", "redir", 
-    "sigalgs", "sni", "socks4", "source", "ssl-max-ver",
-    "ssl-min-ver", "tcp-md5sig", "tcp-ut", "ws",
+    "agent-addr",
+    "agent-inter",
+    "agent-port",
+    "agent-send",
+    "alpn",
+    "check-alpn",
+    "check-proto",
+    "check-sni",
+    "ciphers",
+    "ciphersuites",
+    "cookie",
+    "crl-file",
+    "curves",
+    "client-sigalgs",
+    "downinter",
+    "error-limit",
+    "fastinter",
+    "hash-key",
+    "idle-ping",
+    "init-state",
+    "log-bufsize",
+    "log-proto",
+    "max-reuse",
+    "maxqueue",
+    "minconn",
+    "namespace",
+    "npn",
+    "observe",
+    "on-error",
+    "on-marked-up",
+    "pool-conn-name",
+    "pool-low-conn",
+    "pool-max-conn",
+    "pool-purge-delay",
+    "proto",
+    "proxy-v2-options",
+    "redir",
+    "sigalgs",
+    "sni",
+    "socks4",
+    "source",
+    "ssl-max-ver",
+    "ssl-min-ver",
+    "tcp-md5sig",
+    "tcp-ut",
+    "ws",
 ];
 
 pub(super) fn read(line: &Line, defaults: &Options, notes: &mut Notes) -> Option<Server> {
@@ -73,11 +112,20 @@ pub(super) fn read(line: &Line, defaults: &Options, notes: &mut Notes) -> Option
         );
     }
     let Some((host, port)) = address(line.word(at)) else {
-        notes.lost(line.number, &what, "its address is not a host and a port that are known here");
+        notes.lost(
+            line.number,
+            &what,
+            "its address is not a host and a port that are known here",
+        );
         return None;
     };
     let mut options = defaults.clone();
-    options.apply(line.words.get(at + 1..).unwrap_or_default(), line.number, &what, notes);
+    options.apply(
+        line.words.get(at + 1..).unwrap_or_default(),
+        line.number,
+        &what,
+        notes,
+    );
     if options.is_disabled {
         notes.differs(
             line.number,
@@ -104,7 +152,7 @@ fn address(written: &str) -> Option<(String, Option<u16>)> {
     let (host, port) = match rest.rsplit_once(':') {
         // An IPv6 address without a port needs its brackets.
         Some((host, _)) if host.starts_with('[') && !host.ends_with(']') => (rest, None),
-        Some((host, port)) => (host, Some(port.parse::<u16>().ok().filter(|port| *port > 0)?)),
+        Some((host, port)) => (host, Some(words::port(port)?)),
         None => (rest, None),
     };
     let host = words::without_brackets(host);
@@ -121,7 +169,7 @@ impl Options {
             match word.as_str() {
                 "check" => self.check = true,
                 "no-check" => self.check = false,
-                "port" => self.check_port = argument().parse().ok(),
+                "port" => self.check_port = words::port(argument()),
                 "addr" => self.check_host = Some(words::without_brackets(argument()).to_owned()),
                 "check-ssl" => self.check_tls = true,
                 "no-check-ssl" => self.check_tls = false,
@@ -144,10 +192,12 @@ impl Options {
                 "crt" => self.certificate = Some(argument().to_owned()),
                 "track" => self.track = argument().split('/').next().map(str::to_owned),
                 // Names are resolved again, and members looked for, whatever is said.
-                "init-addr" | "resolvers" | "resolve-prefer" | "resolve-opts" | "resolve-net" | "id" | "guid" => {
+                "init-addr" | "resolvers" | "resolve-prefer" | "resolve-opts" | "resolve-net" | "id"
+                | "guid" => {
                     let _ = argument();
                 }
-                "stick" | "non-stick" | "no-tfo" | "no-send-proxy" | "no-send-proxy-v2" | "no-agent-check" => {}
+                "stick" | "non-stick" | "no-tfo" | "no-send-proxy" | "no-send-proxy-v2"
+                | "no-agent-check" => {}
                 word => {
                     if WITH_ARGUMENT.contains(&word) {
                         let _ = argument();
@@ -164,7 +214,11 @@ fn reason(word: &str) -> &'static str {
         "fastinter" | "downinter" => {
             "while anything is suspicious Patroni is asked every `patroni.fast_poll_interval` (100ms)"
         }
-        "send-proxy" | "send-proxy-v2" | "send-proxy-v2-ssl" | "send-proxy-v2-ssl-cn" | "check-send-proxy"
+        "send-proxy"
+        | "send-proxy-v2"
+        | "send-proxy-v2-ssl"
+        | "send-proxy-v2-ssl-cn"
+        | "check-send-proxy"
         | "proxy-v2-options" => {
             "PostgreSQL cannot read it; the client's address is passed on as a setting of the session"
         }
@@ -178,7 +232,9 @@ fn reason(word: &str) -> &'static str {
             "members are drained by `trunkline drain`, or a tag in Patroni; an agent is not asked"
         }
         "cookie" => "is for HTTP",
-        "source" | "usesrc" | "interface" | "namespace" => "the kernel chooses the address the router connects from",
+        "source" | "usesrc" | "interface" | "namespace" => {
+            "the kernel chooses the address the router connects from"
+        }
         "tcp-ut" => "is `server.tcp_user_timeout` of the cluster (30s)",
         "sni" | "check-sni" | "alpn" | "check-alpn" | "npn" => {
             "PostgreSQL's name and protocol are sent by themselves"

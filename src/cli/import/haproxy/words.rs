@@ -31,13 +31,28 @@ pub(super) fn number(line: &Line, notes: &mut Notes) -> Option<u64> {
     number
 }
 
+/// A port from 1 to 65535, digits only.
+pub(super) fn port(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| *port > 0 && is_number)
+}
+
 pub(super) fn without_brackets(host: &str) -> &str {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     bare.unwrap_or(host)
 }
 
 /// First words whose second says what they are about.
-const TWO_WORDS: &[&str] = &["http-check", "no", "option", "stats", "tcp-check", "tcp-request", "tcp-response", "timeout"];
+const TWO_WORDS: &[&str] = &[
+    "http-check",
+    "no",
+    "option",
+    "stats",
+    "tcp-check",
+    "tcp-request",
+    "tcp-response",
+    "timeout",
+];
 
 /// Notes a directive that is not in what is written; a few are the case by themselves.
 pub(super) fn without_equivalent(line: &Line, notes: &mut Notes) {
@@ -55,19 +70,43 @@ pub(super) fn without_equivalent(line: &Line, notes: &mut Notes) {
 /// Why it has no equivalent, and what instead; `None` where it is the case without being said.
 fn reason(what: &str) -> Option<&'static str> {
     Some(match what {
-        "option redispatch" | "option tcpka" | "option clitcpka" | "option srvtcpka" | "option tcp-smart-accept"
-        | "option tcp-smart-connect" | "option log-health-checks" | "option tcplog" | "option dontlognull"
-        | "option logasap" | "option abortonclose" | "option contstats" | "option nolinger" | "daemon" | "description"
-        | "option http-server-close" | "option httplog" | "option forwardfor" | "option log-separate-errors"
-        | "option http-keep-alive" | "option httpclose" | "option dontlog-normal" | "timeout http-request"
-        | "timeout http-keep-alive" | "unique-id-format" | "errorfile" | "errorloc" | "option http-use-htx" => {
+        "option redispatch"
+        | "option tcpka"
+        | "option clitcpka"
+        | "option srvtcpka"
+        | "option tcp-smart-accept"
+        | "option tcp-smart-connect"
+        | "option log-health-checks"
+        | "option tcplog"
+        | "option dontlognull"
+        | "option logasap"
+        | "option abortonclose"
+        | "option contstats"
+        | "option nolinger"
+        | "daemon"
+        | "description"
+        | "option http-server-close"
+        | "option httplog"
+        | "option forwardfor"
+        | "option log-separate-errors"
+        | "option http-keep-alive"
+        | "option httpclose"
+        | "option dontlog-normal"
+        | "timeout http-request"
+        | "timeout http-keep-alive"
+        | "unique-id-format"
+        | "errorfile"
+        | "errorloc"
+        | "option http-use-htx" => {
             return None;
         }
         "timeout client" | "timeout server" | "timeout tunnel" | "clitimeout" | "srvtimeout" => {
             "idle sessions are not cut; peers that have vanished are noticed by `server.keepalive` and \
              `server.tcp_user_timeout`, and PostgreSQL has `idle_session_timeout`"
         }
-        "timeout client-fin" | "timeout server-fin" => "a half-closed connection is bounded by `server.tcp_user_timeout`",
+        "timeout client-fin" | "timeout server-fin" => {
+            "a half-closed connection is bounded by `server.tcp_user_timeout`"
+        }
         "timeout" => "there is no such time",
         "retries" => {
             "a connection that fails is tried on the next member that is fit, within `server.connect_timeout` for each"
@@ -75,23 +114,41 @@ fn reason(what: &str) -> Option<&'static str> {
         "log" | "log-format" | "log-tag" | "log-send-hostname" | "error-log-format" => {
             "the log goes to standard error; `log.format` and `log.level` say how"
         }
-        "option splice-auto" | "option splice-request" | "option splice-response" => "how bytes are moved is not a setting",
+        "option splice-auto" | "option splice-request" | "option splice-response" => {
+            "how bytes are moved is not a setting"
+        }
         "option persist" | "stick" | "stick-table" | "cookie" | "persist" | "appsession" => {
             "the nearest is `balance: source_hash`"
         }
-        "hash-type" | "hash-balance-factor" => "`balance: source_hash` moves as few clients as consistent hashing does",
+        "hash-type" | "hash-balance-factor" => {
+            "`balance: source_hash` moves as few clients as consistent hashing does"
+        }
         "fullconn" => "the limit on a member's connections does not move",
         "source" => "the kernel chooses the address the router connects from",
         "option allbackups" => "members of one tier of `targets` always count alike",
         "option tcp-check" | "tcp-check" | "external-check" => "members are probed by SQL",
         "dispatch" | "transparent" | "option transparent" => "servers are named in `clusters`",
-        "user" | "group" | "uid" | "gid" | "chroot" | "pidfile" | "ulimit-n" | "setcap" => "is the service manager's matter",
-        "stats socket" | "stats timeout" => "administration is by `trunkline members`, `drain`, `sessions` and so on, or the HTTP API",
-        "nbthread" | "nbproc" | "cpu-map" | "thread-groups" => "`workers` is the number of threads that relay; its default fits most hosts",
+        "user" | "group" | "uid" | "gid" | "chroot" | "pidfile" | "ulimit-n" | "setcap" => {
+            "is the service manager's matter"
+        }
+        "stats socket" | "stats timeout" => {
+            "administration is by `trunkline members`, `drain`, `sessions` and so on, or the HTTP API"
+        }
+        "nbthread" | "nbproc" | "cpu-map" | "thread-groups" => {
+            "`workers` is the number of threads that relay; its default fits most hosts"
+        }
         "maxconnrate" | "maxsessrate" | "maxsslrate" => "is `limits.connection_rate`",
-        "ssl-default-bind-options" | "ssl-default-bind-ciphers" | "ssl-default-bind-ciphersuites"
-        | "ssl-default-server-options" | "ssl-default-server-ciphers" | "ssl-default-server-ciphersuites"
-        | "ssl-server-verify" | "ca-base" | "crt-base" | "tune.ssl.default-dh-param" | "ssl-dh-param-file" => {
+        "ssl-default-bind-options"
+        | "ssl-default-bind-ciphers"
+        | "ssl-default-bind-ciphersuites"
+        | "ssl-default-server-options"
+        | "ssl-default-server-ciphers"
+        | "ssl-default-server-ciphersuites"
+        | "ssl-server-verify"
+        | "ca-base"
+        | "crt-base"
+        | "tune.ssl.default-dh-param"
+        | "ssl-dh-param-file" => {
             "TLS is 1.2 and 1.3 with good ciphers; `tls.min_version` raises it, `server_tls` is TLS to the servers"
         }
         "hard-stop-after" | "grace" => "is `shutdown.grace`",
