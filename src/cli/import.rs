@@ -171,7 +171,9 @@ fn read(path: &Path) -> Result<String, Error> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(Error::TooLarge(path.to_owned()));
     }
-    String::from_utf8(bytes).map_err(|_| Error::NotText(path.to_owned()))
+    let text = String::from_utf8(bytes).map_err(|_| Error::NotText(path.to_owned()))?;
+    // A byte order mark, as some editors put it.
+    Ok(text.trim_start_matches('\u{feff}').to_owned())
 }
 
 fn save(path: &Path, yaml: &str, force: bool) -> Result<(), Error> {

@@ -47,7 +47,7 @@ enum Command {
         #[command(flatten)]
         client: hba::Client,
     },
-    /// Write the equivalent of a configuration of HAProxy or patroni_proxy, and list what has none.
+    /// Write what another program's configuration says as one of ours, and list what has no equivalent.
     Import(import::Arguments),
 }
 

@@ -1,7 +1,8 @@
 //! YAML as a tree in which every node knows its line.
 //!
 //! serde stops at the first fault; an operator wants them all. So the text becomes this tree first, and the
-//! conversion walks it and goes on after a fault. Only what is not YAML at all ends here.
+//! conversion walks it and goes on after a fault. Only what is not YAML at all ends here. YAML of other programs is
+//! read by it as well.
 
 use std::fmt;
 

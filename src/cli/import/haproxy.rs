@@ -26,6 +26,8 @@ use proxy::Proxy;
 
 /// The most servers of a file.
 const MAX_SERVERS: usize = 1024;
+/// The most directives that a section inherits.
+const MAX_INHERITED: usize = 1000;
 /// The most listeners a configuration takes.
 const MAX_LISTENERS: usize = 256;
 
@@ -47,7 +49,7 @@ pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<Outcome, Refusal>
             _ => {}
         }
     }
-    let proxies = proxies(&sections, notes);
+    let proxies = proxies(&sections, notes)?;
     let servers: usize = proxies.iter().map(|proxy| proxy.servers.len()).sum();
     if servers > MAX_SERVERS {
         return Err(Refusal {
@@ -115,24 +117,29 @@ fn other(section: &Section, notes: &mut Notes) {
 }
 
 /// With what they inherit. Disabled ones are left out.
-fn proxies(sections: &[Section], notes: &mut Notes) -> Vec<Proxy> {
+fn proxies(sections: &[Section], notes: &mut Notes) -> Result<Vec<Proxy>, Refusal> {
     let (mut last, mut named): (Vec<&Line>, HashMap<&str, Vec<&Line>>) = (Vec::new(), HashMap::new());
     let mut proxies = Vec::new();
     for section in sections {
         let from = section.from.as_deref();
-        let base = |named: &HashMap<&str, Vec<&'_ Line>>| from.and_then(|name| named.get(name).map(Vec::len));
-        if from.is_some() && base(&named).is_none() {
+        let of_name = from.and_then(|name| named.get(name)).cloned();
+        if from.is_some() && of_name.is_none() {
             notes.differs(
                 section.line,
                 &section.keyword,
                 "inherits from defaults that are not there",
             );
         }
-        let of_name = from.and_then(|name| named.get(name)).cloned();
         match section.kind {
             Kind::Defaults => {
                 last = of_name.unwrap_or_default();
                 last.extend(&section.lines);
+                if last.len() > MAX_INHERITED {
+                    return Err(Refusal {
+                        line: Some(section.line),
+                        message: format!("`defaults` have more than {MAX_INHERITED} directives"),
+                    });
+                }
                 named.insert(&section.name, last.clone());
             }
             Kind::Listen | Kind::Frontend | Kind::Backend => {
@@ -147,7 +154,7 @@ fn proxies(sections: &[Section], notes: &mut Notes) -> Vec<Proxy> {
             Kind::Global | Kind::Other => {}
         }
     }
-    proxies
+    Ok(proxies)
 }
 
 /// A section as the file calls it.

@@ -27,14 +27,14 @@ pub(super) struct Notes(IndexSet<Note>);
 
 impl Notes {
     pub(super) fn lost(&mut self, line: impl Into<Option<usize>>, what: &str, why: impl Into<String>) {
-        self.add(line.into(), what, why.into(), Weight::Lost);
+        self.add(line.into(), what, &why.into(), Weight::Lost);
     }
 
     pub(super) fn differs(&mut self, line: impl Into<Option<usize>>, what: &str, why: impl Into<String>) {
-        self.add(line.into(), what, why.into(), Weight::Differs);
+        self.add(line.into(), what, &why.into(), Weight::Differs);
     }
 
-    fn add(&mut self, line: Option<usize>, what: &str, why: String, weight: Weight) {
+    fn add(&mut self, line: Option<usize>, what: &str, why: &str, weight: Weight) {
         // From a file of anybody, onto a terminal and into comments.
         let one_line = |text: &str| -> String {
             let shown = text.chars().take(200);

@@ -22,17 +22,17 @@ pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<Outcome, Refusal>
         message: format!("is not YAML: {}", fault.message),
     })?;
     let mut outcome = Outcome::default();
-    let (mut poll, mut http, mut clusters) = (None, DEFAULT_HTTP.to_owned(), Vec::new());
+    let (mut poll, mut http, mut clusters) = (None, DEFAULT_HTTP, Vec::new());
     for entry in entries(&root) {
         match entry.key.as_str() {
             "cluster_update_interval" => poll = interval(entry, notes),
-            "listen_address" => http = text_of(entry, notes).unwrap_or_default().to_owned(),
+            "listen_address" => http = text_of(entry, notes).unwrap_or_default(),
             "clusters" => clusters = entries(&entry.node).iter().collect(),
             _ => unknown(entry, "", notes),
         }
     }
     if !http.is_empty() {
-        outcome.http.push(http);
+        outcome.http.push(http.to_owned());
     }
     let mut names = Taken {
         clusters: Names::default(),

@@ -378,6 +378,7 @@ fn bytes_may_be_forwarded_as_before() {
         "  - {name: reads, address: \"*:5001\", route: reads, mode: tcp}\n",
     );
     assert!(!yaml.contains("\ntls:"), "{yaml}");
+    assert_eq!(faults(&settled(&yaml)), [""; 0]);
 }
 
 #[test]
@@ -408,13 +409,16 @@ fn secrets_are_not_repeated() {
 #[test]
 fn what_is_not_known_is_said() {
     let (_, notes) = haproxy(
-        &section("/replica", "  frobnicate x\n  timeout connect soon\n").replace(
-            "server b b1:5432",
-            "server b b1:5432 wibble\n  server c ${HOST}:5432",
-        ),
+        &section("/replica", "  frobnicate x\n  timeout connect soon\n")
+            .replace("listen reads", "listen reads 10.0.0.1:5000")
+            .replace(
+                "server b b1:5432",
+                "server b b1:5432 wibble\n  server c ${HOST}:5432",
+            ),
     );
     let notes = notes.join("\n");
     for expected in [
+        "f:1: listen: an address beside the name",
         "f:6: frobnicate: is not known here",
         "f:7: timeout connect: is not a time",
         "f:9: server b … wibble: there is no such setting",
@@ -449,6 +453,14 @@ fn a_file_without_servers_is_refused() {
             "{text}"
         );
     }
+    let inherited = format!(
+        "defaults\n{}listen a\n bind :1\n server a a:1\n",
+        "retries 1\n".repeat(1001)
+    );
+    assert!(convert(Kind::Haproxy, &inherited, "f", Mode::Postgres).is_err());
+    let ranges = "listen a\n server a a:1\n".to_owned() + &" bind :1-65535\n bind :1-200\n".repeat(9);
+    let (yaml, _) = haproxy(&ranges);
+    assert_eq!(yaml.matches("address: \"*:").count(), 256);
     let servers = "listen a\n bind :1\n".to_owned() + &" server a a:1\n".repeat(1025);
     assert!(convert(Kind::Haproxy, &servers, "f", Mode::Postgres).is_err());
 }

@@ -1,5 +1,7 @@
 //! `bind` lines: addresses to listen on.
 
+use std::sync::Arc;
+
 use super::parse::Line;
 use super::words;
 use crate::cli::import::notes::Notes;
@@ -14,7 +16,7 @@ pub(super) struct Bind {
     /// As the configuration writes it.
     pub(super) address: String,
     pub(super) port: Option<u16>,
-    pub(super) options: Options,
+    pub(super) options: Arc<Options>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,7 +74,7 @@ const WITH_ARGUMENT: &[&str] = &[
 ];
 
 pub(super) fn read(line: &Line, notes: &mut Notes) -> Vec<Bind> {
-    let options = options(line, notes);
+    let options = Arc::new(options(line, notes));
     let mut binds = Vec::new();
     for written in line.word(1).split(',').filter(|part| !part.is_empty()) {
         let takes_both = line.words.iter().any(|word| word == "v4v6");
@@ -96,7 +98,7 @@ pub(super) fn read(line: &Line, notes: &mut Notes) -> Vec<Bind> {
             line: line.number,
             address,
             port,
-            options: options.clone(),
+            options: Arc::clone(&options),
         }));
     }
     binds

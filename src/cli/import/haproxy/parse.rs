@@ -80,7 +80,16 @@ pub(super) fn sections(text: &str, notes: &mut Notes) -> Result<Vec<Section>, Re
             _ => None,
         };
         if let Some(kind) = kind {
-            sections.push(open(kind, &line));
+            let section = open(kind, &line);
+            let is_proxy = matches!(kind, Kind::Listen | Kind::Frontend | Kind::Backend);
+            if is_proxy && section.from.is_none() && line.words.len() > 2 {
+                notes.lost(
+                    line.number,
+                    first,
+                    "an address beside the name is read by no HAProxy of today; write `bind`",
+                );
+            }
+            sections.push(section);
             continue;
         }
         if matches!(first, ".if" | ".elif" | ".else" | ".endif") {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::MAX_LISTENERS;
 use super::bind::{self, Bind};
 use super::parse::{Kind, Line, Section};
 use super::server::{self, Options, Server};
@@ -104,6 +105,8 @@ impl Proxy {
                     notes.lost(number, "mode", "is neither tcp nor http");
                 }
             }
+            // A configuration takes no more listeners; the first beyond is reported there.
+            "bind" if self.binds.len() > MAX_LISTENERS => {}
             "bind" => self.binds.extend(bind::read(line, notes)),
             "option" => self.option(line, notes),
             "no" => self.no(line, notes),
@@ -281,7 +284,7 @@ impl Proxy {
         }
     }
 
-    /// Has it to do with PostgreSQL at all?
+    /// Do clients come in here?
     pub(super) fn is_frontend(&self) -> bool {
         matches!(self.kind, Kind::Listen | Kind::Frontend)
     }
