@@ -1,10 +1,11 @@
-//! The command line: `run`, `check` and `hba`.
+//! The command line: `run`, `check`, `hba` and `import`.
 //!
 //! Guarantees: 0 is success, 1 is a fault that was explained in one or more lines on standard error, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
 
 pub mod check;
 mod hba;
+mod import;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,6 +47,8 @@ enum Command {
         #[command(flatten)]
         client: hba::Client,
     },
+    /// Write what another program's configuration says as one of ours, and list what has no equivalent.
+    Import(import::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Run { config } => run(&config),
         Command::Check { config, connect } => check::run(&config, connect),
         Command::Hba { config, client } => hba::run(&config, &client),
+        Command::Import(arguments) => import::run(&arguments),
     }
 }
 

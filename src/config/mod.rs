@@ -27,7 +27,7 @@ mod secret;
 mod section;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(crate) mod tree;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -25,6 +25,7 @@ mod front;
 mod hand;
 mod hostile;
 mod idle;
+mod import;
 mod live;
 mod main_job;
 mod methods;
