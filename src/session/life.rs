@@ -563,7 +563,7 @@ fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
                 database = %Escaped(&record.database),
                 route = %record.gate.route.name,
                 member = %record.member,
-                access = record.terms.map_or("-", shown),
+                access = %record.terms.map_or("-", shown),
                 tls = record.tls.unwrap_or("-"),
                 tls_ms = %Millis(record.times.tls),
                 auth_ms = %Millis(record.times.auth),

@@ -26,6 +26,7 @@ mod idle;
 mod main_job;
 mod raw;
 mod relay;
+mod routing;
 mod tls;
 mod tools;
 mod transparent;
