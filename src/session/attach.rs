@@ -1,6 +1,7 @@
 //! Attach: give a session a server connection of a verified role whose session state equals the client's. One path,
 //! for login now and for whatever takes a connection away later.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::enforce;
 use super::registry::{Registry, Seat};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::{
@@ -16,7 +18,7 @@ use crate::backend::{
 };
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
 use crate::cluster::{ClusterHandle, Evidence};
-use crate::config::{Access, Route, Source};
+use crate::config::{Access, OnLeader, Route, Source};
 use crate::routing::{self, Candidate, Preference, Terms};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -147,7 +149,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             credential: &credential,
         };
         let error = match backend::connect(target, deadline).await {
-            Ok(connection) => match verify(cluster, route.access, candidate, connection).await {
+            Ok(connection) => match verify(cluster, route, candidate, connection, deadline).await {
                 Ok((connection, terms)) => {
                     registry.trouble.answered(name, &candidate.member);
                     return Ok(Attachable {
@@ -160,7 +162,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
                 }
                 Err(why) => {
                     registry.trouble.answered(name, &candidate.member);
-                    debug!(member = %candidate.member, why, "passed over");
+                    debug!(member = %candidate.member, why = %why.0, "passed over");
                     last = Some(not_verified(&candidate.member, why));
                     continue;
                 }
@@ -238,10 +240,22 @@ fn refusal(member: &MemberName, error: &ConnectError) -> AttachError {
     }
 }
 
-fn not_verified(member: &MemberName, why: &'static str) -> AttachError {
+/// What a connection lacked, and what to do about it.
+struct Unverified(Cow<'static, str>, &'static str);
+
+impl From<&'static str> for Unverified {
+    fn from(why: &'static str) -> Self {
+        Self(
+            why.into(),
+            "The cluster may be changing its leader; try again in a moment.",
+        )
+    }
+}
+
+fn not_verified(member: &MemberName, Unverified(why, hint): Unverified) -> AttachError {
     AttachError::Refused {
         reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, format!("server \"{member}\" {why}"))
-            .hint("The cluster may be changing its leader; try again in a moment."),
+            .hint(hint),
         member: member.clone(),
     }
 }
@@ -250,10 +264,11 @@ fn not_verified(member: &MemberName, why: &'static str) -> AttachError {
 /// up with that; `candidate` says as which of them it was chosen.
 async fn verify(
     cluster: &ClusterHandle,
-    access: Access,
+    route: &Route,
     candidate: &Candidate,
     mut connection: ServerConnection,
-) -> Result<(ServerConnection, Terms), &'static str> {
+    deadline: Instant,
+) -> Result<(ServerConnection, Terms), Unverified> {
     let member = &candidate.member;
     let role = match connection.role {
         SeenRole::Unknown => ask_role(&mut connection, cluster.config().server.connect_timeout).await,
@@ -261,27 +276,39 @@ async fn verify(
     };
     match (candidate.reason == Preference::Leader, role) {
         (true, SeenRole::Writable) => {
+            let terms = match (route.access, route.read_only_on_leader) {
+                (Access::ReadWrite, _) => Terms::ReadWrite,
+                (Access::ReadOnly, OnLeader::Unenforced) => Terms::Unenforced,
+                // `refused` does not come here; if it did, nothing less would do.
+                (Access::ReadOnly, OnLeader::Enforced | OnLeader::Refused) => {
+                    enforce::writes_nothing(&mut connection, deadline)
+                        .await
+                        .map_err(|why| {
+                            Unverified(
+                                format!("is the leader, and the role of this session {why}").into(),
+                                "On this route a role that may write anything reads from replicas only.",
+                            )
+                        })?;
+                    Terms::Enforced
+                }
+            };
             // The leader may have changed while we were logging in.
             let snapshot = cluster.snapshot();
-            let terms = match access {
-                Access::ReadWrite => Terms::ReadWrite,
-                Access::ReadOnly => Terms::ReadOnlyOnLeader,
-            };
             match &snapshot.leader {
                 Leader::Verified { member: leader, .. } if leader == member => Ok((connection, terms)),
-                Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader"),
+                Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader".into()),
             }
         }
         (false, SeenRole::Standby) => Ok((connection, Terms::ReadOnly)),
         (true, SeenRole::Standby) => {
             cluster.evidence(member, Evidence::Demoted);
-            Err("does not accept writes")
+            Err("does not accept writes".into())
         }
         (false, SeenRole::Writable) => {
             cluster.evidence(member, Evidence::Promoted);
-            Err("is not a standby")
+            Err("is not a standby".into())
         }
-        (_, SeenRole::Unknown) => Err("did not say whether it is in recovery"),
+        (_, SeenRole::Unknown) => Err("did not say whether it is in recovery".into()),
     }
 }
 

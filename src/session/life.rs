@@ -316,7 +316,7 @@ async fn begin(
         .observe(seconds(record.times.connect));
     member.as_str().clone_into(&mut record.member);
     record.terms = Some(terms);
-    if terms == Terms::ReadOnlyOnLeader {
+    if terms == Terms::Unenforced {
         shared.metrics.unenforced(&gate.route.name);
     }
     for notice in &connection.notices {
@@ -544,7 +544,8 @@ fn shown(terms: Terms) -> &'static str {
     match terms {
         Terms::ReadWrite => "read-write",
         Terms::ReadOnly => "read-only",
-        Terms::ReadOnlyOnLeader => "unenforced",
+        Terms::Unenforced => "unenforced",
+        Terms::Enforced => "enforced",
     }
 }
 

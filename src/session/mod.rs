@@ -11,6 +11,7 @@ pub mod admission;
 mod attach;
 mod cancel;
 pub mod end;
+mod enforce;
 pub mod gate;
 pub mod keys;
 pub mod life;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use trunkline::wire::frame::ErrorFields;
 
 use super::raw::{Client, Login, at, node_address};
+use crate::cluster::postgres::{Options as ServerOptions, Postgres};
 use crate::cluster::{Cluster, Options, Router, eventually, fresh_address, secret};
 
 const ROUTES: [(u16, &str, &str); 11] = [
@@ -302,4 +303,131 @@ fn a_replica_that_takes_no_new_connections_neither_attracts_nor_delays_sessions(
             assert!(delayed > 0, "nobody has tried it");
         }
     }
+}
+
+#[test]
+fn enforced_reading_on_the_leader_takes_a_role_that_may_write_nothing() {
+    let server = Postgres::start(&ServerOptions::default());
+    server.sql("CREATE ROLE reader LOGIN PASSWORD 'reader' IN ROLE pg_read_all_data; CREATE ROLE other");
+    let dir = tempfile::tempdir().unwrap();
+    let password = secret(dir.path(), "reader", "reader");
+    let router = Router::launch(
+        None,
+        Options {
+            clusters: Some(server.yaml()),
+            listeners: Some("  - {name: any, address: \"{address}:6433\", route: any}\n".to_owned()),
+            extra: format!(
+                "routes: {{any: {{targets: [any], read_only_on_leader: enforced}}}}\nauth: {{server_credentials: [{{users: \
+                 all, server_user: reader, password_file: {}}}]}}\n",
+                password.display()
+            ),
+            ..Options::default()
+        },
+    );
+    eventually("somebody serves", Duration::from_secs(10), || {
+        router.http("/connection/is-ready-ro").unwrap().0 == 200
+    });
+    // The database that the harness changes.
+    let log_in = |options: &str| {
+        let parameters = [("database", "postgres"), ("options", options)];
+        let login = Login {
+            parameters: &parameters,
+            ..Login::default()
+        };
+        Client::try_login(at(&router, 6433), login)
+    };
+    let told = || {
+        let error = log_in("").unwrap_err();
+        assert_eq!(error.code, "57P03", "{error:?}");
+        error.message
+    };
+    server.sql("CREATE TABLE t (a int, b int); CREATE SEQUENCE s; CREATE SCHEMA sch; GRANT other TO reader");
+    assert!(told().contains("TEMPORARY"), "{}", told());
+    server.sql("REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC");
+    assert!(told().contains("may execute lo_"), "{}", told());
+    server.sql(
+        "REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC",
+    );
+    // Each thing that it could write by, given and taken.
+    for (give, expected, take) in [
+        (
+            "ALTER ROLE reader CREATEDB",
+            "attributes of reader",
+            "ALTER ROLE reader NOCREATEDB",
+        ),
+        (
+            "ALTER ROLE other CREATEROLE; ALTER ROLE reader NOINHERIT",
+            "attributes of other",
+            "ALTER ROLE other NOCREATEROLE; ALTER ROLE reader INHERIT",
+        ),
+        (
+            "GRANT UPDATE ON t TO other",
+            "may change public.t",
+            "REVOKE UPDATE ON t FROM other",
+        ),
+        (
+            "GRANT INSERT (b) ON t TO PUBLIC",
+            "may change public.t",
+            "REVOKE INSERT (b) ON t FROM PUBLIC",
+        ),
+        (
+            "GRANT USAGE ON SEQUENCE s TO reader",
+            "may change public.s",
+            "REVOKE USAGE ON SEQUENCE s FROM reader",
+        ),
+        (
+            "GRANT CREATE ON SCHEMA sch TO reader",
+            "schema sch",
+            "REVOKE CREATE ON SCHEMA sch FROM reader",
+        ),
+        (
+            "GRANT pg_write_all_data TO reader",
+            "member of pg_write_all_data",
+            "REVOKE pg_write_all_data FROM reader",
+        ),
+        (
+            "ALTER TABLE t OWNER TO other",
+            "owns something, as other",
+            "ALTER TABLE t OWNER TO postgres",
+        ),
+        (
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'",
+            "may execute",
+            "DROP FUNCTION f()",
+        ),
+        (
+            "SELECT lo_create(4711); GRANT UPDATE ON LARGE OBJECT 4711 TO PUBLIC",
+            "large object 4711",
+            "SELECT lo_unlink(4711)",
+        ),
+        (
+            "ALTER ROLE reader SUPERUSER",
+            "attributes of",
+            "ALTER ROLE reader NOSUPERUSER",
+        ),
+    ] {
+        server.sql(give);
+        let why = told();
+        assert!(why.contains(expected), "{give}: {why}");
+        server.sql(take);
+    }
+    let mut reader = log_in("").unwrap();
+    assert_eq!(
+        reader.value("SELECT session_user || ' ' || pg_is_in_recovery()"),
+        "reader false"
+    );
+    assert_eq!(reader.value("SHOW default_transaction_read_only"), "on");
+    assert_eq!(reader.value("SHOW search_path"), "\"$user\", public");
+    // It takes back what it was given, and still may not.
+    reader.ask("SET default_transaction_read_only = off");
+    assert_eq!(reader.value("SHOW transaction_read_only"), "off");
+    let frames = reader.ask("DELETE FROM t");
+    let refused = frames.iter().find(|frame| frame.tag == b'E').unwrap();
+    assert_eq!(ErrorFields::parse(&refused.body).unwrap().code, "42501");
+    drop(reader);
+    router.await_log(&["session ended", "route=any", "access=enforced"]);
+    // The client's settings do not bend what is seen.
+    server.sql("GRANT DELETE ON t TO reader");
+    let error = log_in("-c search_path=public,pg_catalog -c role=other").unwrap_err();
+    assert!(error.message.contains("may change"), "{error:?}");
 }
