@@ -201,19 +201,17 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
 fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
     debug!(%member, %error, "no connection");
     let name = &request.cluster.config().name;
-    if error.is_temporary_or_elsewhere() && !matches!(error, ConnectError::VerifierDiffers { .. }) {
-        // A full server too: it has the fewest of our sessions, and would be tried first each time.
-        request.registry.trouble.failed(name, member);
-    } else {
-        request.registry.trouble.answered(name, member);
-    }
     if error.counts_against_member() {
+        request.registry.trouble.failed(name, member);
         let evidence = match error {
             ConnectError::Refused { .. } => Evidence::ConnectRefused,
             ConnectError::Server(_) => Evidence::ShutdownSeen,
             _ => Evidence::ConnectFailed,
         };
         request.cluster.evidence(member, evidence);
+    } else {
+        // What it would not do is this client's affair.
+        request.registry.trouble.answered(name, member);
     }
     if let ConnectError::VerifierDiffers { .. } = error {
         // On a replica that lags, or everywhere since the password was changed: ask again before the next login.

@@ -16,7 +16,7 @@ use super::raw::{Client, Login, at, node_address};
 use crate::cluster::postgres::{Options as ServerOptions, Postgres};
 use crate::cluster::{Cluster, Options, Router, eventually, fresh_address, secret};
 
-const ROUTES: [(u16, &str, &str); 11] = [
+const ROUTES: [(u16, &str, &str); 12] = [
     (6440, "least", "{targets: [replica], balance: least_connections}"),
     (6441, "turns", "{targets: [replica], balance: round_robin}"),
     (6442, "random", "{targets: [replica], balance: random}"),
@@ -30,6 +30,11 @@ const ROUTES: [(u16, &str, &str); 11] = [
         6449,
         "sync-or-leader",
         "{targets: [sync, leader], read_only_on_leader: unenforced}",
+    ),
+    (
+        6451,
+        "fallback",
+        "{targets: [replica, leader], read_only_on_leader: unenforced}",
     ),
     (6450, "tagged", "{targets: [replica], tags: {site: north}}"),
 ];
@@ -184,6 +189,23 @@ fn roles_tags_and_the_leader_as_a_last_resort() {
         let (_held, places) = spread(&router, 6448, 9);
         places.len() == 3 && places.values().all(|count| *count == 3)
     });
+}
+
+#[test]
+fn a_client_that_slows_down_its_own_start_sends_nobody_else_to_the_leader() {
+    let cluster = Cluster::shared();
+    let (leader, _) = roles(cluster);
+    let router = Router::before(cluster, options("server: {connect_timeout: 1s}"));
+    let parameters = [("options", "-c post_auth_delay=5")];
+    let login = Login {
+        parameters: &parameters,
+        ..Login::default()
+    };
+    // It is tried on both replicas.
+    let error = Client::try_login(at(&router, 6440), login).unwrap_err();
+    assert_eq!(error.code, "57P03", "{error:?}");
+    let (_held, places) = spread(&router, 6451, 4);
+    assert!(!places.contains_key(&leader), "{places:?}");
 }
 
 const OPEN: u8 = 0;
