@@ -221,6 +221,7 @@ pub(super) fn routes<'a>(
     root: &Section<'a>,
     clusters: &Names<'_>,
     drafts: &[Draft],
+    auth: Option<&Auth>,
 ) -> (IndexMap<String, Arc<Route>>, Names<'a>) {
     let first = clusters.as_ref().and_then(|names| names.first().copied());
     let mut routes = IndexMap::new();
@@ -244,7 +245,7 @@ pub(super) fn routes<'a>(
         if let Some(field) = section.field("resume") {
             let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
         }
-        if let Some(route) = route::read(&section, name, cluster, is_fixed) {
+        if let Some(route) = route::read(&section, name, cluster, is_fixed, auth) {
             add(route);
         }
     }

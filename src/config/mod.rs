@@ -257,7 +257,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     let mut places = Vec::new();
     let tls = context.within(Part::Tls, || front::client_tls(&root));
     let auth = context.within(Part::Auth, || front::auth(&root));
-    let (routes, route_names) = front::routes(&root, &names, &clusters);
+    let (routes, route_names) = front::routes(&root, &names, &clusters, auth.as_ref());
     let listeners = front::listeners(&root, &route_names, tls.as_ref(), &mut places);
     let http = context.within(Part::Http, || front::http(&root, &mut places));
     front::check_addresses(&places);

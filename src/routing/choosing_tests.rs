@@ -160,9 +160,9 @@ fn members_are_passed_over_with_the_reason_that_says_most() {
     };
     let sync_first = to(&[&[TargetRole::Sync], &[TargetRole::Leader]]);
     let cluster = five();
-    let wanted = Reason::NotWanted(TargetRole::Sync);
+    let wanted = Reason::NotWanted("sync, then leader".into());
     assert_eq!(reason(&cluster, &sync_first, "async"), wanted);
-    assert_eq!(wanted.to_string(), "is not what the route asks for, sync");
+    assert_eq!(wanted.to_string(), "is not what the route asks for: sync, then leader");
     let mut drained = five();
     drained.members[0].admin = AdminState::Drain;
     drained.members[1].admin = AdminState::Maint;
@@ -200,7 +200,7 @@ fn only_members_with_the_tags_serve() {
 fn a_read_only_session_that_began_on_a_leader_stays_whatever_becomes_of_it() {
     let db1 = MemberName::new("db1");
     let mut cluster = three();
-    let verdict = |cluster: &Snapshot| verdict(cluster, Terms::ReadOnlyOnLeader, &db1);
+    let verdict = |cluster: &Snapshot| verdict(cluster, Terms::Unenforced, &db1);
     assert_eq!(verdict(&cluster), Verdict::Stay);
     cluster.leader = Leader::Verified {
         member: MemberName::new("db2"),

@@ -85,8 +85,8 @@ pub enum Reason {
     State(String),
     #[error("is tagged noloadbalance")]
     NoLoadBalance,
-    #[error("is not what the route asks for, {0}")]
-    NotWanted(TargetRole),
+    #[error("is not what the route asks for: {0}")]
+    NotWanted(String),
     #[error("does not have the tag {0}")]
     Tag(String),
 }
@@ -203,7 +203,11 @@ pub fn fitness(snapshot: &Snapshot, route: &Route, member: &Member) -> Result<(u
             }
         }
     }
-    Err(refused.unwrap_or(Reason::NotLeader))
+    Err(match refused {
+        Some(Reason::NotWanted(_)) => Reason::NotWanted(route.wanted()),
+        Some(reason) => reason,
+        None => Reason::NotLeader,
+    })
 }
 
 fn role_reason(snapshot: &Snapshot, member: &Member, target: TargetRole) -> Result<Preference, Reason> {
@@ -235,7 +239,7 @@ fn standby_reason(
     if member.role == *role {
         Ok(reason)
     } else {
-        Err(Reason::NotWanted(target))
+        Err(Reason::NotWanted(target.to_string()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Attach: give a session a server connection of a verified role whose session state equals the client's. One path,
 //! for login now and for whatever takes a connection away later.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::enforce;
 use super::registry::{Registry, Seat};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::{
@@ -16,7 +18,7 @@ use crate::backend::{
 };
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
 use crate::cluster::{ClusterHandle, Evidence};
-use crate::config::{Access, Route, Source};
+use crate::config::{Access, OnLeader, Route, Source};
 use crate::routing::{self, Candidate, Preference, Terms};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -174,7 +176,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             credential: &credential,
         };
         let error = match backend::connect(target, deadline).await {
-            Ok(connection) => match verify(cluster, route.access, candidate, connection).await {
+            Ok(connection) => match verify(cluster, route, candidate, connection, deadline).await {
                 Ok((connection, terms)) => {
                     registry.trouble.answered(name, &candidate.member);
                     return Ok(Attachable {
@@ -187,7 +189,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
                 }
                 Err(why) => {
                     registry.trouble.answered(name, &candidate.member);
-                    debug!(member = %candidate.member, why, "passed over");
+                    debug!(member = %candidate.member, why = %why.0, "passed over");
                     last = Some(not_verified(&candidate.member, why));
                     continue;
                 }
@@ -226,19 +228,17 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
 fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
     debug!(%member, %error, "no connection");
     let name = &request.cluster.config().name;
-    if error.is_temporary_or_elsewhere() && !matches!(error, ConnectError::VerifierDiffers { .. }) {
-        // A full server too: it has the fewest of our sessions, and would be tried first each time.
-        request.registry.trouble.failed(name, member);
-    } else {
-        request.registry.trouble.answered(name, member);
-    }
     if error.counts_against_member() {
+        request.registry.trouble.failed(name, member);
         let evidence = match error {
             ConnectError::Refused { .. } => Evidence::ConnectRefused,
             ConnectError::Server(_) => Evidence::ShutdownSeen,
             _ => Evidence::ConnectFailed,
         };
         request.cluster.evidence(member, evidence);
+    } else {
+        // What it would not do is this client's affair.
+        request.registry.trouble.answered(name, member);
     }
     if let ConnectError::VerifierDiffers { .. } = error {
         // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
@@ -279,10 +279,22 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
     }
 }
 
-fn not_verified(member: &MemberName, why: &'static str) -> AttachError {
+/// What a connection lacked, and what to do about it.
+struct Unverified(Cow<'static, str>, &'static str);
+
+impl From<&'static str> for Unverified {
+    fn from(why: &'static str) -> Self {
+        Self(
+            why.into(),
+            "The cluster may be changing its leader; try again in a moment.",
+        )
+    }
+}
+
+fn not_verified(member: &MemberName, Unverified(why, hint): Unverified) -> AttachError {
     AttachError::Refused {
         reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, format!("server \"{member}\" {why}"))
-            .hint("The cluster may be changing its leader; try again in a moment."),
+            .hint(hint),
         member: member.clone(),
     }
 }
@@ -291,10 +303,11 @@ fn not_verified(member: &MemberName, why: &'static str) -> AttachError {
 /// up with that; `candidate` says as which of them it was chosen.
 async fn verify(
     cluster: &ClusterHandle,
-    access: Access,
+    route: &Route,
     candidate: &Candidate,
     mut connection: ServerConnection,
-) -> Result<(ServerConnection, Terms), &'static str> {
+    deadline: Instant,
+) -> Result<(ServerConnection, Terms), Unverified> {
     let member = &candidate.member;
     let role = match connection.role {
         SeenRole::Unknown => ask_role(&mut connection, cluster.config().server.connect_timeout).await,
@@ -302,27 +315,39 @@ async fn verify(
     };
     match (candidate.reason == Preference::Leader, role) {
         (true, SeenRole::Writable) => {
+            let terms = match (route.access, route.read_only_on_leader) {
+                (Access::ReadWrite, _) => Terms::ReadWrite,
+                (Access::ReadOnly, OnLeader::Unenforced) => Terms::Unenforced,
+                // `refused` does not come here; if it did, nothing less would do.
+                (Access::ReadOnly, OnLeader::Enforced | OnLeader::Refused) => {
+                    enforce::writes_nothing(&mut connection, deadline)
+                        .await
+                        .map_err(|why| {
+                            Unverified(
+                                format!("is the leader, and the role of this session {why}").into(),
+                                "On this route a role that may write anything reads from replicas only.",
+                            )
+                        })?;
+                    Terms::Enforced
+                }
+            };
             // The leader may have changed while we were logging in.
             let snapshot = cluster.snapshot();
-            let terms = match access {
-                Access::ReadWrite => Terms::ReadWrite,
-                Access::ReadOnly => Terms::ReadOnlyOnLeader,
-            };
             match &snapshot.leader {
                 Leader::Verified { member: leader, .. } if leader == member => Ok((connection, terms)),
-                Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader"),
+                Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader".into()),
             }
         }
         (false, SeenRole::Standby) => Ok((connection, Terms::ReadOnly)),
         (true, SeenRole::Standby) => {
             cluster.evidence(member, Evidence::Demoted);
-            Err("does not accept writes")
+            Err("does not accept writes".into())
         }
         (false, SeenRole::Writable) => {
             cluster.evidence(member, Evidence::Promoted);
-            Err("is not a standby")
+            Err("is not a standby".into())
         }
-        (_, SeenRole::Unknown) => Err("did not say whether it is in recovery"),
+        (_, SeenRole::Unknown) => Err("did not say whether it is in recovery".into()),
     }
 }
 

@@ -364,7 +364,7 @@ async fn begin(
         .observe(seconds(record.times.connect));
     member.as_str().clone_into(&mut record.member);
     record.terms = Some(terms);
-    if terms == Terms::ReadOnlyOnLeader {
+    if terms == Terms::Unenforced {
         shared.metrics.unenforced(&gate.route.name);
     }
     for notice in &connection.notices {
@@ -606,7 +606,8 @@ fn shown(terms: Terms) -> &'static str {
     match terms {
         Terms::ReadWrite => "read-write",
         Terms::ReadOnly => "read-only",
-        Terms::ReadOnlyOnLeader => "unenforced",
+        Terms::Unenforced => "unenforced",
+        Terms::Enforced => "enforced",
     }
 }
 
@@ -625,7 +626,7 @@ pub(super) fn log_end(cause: &Cause, record: &Record, traffic: super::registry::
                 database = %Escaped(&record.database),
                 route = %record.gate.route.name,
                 member = %record.member,
-                access = record.terms.map_or("-", shown),
+                access = %record.terms.map_or("-", shown),
                 tls = record.tls.unwrap_or("-"),
                 channel_binding = if record.is_bound { "yes" } else { "no" },
                 tls_ms = %Millis(record.times.tls),

@@ -12,6 +12,7 @@ mod attach;
 mod cancel;
 pub mod console;
 pub mod end;
+mod enforce;
 pub mod gate;
 pub mod keys;
 pub mod life;

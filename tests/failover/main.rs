@@ -13,6 +13,7 @@
 mod cluster;
 
 mod cancel;
+mod choosing;
 mod dcs;
 mod death;
 mod fake;

@@ -31,6 +31,7 @@ mod main_job;
 mod methods;
 mod raw;
 mod relay;
+mod routing;
 mod tls;
 mod tools;
 mod transparent;
