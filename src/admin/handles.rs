@@ -1,17 +1,19 @@
-//! What the room is given of the others: values to read, and one thing to ask for.
+//! What the room is given of the others: values to read, and what to ask for.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::metrics::Metrics;
+use super::operations::Operations;
 use crate::auth::hba::rows::HbaRow;
 use crate::auth::ident::IdentRow;
 use crate::cluster::snapshot::Snapshot;
-use crate::config::{LocalMember, Route};
+use crate::config::{LocalMember, Route, Secret};
 
 /// Everything the room reads. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -19,6 +21,9 @@ pub struct Handles {
     /// In the order of the configuration; the first is the one meant without `?cluster=`.
     pub clusters: Vec<ClusterView>,
     pub access: AccessView,
+    pub operations: Arc<dyn Operations>,
+    /// Of `http.token_file`; exchanged when the file changes.
+    pub token: Option<Arc<ArcSwap<Secret>>>,
     pub readiness: Arc<Readiness>,
     /// Complete: nothing is registered after it is shared.
     pub registry: Arc<Registry>,

@@ -4,8 +4,12 @@
 
 mod access;
 mod answer;
+mod api;
+#[cfg(test)]
+mod api_tests;
 #[cfg(test)]
 pub(super) mod fixture;
+mod guard;
 mod node;
 mod patroni;
 mod router;
@@ -28,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::serve::Bounds;
 use super::handles::Handles;
-use crate::config::{self, BindAddress};
+use crate::config::{self, AgentSubject, BindAddress};
 
 /// Why the room could not start. `Display` is the sentence the operator sees.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +114,14 @@ pub fn spawn_thread_with(
         addresses.push(listener.local_addr().map_err(listen_error)?);
         listeners.push(listener);
     }
+    let mut agent = None;
+    if let Some(check) = &config.agent_check {
+        let listen_error = |source| AdminError::Listen {
+            address: check.address.clone(),
+            source,
+        };
+        agent = Some((serve::bind(&check.address).map_err(listen_error)?, check.about));
+    }
     let tls = config
         .tls
         .as_ref()
@@ -120,8 +132,8 @@ pub fn spawn_thread_with(
     let thread = thread::Builder::new()
         .name("admin".into())
         // The runtime is made where it ends: it must not be dropped within another one, the caller's perhaps.
-        .spawn(move || match prepare(listeners) {
-            Ok((runtime, listeners)) => {
+        .spawn(move || match prepare(listeners, agent) {
+            Ok((runtime, listeners, agent)) => {
                 let _ = report.send(Ok(()));
                 runtime.block_on(async {
                     let mut serving = tokio::task::JoinSet::new();
@@ -133,6 +145,9 @@ pub fn spawn_thread_with(
                             stop.clone(),
                             bounds,
                         ));
+                    }
+                    if let Some((listener, about)) = agent {
+                        serving.spawn(serve::agent(listener, about, handles.clone(), stop.clone()));
                     }
                     while serving.join_next().await.is_some() {}
                 });
@@ -154,16 +169,26 @@ pub fn spawn_thread_with(
     }
 }
 
-fn prepare(listeners: Vec<std::net::TcpListener>) -> io::Result<(Runtime, Vec<TcpListener>)> {
+type Agent<L> = Option<(L, AgentSubject)>;
+
+fn prepare(
+    listeners: Vec<std::net::TcpListener>,
+    agent: Agent<std::net::TcpListener>,
+) -> io::Result<(Runtime, Vec<TcpListener>, Agent<TcpListener>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let listeners = {
+    let (listeners, agent) = {
         let _guard = runtime.enter();
-        listeners
+        let listeners = listeners
             .into_iter()
             .map(TcpListener::from_std)
-            .collect::<io::Result<_>>()?
+            .collect::<io::Result<_>>()?;
+        let agent = match agent {
+            Some((listener, about)) => Some((TcpListener::from_std(listener)?, about)),
+            None => None,
+        };
+        (listeners, agent)
     };
-    Ok((runtime, listeners))
+    Ok((runtime, listeners, agent))
 }

@@ -53,6 +53,7 @@ async fn another_reason_for_being_down_is_told_now_and_then() {
             member: MemberName::new("a"),
             started: Instant::now(),
             result: Err(ProbeFailure {
+                check: crate::cluster::check::CheckStatus::Layer4Connection,
                 message: error.into(),
                 certain: true,
             }),
@@ -131,6 +132,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
     };
     let refused = || {
         Err(ProbeFailure {
+                check: crate::cluster::check::CheckStatus::Layer4Connection,
             message: "refused".into(),
             certain: true,
         })

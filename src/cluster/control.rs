@@ -142,6 +142,10 @@ impl Control {
             }
             (None, Source::Patroni(_)) => {}
         }
+        // What was asked for before the start is so from the first snapshot on.
+        while let Ok(observation) = self.reports.try_recv() {
+            self.observe(observation);
+        }
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {

@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::snapshot::{Leader, MemberName, Snapshot};
+use super::snapshot::{AdminState, Leader, MemberName, Snapshot};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClusterLabels {
@@ -85,6 +85,8 @@ impl EncodeLabelValue for LookUpResult {
 pub struct Metrics {
     member_up: Family<MemberLabels, Gauge>,
     member_leader: Family<MemberLabels, Gauge>,
+    member_admin: Family<MemberLabels, Gauge>,
+    member_weight: Family<MemberLabels, Gauge>,
     leader: Family<ClusterLabels, Gauge>,
     version: Family<ClusterLabels, Gauge>,
     source_up: Family<ClusterLabels, Gauge>,
@@ -104,6 +106,8 @@ impl Metrics {
         let metrics = Self {
             member_up: Family::default(),
             member_leader: Family::default(),
+            member_admin: Family::default(),
+            member_weight: Family::default(),
             leader: Family::default(),
             version: Family::default(),
             source_up: Family::default(),
@@ -115,6 +119,8 @@ impl Metrics {
         let Self {
             member_up,
             member_leader,
+            member_admin,
+            member_weight,
             leader,
             version,
             source_up,
@@ -133,6 +139,12 @@ impl Metrics {
             "1 for the verified leader",
             member_leader,
         );
+        registry.register(
+            "cluster_member_admin",
+            "Administrative state: 0 ready, 1 drain, 2 maint",
+            member_admin,
+        );
+        registry.register("cluster_member_weight", "Weight, 0 to 256", member_weight);
         registry.register("cluster_leader", "1 while there is a verified leader", leader);
         registry.register(
             "cluster_snapshot_version",
@@ -216,6 +228,16 @@ impl Metrics {
             self.member_up
                 .get_or_create_owned(&member(&shown.name))
                 .set(i64::from(shown.health.up));
+            self.member_admin
+                .get_or_create_owned(&member(&shown.name))
+                .set(match shown.admin {
+                    AdminState::Ready => 0,
+                    AdminState::Drain => 1,
+                    AdminState::Maint => 2,
+                });
+            self.member_weight
+                .get_or_create_owned(&member(&shown.name))
+                .set(shown.weight.into());
             self.member_leader
                 .get_or_create_owned(&member(&shown.name))
                 .set(i64::from(leader == Some(&shown.name)));
@@ -224,6 +246,8 @@ impl Metrics {
             let labels = member(&gone.name);
             self.member_up.remove(&labels);
             self.member_leader.remove(&labels);
+            self.member_admin.remove(&labels);
+            self.member_weight.remove(&labels);
             self.probe_seconds.remove(&labels);
             for result in [ProbeResult::Success, ProbeResult::Failure] {
                 let MemberLabels { cluster, member } = labels.clone();

@@ -9,6 +9,7 @@
 
 mod account;
 mod announce;
+pub mod check;
 mod control;
 pub mod examine;
 mod fixed;
@@ -35,7 +36,7 @@ use self::account::Account;
 use self::lookup::Lookups;
 pub use self::lookup::{Lookup, LookupError};
 pub use self::metrics::Metrics;
-use self::snapshot::{MemberName, Snapshot};
+use self::snapshot::{AdminState, MemberName, Snapshot};
 pub use self::state::Evidence;
 use self::state::Observation;
 use crate::auth::lookup::Answer;
@@ -56,6 +57,11 @@ pub enum ClusterError {
     #[error("TLS towards the servers: {0}")]
     ServerTls(String),
 }
+
+/// Too many reports wait: nothing was done, and the same may be asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too much is waiting to be done; try again in a moment")]
+pub struct Busy;
 
 /// How long memberships may be used without being confirmed where `cache_ttl` is not to be set: its default.
 const MEMBERSHIPS_TTL: Duration = Duration::from_mins(1);
@@ -97,6 +103,21 @@ impl ClusterHandle {
             at: Instant::now(),
         };
         let _ = self.shared.evidence.try_send(observation);
+    }
+
+    /// Sets a member's administrative state. It stays while the member is away. `Err`: too much is waiting to be
+    /// folded in; try again.
+    pub fn set_admin(&self, member: &MemberName, state: AdminState) -> Result<(), Busy> {
+        self.tell(Observation::Admin(member.clone(), state))
+    }
+
+    /// Sets a member's weight, 0 to 256, in place of the configuration's and the tag's; `None` gives it back to them.
+    pub fn set_weight(&self, member: &MemberName, weight: Option<u16>) -> Result<(), Busy> {
+        self.tell(Observation::Weight(member.clone(), weight))
+    }
+
+    fn tell(&self, observation: Observation) -> Result<(), Busy> {
+        self.shared.evidence.try_send(observation).map_err(|_| Busy)
     }
 
     /// Asks the source and probes every member now.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::check::CheckStatus;
 use super::snapshot::{AdminState, MemberName, ProbeFacts, Role};
 
 /// Where the list of members comes from, which decides who names the leader.
@@ -49,6 +50,7 @@ pub struct SourceReport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeFailure {
     pub message: String,
+    pub check: CheckStatus,
     /// There is no doubt (refused, shutting down): not waited for `fall`.
     pub certain: bool,
 }
@@ -91,6 +93,8 @@ pub enum Observation {
         at: Instant,
     },
     Admin(MemberName, AdminState),
+    /// In place of the configured weight; `None` gives it back.
+    Weight(MemberName, Option<u16>),
     /// Someone asks to look again now.
     LookAgain,
 }

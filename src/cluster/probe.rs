@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::account::{Account, Purpose};
+use super::check::CheckStatus;
 use super::metrics::{Metrics, ProbeResult};
 use super::snapshot::{MemberName, ProbeFacts};
 use super::state::{Observation, Pace, ProbeFailure};
@@ -200,6 +201,7 @@ fn failure(error: &ConnectError) -> ProbeFailure {
         _ => false,
     };
     ProbeFailure {
+        check: CheckStatus::of(error),
         message: super::patroni::printable(&error.to_string(), 400),
         certain,
     }

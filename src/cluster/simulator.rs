@@ -146,6 +146,7 @@ impl World {
     fn look(&self, index: usize) -> Result<ProbeFacts, ProbeFailure> {
         let node = &self.nodes[index];
         let failure = |message: &str, certain| ProbeFailure {
+            check: crate::cluster::check::CheckStatus::Layer4Connection,
             message: message.into(),
             certain,
         };

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::check::CheckStatus;
+
 /// A member's name as Patroni (or the fixed list) gives it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberName(Arc<str>);
@@ -188,6 +190,8 @@ pub struct Health {
     pub facts: Option<ProbeFacts>,
     /// Of the last failed probe; cleared by a success.
     pub error: Option<String>,
+    /// How the last probe ended, or what a session has seen since.
+    pub check: CheckStatus,
 }
 
 /// What a successful probe saw.
@@ -216,4 +220,27 @@ pub enum AdminState {
     Ready,
     Drain,
     Maint,
+}
+
+impl AdminState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        }
+    }
+
+    /// The state of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Ready, Self::Drain, Self::Maint]
+            .into_iter()
+            .find(|state| state.as_str() == name)
+    }
+}
+
+impl fmt::Display for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }

@@ -32,6 +32,7 @@ use tokio::time::Instant;
 
 mod leader;
 
+use super::check::CheckStatus;
 pub use super::observation::{
     Evidence, Listed, Named, Observation, Pace, ProbeFailure, SourceKind, SourceReport, Wants,
 };
@@ -39,7 +40,7 @@ use super::share::share;
 use super::snapshot::{
     AdminState, Health, Leader, Member, MemberName, NoLeader, ProbeFacts, Snapshot, SourceStatus,
 };
-use crate::config::Placement;
+use crate::config::{MOST_WEIGHT, Placement};
 
 /// Longest time of fast polling for one loss of the leader: above Patroni's default `ttl` + `loop_wait`.
 const LEADERLESS: Duration = Duration::from_mins(1);
@@ -103,7 +104,8 @@ impl MemberState {
         !self.listed.host.is_empty() && self.listed.port != 0
     }
 
-    fn down(&mut self, message: String, fall: u32) {
+    fn down(&mut self, check: CheckStatus, message: String, fall: u32) {
+        self.health.check = check;
         self.health.up = false;
         self.health.streak = fall;
         self.health.facts = None;
@@ -120,6 +122,8 @@ pub struct State {
     members: BTreeMap<MemberName, MemberState>,
     /// Administrative states outlive a member's absence; bounded by who sets them.
     admin: HashMap<MemberName, AdminState>,
+    /// As are weights, which count instead of the configured ones.
+    weights: HashMap<MemberName, u16>,
     /// Whom the last answer named; `None` before the first answer.
     named: Option<Named>,
     paused: bool,
@@ -156,6 +160,7 @@ impl State {
             settings,
             members: BTreeMap::new(),
             admin: HashMap::new(),
+            weights: HashMap::new(),
             named: None,
             paused: false,
             source,
@@ -192,6 +197,12 @@ impl State {
             Observation::Evidence { member, evidence, at } => self.evidence(&member, evidence, at, now),
             Observation::Admin(member, state) => {
                 self.admin.insert(member, state);
+            }
+            Observation::Weight(member, Some(weight)) => {
+                self.weights.insert(member, weight.min(MOST_WEIGHT));
+            }
+            Observation::Weight(member, None) => {
+                self.weights.remove(&member);
             }
             Observation::LookAgain => {
                 self.wants.poll = true;
@@ -315,6 +326,7 @@ impl State {
                 };
                 member.health.streak = successes.min(rise);
                 member.health.error = None;
+                member.health.check = CheckStatus::Layer7Ok;
                 member.identifier = Some(facts.system_identifier);
                 member.health.facts = Some(facts);
                 member.facts_from = Some(started);
@@ -324,7 +336,11 @@ impl State {
                     member.been_up = true;
                 }
             }
-            Err(ProbeFailure { message, certain }) => {
+            Err(ProbeFailure {
+                message,
+                check,
+                certain,
+            }) => {
                 let failures = if member.health.error.is_some() {
                     member.health.streak.saturating_add(1)
                 } else {
@@ -332,9 +348,10 @@ impl State {
                 };
                 let was_up = member.health.up;
                 if certain || failures >= fall || !was_up {
-                    member.down(message, failures.min(fall));
+                    member.down(check, message, failures.min(fall));
                 } else {
                     member.health.streak = failures;
+                    member.health.check = check;
                     member.health.error = Some(message);
                 }
                 if was_up {
@@ -355,10 +372,14 @@ impl State {
         match evidence {
             _ if outdated => {}
             Evidence::ConnectRefused if member.health.up => {
-                member.down("refused a connection".into(), fall);
+                member.down(CheckStatus::Layer4Connection, "refused a connection".into(), fall);
             }
             Evidence::ShutdownSeen if member.health.up => {
-                member.down("does not accept connections now".into(), fall);
+                member.down(
+                    CheckStatus::Layer7Status,
+                    "does not accept connections now".into(),
+                    fall,
+                );
             }
             Evidence::Promoted | Evidence::Demoted => {
                 member.evidence_at = Some(at);
@@ -418,12 +439,11 @@ impl State {
                 .facts_from
                 .is_some_and(|from| now.saturating_duration_since(from) > bound)
             {
-                let message = member
-                    .health
-                    .error
-                    .take()
-                    .unwrap_or_else(|| "no probe has ended in time".into());
-                member.down(message, fall);
+                let (check, message) = match member.health.error.take() {
+                    Some(message) => (member.health.check, message),
+                    None => (CheckStatus::Layer7Timeout, "no probe has ended in time".into()),
+                };
+                member.down(check, message, fall);
             }
         }
     }
@@ -431,6 +451,7 @@ impl State {
     fn show(&self, member: &MemberState) -> Member {
         let listed = member.listed.clone();
         let (weight, zone) = share(&self.settings.placement, &listed.name, &listed.tags);
+        let weight = self.weights.get(&listed.name).copied().unwrap_or(weight);
         Member {
             admin: self.admin.get(&listed.name).copied().unwrap_or_default(),
             identity: self.identity(member),

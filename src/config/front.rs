@@ -9,6 +9,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
 
 use super::access;
+use super::administration;
 use super::address::{self, bind_address, overlap};
 use super::cluster::{Draft, hours, minutes, ms, secs};
 use super::keys::{self, Unlock};
@@ -424,8 +425,15 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         addresses.push(BindAddress::Any { port: 6434 });
     }
     let tls = section.section("tls", &schema::HTTP_TLS);
+    let token = administration::token(&section);
+    let agent_check = administration::agent_check(&section, places);
     if !tls.present() {
-        return Some(Http { addresses, tls: None });
+        return Some(Http {
+            addresses,
+            tls: None,
+            token,
+            agent_check,
+        });
     }
     let pair = key_pair(&tls)?;
     match keys::server_config(root.context(), &pair, b"http/1.1", BOTH, None) {
@@ -435,6 +443,8 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
                 leaf: pair.leaf(),
                 server_config,
             }),
+            token,
+            agent_check,
         }),
         Err(error) => {
             tls.fault(format!("cannot be used: {error}"));
@@ -451,7 +461,7 @@ pub(super) struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn written(address: BindAddress, field: Field<'a>) -> Self {
+    pub(super) fn written(address: BindAddress, field: Field<'a>) -> Self {
         Self {
             address,
             what: field.path.clone(),

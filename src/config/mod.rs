@@ -11,6 +11,7 @@
 //! converted by readers that go on after a fault ([`section`]) into the [`model`].
 
 mod access;
+mod administration;
 mod address;
 mod cluster;
 mod command;
@@ -32,13 +33,14 @@ pub(crate) mod tree;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 
 pub use fault::{Fault, Faults};
+pub use files::read_secret;
 pub use keys::Leaf;
 pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
 pub use model::*;
@@ -169,6 +171,7 @@ struct Draft {
     log: Log,
     shutdown: Shutdown,
     workers: usize,
+    state_file: Option<PathBuf>,
 }
 
 impl Draft {
@@ -195,6 +198,7 @@ impl Draft {
             log: self.log,
             shutdown: self.shutdown,
             workers: self.workers,
+            state_file: self.state_file,
             warnings: Vec::new(),
             origin: Origin {
                 text: Arc::from(text),
@@ -207,8 +211,10 @@ impl Draft {
         let mut materials = Vec::new();
         let tls = self.tls.map(|tls| Material::Tls(Arc::new(tls)));
         materials.extend(tls.map(|tls| (Part::Tls, tls)));
-        let http = self.http.and_then(|http| http.tls).map(Material::Http);
-        materials.extend(http.map(|http| (Part::Http, http)));
+        if let Some(http) = self.http {
+            materials.extend(http.tls.map(|tls| (Part::Http, Material::Http(tls))));
+            materials.extend(http.token.map(|token| (Part::Token, Material::Token(token))));
+        }
         materials.extend(self.auth.map(|auth| (Part::Auth, Material::Auth(auth))));
         for cluster in self.clusters {
             let name = cluster.name;
@@ -279,6 +285,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
         log: front::log(&root),
         shutdown: front::shutdown(&root),
         workers: front::workers(&root),
+        state_file: administration::state_file(&root),
     })
 }
 

@@ -34,6 +34,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// Threads that relay; each owns the sessions it was given (default: half of the processors, at least 1).
     pub workers: usize,
+    /// Where administrative states and weights are kept over a restart; `None`: they are not.
+    pub state_file: Option<PathBuf>,
     /// What is legal but odd; see [`Config::warnings`].
     pub(super) warnings: Vec<String>,
     pub(super) origin: Origin,
@@ -379,6 +381,27 @@ pub struct Http {
     /// One or more; the same is answered on each.
     pub addresses: Vec<BindAddress>,
     pub tls: Option<HttpTls>,
+    /// At least 16 visible ASCII characters, which whoever changes something must show; `None`: nothing can be changed.
+    pub token: Option<Secret>,
+    /// `None` where `HAProxy`'s agent check is not answered.
+    pub agent_check: Option<AgentCheck>,
+}
+
+/// The port for `HAProxy`'s agent check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentCheck {
+    pub address: BindAddress,
+    pub about: AgentSubject,
+}
+
+/// What is behind `HAProxy`'s server line, so whose state is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AgentSubject {
+    /// This router.
+    #[default]
+    Router,
+    /// The local member of the first cluster.
+    LocalMember,
 }
 
 /// TLS of the HTTP listener.

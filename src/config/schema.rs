@@ -38,7 +38,8 @@ macro_rules! keys {
 
 keys! {
     ROOT "": now("clusters"), now("tls"), now("auth"), now("routes"), now("listeners"), now("http"),
-        now("console"), now("limits"), now("peers"), now("log"), now("shutdown"), now("workers");
+        now("console"), now("limits"), now("peers"), now("log"), now("shutdown"), now("workers"),
+        now("state_file");
     CLUSTER "clusters.NAME": now("patroni"), now("servers"), later("etcd"), now("service_account"),
         now("server_tls"), now("server"), now("probe"), now("members"), now("local_member"),
         now("zone"), now("weight_tag"), now("zone_tag");
@@ -66,7 +67,8 @@ keys! {
         later("max_lag"), later("on_unfit");
     LISTENER "listeners[]": now("name"), now("address"), now("route"), now("socket_mode"),
         now("mode"), now("tls"), now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
-    HTTP "http": now("address"), now("tls"), later("token_file");
+    HTTP "http": now("address"), now("tls"), now("token_file"), now("agent_check");
+    AGENT_CHECK "http.agent_check": now("address"), now("about");
     HTTP_TLS "http.tls": now("cert_file"), now("key_file"), now("passphrase_command");
     CONSOLE "console": now("users"), now("database");
     LIMITS "limits": now("max_clients"), now("max_pending_logins"), later("per_user"), later("per_database"),

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod access;
+mod administration;
 mod console;
 mod keys;
 mod rereading;
@@ -65,7 +66,8 @@ listeners:
   - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
   - {name: two, address: "[::1]:7001", route: r, tls: off}
   - {name: three, address: /run/trunkline/.s.PGSQL.7001, socket_mode: "0750", route: r}
-http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key}}
+http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key},
+       agent_check: {address: "127.0.0.1:7004", about: local_member}}
 console: {users: [admin, b], database: router}
 limits: {max_clients: 12, max_pending_logins: 13}
 peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
@@ -85,7 +87,7 @@ impl Files {
         files
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 

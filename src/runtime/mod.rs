@@ -8,10 +8,12 @@
 //! Shutdown has phases, each bounded: not ready, stop accepting, end sessions at their next boundary, cut what is
 //! left, exit.
 
+mod administration;
 mod door;
 mod limits;
 mod reload;
 mod shutdown;
+mod state_file;
 mod workers;
 
 use std::collections::HashMap;
@@ -44,6 +46,7 @@ use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::registry::Registry;
 use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
+use administration::Administration;
 use door::Door;
 use reload::{Reload, Sinks};
 use workers::Workers;
@@ -77,12 +80,26 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
     let clusters = start_clusters(&config, ours, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
+    let operations = Administration::begin(
+        config.state_file.clone(),
+        clusters.clone(),
+        Arc::clone(&registry),
+        &stop,
+        &tracker,
+    );
+    let token = config
+        .http
+        .token
+        .as_ref()
+        .map(|token| Arc::new(ArcSwap::from_pointee(token.clone())));
     let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
     let workers = Arc::new(Workers::start(config.workers)?);
     let readiness = Arc::new(Readiness::new());
     let handles = Handles {
         clusters: views(&config, &clusters),
         access: access_view(&shared.access),
+        operations: Arc::new(operations),
+        token: token.clone(),
         readiness: Arc::clone(&readiness),
         registry: Arc::new(metrics),
         metrics: admin_metrics,
@@ -114,6 +131,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let sinks = Sinks {
         tls,
         http: admin.tls(),
+        token,
         clusters,
         shared: Arc::clone(&shared),
     };
@@ -334,6 +352,9 @@ fn announce(config: &Config, workers: usize) {
     }
     for address in &config.http.addresses {
         info!(%address, tls = config.http.tls.is_some(), "listening for HTTP");
+    }
+    if let Some(check) = &config.http.agent_check {
+        info!(address = %check.address, "listening for HAProxy's agent check");
     }
     for warning in config.warnings() {
         warn!("{warning}");

@@ -33,6 +33,7 @@ const RETRY: Duration = Duration::from_mins(1);
 pub(super) struct Sinks {
     pub(super) tls: Option<Arc<ArcSwap<Acceptor>>>,
     pub(super) http: Option<Arc<ArcSwap<ServerConfig>>>,
+    pub(super) token: Option<Arc<ArcSwap<Secret>>>,
     pub(super) clusters: HashMap<Arc<str>, ClusterHandle>,
     pub(super) shared: Arc<Shared>,
 }
@@ -57,6 +58,7 @@ pub(super) struct Reload {
 enum Ready {
     Tls(Acceptor),
     Http(Arc<ServerConfig>),
+    Token(Secret),
     Access(Arc<Access>),
     ServerTls(Arc<TlsClient>),
     Password(Option<Secret>),
@@ -221,6 +223,11 @@ impl Reload {
                     http.store(settings);
                 }
             }
+            Ready::Token(token) => {
+                if let Some(sink) = &self.sinks.token {
+                    sink.store(Arc::new(token));
+                }
+            }
             Ready::Access(access) => self.sinks.shared.access.store(access),
             Ready::ServerTls(tls) => {
                 if let Some(cluster) = cluster {
@@ -353,6 +360,7 @@ fn ready(material: Material, around: Around<'_>, shared: &Shared) -> Result<(Rea
     Ok(match material {
         Material::Tls(tls) => (Ready::Tls(Acceptor::new(&tls)), of_clients(&tls)),
         Material::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),
+        Material::Token(token) => (Ready::Token(token), Vec::new()),
         Material::Auth(auth) => match Access::load(&auth, around, &shared.mock) {
             Ok(access) => (Ready::Access(Arc::new(access)), Vec::new()),
             Err(AccessFaults {

@@ -1,5 +1,6 @@
 //! Why a session ended: what the client is told, what the log says, what the metrics count.
 
+use crate::cluster::snapshot::MemberName;
 use crate::routing::EndReason;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -27,6 +28,10 @@ pub enum Reason {
     Shutdown,
     /// The server's role has changed.
     Role(EndReason),
+    /// An operator ends this one session.
+    Killed,
+    /// An operator ends the sessions on the member.
+    MemberClosed(MemberName),
 }
 
 impl Reason {
@@ -38,6 +43,12 @@ impl Reason {
                 "terminating connection: the connection manager is shutting down".to_owned(),
             )
             .hint("Reconnect; another connection manager, or this one once restarted, will serve you."),
+            Self::Killed => fatal("terminating connection due to administrator command".to_owned())
+                .hint("An operator of the connection manager has ended this session."),
+            Self::MemberClosed(member) => fatal(format!(
+                "terminating connection: an operator ends the sessions on {member}"
+            ))
+            .hint("Reconnect to be served by another server, if this one takes no new sessions."),
             Self::Role(why @ (EndReason::Demoted(_) | EndReason::OtherLeader { .. })) => {
                 fatal(format!("terminating connection: {why}")).hint("Reconnect to reach the leader.")
             }
@@ -50,6 +61,8 @@ impl Reason {
     fn label(&self) -> &'static str {
         match self {
             Self::Shutdown => "shutdown",
+            Self::Killed => "killed",
+            Self::MemberClosed(_) => "member_closed",
             Self::Role(EndReason::Demoted(_)) => "demoted",
             Self::Role(EndReason::OtherLeader { .. }) => "leader_changed",
             Self::Role(EndReason::Promoted(_)) => "promoted",
@@ -61,6 +74,8 @@ impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Shutdown => f.write_str("shutdown"),
+            Self::Killed => f.write_str("ended by an operator"),
+            Self::MemberClosed(member) => write!(f, "an operator ended the sessions on {member}"),
             Self::Role(why) => why.fmt(f),
         }
     }
@@ -112,7 +127,7 @@ impl Cause {
             Self::ClientTerminated
             | Self::ClientGone { .. }
             | Self::ServerFatal { .. }
-            | Self::Ordered(Reason::Shutdown) => false,
+            | Self::Ordered(Reason::Shutdown | Reason::Killed | Reason::MemberClosed(_)) => false,
             Self::ServerGone { .. }
             | Self::Ordered(_)
             | Self::ClientProtocol(_)

@@ -22,7 +22,7 @@ use super::end::{Cause, Order};
 use super::gate::Gate;
 use super::keys::ClientCancelKey;
 use super::metrics::{GaugeGuard, seconds};
-use super::registry::{Attachment, Seat, Ticket};
+use super::registry::{self, Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
 use super::{Shared, cancel, console, peers, sentry};
 use crate::auth::credentials::ServerLogin;
@@ -109,6 +109,16 @@ pub(super) struct Record {
 }
 
 impl Record {
+    fn who(&self) -> registry::Client {
+        registry::Client {
+            address: self.client,
+            user: self.user.clone(),
+            database: self.database.clone(),
+            tls: self.tls,
+            since: self.accepted,
+        }
+    }
+
     /// Tells the operator of an authenticated client that may not use what it asks for.
     pub(super) fn refused(&self, shared: &Shared, reason: &str) {
         if let Some(skipped) = shared.failures.admit(self.client.ip()) {
@@ -378,7 +388,7 @@ async fn begin(
         &gate,
         packet.served(),
         &connection,
-        (&member, terms),
+        (&member, terms, record.who()),
         &mut out,
     );
     message::ready_for_query(&mut out, b'I');
@@ -438,12 +448,13 @@ fn enter(
     gate: &Gate,
     version: ProtocolVersion,
     connection: &crate::backend::ServerConnection,
-    (member, terms): (&crate::cluster::snapshot::MemberName, Terms),
+    (member, terms, client): (&crate::cluster::snapshot::MemberName, Terms, registry::Client),
     out: &mut BytesMut,
 ) -> Ticket {
     // A server without BackendKeyData gets an id of ours, and a cancel for it is a no-op (case 35).
     let process_id = connection.process_id.unwrap_or_default();
     let mut attachment = Attachment {
+        client,
         cluster: Arc::clone(&gate.cluster.config().name),
         route: Arc::clone(&gate.route.name),
         terms,
@@ -611,7 +622,7 @@ fn shown(terms: Terms) -> &'static str {
     }
 }
 
-pub(super) fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
+pub(super) fn log_end(cause: &Cause, record: &Record, traffic: registry::Traffic) {
     struct Millis(Duration);
     impl fmt::Display for Millis {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

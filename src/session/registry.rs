@@ -5,11 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use bytes::Bytes;
+use tokio::time::Instant;
+
 use super::end::Order;
 use super::keys::ClientCancelKey;
 use super::trouble::Trouble;
 use crate::backend::CancelTarget;
 use crate::cluster::snapshot::MemberName;
+use crate::frontend::ClientAddress;
 use crate::routing::{Terms, Turns};
 
 /// A cluster's member, as sessions are counted on it.
@@ -53,9 +57,23 @@ impl Traffic {
     }
 }
 
+/// Whose session it is, for those who look at it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub address: ClientAddress,
+    /// As the client named them.
+    pub user: Bytes,
+    pub database: Bytes,
+    /// TLS version and cipher; `None` in clear.
+    pub tls: Option<&'static str>,
+    /// When it was accepted.
+    pub since: Instant,
+}
+
 /// What a session tells the registry when it is attached.
 #[derive(Debug)]
 pub struct Attachment {
+    pub client: Client,
     pub cluster: Arc<str>,
     pub route: Arc<str>,
     pub terms: Terms,
@@ -72,6 +90,8 @@ pub struct Entry {
     pub id: u64,
     pub attachment: Attachment,
     in_flight: AtomicBool,
+    /// As it was when the session last came to rest.
+    in_transaction: AtomicBool,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
     transactions: AtomicU64,
@@ -141,6 +161,7 @@ impl Registry {
             id,
             attachment,
             in_flight: AtomicBool::new(false),
+            in_transaction: AtomicBool::new(false),
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
@@ -169,6 +190,11 @@ impl Registry {
             }
         }
         found
+    }
+
+    /// The session of this number.
+    pub fn session(&self, id: u64) -> Option<Arc<Entry>> {
+        self.lock().sessions.get(&id).cloned()
     }
 
     /// Every session there is now.
@@ -241,6 +267,15 @@ impl Entry {
 
     pub(super) fn set_in_flight(&self, in_flight: bool) {
         self.in_flight.store(in_flight, Ordering::Release);
+    }
+
+    /// Is a transaction open, though the server is not working? Meaningless while it is.
+    pub fn in_transaction(&self) -> bool {
+        self.in_transaction.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_in_transaction(&self, in_transaction: bool) {
+        self.in_transaction.store(in_transaction, Ordering::Relaxed);
     }
 
     /// Written by the session's own task only.
@@ -324,6 +359,13 @@ mod tests {
 
     fn attachment(process_id: u32, key: ClientCancelKey) -> Attachment {
         Attachment {
+            client: Client {
+                address: ClientAddress::Local(None),
+                user: Bytes::from_static(b"app"),
+                database: Bytes::from_static(b"app"),
+                tls: None,
+                since: Instant::now(),
+            },
             cluster: "main".into(),
             route: "read-write".into(),
             terms: Terms::ReadWrite,

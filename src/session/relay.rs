@@ -213,6 +213,10 @@ impl Relay {
                     if in_flight != self.entry().in_flight() {
                         self.entry().set_in_flight(in_flight);
                     }
+                    let in_transaction = !in_flight && !self.account.between_transactions();
+                    if in_transaction != self.entry().in_transaction() {
+                        self.entry().set_in_transaction(in_transaction);
+                    }
                     // An order may be due just now that both directions have come to rest.
                     return match self.obey() {
                         Some(cause) => Poll::Ready(cause),

@@ -13,6 +13,7 @@
 mod cluster;
 
 mod abuse;
+mod administration;
 mod auth;
 mod bad_input;
 mod binding;

@@ -1,7 +1,7 @@
 //! Hand-built snapshots.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -10,9 +10,13 @@ use tokio::sync::watch;
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
+use super::super::operations::{Change, Ending, Operations, SessionView};
+use super::guard::Guard;
 use super::router::App;
 use crate::auth::ident::IdentRow;
 use crate::auth::rules::Rules;
+use crate::cluster::Busy;
+use crate::cluster::check::CheckStatus;
 use crate::cluster::snapshot::*;
 use crate::config::{LocalMember, Route};
 
@@ -48,6 +52,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
             streak: 2,
             last_probe: None,
             error: None,
+            check: CheckStatus::Layer7Ok,
             facts: Some(ProbeFacts {
                 in_recovery: true,
                 system_identifier: 7,
@@ -148,9 +153,50 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
     Handles {
         clusters,
         access: access(),
+        operations: Arc::new(Nothing::default()),
+        token: None,
         readiness,
         registry: Arc::new(registry),
         metrics,
+    }
+}
+
+/// No sessions; keeps what it was told.
+#[derive(Debug, Default)]
+pub(super) struct Nothing {
+    pub(super) told: Mutex<Vec<String>>,
+    pub(super) session: Option<SessionView>,
+}
+
+impl Operations for Nothing {
+    fn sessions(&self) -> Vec<SessionView> {
+        self.session.iter().cloned().collect()
+    }
+
+    fn sessions_on(&self, _: &str, _: &MemberName) -> usize {
+        self.session.iter().len()
+    }
+
+    fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
+        let found = self.session.clone().filter(|session| session.id == id)?;
+        self.told.lock().unwrap().push(format!("{id} {ending:?}"));
+        Some(found)
+    }
+
+    fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
+        let told = format!("{cluster} {member} {ending:?}");
+        self.told.lock().unwrap().push(told);
+        self.session.iter().len()
+    }
+
+    fn has_kept(&self, _: &str, member: &MemberName) -> bool {
+        member.as_str() == "kept"
+    }
+
+    fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
+        let told = format!("{cluster} {member} {change:?}");
+        self.told.lock().unwrap().push(told);
+        Ok(())
     }
 }
 
@@ -160,7 +206,12 @@ pub(super) fn app(handles: Handles) -> Arc<App> {
         .iter()
         .map(|view| watch::channel(initial(&view.local_member)).1)
         .collect();
-    Arc::new(App { handles, locals })
+    let guard = Guard::new(handles.token.clone());
+    Arc::new(App {
+        handles,
+        locals,
+        guard,
+    })
 }
 
 pub(super) fn named(name: &str) -> LocalMember {

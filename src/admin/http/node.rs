@@ -7,12 +7,13 @@ use std::sync::Arc;
 use axum::http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
+use super::super::agent::AgentState;
 use super::super::fitness::{self, Verdict};
 use super::super::handles::{ClusterView, Phase};
 use super::answer::Answer;
 use super::router::{App, Params, Subject};
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
-use crate::config::Route;
+use crate::config::{AgentSubject, Route};
 use crate::routing;
 
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +125,31 @@ fn read_only(view: &ClusterView) -> Verdict {
         "no replica is fit to read from"
     }
     .into())
+}
+
+/// The answer to HAProxy's agent check.
+pub(super) fn agent(app: &App, about: AgentSubject) -> AgentState {
+    match about {
+        AgentSubject::Router => {
+            let serves = |view: &ClusterView| read_write(view, false).or_else(|_| read_only(view));
+            let clusters = &app.handles.clusters;
+            AgentState::of_router(
+                app.handles.readiness.phase(),
+                clusters.iter().any(|view| serves(view).is_ok()),
+            )
+        }
+        AgentSubject::LocalMember => {
+            let Some(view) = app.handles.clusters.first() else {
+                return AgentState::Down("no cluster is configured");
+            };
+            let snapshot = view.snapshot.borrow().clone();
+            match app.local(0, &snapshot) {
+                Subject::Member(member) => AgentState::of_member(&snapshot, member),
+                Subject::NotYet(why) => AgentState::Down(why),
+                Subject::Missing(_) => AgentState::Down("there is no local member"),
+            }
+        }
+    }
 }
 
 /// `/group/read-write-info`: the verified leader, or an empty array.

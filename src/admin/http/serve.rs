@@ -23,11 +23,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::super::handles::Handles;
-use super::super::local;
-use super::access::Caller;
+use super::super::{agent, local};
+use super::guard::{Caller, Guard};
+use super::node;
 use super::router::{App, router};
 use super::stream::WriteBound;
-use crate::config::BindAddress;
+use crate::config::{AgentSubject, BindAddress};
 
 /// What one caller, and all together, may cost.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +60,9 @@ impl Default for Bounds {
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 const BACKLOG: i32 = 1024;
+/// Agent checks at once; one more is closed at once.
+const MAX_AGENT_CHECKS: usize = 64;
+const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A listening socket; `*` is dual-stack, or IPv4 where the host has no IPv6.
 pub(super) fn bind(address: &BindAddress) -> io::Result<std::net::TcpListener> {
@@ -97,17 +101,10 @@ pub(super) async fn serve(
 ) {
     let tasks = TaskTracker::new();
     let stop = shutdown.child_token();
-    let mut locals = Vec::new();
-    for view in &handles.clusters {
-        let (sender, receiver) = watch::channel(local::initial(&view.local_member));
-        if view.local_member == crate::config::LocalMember::Auto {
-            tasks.spawn(local::follow(view.snapshot.clone(), sender, stop.clone()));
-        }
-        locals.push(receiver);
-    }
     let metrics = handles.metrics.clone();
+    let app = app(handles, &tasks, &stop);
     let server = Arc::new(Server {
-        router: router(Arc::new(App { handles, locals })),
+        router: router(app),
         tls,
         bounds,
         stop: stop.clone(),
@@ -122,7 +119,7 @@ pub(super) async fn serve(
         let (stream, caller) = match accepted {
             Ok((stream, address)) => {
                 backoff = Backoff::default();
-                (stream, Caller(address.ip()))
+                (stream, address)
             }
             Err(error) => {
                 if let Some(pause) = backoff.after(&error) {
@@ -141,7 +138,15 @@ pub(super) async fn serve(
         let open = Open::new(&metrics.connections);
         let server = Arc::clone(&server);
         tasks.spawn(async move {
-            server.connection(stream, caller).await;
+            server
+                .connection(
+                    stream,
+                    Caller {
+                        address: caller,
+                        tls: server.tls.is_some(),
+                    },
+                )
+                .await;
             drop((slot, open));
         });
     }
@@ -149,6 +154,66 @@ pub(super) async fn serve(
     tasks.close();
     // What does not end in time ends with the runtime.
     let _ = timeout(bounds.grace, tasks.wait()).await;
+}
+
+/// What requests read; local members are followed until `stop`.
+fn app(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) -> Arc<App> {
+    let mut locals = Vec::new();
+    for view in &handles.clusters {
+        let (sender, receiver) = watch::channel(local::initial(&view.local_member));
+        if view.local_member == crate::config::LocalMember::Auto {
+            tasks.spawn(local::follow(view.snapshot.clone(), sender, stop.clone()));
+        }
+        locals.push(receiver);
+    }
+    let guard = Guard::new(handles.token.clone());
+    Arc::new(App {
+        handles,
+        locals,
+        guard,
+    })
+}
+
+/// Tells each that connects how things are, until `shutdown`.
+pub(super) async fn agent(
+    listener: TcpListener,
+    about: AgentSubject,
+    handles: Handles,
+    shutdown: CancellationToken,
+) {
+    let tasks = TaskTracker::new();
+    let stop = shutdown.child_token();
+    let app = app(handles, &tasks, &stop);
+    let mut backoff = Backoff::default();
+    let slots = Arc::new(Semaphore::new(MAX_AGENT_CHECKS));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                backoff = Backoff::default();
+                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                    continue;
+                };
+                let line = node::agent(&app, about).to_string();
+                tasks.spawn(async move {
+                    // Whoever does not take a line is not waited for.
+                    let _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                if let Some(pause) = backoff.after(&error) {
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = sleep(pause) => {}
+                    }
+                }
+            }
+        }
+    }
 }
 
 struct Server {

@@ -1,6 +1,7 @@
 //! Every path against hand-built snapshots; what Patroni answers is from its documentation, chapter "Patroni REST API".
 #![allow(clippy::unwrap_used)]
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,7 +15,7 @@ use tower::ServiceExt;
 
 use super::super::handles::{Handles, Readiness};
 use super::super::local::Local;
-use super::access::Caller;
+use super::guard::{Caller, Guard};
 use super::answer::{MEMBER, REASON};
 use super::fixture::*;
 use super::node::stable_id;
@@ -486,6 +487,7 @@ async fn without_a_local_member_404_and_a_hint_or_503_while_it_may_still_come() 
         let handles = handles(vec![view(snapshot.clone(), LocalMember::Auto)]);
         let hint = local.hint();
         let router = router(Arc::new(App {
+            guard: Guard::new(None),
             handles,
             locals: vec![watch::channel(local).1],
         }));
@@ -804,7 +806,7 @@ proptest! {
             let mut view = view(snapshot, LocalMember::Auto);
             view.name = "true".into();
             let handles = handles(vec![view]);
-            let router = router(Arc::new(App { handles, locals: vec![watch::channel(local).1] }));
+            let router = router(Arc::new(App { guard: Guard::new(None), handles, locals: vec![watch::channel(local).1] }));
             for path in ["/connection/is-live", "/connection/is-ready", "/connection/is-ready-rw",
                          "/connection/is-ready-ro", "/connection/true", "/node/is-read-write", "/node/is-read-only",
                          "/node/true/is-read-write", "/node/true/is-read-only", "/node/true/true", "/node/true"] {
@@ -823,7 +825,10 @@ proptest! {
 // --- who may log in ------------------------------------------------------------------------------------------------
 
 async fn get_from(router: &Router, uri: &str, caller: &str) -> Got {
-    let caller = Caller(caller.parse().unwrap());
+    let caller = Caller {
+        address: (caller.parse::<IpAddr>().unwrap(), 5000).into(),
+        tls: false,
+    };
     get(&router.clone().layer(Extension(caller)), uri).await
 }
 
