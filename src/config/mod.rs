@@ -16,6 +16,7 @@ mod cluster;
 mod command;
 mod fault;
 mod files;
+mod fitness;
 mod front;
 mod keys;
 mod material;
@@ -39,6 +40,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use indexmap::IndexMap;
 
 pub use fault::{Fault, Faults};
+pub use fitness::{Limit, MaxLag, OnUnfit, Unfit};
 pub use keys::Leaf;
 pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
 pub use model::*;
