@@ -7,6 +7,7 @@
 //! Refuses: to change anything but "look again now".
 
 pub mod console;
+pub mod fit;
 mod fitness;
 mod handles;
 pub mod http;

@@ -1,6 +1,6 @@
 //! Why a session ended: what the client is told, what the log says, what the metrics count.
 
-use crate::routing::EndReason;
+use crate::routing::{EndReason, LeaveReason};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -27,6 +27,8 @@ pub enum Reason {
     Shutdown,
     /// The server's role has changed.
     Role(EndReason),
+    /// The server is no longer fit for the session's route.
+    Unfit(LeaveReason),
 }
 
 impl Reason {
@@ -44,6 +46,9 @@ impl Reason {
             Self::Role(why @ EndReason::Promoted(_)) => {
                 fatal(format!("terminating connection: {why}")).hint("Reconnect to reach a replica.")
             }
+            Self::Unfit(why) => {
+                fatal(format!("terminating connection: {why}")).hint("Reconnect to reach another server.")
+            }
         }
     }
 
@@ -53,6 +58,9 @@ impl Reason {
             Self::Role(EndReason::Demoted(_)) => "demoted",
             Self::Role(EndReason::OtherLeader { .. }) => "leader_changed",
             Self::Role(EndReason::Promoted(_)) => "promoted",
+            Self::Unfit(LeaveReason::Lagging(_)) => "lagging",
+            Self::Unfit(LeaveReason::Down(_)) => "member_down",
+            Self::Unfit(LeaveReason::Maintenance(_)) => "maintenance",
         }
     }
 }
@@ -62,6 +70,7 @@ impl std::fmt::Display for Reason {
         match self {
             Self::Shutdown => f.write_str("shutdown"),
             Self::Role(why) => why.fmt(f),
+            Self::Unfit(why) => why.fmt(f),
         }
     }
 }
@@ -112,7 +121,7 @@ impl Cause {
             Self::ClientTerminated
             | Self::ClientGone { .. }
             | Self::ServerFatal { .. }
-            | Self::Ordered(Reason::Shutdown) => false,
+            | Self::Ordered(Reason::Shutdown | Reason::Unfit(LeaveReason::Maintenance(_))) => false,
             Self::ServerGone { .. }
             | Self::Ordered(_)
             | Self::ClientProtocol(_)
