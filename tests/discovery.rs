@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::cluster::snapshot::{Leader, NamedBy, Snapshot};
-use trunkline::cluster::{self as room, ClusterHandle, LookupError, Metrics};
+use trunkline::cluster::{self as room, ClusterHandle, LagLimits, LookupError, Metrics};
 use trunkline::config::{
     Auth, ChannelBinding, LocalMember, Patroni, Probe, Secret, Server, ServerOptions, ServerTls,
     ServiceAccount, Source, SslMode, SslNegotiation, Verifiers,
@@ -111,7 +111,7 @@ impl Running {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let handle = room::start(Arc::new(config), &auth, metrics, stop.clone(), &tracker).unwrap();
+        let handle = room::start(Arc::new(config), &auth, LagLimits::new(), metrics, stop.clone(), &tracker).unwrap();
         Self {
             handle,
             stop,

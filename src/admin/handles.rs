@@ -62,6 +62,14 @@ pub struct ClusterView {
     pub look_again: Arc<dyn Fn() + Send + Sync>,
 }
 
+impl ClusterView {
+    /// The route that "fit to read from" means where none is named: `read-only`, else the first.
+    pub fn default_read_only(&self) -> Option<&Route> {
+        let named = self.read_only.iter().find(|route| &*route.name == "read-only");
+        named.or(self.read_only.first()).map(|route| &**route)
+    }
+}
+
 impl fmt::Debug for ClusterView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClusterView")

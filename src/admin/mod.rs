@@ -9,6 +9,7 @@
 
 mod agent;
 pub mod console;
+pub mod fit;
 mod fitness;
 mod handles;
 pub mod http;

@@ -17,7 +17,7 @@ use super::metrics::{Metrics, ProbeResult};
 use super::patroni::{Patroni, Reply, choose, printable};
 use super::probe::{Prober, wait};
 use super::snapshot::{Identity, MemberName, Snapshot};
-use super::state::{Observation, Pace, Settings, SourceKind, State};
+use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
 use crate::config::{self, Source};
 
 /// How often time alone is looked at.
@@ -58,7 +58,7 @@ impl Drop for Running {
     }
 }
 
-fn settings(config: &config::Cluster) -> Settings {
+fn settings(config: &config::Cluster, limits: LagLimits) -> Settings {
     let (kind, poll_interval, fast_interval) = match &config.source {
         Source::Patroni(patroni) => (
             SourceKind::Patroni,
@@ -77,18 +77,20 @@ fn settings(config: &config::Cluster) -> Settings {
         poll_interval,
         fast_interval,
         placement: config.placement.clone(),
+        limits,
     }
 }
 
 impl Control {
     pub(super) fn new(
         account: Arc<Account>,
+        limits: LagLimits,
         reports: mpsc::Receiver<Observation>,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
-        let settings = settings(&account.config);
+        let settings = settings(&account.config, limits);
         let fast_interval = settings.fast_interval;
         let now = Instant::now();
         let state = State::new(settings, now);
@@ -217,6 +219,7 @@ impl Control {
         if new.version != old.version {
             self.metrics.show(old, &new);
         }
+        self.metrics.measure(&new);
         self.snapshots.send_if_modified(|current| {
             let noticeable = current.version != new.version;
             *current = new;

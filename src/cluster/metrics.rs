@@ -1,5 +1,6 @@
 //! What this room counts.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -88,6 +89,8 @@ pub struct Metrics {
     member_admin: Family<MemberLabels, Gauge>,
     member_weight: Family<MemberLabels, Gauge>,
     leader: Family<ClusterLabels, Gauge>,
+    lag_bytes: Family<MemberLabels, Gauge>,
+    lag_seconds: Family<MemberLabels, Gauge<f64, AtomicU64>>,
     version: Family<ClusterLabels, Gauge>,
     source_up: Family<ClusterLabels, Gauge>,
     probes: Family<ProbeLabels, Counter>,
@@ -109,6 +112,8 @@ impl Metrics {
             member_admin: Family::default(),
             member_weight: Family::default(),
             leader: Family::default(),
+            lag_bytes: Family::default(),
+            lag_seconds: Family::default(),
             version: Family::default(),
             source_up: Family::default(),
             probes: Family::default(),
@@ -122,6 +127,8 @@ impl Metrics {
             member_admin,
             member_weight,
             leader,
+            lag_bytes,
+            lag_seconds,
             version,
             source_up,
             probes,
@@ -145,6 +152,16 @@ impl Metrics {
             member_admin,
         );
         registry.register("cluster_member_weight", "Weight, 0 to 256", member_weight);
+        registry.register(
+            "cluster_member_lag_bytes",
+            "What the leader has written and the standby not replayed; not there where it is not known",
+            lag_bytes,
+        );
+        registry.register(
+            "cluster_member_lag_seconds",
+            "How long the standby has lacked anything; not there where it is not known",
+            lag_seconds,
+        );
         registry.register("cluster_leader", "1 while there is a verified leader", leader);
         registry.register(
             "cluster_snapshot_version",
@@ -202,6 +219,27 @@ impl Metrics {
             .inc();
     }
 
+    /// Shows what changes all the time.
+    pub(super) fn measure(&self, new: &Snapshot) {
+        for member in &new.members {
+            let labels = MemberLabels {
+                cluster: new.cluster.to_string(),
+                member: member.name.as_str().to_owned(),
+            };
+            match member.measured {
+                Some(lag) => {
+                    let bytes = i64::try_from(lag.bytes).unwrap_or(i64::MAX);
+                    self.lag_bytes.get_or_create(&labels).set(bytes);
+                }
+                None => _ = self.lag_bytes.remove(&labels),
+            }
+            match member.measured.and_then(|lag| lag.time) {
+                Some(time) => _ = self.lag_seconds.get_or_create(&labels).set(time.as_secs_f64()),
+                None => _ = self.lag_seconds.remove(&labels),
+            }
+        }
+    }
+
     /// Shows a new snapshot, and forgets members that are gone.
     pub(super) fn show(&self, old: &Snapshot, new: &Snapshot) {
         let cluster = || ClusterLabels {
@@ -248,6 +286,8 @@ impl Metrics {
             self.member_leader.remove(&labels);
             self.member_admin.remove(&labels);
             self.member_weight.remove(&labels);
+            self.lag_bytes.remove(&labels);
+            self.lag_seconds.remove(&labels);
             self.probe_seconds.remove(&labels);
             for result in [ProbeResult::Success, ProbeResult::Failure] {
                 let MemberLabels { cluster, member } = labels.clone();

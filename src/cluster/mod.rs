@@ -13,6 +13,7 @@ pub mod check;
 mod control;
 pub mod examine;
 mod fixed;
+mod lag;
 pub mod lookup;
 mod metrics;
 pub mod observation;
@@ -37,7 +38,7 @@ use self::lookup::Lookups;
 pub use self::lookup::{Lookup, LookupError};
 pub use self::metrics::Metrics;
 use self::snapshot::{AdminState, MemberName, Snapshot};
-pub use self::state::Evidence;
+pub use self::state::{Evidence, LagLimits};
 use self::state::Observation;
 use crate::auth::lookup::Answer;
 use crate::auth::rules::Memberships;
@@ -178,10 +179,11 @@ impl ClusterHandle {
 }
 
 /// Starts everything that keeps one cluster's snapshot: to be called on the control runtime. It runs until `stop`
-/// is cancelled; its tasks are in `tracker`.
+/// is cancelled; its tasks are in `tracker`. `limits` are those of the routes to it.
 pub fn start(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
+    limits: LagLimits,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
     tracker: &TaskTracker,
@@ -193,6 +195,7 @@ pub fn start(
     let (evidence, reports) = mpsc::channel(MAX_EVIDENCE);
     let (control, snapshots) = control::Control::new(
         Arc::clone(&account),
+        limits,
         reports,
         Arc::clone(&metrics),
         stop.clone(),

@@ -21,7 +21,8 @@ use crate::backend::{ConnectError, ServerConnection};
 /// Probes on one connection before a fresh one is tried.
 const FRESH_EVERY: u32 = 10;
 
-/// One row: in recovery, system identifier, timeline, position, WAL receiver streams, version. Works on primaries and
+/// One row: in recovery, system identifier, timeline, position, position received, WAL receiver streams,
+/// version. Works on primaries and
 /// standbys of PostgreSQL 14 and later; without `pg_monitor` a standby's timeline is that of its last checkpoint and
 /// streaming is not seen.
 pub const PROBE_SQL: &str = "\
@@ -29,6 +30,7 @@ SELECT r.recovery::text, s.system_identifier::text, \
 CASE WHEN r.recovery THEN coalesce(w.received_tli, c.timeline_id) \
 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END::text, \
 (CASE WHEN r.recovery THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::text, \
+(CASE WHEN r.recovery THEN pg_last_wal_receive_lsn() END - '0/0'::pg_lsn)::text, \
 coalesce(w.status = 'streaming', false)::text, \
 current_setting('server_version_num') \
 FROM (SELECT pg_is_in_recovery() AS recovery OFFSET 0) r \
@@ -229,7 +231,16 @@ pub(super) async fn ask(
 
 /// Reads the probe's row.
 fn facts(row: &Row) -> Option<ProbeFacts> {
-    let [recovery, identifier, timeline, position, streaming, version] = row.as_slice() else {
+    let [
+        recovery,
+        identifier,
+        timeline,
+        position,
+        received,
+        streaming,
+        version,
+    ] = row.as_slice()
+    else {
         return None;
     };
     let text = |value: &Option<Vec<u8>>| {
@@ -243,6 +254,7 @@ fn facts(row: &Row) -> Option<ProbeFacts> {
         system_identifier: text(identifier)?.parse::<i64>().ok()?.cast_unsigned(),
         timeline: text(timeline)?.parse::<i32>().ok()?.cast_unsigned(),
         position: text(position).and_then(|text| text.parse().ok()).unwrap_or(0),
+        received: text(received).and_then(|text| text.parse().ok()).unwrap_or(0),
         streaming: text(streaming)?.parse().ok()?,
         server_version: text(version)?.parse().ok()?,
         latency: Duration::ZERO,
@@ -256,7 +268,7 @@ mod tests {
 
     use super::*;
 
-    fn row(values: [Option<&str>; 6]) -> Row {
+    fn row(values: [Option<&str>; 7]) -> Row {
         values
             .map(|value| value.map(|text| text.as_bytes().to_vec()))
             .to_vec()
@@ -269,19 +281,26 @@ mod tests {
             Some("-2"),
             Some("7"),
             Some("123"),
+            Some("456"),
             Some("true"),
             Some("150020"),
         ]))
         .unwrap();
         assert!(seen.in_recovery && seen.streaming);
         assert_eq!(
-            (seen.system_identifier, seen.timeline, seen.position),
-            (u64::MAX - 1, 7, 123)
+            (
+                seen.system_identifier,
+                seen.timeline,
+                seen.position,
+                seen.received
+            ),
+            (u64::MAX - 1, 7, 123, 456)
         );
         let replayed_nothing = facts(&row([
             Some("true"),
             Some("1"),
             Some("7"),
+            None,
             None,
             Some("false"),
             Some("180000"),
@@ -294,6 +313,7 @@ mod tests {
                 Some("1"),
                 Some("7"),
                 None,
+                None,
                 Some("false"),
                 Some("180000")
             ]))
@@ -304,6 +324,7 @@ mod tests {
                 Some("true"),
                 Some("x"),
                 Some("7"),
+                None,
                 None,
                 Some("false"),
                 Some("1")

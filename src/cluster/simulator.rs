@@ -15,6 +15,8 @@ use super::state::{
     Evidence, Listed, Named, Observation, ProbeFailure, Settings, SourceKind, SourceReport, State,
 };
 
+use crate::config::{Limit, MaxLag};
+
 const OURS: u64 = 42;
 const STEP: Duration = Duration::from_millis(50);
 
@@ -30,6 +32,8 @@ struct Node {
     rest: Rest,
     addressed: bool,
     lag: Option<u64>,
+    /// Bytes of what the primary has written; `None` is all.
+    replayed: Option<u64>,
 }
 
 /// What its Patroni answers.
@@ -53,6 +57,10 @@ struct World {
     /// Probes under way: when they end, what they saw.
     flying: Vec<(Instant, usize, Instant, Result<ProbeFacts, ProbeFailure>)>,
     slow: bool,
+    /// By the primary.
+    written: u64,
+    /// By the primary, in bytes a second.
+    rate: u64,
     told: Told,
 }
 
@@ -69,6 +77,22 @@ fn name(index: usize) -> MemberName {
     MemberName::new(format!("db{index}"))
 }
 
+/// A route with limits.
+const LIMITED: &str = "limited";
+
+fn max_lag() -> MaxLag {
+    MaxLag {
+        bytes: Some(Limit {
+            most: 16 << 20,
+            recover: 8 << 20,
+        }),
+        time: Some(Limit {
+            most: Duration::from_secs(10),
+            recover: Duration::from_secs(5),
+        }),
+    }
+}
+
 fn settings(kind: SourceKind) -> Settings {
     Settings {
         cluster: Arc::from("main"),
@@ -79,7 +103,11 @@ fn settings(kind: SourceKind) -> Settings {
         probe_timeout: Duration::from_secs(1),
         poll_interval: Duration::from_secs(1),
         fast_interval: Duration::from_millis(100),
-        placement: crate::config::Placement::default(),
+        placement: crate::config::Placement {
+            slow_start: Duration::from_secs(10),
+            ..crate::config::Placement::default()
+        },
+        limits: BTreeMap::from([(Arc::from(LIMITED), max_lag())]),
     }
 }
 
@@ -95,6 +123,7 @@ impl World {
             rest: Rest::Live,
             addressed: true,
             lag: Some(0),
+            replayed: None,
         };
         let mut nodes = vec![node; size];
         nodes[0].primary = true;
@@ -108,6 +137,8 @@ impl World {
             next_probe: vec![now; size],
             flying: Vec::new(),
             slow: false,
+            written: 1 << 30,
+            rate: 0,
             told: Told::default(),
         }
     }
@@ -160,7 +191,11 @@ impl World {
             in_recovery: !node.primary,
             system_identifier: node.identifier,
             timeline: node.timeline,
-            position: 0,
+            position: match node.replayed {
+                Some(replayed) if !node.primary => replayed,
+                _ => self.written,
+            },
+            received: 0,
             streaming: !node.primary,
             server_version: 150_000,
             latency: Duration::ZERO,
@@ -261,6 +296,7 @@ impl World {
         let end = self.now + time;
         while self.now < end {
             self.now += STEP;
+            self.written += self.rate / 20;
             let pace = self.state.pace(self.now);
             let wants = self.state.wants();
             if wants.poll || self.now >= self.next_poll {
@@ -354,6 +390,7 @@ impl World {
                 rest: Rest::Live,
                 addressed: true,
                 lag: Some(0),
+                replayed: None,
             };
         }
         self.key = Some(leader);
@@ -365,6 +402,25 @@ impl World {
             Leader::Verified { member, named_by, .. } => Some((member.to_string(), *named_by)),
             Leader::None(_) => None,
         }
+    }
+
+    fn is_lagging(&self, index: usize) -> bool {
+        self.state
+            .snapshot()
+            .member(&name(index))
+            .unwrap()
+            .lagging
+            .contains(LIMITED)
+    }
+
+    fn share(&self, index: usize) -> u8 {
+        self.state.snapshot().member(&name(index)).unwrap().share
+    }
+
+    /// Replay of a node stops, and so many bytes are written.
+    fn leave_behind(&mut self, index: usize, bytes: u64) {
+        self.nodes[index].replayed = Some(self.written);
+        self.written += bytes;
     }
 
     fn reason(&self) -> String {
@@ -445,6 +501,7 @@ proptest! {
         prop_assert_eq!(world.leader(), Some((name(last).to_string(), named_by)));
         let snapshot = world.state.snapshot();
         prop_assert!(snapshot.members.iter().all(|member| member.health.up), "{:?}", snapshot);
+        prop_assert!(snapshot.members.iter().all(|member| member.lagging.is_empty()), "{:?}", snapshot);
         // Fast polling ends by itself, and so do new versions.
         prop_assert!(!world.state.suspicious(world.now));
         world.pass(Duration::from_secs(5));
@@ -764,4 +821,139 @@ fn a_member_that_moves_is_looked_at_anew() {
         result: seen,
     });
     assert!(world.leader().is_none(), "that probe went to the old address");
+}
+
+#[test]
+fn lag_that_flaps_between_the_limits_does_not_flap_fitness() {
+    const MIB: u64 = 1 << 20;
+    let mut world = calm(3);
+    assert!(!world.is_lagging(1));
+    for round in 0..20 {
+        world.leave_behind(1, if round % 2 == 0 { 9 * MIB } else { 15 * MIB });
+        // Less than the limit in time.
+        world.pass(Duration::from_secs(1));
+        assert!(!world.is_lagging(1), "{round}");
+    }
+    world.nodes[1].replayed = None;
+    world.pass(Duration::from_secs(3));
+    let version = world.state.snapshot().version;
+    world.leave_behind(1, 17 * MIB);
+    world.pass(Duration::from_secs(2));
+    assert!(world.is_lagging(1) && !world.is_lagging(2));
+    assert_eq!(
+        world.state.snapshot().version,
+        version + 1,
+        "readers are woken once"
+    );
+    for round in 0..20 {
+        world.leave_behind(1, if round % 2 == 0 { 9 * MIB } else { 15 * MIB });
+        world.pass(Duration::from_secs(2));
+        assert!(world.is_lagging(1), "{round}");
+    }
+    assert_eq!(world.state.snapshot().version, version + 1);
+    world.nodes[1].replayed = None;
+    world.pass(Duration::from_secs(2));
+    assert!(!world.is_lagging(1));
+    assert_eq!(world.state.snapshot().version, version + 2);
+}
+
+#[test]
+fn a_standby_that_stops_replaying_lags_by_time_only_while_it_lacks_something() {
+    let mut world = calm(2);
+    world.leave_behind(1, 0);
+    world.pass(Duration::from_mins(5));
+    assert!(!world.is_lagging(1), "nothing is missing");
+    world.rate = 20_000;
+    world.pass(Duration::from_secs(9));
+    assert!(!world.is_lagging(1));
+    world.pass(Duration::from_secs(4));
+    assert!(world.is_lagging(1));
+    let lag = world.state.snapshot().member(&name(1)).unwrap().measured.unwrap();
+    assert!(lag.bytes < 300_000, "{lag:?}");
+    // It catches up to six seconds: above the lower limit.
+    world.nodes[1].replayed = Some(world.written - 6 * 20_000);
+    world.rate = 0;
+    world.pass(Duration::from_millis(1100));
+    assert!(world.is_lagging(1));
+    world.nodes[1].replayed = Some(world.written);
+    world.pass(Duration::from_millis(1100));
+    assert!(!world.is_lagging(1));
+}
+
+#[test]
+fn a_lag_that_is_not_known_is_too_much_and_a_failover_is_waited_for() {
+    let mut world = World::new(3, SourceKind::Patroni);
+    world.apply(&Action::Run(0, false));
+    world.pass(Duration::from_secs(3));
+    assert!(world.is_lagging(1), "no primary has been seen");
+    world.apply(&Action::Run(0, true));
+    world.pass(Duration::from_secs(3));
+    assert!(!world.is_lagging(1));
+    // The leader dies: what it last wrote counts for a minute.
+    world.apply(&Action::Run(0, false));
+    world.pass(Duration::from_secs(55));
+    assert!(!world.is_lagging(1) && !world.is_lagging(2));
+    world.pass(Duration::from_secs(10));
+    assert!(world.is_lagging(1) && world.is_lagging(2));
+    world.apply(&Action::Key(Some(1)));
+    world.apply(&Action::Promote(1));
+    world.pass(Duration::from_secs(2));
+    assert!(!world.is_lagging(1), "the leader is not behind");
+    assert!(!world.is_lagging(2));
+}
+
+#[test]
+fn a_busy_router_start_finds_nobody_lagging() {
+    let mut world = World::new(3, SourceKind::Patroni);
+    world.rate = 100 << 20;
+    world.pass(Duration::from_secs(3));
+    assert!(!world.is_lagging(1) && !world.is_lagging(2));
+}
+
+#[test]
+fn a_member_that_comes_back_takes_its_share_slowly_and_one_that_was_there_does_not() {
+    let mut world = calm(3);
+    assert_eq!([0, 1, 2].map(|index| world.share(index)), [100; 3]);
+    world.apply(&Action::Evidence(1, Evidence::ConnectRefused));
+    assert!(
+        !world.state.snapshot().member(&name(1)).unwrap().health.up,
+        "at once"
+    );
+    world.apply(&Action::Run(1, false));
+    world.pass(Duration::from_secs(20));
+    world.apply(&Action::Run(1, true));
+    world.pass(Duration::from_millis(2500));
+    assert!(world.state.snapshot().member(&name(1)).unwrap().health.up);
+    let version = world.state.snapshot().version;
+    let first = world.share(1);
+    assert!((10..=40).contains(&first), "{first}");
+    world.pass(Duration::from_secs(4));
+    let later = world.share(1);
+    assert!((first + 30..=first + 42).contains(&later), "{first} {later}");
+    world.pass(Duration::from_secs(6));
+    assert_eq!([0, 1, 2].map(|index| world.share(index)), [100; 3]);
+    assert_eq!(
+        world.state.snapshot().version,
+        version,
+        "nobody is woken for that"
+    );
+
+    // Not seen before, but long after the start.
+    let node = world.nodes[1].clone();
+    world.nodes.push(node);
+    world.next_probe.push(world.now);
+    world.pass(Duration::from_millis(1500));
+    assert!(world.share(3) < 30, "{}", world.share(3));
+}
+
+#[test]
+fn maintenance_and_draining_are_shown_and_wake_readers() {
+    use super::snapshot::AdminState;
+    let mut world = calm(2);
+    for state in [AdminState::Drain, AdminState::Maint, AdminState::Ready] {
+        let version = world.state.snapshot().version;
+        world.tell(Observation::Admin(name(1), state));
+        assert_eq!(world.state.snapshot().member(&name(1)).unwrap().admin, state);
+        assert_eq!(world.state.snapshot().version, version + 1);
+    }
 }

@@ -23,6 +23,11 @@
 //! failures in a row, or at once where the failure leaves no doubt (refused, shutting down). A role that a probe
 //! sees counts at once. What live sessions report about a role counts at once too; what a session can cause by
 //! itself (`pg_terminate_backend`, a read-only transaction) only makes the router look again.
+//!
+//! # Lag
+//!
+//! A standby is measured against where the leader has been seen. Beyond a route's limit it lags for that route until it
+//! is below the lower one; while its lag is not known it is not fit either.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -30,17 +35,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+mod fitness;
 mod leader;
 
 use super::check::CheckStatus;
+use super::lag::History;
 pub use super::observation::{
     Evidence, Listed, Named, Observation, Pace, ProbeFailure, SourceKind, SourceReport, Wants,
 };
 use super::share::share;
 use super::snapshot::{
-    AdminState, Health, Leader, Member, MemberName, NoLeader, ProbeFacts, Snapshot, SourceStatus,
+    AdminState, Health, Lag, Leader, Member, MemberName, NoLeader, ProbeFacts, Snapshot, SourceStatus,
 };
-use crate::config::{MOST_WEIGHT, Placement};
+use crate::config::{MOST_WEIGHT, MaxLag, Placement};
 
 /// Longest time of fast polling for one loss of the leader: above Patroni's default `ttl` + `loop_wait`.
 const LEADERLESS: Duration = Duration::from_mins(1);
@@ -50,6 +57,9 @@ const AFTER_FAILURE: Duration = Duration::from_secs(10);
 const AFTER_HINT: Duration = Duration::from_secs(3);
 /// Probe intervals after which what a probe saw no longer counts.
 const STALE_INTERVALS: u32 = 3;
+
+/// How far behind a standby may be, by route; routes without a limit are not there.
+pub type LagLimits = BTreeMap<Arc<str>, MaxLag>;
 
 /// What the reducer needs to know of the configuration.
 #[derive(Debug, Clone)]
@@ -63,8 +73,9 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// Between polls, and between probes, while anything is suspicious.
     pub fast_interval: Duration,
-    /// Weights and zones.
+    /// Weights and zones, and how shares grow.
     pub placement: Placement,
+    pub limits: LagLimits,
 }
 
 #[derive(Debug)]
@@ -83,10 +94,19 @@ struct MemberState {
     evidence_at: Option<Instant>,
     /// Last known, also while it is down.
     identifier: Option<u64>,
+    /// It was not there when the router began: its first rise is a slow one, too.
+    is_late: bool,
+    /// When it last came up, but for the router's own start.
+    risen: Option<Instant>,
+    lag: Option<Lag>,
+    /// Routes of which it has been beyond the limit, and not below the lower one since. Kept while it is down.
+    lagging: BTreeSet<Arc<str>>,
+    /// These, and those of which it is not known to be within the limit.
+    unfit_for: BTreeSet<Arc<str>>,
 }
 
 impl MemberState {
-    fn new(listed: Listed, now: Instant) -> Self {
+    fn new(listed: Listed, is_late: bool, now: Instant) -> Self {
         Self {
             listed,
             since: now,
@@ -97,6 +117,11 @@ impl MemberState {
             unconfirmed: false,
             evidence_at: None,
             identifier: None,
+            is_late,
+            risen: None,
+            lag: None,
+            lagging: BTreeSet::new(),
+            unfit_for: BTreeSet::new(),
         }
     }
 
@@ -132,6 +157,7 @@ pub struct State {
     identifier: Option<u64>,
     /// The highest timeline seen under `identifier`.
     newest_timeline: u32,
+    history: History,
     /// Fast polling until then, while there is no leader.
     leaderless_until: Instant,
     /// Fast polling until then, in any case.
@@ -167,6 +193,7 @@ impl State {
             polled: false,
             identifier: None,
             newest_timeline: 0,
+            history: History::default(),
             leaderless_until: now + LEADERLESS,
             hinted_until: now,
             wants: Wants::default(),
@@ -263,6 +290,7 @@ impl State {
             paused,
             disagreement,
         } = report;
+        let is_late = self.named.is_some();
         let listed: BTreeSet<_> = members.iter().map(|member| member.name.clone()).collect();
         self.members.retain(|name, _| listed.contains(name));
         for member in members {
@@ -273,7 +301,7 @@ impl State {
                 _ => {
                     self.wants.probe.insert(member.name.clone());
                     self.members
-                        .insert(member.name.clone(), MemberState::new(member, now));
+                        .insert(member.name.clone(), MemberState::new(member, is_late, now));
                 }
             }
         }
@@ -332,6 +360,9 @@ impl State {
                 member.facts_from = Some(started);
                 member.unconfirmed = false;
                 if !member.been_up || successes >= rise {
+                    if !member.health.up && (member.been_up || member.is_late) {
+                        member.risen = Some(now);
+                    }
                     member.health.up = true;
                     member.been_up = true;
                 }
@@ -403,6 +434,7 @@ impl State {
         self.drop_stale(now);
         self.identify();
         let leader = self.leader();
+        self.measure(&leader, now);
         if leader != self.snapshot.leader {
             match (&leader, &self.snapshot.leader) {
                 (Leader::Verified { .. }, _) => self.hint(now, AFTER_HINT),
@@ -416,7 +448,11 @@ impl State {
         let next = Snapshot {
             cluster: Arc::clone(&self.settings.cluster),
             version: self.snapshot.version,
-            members: self.members.values().map(|member| self.show(member)).collect(),
+            members: self
+                .members
+                .values()
+                .map(|member| self.show(member, now))
+                .collect(),
             leader,
             source: self.source.clone(),
             system_identifier: self.identifier,
@@ -448,7 +484,7 @@ impl State {
         }
     }
 
-    fn show(&self, member: &MemberState) -> Member {
+    fn show(&self, member: &MemberState, now: Instant) -> Member {
         let listed = member.listed.clone();
         let (weight, zone) = share(&self.settings.placement, &listed.name, &listed.tags);
         let weight = self.weights.get(&listed.name).copied().unwrap_or(weight);
@@ -464,13 +500,16 @@ impl State {
             timeline: listed.timeline,
             lag: listed.lag,
             tags: listed.tags,
+            measured: member.lag,
+            lagging: member.unfit_for.clone(),
+            share: self.share(member, now),
             weight,
             zone,
         }
     }
 }
 
-/// Whether a reader could notice: not times, positions, lag and the wording of a failure, which change all the time.
+/// Whether a reader could notice: not times, positions, lag, shares and the wording of a failure, which change all the time.
 fn differs(a: &Snapshot, b: &Snapshot) -> bool {
     let same_member = |a: &Member, b: &Member| {
         let facts = |member: &Member| {
@@ -494,6 +533,7 @@ fn differs(a: &Snapshot, b: &Snapshot) -> bool {
             && facts(a) == facts(b)
             && a.identity == b.identity
             && a.admin == b.admin
+            && a.lagging == b.lagging
             && (a.weight, &a.zone) == (b.weight, &b.zone)
     };
     let same = a.leader == b.leader

@@ -51,6 +51,10 @@ impl Draft {
         matches!(self.source, Some(Source::Servers(_)))
     }
 
+    pub(super) fn probe_interval(&self) -> Duration {
+        self.probe.interval
+    }
+
     pub(super) fn finish(self) -> Option<Cluster> {
         Some(Cluster {
             name: self.name,
@@ -70,14 +74,18 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
     let name: Arc<str> = Arc::from(name);
     let context = section.context();
     let source = source(&section);
+    let (server, slow_start) = server_options(&section);
     Draft {
-        placement: placement::read(&section, source.as_ref()),
+        placement: Placement {
+            slow_start,
+            ..placement::read(&section, source.as_ref())
+        },
         source,
         service_account: context.within(Part::ServiceAccount(Arc::clone(&name)), || {
             service_account(&section)
         }),
         server_tls: context.within(Part::ServerTls(Arc::clone(&name)), || server_tls(&section)),
-        server: server_options(&section),
+        server,
         probe: probe(&section),
         local_member: local_member(&section),
         name,
@@ -352,8 +360,13 @@ fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ch
     binding
 }
 
-fn server_options(cluster: &Section<'_>) -> ServerOptions {
+/// And `slow_start`, which is about choosing a server.
+fn server_options(cluster: &Section<'_>) -> (ServerOptions, Duration) {
     let section = cluster.section("server", &schema::SERVER);
+    let slow_start = section
+        .field("slow_start")
+        .and_then(|field| field.duration(Duration::ZERO, hours(1)))
+        .unwrap_or_default();
     let connect_timeout = section
         .field("connect_timeout")
         .and_then(|f| f.duration(ms(10), minutes(5)));
@@ -372,11 +385,12 @@ fn server_options(cluster: &Section<'_>) -> ServerOptions {
         Some(field) => field.duration_or_off(secs(30), ms(100), hours(24)),
         None => Some(secs(30)),
     };
-    ServerOptions {
+    let options = ServerOptions {
         connect_timeout: connect_timeout.unwrap_or(secs(3)),
         keepalive,
         tcp_user_timeout,
-    }
+    };
+    (options, slow_start)
 }
 
 fn probe(cluster: &Section<'_>) -> Probe {

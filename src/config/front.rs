@@ -12,6 +12,7 @@ use super::access;
 use super::administration;
 use super::address::{self, bind_address, overlap};
 use super::cluster::{Draft, hours, minutes, ms, secs};
+use super::fitness;
 use super::keys::{self, Unlock};
 use super::model::{
     Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerTls, Log, LogFormat,
@@ -246,8 +247,18 @@ pub(super) fn routes<'a>(
         if let Some(field) = section.field("resume") {
             let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
         }
-        if let Some(route) = route::read(&section, name, cluster, is_fixed, auth) {
-            add(route);
+        let route = route::read(&section, name, cluster, is_fixed, auth);
+        let probe_interval = drafts
+            .iter()
+            .find(|draft| Some(&*draft.name) == cluster)
+            .map(Draft::probe_interval);
+        let (max_lag, on_unfit) = fitness::read(&section, route.as_ref(), probe_interval);
+        if let Some(route) = route {
+            add(Route {
+                max_lag,
+                on_unfit,
+                ..route
+            });
         }
     }
     let names = (!named.is_empty()).then(|| named.into_iter().map(|(name, _)| name).collect());

@@ -17,6 +17,7 @@ mod cluster;
 mod command;
 mod fault;
 mod files;
+mod fitness;
 mod front;
 mod keys;
 mod material;
@@ -41,6 +42,7 @@ use indexmap::IndexMap;
 
 pub use fault::{Fault, Faults};
 pub use files::read_secret;
+pub use fitness::{Limit, MaxLag, OnUnfit, Unfit};
 pub use keys::Leaf;
 pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
 pub use model::*;

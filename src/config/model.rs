@@ -10,6 +10,7 @@ use indexmap::IndexMap;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
+use super::fitness::{MaxLag, OnUnfit};
 use super::keys::Leaf;
 use super::material::Files;
 use super::placement::Placement;
@@ -340,6 +341,9 @@ pub struct Route {
     pub tags: BTreeMap<String, serde_json::Value>,
     pub balance: Balance,
     pub read_only_on_leader: OnLeader,
+    /// How far behind a standby may be (default: however far).
+    pub max_lag: Option<MaxLag>,
+    pub on_unfit: OnUnfit,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

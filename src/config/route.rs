@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::fitness::OnUnfit;
 use super::model::{Auth, CredentialUsers, Route};
 use super::section::{Field, Section};
 
@@ -150,6 +151,8 @@ impl Route {
             tags: BTreeMap::new(),
             balance: Balance::default(),
             read_only_on_leader: OnLeader::default(),
+            max_lag: None,
+            on_unfit: OnUnfit::default(),
         }
     }
 

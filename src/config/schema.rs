@@ -52,7 +52,7 @@ keys! {
     SERVER_TLS "clusters.NAME.server_tls": now("sslmode"), now("sslnegotiation"), now("channel_binding"),
         now("sslrootcert"), now("sslcert"), now("sslkey"), now("sslpassphrase_command");
     SERVER "clusters.NAME.server": now("connect_timeout"), now("keepalive"), now("tcp_user_timeout"),
-        later("max_connections");
+        now("slow_start"), later("max_connections");
     PROBE "clusters.NAME.probe": now("interval"), now("timeout"), now("rise"), now("fall");
     TLS "tls": now("certificates"), now("min_version"), now("client_ca_file"), now("client_crl_file");
     CERTIFICATE "tls.certificates[]": now("cert_file"), now("key_file"), now("passphrase_command");
@@ -64,7 +64,9 @@ keys! {
         now("refuse_for");
     ROUTE "routes.NAME": now("cluster"), now("targets"), now("tags"), now("balance"),
         now("read_only_on_leader"), now("resume"), later("queue_timeout"),
-        later("max_lag"), later("on_unfit");
+        now("max_lag"), now("on_unfit");
+    MAX_LAG "routes.NAME.max_lag": now("bytes"), now("time"), now("recover_bytes"), now("recover_time");
+    ON_UNFIT "routes.NAME.on_unfit": now("lag"), now("down"), now("role"), now("grace");
     LISTENER "listeners[]": now("name"), now("address"), now("route"), now("socket_mode"),
         now("mode"), now("tls"), now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
     HTTP "http": now("address"), now("tls"), now("token_file"), now("agent_check");

@@ -15,6 +15,7 @@ use super::*;
 mod access;
 mod administration;
 mod console;
+mod fitness;
 mod keys;
 mod rereading;
 mod routes;
@@ -39,7 +40,7 @@ clusters:
     service_account: {user: svc, password_file: pw, dbname: app, pool_size: 7, timeout: 4s}
     server_tls: {sslmode: verify-full, sslnegotiation: direct, channel_binding: require,
                  sslrootcert: ca.crt, sslcert: s.crt, sslkey: s.key}
-    server: {connect_timeout: 5s, keepalive: 20s, tcp_user_timeout: 40s}
+    server: {connect_timeout: 5s, keepalive: 20s, tcp_user_timeout: 40s, slow_start: 20s}
     probe: {interval: 500ms, timeout: 250ms, rise: 4, fall: 5}
     local_member: db9
     zone: a
@@ -61,7 +62,8 @@ auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 1
 routes:
   w: {cluster: other, targets: [leader], balance: least_connections, resume: off}
   r: {targets: [[sync, quorum], replica, leader], tags: {disk: ssd, old: false, site: 2}, balance: source_hash,
-      read_only_on_leader: unenforced}
+      read_only_on_leader: unenforced, max_lag: {bytes: 4MiB, time: 8s, recover_bytes: 1MiB, recover_time: 3s},
+      on_unfit: {lag: close, down: close_idle, role: close, grace: 7s}}
 listeners:
   - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
   - {name: two, address: "[::1]:7001", route: r, tls: off}
@@ -1125,7 +1127,7 @@ fn unknown_keys_of_every_section_are_reported_with_its_path() {
         let found = of_cluster.iter().any(|path| {
             let path = format!(
                 " {}.zzz: unknown key `zzz`",
-                path.replace("routes.NAME", "routes.w")
+                path.replace("routes.NAME", "routes.r")
                     .replace("members.NAME", "members.db3")
             );
             faults.iter().any(|fault| fault.contains(&path))

@@ -371,3 +371,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_standby_that_lags_for_a_route_does_not_serve_that_route() {
+    let mut cluster = five();
+    for member in &mut cluster.members {
+        member.lagging = ["route".into(), "ro".into()].into();
+    }
+    let choice = choose(&cluster, &to(&[&[TargetRole::Sync], &[TargetRole::Any]]));
+    assert_eq!(names(&choice), ["leader"], "the leader is not behind itself");
+    assert!(
+        choice
+            .refused
+            .iter()
+            .all(|(_, reason)| *reason == Reason::LagUnknown)
+    );
+    cluster.members[0].measured = Some(crate::cluster::snapshot::Lag {
+        bytes: 1,
+        time: Some(Duration::ZERO),
+    });
+    let choice = choose(&cluster, &to_replica());
+    assert_eq!(choice.refused[0], (MemberName::new("async"), Reason::Lagging));
+    let (_, hint) = unavailable(&cluster, &to_replica(), &choice);
+    assert!(hint.contains("async is too far behind the leader."), "{hint}");
+    let other = Route::read_only("other", "main");
+    assert_eq!(choose(&cluster, &other).candidates.len(), 4);
+}
+
+#[test]
+fn a_member_that_starts_slowly_has_that_much_less_of_its_share() {
+    let mut cluster = replicas(&[2, 2, 2]);
+    cluster.members[1].share = 10;
+    for balance in [
+        Balance::LeastConnections,
+        Balance::RoundRobin,
+        Balance::SourceHash,
+    ] {
+        let shares = Logins::by(balance).shares(&cluster, 2100);
+        assert!((70..=130).contains(&shares[1]), "{balance:?} {shares:?}");
+    }
+    let shares = Logins::by(Balance::Random).shares(&cluster, 2100);
+    assert!((70..=330).contains(&shares[1]), "{shares:?}");
+}

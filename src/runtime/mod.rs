@@ -10,6 +10,7 @@
 
 mod administration;
 mod door;
+mod enforce;
 mod limits;
 mod reload;
 mod shutdown;
@@ -31,16 +32,14 @@ use tracing::{info, warn};
 use crate::admin::metrics::FileMetrics;
 use crate::admin::{self, AccessView, ClusterView, Handles, Readiness};
 use crate::auth::scram::MockSecret;
-use crate::cluster::{self, ClusterHandle};
+use crate::cluster::{self, ClusterHandle, LagLimits};
 use crate::config::{Config, Route};
 use crate::frontend::access::{Access, Around};
 use crate::frontend::listen::{self, Bound};
 use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
-use crate::routing::{self, Verdict};
 use crate::session::admission::Admission;
 use crate::session::console::ConsoleDoor;
-use crate::session::end::{Order, Reason};
 use crate::session::gate::Gate;
 use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::registry::Registry;
@@ -95,8 +94,10 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
     let workers = Arc::new(Workers::start(config.workers)?);
     let readiness = Arc::new(Readiness::new());
+    let views = views(&config, &clusters);
+    admin::fit::register(metrics.sub_registry_with_prefix(admin::metrics::PREFIX), &views);
     let handles = Handles {
-        clusters: views(&config, &clusters),
+        clusters: views,
         access: access_view(&shared.access),
         operations: Arc::new(operations),
         token: token.clone(),
@@ -107,7 +108,11 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let admin = admin::spawn_thread(&config.http, handles, CancellationToken::new())?;
     announce(&config, workers.len());
     for cluster in clusters.values() {
-        tracker.spawn(enforce(cluster.clone(), Arc::clone(&registry), stop.clone()));
+        tracker.spawn(enforce::enforce(
+            cluster.clone(),
+            Arc::clone(&registry),
+            stop.clone(),
+        ));
     }
     let told = (Arc::clone(&shared), stop.clone());
     tracker.spawn(async move {
@@ -194,6 +199,7 @@ fn start_clusters(
         let handle = cluster::start(
             Arc::clone(cluster),
             &config.auth,
+            lag_limits(config, &cluster.name),
             Arc::clone(&metrics),
             stop.clone(),
             tracker,
@@ -202,6 +208,14 @@ fn start_clusters(
         handles.insert(Arc::clone(&cluster.name), handle);
     }
     Ok(handles)
+}
+
+/// `max_lag` of the routes to a cluster.
+fn lag_limits(config: &Config, cluster: &str) -> LagLimits {
+    let routes = config.routes.values().filter(|route| &*route.cluster == cluster);
+    routes
+        .filter_map(|route| Some((Arc::clone(&route.name), route.max_lag?)))
+        .collect()
 }
 
 fn share(
@@ -311,27 +325,6 @@ fn gate(
         offer,
         listener.max_clients,
     ))
-}
-
-/// Ends the sessions whose server has changed its role: a demotion, another verified leader, a promotion.
-async fn enforce(cluster: ClusterHandle, registry: Arc<Registry>, stop: CancellationToken) {
-    let mut snapshots = cluster.subscribe();
-    loop {
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        for entry in registry.sessions() {
-            let place = &entry.attachment;
-            if place.cluster != snapshot.cluster {
-                continue;
-            }
-            if let Verdict::End(why) = routing::verdict(&snapshot, place.terms, &place.member) {
-                entry.order(Order::Now(Reason::Role(why)));
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = snapshots.changed() => if changed.is_err() { return },
-        }
-    }
 }
 
 fn announce(config: &Config, workers: usize) {

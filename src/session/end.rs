@@ -1,7 +1,7 @@
 //! Why a session ended: what the client is told, what the log says, what the metrics count.
 
 use crate::cluster::snapshot::MemberName;
-use crate::routing::EndReason;
+use crate::routing::{EndReason, LeaveReason};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -32,6 +32,8 @@ pub enum Reason {
     Killed,
     /// An operator ends the sessions on the member.
     MemberClosed(MemberName),
+    /// The server is no longer fit for the session's route.
+    Unfit(LeaveReason),
 }
 
 impl Reason {
@@ -55,6 +57,9 @@ impl Reason {
             Self::Role(why @ EndReason::Promoted(_)) => {
                 fatal(format!("terminating connection: {why}")).hint("Reconnect to reach a replica.")
             }
+            Self::Unfit(why) => {
+                fatal(format!("terminating connection: {why}")).hint("Reconnect to reach another server.")
+            }
         }
     }
 
@@ -66,6 +71,9 @@ impl Reason {
             Self::Role(EndReason::Demoted(_)) => "demoted",
             Self::Role(EndReason::OtherLeader { .. }) => "leader_changed",
             Self::Role(EndReason::Promoted(_)) => "promoted",
+            Self::Unfit(LeaveReason::Lagging(_)) => "lagging",
+            Self::Unfit(LeaveReason::Down(_)) => "member_down",
+            Self::Unfit(LeaveReason::Maintenance(_)) => "maintenance",
         }
     }
 }
@@ -77,6 +85,7 @@ impl std::fmt::Display for Reason {
             Self::Killed => f.write_str("ended by an operator"),
             Self::MemberClosed(member) => write!(f, "an operator ended the sessions on {member}"),
             Self::Role(why) => why.fmt(f),
+            Self::Unfit(why) => why.fmt(f),
         }
     }
 }
@@ -127,7 +136,12 @@ impl Cause {
             Self::ClientTerminated
             | Self::ClientGone { .. }
             | Self::ServerFatal { .. }
-            | Self::Ordered(Reason::Shutdown | Reason::Killed | Reason::MemberClosed(_)) => false,
+            | Self::Ordered(
+                Reason::Shutdown
+                | Reason::Killed
+                | Reason::MemberClosed(_)
+                | Reason::Unfit(LeaveReason::Maintenance(_)),
+            ) => false,
             Self::ServerGone { .. }
             | Self::Ordered(_)
             | Self::ClientProtocol(_)

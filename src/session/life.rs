@@ -462,6 +462,7 @@ fn enter(
         process_id,
         key: issue(shared, version),
         cancel: connection.cancel.clone(),
+        on_unfit: gate.route.on_unfit,
     };
     loop {
         let key = attachment.key.clone();

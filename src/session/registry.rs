@@ -13,6 +13,7 @@ use super::keys::ClientCancelKey;
 use super::trouble::Trouble;
 use crate::backend::CancelTarget;
 use crate::cluster::snapshot::MemberName;
+use crate::config::OnUnfit;
 use crate::frontend::ClientAddress;
 use crate::routing::{Terms, Turns};
 
@@ -70,6 +71,19 @@ pub struct Client {
     pub since: Instant,
 }
 
+#[cfg(test)]
+impl Client {
+    pub(crate) fn app() -> Self {
+        Self {
+            address: ClientAddress::Local(None),
+            user: Bytes::from_static(b"app"),
+            database: Bytes::from_static(b"app"),
+            tls: None,
+            since: Instant::now(),
+        }
+    }
+}
+
 /// What a session tells the registry when it is attached.
 #[derive(Debug)]
 pub struct Attachment {
@@ -82,6 +96,7 @@ pub struct Attachment {
     pub key: ClientCancelKey,
     /// `None` where the server gave no key: a cancel is then a no-op.
     pub cancel: Option<CancelTarget>,
+    pub on_unfit: OnUnfit,
 }
 
 /// One session. Its owner is the session's task; others read, and give orders.
@@ -95,14 +110,17 @@ pub struct Entry {
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
     transactions: AtomicU64,
-    /// Set, and never unset, with `order`: what the relay looks at on every wake-up.
+    /// Whether the mailbox has an order: what the relay looks at on every wake-up.
     ordered: AtomicBool,
     mailbox: Mutex<Mailbox>,
 }
 
 #[derive(Debug, Default)]
 struct Mailbox {
+    /// Set, and never unset.
     order: Option<Order>,
+    /// As long as the server is not fit.
+    leave: Option<Order>,
     waker: Option<Waker>,
 }
 
@@ -246,12 +264,34 @@ impl Entry {
         }
     }
 
-    /// The order given, if any. One atomic load where there is none.
+    /// Gives an order that stands until it is replaced, or taken back with `None`; it may have been carried out by then.
+    /// One of [`Self::order`] stands beside it.
+    pub fn leave(&self, leave: Option<Order>) {
+        let mut mailbox = self.mailbox();
+        if mailbox.leave == leave {
+            return;
+        }
+        let is_given = leave.is_some();
+        mailbox.leave = leave;
+        self.ordered
+            .store(is_given || mailbox.order.is_some(), Ordering::Release);
+        let waker = mailbox.waker.clone().filter(|_| is_given);
+        drop(mailbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The order given, if any, of two the stricter. One atomic load where there is none.
     pub fn ordered(&self) -> Option<Order> {
-        if self.ordered.load(Ordering::Acquire) {
-            self.mailbox().order.clone()
-        } else {
-            None
+        if !self.ordered.load(Ordering::Acquire) {
+            return None;
+        }
+        let mailbox = self.mailbox();
+        match (&mailbox.order, &mailbox.leave) {
+            (None | Some(Order::AtBoundary(_)), Some(leave @ Order::Now(_))) => Some(leave.clone()),
+            (Some(order), _) => Some(order.clone()),
+            (None, leave) => leave.clone(),
         }
     }
 
@@ -355,17 +395,11 @@ mod tests {
     use super::super::end::Reason;
     use super::super::keys::{Incarnation, KeyIssuer};
     use super::*;
-    use crate::routing::EndReason;
+    use crate::routing::{EndReason, LeaveReason};
 
     fn attachment(process_id: u32, key: ClientCancelKey) -> Attachment {
         Attachment {
-            client: Client {
-                address: ClientAddress::Local(None),
-                user: Bytes::from_static(b"app"),
-                database: Bytes::from_static(b"app"),
-                tls: None,
-                since: Instant::now(),
-            },
+            client: Client::app(),
             cluster: "main".into(),
             route: "read-write".into(),
             terms: Terms::ReadWrite,
@@ -373,6 +407,7 @@ mod tests {
             process_id,
             key,
             cancel: None,
+            on_unfit: OnUnfit::default(),
         }
     }
 
@@ -444,6 +479,28 @@ mod tests {
         entry.order(Order::AtBoundary(Reason::Shutdown));
         assert_eq!(entry.ordered(), Some(Order::Now(demoted())));
         assert_eq!(count(), 2);
+    }
+
+    #[test]
+    fn an_order_to_leave_can_be_taken_back_and_others_cannot() {
+        let registry = Arc::new(Registry::default());
+        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let entry = ticket.entry();
+        let lagging = || Reason::Unfit(LeaveReason::Lagging(MemberName::new("db1")));
+        entry.leave(Some(Order::AtBoundary(lagging())));
+        assert_eq!(entry.ordered(), Some(Order::AtBoundary(lagging())));
+        entry.leave(None);
+        assert_eq!(entry.ordered(), None);
+        entry.order(Order::AtBoundary(Reason::Shutdown));
+        entry.leave(Some(Order::AtBoundary(lagging())));
+        assert_eq!(entry.ordered(), Some(Order::AtBoundary(Reason::Shutdown)));
+        entry.leave(Some(Order::Now(lagging())));
+        assert_eq!(entry.ordered(), Some(Order::Now(lagging())));
+        entry.leave(None);
+        assert_eq!(entry.ordered(), Some(Order::AtBoundary(Reason::Shutdown)));
+        entry.order(Order::Now(demoted()));
+        entry.leave(Some(Order::Now(lagging())));
+        assert_eq!(entry.ordered(), Some(Order::Now(demoted())));
     }
 
     #[test]

@@ -122,7 +122,8 @@ fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) ->
         "leader": is_leader,
         "state": member.state,
         "timeline": facts.map(|facts| facts.timeline).or(member.timeline),
-        "lag": if is_leader { None } else { fitness::replay_lag(snapshot, member) },
+        "lag": if is_leader { None } else { fitness::replay_lag(member) },
+        "lag_seconds": member.measured.filter(|_| !is_leader).and_then(|lag| lag.time).map(|time| time.as_secs_f64()),
         "tags": member.tags,
         "status": status(member),
         "check": {

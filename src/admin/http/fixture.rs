@@ -58,6 +58,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
                 system_identifier: 7,
                 timeline: 3,
                 position: 900,
+                received: 950,
                 streaming: true,
                 server_version: 150_020,
                 latency: Duration::from_millis(1),
@@ -66,6 +67,12 @@ pub(in crate::admin) fn member(name: &str) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
+        measured: Some(Lag {
+            bytes: 100,
+            time: Some(Duration::from_secs(2)),
+        }),
+        lagging: std::collections::BTreeSet::new(),
+        share: WHOLE_SHARE,
         weight: 1,
         zone: None,
     }
@@ -75,25 +82,25 @@ pub(super) fn facts(member: &mut Member) -> &mut ProbeFacts {
     member.health.facts.as_mut().unwrap()
 }
 
-pub(super) fn primary(name: &str) -> Member {
+pub(in crate::admin) fn primary(name: &str) -> Member {
     let mut primary = member(name);
     primary.role = Role::Leader;
     primary.state = "running".into();
-    primary.lag = None;
+    (primary.lag, primary.measured) = (None, None);
     let facts = facts(&mut primary);
-    (facts.in_recovery, facts.position, facts.streaming) = (false, 1000, false);
+    (facts.in_recovery, facts.position, facts.received, facts.streaming) = (false, 1000, 0, false);
     primary
 }
 
 pub(super) fn down(mut member: Member) -> Member {
     member.health.up = false;
-    member.health.facts = None;
+    (member.health.facts, member.measured) = (None, None);
     member.health.error = Some("connection refused".into());
     member
 }
 
 /// These members, the first of them the verified leader.
-pub(super) fn led(members: Vec<Member>) -> Snapshot {
+pub(in crate::admin) fn led(members: Vec<Member>) -> Snapshot {
     let leader = Leader::Verified {
         member: members[0].name.clone(),
         timeline: 3,
@@ -106,7 +113,11 @@ pub(super) fn led(members: Vec<Member>) -> Snapshot {
     }
 }
 
-pub(super) fn leaderless(members: Vec<Member>, why: NoLeader) -> Snapshot {
+/// Long enough for lag to be unknown.
+pub(super) fn leaderless(mut members: Vec<Member>, why: NoLeader) -> Snapshot {
+    for member in &mut members {
+        member.measured = None;
+    }
     Snapshot {
         members,
         leader: Leader::None(why),

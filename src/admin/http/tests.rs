@@ -325,7 +325,11 @@ async fn patroni_lag_limits() {
         (&probed, "/readiness?lag=99", false),
         (&probed, "/readiness?lag=99&mode=apply", false),
         (&probed, "/readiness?lag=10MB&mode=write", true),
-        (&probed, "/readiness?mode=write", false),
+        // 50 of them have been received.
+        (&probed, "/readiness?lag=50&mode=write", true),
+        (&probed, "/readiness?lag=49&mode=write", false),
+        (&reported, "/readiness?lag=1999&mode=write", false),
+        (&reported, "/readiness?lag=2000&mode=write", true),
         (&probed, "/replica?lag=ten", true),
         (&reported, "/replica?lag=2000", true),
         (&reported, "/replica?lag=1999", false),
@@ -858,4 +862,22 @@ async fn rules_are_shown_to_this_host_only() {
         }
     }
     assert_eq!(get(&router, "/api/v1/hba").await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_replica_beyond_the_lag_of_the_default_route_is_not_fit_to_read_from() {
+    let beyond = |route: &str| with(member("m"), |m| m.lagging = [Arc::from(route)].into());
+    for (route, fit) in [("read-only", false), ("reports", true)] {
+        let router = beside(led(vec![primary("p"), beyond(route)]), "m");
+        for path in ["/node/is-read-only", "/node/m/is-read-only"] {
+            let got = get(&router, path).await;
+            assert_eq!((got.status == StatusCode::OK, got.body), (fit, fit.to_string()));
+        }
+        let listed = get(&router, "/group/read-only-info").await.json();
+        assert_eq!(!listed.as_array().unwrap().is_empty(), fit);
+        let ready = get(&router, "/connection/is-ready-ro").await;
+        assert_eq!(ready.status == StatusCode::OK, fit);
+        // Patroni's question has a limit of its own.
+        assert_eq!(get(&router, "/replica?lag=100").await.status, StatusCode::OK);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{MemberState, Named, SourceKind, State};
+use super::{History, MemberState, Named, SourceKind, State};
 use crate::cluster::snapshot::{Identity, Leader, NamedBy, NoLeader, ProbeFacts, Role};
 
 impl State {
@@ -16,6 +16,7 @@ impl State {
         if decided != self.identifier {
             self.identifier = decided;
             self.newest_timeline = 0;
+            self.history = History::default();
         }
         let newest = self
             .members
