@@ -13,8 +13,8 @@ use super::address::{self, bind_address, overlap};
 use super::cluster::{Draft, hours, minutes, ms, secs};
 use super::keys::{self, Unlock};
 use super::model::{
-    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
+    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerMode, ListenerTls, Log,
+    LogFormat, LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
 };
 use super::route;
 use super::schema;
@@ -297,6 +297,7 @@ pub(super) fn listeners<'a>(
                 name: Arc::from(name),
                 address: BindAddress::Any { port },
                 route: Arc::from(name),
+                mode: ListenerMode::default(),
                 tls: plain,
                 max_clients: 0,
             })
@@ -314,9 +315,7 @@ pub(super) fn listeners<'a>(
         let route = section
             .required("route")
             .and_then(|field| reference(&field, routes, "route"));
-        if let Some(field) = section.field("mode") {
-            let _ = field.one_of(&[("postgres", Some(())), ("tcp", None)]);
-        }
+        let mode = listener_mode(&section);
         let max_clients = section
             .field("max_clients")
             .and_then(|field| field.number(0, MAX_CLIENTS));
@@ -327,7 +326,9 @@ pub(super) fn listeners<'a>(
             places.push(Place::written(address.clone(), field.clone()));
         }
         let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
-        let tls = if is_local {
+        let tls = if mode == ListenerMode::Tcp {
+            no_tls(&section)
+        } else if is_local {
             local_tls(&section)
         } else {
             listener_tls(&section, can_tls)
@@ -339,6 +340,7 @@ pub(super) fn listeners<'a>(
             name: Arc::from(name),
             address,
             route: Arc::from(route),
+            mode,
             tls,
             max_clients: max_clients.unwrap_or(0),
         });
@@ -364,6 +366,26 @@ fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddre
         field.fault("has no effect: `address` is not the path of a Unix socket");
     }
     bind_address(field)
+}
+
+fn listener_mode(listener: &Section<'_>) -> ListenerMode {
+    let words = [
+        ("postgres", Some(ListenerMode::Postgres)),
+        ("tcp", Some(ListenerMode::Tcp)),
+    ];
+    let asked = listener.field("mode").and_then(|field| field.one_of(&words));
+    asked.unwrap_or_default()
+}
+
+/// The servers decide, with their own certificates and `pg_hba.conf`.
+fn no_tls(listener: &Section<'_>) -> ListenerTls {
+    if let Some(field) = listener.field("tls") {
+        field.fault_with(
+            "has no effect with `mode: tcp`: TLS is between the client and the server",
+            "remove it; what the servers ask for is in their `ssl` and pg_hba.conf",
+        );
+    }
+    ListenerTls::Off
 }
 
 /// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.

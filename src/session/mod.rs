@@ -11,7 +11,9 @@ pub mod admission;
 mod attach;
 mod cancel;
 pub mod console;
+mod direction;
 pub mod end;
+mod forward;
 pub mod gate;
 pub mod keys;
 pub mod life;
@@ -23,6 +25,7 @@ pub mod registry;
 pub mod relay;
 pub mod sample;
 pub mod sentry;
+mod tcp;
 mod trouble;
 
 use std::net::IpAddr;
