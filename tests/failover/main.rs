@@ -16,6 +16,7 @@ mod cancel;
 mod dcs;
 mod death;
 mod fake;
+mod forward;
 mod netns;
 mod session;
 mod shutdown;

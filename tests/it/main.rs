@@ -30,6 +30,7 @@ mod main_job;
 mod methods;
 mod raw;
 mod relay;
+mod tcp;
 mod tls;
 mod tools;
 mod transparent;
