@@ -111,7 +111,15 @@ impl Running {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let handle = room::start(Arc::new(config), &auth, LagLimits::new(), metrics, stop.clone(), &tracker).unwrap();
+        let handle = room::start(
+            Arc::new(config),
+            &auth,
+            LagLimits::new(),
+            metrics,
+            stop.clone(),
+            &tracker,
+        )
+        .unwrap();
         Self {
             handle,
             stop,

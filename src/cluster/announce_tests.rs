@@ -134,7 +134,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
     };
     let refused = || {
         Err(ProbeFailure {
-                check: crate::cluster::check::CheckStatus::Layer4Connection,
+            check: crate::cluster::check::CheckStatus::Layer4Connection,
             message: "refused".into(),
             certain: true,
         })

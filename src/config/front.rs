@@ -9,16 +9,17 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
 
 use super::access;
-use super::administration;
 use super::address::{self, bind_address, overlap};
+use super::administration;
 use super::cluster::{Draft, hours, minutes, ms, secs};
 use super::fitness;
 use super::keys::{self, Unlock};
 use super::model::{
-    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
+    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerMode, ListenerTls, Log,
+    LogFormat, LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
 };
 use super::route;
+use super::route::OnLeader;
 use super::schema;
 use super::section::{Field, Section, report_repeated};
 
@@ -282,7 +283,7 @@ fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a
 
 pub(super) fn listeners<'a>(
     root: &Section<'a>,
-    routes: &Names<'_>,
+    (routes, models): (&Names<'_>, &IndexMap<String, Arc<Route>>),
     tls: Option<&ClientTls>,
     places: &mut Vec<Place<'a>>,
 ) -> Vec<Listener> {
@@ -310,6 +311,7 @@ pub(super) fn listeners<'a>(
                 name: Arc::from(name),
                 address: BindAddress::Any { port },
                 route: Arc::from(name),
+                mode: ListenerMode::default(),
                 tls: plain,
                 max_clients: 0,
             })
@@ -327,8 +329,15 @@ pub(super) fn listeners<'a>(
         let route = section
             .required("route")
             .and_then(|field| reference(&field, routes, "route"));
-        if let Some(field) = section.field("mode") {
-            let _ = field.one_of(&[("postgres", Some(())), ("tcp", None)]);
+        let mode = listener_mode(&section);
+        let on_leader = route.and_then(|name| models.get(name).map(|route| route.read_only_on_leader));
+        if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
+            (mode, on_leader, section.field("mode"))
+        {
+            field.fault_with(
+                "cannot be `tcp` where the route has `read_only_on_leader: enforced`: the client logs in as itself",
+                "use `mode: postgres`, or another route",
+            );
         }
         let max_clients = section
             .field("max_clients")
@@ -340,7 +349,9 @@ pub(super) fn listeners<'a>(
             places.push(Place::written(address.clone(), field.clone()));
         }
         let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
-        let tls = if is_local {
+        let tls = if mode == ListenerMode::Tcp {
+            no_tls(&section)
+        } else if is_local {
             local_tls(&section)
         } else {
             listener_tls(&section, can_tls)
@@ -352,6 +363,7 @@ pub(super) fn listeners<'a>(
             name: Arc::from(name),
             address,
             route: Arc::from(route),
+            mode,
             tls,
             max_clients: max_clients.unwrap_or(0),
         });
@@ -377,6 +389,26 @@ fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddre
         field.fault("has no effect: `address` is not the path of a Unix socket");
     }
     bind_address(field)
+}
+
+fn listener_mode(listener: &Section<'_>) -> ListenerMode {
+    let words = [
+        ("postgres", Some(ListenerMode::Postgres)),
+        ("tcp", Some(ListenerMode::Tcp)),
+    ];
+    let asked = listener.field("mode").and_then(|field| field.one_of(&words));
+    asked.unwrap_or_default()
+}
+
+/// The servers decide, with their own certificates and `pg_hba.conf`.
+fn no_tls(listener: &Section<'_>) -> ListenerTls {
+    if let Some(field) = listener.field("tls") {
+        field.fault_with(
+            "has no effect with `mode: tcp`: TLS is between the client and the server",
+            "remove it; what the servers ask for is in their `ssl` and pg_hba.conf",
+        );
+    }
+    ListenerTls::Off
 }
 
 /// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.

@@ -11,8 +11,8 @@
 //! converted by readers that go on after a fault ([`section`]) into the [`model`].
 
 mod access;
-mod administration;
 mod address;
+mod administration;
 mod cluster;
 mod command;
 mod fault;
@@ -266,7 +266,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     let tls = context.within(Part::Tls, || front::client_tls(&root));
     let auth = context.within(Part::Auth, || front::auth(&root));
     let (routes, route_names) = front::routes(&root, &names, &clusters, auth.as_ref());
-    let listeners = front::listeners(&root, &route_names, tls.as_ref(), &mut places);
+    let listeners = front::listeners(&root, (&route_names, &routes), tls.as_ref(), &mut places);
     let http = context.within(Part::Http, || front::http(&root, &mut places));
     front::check_addresses(&places);
     if let Some(auth) = &auth {
@@ -294,14 +294,20 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
 /// What is legal, and probably not meant.
 fn oddities(config: &Config) -> Vec<String> {
     let mut odd = Vec::new();
-    if config.tls.is_none() {
-        odd.push("no certificate is configured: clients connect without TLS".to_owned());
-    } else if config
-        .listeners
-        .iter()
-        .all(|listener| listener.tls == ListenerTls::Off)
-    {
-        odd.push("a certificate is configured, but every listener has `tls: off`".to_owned());
+    let speaking = config.listeners.iter();
+    let offers: Vec<ListenerTls> = speaking
+        .filter(|listener| listener.mode == ListenerMode::Postgres)
+        .map(|listener| listener.tls)
+        .collect();
+    match (&config.tls, offers.as_slice()) {
+        (None, [_, ..]) => odd.push("no certificate is configured: clients connect without TLS".to_owned()),
+        (Some(_), []) => {
+            odd.push("a certificate is configured, but every listener has `mode: tcp`".to_owned())
+        }
+        (Some(_), offers) if offers.iter().all(|tls| *tls == ListenerTls::Off) => {
+            odd.push("a certificate is configured, but every listener has `tls: off`".to_owned());
+        }
+        (_, _) => {}
     }
     for name in config.routes.keys() {
         if !config.listeners.iter().any(|listener| *listener.route == **name) {

@@ -19,6 +19,7 @@ mod fitness;
 mod keys;
 mod rereading;
 mod routes;
+mod tcp;
 
 /// A directory with every file that the texts below name.
 struct Files(TempDir);
@@ -556,10 +557,6 @@ fn words_of_later_features_are_refused_as_such() {
     files.one_fault(
         &change("resume: off", "resume: tracked"),
         "`tracked` is not supported yet; use `off`",
-    );
-    files.one_fault(
-        &change("mode: postgres", "mode: tcp"),
-        "`tcp` is not supported yet; use `postgres`",
     );
 }
 

@@ -162,7 +162,10 @@ fn members_are_passed_over_with_the_reason_that_says_most() {
     let cluster = five();
     let wanted = Reason::NotWanted("sync, then leader".into());
     assert_eq!(reason(&cluster, &sync_first, "async"), wanted);
-    assert_eq!(wanted.to_string(), "is not what the route asks for: sync, then leader");
+    assert_eq!(
+        wanted.to_string(),
+        "is not what the route asks for: sync, then leader"
+    );
     let mut drained = five();
     drained.members[0].admin = AdminState::Drain;
     drained.members[1].admin = AdminState::Maint;

@@ -160,7 +160,7 @@ mod tests {
             terms: Terms::ReadOnly,
             member: MemberName::new("db2"),
             process_id: 1,
-            key: KeyIssuer::new(Incarnation::random(), None).issue_v32(),
+            key: Some(KeyIssuer::new(Incarnation::random(), None).issue_v32()),
             cancel: None,
             on_unfit: OnUnfit {
                 lag,

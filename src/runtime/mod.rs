@@ -322,6 +322,7 @@ fn gate(
         Arc::clone(&listener.name),
         Arc::clone(route),
         cluster.clone(),
+        listener.mode,
         offer,
         listener.max_clients,
     ))
@@ -336,12 +337,13 @@ fn announce(config: &Config, workers: usize) {
     );
     for listener in &config.listeners {
         let tls = match (listener.tls, &config.tls) {
+            _ if listener.mode == crate::config::ListenerMode::Tcp => "the server's",
             (crate::config::ListenerTls::Off, _) => "off",
             (_, None) => "none: no certificate is configured",
             (crate::config::ListenerTls::Optional, Some(_)) => "optional",
             (crate::config::ListenerTls::Required, Some(_)) => "required",
         };
-        info!(listener = %listener.name, address = %listener.address, route = %listener.route, tls, "listening for clients");
+        info!(listener = %listener.name, address = %listener.address, route = %listener.route, mode = %listener.mode, tls, "listening for clients");
     }
     for address in &config.http.addresses {
         info!(%address, tls = config.http.tls.is_some(), "listening for HTTP");

@@ -25,7 +25,7 @@ use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{MAX_LENGTH, ProtocolVersion};
 
 /// Candidates tried for one attach; more would only make the client wait longer for the same news.
-const MOST_TRIES: u32 = 4;
+pub(super) const MOST_TRIES: u32 = 4;
 
 /// What a connection must have in common with the client. Settings confirmed later and prepared statements join the
 /// startup parameters here when sessions can be rebuilt elsewhere.
@@ -101,14 +101,14 @@ pub(super) fn anybody(cluster: &ClusterHandle, route: &Route) -> Result<(), Erro
     routing::anybody(&snapshot, route).map_err(|choice| unavailable(&snapshot, route, &choice))
 }
 
-fn choose(request: &Request<'_>, snapshot: &Snapshot) -> routing::Choice {
-    let Request {
-        cluster,
-        registry,
-        route,
-        client,
-        ..
-    } = *request;
+/// Who may serve a session of `client` now, in order of preference. A turn of the route is used up.
+pub(super) fn choose(
+    cluster: &ClusterHandle,
+    registry: &Registry,
+    route: &Route,
+    client: Option<IpAddr>,
+    snapshot: &Snapshot,
+) -> routing::Choice {
     let config = cluster.config();
     registry.with_turns(&route.name, |turns| {
         let mut asked = routing::Asked {
@@ -127,7 +127,7 @@ fn choose(request: &Request<'_>, snapshot: &Snapshot) -> routing::Choice {
     })
 }
 
-fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
+pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
     let (message, hint) = routing::unavailable(snapshot, route, choice);
     ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
 }
@@ -152,7 +152,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
     let options = &cluster.config().server;
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
     let snapshot = cluster.snapshot();
-    let choice = choose(request, &snapshot);
+    let choice = choose(cluster, registry, route, request.client, &snapshot);
     let credential = credential(request.login);
     let mut last = None;
     for candidate in choice.candidates.iter().take(MOST_TRIES as usize) {
@@ -196,7 +196,11 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             },
             Err(error) => error,
         };
-        report(request, &candidate.member, &error);
+        report(cluster, registry, &candidate.member, &error);
+        if let ConnectError::VerifierDiffers { .. } = error {
+            // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
+            cluster.doubt_identity(request.user);
+        }
         let refusal = refusal(request.login, &candidate.member, &error);
         if !error.is_temporary_or_elsewhere() {
             return Err(refusal);
@@ -225,24 +229,25 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
 }
 
 /// What others should know of a failed attempt.
-fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
+pub(super) fn report(
+    cluster: &ClusterHandle,
+    registry: &Registry,
+    member: &MemberName,
+    error: &ConnectError,
+) {
     debug!(%member, %error, "no connection");
-    let name = &request.cluster.config().name;
+    let name = &cluster.config().name;
     if error.counts_against_member() {
-        request.registry.trouble.failed(name, member);
+        registry.trouble.failed(name, member);
         let evidence = match error {
             ConnectError::Refused { .. } => Evidence::ConnectRefused,
             ConnectError::Server(_) => Evidence::ShutdownSeen,
             _ => Evidence::ConnectFailed,
         };
-        request.cluster.evidence(member, evidence);
+        cluster.evidence(member, evidence);
     } else {
         // What it would not do is this client's affair.
-        request.registry.trouble.answered(name, member);
-    }
-    if let ConnectError::VerifierDiffers { .. } = error {
-        // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
-        request.cluster.doubt_identity(request.user);
+        registry.trouble.answered(name, member);
     }
 }
 

@@ -107,6 +107,8 @@ pub enum Cause {
     ServerGone {
         in_flight: bool,
     },
+    /// The server closed, and what it said before is not known (`mode: tcp`): a refused login, or a goodbye.
+    ServerClosed,
     Ordered(Reason),
     /// One side broke the protocol so that frames can no longer be told apart.
     ClientProtocol(String),
@@ -123,6 +125,7 @@ impl Cause {
             Self::ClientGone { .. } => "client_gone",
             Self::ServerFatal { .. } => "server_fatal",
             Self::ServerGone { .. } => "server_gone",
+            Self::ServerClosed => "server_closed",
             Self::Ordered(reason) => reason.label(),
             Self::ClientProtocol(_) => "client_protocol",
             Self::ServerProtocol(_) => "server_protocol",
@@ -136,6 +139,7 @@ impl Cause {
             Self::ClientTerminated
             | Self::ClientGone { .. }
             | Self::ServerFatal { .. }
+            | Self::ServerClosed
             | Self::Ordered(
                 Reason::Shutdown
                 | Reason::Killed
@@ -156,6 +160,7 @@ impl Cause {
             Self::ClientTerminated
             | Self::ClientGone { .. }
             | Self::ServerFatal { .. }
+            | Self::ServerClosed
             | Self::ConsoleFault => None,
             Self::Ordered(reason) => Some(reason.reply()),
             Self::ServerGone { in_flight: true } => Some(
@@ -191,6 +196,7 @@ impl std::fmt::Display for Cause {
             Self::ServerGone { in_flight: true } => {
                 f.write_str("connection to the server lost, outcome unknown")
             }
+            Self::ServerClosed => f.write_str("server closed the connection"),
             Self::Ordered(reason) => reason.fmt(f),
             Self::ClientProtocol(what) => write!(f, "protocol violation by the client: {what}"),
             Self::ServerProtocol(what) => write!(f, "protocol violation by the server: {what}"),

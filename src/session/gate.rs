@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use crate::cluster::ClusterHandle;
-use crate::config::Route;
+use crate::config::{ListenerMode, Route};
 use crate::frontend::opening::Offer;
 
 /// What a listener means for the connections it accepts. Read at each accept, so that a new configuration is one
@@ -12,6 +12,8 @@ pub struct Gate {
     pub name: Arc<str>,
     pub route: Arc<Route>,
     pub cluster: ClusterHandle,
+    pub mode: ListenerMode,
+    /// Of no use with [`ListenerMode::Tcp`].
     pub offer: Offer,
     /// Sessions at once; 0 is no limit.
     pub max_clients: u32,
@@ -23,6 +25,7 @@ impl Gate {
         name: Arc<str>,
         route: Arc<Route>,
         cluster: ClusterHandle,
+        mode: ListenerMode,
         offer: Offer,
         max_clients: u32,
     ) -> Self {
@@ -30,6 +33,7 @@ impl Gate {
             name,
             route,
             cluster,
+            mode,
             offer,
             max_clients,
             clients: Arc::default(),

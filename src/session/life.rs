@@ -24,9 +24,9 @@ use super::keys::ClientCancelKey;
 use super::metrics::{GaugeGuard, seconds};
 use super::registry::{self, Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
-use super::{Shared, cancel, console, peers, sentry};
+use super::{Shared, cancel, console, peers, sentry, tcp};
 use crate::auth::credentials::ServerLogin;
-use crate::config::Access;
+use crate::config::{Access, ListenerMode};
 use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, Behind, Exchange, LoginFault};
 use crate::frontend::opening::{self, Opening, OpeningFault};
@@ -39,7 +39,7 @@ use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 use crate::wire::text::Escaped;
 
 /// For the last words to a client, and for it to hang up after them.
-const FAREWELL: Duration = Duration::from_secs(1);
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection just accepted.
 #[derive(Debug)]
@@ -55,6 +55,9 @@ pub struct Arrival {
 /// Serves one connection to its end. Never panics on what a peer sends; ends by itself in bounded time once the
 /// peers are gone.
 pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
+    if arrival.gate.mode == ListenerMode::Tcp {
+        return Box::pin(tcp::serve(arrival, shared)).await;
+    }
     // The login is a large future with large parts; the relay must not carry its weight.
     let session = Box::pin(log_in(arrival, Arc::clone(&shared))).await;
     match session {
@@ -252,7 +255,7 @@ fn behind(shared: &Shared, packet: &StartupPacket) -> Behind {
 }
 
 /// As a server that shuts down says it to who wants to log in.
-fn closing() -> ErrorReply {
+pub(super) fn closing() -> ErrorReply {
     ErrorReply::fatal(
         SqlState::CANNOT_CONNECT_NOW,
         "the connection manager is shutting down",
@@ -261,7 +264,7 @@ fn closing() -> ErrorReply {
 }
 
 /// Registers an accepted socket with this worker and sets its options.
-fn adopt(socket: ClientSocket, gate: &Gate) -> Option<ClientStream> {
+pub(super) fn adopt(socket: ClientSocket, gate: &Gate) -> Option<ClientStream> {
     // Each fails only if the peer is gone already.
     Some(match socket {
         ClientSocket::Tcp(socket) => {
@@ -460,7 +463,7 @@ fn enter(
         terms,
         member: member.clone(),
         process_id,
-        key: issue(shared, version),
+        key: Some(issue(shared, version)),
         cancel: connection.cancel.clone(),
         on_unfit: gate.route.on_unfit,
     };
@@ -468,12 +471,14 @@ fn enter(
         let key = attachment.key.clone();
         match shared.registry.enter(attachment) {
             Ok(ticket) => {
-                message::backend_key_data(out, process_id, key.expose());
+                if let Some(key) = key {
+                    message::backend_key_data(out, process_id, key.expose());
+                }
                 return ticket;
             }
             Err(taken) => {
                 attachment = Attachment {
-                    key: issue(shared, version),
+                    key: Some(issue(shared, version)),
                     ..taken
                 }
             }
@@ -504,7 +509,7 @@ fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
     }
 }
 
-fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
+pub(super) fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
     if fault.is_refusal() {
         shared.metrics.refuse("opening");
     }
@@ -614,7 +619,7 @@ async fn finish(ended: Ended, record: Record, shared: &Shared) {
 }
 
 /// For the session's line: whether what it may do was held to.
-fn shown(terms: Terms) -> &'static str {
+pub(super) fn shown(terms: Terms) -> &'static str {
     match terms {
         Terms::ReadWrite => "read-write",
         Terms::ReadOnly => "read-only",
@@ -623,13 +628,16 @@ fn shown(terms: Terms) -> &'static str {
     }
 }
 
-pub(super) fn log_end(cause: &Cause, record: &Record, traffic: registry::Traffic) {
-    struct Millis(Duration);
-    impl fmt::Display for Millis {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "{:.1}", self.0.as_secs_f64() * 1e3)
-        }
+/// A duration as it stands in the log.
+pub(super) struct Millis(pub(super) Duration);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1}", self.0.as_secs_f64() * 1e3)
     }
+}
+
+pub(super) fn log_end(cause: &Cause, record: &Record, traffic: registry::Traffic) {
     macro_rules! line {
         ($level:ident) => {
             $level!(

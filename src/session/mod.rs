@@ -11,8 +11,10 @@ pub mod admission;
 mod attach;
 mod cancel;
 pub mod console;
+mod direction;
 pub mod end;
 mod enforce;
+mod forward;
 pub mod gate;
 pub mod keys;
 pub mod life;
@@ -24,6 +26,7 @@ pub mod registry;
 pub mod relay;
 pub mod sample;
 pub mod sentry;
+mod tcp;
 mod trouble;
 
 use std::net::IpAddr;

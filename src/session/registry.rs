@@ -93,10 +93,18 @@ pub struct Attachment {
     pub terms: Terms,
     pub member: MemberName,
     pub process_id: u32,
-    pub key: ClientCancelKey,
+    /// `None` where the client has one of the server's, which the router does not know (`mode: tcp`).
+    pub key: Option<ClientCancelKey>,
     /// `None` where the server gave no key: a cancel is then a no-op.
     pub cancel: Option<CancelTarget>,
     pub on_unfit: OnUnfit,
+}
+
+impl Attachment {
+    /// In constant time.
+    fn has_key(&self, key: &[u8]) -> bool {
+        self.key.as_ref().is_some_and(|own| own.matches(key))
+    }
 }
 
 /// One session. Its owner is the session's task; others read, and give orders.
@@ -159,22 +167,16 @@ impl Registry {
     #[allow(clippy::result_large_err)]
     pub fn enter(self: &Arc<Self>, attachment: Attachment) -> Result<Ticket, Attachment> {
         let mut inner = self.lock();
-        let taken = inner
-            .by_process_id
-            .get(&attachment.process_id)
-            .is_some_and(|ids| {
-                ids.iter().any(|id| {
-                    inner
-                        .sessions
-                        .get(id)
-                        .is_some_and(|other| other.attachment.key.matches(attachment.key.expose()))
-                })
-            });
-        if taken {
-            return Err(attachment);
+        if let Some(key) = &attachment.key {
+            let ids = inner.by_process_id.get(&attachment.process_id);
+            let mut others = ids.into_iter().flatten().filter_map(|id| inner.sessions.get(id));
+            if others.any(|other| other.attachment.has_key(key.expose())) {
+                return Err(attachment);
+            }
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
         let process_id = attachment.process_id;
+        let can_be_found = attachment.key.is_some();
         let entry = Arc::new(Entry {
             id,
             attachment,
@@ -186,7 +188,9 @@ impl Registry {
             ordered: AtomicBool::new(false),
             mailbox: Mutex::default(),
         });
-        inner.by_process_id.entry(process_id).or_default().push(id);
+        if can_be_found {
+            inner.by_process_id.entry(process_id).or_default().push(id);
+        }
         inner.sessions.insert(id, Arc::clone(&entry));
         drop(inner);
         Ok(Ticket {
@@ -203,7 +207,7 @@ impl Registry {
             let Some(entry) = inner.sessions.get(id) else {
                 continue;
             };
-            if entry.attachment.key.matches(key) {
+            if entry.attachment.has_key(key) {
                 found = Some(Arc::clone(entry));
             }
         }
@@ -405,7 +409,7 @@ mod tests {
             terms: Terms::ReadWrite,
             member: MemberName::new("db1"),
             process_id,
-            key,
+            key: Some(key),
             cancel: None,
             on_unfit: OnUnfit::default(),
         }

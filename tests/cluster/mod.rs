@@ -450,7 +450,11 @@ impl Router {
             "listeners:\n{}",
             listeners.replace("{address}", &address.to_string())
         );
-        let _ = write!(text, "http: {{address: \"{address}:6434\", {}}}\n{}", options.http, options.extra);
+        let _ = write!(
+            text,
+            "http: {{address: \"{address}:6434\", {}}}\n{}",
+            options.http, options.extra
+        );
         text
     }
 

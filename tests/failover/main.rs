@@ -17,6 +17,7 @@ mod choosing;
 mod dcs;
 mod death;
 mod fake;
+mod forward;
 mod lag;
 mod netns;
 mod session;

@@ -31,7 +31,11 @@ pub fn patch(cluster: &Cluster, body: &str) {
 
 /// Sets or removes a node's `noloadbalance`.
 fn tag(node: &Node, directory: &str, noloadbalance: bool) {
-    set_tags(node, directory, serde_json::json!({ "noloadbalance": noloadbalance }));
+    set_tags(
+        node,
+        directory,
+        serde_json::json!({ "noloadbalance": noloadbalance }),
+    );
 }
 
 /// Gives a node these tags and no others, as its operator would.

@@ -178,7 +178,10 @@ fn what_cannot_be_imported_is_said() {
         assert!(said.contains(expected), "{said}");
         assert!(said.contains(path.to_str().unwrap()), "{said}");
     }
-    let marked = file("marked", "\u{feff}listen rw\r\n  bind :1\r\n  server a a1:6432\r\n".as_bytes());
+    let marked = file(
+        "marked",
+        "\u{feff}listen rw\r\n  bind :1\r\n  server a a1:6432\r\n".as_bytes(),
+    );
     let answer = import(&[], &marked);
     assert!(answer.status.success() && text(&answer.stdout).contains("targets: [leader]"));
     // Another program's file, by mistake or for another reason.

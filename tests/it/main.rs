@@ -33,6 +33,7 @@ mod methods;
 mod raw;
 mod relay;
 mod routing;
+mod tcp;
 mod tls;
 mod tools;
 mod transparent;

@@ -15,9 +15,9 @@ use tower::ServiceExt;
 
 use super::super::handles::{Handles, Readiness};
 use super::super::local::Local;
-use super::guard::{Caller, Guard};
 use super::answer::{MEMBER, REASON};
 use super::fixture::*;
+use super::guard::{Caller, Guard};
 use super::node::stable_id;
 use super::patroni::{self, bytes};
 use super::router::{App, router};

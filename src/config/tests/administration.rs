@@ -60,7 +60,10 @@ fn the_agent_check_has_an_address_of_its_own() {
     for (keys, expected) in [
         ("{}", "`address` is missing"),
         ("{address: \"*:6434\"}", "overlaps"),
-        ("{address: \"*:6435\", about: member}", "expected `router` or `local_member`"),
+        (
+            "{address: \"*:6435\", about: member}",
+            "expected `router` or `local_member`",
+        ),
     ] {
         files.one_fault(&with_http(&format!("agent_check: {keys}")), expected);
     }
