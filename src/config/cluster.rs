@@ -40,6 +40,7 @@ pub(super) struct Draft {
     pub(super) service_account: Option<ServiceAccount>,
     pub(super) server_tls: Option<ServerTls>,
     server: ServerOptions,
+    max_connections: u32,
     probe: Probe,
     local_member: Option<LocalMember>,
     placement: Placement,
@@ -51,6 +52,11 @@ impl Draft {
         matches!(self.source, Some(Source::Servers(_)))
     }
 
+    /// Its members may be full.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.max_connections > 0
+    }
+
     pub(super) fn finish(self) -> Option<Cluster> {
         Some(Cluster {
             name: self.name,
@@ -58,6 +64,7 @@ impl Draft {
             service_account: self.service_account?,
             server_tls: self.server_tls?,
             server: self.server,
+            max_connections: self.max_connections,
             probe: self.probe,
             local_member: self.local_member?,
             placement: self.placement,
@@ -70,6 +77,7 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
     let name: Arc<str> = Arc::from(name);
     let context = section.context();
     let source = source(&section);
+    let (server, max_connections) = server_options(&section);
     Draft {
         placement: placement::read(&section, source.as_ref()),
         source,
@@ -77,7 +85,8 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
             service_account(&section)
         }),
         server_tls: context.within(Part::ServerTls(Arc::clone(&name)), || server_tls(&section)),
-        server: server_options(&section),
+        server,
+        max_connections,
         probe: probe(&section),
         local_member: local_member(&section),
         name,
@@ -352,7 +361,8 @@ fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ch
     binding
 }
 
-fn server_options(cluster: &Section<'_>) -> ServerOptions {
+/// With `max_connections`.
+fn server_options(cluster: &Section<'_>) -> (ServerOptions, u32) {
     let section = cluster.section("server", &schema::SERVER);
     let connect_timeout = section
         .field("connect_timeout")
@@ -372,11 +382,15 @@ fn server_options(cluster: &Section<'_>) -> ServerOptions {
         Some(field) => field.duration_or_off(secs(30), ms(100), hours(24)),
         None => Some(secs(30)),
     };
-    ServerOptions {
+    let max_connections = section
+        .field("max_connections")
+        .and_then(|field| field.number(0, 1_000_000));
+    let options = ServerOptions {
         connect_timeout: connect_timeout.unwrap_or(secs(3)),
         keepalive,
         tcp_user_timeout,
-    }
+    };
+    (options, max_connections.unwrap_or(0))
 }
 
 fn probe(cluster: &Section<'_>) -> Probe {

@@ -11,6 +11,7 @@ use rustls::version::{TLS12, TLS13};
 use super::access;
 use super::address::{self, bind_address, overlap};
 use super::cluster::{Draft, hours, minutes, ms, secs};
+use super::entry::{self, Entry};
 use super::keys::{self, Unlock};
 use super::model::{
     Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerTls, Log, LogFormat,
@@ -238,13 +239,13 @@ pub(super) fn routes<'a>(
             Some(field) => reference(&field, clusters, "cluster"),
             None => first,
         };
-        let is_fixed = drafts
-            .iter()
-            .any(|draft| Some(&*draft.name) == cluster && draft.is_fixed());
+        let draft = drafts.iter().find(|draft| Some(&*draft.name) == cluster);
+        let is_fixed = draft.is_some_and(Draft::is_fixed);
+        let is_bounded = draft.is_none_or(Draft::is_bounded);
         if let Some(field) = section.field("resume") {
             let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
         }
-        if let Some(route) = route::read(&section, name, cluster, is_fixed) {
+        if let Some(route) = route::read(&section, name, cluster, is_fixed, is_bounded) {
             add(route);
         }
     }
@@ -299,6 +300,7 @@ pub(super) fn listeners<'a>(
                 route: Arc::from(name),
                 tls: plain,
                 max_clients: 0,
+                entry: Entry::default(),
             })
             .into();
     };
@@ -332,6 +334,7 @@ pub(super) fn listeners<'a>(
         } else {
             listener_tls(&section, can_tls)
         };
+        let entry = entry::read(&section, is_local);
         let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
             continue;
         };
@@ -341,6 +344,7 @@ pub(super) fn listeners<'a>(
             route: Arc::from(route),
             tls,
             max_clients: max_clients.unwrap_or(0),
+            entry,
         });
     }
     report_repeated(&names, "name");
@@ -422,9 +426,14 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         places.push(Place::default(6434, "http.address"));
         addresses.push(BindAddress::Any { port: 6434 });
     }
+    let proxy_protocol = entry::proxy_protocol(&section, &schema::HTTP_PROXY_PROTOCOL);
     let tls = section.section("tls", &schema::HTTP_TLS);
     if !tls.present() {
-        return Some(Http { addresses, tls: None });
+        return Some(Http {
+            addresses,
+            tls: None,
+            proxy_protocol,
+        });
     }
     let pair = key_pair(&tls)?;
     match keys::server_config(root.context(), &pair, b"http/1.1", BOTH, None) {
@@ -434,6 +443,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
                 leaf: pair.leaf(),
                 server_config,
             }),
+            proxy_protocol,
         }),
         Err(error) => {
             tls.fault(format!("cannot be used: {error}"));
@@ -493,6 +503,10 @@ pub(super) fn limits(root: &Section<'_>) -> Limits {
     Limits {
         max_clients: number("max_clients", 0, MAX_CLIENTS).unwrap_or(5000),
         max_pending_logins: number("max_pending_logins", 1, 100_000).unwrap_or(200),
+        per_user: number("per_user", 0, MAX_CLIENTS).unwrap_or(0),
+        per_database: number("per_database", 0, MAX_CLIENTS).unwrap_or(0),
+        per_address: number("per_address", 0, MAX_CLIENTS).unwrap_or(0),
+        connection_rate: entry::rate(&section),
     }
 }
 

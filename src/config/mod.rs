@@ -14,6 +14,7 @@ mod access;
 mod address;
 mod cluster;
 mod command;
+mod entry;
 mod fault;
 mod files;
 mod front;
@@ -28,6 +29,7 @@ mod section;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod waiting;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -38,6 +40,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 
+pub use entry::{Addresses, Entry, Network, ProxyProtocol};
 pub use fault::{Fault, Faults};
 pub use keys::Leaf;
 pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
@@ -45,6 +48,7 @@ pub use model::*;
 pub use placement::{MOST_WEIGHT, MemberPlacement, Placement};
 pub use route::{Access, Balance, OnLeader, TargetRole, Tier};
 pub use secret::Secret;
+pub use waiting::{Queue, TellAddress};
 
 use section::{Context, Section};
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::model::Route;
 use super::section::{Field, Section};
+use super::waiting::{self, Queue, TellAddress};
 
 const MAX_TIERS: usize = 16;
 const MAX_TAGS: usize = 64;
@@ -148,6 +149,8 @@ impl Route {
             tags: BTreeMap::new(),
             balance: Balance::default(),
             read_only_on_leader: OnLeader::default(),
+            queue: Queue::default(),
+            client_address: TellAddress::default(),
         }
     }
 
@@ -178,13 +181,16 @@ fn takes_leader(targets: &[Tier]) -> bool {
 }
 
 /// The part of `routes.NAME` that says who may serve it. `is_fixed`: its cluster is a list of servers, of whose roles
-/// and tags nothing is known but who leads.
+/// and tags nothing is known but who leads. `is_bounded`: its members may be full.
 pub(super) fn read(
     section: &Section<'_>,
     name: &str,
     cluster: Option<&str>,
     is_fixed: bool,
+    is_bounded: bool,
 ) -> Option<Route> {
+    let queue = waiting::queue(section, is_bounded);
+    let client_address = waiting::tell_address(section);
     let targets = section
         .required("targets")
         .and_then(|field| targets(&field, is_fixed));
@@ -239,6 +245,8 @@ pub(super) fn read(
         tags: tags?,
         balance: balance?,
         read_only_on_leader: on_leader?,
+        queue,
+        client_address,
         ..Route::new(name, cluster?, targets)
     })
 }

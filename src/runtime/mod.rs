@@ -41,6 +41,7 @@ use crate::session::console::ConsoleDoor;
 use crate::session::end::{Order, Reason};
 use crate::session::gate::Gate;
 use crate::session::keys::{Incarnation, KeyIssuer};
+use crate::session::quota::Quota;
 use crate::session::registry::Registry;
 use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
@@ -211,6 +212,7 @@ fn share(
             config.limits.max_clients,
             config.limits.max_pending_logins,
         )),
+        quota: Arc::new(Quota::new(&config.limits)),
         metrics: Arc::new(session::metrics::Metrics::new(
             metrics,
             Arc::clone(&registry),
@@ -292,6 +294,7 @@ fn gate(
         cluster.clone(),
         offer,
         listener.max_clients,
+        listener.entry.clone(),
     ))
 }
 

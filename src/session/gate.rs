@@ -1,8 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use super::quota::Rate;
 use crate::cluster::ClusterHandle;
-use crate::config::Route;
+use crate::config::{self, Route};
 use crate::frontend::opening::Offer;
 
 /// What a listener means for the connections it accepts. Read at each accept, so that a new configuration is one
@@ -15,6 +16,8 @@ pub struct Gate {
     pub offer: Offer,
     /// Sessions at once; 0 is no limit.
     pub max_clients: u32,
+    pub entry: config::Entry,
+    pub(super) rate: Rate,
     pub(super) clients: Arc<AtomicU32>,
 }
 
@@ -25,6 +28,7 @@ impl Gate {
         cluster: ClusterHandle,
         offer: Offer,
         max_clients: u32,
+        entry: config::Entry,
     ) -> Self {
         Self {
             name,
@@ -32,6 +36,8 @@ impl Gate {
             cluster,
             offer,
             max_clients,
+            rate: Rate::new(entry.connection_rate),
+            entry,
             clients: Arc::default(),
         }
     }

@@ -12,17 +12,21 @@ mod attach;
 mod cancel;
 pub mod console;
 pub mod end;
+pub mod entry;
 pub mod gate;
 pub mod keys;
 pub mod life;
 pub mod metrics;
 mod peer_codec;
 pub mod peers;
+mod queue;
+pub mod quota;
 pub mod rate;
 pub mod registry;
 pub mod relay;
 pub mod sample;
 pub mod sentry;
+mod told;
 mod trouble;
 
 use std::net::IpAddr;
@@ -52,6 +56,7 @@ pub const MOST_DERIVATIONS: usize = 4;
 pub struct Shared {
     pub registry: Arc<registry::Registry>,
     pub admission: Arc<admission::Admission>,
+    pub quota: Arc<quota::Quota>,
     pub metrics: Arc<metrics::Metrics>,
     pub keys: keys::KeyIssuer,
     pub peers: Option<peers::Peers>,

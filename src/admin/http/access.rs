@@ -14,6 +14,18 @@ use super::router::App;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller(pub(super) IpAddr);
 
+impl Caller {
+    /// For whom a balancer connects. Its own host's loopback is not ours: then it stays the caller itself.
+    pub(super) fn announced(self, client: Option<IpAddr>) -> Self {
+        match client {
+            Some(client) if !client.to_canonical().is_loopback() || self.0.to_canonical().is_loopback() => {
+                Self(client)
+            }
+            _ => self,
+        }
+    }
+}
+
 /// `None` is nobody's: it is refused.
 pub(super) type CalledBy = Option<Extension<Caller>>;
 

@@ -27,7 +27,8 @@ use super::super::local;
 use super::access::Caller;
 use super::router::{App, router};
 use super::stream::WriteBound;
-use crate::config::BindAddress;
+use crate::config::{BindAddress, ProxyProtocol};
+use crate::frontend::proxy;
 
 /// What one caller, and all together, may cost.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +92,7 @@ fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpList
 pub(super) async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    proxies: Option<ProxyProtocol>,
     handles: Handles,
     shutdown: CancellationToken,
     bounds: Bounds,
@@ -109,6 +111,7 @@ pub(super) async fn serve(
     let server = Arc::new(Server {
         router: router(Arc::new(App { handles, locals })),
         tls,
+        proxies,
         bounds,
         stop: stop.clone(),
     });
@@ -154,6 +157,7 @@ pub(super) async fn serve(
 struct Server {
     router: Router,
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    proxies: Option<ProxyProtocol>,
     bounds: Bounds,
     stop: CancellationToken,
 }
@@ -162,6 +166,9 @@ impl Server {
     async fn connection(&self, stream: TcpStream, caller: Caller) {
         // Best effort: without it an answer is only later.
         let _ = stream.set_nodelay(true);
+        let Some(caller) = self.identify(&stream, caller).await else {
+            return;
+        };
         let Some(tls) = &self.tls else {
             return self.requests(stream, caller).await;
         };
@@ -176,6 +183,35 @@ impl Server {
             Ok(Ok(stream)) => self.requests(stream, caller).await,
             Ok(Err(error)) => tracing::debug!(%error, "HTTP: TLS handshake failed"),
             Err(_) => tracing::debug!("HTTP: TLS handshake timed out"),
+        }
+    }
+
+    /// By the header of the PROXY protocol, where there must be one. `None`: there is none, or a bad one.
+    async fn identify(&self, stream: &TcpStream, socket: Caller) -> Option<Caller> {
+        let Some(proxies) = &self.proxies else {
+            return Some(socket);
+        };
+        if !proxies.trusts(socket.0) {
+            if proxies.required {
+                tracing::debug!(client = %socket.0, "HTTP: connection refused: it is not from http.proxy_protocol.trusted");
+                return None;
+            }
+            return Some(socket);
+        }
+        let header = tokio::select! {
+            () = self.stop.cancelled() => return None,
+            header = timeout(self.bounds.handshake_timeout, proxy::read(stream)) => header,
+        };
+        match header {
+            Ok(Ok(header)) => Some(socket.announced(header.source.map(|source| source.ip()))),
+            Ok(Err(fault)) => {
+                tracing::debug!(client = %socket.0, %fault, "HTTP: connection refused");
+                None
+            }
+            Err(_elapsed) => {
+                tracing::debug!(client = %socket.0, "HTTP: no PROXY protocol header in time");
+                None
+            }
         }
     }
 
