@@ -64,9 +64,9 @@ routes:
   r: {targets: [[sync, quorum], replica, leader], tags: {disk: ssd, old: false, site: 2}, balance: source_hash,
       read_only_on_leader: unenforced}
 listeners:
-  - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
-  - {name: two, address: "[::1]:7001", route: r, tls: off, allow: ["::1", 10.0.0.0/8],
+  - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11, allow: ["::1", 10.0.0.0/8],
      deny: [10.1.0.0/16], proxy_protocol: {trusted: [192.0.2.1, "2001:db8::/32"], required: true}, connection_rate: 20/s}
+  - {name: two, address: "[::1]:7001", route: r, tls: off}
   - {name: three, address: /run/trunkline/.s.PGSQL.7001, socket_mode: "0750", route: r}
 http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key},
        proxy_protocol: {trusted: [192.0.2.2]}}

@@ -194,7 +194,9 @@ fn a_checksum_is_of_the_whole_header() {
     let at = FIXED + 12 + 3;
     header[at..at + 4].copy_from_slice(&sum);
     assert!(whole(&header).is_ok());
-    for index in FIXED..header.len() {
+    let kind = FIXED + 12;
+    // With another type it is no checksum any more.
+    for index in (FIXED..header.len()).filter(|index| *index != kind) {
         let mut damaged = header.clone();
         damaged[index] ^= 0x40;
         assert!(whole(&damaged).is_err(), "byte {index}");

@@ -351,6 +351,8 @@ pub struct Options {
     pub tls: Option<String>,
     /// In place of `listeners:`; `{address}` is the router's.
     pub listeners: Option<String>,
+    /// Further keys of `http`, each with a comma before it.
+    pub http: String,
     pub address: Option<Ipv4Addr>,
     /// Before the command, as `prlimit --nofile=64`.
     pub prefix: Vec<String>,
@@ -448,7 +450,11 @@ impl Router {
             "listeners:\n{}",
             listeners.replace("{address}", &address.to_string())
         );
-        let _ = write!(text, "http: {{address: \"{address}:6434\"}}\n{}", options.extra);
+        let _ = write!(
+            text,
+            "http: {{address: \"{address}:6434\"{}}}\n{}",
+            options.http, options.extra
+        );
         text
     }
 

@@ -9,7 +9,7 @@ fn listener(keys: &str) -> String {
 #[test]
 fn every_key_has_its_value() {
     let config = Files::new().ok(FULL);
-    let entry = &config.listeners[1].entry;
+    let entry = &config.listeners[0].entry;
     let shown = |networks: &[Network]| networks.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(shown(&entry.addresses.allow), ["::1/128", "10.0.0.0/8"]);
     assert_eq!(shown(&entry.addresses.deny), ["10.1.0.0/16"]);
@@ -17,7 +17,7 @@ fn every_key_has_its_value() {
     assert_eq!(shown(&proxies.trusted), ["192.0.2.1/32", "2001:db8::/32"]);
     assert!(proxies.required);
     assert_eq!(entry.connection_rate.unwrap().get(), 20);
-    assert_eq!(config.listeners[0].entry, Entry::default());
+    assert_eq!(config.listeners[1].entry, Entry::default());
     let http = config.http.proxy_protocol.as_ref().unwrap();
     assert_eq!(
         (shown(&http.trusted), http.required),
