@@ -90,6 +90,7 @@ impl Running {
                 rise: 2,
                 fall: 3,
             },
+            max_connections: 0,
             local_member: LocalMember::None,
             placement: config::Placement::default(),
         };

@@ -127,6 +127,7 @@ pub fn spawn_thread_with(
         .as_ref()
         .map(|tls| Arc::new(ArcSwap::new(Arc::clone(&tls.server_config))));
     let kept = tls.clone();
+    let proxies = config.proxy_protocol.clone();
     let stop = shutdown.clone();
     let (report, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new()
@@ -141,6 +142,7 @@ pub fn spawn_thread_with(
                         serving.spawn(serve::serve(
                             listener,
                             tls.clone(),
+                            proxies.clone(),
                             handles.clone(),
                             stop.clone(),
                             bounds,

@@ -107,6 +107,7 @@ impl Served {
                 rise: 2,
                 fall: 3,
             },
+            max_connections: 0,
             local_member: config::LocalMember::None,
             placement: config::Placement::default(),
         };

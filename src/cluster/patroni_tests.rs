@@ -282,6 +282,7 @@ fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
             rise: 2,
             fall: 3,
         },
+        max_connections: 0,
         local_member: config::LocalMember::None,
         placement: config::Placement::default(),
     })

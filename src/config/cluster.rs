@@ -40,6 +40,7 @@ pub(super) struct Draft {
     pub(super) service_account: Option<ServiceAccount>,
     pub(super) server_tls: Option<ServerTls>,
     server: ServerOptions,
+    max_connections: u32,
     probe: Probe,
     local_member: Option<LocalMember>,
     placement: Placement,
@@ -55,6 +56,11 @@ impl Draft {
         self.probe.interval
     }
 
+    /// Its members may be full.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.max_connections > 0
+    }
+
     pub(super) fn finish(self) -> Option<Cluster> {
         Some(Cluster {
             name: self.name,
@@ -62,6 +68,7 @@ impl Draft {
             service_account: self.service_account?,
             server_tls: self.server_tls?,
             server: self.server,
+            max_connections: self.max_connections,
             probe: self.probe,
             local_member: self.local_member?,
             placement: self.placement,
@@ -74,7 +81,7 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
     let name: Arc<str> = Arc::from(name);
     let context = section.context();
     let source = source(&section);
-    let (server, slow_start) = server_options(&section);
+    let (server, slow_start, max_connections) = server_options(&section);
     Draft {
         placement: Placement {
             slow_start,
@@ -86,6 +93,7 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
         }),
         server_tls: context.within(Part::ServerTls(Arc::clone(&name)), || server_tls(&section)),
         server,
+        max_connections,
         probe: probe(&section),
         local_member: local_member(&section),
         name,
@@ -360,8 +368,8 @@ fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ch
     binding
 }
 
-/// And `slow_start`, which is about choosing a server.
-fn server_options(cluster: &Section<'_>) -> (ServerOptions, Duration) {
+/// With `slow_start` and `max_connections`, which are about choosing a server.
+fn server_options(cluster: &Section<'_>) -> (ServerOptions, Duration, u32) {
     let section = cluster.section("server", &schema::SERVER);
     let slow_start = section
         .field("slow_start")
@@ -385,12 +393,15 @@ fn server_options(cluster: &Section<'_>) -> (ServerOptions, Duration) {
         Some(field) => field.duration_or_off(secs(30), ms(100), hours(24)),
         None => Some(secs(30)),
     };
+    let max_connections = section
+        .field("max_connections")
+        .and_then(|field| field.number(0, 1_000_000));
     let options = ServerOptions {
         connect_timeout: connect_timeout.unwrap_or(secs(3)),
         keepalive,
         tcp_user_timeout,
     };
-    (options, slow_start)
+    (options, slow_start, max_connections.unwrap_or(0))
 }
 
 fn probe(cluster: &Section<'_>) -> Probe {

@@ -12,6 +12,7 @@ use super::access;
 use super::address::{self, bind_address, overlap};
 use super::administration;
 use super::cluster::{Draft, hours, minutes, ms, secs};
+use super::entry::{self, Entry};
 use super::fitness;
 use super::keys::{self, Unlock};
 use super::model::{
@@ -242,13 +243,13 @@ pub(super) fn routes<'a>(
             Some(field) => reference(&field, clusters, "cluster"),
             None => first,
         };
-        let is_fixed = drafts
-            .iter()
-            .any(|draft| Some(&*draft.name) == cluster && draft.is_fixed());
+        let draft = drafts.iter().find(|draft| Some(&*draft.name) == cluster);
+        let is_fixed = draft.is_some_and(Draft::is_fixed);
+        let is_bounded = draft.is_none_or(Draft::is_bounded);
         if let Some(field) = section.field("resume") {
             let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
         }
-        let route = route::read(&section, name, cluster, is_fixed, auth);
+        let route = route::read(&section, name, cluster, is_fixed, is_bounded, auth);
         let probe_interval = drafts
             .iter()
             .find(|draft| Some(&*draft.name) == cluster)
@@ -314,6 +315,7 @@ pub(super) fn listeners<'a>(
                 mode: ListenerMode::default(),
                 tls: plain,
                 max_clients: 0,
+                entry: Entry::default(),
             })
             .into();
     };
@@ -356,6 +358,7 @@ pub(super) fn listeners<'a>(
         } else {
             listener_tls(&section, can_tls)
         };
+        let entry = entry::read(&section, is_local);
         let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
             continue;
         };
@@ -366,6 +369,7 @@ pub(super) fn listeners<'a>(
             mode,
             tls,
             max_clients: max_clients.unwrap_or(0),
+            entry,
         });
     }
     report_repeated(&names, "name");
@@ -467,6 +471,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         places.push(Place::default(6434, "http.address"));
         addresses.push(BindAddress::Any { port: 6434 });
     }
+    let proxy_protocol = entry::proxy_protocol(&section, &schema::HTTP_PROXY_PROTOCOL);
     let tls = section.section("tls", &schema::HTTP_TLS);
     let token = administration::token(&section);
     let agent_check = administration::agent_check(&section, places);
@@ -476,6 +481,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
             tls: None,
             token,
             agent_check,
+            proxy_protocol,
         });
     }
     let pair = key_pair(&tls)?;
@@ -488,6 +494,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
             }),
             token,
             agent_check,
+            proxy_protocol,
         }),
         Err(error) => {
             tls.fault(format!("cannot be used: {error}"));
@@ -547,6 +554,10 @@ pub(super) fn limits(root: &Section<'_>) -> Limits {
     Limits {
         max_clients: number("max_clients", 0, MAX_CLIENTS).unwrap_or(5000),
         max_pending_logins: number("max_pending_logins", 1, 100_000).unwrap_or(200),
+        per_user: number("per_user", 0, MAX_CLIENTS).unwrap_or(0),
+        per_database: number("per_database", 0, MAX_CLIENTS).unwrap_or(0),
+        per_address: number("per_address", 0, MAX_CLIENTS).unwrap_or(0),
+        connection_rate: entry::rate(&section),
     }
 }
 

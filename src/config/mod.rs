@@ -15,6 +15,7 @@ mod address;
 mod administration;
 mod cluster;
 mod command;
+mod entry;
 mod fault;
 mod files;
 mod fitness;
@@ -30,6 +31,7 @@ mod section;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
+mod waiting;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -40,6 +42,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 
+pub use entry::{Addresses, Entry, Network, ProxyProtocol};
 pub use fault::{Fault, Faults};
 pub use files::read_secret;
 pub use fitness::{Limit, MaxLag, OnUnfit, Unfit};
@@ -49,6 +52,7 @@ pub use model::*;
 pub use placement::{MOST_WEIGHT, MemberPlacement, Placement};
 pub use route::{Access, Balance, OnLeader, TargetRole, Tier};
 pub use secret::Secret;
+pub use waiting::{Queue, TellAddress};
 
 use section::{Context, Section};
 

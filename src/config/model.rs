@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +11,13 @@ use indexmap::IndexMap;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
+use super::entry::{Entry, ProxyProtocol};
 use super::fitness::{MaxLag, OnUnfit};
 use super::keys::Leaf;
 use super::material::Files;
 use super::placement::Placement;
 use super::route::{Access, Balance, OnLeader, Tier};
+use super::waiting::{Queue, TellAddress};
 
 /// Everything `trunkline run` needs to know. Made by [`super::load`] only.
 #[derive(Debug)]
@@ -74,6 +77,9 @@ pub struct Cluster {
     pub service_account: ServiceAccount,
     pub server_tls: ServerTls,
     pub server: ServerOptions,
+    /// `server.max_connections`: this router's sessions at once on one member, those connecting included; 0 is no limit
+    /// (default 0).
+    pub max_connections: u32,
     pub probe: Probe,
     pub local_member: LocalMember,
     pub placement: Placement,
@@ -344,6 +350,9 @@ pub struct Route {
     /// How far behind a standby may be (default: however far).
     pub max_lag: Option<MaxLag>,
     pub on_unfit: OnUnfit,
+    /// Where the cluster has [`Cluster::max_connections`].
+    pub queue: Queue,
+    pub client_address: TellAddress,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -357,6 +366,7 @@ pub struct Listener {
     pub tls: ListenerTls,
     /// Sessions at once; 0 is no limit (default 0).
     pub max_clients: u32,
+    pub entry: Entry,
 }
 
 /// What a listener does with a connection.
@@ -410,6 +420,8 @@ pub struct Http {
     pub token: Option<Secret>,
     /// `None` where `HAProxy`'s agent check is not answered.
     pub agent_check: Option<AgentCheck>,
+    /// `None`: a header is not understood.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// The port for `HAProxy`'s agent check.
@@ -460,6 +472,14 @@ pub struct Limits {
     pub max_clients: u32,
     /// Connections between accept and authenticated (default 200, at least 1).
     pub max_pending_logins: u32,
+    /// Sessions at once of one user name over all listeners and clusters; 0 is no limit (default 0).
+    pub per_user: u32,
+    /// Of one database name, likewise.
+    pub per_database: u32,
+    /// Of one client address (IPv6: /64), likewise; a Unix socket has none.
+    pub per_address: u32,
+    /// Sessions that may begin per second over all listeners, with a burst of one second; `None` is no limit (default).
+    pub connection_rate: Option<NonZeroU32>,
 }
 
 /// Other routers in front of the same cluster, for cancel requests.

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::fitness::OnUnfit;
 use super::model::{Auth, CredentialUsers, Route};
 use super::section::{Field, Section};
+use super::waiting::{self, Queue, TellAddress};
 
 const MAX_TIERS: usize = 16;
 const MAX_TAGS: usize = 64;
@@ -153,6 +154,8 @@ impl Route {
             read_only_on_leader: OnLeader::default(),
             max_lag: None,
             on_unfit: OnUnfit::default(),
+            queue: Queue::default(),
+            client_address: TellAddress::default(),
         }
     }
 
@@ -183,14 +186,18 @@ fn takes_leader(targets: &[Tier]) -> bool {
 }
 
 /// The part of `routes.NAME` that says who may serve it. `is_fixed`: its cluster is a list of servers, of whose roles
-/// and tags nothing is known but who leads. `auth`: `None` where it has faults of its own.
+/// and tags nothing is known but who leads. `is_bounded`: its members may be full. `auth`: `None` where it has faults
+/// of its own.
 pub(super) fn read(
     section: &Section<'_>,
     name: &str,
     cluster: Option<&str>,
     is_fixed: bool,
+    is_bounded: bool,
     auth: Option<&Auth>,
 ) -> Option<Route> {
+    let queue = waiting::queue(section, is_bounded);
+    let client_address = waiting::tell_address(section);
     let targets = section
         .required("targets")
         .and_then(|field| targets(&field, is_fixed));
@@ -245,6 +252,8 @@ pub(super) fn read(
         tags: tags?,
         balance: balance?,
         read_only_on_leader: on_leader?,
+        queue,
+        client_address,
         ..Route::new(name, cluster?, targets)
     })
 }

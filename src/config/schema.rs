@@ -52,7 +52,7 @@ keys! {
     SERVER_TLS "clusters.NAME.server_tls": now("sslmode"), now("sslnegotiation"), now("channel_binding"),
         now("sslrootcert"), now("sslcert"), now("sslkey"), now("sslpassphrase_command");
     SERVER "clusters.NAME.server": now("connect_timeout"), now("keepalive"), now("tcp_user_timeout"),
-        now("slow_start"), later("max_connections");
+        now("slow_start"), now("max_connections");
     PROBE "clusters.NAME.probe": now("interval"), now("timeout"), now("rise"), now("fall");
     TLS "tls": now("certificates"), now("min_version"), now("client_ca_file"), now("client_crl_file");
     CERTIFICATE "tls.certificates[]": now("cert_file"), now("key_file"), now("passphrase_command");
@@ -63,18 +63,22 @@ keys! {
     RATE_LIMIT "auth.rate_limit": now("failures"), now("delay"), now("max_delay"), now("refuse_after"),
         now("refuse_for");
     ROUTE "routes.NAME": now("cluster"), now("targets"), now("tags"), now("balance"),
-        now("read_only_on_leader"), now("resume"), later("queue_timeout"),
-        now("max_lag"), now("on_unfit");
+        now("read_only_on_leader"), now("resume"), now("queue_timeout"), now("max_queue"),
+        now("client_address"), now("max_lag"), now("on_unfit");
     MAX_LAG "routes.NAME.max_lag": now("bytes"), now("time"), now("recover_bytes"), now("recover_time");
     ON_UNFIT "routes.NAME.on_unfit": now("lag"), now("down"), now("role"), now("grace");
+    CLIENT_ADDRESS "routes.NAME.client_address": now("setting"), now("application_name");
     LISTENER "listeners[]": now("name"), now("address"), now("route"), now("socket_mode"),
-        now("mode"), now("tls"), now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
-    HTTP "http": now("address"), now("tls"), now("token_file"), now("agent_check");
+        now("mode"), now("tls"), now("max_clients"), now("proxy_protocol"), now("allow"), now("deny"),
+        now("connection_rate");
+    PROXY_PROTOCOL "listeners[].proxy_protocol": now("trusted"), now("required");
+    HTTP "http": now("address"), now("tls"), now("token_file"), now("agent_check"), now("proxy_protocol");
     AGENT_CHECK "http.agent_check": now("address"), now("about");
+    HTTP_PROXY_PROTOCOL "http.proxy_protocol": now("trusted"), now("required");
     HTTP_TLS "http.tls": now("cert_file"), now("key_file"), now("passphrase_command");
     CONSOLE "console": now("users"), now("database");
-    LIMITS "limits": now("max_clients"), now("max_pending_logins"), later("per_user"), later("per_database"),
-        later("per_address"), later("connection_rate");
+    LIMITS "limits": now("max_clients"), now("max_pending_logins"), now("per_user"), now("per_database"),
+        now("per_address"), now("connection_rate");
     PEERS "peers": now("secret_file"), now("members");
     PEER "peers.members[]": now("name"), now("address");
     LOG "log": now("level"), now("format");

@@ -339,6 +339,15 @@ impl<'a> Field<'a> {
         })
     }
 
+    /// True or false.
+    pub(super) fn truth(&self) -> Option<bool> {
+        let Value::Bool(value) = &self.node.value else {
+            self.expected("true or false");
+            return None;
+        };
+        Some(*value)
+    }
+
     /// A whole number within bounds, both included.
     pub(super) fn number(&self, least: u32, most: u32) -> Option<u32> {
         let Value::Integer(value) = &self.node.value else {
@@ -444,6 +453,15 @@ impl<'a> Field<'a> {
         if nodes.is_empty() {
             self.fault("must not be empty");
         }
+        self.elements(most)
+    }
+
+    /// As [`Self::list`], for a list that may be empty.
+    pub(super) fn elements(&self, most: usize) -> Vec<Field<'a>> {
+        let Value::List(nodes) = &self.node.value else {
+            self.expected("a list");
+            return Vec::new();
+        };
         if nodes.len() > most {
             self.fault(format!(
                 "has {} elements, at most {most} are allowed",

@@ -42,6 +42,7 @@ use crate::session::admission::Admission;
 use crate::session::console::ConsoleDoor;
 use crate::session::gate::Gate;
 use crate::session::keys::{Incarnation, KeyIssuer};
+use crate::session::quota::Quota;
 use crate::session::registry::Registry;
 use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
@@ -243,6 +244,7 @@ fn share(
             config.limits.max_clients,
             config.limits.max_pending_logins,
         )),
+        quota: Arc::new(Quota::new(&config.limits)),
         metrics: Arc::new(session::metrics::Metrics::new(
             metrics,
             Arc::clone(&registry),
@@ -325,6 +327,7 @@ fn gate(
         listener.mode,
         offer,
         listener.max_clients,
+        listener.entry.clone(),
     ))
 }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::enforce;
+use super::queue::{self, QueueFault, Waiting};
 use super::registry::{Registry, Seat};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::{
@@ -54,6 +55,8 @@ pub(super) struct Attachable {
     pub member: MemberName,
     pub seat: Seat,
     pub terms: Terms,
+    /// How long it waited for a place on a server.
+    pub queued: Duration,
     _verified: (),
 }
 
@@ -64,6 +67,12 @@ pub(super) enum AttachError {
     TooLong(ErrorReply),
     /// Nobody may serve the route, or everybody who may could not be reached.
     NoCandidate(ErrorReply),
+    /// Everybody who may is full, and waiting came to nothing.
+    Busy(&'static str, ErrorReply),
+    /// It waited for a place, and the router closes.
+    Closing,
+    /// It waited for a place, and left.
+    HungUp,
     /// A server refused, and its own words go to the client.
     Server {
         frame: Bytes,
@@ -93,6 +102,7 @@ pub(super) struct Request<'a> {
     pub user: &'a [u8],
     /// `None` on a Unix socket.
     pub client: Option<IpAddr>,
+    pub waiting: &'a Waiting<'a>,
 }
 
 /// Is there anybody who may serve the route? Asked before authentication, so that a balancer's check sees an error.
@@ -127,6 +137,37 @@ pub(super) fn choose(
     })
 }
 
+/// The candidates, with a seat on the first of them that is not full; none where there is no candidate.
+struct Chosen {
+    snapshot: Arc<Snapshot>,
+    choice: routing::Choice,
+    seat: Option<Seat>,
+}
+
+/// `None`: every candidate is full.
+fn take(request: &Request<'_>, most: u32) -> Option<Chosen> {
+    let snapshot = request.cluster.snapshot();
+    let choice = choose(request.cluster, request.registry, request.route, request.client, &snapshot);
+    let name = &request.cluster.config().name;
+    let seats = |candidate: &Candidate| request.registry.reserve_within(name, &candidate.member, most);
+    let seat = choice.candidates.iter().find_map(seats);
+    (seat.is_some() || choice.candidates.is_empty()).then_some(Chosen {
+        snapshot,
+        choice,
+        seat,
+    })
+}
+
+fn busy(request: &Request<'_>, fault: QueueFault) -> AttachError {
+    let label = match fault {
+        QueueFault::HungUp => return AttachError::HungUp,
+        QueueFault::Closing => return AttachError::Closing,
+        QueueFault::Full => "queue_full",
+        QueueFault::Timeout => "queue_timeout",
+    };
+    AttachError::Busy(label, queue::busy(request.cluster.config(), request.route, fault))
+}
+
 pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
     let (message, hint) = routing::unavailable(snapshot, route, choice);
     ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
@@ -150,13 +191,35 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
     }
     let name = &cluster.config().name;
     let options = &cluster.config().server;
+    let most = cluster.config().max_connections;
+    let attempt = || take(request, most);
+    let (chosen, queued) = match request.waiting.until(attempt).await {
+        Ok(done) => done,
+        Err(fault) => return Err(busy(request, fault)),
+    };
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
-    let snapshot = cluster.snapshot();
-    let choice = choose(cluster, registry, route, request.client, &snapshot);
+    let Chosen {
+        snapshot,
+        choice,
+        mut seat,
+    } = chosen;
     let credential = credential(request.login);
     let mut last = None;
-    for candidate in choice.candidates.iter().take(MOST_TRIES as usize) {
-        let seat = registry.reserve(name, &candidate.member);
+    let mut tries = 0;
+    for candidate in &choice.candidates {
+        // The first seat is taken already; who comes before it is full.
+        let seat = match seat.take_if(|seat| *seat.member() == candidate.member) {
+            Some(seat) => seat,
+            None if seat.is_some() => continue,
+            None => match registry.reserve_within(name, &candidate.member, most) {
+                Some(seat) => seat,
+                None => continue,
+            },
+        };
+        tries += 1;
+        if tries > MOST_TRIES {
+            break;
+        }
         registry.trouble.trying(name, &candidate.member);
         let deadline = give_up.min(Instant::now() + options.connect_timeout);
         let tls = match &request.login.with {
@@ -184,6 +247,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
                         member: candidate.member.clone(),
                         seat,
                         terms,
+                        queued,
                         _verified: (),
                     });
                 }

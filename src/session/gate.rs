@@ -1,8 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use super::quota::Rate;
 use crate::cluster::ClusterHandle;
-use crate::config::{ListenerMode, Route};
+use crate::config::{self, ListenerMode, Route};
 use crate::frontend::opening::Offer;
 
 /// What a listener means for the connections it accepts. Read at each accept, so that a new configuration is one
@@ -17,6 +18,8 @@ pub struct Gate {
     pub offer: Offer,
     /// Sessions at once; 0 is no limit.
     pub max_clients: u32,
+    pub entry: config::Entry,
+    pub(super) rate: Rate,
     pub(super) clients: Arc<AtomicU32>,
 }
 
@@ -28,6 +31,7 @@ impl Gate {
         mode: ListenerMode,
         offer: Offer,
         max_clients: u32,
+        entry: config::Entry,
     ) -> Self {
         Self {
             name,
@@ -36,6 +40,8 @@ impl Gate {
             mode,
             offer,
             max_clients,
+            rate: Rate::new(entry.connection_rate),
+            entry,
             clients: Arc::default(),
         }
     }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::end::Order;
 use super::keys::ClientCancelKey;
+use super::queue::Queues;
 use super::trouble::Trouble;
 use crate::backend::CancelTarget;
 use crate::cluster::snapshot::MemberName;
@@ -29,6 +30,7 @@ pub struct Registry {
     /// Whose turn it is, by route.
     turns: Mutex<HashMap<Arc<str>, Turns>>,
     pub(super) trouble: Trouble,
+    pub(super) queues: Queues,
 }
 
 #[derive(Debug, Default)]
@@ -140,7 +142,33 @@ impl Registry {
         Seat {
             registry: Arc::clone(self),
             place,
+            is_bounded: false,
         }
+    }
+
+    /// As [`Self::reserve`], where the member has fewer than `most` sessions; 0 is no limit.
+    pub fn reserve_within(
+        self: &Arc<Self>,
+        cluster: &Arc<str>,
+        member: &MemberName,
+        most: u32,
+    ) -> Option<Seat> {
+        if most == 0 {
+            return Some(self.reserve(cluster, member));
+        }
+        let place = (Arc::clone(cluster), member.clone());
+        let mut inner = self.lock();
+        let load = inner.loads.get(&place).copied().unwrap_or_default();
+        if load >= most as usize {
+            return None;
+        }
+        inner.loads.insert(place.clone(), load + 1);
+        drop(inner);
+        Some(Seat {
+            registry: Arc::clone(self),
+            place,
+            is_bounded: true,
+        })
     }
 
     /// Sessions on a member, those connecting included.
@@ -347,6 +375,14 @@ impl Entry {
 pub struct Seat {
     registry: Arc<Registry>,
     place: Place,
+    /// Somebody may wait for it.
+    is_bounded: bool,
+}
+
+impl Seat {
+    pub fn member(&self) -> &MemberName {
+        &self.place.1
+    }
 }
 
 impl Drop for Seat {
@@ -357,6 +393,10 @@ impl Drop for Seat {
             if *load == 0 {
                 inner.loads.remove(&self.place);
             }
+        }
+        drop(inner);
+        if self.is_bounded {
+            self.registry.queues.freed(&self.place.0);
         }
     }
 }
@@ -537,6 +577,26 @@ mod tests {
         assert_eq!(registry.traffic(), expected);
         drop(present);
         assert_eq!(registry.traffic(), expected);
+    }
+
+    #[test]
+    fn a_bounded_member_has_so_many_seats() {
+        let registry = Arc::new(Registry::default());
+        let (main, db1) = (Arc::from("main"), MemberName::new("db1"));
+        let one = registry.reserve_within(&main, &db1, 2).unwrap();
+        let two = registry.reserve_within(&main, &db1, 2).unwrap();
+        assert!(registry.reserve_within(&main, &db1, 2).is_none());
+        assert!(
+            registry
+                .reserve_within(&main, &MemberName::new("db2"), 2)
+                .is_some()
+        );
+        assert!(registry.reserve_within(&"other".into(), &db1, 2).is_some());
+        assert_eq!(one.member(), &db1);
+        drop(one);
+        assert!(registry.reserve_within(&main, &db1, 2).is_some());
+        drop(two);
+        assert!(registry.lock().loads.is_empty(), "nothing is left behind");
     }
 
     #[test]

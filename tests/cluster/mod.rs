@@ -453,7 +453,8 @@ impl Router {
         let _ = write!(
             text,
             "http: {{address: \"{address}:6434\", {}}}\n{}",
-            options.http, options.extra
+            options.http.trim_start_matches(", "),
+            options.extra
         );
         text
     }

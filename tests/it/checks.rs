@@ -67,7 +67,7 @@ impl HaProxy {
     }
 
     #[track_caller]
-    fn await_states(&self, expected: &[(&str, &str)]) {
+    pub fn await_states(&self, expected: &[(&str, &str)]) {
         let mut last = BTreeMap::new();
         let began = tokio::time::Instant::now();
         while began.elapsed() < Duration::from_secs(15) {

@@ -34,6 +34,15 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// For whom a balancer connects. Its own host's loopback is not ours: then it stays the caller itself.
+    pub(super) fn announced(self, client: Option<SocketAddr>) -> Self {
+        let is_local = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+        match client {
+            Some(address) if !is_local(address) || is_local(self.address) => Self { address, ..self },
+            _ => self,
+        }
+    }
+
     fn is_here(&self) -> bool {
         self.address.ip().to_canonical().is_loopback()
     }

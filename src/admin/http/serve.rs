@@ -28,7 +28,8 @@ use super::guard::{Caller, Guard};
 use super::node;
 use super::router::{App, router};
 use super::stream::WriteBound;
-use crate::config::{AgentSubject, BindAddress};
+use crate::config::{AgentSubject, BindAddress, ProxyProtocol};
+use crate::frontend::proxy;
 
 /// What one caller, and all together, may cost.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +96,7 @@ fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpList
 pub(super) async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    proxies: Option<ProxyProtocol>,
     handles: Handles,
     shutdown: CancellationToken,
     bounds: Bounds,
@@ -106,6 +108,7 @@ pub(super) async fn serve(
     let server = Arc::new(Server {
         router: router(app),
         tls,
+        proxies,
         bounds,
         stop: stop.clone(),
     });
@@ -219,6 +222,7 @@ pub(super) async fn agent(
 struct Server {
     router: Router,
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    proxies: Option<ProxyProtocol>,
     bounds: Bounds,
     stop: CancellationToken,
 }
@@ -227,6 +231,9 @@ impl Server {
     async fn connection(&self, stream: TcpStream, caller: Caller) {
         // Best effort: without it an answer is only later.
         let _ = stream.set_nodelay(true);
+        let Some(caller) = self.identify(&stream, caller).await else {
+            return;
+        };
         let Some(tls) = &self.tls else {
             return self.requests(stream, caller).await;
         };
@@ -241,6 +248,35 @@ impl Server {
             Ok(Ok(stream)) => self.requests(stream, caller).await,
             Ok(Err(error)) => tracing::debug!(%error, "HTTP: TLS handshake failed"),
             Err(_) => tracing::debug!("HTTP: TLS handshake timed out"),
+        }
+    }
+
+    /// By the header of the PROXY protocol, where there must be one. `None`: there is none, or a bad one.
+    async fn identify(&self, stream: &TcpStream, socket: Caller) -> Option<Caller> {
+        let Some(proxies) = &self.proxies else {
+            return Some(socket);
+        };
+        if !proxies.trusts(socket.address.ip()) {
+            if proxies.required {
+                tracing::debug!(client = %socket, "HTTP: connection refused: it is not from http.proxy_protocol.trusted");
+                return None;
+            }
+            return Some(socket);
+        }
+        let header = tokio::select! {
+            () = self.stop.cancelled() => return None,
+            header = timeout(self.bounds.handshake_timeout, proxy::read(stream)) => header,
+        };
+        match header {
+            Ok(Ok(header)) => Some(socket.announced(header.source)),
+            Ok(Err(fault)) => {
+                tracing::debug!(client = %socket, %fault, "HTTP: connection refused");
+                None
+            }
+            Err(_elapsed) => {
+                tracing::debug!(client = %socket, "HTTP: no PROXY protocol header in time");
+                None
+            }
         }
     }
 

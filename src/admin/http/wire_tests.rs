@@ -40,6 +40,7 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bou
         }),
         token: None,
         agent_check: None,
+        proxy_protocol: None,
     };
     let thread = spawn_thread_with(&config, handles, CancellationToken::new(), bounds).unwrap();
     Running {
@@ -230,6 +231,7 @@ fn a_port_in_use_is_one_sentence() {
         tls: None,
         token: None,
         agent_check: None,
+        proxy_protocol: None,
     };
     let error = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap_err();
     assert!(matches!(error, AdminError::Listen { .. }));
@@ -247,6 +249,7 @@ async fn it_starts_and_stops_within_another_runtime() {
         tls: None,
         token: None,
         agent_check: None,
+        proxy_protocol: None,
     };
     let shutdown = CancellationToken::new();
     let thread = spawn_thread(&config, handles(Vec::new()), shutdown.clone()).unwrap();
@@ -255,6 +258,7 @@ async fn it_starts_and_stops_within_another_runtime() {
         tls: None,
         token: None,
         agent_check: None,
+        proxy_protocol: None,
     };
     assert!(spawn_thread(&taken, handles(Vec::new()), shutdown.clone()).is_err());
     thread.stop();
@@ -268,6 +272,7 @@ fn every_address_is_dual_stack() {
         tls: None,
         token: None,
         agent_check: None,
+        proxy_protocol: None,
     };
     let shutdown = CancellationToken::new();
     let thread = spawn_thread(
@@ -300,6 +305,7 @@ fn the_end_is_bounded_and_frees_the_port() {
         tls: None,
         token: None,
         agent_check: None,
+        proxy_protocol: None,
     };
     let thread = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap();
     thread.stop();
