@@ -138,24 +138,53 @@ pub(super) fn choose(
 }
 
 /// The candidates, with a seat on the first of them that is not full; none where there is no candidate.
-struct Chosen {
-    snapshot: Arc<Snapshot>,
-    choice: routing::Choice,
+pub(super) struct Chosen {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) choice: routing::Choice,
     seat: Option<Seat>,
 }
 
 /// `None`: every candidate is full.
-fn take(request: &Request<'_>, most: u32) -> Option<Chosen> {
-    let snapshot = request.cluster.snapshot();
-    let choice = choose(request.cluster, request.registry, request.route, request.client, &snapshot);
-    let name = &request.cluster.config().name;
-    let seats = |candidate: &Candidate| request.registry.reserve_within(name, &candidate.member, most);
+pub(super) fn take(
+    cluster: &ClusterHandle,
+    registry: &Arc<Registry>,
+    route: &Route,
+    client: Option<IpAddr>,
+) -> Option<Chosen> {
+    let snapshot = cluster.snapshot();
+    let choice = choose(cluster, registry, route, client, &snapshot);
+    let config = cluster.config();
+    let seats = |candidate: &Candidate| {
+        registry.reserve_within(&config.name, &candidate.member, config.max_connections)
+    };
     let seat = choice.candidates.iter().find_map(seats);
     (seat.is_some() || choice.candidates.is_empty()).then_some(Chosen {
         snapshot,
         choice,
         seat,
     })
+}
+
+impl Chosen {
+    /// The candidates to be tried, in order, each with a seat; who is full is passed over.
+    pub(super) fn seated<'a>(
+        &'a mut self,
+        cluster: &'a ClusterHandle,
+        registry: &'a Arc<Registry>,
+    ) -> impl Iterator<Item = (&'a Candidate, Seat)> {
+        let config = cluster.config();
+        let Self { choice, seat, .. } = self;
+        let seated = choice.candidates.iter().filter_map(move |candidate| {
+            // The first seat is taken already; who comes before it is full.
+            let seat = match seat.take_if(|seat| *seat.member() == candidate.member) {
+                Some(seat) => seat,
+                None if seat.is_some() => return None,
+                None => registry.reserve_within(&config.name, &candidate.member, config.max_connections)?,
+            };
+            Some((candidate, seat))
+        });
+        seated.take(MOST_TRIES as usize)
+    }
 }
 
 fn busy(request: &Request<'_>, fault: QueueFault) -> AttachError {
@@ -191,35 +220,15 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
     }
     let name = &cluster.config().name;
     let options = &cluster.config().server;
-    let most = cluster.config().max_connections;
-    let attempt = || take(request, most);
-    let (chosen, queued) = match request.waiting.until(attempt).await {
+    let attempt = || take(cluster, registry, route, request.client);
+    let (mut chosen, queued) = match request.waiting.until(attempt).await {
         Ok(done) => done,
         Err(fault) => return Err(busy(request, fault)),
     };
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
-    let Chosen {
-        snapshot,
-        choice,
-        mut seat,
-    } = chosen;
     let credential = credential(request.login);
     let mut last = None;
-    let mut tries = 0;
-    for candidate in &choice.candidates {
-        // The first seat is taken already; who comes before it is full.
-        let seat = match seat.take_if(|seat| *seat.member() == candidate.member) {
-            Some(seat) => seat,
-            None if seat.is_some() => continue,
-            None => match registry.reserve_within(name, &candidate.member, most) {
-                Some(seat) => seat,
-                None => continue,
-            },
-        };
-        tries += 1;
-        if tries > MOST_TRIES {
-            break;
-        }
+    for (candidate, seat) in chosen.seated(cluster, registry) {
         registry.trouble.trying(name, &candidate.member);
         let deadline = give_up.min(Instant::now() + options.connect_timeout);
         let tls = match &request.login.with {
@@ -271,7 +280,8 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
         }
         last = Some(refusal);
     }
-    Err(last.unwrap_or_else(|| AttachError::NoCandidate(unavailable(&snapshot, route, &choice))))
+    Err(last
+        .unwrap_or_else(|| AttachError::NoCandidate(unavailable(&chosen.snapshot, route, &chosen.choice))))
 }
 
 fn credential(login: &ServerLogin) -> Credential {

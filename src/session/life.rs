@@ -260,7 +260,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     let names = (&record.user, &record.database);
     let share = shared
         .quota
-        .share(&record.gate.rate, names, address.ip(), Instant::now());
+        .share(&record.gate.rate, Some(names), address.ip(), Instant::now());
     match share {
         Ok(share) => admitted.keep(share),
         Err(refusal) => {

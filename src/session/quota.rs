@@ -92,19 +92,22 @@ impl Quota {
         }
     }
 
-    /// A session's share, or the limit that is in the way. `listener` is the rate of where it came in; `address` is
-    /// `None` on a Unix socket.
+    /// A session's share, or the limit that is in the way. `listener` is the rate of where it came in; user and database are
+    /// `None` where they are not seen, `address` on a Unix socket.
     pub(super) fn share(
         self: &Arc<Self>,
         listener: &Rate,
-        (user, database): (&Bytes, &Bytes),
+        names: Option<(&Bytes, &Bytes)>,
         address: Option<IpAddr>,
         now: Instant,
     ) -> Result<Share, Refusal> {
         let limits = &self.limits;
         let wanted = [
-            (limits.per_user, Some(Whose::User(user.clone()))),
-            (limits.per_database, Some(Whose::Database(database.clone()))),
+            (limits.per_user, names.map(|(user, _)| Whose::User(user.clone()))),
+            (
+                limits.per_database,
+                names.map(|(_, database)| Whose::Database(database.clone())),
+            ),
             (limits.per_address, address.map(network).map(Whose::Address)),
         ];
         let wanted = wanted.into_iter().filter(|(limit, _)| *limit > 0);
@@ -205,7 +208,7 @@ mod tests {
     ) -> Result<Share, &'static str> {
         let names = (&Bytes::from(user), &Bytes::from(database));
         quota
-            .share(listener, names, from.parse().ok(), now)
+            .share(listener, Some(names), from.parse().ok(), now)
             .map_err(|refusal| refusal.label)
     }
 

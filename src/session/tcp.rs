@@ -23,15 +23,18 @@ use tracing::{debug, info, warn};
 
 use super::admission::Admitted;
 use super::end::{Cause, Order, Reason};
+use super::entry::{self, Caller};
 use super::forward::{Ended, Forward, Parts};
 use super::gate::Gate;
 use super::life::{self, Arrival, Millis};
 use super::metrics::GaugeGuard;
+use super::queue::{self, QueueFault, Waiting};
 use super::registry::{self, Attachment, Seat, Ticket, Traffic};
 use super::{Shared, attach};
 use crate::backend::{self, ClientReply};
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{Access, Route, ServerOptions};
+use crate::frontend::login::LoginFault;
 use crate::frontend::opening::OpeningFault;
 use crate::frontend::{ClientAddress, ClientStream};
 use crate::routing::{self, Candidate, Preference, Terms, Verdict};
@@ -43,6 +46,8 @@ use crate::wire::startup::{self, FirstPacket, Glance};
 const REFUSING: Duration = Duration::from_secs(5);
 /// For one member to take a cancel request: connecting, delivering it, and the server's hanging up.
 const CANCELLING: Duration = Duration::from_secs(1);
+/// The label of who is gone before there was a server: nobody is told.
+const HUNG_UP: &str = "hung_up";
 /// Members that are sent one cancel request.
 const MOST_CANCELLED: usize = 64;
 
@@ -103,10 +108,14 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         pending,
     } = arrival;
     let pending_gauge = shared.metrics.pending();
+    let deadline = accepted + shared.login_timeout;
     let mut client = life::adopt(socket, &gate)?;
+    let mut pending = Some(pending);
+    let Caller { address, denied, .. } =
+        entry::identify(shared, &gate, &mut client, address, &mut pending, deadline).await?;
     let mut head = BytesMut::new();
     let glance = tokio::select! {
-        glance = timeout_at(accepted + shared.login_timeout, first(&mut client, &mut head)) => glance,
+        glance = timeout_at(deadline, first(&mut client, &mut head)) => glance,
         () = shared.closing.cancelled() => {
             shared.metrics.refuse("shutdown");
             return None;
@@ -114,6 +123,10 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
     };
     match glance {
         Ok(Ok(Glance::Session)) => {}
+        Ok(Ok(Glance::Cancel(_))) if denied.is_some() => {
+            shared.metrics.cancel("denied");
+            return None;
+        }
         Ok(Ok(Glance::Cancel(request))) => {
             cancel(shared, &gate, client, &request).await;
             return None;
@@ -133,12 +146,18 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         }
     }
     let started = Instant::now();
-    let connected = tokio::select! {
-        connected = admit(shared, &gate, address) => connected,
-        () = shared.closing.cancelled() => Err(Refusal { reply: life::closing(), label: "shutdown" }),
+    let connected = match denied {
+        Some(LoginFault::Limit(label, reply)) => Err(Refusal { reply, label }),
+        // Nothing else is said of an address.
+        Some(_) => return None,
+        None => tokio::select! {
+            connected = admit(shared, &gate, &client, address) => connected,
+            () = shared.closing.cancelled() => Err(Refusal { reply: life::closing(), label: "shutdown" }),
+        },
     };
     let (admitted, connected) = match connected {
         Ok(connected) => connected,
+        Err(Refusal { label: HUNG_UP, .. }) => return None,
         Err(refusal) => {
             refuse(shared, &gate, address, &refusal);
             say_no(client, head, &refusal.reply).await;
@@ -196,30 +215,57 @@ async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance,
     }
 }
 
-/// A place among the sessions, and a server.
+/// A place among the sessions, and a server. Of whom it is one more, the address alone is known.
 async fn admit(
     shared: &Arc<Shared>,
     gate: &Gate,
+    stream: &ClientStream,
     client: ClientAddress,
 ) -> Result<(Admitted, Connected), Refusal> {
-    let admitted = shared.admission.admit(gate).map_err(|reply| Refusal {
+    let mut admitted = shared.admission.admit(gate).map_err(|reply| Refusal {
         reply,
         label: "too_many",
     })?;
-    let connected = connect(shared, gate, client).await?;
+    let share = shared.quota.share(&gate.rate, None, client.ip(), Instant::now());
+    let share = share.map_err(|refusal| Refusal {
+        reply: refusal.reply,
+        label: refusal.label,
+    })?;
+    admitted.keep(share);
+    let connected = connect(shared, gate, stream, client).await?;
     Ok((admitted, connected))
 }
 
 /// Tries the candidates in order until one takes the connection. No byte of the client's has been forwarded before.
-async fn connect(shared: &Arc<Shared>, gate: &Gate, client: ClientAddress) -> Result<Connected, Refusal> {
+async fn connect(
+    shared: &Arc<Shared>,
+    gate: &Gate,
+    client: &ClientStream,
+    address: ClientAddress,
+) -> Result<Connected, Refusal> {
     let (cluster, route, registry) = (&gate.cluster, &*gate.route, &shared.registry);
     let name = &cluster.config().name;
     let options = &cluster.config().server;
-    let snapshot = cluster.snapshot();
-    let choice = attach::choose(cluster, registry, route, client.ip(), &snapshot);
+    let waiting = Waiting {
+        queues: &registry.queues,
+        cluster,
+        route,
+        client,
+        closing: &shared.closing,
+        metrics: &shared.metrics.queue,
+    };
+    let attempt = || attach::take(cluster, registry, route, address.ip());
+    let (mut chosen, _) = waiting.until(attempt).await.map_err(|fault| Refusal {
+        reply: queue::busy(cluster.config(), route, fault),
+        label: match fault {
+            QueueFault::HungUp => HUNG_UP,
+            QueueFault::Closing => "shutdown",
+            QueueFault::Full => "queue_full",
+            QueueFault::Timeout => "queue_timeout",
+        },
+    })?;
     let mut last = None;
-    for candidate in choice.candidates.iter().take(attach::MOST_TRIES as usize) {
-        let seat = registry.reserve(name, &candidate.member);
+    for (candidate, seat) in chosen.seated(cluster, registry) {
         registry.trouble.trying(name, &candidate.member);
         let deadline = Instant::now() + options.connect_timeout;
         match backend::open(&candidate.host, candidate.port, options, deadline).await {
@@ -251,7 +297,7 @@ async fn connect(shared: &Arc<Shared>, gate: &Gate, client: ClientAddress) -> Re
             label: "server_connect",
         },
         None => Refusal {
-            reply: attach::unavailable(&snapshot, route, &choice),
+            reply: attach::unavailable(&chosen.snapshot, route, &chosen.choice),
             label: "unavailable",
         },
     })
