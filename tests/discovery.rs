@@ -92,6 +92,7 @@ impl Running {
             },
             local_member: LocalMember::None,
             placement: config::Placement::default(),
+            etcd: None,
         };
         let auth = Auth {
             verifiers,

@@ -109,6 +109,7 @@ impl Served {
             },
             local_member: config::LocalMember::None,
             placement: config::Placement::default(),
+            etcd: None,
         };
         let settings = Settings {
             cluster: Arc::from("main"),

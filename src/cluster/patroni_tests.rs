@@ -284,6 +284,7 @@ fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
         },
         local_member: config::LocalMember::None,
         placement: config::Placement::default(),
+        etcd: None,
     })
 }
 

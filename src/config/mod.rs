@@ -14,6 +14,7 @@ mod access;
 mod address;
 mod cluster;
 mod command;
+mod etcd;
 mod fault;
 mod files;
 mod front;
@@ -38,6 +39,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 
+pub use etcd::Etcd;
 pub use fault::{Fault, Faults};
 pub use keys::Leaf;
 pub use material::{Files, Material, Materials, Part, Stamp, Stamps};

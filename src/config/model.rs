@@ -10,6 +10,7 @@ use indexmap::IndexMap;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
+use super::etcd::Etcd;
 use super::keys::Leaf;
 use super::material::Files;
 use super::placement::Placement;
@@ -68,6 +69,8 @@ impl Config {
 pub struct Cluster {
     pub name: Arc<str>,
     pub source: Source,
+    /// A watch on Patroni's keys; only with [`Source::Patroni`].
+    pub etcd: Option<Etcd>,
     pub service_account: ServiceAccount,
     pub server_tls: ServerTls,
     pub server: ServerOptions,

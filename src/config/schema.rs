@@ -39,12 +39,14 @@ macro_rules! keys {
 keys! {
     ROOT "": now("clusters"), now("tls"), now("auth"), now("routes"), now("listeners"), now("http"),
         now("console"), now("limits"), now("peers"), now("log"), now("shutdown"), now("workers");
-    CLUSTER "clusters.NAME": now("patroni"), now("servers"), later("etcd"), now("service_account"),
+    CLUSTER "clusters.NAME": now("patroni"), now("servers"), now("etcd"), now("service_account"),
         now("server_tls"), now("server"), now("probe"), now("members"), now("local_member"),
         now("zone"), now("weight_tag"), now("zone_tag");
     MEMBER "clusters.NAME.members.NAME": now("weight"), now("zone");
     PATRONI "clusters.NAME.patroni": now("endpoints"), now("ca_file"), now("cert_file"), now("key_file"),
         now("username"), now("password_file"), now("poll_interval"), now("fast_poll_interval");
+    ETCD "clusters.NAME.etcd": now("endpoints"), now("namespace"), now("scope"), now("ca_file"), now("cert_file"),
+        now("key_file"), now("username"), now("password_file");
     SERVERS "clusters.NAME.servers[]": now("name"), now("host"), now("port");
     SERVICE_ACCOUNT "clusters.NAME.service_account": now("user"), now("password_file"), now("password_env"),
         now("dbname"), now("pool_size"), now("timeout");

@@ -14,6 +14,7 @@ use super::*;
 
 mod access;
 mod console;
+mod etcd;
 mod keys;
 mod rereading;
 mod routes;
@@ -35,6 +36,8 @@ clusters:
   main:
     patroni: {endpoints: ["https://db1:8008/", "https://[::1]:8009"], ca_file: ca.crt, cert_file: s.crt,
               key_file: s.key, username: u, password_file: pw, poll_interval: 2s, fast_poll_interval: 50ms}
+    etcd: {endpoints: ["https://db1:2379/", "https://[::1]:2379"], namespace: /pg/, scope: main/0, ca_file: ca.crt, cert_file: s.crt,
+           key_file: s.key, username: e, password_file: pw}
     service_account: {user: svc, password_file: pw, dbname: app, pool_size: 7, timeout: 4s}
     server_tls: {sslmode: verify-full, sslnegotiation: direct, channel_binding: require,
                  sslrootcert: ca.crt, sslcert: s.crt, sslkey: s.key}
@@ -586,7 +589,8 @@ shutdown: [1]
         "5: clusters.main.probe.interval: is not a time (a whole number and a unit, ms, s, m or h, as in `500ms` or `5s`)",
         "5: clusters.main.probe.rise: must be from 1 to 100",
         "6: clusters.main.probe: `probe` stands here twice, first on line 5",
-        "7: clusters.main.etcd: `etcd` is not supported yet; remove it",
+        "7: clusters.main.etcd.scope: `scope` is missing",
+        "7: clusters.main.etcd.endpoints: must not be empty",
         "8: tls.min_version: expected `1.2` or `1.3`, found `1.1`",
         "8: tls.certificates: `certificates` is missing",
         "10: listeners[0].route: there is no route `nowhere` (there is: read-write, read-only)",
