@@ -23,7 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::select_ok;
+use futures_util::future::{join_all, select_ok};
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -395,6 +395,24 @@ impl Watcher {
             .await
             .map_err(|_| Fault::Unheard)
     }
+}
+
+/// Who holds the leader key by each endpoint, asked once: for a check of the configuration.
+pub(super) async fn ask_all(
+    config: Arc<config::Cluster>,
+) -> Result<Vec<(String, Result<Option<MemberName>, String>)>, ClusterError> {
+    let Some(gateway) = Gateway::new(config)? else {
+        return Ok(Vec::new());
+    };
+    let deadline = Instant::now() + OPEN;
+    let gateway = &gateway;
+    let asked = (0..gateway.size()).map(|endpoint| async move {
+        let answer = gateway.read(endpoint, "leader", deadline).await;
+        let holder = answer.map(|single| single.value.as_deref().and_then(member));
+        let name = gateway.name(endpoint).to_owned();
+        (name, holder.map_err(|error| error.to_string()))
+    });
+    Ok(join_all(asked).await)
 }
 
 fn received(chunk: reqwest::Result<Option<bytes::Bytes>>) -> Result<bytes::Bytes, Fault> {

@@ -515,4 +515,4 @@ pub async fn poll_once(patroni: &mut Patroni, deadline: Instant) -> Vec<Option<R
 
 #[cfg(test)]
 #[path = "patroni_tests.rs"]
-mod tests;
+pub(super) mod tests;

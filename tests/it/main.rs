@@ -29,6 +29,7 @@ mod live;
 mod main_job;
 mod methods;
 mod raw;
+mod places;
 mod relay;
 mod tls;
 mod tools;

@@ -15,7 +15,7 @@ const BEHIND: Duration = Duration::from_millis(100);
 /// How long a member that has just been named is probed at the pace of [`CHASE`].
 const CHASE_FOR: Duration = Duration::from_secs(5);
 /// Between two probes of it. Patroni names a member about a tenth of a second before it accepts writes.
-pub(super) const CHASE: Duration = Duration::from_millis(20);
+pub(super) const CHASE: Duration = Duration::from_millis(10);
 
 /// The leader key, by the watch.
 #[derive(Debug, Default)]
