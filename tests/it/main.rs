@@ -20,6 +20,7 @@ mod cancel;
 mod checks;
 mod console;
 mod drivers;
+mod etcd;
 mod fake;
 mod front;
 mod hand;
