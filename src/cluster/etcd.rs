@@ -328,10 +328,10 @@ impl Watcher {
         }
         key.as_of = change.revision;
         if key.told != holder {
-            match &holder {
-                Some(name) => tracing::info!(cluster = %self.cluster, "the leader key names {name}"),
-                None => tracing::info!(cluster = %self.cluster, "the leader key is gone"),
-            }
+            let what = holder
+                .as_ref()
+                .map_or_else(|| "is gone".to_owned(), |name| format!("names {name}"));
+            tracing::info!(cluster = %self.cluster, "the leader key {what}");
         }
         key.told = holder;
         self.tell_key(key).await

@@ -78,7 +78,7 @@ struct Told {
     named: Option<MemberName>,
     by_source: Option<MemberName>,
     /// By the watch, while it is up.
-    key: Option<Option<MemberName>>,
+    key: Option<Named>,
     agreed: bool,
     key_at: Option<Instant>,
     reachable: bool,
@@ -88,7 +88,8 @@ struct Told {
 
 impl Told {
     fn agree(&mut self) {
-        self.agreed |= self.by_source.is_some() && self.key.as_ref() == Some(&self.by_source);
+        let by_source = self.by_source.clone().map(Named::One);
+        self.agreed |= by_source.is_some() && self.key == by_source;
     }
 }
 
@@ -216,14 +217,14 @@ impl World {
             }
             Observation::Key { named, .. } => {
                 let told = &mut self.told;
-                told.key = Some(match named {
-                    Named::One(name) => Some(name.clone()),
-                    _ => None,
-                });
+                told.key = Some(named.clone());
                 told.key_at = Some(self.now);
                 told.agree();
-                if let (true, Some(key)) = (told.agreed, &told.key) {
-                    told.named.clone_from(key);
+                if told.agreed {
+                    told.named = match named {
+                        Named::One(name) => Some(name.clone()),
+                        _ => None,
+                    };
                 }
             }
             Observation::KeyLost => self.told.key = None,
