@@ -20,6 +20,8 @@ use trunkline::{config, routing};
 
 #[path = "cluster/mod.rs"]
 mod cluster;
+#[path = "discovery/etcd.rs"]
+mod etcd;
 #[path = "discovery/lookups.rs"]
 mod lookups;
 
@@ -61,7 +63,26 @@ impl Running {
         Self::start_with(source, user, password, dbname, verifiers)
     }
 
+    fn watching(source: Source, etcd: Option<config::Etcd>) -> Self {
+        let verifiers = Verifiers::Query {
+            sql: "SELECT * FROM trunkline.user_lookup($1)".into(),
+            cache_ttl: Duration::from_mins(1),
+        };
+        Self::start_all(source, "trunkline", "trunkline", "postgres", verifiers, etcd)
+    }
+
     fn start_with(source: Source, user: &str, password: &str, dbname: &str, verifiers: Verifiers) -> Self {
+        Self::start_all(source, user, password, dbname, verifiers, None)
+    }
+
+    fn start_all(
+        source: Source,
+        user: &str,
+        password: &str,
+        dbname: &str,
+        verifiers: Verifiers,
+        etcd: Option<config::Etcd>,
+    ) -> Self {
         let config = config::Cluster {
             name: Arc::from("main"),
             source,
@@ -93,6 +114,7 @@ impl Running {
             max_connections: 0,
             local_member: LocalMember::None,
             placement: config::Placement::default(),
+            etcd,
         };
         let auth = Auth {
             verifiers,

@@ -126,6 +126,10 @@ fn summary(config: &Config) -> String {
                 format!("servers {}", shown.join(", "))
             }
         };
+        let source = match &cluster.etcd {
+            Some(etcd) => format!("{source}, etcd at {}", etcd.endpoints.join(", ")),
+            None => source,
+        };
         let _ = writeln!(
             text,
             "cluster {name}: {source}, as {}",

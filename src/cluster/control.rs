@@ -10,8 +10,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::ClusterError;
 use super::account::Account;
 use super::announce::Announcer;
+use super::etcd::Watcher;
 use super::fixed;
 use super::metrics::{Metrics, ProbeResult};
 use super::patroni::{Patroni, Reply, choose, printable};
@@ -38,6 +40,7 @@ pub(super) struct Control {
     snapshots: watch::Sender<Arc<Snapshot>>,
     pace: watch::Sender<Pace>,
     poll_now: Arc<Notify>,
+    check_key: Arc<Notify>,
     fast_interval: Duration,
     probers: BTreeMap<MemberName, Running>,
     stop: CancellationToken,
@@ -109,6 +112,7 @@ impl Control {
             snapshots,
             pace,
             poll_now: Arc::new(Notify::new()),
+            check_key: Arc::new(Notify::new()),
             fast_interval,
             probers: BTreeMap::new(),
             stop,
@@ -117,8 +121,27 @@ impl Control {
         (control, readers)
     }
 
-    pub(super) async fn run(mut self, patroni: Option<Patroni>) {
+    /// What watches the cluster's DCS, if there is one to watch.
+    pub(super) fn watcher(&self) -> Result<Option<Watcher>, ClusterError> {
+        Watcher::new(
+            Arc::clone(&self.account.config),
+            Arc::clone(&self.check_key),
+            self.observers.clone(),
+            Arc::clone(&self.metrics),
+        )
+    }
+
+    pub(super) async fn run(mut self, patroni: Option<Patroni>, watcher: Option<Watcher>) {
         let stop = self.stop.clone();
+        if let Some(watcher) = watcher {
+            let stop = stop.clone();
+            self.tracker.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = watcher.run() => {}
+                }
+            });
+        }
         let (polled, mut polls) = mpsc::channel(1);
         match (patroni, &self.account.config.source) {
             (Some(patroni), _) => {
@@ -155,7 +178,7 @@ impl Control {
                 () = stop.cancelled() => return,
                 Some(observation) = self.observations.recv() => self.observe(observation),
                 Some(observation) = self.reports.recv() => self.observe(observation),
-                Some(replies) = polls.recv() => self.polled(&replies),
+                Some((begun, replies)) = polls.recv() => self.polled(begun, &replies),
                 _ = ticks.tick() => {
                     let old = self.state.snapshot();
                     self.state.tick(Instant::now());
@@ -165,7 +188,7 @@ impl Control {
         }
     }
 
-    fn polled(&mut self, replies: &[Option<Reply>]) {
+    fn polled(&mut self, begun: Instant, replies: &[Option<Reply>]) {
         let answers: Vec<_> = replies.iter().flatten().flatten().collect();
         let snapshot = self.state.snapshot();
         let writable = |name: &MemberName| {
@@ -181,7 +204,7 @@ impl Control {
         };
         if let Some(report) = choose(&answers, &writable) {
             self.metrics.polled(&snapshot.cluster, ProbeResult::Success);
-            self.observe(Observation::Source(report));
+            self.observe(Observation::Polled { report, begun });
         } else {
             self.metrics.polled(&snapshot.cluster, ProbeResult::Failure);
             let mut reasons: Vec<&str> = replies
@@ -226,11 +249,17 @@ impl Control {
             noticeable
         });
         let pace = self.state.pace(Instant::now());
-        self.pace
-            .send_if_modified(|current| std::mem::replace(current, pace) != pace);
+        self.pace.send_if_modified(|current| {
+            let differs = *current != pace;
+            *current = pace;
+            differs
+        });
         let wants = self.state.wants();
         if wants.poll {
             self.poll_now.notify_one();
+        }
+        if wants.check_key {
+            self.check_key.notify_one();
         }
         for member in &wants.probe {
             if let Some(prober) = self.probers.get(member) {
@@ -280,7 +309,7 @@ async fn poll(
     mut pace: watch::Receiver<Pace>,
     now: Arc<Notify>,
     fast_interval: Duration,
-    polled: mpsc::Sender<Vec<Option<Reply>>>,
+    polled: mpsc::Sender<(Instant, Vec<Option<Reply>>)>,
     cluster: Arc<str>,
 ) {
     let mut failing: Vec<bool> = vec![false; patroni.endpoints().len()];
@@ -300,7 +329,7 @@ async fn poll(
                 _ => {}
             }
         }
-        if polled.send(replies).await.is_err() {
+        if polled.send((started, replies)).await.is_err() {
             return;
         }
         wait(&mut pace, &now, started, fast_interval, |pace| pace.poll).await;

@@ -110,6 +110,7 @@ impl Served {
             max_connections: 0,
             local_member: config::LocalMember::None,
             placement: config::Placement::default(),
+            etcd: None,
         };
         let settings = Settings {
             cluster: Arc::from("main"),

@@ -96,6 +96,8 @@ pub struct Metrics {
     probes: Family<ProbeLabels, Counter>,
     probe_seconds: Family<MemberLabels, Histogram>,
     polls: Family<PollLabels, Counter>,
+    etcd_up: Family<ClusterLabels, Gauge>,
+    etcd_checks: Family<PollLabels, Counter>,
     look_ups: Family<LookUpLabels, Counter>,
 }
 
@@ -119,6 +121,8 @@ impl Metrics {
             probes: Family::default(),
             probe_seconds: Family::new_with_constructor(probe_histogram),
             polls: Family::default(),
+            etcd_up: Family::default(),
+            etcd_checks: Family::default(),
             look_ups: Family::default(),
         };
         let Self {
@@ -134,6 +138,8 @@ impl Metrics {
             probes,
             probe_seconds,
             polls,
+            etcd_up,
+            etcd_checks,
             look_ups,
         } = metrics.clone();
         registry.register(
@@ -177,6 +183,16 @@ impl Metrics {
         registry.register("cluster_probe_seconds", "Duration of probes", probe_seconds);
         registry.register("cluster_source_polls", "Polls of the source, by result", polls);
         registry.register(
+            "cluster_etcd_up",
+            "1 while Patroni's keys in etcd are watched",
+            etcd_up,
+        );
+        registry.register(
+            "cluster_etcd_checks",
+            "Checks of the watch on etcd, by result",
+            etcd_checks,
+        );
+        registry.register(
             "cluster_look_ups",
             "Look-ups of verifiers and memberships, by result",
             look_ups,
@@ -207,6 +223,21 @@ impl Metrics {
                 cluster: cluster.to_owned(),
                 result,
             })
+            .inc();
+    }
+
+    /// The watch on etcd is up, or not.
+    pub(super) fn watched(&self, cluster: &str, up: bool) {
+        let cluster = cluster.to_owned();
+        self.etcd_up
+            .get_or_create_owned(&ClusterLabels { cluster })
+            .set(i64::from(up));
+    }
+
+    pub(super) fn checked(&self, cluster: &str, result: ProbeResult) {
+        let cluster = cluster.to_owned();
+        self.etcd_checks
+            .get_or_create_owned(&PollLabels { cluster, result })
             .inc();
     }
 

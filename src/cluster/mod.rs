@@ -11,6 +11,7 @@ mod account;
 mod announce;
 pub mod check;
 mod control;
+mod etcd;
 pub mod examine;
 mod fixed;
 mod lag;
@@ -54,6 +55,9 @@ pub enum ClusterError {
     /// The HTTP client cannot be made.
     #[error("the HTTP client for Patroni: {0}")]
     Client(String),
+    /// What etcd would be watched with cannot be made.
+    #[error("the HTTP client for etcd: {0}")]
+    Etcd(String),
     /// The TLS settings towards the servers cannot be used.
     #[error("TLS towards the servers: {0}")]
     ServerTls(String),
@@ -201,6 +205,7 @@ pub fn start(
         stop.clone(),
         tracker.clone(),
     );
+    let watcher = control.watcher()?;
     let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), snapshots.clone()));
     let (identities, cache_ttl) = match &auth.verifiers {
         config::Verifiers::UsersFile { .. } => (None, MEMBERSHIPS_TTL),
@@ -216,7 +221,7 @@ pub fn start(
     };
     let (memberships, service) = lookup::service(lookup::MembershipsQuery { cache_ttl }, pools, metrics);
     tracker.spawn(service.run(stop));
-    tracker.spawn(control.run(patroni));
+    tracker.spawn(control.run(patroni, watcher));
     Ok(ClusterHandle {
         shared: Arc::new(Shared {
             account,

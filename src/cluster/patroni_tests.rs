@@ -246,7 +246,7 @@ fn http(status: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
+pub(in crate::cluster) fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
     Arc::new(config::Cluster {
         name: Arc::from("main"),
         source: config::Source::Patroni(config::Patroni {
@@ -285,6 +285,7 @@ fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
         max_connections: 0,
         local_member: config::LocalMember::None,
         placement: config::Placement::default(),
+        etcd: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Probes: one task per member asks it for its role, timeline, identity and position.
 //!
-//! A standing connection is used, and every tenth time, and after each failure, a fresh one: a server that refuses
-//! logins is not fit. A standing connection that breaks is no failure yet, one that cannot be replaced is.
+//! A standing connection is used, and every tenth time, after half a minute, and after each failure, a fresh one: a
+//! server that refuses logins is not fit, and a host name may lead elsewhere by now. A standing connection that breaks is no failure yet, one that cannot be replaced is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use crate::backend::{ConnectError, ServerConnection};
 
 /// Probes on one connection before a fresh one is tried.
 const FRESH_EVERY: u32 = 10;
+/// And its age: a name may lead elsewhere by now.
+const FRESH_AFTER: Duration = Duration::from_secs(30);
 
 /// One row: in recovery, system identifier, timeline, position, position received, WAL receiver streams,
 /// version. Works on primaries and
@@ -52,11 +54,11 @@ pub(super) struct Prober {
     pub(super) stop: CancellationToken,
 }
 
-/// The standing connection and how often it has been used.
-#[derive(Default)]
+/// The standing connection, how often it has been used, and since when.
 struct Standing {
     connection: Option<ServerConnection>,
     used: u32,
+    since: Instant,
 }
 
 impl Prober {
@@ -69,7 +71,11 @@ impl Prober {
     }
 
     async fn probe_on(&mut self) {
-        let mut standing = Standing::default();
+        let mut standing = Standing {
+            connection: None,
+            used: 0,
+            since: Instant::now(),
+        };
         loop {
             let started = Instant::now();
             let result = self.probe(&mut standing).await;
@@ -93,8 +99,9 @@ impl Prober {
             if self.observations.send(observation).await.is_err() {
                 return;
             }
+            let member = &self.member;
             wait(&mut self.pace, &self.poke, started, self.fast_interval, |pace| {
-                pace.probe
+                pace.of(member)
             })
             .await;
         }
@@ -102,8 +109,10 @@ impl Prober {
 
     async fn probe(&self, standing: &mut Standing) -> Result<ProbeFacts, ConnectError> {
         let timeout = self.account.config.probe.timeout;
-        standing.used += 1;
-        let refresh = standing.used >= FRESH_EVERY;
+        // One that is about to accept writes is asked as often as it can answer.
+        let chased = self.pace.borrow().chased.as_ref() == Some(&self.member);
+        standing.used += u32::from(!chased);
+        let refresh = !chased && (standing.used >= FRESH_EVERY || standing.since.elapsed() >= FRESH_AFTER);
         if let (false, Some(connection)) = (refresh, &mut standing.connection) {
             match ask(connection, Instant::now() + timeout).await {
                 Ok(facts) => return Ok(facts),
@@ -134,6 +143,7 @@ impl Prober {
                     Standing {
                         connection: Some(connection),
                         used: 0,
+                        since: Instant::now(),
                     },
                 );
                 if let Some(old) = old.connection {
@@ -147,6 +157,7 @@ impl Prober {
                     return Err(error);
                 };
                 standing.used = 0;
+                standing.since = Instant::now();
                 let answer = ask(connection, Instant::now() + timeout).await;
                 if answer.is_err() {
                     standing.connection = None;
@@ -167,7 +178,7 @@ pub(super) async fn wait(
     poke: &Notify,
     started: Instant,
     shortest: Duration,
-    interval: fn(&Pace) -> Duration,
+    interval: impl Fn(&Pace) -> Duration,
 ) {
     let share = jitter();
     loop {
@@ -189,7 +200,7 @@ pub(super) async fn wait(
 }
 
 /// 0.9 to 1.1, so that many routers do not ask at the same moment.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     let mut byte = [0_u8];
     // Without randomness there is merely no jitter.
     let _ = aws_lc_rs::rand::fill(&mut byte);

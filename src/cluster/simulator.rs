@@ -17,6 +17,8 @@ use super::state::{
 
 use crate::config::{Limit, MaxLag};
 
+mod etcd;
+
 const OURS: u64 = 42;
 const STEP: Duration = Duration::from_millis(50);
 
@@ -61,16 +63,42 @@ struct World {
     written: u64,
     /// By the primary, in bytes a second.
     rate: u64,
+    watch: Watch,
+    next_check: Instant,
     told: Told,
+}
+
+/// The router's watch on the leader key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// There is none, or it is lost.
+    Down,
+    Live,
+    /// It says nothing more. `quorum`: a check finds that out, else it finds nobody.
+    Silent {
+        quorum: bool,
+    },
 }
 
 /// Kept apart from the state: what the observations said.
 #[derive(Default)]
 struct Told {
     named: Option<MemberName>,
+    by_source: Option<MemberName>,
+    /// By the watch, while it is up.
+    key: Option<Named>,
+    agreed: bool,
+    key_at: Option<Instant>,
     reachable: bool,
     /// Of the last successful probe that was delivered since the last failure.
     writable: BTreeMap<MemberName, bool>,
+}
+
+impl Told {
+    fn agree(&mut self) {
+        let by_source = self.by_source.clone().map(Named::One);
+        self.agreed |= by_source.is_some() && self.key == by_source;
+    }
 }
 
 fn name(index: usize) -> MemberName {
@@ -139,6 +167,8 @@ impl World {
             slow: false,
             written: 1 << 30,
             rate: 0,
+            watch: Watch::Down,
+            next_check: now,
             told: Told::default(),
         }
     }
@@ -207,12 +237,33 @@ impl World {
     fn tell(&mut self, observation: Observation) {
         match &observation {
             Observation::Source(report) => {
-                self.told.reachable = true;
-                self.told.named = match &report.named {
+                let told = &mut self.told;
+                told.reachable = true;
+                told.by_source = match &report.named {
                     Named::One(name) => Some(name.clone()),
                     _ => None,
                 };
+                told.agree();
+                let newer = told
+                    .key_at
+                    .is_none_or(|at| self.now >= at + Duration::from_millis(100));
+                if !told.agreed || (told.key.is_none() && newer) {
+                    told.named.clone_from(&told.by_source);
+                }
             }
+            Observation::Key { named, .. } => {
+                let told = &mut self.told;
+                told.key = Some(named.clone());
+                told.key_at = Some(self.now);
+                told.agree();
+                if told.agreed {
+                    told.named = match named {
+                        Named::One(name) => Some(name.clone()),
+                        _ => None,
+                    };
+                }
+            }
+            Observation::KeyLost => self.told.key = None,
             Observation::SourceFailed(_) => self.told.reachable = false,
             Observation::Probe {
                 member,
@@ -249,7 +300,10 @@ impl World {
             snapshot.system_identifier
         );
         match named_by {
-            NamedBy::LeaderKey => assert!(self.told.reachable && self.told.named.as_ref() == Some(member)),
+            NamedBy::LeaderKey => {
+                let watched = self.told.agreed && self.told.key.is_some();
+                assert!((watched || self.told.reachable) && self.told.named.as_ref() == Some(member));
+            }
             NamedBy::Failsafe => assert!(!self.told.reachable && self.told.named.as_ref() == Some(member)),
             NamedBy::HighestTimeline => {
                 let newest = snapshot.members.iter().filter_map(|m| m.health.facts.as_ref());
@@ -257,6 +311,36 @@ impl World {
                 let newest = ours.map(|facts| facts.timeline).max().unwrap();
                 assert_eq!(shown.health.facts.as_ref().unwrap().timeline, newest);
             }
+        }
+    }
+
+    /// What etcd itself has, as an event or the answer to a read through its quorum.
+    fn tell_key(&mut self) {
+        let named = self.key.map_or(Named::Nobody, |index| Named::One(name(index)));
+        let at = self.now;
+        self.tell(Observation::Key { named, at });
+    }
+
+    fn set_watch(&mut self, watch: Watch) {
+        if self.kind == SourceKind::Fixed {
+            return;
+        }
+        if watch == Watch::Down && self.watch != Watch::Down {
+            self.tell(Observation::KeyLost);
+        }
+        if watch == Watch::Live && self.watch != Watch::Live {
+            self.tell_key();
+        }
+        self.watch = watch;
+        self.next_check = self.now + Duration::from_secs(5);
+    }
+
+    fn check_key(&mut self) {
+        self.next_check = self.now + Duration::from_secs(5);
+        match self.watch {
+            Watch::Down => {}
+            Watch::Live | Watch::Silent { quorum: true } => self.tell_key(),
+            Watch::Silent { quorum: false } => self.set_watch(Watch::Down),
         }
     }
 
@@ -302,6 +386,9 @@ impl World {
             if wants.poll || self.now >= self.next_poll {
                 self.next_poll = self.now + pace.poll;
                 self.poll();
+            }
+            if wants.check_key || self.now >= self.next_check {
+                self.check_key();
             }
             let shown = self.state.snapshot();
             let listed: BTreeSet<_> = shown
@@ -353,7 +440,13 @@ impl World {
                 node.timeline = newest + 1;
             }
             Action::Demote(index) => self.nodes[at(*index)].primary = false,
-            Action::Key(index) => self.key = index.map(at),
+            Action::Key(index) => {
+                self.key = index.map(at);
+                if self.watch == Watch::Live {
+                    self.tell_key();
+                }
+            }
+            Action::Watch(watch) => self.set_watch(*watch),
             Action::Run(index, running) => self.nodes[at(*index)].running = *running,
             Action::Connect(index, connected) => self.nodes[at(*index)].connected = *connected,
             Action::Stale(index) => self.nodes[at(*index)].rest = Rest::Stale(self.view()),
@@ -393,7 +486,7 @@ impl World {
                 replayed: None,
             };
         }
-        self.key = Some(leader);
+        self.apply(&Action::Key(Some(leader)));
         self.slow = false;
     }
 
@@ -436,6 +529,7 @@ enum Action {
     Promote(usize),
     Demote(usize),
     Key(Option<usize>),
+    Watch(Watch),
     Run(usize, bool),
     Connect(usize, bool),
     Stale(usize),
@@ -465,6 +559,12 @@ fn action() -> impl Strategy<Value = Action> {
         2 => node.clone().prop_map(Action::Promote),
         2 => node.clone().prop_map(Action::Demote),
         2 => proptest::option::of(node.clone()).prop_map(Action::Key),
+        2 => prop_oneof![
+            Just(Watch::Down),
+            Just(Watch::Live),
+            any::<bool>().prop_map(|quorum| Watch::Silent { quorum }),
+        ]
+        .prop_map(Action::Watch),
         2 => (node.clone(), any::<bool>()).prop_map(|(n, on)| Action::Run(n, on)),
         2 => (node.clone(), any::<bool>()).prop_map(|(n, on)| Action::Connect(n, on)),
         1 => node.clone().prop_map(Action::Stale),

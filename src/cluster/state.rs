@@ -2,8 +2,9 @@
 //!
 //! # Who is the leader
 //!
-//! With Patroni, the member that holds the leader key, once this router's own probe has seen it writable. While no
-//! endpoint answers, the one named by the *last answer* stays leader as long as probes see it writable, unless
+//! With Patroni, the member that holds the leader key, once this router's own probe has seen it writable. Whom the key
+//! names is told by a watch on the DCS, where there is one ([`key`]), else by Patroni's REST interface. While neither
+//! answers, the one named by the *last answer* stays leader as long as probes see it writable, unless
 //! another member of the cluster is seen writable on a newer timeline (then somebody was promoted that we were not
 //! told of, and there is no leader). An answer that names nobody counts as an answer: there is no leader then, also
 //! in pause. (`/cluster` reads the DCS for each request: during a DCS outage it fails or still shows the last state
@@ -36,6 +37,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 mod fitness;
+mod key;
 mod leader;
 
 use super::check::CheckStatus;
@@ -149,8 +151,14 @@ pub struct State {
     admin: HashMap<MemberName, AdminState>,
     /// As are weights, which count instead of the configured ones.
     weights: HashMap<MemberName, u16>,
-    /// Whom the last answer named; `None` before the first answer.
+    /// Whom the best source there is names.
     named: Option<Named>,
+    /// Whom the last answer of the source names.
+    by_source: Option<Named>,
+    /// The leader key, where the DCS is watched.
+    key: key::Key,
+    /// The member named is probed at the fastest pace until then.
+    chase_until: Instant,
     paused: bool,
     source: SourceStatus,
     polled: bool,
@@ -188,6 +196,9 @@ impl State {
             admin: HashMap::new(),
             weights: HashMap::new(),
             named: None,
+            by_source: None,
+            key: key::Key::default(),
+            chase_until: now,
             paused: false,
             source,
             polled: false,
@@ -204,7 +215,11 @@ impl State {
     /// Folds one observation into the state.
     pub fn observe(&mut self, observation: Observation, now: Instant) {
         match observation {
-            Observation::Source(report) => self.source_answered(report, now),
+            Observation::Source(report) => self.source_answered(report, now, now),
+            Observation::Polled { report, begun } => self.source_answered(report, begun, now),
+            Observation::Key { named, at } => self.key_seen(named, at, now),
+            Observation::KeyLost => self.key_lost(),
+            Observation::SwitchoverAsked => self.hint(now, AFTER_FAILURE),
             Observation::SourceFailed(error) => {
                 if self.source.reachable {
                     self.hint(now, AFTER_FAILURE);
@@ -261,15 +276,21 @@ impl State {
             fast_interval,
             ..
         } = self.settings;
+        let chased = self.chased(now).cloned();
+        let chase = probe_interval.min(fast_interval).min(key::CHASE);
         if self.suspicious(now) {
             Pace {
                 poll: poll_interval.min(fast_interval),
                 probe: probe_interval.min(fast_interval),
+                chase,
+                chased,
             }
         } else {
             Pace {
                 poll: poll_interval,
                 probe: probe_interval,
+                chase,
+                chased,
             }
         }
     }
@@ -283,10 +304,11 @@ impl State {
         self.hinted_until = self.hinted_until.max(now + length);
     }
 
-    fn source_answered(&mut self, report: SourceReport, now: Instant) {
+    fn source_answered(&mut self, mut report: SourceReport, begun: Instant, now: Instant) {
+        self.source_named(&mut report, begun, now);
         let SourceReport {
             members,
-            named,
+            named: _,
             paused,
             disagreement,
         } = report;
@@ -305,16 +327,6 @@ impl State {
                 }
             }
         }
-        if self.named.as_ref() != Some(&named) {
-            self.leaderless_until = now + LEADERLESS;
-            if let Named::One(name) = &named {
-                self.wants.probe.insert(name.clone());
-            }
-            if let Some(Named::One(name)) = &self.named {
-                self.wants.probe.insert(name.clone());
-            }
-        }
-        self.named = Some(named);
         self.paused = paused;
         self.polled = true;
         self.source = SourceStatus {

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+
 use super::address;
+use super::etcd::{self, Etcd};
 use super::keys::{self, Unlock};
 use super::material::Part;
 use super::model::{
@@ -37,6 +40,7 @@ pub(super) const fn hours(hours: u64) -> Duration {
 pub(super) struct Draft {
     pub(super) name: Arc<str>,
     source: Option<Source>,
+    etcd: Option<Etcd>,
     pub(super) service_account: Option<ServiceAccount>,
     pub(super) server_tls: Option<ServerTls>,
     server: ServerOptions,
@@ -65,6 +69,7 @@ impl Draft {
         Some(Cluster {
             name: self.name,
             source: self.source?,
+            etcd: self.etcd,
             service_account: self.service_account?,
             server_tls: self.server_tls?,
             server: self.server,
@@ -88,6 +93,7 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
             ..placement::read(&section, source.as_ref())
         },
         source,
+        etcd: etcd::read(&section),
         service_account: context.within(Part::ServiceAccount(Arc::clone(&name)), || {
             service_account(&section)
         }),
@@ -120,32 +126,11 @@ fn source(section: &Section<'_>) -> Option<Source> {
 
 fn patroni(section: &Section<'_>) -> Option<Patroni> {
     let endpoints = section.required("endpoints").map(|field| endpoints(&field));
-    let https = endpoints
-        .iter()
-        .flatten()
-        .any(|endpoint| endpoint.starts_with("https:"));
-    let known = endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty());
-    for key in ["ca_file", "cert_file", "key_file"] {
-        if let Some(field) = section.field(key).filter(|_| known && !https) {
-            field.fault_with(
-                "has no effect: every endpoint is `http://`",
-                "use `https://` or remove it",
-            );
-        }
-    }
-    let ca = section.field("ca_file").and_then(|field| field.roots());
+    let ca = ca(section, endpoints.as_deref());
     let client_certificate = section
         .pair("cert_file", "key_file")
         .and_then(|(c, k)| keys::key_pair(&c, &k, &Unlock::Never));
-    let basic_auth = section
-        .pair("username", "password_file")
-        .and_then(|(username, password)| {
-            let (username, password) = (username.text(), password.secret_file(1));
-            Some(BasicAuth {
-                username: username?.to_owned(),
-                password: password?,
-            })
-        });
+    let basic_auth = login(section);
     let poll = section.field("poll_interval");
     let poll_interval = poll
         .and_then(|field| field.duration(ms(10), minutes(5)))
@@ -172,7 +157,36 @@ fn patroni(section: &Section<'_>) -> Option<Patroni> {
     })
 }
 
-fn endpoints(field: &Field<'_>) -> Vec<String> {
+/// `ca_file`; none of the TLS keys has an effect where every endpoint is `http://`.
+pub(super) fn ca(
+    section: &Section<'_>,
+    endpoints: Option<&[String]>,
+) -> Option<Vec<CertificateDer<'static>>> {
+    let clear = endpoints.is_some_and(|endpoints| {
+        !endpoints.is_empty() && endpoints.iter().all(|endpoint| !endpoint.starts_with("https:"))
+    });
+    for key in ["ca_file", "cert_file", "key_file"] {
+        if let Some(field) = section.field(key).filter(|_| clear) {
+            field.fault_with(
+                "has no effect: every endpoint is `http://`",
+                "use `https://` or remove it",
+            );
+        }
+    }
+    section.field("ca_file").and_then(|field| field.roots())
+}
+
+/// `username` and `password_file`.
+pub(super) fn login(section: &Section<'_>) -> Option<BasicAuth> {
+    let (username, password) = section.pair("username", "password_file")?;
+    let (username, password) = (username.text(), password.secret_file(1));
+    Some(BasicAuth {
+        username: username?.to_owned(),
+        password: password?,
+    })
+}
+
+pub(super) fn endpoints(field: &Field<'_>) -> Vec<String> {
     let mut endpoints = Vec::new();
     for field in field.list(MAX_ENDPOINTS) {
         if let Some(endpoint) = endpoint(&field) {

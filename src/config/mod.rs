@@ -16,6 +16,7 @@ mod administration;
 mod cluster;
 mod command;
 mod entry;
+mod etcd;
 mod fault;
 mod files;
 mod fitness;
@@ -43,6 +44,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use indexmap::IndexMap;
 
 pub use entry::{Addresses, Entry, Network, ProxyProtocol};
+pub use etcd::Etcd;
 pub use fault::{Fault, Faults};
 pub use files::read_secret;
 pub use fitness::{Limit, MaxLag, OnUnfit, Unfit};
@@ -306,7 +308,7 @@ fn oddities(config: &Config) -> Vec<String> {
     match (&config.tls, offers.as_slice()) {
         (None, [_, ..]) => odd.push("no certificate is configured: clients connect without TLS".to_owned()),
         (Some(_), []) => {
-            odd.push("a certificate is configured, but every listener has `mode: tcp`".to_owned())
+            odd.push("a certificate is configured, but every listener has `mode: tcp`".to_owned());
         }
         (Some(_), offers) if offers.iter().all(|tls| *tls == ListenerTls::Off) => {
             odd.push("a certificate is configured, but every listener has `tls: off`".to_owned());

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
 use super::entry::{Entry, ProxyProtocol};
+use super::etcd::Etcd;
 use super::fitness::{MaxLag, OnUnfit};
 use super::keys::Leaf;
 use super::material::Files;
@@ -74,6 +75,8 @@ impl Config {
 pub struct Cluster {
     pub name: Arc<str>,
     pub source: Source,
+    /// A watch on Patroni's keys; only with [`Source::Patroni`].
+    pub etcd: Option<Etcd>,
     pub service_account: ServiceAccount,
     pub server_tls: ServerTls,
     pub server: ServerOptions,

@@ -123,33 +123,21 @@ impl<'a> Section<'a> {
             self.context.fault(&path, entry.line, message, None);
             return;
         }
-        match self.keys.keys.iter().find(|key| key.name == entry.key) {
-            Some(key) if key.later => {
-                let message = format!("`{shown}` is not supported yet; remove it");
-                self.context.fault(&path, entry.line, message, None);
-            }
-            Some(_) => {}
-            None => {
-                let names = self.keys.keys.iter().map(|key| key.name);
-                let hint = if entry.key == "<<" {
-                    Some("merge keys are not read; write the keys out".to_owned())
-                } else {
-                    closest(&entry.key, names).map(|name| format!("did you mean `{name}`?"))
-                };
-                self.context
-                    .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
-            }
+        if self.keys.keys.contains(&&*entry.key) {
+            return;
         }
+        let names = self.keys.keys.iter().copied();
+        let hint = if entry.key == "<<" {
+            Some("merge keys are not read; write the keys out".to_owned())
+        } else {
+            closest(&entry.key, names).map(|name| format!("did you mean `{name}`?"))
+        };
+        self.context
+            .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
     }
 
     fn find(&self, key: &str) -> Option<&'a Entry> {
-        debug_assert!(
-            self.keys
-                .keys
-                .iter()
-                .any(|known| known.name == key && !known.later),
-            "{key}"
-        );
+        debug_assert!(self.keys.keys.contains(&key), "{key}");
         self.entries.iter().find(|entry| entry.key == key)
     }
 

@@ -16,6 +16,7 @@ mod access;
 mod administration;
 mod console;
 mod entry;
+mod etcd;
 mod fitness;
 mod keys;
 mod rereading;
@@ -39,6 +40,8 @@ clusters:
   main:
     patroni: {endpoints: ["https://db1:8008/", "https://[::1]:8009"], ca_file: ca.crt, cert_file: s.crt,
               key_file: s.key, username: u, password_file: pw, poll_interval: 2s, fast_poll_interval: 50ms}
+    etcd: {endpoints: ["https://db1:2379/", "https://[::1]:2379"], namespace: /pg/, scope: main/0, ca_file: ca.crt, cert_file: s.crt,
+           key_file: s.key, username: e, password_file: pw}
     service_account: {user: svc, password_file: pw, dbname: app, pool_size: 7, timeout: 4s}
     server_tls: {sslmode: verify-full, sslnegotiation: direct, channel_binding: require,
                  sslrootcert: ca.crt, sslcert: s.crt, sslkey: s.key}
@@ -530,36 +533,6 @@ fn no_secret_is_shown_by_debug() {
 }
 
 #[test]
-fn keys_of_later_features_are_refused_as_such() {
-    let files = Files::new();
-    let in_full = |anchor: &str| FULL.replacen(anchor, &format!("{anchor}KEY: {{}}, "), 1);
-    let texts = [
-        ("clusters.NAME", with_cluster_key("KEY: {}")),
-        ("clusters.NAME.server", in_full("    server: {")),
-        ("tls", FULL.replace("  min_version", "  KEY: {}\n  min_version")),
-        ("tls.certificates[]", in_full("  certificates: [{")),
-        ("routes.NAME", in_full("  r: {")),
-        ("listeners[]", in_full("  - {")),
-        ("http", in_full("http: {")),
-        ("limits", in_full("limits: {")),
-    ];
-    let mut tried = 0;
-    for keys in schema::ALL {
-        for key in keys.keys.iter().filter(|key| key.later) {
-            let text = &texts
-                .iter()
-                .find(|(place, _)| *place == keys.place)
-                .expect(keys.place)
-                .1;
-            let expected = format!("`{}` is not supported yet; remove it", key.name);
-            files.one_fault(&text.replace("KEY", key.name), &expected);
-            tried += 1;
-        }
-    }
-    assert!(tried > 0, "{tried}");
-}
-
-#[test]
 fn words_of_later_features_are_refused_as_such() {
     let files = Files::new();
     let change = |from: &str, to: &str| {
@@ -599,7 +572,8 @@ shutdown: [1]
         "5: clusters.main.probe.interval: is not a time (a whole number and a unit, ms, s, m or h, as in `500ms` or `5s`)",
         "5: clusters.main.probe.rise: must be from 1 to 100",
         "6: clusters.main.probe: `probe` stands here twice, first on line 5",
-        "7: clusters.main.etcd: `etcd` is not supported yet; remove it",
+        "7: clusters.main.etcd.endpoints: must not be empty",
+        "7: clusters.main.etcd.scope: `scope` is missing",
         "8: tls.min_version: expected `1.2` or `1.3`, found `1.1`",
         "8: tls.certificates: `certificates` is missing",
         "10: listeners[0].route: there is no route `nowhere` (there is: read-write, read-only)",
@@ -1251,16 +1225,8 @@ fn the_examples_are_right() {
             continue;
         }
         // Every key that works is shown, if in a comment.
-        for key in schema::ALL
-            .iter()
-            .flat_map(|keys| keys.keys)
-            .filter(|key| !key.later)
-        {
-            assert!(
-                text.contains(&format!("{}:", key.name)),
-                "{} is not in the example",
-                key.name
-            );
+        for key in schema::ALL.iter().flat_map(|keys| keys.keys) {
+            assert!(text.contains(&format!("{key}:")), "{key} is not in the example");
         }
         // What is commented out is right as well.
         let instead = |from: &str, to: &str, text: &str| {
@@ -1319,11 +1285,8 @@ fn the_documentation_lists_every_key() {
         let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
         assert_eq!(rows.len(), keys.keys.len(), "{}: {rows:#?}", keys.place);
         for key in keys.keys {
-            let row = rows
-                .iter()
-                .find(|row| row.starts_with(&format!("| `{}` |", key.name)));
-            let row = row.unwrap_or_else(|| panic!("{} `{}` is not documented", keys.place, key.name));
-            assert_eq!(row.ends_with("| | | *not yet* |"), key.later, "{row}");
+            let row = rows.iter().find(|row| row.starts_with(&format!("| `{key}` |")));
+            assert!(row.is_some(), "{} `{key}` is not documented", keys.place);
         }
     }
     let sections = text.matches("\n## `").count() + 1;

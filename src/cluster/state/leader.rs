@@ -82,7 +82,7 @@ impl State {
         let name = match &self.named {
             None if self.polled => return Err(NoLeader::SourceUnreachable),
             None => return Err(NoLeader::NotYetKnown),
-            Some(_) if !self.source.reachable => return self.failsafe_leader(),
+            Some(_) if !self.source.reachable && !self.key.counts() => return self.failsafe_leader(),
             Some(Named::Nobody) => return Err(NoLeader::NotNamed),
             Some(Named::Several) => return Err(NoLeader::SeveralNamed),
             Some(Named::One(name)) => name,
