@@ -305,6 +305,7 @@ impl State {
     }
 
     fn source_answered(&mut self, mut report: SourceReport, begun: Instant, now: Instant) {
+        let is_late = self.by_source.is_some();
         self.source_named(&mut report, begun, now);
         let SourceReport {
             members,
@@ -312,7 +313,6 @@ impl State {
             paused,
             disagreement,
         } = report;
-        let is_late = self.named.is_some();
         let listed: BTreeSet<_> = members.iter().map(|member| member.name.clone()).collect();
         self.members.retain(|name, _| listed.contains(name));
         for member in members {

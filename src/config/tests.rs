@@ -1107,11 +1107,15 @@ fn unknown_keys_of_every_section_are_reported_with_its_path() {
         let path = keys.place.replace("[]", "[0]");
         let of_cluster =
             ["main", "other"].map(|name| path.replace("clusters.NAME", &format!("clusters.{name}")));
-        let found = of_cluster.iter().any(|path| {
+        let of_route = ["r", "w"].map(|name| {
+            of_cluster
+                .clone()
+                .map(|path| path.replace("routes.NAME", &format!("routes.{name}")))
+        });
+        let found = of_route.iter().flatten().any(|path| {
             let path = format!(
                 " {}.zzz: unknown key `zzz`",
-                path.replace("routes.NAME", "routes.r")
-                    .replace("members.NAME", "members.db3")
+                path.replace("members.NAME", "members.db3")
             );
             faults.iter().any(|fault| fault.contains(&path))
         });

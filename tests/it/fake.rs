@@ -311,7 +311,7 @@ async fn serve(
     while let Some((tag, _)) = session.frame().await {
         if tag == b'Q' {
             session
-                .send(&rows(&["false", "77", "1", "1000", "false", "150020"]))
+                .send(&rows(&["false", "77", "1", "1000", "0", "false", "150020"]))
                 .await;
         }
     }
