@@ -63,7 +63,7 @@ fn patroni_proxy(cluster: &Cluster, address: Ipv4Addr) -> String {
 fn settled(cluster: &Cluster, yaml: &str, dir: &Path, address: Ipv4Addr) -> Options {
     let password = secret(dir, "service-password", cluster.text("service_password"));
     let certificates = Certificates::shared().yaml();
-    let mut yaml = yaml.replace(
+    let yaml = yaml.replace(
         "{user: trunkline, password_file: TODO-service-account.password}",
         &format!(
             "{{user: {}, password_file: {}}}",
@@ -71,17 +71,6 @@ fn settled(cluster: &Cluster, yaml: &str, dir: &Path, address: Ipv4Addr) -> Opti
             password.display()
         ),
     );
-    // Keys that this version does not read yet.
-    for later in [
-        ", balance: round_robin",
-        ", max_connections: 200",
-        ", max_lag: {bytes: 16MiB}",
-        ", on_unfit: {lag: close, down: close}",
-        ", on_unfit: {down: close}",
-    ] {
-        yaml = yaml.replace(later, "");
-    }
-    yaml = yaml.replace("[[sync, async]]", "[replica]");
     let (head, rest) = yaml.split_once("\nlisteners:\n").unwrap();
     let (before, after) = head.split_once("\ntls:\n").unwrap();
     let (_, routes) = after.split_once("\n\n").unwrap();
