@@ -422,3 +422,48 @@ fn a_shutdown_cuts_connections_when_its_grace_is_over() {
     assert_eq!(router.await_exit(Duration::from_secs(10)), 0);
     assert!(router.log().contains("cause=shutdown"));
 }
+
+/// What bounds other sessions bounds these as well: the address, how many it may have, and the servers' places.
+#[test]
+fn limits_hold_for_forwarded_connections() {
+    let server = Postgres::start(&postgres::Options::default());
+    let listeners = "  - {name: rw, address: \"{address}:6432\", route: read-write, mode: tcp}\n  \
+                     - {name: closed, address: \"{address}:6433\", route: read-write, mode: tcp, deny: [127.0.0.0/8]}\n";
+    let ask = |router: &Router, port| {
+        let mut raw = Raw::connect(router.address, port);
+        raw.startup(V3_0, APP);
+        raw.last_error()
+    };
+    let router = before_one(&server, listeners, "limits: {per_address: 1}\n");
+    let denied = ask(&router, 6433);
+    assert_eq!(denied.code(), "28000");
+    assert_eq!(
+        denied.field(b'M').unwrap(),
+        "this address may not connect to this port of the connection manager"
+    );
+    assert_eq!(refused(&router, "address_denied"), 1.0);
+    let first = Client::new(&router);
+    assert_eq!(ask(&router, 6432).code(), "53300");
+    assert_eq!(refused(&router, "per_address"), 1.0);
+    drop((first, router));
+
+    let options = Options {
+        clusters: Some(format!("{}    server: {{max_connections: 1}}\n", server.yaml())),
+        ..options(
+            listeners,
+            "routes:\n  read-write: {targets: [leader], max_queue: 1, queue_timeout: 1m}\n",
+        )
+    };
+    let router = Router::launch(None, options);
+    router.await_read_write();
+    let first = Client::new(&router);
+    let mut waits = Raw::connect(router.address, 6432);
+    waits.startup(V3_0, APP);
+    eventually("it waits", PATIENCE, || {
+        router.metric("trunkline_queue_length{route=\"read-write\"}") == 1.0
+    });
+    assert_eq!(ask(&router, 6432).code(), "53300");
+    assert_eq!(refused(&router, "queue_full"), 1.0);
+    drop(first);
+    assert_eq!(waits.message().tag, b'R', "the server answers in its turn");
+}
