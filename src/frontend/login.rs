@@ -36,7 +36,7 @@ mod sasl;
 /// PostgreSQL itself reads five bytes less.
 const LARGEST_PASSWORD_MESSAGE: usize = scram::MAX_PASSWORD + 1 + 4;
 
-/// A client that has proven who it is. Only [`exchange`] makes one.
+/// A client that has proven who it is. Only [`Exchange::run`] makes one.
 #[derive(Debug)]
 pub struct Authenticated {
     server_login: Option<ServerLogin>,
