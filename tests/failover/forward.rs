@@ -8,7 +8,7 @@ use super::session::{Session, spread};
 #[test]
 fn forwarded_connections_end_when_their_server_changes_its_role() {
     let options = ["--ttl", "20", "--loop-wait", "2", "--name", "forward"];
-    let cluster = Cluster::start("127.0.41.11", 14110, &options);
+    let cluster = Cluster::start("127.0.45.11", 14160, &options);
     let router = Router::before(
         &cluster,
         Options {
