@@ -34,7 +34,7 @@ bench: ## pgbench side by side with a bare forwarder, HAProxy and PgBouncer
 	@scripts/bench
 
 check-docs: ## the documentation builds without a warning
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --no-deps --document-private-items
 
 clean: ## what was built, and the demo's certificates
 	cargo clean

@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PG_BIN = Path("/usr/lib/postgresql/15/bin")
 HOST = "127.0.0.1"
-PG_PORT, FWD_PORT, HAP_PORT, BOUNCER_PORT, TL_PORT, TL_RO_PORT, TL_HTTP_PORT = range(47432, 47439)
+PG_PORT, FWD_PORT, HAP_PORT, BOUNCER_PORT, TL_PORT, TL_RO_PORT, TL_HTTP_PORT, TL_TCP_PORT = range(47432, 47440)
 USER, PASSWORD, DATABASE = "app", "app", "app"
 
 SELECT = "\\set aid random(1, 100000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
@@ -197,6 +197,7 @@ limits: {{max_clients: 4000}}
 log: {{level: warn}}
 listeners:
   - {{name: rw, address: "{HOST}:{TL_PORT}", route: read-write}}
+  - {{name: tcp, address: "{HOST}:{TL_TCP_PORT}", route: read-write, mode: tcp}}
 http: {{address: "{HOST}:{TL_HTTP_PORT}"}}
 """)
         self.start("trunkline", [ROOT / "target/release/trunkline", "run", "-c", conf], TL_PORT)
@@ -372,6 +373,7 @@ def main():
             "pgbouncer-tls": (BOUNCER_PORT, "require", "pgbouncer"),
             "trunkline": (TL_PORT, "disable", "trunkline"),
             "trunkline-tls": (TL_PORT, "require", "trunkline"),
+            "trunkline-tcp": (TL_TCP_PORT, "disable", "trunkline"),
         }
         if args.targets:
             targets = {name: value for name, value in targets.items() if name in args.targets or name == "direct"}

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::cluster::snapshot::{Leader, NamedBy, Snapshot};
-use trunkline::cluster::{self as room, ClusterHandle, LookupError, Metrics};
+use trunkline::cluster::{self as room, ClusterHandle, LagLimits, LookupError, Metrics};
 use trunkline::config::{
     Auth, ChannelBinding, LocalMember, Patroni, Probe, Secret, Server, ServerOptions, ServerTls,
     ServiceAccount, Source, SslMode, SslNegotiation, Verifiers,
@@ -20,6 +20,8 @@ use trunkline::{config, routing};
 
 #[path = "cluster/mod.rs"]
 mod cluster;
+#[path = "discovery/etcd.rs"]
+mod etcd;
 #[path = "discovery/lookups.rs"]
 mod lookups;
 
@@ -61,7 +63,26 @@ impl Running {
         Self::start_with(source, user, password, dbname, verifiers)
     }
 
+    fn watching(source: Source, etcd: Option<config::Etcd>) -> Self {
+        let verifiers = Verifiers::Query {
+            sql: "SELECT * FROM trunkline.user_lookup($1)".into(),
+            cache_ttl: Duration::from_mins(1),
+        };
+        Self::start_all(source, "trunkline", "trunkline", "postgres", verifiers, etcd)
+    }
+
     fn start_with(source: Source, user: &str, password: &str, dbname: &str, verifiers: Verifiers) -> Self {
+        Self::start_all(source, user, password, dbname, verifiers, None)
+    }
+
+    fn start_all(
+        source: Source,
+        user: &str,
+        password: &str,
+        dbname: &str,
+        verifiers: Verifiers,
+        etcd: Option<config::Etcd>,
+    ) -> Self {
         let config = config::Cluster {
             name: Arc::from("main"),
             source,
@@ -90,8 +111,10 @@ impl Running {
                 rise: 2,
                 fall: 3,
             },
+            max_connections: 0,
             local_member: LocalMember::None,
             placement: config::Placement::default(),
+            etcd,
         };
         let auth = Auth {
             verifiers,
@@ -111,7 +134,15 @@ impl Running {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let handle = room::start(Arc::new(config), &auth, metrics, &stop, &tracker).unwrap();
+        let handle = room::start(
+            Arc::new(config),
+            &auth,
+            LagLimits::new(),
+            metrics,
+            &stop,
+            &tracker,
+        )
+        .unwrap();
         Self {
             handle,
             stop,

@@ -3,7 +3,8 @@
 //! Who may be given sessions is `routing`'s to say; here its answer is put beside what Patroni's checks ask.
 
 use crate::cluster::snapshot::{Member, Role, Snapshot};
-use crate::routing::{Reason, leader_reason, replica_reason};
+use crate::config::Route;
+use crate::routing::{Reason, fitness, leader_reason, replica_reason};
 
 /// The answer to a check, and why it is no.
 pub(super) type Verdict = Result<(), String>;
@@ -21,16 +22,21 @@ pub(super) fn is_leader(snapshot: &Snapshot, member: &Member) -> Verdict {
     sentence(member, leader_reason(snapshot, member))
 }
 
-/// May it be given read-only sessions now?
-pub(super) fn is_fit_replica(snapshot: &Snapshot, member: &Member) -> Verdict {
-    sentence(member, replica_reason(snapshot, member))
+/// May it, as a replica, be given sessions of the read-only route `route` now? Without one: any read-only sessions.
+pub(super) fn is_fit_replica(snapshot: &Snapshot, route: Option<&Route>, member: &Member) -> Verdict {
+    let fit = replica_reason(snapshot, member).and_then(|_| match route {
+        Some(route) => fitness(snapshot, route, member).map(drop),
+        None => Ok(()),
+    });
+    sentence(member, fit)
 }
 
-pub(super) fn fit_replicas(snapshot: &Snapshot) -> impl Iterator<Item = &Member> {
-    snapshot
-        .members
-        .iter()
-        .filter(|member| replica_reason(snapshot, member).is_ok())
+pub(super) fn fit_replicas<'a>(
+    snapshot: &'a Snapshot,
+    route: Option<&'a Route>,
+) -> impl Iterator<Item = &'a Member> {
+    let is_fit = move |member: &&Member| is_fit_replica(snapshot, route, member).is_ok();
+    snapshot.members.iter().filter(is_fit)
 }
 
 /// Does it lead a standby cluster, and has it been seen to be a standby? Tags do not matter.
@@ -63,18 +69,21 @@ pub(super) fn is_standby(snapshot: &Snapshot, member: &Member) -> Verdict {
 }
 
 /// How far behind the leader it has replayed, in bytes: by our own probes, else by the source.
-pub(super) fn replay_lag(snapshot: &Snapshot, member: &Member) -> Option<u64> {
-    let position = |member: &Member| {
-        member
-            .health
-            .facts
-            .as_ref()
-            .map(|facts| facts.position)
-            .filter(|p| *p > 0)
-    };
-    match (leader(snapshot).and_then(position), position(member)) {
-        (Some(leader), Some(replayed)) => Some(leader.saturating_sub(replayed)),
-        _ => member.lag,
+pub(super) fn replay_lag(member: &Member) -> Option<u64> {
+    member.measured.map(|lag| lag.bytes).or(member.lag)
+}
+
+/// How much it has not even received, in bytes.
+pub(super) fn receive_lag(member: &Member) -> Option<u64> {
+    let received = member
+        .health
+        .facts
+        .as_ref()
+        .filter(|facts| facts.received > 0)
+        .map(|facts| facts.received.saturating_sub(facts.position));
+    match (member.measured, received) {
+        (Some(lag), Some(waiting)) => Some(lag.bytes.saturating_sub(waiting)),
+        _ => member.lag.or_else(|| replay_lag(member)),
     }
 }
 

@@ -1,17 +1,19 @@
-//! What the room is given of the others: values to read, and one thing to ask for.
+//! What the room is given of the others: values to read, and what to ask for.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use arc_swap::ArcSwapOption;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::metrics::Metrics;
+use super::operations::Operations;
 use crate::auth::hba::rows::HbaRow;
 use crate::auth::ident::IdentRow;
 use crate::cluster::snapshot::Snapshot;
-use crate::config::{LocalMember, Route};
+use crate::config::{LocalMember, Route, Secret};
 
 /// Everything the room reads. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -19,6 +21,9 @@ pub struct Handles {
     /// In the order of the configuration; the first is the one meant without `?cluster=`.
     pub clusters: Vec<ClusterView>,
     pub access: AccessView,
+    pub operations: Arc<dyn Operations>,
+    /// Of `http.token_file`; exchanged when the file or the key changes, empty where there is none.
+    pub token: Arc<ArcSwapOption<Secret>>,
     pub readiness: Arc<Readiness>,
     /// Complete: nothing is registered after it is shared.
     pub registry: Arc<Registry>,
@@ -55,6 +60,14 @@ pub struct ClusterView {
     pub holds_read_write: bool,
     /// Asks the sources and probes to look again now. Must return at once; whoever makes it bounds its rate.
     pub look_again: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl ClusterView {
+    /// The route that "fit to read from" means where none is named: `read-only`, else the first.
+    pub fn default_read_only(&self) -> Option<&Route> {
+        let named = self.read_only.iter().find(|route| &*route.name == "read-only");
+        named.or(self.read_only.first()).map(|route| &**route)
+    }
 }
 
 impl fmt::Debug for ClusterView {

@@ -4,8 +4,12 @@
 
 mod access;
 mod answer;
+mod api;
+#[cfg(test)]
+mod api_tests;
 #[cfg(test)]
 pub(super) mod fixture;
+mod guard;
 mod node;
 mod patroni;
 mod router;
@@ -29,8 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::serve::Bounds;
+use self::serve::Settings;
 use super::handles::Handles;
-use crate::config::{self, BindAddress};
+use crate::config::{self, AgentCheck, BindAddress};
 
 /// Why the room could not start. `Display` is the sentence the operator sees.
 #[derive(Debug, thiserror::Error)]
@@ -59,12 +64,9 @@ pub struct AdminThread {
     runtime: Handle,
     tasks: TaskTracker,
     handles: watch::Sender<Handles>,
-    tls: Tls,
+    settings: Settings,
     bounds: Bounds,
 }
-
-/// What handshakes are made with; empty where HTTP is in clear.
-type Tls = Arc<ArcSwapOption<rustls::ServerConfig>>;
 
 /// An address that is answered on.
 #[derive(Debug)]
@@ -94,7 +96,7 @@ impl BoundHttp {
 impl AdminThread {
     /// The settings of the handshakes to come, which may be exchanged; empty where HTTP is in clear.
     pub fn tls(&self) -> Arc<ArcSwapOption<rustls::ServerConfig>> {
-        Arc::clone(&self.tls)
+        Arc::clone(&self.settings.tls)
     }
 
     /// Where it listens, address by address: with the port chosen, where the configured one was 0.
@@ -115,7 +117,10 @@ impl AdminThread {
     pub fn replace(&mut self, config: &config::Http, bound: BoundHttp, handles: Handles) {
         self.handles.send_replace(handles);
         let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));
-        self.tls.store(tls);
+        self.settings.tls.store(tls);
+        self.settings
+            .proxies
+            .store(config.proxy_protocol.clone().map(Arc::new));
         self.listening.retain(|listening| {
             let stays = config.addresses.contains(&listening.address);
             if !stays {
@@ -143,7 +148,7 @@ impl AdminThread {
             drop(guard);
             let serving = serve::serve(
                 listener,
-                Arc::clone(&self.tls),
+                self.settings.clone(),
                 self.handles.subscribe(),
                 stop.clone(),
                 self.bounds,
@@ -151,6 +156,24 @@ impl AdminThread {
             self.tasks.spawn_on(serving, &self.runtime);
             self.listening.push(Listening { address, local, stop });
         }
+    }
+
+    /// Answers `HAProxy`'s agent check there, until the end.
+    fn tell(&self, check: &AgentCheck, listener: std::net::TcpListener) -> Result<(), AdminError> {
+        let guard = self.runtime.enter();
+        let listener = TcpListener::from_std(listener).map_err(|source| AdminError::Listen {
+            address: check.address.clone(),
+            source,
+        })?;
+        drop(guard);
+        let telling = serve::agent(
+            listener,
+            check.about,
+            self.handles.subscribe(),
+            self.shutdown.child_token(),
+        );
+        self.tasks.spawn_on(telling, &self.runtime);
+        Ok(())
     }
 
     /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.
@@ -185,6 +208,16 @@ pub fn spawn_thread_with(
     bounds: Bounds,
 ) -> Result<AdminThread, AdminError> {
     let bound = BoundHttp::bind(config.addresses.iter())?;
+    let agent = match &config.agent_check {
+        Some(check) => {
+            let listener = serve::bind(&check.address).map_err(|source| AdminError::Listen {
+                address: check.address.clone(),
+                source,
+            })?;
+            Some((check.clone(), listener))
+        }
+        None => None,
+    };
     let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));
     let tasks = TaskTracker::new();
     let (stop, left) = (shutdown.clone(), tasks.clone());
@@ -221,9 +254,15 @@ pub fn spawn_thread_with(
         runtime,
         tasks,
         handles: watch::Sender::new(handles),
-        tls: Arc::new(ArcSwapOption::new(tls)),
+        settings: Settings {
+            tls: Arc::new(ArcSwapOption::new(tls)),
+            proxies: Arc::new(ArcSwapOption::new(config.proxy_protocol.clone().map(Arc::new))),
+        },
         bounds,
     };
     admin.answer(bound);
+    if let Some((check, listener)) = agent {
+        admin.tell(&check, listener)?;
+    }
     Ok(admin)
 }

@@ -4,17 +4,22 @@
 //! bodies contain the word `true` only when the answer is true; HTTP/1.0 and 1.1, GET, HEAD and OPTIONS; every
 //! wait, buffer and number of connections is bounded.
 //!
-//! Refuses: to change anything but "look again now".
+//! Refuses: to change anything for who does not show the token, but "look again now"; and to reach into another room: what an
+//! operator asks for goes through [`Operations`].
 
+mod agent;
 pub mod console;
+pub mod fit;
 mod fitness;
 mod handles;
 pub mod http;
 mod local;
 pub mod log;
 pub mod metrics;
+mod operations;
 
 pub use console::Console;
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub use http::{AdminError, AdminThread, spawn_thread};
 pub use metrics::Metrics;
+pub use operations::{Activity, Change, Ending, Operations, ReloadAnswer, SessionView};

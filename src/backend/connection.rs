@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -221,9 +222,17 @@ async fn attempt(
         is_tls,
         channel_binding: target.tls.channel_binding(),
         end_point: tls::end_point(&stream),
+        has_answered: AtomicBool::new(is_tls),
     };
     let logged_in = match timeout_at(deadline, login(&mut stream, &request)).await {
-        Err(_) => return Err(failed(ConnectError::Timeout { step: Step::Login }, false)),
+        Err(_) => {
+            let step = if request.has_answered.load(Ordering::Relaxed) {
+                Step::Start
+            } else {
+                Step::Login
+            };
+            return Err(failed(ConnectError::Timeout { step }, false));
+        }
         Ok(Err(LoginFailure {
             mut error,
             authenticated,

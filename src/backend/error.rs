@@ -16,6 +16,9 @@ pub enum Step {
     TlsRequest,
     TlsHandshake,
     Login,
+    /// The login of a server that has answered on this connection. Settings of the client's can make it slow
+    /// (`post_auth_delay`), and the server keeps `AuthenticationOk` back until the session is ready.
+    Start,
     Query,
     Cancel,
 }
@@ -28,6 +31,7 @@ impl std::fmt::Display for Step {
             Self::TlsRequest => "the TLS request",
             Self::TlsHandshake => "the TLS handshake",
             Self::Login => "login",
+            Self::Start => "the start of the session",
             Self::Query => "a query",
             Self::Cancel => "a cancel request",
         })
@@ -209,10 +213,11 @@ impl ConnectError {
     /// this host's own limits are not.
     pub fn counts_against_member(&self) -> bool {
         match self {
+            // A client can make its own session start slowly.
+            Self::Timeout { step } => *step != Step::Start,
             Self::Resolve { .. }
             | Self::Refused { .. }
             | Self::Unreachable { .. }
-            | Self::Timeout { .. }
             | Self::Lost { .. }
             | Self::Closed { .. }
             | Self::TlsRefused
@@ -250,6 +255,7 @@ impl ConnectError {
                 Step::Connect => "timeout_connect",
                 Step::TlsRequest | Step::TlsHandshake => "timeout_tls",
                 Step::Login => "timeout_login",
+                Step::Start => "timeout_start",
                 Step::Query => "timeout_query",
                 Step::Cancel => "timeout_cancel",
             },

@@ -1,5 +1,7 @@
 //! Login: from the startup packet to `ReadyForQuery`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::Zeroize;
@@ -33,6 +35,8 @@ pub(super) struct Request<'a> {
     pub channel_binding: ChannelBinding,
     /// The hash of the server's certificate; `None` without TLS, or where it has none.
     pub end_point: Option<Vec<u8>>,
+    /// The server has said something on this connection; for whom the login runs out of time.
+    pub has_answered: AtomicBool,
 }
 
 /// What login yields.
@@ -132,6 +136,7 @@ impl Login<'_> {
                 sent?;
             }
             let frame = reader.next(stream, server_login_limit).await?;
+            self.request.has_answered.store(true, Ordering::Relaxed);
             match frame.tag {
                 b'R' => self.authentication(&frame.body, &mut out)?,
                 b'N' => self.notice(&frame),

@@ -23,5 +23,5 @@ pub use connection::{
     CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect,
 };
 pub use error::{ClientReply, ConnectError, ServerError, Step};
-pub use socket::{set_user_timeout, tune_socket};
+pub use socket::{open, set_user_timeout, tune_socket};
 pub use tls::TlsSettingsError;

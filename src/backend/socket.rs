@@ -44,6 +44,18 @@ pub fn set_user_timeout(stream: &TcpStream, timeout: Option<Duration>) {
     let _ = (stream, timeout);
 }
 
+/// A connection on which nothing has been said, before `deadline`: all addresses of the host in order.
+pub async fn open(
+    host: &str,
+    port: u16,
+    options: &ServerOptions,
+    deadline: Instant,
+) -> Result<TcpStream, ConnectError> {
+    let addresses = resolve(host, port, deadline).await?;
+    let (stream, _) = dial(&addresses, options, deadline).await?;
+    Ok(stream)
+}
+
 /// All addresses of a name, in the resolver's order.
 pub(super) async fn resolve(
     host: &str,

@@ -321,6 +321,7 @@ async fn login_against(
         is_tls,
         channel_binding: ChannelBinding::Prefer,
         end_point: None,
+        has_answered: false.into(),
     };
     let result = login(&mut near, &request).await;
     drop(far);
@@ -367,6 +368,7 @@ async fn a_login_may_arrive_in_any_pieces() {
             is_tls: false,
             channel_binding: ChannelBinding::Prefer,
             end_point: None,
+            has_answered: false.into(),
         };
         far.write_all(&answer[..cut]).await.unwrap();
         let (result, ()) = tokio::join!(login(&mut near, &request), async {
@@ -590,6 +592,7 @@ async fn scram_server(
         is_tls: false,
         channel_binding: ChannelBinding::Prefer,
         end_point: None,
+        has_answered: false.into(),
     };
     let (result, ()) = tokio::join!(login(&mut near, &request), async {
         let length = far.read_u32().await.unwrap() as usize;
@@ -685,6 +688,7 @@ fn bound_request<'a>(
         is_tls: true,
         channel_binding: bound.channel_binding,
         end_point: bound.end_point.map(<[u8]>::to_vec),
+        has_answered: false.into(),
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::auth::scram::MockSecret;
 use crate::cluster::examine::examine;
-use crate::config::{self, BindAddress, Config, Leaf, ListenerTls, Part, Source, Verifiers};
+use crate::config::{self, BindAddress, Config, Leaf, ListenerMode, ListenerTls, Part, Source, Verifiers};
 use crate::frontend::access::{Access, Around};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
@@ -126,6 +126,10 @@ fn summary(config: &Config) -> String {
                 format!("servers {}", shown.join(", "))
             }
         };
+        let source = match &cluster.etcd {
+            Some(etcd) => format!("{source}, etcd at {}", etcd.endpoints.join(", ")),
+            None => source,
+        };
         let _ = writeln!(
             text,
             "cluster {name}: {source}, as {}",
@@ -143,6 +147,7 @@ fn summary(config: &Config) -> String {
     }
     for listener in &config.listeners {
         let tls = match listener.tls {
+            _ if listener.mode == ListenerMode::Tcp => "the server's (mode tcp)",
             ListenerTls::Off => "off",
             ListenerTls::Optional => "optional",
             ListenerTls::Required => "required",

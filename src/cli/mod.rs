@@ -1,11 +1,15 @@
-//! The command line: `run`, `reload`, `check` and `hba`.
+//! The command line: `run`, `reload`, `check`, `hba`, `import`, and what administers a running router.
 //!
 //! Guarantees: 0 is success, 1 is a fault that was explained in one or more lines on standard error, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
 
+mod administer;
 pub mod check;
 mod hba;
+mod import;
 mod reload;
+mod remote;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +57,10 @@ enum Command {
         #[command(flatten)]
         client: hba::Client,
     },
+    /// Write what another program's configuration says as one of ours, and list what has no equivalent.
+    Import(import::Arguments),
+    #[command(flatten)]
+    Administer(administer::Administer),
 }
 
 pub fn main() -> ExitCode {
@@ -63,6 +71,8 @@ pub fn main() -> ExitCode {
         Command::Check { config, connect } => check::run(&config, connect),
         Command::Reload { config } => reload::run(&config),
         Command::Hba { config, client } => hba::run(&config, &client),
+        Command::Import(arguments) => import::run(&arguments),
+        Command::Administer(command) => administer::run(&command),
     }
 }
 
@@ -82,6 +92,33 @@ fn run(path: &std::path::Path) -> ExitCode {
         Err(error) => {
             eprintln!("not started: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Arguments::command().debug_assert();
+        for wrong in [
+            "trunkline members",
+            "trunkline members -c a --url b",
+            "trunkline drain -c a",
+            "trunkline close db1 -c a --now --grace 3",
+            "trunkline members -c a --ca-file b",
+        ] {
+            assert!(Arguments::try_parse_from(wrong.split(' ')).is_err(), "{wrong}");
+        }
+        for right in [
+            "trunkline weight db1 default -c a",
+            "trunkline kill 7 --url http://h:1 --json",
+        ] {
+            assert!(Arguments::try_parse_from(right.split(' ')).is_ok(), "{right}");
         }
     }
 }

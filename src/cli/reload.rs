@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use crate::admin::ReloadAnswer;
 use crate::config;
-use crate::runtime::{Answer, RELOAD};
+use crate::runtime::RELOAD;
 
 /// Longer than a reload takes: clusters have 10 s to look around, passphrase commands 10 s each.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -45,7 +46,7 @@ pub(super) fn run(path: &Path) -> ExitCode {
     }
 }
 
-fn ask(path: &Path) -> anyhow::Result<Answer> {
+fn ask(path: &Path) -> anyhow::Result<ReloadAnswer> {
     let mut socket =
         UnixStream::connect(path).with_context(|| format!("nobody answers on {}", path.display()))?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -58,7 +59,7 @@ fn ask(path: &Path) -> anyhow::Result<Answer> {
     Ok(serde_json::from_str(&line)?)
 }
 
-fn tell(answer: &Answer) -> ExitCode {
+fn tell(answer: &ReloadAnswer) -> ExitCode {
     for change in &answer.changed {
         println!("changed: {change}");
     }

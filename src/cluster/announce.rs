@@ -1,11 +1,11 @@
 //! Changes of the topology as sentences for the log, once per change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::snapshot::{Identity, Leader, Member, MemberName, NamedBy, NoLeader, Snapshot};
+use super::snapshot::{Identity, Lag, Leader, Member, MemberName, NamedBy, NoLeader, Snapshot};
 
 /// How often the log says that a member is down for another reason than before. The first is often not the one that
 /// helps: a terminated session hides the refusal behind it.
@@ -84,6 +84,7 @@ fn changes(old: &Snapshot, new: &Snapshot) -> Vec<Line> {
         }
         health(known, member, &mut say);
         share(known, member, &mut say);
+        lag(known, member, &mut say);
     }
     for gone in old
         .members
@@ -162,6 +163,42 @@ fn share(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String))
                 Some(zone) => format!("{name} is in zone {}", zone.escape_debug()),
                 None => format!("{name} is in no zone"),
             },
+        );
+    }
+}
+
+/// For each route once when it begins to lag, and once when it no longer does; nothing of one that is down.
+fn lag(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)) {
+    let nothing = BTreeSet::new();
+    let before = old.map_or(&nothing, |old| &old.lagging);
+    if !new.health.up {
+        return;
+    }
+    let name = &new.name;
+    for route in new.lagging.difference(before) {
+        let far = match new.measured {
+            Some(Lag {
+                bytes,
+                time: Some(time),
+            }) => format!(
+                "it is {bytes} bytes and {:.1} s behind the leader",
+                time.as_secs_f64()
+            ),
+            Some(Lag { bytes, time: None }) => {
+                format!("it is {bytes} bytes behind the leader, for how long is not known")
+            }
+            None => "how far it is behind the leader is not known".into(),
+        };
+        // At the router's start it is not known yet.
+        say(
+            new.measured.is_some(),
+            format!("{name} gets no sessions of route {route}: {far}"),
+        );
+    }
+    for route in before.difference(&new.lagging) {
+        say(
+            false,
+            format!("{name} is not too far behind for route {route} any more"),
         );
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::snapshot::{MemberName, ProbeFacts, Role};
 use super::super::state::{
-    Listed, Named, Observation, ProbeFailure, Settings, SourceKind, SourceReport, State,
+    LagLimits, Listed, Named, Observation, ProbeFailure, Settings, SourceKind, SourceReport, State,
 };
 use super::*;
 
@@ -23,6 +23,7 @@ fn settings(kind: SourceKind) -> Settings {
         poll_interval: second,
         fast_interval: second,
         placement: crate::config::Placement::default(),
+        limits: LagLimits::new(),
     }
 }
 
@@ -53,6 +54,7 @@ async fn another_reason_for_being_down_is_told_now_and_then() {
             member: MemberName::new("a"),
             started: Instant::now(),
             result: Err(ProbeFailure {
+                check: crate::cluster::check::CheckStatus::Layer4Connection,
                 message: error.into(),
                 certain: true,
             }),
@@ -123,6 +125,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
             system_identifier: 1,
             timeline: 1,
             position: 0,
+            received: 0,
             streaming: false,
             server_version: 150_020,
             latency: Duration::ZERO,
@@ -131,6 +134,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
     };
     let refused = || {
         Err(ProbeFailure {
+            check: crate::cluster::check::CheckStatus::Layer4Connection,
             message: "refused".into(),
             certain: true,
         })
@@ -235,4 +239,49 @@ fn weights_and_zones_are_told_when_they_change() {
     );
     assert_eq!(tell(serde_json::json!({"weight": 5, "zone": "b"})), [""; 0]);
     assert_eq!(tell(serde_json::json!({})), ["a has weight 1", "a is in no zone"]);
+}
+
+#[test]
+fn lag_is_told_when_it_begins_and_ends_for_each_route() {
+    use std::time::Duration as Time;
+    let listed = Listed {
+        name: MemberName::new("a"),
+        host: "h".into(),
+        port: 5432,
+        role: Role::Replica,
+        state: "running".into(),
+        timeline: Some(1),
+        lag: None,
+        tags: BTreeMap::new(),
+    };
+    let report = SourceReport {
+        members: vec![listed],
+        named: Named::Nobody,
+        paused: false,
+        disagreement: None,
+    };
+    let mut state = State::new(settings(SourceKind::Patroni), Instant::now());
+    state.observe(Observation::Source(report), Instant::now());
+    let mut fit = Snapshot::clone(&state.snapshot());
+    fit.members[0].health.up = true;
+    let lagging = |time: Option<Time>, routes: &[&str]| {
+        let mut snapshot = fit.clone();
+        snapshot.members[0].measured = Some(Lag { bytes: 5000, time });
+        snapshot.members[0].lagging = routes.iter().map(|route| Arc::from(*route)).collect();
+        snapshot
+    };
+    let one = lagging(Some(Time::from_millis(2500)), &["r"]);
+    assert_eq!(
+        texts(&fit, &one),
+        ["a gets no sessions of route r: it is 5000 bytes and 2.5 s behind the leader"]
+    );
+    assert_eq!(texts(&one, &lagging(None, &["r"])), [""; 0]);
+    assert_eq!(
+        texts(&one, &lagging(None, &["r", "s"])),
+        ["a gets no sessions of route s: it is 5000 bytes behind the leader, for how long is not known"]
+    );
+    assert_eq!(
+        texts(&one, &fit),
+        ["a is not too far behind for route r any more"]
+    );
 }

@@ -10,14 +10,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::ClusterError;
 use super::account::Account;
 use super::announce::Announcer;
+use super::etcd::Watcher;
 use super::fixed;
 use super::metrics::{Metrics, ProbeResult};
 use super::patroni::{Patroni, Reply, choose, printable};
 use super::probe::{Prober, wait};
 use super::snapshot::{Identity, MemberName, Snapshot};
-use super::state::{Observation, Pace, Settings, SourceKind, State};
+use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
 use crate::config::{self, Source};
 
 /// How often time alone is looked at.
@@ -32,6 +34,7 @@ pub(super) struct Control {
     announcer: Announcer,
     account: Arc<Account>,
     metrics: Arc<Metrics>,
+    limits: watch::Receiver<LagLimits>,
     reports: mpsc::Receiver<Observation>,
     observations: mpsc::Receiver<Observation>,
     observers: mpsc::Sender<Observation>,
@@ -40,6 +43,7 @@ pub(super) struct Control {
     shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
     pace: watch::Sender<Pace>,
     poll_now: Arc<Notify>,
+    check_key: Arc<Notify>,
     fast_interval: Duration,
     probers: BTreeMap<MemberName, Running>,
     stop: CancellationToken,
@@ -60,7 +64,7 @@ impl Drop for Running {
     }
 }
 
-fn settings(config: &config::Cluster) -> Settings {
+fn settings(config: &config::Cluster, limits: LagLimits) -> Settings {
     let (kind, poll_interval, fast_interval) = match &config.source {
         Source::Patroni(patroni) => (
             SourceKind::Patroni,
@@ -79,19 +83,21 @@ fn settings(config: &config::Cluster) -> Settings {
         poll_interval,
         fast_interval,
         placement: config.placement.clone(),
+        limits,
     }
 }
 
 impl Control {
     pub(super) fn new(
         account: Arc<Account>,
+        mut limits: watch::Receiver<LagLimits>,
         reports: mpsc::Receiver<Observation>,
         metrics: Arc<Metrics>,
         shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
-        let settings = settings(&account.config);
+        let settings = settings(&account.config, limits.borrow_and_update().clone());
         let fast_interval = settings.fast_interval;
         let now = Instant::now();
         let state = State::new(settings, now);
@@ -101,6 +107,7 @@ impl Control {
         let control = Self {
             state,
             announcer: Announcer::default(),
+            limits,
             account,
             metrics,
             reports,
@@ -110,6 +117,7 @@ impl Control {
             shown,
             pace,
             poll_now: Arc::new(Notify::new()),
+            check_key: Arc::new(Notify::new()),
             fast_interval,
             probers: BTreeMap::new(),
             stop,
@@ -118,8 +126,27 @@ impl Control {
         (control, readers)
     }
 
-    pub(super) async fn run(mut self, patroni: Option<Patroni>) {
+    /// What watches the cluster's DCS, if there is one to watch.
+    pub(super) fn watcher(&self) -> Result<Option<Watcher>, ClusterError> {
+        Watcher::new(
+            Arc::clone(&self.account.config),
+            Arc::clone(&self.check_key),
+            self.observers.clone(),
+            Arc::clone(&self.metrics),
+        )
+    }
+
+    pub(super) async fn run(mut self, patroni: Option<Patroni>, watcher: Option<Watcher>) {
         let stop = self.stop.clone();
+        if let Some(watcher) = watcher {
+            let stop = stop.clone();
+            self.tracker.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = watcher.run() => {}
+                }
+            });
+        }
         let (polled, mut polls) = mpsc::channel(1);
         match (patroni, &self.account.config.source) {
             (Some(patroni), _) => {
@@ -145,6 +172,10 @@ impl Control {
             }
             (None, Source::Patroni(_)) => {}
         }
+        // What was asked for before the start is so from the first snapshot on.
+        while let Ok(observation) = self.reports.try_recv() {
+            self.observe(observation);
+        }
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
@@ -152,7 +183,11 @@ impl Control {
                 () = stop.cancelled() => return,
                 Some(observation) = self.observations.recv() => self.observe(observation),
                 Some(observation) = self.reports.recv() => self.observe(observation),
-                Some(replies) = polls.recv() => self.polled(&replies),
+                Ok(()) = self.limits.changed() => {
+                    let limits = self.limits.borrow_and_update().clone();
+                    self.observe(Observation::Limits(limits));
+                }
+                Some((begun, replies)) = polls.recv() => self.polled(begun, &replies),
                 _ = ticks.tick() => {
                     let old = self.state.snapshot();
                     self.state.tick(Instant::now());
@@ -162,7 +197,7 @@ impl Control {
         }
     }
 
-    fn polled(&mut self, replies: &[Option<Reply>]) {
+    fn polled(&mut self, begun: Instant, replies: &[Option<Reply>]) {
         let answers: Vec<_> = replies.iter().flatten().flatten().collect();
         let snapshot = self.state.snapshot();
         let writable = |name: &MemberName| {
@@ -178,7 +213,7 @@ impl Control {
         };
         if let Some(report) = choose(&answers, &writable) {
             self.metrics.polled(&snapshot.cluster, ProbeResult::Success);
-            self.observe(Observation::Source(report));
+            self.observe(Observation::Polled { report, begun });
         } else {
             self.metrics.polled(&snapshot.cluster, ProbeResult::Failure);
             let mut reasons: Vec<&str> = replies
@@ -219,6 +254,9 @@ impl Control {
         if shown.is_some() && new.version != old.version {
             self.metrics.show(old, &new);
         }
+        if shown.is_some() {
+            self.metrics.measure(&new);
+        }
         for snapshots in shown.as_deref().into_iter().chain([&self.snapshots]) {
             snapshots.send_if_modified(|current| {
                 let noticeable = current.version != new.version;
@@ -227,11 +265,17 @@ impl Control {
             });
         }
         let pace = self.state.pace(Instant::now());
-        self.pace
-            .send_if_modified(|current| std::mem::replace(current, pace) != pace);
+        self.pace.send_if_modified(|current| {
+            let differs = *current != pace;
+            *current = pace;
+            differs
+        });
         let wants = self.state.wants();
         if wants.poll {
             self.poll_now.notify_one();
+        }
+        if wants.check_key {
+            self.check_key.notify_one();
         }
         for member in &wants.probe {
             if let Some(prober) = self.probers.get(member) {
@@ -281,7 +325,7 @@ async fn poll(
     mut pace: watch::Receiver<Pace>,
     now: Arc<Notify>,
     fast_interval: Duration,
-    polled: mpsc::Sender<Vec<Option<Reply>>>,
+    polled: mpsc::Sender<(Instant, Vec<Option<Reply>>)>,
     cluster: Arc<str>,
 ) {
     let mut failing: Vec<bool> = vec![false; patroni.endpoints().len()];
@@ -301,7 +345,7 @@ async fn poll(
                 _ => {}
             }
         }
-        if polled.send(replies).await.is_err() {
+        if polled.send((started, replies)).await.is_err() {
             return;
         }
         wait(&mut pace, &now, started, fast_interval, |pace| pace.poll).await;

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use super::account::{Account, Purpose};
 use super::lookup::{self, MembershipsQuery};
 use super::patroni::{Patroni, poll_once};
+use super::snapshot::MemberName;
 use super::state::Listed;
-use super::{ClusterError, LookupError, fixed, probe};
+use super::{ClusterError, LookupError, etcd, fixed, probe};
 use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
 use crate::backend::query::simple_query;
@@ -105,6 +106,9 @@ pub async fn examine(
         Some(patroni) => endpoints(patroni, &config, &mut findings).await,
         None => listed(&config),
     };
+    for (endpoint, holder) in etcd::ask_all(Arc::clone(&config)).await? {
+        findings.push(leader_key(&config, &endpoint, holder));
+    }
     let account = Arc::new(Account::new(config, tls));
     for member in &members {
         if !member.host.is_empty() {
@@ -112,6 +116,27 @@ pub async fn examine(
         }
     }
     Ok(findings)
+}
+
+fn leader_key(
+    config: &config::Cluster,
+    endpoint: &str,
+    holder: Result<Option<MemberName>, String>,
+) -> Finding {
+    let what = format!("cluster {}: etcd at {endpoint}", config.name);
+    match holder {
+        Ok(Some(name)) => Finding::good(what, format!("{name} holds the leader key")),
+        Ok(None) => Finding::bad(
+            what,
+            "nobody holds the leader key",
+            "are `namespace` and `scope` as in Patroni's configuration?",
+        ),
+        Err(error) => Finding::bad(
+            what,
+            error,
+            "is the address right, and may the user read the cluster's keys?",
+        ),
+    }
 }
 
 /// The members of a fixed list.

@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use tokio::time::advance;
 
 use super::super::account::Account;
-use super::super::state::{Settings, SourceKind, State};
+use super::super::state::{LagLimits, Settings, SourceKind, State};
 use super::*;
 use crate::backend::TlsClient;
 use crate::backend::query::Row;
@@ -107,8 +107,10 @@ impl Served {
                 rise: 2,
                 fall: 3,
             },
+            max_connections: 0,
             local_member: config::LocalMember::None,
             placement: config::Placement::default(),
+            etcd: None,
         };
         let settings = Settings {
             cluster: Arc::from("main"),
@@ -120,6 +122,7 @@ impl Served {
             poll_interval: second,
             fast_interval: second,
             placement: config::Placement::default(),
+            limits: LagLimits::new(),
         };
         let (_, snapshots) = watch::channel(State::new(settings, Instant::now()).snapshot());
         let account = Arc::new(Account::new(Arc::new(config), tls));

@@ -1,5 +1,6 @@
 //! What this room counts.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -9,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::snapshot::{Leader, MemberName, Snapshot};
+use super::snapshot::{AdminState, Leader, MemberName, Snapshot};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClusterLabels {
@@ -85,12 +86,18 @@ impl EncodeLabelValue for LookUpResult {
 pub struct Metrics {
     member_up: Family<MemberLabels, Gauge>,
     member_leader: Family<MemberLabels, Gauge>,
+    member_admin: Family<MemberLabels, Gauge>,
+    member_weight: Family<MemberLabels, Gauge>,
     leader: Family<ClusterLabels, Gauge>,
+    lag_bytes: Family<MemberLabels, Gauge>,
+    lag_seconds: Family<MemberLabels, Gauge<f64, AtomicU64>>,
     version: Family<ClusterLabels, Gauge>,
     source_up: Family<ClusterLabels, Gauge>,
     probes: Family<ProbeLabels, Counter>,
     probe_seconds: Family<MemberLabels, Histogram>,
     polls: Family<PollLabels, Counter>,
+    etcd_up: Family<ClusterLabels, Gauge>,
+    etcd_checks: Family<PollLabels, Counter>,
     look_ups: Family<LookUpLabels, Counter>,
 }
 
@@ -104,23 +111,35 @@ impl Metrics {
         let metrics = Self {
             member_up: Family::default(),
             member_leader: Family::default(),
+            member_admin: Family::default(),
+            member_weight: Family::default(),
             leader: Family::default(),
+            lag_bytes: Family::default(),
+            lag_seconds: Family::default(),
             version: Family::default(),
             source_up: Family::default(),
             probes: Family::default(),
             probe_seconds: Family::new_with_constructor(probe_histogram),
             polls: Family::default(),
+            etcd_up: Family::default(),
+            etcd_checks: Family::default(),
             look_ups: Family::default(),
         };
         let Self {
             member_up,
             member_leader,
+            member_admin,
+            member_weight,
             leader,
+            lag_bytes,
+            lag_seconds,
             version,
             source_up,
             probes,
             probe_seconds,
             polls,
+            etcd_up,
+            etcd_checks,
             look_ups,
         } = metrics.clone();
         registry.register(
@@ -132,6 +151,22 @@ impl Metrics {
             "cluster_member_leader",
             "1 for the verified leader",
             member_leader,
+        );
+        registry.register(
+            "cluster_member_admin",
+            "Administrative state: 0 ready, 1 drain, 2 maint",
+            member_admin,
+        );
+        registry.register("cluster_member_weight", "Weight, 0 to 256", member_weight);
+        registry.register(
+            "cluster_member_lag_bytes",
+            "What the leader has written and the standby not replayed; not there where it is not known",
+            lag_bytes,
+        );
+        registry.register(
+            "cluster_member_lag_seconds",
+            "How long the standby has lacked anything; not there where it is not known",
+            lag_seconds,
         );
         registry.register("cluster_leader", "1 while there is a verified leader", leader);
         registry.register(
@@ -147,6 +182,16 @@ impl Metrics {
         registry.register("cluster_probes", "Probes of members, by result", probes);
         registry.register("cluster_probe_seconds", "Duration of probes", probe_seconds);
         registry.register("cluster_source_polls", "Polls of the source, by result", polls);
+        registry.register(
+            "cluster_etcd_up",
+            "1 while Patroni's keys in etcd are watched",
+            etcd_up,
+        );
+        registry.register(
+            "cluster_etcd_checks",
+            "Checks of the watch on etcd, by result",
+            etcd_checks,
+        );
         registry.register(
             "cluster_look_ups",
             "Look-ups of verifiers and memberships, by result",
@@ -181,6 +226,21 @@ impl Metrics {
             .inc();
     }
 
+    /// The watch on etcd is up, or not.
+    pub(super) fn watched(&self, cluster: &str, up: bool) {
+        let cluster = cluster.to_owned();
+        self.etcd_up
+            .get_or_create_owned(&ClusterLabels { cluster })
+            .set(i64::from(up));
+    }
+
+    pub(super) fn checked(&self, cluster: &str, result: ProbeResult) {
+        let cluster = cluster.to_owned();
+        self.etcd_checks
+            .get_or_create_owned(&PollLabels { cluster, result })
+            .inc();
+    }
+
     pub(super) fn looked_up(&self, cluster: &str, result: LookUpResult) {
         self.look_ups
             .get_or_create_owned(&LookUpLabels {
@@ -188,6 +248,27 @@ impl Metrics {
                 result,
             })
             .inc();
+    }
+
+    /// Shows what changes all the time.
+    pub(super) fn measure(&self, new: &Snapshot) {
+        for member in &new.members {
+            let labels = MemberLabels {
+                cluster: new.cluster.to_string(),
+                member: member.name.as_str().to_owned(),
+            };
+            match member.measured {
+                Some(lag) => {
+                    let bytes = i64::try_from(lag.bytes).unwrap_or(i64::MAX);
+                    self.lag_bytes.get_or_create(&labels).set(bytes);
+                }
+                None => _ = self.lag_bytes.remove(&labels),
+            }
+            match member.measured.and_then(|lag| lag.time) {
+                Some(time) => _ = self.lag_seconds.get_or_create(&labels).set(time.as_secs_f64()),
+                None => _ = self.lag_seconds.remove(&labels),
+            }
+        }
     }
 
     /// Shows a new snapshot, and forgets members that are gone.
@@ -216,6 +297,16 @@ impl Metrics {
             self.member_up
                 .get_or_create_owned(&member(&shown.name))
                 .set(i64::from(shown.health.up));
+            self.member_admin
+                .get_or_create_owned(&member(&shown.name))
+                .set(match shown.admin {
+                    AdminState::Ready => 0,
+                    AdminState::Drain => 1,
+                    AdminState::Maint => 2,
+                });
+            self.member_weight
+                .get_or_create_owned(&member(&shown.name))
+                .set(shown.weight.into());
             self.member_leader
                 .get_or_create_owned(&member(&shown.name))
                 .set(i64::from(leader == Some(&shown.name)));
@@ -247,15 +338,30 @@ impl Metrics {
             let cluster = cluster.clone();
             self.look_ups.remove(&LookUpLabels { cluster, result });
         }
+        self.forget_watch(&cluster);
         let labels = ClusterLabels { cluster };
         self.leader.remove(&labels);
         self.version.remove(&labels);
         self.source_up.remove(&labels);
     }
 
+    /// There is no watch on etcd.
+    pub(super) fn forget_watch(&self, cluster: &str) {
+        let cluster = cluster.to_owned();
+        for result in [ProbeResult::Success, ProbeResult::Failure] {
+            let cluster = cluster.clone();
+            self.etcd_checks.remove(&PollLabels { cluster, result });
+        }
+        self.etcd_up.remove(&ClusterLabels { cluster });
+    }
+
     fn forget_member(&self, labels: MemberLabels) {
         self.member_up.remove(&labels);
         self.member_leader.remove(&labels);
+        self.member_admin.remove(&labels);
+        self.member_weight.remove(&labels);
+        self.lag_bytes.remove(&labels);
+        self.lag_seconds.remove(&labels);
         self.probe_seconds.remove(&labels);
         let MemberLabels { cluster, member } = labels;
         for result in [ProbeResult::Success, ProbeResult::Failure] {

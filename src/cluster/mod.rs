@@ -9,9 +9,12 @@
 
 mod account;
 mod announce;
+pub mod check;
 mod control;
+mod etcd;
 pub mod examine;
 mod fixed;
+mod lag;
 pub mod lookup;
 mod metrics;
 pub mod observation;
@@ -36,9 +39,9 @@ use self::account::Account;
 use self::lookup::Lookups;
 pub use self::lookup::{Lookup, LookupError};
 pub use self::metrics::Metrics;
-use self::snapshot::{AdminState, Leader, MemberName, Snapshot};
-pub use self::state::Evidence;
+use self::snapshot::{AdminState, Leader, Member, MemberName, Snapshot};
 use self::state::Observation;
+pub use self::state::{Evidence, LagLimits};
 use crate::auth::lookup::Answer;
 use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
@@ -53,10 +56,18 @@ pub enum ClusterError {
     /// The HTTP client cannot be made.
     #[error("the HTTP client for Patroni: {0}")]
     Client(String),
+    /// What etcd would be watched with cannot be made.
+    #[error("the HTTP client for etcd: {0}")]
+    Etcd(String),
     /// The TLS settings towards the servers cannot be used.
     #[error("TLS towards the servers: {0}")]
     ServerTls(String),
 }
+
+/// Too many reports wait: nothing was done, and the same may be asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too much is waiting to be done; try again in a moment")]
+pub struct Busy;
 
 /// How long memberships may be used without being confirmed where `cache_ttl` is not to be set: its default.
 const MEMBERSHIPS_TTL: Duration = Duration::from_mins(1);
@@ -96,6 +107,8 @@ impl Drop for Shared {
 struct Works {
     account: Arc<Account>,
     evidence: mpsc::Sender<Observation>,
+    /// Of the routes.
+    limits: watch::Sender<LagLimits>,
     /// `None` with a users file.
     identities: Option<Lookups<Lookup>>,
     memberships: Lookups<Arc<Memberships>>,
@@ -105,6 +118,12 @@ struct Works {
     /// Ends source and probes; look-ups under way go on until the last user is gone.
     watching: CancellationToken,
     _all: DropGuard,
+}
+
+impl Works {
+    fn tell(&self, observation: Observation) -> Result<(), Busy> {
+        self.evidence.try_send(observation).map_err(|_| Busy)
+    }
 }
 
 impl WeakClusterHandle {
@@ -143,6 +162,9 @@ impl ClusterHandle {
         let _ = works.shown.set(Arc::clone(&self.shared.snapshots));
         self.shared.works.store(Arc::new(works));
         self.shared.metrics.show(&before, &snapshot);
+        if self.config().etcd.is_none() {
+            self.shared.metrics.forget_watch(&snapshot.cluster);
+        }
         self.shared.snapshots.send_replace(snapshot);
     }
 
@@ -154,6 +176,30 @@ impl ClusterHandle {
             at: Instant::now(),
         };
         let _ = self.shared.works.load().evidence.try_send(observation);
+    }
+
+    /// Sets a member's administrative state. It stays while the member is away. `Err`: too much is waiting to be
+    /// folded in; try again.
+    pub fn set_admin(&self, member: &MemberName, state: AdminState) -> Result<(), Busy> {
+        self.tell(Observation::Admin(member.clone(), state))
+    }
+
+    /// Sets a member's weight, 0 to 256, in place of the configuration's and the tag's; `None` gives it back to them.
+    pub fn set_weight(&self, member: &MemberName, weight: Option<u16>) -> Result<(), Busy> {
+        self.tell(Observation::Weight(member.clone(), weight))
+    }
+
+    fn tell(&self, observation: Observation) -> Result<(), Busy> {
+        self.shared.works.load().tell(observation)
+    }
+
+    /// Other limits of the routes to it.
+    pub fn replace_limits(&self, limits: LagLimits) {
+        self.shared.works.load().limits.send_if_modified(|current| {
+            let differs = *current != limits;
+            *current = limits;
+            differs
+        });
     }
 
     /// Asks the source and probes every member now.
@@ -223,17 +269,20 @@ pub struct Successor {
 }
 
 impl Successor {
+    /// As [`ClusterHandle::set_admin`].
+    pub fn set_admin(&self, member: &MemberName, state: AdminState) -> Result<(), Busy> {
+        self.works.tell(Observation::Admin(member.clone(), state))
+    }
+
+    /// As [`ClusterHandle::set_weight`].
+    pub fn set_weight(&self, member: &MemberName, weight: Option<u16>) -> Result<(), Busy> {
+        self.works.tell(Observation::Weight(member.clone(), weight))
+    }
+
     /// Until it sees what `handle` sees: a verified leader if there is one, and as fit every member it has in common.
     pub async fn ready(&self, handle: &ClusterHandle) {
         let mut own = self.works.own.clone();
         let mut other = handle.subscribe();
-        for member in &other.borrow().members {
-            if member.admin != AdminState::Ready {
-                let told = Observation::Admin(member.name.clone(), member.admin);
-                // Nothing else is in this queue yet, and it is longer than lists of members are.
-                let _ = self.works.evidence.try_send(told);
-            }
-        }
         loop {
             if is_as_good(&own.borrow_and_update(), &other.borrow_and_update()) {
                 return;
@@ -259,21 +308,25 @@ fn is_led(snapshot: &Snapshot) -> bool {
 }
 
 fn is_as_good(new: &Snapshot, old: &Snapshot) -> bool {
-    let is_missed = |name: &MemberName| new.member(name).is_some_and(|member| !member.health.up);
+    let is_missed = |before: &Member| {
+        new.member(&before.name)
+            .is_some_and(|member| !member.health.up || !member.lagging.is_subset(&before.lagging))
+    };
     let mut fit = old.members.iter().filter(|member| member.health.up);
-    (is_led(new) || !is_led(old)) && !fit.any(|member| is_missed(&member.name))
+    (is_led(new) || !is_led(old)) && !fit.any(is_missed)
 }
 
 /// Starts everything that keeps one cluster's snapshot: to be called on the control runtime. It runs until `stop`
-/// is cancelled or the last handle is dropped; its tasks are in `tracker`.
+/// is cancelled or the last handle is dropped; its tasks are in `tracker`. `limits` are those of the routes to it.
 pub fn start(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
+    limits: LagLimits,
     metrics: Arc<Metrics>,
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> Result<ClusterHandle, ClusterError> {
-    let Successor { works } = prepare(config, auth, Arc::clone(&metrics), stop, tracker)?;
+    let Successor { works } = prepare(config, auth, limits, Arc::clone(&metrics), stop, tracker)?;
     let snapshot = Arc::clone(&works.own.borrow());
     metrics.show(&snapshot, &snapshot);
     let (snapshots, first) = watch::channel(snapshot);
@@ -294,6 +347,7 @@ pub fn start(
 pub fn prepare(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
+    limits: LagLimits,
     metrics: Arc<Metrics>,
     stop: &CancellationToken,
     tracker: &TaskTracker,
@@ -303,17 +357,20 @@ pub fn prepare(
     let patroni = patroni::Patroni::new(Arc::clone(&config))?;
     let account = Arc::new(Account::new(config, tls));
     let (evidence, reports) = mpsc::channel(MAX_EVIDENCE);
+    let (limits, limited) = watch::channel(limits);
     let all = stop.child_token();
     let watching = all.child_token();
     let shown = Arc::new(OnceLock::new());
     let (control, own) = control::Control::new(
         Arc::clone(&account),
+        limited,
         reports,
         Arc::clone(&metrics),
         Arc::clone(&shown),
         watching.clone(),
         tracker.clone(),
     );
+    let watcher = control.watcher()?;
     let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), own.clone()));
     let (identities, cache_ttl) = match &auth.verifiers {
         config::Verifiers::UsersFile { .. } => (None, MEMBERSHIPS_TTL),
@@ -329,11 +386,12 @@ pub fn prepare(
     };
     let (memberships, service) = lookup::service(lookup::MembershipsQuery { cache_ttl }, pools, metrics);
     tracker.spawn(service.run(all.clone()));
-    tracker.spawn(control.run(patroni));
+    tracker.spawn(control.run(patroni, watcher));
     Ok(Successor {
         works: Works {
             account,
             evidence,
+            limits,
             identities,
             memberships,
             own,

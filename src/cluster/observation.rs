@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::check::CheckStatus;
 use super::snapshot::{AdminState, MemberName, ProbeFacts, Role};
+use super::state::LagLimits;
 
 /// Where the list of members comes from, which decides who names the leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,7 @@ pub struct SourceReport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeFailure {
     pub message: String,
+    pub check: CheckStatus,
     /// There is no doubt (refused, shutting down): not waited for `fall`.
     pub certain: bool,
 }
@@ -75,9 +78,24 @@ pub enum Evidence {
 /// What the reducer is told.
 #[derive(Debug, Clone)]
 pub enum Observation {
+    /// What the source says now.
     Source(SourceReport),
+    /// A poll of the source that was answered; `begun` tells what it may have missed.
+    Polled {
+        report: SourceReport,
+        begun: Instant,
+    },
     /// No endpoint gave a usable answer.
     SourceFailed(String),
+    /// The leader key as a watch on the DCS shows it; `at`: when it was known to be so.
+    Key {
+        named: Named,
+        at: Instant,
+    },
+    /// The watch is lost, until the next [`Self::Key`].
+    KeyLost,
+    /// The DCS says that somebody asks for a switchover or failover now: look harder.
+    SwitchoverAsked,
     /// A probe ended; `started` tells what it may have missed.
     Probe {
         member: MemberName,
@@ -91,20 +109,41 @@ pub enum Observation {
         at: Instant,
     },
     Admin(MemberName, AdminState),
+    /// In place of the configured weight; `None` gives it back.
+    Weight(MemberName, Option<u16>),
+    /// Other limits of the routes.
+    Limits(LagLimits),
     /// Someone asks to look again now.
     LookAgain,
 }
 
 /// How often to look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pace {
     pub poll: Duration,
     pub probe: Duration,
+    /// Between probes of `chased`.
+    pub chase: Duration,
+    /// Named just now, and about to accept writes. Bounded in time.
+    pub chased: Option<MemberName>,
+}
+
+impl Pace {
+    /// Between two probes of this member.
+    pub fn of(&self, member: &MemberName) -> Duration {
+        if self.chased.as_ref() == Some(member) {
+            self.chase
+        } else {
+            self.probe
+        }
+    }
 }
 
 /// What to look at now, without waiting for the pace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wants {
     pub poll: bool,
+    /// Ask the DCS whether what the watch last said is still so.
+    pub check_key: bool,
     pub probe: BTreeSet<MemberName>,
 }

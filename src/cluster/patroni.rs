@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -39,7 +40,7 @@ const MAX_BODY: usize = 1024 * 1024;
 /// Members beyond are left out.
 const MAX_MEMBERS: usize = 256;
 /// Longest name of a member, in bytes.
-const MAX_NAME: usize = 128;
+pub(super) const MAX_NAME: usize = 128;
 /// How long others may still answer once most of the endpoints agree.
 const GRACE: Duration = Duration::from_millis(30);
 
@@ -80,7 +81,14 @@ impl Patroni {
             .poll_interval
             .clamp(Duration::from_secs(1), Duration::from_secs(5));
         let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(patroni)?)
+            .tls_backend_preconfigured(
+                tls(
+                    patroni.ca.as_deref(),
+                    &patroni.endpoints,
+                    patroni.client_certificate.as_deref(),
+                )
+                .map_err(ClusterError::Tls)?,
+            )
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
@@ -259,7 +267,7 @@ async fn fetch(request: reqwest::RequestBuilder, must_be_ok: bool) -> Result<Vec
 }
 
 /// An error with its causes, without the URL.
-fn describe(error: &reqwest::Error) -> String {
+pub(super) fn describe(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() {
         LATE.to_owned()
     } else if error.is_connect() {
@@ -287,25 +295,26 @@ pub(crate) fn printable(text: &str, limit: usize) -> String {
         .collect()
 }
 
-fn tls(patroni: &config::Patroni) -> Result<rustls::ClientConfig, ClusterError> {
+/// TLS towards endpoints; without `ca` the system's authorities are trusted.
+pub(super) fn tls(
+    ca: Option<&[CertificateDer<'static>]>,
+    endpoints: &[String],
+    client_certificate: Option<&config::KeyPair>,
+) -> Result<rustls::ClientConfig, String> {
     let mut roots = RootCertStore::empty();
-    match &patroni.ca {
+    match ca {
         Some(certificates) => {
             for certificate in certificates {
                 roots
                     .add(certificate.clone())
-                    .map_err(|error| ClusterError::Tls(error.to_string()))?;
+                    .map_err(|error| error.to_string())?;
             }
         }
-        None if patroni
-            .endpoints
-            .iter()
-            .any(|endpoint| endpoint.starts_with("https")) =>
-        {
+        None if endpoints.iter().any(|endpoint| endpoint.starts_with("https")) => {
             let native = rustls_native_certs::load_native_certs();
             roots.add_parsable_certificates(native.certs);
             if roots.is_empty() {
-                return Err(ClusterError::Tls("the system has no trusted certificates".into()));
+                return Err("the system has no trusted certificates".into());
             }
         }
         None => {}
@@ -313,12 +322,12 @@ fn tls(patroni: &config::Patroni) -> Result<rustls::ClientConfig, ClusterError> 
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| ClusterError::Tls(error.to_string()))?
+        .map_err(|error| error.to_string())?
         .with_root_certificates(roots);
-    match &patroni.client_certificate {
+    match client_certificate {
         Some(pair) => builder
             .with_client_auth_cert(pair.chain.clone(), pair.key.clone_key())
-            .map_err(|error| ClusterError::Tls(error.to_string())),
+            .map_err(|error| error.to_string()),
         None => Ok(builder.with_no_client_auth()),
     }
 }
@@ -503,4 +512,4 @@ pub async fn poll_once(patroni: &mut Patroni, deadline: Instant) -> Vec<Option<R
 
 #[cfg(test)]
 #[path = "patroni_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -246,7 +246,7 @@ fn http(status: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
+pub(in crate::cluster) fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
     Arc::new(config::Cluster {
         name: Arc::from("main"),
         source: config::Source::Patroni(config::Patroni {
@@ -282,8 +282,10 @@ fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster> {
             rise: 2,
             fall: 3,
         },
+        max_connections: 0,
         local_member: config::LocalMember::None,
         placement: config::Placement::default(),
+        etcd: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! Probes: one task per member asks it for its role, timeline, identity and position.
 //!
-//! A standing connection is used, and every tenth time, and after each failure, a fresh one: a server that refuses
-//! logins is not fit. A standing connection that breaks is no failure yet, one that cannot be replaced is.
+//! A standing connection is used, and every tenth time, after half a minute, and after each failure, a fresh one: a
+//! server that refuses logins is not fit, and a host name may lead elsewhere by now. A standing connection that breaks is no failure yet, one that cannot be replaced is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::account::{Account, Purpose};
+use super::check::CheckStatus;
 use super::metrics::{Metrics, ProbeResult};
 use super::snapshot::{MemberName, ProbeFacts};
 use super::state::{Observation, Pace, ProbeFailure};
@@ -19,8 +20,11 @@ use crate::backend::{ConnectError, ServerConnection};
 
 /// Probes on one connection before a fresh one is tried.
 const FRESH_EVERY: u32 = 10;
+/// And its age: a name may lead elsewhere by now.
+const FRESH_AFTER: Duration = Duration::from_secs(30);
 
-/// One row: in recovery, system identifier, timeline, position, WAL receiver streams, version. Works on primaries and
+/// One row: in recovery, system identifier, timeline, position, position received, WAL receiver streams,
+/// version. Works on primaries and
 /// standbys of PostgreSQL 14 and later; without `pg_monitor` a standby's timeline is that of its last checkpoint and
 /// streaming is not seen.
 pub const PROBE_SQL: &str = "\
@@ -28,6 +32,7 @@ SELECT r.recovery::text, s.system_identifier::text, \
 CASE WHEN r.recovery THEN coalesce(w.received_tli, c.timeline_id) \
 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END::text, \
 (CASE WHEN r.recovery THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::text, \
+(CASE WHEN r.recovery THEN pg_last_wal_receive_lsn() END - '0/0'::pg_lsn)::text, \
 coalesce(w.status = 'streaming', false)::text, \
 current_setting('server_version_num') \
 FROM (SELECT pg_is_in_recovery() AS recovery OFFSET 0) r \
@@ -49,11 +54,11 @@ pub(super) struct Prober {
     pub(super) stop: CancellationToken,
 }
 
-/// The standing connection and how often it has been used.
-#[derive(Default)]
+/// The standing connection, how often it has been used, and since when.
 struct Standing {
     connection: Option<ServerConnection>,
     used: u32,
+    since: Instant,
 }
 
 impl Prober {
@@ -66,7 +71,11 @@ impl Prober {
     }
 
     async fn probe_on(&mut self) {
-        let mut standing = Standing::default();
+        let mut standing = Standing {
+            connection: None,
+            used: 0,
+            since: Instant::now(),
+        };
         loop {
             let started = Instant::now();
             let result = self.probe(&mut standing).await;
@@ -90,8 +99,9 @@ impl Prober {
             if self.observations.send(observation).await.is_err() {
                 return;
             }
+            let member = &self.member;
             wait(&mut self.pace, &self.poke, started, self.fast_interval, |pace| {
-                pace.probe
+                pace.of(member)
             })
             .await;
         }
@@ -99,8 +109,10 @@ impl Prober {
 
     async fn probe(&self, standing: &mut Standing) -> Result<ProbeFacts, ConnectError> {
         let timeout = self.account.config.probe.timeout;
-        standing.used += 1;
-        let refresh = standing.used >= FRESH_EVERY;
+        // One that is about to accept writes is asked as often as it can answer.
+        let chased = self.pace.borrow().chased.as_ref() == Some(&self.member);
+        standing.used += u32::from(!chased);
+        let refresh = !chased && (standing.used >= FRESH_EVERY || standing.since.elapsed() >= FRESH_AFTER);
         if let (false, Some(connection)) = (refresh, &mut standing.connection) {
             match ask(connection, Instant::now() + timeout).await {
                 Ok(facts) => return Ok(facts),
@@ -131,6 +143,7 @@ impl Prober {
                     Standing {
                         connection: Some(connection),
                         used: 0,
+                        since: Instant::now(),
                     },
                 );
                 if let Some(old) = old.connection {
@@ -144,6 +157,7 @@ impl Prober {
                     return Err(error);
                 };
                 standing.used = 0;
+                standing.since = Instant::now();
                 let answer = ask(connection, Instant::now() + timeout).await;
                 if answer.is_err() {
                     standing.connection = None;
@@ -164,7 +178,7 @@ pub(super) async fn wait(
     poke: &Notify,
     started: Instant,
     shortest: Duration,
-    interval: fn(&Pace) -> Duration,
+    interval: impl Fn(&Pace) -> Duration,
 ) {
     let share = jitter();
     loop {
@@ -186,7 +200,7 @@ pub(super) async fn wait(
 }
 
 /// 0.9 to 1.1, so that many routers do not ask at the same moment.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     let mut byte = [0_u8];
     // Without randomness there is merely no jitter.
     let _ = aws_lc_rs::rand::fill(&mut byte);
@@ -200,6 +214,7 @@ fn failure(error: &ConnectError) -> ProbeFailure {
         _ => false,
     };
     ProbeFailure {
+        check: CheckStatus::of(error),
         message: super::patroni::printable(&error.to_string(), 400),
         certain,
     }
@@ -227,7 +242,16 @@ pub(super) async fn ask(
 
 /// Reads the probe's row.
 fn facts(row: &Row) -> Option<ProbeFacts> {
-    let [recovery, identifier, timeline, position, streaming, version] = row.as_slice() else {
+    let [
+        recovery,
+        identifier,
+        timeline,
+        position,
+        received,
+        streaming,
+        version,
+    ] = row.as_slice()
+    else {
         return None;
     };
     let text = |value: &Option<Vec<u8>>| {
@@ -241,6 +265,7 @@ fn facts(row: &Row) -> Option<ProbeFacts> {
         system_identifier: text(identifier)?.parse::<i64>().ok()?.cast_unsigned(),
         timeline: text(timeline)?.parse::<i32>().ok()?.cast_unsigned(),
         position: text(position).and_then(|text| text.parse().ok()).unwrap_or(0),
+        received: text(received).and_then(|text| text.parse().ok()).unwrap_or(0),
         streaming: text(streaming)?.parse().ok()?,
         server_version: text(version)?.parse().ok()?,
         latency: Duration::ZERO,
@@ -254,7 +279,7 @@ mod tests {
 
     use super::*;
 
-    fn row(values: [Option<&str>; 6]) -> Row {
+    fn row(values: [Option<&str>; 7]) -> Row {
         values
             .map(|value| value.map(|text| text.as_bytes().to_vec()))
             .to_vec()
@@ -267,19 +292,26 @@ mod tests {
             Some("-2"),
             Some("7"),
             Some("123"),
+            Some("456"),
             Some("true"),
             Some("150020"),
         ]))
         .unwrap();
         assert!(seen.in_recovery && seen.streaming);
         assert_eq!(
-            (seen.system_identifier, seen.timeline, seen.position),
-            (u64::MAX - 1, 7, 123)
+            (
+                seen.system_identifier,
+                seen.timeline,
+                seen.position,
+                seen.received
+            ),
+            (u64::MAX - 1, 7, 123, 456)
         );
         let replayed_nothing = facts(&row([
             Some("true"),
             Some("1"),
             Some("7"),
+            None,
             None,
             Some("false"),
             Some("180000"),
@@ -292,6 +324,7 @@ mod tests {
                 Some("1"),
                 Some("7"),
                 None,
+                None,
                 Some("false"),
                 Some("180000")
             ]))
@@ -302,6 +335,7 @@ mod tests {
                 Some("true"),
                 Some("x"),
                 Some("7"),
+                None,
                 None,
                 Some("false"),
                 Some("1")

@@ -15,6 +15,10 @@ use super::state::{
     Evidence, Listed, Named, Observation, ProbeFailure, Settings, SourceKind, SourceReport, State,
 };
 
+use crate::config::{Limit, MaxLag};
+
+mod etcd;
+
 const OURS: u64 = 42;
 const STEP: Duration = Duration::from_millis(50);
 
@@ -30,6 +34,8 @@ struct Node {
     rest: Rest,
     addressed: bool,
     lag: Option<u64>,
+    /// Bytes of what the primary has written; `None` is all.
+    replayed: Option<u64>,
 }
 
 /// What its Patroni answers.
@@ -53,20 +59,66 @@ struct World {
     /// Probes under way: when they end, what they saw.
     flying: Vec<(Instant, usize, Instant, Result<ProbeFacts, ProbeFailure>)>,
     slow: bool,
+    /// By the primary.
+    written: u64,
+    /// By the primary, in bytes a second.
+    rate: u64,
+    watch: Watch,
+    next_check: Instant,
     told: Told,
+}
+
+/// The router's watch on the leader key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// There is none, or it is lost.
+    Down,
+    Live,
+    /// It says nothing more. `quorum`: a check finds that out, else it finds nobody.
+    Silent {
+        quorum: bool,
+    },
 }
 
 /// Kept apart from the state: what the observations said.
 #[derive(Default)]
 struct Told {
     named: Option<MemberName>,
+    by_source: Option<MemberName>,
+    /// By the watch, while it is up.
+    key: Option<Named>,
+    agreed: bool,
+    key_at: Option<Instant>,
     reachable: bool,
     /// Of the last successful probe that was delivered since the last failure.
     writable: BTreeMap<MemberName, bool>,
 }
 
+impl Told {
+    fn agree(&mut self) {
+        let by_source = self.by_source.clone().map(Named::One);
+        self.agreed |= by_source.is_some() && self.key == by_source;
+    }
+}
+
 fn name(index: usize) -> MemberName {
     MemberName::new(format!("db{index}"))
+}
+
+/// A route with limits.
+const LIMITED: &str = "limited";
+
+fn max_lag() -> MaxLag {
+    MaxLag {
+        bytes: Some(Limit {
+            most: 16 << 20,
+            recover: 8 << 20,
+        }),
+        time: Some(Limit {
+            most: Duration::from_secs(10),
+            recover: Duration::from_secs(5),
+        }),
+    }
 }
 
 fn settings(kind: SourceKind) -> Settings {
@@ -79,7 +131,11 @@ fn settings(kind: SourceKind) -> Settings {
         probe_timeout: Duration::from_secs(1),
         poll_interval: Duration::from_secs(1),
         fast_interval: Duration::from_millis(100),
-        placement: crate::config::Placement::default(),
+        placement: crate::config::Placement {
+            slow_start: Duration::from_secs(10),
+            ..crate::config::Placement::default()
+        },
+        limits: BTreeMap::from([(Arc::from(LIMITED), max_lag())]),
     }
 }
 
@@ -95,6 +151,7 @@ impl World {
             rest: Rest::Live,
             addressed: true,
             lag: Some(0),
+            replayed: None,
         };
         let mut nodes = vec![node; size];
         nodes[0].primary = true;
@@ -108,6 +165,10 @@ impl World {
             next_probe: vec![now; size],
             flying: Vec::new(),
             slow: false,
+            written: 1 << 30,
+            rate: 0,
+            watch: Watch::Down,
+            next_check: now,
             told: Told::default(),
         }
     }
@@ -146,6 +207,7 @@ impl World {
     fn look(&self, index: usize) -> Result<ProbeFacts, ProbeFailure> {
         let node = &self.nodes[index];
         let failure = |message: &str, certain| ProbeFailure {
+            check: crate::cluster::check::CheckStatus::Layer4Connection,
             message: message.into(),
             certain,
         };
@@ -159,7 +221,11 @@ impl World {
             in_recovery: !node.primary,
             system_identifier: node.identifier,
             timeline: node.timeline,
-            position: 0,
+            position: match node.replayed {
+                Some(replayed) if !node.primary => replayed,
+                _ => self.written,
+            },
+            received: 0,
             streaming: !node.primary,
             server_version: 150_000,
             latency: Duration::ZERO,
@@ -171,12 +237,33 @@ impl World {
     fn tell(&mut self, observation: Observation) {
         match &observation {
             Observation::Source(report) => {
-                self.told.reachable = true;
-                self.told.named = match &report.named {
+                let told = &mut self.told;
+                told.reachable = true;
+                told.by_source = match &report.named {
                     Named::One(name) => Some(name.clone()),
                     _ => None,
                 };
+                told.agree();
+                let newer = told
+                    .key_at
+                    .is_none_or(|at| self.now >= at + Duration::from_millis(100));
+                if !told.agreed || (told.key.is_none() && newer) {
+                    told.named.clone_from(&told.by_source);
+                }
             }
+            Observation::Key { named, .. } => {
+                let told = &mut self.told;
+                told.key = Some(named.clone());
+                told.key_at = Some(self.now);
+                told.agree();
+                if told.agreed {
+                    told.named = match named {
+                        Named::One(name) => Some(name.clone()),
+                        _ => None,
+                    };
+                }
+            }
+            Observation::KeyLost => self.told.key = None,
             Observation::SourceFailed(_) => self.told.reachable = false,
             Observation::Probe {
                 member,
@@ -213,7 +300,10 @@ impl World {
             snapshot.system_identifier
         );
         match named_by {
-            NamedBy::LeaderKey => assert!(self.told.reachable && self.told.named.as_ref() == Some(member)),
+            NamedBy::LeaderKey => {
+                let watched = self.told.agreed && self.told.key.is_some();
+                assert!((watched || self.told.reachable) && self.told.named.as_ref() == Some(member));
+            }
             NamedBy::Failsafe => assert!(!self.told.reachable && self.told.named.as_ref() == Some(member)),
             NamedBy::HighestTimeline => {
                 let newest = snapshot.members.iter().filter_map(|m| m.health.facts.as_ref());
@@ -221,6 +311,36 @@ impl World {
                 let newest = ours.map(|facts| facts.timeline).max().unwrap();
                 assert_eq!(shown.health.facts.as_ref().unwrap().timeline, newest);
             }
+        }
+    }
+
+    /// What etcd itself has, as an event or the answer to a read through its quorum.
+    fn tell_key(&mut self) {
+        let named = self.key.map_or(Named::Nobody, |index| Named::One(name(index)));
+        let at = self.now;
+        self.tell(Observation::Key { named, at });
+    }
+
+    fn set_watch(&mut self, watch: Watch) {
+        if self.kind == SourceKind::Fixed {
+            return;
+        }
+        if watch == Watch::Down && self.watch != Watch::Down {
+            self.tell(Observation::KeyLost);
+        }
+        if watch == Watch::Live && self.watch != Watch::Live {
+            self.tell_key();
+        }
+        self.watch = watch;
+        self.next_check = self.now + Duration::from_secs(5);
+    }
+
+    fn check_key(&mut self) {
+        self.next_check = self.now + Duration::from_secs(5);
+        match self.watch {
+            Watch::Down => {}
+            Watch::Live | Watch::Silent { quorum: true } => self.tell_key(),
+            Watch::Silent { quorum: false } => self.set_watch(Watch::Down),
         }
     }
 
@@ -260,11 +380,15 @@ impl World {
         let end = self.now + time;
         while self.now < end {
             self.now += STEP;
+            self.written += self.rate / 20;
             let pace = self.state.pace(self.now);
             let wants = self.state.wants();
             if wants.poll || self.now >= self.next_poll {
                 self.next_poll = self.now + pace.poll;
                 self.poll();
+            }
+            if wants.check_key || self.now >= self.next_check {
+                self.check_key();
             }
             let shown = self.state.snapshot();
             let listed: BTreeSet<_> = shown
@@ -316,7 +440,13 @@ impl World {
                 node.timeline = newest + 1;
             }
             Action::Demote(index) => self.nodes[at(*index)].primary = false,
-            Action::Key(index) => self.key = index.map(at),
+            Action::Key(index) => {
+                self.key = index.map(at);
+                if self.watch == Watch::Live {
+                    self.tell_key();
+                }
+            }
+            Action::Watch(watch) => self.set_watch(*watch),
             Action::Run(index, running) => self.nodes[at(*index)].running = *running,
             Action::Connect(index, connected) => self.nodes[at(*index)].connected = *connected,
             Action::Stale(index) => self.nodes[at(*index)].rest = Rest::Stale(self.view()),
@@ -353,9 +483,10 @@ impl World {
                 rest: Rest::Live,
                 addressed: true,
                 lag: Some(0),
+                replayed: None,
             };
         }
-        self.key = Some(leader);
+        self.apply(&Action::Key(Some(leader)));
         self.slow = false;
     }
 
@@ -364,6 +495,25 @@ impl World {
             Leader::Verified { member, named_by, .. } => Some((member.to_string(), *named_by)),
             Leader::None(_) => None,
         }
+    }
+
+    fn is_lagging(&self, index: usize) -> bool {
+        self.state
+            .snapshot()
+            .member(&name(index))
+            .unwrap()
+            .lagging
+            .contains(LIMITED)
+    }
+
+    fn share(&self, index: usize) -> u8 {
+        self.state.snapshot().member(&name(index)).unwrap().share
+    }
+
+    /// Replay of a node stops, and so many bytes are written.
+    fn leave_behind(&mut self, index: usize, bytes: u64) {
+        self.nodes[index].replayed = Some(self.written);
+        self.written += bytes;
     }
 
     fn reason(&self) -> String {
@@ -379,6 +529,7 @@ enum Action {
     Promote(usize),
     Demote(usize),
     Key(Option<usize>),
+    Watch(Watch),
     Run(usize, bool),
     Connect(usize, bool),
     Stale(usize),
@@ -408,6 +559,12 @@ fn action() -> impl Strategy<Value = Action> {
         2 => node.clone().prop_map(Action::Promote),
         2 => node.clone().prop_map(Action::Demote),
         2 => proptest::option::of(node.clone()).prop_map(Action::Key),
+        2 => prop_oneof![
+            Just(Watch::Down),
+            Just(Watch::Live),
+            any::<bool>().prop_map(|quorum| Watch::Silent { quorum }),
+        ]
+        .prop_map(Action::Watch),
         2 => (node.clone(), any::<bool>()).prop_map(|(n, on)| Action::Run(n, on)),
         2 => (node.clone(), any::<bool>()).prop_map(|(n, on)| Action::Connect(n, on)),
         1 => node.clone().prop_map(Action::Stale),
@@ -444,6 +601,7 @@ proptest! {
         prop_assert_eq!(world.leader(), Some((name(last).to_string(), named_by)));
         let snapshot = world.state.snapshot();
         prop_assert!(snapshot.members.iter().all(|member| member.health.up), "{:?}", snapshot);
+        prop_assert!(snapshot.members.iter().all(|member| member.lagging.is_empty()), "{:?}", snapshot);
         // Fast polling ends by itself, and so do new versions.
         prop_assert!(!world.state.suspicious(world.now));
         world.pass(Duration::from_secs(5));
@@ -763,4 +921,170 @@ fn a_member_that_moves_is_looked_at_anew() {
         result: seen,
     });
     assert!(world.leader().is_none(), "that probe went to the old address");
+}
+
+#[test]
+fn lag_that_flaps_between_the_limits_does_not_flap_fitness() {
+    const MIB: u64 = 1 << 20;
+    let mut world = calm(3);
+    assert!(!world.is_lagging(1));
+    for round in 0..20 {
+        world.leave_behind(1, if round % 2 == 0 { 9 * MIB } else { 15 * MIB });
+        // Less than the limit in time.
+        world.pass(Duration::from_secs(1));
+        assert!(!world.is_lagging(1), "{round}");
+    }
+    world.nodes[1].replayed = None;
+    world.pass(Duration::from_secs(3));
+    let version = world.state.snapshot().version;
+    world.leave_behind(1, 17 * MIB);
+    world.pass(Duration::from_secs(2));
+    assert!(world.is_lagging(1) && !world.is_lagging(2));
+    assert_eq!(
+        world.state.snapshot().version,
+        version + 1,
+        "readers are woken once"
+    );
+    for round in 0..20 {
+        world.leave_behind(1, if round % 2 == 0 { 9 * MIB } else { 15 * MIB });
+        world.pass(Duration::from_secs(2));
+        assert!(world.is_lagging(1), "{round}");
+    }
+    assert_eq!(world.state.snapshot().version, version + 1);
+    world.nodes[1].replayed = None;
+    world.pass(Duration::from_secs(2));
+    assert!(!world.is_lagging(1));
+    assert_eq!(world.state.snapshot().version, version + 2);
+}
+
+#[test]
+fn a_standby_that_stops_replaying_lags_by_time_only_while_it_lacks_something() {
+    let mut world = calm(2);
+    world.leave_behind(1, 0);
+    world.pass(Duration::from_mins(5));
+    assert!(!world.is_lagging(1), "nothing is missing");
+    world.rate = 20_000;
+    world.pass(Duration::from_secs(9));
+    assert!(!world.is_lagging(1));
+    world.pass(Duration::from_secs(4));
+    assert!(world.is_lagging(1));
+    let lag = world.state.snapshot().member(&name(1)).unwrap().measured.unwrap();
+    assert!(lag.bytes < 300_000, "{lag:?}");
+    // It catches up to six seconds: above the lower limit.
+    world.nodes[1].replayed = Some(world.written - 6 * 20_000);
+    world.rate = 0;
+    world.pass(Duration::from_millis(1100));
+    assert!(world.is_lagging(1));
+    world.nodes[1].replayed = Some(world.written);
+    world.pass(Duration::from_millis(1100));
+    assert!(!world.is_lagging(1));
+}
+
+#[test]
+fn a_lag_that_is_not_known_is_too_much_and_a_failover_is_waited_for() {
+    let mut world = World::new(3, SourceKind::Patroni);
+    world.apply(&Action::Run(0, false));
+    world.pass(Duration::from_secs(3));
+    assert!(world.is_lagging(1), "no primary has been seen");
+    world.apply(&Action::Run(0, true));
+    world.pass(Duration::from_secs(3));
+    assert!(!world.is_lagging(1));
+    // The leader dies: what it last wrote counts for a minute.
+    world.apply(&Action::Run(0, false));
+    world.pass(Duration::from_secs(55));
+    assert!(!world.is_lagging(1) && !world.is_lagging(2));
+    world.pass(Duration::from_secs(10));
+    assert!(world.is_lagging(1) && world.is_lagging(2));
+    world.apply(&Action::Key(Some(1)));
+    world.apply(&Action::Promote(1));
+    world.pass(Duration::from_secs(2));
+    assert!(!world.is_lagging(1), "the leader is not behind");
+    assert!(!world.is_lagging(2));
+}
+
+#[test]
+fn other_limits_count_at_once_and_from_the_beginning() {
+    let mut world = calm(3);
+    world.leave_behind(1, 32 << 20);
+    world.pass(Duration::from_millis(2500));
+    assert!(world.is_lagging(1));
+    let limited = |bytes| {
+        let max = MaxLag {
+            bytes: Some(bytes),
+            time: None,
+        };
+        Observation::Limits(BTreeMap::from([(Arc::from(LIMITED), max)]))
+    };
+    let (wide, narrow) = (
+        Limit {
+            most: 64 << 20,
+            recover: 1 << 20,
+        },
+        Limit {
+            most: 16 << 20,
+            recover: 1 << 20,
+        },
+    );
+    world.tell(limited(wide));
+    assert!(!world.is_lagging(1), "it has never been beyond this one");
+    world.tell(limited(narrow));
+    assert!(world.is_lagging(1) && !world.is_lagging(2));
+    world.tell(Observation::Limits(BTreeMap::new()));
+    assert!(!world.is_lagging(1));
+}
+
+#[test]
+fn a_busy_router_start_finds_nobody_lagging() {
+    let mut world = World::new(3, SourceKind::Patroni);
+    world.rate = 100 << 20;
+    world.pass(Duration::from_secs(3));
+    assert!(!world.is_lagging(1) && !world.is_lagging(2));
+}
+
+#[test]
+fn a_member_that_comes_back_takes_its_share_slowly_and_one_that_was_there_does_not() {
+    let mut world = calm(3);
+    assert_eq!([0, 1, 2].map(|index| world.share(index)), [100; 3]);
+    world.apply(&Action::Evidence(1, Evidence::ConnectRefused));
+    assert!(
+        !world.state.snapshot().member(&name(1)).unwrap().health.up,
+        "at once"
+    );
+    world.apply(&Action::Run(1, false));
+    world.pass(Duration::from_secs(20));
+    world.apply(&Action::Run(1, true));
+    world.pass(Duration::from_millis(2500));
+    assert!(world.state.snapshot().member(&name(1)).unwrap().health.up);
+    let version = world.state.snapshot().version;
+    let first = world.share(1);
+    assert!((10..=40).contains(&first), "{first}");
+    world.pass(Duration::from_secs(4));
+    let later = world.share(1);
+    assert!((first + 30..=first + 42).contains(&later), "{first} {later}");
+    world.pass(Duration::from_secs(6));
+    assert_eq!([0, 1, 2].map(|index| world.share(index)), [100; 3]);
+    assert_eq!(
+        world.state.snapshot().version,
+        version,
+        "nobody is woken for that"
+    );
+
+    // Not seen before, but long after the start.
+    let node = world.nodes[1].clone();
+    world.nodes.push(node);
+    world.next_probe.push(world.now);
+    world.pass(Duration::from_millis(1500));
+    assert!(world.share(3) < 30, "{}", world.share(3));
+}
+
+#[test]
+fn maintenance_and_draining_are_shown_and_wake_readers() {
+    use super::snapshot::AdminState;
+    let mut world = calm(2);
+    for state in [AdminState::Drain, AdminState::Maint, AdminState::Ready] {
+        let version = world.state.snapshot().version;
+        world.tell(Observation::Admin(name(1), state));
+        assert_eq!(world.state.snapshot().member(&name(1)).unwrap().admin, state);
+        assert_eq!(world.state.snapshot().version, version + 1);
+    }
 }

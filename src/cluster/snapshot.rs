@@ -1,12 +1,14 @@
 //! The snapshot: one immutable, versioned value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use super::check::CheckStatus;
 
 /// A member's name as Patroni (or the fixed list) gives it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,9 +142,27 @@ pub struct Member {
     pub health: Health,
     pub identity: Identity,
     pub admin: AdminState,
+    /// How far it is behind the leader, by our own probes; `None` where it is not known, and of who accepts writes.
+    pub measured: Option<Lag>,
+    /// Routes of which it is beyond `max_lag` (and has not come down to the lower limit since), or not known to be within.
+    pub lagging: BTreeSet<Arc<str>>,
+    /// Percent of its weight that counts, 10 to 100: less than [`WHOLE_SHARE`] for a while after it has come back up.
+    pub share: u8,
     /// 0 to 256, 1 by default; HAProxy's meaning.
     pub weight: u16,
     pub zone: Option<Arc<str>>,
+}
+
+/// [`Member::share`] of a member that has been up for long.
+pub const WHOLE_SHARE: u8 = 100;
+
+/// How far a standby is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    /// What the primary had written and it had not replayed.
+    pub bytes: u64,
+    /// How long ago nothing was missing; 0 if nothing is. `None`: longer than this router has watched the primary.
+    pub time: Option<Duration>,
 }
 
 /// Whether a member belongs to this cluster, by its system identifier.
@@ -188,6 +208,8 @@ pub struct Health {
     pub facts: Option<ProbeFacts>,
     /// Of the last failed probe; cleared by a success.
     pub error: Option<String>,
+    /// How the last probe ended, or what a session has seen since.
+    pub check: CheckStatus,
 }
 
 /// What a successful probe saw.
@@ -200,6 +222,8 @@ pub struct ProbeFacts {
     pub timeline: u32,
     /// Primary: current write position; standby: last replayed; 0 where unknown.
     pub position: u64,
+    /// Standby: last position received from the primary; 0 where unknown, and of a primary.
+    pub received: u64,
     /// Of a standby: its WAL receiver is streaming.
     pub streaming: bool,
     /// Server version as in `server_version_num`.
@@ -216,4 +240,27 @@ pub enum AdminState {
     Ready,
     Drain,
     Maint,
+}
+
+impl AdminState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        }
+    }
+
+    /// The state of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Ready, Self::Drain, Self::Maint]
+            .into_iter()
+            .find(|state| state.as_str() == name)
+    }
+}
+
+impl fmt::Display for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }

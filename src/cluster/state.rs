@@ -2,8 +2,9 @@
 //!
 //! # Who is the leader
 //!
-//! With Patroni, the member that holds the leader key, once this router's own probe has seen it writable. While no
-//! endpoint answers, the one named by the *last answer* stays leader as long as probes see it writable, unless
+//! With Patroni, the member that holds the leader key, once this router's own probe has seen it writable. Whom the key
+//! names is told by a watch on the DCS, where there is one ([`key`]), else by Patroni's REST interface. While neither
+//! answers, the one named by the *last answer* stays leader as long as probes see it writable, unless
 //! another member of the cluster is seen writable on a newer timeline (then somebody was promoted that we were not
 //! told of, and there is no leader). An answer that names nobody counts as an answer: there is no leader then, also
 //! in pause. (`/cluster` reads the DCS for each request: during a DCS outage it fails or still shows the last state
@@ -23,6 +24,11 @@
 //! failures in a row, or at once where the failure leaves no doubt (refused, shutting down). A role that a probe
 //! sees counts at once. What live sessions report about a role counts at once too; what a session can cause by
 //! itself (`pg_terminate_backend`, a read-only transaction) only makes the router look again.
+//!
+//! # Lag
+//!
+//! A standby is measured against where the leader has been seen. Beyond a route's limit it lags for that route until it
+//! is below the lower one; while its lag is not known it is not fit either.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -30,16 +36,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+mod fitness;
+mod key;
 mod leader;
 
+use super::check::CheckStatus;
+use super::lag::History;
 pub use super::observation::{
     Evidence, Listed, Named, Observation, Pace, ProbeFailure, SourceKind, SourceReport, Wants,
 };
 use super::share::share;
 use super::snapshot::{
-    AdminState, Health, Leader, Member, MemberName, NoLeader, ProbeFacts, Snapshot, SourceStatus,
+    AdminState, Health, Lag, Leader, Member, MemberName, NoLeader, ProbeFacts, Snapshot, SourceStatus,
 };
-use crate::config::Placement;
+use crate::config::{MOST_WEIGHT, MaxLag, Placement};
 
 /// Longest time of fast polling for one loss of the leader: above Patroni's default `ttl` + `loop_wait`.
 const LEADERLESS: Duration = Duration::from_mins(1);
@@ -49,6 +59,9 @@ const AFTER_FAILURE: Duration = Duration::from_secs(10);
 const AFTER_HINT: Duration = Duration::from_secs(3);
 /// Probe intervals after which what a probe saw no longer counts.
 const STALE_INTERVALS: u32 = 3;
+
+/// How far behind a standby may be, by route; routes without a limit are not there.
+pub type LagLimits = BTreeMap<Arc<str>, MaxLag>;
 
 /// What the reducer needs to know of the configuration.
 #[derive(Debug, Clone)]
@@ -62,8 +75,9 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// Between polls, and between probes, while anything is suspicious.
     pub fast_interval: Duration,
-    /// Weights and zones.
+    /// Weights and zones, and how shares grow.
     pub placement: Placement,
+    pub limits: LagLimits,
 }
 
 #[derive(Debug)]
@@ -82,10 +96,19 @@ struct MemberState {
     evidence_at: Option<Instant>,
     /// Last known, also while it is down.
     identifier: Option<u64>,
+    /// It was not there when the router began: its first rise is a slow one, too.
+    is_late: bool,
+    /// When it last came up, but for the router's own start.
+    risen: Option<Instant>,
+    lag: Option<Lag>,
+    /// Routes of which it has been beyond the limit, and not below the lower one since. Kept while it is down.
+    lagging: BTreeSet<Arc<str>>,
+    /// These, and those of which it is not known to be within the limit.
+    unfit_for: BTreeSet<Arc<str>>,
 }
 
 impl MemberState {
-    fn new(listed: Listed, now: Instant) -> Self {
+    fn new(listed: Listed, is_late: bool, now: Instant) -> Self {
         Self {
             listed,
             since: now,
@@ -96,6 +119,11 @@ impl MemberState {
             unconfirmed: false,
             evidence_at: None,
             identifier: None,
+            is_late,
+            risen: None,
+            lag: None,
+            lagging: BTreeSet::new(),
+            unfit_for: BTreeSet::new(),
         }
     }
 
@@ -103,7 +131,8 @@ impl MemberState {
         !self.listed.host.is_empty() && self.listed.port != 0
     }
 
-    fn down(&mut self, message: String, fall: u32) {
+    fn down(&mut self, check: CheckStatus, message: String, fall: u32) {
+        self.health.check = check;
         self.health.up = false;
         self.health.streak = fall;
         self.health.facts = None;
@@ -120,14 +149,23 @@ pub struct State {
     members: BTreeMap<MemberName, MemberState>,
     /// Administrative states outlive a member's absence; bounded by who sets them.
     admin: HashMap<MemberName, AdminState>,
-    /// Whom the last answer named; `None` before the first answer.
+    /// As are weights, which count instead of the configured ones.
+    weights: HashMap<MemberName, u16>,
+    /// Whom the best source there is names.
     named: Option<Named>,
+    /// Whom the last answer of the source names.
+    by_source: Option<Named>,
+    /// The leader key, where the DCS is watched.
+    key: key::Key,
+    /// The member named is probed at the fastest pace until then.
+    chase_until: Instant,
     paused: bool,
     source: SourceStatus,
     polled: bool,
     identifier: Option<u64>,
     /// The highest timeline seen under `identifier`.
     newest_timeline: u32,
+    history: History,
     /// Fast polling until then, while there is no leader.
     leaderless_until: Instant,
     /// Fast polling until then, in any case.
@@ -156,12 +194,17 @@ impl State {
             settings,
             members: BTreeMap::new(),
             admin: HashMap::new(),
+            weights: HashMap::new(),
             named: None,
+            by_source: None,
+            key: key::Key::default(),
+            chase_until: now,
             paused: false,
             source,
             polled: false,
             identifier: None,
             newest_timeline: 0,
+            history: History::default(),
             leaderless_until: now + LEADERLESS,
             hinted_until: now,
             wants: Wants::default(),
@@ -172,7 +215,11 @@ impl State {
     /// Folds one observation into the state.
     pub fn observe(&mut self, observation: Observation, now: Instant) {
         match observation {
-            Observation::Source(report) => self.source_answered(report, now),
+            Observation::Source(report) => self.source_answered(report, now, now),
+            Observation::Polled { report, begun } => self.source_answered(report, begun, now),
+            Observation::Key { named, at } => self.key_seen(named, at, now),
+            Observation::KeyLost => self.key_lost(),
+            Observation::SwitchoverAsked => self.hint(now, AFTER_FAILURE),
             Observation::SourceFailed(error) => {
                 if self.source.reachable {
                     self.hint(now, AFTER_FAILURE);
@@ -193,6 +240,13 @@ impl State {
             Observation::Admin(member, state) => {
                 self.admin.insert(member, state);
             }
+            Observation::Weight(member, Some(weight)) => {
+                self.weights.insert(member, weight.min(MOST_WEIGHT));
+            }
+            Observation::Weight(member, None) => {
+                self.weights.remove(&member);
+            }
+            Observation::Limits(limits) => self.limit(limits),
             Observation::LookAgain => {
                 self.wants.poll = true;
                 self.wants.probe.extend(self.members.keys().cloned());
@@ -223,15 +277,21 @@ impl State {
             fast_interval,
             ..
         } = self.settings;
+        let chased = self.chased(now).cloned();
+        let chase = probe_interval.min(fast_interval).min(key::CHASE);
         if self.suspicious(now) {
             Pace {
                 poll: poll_interval.min(fast_interval),
                 probe: probe_interval.min(fast_interval),
+                chase,
+                chased,
             }
         } else {
             Pace {
                 poll: poll_interval,
                 probe: probe_interval,
+                chase,
+                chased,
             }
         }
     }
@@ -245,10 +305,12 @@ impl State {
         self.hinted_until = self.hinted_until.max(now + length);
     }
 
-    fn source_answered(&mut self, report: SourceReport, now: Instant) {
+    fn source_answered(&mut self, mut report: SourceReport, begun: Instant, now: Instant) {
+        let is_late = self.by_source.is_some();
+        self.source_named(&mut report, begun, now);
         let SourceReport {
             members,
-            named,
+            named: _,
             paused,
             disagreement,
         } = report;
@@ -262,20 +324,10 @@ impl State {
                 _ => {
                     self.wants.probe.insert(member.name.clone());
                     self.members
-                        .insert(member.name.clone(), MemberState::new(member, now));
+                        .insert(member.name.clone(), MemberState::new(member, is_late, now));
                 }
             }
         }
-        if self.named.as_ref() != Some(&named) {
-            self.leaderless_until = now + LEADERLESS;
-            if let Named::One(name) = &named {
-                self.wants.probe.insert(name.clone());
-            }
-            if let Some(Named::One(name)) = &self.named {
-                self.wants.probe.insert(name.clone());
-            }
-        }
-        self.named = Some(named);
         self.paused = paused;
         self.polled = true;
         self.source = SourceStatus {
@@ -315,16 +367,24 @@ impl State {
                 };
                 member.health.streak = successes.min(rise);
                 member.health.error = None;
+                member.health.check = CheckStatus::Layer7Ok;
                 member.identifier = Some(facts.system_identifier);
                 member.health.facts = Some(facts);
                 member.facts_from = Some(started);
                 member.unconfirmed = false;
                 if !member.been_up || successes >= rise {
+                    if !member.health.up && (member.been_up || member.is_late) {
+                        member.risen = Some(now);
+                    }
                     member.health.up = true;
                     member.been_up = true;
                 }
             }
-            Err(ProbeFailure { message, certain }) => {
+            Err(ProbeFailure {
+                message,
+                check,
+                certain,
+            }) => {
                 let failures = if member.health.error.is_some() {
                     member.health.streak.saturating_add(1)
                 } else {
@@ -332,9 +392,10 @@ impl State {
                 };
                 let was_up = member.health.up;
                 if certain || failures >= fall || !was_up {
-                    member.down(message, failures.min(fall));
+                    member.down(check, message, failures.min(fall));
                 } else {
                     member.health.streak = failures;
+                    member.health.check = check;
                     member.health.error = Some(message);
                 }
                 if was_up {
@@ -355,10 +416,14 @@ impl State {
         match evidence {
             _ if outdated => {}
             Evidence::ConnectRefused if member.health.up => {
-                member.down("refused a connection".into(), fall);
+                member.down(CheckStatus::Layer4Connection, "refused a connection".into(), fall);
             }
             Evidence::ShutdownSeen if member.health.up => {
-                member.down("does not accept connections now".into(), fall);
+                member.down(
+                    CheckStatus::Layer7Status,
+                    "does not accept connections now".into(),
+                    fall,
+                );
             }
             Evidence::Promoted | Evidence::Demoted => {
                 member.evidence_at = Some(at);
@@ -382,6 +447,7 @@ impl State {
         self.drop_stale(now);
         self.identify();
         let leader = self.leader();
+        self.measure(&leader, now);
         if leader != self.snapshot.leader {
             match (&leader, &self.snapshot.leader) {
                 (Leader::Verified { .. }, _) => self.hint(now, AFTER_HINT),
@@ -395,7 +461,11 @@ impl State {
         let next = Snapshot {
             cluster: Arc::clone(&self.settings.cluster),
             version: self.snapshot.version,
-            members: self.members.values().map(|member| self.show(member)).collect(),
+            members: self
+                .members
+                .values()
+                .map(|member| self.show(member, now))
+                .collect(),
             leader,
             source: self.source.clone(),
             system_identifier: self.identifier,
@@ -418,19 +488,19 @@ impl State {
                 .facts_from
                 .is_some_and(|from| now.saturating_duration_since(from) > bound)
             {
-                let message = member
-                    .health
-                    .error
-                    .take()
-                    .unwrap_or_else(|| "no probe has ended in time".into());
-                member.down(message, fall);
+                let (check, message) = match member.health.error.take() {
+                    Some(message) => (member.health.check, message),
+                    None => (CheckStatus::Layer7Timeout, "no probe has ended in time".into()),
+                };
+                member.down(check, message, fall);
             }
         }
     }
 
-    fn show(&self, member: &MemberState) -> Member {
+    fn show(&self, member: &MemberState, now: Instant) -> Member {
         let listed = member.listed.clone();
         let (weight, zone) = share(&self.settings.placement, &listed.name, &listed.tags);
+        let weight = self.weights.get(&listed.name).copied().unwrap_or(weight);
         Member {
             admin: self.admin.get(&listed.name).copied().unwrap_or_default(),
             identity: self.identity(member),
@@ -443,13 +513,16 @@ impl State {
             timeline: listed.timeline,
             lag: listed.lag,
             tags: listed.tags,
+            measured: member.lag,
+            lagging: member.unfit_for.clone(),
+            share: self.share(member, now),
             weight,
             zone,
         }
     }
 }
 
-/// Whether a reader could notice: not times, positions, lag and the wording of a failure, which change all the time.
+/// Whether a reader could notice: not times, positions, lag, shares and the wording of a failure, which change all the time.
 fn differs(a: &Snapshot, b: &Snapshot) -> bool {
     let same_member = |a: &Member, b: &Member| {
         let facts = |member: &Member| {
@@ -473,6 +546,7 @@ fn differs(a: &Snapshot, b: &Snapshot) -> bool {
             && facts(a) == facts(b)
             && a.identity == b.identity
             && a.admin == b.admin
+            && a.lagging == b.lagging
             && (a.weight, &a.zone) == (b.weight, &b.zone)
     };
     let same = a.leader == b.leader

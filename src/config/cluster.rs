@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+
 use super::address;
+use super::etcd::{self, Etcd};
 use super::keys::{self, Unlock};
 use super::material::Part;
 use super::model::{
@@ -37,9 +40,11 @@ pub(super) const fn hours(hours: u64) -> Duration {
 pub(super) struct Draft {
     pub(super) name: Arc<str>,
     source: Option<Source>,
+    etcd: Option<Etcd>,
     pub(super) service_account: Option<ServiceAccount>,
     pub(super) server_tls: Option<ServerTls>,
     server: ServerOptions,
+    max_connections: u32,
     probe: Probe,
     local_member: Option<LocalMember>,
     placement: Placement,
@@ -51,13 +56,24 @@ impl Draft {
         matches!(self.source, Some(Source::Servers(_)))
     }
 
+    pub(super) fn probe_interval(&self) -> Duration {
+        self.probe.interval
+    }
+
+    /// Its members may be full.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.max_connections > 0
+    }
+
     pub(super) fn finish(self) -> Option<Cluster> {
         Some(Cluster {
             name: self.name,
             source: self.source?,
+            etcd: self.etcd,
             service_account: self.service_account?,
             server_tls: self.server_tls?,
             server: self.server,
+            max_connections: self.max_connections,
             probe: self.probe,
             local_member: self.local_member?,
             placement: self.placement,
@@ -70,14 +86,20 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
     let name: Arc<str> = Arc::from(name);
     let context = section.context();
     let source = source(&section);
+    let (server, slow_start, max_connections) = server_options(&section);
     Draft {
-        placement: placement::read(&section, source.as_ref()),
+        placement: Placement {
+            slow_start,
+            ..placement::read(&section, source.as_ref())
+        },
         source,
+        etcd: etcd::read(&section),
         service_account: context.within(Part::ServiceAccount(Arc::clone(&name)), || {
             service_account(&section)
         }),
         server_tls: context.within(Part::ServerTls(Arc::clone(&name)), || server_tls(&section)),
-        server: server_options(&section),
+        server,
+        max_connections,
         probe: probe(&section),
         local_member: local_member(&section),
         name,
@@ -104,32 +126,11 @@ fn source(section: &Section<'_>) -> Option<Source> {
 
 fn patroni(section: &Section<'_>) -> Option<Patroni> {
     let endpoints = section.required("endpoints").map(|field| endpoints(&field));
-    let https = endpoints
-        .iter()
-        .flatten()
-        .any(|endpoint| endpoint.starts_with("https:"));
-    let known = endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty());
-    for key in ["ca_file", "cert_file", "key_file"] {
-        if let Some(field) = section.field(key).filter(|_| known && !https) {
-            field.fault_with(
-                "has no effect: every endpoint is `http://`",
-                "use `https://` or remove it",
-            );
-        }
-    }
-    let ca = section.field("ca_file").and_then(|field| field.roots());
+    let ca = ca(section, endpoints.as_deref());
     let client_certificate = section
         .pair("cert_file", "key_file")
         .and_then(|(c, k)| keys::key_pair(&c, &k, &Unlock::Never));
-    let basic_auth = section
-        .pair("username", "password_file")
-        .and_then(|(username, password)| {
-            let (username, password) = (username.text(), password.secret_file(1));
-            Some(BasicAuth {
-                username: username?.to_owned(),
-                password: password?,
-            })
-        });
+    let basic_auth = login(section);
     let poll = section.field("poll_interval");
     let poll_interval = poll
         .and_then(|field| field.duration(ms(10), minutes(5)))
@@ -156,7 +157,36 @@ fn patroni(section: &Section<'_>) -> Option<Patroni> {
     })
 }
 
-fn endpoints(field: &Field<'_>) -> Vec<String> {
+/// `ca_file`; none of the TLS keys has an effect where every endpoint is `http://`.
+pub(super) fn ca(
+    section: &Section<'_>,
+    endpoints: Option<&[String]>,
+) -> Option<Vec<CertificateDer<'static>>> {
+    let clear = endpoints.is_some_and(|endpoints| {
+        !endpoints.is_empty() && endpoints.iter().all(|endpoint| !endpoint.starts_with("https:"))
+    });
+    for key in ["ca_file", "cert_file", "key_file"] {
+        if let Some(field) = section.field(key).filter(|_| clear) {
+            field.fault_with(
+                "has no effect: every endpoint is `http://`",
+                "use `https://` or remove it",
+            );
+        }
+    }
+    section.field("ca_file").and_then(|field| field.roots())
+}
+
+/// `username` and `password_file`.
+pub(super) fn login(section: &Section<'_>) -> Option<BasicAuth> {
+    let (username, password) = section.pair("username", "password_file")?;
+    let (username, password) = (username.text(), password.secret_file(1));
+    Some(BasicAuth {
+        username: username?.to_owned(),
+        password: password?,
+    })
+}
+
+pub(super) fn endpoints(field: &Field<'_>) -> Vec<String> {
     let mut endpoints = Vec::new();
     for field in field.list(MAX_ENDPOINTS) {
         if let Some(endpoint) = endpoint(&field) {
@@ -352,8 +382,13 @@ fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ch
     binding
 }
 
-fn server_options(cluster: &Section<'_>) -> ServerOptions {
+/// With `slow_start` and `max_connections`, which are about choosing a server.
+fn server_options(cluster: &Section<'_>) -> (ServerOptions, Duration, u32) {
     let section = cluster.section("server", &schema::SERVER);
+    let slow_start = section
+        .field("slow_start")
+        .and_then(|field| field.duration(Duration::ZERO, hours(1)))
+        .unwrap_or_default();
     let connect_timeout = section
         .field("connect_timeout")
         .and_then(|f| f.duration(ms(10), minutes(5)));
@@ -372,11 +407,15 @@ fn server_options(cluster: &Section<'_>) -> ServerOptions {
         Some(field) => field.duration_or_off(secs(30), ms(100), hours(24)),
         None => Some(secs(30)),
     };
-    ServerOptions {
+    let max_connections = section
+        .field("max_connections")
+        .and_then(|field| field.number(0, 1_000_000));
+    let options = ServerOptions {
         connect_timeout: connect_timeout.unwrap_or(secs(3)),
         keepalive,
         tcp_user_timeout,
-    }
+    };
+    (options, slow_start, max_connections.unwrap_or(0))
 }
 
 fn probe(cluster: &Section<'_>) -> Probe {

@@ -86,8 +86,14 @@ impl Diff {
         if old.workers != new.workers {
             diff.restart.push("workers");
         }
+        if old.http.agent_check != new.http.agent_check {
+            diff.restart.push("http.agent_check");
+        }
         if old.control_socket != new.control_socket {
             diff.restart.push("control_socket");
+        }
+        if old.state_file != new.state_file {
+            diff.restart.push("state_file");
         }
         diff
     }
@@ -164,6 +170,7 @@ fn is_same_but_for_credentials(old: &Cluster, new: &Cluster) -> bool {
     let Cluster {
         name,
         source,
+        etcd,
         service_account:
             ServiceAccount {
                 user,
@@ -181,20 +188,21 @@ fn is_same_but_for_credentials(old: &Cluster, new: &Cluster) -> bool {
                 client_certificate: _,
             },
         server,
+        max_connections,
         probe,
         local_member,
         placement,
     } = old;
     let account = &new.service_account;
-    (name, source, server, probe, local_member, placement)
+    (name, source, etcd, server, max_connections)
         == (
             &new.name,
             &new.source,
+            &new.etcd,
             &new.server,
-            &new.probe,
-            &new.local_member,
-            &new.placement,
+            &new.max_connections,
         )
+        && (probe, local_member, placement) == (&new.probe, &new.local_member, &new.placement)
         && (user, dbname, pool_size, timeout)
             == (
                 &account.user,

@@ -250,6 +250,18 @@ fn check_kind(metadata: &Metadata) -> Result<(), Unreadable> {
     })
 }
 
+/// A secret from a file that is not named in a configuration, by the same rules: other users cannot open it, and one
+/// newline at its end is not part of it. `Err` is a sentence.
+pub fn read_secret(path: &Path) -> Result<Secret, String> {
+    let contents = read(path, Access::Private, MAX_SECRET).map_err(|error| match error.hint {
+        Some(hint) => format!("{}: {} ({hint})", path.display(), error.message),
+        None => format!("{}: {}", path.display(), error.message),
+    })?;
+    let secret = contents.strip_suffix(b"\n").unwrap_or(&contents);
+    let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
+    Ok(Secret::new(secret))
+}
+
 /// The configuration file itself, as text; `Err` is a sentence.
 pub(super) fn read_text(path: &Path, most: u64) -> Result<String, String> {
     let contents = read(path, Access::Public, most).map_err(|error| error.message)?;

@@ -10,13 +10,17 @@ use rustls::version::{TLS12, TLS13};
 
 use super::access;
 use super::address::{self, bind_address, overlap};
+use super::administration;
 use super::cluster::{Draft, hours, minutes, ms, secs};
+use super::entry::{self, Entry};
+use super::fitness;
 use super::keys::{self, Unlock};
 use super::model::{
-    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
+    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerMode, ListenerTls, Log,
+    LogFormat, LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
 };
 use super::route;
+use super::route::OnLeader;
 use super::schema;
 use super::section::{Field, Section, report_repeated};
 
@@ -221,6 +225,7 @@ pub(super) fn routes<'a>(
     root: &Section<'a>,
     clusters: &Names<'_>,
     drafts: &[Draft],
+    auth: Option<&Auth>,
 ) -> (IndexMap<String, Arc<Route>>, Names<'a>) {
     let first = clusters.as_ref().and_then(|names| names.first().copied());
     let mut routes = IndexMap::new();
@@ -238,14 +243,24 @@ pub(super) fn routes<'a>(
             Some(field) => reference(&field, clusters, "cluster"),
             None => first,
         };
-        let is_fixed = drafts
-            .iter()
-            .any(|draft| Some(&*draft.name) == cluster && draft.is_fixed());
+        let draft = drafts.iter().find(|draft| Some(&*draft.name) == cluster);
+        let is_fixed = draft.is_some_and(Draft::is_fixed);
+        let is_bounded = draft.is_none_or(Draft::is_bounded);
         if let Some(field) = section.field("resume") {
             let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
         }
-        if let Some(route) = route::read(&section, name, cluster, is_fixed) {
-            add(route);
+        let route = route::read(&section, name, cluster, is_fixed, is_bounded, auth);
+        let probe_interval = drafts
+            .iter()
+            .find(|draft| Some(&*draft.name) == cluster)
+            .map(Draft::probe_interval);
+        let (max_lag, on_unfit) = fitness::read(&section, route.as_ref(), probe_interval);
+        if let Some(route) = route {
+            add(Route {
+                max_lag,
+                on_unfit,
+                ..route
+            });
         }
     }
     let names = (!named.is_empty()).then(|| named.into_iter().map(|(name, _)| name).collect());
@@ -269,7 +284,7 @@ fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a
 
 pub(super) fn listeners<'a>(
     root: &Section<'a>,
-    routes: &Names<'_>,
+    (routes, models): (&Names<'_>, &IndexMap<String, Arc<Route>>),
     tls: Option<&ClientTls>,
     places: &mut Vec<Place<'a>>,
 ) -> Vec<Listener> {
@@ -297,8 +312,10 @@ pub(super) fn listeners<'a>(
                 name: Arc::from(name),
                 address: BindAddress::Any { port },
                 route: Arc::from(name),
+                mode: ListenerMode::default(),
                 tls: plain,
                 max_clients: 0,
+                entry: Entry::default(),
             })
             .into();
     };
@@ -314,8 +331,15 @@ pub(super) fn listeners<'a>(
         let route = section
             .required("route")
             .and_then(|field| reference(&field, routes, "route"));
-        if let Some(field) = section.field("mode") {
-            let _ = field.one_of(&[("postgres", Some(())), ("tcp", None)]);
+        let mode = listener_mode(&section);
+        let on_leader = route.and_then(|name| models.get(name).map(|route| route.read_only_on_leader));
+        if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
+            (mode, on_leader, section.field("mode"))
+        {
+            field.fault_with(
+                "cannot be `tcp` where the route has `read_only_on_leader: enforced`: the client logs in as itself",
+                "use `mode: postgres`, or another route",
+            );
         }
         let max_clients = section
             .field("max_clients")
@@ -327,11 +351,14 @@ pub(super) fn listeners<'a>(
             places.push(Place::written(address.clone(), field.clone()));
         }
         let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
-        let tls = if is_local {
+        let tls = if mode == ListenerMode::Tcp {
+            no_tls(&section)
+        } else if is_local {
             local_tls(&section)
         } else {
             listener_tls(&section, can_tls)
         };
+        let entry = entry::read(&section, is_local);
         let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
             continue;
         };
@@ -339,8 +366,10 @@ pub(super) fn listeners<'a>(
             name: Arc::from(name),
             address,
             route: Arc::from(route),
+            mode,
             tls,
             max_clients: max_clients.unwrap_or(0),
+            entry,
         });
     }
     report_repeated(&names, "name");
@@ -364,6 +393,26 @@ fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddre
         field.fault("has no effect: `address` is not the path of a Unix socket");
     }
     bind_address(field)
+}
+
+fn listener_mode(listener: &Section<'_>) -> ListenerMode {
+    let words = [
+        ("postgres", Some(ListenerMode::Postgres)),
+        ("tcp", Some(ListenerMode::Tcp)),
+    ];
+    let asked = listener.field("mode").and_then(|field| field.one_of(&words));
+    asked.unwrap_or_default()
+}
+
+/// The servers decide, with their own certificates and `pg_hba.conf`.
+fn no_tls(listener: &Section<'_>) -> ListenerTls {
+    if let Some(field) = listener.field("tls") {
+        field.fault_with(
+            "has no effect with `mode: tcp`: TLS is between the client and the server",
+            "remove it; what the servers ask for is in their `ssl` and pg_hba.conf",
+        );
+    }
+    ListenerTls::Off
 }
 
 /// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.
@@ -422,9 +471,18 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         places.push(Place::default(6434, "http.address"));
         addresses.push(BindAddress::Any { port: 6434 });
     }
+    let proxy_protocol = entry::proxy_protocol(&section, &schema::HTTP_PROXY_PROTOCOL);
     let tls = section.section("tls", &schema::HTTP_TLS);
+    let token = administration::token(&section);
+    let agent_check = administration::agent_check(&section, places);
     if !tls.present() {
-        return Some(Http { addresses, tls: None });
+        return Some(Http {
+            addresses,
+            tls: None,
+            token,
+            agent_check,
+            proxy_protocol,
+        });
     }
     let pair = key_pair(&tls)?;
     match keys::server_config(root.context(), &pair, b"http/1.1", BOTH, None) {
@@ -434,6 +492,9 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
                 leaf: pair.leaf(),
                 server_config,
             }),
+            token,
+            agent_check,
+            proxy_protocol,
         }),
         Err(error) => {
             tls.fault(format!("cannot be used: {error}"));
@@ -450,7 +511,7 @@ pub(super) struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn written(address: BindAddress, field: Field<'a>) -> Self {
+    pub(super) fn written(address: BindAddress, field: Field<'a>) -> Self {
         Self {
             address,
             what: field.path.clone(),
@@ -493,6 +554,10 @@ pub(super) fn limits(root: &Section<'_>) -> Limits {
     Limits {
         max_clients: number("max_clients", 0, MAX_CLIENTS).unwrap_or(5000),
         max_pending_logins: number("max_pending_logins", 1, 100_000).unwrap_or(200),
+        per_user: number("per_user", 0, MAX_CLIENTS).unwrap_or(0),
+        per_database: number("per_database", 0, MAX_CLIENTS).unwrap_or(0),
+        per_address: number("per_address", 0, MAX_CLIENTS).unwrap_or(0),
+        connection_rate: entry::rate(&section),
     }
 }
 

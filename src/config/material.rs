@@ -20,6 +20,8 @@ pub enum Part {
     Tls,
     /// `http`
     Http,
+    /// `http.token_file`
+    Token,
     /// `auth`
     Auth,
     /// `clusters.NAME.server_tls`
@@ -35,6 +37,7 @@ impl fmt::Display for Part {
         match self {
             Self::Tls => f.write_str("tls"),
             Self::Http => f.write_str("http"),
+            Self::Token => f.write_str("http.token_file"),
             Self::Auth => f.write_str("auth"),
             Self::ServerTls(cluster) => write!(f, "clusters.{cluster}.server_tls"),
             Self::ServiceAccount(cluster) => write!(f, "clusters.{cluster}.service_account"),
@@ -48,6 +51,7 @@ impl fmt::Display for Part {
 pub enum Material {
     Tls(Arc<ClientTls>),
     Http(HttpTls),
+    Token(Secret),
     Auth(Auth),
     ServerTls(ServerTls),
     /// The service account's password.

@@ -12,12 +12,16 @@
 
 mod access;
 mod address;
+mod administration;
 mod cluster;
 mod command;
 mod control;
 pub mod diff;
+mod entry;
+mod etcd;
 mod fault;
 mod files;
+mod fitness;
 mod front;
 mod keys;
 mod material;
@@ -29,7 +33,8 @@ mod secret;
 mod section;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(crate) mod tree;
+mod waiting;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -40,13 +45,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 
+pub use entry::{Addresses, Entry, Network, ProxyProtocol};
+pub use etcd::Etcd;
 pub use fault::{Fault, Faults};
+pub use files::read_secret;
+pub use fitness::{Limit, MaxLag, OnUnfit, Unfit};
 pub use keys::Leaf;
 pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
 pub use model::*;
 pub use placement::{MOST_WEIGHT, MemberPlacement, Placement};
 pub use route::{Access, Balance, OnLeader, TargetRole, Tier};
 pub use secret::Secret;
+pub use waiting::{Queue, TellAddress};
 
 use section::{Context, Section};
 
@@ -172,6 +182,7 @@ struct Draft {
     shutdown: Shutdown,
     workers: usize,
     control_socket: Option<PathBuf>,
+    state_file: Option<PathBuf>,
 }
 
 impl Draft {
@@ -199,6 +210,7 @@ impl Draft {
             shutdown: self.shutdown,
             workers: self.workers,
             control_socket: self.control_socket,
+            state_file: self.state_file,
             warnings: Vec::new(),
             origin: Origin {
                 text: Arc::from(text),
@@ -211,8 +223,10 @@ impl Draft {
         let mut materials = Vec::new();
         let tls = self.tls.map(|tls| Material::Tls(Arc::new(tls)));
         materials.extend(tls.map(|tls| (Part::Tls, tls)));
-        let http = self.http.and_then(|http| http.tls).map(Material::Http);
-        materials.extend(http.map(|http| (Part::Http, http)));
+        if let Some(http) = self.http {
+            materials.extend(http.tls.map(|tls| (Part::Http, Material::Http(tls))));
+            materials.extend(http.token.map(|token| (Part::Token, Material::Token(token))));
+        }
         materials.extend(self.auth.map(|auth| (Part::Auth, Material::Auth(auth))));
         for cluster in self.clusters {
             let name = cluster.name;
@@ -261,8 +275,8 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     let mut places = Vec::new();
     let tls = context.within(Part::Tls, || front::client_tls(&root));
     let auth = context.within(Part::Auth, || front::auth(&root));
-    let (routes, route_names) = front::routes(&root, &names, &clusters);
-    let listeners = front::listeners(&root, &route_names, tls.as_ref(), &mut places);
+    let (routes, route_names) = front::routes(&root, &names, &clusters, auth.as_ref());
+    let listeners = front::listeners(&root, (&route_names, &routes), tls.as_ref(), &mut places);
     let http = context.within(Part::Http, || front::http(&root, &mut places));
     front::check_addresses(&places);
     if let Some(auth) = &auth {
@@ -284,20 +298,27 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
         shutdown: front::shutdown(&root),
         workers: front::workers(&root),
         control_socket: control::socket(&root),
+        state_file: administration::state_file(&root),
     })
 }
 
 /// What is legal, and probably not meant.
 fn oddities(config: &Config) -> Vec<String> {
     let mut odd = Vec::new();
-    if config.tls.is_none() {
-        odd.push("no certificate is configured: clients connect without TLS".to_owned());
-    } else if config
-        .listeners
-        .iter()
-        .all(|listener| listener.tls == ListenerTls::Off)
-    {
-        odd.push("a certificate is configured, but every listener has `tls: off`".to_owned());
+    let speaking = config.listeners.iter();
+    let offers: Vec<ListenerTls> = speaking
+        .filter(|listener| listener.mode == ListenerMode::Postgres)
+        .map(|listener| listener.tls)
+        .collect();
+    match (&config.tls, offers.as_slice()) {
+        (None, [_, ..]) => odd.push("no certificate is configured: clients connect without TLS".to_owned()),
+        (Some(_), []) => {
+            odd.push("a certificate is configured, but every listener has `mode: tcp`".to_owned());
+        }
+        (Some(_), offers) if offers.iter().all(|tls| *tls == ListenerTls::Off) => {
+            odd.push("a certificate is configured, but every listener has `tls: off`".to_owned());
+        }
+        (_, _) => {}
     }
     for name in config.routes.keys() {
         if !config.listeners.iter().any(|listener| *listener.route == **name) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +11,14 @@ use indexmap::IndexMap;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
+use super::entry::{Entry, ProxyProtocol};
+use super::etcd::Etcd;
+use super::fitness::{MaxLag, OnUnfit};
 use super::keys::Leaf;
 use super::material::Files;
 use super::placement::Placement;
 use super::route::{Access, Balance, OnLeader, Tier};
+use super::waiting::{Queue, TellAddress};
 
 /// Everything `trunkline run` needs to know. Made by [`super::load`] only.
 #[derive(Debug)]
@@ -37,6 +42,8 @@ pub struct Config {
     /// Where this process is told to reload: a Unix socket at an absolute path of at most 107 bytes, for this process's own
     /// user and root only (default none).
     pub control_socket: Option<PathBuf>,
+    /// Where administrative states and weights are kept over a restart; `None`: they are not.
+    pub state_file: Option<PathBuf>,
     /// What is legal but odd; see [`Config::warnings`].
     pub(super) warnings: Vec<String>,
     pub(super) origin: Origin,
@@ -71,9 +78,14 @@ impl Config {
 pub struct Cluster {
     pub name: Arc<str>,
     pub source: Source,
+    /// A watch on Patroni's keys; only with [`Source::Patroni`].
+    pub etcd: Option<Etcd>,
     pub service_account: ServiceAccount,
     pub server_tls: ServerTls,
     pub server: ServerOptions,
+    /// `server.max_connections`: this router's sessions at once on one member, those connecting included; 0 is no limit
+    /// (default 0).
+    pub max_connections: u32,
     pub probe: Probe,
     pub local_member: LocalMember,
     pub placement: Placement,
@@ -342,6 +354,12 @@ pub struct Route {
     pub tags: BTreeMap<String, serde_json::Value>,
     pub balance: Balance,
     pub read_only_on_leader: OnLeader,
+    /// How far behind a standby may be (default: however far).
+    pub max_lag: Option<MaxLag>,
+    pub on_unfit: OnUnfit,
+    /// Where the cluster has [`Cluster::max_connections`].
+    pub queue: Queue,
+    pub client_address: TellAddress,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -349,10 +367,32 @@ pub struct Listener {
     pub name: Arc<str>,
     pub address: BindAddress,
     pub route: Arc<str>,
-    /// [`ListenerTls::Off`] where no certificate is configured; otherwise [`Config::tls`] is there.
+    /// Default [`ListenerMode::Postgres`].
+    pub mode: ListenerMode,
+    /// [`ListenerTls::Off`] where no certificate is configured, and with [`ListenerMode::Tcp`]; otherwise [`Config::tls`] is there.
     pub tls: ListenerTls,
     /// Sessions at once; 0 is no limit (default 0).
     pub max_clients: u32,
+    pub entry: Entry,
+}
+
+/// What a listener does with a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ListenerMode {
+    /// Speaks PostgreSQL's protocol with the client and with the server.
+    #[default]
+    Postgres,
+    /// Passes bytes on unread, to a server of the route: TLS and authentication are between client and server.
+    Tcp,
+}
+
+impl std::fmt::Display for ListenerMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Postgres => "postgres",
+            Self::Tcp => "tcp",
+        })
+    }
 }
 
 /// Where to listen. `*` is one dual-stack socket.
@@ -383,6 +423,29 @@ pub struct Http {
     /// One or more; the same is answered on each.
     pub addresses: Vec<BindAddress>,
     pub tls: Option<HttpTls>,
+    /// At least 16 visible ASCII characters, which whoever changes something must show; `None`: nothing can be changed.
+    pub token: Option<Secret>,
+    /// `None` where `HAProxy`'s agent check is not answered.
+    pub agent_check: Option<AgentCheck>,
+    /// `None`: a header is not understood.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// The port for `HAProxy`'s agent check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentCheck {
+    pub address: BindAddress,
+    pub about: AgentSubject,
+}
+
+/// What is behind `HAProxy`'s server line, so whose state is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AgentSubject {
+    /// This router.
+    #[default]
+    Router,
+    /// The local member of the first cluster.
+    LocalMember,
 }
 
 /// TLS of the HTTP listener.
@@ -423,6 +486,14 @@ pub struct Limits {
     pub max_clients: u32,
     /// Connections between accept and authenticated (default 200, at least 1).
     pub max_pending_logins: u32,
+    /// Sessions at once of one user name over all listeners and clusters; 0 is no limit (default 0).
+    pub per_user: u32,
+    /// Of one database name, likewise.
+    pub per_database: u32,
+    /// Of one client address (IPv6: /64), likewise; a Unix socket has none.
+    pub per_address: u32,
+    /// Sessions that may begin per second over all listeners, with a burst of one second; `None` is no limit (default).
+    pub connection_rate: Option<NonZeroU32>,
 }
 
 /// Other routers in front of the same cluster, for cancel requests.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::model::Source;
 use super::schema;
@@ -19,6 +20,8 @@ pub struct Placement {
     pub weight_tag: Option<String>,
     /// The Patroni tag that gives a member's zone, where `members` does not.
     pub zone_tag: Option<String>,
+    /// How long the share of a member that has come back up grows, from a tenth to the whole; 0 is at once (default).
+    pub slow_start: Duration,
     /// By the member's name; some may not be there (yet).
     pub members: BTreeMap<String, MemberPlacement>,
 }
@@ -45,6 +48,7 @@ pub(super) fn read(cluster: &Section<'_>, source: Option<&Source>) -> Placement 
         zone,
         weight_tag: tag(weight_tag),
         zone_tag: tag(zone_tag),
+        slow_start: Duration::ZERO,
         members: BTreeMap::new(),
     };
     let mut gives_zones = placement.zone_tag.is_some();

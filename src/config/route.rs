@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::model::Route;
+use super::fitness::OnUnfit;
+use super::model::{Auth, CredentialUsers, Route};
 use super::section::{Field, Section};
+use super::waiting::{self, Queue, TellAddress};
 
 const MAX_TIERS: usize = 16;
 const MAX_TAGS: usize = 64;
@@ -125,6 +127,8 @@ pub enum OnLeader {
     Refused,
     /// They have `default_transaction_read_only=on`, and whoever takes it back may write.
     Unenforced,
+    /// They log in as roles of `auth.server_credentials`, which are seen to be unable to write, each time.
+    Enforced,
 }
 
 impl Route {
@@ -148,6 +152,10 @@ impl Route {
             tags: BTreeMap::new(),
             balance: Balance::default(),
             read_only_on_leader: OnLeader::default(),
+            max_lag: None,
+            on_unfit: OnUnfit::default(),
+            queue: Queue::default(),
+            client_address: TellAddress::default(),
         }
     }
 
@@ -178,13 +186,18 @@ fn takes_leader(targets: &[Tier]) -> bool {
 }
 
 /// The part of `routes.NAME` that says who may serve it. `is_fixed`: its cluster is a list of servers, of whose roles
-/// and tags nothing is known but who leads.
+/// and tags nothing is known but who leads. `is_bounded`: its members may be full. `auth`: `None` where it has faults
+/// of its own.
 pub(super) fn read(
     section: &Section<'_>,
     name: &str,
     cluster: Option<&str>,
     is_fixed: bool,
+    is_bounded: bool,
+    auth: Option<&Auth>,
 ) -> Option<Route> {
+    let queue = waiting::queue(section, is_bounded);
+    let client_address = waiting::tell_address(section);
     let targets = section
         .required("targets")
         .and_then(|field| targets(&field, is_fixed));
@@ -205,7 +218,7 @@ pub(super) fn read(
     };
     let on_leader_field = section.field("read_only_on_leader");
     let on_leader = match &on_leader_field {
-        Some(field) => on_leader(field),
+        Some(field) => on_leader(field, auth),
         None => Some(OnLeader::default()),
     };
     let targets = targets?;
@@ -223,12 +236,12 @@ pub(super) fn read(
             if let Some(field) = place {
                 field.fault_with(
                     "sends read-only sessions to the leader, where nothing but their privileges keeps them from writing",
-                    "leave `leader` and `any` out, or accept it with `read_only_on_leader: unenforced`; \
+                    "leave `leader` and `any` out, or allow it with `read_only_on_leader`, `unenforced` or `enforced`; \
                      a read-write route has the targets `[leader]` alone",
                 );
             }
         }
-        (Access::ReadOnly, false) if on_leader == Some(OnLeader::Unenforced) => {
+        (Access::ReadOnly, false) if on_leader.is_some_and(|on_leader| on_leader != OnLeader::Refused) => {
             if let Some(field) = on_leader_field {
                 field.fault("has no effect: neither `leader` nor `any` is among the targets");
             }
@@ -239,22 +252,35 @@ pub(super) fn read(
         tags: tags?,
         balance: balance?,
         read_only_on_leader: on_leader?,
+        queue,
+        client_address,
         ..Route::new(name, cluster?, targets)
     })
 }
 
-fn on_leader(field: &Field<'_>) -> Option<OnLeader> {
-    if field.written_text() == Some("enforced") {
-        field.fault_with(
-            "`enforced` is not supported yet",
-            "use `refused`; or `unenforced`, and let the users of this route log in as roles that may not write",
-        );
-        return None;
-    }
-    field.one_of(&[
+fn on_leader(field: &Field<'_>, auth: Option<&Auth>) -> Option<OnLeader> {
+    let on_leader = field.one_of(&[
         ("refused", Some(OnLeader::Refused)),
         ("unenforced", Some(OnLeader::Unenforced)),
-    ])
+        ("enforced", Some(OnLeader::Enforced)),
+    ])?;
+    if on_leader == OnLeader::Enforced && auth.is_some_and(|auth| !replaces_everybody(auth)) {
+        field.fault_with(
+            "`enforced` needs a role that may not write for every user: `auth.server_credentials` with `server_user` in \
+             each entry, the last of them for `users: all`",
+            "or `unenforced`, where users log in as themselves",
+        );
+    }
+    Some(on_leader)
+}
+
+/// Whether nobody's sessions log in as who they came in as.
+fn replaces_everybody(auth: &Auth) -> bool {
+    let credentials = &auth.server_credentials;
+    credentials.iter().all(|entry| entry.server_user.is_some())
+        && credentials
+            .last()
+            .is_some_and(|entry| entry.users == CredentialUsers::All)
 }
 
 fn targets(field: &Field<'_>, is_fixed: bool) -> Option<Vec<Tier>> {

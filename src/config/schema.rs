@@ -1,5 +1,4 @@
-//! Every key there is, those of later features included: such a key is refused as "not supported yet" and not
-//! as unknown. A test compares this table with `docs/configuration.md`.
+//! Every key there is. A test compares this table with `docs/configuration.md`.
 
 /// The keys of one kind of map.
 #[derive(Debug)]
@@ -10,22 +9,7 @@ pub(super) struct Keys {
         expect(dead_code, reason = "for the test that compares with the documentation")
     )]
     pub(super) place: &'static str,
-    pub(super) keys: &'static [Key],
-}
-
-#[derive(Debug)]
-pub(super) struct Key {
-    pub(super) name: &'static str,
-    /// Recognised, and refused until its feature works.
-    pub(super) later: bool,
-}
-
-const fn now(name: &'static str) -> Key {
-    Key { name, later: false }
-}
-
-const fn later(name: &'static str) -> Key {
-    Key { name, later: true }
+    pub(super) keys: &'static [&'static str],
 }
 
 macro_rules! keys {
@@ -37,43 +21,52 @@ macro_rules! keys {
 }
 
 keys! {
-    ROOT "": now("clusters"), now("tls"), now("auth"), now("routes"), now("listeners"), now("http"),
-        now("console"), now("limits"), now("peers"), now("log"), now("shutdown"), now("workers"),
-        now("control_socket");
-    CLUSTER "clusters.NAME": now("patroni"), now("servers"), later("etcd"), now("service_account"),
-        now("server_tls"), now("server"), now("probe"), now("members"), now("local_member"),
-        now("zone"), now("weight_tag"), now("zone_tag");
-    MEMBER "clusters.NAME.members.NAME": now("weight"), now("zone");
-    PATRONI "clusters.NAME.patroni": now("endpoints"), now("ca_file"), now("cert_file"), now("key_file"),
-        now("username"), now("password_file"), now("poll_interval"), now("fast_poll_interval");
-    SERVERS "clusters.NAME.servers[]": now("name"), now("host"), now("port");
-    SERVICE_ACCOUNT "clusters.NAME.service_account": now("user"), now("password_file"), now("password_env"),
-        now("dbname"), now("pool_size"), now("timeout");
-    SERVER_TLS "clusters.NAME.server_tls": now("sslmode"), now("sslnegotiation"), now("channel_binding"),
-        now("sslrootcert"), now("sslcert"), now("sslkey"), now("sslpassphrase_command");
-    SERVER "clusters.NAME.server": now("connect_timeout"), now("keepalive"), now("tcp_user_timeout"),
-        later("max_connections");
-    PROBE "clusters.NAME.probe": now("interval"), now("timeout"), now("rise"), now("fall");
-    TLS "tls": now("certificates"), now("min_version"), now("client_ca_file"), now("client_crl_file");
-    CERTIFICATE "tls.certificates[]": now("cert_file"), now("key_file"), now("passphrase_command");
-    AUTH "auth": now("hba_file"), now("ident_file"), now("users_file"), now("query"), now("cache_ttl"),
-        now("login_timeout"), now("ldap_ca_file"), now("server_credentials"), now("rate_limit");
-    SERVER_CREDENTIAL "auth.server_credentials[]": now("users"), now("server_user"), now("password_file"),
-        now("password"), now("cert_file"), now("key_file"), now("passphrase_command");
-    RATE_LIMIT "auth.rate_limit": now("failures"), now("delay"), now("max_delay"), now("refuse_after"),
-        now("refuse_for");
-    ROUTE "routes.NAME": now("cluster"), now("targets"), now("tags"), now("balance"),
-        now("read_only_on_leader"), now("resume"), later("queue_timeout"),
-        later("max_lag"), later("on_unfit");
-    LISTENER "listeners[]": now("name"), now("address"), now("route"), now("socket_mode"),
-        now("mode"), now("tls"), now("max_clients"), later("proxy_protocol"), later("allow"), later("deny");
-    HTTP "http": now("address"), now("tls"), later("token_file");
-    HTTP_TLS "http.tls": now("cert_file"), now("key_file"), now("passphrase_command");
-    CONSOLE "console": now("users"), now("database");
-    LIMITS "limits": now("max_clients"), now("max_pending_logins"), later("per_user"), later("per_database"),
-        later("per_address"), later("connection_rate");
-    PEERS "peers": now("secret_file"), now("members");
-    PEER "peers.members[]": now("name"), now("address");
-    LOG "log": now("level"), now("format");
-    SHUTDOWN "shutdown": now("grace");
+    ROOT "": "clusters", "tls", "auth", "routes", "listeners", "http",
+        "console", "limits", "peers", "log", "shutdown", "workers",
+        "control_socket", "state_file";
+    CLUSTER "clusters.NAME": "patroni", "servers", "etcd", "service_account",
+        "server_tls", "server", "probe", "members", "local_member",
+        "zone", "weight_tag", "zone_tag";
+    MEMBER "clusters.NAME.members.NAME": "weight", "zone";
+    PATRONI "clusters.NAME.patroni": "endpoints", "ca_file", "cert_file", "key_file",
+        "username", "password_file", "poll_interval", "fast_poll_interval";
+    ETCD "clusters.NAME.etcd": "endpoints", "namespace", "scope", "ca_file", "cert_file",
+        "key_file", "username", "password_file";
+    SERVERS "clusters.NAME.servers[]": "name", "host", "port";
+    SERVICE_ACCOUNT "clusters.NAME.service_account": "user", "password_file", "password_env",
+        "dbname", "pool_size", "timeout";
+    SERVER_TLS "clusters.NAME.server_tls": "sslmode", "sslnegotiation", "channel_binding",
+        "sslrootcert", "sslcert", "sslkey", "sslpassphrase_command";
+    SERVER "clusters.NAME.server": "connect_timeout", "keepalive", "tcp_user_timeout",
+        "slow_start", "max_connections";
+    PROBE "clusters.NAME.probe": "interval", "timeout", "rise", "fall";
+    TLS "tls": "certificates", "min_version", "client_ca_file", "client_crl_file";
+    CERTIFICATE "tls.certificates[]": "cert_file", "key_file", "passphrase_command";
+    AUTH "auth": "hba_file", "ident_file", "users_file", "query", "cache_ttl",
+        "login_timeout", "ldap_ca_file", "server_credentials", "rate_limit";
+    SERVER_CREDENTIAL "auth.server_credentials[]": "users", "server_user", "password_file",
+        "password", "cert_file", "key_file", "passphrase_command";
+    RATE_LIMIT "auth.rate_limit": "failures", "delay", "max_delay", "refuse_after",
+        "refuse_for";
+    ROUTE "routes.NAME": "cluster", "targets", "tags", "balance",
+        "read_only_on_leader", "resume", "queue_timeout", "max_queue",
+        "client_address", "max_lag", "on_unfit";
+    MAX_LAG "routes.NAME.max_lag": "bytes", "time", "recover_bytes", "recover_time";
+    ON_UNFIT "routes.NAME.on_unfit": "lag", "down", "role", "grace";
+    CLIENT_ADDRESS "routes.NAME.client_address": "setting", "application_name";
+    LISTENER "listeners[]": "name", "address", "route", "socket_mode",
+        "mode", "tls", "max_clients", "proxy_protocol", "allow", "deny",
+        "connection_rate";
+    PROXY_PROTOCOL "listeners[].proxy_protocol": "trusted", "required";
+    HTTP "http": "address", "tls", "token_file", "agent_check", "proxy_protocol";
+    AGENT_CHECK "http.agent_check": "address", "about";
+    HTTP_PROXY_PROTOCOL "http.proxy_protocol": "trusted", "required";
+    HTTP_TLS "http.tls": "cert_file", "key_file", "passphrase_command";
+    CONSOLE "console": "users", "database";
+    LIMITS "limits": "max_clients", "max_pending_logins", "per_user", "per_database",
+        "per_address", "connection_rate";
+    PEERS "peers": "secret_file", "members";
+    PEER "peers.members[]": "name", "address";
+    LOG "log": "level", "format";
+    SHUTDOWN "shutdown": "grace";
 }

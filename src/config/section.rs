@@ -123,33 +123,21 @@ impl<'a> Section<'a> {
             self.context.fault(&path, entry.line, message, None);
             return;
         }
-        match self.keys.keys.iter().find(|key| key.name == entry.key) {
-            Some(key) if key.later => {
-                let message = format!("`{shown}` is not supported yet; remove it");
-                self.context.fault(&path, entry.line, message, None);
-            }
-            Some(_) => {}
-            None => {
-                let names = self.keys.keys.iter().map(|key| key.name);
-                let hint = if entry.key == "<<" {
-                    Some("merge keys are not read; write the keys out".to_owned())
-                } else {
-                    closest(&entry.key, names).map(|name| format!("did you mean `{name}`?"))
-                };
-                self.context
-                    .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
-            }
+        if self.keys.keys.contains(&&*entry.key) {
+            return;
         }
+        let names = self.keys.keys.iter().copied();
+        let hint = if entry.key == "<<" {
+            Some("merge keys are not read; write the keys out".to_owned())
+        } else {
+            closest(&entry.key, names).map(|name| format!("did you mean `{name}`?"))
+        };
+        self.context
+            .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
     }
 
     fn find(&self, key: &str) -> Option<&'a Entry> {
-        debug_assert!(
-            self.keys
-                .keys
-                .iter()
-                .any(|known| known.name == key && !known.later),
-            "{key}"
-        );
+        debug_assert!(self.keys.keys.contains(&key), "{key}");
         self.entries.iter().find(|entry| entry.key == key)
     }
 
@@ -339,6 +327,15 @@ impl<'a> Field<'a> {
         })
     }
 
+    /// True or false.
+    pub(super) fn truth(&self) -> Option<bool> {
+        let Value::Bool(value) = &self.node.value else {
+            self.expected("true or false");
+            return None;
+        };
+        Some(*value)
+    }
+
     /// A whole number within bounds, both included.
     pub(super) fn number(&self, least: u32, most: u32) -> Option<u32> {
         let Value::Integer(value) = &self.node.value else {
@@ -388,6 +385,30 @@ impl<'a> Field<'a> {
         Some(duration)
     }
 
+    /// A number of bytes within bounds, both included: `512kB`, `16MiB`.
+    pub(super) fn size(&self, least: u64, most: u64) -> Option<u64> {
+        let size = match &self.node.value {
+            Value::Text(text) => parse_size(text),
+            Value::Integer(_) | Value::Float(_) => None,
+            _ => {
+                self.expected("a size such as `16MiB`");
+                return None;
+            }
+        };
+        match size {
+            Some(size) if (least..=most).contains(&size) => return Some(size),
+            Some(_) => {
+                let (least, most) = (shown_size(least), shown_size(most));
+                self.fault(format!("must be from {least} to {most}"));
+            }
+            None => self.fault_with(
+                "is not a size",
+                "a whole number and a unit, B, kB, MB, GB or TB (PostgreSQL's, powers of 1024) or KiB, MiB, GiB or TiB",
+            ),
+        }
+        None
+    }
+
     fn any_duration(&self) -> Option<Duration> {
         let duration = match &self.node.value {
             Value::Integer(0) => Some(Duration::ZERO),
@@ -420,6 +441,15 @@ impl<'a> Field<'a> {
         if nodes.is_empty() {
             self.fault("must not be empty");
         }
+        self.elements(most)
+    }
+
+    /// As [`Self::list`], for a list that may be empty.
+    pub(super) fn elements(&self, most: usize) -> Vec<Field<'a>> {
+        let Value::List(nodes) = &self.node.value else {
+            self.expected("a list");
+            return Vec::new();
+        };
         if nodes.len() > most {
             self.fault(format!(
                 "has {} elements, at most {most} are allowed",
@@ -537,6 +567,27 @@ fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(millis).map(Duration::from_millis)
 }
 
+/// `PostgreSQL`'s units are powers of 1024, too.
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let power = match unit {
+        "B" => 0,
+        "kB" | "KiB" => 1,
+        "MB" | "MiB" => 2,
+        "GB" | "GiB" => 3,
+        "TB" | "TiB" => 4,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << (10 * power))
+}
+
+fn shown_size(size: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let power = units.len().min(1 + size.trailing_zeros() as usize / 10) - 1;
+    format!("{}{}", size >> (10 * power), units[power])
+}
+
 fn shown_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     for (unit, name) in [(3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
@@ -606,6 +657,30 @@ mod tests {
             "18446744073709551615h",
         ] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_a_unit_of_powers_of_1024() {
+        assert_eq!(parse_size("1B"), Some(1));
+        assert_eq!(parse_size("2kB"), Some(2048));
+        assert_eq!(parse_size("16MB"), parse_size("16MiB"));
+        assert_eq!(parse_size("1TiB"), Some(1 << 40));
+        for wrong in [
+            "",
+            "1",
+            "kB",
+            "-1kB",
+            "1.5MB",
+            "1 MB",
+            "1M",
+            "1mb",
+            "99999999999TB",
+        ] {
+            assert_eq!(parse_size(wrong), None, "{wrong}");
+        }
+        for text in ["1KiB", "3MiB", "1025B", "1024TiB"] {
+            assert_eq!(shown_size(parse_size(text).unwrap()), text);
         }
     }
 

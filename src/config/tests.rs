@@ -13,11 +13,16 @@ use tempfile::TempDir;
 use super::*;
 
 mod access;
+mod administration;
 mod console;
 mod diff;
+mod entry;
+mod etcd;
+mod fitness;
 mod keys;
 mod rereading;
 mod routes;
+mod tcp;
 
 /// A directory with every file that the texts below name.
 struct Files(TempDir);
@@ -36,10 +41,12 @@ clusters:
   main:
     patroni: {endpoints: ["https://db1:8008/", "https://[::1]:8009"], ca_file: ca.crt, cert_file: s.crt,
               key_file: s.key, username: u, password_file: pw, poll_interval: 2s, fast_poll_interval: 50ms}
+    etcd: {endpoints: ["https://db1:2379/", "https://[::1]:2379"], namespace: /pg/, scope: main/0, ca_file: ca.crt, cert_file: s.crt,
+           key_file: s.key, username: e, password_file: pw}
     service_account: {user: svc, password_file: pw, dbname: app, pool_size: 7, timeout: 4s}
     server_tls: {sslmode: verify-full, sslnegotiation: direct, channel_binding: require,
                  sslrootcert: ca.crt, sslcert: s.crt, sslkey: s.key}
-    server: {connect_timeout: 5s, keepalive: 20s, tcp_user_timeout: 40s}
+    server: {connect_timeout: 5s, keepalive: 20s, tcp_user_timeout: 40s, slow_start: 20s}
     probe: {interval: 500ms, timeout: 250ms, rise: 4, fall: 5}
     local_member: db9
     zone: a
@@ -50,7 +57,7 @@ clusters:
   other:
     servers: [{name: a, host: db1, port: 5433}, {name: b, host: "::1"}]
     service_account: {user: svc, password_env: SECRET}
-    server: {keepalive: 0, tcp_user_timeout: 0}
+    server: {keepalive: 0, tcp_user_timeout: 0, max_connections: 18}
     local_member: none
 tls:
   certificates: [{cert_file: s.crt, key_file: s.key}]
@@ -59,16 +66,21 @@ auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 1
        server_credentials: [{users: all, password_file: pw}],
        rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m}}
 routes:
-  w: {cluster: other, targets: [leader], balance: least_connections, resume: off}
+  w: {cluster: other, targets: [leader], balance: least_connections, resume: off, queue_timeout: 3s, max_queue: 19,
+      client_address: {setting: false, application_name: true}}
   r: {targets: [[sync, quorum], replica, leader], tags: {disk: ssd, old: false, site: 2}, balance: source_hash,
-      read_only_on_leader: unenforced}
+      read_only_on_leader: unenforced, max_lag: {bytes: 4MiB, time: 8s, recover_bytes: 1MiB, recover_time: 3s},
+      on_unfit: {lag: close, down: close_idle, role: close, grace: 7s}}
 listeners:
-  - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11}
+  - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11, allow: ["::1", 10.0.0.0/8],
+     deny: [10.1.0.0/16], proxy_protocol: {trusted: [192.0.2.1, "2001:db8::/32"], required: true}, connection_rate: 20/s}
   - {name: two, address: "[::1]:7001", route: r, tls: off}
   - {name: three, address: /run/trunkline/.s.PGSQL.7001, socket_mode: "0750", route: r}
-http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key}}
+http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key},
+       agent_check: {address: "127.0.0.1:7004", about: local_member}, proxy_protocol: {trusted: [192.0.2.2]}}
 console: {users: [admin, b], database: router}
-limits: {max_clients: 12, max_pending_logins: 13}
+limits: {max_clients: 12, max_pending_logins: 13, per_user: 14, per_database: 15, per_address: 16,
+         connection_rate: 17/s}
 peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
 log: {level: debug, format: json}
 shutdown: {grace: 9s}
@@ -246,7 +258,11 @@ fn the_minimal_file_has_the_documented_defaults() {
         config.limits,
         Limits {
             max_clients: 5000,
-            max_pending_logins: 200
+            max_pending_logins: 200,
+            per_user: 0,
+            per_database: 0,
+            per_address: 0,
+            connection_rate: None,
         }
     );
     assert_eq!(
@@ -459,7 +475,11 @@ fn every_key_has_its_effect() {
         config.limits,
         Limits {
             max_clients: 12,
-            max_pending_logins: 13
+            max_pending_logins: 13,
+            per_user: 14,
+            per_database: 15,
+            per_address: 16,
+            connection_rate: std::num::NonZeroU32::new(17),
         }
     );
     let peers = config.peers.as_ref().unwrap();
@@ -514,36 +534,6 @@ fn no_secret_is_shown_by_debug() {
 }
 
 #[test]
-fn keys_of_later_features_are_refused_as_such() {
-    let files = Files::new();
-    let in_full = |anchor: &str| FULL.replacen(anchor, &format!("{anchor}KEY: {{}}, "), 1);
-    let texts = [
-        ("clusters.NAME", with_cluster_key("KEY: {}")),
-        ("clusters.NAME.server", in_full("    server: {")),
-        ("tls", FULL.replace("  min_version", "  KEY: {}\n  min_version")),
-        ("tls.certificates[]", in_full("  certificates: [{")),
-        ("routes.NAME", in_full("  r: {")),
-        ("listeners[]", in_full("  - {")),
-        ("http", in_full("http: {")),
-        ("limits", in_full("limits: {")),
-    ];
-    let mut tried = 0;
-    for keys in schema::ALL {
-        for key in keys.keys.iter().filter(|key| key.later) {
-            let text = &texts
-                .iter()
-                .find(|(place, _)| *place == keys.place)
-                .expect(keys.place)
-                .1;
-            let expected = format!("`{}` is not supported yet; remove it", key.name);
-            files.one_fault(&text.replace("KEY", key.name), &expected);
-            tried += 1;
-        }
-    }
-    assert!(tried >= 10, "{tried}");
-}
-
-#[test]
 fn words_of_later_features_are_refused_as_such() {
     let files = Files::new();
     let change = |from: &str, to: &str| {
@@ -553,10 +543,6 @@ fn words_of_later_features_are_refused_as_such() {
     files.one_fault(
         &change("resume: off", "resume: tracked"),
         "`tracked` is not supported yet; use `off`",
-    );
-    files.one_fault(
-        &change("mode: postgres", "mode: tcp"),
-        "`tcp` is not supported yet; use `postgres`",
     );
 }
 
@@ -587,7 +573,8 @@ shutdown: [1]
         "5: clusters.main.probe.interval: is not a time (a whole number and a unit, ms, s, m or h, as in `500ms` or `5s`)",
         "5: clusters.main.probe.rise: must be from 1 to 100",
         "6: clusters.main.probe: `probe` stands here twice, first on line 5",
-        "7: clusters.main.etcd: `etcd` is not supported yet; remove it",
+        "7: clusters.main.etcd.endpoints: must not be empty",
+        "7: clusters.main.etcd.scope: `scope` is missing",
         "8: tls.min_version: expected `1.2` or `1.3`, found `1.1`",
         "8: tls.certificates: `certificates` is missing",
         "10: listeners[0].route: there is no route `nowhere` (there is: read-write, read-only)",
@@ -1121,11 +1108,15 @@ fn unknown_keys_of_every_section_are_reported_with_its_path() {
         let path = keys.place.replace("[]", "[0]");
         let of_cluster =
             ["main", "other"].map(|name| path.replace("clusters.NAME", &format!("clusters.{name}")));
-        let found = of_cluster.iter().any(|path| {
+        let of_route = ["r", "w"].map(|name| {
+            of_cluster
+                .clone()
+                .map(|path| path.replace("routes.NAME", &format!("routes.{name}")))
+        });
+        let found = of_route.iter().flatten().any(|path| {
             let path = format!(
                 " {}.zzz: unknown key `zzz`",
-                path.replace("routes.NAME", "routes.w")
-                    .replace("members.NAME", "members.db3")
+                path.replace("members.NAME", "members.db3")
             );
             faults.iter().any(|fault| fault.contains(&path))
         });
@@ -1239,16 +1230,8 @@ fn the_examples_are_right() {
             continue;
         }
         // Every key that works is shown, if in a comment.
-        for key in schema::ALL
-            .iter()
-            .flat_map(|keys| keys.keys)
-            .filter(|key| !key.later)
-        {
-            assert!(
-                text.contains(&format!("{}:", key.name)),
-                "{} is not in the example",
-                key.name
-            );
+        for key in schema::ALL.iter().flat_map(|keys| keys.keys) {
+            assert!(text.contains(&format!("{key}:")), "{key} is not in the example");
         }
         // What is commented out is right as well.
         let instead = |from: &str, to: &str, text: &str| {
@@ -1307,11 +1290,8 @@ fn the_documentation_lists_every_key() {
         let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
         assert_eq!(rows.len(), keys.keys.len(), "{}: {rows:#?}", keys.place);
         for key in keys.keys {
-            let row = rows
-                .iter()
-                .find(|row| row.starts_with(&format!("| `{}` |", key.name)));
-            let row = row.unwrap_or_else(|| panic!("{} `{}` is not documented", keys.place, key.name));
-            assert_eq!(row.ends_with("| | | *not yet* |"), key.later, "{row}");
+            let row = rows.iter().find(|row| row.starts_with(&format!("| `{key}` |")));
+            assert!(row.is_some(), "{} `{key}` is not documented", keys.place);
         }
     }
     let sections = text.matches("\n## `").count() + 1;

@@ -1,7 +1,8 @@
 //! YAML as a tree in which every node knows its line.
 //!
 //! serde stops at the first fault; an operator wants them all. So the text becomes this tree first, and the
-//! conversion walks it and goes on after a fault. Only what is not YAML at all ends here.
+//! conversion walks it and goes on after a fault. Only what is not YAML at all ends here. YAML of other programs is
+//! read by it as well.
 
 use std::fmt;
 
@@ -15,13 +16,13 @@ const MAX_DEPTH: usize = 24;
 const MAX_NODES: usize = 20_000;
 
 #[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub(super) line: Option<usize>,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) line: Option<usize>,
+    pub(crate) value: Value,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Integer(i128),
@@ -33,10 +34,10 @@ pub(super) enum Value {
 
 /// One key of a map. Duplicates are kept, so that they can be reported.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) line: Option<usize>,
-    pub(super) node: Node,
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) line: Option<usize>,
+    pub(crate) node: Node,
 }
 
 /// Wherever it stands.
@@ -68,7 +69,7 @@ impl Node {
 
 impl Value {
     /// What it is, for "expected a list, found …". Never the value itself: it could be a secret.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "nothing",
             Self::Bool(_) => "true or false",
@@ -82,13 +83,13 @@ impl Value {
 
 /// The text is not YAML, or goes beyond the bounds.
 #[derive(Debug)]
-pub(super) struct NotYaml {
-    pub(super) line: Option<usize>,
-    pub(super) message: String,
+pub(crate) struct NotYaml {
+    pub(crate) line: Option<usize>,
+    pub(crate) message: String,
 }
 
 /// Reads one document. An empty one is [`Value::Null`].
-pub(super) fn parse(text: &str) -> Result<Node, NotYaml> {
+pub(crate) fn parse(text: &str) -> Result<Node, NotYaml> {
     serde_saphyr::from_str_with_options::<Node>(text, options()).map_err(|error| NotYaml {
         line: error.location().and_then(line_of),
         message: describe(&error),

@@ -5,6 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAddress {
     Tcp(SocketAddr),
+    /// Behind a balancer that has said so: `client` by its header, `via` by the socket.
+    Proxied {
+        client: SocketAddr,
+        via: SocketAddr,
+    },
     /// On a Unix socket; `None` where the kernel does not say who it is.
     Local(Option<PeerProcess>),
 }
@@ -24,10 +29,30 @@ impl ClientAddress {
         Self::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
+    /// As a trusted balancer's header has it; without an address in it, the balancer is the client.
+    #[must_use]
+    pub fn proxied(self, client: Option<SocketAddr>) -> Self {
+        match (self, client) {
+            (Self::Tcp(via), Some(client)) => Self::Proxied {
+                client: SocketAddr::new(client.ip().to_canonical(), client.port()),
+                via,
+            },
+            _ => self,
+        }
+    }
+
+    /// The balancer's end of the connection, where there is one.
+    pub fn via(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Proxied { via, .. } => Some(*via),
+            Self::Tcp(_) | Self::Local(_) => None,
+        }
+    }
+
     /// `None` on a Unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
-            Self::Tcp(address) => Some(address.ip()),
+            Self::Tcp(address) | Self::Proxied { client: address, .. } => Some(address.ip()),
             Self::Local(_) => None,
         }
     }
@@ -35,7 +60,7 @@ impl ClientAddress {
     /// `None` on a Unix socket.
     pub fn port(&self) -> Option<u16> {
         match self {
-            Self::Tcp(address) => Some(address.port()),
+            Self::Tcp(address) | Self::Proxied { client: address, .. } => Some(address.port()),
             Self::Local(_) => None,
         }
     }
@@ -43,7 +68,7 @@ impl ClientAddress {
     /// `None` over the network.
     pub fn peer(&self) -> Option<PeerProcess> {
         match self {
-            Self::Tcp(_) => None,
+            Self::Tcp(_) | Self::Proxied { .. } => None,
             Self::Local(peer) => *peer,
         }
     }
@@ -53,7 +78,7 @@ impl ClientAddress {
 impl fmt::Display for ClientAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp(address) | Self::Proxied { client: address, .. } => address.fmt(f),
             Self::Local(_) => f.write_str("[local]"),
         }
     }

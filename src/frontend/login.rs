@@ -36,7 +36,7 @@ mod sasl;
 /// PostgreSQL itself reads five bytes less.
 const LARGEST_PASSWORD_MESSAGE: usize = scram::MAX_PASSWORD + 1 + 4;
 
-/// A client that has proven who it is. Only [`exchange`] makes one.
+/// A client that has proven who it is. Only [`Exchange::run`] makes one.
 #[derive(Debug)]
 pub struct Authenticated {
     server_login: Option<ServerLogin>,
@@ -74,6 +74,9 @@ pub enum LoginFault {
     TooMany(ErrorReply),
     #[error("{}", .0.message)]
     Unavailable(ErrorReply),
+    /// Another limit, with its label in metrics.
+    #[error("{}", .1.message)]
+    Limit(&'static str, ErrorReply),
     /// After too many failed logins from its address, or as its user.
     #[error("{}", .1.message)]
     RateLimited(By, ErrorReply),
@@ -139,6 +142,7 @@ impl LoginFault {
             Self::HungUp
             | Self::TooMany(_)
             | Self::Unavailable(_)
+            | Self::Limit(..)
             | Self::RateLimited(..)
             | Self::NoRule(_)
             | Self::Rejected(_)
@@ -155,6 +159,7 @@ impl LoginFault {
         match self {
             Self::HungUp => "hung_up",
             Self::TooMany(_) => "too_many",
+            Self::Limit(label, _) => label,
             Self::Unavailable(_) => "unavailable",
             Self::RateLimited(By::Address, _) => "rate_limit_address",
             Self::RateLimited(By::User, _) => "rate_limit_user",
@@ -179,6 +184,7 @@ impl LoginFault {
             Self::HungUp => None,
             Self::TooMany(reply)
             | Self::Unavailable(reply)
+            | Self::Limit(_, reply)
             | Self::RateLimited(_, reply)
             | Self::NoRule(reply)
             | Self::Rejected(reply) => Some(reply.clone()),

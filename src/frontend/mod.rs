@@ -16,6 +16,7 @@ mod local;
 pub mod login;
 pub mod opening;
 pub mod peer;
+pub mod proxy;
 pub mod resolve;
 mod stream;
 pub mod tls;

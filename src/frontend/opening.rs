@@ -15,10 +15,8 @@ use super::tls::{Acceptor, HandshakeFault, TlsFacts};
 use crate::config::ListenerTls;
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{self, CancelRequest, FirstPacket, StartupFault, StartupPacket};
+use crate::wire::startup::{self, CancelRequest, FirstPacket, StartupFault, StartupPacket, TLS_HANDSHAKE};
 
-/// First byte of a TLS handshake record; no length of a startup packet begins with it.
-const TLS_HANDSHAKE: u8 = 0x16;
 /// PostgreSQL's registered protocol name; demanded with direct TLS (case 4).
 const ALPN: &[u8] = b"postgresql";
 

@@ -1,10 +1,14 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
+
+/// Between two looks at a client that has sent something too early.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A client's connection, in clear or in TLS, or on this host.
 #[derive(Debug)]
@@ -26,6 +30,22 @@ impl ClientStream {
             Self::Plain(stream) => Some(stream),
             Self::Tls(stream) => Some(stream.get_ref().0),
             Self::Unix(_) => None,
+        }
+    }
+
+    /// Returns once the client has closed its side, a moment late if it has sent something before. Reads nothing, so
+    /// nothing is lost. Cancel safe.
+    pub async fn hung_up(&self) {
+        loop {
+            let ready = match self {
+                Self::Plain(stream) => stream.ready(Interest::READABLE).await,
+                Self::Tls(stream) => stream.get_ref().0.ready(Interest::READABLE).await,
+                Self::Unix(stream) => stream.ready(Interest::READABLE).await,
+            };
+            match ready {
+                Ok(ready) if !ready.is_read_closed() => tokio::time::sleep(LOOK).await,
+                Ok(_) | Err(_) => return,
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use crate::config::Balance;
 #[derive(Debug)]
 pub(super) struct Share {
     pub(super) candidate: Candidate,
-    /// At least 1.
+    /// In percent: a member's weight, or less while it starts slowly. At least 1.
     pub(super) weight: u16,
     pub(super) sessions: usize,
 }

@@ -160,9 +160,12 @@ fn members_are_passed_over_with_the_reason_that_says_most() {
     };
     let sync_first = to(&[&[TargetRole::Sync], &[TargetRole::Leader]]);
     let cluster = five();
-    let wanted = Reason::NotWanted(TargetRole::Sync);
+    let wanted = Reason::NotWanted("sync, then leader".into());
     assert_eq!(reason(&cluster, &sync_first, "async"), wanted);
-    assert_eq!(wanted.to_string(), "is not what the route asks for, sync");
+    assert_eq!(
+        wanted.to_string(),
+        "is not what the route asks for: sync, then leader"
+    );
     let mut drained = five();
     drained.members[0].admin = AdminState::Drain;
     drained.members[1].admin = AdminState::Maint;
@@ -200,7 +203,7 @@ fn only_members_with_the_tags_serve() {
 fn a_read_only_session_that_began_on_a_leader_stays_whatever_becomes_of_it() {
     let db1 = MemberName::new("db1");
     let mut cluster = three();
-    let verdict = |cluster: &Snapshot| verdict(cluster, Terms::ReadOnlyOnLeader, &db1);
+    let verdict = |cluster: &Snapshot| verdict(cluster, Terms::Unenforced, &db1);
     assert_eq!(verdict(&cluster), Verdict::Stay);
     cluster.leader = Leader::Verified {
         member: MemberName::new("db2"),
@@ -370,4 +373,46 @@ proptest! {
             prop_assert!(fitness(&cluster, &route, cluster.member(name).unwrap()).is_err());
         }
     }
+}
+
+#[test]
+fn a_standby_that_lags_for_a_route_does_not_serve_that_route() {
+    let mut cluster = five();
+    for member in &mut cluster.members {
+        member.lagging = ["route".into(), "ro".into()].into();
+    }
+    let choice = choose(&cluster, &to(&[&[TargetRole::Sync], &[TargetRole::Any]]));
+    assert_eq!(names(&choice), ["leader"], "the leader is not behind itself");
+    assert!(
+        choice
+            .refused
+            .iter()
+            .all(|(_, reason)| *reason == Reason::LagUnknown)
+    );
+    cluster.members[0].measured = Some(crate::cluster::snapshot::Lag {
+        bytes: 1,
+        time: Some(Duration::ZERO),
+    });
+    let choice = choose(&cluster, &to_replica());
+    assert_eq!(choice.refused[0], (MemberName::new("async"), Reason::Lagging));
+    let (_, hint) = unavailable(&cluster, &to_replica(), &choice);
+    assert!(hint.contains("async is too far behind the leader."), "{hint}");
+    let other = Route::read_only("other", "main");
+    assert_eq!(choose(&cluster, &other).candidates.len(), 4);
+}
+
+#[test]
+fn a_member_that_starts_slowly_has_that_much_less_of_its_share() {
+    let mut cluster = replicas(&[2, 2, 2]);
+    cluster.members[1].share = 10;
+    for balance in [
+        Balance::LeastConnections,
+        Balance::RoundRobin,
+        Balance::SourceHash,
+    ] {
+        let shares = Logins::by(balance).shares(&cluster, 2100);
+        assert!((70..=130).contains(&shares[1]), "{balance:?} {shares:?}");
+    }
+    let shares = Logins::by(Balance::Random).shares(&cluster, 2100);
+    assert!((70..=330).contains(&shares[1]), "{shares:?}");
 }

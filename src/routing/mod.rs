@@ -9,11 +9,13 @@
 //! keep between two choices.)
 
 mod balance;
+mod leave;
 mod policy;
 mod tags;
 mod verdict;
 
 pub use balance::Turns;
+pub use leave::{Leave, LeaveReason, leave};
 pub use policy::{
     Asked, Candidate, Choice, Preference, Reason, anybody, candidates, chance, fitness, leader_reason,
     replica_reason, unavailable,

@@ -85,10 +85,14 @@ pub enum Reason {
     State(String),
     #[error("is tagged noloadbalance")]
     NoLoadBalance,
-    #[error("is not what the route asks for, {0}")]
-    NotWanted(TargetRole),
+    #[error("is not what the route asks for: {0}")]
+    NotWanted(String),
     #[error("does not have the tag {0}")]
     Tag(String),
+    #[error("is too far behind the leader")]
+    Lagging,
+    #[error("is behind the leader, how far is not known")]
+    LagUnknown,
 }
 
 impl Reason {
@@ -156,7 +160,7 @@ pub fn candidates(snapshot: &Snapshot, route: &Route, asked: &mut Asked<'_>) -> 
                         reason,
                     },
                     // Members without weight, among themselves, share alike.
-                    weight: member.weight.max(1),
+                    weight: member.weight.max(1) * u16::from(member.share),
                     sessions: (asked.sessions_on)(&member.name),
                 };
                 ranked.push((rank, share));
@@ -193,6 +197,9 @@ pub fn fitness(snapshot: &Snapshot, route: &Route, member: &Member) -> Result<(u
             match role_reason(snapshot, member, *role) {
                 Ok(reason) => {
                     tags::check(&route.tags, &member.tags).map_err(Reason::Tag)?;
+                    if reason != Preference::Leader {
+                        lag_reason(route, member)?;
+                    }
                     return Ok((tier, reason));
                 }
                 // What else is wrong with it says more than that its role is another one.
@@ -203,7 +210,22 @@ pub fn fitness(snapshot: &Snapshot, route: &Route, member: &Member) -> Result<(u
             }
         }
     }
-    Err(refused.unwrap_or(Reason::NotLeader))
+    Err(match refused {
+        Some(Reason::NotWanted(_)) => Reason::NotWanted(route.wanted()),
+        Some(reason) => reason,
+        None => Reason::NotLeader,
+    })
+}
+
+/// Whether it is within the route's `max_lag`.
+fn lag_reason(route: &Route, member: &Member) -> Result<(), Reason> {
+    if !member.lagging.contains(&route.name) {
+        Ok(())
+    } else if member.measured.is_some_and(|lag| lag.time.is_some()) {
+        Err(Reason::Lagging)
+    } else {
+        Err(Reason::LagUnknown)
+    }
 }
 
 fn role_reason(snapshot: &Snapshot, member: &Member, target: TargetRole) -> Result<Preference, Reason> {
@@ -235,7 +257,7 @@ fn standby_reason(
     if member.role == *role {
         Ok(reason)
     } else {
-        Err(Reason::NotWanted(target))
+        Err(Reason::NotWanted(target.to_string()))
     }
 }
 
@@ -375,4 +397,4 @@ pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (Stri
 
 #[cfg(test)]
 #[path = "tests.rs"]
-mod tests;
+pub(in crate::routing) mod tests;

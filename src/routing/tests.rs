@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ fn facts(in_recovery: bool) -> ProbeFacts {
         system_identifier: 7,
         timeline: 3,
         position: 0,
+        received: 0,
         streaming: in_recovery,
         server_version: 150_000,
         latency: Duration::ZERO,
@@ -42,6 +43,9 @@ fn member(name: &str, role: Role, state: &str, in_recovery: bool) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
+        measured: None,
+        lagging: BTreeSet::new(),
+        share: 100,
         weight: 1,
         zone: None,
     }
@@ -67,7 +71,7 @@ fn snapshot(members: Vec<Member>, leader: Option<&str>) -> Snapshot {
     }
 }
 
-fn three() -> Snapshot {
+pub(in crate::routing) fn three() -> Snapshot {
     snapshot(
         vec![
             member("db1", Role::Leader, "running", false),

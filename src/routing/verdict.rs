@@ -11,14 +11,16 @@ pub enum Terms {
     /// It is a standby.
     ReadOnly,
     /// Nothing: it was the leader, on a route that puts up with that.
-    ReadOnlyOnLeader,
+    Unenforced,
+    /// Nothing: it was the leader, where the session's role may write nothing.
+    Enforced,
 }
 
 impl Terms {
     pub fn access(self) -> Access {
         match self {
             Self::ReadWrite => Access::ReadWrite,
-            Self::ReadOnly | Self::ReadOnlyOnLeader => Access::ReadOnly,
+            Self::ReadOnly | Self::Unenforced | Self::Enforced => Access::ReadOnly,
         }
     }
 }

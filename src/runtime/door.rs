@@ -1,20 +1,16 @@
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::workers::Workers;
 use crate::frontend::ClientAddress;
 use crate::frontend::listen::{Accepted, ClientSocket};
-use crate::session::admission::{Full, PATIENCE, Pending, Room};
+use crate::session::admission::{Full, Room};
 use crate::session::gate::Gate;
 use crate::session::life::{self, Arrival};
-use crate::session::{Shared, sentry};
-
-/// Between two looks whether there is a place by now.
-const LOOK: Duration = Duration::from_millis(10);
+use crate::session::{Shared, entry, sentry};
 
 /// Takes what a listener accepts to a worker. The gate is read per accept: another one may be put in its place.
 pub(super) struct Door {
@@ -47,19 +43,24 @@ impl Door {
 impl Accepted for Arc<Door> {
     fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
         let admission = &self.shared.admission;
-        let place = match admission.pending(address.ip()) {
+        let gate = self.gate.load_full();
+        let pending = if entry::is_announced(&gate, address) {
+            admission.pending_unsaid()
+        } else {
+            admission.pending(address.ip())
+        };
+        let place = match pending {
             Ok(pending) => Ok(pending),
             Err(full) => match (full, admission.queued(address.ip())) {
                 (Full::Source, Ok(queued)) => Err(queued),
                 _ => return refuse(&self.shared, &socket, full),
             },
         };
-        let gate = self.gate.load_full();
         let shared = Arc::clone(&self.shared);
         self.workers.spawn(move |lease| async move {
             let pending = match place {
                 Ok(pending) => pending,
-                Err(queued) => match turn(&shared, address, queued).await {
+                Err(queued) => match entry::turn(&shared, address, queued).await {
                     Ok(pending) => pending,
                     Err(full) => return refuse(&shared, &socket, full),
                 },
@@ -90,22 +91,6 @@ impl Accepted for Arc<Door> {
         match self.shared.admission.room(Instant::now()) {
             Room::Yes | Room::Refuse => true,
             Room::Wait => false,
-        }
-    }
-}
-
-/// Waits until others of the same source have logged in; not for long.
-async fn turn(shared: &Shared, address: ClientAddress, queued: Pending) -> Result<Pending, Full> {
-    let patience = Instant::now() + PATIENCE;
-    loop {
-        sleep(LOOK).await;
-        match shared.admission.pending(address.ip()) {
-            Ok(pending) => {
-                drop(queued);
-                return Ok(pending);
-            }
-            Err(full) if Instant::now() >= patience || shared.closing.is_cancelled() => return Err(full),
-            Err(_) => {}
         }
     }
 }

@@ -48,7 +48,11 @@ mod tests {
         assert_eq!(
             needed(&Limits {
                 max_clients: 5000,
-                max_pending_logins: 200
+                max_pending_logins: 200,
+                per_user: 0,
+                per_database: 0,
+                per_address: 0,
+                connection_rate: None,
             }),
             10_656
         );

@@ -8,14 +8,17 @@
 //! Shutdown has phases, each bounded: not ready, stop accepting, end sessions at their next boundary, cut what is
 //! left, exit.
 
+mod administration;
 mod control;
 mod door;
 mod doors;
+mod enforce;
 mod limits;
 mod notify;
 mod reload;
 mod service;
 mod shutdown;
+mod state_file;
 mod workers;
 
 use std::collections::HashMap;
@@ -24,7 +27,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus_client::registry::Registry as Metrics;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -33,19 +36,18 @@ use crate::admin::log::LogHandle;
 use crate::admin::metrics::FileMetrics;
 use crate::admin::{self, AccessView, Handles, Readiness};
 use crate::auth::scram::MockSecret;
-use crate::cluster::snapshot::Snapshot;
-use crate::cluster::{self, ClusterHandle};
+use crate::cluster::{self, ClusterHandle, LagLimits};
 use crate::config::Config;
 use crate::frontend::access::{Access, Around};
 use crate::frontend::listen;
 use crate::frontend::tls::Acceptor;
-use crate::routing::{self, Verdict};
 use crate::session::admission::Admission;
-use crate::session::end::{Order, Reason};
 use crate::session::keys::{Incarnation, KeyIssuer};
+use crate::session::quota::Quota;
 use crate::session::registry::Registry;
 use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
+use administration::Administration;
 use control::Desk;
 use doors::Doors;
 use notify::Notifier;
@@ -54,7 +56,6 @@ use service::Service;
 use workers::Workers;
 
 pub(crate) use control::RELOAD;
-pub use reload::Answer;
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -93,12 +94,29 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
     let cluster_metrics = Arc::new(cluster::Metrics::register(ours));
     let clusters = start_clusters(&config, &cluster_metrics, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
+    let (ask, requests) = mpsc::channel(1);
+    let administration = Arc::new(Administration::begin(
+        config.state_file.clone(),
+        clusters.clone(),
+        Arc::clone(&registry),
+        ask.clone(),
+        &stop,
+        &tracker,
+    ));
     let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
     let workers = Arc::new(Workers::start(config.workers)?);
     let readiness = Arc::new(Readiness::new());
+    let views = service::views(&config, &clusters);
+    let fit = Arc::new(ArcSwap::from_pointee(views.clone()));
+    admin::fit::register(
+        metrics.sub_registry_with_prefix(admin::metrics::PREFIX),
+        Arc::clone(&fit),
+    );
     let handles = Handles {
-        clusters: service::views(&config, &clusters),
+        clusters: views,
         access: access_view(&shared.access),
+        operations: Arc::clone(&administration) as _,
+        token: Arc::new(ArcSwapOption::new(config.http.token.clone().map(Arc::new))),
         readiness: Arc::clone(&readiness),
         registry: Arc::new(metrics),
         metrics: admin_metrics,
@@ -106,7 +124,11 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
     let admin = admin::spawn_thread(&config.http, handles.clone(), CancellationToken::new())?;
     announce(&config, workers.len());
     for cluster in clusters.values() {
-        tracker.spawn(enforce(cluster.subscribe(), Arc::clone(&registry), stop.clone()));
+        tracker.spawn(enforce::enforce(
+            cluster.subscribe(),
+            Arc::clone(&registry),
+            stop.clone(),
+        ));
     }
     let told = (Arc::clone(&shared), stop.clone());
     tracker.spawn(async move {
@@ -124,7 +146,6 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
     readiness.accepting();
     let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
     notifier.ready();
-    let (ask, requests) = mpsc::channel(1);
     let asking = CancellationToken::new();
     if let Some(bound) = control {
         let desk = Desk::new(ask, tracker.clone());
@@ -138,6 +159,8 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
         doors,
         admin,
         handles,
+        fit,
+        administration,
         log,
         cluster_metrics,
         stop: stop.clone(),
@@ -185,6 +208,7 @@ fn start_clusters(
         let handle = cluster::start(
             Arc::clone(cluster),
             &config.auth,
+            lag_limits(config, &cluster.name),
             Arc::clone(metrics),
             stop,
             tracker,
@@ -193,6 +217,14 @@ fn start_clusters(
         handles.insert(Arc::clone(&cluster.name), handle);
     }
     Ok(handles)
+}
+
+/// `max_lag` of the routes to a cluster.
+fn lag_limits(config: &Config, cluster: &str) -> LagLimits {
+    let routes = config.routes.values().filter(|route| &*route.cluster == cluster);
+    routes
+        .filter_map(|route| Some((Arc::clone(&route.name), route.max_lag?)))
+        .collect()
 }
 
 fn share(
@@ -217,6 +249,7 @@ fn share(
             config.limits.max_clients,
             config.limits.max_pending_logins,
         )),
+        quota: Arc::new(Quota::new(&config.limits)),
         metrics: Arc::new(session::metrics::Metrics::new(
             metrics,
             Arc::clone(&registry),
@@ -251,30 +284,6 @@ fn access_view(access: &Arc<ArcSwap<Access>>) -> AccessView {
     }
 }
 
-/// Ends the sessions whose server has changed its role: a demotion, another verified leader, a promotion.
-async fn enforce(
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    registry: Arc<Registry>,
-    stop: CancellationToken,
-) {
-    loop {
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        for entry in registry.sessions() {
-            let place = &entry.attachment;
-            if place.cluster != snapshot.cluster {
-                continue;
-            }
-            if let Verdict::End(why) = routing::verdict(&snapshot, place.terms, &place.member) {
-                entry.order(Order::Now(Reason::Role(why)));
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = snapshots.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
 fn announce(config: &Config, workers: usize) {
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -284,15 +293,19 @@ fn announce(config: &Config, workers: usize) {
     );
     for listener in &config.listeners {
         let tls = match (listener.tls, &config.tls) {
+            _ if listener.mode == crate::config::ListenerMode::Tcp => "the server's",
             (crate::config::ListenerTls::Off, _) => "off",
             (_, None) => "none: no certificate is configured",
             (crate::config::ListenerTls::Optional, Some(_)) => "optional",
             (crate::config::ListenerTls::Required, Some(_)) => "required",
         };
-        info!(listener = %listener.name, address = %listener.address, route = %listener.route, tls, "listening for clients");
+        info!(listener = %listener.name, address = %listener.address, route = %listener.route, mode = %listener.mode, tls, "listening for clients");
     }
     for address in &config.http.addresses {
         info!(%address, tls = config.http.tls.is_some(), "listening for HTTP");
+    }
+    if let Some(check) = &config.http.agent_check {
+        info!(address = %check.address, "listening for HAProxy's agent check");
     }
     for warning in config.warnings() {
         warn!("{warning}");

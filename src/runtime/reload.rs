@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use serde::{Deserialize, Serialize};
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
@@ -19,6 +18,7 @@ use tracing::{error, info, warn};
 
 use super::notify::Notifier;
 use super::service::Service;
+use crate::admin::ReloadAnswer;
 use crate::admin::metrics::{Expiry, FileMetrics};
 use crate::backend::TlsClient;
 use crate::config::diff::Diff;
@@ -33,21 +33,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A part that is broken is tried again this often: a passphrase command may fail for reasons that no file shows.
 const RETRY: Duration = Duration::from_mins(1);
 
-/// What came of a reload, for who asked for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// What was asked for is in force, but for `restart`.
-    pub applied: bool,
-    /// Keys of the configuration, and parts whose files were other ones.
-    pub changed: Vec<String>,
-    /// Keys that are different from what the process began with, and need a restart.
-    pub restart: Vec<String>,
-    /// Why not, a sentence each.
-    pub faults: Vec<String>,
-}
-
 /// Asks for a reload; the answer comes once it is done. Cheap to clone.
-pub(super) type Requests = mpsc::Sender<oneshot::Sender<Answer>>;
+pub(super) type Requests = mpsc::Sender<oneshot::Sender<ReloadAnswer>>;
 
 /// Keeps what is in service as the files have it.
 pub(super) struct Reload {
@@ -66,7 +53,7 @@ pub(super) struct Reload {
     /// Parts whose files are not right, with what is wrong.
     broken: BTreeMap<Part, Vec<String>>,
     warned: BTreeSet<String>,
-    requests: mpsc::Receiver<oneshot::Sender<Answer>>,
+    requests: mpsc::Receiver<oneshot::Sender<ReloadAnswer>>,
     notifier: Notifier,
 }
 
@@ -74,6 +61,7 @@ pub(super) struct Reload {
 enum Ready {
     Tls(Acceptor),
     Http(Arc<ServerConfig>),
+    Token(Secret),
     Access(Arc<Access>),
     ServerTls(Arc<TlsClient>),
     Password(Option<Secret>),
@@ -104,7 +92,7 @@ impl Reload {
         config: Arc<Config>,
         service: Service,
         metrics: FileMetrics,
-        requests: mpsc::Receiver<oneshot::Sender<Answer>>,
+        requests: mpsc::Receiver<oneshot::Sender<ReloadAnswer>>,
         notifier: Notifier,
     ) -> Self {
         let mut reload = Self {
@@ -189,7 +177,7 @@ impl Reload {
     }
 
     /// The whole configuration if it, or a file that is read with it only, is another one by now; else the files.
-    async fn reload(&mut self) -> Answer {
+    async fn reload(&mut self) -> ReloadAnswer {
         let (config, read) = (Arc::clone(&self.config), self.read.of(&Part::Rest).cloned());
         let edited = spawn_blocking(move || {
             let other_files = read
@@ -206,7 +194,7 @@ impl Reload {
         }
     }
 
-    async fn replace(&mut self) -> Answer {
+    async fn replace(&mut self) -> ReloadAnswer {
         let path = self.config.path.clone();
         let loaded = spawn_blocking(move || config::load(&path)).await;
         let new = match loaded {
@@ -235,7 +223,7 @@ impl Reload {
         for key in &restart {
             warn!(%key, "is different from what this process began with, and needs a restart");
         }
-        Answer {
+        ReloadAnswer {
             applied: true,
             changed,
             restart: restart.into_iter().map(str::to_owned).collect(),
@@ -243,14 +231,14 @@ impl Reload {
         }
     }
 
-    fn refuse(&self, faults: Vec<String>) -> Answer {
+    fn refuse(&self, faults: Vec<String>) -> ReloadAnswer {
         for fault in &faults {
             error!("configuration not reloaded: {fault}");
         }
         let config = self.config.path.display();
         error!(%config, faults = faults.len(), "configuration refused: all of what was in force stays");
         self.metrics.replaced(false);
-        Answer {
+        ReloadAnswer {
             applied: false,
             changed: Vec::new(),
             restart: Vec::new(),
@@ -258,7 +246,7 @@ impl Reload {
         }
     }
 
-    async fn reread(&mut self, why: Why) -> Answer {
+    async fn reread(&mut self, why: Why) -> ReloadAnswer {
         let (config, shared) = (Arc::clone(&self.config), Arc::clone(&self.service.shared));
         let taken = self.taken.clone();
         let read = match spawn_blocking(move || read(&config, &shared, &taken)).await {
@@ -302,7 +290,7 @@ impl Reload {
         } else if before > 0 && self.broken.is_empty() {
             info!("every file is right again");
         }
-        Answer {
+        ReloadAnswer {
             applied: self.broken.is_empty(),
             changed: fresh,
             restart: Vec::new(),
@@ -345,6 +333,7 @@ impl Reload {
             Ready::Http(settings) => {
                 self.service.admin.tls().store(Some(settings));
             }
+            Ready::Token(token) => self.service.handles.token.store(Some(Arc::new(token))),
             Ready::Access(access) => self.service.shared.access.store(access),
             Ready::ServerTls(tls) => {
                 if let Some(cluster) = cluster {
@@ -456,6 +445,7 @@ fn ready(material: Material, around: Around<'_>, shared: &Shared) -> Result<(Rea
     Ok(match material {
         Material::Tls(tls) => (Ready::Tls(Acceptor::new(&tls)), of_clients(&tls)),
         Material::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),
+        Material::Token(token) => (Ready::Token(token), Vec::new()),
         Material::Auth(auth) => match Access::load(&auth, around, &shared.mock) {
             Ok(access) => (Ready::Access(Arc::new(access)), Vec::new()),
             Err(AccessFaults {

@@ -15,8 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use super::administration::Administration;
 use super::doors::{Doors, Place};
-use super::{access_view, enforce, limits};
+use super::enforce::enforce;
+use super::state_file::KeptMembers;
+use super::{access_view, lag_limits, limits};
 use crate::admin::log::LogHandle;
 use crate::admin::{self, AdminThread, ClusterView, Handles};
 use crate::backend::TlsClient;
@@ -47,6 +50,9 @@ pub(super) struct Service {
     pub(super) admin: AdminThread,
     /// With the clusters of the first configuration; what else is in it stays.
     pub(super) handles: Handles,
+    /// What is scraped of the clusters.
+    pub(super) fit: Arc<ArcSwap<Vec<ClusterView>>>,
+    pub(super) administration: Arc<Administration>,
     pub(super) log: LogHandle,
     pub(super) cluster_metrics: Arc<cluster::Metrics>,
     pub(super) stop: CancellationToken,
@@ -58,7 +64,8 @@ enum Next {
     Stays(ClusterHandle),
     /// Other passwords and TLS towards the servers.
     Credentials(ClusterHandle, Arc<TlsClient>),
-    Succeeded(ClusterHandle, Successor),
+    /// And what the successor was told of administrative states and weights.
+    Succeeded(ClusterHandle, Box<Successor>, KeptMembers),
     New(ClusterHandle),
 }
 
@@ -105,6 +112,7 @@ impl Service {
         for (name, next) in clusters {
             self.settle(&name, next, new);
         }
+        self.administration.replace(handles.clone());
         let gone = std::mem::replace(&mut self.clusters, handles);
         self.retire(gone);
         if let (Some(place), Some(acceptor)) = (&tls, acceptor) {
@@ -116,6 +124,8 @@ impl Service {
         limits::raise_open_files(&new.limits);
         self.doors.replace(places, bound);
         self.handles.clusters = views(new, &self.clusters);
+        self.handles.token.store(new.http.token.clone().map(Arc::new));
+        self.fit.store(Arc::new(self.handles.clusters.clone()));
         self.admin.replace(&new.http, http, self.handles.clone());
         Ok(())
     }
@@ -142,7 +152,7 @@ impl Service {
         let _ = timeout(WARM_UP, warm).await;
         for (name, next) in &next {
             match next {
-                Next::Succeeded(handle, successor) if !successor.has_leader_of(handle) => faults.push(format!(
+                Next::Succeeded(handle, successor, _) if !successor.has_leader_of(handle) => faults.push(format!(
                     "clusters.{name}: with the new settings no leader was seen within {} s, and there is one",
                     WARM_UP.as_secs()
                 )),
@@ -167,8 +177,11 @@ impl Service {
             (handle, ClusterChange::Whole)
         } else {
             let metrics = Arc::clone(&self.cluster_metrics);
-            let start = cluster::start(Arc::clone(cluster), &new.auth, metrics, &self.stop, &self.tracker);
-            return Ok(Next::New(start?));
+            let limits = lag_limits(new, &cluster.name);
+            let (config, auth) = (Arc::clone(cluster), &new.auth);
+            let handle = cluster::start(config, auth, limits, metrics, &self.stop, &self.tracker)?;
+            self.administration.brief(&cluster.name, &handle);
+            return Ok(Next::New(handle));
         };
         Ok(match change {
             ClusterChange::Same => Next::Stays(handle),
@@ -178,23 +191,29 @@ impl Service {
             }
             ClusterChange::Whole => {
                 let metrics = Arc::clone(&self.cluster_metrics);
-                let successor =
-                    cluster::prepare(Arc::clone(cluster), &new.auth, metrics, &self.stop, &self.tracker)?;
-                Next::Succeeded(handle, successor)
+                let limits = lag_limits(new, &cluster.name);
+                let (config, auth) = (Arc::clone(cluster), &new.auth);
+                let successor = cluster::prepare(config, auth, limits, metrics, &self.stop, &self.tracker)?;
+                let told = self.administration.brief_successor(&cluster.name, &successor);
+                Next::Succeeded(handle, Box::new(successor), told)
             }
         })
     }
 
     fn settle(&self, name: &Arc<str>, next: Next, new: &Config) {
         match next {
-            Next::Stays(_) => {}
+            Next::Stays(handle) => handle.replace_limits(lag_limits(new, name)),
             Next::Credentials(handle, tls) => {
+                handle.replace_limits(lag_limits(new, name));
                 handle.replace_tls(tls);
                 let cluster = new.clusters.get(&**name);
                 handle
                     .replace_password(cluster.and_then(|cluster| cluster.service_account.password.as_ref()));
             }
-            Next::Succeeded(handle, successor) => handle.succeed(successor),
+            Next::Succeeded(handle, successor, told) => {
+                handle.succeed(*successor);
+                self.administration.catch_up(name, &handle, &told);
+            }
             Next::New(handle) => self.watch(&handle),
         }
     }
@@ -219,6 +238,7 @@ impl Service {
         shared
             .admission
             .resize(new.limits.max_clients, new.limits.max_pending_logins);
+        shared.quota.resize(&new.limits);
         shared.sentry.replace_limit(new.auth.rate_limit);
         shared.login_timeout.store(Arc::new(new.auth.login_timeout));
         shared.console.store(console_door(new, &shared.access));
@@ -240,7 +260,7 @@ impl Next {
         match self {
             Self::Stays(handle)
             | Self::Credentials(handle, _)
-            | Self::Succeeded(handle, _)
+            | Self::Succeeded(handle, ..)
             | Self::New(handle) => handle,
         }
     }
@@ -249,7 +269,7 @@ impl Next {
     async fn warm(&self) {
         match self {
             Self::Stays(_) | Self::Credentials(..) => {}
-            Self::Succeeded(handle, successor) => successor.ready(handle).await,
+            Self::Succeeded(handle, successor, _) => successor.ready(handle).await,
             Self::New(handle) => {
                 let mut snapshots = handle.subscribe();
                 // The sender lives as long as the handle.
@@ -338,7 +358,9 @@ fn gate(
         Arc::clone(&listener.name),
         Arc::clone(route),
         cluster.clone(),
+        listener.mode,
         offer,
         listener.max_clients,
+        listener.entry.clone(),
     ))
 }

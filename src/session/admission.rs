@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::gate::Gate;
+use super::quota::Share;
 use crate::auth::guard::network;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -54,7 +55,7 @@ struct Places {
 #[derive(Debug, Default)]
 struct Taken {
     total: u32,
-    by_source: HashMap<Option<IpAddr>, u32>,
+    by_source: HashMap<Source, u32>,
 }
 
 /// Why there is no place.
@@ -84,17 +85,15 @@ impl Places {
     }
 
     fn take(self: &Arc<Self>, source: Option<IpAddr>) -> Result<Pending, Full> {
-        let source = source.map(network);
+        self.take_for(Source::Network(source.map(network)))
+    }
+
+    fn take_for(self: &Arc<Self>, source: Source) -> Result<Pending, Full> {
         let mut taken = self.taken();
         if taken.total >= self.most.load(Ordering::Acquire) {
             return Err(Full::Total);
         }
-        // As many entries as places are taken.
-        let of_source = taken.by_source.entry(source).or_default();
-        if *of_source >= self.most_per_source.load(Ordering::Acquire) {
-            return Err(Full::Source);
-        }
-        *of_source += 1;
+        taken.count(source, self.most_per_source.load(Ordering::Acquire))?;
         taken.total += 1;
         Ok(Pending {
             places: Arc::clone(self),
@@ -111,19 +110,55 @@ impl Places {
 #[derive(Debug)]
 pub struct Pending {
     places: Arc<Places>,
-    source: Option<IpAddr>,
+    source: Source,
+}
+
+/// Whom a place counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Source {
+    Network(Option<IpAddr>),
+    /// A balancer has not said yet for whom it connects.
+    Unsaid,
+}
+
+impl Taken {
+    /// There are as many entries as places are taken, at most.
+    fn count(&mut self, source: Source, most: u32) -> Result<(), Full> {
+        let of_source = self.by_source.entry(source).or_default();
+        if *of_source >= most && source != Source::Unsaid {
+            return Err(Full::Source);
+        }
+        *of_source += 1;
+        Ok(())
+    }
+
+    fn forget(&mut self, source: Source) {
+        if let Some(of_source) = self.by_source.get_mut(&source) {
+            *of_source -= 1;
+            if *of_source == 0 {
+                self.by_source.remove(&source);
+            }
+        }
+    }
+}
+
+impl Pending {
+    /// A balancer has said for whom it connects: counts the place for that source.
+    pub fn attribute(&mut self, source: Option<IpAddr>) -> Result<(), Full> {
+        let source = Source::Network(source.map(network));
+        let mut taken = self.places.taken();
+        taken.count(source, self.places.most_per_source.load(Ordering::Acquire))?;
+        taken.forget(self.source);
+        self.source = source;
+        Ok(())
+    }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         taken.total -= 1;
-        if let Some(of_source) = taken.by_source.get_mut(&self.source) {
-            *of_source -= 1;
-            if *of_source == 0 {
-                taken.by_source.remove(&self.source);
-            }
-        }
+        taken.forget(self.source);
     }
 }
 
@@ -132,6 +167,14 @@ impl Drop for Pending {
 pub struct Admitted {
     _total: Place,
     _listener: Place,
+    share: Option<Share>,
+}
+
+impl Admitted {
+    /// Holds it for as long.
+    pub(super) fn keep(&mut self, share: Share) {
+        self.share = Some(share);
+    }
 }
 
 /// Whether there is room for one more login.
@@ -197,6 +240,11 @@ impl Admission {
         self.pending.take(source)
     }
 
+    /// A place for a connection from a balancer that is trusted to say for whom it is; count it for that source then.
+    pub fn pending_unsaid(&self) -> Result<Pending, Full> {
+        self.pending.take_for(Source::Unsaid)
+    }
+
     /// A place for a connection whose source has all the places it may have: for [`PATIENCE`] at most, since a burst
     /// through a balancer or an address translator looks like a siege by one address.
     pub fn queued(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
@@ -220,6 +268,7 @@ impl Admission {
         Ok(Admitted {
             _total: total,
             _listener: listener,
+            share: None,
         })
     }
 }
@@ -262,5 +311,24 @@ mod tests {
             "nothing is left behind"
         );
         assert!(Admission::new(0, 1).pending(None).is_ok(), "at least one");
+    }
+
+    #[test]
+    fn a_balancer_has_all_places_and_its_clients_half_each() {
+        let admission = Admission::new(0, 4);
+        let source = |last| Some(IpAddr::from([10, 0, 0, last]));
+        let mut held: Vec<_> = (0..4)
+            .map(|_| admission.pending_unsaid().expect("room"))
+            .collect();
+        assert_eq!(admission.pending_unsaid().err(), Some(Full::Total));
+        assert_eq!(held[0].attribute(source(1)), Ok(()));
+        assert_eq!(held[1].attribute(source(1)), Ok(()));
+        assert_eq!(held[2].attribute(source(1)), Err(Full::Source));
+        assert_eq!(held[2].attribute(source(2)), Ok(()));
+        drop(held);
+        assert!(
+            admission.pending.taken().by_source.is_empty(),
+            "nothing is left behind, of refusals neither"
+        );
     }
 }

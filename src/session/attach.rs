@@ -1,6 +1,7 @@
 //! Attach: give a session a server connection of a verified role whose session state equals the client's. One path,
 //! for login now and for whatever takes a connection away later.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::enforce;
+use super::queue::{self, QueueFault, Waiting};
 use super::registry::{Registry, Seat};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::{
@@ -16,14 +19,14 @@ use crate::backend::{
 };
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
 use crate::cluster::{ClusterHandle, Evidence};
-use crate::config::{Access, Route, Source};
+use crate::config::{Access, OnLeader, Route, Source};
 use crate::routing::{self, Candidate, Preference, Terms};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{MAX_LENGTH, ProtocolVersion};
 
 /// Candidates tried for one attach; more would only make the client wait longer for the same news.
-const MOST_TRIES: u32 = 4;
+pub(super) const MOST_TRIES: u32 = 4;
 
 /// What a connection must have in common with the client. Settings confirmed later and prepared statements join the
 /// startup parameters here when sessions can be rebuilt elsewhere.
@@ -52,6 +55,8 @@ pub(super) struct Attachable {
     pub member: MemberName,
     pub seat: Seat,
     pub terms: Terms,
+    /// How long it waited for a place on a server.
+    pub queued: Duration,
     _verified: (),
 }
 
@@ -62,6 +67,12 @@ pub(super) enum AttachError {
     TooLong(ErrorReply),
     /// Nobody may serve the route, or everybody who may could not be reached.
     NoCandidate(ErrorReply),
+    /// Everybody who may is full, and waiting came to nothing.
+    Busy(&'static str, ErrorReply),
+    /// It waited for a place, and the router closes.
+    Closing,
+    /// It waited for a place, and left.
+    HungUp,
     /// A server refused, and its own words go to the client.
     Server {
         frame: Bytes,
@@ -91,6 +102,7 @@ pub(super) struct Request<'a> {
     pub user: &'a [u8],
     /// `None` on a Unix socket.
     pub client: Option<IpAddr>,
+    pub waiting: &'a Waiting<'a>,
 }
 
 /// Is there anybody who may serve the route? Asked before authentication, so that a balancer's check sees an error.
@@ -99,14 +111,14 @@ pub(super) fn anybody(cluster: &ClusterHandle, route: &Route) -> Result<(), Erro
     routing::anybody(&snapshot, route).map_err(|choice| unavailable(&snapshot, route, &choice))
 }
 
-fn choose(request: &Request<'_>, snapshot: &Snapshot) -> routing::Choice {
-    let Request {
-        cluster,
-        registry,
-        route,
-        client,
-        ..
-    } = *request;
+/// Who may serve a session of `client` now, in order of preference. A turn of the route is used up.
+pub(super) fn choose(
+    cluster: &ClusterHandle,
+    registry: &Registry,
+    route: &Route,
+    client: Option<IpAddr>,
+    snapshot: &Snapshot,
+) -> routing::Choice {
     let config = cluster.config();
     registry.with_turns(&route.name, |turns| {
         let mut asked = routing::Asked {
@@ -125,7 +137,70 @@ fn choose(request: &Request<'_>, snapshot: &Snapshot) -> routing::Choice {
     })
 }
 
-fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
+/// The candidates, with a seat on the first of them that is not full; none where there is no candidate.
+pub(super) struct Chosen {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) choice: routing::Choice,
+    seat: Option<Seat>,
+}
+
+/// `None`: every candidate is full.
+pub(super) fn take(
+    cluster: &ClusterHandle,
+    registry: &Arc<Registry>,
+    route: &Route,
+    client: Option<IpAddr>,
+) -> Option<Chosen> {
+    let snapshot = cluster.snapshot();
+    let choice = choose(cluster, registry, route, client, &snapshot);
+    let config = cluster.config();
+    let seats = |candidate: &Candidate| {
+        registry.reserve_within(&config.name, &candidate.member, config.max_connections)
+    };
+    let seat = choice.candidates.iter().find_map(seats);
+    (seat.is_some() || choice.candidates.is_empty()).then_some(Chosen {
+        snapshot,
+        choice,
+        seat,
+    })
+}
+
+impl Chosen {
+    /// The candidates to be tried, in order, each with a seat; who is full is passed over.
+    pub(super) fn seated<'a>(
+        &'a mut self,
+        cluster: &'a ClusterHandle,
+        registry: &'a Arc<Registry>,
+    ) -> impl Iterator<Item = (&'a Candidate, Seat)> {
+        let config = cluster.config();
+        let Self { choice, seat, .. } = self;
+        let seated = choice.candidates.iter().filter_map(move |candidate| {
+            // The first seat is taken already; who comes before it is full.
+            let seat = match seat.take_if(|seat| *seat.member() == candidate.member) {
+                Some(seat) => seat,
+                None if seat.is_some() => return None,
+                None => registry.reserve_within(&config.name, &candidate.member, config.max_connections)?,
+            };
+            Some((candidate, seat))
+        });
+        seated.take(MOST_TRIES as usize)
+    }
+}
+
+fn busy(request: &Request<'_>, fault: QueueFault) -> AttachError {
+    let label = match fault {
+        QueueFault::HungUp => return AttachError::HungUp,
+        QueueFault::Closing => return AttachError::Closing,
+        QueueFault::Full => "queue_full",
+        QueueFault::Timeout => "queue_timeout",
+    };
+    AttachError::Busy(
+        label,
+        queue::busy(&request.cluster.config(), request.route, fault),
+    )
+}
+
+pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
     let (message, hint) = routing::unavailable(snapshot, route, choice);
     ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
 }
@@ -146,15 +221,17 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             )),
         ));
     }
+    let attempt = || take(cluster, registry, route, request.client);
+    let (mut chosen, queued) = match request.waiting.until(attempt).await {
+        Ok(done) => done,
+        Err(fault) => return Err(busy(request, fault)),
+    };
     let config = cluster.config();
     let (name, options) = (&config.name, &config.server);
     let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
-    let snapshot = cluster.snapshot();
-    let choice = choose(request, &snapshot);
     let credential = credential(request.login);
     let mut last = None;
-    for candidate in choice.candidates.iter().take(MOST_TRIES as usize) {
-        let seat = registry.reserve(name, &candidate.member);
+    for (candidate, seat) in chosen.seated(cluster, registry) {
         registry.trouble.trying(name, &candidate.member);
         let deadline = give_up.min(Instant::now() + options.connect_timeout);
         let tls = match &request.login.with {
@@ -174,7 +251,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             credential: &credential,
         };
         let error = match backend::connect(target, deadline).await {
-            Ok(connection) => match verify(cluster, route.access, candidate, connection).await {
+            Ok(connection) => match verify(cluster, route, candidate, connection, deadline).await {
                 Ok((connection, terms)) => {
                     registry.trouble.answered(name, &candidate.member);
                     return Ok(Attachable {
@@ -182,26 +259,32 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
                         member: candidate.member.clone(),
                         seat,
                         terms,
+                        queued,
                         _verified: (),
                     });
                 }
                 Err(why) => {
                     registry.trouble.answered(name, &candidate.member);
-                    debug!(member = %candidate.member, why, "passed over");
+                    debug!(member = %candidate.member, why = %why.0, "passed over");
                     last = Some(not_verified(&candidate.member, why));
                     continue;
                 }
             },
             Err(error) => error,
         };
-        report(request, &candidate.member, &error);
+        report(cluster, registry, &candidate.member, &error);
+        if let ConnectError::VerifierDiffers { .. } = error {
+            // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
+            cluster.doubt_identity(request.user);
+        }
         let refusal = refusal(request.login, &candidate.member, &error);
         if !error.is_temporary_or_elsewhere() {
             return Err(refusal);
         }
         last = Some(refusal);
     }
-    Err(last.unwrap_or_else(|| AttachError::NoCandidate(unavailable(&snapshot, route, &choice))))
+    Err(last
+        .unwrap_or_else(|| AttachError::NoCandidate(unavailable(&chosen.snapshot, route, &chosen.choice))))
 }
 
 fn credential(login: &ServerLogin) -> Credential {
@@ -223,26 +306,26 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
 }
 
 /// What others should know of a failed attempt.
-fn report(request: &Request<'_>, member: &MemberName, error: &ConnectError) {
+pub(super) fn report(
+    cluster: &ClusterHandle,
+    registry: &Registry,
+    member: &MemberName,
+    error: &ConnectError,
+) {
     debug!(%member, %error, "no connection");
-    let name = &request.cluster.config().name.clone();
-    if error.is_temporary_or_elsewhere() && !matches!(error, ConnectError::VerifierDiffers { .. }) {
-        // A full server too: it has the fewest of our sessions, and would be tried first each time.
-        request.registry.trouble.failed(name, member);
-    } else {
-        request.registry.trouble.answered(name, member);
-    }
+    let config = cluster.config();
+    let name = &config.name;
     if error.counts_against_member() {
+        registry.trouble.failed(name, member);
         let evidence = match error {
             ConnectError::Refused { .. } => Evidence::ConnectRefused,
             ConnectError::Server(_) => Evidence::ShutdownSeen,
             _ => Evidence::ConnectFailed,
         };
-        request.cluster.evidence(member, evidence);
-    }
-    if let ConnectError::VerifierDiffers { .. } = error {
-        // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
-        request.cluster.doubt_identity(request.user);
+        cluster.evidence(member, evidence);
+    } else {
+        // What it would not do is this client's affair.
+        registry.trouble.answered(name, member);
     }
 }
 
@@ -279,10 +362,22 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
     }
 }
 
-fn not_verified(member: &MemberName, why: &'static str) -> AttachError {
+/// What a connection lacked, and what to do about it.
+struct Unverified(Cow<'static, str>, &'static str);
+
+impl From<&'static str> for Unverified {
+    fn from(why: &'static str) -> Self {
+        Self(
+            why.into(),
+            "The cluster may be changing its leader; try again in a moment.",
+        )
+    }
+}
+
+fn not_verified(member: &MemberName, Unverified(why, hint): Unverified) -> AttachError {
     AttachError::Refused {
         reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, format!("server \"{member}\" {why}"))
-            .hint("The cluster may be changing its leader; try again in a moment."),
+            .hint(hint),
         member: member.clone(),
     }
 }
@@ -291,10 +386,11 @@ fn not_verified(member: &MemberName, why: &'static str) -> AttachError {
 /// up with that; `candidate` says as which of them it was chosen.
 async fn verify(
     cluster: &ClusterHandle,
-    access: Access,
+    route: &Route,
     candidate: &Candidate,
     mut connection: ServerConnection,
-) -> Result<(ServerConnection, Terms), &'static str> {
+    deadline: Instant,
+) -> Result<(ServerConnection, Terms), Unverified> {
     let member = &candidate.member;
     let role = match connection.role {
         SeenRole::Unknown => ask_role(&mut connection, cluster.config().server.connect_timeout).await,
@@ -302,27 +398,39 @@ async fn verify(
     };
     match (candidate.reason == Preference::Leader, role) {
         (true, SeenRole::Writable) => {
+            let terms = match (route.access, route.read_only_on_leader) {
+                (Access::ReadWrite, _) => Terms::ReadWrite,
+                (Access::ReadOnly, OnLeader::Unenforced) => Terms::Unenforced,
+                // `refused` does not come here; if it did, nothing less would do.
+                (Access::ReadOnly, OnLeader::Enforced | OnLeader::Refused) => {
+                    enforce::writes_nothing(&mut connection, deadline)
+                        .await
+                        .map_err(|why| {
+                            Unverified(
+                                format!("is the leader, and the role of this session {why}").into(),
+                                "On this route a role that may write anything reads from replicas only.",
+                            )
+                        })?;
+                    Terms::Enforced
+                }
+            };
             // The leader may have changed while we were logging in.
             let snapshot = cluster.snapshot();
-            let terms = match access {
-                Access::ReadWrite => Terms::ReadWrite,
-                Access::ReadOnly => Terms::ReadOnlyOnLeader,
-            };
             match &snapshot.leader {
                 Leader::Verified { member: leader, .. } if leader == member => Ok((connection, terms)),
-                Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader"),
+                Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader".into()),
             }
         }
         (false, SeenRole::Standby) => Ok((connection, Terms::ReadOnly)),
         (true, SeenRole::Standby) => {
             cluster.evidence(member, Evidence::Demoted);
-            Err("does not accept writes")
+            Err("does not accept writes".into())
         }
         (false, SeenRole::Writable) => {
             cluster.evidence(member, Evidence::Promoted);
-            Err("is not a standby")
+            Err("is not a standby".into())
         }
-        (_, SeenRole::Unknown) => Err("did not say whether it is in recovery"),
+        (_, SeenRole::Unknown) => Err("did not say whether it is in recovery".into()),
     }
 }
 

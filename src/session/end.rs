@@ -1,6 +1,7 @@
 //! Why a session ended: what the client is told, what the log says, what the metrics count.
 
-use crate::routing::EndReason;
+use crate::cluster::snapshot::MemberName;
+use crate::routing::{EndReason, LeaveReason};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -27,6 +28,12 @@ pub enum Reason {
     Shutdown,
     /// The server's role has changed.
     Role(EndReason),
+    /// An operator ends this one session.
+    Killed,
+    /// An operator ends the sessions on the member.
+    MemberClosed(MemberName),
+    /// The server is no longer fit for the session's route.
+    Unfit(LeaveReason),
 }
 
 impl Reason {
@@ -38,11 +45,20 @@ impl Reason {
                 "terminating connection: the connection manager is shutting down".to_owned(),
             )
             .hint("Reconnect; another connection manager, or this one once restarted, will serve you."),
+            Self::Killed => fatal("terminating connection due to administrator command".to_owned())
+                .hint("An operator of the connection manager has ended this session."),
+            Self::MemberClosed(member) => fatal(format!(
+                "terminating connection: an operator ends the sessions on {member}"
+            ))
+            .hint("Reconnect to be served by another server, if this one takes no new sessions."),
             Self::Role(why @ (EndReason::Demoted(_) | EndReason::OtherLeader { .. })) => {
                 fatal(format!("terminating connection: {why}")).hint("Reconnect to reach the leader.")
             }
             Self::Role(why @ EndReason::Promoted(_)) => {
                 fatal(format!("terminating connection: {why}")).hint("Reconnect to reach a replica.")
+            }
+            Self::Unfit(why) => {
+                fatal(format!("terminating connection: {why}")).hint("Reconnect to reach another server.")
             }
         }
     }
@@ -50,9 +66,14 @@ impl Reason {
     fn label(&self) -> &'static str {
         match self {
             Self::Shutdown => "shutdown",
+            Self::Killed => "killed",
+            Self::MemberClosed(_) => "member_closed",
             Self::Role(EndReason::Demoted(_)) => "demoted",
             Self::Role(EndReason::OtherLeader { .. }) => "leader_changed",
             Self::Role(EndReason::Promoted(_)) => "promoted",
+            Self::Unfit(LeaveReason::Lagging(_)) => "lagging",
+            Self::Unfit(LeaveReason::Down(_)) => "member_down",
+            Self::Unfit(LeaveReason::Maintenance(_)) => "maintenance",
         }
     }
 }
@@ -61,7 +82,10 @@ impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Shutdown => f.write_str("shutdown"),
+            Self::Killed => f.write_str("ended by an operator"),
+            Self::MemberClosed(member) => write!(f, "an operator ended the sessions on {member}"),
             Self::Role(why) => why.fmt(f),
+            Self::Unfit(why) => why.fmt(f),
         }
     }
 }
@@ -83,6 +107,8 @@ pub enum Cause {
     ServerGone {
         in_flight: bool,
     },
+    /// The server closed, and what it said before is not known (`mode: tcp`): a refused login, or a goodbye.
+    ServerClosed,
     Ordered(Reason),
     /// One side broke the protocol so that frames can no longer be told apart.
     ClientProtocol(String),
@@ -99,6 +125,7 @@ impl Cause {
             Self::ClientGone { .. } => "client_gone",
             Self::ServerFatal { .. } => "server_fatal",
             Self::ServerGone { .. } => "server_gone",
+            Self::ServerClosed => "server_closed",
             Self::Ordered(reason) => reason.label(),
             Self::ClientProtocol(_) => "client_protocol",
             Self::ServerProtocol(_) => "server_protocol",
@@ -112,7 +139,13 @@ impl Cause {
             Self::ClientTerminated
             | Self::ClientGone { .. }
             | Self::ServerFatal { .. }
-            | Self::Ordered(Reason::Shutdown) => false,
+            | Self::ServerClosed
+            | Self::Ordered(
+                Reason::Shutdown
+                | Reason::Killed
+                | Reason::MemberClosed(_)
+                | Reason::Unfit(LeaveReason::Maintenance(_)),
+            ) => false,
             Self::ServerGone { .. }
             | Self::Ordered(_)
             | Self::ClientProtocol(_)
@@ -127,6 +160,7 @@ impl Cause {
             Self::ClientTerminated
             | Self::ClientGone { .. }
             | Self::ServerFatal { .. }
+            | Self::ServerClosed
             | Self::ConsoleFault => None,
             Self::Ordered(reason) => Some(reason.reply()),
             Self::ServerGone { in_flight: true } => Some(
@@ -162,6 +196,7 @@ impl std::fmt::Display for Cause {
             Self::ServerGone { in_flight: true } => {
                 f.write_str("connection to the server lost, outcome unknown")
             }
+            Self::ServerClosed => f.write_str("server closed the connection"),
             Self::Ordered(reason) => reason.fmt(f),
             Self::ClientProtocol(what) => write!(f, "protocol violation by the client: {what}"),
             Self::ServerProtocol(what) => write!(f, "protocol violation by the server: {what}"),

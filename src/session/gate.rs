@@ -1,8 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use super::quota::Rate;
 use crate::cluster::ClusterHandle;
-use crate::config::Route;
+use crate::config::{self, ListenerMode, Route};
 use crate::frontend::opening::Offer;
 
 /// What a listener means for the connections it accepts. Read at each accept, so that a new configuration is one
@@ -12,9 +13,13 @@ pub struct Gate {
     pub name: Arc<str>,
     pub route: Arc<Route>,
     pub cluster: ClusterHandle,
+    pub mode: ListenerMode,
+    /// Of no use with [`ListenerMode::Tcp`].
     pub offer: Offer,
     /// Sessions at once; 0 is no limit.
     pub max_clients: u32,
+    pub entry: config::Entry,
+    pub(super) rate: Rate,
     pub(super) clients: Arc<AtomicU32>,
 }
 
@@ -23,15 +28,20 @@ impl Gate {
         name: Arc<str>,
         route: Arc<Route>,
         cluster: ClusterHandle,
+        mode: ListenerMode,
         offer: Offer,
         max_clients: u32,
+        entry: config::Entry,
     ) -> Self {
         Self {
             name,
             route,
             cluster,
+            mode,
             offer,
             max_clients,
+            rate: Rate::new(entry.connection_rate),
+            entry,
             clients: Arc::default(),
         }
     }
@@ -41,6 +51,7 @@ impl Gate {
     pub fn in_place_of(self, before: &Self) -> Self {
         Self {
             clients: Arc::clone(&before.clients),
+            rate: self.rate.in_place_of(&before.rate),
             ..self
         }
     }

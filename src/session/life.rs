@@ -19,14 +19,16 @@ use tracing::{debug, info, warn};
 use super::admission::{Admitted, Pending};
 use super::attach::{self, AttachError, Attachable, Request, SessionState};
 use super::end::{Cause, Order};
+use super::entry::{self, Caller};
 use super::gate::Gate;
 use super::keys::ClientCancelKey;
 use super::metrics::{GaugeGuard, seconds};
-use super::registry::{Attachment, Seat, Ticket};
+use super::queue::Waiting;
+use super::registry::{self, Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
-use super::{Shared, cancel, console, peers, sentry};
+use super::{Shared, cancel, console, peers, sentry, tcp, told};
 use crate::auth::credentials::ServerLogin;
-use crate::config::Access;
+use crate::config::{Access, ListenerMode, TellAddress};
 use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, Behind, Exchange, LoginFault};
 use crate::frontend::opening::{self, Opening, OpeningFault};
@@ -34,12 +36,13 @@ use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
 use crate::routing::{self, Terms, Verdict};
 use crate::wire::message::{self, ErrorReply};
+use crate::wire::proxy::ProxiedTls;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 use crate::wire::text::Escaped;
 
 /// For the last words to a client, and for it to hang up after them.
-const FAREWELL: Duration = Duration::from_secs(1);
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection just accepted.
 #[derive(Debug)]
@@ -55,6 +58,9 @@ pub struct Arrival {
 /// Serves one connection to its end. Never panics on what a peer sends; ends by itself in bounded time once the
 /// peers are gone.
 pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
+    if arrival.gate.mode == ListenerMode::Tcp {
+        return Box::pin(tcp::serve(arrival, shared)).await;
+    }
     // The login is a large future with large parts; the relay must not carry its weight.
     let session = Box::pin(log_in(arrival, Arc::clone(&shared))).await;
     match session {
@@ -102,6 +108,8 @@ pub(super) struct Record {
     pub(super) member: String,
     terms: Option<Terms>,
     tls: Option<&'static str>,
+    /// TLS that ended at a balancer, as that says.
+    proxied_tls: Option<Box<ProxiedTls>>,
     /// The login was bound to the TLS connection.
     is_bound: bool,
     accepted: Instant,
@@ -109,11 +117,22 @@ pub(super) struct Record {
 }
 
 impl Record {
+    fn who(&self) -> registry::Client {
+        registry::Client {
+            address: self.client,
+            user: self.user.clone(),
+            database: self.database.clone(),
+            tls: self.tls,
+            since: self.accepted,
+        }
+    }
+
     /// Tells the operator of an authenticated client that may not use what it asks for.
     pub(super) fn refused(&self, shared: &Shared, reason: &str) {
         if let Some(skipped) = shared.failures.admit(self.client.ip()) {
             let (user, database) = (Escaped(&self.user), Escaped(&self.database));
-            warn!(client = %self.client, listener = %self.gate.name, %user, %database, %reason, skipped, "login refused");
+            let via = self.client.via().map(tracing::field::display);
+            warn!(client = %self.client, via, listener = %self.gate.name, %user, %database, %reason, skipped, "login refused");
         }
     }
 }
@@ -123,6 +142,7 @@ impl Record {
 struct Times {
     tls: Duration,
     auth: Duration,
+    queued: Duration,
     connect: Duration,
 }
 
@@ -138,7 +158,12 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     let mut pending = Some(pending);
     let deadline = accepted + **shared.login_timeout.load();
     let gauge = shared.metrics.pending();
-    let socket = adopt(socket, &gate)?;
+    let mut socket = adopt(socket, &gate)?;
+    let Caller {
+        address,
+        tls: proxied_tls,
+        denied,
+    } = entry::identify(&shared, &gate, &mut socket, address, &mut pending, deadline).await?;
     let opened = tokio::select! {
         opened = timeout_at(deadline, opening::open(socket, &gate.offer)) => opened,
         // It has not said yet whom to answer how.
@@ -161,6 +186,10 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     };
     let (mut stream, packet, tls) = match opening {
         Opening::Session { stream, packet, tls } => (stream, packet, tls),
+        Opening::Cancel { .. } if denied.is_some() => {
+            shared.metrics.cancel("denied");
+            return None;
+        }
         Opening::Cancel { stream, request } => {
             cancel::serve(&shared, stream, request).await;
             return None;
@@ -170,6 +199,10 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
             return None;
         }
     };
+    if let Some(fault) = denied {
+        refuse(&shared, &gate, &mut stream, &packet, address, fault).await;
+        return None;
+    }
     let tls_done = accepted.elapsed();
     let client = Client {
         stream: &mut stream,
@@ -181,7 +214,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         outcome = timeout_at(deadline, authenticate(&shared, &gate, client, &mut pending, deadline)) => outcome,
         () = shared.closing.cancelled() => Ok(Err(LoginFault::Unavailable(closing()))),
     };
-    let (authenticated, admitted) = match outcome {
+    let (authenticated, mut admitted) = match outcome {
         Ok(Ok(done)) => done,
         Ok(Err(fault)) => {
             refuse(&shared, &gate, &mut stream, &packet, address, fault).await;
@@ -204,16 +237,18 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         member: String::new(),
         terms: None,
         tls: stream.tls_description(),
+        proxied_tls,
         is_bound: authenticated.is_bound(),
         accepted,
         times: Times {
             tls: tls_done,
             auth: authenticated_at.saturating_sub(tls_done),
+            queued: Duration::ZERO,
             connect: Duration::ZERO,
         },
         gate,
     });
-    let (login, welcome) = authenticated.into_parts();
+    let (login, mut welcome) = authenticated.into_parts();
     let Some(login) = login else {
         return Some(LoggedIn::Console(console::Visit {
             stream,
@@ -222,6 +257,20 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
             admitted,
         }));
     };
+    let names = (&record.user, &record.database);
+    let share = shared
+        .quota
+        .share(&record.gate.rate, Some(names), address.ip(), Instant::now());
+    match share {
+        Ok(share) => admitted.keep(share),
+        Err(refusal) => {
+            shared.metrics.refuse(refusal.label);
+            record.refused(&shared, &refusal.reply.message);
+            message::error(&mut welcome, &refusal.reply);
+            farewell(stream, welcome).await;
+            return None;
+        }
+    }
     let session = begin(&shared, stream, &packet, (&login, welcome), &mut record, lease).await?;
     let Begun { relay, seat } = session;
     let gauge = shared.metrics.session(&record.gate.route.name, &record.member);
@@ -242,7 +291,7 @@ fn behind(shared: &Shared, packet: &StartupPacket) -> Behind {
 }
 
 /// As a server that shuts down says it to who wants to log in.
-fn closing() -> ErrorReply {
+pub(super) fn closing() -> ErrorReply {
     ErrorReply::fatal(
         SqlState::CANNOT_CONNECT_NOW,
         "the connection manager is shutting down",
@@ -251,7 +300,7 @@ fn closing() -> ErrorReply {
 }
 
 /// Registers an accepted socket with this worker and sets its options.
-fn adopt(socket: ClientSocket, gate: &Gate) -> Option<ClientStream> {
+pub(super) fn adopt(socket: ClientSocket, gate: &Gate) -> Option<ClientStream> {
     // Each fails only if the peer is gone already.
     Some(match socket {
         ClientSocket::Tcp(socket) => {
@@ -323,7 +372,16 @@ async fn begin(
 ) -> Option<Begun> {
     let gate = Arc::clone(&record.gate);
     let started = Instant::now();
-    let state = session_state(packet, gate.route.access, login.user.as_ref());
+    let told = (gate.route.client_address, record.client);
+    let state = session_state(packet, gate.route.access, login.user.as_ref(), told);
+    let waiting = Waiting {
+        queues: &shared.registry.queues,
+        cluster: &gate.cluster,
+        route: &gate.route,
+        client: &stream,
+        closing: &shared.closing,
+        metrics: &shared.metrics.queue,
+    };
     let request = Request {
         cluster: &gate.cluster,
         registry: &shared.registry,
@@ -332,6 +390,7 @@ async fn begin(
         login,
         user: &packet.user,
         client: record.client.ip(),
+        waiting: &waiting,
     };
     let attached = attach::attach(&request).await;
     record.times.connect = started.elapsed();
@@ -340,6 +399,7 @@ async fn begin(
         member,
         seat,
         terms,
+        queued,
         ..
     } = match attached {
         Ok(attached) => attached,
@@ -349,22 +409,27 @@ async fn begin(
                 AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
                 AttachError::TooLong(reply)
                 | AttachError::NoCandidate(reply)
+                | AttachError::Busy(_, reply)
                 | AttachError::Refused { reply, .. }
                 | AttachError::Credential { reply, .. } => {
                     message::error(&mut out, &reply);
                 }
+                AttachError::Closing => message::error(&mut out, &closing()),
+                AttachError::HungUp => return None,
             }
             farewell(stream, out).await;
             return None;
         }
     };
+    record.times.queued = queued;
+    record.times.connect = record.times.connect.saturating_sub(queued);
     shared
         .metrics
         .connect_seconds
         .observe(seconds(record.times.connect));
     member.as_str().clone_into(&mut record.member);
     record.terms = Some(terms);
-    if terms == Terms::ReadOnlyOnLeader {
+    if terms == Terms::Unenforced {
         shared.metrics.unenforced(&gate.route.name);
     }
     for notice in &connection.notices {
@@ -378,7 +443,7 @@ async fn begin(
         &gate,
         packet.served(),
         &connection,
-        (&member, terms),
+        (&member, terms, record.who()),
         &mut out,
     );
     message::ready_for_query(&mut out, b'I');
@@ -411,7 +476,12 @@ async fn begin(
 /// The session state a client starts with. User and database are named once, as the rule saw them: repeated, empty or
 /// overlong ones are not left to the server to read its own way. A read-only one is read-only by its last startup
 /// parameter, which no earlier one can override (promise 2).
-fn session_state(packet: &StartupPacket, access: Access, server_user: Option<&Bytes>) -> SessionState {
+fn session_state(
+    packet: &StartupPacket,
+    access: Access,
+    server_user: Option<&Bytes>,
+    (how, client): (TellAddress, ClientAddress),
+) -> SessionState {
     let user = server_user.unwrap_or(&packet.user).clone();
     let mut parameters = vec![
         (Bytes::from_static(b"user"), user),
@@ -420,6 +490,7 @@ fn session_state(packet: &StartupPacket, access: Access, server_user: Option<&By
     let is_name = |name: &Bytes| matches!(name.as_ref(), b"user" | b"database");
     let others = packet.parameters.iter().filter(|(name, _)| !is_name(name));
     parameters.extend(others.cloned());
+    told::tell(&mut parameters, how, client);
     if access == Access::ReadOnly {
         parameters.push((
             Bytes::from_static(b"default_transaction_read_only"),
@@ -438,30 +509,34 @@ fn enter(
     gate: &Gate,
     version: ProtocolVersion,
     connection: &crate::backend::ServerConnection,
-    (member, terms): (&crate::cluster::snapshot::MemberName, Terms),
+    (member, terms, client): (&crate::cluster::snapshot::MemberName, Terms, registry::Client),
     out: &mut BytesMut,
 ) -> Ticket {
     // A server without BackendKeyData gets an id of ours, and a cancel for it is a no-op (case 35).
     let process_id = connection.process_id.unwrap_or_default();
     let mut attachment = Attachment {
+        client,
         cluster: Arc::clone(&gate.cluster.config().name),
         route: Arc::clone(&gate.route.name),
         terms,
         member: member.clone(),
         process_id,
-        key: issue(shared, version),
+        key: Some(issue(shared, version)),
         cancel: connection.cancel.clone(),
+        on_unfit: gate.route.on_unfit,
     };
     loop {
         let key = attachment.key.clone();
         match shared.registry.enter(attachment) {
             Ok(ticket) => {
-                message::backend_key_data(out, process_id, key.expose());
+                if let Some(key) = key {
+                    message::backend_key_data(out, process_id, key.expose());
+                }
                 return ticket;
             }
             Err(taken) => {
                 attachment = Attachment {
-                    key: issue(shared, version),
+                    key: Some(issue(shared, version)),
                     ..taken
                 }
             }
@@ -492,7 +567,7 @@ fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
     }
 }
 
-fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
+pub(super) fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
     if fault.is_refusal() {
         shared.metrics.refuse("opening");
     }
@@ -504,7 +579,8 @@ fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &Ope
         return;
     }
     if let Some(skipped) = shared.failures.admit(client.ip()) {
-        warn!(%client, listener = %gate.name, %fault, skipped, "connection refused");
+        let via = client.via().map(tracing::field::display);
+        warn!(%client, via, listener = %gate.name, %fault, skipped, "connection refused");
     }
 }
 
@@ -528,7 +604,8 @@ async fn refuse(
         // The topology's own lines say why, once; balancers ask every second.
         debug!(%client, listener = %gate.name, %user, %database, %fault, "login refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip()) {
-        warn!(%client, listener = %gate.name, %user, %database, reason = %fault, skipped, "login refused");
+        let via = client.via().map(tracing::field::display);
+        warn!(%client, via, listener = %gate.name, %user, %database, reason = %fault, skipped, "login refused");
     }
     if let Some(reply) = fault.reply(&packet.user) {
         let mut out = BytesMut::new();
@@ -546,6 +623,12 @@ fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
     let (reason, member, text) = match error {
         AttachError::TooLong(reply) => ("too_long", None, told(reply)),
         AttachError::NoCandidate(reply) => ("no_candidate", None, told(reply)),
+        AttachError::Busy(label, reply) => (*label, None, told(reply)),
+        AttachError::Closing => return shared.metrics.refuse("shutdown"),
+        AttachError::HungUp => {
+            debug!(client = %record.client, "hung up while it waited for a server");
+            return;
+        }
         AttachError::Server { code, member, .. } => {
             ("server_refused", Some(member), format!("server answered {code}"))
         }
@@ -560,6 +643,7 @@ fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
     if let Some(skipped) = shared.failures.admit(record.client.ip()) {
         warn!(
             client = %record.client,
+            via = record.client.via().map(tracing::field::display),
             user = %Escaped(&record.user),
             database = %Escaped(&record.database),
             route = %record.gate.route.name,
@@ -602,34 +686,41 @@ async fn finish(ended: Ended, record: Record, shared: &Shared) {
 }
 
 /// For the session's line: whether what it may do was held to.
-fn shown(terms: Terms) -> &'static str {
+pub(super) fn shown(terms: Terms) -> &'static str {
     match terms {
         Terms::ReadWrite => "read-write",
         Terms::ReadOnly => "read-only",
-        Terms::ReadOnlyOnLeader => "unenforced",
+        Terms::Unenforced => "unenforced",
+        Terms::Enforced => "enforced",
     }
 }
 
-pub(super) fn log_end(cause: &Cause, record: &Record, traffic: super::registry::Traffic) {
-    struct Millis(Duration);
-    impl fmt::Display for Millis {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "{:.1}", self.0.as_secs_f64() * 1e3)
-        }
+/// A duration as it stands in the log.
+pub(super) struct Millis(pub(super) Duration);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1}", self.0.as_secs_f64() * 1e3)
     }
+}
+
+pub(super) fn log_end(cause: &Cause, record: &Record, traffic: registry::Traffic) {
     macro_rules! line {
         ($level:ident) => {
             $level!(
                 client = %record.client,
+                via = record.client.via().map(tracing::field::display),
                 user = %Escaped(&record.user),
                 database = %Escaped(&record.database),
                 route = %record.gate.route.name,
                 member = %record.member,
-                access = record.terms.map_or("-", shown),
+                access = %record.terms.map_or("-", shown),
                 tls = record.tls.unwrap_or("-"),
+                via_tls = record.proxied_tls.as_deref().map(tracing::field::display),
                 channel_binding = if record.is_bound { "yes" } else { "no" },
                 tls_ms = %Millis(record.times.tls),
                 auth_ms = %Millis(record.times.auth),
+                queue_ms = %Millis(record.times.queued),
                 connect_ms = %Millis(record.times.connect),
                 total_ms = %Millis(record.accepted.elapsed()),
                 bytes_up = traffic.bytes_up,
@@ -660,7 +751,7 @@ pub(super) async fn farewell(mut stream: ClientStream, out: BytesMut) {
     .await;
 }
 
-async fn say(stream: &mut ClientStream, out: &[u8]) {
+pub(super) async fn say(stream: &mut ClientStream, out: &[u8]) {
     // Best effort, bounded: a client that does not listen any more is closed all the same.
     let _ = timeout(FAREWELL, async {
         if !out.is_empty() {
@@ -674,11 +765,12 @@ async fn say(stream: &mut ClientStream, out: &[u8]) {
 
 /// For sockets at the accept loop that get no further.
 pub fn too_many(text: &str, hint: &str) -> BytesMut {
+    fatal(&ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
+}
+
+pub(super) fn fatal(reply: &ErrorReply) -> BytesMut {
     let mut out = BytesMut::new();
-    message::error(
-        &mut out,
-        &ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint),
-    );
+    message::error(&mut out, reply);
     out
 }
 
@@ -697,7 +789,14 @@ mod tests {
             panic!("{body}")
         };
         let server_user = server_user.map(|name| Bytes::from_static(name.as_bytes()));
-        session_state(&packet, access, server_user.as_ref())
+        let told = (
+            TellAddress {
+                setting: false,
+                application_name: false,
+            },
+            ClientAddress::Local(None),
+        );
+        session_state(&packet, access, server_user.as_ref(), told)
     }
 
     /// What a server is told for a startup packet with these parameters.

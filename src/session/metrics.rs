@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::{registry, sentry};
+use super::{queue, registry, sentry};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RouteMemberLabel {
@@ -58,6 +58,7 @@ pub struct Metrics {
     pub(super) login_seconds: Histogram,
     pub(super) connect_seconds: Histogram,
     pub(super) cancels: Family<ResultLabel, Counter>,
+    pub(super) queue: queue::Metrics,
 }
 
 impl Metrics {
@@ -75,6 +76,7 @@ impl Metrics {
             login_seconds: seconds(),
             connect_seconds: seconds(),
             cancels: Family::default(),
+            queue: queue::Metrics::register(into),
         };
         into.register(
             "sessions",
@@ -181,7 +183,7 @@ impl Metrics {
 pub(super) struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
-    fn new(gauge: Gauge) -> Self {
+    pub(super) fn new(gauge: Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }

@@ -11,18 +11,26 @@ pub mod admission;
 mod attach;
 mod cancel;
 pub mod console;
+mod direction;
 pub mod end;
+mod enforce;
+pub mod entry;
+mod forward;
 pub mod gate;
 pub mod keys;
 pub mod life;
 pub mod metrics;
 mod peer_codec;
 pub mod peers;
+mod queue;
+pub mod quota;
 pub mod rate;
 pub mod registry;
 pub mod relay;
 pub mod sample;
 pub mod sentry;
+mod tcp;
+mod told;
 mod trouble;
 
 use std::net::IpAddr;
@@ -52,6 +60,7 @@ pub const MOST_DERIVATIONS: usize = 4;
 pub struct Shared {
     pub registry: Arc<registry::Registry>,
     pub admission: Arc<admission::Admission>,
+    pub quota: Arc<quota::Quota>,
     pub metrics: Arc<metrics::Metrics>,
     pub keys: keys::KeyIssuer,
     /// Empty where there are none.

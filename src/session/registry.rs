@@ -5,11 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use bytes::Bytes;
+use tokio::time::Instant;
+
 use super::end::Order;
 use super::keys::ClientCancelKey;
+use super::queue::Queues;
 use super::trouble::Trouble;
 use crate::backend::CancelTarget;
 use crate::cluster::snapshot::MemberName;
+use crate::config::OnUnfit;
+use crate::frontend::ClientAddress;
 use crate::routing::{Terms, Turns};
 
 /// A cluster's member, as sessions are counted on it.
@@ -24,6 +30,7 @@ pub struct Registry {
     /// Whose turn it is, by route.
     turns: Mutex<HashMap<Arc<str>, Turns>>,
     pub(super) trouble: Trouble,
+    pub(super) queues: Queues,
 }
 
 #[derive(Debug, Default)]
@@ -53,17 +60,53 @@ impl Traffic {
     }
 }
 
+/// Whose session it is, for those who look at it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub address: ClientAddress,
+    /// As the client named them.
+    pub user: Bytes,
+    pub database: Bytes,
+    /// TLS version and cipher; `None` in clear.
+    pub tls: Option<&'static str>,
+    /// When it was accepted.
+    pub since: Instant,
+}
+
+#[cfg(test)]
+impl Client {
+    pub(crate) fn app() -> Self {
+        Self {
+            address: ClientAddress::Local(None),
+            user: Bytes::from_static(b"app"),
+            database: Bytes::from_static(b"app"),
+            tls: None,
+            since: Instant::now(),
+        }
+    }
+}
+
 /// What a session tells the registry when it is attached.
 #[derive(Debug)]
 pub struct Attachment {
+    pub client: Client,
     pub cluster: Arc<str>,
     pub route: Arc<str>,
     pub terms: Terms,
     pub member: MemberName,
     pub process_id: u32,
-    pub key: ClientCancelKey,
+    /// `None` where the client has one of the server's, which the router does not know (`mode: tcp`).
+    pub key: Option<ClientCancelKey>,
     /// `None` where the server gave no key: a cancel is then a no-op.
     pub cancel: Option<CancelTarget>,
+    pub on_unfit: OnUnfit,
+}
+
+impl Attachment {
+    /// In constant time.
+    fn has_key(&self, key: &[u8]) -> bool {
+        self.key.as_ref().is_some_and(|own| own.matches(key))
+    }
 }
 
 /// One session. Its owner is the session's task; others read, and give orders.
@@ -72,17 +115,22 @@ pub struct Entry {
     pub id: u64,
     pub attachment: Attachment,
     in_flight: AtomicBool,
+    /// As it was when the session last came to rest.
+    in_transaction: AtomicBool,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
     transactions: AtomicU64,
-    /// Set, and never unset, with `order`: what the relay looks at on every wake-up.
+    /// Whether the mailbox has an order: what the relay looks at on every wake-up.
     ordered: AtomicBool,
     mailbox: Mutex<Mailbox>,
 }
 
 #[derive(Debug, Default)]
 struct Mailbox {
+    /// Set, and never unset.
     order: Option<Order>,
+    /// As long as the server is not fit.
+    leave: Option<Order>,
     waker: Option<Waker>,
 }
 
@@ -94,7 +142,33 @@ impl Registry {
         Seat {
             registry: Arc::clone(self),
             place,
+            is_bounded: false,
         }
+    }
+
+    /// As [`Self::reserve`], where the member has fewer than `most` sessions; 0 is no limit.
+    pub fn reserve_within(
+        self: &Arc<Self>,
+        cluster: &Arc<str>,
+        member: &MemberName,
+        most: u32,
+    ) -> Option<Seat> {
+        if most == 0 {
+            return Some(self.reserve(cluster, member));
+        }
+        let place = (Arc::clone(cluster), member.clone());
+        let mut inner = self.lock();
+        let load = inner.loads.get(&place).copied().unwrap_or_default();
+        if load >= most as usize {
+            return None;
+        }
+        inner.loads.insert(place.clone(), load + 1);
+        drop(inner);
+        Some(Seat {
+            registry: Arc::clone(self),
+            place,
+            is_bounded: true,
+        })
     }
 
     /// Sessions on a member, those connecting included.
@@ -121,33 +195,30 @@ impl Registry {
     #[allow(clippy::result_large_err)]
     pub fn enter(self: &Arc<Self>, attachment: Attachment) -> Result<Ticket, Attachment> {
         let mut inner = self.lock();
-        let taken = inner
-            .by_process_id
-            .get(&attachment.process_id)
-            .is_some_and(|ids| {
-                ids.iter().any(|id| {
-                    inner
-                        .sessions
-                        .get(id)
-                        .is_some_and(|other| other.attachment.key.matches(attachment.key.expose()))
-                })
-            });
-        if taken {
-            return Err(attachment);
+        if let Some(key) = &attachment.key {
+            let ids = inner.by_process_id.get(&attachment.process_id);
+            let mut others = ids.into_iter().flatten().filter_map(|id| inner.sessions.get(id));
+            if others.any(|other| other.attachment.has_key(key.expose())) {
+                return Err(attachment);
+            }
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
         let process_id = attachment.process_id;
+        let can_be_found = attachment.key.is_some();
         let entry = Arc::new(Entry {
             id,
             attachment,
             in_flight: AtomicBool::new(false),
+            in_transaction: AtomicBool::new(false),
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
             ordered: AtomicBool::new(false),
             mailbox: Mutex::default(),
         });
-        inner.by_process_id.entry(process_id).or_default().push(id);
+        if can_be_found {
+            inner.by_process_id.entry(process_id).or_default().push(id);
+        }
         inner.sessions.insert(id, Arc::clone(&entry));
         drop(inner);
         Ok(Ticket {
@@ -164,11 +235,16 @@ impl Registry {
             let Some(entry) = inner.sessions.get(id) else {
                 continue;
             };
-            if entry.attachment.key.matches(key) {
+            if entry.attachment.has_key(key) {
                 found = Some(Arc::clone(entry));
             }
         }
         found
+    }
+
+    /// The session of this number.
+    pub fn session(&self, id: u64) -> Option<Arc<Entry>> {
+        self.lock().sessions.get(&id).cloned()
     }
 
     /// Every session there is now.
@@ -220,12 +296,34 @@ impl Entry {
         }
     }
 
-    /// The order given, if any. One atomic load where there is none.
+    /// Gives an order that stands until it is replaced, or taken back with `None`; it may have been carried out by then.
+    /// One of [`Self::order`] stands beside it.
+    pub fn leave(&self, leave: Option<Order>) {
+        let mut mailbox = self.mailbox();
+        if mailbox.leave == leave {
+            return;
+        }
+        let is_given = leave.is_some();
+        mailbox.leave = leave;
+        self.ordered
+            .store(is_given || mailbox.order.is_some(), Ordering::Release);
+        let waker = mailbox.waker.clone().filter(|_| is_given);
+        drop(mailbox);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The order given, if any, of two the stricter. One atomic load where there is none.
     pub fn ordered(&self) -> Option<Order> {
-        if self.ordered.load(Ordering::Acquire) {
-            self.mailbox().order.clone()
-        } else {
-            None
+        if !self.ordered.load(Ordering::Acquire) {
+            return None;
+        }
+        let mailbox = self.mailbox();
+        match (&mailbox.order, &mailbox.leave) {
+            (None | Some(Order::AtBoundary(_)), Some(leave @ Order::Now(_))) => Some(leave.clone()),
+            (Some(order), _) => Some(order.clone()),
+            (None, leave) => leave.clone(),
         }
     }
 
@@ -241,6 +339,15 @@ impl Entry {
 
     pub(super) fn set_in_flight(&self, in_flight: bool) {
         self.in_flight.store(in_flight, Ordering::Release);
+    }
+
+    /// Is a transaction open, though the server is not working? Meaningless while it is.
+    pub fn in_transaction(&self) -> bool {
+        self.in_transaction.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_in_transaction(&self, in_transaction: bool) {
+        self.in_transaction.store(in_transaction, Ordering::Relaxed);
     }
 
     /// Written by the session's own task only.
@@ -268,6 +375,14 @@ impl Entry {
 pub struct Seat {
     registry: Arc<Registry>,
     place: Place,
+    /// Somebody may wait for it.
+    is_bounded: bool,
+}
+
+impl Seat {
+    pub fn member(&self) -> &MemberName {
+        &self.place.1
+    }
 }
 
 impl Drop for Seat {
@@ -278,6 +393,10 @@ impl Drop for Seat {
             if *load == 0 {
                 inner.loads.remove(&self.place);
             }
+        }
+        drop(inner);
+        if self.is_bounded {
+            self.registry.queues.freed(&self.place.0);
         }
     }
 }
@@ -320,17 +439,19 @@ mod tests {
     use super::super::end::Reason;
     use super::super::keys::{Incarnation, KeyIssuer};
     use super::*;
-    use crate::routing::EndReason;
+    use crate::routing::{EndReason, LeaveReason};
 
     fn attachment(process_id: u32, key: ClientCancelKey) -> Attachment {
         Attachment {
+            client: Client::app(),
             cluster: "main".into(),
             route: "read-write".into(),
             terms: Terms::ReadWrite,
             member: MemberName::new("db1"),
             process_id,
-            key,
+            key: Some(key),
             cancel: None,
+            on_unfit: OnUnfit::default(),
         }
     }
 
@@ -405,6 +526,28 @@ mod tests {
     }
 
     #[test]
+    fn an_order_to_leave_can_be_taken_back_and_others_cannot() {
+        let registry = Arc::new(Registry::default());
+        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let entry = ticket.entry();
+        let lagging = || Reason::Unfit(LeaveReason::Lagging(MemberName::new("db1")));
+        entry.leave(Some(Order::AtBoundary(lagging())));
+        assert_eq!(entry.ordered(), Some(Order::AtBoundary(lagging())));
+        entry.leave(None);
+        assert_eq!(entry.ordered(), None);
+        entry.order(Order::AtBoundary(Reason::Shutdown));
+        entry.leave(Some(Order::AtBoundary(lagging())));
+        assert_eq!(entry.ordered(), Some(Order::AtBoundary(Reason::Shutdown)));
+        entry.leave(Some(Order::Now(lagging())));
+        assert_eq!(entry.ordered(), Some(Order::Now(lagging())));
+        entry.leave(None);
+        assert_eq!(entry.ordered(), Some(Order::AtBoundary(Reason::Shutdown)));
+        entry.order(Order::Now(demoted()));
+        entry.leave(Some(Order::Now(lagging())));
+        assert_eq!(entry.ordered(), Some(Order::Now(demoted())));
+    }
+
+    #[test]
     fn an_order_before_anybody_listens_is_still_there() {
         let registry = Arc::new(Registry::default());
         let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
@@ -434,6 +577,26 @@ mod tests {
         assert_eq!(registry.traffic(), expected);
         drop(present);
         assert_eq!(registry.traffic(), expected);
+    }
+
+    #[test]
+    fn a_bounded_member_has_so_many_seats() {
+        let registry = Arc::new(Registry::default());
+        let (main, db1) = (Arc::from("main"), MemberName::new("db1"));
+        let one = registry.reserve_within(&main, &db1, 2).unwrap();
+        let two = registry.reserve_within(&main, &db1, 2).unwrap();
+        assert!(registry.reserve_within(&main, &db1, 2).is_none());
+        assert!(
+            registry
+                .reserve_within(&main, &MemberName::new("db2"), 2)
+                .is_some()
+        );
+        assert!(registry.reserve_within(&"other".into(), &db1, 2).is_some());
+        assert_eq!(one.member(), &db1);
+        drop(one);
+        assert!(registry.reserve_within(&main, &db1, 2).is_some());
+        drop(two);
+        assert!(registry.lock().loads.is_empty(), "nothing is left behind");
     }
 
     #[test]

@@ -5,20 +5,19 @@
 //! only what the other side does not take at once is kept, and nothing more is read in that direction until it is
 //! gone. So memory is bounded, one direction never waits for the other, and an idle session holds no buffer.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::direction::Direction;
 use super::end::{Cause, Order, Reason};
 use super::registry::{Entry, Ticket, Traffic};
-use crate::backend::{ServerStream, set_user_timeout};
+use crate::backend::ServerStream;
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::frontend::ClientStream;
@@ -28,17 +27,15 @@ use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
 
 /// Bytes read at once.
 const LEASE: usize = 64 * 1024;
-/// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
-const TAKEN_UNREAD: usize = 16 * 1024;
 /// Between two hints of one session that its server may have been demoted.
 const HINT_EVERY: Duration = Duration::from_secs(1);
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
-const TURNS: usize = 16;
+pub(super) const TURNS: usize = 16;
 
 /// A worker's one buffer, leased to a session for the length of a wake-up. Only that worker's thread uses it, so
 /// the lock is never contended.
 #[derive(Debug)]
-pub struct Lease(Mutex<Box<[u8]>>);
+pub struct Lease(pub(super) Mutex<Box<[u8]>>);
 
 impl Default for Lease {
     fn default() -> Self {
@@ -78,23 +75,6 @@ pub struct Relay {
     /// A replication stream never comes to a boundary, and its client can go on elsewhere where it stopped.
     replication: bool,
     traffic: Traffic,
-}
-
-/// One direction of the relay.
-#[derive(Debug, Default)]
-struct Direction {
-    /// Read, observed and not yet written; nothing is read while this is not empty.
-    rest: Bytes,
-    /// Written to TLS and not yet on the wire.
-    unflushed: bool,
-    /// Its source has ended.
-    ended: bool,
-    /// Its sink takes nothing more.
-    broken: bool,
-    /// Bytes written since its sink was last known to have read everything.
-    unread: usize,
-    /// Its sink may be busy for as long as it likes: `TCP_USER_TIMEOUT` is off.
-    patient: bool,
 }
 
 /// What a turn of one direction came to.
@@ -212,6 +192,10 @@ impl Relay {
                     let in_flight = !self.account.is_idle();
                     if in_flight != self.entry().in_flight() {
                         self.entry().set_in_flight(in_flight);
+                    }
+                    let in_transaction = !in_flight && !self.account.between_transactions();
+                    if in_transaction != self.entry().in_transaction() {
+                        self.entry().set_in_transaction(in_transaction);
                     }
                     // An order may be due just now that both directions have come to rest.
                     return match self.obey() {
@@ -493,74 +477,4 @@ fn due(last: &mut Option<Instant>) -> bool {
         *last = Some(now);
     }
     is_due
-}
-
-/// A Unix socket has none, and needs none: the kernel knows when its other end is gone.
-fn set_timeout(sink: Option<&TcpStream>, limit: Option<Duration>) {
-    if let Some(sink) = sink {
-        set_user_timeout(sink, limit);
-    }
-}
-
-impl Direction {
-    /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
-    /// ends one that is alive and does not read: a server that waits for a lock, a client that takes its time. The
-    /// two can be told apart only while less is on its way than a peer takes unread.
-    fn count(&mut self, bytes: usize, sink: Option<&TcpStream>, limit: Option<Duration>) {
-        self.unread = self.unread.saturating_add(bytes);
-        if self.unread > TAKEN_UNREAD && !self.patient && limit.is_some() {
-            self.patient = true;
-            set_timeout(sink, None);
-        }
-    }
-
-    /// Its sink has read everything.
-    fn has_read(&mut self, sink: Option<&TcpStream>, limit: Option<Duration>) {
-        self.unread = 0;
-        if std::mem::take(&mut self.patient) {
-            set_timeout(sink, limit);
-        }
-    }
-
-    /// Writes what is left over. `Ready(Ok)`: nothing is left, the sink may be given more.
-    fn drain<W: AsyncWrite>(&mut self, mut sink: Pin<&mut W>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.rest.is_empty() {
-            let written = ready!(sink.as_mut().poll_write(cx, &self.rest))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.rest.advance(written);
-            self.unflushed = true;
-        }
-        // Gives back the memory: an empty `Bytes` may still hold on to its buffer.
-        self.rest = Bytes::new();
-        if self.unflushed {
-            ready!(sink.poll_flush(cx))?;
-            self.unflushed = false;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Writes `data` as far as the sink takes it now, and keeps a copy of the rest.
-    fn forward<W: AsyncWrite>(
-        &mut self,
-        mut sink: Pin<&mut W>,
-        cx: &mut Context<'_>,
-        mut data: &[u8],
-    ) -> io::Result<()> {
-        while !data.is_empty() {
-            match sink.as_mut().poll_write(cx, data)? {
-                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(written) => data = &data[written..],
-                Poll::Pending => {
-                    self.rest = BytesMut::from(data).freeze();
-                    self.unflushed = true;
-                    return Ok(());
-                }
-            }
-        }
-        // In clear this is free; in TLS records may be waiting for the socket.
-        self.unflushed = sink.poll_flush(cx)?.is_pending();
-        Ok(())
-    }
 }

@@ -11,6 +11,7 @@ pub mod account;
 pub mod frame;
 pub mod message;
 pub mod observe;
+pub mod proxy;
 pub mod sqlstate;
 pub mod startup;
 pub mod text;

@@ -22,6 +22,9 @@ pub const MAX_PARAMETERS: usize = 512;
 /// between any two bytes.
 pub const MAX_NAME: usize = 63;
 
+/// First byte of a TLS handshake record; no length of a first packet begins with it.
+pub const TLS_HANDSHAKE: u8 = 0x16;
+
 const CANCEL_CODE: u32 = 80_877_102;
 const SSL_CODE: u32 = 80_877_103;
 const GSS_ENC_CODE: u32 = 80_877_104;
@@ -212,6 +215,39 @@ pub fn parse(buf: &[u8]) -> Result<Option<(FirstPacket, usize)>, StartupFault> {
         _ => FirstPacket::Startup(startup(code, &packet[8..])?),
     };
     Ok(Some((packet, length)))
+}
+
+/// What somebody who passes a connection on unread has to know of its first packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Glance {
+    /// TLS, an encryption request or a startup packet: the server's business.
+    Session,
+    /// The whole request as it came.
+    Cancel(Bytes),
+    /// A router's; no server understands it.
+    Peer,
+}
+
+/// Tells apart what `buf` begins with. `None`: more is needed, at most as many bytes as a `CancelRequest` may have.
+pub fn glance(buf: &[u8]) -> Result<Option<Glance>, StartupFault> {
+    if buf.first() == Some(&TLS_HANDSHAKE) {
+        return Ok(Some(Glance::Session));
+    }
+    let Some(length) = word(buf, 0) else {
+        return Ok(None);
+    };
+    if !(8..=MAX_LENGTH).contains(&usize::try_from(length).unwrap_or(usize::MAX)) {
+        return Err(StartupFault::Length);
+    }
+    match word(buf, 4) {
+        None => Ok(None),
+        Some(PEER_REQUEST_CODE) => Ok(Some(Glance::Peer)),
+        Some(CANCEL_CODE) => {
+            let parsed = parse(buf)?;
+            Ok(parsed.map(|(_, length)| Glance::Cancel(Bytes::copy_from_slice(&buf[..length]))))
+        }
+        Some(_) => Ok(Some(Glance::Session)),
+    }
 }
 
 fn word(buf: &[u8], at: usize) -> Option<u32> {
@@ -680,6 +716,60 @@ mod tests {
                 }
             }
             let _ = parse(&body);
+        }
+    }
+
+    /// Every prefix asks for more until the kind is known, and none for more than a cancel request's length.
+    #[test]
+    fn a_glance_needs_eight_bytes_or_a_whole_cancel_request() {
+        let session = Ok(Some(Glance::Session));
+        let startup = packet(0x0003_0000, b"user\0a\0\0");
+        for first in [&startup, &packet(SSL_CODE, b""), &packet(GSS_ENC_CODE, b"")] {
+            for length in 0..8 {
+                assert_eq!(glance(&first[..length]), Ok(None), "{length}");
+            }
+            assert_eq!(glance(&first[..8]), session);
+            assert_eq!(glance(first), session);
+        }
+        assert_eq!(glance(&[TLS_HANDSHAKE]), session);
+        assert_eq!(
+            glance(&packet(0xdead_beef, b"")),
+            session,
+            "a version for the server to refuse"
+        );
+        assert_eq!(
+            glance(&packet(PEER_REQUEST_CODE, b"secret")),
+            Ok(Some(Glance::Peer))
+        );
+
+        for key in [4, 32, 256] {
+            let cancel = packet(CANCEL_CODE, &vec![7; 4 + key]);
+            for length in 0..cancel.len() {
+                assert_eq!(glance(&cancel[..length]), Ok(None), "{length} of {key}");
+            }
+            let whole = Bytes::from(cancel.clone());
+            assert_eq!(glance(&cancel), Ok(Some(Glance::Cancel(whole.clone()))));
+            let more = [&cancel[..], b"and more"].concat();
+            assert_eq!(
+                glance(&more),
+                Ok(Some(Glance::Cancel(whole))),
+                "and no byte behind it"
+            );
+        }
+    }
+
+    #[test]
+    fn a_glance_refuses_what_no_server_would_read() {
+        for length in [0_u32, 7, 10_001, u32::MAX, u32::from_be_bytes(*b"GET ")] {
+            assert_eq!(
+                glance(&length.to_be_bytes()),
+                Err(StartupFault::Length),
+                "{length}"
+            );
+        }
+        for key in [0, 3, 257] {
+            let cancel = packet(CANCEL_CODE, &vec![7; 4 + key]);
+            assert_eq!(glance(&cancel[..8]), Err(StartupFault::Cancel), "{key}");
         }
     }
 }

@@ -347,6 +347,8 @@ pub struct Options {
     pub clusters: Option<String>,
     /// Appended to the usual cluster: whole sections of `clusters.main`, one a line, not indented.
     pub cluster_extra: String,
+    /// More keys of `http:`, in braces' notation: `token_file: t`.
+    pub http: String,
     /// In place of `tls:`; empty for none.
     pub tls: Option<String>,
     /// In place of `listeners:`; `{address}` is the router's.
@@ -448,7 +450,12 @@ impl Router {
             "listeners:\n{}",
             listeners.replace("{address}", &address.to_string())
         );
-        let _ = write!(text, "http: {{address: \"{address}:6434\"}}\n{}", options.extra);
+        let _ = write!(
+            text,
+            "http: {{address: \"{address}:6434\", {}}}\n{}",
+            options.http.trim_start_matches(", "),
+            options.extra
+        );
         text
     }
 

@@ -40,6 +40,8 @@ pub struct Options {
     pub version_18: bool,
     /// In place of the address and `server.example` in the certificate.
     pub names: Option<Vec<String>>,
+    /// In place of [`Postgres::PORT`].
+    pub port: Option<u16>,
 }
 
 /// A server that runs until this is dropped: TLS, users `app` and `postgres` (passwords alike), database `app`, and
@@ -50,6 +52,7 @@ pub struct Postgres {
     bin: PathBuf,
     lib: Option<PathBuf>,
     pub address: Ipv4Addr,
+    pub port: u16,
     pub certificates: Certificates,
 }
 
@@ -70,6 +73,7 @@ impl Postgres {
             bin,
             lib,
             address,
+            port: options.port.unwrap_or(Self::PORT),
             certificates,
         };
         server.prepare();
@@ -128,7 +132,7 @@ impl Postgres {
              shared_buffers = '8MB'\npassword_encryption = 'scram-sha-256'\nssl = on\nssl_cert_file = '{dir}/server.crt'\n\
              ssl_key_file = '{dir}/server.key'\nssl_ca_file = '{dir}/ca.crt'\nhot_standby = on\n{}\n",
             self.address,
-            Self::PORT,
+            self.port,
             options.conf
         )
         .unwrap();
@@ -203,7 +207,7 @@ impl Postgres {
         command.args(["-XAtq", "-v", "ON_ERROR_STOP=1"]).arg(format!(
             "host={} port={} user=postgres dbname={database}",
             self.dir.path().display(),
-            Self::PORT
+            self.port
         ));
         command
     }
@@ -295,6 +299,7 @@ impl Pair18 {
             bin: primary.bin.clone(),
             lib: primary.lib.clone(),
             address,
+            port: primary.port,
             certificates,
         };
         succeed(

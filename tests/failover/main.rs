@@ -13,9 +13,12 @@
 mod cluster;
 
 mod cancel;
+mod choosing;
 mod dcs;
 mod death;
 mod fake;
+mod forward;
+mod lag;
 mod netns;
 mod session;
 mod shutdown;

@@ -13,6 +13,10 @@ use tokio::time::Instant;
 use super::cluster::{Cluster, Options, Router, eventually, project};
 use super::session::{Session, spread};
 
+const LISTENERS: &str = "  - {name: rw, address: \"{address}:6432\", route: read-write}\n  \
+                         - {name: ro, address: \"{address}:6433\", route: read-only}\n  \
+                         - {name: forward, address: \"{address}:6532\", route: read-write, mode: tcp}\n";
+
 struct Wire {
     namespace: String,
     process: Child,
@@ -93,6 +97,7 @@ fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session()
         &cluster,
         Options {
             cluster_extra: quick.into(),
+            listeners: Some(LISTENERS.to_owned()),
             ..Options::default()
         },
     );
@@ -100,11 +105,14 @@ fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session()
     let leader = cluster.node(&cluster.leader());
     let mut idle = Session::open(quick.address, 6432).unwrap();
     let mut busy = Session::open(quick.address, 6432).unwrap();
+    let mut forwarded = Session::open(quick.address, 6532).unwrap();
+    let mut asking = Session::open(quick.address, 6532).unwrap();
     let mut waiting = Session::open(patient.address, 6432).unwrap();
     let (mut readers, places) = spread(quick.address, 6433, 4);
     assert_eq!(places.len(), 2);
 
     wire.tell("drop", &leader.address);
+    asking.send("SELECT 1");
     busy.send("CREATE TABLE nobody_knows (n int)");
     let begun = Instant::now();
     let report = Session::refused(quick.address, 6432);
@@ -118,6 +126,11 @@ fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session()
     assert_eq!(told.code, "08007", "{told:?}");
     let told = idle.end(Duration::from_secs(10)).ended();
     assert_eq!(told.code, "08006", "{told:?}");
+    for session in [&mut asking, &mut forwarded] {
+        let end = session.end(Duration::from_secs(10));
+        assert!(end.closed && end.frames.is_empty(), "{end:?}");
+    }
+    quick.await_log(&["session ended", "mode=\"tcp\"", "connection to the server lost"]);
     for router in [&quick, &patient] {
         eventually("the silence is known", Duration::from_secs(10), || {
             router.http("/connection/is-ready-rw?strict=1").unwrap().0 == 503

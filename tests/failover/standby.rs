@@ -29,11 +29,20 @@ pub fn patch(cluster: &Cluster, body: &str) {
     assert_eq!(rest(&node, "PATCH", "/config", body), 200);
 }
 
-/// Sets or removes a node's `noloadbalance`, as its operator would.
+/// Sets or removes a node's `noloadbalance`.
 fn tag(node: &Node, directory: &str, noloadbalance: bool) {
+    set_tags(
+        node,
+        directory,
+        serde_json::json!({ "noloadbalance": noloadbalance }),
+    );
+}
+
+/// Gives a node these tags and no others, as its operator would.
+pub fn set_tags(node: &Node, directory: &str, tags: Value) {
     let path = format!("{directory}/patroni.yaml");
     let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    config["tags"] = serde_json::json!({ "noloadbalance": noloadbalance });
+    config["tags"] = tags;
     fs::write(&path, config.to_string()).unwrap();
     assert_eq!(rest(node, "POST", "/reload", ""), 202);
 }

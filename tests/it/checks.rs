@@ -12,13 +12,13 @@ use tempfile::TempDir;
 
 use crate::cluster::{Certificates, Cluster, Options, Router, eventually, fresh_address, output};
 
-struct HaProxy {
+pub struct HaProxy {
     child: Child,
     dir: TempDir,
 }
 
 impl HaProxy {
-    fn start(sections: &str) -> Self {
+    pub fn start(sections: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("haproxy.cfg");
         let socket = dir.path().join("stats");
@@ -45,7 +45,7 @@ impl HaProxy {
     }
 
     /// `backend/server` and its state, and how many checks failed.
-    fn states(&self) -> BTreeMap<String, (String, String)> {
+    pub fn states(&self) -> BTreeMap<String, (String, String)> {
         let Ok(mut stream) = UnixStream::connect(self.socket()) else {
             return BTreeMap::new();
         };
@@ -67,7 +67,7 @@ impl HaProxy {
     }
 
     #[track_caller]
-    fn await_states(&self, expected: &[(&str, &str)]) {
+    pub fn await_states(&self, expected: &[(&str, &str)]) {
         let mut last = BTreeMap::new();
         let began = tokio::time::Instant::now();
         while began.elapsed() < Duration::from_secs(15) {

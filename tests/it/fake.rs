@@ -252,7 +252,7 @@ pub fn await_leader(router: &Router) {
 }
 
 /// Of the password `app`, with one iteration.
-fn cheap_verifier() -> String {
+pub fn cheap_verifier() -> String {
     let iterations = std::num::NonZeroU32::MIN;
     trunkline::auth::scram::Verifier::from_password(b"app", b"0123456789abcdef", iterations)
         .to_text()
@@ -311,7 +311,7 @@ async fn serve(
     while let Some((tag, _)) = session.frame().await {
         if tag == b'Q' {
             session
-                .send(&rows(&["false", "77", "1", "1000", "false", "150020"]))
+                .send(&rows(&["false", "77", "1", "1000", "0", "false", "150020"]))
                 .await;
         }
     }

@@ -25,6 +25,8 @@ pub(super) struct Answer {
     body: Cow<'static, str>,
     reason: Option<String>,
     member: Option<String>,
+    /// Asks for a token.
+    challenge: bool,
 }
 
 impl Answer {
@@ -43,6 +45,7 @@ impl Answer {
             body: body.into(),
             reason: None,
             member: None,
+            challenge: false,
         }
     }
 
@@ -53,7 +56,22 @@ impl Answer {
             body: value.to_string().into(),
             reason: None,
             member: None,
+            challenge: false,
         }
+    }
+
+    /// An error of the API, as JSON. An empty hint is none.
+    pub(super) fn problem(status: StatusCode, error: &str, hint: &str) -> Self {
+        let (hint, reason) = match hint {
+            "" => (None, error.to_owned()),
+            hint => (Some(hint), format!("{error}: {hint}")),
+        };
+        Self::json(status, &serde_json::json!({"error": error, "hint": hint})).because(reason)
+    }
+
+    pub(super) fn challenging(mut self) -> Self {
+        self.challenge = true;
+        self
     }
 
     pub(super) fn exposition(text: String) -> Self {
@@ -64,6 +82,7 @@ impl Answer {
             body: text.into(),
             reason: None,
             member: None,
+            challenge: false,
         }
     }
 
@@ -89,6 +108,9 @@ impl IntoResponse for Answer {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.challenge {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(reason) = self.reason {
             headers.insert(REASON, visible(&reason));
         }

@@ -1,18 +1,22 @@
 //! Hand-built snapshots.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
+use super::super::operations::{Change, Ending, Operations, ReloadAnswer, SessionView};
+use super::guard::Guard;
 use super::router::App;
 use crate::auth::ident::IdentRow;
 use crate::auth::rules::Rules;
+use crate::cluster::Busy;
+use crate::cluster::check::CheckStatus;
 use crate::cluster::snapshot::*;
 use crate::config::{LocalMember, Route};
 
@@ -48,11 +52,13 @@ pub(in crate::admin) fn member(name: &str) -> Member {
             streak: 2,
             last_probe: None,
             error: None,
+            check: CheckStatus::Layer7Ok,
             facts: Some(ProbeFacts {
                 in_recovery: true,
                 system_identifier: 7,
                 timeline: 3,
                 position: 900,
+                received: 950,
                 streaming: true,
                 server_version: 150_020,
                 latency: Duration::from_millis(1),
@@ -61,6 +67,12 @@ pub(in crate::admin) fn member(name: &str) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
+        measured: Some(Lag {
+            bytes: 100,
+            time: Some(Duration::from_secs(2)),
+        }),
+        lagging: std::collections::BTreeSet::new(),
+        share: WHOLE_SHARE,
         weight: 1,
         zone: None,
     }
@@ -70,25 +82,25 @@ pub(super) fn facts(member: &mut Member) -> &mut ProbeFacts {
     member.health.facts.as_mut().unwrap()
 }
 
-pub(super) fn primary(name: &str) -> Member {
+pub(in crate::admin) fn primary(name: &str) -> Member {
     let mut primary = member(name);
     primary.role = Role::Leader;
     primary.state = "running".into();
-    primary.lag = None;
+    (primary.lag, primary.measured) = (None, None);
     let facts = facts(&mut primary);
-    (facts.in_recovery, facts.position, facts.streaming) = (false, 1000, false);
+    (facts.in_recovery, facts.position, facts.received, facts.streaming) = (false, 1000, 0, false);
     primary
 }
 
 pub(super) fn down(mut member: Member) -> Member {
     member.health.up = false;
-    member.health.facts = None;
+    (member.health.facts, member.measured) = (None, None);
     member.health.error = Some("connection refused".into());
     member
 }
 
 /// These members, the first of them the verified leader.
-pub(super) fn led(members: Vec<Member>) -> Snapshot {
+pub(in crate::admin) fn led(members: Vec<Member>) -> Snapshot {
     let leader = Leader::Verified {
         member: members[0].name.clone(),
         timeline: 3,
@@ -101,7 +113,11 @@ pub(super) fn led(members: Vec<Member>) -> Snapshot {
     }
 }
 
-pub(super) fn leaderless(members: Vec<Member>, why: NoLeader) -> Snapshot {
+/// Long enough for lag to be unknown.
+pub(super) fn leaderless(mut members: Vec<Member>, why: NoLeader) -> Snapshot {
+    for member in &mut members {
+        member.measured = None;
+    }
     Snapshot {
         members,
         leader: Leader::None(why),
@@ -148,9 +164,67 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
     Handles {
         clusters,
         access: access(),
+        operations: Arc::new(Nothing::default()),
+        token: Arc::default(),
         readiness,
         registry: Arc::new(registry),
         metrics,
+    }
+}
+
+/// No sessions; keeps what it was told.
+#[derive(Debug, Default)]
+pub(super) struct Nothing {
+    pub(super) told: Mutex<Vec<String>>,
+    pub(super) session: Option<SessionView>,
+    /// Why a reload is refused; `None`: the process is ending.
+    pub(super) faults: Option<Vec<String>>,
+}
+
+impl Operations for Nothing {
+    fn sessions(&self) -> Vec<SessionView> {
+        self.session.iter().cloned().collect()
+    }
+
+    fn sessions_on(&self, _: &str, _: &MemberName) -> usize {
+        self.session.iter().len()
+    }
+
+    fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
+        let found = self.session.clone().filter(|session| session.id == id)?;
+        self.told.lock().unwrap().push(format!("{id} {ending:?}"));
+        Some(found)
+    }
+
+    fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
+        let told = format!("{cluster} {member} {ending:?}");
+        self.told.lock().unwrap().push(told);
+        self.session.iter().len()
+    }
+
+    fn has_kept(&self, _: &str, member: &MemberName) -> bool {
+        member.as_str() == "kept"
+    }
+
+    fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
+        let told = format!("{cluster} {member} {change:?}");
+        self.told.lock().unwrap().push(told);
+        Ok(())
+    }
+
+    fn reload(&self) -> oneshot::Receiver<ReloadAnswer> {
+        self.told.lock().unwrap().push("reload".to_owned());
+        let (answer, answered) = oneshot::channel();
+        if let Some(faults) = self.faults.clone() {
+            let told = ReloadAnswer {
+                applied: faults.is_empty(),
+                changed: Vec::new(),
+                restart: Vec::new(),
+                faults,
+            };
+            answer.send(told).unwrap();
+        }
+        answered
     }
 }
 
@@ -160,7 +234,12 @@ pub(super) fn app(handles: Handles) -> Arc<App> {
         .iter()
         .map(|view| watch::channel(initial(&view.local_member)).1)
         .collect();
-    Arc::new(App { handles, locals })
+    let guard = Guard::new(Arc::clone(&handles.token));
+    Arc::new(App {
+        handles,
+        locals,
+        guard,
+    })
 }
 
 pub(super) fn named(name: &str) -> LocalMember {

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use axum::http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
+use super::super::agent::AgentState;
 use super::super::fitness::{self, Verdict};
 use super::super::handles::{ClusterView, Phase};
 use super::answer::Answer;
 use super::router::{App, Params, Subject};
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
-use crate::config::Route;
+use crate::config::{AgentSubject, Route};
 use crate::routing;
 
 #[derive(Debug, Clone, Copy)]
@@ -22,10 +23,10 @@ pub(super) enum Question {
 }
 
 impl Question {
-    fn ask(self, snapshot: &Snapshot, member: &Member) -> Verdict {
+    fn ask(self, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Verdict {
         match self {
             Self::ReadWrite => fitness::is_leader(snapshot, member),
-            Self::ReadOnly => fitness::is_fit_replica(snapshot, member),
+            Self::ReadOnly => fitness::is_fit_replica(snapshot, view.default_read_only(), member),
         }
     }
 }
@@ -39,7 +40,7 @@ pub(super) fn local(app: &App, uri: &Uri, question: Question) -> Answer {
     let snapshot = view.snapshot.borrow().clone();
     match app.local(index, &snapshot) {
         Subject::Member(member) => {
-            Answer::boolean(question.ask(&snapshot, member)).about(member.name.as_str())
+            Answer::boolean(question.ask(view, &snapshot, member)).about(member.name.as_str())
         }
         Subject::NotYet(why) => Answer::boolean(Err(why.into())),
         Subject::Missing(hint) => Answer::not_found(hint),
@@ -54,7 +55,7 @@ pub(super) fn named(app: &App, uri: &Uri, name: Option<&str>, question: Question
     };
     let snapshot = view.snapshot.borrow().clone();
     match name.and_then(|name| snapshot.member(&MemberName::new(name))) {
-        Some(member) => Answer::boolean(question.ask(&snapshot, member)).about(member.name.as_str()),
+        Some(member) => Answer::boolean(question.ask(view, &snapshot, member)).about(member.name.as_str()),
         None if snapshot.members.is_empty() => Answer::boolean(Err("no members are known yet".into())),
         None => Answer::not_found("the cluster has no member of this name"),
     }
@@ -126,25 +127,56 @@ fn read_only(view: &ClusterView) -> Verdict {
     .into())
 }
 
+/// The answer to HAProxy's agent check.
+pub(super) fn agent(app: &App, about: AgentSubject) -> AgentState {
+    match about {
+        AgentSubject::Router => {
+            let serves = |view: &ClusterView| read_write(view, false).or_else(|_| read_only(view));
+            let clusters = &app.handles.clusters;
+            AgentState::of_router(
+                app.handles.readiness.phase(),
+                clusters.iter().any(|view| serves(view).is_ok()),
+            )
+        }
+        AgentSubject::LocalMember => {
+            let Some(view) = app.handles.clusters.first() else {
+                return AgentState::Down("no cluster is configured");
+            };
+            let snapshot = view.snapshot.borrow().clone();
+            match app.local(0, &snapshot) {
+                Subject::Member(member) => AgentState::of_member(&snapshot, member),
+                Subject::NotYet(why) => AgentState::Down(why),
+                Subject::Missing(_) => AgentState::Down("there is no local member"),
+            }
+        }
+    }
+}
+
 /// `/group/read-write-info`: the verified leader, or an empty array.
 pub(super) fn read_write_info(app: &App, uri: &Uri) -> Answer {
-    info(app, uri, |snapshot| {
+    info(app, uri, |_, snapshot| {
         fitness::leader(snapshot).into_iter().collect()
     })
 }
 
 /// `/group/read-only-info`: the fit replicas by name.
 pub(super) fn read_only_info(app: &App, uri: &Uri) -> Answer {
-    info(app, uri, |snapshot| fitness::fit_replicas(snapshot).collect())
+    info(app, uri, |view, snapshot| {
+        fitness::fit_replicas(snapshot, view.default_read_only()).collect()
+    })
 }
 
-fn info(app: &App, uri: &Uri, pick: impl Fn(&Snapshot) -> Vec<&Member>) -> Answer {
+fn info(
+    app: &App,
+    uri: &Uri,
+    pick: impl for<'a> Fn(&'a ClusterView, &'a Snapshot) -> Vec<&'a Member>,
+) -> Answer {
     let view = match app.cluster(&Params::of(uri)) {
         Ok((_, view)) => view,
         Err(answer) => return answer,
     };
     let snapshot = view.snapshot.borrow().clone();
-    let members: Vec<Value> = pick(&snapshot)
+    let members: Vec<Value> = pick(view, &snapshot)
         .into_iter()
         .map(|member| entry(view, &snapshot, member))
         .collect();
@@ -161,7 +193,7 @@ fn entry(view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
         "dbname": view.dbname,
         "role": if is_leader { "leader" } else { "replica" },
         "timeline": member.health.facts.as_ref().map(|facts| facts.timeline),
-        "lag": if is_leader { None } else { fitness::replay_lag(snapshot, member) },
+        "lag": if is_leader { None } else { fitness::replay_lag(member) },
         "weight": member.weight,
         "zone": member.zone.as_deref(),
     })

@@ -131,7 +131,7 @@ pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: Check, params: &P
 fn is_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
     fitness::is_replica(snapshot, member)?;
     if let Some(limit) = params.first("lag").and_then(bytes) {
-        within(fitness::replay_lag(snapshot, member), limit)?;
+        within(fitness::replay_lag(member), limit)?;
     }
     match params.first("replication_state") {
         Some(wanted) if wanted != replication_state(member) => Err(format!(
@@ -149,12 +149,8 @@ fn is_ready_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Ve
     }
     let limit = params.first("lag").and_then(bytes).unwrap_or(READINESS_LAG);
     match params.first("mode") {
-        // What is received is known from Patroni only.
-        Some("write") => within(
-            member.lag.or_else(|| fitness::replay_lag(snapshot, member)),
-            limit,
-        ),
-        _ => within(fitness::replay_lag(snapshot, member), limit),
+        Some("write") => within(fitness::receive_lag(member), limit),
+        _ => within(fitness::replay_lag(member), limit),
     }
 }
 

@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::routing::{MethodFilter, MethodRouter, delete, on, post};
+use axum::{Extension, Router};
 use tokio::sync::watch;
 
 use super::super::handles::{ClusterView, Handles};
 use super::super::local::Local;
 use super::super::metrics::{self, Endpoint};
-use super::access::{self, CalledBy};
 use super::answer::Answer;
-use super::{node, patroni};
+use super::guard::{self, Caller, Guard};
+use super::{access, api, node, patroni};
 use crate::cluster::snapshot::{Member, Snapshot};
 
 /// What every request reads.
@@ -26,6 +26,7 @@ pub(super) struct App {
     pub(super) handles: Handles,
     /// One per cluster, in the same order.
     pub(super) locals: Vec<watch::Receiver<Local>>,
+    pub(super) guard: Guard,
 }
 
 /// The query of a request: the first value of a name counts, as with Patroni.
@@ -139,14 +140,6 @@ pub(super) fn router(app: Arc<App>) -> Router {
             "/group/read-only-info",
             read(async |State(app): Shared, uri: Uri| node::read_only_info(&app, &uri)),
         )
-        .route(
-            "/api/v1/hba",
-            read(async |State(app): Shared, caller: CalledBy| access::hba(&app, caller)),
-        )
-        .route(
-            "/api/v1/ident",
-            read(async |State(app): Shared, caller: CalledBy| access::ident(&app, caller)),
-        )
         .route("/liveness", read(async || patroni::liveness()))
         .route("/metrics", read(async |State(app): Shared| metrics_text(&app)))
         .route(
@@ -179,9 +172,54 @@ pub(super) fn router(app: Arc<App>) -> Router {
         );
     }
     router
+        .merge(api(&app))
         .fallback(async || Answer::not_found("there is nothing at this path; see docs/http.md"))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), count))
         .with_state(app)
+}
+
+/// `/api/v1`, behind its guard.
+fn api(app: &Arc<App>) -> Router<Arc<App>> {
+    type Name<T> = Result<Path<T>, PathRejection>;
+    type CalledBy = Option<Extension<Caller>>;
+    let kill = async |State(app): Shared, caller: CalledBy, path: Name<String>, body: Body| {
+        api::kill(app, caller, path, body).await
+    };
+    Router::new()
+        .route("/api/v1/hba", read(async |State(app): Shared| access::hba(&app)))
+        .route(
+            "/api/v1/ident",
+            read(async |State(app): Shared| access::ident(&app)),
+        )
+        .route(
+            "/api/v1/clusters",
+            read(async |State(app): Shared| api::clusters(&app)),
+        )
+        .route(
+            "/api/v1/members",
+            read(async |State(app): Shared, uri: Uri| api::members(&app, &uri)),
+        )
+        .route(
+            "/api/v1/sessions",
+            read(async |State(app): Shared, uri: Uri| api::sessions(&app, &uri)),
+        )
+        .route(
+            "/api/v1/members/{name}/{action}",
+            post(
+                async |State(app): Shared,
+                       caller: CalledBy,
+                       path: Name<(String, String)>,
+                       uri: Uri,
+                       body: Body| { api::administer(app, caller, path, uri, body).await },
+            ),
+        )
+        .route(
+            "/api/v1/reload",
+            post(async |State(app): Shared, caller: CalledBy| api::reload(app, caller).await),
+        )
+        .route("/api/v1/sessions/{id}", delete(kill))
+        .route("/api/v1/sessions/{id}/kill", post(kill))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(app), guard::guard))
 }
 
 /// Around every request: counts it, and takes the body off the answer to OPTIONS, as Patroni does.

@@ -23,11 +23,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::super::handles::Handles;
-use super::super::local;
-use super::access::Caller;
+use super::super::{agent, local};
+use super::guard::{Caller, Guard};
+use super::node;
 use super::router::{App, router};
 use super::stream::WriteBound;
-use crate::config::BindAddress;
+use crate::config::{AgentSubject, BindAddress, ProxyProtocol};
+use crate::frontend::proxy;
 
 /// What one caller, and all together, may cost.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +61,9 @@ impl Default for Bounds {
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 const BACKLOG: i32 = 1024;
+/// Agent checks at once; one more is closed at once.
+const MAX_AGENT_CHECKS: usize = 64;
+const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A listening socket; `*` is dual-stack, or IPv4 where the host has no IPv6.
 pub(super) fn bind(address: &BindAddress) -> io::Result<std::net::TcpListener> {
@@ -91,7 +96,7 @@ fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpList
 /// newest of `handles`.
 pub(super) async fn serve(
     listener: TcpListener,
-    tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    settings: Settings,
     mut handles: watch::Receiver<Handles>,
     shutdown: CancellationToken,
     bounds: Bounds,
@@ -101,8 +106,8 @@ pub(super) async fn serve(
     let metrics = handles.borrow().metrics.clone();
     let (first, mut following) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
     let server = Arc::new(Server {
-        router: ArcSwap::from_pointee(first),
-        tls,
+        router: ArcSwap::from_pointee(router(first)),
+        settings,
         bounds,
         stop: stop.clone(),
     });
@@ -117,8 +122,8 @@ pub(super) async fn serve(
             if changed.is_err() {
                 return until.cancelled().await;
             }
-            let (router, next) = answering(handles.borrow_and_update().clone(), &left, &until);
-            kept.router.store(Arc::new(router));
+            let (app, next) = answering(handles.borrow_and_update().clone(), &left, &until);
+            kept.router.store(Arc::new(router(app)));
             // What followed the members of before ends here.
             drop(std::mem::replace(&mut following, next));
         }
@@ -133,7 +138,7 @@ pub(super) async fn serve(
         let (stream, caller) = match accepted {
             Ok((stream, address)) => {
                 backoff = Backoff::default();
-                (stream, Caller(address.ip()))
+                (stream, address)
             }
             Err(error) => {
                 if let Some(pause) = backoff.after(&error) {
@@ -163,7 +168,7 @@ pub(super) async fn serve(
 }
 
 /// The answers by `handles`, and what keeps them right as long as it is not dropped.
-fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) -> (Router, DropGuard) {
+fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) -> (Arc<App>, DropGuard) {
     let following = stop.child_token();
     let mut locals = Vec::new();
     for view in &handles.clusters {
@@ -173,21 +178,94 @@ fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) ->
         }
         locals.push(receiver);
     }
-    (router(Arc::new(App { handles, locals })), following.drop_guard())
+    let guard = Guard::new(Arc::clone(&handles.token));
+    let app = App {
+        handles,
+        locals,
+        guard,
+    };
+    (Arc::new(app), following.drop_guard())
+}
+
+/// Tells each that connects how things are by the newest of `handles`, until `shutdown`.
+pub(super) async fn agent(
+    listener: TcpListener,
+    about: AgentSubject,
+    mut handles: watch::Receiver<Handles>,
+    shutdown: CancellationToken,
+) {
+    let tasks = TaskTracker::new();
+    let stop = shutdown.child_token();
+    let (mut app, mut following) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
+    let mut backoff = Backoff::default();
+    let slots = Arc::new(Semaphore::new(MAX_AGENT_CHECKS));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Ok(()) = handles.changed() => {
+                let next;
+                (app, next) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
+                // What followed the members of before ends here.
+                drop(std::mem::replace(&mut following, next));
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                backoff = Backoff::default();
+                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                    continue;
+                };
+                let line = node::agent(&app, about).to_string();
+                tasks.spawn(async move {
+                    // Whoever does not take a line is not waited for.
+                    let _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                if let Some(pause) = backoff.after(&error) {
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = sleep(pause) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What may be exchanged for the connections to come. Cheap to clone; clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// What handshakes are made with; empty where HTTP is in clear.
+    pub(super) tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    /// Whose headers are believed; empty where none is understood.
+    pub(super) proxies: Arc<ArcSwapOption<ProxyProtocol>>,
 }
 
 struct Server {
     router: ArcSwap<Router>,
-    tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
+    settings: Settings,
     bounds: Bounds,
     stop: CancellationToken,
 }
 
 impl Server {
-    async fn connection(&self, stream: TcpStream, caller: Caller) {
+    async fn connection(&self, stream: TcpStream, address: SocketAddr) {
         // Best effort: without it an answer is only later.
         let _ = stream.set_nodelay(true);
-        let Some(tls) = self.tls.load_full() else {
+        // Once: whether it is spoken is what the caller's rights hang on.
+        let tls = self.settings.tls.load_full();
+        let caller = Caller {
+            address,
+            tls: tls.is_some(),
+        };
+        let Some(caller) = self.identify(&stream, caller).await else {
+            return;
+        };
+        let Some(tls) = tls else {
             return self.requests(stream, caller).await;
         };
         let handshake = tokio::select! {
@@ -201,6 +279,35 @@ impl Server {
             Ok(Ok(stream)) => self.requests(stream, caller).await,
             Ok(Err(error)) => tracing::debug!(%error, "HTTP: TLS handshake failed"),
             Err(_) => tracing::debug!("HTTP: TLS handshake timed out"),
+        }
+    }
+
+    /// By the header of the PROXY protocol, where there must be one. `None`: there is none, or a bad one.
+    async fn identify(&self, stream: &TcpStream, socket: Caller) -> Option<Caller> {
+        let Some(proxies) = self.settings.proxies.load_full() else {
+            return Some(socket);
+        };
+        if !proxies.trusts(socket.address.ip()) {
+            if proxies.required {
+                tracing::debug!(client = %socket, "HTTP: connection refused: it is not from http.proxy_protocol.trusted");
+                return None;
+            }
+            return Some(socket);
+        }
+        let header = tokio::select! {
+            () = self.stop.cancelled() => return None,
+            header = timeout(self.bounds.handshake_timeout, proxy::read(stream)) => header,
+        };
+        match header {
+            Ok(Ok(header)) => Some(socket.announced(header.source)),
+            Ok(Err(fault)) => {
+                tracing::debug!(client = %socket, %fault, "HTTP: connection refused");
+                None
+            }
+            Err(_elapsed) => {
+                tracing::debug!(client = %socket, "HTTP: no PROXY protocol header in time");
+                None
+            }
         }
     }
 

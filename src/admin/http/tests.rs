@@ -1,6 +1,7 @@
 //! Every path against hand-built snapshots; what Patroni answers is from its documentation, chapter "Patroni REST API".
 #![allow(clippy::unwrap_used)]
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,9 +15,9 @@ use tower::ServiceExt;
 
 use super::super::handles::{Handles, Readiness};
 use super::super::local::Local;
-use super::access::Caller;
 use super::answer::{MEMBER, REASON};
 use super::fixture::*;
+use super::guard::{Caller, Guard};
 use super::node::stable_id;
 use super::patroni::{self, bytes};
 use super::router::{App, router};
@@ -324,7 +325,11 @@ async fn patroni_lag_limits() {
         (&probed, "/readiness?lag=99", false),
         (&probed, "/readiness?lag=99&mode=apply", false),
         (&probed, "/readiness?lag=10MB&mode=write", true),
-        (&probed, "/readiness?mode=write", false),
+        // 50 of them have been received.
+        (&probed, "/readiness?lag=50&mode=write", true),
+        (&probed, "/readiness?lag=49&mode=write", false),
+        (&reported, "/readiness?lag=1999&mode=write", false),
+        (&reported, "/readiness?lag=2000&mode=write", true),
         (&probed, "/replica?lag=ten", true),
         (&reported, "/replica?lag=2000", true),
         (&reported, "/replica?lag=1999", false),
@@ -486,6 +491,7 @@ async fn without_a_local_member_404_and_a_hint_or_503_while_it_may_still_come() 
         let handles = handles(vec![view(snapshot.clone(), LocalMember::Auto)]);
         let hint = local.hint();
         let router = router(Arc::new(App {
+            guard: Guard::new(Arc::default()),
             handles,
             locals: vec![watch::channel(local).1],
         }));
@@ -804,7 +810,7 @@ proptest! {
             let mut view = view(snapshot, LocalMember::Auto);
             view.name = "true".into();
             let handles = handles(vec![view]);
-            let router = router(Arc::new(App { handles, locals: vec![watch::channel(local).1] }));
+            let router = router(Arc::new(App { guard: Guard::new(Arc::default()), handles, locals: vec![watch::channel(local).1] }));
             for path in ["/connection/is-live", "/connection/is-ready", "/connection/is-ready-rw",
                          "/connection/is-ready-ro", "/connection/true", "/node/is-read-write", "/node/is-read-only",
                          "/node/true/is-read-write", "/node/true/is-read-only", "/node/true/true", "/node/true"] {
@@ -823,7 +829,10 @@ proptest! {
 // --- who may log in ------------------------------------------------------------------------------------------------
 
 async fn get_from(router: &Router, uri: &str, caller: &str) -> Got {
-    let caller = Caller(caller.parse().unwrap());
+    let caller = Caller {
+        address: (caller.parse::<IpAddr>().unwrap(), 5000).into(),
+        tls: false,
+    };
     get(&router.clone().layer(Extension(caller)), uri).await
 }
 
@@ -853,4 +862,22 @@ async fn rules_are_shown_to_this_host_only() {
         }
     }
     assert_eq!(get(&router, "/api/v1/hba").await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_replica_beyond_the_lag_of_the_default_route_is_not_fit_to_read_from() {
+    let beyond = |route: &str| with(member("m"), |m| m.lagging = [Arc::from(route)].into());
+    for (route, fit) in [("read-only", false), ("reports", true)] {
+        let router = beside(led(vec![primary("p"), beyond(route)]), "m");
+        for path in ["/node/is-read-only", "/node/m/is-read-only"] {
+            let got = get(&router, path).await;
+            assert_eq!((got.status == StatusCode::OK, got.body), (fit, fit.to_string()));
+        }
+        let listed = get(&router, "/group/read-only-info").await.json();
+        assert_eq!(!listed.as_array().unwrap().is_empty(), fit);
+        let ready = get(&router, "/connection/is-ready-ro").await;
+        assert_eq!(ready.status == StatusCode::OK, fit);
+        // Patroni's question has a limit of its own.
+        assert_eq!(get(&router, "/replica?lag=100").await.status, StatusCode::OK);
+    }
 }

@@ -38,6 +38,9 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bou
             leaf: crate::config::Leaf::default(),
             server_config,
         }),
+        token: None,
+        agent_check: None,
+        proxy_protocol: None,
     };
     let thread = spawn_thread_with(&config, handles, CancellationToken::new(), bounds).unwrap();
     Running {
@@ -226,6 +229,9 @@ fn a_port_in_use_is_one_sentence() {
     let config = Http {
         addresses: vec![BindAddress::Ip(running.address)],
         tls: None,
+        token: None,
+        agent_check: None,
+        proxy_protocol: None,
     };
     let error = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap_err();
     assert!(matches!(error, AdminError::Listen { .. }));
@@ -241,12 +247,18 @@ async fn it_starts_and_stops_within_another_runtime() {
     let config = Http {
         addresses: vec![somewhere()],
         tls: None,
+        token: None,
+        agent_check: None,
+        proxy_protocol: None,
     };
     let shutdown = CancellationToken::new();
     let thread = spawn_thread(&config, handles(Vec::new()), shutdown.clone()).unwrap();
     let taken = Http {
         addresses: vec![BindAddress::Ip(thread.local_addrs()[0])],
         tls: None,
+        token: None,
+        agent_check: None,
+        proxy_protocol: None,
     };
     assert!(spawn_thread(&taken, handles(Vec::new()), shutdown.clone()).is_err());
     thread.stop();
@@ -258,6 +270,9 @@ fn every_address_is_dual_stack() {
     let config = Http {
         addresses: vec![BindAddress::Any { port: 0 }],
         tls: None,
+        token: None,
+        agent_check: None,
+        proxy_protocol: None,
     };
     let shutdown = CancellationToken::new();
     let thread = spawn_thread(
@@ -288,6 +303,9 @@ fn the_end_is_bounded_and_frees_the_port() {
     let config = Http {
         addresses: vec![BindAddress::Ip(running.address)],
         tls: None,
+        token: None,
+        agent_check: None,
+        proxy_protocol: None,
     };
     let thread = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap();
     thread.stop();

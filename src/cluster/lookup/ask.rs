@@ -56,6 +56,8 @@ async fn ask<Q: Question>(
     let mut pooled = match timeout_at(deadline, get).await {
         Ok(Ok(pooled)) => pooled,
         Err(_) | Ok(Err(PoolError::Timeout(_))) => return Err(LookupError::Timeout),
+        // Without the pool's own words about it.
+        Ok(Err(PoolError::Backend(error))) => return Err(LookupError::Unavailable(error.to_string())),
         Ok(Err(other)) => return Err(LookupError::Unavailable(other.to_string())),
     };
     let sql = bind(question.sql(), user);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use deadpool::Runtime;
 use deadpool::managed::{self, RecycleError, RecycleResult, Timeouts};
@@ -14,6 +15,8 @@ use crate::backend::{ConnectError, ServerConnection};
 use crate::cluster::account::{Account, Purpose};
 use crate::cluster::snapshot::{Identity, Leader, Member, MemberName, Snapshot};
 
+/// A connection is used no longer: a host name may lead elsewhere by now.
+const MAX_AGE: Duration = Duration::from_mins(1);
 /// Members asked before a look-up gives up.
 const MAX_MEMBERS: usize = 4;
 
@@ -151,9 +154,12 @@ impl managed::Manager for Connector {
         })
     }
 
-    async fn recycle(&self, pooled: &mut Pooled, _: &managed::Metrics) -> RecycleResult<ConnectError> {
+    async fn recycle(&self, pooled: &mut Pooled, metrics: &managed::Metrics) -> RecycleResult<ConnectError> {
         if !pooled.clean || !pooled.connection.leftover.is_empty() {
             return Err(RecycleError::message("left in the middle of an answer"));
+        }
+        if metrics.age() >= MAX_AGE {
+            return Err(RecycleError::message("old"));
         }
         // An idle server has nothing to say: a byte or an end means that the connection is of no more use. The socket
         // itself is asked, as tokio's readiness may lag behind it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{MemberState, Named, SourceKind, State};
+use super::{History, MemberState, Named, SourceKind, State};
 use crate::cluster::snapshot::{Identity, Leader, NamedBy, NoLeader, ProbeFacts, Role};
 
 impl State {
@@ -16,6 +16,7 @@ impl State {
         if decided != self.identifier {
             self.identifier = decided;
             self.newest_timeline = 0;
+            self.history = History::default();
         }
         let newest = self
             .members
@@ -81,7 +82,7 @@ impl State {
         let name = match &self.named {
             None if self.polled => return Err(NoLeader::SourceUnreachable),
             None => return Err(NoLeader::NotYetKnown),
-            Some(_) if !self.source.reachable => return self.failsafe_leader(),
+            Some(_) if !self.source.reachable && !self.key.counts() => return self.failsafe_leader(),
             Some(Named::Nobody) => return Err(NoLeader::NotNamed),
             Some(Named::Several) => return Err(NoLeader::SeveralNamed),
             Some(Named::One(name)) => name,

@@ -37,6 +37,13 @@ fn each_difference_is_named_by_its_key() {
         ("[replica]", "[leader]", "routes.ro"),
         ("route: ro}", "route: ro, max_clients: 5}", "listeners.two"),
         ("127.0.0.1:2", "127.0.0.1:3", "listeners.two"),
+        ("route: ro}", "route: ro, mode: tcp}", "listeners.two"),
+        (
+            "route: ro}",
+            "route: ro, deny: [\"10.0.0.0/8\"]}",
+            "listeners.two",
+        ),
+        ("[replica]", "[replica], max_lag: {bytes: 64MB}", "routes.ro"),
     ] {
         assert_eq!(changes(&files, USUAL, &USUAL.replace(from, to)), [key], "{to}");
     }
@@ -45,6 +52,8 @@ fn each_difference_is_named_by_its_key() {
         ("http: {address: \"127.0.0.1:9\"}", "http"),
         ("console: {users: [a]}", "console"),
         ("limits: {max_clients: 5}", "limits"),
+        ("limits: {per_address: 5}", "limits"),
+        ("http: {proxy_protocol: {trusted: [\"10.0.0.1\"]}}", "http"),
         ("log: {level: debug}", "log"),
         ("shutdown: {grace: 5s}", "shutdown"),
     ] {
@@ -61,10 +70,12 @@ fn what_needs_a_restart_is_told_apart() {
     let config = |text: &str| files.ok(&format!("{USUAL}{text}"));
     let diff = Diff::of(
         &config("workers: 1\n"),
-        &config("workers: 2\ncontrol_socket: /x\n"),
+        &config("workers: 2\ncontrol_socket: /x\nstate_file: /tmp/state.json\n"),
     );
-    assert_eq!(diff.restart, ["workers", "control_socket"]);
+    assert_eq!(diff.restart, ["workers", "control_socket", "state_file"]);
     assert!(diff.changes.is_empty());
+    let checked = config("http: {agent_check: {address: \"127.0.0.1:9\"}}\n");
+    assert_eq!(Diff::of(&config(""), &checked).restart, ["http.agent_check"]);
 }
 
 #[test]
@@ -76,6 +87,21 @@ fn a_password_does_not_make_another_cluster() {
     let probe = USUAL.replace("host: a}]", "host: a}]\n    probe: {rise: 5}");
     assert_eq!(change(&probe, "main"), ClusterChange::Whole);
     assert_eq!(change(&probe, "other"), ClusterChange::Same);
+    let places = USUAL.replace(
+        "host: a}]",
+        "host: a}]\n    server: {max_connections: 5, slow_start: 5s}",
+    );
+    assert_eq!(change(&places, "main"), ClusterChange::Whole);
+    let watched = |endpoint: &str| {
+        let patroni = format!(
+            "patroni: {{endpoints: [\"http://a:8008\"]}}\n    etcd: {{endpoints: [\"{endpoint}\"], scope: x}}"
+        );
+        files.ok(&USUAL.replace("servers: [{name: a, host: a}]", &patroni))
+    };
+    assert_eq!(
+        watched("http://b:1").cluster_change(&watched("http://b:2"), "main"),
+        ClusterChange::Whole
+    );
     let query = format!("{USUAL}auth: {{cache_ttl: 5s}}\n");
     assert_eq!(change(&query, "other"), ClusterChange::Whole);
     let tls = USUAL.replace("host: a}]", "host: a}]\n    server_tls: {sslmode: require}");

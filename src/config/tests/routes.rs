@@ -132,7 +132,7 @@ fn routes_that_would_not_do_what_they_say_are_refused() {
         ),
         (
             "r: {targets: [replica, leader]}",
-            "leave `leader` and `any` out, or accept it with `read_only_on_leader: unenforced`",
+            "leave `leader` and `any` out, or allow it with `read_only_on_leader`, `unenforced` or `enforced`",
         ),
         (
             "r: {targets: [any], read_only_on_leader: refused}",
@@ -140,11 +140,11 @@ fn routes_that_would_not_do_what_they_say_are_refused() {
         ),
         (
             "r: {targets: [any], read_only_on_leader: enforced}",
-            "`enforced` is not supported yet",
+            "`enforced` needs a role that may not write for every user",
         ),
         (
             "r: {targets: [any], read_only_on_leader: maybe}",
-            "expected `refused` or `unenforced`",
+            "expected `refused`, `unenforced` or `enforced`",
         ),
         (
             "r: {targets: [replica], read_only_on_leader: unenforced}",
@@ -236,4 +236,27 @@ fn weights_and_zones_without_effect_are_refused() {
     }
     let of_patroni = MINIMAL.replace("    service_account", "    zone_tag: z\n    service_account");
     files.one_fault(&of_patroni, "has no effect without the router's own zone, `zone`");
+}
+
+#[test]
+fn enforced_reading_on_the_leader_needs_another_role_for_every_user() {
+    let files = Files::new();
+    let with = |credentials: &str| {
+        let routes = with_routes("r: {targets: [any], read_only_on_leader: enforced}");
+        format!("{routes}auth: {{server_credentials: [{credentials}]}}\n")
+    };
+    let config = files.ok(&with(
+        "{users: [a], server_user: x, password_file: pw}, {users: all, server_user: y, password_file: pw}",
+    ));
+    assert_eq!(config.routes["r"].read_only_on_leader, OnLeader::Enforced);
+    for credentials in [
+        "{users: all, password_file: pw}",
+        "{users: [a], server_user: x, password_file: pw}",
+        "{users: [a], password_file: pw}, {users: all, server_user: y, password_file: pw}",
+    ] {
+        files.one_fault(
+            &with(credentials),
+            "needs a role that may not write for every user",
+        );
+    }
 }

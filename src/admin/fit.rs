@@ -1,0 +1,82 @@
+//! Who is fit for which route, reckoned at each scrape.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::handles::ClusterView;
+use crate::routing;
+
+#[derive(Debug)]
+struct Fit(Arc<ArcSwap<Vec<ClusterView>>>);
+
+/// Registers it where names get the prefix of ours, for the clusters that are in `clusters` when it is scraped.
+pub fn register(ours: &mut Registry, clusters: Arc<ArcSwap<Vec<ClusterView>>>) {
+    ours.register_collector(Box::new(Fit(clusters)));
+}
+
+impl Collector for Fit {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut metric = encoder.encode_descriptor(
+            "cluster_member_fit",
+            "1 while the member may be given sessions of the route",
+            None,
+            MetricType::Gauge,
+        )?;
+        for view in self.0.load().iter() {
+            let snapshot = view.snapshot.borrow().clone();
+            for route in view.read_write.iter().chain(&view.read_only) {
+                for member in &snapshot.members {
+                    let is_fit = routing::fitness(&snapshot, route, member).is_ok();
+                    let labels = [
+                        ("cluster", &*view.name),
+                        ("member", member.name.as_str()),
+                        ("route", &*route.name),
+                    ];
+                    ConstGauge::new(i64::from(is_fit)).encode(metric.encode_family(&labels)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::http::fixture::{led, member, primary, view};
+    use super::super::metrics::{exposition, tests::parses};
+    use super::*;
+    use crate::config::LocalMember;
+
+    #[test]
+    fn each_member_is_fit_or_not_for_each_route() {
+        let mut lagging = member("m");
+        lagging.lagging = ["read-only".into()].into();
+        let snapshot = led(vec![primary("p"), lagging, member("n")]);
+        let mut registry = Registry::default();
+        let views = vec![view(snapshot, LocalMember::None)];
+        register(&mut registry, Arc::new(ArcSwap::from_pointee(views)));
+        let samples = parses(&exposition(&registry).unwrap());
+        let fit: Vec<&str> = samples
+            .iter()
+            .filter(|(_, value)| **value > 0.5)
+            .map(|(key, _)| key.as_str())
+            .collect();
+        assert_eq!(
+            fit,
+            [
+                "cluster_member_fit{cluster=\"main\",member=\"n\",route=\"read-only\"}",
+                "cluster_member_fit{cluster=\"main\",member=\"p\",route=\"read-write\"}",
+            ]
+        );
+        assert_eq!(samples.len(), 6);
+    }
+}

@@ -1,0 +1,418 @@
+//! `/api/v1`: the topology and the sessions, and what an operator changes of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::{Body, to_bytes};
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use axum::http::{StatusCode, Uri};
+use serde_json::{Map, Value, json};
+use tokio::time::timeout;
+
+use super::super::fitness;
+use super::super::handles::ClusterView;
+use super::super::operations::{Change, Ending};
+use super::answer::Answer;
+use super::guard::Caller;
+use super::router::{App, Params};
+use crate::cluster::snapshot::{AdminState, Leader, Member, MemberName, NamedBy, Role, Snapshot};
+use crate::config::MOST_WEIGHT;
+use crate::routing;
+
+/// A request's body.
+const MAX_BODY: usize = 4096;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a change to be seen in a snapshot. It is on its way in any case.
+const EFFECT: Duration = Duration::from_secs(1);
+const MOST_GRACE: u64 = 24 * 3600;
+
+type CalledBy = Option<Extension<Caller>>;
+
+/// `GET /api/v1/clusters`
+pub(super) fn clusters(app: &App) -> Answer {
+    let all: Vec<Value> = app.handles.clusters.iter().map(cluster).collect();
+    Answer::json(StatusCode::OK, &Value::Array(all))
+}
+
+fn cluster(view: &ClusterView) -> Value {
+    let snapshot = view.snapshot.borrow().clone();
+    let (leader, reason) = match &snapshot.leader {
+        Leader::Verified {
+            member,
+            timeline,
+            named_by,
+        } => (
+            json!({"member": member.as_str(), "timeline": timeline, "named_by": match named_by {
+                NamedBy::LeaderKey => "leader key",
+                NamedBy::Failsafe => "failsafe",
+                NamedBy::HighestTimeline => "highest timeline",
+            }}),
+            None,
+        ),
+        Leader::None(why) => (Value::Null, Some(why.to_string())),
+    };
+    json!({
+        "name": &*view.name,
+        "leader": leader,
+        "no_leader": reason,
+        "members": snapshot.members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(),
+        "source": {"reachable": snapshot.source.reachable, "error": snapshot.source.error,
+                   "disagreement": snapshot.source.disagreement},
+        // More than a JSON number holds everywhere.
+        "system_identifier": snapshot.system_identifier.map(|identifier| identifier.to_string()),
+        "paused": snapshot.paused,
+        "version": snapshot.version,
+    })
+}
+
+/// `GET /api/v1/members`
+pub(super) fn members(app: &App, uri: &Uri) -> Answer {
+    let view = match find(app, uri) {
+        Ok(view) => view,
+        Err(answer) => return answer,
+    };
+    let snapshot = view.snapshot.borrow().clone();
+    let all: Vec<Value> = snapshot
+        .members
+        .iter()
+        .map(|member| shown(app, view, &snapshot, member))
+        .collect();
+    Answer::json(StatusCode::OK, &Value::Array(all))
+}
+
+fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
+    let is_leader =
+        matches!(&snapshot.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
+    let facts = member.health.facts.as_ref();
+    let role = match &member.role {
+        Role::Leader => Some("leader"),
+        Role::StandbyLeader => Some("standby_leader"),
+        Role::Replica => Some("replica"),
+        Role::SyncStandby => Some("sync_standby"),
+        Role::QuorumStandby => Some("quorum_standby"),
+        Role::Other(name) => Some(name.as_str()),
+        Role::Unnamed if is_leader => Some("leader"),
+        Role::Unnamed => facts.filter(|facts| facts.in_recovery).map(|_| "replica"),
+    };
+    let routes: Vec<Value> = view
+        .read_write
+        .iter()
+        .chain(&view.read_only)
+        .map(|route| {
+            let fitness = routing::fitness(snapshot, route, member);
+            json!({
+                "route": &*route.name,
+                "fit": fitness.is_ok(),
+                "reason": match fitness {
+                    Ok((_, preference)) => preference.to_string(),
+                    Err(reason) => reason.to_string(),
+                },
+            })
+        })
+        .collect();
+    let health = &member.health;
+    json!({
+        "name": member.name.as_str(),
+        "cluster": &*view.name,
+        "host": member.host,
+        "port": member.port,
+        "role": role,
+        "leader": is_leader,
+        "state": member.state,
+        "timeline": facts.map(|facts| facts.timeline).or(member.timeline),
+        "lag": if is_leader { None } else { fitness::replay_lag(member) },
+        "lag_seconds": member.measured.filter(|_| !is_leader).and_then(|lag| lag.time).map(|time| time.as_secs_f64()),
+        "tags": member.tags,
+        "status": status(member),
+        "check": {
+            "status": health.check.as_str(),
+            "text": health.error.clone().or_else(|| facts.map(|facts| {
+                format!("answered in {:.1} ms", facts.latency.as_secs_f64() * 1e3)
+            })),
+            "in_a_row": health.streak,
+            "age_ms": health.last_probe.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        },
+        "admin": member.admin.as_str(),
+        "weight": member.weight,
+        "zone": member.zone.as_deref(),
+        "sessions": app.handles.operations.sessions_on(&view.name, &member.name),
+        "routes": routes,
+    })
+}
+
+/// As the column `status` of HAProxy's statistics has it.
+fn status(member: &Member) -> &'static str {
+    match member.admin {
+        AdminState::Maint => "MAINT",
+        _ if !member.health.up && member.health.error.is_none() => "INI",
+        _ if !member.health.up => "DOWN",
+        AdminState::Drain => "DRAIN",
+        AdminState::Ready if member.weight == 0 => "DRAIN",
+        AdminState::Ready => "UP",
+    }
+}
+
+/// `GET /api/v1/sessions`
+pub(super) fn sessions(app: &App, uri: &Uri) -> Answer {
+    let params = Params::of(uri);
+    let mut all = app.handles.operations.sessions();
+    for (key, wanted) in params.pairs() {
+        match key {
+            "cluster" => all.retain(|session| session.cluster == wanted),
+            "member" => all.retain(|session| session.member == wanted),
+            "user" => all.retain(|session| session.user == wanted),
+            "database" => all.retain(|session| session.database == wanted),
+            "route" => all.retain(|session| session.route == wanted),
+            _ => {}
+        }
+    }
+    Answer::json(StatusCode::OK, &json!(all))
+}
+
+/// `POST /api/v1/members/NAME/ACTION`
+pub(super) async fn administer(
+    app: Arc<App>,
+    caller: CalledBy,
+    path: Result<Path<(String, String)>, PathRejection>,
+    uri: Uri,
+    body: Body,
+) -> Answer {
+    let Ok(Path((name, action))) = path else {
+        return Answer::problem(StatusCode::BAD_REQUEST, "the path is not UTF-8", "");
+    };
+    let name = MemberName::new(name);
+    let body = match object(body).await {
+        Ok(body) => body,
+        Err(answer) => return answer,
+    };
+    let view = match find(&app, &uri) {
+        Ok(view) => view,
+        Err(answer) => return answer,
+    };
+    let is_here = view.snapshot.borrow().member(&name).is_some();
+    if !is_here && !app.handles.operations.has_kept(&view.name, &name) {
+        return Answer::problem(
+            StatusCode::NOT_FOUND,
+            "the cluster has no member of this name",
+            "GET /api/v1/members has the names",
+        );
+    }
+    let change = match (action.as_str(), AdminState::named(&action)) {
+        (_, Some(state)) => Change::Admin(state),
+        ("weight", _) => match weight(&body) {
+            Ok(weight) => Change::Weight(weight),
+            Err(answer) => return answer,
+        },
+        ("close-sessions", _) => return close_sessions(&app, caller, view, &name, &body),
+        _ => {
+            return Answer::problem(
+                StatusCode::NOT_FOUND,
+                "there is no such action",
+                "there is: ready, drain, maint, weight, close-sessions",
+            );
+        }
+    };
+    change_member(&app, caller, view, &name, change).await
+}
+
+async fn change_member(
+    app: &App,
+    caller: CalledBy,
+    view: &ClusterView,
+    name: &MemberName,
+    change: Change,
+) -> Answer {
+    let mut snapshots = view.snapshot.clone();
+    snapshots.mark_unchanged();
+    if let Err(busy) = app.handles.operations.administer(&view.name, name, change) {
+        return Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
+    }
+    let (cluster, by) = (&*view.name, shown_caller(caller));
+    match change {
+        Change::Admin(state) => {
+            tracing::info!(%cluster, member = %name, %state, %by, "administrative state set");
+        }
+        Change::Weight(Some(weight)) => tracing::info!(%cluster, member = %name, weight, %by, "weight set"),
+        Change::Weight(None) => {
+            tracing::info!(%cluster, member = %name, %by, "weight given back to the configuration");
+        }
+    }
+    let is_seen = |member: &Member| match change {
+        Change::Admin(state) => member.admin == state,
+        Change::Weight(Some(weight)) => member.weight == weight,
+        Change::Weight(None) => false,
+    };
+    let seen = async {
+        if change == Change::Weight(None) {
+            // What it will be is for others to know, and it may be what it was.
+            let _ = timeout(EFFECT / 5, snapshots.changed()).await;
+            return;
+        }
+        let _ = snapshots
+            .wait_for(|snapshot| snapshot.member(name).is_none_or(is_seen))
+            .await;
+    };
+    let in_time = timeout(EFFECT, seen).await.is_ok();
+    let snapshot = view.snapshot.borrow().clone();
+    let status = if in_time {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    match snapshot.member(name) {
+        Some(member) => Answer::json(status, &shown(app, view, &snapshot, member)),
+        None => Answer::json(status, &json!({"name": name.as_str(), "cluster": &*view.name})),
+    }
+}
+
+fn close_sessions(
+    app: &App,
+    caller: CalledBy,
+    view: &ClusterView,
+    name: &MemberName,
+    body: &Map<String, Value>,
+) -> Answer {
+    let ending = match ending(body, Ending::AtBoundary { grace: None }) {
+        Ok(ending) => ending,
+        Err(answer) => return answer,
+    };
+    let sessions = app.handles.operations.end_sessions_on(&view.name, name, ending);
+    tracing::info!(cluster = %view.name, member = %name, sessions, how = %how(ending), by = %shown_caller(caller), "ending the sessions on a member");
+    Answer::json(StatusCode::OK, &json!({"sessions": sessions}))
+}
+
+/// `DELETE /api/v1/sessions/ID`, `POST /api/v1/sessions/ID/kill`
+pub(super) async fn kill(
+    app: Arc<App>,
+    caller: CalledBy,
+    path: Result<Path<String>, PathRejection>,
+    body: Body,
+) -> Answer {
+    let body = match object(body).await {
+        Ok(body) => body,
+        Err(answer) => return answer,
+    };
+    let ending = match ending(&body, Ending::Now) {
+        Ok(ending) => ending,
+        Err(answer) => return answer,
+    };
+    let id = path.ok().and_then(|Path(id)| id.parse::<u64>().ok());
+    let Some(session) = id.and_then(|id| app.handles.operations.end_session(id, ending)) else {
+        return Answer::problem(
+            StatusCode::NOT_FOUND,
+            "there is no session of this number",
+            "GET /api/v1/sessions has the numbers",
+        );
+    };
+    tracing::info!(
+        session = session.id, client = session.client, user = ?session.user, member = session.member,
+        how = %how(ending), by = %shown_caller(caller), "ending a session"
+    );
+    Answer::json(StatusCode::OK, &json!(session))
+}
+
+/// `POST /api/v1/reload`
+pub(super) async fn reload(app: Arc<App>, caller: CalledBy) -> Answer {
+    tracing::info!(by = %shown_caller(caller), "a reload is asked for");
+    match app.handles.operations.reload().await {
+        Ok(answer) if answer.applied => Answer::json(StatusCode::OK, &json!(answer)),
+        Ok(answer) => Answer::json(StatusCode::UNPROCESSABLE_ENTITY, &json!(answer)),
+        Err(_ending) => Answer::problem(StatusCode::SERVICE_UNAVAILABLE, "the router is ending", ""),
+    }
+}
+
+fn how(ending: Ending) -> String {
+    match ending {
+        Ending::Now => "now".to_owned(),
+        Ending::AtBoundary { grace: None } => "at the next transaction end".to_owned(),
+        Ending::AtBoundary { grace: Some(grace) } => {
+            format!("at the next transaction end, after {} s anyway", grace.as_secs())
+        }
+    }
+}
+
+fn shown_caller(caller: CalledBy) -> String {
+    caller.map_or_else(|| "-".to_owned(), |Extension(caller)| caller.to_string())
+}
+
+fn find<'a>(app: &'a App, uri: &Uri) -> Result<&'a ClusterView, Answer> {
+    app.cluster(&Params::of(uri)).map(|(_, view)| view).map_err(|_| {
+        let names: Vec<&str> = app.handles.clusters.iter().map(|view| &*view.name).collect();
+        Answer::problem(
+            StatusCode::NOT_FOUND,
+            "there is no cluster of this name",
+            &format!("there is: {}", names.join(", ")),
+        )
+    })
+}
+
+/// The body: a JSON object, or nothing.
+async fn object(body: Body) -> Result<Map<String, Value>, Answer> {
+    let bad = |error: &str| {
+        Err(Answer::problem(
+            StatusCode::BAD_REQUEST,
+            error,
+            "send a JSON object of at most 4096 bytes, or nothing",
+        ))
+    };
+    let bytes = match timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => return bad("the body is too large, or broke off"),
+        Err(_) => return bad("the body took too long"),
+    };
+    if bytes.is_empty() {
+        return Ok(Map::new());
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) | Err(_) => bad("the body is no JSON object"),
+    }
+}
+
+fn weight(body: &Map<String, Value>) -> Result<Option<u16>, Answer> {
+    let weight = match body.get("weight") {
+        _ if body.len() > 1 => None,
+        Some(Value::Null) => return Ok(None),
+        Some(value) => value.as_u64().and_then(|weight| u16::try_from(weight).ok()),
+        None => None,
+    };
+    weight
+        .filter(|weight| *weight <= MOST_WEIGHT)
+        .map(Some)
+        .ok_or_else(|| {
+            Answer::problem(
+                StatusCode::BAD_REQUEST,
+                "no weight is given",
+                "send {\"weight\": N}, 0 to 256, or null for the configured one",
+            )
+        })
+}
+
+/// `{"when": "now"}`, `{"when": "boundary", "grace_s": 30}`
+fn ending(body: &Map<String, Value>, default: Ending) -> Result<Ending, Answer> {
+    let bad = || {
+        Answer::problem(
+            StatusCode::BAD_REQUEST,
+            "how to end sessions is not understood",
+            "send {\"when\": \"now\"} or {\"when\": \"boundary\", \"grace_s\": 30}; grace_s is 0 to 86400",
+        )
+    };
+    if body.keys().any(|key| key != "when" && key != "grace_s") {
+        return Err(bad());
+    }
+    let grace = match body.get("grace_s") {
+        None => None,
+        Some(value) => match value.as_u64() {
+            Some(seconds) if seconds <= MOST_GRACE => Some(Duration::from_secs(seconds)),
+            _ => return Err(bad()),
+        },
+    };
+    match (body.get("when").map(|value| value.as_str()), grace) {
+        (Some(Some("now")), None) => Ok(Ending::Now),
+        (None, None) => Ok(default),
+        (Some(Some("boundary")) | None, grace) => Ok(Ending::AtBoundary { grace }),
+        _ => Err(bad()),
+    }
+}

@@ -1,0 +1,112 @@
+//! How a probe ended, in the words of HAProxy's `check_status`: the layer that failed, and how.
+
+use std::fmt;
+
+use crate::backend::{ConnectError, Step};
+
+/// HAProxy's names, with HAProxy's meaning: layer 4 is the connection, layer 6 is TLS, layer 7 is the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CheckStatus {
+    /// `INI`: not probed yet.
+    #[default]
+    Initializing,
+    /// `SOCKERR`: this host is out of something.
+    SocketError,
+    /// `L4CON`: no connection.
+    Layer4Connection,
+    /// `L4TOUT`: no connection in time.
+    Layer4Timeout,
+    /// `L6RSP`: TLS failed, or the certificate is not accepted.
+    Layer6Response,
+    /// `L6TOUT`: TLS took too long.
+    Layer6Timeout,
+    /// `L7OK`: the probe's query was answered.
+    Layer7Ok,
+    /// `L7RSP`: what answers does not speak as a server does, or hung up.
+    Layer7Response,
+    /// `L7TOUT`: connected, and no answer in time.
+    Layer7Timeout,
+    /// `L7STS`: the server answered with an error.
+    Layer7Status,
+}
+
+impl CheckStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Initializing => "INI",
+            Self::SocketError => "SOCKERR",
+            Self::Layer4Connection => "L4CON",
+            Self::Layer4Timeout => "L4TOUT",
+            Self::Layer6Response => "L6RSP",
+            Self::Layer6Timeout => "L6TOUT",
+            Self::Layer7Ok => "L7OK",
+            Self::Layer7Response => "L7RSP",
+            Self::Layer7Timeout => "L7TOUT",
+            Self::Layer7Status => "L7STS",
+        }
+    }
+
+    /// What a probe's failure is called.
+    pub(super) fn of(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::LocalResources { .. } => Self::SocketError,
+            ConnectError::Resolve { .. }
+            | ConnectError::Refused { .. }
+            | ConnectError::Unreachable { .. } => Self::Layer4Connection,
+            ConnectError::Timeout { step } => match step {
+                Step::Resolve | Step::Connect => Self::Layer4Timeout,
+                Step::TlsRequest | Step::TlsHandshake => Self::Layer6Timeout,
+                Step::Login | Step::Start | Step::Query | Step::Cancel => Self::Layer7Timeout,
+            },
+            ConnectError::Lost { step, .. }
+            | ConnectError::Closed { step }
+            | ConnectError::Protocol { step, .. } => match step {
+                Step::Resolve | Step::Connect => Self::Layer4Connection,
+                Step::TlsRequest | Step::TlsHandshake => Self::Layer6Response,
+                Step::Login | Step::Start | Step::Query | Step::Cancel => Self::Layer7Response,
+            },
+            ConnectError::TlsRefused
+            | ConnectError::ErrorBeforeTls { .. }
+            | ConnectError::Tls { .. }
+            | ConnectError::DirectTls { .. }
+            | ConnectError::Certificate { .. } => Self::Layer6Response,
+            ConnectError::AnswerTooLarge => Self::Layer7Response,
+            ConnectError::Server(_)
+            | ConnectError::VerifierDiffers { .. }
+            | ConnectError::NotProven { .. }
+            | ConnectError::ChannelBinding { .. }
+            | ConnectError::UnsupportedMethod { .. }
+            | ConnectError::CleartextRefused
+            | ConnectError::NoCredential { .. } => Self::Layer7Status,
+        }
+    }
+}
+
+impl fmt::Display for CheckStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The layers as HAProxy's management guide has them, section 9.1, `check_status`.
+    #[test]
+    fn the_layer_that_failed_is_told() {
+        let timeout = |step| CheckStatus::of(&ConnectError::Timeout { step }).as_str();
+        assert_eq!(timeout(Step::Connect), "L4TOUT");
+        assert_eq!(timeout(Step::TlsHandshake), "L6TOUT");
+        assert_eq!(timeout(Step::Query), "L7TOUT");
+        let closed = |step| CheckStatus::of(&ConnectError::Closed { step }).as_str();
+        assert_eq!(closed(Step::TlsRequest), "L6RSP");
+        assert_eq!(closed(Step::Login), "L7RSP");
+        let refused = ConnectError::Refused {
+            address: ([127, 0, 0, 1], 1).into(),
+        };
+        assert_eq!(CheckStatus::of(&refused).as_str(), "L4CON");
+        assert_eq!(CheckStatus::of(&ConnectError::TlsRefused).as_str(), "L6RSP");
+        assert_eq!(CheckStatus::of(&ConnectError::CleartextRefused).as_str(), "L7STS");
+    }
+}

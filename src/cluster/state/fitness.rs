@@ -1,0 +1,74 @@
+//! What a member's lag and its time since it came back mean for who is given sessions.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{LagLimits, MemberState, State};
+use crate::cluster::lag::{Judgement, judge};
+use crate::cluster::snapshot::{Leader, WHOLE_SHARE};
+
+/// Percent of its share that a member begins with when it has come back up.
+const FIRST_SHARE: u8 = WHOLE_SHARE / 10;
+
+impl State {
+    /// Other limits count from now on; where a route's limit has changed, what was beyond the one before does not.
+    pub(super) fn limit(&mut self, limits: LagLimits) {
+        let before = std::mem::replace(&mut self.settings.limits, limits);
+        let limits = &self.settings.limits;
+        let stays = |route: &Arc<str>| limits.get(route) == before.get(route);
+        for member in self.members.values_mut() {
+            member.lagging.retain(stays);
+            member.unfit_for.retain(stays);
+        }
+    }
+
+    /// Measures every standby against the leader's history, and decides for which routes it lags.
+    pub(super) fn measure(&mut self, leader: &Leader, now: Instant) {
+        if let Leader::Verified { member, .. } = leader
+            && let Some(leader) = self.members.get(member)
+            && let (Some(facts), Some(from)) = (&leader.health.facts, leader.facts_from)
+            && facts.position > 0
+        {
+            self.history.primary(from, facts.timeline, facts.position);
+        }
+        for member in self.members.values_mut() {
+            let Some(facts) = &member.health.facts else {
+                member.lag = None;
+                continue;
+            };
+            if !facts.in_recovery {
+                member.lag = None;
+                member.lagging.clear();
+                member.unfit_for.clear();
+                continue;
+            }
+            let seen = member.health.last_probe.unwrap_or(now);
+            let watched = self.history.watched(seen);
+            member.lag = self.history.lag(facts, seen, now);
+            member.unfit_for.clear();
+            for (route, max) in &self.settings.limits {
+                let judgement = judge(max, member.lag, watched, member.lagging.contains(route));
+                match judgement {
+                    Judgement::Lagging => member.lagging.insert(route.clone()),
+                    Judgement::Fit => member.lagging.remove(route),
+                    Judgement::Unknown => false,
+                };
+                if judgement != Judgement::Fit {
+                    member.unfit_for.insert(route.clone());
+                }
+            }
+        }
+    }
+
+    /// Percent of its weight that counts.
+    pub(super) fn share(&self, member: &MemberState, now: Instant) -> u8 {
+        let whole = self.settings.placement.slow_start;
+        let Some(risen) = member.risen.filter(|_| !whole.is_zero()) else {
+            return WHOLE_SHARE;
+        };
+        let passed = now.saturating_duration_since(risen).min(whole);
+        let grown = u128::from(WHOLE_SHARE - FIRST_SHARE) * passed.as_millis() / whole.as_millis().max(1);
+        FIRST_SHARE + u8::try_from(grown).unwrap_or(WHOLE_SHARE - FIRST_SHARE)
+    }
+}

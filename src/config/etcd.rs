@@ -1,0 +1,82 @@
+//! `clusters.NAME.etcd`: a watch on the keys of Patroni's DCS, beside its REST interface.
+
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+
+use super::cluster::{ca, endpoints, login};
+use super::keys::{self, Unlock};
+use super::model::{BasicAuth, KeyPair};
+use super::schema;
+use super::section::{Field, Section};
+
+/// Longest `namespace` and `scope`, in bytes; etcd's own bound on a key is far above.
+const MAX_KEY: usize = 255;
+
+/// The etcd that Patroni keeps its state in (etcd 3.2 or later, by its JSON gateway).
+#[derive(Debug, PartialEq)]
+pub struct Etcd {
+    /// Base URLs without a trailing slash, `http` or `https`, at least one, no duplicates.
+    pub endpoints: Vec<String>,
+    /// What all of the cluster's keys begin with, as in `/service/main/`: Patroni's `namespace` (default `/service`) and
+    /// `scope`.
+    pub prefix: String,
+    /// Extra trusted roots; without it the system's roots.
+    pub ca: Option<Vec<CertificateDer<'static>>>,
+    pub client_certificate: Option<Arc<KeyPair>>,
+    /// For etcd's own users.
+    pub login: Option<BasicAuth>,
+}
+
+/// `None` where there is no such section or a fault in it.
+pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
+    let field = cluster.field("etcd")?;
+    if cluster.has("servers") && !cluster.has("patroni") {
+        field.fault("has no effect with `servers`: it is a watch on Patroni's keys");
+    }
+    let section = field.section(&schema::ETCD);
+    let endpoints = section.required("endpoints").map(|field| endpoints(&field));
+    let ca = ca(&section, endpoints.as_deref());
+    let client_certificate = section
+        .pair("cert_file", "key_file")
+        .and_then(|(cert, key)| keys::key_pair(&cert, &key, &Unlock::Never));
+    let login = login(&section);
+    let namespace = match section.field("namespace") {
+        Some(field) => path(&field),
+        None => Some("service".to_owned()),
+    };
+    let scope = section.required("scope").and_then(|field| {
+        let scope = path(&field);
+        if scope.as_deref() == Some("") {
+            field.fault("must not be empty");
+        }
+        scope
+    });
+    let (namespace, scope) = (namespace?, scope?);
+    let prefix = if namespace.is_empty() {
+        format!("/{scope}/")
+    } else {
+        format!("/{namespace}/{scope}/")
+    };
+    Some(Etcd {
+        endpoints: endpoints?,
+        prefix,
+        ca,
+        client_certificate,
+        login,
+    })
+}
+
+/// As Patroni reads it: slashes around it do not matter.
+fn path(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    if text.len() > MAX_KEY {
+        field.fault(format!("is longer than {MAX_KEY} bytes"));
+        return None;
+    }
+    if text.chars().any(char::is_control) {
+        field.fault("contains a control character");
+        return None;
+    }
+    Some(text.trim_matches('/').to_owned())
+}

@@ -1,0 +1,63 @@
+//! `listeners[].mode`.
+
+use super::*;
+
+fn with_listeners(listeners: &str) -> String {
+    format!("{MINIMAL}listeners:\n{listeners}")
+}
+
+#[test]
+fn a_listener_speaks_postgresql_unless_it_is_told_to_forward() {
+    let files = Files::new();
+    let config = files.ok(&with_listeners(
+        "  - {name: a, address: \"*:1\", route: read-write}\n  \
+         - {name: b, address: \"*:2\", route: read-write, mode: postgres}\n  \
+         - {name: c, address: \"*:3\", route: read-only, mode: tcp, max_clients: 7}\n  \
+         - {name: d, address: /run/trunkline/.s.PGSQL.4, route: read-only, mode: tcp}\n",
+    ));
+    let shown: Vec<_> = config.listeners.iter().map(|l| (l.mode, l.tls)).collect();
+    let (speaks, forwards) = (ListenerMode::Postgres, ListenerMode::Tcp);
+    assert_eq!(
+        shown,
+        [
+            (speaks, ListenerTls::Optional),
+            (speaks, ListenerTls::Optional),
+            (forwards, ListenerTls::Off),
+            (forwards, ListenerTls::Off)
+        ]
+    );
+    assert_eq!(config.listeners[2].max_clients, 7);
+}
+
+#[test]
+fn what_has_no_effect_on_a_forwarding_listener_is_a_fault() {
+    let files = Files::new();
+    for address in ["*:1", "/run/trunkline/.s.PGSQL.1"] {
+        for tls in ["off", "optional", "required"] {
+            files.one_fault(
+                &with_listeners(&format!(
+                    "  - {{name: a, address: \"{address}\", route: read-write, mode: tcp, tls: {tls}}}\n"
+                )),
+                "listeners[0].tls: has no effect with `mode: tcp`: TLS is between the client and the server",
+            );
+        }
+    }
+    files.one_fault(
+        &with_listeners("  - {name: a, address: \"*:1\", route: read-write, mode: udp}\n"),
+        "expected `postgres` or `tcp`, found `udp`",
+    );
+}
+
+#[test]
+fn a_certificate_that_nobody_is_shown_is_a_warning() {
+    let warnings = Files::new()
+        .ok(&with_listeners(
+            "  - {name: a, address: \"*:1\", route: read-write, mode: tcp}\n  \
+             - {name: b, address: \"*:2\", route: read-only, mode: tcp}\n",
+        ))
+        .warnings();
+    assert_eq!(
+        warnings,
+        ["a certificate is configured, but every listener has `mode: tcp`"]
+    );
+}

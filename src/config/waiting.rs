@@ -1,0 +1,77 @@
+//! What a route does for a session beyond choosing its server: a place in the queue, and the client's address.
+
+use std::time::Duration;
+
+use super::cluster::{minutes, ms, secs};
+use super::schema;
+use super::section::Section;
+
+const MAX_QUEUE: u32 = 100_000;
+
+/// Sessions wait while every server of their route has `server.max_connections` sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// How long one waits (default 10 s).
+    pub timeout: Duration,
+    /// How many wait at once; 0: none, they are refused (default 100).
+    pub most: u32,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            timeout: secs(10),
+            most: 100,
+        }
+    }
+}
+
+/// What a server is told of the client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TellAddress {
+    /// As the setting `trunkline.client_addr` (default).
+    pub setting: bool,
+    /// Behind the client's own `application_name` (default: not).
+    pub application_name: bool,
+}
+
+impl Default for TellAddress {
+    fn default() -> Self {
+        Self {
+            setting: true,
+            application_name: false,
+        }
+    }
+}
+
+/// `queue_timeout` and `max_queue`. `is_bounded`: the cluster has `server.max_connections`, without which nobody waits.
+pub(super) fn queue(route: &Section<'_>, is_bounded: bool) -> Queue {
+    let timeout = route.field("queue_timeout");
+    let most = route.field("max_queue");
+    if !is_bounded {
+        for field in timeout.iter().chain(&most) {
+            field.fault("has no effect: the cluster has no `server.max_connections` to wait for");
+        }
+    }
+    let most_value = most.and_then(|field| field.number(0, MAX_QUEUE));
+    if let Some(field) = timeout.as_ref().filter(|_| most_value == Some(0)) {
+        field.fault("has no effect with `max_queue: 0`");
+    }
+    let default = Queue::default();
+    Queue {
+        timeout: timeout
+            .and_then(|field| field.duration(ms(10), minutes(10)))
+            .unwrap_or(default.timeout),
+        most: most_value.unwrap_or(default.most),
+    }
+}
+
+pub(super) fn tell_address(route: &Section<'_>) -> TellAddress {
+    let section = route.section("client_address", &schema::CLIENT_ADDRESS);
+    let default = TellAddress::default();
+    let truth = |key| section.field(key).and_then(|field| field.truth());
+    TellAddress {
+        setting: truth("setting").unwrap_or(default.setting),
+        application_name: truth("application_name").unwrap_or(default.application_name),
+    }
+}

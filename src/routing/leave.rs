@@ -1,0 +1,139 @@
+//! Who is asked to leave: what it means for a live session that its server is no longer fit for its route, though its
+//! role is still the right one.
+
+use std::time::Duration;
+
+use crate::cluster::snapshot::{AdminState, MemberName, Snapshot};
+use crate::config::{OnUnfit, Unfit};
+
+/// Why a server is not fit. `Display` is the sentence the session's client sees.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LeaveReason {
+    #[error("{0} is too far behind the leader")]
+    Lagging(MemberName),
+    #[error("{0} is down")]
+    Down(MemberName),
+    #[error("{0} is in maintenance")]
+    Maintenance(MemberName),
+}
+
+/// A session has to end between transactions; as long as its server stays unfit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leave {
+    pub why: LeaveReason,
+    /// After which it is cut in a transaction, too; `None` is never.
+    pub within: Option<Duration>,
+}
+
+/// What `snapshot` asks of a session of `route` on `member`, whose route had `policy` when it began; `None` is to stay, as
+/// on a member that is drained. Of several reasons the one that asks for more counts.
+pub fn leave(snapshot: &Snapshot, route: &str, policy: OnUnfit, member: &MemberName) -> Option<Leave> {
+    let shown = snapshot.member(member)?;
+    let reasons = [
+        (shown.admin == AdminState::Maint).then_some((Unfit::Close, LeaveReason::Maintenance as fn(_) -> _)),
+        // Not before it has been probed at all.
+        (!shown.health.up && shown.health.error.is_some()).then_some((policy.down, LeaveReason::Down)),
+        shown
+            .lagging
+            .contains(route)
+            .then_some((policy.lag, LeaveReason::Lagging)),
+    ];
+    // The last of equals would be taken.
+    let (what, why) = reasons
+        .into_iter()
+        .rev()
+        .flatten()
+        .max_by_key(|(what, _)| *what)?;
+    let within = match what {
+        Unfit::Keep => return None,
+        Unfit::CloseIdle => None,
+        Unfit::Close => Some(policy.grace),
+    };
+    let why = why(member.clone());
+    Some(Leave { why, within })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::policy::tests::three;
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(7);
+
+    fn asked(
+        change: impl Fn(&mut crate::cluster::snapshot::Member),
+        lag: Unfit,
+        down: Unfit,
+    ) -> Option<Leave> {
+        let mut snapshot = three();
+        change(&mut snapshot.members[1]);
+        let policy = OnUnfit {
+            lag,
+            down,
+            grace: GRACE,
+        };
+        leave(&snapshot, "ro", policy, &MemberName::new("db2"))
+    }
+
+    #[test]
+    fn each_cause_has_its_policy() {
+        use Unfit::{Close, CloseIdle, Keep};
+        type Change = fn(&mut crate::cluster::snapshot::Member);
+        let lagging: Change = |member| member.lagging = ["ro".into()].into();
+        let elsewhere: Change = |member| member.lagging = ["other".into()].into();
+        let down: Change = |member| {
+            member.health.up = false;
+            member.health.error = Some("refused".into());
+        };
+        let unprobed: Change = |member| member.health.up = false;
+        let both: Change = |member| {
+            member.lagging = ["ro".into()].into();
+            member.health.up = false;
+            member.health.error = Some("refused".into());
+        };
+        let maint: Change = |member| member.admin = AdminState::Maint;
+        let drain: Change = |member| member.admin = AdminState::Drain;
+        let within = Some(Some(GRACE));
+        for (case, (change, lag, on_down), expected) in [
+            ("fit", ((|_| {}) as Change, Close, Close), None),
+            ("lag", (lagging, Keep, Close), None),
+            ("lag", (lagging, CloseIdle, Keep), Some(None)),
+            ("lag", (lagging, Close, Keep), within),
+            ("lag of another route", (elsewhere, Close, Close), None),
+            ("down", (down, Close, Keep), None),
+            ("down", (down, Keep, CloseIdle), Some(None)),
+            ("down", (down, Keep, Close), within),
+            ("not yet probed", (unprobed, Close, Close), None),
+            ("both", (both, Close, CloseIdle), within),
+            ("both", (both, Keep, CloseIdle), Some(None)),
+            ("maint", (maint, Keep, Keep), within),
+            ("drain", (drain, Close, Close), None),
+        ] {
+            let leave = asked(change, lag, on_down);
+            assert_eq!(
+                leave.map(|leave| leave.within),
+                expected,
+                "{case} {lag:?} {on_down:?}"
+            );
+        }
+        let db2 = || MemberName::new("db2");
+        assert_eq!(asked(both, Close, Close).unwrap().why, LeaveReason::Down(db2()));
+        assert_eq!(asked(both, Close, Keep).unwrap().why, LeaveReason::Lagging(db2()));
+        assert_eq!(
+            asked(maint, Keep, Keep).unwrap().why,
+            LeaveReason::Maintenance(db2())
+        );
+    }
+
+    #[test]
+    fn a_member_that_is_not_listed_any_more_keeps_its_sessions() {
+        let policy = OnUnfit {
+            lag: Unfit::Close,
+            down: Unfit::Close,
+            grace: GRACE,
+        };
+        assert_eq!(leave(&three(), "ro", policy, &MemberName::new("gone")), None);
+    }
+}

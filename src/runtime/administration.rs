@@ -1,0 +1,268 @@
+//! What operators ask for, carried out on clusters and sessions.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::reload::Requests;
+use super::state_file::{self, Kept, KeptMembers};
+use crate::admin::{Activity, Change, Ending, Operations, ReloadAnswer, SessionView};
+use crate::cluster::snapshot::{AdminState, MemberName};
+use crate::cluster::{Busy, ClusterHandle, Successor};
+use crate::session::end::{Order, Reason};
+use crate::session::registry::{Entry, Registry};
+use crate::wire::text::Escaped;
+
+#[derive(Debug)]
+pub(super) struct Administration {
+    /// Those that are configured now.
+    clusters: Mutex<HashMap<Arc<str>, ClusterHandle>>,
+    registry: Arc<Registry>,
+    /// Held over a change, so that two at once are kept in the order in which they are done.
+    kept: Mutex<watch::Sender<Arc<Kept>>>,
+    reloads: Requests,
+    /// Where what takes time goes on.
+    control: Handle,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Administration {
+    /// Takes up what was set before the restart: before the clusters' first look, if nothing was waited for since they
+    /// were started. To be called on the control runtime.
+    pub(super) fn begin(
+        state_file: Option<PathBuf>,
+        clusters: HashMap<Arc<str>, ClusterHandle>,
+        registry: Arc<Registry>,
+        reloads: Requests,
+        stop: &CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let kept = state_file.as_deref().map(state_file::load).unwrap_or_default();
+        for (name, cluster) in &clusters {
+            if let Some(members) = kept.0.get(&**name) {
+                brief(members, name, on(cluster));
+            }
+        }
+        let (kept, changes) = watch::channel(Arc::new(kept));
+        if let Some(path) = state_file {
+            tracker.spawn(state_file::keep(path, changes, stop.clone()));
+        }
+        Self {
+            clusters: Mutex::new(clusters),
+            registry,
+            kept: Mutex::new(kept),
+            reloads,
+            control: Handle::current(),
+            tracker: tracker.clone(),
+            stop: stop.clone(),
+        }
+    }
+
+    /// Tells a cluster that has begun, before its first look if nothing was waited for since, what is set for its
+    /// members.
+    pub(super) fn brief(&self, name: &str, cluster: &ClusterHandle) {
+        brief(&self.kept(name), name, on(cluster));
+    }
+
+    /// As [`Self::brief`]; returns what was told.
+    pub(super) fn brief_successor(&self, name: &str, successor: &Successor) -> KeptMembers {
+        let kept = self.kept(name);
+        brief(&kept, name, |member, change| match change {
+            Change::Admin(state) => successor.set_admin(member, state),
+            Change::Weight(weight) => successor.set_weight(member, weight),
+        });
+        kept
+    }
+
+    /// After a successor has taken over: tells it what was set since it was told `before`.
+    pub(super) fn catch_up(&self, name: &str, cluster: &ClusterHandle, before: &KeptMembers) {
+        let now = self.kept(name);
+        let set = on(cluster);
+        let of = |kept: &KeptMembers, member: &String| kept.get(member).copied().unwrap_or_default();
+        for member in before.keys().chain(now.keys()) {
+            let (told, kept) = (of(before, member), of(&now, member));
+            if told == kept {
+                continue;
+            }
+            let name = MemberName::new(member.as_str());
+            let admin = set(&name, Change::Admin(kept.admin));
+            if admin.and(set(&name, Change::Weight(kept.weight))).is_err() {
+                tracing::warn!(member = %name, "too much was set during the reload; set it again");
+            }
+        }
+    }
+
+    /// These are configured from now on.
+    pub(super) fn replace(&self, clusters: HashMap<Arc<str>, ClusterHandle>) {
+        *self.clusters.lock().unwrap_or_else(PoisonError::into_inner) = clusters;
+    }
+
+    /// Once no change is under way.
+    fn kept(&self, cluster: &str) -> KeptMembers {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.borrow();
+        kept.0.get(cluster).cloned().unwrap_or_default()
+    }
+
+    fn end(&self, entries: Vec<Arc<Entry>>, ending: Ending, reason: &Reason) {
+        let grace = match ending {
+            Ending::Now => None,
+            Ending::AtBoundary { grace } => {
+                for entry in &entries {
+                    entry.order(Order::AtBoundary(reason.clone()));
+                }
+                let Some(grace) = grace.filter(|_| !entries.is_empty()) else {
+                    return;
+                };
+                Some(grace)
+            }
+        };
+        let cut = move |entries: Vec<Arc<Entry>>, reason: &Reason| {
+            for entry in entries {
+                entry.order(Order::Now(reason.clone()));
+            }
+        };
+        match grace {
+            None => cut(entries, reason),
+            Some(grace) => {
+                let (stop, reason) = (self.stop.clone(), reason.clone());
+                self.tracker.spawn_on(
+                    async move {
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            () = sleep(grace) => cut(entries, &reason),
+                        }
+                    },
+                    &self.control,
+                );
+            }
+        }
+    }
+}
+
+impl Operations for Administration {
+    fn sessions(&self) -> Vec<SessionView> {
+        let mut all: Vec<SessionView> = self.registry.sessions().iter().map(|entry| view(entry)).collect();
+        all.sort_unstable_by_key(|session| session.id);
+        all
+    }
+
+    fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize {
+        self.registry.load(&Arc::from(cluster), member)
+    }
+
+    fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
+        let entry = self.registry.session(id)?;
+        self.end(vec![Arc::clone(&entry)], ending, &Reason::Killed);
+        Some(view(&entry))
+    }
+
+    fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
+        let mut entries = self.registry.sessions();
+        entries.retain(|entry| {
+            let place = &entry.attachment;
+            *place.cluster == *cluster && place.member == *member
+        });
+        let sessions = entries.len();
+        self.end(entries, ending, &Reason::MemberClosed(member.clone()));
+        sessions
+    }
+
+    fn has_kept(&self, cluster: &str, member: &MemberName) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.borrow();
+        kept.member(cluster, member.as_str()).is_some()
+    }
+
+    fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(handle) = clusters.get(cluster) else {
+            return Ok(());
+        };
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match change {
+            Change::Admin(state) => handle.set_admin(member, state)?,
+            Change::Weight(weight) => handle.set_weight(member, weight)?,
+        }
+        kept.send_modify(|kept| {
+            Arc::make_mut(kept).change(cluster, member.as_str(), |member| match change {
+                Change::Admin(state) => member.admin = state,
+                Change::Weight(weight) => member.weight = weight,
+            });
+        });
+        Ok(())
+    }
+
+    fn reload(&self) -> oneshot::Receiver<ReloadAnswer> {
+        let (answer, answered) = oneshot::channel();
+        let reloads = self.reloads.clone();
+        self.tracker.spawn_on(
+            async move {
+                // Nobody takes it any more: the process is ending.
+                let _ = reloads.send(answer).await;
+            },
+            &self.control,
+        );
+        answered
+    }
+}
+
+fn on(cluster: &ClusterHandle) -> impl Fn(&MemberName, Change) -> Result<(), Busy> {
+    |member, change| match change {
+        Change::Admin(state) => cluster.set_admin(member, state),
+        Change::Weight(weight) => cluster.set_weight(member, weight),
+    }
+}
+
+/// Tells of everything that is not at its default.
+fn brief(kept: &KeptMembers, cluster: &str, set: impl Fn(&MemberName, Change) -> Result<(), Busy>) {
+    for (name, member) in kept {
+        let name = MemberName::new(name.as_str());
+        let admin = match member.admin {
+            AdminState::Ready => Ok(()),
+            state => set(&name, Change::Admin(state)),
+        };
+        let weight = match member.weight {
+            None => Ok(()),
+            weight => set(&name, Change::Weight(weight)),
+        };
+        if admin.and(weight).is_err() {
+            tracing::warn!(cluster, member = %name, "states are set for too many members; not all are taken up");
+        }
+    }
+}
+
+fn view(entry: &Entry) -> SessionView {
+    let place = &entry.attachment;
+    let traffic = entry.traffic();
+    SessionView {
+        id: entry.id,
+        client: place.client.address.to_string(),
+        user: Escaped(&place.client.user).to_string(),
+        database: Escaped(&place.client.database).to_string(),
+        cluster: place.cluster.to_string(),
+        route: place.route.to_string(),
+        member: place.member.as_str().to_owned(),
+        process_id: place.process_id,
+        state: if entry.in_flight() {
+            Activity::Active
+        } else if entry.in_transaction() {
+            Activity::IdleInTransaction
+        } else {
+            Activity::Idle
+        },
+        age_s: place.client.since.elapsed().as_secs(),
+        bytes_up: traffic.bytes_up,
+        bytes_down: traffic.bytes_down,
+        transactions: traffic.transactions,
+        tls: place.client.tls,
+        ending: entry.ordered().map(|order| order.reason().to_string()),
+    }
+}

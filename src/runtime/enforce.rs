@@ -1,0 +1,246 @@
+//! Ends the sessions whose server is no longer the right one: at once where its role has changed, by the route's policy
+//! where it is not fit any more.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::snapshot::{AdminState, Snapshot};
+use crate::routing::{self, Leave, Verdict};
+use crate::session::end::{Order, Reason};
+use crate::session::registry::Registry;
+
+/// How often sessions are looked at while a member is not fit: some may have begun since.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// When sessions that have to leave within a time were first told, by their id.
+type Since = HashMap<u64, Instant>;
+
+/// Until `stop`, or until the cluster is gone.
+pub(super) async fn enforce(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    registry: Arc<Registry>,
+    stop: CancellationToken,
+) {
+    let mut since = Since::new();
+    loop {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let now = Instant::now();
+        let first_cut = pass(&snapshot, &registry, &mut since, now);
+        let again = is_anybody_unfit(&snapshot).then(|| now + AGAIN);
+        let next = first_cut.into_iter().chain(again).min();
+        let wait = async {
+            match next {
+                Some(next) => sleep_until(next).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = wait => {}
+            changed = snapshots.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Gives and takes back orders; returns when the first session is to be cut.
+fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instant) -> Option<Instant> {
+    let mut told = Since::new();
+    let mut first_cut = None;
+    for entry in registry.sessions() {
+        let place = &entry.attachment;
+        if place.cluster != snapshot.cluster {
+            continue;
+        }
+        if let Verdict::End(why) = routing::verdict(snapshot, place.terms, &place.member) {
+            entry.order(Order::Now(Reason::Role(why)));
+            continue;
+        }
+        let Some(Leave { why, within }) =
+            routing::leave(snapshot, &place.route, place.on_unfit, &place.member)
+        else {
+            entry.leave(None);
+            continue;
+        };
+        let reason = Reason::Unfit(why);
+        let Some(grace) = within else {
+            entry.leave(Some(Order::AtBoundary(reason)));
+            continue;
+        };
+        let began = since.get(&entry.id).copied().unwrap_or(now);
+        told.insert(entry.id, began);
+        let cut = began + grace;
+        if cut <= now {
+            entry.leave(Some(Order::Now(reason)));
+        } else {
+            entry.leave(Some(Order::AtBoundary(reason)));
+            first_cut = first_cut.into_iter().chain([cut]).min();
+        }
+    }
+    *since = told;
+    first_cut
+}
+
+fn is_anybody_unfit(snapshot: &Snapshot) -> bool {
+    snapshot
+        .members
+        .iter()
+        .any(|member| !member.health.up || !member.lagging.is_empty() || member.admin == AdminState::Maint)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::cluster::snapshot::{
+        Health, Identity, Leader, Member, MemberName, NoLeader, Role, SourceStatus, WHOLE_SHARE,
+    };
+    use crate::config::{OnUnfit, Unfit};
+    use crate::routing::{LeaveReason, Terms};
+    use crate::session::keys::{Incarnation, KeyIssuer};
+    use crate::session::registry::{Attachment, Client, Ticket};
+
+    const GRACE: Duration = Duration::from_secs(5);
+
+    fn fit() -> Member {
+        Member {
+            name: MemberName::new("db2"),
+            host: "db2".into(),
+            port: 5432,
+            role: Role::Replica,
+            state: "streaming".into(),
+            timeline: None,
+            lag: None,
+            tags: BTreeMap::new(),
+            health: Health {
+                up: true,
+                ..Health::default()
+            },
+            identity: Identity::Same,
+            admin: AdminState::Ready,
+            measured: None,
+            lagging: BTreeSet::new(),
+            share: WHOLE_SHARE,
+            weight: 1,
+            zone: None,
+        }
+    }
+
+    fn lagging() -> Member {
+        Member {
+            lagging: ["ro".into()].into(),
+            ..fit()
+        }
+    }
+
+    fn snapshot(member: Member) -> Snapshot {
+        Snapshot {
+            cluster: "main".into(),
+            version: 1,
+            members: vec![member],
+            leader: Leader::None(NoLeader::NotNamed),
+            source: SourceStatus {
+                reachable: true,
+                error: None,
+                disagreement: None,
+            },
+            system_identifier: None,
+            paused: false,
+        }
+    }
+
+    fn session(registry: &Arc<Registry>, lag: Unfit) -> Ticket {
+        let attachment = Attachment {
+            client: Client::app(),
+            cluster: "main".into(),
+            route: "ro".into(),
+            terms: Terms::ReadOnly,
+            member: MemberName::new("db2"),
+            process_id: 1,
+            key: Some(KeyIssuer::new(Incarnation::random(), None).issue_v32()),
+            cancel: None,
+            on_unfit: OnUnfit {
+                lag,
+                down: Unfit::Keep,
+                grace: GRACE,
+            },
+        };
+        registry.enter(attachment).unwrap()
+    }
+
+    fn because_of_lag() -> Reason {
+        Reason::Unfit(LeaveReason::Lagging(MemberName::new("db2")))
+    }
+
+    #[test]
+    fn close_waits_for_the_grace_period_and_each_spell_has_its_own() {
+        let registry = Arc::new(Registry::default());
+        let (kept, idle, close) = (
+            session(&registry, Unfit::Keep),
+            session(&registry, Unfit::CloseIdle),
+            session(&registry, Unfit::Close),
+        );
+        let (mut since, start) = (Since::new(), Instant::now());
+        let mut at = |seconds: u64, member: Member| {
+            let now = start + Duration::from_secs(seconds);
+            let cut = pass(&snapshot(member), &registry, &mut since, now);
+            cut.map(|cut| cut.duration_since(start).as_secs())
+        };
+        assert_eq!(at(0, fit()), None);
+        assert_eq!(at(1, lagging()), Some(6));
+        for ticket in [&idle, &close] {
+            assert_eq!(
+                ticket.entry().ordered(),
+                Some(Order::AtBoundary(because_of_lag()))
+            );
+        }
+        assert_eq!(at(3, lagging()), Some(6));
+        assert_eq!(at(4, fit()), None);
+        for ticket in [&idle, &close] {
+            assert_eq!(ticket.entry().ordered(), None, "it is fit again");
+        }
+        assert_eq!(at(5, lagging()), Some(10), "another spell");
+        assert_eq!(at(10, lagging()), None);
+        assert_eq!(close.entry().ordered(), Some(Order::Now(because_of_lag())));
+        assert_eq!(idle.entry().ordered(), Some(Order::AtBoundary(because_of_lag())));
+        assert_eq!(kept.entry().ordered(), None);
+    }
+
+    #[test]
+    fn maintenance_closes_within_the_grace_period_and_draining_does_not() {
+        let registry = Arc::new(Registry::default());
+        let ticket = session(&registry, Unfit::Keep);
+        let (mut since, start) = (Since::new(), Instant::now());
+        let administered = |admin| snapshot(Member { admin, ..fit() });
+        pass(&administered(AdminState::Drain), &registry, &mut since, start);
+        assert_eq!(ticket.entry().ordered(), None);
+        let maint = administered(AdminState::Maint);
+        let reason = || Reason::Unfit(LeaveReason::Maintenance(MemberName::new("db2")));
+        assert_eq!(pass(&maint, &registry, &mut since, start), Some(start + GRACE));
+        assert_eq!(ticket.entry().ordered(), Some(Order::AtBoundary(reason())));
+        pass(&administered(AdminState::Ready), &registry, &mut since, start);
+        assert_eq!(ticket.entry().ordered(), None);
+        pass(&maint, &registry, &mut since, start);
+        pass(&maint, &registry, &mut since, start + GRACE);
+        assert_eq!(ticket.entry().ordered(), Some(Order::Now(reason())));
+    }
+
+    #[test]
+    fn a_session_of_another_cluster_is_not_concerned() {
+        let registry = Arc::new(Registry::default());
+        let ticket = session(&registry, Unfit::Close);
+        let other = Snapshot {
+            cluster: "other".into(),
+            ..snapshot(lagging())
+        };
+        assert_eq!(pass(&other, &registry, &mut Since::new(), Instant::now()), None);
+        assert_eq!(ticket.entry().ordered(), None);
+    }
+}

@@ -1,0 +1,341 @@
+//! The state file: what operators have set for members, over a restart.
+//!
+//! Guarantees: the file is whole, the old one or the new one (written beside it, flushed, renamed); what cannot be
+//! read or written is told and never stops the router; nothing waits for it. Members and clusters that are not there
+//! are kept.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::cluster::snapshot::AdminState;
+use crate::config::MOST_WEIGHT;
+
+const VERSION: u64 = 1;
+/// Far more than operators set.
+const MAX_FILE: u64 = 1024 * 1024;
+/// After a write that failed.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What was set, by cluster and member; what is not in here is at its default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Kept(pub(super) BTreeMap<String, KeptMembers>);
+
+/// Of one cluster, by member.
+pub(super) type KeptMembers = BTreeMap<String, KeptMember>;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct KeptMember {
+    pub(super) admin: AdminState,
+    /// In place of the configured one.
+    pub(super) weight: Option<u16>,
+}
+
+impl Kept {
+    /// Changes one member's; at its defaults it is forgotten.
+    pub(super) fn change(&mut self, cluster: &str, member: &str, change: impl FnOnce(&mut KeptMember)) {
+        let members = self.0.entry(cluster.to_owned()).or_default();
+        let kept = members.entry(member.to_owned()).or_default();
+        change(kept);
+        if *kept == KeptMember::default() {
+            members.remove(member);
+        }
+        if members.is_empty() {
+            self.0.remove(cluster);
+        }
+    }
+
+    pub(super) fn member(&self, cluster: &str, member: &str) -> Option<&KeptMember> {
+        self.0.get(cluster)?.get(member)
+    }
+}
+
+/// The file as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+struct Document {
+    version: u64,
+    clusters: BTreeMap<String, BTreeMap<String, Entry>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    #[serde(default = "ready")]
+    admin: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<u16>,
+}
+
+fn ready() -> String {
+    AdminState::Ready.to_string()
+}
+
+/// Why the file is of no use.
+#[derive(Debug, thiserror::Error)]
+enum StateFileError {
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("is larger than {} KiB", MAX_FILE / 1024)]
+    TooLarge,
+    #[error("is no state file: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("is of version {0}, and this router knows version {VERSION}")]
+    Version(u64),
+    #[error("gives {member} the unknown state \"{}\"", .state.escape_debug())]
+    State { member: String, state: String },
+    #[error("gives {member} the weight {weight}, above {MOST_WEIGHT}")]
+    Weight { member: String, weight: u16 },
+}
+
+/// Reads the file at the start. One that is not there is empty; a broken one is told of, set aside and ignored.
+pub(super) fn load(path: &Path) -> Kept {
+    match read(path) {
+        Ok(kept) => {
+            for (cluster, members) in &kept.0 {
+                for (member, KeptMember { admin, weight }) in members {
+                    let weight =
+                        weight.map_or_else(|| "as configured".to_owned(), |weight| weight.to_string());
+                    info!(%cluster, %member, state = %admin, %weight, "administrative state as before the restart");
+                }
+            }
+            kept
+        }
+        Err(error) => {
+            let aside = beside(path, "broken");
+            let what = match fs::rename(path, &aside) {
+                Ok(()) => format!("set aside as {}", aside.display()),
+                Err(error) => format!("it cannot be set aside: {error}"),
+            };
+            warn!(file = %path.display(), "the state file {error}; every member is ready, and has its configured weight ({what})");
+            Kept::default()
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Kept, StateFileError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut text = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(StateFileError::TooLarge);
+    }
+    parse(&text)
+}
+
+fn parse(text: &[u8]) -> Result<Kept, StateFileError> {
+    // Another version may look different otherwise.
+    let value: serde_json::Value = serde_json::from_slice(text)?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(VERSION) | None => {}
+        Some(version) => return Err(StateFileError::Version(version)),
+    }
+    let document: Document = serde_json::from_value(value)?;
+    let mut kept = Kept::default();
+    for (cluster, members) in document.clusters {
+        for (member, Entry { admin, weight }) in members {
+            let Some(state) = AdminState::named(&admin) else {
+                return Err(StateFileError::State { member, state: admin });
+            };
+            if let Some(weight) = weight.filter(|weight| *weight > MOST_WEIGHT) {
+                return Err(StateFileError::Weight { member, weight });
+            }
+            kept.change(&cluster, &member, |kept| {
+                *kept = KeptMember { admin: state, weight };
+            });
+        }
+    }
+    Ok(kept)
+}
+
+fn text(kept: &Kept) -> Vec<u8> {
+    let entry = |member: &KeptMember| Entry {
+        admin: member.admin.to_string(),
+        weight: member.weight,
+    };
+    let clusters = kept.0.iter().map(|(cluster, members)| {
+        let members = members.iter().map(|(name, member)| (name.clone(), entry(member)));
+        (cluster.clone(), members.collect())
+    });
+    let document = Document {
+        version: VERSION,
+        clusters: clusters.collect(),
+    };
+    let mut text = serde_json::to_vec_pretty(&document).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+fn write(path: &Path, kept: &Kept) -> io::Result<()> {
+    let new = beside(path, "new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(&new)?;
+    file.write_all(&text(kept))?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// The file's name with another ending.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    name.into()
+}
+
+/// Writes each change, the last one at the end, until `stop`.
+pub(super) async fn keep(path: PathBuf, mut changes: watch::Receiver<Arc<Kept>>, stop: CancellationToken) {
+    let path: Arc<Path> = path.into();
+    let mut failing = false;
+    loop {
+        let ends = tokio::select! {
+            biased;
+            changed = wait(&mut changes, failing) => changed.is_err(),
+            () = stop.cancelled() => true,
+        };
+        if ends && !failing && !changes.has_changed().unwrap_or(true) {
+            return;
+        }
+        let kept = Arc::clone(&changes.borrow_and_update());
+        let at = Arc::clone(&path);
+        let written = match spawn_blocking(move || write(&at, &kept)).await {
+            Ok(written) => written,
+            Err(error) => Err(io::Error::other(error)),
+        };
+        let failed = written.is_err();
+        match written {
+            Ok(()) if failing => info!(file = %path.display(), "the state file can be written again"),
+            Err(error) if !failing => {
+                warn!(file = %path.display(), %error, "the state file cannot be written: what is set does not outlive a restart");
+            }
+            Ok(()) | Err(_) => {}
+        }
+        failing = failed;
+        if ends {
+            return;
+        }
+    }
+}
+
+/// Until there is something new, or it is time to try again.
+async fn wait(
+    changes: &mut watch::Receiver<Arc<Kept>>,
+    failing: bool,
+) -> Result<(), watch::error::RecvError> {
+    if failing {
+        return timeout(RETRY, changes.changed()).await.unwrap_or(Ok(()));
+    }
+    changes.changed().await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn drained() -> Kept {
+        let mut kept = Kept::default();
+        kept.change("main", "db1", |member| member.admin = AdminState::Drain);
+        kept.change("main", "db2", |member| member.weight = Some(7));
+        kept.change("gone", "x", |member| member.admin = AdminState::Maint);
+        kept
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_the_defaults_are_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        assert_eq!(read(&path).unwrap(), Kept::default(), "none yet");
+        let mut kept = drained();
+        write(&path, &kept).unwrap();
+        assert_eq!(read(&path).unwrap(), kept);
+        kept.change("gone", "x", |member| member.admin = AdminState::Ready);
+        kept.change("main", "db2", |member| member.weight = None);
+        assert_eq!(kept.0.len(), 1);
+        write(&path, &kept).unwrap();
+        assert_eq!(read(&path).unwrap(), kept);
+        let names: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
+        assert_eq!(names.len(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_broken_file_is_set_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        let large = " ".repeat(usize::try_from(MAX_FILE).unwrap() + 1);
+        for (text, why) in [
+            ("", "no state file"),
+            ("[]", "no state file"),
+            ("{\"version\": 1}", "no state file"),
+            ("{\"version\": 2, \"clusters\": {}}", "of version 2"),
+            (
+                "{\"version\": 1, \"clusters\": {\"main\": {\"db1\": {\"admin\": \"off\"}}}}",
+                "db1 the unknown state \"off\"",
+            ),
+            (
+                "{\"version\": 1, \"clusters\": {\"main\": {\"db1\": {\"weight\": 300}}}}",
+                "db1 the weight 300",
+            ),
+            (&large, "larger than"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert_eq!(load(&path), Kept::default());
+            assert!(!path.exists());
+            assert_eq!(fs::read_to_string(beside(&path, "broken")).unwrap(), text);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_change_is_written_at_the_end_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        let (changes, seen) = watch::channel(Arc::new(Kept::default()));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(keep(path.clone(), seen, stop.clone()));
+        changes.send(Arc::new(drained())).unwrap();
+        stop.cancel();
+        task.await.unwrap();
+        assert_eq!(read(&path).unwrap(), drained());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_fails_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing");
+        let path = missing.join("state.json");
+        let (changes, seen) = watch::channel(Arc::new(Kept::default()));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(keep(path.clone(), seen, stop.clone()));
+        changes.send(Arc::new(drained())).unwrap();
+        tokio::time::sleep(RETRY / 2).await;
+        assert!(!path.exists());
+        fs::create_dir(&missing).unwrap();
+        tokio::time::sleep(RETRY * 2).await;
+        stop.cancel();
+        task.await.unwrap();
+        assert_eq!(read(&path).unwrap(), drained());
+    }
+}

@@ -1,0 +1,115 @@
+//! One direction of a relay: what was read is written at once as far as the sink takes it, the rest is kept, and nothing
+//! more is read until it is gone.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+
+use crate::backend::set_user_timeout;
+
+/// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
+const TAKEN_UNREAD: usize = 16 * 1024;
+
+/// What one direction of a relay has read and not yet passed on.
+#[derive(Debug, Default)]
+pub(super) struct Direction {
+    /// Read, observed and not yet written; nothing is read while this is not empty.
+    pub(super) rest: Bytes,
+    /// Written to TLS and not yet on the wire.
+    unflushed: bool,
+    /// Its source has ended.
+    pub(super) ended: bool,
+    /// Its sink takes nothing more.
+    pub(super) broken: bool,
+    /// Bytes written since its sink was last known to have read everything.
+    pub(super) unread: usize,
+    /// Its sink may be busy for as long as it likes: `TCP_USER_TIMEOUT` is off.
+    pub(super) patient: bool,
+}
+
+/// A Unix socket has none, and needs none: the kernel knows when its other end is gone.
+fn set_timeout(sink: Option<&TcpStream>, limit: Option<Duration>) {
+    if let Some(sink) = sink {
+        set_user_timeout(sink, limit);
+    }
+}
+
+impl Direction {
+    /// With what has been read already.
+    pub(super) fn holding(rest: Bytes) -> Self {
+        Self {
+            rest,
+            ..Self::default()
+        }
+    }
+
+    /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
+    /// ends one that is alive and does not read: a server that waits for a lock, a client that takes its time. The
+    /// two can be told apart only while less is on its way than a peer takes unread.
+    pub(super) fn count(&mut self, bytes: usize, sink: Option<&TcpStream>, limit: Option<Duration>) {
+        self.unread = self.unread.saturating_add(bytes);
+        if self.unread > TAKEN_UNREAD && !self.patient && limit.is_some() {
+            self.patient = true;
+            set_timeout(sink, None);
+        }
+    }
+
+    /// Its sink has read everything.
+    pub(super) fn has_read(&mut self, sink: Option<&TcpStream>, limit: Option<Duration>) {
+        self.unread = 0;
+        if std::mem::take(&mut self.patient) {
+            set_timeout(sink, limit);
+        }
+    }
+
+    /// Writes what is left over. `Ready(Ok)`: nothing is left, the sink may be given more.
+    pub(super) fn drain<W: AsyncWrite>(
+        &mut self,
+        mut sink: Pin<&mut W>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !self.rest.is_empty() {
+            let written = ready!(sink.as_mut().poll_write(cx, &self.rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.rest.advance(written);
+            self.unflushed = true;
+        }
+        // Gives back the memory: an empty `Bytes` may still hold on to its buffer.
+        self.rest = Bytes::new();
+        if self.unflushed {
+            ready!(sink.poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes `data` as far as the sink takes it now, and keeps a copy of the rest.
+    pub(super) fn forward<W: AsyncWrite>(
+        &mut self,
+        mut sink: Pin<&mut W>,
+        cx: &mut Context<'_>,
+        mut data: &[u8],
+    ) -> io::Result<()> {
+        while !data.is_empty() {
+            match sink.as_mut().poll_write(cx, data)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => data = &data[written..],
+                Poll::Pending => {
+                    self.rest = BytesMut::from(data).freeze();
+                    self.unflushed = true;
+                    return Ok(());
+                }
+            }
+        }
+        // In clear this is free; in TLS records may be waiting for the socket.
+        self.unflushed = sink.poll_flush(cx)?.is_pending();
+        Ok(())
+    }
+}

@@ -1,0 +1,274 @@
+//! The relay of `mode: tcp`: bytes are passed on unread, in both directions at once, through the worker's buffer. An
+//! idle session holds no buffer here either, and at most one read of each direction is kept for a sink that is slow.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::direction::Direction;
+use super::end::{Cause, Order};
+use super::registry::{Entry, Ticket, Traffic};
+use super::relay::{Lease, TURNS};
+use crate::cluster::{ClusterHandle, Evidence};
+use crate::frontend::ClientStream;
+
+/// A client that speaks again after the server has been silent for this long has read what the server sent, and the
+/// server what the client did: it is a new request.
+const REST: Duration = Duration::from_millis(100);
+
+/// A connection that is passed on.
+#[derive(Debug)]
+pub(super) struct Forward {
+    client: ClientStream,
+    server: TcpStream,
+    up: Direction,
+    down: Direction,
+    ticket: Ticket,
+    cluster: ClusterHandle,
+    shared: Arc<Shared>,
+    lease: Arc<Lease>,
+    /// Whom the registry wakes; kept to see whether it is still the right one.
+    registered: Option<Waker>,
+    /// When the server last said something; `None` once the client has spoken since.
+    server_spoke: Option<Instant>,
+    /// Writing to the server failed otherwise than because it had closed.
+    server_lost: bool,
+    traffic: Traffic,
+}
+
+/// What it is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub client: ClientStream,
+    pub server: TcpStream,
+    /// What was read from the client to see what it wants.
+    pub head: Bytes,
+    pub ticket: Ticket,
+    pub cluster: ClusterHandle,
+    pub shared: Arc<Shared>,
+    pub lease: Arc<Lease>,
+}
+
+/// What is left at the end.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub cause: Cause,
+    pub client: ClientStream,
+    pub traffic: Traffic,
+    /// Dropped last: the session is in the registry until its log line is written.
+    pub ticket: Ticket,
+}
+
+/// What a turn of one direction came to.
+enum Turn {
+    Progress,
+    Blocked,
+    End(Cause),
+}
+
+impl Forward {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts {
+            client,
+            server,
+            head,
+            ticket,
+            cluster,
+            shared,
+            lease,
+        } = parts;
+        Self {
+            client,
+            server,
+            traffic: Traffic {
+                bytes_up: head.len() as u64,
+                ..Traffic::default()
+            },
+            up: Direction::holding(head),
+            down: Direction::default(),
+            ticket,
+            cluster,
+            shared,
+            lease,
+            registered: None,
+            server_spoke: None,
+            server_lost: false,
+        }
+    }
+
+    /// Passes bytes on until the session ends. When the server has closed, all it said has been passed on.
+    pub(super) async fn run(mut self) -> Ended {
+        let cause = std::future::poll_fn(|cx| self.poll(cx)).await;
+        Ended {
+            cause,
+            client: self.client,
+            traffic: self.traffic,
+            ticket: self.ticket,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+        self.listen_for_orders(cx);
+        let lease = Arc::clone(&self.lease);
+        let mut buffer = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = self.turns(cx, &mut buffer);
+        self.entry().record(self.traffic);
+        outcome
+    }
+
+    fn turns(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Cause> {
+        for _ in 0..TURNS {
+            // A boundary cannot be seen here: who orders an end there has to order it at once in the end.
+            if let Some(Order::Now(reason)) = self.entry().ordered() {
+                return Poll::Ready(Cause::Ordered(reason));
+            }
+            match (self.turn_up(cx, buffer), self.turn_down(cx, buffer)) {
+                (Turn::End(cause), _) | (_, Turn::End(cause)) => return Poll::Ready(cause),
+                (Turn::Blocked, Turn::Blocked) => return Poll::Pending,
+                (Turn::Progress | Turn::Blocked, Turn::Progress | Turn::Blocked) => {}
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn entry(&self) -> &Arc<Entry> {
+        self.ticket.entry()
+    }
+
+    fn listen_for_orders(&mut self, cx: &Context<'_>) {
+        let known = self.registered.as_ref();
+        if !known.is_some_and(|waker| waker.will_wake(cx.waker())) {
+            self.registered = Some(cx.waker().clone());
+            self.entry().wake_for_orders(cx.waker());
+        }
+    }
+
+    /// Client to server; the client's end of sending is passed on, and the server may go on answering (case 52).
+    fn turn_up(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        if self.up.broken {
+            return Turn::Blocked;
+        }
+        match self.up.drain(Pin::new(&mut self.server), cx) {
+            Poll::Pending => return Turn::Blocked,
+            Poll::Ready(Err(error)) => return self.server_takes_nothing(&error),
+            Poll::Ready(Ok(())) => {}
+        }
+        if self.up.ended {
+            return match Pin::new(&mut self.server).poll_shutdown(cx) {
+                Poll::Pending => Turn::Blocked,
+                Poll::Ready(_) => {
+                    self.up.broken = true;
+                    Turn::Progress
+                }
+            };
+        }
+        let mut read = ReadBuf::new(buffer);
+        match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+            Poll::Pending => return Turn::Blocked,
+            Poll::Ready(Err(_)) => return Turn::End(Cause::ClientGone { in_flight: false }),
+            Poll::Ready(Ok(())) => {}
+        }
+        let data = read.filled();
+        if data.is_empty() {
+            self.up.ended = true;
+            return Turn::Progress;
+        }
+        self.client_speaks();
+        let limit = self.user_timeout();
+        self.up.count(data.len(), Some(&self.server), limit);
+        self.traffic.bytes_up += data.len() as u64;
+        match self.up.forward(Pin::new(&mut self.server), cx, data) {
+            Ok(()) => Turn::Progress,
+            Err(error) => self.server_takes_nothing(&error),
+        }
+    }
+
+    /// Server to client. A server that closes closes both ways: nothing is to be passed up any more.
+    fn turn_down(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        match self.down.drain(Pin::new(&mut self.client), cx) {
+            Poll::Pending => return Turn::Blocked,
+            Poll::Ready(Err(_)) => return Turn::End(Cause::ClientGone { in_flight: false }),
+            Poll::Ready(Ok(())) => {}
+        }
+        if self.down.ended {
+            return Turn::End(self.server_ended(self.server_lost));
+        }
+        let mut read = ReadBuf::new(buffer);
+        match Pin::new(&mut self.server).poll_read(cx, &mut read) {
+            Poll::Pending => return Turn::Blocked,
+            Poll::Ready(Err(_)) => return Turn::End(self.server_ended(true)),
+            Poll::Ready(Ok(())) => {}
+        }
+        let data = read.filled();
+        if data.is_empty() {
+            self.down.ended = true;
+            return Turn::Progress;
+        }
+        if self.traffic.bytes_down == 0 {
+            let place = &self.ticket.entry().attachment;
+            self.shared
+                .registry
+                .trouble
+                .answered(&place.cluster, &place.member);
+        }
+        self.server_spoke = Some(Instant::now());
+        self.traffic.bytes_down += data.len() as u64;
+        let limit = self.user_timeout();
+        self.down.count(data.len(), self.client.tcp(), limit);
+        match self.down.forward(Pin::new(&mut self.client), cx, data) {
+            Ok(()) => Turn::Progress,
+            Err(_) => Turn::End(Cause::ClientGone { in_flight: false }),
+        }
+    }
+
+    fn user_timeout(&self) -> Option<Duration> {
+        self.cluster.config().server.tcp_user_timeout
+    }
+
+    /// Who owes what cannot be seen, so that this is a guess: while little goes back and forth, each has read what the
+    /// other said. Where much went one way (a result, a pipeline, a COPY) it takes a rest to believe it. Guessed wrong,
+    /// a peer that is gone is found out by the kernel's own limit, not ours, or one that is alive and does not read
+    /// for `tcp_user_timeout` is cut off; the second is what [`REST`] keeps from happening.
+    fn client_speaks(&mut self) {
+        let Some(at) = self.server_spoke.take() else {
+            return;
+        };
+        let is_new = at.elapsed() >= REST;
+        let limit = self.user_timeout();
+        if is_new || !self.up.patient {
+            self.up.has_read(Some(&self.server), limit);
+        }
+        if is_new || !self.down.patient {
+            self.down.has_read(self.client.tcp(), limit);
+        }
+    }
+
+    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
+    fn server_takes_nothing(&mut self, error: &io::Error) -> Turn {
+        self.server_lost |= error.kind() != io::ErrorKind::BrokenPipe;
+        self.up.broken = true;
+        self.up.rest = Bytes::new();
+        Turn::Progress
+    }
+
+    fn server_ended(&self, is_lost: bool) -> Cause {
+        if self.up.ended {
+            return Cause::ClientGone { in_flight: false };
+        }
+        if !is_lost {
+            return Cause::ServerClosed;
+        }
+        let place = &self.ticket.entry().attachment;
+        self.cluster.evidence(&place.member, Evidence::Terminated);
+        Cause::ServerGone { in_flight: false }
+    }
+}

@@ -1,0 +1,344 @@
+//! Limits on the sessions of one user, database or address, and on how many begin per second.
+//!
+//! They count clients that have authenticated, as PostgreSQL's `CONNECTION LIMIT` does: otherwise anybody could use up
+//! the places of others without a password, and balancers' checks, which hang up when they are asked for one, would be
+//! refused while the router is busy. What has not authenticated is bounded by the pending logins.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::rate::TokenBucket;
+use crate::auth::guard::network;
+use crate::config;
+use crate::wire::message::ErrorReply;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::text::Escaped;
+
+/// Whose sessions are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Whose {
+    User(Bytes),
+    Database(Bytes),
+    /// IPv4, or the first address of an IPv6 /64.
+    Address(IpAddr),
+}
+
+/// Shared by all workers; locked when a session begins or ends.
+#[derive(Debug)]
+pub struct Quota {
+    bounds: ArcSwap<Bounds>,
+    /// As many entries as there are users, databases and addresses with a session, limited or not: they may be later.
+    taken: Mutex<HashMap<Whose, u32>>,
+}
+
+#[derive(Debug)]
+struct Bounds {
+    limits: config::Limits,
+    rate: Rate,
+}
+
+/// Sessions that may begin per second, with a burst of one second. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Rate(Option<Arc<Bucket>>);
+
+#[derive(Debug)]
+struct Bucket {
+    per_second: NonZeroU32,
+    tokens: Mutex<TokenBucket>,
+}
+
+impl Rate {
+    pub(super) fn new(per_second: Option<NonZeroU32>) -> Self {
+        Self(per_second.map(|per_second| {
+            Arc::new(Bucket {
+                per_second,
+                tokens: Mutex::new(TokenBucket::new(per_second, per_second)),
+            })
+        }))
+    }
+
+    /// Goes on with what is left of `before` if that is as fast.
+    pub(super) fn in_place_of(self, before: &Self) -> Self {
+        let per_second = |rate: &Self| rate.0.as_ref().map(|bucket| bucket.per_second);
+        if per_second(&self) == per_second(before) {
+            before.clone()
+        } else {
+            self
+        }
+    }
+
+    fn admits(&self, now: Instant) -> bool {
+        self.0.as_ref().is_none_or(|bucket| {
+            let bucket = &bucket.tokens;
+            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            bucket.try_take(now)
+        })
+    }
+}
+
+/// One session's part of what is limited; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    quota: Arc<Quota>,
+    whose: Vec<Whose>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut taken = self.quota.taken();
+        for whose in &self.whose {
+            if let Some(count) = taken.get_mut(whose) {
+                *count -= 1;
+                if *count == 0 {
+                    taken.remove(whose);
+                }
+            }
+        }
+    }
+}
+
+/// A limit that is reached.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// In metrics.
+    pub(super) label: &'static str,
+    pub(super) reply: ErrorReply,
+}
+
+impl Quota {
+    pub fn new(limits: &config::Limits) -> Self {
+        Self {
+            bounds: ArcSwap::from_pointee(Bounds {
+                rate: Rate::new(limits.connection_rate),
+                limits: limits.clone(),
+            }),
+            taken: Mutex::default(),
+        }
+    }
+
+    /// Other limits for the sessions to come; those there are count on.
+    pub fn resize(&self, limits: &config::Limits) {
+        let before = self.bounds.load();
+        self.bounds.store(Arc::new(Bounds {
+            rate: Rate::new(limits.connection_rate).in_place_of(&before.rate),
+            limits: limits.clone(),
+        }));
+    }
+
+    /// A session's share, or the limit that is in the way. `listener` is the rate of where it came in; user and database are
+    /// `None` where they are not seen, `address` on a Unix socket.
+    pub(super) fn share(
+        self: &Arc<Self>,
+        listener: &Rate,
+        names: Option<(&Bytes, &Bytes)>,
+        address: Option<IpAddr>,
+        now: Instant,
+    ) -> Result<Share, Refusal> {
+        let bounds = self.bounds.load();
+        let limits = &bounds.limits;
+        let wanted = [
+            (limits.per_user, names.map(|(user, _)| Whose::User(user.clone()))),
+            (
+                limits.per_database,
+                names.map(|(_, database)| Whose::Database(database.clone())),
+            ),
+            (limits.per_address, address.map(network).map(Whose::Address)),
+        ];
+        let wanted: Vec<(u32, Whose)> = wanted
+            .into_iter()
+            .filter_map(|(limit, whose)| Some((limit, whose?)))
+            .collect();
+        let mut taken = self.taken();
+        for (limit, whose) in &wanted {
+            if *limit > 0 && taken.get(whose).is_some_and(|count| count >= limit) {
+                return Err(too_many(whose, *limit));
+            }
+        }
+        // After the counts: what is refused by them takes nothing of the rate.
+        if !listener.admits(now) {
+            return Err(too_fast(
+                "connection_rate_listener",
+                "its listener's connection_rate",
+            ));
+        }
+        if !bounds.rate.admits(now) {
+            return Err(too_fast("connection_rate", "limits.connection_rate"));
+        }
+        let whose: Vec<Whose> = wanted.into_iter().map(|(_, whose)| whose).collect();
+        for whose in &whose {
+            *taken.entry(whose.clone()).or_default() += 1;
+        }
+        drop(taken);
+        Ok(Share {
+            quota: Arc::clone(self),
+            whose,
+        })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, HashMap<Whose, u32>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn too_many(whose: &Whose, limit: u32) -> Refusal {
+    let (label, text) = match whose {
+        Whose::User(name) => (
+            "per_user",
+            format!("too many sessions as user \"{}\"", Escaped(name)),
+        ),
+        Whose::Database(name) => (
+            "per_database",
+            format!("too many sessions in database \"{}\"", Escaped(name)),
+        ),
+        Whose::Address(_) => ("per_address", "too many sessions from this address".to_owned()),
+    };
+    let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
+        "limits.{label} of the connection manager is {limit}. Close sessions that are not needed."
+    ));
+    Refusal { label, reply }
+}
+
+fn too_fast(label: &'static str, bound: &str) -> Refusal {
+    let text = "too many connections at once";
+    let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
+        "Try again in a second; the bound is {bound} of the connection manager."
+    ));
+    Refusal { label, reply }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+
+    fn quota(per_user: u32, per_database: u32, per_address: u32, rate: u32) -> Arc<Quota> {
+        Arc::new(Quota::new(&config::Limits {
+            max_clients: 0,
+            max_pending_logins: 1,
+            per_user,
+            per_database,
+            per_address,
+            connection_rate: NonZeroU32::new(rate),
+        }))
+    }
+
+    fn ask(
+        quota: &Arc<Quota>,
+        user: &'static str,
+        database: &'static str,
+        from: &str,
+    ) -> Result<Share, &'static str> {
+        ask_at(quota, &Rate::new(None), (user, database), from, Instant::now())
+    }
+
+    fn ask_at(
+        quota: &Arc<Quota>,
+        listener: &Rate,
+        (user, database): (&'static str, &'static str),
+        from: &str,
+        now: Instant,
+    ) -> Result<Share, &'static str> {
+        let names = (&Bytes::from(user), &Bytes::from(database));
+        quota
+            .share(listener, Some(names), from.parse().ok(), now)
+            .map_err(|refusal| refusal.label)
+    }
+
+    #[test]
+    fn each_limit_counts_its_own_and_is_given_back() {
+        let quota = quota(2, 3, 4, 0);
+        let one = ask(&quota, "a", "x", "10.0.0.1").unwrap();
+        let two = ask(&quota, "a", "y", "::ffff:10.0.0.1").unwrap();
+        assert_eq!(ask(&quota, "a", "z", "10.0.0.2").unwrap_err(), "per_user");
+        let three = ask(&quota, "b", "x", "10.0.0.1").unwrap();
+        let four = ask(&quota, "c", "x", "10.0.0.1").unwrap();
+        assert_eq!(ask(&quota, "d", "x", "10.0.0.9").unwrap_err(), "per_database");
+        assert_eq!(ask(&quota, "d", "w", "10.0.0.1").unwrap_err(), "per_address");
+        drop(one);
+        assert!(ask(&quota, "a", "x", "10.0.0.1").is_ok());
+        drop((two, three, four));
+        assert!(
+            quota.taken().is_empty(),
+            "nothing is left behind, of refusals neither"
+        );
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_address_and_a_unix_socket_none() {
+        let quota = quota(0, 0, 1, 0);
+        let _held = ask(&quota, "a", "x", "2001:db8::1").unwrap();
+        assert_eq!(
+            ask(&quota, "b", "x", "2001:db8::ffff").unwrap_err(),
+            "per_address"
+        );
+        let _others = [
+            ask(&quota, "b", "x", "2001:db8:0:1::1").unwrap(),
+            ask(&quota, "b", "x", "no address").unwrap(),
+            ask(&quota, "b", "x", "no address").unwrap(),
+        ];
+        let addresses = |taken: &HashMap<Whose, u32>| {
+            let is_address = |whose: &&Whose| matches!(whose, Whose::Address(_));
+            taken.keys().filter(is_address).count()
+        };
+        assert_eq!(addresses(&quota.taken()), 2);
+    }
+
+    #[test]
+    fn other_limits_count_the_sessions_there_are_and_the_rate_goes_on() {
+        let limits = |per_user, rate| config::Limits {
+            per_user,
+            connection_rate: NonZeroU32::new(rate),
+            ..quota(0, 0, 0, 0).bounds.load().limits.clone()
+        };
+        let quota = quota(0, 0, 0, 2);
+        let (unlimited, now) = (Rate::new(None), Instant::now());
+        let ask = |user| ask_at(&quota, &unlimited, (user, "x"), "10.0.0.1", now);
+        let held = ask("a").unwrap();
+        quota.resize(&limits(1, 2));
+        assert_eq!(ask("a").unwrap_err(), "per_user");
+        let _other = ask("b").unwrap();
+        assert_eq!(
+            ask("c").unwrap_err(),
+            "connection_rate",
+            "as much is left as before"
+        );
+        quota.resize(&limits(2, 0));
+        let _second = ask("a").unwrap();
+        drop(held);
+        quota.resize(&limits(1, 0));
+        assert_eq!(ask("a").unwrap_err(), "per_user");
+    }
+
+    #[test]
+    fn a_second_of_the_rate_at_once_and_the_listeners_first() {
+        let quota = quota(1, 0, 0, 3);
+        let (listener, now) = (Rate::new(NonZeroU32::new(2)), Instant::now());
+        let mut held = Vec::new();
+        for user in ["a", "b"] {
+            held.push(ask_at(&quota, &listener, (user, "x"), "-", now).unwrap());
+        }
+        let fast = ask_at(&quota, &listener, ("c", "x"), "-", now);
+        assert_eq!(fast.unwrap_err(), "connection_rate_listener");
+        let free = Rate::new(None);
+        // Refused by its count: nothing of the rate is used.
+        assert_eq!(
+            ask_at(&quota, &free, ("a", "x"), "-", now).unwrap_err(),
+            "per_user"
+        );
+        held.push(ask_at(&quota, &free, ("c", "x"), "-", now).unwrap());
+        assert_eq!(
+            ask_at(&quota, &free, ("d", "x"), "-", now).unwrap_err(),
+            "connection_rate"
+        );
+        let later = now + Duration::from_secs(1);
+        held.push(ask_at(&quota, &free, ("d", "x"), "-", later).unwrap());
+    }
+}

@@ -1,0 +1,486 @@
+//! The life of a connection on a listener with `mode: tcp`: a server is chosen as for every other session, and bytes
+//! are passed on unread. TLS and authentication are between the client and the server.
+//!
+//! Promises less than a session of `mode: postgres`: the server's role is as of the last probe, not seen on the
+//! connection; transactions are not seen, so that an order to end at a boundary has no effect until it becomes an
+//! order to end at once; and whoever is cut off is not told why.
+//!
+//! ```text
+//! first packet → admission → choose → connect → (next candidate)* → forward → end
+//!      └→ cancel: to every member                    └→ nobody: 57P03, in clear
+//! ```
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::admission::Admitted;
+use super::end::{Cause, Order, Reason};
+use super::entry::{self, Caller};
+use super::forward::{Ended, Forward, Parts};
+use super::gate::Gate;
+use super::life::{self, Arrival, Millis};
+use super::metrics::GaugeGuard;
+use super::queue::{self, QueueFault, Waiting};
+use super::registry::{self, Attachment, Seat, Ticket, Traffic};
+use super::{Shared, attach};
+use crate::backend::{self, ClientReply};
+use crate::cluster::snapshot::{MemberName, Snapshot};
+use crate::config::{Access, Route, ServerOptions};
+use crate::frontend::login::LoginFault;
+use crate::frontend::opening::OpeningFault;
+use crate::frontend::{ClientAddress, ClientStream};
+use crate::routing::{self, Candidate, Preference, Terms, Verdict};
+use crate::wire::message::{self, ErrorReply};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::startup::{self, FirstPacket, Glance};
+
+/// For a client to ask for what it will not get, and to be told so.
+const REFUSING: Duration = Duration::from_secs(5);
+/// For one member to take a cancel request: connecting, delivering it, and the server's hanging up.
+const CANCELLING: Duration = Duration::from_secs(1);
+/// The label of who is gone before there was a server: nobody is told.
+const HUNG_UP: &str = "hung_up";
+/// Members that are sent one cancel request.
+const MOST_CANCELLED: usize = 64;
+
+/// Serves one connection to its end; as [`life::serve`].
+pub(super) async fn serve(arrival: Arrival, shared: Arc<Shared>) {
+    let Some(session) = Box::pin(begin(arrival, &shared)).await else {
+        return;
+    };
+    let Session {
+        forward,
+        record,
+        held,
+    } = session;
+    let ended = forward.run().await;
+    finish(ended, &record, &shared).await;
+    drop(held);
+}
+
+/// A session that is ready to forward.
+struct Session {
+    forward: Forward,
+    record: Box<Record>,
+    /// Given back at the end.
+    held: (Seat, GaugeGuard, Admitted),
+}
+
+/// What the log line at the end needs.
+struct Record {
+    client: ClientAddress,
+    gate: Arc<Gate>,
+    member: MemberName,
+    terms: Terms,
+    accepted: Instant,
+    connecting: Duration,
+}
+
+/// A member that took a connection.
+struct Connected {
+    stream: TcpStream,
+    member: MemberName,
+    terms: Terms,
+    seat: Seat,
+}
+
+/// Why there is none: what the client is told, and the label in metrics.
+struct Refusal {
+    reply: ErrorReply,
+    label: &'static str,
+}
+
+async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
+    let accepted = Instant::now();
+    let Arrival {
+        socket,
+        address,
+        gate,
+        lease,
+        pending,
+    } = arrival;
+    let pending_gauge = shared.metrics.pending();
+    let deadline = accepted + **shared.login_timeout.load();
+    let mut client = life::adopt(socket, &gate)?;
+    let mut pending = Some(pending);
+    let Caller { address, denied, .. } =
+        entry::identify(shared, &gate, &mut client, address, &mut pending, deadline).await?;
+    let mut head = BytesMut::new();
+    let glance = tokio::select! {
+        glance = timeout_at(deadline, first(&mut client, &mut head)) => glance,
+        () = shared.closing.cancelled() => {
+            shared.metrics.refuse("shutdown");
+            return None;
+        }
+    };
+    match glance {
+        Ok(Ok(Glance::Session)) => {}
+        Ok(Ok(Glance::Cancel(_))) if denied.is_some() => {
+            shared.metrics.cancel("denied");
+            return None;
+        }
+        Ok(Ok(Glance::Cancel(request))) => {
+            cancel(shared, &gate, client, &request).await;
+            return None;
+        }
+        Ok(Ok(Glance::Peer)) => {
+            debug!(client = %address, listener = %gate.name, "a router asks on a port that forwards");
+            shared.metrics.refuse("opening");
+            return None;
+        }
+        Ok(Err(fault)) => {
+            life::note_opening(shared, &gate, address, &fault);
+            return None;
+        }
+        Err(_elapsed) => {
+            shared.metrics.refuse("timeout");
+            return None;
+        }
+    }
+    let started = Instant::now();
+    let connected = match denied {
+        Some(LoginFault::Limit(label, reply)) => Err(Refusal { reply, label }),
+        // Nothing else is said of an address.
+        Some(_) => return None,
+        None => tokio::select! {
+            connected = admit(shared, &gate, &client, address) => connected,
+            () = shared.closing.cancelled() => Err(Refusal { reply: life::closing(), label: "shutdown" }),
+        },
+    };
+    let (admitted, connected) = match connected {
+        Ok(connected) => connected,
+        Err(Refusal { label: HUNG_UP, .. }) => return None,
+        Err(refusal) => {
+            refuse(shared, &gate, address, &refusal);
+            say_no(client, head, &refusal.reply).await;
+            return None;
+        }
+    };
+    // What it is to the server from here on, pending or not, cannot be seen.
+    drop((pending, pending_gauge));
+    let Connected {
+        stream,
+        member,
+        terms,
+        seat,
+    } = connected;
+    if terms == Terms::Unenforced {
+        shared.metrics.unenforced(&gate.route.name);
+    }
+    let gauge = shared.metrics.session(&gate.route.name, member.as_str());
+    let ticket = enter(shared, &gate, (address, accepted), &member, terms)?;
+    let forward = Forward::new(Parts {
+        client,
+        server: stream,
+        head: head.freeze(),
+        ticket,
+        cluster: gate.cluster.clone(),
+        shared: Arc::clone(shared),
+        lease,
+    });
+    let record = Box::new(Record {
+        client: address,
+        gate,
+        member,
+        terms,
+        accepted,
+        connecting: started.elapsed(),
+    });
+    Some(Session {
+        forward,
+        record,
+        held: (seat, gauge, admitted),
+    })
+}
+
+/// Reads until it shows what the client wants; what was read stays in `head`. Cancel safe: `read_buf` is.
+async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance, OpeningFault> {
+    loop {
+        if let Some(glance) = startup::glance(head)? {
+            return Ok(glance);
+        }
+        head.reserve(1024);
+        match client.read_buf(head).await {
+            Ok(0) | Err(_) => return Err(OpeningFault::HungUp),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// A place among the sessions, and a server. Of whom it is one more, the address alone is known.
+async fn admit(
+    shared: &Arc<Shared>,
+    gate: &Gate,
+    stream: &ClientStream,
+    client: ClientAddress,
+) -> Result<(Admitted, Connected), Refusal> {
+    let mut admitted = shared.admission.admit(gate).map_err(|reply| Refusal {
+        reply,
+        label: "too_many",
+    })?;
+    let share = shared.quota.share(&gate.rate, None, client.ip(), Instant::now());
+    let share = share.map_err(|refusal| Refusal {
+        reply: refusal.reply,
+        label: refusal.label,
+    })?;
+    admitted.keep(share);
+    let connected = connect(shared, gate, stream, client).await?;
+    Ok((admitted, connected))
+}
+
+/// Tries the candidates in order until one takes the connection. No byte of the client's has been forwarded before.
+async fn connect(
+    shared: &Arc<Shared>,
+    gate: &Gate,
+    client: &ClientStream,
+    address: ClientAddress,
+) -> Result<Connected, Refusal> {
+    let (cluster, route, registry) = (&gate.cluster, &*gate.route, &shared.registry);
+    let config = cluster.config();
+    let (name, options) = (&config.name, &config.server);
+    let waiting = Waiting {
+        queues: &registry.queues,
+        cluster,
+        route,
+        client,
+        closing: &shared.closing,
+        metrics: &shared.metrics.queue,
+    };
+    let attempt = || attach::take(cluster, registry, route, address.ip());
+    let (mut chosen, _) = waiting.until(attempt).await.map_err(|fault| Refusal {
+        reply: queue::busy(&config, route, fault),
+        label: match fault {
+            QueueFault::HungUp => HUNG_UP,
+            QueueFault::Closing => "shutdown",
+            QueueFault::Full => "queue_full",
+            QueueFault::Timeout => "queue_timeout",
+        },
+    })?;
+    let mut last = None;
+    for (candidate, seat) in chosen.seated(cluster, registry) {
+        registry.trouble.trying(name, &candidate.member);
+        let deadline = Instant::now() + options.connect_timeout;
+        match backend::open(&candidate.host, candidate.port, options, deadline).await {
+            Ok(stream) => match terms(&cluster.snapshot(), route, candidate) {
+                Some(terms) => {
+                    return Ok(Connected {
+                        stream,
+                        member: candidate.member.clone(),
+                        terms,
+                        seat,
+                    });
+                }
+                None => last = Some(changed(&candidate.member)),
+            },
+            Err(error) => {
+                attach::report(cluster, registry, &candidate.member, &error);
+                if let ClientReply::Own(reply) = error.client_reply(candidate.member.as_str()) {
+                    last = Some(reply);
+                }
+                if !error.is_temporary_or_elsewhere() {
+                    break;
+                }
+            }
+        }
+    }
+    Err(match last {
+        Some(reply) => Refusal {
+            reply,
+            label: "server_connect",
+        },
+        None => Refusal {
+            reply: attach::unavailable(&chosen.snapshot, route, &chosen.choice),
+            label: "unavailable",
+        },
+    })
+}
+
+/// On what terms the candidate serves, by what is known now that it has taken the connection; `None`: not any more.
+fn terms(snapshot: &Snapshot, route: &Route, candidate: &Candidate) -> Option<Terms> {
+    let member = snapshot.member(&candidate.member)?;
+    let (_, reason) = routing::fitness(snapshot, route, member).ok()?;
+    Some(match (route.access, reason) {
+        (Access::ReadWrite, _) => Terms::ReadWrite,
+        // `enforced` is refused at load.
+        (Access::ReadOnly, Preference::Leader) => Terms::Unenforced,
+        (Access::ReadOnly, _) => Terms::ReadOnly,
+    })
+}
+
+fn changed(member: &MemberName) -> ErrorReply {
+    let message = format!("server \"{member}\" changed its role");
+    ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message)
+        .hint("The cluster may be changing its leader; try again in a moment.")
+}
+
+/// Enters the session. `None` cannot be: it has no cancel key that another one might have.
+fn enter(
+    shared: &Shared,
+    gate: &Gate,
+    (client, accepted): (ClientAddress, Instant),
+    member: &MemberName,
+    terms: Terms,
+) -> Option<Ticket> {
+    let attachment = Attachment {
+        client: registry::Client {
+            address: client,
+            user: Bytes::new(),
+            database: Bytes::new(),
+            tls: None,
+            since: accepted,
+        },
+        on_unfit: gate.route.on_unfit,
+        cluster: Arc::clone(&gate.cluster.config().name),
+        route: Arc::clone(&gate.route.name),
+        terms,
+        member: member.clone(),
+        process_id: 0,
+        key: None,
+        cancel: None,
+    };
+    let ticket = shared.registry.enter(attachment).ok()?;
+    // The snapshot may have changed before it was in the registry, when nobody would have told it.
+    if let Verdict::End(why) = routing::verdict(&gate.cluster.snapshot(), terms, member) {
+        ticket.entry().order(Order::Now(Reason::Role(why)));
+    }
+    Some(ticket)
+}
+
+/// Sends a cancel request in clear to every member that may have the session: its key is the server's own, and only
+/// that one knows it. The client's socket is closed after theirs, which is when libpq takes the cancel for delivered.
+async fn cancel(shared: &Shared, gate: &Gate, mut client: ClientStream, request: &Bytes) {
+    let cluster = &gate.cluster;
+    let snapshot = cluster.snapshot();
+    let may_have_it = |member: &&crate::cluster::snapshot::Member| {
+        member.has_address()
+            && (routing::fitness(&snapshot, &gate.route, member).is_ok()
+                || shared.registry.load(&cluster.config().name, &member.name) > 0)
+    };
+    let members = snapshot.members.iter().filter(may_have_it).take(MOST_CANCELLED);
+    let attempts = join_all(members.map(async |member| {
+        let delivered = timeout(CANCELLING, deliver(&member.host, member.port, request)).await;
+        matches!(delivered, Ok(Ok(())))
+    }));
+    let delivered = attempts.await;
+    let result = match delivered.as_slice() {
+        [] => "unknown",
+        tried if tried.contains(&true) => "forwarded",
+        _ => "failed",
+    };
+    shared.metrics.cancel(result);
+    let (members, reached) = (delivered.len(), delivered.iter().filter(|done| **done).count());
+    debug!(listener = %gate.name, members, reached, "cancel request forwarded");
+    let _ = timeout(CANCELLING, client.shutdown()).await;
+}
+
+async fn deliver(host: &str, port: u16, request: &[u8]) -> io::Result<()> {
+    let options = ServerOptions {
+        connect_timeout: CANCELLING,
+        keepalive: None,
+        tcp_user_timeout: None,
+    };
+    let deadline = Instant::now() + CANCELLING;
+    let mut server = backend::open(host, port, &options, deadline)
+        .await
+        .map_err(io::Error::other)?;
+    server.write_all(request).await?;
+    // It never answers; closed or reset, the signal was sent.
+    let _ = server.read(&mut [0; 1]).await;
+    Ok(())
+}
+
+fn refuse(shared: &Shared, gate: &Gate, client: ClientAddress, refusal: &Refusal) {
+    let Refusal { reply, label } = refusal;
+    shared.metrics.refuse(label);
+    let (listener, reason) = (&gate.name, &reply.message);
+    if matches!(*label, "unavailable" | "shutdown") {
+        // The topology's own lines say why, once; balancers ask every second.
+        debug!(%client, %listener, mode = "tcp", %reason, "connection refused");
+    } else if let Some(skipped) = shared.failures.admit(client.ip()) {
+        warn!(%client, %listener, mode = "tcp", ?reason, skipped, "connection refused");
+    }
+}
+
+/// Tells a client that speaks in clear. Encryption is declined first, as PostgreSQL's protocol has it; who insists on it
+/// hangs up, and direct TLS is closed in silence.
+async fn say_no(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply) {
+    let mut declined = 0;
+    let asked = timeout(REFUSING, async {
+        loop {
+            match startup::parse(&head) {
+                Ok(Some((FirstPacket::SslRequest | FirstPacket::GssEncRequest, used)))
+                    if declined < 2 && head.len() == used =>
+                {
+                    declined += 1;
+                    head.clear();
+                    client.write_all(b"N").await.ok()?;
+                }
+                Ok(Some((FirstPacket::Startup(_), _))) => return Some(()),
+                Ok(Some(_)) => return None,
+                // Whatever else is wrong with it, it would not have been served.
+                Err(fault) => return fault.reply().map(|_| ()),
+                Ok(None) => {
+                    head.reserve(1024);
+                    if client.read_buf(&mut head).await.ok()? == 0 {
+                        return None;
+                    }
+                }
+            }
+        }
+    });
+    if let Ok(Some(())) = asked.await {
+        let mut out = BytesMut::new();
+        message::error(&mut out, reply);
+        life::farewell(client, out).await;
+    }
+}
+
+async fn finish(ended: Ended, record: &Record, shared: &Shared) {
+    let Ended {
+        cause,
+        client,
+        traffic,
+        ticket,
+    } = ended;
+    log_end(&cause, record, traffic);
+    shared.metrics.end(&record.gate.route.name, cause.label());
+    drop(ticket);
+    if let Cause::ServerClosed | Cause::ServerGone { .. } = cause {
+        // What the server said last must not be lost to a reset.
+        life::farewell(client, BytesMut::new()).await;
+    }
+}
+
+fn log_end(cause: &Cause, record: &Record, traffic: Traffic) {
+    macro_rules! line {
+        ($level:ident) => {
+            $level!(
+                client = %record.client,
+                listener = %record.gate.name,
+                route = %record.gate.route.name,
+                member = %record.member,
+                mode = "tcp",
+                access = life::shown(record.terms),
+                connect_ms = %Millis(record.connecting),
+                total_ms = %Millis(record.accepted.elapsed()),
+                bytes_up = traffic.bytes_up,
+                bytes_down = traffic.bytes_down,
+                cause = %cause,
+                "session ended"
+            )
+        };
+    }
+    if cause.is_trouble() {
+        line!(warn);
+    } else {
+        line!(info);
+    }
+}

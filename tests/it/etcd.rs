@@ -1,0 +1,54 @@
+//! The watch on etcd as an operator sees it: configuration, check, log, metrics. What it does is tested in `discovery`.
+
+use std::process::Command;
+use std::time::Duration;
+
+use super::cluster::{Cluster, Options, Router, eventually, output};
+
+fn options(cluster: &Cluster, scope: &str) -> Options {
+    let url = cluster.about["etcd"]["url"].as_str().unwrap();
+    let namespace = cluster.text("namespace");
+    Options {
+        cluster_extra: format!("etcd: {{endpoints: [\"{url}\"], namespace: {namespace}, scope: {scope}}}"),
+        ..Options::default()
+    }
+}
+
+fn check(router: &Router) -> String {
+    let path = router.dir().join("trunkline.yaml");
+    let output = output(
+        Command::new(env!("CARGO_BIN_EXE_trunkline"))
+            .args(["check", "--connect", "-c"])
+            .arg(path),
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn the_watch_shows_in_the_log_the_metrics_and_the_check() {
+    let cluster = Cluster::shared();
+    let router = Router::before(cluster, options(cluster, cluster.text("scope")));
+    router.await_log(&["etcd is watched", "endpoint=http://"]);
+    eventually("the metric says so", Duration::from_secs(10), || {
+        router.metric("trunkline_cluster_etcd_up{cluster=\"main\"}") > 0.5
+    });
+    let shown = check(&router);
+    let expected = format!("{} holds the leader key", cluster.leader());
+    assert!(
+        shown.contains(&expected) && shown.contains(", etcd at http://"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_wrong_scope_is_told_and_does_no_harm() {
+    let cluster = Cluster::shared();
+    let router = Router::before(cluster, options(cluster, "elsewhere"));
+    router.await_log(&["WARN", "leader key names nobody", "`scope`"]);
+    assert_eq!(router.psql(6432, "SELECT pg_is_in_recovery()"), "f");
+    assert!(
+        check(&router).contains("nobody holds the leader key"),
+        "{}",
+        check(&router)
+    );
+}
