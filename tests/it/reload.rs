@@ -1,13 +1,16 @@
 //! The whole configuration, reloaded: nobody who is not concerned notices, and it is all or nothing.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::cluster::postgres::{self, Postgres};
-use crate::cluster::{Options, Router, eventually, fresh_address, output};
+use crate::cluster::{Options, Router, eventually, fresh_address, output, secret};
 
+const TOKEN: &str = "a-token-of-24-characters";
 const SOON: Duration = Duration::from_secs(20);
 
 /// A router whose configuration file is changed while it runs.
@@ -100,7 +103,7 @@ impl Session {
 
     #[track_caller]
     fn goes_on(&mut self) {
-        use std::io::{BufRead, Write};
+        use std::io::BufRead;
         let input = self.child.stdin.as_mut().unwrap();
         writeln!(input, "SELECT 6 * 7;").unwrap();
         let mut line = String::new();
@@ -257,11 +260,88 @@ fn limits_log_http_console_and_what_needs_a_restart() {
     let other = usual.replace(":6434\"", ":6435\"");
     subject.takes(&other);
     eventually("HTTP has moved", SOON, || {
-        std::net::TcpStream::connect((router.address, 6435)).is_ok()
-            && std::net::TcpStream::connect((router.address, 6434)).is_err()
+        TcpStream::connect((router.address, 6435)).is_ok()
+            && TcpStream::connect((router.address, 6434)).is_err()
     });
     subject.takes(usual);
     eventually("and back", SOON, || router.http("/connection/is-live").is_some());
+    session.goes_on();
+}
+
+/// Status and body.
+fn post(router: &Router, path: &str, body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect((router.address, 6434)).unwrap();
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+#[test]
+fn what_was_set_for_members_stays_and_a_reload_may_be_asked_for_by_http() {
+    let server = Postgres::start(&postgres::Options::default());
+    let subject = Subject::before(&server);
+    let (router, usual) = (&subject.router, &subject.usual);
+    let mut session = Session::open(router, 6432);
+    let token = secret(router.dir(), "token", TOKEN);
+    let set = |keys: &str| usual.replace(":6434\", ", &format!(":6434\", {keys}, "));
+    let open = set(&format!("token_file: {}", token.display()));
+    assert_ne!(open, *usual);
+
+    assert_eq!(post(router, "/api/v1/reload", "").0, 403, "there is no token");
+    subject.takes(&open);
+    let weighed = post(router, "/api/v1/members/s1/weight", "{\"weight\": 7}");
+    assert_eq!(weighed.0, 200, "{weighed:?}");
+    assert_eq!(post(router, "/api/v1/members/away/drain", "").0, 404);
+
+    // Other works have taken the cluster over.
+    let clusters = server.yaml();
+    let slow = format!("{clusters}    server: {{slow_start: 9s, max_connections: 3}}\n");
+    let slow = open.replace(&clusters, &slow);
+    assert!(subject.takes(&slow).contains("changed: clusters.main"));
+    let members = router.http("/api/v1/members").unwrap().1;
+    assert!(members.contains("\"weight\":7"), "{members}");
+    let weighed = post(router, "/api/v1/members/s1/weight", "{\"weight\": 8}");
+    assert_eq!(weighed.0, 200, "they are told, too: {weighed:?}");
+
+    // Who came before the limit counts.
+    fs::write(subject.path(), format!("{slow}limits: {{per_user: 1}}\n")).unwrap();
+    let (status, answer) = post(router, "/api/v1/reload", "");
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(
+        (status, &answer["changed"][0]),
+        (200, &"limits".into()),
+        "{answer}"
+    );
+    let output = router.psql_output(6432, "", "SELECT 1");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("too many sessions"),
+        "{output:?}"
+    );
+    fs::write(subject.path(), format!("{slow}nonsense: 1\n")).unwrap();
+    let (status, answer) = post(router, "/api/v1/reload", "");
+    assert!(status == 422 && answer.contains("nonsense"), "{status} {answer}");
+
+    let agent = format!(
+        "token_file: {}, agent_check: {{address: \"{}:6444\"}}",
+        token.display(),
+        router.address
+    );
+    let state = router.dir().join("state.json");
+    let told = subject.takes(&format!("{}state_file: {}\n", set(&agent), state.display()));
+    for key in ["http.agent_check", "state_file"] {
+        assert!(told.contains(&format!("needs a restart: {key}\n")), "{told}");
+    }
+    subject.takes(usual);
+    assert_eq!(post(router, "/api/v1/reload", "").0, 403, "the token is gone");
     session.goes_on();
 }
 
