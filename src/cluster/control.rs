@@ -257,7 +257,8 @@ impl Control {
         if shown.is_some() {
             self.metrics.measure(&new);
         }
-        for snapshots in shown.as_deref().into_iter().chain([&self.snapshots]) {
+        // Our own look-ups first: whoever is woken by what is shown may ask them at once.
+        for snapshots in [&self.snapshots].into_iter().chain(shown.as_deref()) {
             snapshots.send_if_modified(|current| {
                 let noticeable = current.version != new.version;
                 *current = Arc::clone(&new);
