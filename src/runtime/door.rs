@@ -8,6 +8,7 @@ use super::workers::Workers;
 use crate::frontend::ClientAddress;
 use crate::frontend::listen::{Accepted, ClientSocket};
 use crate::session::admission::{Full, Room};
+use crate::session::farewell;
 use crate::session::gate::Gate;
 use crate::session::life::{self, Arrival};
 use crate::session::{Shared, entry, sentry};
@@ -80,7 +81,7 @@ impl Accepted for Arc<Door> {
         self.shared.refused("no_descriptor");
         tell(
             &socket,
-            &life::too_many(
+            &farewell::too_many(
                 "the connection manager has no file descriptor left",
                 "Its operator has to raise the open-file limit or lower limits.max_clients.",
             ),
@@ -101,7 +102,7 @@ fn refuse(shared: &Shared, socket: &ClientSocket, full: Full) {
         Full::Source => "too_many_logins_address",
     });
     let (text, hint) = sentry::too_many(full);
-    tell(socket, &life::too_many(text, hint));
+    tell(socket, &farewell::too_many(text, hint));
 }
 
 /// Last words at the accept loop: as much as the socket takes at once, which for a new one is everything.

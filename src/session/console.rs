@@ -14,7 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Shared;
 use super::admission::Admitted;
 use super::end::Cause;
-use super::life::{self, Record};
+use super::farewell::farewell;
+use super::record::{self, Record};
 use super::registry::Traffic;
 use crate::config;
 use crate::frontend::ClientStream;
@@ -104,7 +105,7 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
         shared.metrics.refuse("console");
         record.refused(shared, "not one of console.users");
         message::error(&mut welcome, &not_admitted(&record.database));
-        return life::farewell(stream, welcome).await;
+        return farewell(stream, welcome).await;
     }
     MEMBER.clone_into(&mut record.member);
     let gauge = shared.metrics.session(&record.gate.route.name, MEMBER);
@@ -115,14 +116,14 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
         closing: shared.closing.clone(),
     };
     let (cause, stream) = isolated(door.console.serve(visitor)).await;
-    life::log_end(&cause, &record, Traffic::default());
+    record::log_end(&cause, &record, Traffic::default());
     shared.metrics.end(&record.gate.route.name, cause.label());
     if let Some(stream) = stream {
         let mut out = BytesMut::new();
         if let Some(reply) = cause.reply() {
             message::error(&mut out, &reply);
         }
-        life::farewell(stream, out).await;
+        farewell(stream, out).await;
     }
     drop((gauge, admitted));
 }

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use super::Shared;
 use super::admission::{Full, PATIENCE, Pending};
 use super::gate::Gate;
-use super::{life, sentry};
+use super::{farewell, sentry};
 use crate::frontend::login::LoginFault;
 use crate::frontend::proxy::{self, ProxyHeaderFault};
 use crate::frontend::{ClientAddress, ClientStream};
@@ -140,7 +140,7 @@ async fn too_many(shared: &Shared, stream: &mut ClientStream, full: Full) {
         Full::Source => "too_many_logins_address",
     });
     let (text, hint) = sentry::too_many(full);
-    life::say(stream, &life::too_many(text, hint)).await;
+    farewell::say(stream, &farewell::too_many(text, hint)).await;
 }
 
 /// No header from where one must come, or a bad one: the balancer's configuration, or somebody beside it.
@@ -163,5 +163,5 @@ async fn not_announced(
         "This address is in proxy_protocol.trusted of the connection manager's listener: the balancer there has to send \
          the header (send-proxy, send-proxy-v2).",
     );
-    life::say(stream, &life::fatal(&reply)).await;
+    farewell::say(stream, &farewell::fatal(&reply)).await;
 }

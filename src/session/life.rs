@@ -6,24 +6,25 @@
 //! ```
 //! Each step consumes what the one before it made; what the login needed is dropped before the relay begins.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::admission::{Admitted, Pending};
 use super::attach::{self, AttachError, Attachable, Request, SessionState};
 use super::end::{Cause, Order};
 use super::entry::{self, Caller};
+use super::farewell::{closing, farewell};
 use super::gate::Gate;
 use super::keys::ClientCancelKey;
 use super::metrics::{GaugeGuard, seconds};
 use super::queue::Waiting;
+use super::record::{Record, Times, log_end, note_attach, note_opening, refuse};
 use super::registry::{self, Attachment, Seat, Ticket};
 use super::relay::{Attached, Ended, Lease, Parts, Relay};
 use super::{Shared, cancel, console, peers, sentry, tcp, told};
@@ -31,18 +32,12 @@ use crate::auth::credentials::ServerLogin;
 use crate::config::{Access, ListenerMode, TellAddress};
 use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, Behind, Exchange, LoginFault};
-use crate::frontend::opening::{self, Opening, OpeningFault};
+use crate::frontend::opening::{self, Opening};
 use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
 use crate::routing::{self, Terms, Verdict};
-use crate::wire::message::{self, ErrorReply};
-use crate::wire::proxy::ProxiedTls;
-use crate::wire::sqlstate::SqlState;
+use crate::wire::message;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
-use crate::wire::text::Escaped;
-
-/// For the last words to a client, and for it to hang up after them.
-pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection just accepted.
 #[derive(Debug)]
@@ -97,53 +92,6 @@ struct Session {
     seat: Seat,
     gauge: GaugeGuard,
     admitted: Admitted,
-}
-
-/// What the log line at the end needs.
-pub(super) struct Record {
-    client: ClientAddress,
-    pub(super) user: Bytes,
-    pub(super) database: Bytes,
-    pub(super) gate: Arc<Gate>,
-    pub(super) member: String,
-    terms: Option<Terms>,
-    tls: Option<&'static str>,
-    /// TLS that ended at a balancer, as that says.
-    proxied_tls: Option<Box<ProxiedTls>>,
-    /// The login was bound to the TLS connection.
-    is_bound: bool,
-    accepted: Instant,
-    times: Times,
-}
-
-impl Record {
-    fn who(&self) -> registry::Client {
-        registry::Client {
-            address: self.client,
-            user: self.user.clone(),
-            database: self.database.clone(),
-            tls: self.tls,
-            since: self.accepted,
-        }
-    }
-
-    /// Tells the operator of an authenticated client that may not use what it asks for.
-    pub(super) fn refused(&self, shared: &Shared, reason: &str) {
-        if let Some(skipped) = shared.failures.admit(self.client.ip()) {
-            let (user, database) = (Escaped(&self.user), Escaped(&self.database));
-            let via = self.client.via().map(tracing::field::display);
-            warn!(client = %self.client, via, listener = %self.gate.name, %user, %database, %reason, skipped, "login refused");
-        }
-    }
-}
-
-/// Time spent in each step of the login.
-#[derive(Debug, Default, Clone, Copy)]
-struct Times {
-    tls: Duration,
-    auth: Duration,
-    queued: Duration,
-    connect: Duration,
 }
 
 async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
@@ -288,15 +236,6 @@ fn behind(shared: &Shared, packet: &StartupPacket) -> Behind {
         Some(door) if door.is_meant(packet) => Behind::Console,
         _ => Behind::Servers,
     }
-}
-
-/// As a server that shuts down says it to who wants to log in.
-pub(super) fn closing() -> ErrorReply {
-    ErrorReply::fatal(
-        SqlState::CANNOT_CONNECT_NOW,
-        "the connection manager is shutting down",
-    )
-    .hint("Reconnect; another connection manager, or this one once restarted, will serve you.")
 }
 
 /// Registers an accepted socket with this worker and sets its options.
@@ -567,95 +506,6 @@ fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
     }
 }
 
-pub(super) fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
-    if fault.is_refusal() {
-        shared.metrics.refuse("opening");
-    }
-    if fault.is_offence() {
-        sentry::garbage(shared, client);
-    }
-    if fault.is_noise() {
-        debug!(%client, listener = %gate.name, %fault, "connection came to nothing");
-        return;
-    }
-    if let Some(skipped) = shared.failures.admit(client.ip()) {
-        let via = client.via().map(tracing::field::display);
-        warn!(%client, via, listener = %gate.name, %fault, skipped, "connection refused");
-    }
-}
-
-/// Tells the client why it may not come in, and the operator as well unless there is nothing to tell.
-async fn refuse(
-    shared: &Shared,
-    gate: &Gate,
-    stream: &mut ClientStream,
-    packet: &StartupPacket,
-    client: ClientAddress,
-    fault: LoginFault,
-) {
-    if matches!(fault, LoginFault::HungUp) {
-        debug!(%client, listener = %gate.name, "hung up during the login");
-        return;
-    }
-    shared.metrics.refuse(fault.label());
-    sentry::failed(shared, gate, packet, client, &fault);
-    let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
-    if matches!(fault, LoginFault::Unavailable(_)) {
-        // The topology's own lines say why, once; balancers ask every second.
-        debug!(%client, listener = %gate.name, %user, %database, %fault, "login refused");
-    } else if let Some(skipped) = shared.failures.admit(client.ip()) {
-        let via = client.via().map(tracing::field::display);
-        warn!(%client, via, listener = %gate.name, %user, %database, reason = %fault, skipped, "login refused");
-    }
-    if let Some(reply) = fault.reply(&packet.user) {
-        let mut out = BytesMut::new();
-        message::error(&mut out, &reply);
-        say(stream, &out).await;
-    }
-}
-
-fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
-    // With the hint: where a server's pg_hba.conf lacks a line, that is the line.
-    let told = |reply: &ErrorReply| match &reply.hint {
-        Some(hint) => format!("{}. {hint}", reply.message),
-        None => reply.message.clone(),
-    };
-    let (reason, member, text) = match error {
-        AttachError::TooLong(reply) => ("too_long", None, told(reply)),
-        AttachError::NoCandidate(reply) => ("no_candidate", None, told(reply)),
-        AttachError::Busy(label, reply) => (*label, None, told(reply)),
-        AttachError::Closing => return shared.metrics.refuse("shutdown"),
-        AttachError::HungUp => {
-            debug!(client = %record.client, "hung up while it waited for a server");
-            return;
-        }
-        AttachError::Server { code, member, .. } => {
-            ("server_refused", Some(member), format!("server answered {code}"))
-        }
-        AttachError::Refused { reply, member } => ("server_connect", Some(member), told(reply)),
-        AttachError::Credential { said, member, .. } => (
-            "server_refused",
-            Some(member),
-            format!("a credential of auth.server_credentials or auth.users_file is refused: {said}"),
-        ),
-    };
-    shared.metrics.refuse(reason);
-    if let Some(skipped) = shared.failures.admit(record.client.ip()) {
-        warn!(
-            client = %record.client,
-            via = record.client.via().map(tracing::field::display),
-            user = %Escaped(&record.user),
-            database = %Escaped(&record.database),
-            route = %record.gate.route.name,
-            member = member.map_or("-", |member| member.as_str()),
-            // As a quoted string: parts of it may be a server's words.
-            reason = ?text.chars().take(1000).collect::<String>(),
-            skipped,
-            "no server for the session"
-        );
-    }
-}
-
 /// Says goodbye where there is something to say, and writes the session's line.
 async fn finish(ended: Ended, record: Record, shared: &Shared) {
     let Ended {
@@ -683,95 +533,6 @@ async fn finish(ended: Ended, record: Record, shared: &Shared) {
         message::error(&mut out, &reply);
     }
     farewell(client, out).await;
-}
-
-/// For the session's line: whether what it may do was held to.
-pub(super) fn shown(terms: Terms) -> &'static str {
-    match terms {
-        Terms::ReadWrite => "read-write",
-        Terms::ReadOnly => "read-only",
-        Terms::Unenforced => "unenforced",
-        Terms::Enforced => "enforced",
-    }
-}
-
-/// A duration as it stands in the log.
-pub(super) struct Millis(pub(super) Duration);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1}", self.0.as_secs_f64() * 1e3)
-    }
-}
-
-pub(super) fn log_end(cause: &Cause, record: &Record, traffic: registry::Traffic) {
-    macro_rules! line {
-        ($level:ident) => {
-            $level!(
-                client = %record.client,
-                via = record.client.via().map(tracing::field::display),
-                user = %Escaped(&record.user),
-                database = %Escaped(&record.database),
-                route = %record.gate.route.name,
-                member = %record.member,
-                access = %record.terms.map_or("-", shown),
-                tls = record.tls.unwrap_or("-"),
-                via_tls = record.proxied_tls.as_deref().map(tracing::field::display),
-                channel_binding = if record.is_bound { "yes" } else { "no" },
-                tls_ms = %Millis(record.times.tls),
-                auth_ms = %Millis(record.times.auth),
-                queue_ms = %Millis(record.times.queued),
-                connect_ms = %Millis(record.times.connect),
-                total_ms = %Millis(record.accepted.elapsed()),
-                bytes_up = traffic.bytes_up,
-                bytes_down = traffic.bytes_down,
-                transactions = traffic.transactions,
-                cause = %cause,
-                "session ended"
-            )
-        };
-    }
-    if cause.is_trouble() {
-        line!(warn);
-    } else {
-        line!(info);
-    }
-}
-
-/// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
-/// socket with unread data resets it, and the words would be lost, the server's own that were passed on as well.
-pub(super) async fn farewell(mut stream: ClientStream, out: BytesMut) {
-    let _ = timeout(FAREWELL, async {
-        say(&mut stream, &out).await;
-        let mut waste = BytesMut::with_capacity(4096);
-        while matches!(stream.read_buf(&mut waste).await, Ok(read) if read > 0) {
-            waste.clear();
-        }
-    })
-    .await;
-}
-
-pub(super) async fn say(stream: &mut ClientStream, out: &[u8]) {
-    // Best effort, bounded: a client that does not listen any more is closed all the same.
-    let _ = timeout(FAREWELL, async {
-        if !out.is_empty() {
-            stream.write_all(out).await?;
-            stream.flush().await?;
-        }
-        stream.shutdown().await
-    })
-    .await;
-}
-
-/// For sockets at the accept loop that get no further.
-pub fn too_many(text: &str, hint: &str) -> BytesMut {
-    fatal(&ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
-}
-
-pub(super) fn fatal(reply: &ErrorReply) -> BytesMut {
-    let mut out = BytesMut::new();
-    message::error(&mut out, reply);
-    out
 }
 
 #[cfg(test)]

@@ -24,13 +24,14 @@ use tracing::{debug, info, warn};
 use super::admission::Admitted;
 use super::end::{Cause, Order, Reason};
 use super::entry::{self, Caller};
+use super::farewell::{closing, farewell};
 use super::forward::{Ended, Forward, Parts};
 use super::gate::Gate;
-use super::life::{self, Arrival, Millis};
+use super::life::{self, Arrival};
 use super::metrics::GaugeGuard;
 use super::queue::{self, QueueFault, Waiting};
 use super::registry::{self, Attachment, Seat, Ticket, Traffic};
-use super::{Shared, attach};
+use super::{Shared, attach, record};
 use crate::backend::{self, ClientReply};
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{Access, Route, ServerOptions};
@@ -137,7 +138,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
             return None;
         }
         Ok(Err(fault)) => {
-            life::note_opening(shared, &gate, address, &fault);
+            record::note_opening(shared, &gate, address, &fault);
             return None;
         }
         Err(_elapsed) => {
@@ -152,7 +153,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         Some(_) => return None,
         None => tokio::select! {
             connected = admit(shared, &gate, &client, address) => connected,
-            () = shared.closing.cancelled() => Err(Refusal { reply: life::closing(), label: "shutdown" }),
+            () = shared.closing.cancelled() => Err(Refusal { reply: closing(), label: "shutdown" }),
         },
     };
     let (admitted, connected) = match connected {
@@ -401,11 +402,12 @@ fn refuse(shared: &Shared, gate: &Gate, client: ClientAddress, refusal: &Refusal
     let Refusal { reply, label } = refusal;
     shared.metrics.refuse(label);
     let (listener, reason) = (&gate.name, &reply.message);
+    let via = client.via().map(tracing::field::display);
     if matches!(*label, "unavailable" | "shutdown") {
         // The topology's own lines say why, once; balancers ask every second.
         debug!(%client, %listener, mode = "tcp", %reason, "connection refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip()) {
-        warn!(%client, %listener, mode = "tcp", ?reason, skipped, "connection refused");
+        warn!(%client, via, %listener, mode = "tcp", ?reason, skipped, "connection refused");
     }
 }
 
@@ -439,7 +441,7 @@ async fn say_no(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply
     if let Ok(Some(())) = asked.await {
         let mut out = BytesMut::new();
         message::error(&mut out, reply);
-        life::farewell(client, out).await;
+        farewell(client, out).await;
     }
 }
 
@@ -455,7 +457,7 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) {
     drop(ticket);
     if let Cause::ServerClosed | Cause::ServerGone { .. } = cause {
         // What the server said last must not be lost to a reset.
-        life::farewell(client, BytesMut::new()).await;
+        farewell(client, BytesMut::new()).await;
     }
 }
 
@@ -464,13 +466,14 @@ fn log_end(cause: &Cause, record: &Record, traffic: Traffic) {
         ($level:ident) => {
             $level!(
                 client = %record.client,
+                via = record.client.via().map(tracing::field::display),
                 listener = %record.gate.name,
                 route = %record.gate.route.name,
                 member = %record.member,
                 mode = "tcp",
-                access = life::shown(record.terms),
-                connect_ms = %Millis(record.connecting),
-                total_ms = %Millis(record.accepted.elapsed()),
+                access = record::shown(record.terms),
+                connect_ms = %record::Millis(record.connecting),
+                total_ms = %record::Millis(record.accepted.elapsed()),
                 bytes_up = traffic.bytes_up,
                 bytes_down = traffic.bytes_down,
                 cause = %cause,

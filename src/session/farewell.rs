@@ -1,0 +1,59 @@
+//! Last words to a client, bounded: a peer that does not listen is not waited for.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::frontend::ClientStream;
+use crate::wire::message::{self, ErrorReply};
+use crate::wire::sqlstate::SqlState;
+
+/// For the last words to a client, and for it to hang up after them.
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
+/// socket with unread data resets it, and the words would be lost, the server's own that were passed on as well.
+pub(super) async fn farewell(mut stream: ClientStream, out: BytesMut) {
+    let _ = timeout(FAREWELL, async {
+        say(&mut stream, &out).await;
+        let mut waste = BytesMut::with_capacity(4096);
+        while matches!(stream.read_buf(&mut waste).await, Ok(read) if read > 0) {
+            waste.clear();
+        }
+    })
+    .await;
+}
+
+pub(super) async fn say(stream: &mut ClientStream, out: &[u8]) {
+    // Best effort, bounded: a client that does not listen any more is closed all the same.
+    let _ = timeout(FAREWELL, async {
+        if !out.is_empty() {
+            stream.write_all(out).await?;
+            stream.flush().await?;
+        }
+        stream.shutdown().await
+    })
+    .await;
+}
+
+/// For sockets at the accept loop that get no further.
+pub fn too_many(text: &str, hint: &str) -> BytesMut {
+    fatal(&ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
+}
+
+pub(super) fn fatal(reply: &ErrorReply) -> BytesMut {
+    let mut out = BytesMut::new();
+    message::error(&mut out, reply);
+    out
+}
+
+/// As a server that shuts down says it to who wants to log in.
+pub(super) fn closing() -> ErrorReply {
+    ErrorReply::fatal(
+        SqlState::CANNOT_CONNECT_NOW,
+        "the connection manager is shutting down",
+    )
+    .hint("Reconnect; another connection manager, or this one once restarted, will serve you.")
+}

@@ -1,0 +1,211 @@
+//! What is written about a connection: the session's one line, and why others came to nothing.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::attach::AttachError;
+use super::end::Cause;
+use super::gate::Gate;
+use super::{Shared, farewell, registry, sentry};
+use crate::frontend::login::LoginFault;
+use crate::frontend::opening::OpeningFault;
+use crate::frontend::{ClientAddress, ClientStream};
+use crate::routing::Terms;
+use crate::wire::message::{self, ErrorReply};
+use crate::wire::proxy::ProxiedTls;
+use crate::wire::startup::StartupPacket;
+use crate::wire::text::Escaped;
+
+/// What the log line at the end needs.
+pub(super) struct Record {
+    pub(super) client: ClientAddress,
+    pub(super) user: Bytes,
+    pub(super) database: Bytes,
+    pub(super) gate: Arc<Gate>,
+    pub(super) member: String,
+    pub(super) terms: Option<Terms>,
+    pub(super) tls: Option<&'static str>,
+    /// TLS that ended at a balancer, as that says.
+    pub(super) proxied_tls: Option<Box<ProxiedTls>>,
+    /// The login was bound to the TLS connection.
+    pub(super) is_bound: bool,
+    pub(super) accepted: Instant,
+    pub(super) times: Times,
+}
+
+impl Record {
+    pub(super) fn who(&self) -> registry::Client {
+        registry::Client {
+            address: self.client,
+            user: self.user.clone(),
+            database: self.database.clone(),
+            tls: self.tls,
+            since: self.accepted,
+        }
+    }
+
+    /// Tells the operator of an authenticated client that may not use what it asks for.
+    pub(super) fn refused(&self, shared: &Shared, reason: &str) {
+        if let Some(skipped) = shared.failures.admit(self.client.ip()) {
+            let (user, database) = (Escaped(&self.user), Escaped(&self.database));
+            let via = self.client.via().map(tracing::field::display);
+            warn!(client = %self.client, via, listener = %self.gate.name, %user, %database, %reason, skipped, "login refused");
+        }
+    }
+}
+
+/// Time spent in each step of the login.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) tls: Duration,
+    pub(super) auth: Duration,
+    pub(super) queued: Duration,
+    pub(super) connect: Duration,
+}
+
+pub(super) fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
+    if fault.is_refusal() {
+        shared.metrics.refuse("opening");
+    }
+    if fault.is_offence() {
+        sentry::garbage(shared, client);
+    }
+    if fault.is_noise() {
+        debug!(%client, listener = %gate.name, %fault, "connection came to nothing");
+        return;
+    }
+    if let Some(skipped) = shared.failures.admit(client.ip()) {
+        let via = client.via().map(tracing::field::display);
+        warn!(%client, via, listener = %gate.name, %fault, skipped, "connection refused");
+    }
+}
+
+/// Tells the client why it may not come in, and the operator as well unless there is nothing to tell.
+pub(super) async fn refuse(
+    shared: &Shared,
+    gate: &Gate,
+    stream: &mut ClientStream,
+    packet: &StartupPacket,
+    client: ClientAddress,
+    fault: LoginFault,
+) {
+    if matches!(fault, LoginFault::HungUp) {
+        debug!(%client, listener = %gate.name, "hung up during the login");
+        return;
+    }
+    shared.metrics.refuse(fault.label());
+    sentry::failed(shared, gate, packet, client, &fault);
+    let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
+    if matches!(fault, LoginFault::Unavailable(_)) {
+        // The topology's own lines say why, once; balancers ask every second.
+        debug!(%client, listener = %gate.name, %user, %database, %fault, "login refused");
+    } else if let Some(skipped) = shared.failures.admit(client.ip()) {
+        let via = client.via().map(tracing::field::display);
+        warn!(%client, via, listener = %gate.name, %user, %database, reason = %fault, skipped, "login refused");
+    }
+    if let Some(reply) = fault.reply(&packet.user) {
+        let mut out = BytesMut::new();
+        message::error(&mut out, &reply);
+        farewell::say(stream, &out).await;
+    }
+}
+
+pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
+    // With the hint: where a server's pg_hba.conf lacks a line, that is the line.
+    let told = |reply: &ErrorReply| match &reply.hint {
+        Some(hint) => format!("{}. {hint}", reply.message),
+        None => reply.message.clone(),
+    };
+    let (reason, member, text) = match error {
+        AttachError::TooLong(reply) => ("too_long", None, told(reply)),
+        AttachError::NoCandidate(reply) => ("no_candidate", None, told(reply)),
+        AttachError::Busy(label, reply) => (*label, None, told(reply)),
+        AttachError::Closing => return shared.metrics.refuse("shutdown"),
+        AttachError::HungUp => {
+            debug!(client = %record.client, "hung up while it waited for a server");
+            return;
+        }
+        AttachError::Server { code, member, .. } => {
+            ("server_refused", Some(member), format!("server answered {code}"))
+        }
+        AttachError::Refused { reply, member } => ("server_connect", Some(member), told(reply)),
+        AttachError::Credential { said, member, .. } => (
+            "server_refused",
+            Some(member),
+            format!("a credential of auth.server_credentials or auth.users_file is refused: {said}"),
+        ),
+    };
+    shared.metrics.refuse(reason);
+    if let Some(skipped) = shared.failures.admit(record.client.ip()) {
+        warn!(
+            client = %record.client,
+            via = record.client.via().map(tracing::field::display),
+            user = %Escaped(&record.user),
+            database = %Escaped(&record.database),
+            route = %record.gate.route.name,
+            member = member.map_or("-", |member| member.as_str()),
+            // As a quoted string: parts of it may be a server's words.
+            reason = ?text.chars().take(1000).collect::<String>(),
+            skipped,
+            "no server for the session"
+        );
+    }
+}
+
+/// For the session's line: whether what it may do was held to.
+pub(super) fn shown(terms: Terms) -> &'static str {
+    match terms {
+        Terms::ReadWrite => "read-write",
+        Terms::ReadOnly => "read-only",
+        Terms::Unenforced => "unenforced",
+        Terms::Enforced => "enforced",
+    }
+}
+
+/// A duration as it stands in the log.
+pub(super) struct Millis(pub(super) Duration);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1}", self.0.as_secs_f64() * 1e3)
+    }
+}
+
+pub(super) fn log_end(cause: &Cause, record: &Record, traffic: registry::Traffic) {
+    macro_rules! line {
+        ($level:ident) => {
+            $level!(
+                client = %record.client,
+                via = record.client.via().map(tracing::field::display),
+                user = %Escaped(&record.user),
+                database = %Escaped(&record.database),
+                route = %record.gate.route.name,
+                member = %record.member,
+                access = %record.terms.map_or("-", shown),
+                tls = record.tls.unwrap_or("-"),
+                via_tls = record.proxied_tls.as_deref().map(tracing::field::display),
+                channel_binding = if record.is_bound { "yes" } else { "no" },
+                tls_ms = %Millis(record.times.tls),
+                auth_ms = %Millis(record.times.auth),
+                queue_ms = %Millis(record.times.queued),
+                connect_ms = %Millis(record.times.connect),
+                total_ms = %Millis(record.accepted.elapsed()),
+                bytes_up = traffic.bytes_up,
+                bytes_down = traffic.bytes_down,
+                transactions = traffic.transactions,
+                cause = %cause,
+                "session ended"
+            )
+        };
+    }
+    if cause.is_trouble() {
+        line!(warn);
+    } else {
+        line!(info);
+    }
+}
