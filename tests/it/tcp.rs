@@ -467,3 +467,34 @@ fn limits_hold_for_forwarded_connections() {
     drop(first);
     assert_eq!(waits.message().tag, b'R', "the server answers in its turn");
 }
+
+/// Behind a balancer the client is whom its header names.
+#[test]
+fn a_balancers_header_says_who_it_is() {
+    let server = Postgres::start(&postgres::Options::default());
+    let listeners = "  - {name: rw, address: \"{address}:6432\", route: read-write, mode: tcp, deny: [10.1.2.0/24],\n     \
+                     proxy_protocol: {trusted: [127.0.0.0/8]}}\n";
+    let router = before_one(&server, listeners, "");
+    let knock = |client: &str| {
+        let mut raw = Raw::connect(router.address, 6432);
+        raw.send(format!("PROXY TCP4 {client} 10.0.0.1 5555 6432\r\n").as_bytes());
+        raw.startup(V3_0, APP);
+        raw
+    };
+    assert_eq!(knock("10.1.2.3").last_error().code(), "28000");
+    router.await_log(&[
+        "connection refused",
+        "client=10.1.2.3:5555",
+        "via=127.0.0.1",
+        "mode=\"tcp\"",
+    ]);
+    let mut served = knock("10.1.3.3");
+    assert_eq!(served.message().tag, b'R');
+    drop(served);
+    router.await_log(&[
+        "session ended",
+        "client=10.1.3.3:5555",
+        "via=127.0.0.1",
+        "mode=\"tcp\"",
+    ]);
+}

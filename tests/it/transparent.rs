@@ -82,6 +82,7 @@ impl Raw {
                 }
                 Ok(read) => self.buffer.extend_from_slice(&part[..read]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error}"),
             }
         }
