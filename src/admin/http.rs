@@ -36,6 +36,7 @@ pub use self::serve::Bounds;
 use self::serve::Settings;
 use super::handles::Handles;
 use crate::config::{self, AgentCheck, BindAddress};
+use crate::frontend::listen::{Inheritance, Inherited, Place};
 
 /// Why the room could not start. `Display` is the sentence the operator sees.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,8 @@ fn because(source: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct AdminThread {
     listening: Vec<Listening>,
+    /// Where `HAProxy`'s agent check is answered.
+    agent: Option<(BindAddress, std::net::TcpListener)>,
     shutdown: CancellationToken,
     thread: thread::JoinHandle<()>,
     runtime: Handle,
@@ -73,6 +76,8 @@ pub struct AdminThread {
 struct Listening {
     address: BindAddress,
     local: SocketAddr,
+    /// To be passed to another process; holds the port as the accept loop does.
+    socket: std::net::TcpListener,
     stop: CancellationToken,
 }
 
@@ -81,19 +86,52 @@ struct Listening {
 pub struct BoundHttp(Vec<(BindAddress, std::net::TcpListener)>);
 
 impl BoundHttp {
-    fn bind<'a>(addresses: impl Iterator<Item = &'a BindAddress>) -> Result<Self, AdminError> {
-        let bound = addresses.map(|address| match serve::bind(address) {
-            Ok(listener) => Ok((address.clone(), listener)),
-            Err(source) => Err(AdminError::Listen {
-                address: address.clone(),
-                source,
-            }),
-        });
+    fn bind<'a>(
+        addresses: impl Iterator<Item = &'a BindAddress>,
+        inherited: &mut Inheritance,
+    ) -> Result<Self, AdminError> {
+        let bound = addresses.map(|address| Ok((address.clone(), bind(address, inherited)?)));
         bound.collect::<Result<_, _>>().map(Self)
     }
 }
 
+/// Binds an address, or takes what another process has bound there.
+fn bind(address: &BindAddress, inherited: &mut Inheritance) -> Result<std::net::TcpListener, AdminError> {
+    let bound = match inherited.take(address) {
+        Some(inherited) => {
+            let listener = std::net::TcpListener::from(inherited.socket);
+            listener.set_nonblocking(true).map(|()| listener)
+        }
+        None => serve::bind(address),
+    };
+    bound.map_err(|source| AdminError::Listen {
+        address: address.clone(),
+        source,
+    })
+}
+
 impl AdminThread {
+    /// The sockets, for another process to listen on as well.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn passed_on(&self) -> io::Result<Vec<Inherited>> {
+        let http = self
+            .listening
+            .iter()
+            .map(|listening| (&listening.address, &listening.socket));
+        let agent = self.agent.iter().map(|(address, socket)| (address, socket));
+        http.chain(agent)
+            .map(|(address, socket)| {
+                Ok(Inherited {
+                    place: Place::of(address),
+                    socket: socket.try_clone()?.into(),
+                    owns_file: false,
+                })
+            })
+            .collect()
+    }
+
     /// The settings of the handshakes to come, which may be exchanged; empty where HTTP is in clear.
     pub fn tls(&self) -> Arc<ArcSwapOption<rustls::ServerConfig>> {
         Arc::clone(&self.settings.tls)
@@ -110,7 +148,10 @@ impl AdminThread {
     /// An address that cannot be listened on; nothing is bound then.
     pub fn bind(&self, config: &config::Http) -> Result<BoundHttp, AdminError> {
         let is_new = |address: &&BindAddress| !self.listening.iter().any(|old| old.address == **address);
-        BoundHttp::bind(config.addresses.iter().filter(is_new))
+        BoundHttp::bind(
+            config.addresses.iter().filter(is_new),
+            &mut Inheritance::default(),
+        )
     }
 
     /// Answers by other handles, on what was bound for `config`, and no longer where that says nothing of.
@@ -134,7 +175,8 @@ impl AdminThread {
     fn answer(&mut self, bound: BoundHttp) {
         for (address, listener) in bound.0 {
             let stop = self.shutdown.child_token();
-            let Ok(local) = listener.local_addr() else {
+            let (Ok(local), Ok(socket)) = (listener.local_addr(), listener.try_clone()) else {
+                tracing::error!(%address, "there is no descriptor for HTTP");
                 continue;
             };
             let guard = self.runtime.enter();
@@ -154,17 +196,25 @@ impl AdminThread {
                 self.bounds,
             );
             self.tasks.spawn_on(serving, &self.runtime);
-            self.listening.push(Listening { address, local, stop });
+            self.listening.push(Listening {
+                address,
+                local,
+                socket,
+                stop,
+            });
         }
     }
 
     /// Answers `HAProxy`'s agent check there, until the end.
-    fn tell(&self, check: &AgentCheck, listener: std::net::TcpListener) -> Result<(), AdminError> {
-        let guard = self.runtime.enter();
-        let listener = TcpListener::from_std(listener).map_err(|source| AdminError::Listen {
+    fn tell(&mut self, check: &AgentCheck, listener: std::net::TcpListener) -> Result<(), AdminError> {
+        let failed = |source| AdminError::Listen {
             address: check.address.clone(),
             source,
-        })?;
+        };
+        let socket = listener.try_clone().map_err(failed)?;
+        self.agent = Some((check.address.clone(), socket));
+        let guard = self.runtime.enter();
+        let listener = TcpListener::from_std(listener).map_err(failed)?;
         drop(guard);
         let telling = serve::agent(
             listener,
@@ -177,15 +227,18 @@ impl AdminThread {
     }
 
     /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.
-    pub fn stop(self) {
+    pub fn stop(mut self) {
         self.shutdown.cancel();
+        self.listening.clear();
+        self.agent = None;
         if self.thread.join().is_err() {
             tracing::error!("the thread that answers HTTP panicked");
         }
     }
 }
 
-/// Listens, then answers on a thread named `admin` with a runtime of its own until `shutdown`.
+/// Listens, where no other process has for this one, then answers on a thread named `admin` with a runtime of its own
+/// until `shutdown`.
 ///
 /// # Errors
 /// The port is in use or may not be used, or there is no room for another thread; nothing runs then.
@@ -193,8 +246,9 @@ pub fn spawn_thread(
     config: &config::Http,
     handles: Handles,
     shutdown: CancellationToken,
+    inherited: &mut Inheritance,
 ) -> Result<AdminThread, AdminError> {
-    spawn_thread_with(config, handles, shutdown, Bounds::default())
+    spawn_thread_with(config, handles, shutdown, Bounds::default(), inherited)
 }
 
 /// As [`spawn_thread`], with other bounds than the default ones.
@@ -206,16 +260,11 @@ pub fn spawn_thread_with(
     handles: Handles,
     shutdown: CancellationToken,
     bounds: Bounds,
+    inherited: &mut Inheritance,
 ) -> Result<AdminThread, AdminError> {
-    let bound = BoundHttp::bind(config.addresses.iter())?;
+    let bound = BoundHttp::bind(config.addresses.iter(), inherited)?;
     let agent = match &config.agent_check {
-        Some(check) => {
-            let listener = serve::bind(&check.address).map_err(|source| AdminError::Listen {
-                address: check.address.clone(),
-                source,
-            })?;
-            Some((check.clone(), listener))
-        }
+        Some(check) => Some((check.clone(), bind(&check.address, inherited)?)),
         None => None,
     };
     let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));
@@ -249,6 +298,7 @@ pub fn spawn_thread_with(
     };
     let mut admin = AdminThread {
         listening: Vec::new(),
+        agent: None,
         shutdown,
         thread,
         runtime,

@@ -1,4 +1,4 @@
-//! The command line: `run`, `reload`, `check`, `hba`, `import`, and what administers a running router.
+//! The command line: `run`, `reload`, `upgrade`, `check`, `hba`, `import`, and what administers a running router.
 //!
 //! Guarantees: 0 is success, 1 is a fault that was explained in one or more lines on standard error, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
@@ -10,8 +10,9 @@ mod import;
 mod reload;
 mod remote;
 mod table;
+mod upgrade;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,9 @@ enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Take the place of the process whose control socket this is; `trunkline upgrade` does so.
+        #[arg(long, value_name = "SOCKET")]
+        take_over: Option<PathBuf>,
     },
     /// Read a configuration and report every fault in it, with path and line.
     Check {
@@ -45,6 +49,12 @@ enum Command {
     },
     /// Have the running process take the configuration as it is now, and say what came of it.
     Reload {
+        /// The configuration file that the process was started with.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Have the running process start a new one in its place, which may be another version; no connection is refused.
+    Upgrade {
         /// The configuration file that the process was started with.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
@@ -67,9 +77,10 @@ pub fn main() -> ExitCode {
     // Every TLS configuration names its provider; this is for libraries that ask for the default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Arguments::parse().command {
-        Command::Run { config } => run(&config),
+        Command::Run { config, take_over } => run(&config, take_over.as_deref()),
         Command::Check { config, connect } => check::run(&config, connect),
         Command::Reload { config } => reload::run(&config),
+        Command::Upgrade { config } => upgrade::run(&config),
         Command::Hba { config, client } => hba::run(&config, &client),
         Command::Import(arguments) => import::run(&arguments),
         Command::Administer(command) => administer::run(&command),
@@ -78,7 +89,7 @@ pub fn main() -> ExitCode {
 
 // The log is not set up before the configuration is read: faults in it go to standard error as they are.
 #[allow(clippy::print_stderr)]
-fn run(path: &std::path::Path) -> ExitCode {
+fn run(path: &Path, take_over: Option<&Path>) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
         Err(faults) => {
@@ -87,7 +98,7 @@ fn run(path: &std::path::Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime::run(config) {
+    match runtime::run(config, take_over) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("not started: {error:#}");

@@ -13,13 +13,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
 
 use crate::admin::ReloadAnswer;
 use crate::config;
 use crate::runtime::RELOAD;
 
-/// Longer than a reload takes: clusters have 10 s to look around, passphrase commands 10 s each.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// Longer than a reload or an upgrade takes: clusters have 10 s to look around, passphrase commands 10 s each.
+const PATIENCE: Duration = Duration::from_mins(3);
 /// More than an answer has.
 const MOST: u64 = 16 * 1024 * 1024;
 
@@ -37,7 +38,7 @@ pub(super) fn run(path: &Path) -> ExitCode {
         eprintln!("not reloaded: control_socket is not set; send SIGHUP to the process and look at its log");
         return ExitCode::FAILURE;
     };
-    match ask(socket) {
+    match ask(socket, RELOAD) {
         Ok(answer) => tell(&answer),
         Err(error) => {
             eprintln!("not reloaded: {error:#}");
@@ -46,11 +47,12 @@ pub(super) fn run(path: &Path) -> ExitCode {
     }
 }
 
-fn ask(path: &Path) -> anyhow::Result<ReloadAnswer> {
+/// Asks the process whose control socket is at `path`, and waits for its answer.
+pub(super) fn ask<Answer: DeserializeOwned>(path: &Path, request: &str) -> anyhow::Result<Answer> {
     let mut socket =
         UnixStream::connect(path).with_context(|| format!("nobody answers on {}", path.display()))?;
     socket.set_read_timeout(Some(PATIENCE))?;
-    socket.write_all(RELOAD.as_bytes())?;
+    socket.write_all(request.as_bytes())?;
     let mut line = String::new();
     socket.take(MOST).read_to_string(&mut line)?;
     if line.is_empty() {

@@ -627,8 +627,12 @@ pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
     let grace = section
         .field("grace")
         .and_then(|field| field.duration(ms(0), hours(24)));
+    let handover = section
+        .field("handover")
+        .and_then(|field| field.duration(ms(0), hours(24 * 7)));
     Shutdown {
         grace: grace.unwrap_or(secs(30)),
+        handover,
     }
 }
 

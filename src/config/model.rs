@@ -536,6 +536,9 @@ pub enum LogFormat {
 pub struct Shutdown {
     /// From SIGTERM to cutting what is left (default 30 s).
     pub grace: Duration,
+    /// From being replaced by another process to ending the sessions that are left, as at SIGTERM; `None`: they may go
+    /// on as long as they like.
+    pub handover: Option<Duration>,
 }
 
 impl BindAddress {

@@ -68,5 +68,5 @@ keys! {
     PEERS "peers": "secret_file", "members";
     PEER "peers.members[]": "name", "address";
     LOG "log": "level", "format";
-    SHUTDOWN "shutdown": "grace";
+    SHUTDOWN "shutdown": "grace", "handover";
 }

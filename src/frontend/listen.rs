@@ -2,16 +2,19 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::local::{self, SocketFile};
+use super::local::{self, Ours, SocketFile};
 use super::{ClientAddress, PeerProcess};
 use crate::config::BindAddress;
 
@@ -36,6 +39,136 @@ enum BoundSocket {
     Tcp(std::net::TcpListener),
     /// The file first: so they are dropped.
     Unix(SocketFile, std::os::unix::net::UnixListener),
+}
+
+/// A bound socket beside its accept loop, to be passed to another process. It holds the port: to be dropped where that
+/// is to be free.
+#[derive(Debug)]
+pub struct Handle {
+    pub address: BindAddress,
+    socket: OwnedFd,
+    /// Of a Unix socket.
+    file: Option<Ours>,
+}
+
+impl Handle {
+    /// A descriptor of its own, for the other process.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn passed_on(&self) -> io::Result<Inherited> {
+        Ok(Inherited {
+            place: Place::of(&self.address),
+            socket: self.socket.try_clone()?,
+            owns_file: self.file.as_ref().is_some_and(Ours::may_be),
+        })
+    }
+
+    /// The process that passed it on has released it.
+    pub fn claim(&self) {
+        if let Some(file) = &self.file {
+            file.claim();
+        }
+    }
+
+    /// Another process has it: the file is not removed by this one.
+    pub fn release(&self) {
+        if let Some(file) = &self.file {
+            file.release();
+        }
+    }
+}
+
+/// Where a socket that was passed on is bound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Every address, by a dual-stack socket or IPv4 alone.
+    Any(u16),
+    Ip(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Place {
+    pub fn of(address: &BindAddress) -> Self {
+        match address {
+            BindAddress::Any { port } => Self::Any(*port),
+            BindAddress::Ip(address) => Self::Ip(*address),
+            BindAddress::Unix { path, .. } => Self::Unix(path.clone()),
+        }
+    }
+
+    /// Where a listening stream socket is bound.
+    ///
+    /// # Errors
+    /// `InvalidInput` where it is no such socket, or of a kind that nobody listens on here.
+    pub fn of_socket(socket: &impl AsFd) -> io::Result<Self> {
+        let socket = SockRef::from(socket);
+        if socket.r#type()? != Type::STREAM || !socket.is_listener()? {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is no listening stream socket",
+            ));
+        }
+        let address = socket.local_addr()?;
+        if let Some(path) = address.as_pathname() {
+            return Ok(Self::Unix(path.to_owned()));
+        }
+        match address.as_socket() {
+            Some(SocketAddr::V6(address)) if address.ip().is_unspecified() && !socket.only_v6()? => {
+                Ok(Self::Any(address.port()))
+            }
+            Some(address) => Ok(Self::Ip(address)),
+            None => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is neither TCP nor a Unix socket with a file",
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Any(port) => write!(f, "*:{port}"),
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// A listening socket from another process.
+#[derive(Debug)]
+pub struct Inherited {
+    pub place: Place,
+    pub socket: OwnedFd,
+    /// The file of a Unix socket is to be removed by who has the socket.
+    pub owns_file: bool,
+}
+
+/// Listening sockets from another process, of which each is taken by whoever is to listen there.
+#[derive(Debug, Default)]
+pub struct Inheritance(Vec<Inherited>);
+
+impl Inheritance {
+    pub fn new(sockets: Vec<Inherited>) -> Self {
+        Self(sockets)
+    }
+
+    /// The socket bound at this address.
+    pub fn take(&mut self, address: &BindAddress) -> Option<Inherited> {
+        let place = Place::of(address);
+        let index = self.0.iter().position(|inherited| inherited.place == place)?;
+        Some(self.0.swap_remove(index))
+    }
+
+    /// Where those are bound that nobody has taken.
+    pub fn left(&self) -> Vec<String> {
+        self.0
+            .iter()
+            .map(|inherited| inherited.place.to_string())
+            .collect()
+    }
 }
 
 /// An accepted connection, on no runtime yet.
@@ -71,6 +204,43 @@ pub fn bind(address: &BindAddress) -> io::Result<Bound> {
         socket: BoundSocket::Tcp(socket),
         address: address.clone(),
     })
+}
+
+/// What another process has bound at `address`, as if it were bound here.
+///
+/// # Errors
+/// The file of a Unix socket is gone.
+pub fn adopt(address: &BindAddress, inherited: Inherited) -> io::Result<Bound> {
+    SockRef::from(&inherited.socket).set_nonblocking(true)?;
+    let socket = match address {
+        BindAddress::Unix { path, mode } => {
+            let file = local::adopt(path, *mode, inherited.owns_file)?;
+            BoundSocket::Unix(file, inherited.socket.into())
+        }
+        BindAddress::Ip(_) | BindAddress::Any { .. } => BoundSocket::Tcp(inherited.socket.into()),
+    };
+    Ok(Bound {
+        socket,
+        address: address.clone(),
+    })
+}
+
+impl Bound {
+    /// Before it goes into its accept loop.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn handle(&self) -> io::Result<Handle> {
+        let (socket, file) = match &self.socket {
+            BoundSocket::Tcp(socket) => (socket.as_fd(), None),
+            BoundSocket::Unix(file, socket) => (socket.as_fd(), Some(file.ours())),
+        };
+        Ok(Handle {
+            address: self.address.clone(),
+            socket: socket.try_clone_to_owned()?,
+            file,
+        })
+    }
 }
 
 fn listen_on(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpListener> {
@@ -122,11 +292,9 @@ pub async fn accept_loop(bound: Bound, to: impl Accepted, stop: CancellationToke
             Ok((socket, client)) => {
                 shortage.over();
                 // This one waits here, those behind it in the kernel's queue, which is bounded; look again soon.
+                // Also where the loop is to end: this one was accepted, and nobody else will have it.
                 while !to.has_room() {
-                    if stop.is_cancelled() {
-                        return;
-                    }
-                    pause(ROOM, &stop).await;
+                    tokio::time::sleep(ROOM).await;
                 }
                 to.accepted(socket, client);
             }

@@ -1,13 +1,15 @@
 //! The file of a Unix-domain listener.
 //!
 //! Guarantees: only a socket nobody listens on is ever replaced; the file has its mode before anybody can connect, and
-//! is removed when this is dropped, unless another is in its place by then.
+//! is removed when this is dropped, unless another is in its place by then, or another process has it.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -17,11 +19,54 @@ use socket2::{Domain, SockAddr, Socket, Type};
 pub(super) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    ours: Ours,
+}
+
+/// Whether a socket's file is this process's to remove. Clones tell of the same file.
+#[derive(Debug, Clone)]
+pub(super) struct Ours {
+    held: Arc<AtomicBool>,
+    /// Where not, the file is neither this process's nor that of who passed the socket on.
+    may_be: bool,
+}
+
+impl Ours {
+    /// It is another process's from now on.
+    pub(super) fn release(&self) {
+        self.held.store(false, Ordering::Relaxed);
+    }
+
+    /// It is no other process's any more.
+    pub(super) fn claim(&self) {
+        self.held.store(self.may_be, Ordering::Relaxed);
+    }
+
+    /// Whether this process, or who passed the socket on, removes it.
+    pub(super) fn may_be(&self) -> bool {
+        self.may_be
+    }
+}
+
+impl SocketFile {
+    /// The file at `path`, which is there.
+    fn find(path: &Path, ours: Ours) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            identity: identity(&fs::symlink_metadata(path)?),
+            ours,
+        })
+    }
+
+    pub(super) fn ours(&self) -> Ours {
+        self.ours.clone()
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
+        if self.ours.held.load(Ordering::Relaxed)
+            && fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity)
+        {
             // Nothing to do about it where that fails: the next start finds it stale.
             let _ = fs::remove_file(&self.path);
         }
@@ -40,14 +85,29 @@ pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(Soc
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        identity: identity(&fs::symlink_metadata(path)?),
+    let ours = Ours {
+        held: Arc::new(AtomicBool::new(true)),
+        may_be: true,
     };
+    let file = SocketFile::find(path, ours)?;
     // Nobody can connect yet.
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     socket.listen(backlog)?;
     Ok((file, socket.into()))
+}
+
+/// The file of a socket that another process has bound there, who removes it until it is claimed. One that is
+/// nobody's of the two (`may_be` is false) keeps its mode, too.
+pub(super) fn adopt(path: &Path, mode: u32, may_be: bool) -> io::Result<SocketFile> {
+    let ours = Ours {
+        held: Arc::new(AtomicBool::new(false)),
+        may_be,
+    };
+    let file = SocketFile::find(path, ours)?;
+    if may_be {
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
+    }
+    Ok(file)
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {

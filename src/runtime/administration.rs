@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
@@ -10,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::reload::Requests;
+use super::control::{Request, Requests};
 use super::state_file::{self, Kept, KeptMembers};
 use crate::admin::{Activity, Change, Ending, Operations, ReloadAnswer, SessionView};
 use crate::cluster::snapshot::{AdminState, MemberName};
@@ -26,7 +27,11 @@ pub(super) struct Administration {
     registry: Arc<Registry>,
     /// Held over a change, so that two at once are kept in the order in which they are done.
     kept: Mutex<watch::Sender<Arc<Kept>>>,
-    reloads: Requests,
+    requests: Requests,
+    /// While another process is told what was set: a change would be lost.
+    is_handing_over: AtomicBool,
+    /// Ends the writing of the state file.
+    writing: CancellationToken,
     /// Where what takes time goes on.
     control: Handle,
     tracker: TaskTracker,
@@ -34,31 +39,41 @@ pub(super) struct Administration {
 }
 
 impl Administration {
-    /// Takes up what was set before the restart: before the clusters' first look, if nothing was waited for since they
-    /// were started. To be called on the control runtime.
+    /// Takes up what was set before the restart, or what the process that is replaced has `told`: before the clusters'
+    /// first look, if nothing was waited for since they were started. To be called on the control runtime.
     pub(super) fn begin(
         state_file: Option<PathBuf>,
+        told: Option<Kept>,
         clusters: HashMap<Arc<str>, ClusterHandle>,
         registry: Arc<Registry>,
-        reloads: Requests,
+        requests: Requests,
         stop: &CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
-        let kept = state_file.as_deref().map(state_file::load).unwrap_or_default();
+        let is_told = told.is_some();
+        let kept = told
+            .or_else(|| state_file.as_deref().map(state_file::load))
+            .unwrap_or_default();
         for (name, cluster) in &clusters {
             if let Some(members) = kept.0.get(&**name) {
                 brief(members, name, on(cluster));
             }
         }
-        let (kept, changes) = watch::channel(Arc::new(kept));
+        let (kept, mut changes) = watch::channel(Arc::new(kept));
+        let writing = stop.child_token();
         if let Some(path) = state_file {
-            tracker.spawn(state_file::keep(path, changes, stop.clone()));
+            if is_told {
+                changes.mark_changed();
+            }
+            tracker.spawn(state_file::keep(path, changes, writing.clone()));
         }
         Self {
             clusters: Mutex::new(clusters),
             registry,
             kept: Mutex::new(kept),
-            reloads,
+            requests,
+            is_handing_over: AtomicBool::new(false),
+            writing,
             control: Handle::current(),
             tracker: tracker.clone(),
             stop: stop.clone(),
@@ -97,6 +112,22 @@ impl Administration {
                 tracing::warn!(member = %name, "too much was set during the reload; set it again");
             }
         }
+    }
+
+    /// Everything that is set. Nothing can be changed from now on, until [`Self::go_on`].
+    pub(super) fn freeze(&self) -> Kept {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_handing_over.store(true, Ordering::Relaxed);
+        Kept::clone(&kept.borrow())
+    }
+
+    pub(super) fn go_on(&self) {
+        self.is_handing_over.store(false, Ordering::Relaxed);
+    }
+
+    /// The state file is another process's.
+    pub(super) fn release(&self) {
+        self.writing.cancel();
     }
 
     /// These are configured from now on.
@@ -187,6 +218,9 @@ impl Operations for Administration {
             return Ok(());
         };
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_handing_over.load(Ordering::Relaxed) {
+            return Err(Busy);
+        }
         match change {
             Change::Admin(state) => handle.set_admin(member, state)?,
             Change::Weight(weight) => handle.set_weight(member, weight)?,
@@ -202,11 +236,11 @@ impl Operations for Administration {
 
     fn reload(&self) -> oneshot::Receiver<ReloadAnswer> {
         let (answer, answered) = oneshot::channel();
-        let reloads = self.reloads.clone();
+        let requests = self.requests.clone();
         self.tracker.spawn_on(
             async move {
                 // Nobody takes it any more: the process is ending.
-                let _ = reloads.send(answer).await;
+                let _ = requests.send(Request::Reload(answer)).await;
             },
             &self.control,
         );

@@ -1,20 +1,22 @@
-//! The control socket: a process of the same user, or root's, asks for something and gets one line of JSON.
+//! The control socket: a process of the same user, or root's, asks for something by a line, and gets one line of JSON;
+//! or is another router that takes this one's place.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::reload::Requests;
+use crate::admin::ReloadAnswer;
 use crate::config::BindAddress;
 use crate::frontend::ClientAddress;
-use crate::frontend::listen::{self, Accepted, Bound, ClientSocket};
+use crate::frontend::listen::{Accepted, ClientSocket};
 
 /// For a request to come whole, and for its answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,12 +24,42 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MOST: usize = 8;
 /// The request for a reload, a line.
 pub(crate) const RELOAD: &str = "reload\n";
+/// The request for a new process in the place of this one.
+pub(crate) const UPGRADE: &str = "upgrade\n";
+/// From a process that is to take the place of this one.
+pub(super) const HANDOVER: &str = "handover\n";
+/// As long as the longest request.
+const MOST_ASKED: usize = HANDOVER.len();
 
-pub(super) fn bind(path: &Path) -> std::io::Result<Bound> {
-    listen::bind(&BindAddress::Unix {
+/// What the control thread is asked to do, one at a time. The answer comes once it is done.
+#[derive(Debug)]
+pub(super) enum Request {
+    Reload(oneshot::Sender<ReloadAnswer>),
+    Upgrade(oneshot::Sender<UpgradeAnswer>),
+    HandOver(UnixStream),
+}
+
+/// Asks the control thread. Cheap to clone.
+pub(super) type Requests = mpsc::Sender<Request>;
+
+/// What came of an upgrade, for who asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UpgradeAnswer {
+    /// The process that serves now; `None`: the old one does.
+    pub(crate) process_id: Option<u32>,
+    /// The process that was asked, which finishes its sessions if it has been replaced.
+    pub(crate) old_process_id: u32,
+    /// How many those are.
+    pub(crate) sessions: usize,
+    /// Why not, a sentence each.
+    pub(crate) faults: Vec<String>,
+}
+
+pub(super) fn address(path: &Path) -> BindAddress {
+    BindAddress::Unix {
         path: path.to_owned(),
         mode: 0o600,
-    })
+    }
 }
 
 /// Serves those who connect.
@@ -81,13 +113,43 @@ impl Accepted for Desk {
 async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()> {
     socket.set_nonblocking(true)?;
     let mut socket = tokio::net::UnixStream::from_std(socket)?;
-    let mut asked = [0; RELOAD.len()];
-    timeout(PATIENCE, socket.read_exact(&mut asked)).await??;
-    if asked != *RELOAD.as_bytes() {
-        return Ok(());
+    let asked = timeout(PATIENCE, line(&mut socket)).await??;
+    match &*asked {
+        asked if asked == RELOAD.as_bytes() => {
+            let (answer, answered) = oneshot::channel();
+            ask(&mut socket, &requests, Request::Reload(answer), answered).await
+        }
+        asked if asked == UPGRADE.as_bytes() => {
+            let (answer, answered) = oneshot::channel();
+            ask(&mut socket, &requests, Request::Upgrade(answer), answered).await
+        }
+        asked if asked == HANDOVER.as_bytes() => {
+            let socket = socket.into_std()?;
+            socket.set_nonblocking(false)?;
+            // Where nobody takes it the process is ending, and the other one hears the socket close.
+            let _ = requests.send(Request::HandOver(socket)).await;
+            Ok(())
+        }
+        _ => Ok(()),
     }
-    let (answer, answered) = oneshot::channel();
-    if requests.send(answer).await.is_err() {
+}
+
+/// What is asked, with its newline; not a byte more.
+async fn line(socket: &mut tokio::net::UnixStream) -> std::io::Result<Vec<u8>> {
+    let mut line = Vec::with_capacity(MOST_ASKED);
+    while line.len() < MOST_ASKED && !line.ends_with(b"\n") {
+        line.push(socket.read_u8().await?);
+    }
+    Ok(line)
+}
+
+async fn ask(
+    socket: &mut tokio::net::UnixStream,
+    requests: &Requests,
+    request: Request,
+    answered: oneshot::Receiver<impl Serialize>,
+) -> std::io::Result<()> {
+    if requests.send(request).await.is_err() {
         return Ok(());
     }
     let Ok(answer) = answered.await else {

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::door::Door;
 use super::workers::Workers;
 use crate::config::{BindAddress, Listener};
-use crate::frontend::listen::{self, Bound};
+use crate::frontend::listen::{self, Bound, Handle, Inheritance, Inherited};
 use crate::session::Shared;
 use crate::session::gate::Gate;
 
@@ -25,6 +25,8 @@ pub(super) struct Doors {
 struct Open {
     address: BindAddress,
     door: Arc<Door>,
+    /// To be passed to another process; holds the port as the accept loop does.
+    handle: Handle,
     stop: CancellationToken,
 }
 
@@ -45,8 +47,27 @@ impl Doors {
     }
 
     /// Binds what is not open yet, or says what could not be bound.
-    pub(super) fn bind(&self, listeners: &[Listener]) -> Result<Vec<Bound>, Vec<String>> {
-        bind(listeners, |address| self.is_open(address))
+    pub(super) fn bind(&self, listeners: &[Listener]) -> Result<Vec<(Bound, Handle)>, Vec<String>> {
+        bind(
+            listeners,
+            |address| self.is_open(address),
+            &mut Inheritance::default(),
+        )
+    }
+
+    /// The sockets, for another process to listen on as well.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub(super) fn passed_on(&self) -> io::Result<Vec<Inherited>> {
+        self.open.iter().map(|open| open.handle.passed_on()).collect()
+    }
+
+    /// Another process has the sockets: what is left behind when these doors close is its own.
+    pub(super) fn release(&self) {
+        for open in &self.open {
+            open.handle.release();
+        }
     }
 
     fn is_open(&self, address: &BindAddress) -> bool {
@@ -55,7 +76,7 @@ impl Doors {
 
     /// Opens what was bound, gives those that are open their new gates, and closes what is not among `places`. Sessions
     /// stay, and count for the listener of their name; who waits in the kernel's queue of a door that closes is refused.
-    pub(super) fn replace(&mut self, places: Vec<Place>, bound: Vec<Bound>) {
+    pub(super) fn replace(&mut self, places: Vec<Place>, bound: Vec<(Bound, Handle)>) {
         let before: Vec<Arc<Gate>> = self.open.iter().map(|open| open.door.gate()).collect();
         self.open.retain(|open| {
             let stays = places.iter().any(|place| place.address == open.address);
@@ -72,8 +93,8 @@ impl Doors {
             let gate = Arc::new(gate);
             if let Some(open) = self.open.iter().find(|open| open.address == address) {
                 open.door.replace_gate(gate);
-            } else if let Some(index) = bound.iter().position(|bound| bound.address == address) {
-                let bound = bound.swap_remove(index);
+            } else if let Some(index) = bound.iter().position(|(bound, _)| bound.address == address) {
+                let (bound, handle) = bound.swap_remove(index);
                 let door = Arc::new(Door::new(
                     gate,
                     Arc::clone(&self.shared),
@@ -82,14 +103,26 @@ impl Doors {
                 let stop = CancellationToken::new();
                 self.loops
                     .spawn(listen::accept_loop(bound, Arc::clone(&door), stop.clone()));
-                self.open.push(Open { address, door, stop });
+                self.open.push(Open {
+                    address,
+                    door,
+                    handle,
+                    stop,
+                });
             }
+        }
+    }
+
+    /// The process that passed the sockets on has released them.
+    pub(super) fn claim(&self) {
+        for open in &self.open {
+            open.handle.claim();
         }
     }
 
     /// Stops accepting; every port is free when this returns.
     pub(super) async fn close(self) {
-        for open in &self.open {
+        for open in self.open {
             open.stop.cancel();
         }
         self.loops.close();
@@ -97,15 +130,17 @@ impl Doors {
     }
 }
 
-/// Binds every listener but those that are `open`, or says which could not be bound.
+/// Binds every listener but those that are `open`, or takes what is bound for it from `inherited`; or says which could
+/// not be bound.
 pub(super) fn bind(
     listeners: &[Listener],
     is_open: impl Fn(&BindAddress) -> bool,
-) -> Result<Vec<Bound>, Vec<String>> {
+    inherited: &mut Inheritance,
+) -> Result<Vec<(Bound, Handle)>, Vec<String>> {
     let mut bound = Vec::new();
     let mut faults = Vec::new();
     for listener in listeners.iter().filter(|listener| !is_open(&listener.address)) {
-        match listen::bind(&listener.address) {
+        match with_handle(&listener.address, inherited) {
             Ok(socket) => bound.push(socket),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 faults.push(format!(
@@ -120,4 +155,14 @@ pub(super) fn bind(
         }
     }
     if faults.is_empty() { Ok(bound) } else { Err(faults) }
+}
+
+/// Binds one address, or takes what is bound there.
+pub(super) fn with_handle(address: &BindAddress, inherited: &mut Inheritance) -> io::Result<(Bound, Handle)> {
+    let bound = match inherited.take(address) {
+        Some(inherited) => listen::adopt(address, inherited)?,
+        None => listen::bind(address)?,
+    };
+    let handle = bound.handle()?;
+    Ok((bound, handle))
 }

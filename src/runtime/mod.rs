@@ -6,28 +6,33 @@
 //! admin     HTTP
 //! ```
 //! Shutdown has phases, each bounded: not ready, stop accepting, end sessions at their next boundary, cut what is
-//! left, exit.
+//! left, exit. A process that another one replaces stops accepting, and exits when its sessions have finished.
 
+mod activation;
 mod administration;
 mod control;
 mod door;
 mod doors;
 mod enforce;
+mod handover;
 mod limits;
 mod notify;
 mod reload;
 mod service;
 mod shutdown;
 mod state_file;
+mod upgrade;
 mod workers;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus_client::registry::Registry as Metrics;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -39,7 +44,7 @@ use crate::auth::scram::MockSecret;
 use crate::cluster::{self, ClusterHandle, LagLimits};
 use crate::config::Config;
 use crate::frontend::access::{Access, Around};
-use crate::frontend::listen;
+use crate::frontend::listen::{self, Inheritance};
 use crate::frontend::tls::Acceptor;
 use crate::session::admission::Admission;
 use crate::session::keys::{Incarnation, KeyIssuer};
@@ -50,36 +55,72 @@ use crate::session::{self, Shared, peers::Peers};
 use administration::Administration;
 use control::Desk;
 use doors::Doors;
+use handover::Taken;
 use notify::Notifier;
-use reload::Reload;
+use reload::{Reload, Replaced};
 use service::Service;
+use upgrade::Program;
 use workers::Workers;
 
-pub(crate) use control::RELOAD;
+pub(crate) use control::{RELOAD, UPGRADE, UpgradeAnswer};
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, or until another process does so in its place and the last session has finished.
+/// With `take_over` it takes the place of the process whose control socket that is.
 ///
 /// # Errors
 /// What keeps it from starting: a port in use, a thread that cannot be made. Once it serves it does not fail.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, take_over: Option<&Path>) -> anyhow::Result<()> {
+    // The first thing that has to do with descriptors: those passed by number are not others' yet.
+    let inherited = activation::sockets()?;
+    let program = Program::of_this_process();
     let log = admin::log::init(&config.log)?;
     limits::raise_open_files(&config.limits);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = control.block_on(serve(Arc::new(config), log));
+    let begin = match take_over {
+        None => Begin {
+            program,
+            inherited,
+            taken: None,
+        },
+        Some(path) => {
+            let (taken, inherited) = handover::take(path).context("cannot take over")?;
+            Begin {
+                program,
+                inherited,
+                taken: Some(taken),
+            }
+        }
+    };
+    let outcome = control.block_on(serve(Arc::new(config), log, begin));
     // A passphrase command may be under way, and is nothing to wait for.
     control.shutdown_background();
     outcome
 }
 
-async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
-    let bound = doors::bind(&config.listeners, |_| false).map_err(|faults| anyhow!(faults.join("; ")))?;
+/// What a process has before it begins.
+struct Begin {
+    program: Program,
+    /// What systemd or the process before listens on.
+    inherited: Inheritance,
+    /// The process to be replaced.
+    taken: Option<Taken>,
+}
+
+async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Result<()> {
+    let Begin {
+        program,
+        mut inherited,
+        mut taken,
+    } = begin;
+    let bound = doors::bind(&config.listeners, |_| false, &mut inherited)
+        .map_err(|faults| anyhow!(faults.join("; ")))?;
     let control = match &config.control_socket {
         Some(path) => {
-            let bound = control::bind(path).with_context(|| format!("control_socket: {}", path.display()));
-            Some(bound?)
+            let bound = doors::with_handle(&control::address(path), &mut inherited);
+            Some(bound.with_context(|| format!("control_socket: {}", path.display()))?)
         }
         None => None,
     };
@@ -97,6 +138,7 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
     let (ask, requests) = mpsc::channel(1);
     let administration = Arc::new(Administration::begin(
         config.state_file.clone(),
+        taken.as_mut().map(|taken| std::mem::take(&mut taken.kept)),
         clusters.clone(),
         Arc::clone(&registry),
         ask.clone(),
@@ -105,6 +147,10 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
     ));
     let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
     let workers = Arc::new(Workers::start(config.workers)?);
+    if let Some(taken) = &taken {
+        let warm = taken.warm(&clusters).await;
+        warm.map_err(|faults| anyhow!(faults.join("; ")))?;
+    }
     let readiness = Arc::new(Readiness::new());
     let views = service::views(&config, &clusters);
     let fit = Arc::new(ArcSwap::from_pointee(views.clone()));
@@ -121,7 +167,20 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
         registry: Arc::new(metrics),
         metrics: admin_metrics,
     };
-    let admin = admin::spawn_thread(&config.http, handles.clone(), CancellationToken::new())?;
+    let admin = admin::spawn_thread(
+        &config.http,
+        handles.clone(),
+        CancellationToken::new(),
+        &mut inherited,
+    )?;
+    if taken.is_none() && !inherited.left().is_empty() {
+        bail!(
+            "systemd listens on {}, and nothing in the configuration does",
+            inherited.left().join(", ")
+        );
+    }
+    // What the process before listens on, and this one does not.
+    drop(inherited);
     announce(&config, workers.len());
     for cluster in clusters.values() {
         tracker.spawn(enforce::enforce(
@@ -142,15 +201,40 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
         .as_ref()
         .map(|tls| Arc::new(ArcSwap::from_pointee(Acceptor::new(tls))));
     let mut doors = Doors::new(Arc::clone(&shared), Arc::clone(&workers));
-    doors.replace(service::gates(&config, &clusters, tls.as_ref())?, bound);
+    let gates = service::gates(&config, &clusters, tls.as_ref())?;
+    if config.control_socket.is_some() {
+        session::relatives::answer(&shared, stop.clone()).context("cannot listen for cancel requests")?;
+    }
+    if let Some(taken) = &mut taken {
+        shared.relatives.add(std::mem::take(&mut taken.relatives));
+    }
+    doors.replace(gates, bound);
     readiness.accepting();
-    let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
-    notifier.ready();
     let asking = CancellationToken::new();
-    if let Some(bound) = control {
+    let control = control.map(|(bound, handle)| {
         let desk = Desk::new(ask, tracker.clone());
         tracker.spawn(listen::accept_loop(bound, desk, asking.clone()));
+        handle
+    });
+    if let Some(taken) = taken {
+        let process_id = taken.process_id;
+        let own = shared.relatives.own().to_owned();
+        match spawn_blocking(move || taken.serving(own)).await? {
+            Ok(()) => info!(
+                process_id,
+                "took over from the process before, which finishes its sessions"
+            ),
+            Err(error) => {
+                warn!(process_id, %error, "took over; it is not known whether the process before still listens");
+            }
+        }
+        doors.claim();
+        if let Some(control) = &control {
+            control.claim();
+        }
     }
+    let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+    notifier.ready();
     let service = Service {
         tls,
         clusters,
@@ -161,40 +245,106 @@ async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
         handles,
         fit,
         administration,
+        control,
         log,
         cluster_metrics,
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
-    let mut reload = Reload::new(config.clone(), service, file_metrics, requests, notifier);
-    tokio::select! {
-        () = signals.wait() => {}
-        () = reload.run(hangup) => {}
-    }
+    let mut reload = Reload::new(config.clone(), service, file_metrics, requests, notifier, program);
+    let replaced = tokio::select! {
+        () = signals.wait() => None,
+        replaced = reload.run(hangup) => Some(replaced),
+    };
     let (config, service, notifier) = reload.into_parts();
-    notifier.stopping();
-    let Service {
-        doors,
-        admin,
-        clusters,
-        ..
-    } = service;
     readiness.draining();
     asking.cancel();
-    doors.close().await;
-    shared.closing.cancel();
-    shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
+    let (clusters, admin) = match replaced {
+        None => {
+            notifier.stopping();
+            let Service {
+                doors,
+                admin,
+                clusters,
+                ..
+            } = service;
+            doors.close().await;
+            shared.closing.cancel();
+            shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
+            (clusters, Some(admin))
+        }
+        Some(replaced) => {
+            let clusters = leave(service, replaced, &notifier).await;
+            let limit = config.shutdown.handover;
+            if !shutdown::finish(&registry, &workers, limit, &mut signals).await {
+                shared.closing.cancel();
+                shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
+            }
+            (clusters, None)
+        }
+    };
     stop.cancel();
     drop(clusters);
     tracker.close();
     shutdown::bounded("tasks", tracker.wait()).await;
-    admin.stop();
+    if let Some(admin) = admin {
+        admin.stop();
+    }
     match Arc::try_unwrap(workers) {
         Ok(workers) => workers.stop(),
         Err(_still_shared) => warn!("a session outlived the shutdown"),
     }
     info!("stopped");
     Ok(())
+}
+
+/// Leaves everything but the sessions to the process that serves by now.
+async fn leave(
+    service: Service,
+    replaced: Replaced,
+    notifier: &Notifier,
+) -> HashMap<Arc<str>, ClusterHandle> {
+    let Replaced { by, asked } = replaced;
+    let Service {
+        doors,
+        admin,
+        clusters,
+        control,
+        shared,
+        administration,
+        ..
+    } = service;
+    let process_id = by.process_id;
+    notifier.replaced_by(process_id);
+    // A client that connects here in this last moment may have a session there.
+    shared.relatives.add([by.relative.clone()]);
+    doors.release();
+    if let Some(control) = control {
+        control.release();
+    }
+    administration.release();
+    doors.close().await;
+    // It waits for its thread.
+    let stopped = spawn_blocking(move || admin.stop()).await;
+    let confirmed = spawn_blocking(move || by.confirm()).await;
+    if let (Err(error), _) | (_, Err(error)) = (stopped, confirmed.map(drop)) {
+        warn!(%error, "something went wrong while handing over");
+    }
+    let sessions = shared.registry.len();
+    info!(
+        process_id,
+        sessions, "replaced: another process accepts connections now, and the sessions here finish"
+    );
+    if let Some(asked) = asked {
+        // Whoever asked may be gone.
+        let _ = asked.send(UpgradeAnswer {
+            process_id: Some(process_id),
+            old_process_id: std::process::id(),
+            sessions,
+            faults: Vec::new(),
+        });
+    }
+    clusters
 }
 
 fn start_clusters(
@@ -264,6 +414,7 @@ fn share(
                 .as_ref()
                 .map(|peers| Arc::new(Peers::new(peers, incarnation))),
         ),
+        relatives: session::relatives::Relatives::default(),
         access,
         mock,
         derivations: Arc::new(Semaphore::new(session::MOST_DERIVATIONS)),

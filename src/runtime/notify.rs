@@ -40,6 +40,11 @@ impl Notifier {
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
+    /// Another process is the one to watch.
+    pub(super) fn replaced_by(&self, process_id: u32) {
+        self.tell(&format!("MAINPID={process_id}"));
+    }
+
     pub(super) fn stopping(&self) {
         self.tell("STOPPING=1");
     }

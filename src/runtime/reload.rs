@@ -6,6 +6,7 @@
 //! come, never for a live session.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
+use super::control::{Request, UpgradeAnswer};
+use super::handover::{self, Offer, Taker};
 use super::notify::Notifier;
 use super::service::Service;
+use super::upgrade::{self, Program, Upgrade};
 use crate::admin::ReloadAnswer;
 use crate::admin::metrics::{Expiry, FileMetrics};
 use crate::backend::TlsClient;
@@ -33,8 +37,11 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A part that is broken is tried again this often: a passphrase command may fail for reasons that no file shows.
 const RETRY: Duration = Duration::from_mins(1);
 
-/// Asks for a reload; the answer comes once it is done. Cheap to clone.
-pub(super) type Requests = mpsc::Sender<oneshot::Sender<ReloadAnswer>>;
+/// The process that takes the place of this one, and whom to tell.
+pub(super) struct Replaced {
+    pub(super) by: Taker,
+    pub(super) asked: Option<oneshot::Sender<UpgradeAnswer>>,
+}
 
 /// Keeps what is in service as the files have it.
 pub(super) struct Reload {
@@ -53,8 +60,10 @@ pub(super) struct Reload {
     /// Parts whose files are not right, with what is wrong.
     broken: BTreeMap<Part, Vec<String>>,
     warned: BTreeSet<String>,
-    requests: mpsc::Receiver<oneshot::Sender<ReloadAnswer>>,
+    requests: mpsc::Receiver<Request>,
     notifier: Notifier,
+    program: Program,
+    upgrade: Option<Upgrade>,
 }
 
 /// One part, made ready for service.
@@ -92,8 +101,9 @@ impl Reload {
         config: Arc<Config>,
         service: Service,
         metrics: FileMetrics,
-        requests: mpsc::Receiver<oneshot::Sender<ReloadAnswer>>,
+        requests: mpsc::Receiver<Request>,
         notifier: Notifier,
+        program: Program,
     ) -> Self {
         let mut reload = Self {
             started: Arc::clone(&config),
@@ -107,6 +117,8 @@ impl Reload {
             warned: BTreeSet::new(),
             requests,
             notifier,
+            program,
+            upgrade: None,
         };
         reload.begin();
         reload
@@ -138,41 +150,95 @@ impl Reload {
         (self.config, self.service, self.notifier)
     }
 
-    /// Until it is dropped. What it was doing then is done whole or not at all.
-    pub(super) async fn run(&mut self, mut hangup: Signal) {
+    /// Until it is dropped, or another process serves in the place of this one. What it was doing then is done whole
+    /// or not at all.
+    pub(super) async fn run(&mut self, mut hangup: Signal) -> Replaced {
         let mut seen = Stamps::new();
         let mut last = Instant::now();
         loop {
             let asked = tokio::select! {
                 _ = hangup.recv() => Some(None),
-                Some(answer) = self.requests.recv() => Some(Some(answer)),
+                Some(request) = self.requests.recv() => Some(Some(request)),
+                fault = failed(self.upgrade.as_mut()) => {
+                    if let Some(upgrade) = self.upgrade.take() {
+                        upgrade.refuse(fault);
+                    }
+                    continue;
+                }
                 () = sleep(LOOK) => None,
             };
-            if let Some(asked) = asked {
-                self.notifier.reloading();
-                let answer = self.reload().await;
-                self.notifier.ready();
-                if let Some(asked) = asked {
-                    // Whoever asked may be gone.
-                    let _ = asked.send(answer);
+            match asked {
+                Some(None) => {
+                    self.reload_and_tell().await;
                 }
-            } else {
-                let read = self.read.clone();
-                let Ok(now) = spawn_blocking(move || read.look()).await else {
-                    continue;
-                };
-                let steady = now == seen;
-                seen = now;
-                let why = if steady && !self.read.changed(&seen).is_empty() {
-                    Why::Changed
-                } else if !self.broken.is_empty() && last.elapsed() >= RETRY {
-                    Why::Retry
-                } else {
-                    continue;
-                };
-                self.reread(why).await;
+                Some(Some(Request::Reload(answer))) => {
+                    // Whoever asked may be gone.
+                    let _ = answer.send(self.reload_and_tell().await);
+                }
+                Some(Some(Request::Upgrade(answer))) => self.begin_upgrade(answer),
+                Some(Some(Request::HandOver(socket))) => {
+                    if let Some(replaced) = self.hand_over(socket).await {
+                        return replaced;
+                    }
+                }
+                None => {
+                    let read = self.read.clone();
+                    let Ok(now) = spawn_blocking(move || read.look()).await else {
+                        continue;
+                    };
+                    let steady = now == seen;
+                    seen = now;
+                    let why = if steady && !self.read.changed(&seen).is_empty() {
+                        Why::Changed
+                    } else if !self.broken.is_empty() && last.elapsed() >= RETRY {
+                        Why::Retry
+                    } else {
+                        continue;
+                    };
+                    self.reread(why).await;
+                }
             }
             last = Instant::now();
+        }
+    }
+
+    async fn reload_and_tell(&mut self) -> ReloadAnswer {
+        self.notifier.reloading();
+        let answer = self.reload().await;
+        self.notifier.ready();
+        answer
+    }
+
+    fn begin_upgrade(&mut self, answer: oneshot::Sender<UpgradeAnswer>) {
+        if self.upgrade.is_some() {
+            upgrade::refuse(answer, "another upgrade is under way".to_owned());
+        } else {
+            self.upgrade = Upgrade::begin(&self.program, &self.config, answer);
+        }
+    }
+
+    /// Nothing else is done until the other process serves or has failed: what is in service is what it was told of.
+    async fn hand_over(&mut self, socket: UnixStream) -> Option<Replaced> {
+        info!("another process is to take the place of this one");
+        let kept = self.service.administration.freeze();
+        let given = match self.service.passed_on() {
+            Ok(sockets) => {
+                let offer = Offer::new(&sockets, &self.service.clusters, &kept, self.service.relatives());
+                let given = spawn_blocking(move || handover::give(socket, &offer, &sockets)).await;
+                given.map_err(|panicked| panicked.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match given.and_then(|given| given.map_err(|error| error.to_string())) {
+            Ok(by) => Some(Replaced {
+                by,
+                asked: self.upgrade.take().map(Upgrade::into_answer),
+            }),
+            Err(fault) => {
+                self.service.administration.go_on();
+                warn!("the other process does not take over, and this one goes on: {fault}");
+                None
+            }
         }
     }
 
@@ -357,6 +423,14 @@ impl Reload {
             })
         });
         self.metrics.certificates(expiries.collect());
+    }
+}
+
+/// Until the new process has ended; for ever where there is none.
+async fn failed(upgrade: Option<&mut Upgrade>) -> String {
+    match upgrade {
+        Some(upgrade) => upgrade.failed().await,
+        None => std::future::pending().await,
     }
 }
 

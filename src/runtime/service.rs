@@ -4,6 +4,7 @@
 //! one step. No live session is touched, but by what its own cluster shows from then on.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use crate::cluster::{self, ClusterHandle, Successor, WeakClusterHandle};
 use crate::config::diff::ClusterChange;
 use crate::config::{self, Cluster, Config, Route};
 use crate::frontend::access::{Access, Around};
+use crate::frontend::listen::{Handle, Inherited};
 use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
@@ -53,6 +55,8 @@ pub(super) struct Service {
     /// What is scraped of the clusters.
     pub(super) fit: Arc<ArcSwap<Vec<ClusterView>>>,
     pub(super) administration: Arc<Administration>,
+    /// Of the control socket.
+    pub(super) control: Option<Handle>,
     pub(super) log: LogHandle,
     pub(super) cluster_metrics: Arc<cluster::Metrics>,
     pub(super) stop: CancellationToken,
@@ -70,6 +74,27 @@ enum Next {
 }
 
 impl Service {
+    /// Every socket this process listens on, for another one to do so as well.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub(super) fn passed_on(&self) -> io::Result<Vec<Inherited>> {
+        let mut sockets = self.doors.passed_on()?;
+        sockets.extend(self.admin.passed_on()?);
+        if let Some(control) = &self.control {
+            sockets.push(control.passed_on()?);
+        }
+        Ok(sockets)
+    }
+
+    /// Where cancel requests for sessions of this process, and of those before it, are asked about.
+    pub(super) fn relatives(&self) -> Vec<String> {
+        let relatives = &self.shared.relatives;
+        let mut names = relatives.names();
+        names.push(relatives.own().to_owned());
+        names
+    }
+
     /// Puts `new` in the place of `old`. `started` is what the process began with.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::workers::Workers;
@@ -44,6 +44,31 @@ pub(super) fn hangup() -> io::Result<Signal> {
     signal(SignalKind::hangup())
 }
 
+/// Waits until every session has finished by itself, for `limit` at most, or until a signal; `false`: some are left.
+pub(super) async fn finish(
+    registry: &Registry,
+    workers: &Workers,
+    limit: Option<Duration>,
+    signals: &mut Signals,
+) -> bool {
+    let over = async {
+        match limit {
+            Some(limit) => sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = workers.idle() => return true,
+        () = over => {}
+        () = signals.wait() => return false,
+    }
+    warn!(
+        sessions = registry.len(),
+        "shutdown.handover is over for the sessions that are left"
+    );
+    false
+}
+
 /// Ends sessions at their next boundary, and cuts what is left after `grace` or at a second signal.
 pub(super) async fn drain(
     registry: &Arc<Registry>,
@@ -65,12 +90,12 @@ pub(super) async fn drain(
             for entry in registry.sessions() {
                 entry.order(Order::AtBoundary(Reason::Shutdown));
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            sleep(Duration::from_millis(100)).await;
         }
     };
     let patience = async {
         tokio::select! {
-            () = tokio::time::sleep(grace) => {}
+            () = sleep(grace) => {}
             () = signals.wait() => {}
         }
     };

@@ -82,7 +82,7 @@ fn ready() -> String {
 
 /// Why the file is of no use.
 #[derive(Debug, thiserror::Error)]
-enum StateFileError {
+pub(super) enum StateFileError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
     #[error("is larger than {} KiB", MAX_FILE / 1024)]
@@ -136,7 +136,7 @@ fn read(path: &Path) -> Result<Kept, StateFileError> {
     parse(&text)
 }
 
-fn parse(text: &[u8]) -> Result<Kept, StateFileError> {
+pub(super) fn parse(text: &[u8]) -> Result<Kept, StateFileError> {
     // Another version may look different otherwise.
     let value: serde_json::Value = serde_json::from_slice(text)?;
     match value.get("version").and_then(serde_json::Value::as_u64) {
@@ -161,7 +161,7 @@ fn parse(text: &[u8]) -> Result<Kept, StateFileError> {
     Ok(kept)
 }
 
-fn text(kept: &Kept) -> Vec<u8> {
+pub(super) fn text(kept: &Kept) -> Vec<u8> {
     let entry = |member: &KeptMember| Entry {
         admin: member.admin.to_string(),
         weight: member.weight,

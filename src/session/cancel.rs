@@ -1,4 +1,5 @@
-//! Cancel requests: to the session they are for, on this router or on a peer (cases 30–38).
+//! Cancel requests: to the session they are for, in this process, in another one of this router that hands over or took
+//! over, or on a peer (cases 30–38).
 //!
 //! Never answered, whatever comes of it; the client's socket is closed only after the server has closed ours, which
 //! is when libpq takes the cancel for delivered.
@@ -10,9 +11,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::Shared;
 use super::keys::Owner;
 use super::peers::TooMany;
+use super::{Shared, relatives};
 use crate::backend::CancelTarget;
 use crate::frontend::ClientStream;
 use crate::wire::startup::CancelRequest;
@@ -30,6 +31,8 @@ enum Outcome {
     Unknown,
     /// It carries this router's or a peer's mark without the right seal.
     Forged,
+    /// Another process of this router has taken it.
+    ByRelative,
     /// A peer has taken it.
     ByPeer,
     Failed,
@@ -44,6 +47,7 @@ impl Outcome {
             Self::Idle => "idle",
             Self::Unknown => "unknown",
             Self::Forged => "forged",
+            Self::ByRelative => "other_process",
             Self::ByPeer => "peer",
             Self::Failed => "failed",
             Self::Dropped => "dropped",
@@ -64,14 +68,26 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, reques
 }
 
 async fn route(shared: &Arc<Shared>, request: &CancelRequest) -> Outcome {
-    match shared.keys.owner(&request.key) {
-        Owner::Mine => local(shared, request).await.unwrap_or(Outcome::Unknown),
-        Owner::Forged => Outcome::Forged,
+    let owner = shared.keys.owner(&request.key);
+    match owner {
+        Owner::Mine => return local(shared, request).await.unwrap_or(Outcome::Unknown),
+        Owner::Unknown => {
+            if let Some(outcome) = local(shared, request).await {
+                return outcome;
+            }
+        }
+        Owner::Forged | Owner::Peer(_) => {}
+    }
+    // Without peers each process has a seal of its own, and another's looks forged.
+    match shared.relatives.ask(request).await {
+        Ok(true) => return Outcome::ByRelative,
+        Ok(false) => {}
+        Err(relatives::TooMany) => return Outcome::Dropped,
+    }
+    match owner {
+        Owner::Mine | Owner::Forged => Outcome::Forged,
         Owner::Peer(incarnation) => ask_peers(shared, request, Some(incarnation)).await,
-        Owner::Unknown => match local(shared, request).await {
-            Some(outcome) => outcome,
-            None => ask_peers(shared, request, None).await,
-        },
+        Owner::Unknown => ask_peers(shared, request, None).await,
     }
 }
 
@@ -90,8 +106,13 @@ async fn ask_peers(
     }
 }
 
-/// A peer asks on behalf of its client. `true`: the session is here.
+/// A peer asks on behalf of its client. `true`: the session is here, or in another process of this router.
 pub(super) async fn for_peer(shared: &Arc<Shared>, request: &CancelRequest) -> bool {
+    for_relative(shared, request).await || matches!(shared.relatives.ask(request).await, Ok(true))
+}
+
+/// Another process of this router asks. `true`: the session is here.
+pub(super) async fn for_relative(shared: &Arc<Shared>, request: &CancelRequest) -> bool {
     let outcome = local(shared, request).await;
     if let Some(outcome) = outcome {
         shared.metrics.cancel(outcome.label());
@@ -99,7 +120,7 @@ pub(super) async fn for_peer(shared: &Arc<Shared>, request: &CancelRequest) -> b
     outcome.is_some()
 }
 
-/// `None`: no session of this router has that key.
+/// `None`: no session of this process has that key.
 async fn local(shared: &Arc<Shared>, request: &CancelRequest) -> Option<Outcome> {
     let entry = shared.registry.find(request.process_id, &request.key)?;
     let Some(target) = entry.attachment.cancel.as_ref().filter(|_| entry.in_flight()) else {

@@ -28,6 +28,7 @@ pub mod quota;
 pub mod rate;
 mod record;
 pub mod registry;
+pub mod relatives;
 pub mod relay;
 pub mod sample;
 pub mod sentry;
@@ -67,6 +68,7 @@ pub struct Shared {
     pub keys: keys::KeyIssuer,
     /// Empty where there are none.
     pub peers: ArcSwapOption<peers::Peers>,
+    pub relatives: relatives::Relatives,
     /// Who may come in. Another one may be put in its place, for the logins to come.
     pub access: Arc<ArcSwap<Access>>,
     /// Empty where there is none.

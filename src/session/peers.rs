@@ -99,7 +99,8 @@ impl Peers {
         let known = owner.and_then(|owner| self.state().known.get(&owner).copied());
         if let Some(index) = known
             && let Some(reply) = self.ask_some(&[index], request, is_sealed).await
-            && owner == Some(reply.incarnation)
+            // A process that took over from the owner answers for it, as somebody else.
+            && (reply.found || owner == Some(reply.incarnation))
         {
             return Ok(reply.found);
         }

@@ -13,6 +13,7 @@ use trunkline::wire::message;
 use trunkline::wire::startup::ProtocolVersion;
 
 use super::fake::{Fake, await_leader, one_row, router_in, trusting};
+use super::handover::upgrade;
 use super::raw::{Client, How, Login, PATIENCE, Stream, at, extended, node_address, query, shown, sync};
 use crate::cluster::{Cluster, Node, Options, Router, eventually, fresh_address, secret};
 
@@ -309,7 +310,8 @@ fn peers(
                 Options {
                     clusters: Some(clusters.to_owned()),
                     extra: format!(
-                        "peers: {{secret_file: {}, members: [{}]}}\n{rest}",
+                        "control_socket: {}/control-{number}\npeers: {{secret_file: {}, members: [{}]}}\n{rest}",
+                        dir.path().display(),
                         secret.display(),
                         members.join(", ")
                     ),
@@ -437,6 +439,27 @@ fn thirty_two_bytes_lead_straight_to_their_router() {
     eventually("it runs", PATIENCE, || watch.value(&state) == "active");
     cancel(at(&routers[1], 6432), How::Plain, first.process_id, &first.key);
     assert_cancelled(&mut first);
+
+    // Its process finishes the session while another one has its port: that one asks it, for its clients and for peers.
+    let _new = upgrade(&routers[1]);
+    let mut second = Client::login(at(&routers[1], 6432), newest());
+    for asked in [&routers[1], &routers[0], &routers[0], &routers[2]] {
+        for client in [&mut first, &mut second] {
+            client.send(&query("SELECT pg_sleep(60)"));
+            let state = format!(
+                "SELECT state FROM pg_stat_activity WHERE pid = {}",
+                client.process_id
+            );
+            eventually("it runs", PATIENCE, || watch.value(&state) == "active");
+            cancel(at(asked, 6432), How::Plain, client.process_id, &client.key);
+            assert_cancelled(client);
+        }
+    }
+    assert_eq!(
+        metric(&routers[1], "other_process"),
+        1.0,
+        "peers are answered, not counted"
+    );
 }
 
 #[test]

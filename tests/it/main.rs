@@ -25,6 +25,7 @@ mod etcd;
 mod fake;
 mod front;
 mod hand;
+mod handover;
 mod hostile;
 mod idle;
 mod import;

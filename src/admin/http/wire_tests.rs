@@ -12,6 +12,7 @@ use super::fixture::*;
 use super::{AdminError, AdminThread, Bounds, spawn_thread, spawn_thread_with};
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{BindAddress, Http};
+use crate::frontend::listen::Inheritance;
 
 struct Running {
     thread: Option<AdminThread>,
@@ -42,7 +43,14 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bou
         agent_check: None,
         proxy_protocol: None,
     };
-    let thread = spawn_thread_with(&config, handles, CancellationToken::new(), bounds).unwrap();
+    let thread = spawn_thread_with(
+        &config,
+        handles,
+        CancellationToken::new(),
+        bounds,
+        &mut Inheritance::default(),
+    )
+    .unwrap();
     Running {
         address: thread.local_addrs()[0],
         thread: Some(thread),
@@ -233,7 +241,13 @@ fn a_port_in_use_is_one_sentence() {
         agent_check: None,
         proxy_protocol: None,
     };
-    let error = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap_err();
+    let error = spawn_thread(
+        &config,
+        handles(Vec::new()),
+        CancellationToken::new(),
+        &mut Inheritance::default(),
+    )
+    .unwrap_err();
     assert!(matches!(error, AdminError::Listen { .. }));
     let expected = format!(
         "cannot listen for HTTP on {}: it is in use by another program",
@@ -252,7 +266,13 @@ async fn it_starts_and_stops_within_another_runtime() {
         proxy_protocol: None,
     };
     let shutdown = CancellationToken::new();
-    let thread = spawn_thread(&config, handles(Vec::new()), shutdown.clone()).unwrap();
+    let thread = spawn_thread(
+        &config,
+        handles(Vec::new()),
+        shutdown.clone(),
+        &mut Inheritance::default(),
+    )
+    .unwrap();
     let taken = Http {
         addresses: vec![BindAddress::Ip(thread.local_addrs()[0])],
         tls: None,
@@ -260,7 +280,15 @@ async fn it_starts_and_stops_within_another_runtime() {
         agent_check: None,
         proxy_protocol: None,
     };
-    assert!(spawn_thread(&taken, handles(Vec::new()), shutdown.clone()).is_err());
+    assert!(
+        spawn_thread(
+            &taken,
+            handles(Vec::new()),
+            shutdown.clone(),
+            &mut Inheritance::default()
+        )
+        .is_err()
+    );
     thread.stop();
     assert!(shutdown.is_cancelled());
 }
@@ -279,6 +307,7 @@ fn every_address_is_dual_stack() {
         &config,
         handles(vec![view(leader(), named("m"))]),
         shutdown.clone(),
+        &mut Inheritance::default(),
     )
     .unwrap();
     let port = thread.local_addrs()[0].port();
@@ -307,7 +336,13 @@ fn the_end_is_bounded_and_frees_the_port() {
         agent_check: None,
         proxy_protocol: None,
     };
-    let thread = spawn_thread(&config, handles(Vec::new()), CancellationToken::new()).unwrap();
+    let thread = spawn_thread(
+        &config,
+        handles(Vec::new()),
+        CancellationToken::new(),
+        &mut Inheritance::default(),
+    )
+    .unwrap();
     thread.stop();
 }
 

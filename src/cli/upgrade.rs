@@ -1,0 +1,55 @@
+//! `trunkline upgrade -c FILE`: the running process is to start the program that is in its place by now, and to leave
+//! everything but its sessions to it.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command's answer to the person who runs it"
+)]
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::reload::ask;
+use crate::config;
+use crate::runtime::{UPGRADE, UpgradeAnswer};
+
+/// 0: a new process serves. 1: the old one does, or nobody could be asked.
+pub(super) fn run(path: &Path) -> ExitCode {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            eprintln!("not upgraded: {} has faults", path.display());
+            return ExitCode::FAILURE;
+        }
+    };
+    let Some(socket) = &config.control_socket else {
+        eprintln!("not upgraded: control_socket is not set; restart the process");
+        return ExitCode::FAILURE;
+    };
+    match ask::<UpgradeAnswer>(socket, UPGRADE) {
+        Ok(answer) => tell(&answer),
+        Err(error) => {
+            eprintln!("not upgraded: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tell(answer: &UpgradeAnswer) -> ExitCode {
+    let old = answer.old_process_id;
+    if let Some(new) = answer.process_id {
+        println!("upgraded: process {new} serves");
+        match answer.sessions {
+            0 => println!("process {old} has no session and ends"),
+            sessions => println!("process {old} ends when its sessions have ended: {sessions}"),
+        }
+        return ExitCode::SUCCESS;
+    }
+    for fault in &answer.faults {
+        eprintln!("{fault}");
+    }
+    eprintln!("not upgraded: process {old} goes on");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,35 @@
+//! Sockets that systemd listens on and passes at the start (`LISTEN_FDS`, `sd_listen_fds(3)`).
+
+use anyhow::{Context, bail};
+use listenfd::ListenFd;
+
+use crate::frontend::listen::{Inheritance, Inherited, Place};
+
+/// Every socket that was passed to this process; none where nobody did. The files of Unix sockets are systemd's.
+///
+/// # Errors
+/// One of them is nothing that can be listened on.
+pub(super) fn sockets() -> anyhow::Result<Inheritance> {
+    let mut passed = ListenFd::from_env();
+    let mut sockets = Vec::new();
+    for index in 0..passed.len() {
+        let number = index + 3;
+        let socket = match passed.take_tcp_listener(index) {
+            Ok(Some(listener)) => listener.into(),
+            Ok(None) => bail!("descriptor {number} from systemd is not there"),
+            Err(_not_tcp) => match passed.take_unix_listener(index) {
+                Ok(Some(listener)) => listener.into(),
+                _ => {
+                    bail!("descriptor {number} from systemd is neither a TCP nor a Unix socket that listens")
+                }
+            },
+        };
+        let place = Place::of_socket(&socket).with_context(|| format!("descriptor {number} from systemd"))?;
+        sockets.push(Inherited {
+            place,
+            socket,
+            owns_file: false,
+        });
+    }
+    Ok(Inheritance::new(sockets))
+}
