@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Secret;
 use super::address::bind_address;
-use super::front::Place;
+use super::listener::Place;
 use super::material::Part;
 use super::model::{AgentCheck, AgentSubject};
 use super::schema;

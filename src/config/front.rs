@@ -1,35 +1,30 @@
-//! Everything but `clusters`: from the tree to the model.
+//! What has no file of its own: from the tree to the model.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use indexmap::IndexMap;
 use rustls::SupportedProtocolVersion;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
 
-use super::access;
-use super::address::{self, bind_address, overlap};
+use super::address::{self, bind_address};
 use super::administration;
-use super::cluster::{Draft, hours, minutes, ms, secs};
-use super::entry::{self, Entry};
+use super::cluster::{Draft, hours, ms, secs};
+use super::entry;
 use super::fitness;
 use super::keys::{self, Unlock};
+use super::listener::Place;
 use super::model::{
-    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerMode, ListenerTls, Log,
-    LogFormat, LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
+    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Log, LogFormat, LogLevel, Peer, Peers,
+    Route, ServedCertificate, Shutdown,
 };
 use super::route;
-use super::route::OnLeader;
 use super::schema;
 use super::section::{Field, Section, report_repeated};
 
-/// Ships with `config/`: a `SECURITY DEFINER` function that gives a user's name and verifier.
-const DEFAULT_QUERY: &str = "SELECT * FROM trunkline.user_lookup($1)";
-const MAX_LISTENERS: usize = 256;
 const MAX_CERTIFICATES: usize = 64;
 const MAX_PEERS: usize = 64;
-const MAX_CLIENTS: u32 = 1_000_000;
+pub(super) const MAX_CLIENTS: u32 = 1_000_000;
 static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 static NEWEST: &[&SupportedProtocolVersion] = &[&TLS13];
 /// Half of what HMAC-SHA-256 can use; shorter ones can be guessed.
@@ -111,115 +106,6 @@ fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVer
     }
 }
 
-pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
-    let section = root.section("auth", &schema::AUTH);
-    let users_file = section.field("users_file");
-    let query = section.field("query");
-    let cache_ttl = section.field("cache_ttl");
-    if let (Some(_), Some(query)) = (&users_file, &query) {
-        query.fault("stands beside `users_file`; remove one of them");
-    }
-    let ttl = cache_ttl
-        .as_ref()
-        .and_then(|field| field.duration(ms(0), hours(24)))
-        .unwrap_or(secs(60));
-    let login_timeout = section
-        .field("login_timeout")
-        .and_then(|field| field.duration(ms(100), minutes(10)))
-        .unwrap_or(secs(60));
-    let rate_limit = rate_limit(&section, login_timeout);
-    let verifiers = if let Some(field) = users_file {
-        if let Some(field) = cache_ttl {
-            field.fault("has no effect with `users_file`");
-        }
-        field
-            .users_file()
-            .map(|(path, contents)| Verifiers::UsersFile { path, contents })
-    } else {
-        let sql = match query {
-            Some(field) => verifier_query(&field),
-            None => Some(DEFAULT_QUERY.to_owned()),
-        };
-        sql.map(|sql| Verifiers::Query { sql, cache_ttl: ttl })
-    };
-    let hba_file = section.field("hba_file");
-    let ident_file = section.field("ident_file");
-    if let (None, Some(field)) = (&hba_file, &ident_file) {
-        field.fault("needs `hba_file` beside it, whose rules name the maps");
-    }
-    let ldap_roots = section.field("ldap_ca_file").and_then(|field| field.roots());
-    Some(Auth {
-        verifiers: verifiers?,
-        login_timeout,
-        rate_limit,
-        hba_file: hba_file.and_then(|field| field.path()),
-        ident_file: ident_file.and_then(|field| field.path()),
-        ldap_roots,
-        server_credentials: access::server_credentials(&section).into(),
-    })
-}
-
-fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
-    let section = auth.section("rate_limit", &schema::RATE_LIMIT);
-    let failures = section
-        .field("failures")
-        .and_then(|field| field.number(0, 1000))
-        .unwrap_or(5);
-    if failures == 0 {
-        for key in ["delay", "max_delay", "refuse_after", "refuse_for"] {
-            if let Some(field) = section.field(key) {
-                field.fault("has no effect with `failures: 0`");
-            }
-        }
-    }
-    let delay_field = section.field("delay");
-    let delay = delay_field
-        .as_ref()
-        .and_then(|field| field.duration(ms(0), minutes(1)));
-    // An attempt that waited longer than its login may take could never begin.
-    let longest = login_timeout / 2;
-    let max_field = section.field("max_delay");
-    let max_delay = match max_field
-        .as_ref()
-        .and_then(|field| field.duration(ms(1), minutes(5)))
-    {
-        Some(max_delay) => {
-            if let Some(field) = max_field.filter(|_| max_delay > longest) {
-                field.fault("must not be longer than half of `auth.login_timeout`");
-            }
-            max_delay
-        }
-        None => delay.unwrap_or_default().max(secs(8)).min(longest),
-    };
-    if let Some(field) = delay_field.filter(|_| delay.is_some_and(|delay| delay > max_delay)) {
-        field.fault("must not be longer than `max_delay`, nor than half of `auth.login_timeout`");
-    }
-    let refuse_field = section.field("refuse_after");
-    let refuse_after = refuse_field.as_ref().and_then(|field| field.number(1, 10_000));
-    if let Some(field) = refuse_field.filter(|_| refuse_after.is_some_and(|after| after < failures)) {
-        field.fault("must not be less than `failures`");
-    }
-    RateLimit {
-        failures,
-        delay: delay.unwrap_or(ms(250)).min(max_delay),
-        max_delay,
-        refuse_after: refuse_after.unwrap_or(failures.max(20)),
-        refuse_for: section
-            .field("refuse_for")
-            .and_then(|field| field.duration(secs(1), hours(24)))
-            .unwrap_or(minutes(1)),
-    }
-}
-
-fn verifier_query(field: &Field<'_>) -> Option<String> {
-    let sql = field.text()?;
-    if !sql.contains("$1") {
-        field.fault("must contain `$1`, which stands for the user's name");
-        return None;
-    }
-    Some(sql.to_owned())
-}
-
 /// The routes, and the names that listeners may refer to.
 pub(super) fn routes<'a>(
     root: &Section<'a>,
@@ -268,7 +154,7 @@ pub(super) fn routes<'a>(
 }
 
 /// A name that must be one of `names`; with `None` they are unknown, and any will do.
-fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a str> {
+pub(super) fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a str> {
     let name = field.name()?;
     match names {
         Some(names) if !names.contains(&name) => {
@@ -279,173 +165,6 @@ fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a
             None
         }
         _ => Some(name),
-    }
-}
-
-pub(super) fn listeners<'a>(
-    root: &Section<'a>,
-    (routes, models): (&Names<'_>, &IndexMap<String, Arc<Route>>),
-    tls: Option<&ClientTls>,
-    places: &mut Vec<Place<'a>>,
-) -> Vec<Listener> {
-    // A certificate that is written and faulty is one fault, not one for each listener.
-    let can_tls = tls.is_some() || root.has("tls");
-    let plain = if can_tls {
-        ListenerTls::Optional
-    } else {
-        ListenerTls::Off
-    };
-    let Some(field) = root.field("listeners") else {
-        let defaults = [("read-write", 6432), ("read-only", 6433)];
-        if let Some(missing) = defaults
-            .iter()
-            .find(|(name, _)| routes.as_ref().is_some_and(|routes| !routes.contains(name)))
-        {
-            let name = missing.0;
-            root.fault(format!(
-                "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
-            ));
-        }
-        places.extend(defaults.map(|(name, port)| Place::default(port, &format!("listener {name}"))));
-        return defaults
-            .map(|(name, port)| Listener {
-                name: Arc::from(name),
-                address: BindAddress::Any { port },
-                route: Arc::from(name),
-                mode: ListenerMode::default(),
-                tls: plain,
-                max_clients: 0,
-                entry: Entry::default(),
-            })
-            .into();
-    };
-    let (mut names, mut listeners) = (Vec::new(), Vec::new());
-    for field in field.list(MAX_LISTENERS) {
-        let section = field.section(&schema::LISTENER);
-        let name = section
-            .required("name")
-            .and_then(|field| field.name().map(|name| (name, field)));
-        let address = section
-            .required("address")
-            .and_then(|field| listen_address(&section, &field).map(|address| (address, field)));
-        let route = section
-            .required("route")
-            .and_then(|field| reference(&field, routes, "route"));
-        let mode = listener_mode(&section);
-        let on_leader = route.and_then(|name| models.get(name).map(|route| route.read_only_on_leader));
-        if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
-            (mode, on_leader, section.field("mode"))
-        {
-            field.fault_with(
-                "cannot be `tcp` where the route has `read_only_on_leader: enforced`: the client logs in as itself",
-                "use `mode: postgres`, or another route",
-            );
-        }
-        let max_clients = section
-            .field("max_clients")
-            .and_then(|field| field.number(0, MAX_CLIENTS));
-        if let Some((name, field)) = &name {
-            names.push((*name, field.clone()));
-        }
-        if let Some((address, field)) = &address {
-            places.push(Place::written(address.clone(), field.clone()));
-        }
-        let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
-        let tls = if mode == ListenerMode::Tcp {
-            no_tls(&section)
-        } else if is_local {
-            local_tls(&section)
-        } else {
-            listener_tls(&section, can_tls)
-        };
-        let entry = entry::read(&section, is_local);
-        let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
-            continue;
-        };
-        listeners.push(Listener {
-            name: Arc::from(name),
-            address,
-            route: Arc::from(route),
-            mode,
-            tls,
-            max_clients: max_clients.unwrap_or(0),
-            entry,
-        });
-    }
-    report_repeated(&names, "name");
-    listeners
-}
-
-/// A Unix socket too, unlike for HTTP.
-fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddress> {
-    let mode = listener.field("socket_mode");
-    if address::is_path(field) {
-        let path = address::socket_path(field);
-        let mode = match mode {
-            Some(field) => address::socket_mode(&field),
-            None => Some(0o777),
-        };
-        return path
-            .zip(mode)
-            .map(|(path, mode)| BindAddress::Unix { path, mode });
-    }
-    if let Some(field) = mode {
-        field.fault("has no effect: `address` is not the path of a Unix socket");
-    }
-    bind_address(field)
-}
-
-fn listener_mode(listener: &Section<'_>) -> ListenerMode {
-    let words = [
-        ("postgres", Some(ListenerMode::Postgres)),
-        ("tcp", Some(ListenerMode::Tcp)),
-    ];
-    let asked = listener.field("mode").and_then(|field| field.one_of(&words));
-    asked.unwrap_or_default()
-}
-
-/// The servers decide, with their own certificates and `pg_hba.conf`.
-fn no_tls(listener: &Section<'_>) -> ListenerTls {
-    if let Some(field) = listener.field("tls") {
-        field.fault_with(
-            "has no effect with `mode: tcp`: TLS is between the client and the server",
-            "remove it; what the servers ask for is in their `ssl` and pg_hba.conf",
-        );
-    }
-    ListenerTls::Off
-}
-
-/// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.
-fn local_tls(listener: &Section<'_>) -> ListenerTls {
-    let words = [
-        ("off", Some(ListenerTls::Off)),
-        ("optional", Some(ListenerTls::Optional)),
-        ("required", Some(ListenerTls::Required)),
-    ];
-    if let Some(field) = listener.field("tls")
-        && field.one_of(&words) == Some(ListenerTls::Required)
-    {
-        field.fault("`required` cannot be had on a Unix socket, which offers no TLS");
-    }
-    ListenerTls::Off
-}
-
-/// Without a certificate `optional` offers none, which is `off`: one case less for the rest of the program.
-fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
-    let field = section.field("tls");
-    let words = [
-        ("off", Some(ListenerTls::Off)),
-        ("optional", Some(ListenerTls::Optional)),
-        ("required", Some(ListenerTls::Required)),
-    ];
-    let asked = field.as_ref().and_then(|field| field.one_of(&words));
-    match (asked.unwrap_or(ListenerTls::Optional), field) {
-        (ListenerTls::Required, Some(field)) if !can_tls => {
-            field.fault("`required` needs a certificate in `tls.certificates`");
-            ListenerTls::Required
-        }
-        (ListenerTls::Optional, _) if !can_tls => ListenerTls::Off,
-        (asked, _) => asked,
     }
 }
 
@@ -499,51 +218,6 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         Err(error) => {
             tls.fault(format!("cannot be used: {error}"));
             None
-        }
-    }
-}
-
-/// A socket that will be bound, and where the file asks for it; `None` for a default.
-pub(super) struct Place<'a> {
-    address: BindAddress,
-    field: Option<Field<'a>>,
-    what: String,
-}
-
-impl<'a> Place<'a> {
-    pub(super) fn written(address: BindAddress, field: Field<'a>) -> Self {
-        Self {
-            address,
-            what: field.path.clone(),
-            field: Some(field),
-        }
-    }
-
-    fn default(port: u16, what: &str) -> Self {
-        Self {
-            address: BindAddress::Any { port },
-            what: format!("the default of {what}"),
-            field: None,
-        }
-    }
-}
-
-/// Two sockets on one address: the second could not be bound.
-pub(super) fn check_addresses(places: &[Place<'_>]) {
-    for (index, place) in places.iter().enumerate() {
-        let Some(first) = places[..index]
-            .iter()
-            .find(|first| overlap(&first.address, &place.address))
-        else {
-            continue;
-        };
-        // Defaults do not overlap each other, so one of the two is written.
-        let (written, other) = match &place.field {
-            Some(field) => (Some(field), first),
-            None => (first.field.as_ref(), place),
-        };
-        if let Some(field) = written {
-            field.fault(format!("overlaps {}, {}", other.what, other.address));
         }
     }
 }
