@@ -106,13 +106,20 @@ fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVer
     }
 }
 
-/// The routes, and the names that listeners may refer to.
+/// What listeners need to know of `routes`.
+pub(super) struct Routes<'a> {
+    pub(super) models: IndexMap<String, Arc<Route>>,
+    pub(super) names: Names<'a>,
+    /// `client_address`, by the route that has it.
+    pub(super) client_addresses: Vec<(&'a str, Field<'a>)>,
+}
+
 pub(super) fn routes<'a>(
     root: &Section<'a>,
     clusters: &Names<'_>,
     drafts: &[Draft],
     auth: Option<&Auth>,
-) -> (IndexMap<String, Arc<Route>>, Names<'a>) {
+) -> Routes<'a> {
     let first = clusters.as_ref().and_then(|names| names.first().copied());
     let mut routes = IndexMap::new();
     let mut add = |route: Route| routes.insert(route.name.to_string(), Arc::new(route));
@@ -120,8 +127,13 @@ pub(super) fn routes<'a>(
         let cluster = first.unwrap_or_default();
         add(Route::read_write("read-write", cluster));
         add(Route::read_only("read-only", cluster));
-        return (routes, Some(vec!["read-write", "read-only"]));
+        return Routes {
+            models: routes,
+            names: Some(vec!["read-write", "read-only"]),
+            client_addresses: Vec::new(),
+        };
     };
+    let mut client_addresses = Vec::new();
     let named = field.named();
     for (name, field) in &named {
         let section = field.section(&schema::ROUTE);
@@ -135,6 +147,7 @@ pub(super) fn routes<'a>(
         if let Some(field) = section.field("resume") {
             let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
         }
+        client_addresses.extend(section.field("client_address").map(|field| (*name, field)));
         let route = route::read(&section, name, cluster, is_fixed, is_bounded, auth);
         let probe_interval = drafts
             .iter()
@@ -150,7 +163,11 @@ pub(super) fn routes<'a>(
         }
     }
     let names = (!named.is_empty()).then(|| named.into_iter().map(|(name, _)| name).collect());
-    (routes, names)
+    Routes {
+        models: routes,
+        names,
+        client_addresses,
+    }
 }
 
 /// A name that must be one of `names`; with `None` they are unknown, and any will do.

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use indexmap::IndexMap;
-
 use super::address::{self, bind_address, overlap};
 use super::entry::{self, Entry};
-use super::front::{MAX_CLIENTS, Names, reference};
-use super::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls, Route};
+use super::front::{MAX_CLIENTS, Routes, reference};
+use super::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls};
 use super::route::OnLeader;
 use super::schema;
 use super::section::{Field, Section, report_repeated};
@@ -16,7 +14,7 @@ const MAX_LISTENERS: usize = 256;
 
 pub(super) fn listeners<'a>(
     root: &Section<'a>,
-    (routes, models): (&Names<'_>, &IndexMap<String, Arc<Route>>),
+    routes: &Routes<'a>,
     tls: Option<&ClientTls>,
     places: &mut Vec<Place<'a>>,
 ) -> Vec<Listener> {
@@ -31,7 +29,7 @@ pub(super) fn listeners<'a>(
         let defaults = [("read-write", 6432), ("read-only", 6433)];
         if let Some(missing) = defaults
             .iter()
-            .find(|(name, _)| routes.as_ref().is_some_and(|routes| !routes.contains(name)))
+            .find(|(name, _)| routes.names.as_ref().is_some_and(|routes| !routes.contains(name)))
         {
             let name = missing.0;
             root.fault(format!(
@@ -51,7 +49,7 @@ pub(super) fn listeners<'a>(
             })
             .into();
     };
-    let (mut names, mut listeners) = (Vec::new(), Vec::new());
+    let (mut names, mut uses, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
     for field in field.list(MAX_LISTENERS) {
         let section = field.section(&schema::LISTENER);
         let name = section
@@ -62,9 +60,10 @@ pub(super) fn listeners<'a>(
             .and_then(|field| listen_address(&section, &field).map(|address| (address, field)));
         let route = section
             .required("route")
-            .and_then(|field| reference(&field, routes, "route"));
+            .and_then(|field| reference(&field, &routes.names, "route"));
         let mode = listener_mode(&section);
-        let on_leader = route.and_then(|name| models.get(name).map(|route| route.read_only_on_leader));
+        uses.extend(route.map(|route| (route, mode)));
+        let on_leader = route.and_then(|name| routes.models.get(name).map(|route| route.read_only_on_leader));
         if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
             (mode, on_leader, section.field("mode"))
         {
@@ -105,7 +104,21 @@ pub(super) fn listeners<'a>(
         });
     }
     report_repeated(&names, "name");
+    check_client_addresses(routes, &uses);
     listeners
+}
+
+/// Where bytes are passed on unread, nothing can be told in a startup packet.
+fn check_client_addresses(routes: &Routes<'_>, uses: &[(&str, ListenerMode)]) {
+    for (route, field) in &routes.client_addresses {
+        let mut modes = uses.iter().filter(|(name, _)| name == route).peekable();
+        if modes.peek().is_some() && modes.all(|(_, mode)| *mode == ListenerMode::Tcp) {
+            field.fault_with(
+                "has no effect: every listener of the route has `mode: tcp`, which passes on what the client says unread",
+                "remove it, or give the route a listener with `mode: postgres`",
+            );
+        }
+    }
 }
 
 /// A Unix socket too, unlike for HTTP.

@@ -277,8 +277,8 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     let mut places = Vec::new();
     let tls = context.within(Part::Tls, || front::client_tls(&root));
     let auth = context.within(Part::Auth, || authentication::auth(&root));
-    let (routes, route_names) = front::routes(&root, &names, &clusters, auth.as_ref());
-    let listeners = listener::listeners(&root, (&route_names, &routes), tls.as_ref(), &mut places);
+    let routes = front::routes(&root, &names, &clusters, auth.as_ref());
+    let listeners = listener::listeners(&root, &routes, tls.as_ref(), &mut places);
     let http = context.within(Part::Http, || front::http(&root, &mut places));
     listener::check_addresses(&places);
     if let Some(auth) = &auth {
@@ -290,7 +290,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
         clusters,
         tls,
         auth,
-        routes,
+        routes: routes.models,
         listeners,
         http,
         console: access::console(&root),

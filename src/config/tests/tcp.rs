@@ -61,3 +61,24 @@ fn a_certificate_that_nobody_is_shown_is_a_warning() {
         ["a certificate is configured, but every listener has `mode: tcp`"]
     );
 }
+
+#[test]
+fn nobody_can_be_told_an_address_where_every_listener_of_the_route_forwards() {
+    let files = Files::new();
+    let text = |first: &str, second: &str| {
+        format!(
+            "{MINIMAL}routes:\n  rw: {{targets: [leader], client_address: {{application_name: true}}}}\n  \
+             ro: {{targets: [replica]}}\n  \
+             idle: {{targets: [leader], client_address: {{setting: false}}}}\n\
+             listeners:\n  - {{name: a, address: \"*:1\", route: rw, mode: {first}}}\n  \
+             - {{name: b, address: \"*:2\", route: rw, mode: {second}}}\n  \
+             - {{name: c, address: \"*:3\", route: ro}}\n"
+        )
+    };
+    files.one_fault(
+        &text("tcp", "tcp"),
+        "routes.rw.client_address: has no effect: every listener of the route has `mode: tcp`",
+    );
+    files.ok(&text("tcp", "postgres"));
+    files.ok(&text("postgres", "tcp"));
+}
