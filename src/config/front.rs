@@ -13,7 +13,7 @@ use super::cluster::{Draft, hours, ms, secs};
 use super::entry;
 use super::fitness;
 use super::keys::{self, Unlock};
-use super::listener::Place;
+use super::listener::{Place, Speaks, check_peer};
 use super::model::{
     Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Log, LogFormat, LogLevel, Peer, Peers,
     Route, ServedCertificate, Shutdown,
@@ -200,11 +200,11 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         for field in fields {
             if let Some(address) = bind_address(&field) {
                 addresses.push(address.clone());
-                places.push(Place::written(address, field));
+                places.push(Place::written(address, field, Speaks::Http));
             }
         }
     } else {
-        places.push(Place::default(6434, "http.address"));
+        places.push(Place::default(6434, "http.address", Speaks::Http));
         addresses.push(BindAddress::Any { port: 6434 });
     }
     let proxy_protocol = entry::proxy_protocol(&section, &schema::HTTP_PROXY_PROTOCOL);
@@ -252,7 +252,8 @@ pub(super) fn limits(root: &Section<'_>) -> Limits {
     }
 }
 
-pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
+/// `places`: where this router listens.
+pub(super) fn peers(root: &Section<'_>, places: &[Place<'_>]) -> Option<Peers> {
     let section = root.section("peers", &schema::PEERS);
     if !section.present() {
         return None;
@@ -260,7 +261,7 @@ pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
     let secret = section
         .required("secret_file")
         .and_then(|field| field.secret_file(LEAST_PEER_SECRET));
-    let (mut names, mut places, mut members) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut names, mut addresses, mut members) = (Vec::new(), Vec::new(), Vec::new());
     for field in section
         .required("members")
         .map(|field| field.list(MAX_PEERS))
@@ -270,14 +271,16 @@ pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
         let name = section
             .required("name")
             .and_then(|field| field.name().map(|name| (name, field)));
-        let address = section
-            .required("address")
-            .and_then(|field| address::host_and_port(&field));
+        let address = section.required("address").and_then(|field| {
+            let (host, port) = address::host_and_port(&field)?;
+            check_peer(&field, (&host, port), places);
+            Some((host, port))
+        });
         if let Some((name, field)) = &name {
             names.push((*name, field.clone()));
         }
         if let (Some((name, _)), Some((host, port))) = (name, address) {
-            places.push(((host.clone(), port), field));
+            addresses.push(((host.clone(), port), field));
             members.push(Peer {
                 name: name.to_owned(),
                 host,
@@ -286,7 +289,7 @@ pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
         }
     }
     report_repeated(&names, "name");
-    report_repeated(&places, "address");
+    report_repeated(&addresses, "address");
     Some(Peers {
         secret: secret?,
         members,

@@ -1,5 +1,7 @@
 //! `listeners`, and that no two sockets of the file want one address.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::address::{self, bind_address, overlap};
@@ -36,7 +38,8 @@ pub(super) fn listeners<'a>(
                 "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
             ));
         }
-        places.extend(defaults.map(|(name, port)| Place::default(port, &format!("listener {name}"))));
+        let speaks = Speaks::Listener(ListenerMode::default());
+        places.extend(defaults.map(|(name, port)| Place::default(port, &format!("listener {name}"), speaks)));
         return defaults
             .map(|(name, port)| Listener {
                 name: Arc::from(name),
@@ -79,7 +82,11 @@ pub(super) fn listeners<'a>(
             names.push((*name, field.clone()));
         }
         if let Some((address, field)) = &address {
-            places.push(Place::written(address.clone(), field.clone()));
+            places.push(Place::written(
+                address.clone(),
+                field.clone(),
+                Speaks::Listener(mode),
+            ));
         }
         let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
         let tls = if mode == ListenerMode::Tcp {
@@ -194,28 +201,78 @@ fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
     }
 }
 
+/// What is spoken where a socket is bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// A listener with this mode.
+    Listener(ListenerMode),
+    Http,
+    AgentCheck,
+}
+
+impl fmt::Display for Speaks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listener(ListenerMode::Postgres) => "a listener's",
+            Self::Listener(ListenerMode::Tcp) => "a `mode: tcp` listener's",
+            Self::Http => "the HTTP port's",
+            Self::AgentCheck => "the agent check's",
+        })
+    }
+}
+
 /// A socket that will be bound, and where the file asks for it; `None` for a default.
 pub(super) struct Place<'a> {
     address: BindAddress,
+    speaks: Speaks,
     field: Option<Field<'a>>,
     what: String,
 }
 
 impl<'a> Place<'a> {
-    pub(super) fn written(address: BindAddress, field: Field<'a>) -> Self {
+    pub(super) fn written(address: BindAddress, field: Field<'a>, speaks: Speaks) -> Self {
         Self {
             address,
+            speaks,
             what: field.path.clone(),
             field: Some(field),
         }
     }
 
-    pub(super) fn default(port: u16, what: &str) -> Self {
+    pub(super) fn default(port: u16, what: &str, speaks: Speaks) -> Self {
         Self {
             address: BindAddress::Any { port },
+            speaks,
             what: format!("the default of {what}"),
             field: None,
         }
+    }
+}
+
+/// Peers are heard by PostgreSQL listeners only. Another router's sockets are not known here; but one of ours may be
+/// named, and routers often have one configuration.
+pub(super) fn check_peer(field: &Field<'_>, (host, port): (&str, u16), places: &[Place<'_>]) {
+    let postgres = Speaks::Listener(ListenerMode::Postgres);
+    let here: Vec<&Place<'_>> = places
+        .iter()
+        .filter(|place| place.address.port() == Some(port))
+        .collect();
+    let ip = host.parse::<IpAddr>().ok();
+    let own = here
+        .iter()
+        .find(|place| ip.is_some() && place.address.ip() == ip && place.speaks != postgres);
+    if let Some(place) = own {
+        field.fault_with(
+            format!("is {} own address: {}", place.speaks, place.what),
+            "name a listener with `mode: postgres` of the other router",
+        );
+    } else if let Some(place) = here.first()
+        && here.iter().all(|place| place.speaks != postgres)
+    {
+        field.warn(format!(
+            "a peer is asked on one of its PostgreSQL listeners, and here port {port} is {}: {}",
+            place.speaks, place.what
+        ));
     }
 }
 

@@ -295,7 +295,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
         http,
         console: access::console(&root),
         limits: front::limits(&root),
-        peers: front::peers(&root),
+        peers: front::peers(&root, &places),
         log: front::log(&root),
         shutdown: front::shutdown(&root),
         workers: front::workers(&root),
