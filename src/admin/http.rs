@@ -73,6 +73,8 @@ pub struct AdminThread {
 struct Listening {
     address: BindAddress,
     local: SocketAddr,
+    /// Beside the accept loop; holds the port as that does.
+    socket: std::net::TcpListener,
     stop: CancellationToken,
 }
 
@@ -81,8 +83,16 @@ struct Listening {
 pub struct BoundHttp(Vec<(BindAddress, std::net::TcpListener)>);
 
 impl BoundHttp {
-    fn bind<'a>(addresses: impl Iterator<Item = &'a BindAddress>) -> Result<Self, AdminError> {
-        let bound = addresses.map(|address| match serve::bind(address) {
+    /// `open`: what is listened on now; what of it overlaps closes.
+    fn bind<'a>(
+        addresses: impl Iterator<Item = &'a BindAddress>,
+        open: &[Listening],
+    ) -> Result<Self, AdminError> {
+        let leaving = |address: &BindAddress| -> Vec<&std::net::TcpListener> {
+            let overlapping = open.iter().filter(|open| open.address.overlaps(address));
+            overlapping.map(|open| &open.socket).collect()
+        };
+        let bound = addresses.map(|address| match serve::bind_beside(address, &leaving(address)) {
             Ok(listener) => Ok((address.clone(), listener)),
             Err(source) => Err(AdminError::Listen {
                 address: address.clone(),
@@ -110,7 +120,7 @@ impl AdminThread {
     /// An address that cannot be listened on; nothing is bound then.
     pub fn bind(&self, config: &config::Http) -> Result<BoundHttp, AdminError> {
         let is_new = |address: &&BindAddress| !self.listening.iter().any(|old| old.address == **address);
-        BoundHttp::bind(config.addresses.iter().filter(is_new))
+        BoundHttp::bind(config.addresses.iter().filter(is_new), &self.listening)
     }
 
     /// Answers by other handles, on what was bound for `config`, and no longer where that says nothing of.
@@ -134,7 +144,8 @@ impl AdminThread {
     fn answer(&mut self, bound: BoundHttp) {
         for (address, listener) in bound.0 {
             let stop = self.shutdown.child_token();
-            let Ok(local) = listener.local_addr() else {
+            let (Ok(local), Ok(socket)) = (listener.local_addr(), listener.try_clone()) else {
+                tracing::error!(%address, "there is no descriptor for HTTP");
                 continue;
             };
             let guard = self.runtime.enter();
@@ -154,7 +165,12 @@ impl AdminThread {
                 self.bounds,
             );
             self.tasks.spawn_on(serving, &self.runtime);
-            self.listening.push(Listening { address, local, stop });
+            self.listening.push(Listening {
+                address,
+                local,
+                socket,
+                stop,
+            });
         }
     }
 
@@ -177,8 +193,9 @@ impl AdminThread {
     }
 
     /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.
-    pub fn stop(self) {
+    pub fn stop(mut self) {
         self.shutdown.cancel();
+        self.listening.clear();
         if self.thread.join().is_err() {
             tracing::error!("the thread that answers HTTP panicked");
         }
@@ -207,7 +224,7 @@ pub fn spawn_thread_with(
     shutdown: CancellationToken,
     bounds: Bounds,
 ) -> Result<AdminThread, AdminError> {
-    let bound = BoundHttp::bind(config.addresses.iter())?;
+    let bound = BoundHttp::bind(config.addresses.iter(), &[])?;
     let agent = match &config.agent_check {
         Some(check) => {
             let listener = serve::bind(&check.address).map_err(|source| AdminError::Listen {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::local::{self, SocketFile};
+use super::overlap::beside;
 use super::{ClientAddress, PeerProcess};
 use crate::config::BindAddress;
 
@@ -38,6 +40,41 @@ enum BoundSocket {
     Unix(SocketFile, std::os::unix::net::UnixListener),
 }
 
+/// A bound socket beside its accept loop. It holds the port: to be dropped where that is to be free.
+#[derive(Debug)]
+pub struct Handle {
+    pub address: BindAddress,
+    socket: OwnedFd,
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Bound {
+    /// Before it goes into its accept loop.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn handle(&self) -> io::Result<Handle> {
+        Ok(Handle {
+            address: self.address.clone(),
+            socket: self.as_fd().try_clone_to_owned()?,
+        })
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            BoundSocket::Tcp(socket) => socket.as_fd(),
+            BoundSocket::Unix(_, socket) => socket.as_fd(),
+        }
+    }
+}
+
 /// An accepted connection, on no runtime yet.
 #[derive(Debug)]
 pub enum ClientSocket {
@@ -51,6 +88,18 @@ pub enum ClientSocket {
 /// # Errors
 /// `AddrInUse` where another program listens; what the kernel says otherwise.
 pub fn bind(address: &BindAddress) -> io::Result<Bound> {
+    bind_as(address, false)
+}
+
+/// As [`bind`], where `leaving`, which is about to be closed, listens on an address that overlaps.
+///
+/// # Errors
+/// As [`bind`]; `leaving` listens as before.
+pub fn bind_beside(address: &BindAddress, leaving: &[&Handle]) -> io::Result<Bound> {
+    beside(leaving, |shares| bind_as(address, shares))
+}
+
+fn bind_as(address: &BindAddress, shares: bool) -> io::Result<Bound> {
     let socket = match *address {
         BindAddress::Unix { ref path, mode } => {
             let (file, socket) = local::listen_on(path, mode, BACKLOG)?;
@@ -59,13 +108,15 @@ pub fn bind(address: &BindAddress) -> io::Result<Bound> {
                 address: address.clone(),
             });
         }
-        BindAddress::Ip(ip) => listen_on(ip, false)?,
-        BindAddress::Any { port } => match listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true) {
-            Err(error) if no_ipv6(&error) => {
-                listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false)?
+        BindAddress::Ip(ip) => listen_on(ip, false, shares)?,
+        BindAddress::Any { port } => {
+            match listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true, shares) {
+                Err(error) if no_ipv6(&error) => {
+                    listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false, shares)?
+                }
+                bound => bound?,
             }
-            bound => bound?,
-        },
+        }
     };
     Ok(Bound {
         socket: BoundSocket::Tcp(socket),
@@ -73,9 +124,10 @@ pub fn bind(address: &BindAddress) -> io::Result<Bound> {
     })
 }
 
-fn listen_on(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpListener> {
+fn listen_on(address: SocketAddr, dual_stack: bool, shares: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shares)?;
     if address.is_ipv6() {
         socket.set_only_v6(!dual_stack)?;
     }

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::door::Door;
 use super::workers::Workers;
 use crate::config::{BindAddress, Listener};
-use crate::frontend::listen::{self, Bound};
+use crate::frontend::listen::{self, Bound, Handle};
 use crate::session::Shared;
 use crate::session::gate::Gate;
 
@@ -25,6 +25,7 @@ pub(super) struct Doors {
 struct Open {
     address: BindAddress,
     door: Arc<Door>,
+    handle: Handle,
     stop: CancellationToken,
 }
 
@@ -44,18 +45,15 @@ impl Doors {
         }
     }
 
-    /// Binds what is not open yet, or says what could not be bound.
-    pub(super) fn bind(&self, listeners: &[Listener]) -> Result<Vec<Bound>, Vec<String>> {
-        bind(listeners, |address| self.is_open(address))
-    }
-
-    fn is_open(&self, address: &BindAddress) -> bool {
-        self.open.iter().any(|open| open.address == *address)
+    /// Binds what is not open yet, also where it overlaps what is about to close; or says what could not be bound.
+    pub(super) fn bind(&self, listeners: &[Listener]) -> Result<Vec<(Bound, Handle)>, Vec<String>> {
+        let open: Vec<&Handle> = self.open.iter().map(|open| &open.handle).collect();
+        bind(listeners, &open)
     }
 
     /// Opens what was bound, gives those that are open their new gates, and closes what is not among `places`. Sessions
     /// stay, and count for the listener of their name; who waits in the kernel's queue of a door that closes is refused.
-    pub(super) fn replace(&mut self, places: Vec<Place>, bound: Vec<Bound>) {
+    pub(super) fn replace(&mut self, places: Vec<Place>, bound: Vec<(Bound, Handle)>) {
         let before: Vec<Arc<Gate>> = self.open.iter().map(|open| open.door.gate()).collect();
         self.open.retain(|open| {
             let stays = places.iter().any(|place| place.address == open.address);
@@ -72,8 +70,8 @@ impl Doors {
             let gate = Arc::new(gate);
             if let Some(open) = self.open.iter().find(|open| open.address == address) {
                 open.door.replace_gate(gate);
-            } else if let Some(index) = bound.iter().position(|bound| bound.address == address) {
-                let bound = bound.swap_remove(index);
+            } else if let Some(index) = bound.iter().position(|(bound, _)| bound.address == address) {
+                let (bound, handle) = bound.swap_remove(index);
                 let door = Arc::new(Door::new(
                     gate,
                     Arc::clone(&self.shared),
@@ -82,14 +80,19 @@ impl Doors {
                 let stop = CancellationToken::new();
                 self.loops
                     .spawn(listen::accept_loop(bound, Arc::clone(&door), stop.clone()));
-                self.open.push(Open { address, door, stop });
+                self.open.push(Open {
+                    address,
+                    door,
+                    handle,
+                    stop,
+                });
             }
         }
     }
 
     /// Stops accepting; every port is free when this returns.
     pub(super) async fn close(self) {
-        for open in &self.open {
+        for open in self.open {
             open.stop.cancel();
         }
         self.loops.close();
@@ -98,15 +101,19 @@ impl Doors {
 }
 
 /// Binds every listener but those that are `open`, or says which could not be bound.
-pub(super) fn bind(
-    listeners: &[Listener],
-    is_open: impl Fn(&BindAddress) -> bool,
-) -> Result<Vec<Bound>, Vec<String>> {
+pub(super) fn bind(listeners: &[Listener], open: &[&Handle]) -> Result<Vec<(Bound, Handle)>, Vec<String>> {
     let mut bound = Vec::new();
     let mut faults = Vec::new();
-    for listener in listeners.iter().filter(|listener| !is_open(&listener.address)) {
-        match listen::bind(&listener.address) {
-            Ok(socket) => bound.push(socket),
+    let is_open = |listener: &&Listener| open.iter().any(|open| open.address == listener.address);
+    for listener in listeners.iter().filter(|listener| !is_open(listener)) {
+        // What overlaps this one is not among `listeners`, so it closes. A Unix socket's file is another matter.
+        let overlapping = open
+            .iter()
+            .filter(|open| listener.address.port().is_some() && open.address.overlaps(&listener.address));
+        let leaving: Vec<&Handle> = overlapping.copied().collect();
+        let socket = listen::bind_beside(&listener.address, &leaving);
+        match socket.and_then(|socket| Ok((socket.handle()?, socket))) {
+            Ok((handle, socket)) => bound.push((socket, handle)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 faults.push(format!(
                     "listener {}: {} is in use by another program",

@@ -75,7 +75,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Arc<Config>, log: LogHandle) -> anyhow::Result<()> {
-    let bound = doors::bind(&config.listeners, |_| false).map_err(|faults| anyhow!(faults.join("; ")))?;
+    let bound = doors::bind(&config.listeners, &[]).map_err(|faults| anyhow!(faults.join("; ")))?;
     let control = match &config.control_socket {
         Some(path) => {
             let bound = control::bind(path).with_context(|| format!("control_socket: {}", path.display()));

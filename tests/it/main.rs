@@ -37,6 +37,7 @@ mod proxy_protocol;
 mod raw;
 mod relay;
 mod reload;
+mod reload_doors;
 mod routing;
 mod tcp;
 mod tls;
