@@ -28,6 +28,7 @@ mod hand;
 mod hostile;
 mod idle;
 mod import;
+mod leaving;
 mod limits;
 mod live;
 mod main_job;
