@@ -34,6 +34,7 @@ mod live;
 mod main_job;
 mod methods;
 mod places;
+mod proxied_tls;
 mod proxy_protocol;
 mod raw;
 mod relay;
