@@ -76,7 +76,7 @@ pub struct AdminThread {
 struct Listening {
     address: BindAddress,
     local: SocketAddr,
-    /// To be passed to another process; holds the port as the accept loop does.
+    /// Beside the accept loop, to be passed to another process; holds the port as that does.
     socket: std::net::TcpListener,
     stop: CancellationToken,
 }
@@ -86,23 +86,34 @@ struct Listening {
 pub struct BoundHttp(Vec<(BindAddress, std::net::TcpListener)>);
 
 impl BoundHttp {
+    /// `open`: what is listened on now; what of it overlaps closes.
     fn bind<'a>(
         addresses: impl Iterator<Item = &'a BindAddress>,
+        open: &[Listening],
         inherited: &mut Inheritance,
     ) -> Result<Self, AdminError> {
-        let bound = addresses.map(|address| Ok((address.clone(), bind(address, inherited)?)));
+        let leaving = |address: &BindAddress| -> Vec<&std::net::TcpListener> {
+            let overlapping = open.iter().filter(|open| open.address.overlaps(address));
+            overlapping.map(|open| &open.socket).collect()
+        };
+        let bound =
+            addresses.map(|address| Ok((address.clone(), bind(address, &leaving(address), inherited)?)));
         bound.collect::<Result<_, _>>().map(Self)
     }
 }
 
 /// Binds an address, or takes what another process has bound there.
-fn bind(address: &BindAddress, inherited: &mut Inheritance) -> Result<std::net::TcpListener, AdminError> {
+fn bind(
+    address: &BindAddress,
+    leaving: &[&std::net::TcpListener],
+    inherited: &mut Inheritance,
+) -> Result<std::net::TcpListener, AdminError> {
     let bound = match inherited.take(address) {
         Some(inherited) => {
             let listener = std::net::TcpListener::from(inherited.socket);
             listener.set_nonblocking(true).map(|()| listener)
         }
-        None => serve::bind(address),
+        None => serve::bind_beside(address, leaving),
     };
     bound.map_err(|source| AdminError::Listen {
         address: address.clone(),
@@ -150,6 +161,7 @@ impl AdminThread {
         let is_new = |address: &&BindAddress| !self.listening.iter().any(|old| old.address == **address);
         BoundHttp::bind(
             config.addresses.iter().filter(is_new),
+            &self.listening,
             &mut Inheritance::default(),
         )
     }
@@ -262,9 +274,9 @@ pub fn spawn_thread_with(
     bounds: Bounds,
     inherited: &mut Inheritance,
 ) -> Result<AdminThread, AdminError> {
-    let bound = BoundHttp::bind(config.addresses.iter(), inherited)?;
+    let bound = BoundHttp::bind(config.addresses.iter(), &[], inherited)?;
     let agent = match &config.agent_check {
-        Some(check) => Some((check.clone(), bind(&check.address, inherited)?)),
+        Some(check) => Some((check.clone(), bind(&check.address, &[], inherited)?)),
         None => None,
     };
     let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));

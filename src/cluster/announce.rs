@@ -19,6 +19,16 @@ pub(super) struct Line {
     pub(super) text: String,
 }
 
+impl Line {
+    pub(super) fn log(&self, cluster: &str) {
+        if self.warning {
+            tracing::warn!(cluster, "{}", self.text);
+        } else {
+            tracing::info!(cluster, "{}", self.text);
+        }
+    }
+}
+
 /// What the log was told of the members that are down: no more than there are members.
 #[derive(Debug, Default)]
 pub(super) struct Announcer {

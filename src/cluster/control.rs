@@ -244,10 +244,8 @@ impl Control {
         for line in self.announcer.changes(old, &new, Instant::now()) {
             if shown.is_none() {
                 tracing::debug!(cluster = %new.cluster, "not in service yet: {}", line.text);
-            } else if line.warning {
-                tracing::warn!(cluster = %new.cluster, "{}", line.text);
             } else {
-                tracing::info!(cluster = %new.cluster, "{}", line.text);
+                line.log(&new.cluster);
             }
         }
         self.keep_probers(&new);

@@ -36,6 +36,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::account::Account;
+use self::announce::Announcer;
 use self::lookup::Lookups;
 pub use self::lookup::{Lookup, LookupError};
 pub use self::metrics::Metrics;
@@ -161,6 +162,10 @@ impl ClusterHandle {
         // Nobody else sets it.
         let _ = works.shown.set(Arc::clone(&self.shared.snapshots));
         self.shared.works.store(Arc::new(works));
+        // The successor has kept to itself what it saw before.
+        for line in Announcer::default().changes(&before, &snapshot, Instant::now()) {
+            line.log(&snapshot.cluster);
+        }
         self.shared.metrics.show(&before, &snapshot);
         if self.config().etcd.is_none() {
             self.shared.metrics.forget_watch(&snapshot.cluster);

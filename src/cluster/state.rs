@@ -28,7 +28,8 @@
 //! # Lag
 //!
 //! A standby is measured against where the leader has been seen. Beyond a route's limit it lags for that route until it
-//! is below the lower one; while its lag is not known it is not fit either.
+//! is below the lower one; while its lag is not known it is not fit either. In a standby cluster what its standby leader
+//! has received stands for the leader's position: how far behind the other cluster that is, nobody here can see.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Secret;
 use super::address::bind_address;
-use super::front::Place;
+use super::listener::{Place, Speaks};
 use super::material::Part;
 use super::model::{AgentCheck, AgentSubject};
 use super::schema;
@@ -41,7 +41,7 @@ pub(super) fn agent_check<'a>(http: &Section<'a>, places: &mut Vec<Place<'a>>) -
         .unwrap_or(AgentSubject::Router);
     let field = section.required("address")?;
     let address = bind_address(&field)?;
-    places.push(Place::written(address.clone(), field));
+    places.push(Place::written(address.clone(), field, Speaks::AgentCheck));
     Some(AgentCheck { address, about })
 }
 

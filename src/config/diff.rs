@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::material::Part;
-use super::model::{Cluster, Config, ServerTls, ServiceAccount};
+use super::model::{AgentCheck, Cluster, Config, Listener, ServerTls, ServiceAccount};
 use super::tree::{self, Node};
 
 /// One difference, by the key it stands under, as `listeners.NAME`.
@@ -132,6 +132,42 @@ impl Diff {
 }
 
 impl Config {
+    /// What a process that listens by `old` cannot take over in one step, a sentence each: an address from HTTP to a
+    /// listener or back, and the file of a Unix socket with another mode. The agent check stays where it began, at `agent`.
+    pub fn addresses_in_the_way(&self, old: &Self, agent: Option<&AgentCheck>) -> Vec<String> {
+        let mut in_the_way = Vec::new();
+        for listener in &self.listeners {
+            let address = &listener.address;
+            let http = old.http.addresses.iter();
+            if let Some(other) = http
+                .chain(agent.map(|agent| &agent.address))
+                .find(|other| address.overlaps(other))
+            {
+                in_the_way.push(format!(
+                    "listener {}: on {other} this process answers HTTP or the agent check itself: move that first, by a \
+                     reload of its own (the agent check by a restart)",
+                    listener.name
+                ));
+            }
+            let same_file = |other: &&Listener| other.address != *address && other.address.overlaps(address);
+            if address.port().is_none() && old.listeners.iter().any(|other| same_file(&other)) {
+                in_the_way.push(format!(
+                    "listener {}: the mode of {address} needs a restart, or a reload by way of another path",
+                    listener.name
+                ));
+            }
+        }
+        for address in &self.http.addresses {
+            if let Some(other) = old.listeners.iter().find(|other| other.address.overlaps(address)) {
+                in_the_way.push(format!(
+                    "http: on {} this process has listener {}: move that first, by a reload of its own",
+                    other.address, other.name
+                ));
+            }
+        }
+        in_the_way
+    }
+
     /// How much of the cluster `name` is different from `old`'s. The verifiers' query belongs to its look-ups.
     pub fn cluster_change(&self, old: &Self, name: &str) -> ClusterChange {
         let (Some(before), Some(now)) = (old.clusters.get(name), self.clusters.get(name)) else {

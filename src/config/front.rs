@@ -1,35 +1,30 @@
-//! Everything but `clusters`: from the tree to the model.
+//! What has no file of its own: from the tree to the model.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use indexmap::IndexMap;
 use rustls::SupportedProtocolVersion;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::{TLS12, TLS13};
 
-use super::access;
-use super::address::{self, bind_address, overlap};
+use super::address::{self, bind_address};
 use super::administration;
-use super::cluster::{Draft, hours, minutes, ms, secs};
-use super::entry::{self, Entry};
+use super::cluster::{Draft, hours, ms, secs};
+use super::entry;
 use super::fitness;
 use super::keys::{self, Unlock};
+use super::listener::{Place, Speaks, check_peer};
 use super::model::{
-    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Listener, ListenerMode, ListenerTls, Log,
-    LogFormat, LogLevel, Peer, Peers, RateLimit, Route, ServedCertificate, Shutdown, Verifiers,
+    Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Log, LogFormat, LogLevel, Peer, Peers,
+    Route, ServedCertificate, Shutdown,
 };
 use super::route;
-use super::route::OnLeader;
 use super::schema;
 use super::section::{Field, Section, report_repeated};
 
-/// Ships with `config/`: a `SECURITY DEFINER` function that gives a user's name and verifier.
-const DEFAULT_QUERY: &str = "SELECT * FROM trunkline.user_lookup($1)";
-const MAX_LISTENERS: usize = 256;
 const MAX_CERTIFICATES: usize = 64;
 const MAX_PEERS: usize = 64;
-const MAX_CLIENTS: u32 = 1_000_000;
+pub(super) const MAX_CLIENTS: u32 = 1_000_000;
 static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 static NEWEST: &[&SupportedProtocolVersion] = &[&TLS13];
 /// Half of what HMAC-SHA-256 can use; shorter ones can be guessed.
@@ -111,122 +106,20 @@ fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVer
     }
 }
 
-pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
-    let section = root.section("auth", &schema::AUTH);
-    let users_file = section.field("users_file");
-    let query = section.field("query");
-    let cache_ttl = section.field("cache_ttl");
-    if let (Some(_), Some(query)) = (&users_file, &query) {
-        query.fault("stands beside `users_file`; remove one of them");
-    }
-    let ttl = cache_ttl
-        .as_ref()
-        .and_then(|field| field.duration(ms(0), hours(24)))
-        .unwrap_or(secs(60));
-    let login_timeout = section
-        .field("login_timeout")
-        .and_then(|field| field.duration(ms(100), minutes(10)))
-        .unwrap_or(secs(60));
-    let rate_limit = rate_limit(&section, login_timeout);
-    let verifiers = if let Some(field) = users_file {
-        if let Some(field) = cache_ttl {
-            field.fault("has no effect with `users_file`");
-        }
-        field
-            .users_file()
-            .map(|(path, contents)| Verifiers::UsersFile { path, contents })
-    } else {
-        let sql = match query {
-            Some(field) => verifier_query(&field),
-            None => Some(DEFAULT_QUERY.to_owned()),
-        };
-        sql.map(|sql| Verifiers::Query { sql, cache_ttl: ttl })
-    };
-    let hba_file = section.field("hba_file");
-    let ident_file = section.field("ident_file");
-    if let (None, Some(field)) = (&hba_file, &ident_file) {
-        field.fault("needs `hba_file` beside it, whose rules name the maps");
-    }
-    let ldap_roots = section.field("ldap_ca_file").and_then(|field| field.roots());
-    Some(Auth {
-        verifiers: verifiers?,
-        login_timeout,
-        rate_limit,
-        hba_file: hba_file.and_then(|field| field.path()),
-        ident_file: ident_file.and_then(|field| field.path()),
-        ldap_roots,
-        server_credentials: access::server_credentials(&section).into(),
-    })
+/// What listeners need to know of `routes`.
+pub(super) struct Routes<'a> {
+    pub(super) models: IndexMap<String, Arc<Route>>,
+    pub(super) names: Names<'a>,
+    /// `client_address`, by the route that has it.
+    pub(super) client_addresses: Vec<(&'a str, Field<'a>)>,
 }
 
-fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
-    let section = auth.section("rate_limit", &schema::RATE_LIMIT);
-    let failures = section
-        .field("failures")
-        .and_then(|field| field.number(0, 1000))
-        .unwrap_or(5);
-    if failures == 0 {
-        for key in ["delay", "max_delay", "refuse_after", "refuse_for"] {
-            if let Some(field) = section.field(key) {
-                field.fault("has no effect with `failures: 0`");
-            }
-        }
-    }
-    let delay_field = section.field("delay");
-    let delay = delay_field
-        .as_ref()
-        .and_then(|field| field.duration(ms(0), minutes(1)));
-    // An attempt that waited longer than its login may take could never begin.
-    let longest = login_timeout / 2;
-    let max_field = section.field("max_delay");
-    let max_delay = match max_field
-        .as_ref()
-        .and_then(|field| field.duration(ms(1), minutes(5)))
-    {
-        Some(max_delay) => {
-            if let Some(field) = max_field.filter(|_| max_delay > longest) {
-                field.fault("must not be longer than half of `auth.login_timeout`");
-            }
-            max_delay
-        }
-        None => delay.unwrap_or_default().max(secs(8)).min(longest),
-    };
-    if let Some(field) = delay_field.filter(|_| delay.is_some_and(|delay| delay > max_delay)) {
-        field.fault("must not be longer than `max_delay`, nor than half of `auth.login_timeout`");
-    }
-    let refuse_field = section.field("refuse_after");
-    let refuse_after = refuse_field.as_ref().and_then(|field| field.number(1, 10_000));
-    if let Some(field) = refuse_field.filter(|_| refuse_after.is_some_and(|after| after < failures)) {
-        field.fault("must not be less than `failures`");
-    }
-    RateLimit {
-        failures,
-        delay: delay.unwrap_or(ms(250)).min(max_delay),
-        max_delay,
-        refuse_after: refuse_after.unwrap_or(failures.max(20)),
-        refuse_for: section
-            .field("refuse_for")
-            .and_then(|field| field.duration(secs(1), hours(24)))
-            .unwrap_or(minutes(1)),
-    }
-}
-
-fn verifier_query(field: &Field<'_>) -> Option<String> {
-    let sql = field.text()?;
-    if !sql.contains("$1") {
-        field.fault("must contain `$1`, which stands for the user's name");
-        return None;
-    }
-    Some(sql.to_owned())
-}
-
-/// The routes, and the names that listeners may refer to.
 pub(super) fn routes<'a>(
     root: &Section<'a>,
     clusters: &Names<'_>,
     drafts: &[Draft],
     auth: Option<&Auth>,
-) -> (IndexMap<String, Arc<Route>>, Names<'a>) {
+) -> Routes<'a> {
     let first = clusters.as_ref().and_then(|names| names.first().copied());
     let mut routes = IndexMap::new();
     let mut add = |route: Route| routes.insert(route.name.to_string(), Arc::new(route));
@@ -234,8 +127,13 @@ pub(super) fn routes<'a>(
         let cluster = first.unwrap_or_default();
         add(Route::read_write("read-write", cluster));
         add(Route::read_only("read-only", cluster));
-        return (routes, Some(vec!["read-write", "read-only"]));
+        return Routes {
+            models: routes,
+            names: Some(vec!["read-write", "read-only"]),
+            client_addresses: Vec::new(),
+        };
     };
+    let mut client_addresses = Vec::new();
     let named = field.named();
     for (name, field) in &named {
         let section = field.section(&schema::ROUTE);
@@ -249,6 +147,7 @@ pub(super) fn routes<'a>(
         if let Some(field) = section.field("resume") {
             let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
         }
+        client_addresses.extend(section.field("client_address").map(|field| (*name, field)));
         let route = route::read(&section, name, cluster, is_fixed, is_bounded, auth);
         let probe_interval = drafts
             .iter()
@@ -264,11 +163,15 @@ pub(super) fn routes<'a>(
         }
     }
     let names = (!named.is_empty()).then(|| named.into_iter().map(|(name, _)| name).collect());
-    (routes, names)
+    Routes {
+        models: routes,
+        names,
+        client_addresses,
+    }
 }
 
 /// A name that must be one of `names`; with `None` they are unknown, and any will do.
-fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a str> {
+pub(super) fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a str> {
     let name = field.name()?;
     match names {
         Some(names) if !names.contains(&name) => {
@@ -279,173 +182,6 @@ fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) -> Option<&'a
             None
         }
         _ => Some(name),
-    }
-}
-
-pub(super) fn listeners<'a>(
-    root: &Section<'a>,
-    (routes, models): (&Names<'_>, &IndexMap<String, Arc<Route>>),
-    tls: Option<&ClientTls>,
-    places: &mut Vec<Place<'a>>,
-) -> Vec<Listener> {
-    // A certificate that is written and faulty is one fault, not one for each listener.
-    let can_tls = tls.is_some() || root.has("tls");
-    let plain = if can_tls {
-        ListenerTls::Optional
-    } else {
-        ListenerTls::Off
-    };
-    let Some(field) = root.field("listeners") else {
-        let defaults = [("read-write", 6432), ("read-only", 6433)];
-        if let Some(missing) = defaults
-            .iter()
-            .find(|(name, _)| routes.as_ref().is_some_and(|routes| !routes.contains(name)))
-        {
-            let name = missing.0;
-            root.fault(format!(
-                "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
-            ));
-        }
-        places.extend(defaults.map(|(name, port)| Place::default(port, &format!("listener {name}"))));
-        return defaults
-            .map(|(name, port)| Listener {
-                name: Arc::from(name),
-                address: BindAddress::Any { port },
-                route: Arc::from(name),
-                mode: ListenerMode::default(),
-                tls: plain,
-                max_clients: 0,
-                entry: Entry::default(),
-            })
-            .into();
-    };
-    let (mut names, mut listeners) = (Vec::new(), Vec::new());
-    for field in field.list(MAX_LISTENERS) {
-        let section = field.section(&schema::LISTENER);
-        let name = section
-            .required("name")
-            .and_then(|field| field.name().map(|name| (name, field)));
-        let address = section
-            .required("address")
-            .and_then(|field| listen_address(&section, &field).map(|address| (address, field)));
-        let route = section
-            .required("route")
-            .and_then(|field| reference(&field, routes, "route"));
-        let mode = listener_mode(&section);
-        let on_leader = route.and_then(|name| models.get(name).map(|route| route.read_only_on_leader));
-        if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
-            (mode, on_leader, section.field("mode"))
-        {
-            field.fault_with(
-                "cannot be `tcp` where the route has `read_only_on_leader: enforced`: the client logs in as itself",
-                "use `mode: postgres`, or another route",
-            );
-        }
-        let max_clients = section
-            .field("max_clients")
-            .and_then(|field| field.number(0, MAX_CLIENTS));
-        if let Some((name, field)) = &name {
-            names.push((*name, field.clone()));
-        }
-        if let Some((address, field)) = &address {
-            places.push(Place::written(address.clone(), field.clone()));
-        }
-        let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
-        let tls = if mode == ListenerMode::Tcp {
-            no_tls(&section)
-        } else if is_local {
-            local_tls(&section)
-        } else {
-            listener_tls(&section, can_tls)
-        };
-        let entry = entry::read(&section, is_local);
-        let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
-            continue;
-        };
-        listeners.push(Listener {
-            name: Arc::from(name),
-            address,
-            route: Arc::from(route),
-            mode,
-            tls,
-            max_clients: max_clients.unwrap_or(0),
-            entry,
-        });
-    }
-    report_repeated(&names, "name");
-    listeners
-}
-
-/// A Unix socket too, unlike for HTTP.
-fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddress> {
-    let mode = listener.field("socket_mode");
-    if address::is_path(field) {
-        let path = address::socket_path(field);
-        let mode = match mode {
-            Some(field) => address::socket_mode(&field),
-            None => Some(0o777),
-        };
-        return path
-            .zip(mode)
-            .map(|(path, mode)| BindAddress::Unix { path, mode });
-    }
-    if let Some(field) = mode {
-        field.fault("has no effect: `address` is not the path of a Unix socket");
-    }
-    bind_address(field)
-}
-
-fn listener_mode(listener: &Section<'_>) -> ListenerMode {
-    let words = [
-        ("postgres", Some(ListenerMode::Postgres)),
-        ("tcp", Some(ListenerMode::Tcp)),
-    ];
-    let asked = listener.field("mode").and_then(|field| field.one_of(&words));
-    asked.unwrap_or_default()
-}
-
-/// The servers decide, with their own certificates and `pg_hba.conf`.
-fn no_tls(listener: &Section<'_>) -> ListenerTls {
-    if let Some(field) = listener.field("tls") {
-        field.fault_with(
-            "has no effect with `mode: tcp`: TLS is between the client and the server",
-            "remove it; what the servers ask for is in their `ssl` and pg_hba.conf",
-        );
-    }
-    ListenerTls::Off
-}
-
-/// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.
-fn local_tls(listener: &Section<'_>) -> ListenerTls {
-    let words = [
-        ("off", Some(ListenerTls::Off)),
-        ("optional", Some(ListenerTls::Optional)),
-        ("required", Some(ListenerTls::Required)),
-    ];
-    if let Some(field) = listener.field("tls")
-        && field.one_of(&words) == Some(ListenerTls::Required)
-    {
-        field.fault("`required` cannot be had on a Unix socket, which offers no TLS");
-    }
-    ListenerTls::Off
-}
-
-/// Without a certificate `optional` offers none, which is `off`: one case less for the rest of the program.
-fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
-    let field = section.field("tls");
-    let words = [
-        ("off", Some(ListenerTls::Off)),
-        ("optional", Some(ListenerTls::Optional)),
-        ("required", Some(ListenerTls::Required)),
-    ];
-    let asked = field.as_ref().and_then(|field| field.one_of(&words));
-    match (asked.unwrap_or(ListenerTls::Optional), field) {
-        (ListenerTls::Required, Some(field)) if !can_tls => {
-            field.fault("`required` needs a certificate in `tls.certificates`");
-            ListenerTls::Required
-        }
-        (ListenerTls::Optional, _) if !can_tls => ListenerTls::Off,
-        (asked, _) => asked,
     }
 }
 
@@ -464,11 +200,11 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         for field in fields {
             if let Some(address) = bind_address(&field) {
                 addresses.push(address.clone());
-                places.push(Place::written(address, field));
+                places.push(Place::written(address, field, Speaks::Http));
             }
         }
     } else {
-        places.push(Place::default(6434, "http.address"));
+        places.push(Place::default(6434, "http.address", Speaks::Http));
         addresses.push(BindAddress::Any { port: 6434 });
     }
     let proxy_protocol = entry::proxy_protocol(&section, &schema::HTTP_PROXY_PROTOCOL);
@@ -503,51 +239,6 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
     }
 }
 
-/// A socket that will be bound, and where the file asks for it; `None` for a default.
-pub(super) struct Place<'a> {
-    address: BindAddress,
-    field: Option<Field<'a>>,
-    what: String,
-}
-
-impl<'a> Place<'a> {
-    pub(super) fn written(address: BindAddress, field: Field<'a>) -> Self {
-        Self {
-            address,
-            what: field.path.clone(),
-            field: Some(field),
-        }
-    }
-
-    fn default(port: u16, what: &str) -> Self {
-        Self {
-            address: BindAddress::Any { port },
-            what: format!("the default of {what}"),
-            field: None,
-        }
-    }
-}
-
-/// Two sockets on one address: the second could not be bound.
-pub(super) fn check_addresses(places: &[Place<'_>]) {
-    for (index, place) in places.iter().enumerate() {
-        let Some(first) = places[..index]
-            .iter()
-            .find(|first| overlap(&first.address, &place.address))
-        else {
-            continue;
-        };
-        // Defaults do not overlap each other, so one of the two is written.
-        let (written, other) = match &place.field {
-            Some(field) => (Some(field), first),
-            None => (first.field.as_ref(), place),
-        };
-        if let Some(field) = written {
-            field.fault(format!("overlaps {}, {}", other.what, other.address));
-        }
-    }
-}
-
 pub(super) fn limits(root: &Section<'_>) -> Limits {
     let section = root.section("limits", &schema::LIMITS);
     let number = |key, least, most| section.field(key).and_then(|field| field.number(least, most));
@@ -561,7 +252,8 @@ pub(super) fn limits(root: &Section<'_>) -> Limits {
     }
 }
 
-pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
+/// `places`: where this router listens.
+pub(super) fn peers(root: &Section<'_>, places: &[Place<'_>]) -> Option<Peers> {
     let section = root.section("peers", &schema::PEERS);
     if !section.present() {
         return None;
@@ -569,7 +261,7 @@ pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
     let secret = section
         .required("secret_file")
         .and_then(|field| field.secret_file(LEAST_PEER_SECRET));
-    let (mut names, mut places, mut members) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut names, mut addresses, mut members) = (Vec::new(), Vec::new(), Vec::new());
     for field in section
         .required("members")
         .map(|field| field.list(MAX_PEERS))
@@ -579,14 +271,16 @@ pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
         let name = section
             .required("name")
             .and_then(|field| field.name().map(|name| (name, field)));
-        let address = section
-            .required("address")
-            .and_then(|field| address::host_and_port(&field));
+        let address = section.required("address").and_then(|field| {
+            let (host, port) = address::host_and_port(&field)?;
+            check_peer(&field, (&host, port), places);
+            Some((host, port))
+        });
         if let Some((name, field)) = &name {
             names.push((*name, field.clone()));
         }
         if let (Some((name, _)), Some((host, port))) = (name, address) {
-            places.push(((host.clone(), port), field));
+            addresses.push(((host.clone(), port), field));
             members.push(Peer {
                 name: name.to_owned(),
                 host,
@@ -595,7 +289,7 @@ pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
         }
     }
     report_repeated(&names, "name");
-    report_repeated(&places, "address");
+    report_repeated(&addresses, "address");
     Some(Peers {
         secret: secret?,
         members,

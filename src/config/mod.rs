@@ -13,6 +13,7 @@
 mod access;
 mod address;
 mod administration;
+mod authentication;
 mod cluster;
 mod command;
 mod control;
@@ -24,6 +25,7 @@ mod files;
 mod fitness;
 mod front;
 mod keys;
+mod listener;
 mod material;
 pub mod model;
 mod placement;
@@ -274,11 +276,11 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     let names = (!names.is_empty()).then_some(names);
     let mut places = Vec::new();
     let tls = context.within(Part::Tls, || front::client_tls(&root));
-    let auth = context.within(Part::Auth, || front::auth(&root));
-    let (routes, route_names) = front::routes(&root, &names, &clusters, auth.as_ref());
-    let listeners = front::listeners(&root, (&route_names, &routes), tls.as_ref(), &mut places);
+    let auth = context.within(Part::Auth, || authentication::auth(&root));
+    let routes = front::routes(&root, &names, &clusters, auth.as_ref());
+    let listeners = listener::listeners(&root, &routes, tls.as_ref(), &mut places);
     let http = context.within(Part::Http, || front::http(&root, &mut places));
-    front::check_addresses(&places);
+    listener::check_addresses(&places);
     if let Some(auth) = &auth {
         context.within(Part::Auth, || {
             access::check_cluster_certificates(&root, auth, &clusters);
@@ -288,12 +290,12 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
         clusters,
         tls,
         auth,
-        routes,
+        routes: routes.models,
         listeners,
         http,
         console: access::console(&root),
         limits: front::limits(&root),
-        peers: front::peers(&root),
+        peers: front::peers(&root, &places),
         log: front::log(&root),
         shutdown: front::shutdown(&root),
         workers: front::workers(&root),

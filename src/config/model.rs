@@ -11,6 +11,7 @@ use indexmap::IndexMap;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
+use super::address;
 use super::entry::{Entry, ProxyProtocol};
 use super::etcd::Etcd;
 use super::fitness::{MaxLag, OnUnfit};
@@ -542,6 +543,11 @@ pub struct Shutdown {
 }
 
 impl BindAddress {
+    /// Whether nobody can listen on both at once, as on `*:6432` and `127.0.0.1:6432`.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        address::overlap(self, other)
+    }
+
     /// `None` for a Unix socket.
     pub fn port(&self) -> Option<u16> {
         match self {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::local::{self, Ours, SocketFile};
+use super::overlap::beside;
 use super::{ClientAddress, PeerProcess};
 use crate::config::BindAddress;
 
@@ -75,6 +76,21 @@ impl Handle {
     pub fn release(&self) {
         if let Some(file) = &self.file {
             file.release();
+        }
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            BoundSocket::Tcp(socket) => socket.as_fd(),
+            BoundSocket::Unix(_, socket) => socket.as_fd(),
         }
     }
 }
@@ -184,6 +200,18 @@ pub enum ClientSocket {
 /// # Errors
 /// `AddrInUse` where another program listens; what the kernel says otherwise.
 pub fn bind(address: &BindAddress) -> io::Result<Bound> {
+    bind_as(address, false)
+}
+
+/// As [`bind`], where `leaving`, which is about to be closed, listens on an address that overlaps.
+///
+/// # Errors
+/// As [`bind`]; `leaving` listens as before.
+pub fn bind_beside(address: &BindAddress, leaving: &[&Handle]) -> io::Result<Bound> {
+    beside(leaving, |shares| bind_as(address, shares))
+}
+
+fn bind_as(address: &BindAddress, shares: bool) -> io::Result<Bound> {
     let socket = match *address {
         BindAddress::Unix { ref path, mode } => {
             let (file, socket) = local::listen_on(path, mode, BACKLOG)?;
@@ -192,13 +220,15 @@ pub fn bind(address: &BindAddress) -> io::Result<Bound> {
                 address: address.clone(),
             });
         }
-        BindAddress::Ip(ip) => listen_on(ip, false)?,
-        BindAddress::Any { port } => match listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true) {
-            Err(error) if no_ipv6(&error) => {
-                listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false)?
+        BindAddress::Ip(ip) => listen_on(ip, false, shares)?,
+        BindAddress::Any { port } => {
+            match listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true, shares) {
+                Err(error) if no_ipv6(&error) => {
+                    listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false, shares)?
+                }
+                bound => bound?,
             }
-            bound => bound?,
-        },
+        }
     };
     Ok(Bound {
         socket: BoundSocket::Tcp(socket),
@@ -231,21 +261,22 @@ impl Bound {
     /// # Errors
     /// There is no descriptor left.
     pub fn handle(&self) -> io::Result<Handle> {
-        let (socket, file) = match &self.socket {
-            BoundSocket::Tcp(socket) => (socket.as_fd(), None),
-            BoundSocket::Unix(file, socket) => (socket.as_fd(), Some(file.ours())),
+        let file = match &self.socket {
+            BoundSocket::Tcp(_) => None,
+            BoundSocket::Unix(file, _) => Some(file.ours()),
         };
         Ok(Handle {
             address: self.address.clone(),
-            socket: socket.try_clone_to_owned()?,
+            socket: self.as_fd().try_clone_to_owned()?,
             file,
         })
     }
 }
 
-fn listen_on(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpListener> {
+fn listen_on(address: SocketAddr, dual_stack: bool, shares: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shares)?;
     if address.is_ipv6() {
         socket.set_only_v6(!dual_stack)?;
     }

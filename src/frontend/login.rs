@@ -15,22 +15,23 @@ use super::tls::TlsFacts;
 use super::{ClientAddress, ClientStream, interfaces, resolve};
 use crate::auth::Identity;
 use crate::auth::credentials::{Proof, ServerLogin};
-use crate::auth::guard::By;
 use crate::auth::lookup::Answer;
 use crate::auth::rules::{
     ClientCertificate, Decision, Facts, HostName, Interface, Known, Memberships, Method, Need, Origin, Rule,
     Step,
 };
-use crate::auth::scram::{self, MockSecret, ScramFault};
+use crate::auth::scram::{self, MockSecret};
 use crate::cluster::{ClusterHandle, LookupError};
 use crate::wire::frame::{self, Frame};
-use crate::wire::message::{self, ErrorReply};
-use crate::wire::sqlstate::SqlState;
+use crate::wire::message;
 use crate::wire::startup::StartupPacket;
 
+mod fault;
 mod name;
 mod password;
 mod sasl;
+
+pub use fault::{LoginFault, Offence};
 
 /// The longest password there is, its end, and the length word. Some cloud providers' tokens come near it (case 25);
 /// PostgreSQL itself reads five bytes less.
@@ -62,193 +63,6 @@ impl Authenticated {
     pub fn into_parts(self) -> (Option<ServerLogin>, BytesMut) {
         (self.server_login, self.welcome)
     }
-}
-
-/// Why a login came to nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum LoginFault {
-    /// After our request for a password: psql does so to ask its user, balancers to see that we are there.
-    #[error("hung up")]
-    HungUp,
-    #[error("{}", .0.message)]
-    TooMany(ErrorReply),
-    #[error("{}", .0.message)]
-    Unavailable(ErrorReply),
-    /// Another limit, with its label in metrics.
-    #[error("{}", .1.message)]
-    Limit(&'static str, ErrorReply),
-    /// After too many failed logins from its address, or as its user.
-    #[error("{}", .1.message)]
-    RateLimited(By, ErrorReply),
-    #[error("no authentication rule matches")]
-    NoRule(ErrorReply),
-    #[error("a rule rejects it")]
-    Rejected(ErrorReply),
-    #[error("{0}")]
-    Scram(ScramFault),
-    /// A wrong password, an unknown user, a user without a password: told apart in the log only, by this text.
-    #[error("password authentication failed: {0}")]
-    WrongPassword(&'static str),
-    #[error("an empty password")]
-    EmptyPassword,
-    #[error("no client certificate")]
-    NoCertificate,
-    /// A certificate for somebody else, under a rule with this method.
-    #[error("{1}")]
-    Certificate(&'static str, String),
-    #[error("{0}")]
-    Peer(String),
-    #[error("LDAP: {0}")]
-    Ldap(String),
-    /// The directory cannot be asked.
-    #[error("LDAP: {0}")]
-    Directory(String),
-    /// The rule let it in, and the servers would not: what was checked at the start no longer holds.
-    #[error("authenticated, but there is nothing to log into the servers with")]
-    NoServerLogin,
-    #[error("protocol violation: {0}")]
-    Protocol(String),
-    #[error("the look-up of the verifier failed: {0}")]
-    Lookup(LookupError),
-    /// A proof that does not fit what was remembered, while nobody can confirm that.
-    #[error("the password does not fit a remembered answer, which could not be confirmed")]
-    Unconfirmed,
-    #[error("login took too long")]
-    Timeout,
-}
-
-/// What a failed login says of the client, for the limits on guessing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Offence {
-    /// It gave a proof, and that was wrong. An unknown user's always is.
-    Proof,
-    /// It did not keep to the protocol, or its proof fits nothing that could be confirmed: whoever can make look-ups slow
-    /// must not guess without bounds, and no user may be locked out by it.
-    Garbage,
-}
-
-impl LoginFault {
-    /// `None` where the client has shown nothing wrong: an outage, a limit, a rule that lets nobody prove anything,
-    /// one that hung up or fell silent when it was asked for a password.
-    pub fn offence(&self) -> Option<Offence> {
-        match self {
-            Self::Scram(fault) if fault.is_wrong_password() => Some(Offence::Proof),
-            Self::WrongPassword(_)
-            | Self::EmptyPassword
-            | Self::Certificate(..)
-            | Self::Peer(_)
-            | Self::Ldap(_) => Some(Offence::Proof),
-            Self::Scram(_) | Self::Protocol(_) | Self::Unconfirmed => Some(Offence::Garbage),
-            Self::HungUp
-            | Self::TooMany(_)
-            | Self::Unavailable(_)
-            | Self::Limit(..)
-            | Self::RateLimited(..)
-            | Self::NoRule(_)
-            | Self::Rejected(_)
-            | Self::NoCertificate
-            | Self::Directory(_)
-            | Self::NoServerLogin
-            | Self::Lookup(_)
-            | Self::Timeout => None,
-        }
-    }
-
-    /// The label in metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::HungUp => "hung_up",
-            Self::TooMany(_) => "too_many",
-            Self::Limit(label, _) => label,
-            Self::Unavailable(_) => "unavailable",
-            Self::RateLimited(By::Address, _) => "rate_limit_address",
-            Self::RateLimited(By::User, _) => "rate_limit_user",
-            Self::NoRule(_) => "no_rule",
-            Self::Rejected(_) => "rejected",
-            Self::Scram(fault) if fault.is_wrong_password() => "password",
-            Self::WrongPassword(_) | Self::EmptyPassword => "password",
-            Self::NoCertificate | Self::Certificate(..) => "certificate",
-            Self::Peer(_) => "peer",
-            Self::Ldap(_) => "ldap",
-            Self::Directory(_) => "directory",
-            Self::NoServerLogin => "no_server_login",
-            Self::Scram(_) | Self::Protocol(_) => "protocol",
-            Self::Lookup(_) | Self::Unconfirmed => "lookup",
-            Self::Timeout => "timeout",
-        }
-    }
-
-    /// What the client is told. An unknown user and a wrong password read the same.
-    pub fn reply(&self, user: &[u8]) -> Option<ErrorReply> {
-        match self {
-            Self::HungUp => None,
-            Self::TooMany(reply)
-            | Self::Unavailable(reply)
-            | Self::Limit(_, reply)
-            | Self::RateLimited(_, reply)
-            | Self::NoRule(reply)
-            | Self::Rejected(reply) => Some(reply.clone()),
-            Self::Scram(fault) => Some(fault.reply(user)),
-            Self::WrongPassword(_) => Some(scram::password_failed(user)),
-            Self::EmptyPassword => Some(ErrorReply::fatal(
-                SqlState::INVALID_PASSWORD,
-                "empty password returned by client",
-            )),
-            Self::NoCertificate => Some(
-                ErrorReply::fatal(
-                    SqlState::INVALID_AUTHORIZATION,
-                    "connection requires a valid client certificate",
-                )
-                .hint("Give the client a certificate and its key: sslcert and sslkey."),
-            ),
-            // As the method's own failure, whatever it was that failed.
-            Self::Certificate(method, _) => Some(match *method {
-                "password" | "md5" | "scram-sha-256" => scram::password_failed(user),
-                "ldap" => failed("LDAP", user),
-                "trust" => failed("\"trust\"", user),
-                _ => failed("certificate", user),
-            }),
-            Self::Peer(_) => Some(failed("Peer", user)),
-            Self::Ldap(_) => Some(failed("LDAP", user)),
-            Self::Directory(_) => Some(
-                ErrorReply::fatal(
-                    SqlState::CANNOT_CONNECT_NOW,
-                    "the connection manager cannot ask the LDAP directory at the moment",
-                )
-                .hint("Try again in a moment. The connection manager's log says why."),
-            ),
-            Self::NoServerLogin => Some(
-                ErrorReply::fatal(
-                    SqlState::INVALID_AUTHORIZATION,
-                    "the connection manager has no credential to log into the servers as this user",
-                )
-                .hint("Its operator has to add one to auth.server_credentials."),
-            ),
-            Self::Protocol(what) => Some(ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, what.clone())),
-            Self::Lookup(_) | Self::Unconfirmed => Some(
-                ErrorReply::fatal(
-                    SqlState::CANNOT_CONNECT_NOW,
-                    "the connection manager cannot look up passwords at the moment",
-                )
-                .hint("Try again in a moment. The connection manager's log says why the look-up fails."),
-            ),
-            Self::Timeout => Some(ErrorReply::fatal(
-                SqlState::QUERY_CANCELED,
-                "canceling authentication due to timeout",
-            )),
-        }
-    }
-}
-
-/// As PostgreSQL words it; why is for the log only.
-fn failed(method: &str, user: &[u8]) -> ErrorReply {
-    ErrorReply::fatal(
-        SqlState::INVALID_AUTHORIZATION,
-        format!(
-            "{method} authentication failed for user \"{}\"",
-            String::from_utf8_lossy(user)
-        ),
-    )
 }
 
 /// What a client gets once it is in.
@@ -606,7 +420,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::auth::credentials::ServerCredentials;
+    use crate::auth::scram::ScramFault;
     use crate::config::{Secret, ServerSecret};
+    use crate::wire::sqlstate::SqlState;
 
     /// Of a message that somebody else holds as well, no byte can be wiped.
     #[tokio::test]

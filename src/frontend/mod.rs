@@ -15,6 +15,7 @@ pub mod listen;
 mod local;
 pub mod login;
 pub mod opening;
+pub(crate) mod overlap;
 pub mod peer;
 pub mod proxy;
 pub mod resolve;

@@ -46,13 +46,10 @@ impl Doors {
         }
     }
 
-    /// Binds what is not open yet, or says what could not be bound.
+    /// Binds what is not open yet, also where it overlaps what is about to close; or says what could not be bound.
     pub(super) fn bind(&self, listeners: &[Listener]) -> Result<Vec<(Bound, Handle)>, Vec<String>> {
-        bind(
-            listeners,
-            |address| self.is_open(address),
-            &mut Inheritance::default(),
-        )
+        let open: Vec<&Handle> = self.open.iter().map(|open| &open.handle).collect();
+        bind(listeners, &open, &mut Inheritance::default())
     }
 
     /// The sockets, for another process to listen on as well.
@@ -68,10 +65,6 @@ impl Doors {
         for open in &self.open {
             open.handle.release();
         }
-    }
-
-    fn is_open(&self, address: &BindAddress) -> bool {
-        self.open.iter().any(|open| open.address == *address)
     }
 
     /// Opens what was bound, gives those that are open their new gates, and closes what is not among `places`. Sessions
@@ -134,13 +127,19 @@ impl Doors {
 /// not be bound.
 pub(super) fn bind(
     listeners: &[Listener],
-    is_open: impl Fn(&BindAddress) -> bool,
+    open: &[&Handle],
     inherited: &mut Inheritance,
 ) -> Result<Vec<(Bound, Handle)>, Vec<String>> {
     let mut bound = Vec::new();
     let mut faults = Vec::new();
-    for listener in listeners.iter().filter(|listener| !is_open(&listener.address)) {
-        match with_handle(&listener.address, inherited) {
+    let is_open = |listener: &&Listener| open.iter().any(|open| open.address == listener.address);
+    for listener in listeners.iter().filter(|listener| !is_open(listener)) {
+        // What overlaps this one is not among `listeners`, so it closes. A Unix socket's file is another matter.
+        let overlapping = open
+            .iter()
+            .filter(|open| listener.address.port().is_some() && open.address.overlaps(&listener.address));
+        let leaving: Vec<&Handle> = overlapping.copied().collect();
+        match with_handle(&listener.address, &leaving, inherited) {
             Ok(socket) => bound.push(socket),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 faults.push(format!(
@@ -158,10 +157,14 @@ pub(super) fn bind(
 }
 
 /// Binds one address, or takes what is bound there.
-pub(super) fn with_handle(address: &BindAddress, inherited: &mut Inheritance) -> io::Result<(Bound, Handle)> {
+pub(super) fn with_handle(
+    address: &BindAddress,
+    leaving: &[&Handle],
+    inherited: &mut Inheritance,
+) -> io::Result<(Bound, Handle)> {
     let bound = match inherited.take(address) {
         Some(inherited) => listen::adopt(address, inherited)?,
-        None => listen::bind(address)?,
+        None => listen::bind_beside(address, leaving)?,
     };
     let handle = bound.handle()?;
     Ok((bound, handle))

@@ -115,11 +115,11 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         mut inherited,
         mut taken,
     } = begin;
-    let bound = doors::bind(&config.listeners, |_| false, &mut inherited)
-        .map_err(|faults| anyhow!(faults.join("; ")))?;
+    let bound =
+        doors::bind(&config.listeners, &[], &mut inherited).map_err(|faults| anyhow!(faults.join("; ")))?;
     let control = match &config.control_socket {
         Some(path) => {
-            let bound = doors::with_handle(&control::address(path), &mut inherited);
+            let bound = doors::with_handle(&control::address(path), &[], &mut inherited);
             Some(bound.with_context(|| format!("control_socket: {}", path.display()))?)
         }
         None => None,

@@ -105,6 +105,10 @@ impl Service {
         new: &Arc<Config>,
         started: &Config,
     ) -> Result<(), Vec<String>> {
+        let in_the_way = new.addresses_in_the_way(old, started.http.agent_check.as_ref());
+        if !in_the_way.is_empty() {
+            return Err(in_the_way);
+        }
         let (config, shared) = (Arc::clone(new), Arc::clone(&self.shared));
         let access = spawn_blocking(move || Access::load(&config.auth, Around::of(&config), &shared.mock));
         let access = match access.await {

@@ -11,12 +11,12 @@ use super::cluster::{Cluster, Node, Options, Router, eventually, fresh_address, 
 use super::session::{Session, spread};
 
 /// Answers every request with the same text, until the process ends.
-struct Patroni {
+pub struct Patroni {
     answer: Arc<Mutex<String>>,
 }
 
 impl Patroni {
-    fn serve(address: Ipv4Addr, members: &Value) -> Self {
+    pub fn serve(address: Ipv4Addr, members: &Value) -> Self {
         let listener = TcpListener::bind((address, 8008)).unwrap();
         let answer = Arc::new(Mutex::new(String::new()));
         let said = Arc::clone(&answer);
@@ -44,13 +44,13 @@ impl Patroni {
     }
 }
 
-fn member(node: &Node, name: &str, role: &str) -> Value {
+pub fn member(node: &Node, name: &str, role: &str) -> Value {
     json!({"name": name, "role": role, "state": if role == "leader" { "running" } else { "streaming" },
         "host": node.address, "port": node.port, "timeline": 1, "api_url": node.rest})
 }
 
 /// Before a Patroni at `address`, whether it is there or not.
-fn router_for(cluster: &Cluster, address: Ipv4Addr) -> (tempfile::TempDir, Router) {
+pub fn router_for(cluster: &Cluster, address: Ipv4Addr, options: Options) -> (tempfile::TempDir, Router) {
     let dir = tempfile::tempdir().unwrap();
     let password = secret(dir.path(), "service", cluster.text("service_password"));
     let clusters = format!(
@@ -61,7 +61,7 @@ fn router_for(cluster: &Cluster, address: Ipv4Addr) -> (tempfile::TempDir, Route
     );
     let options = Options {
         clusters: Some(clusters),
-        ..Options::default()
+        ..options
     };
     (dir, Router::launch(None, options))
 }
@@ -70,7 +70,7 @@ fn router_for(cluster: &Cluster, address: Ipv4Addr) -> (tempfile::TempDir, Route
 fn with_no_endpoint_at_the_start_it_lives_says_why_and_recovers_by_itself() {
     let cluster = Cluster::shared();
     let address = fresh_address();
-    let (_dir, router) = router_for(cluster, address);
+    let (_dir, router) = router_for(cluster, address, Options::default());
     let status = |path: &str| router.http(path).unwrap().0;
     for port in [6432, 6433] {
         let mut report = Session::refused(router.address, port);
@@ -133,7 +133,7 @@ fn two_leaders_are_none_and_a_server_of_another_cluster_is_never_used() {
     ]);
     let address = fresh_address();
     let patroni = Patroni::serve(address, &ours);
-    let (_dir, router) = router_for(cluster, address);
+    let (_dir, router) = router_for(cluster, address, Options::default());
     router.await_ready();
     let (_sessions, places) = spread(router.address, 6433, 8);
     assert_eq!(places.len(), 1);

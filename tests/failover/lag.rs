@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, Node, Options, Router, eventually};
+use super::cluster::{Cluster, Node, Options, Router, eventually, fresh_address};
+use super::fake::{Patroni, member, router_for};
 use super::session::{Session, spread};
 
 /// One route for each way to treat sessions on a member that lags, or is down.
@@ -118,6 +120,34 @@ fn a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_wh
     let (_sessions, places) = spread(router.address, 6437, 6);
     assert!(places.contains_key(&behind.address), "a route without a limit");
 
+    // To a router that is told of the two alone, as of a standby cluster, the one that follows stands for the leader.
+    let address = fresh_address();
+    let told = json!([
+        member(other, &other.name, "standby_leader"),
+        member(behind, &behind.name, "replica"),
+    ]);
+    let _patroni = Patroni::serve(address, &told);
+    let led_by_standby = Options {
+        cluster_extra: String::new(),
+        ..options()
+    };
+    let (_dir, second) = router_for(&cluster, address, led_by_standby);
+    eventually(
+        "a standby leader is within the limit",
+        Duration::from_secs(10),
+        || is_fit(&second, other),
+    );
+    let lag = second.metric(&format!("trunkline_cluster_member_lag_bytes{label}"));
+    assert!(lag > 4e6 && !is_fit(&second, behind), "{lag}");
+    let (_sessions, places) = spread(second.address, 6433, 4);
+    assert_eq!(places, HashMap::from([(other.address.clone(), 4)]));
+    let report = Session::refused(second.address, 6432);
+    assert_eq!(report.code, "57P03", "{report:?}");
+    assert!(
+        report.message.contains("standby cluster") || report.hint.contains("standby cluster"),
+        "{report:?}"
+    );
+
     // Live ones.
     is_told_to_leave(&mut idle, "is too far behind the leader");
     is_told_to_leave(&mut strict, "is too far behind the leader");
@@ -131,7 +161,7 @@ fn a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_wh
     // It catches up before that transaction ends.
     kept.query("COMMIT");
     eventually("it has caught up", Duration::from_secs(20), || {
-        is_fit(&router, behind)
+        is_fit(&router, behind) && is_fit(&second, behind)
     });
     for port in [6433, 6435, 6436] {
         eventually("it is given sessions again", Duration::from_secs(20), || {

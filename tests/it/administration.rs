@@ -16,8 +16,8 @@ use crate::hand::{Raw, V3_0};
 
 const TOKEN: &str = "a-token-of-24-characters";
 
-struct Administered {
-    router: Router,
+pub struct Administered {
+    pub router: Router,
     dir: tempfile::TempDir,
 }
 
@@ -27,7 +27,7 @@ impl Administered {
     }
 
     /// `state` is the directory of the state file.
-    fn with(state: &Path, options: Options) -> Self {
+    pub fn with(state: &Path, options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let token = secret(dir.path(), "token", TOKEN);
         let options = Options {
@@ -56,7 +56,7 @@ impl Administered {
     }
 
     #[track_caller]
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let done = self.run(arguments);
         let (out, err) = (text(&done.stdout), text(&done.stderr));
         assert_eq!((done.status.code(), err.as_str()), (Some(0), ""), "{arguments:?}");
@@ -74,7 +74,7 @@ impl Administered {
         text(&done.stderr)
     }
 
-    fn json(&self, arguments: &[&str]) -> Vec<Value> {
+    pub fn json(&self, arguments: &[&str]) -> Vec<Value> {
         let mut all = arguments.to_vec();
         all.push("--json");
         serde_json::from_str(&self.ok(&all)).unwrap()
@@ -101,7 +101,7 @@ impl Administered {
             .unwrap()
     }
 
-    fn await_replicas(&self, count: usize) {
+    pub fn await_replicas(&self, count: usize) {
         eventually("the replicas are fit", Duration::from_secs(20), || {
             let fit = |member: &Value| member["routes"][1]["fit"] == true;
             self.json(&["members"])

@@ -144,14 +144,14 @@ fn router(server: &Postgres, dir: &Path, auth: &str, rest: Options) -> (Router, 
 
 /// Certificates of clients: `O=Example` and a common name, of an authority of this run.
 #[derive(Debug)]
-struct Clients {
+pub struct Clients {
     dir: TempDir,
     ca: rcgen::CertificateParams,
     key: rcgen::KeyPair,
 }
 
 impl Clients {
-    fn shared() -> &'static Self {
+    pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Clients> = OnceLock::new();
         SHARED.get_or_init(|| {
             let dir = open_directory();
@@ -165,12 +165,12 @@ impl Clients {
         })
     }
 
-    fn ca_file(&self) -> String {
+    pub fn ca_file(&self) -> String {
         self.dir.path().join("ca.crt").display().to_string()
     }
 
     /// The files of certificate and key for this common name.
-    fn issue(&self, name: &str) -> (String, String) {
+    pub fn issue(&self, name: &str) -> (String, String) {
         let mut about = rcgen::CertificateParams::new(Vec::new()).unwrap();
         about.distinguished_name = rcgen::DistinguishedName::new();
         about

@@ -11,16 +11,16 @@ use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Options, Router, eventually, fresh_address, output, secret};
 
 const TOKEN: &str = "a-token-of-24-characters";
-const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A router whose configuration file is changed while it runs.
-struct Subject {
-    router: Router,
-    usual: String,
+pub struct Subject {
+    pub router: Router,
+    pub usual: String,
 }
 
 impl Subject {
-    fn before(server: &Postgres) -> Self {
+    pub fn before(server: &Postgres) -> Self {
         let dir = tempfile::tempdir().unwrap().keep();
         let options = Options {
             clusters: Some(server.yaml()),
@@ -52,7 +52,7 @@ impl Subject {
 
     /// What it answers when it takes this text.
     #[track_caller]
-    fn takes(&self, text: &str) -> String {
+    pub fn takes(&self, text: &str) -> String {
         let output = self.reload(text);
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
@@ -66,7 +66,7 @@ impl Subject {
 
     /// What it answers when it refuses this text.
     #[track_caller]
-    fn refuses(&self, text: &str) -> String {
+    pub fn refuses(&self, text: &str) -> String {
         let output = self.reload(text);
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{told}");
@@ -74,20 +74,20 @@ impl Subject {
         told
     }
 
-    fn enters(&self, port: u16) -> bool {
+    pub fn enters(&self, port: u16) -> bool {
         let output = self.router.psql_output(port, "", "SELECT 1");
         output.stdout == b"1\n"
     }
 }
 
 /// A psql that stays, and answers what it is asked.
-struct Session {
+pub struct Session {
     child: Child,
     answers: std::io::BufReader<std::process::ChildStdout>,
 }
 
 impl Session {
-    fn open(router: &Router, port: u16) -> Self {
+    pub fn open(router: &Router, port: u16) -> Self {
         let mut child = Command::new("psql")
             .args(["-XAtq"])
             .arg(router.dsn(port, ""))
@@ -102,7 +102,7 @@ impl Session {
     }
 
     #[track_caller]
-    fn goes_on(&mut self) {
+    pub fn goes_on(&mut self) {
         use std::io::BufRead;
         let input = self.child.stdin.as_mut().unwrap();
         writeln!(input, "SELECT 6 * 7;").unwrap();

@@ -29,6 +29,7 @@ use super::node;
 use super::router::{App, router};
 use super::stream::WriteBound;
 use crate::config::{AgentSubject, BindAddress, ProxyProtocol};
+use crate::frontend::overlap::beside;
 use crate::frontend::proxy;
 
 /// What one caller, and all together, may cost.
@@ -65,27 +66,36 @@ const BACKLOG: i32 = 1024;
 const MAX_AGENT_CHECKS: usize = 64;
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A listening socket; `*` is dual-stack, or IPv4 where the host has no IPv6.
-pub(super) fn bind(address: &BindAddress) -> io::Result<std::net::TcpListener> {
+/// A listening socket; `*` is dual-stack, or IPv4 where the host has no IPv6. `leaving`, which is about to be closed,
+/// listens on an address that overlaps.
+pub(super) fn bind_beside(
+    address: &BindAddress,
+    leaving: &[&std::net::TcpListener],
+) -> io::Result<std::net::TcpListener> {
+    beside(leaving, |shares| bind_as(address, shares))
+}
+
+fn bind_as(address: &BindAddress, shares: bool) -> io::Result<std::net::TcpListener> {
     match address {
-        BindAddress::Ip(address) => listen(*address, false),
+        BindAddress::Ip(address) => listen(*address, false, shares),
         // Refused at load.
         BindAddress::Unix { .. } => Err(io::ErrorKind::Unsupported.into()),
-        BindAddress::Any { port } => match listen((Ipv6Addr::UNSPECIFIED, *port).into(), true) {
+        BindAddress::Any { port } => match listen((Ipv6Addr::UNSPECIFIED, *port).into(), true, shares) {
             Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                listen((Ipv4Addr::UNSPECIFIED, *port).into(), false)
+                listen((Ipv4Addr::UNSPECIFIED, *port).into(), false, shares)
             }
             result => result,
         },
     }
 }
 
-fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<std::net::TcpListener> {
+fn listen(address: SocketAddr, dual_stack: bool, shares: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(!dual_stack)?;
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shares)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{LagLimits, MemberState, State};
+use super::{LagLimits, MemberState, Named, State};
 use crate::cluster::lag::{Judgement, judge};
-use crate::cluster::snapshot::{Leader, WHOLE_SHARE};
+use crate::cluster::snapshot::{Identity, Leader, Role, WHOLE_SHARE};
 
 /// Percent of its share that a member begins with when it has come back up.
 const FIRST_SHARE: u8 = WHOLE_SHARE / 10;
@@ -25,12 +25,17 @@ impl State {
 
     /// Measures every standby against the leader's history, and decides for which routes it lags.
     pub(super) fn measure(&mut self, leader: &Leader, now: Instant) {
-        if let Leader::Verified { member, .. } = leader
-            && let Some(leader) = self.members.get(member)
-            && let (Some(facts), Some(from)) = (&leader.health.facts, leader.facts_from)
+        let reference = match leader {
+            Leader::Verified { member, .. } => self.members.get(member),
+            Leader::None(_) => self.standby_leader(),
+        };
+        if let Some(reference) = reference
+            && let (Some(facts), Some(from)) = (&reference.health.facts, reference.facts_from)
             && facts.position > 0
         {
-            self.history.primary(from, facts.timeline, facts.position);
+            // What a standby leader has received it passes on, replayed or not.
+            let has = facts.position.max(facts.received);
+            self.history.primary(from, facts.timeline, has);
         }
         for member in self.members.values_mut() {
             let Some(facts) = &member.health.facts else {
@@ -59,6 +64,27 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Who leads the standby cluster: named by the last answer, and nobody has been promoted since.
+    fn standby_leader(&self) -> Option<&MemberState> {
+        let Some(Named::One(name)) = &self.named else {
+            return None;
+        };
+        let member = self.members.get(name)?;
+        let is_standby = member.listed.role == Role::StandbyLeader
+            && member.health.up
+            && member
+                .health
+                .facts
+                .as_ref()
+                .is_some_and(|facts| facts.in_recovery)
+            && self.identity(member) == Identity::Same;
+        let is_promoted = self
+            .members
+            .values()
+            .any(|member| self.writable(member).is_some());
+        (is_standby && !is_promoted).then_some(member)
     }
 
     /// Percent of its weight that counts.

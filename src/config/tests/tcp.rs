@@ -61,3 +61,63 @@ fn a_certificate_that_nobody_is_shown_is_a_warning() {
         ["a certificate is configured, but every listener has `mode: tcp`"]
     );
 }
+
+#[test]
+fn nobody_can_be_told_an_address_where_every_listener_of_the_route_forwards() {
+    let files = Files::new();
+    let text = |first: &str, second: &str| {
+        format!(
+            "{MINIMAL}routes:\n  rw: {{targets: [leader], client_address: {{application_name: true}}}}\n  \
+             ro: {{targets: [replica]}}\n  \
+             idle: {{targets: [leader], client_address: {{setting: false}}}}\n\
+             listeners:\n  - {{name: a, address: \"*:1\", route: rw, mode: {first}}}\n  \
+             - {{name: b, address: \"*:2\", route: rw, mode: {second}}}\n  \
+             - {{name: c, address: \"*:3\", route: ro}}\n"
+        )
+    };
+    files.one_fault(
+        &text("tcp", "tcp"),
+        "routes.rw.client_address: has no effect: every listener of the route has `mode: tcp`",
+    );
+    files.ok(&text("tcp", "postgres"));
+    files.ok(&text("postgres", "tcp"));
+}
+
+#[test]
+fn peers_are_asked_where_postgresql_is_spoken() {
+    let files = Files::new();
+    let text = |peer: &str| {
+        with_listeners(&format!(
+            "  - {{name: a, address: \"127.0.0.1:1\", route: read-write}}\n  \
+             - {{name: b, address: \"127.0.0.1:2\", route: read-only, mode: tcp}}\n\
+             http: {{address: \"127.0.0.1:3\", agent_check: {{address: \"*:4\"}}}}\n\
+             peers: {{secret_file: peers.key, members: [{{name: p, address: \"{peer}\"}}]}}\n"
+        ))
+    };
+    let own = "peers.members[0].address: is";
+    files.one_fault(
+        &text("127.0.0.1:2"),
+        &format!("{own} a `mode: tcp` listener's own address: listeners[1].address"),
+    );
+    files.one_fault(
+        &text("127.0.0.1:3"),
+        &format!("{own} the HTTP port's own address: http.address"),
+    );
+    for (peer, told) in [
+        ("db2:2", Some("here port 2 is a `mode: tcp` listener's")),
+        ("127.0.0.2:3", Some("here port 3 is the HTTP port's")),
+        ("127.0.0.1:4", Some("here port 4 is the agent check's")),
+        ("127.0.0.1:1", None),
+        ("db2:1", None),
+        ("db2:5", None),
+    ] {
+        let warnings = files.ok(&text(peer)).warnings();
+        match told {
+            Some(told) => assert!(warnings.len() == 1 && warnings[0].contains(told), "{warnings:?}"),
+            None => assert_eq!(warnings, [""; 0], "{peer}"),
+        }
+    }
+    // A port may have both, on addresses of their own.
+    let both = text("db2:2").replace("127.0.0.1:1", "127.0.0.2:2");
+    assert_eq!(files.ok(&both).warnings(), [""; 0]);
+}

@@ -1,0 +1,297 @@
+//! `listeners`, and that no two sockets of the file want one address.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::address::{self, bind_address, overlap};
+use super::entry::{self, Entry};
+use super::front::{MAX_CLIENTS, Routes, reference};
+use super::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls};
+use super::route::OnLeader;
+use super::schema;
+use super::section::{Field, Section, report_repeated};
+
+const MAX_LISTENERS: usize = 256;
+
+pub(super) fn listeners<'a>(
+    root: &Section<'a>,
+    routes: &Routes<'a>,
+    tls: Option<&ClientTls>,
+    places: &mut Vec<Place<'a>>,
+) -> Vec<Listener> {
+    // A certificate that is written and faulty is one fault, not one for each listener.
+    let can_tls = tls.is_some() || root.has("tls");
+    let plain = if can_tls {
+        ListenerTls::Optional
+    } else {
+        ListenerTls::Off
+    };
+    let Some(field) = root.field("listeners") else {
+        let defaults = [("read-write", 6432), ("read-only", 6433)];
+        if let Some(missing) = defaults
+            .iter()
+            .find(|(name, _)| routes.names.as_ref().is_some_and(|routes| !routes.contains(name)))
+        {
+            let name = missing.0;
+            root.fault(format!(
+                "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
+            ));
+        }
+        let speaks = Speaks::Listener(ListenerMode::default());
+        places.extend(defaults.map(|(name, port)| Place::default(port, &format!("listener {name}"), speaks)));
+        return defaults
+            .map(|(name, port)| Listener {
+                name: Arc::from(name),
+                address: BindAddress::Any { port },
+                route: Arc::from(name),
+                mode: ListenerMode::default(),
+                tls: plain,
+                max_clients: 0,
+                entry: Entry::default(),
+            })
+            .into();
+    };
+    let (mut names, mut uses, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
+    for field in field.list(MAX_LISTENERS) {
+        let section = field.section(&schema::LISTENER);
+        let name = section
+            .required("name")
+            .and_then(|field| field.name().map(|name| (name, field)));
+        let address = section
+            .required("address")
+            .and_then(|field| listen_address(&section, &field).map(|address| (address, field)));
+        let route = section
+            .required("route")
+            .and_then(|field| reference(&field, &routes.names, "route"));
+        let mode = listener_mode(&section);
+        uses.extend(route.map(|route| (route, mode)));
+        let on_leader = route.and_then(|name| routes.models.get(name).map(|route| route.read_only_on_leader));
+        if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
+            (mode, on_leader, section.field("mode"))
+        {
+            field.fault_with(
+                "cannot be `tcp` where the route has `read_only_on_leader: enforced`: the client logs in as itself",
+                "use `mode: postgres`, or another route",
+            );
+        }
+        let max_clients = section
+            .field("max_clients")
+            .and_then(|field| field.number(0, MAX_CLIENTS));
+        if let Some((name, field)) = &name {
+            names.push((*name, field.clone()));
+        }
+        if let Some((address, field)) = &address {
+            places.push(Place::written(
+                address.clone(),
+                field.clone(),
+                Speaks::Listener(mode),
+            ));
+        }
+        let is_local = matches!(&address, Some((BindAddress::Unix { .. }, _)));
+        let tls = if mode == ListenerMode::Tcp {
+            no_tls(&section)
+        } else if is_local {
+            local_tls(&section)
+        } else {
+            listener_tls(&section, can_tls)
+        };
+        let entry = entry::read(&section, is_local);
+        let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
+            continue;
+        };
+        listeners.push(Listener {
+            name: Arc::from(name),
+            address,
+            route: Arc::from(route),
+            mode,
+            tls,
+            max_clients: max_clients.unwrap_or(0),
+            entry,
+        });
+    }
+    report_repeated(&names, "name");
+    check_client_addresses(routes, &uses);
+    listeners
+}
+
+/// Where bytes are passed on unread, nothing can be told in a startup packet.
+fn check_client_addresses(routes: &Routes<'_>, uses: &[(&str, ListenerMode)]) {
+    for (route, field) in &routes.client_addresses {
+        let mut modes = uses.iter().filter(|(name, _)| name == route).peekable();
+        if modes.peek().is_some() && modes.all(|(_, mode)| *mode == ListenerMode::Tcp) {
+            field.fault_with(
+                "has no effect: every listener of the route has `mode: tcp`, which passes on what the client says unread",
+                "remove it, or give the route a listener with `mode: postgres`",
+            );
+        }
+    }
+}
+
+/// A Unix socket too, unlike for HTTP.
+fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddress> {
+    let mode = listener.field("socket_mode");
+    if address::is_path(field) {
+        let path = address::socket_path(field);
+        let mode = match mode {
+            Some(field) => address::socket_mode(&field),
+            None => Some(0o777),
+        };
+        return path
+            .zip(mode)
+            .map(|(path, mode)| BindAddress::Unix { path, mode });
+    }
+    if let Some(field) = mode {
+        field.fault("has no effect: `address` is not the path of a Unix socket");
+    }
+    bind_address(field)
+}
+
+fn listener_mode(listener: &Section<'_>) -> ListenerMode {
+    let words = [
+        ("postgres", Some(ListenerMode::Postgres)),
+        ("tcp", Some(ListenerMode::Tcp)),
+    ];
+    let asked = listener.field("mode").and_then(|field| field.one_of(&words));
+    asked.unwrap_or_default()
+}
+
+/// The servers decide, with their own certificates and `pg_hba.conf`.
+fn no_tls(listener: &Section<'_>) -> ListenerTls {
+    if let Some(field) = listener.field("tls") {
+        field.fault_with(
+            "has no effect with `mode: tcp`: TLS is between the client and the server",
+            "remove it; what the servers ask for is in their `ssl` and pg_hba.conf",
+        );
+    }
+    ListenerTls::Off
+}
+
+/// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.
+fn local_tls(listener: &Section<'_>) -> ListenerTls {
+    let words = [
+        ("off", Some(ListenerTls::Off)),
+        ("optional", Some(ListenerTls::Optional)),
+        ("required", Some(ListenerTls::Required)),
+    ];
+    if let Some(field) = listener.field("tls")
+        && field.one_of(&words) == Some(ListenerTls::Required)
+    {
+        field.fault("`required` cannot be had on a Unix socket, which offers no TLS");
+    }
+    ListenerTls::Off
+}
+
+/// Without a certificate `optional` offers none, which is `off`: one case less for the rest of the program.
+fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
+    let field = section.field("tls");
+    let words = [
+        ("off", Some(ListenerTls::Off)),
+        ("optional", Some(ListenerTls::Optional)),
+        ("required", Some(ListenerTls::Required)),
+    ];
+    let asked = field.as_ref().and_then(|field| field.one_of(&words));
+    match (asked.unwrap_or(ListenerTls::Optional), field) {
+        (ListenerTls::Required, Some(field)) if !can_tls => {
+            field.fault("`required` needs a certificate in `tls.certificates`");
+            ListenerTls::Required
+        }
+        (ListenerTls::Optional, _) if !can_tls => ListenerTls::Off,
+        (asked, _) => asked,
+    }
+}
+
+/// What is spoken where a socket is bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// A listener with this mode.
+    Listener(ListenerMode),
+    Http,
+    AgentCheck,
+}
+
+impl fmt::Display for Speaks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listener(ListenerMode::Postgres) => "a listener's",
+            Self::Listener(ListenerMode::Tcp) => "a `mode: tcp` listener's",
+            Self::Http => "the HTTP port's",
+            Self::AgentCheck => "the agent check's",
+        })
+    }
+}
+
+/// A socket that will be bound, and where the file asks for it; `None` for a default.
+pub(super) struct Place<'a> {
+    address: BindAddress,
+    speaks: Speaks,
+    field: Option<Field<'a>>,
+    what: String,
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn written(address: BindAddress, field: Field<'a>, speaks: Speaks) -> Self {
+        Self {
+            address,
+            speaks,
+            what: field.path.clone(),
+            field: Some(field),
+        }
+    }
+
+    pub(super) fn default(port: u16, what: &str, speaks: Speaks) -> Self {
+        Self {
+            address: BindAddress::Any { port },
+            speaks,
+            what: format!("the default of {what}"),
+            field: None,
+        }
+    }
+}
+
+/// Peers are heard by PostgreSQL listeners only. Another router's sockets are not known here; but one of ours may be
+/// named, and routers often have one configuration.
+pub(super) fn check_peer(field: &Field<'_>, (host, port): (&str, u16), places: &[Place<'_>]) {
+    let postgres = Speaks::Listener(ListenerMode::Postgres);
+    let here: Vec<&Place<'_>> = places
+        .iter()
+        .filter(|place| place.address.port() == Some(port))
+        .collect();
+    let ip = host.parse::<IpAddr>().ok();
+    let own = here
+        .iter()
+        .find(|place| ip.is_some() && place.address.ip() == ip && place.speaks != postgres);
+    if let Some(place) = own {
+        field.fault_with(
+            format!("is {} own address: {}", place.speaks, place.what),
+            "name a listener with `mode: postgres` of the other router",
+        );
+    } else if let Some(place) = here.first()
+        && here.iter().all(|place| place.speaks != postgres)
+    {
+        field.warn(format!(
+            "a peer is asked on one of its PostgreSQL listeners, and here port {port} is {}: {}",
+            place.speaks, place.what
+        ));
+    }
+}
+
+/// Two sockets on one address: the second could not be bound.
+pub(super) fn check_addresses(places: &[Place<'_>]) {
+    for (index, place) in places.iter().enumerate() {
+        let Some(first) = places[..index]
+            .iter()
+            .find(|first| overlap(&first.address, &place.address))
+        else {
+            continue;
+        };
+        // Defaults do not overlap each other, so one of the two is written.
+        let (written, other) = match &place.field {
+            Some(field) => (Some(field), first),
+            None => (first.field.as_ref(), place),
+        };
+        if let Some(field) = written {
+            field.fault(format!("overlaps {}, {}", other.what, other.address));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Binding an address that overlaps one this process listens on and is about to leave: `127.0.0.1:6432` after `*:6432`.
+//!
+//! The kernel refuses it while the old socket listens, unless both have `SO_REUSEPORT` and the same user. They have it while
+//! the new one is bound, and not for longer: else a second router of the same user could take the port unnoticed. (The kernel
+//! remembers on the port that it was shared: a program of the same user that asks for `SO_REUSEPORT` itself may join, which
+//! routers do here only.) The old socket accepts throughout, and goes on as it was where the new one cannot be bound.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use socket2::SockRef;
+
+/// Binds beside `leaving`; with an empty list, as ever. `bind` is told whether to set `SO_REUSEPORT`.
+///
+/// # Errors
+/// Those of `bind`.
+pub(crate) fn beside<T: AsFd>(
+    leaving: &[impl AsFd],
+    bind: impl FnOnce(bool) -> io::Result<T>,
+) -> io::Result<T> {
+    if leaving.is_empty() {
+        return bind(false);
+    }
+    let share = |shared| {
+        leaving
+            .iter()
+            .try_for_each(|socket| SockRef::from(socket).set_reuse_port(shared))
+    };
+    let bound = share(true).and_then(|()| bind(true));
+    share(false)?;
+    let bound = bound?;
+    SockRef::from(&bound).set_reuse_port(false)?;
+    Ok(bound)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    fn listen(address: SocketAddr, shares: bool) -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(shares)?;
+        socket.bind(&address.into())?;
+        socket.listen(8)?;
+        Ok(socket.into())
+    }
+
+    #[test]
+    fn a_part_of_ones_own_address_can_be_bound_and_nobody_elses() {
+        let whole = listen("0.0.0.0:0".parse().unwrap(), false).unwrap();
+        let port = whole.local_addr().unwrap().port();
+        let part: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+        let in_use = |bound: io::Result<TcpListener>| bound.unwrap_err().kind() == io::ErrorKind::AddrInUse;
+        assert!(in_use(listen(part, false)));
+        let bound = beside(&[&whole], |shares| listen(part, shares)).unwrap();
+        // Neither can be shared any more, whoever wants it.
+        assert!(in_use(listen(part, false)));
+        assert!(in_use(listen(SocketAddr::from(([0, 0, 0, 0], port)), false)));
+        let client = TcpStream::connect(part).unwrap();
+        assert_eq!(
+            bound.accept().unwrap().1,
+            client.local_addr().unwrap(),
+            "the closer one"
+        );
+        drop(bound);
+        let client = TcpStream::connect(part).unwrap();
+        assert_eq!(
+            whole.accept().unwrap().1,
+            client.local_addr().unwrap(),
+            "it listens still"
+        );
+        // And back.
+        let bound = beside(&[&whole], |shares| listen(part, shares)).unwrap();
+        drop(whole);
+        let again = beside(&[&bound], |shares| {
+            listen(SocketAddr::from(([0, 0, 0, 0], port)), shares)
+        })
+        .unwrap();
+        drop(bound);
+        TcpStream::connect(part).unwrap();
+        again.accept().unwrap();
+    }
+
+    #[test]
+    fn a_port_of_another_program_stays_its_own() {
+        let (ours, theirs) = (
+            listen("127.0.0.1:0".parse().unwrap(), false).unwrap(),
+            listen("127.0.0.2:0".parse().unwrap(), false).unwrap(),
+        );
+        let taken = theirs.local_addr().unwrap();
+        assert!(beside(&[&ours], |shares| listen(taken, shares)).is_err());
+        assert!(!SockRef::from(&ours).reuse_port().unwrap());
+    }
+}
