@@ -20,6 +20,7 @@ mod death;
 mod fake;
 mod forward;
 mod haproxy;
+mod keepalived;
 mod lag;
 mod netns;
 mod session;
