@@ -397,6 +397,7 @@ fn the_leaders_host_goes_silent(site: &mut Site, silent: &str) {
     let new = site.another_leads(silent);
     let named = Instant::now();
     eprintln!("{new} leads {:?} after the silence of {silent}", begun.elapsed());
+    sessions.sort_by_key(|standing| standing.node != silent);
     for standing in &mut sessions {
         let haproxy = &site.haproxies[standing.haproxy];
         let what = format!(

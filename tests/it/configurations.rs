@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::checks::HaProxy;
 use crate::cluster::{
     Certificates, Cluster, Options, Router, fresh_address, output, project, secret, succeed,
 };
@@ -208,4 +209,74 @@ fn trunkline_takes_its_files() {
     }
     let rules = "auth: {hba_file: pg_hba.conf, ident_file: pg_ident.conf}\n";
     check(&format!("{}{rules}", text("config/minimal.yaml")));
+}
+
+/// As `docs/haproxy.md` says.
+#[test]
+fn haproxys_login_check_needs_a_way_in_without_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let hba = |name: &str, check: &str| {
+        let path = dir.path().join(name);
+        let text = format!("{check}\nhostssl all all all scram-sha-256\n");
+        fs::write(&path, text).unwrap();
+        format!("auth: {{hba_file: {}}}\n", path.display())
+    };
+    let listeners = "  - {name: rw, address: \"{address}:6432\", route: read-write, tls: required}\n  \
+                     - {name: ro, address: \"{address}:6433\", route: read-only}\n";
+    let before = |rules: String| {
+        let options = Options {
+            extra: rules,
+            listeners: Some(listeners.to_owned()),
+            ..Options::default()
+        };
+        Router::before(Cluster::shared(), options)
+    };
+    let docs = text("docs/haproxy.md");
+    let line = docs.lines().map(str::trim).find(|line| line.starts_with("host "));
+    let line = line.unwrap().replace("10.0.0.5/32", "127.0.0.0/8");
+    let (let_in, kept_out) = (before(hba("with", &line)), before(hba("without", "")));
+    let login = |name: &str, port: u16| {
+        format!(
+            "listen {name}\n  bind {}:{port}\n  option pgsql-check user checkuser\n  server in {}:{port} check\n  \
+             server out {}:{port} check\n",
+            fresh_address(),
+            let_in.address,
+            kept_out.address
+        )
+    };
+    let haproxy = HaProxy::start(&format!(
+        "{}{}listen by-http\n  bind {}:6432\n  option httpchk GET /connection/is-ready-rw\n  http-check expect status 200\n  \
+         server out {}:6432 check port 6434\n",
+        login("required", 6432),
+        login("optional", 6433),
+        fresh_address(),
+        kept_out.address,
+    ));
+    haproxy.await_states(&[
+        ("required/in", "DOWN"),
+        ("required/out", "DOWN"),
+        ("optional/in", "UP"),
+        ("optional/out", "DOWN"),
+        ("by-http/out", "UP"),
+    ]);
+}
+
+/// The lines that `docs/haproxy.md` would put in place of others.
+#[test]
+fn haproxy_takes_the_lines_of_its_documentation() {
+    let docs = text("docs/haproxy.md");
+    let lines = docs.lines().filter_map(|line| line.strip_prefix("    "));
+    let lines: Vec<&str> = lines.filter(|line| line.contains("server")).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let dir = tempfile::tempdir().unwrap();
+    for line in lines {
+        let line = line.replace(" host1:", " 127.0.0.1:");
+        let config = dir.path().join("haproxy.cfg");
+        let text = format!(
+            "defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\nlisten rw\n  bind 127.0.0.1:5010\n  \
+             {line}\n"
+        );
+        fs::write(&config, text).unwrap();
+        succeed(Command::new("/usr/sbin/haproxy").arg("-c").arg("-f").arg(&config));
+    }
 }
