@@ -12,12 +12,15 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod balancer;
 mod cancel;
 mod choosing;
 mod dcs;
 mod death;
 mod fake;
 mod forward;
+mod haproxy;
+mod keepalived;
 mod lag;
 mod netns;
 mod session;

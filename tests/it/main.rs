@@ -19,6 +19,7 @@ mod bad_input;
 mod binding;
 mod cancel;
 mod checks;
+mod configurations;
 mod console;
 mod drivers;
 mod etcd;
