@@ -20,6 +20,7 @@ mod fake;
 mod forward;
 mod lag;
 mod netns;
+mod patroni_proxy;
 mod session;
 mod shutdown;
 mod standby;
