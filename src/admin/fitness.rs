@@ -44,28 +44,19 @@ pub(super) fn is_standby_leader(snapshot: &Snapshot, member: &Member) -> Verdict
     if member.role != Role::StandbyLeader {
         return Err(format!("{} does not lead a standby cluster", member.name));
     }
-    sentence(
-        member,
-        tolerate(replica_reason(snapshot, member), |reason| {
-            *reason == Reason::NoLoadBalance
-        }),
-    )
+    sentence(member, whatever_its_tag(replica_reason(snapshot, member)))
 }
 
-/// Patroni's notion of a replica: fit, or restoring from an archive; never the leader of a standby cluster.
+/// Patroni's notion of a replica: fit, and never the leader of a standby cluster.
 pub(super) fn is_replica(snapshot: &Snapshot, member: &Member) -> Verdict {
     not_leading(member)?;
-    sentence(
-        member,
-        tolerate(replica_reason(snapshot, member), in_archive_recovery),
-    )
+    sentence(member, replica_reason(snapshot, member))
 }
 
 /// As [`is_replica`], also where the tags keep it out of balancing.
 pub(super) fn is_standby(snapshot: &Snapshot, member: &Member) -> Verdict {
     not_leading(member)?;
-    let tolerated = |reason: &Reason| *reason == Reason::NoLoadBalance || in_archive_recovery(reason);
-    sentence(member, tolerate(replica_reason(snapshot, member), tolerated))
+    sentence(member, whatever_its_tag(replica_reason(snapshot, member)))
 }
 
 /// How far behind the leader it has replayed, in bytes: by our own probes, else by the source.
@@ -107,15 +98,10 @@ fn not_leading(member: &Member) -> Verdict {
     Ok(())
 }
 
-/// Patroni since 3.1 shows a running replica so; before, and in its own checks, it is just running.
-fn in_archive_recovery(reason: &Reason) -> bool {
-    matches!(reason, Reason::State(state) if state == "in archive recovery")
-}
-
-fn tolerate<T>(result: Result<T, Reason>, tolerated: impl Fn(&Reason) -> bool) -> Result<(), Reason> {
+/// Kept out of balancing it is a standby all the same.
+fn whatever_its_tag<T>(result: Result<T, Reason>) -> Result<(), Reason> {
     match result {
-        Ok(_) => Ok(()),
-        Err(reason) if tolerated(&reason) => Ok(()),
+        Ok(_) | Err(Reason::NoLoadBalance) => Ok(()),
         Err(reason) => Err(reason),
     }
 }

@@ -24,7 +24,7 @@ pub enum Preference {
     Leader,
     /// A standby that streams.
     Streaming,
-    /// A standby, `running` by Patroni before 3.1, or a fixed list's; not seen to stream.
+    /// A standby that is not seen to stream: `running` by Patroni before 3.1, `in archive recovery`, or a fixed list's.
     Running,
     /// It leads a standby cluster: a standby too, after its own replicas.
     StandbyLeader,
@@ -307,8 +307,11 @@ pub fn replica_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference
         Role::StandbyLeader | Role::Replica | Role::SyncStandby | Role::QuorumStandby => {}
     }
     match member.state.as_str() {
-        "running" | "streaming" if member.role == Role::StandbyLeader => Ok(Preference::StandbyLeader),
-        "running" | "streaming" => Ok(fit),
+        // The last two are what Patroni since 3.1 says of one that it called running before.
+        "running" | "streaming" | "in archive recovery" if member.role == Role::StandbyLeader => {
+            Ok(Preference::StandbyLeader)
+        }
+        "running" | "streaming" | "in archive recovery" => Ok(fit),
         other => Err(Reason::State(other.to_owned())),
     }
 }

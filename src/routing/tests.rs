@@ -158,6 +158,25 @@ fn read_only_goes_to_the_replica_with_the_least_sessions() {
 }
 
 #[test]
+fn a_standby_that_restores_from_an_archive_serves_after_those_that_stream() {
+    let mut cluster = three();
+    let restores = |member: &mut Member| {
+        member.state = "in archive recovery".into();
+        member.health.facts.as_mut().unwrap().streaming = false;
+    };
+    restores(&mut cluster.members[1]);
+    cluster.members[2].health.facts.as_mut().unwrap().streaming = true;
+    let sessions = |name: &MemberName| if name.as_str() == "db2" { 0 } else { 9 };
+    let choice = choose_with(&cluster, &to_replica(), &sessions, &mut || 0);
+    assert_eq!(names(&choice), ["db3", "db2"]);
+    assert_eq!(choice.candidates[1].reason, Preference::Running);
+    // What our own probe saw is newer than what Patroni says.
+    cluster.members[1].health.facts.as_mut().unwrap().streaming = true;
+    let choice = choose_with(&cluster, &to_replica(), &sessions, &mut || 0);
+    assert_eq!(names(&choice), ["db2", "db3"]);
+}
+
+#[test]
 fn ties_are_left_to_chance() {
     let mut cluster = three();
     cluster.members[2].health.facts.as_mut().unwrap().streaming = true;
@@ -204,8 +223,8 @@ fn replicas_are_passed_over_with_the_reason() {
             "db2 has the unknown role \"promoted\"",
         ),
         (
-            &|m| m.state = "in archive recovery".into(),
-            "its state is \"in archive recovery\"",
+            &|m| m.state = "creating replica".into(),
+            "its state is \"creating replica\"",
         ),
         (&|m| m.role = Role::Leader, "about to be promoted"),
         (&|m| m.health = Health::default(), "has not been reached yet"),

@@ -23,6 +23,7 @@ mod haproxy;
 mod keepalived;
 mod lag;
 mod netns;
+mod patroni_proxy;
 mod session;
 mod shutdown;
 mod standby;
