@@ -92,7 +92,7 @@ struct MemberState {
     facts_from: Option<Instant>,
     /// The role in `health.facts` is from a session's report, not yet from a probe.
     unconfirmed: bool,
-    /// The last report about its role; probes started earlier do not count.
+    /// The last report that counted at once; probes started earlier do not count.
     evidence_at: Option<Instant>,
     /// Last known, also while it is down.
     identifier: Option<u64>,
@@ -410,20 +410,23 @@ impl State {
         let Some(member) = self.members.get_mut(name) else {
             return;
         };
-        let outdated = at < member.since || member.facts_from.is_some_and(|from| from > at);
+        let outdated = at < member.since
+            || member.facts_from.is_some_and(|from| from > at)
+            || member.evidence_at.is_some_and(|known| known > at);
         self.wants.poll = true;
         self.wants.probe.insert(name.clone());
         match evidence {
             _ if outdated => {}
-            Evidence::ConnectRefused if member.health.up => {
-                member.down(CheckStatus::Layer4Connection, "refused a connection".into(), fall);
-            }
-            Evidence::ShutdownSeen if member.health.up => {
-                member.down(
-                    CheckStatus::Layer7Status,
-                    "does not accept connections now".into(),
-                    fall,
-                );
+            Evidence::ConnectRefused | Evidence::ShutdownSeen => {
+                member.evidence_at = Some(at);
+                // What is said of one that is down already stays.
+                if member.health.facts.is_some() {
+                    let (check, message) = match evidence {
+                        Evidence::ConnectRefused => (CheckStatus::Layer4Connection, "refused a connection"),
+                        _ => (CheckStatus::Layer7Status, "does not accept connections now"),
+                    };
+                    member.down(check, message.into(), fall);
+                }
             }
             Evidence::Promoted | Evidence::Demoted => {
                 member.evidence_at = Some(at);
@@ -433,11 +436,7 @@ impl State {
                     member.unconfirmed = true;
                 }
             }
-            Evidence::ConnectRefused
-            | Evidence::ShutdownSeen
-            | Evidence::ConnectFailed
-            | Evidence::Terminated
-            | Evidence::ReadOnlySeen => {}
+            Evidence::ConnectFailed | Evidence::Terminated | Evidence::ReadOnlySeen => {}
         }
         self.hint(now, AFTER_HINT);
     }
