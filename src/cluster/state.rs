@@ -10,6 +10,9 @@
 //! in pause. (`/cluster` reads the DCS for each request: during a DCS outage it fails or still shows the last state
 //! of its cache, it does not answer "nobody".)
 //!
+//! Another member that is first seen writable on a newer timeline speaks against the one named until it has been asked
+//! again who holds the key: Patroni gives the key away before it promotes, so that the last answer may be old.
+//!
 //! In a fixed list, the writable member that alone has the highest timeline; not one that is older than any timeline
 //! seen in this cluster, a standby's included; and not before each server has been probed once.
 //!
@@ -92,6 +95,8 @@ struct MemberState {
     facts_from: Option<Instant>,
     /// The role in `health.facts` is from a session's report, not yet from a probe.
     unconfirmed: bool,
+    /// The timeline on which probes see it accept writes, and when the first of them ended.
+    primary_since: Option<(u32, Instant)>,
     /// The last report that counted at once; probes started earlier do not count.
     evidence_at: Option<Instant>,
     /// Last known, also while it is down.
@@ -117,6 +122,7 @@ impl MemberState {
             probed: false,
             facts_from: None,
             unconfirmed: false,
+            primary_since: None,
             evidence_at: None,
             identifier: None,
             is_late,
@@ -162,6 +168,8 @@ pub struct State {
     paused: bool,
     source: SourceStatus,
     polled: bool,
+    /// When the last poll that was answered was begun.
+    answered: Option<Instant>,
     identifier: Option<u64>,
     /// The highest timeline seen under `identifier`.
     newest_timeline: u32,
@@ -202,6 +210,7 @@ impl State {
             paused: false,
             source,
             polled: false,
+            answered: None,
             identifier: None,
             newest_timeline: 0,
             history: History::default(),
@@ -308,6 +317,7 @@ impl State {
     fn source_answered(&mut self, mut report: SourceReport, begun: Instant, now: Instant) {
         let is_late = self.by_source.is_some();
         self.source_named(&mut report, begun, now);
+        self.answered = Some(begun);
         let SourceReport {
             members,
             named: _,
@@ -369,6 +379,10 @@ impl State {
                 member.health.error = None;
                 member.health.check = CheckStatus::Layer7Ok;
                 member.identifier = Some(facts.system_identifier);
+                let primary = (!facts.in_recovery).then_some(facts.timeline);
+                if member.primary_since.map(|(timeline, _)| timeline) != primary {
+                    member.primary_since = primary.map(|timeline| (timeline, now));
+                }
                 member.health.facts = Some(facts);
                 member.facts_from = Some(started);
                 member.unconfirmed = false;
@@ -391,7 +405,8 @@ impl State {
                     1
                 };
                 let was_up = member.health.up;
-                if certain || failures >= fall || !was_up {
+                // One that is about to come up is not down before that, either: what was seen of it still counts.
+                if certain || failures >= fall || member.health.facts.is_none() {
                     member.down(check, message, failures.min(fall));
                 } else {
                     member.health.streak = failures;
@@ -455,6 +470,10 @@ impl State {
                     self.wants.poll = true;
                 }
                 (Leader::None(_), Leader::None(_)) => {}
+            }
+            if matches!(leader, Leader::None(NoLeader::Overtaken { .. })) {
+                self.wants.poll = true;
+                self.wants.check_key = true;
             }
         }
         let next = Snapshot {
