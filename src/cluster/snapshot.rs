@@ -98,6 +98,8 @@ pub enum NoLeader {
         "{newer} accepts writes on a newer timeline than {last}, the last leader named, and no Patroni endpoint can be reached"
     )]
     Superseded { last: MemberName, newer: MemberName },
+    #[error("{newer} accepts writes on a newer timeline than {named}, the last known to hold the leader key")]
+    Overtaken { named: MemberName, newer: MemberName },
     #[error("{member} accepts writes on timeline {timeline}, but timeline {newest} has been seen")]
     OldTimeline {
         member: MemberName,

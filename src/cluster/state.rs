@@ -10,6 +10,9 @@
 //! in pause. (`/cluster` reads the DCS for each request: during a DCS outage it fails or still shows the last state
 //! of its cache, it does not answer "nobody".)
 //!
+//! Another member that is first seen writable on a newer timeline speaks against the one named until it has been asked
+//! again who holds the key: Patroni gives the key away before it promotes, so that the last answer may be old.
+//!
 //! In a fixed list, the writable member that alone has the highest timeline; not one that is older than any timeline
 //! seen in this cluster, a standby's included; and not before each server has been probed once.
 //!
@@ -93,7 +96,9 @@ struct MemberState {
     facts_from: Option<Instant>,
     /// The role in `health.facts` is from a session's report, not yet from a probe.
     unconfirmed: bool,
-    /// The last report about its role; probes started earlier do not count.
+    /// The timeline on which probes see it accept writes, and when the first of them ended.
+    primary_since: Option<(u32, Instant)>,
+    /// The last report that counted at once; probes started earlier do not count.
     evidence_at: Option<Instant>,
     /// Last known, also while it is down.
     identifier: Option<u64>,
@@ -118,6 +123,7 @@ impl MemberState {
             probed: false,
             facts_from: None,
             unconfirmed: false,
+            primary_since: None,
             evidence_at: None,
             identifier: None,
             is_late,
@@ -163,6 +169,8 @@ pub struct State {
     paused: bool,
     source: SourceStatus,
     polled: bool,
+    /// When the last poll that was answered was begun.
+    answered: Option<Instant>,
     identifier: Option<u64>,
     /// The highest timeline seen under `identifier`.
     newest_timeline: u32,
@@ -203,6 +211,7 @@ impl State {
             paused: false,
             source,
             polled: false,
+            answered: None,
             identifier: None,
             newest_timeline: 0,
             history: History::default(),
@@ -309,6 +318,7 @@ impl State {
     fn source_answered(&mut self, mut report: SourceReport, begun: Instant, now: Instant) {
         let is_late = self.by_source.is_some();
         self.source_named(&mut report, begun, now);
+        self.answered = Some(begun);
         let SourceReport {
             members,
             named: _,
@@ -370,6 +380,10 @@ impl State {
                 member.health.error = None;
                 member.health.check = CheckStatus::Layer7Ok;
                 member.identifier = Some(facts.system_identifier);
+                let primary = (!facts.in_recovery).then_some(facts.timeline);
+                if member.primary_since.map(|(timeline, _)| timeline) != primary {
+                    member.primary_since = primary.map(|timeline| (timeline, now));
+                }
                 member.health.facts = Some(facts);
                 member.facts_from = Some(started);
                 member.unconfirmed = false;
@@ -392,7 +406,8 @@ impl State {
                     1
                 };
                 let was_up = member.health.up;
-                if certain || failures >= fall || !was_up {
+                // One that is about to come up is not down before that, either: what was seen of it still counts.
+                if certain || failures >= fall || member.health.facts.is_none() {
                     member.down(check, message, failures.min(fall));
                 } else {
                     member.health.streak = failures;
@@ -411,20 +426,23 @@ impl State {
         let Some(member) = self.members.get_mut(name) else {
             return;
         };
-        let outdated = at < member.since || member.facts_from.is_some_and(|from| from > at);
+        let outdated = at < member.since
+            || member.facts_from.is_some_and(|from| from > at)
+            || member.evidence_at.is_some_and(|known| known > at);
         self.wants.poll = true;
         self.wants.probe.insert(name.clone());
         match evidence {
             _ if outdated => {}
-            Evidence::ConnectRefused if member.health.up => {
-                member.down(CheckStatus::Layer4Connection, "refused a connection".into(), fall);
-            }
-            Evidence::ShutdownSeen if member.health.up => {
-                member.down(
-                    CheckStatus::Layer7Status,
-                    "does not accept connections now".into(),
-                    fall,
-                );
+            Evidence::ConnectRefused | Evidence::ShutdownSeen => {
+                member.evidence_at = Some(at);
+                // What is said of one that is down already stays.
+                if member.health.facts.is_some() {
+                    let (check, message) = match evidence {
+                        Evidence::ConnectRefused => (CheckStatus::Layer4Connection, "refused a connection"),
+                        _ => (CheckStatus::Layer7Status, "does not accept connections now"),
+                    };
+                    member.down(check, message.into(), fall);
+                }
             }
             Evidence::Promoted | Evidence::Demoted => {
                 member.evidence_at = Some(at);
@@ -434,11 +452,7 @@ impl State {
                     member.unconfirmed = true;
                 }
             }
-            Evidence::ConnectRefused
-            | Evidence::ShutdownSeen
-            | Evidence::ConnectFailed
-            | Evidence::Terminated
-            | Evidence::ReadOnlySeen => {}
+            Evidence::ConnectFailed | Evidence::Terminated | Evidence::ReadOnlySeen => {}
         }
         self.hint(now, AFTER_HINT);
     }
@@ -457,6 +471,10 @@ impl State {
                     self.wants.poll = true;
                 }
                 (Leader::None(_), Leader::None(_)) => {}
+            }
+            if matches!(leader, Leader::None(NoLeader::Overtaken { .. })) {
+                self.wants.poll = true;
+                self.wants.check_key = true;
             }
         }
         let next = Snapshot {

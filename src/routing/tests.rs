@@ -387,5 +387,7 @@ proptest! {
     }
 }
 
+#[path = "allowed_tests.rs"]
+mod allowed;
 #[path = "choosing_tests.rs"]
 mod choosing;

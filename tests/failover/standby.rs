@@ -137,7 +137,7 @@ fn a_standby_promoted_behind_patronis_back_never_gets_writers_and_loses_its_read
     rogue.sql("SELECT pg_promote()");
     let mut ended = 0;
     eventually("its readers are told to leave", Duration::from_secs(3), || {
-        for session in &mut readers {
+        readers.retain_mut(|session| {
             let answer = session.end(Duration::from_millis(5));
             if answer.closed {
                 let told = answer.ended();
@@ -145,14 +145,17 @@ fn a_standby_promoted_behind_patronis_back_never_gets_writers_and_loses_its_read
                 assert!(told.message.contains("has been promoted"), "{told:?}");
                 ended += 1;
             }
-        }
-        readers.retain_mut(Session::is_open);
+            !answer.closed
+        });
         readers.len() == 2
     });
     assert_eq!(ended, 2);
     for session in &mut readers {
         assert_ne!(session.server(), rogue.address);
     }
+    eventually("Patroni has been asked again", Duration::from_secs(3), || {
+        router.http("/connection/is-ready-rw?strict=1").unwrap().0 == 200
+    });
     for _ in 0..10 {
         assert_eq!(
             Session::open(at, 6432).unwrap().server(),

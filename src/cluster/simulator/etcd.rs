@@ -52,21 +52,13 @@ fn after_a_loss_only_a_poll_begun_after_the_last_event_counts() {
     world.pass(Duration::from_millis(200));
     world.apply(&Action::Watch(Watch::Down));
     // It was under way when the key moved, and comes in last.
-    world.state.observe(
-        Observation::Polled {
-            report: old.clone(),
-            begun,
-        },
-        world.now,
-    );
+    world.tell(Observation::Polled {
+        report: old.clone(),
+        begun,
+    });
     assert_eq!(world.leader(), Some(("db1".into(), NamedBy::LeaderKey)));
-    world.state.observe(
-        Observation::Polled {
-            report: old,
-            begun: world.now,
-        },
-        world.now,
-    );
+    let begun = world.now;
+    world.tell(Observation::Polled { report: old, begun });
     assert_eq!(world.reason(), "db0 holds the leader key but cannot be reached");
 }
 

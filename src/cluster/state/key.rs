@@ -35,6 +35,11 @@ impl Key {
         self.live && self.agreed
     }
 
+    /// Whether it was still so at `moment`.
+    pub(super) fn is_as_new_as(&self, moment: Instant) -> bool {
+        self.at.is_some_and(|at| at >= moment)
+    }
+
     fn agree(&mut self, by_source: Option<&Named>) {
         let both = matches!(by_source, Some(Named::One(_))) && self.named.as_ref() == by_source;
         self.agreed |= self.live && both;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{History, MemberState, Named, SourceKind, State};
-use crate::cluster::snapshot::{Identity, Leader, NamedBy, NoLeader, ProbeFacts, Role};
+use crate::cluster::snapshot::{Identity, Leader, MemberName, NamedBy, NoLeader, ProbeFacts, Role};
 
 impl State {
     /// Decides which system identifier is this cluster's.
@@ -60,14 +60,37 @@ impl State {
         }
     }
 
-    /// Facts of a member that this router itself has seen to be writable, lately.
+    /// Facts of a member that this router itself has seen to be writable, lately, and that may be used.
     pub(super) fn writable<'a>(&self, member: &'a MemberState) -> Option<&'a ProbeFacts> {
+        self.accepts_writes(member).filter(|_| member.health.up)
+    }
+
+    /// As [`Self::writable`], also of a member that has to be seen more often before it is used: enough to speak against
+    /// another.
+    fn accepts_writes<'a>(&self, member: &'a MemberState) -> Option<&'a ProbeFacts> {
         let facts = member.health.facts.as_ref()?;
-        let usable = member.health.up
-            && member.has_address()
-            && !member.unconfirmed
-            && self.identity(member) == Identity::Same;
-        (usable && !facts.in_recovery).then_some(facts)
+        let ours = member.has_address() && !member.unconfirmed && self.identity(member) == Identity::Same;
+        (ours && !facts.in_recovery).then_some(facts)
+    }
+
+    /// Members that accept writes on a newer timeline than `timeline`.
+    fn newer(&self, timeline: u32) -> impl Iterator<Item = (&MemberName, &MemberState)> {
+        self.members.iter().filter(move |(_, member)| {
+            self.accepts_writes(member)
+                .is_some_and(|facts| facts.timeline > timeline)
+        })
+    }
+
+    /// Whether `newer` has been promoted since it was last asked who holds the leader key.
+    fn is_news(&self, newer: &MemberState) -> bool {
+        let Some((_, seen)) = newer.primary_since else {
+            return false;
+        };
+        if self.key.counts() {
+            !self.key.is_as_new_as(seen)
+        } else {
+            self.answered.is_none_or(|begun| begun < seen)
+        }
     }
 
     pub(super) fn leader(&self) -> Leader {
@@ -92,6 +115,12 @@ impl State {
         };
         if let Some(facts) = self.writable(member) {
             let timeline = facts.timeline;
+            if let Some((newer, _)) = self.newer(timeline).find(|(_, newer)| self.is_news(newer)) {
+                return Err(NoLeader::Overtaken {
+                    named: name.clone(),
+                    newer: newer.clone(),
+                });
+            }
             return Ok(Leader::Verified {
                 member: name.clone(),
                 timeline,
@@ -116,13 +145,7 @@ impl State {
         let Some(facts) = self.members.get(name).and_then(|member| self.writable(member)) else {
             return Err(NoLeader::SourceUnreachable);
         };
-        let newer = self.members.iter().find(|(other, member)| {
-            *other != name
-                && self
-                    .writable(member)
-                    .is_some_and(|other| other.timeline > facts.timeline)
-        });
-        if let Some((newer, _)) = newer {
+        if let Some((newer, _)) = self.newer(facts.timeline).next() {
             return Err(NoLeader::Superseded {
                 last: name.clone(),
                 newer: newer.clone(),
@@ -164,7 +187,12 @@ impl State {
                 newest,
             });
         }
-        if writable.iter().filter(|(other, _)| *other == timeline).count() > 1 {
+        let rivals = self
+            .members
+            .values()
+            .filter_map(|member| self.accepts_writes(member))
+            .filter(|facts| facts.timeline == timeline);
+        if rivals.count() > 1 {
             return Err(NoLeader::Tie);
         }
         Ok(Leader::Verified {
