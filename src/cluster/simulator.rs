@@ -247,8 +247,12 @@ impl World {
                 let newer = told
                     .key_at
                     .is_none_or(|at| self.now >= at + Duration::from_millis(100));
-                if !told.agreed || (told.key.is_none() && newer) {
-                    told.named.clone_from(&told.by_source);
+                match &told.key {
+                    Some(Named::One(name)) if told.agreed => told.named = Some(name.clone()),
+                    Some(_) if told.agreed => told.named = None,
+                    Some(_) => told.named.clone_from(&told.by_source),
+                    None if !told.agreed || newer => told.named.clone_from(&told.by_source),
+                    None => {}
                 }
             }
             Observation::Key { named, .. } => {
