@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo test test-long bench build fmt lint deny check-docs install-test clean
+.PHONY: help demo test test-compose test-long bench build dist fmt lint deny check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -9,6 +9,11 @@ demo: ## a Patroni cluster and three routers on this machine, until Ctrl-C
 
 build: ## the release binary
 	cargo build --release --locked
+
+dist: ## the release binary as images take it: dist/trunkline, without what only debuggers read
+	cargo build --release --locked --quiet
+	install -D -m 755 target/release/trunkline dist/trunkline
+	strip --strip-debug dist/trunkline
 
 install-test: ## what the tests need
 	@scripts/install-packages test
@@ -26,6 +31,9 @@ deny: ## licences, banned crates, sources, vulnerabilities
 test: ## everything, under 30 minutes
 	@scripts/test
 
+test-compose: ## the demo in containers, as docs/demo.md walks through it
+	@scripts/test-compose
+
 test-long: ## what takes longer, before a release
 	@scripts/test --long
 
@@ -38,4 +46,5 @@ check-docs: ## the documentation builds without a warning
 
 clean: ## what was built, and the demo's certificates
 	cargo clean
+	rm -rf dist
 	git clean -fdXq certs

@@ -18,7 +18,7 @@ use crate::auth::credentials::ServerCredentials;
 use crate::auth::hba::options::{LdapOptions, LdapScheme};
 use crate::auth::hba::{self, Files};
 use crate::auth::ident::{self, Maps};
-use crate::auth::ldap::LdapSettings;
+use crate::auth::ldap::{Encryption, LdapSettings};
 use crate::auth::rules::{ClientCertificate, Connection, DatabaseMatch, Method, Rule, Rules, UserMatch};
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
@@ -102,8 +102,6 @@ impl Access {
                 collect(users, &mut others).map(Some)
             }
         };
-        let ldap_tls = ldap::tls_config(auth.ldap_roots.clone()).map_err(|error| vec![error.to_string()]);
-        let ldap_tls = collect(ldap_tls, &mut others);
         let credentials = ServerCredentials::new(Arc::clone(&auth.server_credentials));
         let mut faults = Vec::new();
         let mut directories = Vec::new();
@@ -132,6 +130,13 @@ impl Access {
                 file.rules().ok()
             }
         };
+        let asks_tls = |directory: &LdapSettings| directory.encryption() != Encryption::None;
+        let ldap_tls = if auth.ldap_roots.is_some() || directories.iter().flatten().any(asks_tls) {
+            ldap::tls_config(auth.ldap_roots.clone())
+        } else {
+            ldap::no_tls_config()
+        };
+        let ldap_tls = collect(ldap_tls.map_err(|error| vec![error.to_string()]), &mut others);
         faults.append(&mut others);
         let watched = disk.0.into_inner();
         match (rules, maps, users, ldap_tls) {

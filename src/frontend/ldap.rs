@@ -94,6 +94,15 @@ pub fn tls_config(roots: Option<Vec<CertificateDer<'static>>>) -> Result<Arc<Cli
     if store.is_empty() {
         return Err(LdapTlsError::NoRoots);
     }
+    trusting(store)
+}
+
+/// TLS for rules that ask for none: it trusts nobody, and needs no certificate of the system's, where there may be none.
+pub fn no_tls_config() -> Result<Arc<ClientConfig>, LdapTlsError> {
+    trusting(RootCertStore::empty())
+}
+
+fn trusting(store: RootCertStore) -> Result<Arc<ClientConfig>, LdapTlsError> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(LdapTlsError::Setup)?

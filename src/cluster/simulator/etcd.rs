@@ -31,6 +31,19 @@ fn the_key_counts_at_once_and_rest_does_not_turn_it_back() {
 }
 
 #[test]
+fn the_first_leader_is_the_leader_also_where_the_watch_tells_of_it_before_rest_does() {
+    let mut world = World::new(3, SourceKind::Patroni);
+    world.apply(&Action::Key(None));
+    world.apply(&Action::Watch(Watch::Live));
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.reason(), "no member holds the leader key");
+    world.apply(&Action::Key(Some(0)));
+    // Sooner than a quiet watch is checked: a busy one is not.
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
+}
+
+#[test]
 fn a_deleted_key_is_no_leader_although_the_old_one_accepts_writes() {
     let mut world = watched();
     world.apply(&Action::Stale(0));

@@ -246,8 +246,11 @@ impl Witness {
         self.by_source = Some(report.named.clone());
         self.agree();
         let newer = self.key_at.is_none_or(|at| begun >= at + BEHIND);
-        if !self.agreed || (self.key.is_none() && newer) {
-            self.named.clone_from(&self.by_source);
+        match &self.key {
+            Some(key) if self.agreed => self.named = Some(key.clone()),
+            Some(_) => self.named.clone_from(&self.by_source),
+            None if !self.agreed || newer => self.named.clone_from(&self.by_source),
+            None => {}
         }
         let mut before = std::mem::take(&mut self.members);
         for listed in &report.members {

@@ -87,7 +87,12 @@ impl State {
         if differs && self.key.agreed && late {
             self.wants.check_key = true;
         }
-        if !self.key.agreed || (!self.key.live && late) {
+        if self.key.counts() {
+            // Perhaps as of now: they may have just agreed for the first time.
+            if let Some(named) = self.key.named.clone() {
+                self.name(named, now);
+            }
+        } else if !self.key.agreed || late {
             self.name(named, now);
         }
     }

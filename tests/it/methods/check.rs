@@ -8,6 +8,11 @@ const CLUSTER: &str = "clusters:\n  main:\n    servers: [{name: s1, host: 127.0.
 
 /// What `trunkline check` says of such a section `auth:`, and how it ends.
 fn check(dir: &Path, auth: &str, tls: &str) -> (Option<i32>, String) {
+    check_among(dir, auth, tls, &[])
+}
+
+/// The same with more in its environment.
+fn check_among(dir: &Path, auth: &str, tls: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
     secret(dir, "password", "trunkline");
     let options = Options {
         clusters: Some(CLUSTER.replace("DIR", &dir.display().to_string())),
@@ -20,7 +25,8 @@ fn check(dir: &Path, auth: &str, tls: &str) -> (Option<i32>, String) {
     let output = output(
         Command::new(env!("CARGO_BIN_EXE_trunkline"))
             .args(["check", "-c"])
-            .arg(config),
+            .arg(config)
+            .envs(environment.iter().copied()),
     );
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
@@ -228,4 +234,38 @@ fn rules_that_work_are_right_and_those_that_never_match_are_pointed_out() {
         told.contains(&format!("{}:1: this rule never matches", hba.display())),
         "{told}"
     );
+}
+
+/// As in a container of Debian's, which has no certificates of authorities.
+#[test]
+fn the_systems_authorities_are_needed_only_where_a_directory_is_asked_by_tls() {
+    let dir = open_directory();
+    let path = dir.path();
+    let none = path.join("none");
+    let none = none.to_str().unwrap();
+    let nowhere = [("SSL_CERT_FILE", none), ("SSL_CERT_DIR", none)];
+    let (code, told) = check_among(path, "  cache_ttl: 60s\n", "", &nowhere);
+    assert_eq!(code, Some(0), "{told}");
+
+    let hba = write(
+        path,
+        "pg_hba.conf",
+        "host all all all ldap ldapserver=127.0.0.1 ldapprefix=a\n",
+    );
+    let auth = format!(
+        "  hba_file: {}\n  server_credentials: [{{users: all, password: client}}]\n",
+        hba.display()
+    );
+    let (code, told) = check_among(path, &auth, "", &nowhere);
+    assert_eq!(code, Some(0), "{told}");
+    for tls in ["ldapscheme=ldaps", "ldaptls=1"] {
+        let rule = format!("host all all all ldap ldapserver=127.0.0.1 ldapprefix=a {tls}\n");
+        write(path, "pg_hba.conf", &rule);
+        let (code, told) = check_among(path, &auth, "", &nowhere);
+        assert_eq!(code, Some(1), "{tls}: {told}");
+        assert!(
+            told.contains("no usable root certificate for LDAP"),
+            "{tls}: {told}"
+        );
+    }
 }
