@@ -11,7 +11,7 @@ use rustls::version::{TLS12, TLS13};
 use super::access;
 use super::address::{self, bind_address, overlap};
 use super::administration;
-use super::cluster::{Draft, hours, minutes, ms, secs};
+use super::cluster::Draft;
 use super::entry::{self, Entry};
 use super::fitness;
 use super::keys::{self, Unlock};
@@ -21,47 +21,35 @@ use super::model::{
 };
 use super::route;
 use super::route::OnLeader;
-use super::schema;
 use super::section::{Field, Section, report_repeated};
 
-/// Ships with `config/`: a `SECURITY DEFINER` function that gives a user's name and verifier.
-const DEFAULT_QUERY: &str = "SELECT * FROM trunkline.user_lookup($1)";
-const MAX_LISTENERS: usize = 256;
-const MAX_CERTIFICATES: usize = 64;
-const MAX_PEERS: usize = 64;
-const MAX_CLIENTS: u32 = 1_000_000;
 static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 static NEWEST: &[&SupportedProtocolVersion] = &[&TLS13];
-/// Half of what HMAC-SHA-256 can use; shorter ones can be guessed.
-const LEAST_PEER_SECRET: usize = 16;
 
 /// The names given by the file, whether or not what they name is without fault.
 pub(super) type Names<'a> = Option<Vec<&'a str>>;
 
 pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
-    let section = root.section("tls", &schema::TLS);
+    let section = root.section("tls");
     if !section.present() {
         return None;
     }
-    let versions = section
-        .field("min_version")
-        .and_then(|field| field.one_of(&[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]))
-        .unwrap_or(BOTH);
+    let versions = section.one_of("min_version", &[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]);
     let certificates = section.required("certificates");
     let mut pairs = Vec::new();
     for field in certificates
         .as_ref()
-        .map(|field| field.list(MAX_CERTIFICATES))
+        .map(|field| field.list())
         .unwrap_or_default()
     {
-        let section = field.section(&schema::CERTIFICATE);
+        let section = field.section();
         pairs.push((key_pair(&section), field));
     }
     let clients = client_verifier(&section)?;
     let mut served = Vec::new();
     for (pair, field) in pairs {
         let pair = pair?;
-        match keys::server_config(root.context(), &pair, b"postgresql", versions, clients.clone()) {
+        match keys::server_config(root.context(), &pair, b"postgresql", versions?, clients.clone()) {
             Ok(server_config) => served.push(ServedCertificate { pair, server_config }),
             Err(error) => {
                 field.fault(format!("cannot be used: {error}"));
@@ -112,21 +100,14 @@ fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVer
 }
 
 pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
-    let section = root.section("auth", &schema::AUTH);
+    let section = root.section("auth");
     let users_file = section.field("users_file");
     let query = section.field("query");
     let cache_ttl = section.field("cache_ttl");
     if let (Some(_), Some(query)) = (&users_file, &query) {
         query.fault("stands beside `users_file`; remove one of them");
     }
-    let ttl = cache_ttl
-        .as_ref()
-        .and_then(|field| field.duration(ms(0), hours(24)))
-        .unwrap_or(secs(60));
-    let login_timeout = section
-        .field("login_timeout")
-        .and_then(|field| field.duration(ms(100), minutes(10)))
-        .unwrap_or(secs(60));
+    let login_timeout = section.duration("login_timeout");
     let rate_limit = rate_limit(&section, login_timeout);
     let verifiers = if let Some(field) = users_file {
         if let Some(field) = cache_ttl {
@@ -138,9 +119,12 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
     } else {
         let sql = match query {
             Some(field) => verifier_query(&field),
-            None => Some(DEFAULT_QUERY.to_owned()),
+            None => Some(section.default_text("query").to_owned()),
         };
-        sql.map(|sql| Verifiers::Query { sql, cache_ttl: ttl })
+        sql.map(|sql| Verifiers::Query {
+            sql,
+            cache_ttl: section.duration("cache_ttl"),
+        })
     };
     let hba_file = section.field("hba_file");
     let ident_file = section.field("ident_file");
@@ -160,11 +144,8 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
 }
 
 fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
-    let section = auth.section("rate_limit", &schema::RATE_LIMIT);
-    let failures = section
-        .field("failures")
-        .and_then(|field| field.number(0, 1000))
-        .unwrap_or(5);
+    let section = auth.section("rate_limit");
+    let failures = section.number("failures");
     if failures == 0 {
         for key in ["delay", "max_delay", "refuse_after", "refuse_for"] {
             if let Some(field) = section.field(key) {
@@ -173,41 +154,40 @@ fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
         }
     }
     let delay_field = section.field("delay");
-    let delay = delay_field
-        .as_ref()
-        .and_then(|field| field.duration(ms(0), minutes(1)));
+    let delay = delay_field.as_ref().and_then(Field::duration);
     // An attempt that waited longer than its login may take could never begin.
     let longest = login_timeout / 2;
     let max_field = section.field("max_delay");
-    let max_delay = match max_field
-        .as_ref()
-        .and_then(|field| field.duration(ms(1), minutes(5)))
-    {
+    let max_delay = match max_field.as_ref().and_then(Field::duration) {
         Some(max_delay) => {
             if let Some(field) = max_field.filter(|_| max_delay > longest) {
                 field.fault("must not be longer than half of `auth.login_timeout`");
             }
             max_delay
         }
-        None => delay.unwrap_or_default().max(secs(8)).min(longest),
+        None => delay
+            .unwrap_or_default()
+            .max(section.default_duration("max_delay"))
+            .min(longest),
     };
     if let Some(field) = delay_field.filter(|_| delay.is_some_and(|delay| delay > max_delay)) {
         field.fault("must not be longer than `max_delay`, nor than half of `auth.login_timeout`");
     }
     let refuse_field = section.field("refuse_after");
-    let refuse_after = refuse_field.as_ref().and_then(|field| field.number(1, 10_000));
-    if let Some(field) = refuse_field.filter(|_| refuse_after.is_some_and(|after| after < failures)) {
-        field.fault("must not be less than `failures`");
+    let mut refuse_after = section.number("refuse_after");
+    match refuse_field {
+        Some(field) if refuse_after < failures => field.fault("must not be less than `failures`"),
+        Some(_) => {}
+        None => refuse_after = refuse_after.max(failures),
     }
     RateLimit {
         failures,
-        delay: delay.unwrap_or(ms(250)).min(max_delay),
+        delay: delay
+            .unwrap_or_else(|| section.default_duration("delay"))
+            .min(max_delay),
         max_delay,
-        refuse_after: refuse_after.unwrap_or(failures.max(20)),
-        refuse_for: section
-            .field("refuse_for")
-            .and_then(|field| field.duration(secs(1), hours(24)))
-            .unwrap_or(minutes(1)),
+        refuse_after,
+        refuse_for: section.duration("refuse_for"),
     }
 }
 
@@ -238,7 +218,7 @@ pub(super) fn routes<'a>(
     };
     let named = field.named();
     for (name, field) in &named {
-        let section = field.section(&schema::ROUTE);
+        let section = field.section();
         let cluster = match section.field("cluster") {
             Some(field) => reference(&field, clusters, "cluster"),
             None => first,
@@ -320,8 +300,8 @@ pub(super) fn listeners<'a>(
             .into();
     };
     let (mut names, mut listeners) = (Vec::new(), Vec::new());
-    for field in field.list(MAX_LISTENERS) {
-        let section = field.section(&schema::LISTENER);
+    for field in field.list() {
+        let section = field.section();
         let name = section
             .required("name")
             .and_then(|field| field.name().map(|name| (name, field)));
@@ -341,9 +321,6 @@ pub(super) fn listeners<'a>(
                 "use `mode: postgres`, or another route",
             );
         }
-        let max_clients = section
-            .field("max_clients")
-            .and_then(|field| field.number(0, MAX_CLIENTS));
         if let Some((name, field)) = &name {
             names.push((*name, field.clone()));
         }
@@ -368,7 +345,7 @@ pub(super) fn listeners<'a>(
             route: Arc::from(route),
             mode,
             tls,
-            max_clients: max_clients.unwrap_or(0),
+            max_clients: section.number("max_clients"),
             entry,
         });
     }
@@ -449,15 +426,12 @@ fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
     }
 }
 
-/// The most addresses of the HTTP port.
-const MAX_HTTP_ADDRESSES: usize = 16;
-
 pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Option<Http> {
-    let section = root.section("http", &schema::HTTP);
+    let section = root.section("http");
     let mut addresses = Vec::new();
     if let Some(field) = section.field("address") {
         let fields = if field.is_list() {
-            field.list(MAX_HTTP_ADDRESSES)
+            field.list()
         } else {
             vec![field]
         };
@@ -471,8 +445,8 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         places.push(Place::default(6434, "http.address"));
         addresses.push(BindAddress::Any { port: 6434 });
     }
-    let proxy_protocol = entry::proxy_protocol(&section, &schema::HTTP_PROXY_PROTOCOL);
-    let tls = section.section("tls", &schema::HTTP_TLS);
+    let proxy_protocol = entry::proxy_protocol(&section);
+    let tls = section.section("tls");
     let token = administration::token(&section);
     let agent_check = administration::agent_check(&section, places);
     if !tls.present() {
@@ -549,33 +523,32 @@ pub(super) fn check_addresses(places: &[Place<'_>]) {
 }
 
 pub(super) fn limits(root: &Section<'_>) -> Limits {
-    let section = root.section("limits", &schema::LIMITS);
-    let number = |key, least, most| section.field(key).and_then(|field| field.number(least, most));
+    let section = root.section("limits");
     Limits {
-        max_clients: number("max_clients", 0, MAX_CLIENTS).unwrap_or(5000),
-        max_pending_logins: number("max_pending_logins", 1, 100_000).unwrap_or(200),
-        per_user: number("per_user", 0, MAX_CLIENTS).unwrap_or(0),
-        per_database: number("per_database", 0, MAX_CLIENTS).unwrap_or(0),
-        per_address: number("per_address", 0, MAX_CLIENTS).unwrap_or(0),
+        max_clients: section.number("max_clients"),
+        max_pending_logins: section.number("max_pending_logins"),
+        per_user: section.number("per_user"),
+        per_database: section.number("per_database"),
+        per_address: section.number("per_address"),
         connection_rate: entry::rate(&section),
     }
 }
 
 pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
-    let section = root.section("peers", &schema::PEERS);
+    let section = root.section("peers");
     if !section.present() {
         return None;
     }
     let secret = section
         .required("secret_file")
-        .and_then(|field| field.secret_file(LEAST_PEER_SECRET));
+        .and_then(|field| field.secret_file());
     let (mut names, mut places, mut members) = (Vec::new(), Vec::new(), Vec::new());
     for field in section
         .required("members")
-        .map(|field| field.list(MAX_PEERS))
+        .map(|field| field.list())
         .unwrap_or_default()
     {
-        let section = field.section(&schema::PEER);
+        let section = field.section();
         let name = section
             .required("name")
             .and_then(|field| field.name().map(|name| (name, field)));
@@ -603,19 +576,21 @@ pub(super) fn peers(root: &Section<'_>) -> Option<Peers> {
 }
 
 pub(super) fn log(root: &Section<'_>) -> Log {
-    let section = root.section("log", &schema::LOG);
-    let level = section.field("level").and_then(|field| {
-        field.one_of(&[
+    let section = root.section("log");
+    let level = section.one_of(
+        "level",
+        &[
             ("error", Some(LogLevel::Error)),
             ("warn", Some(LogLevel::Warn)),
             ("info", Some(LogLevel::Info)),
             ("debug", Some(LogLevel::Debug)),
             ("trace", Some(LogLevel::Trace)),
-        ])
-    });
-    let format = section
-        .field("format")
-        .and_then(|field| field.one_of(&[("text", Some(LogFormat::Text)), ("json", Some(LogFormat::Json))]));
+        ],
+    );
+    let format = section.one_of(
+        "format",
+        &[("text", Some(LogFormat::Text)), ("json", Some(LogFormat::Json))],
+    );
     Log {
         level: level.unwrap_or(LogLevel::Info),
         format: format.unwrap_or(LogFormat::Text),
@@ -623,12 +598,9 @@ pub(super) fn log(root: &Section<'_>) -> Log {
 }
 
 pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
-    let section = root.section("shutdown", &schema::SHUTDOWN);
-    let grace = section
-        .field("grace")
-        .and_then(|field| field.duration(ms(0), hours(24)));
+    let section = root.section("shutdown");
     Shutdown {
-        grace: grace.unwrap_or(secs(30)),
+        grace: section.duration("grace"),
     }
 }
 
@@ -636,6 +608,6 @@ pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
 /// figures are in `docs/benchmarks.md`.
 pub(super) fn workers(root: &Section<'_>) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let asked = root.field("workers").and_then(|field| field.number(1, 1024));
+    let asked = root.field("workers").and_then(|field| field.number());
     asked.map_or((processors / 2).max(1), |workers| workers as usize)
 }

@@ -99,6 +99,12 @@ pub fn is_edited(config: &Config) -> Result<bool, String> {
     files::read_text(&config.path, MAX_FILE as u64).map(|text| *text != *config.origin.text)
 }
 
+/// The configuration's JSON Schema, draft 2020-12. What it accepts may still have faults that only [`load`] finds; what it
+/// refuses has one.
+pub fn json_schema() -> serde_json::Value {
+    schema::json::schema()
+}
+
 /// Unix seconds.
 fn unix_now() -> i64 {
     let now = SystemTime::now()
