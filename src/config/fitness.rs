@@ -102,15 +102,20 @@ pub(super) fn read(
 
 fn max_lag(field: &Field<'_>, probe_interval: Option<Duration>) -> Option<MaxLag> {
     let section = field.section();
-    let size = |field: &Field<'_>| field.size();
-    let bytes = limit(&section, ["bytes", "recover_bytes"], size, size, |most| most / 2);
+    let bytes = limit(
+        &section,
+        ["bytes", "recover_bytes"],
+        Field::size,
+        Field::size,
+        |most| most / 2,
+    );
     // What is measured twice an interval apart is not known any better.
     let least = probe_interval.map_or(secs(0), |interval| interval * 2);
     let time = limit(
         &section,
         ["time", "recover_time"],
         |field| field.duration_from(least),
-        |field| field.duration(),
+        Field::duration,
         |most| most / 2,
     );
     if !["bytes", "time", "recover_bytes", "recover_time"]
@@ -122,11 +127,11 @@ fn max_lag(field: &Field<'_>, probe_interval: Option<Duration>) -> Option<MaxLag
     Some(MaxLag { bytes, time }).filter(|max| max.bytes.is_some() || max.time.is_some())
 }
 
-fn limit<T: Copy + PartialOrd>(
-    section: &Section<'_>,
+fn limit<'s, T: Copy + PartialOrd>(
+    section: &Section<'s>,
     [most, recover]: [&str; 2],
-    read_most: impl Fn(&Field<'_>) -> Option<T>,
-    read_recover: impl Fn(&Field<'_>) -> Option<T>,
+    read_most: impl Fn(&Field<'s>) -> Option<T>,
+    read_recover: impl Fn(&Field<'s>) -> Option<T>,
     default: impl Fn(T) -> T,
 ) -> Option<Limit<T>> {
     let recover = section.field(recover);

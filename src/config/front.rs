@@ -37,11 +37,7 @@ pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
     let versions = section.one_of("min_version", &[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]);
     let certificates = section.required("certificates");
     let mut pairs = Vec::new();
-    for field in certificates
-        .as_ref()
-        .map(|field| field.list())
-        .unwrap_or_default()
-    {
+    for field in certificates.as_ref().map(Field::list).unwrap_or_default() {
         let section = field.section();
         pairs.push((key_pair(&section), field));
     }

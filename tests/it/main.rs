@@ -20,6 +20,7 @@ mod binding;
 mod cancel;
 mod checks;
 mod console;
+mod documents;
 mod drivers;
 mod etcd;
 mod fake;
