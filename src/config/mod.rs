@@ -31,9 +31,11 @@ mod route;
 mod schema;
 mod secret;
 mod section;
+mod spelling;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
+mod units;
 mod waiting;
 
 use std::cell::RefCell;

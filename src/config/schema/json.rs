@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::kind::{LONGEST_SOCKET_PATH, LONGEST_TEXT};
 use super::{Key, Keys, Kind, Otherwise, ROOT};
-use crate::config::section::{shown_duration, shown_size};
+use crate::config::units::{shown_duration, shown_size};
 
 /// As [`crate::config::section`] has it.
 const NAME: &str = "^[A-Za-z0-9._-]{1,63}$";

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::kind::{LONGEST_SOCKET_PATH, LONGEST_TEXT, MOST_SECRET};
 use super::{Key, Keys, Kind, Otherwise, ROOT};
-use crate::config::section::{shown_duration, shown_size};
+use crate::config::units::{shown_duration, shown_size};
 
 /// Every map with fixed keys and its place, as the documentation's headings write it: `clusters.NAME.probe`.
 pub(in crate::config) fn sections() -> Vec<(String, &'static Keys)> {

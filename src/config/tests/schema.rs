@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::super::schema::kind::Kind;
 use super::super::schema::{Key, Keys, Otherwise, ROOT, markdown};
-use super::super::section::shown_duration;
 use super::super::tree;
+use super::super::units::shown_duration;
 use super::*;
 
 /// Set, the committed files that are made of the table are written anew: `make reference`.
@@ -128,6 +128,10 @@ fn the_schema_accepts_what_is_right() {
         REST,
         include_str!("../../../config/minimal.yaml"),
         include_str!("../../../config/trunkline.yaml"),
+        include_str!("../../../tests/import/node-checks.expected.yaml"),
+        include_str!("../../../tests/import/patroni.expected.yaml"),
+        include_str!("../../../tests/import/patroni_proxy.expected.yaml"),
+        include_str!("../../../tests/import/through-routers.expected.yaml"),
         "clusters: {a: {servers: [{name: b, host: c}], service_account: {user: d}}}\nhttp: null\nauth:\nlimits:\n",
     ];
     let documents: Vec<Value> = texts.into_iter().map(document).collect();
