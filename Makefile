@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo test test-compose test-long bench build dist fmt lint deny check-docs install-test clean
+.PHONY: help demo test test-compose test-long bench build dist fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -40,6 +40,9 @@ test-long: ## what takes longer, before a release
 bench: ## pgbench side by side with a bare forwarder, HAProxy and PgBouncer
 	@scripts/install-packages bench
 	@scripts/bench
+
+reference: ## write the configuration's tables in docs/ and its JSON Schema in config/, from the table of keys
+	TRUNKLINE_WRITE_REFERENCE=1 cargo test --locked --lib config::tests::schema
 
 check-docs: ## the documentation builds without a warning
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --no-deps --document-private-items

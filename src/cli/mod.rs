@@ -1,4 +1,4 @@
-//! The command line: `run`, `reload`, `upgrade`, `check`, `hba`, `import`, and what administers a running router.
+//! The command line: `run`, `reload`, `upgrade`, `check`, `hba`, `import`, `schema`, and what administers a running router.
 //!
 //! Guarantees: 0 is success, 1 is a fault that was explained in one or more lines on standard error, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
@@ -9,6 +9,7 @@ mod hba;
 mod import;
 mod reload;
 mod remote;
+mod schema;
 mod table;
 mod upgrade;
 
@@ -69,6 +70,8 @@ enum Command {
     },
     /// Write what another program's configuration says as one of ours, and list what has no equivalent.
     Import(import::Arguments),
+    /// Print the configuration's JSON Schema (draft 2020-12).
+    Schema,
     #[command(flatten)]
     Administer(administer::Administer),
 }
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Upgrade { config } => upgrade::run(&config),
         Command::Hba { config, client } => hba::run(&config, &client),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Schema => schema::run(),
         Command::Administer(command) => administer::run(&command),
     }
 }

@@ -4,22 +4,14 @@
 use super::cluster;
 use super::keys::{self, Unlock};
 use super::model::{Auth, Console, CredentialUsers, ServerCredential, ServerSecret};
-use super::schema;
 use super::section::{Field, Section, report_repeated};
-
-/// More entries than anybody writes by hand.
-const MAX_CREDENTIALS: usize = 1024;
-const MAX_USERS: usize = 1024;
-/// The longest name of a role (`NAMEDATALEN` - 1). Clients' names are cut there, so that a longer one would never be
-/// met; the server would cut it and log in somebody else.
-const MAX_NAME: usize = 63;
 
 /// The list `auth.server_credentials`; empty where it is not written.
 pub(super) fn server_credentials(auth: &Section<'_>) -> Vec<ServerCredential> {
     let Some(field) = auth.field("server_credentials") else {
         return Vec::new();
     };
-    let fields = field.list(MAX_CREDENTIALS);
+    let fields = field.list();
     let credentials: Vec<_> = fields.iter().filter_map(server_credential).collect();
     let everybody = |credential: &ServerCredential| credential.users == CredentialUsers::All;
     if let Some(index) = credentials.iter().position(everybody)
@@ -35,10 +27,10 @@ pub(super) fn server_credentials(auth: &Section<'_>) -> Vec<ServerCredential> {
 }
 
 fn server_credential(field: &Field<'_>) -> Option<ServerCredential> {
-    let section = field.section(&schema::SERVER_CREDENTIAL);
+    let section = field.section();
     let users = section.required("users").and_then(|field| users(&field));
     let server_user = match section.field("server_user") {
-        Some(field) => Some(name(&field)?),
+        Some(field) => Some(field.text()?.to_owned()),
         None => None,
     };
     let secret = secret(field, &section);
@@ -53,15 +45,12 @@ fn server_credential(field: &Field<'_>) -> Option<ServerCredential> {
 
 /// `None` where the section is not written.
 pub(super) fn console(root: &Section<'_>) -> Option<Console> {
-    let section = root.section("console", &schema::CONSOLE);
+    let section = root.section("console");
     if !section.present() {
         return None;
     }
     let users = section.required("users").map(|field| names(&field));
-    let database = match section.field("database") {
-        Some(field) => name(&field)?,
-        None => "trunkline".to_owned(),
-    };
+    let database = section.text("database")?;
     Some(Console {
         users: users??,
         database: database.into(),
@@ -80,23 +69,14 @@ fn users(field: &Field<'_>) -> Option<CredentialUsers> {
 fn names(field: &Field<'_>) -> Option<Vec<String>> {
     let mut names = Vec::new();
     let mut whole = true;
-    for field in field.list(MAX_USERS) {
-        match name(&field) {
-            Some(name) => names.push((name, field)),
+    for field in field.list() {
+        match field.text() {
+            Some(name) => names.push((name.to_owned(), field)),
             None => whole = false,
         }
     }
     report_repeated(&names, "user");
     whole.then(|| names.into_iter().map(|(name, _)| name).collect())
-}
-
-fn name(field: &Field<'_>) -> Option<String> {
-    let text = field.text()?;
-    if text.len() > MAX_NAME {
-        field.fault(format!("is longer than {MAX_NAME} bytes, as no name is"));
-        return None;
-    }
-    Some(text.to_owned())
 }
 
 /// One way, or none: then the servers let the router in by the cluster's own certificate.
@@ -114,7 +94,7 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
         field.fault("needs `cert_file` and `key_file` beside it");
     }
     if let Some(file) = file {
-        return file.secret_file(1).map(ServerSecret::Password);
+        return file.secret_file().map(ServerSecret::Password);
     }
     if let Some(client) = client {
         return client

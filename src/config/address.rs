@@ -3,6 +3,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::model::BindAddress;
+use super::schema::kind::LONGEST_SOCKET_PATH;
 use super::section::Field;
 
 /// `*:6432`, `127.0.0.1:6432` or `[::1]:6432`.
@@ -25,9 +26,6 @@ pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
     None
 }
 
-/// What a Unix socket's address can hold, its terminator not counted (`sun_path`).
-const LONGEST_PATH: usize = 107;
-
 /// Is it meant for the path of a Unix socket?
 pub(super) fn is_path(field: &Field<'_>) -> bool {
     field.written_text().is_some_and(|text| text.starts_with('/'))
@@ -37,9 +35,9 @@ pub(super) fn is_path(field: &Field<'_>) -> bool {
 pub(super) fn socket_path(field: &Field<'_>) -> Option<PathBuf> {
     let text = field.text()?;
     let path = Path::new(text);
-    if text.len() > LONGEST_PATH {
+    if text.len() > LONGEST_SOCKET_PATH {
         field.fault(format!(
-            "is longer than the {LONGEST_PATH} bytes of a Unix socket's path"
+            "is longer than the {LONGEST_SOCKET_PATH} bytes of a Unix socket's path"
         ));
         return None;
     }

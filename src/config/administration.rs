@@ -7,16 +7,12 @@ use super::address::bind_address;
 use super::listener::{Place, Speaks};
 use super::material::Part;
 use super::model::{AgentCheck, AgentSubject};
-use super::schema;
 use super::section::Section;
-
-/// Shorter ones can be guessed.
-const LEAST_TOKEN: usize = 16;
 
 pub(super) fn token(http: &Section<'_>) -> Option<Secret> {
     let field = http.field("token_file")?;
     http.context().within(Part::Token, || {
-        let token = field.secret_file(LEAST_TOKEN)?;
+        let token = field.secret_file()?;
         if token.expose().iter().all(u8::is_ascii_graphic) {
             return Some(token);
         }
@@ -26,23 +22,22 @@ pub(super) fn token(http: &Section<'_>) -> Option<Secret> {
 }
 
 pub(super) fn agent_check<'a>(http: &Section<'a>, places: &mut Vec<Place<'a>>) -> Option<AgentCheck> {
-    let section = http.section("agent_check", &schema::AGENT_CHECK);
+    let section = http.section("agent_check");
     if !section.present() {
         return None;
     }
-    let about = section
-        .field("about")
-        .and_then(|field| {
-            field.one_of(&[
-                ("router", Some(AgentSubject::Router)),
-                ("local_member", Some(AgentSubject::LocalMember)),
-            ])
-        })
-        .unwrap_or(AgentSubject::Router);
+    let words = [
+        ("router", Some(AgentSubject::Router)),
+        ("local_member", Some(AgentSubject::LocalMember)),
+    ];
+    let about = section.one_of("about", &words);
     let field = section.required("address")?;
     let address = bind_address(&field)?;
     places.push(Place::written(address.clone(), field, Speaks::AgentCheck));
-    Some(AgentCheck { address, about })
+    Some(AgentCheck {
+        address,
+        about: about?,
+    })
 }
 
 /// The file itself need not be there; its directory must.

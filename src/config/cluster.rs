@@ -14,11 +14,7 @@ use super::model::{
     ServiceAccount, Source, SslMode, SslNegotiation,
 };
 use super::placement::{self, Placement};
-use super::schema;
 use super::section::{Field, Section, report_repeated};
-
-const MAX_ENDPOINTS: usize = 64;
-const MAX_SERVERS: usize = 256;
 
 pub(super) const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -82,7 +78,7 @@ impl Draft {
 }
 
 pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
-    let section = field.section(&schema::CLUSTER);
+    let section = field.section();
     let name: Arc<str> = Arc::from(name);
     let context = section.context();
     let source = source(&section);
@@ -108,11 +104,11 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
 
 fn source(section: &Section<'_>) -> Option<Source> {
     match (section.has("patroni"), section.field("servers")) {
-        (true, None) => patroni(&section.section("patroni", &schema::PATRONI)).map(Source::Patroni),
+        (true, None) => patroni(&section.section("patroni")).map(Source::Patroni),
         (false, Some(servers)) => fixed_servers(&servers).map(Source::Servers),
         (true, Some(servers)) => {
             // Only for its faults.
-            let _ = patroni(&section.section("patroni", &schema::PATRONI));
+            let _ = patroni(&section.section("patroni"));
             let _ = fixed_servers(&servers);
             servers.fault("`servers` stands instead of `patroni`; remove one of them");
             None
@@ -131,21 +127,15 @@ fn patroni(section: &Section<'_>) -> Option<Patroni> {
         .pair("cert_file", "key_file")
         .and_then(|(c, k)| keys::key_pair(&c, &k, &Unlock::Never));
     let basic_auth = login(section);
-    let poll = section.field("poll_interval");
-    let poll_interval = poll
-        .and_then(|field| field.duration(ms(10), minutes(5)))
-        .unwrap_or(secs(1));
+    let poll_interval = section.duration("poll_interval");
     let fast = section.field("fast_poll_interval");
-    let fast_poll_interval = match fast
-        .as_ref()
-        .map(|field| (field, field.duration(ms(10), minutes(5))))
-    {
+    let fast_poll_interval = match fast.as_ref().map(|field| (field, field.duration())) {
         Some((field, Some(fast))) if fast > poll_interval => {
             field.fault("must not be longer than `poll_interval`");
             fast
         }
         Some((_, Some(fast))) => fast,
-        _ => ms(100).min(poll_interval),
+        _ => section.default_duration("fast_poll_interval").min(poll_interval),
     };
     Some(Patroni {
         endpoints: endpoints?,
@@ -179,7 +169,7 @@ pub(super) fn ca(
 /// `username` and `password_file`.
 pub(super) fn login(section: &Section<'_>) -> Option<BasicAuth> {
     let (username, password) = section.pair("username", "password_file")?;
-    let (username, password) = (username.text(), password.secret_file(1));
+    let (username, password) = (username.text(), password.secret_file());
     Some(BasicAuth {
         username: username?.to_owned(),
         password: password?,
@@ -188,7 +178,7 @@ pub(super) fn login(section: &Section<'_>) -> Option<BasicAuth> {
 
 pub(super) fn endpoints(field: &Field<'_>) -> Vec<String> {
     let mut endpoints = Vec::new();
-    for field in field.list(MAX_ENDPOINTS) {
+    for field in field.list() {
         if let Some(endpoint) = endpoint(&field) {
             endpoints.push((endpoint, field));
         }
@@ -222,17 +212,14 @@ fn endpoint(field: &Field<'_>) -> Option<String> {
 
 fn fixed_servers(field: &Field<'_>) -> Option<Vec<Server>> {
     let (mut names, mut places, mut servers) = (Vec::new(), Vec::new(), Vec::new());
-    let list = field.list(MAX_SERVERS);
+    let list = field.list();
     for field in &list {
-        let section = field.section(&schema::SERVERS);
+        let section = field.section();
         let name = section
             .required("name")
             .and_then(|field| field.name().map(|name| (name, field)));
         let host = section.required("host").and_then(|field| address::host(&field));
-        let port = match section.field("port") {
-            Some(field) => field.number(1, 65_535).and_then(|port| u16::try_from(port).ok()),
-            None => Some(5432),
-        };
+        let port = u16::try_from(section.number("port")).ok();
         if let Some((name, field)) = &name {
             names.push((*name, field.clone()));
         }
@@ -255,61 +242,43 @@ fn service_account(cluster: &Section<'_>) -> Option<ServiceAccount> {
         let _ = cluster.required("service_account");
         return None;
     }
-    let section = cluster.section("service_account", &schema::SERVICE_ACCOUNT);
-    let user = section.required("user").and_then(|field| identifier(&field));
+    let section = cluster.section("service_account");
+    let user = section
+        .required("user")
+        .and_then(|field| field.text().map(str::to_owned));
     let file = section.field("password_file");
     let variable = section.field("password_env");
     if let (Some(_), Some(variable)) = (&file, &variable) {
         variable.fault("stands beside `password_file`; remove one of them");
     }
     let password = match (file, variable) {
-        (Some(file), _) => file.secret_file(1),
+        (Some(file), _) => file.secret_file(),
         (None, Some(variable)) => variable.secret_variable(),
         (None, None) => None,
     };
-    let dbname = match section.field("dbname") {
-        Some(field) => identifier(&field),
-        None => Some("postgres".to_owned()),
-    };
-    let pool_size = section
-        .field("pool_size")
-        .and_then(|field| field.number(1, 100))
-        .unwrap_or(4);
-    let timeout = section
-        .field("timeout")
-        .and_then(|field| field.duration(ms(100), minutes(1)));
+    let dbname = section.text("dbname").map(str::to_owned);
     Some(ServiceAccount {
         user: user?,
         password,
         dbname: dbname?,
-        pool_size: pool_size as usize,
-        timeout: timeout.unwrap_or(secs(3)),
+        pool_size: section.number("pool_size") as usize,
+        timeout: section.duration("timeout"),
     })
 }
 
-/// A role or database name. `NAMEDATALEN` is a compile-time option of the server, so the bound is generous.
-fn identifier(field: &Field<'_>) -> Option<String> {
-    let text = field.text()?;
-    if text.len() > 255 {
-        field.fault("is longer than 255 bytes");
-        return None;
-    }
-    Some(text.to_owned())
-}
-
 fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
-    let section = cluster.section("server_tls", &schema::SERVER_TLS);
-    let sslmode = match section.field("sslmode") {
-        Some(field) => field.one_of(&[
+    let section = cluster.section("server_tls");
+    let sslmode = section.one_of(
+        "sslmode",
+        &[
             ("disable", Some(SslMode::Disable)),
             ("allow", Some(SslMode::Allow)),
             ("prefer", Some(SslMode::Prefer)),
             ("require", Some(SslMode::Require)),
             ("verify-ca", Some(SslMode::VerifyCa)),
             ("verify-full", Some(SslMode::VerifyFull)),
-        ]),
-        None => Some(SslMode::Prefer),
-    };
+        ],
+    );
     let sslnegotiation = sslnegotiation(&section, sslmode);
     let channel_binding = channel_binding(&section, sslmode);
     let root = section.field("sslrootcert");
@@ -352,31 +321,33 @@ fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
 }
 
 fn sslnegotiation(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<SslNegotiation> {
-    let Some(field) = section.field("sslnegotiation") else {
-        return Some(SslNegotiation::default());
-    };
-    let negotiation = field.one_of(&[
+    let words = [
         ("postgres", Some(SslNegotiation::Postgres)),
         ("direct", Some(SslNegotiation::Direct)),
-    ]);
+    ];
+    let negotiation = section.one_of("sslnegotiation", &words);
     // Direct TLS leaves nothing to fall back to.
     let weak = matches!(sslmode, Some(SslMode::Disable | SslMode::Allow | SslMode::Prefer));
-    if negotiation == Some(SslNegotiation::Direct) && weak {
+    if let Some(field) = section
+        .field("sslnegotiation")
+        .filter(|_| negotiation == Some(SslNegotiation::Direct) && weak)
+    {
         field.fault("`direct` needs `sslmode: require`, `verify-ca` or `verify-full`");
     }
     negotiation
 }
 
 fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<ChannelBinding> {
-    let Some(field) = section.field("channel_binding") else {
-        return Some(ChannelBinding::default());
-    };
-    let binding = field.one_of(&[
+    let words = [
         ("disable", Some(ChannelBinding::Disable)),
         ("prefer", Some(ChannelBinding::Prefer)),
         ("require", Some(ChannelBinding::Require)),
-    ]);
-    if binding == Some(ChannelBinding::Require) && sslmode == Some(SslMode::Disable) {
+    ];
+    let binding = section.one_of("channel_binding", &words);
+    if let Some(field) = section
+        .field("channel_binding")
+        .filter(|_| binding == Some(ChannelBinding::Require) && sslmode == Some(SslMode::Disable))
+    {
         field.fault("`require` needs TLS, and `sslmode` is `disable`");
     }
     binding
@@ -384,63 +355,41 @@ fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ch
 
 /// With `slow_start` and `max_connections`, which are about choosing a server.
 fn server_options(cluster: &Section<'_>) -> (ServerOptions, Duration, u32) {
-    let section = cluster.section("server", &schema::SERVER);
-    let slow_start = section
-        .field("slow_start")
-        .and_then(|field| field.duration(Duration::ZERO, hours(1)))
-        .unwrap_or_default();
-    let connect_timeout = section
-        .field("connect_timeout")
-        .and_then(|f| f.duration(ms(10), minutes(5)));
-    let keepalive = match section.field("keepalive") {
-        Some(field) => {
-            // The kernel counts in whole seconds, at most 32767 of them.
-            let keepalive = field.duration_or_off(secs(15), secs(1), hours(9));
-            if keepalive.is_some_and(|time| time >= secs(1) && time.subsec_nanos() != 0) {
-                field.fault("must be whole seconds");
-            }
-            keepalive
-        }
-        None => Some(secs(15)),
-    };
-    let tcp_user_timeout = match section.field("tcp_user_timeout") {
-        Some(field) => field.duration_or_off(secs(30), ms(100), hours(24)),
-        None => Some(secs(30)),
-    };
-    let max_connections = section
-        .field("max_connections")
-        .and_then(|field| field.number(0, 1_000_000));
+    let section = cluster.section("server");
+    let keepalive = section.duration_or_off("keepalive");
+    // The kernel counts in whole seconds, at most 32767 of them.
+    if let Some(field) = section
+        .field("keepalive")
+        .filter(|_| keepalive.is_some_and(|time| time.subsec_nanos() != 0))
+    {
+        field.fault("must be whole seconds");
+    }
     let options = ServerOptions {
-        connect_timeout: connect_timeout.unwrap_or(secs(3)),
+        connect_timeout: section.duration("connect_timeout"),
         keepalive,
-        tcp_user_timeout,
+        tcp_user_timeout: section.duration_or_off("tcp_user_timeout"),
     };
-    (options, slow_start, max_connections.unwrap_or(0))
+    (
+        options,
+        section.duration("slow_start"),
+        section.number("max_connections"),
+    )
 }
 
 fn probe(cluster: &Section<'_>) -> Probe {
-    let section = cluster.section("probe", &schema::PROBE);
-    let time = |key| {
-        section
-            .field(key)
-            .and_then(|field| field.duration(ms(10), minutes(5)))
-    };
-    let count = |key| section.field(key).and_then(|field| field.number(1, 100));
+    let section = cluster.section("probe");
     Probe {
-        interval: time("interval").unwrap_or(secs(1)),
-        timeout: time("timeout").unwrap_or(secs(1)),
-        rise: count("rise").unwrap_or(2),
-        fall: count("fall").unwrap_or(3),
+        interval: section.duration("interval"),
+        timeout: section.duration("timeout"),
+        rise: section.number("rise"),
+        fall: section.number("fall"),
     }
 }
 
 fn local_member(cluster: &Section<'_>) -> Option<LocalMember> {
-    match cluster.field("local_member") {
-        None => Some(LocalMember::Auto),
-        Some(field) => Some(match field.text()? {
-            "auto" => LocalMember::Auto,
-            "none" => LocalMember::None,
-            name => LocalMember::Name(name.to_owned()),
-        }),
-    }
+    Some(match cluster.text("local_member")? {
+        "auto" => LocalMember::Auto,
+        "none" => LocalMember::None,
+        name => LocalMember::Name(name.to_owned()),
+    })
 }

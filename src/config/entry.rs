@@ -4,11 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use super::schema::{self, Keys};
 use super::section::{Field, Section};
-
-const MAX_NETWORKS: usize = 1024;
-const MAX_RATE: u32 = 1_000_000;
 
 /// Addresses that share a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,33 +130,27 @@ pub(super) fn read(listener: &Section<'_>, is_local: bool) -> Entry {
             allow: networks("allow"),
             deny: networks("deny"),
         },
-        proxy_protocol: proxy_protocol(listener, &schema::PROXY_PROTOCOL),
+        proxy_protocol: proxy_protocol(listener),
         connection_rate: rate(listener),
     }
 }
 
 /// `proxy_protocol` of a listener, or of `http`.
-pub(super) fn proxy_protocol(of: &Section<'_>, keys: &'static Keys) -> Option<ProxyProtocol> {
-    let section = of.section("proxy_protocol", keys);
+pub(super) fn proxy_protocol(of: &Section<'_>) -> Option<ProxyProtocol> {
+    let section = of.section("proxy_protocol");
     if !section.present() {
         return None;
     }
-    let trusted = section.required("trusted").map(|field| {
-        if field.is_list() && field.elements(MAX_NETWORKS).is_empty() {
-            field.fault("must not be empty");
-        }
-        networks(&field)
-    });
-    let required = section.field("required").and_then(|field| field.truth());
+    let trusted = section.required("trusted").map(|field| networks(&field));
     Some(ProxyProtocol {
         trusted: trusted.unwrap_or_default(),
-        required: required.unwrap_or(false),
+        required: section.truth("required"),
     })
 }
 
 fn networks(field: &Field<'_>) -> Vec<Network> {
     let mut networks = Vec::new();
-    for field in field.elements(MAX_NETWORKS) {
+    for field in field.list() {
         let Some(text) = field.text() else { continue };
         match Network::parse(text) {
             Ok(network) => networks.push(network),
@@ -187,8 +177,8 @@ pub(super) fn rate(of: &Section<'_>) -> Option<NonZeroU32> {
         .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|digits| digits.parse::<u32>().ok());
     match number.and_then(NonZeroU32::new) {
-        Some(rate) if rate.get() <= MAX_RATE => return Some(rate),
-        Some(_) => field.fault(format!("must be at most {MAX_RATE}/s")),
+        Some(rate) if rate.get() <= field.most_rate() => return Some(rate),
+        Some(_) => field.fault(format!("must be at most {}/s", field.most_rate())),
         None => field.fault_with("is not a rate", hint),
     }
     None

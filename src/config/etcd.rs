@@ -7,11 +7,7 @@ use rustls::pki_types::CertificateDer;
 use super::cluster::{ca, endpoints, login};
 use super::keys::{self, Unlock};
 use super::model::{BasicAuth, KeyPair};
-use super::schema;
 use super::section::{Field, Section};
-
-/// Longest `namespace` and `scope`, in bytes; etcd's own bound on a key is far above.
-const MAX_KEY: usize = 255;
 
 /// The etcd that Patroni keeps its state in (etcd 3.2 or later, by its JSON gateway).
 #[derive(Debug, PartialEq)]
@@ -34,7 +30,7 @@ pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
     if cluster.has("servers") && !cluster.has("patroni") {
         field.fault("has no effect with `servers`: it is a watch on Patroni's keys");
     }
-    let section = field.section(&schema::ETCD);
+    let section = field.section();
     let endpoints = section.required("endpoints").map(|field| endpoints(&field));
     let ca = ca(&section, endpoints.as_deref());
     let client_certificate = section
@@ -70,10 +66,6 @@ pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
 /// As Patroni reads it: slashes around it do not matter.
 fn path(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
-    if text.len() > MAX_KEY {
-        field.fault(format!("is longer than {MAX_KEY} bytes"));
-        return None;
-    }
     if text.chars().any(char::is_control) {
         field.fault("contains a control character");
         return None;

@@ -12,15 +12,12 @@ use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 use zeroize::Zeroizing;
 
+use super::schema::kind::MOST_SECRET;
 use super::secret::Secret;
 use super::section::Field;
 
-/// A password or shared secret.
-const MAX_SECRET: u64 = 64 * 1024;
 /// Certificates, chains and keys.
 pub(super) const MAX_PEM: u64 = 1024 * 1024;
-/// A users file: more than a hundred thousand verifiers.
-const MAX_USERS: u64 = 16 * 1024 * 1024;
 
 /// May others read the file?
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,9 +56,10 @@ impl Field<'_> {
         }
     }
 
-    /// A secret: the file's contents without one trailing newline; at least `least` bytes.
-    pub(super) fn secret_file(&self, least: usize) -> Option<Secret> {
-        let (path, contents) = self.contents(Access::Private, MAX_SECRET)?;
+    /// A secret: the file's contents without one trailing newline; as long as the schema has it.
+    pub(super) fn secret_file(&self) -> Option<Secret> {
+        let (least, most) = self.secret_size();
+        let (path, contents) = self.contents(Access::Private, most)?;
         let secret = contents.strip_suffix(b"\n").unwrap_or(&contents);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
         if secret.is_empty() {
@@ -98,7 +96,7 @@ impl Field<'_> {
 
     /// A users file, as it is.
     pub(super) fn users_file(&self) -> Option<(PathBuf, Secret)> {
-        let (path, contents) = self.contents(Access::Private, MAX_USERS)?;
+        let (path, contents) = self.contents(Access::Private, self.secret_size().1)?;
         Some((path, Secret::new(contents.as_slice())))
     }
 
@@ -253,7 +251,7 @@ fn check_kind(metadata: &Metadata) -> Result<(), Unreadable> {
 /// A secret from a file that is not named in a configuration, by the same rules: other users cannot open it, and one
 /// newline at its end is not part of it. `Err` is a sentence.
 pub fn read_secret(path: &Path) -> Result<Secret, String> {
-    let contents = read(path, Access::Private, MAX_SECRET).map_err(|error| match error.hint {
+    let contents = read(path, Access::Private, MOST_SECRET).map_err(|error| match error.hint {
         Some(hint) => format!("{}: {} ({hint})", path.display(), error.message),
         None => format!("{}: {}", path.display(), error.message),
     })?;

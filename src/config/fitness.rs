@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use super::cluster::{hours, secs};
+use super::cluster::secs;
 use super::model::Route;
 use super::route::Access;
-use super::schema;
 use super::section::{Field, Section};
 
-const LEAST_BYTES: u64 = 1 << 10;
-const MOST_BYTES: u64 = 1 << 50;
 const GRACE: Duration = secs(30);
 
 /// How far a standby may be behind the leader; one of the two is limited at least.
@@ -75,7 +72,7 @@ pub(super) fn read(
         }
         max_lag(&field, probe_interval)
     });
-    let on_unfit = section.section("on_unfit", &schema::ON_UNFIT);
+    let on_unfit = section.section("on_unfit");
     let policy = |key| {
         let field = on_unfit.field(key)?;
         let words = [
@@ -95,28 +92,30 @@ pub(super) fn read(
     if let Some(field) = on_unfit.field("role") {
         let _ = field.one_of(&[("close", Some(()))]);
     }
-    let grace = on_unfit
-        .field("grace")
-        .and_then(|field| field.duration(Duration::ZERO, hours(24)));
     let on_unfit = OnUnfit {
         lag: lag.map(|(lag, _)| lag).unwrap_or_default(),
         down: policy("down").map(|(down, _)| down).unwrap_or_default(),
-        grace: grace.unwrap_or(GRACE),
+        grace: on_unfit.duration("grace"),
     };
     (max_lag, on_unfit)
 }
 
 fn max_lag(field: &Field<'_>, probe_interval: Option<Duration>) -> Option<MaxLag> {
-    let section = field.section(&schema::MAX_LAG);
-    let size = |field: &Field<'_>| field.size(LEAST_BYTES, MOST_BYTES);
-    let bytes = limit(&section, ["bytes", "recover_bytes"], size, size, |most| most / 2);
+    let section = field.section();
+    let bytes = limit(
+        &section,
+        ["bytes", "recover_bytes"],
+        Field::size,
+        Field::size,
+        |most| most / 2,
+    );
     // What is measured twice an interval apart is not known any better.
     let least = probe_interval.map_or(secs(0), |interval| interval * 2);
     let time = limit(
         &section,
         ["time", "recover_time"],
-        |field| field.duration(least, hours(24)),
-        |field| field.duration(Duration::ZERO, hours(24)),
+        |field| field.duration_from(least),
+        Field::duration,
         |most| most / 2,
     );
     if !["bytes", "time", "recover_bytes", "recover_time"]
@@ -128,11 +127,11 @@ fn max_lag(field: &Field<'_>, probe_interval: Option<Duration>) -> Option<MaxLag
     Some(MaxLag { bytes, time }).filter(|max| max.bytes.is_some() || max.time.is_some())
 }
 
-fn limit<T: Copy + PartialOrd>(
-    section: &Section<'_>,
+fn limit<'s, T: Copy + PartialOrd>(
+    section: &Section<'s>,
     [most, recover]: [&str; 2],
-    read_most: impl Fn(&Field<'_>) -> Option<T>,
-    read_recover: impl Fn(&Field<'_>) -> Option<T>,
+    read_most: impl Fn(&Field<'s>) -> Option<T>,
+    read_recover: impl Fn(&Field<'s>) -> Option<T>,
     default: impl Fn(T) -> T,
 ) -> Option<Limit<T>> {
     let recover = section.field(recover);

@@ -9,7 +9,7 @@ use rustls::version::{TLS12, TLS13};
 
 use super::address::{self, bind_address};
 use super::administration;
-use super::cluster::{Draft, hours, ms, secs};
+use super::cluster::Draft;
 use super::entry;
 use super::fitness;
 use super::keys::{self, Unlock};
@@ -19,44 +19,31 @@ use super::model::{
     Route, ServedCertificate, Shutdown,
 };
 use super::route;
-use super::schema;
 use super::section::{Field, Section, report_repeated};
 
-const MAX_CERTIFICATES: usize = 64;
-const MAX_PEERS: usize = 64;
-pub(super) const MAX_CLIENTS: u32 = 1_000_000;
 static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 static NEWEST: &[&SupportedProtocolVersion] = &[&TLS13];
-/// Half of what HMAC-SHA-256 can use; shorter ones can be guessed.
-const LEAST_PEER_SECRET: usize = 16;
 
 /// The names given by the file, whether or not what they name is without fault.
 pub(super) type Names<'a> = Option<Vec<&'a str>>;
 
 pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
-    let section = root.section("tls", &schema::TLS);
+    let section = root.section("tls");
     if !section.present() {
         return None;
     }
-    let versions = section
-        .field("min_version")
-        .and_then(|field| field.one_of(&[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]))
-        .unwrap_or(BOTH);
+    let versions = section.one_of("min_version", &[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]);
     let certificates = section.required("certificates");
     let mut pairs = Vec::new();
-    for field in certificates
-        .as_ref()
-        .map(|field| field.list(MAX_CERTIFICATES))
-        .unwrap_or_default()
-    {
-        let section = field.section(&schema::CERTIFICATE);
+    for field in certificates.as_ref().map(Field::list).unwrap_or_default() {
+        let section = field.section();
         pairs.push((key_pair(&section), field));
     }
     let clients = client_verifier(&section)?;
     let mut served = Vec::new();
     for (pair, field) in pairs {
         let pair = pair?;
-        match keys::server_config(root.context(), &pair, b"postgresql", versions, clients.clone()) {
+        match keys::server_config(root.context(), &pair, b"postgresql", versions?, clients.clone()) {
             Ok(server_config) => served.push(ServedCertificate { pair, server_config }),
             Err(error) => {
                 field.fault(format!("cannot be used: {error}"));
@@ -136,7 +123,7 @@ pub(super) fn routes<'a>(
     let mut client_addresses = Vec::new();
     let named = field.named();
     for (name, field) in &named {
-        let section = field.section(&schema::ROUTE);
+        let section = field.section();
         let cluster = match section.field("cluster") {
             Some(field) => reference(&field, clusters, "cluster"),
             None => first,
@@ -185,15 +172,12 @@ pub(super) fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) ->
     }
 }
 
-/// The most addresses of the HTTP port.
-const MAX_HTTP_ADDRESSES: usize = 16;
-
 pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Option<Http> {
-    let section = root.section("http", &schema::HTTP);
+    let section = root.section("http");
     let mut addresses = Vec::new();
     if let Some(field) = section.field("address") {
         let fields = if field.is_list() {
-            field.list(MAX_HTTP_ADDRESSES)
+            field.list()
         } else {
             vec![field]
         };
@@ -207,8 +191,8 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         places.push(Place::default(6434, "http.address", Speaks::Http));
         addresses.push(BindAddress::Any { port: 6434 });
     }
-    let proxy_protocol = entry::proxy_protocol(&section, &schema::HTTP_PROXY_PROTOCOL);
-    let tls = section.section("tls", &schema::HTTP_TLS);
+    let proxy_protocol = entry::proxy_protocol(&section);
+    let tls = section.section("tls");
     let token = administration::token(&section);
     let agent_check = administration::agent_check(&section, places);
     if !tls.present() {
@@ -240,34 +224,33 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
 }
 
 pub(super) fn limits(root: &Section<'_>) -> Limits {
-    let section = root.section("limits", &schema::LIMITS);
-    let number = |key, least, most| section.field(key).and_then(|field| field.number(least, most));
+    let section = root.section("limits");
     Limits {
-        max_clients: number("max_clients", 0, MAX_CLIENTS).unwrap_or(5000),
-        max_pending_logins: number("max_pending_logins", 1, 100_000).unwrap_or(200),
-        per_user: number("per_user", 0, MAX_CLIENTS).unwrap_or(0),
-        per_database: number("per_database", 0, MAX_CLIENTS).unwrap_or(0),
-        per_address: number("per_address", 0, MAX_CLIENTS).unwrap_or(0),
+        max_clients: section.number("max_clients"),
+        max_pending_logins: section.number("max_pending_logins"),
+        per_user: section.number("per_user"),
+        per_database: section.number("per_database"),
+        per_address: section.number("per_address"),
         connection_rate: entry::rate(&section),
     }
 }
 
 /// `places`: where this router listens.
 pub(super) fn peers(root: &Section<'_>, places: &[Place<'_>]) -> Option<Peers> {
-    let section = root.section("peers", &schema::PEERS);
+    let section = root.section("peers");
     if !section.present() {
         return None;
     }
     let secret = section
         .required("secret_file")
-        .and_then(|field| field.secret_file(LEAST_PEER_SECRET));
+        .and_then(|field| field.secret_file());
     let (mut names, mut addresses, mut members) = (Vec::new(), Vec::new(), Vec::new());
     for field in section
         .required("members")
-        .map(|field| field.list(MAX_PEERS))
+        .map(|field| field.list())
         .unwrap_or_default()
     {
-        let section = field.section(&schema::PEER);
+        let section = field.section();
         let name = section
             .required("name")
             .and_then(|field| field.name().map(|name| (name, field)));
@@ -297,19 +280,21 @@ pub(super) fn peers(root: &Section<'_>, places: &[Place<'_>]) -> Option<Peers> {
 }
 
 pub(super) fn log(root: &Section<'_>) -> Log {
-    let section = root.section("log", &schema::LOG);
-    let level = section.field("level").and_then(|field| {
-        field.one_of(&[
+    let section = root.section("log");
+    let level = section.one_of(
+        "level",
+        &[
             ("error", Some(LogLevel::Error)),
             ("warn", Some(LogLevel::Warn)),
             ("info", Some(LogLevel::Info)),
             ("debug", Some(LogLevel::Debug)),
             ("trace", Some(LogLevel::Trace)),
-        ])
-    });
-    let format = section
-        .field("format")
-        .and_then(|field| field.one_of(&[("text", Some(LogFormat::Text)), ("json", Some(LogFormat::Json))]));
+        ],
+    );
+    let format = section.one_of(
+        "format",
+        &[("text", Some(LogFormat::Text)), ("json", Some(LogFormat::Json))],
+    );
     Log {
         level: level.unwrap_or(LogLevel::Info),
         format: format.unwrap_or(LogFormat::Text),
@@ -317,16 +302,10 @@ pub(super) fn log(root: &Section<'_>) -> Log {
 }
 
 pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
-    let section = root.section("shutdown", &schema::SHUTDOWN);
-    let grace = section
-        .field("grace")
-        .and_then(|field| field.duration(ms(0), hours(24)));
-    let handover = section
-        .field("handover")
-        .and_then(|field| field.duration(ms(0), hours(24 * 7)));
+    let section = root.section("shutdown");
     Shutdown {
-        grace: grace.unwrap_or(secs(30)),
-        handover,
+        grace: section.duration("grace"),
+        handover: section.field("handover").and_then(|field| field.duration()),
     }
 }
 
@@ -334,6 +313,6 @@ pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
 /// figures are in `docs/benchmarks.md`.
 pub(super) fn workers(root: &Section<'_>) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let asked = root.field("workers").and_then(|field| field.number(1, 1024));
+    let asked = root.field("workers").and_then(|field| field.number());
     asked.map_or((processors / 2).max(1), |workers| workers as usize)
 }

@@ -198,7 +198,9 @@ fn private_key(field: &Field<'_>, unlock: &Unlock<'_>) -> Option<PrivateKeyDer<'
         return None;
     } else {
         let key = plain(field, &path, &contents)?;
-        if let Unlock::With(_, Some(command)) = unlock {
+        if let Unlock::With(_, Some(command)) = unlock
+            && command.text().is_some()
+        {
             command.context.warn(format!(
                 "{}: has no effect: {shown} is not encrypted",
                 command.path

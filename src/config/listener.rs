@@ -6,13 +6,10 @@ use std::sync::Arc;
 
 use super::address::{self, bind_address, overlap};
 use super::entry::{self, Entry};
-use super::front::{MAX_CLIENTS, Routes, reference};
+use super::front::{Routes, reference};
 use super::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls};
 use super::route::OnLeader;
-use super::schema;
 use super::section::{Field, Section, report_repeated};
-
-const MAX_LISTENERS: usize = 256;
 
 pub(super) fn listeners<'a>(
     root: &Section<'a>,
@@ -53,8 +50,8 @@ pub(super) fn listeners<'a>(
             .into();
     };
     let (mut names, mut uses, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
-    for field in field.list(MAX_LISTENERS) {
-        let section = field.section(&schema::LISTENER);
+    for field in field.list() {
+        let section = field.section();
         let name = section
             .required("name")
             .and_then(|field| field.name().map(|name| (name, field)));
@@ -75,9 +72,6 @@ pub(super) fn listeners<'a>(
                 "use `mode: postgres`, or another route",
             );
         }
-        let max_clients = section
-            .field("max_clients")
-            .and_then(|field| field.number(0, MAX_CLIENTS));
         if let Some((name, field)) = &name {
             names.push((*name, field.clone()));
         }
@@ -106,7 +100,7 @@ pub(super) fn listeners<'a>(
             route: Arc::from(route),
             mode,
             tls,
-            max_clients: max_clients.unwrap_or(0),
+            max_clients: section.number("max_clients"),
             entry,
         });
     }

@@ -33,9 +33,11 @@ mod route;
 mod schema;
 mod secret;
 mod section;
+mod spelling;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
+mod units;
 mod waiting;
 
 use std::cell::RefCell;
@@ -99,6 +101,12 @@ pub fn reread(config: &Config) -> Materials {
 /// Has the text of the configuration file itself changed since it was read? `Err` is a sentence: it cannot be read.
 pub fn is_edited(config: &Config) -> Result<bool, String> {
     files::read_text(&config.path, MAX_FILE as u64).map(|text| *text != *config.origin.text)
+}
+
+/// The configuration's JSON Schema, draft 2020-12. What it accepts may still have faults that only [`load`] finds; what it
+/// refuses has one.
+pub fn json_schema() -> serde_json::Value {
+    schema::json::schema()
 }
 
 /// Unix seconds.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::model::Source;
-use super::schema;
 use super::section::{Field, Section};
 
 /// The greatest weight, `HAProxy`'s.
@@ -66,10 +65,10 @@ pub(super) fn read(cluster: &Section<'_>, source: Option<&Source>) -> Placement 
                 format!("there is: {}", known.join(", ")),
             );
         }
-        let section = field.section(&schema::MEMBER);
+        let section = field.section();
         let weight = section
             .field("weight")
-            .and_then(|field| field.number(0, MOST_WEIGHT.into()))
+            .and_then(|field| field.number())
             .and_then(|weight| u16::try_from(weight).ok());
         let own = section.field("zone");
         gives_zones |= own.is_some();

@@ -11,9 +11,6 @@ use super::model::{Auth, CredentialUsers, Route};
 use super::section::{Field, Section};
 use super::waiting::{self, Queue, TellAddress};
 
-const MAX_TIERS: usize = 16;
-const MAX_TAGS: usize = 64;
-
 /// What a route's sessions may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
@@ -206,16 +203,16 @@ pub(super) fn read(
         None => Some(BTreeMap::new()),
     };
     let balance_field = section.field("balance");
-    let balance = match &balance_field {
-        Some(field) => field.one_of(&[
+    let balance = section.one_of(
+        "balance",
+        &[
             ("least_connections", Some(Balance::LeastConnections)),
             ("round_robin", Some(Balance::RoundRobin)),
             ("random", Some(Balance::Random)),
             ("source_hash", Some(Balance::SourceHash)),
             ("first", Some(Balance::First)),
-        ]),
-        None => Some(Balance::default()),
-    };
+        ],
+    );
     let on_leader_field = section.field("read_only_on_leader");
     let on_leader = match &on_leader_field {
         Some(field) => on_leader(field, auth),
@@ -284,13 +281,13 @@ fn replaces_everybody(auth: &Auth) -> bool {
 }
 
 fn targets(field: &Field<'_>, is_fixed: bool) -> Option<Vec<Tier>> {
-    let elements = field.list(MAX_TIERS);
+    let elements = field.list();
     let mut whole = !elements.is_empty();
     let mut seen = 0;
     let mut tiers = Vec::new();
     for element in elements {
         let roles = if element.is_list() {
-            element.list(WORDS.len())
+            element.list()
         } else {
             vec![element]
         };
@@ -328,12 +325,6 @@ fn tags(field: &Field<'_>, is_fixed: bool) -> Option<BTreeMap<String, Value>> {
     let named = field.named();
     if is_fixed {
         field.fault("has no effect: tags are Patroni's, and the cluster is a list of `servers`");
-    }
-    if named.len() > MAX_TAGS {
-        field.fault(format!(
-            "has {} tags, at most {MAX_TAGS} are allowed",
-            named.len()
-        ));
     }
     named
         .into_iter()

@@ -12,8 +12,11 @@ use rustls::crypto::CryptoProvider;
 
 use super::fault::Fault;
 use super::material::{Files, Part};
-use super::schema::Keys;
+use super::schema::kind::LONGEST_TEXT;
+use super::schema::{Key, Keys, Kind, Otherwise};
+use super::spelling::closest;
 use super::tree::{Entry, Node, Value};
+use super::units::{parse_duration, parse_size, shown_duration, shown_size};
 
 /// What a conversion needs besides the tree, and where it reports.
 pub(super) struct Context<'a> {
@@ -123,22 +126,24 @@ impl<'a> Section<'a> {
             self.context.fault(&path, entry.line, message, None);
             return;
         }
-        if self.keys.keys.contains(&&*entry.key) {
+        if self.keys.find(&entry.key).is_some() {
             return;
         }
-        let names = self.keys.keys.iter().copied();
         let hint = if entry.key == "<<" {
             Some("merge keys are not read; write the keys out".to_owned())
         } else {
-            closest(&entry.key, names).map(|name| format!("did you mean `{name}`?"))
+            closest(&entry.key, self.keys.names()).map(|name| format!("did you mean `{name}`?"))
         };
         self.context
             .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
     }
 
     fn find(&self, key: &str) -> Option<&'a Entry> {
-        debug_assert!(self.keys.keys.contains(&key), "{key}");
-        self.entries.iter().find(|entry| entry.key == key)
+        self.entries.iter().find(|entry| entry.key == self.key(key).name)
+    }
+
+    fn key(&self, name: &str) -> &'static Key {
+        self.keys.find(name).expect("readers ask for keys of the schema")
     }
 
     /// Is the key written, whatever its value?
@@ -157,6 +162,7 @@ impl<'a> Section<'a> {
             path: join(&self.path, key),
             line: entry.node.line.or(entry.line),
             node: &entry.node,
+            kind: &self.key(key).kind,
         })
     }
 
@@ -172,8 +178,9 @@ impl<'a> Section<'a> {
     }
 
     /// A section below this one; one that is not written has no keys.
-    pub(super) fn section(&self, key: &str, keys: &'static Keys) -> Section<'a> {
+    pub(super) fn section(&self, key: &str) -> Section<'a> {
         let entry = self.find(key);
+        let keys = keys_of(&self.key(key).kind);
         let line = entry.map_or(self.line, |entry| entry.line);
         Self::open(
             self.context,
@@ -182,6 +189,66 @@ impl<'a> Section<'a> {
             entry.map(|entry| &entry.node),
             keys,
         )
+    }
+
+    /// The number under a key that has a default.
+    pub(super) fn number(&self, key: &str) -> u32 {
+        let written = self.field(key).and_then(|field| field.number());
+        written.unwrap_or_else(|| match self.key(key).otherwise {
+            Otherwise::Number(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        })
+    }
+
+    /// The time under a key that has a default.
+    pub(super) fn duration(&self, key: &str) -> Duration {
+        let written = self.field(key).and_then(|field| field.duration());
+        written.unwrap_or_else(|| self.default_duration(key))
+    }
+
+    /// As [`Section::duration`], with `0` for off, which is `None`.
+    pub(super) fn duration_or_off(&self, key: &str) -> Option<Duration> {
+        Some(self.duration(key)).filter(|duration| !duration.is_zero())
+    }
+
+    pub(super) fn default_duration(&self, key: &str) -> Duration {
+        match self.key(key).otherwise {
+            Otherwise::Time(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        }
+    }
+
+    /// True or false, under a key that has a default.
+    pub(super) fn truth(&self, key: &str) -> bool {
+        let written = self.field(key).and_then(|field| field.truth());
+        written.unwrap_or_else(|| match self.key(key).otherwise {
+            Otherwise::Truth(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        })
+    }
+
+    /// As [`Field::one_of`], under a key that has a default.
+    pub(super) fn one_of<T: Copy>(&self, key: &str, words: &[(&str, Option<T>)]) -> Option<T> {
+        if let Some(field) = self.field(key) {
+            return field.one_of(words);
+        }
+        let default = self.default_text(key);
+        words.iter().find(|(word, _)| *word == default)?.1
+    }
+
+    pub(super) fn default_text(&self, key: &str) -> &'static str {
+        match self.key(key).otherwise {
+            Otherwise::Text(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        }
+    }
+
+    /// The text under a key that has a default; `None` after a fault.
+    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
+        match self.field(key) {
+            Some(field) => field.text(),
+            None => Some(self.default_text(key)),
+        }
     }
 
     /// Both keys or neither.
@@ -216,6 +283,7 @@ pub(super) struct Field<'a> {
     pub(super) path: String,
     pub(super) line: Option<usize>,
     node: &'a Node,
+    kind: &'static Kind,
 }
 
 impl<'a> Field<'a> {
@@ -248,11 +316,12 @@ impl<'a> Field<'a> {
         self.context.warn(format!("{}: {warning}", self.path));
     }
 
-    /// Text that is not empty, without control characters and of at most 4096 bytes.
+    /// Text that is not empty, without control characters and not longer than the schema has it.
     pub(super) fn text(&self) -> Option<&'a str> {
+        let most = self.kind.text().unwrap_or(LONGEST_TEXT);
         match &self.node.value {
             Value::Text(text) if text.trim().is_empty() => self.fault("must not be empty"),
-            Value::Text(text) if text.len() > 4096 => self.fault("is longer than 4096 bytes"),
+            Value::Text(text) if text.len() > most => self.fault(format!("is longer than {most} bytes")),
             Value::Text(text) if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') => {
                 self.fault("must not contain control characters");
             }
@@ -278,6 +347,14 @@ impl<'a> Field<'a> {
 
     /// One of a few words; a word whose value is `None` belongs to a feature that does not work yet.
     pub(super) fn one_of<T: Copy>(&self, words: &[(&str, Option<T>)]) -> Option<T> {
+        debug_assert!(
+            words
+                .iter()
+                .filter_map(|(word, value)| value.map(|_| *word))
+                .eq(self.kind.words().unwrap_or_default().iter().copied()),
+            "{}: other words than in the schema",
+            self.path
+        );
         // `min_version: 1.2` without quotes is a number, and clear.
         let number;
         let word = match &self.node.value {
@@ -336,8 +413,11 @@ impl<'a> Field<'a> {
         Some(*value)
     }
 
-    /// A whole number within bounds, both included.
-    pub(super) fn number(&self, least: u32, most: u32) -> Option<u32> {
+    /// A whole number within its bounds.
+    pub(super) fn number(&self) -> Option<u32> {
+        let Kind::Number { least, most } = *self.kind else {
+            unreachable!("{}: not a number by the schema", self.path);
+        };
         let Value::Integer(value) = &self.node.value else {
             self.expected(format_args!("a whole number from {least} to {most}"));
             return None;
@@ -351,42 +431,38 @@ impl<'a> Field<'a> {
         number
     }
 
-    /// A time within bounds, both included: `100ms`, `1s`, `2m`, `1h`, or `0` where the bounds allow it.
-    pub(super) fn duration(&self, least: Duration, most: Duration) -> Option<Duration> {
+    /// A time within its bounds: `100ms`, `1s`, `2m`, `1h`, or `0` where they allow it.
+    pub(super) fn duration(&self) -> Option<Duration> {
+        let Kind::Time { least, most, or_off } = *self.kind else {
+            unreachable!("{}: not a time by the schema", self.path);
+        };
+        self.duration_within(least, most, or_off)
+    }
+
+    /// As [`Self::duration`], where something else in the file raises the lower bound.
+    pub(super) fn duration_from(&self, least: Duration) -> Option<Duration> {
+        let Kind::Time { most, .. } = *self.kind else {
+            unreachable!("{}: not a time by the schema", self.path);
+        };
+        self.duration_within(least, most, false)
+    }
+
+    fn duration_within(&self, least: Duration, most: Duration, or_off: bool) -> Option<Duration> {
         let duration = self.any_duration()?;
-        if (least..=most).contains(&duration) {
+        if (least..=most).contains(&duration) || or_off && duration.is_zero() {
             return Some(duration);
         }
-        self.fault(format!(
-            "must be from {} to {}",
-            shown_duration(least),
-            shown_duration(most)
-        ));
+        let or = if or_off { ", or 0 for off" } else { "" };
+        let (least, most) = (shown_duration(least), shown_duration(most));
+        self.fault(format!("must be from {least} to {most}{or}"));
         None
     }
 
-    /// As [`Field::duration`], with `0` for off, which is `None`; after a fault it is `default`.
-    pub(super) fn duration_or_off(
-        &self,
-        default: Duration,
-        least: Duration,
-        most: Duration,
-    ) -> Option<Duration> {
-        let Some(duration) = self.any_duration() else {
-            return Some(default);
+    /// A number of bytes within its bounds: `512kB`, `16MiB`.
+    pub(super) fn size(&self) -> Option<u64> {
+        let Kind::Size { least, most } = *self.kind else {
+            unreachable!("{}: not a size by the schema", self.path);
         };
-        if duration.is_zero() {
-            return None;
-        }
-        if !(least..=most).contains(&duration) {
-            let (least, most) = (shown_duration(least), shown_duration(most));
-            self.fault(format!("must be from {least} to {most}, or 0 for off"));
-        }
-        Some(duration)
-    }
-
-    /// A number of bytes within bounds, both included: `512kB`, `16MiB`.
-    pub(super) fn size(&self, least: u64, most: u64) -> Option<u64> {
         let size = match &self.node.value {
             Value::Text(text) => parse_size(text),
             Value::Integer(_) | Value::Float(_) => None,
@@ -432,24 +508,18 @@ impl<'a> Field<'a> {
         matches!(self.node.value, Value::List(_))
     }
 
-    /// The elements of a list that is not empty and has at most `most`.
-    pub(super) fn list(&self, most: usize) -> Vec<Field<'a>> {
+    /// The elements of a list, also of one that has too few or too many, which is a fault.
+    pub(super) fn list(&self) -> Vec<Field<'a>> {
+        let Some((kind, least, most)) = self.kind.list() else {
+            unreachable!("{}: not a list by the schema", self.path);
+        };
         let Value::List(nodes) = &self.node.value else {
             self.expected("a list");
             return Vec::new();
         };
-        if nodes.is_empty() {
+        if nodes.len() < least {
             self.fault("must not be empty");
         }
-        self.elements(most)
-    }
-
-    /// As [`Self::list`], for a list that may be empty.
-    pub(super) fn elements(&self, most: usize) -> Vec<Field<'a>> {
-        let Value::List(nodes) = &self.node.value else {
-            self.expected("a list");
-            return Vec::new();
-        };
         if nodes.len() > most {
             self.fault(format!(
                 "has {} elements, at most {most} are allowed",
@@ -461,19 +531,42 @@ impl<'a> Field<'a> {
             path: format!("{}[{index}]", self.path),
             line: node.line.or(self.line),
             node,
+            kind,
         };
         nodes.iter().enumerate().map(field).collect()
+    }
+
+    /// Per second.
+    pub(super) fn most_rate(&self) -> u32 {
+        match *self.kind {
+            Kind::Rate { most } => most,
+            _ => unreachable!("{}: not a rate by the schema", self.path),
+        }
+    }
+
+    /// The bounds of a secret in a file, in bytes.
+    pub(super) fn secret_size(&self) -> (usize, u64) {
+        match *self.kind {
+            Kind::Secret { least, most } => (least, most),
+            _ => unreachable!("{}: not a secret by the schema", self.path),
+        }
     }
 
     /// A map whose keys are names chosen by the operator; not empty. Faulty and repeated names are reported and
     /// left out.
     pub(super) fn named(&self) -> Vec<(&'a str, Field<'a>)> {
+        let Kind::Named { of: kind, most } = *self.kind else {
+            unreachable!("{}: not a map of names by the schema", self.path);
+        };
         let Value::Map(entries) = &self.node.value else {
             self.expected("a map of names");
             return Vec::new();
         };
         if entries.is_empty() {
             self.fault("must not be empty");
+        }
+        if let Some(most) = most.filter(|most| entries.len() > *most) {
+            self.fault(format!("has {} names, at most {most} are allowed", entries.len()));
         }
         let mut named: Vec<(&str, Field<'_>)> = Vec::new();
         for entry in entries {
@@ -492,6 +585,7 @@ impl<'a> Field<'a> {
                 path,
                 line: entry.line,
                 node: &entry.node,
+                kind,
             };
             named.push((&entry.key, field));
         }
@@ -499,8 +593,16 @@ impl<'a> Field<'a> {
     }
 
     /// This value as a map with fixed keys.
-    pub(super) fn section(&self, keys: &'static Keys) -> Section<'a> {
+    pub(super) fn section(&self) -> Section<'a> {
+        let keys = keys_of(self.kind);
         Section::open(self.context, self.path.clone(), self.line, Some(self.node), keys)
+    }
+}
+
+fn keys_of(kind: &'static Kind) -> &'static Keys {
+    match kind {
+        Kind::Section(keys) => keys,
+        _ => unreachable!("readers open what the schema has as a map"),
     }
 }
 
@@ -547,157 +649,5 @@ fn listed<T>(words: &[(&str, Option<T>)]) -> String {
         Some((last, [])) => last.clone(),
         Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
         None => String::new(),
-    }
-}
-
-fn parse_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    number.checked_mul(millis).map(Duration::from_millis)
-}
-
-/// `PostgreSQL`'s units are powers of 1024, too.
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(digits);
-    let power = match unit {
-        "B" => 0,
-        "kB" | "KiB" => 1,
-        "MB" | "MiB" => 2,
-        "GB" | "GiB" => 3,
-        "TB" | "TiB" => 4,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << (10 * power))
-}
-
-fn shown_size(size: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let power = units.len().min(1 + size.trailing_zeros() as usize / 10) - 1;
-    format!("{}{}", size >> (10 * power), units[power])
-}
-
-fn shown_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    for (unit, name) in [(3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
-        if millis >= unit && millis.is_multiple_of(unit) {
-            return format!("{}{name}", millis / unit);
-        }
-    }
-    if millis == 0 {
-        "0".to_owned()
-    } else {
-        format!("{millis}ms")
-    }
-}
-
-/// The known word that `word` was probably meant to be: at most a third of it is different.
-fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    if word.len() > 64 {
-        return None;
-    }
-    let word = word.to_ascii_lowercase().replace('-', "_");
-    known
-        .filter(|candidate| candidate.starts_with(|c: char| c.is_ascii_alphabetic()))
-        .map(|candidate| (distance(&word, &candidate.replace('-', "_")), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 3))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Edit distance (Levenshtein), over characters.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in other.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[other.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn durations_have_a_unit() {
-        assert_eq!(parse_duration("100ms"), Some(Duration::from_millis(100)));
-        assert_eq!(parse_duration("1s"), Some(Duration::from_secs(1)));
-        assert_eq!(parse_duration("2m"), Some(Duration::from_mins(2)));
-        assert_eq!(parse_duration("1h"), Some(Duration::from_hours(1)));
-        assert_eq!(parse_duration("0"), Some(Duration::ZERO));
-        for wrong in [
-            "",
-            "5",
-            "s",
-            "-1s",
-            "1.5s",
-            "1 s",
-            "1d",
-            "1sec",
-            "99999999999999999999s",
-            "18446744073709551615h",
-        ] {
-            assert_eq!(parse_duration(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn sizes_have_a_unit_of_powers_of_1024() {
-        assert_eq!(parse_size("1B"), Some(1));
-        assert_eq!(parse_size("2kB"), Some(2048));
-        assert_eq!(parse_size("16MB"), parse_size("16MiB"));
-        assert_eq!(parse_size("1TiB"), Some(1 << 40));
-        for wrong in [
-            "",
-            "1",
-            "kB",
-            "-1kB",
-            "1.5MB",
-            "1 MB",
-            "1M",
-            "1mb",
-            "99999999999TB",
-        ] {
-            assert_eq!(parse_size(wrong), None, "{wrong}");
-        }
-        for text in ["1KiB", "3MiB", "1025B", "1024TiB"] {
-            assert_eq!(shown_size(parse_size(text).unwrap()), text);
-        }
-    }
-
-    #[test]
-    fn durations_are_shown_as_they_are_written() {
-        for text in ["0", "100ms", "1500ms", "1s", "90s", "2m", "1h", "24h"] {
-            assert_eq!(shown_duration(parse_duration(text).unwrap()), *text);
-        }
-    }
-
-    #[test]
-    fn a_misspelt_key_is_recognised() {
-        let known = ["listeners", "limits", "log", "poll_interval"];
-        assert_eq!(closest("listener", known.into_iter()), Some("listeners"));
-        assert_eq!(closest("lgo", known.into_iter()), None);
-        assert_eq!(closest("logs", known.into_iter()), Some("log"));
-        assert_eq!(closest("Poll-Interval", known.into_iter()), Some("poll_interval"));
-        assert_eq!(closest("frobnicate", known.into_iter()), None);
     }
 }

@@ -10,6 +10,7 @@ use rcgen::{CertificateParams, KeyPair as TestKey};
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 
+use super::schema::markdown::sections;
 use super::*;
 
 mod access;
@@ -22,6 +23,7 @@ mod fitness;
 mod keys;
 mod rereading;
 mod routes;
+mod schema;
 mod tcp;
 
 /// A directory with every file that the texts below name.
@@ -1103,11 +1105,11 @@ fn unknown_keys_of_every_section_are_reported_with_its_path() {
         .replace('{', "{zzz: 1, ")
         .replace("  certificates: [{", "  zzz: 1\n  certificates: [{");
     let faults = files.faults(&text);
-    for keys in schema::ALL
-        .iter()
-        .filter(|keys| !matches!(keys.place, "" | "clusters.NAME"))
+    for (place, _) in sections()
+        .into_iter()
+        .filter(|(place, _)| !matches!(&**place, "" | "clusters.NAME"))
     {
-        let path = keys.place.replace("[]", "[0]");
+        let path = place.replace("[]", "[0]");
         let of_cluster =
             ["main", "other"].map(|name| path.replace("clusters.NAME", &format!("clusters.{name}")));
         let of_route = ["r", "w"].map(|name| {
@@ -1122,7 +1124,7 @@ fn unknown_keys_of_every_section_are_reported_with_its_path() {
             );
             faults.iter().any(|fault| fault.contains(&path))
         });
-        assert!(found, "{}: {faults:#?}", keys.place);
+        assert!(found, "{place}: {faults:#?}");
     }
     assert!(
         faults.iter().all(|fault| fault.contains("unknown key `zzz`")),
@@ -1232,7 +1234,7 @@ fn the_examples_are_right() {
             continue;
         }
         // Every key that works is shown, if in a comment.
-        for key in schema::ALL.iter().flat_map(|keys| keys.keys) {
+        for key in sections().iter().flat_map(|(_, keys)| keys.names()) {
             assert!(text.contains(&format!("{key}:")), "{key} is not in the example");
         }
         // What is commented out is right as well.
@@ -1273,31 +1275,6 @@ fn the_examples_are_right() {
         fs::write(&path, &users).unwrap();
         load(&path).unwrap_or_else(|faults| panic!("{faults}"));
     }
-}
-
-/// The documentation has each key in the table of its section, and no other.
-#[test]
-fn the_documentation_lists_every_key() {
-    let text = include_str!("../../docs/configuration.md");
-    for keys in schema::ALL {
-        let heading = match keys.place {
-            "" => "\n## Top level\n".to_owned(),
-            place => format!("\n## `{place}`\n"),
-        };
-        let start = text
-            .find(&heading)
-            .unwrap_or_else(|| panic!("no section {heading}"))
-            + heading.len();
-        let section = text[start..].split("\n## ").next().unwrap();
-        let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
-        assert_eq!(rows.len(), keys.keys.len(), "{}: {rows:#?}", keys.place);
-        for key in keys.keys {
-            let row = rows.iter().find(|row| row.starts_with(&format!("| `{key}` |")));
-            assert!(row.is_some(), "{} `{key}` is not documented", keys.place);
-        }
-    }
-    let sections = text.matches("\n## `").count() + 1;
-    assert_eq!(sections, schema::ALL.len(), "sections that are not in the schema");
 }
 
 /// Whatever is accepted holds together: what a name refers to is there.

@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use super::cluster::{minutes, ms, secs};
-use super::schema;
+use super::cluster::secs;
 use super::section::Section;
-
-const MAX_QUEUE: u32 = 100_000;
 
 /// Sessions wait while every server of their route has `server.max_connections` sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,25 +50,20 @@ pub(super) fn queue(route: &Section<'_>, is_bounded: bool) -> Queue {
             field.fault("has no effect: the cluster has no `server.max_connections` to wait for");
         }
     }
-    let most_value = most.and_then(|field| field.number(0, MAX_QUEUE));
-    if let Some(field) = timeout.as_ref().filter(|_| most_value == Some(0)) {
+    let most_value = route.number("max_queue");
+    if let Some(field) = timeout.as_ref().filter(|_| most_value == 0) {
         field.fault("has no effect with `max_queue: 0`");
     }
-    let default = Queue::default();
     Queue {
-        timeout: timeout
-            .and_then(|field| field.duration(ms(10), minutes(10)))
-            .unwrap_or(default.timeout),
-        most: most_value.unwrap_or(default.most),
+        timeout: route.duration("queue_timeout"),
+        most: most_value,
     }
 }
 
 pub(super) fn tell_address(route: &Section<'_>) -> TellAddress {
-    let section = route.section("client_address", &schema::CLIENT_ADDRESS);
-    let default = TellAddress::default();
-    let truth = |key| section.field(key).and_then(|field| field.truth());
+    let section = route.section("client_address");
     TellAddress {
-        setting: truth("setting").unwrap_or(default.setting),
-        application_name: truth("application_name").unwrap_or(default.application_name),
+        setting: section.truth("setting"),
+        application_name: section.truth("application_name"),
     }
 }

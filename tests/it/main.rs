@@ -21,6 +21,7 @@ mod cancel;
 mod checks;
 mod configurations;
 mod console;
+mod documents;
 mod drivers;
 mod etcd;
 mod fake;

@@ -35,6 +35,6 @@ fn faults() {
     let long = "x".repeat(64);
     files.one_fault(
         &with_console(&format!("{{users: [a], database: {long}}}")),
-        "longer than 63 bytes, as no name is",
+        "longer than 63 bytes",
     );
 }

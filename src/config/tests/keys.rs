@@ -109,6 +109,17 @@ fn a_key_may_be_under_a_passphrase() {
     );
 }
 
+/// Also where there is nothing to open: it would be wrong on the day the key is encrypted.
+#[test]
+fn a_passphrase_command_is_text_whatever_the_key_is() {
+    let files = made("genpkey -algorithm ed25519 -out k.key");
+    files.one_fault(
+        &with(", passphrase_command: [cat, phrase]"),
+        "expected text, found a list",
+    );
+    files.one_fault(&with(", passphrase_command: \"\""), "must not be empty");
+}
+
 #[test]
 fn a_passphrase_command_that_fails() {
     let files = made(

@@ -1,0 +1,278 @@
+//! `tls`, `auth` and `listeners`: what is between the router and its clients.
+
+use std::time::Duration;
+
+use super::Otherwise::{Below, Nothing, Number, Required, Said, Text, Time, Truth};
+use super::kind::{
+    ADDRESS, FILE, LONGEST_ROLE, MODE, MOST_USERS, NAME, NETWORK, SECRET, SOCKET_PATH, TEXT, TRUTH, USERS,
+    either, list, number, rate, secret, section, text, time, words,
+};
+use super::{Key, Keys};
+use crate::config::cluster::{hours, minutes, ms, secs};
+
+pub(super) static TLS: Keys = Keys(&[
+    Key::new(
+        "certificates",
+        list(&section(&CERTIFICATE), 1, 64),
+        Required,
+        "The certificates shown to clients. Each serves the names in its `subjectAltName`, `*` for one \
+         label; a client that asks for another name, or none, is shown the first.",
+    ),
+    Key::new(
+        "min_version",
+        words(&["1.2", "1.3"]),
+        Text("1.2"),
+        "The oldest TLS version accepted.",
+    ),
+    Key::new(
+        "client_ca_file",
+        FILE,
+        Nothing,
+        "Certificates of the authorities trusted for clients. With it clients are asked for a \
+         certificate; they may have none, but with one that is not good the handshake fails.",
+    ),
+    Key::new(
+        "client_crl_file",
+        FILE,
+        Nothing,
+        "Revocation lists (PEM, one or more) for `client_ca_file`. As in PostgreSQL the whole chain is \
+         checked: once there is a list, a certificate of an authority without one, or whose list should \
+         have been renewed, is refused.",
+    ),
+]);
+
+pub(super) static CERTIFICATE: Keys = Keys(&[
+    Key::new(
+        "cert_file",
+        FILE,
+        Required,
+        "The certificate, followed by those of its authorities.",
+    ),
+    Key::new("key_file", SECRET, Required, "Its key."),
+    Key::new(
+        "passphrase_command",
+        TEXT,
+        Nothing,
+        "Gives the passphrase of `key_file`.",
+    ),
+]);
+
+pub(super) static AUTH: Keys = Keys(&[
+    Key::new(
+        "users_file",
+        secret(0, MOST_USERS),
+        Nothing,
+        "Users with their verifiers, md5 hashes or passwords, in the form of PgBouncer's `userlist.txt`; \
+         instead of `query`.",
+    ),
+    Key::new(
+        "query",
+        TEXT,
+        Text("SELECT * FROM trunkline.user_lookup($1)"),
+        "SQL, asked of the cluster by the service account. `$1` is the user's name; the first row's \
+         columns are the name and the verifier.",
+    ),
+    Key::new(
+        "cache_ttl",
+        time(Duration::ZERO, hours(24)),
+        Time(secs(60)),
+        "How long an answer of `query` may be used without being confirmed; `0` is never. An answer older \
+         than a second is asked again before it is used; only if that fails, or takes longer than 250 ms, \
+         the remembered one counts. So a changed password, a dropped role, `NOLOGIN` and `VALID UNTIL` \
+         count at new logins within a second, and an outage or failover stops no login before this time \
+         is over. After a failed login the user's answer is in doubt, so the next login asks again (at \
+         most ten queries a second and user); if that fails, the answer still counts, and a password that \
+         does not fit it is 57P03. Refused with `users_file`.",
+    ),
+    Key::new(
+        "login_timeout",
+        time(ms(100), minutes(10)),
+        Time(secs(60)),
+        "From accept to authenticated, TLS included.",
+    ),
+    Key::new(
+        "hba_file",
+        FILE,
+        Nothing,
+        "Who may come in, from where, and how, in `pg_hba.conf` syntax; see \
+         [authentication](authentication.md). Without it every client authenticates with SCRAM-SHA-256.",
+    ),
+    Key::new(
+        "ident_file",
+        FILE,
+        Nothing,
+        "Maps of names in `pg_ident.conf` syntax, for the rules with `map=`; with `hba_file`.",
+    ),
+    Key::new(
+        "ldap_ca_file",
+        FILE,
+        Said("the system's"),
+        "Certificates of the authorities trusted for LDAP over TLS.",
+    ),
+    Key::new(
+        "server_credentials",
+        list(&section(&SERVER_CREDENTIAL), 1, 1024),
+        Nothing,
+        "How the sessions of some users log into the servers; the first entry for a user counts.",
+    ),
+    Key::new(
+        "rate_limit",
+        section(&RATE_LIMIT),
+        Below,
+        "What failed logins lead to.",
+    ),
+]);
+
+pub(super) static SERVER_CREDENTIAL: Keys = Keys(&[
+    Key::new(
+        "users",
+        either(&[words(&["all"]), USERS]),
+        Required,
+        "The users, as clients name them, that the entry is for.",
+    ),
+    Key::new(
+        "server_user",
+        text(LONGEST_ROLE),
+        Said("the client's user"),
+        "The role on the server.",
+    ),
+    Key::new("password_file", SECRET, Nothing, "Its password."),
+    Key::new(
+        "password",
+        words(&["client"]),
+        Nothing,
+        "The password that the client has just proven, by the methods `password` and `ldap`.",
+    ),
+    Key::new(
+        "cert_file",
+        FILE,
+        Nothing,
+        "A client certificate, instead of `server_tls.sslcert`; with `key_file`.",
+    ),
+    Key::new("key_file", SECRET, Nothing, "Its key."),
+    Key::new("passphrase_command", TEXT, Nothing, "As in `tls.certificates`."),
+]);
+
+pub(super) static RATE_LIMIT: Keys = Keys(&[
+    Key::new(
+        "failures",
+        number(0, 1000),
+        Number(5),
+        "After this many, each further attempt waits for a turn of its own. `0` counts nothing; the other \
+         keys are then refused.",
+    ),
+    Key::new(
+        "delay",
+        time(Duration::ZERO, minutes(1)),
+        Time(ms(250)),
+        "The first wait between two turns; it doubles with each further failure. `0`: nobody waits, there \
+         is only refusal.",
+    ),
+    Key::new(
+        "max_delay",
+        time(ms(1), minutes(5)),
+        Time(secs(8)),
+        "The longest wait between two turns; not longer than half of `login_timeout`, where it is the \
+         default if that is shorter.",
+    ),
+    Key::new(
+        "refuse_after",
+        number(1, 10_000),
+        Number(20),
+        "After this many, attempts are refused (53300). Not less than `failures`; where that is more than \
+         20, it is the default.",
+    ),
+    Key::new(
+        "refuse_for",
+        time(secs(1), hours(24)),
+        Time(minutes(1)),
+        "For how long. This much time without a failure makes good one of them.",
+    ),
+]);
+
+pub(super) static LISTENER: Keys = Keys(&[
+    Key::new("name", NAME, Required, "Unique; in the log and in metrics."),
+    Key::new(
+        "address",
+        either(&[ADDRESS, SOCKET_PATH]),
+        Required,
+        "Where to listen: an address, or the path of a Unix socket. libpq looks for \
+         `/run/trunkline/.s.PGSQL.6432` with `host=/run/trunkline port=6432`; another name is a warning. \
+         The directory must exist. A socket nobody listens on is replaced, anything else there is not; it \
+         is removed at the end.",
+    ),
+    Key::new(
+        "socket_mode",
+        MODE,
+        Text("0777"),
+        "Who may connect: permissions of the Unix socket, as PostgreSQL's `unix_socket_permissions`. \
+         Refused for other addresses.",
+    ),
+    Key::new("route", NAME, Required, "One of `routes`."),
+    Key::new(
+        "mode",
+        words(&["postgres", "tcp"]),
+        Text("postgres"),
+        "`postgres`: the router speaks PostgreSQL's protocol with both sides. `tcp`: it passes bytes on \
+         unread, see [below](#mode-tcp).",
+    ),
+    Key::new(
+        "tls",
+        words(&["off", "optional", "required"]),
+        Text("optional"),
+        "Whether clients have TLS; with `optional` the client decides. Without a certificate, and on a \
+         Unix socket, `optional` offers no TLS and `required` is a fault. With `mode: tcp` there must be \
+         no `tls`.",
+    ),
+    Key::new(
+        "max_clients",
+        number(0, 1_000_000),
+        Number(0),
+        "Sessions at once on this listener; `0` is no limit of its own.",
+    ),
+    Key::new(
+        "proxy_protocol",
+        section(&PROXY_PROTOCOL),
+        Nothing,
+        "Understand the PROXY protocol of balancers in front.",
+    ),
+    Key::new(
+        "allow",
+        list(&NETWORK, 0, 1024),
+        Said("all"),
+        "Clients' addresses that may log in here: `10.0.0.0/8`, `10.1.2.3`, `\"2001:db8::/32\"`. An empty \
+         list is all.",
+    ),
+    Key::new(
+        "deny",
+        list(&NETWORK, 0, 1024),
+        Nothing,
+        "Those that may not; counts before `allow`. They are told so (28000) after their startup packet, \
+         before any rule or look-up; their cancel requests are dropped. Peers are known by their secret \
+         and always come in.",
+    ),
+    Key::new(
+        "connection_rate",
+        rate(1_000_000),
+        Number(0),
+        "As in `limits`, for this listener.",
+    ),
+]);
+
+pub(super) static PROXY_PROTOCOL: Keys = Keys(&[
+    Key::new(
+        "trusted",
+        list(&NETWORK, 1, 1024),
+        Required,
+        "The balancers. A connection from there must begin with a header, else it is refused: nobody \
+         behind a balancer that sends none can make one up. Rules for `127.0.0.1` or `samehost` hold for \
+         whoever they say is there.",
+    ),
+    Key::new(
+        "required",
+        TRUTH,
+        Truth(false),
+        "Refuse all others (28000). Else they are clients without a header; what looks like one from them \
+         is a broken startup packet.",
+    ),
+]);

@@ -1,0 +1,341 @@
+//! `clusters`.
+
+use std::time::Duration;
+
+use super::Otherwise::{Below, Nothing, Number, Or, Required, Said, Text, Time};
+use super::kind::{
+    FILE, HOST, NAME, SECRET, TEXT, URL, either, list, named, number, section, text, time, time_or_off, words,
+};
+use super::{Key, Keys};
+use crate::config::cluster::{hours, minutes, ms, secs};
+use crate::config::placement::MOST_WEIGHT;
+
+pub(super) static CLUSTER: Keys = Keys(&[
+    Key::new(
+        "patroni",
+        section(&PATRONI),
+        Or("servers"),
+        "Learn the members from Patroni.",
+    ),
+    Key::new(
+        "servers",
+        list(&section(&SERVER_OF_LIST), 1, 256),
+        Or("patroni"),
+        "A fixed list; the leader is found by probing.",
+    ),
+    Key::new(
+        "etcd",
+        section(&ETCD),
+        Nothing,
+        "Watch Patroni's keys in etcd as well: a change of the leader is then known at once. Only with \
+         `patroni`.",
+    ),
+    Key::new(
+        "service_account",
+        section(&SERVICE_ACCOUNT),
+        Required,
+        "The router's own account on the servers: probes, and look-ups of verifiers and memberships.",
+    ),
+    Key::new(
+        "server_tls",
+        section(&SERVER_TLS),
+        Below,
+        "TLS towards the servers.",
+    ),
+    Key::new("server", section(&SERVER), Below, "Connections to the servers."),
+    Key::new("probe", section(&PROBE), Below, "How members are probed."),
+    Key::new(
+        "members",
+        named(&section(&MEMBER)),
+        Nothing,
+        "Weights and zones of members, by their names. A name that no member has is a fault in a fixed \
+         list; Patroni's member may come later.",
+    ),
+    Key::new(
+        "local_member",
+        TEXT,
+        Text("auto"),
+        "The member this router runs beside, for the health checks: its name; `auto`, the one member \
+         whose address is an address of this host; or `none`. The name may be one that is not there yet.",
+    ),
+    Key::new(
+        "zone",
+        NAME,
+        Nothing,
+        "The router's own zone. Where members fit alike, those of this zone come first.",
+    ),
+    Key::new(
+        "weight_tag",
+        NAME,
+        Nothing,
+        "The Patroni tag that gives a member's weight: a whole number, 0 to 256. Any other value counts \
+         as none.",
+    ),
+    Key::new(
+        "zone_tag",
+        NAME,
+        Nothing,
+        "The Patroni tag that gives a member's zone. Needs `zone`.",
+    ),
+]);
+
+pub(super) static MEMBER: Keys = Keys(&[
+    Key::new(
+        "weight",
+        number(0, MOST_WEIGHT as u32),
+        Said("by `weight_tag`, else `1`"),
+        "Its share of the sessions, beside members that fit alike: its weight's part of their sum. `0` \
+         gets none, unless nobody else of the same target can serve.",
+    ),
+    Key::new(
+        "zone",
+        NAME,
+        Said("by `zone_tag`, else none"),
+        "Needs the cluster's `zone`.",
+    ),
+]);
+
+pub(super) static PATRONI: Keys = Keys(&[
+    Key::new(
+        "endpoints",
+        list(&URL, 1, 64),
+        Required,
+        "Patroni's REST interface on each member: `http://` or `https://`, host, port; no path, user or \
+         password. All are asked.",
+    ),
+    Key::new(
+        "ca_file",
+        FILE,
+        Said("the system's"),
+        "Certificates of the authorities trusted for `https://`.",
+    ),
+    Key::new(
+        "cert_file",
+        FILE,
+        Nothing,
+        "Client certificate for `https://`; with `key_file`.",
+    ),
+    Key::new("key_file", SECRET, Nothing, "Its key."),
+    Key::new(
+        "username",
+        TEXT,
+        Nothing,
+        "For basic authentication; with `password_file`.",
+    ),
+    Key::new("password_file", SECRET, Nothing, "Its password."),
+    Key::new(
+        "poll_interval",
+        time(ms(10), minutes(5)),
+        Time(secs(1)),
+        "Between two polls, normally. An endpoint that does not answer in time is asked only for \
+         `/patroni` until its `dcs_last_seen` moves on (30 s at most): `/cluster` would hang as long as \
+         Patroni cannot reach its DCS, and take up its threads.",
+    ),
+    Key::new(
+        "fast_poll_interval",
+        time(ms(10), minutes(5)),
+        Time(ms(100)),
+        "Between two polls while anything is suspicious. Not longer than `poll_interval`; where that is \
+         shorter than 100ms, it is the default.",
+    ),
+]);
+
+pub(super) static ETCD: Keys = Keys(&[
+    Key::new(
+        "endpoints",
+        list(&URL, 1, 64),
+        Required,
+        "etcd's clients' addresses: `http://` or `https://`, host, port; no path, user or password. One \
+         is watched, the others are asked when it falls silent, and are tried in turn when it fails.",
+    ),
+    Key::new(
+        "namespace",
+        text(255),
+        Text("/service"),
+        "As in Patroni's configuration.",
+    ),
+    Key::new(
+        "scope",
+        text(255),
+        Required,
+        "As in Patroni's configuration; with Citus `SCOPE/GROUP`.",
+    ),
+    Key::new(
+        "ca_file",
+        FILE,
+        Said("the system's"),
+        "Certificates of the authorities trusted for `https://`.",
+    ),
+    Key::new(
+        "cert_file",
+        FILE,
+        Nothing,
+        "Client certificate for `https://`; with `key_file`. etcd's gateway does not take it for a user's \
+         name.",
+    ),
+    Key::new("key_file", SECRET, Nothing, "Its key."),
+    Key::new("username", TEXT, Nothing, "A user of etcd; with `password_file`."),
+    Key::new("password_file", SECRET, Nothing, "Its password."),
+]);
+
+pub(super) static SERVER_OF_LIST: Keys = Keys(&[
+    Key::new("name", NAME, Required, "Unique in the list."),
+    Key::new(
+        "host",
+        HOST,
+        Required,
+        "Host name or IP address, IPv6 without brackets.",
+    ),
+    Key::new(
+        "port",
+        number(1, 65_535),
+        Number(5432),
+        "Host and port are unique in the list.",
+    ),
+]);
+
+pub(super) static SERVICE_ACCOUNT: Keys = Keys(&[
+    Key::new("user", text(255), Required, "The role."),
+    Key::new(
+        "password_file",
+        SECRET,
+        Nothing,
+        "Its password. Without this and `password_env` the server must let it in by another method (a \
+         client certificate, `trust`).",
+    ),
+    Key::new(
+        "password_env",
+        TEXT,
+        Nothing,
+        "Name of the environment variable with its password; instead of `password_file`.",
+    ),
+    Key::new(
+        "dbname",
+        text(255),
+        Text("postgres"),
+        "The database it connects to.",
+    ),
+    Key::new(
+        "pool_size",
+        number(1, 100),
+        Number(4),
+        "Connections for look-ups, per member. The probe has one of its own.",
+    ),
+    Key::new(
+        "timeout",
+        time(ms(100), minutes(1)),
+        Time(secs(3)),
+        "Bound on one look-up, connecting included.",
+    ),
+]);
+
+pub(super) static SERVER_TLS: Keys = Keys(&[
+    Key::new(
+        "sslmode",
+        words(&[
+            "disable",
+            "allow",
+            "prefer",
+            "require",
+            "verify-ca",
+            "verify-full",
+        ]),
+        Text("prefer"),
+        "Whether there is TLS, and what of the certificate is verified.",
+    ),
+    Key::new(
+        "sslnegotiation",
+        words(&["postgres", "direct"]),
+        Text("postgres"),
+        "`postgres` asks the server for TLS first; `direct` starts with TLS, which needs PostgreSQL 17 or \
+         later and `sslmode: require`, `verify-ca` or `verify-full`.",
+    ),
+    Key::new(
+        "channel_binding",
+        words(&["disable", "prefer", "require"]),
+        Text("prefer"),
+        "Ties a login by SCRAM to the server's certificate. `prefer` where the server offers it; \
+         `require` refuses every server that does not complete it, also one that trusts or asks for a \
+         password; `disable` never.",
+    ),
+    Key::new(
+        "sslrootcert",
+        either(&[words(&["system"]), FILE]),
+        Said("`system` for `verify-full`"),
+        "Certificates of the trusted authorities. `system`, the host's own, needs `verify-full`; \
+         `verify-ca` needs a file.",
+    ),
+    Key::new("sslcert", FILE, Nothing, "Client certificate; with `sslkey`."),
+    Key::new("sslkey", SECRET, Nothing, "Its key."),
+    Key::new(
+        "sslpassphrase_command",
+        TEXT,
+        Nothing,
+        "Gives the passphrase of `sslkey`.",
+    ),
+]);
+
+pub(super) static SERVER: Keys = Keys(&[
+    Key::new(
+        "connect_timeout",
+        time(ms(10), minutes(5)),
+        Time(secs(3)),
+        "From the start of the TCP connection until the server is ready for a query.",
+    ),
+    Key::new(
+        "keepalive",
+        time_or_off(secs(1), hours(9)),
+        Time(secs(15)),
+        "TCP keepalive, in whole seconds: idle time and interval, towards servers and clients. `0` is \
+         off.",
+    ),
+    Key::new(
+        "tcp_user_timeout",
+        time_or_off(ms(100), hours(24)),
+        Time(secs(30)),
+        "How long sent data may stay unacknowledged, towards servers and clients. `0` leaves it to the \
+         kernel.",
+    ),
+    Key::new(
+        "slow_start",
+        time(Duration::ZERO, hours(1)),
+        Time(Duration::ZERO),
+        "A server that comes back up, or joins later, is given a tenth of its share at first, and the \
+         whole after this time: see [Slow start](#slow-start). `0`: the whole at once.",
+    ),
+    Key::new(
+        "max_connections",
+        number(0, 1_000_000),
+        Number(0),
+        "Sessions of this router at once on one member, those connecting included; `0` is no limit. A \
+         member that has as many is passed over for the next one; where all have, logins wait: \
+         `queue_timeout`. Probes and look-ups do not count.",
+    ),
+]);
+
+pub(super) static PROBE: Keys = Keys(&[
+    Key::new(
+        "interval",
+        time(ms(10), minutes(5)),
+        Time(secs(1)),
+        "Between two probes of a member.",
+    ),
+    Key::new(
+        "timeout",
+        time(ms(10), minutes(5)),
+        Time(secs(1)),
+        "A probe that takes longer has failed.",
+    ),
+    Key::new(
+        "rise",
+        number(1, 100),
+        Number(2),
+        "Successes in a row that make a member fit again.",
+    ),
+    Key::new(
+        "fall",
+        number(1, 100),
+        Number(3),
+        "Failures in a row that make a member unfit.",
+    ),
+]);

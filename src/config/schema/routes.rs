@@ -1,0 +1,165 @@
+//! `routes`.
+
+use std::time::Duration;
+
+use super::Otherwise::{Below, Nothing, Number, Required, Said, Text, Time, Truth};
+use super::kind::{
+    DAY, NAME, SCALAR, SIZE, TARGETS, TRUTH, either, list, named_at_most, number, section, time, words,
+};
+use super::{Key, Keys};
+use crate::config::cluster::{hours, minutes, ms, secs};
+
+pub(super) static ROUTE: Keys = Keys(&[
+    Key::new("cluster", NAME, Said("the first"), "One of `clusters`."),
+    Key::new(
+        "targets",
+        list(&either(&[TARGETS, list(&TARGETS, 1, 6)]), 1, 16),
+        Required,
+        "Who may serve, in order of preference: see [Targets](#targets). `[leader]` makes a read-write \
+         route, everything else a read-only one.",
+    ),
+    Key::new(
+        "tags",
+        named_at_most(&SCALAR, 64),
+        Nothing,
+        "Only members that have these Patroni tags: see [Tags](#tags).",
+    ),
+    Key::new(
+        "balance",
+        words(&[
+            "least_connections",
+            "round_robin",
+            "random",
+            "source_hash",
+            "first",
+        ]),
+        Text("least_connections"),
+        "Which of several that fit alike: see [Balance](#balance).",
+    ),
+    Key::new(
+        "read_only_on_leader",
+        words(&["refused", "unenforced", "enforced"]),
+        Text("refused"),
+        "Of a read-only route with `leader` or `any` among its targets: see [Reading from the \
+         leader](#reading-from-the-leader).",
+    ),
+    Key::new(
+        "resume",
+        words(&["off"]),
+        Text("off"),
+        "What a session does when its server is lost: `off` ends it. `tracked`: *not yet*.",
+    ),
+    Key::new(
+        "queue_timeout",
+        time(ms(10), minutes(10)),
+        Time(secs(10)),
+        "How long an authenticated client waits while every server of the route has \
+         `server.max_connections` sessions; then it is told so (53300). First come, first served. Refused \
+         where the cluster has no `max_connections`.",
+    ),
+    Key::new(
+        "max_queue",
+        number(0, 100_000),
+        Number(100),
+        "How many wait at once; more are refused at once (53300). With `0` nobody waits.",
+    ),
+    Key::new(
+        "client_address",
+        section(&CLIENT_ADDRESS),
+        Below,
+        "What the servers are told of the client's address.",
+    ),
+    Key::new(
+        "max_lag",
+        section(&MAX_LAG),
+        Said("no limit"),
+        "How far behind the leader a standby may be: see [Lag](#lag). Refused for `targets: [leader]`.",
+    ),
+    Key::new(
+        "on_unfit",
+        section(&ON_UNFIT),
+        Below,
+        "What happens to live sessions on a member that is no longer fit: see [Live \
+         sessions](#live-sessions).",
+    ),
+]);
+
+pub(super) static MAX_LAG: Keys = Keys(&[
+    Key::new(
+        "bytes",
+        SIZE,
+        Said("no limit"),
+        "WAL that the leader has written and the standby not replayed. `bytes`, `time` or both are \
+         written. Sizes have a unit: `B`, `kB`, `MB`, `GB`, `TB` as PostgreSQL has them (powers of 1024), \
+         or `KiB`, `MiB`, `GiB`, `TiB`, which are the same.",
+    ),
+    Key::new(
+        "time",
+        DAY,
+        Said("no limit"),
+        "How long the standby has lacked anything that the leader had written. Not less than two \
+         `probe.interval`s.",
+    ),
+    Key::new(
+        "recover_bytes",
+        SIZE,
+        Said("half of `bytes`"),
+        "A standby that was beyond a limit is fit again when it is within this and `recover_time`. Not \
+         more than `bytes`.",
+    ),
+    Key::new(
+        "recover_time",
+        DAY,
+        Said("half of `time`"),
+        "As `recover_bytes`. Not more than `time`.",
+    ),
+]);
+
+pub(super) static ON_UNFIT: Keys = Keys(&[
+    Key::new(
+        "lag",
+        words(&["keep", "close_idle", "close"]),
+        Text("keep"),
+        "What happens to live sessions on a standby that is beyond `max_lag`, or not known to be within \
+         it.",
+    ),
+    Key::new(
+        "down",
+        words(&["keep", "close_idle", "close"]),
+        Text("keep"),
+        "The same of a member that is down by our probes. A connection may live though logins fail; a \
+         dead one ends by itself.",
+    ),
+    Key::new(
+        "role",
+        words(&["close"]),
+        Text("close"),
+        "Sessions on a server that changes its role end at once; there is no other choice.",
+    ),
+    Key::new(
+        "grace",
+        time(Duration::ZERO, hours(24)),
+        Time(secs(30)),
+        "How long `close`, and maintenance, wait for the end of a transaction.",
+    ),
+]);
+
+pub(super) static CLIENT_ADDRESS: Keys = Keys(&[
+    Key::new(
+        "setting",
+        TRUTH,
+        Truth(true),
+        "The session begins with the setting `trunkline.client_addr`: `SELECT \
+         current_setting('trunkline.client_addr')`. Without the port; empty for a client on a Unix \
+         socket. What the client says under that name does not count, but once logged in it may `SET` it: \
+         good for logs and statistics, not for deciding who may do what. Switch it off where the servers \
+         stand behind a pooler that refuses startup parameters it does not know.",
+    ),
+    Key::new(
+        "application_name",
+        TRUTH,
+        Truth(false),
+        "`application_name` ends with the address: `psql from 10.1.2.3:4567`. The client's own part is \
+         cut so that all of it has 63 bytes. The client sees it, too.",
+    ),
+]);

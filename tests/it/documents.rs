@@ -1,0 +1,388 @@
+//! What a person reads first is right: links lead somewhere, and commands do what stands below them.
+//!
+//! Blocks marked `sh` and `console` are run in order, in one shell; one after a comment `<!-- not run: why -->` is not. In a
+//! `console` block a line that begins with `$ ` is a command and what follows is its output; `…` is for whatever stands
+//! there, alone on a line for any lines.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cluster::{Certificates, Cluster, Options, Router, fresh_address, output, project, secret};
+
+const NOT_RUN: &str = "<!-- not run: ";
+
+struct Block {
+    line: usize,
+    kind: String,
+    text: String,
+    is_run: bool,
+}
+
+fn blocks(markdown: &str) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    let (mut inside, mut before) = (false, "");
+    for (index, line) in markdown.lines().enumerate() {
+        match (line.strip_prefix("```"), inside) {
+            (Some(_), true) => inside = false,
+            (Some(kind), false) => {
+                inside = true;
+                blocks.push(Block {
+                    line: index + 1,
+                    kind: kind.to_owned(),
+                    text: String::new(),
+                    is_run: !before.starts_with(NOT_RUN),
+                });
+            }
+            (None, true) => writeln!(blocks.last_mut().unwrap().text, "{line}").unwrap(),
+            (None, false) => before = line,
+        }
+    }
+    assert!(!inside, "a block does not end");
+    blocks
+}
+
+/// A command of a `console` block with what it is to say.
+struct Said {
+    command: String,
+    expected: Vec<String>,
+    output: PathBuf,
+}
+
+/// Runs a document's blocks with the replacements made in them, each of which must be for something.
+fn run(document: &str, replacements: &[(&str, String)], dir: &Path) {
+    let mut text = fs::read_to_string(project().join(document)).unwrap();
+    for (from, to) in replacements {
+        assert!(text.contains(from), "{document} has no {from}");
+        text = text.replace(from, to);
+    }
+    let mut script = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\nset -eu -o pipefail\n".to_owned();
+    let mut said: Vec<Said> = Vec::new();
+    for block in blocks(&text).into_iter().filter(|block| block.is_run) {
+        match &*block.kind {
+            "sh" => writeln!(script, "echo '{document}:{}'\n{}", block.line, block.text).unwrap(),
+            "console" => {
+                for line in block.text.lines() {
+                    if let Some(command) = line.strip_prefix("$ ") {
+                        let output = dir.join(format!("said-{}", said.len()));
+                        writeln!(
+                            script,
+                            "echo '{document}:{}'\n{{ {command}\n}} >{} 2>&1 || true",
+                            block.line,
+                            output.display()
+                        )
+                        .unwrap();
+                        said.push(Said {
+                            command: command.to_owned(),
+                            expected: Vec::new(),
+                            output,
+                        });
+                    } else {
+                        let last = said.last_mut().expect("a command comes before its output");
+                        last.expected.push(line.to_owned());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let path = dir.join("script");
+    fs::write(&path, &script).unwrap();
+    symlink(env!("CARGO_BIN_EXE_trunkline"), dir.join("trunkline")).unwrap();
+    let passwords = secret(dir, "pgpass", "*:*:*:app:app\n*:*:*:postgres:postgres");
+    let search = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let done = output(
+        Command::new("timeout")
+            .args(["120", "bash"])
+            .arg(&path)
+            .current_dir(project())
+            .env("PATH", search)
+            .env("PGPASSFILE", passwords),
+    );
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        done.status.success(),
+        "{}\n{}\n{}",
+        done.status,
+        shown(&done.stdout),
+        shown(&done.stderr)
+    );
+    assert!(!said.is_empty(), "{document} shows no output");
+    for said in said {
+        let found = fs::read_to_string(&said.output).unwrap();
+        assert!(
+            fits(&said.expected, &found.lines().collect::<Vec<_>>()),
+            "{}\nsays\n{found}and not\n{}",
+            said.command,
+            said.expected.join("\n")
+        );
+    }
+}
+
+fn fits(expected: &[String], found: &[&str]) -> bool {
+    match (expected.split_first(), found.split_first()) {
+        (None, found) => found.is_none(),
+        (Some((any, rest)), _) if any == "…" => {
+            (0..=found.len()).any(|skipped| fits(rest, &found[skipped..]))
+        }
+        (Some(_), None) => false,
+        (Some((line, expected)), Some((found, after))) => line_fits(line, found) && fits(expected, after),
+    }
+}
+
+/// What stands between the `…` of a line stands there in this order; spaces do not count.
+fn line_fits(expected: &str, found: &str) -> bool {
+    let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (expected, found) = (squeezed(expected), squeezed(found));
+    let Some((first, rest)) = expected.split_once('…') else {
+        return expected == found;
+    };
+    let Some(mut found) = found.strip_prefix(first.trim_end()) else {
+        return false;
+    };
+    for part in rest.split('…').map(str::trim) {
+        let Some((_, after)) = found.split_once(part) else {
+            return false;
+        };
+        found = after;
+    }
+    expected.ends_with('…') || found.is_empty()
+}
+
+#[test]
+fn outputs_are_compared_line_by_line() {
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    for (expected, found, is_right) in [
+        ("f", "f", true),
+        ("f", "t", false),
+        ("f", "f\nf", false),
+        ("f", "", false),
+        ("", "f", false),
+        ("a …  c", "a  b c", true),
+        ("a … c", "a b c d", false),
+        ("a … c …", "a b c d", true),
+        ("NAME …\n…", "NAME X\n1\n2", true),
+        ("…\nend", "1\n2\nend", true),
+        ("…\nend", "1\n2", false),
+    ] {
+        let found: Vec<&str> = found.lines().collect();
+        assert_eq!(
+            fits(&lines(expected), &found),
+            is_right,
+            "{expected:?} and {found:?}"
+        );
+    }
+}
+
+#[test]
+fn the_quick_start_works_as_it_stands_there() {
+    let cluster = Cluster::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let address = fresh_address();
+    let leader = cluster.node(&cluster.leader());
+    let nodes = cluster.nodes();
+    let rest = |index: usize| nodes[index].rest.trim_start_matches("http://").to_owned();
+    let certificate = "tls:\n  certificates: [{cert_file: server.crt, key_file: server.key}]\n";
+    // All addresses are the default; here other routers run beside.
+    let listeners = format!(
+        "listeners:\n  - {{name: rw, address: \"{address}:6432\", route: read-write}}\n  \
+         - {{name: ro, address: \"{address}:6433\", route: read-only}}\nhttp: {{address: \"{address}:6434\"}}\n"
+    );
+    run(
+        "docs/quick-start.md",
+        &[
+            (
+                "openssl rand -base64 24",
+                format!("echo {}", cluster.text("service_password")),
+            ),
+            (
+                "host=db1 user=postgres",
+                format!("host={} port={} user=postgres", leader.address, leader.port),
+            ),
+            ("db1:8008", rest(0)),
+            ("db2:8008", rest(1)),
+            ("db3:8008", rest(2)),
+            (certificate, format!("{certificate}{listeners}")),
+            ("/etc/trunkline", dir.path().display().to_string()),
+            ("/tmp/trunkline.log", dir.path().join("log").display().to_string()),
+            ("host=router1", format!("host={address}")),
+            ("http://router1", format!("http://{address}")),
+        ],
+        dir.path(),
+    );
+}
+
+#[test]
+fn the_readme_shows_what_happens() {
+    let cluster = Cluster::shared();
+    let address = fresh_address();
+    let router = Router::before(
+        cluster,
+        Options {
+            cluster_extra: format!("local_member: {}", cluster.leader()),
+            address: Some(address),
+            ..Options::default()
+        },
+    );
+    let dir = tempfile::tempdir().unwrap();
+    run(
+        "README.md",
+        &[
+            ("127.0.0.11:", format!("{address}:")),
+            ("host=127.0.0.1 ", format!("host={address} ")),
+        ],
+        dir.path(),
+    );
+    drop(router);
+}
+
+#[test]
+fn the_configuration_in_the_readme_is_right() {
+    let text = fs::read_to_string(project().join("README.md")).unwrap();
+    let shown: Vec<Block> = blocks(&text)
+        .into_iter()
+        .filter(|block| block.kind == "yaml")
+        .collect();
+    assert_eq!(shown.len(), 1);
+    let certificates = Certificates::shared().copy();
+    let dir = certificates.file("");
+    secret(&dir, "service-account.password", "x");
+    fs::write(dir.join("trunkline.yaml"), &shown[0].text).unwrap();
+    let checked = output(
+        Command::new(env!("CARGO_BIN_EXE_trunkline"))
+            .args(["check", "-c"])
+            .arg(dir.join("trunkline.yaml")),
+    );
+    assert!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stderr)
+    );
+}
+
+/// The committed schema is the one of the program, and names the keys.
+#[test]
+fn the_program_prints_its_schema() {
+    let printed = output(Command::new(env!("CARGO_BIN_EXE_trunkline")).arg("schema"));
+    assert!(printed.status.success());
+    let committed = fs::read(project().join("config/trunkline.schema.json")).unwrap();
+    assert!(printed.stdout == committed, "`make reference` writes it");
+    let schema: serde_json::Value = serde_json::from_slice(&printed.stdout).unwrap();
+    let probe = &schema["properties"]["clusters"]["additionalProperties"]["properties"]["probe"];
+    let rise = &probe["properties"]["rise"];
+    assert_eq!(rise["type"], "integer");
+    assert_eq!((&rise["minimum"], &rise["maximum"]), (&1.into(), &100.into()));
+    assert_eq!(probe["additionalProperties"], false);
+    // A pager that is left early is nothing wrong.
+    let first = format!("{} schema | head -n 1", env!("CARGO_BIN_EXE_trunkline"));
+    let left = output(Command::new("bash").args(["-o", "pipefail", "-c", &first]));
+    assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stderr));
+}
+
+/// The project's documents, by their paths from its top folder.
+fn documents() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for folder in ["", "docs", "config", "certs"] {
+        let Ok(entries) = fs::read_dir(project().join(folder)) else {
+            continue;
+        };
+        let names = entries.map(|entry| Path::new(folder).join(entry.unwrap().file_name()));
+        found.extend(names.filter(|name| name.extension().is_some_and(|extension| extension == "md")));
+    }
+    found.sort();
+    found
+}
+
+/// The lines outside of blocks.
+fn prose(markdown: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut inside = false;
+    markdown.lines().enumerate().filter(move |(_, line)| {
+        let fence = line.starts_with("```");
+        inside ^= fence;
+        !inside && !fence
+    })
+}
+
+/// As GitHub makes them of headings.
+fn anchors(markdown: &str) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    for (_, line) in prose(markdown) {
+        let text = line.trim_start_matches('#');
+        let Some(text) = text.strip_prefix(' ').filter(|_| line.starts_with('#')) else {
+            continue;
+        };
+        let anchor: String = text
+            .trim()
+            .to_lowercase()
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+            .map(|c| if c == ' ' { '-' } else { c })
+            .collect();
+        let again = (1..).map(|number| format!("{anchor}-{number}"));
+        let anchor = std::iter::once(anchor.clone())
+            .chain(again)
+            .find(|anchor| !anchors.contains(anchor));
+        anchors.extend(anchor);
+    }
+    anchors
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let documents = documents();
+    let named = |name: &str| documents.iter().any(|document| document == Path::new(name));
+    assert!(
+        named("README.md") && named("docs/architecture.md"),
+        "{documents:?}"
+    );
+    let mut checked = 0;
+    let mut broken = Vec::new();
+    for document in &documents {
+        let text = fs::read_to_string(project().join(document)).unwrap();
+        for (index, line) in prose(&text) {
+            // What stands in code is no link; its text may.
+            let outside: String = line.split('`').step_by(2).collect();
+            for target in outside.split("](").skip(1) {
+                let target = target.split([')', ' ']).next().unwrap();
+                if target.contains("://") {
+                    continue;
+                }
+                checked += 1;
+                let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+                let path = match path {
+                    "" => project().join(document),
+                    path => project().join(document).parent().unwrap().join(path),
+                };
+                let leads = if anchor.is_empty() {
+                    path.exists()
+                } else {
+                    fs::read_to_string(&path).is_ok_and(|text| anchors(&text).contains(anchor))
+                };
+                if !leads {
+                    broken.push(format!("{}:{}: {target}", document.display(), index + 1));
+                }
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} links were found");
+    assert_eq!(broken, [""; 0]);
+}
+
+/// Every document is in the README's list.
+#[test]
+fn the_readme_lists_the_documents() {
+    let text = fs::read_to_string(project().join("README.md")).unwrap();
+    for document in documents() {
+        let name = document.display().to_string();
+        if name.starts_with("docs/") {
+            assert!(
+                text.contains(&format!("]({name})")),
+                "{name} is not in the README"
+            );
+        }
+    }
+}
