@@ -13,7 +13,7 @@ fn allowed(cluster: &Snapshot, route: &Route, member: &Member) -> Option<usize> 
         && member.admin == AdminState::Ready;
     let leads = matches!(&cluster.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
     let is_balanced = member.tags.get("noloadbalance") != Some(&json!(true));
-    let runs = ["running", "streaming"].contains(&member.state.as_str());
+    let runs = ["running", "streaming", "in archive recovery"].contains(&member.state.as_str());
     let is_standby = !leads
         && is_balanced
         && member

@@ -5,7 +5,8 @@
 //!   accepts writes, unless it was asked who holds the leader key since the newer one was seen.
 //! - A read-only session goes to a member that was last seen in recovery, as lately, or, where the route takes the leader,
 //!   to whoever is given read-write sessions.
-//! - Where a route limits lag, nobody whose lag is not known, or beyond, is given its sessions.
+//! - Where a route limits lag, nobody whose lag is not known, or beyond, is given its sessions; it is measured against the
+//!   leader, in a standby cluster against the standby leader.
 //! - Nobody of another cluster, without an address, down or not administratively ready is given any.
 //! - Whatever changes one of these is a new version.
 
@@ -155,7 +156,7 @@ pub(super) struct Witness {
     answered: Option<Instant>,
     /// The highest timeline seen under the cluster's identifier.
     newest: u32,
-    /// Start of the last probe that saw the leader.
+    /// Start of the last probe that saw the leader, or the standby leader of a cluster without one.
     led: Option<Instant>,
     /// Whom each route had before.
     chosen: BTreeMap<Arc<str>, Vec<MemberName>>,
@@ -289,7 +290,10 @@ impl Witness {
                 self.check_leader(snapshot, member, *timeline, *named_by, now);
                 assert!(chosen.iter().all(|candidate| candidate.member == *member));
             }
-            Leader::None(_) => assert!(chosen.is_empty(), "{chosen:?} without a leader"),
+            Leader::None(_) => {
+                assert!(chosen.is_empty(), "{chosen:?} without a leader");
+                self.led = self.standby_leader(now).or(self.led);
+            }
         }
         for candidate in &chosen {
             self.check_use(snapshot, candidate, now);
@@ -430,6 +434,21 @@ impl Witness {
             );
         }
         self.led = started;
+    }
+
+    /// Start of the last probe of who leads a standby cluster: a standby that is named, while nobody accepts writes.
+    fn standby_leader(&self, now: Instant) -> Option<Instant> {
+        let Some(Named::One(name)) = &self.named else {
+            return None;
+        };
+        let seen = self.members.get(name)?;
+        let writes = self
+            .members
+            .values()
+            .any(|seen| seen.in_recovery(now) == Some(false));
+        let is_standby = seen.listed.role == Role::StandbyLeader && seen.in_recovery(now) == Some(true);
+        let (started, _) = seen.probe.as_ref()?;
+        (is_standby && !writes).then_some(*started)
     }
 
     fn check_reads(&self, snapshot: &Snapshot, route: &Route, candidate: &Candidate, now: Instant) {
