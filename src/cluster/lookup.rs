@@ -175,7 +175,7 @@ impl<Q: Question> Service<Q> {
         loop {
             let late = self.late.front().map(|(at, _)| *at);
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.pools.close().await,
                 Some(done) = running.join_next() => {
                     if let Ok((user, answer)) = done {
                         self.finish(user, &answer, &mut running);
@@ -189,7 +189,7 @@ impl<Q: Question> Service<Q> {
                 request = self.requests.recv() => match request {
                     Some(Request::LookUp { user, answer }) => self.begin(user, answer, &mut running),
                     Some(Request::Doubt { user }) => self.doubt(&user),
-                    None => return,
+                    None => return self.pools.close().await,
                 },
             }
         }

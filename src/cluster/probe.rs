@@ -64,21 +64,24 @@ struct Standing {
 impl Prober {
     pub(super) async fn run(mut self) {
         let stop = self.stop.clone();
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.probe_on() => {}
-        }
-    }
-
-    async fn probe_on(&mut self) {
         let mut standing = Standing {
             connection: None,
             used: 0,
             since: Instant::now(),
         };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.probe_on(&mut standing) => {}
+        }
+        if let Some(connection) = standing.connection {
+            connection.close().await;
+        }
+    }
+
+    async fn probe_on(&mut self, standing: &mut Standing) {
         loop {
             let started = Instant::now();
-            let result = self.probe(&mut standing).await;
+            let result = self.probe(standing).await;
             let outcome = if result.is_ok() {
                 ProbeResult::Success
             } else {

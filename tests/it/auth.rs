@@ -531,18 +531,27 @@ fn probes_leave_no_lines_in_a_servers_log() {
         conf: "log_connections = on\nlog_disconnections = on\n".to_owned(),
         ..postgres::Options::default()
     });
-    let _router = before(&server, "");
-    let ended = || {
+    let mut router = before(&server, "");
+    let lines = |what: &str| {
         let log = server.log();
-        log.lines()
-            .filter(|line| line.contains("disconnection:") && line.contains("user=trunkline"))
-            .count()
+        let of_ours = log
+            .lines()
+            .filter(|line| line.contains(what) && line.contains("user=trunkline"));
+        of_ours.count()
     };
+    let ended = || lines("disconnection:");
     eventually(
         "a probe's connection was replaced",
         Duration::from_secs(15),
         || ended() >= 1,
     );
+    // Nor does its end, with a connection for look-ups open beside that of the probes.
+    assert_eq!(router.psql(6432, "SELECT 1"), "1");
+    router.signal("TERM");
+    assert_eq!(router.await_exit(Duration::from_secs(20)), 0);
+    eventually("each has ended", Duration::from_secs(15), || {
+        ended() == lines("connection authorized:")
+    });
     assert!(
         !server.log().contains("could not receive data"),
         "{}",

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use deadpool::Runtime;
 use deadpool::managed::{self, RecycleError, RecycleResult, Timeouts};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::backend::query::{Row, simple_query};
-use crate::backend::{ConnectError, ServerConnection};
+use crate::backend::{ConnectError, ServerConnection, Step};
 use crate::cluster::account::{Account, Purpose};
 use crate::cluster::snapshot::{Identity, Leader, Member, MemberName, Snapshot};
 
@@ -35,6 +36,18 @@ impl Pools {
             account,
             snapshots,
             open: Mutex::default(),
+        }
+    }
+
+    /// Closes what is idle, and waits until the servers know: 200 ms at most for each connection.
+    pub(super) async fn close(&self) {
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        for (_, _, pool) in open.into_values() {
+            for mut pooled in pool.retain(|_, _| false).removed {
+                if let Some(connection) = pooled.connection.take() {
+                    connection.close().await;
+                }
+            }
         }
     }
 
@@ -107,10 +120,19 @@ pub(super) struct Connector {
     port: u16,
 }
 
-/// A pooled connection, and whether it is between statements.
+/// A pooled connection, and whether it is between statements. The server is told when it goes, or it would write a line.
 pub(super) struct Pooled {
-    connection: ServerConnection,
+    /// There until it goes.
+    connection: Option<ServerConnection>,
     clean: bool,
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        if let (Some(connection), Ok(runtime)) = (self.connection.take(), Handle::try_current()) {
+            runtime.spawn(connection.close());
+        }
+    }
 }
 
 impl Pooled {
@@ -122,7 +144,10 @@ impl Pooled {
         deadline: Instant,
     ) -> Result<Vec<Row>, ConnectError> {
         self.clean = false;
-        let result = simple_query(&mut self.connection, sql, max_rows, deadline).await;
+        let Some(connection) = &mut self.connection else {
+            return Err(ConnectError::Closed { step: Step::Query });
+        };
+        let result = simple_query(connection, sql, max_rows, deadline).await;
         self.clean = match &result {
             Ok(_) => true,
             Err(error) => error.leaves_usable(),
@@ -131,10 +156,11 @@ impl Pooled {
     }
 
     pub(super) fn is_superuser(&self) -> bool {
-        self.connection
-            .parameters
+        let mut parameters = self
+            .connection
             .iter()
-            .any(|(name, value)| &name[..] == b"is_superuser" && &value[..] == b"on")
+            .flat_map(|connection| &connection.parameters);
+        parameters.any(|(name, value)| &name[..] == b"is_superuser" && &value[..] == b"on")
     }
 }
 
@@ -149,21 +175,25 @@ impl managed::Manager for Connector {
             .connect(&self.host, self.port, Purpose::LookUp, deadline)
             .await?;
         Ok(Pooled {
-            connection,
+            connection: Some(connection),
             clean: true,
         })
     }
 
     async fn recycle(&self, pooled: &mut Pooled, metrics: &managed::Metrics) -> RecycleResult<ConnectError> {
-        if !pooled.clean || !pooled.connection.leftover.is_empty() {
+        let Some(connection) = pooled
+            .connection
+            .as_ref()
+            .filter(|connection| pooled.clean && connection.leftover.is_empty())
+        else {
             return Err(RecycleError::message("left in the middle of an answer"));
-        }
+        };
         if metrics.age() >= MAX_AGE {
             return Err(RecycleError::message("old"));
         }
         // An idle server has nothing to say: a byte or an end means that the connection is of no more use. The socket
         // itself is asked, as tokio's readiness may lag behind it.
-        let socket = socket2::SockRef::from(pooled.connection.stream.tcp());
+        let socket = socket2::SockRef::from(connection.stream.tcp());
         match socket.peek(&mut [MaybeUninit::uninit(); 1]) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
             _ => Err(RecycleError::message("closed by the server")),
