@@ -40,7 +40,10 @@ pub(super) fn run(path: &Path) -> ExitCode {
 fn tell(answer: &UpgradeAnswer) -> ExitCode {
     let old = answer.old_process_id;
     if let Some(new) = answer.process_id {
-        println!("upgraded: process {new} serves");
+        println!(
+            "upgraded: process {new} ({}, before: {}) serves",
+            answer.release, answer.old_release
+        );
         match answer.sessions {
             0 => println!("process {old} has no session and ends"),
             sessions => println!("process {old} ends when its sessions have ended: {sessions}"),

@@ -6,11 +6,11 @@
 //! come, never for a live session.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use tokio::net::UnixStream;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use super::control::{Request, UpgradeAnswer};
-use super::handover::{self, Offer, Taker};
+use super::handover::{self, Heir, Offer, START};
 use super::notify::Notifier;
 use super::service::Service;
 use super::upgrade::{self, Program, Upgrade};
@@ -36,12 +36,6 @@ use crate::session::Shared;
 const LOOK: Duration = Duration::from_secs(1);
 /// A part that is broken is tried again this often: a passphrase command may fail for reasons that no file shows.
 const RETRY: Duration = Duration::from_mins(1);
-
-/// The process that takes the place of this one, and whom to tell.
-pub(super) struct Replaced {
-    pub(super) by: Taker,
-    pub(super) asked: Option<oneshot::Sender<UpgradeAnswer>>,
-}
 
 /// Keeps what is in service as the files have it.
 pub(super) struct Reload {
@@ -64,6 +58,15 @@ pub(super) struct Reload {
     notifier: Notifier,
     program: Program,
     upgrade: Option<Upgrade>,
+    looks: Looks,
+}
+
+/// What the looks at the files have come to.
+struct Looks {
+    /// By the last one.
+    seen: Stamps,
+    /// When something was done about them.
+    last: Instant,
 }
 
 /// One part, made ready for service.
@@ -119,6 +122,10 @@ impl Reload {
             notifier,
             program,
             upgrade: None,
+            looks: Looks {
+                seen: Stamps::new(),
+                last: Instant::now(),
+            },
         };
         reload.begin();
         reload
@@ -145,61 +152,74 @@ impl Reload {
         self.show_expiry();
     }
 
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The configuration in force, and what it made.
     pub(super) fn into_parts(self) -> (Arc<Config>, Service, Notifier) {
         (self.config, self.service, self.notifier)
     }
 
-    /// Until it is dropped, or another process serves in the place of this one. What it was doing then is done whole
-    /// or not at all.
-    pub(super) async fn run(&mut self, mut hangup: Signal) -> Replaced {
-        let mut seen = Stamps::new();
-        let mut last = Instant::now();
+    /// Until it is dropped, or another process is ready to take the place of this one. What it was doing then is done
+    /// whole or not at all.
+    pub(super) async fn run(&mut self, hangup: &mut Signal) -> Heir {
         loop {
-            let asked = tokio::select! {
-                _ = hangup.recv() => Some(None),
-                Some(request) = self.requests.recv() => Some(Some(request)),
-                fault = failed(self.upgrade.as_mut()) => {
-                    if let Some(upgrade) = self.upgrade.take() {
-                        upgrade.refuse(fault);
-                    }
-                    continue;
-                }
-                () = sleep(LOOK) => None,
-            };
-            match asked {
-                Some(None) => {
+            tokio::select! {
+                _ = hangup.recv() => {
                     self.reload_and_tell().await;
                 }
-                Some(Some(Request::Reload(answer))) => {
-                    // Whoever asked may be gone.
-                    let _ = answer.send(self.reload_and_tell().await);
-                }
-                Some(Some(Request::Upgrade(answer))) => self.begin_upgrade(answer),
-                Some(Some(Request::HandOver(socket))) => {
-                    if let Some(replaced) = self.hand_over(socket).await {
-                        return replaced;
+                Some(request) = self.requests.recv() => match request {
+                    Request::Reload(answer) => {
+                        // Whoever asked may be gone.
+                        let _ = answer.send(self.reload_and_tell().await);
                     }
+                    Request::Upgrade(answer) => self.begin_upgrade(answer).await,
+                    Request::HandOver(socket) => {
+                        if let Some(heir) = self.offer(socket).await {
+                            return heir;
+                        }
+                    }
+                },
+                fault = failed(self.upgrade.as_ref()) => {
+                    self.refuse_upgrade(fault);
+                    continue;
                 }
-                None => {
-                    let read = self.read.clone();
-                    let Ok(now) = spawn_blocking(move || read.look()).await else {
-                        continue;
-                    };
-                    let steady = now == seen;
-                    seen = now;
-                    let why = if steady && !self.read.changed(&seen).is_empty() {
-                        Why::Changed
-                    } else if !self.broken.is_empty() && last.elapsed() >= RETRY {
-                        Why::Retry
-                    } else {
-                        continue;
-                    };
-                    self.reread(why).await;
+                () = sleep(LOOK) => {
+                    self.look().await;
+                    continue;
                 }
             }
-            last = Instant::now();
+            self.looks.last = Instant::now();
         }
+    }
+
+    /// Only looks at the files, while another process serves: until it is dropped.
+    pub(super) async fn watch(&mut self) {
+        loop {
+            tokio::select! {
+                Some(request) = self.requests.recv() => too_late(request),
+                () = sleep(LOOK) => self.look().await,
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let read = self.read.clone();
+        let Ok(now) = spawn_blocking(move || read.look()).await else {
+            return;
+        };
+        let steady = now == self.looks.seen;
+        self.looks.seen = now;
+        let why = if steady && !self.read.changed(&self.looks.seen).is_empty() {
+            Why::Changed
+        } else if !self.broken.is_empty() && self.looks.last.elapsed() >= RETRY {
+            Why::Retry
+        } else {
+            return;
+        };
+        self.reread(why).await;
+        self.looks.last = Instant::now();
     }
 
     async fn reload_and_tell(&mut self) -> ReloadAnswer {
@@ -209,37 +229,114 @@ impl Reload {
         answer
     }
 
-    fn begin_upgrade(&mut self, answer: oneshot::Sender<UpgradeAnswer>) {
+    async fn begin_upgrade(&mut self, answer: oneshot::Sender<UpgradeAnswer>) {
         if self.upgrade.is_some() {
-            upgrade::refuse(answer, "another upgrade is under way".to_owned());
-        } else {
-            self.upgrade = Upgrade::begin(&self.program, &self.config, answer);
+            return upgrade::refuse(answer, "another upgrade is under way".to_owned());
+        }
+        let control = self.service.control_path();
+        self.upgrade = Upgrade::begin(&self.program, &self.config.path, control, answer).await;
+    }
+
+    fn refuse_upgrade(&mut self, fault: String) {
+        if let Some(upgrade) = self.upgrade.take() {
+            upgrade.refuse(fault);
         }
     }
 
-    /// Nothing else is done until the other process serves or has failed: what is in service is what it was told of.
-    async fn hand_over(&mut self, socket: UnixStream) -> Option<Replaced> {
+    /// Offers everything, until the other process is ready or has failed. Nothing else is done meanwhile: what is in
+    /// service is what it was told of. Dropped in between nothing has changed.
+    async fn offer(&mut self, socket: UnixStream) -> Option<Heir> {
         info!("another process is to take the place of this one");
         let kept = self.service.administration.freeze();
+        let deadline = self.upgrade.as_ref().map(Upgrade::deadline);
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + START);
         let given = match self.service.passed_on() {
             Ok(sockets) => {
                 let offer = Offer::new(&sockets, &self.service.clusters, &kept, self.service.relatives());
-                let given = spawn_blocking(move || handover::give(socket, &offer, &sockets)).await;
-                given.map_err(|panicked| panicked.to_string())
+                let mut giving = std::pin::pin!(handover::give(socket, offer, sockets, deadline));
+                loop {
+                    tokio::select! {
+                        given = &mut giving => break given,
+                        // It may be another one that has asked; if not, it has hung up.
+                        fault = failed(self.upgrade.as_ref()) => self.refuse_upgrade(fault),
+                    }
+                }
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error.into()),
         };
-        match given.and_then(|given| given.map_err(|error| error.to_string())) {
-            Ok(by) => Some(Replaced {
-                by,
-                asked: self.upgrade.take().map(Upgrade::into_answer),
-            }),
-            Err(fault) => {
+        match given {
+            Ok(heir) => Some(heir),
+            Err(error) => {
                 self.service.administration.go_on();
-                warn!("the other process does not take over, and this one goes on: {fault}");
+                warn!("the other process does not take over, and this one goes on: {error}");
                 None
             }
         }
+    }
+
+    /// Leaves its place to the other process. `false`: that one has ended, and this one goes on as before.
+    /// To be awaited to the end.
+    pub(super) async fn commit(&mut self, mut heir: Heir, hangup: &mut Signal) -> bool {
+        let process_id = heir.process.id();
+        if let Err(fault) = self.give_place(&mut heir).await {
+            drop(heir);
+            error!(
+                process_id,
+                "the other process did not take over, and this one goes on: {fault}"
+            );
+            self.service.claim();
+            self.service.administration.claim();
+            self.service.administration.go_on();
+            if let Err(error) = self.notifier.main_process(std::process::id()).await {
+                error!(%error, "the service manager may not know that this is still the main process");
+            }
+            self.refuse_upgrade(format!("the new process did not take over: {fault}"));
+            return false;
+        }
+        self.service.leave().await;
+        // What was asked of this process in the meantime.
+        let is_asked = tokio::select! {
+            biased;
+            _ = hangup.recv() => true,
+            () = std::future::ready(()) => false,
+        };
+        if is_asked && let Err(error) = heir.process.hang_up() {
+            warn!(%error, "SIGHUP came during the handover and is lost: send it again");
+        }
+        while let Ok(request) = self.requests.try_recv() {
+            too_late(request);
+        }
+        let sessions = self.service.shared.registry.len();
+        info!(
+            process_id,
+            sessions, "replaced: another process accepts connections now, and the sessions here finish"
+        );
+        if let Some(upgrade) = self.upgrade.take() {
+            // Whoever asked may be gone.
+            let _ = upgrade.into_answer().send(UpgradeAnswer {
+                process_id: Some(process_id),
+                release: heir.release,
+                old_process_id: std::process::id(),
+                old_release: env!("CARGO_PKG_VERSION").to_owned(),
+                sessions,
+                faults: Vec::new(),
+            });
+        }
+        true
+    }
+
+    /// # Errors
+    /// Why the other process has not got the place, in a sentence; it does not live any more, or has no right to it.
+    async fn give_place(&mut self, heir: &mut Heir) -> Result<(), String> {
+        let service = &self.service;
+        // Before it has sessions, which cancel requests that come here may be for.
+        service.shared.relatives.add([heir.relative.clone()]);
+        let released = service.administration.release().await;
+        released.map_err(|_| "the state file cannot be written in time".to_owned())?;
+        service.release(&heir.kept);
+        let told = self.notifier.main_process(heir.process.id()).await;
+        told.map_err(|error| format!("the service manager cannot be told (NOTIFY_SOCKET): {error}"))?;
+        heir.commit().await.map_err(|error| error.to_string())
     }
 
     /// The whole configuration if it, or a file that is read with it only, is another one by now; else the files.
@@ -427,10 +524,28 @@ impl Reload {
 }
 
 /// Until the new process has ended; for ever where there is none.
-async fn failed(upgrade: Option<&mut Upgrade>) -> String {
+async fn failed(upgrade: Option<&Upgrade>) -> String {
     match upgrade {
         Some(upgrade) => upgrade.failed().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Another process serves by now.
+fn too_late(request: Request) {
+    let fault = "another process has taken the place of this one just now; ask again".to_owned();
+    match request {
+        Request::Reload(answer) => {
+            // Whoever asked may be gone.
+            let _ = answer.send(ReloadAnswer {
+                applied: false,
+                changed: Vec::new(),
+                restart: Vec::new(),
+                faults: vec![fault],
+            });
+        }
+        Request::Upgrade(answer) => upgrade::refuse(answer, fault),
+        Request::HandOver(socket) => drop(socket),
     }
 }
 
