@@ -46,6 +46,7 @@ use super::state_file::{self, Kept};
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
 use crate::frontend::listen::{Inheritance, Inherited, PassedFile, Place};
+use crate::session::relatives::Relative;
 
 const VERSION: u32 = 2;
 /// For each step but the new process's start.
@@ -124,7 +125,7 @@ pub(super) struct Offer {
     /// What operators have set, as the state file has it.
     kept: serde_json::Value,
     /// Where it and those before it are asked about cancel requests.
-    relatives: Vec<String>,
+    relatives: Vec<Relative>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -184,7 +185,7 @@ impl Offer {
         sockets: &[Inherited],
         clusters: &HashMap<Arc<str>, ClusterHandle>,
         kept: &Kept,
-        relatives: Vec<String>,
+        relatives: Vec<Relative>,
     ) -> Self {
         let passed = |inherited: &Inherited| Passed {
             place: inherited.place.clone(),
@@ -212,7 +213,7 @@ pub(super) struct Heir {
     pub(super) process: Process,
     /// Of its program.
     pub(super) release: String,
-    pub(super) relative: String,
+    pub(super) relative: Relative,
     /// The places where it listens as well.
     pub(super) kept: Vec<Place>,
 }
@@ -237,7 +238,12 @@ pub(super) async fn give(
         }
         asked => asked?,
     };
-    let process_id = socket.peer_cred()?.pid().and_then(|id| u32::try_from(id).ok());
+    let peer = socket.peer_cred()?;
+    let relative = Relative {
+        name: relative,
+        uid: peer.uid(),
+    };
+    let process_id = peer.pid().and_then(|id| u32::try_from(id).ok());
     let process = Process::open(process_id.ok_or(HandoverError::Stranger)?)?;
     let limit = deadline.duration_since(Instant::now()).saturating_sub(SOONER);
     offer.limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -290,7 +296,7 @@ pub(super) struct Taken {
     places: Vec<Place>,
     clusters: BTreeMap<String, Seen>,
     pub(super) kept: Kept,
-    pub(super) relatives: Vec<String>,
+    pub(super) relatives: Vec<Relative>,
 }
 
 /// Asks the process whose control socket is at `path` for everything. `relative`: where this one is asked about cancel
@@ -302,8 +308,8 @@ pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inherita
     let mut socket = UnixStream::connect(path)
         .await
         .map_err(|error| HandoverError::Nobody(path.to_owned(), error))?;
-    let own = nix::unistd::geteuid().as_raw();
-    if own != 0 && ![own, 0].contains(&socket.peer_cred()?.uid()) {
+    let (own, peer) = (nix::unistd::geteuid().as_raw(), socket.peer_cred()?.uid());
+    if own != 0 && ![own, 0].contains(&peer) {
         return Err(HandoverError::Stranger);
     }
     socket.write_all(super::control::HANDOVER.as_bytes()).await?;
@@ -331,7 +337,7 @@ pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inherita
             file,
         });
     }
-    let taken = Taken {
+    let mut taken = Taken {
         socket,
         deadline: Instant::now() + Duration::from_millis(offer.limit_ms).min(START),
         process_id: offer.process_id,
@@ -340,6 +346,8 @@ pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inherita
         kept,
         relatives: offer.relatives,
     };
+    // Of another user's process it knows nothing that counts here.
+    taken.relatives.retain(|relative| [own, peer, 0].contains(&relative.uid));
     Ok((taken, Inheritance::new(sockets)))
 }
 
@@ -523,7 +531,13 @@ mod tests {
         };
         let (here, elsewhere) = (Place::Ip(address), Place::Any(1));
         let sockets = vec![inherited(here.clone()), inherited(elsewhere.clone())];
-        let offer = Offer::new(&sockets, &HashMap::new(), &Kept::default(), vec!["a".to_owned()]);
+        let before = Relative {
+            name: "a".to_owned(),
+            uid: nix::unistd::geteuid().as_raw(),
+        };
+        let stranger = Relative { uid: 4_000_000, ..before.clone() };
+        let relatives = vec![before.clone(), stranger];
+        let offer = Offer::new(&sockets, &HashMap::new(), &Kept::default(), relatives);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let control = UnixListener::bind(&path).unwrap();
@@ -532,13 +546,13 @@ mod tests {
             let mut heir = give(asked(&control).await, offer, sockets, deadline)
                 .await
                 .unwrap();
-            let about = (heir.process.id(), heir.relative.clone(), heir.kept.clone());
+            let about = (heir.process.id(), heir.relative.name.clone(), heir.kept.clone());
             heir.commit().await.unwrap();
             about
         });
         let (mut taken, mut inheritance) = take(&path, "b").await.unwrap();
         assert_eq!(taken.process_id, std::process::id());
-        assert_eq!(taken.relatives, ["a"]);
+        assert_eq!(taken.relatives, [before]);
         assert!(
             inheritance
                 .take(&BindAddress::Any { port: address.port() })

@@ -252,7 +252,8 @@ impl Reload {
         let deadline = deadline.unwrap_or_else(|| Instant::now() + START);
         let given = match self.service.passed_on() {
             Ok(sockets) => {
-                let offer = Offer::new(&sockets, &self.service.clusters, &kept, self.service.relatives());
+                let relatives = self.service.shared.relatives.family();
+                let offer = Offer::new(&sockets, &self.service.clusters, &kept, relatives);
                 let mut giving = std::pin::pin!(handover::give(socket, offer, sockets, deadline));
                 loop {
                     tokio::select! {

@@ -90,14 +90,6 @@ impl Service {
         Ok(sockets)
     }
 
-    /// Where cancel requests for sessions of this process, and of those before it, are asked about.
-    pub(super) fn relatives(&self) -> Vec<String> {
-        let relatives = &self.shared.relatives;
-        let mut names = relatives.names();
-        names.push(relatives.own().to_owned());
-        names
-    }
-
     /// What is at the places `kept` is another process's: the files of its sockets.
     pub(super) fn release(&self, kept: &[listen::Place]) {
         self.doors.release(kept);
