@@ -62,6 +62,9 @@ enum Command {
         /// The configuration file that the process was started with.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Where the process listens, if `control_socket` is another one by now.
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
     },
     /// Say which authentication rule decides about a client, and why.
     Hba {
@@ -87,7 +90,7 @@ pub fn main() -> ExitCode {
         } => run(&config, take_over.as_deref()),
         Command::Check { config, connect } => check::run(&config, connect),
         Command::Reload { config } => reload::run(&config),
-        Command::Upgrade { config } => upgrade::run(&config),
+        Command::Upgrade { config, socket } => upgrade::run(&config, socket),
         Command::Hba { config, client } => hba::run(&config, &client),
         Command::Import(arguments) => import::run(&arguments),
         Command::Administer(command) => administer::run(&command),
