@@ -276,8 +276,10 @@ impl Heir {
             Ok(())
         };
         let serves = serves.await;
-        if serves.is_err() {
-            // It may have got the word and be about to serve.
+        if let Err(error) = &serves
+            && !matches!(error, HandoverError::HungUp)
+        {
+            // It may have got the word and be about to serve. Who hangs up has ended.
             self.process.kill();
             // Where it may not be killed there is nothing more to do.
             let _ = timeout(PATIENCE, self.process.ended()).await;
@@ -347,7 +349,9 @@ pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inherita
         relatives: offer.relatives,
     };
     // Of another user's process it knows nothing that counts here.
-    taken.relatives.retain(|relative| [own, peer, 0].contains(&relative.uid));
+    taken
+        .relatives
+        .retain(|relative| [own, peer, 0].contains(&relative.uid));
     Ok((taken, Inheritance::new(sockets)))
 }
 
@@ -535,7 +539,10 @@ mod tests {
             name: "a".to_owned(),
             uid: nix::unistd::geteuid().as_raw(),
         };
-        let stranger = Relative { uid: 4_000_000, ..before.clone() };
+        let stranger = Relative {
+            uid: 4_000_000,
+            ..before.clone()
+        };
         let relatives = vec![before.clone(), stranger];
         let offer = Offer::new(&sockets, &HashMap::new(), &Kept::default(), relatives);
         let dir = tempfile::tempdir().unwrap();

@@ -11,9 +11,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::Shared;
 use super::keys::Owner;
 use super::peers::TooMany;
-use super::Shared;
 use super::relatives::Answer;
 use crate::backend::CancelTarget;
 use crate::frontend::ClientStream;

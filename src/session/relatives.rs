@@ -347,7 +347,11 @@ mod tests {
         assert_eq!(relatives.ask(&request()).await, Answer::Busy);
         nothing.join().unwrap();
         busy.join().unwrap();
-        assert_eq!(relatives.ask(&request()).await, Answer::NotFound, "both have ended");
+        assert_eq!(
+            relatives.ask(&request()).await,
+            Answer::NotFound,
+            "both have ended"
+        );
         // It hangs up.
         let third = Relatives::default();
         let listener = listen(third.own());
