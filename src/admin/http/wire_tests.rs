@@ -351,6 +351,31 @@ fn the_end_is_bounded_and_frees_the_port() {
 }
 
 #[test]
+fn who_was_accepted_is_answered_when_another_process_listens() {
+    let mut running = start(leader(), None, Bounds::default());
+    let (mut silent, mut asking) = (connect(running.address), connect(running.address));
+    let request = b"GET /primary HTTP/1.1\r\nHost: x\r\n\r\n";
+    asking.write_all(request).unwrap();
+    let mut first = [0; 12];
+    asking.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    let thread = running.thread.as_mut().unwrap();
+    thread.leave();
+    assert!(thread.local_addrs().is_empty());
+    for stream in [&mut silent, &mut asking] {
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        // Ends because the server closes.
+        stream.read_to_string(&mut answer).unwrap();
+        let lower = answer.to_lowercase();
+        assert!(lower.contains("http/1.1 200"), "{answer}");
+        assert!(lower.contains("connection: close"), "{answer}");
+    }
+    // What this listened on is another's: here nobody listens any more.
+    assert!(TcpStream::connect(running.address).is_err());
+}
+
+#[test]
 fn https() {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
