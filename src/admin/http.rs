@@ -115,7 +115,12 @@ fn bind(
             let listener = std::net::TcpListener::from(inherited.socket);
             listener.set_nonblocking(true).map(|()| listener)
         }
-        None => serve::bind_beside(address, leaving),
+        None => serve::bind_beside(address, leaving).map_err(|error| match inherited.in_the_way(address) {
+            Some(place) if error.kind() == io::ErrorKind::AddrInUse => io::Error::other(format!(
+                "it overlaps {place}, where the process before listens; reload it with this address before the upgrade"
+            )),
+            _ => error,
+        }),
     };
     bound.map_err(|source| AdminError::Listen {
         address: address.clone(),
@@ -248,6 +253,12 @@ impl AdminThread {
         }
         self.agent = None;
         self.leaving.cancel();
+    }
+
+    /// After [`Self::leave`]: until whoever was connected has been answered, or has asked nothing for long enough.
+    pub async fn answered(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.

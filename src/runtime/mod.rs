@@ -6,7 +6,8 @@
 //! admin     HTTP
 //! ```
 //! Shutdown has phases, each bounded: not ready, stop accepting, end sessions at their next boundary, cut what is
-//! left, exit. A process that another one replaces stops accepting, and exits when its sessions have finished.
+//! left, exit. A process that another one replaces stops accepting, and exits when its sessions have finished; it is ready
+//! to the end, as the service is.
 
 mod activation;
 mod administration;
@@ -296,6 +297,9 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     drop(clusters);
     tracker.close();
     shutdown::bounded("tasks", tracker.wait()).await;
+    if is_replaced {
+        admin.answered().await;
+    }
     admin.stop();
     match Arc::try_unwrap(workers) {
         Ok(workers) => workers.stop(),

@@ -264,6 +264,23 @@ fn sockets_with_files_are_as_the_new_configuration_has_them() {
         .await_log(&["not started", "another file is in the place"]);
 }
 
+#[test]
+fn who_is_connected_over_http_is_answered_by_the_old_process() {
+    let server = Postgres::start(&postgres::Options::default());
+    let mut subject = Subject::before(&server, "");
+    let mut silent = std::net::TcpStream::connect((subject.router.address, 6434)).unwrap();
+    // One that connects later is answered, so that this one is accepted.
+    assert_eq!(subject.router.http("/connection/is-ready").unwrap().0, 200);
+    subject.upgrade();
+    silent
+        .write_all(b"GET /connection/is-ready HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    silent.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    eventually("it has nothing else to do", SOON, || !is_alive(subject.all[0]));
+}
+
 /// The program as a service of its own, with a prefix and without the harness.
 fn start(prefix: &[&str], path: &Path, env: &[(&str, &str)]) -> Child {
     Command::new(prefix[0])
