@@ -641,4 +641,63 @@ mod tests {
         let answer: serde_json::Value = read(&mut new).await.unwrap();
         assert_eq!(answer["version"], VERSION);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_late_is_given_up_and_the_new_process_gives_up_first() {
+        let (mut new, old) = UnixStream::pair().unwrap();
+        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), Vec::new());
+        let deadline = Instant::now() + START;
+        let giving = tokio::spawn(give(old, offer, Vec::new(), deadline));
+        let asks = Asks {
+            version: VERSION,
+            release: "1".to_owned(),
+            relative: "b".to_owned(),
+        };
+        write(&mut new, &asks).await.unwrap();
+        let offer: Offer = read_versioned(&mut new).await.unwrap();
+        let limit = Duration::from_millis(offer.limit_ms);
+        assert!(limit > START / 2 && limit + SOONER <= START, "{limit:?}");
+        // It is never ready.
+        let late = giving.await.unwrap().unwrap_err();
+        assert!(matches!(late, HandoverError::Late), "{late}");
+        assert!(Instant::now() >= deadline);
+
+        let (_old, socket) = UnixStream::pair().unwrap();
+        let taken = Taken {
+            socket,
+            deadline: Instant::now() + limit,
+            process_id: 1,
+            places: Vec::new(),
+            clusters: BTreeMap::new(),
+            kept: Kept::default(),
+            relatives: Vec::new(),
+        };
+        let late = taken.ready(&[]).await.unwrap_err();
+        assert!(matches!(late, HandoverError::Late), "{late}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_the_word_and_is_silent_is_killed() {
+        let mut sleeping = tokio::process::Command::new("sleep")
+            .arg("600")
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (mut new, socket) = UnixStream::pair().unwrap();
+        let mut heir = Heir {
+            socket,
+            process: Process::open(sleeping.id().unwrap()).unwrap(),
+            release: String::new(),
+            relative: Relative {
+                name: String::new(),
+                uid: 0,
+            },
+            kept: Vec::new(),
+        };
+        let late = heir.commit().await.unwrap_err();
+        assert!(matches!(late, HandoverError::Late), "{late}");
+        let Yours {} = read(&mut new).await.unwrap();
+        let status = sleeping.wait().await.unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    }
 }
