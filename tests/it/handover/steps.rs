@@ -231,6 +231,11 @@ fn sockets_with_files_are_as_the_new_configuration_has_them() {
     assert!(second.exists());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&subject.unix_socket()), 0o777);
+    // A reload cannot change where it is asked, and it does not forget that.
+    let with_second = fs::read_to_string(subject.path()).unwrap();
+    fs::write(subject.path(), with_second.replace("control.sock", "other.sock")).unwrap();
+    signal(subject.process, "HUP");
+    subject.router.await_log(&["needs a restart", "control_socket"]);
     // A listener less, another mode, another control socket.
     let other = usual
         .replace("\"0777\"", "\"0750\"")
