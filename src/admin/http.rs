@@ -63,6 +63,8 @@ pub struct AdminThread {
     /// Where `HAProxy`'s agent check is answered.
     agent: Option<(BindAddress, std::net::TcpListener)>,
     shutdown: CancellationToken,
+    /// Ends the agent check before the rest ends.
+    leaving: CancellationToken,
     thread: thread::JoinHandle<()>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -113,7 +115,12 @@ fn bind(
             let listener = std::net::TcpListener::from(inherited.socket);
             listener.set_nonblocking(true).map(|()| listener)
         }
-        None => serve::bind_beside(address, leaving),
+        None => serve::bind_beside(address, leaving).map_err(|error| match inherited.in_the_way(address) {
+            Some(place) if error.kind() == io::ErrorKind::AddrInUse => io::Error::other(format!(
+                "it overlaps {place}, where the process before listens; reload it with this address before the upgrade"
+            )),
+            _ => error,
+        }),
     };
     bound.map_err(|source| AdminError::Listen {
         address: address.clone(),
@@ -137,7 +144,7 @@ impl AdminThread {
                 Ok(Inherited {
                     place: Place::of(address),
                     socket: socket.try_clone()?.into(),
-                    owns_file: false,
+                    file: None,
                 })
             })
             .collect()
@@ -205,6 +212,7 @@ impl AdminThread {
                 self.settings.clone(),
                 self.handles.subscribe(),
                 stop.clone(),
+                self.shutdown.clone(),
                 self.bounds,
             );
             self.tasks.spawn_on(serving, &self.runtime);
@@ -232,10 +240,25 @@ impl AdminThread {
             listener,
             check.about,
             self.handles.subscribe(),
-            self.shutdown.child_token(),
+            self.leaving.clone(),
         );
         self.tasks.spawn_on(telling, &self.runtime);
         Ok(())
+    }
+
+    /// Leaves what it listens on to another process: whoever is connected is answered, and nobody else.
+    pub fn leave(&mut self) {
+        for listening in self.listening.drain(..) {
+            listening.stop.cancel();
+        }
+        self.agent = None;
+        self.leaving.cancel();
+    }
+
+    /// After [`Self::leave`]: until whoever was connected has been answered, or has asked nothing for long enough.
+    pub async fn answered(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.
@@ -249,31 +272,31 @@ impl AdminThread {
     }
 }
 
-/// Listens, where no other process has for this one, then answers on a thread named `admin` with a runtime of its own
-/// until `shutdown`.
+/// Listens, where no other process has for this one, for a thread named `admin` with a runtime of its own to answer
+/// until `shutdown`, once what this returns is opened.
 ///
 /// # Errors
 /// The port is in use or may not be used, or there is no room for another thread; nothing runs then.
-pub fn spawn_thread(
+pub fn prepare(
     config: &config::Http,
     handles: Handles,
     shutdown: CancellationToken,
     inherited: &mut Inheritance,
-) -> Result<AdminThread, AdminError> {
-    spawn_thread_with(config, handles, shutdown, Bounds::default(), inherited)
+) -> Result<Prepared, AdminError> {
+    prepare_with(config, handles, shutdown, Bounds::default(), inherited)
 }
 
-/// As [`spawn_thread`], with other bounds than the default ones.
+/// As [`prepare`], with other bounds than the default ones.
 ///
 /// # Errors
-/// As [`spawn_thread`].
-pub fn spawn_thread_with(
+/// As [`prepare`].
+pub fn prepare_with(
     config: &config::Http,
     handles: Handles,
     shutdown: CancellationToken,
     bounds: Bounds,
     inherited: &mut Inheritance,
-) -> Result<AdminThread, AdminError> {
+) -> Result<Prepared, AdminError> {
     let bound = BoundHttp::bind(config.addresses.iter(), &[], inherited)?;
     let agent = match &config.agent_check {
         Some(check) => Some((check.clone(), bind(&check.address, &[], inherited)?)),
@@ -308,9 +331,10 @@ pub fn spawn_thread_with(
         Ok(Err(error)) => return Err(AdminError::Thread(error)),
         Err(mpsc::RecvError) => return Err(AdminError::Thread(io::Error::other("it panicked"))),
     };
-    let mut admin = AdminThread {
+    let thread = AdminThread {
         listening: Vec::new(),
         agent: None,
+        leaving: shutdown.child_token(),
         shutdown,
         thread,
         runtime,
@@ -322,9 +346,31 @@ pub fn spawn_thread_with(
         },
         bounds,
     };
-    admin.answer(bound);
-    if let Some((check, listener)) = agent {
-        admin.tell(&check, listener)?;
+    Ok(Prepared { thread, bound, agent })
+}
+
+/// Listens, and answers nobody yet.
+#[derive(Debug)]
+pub struct Prepared {
+    thread: AdminThread,
+    bound: BoundHttp,
+    agent: Option<(AgentCheck, std::net::TcpListener)>,
+}
+
+impl Prepared {
+    /// Answers from now on.
+    pub fn open(self) -> AdminThread {
+        let Self {
+            mut thread,
+            bound,
+            agent,
+        } = self;
+        thread.answer(bound);
+        if let Some((check, listener)) = agent
+            && let Err(error) = thread.tell(&check, listener)
+        {
+            tracing::error!("{error}");
+        }
+        thread
     }
-    Ok(admin)
 }

@@ -20,6 +20,6 @@ mod operations;
 
 pub use console::Console;
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
-pub use http::{AdminError, AdminThread, spawn_thread};
+pub use http::{AdminError, AdminThread, prepare};
 pub use metrics::Metrics;
 pub use operations::{Activity, Change, Ending, Operations, ReloadAnswer, SessionView};

@@ -5,6 +5,7 @@
 
 mod administer;
 pub mod check;
+mod detach;
 mod hba;
 mod import;
 mod reload;
@@ -38,6 +39,9 @@ enum Command {
         /// Take the place of the process whose control socket this is; `trunkline upgrade` does so.
         #[arg(long, value_name = "SOCKET")]
         take_over: Option<PathBuf>,
+        /// Start such a process, print its number, and end; it is nobody's child then.
+        #[arg(long, hide = true, requires = "take_over")]
+        detach: bool,
     },
     /// Read a configuration and report every fault in it, with path and line.
     Check {
@@ -59,6 +63,9 @@ enum Command {
         /// The configuration file that the process was started with.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// Where the process listens, if `control_socket` is another one by now.
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
     },
     /// Say which authentication rule decides about a client, and why.
     Hba {
@@ -80,10 +87,13 @@ pub fn main() -> ExitCode {
     // Every TLS configuration names its provider; this is for libraries that ask for the default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Arguments::parse().command {
-        Command::Run { config, take_over } => run(&config, take_over.as_deref()),
+        Command::Run { detach: true, .. } => detach::run(),
+        Command::Run {
+            config, take_over, ..
+        } => run(&config, take_over.as_deref()),
         Command::Check { config, connect } => check::run(&config, connect),
         Command::Reload { config } => reload::run(&config),
-        Command::Upgrade { config } => upgrade::run(&config),
+        Command::Upgrade { config, socket } => upgrade::run(&config, socket),
         Command::Hba { config, client } => hba::run(&config, &client),
         Command::Import(arguments) => import::run(&arguments),
         Command::Schema => schema::run(),

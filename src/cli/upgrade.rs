@@ -7,15 +7,15 @@
     reason = "a command's answer to the person who runs it"
 )]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::reload::ask;
 use crate::config;
 use crate::runtime::{UPGRADE, UpgradeAnswer};
 
-/// 0: a new process serves. 1: the old one does, or nobody could be asked.
-pub(super) fn run(path: &Path) -> ExitCode {
+/// 0: a new process serves. 1: the old one does, or nobody could be asked. `socket`: in place of the configured one.
+pub(super) fn run(path: &Path, socket: Option<PathBuf>) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
         Err(faults) => {
@@ -24,11 +24,13 @@ pub(super) fn run(path: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let Some(socket) = &config.control_socket else {
-        eprintln!("not upgraded: control_socket is not set; restart the process");
+    let Some(socket) = socket.or(config.control_socket) else {
+        eprintln!(
+            "not upgraded: control_socket is not set (--socket: where the process listens); restart the process"
+        );
         return ExitCode::FAILURE;
     };
-    match ask::<UpgradeAnswer>(socket, UPGRADE) {
+    match ask::<UpgradeAnswer>(&socket, UPGRADE) {
         Ok(answer) => tell(&answer),
         Err(error) => {
             eprintln!("not upgraded: {error:#}");
@@ -40,7 +42,10 @@ pub(super) fn run(path: &Path) -> ExitCode {
 fn tell(answer: &UpgradeAnswer) -> ExitCode {
     let old = answer.old_process_id;
     if let Some(new) = answer.process_id {
-        println!("upgraded: process {new} serves");
+        println!(
+            "upgraded: process {new} ({}, before: {}) serves",
+            answer.release, answer.old_release
+        );
         match answer.sessions {
             0 => println!("process {old} has no session and ends"),
             sessions => println!("process {old} ends when its sessions have ended: {sessions}"),

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+pub use super::local::Identity;
 use super::local::{self, Ours, SocketFile};
 use super::overlap::beside;
 use super::{ClientAddress, PeerProcess};
@@ -61,20 +62,26 @@ impl Handle {
         Ok(Inherited {
             place: Place::of(&self.address),
             socket: self.socket.try_clone()?,
-            owns_file: self.file.as_ref().is_some_and(Ours::may_be),
+            file: self.file.as_ref().map(|file| PassedFile {
+                identity: file.identity(),
+                is_to_be_removed: file.may_be(),
+            }),
         })
     }
 
-    /// The process that passed it on has released it.
+    /// The process that passed it on has released it, or the one that it was passed on to has failed: the file is this
+    /// process's, with the mode that is configured here.
     pub fn claim(&self) {
-        if let Some(file) = &self.file {
-            file.claim();
+        if let Some(Err(error)) = self.file.as_ref().map(Ours::claim) {
+            warn!(listen = %self.address, %error, "the socket's file keeps the mode that it had");
         }
     }
 
-    /// Another process has it: the file is not removed by this one.
-    pub fn release(&self) {
-        if let Some(file) = &self.file {
+    /// Another process has it, if it is among those `kept`: the file is not removed by this one.
+    pub fn release(&self, kept: &[Place]) {
+        if let Some(file) = &self.file
+            && kept.contains(&Place::of(&self.address))
+        {
             file.release();
         }
     }
@@ -158,8 +165,16 @@ impl std::fmt::Display for Place {
 pub struct Inherited {
     pub place: Place,
     pub socket: OwnedFd,
-    /// The file of a Unix socket is to be removed by who has the socket.
-    pub owns_file: bool,
+    /// Of a Unix socket.
+    pub file: Option<PassedFile>,
+}
+
+/// The file of a Unix socket that was passed on.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct PassedFile {
+    pub identity: Identity,
+    /// By who has the socket.
+    pub is_to_be_removed: bool,
 }
 
 /// Listening sockets from another process, of which each is taken by whoever is to listen there.
@@ -178,12 +193,19 @@ impl Inheritance {
         Some(self.0.swap_remove(index))
     }
 
-    /// Where those are bound that nobody has taken.
-    pub fn left(&self) -> Vec<String> {
-        self.0
-            .iter()
-            .map(|inherited| inherited.place.to_string())
-            .collect()
+    /// Where all that is left is bound.
+    pub fn places(&self) -> Vec<Place> {
+        self.0.iter().map(|inherited| inherited.place.clone()).collect()
+    }
+
+    /// A place that overlaps this address, and is not taken.
+    pub fn in_the_way(&self, address: &BindAddress) -> Option<&Place> {
+        let overlaps = |place: &&Place| match place {
+            Place::Any(port) => BindAddress::Any { port: *port }.overlaps(address),
+            Place::Ip(place) => BindAddress::Ip(*place).overlaps(address),
+            Place::Unix(_) => false,
+        };
+        self.0.iter().map(|inherited| &inherited.place).find(overlaps)
     }
 }
 
@@ -239,12 +261,16 @@ fn bind_as(address: &BindAddress, shares: bool) -> io::Result<Bound> {
 /// What another process has bound at `address`, as if it were bound here.
 ///
 /// # Errors
-/// The file of a Unix socket is gone.
+/// The file of a Unix socket is gone, or another one.
 pub fn adopt(address: &BindAddress, inherited: Inherited) -> io::Result<Bound> {
     SockRef::from(&inherited.socket).set_nonblocking(true)?;
     let socket = match address {
         BindAddress::Unix { path, mode } => {
-            let file = local::adopt(path, *mode, inherited.owns_file)?;
+            let (identity, may_be) = match inherited.file {
+                Some(file) => (file.identity, file.is_to_be_removed),
+                None => (Identity::of(path)?, false),
+            };
+            let file = local::adopt(path, *mode, identity, may_be)?;
             BoundSocket::Unix(file, inherited.socket.into())
         }
         BindAddress::Ip(_) | BindAddress::Any { .. } => BoundSocket::Tcp(inherited.socket.into()),

@@ -3,7 +3,7 @@
 //! Guarantees: only a socket nobody listens on is ever replaced; the file has its mode before anybody can connect, and
 //! is removed when this is dropped, unless another is in its place by then, or another process has it.
 
-use std::fs::{self, Metadata, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -11,71 +11,96 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// A socket in the file system that is ours. To be dropped before its listener: while that is open the kernel gives
 /// the inode's number to nobody else, so that it tells ours from one that came after.
 #[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-    ours: Ours,
-}
+pub(super) struct SocketFile(Arc<Facts>);
 
-/// Whether a socket's file is this process's to remove. Clones tell of the same file.
+/// Whose a socket's file is. Clones tell of the same file.
 #[derive(Debug, Clone)]
-pub(super) struct Ours {
-    held: Arc<AtomicBool>,
+pub(super) struct Ours(Arc<Facts>);
+
+#[derive(Debug)]
+struct Facts {
+    path: PathBuf,
+    identity: Identity,
+    mode: u32,
+    /// Whether it is this process's to remove.
+    held: AtomicBool,
     /// Where not, the file is neither this process's nor that of who passed the socket on.
     may_be: bool,
+}
+
+impl Facts {
+    /// No other is in its place.
+    fn is_there(&self) -> bool {
+        Identity::of(&self.path).is_ok_and(|found| found == self.identity)
+    }
 }
 
 impl Ours {
     /// It is another process's from now on.
     pub(super) fn release(&self) {
-        self.held.store(false, Ordering::Relaxed);
+        self.0.held.store(false, Ordering::Relaxed);
     }
 
-    /// It is no other process's any more.
-    pub(super) fn claim(&self) {
-        self.held.store(self.may_be, Ordering::Relaxed);
+    /// It is no other process's any more, and has the mode that it is to have here.
+    ///
+    /// # Errors
+    /// It has not.
+    pub(super) fn claim(&self) -> io::Result<()> {
+        self.0.held.store(self.0.may_be, Ordering::Relaxed);
+        if self.0.may_be && self.0.is_there() {
+            fs::set_permissions(&self.0.path, Permissions::from_mode(self.0.mode))?;
+        }
+        Ok(())
     }
 
     /// Whether this process, or who passed the socket on, removes it.
     pub(super) fn may_be(&self) -> bool {
-        self.may_be
+        self.0.may_be
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        self.0.identity
     }
 }
 
 impl SocketFile {
-    /// The file at `path`, which is there.
-    fn find(path: &Path, ours: Ours) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            identity: identity(&fs::symlink_metadata(path)?),
-            ours,
-        })
-    }
-
     pub(super) fn ours(&self) -> Ours {
-        self.ours.clone()
+        Ours(Arc::clone(&self.0))
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.ours.held.load(Ordering::Relaxed)
-            && fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity)
-        {
+        if self.0.held.load(Ordering::Relaxed) && self.0.is_there() {
             // Nothing to do about it where that fails: the next start finds it stale.
-            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.0.path);
         }
     }
 }
 
-/// Device and inode.
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    /// # Errors
+    /// There is no file.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(Self {
+            device: found.dev(),
+            inode: found.ino(),
+        })
+    }
 }
 
 /// # Errors
@@ -85,29 +110,38 @@ pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(Soc
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let ours = Ours {
-        held: Arc::new(AtomicBool::new(true)),
+    let file = SocketFile(Arc::new(Facts {
+        path: path.to_owned(),
+        identity: Identity::of(path)?,
+        mode,
+        held: AtomicBool::new(true),
         may_be: true,
-    };
-    let file = SocketFile::find(path, ours)?;
+    }));
     // Nobody can connect yet.
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     socket.listen(backlog)?;
     Ok((file, socket.into()))
 }
 
-/// The file of a socket that another process has bound there, who removes it until it is claimed. One that is
-/// nobody's of the two (`may_be` is false) keeps its mode, too.
-pub(super) fn adopt(path: &Path, mode: u32, may_be: bool) -> io::Result<SocketFile> {
-    let ours = Ours {
-        held: Arc::new(AtomicBool::new(false)),
-        may_be,
-    };
-    let file = SocketFile::find(path, ours)?;
-    if may_be {
-        fs::set_permissions(path, Permissions::from_mode(mode))?;
+/// The file of a socket that another process has bound there, who removes it until it is claimed; nothing is changed
+/// before. One that is nobody's of the two (`may_be` is false) keeps its mode for ever.
+///
+/// # Errors
+/// It is not `passed`, which the socket belongs to, that is there.
+pub(super) fn adopt(path: &Path, mode: u32, passed: Identity, may_be: bool) -> io::Result<SocketFile> {
+    if Identity::of(path)? != passed {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "another file is in the place of the socket that the process before listens on",
+        ));
     }
-    Ok(file)
+    Ok(SocketFile(Arc::new(Facts {
+        path: path.to_owned(),
+        identity: passed,
+        mode,
+        held: AtomicBool::new(false),
+        may_be,
+    })))
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {
@@ -122,12 +156,12 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             "there is a file that is not a socket",
         ));
     }
+    let looked_at = Identity::of(path)?;
     if !is_abandoned(path)? {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     // Somebody else may have come first.
-    let now = fs::symlink_metadata(path)?;
-    if identity(&now) != identity(&found) {
+    if Identity::of(path)? != looked_at {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     fs::remove_file(path)

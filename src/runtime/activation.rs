@@ -28,7 +28,7 @@ pub(super) fn sockets() -> anyhow::Result<Inheritance> {
         sockets.push(Inherited {
             place,
             socket,
-            owns_file: false,
+            file: None,
         });
     }
     Ok(Inheritance::new(sockets))

@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
-use tokio::time::sleep;
+use tokio::task::JoinHandle;
+use tokio::time::error::Elapsed;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::control::{Request, Requests};
+use super::handover::PATIENCE;
 use super::state_file::{self, Kept, KeptMembers};
 use crate::admin::{Activity, Change, Ending, Operations, ReloadAnswer, SessionView};
 use crate::cluster::snapshot::{AdminState, MemberName};
@@ -30,8 +33,9 @@ pub(super) struct Administration {
     requests: Requests,
     /// While another process is told what was set: a change would be lost.
     is_handing_over: AtomicBool,
-    /// Ends the writing of the state file.
-    writing: CancellationToken,
+    state_file: Option<PathBuf>,
+    /// The task that writes it, and what ends that.
+    writing: Mutex<Option<(CancellationToken, JoinHandle<()>)>>,
     /// Where what takes time goes on.
     control: Handle,
     tracker: TaskTracker,
@@ -59,25 +63,38 @@ impl Administration {
                 brief(members, name, on(cluster));
             }
         }
-        let (kept, mut changes) = watch::channel(Arc::new(kept));
-        let writing = stop.child_token();
-        if let Some(path) = state_file {
-            if is_told {
-                changes.mark_changed();
-            }
-            tracker.spawn(state_file::keep(path, changes, writing.clone()));
-        }
-        Self {
+        let administration = Self {
             clusters: Mutex::new(clusters),
             registry,
-            kept: Mutex::new(kept),
+            kept: Mutex::new(watch::Sender::new(Arc::new(kept))),
             requests,
             is_handing_over: AtomicBool::new(false),
-            writing,
+            state_file,
+            writing: Mutex::default(),
             control: Handle::current(),
             tracker: tracker.clone(),
             stop: stop.clone(),
+        };
+        if !is_told {
+            administration.write(false);
         }
+        administration
+    }
+
+    /// Writes changes to the state file from now on, and what is set already where `at_once`.
+    fn write(&self, at_once: bool) {
+        let Some(path) = self.state_file.clone() else {
+            return;
+        };
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = kept.subscribe();
+        if at_once {
+            changes.mark_changed();
+        }
+        let stop = self.stop.child_token();
+        let writing = state_file::keep(path, changes, stop.clone());
+        let task = self.tracker.spawn_on(writing, &self.control);
+        *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = Some((stop, task));
     }
 
     /// Tells a cluster that has begun, before its first look if nothing was waited for since, what is set for its
@@ -125,9 +142,26 @@ impl Administration {
         self.is_handing_over.store(false, Ordering::Relaxed);
     }
 
-    /// The state file is another process's.
-    pub(super) fn release(&self) {
-        self.writing.cancel();
+    /// The state file is this process's from now on, and is written.
+    pub(super) fn claim(&self) {
+        self.write(true);
+    }
+
+    /// The state file is another process's when this returns: what was set is written, and nothing more will be.
+    ///
+    /// # Errors
+    /// That takes too long.
+    pub(super) async fn release(&self) -> Result<(), Elapsed> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((stop, mut task)) = writing {
+            stop.cancel();
+            let ended = timeout(PATIENCE, &mut task).await;
+            if ended.is_err() {
+                *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = Some((stop, task));
+            }
+            ended.map(drop)?;
+        }
+        Ok(())
     }
 
     /// These are configured from now on.

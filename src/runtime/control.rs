@@ -36,7 +36,7 @@ const MOST_ASKED: usize = HANDOVER.len();
 pub(super) enum Request {
     Reload(oneshot::Sender<ReloadAnswer>),
     Upgrade(oneshot::Sender<UpgradeAnswer>),
-    HandOver(UnixStream),
+    HandOver(tokio::net::UnixStream),
 }
 
 /// Asks the control thread. Cheap to clone.
@@ -47,8 +47,11 @@ pub(super) type Requests = mpsc::Sender<Request>;
 pub(crate) struct UpgradeAnswer {
     /// The process that serves now; `None`: the old one does.
     pub(crate) process_id: Option<u32>,
+    /// Of the program that this process is; empty where there is none.
+    pub(crate) release: String,
     /// The process that was asked, which finishes its sessions if it has been replaced.
     pub(crate) old_process_id: u32,
+    pub(crate) old_release: String,
     /// How many those are.
     pub(crate) sessions: usize,
     /// Why not, a sentence each.
@@ -124,8 +127,6 @@ async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()>
             ask(&mut socket, &requests, Request::Upgrade(answer), answered).await
         }
         asked if asked == HANDOVER.as_bytes() => {
-            let socket = socket.into_std()?;
-            socket.set_nonblocking(false)?;
             // Where nobody takes it the process is ending, and the other one hears the socket close.
             let _ = requests.send(Request::HandOver(socket)).await;
             Ok(())

@@ -60,10 +60,10 @@ impl Doors {
         self.open.iter().map(|open| open.handle.passed_on()).collect()
     }
 
-    /// Another process has the sockets: what is left behind when these doors close is its own.
-    pub(super) fn release(&self) {
+    /// Another process has the sockets of the places `kept`: their files are its own.
+    pub(super) fn release(&self, kept: &[listen::Place]) {
         for open in &self.open {
-            open.handle.release();
+            open.handle.release(kept);
         }
     }
 
@@ -106,7 +106,7 @@ impl Doors {
         }
     }
 
-    /// The process that passed the sockets on has released them.
+    /// What [`Self::release`] released, here or in the process that passed the sockets on, is this process's.
     pub(super) fn claim(&self) {
         for open in &self.open {
             open.handle.claim();
@@ -114,8 +114,8 @@ impl Doors {
     }
 
     /// Stops accepting; every port is free when this returns.
-    pub(super) async fn close(self) {
-        for open in self.open {
+    pub(super) async fn close(&mut self) {
+        for open in self.open.drain(..) {
             open.stop.cancel();
         }
         self.loops.close();
@@ -142,10 +142,13 @@ pub(super) fn bind(
         match with_handle(&listener.address, &leaving, inherited) {
             Ok(socket) => bound.push(socket),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                faults.push(format!(
-                    "listener {}: {} is in use by another program",
-                    listener.name, listener.address
-                ));
+                let why = match inherited.in_the_way(&listener.address) {
+                    Some(place) => format!(
+                        "overlaps {place}, where the process before listens; reload it with this listener before the upgrade"
+                    ),
+                    None => "is in use by another program".to_owned(),
+                };
+                faults.push(format!("listener {}: {} {why}", listener.name, listener.address));
             }
             Err(error) => faults.push(format!(
                 "listener {}: cannot listen on {}: {error}",

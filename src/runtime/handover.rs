@@ -3,47 +3,58 @@
 //!
 //! ```text
 //! new process                       old process
-//! "handover\n"                  →
+//! "handover\n", who it is       →
 //!                               ←   its offer, and each socket
-//! looks around, starts to serve
-//! "I serve"                     →
-//!                                   stops listening
-//!                               ←   "then I do no longer"
-//!                                   its sessions finish
+//! looks around, has everything
+//! bound, accepts nothing
+//! "ready", and what it keeps    →
+//!                                   writes the state file for the last time, leaves the files of
+//!                                   sockets, tells systemd
+//!                               ←   "yours": the commit
+//! accepts, answers HTTP
+//! "serving"                     →
+//!                                   stops accepting; its sessions finish
 //! ```
-//! Guarantees: at any moment one of the two accepts, so that no connection is refused; until the new process serves, the
-//! old one goes on as if nothing had been asked, whatever becomes of the new one. Sessions never move. Only processes of
-//! the same user and root's talk to each other. Every wait is bounded.
+//! Guarantees: up to "yours" the old process serves and the new one changes nothing; whatever becomes of the new one, the
+//! old one goes on as if nothing had been asked, and without "yours" the new one ends. From "yours" on the new one serves; if
+//! it ends before it has said so, the old one, which accepts still, takes everything back. So there is always one of
+//! the two that accepts, and never two for longer than this takes. Sessions never move. Only processes of the same user
+//! and root's talk to each other. Every wait is bounded; whoever is dropped in the middle hangs up.
 //!
-//! The conversation is blocking; it goes over the control socket (`docs/operations.md`, "Upgrade").
+//! The conversation goes over the control socket (`docs/operations.md`, "Upgrade").
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg, sockopt,
+    SendFlags, recvmsg, sendmsg,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::process::Process;
 use super::state_file::{self, Kept};
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
-use crate::frontend::listen::{Inheritance, Inherited, Place};
+use crate::frontend::listen::{Inheritance, Inherited, PassedFile, Place};
+use crate::session::relatives::Relative;
 
-const VERSION: u32 = 1;
-/// For each step but [`START`].
-const PATIENCE: Duration = Duration::from_secs(10);
-/// For the new process to serve: clusters have 10 s to look around, passphrase commands 10 s each.
+const VERSION: u32 = 2;
+/// For each step but the new process's start.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// For the new process to be ready, from its start: clusters have 10 s to look around, passphrase commands 10 s each.
 pub(super) const START: Duration = Duration::from_mins(2);
+/// The new process gives up as much sooner than the old one.
+const SOONER: Duration = Duration::from_secs(15);
 /// For the new process to see what the old one sees.
 const WARM_UP: Duration = Duration::from_secs(10);
 /// Far more than an offer has.
@@ -63,9 +74,11 @@ pub(super) enum HandoverError {
     #[error("the other process did not answer in time")]
     Late,
     #[error("the other process's handover is version {0}, and this one's {VERSION}: restart instead")]
-    Version(u32),
+    Version(u64),
     #[error("the other process said what makes no sense: {0}")]
     Nonsense(String),
+    #[error("{}", .0.join("; "))]
+    Cold(Vec<String>),
     #[error(transparent)]
     Io(io::Error),
 }
@@ -76,16 +89,35 @@ impl From<io::Error> for HandoverError {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
                 Self::HungUp
             }
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
             _ => Self::Io(error),
         }
     }
+}
+
+impl From<tokio::time::error::Elapsed> for HandoverError {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        Self::Late
+    }
+}
+
+/// Who the new process is.
+#[derive(Debug, Serialize, Deserialize)]
+struct Asks {
+    version: u32,
+    /// Of the program.
+    release: String,
+    /// Where it is asked about cancel requests.
+    relative: String,
 }
 
 /// What the old process gives beside the sockets.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Offer {
     version: u32,
+    /// Its own. The credentials of a listening socket that it has got itself are those of who made it.
+    process_id: u32,
+    /// For the new process to be ready.
+    limit_ms: u64,
     /// In the order in which they follow.
     sockets: Vec<Passed>,
     /// What it sees of its clusters.
@@ -93,13 +125,13 @@ pub(super) struct Offer {
     /// What operators have set, as the state file has it.
     kept: serde_json::Value,
     /// Where it and those before it are asked about cancel requests.
-    relatives: Vec<String>,
+    relatives: Vec<Relative>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Passed {
     place: Place,
-    owns_file: bool,
+    file: Option<PassedFile>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,6 +139,21 @@ struct Seen {
     led: bool,
     up: Vec<String>,
 }
+
+/// That the new process waits for nothing but the word.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ready {
+    /// What it listens on of what it has got.
+    kept: Vec<Place>,
+}
+
+/// That the place is the new process's.
+#[derive(Debug, Serialize, Deserialize)]
+struct Yours {}
+
+/// That the new process serves.
+#[derive(Debug, Serialize, Deserialize)]
+struct Serving {}
 
 impl Seen {
     fn of(snapshot: &Snapshot) -> Self {
@@ -133,18 +180,21 @@ fn is_led(snapshot: &Snapshot) -> bool {
 }
 
 impl Offer {
+    /// Of this process, which passes `sockets` on.
     pub(super) fn new(
         sockets: &[Inherited],
         clusters: &HashMap<Arc<str>, ClusterHandle>,
         kept: &Kept,
-        relatives: Vec<String>,
+        relatives: Vec<Relative>,
     ) -> Self {
         let passed = |inherited: &Inherited| Passed {
             place: inherited.place.clone(),
-            owns_file: inherited.owns_file,
+            file: inherited.file,
         };
         Self {
             version: VERSION,
+            process_id: std::process::id(),
+            limit_ms: 0,
             sockets: sockets.iter().map(passed).collect(),
             clusters: clusters
                 .iter()
@@ -156,49 +206,85 @@ impl Offer {
     }
 }
 
-/// That the new process serves.
-#[derive(Debug, Serialize, Deserialize)]
-struct Serving {
-    /// Where it is asked about cancel requests.
-    relative: String,
-}
-
-/// The new process, as the old one knows it once it serves.
+/// The new process, which is ready and waits for the word.
 #[derive(Debug)]
-pub(super) struct Taker {
+pub(super) struct Heir {
     socket: UnixStream,
-    pub(super) process_id: u32,
-    pub(super) relative: String,
+    pub(super) process: Process,
+    /// Of its program.
+    pub(super) release: String,
+    pub(super) relative: Relative,
+    /// The places where it listens as well.
+    pub(super) kept: Vec<Place>,
 }
 
-/// Gives everything to whoever asked on `socket`, and waits until it serves.
+/// Gives everything to whoever asked on `socket`, and waits until it is ready. Dropped in between it hangs up.
 ///
 /// # Errors
-/// It does not, and has nothing then.
-pub(super) fn give(
+/// It is not by `deadline`, and has nothing then.
+pub(super) async fn give(
     mut socket: UnixStream,
-    offer: &Offer,
-    sockets: &[Inherited],
-) -> Result<Taker, HandoverError> {
-    let peer = sockopt::socket_peercred(&socket).map_err(io::Error::from)?;
-    socket.set_write_timeout(Some(PATIENCE))?;
-    write(&mut socket, offer)?;
-    for inherited in sockets {
-        pass(&socket, inherited.socket.as_fd())?;
+    mut offer: Offer,
+    sockets: Vec<Inherited>,
+    deadline: Instant,
+) -> Result<Heir, HandoverError> {
+    let Asks {
+        release, relative, ..
+    } = match timeout(PATIENCE, read_versioned(&mut socket)).await? {
+        Err(error @ HandoverError::Version(_)) => {
+            // So that it knows, too.
+            write(&mut socket, &serde_json::json!({ "version": VERSION })).await?;
+            return Err(error);
+        }
+        asked => asked?,
+    };
+    let peer = socket.peer_cred()?;
+    let relative = Relative {
+        name: relative,
+        uid: peer.uid(),
+    };
+    let process_id = peer.pid().and_then(|id| u32::try_from(id).ok());
+    let process = Process::open(process_id.ok_or(HandoverError::Stranger)?)?;
+    let limit = deadline.duration_since(Instant::now()).saturating_sub(SOONER);
+    offer.limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    write(&mut socket, &offer).await?;
+    for inherited in &sockets {
+        let passing = socket.async_io(Interest::WRITABLE, || pass(&socket, inherited.socket.as_fd()));
+        timeout(PATIENCE, passing).await??;
     }
-    socket.set_read_timeout(Some(START))?;
-    let Serving { relative } = read(&mut socket)?;
-    Ok(Taker {
+    // The other one has its own.
+    drop(sockets);
+    let Ready { kept } = timeout_at(deadline, read(&mut socket)).await??;
+    Ok(Heir {
         socket,
-        process_id: peer.pid.as_raw_nonzero().get().unsigned_abs(),
+        process,
+        release,
         relative,
+        kept,
     })
 }
 
-impl Taker {
-    /// Nobody listens here any more.
-    pub(super) fn confirm(mut self) -> Result<(), HandoverError> {
-        write(&mut self.socket, &())
+impl Heir {
+    /// Gives it the word, and waits until it serves.
+    ///
+    /// # Errors
+    /// It does not say so, and is no more.
+    pub(super) async fn commit(&mut self) -> Result<(), HandoverError> {
+        let serves = async {
+            write(&mut self.socket, &Yours {}).await?;
+            let Serving {} = timeout(PATIENCE, read(&mut self.socket)).await??;
+            Ok(())
+        };
+        let serves = serves.await;
+        if let Err(error) = &serves
+            && !matches!(error, HandoverError::HungUp)
+        {
+            // It may have got the word and be about to serve. Who hangs up has ended.
+            self.process.kill();
+            // Where it may not be killed there is nothing more to do.
+            let _ = timeout(PATIENCE, self.process.ended()).await;
+        }
+        serves
     }
 }
 
@@ -206,51 +292,66 @@ impl Taker {
 #[derive(Debug)]
 pub(super) struct Taken {
     socket: UnixStream,
+    /// For this process to be ready.
+    deadline: Instant,
     pub(super) process_id: u32,
+    places: Vec<Place>,
     clusters: BTreeMap<String, Seen>,
     pub(super) kept: Kept,
-    pub(super) relatives: Vec<String>,
+    pub(super) relatives: Vec<Relative>,
 }
 
-/// Asks the process whose control socket is at `path` for everything.
+/// Asks the process whose control socket is at `path` for everything. `relative`: where this one is asked about cancel
+/// requests.
 ///
 /// # Errors
 /// Why there is nothing.
-pub(super) fn take(path: &Path) -> Result<(Taken, Inheritance), HandoverError> {
-    let mut socket =
-        UnixStream::connect(path).map_err(|error| HandoverError::Nobody(path.to_owned(), error))?;
-    let peer = sockopt::socket_peercred(&socket).map_err(io::Error::from)?;
-    let own = nix::unistd::geteuid().as_raw();
-    if own != 0 && ![own, 0].contains(&peer.uid.as_raw()) {
+pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inheritance), HandoverError> {
+    let mut socket = UnixStream::connect(path)
+        .await
+        .map_err(|error| HandoverError::Nobody(path.to_owned(), error))?;
+    let (own, peer) = (nix::unistd::geteuid().as_raw(), socket.peer_cred()?.uid());
+    if own != 0 && ![own, 0].contains(&peer) {
         return Err(HandoverError::Stranger);
     }
-    socket.set_write_timeout(Some(PATIENCE))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.write_all(super::control::HANDOVER.as_bytes())?;
-    let offer: Offer = read(&mut socket)?;
-    if offer.version != VERSION {
-        return Err(HandoverError::Version(offer.version));
-    }
+    socket.write_all(super::control::HANDOVER.as_bytes()).await?;
+    let asks = Asks {
+        version: VERSION,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        relative: relative.to_owned(),
+    };
+    write(&mut socket, &asks).await?;
+    // A reload may be under way there.
+    let offer: Offer = timeout(START, read_versioned(&mut socket)).await??;
     if offer.sockets.len() > MOST_SOCKETS {
         return Err(HandoverError::Nonsense("too many sockets".to_owned()));
     }
     let kept = serde_json::to_vec(&offer.kept).map_err(nonsense)?;
     let kept = state_file::parse(&kept).map_err(nonsense)?;
     let mut sockets = Vec::new();
-    for Passed { place, owns_file } in offer.sockets {
+    for Passed { place, file } in offer.sockets {
+        let receiving = socket.async_io(Interest::READABLE, || receive(&socket));
+        let received = timeout(PATIENCE, receiving).await??;
         sockets.push(Inherited {
             place,
-            socket: accept(&socket)?,
-            owns_file,
+            socket: received
+                .ok_or_else(|| HandoverError::Nonsense("a byte without its descriptor".to_owned()))?,
+            file,
         });
     }
-    let taken = Taken {
+    let mut taken = Taken {
         socket,
-        process_id: peer.pid.as_raw_nonzero().get().unsigned_abs(),
+        deadline: Instant::now() + Duration::from_millis(offer.limit_ms).min(START),
+        process_id: offer.process_id,
+        places: sockets.iter().map(|inherited| inherited.place.clone()).collect(),
         clusters: offer.clusters,
         kept,
         relatives: offer.relatives,
     };
+    // Of another user's process it knows nothing that counts here.
+    taken
+        .relatives
+        .retain(|relative| [own, peer, 0].contains(&relative.uid));
     Ok((taken, Inheritance::new(sockets)))
 }
 
@@ -258,8 +359,11 @@ impl Taken {
     /// Until this process sees what the other one saw.
     ///
     /// # Errors
-    /// The clusters, a sentence each, whose leader it does not see, while the other one did.
-    pub(super) async fn warm(&self, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Result<(), Vec<String>> {
+    /// It does not see a leader where the other one does; the other one has hung up.
+    pub(super) async fn warm(
+        &mut self,
+        clusters: &HashMap<Arc<str>, ClusterHandle>,
+    ) -> Result<(), HandoverError> {
         let both = || {
             self.clusters
                 .iter()
@@ -272,8 +376,11 @@ impl Taken {
                 let _ = snapshots.wait_for(|snapshot| seen.is_seen(snapshot)).await;
             }
         };
-        // Without a replica there is no reason to stay with the old process.
-        let _ = timeout(WARM_UP, looking).await;
+        tokio::select! {
+            // Without a replica there is no reason to stay with the old process.
+            _ = timeout(WARM_UP, looking) => {}
+            error = hung_up(&self.socket) => return Err(error),
+        }
         let faults: Vec<String> = both()
             .filter(|(_, seen, cluster)| seen.led && !is_led(&cluster.snapshot()))
             .map(|(name, ..)| {
@@ -283,16 +390,39 @@ impl Taken {
                 )
             })
             .collect();
-        if faults.is_empty() { Ok(()) } else { Err(faults) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(HandoverError::Cold(faults))
+        }
     }
 
-    /// Says that this process serves, and waits until the other one does no longer listen.
+    /// Says that nothing is missing but the word, and waits for it. `left`: what of the other one's sockets nobody
+    /// listens on here.
     ///
     /// # Errors
-    /// It is not known whether it does.
-    pub(super) fn serving(mut self, relative: String) -> Result<(), HandoverError> {
-        write(&mut self.socket, &Serving { relative })?;
-        read(&mut self.socket)
+    /// It does not come: the other process serves, and this one must not.
+    pub(super) async fn ready(mut self, left: &[Place]) -> Result<Successor, HandoverError> {
+        self.places.retain(|place| !left.contains(place));
+        let kept = self.places;
+        let word = async {
+            write(&mut self.socket, &Ready { kept }).await?;
+            read(&mut self.socket).await
+        };
+        let Yours {} = timeout_at(self.deadline, word).await??;
+        Ok(Successor(self.socket))
+    }
+}
+
+/// The new process, whose the place is.
+#[derive(Debug)]
+pub(super) struct Successor(UnixStream);
+
+impl Successor {
+    /// # Errors
+    /// The other process is no more, most likely.
+    pub(super) async fn serving(mut self) -> Result<(), HandoverError> {
+        write(&mut self.0, &Serving {}).await
     }
 }
 
@@ -300,61 +430,79 @@ fn nonsense(error: impl std::fmt::Display) -> HandoverError {
     HandoverError::Nonsense(error.to_string())
 }
 
+/// Until the other process has, which has nothing to say now. Cancel safe.
+async fn hung_up(socket: &UnixStream) -> HandoverError {
+    loop {
+        if let Err(error) = socket.readable().await {
+            return error.into();
+        }
+        match socket.try_read(&mut [0]) {
+            Ok(0) => return HandoverError::HungUp,
+            Ok(_) => return HandoverError::Nonsense("a word too early".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return error.into(),
+        }
+    }
+}
+
 /// A length of four bytes, and JSON.
-fn write(socket: &mut UnixStream, message: &impl Serialize) -> Result<(), HandoverError> {
+async fn write(socket: &mut UnixStream, message: &impl Serialize) -> Result<(), HandoverError> {
     let text = serde_json::to_vec(message).map_err(nonsense)?;
     let length = u32::try_from(text.len()).map_err(nonsense)?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend(text);
-    Ok(socket.write_all(&bytes)?)
+    Ok(timeout(PATIENCE, socket.write_all(&bytes)).await??)
 }
 
 /// Not a byte more than the message: descriptors may follow.
-fn read<T: DeserializeOwned>(socket: &mut UnixStream) -> Result<T, HandoverError> {
-    let mut length = [0; 4];
-    socket.read_exact(&mut length)?;
-    let length = u32::from_be_bytes(length);
+async fn read<T: DeserializeOwned>(socket: &mut UnixStream) -> Result<T, HandoverError> {
+    let length = socket.read_u32().await?;
     if length > MOST_BYTES {
         return Err(HandoverError::Nonsense(format!("a message of {length} bytes")));
     }
     let mut text = Vec::new();
-    socket.take(length.into()).read_to_end(&mut text)?;
+    socket.take(length.into()).read_to_end(&mut text).await?;
     if text.len() < length as usize {
         return Err(HandoverError::HungUp);
     }
     serde_json::from_slice(&text).map_err(nonsense)
 }
 
+/// Its version first: another one may look different otherwise.
+async fn read_versioned<T: DeserializeOwned>(socket: &mut UnixStream) -> Result<T, HandoverError> {
+    let message: serde_json::Value = read(socket).await?;
+    match message.get("version").and_then(serde_json::Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => serde_json::from_value(message).map_err(nonsense),
+        Some(version) => Err(HandoverError::Version(version)),
+        None => Err(HandoverError::Nonsense("a message without a version".to_owned())),
+    }
+}
+
 /// One descriptor, with a byte that carries it.
-fn pass(socket: &UnixStream, descriptor: BorrowedFd<'_>) -> Result<(), HandoverError> {
+fn pass(socket: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
     let descriptors = [descriptor];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(HandoverError::Nonsense("a descriptor finds no room".to_owned()));
+        return Err(io::Error::other("a descriptor finds no room"));
     }
-    let sent = sendmsg(socket, &[IoSlice::new(b"S")], &mut control, SendFlags::NOSIGNAL);
-    match sent.map_err(io::Error::from)? {
-        1 => Ok(()),
-        _ => Err(HandoverError::HungUp),
-    }
+    sendmsg(socket, &[IoSlice::new(b"S")], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
-/// The descriptor that comes with the next byte.
-fn accept(socket: &UnixStream) -> Result<OwnedFd, HandoverError> {
+/// The descriptor that comes with the next byte; `None` where the byte has none.
+fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let mut into = [IoSliceMut::new(&mut byte)];
-    let received = recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC);
-    if received.map_err(io::Error::from)?.bytes == 0 {
-        return Err(HandoverError::HungUp);
+    if recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let passed = control.drain().find_map(|message| match message {
+    Ok(control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
-    });
-    passed.ok_or_else(|| HandoverError::Nonsense("a byte without its descriptor".to_owned()))
+    }))
 }
 
 #[cfg(test)]
@@ -363,87 +511,193 @@ mod tests {
 
     use std::net::{TcpListener, TcpStream};
 
+    use tokio::net::UnixListener;
+
+    use super::super::control::HANDOVER;
     use super::*;
     use crate::config::BindAddress;
 
-    #[test]
-    fn sockets_pass_with_all_that_is_said_of_them() {
+    async fn asked(control: &UnixListener) -> UnixStream {
+        let (mut socket, _) = control.accept().await.unwrap();
+        let mut asked = [0; HANDOVER.len()];
+        socket.read_exact(&mut asked).await.unwrap();
+        socket
+    }
+
+    #[tokio::test]
+    async fn sockets_pass_with_all_that_is_said_of_them() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let inherited = || Inherited {
-            place: Place::Ip(address),
+        let inherited = |place| Inherited {
+            place,
             socket: listener.try_clone().unwrap().into(),
-            owns_file: false,
+            file: None,
         };
-        let sockets = [inherited()];
-        let offer = Offer::new(&sockets, &HashMap::new(), &Kept::default(), vec!["a".to_owned()]);
+        let (here, elsewhere) = (Place::Ip(address), Place::Any(1));
+        let sockets = vec![inherited(here.clone()), inherited(elsewhere.clone())];
+        let before = Relative {
+            name: "a".to_owned(),
+            uid: nix::unistd::geteuid().as_raw(),
+        };
+        let stranger = Relative {
+            uid: 4_000_000,
+            ..before.clone()
+        };
+        let relatives = vec![before.clone(), stranger];
+        let offer = Offer::new(&sockets, &HashMap::new(), &Kept::default(), relatives);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
-        let control = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let old = std::thread::spawn(move || {
-            let (mut socket, _) = control.accept().unwrap();
-            let mut asked = [0; super::super::control::HANDOVER.len()];
-            socket.read_exact(&mut asked).unwrap();
-            let taker = give(socket, &offer, &sockets).unwrap();
-            let about = (taker.process_id, taker.relative.clone());
-            taker.confirm().unwrap();
+        let control = UnixListener::bind(&path).unwrap();
+        let old = tokio::spawn(async move {
+            let deadline = Instant::now() + START;
+            let mut heir = give(asked(&control).await, offer, sockets, deadline)
+                .await
+                .unwrap();
+            let about = (heir.process.id(), heir.relative.name.clone(), heir.kept.clone());
+            heir.commit().await.unwrap();
             about
         });
-        let (taken, mut inheritance) = take(&path).unwrap();
+        let (mut taken, mut inheritance) = take(&path, "b").await.unwrap();
         assert_eq!(taken.process_id, std::process::id());
-        assert_eq!(taken.relatives, ["a"]);
+        assert_eq!(taken.relatives, [before]);
         assert!(
             inheritance
                 .take(&BindAddress::Any { port: address.port() })
                 .is_none()
         );
         let socket = inheritance.take(&BindAddress::Ip(address)).unwrap().socket;
-        assert!(inheritance.left().is_empty());
-        taken.serving("b".to_owned()).unwrap();
-        assert_eq!(old.join().unwrap(), (std::process::id(), "b".to_owned()));
+        assert_eq!(inheritance.places(), [elsewhere]);
+        taken.warm(&HashMap::new()).await.unwrap();
+        let successor = taken.ready(&inheritance.places()).await.unwrap();
+        successor.serving().await.unwrap();
+        assert_eq!(
+            old.await.unwrap(),
+            (std::process::id(), "b".to_owned(), vec![here])
+        );
         drop(listener);
         let listener = TcpListener::from(socket);
+        listener.set_nonblocking(false).unwrap();
         let _client = TcpStream::connect(address).unwrap();
         listener.accept().unwrap();
     }
 
-    #[test]
-    fn who_makes_no_sense_gets_nowhere() {
-        let told = |bytes: Vec<u8>| {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("control");
-            let control = std::os::unix::net::UnixListener::bind(&path).unwrap();
-            let old = std::thread::spawn(move || {
-                let (mut socket, _) = control.accept().unwrap();
-                let mut asked = [0; super::super::control::HANDOVER.len()];
-                socket.read_exact(&mut asked).unwrap();
-                let _ = socket.write_all(&bytes);
-            });
-            let error = take(&path).unwrap_err().to_string();
-            old.join().unwrap();
-            error
-        };
-        let message = |text: &str| {
-            let mut bytes = u32::try_from(text.len()).unwrap().to_be_bytes().to_vec();
-            bytes.extend(text.as_bytes());
-            bytes
-        };
-        let offer = |version: u32, sockets: &str| {
+    fn message(text: &str) -> Vec<u8> {
+        let mut bytes = u32::try_from(text.len()).unwrap().to_be_bytes().to_vec();
+        bytes.extend(text.as_bytes());
+        bytes
+    }
+
+    /// Why nothing is taken from who says this.
+    async fn told(bytes: Vec<u8>) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let control = UnixListener::bind(&path).unwrap();
+        let old = tokio::spawn(async move {
+            let mut socket = asked(&control).await;
+            let Asks { relative, .. } = read_versioned(&mut socket).await.unwrap();
+            assert_eq!(relative, "b");
+            let _ = socket.write_all(&bytes).await;
+        });
+        let error = take(&path, "b").await.unwrap_err().to_string();
+        old.await.unwrap();
+        error
+    }
+
+    #[tokio::test]
+    async fn who_makes_no_sense_gets_nowhere() {
+        let offer = |sockets: &str| {
             message(&format!(
-                r#"{{"version":{version},"sockets":[{sockets}],"clusters":{{}},"kept":{{"version":1,"clusters":{{}}}},"relatives":[]}}"#
+                r#"{{"version":{VERSION},"process_id":1,"limit_ms":9,"sockets":[{sockets}],"clusters":{{}},"kept":{{"version":1,"clusters":{{}}}},"relatives":[]}}"#
             ))
         };
-        assert!(told(Vec::new()).contains("hung up"));
-        assert!(told(vec![0, 0, 0, 9, b'{']).contains("hung up"));
-        assert!(told(vec![255; 8]).contains("4294967295 bytes"));
-        assert!(told(message("[]")).contains("no sense"));
-        assert!(told(offer(2, "")).contains("version 2"));
-        let socket = r#"{"place":{"any":5},"owns_file":false}"#;
-        assert!(told(offer(1, socket)).contains("hung up"));
-        let mut without = offer(1, socket);
+        assert!(told(Vec::new()).await.contains("hung up"));
+        assert!(told(vec![0, 0, 0, 9, b'{']).await.contains("hung up"));
+        assert!(told(vec![255; 8]).await.contains("4294967295 bytes"));
+        assert!(told(message("[]")).await.contains("no sense"));
+        // However it looks otherwise.
+        assert!(told(message(r#"{"version":9}"#)).await.contains("is version 9"));
+        let socket = r#"{"place":{"any":5},"file":null}"#;
+        assert!(told(offer(socket)).await.contains("hung up"));
+        let mut without = offer(socket);
         without.push(b'S');
-        assert!(told(without).contains("without its descriptor"));
-        let nowhere = take(Path::new("/nonexistent")).unwrap_err().to_string();
+        assert!(told(without).await.contains("without its descriptor"));
+        let nowhere = take(Path::new("/nonexistent"), "b")
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(nowhere.contains("without --take-over"), "{nowhere}");
+    }
+
+    #[tokio::test]
+    async fn another_version_is_told_so_on_both_sides() {
+        let (mut new, old) = UnixStream::pair().unwrap();
+        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), Vec::new());
+        let asks = serde_json::json!({"version": 9, "new": "words"});
+        write(&mut new, &asks).await.unwrap();
+        let error = give(old, offer, Vec::new(), Instant::now() + START)
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("is version 9"), "{error}");
+        let answer: serde_json::Value = read(&mut new).await.unwrap();
+        assert_eq!(answer["version"], VERSION);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_late_is_given_up_and_the_new_process_gives_up_first() {
+        let (mut new, old) = UnixStream::pair().unwrap();
+        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), Vec::new());
+        let deadline = Instant::now() + START;
+        let giving = tokio::spawn(give(old, offer, Vec::new(), deadline));
+        let asks = Asks {
+            version: VERSION,
+            release: "1".to_owned(),
+            relative: "b".to_owned(),
+        };
+        write(&mut new, &asks).await.unwrap();
+        let offer: Offer = read_versioned(&mut new).await.unwrap();
+        let limit = Duration::from_millis(offer.limit_ms);
+        assert!(limit > START / 2 && limit + SOONER <= START, "{limit:?}");
+        // It is never ready.
+        let late = giving.await.unwrap().unwrap_err();
+        assert!(matches!(late, HandoverError::Late), "{late}");
+        assert!(Instant::now() >= deadline);
+
+        let (_old, socket) = UnixStream::pair().unwrap();
+        let taken = Taken {
+            socket,
+            deadline: Instant::now() + limit,
+            process_id: 1,
+            places: Vec::new(),
+            clusters: BTreeMap::new(),
+            kept: Kept::default(),
+            relatives: Vec::new(),
+        };
+        let late = taken.ready(&[]).await.unwrap_err();
+        assert!(matches!(late, HandoverError::Late), "{late}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_the_word_and_is_silent_is_killed() {
+        let mut sleeping = tokio::process::Command::new("sleep")
+            .arg("600")
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (mut new, socket) = UnixStream::pair().unwrap();
+        let mut heir = Heir {
+            socket,
+            process: Process::open(sleeping.id().unwrap()).unwrap(),
+            release: String::new(),
+            relative: Relative {
+                name: String::new(),
+                uid: 0,
+            },
+            kept: Vec::new(),
+        };
+        let late = heir.commit().await.unwrap_err();
+        assert!(matches!(late, HandoverError::Late), "{late}");
+        let Yours {} = read(&mut new).await.unwrap();
+        let status = sleeping.wait().await.unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     }
 }

@@ -6,7 +6,8 @@
 //! admin     HTTP
 //! ```
 //! Shutdown has phases, each bounded: not ready, stop accepting, end sessions at their next boundary, cut what is
-//! left, exit. A process that another one replaces stops accepting, and exits when its sessions have finished.
+//! left, exit. A process that another one replaces stops accepting, and exits when its sessions have finished; it is ready
+//! to the end, as the service is.
 
 mod activation;
 mod administration;
@@ -17,6 +18,7 @@ mod enforce;
 mod handover;
 mod limits;
 mod notify;
+mod process;
 mod reload;
 mod service;
 mod shutdown;
@@ -25,14 +27,13 @@ mod upgrade;
 mod workers;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus_client::registry::Registry as Metrics;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -50,14 +51,14 @@ use crate::session::admission::Admission;
 use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::quota::Quota;
 use crate::session::registry::Registry;
+use crate::session::relatives::Relatives;
 use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
 use administration::Administration;
 use control::Desk;
 use doors::Doors;
-use handover::Taken;
 use notify::Notifier;
-use reload::{Reload, Replaced};
+use reload::Reload;
 use service::Service;
 use upgrade::Program;
 use workers::Workers;
@@ -79,20 +80,10 @@ pub fn run(config: Config, take_over: Option<&Path>) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let begin = match take_over {
-        None => Begin {
-            program,
-            inherited,
-            taken: None,
-        },
-        Some(path) => {
-            let (taken, inherited) = handover::take(path).context("cannot take over")?;
-            Begin {
-                program,
-                inherited,
-                taken: Some(taken),
-            }
-        }
+    let begin = Begin {
+        program,
+        inherited,
+        take_over: take_over.map(Path::to_owned),
     };
     let outcome = control.block_on(serve(Arc::new(config), log, begin));
     // A passphrase command may be under way, and is nothing to wait for.
@@ -103,18 +94,30 @@ pub fn run(config: Config, take_over: Option<&Path>) -> anyhow::Result<()> {
 /// What a process has before it begins.
 struct Begin {
     program: Program,
-    /// What systemd or the process before listens on.
+    /// What systemd listens on.
     inherited: Inheritance,
-    /// The process to be replaced.
-    taken: Option<Taken>,
+    /// The control socket of the process to be replaced.
+    take_over: Option<PathBuf>,
 }
 
 async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Result<()> {
     let Begin {
         program,
         mut inherited,
-        mut taken,
+        take_over,
     } = begin;
+    let mut signals = shutdown::Signals::listen().context("cannot listen for signals")?;
+    let mut hangup = shutdown::hangup().context("cannot listen for signals")?;
+    let relatives = Relatives::default();
+    let mut taken = match take_over {
+        None => None,
+        Some(path) => {
+            let asking = handover::take(&path, relatives.own());
+            let (taken, sockets) = signals.unless_ended(asking).await?.context("cannot take over")?;
+            inherited = sockets;
+            Some(taken)
+        }
+    };
     let bound =
         doors::bind(&config.listeners, &[], &mut inherited).map_err(|faults| anyhow!(faults.join("; ")))?;
     let control = match &config.control_socket {
@@ -124,8 +127,6 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         }
         None => None,
     };
-    let mut signals = shutdown::Signals::listen().context("cannot listen for signals")?;
-    let hangup = shutdown::hangup().context("cannot listen for signals")?;
     let stop = CancellationToken::new();
     let tracker = TaskTracker::new();
     let mut metrics = Metrics::default();
@@ -145,11 +146,11 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         &stop,
         &tracker,
     ));
-    let shared = Arc::new(share(&config, Arc::clone(&registry), ours, &tracker)?);
+    let shared = Arc::new(share(&config, Arc::clone(&registry), relatives, ours, &tracker)?);
     let workers = Arc::new(Workers::start(config.workers)?);
-    if let Some(taken) = &taken {
-        let warm = taken.warm(&clusters).await;
-        warm.map_err(|faults| anyhow!(faults.join("; ")))?;
+    if let Some(taken) = &mut taken {
+        let warming = taken.warm(&clusters);
+        signals.unless_ended(warming).await?.context("cannot take over")?;
     }
     let readiness = Arc::new(Readiness::new());
     let views = service::views(&config, &clusters);
@@ -167,21 +168,22 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         registry: Arc::new(metrics),
         metrics: admin_metrics,
     };
-    let admin = admin::spawn_thread(
+    let admin = admin::prepare(
         &config.http,
         handles.clone(),
         CancellationToken::new(),
         &mut inherited,
     )?;
-    if taken.is_none() && !inherited.left().is_empty() {
+    let left = inherited.places();
+    if taken.is_none() && !left.is_empty() {
+        let left: Vec<String> = left.iter().map(ToString::to_string).collect();
         bail!(
             "systemd listens on {}, and nothing in the configuration does",
-            inherited.left().join(", ")
+            left.join(", ")
         );
     }
     // What the process before listens on, and this one does not.
     drop(inherited);
-    announce(&config, workers.len());
     for cluster in clusters.values() {
         tracker.spawn(enforce::enforce(
             cluster.subscribe(),
@@ -202,39 +204,30 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         .map(|tls| Arc::new(ArcSwap::from_pointee(Acceptor::new(tls))));
     let mut doors = Doors::new(Arc::clone(&shared), Arc::clone(&workers));
     let gates = service::gates(&config, &clusters, tls.as_ref())?;
-    if config.control_socket.is_some() {
+    if config.control_socket.is_some() || taken.is_some() {
         session::relatives::answer(&shared, stop.clone()).context("cannot listen for cancel requests")?;
     }
-    if let Some(taken) = &mut taken {
-        shared.relatives.add(std::mem::take(&mut taken.relatives));
-    }
-    doors.replace(gates, bound);
+    let successor = match taken {
+        None => None,
+        Some(mut taken) => {
+            shared.relatives.add(std::mem::take(&mut taken.relatives));
+            let process_id = taken.process_id;
+            let waiting = signals.unless_ended(taken.ready(&left));
+            Some((process_id, waiting.await?.context("cannot take over")?))
+        }
+    };
+    // From here on nothing fails.
     readiness.accepting();
+    doors.replace(gates, bound);
+    let admin = admin.open();
     let asking = CancellationToken::new();
     let control = control.map(|(bound, handle)| {
         let desk = Desk::new(ask, tracker.clone());
         tracker.spawn(listen::accept_loop(bound, desk, asking.clone()));
         handle
     });
-    if let Some(taken) = taken {
-        let process_id = taken.process_id;
-        let own = shared.relatives.own().to_owned();
-        match spawn_blocking(move || taken.serving(own)).await? {
-            Ok(()) => info!(
-                process_id,
-                "took over from the process before, which finishes its sessions"
-            ),
-            Err(error) => {
-                warn!(process_id, %error, "took over; it is not known whether the process before still listens");
-            }
-        }
-        doors.claim();
-        if let Some(control) = &control {
-            control.claim();
-        }
-    }
+    announce(&config, workers.len());
     let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
-    notifier.ready();
     let service = Service {
         tls,
         clusters,
@@ -246,105 +239,74 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         fit,
         administration,
         control,
+        asking,
         log,
         cluster_metrics,
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
+    if let Some((process_id, successor)) = successor {
+        service.claim();
+        service.administration.claim();
+        match successor.serving().await {
+            Ok(()) => info!(
+                process_id,
+                "took over from the process before, which finishes its sessions"
+            ),
+            Err(error) => warn!(process_id, %error, "took over; the process before seems to have ended"),
+        }
+    }
+    notifier.ready();
     let mut reload = Reload::new(config.clone(), service, file_metrics, requests, notifier, program);
-    let replaced = tokio::select! {
-        () = signals.wait() => None,
-        replaced = reload.run(hangup) => Some(replaced),
-    };
-    let (config, service, notifier) = reload.into_parts();
-    readiness.draining();
-    asking.cancel();
-    let (clusters, admin) = match replaced {
-        None => {
-            notifier.stopping();
-            let Service {
-                doors,
-                admin,
-                clusters,
-                ..
-            } = service;
-            doors.close().await;
-            shared.closing.cancel();
-            shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
-            (clusters, Some(admin))
-        }
-        Some(replaced) => {
-            let clusters = leave(service, replaced, &notifier).await;
-            let limit = config.shutdown.handover;
-            if !shutdown::finish(&registry, &workers, limit, &mut signals).await {
-                shared.closing.cancel();
-                shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
-            }
-            (clusters, None)
+    let is_replaced = loop {
+        let heir = tokio::select! {
+            () = signals.wait() => break false,
+            heir = reload.run(&mut hangup) => heir,
+        };
+        if reload.commit(heir, &mut hangup).await {
+            break true;
         }
     };
+    let limit = reload.config().shutdown.handover;
+    let has_finished = is_replaced
+        && tokio::select! {
+            has_finished = shutdown::finish(&registry, &workers, limit, &mut signals) => has_finished,
+            () = reload.watch() => false,
+        };
+    let (config, mut service, notifier) = reload.into_parts();
+    if !is_replaced {
+        readiness.draining();
+        notifier.stopping();
+        service.asking.cancel();
+        // Each holds its port.
+        service.control = None;
+        service.doors.close().await;
+    }
+    if !has_finished {
+        shared.closing.cancel();
+        shutdown::drain(&registry, &workers, config.shutdown.grace, &mut signals).await;
+    }
+    let Service {
+        admin,
+        clusters,
+        doors,
+        ..
+    } = service;
+    drop(doors);
     stop.cancel();
     drop(clusters);
     tracker.close();
     shutdown::bounded("tasks", tracker.wait()).await;
-    if let Some(admin) = admin {
-        admin.stop();
+    if is_replaced {
+        admin.answered().await;
     }
+    admin.stop();
     match Arc::try_unwrap(workers) {
         Ok(workers) => workers.stop(),
         Err(_still_shared) => warn!("a session outlived the shutdown"),
     }
     info!("stopped");
     Ok(())
-}
-
-/// Leaves everything but the sessions to the process that serves by now.
-async fn leave(
-    service: Service,
-    replaced: Replaced,
-    notifier: &Notifier,
-) -> HashMap<Arc<str>, ClusterHandle> {
-    let Replaced { by, asked } = replaced;
-    let Service {
-        doors,
-        admin,
-        clusters,
-        control,
-        shared,
-        administration,
-        ..
-    } = service;
-    let process_id = by.process_id;
-    notifier.replaced_by(process_id);
-    // A client that connects here in this last moment may have a session there.
-    shared.relatives.add([by.relative.clone()]);
-    doors.release();
-    if let Some(control) = control {
-        control.release();
-    }
-    administration.release();
-    doors.close().await;
-    // It waits for its thread.
-    let stopped = spawn_blocking(move || admin.stop()).await;
-    let confirmed = spawn_blocking(move || by.confirm()).await;
-    if let (Err(error), _) | (_, Err(error)) = (stopped, confirmed.map(drop)) {
-        warn!(%error, "something went wrong while handing over");
-    }
-    let sessions = shared.registry.len();
-    info!(
-        process_id,
-        sessions, "replaced: another process accepts connections now, and the sessions here finish"
-    );
-    if let Some(asked) = asked {
-        // Whoever asked may be gone.
-        let _ = asked.send(UpgradeAnswer {
-            process_id: Some(process_id),
-            old_process_id: std::process::id(),
-            sessions,
-            faults: Vec::new(),
-        });
-    }
-    clusters
 }
 
 fn start_clusters(
@@ -380,6 +342,7 @@ fn lag_limits(config: &Config, cluster: &str) -> LagLimits {
 fn share(
     config: &Config,
     registry: Arc<Registry>,
+    relatives: Relatives,
     metrics: &mut Metrics,
     tasks: &TaskTracker,
 ) -> anyhow::Result<Shared> {
@@ -414,7 +377,7 @@ fn share(
                 .as_ref()
                 .map(|peers| Arc::new(Peers::new(peers, incarnation))),
         ),
-        relatives: session::relatives::Relatives::default(),
+        relatives,
         access,
         mock,
         derivations: Arc::new(Semaphore::new(session::MOST_DERIVATIONS)),

@@ -5,9 +5,16 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::time::{sleep, timeout};
 use tracing::warn;
+
+/// For the service manager to take what it must know.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// Where nobody wants to know, nothing is told.
 #[derive(Debug)]
@@ -40,9 +47,27 @@ impl Notifier {
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// Another process is the one to watch.
-    pub(super) fn replaced_by(&self, process_id: u32) {
-        self.tell(&format!("MAINPID={process_id}"));
+    /// Another process is the one to watch, or this one is again. A service manager that is busy is waited for.
+    ///
+    /// # Errors
+    /// It does not know.
+    pub(super) async fn main_process(&self, process_id: u32) -> io::Result<()> {
+        let Some((socket, address)) = &self.0 else {
+            return Ok(());
+        };
+        let state = format!("MAINPID={process_id}");
+        let telling = async {
+            loop {
+                match socket.send_to_addr(state.as_bytes(), address) {
+                    Ok(_) => return Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(AGAIN).await,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        timeout(PATIENCE, telling)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     pub(super) fn stopping(&self) {

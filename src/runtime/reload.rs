@@ -5,23 +5,25 @@
 //! says so; each part's files are taken by themselves. What is in service is exchanged for logins and connections to
 //! come, never for a live session.
 
+mod leaving;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::signal::unix::Signal;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
-use super::control::{Request, UpgradeAnswer};
-use super::handover::{self, Offer, Taker};
+use self::leaving::{failed, too_late};
+use super::control::Request;
+use super::handover::Heir;
 use super::notify::Notifier;
 use super::service::Service;
-use super::upgrade::{self, Program, Upgrade};
+use super::upgrade::{Program, Upgrade};
 use crate::admin::ReloadAnswer;
 use crate::admin::metrics::{Expiry, FileMetrics};
 use crate::backend::TlsClient;
@@ -36,12 +38,6 @@ use crate::session::Shared;
 const LOOK: Duration = Duration::from_secs(1);
 /// A part that is broken is tried again this often: a passphrase command may fail for reasons that no file shows.
 const RETRY: Duration = Duration::from_mins(1);
-
-/// The process that takes the place of this one, and whom to tell.
-pub(super) struct Replaced {
-    pub(super) by: Taker,
-    pub(super) asked: Option<oneshot::Sender<UpgradeAnswer>>,
-}
 
 /// Keeps what is in service as the files have it.
 pub(super) struct Reload {
@@ -64,6 +60,15 @@ pub(super) struct Reload {
     notifier: Notifier,
     program: Program,
     upgrade: Option<Upgrade>,
+    looks: Looks,
+}
+
+/// What the looks at the files have come to.
+struct Looks {
+    /// By the last one.
+    seen: Stamps,
+    /// When something was done about them.
+    last: Instant,
 }
 
 /// One part, made ready for service.
@@ -119,6 +124,10 @@ impl Reload {
             notifier,
             program,
             upgrade: None,
+            looks: Looks {
+                seen: Stamps::new(),
+                last: Instant::now(),
+            },
         };
         reload.begin();
         reload
@@ -145,61 +154,74 @@ impl Reload {
         self.show_expiry();
     }
 
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The configuration in force, and what it made.
     pub(super) fn into_parts(self) -> (Arc<Config>, Service, Notifier) {
         (self.config, self.service, self.notifier)
     }
 
-    /// Until it is dropped, or another process serves in the place of this one. What it was doing then is done whole
-    /// or not at all.
-    pub(super) async fn run(&mut self, mut hangup: Signal) -> Replaced {
-        let mut seen = Stamps::new();
-        let mut last = Instant::now();
+    /// Until it is dropped, or another process is ready to take the place of this one. What it was doing then is done
+    /// whole or not at all.
+    pub(super) async fn run(&mut self, hangup: &mut Signal) -> Heir {
         loop {
-            let asked = tokio::select! {
-                _ = hangup.recv() => Some(None),
-                Some(request) = self.requests.recv() => Some(Some(request)),
-                fault = failed(self.upgrade.as_mut()) => {
-                    if let Some(upgrade) = self.upgrade.take() {
-                        upgrade.refuse(fault);
-                    }
-                    continue;
-                }
-                () = sleep(LOOK) => None,
-            };
-            match asked {
-                Some(None) => {
+            tokio::select! {
+                _ = hangup.recv() => {
                     self.reload_and_tell().await;
                 }
-                Some(Some(Request::Reload(answer))) => {
-                    // Whoever asked may be gone.
-                    let _ = answer.send(self.reload_and_tell().await);
-                }
-                Some(Some(Request::Upgrade(answer))) => self.begin_upgrade(answer),
-                Some(Some(Request::HandOver(socket))) => {
-                    if let Some(replaced) = self.hand_over(socket).await {
-                        return replaced;
+                Some(request) = self.requests.recv() => match request {
+                    Request::Reload(answer) => {
+                        // Whoever asked may be gone.
+                        let _ = answer.send(self.reload_and_tell().await);
                     }
+                    Request::Upgrade(answer) => self.begin_upgrade(answer).await,
+                    Request::HandOver(socket) => {
+                        if let Some(heir) = self.offer(socket).await {
+                            return heir;
+                        }
+                    }
+                },
+                fault = failed(self.upgrade.as_ref()) => {
+                    self.refuse_upgrade(fault);
+                    continue;
                 }
-                None => {
-                    let read = self.read.clone();
-                    let Ok(now) = spawn_blocking(move || read.look()).await else {
-                        continue;
-                    };
-                    let steady = now == seen;
-                    seen = now;
-                    let why = if steady && !self.read.changed(&seen).is_empty() {
-                        Why::Changed
-                    } else if !self.broken.is_empty() && last.elapsed() >= RETRY {
-                        Why::Retry
-                    } else {
-                        continue;
-                    };
-                    self.reread(why).await;
+                () = sleep(LOOK) => {
+                    self.look().await;
+                    continue;
                 }
             }
-            last = Instant::now();
+            self.looks.last = Instant::now();
         }
+    }
+
+    /// Only looks at the files, while another process serves: until it is dropped.
+    pub(super) async fn watch(&mut self) {
+        loop {
+            tokio::select! {
+                Some(request) = self.requests.recv() => too_late(request),
+                () = sleep(LOOK) => self.look().await,
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let read = self.read.clone();
+        let Ok(now) = spawn_blocking(move || read.look()).await else {
+            return;
+        };
+        let steady = now == self.looks.seen;
+        self.looks.seen = now;
+        let why = if steady && !self.read.changed(&self.looks.seen).is_empty() {
+            Why::Changed
+        } else if !self.broken.is_empty() && self.looks.last.elapsed() >= RETRY {
+            Why::Retry
+        } else {
+            return;
+        };
+        self.reread(why).await;
+        self.looks.last = Instant::now();
     }
 
     async fn reload_and_tell(&mut self) -> ReloadAnswer {
@@ -207,39 +229,6 @@ impl Reload {
         let answer = self.reload().await;
         self.notifier.ready();
         answer
-    }
-
-    fn begin_upgrade(&mut self, answer: oneshot::Sender<UpgradeAnswer>) {
-        if self.upgrade.is_some() {
-            upgrade::refuse(answer, "another upgrade is under way".to_owned());
-        } else {
-            self.upgrade = Upgrade::begin(&self.program, &self.config, answer);
-        }
-    }
-
-    /// Nothing else is done until the other process serves or has failed: what is in service is what it was told of.
-    async fn hand_over(&mut self, socket: UnixStream) -> Option<Replaced> {
-        info!("another process is to take the place of this one");
-        let kept = self.service.administration.freeze();
-        let given = match self.service.passed_on() {
-            Ok(sockets) => {
-                let offer = Offer::new(&sockets, &self.service.clusters, &kept, self.service.relatives());
-                let given = spawn_blocking(move || handover::give(socket, &offer, &sockets)).await;
-                given.map_err(|panicked| panicked.to_string())
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        match given.and_then(|given| given.map_err(|error| error.to_string())) {
-            Ok(by) => Some(Replaced {
-                by,
-                asked: self.upgrade.take().map(Upgrade::into_answer),
-            }),
-            Err(fault) => {
-                self.service.administration.go_on();
-                warn!("the other process does not take over, and this one goes on: {fault}");
-                None
-            }
-        }
     }
 
     /// The whole configuration if it, or a file that is read with it only, is another one by now; else the files.
@@ -423,14 +412,6 @@ impl Reload {
             })
         });
         self.metrics.certificates(expiries.collect());
-    }
-}
-
-/// Until the new process has ended; for ever where there is none.
-async fn failed(upgrade: Option<&mut Upgrade>) -> String {
-    match upgrade {
-        Some(upgrade) => upgrade.failed().await,
-        None => std::future::pending().await,
     }
 }
 

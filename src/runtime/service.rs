@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,9 +28,9 @@ use crate::backend::TlsClient;
 use crate::cluster::snapshot::Leader;
 use crate::cluster::{self, ClusterHandle, Successor, WeakClusterHandle};
 use crate::config::diff::ClusterChange;
-use crate::config::{self, Cluster, Config, Route};
+use crate::config::{self, BindAddress, Cluster, Config, Route};
 use crate::frontend::access::{Access, Around};
-use crate::frontend::listen::{Handle, Inherited};
+use crate::frontend::listen::{self, Handle, Inherited};
 use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
@@ -57,6 +58,8 @@ pub(super) struct Service {
     pub(super) administration: Arc<Administration>,
     /// Of the control socket.
     pub(super) control: Option<Handle>,
+    /// Ends its accept loop.
+    pub(super) asking: CancellationToken,
     pub(super) log: LogHandle,
     pub(super) cluster_metrics: Arc<cluster::Metrics>,
     pub(super) stop: CancellationToken,
@@ -87,12 +90,37 @@ impl Service {
         Ok(sockets)
     }
 
-    /// Where cancel requests for sessions of this process, and of those before it, are asked about.
-    pub(super) fn relatives(&self) -> Vec<String> {
-        let relatives = &self.shared.relatives;
-        let mut names = relatives.names();
-        names.push(relatives.own().to_owned());
-        names
+    /// What is at the places `kept` is another process's: the files of its sockets.
+    pub(super) fn release(&self, kept: &[listen::Place]) {
+        self.doors.release(kept);
+        if let Some(control) = &self.control {
+            control.release(kept);
+        }
+    }
+
+    /// What this process listens on is its own, as far as files go.
+    pub(super) fn claim(&self) {
+        self.doors.claim();
+        if let Some(control) = &self.control {
+            control.claim();
+        }
+    }
+
+    /// Leaves everything but the sessions to another process. No connection that was accepted is cut by that, and no
+    /// request over HTTP.
+    pub(super) async fn leave(&mut self) {
+        self.asking.cancel();
+        self.control = None;
+        self.doors.close().await;
+        self.admin.leave();
+    }
+
+    /// Where this process is asked for an upgrade.
+    pub(super) fn control_path(&self) -> Option<&Path> {
+        match &self.control.as_ref()?.address {
+            BindAddress::Unix { path, .. } => Some(path),
+            BindAddress::Any { .. } | BindAddress::Ip(_) => None,
+        }
     }
 
     /// Puts `new` in the place of `old`. `started` is what the process began with.

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -36,6 +37,17 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         };
         info!(signal = name, "shutting down");
+    }
+
+    /// What `doing` comes to.
+    ///
+    /// # Errors
+    /// The process is to end, and `doing` was dropped.
+    pub(super) async fn unless_ended<T>(&mut self, doing: impl Future<Output = T>) -> anyhow::Result<T> {
+        tokio::select! {
+            () = self.wait() => bail!("a signal ended it before it served"),
+            done = doing => Ok(done),
+        }
     }
 }
 

@@ -11,9 +11,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::Shared;
 use super::keys::Owner;
 use super::peers::TooMany;
-use super::{Shared, relatives};
+use super::relatives::Answer;
 use crate::backend::CancelTarget;
 use crate::frontend::ClientStream;
 use crate::wire::startup::CancelRequest;
@@ -79,15 +80,20 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest) -> Outcome {
         Owner::Forged | Owner::Peer(_) => {}
     }
     // Without peers each process has a seal of its own, and another's looks forged.
-    match shared.relatives.ask(request).await {
-        Ok(true) => return Outcome::ByRelative,
-        Ok(false) => {}
-        Err(relatives::TooMany) => return Outcome::Dropped,
+    let asked = shared.relatives.ask(request).await;
+    match asked {
+        Answer::Found => return Outcome::ByRelative,
+        Answer::Busy => return Outcome::Dropped,
+        Answer::NotFound | Answer::Unasked => {}
     }
-    match owner {
+    let outcome = match owner {
         Owner::Mine | Owner::Forged => Outcome::Forged,
         Owner::Peer(incarnation) => ask_peers(shared, request, Some(incarnation)).await,
         Owner::Unknown => ask_peers(shared, request, None).await,
+    };
+    match outcome {
+        Outcome::Forged | Outcome::Unknown if asked == Answer::Unasked => Outcome::Failed,
+        outcome => outcome,
     }
 }
 
@@ -108,16 +114,20 @@ async fn ask_peers(
 
 /// A peer asks on behalf of its client. `true`: the session is here, or in another process of this router.
 pub(super) async fn for_peer(shared: &Arc<Shared>, request: &CancelRequest) -> bool {
-    for_relative(shared, request).await || matches!(shared.relatives.ask(request).await, Ok(true))
+    for_relative(shared, request).await != Answer::NotFound
+        || shared.relatives.ask(request).await == Answer::Found
 }
 
-/// Another process of this router asks. `true`: the session is here.
-pub(super) async fn for_relative(shared: &Arc<Shared>, request: &CancelRequest) -> bool {
-    let outcome = local(shared, request).await;
-    if let Some(outcome) = outcome {
-        shared.metrics.cancel(outcome.label());
+/// Another process of this router asks.
+pub(super) async fn for_relative(shared: &Arc<Shared>, request: &CancelRequest) -> Answer {
+    let Some(outcome) = local(shared, request).await else {
+        return Answer::NotFound;
+    };
+    shared.metrics.cancel(outcome.label());
+    match outcome {
+        Outcome::Dropped => Answer::Busy,
+        _ => Answer::Found,
     }
-    outcome.is_some()
 }
 
 /// `None`: no session of this process has that key.

@@ -2,8 +2,9 @@
 //! the one that took them. A client's cancel request comes to whoever listens now, and is asked of all of them.
 //!
 //! Each process answers on an abstract Unix socket whose name it draws at its start, so that nothing is left behind
-//! however it ends. Guarantees: only processes of the same user and root's are asked or answered; one question a
-//! connection, one hop; every wait and number is bounded.
+//! however it ends. Guarantees: a name is asked only where its user listens that it was told with, so that nobody else is
+//! who takes the name of a process that has ended; only processes of the same user, root's and those of such names are
+//! answered; one question a connection, one hop; every wait and number is bounded.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -20,7 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{Shared, cancel};
 use crate::auth::crypto::random;
@@ -31,20 +33,39 @@ use crate::wire::startup::CancelRequest;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Cancel requests about which relatives are being asked, and questions of theirs that are being answered.
 const MOST_ASKED: usize = 64;
-/// Processes remembered: the oldest are forgotten first.
+/// Processes remembered: those that have ended are forgotten first, then the oldest.
 const MOST: usize = 32;
 const FOUND: u8 = b'Y';
 const NOT_FOUND: u8 = b'N';
+/// It has too much to do to look.
+const BUSY: u8 = b'B';
 
-/// More is being asked of the others than is allowed.
-#[derive(Debug)]
-pub(super) struct TooMany;
+/// What the others know of a cancel request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// One of them has the session, and has done what was to be done.
+    Found,
+    NotFound,
+    /// Too much is being asked, of this process or of another one.
+    Busy,
+    /// One of them could not be asked, and no other has the session.
+    Unasked,
+}
 
-/// The other processes, by the names of their sockets.
+/// Another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relative {
+    /// Of its socket.
+    pub name: String,
+    /// Of its user.
+    pub uid: u32,
+}
+
+/// The other processes.
 #[derive(Debug)]
 pub struct Relatives {
     own: String,
-    others: Mutex<Vec<String>>,
+    others: Mutex<Vec<Relative>>,
     asking: Semaphore,
 }
 
@@ -65,58 +86,100 @@ impl Relatives {
         &self.own
     }
 
-    /// The others, those that were there first before those that came later.
-    pub fn names(&self) -> Vec<String> {
-        self.others().clone()
+    /// This process and the others that live, those that were there first before those that came later.
+    pub fn family(&self) -> Vec<Relative> {
+        self.forget_ended();
+        let mut family = self.others().clone();
+        family.push(Relative {
+            name: self.own.clone(),
+            uid: geteuid().as_raw(),
+        });
+        family
     }
 
     /// From now on these are asked as well.
-    pub fn add(&self, names: impl IntoIterator<Item = String>) {
+    pub fn add(&self, relatives: impl IntoIterator<Item = Relative>) {
         let mut others = self.others();
-        for name in names {
-            if name != self.own && !others.contains(&name) {
-                others.push(name);
+        for relative in relatives {
+            if relative.name != self.own && !others.iter().any(|other| other.name == relative.name) {
+                others.push(relative);
             }
         }
-        let excess = others.len().saturating_sub(MOST);
-        others.drain(..excess);
+        let is_full = others.len() > MOST;
+        drop(others);
+        if is_full {
+            self.forget_ended();
+            let mut others = self.others();
+            let excess = others.len().saturating_sub(MOST);
+            if excess > 0 {
+                warn!(
+                    processes = excess,
+                    "too many processes of this router live; cancel requests do not find the sessions of the oldest"
+                );
+            }
+            others.drain(..excess);
+        }
     }
 
-    /// Asks all of them at once. `true`: one of them has the session, and has done what was to be done.
-    pub(super) async fn ask(&self, request: &CancelRequest) -> Result<bool, TooMany> {
-        let names = self.names();
-        if names.is_empty() {
-            return Ok(false);
+    /// Asks all of them at once.
+    pub(super) async fn ask(&self, request: &CancelRequest) -> Answer {
+        let others = self.others().clone();
+        if others.is_empty() {
+            return Answer::NotFound;
         }
-        let _permit = self.asking.try_acquire().map_err(|_| TooMany)?;
+        let Ok(_permit) = self.asking.try_acquire() else {
+            return Answer::Busy;
+        };
         let mut asked = JoinSet::new();
-        for name in names {
+        for relative in others {
             let question = question(request);
             asked.spawn(async move {
-                let answer = timeout(PATIENCE, ask_one(&name, &question)).await;
+                let answer = timeout(PATIENCE, ask_one(&relative, &question)).await;
                 (
-                    name,
+                    relative,
                     answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
                 )
             });
         }
+        let mut all = Answer::NotFound;
         while let Some(joined) = asked.join_next().await {
             match joined {
-                Ok((_, Ok(true))) => return Ok(true),
+                Ok((_, Ok(Answer::Found))) => return Answer::Found,
+                Ok((_, Ok(Answer::NotFound))) => {}
+                Ok((_, Ok(answer))) => all = answer,
                 // It has ended, and no other process can have its name.
-                Ok((name, Err(error))) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    self.others().retain(|other| *other != name);
+                Ok((relative, Err(error))) if has_ended(&error) => {
+                    self.others().retain(|other| *other != relative);
                 }
-                Ok((name, Err(error))) => {
+                Ok((Relative { name, .. }, Err(error))) => {
                     debug!(name, %error, "another process of this router cannot be asked");
+                    if all == Answer::NotFound {
+                        all = Answer::Unasked;
+                    }
                 }
-                Ok((_, Ok(false))) | Err(_) => {}
+                Err(_panicked) => {}
             }
         }
-        Ok(false)
+        all
     }
 
-    fn others(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+    /// Nobody answers by their names any more.
+    fn forget_ended(&self) {
+        let ended = |relative: &Relative| knock(relative).is_err_and(|error| has_ended(&error));
+        // A connection that is made and closed is a question that was not asked.
+        self.others().retain(|relative| !ended(relative));
+    }
+
+    /// Whether whoever asks may.
+    fn knows(&self, stream: &UnixStream) -> bool {
+        let own = geteuid().as_raw();
+        stream.peer_cred().is_ok_and(|peer| {
+            let uid = peer.uid();
+            uid == own || uid == 0 || self.others().iter().any(|other| other.uid == uid)
+        })
+    }
+
+    fn others(&self) -> std::sync::MutexGuard<'_, Vec<Relative>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -130,25 +193,32 @@ fn question(request: &CancelRequest) -> Vec<u8> {
     question
 }
 
-async fn ask_one(name: &str, question: &[u8]) -> io::Result<bool> {
+/// Connects, or says why not, at once.
+fn knock(relative: &Relative) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // A full queue is an error then, not a wait.
     socket.set_nonblocking(true)?;
-    socket.connect(&SockAddr::unix(format!("\0{name}"))?)?;
-    let mut stream = UnixStream::from_std(net::UnixStream::from(socket))?;
-    if !is_ours(&stream) {
+    socket.connect(&SockAddr::unix(format!("\0{}", relative.name))?)?;
+    Ok(socket)
+}
+
+async fn ask_one(relative: &Relative, question: &[u8]) -> io::Result<Answer> {
+    let mut stream = UnixStream::from_std(net::UnixStream::from(knock(relative)?))?;
+    if stream.peer_cred()?.uid() != relative.uid {
+        // Somebody else has the name: the process that had it has ended.
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     stream.write_all(question).await?;
-    Ok(stream.read_u8().await? == FOUND)
+    Ok(match stream.read_u8().await? {
+        FOUND => Answer::Found,
+        NOT_FOUND => Answer::NotFound,
+        _ => Answer::Busy,
+    })
 }
 
-/// Whether whoever made this socket's other end is of this process's user, or root's; root trusts everybody.
-fn is_ours(stream: &UnixStream) -> bool {
-    let own = geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| own == 0 || peer.uid() == own || peer.uid() == 0)
+fn has_ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, PermissionDenied};
+    matches!(error.kind(), ConnectionRefused | PermissionDenied)
 }
 
 /// Answers the others' questions until `stop`, on the runtime it is called on.
@@ -173,17 +243,20 @@ pub fn answer(shared: &Arc<Shared>, stop: CancellationToken) -> io::Result<()> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
+            if !accepting.relatives.knows(&stream) {
+                continue;
+            }
             let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                // A byte finds room in a new connection.
+                let _ = stream.try_write(&[BUSY]);
                 continue;
             };
-            if is_ours(&stream) {
-                let shared = Arc::clone(&accepting);
-                accepting.tasks.spawn(async move {
-                    // Whoever asked may be gone.
-                    let _ = timeout(PATIENCE, converse(&shared, stream)).await;
-                    drop(permit);
-                });
-            }
+            let shared = Arc::clone(&accepting);
+            accepting.tasks.spawn(async move {
+                // Whoever asked may be gone.
+                let _ = timeout(PATIENCE, converse(&shared, stream)).await;
+                drop(permit);
+            });
         }
     });
     Ok(())
@@ -201,14 +274,19 @@ async fn converse(shared: &Arc<Shared>, mut stream: UnixStream) -> io::Result<()
         process_id,
         key: Bytes::from(key),
     };
-    let is_here = cancel::for_relative(shared, &request).await;
-    let answer = if is_here { FOUND } else { NOT_FOUND };
+    let answer = match cancel::for_relative(shared, &request).await {
+        Answer::Found => FOUND,
+        Answer::NotFound => NOT_FOUND,
+        Answer::Busy | Answer::Unasked => BUSY,
+    };
     stream.write_u8(answer).await
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::io::{Read, Write};
 
     use super::*;
 
@@ -223,47 +301,88 @@ mod tests {
         net::UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap()
     }
 
-    #[tokio::test]
-    async fn who_has_ended_is_forgotten_and_who_is_silent_holds_nobody_up() {
-        let relatives = Relatives::default();
-        assert!(!relatives.ask(&request()).await.unwrap());
-        let silent = Relatives::default();
-        let _silent = listen(silent.own());
-        let knowing = Relatives::default();
-        let listener = listen(knowing.own());
-        relatives.add([
-            silent.own().to_owned(),
-            "trunkline-gone".to_owned(),
-            knowing.own().to_owned(),
-        ]);
-        relatives.add([relatives.own().to_owned(), silent.own().to_owned()]);
-        assert_eq!(relatives.names().len(), 3, "neither itself nor anybody twice");
-        let answering = std::thread::spawn(move || {
-            use std::io::{Read, Write};
+    fn named(name: &str) -> Relative {
+        Relative {
+            name: name.to_owned(),
+            uid: geteuid().as_raw(),
+        }
+    }
+
+    /// A process that says this, and what it was asked.
+    fn answering(name: &str, answer: u8) -> std::thread::JoinHandle<[u8; 10]> {
+        let listener = listen(name);
+        std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut asked = [0; 10];
             stream.read_exact(&mut asked).unwrap();
-            stream.write_all(&[FOUND]).unwrap();
+            stream.write_all(&[answer]).unwrap();
             asked
-        });
+        })
+    }
+
+    #[tokio::test]
+    async fn who_has_ended_is_forgotten_and_who_is_silent_holds_nobody_up() {
+        let relatives = Relatives::default();
+        assert_eq!(relatives.ask(&request()).await, Answer::NotFound);
+        let (silent, knowing) = (Relatives::default(), Relatives::default());
+        let _silent = listen(silent.own());
+        let answering = answering(knowing.own(), FOUND);
+        relatives.add([silent.own(), "trunkline-gone", knowing.own()].map(named));
+        relatives.add([relatives.own(), silent.own()].map(named));
         // The silent one would take PATIENCE.
         let found = timeout(PATIENCE / 2, relatives.ask(&request())).await;
-        assert!(found.unwrap().unwrap());
+        assert_eq!(found.unwrap(), Answer::Found);
         assert_eq!(&answering.join().unwrap(), b"\0\0\0\x07\0\x040123");
-        let forgotten = async {
-            while relatives.names().contains(&"trunkline-gone".to_owned()) {
-                let _ = timeout(Duration::from_millis(1), relatives.ask(&request())).await;
-            }
-        };
-        timeout(PATIENCE, forgotten).await.unwrap();
-        assert!(relatives.names().contains(&silent.own().to_owned()));
+        let family = relatives.family();
+        let expected = [silent.own(), relatives.own()].map(named);
+        assert_eq!(family, expected, "who lives, neither itself nor anybody twice");
+    }
+
+    #[tokio::test]
+    async fn who_cannot_look_is_told_from_who_has_nothing() {
+        let (first, second) = (Relatives::default(), Relatives::default());
+        let relatives = Relatives::default();
+        let (nothing, busy) = (answering(first.own(), NOT_FOUND), answering(second.own(), BUSY));
+        relatives.add([first.own(), second.own()].map(named));
+        assert_eq!(relatives.ask(&request()).await, Answer::Busy);
+        nothing.join().unwrap();
+        busy.join().unwrap();
+        assert_eq!(
+            relatives.ask(&request()).await,
+            Answer::NotFound,
+            "both have ended"
+        );
+        // It hangs up.
+        let third = Relatives::default();
+        let listener = listen(third.own());
+        relatives.add([named(third.own())]);
+        let hanging_up = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        assert_eq!(relatives.ask(&request()).await, Answer::Unasked);
+        hanging_up.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_takes_the_name_of_another_user_is_not_asked() {
+        let (relatives, squatter) = (Relatives::default(), Relatives::default());
+        let listener = listen(squatter.own());
+        relatives.add([Relative {
+            name: squatter.own().to_owned(),
+            uid: geteuid().as_raw() + 1,
+        }]);
+        assert_eq!(relatives.ask(&request()).await, Answer::NotFound);
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).unwrap();
+        assert!(heard.is_empty());
+        assert_eq!(relatives.family().len(), 1, "it is forgotten");
     }
 
     #[test]
-    fn the_oldest_are_forgotten() {
-        let relatives = Relatives::default();
-        relatives.add((0..MOST + 3).map(|number| number.to_string()));
-        assert_eq!(relatives.names().len(), MOST);
-        assert_eq!(relatives.names()[0], "3");
+    fn those_that_have_ended_make_room_for_those_that_live() {
+        let (relatives, alive) = (Relatives::default(), Relatives::default());
+        let _alive = listen(alive.own());
+        relatives.add([named(alive.own())]);
+        relatives.add((0..MOST + 3).map(|number| named(&format!("trunkline-ended-{number}"))));
+        assert_eq!(relatives.family(), [alive.own(), relatives.own()].map(named));
     }
 }

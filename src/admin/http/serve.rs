@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -44,6 +45,8 @@ pub struct Bounds {
     pub max_connections: usize,
     /// For answers under way at the end.
     pub grace: Duration,
+    /// For whoever is connected to ask once more, where another listener answers the next ones.
+    pub linger: Duration,
 }
 
 impl Default for Bounds {
@@ -54,6 +57,7 @@ impl Default for Bounds {
             write_timeout: Duration::from_secs(10),
             max_connections: 512,
             grace: Duration::from_secs(1),
+            linger: Duration::from_secs(5),
         }
     }
 }
@@ -102,16 +106,19 @@ fn listen(address: SocketAddr, dual_stack: bool, shares: bool) -> io::Result<std
     Ok(socket.into())
 }
 
-/// Answers until `shutdown`, then gives what is under way `bounds.grace`. Requests that begin are answered by the
+/// Answers until `leaving` or `shutdown`. On leaving, whoever is connected may ask once more within `bounds.linger`: who
+/// was accepted is answered. At the end, what is under way has `bounds.grace`. Requests that begin are answered by the
 /// newest of `handles`.
 pub(super) async fn serve(
     listener: TcpListener,
     settings: Settings,
     mut handles: watch::Receiver<Handles>,
+    leaving: CancellationToken,
     shutdown: CancellationToken,
     bounds: Bounds,
 ) {
     let tasks = TaskTracker::new();
+    let connections = TaskTracker::new();
     let stop = shutdown.child_token();
     let metrics = handles.borrow().metrics.clone();
     let (first, mut following) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
@@ -119,6 +126,7 @@ pub(super) async fn serve(
         router: ArcSwap::from_pointee(router(first)),
         settings,
         bounds,
+        leaving: leaving.clone(),
         stop: stop.clone(),
     });
     let kept = Arc::clone(&server);
@@ -142,7 +150,7 @@ pub(super) async fn serve(
     let mut backoff = Backoff::default();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => break,
+            () = leaving.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let (stream, caller) = match accepted {
@@ -153,7 +161,7 @@ pub(super) async fn serve(
             Err(error) => {
                 if let Some(pause) = backoff.after(&error) {
                     tokio::select! {
-                        () = stop.cancelled() => break,
+                        () = leaving.cancelled() => break,
                         () = sleep(pause) => {}
                     }
                 }
@@ -166,15 +174,25 @@ pub(super) async fn serve(
         };
         let open = Open::new(&metrics.connections);
         let server = Arc::clone(&server);
-        tasks.spawn(async move {
+        connections.spawn(async move {
             server.connection(stream, caller).await;
             drop((slot, open));
         });
     }
     drop(listener);
+    connections.close();
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        // Who is still there then asks another listener.
+        _ = timeout(bounds.linger, connections.wait()) => {}
+    }
+    stop.cancel();
     tasks.close();
     // What does not end in time ends with the runtime.
-    let _ = timeout(bounds.grace, tasks.wait()).await;
+    let _ = timeout(bounds.grace, async {
+        tokio::join!(connections.wait(), tasks.wait());
+    })
+    .await;
 }
 
 /// The answers by `handles`, and what keeps them right as long as it is not dropped.
@@ -197,7 +215,7 @@ fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) ->
     (Arc::new(app), following.drop_guard())
 }
 
-/// Tells each that connects how things are by the newest of `handles`, until `shutdown`.
+/// Tells each that connects how things are by the newest of `handles`, until `shutdown`; who was accepted is told.
 pub(super) async fn agent(
     listener: TcpListener,
     about: AgentSubject,
@@ -205,6 +223,7 @@ pub(super) async fn agent(
     shutdown: CancellationToken,
 ) {
     let tasks = TaskTracker::new();
+    let told = TaskTracker::new();
     let stop = shutdown.child_token();
     let (mut app, mut following) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
     let mut backoff = Backoff::default();
@@ -228,7 +247,7 @@ pub(super) async fn agent(
                     continue;
                 };
                 let line = node::agent(&app, about).to_string();
-                tasks.spawn(async move {
+                told.spawn(async move {
                     // Whoever does not take a line is not waited for.
                     let _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)).await;
                     drop(slot);
@@ -244,6 +263,10 @@ pub(super) async fn agent(
             }
         }
     }
+    drop(listener);
+    told.close();
+    // Who takes longer is told still, unless the thread ends.
+    let _ = timeout(Bounds::default().grace, told.wait()).await;
 }
 
 /// What may be exchanged for the connections to come. Cheap to clone; clones share it.
@@ -259,6 +282,8 @@ struct Server {
     router: ArcSwap<Router>,
     settings: Settings,
     bounds: Bounds,
+    /// Nobody else is accepted; one more answer for each.
+    leaving: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -329,7 +354,17 @@ impl Server {
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(caller);
             let router = Router::clone(&self.router.load());
-            TowerToHyperService::new(router).call(request)
+            let answering = TowerToHyperService::new(router).call(request);
+            async {
+                let mut answer = answering.await;
+                if let Ok(answer) = &mut answer
+                    && self.leaving.is_cancelled()
+                {
+                    let close = HeaderValue::from_static("close");
+                    answer.headers_mut().insert(CONNECTION, close);
+                }
+                answer
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::fixture::*;
-use super::{AdminError, AdminThread, Bounds, spawn_thread, spawn_thread_with};
+use super::{AdminError, AdminThread, Bounds, prepare, prepare_with};
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{BindAddress, Http};
 use crate::frontend::listen::Inheritance;
@@ -43,14 +43,15 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bou
         agent_check: None,
         proxy_protocol: None,
     };
-    let thread = spawn_thread_with(
+    let thread = prepare_with(
         &config,
         handles,
         CancellationToken::new(),
         bounds,
         &mut Inheritance::default(),
     )
-    .unwrap();
+    .unwrap()
+    .open();
     Running {
         address: thread.local_addrs()[0],
         thread: Some(thread),
@@ -241,7 +242,7 @@ fn a_port_in_use_is_one_sentence() {
         agent_check: None,
         proxy_protocol: None,
     };
-    let error = spawn_thread(
+    let error = prepare(
         &config,
         handles(Vec::new()),
         CancellationToken::new(),
@@ -266,13 +267,14 @@ async fn it_starts_and_stops_within_another_runtime() {
         proxy_protocol: None,
     };
     let shutdown = CancellationToken::new();
-    let thread = spawn_thread(
+    let thread = prepare(
         &config,
         handles(Vec::new()),
         shutdown.clone(),
         &mut Inheritance::default(),
     )
-    .unwrap();
+    .unwrap()
+    .open();
     let taken = Http {
         addresses: vec![BindAddress::Ip(thread.local_addrs()[0])],
         tls: None,
@@ -281,7 +283,7 @@ async fn it_starts_and_stops_within_another_runtime() {
         proxy_protocol: None,
     };
     assert!(
-        spawn_thread(
+        prepare(
             &taken,
             handles(Vec::new()),
             shutdown.clone(),
@@ -303,13 +305,14 @@ fn every_address_is_dual_stack() {
         proxy_protocol: None,
     };
     let shutdown = CancellationToken::new();
-    let thread = spawn_thread(
+    let thread = prepare(
         &config,
         handles(vec![view(leader(), named("m"))]),
         shutdown.clone(),
         &mut Inheritance::default(),
     )
-    .unwrap();
+    .unwrap()
+    .open();
     let port = thread.local_addrs()[0].port();
     assert_eq!(
         status(&exchange(
@@ -336,14 +339,40 @@ fn the_end_is_bounded_and_frees_the_port() {
         agent_check: None,
         proxy_protocol: None,
     };
-    let thread = spawn_thread(
+    let thread = prepare(
         &config,
         handles(Vec::new()),
         CancellationToken::new(),
         &mut Inheritance::default(),
     )
-    .unwrap();
+    .unwrap()
+    .open();
     thread.stop();
+}
+
+#[test]
+fn who_was_accepted_is_answered_when_another_process_listens() {
+    let mut running = start(leader(), None, Bounds::default());
+    let (mut silent, mut asking) = (connect(running.address), connect(running.address));
+    let request = b"GET /primary HTTP/1.1\r\nHost: x\r\n\r\n";
+    asking.write_all(request).unwrap();
+    let mut first = [0; 12];
+    asking.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    let thread = running.thread.as_mut().unwrap();
+    thread.leave();
+    assert!(thread.local_addrs().is_empty());
+    for stream in [&mut silent, &mut asking] {
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        // Ends because the server closes.
+        stream.read_to_string(&mut answer).unwrap();
+        let lower = answer.to_lowercase();
+        assert!(lower.contains("http/1.1 200"), "{answer}");
+        assert!(lower.contains("connection: close"), "{answer}");
+    }
+    // What this listened on is another's: here nobody listens any more.
+    assert!(TcpStream::connect(running.address).is_err());
 }
 
 #[test]

@@ -1,0 +1,153 @@
+//! Another process takes the place of this one: begun, offered, and given or taken back. In the loop that reloads, so that
+//! what is in service stays as it was offered.
+
+use tokio::net::UnixStream;
+use tokio::signal::unix::Signal;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::Reload;
+use crate::admin::ReloadAnswer;
+use crate::runtime::control::{Request, UpgradeAnswer};
+use crate::runtime::handover::{self, Heir, Offer, START};
+use crate::runtime::upgrade::{self, Upgrade};
+
+impl Reload {
+    pub(super) async fn begin_upgrade(&mut self, answer: oneshot::Sender<UpgradeAnswer>) {
+        if self.upgrade.is_some() {
+            return upgrade::refuse(answer, "another upgrade is under way".to_owned());
+        }
+        let control = self.service.control_path();
+        self.upgrade = Upgrade::begin(&self.program, &self.config.path, control, answer).await;
+    }
+
+    pub(super) fn refuse_upgrade(&mut self, fault: String) {
+        if let Some(upgrade) = self.upgrade.take() {
+            upgrade.refuse(fault);
+        }
+    }
+
+    /// Offers everything, until the other process is ready or has failed. Nothing else is done meanwhile: what is in
+    /// service is what it was told of. Dropped in between nothing has changed.
+    pub(super) async fn offer(&mut self, socket: UnixStream) -> Option<Heir> {
+        info!("another process is to take the place of this one");
+        let kept = self.service.administration.freeze();
+        let deadline = self.upgrade.as_ref().map(Upgrade::deadline);
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + START);
+        let given = match self.service.passed_on() {
+            Ok(sockets) => {
+                let relatives = self.service.shared.relatives.family();
+                let offer = Offer::new(&sockets, &self.service.clusters, &kept, relatives);
+                let mut giving = std::pin::pin!(handover::give(socket, offer, sockets, deadline));
+                loop {
+                    tokio::select! {
+                        given = &mut giving => break given,
+                        // It may be another one that has asked; if not, it has hung up.
+                        fault = failed(self.upgrade.as_ref()) => self.refuse_upgrade(fault),
+                    }
+                }
+            }
+            Err(error) => Err(error.into()),
+        };
+        match given {
+            Ok(heir) => Some(heir),
+            Err(error) => {
+                self.service.administration.go_on();
+                warn!("the other process does not take over, and this one goes on: {error}");
+                None
+            }
+        }
+    }
+
+    /// Leaves its place to the other process. `false`: that one has ended, and this one goes on as before.
+    /// To be awaited to the end.
+    pub(in crate::runtime) async fn commit(&mut self, mut heir: Heir, hangup: &mut Signal) -> bool {
+        let process_id = heir.process.id();
+        if let Err(fault) = self.give_place(&mut heir).await {
+            drop(heir);
+            error!(
+                process_id,
+                "the other process did not take over, and this one goes on: {fault}"
+            );
+            self.service.claim();
+            self.service.administration.claim();
+            self.service.administration.go_on();
+            if let Err(error) = self.notifier.main_process(std::process::id()).await {
+                error!(%error, "the service manager may not know that this is still the main process");
+            }
+            self.refuse_upgrade(format!("the new process did not take over: {fault}"));
+            return false;
+        }
+        self.service.leave().await;
+        // What was asked of this process in the meantime.
+        let is_asked = tokio::select! {
+            biased;
+            _ = hangup.recv() => true,
+            () = std::future::ready(()) => false,
+        };
+        if is_asked && let Err(error) = heir.process.hang_up() {
+            warn!(%error, "SIGHUP came during the handover and is lost: send it again");
+        }
+        while let Ok(request) = self.requests.try_recv() {
+            too_late(request);
+        }
+        let sessions = self.service.shared.registry.len();
+        info!(
+            process_id,
+            sessions, "replaced: another process accepts connections now, and the sessions here finish"
+        );
+        if let Some(upgrade) = self.upgrade.take() {
+            // Whoever asked may be gone.
+            let _ = upgrade.into_answer().send(UpgradeAnswer {
+                process_id: Some(process_id),
+                release: heir.release,
+                old_process_id: std::process::id(),
+                old_release: env!("CARGO_PKG_VERSION").to_owned(),
+                sessions,
+                faults: Vec::new(),
+            });
+        }
+        true
+    }
+
+    /// # Errors
+    /// Why the other process has not got the place, in a sentence; it does not live any more, or has no right to it.
+    async fn give_place(&mut self, heir: &mut Heir) -> Result<(), String> {
+        let service = &self.service;
+        // Before it has sessions, which cancel requests that come here may be for.
+        service.shared.relatives.add([heir.relative.clone()]);
+        let released = service.administration.release().await;
+        released.map_err(|_| "the state file cannot be written in time".to_owned())?;
+        service.release(&heir.kept);
+        let told = self.notifier.main_process(heir.process.id()).await;
+        told.map_err(|error| format!("the service manager cannot be told (NOTIFY_SOCKET): {error}"))?;
+        heir.commit().await.map_err(|error| error.to_string())
+    }
+}
+
+/// Until the new process has ended; for ever where there is none.
+pub(super) async fn failed(upgrade: Option<&Upgrade>) -> String {
+    match upgrade {
+        Some(upgrade) => upgrade.failed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Another process serves by now.
+pub(super) fn too_late(request: Request) {
+    let fault = "another process has taken the place of this one just now; ask again".to_owned();
+    match request {
+        Request::Reload(answer) => {
+            // Whoever asked may be gone.
+            let _ = answer.send(ReloadAnswer {
+                applied: false,
+                changed: Vec::new(),
+                restart: Vec::new(),
+                faults: vec![fault],
+            });
+        }
+        Request::Upgrade(answer) => upgrade::refuse(answer, fault),
+        Request::HandOver(socket) => drop(socket),
+    }
+}
