@@ -98,8 +98,10 @@ fn a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_wh
     kept.query("SELECT count(*) FROM held");
     leader.sql("ALTER TABLE held ADD COLUMN more int");
     write(&leader, 4);
-    eventually("it lags", Duration::from_secs(10), || !is_fit(&router, behind));
-    assert!(is_fit(&router, other));
+    // The other one may be behind, too, until it has replayed this much.
+    eventually("only it lags", Duration::from_secs(20), || {
+        !is_fit(&router, behind) && is_fit(&router, other)
+    });
     let label = format!("{{cluster=\"main\",member=\"{}\"}}", behind.name);
     let lag = router.metric(&format!("trunkline_cluster_member_lag_bytes{label}"));
     assert!(lag > 4e6, "{lag}");
@@ -109,7 +111,7 @@ fn a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_wh
             node.name
         ))
     };
-    assert!(fit(behind) < 0.5 && fit(other) > 0.5);
+    assert!(fit(behind) < 0.5 && fit(other) > 0.5, "{}", router.log());
     router.await_log(&[&behind.name, "gets no sessions of route read-only", "bytes"]);
 
     // New ones.
