@@ -304,7 +304,8 @@ fn under_load(handovers: u32) {
     }
     for child in &mut running {
         assert!(child.try_wait().unwrap().is_none(), "pgbench ended by itself");
-        succeed(Command::new("kill").args(["-INT", &child.id().to_string()]));
+        // Not SIGINT, which is ignored by what a shell starts in the background.
+        child.kill().unwrap();
         child.wait().unwrap();
     }
     for log in logs {
