@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Options, Router, eventually, fresh_address, output, pause, secret, succeed};
+use crate::service_manager::ServiceManager;
 
 const SOON: Duration = Duration::from_secs(20);
 const TOKEN: &str = "a-token-of-24-characters";
@@ -422,16 +423,9 @@ fn a_new_process_that_cannot_serve_changes_nothing() {
 #[test]
 fn what_operators_have_set_goes_along_and_old_sessions_have_their_time() {
     let server = Postgres::start(&postgres::Options::default());
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("notify");
-    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(SOON)).unwrap();
-    let told = || {
-        let mut buffer = [0; 256];
-        let length = manager.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
-    };
-    let env = vec![("NOTIFY_SOCKET".to_owned(), path.display().to_string())];
+    let manager = ServiceManager::listen(SOON);
+    let told = || manager.told();
+    let env = manager.env();
     let mut subject = Subject::told(&server, "shutdown: {grace: 0, handover: 0}\n", env);
     assert_eq!(told(), "READY=1");
     assert!(subject.command(&["weight", "s1", "7"]).status.success());

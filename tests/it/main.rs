@@ -44,6 +44,7 @@ mod relay;
 mod reload;
 mod reload_doors;
 mod routing;
+mod service_manager;
 mod tcp;
 mod tls;
 mod tools;

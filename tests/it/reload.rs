@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Options, Router, eventually, fresh_address, output, secret};
+use crate::service_manager::ServiceManager;
 
 const TOKEN: &str = "a-token-of-24-characters";
 pub const SOON: Duration = Duration::from_secs(20);
@@ -494,20 +495,13 @@ fn nobody_notices_a_hundred_reloads() {
 #[test]
 fn the_service_manager_is_told() {
     let server = Postgres::start(&postgres::Options::default());
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("notify");
-    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(SOON)).unwrap();
-    let told = || {
-        let mut buffer = [0; 256];
-        let length = manager.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
-    };
+    let manager = ServiceManager::listen(SOON);
+    let told = || manager.told();
     let mut router = Router::launch(
         None,
         Options {
             clusters: Some(server.yaml()),
-            env: vec![("NOTIFY_SOCKET".to_owned(), path.display().to_string())],
+            env: manager.env(),
             ..Options::default()
         },
     );

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{SOON, Subject, is_alive};
 use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Options, Router, eventually, fresh_address, output, succeed};
+use crate::service_manager::ServiceManager;
 
 /// A new process up to the step at which it stops.
 struct Taker(UnixStream);
@@ -78,15 +79,9 @@ fn signal(process: u32, name: &str) {
 fn a_new_process_that_ends_at_any_step_changes_nothing() {
     let server = Postgres::start(&postgres::Options::default());
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(SOON)).unwrap();
-    let told = || {
-        let mut buffer = [0; 256];
-        let length = manager.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
-    };
-    let env = vec![("NOTIFY_SOCKET".to_owned(), path.display().to_string())];
+    let manager = ServiceManager::listen(SOON);
+    let told = || manager.told();
+    let env = manager.env();
     let extra = format!("state_file: {}\n", dir.path().join("state.json").display());
     let mut subject = Subject::told(&server, &extra, env);
     assert_eq!(told(), "READY=1");
