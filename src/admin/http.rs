@@ -319,6 +319,8 @@ pub fn prepare_with(
                         left.close();
                         left.wait().await;
                     });
+                    // Not by dropping it, which waits for a name service that does not answer.
+                    runtime.shutdown_background();
                 }
                 Err(error) => {
                     let _ = report.send(Err(error));

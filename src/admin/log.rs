@@ -1,8 +1,20 @@
 //! The log: one line per event on the standard error stream, text or JSON, times in UTC.
 //!
-//! Guarantees: an event is one line, whatever is in its values; no colours unless the stream is a terminal.
+//! Guarantees: an event is one line, whatever is in its values; no colours unless the stream is a terminal; nobody waits
+//! for the stream but a thread of the log's own ([`queue`]), a panic included.
 
+mod queue;
+
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Directive;
@@ -11,8 +23,12 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use self::queue::Queue;
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::wire::text;
+
+/// For what is logged last to be written, and for [`say`].
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +38,8 @@ pub enum LogError {
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("the log is already set up")]
     AlreadySetUp,
+    #[error("the log cannot be written: {0}")]
+    Io(#[from] io::Error),
 }
 
 /// The log that was set up, to be changed.
@@ -29,6 +47,9 @@ pub enum LogError {
 pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
     layer: reload::Handle<Box<dyn Layer<Registry> + Send + Sync>, Registry>,
+    queue: Queue,
+    /// Of the lines that the queue makes itself.
+    format: Arc<Mutex<LogFormat>>,
 }
 
 impl std::fmt::Debug for LogHandle {
@@ -46,8 +67,30 @@ impl LogHandle {
         let filter = filter(config.level, environment().as_deref())?;
         // Each fails only where the subscriber is gone, which is global.
         let _ = self.filter.reload(filter);
-        let _ = self.layer.reload(layer(config.format, colours(), io::stderr));
+        let _ = self.layer.reload(queued(config.format, &self.queue));
+        *self.format.lock().unwrap_or_else(PoisonError::into_inner) = config.format;
         Ok(())
+    }
+
+    /// Counts the lines that nobody will read.
+    pub fn lost(&self) -> Counter {
+        self.queue.lost()
+    }
+
+    /// Has what is logged until then written when it is dropped, which takes a second at most.
+    pub fn at_end(&self) -> Flush {
+        Flush(self.queue.clone())
+    }
+}
+
+/// See [`LogHandle::at_end`].
+#[derive(Debug)]
+pub struct Flush(Queue);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        // What is not written by then stays unread: the process ends.
+        let _ = self.0.flush(PATIENCE);
     }
 }
 
@@ -58,15 +101,96 @@ impl LogHandle {
 pub fn init(config: &Log) -> Result<LogHandle, LogError> {
     let filter = filter(config.level, environment().as_deref())?;
     let (filter, filter_handle) = reload::Layer::new(filter);
-    let (layer, layer_handle) = reload::Layer::new(layer(config.format, colours(), io::stderr));
+    // Not by `io::stderr`: its lock would be held while nobody reads.
+    let stream = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let format = Arc::new(Mutex::new(config.format));
+    let of_notice = Arc::clone(&format);
+    let queue = Queue::start(stream, move |lost| {
+        let format = *of_notice.lock().unwrap_or_else(PoisonError::into_inner);
+        notice(format, colours(), lost)
+    })?;
+    let (layer, layer_handle) = reload::Layer::new(queued(config.format, &queue));
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))
         .try_init()
         .map_err(|_| LogError::AlreadySetUp)?;
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        panicked(&place, panic.payload());
+    }));
     Ok(LogHandle {
         filter: filter_handle,
         layer: layer_handle,
+        queue,
+        format,
     })
+}
+
+/// A panic is an event as others are: its own way to standard error waits for the reader.
+fn panicked(place: &str, payload: &(dyn Any + Send)) {
+    let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (None, Some(text)) => text.as_str(),
+        (None, None) => "-",
+    };
+    let backtrace = Backtrace::capture();
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("-");
+    if backtrace.status() == BacktraceStatus::Captured {
+        tracing::error!(thread = name, place, %backtrace, "panicked: {message}");
+    } else {
+        tracing::error!(thread = name, place, "panicked: {message}");
+    }
+}
+
+/// Writes a line to standard error without the log, for whoever is about to end the process: in a second at most,
+/// whether anybody reads it or not.
+pub fn say(line: &str) {
+    let text = format!("{line}\n");
+    let (tell, told) = mpsc::channel();
+    let writing = thread::Builder::new().spawn(move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = tell.send(());
+    });
+    if writing.is_ok() {
+        let _ = told.recv_timeout(PATIENCE);
+    }
+}
+
+/// The line that says how many are missing before it, whatever the level.
+fn notice(format: LogFormat, colours: bool, lost: u64) -> Vec<u8> {
+    let line = Line::default();
+    let stream = line.clone();
+    let subscriber = tracing_subscriber::registry().with(layer(format, colours, move || stream.clone()));
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::warn!(
+            lines = lost,
+            "lines of the log were lost here: they came faster than they were read"
+        );
+    });
+    let mut line = line.0.lock().unwrap_or_else(PoisonError::into_inner);
+    std::mem::take(&mut *line)
+}
+
+/// A line that is made and not written.
+#[derive(Clone, Default)]
+struct Line(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        line.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn queued(format: LogFormat, queue: &Queue) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let queue = queue.clone();
+    layer(format, colours(), move || queue.clone())
 }
 
 fn environment() -> Option<String> {
@@ -110,6 +234,8 @@ where
         LogFormat::Text => tracing_subscriber::fmt::layer()
             .compact()
             .with_ansi(colours)
+            // They would go to standard error by a way that waits.
+            .log_internal_errors(false)
             .with_writer(move || OneLine {
                 stream: stream(),
                 colours,
@@ -117,6 +243,7 @@ where
             .boxed(),
         LogFormat::Json => tracing_subscriber::fmt::layer()
             .json()
+            .log_internal_errors(false)
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
@@ -159,28 +286,13 @@ impl<W: Write> Write for OneLine<W> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::{Arc, Mutex};
-
     use proptest::prelude::*;
 
     use super::*;
     use crate::wire::text::Escaped;
 
-    #[derive(Clone, Default)]
-    struct Memory(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Memory {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     fn logged(format: LogFormat, filter: EnvFilter, events: impl FnOnce()) -> String {
-        let memory = Memory::default();
+        let memory = Line::default();
         let stream = memory.clone();
         let subscriber = tracing_subscriber::registry()
             .with(layer(format, false, move || stream.clone()).with_filter(filter));
@@ -245,6 +357,26 @@ mod tests {
         assert_eq!(value["user"], "\"a\\nb\"");
         assert_eq!(value["bytes"], 7);
         assert_eq!(value["level"], "INFO");
+    }
+
+    #[test]
+    fn lost_lines_are_told_of_in_the_format_of_the_others() {
+        let text = String::from_utf8(notice(LogFormat::Text, false, 7)).unwrap();
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        assert!(text.contains("WARN") && text.ends_with("lines=7\n"), "{text}");
+        let json: serde_json::Value = serde_json::from_slice(&notice(LogFormat::Json, false, 7)).unwrap();
+        assert_eq!((&json["level"], &json["lines"]), (&"WARN".into(), &7.into()));
+    }
+
+    #[test]
+    fn a_panic_is_an_event() {
+        let text = logged(LogFormat::Text, filter(LogLevel::Error, None).unwrap(), || {
+            panicked("src/a.rs:1:2", &"no such\nplace");
+        });
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        for expected in ["ERROR", "panicked: no such\\nplace", "src/a.rs:1:2"] {
+            assert!(text.contains(expected), "{expected} is not in {text}");
+        }
     }
 
     proptest! {

@@ -70,8 +70,9 @@ struct RequestLabels {
 }
 
 impl Metrics {
-    /// Registers the process's metrics (with their usual names, without a prefix) and this room's.
-    pub fn register(root: &mut Registry) -> Self {
+    /// Registers the process's metrics (with their usual names, without a prefix) and this room's. `lost` counts lines of
+    /// the log.
+    pub fn register(root: &mut Registry, lost: Counter) -> Self {
         root.register_collector(Box::new(Process { started: unix_now() }));
         let ours = root.sub_registry_with_prefix(PREFIX);
         ours.register(
@@ -82,6 +83,11 @@ impl Metrics {
                     .map(|(k, v)| (k.to_owned(), v.to_owned()))
                     .to_vec(),
             ),
+        );
+        ours.register(
+            "log_lines_lost",
+            "Lines of the log that were not written: nobody read them fast enough, or the stream failed",
+            lost,
         );
         let metrics = Self::default();
         ours.register(
@@ -357,7 +363,7 @@ pub(super) mod tests {
     #[test]
     fn the_exposition_parses_and_has_the_documented_names() {
         let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
+        let metrics = Metrics::register(&mut registry, Counter::default());
         let files = FileMetrics::register(registry.sub_registry_with_prefix(PREFIX));
         files.failed(&Part::ServerTls("main".into()), true);
         files.reloaded(true);

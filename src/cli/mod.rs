@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::admin::log::say;
 use crate::{config, runtime};
 
 /// A connection manager for PostgreSQL high-availability clusters.
@@ -102,20 +103,18 @@ pub fn main() -> ExitCode {
 }
 
 // The log is not set up before the configuration is read: faults in it go to standard error as they are.
-#[allow(clippy::print_stderr)]
 fn run(path: &Path, take_over: Option<&Path>) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
         Err(faults) => {
-            eprintln!("{faults}");
-            eprintln!("not started: {} has faults", path.display());
+            say(&format!("{faults}\nnot started: {} has faults", path.display()));
             return ExitCode::FAILURE;
         }
     };
     match runtime::run(config, take_over) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("not started: {error:#}");
+            say(&format!("not started: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -6,14 +6,15 @@
     reason = "a command's answer to the person who runs it"
 )]
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::de::DeserializeOwned;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::admin::ReloadAnswer;
 use crate::config;
@@ -21,6 +22,8 @@ use crate::runtime::RELOAD;
 
 /// Longer than a reload or an upgrade takes: clusters have 10 s to look around, passphrase commands 10 s each.
 const PATIENCE: Duration = Duration::from_mins(3);
+/// To be connected to, and for the request to be taken.
+const CONNECT: Duration = Duration::from_secs(10);
 /// More than an answer has.
 const MOST: u64 = 16 * 1024 * 1024;
 
@@ -49,16 +52,40 @@ pub(super) fn run(path: &Path) -> ExitCode {
 
 /// Asks the process whose control socket is at `path`, and waits for its answer.
 pub(super) fn ask<Answer: DeserializeOwned>(path: &Path, request: &str) -> anyhow::Result<Answer> {
-    let mut socket =
-        UnixStream::connect(path).with_context(|| format!("nobody answers on {}", path.display()))?;
+    let mut socket = connect(path, CONNECT)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.write_all(request.as_bytes())?;
     let mut line = String::new();
-    socket.take(MOST).read_to_string(&mut line)?;
+    let read = socket.take(MOST).read_to_string(&mut line);
+    read.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            anyhow!(
+                "the process has not answered within {} s; its log may say why",
+                PATIENCE.as_secs()
+            )
+        }
+        _ => error.into(),
+    })?;
     if line.is_empty() {
         bail!("the process hung up: it is ending, or belongs to another user");
     }
     Ok(serde_json::from_str(&line)?)
+}
+
+/// Connects within `limit`: the queue of a process that is stopped may be full.
+fn connect(path: &Path, limit: Duration) -> anyhow::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_write_timeout(Some(limit))?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(socket.into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            bail!(
+                "the process that listens on {} does not accept: it may be stopped",
+                path.display()
+            )
+        }
+        Err(error) => Err(error).with_context(|| format!("nobody answers on {}", path.display())),
+    }
 }
 
 fn tell(answer: &ReloadAnswer) -> ExitCode {
@@ -77,5 +104,36 @@ fn tell(answer: &ReloadAnswer) -> ExitCode {
     } else {
         eprintln!("not reloaded: what was in force stays");
         ExitCode::FAILURE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_process_that_does_not_accept_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let stopped = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        stopped.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        stopped.listen(0).unwrap();
+        let limit = Duration::from_millis(10);
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect(&path, limit) {
+                Ok(socket) => waiting.push(socket),
+                Err(error) => break error.to_string(),
+            }
+            assert!(waiting.len() < 100, "the queue has no end");
+        };
+        assert!(
+            refused.contains("does not accept: it may be stopped"),
+            "{refused}"
+        );
+        drop(stopped);
+        let refused = connect(&path, limit).unwrap_err().to_string();
+        assert!(refused.starts_with("nobody answers on"), "{refused}");
     }
 }

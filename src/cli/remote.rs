@@ -50,7 +50,16 @@ pub(super) struct Router {
     client: reqwest::Client,
     base: String,
     token: Option<Secret>,
-    runtime: tokio::runtime::Runtime,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Router {
+    /// A name service that does not answer is not waited for.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Remote {
@@ -89,7 +98,7 @@ impl Remote {
             client,
             base,
             token,
-            runtime,
+            runtime: Some(runtime),
         })
     }
 
@@ -138,8 +147,8 @@ impl Router {
         if let Some(body) = body {
             request = request.body(body.to_string());
         }
-        let (status, text) = self
-            .runtime
+        let runtime = self.runtime.as_ref().ok_or("nobody can be asked any more")?;
+        let (status, text) = runtime
             .block_on(async {
                 let mut response = request.send().await?;
                 let mut text = Vec::new();

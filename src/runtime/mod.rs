@@ -15,6 +15,7 @@ mod control;
 mod door;
 mod doors;
 mod enforce;
+mod files;
 mod handover;
 mod limits;
 mod notify;
@@ -57,6 +58,7 @@ use crate::session::{self, Shared, peers::Peers};
 use administration::Administration;
 use control::Desk;
 use doors::Doors;
+use files::FileReader;
 use notify::Notifier;
 use reload::Reload;
 use service::Service;
@@ -75,6 +77,7 @@ pub fn run(config: Config, take_over: Option<&Path>) -> anyhow::Result<()> {
     let inherited = activation::sockets()?;
     let program = Program::of_this_process();
     let log = admin::log::init(&config.log)?;
+    let _flush = log.at_end();
     limits::raise_open_files(&config.limits);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -130,7 +133,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     let stop = CancellationToken::new();
     let tracker = TaskTracker::new();
     let mut metrics = Metrics::default();
-    let admin_metrics = admin::Metrics::register(&mut metrics);
+    let admin_metrics = admin::Metrics::register(&mut metrics, log.lost());
     let file_metrics = FileMetrics::register(metrics.sub_registry_with_prefix(admin::metrics::PREFIX));
     let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
     let cluster_metrics = Arc::new(cluster::Metrics::register(ours));
@@ -241,6 +244,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         control,
         asking,
         log,
+        files: FileReader::default(),
         cluster_metrics,
         stop: stop.clone(),
         tracker: tracker.clone(),

@@ -14,12 +14,12 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use self::leaving::{failed, too_late};
 use super::control::Request;
+use super::files::FileReader;
 use super::handover::Heir;
 use super::notify::Notifier;
 use super::service::Service;
@@ -38,6 +38,10 @@ use crate::session::Shared;
 const LOOK: Duration = Duration::from_secs(1);
 /// A part that is broken is tried again this often: a passphrase command may fail for reasons that no file shows.
 const RETRY: Duration = Duration::from_mins(1);
+/// For a look at the files: only their attributes.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+/// For everything to be read; a passphrase command may take 10 s.
+pub(super) const READ_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Keeps what is in service as the files have it.
 pub(super) struct Reload {
@@ -61,6 +65,7 @@ pub(super) struct Reload {
     program: Program,
     upgrade: Option<Upgrade>,
     looks: Looks,
+    files: FileReader,
 }
 
 /// What the looks at the files have come to.
@@ -69,6 +74,9 @@ struct Looks {
     seen: Stamps,
     /// When something was done about them.
     last: Instant,
+    files: FileReader,
+    /// The last one did not come to its end, and that was told.
+    fails: bool,
 }
 
 /// One part, made ready for service.
@@ -127,7 +135,10 @@ impl Reload {
             looks: Looks {
                 seen: Stamps::new(),
                 last: Instant::now(),
+                files: FileReader::default(),
+                fails: false,
             },
+            files: FileReader::default(),
         };
         reload.begin();
         reload
@@ -208,9 +219,18 @@ impl Reload {
 
     async fn look(&mut self) {
         let read = self.read.clone();
-        let Ok(now) = spawn_blocking(move || read.look()).await else {
-            return;
+        let now = match self.looks.files.read(LOOK_PATIENCE, move || read.look()).await {
+            Ok(now) => now,
+            Err(error) => {
+                if !std::mem::replace(&mut self.looks.fails, true) {
+                    warn!(%error, "changes of the files that the configuration names are not seen");
+                }
+                return;
+            }
         };
+        if std::mem::take(&mut self.looks.fails) {
+            info!("changes of the files that the configuration names are seen again");
+        }
         let steady = now == self.looks.seen;
         self.looks.seen = now;
         let why = if steady && !self.read.changed(&self.looks.seen).is_empty() {
@@ -234,7 +254,7 @@ impl Reload {
     /// The whole configuration if it, or a file that is read with it only, is another one by now; else the files.
     async fn reload(&mut self) -> ReloadAnswer {
         let (config, read) = (Arc::clone(&self.config), self.read.of(&Part::Rest).cloned());
-        let edited = spawn_blocking(move || {
+        let edited = self.files.read(READ_PATIENCE, move || {
             let other_files = read
                 .iter()
                 .flatten()
@@ -242,20 +262,20 @@ impl Reload {
             // What cannot be read is for the whole reload to tell.
             other_files || config::is_edited(&config).unwrap_or(true)
         });
-        if edited.await.unwrap_or(true) {
-            self.replace().await
-        } else {
-            self.reread(Why::Asked).await
+        match edited.await {
+            Ok(true) => self.replace().await,
+            Ok(false) => self.reread(Why::Asked).await,
+            Err(unread) => self.refuse(vec![unread.to_string()]),
         }
     }
 
     async fn replace(&mut self) -> ReloadAnswer {
         let path = self.config.path.clone();
-        let loaded = spawn_blocking(move || config::load(&path)).await;
+        let loaded = self.files.read(READ_PATIENCE, move || config::load(&path)).await;
         let new = match loaded {
             Ok(Ok(new)) => Arc::new(new),
             Ok(Err(faults)) => return self.refuse(faults.iter().map(ToString::to_string).collect()),
-            Err(panicked) => return self.refuse(vec![panicked.to_string()]),
+            Err(unread) => return self.refuse(vec![unread.to_string()]),
         };
         let diff = Diff::of(&self.config, &new);
         let restart = Diff::of(&self.started, &new).restart;
@@ -304,10 +324,13 @@ impl Reload {
     async fn reread(&mut self, why: Why) -> ReloadAnswer {
         let (config, shared) = (Arc::clone(&self.config), Arc::clone(&self.service.shared));
         let taken = self.taken.clone();
-        let read = match spawn_blocking(move || read(&config, &shared, &taken)).await {
+        let reading = self
+            .files
+            .read(READ_PATIENCE, move || read(&config, &shared, &taken));
+        let read = match reading.await {
             Ok(read) => read,
             // The next look tries again.
-            Err(panicked) => return self.refuse(vec![panicked.to_string()]),
+            Err(unread) => return self.refuse(vec![unread.to_string()]),
         };
         let (mut fresh, before) = (Vec::new(), self.broken.len());
         if let (Some(old), Some(new)) = (self.read.of(&Part::Rest), read.files.of(&Part::Rest)) {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +19,8 @@ use tracing::warn;
 use super::administration::Administration;
 use super::doors::{Doors, Place};
 use super::enforce::enforce;
+use super::files::FileReader;
+use super::reload::READ_PATIENCE;
 use super::state_file::KeptMembers;
 use super::{access_view, lag_limits, limits};
 use crate::admin::log::LogHandle;
@@ -61,6 +62,7 @@ pub(super) struct Service {
     /// Ends its accept loop.
     pub(super) asking: CancellationToken,
     pub(super) log: LogHandle,
+    pub(super) files: FileReader,
     pub(super) cluster_metrics: Arc<cluster::Metrics>,
     pub(super) stop: CancellationToken,
     pub(super) tracker: TaskTracker,
@@ -138,11 +140,11 @@ impl Service {
             return Err(in_the_way);
         }
         let (config, shared) = (Arc::clone(new), Arc::clone(&self.shared));
-        let access = spawn_blocking(move || Access::load(&config.auth, Around::of(&config), &shared.mock));
-        let access = match access.await {
+        let load = move || Access::load(&config.auth, Around::of(&config), &shared.mock);
+        let access = match self.files.read(READ_PATIENCE, load).await {
             Ok(Ok(access)) => Arc::new(access),
             Ok(Err(faults)) => return Err(faults.lines),
-            Err(panicked) => return Err(vec![panicked.to_string()]),
+            Err(unread) => return Err(vec![unread.to_string()]),
         };
         let clusters = self.next_clusters(old, new).await?;
         // From here on nothing waits: those who connect to what is bound are served, or nothing is bound.

@@ -27,6 +27,8 @@ const VERSION: u64 = 1;
 const MAX_FILE: u64 = 1024 * 1024;
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(30);
+/// A write that takes longer is told of.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// What was set, by cluster and member; what is not in here is at its default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -219,10 +221,15 @@ pub(super) async fn keep(path: PathBuf, mut changes: watch::Receiver<Arc<Kept>>,
         }
         let kept = Arc::clone(&changes.borrow_and_update());
         let at = Arc::clone(&path);
-        let written = match spawn_blocking(move || write(&at, &kept)).await {
+        let mut writing = spawn_blocking(move || write(&at, &kept));
+        let written = match timeout(SLOW, &mut writing).await {
             Ok(written) => written,
-            Err(error) => Err(io::Error::other(error)),
+            Err(_elapsed) => {
+                warn!(file = %path.display(), "the state file is still being written; look at its file system");
+                writing.await
+            }
         };
+        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
         let failed = written.is_err();
         match written {
             Ok(()) if failing => info!(file = %path.display(), "the state file can be written again"),

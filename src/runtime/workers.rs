@@ -104,7 +104,11 @@ impl Worker {
         let handle = runtime.handle().clone();
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
-            .spawn(move || runtime.block_on(stop.cancelled()))?;
+            .spawn(move || {
+                runtime.block_on(stop.cancelled());
+                // Not by dropping it, which waits for the name service and whatever else blocks a thread.
+                runtime.shutdown_background();
+            })?;
         Ok(Self {
             handle,
             lease: Arc::default(),

@@ -45,6 +45,7 @@ mod reload;
 mod reload_doors;
 mod routing;
 mod service_manager;
+mod stalled;
 mod tcp;
 mod tls;
 mod tools;

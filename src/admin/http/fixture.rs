@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::{oneshot, watch};
 
@@ -158,7 +159,7 @@ pub(in crate::admin) fn access() -> AccessView {
 /// Accepting, with a registry of its own.
 pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
     let mut registry = Registry::default();
-    let metrics = Metrics::register(&mut registry);
+    let metrics = Metrics::register(&mut registry, Counter::default());
     let readiness = Arc::new(Readiness::new());
     readiness.accepting();
     Handles {
