@@ -14,6 +14,9 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod frontend;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod routing;
 pub mod runtime;
 pub mod session;

@@ -7,6 +7,8 @@
 //! Refuses: transactions (nothing here could be rolled back), parameters, several commands in one query.
 
 mod command;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod handler;
 mod request;
 #[cfg(test)]

@@ -7,8 +7,10 @@ mod answer;
 mod api;
 #[cfg(test)]
 mod api_tests;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod fixture;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod guard;
 mod node;
 mod patroni;

@@ -1,5 +1,9 @@
 //! Login: from the startup packet to `ReadyForQuery`.
 
+#[cfg(any(test, fuzzing))]
+#[path = "login_fuzzing.rs"]
+pub(crate) mod fuzzing;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};

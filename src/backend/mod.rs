@@ -10,7 +10,7 @@ mod cancel;
 pub mod connection;
 mod error;
 mod hba_line;
-mod login;
+pub(crate) mod login;
 pub mod query;
 mod reader;
 mod socket;

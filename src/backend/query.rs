@@ -109,6 +109,11 @@ async fn run(
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_row(body: &[u8]) {
+    let _ = row(&Bytes::copy_from_slice(body));
+}
+
 /// Parses a `DataRow`, which must be all of `body`.
 fn row(body: &Bytes) -> Option<Row> {
     let (count, mut rest) = body.split_first_chunk::<2>()?;

@@ -13,6 +13,8 @@
     reason = "a command's answer to the person who runs it"
 )]
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod haproxy;
 mod notes;
 mod patroni_proxy;

@@ -7,7 +7,7 @@ mod administer;
 pub mod check;
 mod detach;
 mod hba;
-mod import;
+pub(crate) mod import;
 mod reload;
 mod remote;
 mod schema;

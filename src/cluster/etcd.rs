@@ -13,6 +13,8 @@
 //! one, whose raft term goes back, or whose revision does, is left alone; what these are compared with is forgotten after
 //! [`FORGET`] without an endpoint that fits (etcd may have been made anew).
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod gateway;
 mod message;
 #[cfg(test)]

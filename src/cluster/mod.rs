@@ -11,7 +11,7 @@ mod account;
 mod announce;
 pub mod check;
 mod control;
-mod etcd;
+pub(crate) mod etcd;
 pub mod examine;
 mod fixed;
 mod lag;

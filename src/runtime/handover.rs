@@ -505,6 +505,10 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     }))
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "handover_fuzzing.rs"]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

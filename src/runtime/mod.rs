@@ -16,7 +16,7 @@ mod door;
 mod doors;
 mod enforce;
 mod files;
-mod handover;
+pub(crate) mod handover;
 mod limits;
 mod notify;
 mod process;

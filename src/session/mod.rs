@@ -21,7 +21,7 @@ pub mod gate;
 pub mod keys;
 pub mod life;
 pub mod metrics;
-mod peer_codec;
+pub(crate) mod peer_codec;
 pub mod peers;
 mod queue;
 pub mod quota;

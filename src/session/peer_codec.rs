@@ -324,6 +324,10 @@ macro_rules! opaque_debug {
 
 opaque_debug!(Asking, AwaitReply, AwaitRequest, Answering);
 
+#[cfg(any(test, fuzzing))]
+#[path = "peer_fuzzing.rs"]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -457,6 +457,9 @@ impl Account {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "account_model.rs"]
+pub(crate) mod model;
 #[cfg(test)]
 #[path = "account_tests.rs"]
 mod tests;

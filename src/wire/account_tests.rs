@@ -1,20 +1,11 @@
 //! The account against examples, and against a model of a server.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::VecDeque;
-
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::model::{Fate, Message, Turn, feed, interleaved, server_message};
 use super::*;
-use crate::wire::observe::ServerObserver;
-
-/// One message of a server as bytes, given to the account the way the relay does.
-fn feed(account: &mut Account, message: &[u8]) {
-    ServerObserver::new()
-        .feed(message, |event| account.server(&event))
-        .unwrap();
-}
 
 /// Drives an account with a script: words with `>` are what the client sends, with `<` what the server says.
 fn played(script: &str) -> Account {
@@ -30,36 +21,6 @@ fn played(script: &str) -> Account {
         }
     }
     account
-}
-
-/// `Z`, `Y` and `X` are ready in idle, in a transaction, in a failed one; `F` is a fatal error.
-fn server_message(tag: u8) -> &'static [u8] {
-    match tag {
-        b'Z' => b"Z\0\0\0\x05I",
-        b'Y' => b"Z\0\0\0\x05T",
-        b'X' => b"Z\0\0\0\x05E",
-        b'E' => b"E\0\0\0\x1aSERROR\0VERROR\0C42P01\0\0",
-        b'F' => b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0",
-        b'C' => b"C\0\0\0\x06X\0",
-        b'N' => b"N\0\0\0\x05\0",
-        b'S' => b"S\0\0\0\x08a\0b\0",
-        b'1' => b"1\0\0\0\x04",
-        b'2' => b"2\0\0\0\x04",
-        b'3' => b"3\0\0\0\x04",
-        b'n' => b"n\0\0\0\x04",
-        b's' => b"s\0\0\0\x04",
-        b'I' => b"I\0\0\0\x04",
-        b'T' => b"T\0\0\0\x06\0\0",
-        b't' => b"t\0\0\0\x06\0\0",
-        b'D' => b"D\0\0\0\x06\0\0",
-        b'V' => b"V\0\0\0\x08\xff\xff\xff\xff",
-        b'G' => b"G\0\0\0\x07\0\0\0",
-        b'H' => b"H\0\0\0\x07\0\0\0",
-        b'W' => b"W\0\0\0\x07\0\0\0",
-        b'd' => b"d\0\0\0\x04",
-        b'c' => b"c\0\0\0\x04",
-        other => panic!("no such message: {other}"),
-    }
 }
 
 fn idle(script: &str) -> bool {
@@ -235,208 +196,7 @@ fn the_queue_is_bounded_and_says_so() {
     assert!(account.full() && account.waiting.runs() == MAX_RUNS);
 }
 
-// --- A model of PostgreSQL's message loop, with random outcomes ---
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Done,
-    Rows,
-    Empty,
-    Fails,
-    CopyOut,
-    CopyIn,
-    /// COPY IN that fails by itself after this many of the messages that follow.
-    CopyInFails(u8),
-}
-
-#[derive(Debug, Clone)]
-struct Message {
-    tag: u8,
-    fates: Vec<Fate>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Main,
-    CopyIn { extended: bool, fails_after: Option<u8> },
-    Dead,
-}
-
-#[derive(Debug)]
-struct Server {
-    inbox: VecDeque<Message>,
-    outbox: VecDeque<u8>,
-    mode: Mode,
-    /// Statements left of the Query under way.
-    statements: VecDeque<Fate>,
-    in_query: bool,
-    skipping: bool,
-    batch_open: bool,
-}
-
-impl Server {
-    fn new() -> Self {
-        Self {
-            inbox: VecDeque::new(),
-            outbox: VecDeque::new(),
-            mode: Mode::Main,
-            statements: VecDeque::new(),
-            in_query: false,
-            skipping: false,
-            batch_open: false,
-        }
-    }
-
-    /// Owes nothing, and does nothing until it is asked.
-    fn is_idle(&self) -> bool {
-        let waits = self.mode == Mode::Main && !self.in_query && !self.skipping && !self.batch_open;
-        let ignored = self.inbox.iter().all(|message| b"Hdcf".contains(&message.tag));
-        waits && ignored && self.outbox.is_empty()
-    }
-
-    fn say(&mut self, tags: &str) {
-        self.outbox.extend(tags.bytes());
-    }
-
-    /// One message of the client, or one statement of a Query; or the failure that was to come.
-    fn step(&mut self) {
-        match self.mode {
-            Mode::Dead => {}
-            Mode::CopyIn {
-                extended,
-                fails_after: Some(0),
-            } => self.copy_failed(extended),
-            Mode::CopyIn {
-                extended,
-                fails_after,
-            } => {
-                let Some(message) = self.inbox.pop_front() else {
-                    return;
-                };
-                let fails_after = fails_after.map(|left| left - 1);
-                match message.tag {
-                    b'd' | b'S' | b'H' => {
-                        self.mode = Mode::CopyIn {
-                            extended,
-                            fails_after,
-                        }
-                    }
-                    b'f' => self.copy_failed(extended),
-                    b'c' if fails_after.is_some() => self.copy_failed(extended),
-                    b'c' => {
-                        self.say("C");
-                        self.mode = Mode::Main;
-                    }
-                    _ => {
-                        self.say("EF");
-                        self.mode = Mode::Dead;
-                    }
-                }
-            }
-            Mode::Main if self.in_query => match self.statements.pop_front() {
-                Some(Fate::Fails) => self.query_failed(),
-                Some(fate) => self.execute(fate, false),
-                None => {
-                    self.in_query = false;
-                    self.say("Z");
-                }
-            },
-            Mode::Main => {
-                if let Some(message) = self.inbox.pop_front() {
-                    self.main(&message);
-                }
-            }
-        }
-    }
-
-    fn main(&mut self, message: &Message) {
-        let fate = message.fates.first().copied().unwrap_or(Fate::Done);
-        match message.tag {
-            b'X' => self.mode = Mode::Dead,
-            b'd' | b'c' | b'f' => {}
-            b'S' => {
-                // Only the commit of what a batch has done can fail.
-                let has_work = self.batch_open && !self.skipping;
-                self.skipping = false;
-                self.batch_open = false;
-                self.say(if has_work && fate == Fate::Fails {
-                    "EZ"
-                } else {
-                    "Z"
-                });
-            }
-            _ if self.skipping => {}
-            b'H' => {}
-            b'Q' => {
-                self.batch_open = false;
-                self.in_query = true;
-                self.statements = message.fates.iter().copied().collect();
-                if self.statements.is_empty() {
-                    self.say("I");
-                }
-            }
-            b'F' => {
-                self.batch_open = false;
-                self.say(if fate == Fate::Fails { "EZ" } else { "VZ" });
-            }
-            tag => {
-                self.batch_open = true;
-                match (tag, fate) {
-                    (_, Fate::Fails) => self.extended_failed(),
-                    (b'P', _) => self.say("1"),
-                    (b'B', _) => self.say("2"),
-                    (b'C', _) => self.say("3"),
-                    (b'D', Fate::Rows) => self.say("tT"),
-                    (b'D', _) => self.say("n"),
-                    _ => self.execute(fate, true),
-                }
-            }
-        }
-    }
-
-    fn execute(&mut self, fate: Fate, extended: bool) {
-        match fate {
-            Fate::Rows if extended => self.say("DDs"),
-            Fate::Rows => self.say("TDDC"),
-            Fate::Empty if extended => self.say("I"),
-            Fate::Done | Fate::Empty => self.say("NC"),
-            Fate::CopyOut => self.say("HddcC"),
-            Fate::Fails => self.extended_failed(),
-            Fate::CopyIn | Fate::CopyInFails(_) => {
-                self.say("G");
-                let fails_after = if let Fate::CopyInFails(after) = fate {
-                    Some(after)
-                } else {
-                    None
-                };
-                self.mode = Mode::CopyIn {
-                    extended,
-                    fails_after,
-                };
-            }
-        }
-    }
-
-    fn copy_failed(&mut self, extended: bool) {
-        self.mode = Mode::Main;
-        if extended {
-            self.extended_failed();
-        } else {
-            self.query_failed();
-        }
-    }
-
-    fn query_failed(&mut self) {
-        self.statements.clear();
-        self.in_query = false;
-        self.say("EZ");
-    }
-
-    fn extended_failed(&mut self) {
-        self.skipping = true;
-        self.say("E");
-    }
-}
+// --- Against the model, with random outcomes ---
 
 fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
@@ -455,84 +215,6 @@ fn message() -> impl Strategy<Value = Message> {
     (tag, vec(fate(), 0..3)).prop_map(|(tag, fates)| Message { tag, fates })
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Turn {
-    Client,
-    Server,
-    Delivery,
-}
-
-/// A client, a server and an account between them, in the order given; then everything that is left. Returns whether
-/// the account was ever uncertain.
-fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bool, TestCaseError> {
-    let mut server = Server::new();
-    let mut account = Account::new(TransactionStatus::Idle);
-    let mut messages = VecDeque::from(messages);
-    let mut uncertain = false;
-    let mut turns = turns.into_iter();
-    loop {
-        match turns.next() {
-            Some(Turn::Client) => {
-                if let Some(message) = messages.pop_front() {
-                    let _ = account.client(message.tag).unwrap();
-                    server.inbox.push_back(message);
-                }
-            }
-            Some(Turn::Server) => server.step(),
-            Some(Turn::Delivery) => {
-                if let Some(tag) = server.outbox.pop_front() {
-                    feed(&mut account, server_message(tag));
-                }
-            }
-            None if !server.outbox.is_empty() => {
-                let tag = server.outbox.pop_front().unwrap();
-                feed(&mut account, server_message(tag));
-            }
-            None => {
-                let before = (
-                    server.inbox.len(),
-                    server.statements.len(),
-                    server.mode,
-                    server.in_query,
-                );
-                server.step();
-                if (
-                    server.inbox.len(),
-                    server.statements.len(),
-                    server.mode,
-                    server.in_query,
-                ) == before
-                {
-                    let Some(message) = messages.pop_front() else {
-                        break;
-                    };
-                    let _ = account.client(message.tag).unwrap();
-                    server.inbox.push_back(message);
-                }
-            }
-        }
-        uncertain |= account.is_uncertain();
-        if account.is_idle() {
-            prop_assert!(server.is_idle(), "idle while {server:?}\n{account:?}");
-        }
-        if server.is_idle() && !account.is_uncertain() {
-            prop_assert!(account.is_idle(), "not idle: {account:?}");
-        }
-        if server.mode == Mode::Dead && server.outbox.is_empty() {
-            prop_assert!(account.is_over());
-        }
-    }
-    // A Query more settles what can be settled.
-    if server.is_idle() && !account.lost {
-        let _ = account.client(b'Q').unwrap();
-        prop_assert!(!account.is_idle());
-        feed(&mut account, server_message(b'C'));
-        feed(&mut account, server_message(b'Z'));
-        prop_assert!(account.between_transactions(), "{account:?}");
-    }
-    Ok(uncertain)
-}
-
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
     vec(
         prop_oneof![Just(Turn::Client), Just(Turn::Server), Just(Turn::Delivery)],
@@ -547,7 +229,7 @@ proptest! {
     fn the_account_agrees_with_a_server_about_anything_a_client_may_send(
         messages in vec(message(), 0..40), turns in turns(),
     ) {
-        interleaved(messages, turns)?;
+        interleaved(messages, turns).map_err(TestCaseError::fail)?;
     }
 
     #[test]
@@ -560,6 +242,6 @@ proptest! {
         } else {
             messages.retain(|message| message.tag != b'S');
         }
-        prop_assert!(!interleaved(messages, turns)?);
+        prop_assert!(!interleaved(messages, turns).map_err(TestCaseError::fail)?);
     }
 }

@@ -50,9 +50,15 @@ pub enum ServerEvent<'a> {
     Answer(u8),
 }
 
-/// An error or a notice, as it stands in the message (at least its first 10 000 bytes); looked into only if asked.
+/// An error or a notice, as it stands in the message (its first 10 000 bytes, however it came); looked into only if asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Report<'a>(&'a [u8]);
+
+impl<'a> Report<'a> {
+    fn of(body: &'a [u8]) -> Self {
+        Self(&body[..body.len().min(REPORT_KEPT)])
+    }
+}
 
 impl Report<'_> {
     /// FATAL or PANIC: the server ends the session.
@@ -326,8 +332,8 @@ fn kept(tag: u8, body: &[u8]) -> Result<ServerEvent<'_>, FrameFault> {
             _ => return Err(FrameFault::Body),
         },
         b'C' => ServerEvent::CommandComplete(body.strip_suffix(b"\0").ok_or(FrameFault::Body)?),
-        b'N' => ServerEvent::Notice(Report(body)),
-        b'E' => ServerEvent::Error(Report(body)),
+        b'N' => ServerEvent::Notice(Report::of(body)),
+        b'E' => ServerEvent::Error(Report::of(body)),
         b'S' => {
             let mut parts = body
                 .strip_suffix(b"\0")

@@ -1,5 +1,6 @@
 //! Hand-built snapshots.
 #![allow(clippy::unwrap_used)]
+#![cfg_attr(fuzzing, allow(dead_code, reason = "for tests"))]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -26,6 +26,8 @@ mod attributes;
 pub mod binding;
 pub mod client;
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod server;
 
 #[cfg(test)]
@@ -181,7 +183,7 @@ impl Nonce {
     }
 
     /// A nonce of the caller's; only fit for tests, where it must be known beforehand.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     fn fixed(text: &str) -> Self {
         Self(text.to_owned())
     }

@@ -1,0 +1,72 @@
+//! What a fuzzer runs: a target for every parser of bytes from outside. Not part of the program: this is built for tests and with
+//! `--cfg fuzzing` only.
+//!
+//! A target takes any bytes and returns. It panics where the code it calls does, and where two accounts of the same bytes differ: in one
+//! piece and split, a parser and its writer, an observer and a second, slower telling. `fuzz/` has a program for each target, for
+//! libFuzzer; `fuzz/seeds/NAME/` has inputs, which the tests below run as well.
+
+mod auth;
+mod outside;
+mod wire;
+
+/// The targets by name.
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+    ("account", crate::wire::account::model::play),
+    ("certificate", auth::certificate),
+    ("config", outside::config),
+    ("console", crate::admin::console::fuzzing::run),
+    ("etcd", crate::cluster::etcd::fuzzing::run),
+    ("frames", wire::frames),
+    ("handover", crate::runtime::handover::fuzzing::run),
+    ("hba", auth::hba),
+    ("http", crate::admin::http::fuzzing::run),
+    ("ident", auth::ident),
+    ("import", crate::cli::import::fuzzing::run),
+    ("ldap", auth::ldap),
+    ("patroni", outside::patroni),
+    ("peer", crate::session::peer_codec::fuzzing::run),
+    ("proxy", wire::proxy),
+    ("scram", crate::auth::scram::fuzzing::run),
+    ("server_login", crate::backend::login::fuzzing::run),
+    ("startup", wire::startup),
+    ("users", auth::users),
+];
+
+/// Runs the target of this name.
+///
+/// # Panics
+/// There is none, or what it is there to find.
+pub fn run(name: &str, data: &[u8]) {
+    let target = TARGETS.iter().find(|(target, _)| *target == name);
+    let (_, target) = target.unwrap_or_else(|| panic!("there is no target {name}"));
+    target(data);
+}
+
+/// The first byte, which chooses, and the rest.
+pub(crate) fn choice(data: &[u8]) -> (u8, &[u8]) {
+    data.split_first()
+        .map_or((0, data), |(first, rest)| (*first, rest))
+}
+
+/// Cuts `data` into reads whose lengths come from `seed`: all in one, byte by byte, or in between.
+pub(crate) fn reads(data: &[u8], seed: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = data;
+    let mut state = u32::from(seed);
+    std::iter::from_fn(move || {
+        state = state.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+        let most = match seed {
+            0 => rest.len(),
+            1 => 1,
+            _ => usize::try_from(state >> 16).unwrap_or(1) % (1 << (seed % 12)) + 1,
+        };
+        if rest.is_empty() {
+            return None;
+        }
+        let (read, after) = rest.split_at(most.min(rest.len()));
+        rest = after;
+        Some(read)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! The configuration, and what Patroni says.
+
+use std::path::Path;
+
+use crate::cluster::patroni;
+use crate::config::tree::{self, Node, Value};
+
+/// A configuration as a whole. Not where it would run a command.
+pub(super) fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let Ok(root) = tree::parse(text) else {
+        let _ = crate::config::parse(Path::new("/nowhere/trunkline.yaml"), text);
+        return;
+    };
+    if runs_commands(&root) {
+        return;
+    }
+    match crate::config::parse(Path::new("/nowhere/trunkline.yaml"), text) {
+        // What is accepted is read the same once more.
+        Ok(_) => assert!(crate::config::parse(Path::new("/nowhere/trunkline.yaml"), text).is_ok()),
+        Err(faults) => assert!(!faults.to_string().is_empty()),
+    }
+}
+
+fn runs_commands(node: &Node) -> bool {
+    match &node.value {
+        Value::Map(entries) => entries
+            .iter()
+            .any(|entry| entry.key.contains("command") || runs_commands(&entry.node)),
+        Value::List(items) => items.iter().any(runs_commands),
+        _ => false,
+    }
+}
+
+/// The body of `/cluster`.
+pub(super) fn patroni(data: &[u8]) {
+    match patroni::parse(data) {
+        Ok(report) => {
+            for (index, member) in report.members.iter().enumerate() {
+                assert!(!member.name.as_str().chars().any(char::is_control));
+                assert!(
+                    report.members[..index]
+                        .iter()
+                        .all(|other| other.name != member.name)
+                );
+            }
+        }
+        Err(fault) => assert!(!fault.is_empty()),
+    }
+}

@@ -1,0 +1,381 @@
+//! A server's message loop as PostgreSQL has it, an account beside it, and what the two must agree about: for the property
+//! tests and the fuzzer.
+
+#![allow(clippy::unwrap_used, reason = "what does not hold is to be seen")]
+
+use std::collections::VecDeque;
+
+use super::{Account, TransactionStatus};
+use crate::wire::observe::ServerObserver;
+
+/// As `prop_assert!`, for whoever calls.
+macro_rules! ensure {
+    ($holds:expr $(,)?) => {
+        ensure!($holds, "{}", stringify!($holds))
+    };
+    ($holds:expr, $($format:tt)+) => {
+        if !$holds {
+            return Err(format!($($format)+));
+        }
+    };
+}
+
+/// One message of a server as bytes, given to the account the way the relay does.
+pub(super) fn feed(account: &mut Account, message: &[u8]) {
+    ServerObserver::new()
+        .feed(message, |event| account.server(&event))
+        .unwrap();
+}
+
+/// `Z`, `Y` and `X` are ready in idle, in a transaction, in a failed one; `F` is a fatal error.
+pub(super) fn server_message(tag: u8) -> &'static [u8] {
+    match tag {
+        b'Z' => b"Z\0\0\0\x05I",
+        b'Y' => b"Z\0\0\0\x05T",
+        b'X' => b"Z\0\0\0\x05E",
+        b'E' => b"E\0\0\0\x1aSERROR\0VERROR\0C42P01\0\0",
+        b'F' => b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0",
+        b'C' => b"C\0\0\0\x06X\0",
+        b'N' => b"N\0\0\0\x05\0",
+        b'S' => b"S\0\0\0\x08a\0b\0",
+        b'1' => b"1\0\0\0\x04",
+        b'2' => b"2\0\0\0\x04",
+        b'3' => b"3\0\0\0\x04",
+        b'n' => b"n\0\0\0\x04",
+        b's' => b"s\0\0\0\x04",
+        b'I' => b"I\0\0\0\x04",
+        b'T' => b"T\0\0\0\x06\0\0",
+        b't' => b"t\0\0\0\x06\0\0",
+        b'D' => b"D\0\0\0\x06\0\0",
+        b'V' => b"V\0\0\0\x08\xff\xff\xff\xff",
+        b'G' => b"G\0\0\0\x07\0\0\0",
+        b'H' => b"H\0\0\0\x07\0\0\0",
+        b'W' => b"W\0\0\0\x07\0\0\0",
+        b'd' => b"d\0\0\0\x04",
+        b'c' => b"c\0\0\0\x04",
+        other => panic!("no such message: {other}"),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Done,
+    Rows,
+    Empty,
+    Fails,
+    CopyOut,
+    CopyIn,
+    /// COPY IN that fails by itself after this many of the messages that follow.
+    CopyInFails(u8),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Message {
+    pub(super) tag: u8,
+    pub(super) fates: Vec<Fate>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Main,
+    CopyIn { extended: bool, fails_after: Option<u8> },
+    Dead,
+}
+
+#[derive(Debug)]
+struct Server {
+    inbox: VecDeque<Message>,
+    outbox: VecDeque<u8>,
+    mode: Mode,
+    /// Statements left of the Query under way.
+    statements: VecDeque<Fate>,
+    in_query: bool,
+    skipping: bool,
+    batch_open: bool,
+}
+
+impl Server {
+    fn new() -> Self {
+        Self {
+            inbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+            mode: Mode::Main,
+            statements: VecDeque::new(),
+            in_query: false,
+            skipping: false,
+            batch_open: false,
+        }
+    }
+
+    /// Owes nothing, and does nothing until it is asked.
+    fn is_idle(&self) -> bool {
+        let waits = self.mode == Mode::Main && !self.in_query && !self.skipping && !self.batch_open;
+        let ignored = self.inbox.iter().all(|message| b"Hdcf".contains(&message.tag));
+        waits && ignored && self.outbox.is_empty()
+    }
+
+    fn say(&mut self, tags: &str) {
+        self.outbox.extend(tags.bytes());
+    }
+
+    /// One message of the client, or one statement of a Query; or the failure that was to come.
+    fn step(&mut self) {
+        match self.mode {
+            Mode::Dead => {}
+            Mode::CopyIn {
+                extended,
+                fails_after: Some(0),
+            } => self.copy_failed(extended),
+            Mode::CopyIn {
+                extended,
+                fails_after,
+            } => {
+                let Some(message) = self.inbox.pop_front() else {
+                    return;
+                };
+                let fails_after = fails_after.map(|left| left - 1);
+                match message.tag {
+                    b'd' | b'S' | b'H' => {
+                        self.mode = Mode::CopyIn {
+                            extended,
+                            fails_after,
+                        }
+                    }
+                    b'f' => self.copy_failed(extended),
+                    b'c' if fails_after.is_some() => self.copy_failed(extended),
+                    b'c' => {
+                        self.say("C");
+                        self.mode = Mode::Main;
+                    }
+                    _ => {
+                        self.say("EF");
+                        self.mode = Mode::Dead;
+                    }
+                }
+            }
+            Mode::Main if self.in_query => match self.statements.pop_front() {
+                Some(Fate::Fails) => self.query_failed(),
+                Some(fate) => self.execute(fate, false),
+                None => {
+                    self.in_query = false;
+                    self.say("Z");
+                }
+            },
+            Mode::Main => {
+                if let Some(message) = self.inbox.pop_front() {
+                    self.main(&message);
+                }
+            }
+        }
+    }
+
+    fn main(&mut self, message: &Message) {
+        let fate = message.fates.first().copied().unwrap_or(Fate::Done);
+        match message.tag {
+            b'X' => self.mode = Mode::Dead,
+            b'd' | b'c' | b'f' => {}
+            b'S' => {
+                // Only the commit of what a batch has done can fail.
+                let has_work = self.batch_open && !self.skipping;
+                self.skipping = false;
+                self.batch_open = false;
+                self.say(if has_work && fate == Fate::Fails {
+                    "EZ"
+                } else {
+                    "Z"
+                });
+            }
+            _ if self.skipping => {}
+            b'H' => {}
+            b'Q' => {
+                self.batch_open = false;
+                self.in_query = true;
+                self.statements = message.fates.iter().copied().collect();
+                if self.statements.is_empty() {
+                    self.say("I");
+                }
+            }
+            b'F' => {
+                self.batch_open = false;
+                self.say(if fate == Fate::Fails { "EZ" } else { "VZ" });
+            }
+            tag => {
+                self.batch_open = true;
+                match (tag, fate) {
+                    (_, Fate::Fails) => self.extended_failed(),
+                    (b'P', _) => self.say("1"),
+                    (b'B', _) => self.say("2"),
+                    (b'C', _) => self.say("3"),
+                    (b'D', Fate::Rows) => self.say("tT"),
+                    (b'D', _) => self.say("n"),
+                    _ => self.execute(fate, true),
+                }
+            }
+        }
+    }
+
+    fn execute(&mut self, fate: Fate, extended: bool) {
+        match fate {
+            Fate::Rows if extended => self.say("DDs"),
+            Fate::Rows => self.say("TDDC"),
+            Fate::Empty if extended => self.say("I"),
+            Fate::Done | Fate::Empty => self.say("NC"),
+            Fate::CopyOut => self.say("HddcC"),
+            Fate::Fails => self.extended_failed(),
+            Fate::CopyIn | Fate::CopyInFails(_) => {
+                self.say("G");
+                let fails_after = if let Fate::CopyInFails(after) = fate {
+                    Some(after)
+                } else {
+                    None
+                };
+                self.mode = Mode::CopyIn {
+                    extended,
+                    fails_after,
+                };
+            }
+        }
+    }
+
+    fn copy_failed(&mut self, extended: bool) {
+        self.mode = Mode::Main;
+        if extended {
+            self.extended_failed();
+        } else {
+            self.query_failed();
+        }
+    }
+
+    fn query_failed(&mut self) {
+        self.statements.clear();
+        self.in_query = false;
+        self.say("EZ");
+    }
+
+    fn extended_failed(&mut self) {
+        self.skipping = true;
+        self.say("E");
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Turn {
+    Client,
+    Server,
+    Delivery,
+}
+
+/// A client, a server and an account between them, in the order given; then everything that is left. Returns whether
+/// the account was ever uncertain.
+pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bool, String> {
+    let mut server = Server::new();
+    let mut account = Account::new(TransactionStatus::Idle);
+    let mut messages = VecDeque::from(messages);
+    let mut uncertain = false;
+    let mut turns = turns.into_iter();
+    loop {
+        match turns.next() {
+            Some(Turn::Client) => {
+                if let Some(message) = messages.pop_front() {
+                    let _ = account.client(message.tag).unwrap();
+                    server.inbox.push_back(message);
+                }
+            }
+            Some(Turn::Server) => server.step(),
+            Some(Turn::Delivery) => {
+                if let Some(tag) = server.outbox.pop_front() {
+                    feed(&mut account, server_message(tag));
+                }
+            }
+            None if !server.outbox.is_empty() => {
+                let tag = server.outbox.pop_front().unwrap();
+                feed(&mut account, server_message(tag));
+            }
+            None => {
+                let before = (
+                    server.inbox.len(),
+                    server.statements.len(),
+                    server.mode,
+                    server.in_query,
+                );
+                server.step();
+                if (
+                    server.inbox.len(),
+                    server.statements.len(),
+                    server.mode,
+                    server.in_query,
+                ) == before
+                {
+                    let Some(message) = messages.pop_front() else {
+                        break;
+                    };
+                    let _ = account.client(message.tag).unwrap();
+                    server.inbox.push_back(message);
+                }
+            }
+        }
+        uncertain |= account.is_uncertain();
+        if account.is_idle() {
+            ensure!(server.is_idle(), "idle while {server:?}\n{account:?}");
+        }
+        if server.is_idle() && !account.is_uncertain() {
+            ensure!(account.is_idle(), "not idle: {account:?}");
+        }
+        if server.mode == Mode::Dead && server.outbox.is_empty() {
+            ensure!(account.is_over());
+        }
+    }
+    // A Query more settles what can be settled.
+    if server.is_idle() && !account.lost {
+        let _ = account.client(b'Q').unwrap();
+        ensure!(!account.is_idle());
+        feed(&mut account, server_message(b'C'));
+        feed(&mut account, server_message(b'Z'));
+        ensure!(account.between_transactions(), "{account:?}");
+    }
+    Ok(uncertain)
+}
+
+/// Messages and turns from a fuzzer's bytes: two for each message, then `0xff`, then one for each turn.
+///
+/// # Panics
+/// The account and the server disagree.
+pub(crate) fn play(data: &[u8]) {
+    const TAGS: &[u8; 12] = b"QFPBDECSHdcf";
+    let mut halves = data.splitn(2, |&byte| byte == 0xff);
+    let (script, turns) = (
+        halves.next().unwrap_or_default(),
+        halves.next().unwrap_or_default(),
+    );
+    let messages = script.chunks_exact(2).take(64).map(|pair| Message {
+        tag: TAGS[usize::from(pair[0]) % TAGS.len()],
+        fates: fates(pair[0], pair[1]),
+    });
+    let turns = turns.iter().take(512).map(|byte| match byte % 3 {
+        0 => Turn::Client,
+        1 => Turn::Server,
+        _ => Turn::Delivery,
+    });
+    if let Err(fault) = interleaved(messages.collect(), turns.collect()) {
+        panic!("{fault}");
+    }
+}
+
+/// None to three of them.
+fn fates(first: u8, second: u8) -> Vec<Fate> {
+    let fate = |number: u8| match number % 12 {
+        0 => Fate::Done,
+        1 => Fate::Rows,
+        2 => Fate::Empty,
+        3 => Fate::Fails,
+        4 => Fate::CopyOut,
+        5 | 6 => Fate::CopyIn,
+        after => Fate::CopyInFails(after - 7),
+    };
+    let count = usize::from(second >> 6);
+    [second & 15, (second >> 2) & 15, first >> 4]
+        .into_iter()
+        .take(count)
+        .map(fate)
+        .collect()
+}
