@@ -9,8 +9,11 @@ mod auth;
 mod outside;
 mod wire;
 
+/// What takes any bytes and returns.
+pub type Target = fn(&[u8]);
+
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("account", crate::wire::account::model::play),
     ("certificate", auth::certificate),
     ("config", outside::config),

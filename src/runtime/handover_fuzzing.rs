@@ -1,6 +1,6 @@
 //! What one process says to another, and the state file, against any bytes.
 
-use std::sync::Mutex;
+use std::cell::OnceCell;
 
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -9,43 +9,49 @@ use super::super::state_file;
 use super::{Asks, HandoverError, Offer, Ready, Serving, Yours, read, read_versioned, receive};
 use crate::fuzzing::choice;
 
+thread_local! {
+    static RUNTIME: OnceCell<Runtime> = const { OnceCell::new() };
+}
+
 pub(crate) fn run(data: &[u8]) {
     if let Ok(kept) = state_file::parse(data) {
         let again = state_file::parse(&state_file::text(&kept));
         assert_eq!(again.ok(), Some(kept));
     }
-    static RUNTIME: Mutex<Option<Runtime>> = Mutex::new(None);
-    let mut runtime = RUNTIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let runtime = runtime.get_or_insert_with(|| {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_all().build().expect("a runtime")
-    });
     let (which, message) = choice(data);
     // What finds room in a socket's buffer.
     let message = &message[..message.len().min(16 * 1024)];
-    runtime.block_on(async {
-        let Ok((mut ours, theirs)) = UnixStream::pair() else {
-            return;
-        };
-        if !matches!(theirs.try_write(message), Ok(written) if written == message.len()) {
-            return;
-        }
-        drop(theirs);
-        let outcome = match which % 6 {
-            0 => read_versioned::<Asks>(&mut ours).await.map(drop),
-            1 => read_versioned::<Offer>(&mut ours).await.map(|offer| {
-                let kept = serde_json::to_vec(&offer.kept).expect("it was JSON");
-                let _ = state_file::parse(&kept);
-            }),
-            2 => read::<Ready>(&mut ours).await.map(drop),
-            3 => read::<Yours>(&mut ours).await.map(drop),
-            4 => read::<Serving>(&mut ours).await.map(drop),
-            _ => receive(&ours)
-                .map_err(HandoverError::from)
-                .map(|descriptor| assert!(descriptor.is_none())),
-        };
-        if let Err(error) = outcome {
-            assert!(!error.to_string().is_empty());
-        }
+    RUNTIME.with(|cell| {
+        let runtime = cell.get_or_init(|| {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_all().build().expect("a runtime")
+        });
+        runtime.block_on(said(which, message));
     });
+}
+
+async fn said(which: u8, message: &[u8]) {
+    let Ok((mut ours, theirs)) = UnixStream::pair() else {
+        return;
+    };
+    if !matches!(theirs.try_write(message), Ok(written) if written == message.len()) {
+        return;
+    }
+    drop(theirs);
+    let outcome = match which % 6 {
+        0 => read_versioned::<Asks>(&mut ours).await.map(drop),
+        1 => read_versioned::<Offer>(&mut ours).await.map(|offer| {
+            let kept = serde_json::to_vec(&offer.kept).expect("it was JSON");
+            let _ = state_file::parse(&kept);
+        }),
+        2 => read::<Ready>(&mut ours).await.map(drop),
+        3 => read::<Yours>(&mut ours).await.map(drop),
+        4 => read::<Serving>(&mut ours).await.map(drop),
+        _ => receive(&ours)
+            .map_err(HandoverError::from)
+            .map(|descriptor| assert!(descriptor.is_none())),
+    };
+    if let Err(error) = outcome {
+        assert!(!error.to_string().is_empty());
+    }
 }
