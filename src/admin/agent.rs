@@ -33,7 +33,7 @@ impl AgentState {
     pub(super) fn of_router(phase: Phase, serves: bool) -> Self {
         match phase {
             Phase::Starting => Self::Down("starting"),
-            Phase::Draining => Self::Drain,
+            Phase::Drained | Phase::Leaving | Phase::Draining => Self::Drain,
             Phase::Accepting if serves => Self::Up { percent: 100 },
             Phase::Accepting => Self::Down("no server"),
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use arc_swap::ArcSwapOption;
 use prometheus_client::registry::Registry;
@@ -79,39 +79,84 @@ impl fmt::Debug for ClusterView {
     }
 }
 
-/// Where the process is in its life. Only ever goes forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Whether the router wants clients, and where it is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Not every listener is bound yet.
     Starting,
     Accepting,
+    /// An operator has drained it: it serves as ever, and says that it is not ready.
+    Drained,
+    /// Ending soon: it serves as ever, and says that it is not ready.
+    Leaving,
     /// Ending: no new sessions.
     Draining,
 }
 
-/// A latch: set by the runtime, read by everyone.
+impl Phase {
+    /// One word, for the interface and the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Accepting => "ready",
+            Self::Drained => "drain",
+            Self::Leaving | Self::Draining => "stopping",
+        }
+    }
+
+    /// Why it is not ready, if it is not.
+    pub fn not_ready(self) -> Option<&'static str> {
+        match self {
+            Self::Accepting => None,
+            Self::Starting => Some("the listeners are not ready yet"),
+            Self::Drained => Some("the router is drained"),
+            Self::Leaving | Self::Draining => Some("the router is shutting down"),
+        }
+    }
+}
+
+/// A latch, which only ever goes forward, and beside it what an operator has set. Set by the runtime, read by everyone.
 #[derive(Debug, Default)]
-pub struct Readiness(AtomicU8);
+pub struct Readiness {
+    step: AtomicU8,
+    is_drained: AtomicBool,
+}
 
 impl Readiness {
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// All listeners are bound. Has no effect once draining.
+    /// All listeners are bound. Has no effect once leaving or draining.
     pub fn accepting(&self) {
-        self.0.fetch_max(1, Ordering::AcqRel);
+        self.step.fetch_max(1, Ordering::AcqRel);
+    }
+
+    /// The process will end; there is no way back.
+    pub fn leaving(&self) {
+        self.step.fetch_max(2, Ordering::AcqRel);
     }
 
     /// The process is ending; there is no way back.
     pub fn draining(&self) {
-        self.0.fetch_max(2, Ordering::AcqRel);
+        self.step.fetch_max(3, Ordering::AcqRel);
+    }
+
+    /// What an operator wants: no more clients, or clients again.
+    pub fn drain(&self, is_drained: bool) {
+        self.is_drained.store(is_drained, Ordering::Release);
+    }
+
+    pub fn is_drained(&self) -> bool {
+        self.is_drained.load(Ordering::Acquire)
     }
 
     pub fn phase(&self) -> Phase {
-        match self.0.load(Ordering::Acquire) {
+        match self.step.load(Ordering::Acquire) {
             0 => Phase::Starting,
+            1 if self.is_drained() => Phase::Drained,
             1 => Phase::Accepting,
+            2 => Phase::Leaving,
             _ => Phase::Draining,
         }
     }
@@ -123,12 +168,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readiness_only_goes_forward() {
+    fn readiness_only_goes_forward_and_a_drain_is_taken_back() {
         let readiness = Readiness::new();
         assert_eq!(readiness.phase(), Phase::Starting);
         readiness.accepting();
         assert_eq!(readiness.phase(), Phase::Accepting);
+        readiness.drain(true);
+        assert_eq!(readiness.phase(), Phase::Drained);
+        readiness.drain(false);
+        assert_eq!(readiness.phase(), Phase::Accepting);
+        readiness.leaving();
+        readiness.drain(true);
+        assert_eq!(readiness.phase(), Phase::Leaving);
         readiness.draining();
+        readiness.leaving();
         readiness.accepting();
         assert_eq!(readiness.phase(), Phase::Draining);
     }

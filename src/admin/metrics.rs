@@ -18,6 +18,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::handles::Readiness;
 use crate::config::Part;
 
 /// What [`exposition`] gives.
@@ -45,6 +46,13 @@ pub(super) enum Endpoint {
     Metrics,
     UpdateClusters,
     Other,
+}
+
+impl Endpoint {
+    /// What balancers ask.
+    pub(super) fn is_check(self) -> bool {
+        matches!(self, Self::Connection | Self::Node | Self::Group | Self::Patroni)
+    }
 }
 
 impl EncodeLabelValue for Endpoint {
@@ -108,10 +116,37 @@ impl Metrics {
         metrics
     }
 
+    /// Shows the router's own state.
+    pub fn follow(&self, root: &mut Registry, readiness: &Arc<Readiness>) {
+        root.sub_registry_with_prefix(PREFIX)
+            .register_collector(Box::new(State(Arc::clone(readiness))));
+    }
+
     pub(super) fn request(&self, endpoint: Endpoint, code: u16) {
         self.requests
             .get_or_create(&RequestLabels { endpoint, code })
             .inc();
+    }
+}
+
+/// 1 for the state that the router is in.
+#[derive(Debug)]
+struct State(Arc<Readiness>);
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut metric = encoder.encode_descriptor(
+            "router_state",
+            "1 for the state that the router is in, 0 for the others",
+            None,
+            MetricType::Gauge,
+        )?;
+        let is = self.0.phase().word();
+        for state in ["starting", "ready", "drain", "stopping"] {
+            let labels = [("state", state)];
+            ConstGauge::new(i64::from(state == is)).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 }
 

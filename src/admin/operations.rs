@@ -30,6 +30,9 @@ pub trait Operations: fmt::Debug + Send + Sync {
     /// Changes how a member is used; it is seen in a snapshot soon.
     fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy>;
 
+    /// Drains the router, or takes that back: it serves as ever, and says whether it is ready.
+    fn drain_router(&self, is_drained: bool) -> Result<(), Busy>;
+
     /// Has the configuration read again; it goes on if nobody waits for the answer, which does not come while ending.
     fn reload(&self) -> oneshot::Receiver<ReloadAnswer>;
 }

@@ -1,4 +1,4 @@
-//! `trunkline members`, `drain`, `maint`, `ready`, `weight`, `sessions`, `close` and `kill`: a running router,
+//! `trunkline members`, `drain`, `maint`, `ready`, `weight`, `sessions`, `close`, `kill` and `router`: a running router,
 //! administered from a shell, in HAProxy's words.
 
 #![allow(
@@ -68,12 +68,36 @@ pub(super) enum Administer {
         #[arg(long)]
         now: bool,
     },
+    /// Show the router's own state, or change it.
+    Router {
+        #[command(subcommand)]
+        action: RouterAction,
+    },
     /// End one session at once.
     Kill {
         #[command(flatten)]
         remote: Remote,
         /// The number `trunkline sessions` shows.
         id: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RouterAction {
+    /// Show whether the router is ready.
+    Status {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Tell balancers that the router is not ready; it serves as before.
+    Drain {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Take that back.
+    Ready {
+        #[command(flatten)]
+        remote: Remote,
     },
 }
 
@@ -135,6 +159,7 @@ fn answer(command: &Administer) -> Result<String, String> {
                 format!("{}: {} sessions are ending\n", member.name, answer["sessions"])
             }))
         }
+        Administer::Router { action } => router(action),
         Administer::Kill { remote, id } => {
             let session = remote
                 .router()?
@@ -144,6 +169,30 @@ fn answer(command: &Administer) -> Result<String, String> {
             }))
         }
     }
+}
+
+fn router(action: &RouterAction) -> Result<String, String> {
+    let (remote, change) = match action {
+        RouterAction::Status { remote } => (remote, None),
+        RouterAction::Drain { remote } => (remote, Some("/api/v1/router/drain")),
+        RouterAction::Ready { remote } => (remote, Some("/api/v1/router/ready")),
+    };
+    let router = remote.router()?;
+    let state = match change {
+        None => router.look("/api/v1/router")?,
+        Some(path) => router.change(path, None)?,
+    };
+    Ok(printed(remote, &state, router_table))
+}
+
+fn router_table(state: &Value) -> String {
+    let mut table = Table::new(&["STATE", "SESSIONS", "PID", "VERSION"]).right(&["SESSIONS", "PID"]);
+    table.row(
+        ["state", "sessions", "process_id", "version"]
+            .map(|key| word(&state[key]))
+            .to_vec(),
+    );
+    table.text()
 }
 
 fn post(member: &Named, action: &str, body: Option<&Value>) -> Result<Value, String> {

@@ -304,6 +304,7 @@ pub(super) fn log(root: &Section<'_>) -> Log {
 pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
     let section = root.section("shutdown");
     Shutdown {
+        delay: section.duration("delay"),
         grace: section.duration("grace"),
         handover: section.field("handover").and_then(|field| field.duration()),
     }

@@ -535,7 +535,9 @@ pub enum LogFormat {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shutdown {
-    /// From SIGTERM to cutting what is left (default 30 s).
+    /// From SIGTERM to closing the ports (default 0).
+    pub delay: Duration,
+    /// From there to cutting what is left (default 30 s).
     pub grace: Duration,
     /// From being replaced by another process to ending the sessions that are left, as at SIGTERM; `None`: they may go
     /// on as long as they like.

@@ -85,7 +85,7 @@ limits: {max_clients: 12, max_pending_logins: 13, per_user: 14, per_database: 15
          connection_rate: 17/s}
 peers: {secret_file: peers.key, members: [{name: p, address: "db2:6432"}, {name: q, address: "[::1]:6432"}]}
 log: {level: debug, format: json}
-shutdown: {grace: 9s, handover: 2h}
+shutdown: {delay: 4s, grace: 9s, handover: 2h}
 workers: 3
 "#;
 
@@ -274,6 +274,7 @@ fn the_minimal_file_has_the_documented_defaults() {
             format: LogFormat::Text
         }
     );
+    assert_eq!(config.shutdown.delay, Duration::ZERO);
     assert_eq!(config.shutdown.grace, thirty);
     assert_eq!(config.shutdown.handover, None);
     assert_eq!(config.warnings(), [""; 0]);
@@ -500,6 +501,7 @@ fn every_key_has_its_effect() {
             format: LogFormat::Json
         }
     );
+    assert_eq!(config.shutdown.delay, Duration::from_secs(4));
     assert_eq!(config.shutdown.grace, Duration::from_secs(9));
     assert_eq!(config.shutdown.handover, Some(Duration::from_hours(2)));
     assert_eq!(config.workers, 3);

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::control::{Request, Requests};
 use super::handover::PATIENCE;
 use super::state_file::{self, Kept, KeptMembers};
-use crate::admin::{Activity, Change, Ending, Operations, ReloadAnswer, SessionView};
+use crate::admin::{Activity, Change, Ending, Operations, Readiness, ReloadAnswer, SessionView};
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::cluster::{Busy, ClusterHandle, Successor};
 use crate::session::end::{Order, Reason};
@@ -28,6 +28,7 @@ pub(super) struct Administration {
     /// Those that are configured now.
     clusters: Mutex<HashMap<Arc<str>, ClusterHandle>>,
     registry: Arc<Registry>,
+    readiness: Arc<Readiness>,
     /// Held over a change, so that two at once are kept in the order in which they are done.
     kept: Mutex<watch::Sender<Arc<Kept>>>,
     requests: Requests,
@@ -50,9 +51,9 @@ impl Administration {
         told: Option<Kept>,
         clusters: HashMap<Arc<str>, ClusterHandle>,
         registry: Arc<Registry>,
+        readiness: Arc<Readiness>,
         requests: Requests,
-        stop: &CancellationToken,
-        tracker: &TaskTracker,
+        (stop, tracker): (&CancellationToken, &TaskTracker),
     ) -> Self {
         let is_told = told.is_some();
         let kept = told
@@ -66,6 +67,7 @@ impl Administration {
         let administration = Self {
             clusters: Mutex::new(clusters),
             registry,
+            readiness,
             kept: Mutex::new(watch::Sender::new(Arc::new(kept))),
             requests,
             is_handing_over: AtomicBool::new(false),
@@ -131,11 +133,13 @@ impl Administration {
         }
     }
 
-    /// Everything that is set. Nothing can be changed from now on, until [`Self::go_on`].
-    pub(super) fn freeze(&self) -> Kept {
+    /// Everything that is set for members, and whether the router is drained. Nothing can be changed from now on, until
+    /// [`Self::go_on`].
+    pub(super) fn freeze(&self) -> (Kept, bool) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_handing_over.store(true, Ordering::Relaxed);
-        Kept::clone(&kept.borrow())
+        let is_drained = self.readiness.is_drained();
+        (Kept::clone(&kept.borrow()), is_drained)
     }
 
     pub(super) fn go_on(&self) {
@@ -265,6 +269,16 @@ impl Operations for Administration {
                 Change::Weight(weight) => member.weight = weight,
             });
         });
+        Ok(())
+    }
+
+    fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {
+        // Held, so that nothing is set between what another process is told and its word.
+        let _kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_handing_over.load(Ordering::Relaxed) {
+            return Err(Busy);
+        }
+        self.readiness.drain(is_drained);
         Ok(())
     }
 

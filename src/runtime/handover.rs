@@ -126,6 +126,9 @@ pub(super) struct Offer {
     kept: serde_json::Value,
     /// Where it and those before it are asked about cancel requests.
     relatives: Vec<Relative>,
+    /// Whether an operator has drained the router.
+    #[serde(default)]
+    is_drained: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -185,6 +188,7 @@ impl Offer {
         sockets: &[Inherited],
         clusters: &HashMap<Arc<str>, ClusterHandle>,
         kept: &Kept,
+        is_drained: bool,
         relatives: Vec<Relative>,
     ) -> Self {
         let passed = |inherited: &Inherited| Passed {
@@ -202,6 +206,7 @@ impl Offer {
                 .collect(),
             kept: serde_json::from_slice(&state_file::text(kept)).unwrap_or_default(),
             relatives,
+            is_drained,
         }
     }
 }
@@ -299,6 +304,8 @@ pub(super) struct Taken {
     clusters: BTreeMap<String, Seen>,
     pub(super) kept: Kept,
     pub(super) relatives: Vec<Relative>,
+    /// Whether an operator has drained the router.
+    pub(super) is_drained: bool,
 }
 
 /// Asks the process whose control socket is at `path` for everything. `relative`: where this one is asked about cancel
@@ -347,6 +354,7 @@ pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inherita
         clusters: offer.clusters,
         kept,
         relatives: offer.relatives,
+        is_drained: offer.is_drained,
     };
     // Of another user's process it knows nothing that counts here.
     taken
@@ -548,7 +556,7 @@ mod tests {
             ..before.clone()
         };
         let relatives = vec![before.clone(), stranger];
-        let offer = Offer::new(&sockets, &HashMap::new(), &Kept::default(), relatives);
+        let offer = Offer::new(&sockets, &HashMap::new(), &Kept::default(), true, relatives);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let control = UnixListener::bind(&path).unwrap();
@@ -564,6 +572,7 @@ mod tests {
         let (mut taken, mut inheritance) = take(&path, "b").await.unwrap();
         assert_eq!(taken.process_id, std::process::id());
         assert_eq!(taken.relatives, [before]);
+        assert!(taken.is_drained);
         assert!(
             inheritance
                 .take(&BindAddress::Any { port: address.port() })
@@ -635,7 +644,7 @@ mod tests {
     #[tokio::test]
     async fn another_version_is_told_so_on_both_sides() {
         let (mut new, old) = UnixStream::pair().unwrap();
-        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), Vec::new());
+        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), false, Vec::new());
         let asks = serde_json::json!({"version": 9, "new": "words"});
         write(&mut new, &asks).await.unwrap();
         let error = give(old, offer, Vec::new(), Instant::now() + START)
@@ -649,7 +658,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_is_late_is_given_up_and_the_new_process_gives_up_first() {
         let (mut new, old) = UnixStream::pair().unwrap();
-        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), Vec::new());
+        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), false, Vec::new());
         let deadline = Instant::now() + START;
         let giving = tokio::spawn(give(old, offer, Vec::new(), deadline));
         let asks = Asks {
@@ -675,6 +684,7 @@ mod tests {
             clusters: BTreeMap::new(),
             kept: Kept::default(),
             relatives: Vec::new(),
+            is_drained: false,
         };
         let late = taken.ready(&[]).await.unwrap_err();
         assert!(matches!(late, HandoverError::Late), "{late}");

@@ -5,7 +5,7 @@
 //! worker-N  sessions, each on the worker it was handed to
 //! admin     HTTP
 //! ```
-//! Shutdown has phases, each bounded: not ready, stop accepting, end sessions at their next boundary, cut what is
+//! Shutdown has phases, each bounded: not ready (`shutdown.delay`), stop accepting, end sessions at their next boundary, cut what is
 //! left, exit. A process that another one replaces stops accepting, and exits when its sessions have finished; it is ready
 //! to the end, as the service is.
 
@@ -60,7 +60,7 @@ use control::Desk;
 use doors::Doors;
 use files::FileReader;
 use notify::Notifier;
-use reload::Reload;
+use reload::{ENDING, REPLACED, Reload};
 use service::Service;
 use upgrade::Program;
 use workers::Workers;
@@ -135,6 +135,9 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     let mut metrics = Metrics::default();
     let admin_metrics = admin::Metrics::register(&mut metrics, log.lost());
     let file_metrics = FileMetrics::register(metrics.sub_registry_with_prefix(admin::metrics::PREFIX));
+    let readiness = Arc::new(Readiness::new());
+    readiness.drain(taken.as_ref().is_some_and(|taken| taken.is_drained));
+    admin_metrics.follow(&mut metrics, &readiness);
     let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
     let cluster_metrics = Arc::new(cluster::Metrics::register(ours));
     let clusters = start_clusters(&config, &cluster_metrics, &stop, &tracker)?;
@@ -145,9 +148,9 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         taken.as_mut().map(|taken| std::mem::take(&mut taken.kept)),
         clusters.clone(),
         Arc::clone(&registry),
+        Arc::clone(&readiness),
         ask.clone(),
-        &stop,
-        &tracker,
+        (&stop, &tracker),
     ));
     let shared = Arc::new(share(&config, Arc::clone(&registry), relatives, ours, &tracker)?);
     let workers = Arc::new(Workers::start(config.workers)?);
@@ -155,7 +158,6 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         let warming = taken.warm(&clusters);
         signals.unless_ended(warming).await?.context("cannot take over")?;
     }
-    let readiness = Arc::new(Readiness::new());
     let views = service::views(&config, &clusters);
     let fit = Arc::new(ArcSwap::from_pointee(views.clone()));
     admin::fit::register(
@@ -275,12 +277,24 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     let has_finished = is_replaced
         && tokio::select! {
             has_finished = shutdown::finish(&registry, &workers, limit, &mut signals) => has_finished,
-            () = reload.watch() => false,
+            () = reload.watch(REPLACED) => false,
         };
-    let (config, mut service, notifier) = reload.into_parts();
+    if !is_replaced {
+        readiness.leaving();
+        let shutdown = reload.config().shutdown.clone();
+        if shutdown.delay.is_zero() {
+            reload.notifier().stopping();
+        } else {
+            reload.notifier().stopping_within(shutdown::longest(&shutdown));
+            tokio::select! {
+                () = shutdown::delay(shutdown.delay, &mut signals) => {}
+                () = reload.watch(ENDING) => {}
+            }
+        }
+    }
+    let (config, mut service) = reload.into_parts();
     if !is_replaced {
         readiness.draining();
-        notifier.stopping();
         service.asking.cancel();
         // Each holds its port.
         service.control = None;

@@ -74,6 +74,11 @@ impl Notifier {
         self.tell("STOPPING=1");
     }
 
+    /// It ends, which may take as long as that: longer than the service manager would wait, perhaps.
+    pub(super) fn stopping_within(&self, time: Duration) {
+        self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", time.as_micros()));
+    }
+
     fn tell(&self, state: &str) {
         if let Some((socket, address)) = &self.0
             && let Err(error) = socket.send_to_addr(state.as_bytes(), address)

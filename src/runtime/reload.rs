@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
+pub(super) use self::leaving::{ENDING, REPLACED};
 use self::leaving::{failed, too_late};
 use super::control::Request;
 use super::files::FileReader;
@@ -169,9 +170,13 @@ impl Reload {
         &self.config
     }
 
+    pub(super) fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
     /// The configuration in force, and what it made.
-    pub(super) fn into_parts(self) -> (Arc<Config>, Service, Notifier) {
-        (self.config, self.service, self.notifier)
+    pub(super) fn into_parts(self) -> (Arc<Config>, Service) {
+        (self.config, self.service)
     }
 
     /// Until it is dropped, or another process is ready to take the place of this one. What it was doing then is done
@@ -207,11 +212,11 @@ impl Reload {
         }
     }
 
-    /// Only looks at the files, while another process serves: until it is dropped.
-    pub(super) async fn watch(&mut self) {
+    /// Only looks at the files, on the way out, and refuses everything else with `why`: until it is dropped.
+    pub(super) async fn watch(&mut self, why: &str) {
         loop {
             tokio::select! {
-                Some(request) = self.requests.recv() => too_late(request),
+                Some(request) = self.requests.recv() => too_late(request, why),
                 () = sleep(LOOK) => self.look().await,
             }
         }

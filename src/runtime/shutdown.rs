@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::workers::Workers;
+use crate::config;
 use crate::session::end::{Order, Reason};
 use crate::session::registry::Registry;
 
@@ -54,6 +55,24 @@ impl Signals {
 /// SIGHUP: files are to be read again.
 pub(super) fn hangup() -> io::Result<Signal> {
     signal(SignalKind::hangup())
+}
+
+/// How long an end may take.
+pub(super) fn longest(config: &config::Shutdown) -> Duration {
+    // The accept loops, sessions and tasks, HTTP, the log.
+    config.delay + config.grace + LAST_WORDS * 4
+}
+
+/// Serves on for `delay`, or until a second signal.
+pub(super) async fn delay(delay: Duration, signals: &mut Signals) {
+    info!(
+        delay_s = delay.as_secs(),
+        "not ready any more, and accepting connections for so long; a second signal ends that"
+    );
+    tokio::select! {
+        () = sleep(delay) => {}
+        () = signals.wait() => {}
+    }
 }
 
 /// Waits until every session has finished by itself, for `limit` at most, or until a signal; `false`: some are left.

@@ -22,6 +22,7 @@ mod checks;
 mod configurations;
 mod console;
 mod documents;
+mod drained;
 mod drivers;
 mod etcd;
 mod fake;

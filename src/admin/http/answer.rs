@@ -10,6 +10,8 @@ use super::super::fitness::Verdict;
 
 /// Why the answer is no. Not in the body: `HAProxy` looks for `true` anywhere in a body.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-trunkline-reason");
+/// The router's own state where it is not ready, on every answer about a node or a connection.
+pub(super) const ROUTER: HeaderName = HeaderName::from_static("x-trunkline-router");
 /// The member the answer is about.
 pub(super) const MEMBER: HeaderName = HeaderName::from_static("x-trunkline-member");
 

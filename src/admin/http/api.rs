@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::super::fitness;
-use super::super::handles::ClusterView;
+use super::super::handles::{ClusterView, Phase};
 use super::super::operations::{Change, Ending};
 use super::answer::Answer;
 use super::guard::Caller;
@@ -311,6 +311,58 @@ pub(super) async fn kill(
         how = %how(ending), by = %shown_caller(caller), "ending a session"
     );
     Answer::json(StatusCode::OK, &json!(session))
+}
+
+/// `GET /api/v1/router`
+pub(super) fn router(app: &App) -> Answer {
+    let phase = app.handles.readiness.phase();
+    Answer::json(
+        StatusCode::OK,
+        &json!({
+            "state": phase.word(),
+            "ready": phase.not_ready().is_none(),
+            "reason": phase.not_ready(),
+            "sessions": app.handles.operations.sessions().len(),
+            "process_id": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+        }),
+    )
+}
+
+/// `POST /api/v1/router/drain`, `POST /api/v1/router/ready`
+pub(super) fn administer_router(
+    app: &App,
+    caller: CalledBy,
+    path: &Result<Path<String>, PathRejection>,
+) -> Answer {
+    let is_drained = match path.as_deref().map(String::as_str) {
+        Ok("drain") => true,
+        Ok("ready") => false,
+        _ => {
+            return Answer::problem(
+                StatusCode::NOT_FOUND,
+                "there is no such action",
+                "there is: drain, ready",
+            );
+        }
+    };
+    if matches!(app.handles.readiness.phase(), Phase::Leaving | Phase::Draining) {
+        return Answer::problem(
+            StatusCode::CONFLICT,
+            "the router is shutting down",
+            "its state cannot be changed any more",
+        );
+    }
+    if let Err(busy) = app.handles.operations.drain_router(is_drained) {
+        return Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
+    }
+    let by = shown_caller(caller);
+    if is_drained {
+        tracing::info!(%by, "the router is drained: it serves as before, and tells balancers that it is not ready");
+    } else {
+        tracing::info!(%by, "the router is ready again");
+    }
+    router(app)
 }
 
 /// `POST /api/v1/reload`

@@ -339,3 +339,29 @@ fn every_path_is_documented() {
         assert!(documented.contains(&format!("/api/v1/{path}`")), "{path}");
     }
 }
+
+#[tokio::test]
+async fn the_router_itself_is_drained_and_taken_back() {
+    let setting = setting();
+    let router = setting.look("/api/v1/router").await;
+    assert_eq!(
+        (&router["state"], &router["ready"]),
+        (&json!("ready"), &json!(true))
+    );
+    assert_eq!(router["sessions"], 1);
+    for (action, told) in [
+        ("drain", "router drained true"),
+        ("ready", "router drained false"),
+    ] {
+        let (status, _) = setting.change(&format!("/api/v1/router/{action}"), "").await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(setting.told(), [told]);
+    }
+    let (status, _) = setting.change("/api/v1/router/maint", "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let path = "/api/v1/router/drain";
+    let (status, _) = setting
+        .ask(Method::POST, path, ("127.0.0.1", false), None, "")
+        .await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED, "without the token");
+}

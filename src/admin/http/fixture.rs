@@ -162,6 +162,7 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry, Counter::default());
     let readiness = Arc::new(Readiness::new());
+    metrics.follow(&mut registry, &readiness);
     readiness.accepting();
     Handles {
         clusters,
@@ -211,6 +212,14 @@ impl Operations for Nothing {
     fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
         let told = format!("{cluster} {member} {change:?}");
         self.told.lock().unwrap().push(told);
+        Ok(())
+    }
+
+    fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {
+        self.told
+            .lock()
+            .unwrap()
+            .push(format!("router drained {is_drained}"));
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::agent::AgentState;
 use super::super::fitness::{self, Verdict};
-use super::super::handles::{ClusterView, Phase};
+use super::super::handles::ClusterView;
 use super::answer::Answer;
 use super::router::{App, Params, Subject};
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
@@ -81,10 +81,9 @@ fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> Verdict
         Ok((_, view)) => view,
         Err(answer) => return answer,
     };
-    Answer::boolean(match app.handles.readiness.phase() {
-        Phase::Starting => Err("the listeners are not ready yet".into()),
-        Phase::Draining => Err("the router is shutting down".into()),
-        Phase::Accepting => ready(view, params.is_set("strict")),
+    Answer::boolean(match app.handles.readiness.phase().not_ready() {
+        Some(why) => Err(why.into()),
+        None => ready(view, params.is_set("strict")),
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, delete, on, post};
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::super::handles::{ClusterView, Handles};
 use super::super::local::Local;
 use super::super::metrics::{self, Endpoint};
-use super::answer::Answer;
+use super::answer::{self, Answer};
 use super::guard::{self, Caller, Guard};
 use super::{access, api, node, patroni};
 use crate::cluster::snapshot::{Member, Snapshot};
@@ -214,6 +214,16 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
             ),
         )
         .route(
+            "/api/v1/router",
+            read(async |State(app): Shared| api::router(&app)),
+        )
+        .route(
+            "/api/v1/router/{action}",
+            post(async |State(app): Shared, caller: CalledBy, path: Name<String>| {
+                api::administer_router(&app, caller, &path)
+            }),
+        )
+        .route(
             "/api/v1/reload",
             post(async |State(app): Shared, caller: CalledBy| api::reload(app, caller).await),
         )
@@ -229,6 +239,11 @@ async fn count(State(app): Shared, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     if method == Method::OPTIONS {
         *response.body_mut() = Body::empty();
+    }
+    let phase = app.handles.readiness.phase();
+    if phase.not_ready().is_some() && endpoint.is_check() {
+        let state = HeaderValue::from_static(phase.word());
+        response.headers_mut().insert(answer::ROUTER, state);
     }
     app.handles.metrics.request(endpoint, response.status().as_u16());
     tracing::debug!(%method, ?endpoint, status = response.status().as_u16(), "HTTP request");

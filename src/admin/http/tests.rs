@@ -568,6 +568,23 @@ async fn connection_readiness_follows_the_process_and_the_listeners() {
     assert_eq!(status(&handles, "is-live").await, 200);
     handles.readiness.accepting();
     assert_eq!(status(&handles, "is-ready").await, 200);
+    handles.readiness.drain(true);
+    let drained = get(&routes(handles.clone()), "/connection/is-ready").await;
+    assert_eq!(
+        (drained.status.as_u16(), drained.reason()),
+        (503, "the router is drained")
+    );
+    assert_eq!(drained.headers["x-trunkline-router"], "drain");
+    handles.readiness.drain(false);
+    assert_eq!(status(&handles, "is-ready").await, 200);
+    handles.readiness.leaving();
+    for path in ["is-ready", "is-ready-rw", "is-ready-ro"] {
+        assert_eq!(status(&handles, path).await, 503, "leaving");
+    }
+    // About the server, to which somebody else sends sessions: it is as fit as before.
+    let node = get(&routes(handles.clone()), "/node/p/is-read-write").await;
+    assert_eq!(node.status, 200);
+    assert_eq!(node.headers["x-trunkline-router"], "stopping");
     handles.readiness.draining();
     for path in ["is-ready", "is-ready-rw", "is-ready-ro"] {
         assert_eq!(status(&handles, path).await, 503, "draining");

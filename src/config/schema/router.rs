@@ -255,6 +255,14 @@ pub(super) static LOG: Keys = Keys(&[
 
 pub(super) static SHUTDOWN: Keys = Keys(&[
     Key::new(
+        "delay",
+        time(Duration::ZERO, hours(1)),
+        Time(Duration::ZERO),
+        "After SIGTERM the router is not ready (`/connection/is-ready` and the agent check say so), but accepts and serves \
+         connections for this time, so that balancers send nobody any more when the ports close. Longer than they take to \
+         notice: see [operations](operations.md#shutdown).",
+    ),
+    Key::new(
         "grace",
         time(Duration::ZERO, hours(24)),
         Time(secs(30)),

@@ -32,13 +32,13 @@ impl Reload {
     /// service is what it was told of. Dropped in between nothing has changed.
     pub(super) async fn offer(&mut self, socket: UnixStream) -> Option<Heir> {
         info!("another process is to take the place of this one");
-        let kept = self.service.administration.freeze();
+        let (kept, is_drained) = self.service.administration.freeze();
         let deadline = self.upgrade.as_ref().map(Upgrade::deadline);
         let deadline = deadline.unwrap_or_else(|| Instant::now() + START);
         let given = match self.service.passed_on() {
             Ok(sockets) => {
                 let relatives = self.service.shared.relatives.family();
-                let offer = Offer::new(&sockets, &self.service.clusters, &kept, relatives);
+                let offer = Offer::new(&sockets, &self.service.clusters, &kept, is_drained, relatives);
                 let mut giving = std::pin::pin!(handover::give(socket, offer, sockets, deadline));
                 loop {
                     tokio::select! {
@@ -90,7 +90,7 @@ impl Reload {
             warn!(%error, "SIGHUP came during the handover and is lost: send it again");
         }
         while let Ok(request) = self.requests.try_recv() {
-            too_late(request);
+            too_late(request, REPLACED);
         }
         let sessions = self.service.shared.registry.len();
         info!(
@@ -135,8 +135,14 @@ pub(super) async fn failed(upgrade: Option<&Upgrade>) -> String {
 }
 
 /// Another process serves by now.
-pub(super) fn too_late(request: Request) {
-    let fault = "another process has taken the place of this one just now; ask again".to_owned();
+pub(in crate::runtime) const REPLACED: &str =
+    "another process has taken the place of this one just now; ask again";
+/// This one ends soon.
+pub(in crate::runtime) const ENDING: &str = "the router is shutting down";
+
+/// Refuses what is asked of a process that is on its way out.
+pub(super) fn too_late(request: Request, why: &str) {
+    let fault = why.to_owned();
     match request {
         Request::Reload(answer) => {
             // Whoever asked may be gone.
