@@ -1,20 +1,49 @@
 //! `read_only_on_leader: enforced`: a session on the leader whose role has been seen, on that very connection, to be
 //! unable to write. What it may do is read from the catalogs, for it and for every role it can become.
 //!
-//! It may write nothing means: no attribute that lets it (SUPERUSER, CREATEROLE, CREATEDB, REPLICATION, BYPASSRLS), no
-//! predefined role that writes, it owns nothing anywhere, may not CREATE or have temporary tables in this database, nor
-//! change a table, view, sequence or large object in it, nor call a function there that makes large objects or that
-//! runs with its owner's rights.
+//! It may write nothing means:
+//! - no attribute that lets it (SUPERUSER, CREATEROLE, CREATEDB, REPLICATION, BYPASSRLS), no predefined role that writes;
+//! - it owns nothing anywhere, may not CREATE or have temporary tables in this database, nor CREATE in a schema of it;
+//! - it may not change, maintain or put a trigger on a table, view, sequence or large object in it, nor make servers or
+//!   user mappings of foreign data, nor SET or ALTER SYSTEM a parameter that is not everybody's;
+//! - it may not call a function there that makes large objects, writes messages into the WAL or runs with its owner's rights;
+//! - it may grant nothing (ADMIN OPTION, GRANT OPTION);
+//! - it has no settings of its own: one session can make them (`ALTER ROLE … SET` of itself), and all others would begin
+//!   with them.
+//!
+//! What no privilege keeps a role from is listed in `docs/configuration.md`, "Reading from the leader".
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::backend::{ServerConnection, query};
+use crate::backend::{ConnectError, ServerConnection, query};
+
+/// The client's or its role's `statement_timeout` must not end the examination: by one of 1 ms nobody could be told why
+/// the role is refused. A message of its own, since the time of one message is measured from its beginning.
+const UNHURRIED: &str = "SET statement_timeout = 0";
+const AS_BEFORE: &str = "RESET statement_timeout";
+
+/// How often [`UNHURRIED`] is tried, which may itself be too slow for the time-out it is to end.
+const TRIES: u32 = 5;
 
 /// Gives the first thing found, or no row. The client's settings must not bend it: `search_path` is its own.
-const FAULTS: &str = "\
+const BEGINNING: &str = "\
 BEGIN READ ONLY; SET LOCAL search_path = pg_catalog; \
 WITH me AS MATERIALIZED ( \
   SELECT r.* FROM pg_roles r WHERE pg_has_role(session_user, r.oid, 'MEMBER') OR r.rolname = session_user \
+), acls (acl, what) AS ( \
+  SELECT relacl, format('%s', oid::regclass) FROM pg_class WHERE relacl IS NOT NULL \
+  UNION ALL \
+  SELECT attacl, format('%s', attrelid::regclass) FROM pg_attribute WHERE attacl IS NOT NULL \
+  UNION ALL SELECT proacl, format('%s', oid::regprocedure) FROM pg_proc WHERE proacl IS NOT NULL \
+  UNION ALL SELECT nspacl, format('the schema %I', nspname) FROM pg_namespace WHERE nspacl IS NOT NULL \
+  UNION ALL SELECT datacl, format('the database %I', datname) FROM pg_database WHERE datacl IS NOT NULL \
+  UNION ALL SELECT typacl, format('the type %s', oid::regtype) FROM pg_type WHERE typacl IS NOT NULL \
+  UNION ALL SELECT lanacl, format('the language %I', lanname) FROM pg_language WHERE lanacl IS NOT NULL \
+  UNION ALL SELECT spcacl, format('the tablespace %I', spcname) FROM pg_tablespace WHERE spcacl IS NOT NULL \
+  UNION ALL SELECT fdwacl, format('the wrapper %I', fdwname) FROM pg_foreign_data_wrapper WHERE fdwacl IS NOT NULL \
+  UNION ALL SELECT srvacl, format('the server %I', srvname) FROM pg_foreign_server WHERE srvacl IS NOT NULL \
+  UNION ALL SELECT lomacl, format('the large object %s', oid) FROM pg_largeobject_metadata WHERE lomacl IS NOT NULL \
 ), faults (n, why) AS ( \
   SELECT 1, format('has or can take the attributes of %I', rolname) FROM me \
    WHERE rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls \
@@ -25,7 +54,8 @@ WITH me AS MATERIALIZED ( \
   UNION ALL \
   SELECT 3, format('owns something, as %I', rolname) FROM me \
    WHERE EXISTS (SELECT FROM pg_shdepend d \
-                  WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = me.oid AND d.deptype = 'o') \
+                  WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = me.oid AND d.deptype = 'o' \
+                    AND d.classid <> 'pg_default_acl'::regclass) \
   UNION ALL \
   SELECT 4, 'may CREATE in the database, or has TEMPORARY there' FROM me \
    WHERE has_database_privilege(me.oid, (SELECT oid FROM pg_database WHERE datname = current_database()), \
@@ -45,11 +75,84 @@ WITH me AS MATERIALIZED ( \
   SELECT 8, format('may change the large object %s', l.oid) FROM me, pg_largeobject_metadata l, aclexplode(l.lomacl) a \
    WHERE a.grantee IN (0, me.oid) AND a.privilege_type = 'UPDATE' \
   UNION ALL \
+  SELECT 8, 'may change every large object: lo_compat_privileges is on' \
+   WHERE current_setting('lo_compat_privileges')::bool \
+  UNION ALL \
   SELECT 9, format('may execute %s', p.oid::regprocedure) FROM me, pg_proc p \
    WHERE (p.prosecdef OR p.pronamespace = 'pg_catalog'::regnamespace \
-                         AND p.proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import')) \
+                         AND p.proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import', 'pg_logical_emit_message')) \
      AND has_function_privilege(me.oid, p.oid, 'EXECUTE') \
-) SELECT why FROM faults ORDER BY n LIMIT 1; COMMIT";
+  UNION ALL \
+  SELECT 10, format('may put a trigger on %s', c.oid::regclass) FROM me, pg_class c \
+   WHERE c.relkind IN ('r', 'p', 'v', 'f') AND has_table_privilege(me.oid, c.oid, 'TRIGGER') \
+  UNION ALL \
+  SELECT 11, format('may use the foreign server %I', s.srvname) FROM me, pg_foreign_server s \
+   WHERE has_server_privilege(me.oid, s.oid, 'USAGE') \
+  UNION ALL \
+  SELECT 12, format('may use the foreign-data wrapper %I', w.fdwname) FROM me, pg_foreign_data_wrapper w \
+   WHERE has_foreign_data_wrapper_privilege(me.oid, w.oid, 'USAGE') \
+  UNION ALL \
+  SELECT 13, format('may grant the role %I to others', m.roleid::regrole) FROM me, pg_auth_members m \
+   WHERE m.member = me.oid AND m.admin_option \
+  UNION ALL \
+  SELECT 14, format('may grant rights on %s to others', acls.what) FROM me, acls, aclexplode(acls.acl) a \
+   WHERE a.grantee = me.oid AND a.is_grantable \
+  UNION ALL \
+  SELECT 15, format('has settings of its own (%s), which any of its sessions can make for all', \
+                    (SELECT string_agg(split_part(c, '=', 1), ', ') FROM unnest(s.setconfig) c)) \
+    FROM pg_db_role_setting s JOIN me ON me.oid = s.setrole AND me.rolname = session_user \
+   WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
+
+/// Of `PostgreSQL` 15 and later, which has rights on parameters.
+const PARAMETERS: &str = " \
+  UNION ALL \
+  SELECT 16, format('may set the parameter %s', p.parname) FROM me, pg_parameter_acl p, aclexplode(p.paracl) a \
+   WHERE a.grantee IN (0, me.oid)";
+
+/// Of `PostgreSQL` 17 and later: REFRESH, REINDEX, CLUSTER, VACUUM FULL.
+const MAINTAIN: &str = " \
+  UNION ALL \
+  SELECT 17, format('may maintain %s', c.oid::regclass) FROM me, pg_class c \
+   WHERE c.relkind IN ('r', 'p', 'm') AND has_table_privilege(me.oid, c.oid, 'MAINTAIN')";
+
+const END: &str = ") SELECT why FROM faults ORDER BY n LIMIT 1; COMMIT";
+
+/// What is asked of a server of this major version; of an unknown one, everything.
+fn examination(major: Option<u32>) -> String {
+    let has = |since: u32| major.is_none_or(|major| major >= since);
+    let mut text = BEGINNING.to_owned();
+    if has(15) {
+        text.push_str(PARAMETERS);
+    }
+    if has(17) {
+        text.push_str(MAINTAIN);
+    }
+    text.push_str(END);
+    text
+}
+
+/// The number that `server_version` begins with: `15.18 (Debian …)`, `19rc1`.
+fn major(parameters: &[(Bytes, Bytes)]) -> Option<u32> {
+    let (_, version) = parameters
+        .iter()
+        .find(|(name, _)| name.as_ref() == b"server_version")?;
+    let digits = version.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&version[..digits]).ok()?.parse().ok()
+}
+
+async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Vec<query::Row>, ConnectError> {
+    let text = examination(major(&connection.parameters));
+    let mut tries = 0;
+    while let Err(error) = query::simple_query(connection, UNHURRIED, 0, deadline).await {
+        tries += 1;
+        if tries == TRIES || !error.leaves_usable() {
+            return Err(error);
+        }
+    }
+    let rows = query::simple_query(connection, &text, 1, deadline).await?;
+    query::simple_query(connection, AS_BEFORE, 0, deadline).await?;
+    Ok(rows)
+}
 
 /// `Err` tells what the role that the connection is logged in as may write, or that this could not be found out:
 /// it completes "the role …".
@@ -57,7 +160,7 @@ pub(super) async fn writes_nothing(
     connection: &mut ServerConnection,
     deadline: Instant,
 ) -> Result<(), String> {
-    let rows = query::simple_query(connection, FAULTS, 1, deadline)
+    let rows = ask(connection, deadline)
         .await
         .map_err(|error| format!("could not be examined: {error}"))?;
     match rows.into_iter().next() {
@@ -67,6 +170,31 @@ pub(super) async fn writes_nothing(
             let why = String::from_utf8_lossy(&why);
             // Names in it are the cluster's.
             Err(why.chars().take(200).filter(|c| !c.is_control()).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_asked_for_what_its_version_has() {
+        let version = |text: &'static str| {
+            let name = Bytes::from_static(b"server_version");
+            major(&[(name, Bytes::from_static(text.as_bytes()))])
+        };
+        assert_eq!(version("14.9"), Some(14));
+        assert_eq!(version("15.18 (Debian 15.18-0+deb12u1)"), Some(15));
+        assert_eq!(version("19rc1"), Some(19));
+        assert_eq!(version("devel"), None);
+        assert_eq!(major(&[]), None);
+        let asks = |major, what: &str| examination(major).contains(what);
+        for (what, since) in [("pg_parameter_acl", 15), ("MAINTAIN", 17)] {
+            assert!(!asks(Some(since - 1), what), "{what}");
+            assert!(asks(Some(since), what), "{what}");
+            // Rather a refused session than one that was not looked at.
+            assert!(asks(None, what), "{what}");
         }
     }
 }

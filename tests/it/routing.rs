@@ -14,7 +14,7 @@ use trunkline::wire::frame::ErrorFields;
 
 use super::raw::{Client, Login, at, node_address};
 use crate::cluster::postgres::{Options as ServerOptions, Postgres};
-use crate::cluster::{Cluster, Options, Router, eventually, fresh_address, secret};
+use crate::cluster::{Cluster, Options, Router, eventually, fresh_address, project, secret};
 
 const ROUTES: [(u16, &str, &str); 12] = [
     (6440, "least", "{targets: [replica], balance: least_connections}"),
@@ -329,7 +329,28 @@ fn a_replica_that_takes_no_new_connections_neither_attracts_nor_delays_sessions(
 
 #[test]
 fn enforced_reading_on_the_leader_takes_a_role_that_may_write_nothing() {
-    let server = Postgres::start(&ServerOptions::default());
+    enforced(false);
+}
+
+/// With rights that PostgreSQL 15 has not.
+#[test]
+fn enforced_reading_on_a_leader_of_postgresql_18() {
+    enforced(true);
+}
+
+/// What the documentation says of functions that write and that everybody may call.
+fn prepare_functions() -> String {
+    let text = std::fs::read_to_string(project().join("docs/configuration.md")).unwrap();
+    let start = text.find("DO $$").unwrap();
+    let end = text[start..].find("$$;").unwrap() + start + 3;
+    text[start..end].to_owned()
+}
+
+fn enforced(version_18: bool) {
+    let server = Postgres::start(&ServerOptions {
+        version_18,
+        ..ServerOptions::default()
+    });
     server.sql("CREATE ROLE reader LOGIN PASSWORD 'reader' IN ROLE pg_read_all_data; CREATE ROLE other");
     let dir = tempfile::tempdir().unwrap();
     let password = secret(dir.path(), "reader", "reader");
@@ -367,9 +388,38 @@ fn enforced_reading_on_the_leader_takes_a_role_that_may_write_nothing() {
     assert!(told().contains("TEMPORARY"), "{}", told());
     server.sql("REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC");
     assert!(told().contains("may execute lo_"), "{}", told());
+    server.sql(&prepare_functions());
     server.sql(
-        "REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC",
+        "CREATE MATERIALIZED VIEW mv AS SELECT 1; CREATE FOREIGN DATA WRAPPER w; CREATE SERVER srv FOREIGN DATA WRAPPER w",
     );
+    let emit = if version_18 {
+        (
+            "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(bool, text, text, bool) TO reader",
+            "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(bool, text, text, bool) FROM reader",
+        )
+    } else {
+        (
+            "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(bool, text, text) TO reader",
+            "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(bool, text, text) FROM reader",
+        )
+    };
+    let since_17 = [
+        (
+            "GRANT MAINTAIN ON t TO other",
+            "may maintain public.t",
+            "REVOKE MAINTAIN ON t FROM other",
+        ),
+        (
+            "GRANT MAINTAIN ON mv TO reader",
+            "may maintain public.mv",
+            "REVOKE MAINTAIN ON mv FROM reader",
+        ),
+        (
+            "GRANT pg_maintain TO reader",
+            "member of pg_maintain",
+            "REVOKE pg_maintain FROM reader",
+        ),
+    ];
     // Each thing that it could write by, given and taken.
     for (give, expected, take) in [
         (
@@ -427,7 +477,67 @@ fn enforced_reading_on_the_leader_takes_a_role_that_may_write_nothing() {
             "attributes of",
             "ALTER ROLE reader NOSUPERUSER",
         ),
-    ] {
+        (
+            "GRANT TRIGGER ON t TO reader",
+            "may put a trigger on public.t",
+            "REVOKE TRIGGER ON t FROM reader",
+        ),
+        (
+            "GRANT USAGE ON FOREIGN SERVER srv TO PUBLIC",
+            "foreign server srv",
+            "REVOKE USAGE ON FOREIGN SERVER srv FROM PUBLIC",
+        ),
+        (
+            "GRANT USAGE ON FOREIGN DATA WRAPPER w TO other",
+            "foreign-data wrapper w",
+            "REVOKE USAGE ON FOREIGN DATA WRAPPER w FROM other",
+        ),
+        (emit.0, "may execute pg_logical_emit_message", emit.1),
+        (
+            "GRANT SET ON PARAMETER lo_compat_privileges TO reader",
+            "may set the parameter lo_compat_privileges",
+            "REVOKE SET ON PARAMETER lo_compat_privileges FROM reader",
+        ),
+        (
+            "GRANT ALTER SYSTEM ON PARAMETER work_mem TO PUBLIC",
+            "may set the parameter work_mem",
+            "REVOKE ALTER SYSTEM ON PARAMETER work_mem FROM PUBLIC",
+        ),
+        (
+            "ALTER DATABASE postgres SET lo_compat_privileges = on",
+            "every large object",
+            "ALTER DATABASE postgres RESET lo_compat_privileges",
+        ),
+        (
+            "CREATE ROLE club; GRANT club TO reader WITH ADMIN OPTION",
+            "may grant the role club",
+            "DROP ROLE club",
+        ),
+        (
+            "GRANT SELECT ON t TO other WITH GRANT OPTION",
+            "may grant rights on public.t",
+            "REVOKE SELECT ON t FROM other",
+        ),
+        (
+            "GRANT USAGE ON SCHEMA sch TO reader WITH GRANT OPTION",
+            "may grant rights on the schema sch",
+            "REVOKE USAGE ON SCHEMA sch FROM reader",
+        ),
+        // Too short a time to look at anything, and it would hold for all who come after.
+        (
+            "ALTER ROLE reader SET statement_timeout = '1ms'",
+            "settings of its own (statement_timeout)",
+            "ALTER ROLE reader RESET ALL",
+        ),
+        (
+            "ALTER ROLE reader IN DATABASE postgres SET search_path = sch, public",
+            "settings of its own (search_path)",
+            "ALTER ROLE reader IN DATABASE postgres RESET ALL",
+        ),
+    ]
+    .into_iter()
+    .chain(since_17.into_iter().filter(|_| version_18))
+    {
         server.sql(give);
         let why = told();
         assert!(why.contains(expected), "{give}: {why}");
@@ -446,7 +556,13 @@ fn enforced_reading_on_the_leader_takes_a_role_that_may_write_nothing() {
     let frames = reader.ask("DELETE FROM t");
     let refused = frames.iter().find(|frame| frame.tag == b'E').unwrap();
     assert_eq!(ErrorFields::parse(&refused.body).unwrap().code, "42501");
-    drop(reader);
+    // Nobody can be kept from this, and nobody else is kept out by it.
+    reader.ask("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC");
+    log_in("").unwrap();
+    // The client's own time-out is in force again, whatever was needed to look.
+    let mut hurried = log_in("-c statement_timeout=7s").unwrap();
+    assert_eq!(hurried.value("SHOW statement_timeout"), "7s");
+    drop((reader, hurried));
     router.await_log(&["session ended", "route=any", "access=enforced"]);
     // The client's settings do not bend what is seen.
     server.sql("GRANT DELETE ON t TO reader");
