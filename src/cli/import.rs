@@ -220,4 +220,6 @@ fn recognise(text: &str) -> Option<Kind> {
 }
 
 #[cfg(test)]
+mod security_tests;
+#[cfg(test)]
 mod tests;

@@ -178,3 +178,36 @@ fn what_cannot_be_imported_is_said() {
     assert_eq!(import(&["--from", "haproxy"], &path).status.code(), Some(1));
     assert_eq!(import(&["--from", "nginx"], &path).status.code(), Some(2));
 }
+
+/// HAProxy demanded a certificate of every client; what is written does not serve until rules do.
+#[test]
+fn certificates_that_clients_had_to_show_are_left_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let certificates = Certificates::shared();
+    let (certificate, key, authority) = (
+        certificates.file("server.crt"),
+        certificates.file("server.key"),
+        certificates.file("ca.crt"),
+    );
+    let cfg = dir.path().join("haproxy.cfg");
+    let bind = format!(
+        "listen rw\n  bind :1 ssl crt {} ca-file {} verify required\n  server a a1:6432\n",
+        certificate.display(),
+        authority.display()
+    );
+    std::fs::write(&cfg, bind).unwrap();
+    let yaml = text(&import(&[], &cfg).stdout)
+        .replace(
+            &format!("key_file: {}", certificate.display()),
+            &format!("key_file: {}", key.display()),
+        )
+        .replace("TODO-service-account.password", "password");
+    secret(dir.path(), "password", "x");
+    let path = dir.path().join("trunkline.yaml");
+    std::fs::write(&path, &yaml).unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_trunkline"));
+    let check = output(check.args(["check", "-c"]).arg(&path));
+    assert_eq!(check.status.code(), Some(1));
+    let said = text(&check.stderr) + &text(&check.stdout);
+    assert!(said.contains("TODO-pg_hba.conf"), "{said}\n{yaml}");
+}

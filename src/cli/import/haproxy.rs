@@ -49,7 +49,12 @@ pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<Outcome, Refusal>
             _ => {}
         }
     }
-    let proxies = proxies(&sections, notes)?;
+    let mut proxies = proxies(&sections, notes)?;
+    if sections.iter().any(trusts_anybody) {
+        for server in proxies.iter_mut().flat_map(|proxy| &mut proxy.servers) {
+            server.options.trusts_anybody.get_or_insert(true);
+        }
+    }
     let servers: usize = proxies.iter().map(|proxy| proxy.servers.len()).sum();
     if servers > MAX_SERVERS {
         return Err(Refusal {
@@ -95,10 +100,18 @@ pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<Outcome, Refusal>
     Ok(outcome)
 }
 
+/// `ssl-server-verify none`: servers' certificates are not verified where a server's line does not say otherwise.
+fn trusts_anybody(section: &Section) -> bool {
+    let says = |line: &Line| line.word(0) == "ssl-server-verify" && line.word(1) == "none";
+    section.kind == Kind::Global && section.lines.iter().any(says)
+}
+
 fn global(section: &Section, outcome: &mut Outcome, notes: &mut Notes) {
     for line in &section.lines {
         match line.word(0) {
             "maxconn" => outcome.max_clients = words::number(line, notes),
+            // Every server's TLS has it, and says so there.
+            "ssl-server-verify" => {}
             _ => words::without_equivalent(line, notes),
         }
     }
@@ -431,7 +444,10 @@ fn add_listeners(proxy: &Proxy, route: &str, names: &mut Names, outcome: &mut Ou
             let trusted = access.proxy_from.clone().unwrap_or_default();
             settings.push(("proxy_protocol", proxy_protocol(bind.line, &trusted, notes)));
         }
-        settings.extend(access.lists.iter().cloned());
+        let mut deny = access.deny.clone();
+        if let Some(interface) = &options.confined_to {
+            deny.push(access::todo(bind.line, &format!("bind … {interface}")));
+        }
         if options.is_tls {
             add_tls(bind, outcome, notes);
         }
@@ -441,6 +457,9 @@ fn add_listeners(proxy: &Proxy, route: &str, names: &mut Names, outcome: &mut Ou
             route: route.to_owned(),
             tls_required: options.is_tls,
             settings,
+            allow: access.allow.clone(),
+            deny,
+            certificate_demanded: options.demands_certificate.then_some(bind.line),
         });
     }
 }

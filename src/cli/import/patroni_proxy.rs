@@ -335,6 +335,9 @@ fn port(entry: &Entry, cluster: &str, names: &mut Taken, outcome: &mut Outcome, 
         route: name,
         tls_required: false,
         settings: Settings::new(),
+        allow: Vec::new(),
+        deny: Vec::new(),
+        certificate_demanded: None,
     });
 }
 

@@ -104,6 +104,12 @@ pub(super) struct Listener {
     /// TLS is not a choice of the client's.
     pub(super) tls_required: bool,
     pub(super) settings: Settings,
+    /// Networks whose clients may come in; empty is all.
+    pub(super) allow: Vec<String>,
+    /// Networks whose clients may not, and what is to be settled before anybody may.
+    pub(super) deny: Vec<String>,
+    /// Every client had to show a certificate, by what stands in this line.
+    pub(super) certificate_demanded: Option<usize>,
 }
 
 /// Why a read-only route that may land on the leader says so.
@@ -123,6 +129,17 @@ impl Outcome {
         }
         if mode == Mode::Postgres {
             self.write_tls(&mut text);
+            if self
+                .listeners
+                .iter()
+                .any(|listener| listener.certificate_demanded.is_some())
+            {
+                text.push_str(
+                    "\n# TODO: rules that demand a certificate of every client, as `verify required` did, such as\n\
+                     #   hostssl all all all scram-sha-256 clientcert=verify-ca\n\
+                     auth: {hba_file: TODO-pg_hba.conf}\n",
+                );
+            }
         }
         text.push_str("\nroutes:\n");
         for route in &self.routes {
@@ -203,6 +220,17 @@ impl Outcome {
                 Mode::Tcp => settings.push(("mode", "tcp".to_owned())),
             }
             settings.extend(listener.settings.iter().cloned());
+            let mut deny = listener.deny.clone();
+            if let (Mode::Tcp, Some(at)) = (mode, listener.certificate_demanded) {
+                deny.push(format!(
+                    "TODO: line {at}, bind … verify required: the servers must demand clients' certificates now; settle it and remove this"
+                ));
+            }
+            for (key, networks) in [("allow", &listener.allow), ("deny", &deny)] {
+                if !networks.is_empty() {
+                    settings.push((key, list(networks)));
+                }
+            }
             line(text, &format!("  - {}", flow(&settings)));
         }
     }
@@ -217,7 +245,14 @@ impl Cluster {
                 for endpoint in endpoints {
                     line(text, &format!("        - {}", scalar(endpoint)));
                 }
+                let key_file = settings.iter().find(|(key, _)| *key == "key_file");
                 for (key, value) in settings {
+                    // HAProxy has both in one file.
+                    if *key == "cert_file" && key_file.is_some_and(|(_, file)| file == value) {
+                        text.push_str(
+                            "      # TODO: a certificate and its key, which others must not be able to read\n",
+                        );
+                    }
                     line(text, &format!("      {key}: {value}"));
                 }
             }

@@ -5,35 +5,46 @@ use std::net::IpAddr;
 
 use super::proxy::Proxy;
 use crate::cli::import::notes::Notes;
-use crate::cli::import::write::{Settings, list};
 
 type Acls = HashMap<String, Vec<Vec<String>>>;
+
+const REJECT: &str = "reject";
 
 /// What the rules of a section come to.
 #[derive(Debug, Default)]
 pub(super) struct Access {
-    /// `allow` and `deny`.
-    pub(super) lists: Settings,
+    pub(super) allow: Vec<String>,
+    /// A rule that turns clients away and that has no equivalent is a TODO in here: `trunkline check` refuses it, so that
+    /// nobody opens a listener by mistake.
+    pub(super) deny: Vec<String>,
     /// Who sends PROXY headers; empty is everybody.
     pub(super) proxy_from: Option<Vec<String>>,
 }
 
 pub(super) fn settings(proxy: &Proxy, notes: &mut Notes) -> Access {
     let mut access = Access::default();
-    let (mut allow, mut deny): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+    let Access { allow, deny, .. } = &mut access;
+    let mut proxy_from = None;
     // Addresses accepted so far; they count only if the rest is rejected.
     let mut accepted: Vec<(usize, Vec<String>)> = Vec::new();
     for (line, (action, condition)) in &proxy.rules {
-        let mut lost = |why: &str| notes.lost(*line, &format!("tcp-request … {action}"), why);
+        let mut lost = |why: &str| {
+            let what = format!("tcp-request … {action}");
+            notes.lost(*line, &what, why);
+            if matches!(action.as_str(), "reject" | "silent-drop") {
+                deny.push(todo(*line, &what));
+            }
+        };
         let found = addresses(condition, &proxy.acls);
-        match (action.as_str(), found) {
-            ("expect-proxy", Some((false, from))) => access.proxy_from = Some(from),
-            ("expect-proxy", None) if condition.is_empty() => access.proxy_from = Some(Vec::new()),
+        let action = if action == "silent-drop" { REJECT } else { action };
+        match (action, found) {
+            ("expect-proxy", Some((false, from))) => proxy_from = Some(from),
+            ("expect-proxy", None) if condition.is_empty() => proxy_from = Some(Vec::new()),
             // What was accepted before is not asked again.
-            ("reject", Some((false, from))) if accepted.is_empty() => deny.extend(from),
-            ("reject", Some((true, from))) if accepted.is_empty() && allow.is_empty() => allow = from,
-            ("reject", None) if condition.is_empty() && !accepted.is_empty() && allow.is_empty() => {
-                allow = accepted.drain(..).flat_map(|(_, from)| from).collect();
+            (REJECT, Some((false, from))) if accepted.is_empty() => deny.extend(from),
+            (REJECT, Some((true, from))) if accepted.is_empty() && allow.is_empty() => *allow = from,
+            (REJECT, None) if condition.is_empty() && !accepted.is_empty() && allow.is_empty() => {
+                *allow = accepted.drain(..).flat_map(|(_, from)| from).collect();
             }
             ("accept", Some((false, from))) => accepted.push((*line, from)),
             ("accept", None) if condition.is_empty() => {}
@@ -43,12 +54,13 @@ pub(super) fn settings(proxy: &Proxy, notes: &mut Notes) -> Access {
     }
     // Accepting some does not refuse the others.
     drop(accepted);
-    for (key, addresses) in [("allow", allow), ("deny", deny)] {
-        if !addresses.is_empty() {
-            access.lists.push((key, list(&addresses)));
-        }
-    }
+    access.proxy_from = proxy_from;
     access
+}
+
+/// An entry that no network is, so that `trunkline check` refuses it.
+pub(super) fn todo(line: usize, what: &str) -> String {
+    format!("TODO: line {line}, {what}: what it kept out has no equivalent; settle it and remove this")
 }
 
 /// The test a condition consists of, and whether it is turned round.

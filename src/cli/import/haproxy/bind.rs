@@ -31,6 +31,10 @@ pub(super) struct Options {
     pub(super) max_clients: Option<u64>,
     /// Permissions of a Unix socket.
     pub(super) socket_mode: Option<String>,
+    /// `verify required`.
+    pub(super) demands_certificate: bool,
+    /// The word that kept the listener to one interface or network namespace.
+    pub(super) confined_to: Option<String>,
 }
 
 /// Words of a `bind` line with one argument that have no equivalent.
@@ -122,6 +126,7 @@ fn options(line: &Line, notes: &mut Notes) -> Options {
             "maxconn" => options.max_clients = argument().and_then(|most| most.parse().ok()),
             "verify" => {
                 if argument().as_deref() == Some("required") {
+                    options.demands_certificate = true;
                     notes.differs(
                         line.number,
                         &what,
@@ -143,6 +148,9 @@ fn options(line: &Line, notes: &mut Notes) -> Options {
             "force-tlsv13" | "no-tlsv12" => options.min_version = Some("TLSv1.3".to_owned()),
             word if WITH_ARGUMENT.contains(&word) => {
                 let _ = argument();
+                if matches!(word, "interface" | "namespace") {
+                    options.confined_to = Some(word.to_owned());
+                }
                 let why = match word {
                     "user" | "uid" | "group" | "gid" => {
                         "the socket belongs to the user and group the router runs as"

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::check::Meaning;
 use super::proxy::Proxy;
-use super::server::Server;
+use super::server::{Options, Server};
 use super::within;
 use crate::cli::import::notes::Notes;
 use crate::cli::import::write::{self, Cluster, Names, Settings, Source, is_read_write, scalar, time};
@@ -73,15 +73,12 @@ fn cluster(name: String, sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> 
         endpoints if endpoints.is_empty() => Source::Servers(servers(sections, notes)),
         endpoints => {
             of_patroni(sections, notes);
-            let ca = all_servers(sections)
-                .filter(|server| server.options.check_tls)
-                .find_map(|server| server.options.ca_file.as_ref());
-            let settings = ca.map(|file| ("ca_file", scalar(file)));
             Source::Patroni {
-                settings: settings
-                    .filter(|_| endpoints.iter().any(|url| url.starts_with("https:")))
-                    .into_iter()
-                    .collect(),
+                settings: if endpoints.iter().any(|url| url.starts_with("https:")) {
+                    patroni_tls(sections, notes)
+                } else {
+                    Settings::new()
+                },
                 endpoints,
             }
         }
@@ -124,6 +121,54 @@ fn endpoints(sections: &[(&Proxy, &Meaning)]) -> Vec<String> {
         }
     }
     endpoints
+}
+
+/// TLS towards Patroni. There is one set of files for all endpoints, and certificates are always verified.
+fn patroni_tls(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
+    let checked = || {
+        let of_tls = sections
+            .iter()
+            .filter(|(proxy, meaning)| meaning.asks_patroni && !proxy.servers.is_empty());
+        of_tls.flat_map(|(proxy, _)| {
+            let by_rule = proxy.check.tls;
+            let servers = proxy.servers.iter();
+            servers.filter(move |server| by_rule || server.options.check_tls)
+        })
+    };
+    let mut settings = Settings::new();
+    let mut one = |what: &str, pick: fn(&Server) -> Option<&String>| {
+        let mut files = checked().filter_map(|server| pick(server).map(|file| (server, file)));
+        let (_, first) = files.next()?;
+        if let Some((server, _)) = files.find(|(_, other)| *other != first) {
+            notes.differs(
+                server.line,
+                &format!("server {} … {what}", server.name),
+                "one file holds for all of Patroni's endpoints; the first server's was written",
+            );
+        }
+        Some(scalar(first))
+    };
+    let ca = one("ca-file", |server| server.options.ca_file.as_ref());
+    let certificate = one("crt", |server| server.options.certificate.as_ref());
+    let unverified = checked().find(|server| server.options.trusts_anybody == Some(true));
+    if let Some(server) = unverified {
+        notes.lost(
+            server.line,
+            &format!("server {} … verify none", server.name),
+            "Patroni's certificates are always verified, since a program in its place could name any leader: give the \
+             certificate of their authority in `patroni.ca_file`",
+        );
+    }
+    match ca {
+        Some(file) => settings.push(("ca_file", file)),
+        None if unverified.is_some() => settings.push(("ca_file", "TODO-patroni-ca.crt".to_owned())),
+        None => {}
+    }
+    if let Some(file) = certificate {
+        settings.push(("cert_file", file.clone()));
+        settings.push(("key_file", file));
+    }
+    settings
 }
 
 /// Patroni says where its members are, whatever port the file has.
@@ -182,7 +227,7 @@ fn server_tls(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
     };
     let options = &server.options;
     let mut settings = Settings::new();
-    let sslmode = match (&options.ca_file, options.trusts_anybody) {
+    let sslmode = match (&options.ca_file, options.trusts_anybody == Some(true)) {
         (Some(_), false) if options.verify_host.is_some() => "verify-full",
         (Some(_), false) => "verify-ca",
         _ => "require",
@@ -195,6 +240,27 @@ fn server_tls(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
     if let Some(file) = &options.certificate {
         settings.push(("sslcert", scalar(file)));
         settings.push(("sslkey", scalar(file)));
+    }
+    let tls = |options: &Options| {
+        let files = (options.ca_file.clone(), options.certificate.clone());
+        (options.is_tls, options.trusts_anybody == Some(true), files)
+    };
+    if let Some(other) = all_servers(sections).find(|other| tls(&other.options) != tls(options)) {
+        notes.differs(
+            other.line,
+            &format!("server {} … ssl", other.name),
+            format!(
+                "TLS to the servers is one setting for the cluster; that of {} was written",
+                server.name
+            ),
+        );
+    }
+    if let Some(name) = options.verify_host.as_ref().filter(|name| **name != server.host) {
+        notes.differs(
+            server.line,
+            &format!("server {} … verifyhost", server.name),
+            format!("`verify-full` compares the certificate with the member's own host, not with {name}"),
+        );
     }
     notes.differs(
         server.line,

@@ -61,7 +61,7 @@ pub(super) struct Proxy {
     pub(super) use_backends: Vec<At<(String, Vec<String>)>>,
     /// Conditions by name; several lines of one name are alternatives.
     pub(super) acls: HashMap<String, Vec<Vec<String>>>,
-    /// `accept`, `reject`, `expect-proxy` and the condition.
+    /// `accept`, `reject`, `silent-drop`, `expect-proxy` and the condition.
     pub(super) rules: Vec<At<(String, Vec<String>)>>,
     defaults: Options,
 }
@@ -256,7 +256,7 @@ impl Proxy {
     fn tcp_request(&mut self, line: &Line, notes: &mut Notes) {
         let action = line.word(2);
         match (line.word(1), action) {
-            ("connection" | "session" | "content", "accept" | "reject" | "expect-proxy") => {
+            ("connection" | "session" | "content", "accept" | "reject" | "silent-drop" | "expect-proxy") => {
                 let from = if action == "expect-proxy" { 4 } else { 3 };
                 let condition = line.words.get(from..).unwrap_or_default().to_vec();
                 self.rules.push((line.number, (action.to_owned(), condition)));

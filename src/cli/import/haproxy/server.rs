@@ -35,8 +35,8 @@ pub(super) struct Options {
     /// `on-marked-down shutdown-sessions`.
     pub(super) closes_sessions: bool,
     pub(super) is_tls: bool,
-    /// `verify none`.
-    pub(super) trusts_anybody: bool,
+    /// `verify none`, or `verify required`; `None` is what `global` says.
+    pub(super) trusts_anybody: Option<bool>,
     pub(super) verify_host: Option<String>,
     pub(super) ca_file: Option<String>,
     pub(super) certificate: Option<String>,
@@ -186,9 +186,13 @@ impl Options {
                 "on-marked-down" => self.closes_sessions = argument() == "shutdown-sessions",
                 "ssl" => self.is_tls = true,
                 "no-ssl" => self.is_tls = false,
-                "verify" => self.trusts_anybody = argument() == "none",
+                "verify" => self.trusts_anybody = Some(argument() == "none"),
                 "verifyhost" => self.verify_host = Some(argument().to_owned()),
-                "ca-file" => self.ca_file = Some(argument().to_owned()),
+                // `@system-ca`: the system's, which is the default here.
+                "ca-file" => {
+                    let file = Some(argument()).filter(|file| !file.starts_with('@'));
+                    self.ca_file = file.map(str::to_owned);
+                }
                 "crt" => self.certificate = Some(argument().to_owned()),
                 "track" => self.track = argument().split('/').next().map(str::to_owned),
                 // Names are resolved again, and members looked for, whatever is said.
@@ -236,9 +240,9 @@ fn reason(word: &str) -> &'static str {
             "the kernel chooses the address the router connects from"
         }
         "tcp-ut" => "is `server.tcp_user_timeout` of the cluster (30s)",
-        "sni" | "check-sni" | "alpn" | "check-alpn" | "npn" => {
-            "PostgreSQL's name and protocol are sent by themselves"
-        }
+        "check-sni" => "the name asked for is the host of Patroni's endpoint",
+        "crl-file" => "lists of revoked certificates are not read for servers; those for clients are",
+        "sni" | "alpn" | "check-alpn" | "npn" => "PostgreSQL's name and protocol are sent by themselves",
         _ => "there is no such setting",
     }
 }

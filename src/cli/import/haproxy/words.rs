@@ -144,7 +144,6 @@ fn reason(what: &str) -> Option<&'static str> {
         | "ssl-default-server-options"
         | "ssl-default-server-ciphers"
         | "ssl-default-server-ciphersuites"
-        | "ssl-server-verify"
         | "ca-base"
         | "crt-base"
         | "tune.ssl.default-dh-param"
