@@ -21,6 +21,11 @@
 --     AND NOT a.rolsuper
 -- or, for all who should not come through the router:
 --     AND NOT pg_catalog.pg_has_role(a.oid, 'no_router', 'member')
+--
+-- Who can become the account: superusers; every role with CREATEROLE before PostgreSQL 16, since it may set the account's
+-- password (give CREATEROLE to nobody there who may not read verifiers); from 16 on roles with ADMIN OPTION on it, of which
+-- this file leaves none. The file takes away what others have granted: members of the account, its own memberships, and
+-- rights on the schema and the function.
 \set ON_ERROR_STOP on
 \if :{?password}
 \else
@@ -40,28 +45,64 @@ SET LOCAL log_statement = 'none';
 SET LOCAL log_min_duration_statement = -1;
 SET LOCAL log_min_error_statement = 'panic';
 
+-- A role that may CREATE in this database could have made the schema first, to read verifiers through it later.
+DO $do$
+DECLARE
+    owner name;
+BEGIN
+    SELECT r.rolname INTO owner
+      FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+     WHERE n.nspname = 'trunkline' AND NOT r.rolsuper;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the schema trunkline belongs to %, who is no superuser', owner
+            USING HINT = 'Find out what it is for. Rename or drop it, then run this file again.';
+    END IF;
+END
+$do$;
+
 SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'trunkline') AS create_role \gset
 \if :create_role
     CREATE ROLE trunkline;
 \endif
 ALTER ROLE trunkline WITH LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE INHERIT NOREPLICATION NOBYPASSRLS
-    PASSWORD :'password';
+    CONNECTION LIMIT -1 VALID UNTIL 'infinity' PASSWORD :'password';
 COMMENT ON ROLE trunkline IS 'service account of the connection manager Trunkline';
+
+-- A member of the account may look up verifiers as well, and what the account is a member of is more than it needs.
+DO $do$
+DECLARE
+    m record;
+BEGIN
+    FOR m IN
+        SELECT a.roleid::pg_catalog.regrole AS role, a.member::pg_catalog.regrole AS member,
+               (SELECT g.rolname FROM pg_catalog.pg_roles g WHERE g.oid = a.grantor) AS grantor
+          FROM pg_catalog.pg_auth_members a
+         WHERE a.roleid = 'trunkline'::pg_catalog.regrole
+            OR a.member = 'trunkline'::pg_catalog.regrole AND a.roleid <> 'pg_monitor'::pg_catalog.regrole
+    LOOP
+        -- Where it went together with another already, the server says so in a WARNING.
+        EXECUTE pg_catalog.format('REVOKE %s FROM %s', m.role, m.member)
+            || CASE WHEN pg_catalog.current_setting('server_version_num')::int4 >= 160000
+                    THEN pg_catalog.format(' GRANTED BY %I', m.grantor) ELSE '' END
+            || ' CASCADE';
+        RAISE WARNING '% is no longer a member of %', m.member, m.role;
+    END LOOP;
+END
+$do$;
 
 GRANT pg_monitor TO trunkline;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO trunkline;
 
-CREATE SCHEMA IF NOT EXISTS trunkline;
--- Whoever runs this file owns the schema and the function, also where somebody made them before: an owner could put
--- something else in the function's place. Nobody else may put anything beside it.
-ALTER SCHEMA trunkline OWNER TO CURRENT_USER;
-REVOKE ALL ON SCHEMA trunkline FROM PUBLIC;
-GRANT USAGE ON SCHEMA trunkline TO trunkline;
+-- Made anew each time: CREATE OR REPLACE would keep the rights that others have on it. What depends on the function, and
+-- anything else in the schema, stops here with the server's own words; nothing of it belongs there.
+DROP FUNCTION IF EXISTS trunkline.user_lookup(text);
+DROP SCHEMA IF EXISTS trunkline;
+CREATE SCHEMA trunkline;
 
 -- The verifier that the server itself would use: none for a role that does not exist, may not log in, has no password,
 -- or whose password has expired (VALID UNTIL; null and infinity never do).
 -- A SQL function with a fixed search_path, so that no caller can put its own objects in the way of a superuser's rights.
-CREATE OR REPLACE FUNCTION trunkline.user_lookup(name text)
+CREATE FUNCTION trunkline.user_lookup(name text)
     RETURNS TABLE (usename pg_catalog.name, passwd pg_catalog.text)
     LANGUAGE sql STABLE STRICT SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -73,9 +114,29 @@ AS $function$
       AND a.rolpassword IS NOT NULL
       AND (a.rolvaliduntil IS NULL OR a.rolvaliduntil > pg_catalog.now());
 $function$;
-ALTER FUNCTION trunkline.user_lookup(text) OWNER TO CURRENT_USER;
 COMMENT ON FUNCTION trunkline.user_lookup(text) IS 'verifier of a user who may log in now; for the role trunkline only';
 
-REVOKE ALL ON FUNCTION trunkline.user_lookup(text) FROM PUBLIC;
+-- EXECUTE is everybody's by default, and ALTER DEFAULT PRIVILEGES may give more.
+DO $do$
+DECLARE
+    a record;
+BEGIN
+    FOR a IN
+        SELECT 'FUNCTION trunkline.user_lookup(text)' AS what, e.grantee
+          FROM pg_catalog.pg_proc p,
+               pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) e
+         WHERE p.oid = 'trunkline.user_lookup(text)'::pg_catalog.regprocedure AND e.grantee <> p.proowner
+        UNION
+        SELECT 'SCHEMA trunkline', e.grantee
+          FROM pg_catalog.pg_namespace n,
+               pg_catalog.aclexplode(coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) e
+         WHERE n.nspname = 'trunkline' AND e.grantee <> n.nspowner
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM %s CASCADE', a.what,
+            CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END);
+    END LOOP;
+END
+$do$;
+GRANT USAGE ON SCHEMA trunkline TO trunkline;
 GRANT EXECUTE ON FUNCTION trunkline.user_lookup(text) TO trunkline;
 COMMIT;

@@ -202,7 +202,8 @@ impl Postgres {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    fn psql(&self, database: &str) -> Command {
+    /// `psql` as the superuser, by the local socket.
+    pub fn psql(&self, database: &str) -> Command {
         let mut command = Command::new("psql");
         command.args(["-XAtq", "-v", "ON_ERROR_STOP=1"]).arg(format!(
             "host={} port={} user=postgres dbname={database}",

@@ -45,6 +45,7 @@ mod relay;
 mod reload;
 mod reload_doors;
 mod routing;
+mod service_account;
 mod service_manager;
 mod stalled;
 mod tcp;
