@@ -3,8 +3,8 @@
 //! One program between applications and a cluster. It terminates TLS, authenticates clients, knows which
 //! server is the verified leader and which replicas are fit to read from, and relays sessions to them.
 //!
-//! The rooms and the arrows between them are in `docs/architecture.md`; in short, `wire` and `config` use
-//! nothing of ours, `auth`, `cluster` and `routing` are decisions, `frontend` and `backend` are connections,
+//! The rooms and the arrows between them are in `docs/architecture.md`; in short, `tls` and `wire` use
+//! nothing of ours, `config` uses `tls`, `auth`, `cluster` and `routing` are decisions, `frontend` and `backend` are connections,
 //! `session` is the life of a client, `admin` shows it, `runtime` composes everything.
 
 pub mod admin;
@@ -20,4 +20,5 @@ pub mod fuzzing;
 pub mod routing;
 pub mod runtime;
 pub mod session;
+pub mod tls;
 pub mod wire;

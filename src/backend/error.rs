@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::auth::scram::ServerScramFault;
+use crate::tls;
 use crate::wire::frame::ErrorFields;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -366,17 +367,11 @@ impl ConnectError {
         if is_local(&source) {
             return Self::LocalResources { source };
         }
-        if let Some(error) = source
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        {
+        if let Some(error) = tls::of_io(&source) {
+            let reason = tls::explain(error);
             return match error {
-                rustls::Error::InvalidCertificate(reason) => Self::Certificate {
-                    reason: reason.to_string(),
-                },
-                other => Self::Tls {
-                    reason: other.to_string(),
-                },
+                rustls::Error::InvalidCertificate(_) => Self::Certificate { reason },
+                _ => Self::Tls { reason },
             };
         }
         match source.kind() {

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,6 +20,7 @@ use super::connection::ServerStream;
 use super::error::{ConnectError, Step, escape};
 use crate::auth::scram::tls_server_end_point;
 use crate::config::{ChannelBinding, KeyPair, ServerTls, SslMode, SslNegotiation};
+use crate::tls::{Authorities, AuthorityFault, Check, ServerVerifier, certified};
 use crate::wire::message;
 
 /// How much of an error before TLS is read, and how long it may take: it is only for the log.
@@ -59,10 +58,8 @@ impl std::fmt::Debug for TlsClient {
 pub enum TlsSettingsError {
     #[error("no usable root certificate in sslrootcert or the system's store")]
     NoRoots,
-    #[error("a root certificate cannot be used: {0}")]
-    Root(rustls::Error),
-    #[error("{0}")]
-    Verifier(String),
+    #[error("sslrootcert: {0}")]
+    Root(#[from] AuthorityFault),
     #[error("the client certificate cannot be used: {0}")]
     ClientCertificate(rustls::Error),
     #[error("TLS cannot be set up: {0}")]
@@ -80,16 +77,15 @@ impl TlsClient {
             }));
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Arc::new(Verifier::new(settings, &provider)?);
-        let builder = ClientConfig::builder_with_provider(provider)
+        let check = check(settings);
+        let verifier = ServerVerifier::new(check, authorities(settings, check)?, &provider);
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(TlsSettingsError::Setup)?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut config = match &settings.client_certificate {
-            Some(pair) => builder
-                .with_client_auth_cert(pair.chain.clone(), pair.key.clone_key())
-                .map_err(TlsSettingsError::ClientCertificate)?,
+            Some(pair) => builder.with_client_cert_resolver(resolver(pair, &provider)?),
             None => builder.with_no_client_auth(),
         };
         // PostgreSQL never resumes a session.
@@ -110,10 +106,7 @@ impl TlsClient {
             None => None,
             Some(connector) => {
                 let mut config = ClientConfig::clone(connector.config());
-                let provider = config.crypto_provider();
-                let certified = CertifiedKey::from_der(pair.chain.clone(), pair.key.clone_key(), provider)
-                    .map_err(TlsSettingsError::ClientCertificate)?;
-                config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+                config.client_auth_cert_resolver = resolver(pair, config.crypto_provider())?;
                 Some(TlsConnector::from(Arc::new(config)))
             }
         };
@@ -200,6 +193,12 @@ impl TlsClient {
     }
 }
 
+fn resolver(pair: &KeyPair, provider: &CryptoProvider) -> Result<Arc<SingleCertAndKey>, TlsSettingsError> {
+    certified(&pair.chain, &pair.key, provider)
+        .map(|certified| Arc::new(SingleCertAndKey::from(certified)))
+        .map_err(TlsSettingsError::ClientCertificate)
+}
+
 /// What the server's certificate on this connection hashes to; `None` without TLS, or where it has no hash.
 pub(super) fn end_point(stream: &ServerStream) -> Option<Vec<u8>> {
     match stream {
@@ -271,143 +270,26 @@ async fn early_error(stream: &mut TcpStream, deadline: Instant) -> ConnectError 
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Check {
-    Nothing,
-    Chain,
-    ChainAndName,
-}
-
-#[derive(Debug)]
-struct Verifier {
-    check: Check,
-    /// Present unless nothing is checked.
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    /// The configured roots, any of which may be the server's own certificate.
-    pinned: Vec<CertificateDer<'static>>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl Verifier {
-    fn new(settings: &ServerTls, provider: &Arc<CryptoProvider>) -> Result<Self, TlsSettingsError> {
-        let algorithms = provider.signature_verification_algorithms;
-        let check = match settings.sslmode {
-            SslMode::VerifyFull => Check::ChainAndName,
-            SslMode::VerifyCa => Check::Chain,
-            SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => match settings.roots {
-                Some(_) => Check::Chain,
-                None => Check::Nothing,
-            },
-        };
-        if check == Check::Nothing {
-            return Ok(Self {
-                check,
-                chain: None,
-                pinned: Vec::new(),
-                algorithms,
-            });
-        }
-        let mut store = RootCertStore::empty();
-        let pinned = settings.roots.clone().unwrap_or_default();
-        if settings.roots.is_some() {
-            for root in &pinned {
-                store.add(root.clone()).map_err(TlsSettingsError::Root)?;
-            }
-        } else {
-            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-        if store.is_empty() {
-            return Err(TlsSettingsError::NoRoots);
-        }
-        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
-            .build()
-            .map_err(|error| TlsSettingsError::Verifier(error.to_string()))?;
-        Ok(Self {
-            check,
-            chain: Some(chain),
-            pinned,
-            algorithms,
-        })
-    }
-
-    /// A configured root as the server's own certificate: only its time and, if asked for, its name.
-    fn verify_pinned(
-        &self,
-        certificate: &CertificateDer<'_>,
-        name: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-            .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        if now > parsed.validity().not_after.timestamp() {
-            return Err(CertificateError::Expired.into());
-        }
-        if now < parsed.validity().not_before.timestamp() {
-            return Err(CertificateError::NotValidYet.into());
-        }
-        if self.check == Check::ChainAndName {
-            verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
-        }
-        Ok(ServerCertVerified::assertion())
+/// What the settings ask of a server's certificate.
+fn check(settings: &ServerTls) -> Check {
+    match settings.sslmode {
+        SslMode::VerifyFull => Check::ChainAndName,
+        SslMode::VerifyCa => Check::Chain,
+        SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => match settings.roots {
+            Some(_) => Check::Chain,
+            None => Check::Nothing,
+        },
     }
 }
 
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(chain) = &self.chain else {
-            return Ok(ServerCertVerified::assertion());
-        };
-        if self
-            .pinned
-            .iter()
-            .any(|root| root.as_ref() == end_entity.as_ref())
-        {
-            return self.verify_pinned(end_entity, server_name, now);
-        }
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is the last thing rustls looks at: everything else was good.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.check == Check::Chain => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
+fn authorities(settings: &ServerTls, check: Check) -> Result<Authorities, TlsSettingsError> {
+    let authorities = match &settings.roots {
+        Some(roots) => Authorities::new(roots)?,
+        None if check == Check::Nothing => return Ok(Authorities::none()),
+        None => Authorities::system(),
+    };
+    if authorities.is_empty() {
+        return Err(TlsSettingsError::NoRoots);
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        if self.check == Check::Nothing {
-            // Who is not identified need not prove that he is himself; certificates that webpki cannot parse
-            // (version 1) then work, as they do in libpq.
-            return Ok(HandshakeSignatureValid::assertion());
-        }
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        if self.check == Check::Nothing {
-            return Ok(HandshakeSignatureValid::assertion());
-        }
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    Ok(authorities)
 }

@@ -7,15 +7,14 @@ use std::time::Duration;
 use clap::Args;
 use reqwest::{Method, StatusCode};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
-};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 
 use crate::config::{self, BindAddress, Config, Secret};
+use crate::tls::{self, Authorities, Check, ServerVerifier, signature};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer; a session takes a few hundred bytes.
@@ -160,7 +159,10 @@ impl Router {
                 }
                 Ok((response.status(), text))
             })
-            .map_err(|error: reqwest::Error| format!("{} does not answer: {}", self.base, causes(&error)))?;
+            .map_err(|error: reqwest::Error| match tls::among_causes(&error) {
+                Some(reason) => format!("TLS with {} failed: {reason}", self.base),
+                None => format!("{} does not answer: {}", self.base, causes(&error)),
+            })?;
         let value = serde_json::from_slice::<Value>(&text);
         match (status, value) {
             (StatusCode::OK, Ok(value)) => Ok(value),
@@ -258,21 +260,23 @@ fn pinned(config: &Config) -> Result<ClientConfig, String> {
 }
 
 fn trusting(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = ca_file {
+    let authorities = if let Some(path) = ca_file {
         let cannot = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-        let certificates = CertificateDer::pem_file_iter(path).map_err(|error| cannot(&error))?;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|error| cannot(&error))?;
-            roots.add(certificate).map_err(|error| cannot(&error))?;
-        }
-        if roots.is_empty() {
+        let certificates = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| cannot(&error))?;
+        if certificates.is_empty() {
             return Err(cannot(&"contains no certificate"));
         }
+        Authorities::new(&certificates).map_err(|error| cannot(&error))?
     } else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    }
-    Ok(settings()?.with_root_certificates(roots).with_no_client_auth())
+        Authorities::system()
+    };
+    let verifier = ServerVerifier::new(Check::ChainAndName, authorities, &provider());
+    Ok(settings()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
 }
 
 fn settings() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, String> {
@@ -315,7 +319,7 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
+        signature::tls12(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -324,7 +328,7 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        signature::tls13(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::account::{Account, Purpose};
 use super::lookup::{self, MembershipsQuery};
-use super::patroni::{Patroni, poll_once};
+use super::patroni::{Patroni, TLS_FAILED, poll_once};
 use super::snapshot::MemberName;
 use super::state::Listed;
 use super::{ClusterError, LookupError, etcd, fixed, probe};
@@ -118,6 +118,10 @@ pub async fn examine(
     Ok(findings)
 }
 
+/// Something answers there: the fault is in certificates, or in `http` and `https`.
+const TLS_HINT: &str = "something answers there, so the address is right: is it `https://` it speaks, did an authority in \
+                        `ca_file` sign its certificate, and is that for the name in the address?";
+
 fn leader_key(
     config: &config::Cluster,
     endpoint: &str,
@@ -131,11 +135,14 @@ fn leader_key(
             "nobody holds the leader key",
             "are `namespace` and `scope` as in Patroni's configuration?",
         ),
-        Err(error) => Finding::bad(
-            what,
-            error,
-            "is the address right, and may the user read the cluster's keys?",
-        ),
+        Err(error) => {
+            let hint = if error.starts_with(TLS_FAILED) {
+                TLS_HINT
+            } else {
+                "is the address right, and may the user read the cluster's keys?"
+            };
+            Finding::bad(what, error, hint)
+        }
     }
 }
 
@@ -165,11 +172,12 @@ async fn endpoints(
                 }
             }
             Some(Err(error)) => {
-                findings.push(Finding::bad(
-                    what,
-                    error,
-                    "is Patroni running there, and is the address right?",
-                ));
+                let hint = if error.starts_with(TLS_FAILED) {
+                    TLS_HINT
+                } else {
+                    "is Patroni running there, and is the address right?"
+                };
+                findings.push(Finding::bad(what, error, hint));
             }
             None => findings.push(Finding::bad(
                 what,

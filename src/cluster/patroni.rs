@@ -24,8 +24,8 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
+use rustls::sign::SingleCertAndKey;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -34,6 +34,7 @@ use super::ClusterError;
 use super::snapshot::{MemberName, Role};
 use super::state::{Listed, Named, SourceReport};
 use crate::config;
+use crate::tls::{self, Authorities, Check, ServerVerifier, certified};
 
 /// Largest body that is read.
 const MAX_BODY: usize = 1024 * 1024;
@@ -268,6 +269,9 @@ async fn fetch(request: reqwest::RequestBuilder, must_be_ok: bool) -> Result<Vec
 
 /// An error with its causes, without the URL.
 pub(super) fn describe(error: &reqwest::Error) -> String {
+    if let Some(reason) = tls::among_causes(error) {
+        return printable(&format!("{TLS_FAILED}{reason}"), 300);
+    }
     let mut text = if error.is_timeout() {
         LATE.to_owned()
     } else if error.is_connect() {
@@ -287,6 +291,9 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
     printable(&text, 300)
 }
 
+/// What an error begins with when something answered, and TLS with it failed.
+pub(super) const TLS_FAILED: &str = "TLS failed: ";
+
 /// At most `limit` characters, without control characters.
 pub(crate) fn printable(text: &str, limit: usize) -> String {
     text.chars()
@@ -301,35 +308,32 @@ pub(super) fn tls(
     endpoints: &[String],
     client_certificate: Option<&config::KeyPair>,
 ) -> Result<rustls::ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        Some(certificates) => {
-            for certificate in certificates {
-                roots
-                    .add(certificate.clone())
-                    .map_err(|error| error.to_string())?;
-            }
-        }
+    let authorities = match ca {
+        Some(certificates) => Authorities::new(certificates).map_err(|error| error.to_string())?,
         None if endpoints.iter().any(|endpoint| endpoint.starts_with("https")) => {
-            let native = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(native.certs);
-            if roots.is_empty() {
+            let system = Authorities::system();
+            if system.is_empty() {
                 return Err("the system has no trusted certificates".into());
             }
+            system
         }
-        None => {}
-    }
+        None => Authorities::none(),
+    };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let verifier = ServerVerifier::new(Check::ChainAndName, authorities, &provider);
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_root_certificates(roots);
-    match client_certificate {
-        Some(pair) => builder
-            .with_client_auth_cert(pair.chain.clone(), pair.key.clone_key())
-            .map_err(|error| error.to_string()),
-        None => Ok(builder.with_no_client_auth()),
-    }
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    Ok(match client_certificate {
+        Some(pair) => {
+            let certified =
+                certified(&pair.chain, &pair.key, &provider).map_err(|error| error.to_string())?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
+        }
+        None => builder.with_no_client_auth(),
+    })
 }
 
 /// Reads the body of `/cluster`. Fails only where it is not such a body at all.

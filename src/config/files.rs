@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::schema::kind::MOST_SECRET;
 use super::secret::Secret;
 use super::section::Field;
+use crate::tls::Authorities;
 
 /// Certificates, chains and keys.
 pub(super) const MAX_PEM: u64 = 1024 * 1024;
@@ -104,18 +105,18 @@ impl Field<'_> {
     pub(super) fn roots(&self) -> Option<Vec<CertificateDer<'static>>> {
         let (path, contents) = self.contents(Access::Public, MAX_PEM)?;
         let roots = self.certificates(&path, &contents)?;
-        let mut store = rustls::RootCertStore::empty();
-        for (index, root) in roots.iter().enumerate() {
-            if let Err(error) = store.add(root.clone()) {
-                let number = index + 1;
-                self.fault(format!(
-                    "{}: certificate {number} cannot be used: {error}",
-                    path.display()
-                ));
-                return None;
+        match Authorities::new(&roots) {
+            Ok(authorities) => {
+                for warning in authorities.warnings(self.context.now) {
+                    self.context.warn(format!("{}: {warning}", path.display()));
+                }
+                Some(roots)
+            }
+            Err(fault) => {
+                self.fault(format!("{}: {fault}", path.display()));
+                None
             }
         }
-        Some(roots)
     }
 
     /// Revocation lists: at least one. One whose time is over is worth a warning: clients with a certificate of its

@@ -84,7 +84,7 @@ fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVer
         Some(lists) => lists.revocation_lists(),
         None => Some(Vec::new()),
     };
-    match keys::client_verifier(section.context(), roots?, lists?) {
+    match keys::client_verifier(section.context(), &roots?, &lists?) {
         Ok(verifier) => Some(Some(verifier)),
         Err(error) => {
             field.fault(format!("cannot be used: {error}"));

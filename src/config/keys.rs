@@ -13,8 +13,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
-use rustls::{InconsistentKeys, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::sign::SingleCertAndKey;
+use rustls::{InconsistentKeys, ServerConfig, SupportedProtocolVersion};
 use x509_parser::certificate::Validity;
 use x509_parser::extensions::GeneralName;
 use x509_parser::time::ASN1Time;
@@ -24,6 +24,7 @@ use super::command;
 use super::files::{Access, MAX_PEM, pem_problem};
 use super::model::KeyPair;
 use super::section::{Context, Field};
+use crate::tls::{self, Authorities, ClientVerifier};
 
 /// A certificate that ends within this time is worth a warning.
 const SOON: i64 = 14 * 24 * 3600;
@@ -118,7 +119,7 @@ pub(super) fn key_pair(cert: &Field<'_>, key: &Field<'_>, unlock: &Unlock<'_>) -
     let (cert_file, chain) = chain?;
     let key_der = key_der?;
     let provider = &cert.context.provider;
-    match CertifiedKey::from_der(chain.clone(), key_der.clone_key(), provider) {
+    match tls::certified(&chain, &key_der, provider) {
         Ok(_) => Some(Arc::new(KeyPair {
             cert_file,
             chain,
@@ -348,25 +349,14 @@ fn affordable(scheme: &EncryptionScheme) -> Result<(), &'static str> {
     }
 }
 
-/// Asks clients for a certificate, which they may leave out; one that is shown must be good. With revocation lists the
-/// whole chain is checked, as PostgreSQL does (`X509_V_FLAG_CRL_CHECK_ALL`): an authority without a list, or with one
-/// that should have been renewed, has no good certificates.
+/// Asks clients for a certificate ([`ClientVerifier`]).
 pub(super) fn client_verifier(
     context: &Context<'_>,
-    roots: Vec<CertificateDer<'static>>,
-    lists: Vec<CertificateRevocationListDer<'static>>,
+    roots: &[CertificateDer<'static>],
+    lists: &[CertificateRevocationListDer<'static>],
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let mut store = RootCertStore::empty();
-    for root in roots {
-        store.add(root).map_err(|error| error.to_string())?;
-    }
-    let mut builder =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(&context.provider))
-            .allow_unauthenticated();
-    if !lists.is_empty() {
-        builder = builder.with_crls(lists).enforce_revocation_expiration();
-    }
-    builder.build().map_err(|error| error.to_string())
+    let authorities = Authorities::new(roots).map_err(|fault| fault.to_string())?;
+    Ok(ClientVerifier::new(authorities, lists, &context.provider)?)
 }
 
 /// TLS as a server: no resumption of any kind, one application protocol.
@@ -380,7 +370,11 @@ pub(super) fn server_config(
     let mut config = ServerConfig::builder_with_provider(context.provider.clone())
         .with_protocol_versions(versions)?
         .with_client_cert_verifier(clients.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
-        .with_single_cert(pair.chain.clone(), pair.key.clone_key())?;
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(tls::certified(
+            &pair.chain,
+            &pair.key,
+            &context.provider,
+        )?)));
     config.alpn_protocols = vec![protocol.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

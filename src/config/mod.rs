@@ -123,7 +123,7 @@ fn context<'a>(path: &Path, now: i64, environment: &'a dyn Fn(&str) -> Option<Os
         directory: path.parent().unwrap_or(Path::new("")).to_owned(),
         environment,
         now,
-        provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+        provider: crate::tls::server_provider(),
         part: RefCell::new(Part::Rest),
         faults: RefCell::default(),
         files: RefCell::default(),

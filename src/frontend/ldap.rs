@@ -11,10 +11,10 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -24,6 +24,7 @@ use crate::auth::ldap::message::{
     Answer, LARGEST_ANSWER, MessageFault, Operation, Outcome, Request, message_length,
 };
 use crate::auth::ldap::{Encryption, LdapServer, LdapSettings, Mode, Search, UnfitName, direct_name};
+use crate::tls::{self, Authorities, AuthorityFault, Check, ServerVerifier};
 
 /// Bytes read from one server in one login.
 pub const MOST_BYTES: usize = 256 * 1024;
@@ -72,41 +73,37 @@ impl From<UnfitName> for LdapFault {
 pub enum LdapTlsError {
     #[error("no usable root certificate for LDAP, neither configured nor in the system's store")]
     NoRoots,
-    #[error("a root certificate for LDAP cannot be used: {0}")]
-    Root(rustls::Error),
+    #[error("a root certificate for LDAP: {0}")]
+    Root(#[from] AuthorityFault),
     #[error("TLS cannot be set up: {0}")]
     Setup(rustls::Error),
 }
 
 /// TLS towards directories: with these roots, or the system's. Certificate and name are always verified.
 pub fn tls_config(roots: Option<Vec<CertificateDer<'static>>>) -> Result<Arc<ClientConfig>, LdapTlsError> {
-    let mut store = RootCertStore::empty();
-    match roots {
-        Some(roots) => {
-            for root in roots {
-                store.add(root).map_err(LdapTlsError::Root)?;
-            }
-        }
-        None => {
-            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    if store.is_empty() {
+    let authorities = match roots {
+        Some(roots) => Authorities::new(&roots)?,
+        None => Authorities::system(),
+    };
+    if authorities.is_empty() {
         return Err(LdapTlsError::NoRoots);
     }
-    trusting(store)
+    trusting(authorities)
 }
 
 /// TLS for rules that ask for none: it trusts nobody, and needs no certificate of the system's, where there may be none.
 pub fn no_tls_config() -> Result<Arc<ClientConfig>, LdapTlsError> {
-    trusting(RootCertStore::empty())
+    trusting(Authorities::none())
 }
 
-fn trusting(store: RootCertStore) -> Result<Arc<ClientConfig>, LdapTlsError> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+fn trusting(authorities: Authorities) -> Result<Arc<ClientConfig>, LdapTlsError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = ServerVerifier::new(Check::ChainAndName, authorities, &provider);
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(LdapTlsError::Setup)?
-        .with_root_certificates(store)
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
@@ -212,7 +209,10 @@ async fn encrypt(
     TlsConnector::from(Arc::clone(tls))
         .connect(name, stream)
         .await
-        .map_err(|error| LdapFault::Unavailable(format!("TLS failed: {error}")))
+        .map_err(|error| {
+            let reason = tls::of_io(&error).map_or_else(|| error.to_string(), tls::explain);
+            LdapFault::Unavailable(format!("TLS failed: {reason}"))
+        })
 }
 
 fn lost(error: &io::Error) -> LdapFault {

@@ -13,6 +13,7 @@ use super::ClientStream;
 use super::certificate::PeerCertificateFault;
 use super::tls::{Acceptor, HandshakeFault, TlsFacts};
 use crate::config::ListenerTls;
+use crate::tls::{self, HelloStream};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, CancelRequest, FirstPacket, StartupFault, StartupPacket, TLS_HANDSHAKE};
@@ -55,7 +56,7 @@ pub enum OpeningFault {
     NoAlpn,
     #[error("direct TLS on a port that offers none")]
     TlsNotOffered,
-    #[error("TLS handshake: {0}")]
+    #[error("TLS handshake: {}", tls::of_io(.0).map_or_else(|| .0.to_string(), tls::explain))]
     Handshake(io::Error),
     #[error("{0}")]
     Certificate(PeerCertificateFault),
@@ -159,7 +160,7 @@ async fn in_clear(
     }
 }
 
-type ServerTls = tokio_rustls::server::TlsStream<TcpStream>;
+type ServerTls = tokio_rustls::server::TlsStream<HelloStream<TcpStream>>;
 
 async fn handshake(
     socket: TcpStream,
@@ -245,11 +246,8 @@ async fn answer(stream: &mut ClientStream, fault: OpeningFault) -> OpeningFault 
 /// Not a TLS message at all, or not one that begins a handshake. An alert or versions that do not meet are worth a
 /// line: somebody's client does not get in.
 fn is_garbage(error: &io::Error) -> bool {
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(
-        inner,
+        tls::of_io(error),
         Some(
             rustls::Error::InvalidMessage(_)
                 | rustls::Error::InappropriateMessage { .. }
@@ -260,10 +258,7 @@ fn is_garbage(error: &io::Error) -> bool {
 
 /// The client's own certificate was refused.
 fn is_bad_certificate(error: &io::Error) -> bool {
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+    matches!(tls::of_io(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
 impl OpeningFault {

@@ -7,6 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use crate::tls::HelloStream;
+
 /// Between two looks at a client that has sent something too early.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -15,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(250);
 pub enum ClientStream {
     Plain(TcpStream),
     // Boxed: an idle session in clear must not pay for the size of a TLS one.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<HelloStream<TcpStream>>>),
     Unix(UnixStream),
 }
 
@@ -28,7 +30,7 @@ impl ClientStream {
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),
-            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Tls(stream) => Some(stream.get_ref().0.get_ref()),
             Self::Unix(_) => None,
         }
     }
@@ -39,7 +41,7 @@ impl ClientStream {
         loop {
             let ready = match self {
                 Self::Plain(stream) => stream.ready(Interest::READABLE).await,
-                Self::Tls(stream) => stream.get_ref().0.ready(Interest::READABLE).await,
+                Self::Tls(stream) => stream.get_ref().0.get_ref().ready(Interest::READABLE).await,
                 Self::Unix(stream) => stream.ready(Interest::READABLE).await,
             };
             match ready {

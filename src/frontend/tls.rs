@@ -4,9 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{Acceptor as HelloReader, ParsedCertificate};
+use rustls::server::Acceptor as HelloReader;
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -14,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 use super::certificate::{PeerCertificate, PeerCertificateFault};
 use crate::auth::scram::binding::tls_server_end_point;
 use crate::config::ClientTls;
+use crate::tls::{HelloStream, fits_name};
 
 /// Ready to take TLS handshakes; made once for each set of certificates.
 #[derive(Debug)]
@@ -63,7 +63,8 @@ impl Acceptor {
     }
 
     /// The certificate for the name a client asks for, by the rules a client checks it with: `*` is one whole label, the
-    /// first. Unknown names and none get the first certificate, as PostgreSQL shows its only one.
+    /// first. Unknown names, none, and what is
+    /// no name get the first certificate, as PostgreSQL shows its only one.
     fn choose(&self, asked: Option<&str>) -> Option<&Served> {
         let first = self.served.first();
         if self.served.len() < 2 {
@@ -72,11 +73,7 @@ impl Acceptor {
         let Some(name) = asked.and_then(|name| ServerName::try_from(name).ok()) else {
             return first;
         };
-        let fits = |served: &&Served| {
-            ParsedCertificate::try_from(&served.leaf)
-                .and_then(|parsed| verify_server_name(&parsed, &name))
-                .is_ok()
-        };
+        let fits = |served: &&Served| fits_name(&served.leaf, &name).is_ok();
         self.served.iter().find(fits).or(first)
     }
 
@@ -84,8 +81,8 @@ impl Acceptor {
     pub(super) async fn accept(
         &self,
         socket: TcpStream,
-    ) -> Result<(TlsStream<TcpStream>, TlsFacts), HandshakeFault> {
-        let hello = LazyConfigAcceptor::new(HelloReader::default(), socket).await?;
+    ) -> Result<(TlsStream<HelloStream<TcpStream>>, TlsFacts), HandshakeFault> {
+        let hello = LazyConfigAcceptor::new(HelloReader::default(), HelloStream::new(socket)).await?;
         let asked = hello.client_hello().server_name().map(str::to_owned);
         let Some(served) = self.choose(asked.as_deref()) else {
             return Err(io::Error::other("no certificate").into());

@@ -553,6 +553,39 @@ fn strips_a_servers_plus(version_18: bool) {
     assert_eq!(router.psql(6432, "SELECT 'in'"), "in", "nothing is noticed");
 }
 
+/// The server's certificate is public, and channel binding is to it: what counts is that its key signs the handshake.
+#[test]
+fn who_has_the_servers_certificate_and_not_its_key_gets_neither_look_ups_nor_sessions() {
+    let mut key = None;
+    let stolen = |server: &Postgres| {
+        let own = server.certificates.copy();
+        key = Some(own.file("server.key"));
+        own
+    };
+    let hba = "hostssl all all 127.0.0.0/8 scram-sha-256";
+    let (server, middle) = behind(false, hba, stolen, Play::Pass);
+    let key = key.unwrap();
+    let genuine = fs::read(&key).unwrap();
+    let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    for binding in ["require", "prefer"] {
+        fs::write(&key, &genuine).unwrap();
+        let router = before_middle(&server, &middle, binding);
+        router.await_read_write();
+        assert_eq!(router.psql(6432, "SELECT 'in'"), "in");
+        // The standing connections stay; the next session makes one.
+        fs::write(&key, &other).unwrap();
+        app_is_refused(
+            &router,
+            &["the router did not accept the certificate of server \"s1\""],
+        );
+        router.await_log(&["s1 is down", "its key did not sign the handshake"]);
+        // A router that begins says nothing to this one: no probe, no look-up.
+        let router = before_middle(&server, &middle, binding);
+        router.await_log(&["WARN", "s1", "its key did not sign the handshake"]);
+        app_is_refused(&router, &["s1 is down"]);
+    }
+}
+
 #[test]
 fn who_shows_the_router_another_certificate_is_refused_by_the_server() {
     shows_another_certificate(false);

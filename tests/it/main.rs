@@ -18,6 +18,7 @@ mod auth;
 mod bad_input;
 mod binding;
 mod cancel;
+mod certificates;
 mod checks;
 mod configurations;
 mod console;

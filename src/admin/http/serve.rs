@@ -32,6 +32,7 @@ use super::stream::WriteBound;
 use crate::config::{AgentSubject, BindAddress, ProxyProtocol};
 use crate::frontend::overlap::beside;
 use crate::frontend::proxy;
+use crate::tls::HelloStream;
 
 /// What one caller, and all together, may cost.
 #[derive(Debug, Clone, Copy)]
@@ -307,7 +308,7 @@ impl Server {
             () = self.stop.cancelled() => return,
             handshake = timeout(
                 self.bounds.handshake_timeout,
-                TlsAcceptor::from(tls).accept(stream),
+                TlsAcceptor::from(tls).accept(HelloStream::new(stream)),
             ) => handshake,
         };
         match handshake {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,7 +29,7 @@ pub(super) enum Play {
 
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// What he shows to who connects; without, he denies TLS.
+    /// What he shows to who connects, read anew each time; without, he denies TLS.
     pub own: Option<Certificates>,
     pub port: u16,
     pub upstream: SocketAddr,
@@ -130,12 +131,14 @@ impl Plan {
         socket.write_all(b"S").await?;
         let chain = vec![CertificateDer::from_pem_file(own.file("server.crt")).unwrap()];
         let key = PrivateKeyDer::from_pem_file(own.file("server.key")).unwrap();
+        // Whether or not they belong together.
+        let key = provider().key_provider.load_private_key(key).unwrap();
+        let certified = SingleCertAndKey::from(CertifiedKey::new(chain, key));
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
+            .with_cert_resolver(Arc::new(certified));
         config.alpn_protocols = vec![b"postgresql".to_vec()];
         let stream = TlsAcceptor::from(Arc::new(config)).accept(socket).await?;
         Ok(Box::new(stream))

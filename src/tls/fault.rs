@@ -1,0 +1,107 @@
+//! Why a certificate is not accepted, in sentences that say what to do.
+
+use std::sync::Arc;
+
+use rustls::{CertificateError, OtherError};
+
+/// What the names of rustls' own errors do not tell.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateFault {
+    #[error(
+        "it is a version 1 certificate, which only an authority that is trusted here can sign for directly, without \
+         revocation lists; sign it again with extensions (openssl x509 -req -extfile), or trust this very certificate"
+    )]
+    VersionOne,
+    #[error(
+        "it is the certificate of an authority (CA:TRUE), and no trusted authority signed it directly; sign it again \
+         without CA:TRUE, or trust this very certificate"
+    )]
+    IsAuthority,
+    #[error("the authority that signed it, {0}, has expired, on {1}; renew the authority's certificate")]
+    AuthorityExpired(String, String),
+    #[error("the authority that signed it, {0}, is not valid before {1}")]
+    AuthorityNotYetValid(String, String),
+    #[error(
+        "the certificate that signed it, {0}, is none of an authority (it needs CA:TRUE and, where it has a key usage, \
+         keyCertSign)"
+    )]
+    NotAnAuthority(String),
+    #[error("the authority that signed it, {0}, is not for this purpose (its extended key usage)")]
+    AuthorityPurpose(String),
+    #[error("the authority that signed it, {0}, allows fewer authorities below it")]
+    PathLength(String),
+    #[error(
+        "its key usage does not allow it to identify a {0}; sign it again with keyUsage = digitalSignature"
+    )]
+    KeyUsage(&'static str),
+    #[error("its extended key usage does not allow it to identify a {0}")]
+    ExtendedKeyUsage(&'static str),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<CertificateFault> for rustls::Error {
+    fn from(fault: CertificateFault) -> Self {
+        CertificateError::Other(OtherError(Arc::new(fault))).into()
+    }
+}
+
+/// An error for people: rustls prints only the names of some of its own.
+pub fn explain(error: &rustls::Error) -> String {
+    let rustls::Error::InvalidCertificate(reason) = error else {
+        return error.to_string();
+    };
+    let reason = match reason {
+        CertificateError::Other(OtherError(fault)) => fault.to_string(),
+        CertificateError::UnknownIssuer => "no trusted authority signed it (UnknownIssuer)".to_owned(),
+        CertificateError::BadSignature => {
+            "its key did not sign the handshake: the peer does not have it (BadSignature)".to_owned()
+        }
+        other => other.to_string(),
+    };
+    format!("invalid peer certificate: {reason}")
+}
+
+/// The TLS error in one of IO, if there is one.
+pub fn of_io(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// The sentence of the TLS error among an error's causes, which may be wrapped in one of IO; `None`: TLS did not fail.
+pub fn among_causes(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(found) = cause {
+        let io = found.downcast_ref::<std::io::Error>().and_then(of_io);
+        if let Some(error) = io.or_else(|| found.downcast_ref()) {
+            return Some(explain(error));
+        }
+        cause = found.source();
+    }
+    None
+}
+
+/// As rustls has them, so that a peer gets the right alert.
+pub(super) fn from_webpki(error: webpki::Error) -> rustls::Error {
+    use webpki::Error as E;
+    let known = match error {
+        E::UnsupportedCertVersion => return CertificateFault::VersionOne.into(),
+        E::CaUsedAsEndEntity => return CertificateFault::IsAuthority.into(),
+        E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding,
+        E::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
+        E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        E::CertRevoked => CertificateError::Revoked,
+        E::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        E::CrlExpired { time, next_update } => {
+            CertificateError::ExpiredRevocationListContext { time, next_update }
+        }
+        E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        E::CertNotValidForName(context) => CertificateError::NotValidForNameContext {
+            expected: context.expected,
+            presented: context.presented,
+        },
+        E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        other => return CertificateFault::Other(other.to_string()).into(),
+    };
+    known.into()
+}
