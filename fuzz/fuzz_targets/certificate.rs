@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::run("certificate", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::certificate(data));

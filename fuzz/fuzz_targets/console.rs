@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::run("console", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::console(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::run("hba", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::hba(data));

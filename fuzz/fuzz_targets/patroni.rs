@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::run("patroni", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::patroni(data));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::run("server_login", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline::fuzzing::server_login(data));

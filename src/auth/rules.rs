@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::hba::fault::shown_path;
 use super::hba::options::LdapOptions;
 use super::hba::regex::Pattern;
 use crate::wire::message::ErrorReply;
@@ -32,7 +33,7 @@ impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Builtin => f.write_str("built-in rule"),
-            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::File { path, line } => write!(f, "{}:{line}", shown_path(path)),
         }
     }
 }

@@ -12,28 +12,41 @@ mod wire;
 /// What takes any bytes and returns.
 pub type Target = fn(&[u8]);
 
-/// The targets by name.
-pub const TARGETS: &[(&str, Target)] = &[
-    ("account", crate::wire::account::model::play),
-    ("certificate", auth::certificate),
-    ("config", outside::config),
-    ("console", crate::admin::console::fuzzing::run),
-    ("etcd", crate::cluster::etcd::fuzzing::run),
-    ("frames", wire::frames),
-    ("handover", crate::runtime::handover::fuzzing::run),
-    ("hba", auth::hba),
-    ("http", crate::admin::http::fuzzing::run),
-    ("ident", auth::ident),
-    ("import", crate::cli::import::fuzzing::run),
-    ("ldap", auth::ldap),
-    ("patroni", outside::patroni),
-    ("peer", crate::session::peer_codec::fuzzing::run),
-    ("proxy", wire::proxy),
-    ("scram", crate::auth::scram::fuzzing::run),
-    ("server_login", crate::backend::login::fuzzing::run),
-    ("startup", wire::startup),
-    ("users", auth::users),
-];
+macro_rules! targets {
+    ($($name:ident: $run:path,)*) => {
+        /// The targets by name.
+        pub const TARGETS: &[(&str, Target)] = &[$((stringify!($name), $name)),*];
+
+        $(
+            /// The target of this name.
+            pub fn $name(data: &[u8]) {
+                $run(data);
+            }
+        )*
+    };
+}
+
+targets! {
+    account: crate::wire::account::model::play,
+    certificate: auth::certificate,
+    config: outside::config,
+    console: crate::admin::console::fuzzing::run,
+    etcd: crate::cluster::etcd::fuzzing::run,
+    frames: wire::frames,
+    handover: crate::runtime::handover::fuzzing::run,
+    hba: auth::hba,
+    http: crate::admin::http::fuzzing::run,
+    ident: auth::ident,
+    import: crate::cli::import::fuzzing::run,
+    ldap: auth::ldap,
+    patroni: outside::patroni,
+    peer: crate::session::peer_codec::fuzzing::run,
+    proxy: wire::proxy,
+    scram: crate::auth::scram::fuzzing::run,
+    server_login: crate::backend::login::fuzzing::run,
+    startup: wire::startup,
+    users: auth::users,
+}
 
 /// Runs the target of this name.
 ///

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::cluster::patroni;
 use crate::config::tree::{self, Node, Value};
+use crate::wire::text::is_unsafe;
 
 /// A configuration as a whole. Not where it would run a command.
 pub(super) fn config(data: &[u8]) {
@@ -20,7 +21,11 @@ pub(super) fn config(data: &[u8]) {
     match crate::config::parse(Path::new("/nowhere/trunkline.yaml"), text) {
         // What is accepted is read the same once more.
         Ok(_) => assert!(crate::config::parse(Path::new("/nowhere/trunkline.yaml"), text).is_ok()),
-        Err(faults) => assert!(!faults.to_string().is_empty()),
+        Err(faults) => {
+            let shown = faults.to_string();
+            assert!(!shown.is_empty());
+            assert!(!shown.chars().any(|c| is_unsafe(c) && c != '\n'), "{shown:?}");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::options::OptionFault;
 use super::regex::PatternFault;
 use crate::wire::startup::MAX_NAME;
+use crate::wire::text::is_unsafe;
 
 /// One fault, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct Fault {
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let path = self.path.display();
+        let path = shown_path(&self.path);
         match self.line {
             0 => write!(f, "{path}: {}", self.kind),
             line => write!(f, "{path}:{line}: {}", self.kind),
@@ -85,6 +86,19 @@ pub(crate) fn shown(text: &[u8]) -> String {
     let mut shown = text[..text.len().min(MOST)].escape_ascii().to_string();
     if text.len() > MOST {
         shown.push('…');
+    }
+    shown
+}
+
+/// The name of a file as a fault, a line of the log and an answer may show it: the file that includes it may hold anything.
+pub(crate) fn shown_path(path: &Path) -> String {
+    let mut shown = String::new();
+    for c in path.to_string_lossy().chars() {
+        if is_unsafe(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
     }
     shown
 }
