@@ -9,11 +9,13 @@
 //! bound, accepts nothing
 //! "ready", and what it keeps    →
 //!                                   writes the state file for the last time, leaves the files of
-//!                                   sockets, tells systemd
+//!                                   sockets
 //!                               ←   "yours": the commit
 //! accepts, answers HTTP
 //! "serving"                     →
-//!                                   stops accepting; its sessions finish
+//!                                   tells systemd
+//!                               ←   end of what it says
+//! tells systemd that it serves      stops accepting; its sessions finish
 //! ```
 //! Guarantees: up to "yours" the old process serves and the new one changes nothing; whatever becomes of the new one, the
 //! old one goes on as if nothing had been asked, and without "yours" the new one ends. From "yours" on the new one serves; if
@@ -270,6 +272,12 @@ pub(super) async fn give(
 }
 
 impl Heir {
+    /// There is nothing more to say to it.
+    pub(super) async fn dismiss(&mut self) {
+        // It may have ended.
+        let _ = self.socket.shutdown().await;
+    }
+
     /// Gives it the word, and waits until it serves.
     ///
     /// # Errors
@@ -427,10 +435,17 @@ impl Taken {
 pub(super) struct Successor(UnixStream);
 
 impl Successor {
+    /// Says that this process serves, and waits until the other one has told the service manager, which listens to the main
+    /// process alone.
+    ///
     /// # Errors
     /// The other process is no more, most likely.
     pub(super) async fn serving(mut self) -> Result<(), HandoverError> {
-        write(&mut self.0, &Serving {}).await
+        write(&mut self.0, &Serving {}).await?;
+        match timeout(PATIENCE, hung_up(&self.0)).await? {
+            HandoverError::HungUp => Ok(()),
+            error => Err(error),
+        }
     }
 }
 

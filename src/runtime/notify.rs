@@ -47,7 +47,7 @@ impl Notifier {
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// Another process is the one to watch, or this one is again. A service manager that is busy is waited for.
+    /// Which process is the one to watch, and to be listened to. A service manager that is busy is waited for.
     ///
     /// # Errors
     /// It does not know.

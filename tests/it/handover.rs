@@ -438,8 +438,9 @@ fn what_operators_have_set_goes_along_and_old_sessions_have_their_time() {
         answer.contains("ends when its sessions have ended: 1"),
         "{answer}"
     );
+    assert_eq!(told(), format!("MAINPID={}", subject.all[0]));
     assert_eq!(told(), format!("MAINPID={}", subject.process));
-    assert_eq!(told(), "READY=1");
+    assert_eq!(told(), "READY=1", "only the main process is listened to");
     let members = String::from_utf8(subject.command(&["members"]).stdout).unwrap();
     let line = members.lines().find(|line| line.starts_with("s1")).unwrap();
     assert!(line.split_whitespace().any(|word| word == "7"), "{members}");

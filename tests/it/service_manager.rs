@@ -23,6 +23,14 @@ impl ServiceManager {
         vec![("NOTIFY_SOCKET".to_owned(), path.display().to_string())]
     }
 
+    /// There is no message that has not been heard.
+    pub fn is_told_nothing(&self) -> bool {
+        self.socket.set_nonblocking(true).unwrap();
+        let received = self.socket.recv(&mut [0; 256]);
+        self.socket.set_nonblocking(false).unwrap();
+        received.is_err()
+    }
+
     /// The next message.
     #[track_caller]
     pub fn told(&self) -> String {

@@ -73,12 +73,18 @@ impl Reload {
             self.service.claim();
             self.service.administration.claim();
             self.service.administration.go_on();
-            if let Err(error) = self.notifier.main_process(std::process::id()).await {
-                error!(%error, "the service manager may not know that this is still the main process");
-            }
             self.refuse_upgrade(format!("the new process did not take over: {fault}"));
             return false;
         }
+        // Not before: a main process that has ended is the end of the service, for a service manager.
+        if let Err(error) = self.notifier.main_process(process_id).await {
+            error!(
+                process_id,
+                %error,
+                "the service manager does not know the new process, and may end it with this one: restart the service"
+            );
+        }
+        heir.dismiss().await;
         self.service.leave().await;
         // What was asked of this process in the meantime.
         let is_asked = tokio::select! {
@@ -120,7 +126,8 @@ impl Reload {
         let released = service.administration.release().await;
         released.map_err(|_| "the state file cannot be written in time".to_owned())?;
         service.release(&heir.kept);
-        let told = self.notifier.main_process(heir.process.id()).await;
+        // Nothing new; whether it can be told of the other process is to be known before the word.
+        let told = self.notifier.main_process(std::process::id()).await;
         told.map_err(|error| format!("the service manager cannot be told (NOTIFY_SOCKET): {error}"))?;
         heir.commit().await.map_err(|error| error.to_string())
     }
