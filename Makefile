@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo test test-compose test-long bench build dist fmt lint deny reference check-docs install-test clean
+.PHONY: help demo test test-compose test-systemd test-long fuzz bench build dist fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -34,6 +34,12 @@ test: ## everything, under 30 minutes
 test-compose: ## the demo in containers, as docs/demo.md walks through it
 	@scripts/test-compose
 
+test-systemd: ## the unit config/trunkline.service under a real systemd
+	@scripts/test-systemd
+
+fuzz: ## every parser of bytes from outside, a minute each
+	@scripts/fuzz
+
 test-long: ## what takes longer, before a release
 	@scripts/test --long
 
@@ -49,5 +55,5 @@ check-docs: ## the documentation builds without a warning
 
 clean: ## what was built, and the demo's certificates
 	cargo clean
-	rm -rf dist
+	rm -rf dist fuzz/target fuzz/corpus fuzz/artifacts
 	git clean -fdXq certs
