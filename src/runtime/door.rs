@@ -43,35 +43,37 @@ impl Door {
 
 impl Accepted for Arc<Door> {
     fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
+        let accepted = Instant::now();
         let admission = &self.shared.admission;
         let gate = self.gate.load_full();
-        let pending = if entry::is_announced(&gate, address) {
-            admission.pending_unsaid()
+        let knock = if entry::is_announced(&gate, address) {
+            admission.knock_unsaid()
         } else {
-            admission.pending(address.ip())
+            admission.knock(address.ip())
         };
-        let place = match pending {
-            Ok(pending) => Ok(pending),
-            Err(full) => match (full, admission.queued(address.ip())) {
-                (Full::Source, Ok(queued)) => Err(queued),
-                _ => return refuse(&self.shared, &socket, full),
+        let knock = match knock {
+            Ok(knock) => Ok(knock),
+            Err(full) => match admission.queued(address.ip()) {
+                Ok(queued) => Err(queued),
+                Err(_) => return refuse(&self.shared, &socket, full),
             },
         };
         let shared = Arc::clone(&self.shared);
         self.workers.spawn(move |lease| async move {
-            let pending = match place {
-                Ok(pending) => pending,
-                Err(queued) => match entry::turn(&shared, address, queued).await {
-                    Ok(pending) => pending,
+            let knock = match knock {
+                Ok(knock) => knock,
+                Err(queued) => match entry::turn(&shared, address, queued, accepted).await {
+                    Ok(knock) => knock,
                     Err(full) => return refuse(&shared, &socket, full),
                 },
             };
             let arrival = Arrival {
                 socket,
                 address,
+                accepted,
                 gate,
                 lease,
-                pending,
+                knock,
             };
             life::serve(arrival, shared).await;
         });
@@ -89,18 +91,17 @@ impl Accepted for Arc<Door> {
     }
 
     fn has_room(&self) -> bool {
-        match self.shared.admission.room(Instant::now()) {
+        let admission = &self.shared.admission;
+        match admission.room(Instant::now()) {
             Room::Yes | Room::Refuse => true,
-            Room::Wait => false,
+            // It may be a cancel request.
+            Room::Wait => admission.may_speak(),
         }
     }
 }
 
 fn refuse(shared: &Shared, socket: &ClientSocket, full: Full) {
-    shared.refused(match full {
-        Full::Total => "too_many_logins",
-        Full::Source => "too_many_logins_address",
-    });
+    shared.refused(entry::label(full));
     let (text, hint) = sentry::too_many(full);
     tell(socket, &farewell::too_many(text, hint));
 }

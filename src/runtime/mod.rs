@@ -311,6 +311,8 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         ..
     } = service;
     drop(doors);
+    // Where all sessions have finished by themselves, peers may still be there that ask.
+    shared.closing.cancel();
     stop.cancel();
     drop(clusters);
     tracker.close();
@@ -400,7 +402,7 @@ fn share(
         mock,
         derivations: Arc::new(Semaphore::new(session::MOST_DERIVATIONS)),
         login_timeout: ArcSwap::from_pointee(config.auth.login_timeout),
-        cancels: Arc::new(Semaphore::new(session::MOST_CANCELS)),
+        cancels: session::cancel::Cancels::default(),
         failures: session::Failures::default(),
         tasks: tasks.clone(),
         closing: CancellationToken::new(),

@@ -1,4 +1,7 @@
 //! Limits at the door: connections that have not logged in yet, and sessions at once.
+//!
+//! Where all places for logins are taken, or all that one source may have, a connection takes a place of a reserve until
+//! it has said what it wants: cancel requests are served then, and only logins are turned away.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,6 +21,16 @@ use crate::wire::sqlstate::SqlState;
 /// all places are taken, with us where only those of their source are.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Places in the reserve, at least: enough that some are for others than the one who uses them up.
+const LEAST_RESERVE: u32 = 8;
+/// Connections that may wait for a place, at least.
+const LEAST_QUEUE: u32 = 1024;
+
+/// Cancel requests whose session may be elsewhere, at the same time: as many as there may be sessions, and these where
+/// that is fewer or no limit. One source may have half.
+const LEAST_CANCELS: u32 = 1024;
+const UNLIMITED_CANCELS: u32 = 16_384;
+
 /// Of the places for logins that wait after failed ones, one address may have as many.
 const WAITING_PER_SOURCE: u32 = 8;
 
@@ -27,8 +40,12 @@ pub struct Admission {
     max_clients: AtomicU32,
     clients: Arc<AtomicU32>,
     pending: Arc<Places>,
+    reserve: Arc<Places>,
     queued: Arc<Places>,
     waiting: Arc<Places>,
+    /// Cancel requests whose session may be elsewhere: with a key that anybody can make up, and with one that bears a
+    /// router's seal, so that who was given it does not wait behind those who make keys up.
+    cancels: [Arc<Places>; 2],
     /// Since when there has been no room for another login.
     full_since: Mutex<Option<Instant>>,
 }
@@ -113,6 +130,14 @@ pub struct Pending {
     source: Source,
 }
 
+/// How far a connection may go that has not logged in.
+#[derive(Debug)]
+pub enum Knock {
+    Login(Pending),
+    /// As far as its first packet: a cancel request is served, a login needs another place.
+    Reserve(Pending),
+}
+
 /// Whom a place counts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Source {
@@ -192,6 +217,23 @@ fn half(places: u32) -> u32 {
     (places / 2).max(1)
 }
 
+/// Connections whose first packet is awaited, beside so many that log in.
+fn reserve(max_pending: u32) -> u32 {
+    max_pending.max(LEAST_RESERVE)
+}
+
+/// Connections that wait for one of these places.
+fn queue(max_pending: u32) -> u32 {
+    max_pending.saturating_mul(4).max(LEAST_QUEUE)
+}
+
+fn cancels(max_clients: u32) -> u32 {
+    match max_clients {
+        0 => UNLIMITED_CANCELS,
+        most => most.max(LEAST_CANCELS),
+    }
+}
+
 fn take(counter: &Arc<AtomicU32>, limit: u32) -> Option<Place> {
     let limit = if limit == 0 { u32::MAX } else { limit };
     let taken = counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
@@ -206,8 +248,10 @@ impl Admission {
             max_clients: AtomicU32::new(max_clients),
             clients: Arc::default(),
             pending: Places::new(max_pending, half(max_pending)),
-            queued: Places::new(max_pending, max_pending),
+            reserve: Places::new(reserve(max_pending), half(reserve(max_pending))),
+            queued: Places::new(queue(max_pending), half(queue(max_pending))),
             waiting: Places::new(max_pending, WAITING_PER_SOURCE),
+            cancels: [(); 2].map(|()| Places::new(cancels(max_clients), half(cancels(max_clients)))),
             full_since: Mutex::default(),
         }
     }
@@ -216,8 +260,23 @@ impl Admission {
     pub fn resize(&self, max_clients: u32, max_pending: u32) {
         self.max_clients.store(max_clients, Ordering::Release);
         self.pending.resize(max_pending, half(max_pending));
-        self.queued.resize(max_pending, max_pending);
+        self.reserve
+            .resize(reserve(max_pending), half(reserve(max_pending)));
+        self.queued.resize(queue(max_pending), half(queue(max_pending)));
         self.waiting.resize(max_pending, WAITING_PER_SOURCE);
+        for places in &self.cancels {
+            places.resize(cancels(max_clients), half(cancels(max_clients)));
+        }
+    }
+
+    /// A place for a cancel request whose session may be elsewhere. One source may have half of them.
+    pub(super) fn cancel(&self, source: Option<IpAddr>, has_seal: bool) -> Result<Pending, Full> {
+        self.cancels[usize::from(has_seal)].take(source)
+    }
+
+    /// Whether another connection may say what it wants: there is a place for it, or a place in the reserve.
+    pub fn may_speak(&self) -> bool {
+        !self.pending.is_full() || !self.reserve.is_full()
     }
 
     /// A burst waits in the kernel's queue, which costs nobody anything; a siege is told to go.
@@ -245,8 +304,33 @@ impl Admission {
         self.pending.take_for(Source::Unsaid)
     }
 
-    /// A place for a connection whose source has all the places it may have: for [`PATIENCE`] at most, since a burst
-    /// through a balancer or an address translator looks like a siege by one address.
+    /// A place for a connection that was just accepted.
+    pub fn knock(&self, source: Option<IpAddr>) -> Result<Knock, Full> {
+        match self.pending(source) {
+            Ok(pending) => Ok(Knock::Login(pending)),
+            Err(full) => self.in_reserve(source).ok_or(full),
+        }
+    }
+
+    /// As [`Self::knock`], for a connection from a balancer that is trusted to say for whom it is.
+    pub fn knock_unsaid(&self) -> Result<Knock, Full> {
+        match self.pending_unsaid() {
+            Ok(pending) => Ok(Knock::Login(pending)),
+            Err(full) => self
+                .reserve
+                .take_for(Source::Unsaid)
+                .map(Knock::Reserve)
+                .map_err(|_| full),
+        }
+    }
+
+    /// A place in the reserve. One source may have half of them.
+    pub fn in_reserve(&self, source: Option<IpAddr>) -> Option<Knock> {
+        self.reserve.take(source).map(Knock::Reserve).ok()
+    }
+
+    /// A place for a connection that waits until it may log in, or say what it wants: for [`PATIENCE`] at most, since a
+    /// burst through a balancer or an address translator looks like a siege by one address.
     pub fn queued(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
         self.queued.take(source)
     }

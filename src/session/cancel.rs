@@ -2,32 +2,55 @@
 //! over, or on a peer (cases 30–38).
 //!
 //! Never answered, whatever comes of it; the client's socket is closed only after the server has closed ours, which
-//! is when libpq takes the cancel for delivered.
+//! is when libpq takes the cancel for delivered. A request with the right key waits for its turn at its server, in a
+//! queue as long as there are sessions; when its turn comes it is passed on only if the session still runs what it ran
+//! when the request came. A request whose session has to be looked for elsewhere takes a place of its address's share.
 
-use std::sync::Arc;
+mod lanes;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{debug, warn};
 
 use super::Shared;
 use super::keys::Owner;
-use super::peers::TooMany;
+use super::registry::Entry;
 use super::relatives::Answer;
+use super::sample::{Sampler, Verdict};
 use crate::backend::CancelTarget;
 use crate::frontend::ClientStream;
 use crate::wire::startup::CancelRequest;
+use lanes::Lanes;
 
 /// For one cancel: connecting to the server, delivering it, and the server's hanging up.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For its turn before that. A server needs milliseconds for each: who waits so long waits for one that takes none.
+const TURN: Duration = Duration::from_mins(1);
+/// Between two looks whether what is to be cancelled is over by itself.
+const LOOK: Duration = Duration::from_millis(100);
+/// Cancel requests of one session at the same time.
+const MOST_PER_SESSION: u32 = 4;
+/// For what ran in a session that was cut: as long is tried. And while the process ends.
+const ABANDONED: Duration = Duration::from_secs(30);
+const ABANDONED_AT_THE_END: Duration = Duration::from_secs(2);
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Servers that are told apart in the log, and how often one is named there.
+const TOLD_SERVERS: usize = 256;
+const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// What became of a request; the label in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Forwarded,
-    /// The session has nothing under way, or its server gave no key.
+    /// The session has nothing under way, or not any more what it had, or its server gave no key.
     Idle,
+    /// As many wait for the same session already.
+    Repeated,
     /// Nobody knows the key.
     Unknown,
     /// It carries this router's or a peer's mark without the right seal.
@@ -37,7 +60,7 @@ enum Outcome {
     /// A peer has taken it.
     ByPeer,
     Failed,
-    /// Too many at once.
+    /// Its turn did not come, or there was no place for it.
     Dropped,
 }
 
@@ -46,6 +69,7 @@ impl Outcome {
         match self {
             Self::Forwarded => "forwarded",
             Self::Idle => "idle",
+            Self::Repeated => "repeated",
             Self::Unknown => "unknown",
             Self::Forged => "forged",
             Self::ByRelative => "other_process",
@@ -56,9 +80,61 @@ impl Outcome {
     }
 }
 
-/// Serves a client's CancelRequest.
-pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, request: CancelRequest) {
-    let outcome = route(shared, &request).await;
+/// What the operator is told, each at most once in [`TELL_EVERY`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Trouble {
+    /// A server takes no cancel requests.
+    Server(SocketAddr),
+    /// Nor those for what ran in sessions that were cut.
+    Abandoned(SocketAddr),
+    /// More look for their session elsewhere than may.
+    TooMany,
+}
+
+/// What the cancel requests of one process share.
+#[derive(Debug)]
+pub struct Cancels {
+    lanes: Lanes,
+    told: Mutex<Sampler<Trouble>>,
+}
+
+impl Default for Cancels {
+    fn default() -> Self {
+        Self {
+            lanes: Lanes::default(),
+            told: Mutex::new(Sampler::new(1, TELL_EVERY, TOLD_SERVERS)),
+        }
+    }
+}
+
+impl Cancels {
+    /// `Some`: log it, and say how many were left out before.
+    fn admit(&self, trouble: Trouble) -> Option<u64> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match told.observe(trouble, Instant::now()) {
+            Verdict::Log { suppressed } => Some(suppressed),
+            Verdict::Suppress => None,
+        }
+    }
+
+    fn not_delivered(&self, target: &CancelTarget, why: &dyn std::fmt::Display) {
+        let server = target.address;
+        if let Some(skipped) = self.admit(Trouble::Server(server)) {
+            warn!(%server, %why, skipped, "a cancel request could not be delivered");
+        } else {
+            debug!(%server, %why, "a cancel request could not be delivered");
+        }
+    }
+}
+
+/// Serves a client's CancelRequest, which comes from this address.
+pub(super) async fn serve(
+    shared: &Arc<Shared>,
+    mut stream: ClientStream,
+    request: CancelRequest,
+    from: Option<IpAddr>,
+) {
+    let outcome = route(shared, &request, from).await;
     shared.metrics.cancel(outcome.label());
     debug!(
         process_id = request.process_id,
@@ -68,7 +144,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, mut stream: ClientStream, reques
     let _ = timeout(PATIENCE, stream.shutdown()).await;
 }
 
-async fn route(shared: &Arc<Shared>, request: &CancelRequest) -> Outcome {
+async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAddr>) -> Outcome {
     let owner = shared.keys.owner(&request.key);
     match owner {
         Owner::Mine => return local(shared, request).await.unwrap_or(Outcome::Unknown),
@@ -79,6 +155,16 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest) -> Outcome {
         }
         Owner::Forged | Owner::Peer(_) => {}
     }
+    let has_seal = matches!(owner, Owner::Peer(_));
+    let Ok(_place) = shared.admission.cancel(from, has_seal) else {
+        if let Some(skipped) = shared.cancels.admit(Trouble::TooMany) {
+            warn!(
+                from = from.map(tracing::field::display),
+                skipped, "too many cancel requests for sessions of other routers; some are dropped"
+            );
+        }
+        return Outcome::Dropped;
+    };
     // Without peers each process has a seal of its own, and another's looks forged.
     let asked = shared.relatives.ask(request).await;
     match asked {
@@ -103,26 +189,25 @@ async fn ask_peers(
     owner: Option<super::keys::Incarnation>,
 ) -> Outcome {
     match shared.peers.load_full() {
-        Some(peers) => match peers.ask(request, owner).await {
-            Ok(true) => Outcome::ByPeer,
-            Ok(false) => Outcome::Unknown,
-            Err(TooMany) => Outcome::Dropped,
-        },
-        None => Outcome::Unknown,
+        Some(peers) if peers.ask(shared, request, owner).await => Outcome::ByPeer,
+        _ => Outcome::Unknown,
     }
 }
 
-/// A peer asks on behalf of its client. `true`: the session is here, or in another process of this router.
-pub(super) async fn for_peer(shared: &Arc<Shared>, request: &CancelRequest) -> bool {
-    for_relative(shared, request).await != Answer::NotFound
-        || shared.relatives.ask(request).await == Answer::Found
+/// The session of this process that the request is for.
+pub(super) fn here(shared: &Shared, request: &CancelRequest) -> Option<Arc<Entry>> {
+    shared.registry.find(request.process_id, &request.key)
 }
 
-/// Another process of this router asks.
-pub(super) async fn for_relative(shared: &Arc<Shared>, request: &CancelRequest) -> Answer {
-    let Some(outcome) = local(shared, request).await else {
-        return Answer::NotFound;
-    };
+/// A peer has asked for what this session runs.
+pub(super) async fn for_peer(shared: &Shared, session: &Entry) {
+    let outcome = pass_on(shared, session).await;
+    shared.metrics.cancel(outcome.label());
+}
+
+/// Another process of this router has asked for what this session runs.
+pub(super) async fn for_relative(shared: &Shared, session: &Entry) -> Answer {
+    let outcome = pass_on(shared, session).await;
     shared.metrics.cancel(outcome.label());
     match outcome {
         Outcome::Dropped => Answer::Busy,
@@ -131,34 +216,88 @@ pub(super) async fn for_relative(shared: &Arc<Shared>, request: &CancelRequest) 
 }
 
 /// `None`: no session of this process has that key.
-async fn local(shared: &Arc<Shared>, request: &CancelRequest) -> Option<Outcome> {
-    let entry = shared.registry.find(request.process_id, &request.key)?;
-    let Some(target) = entry.attachment.cancel.as_ref().filter(|_| entry.in_flight()) else {
-        return Some(Outcome::Idle);
-    };
-    // Only for those who know a key: nobody can use up the permits by making keys up.
-    let Ok(_permit) = shared.cancels.try_acquire() else {
-        return Some(Outcome::Dropped);
-    };
-    Some(send(target).await)
+async fn local(shared: &Shared, request: &CancelRequest) -> Option<Outcome> {
+    let session = here(shared, request)?;
+    Some(pass_on(shared, &session).await)
 }
 
-async fn send(target: &CancelTarget) -> Outcome {
+/// Cancels what the session runs now, when its turn comes, and nothing that it runs later.
+async fn pass_on(shared: &Shared, entry: &Entry) -> Outcome {
+    let (Some(target), Some(request)) = (entry.attachment.cancel.as_ref(), entry.under_way()) else {
+        return Outcome::Idle;
+    };
+    let Some(_place) = entry.cancel_place(MOST_PER_SESSION) else {
+        return Outcome::Repeated;
+    };
+    let _gauge = shared.metrics.cancel_waits();
+    let is_over = async {
+        while entry.under_way() == Some(request) {
+            sleep(LOOK).await;
+        }
+    };
+    let _turn = tokio::select! {
+        biased;
+        turn = shared.cancels.lanes.turn(target.address) => turn,
+        () = is_over => return Outcome::Idle,
+        () = sleep(TURN) => {
+            shared.cancels.not_delivered(target, &"its turn did not come");
+            return Outcome::Dropped;
+        }
+    };
+    if entry.under_way() != Some(request) {
+        return Outcome::Idle;
+    }
     match target.clone().send(PATIENCE).await {
         Ok(()) => Outcome::Forwarded,
         Err(error) => {
-            debug!(server = %target.address, %error, "cancel could not be delivered");
+            shared.cancels.not_delivered(target, &error);
             Outcome::Failed
         }
     }
 }
 
-/// Cancels what a session that was taken off its server had under way, without anybody waiting for it.
-pub(super) fn forget(shared: &Shared, target: CancelTarget) {
-    let permits = Arc::clone(&shared.cancels);
+/// Cancels what a session that was taken off its server had under way, without anybody waiting for it. It is tried again
+/// while the server does not take it, for a bounded time; then it is said that it may have gone on.
+pub(super) fn forget(shared: &Arc<Shared>, target: CancelTarget) {
+    let asking = Arc::clone(shared);
     shared.tasks.spawn(async move {
-        if let Ok(_permit) = permits.try_acquire() {
-            send(&target).await;
-        }
+        let shared = asking;
+        let is_cancelled = abandon(&shared, &target).await;
+        shared
+            .metrics
+            .abandon(if is_cancelled { "cancelled" } else { "failed" });
     });
+}
+
+async fn abandon(shared: &Shared, target: &CancelTarget) -> bool {
+    let patience = if shared.closing.is_cancelled() {
+        ABANDONED_AT_THE_END
+    } else {
+        ABANDONED
+    };
+    let until = Instant::now() + patience;
+    let mut why = "its turn did not come".to_owned();
+    loop {
+        let Ok(turn) = timeout_at(until, shared.cancels.lanes.turn(target.address)).await else {
+            break;
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        match target.clone().send(PATIENCE.min(left)).await {
+            Ok(()) => return true,
+            Err(error) => why = error.to_string(),
+        }
+        drop(turn);
+        if Instant::now() + AGAIN >= until {
+            break;
+        }
+        sleep(AGAIN).await;
+    }
+    let server = target.address;
+    if let Some(skipped) = shared.cancels.admit(Trouble::Abandoned(server)) {
+        warn!(
+            %server, process_id = target.process_id, why, skipped,
+            "what a session ran that was cut could not be cancelled: it may go on there"
+        );
+    }
+    false
 }

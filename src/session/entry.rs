@@ -3,11 +3,11 @@
 //! A connection from a trusted balancer counts for no source until its header is read; then for the client's, which
 //! everything else goes by.
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::Shared;
-use super::admission::{Full, PATIENCE, Pending};
+use super::admission::{Full, Knock, PATIENCE, Pending, Room};
 use super::gate::Gate;
 use super::{farewell, sentry};
 use crate::frontend::login::LoginFault;
@@ -16,11 +16,15 @@ use crate::frontend::{ClientAddress, ClientStream};
 use crate::wire::message::ErrorReply;
 use crate::wire::proxy::ProxiedTls;
 use crate::wire::sqlstate::SqlState;
+use crate::wire::startup::{self, Glance};
 
 use std::time::Duration;
 
 /// Between two looks whether there is a place by now.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// For a connection from the reserve to set up TLS and say what it wants, at most.
+const SPEAKS: Duration = Duration::from_secs(5);
 
 /// A client whose address is known.
 #[derive(Debug)]
@@ -46,8 +50,8 @@ pub(super) async fn identify(
     gate: &Gate,
     stream: &mut ClientStream,
     socket: ClientAddress,
-    pending: &mut Option<Pending>,
-    deadline: Instant,
+    knock: &mut Option<Knock>,
+    (accepted, deadline): (Instant, Instant),
 ) -> Option<Caller> {
     let is_announced = is_announced(gate, socket);
     let mut caller = Caller {
@@ -76,10 +80,14 @@ pub(super) async fn identify(
         };
         caller.address = socket.proxied(header.source);
         caller.tls = header.tls.map(Box::new);
-        if let Err(full) = attribute(shared, caller.address, pending).await {
+        if let Err(full) = attribute(shared, caller.address, knock, accepted).await {
             too_many(shared, stream, full).await;
             return None;
         }
+    }
+    if let Err(full) = look(shared, stream, caller.address, knock, accepted).await {
+        too_many(shared, stream, full).await;
+        return None;
     }
     let proxies = gate.entry.proxy_protocol.as_ref();
     let ip = caller.address.ip();
@@ -105,28 +113,39 @@ pub(super) async fn identify(
 async fn attribute(
     shared: &Shared,
     address: ClientAddress,
-    pending: &mut Option<Pending>,
+    knock: &mut Option<Knock>,
+    accepted: Instant,
 ) -> Result<(), Full> {
-    let admission = &shared.admission;
-    let Some(Err(Full::Source)) = pending.as_mut().map(|pending| pending.attribute(address.ip())) else {
+    let Some(Knock::Login(place) | Knock::Reserve(place)) = knock else {
         return Ok(());
     };
+    if place.attribute(address.ip()).is_ok() {
+        return Ok(());
+    }
     // It holds none of the places meanwhile.
-    let queued = admission.queued(address.ip());
-    *pending = None;
-    *pending = Some(turn(shared, address, queued?).await?);
+    *knock = None;
+    let got = match shared.admission.knock(address.ip()) {
+        Ok(knock) => knock,
+        Err(_) => turn(shared, address, shared.admission.queued(address.ip())?, accepted).await?,
+    };
+    *knock = Some(got);
     Ok(())
 }
 
-/// Waits until others of the same source have logged in; not for long.
-pub async fn turn(shared: &Shared, address: ClientAddress, queued: Pending) -> Result<Pending, Full> {
-    let patience = Instant::now() + PATIENCE;
+/// Waits until others of the same source have logged in or said what they want; not for long.
+pub async fn turn(
+    shared: &Shared,
+    address: ClientAddress,
+    queued: Pending,
+    accepted: Instant,
+) -> Result<Knock, Full> {
+    let patience = accepted + PATIENCE;
     loop {
         sleep(LOOK).await;
-        match shared.admission.pending(address.ip()) {
-            Ok(pending) => {
+        match shared.admission.knock(address.ip()) {
+            Ok(knock) => {
                 drop(queued);
-                return Ok(pending);
+                return Ok(knock);
             }
             Err(full) if Instant::now() >= patience || shared.closing.is_cancelled() => return Err(full),
             Err(_) => {}
@@ -134,11 +153,121 @@ pub async fn turn(shared: &Shared, address: ClientAddress, queued: Pending) -> R
     }
 }
 
-async fn too_many(shared: &Shared, stream: &mut ClientStream, full: Full) {
-    shared.metrics.refuse(match full {
+/// Has a look at what a connection from the reserve begins with. A cancel request in clear goes on at once; a login waits
+/// for a place, and what may be either, because it wants TLS first, as well, but not for ever: whether it is a login shows
+/// then. One that is silent is told to go.
+async fn look(
+    shared: &Shared,
+    stream: &ClientStream,
+    address: ClientAddress,
+    knock: &mut Option<Knock>,
+    accepted: Instant,
+) -> Result<(), Full> {
+    // On a Unix socket there is no TLS: what it wants is read at once.
+    let (ClientStream::Plain(socket), Some(Knock::Reserve(_))) = (stream, &*knock) else {
+        return Ok(());
+    };
+    let admission = &shared.admission;
+    let patience = accepted + PATIENCE;
+    let mut first = [0; 8];
+    let mut has_spoken = false;
+    loop {
+        let full = match admission.pending(address.ip()) {
+            Ok(pending) => {
+                *knock = Some(Knock::Login(pending));
+                return Ok(());
+            }
+            Err(full) => full,
+        };
+        let now = Instant::now();
+        if has_spoken && (now >= patience || admission.room(now) == Room::Refuse) {
+            return Ok(());
+        }
+        if now >= patience || shared.closing.is_cancelled() {
+            return Err(full);
+        }
+        if has_spoken {
+            sleep(LOOK).await;
+            continue;
+        }
+        let seen = match timeout(LOOK, socket.peek(&mut first)).await {
+            Ok(Ok(seen)) if seen > 0 => seen,
+            // It has left; whoever reads next finds out.
+            Ok(_) => return Ok(()),
+            Err(_elapsed) => continue,
+        };
+        match startup::glance(&first[..seen]) {
+            Ok(Some(Glance::Cancel(_) | Glance::Peer)) => return Ok(()),
+            // The beginning of a cancel request.
+            Ok(None) if seen == first.len() => return Ok(()),
+            Ok(None) => sleep(LOOK).await,
+            Ok(Some(Glance::Session)) | Err(_) => {
+                has_spoken = true;
+                // The place in the reserve is for those who have not spoken yet.
+                if let Ok(queued) = admission.queued(address.ip()) {
+                    *knock = Some(Knock::Reserve(queued));
+                }
+            }
+        }
+    }
+}
+
+/// Until when a connection may take to say what it wants.
+pub(super) fn speaks_until(knock: Option<&Knock>, accepted: Instant, deadline: Instant) -> Instant {
+    match knock {
+        Some(Knock::Reserve(_)) => deadline.min(accepted + PATIENCE + SPEAKS),
+        _ => deadline,
+    }
+}
+
+/// A place for the login of a client that has said it wants one.
+pub(super) async fn login(
+    shared: &Shared,
+    address: ClientAddress,
+    knock: Option<Knock>,
+    accepted: Instant,
+) -> Result<Option<Pending>, Full> {
+    match knock {
+        Some(Knock::Reserve(place)) => {
+            let patience = accepted + PATIENCE;
+            loop {
+                match shared.admission.pending(address.ip()) {
+                    Ok(pending) => {
+                        drop(place);
+                        return Ok(Some(pending));
+                    }
+                    Err(full) => {
+                        let now = Instant::now();
+                        if now >= patience || shared.admission.room(now) == Room::Refuse {
+                            return Err(full);
+                        }
+                    }
+                }
+                sleep(LOOK).await;
+            }
+        }
+        Some(Knock::Login(pending)) => Ok(Some(pending)),
+        None => Ok(None),
+    }
+}
+
+/// The refusal of a client that has said it wants to log in.
+pub(super) fn no_place(full: Full) -> LoginFault {
+    let (text, hint) = sentry::too_many(full);
+    let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint);
+    LoginFault::Limit(label(full), reply)
+}
+
+/// In metrics.
+pub fn label(full: Full) -> &'static str {
+    match full {
         Full::Total => "too_many_logins",
         Full::Source => "too_many_logins_address",
-    });
+    }
+}
+
+async fn too_many(shared: &Shared, stream: &mut ClientStream, full: Full) {
+    shared.metrics.refuse(label(full));
     let (text, hint) = sentry::too_many(full);
     farewell::say(stream, &farewell::too_many(text, hint)).await;
 }

@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
-use super::admission::{Admitted, Pending};
+use super::admission::{Admitted, Knock, Pending};
 use super::attach::{self, AttachError, Attachable, Request, SessionState};
 use super::end::{Cause, Order};
 use super::entry::{self, Caller};
@@ -44,10 +44,11 @@ use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 pub struct Arrival {
     pub socket: ClientSocket,
     pub address: ClientAddress,
+    pub accepted: Instant,
     pub gate: Arc<Gate>,
     pub lease: Arc<Lease>,
     /// Its place among those that have not logged in yet.
-    pub pending: Pending,
+    pub knock: Knock,
 }
 
 /// Serves one connection to its end. Never panics on what a peer sends; ends by itself in bounded time once the
@@ -95,15 +96,15 @@ struct Session {
 }
 
 async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
-    let accepted = Instant::now();
     let Arrival {
         socket,
         address,
+        accepted,
         gate,
         lease,
-        pending,
+        knock,
     } = arrival;
-    let mut pending = Some(pending);
+    let mut knock = Some(knock);
     let deadline = accepted + **shared.login_timeout.load();
     let gauge = shared.metrics.pending();
     let mut socket = adopt(socket, &gate)?;
@@ -111,9 +112,18 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         address,
         tls: proxied_tls,
         denied,
-    } = entry::identify(&shared, &gate, &mut socket, address, &mut pending, deadline).await?;
+    } = entry::identify(
+        &shared,
+        &gate,
+        &mut socket,
+        address,
+        &mut knock,
+        (accepted, deadline),
+    )
+    .await?;
+    let until = entry::speaks_until(knock.as_ref(), accepted, deadline);
     let opened = tokio::select! {
-        opened = timeout_at(deadline, opening::open(socket, &gate.offer)) => opened,
+        opened = timeout_at(until, opening::open(socket, &gate.offer)) => opened,
         // It has not said yet whom to answer how.
         () = shared.closing.cancelled() => {
             shared.metrics.refuse("shutdown");
@@ -139,11 +149,13 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
             return None;
         }
         Opening::Cancel { stream, request } => {
-            cancel::serve(&shared, stream, request).await;
+            // It waits for its session's server, not for a login.
+            drop((knock, gauge));
+            cancel::serve(&shared, stream, request, address.ip()).await;
             return None;
         }
         Opening::Peer { stream, body } => {
-            peers::serve(&shared, stream, body, deadline).await;
+            peers::serve(&shared, stream, body, deadline, knock).await;
             return None;
         }
     };
@@ -151,6 +163,14 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         refuse(&shared, &gate, &mut stream, &packet, address, fault).await;
         return None;
     }
+    let mut pending = match entry::login(&shared, address, knock, accepted).await {
+        Ok(pending) => pending,
+        Err(full) => {
+            let fault = entry::no_place(full);
+            refuse(&shared, &gate, &mut stream, &packet, address, fault).await;
+            return None;
+        }
+    };
     let tls_done = accepted.elapsed();
     let client = Client {
         stream: &mut stream,
@@ -507,7 +527,7 @@ fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
 }
 
 /// Says goodbye where there is something to say, and writes the session's line.
-async fn finish(ended: Ended, record: Record, shared: &Shared) {
+async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) {
     let Ended {
         cause,
         client,

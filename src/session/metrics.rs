@@ -58,6 +58,8 @@ pub struct Metrics {
     pub(super) login_seconds: Histogram,
     pub(super) connect_seconds: Histogram,
     pub(super) cancels: Family<ResultLabel, Counter>,
+    pub(super) cancels_waiting: Gauge,
+    pub(super) abandoned: Family<ResultLabel, Counter>,
     pub(super) queue: queue::Metrics,
 }
 
@@ -76,6 +78,8 @@ impl Metrics {
             login_seconds: seconds(),
             connect_seconds: seconds(),
             cancels: Family::default(),
+            cancels_waiting: Gauge::default(),
+            abandoned: Family::default(),
             queue: queue::Metrics::register(into),
         };
         into.register(
@@ -130,6 +134,16 @@ impl Metrics {
             "Cancel requests, by what became of them",
             metrics.cancels.clone(),
         );
+        into.register(
+            "cancels_waiting",
+            "Cancel requests now that wait for their turn at a server, or are being delivered to it",
+            metrics.cancels_waiting.clone(),
+        );
+        into.register(
+            "cut_requests",
+            "What sessions had under way when they were cut, by whether the server took the router's cancel request for it",
+            metrics.abandoned.clone(),
+        );
         into.register_collector(Box::new(TrafficCollector(sessions)));
         into.register_collector(Box::new(OffenderCollector(sentry)));
         metrics
@@ -141,6 +155,14 @@ impl Metrics {
 
     pub(super) fn cancel(&self, result: &'static str) {
         self.cancels.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    pub(super) fn cancel_waits(&self) -> GaugeGuard {
+        GaugeGuard::new(self.cancels_waiting.clone())
+    }
+
+    pub(super) fn abandon(&self, result: &'static str) {
+        self.abandoned.get_or_create(&ResultLabel { result }).inc();
     }
 
     pub(super) fn session(&self, route: &str, member: &str) -> GaugeGuard {

@@ -9,7 +9,7 @@
 
 pub mod admission;
 mod attach;
-mod cancel;
+pub mod cancel;
 pub mod console;
 mod direction;
 pub mod end;
@@ -53,8 +53,6 @@ use crate::frontend::login::{Behind, Doors};
 use gate::Gate;
 use sample::{Sampler, Verdict};
 
-/// Cancel requests served at once, own ones and those of peers.
-pub const MOST_CANCELS: usize = 64;
 /// Passwords in clear checked at once: each takes a processor for milliseconds.
 pub const MOST_DERIVATIONS: usize = 4;
 
@@ -77,7 +75,7 @@ pub struct Shared {
     /// Bounds how many passwords in clear are checked at once.
     pub derivations: Arc<Semaphore>,
     pub login_timeout: ArcSwap<Duration>,
-    pub cancels: Arc<Semaphore>,
+    pub cancels: cancel::Cancels,
     pub failures: Failures,
     pub sentry: Arc<sentry::Sentry>,
     /// Small tasks that outlive the session that began them.

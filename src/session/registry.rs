@@ -1,7 +1,8 @@
 //! Every session there is. Cancel, shutdown, role changes and statistics act through it, and only through it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -114,7 +115,12 @@ impl Attachment {
 pub struct Entry {
     pub id: u64,
     pub attachment: Attachment,
-    in_flight: AtomicBool,
+    /// The number of the request under way; 0 where there is none.
+    under_way: AtomicU64,
+    /// Requests so far.
+    requests: AtomicU64,
+    /// Cancel requests for it that are being served.
+    cancels: AtomicU32,
     /// As it was when the session last came to rest.
     in_transaction: AtomicBool,
     bytes_up: AtomicU64,
@@ -208,7 +214,9 @@ impl Registry {
         let entry = Arc::new(Entry {
             id,
             attachment,
-            in_flight: AtomicBool::new(false),
+            under_way: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            cancels: AtomicU32::new(0),
             in_transaction: AtomicBool::new(false),
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
@@ -334,11 +342,31 @@ impl Entry {
 
     /// Is the server working for this session? Only then is a cancel passed on.
     pub fn in_flight(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire)
+        self.under_way().is_some()
     }
 
+    /// Which request the server is working on, so that it can be told from the one before and the one after.
+    pub(super) fn under_way(&self) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.under_way.load(Ordering::Acquire))
+    }
+
+    /// `true`: a request begins, also where another one was under way. Written by the session's own task only.
     pub(super) fn set_in_flight(&self, in_flight: bool) {
-        self.in_flight.store(in_flight, Ordering::Release);
+        let request = if in_flight {
+            self.requests.fetch_add(1, Ordering::Relaxed) + 1
+        } else {
+            0
+        };
+        self.under_way.store(request, Ordering::Release);
+    }
+
+    /// A place among the cancel requests for this session, of which there may be so many at a time.
+    pub(super) fn cancel_place(&self, most: u32) -> Option<CancelPlace<'_>> {
+        let taken = &self.cancels;
+        let next = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            (taken < most).then(|| taken + 1)
+        });
+        next.ok().map(|_| CancelPlace(taken))
     }
 
     /// Is a transaction open, though the server is not working? Meaningless while it is.
@@ -367,6 +395,16 @@ impl Entry {
 
     fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among a session's cancel requests; given back when dropped.
+#[derive(Debug)]
+pub(super) struct CancelPlace<'a>(&'a AtomicU32);
+
+impl Drop for CancelPlace<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -29,13 +29,17 @@ use crate::auth::crypto::random;
 use crate::wire::message::CANCEL_KEY_LENGTHS;
 use crate::wire::startup::CancelRequest;
 
-/// For one question, the cancel it carries out included.
+/// For one question to be asked, and for the answer whether the session is there.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Cancel requests about which relatives are being asked, and questions of theirs that are being answered.
-const MOST_ASKED: usize = 64;
+/// For a session that was found: its turn at the server, the cancel, and the server's hanging up.
+const WORK: Duration = Duration::from_mins(2);
+/// Questions of relatives that are being read. Those whose session is here are bounded by the sessions.
+const MOST_READ: usize = 64;
 /// Processes remembered: those that have ended are forgotten first, then the oldest.
 const MOST: usize = 32;
 const FOUND: u8 = b'Y';
+/// It has the session; another answer says when all is done.
+const AT_WORK: u8 = b'W';
 const NOT_FOUND: u8 = b'N';
 /// It has too much to do to look.
 const BUSY: u8 = b'B';
@@ -66,7 +70,6 @@ pub struct Relative {
 pub struct Relatives {
     own: String,
     others: Mutex<Vec<Relative>>,
-    asking: Semaphore,
 }
 
 impl Default for Relatives {
@@ -75,7 +78,6 @@ impl Default for Relatives {
         Self {
             own: format!("trunkline-{own:032x}"),
             others: Mutex::default(),
-            asking: Semaphore::new(MOST_ASKED),
         }
     }
 }
@@ -121,24 +123,23 @@ impl Relatives {
         }
     }
 
-    /// Asks all of them at once.
+    /// Whether there is nobody to ask.
+    pub(super) fn is_alone(&self) -> bool {
+        self.others().is_empty()
+    }
+
+    /// Asks all of them at once. How many do so at a time is the caller's to bound.
     pub(super) async fn ask(&self, request: &CancelRequest) -> Answer {
         let others = self.others().clone();
         if others.is_empty() {
             return Answer::NotFound;
         }
-        let Ok(_permit) = self.asking.try_acquire() else {
-            return Answer::Busy;
-        };
         let mut asked = JoinSet::new();
         for relative in others {
             let question = question(request);
             asked.spawn(async move {
-                let answer = timeout(PATIENCE, ask_one(&relative, &question)).await;
-                (
-                    relative,
-                    answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
-                )
+                let answer = ask_one(&relative, &question).await;
+                (relative, answer)
             });
         }
         let mut all = Answer::NotFound;
@@ -208,8 +209,15 @@ async fn ask_one(relative: &Relative, question: &[u8]) -> io::Result<Answer> {
         // Somebody else has the name: the process that had it has ended.
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    stream.write_all(question).await?;
-    Ok(match stream.read_u8().await? {
+    let asked = async {
+        stream.write_all(question).await?;
+        stream.read_u8().await
+    };
+    let mut answer = timeout(PATIENCE, asked).await??;
+    if answer == AT_WORK {
+        answer = timeout(WORK, stream.read_u8()).await??;
+    }
+    Ok(match answer {
         FOUND => Answer::Found,
         NOT_FOUND => Answer::NotFound,
         _ => Answer::Busy,
@@ -230,39 +238,57 @@ pub fn answer(shared: &Arc<Shared>, stop: CancellationToken) -> io::Result<()> {
     let listener = net::UnixListener::bind_addr(&address)?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let permits = Arc::new(Semaphore::new(MOST_ASKED));
+    let permits = Arc::new(Semaphore::new(MOST_READ));
     let accepting = Arc::clone(shared);
     shared.tasks.spawn(async move {
         loop {
-            let accepted = tokio::select! {
+            // Those that come meanwhile wait in the socket's queue; whoever asks has a bound of its own.
+            let next = async {
+                let permit = Arc::clone(&permits).acquire_owned().await;
+                (permit, listener.accept().await)
+            };
+            let (permit, accepted) = tokio::select! {
                 () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                next = next => next,
             };
             let Ok((stream, _unnamed)) = accepted else {
-                // Out of descriptors, most likely; who asks has a bound of its own.
+                // Out of descriptors, most likely.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
             if !accepting.relatives.knows(&stream) {
                 continue;
             }
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-                // A byte finds room in a new connection.
-                let _ = stream.try_write(&[BUSY]);
-                continue;
-            };
             let shared = Arc::clone(&accepting);
             accepting.tasks.spawn(async move {
                 // Whoever asked may be gone.
-                let _ = timeout(PATIENCE, converse(&shared, stream)).await;
-                drop(permit);
+                let _ = converse(&shared, stream, permit).await;
             });
         }
     });
     Ok(())
 }
 
-async fn converse(shared: &Arc<Shared>, mut stream: UnixStream) -> io::Result<()> {
+/// One question and its answer. `permit` is for the reading.
+async fn converse<P>(shared: &Arc<Shared>, mut stream: UnixStream, permit: P) -> io::Result<()> {
+    let request = timeout(PATIENCE, read(&mut stream)).await??;
+    drop(permit);
+    let answer = match cancel::here(shared, &request) {
+        None => NOT_FOUND,
+        Some(session) => {
+            // A byte finds room in a new connection.
+            stream.write_u8(AT_WORK).await?;
+            match cancel::for_relative(shared, &session).await {
+                Answer::Found => FOUND,
+                Answer::NotFound => NOT_FOUND,
+                Answer::Busy | Answer::Unasked => BUSY,
+            }
+        }
+    };
+    stream.write_u8(answer).await
+}
+
+async fn read(stream: &mut UnixStream) -> io::Result<CancelRequest> {
     let process_id = stream.read_u32().await?;
     let length = usize::from(stream.read_u16().await?);
     if !CANCEL_KEY_LENGTHS.contains(&length) {
@@ -270,16 +296,10 @@ async fn converse(shared: &Arc<Shared>, mut stream: UnixStream) -> io::Result<()
     }
     let mut key = vec![0; length];
     stream.read_exact(&mut key).await?;
-    let request = CancelRequest {
+    Ok(CancelRequest {
         process_id,
         key: Bytes::from(key),
-    };
-    let answer = match cancel::for_relative(shared, &request).await {
-        Answer::Found => FOUND,
-        Answer::NotFound => NOT_FOUND,
-        Answer::Busy | Answer::Unasked => BUSY,
-    };
-    stream.write_u8(answer).await
+    })
 }
 
 #[cfg(test)]

@@ -427,6 +427,10 @@ impl Relay {
         from_server
             .feed(data, |event| {
                 account.server(&event);
+                if let ServerEvent::ReadyForQuery(_) = event {
+                    // What was sent behind it is another request: a cancel for the one before must not hit it.
+                    entry.set_in_flight(!account.is_idle());
+                }
                 match event {
                     ServerEvent::Error(report) => {
                         let code = report.code().unwrap_or_default();

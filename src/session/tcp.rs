@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::admission::Admitted;
+use super::admission::{Admitted, Knock};
 use super::end::{Cause, Order, Reason};
 use super::entry::{self, Caller};
 use super::farewell::{closing, farewell};
@@ -100,23 +100,25 @@ struct Refusal {
 }
 
 async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
-    let accepted = Instant::now();
     let Arrival {
         socket,
         address,
+        accepted,
         gate,
         lease,
-        pending,
+        knock,
     } = arrival;
     let pending_gauge = shared.metrics.pending();
     let deadline = accepted + **shared.login_timeout.load();
     let mut client = life::adopt(socket, &gate)?;
-    let mut pending = Some(pending);
+    let mut knock = Some(knock);
+    let times = (accepted, deadline);
     let Caller { address, denied, .. } =
-        entry::identify(shared, &gate, &mut client, address, &mut pending, deadline).await?;
+        entry::identify(shared, &gate, &mut client, address, &mut knock, times).await?;
     let mut head = BytesMut::new();
+    let until = entry::speaks_until(knock.as_ref(), accepted, deadline);
     let glance = tokio::select! {
-        glance = timeout_at(deadline, first(&mut client, &mut head)) => glance,
+        glance = timeout_at(until, first(&mut client, &mut head)) => glance,
         () = shared.closing.cancelled() => {
             shared.metrics.refuse("shutdown");
             return None;
@@ -129,6 +131,8 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
             return None;
         }
         Ok(Ok(Glance::Cancel(request))) => {
+            // It waits for servers, not for a login.
+            drop((knock, pending_gauge));
             cancel(shared, &gate, client, &request).await;
             return None;
         }
@@ -152,7 +156,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         // Nothing else is said of an address.
         Some(_) => return None,
         None => tokio::select! {
-            connected = admit(shared, &gate, &client, address) => connected,
+            connected = admit(shared, &gate, &client, (address, accepted), &mut knock) => connected,
             () = shared.closing.cancelled() => Err(Refusal { reply: closing(), label: "shutdown" }),
         },
     };
@@ -166,7 +170,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         }
     };
     // What it is to the server from here on, pending or not, cannot be seen.
-    drop((pending, pending_gauge));
+    drop((knock, pending_gauge));
     let Connected {
         stream,
         member,
@@ -221,8 +225,16 @@ async fn admit(
     shared: &Arc<Shared>,
     gate: &Gate,
     stream: &ClientStream,
-    client: ClientAddress,
+    (client, accepted): (ClientAddress, Instant),
+    knock: &mut Option<Knock>,
 ) -> Result<(Admitted, Connected), Refusal> {
+    let place = entry::login(shared, client, knock.take(), accepted).await;
+    *knock = place
+        .map_err(|full| match entry::no_place(full) {
+            LoginFault::Limit(label, reply) => Refusal { reply, label },
+            fault => unreachable!("a limit, not {fault}"),
+        })?
+        .map(Knock::Login);
     let mut admitted = shared.admission.admit(gate).map_err(|reply| Refusal {
         reply,
         label: "too_many",

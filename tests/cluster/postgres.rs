@@ -285,6 +285,7 @@ impl Pair18 {
     pub fn start() -> Self {
         let options = Options {
             version_18: true,
+            conf: "max_connections = 100\n".to_owned(),
             ..Options::default()
         };
         let hba = "host all all 127.0.0.0/8 scram-sha-256\nhost replication all 127.0.0.0/8 scram-sha-256";

@@ -19,6 +19,7 @@ mod bad_input;
 mod binding;
 mod cancel;
 mod certificates;
+mod cancel_storm;
 mod checks;
 mod configurations;
 mod console;

@@ -184,8 +184,9 @@ pub(super) static LIMITS: Keys = Keys(&[
         Number(200),
         "Connections between accept and authenticated. One address may have half of them (at least 1), \
          127.0.0.1 and a balancer in front as well; more of it wait a second for their turn, then are \
-         refused. As many again may wait after failed logins (`auth.rate_limit`), at most 8 of an \
-         address.",
+         refused. As many again (at least 8), half of them for one address, may say what they want while \
+         no login is let in: cancel requests are served then. As many again may wait after failed logins \
+         (`auth.rate_limit`), at most 8 of an address.",
     ),
     Key::new(
         "per_user",

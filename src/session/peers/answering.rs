@@ -1,0 +1,181 @@
+//! The other end of a line: another router asks. One that does not know the secret is told nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::super::admission::Knock;
+use super::super::peer_codec::{self, Answered, Answering, Answers, Asked, Fate, MOST_AT_ONCE};
+use super::super::relatives::Answer;
+use super::super::{Shared, cancel};
+use super::{Conversation, PATIENCE, Peers};
+use crate::frontend::ClientStream;
+
+/// Whoever asks hangs up earlier.
+const IDLE: Duration = Duration::from_mins(2);
+/// Of one conversation: more is not read until there are fewer.
+const MOST_UNDER_WAY: usize = 4096;
+
+/// Serves another router. Until it has shown that it knows the secret it is one of the pending connections.
+pub(in crate::session) async fn serve(
+    shared: &Arc<Shared>,
+    mut stream: ClientStream,
+    body: Bytes,
+    deadline: Instant,
+    place: Option<Knock>,
+) {
+    let Some(peers) = shared.peers.load_full() else {
+        return;
+    };
+    let address = stream.tcp().and_then(|socket| socket.peer_addr().ok());
+    let deadline = deadline.min(Instant::now() + PATIENCE * 2);
+    let begun = timeout_at(deadline, begin(&peers, &mut stream, &body, address)).await;
+    drop(place);
+    let Ok(Some((answering, read, first))) = begun else {
+        return;
+    };
+    let Some(conversation) = peers.conversation() else {
+        return;
+    };
+    let (tell, told) = mpsc::channel(MOST_AT_ONCE);
+    let answerer = Answerer {
+        shared: Arc::clone(shared),
+        peers,
+        stream,
+        answering,
+        read,
+        ready: Vec::new(),
+        under_way: 0,
+        tell,
+        told,
+        _conversation: conversation,
+    };
+    // It outlives what is waited for at the end of the sessions, and ends when the process does.
+    let closing = shared.closing.clone();
+    shared.tasks.spawn(async move {
+        tokio::select! {
+            _ended = answerer.converse(first) => {}
+            () = closing.cancelled() => {}
+        }
+    });
+}
+
+/// Up to the first question: who can ask one has the secret.
+async fn begin(
+    peers: &Peers,
+    stream: &mut ClientStream,
+    body: &[u8],
+    address: Option<SocketAddr>,
+) -> Option<(Answering, BytesMut, Vec<Asked>)> {
+    let (mut answering, packet) = peer_codec::answer(&peers.key, body).ok()?;
+    stream.write_all(&packet).await.ok()?;
+    stream.flush().await.ok()?;
+    let mut read = BytesMut::new();
+    loop {
+        match answering.question(&mut read) {
+            Ok(Some(question)) => return Some((answering, read, question)),
+            Ok(None) => {}
+            Err(fault) => {
+                peers.refuse(address, fault);
+                return None;
+            }
+        }
+        if stream.read_buf(&mut read).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+/// The asked side of a conversation.
+struct Answerer {
+    shared: Arc<Shared>,
+    peers: Arc<Peers>,
+    stream: ClientStream,
+    answering: Answering,
+    read: BytesMut,
+    /// Known, and not yet said.
+    ready: Vec<Answered>,
+    /// Questions whose last answer is not known.
+    under_way: usize,
+    tell: mpsc::Sender<Answered>,
+    told: mpsc::Receiver<Answered>,
+    _conversation: Conversation,
+}
+
+impl Answerer {
+    /// Until the other side hangs up, breaks off, or is silent for long. What it asked for is done all the same.
+    async fn converse(mut self, first: Vec<Asked>) -> Option<()> {
+        self.take(first);
+        loop {
+            while let Some(question) = self.answering.question(&mut self.read).ok()? {
+                self.take(question);
+            }
+            while let Ok(answered) = self.told.try_recv() {
+                self.note(answered);
+            }
+            self.say().await?;
+            tokio::select! {
+                read = self.stream.read_buf(&mut self.read), if self.under_way < MOST_UNDER_WAY => {
+                    if read.ok()? == 0 {
+                        return None;
+                    }
+                }
+                Some(answered) = self.told.recv() => self.note(answered),
+                () = sleep(IDLE), if self.under_way == 0 => return None,
+            }
+        }
+    }
+
+    fn take(&mut self, question: Vec<Asked>) {
+        for Asked { number, request } in question {
+            let known = move |fate| Answered { number, fate };
+            let (shared, tell) = (Arc::clone(&self.shared), self.tell.clone());
+            match cancel::here(&shared, &request) {
+                Some(session) => {
+                    self.ready.push(known(Fate::Found));
+                    self.under_way += 1;
+                    self.shared.tasks.spawn(async move {
+                        cancel::for_peer(&shared, &session).await;
+                        let _ = tell.send(known(Fate::Done)).await;
+                    });
+                }
+                None if shared.relatives.is_alone() => self.ready.push(known(Fate::NotFound)),
+                None => {
+                    self.under_way += 1;
+                    self.shared.tasks.spawn(async move {
+                        let fate = match shared.relatives.ask(&request).await {
+                            Answer::Found => Fate::Done,
+                            _ => Fate::NotFound,
+                        };
+                        let _ = tell.send(known(fate)).await;
+                    });
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, answered: Answered) {
+        self.under_way = self.under_way.saturating_sub(1);
+        self.ready.push(answered);
+    }
+
+    async fn say(&mut self) -> Option<()> {
+        for answers in std::mem::take(&mut self.ready).chunks(MOST_AT_ONCE) {
+            let packet = self.answering.answer(&Answers {
+                incarnation: self.peers.incarnation,
+                answers: answers.to_vec(),
+            });
+            let written = timeout(PATIENCE, async {
+                self.stream.write_all(&packet).await?;
+                self.stream.flush().await
+            });
+            written.await.ok()?.ok()?;
+        }
+        Some(())
+    }
+}

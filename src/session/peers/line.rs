@@ -1,0 +1,335 @@
+//! The line to one peer: one conversation, opened when there is something to ask and kept while there is, with many
+//! questions under way.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::super::keys::Incarnation;
+use super::super::peer_codec::{self, Answers, Asked, Asking, CHALLENGE_LEN, Fate, MOST_AT_ONCE, PeerKey};
+use super::PATIENCE;
+use crate::config;
+use crate::wire::startup::CancelRequest;
+
+/// A conversation without questions ends after so long.
+const IDLE: Duration = Duration::from_secs(30);
+/// A question that a conversation of before did not answer is asked once more in a new one: the peer may have been
+/// restarted, or something in between have forgotten the connection.
+const MOST_TRIES: u8 = 2;
+
+/// What the peer says of a key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Verdict {
+    pub(super) is_found: bool,
+    pub(super) incarnation: Incarnation,
+}
+
+/// What is still to come of a question.
+#[derive(Debug)]
+pub(super) struct Awaited {
+    /// Or why it could not be asked.
+    pub(super) verdict: oneshot::Receiver<Result<Verdict, String>>,
+    /// All that a found key stands for is done, or the conversation has ended.
+    pub(super) done: oneshot::Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Question {
+    request: CancelRequest,
+    tries: u8,
+    /// Taken when it is told.
+    verdict: Option<oneshot::Sender<Result<Verdict, String>>>,
+    /// Closed where nobody waits any more.
+    done: oneshot::Sender<()>,
+}
+
+/// A peer, and what is to be asked of it.
+#[derive(Debug)]
+pub(super) struct Line {
+    key: PeerKey,
+    peer: config::Peer,
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+/// How many wait is bounded by the places for cancel requests whose session may be elsewhere.
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Question>,
+    /// A task carries the conversation on.
+    is_open: bool,
+}
+
+/// One conversation.
+struct Conversation {
+    stream: TcpStream,
+    asking: Asking,
+    read: BytesMut,
+    /// Asked, and not all done.
+    under_way: HashMap<u32, (Instant, Question)>,
+    next: u32,
+    /// The peer has the secret, and did answer.
+    has_answered: bool,
+}
+
+impl Line {
+    pub(super) fn new(key: PeerKey, peer: config::Peer) -> Arc<Self> {
+        Arc::new(Self {
+            key,
+            peer,
+            state: Mutex::default(),
+            wake: Notify::new(),
+        })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.peer.name
+    }
+
+    /// Asks, as soon as possible, together with what else is to be asked.
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        request: &CancelRequest,
+        tasks: &TaskTracker,
+        closing: &CancellationToken,
+    ) -> Awaited {
+        let (tell, verdict) = oneshot::channel();
+        let (finish, done) = oneshot::channel();
+        if closing.is_cancelled() {
+            return Awaited { verdict, done };
+        }
+        let mut state = self.state();
+        state.waiting.push_back(Question {
+            request: request.clone(),
+            tries: 0,
+            verdict: Some(tell),
+            done: finish,
+        });
+        let is_open = std::mem::replace(&mut state.is_open, true);
+        drop(state);
+        if is_open {
+            self.wake.notify_one();
+        } else {
+            let (line, closing) = (Arc::clone(self), closing.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = line.converse() => {}
+                    () = closing.cancelled() => line.state().waiting.clear(),
+                }
+            });
+        }
+        Awaited { verdict, done }
+    }
+
+    /// One conversation after the other, until nothing is left to ask.
+    async fn converse(&self) {
+        loop {
+            let ended = self.talk().await;
+            let mut state = self.state();
+            if let Err(error) = ended {
+                for question in state.waiting.drain(..) {
+                    question.fail(&error);
+                }
+            }
+            if state.waiting.is_empty() {
+                state.is_open = false;
+                return;
+            }
+        }
+    }
+
+    /// One conversation. `Err`: it did not come about, or broke before anything was answered; nobody will answer what
+    /// waits.
+    async fn talk(&self) -> Result<(), String> {
+        let opened = timeout(PATIENCE, Conversation::open(&self.key, &self.peer)).await;
+        let mut conversation = opened
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|error| described(&error))?;
+        let outcome = self.exchange(&mut conversation).await;
+        let mut again = VecDeque::new();
+        for (_, question) in conversation.under_way.into_values() {
+            match &outcome {
+                Err(_)
+                    if question.verdict.is_some()
+                        && conversation.has_answered
+                        && question.tries < MOST_TRIES =>
+                {
+                    again.push_back(question);
+                }
+                Err(error) => question.fail(error),
+                Ok(()) => {}
+            }
+        }
+        let is_lost = outcome.is_err() && !conversation.has_answered;
+        let mut state = self.state();
+        again.append(&mut state.waiting);
+        state.waiting = again;
+        drop(state);
+        if is_lost { outcome } else { Ok(()) }
+    }
+
+    async fn exchange(&self, conversation: &mut Conversation) -> Result<(), String> {
+        loop {
+            let batch = self.batch();
+            if !batch.is_empty() {
+                conversation.send(batch).await?;
+            }
+            let until = conversation.patience();
+            tokio::select! {
+                read = conversation.stream.read_buf(&mut conversation.read) => match read {
+                    Ok(0) => return Err(HUNG_UP.to_owned()),
+                    Ok(_) => conversation.take_answers()?,
+                    Err(error) => return Err(described(&error)),
+                },
+                () = self.wake.notified() => {}
+                () = sleep_until(until) => {
+                    if conversation.under_way.is_empty() {
+                        return Ok(());
+                    }
+                    conversation.look(Instant::now())?;
+                }
+            }
+        }
+    }
+
+    /// The next to be asked. Whom nobody waits for is not.
+    fn batch(&self) -> Vec<Question> {
+        let mut state = self.state();
+        let mut batch = Vec::new();
+        while batch.len() < MOST_AT_ONCE
+            && let Some(question) = state.waiting.pop_front()
+        {
+            if !question.done.is_closed() {
+                batch.push(question);
+            }
+        }
+        if !state.waiting.is_empty() {
+            // After this one has been sent, and what has come been read.
+            self.wake.notify_one();
+        }
+        batch
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const HUNG_UP: &str = "it hung up: is the secret the same on both sides?";
+
+fn described(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::TimedOut => "it did not answer in time".to_owned(),
+        io::ErrorKind::UnexpectedEof => HUNG_UP.to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+impl Question {
+    fn fail(self, error: &str) {
+        if let Some(verdict) = self.verdict {
+            let _ = verdict.send(Err(error.to_owned()));
+        }
+    }
+}
+
+impl Conversation {
+    async fn open(key: &PeerKey, peer: &config::Peer) -> io::Result<Self> {
+        let mut stream = TcpStream::connect((peer.host.as_str(), peer.port)).await?;
+        stream.set_nodelay(true)?;
+        let (opened, packet) = peer_codec::open(key);
+        stream.write_all(&packet).await?;
+        let mut challenge = [0; CHALLENGE_LEN];
+        stream.read_exact(&mut challenge).await?;
+        Ok(Self {
+            stream,
+            asking: opened.challenge(&challenge).map_err(io::Error::other)?,
+            read: BytesMut::new(),
+            under_way: HashMap::new(),
+            next: 0,
+            has_answered: false,
+        })
+    }
+
+    async fn send(&mut self, batch: Vec<Question>) -> Result<(), String> {
+        let now = Instant::now();
+        let mut asked = Vec::with_capacity(batch.len());
+        for mut question in batch {
+            question.tries += 1;
+            asked.push(Asked {
+                number: self.next,
+                request: question.request.clone(),
+            });
+            self.under_way.insert(self.next, (now, question));
+            self.next = self.next.wrapping_add(1);
+        }
+        let packet = self.asking.ask(&asked);
+        match timeout(PATIENCE, self.stream.write_all(&packet)).await {
+            Ok(written) => written.map_err(|error| described(&error)),
+            Err(_elapsed) => Err(described(&io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    fn take_answers(&mut self) -> Result<(), String> {
+        while let Some(Answers { incarnation, answers }) = self
+            .asking
+            .answers(&mut self.read)
+            .map_err(|fault| fault.to_string())?
+        {
+            self.has_answered = true;
+            for answer in answers {
+                let Some((_, question)) = self.under_way.get_mut(&answer.number) else {
+                    continue;
+                };
+                if let Some(verdict) = question.verdict.take() {
+                    let is_found = answer.fate != Fate::NotFound;
+                    let _ = verdict.send(Ok(Verdict {
+                        is_found,
+                        incarnation,
+                    }));
+                }
+                if answer.fate != Fate::Found
+                    && let Some((_, question)) = self.under_way.remove(&answer.number)
+                {
+                    let _ = question.done.send(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When to look next.
+    fn patience(&self) -> Instant {
+        let unanswered = self
+            .under_way
+            .values()
+            .filter(|(_, question)| question.verdict.is_some());
+        match unanswered.map(|(asked, _)| *asked).min() {
+            Some(first) => first + PATIENCE,
+            None if self.under_way.is_empty() => Instant::now() + IDLE,
+            None => Instant::now() + PATIENCE,
+        }
+    }
+
+    /// Forgets those that nobody waits for. `Err`: it should have answered by now.
+    fn look(&mut self, now: Instant) -> Result<(), String> {
+        self.under_way.retain(|_, (asked, question)| {
+            !question.done.is_closed() || (question.verdict.is_some() && now < *asked + PATIENCE)
+        });
+        let is_late =
+            |(asked, question): &(Instant, Question)| question.verdict.is_some() && now >= *asked + PATIENCE;
+        if self.under_way.values().any(is_late) {
+            return Err(described(&io::ErrorKind::TimedOut.into()));
+        }
+        Ok(())
+    }
+}
