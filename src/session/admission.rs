@@ -340,7 +340,13 @@ impl Admission {
         self.waiting.take(source)
     }
 
-    /// A place for a session.
+    /// Whether there is a place for one more session: said before the client is authenticated, so that it is not asked
+    /// for a password in vain. No place is taken by who has not shown one.
+    pub fn ask(&self, gate: &Gate) -> Result<(), ErrorReply> {
+        self.admit(gate).map(drop)
+    }
+
+    /// A place for a session of an authenticated client.
     pub fn admit(&self, gate: &Gate) -> Result<Admitted, ErrorReply> {
         let refusal = |hint: &str| {
             ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").hint(hint)

@@ -299,7 +299,7 @@ async fn authenticate(
     } = client;
     login::negotiate(stream, packet).await?;
     sentry::admit(shared, gate, stream, packet, address, pending, deadline).await?;
-    let admitted = shared.admission.admit(gate).map_err(LoginFault::TooMany)?;
+    shared.admission.ask(gate).map_err(LoginFault::TooMany)?;
     let access = shared.access.load_full();
     let behind = behind(shared, packet);
     let doors = shared.doors(&access, gate, behind, deadline);
@@ -312,6 +312,8 @@ async fn authenticate(
     if authenticated.has_proven() {
         sentry::succeeded(shared, gate, packet, address);
     }
+    // Only now: whoever has no password must not use up the places of those who have.
+    let admitted = shared.admission.admit(gate).map_err(LoginFault::TooMany)?;
     Ok((authenticated, admitted))
 }
 

@@ -291,6 +291,57 @@ fn assert_cancelled_by(router: &Router, client: &mut Client) {
 }
 
 #[test]
+fn who_has_shown_no_password_takes_no_place_of_a_session() {
+    let (server, dir) = (trusting(false), tempfile::tempdir().unwrap());
+    let users = secret(
+        dir.path(),
+        "users",
+        &format!("\"app\" \"{}\"", super::fake::cheap_verifier()),
+    );
+    let router = Router::launch(
+        None,
+        Options {
+            clusters: Some(format!(
+                "clusters:\n  main:\n    servers: [{{name: one, host: \"{}\", port: {}}}]\n    \
+                 service_account: {{user: postgres, dbname: postgres}}\n    server_tls: {{sslmode: disable}}\n",
+                server.address, server.port
+            )),
+            listeners: Some(
+                "  - {name: rw, address: \"{address}:6432\", route: read-write, max_clients: 2}\n  \
+                 - {name: other, address: \"{address}:6433\", route: read-write}\n"
+                    .to_owned(),
+            ),
+            extra: format!(
+                "auth: {{users_file: {}}}\nlimits: {{max_clients: 3}}\n",
+                users.display()
+            ),
+            ..Options::default()
+        },
+    );
+    super::fake::await_leader(&router);
+    let strangers: Vec<Raw> = (0..8).map(|_| stops_at_sasl(&router, from(1))).collect();
+    let first = Client::new(&router);
+    let _second = Client::new(&router);
+    // Those that are in count.
+    let refused = |port: u16, hint: &str| {
+        let mut raw = Raw::connect_from(from(2), router.address, port);
+        raw.startup(V3_0, &[("user", "app"), ("database", "app")]);
+        let error = raw.last_error();
+        assert_eq!(error.code(), "53300");
+        assert!(error.field(b'H').unwrap().contains(hint), "{error:?}");
+    };
+    refused(6432, "this port");
+    let _third = Client::login(at(&router, 6433), Login::default());
+    refused(6433, "limits.max_clients");
+    // One that was asked for its password before the last place was taken hears of it when it has given it.
+    drop(first);
+    eventually("a place is free", PATIENCE, || {
+        Client::try_login(at(&router, 6432), Login::default()).is_ok()
+    });
+    drop(strangers);
+}
+
+#[test]
 fn nothing_that_ran_in_a_session_that_was_cut_writes_later() {
     let (server, dir) = (
         Postgres::start(&postgres::Options {
