@@ -222,5 +222,5 @@ impl Conversation {
 }
 
 fn gone() -> Cause {
-    Cause::ClientGone { in_flight: false }
+    Cause::ClientGone
 }

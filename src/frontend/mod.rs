@@ -23,4 +23,4 @@ mod stream;
 pub mod tls;
 
 pub use address::{ClientAddress, PeerProcess};
-pub use stream::ClientStream;
+pub use stream::{ClientStream, Left};

@@ -3,6 +3,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
@@ -21,7 +22,33 @@ pub enum ClientStream {
     Unix(UnixStream),
 }
 
+/// What the kernel knows of a client that is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    No,
+    /// It sends no more, and may still read.
+    Closed,
+    /// The connection is reset, or has failed; on a Unix socket, closed by the client.
+    Broken,
+}
+
 impl ClientStream {
+    /// Whether the client has left, as far as can be seen without reading. Never waits.
+    pub fn left(&self) -> Left {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let ready = match self {
+            Self::Plain(stream) => stream.ready(both).now_or_never(),
+            Self::Tls(stream) => stream.get_ref().0.ready(both).now_or_never(),
+            Self::Unix(stream) => stream.ready(both).now_or_never(),
+        };
+        match ready {
+            Some(Ok(ready)) if ready.is_write_closed() => Left::Broken,
+            Some(Ok(ready)) if ready.is_read_closed() => Left::Closed,
+            Some(Err(_)) => Left::Broken,
+            Some(Ok(_)) | None => Left::No,
+        }
+    }
+
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Shared;
 use super::admission::Admitted;
-use super::end::Cause;
+use super::end::{Cause, End};
 use super::farewell::farewell;
 use super::record::{self, Record};
 use super::registry::Traffic;
@@ -116,11 +116,13 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
         closing: shared.closing.clone(),
     };
     let (cause, stream) = isolated(door.console.serve(visitor)).await;
-    record::log_end(&cause, &record, Traffic::default());
-    shared.metrics.end(&record.gate.route.name, cause.label());
+    // An answer is finished before the end is looked at: nothing is under way.
+    let end = End::from(cause);
+    record::log_end(&end, &record, Traffic::default());
+    shared.metrics.end(&record.gate.route.name, &end);
     if let Some(stream) = stream {
         let mut out = BytesMut::new();
-        if let Some(reply) = cause.reply() {
+        if let Some(reply) = end.reply() {
             message::error(&mut out, &reply);
         }
         farewell(stream, out).await;

@@ -1,6 +1,7 @@
 //! One direction of a relay: what was read is written at once as far as the sink takes it, the rest is kept, and nothing
 //! more is read until it is gone.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,8 +10,13 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::backend::set_user_timeout;
+use crate::frontend::{ClientStream, Left};
+
+/// Between two looks at a client that is not read.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
 const TAKEN_UNREAD: usize = 16 * 1024;
@@ -46,6 +52,11 @@ impl Direction {
             rest,
             ..Self::default()
         }
+    }
+
+    /// Nothing is left over, in TLS neither.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rest.is_empty() && !self.unflushed
     }
 
     /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
@@ -90,7 +101,7 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes `data` as far as the sink takes it now, and keeps a copy of the rest.
+    /// Writes `data` as far as the sink takes it now, and keeps a copy of the rest, also of what it refuses.
     pub(super) fn forward<W: AsyncWrite>(
         &mut self,
         mut sink: Pin<&mut W>,
@@ -98,18 +109,55 @@ impl Direction {
         mut data: &[u8],
     ) -> io::Result<()> {
         while !data.is_empty() {
-            match sink.as_mut().poll_write(cx, data)? {
-                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(written) => data = &data[written..],
-                Poll::Pending => {
-                    self.rest = BytesMut::from(data).freeze();
-                    self.unflushed = true;
-                    return Ok(());
+            let outcome = match sink.as_mut().poll_write(cx, data) {
+                Poll::Ready(Ok(written @ 1..)) => {
+                    data = &data[written..];
+                    continue;
                 }
-            }
+                Poll::Ready(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Err(error)) => Err(error),
+                Poll::Pending => Ok(()),
+            };
+            self.rest = BytesMut::from(data).freeze();
+            self.unflushed = true;
+            return outcome;
         }
         // In clear this is free; in TLS records may be waiting for the socket.
         self.unflushed = sink.poll_flush(cx)?.is_pending();
         Ok(())
+    }
+}
+
+/// Looks now and then at a client that is not read because the server has to take, or to answer, something first: it may
+/// leave meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    timer: Option<Pin<Box<Sleep>>>,
+    has_closed: bool,
+}
+
+impl Look {
+    /// Ready once its connection is broken: what it sent before is not worth anything any more.
+    pub(super) fn poll_broken(&mut self, cx: &mut Context<'_>, client: &ClientStream) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(LOOK)));
+        while timer.as_mut().poll(cx).is_ready() {
+            match client.left() {
+                Left::Broken => return Poll::Ready(()),
+                Left::Closed => self.has_closed = true,
+                Left::No => {}
+            }
+            timer.as_mut().reset(Instant::now() + LOOK);
+        }
+        Poll::Pending
+    }
+
+    /// It was seen to send no more than what is not read yet.
+    pub(super) fn has_closed(&self) -> bool {
+        self.has_closed
+    }
+
+    /// The client is read again. An idle session has no timer, and a busy one does not make one for each read.
+    pub(super) fn rest(&mut self) {
+        self.timer.take_if(|timer| timer.is_elapsed());
     }
 }

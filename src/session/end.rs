@@ -1,8 +1,11 @@
-//! Why a session ended: what the client is told, what the log says, what the metrics count.
+//! Why a session ended, and what is known of a request that was under way: what the client is told, what the log says,
+//! what the metrics count.
+
+use bytes::BytesMut;
 
 use crate::cluster::snapshot::MemberName;
 use crate::routing::{EndReason, LeaveReason};
-use crate::wire::message::ErrorReply;
+use crate::wire::message::{self, ErrorReply, Severity};
 use crate::wire::sqlstate::SqlState;
 
 /// An order to end a session, given from outside through the registry.
@@ -37,29 +40,33 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// What the client is told: always FATAL 57P01, as a server that shuts down would.
-    pub fn reply(&self) -> ErrorReply {
-        let fatal = |message: String| ErrorReply::fatal(SqlState::ADMIN_SHUTDOWN, message);
+    /// Why, and what to do, for the client.
+    fn words(&self) -> (String, &'static str) {
         match self {
-            Self::Shutdown => fatal(
+            Self::Shutdown => (
                 "terminating connection: the connection manager is shutting down".to_owned(),
-            )
-            .hint("Reconnect; another connection manager, or this one once restarted, will serve you."),
-            Self::Killed => fatal("terminating connection due to administrator command".to_owned())
-                .hint("An operator of the connection manager has ended this session."),
-            Self::MemberClosed(member) => fatal(format!(
-                "terminating connection: an operator ends the sessions on {member}"
-            ))
-            .hint("Reconnect to be served by another server, if this one takes no new sessions."),
-            Self::Role(why @ (EndReason::Demoted(_) | EndReason::OtherLeader { .. })) => {
-                fatal(format!("terminating connection: {why}")).hint("Reconnect to reach the leader.")
-            }
-            Self::Role(why @ EndReason::Promoted(_)) => {
-                fatal(format!("terminating connection: {why}")).hint("Reconnect to reach a replica.")
-            }
-            Self::Unfit(why) => {
-                fatal(format!("terminating connection: {why}")).hint("Reconnect to reach another server.")
-            }
+                "Reconnect; another connection manager, or this one once restarted, will serve you.",
+            ),
+            Self::Killed => (
+                "terminating connection due to administrator command".to_owned(),
+                "An operator of the connection manager has ended this session.",
+            ),
+            Self::MemberClosed(member) => (
+                format!("terminating connection: an operator ends the sessions on {member}"),
+                "Reconnect to be served by another server, if this one takes no new sessions.",
+            ),
+            Self::Role(why @ (EndReason::Demoted(_) | EndReason::OtherLeader { .. })) => (
+                format!("terminating connection: {why}"),
+                "Reconnect to reach the leader.",
+            ),
+            Self::Role(why @ EndReason::Promoted(_)) => (
+                format!("terminating connection: {why}"),
+                "Reconnect to reach a replica.",
+            ),
+            Self::Unfit(why) => (
+                format!("terminating connection: {why}"),
+                "Reconnect to reach another server.",
+            ),
         }
     }
 
@@ -95,19 +102,16 @@ impl std::fmt::Display for Reason {
 pub enum Cause {
     /// The client said goodbye (Terminate).
     ClientTerminated,
-    /// The client closed without a goodbye; `false`: between transactions.
-    ClientGone {
-        in_flight: bool,
-    },
+    /// The client closed without a goodbye.
+    ClientGone,
     /// The server ended it with a FATAL of its own, forwarded verbatim.
     ServerFatal {
         code: [u8; 5],
     },
     /// The server closed without a word.
-    ServerGone {
-        in_flight: bool,
-    },
-    /// The server closed, and what it said before is not known (`mode: tcp`): a refused login, or a goodbye.
+    ServerGone,
+    /// The server closed, and what it said before is all there is to say: a replication stream that it had completed; or
+    /// it is not known (`mode: tcp`), a refused login, or a goodbye.
     ServerClosed,
     Ordered(Reason),
     /// One side broke the protocol so that frames can no longer be told apart.
@@ -117,90 +121,249 @@ pub enum Cause {
     ConsoleFault,
 }
 
-impl Cause {
+/// What becomes of the client's last request, as far as the router knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fate {
+    /// Every request that has reached the server is answered, and no transaction is open.
+    #[default]
+    Settled,
+    /// The same, and a transaction is open: the server rolls it back when its connection ends.
+    RolledBack,
+    /// The server has a request that it has not answered: it may take effect, now or later.
+    Unknown,
+}
+
+/// The end of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    pub cause: Cause,
+    pub fate: Fate,
+}
+
+impl From<Cause> for End {
+    /// With nothing under way.
+    fn from(cause: Cause) -> Self {
+        Self {
+            cause,
+            fate: Fate::Settled,
+        }
+    }
+}
+
+/// Behind the reason, where the fate of a request is not known.
+const UNKNOWN: &str = "the outcome of the request under way is unknown";
+const CHECK: &str = "Check whether the statement took effect before you repeat it.";
+
+impl End {
     /// The label in metrics; one of a fixed set.
     pub fn label(&self) -> &'static str {
-        match self {
-            Self::ClientTerminated => "client_terminated",
-            Self::ClientGone { .. } => "client_gone",
-            Self::ServerFatal { .. } => "server_fatal",
-            Self::ServerGone { .. } => "server_gone",
-            Self::ServerClosed => "server_closed",
-            Self::Ordered(reason) => reason.label(),
-            Self::ClientProtocol(_) => "client_protocol",
-            Self::ServerProtocol(_) => "server_protocol",
-            Self::ConsoleFault => "console_fault",
+        match &self.cause {
+            Cause::ClientTerminated => "client_terminated",
+            Cause::ClientGone => "client_gone",
+            Cause::ServerFatal { .. } => "server_fatal",
+            Cause::ServerGone => "server_gone",
+            Cause::ServerClosed => "server_closed",
+            Cause::Ordered(reason) => reason.label(),
+            Cause::ClientProtocol(_) => "client_protocol",
+            Cause::ServerProtocol(_) => "server_protocol",
+            Cause::ConsoleFault => "console_fault",
         }
     }
 
     /// Does the operator want to see this one at WARN?
     pub fn is_trouble(&self) -> bool {
-        match self {
-            Self::ClientTerminated
-            | Self::ClientGone { .. }
-            | Self::ServerFatal { .. }
-            | Self::ServerClosed
-            | Self::Ordered(
+        match &self.cause {
+            Cause::ClientTerminated | Cause::ClientGone | Cause::ServerFatal { .. } | Cause::ServerClosed => {
+                false
+            }
+            Cause::Ordered(
                 Reason::Shutdown
                 | Reason::Killed
                 | Reason::MemberClosed(_)
                 | Reason::Unfit(LeaveReason::Maintenance(_)),
-            ) => false,
-            Self::ServerGone { .. }
-            | Self::Ordered(_)
-            | Self::ClientProtocol(_)
-            | Self::ServerProtocol(_)
-            | Self::ConsoleFault => true,
+            ) => self.fate == Fate::Unknown,
+            Cause::ServerGone
+            | Cause::Ordered(_)
+            | Cause::ClientProtocol(_)
+            | Cause::ServerProtocol(_)
+            | Cause::ConsoleFault => true,
         }
     }
 
-    /// What the client is told; `None` where it knows or is gone.
-    pub fn reply(&self) -> Option<ErrorReply> {
-        match self {
-            Self::ClientTerminated
-            | Self::ClientGone { .. }
-            | Self::ServerFatal { .. }
-            | Self::ServerClosed
-            | Self::ConsoleFault => None,
-            Self::Ordered(reason) => Some(reason.reply()),
-            Self::ServerGone { in_flight: true } => Some(
-                ErrorReply::fatal(
-                    SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
-                    "the connection to the server was lost while a request was under way; its outcome is unknown",
-                )
-                .hint("Reconnect, and check whether the statement took effect before you repeat it."),
-            ),
-            Self::ServerGone { in_flight: false } => Some(
-                ErrorReply::fatal(SqlState::CONNECTION_FAILURE, "the connection to the server was lost")
-                    .hint("Reconnect. A transaction that was open has been rolled back."),
-            ),
-            Self::ClientProtocol(what) => Some(ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, what.clone())),
-            Self::ServerProtocol(_) => Some(
-                ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, "the server broke the protocol; the session cannot go on")
-                    .hint("The connection manager's log has the details."),
-            ),
+    /// The client has asked for something, is still there, and nobody can tell it what came of that.
+    pub fn is_unknown(&self) -> bool {
+        self.fate == Fate::Unknown
+            && matches!(
+                self.cause,
+                Cause::ServerGone | Cause::Ordered(_) | Cause::ClientProtocol(_) | Cause::ServerProtocol(_)
+            )
+    }
+
+    /// Writes what the client is told, if anything. The session is over, which is FATAL; but where a request is under way
+    /// whose `ready` would follow an error, it is answered in order first, as ERROR: many drivers hide or repeat what was
+    /// asked when the connection ends before the answer is whole (docs/drivers.md).
+    pub fn last_words(&self, out: &mut BytesMut, ready: Option<u8>) {
+        match (self.reply(), ready) {
+            (None, _) => {}
+            (Some(reply), Some(status)) if self.fate == Fate::Unknown => {
+                let severity = Severity::Error;
+                message::error(out, &ErrorReply { severity, ..reply });
+                message::ready_for_query(out, status);
+            }
+            (Some(reply), _) => message::error(out, &reply),
         }
+    }
+
+    /// What the client is told; `None` where it knows or is gone. 08007 wherever the fate of a request is not known, with
+    /// the reason; what a server that shuts down would say, or what is wrong, where nothing was under way.
+    pub fn reply(&self) -> Option<ErrorReply> {
+        let (code, message, hint) = match &self.cause {
+            // A client that has only closed its side may still wait for an answer that does not come.
+            Cause::ClientTerminated | Cause::ClientGone if self.fate != Fate::Unknown => return None,
+            Cause::ServerFatal { .. } | Cause::ServerClosed | Cause::ConsoleFault => return None,
+            Cause::Ordered(reason) => {
+                let (message, hint) = reason.words();
+                (SqlState::ADMIN_SHUTDOWN, message, hint)
+            }
+            Cause::ServerGone | Cause::ClientTerminated | Cause::ClientGone => (
+                SqlState::CONNECTION_FAILURE,
+                "the connection to the server was lost".to_owned(),
+                "Reconnect.",
+            ),
+            Cause::ClientProtocol(what) => (
+                SqlState::PROTOCOL_VIOLATION,
+                what.clone(),
+                "The client, or something between it and the connection manager, sends what is no message of the protocol.",
+            ),
+            Cause::ServerProtocol(_) => (
+                SqlState::PROTOCOL_VIOLATION,
+                "the server broke the protocol; the session cannot go on".to_owned(),
+                "The connection manager's log has the details.",
+            ),
+        };
+        Some(match self.fate {
+            Fate::Settled => ErrorReply::fatal(code, message).hint(hint),
+            Fate::RolledBack => ErrorReply::fatal(code, message)
+                .hint(format!("{hint} The transaction that was open is rolled back.")),
+            Fate::Unknown => ErrorReply::fatal(
+                SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
+                format!("{message}; {UNKNOWN}"),
+            )
+            .hint(format!("{hint} {CHECK}")),
+        })
     }
 }
 
-impl std::fmt::Display for Cause {
+impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::ClientTerminated => f.write_str("client said goodbye"),
-            Self::ClientGone { in_flight: false } => f.write_str("client closed the connection"),
-            Self::ClientGone { in_flight: true } => {
-                f.write_str("client closed the connection while a request was under way")
+        match &self.cause {
+            Cause::ClientTerminated => f.write_str("client said goodbye"),
+            Cause::ClientGone if self.fate == Fate::Unknown => {
+                return f.write_str("client closed the connection while a request was under way");
             }
-            Self::ServerFatal { code } => write!(f, "server ended it with {}", code.escape_ascii()),
-            Self::ServerGone { in_flight: false } => f.write_str("connection to the server lost"),
-            Self::ServerGone { in_flight: true } => {
-                f.write_str("connection to the server lost, outcome unknown")
+            Cause::ClientGone => f.write_str("client closed the connection"),
+            Cause::ServerFatal { code } => write!(f, "server ended it with {}", code.escape_ascii()),
+            Cause::ServerGone => f.write_str("connection to the server lost"),
+            Cause::ServerClosed => f.write_str("server closed the connection"),
+            Cause::Ordered(reason) => reason.fmt(f),
+            Cause::ClientProtocol(what) => write!(f, "protocol violation by the client: {what}"),
+            Cause::ServerProtocol(what) => write!(f, "protocol violation by the server: {what}"),
+            Cause::ConsoleFault => f.write_str("a fault in the console"),
+        }?;
+        if self.is_unknown() {
+            f.write_str(", outcome unknown")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn reasons() -> Vec<Reason> {
+        let db1 = || MemberName::new("db1");
+        let leader = MemberName::new("db2");
+        vec![
+            Reason::Shutdown,
+            Reason::Killed,
+            Reason::MemberClosed(db1()),
+            Reason::Role(EndReason::Demoted(db1())),
+            Reason::Role(EndReason::OtherLeader { old: db1(), leader }),
+            Reason::Role(EndReason::Promoted(db1())),
+            Reason::Unfit(LeaveReason::Lagging(db1())),
+            Reason::Unfit(LeaveReason::Down(db1())),
+            Reason::Unfit(LeaveReason::Maintenance(db1())),
+        ]
+    }
+
+    /// Whatever cuts a session: 08007 and its reason where a request is under way, and never otherwise.
+    #[test]
+    fn an_unknown_fate_is_never_called_anything_else() {
+        let broken = "invalid length".to_owned();
+        let causes = reasons()
+            .into_iter()
+            .map(|reason| (Cause::Ordered(reason), "57P01"));
+        let others = [
+            (Cause::ServerGone, "08006"),
+            (Cause::ServerProtocol(broken.clone()), "08P01"),
+            (Cause::ClientProtocol(broken), "08P01"),
+        ];
+        for (cause, otherwise) in causes.chain(others) {
+            let told = |fate| {
+                let cause = cause.clone();
+                End { cause, fate }.reply().unwrap()
+            };
+            let settled = told(Fate::Settled);
+            assert_eq!(settled.code.as_str(), otherwise, "{settled:?}");
+            let rolled_back = told(Fate::RolledBack);
+            assert_eq!(
+                (rolled_back.code, &rolled_back.message),
+                (settled.code, &settled.message)
+            );
+            assert!(rolled_back.hint.unwrap().ends_with("is rolled back."));
+            let unknown = told(Fate::Unknown);
+            assert_eq!(unknown.code.as_str(), "08007", "{unknown:?}");
+            assert!(
+                unknown.message.starts_with(&settled.message) && unknown.message.contains("is unknown"),
+                "{unknown:?}"
+            );
+            assert!(unknown.hint.unwrap().contains("Check whether"));
+            let end = End {
+                cause,
+                fate: Fate::Unknown,
+            };
+            assert!(
+                end.is_trouble() && end.to_string().ends_with(", outcome unknown"),
+                "{end}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_client_that_knows_or_is_gone_is_told_nothing() {
+        let code = *b"57P01";
+        for cause in [
+            Cause::ClientTerminated,
+            Cause::ClientGone,
+            Cause::ServerFatal { code },
+            Cause::ServerClosed,
+        ] {
+            for fate in [Fate::Settled, Fate::RolledBack, Fate::Unknown] {
+                let cause = cause.clone();
+                let end = End { cause, fate };
+                assert!(!end.is_unknown() && !end.is_trouble(), "{end}");
+                let has_left = matches!(end.cause, Cause::ClientTerminated | Cause::ClientGone);
+                // It may have closed one side only.
+                let told = end.reply().map(|reply| reply.code.as_str());
+                assert_eq!(
+                    told,
+                    (has_left && fate == Fate::Unknown).then_some("08007"),
+                    "{end}"
+                );
+                assert!(!end.to_string().contains("outcome"), "{end}");
             }
-            Self::ServerClosed => f.write_str("server closed the connection"),
-            Self::Ordered(reason) => reason.fmt(f),
-            Self::ClientProtocol(what) => write!(f, "protocol violation by the client: {what}"),
-            Self::ServerProtocol(what) => write!(f, "protocol violation by the server: {what}"),
-            Self::ConsoleFault => f.write_str("a fault in the console"),
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::direction::Direction;
+use super::direction::{Direction, Look};
 use super::end::{Cause, Order};
 use super::registry::{Entry, Ticket, Traffic};
 use super::relay::{Lease, TURNS};
@@ -31,6 +31,8 @@ pub(super) struct Forward {
     server: TcpStream,
     up: Direction,
     down: Direction,
+    /// While the client is not read.
+    look: Look,
     ticket: Ticket,
     cluster: ClusterHandle,
     shared: Arc<Shared>,
@@ -94,6 +96,7 @@ impl Forward {
             },
             up: Direction::holding(head),
             down: Direction::default(),
+            look: Look::default(),
             ticket,
             cluster,
             shared,
@@ -158,7 +161,12 @@ impl Forward {
             return Turn::Blocked;
         }
         match self.up.drain(Pin::new(&mut self.server), cx) {
-            Poll::Pending => return Turn::Blocked,
+            Poll::Pending => {
+                return match self.look.poll_broken(cx, &self.client) {
+                    Poll::Ready(()) => Turn::End(Cause::ClientGone),
+                    Poll::Pending => Turn::Blocked,
+                };
+            }
             Poll::Ready(Err(error)) => return self.server_takes_nothing(&error),
             Poll::Ready(Ok(())) => {}
         }
@@ -171,10 +179,11 @@ impl Forward {
                 }
             };
         }
+        self.look.rest();
         let mut read = ReadBuf::new(buffer);
         match Pin::new(&mut self.client).poll_read(cx, &mut read) {
             Poll::Pending => return Turn::Blocked,
-            Poll::Ready(Err(_)) => return Turn::End(Cause::ClientGone { in_flight: false }),
+            Poll::Ready(Err(_)) => return Turn::End(Cause::ClientGone),
             Poll::Ready(Ok(())) => {}
         }
         let data = read.filled();
@@ -196,7 +205,7 @@ impl Forward {
     fn turn_down(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         match self.down.drain(Pin::new(&mut self.client), cx) {
             Poll::Pending => return Turn::Blocked,
-            Poll::Ready(Err(_)) => return Turn::End(Cause::ClientGone { in_flight: false }),
+            Poll::Ready(Err(_)) => return Turn::End(Cause::ClientGone),
             Poll::Ready(Ok(())) => {}
         }
         if self.down.ended {
@@ -226,7 +235,7 @@ impl Forward {
         self.down.count(data.len(), self.client.tcp(), limit);
         match self.down.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
-            Err(_) => Turn::End(Cause::ClientGone { in_flight: false }),
+            Err(_) => Turn::End(Cause::ClientGone),
         }
     }
 
@@ -262,13 +271,13 @@ impl Forward {
 
     fn server_ended(&self, is_lost: bool) -> Cause {
         if self.up.ended {
-            return Cause::ClientGone { in_flight: false };
+            return Cause::ClientGone;
         }
         if !is_lost {
             return Cause::ServerClosed;
         }
         let place = &self.ticket.entry().attachment;
         self.cluster.evidence(&place.member, Evidence::Terminated);
-        Cause::ServerGone { in_flight: false }
+        Cause::ServerGone
     }
 }

@@ -17,16 +17,17 @@ use tracing::debug;
 
 use super::admission::{Admitted, Knock, Pending};
 use super::attach::{self, AttachError, Attachable, Request, SessionState};
-use super::end::{Cause, Order};
+use super::end::Order;
 use super::entry::{self, Caller};
 use super::farewell::{closing, farewell};
+use super::finish::finish;
 use super::gate::Gate;
 use super::keys::ClientCancelKey;
 use super::metrics::{GaugeGuard, seconds};
 use super::queue::Waiting;
-use super::record::{Record, Times, log_end, note_attach, note_opening, refuse};
+use super::record::{Record, Times, note_attach, note_opening, refuse};
 use super::registry::{self, Attachment, Seat, Ticket};
-use super::relay::{Attached, Ended, Lease, Parts, Relay};
+use super::relay::{Attached, Lease, Parts, Relay};
 use super::{Shared, cancel, console, peers, sentry, tcp, told};
 use crate::auth::credentials::ServerLogin;
 use crate::config::{Access, ListenerMode, TellAddress};
@@ -526,35 +527,6 @@ fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
         Verdict::Stay => Routed::Stay,
         Verdict::End(why) => Routed::End(super::end::Reason::Role(why)),
     }
-}
-
-/// Says goodbye where there is something to say, and writes the session's line.
-async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) {
-    let Ended {
-        cause,
-        client,
-        rest,
-        at_boundary,
-        traffic,
-        ticket,
-    } = ended;
-    if let Cause::Ordered(_) = cause {
-        // Nobody may go on writing for a session that has been taken off its server.
-        if let (true, Some(target)) = (
-            ticket.entry().in_flight(),
-            ticket.entry().attachment.cancel.clone(),
-        ) {
-            cancel::forget(shared, target);
-        }
-    }
-    log_end(&cause, &record, traffic);
-    shared.metrics.end(&record.gate.route.name, cause.label());
-    drop(ticket);
-    let mut out = BytesMut::from(rest.as_ref());
-    if at_boundary && let Some(reply) = cause.reply() {
-        message::error(&mut out, &reply);
-    }
-    farewell(client, out).await;
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::end::End;
 use super::{queue, registry, sentry};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,6 +51,7 @@ pub(super) struct ByLabel {
 pub struct Metrics {
     pub(super) sessions: Family<RouteMemberLabel, Gauge>,
     pub(super) ended: Family<RouteCauseLabel, Counter>,
+    pub(super) unknown: Family<RouteCauseLabel, Counter>,
     pub(super) unenforced: Family<RouteLabel, Counter>,
     pub(super) refused: Family<ReasonLabel, Counter>,
     pub(super) pending_logins: Gauge,
@@ -70,6 +72,7 @@ impl Metrics {
         let metrics = Self {
             sessions: Family::default(),
             ended: Family::default(),
+            unknown: Family::default(),
             unenforced: Family::default(),
             refused: Family::default(),
             pending_logins: Gauge::default(),
@@ -91,6 +94,11 @@ impl Metrics {
             "sessions_ended",
             "Sessions that ended, by cause",
             metrics.ended.clone(),
+        );
+        into.register(
+            "outcomes_unknown",
+            "Sessions that ended with a request under way whose outcome is not known (08007), by cause",
+            metrics.unknown.clone(),
         );
         into.register(
             "sessions_unenforced",
@@ -190,13 +198,15 @@ impl Metrics {
         GaugeGuard::new(self.logins_waiting.clone())
     }
 
-    pub(super) fn end(&self, route: &str, cause: &'static str) {
-        self.ended
-            .get_or_create(&RouteCauseLabel {
-                route: route.to_owned(),
-                cause,
-            })
-            .inc();
+    pub(super) fn end(&self, route: &str, end: &End) {
+        let label = RouteCauseLabel {
+            route: route.to_owned(),
+            cause: end.label(),
+        };
+        self.ended.get_or_create(&label).inc();
+        if end.is_unknown() {
+            self.unknown.get_or_create(&label).inc();
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::attach::AttachError;
-use super::end::Cause;
+use super::end::End;
 use super::gate::Gate;
 use super::{Shared, farewell, registry, sentry};
 use crate::frontend::login::LoginFault;
@@ -176,7 +176,7 @@ impl fmt::Display for Millis {
     }
 }
 
-pub(super) fn log_end(cause: &Cause, record: &Record, traffic: registry::Traffic) {
+pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
     macro_rules! line {
         ($level:ident) => {
             $level!(
@@ -198,12 +198,12 @@ pub(super) fn log_end(cause: &Cause, record: &Record, traffic: registry::Traffic
                 bytes_up = traffic.bytes_up,
                 bytes_down = traffic.bytes_down,
                 transactions = traffic.transactions,
-                cause = %cause,
+                cause = %end,
                 "session ended"
             )
         };
     }
-    if cause.is_trouble() {
+    if end.is_trouble() {
         line!(warn);
     } else {
         line!(info);

@@ -5,18 +5,21 @@
 //! only what the other side does not take at once is kept, and nothing more is read in that direction until it is
 //! gone. So memory is bounded, one direction never waits for the other, and an idle session holds no buffer.
 
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::direction::Direction;
-use super::end::{Cause, Order, Reason};
+use super::direction::{Direction, Look};
+use super::end::{Cause, End, Fate, Order, Reason};
 use super::registry::{Entry, Ticket, Traffic};
+use super::sent::Sent;
 use crate::backend::ServerStream;
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
@@ -59,7 +62,11 @@ pub struct Relay {
     down: Direction,
     from_client: ClientObserver,
     from_server: ServerObserver,
+    /// What of the client's stream has been written to the server.
+    sent: Sent,
     account: Account,
+    /// While the client is not read.
+    look: Look,
     ticket: Ticket,
     cluster: ClusterHandle,
     lease: Arc<Lease>,
@@ -71,7 +78,8 @@ pub struct Relay {
     read_only_told: Option<Instant>,
     /// What was read behind the login cannot be followed.
     unreadable: Option<Box<str>>,
-    terminated: bool,
+    /// The server has been told that nothing more comes.
+    end_passed_on: bool,
     /// A replication stream never comes to a boundary, and its client can go on elsewhere where it stopped.
     replication: bool,
     traffic: Traffic,
@@ -84,18 +92,27 @@ enum Turn {
     End(Cause),
 }
 
-/// What is left when a relay has ended: enough to say goodbye to the client.
+/// What is left when a relay has ended.
 #[derive(Debug)]
 pub struct Ended {
-    pub cause: Cause,
+    pub end: End,
+    pub parting: Parting,
+    pub traffic: Traffic,
+    /// The session is in the registry until its log line is written.
+    pub ticket: Ticket,
+}
+
+/// Enough to say goodbye to the client.
+#[derive(Debug)]
+pub struct Parting {
     pub client: ClientStream,
+    /// For the rest of the message under way.
+    pub server: ServerStream,
+    pub from_server: ServerObserver,
+    /// The status of the `Z` that would follow an error now.
+    pub ready: Option<u8>,
     /// Must still reach the client, in front of any message of ours.
     pub rest: Bytes,
-    /// The stream to the client is between two frames: a message of ours may follow `rest`.
-    pub at_boundary: bool,
-    pub traffic: Traffic,
-    /// Dropped last: the session is in the registry until its log line is written.
-    pub ticket: Ticket,
 }
 
 /// What a relay is made of.
@@ -129,6 +146,8 @@ impl Relay {
             down: Direction::default(),
             from_client: ClientObserver::default(),
             from_server: ServerObserver::default(),
+            sent: Sent::default(),
+            look: Look::default(),
             account: Account::new(TransactionStatus::Idle),
             ticket,
             cluster,
@@ -137,7 +156,7 @@ impl Relay {
             fatal: None,
             read_only_told: None,
             unreadable: None,
-            terminated: false,
+            end_passed_on: false,
             replication,
             traffic: Traffic::default(),
         };
@@ -155,13 +174,23 @@ impl Relay {
 
     /// Relays until the session ends.
     pub async fn run(mut self) -> Ended {
-        let cause = std::future::poll_fn(|cx| self.poll(cx)).await;
-        let at_boundary = self.from_server.at_boundary();
+        let mut cause = std::future::poll_fn(|cx| self.poll(cx)).await;
+        if matches!(cause, Cause::Ordered(_)) && self.fate() == Fate::Unknown {
+            // Lets the driver learn what the kernel has.
+            tokio::task::yield_now().await;
+            let said = std::future::poll_fn(|cx| Poll::Ready(self.hear_out(cx))).await;
+            cause = said.unwrap_or(cause);
+        }
+        let fate = self.fate();
         Ended {
-            cause,
-            client: self.client,
-            rest: self.down.rest,
-            at_boundary,
+            end: End { cause, fate },
+            parting: Parting {
+                client: self.client,
+                server: self.server.stream,
+                from_server: self.from_server,
+                ready: self.account.ready_after_error(),
+                rest: self.down.rest,
+            },
             traffic: self.traffic,
             ticket: self.ticket,
         }
@@ -232,12 +261,49 @@ impl Relay {
             // The server has said the last word already; a second one of ours would follow it.
             return Some(Cause::ServerFatal { code });
         }
+        if self.account.stream_has_ended() {
+            return Some(Cause::ServerClosed);
+        }
         match order {
             Order::Now(reason) => Some(Cause::Ordered(reason)),
             Order::AtBoundary(reason) if self.replication || self.is_between_transactions() => {
                 Some(Cause::Ordered(reason))
             }
             Order::AtBoundary(_) => None,
+        }
+    }
+
+    /// A session is cut with a request under way: what the server has said meanwhile may be the answer, or its own last
+    /// word. Bounded, as the server may go on for ever.
+    fn hear_out(&mut self, cx: &mut Context<'_>) -> Option<Cause> {
+        let lease = Arc::clone(&self.lease);
+        let mut buffer = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..TURNS {
+            match self.turn_down(cx, &mut buffer) {
+                Turn::Progress if self.fate() == Fate::Unknown && self.fatal.is_none() => {}
+                // Why the connection is lost, the order knows better.
+                Turn::Progress | Turn::Blocked | Turn::End(Cause::ServerGone) => break,
+                Turn::End(cause) => return Some(cause),
+            }
+        }
+        let is_said = self.from_server.at_boundary();
+        self.fatal
+            .filter(|_| is_said)
+            .map(|code| Cause::ServerFatal { code })
+    }
+
+    /// What is known of the client's last request.
+    fn fate(&self) -> Fate {
+        if self.fatal.is_some() {
+            // The server's own last word, to which there is nothing to add.
+            return Fate::Settled;
+        }
+        let reached = |outstanding| outstanding > 0 && outstanding > self.sent.unsent(&self.up.rest);
+        match self.account.outstanding() {
+            None => Fate::Unknown,
+            Some(outstanding) if reached(outstanding) => Fate::Unknown,
+            Some(_) if self.account.is_open() => Fate::RolledBack,
+            Some(_) => Fate::Settled,
         }
     }
 
@@ -251,26 +317,32 @@ impl Relay {
 
     /// Client to server.
     fn turn_up(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        if self.up.broken {
-            return Turn::Blocked;
+        if self.up.broken || self.from_client.terminated() && self.up.is_empty() {
+            return self.turn_away(cx, buffer);
         }
-        match self.up.drain(Pin::new(&mut self.server.stream), cx) {
-            Poll::Pending => return Turn::Blocked,
+        let kept = self.up.rest.clone();
+        let drained = self.up.drain(Pin::new(&mut self.server.stream), cx);
+        if !kept.is_empty() {
+            self.sent.drained(&kept[..kept.len() - self.up.rest.len()]);
+        }
+        match drained {
+            Poll::Pending => return self.held_back(cx),
             Poll::Ready(Err(_)) => return self.server_takes_nothing(),
             Poll::Ready(Ok(())) => {}
         }
-        if self.terminated {
-            // The server has the goodbye, answers what was asked before it and closes. Nothing may follow it, not even
-            // TLS's own: a server that closes with something unread resets the connection, and answers are lost.
-            self.up.broken = true;
+        if self.from_client.terminated() {
             return Turn::Progress;
         }
         if self.up.ended {
-            return self.say_goodbye(cx);
+            return self.pass_end_on(cx);
         }
-        if self.account.full() {
-            return Turn::Blocked;
+        if self.is_full() {
+            let turn = self.held_back(cx);
+            if self.is_full() || matches!(turn, Turn::End(_)) {
+                return turn;
+            }
         }
+        self.look.rest();
         let mut read = ReadBuf::new(buffer);
         match Pin::new(&mut self.client).poll_read(cx, &mut read) {
             Poll::Pending => return Turn::Blocked,
@@ -289,17 +361,57 @@ impl Relay {
         }
         let limit = self.user_timeout();
         self.up.count(data.len(), Some(self.server.stream.tcp()), limit);
-        if let Err(what) = self.observe_client(data) {
-            return Turn::End(Cause::ClientProtocol(what));
-        }
+        let before = self.from_client;
+        let data = match self.observe_client(data) {
+            Ok(length) => &data[..length],
+            Err(what) => {
+                // None of it has reached the server.
+                self.up.rest = Bytes::copy_from_slice(data);
+                return Turn::End(Cause::ClientProtocol(what));
+            }
+        };
         self.traffic.bytes_up += data.len() as u64;
         if !self.entry().in_flight() && !self.account.is_idle() {
             // Before the server can know of the request, so that no cancel for it is taken for a late one.
             self.entry().set_in_flight(true);
         }
-        match self.up.forward(Pin::new(&mut self.server.stream), cx, data) {
+        let forwarded = self.up.forward(Pin::new(&mut self.server.stream), cx, data);
+        self.sent
+            .forwarded(before, self.from_client, data, self.up.rest.len());
+        match forwarded {
             Ok(()) => Turn::Progress,
             Err(_) => self.server_takes_nothing(),
+        }
+    }
+
+    /// Nothing more goes to the server: the client has said goodbye, or the server takes nothing. What the client sends
+    /// is dropped, so that its leaving is seen. What was asked before is still answered.
+    fn turn_away(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        if self.up.ended {
+            return self.pass_end_on(cx);
+        }
+        let mut read = ReadBuf::new(buffer);
+        match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+            Poll::Pending => Turn::Blocked,
+            Poll::Ready(Err(_)) => Turn::End(self.client_gone()),
+            Poll::Ready(Ok(())) => {
+                self.up.ended = read.filled().is_empty();
+                Turn::Progress
+            }
+        }
+    }
+
+    /// Too much waits for answers. Of a client that has closed its side no more comes than the kernel has: that is read, so
+    /// that its end can be passed on.
+    fn is_full(&self) -> bool {
+        self.account.full() && !(self.look.has_closed() && self.account.has_room())
+    }
+
+    /// The client is not read, as the server has to take or to answer something first.
+    fn held_back(&mut self, cx: &mut Context<'_>) -> Turn {
+        match self.look.poll_broken(cx, &self.client) {
+            Poll::Ready(()) => Turn::End(self.client_gone()),
+            Poll::Pending => Turn::Blocked,
         }
     }
 
@@ -348,36 +460,41 @@ impl Relay {
         self.cluster.config().server.tcp_user_timeout
     }
 
-    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
+    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read. What it has not
+    /// taken stays, as it says what has not reached the server.
     fn server_takes_nothing(&mut self) -> Turn {
         self.up.broken = true;
-        self.up.rest = Bytes::new();
         Turn::Progress
     }
 
-    /// Passes the client's end on; the server finishes, answers and closes (case 52).
-    fn say_goodbye(&mut self, cx: &mut Context<'_>) -> Turn {
-        match Pin::new(&mut self.server.stream).poll_shutdown(cx) {
-            Poll::Pending => Turn::Blocked,
-            Poll::Ready(_) => {
-                self.up.broken = true;
-                Turn::Progress
-            }
+    /// Passes the client's end on. The server finishes, answers and closes (case 52); with
+    /// `client_connection_check_interval` it ends what it runs for nobody.
+    fn pass_end_on(&mut self, cx: &mut Context<'_>) -> Turn {
+        if self.end_passed_on {
+            return Turn::Blocked;
         }
+        if self.up.broken || self.from_client.terminated() {
+            // Behind a goodbye there is nothing, not even TLS's own: a server that closes with something unread resets
+            // the connection, and answers are lost. It fails where the connection is gone already.
+            let _ = SockRef::from(self.server.stream.tcp()).shutdown(Shutdown::Write);
+        } else if Pin::new(&mut self.server.stream).poll_shutdown(cx).is_pending() {
+            return Turn::Blocked;
+        }
+        self.end_passed_on = true;
+        self.up.broken = true;
+        Turn::Progress
     }
 
     fn client_gone(&self) -> Cause {
-        if self.terminated {
+        if self.from_client.terminated() {
             Cause::ClientTerminated
         } else {
-            Cause::ClientGone {
-                in_flight: !self.account.is_idle(),
-            }
+            Cause::ClientGone
         }
     }
 
     fn server_gone(&self) -> Cause {
-        if self.terminated {
+        if self.from_client.terminated() {
             return Cause::ClientTerminated;
         }
         if let Some(code) = self.fatal {
@@ -387,29 +504,28 @@ impl Relay {
             return self.client_gone();
         }
         self.cluster.evidence(&self.server.member, Evidence::Terminated);
-        Cause::ServerGone {
-            in_flight: !self.account.is_idle(),
+        if self.account.stream_has_ended() {
+            Cause::ServerClosed
+        } else {
+            Cause::ServerGone
         }
     }
 
-    fn observe_client(&mut self, data: &[u8]) -> Result<(), String> {
+    /// Says how many of the bytes are the server's.
+    fn observe_client(&mut self, data: &[u8]) -> Result<usize, String> {
         let Self {
-            from_client,
-            account,
-            terminated,
-            ..
+            from_client, account, ..
         } = self;
         let mut fault = None;
-        from_client
+        let length = from_client
             .feed(data, |tag, _length| {
-                *terminated |= tag == b'X';
                 // `full` is asked before each read: one read more than the bound is what may come on top.
                 if let Err(error) = account.client(tag) {
                     fault.get_or_insert(error.to_string());
                 }
             })
             .map_err(|error| error.to_string())?;
-        fault.map_or(Ok(()), Err)
+        fault.map_or(Ok(length), Err)
     }
 
     fn observe_server(&mut self, data: &[u8]) -> Result<(), String> {
@@ -482,3 +598,7 @@ fn due(last: &mut Option<Instant>) -> bool {
     }
     is_due
 }
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::admission::{Admitted, Knock};
-use super::end::{Cause, Order, Reason};
+use super::end::{Cause, End, Order, Reason};
 use super::entry::{self, Caller};
 use super::farewell::{closing, farewell};
 use super::forward::{Ended, Forward, Parts};
@@ -464,16 +464,18 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) {
         traffic,
         ticket,
     } = ended;
-    log_end(&cause, record, traffic);
-    shared.metrics.end(&record.gate.route.name, cause.label());
+    // What is under way cannot be seen.
+    let end = End::from(cause);
+    log_end(&end, record, traffic);
+    shared.metrics.end(&record.gate.route.name, &end);
     drop(ticket);
-    if let Cause::ServerClosed | Cause::ServerGone { .. } = cause {
+    if let Cause::ServerClosed | Cause::ServerGone = end.cause {
         // What the server said last must not be lost to a reset.
         farewell(client, BytesMut::new()).await;
     }
 }
 
-fn log_end(cause: &Cause, record: &Record, traffic: Traffic) {
+fn log_end(end: &End, record: &Record, traffic: Traffic) {
     macro_rules! line {
         ($level:ident) => {
             $level!(
@@ -488,12 +490,12 @@ fn log_end(cause: &Cause, record: &Record, traffic: Traffic) {
                 total_ms = %record::Millis(record.accepted.elapsed()),
                 bytes_up = traffic.bytes_up,
                 bytes_down = traffic.bytes_down,
-                cause = %cause,
+                cause = %end,
                 "session ended"
             )
         };
     }
-    if cause.is_trouble() {
+    if end.is_trouble() {
         line!(warn);
     } else {
         line!(info);

@@ -22,7 +22,10 @@ use super::observe::ServerEvent;
 /// Runs of waiting messages at which a client must not be read until answers have come.
 pub const FULL_AT: usize = 4096;
 
-/// Runs of waiting messages beyond which [`Account::client`] fails. [`FULL_AT`] plus whatever one read of 256 KiB can
+/// The same for a client that has closed its side.
+pub const LAST_AT: usize = 32_768;
+
+/// Runs of waiting messages beyond which [`Account::client`] fails. [`LAST_AT`] plus whatever one read of 64 KiB can
 /// hold is less.
 pub const MAX_RUNS: usize = 65_536;
 
@@ -75,6 +78,15 @@ struct Run {
     count: u16,
 }
 
+impl Run {
+    fn requests(self) -> usize {
+        match self.kind {
+            Kind::Nothing | Kind::CopyEnd => 0,
+            Kind::Extended | Kind::Sync | Kind::Query | Kind::Function => usize::from(self.count),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum CopyMode {
     #[default]
@@ -103,6 +115,14 @@ impl Waiting {
 
     fn is_empty(&self) -> bool {
         self.near_len == 0
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Run> {
+        self.near[..usize::from(self.near_len)].iter().chain(&self.far)
+    }
+
+    fn requests(&self) -> usize {
+        self.iter().map(|run| run.requests()).sum()
     }
 
     fn front(&self) -> Option<Run> {
@@ -179,6 +199,8 @@ pub struct Account {
     batch_open: bool,
     /// A command was completed since the last time the server was idle.
     worked: bool,
+    /// A COPY in both directions was the last thing, and the server has completed it.
+    stream_ended: bool,
     terminated: bool,
     /// The server has said its last word.
     over: bool,
@@ -215,6 +237,57 @@ impl Account {
         self.status
     }
 
+    /// How many messages the server has not answered yet; `None` where that cannot be told. What is answered is known to
+    /// the client, also where it is not committed yet: without the Sync that has not been sent, it never will be. A
+    /// stream in both directions (replication) is no request: its client can go on elsewhere where it stopped.
+    pub fn outstanding(&self) -> Option<usize> {
+        let is_known = self.status != TransactionStatus::Unknown && !self.is_uncertain();
+        match self.copy {
+            _ if self.stream_ended => Some(0),
+            CopyMode::Both if !self.lost => Some(0),
+            CopyMode::None | CopyMode::Out if is_known => {
+                Some(self.current.requests() + self.waiting.requests())
+            }
+            _ => None,
+        }
+    }
+
+    /// If what is being answered failed now: the status that the `Z` behind the error would have; `None` where no `Z`
+    /// would come, as the client has not sent the Sync yet, or where that cannot be told.
+    pub fn ready_after_error(&self) -> Option<u8> {
+        let has_sync = || self.waiting.iter().any(|run| run.kind == Kind::Sync);
+        let comes = match self.current.kind {
+            Kind::Query | Kind::Function | Kind::Sync => true,
+            Kind::Extended => has_sync(),
+            Kind::Nothing | Kind::CopyEnd => false,
+        };
+        let is_known = !self.over && !self.is_uncertain() && self.copy != CopyMode::Both;
+        (comes && is_known).then_some(match self.status {
+            TransactionStatus::Idle | TransactionStatus::Unknown => b'I',
+            TransactionStatus::InTransaction | TransactionStatus::Failed => b'E',
+        })
+    }
+
+    /// A COPY in both directions was completed by the server, which has said nothing else since: at a shutdown a server
+    /// ends replication streams this way, and closes.
+    pub fn stream_has_ended(&self) -> bool {
+        self.stream_ended
+    }
+
+    /// Something is not committed yet: a transaction block is open, or a batch of the extended protocol without its Sync.
+    pub fn is_open(&self) -> bool {
+        self.batch_open
+            || matches!(
+                self.status,
+                TransactionStatus::InTransaction | TransactionStatus::Failed
+            )
+    }
+
+    /// Whether the server answers messages of this type, each by itself.
+    pub fn is_request(tag: u8) -> bool {
+        matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C' | b'S')
+    }
+
     /// A COPY in any direction is under way.
     pub fn in_copy(&self) -> bool {
         self.copy != CopyMode::None
@@ -234,6 +307,11 @@ impl Account {
     /// The client must not be read until answers have come.
     pub fn full(&self) -> bool {
         self.waiting.runs() >= FULL_AT
+    }
+
+    /// Though it is [`Self::full`], what a kernel holds of one connection may still be read.
+    pub fn has_room(&self) -> bool {
+        self.waiting.runs() < LAST_AT
     }
 
     /// Transactions completed: the server was idle again after it had completed a command.
@@ -280,6 +358,8 @@ impl Account {
 
     /// A message of the server, as it passes.
     pub fn server(&mut self, event: &ServerEvent<'_>) {
+        let was_streaming = self.copy == CopyMode::Both;
+        self.stream_ended &= matches!(event, ServerEvent::Notice(_) | ServerEvent::Parameter { .. });
         match *event {
             ServerEvent::ReadyForQuery(status) => self.ready(status),
             ServerEvent::CommandComplete(_) => {
@@ -288,6 +368,7 @@ impl Account {
                     self.lost = true;
                 }
                 self.completed();
+                self.stream_ended = was_streaming;
             }
             // The rows of a Query: nothing is done yet.
             ServerEvent::Answer(b'T') if self.current.kind == Kind::Query => self.answered(),

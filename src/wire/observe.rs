@@ -122,7 +122,7 @@ const CLASSES: [Class; 256] = {
 };
 
 /// A header that may be split over reads, and what is left of a frame behind it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Cursor {
     header: [u8; 5],
     /// Bytes of `header` that are there, while it is not whole.
@@ -179,6 +179,8 @@ pub struct ServerObserver {
     cursor: Cursor,
     /// The type of the frame under way.
     tag: u8,
+    /// The length of its body.
+    body: u32,
     /// What came so far of a message that is kept.
     kept: Vec<u8>,
     /// Of the run that was refused: bytes before the message that was at fault.
@@ -196,6 +198,30 @@ impl ServerObserver {
     /// whole frame.
     pub fn at_boundary(&self) -> bool {
         self.cursor.at_boundary() && !self.torn
+    }
+
+    /// How many bytes of the frame under way have passed.
+    pub fn passed(&self) -> usize {
+        let passed = match self.cursor {
+            Cursor { have, .. } if have > 0 => u64::from(have),
+            Cursor { remaining: 0, .. } => 0,
+            Cursor { remaining, .. } => 5 + u64::from(self.body - remaining),
+        };
+        usize::try_from(passed).unwrap_or(usize::MAX)
+    }
+
+    /// How many more bytes may be read without reading into the next frame: none at a boundary, never more than the
+    /// frame under way has.
+    pub fn missing(&self) -> usize {
+        match self.cursor {
+            Cursor { have, .. } if have > 0 => 5 - usize::from(have),
+            Cursor { remaining, .. } => usize::try_from(remaining).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// The message at fault began in an earlier run: nothing can be put behind what has passed.
+    pub fn is_torn(&self) -> bool {
+        self.torn
     }
 
     /// After a fault: how many bytes of the run that was refused come before the message at fault.
@@ -249,7 +275,7 @@ impl ServerObserver {
         if let Some(next) = rest.get(usize::try_from(body).unwrap_or(usize::MAX)..) {
             *rest = next;
         } else {
-            self.tag = tag;
+            (self.tag, self.body) = (tag, body);
             self.cursor.remaining = body;
             self.cursor.body(rest);
         }
@@ -270,6 +296,7 @@ impl ServerObserver {
         };
         self.tag = tag;
         self.cursor.remaining = checked(tag, length, limit)?;
+        self.body = self.cursor.remaining;
         let start = *rest;
         let taken = self.cursor.body(rest);
         let class = CLASSES[usize::from(tag)];
@@ -355,9 +382,11 @@ fn kept(tag: u8, body: &[u8]) -> Result<ServerEvent<'_>, FrameFault> {
 }
 
 /// Watches what a client sends after login.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 pub struct ClientObserver {
     cursor: Cursor,
+    /// The frame under way, or the last one, is `X`.
+    leaving: bool,
     terminated: bool,
 }
 
@@ -371,18 +400,34 @@ impl ClientObserver {
         self.cursor.at_boundary()
     }
 
-    /// The client has said `X`.
+    /// The client has said the whole of `X`. A server reads its body before it ends, so a header alone is no goodbye.
     pub fn terminated(&self) -> bool {
         self.terminated
     }
 
-    /// Takes the next bytes of the stream and reports each frame at its header: its type, and its length word.
-    pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(u8, u32)) -> Result<(), FrameFault> {
+    /// The type of the frame that has been reported and is not whole yet.
+    pub fn unfinished(&self) -> Option<u8> {
+        (self.cursor.remaining > 0).then_some(self.cursor.header[0])
+    }
+
+    /// Takes the next bytes of the stream and reports each frame at its header: its type, and its length word. Says how
+    /// many of the bytes are the server's: all of them, except that nothing behind a whole `X` is, nor looked at.
+    pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(u8, u32)) -> Result<usize, FrameFault> {
+        if self.terminated {
+            return Ok(0);
+        }
         let mut rest = run;
         if self.cursor.remaining > 0 {
             self.cursor.body(&mut rest);
         }
-        while !rest.is_empty() {
+        loop {
+            if self.leaving && self.cursor.at_boundary() {
+                self.terminated = true;
+                return Ok(run.len() - rest.len());
+            }
+            if rest.is_empty() {
+                break;
+            }
             let Some((tag, length)) = self.cursor.header(&mut rest) else {
                 break;
             };
@@ -391,11 +436,11 @@ impl ClientObserver {
                 _ => CLIENT_LARGE,
             };
             self.cursor.remaining = checked(tag, length, limit)?;
-            self.terminated |= tag == b'X';
+            self.leaving = tag == b'X';
             sink(tag, length);
             self.cursor.body(&mut rest);
         }
-        Ok(())
+        Ok(run.len())
     }
 }
 
@@ -628,11 +673,57 @@ mod tests {
             }
             assert_eq!(seen, expected, "reads of {step} bytes");
             assert!(observer.at_boundary() && observer.terminated());
+            // Nothing follows a goodbye.
+            assert_eq!(observer.feed(b"Q\0\0\0\x04", |_, _| panic!("ignored")), Ok(0));
         }
         let mut observer = ClientObserver::new();
         let mut seen = Vec::new();
         observer.feed(&stream[..5], |tag, _| seen.push(tag)).unwrap();
         assert_eq!((seen, observer.at_boundary()), (vec![b'P'], false));
+    }
+
+    /// A server reads the body of `X` before it ends, and nothing behind it.
+    #[test]
+    fn a_goodbye_is_one_when_it_is_whole() {
+        let stream = [frame(b'X', b"and a body"), frame(b'Q', b"SELECT 1\0")].concat();
+        let goodbye = 5 + b"and a body".len();
+        for cut in 0..=stream.len() {
+            let mut observer = ClientObserver::new();
+            let mut tags = Vec::new();
+            let first = observer.feed(&stream[..cut], |tag, _| tags.push(tag)).unwrap();
+            assert_eq!(observer.terminated(), cut >= goodbye, "{cut}");
+            assert_eq!(observer.unfinished(), (5..goodbye).contains(&cut).then_some(b'X'));
+            let second = observer.feed(&stream[cut..], |tag, _| tags.push(tag)).unwrap();
+            assert_eq!((first + second, observer.terminated()), (goodbye, true), "{cut}");
+            assert_eq!(tags, b"X");
+        }
+    }
+
+    #[test]
+    fn what_has_passed_of_a_frame_and_what_is_missing_is_known() {
+        let frames = [
+            frame(b'D', &[7; 300]),
+            frame(b'E', b"SERROR\0C42P01\0\0"),
+            frame(b'I', b""),
+        ];
+        let stream = frames.concat();
+        let mut start = 0;
+        for frame in &frames {
+            for passed in 0..frame.len() {
+                let mut observer = ServerObserver::new();
+                let mut at = start + passed;
+                observer.feed(&stream[..at], |_| {}).unwrap();
+                assert_eq!(observer.passed(), passed, "{at}");
+                while !observer.at_boundary() {
+                    let next = at + observer.missing();
+                    observer.feed(&stream[at..next], |_| {}).unwrap();
+                    at = next;
+                }
+                let end = if passed == 0 { start } else { start + frame.len() };
+                assert_eq!((at, observer.missing()), (end, 0));
+            }
+            start += frame.len();
+        }
     }
 
     #[test]
@@ -663,7 +754,7 @@ mod tests {
                 let (mut server, mut events) = (ServerObserver::new(), Vec::new());
                 let outcome = parts.iter().try_for_each(|p| server.feed(p, |event| events.push(format!("{event:?}"))));
                 let (mut client, mut frames) = (ClientObserver::new(), Vec::new());
-                let client_outcome = parts.iter().try_for_each(|p| client.feed(p, |tag, length| frames.push((tag, length))));
+                let client_outcome = parts.iter().try_for_each(|p| client.feed(p, |tag, length| frames.push((tag, length))).map(drop));
                 (outcome, events, client_outcome, frames)
             };
             let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).chain([0, bytes.len()]).collect();

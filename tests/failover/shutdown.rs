@@ -106,7 +106,9 @@ fn cut(router: &mut Router, marker: &str, after: impl FnOnce(&Router)) {
     router.signal("TERM");
     after(router);
     told_of_the_shutdown(&open.end(Duration::from_secs(5)).ended());
-    told_of_the_shutdown(&busy.end(Duration::from_secs(5)).ended());
+    let told = busy.end(Duration::from_secs(5)).ended();
+    assert_eq!(told.code, "08007", "{told:?}");
+    assert!(told.message.contains("shutting down"), "{told:?}");
     drop((open, busy));
     assert_eq!(router.await_exit(Duration::from_secs(5)), 0);
     eventually("the statement is cancelled", Duration::from_secs(5), || {

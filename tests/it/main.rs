@@ -26,6 +26,7 @@ mod console;
 mod documents;
 mod drained;
 mod drivers;
+mod endings;
 mod etcd;
 mod fake;
 mod front;
