@@ -38,7 +38,7 @@ impl ClientStream {
         let both = Interest::READABLE | Interest::WRITABLE;
         let ready = match self {
             Self::Plain(stream) => stream.ready(both).now_or_never(),
-            Self::Tls(stream) => stream.get_ref().0.ready(both).now_or_never(),
+            Self::Tls(stream) => stream.get_ref().0.get_ref().ready(both).now_or_never(),
             Self::Unix(stream) => stream.ready(both).now_or_never(),
         };
         match ready {
