@@ -2,43 +2,57 @@
 
 #![allow(clippy::unwrap_used, reason = "of what is made here")]
 
+use bytes::{Bytes, BytesMut};
+
 use super::super::keys::{Incarnation, KeyIssuer, Owner};
-use super::{PeerKey, PeerReply, PeerRequest, answer, decode_request, encode_request, open};
+use super::{
+    Answered, Answers, Asked, Fate, PeerKey, answer, decode_answers, decode_question, encode_answers,
+    encode_question, open,
+};
 use crate::config::Secret;
 use crate::fuzzing::choice;
+use crate::wire::startup::CancelRequest;
 
 pub(crate) fn run(data: &[u8]) {
     let key = PeerKey::new(&Secret::new(&b"shared"[..]));
     let (which, packet) = choice(data);
-    match which % 5 {
+    match which % 6 {
         0 => {
-            if let Ok((awaiting, challenge)) = answer(&key, packet) {
+            if let Ok((mut answering, challenge)) = answer(&key, packet) {
                 assert_eq!(challenge.len(), super::CHALLENGE_LEN);
                 // Nobody without the secret gets further.
-                assert!(awaiting.request(packet).is_err());
+                let question = answering.question(&mut BytesMut::from(packet));
+                assert!(!matches!(question, Ok(Some(_))));
             }
         }
         1 => {
-            if let Ok(asking) = open(&key).0.challenge(packet) {
-                let (awaiting, request) = asking.ask(&PeerRequest::WhoAreYou).unwrap();
-                assert_eq!(request.len(), super::REQUEST_LEN);
-                assert!(awaiting.reply(packet).is_err());
+            if let Ok(mut asking) = open(&key).0.challenge(packet) {
+                assert_eq!(asking.ask(&[]).len(), 284);
+                let answers = asking.answers(&mut BytesMut::from(packet));
+                assert!(!matches!(answers, Ok(Some(_))));
             }
         }
+        // What only somebody with the secret can say. Behind it there are zeros.
         2 => {
-            // What only somebody with the secret can say.
-            if let Ok(request) = decode_request(packet) {
-                assert_eq!(&encode_request(&request).unwrap()[..packet.len()], packet);
+            if let Ok(asked) = decode_question(packet) {
+                let said = encode_question(&asked);
+                assert_eq!(&packet[..said.len()], said.as_slice());
             }
         }
         3 => whole(&key, packet),
-        _ => {
+        4 => {
             // A secret for this run alone: libFuzzer notes what is compared, issued keys too, and tries it.
             let issuer = KeyIssuer::new(Incarnation([3; 8]), None);
             assert_ne!(issuer.owner(packet), Owner::Mine, "a key that was not issued");
             let issued = issuer.issue_v32();
             assert_eq!(issuer.owner(issued.expose()), Owner::Mine);
             assert_eq!(issued.matches(packet), issued.expose() == packet);
+        }
+        _ => {
+            if let Ok(answers) = decode_answers(packet) {
+                let said = encode_answers(&answers);
+                assert_eq!(&packet[..said.len()], said.as_slice());
+            }
         }
     }
 }
@@ -56,25 +70,31 @@ fn whole(key: &PeerKey, data: &[u8]) {
         }
         packet
     };
-    let outcome = || {
-        let (asking, opening) = open(key);
-        let (asked, challenge) = answer(key, &altered(opening, 0, 8)[8..]).ok()?;
-        let asking = asking.challenge(&altered(challenge, 1, 0)).ok()?;
-        let (waiting, request) = asking.ask(&PeerRequest::WhoAreYou).unwrap();
-        let (request, answering) = asked.request(&altered(request, 2, 0)).ok()?;
-        assert_eq!(request, PeerRequest::WhoAreYou);
-        let reply = answering.reply(PeerReply {
-            found: false,
-            incarnation: Incarnation([3; 8]),
-        });
-        waiting.reply(&altered(reply, 3, 0)).ok()
+    let heard = |packet: Vec<u8>| BytesMut::from(&packet[..]);
+    let asked = Asked {
+        number: 1,
+        request: CancelRequest {
+            process_id: 7,
+            key: Bytes::from_static(b"made"),
+        },
     };
-    let lengths = [
-        super::OPENING_LEN - 8,
-        super::CHALLENGE_LEN,
-        super::REQUEST_LEN,
-        super::REPLY_LEN,
-    ];
+    let outcome = || {
+        let (opened, opening) = open(key);
+        let (mut answering, challenge) = answer(key, &altered(opening, 0, 8)[8..]).ok()?;
+        let mut asking = opened.challenge(&altered(challenge, 1, 0)).ok()?;
+        let question = asking.ask(std::slice::from_ref(&asked));
+        let question = answering.question(&mut heard(altered(question, 2, 0))).ok()??;
+        assert_eq!(question, std::slice::from_ref(&asked));
+        let answer = answering.answer(&Answers {
+            incarnation: Incarnation([3; 8]),
+            answers: vec![Answered {
+                number: 1,
+                fate: Fate::Done,
+            }],
+        });
+        asking.answers(&mut heard(altered(answer, 3, 0))).ok()?
+    };
+    let lengths = [super::OPENING_LEN - 8, super::CHALLENGE_LEN, 284, 84];
     let reached = change.iter().take(lengths[usize::from(step % 4)]);
     let is_same = reached.clone().all(|&change| change == 0);
     assert_eq!(outcome().is_some(), is_same);
