@@ -7,11 +7,11 @@ use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{CancelTarget, ServerStream};
+use super::connection::{CancelTarget, ServerStream, TlsClient};
 use super::error::{ConnectError, Step};
 use super::reader::send;
-use super::socket::dial;
-use crate::config::ServerOptions;
+use super::socket::{dial, resolve};
+use crate::config::{ServerOptions, SslMode};
 use crate::wire::message;
 
 impl CancelTarget {
@@ -36,24 +36,63 @@ impl CancelTarget {
         };
         let mut request = BytesMut::new();
         message::cancel_request(&mut request, self.process_id, &self.key);
-        timeout_at(deadline, async {
-            send(&mut stream, &request, Step::Cancel).await?;
-            match stream.read(&mut [0; 1]).await {
-                Ok(0) => Ok(()),
-                Ok(_) => Err(ConnectError::protocol(Step::Cancel, "an answer to CancelRequest")),
-                // Without close_notify, or reset: closed all the same.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
-                    ) =>
-                {
-                    Ok(())
-                }
-                Err(error) => Err(ConnectError::io(Step::Cancel, error)),
-            }
-        })
-        .await
-        .map_err(|_| ConnectError::Timeout { step: Step::Cancel })?
+        deliver(&mut stream, &request, deadline).await
     }
+}
+
+/// Sends a request that came in clear with a server's own key, encrypted as far as sessions there would be: in clear only
+/// where they might be, too. Otherwise as [`CancelTarget::send`].
+pub async fn pass_cancel(
+    host: &str,
+    port: u16,
+    tls: &TlsClient,
+    request: &[u8],
+    timeout: Duration,
+) -> Result<(), ConnectError> {
+    let deadline = Instant::now() + timeout;
+    let options = ServerOptions {
+        connect_timeout: timeout,
+        keepalive: None,
+        tcp_user_timeout: None,
+    };
+    let addresses = resolve(host, port, deadline).await?;
+    let (stream, address) = dial(&addresses, &options, deadline).await?;
+    let mut stream = match tls.mode() {
+        SslMode::Disable | SslMode::Allow => ServerStream::Plain(stream),
+        SslMode::Prefer => match tls.negotiate(stream, host, address, deadline).await {
+            Ok(stream) => stream,
+            // As sessions do.
+            Err(_) => ServerStream::Plain(dial(&[address], &options, deadline).await?.0),
+        },
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
+            match tls.negotiate(stream, host, address, deadline).await? {
+                ServerStream::Plain(_) => return Err(ConnectError::TlsRefused),
+                encrypted @ ServerStream::Tls(_) => encrypted,
+            }
+        }
+    };
+    deliver(&mut stream, request, deadline).await
+}
+
+/// Until the server has hung up: then the signal was sent.
+async fn deliver(stream: &mut ServerStream, request: &[u8], deadline: Instant) -> Result<(), ConnectError> {
+    timeout_at(deadline, async {
+        send(stream, request, Step::Cancel).await?;
+        match stream.read(&mut [0; 1]).await {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(ConnectError::protocol(Step::Cancel, "an answer to CancelRequest")),
+            // Without close_notify, or reset: closed all the same.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(ConnectError::io(Step::Cancel, error)),
+        }
+    })
+    .await
+    .map_err(|_| ConnectError::Timeout { step: Step::Cancel })?
 }

@@ -19,6 +19,7 @@ mod stream;
 mod tests;
 mod tls;
 
+pub use cancel::pass_cancel;
 pub use connection::{
     CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect,
 };

@@ -12,16 +12,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::Shared;
+use super::admission::Pending;
 use super::keys::Owner;
 use super::registry::Entry;
 use super::relatives::Answer;
 use super::sample::{Sampler, Verdict};
-use crate::backend::CancelTarget;
+use crate::backend::{CancelTarget, TlsClient, pass_cancel};
 use crate::frontend::ClientStream;
 use crate::wire::startup::CancelRequest;
 use lanes::Lanes;
@@ -30,6 +32,8 @@ use lanes::Lanes;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For its turn before that. A server needs milliseconds for each: who waits so long waits for one that takes none.
 const TURN: Duration = Duration::from_mins(1);
+/// For a request whose key is a server's own to be taken by one of several servers, of which most do not know it.
+const UNREAD: Duration = Duration::from_secs(1);
 /// Between two looks whether what is to be cancelled is over by itself.
 const LOOK: Duration = Duration::from_millis(100);
 /// Cancel requests of one session at the same time.
@@ -94,7 +98,9 @@ enum Trouble {
 /// What the cancel requests of one process share.
 #[derive(Debug)]
 pub struct Cancels {
-    lanes: Lanes,
+    lanes: Lanes<SocketAddr>,
+    /// Of requests with a server's own key, which anybody can make up.
+    unknown: Lanes<(String, u16)>,
     told: Mutex<Sampler<Trouble>>,
 }
 
@@ -102,6 +108,7 @@ impl Default for Cancels {
     fn default() -> Self {
         Self {
             lanes: Lanes::default(),
+            unknown: Lanes::default(),
             told: Mutex::new(Sampler::new(1, TELL_EVERY, TOLD_SERVERS)),
         }
     }
@@ -156,13 +163,7 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAdd
         Owner::Forged | Owner::Peer(_) => {}
     }
     let has_seal = matches!(owner, Owner::Peer(_));
-    let Ok(_place) = shared.admission.cancel(from, has_seal) else {
-        if let Some(skipped) = shared.cancels.admit(Trouble::TooMany) {
-            warn!(
-                from = from.map(tracing::field::display),
-                skipped, "too many cancel requests for sessions of other routers; some are dropped"
-            );
-        }
+    let Some(_place) = place(shared, from, has_seal) else {
         return Outcome::Dropped;
     };
     // Without peers each process has a seal of its own, and another's looks forged.
@@ -181,6 +182,63 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAdd
         Outcome::Forged | Outcome::Unknown if asked == Answer::Unasked => Outcome::Failed,
         outcome => outcome,
     }
+}
+
+/// A place for a request whose session is not known here.
+fn place(shared: &Shared, from: Option<IpAddr>, has_seal: bool) -> Option<Pending> {
+    let place = shared.admission.cancel(from, has_seal);
+    if place.is_err()
+        && let Some(skipped) = shared.cancels.admit(Trouble::TooMany)
+    {
+        warn!(
+            from = from.map(tracing::field::display),
+            skipped, "too many cancel requests for sessions that are not known here; some are dropped"
+        );
+    }
+    place.ok()
+}
+
+/// Serves a request that came in clear to a port that passes sessions on unread: the key is that of one of these servers,
+/// and only that one knows it.
+pub(super) async fn pass_unread(
+    shared: &Shared,
+    servers: &[(String, u16)],
+    tls: &TlsClient,
+    mut stream: ClientStream,
+    request: &[u8],
+    from: Option<IpAddr>,
+) {
+    let result = match place(shared, from, false) {
+        None => "dropped",
+        Some(_) if servers.is_empty() => "unknown",
+        Some(_place) => {
+            let to_one = |server| pass_unread_to(shared, server, tls, request);
+            let delivered = join_all(servers.iter().map(to_one)).await;
+            if delivered.contains(&true) {
+                "forwarded"
+            } else {
+                "failed"
+            }
+        }
+    };
+    shared.metrics.cancel(result);
+    debug!(servers = servers.len(), result, "cancel request passed on unread");
+    let _ = timeout(UNREAD, stream.shutdown()).await;
+}
+
+async fn pass_unread_to(shared: &Shared, server: &(String, u16), tls: &TlsClient, request: &[u8]) -> bool {
+    let turn = timeout(PATIENCE, shared.cancels.unknown.turn(server.clone())).await;
+    let (host, port) = server;
+    let sent = match &turn {
+        Ok(_turn) => pass_cancel(host, *port, tls, request, UNREAD)
+            .await
+            .map_err(|error| error.to_string()),
+        Err(_elapsed) => Err("its turn did not come".to_owned()),
+    };
+    if let Err(why) = &sent {
+        debug!(host, port, why, "a cancel request could not be passed on unread");
+    }
+    sent.is_ok()
 }
 
 async fn ask_peers(

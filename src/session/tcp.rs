@@ -10,12 +10,10 @@
 //!      └→ cancel: to every member                    └→ nobody: 57P03, in clear
 //! ```
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -31,10 +29,10 @@ use super::life::{self, Arrival};
 use super::metrics::GaugeGuard;
 use super::queue::{self, QueueFault, Waiting};
 use super::registry::{self, Attachment, Seat, Ticket, Traffic};
-use super::{Shared, attach, record};
+use super::{Shared, attach, cancel, record};
 use crate::backend::{self, ClientReply};
 use crate::cluster::snapshot::{MemberName, Snapshot};
-use crate::config::{Access, Route, ServerOptions};
+use crate::config::{Access, Route};
 use crate::frontend::login::LoginFault;
 use crate::frontend::opening::OpeningFault;
 use crate::frontend::{ClientAddress, ClientStream};
@@ -45,8 +43,6 @@ use crate::wire::startup::{self, FirstPacket, Glance};
 
 /// For a client to ask for what it will not get, and to be told so.
 const REFUSING: Duration = Duration::from_secs(5);
-/// For one member to take a cancel request: connecting, delivering it, and the server's hanging up.
-const CANCELLING: Duration = Duration::from_secs(1);
 /// The label of who is gone before there was a server: nobody is told.
 const HUNG_UP: &str = "hung_up";
 /// Members that are sent one cancel request.
@@ -133,7 +129,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         Ok(Ok(Glance::Cancel(request))) => {
             // It waits for servers, not for a login.
             drop((knock, pending_gauge));
-            cancel(shared, &gate, client, &request).await;
+            cancel(shared, &gate, client, &request, address).await;
             return None;
         }
         Ok(Ok(Glance::Peer)) => {
@@ -367,9 +363,9 @@ fn enter(
     Some(ticket)
 }
 
-/// Sends a cancel request in clear to every member that may have the session: its key is the server's own, and only
-/// that one knows it. The client's socket is closed after theirs, which is when libpq takes the cancel for delivered.
-async fn cancel(shared: &Shared, gate: &Gate, mut client: ClientStream, request: &Bytes) {
+/// Sends a cancel request to every member that may have the session: its key is the server's own, and only that one knows
+/// it. The client's socket is closed after theirs, which is when libpq takes the cancel for delivered.
+async fn cancel(shared: &Shared, gate: &Gate, client: ClientStream, request: &Bytes, address: ClientAddress) {
     let cluster = &gate.cluster;
     let snapshot = cluster.snapshot();
     let may_have_it = |member: &&crate::cluster::snapshot::Member| {
@@ -378,36 +374,8 @@ async fn cancel(shared: &Shared, gate: &Gate, mut client: ClientStream, request:
                 || shared.registry.load(&cluster.config().name, &member.name) > 0)
     };
     let members = snapshot.members.iter().filter(may_have_it).take(MOST_CANCELLED);
-    let attempts = join_all(members.map(async |member| {
-        let delivered = timeout(CANCELLING, deliver(&member.host, member.port, request)).await;
-        matches!(delivered, Ok(Ok(())))
-    }));
-    let delivered = attempts.await;
-    let result = match delivered.as_slice() {
-        [] => "unknown",
-        tried if tried.contains(&true) => "forwarded",
-        _ => "failed",
-    };
-    shared.metrics.cancel(result);
-    let (members, reached) = (delivered.len(), delivered.iter().filter(|done| **done).count());
-    debug!(listener = %gate.name, members, reached, "cancel request forwarded");
-    let _ = timeout(CANCELLING, client.shutdown()).await;
-}
-
-async fn deliver(host: &str, port: u16, request: &[u8]) -> io::Result<()> {
-    let options = ServerOptions {
-        connect_timeout: CANCELLING,
-        keepalive: None,
-        tcp_user_timeout: None,
-    };
-    let deadline = Instant::now() + CANCELLING;
-    let mut server = backend::open(host, port, &options, deadline)
-        .await
-        .map_err(io::Error::other)?;
-    server.write_all(request).await?;
-    // It never answers; closed or reset, the signal was sent.
-    let _ = server.read(&mut [0; 1]).await;
-    Ok(())
+    let servers: Vec<(String, u16)> = members.map(|member| (member.host.clone(), member.port)).collect();
+    cancel::pass_unread(shared, &servers, &cluster.tls(), client, request, address.ip()).await;
 }
 
 fn refuse(shared: &Shared, gate: &Gate, client: ClientAddress, refusal: &Refusal) {

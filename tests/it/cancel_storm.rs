@@ -458,7 +458,10 @@ fn keys_that_a_stranger_makes_up_use_up_its_own_share_only() {
     eventually("its share is used up", PATIENCE, || {
         metric(&routers[0], "dropped") >= 1.0
     });
-    routers[0].await_log(&["WARN", "too many cancel requests for sessions of other routers"]);
+    routers[0].await_log(&[
+        "WARN",
+        "too many cancel requests for sessions that are not known here",
+    ]);
     let began = Instant::now();
     cancel_all(at(&routers[0], 6432), &clients);
     all_are_cancelled(&mut clients);
@@ -480,4 +483,37 @@ fn after_an_upgrade_every_session_of_the_process_before_is_cancelled() {
         clients.len()
     );
     assert_eq!(metric(&router, "other_process"), count(clients.len()));
+}
+
+/// `mode: tcp`: the key is the server's own. It came in clear, and goes on as sessions of the router's would.
+#[test]
+fn what_is_passed_on_unread_is_encrypted_on_its_way_to_the_server() {
+    let server = trusting(false);
+    let (address, said) = recorder(SocketAddr::from((server.address, server.port)));
+    let router = Router::launch(
+        None,
+        Options {
+            clusters: Some(format!(
+                "clusters:\n  main:\n    servers: [{{name: one, host: \"{}\", port: {}}}]\n    \
+                 service_account: {{user: postgres, dbname: postgres}}\n    server_tls: {{sslmode: require}}\n",
+                address.ip(),
+                address.port()
+            )),
+            listeners: Some(
+                "  - {name: rw, address: \"{address}:6432\", route: read-write, mode: tcp}\n".to_owned(),
+            ),
+            tls: Some(String::new()),
+            ..Options::default()
+        },
+    );
+    super::fake::await_leader(&router);
+    let mut client = Client::new(&router);
+    client.send(&query("SELECT pg_sleep(60)"));
+    eventually("it runs", PATIENCE, || active(&server) == "1");
+    cancel(at(&router, 6432), How::Plain, client.process_id, &client.key);
+    assert_cancelled(&mut client);
+    assert_eq!(metric(&router, "forwarded"), 1.0);
+    let said = said.lock().unwrap();
+    let in_clear = |connection: &&Vec<u8>| connection.windows(4).any(|part| part == b"\x04\xd2\x16\x2e");
+    assert_eq!(said.iter().filter(in_clear).count(), 0, "the key in clear");
 }

@@ -1,18 +1,24 @@
-//! Turns for cancel requests, a lane for each server address: cancels for one server never wait for another server.
+//! Turns for cancel requests, a lane for each server: cancels for one server never wait for another server.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Cancel requests that are being delivered to one address at the same time. Each takes a descriptor here and a
+/// Cancel requests that are being delivered to one server at the same time. Each takes a descriptor here and a
 /// process there.
 const AT_ONCE: usize = 32;
 
 /// All lanes; one is there only while somebody uses it.
-#[derive(Debug, Default)]
-pub(super) struct Lanes(Mutex<HashMap<SocketAddr, Lane>>);
+#[derive(Debug)]
+pub(super) struct Lanes<K: Eq + Hash + Clone>(Mutex<HashMap<K, Lane>>);
+
+impl<K: Eq + Hash + Clone> Default for Lanes<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
 
 #[derive(Debug)]
 struct Lane {
@@ -23,23 +29,23 @@ struct Lane {
 
 /// The right to deliver one cancel request; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
+pub(super) struct Turn<'a, K: Eq + Hash + Clone> {
     _permit: OwnedSemaphorePermit,
-    _place: Place<'a>,
+    _place: Place<'a, K>,
 }
 
 /// A place in a lane; it is left when this is dropped.
 #[derive(Debug)]
-struct Place<'a> {
-    lanes: &'a Lanes,
-    address: SocketAddr,
+struct Place<'a, K: Eq + Hash + Clone> {
+    lanes: &'a Lanes<K>,
+    server: K,
 }
 
-impl Lanes {
-    /// Waits for a turn at this address: first come, first served. How many wait and for how long is the caller's to
+impl<K: Eq + Hash + Clone> Lanes<K> {
+    /// Waits for a turn at this server: first come, first served. How many wait and for how long is the caller's to
     /// bound. Cancel safe.
-    pub(super) async fn turn(&self, address: SocketAddr) -> Turn<'_> {
-        let (turns, place) = self.enter(address);
+    pub(super) async fn turn(&self, server: K) -> Turn<'_, K> {
+        let (turns, place) = self.enter(server);
         let permit = turns.acquire_owned().await;
         Turn {
             _permit: permit.expect("a lane's semaphore is never closed"),
@@ -47,29 +53,29 @@ impl Lanes {
         }
     }
 
-    fn enter(&self, address: SocketAddr) -> (Arc<Semaphore>, Place<'_>) {
+    fn enter(&self, server: K) -> (Arc<Semaphore>, Place<'_, K>) {
         let mut lanes = self.lock();
-        let lane = lanes.entry(address).or_insert_with(|| Lane {
+        let lane = lanes.entry(server.clone()).or_insert_with(|| Lane {
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             users: 0,
         });
         lane.users += 1;
-        let place = Place { lanes: self, address };
+        let place = Place { lanes: self, server };
         (Arc::clone(&lane.turns), place)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Lane>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Lane>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place<'_> {
+impl<K: Eq + Hash + Clone> Drop for Place<'_, K> {
     fn drop(&mut self) {
         let mut lanes = self.lanes.lock();
-        if let Some(lane) = lanes.get_mut(&self.address) {
+        if let Some(lane) = lanes.get_mut(&self.server) {
             lane.users -= 1;
             if lane.users == 0 {
-                lanes.remove(&self.address);
+                lanes.remove(&self.server);
             }
         }
     }
@@ -87,17 +93,13 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(1);
 
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], port))
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_server_that_takes_no_cancels_holds_up_its_own_only() {
         let lanes = Lanes::default();
-        let held = join_all((0..AT_ONCE).map(|_| lanes.turn(address(1)))).await;
-        assert!(timeout(SOON, lanes.turn(address(1))).await.is_err());
-        let other = timeout(SOON, lanes.turn(address(2))).await.unwrap();
-        let mut waits = std::pin::pin!(lanes.turn(address(1)));
+        let held = join_all((0..AT_ONCE).map(|_| lanes.turn(1))).await;
+        assert!(timeout(SOON, lanes.turn(1)).await.is_err());
+        let other = timeout(SOON, lanes.turn(2)).await.unwrap();
+        let mut waits = std::pin::pin!(lanes.turn(1));
         assert!(timeout(SOON, &mut waits).await.is_err());
         drop(held);
         drop((waits.await, other));
