@@ -96,6 +96,10 @@ impl Accepted for Desk {
             return;
         }
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            warn!(
+                most = MOST,
+                "too many ask over the control socket at once; one is not heard"
+            );
             return;
         };
         let requests = self.requests.clone();
