@@ -421,4 +421,37 @@ mod tests {
             "nothing is left behind, of refusals neither"
         );
     }
+
+    #[test]
+    fn who_wants_no_login_gets_in_where_no_login_does() {
+        let admission = Admission::new(0, 2);
+        let source = |last| Some(IpAddr::from([10, 0, 0, last]));
+        let held = [1, 2].map(|last| admission.knock(source(last)).expect("room"));
+        assert!(held.iter().all(|knock| matches!(knock, Knock::Login(_))));
+        assert!(admission.may_speak());
+        // One source has half of the reserve, and what is left is for others.
+        let greedy: Vec<_> = (0..8).filter_map(|_| admission.knock(source(3)).ok()).collect();
+        assert_eq!(greedy.len(), 4);
+        let other = admission.knock(source(4)).expect("in the reserve");
+        assert!(matches!(other, Knock::Reserve(_)));
+        let unsaid: Vec<_> = (0..8).filter_map(|_| admission.knock_unsaid().ok()).collect();
+        assert_eq!(unsaid.len(), 3);
+        assert!(!admission.may_speak());
+        drop((held, greedy, other, unsaid));
+        assert!(matches!(admission.knock(source(3)), Ok(Knock::Login(_))));
+    }
+
+    #[test]
+    fn made_up_keys_take_no_place_of_those_that_bear_a_seal_nor_of_other_addresses() {
+        let admission = Admission::new(10, 1);
+        let source = |last| Some(IpAddr::from([10, 0, 0, last]));
+        let made_up: Vec<_> = (0..2000)
+            .filter_map(|_| admission.cancel(source(1), false).ok())
+            .collect();
+        assert_eq!(made_up.len(), 512);
+        assert!(admission.cancel(source(2), false).is_ok());
+        assert!(admission.cancel(source(1), true).is_ok());
+        drop(made_up);
+        assert!(admission.cancel(source(1), false).is_ok());
+    }
 }

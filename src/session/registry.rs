@@ -586,6 +586,35 @@ mod tests {
     }
 
     #[test]
+    fn each_request_has_a_number_of_its_own() {
+        let registry = Arc::new(Registry::default());
+        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let entry = ticket.entry();
+        assert!(!entry.in_flight() && entry.under_way().is_none());
+        entry.set_in_flight(true);
+        let first = entry.under_way();
+        assert!(first.is_some());
+        // The next one, which was sent behind it.
+        entry.set_in_flight(true);
+        assert_ne!(entry.under_way(), first);
+        entry.set_in_flight(false);
+        assert!(entry.under_way().is_none());
+        entry.set_in_flight(true);
+        assert_ne!(entry.under_way(), first);
+    }
+
+    #[test]
+    fn a_session_has_so_many_cancel_requests() {
+        let registry = Arc::new(Registry::default());
+        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let held = [(); 2].map(|()| ticket.entry().cancel_place(2));
+        assert!(held.iter().all(Option::is_some));
+        assert!(ticket.entry().cancel_place(2).is_none());
+        drop(held);
+        assert!(ticket.entry().cancel_place(2).is_some());
+    }
+
+    #[test]
     fn an_order_before_anybody_listens_is_still_there() {
         let registry = Arc::new(Registry::default());
         let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();

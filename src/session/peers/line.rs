@@ -333,3 +333,7 @@ impl Conversation {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "line_tests.rs"]
+mod tests;
