@@ -106,8 +106,19 @@ fn whatever_its_tag<T>(result: Result<T, Reason>) -> Result<(), Reason> {
     }
 }
 
+/// For anybody who asks: what exactly a probe met, a server's own words among it, is for the log and the API.
 fn sentence<T>(member: &Member, result: Result<T, Reason>) -> Verdict {
-    result
-        .map(drop)
-        .map_err(|reason| format!("{} {reason}", member.name))
+    result.map(drop).map_err(|reason| match reason {
+        Reason::Down(_) => format!("{} is down: {}", member.name, member.health.check.words()),
+        reason => format!("{} {reason}", member.name),
+    })
+}
+
+/// What is to be said of a cluster whose leader is full, though it is ready.
+pub(super) fn full_leader(snapshot: &Snapshot) -> Option<String> {
+    let leader = leader(snapshot).filter(|leader| leader.health.full)?;
+    Some(format!(
+        "{} is full: it takes no more sessions of ordinary roles",
+        leader.name
+    ))
 }

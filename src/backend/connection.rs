@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::error::{ConnectError, Step};
+use super::error::{ConnectError, Step, Suspicion};
 use super::hba_line;
 use super::login::{LoggedIn, LoginFailure, Request, login};
 use super::socket::{dial, resolve};
@@ -133,8 +133,8 @@ struct Failure {
 ///
 /// As in libpq, `prefer` tries again without TLS, and `allow` again with TLS, on a new connection, where the TLS
 /// handshake failed or the server refused the login before `AuthenticationOk`. Unlike libpq not after SQLSTATE classes
-/// 53 and 57 (full, starting, stopping), which encryption does not change. Where both attempts fail, the encrypted
-/// one's error is returned: it is the one that got further. With `channel_binding: require` nothing is tried without
+/// 53 and 57 (full, starting, stopping), which encryption does not change. Where both attempts fail, the error of the
+/// one that got further is returned, else that of the encrypted one. With `channel_binding: require` nothing is tried without
 /// TLS, not even sent.
 pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConnection, ConnectError> {
     let addresses = resolve(target.host, target.port, deadline).await?;
@@ -160,13 +160,24 @@ pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConn
     tracing::debug!(error = %failure.error, ?second, "trying the other encryption");
     match attempt(&target, &[address], second, deadline).await {
         Ok(connection) => Ok(connection),
-        Err(later) => Err(
-            if failure.was_tls || matches!(later.error, ConnectError::TlsRefused) {
-                failure.error
-            } else {
-                later.error
-            },
-        ),
+        Err(later) => Err(telling(failure, later.error)),
+    }
+}
+
+/// Which of two attempts' errors tells more: of a server that answered one of them, its answer.
+fn telling(first: Failure, later: ConnectError) -> ConnectError {
+    let is_before_login = |error: &ConnectError| error.suspicion() >= Suspicion::Likely;
+    match (is_before_login(&first.error), is_before_login(&later)) {
+        // Only an encrypted connection would have done, and why there is none is what helps.
+        (true, false) if matches!(&later, ConnectError::Server(error) if error.code == "28000") => {
+            ConnectError::TlsThenRefused {
+                reason: first.error.to_string(),
+            }
+        }
+        (true, false) => later,
+        (false, true) => first.error,
+        _ if first.was_tls => first.error,
+        _ => later,
     }
 }
 

@@ -68,6 +68,9 @@ pub enum ConnectError {
     ErrorBeforeTls { text: String },
     #[error("TLS failed: {reason}")]
     Tls { reason: String },
+    /// With `prefer`: encrypted it came to nothing, and in clear the server does not admit this login.
+    #[error("TLS failed: {reason}; without TLS the server does not admit this login")]
+    TlsThenRefused { reason: String },
     #[error(
         "the server did not take direct TLS: {reason} (PostgreSQL has it since version 17; \
          older ones need sslnegotiation: postgres)"
@@ -162,9 +165,18 @@ impl ServerError {
         self.severity != "ERROR"
     }
 
-    /// Too many connections, shutting down, starting up: says something of the server's state, nothing of the client.
-    fn is_about_the_server(&self) -> bool {
-        self.code == "53300" || self.is_unavailable()
+    /// Whether another server may answer otherwise: out of something (53), ended or not open by an operator's will (57),
+    /// failures of its system (58) and its own (XX). A dropped database (57P04) is dropped everywhere.
+    fn may_be_this_server(&self) -> bool {
+        ["53", "57", "58", "XX"]
+            .iter()
+            .any(|class| self.code.starts_with(class))
+            && self.code != "57P04"
+    }
+
+    /// Too many connections: of the server, of the role or of the database.
+    pub fn is_full(&self) -> bool {
+        self.code == "53300"
     }
 
     /// 57P01, 57P02, 57P03.
@@ -182,7 +194,55 @@ pub enum ClientReply {
     Own(ErrorReply),
 }
 
+/// What a failed login says of the server, where the login was a client's. A role can make its own logins wait, end and
+/// fail as it likes: by locks on catalogs, `pg_terminate_backend`, `DROP DATABASE … (FORCE)`, settings of the role and
+/// the database, login triggers that raise any SQLSTATE. So that only what comes before the startup packet is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Suspicion {
+    /// The server answered this login, or the router could not even try.
+    None,
+    /// The server may be unfit, or this login only: a probe has to look.
+    Possible,
+    /// Nothing of the login's was sent yet: other logins are likely to fail, too. A probe has to look.
+    Likely,
+    /// The server's port is closed.
+    Certain,
+}
+
 impl ConnectError {
+    /// What it says of the server, where the login was a client's.
+    pub fn suspicion(&self) -> Suspicion {
+        match self {
+            Self::Refused { .. } => Suspicion::Certain,
+            Self::Resolve { .. }
+            | Self::Unreachable { .. }
+            | Self::TlsRefused
+            | Self::ErrorBeforeTls { .. }
+            | Self::Tls { .. }
+            | Self::DirectTls { .. }
+            | Self::Certificate { .. } => Suspicion::Likely,
+            Self::Timeout { step }
+            | Self::Lost { step, .. }
+            | Self::Closed { step }
+            | Self::Protocol { step, .. } => match step {
+                Step::Resolve | Step::Connect | Step::TlsRequest | Step::TlsHandshake => Suspicion::Likely,
+                Step::Login | Step::Start | Step::Query | Step::Cancel => Suspicion::Possible,
+            },
+            // A full server is up, and the limit may be the role's or the database's own.
+            Self::Server(error) if error.may_be_this_server() && !error.is_full() => Suspicion::Possible,
+            Self::Server(_)
+            | Self::TlsThenRefused { .. }
+            | Self::LocalResources { .. }
+            | Self::VerifierDiffers { .. }
+            | Self::NotProven { .. }
+            | Self::ChannelBinding { .. }
+            | Self::UnsupportedMethod { .. }
+            | Self::CleartextRefused
+            | Self::NoCredential { .. }
+            | Self::AnswerTooLarge => Suspicion::None,
+        }
+    }
+
     /// Whether the next candidate may be tried: what failed is this server or the way to it, not the client's login.
     pub fn is_temporary_or_elsewhere(&self) -> bool {
         match self {
@@ -195,13 +255,14 @@ impl ConnectError {
             | Self::TlsRefused
             | Self::ErrorBeforeTls { .. }
             | Self::Tls { .. }
+            | Self::TlsThenRefused { .. }
             | Self::DirectTls { .. }
             | Self::Certificate { .. }
             | Self::Protocol { .. }
             | Self::VerifierDiffers { .. }
             | Self::NotProven { .. }
             | Self::ChannelBinding { .. } => true,
-            Self::Server(error) => error.is_about_the_server(),
+            Self::Server(error) => error.may_be_this_server(),
             Self::LocalResources { .. }
             | Self::UnsupportedMethod { .. }
             | Self::CleartextRefused
@@ -210,25 +271,27 @@ impl ConnectError {
         }
     }
 
-    /// Whether this is evidence that the member is not fit. A wrong password, a missing database, a full server and
+    /// Whether a probe that fails so is evidence that the member is not fit; of a client's login see
+    /// [`Self::suspicion`]. A wrong password, a missing database, a full server, a name service that does not answer and
     /// this host's own limits are not.
     pub fn counts_against_member(&self) -> bool {
         match self {
-            // A client can make its own session start slowly.
-            Self::Timeout { step } => *step != Step::Start,
-            Self::Resolve { .. }
-            | Self::Refused { .. }
+            // The owner of the service account's database can make sessions there start slowly.
+            Self::Timeout { step } => !matches!(step, Step::Start | Step::Resolve),
+            Self::Refused { .. }
             | Self::Unreachable { .. }
             | Self::Lost { .. }
             | Self::Closed { .. }
             | Self::TlsRefused
             | Self::ErrorBeforeTls { .. }
             | Self::Tls { .. }
+            | Self::TlsThenRefused { .. }
             | Self::DirectTls { .. }
             | Self::Certificate { .. }
             | Self::Protocol { .. } => true,
             Self::Server(error) => error.is_unavailable(),
-            Self::LocalResources { .. }
+            Self::Resolve { .. }
+            | Self::LocalResources { .. }
             | Self::VerifierDiffers { .. }
             | Self::NotProven { .. }
             | Self::ChannelBinding { .. }
@@ -263,11 +326,11 @@ impl ConnectError {
             Self::Lost { .. } => "lost",
             Self::Closed { .. } => "closed",
             Self::TlsRefused | Self::ErrorBeforeTls { .. } => "tls_refused",
-            Self::Tls { .. } | Self::DirectTls { .. } => "tls",
+            Self::Tls { .. } | Self::TlsThenRefused { .. } | Self::DirectTls { .. } => "tls",
             Self::Certificate { .. } => "certificate",
             Self::Protocol { .. } => "protocol",
             Self::Server(error) if error.is_unavailable() => "server_unavailable",
-            Self::Server(error) if error.code == "53300" => "server_full",
+            Self::Server(error) if error.is_full() => "server_full",
             Self::Server(_) => "server_error",
             Self::VerifierDiffers { .. } => "verifier_differs",
             Self::NotProven { .. } => "not_proven",
@@ -316,7 +379,7 @@ impl ConnectError {
                 now(format!("server \"{server}\" failed before encryption was set up"))
                     .hint("Try again later; the router's log has the details.")
             }
-            Self::Tls { .. } => failure(format!("TLS between the router and server \"{server}\" failed"))
+            Self::Tls { .. } | Self::TlsThenRefused { .. } => failure(format!("TLS between the router and server \"{server}\" failed"))
                 .hint("The router's log has the details."),
             Self::DirectTls { .. } => failure(format!("server \"{server}\" does not take direct TLS")).hint(
                 "PostgreSQL has it since version 17. The operator should set server_tls.sslnegotiation to postgres.",
@@ -418,3 +481,7 @@ pub(crate) fn escape(bytes: &[u8], limit: usize) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

@@ -25,7 +25,7 @@ use crate::wire::startup::ProtocolVersion;
 
 /// `PostgreSQL` reports 13 to 16 parameters; extensions may add some.
 const MAX_PARAMETERS: usize = 200;
-const MAX_PARAMETER_BYTES: usize = 64 * 1024;
+const MAX_PARAMETER_BYTES: usize = 128 * 1024;
 /// Notices over these bounds are dropped: login goes on without them.
 const MAX_NOTICES: usize = 100;
 const MAX_NOTICE_BYTES: usize = 64 * 1024;

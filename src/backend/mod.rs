@@ -23,6 +23,6 @@ pub use cancel::pass_cancel;
 pub use connection::{
     CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect,
 };
-pub use error::{ClientReply, ConnectError, ServerError, Step};
+pub use error::{ClientReply, ConnectError, ServerError, Step, Suspicion};
 pub use socket::{open, set_user_timeout, tune_socket};
 pub use tls::TlsSettingsError;

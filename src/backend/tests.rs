@@ -403,7 +403,7 @@ async fn lengths_out_of_bounds_are_refused_at_the_header() {
         (b'R', 0),
         (b'R', u32::MAX),
         (b'R', 20_000),
-        (b'S', 20_000),
+        (b'S', 30_001),
         (b'E', 100_000),
         (b'N', 0x7fff_ffff),
         (b'D', 100_000),

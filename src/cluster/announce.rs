@@ -120,7 +120,22 @@ fn introduction(member: &Member) -> String {
 fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)) {
     let name = &new.name;
     let was_up = old.is_some_and(|old| old.health.up);
-    if new.health.up && !was_up {
+    let was_full = old.is_some_and(|old| old.health.full);
+    if new.health.full && !was_full {
+        let error = new.health.error.as_deref().unwrap_or_default();
+        let role = match &new.health.facts {
+            Some(_) => "the role last seen counts for now",
+            None => "its role is not known, so each session has to find out whether it accepts writes",
+        };
+        say(
+            true,
+            format!(
+                "{name} is up and full: {error}; {role}. Let the service account use reserved connections"
+            ),
+        );
+    } else if was_full && !new.health.full && new.health.up {
+        say(false, format!("{name} is not full any more"));
+    } else if new.health.up && !was_up {
         let what = new.health.facts.as_ref().map_or_else(String::new, |facts| {
             let role = if facts.in_recovery {
                 "standby"

@@ -56,7 +56,7 @@ async fn another_reason_for_being_down_is_told_now_and_then() {
             result: Err(ProbeFailure {
                 check: crate::cluster::check::CheckStatus::Layer4Connection,
                 message: error.into(),
-                certain: true,
+                kind: crate::cluster::observation::FailureKind::Certain,
             }),
         };
         state.observe(probe, Instant::now());
@@ -136,7 +136,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
         Err(ProbeFailure {
             check: crate::cluster::check::CheckStatus::Layer4Connection,
             message: "refused".into(),
-            certain: true,
+            kind: crate::cluster::observation::FailureKind::Certain,
         })
     };
 

@@ -46,6 +46,22 @@ impl CheckStatus {
         }
     }
 
+    /// As the end of a sentence, for anybody: nothing of what a server, or somebody on the way, has said.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Initializing => "it has not been probed yet",
+            Self::SocketError => "this host has no connections left to probe it with",
+            Self::Layer4Connection => "no connection can be made",
+            Self::Layer4Timeout => "no connection came about in time",
+            Self::Layer6Response => "TLS failed",
+            Self::Layer6Timeout => "TLS took too long",
+            Self::Layer7Ok => "it answers",
+            Self::Layer7Response => "it closed the connection, or what answers is no PostgreSQL server",
+            Self::Layer7Timeout => "no answer came in time",
+            Self::Layer7Status => "it answered the probe with an error",
+        }
+    }
+
     /// What a probe's failure is called.
     pub(super) fn of(error: &ConnectError) -> Self {
         match error {
@@ -68,6 +84,7 @@ impl CheckStatus {
             ConnectError::TlsRefused
             | ConnectError::ErrorBeforeTls { .. }
             | ConnectError::Tls { .. }
+            | ConnectError::TlsThenRefused { .. }
             | ConnectError::DirectTls { .. }
             | ConnectError::Certificate { .. } => Self::Layer6Response,
             ConnectError::AnswerTooLarge => Self::Layer7Response,

@@ -15,9 +15,11 @@ use super::account::Account;
 use super::announce::Announcer;
 use super::etcd::Watcher;
 use super::fixed;
+use super::frozen::Frozen;
 use super::metrics::{Metrics, ProbeResult};
+use super::newcomers::Newcomers;
 use super::patroni::{Patroni, Reply, choose, printable};
-use super::probe::{Prober, wait};
+use super::probe::{Poke, Prober, wait};
 use super::snapshot::{Identity, MemberName, Snapshot};
 use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
 use crate::config::{self, Source};
@@ -46,6 +48,8 @@ pub(super) struct Control {
     check_key: Arc<Notify>,
     fast_interval: Duration,
     probers: BTreeMap<MemberName, Running>,
+    newcomers: Newcomers,
+    frozen: Frozen,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
@@ -54,7 +58,7 @@ pub(super) struct Control {
 struct Running {
     host: String,
     port: u16,
-    poke: Arc<Notify>,
+    poke: Arc<Poke>,
     stop: CancellationToken,
 }
 
@@ -120,6 +124,8 @@ impl Control {
             check_key: Arc::new(Notify::new()),
             fast_interval,
             probers: BTreeMap::new(),
+            newcomers: Newcomers::new(now),
+            frozen: Frozen::new(now),
             stop,
             tracker,
         };
@@ -179,21 +185,75 @@ impl Control {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
-            tokio::select! {
+            let happened = tokio::select! {
                 () = stop.cancelled() => return,
-                Some(observation) = self.observations.recv() => self.observe(observation),
-                Some(observation) = self.reports.recv() => self.observe(observation),
+                Some(observation) = self.observations.recv() => Happened::Observed(observation),
+                Some(observation) = self.reports.recv() => Happened::Observed(observation),
                 Ok(()) = self.limits.changed() => {
                     let limits = self.limits.borrow_and_update().clone();
-                    self.observe(Observation::Limits(limits));
+                    Happened::Observed(Observation::Limits(limits))
                 }
-                Some((begun, replies)) = polls.recv() => self.polled(begun, &replies),
-                _ = ticks.tick() => {
+                Some((begun, replies)) = polls.recv() => Happened::Polled(begun, replies),
+                _ = ticks.tick() => Happened::Tick,
+            };
+            self.notice_freeze();
+            match happened {
+                Happened::Observed(observation) => self.observed(observation),
+                Happened::Polled(begun, replies) => self.polled(begun, &replies),
+                Happened::Tick => {
                     let old = self.state.snapshot();
                     self.state.tick(Instant::now());
                     self.settled(&old);
+                    self.show_measures();
                 }
             }
+        }
+    }
+
+    /// Whether this process stood still: then time has passed in which nobody looked.
+    fn notice_freeze(&mut self) {
+        let now = Instant::now();
+        let Some(gap) = self.frozen.passed(now) else {
+            return;
+        };
+        if self.shown.get().is_some() {
+            tracing::warn!(
+                cluster = %self.account.config.name,
+                "this process was stopped for {:.1} s: what it had seen of the servers before counts until it has looked again",
+                gap.as_secs_f64()
+            );
+        }
+        let old = self.state.snapshot();
+        self.state.resume(gap, now);
+        self.settled(&old);
+    }
+
+    fn observed(&mut self, observation: Observation) {
+        if let Observation::Probe {
+            member,
+            started,
+            result,
+        } = &observation
+        {
+            if result.is_err() && self.frozen.spoilt(*started) {
+                return;
+            }
+            let is_member = self.state.snapshot().member(member).is_some();
+            if is_member && self.shown.get().is_some() && !self.stop.is_cancelled() {
+                let outcome = match result {
+                    Ok(_) => ProbeResult::Success,
+                    Err(_) => ProbeResult::Failure,
+                };
+                let cluster = &self.account.config.name;
+                self.metrics.probed(cluster, member, outcome, started.elapsed());
+            }
+        }
+        self.observe(observation);
+    }
+
+    fn show_measures(&self) {
+        if self.shown.get().is_some() && !self.stop.is_cancelled() {
+            self.metrics.measure(&self.state.snapshot());
         }
     }
 
@@ -211,7 +271,17 @@ impl Control {
                         .is_some_and(|facts| !facts.in_recovery)
             })
         };
-        if let Some(report) = choose(&answers, &writable) {
+        if answers.is_empty() && self.frozen.spoilt(begun) {
+            self.poll_now.notify_one();
+        } else if let Some(mut report) = choose(&answers, &writable) {
+            let left_out = self.newcomers.admit(&mut report, &snapshot, Instant::now());
+            if left_out > 0 {
+                tracing::warn!(
+                    cluster = %snapshot.cluster,
+                    left_out,
+                    "Patroni lists too many new members at once; some are left out for now"
+                );
+            }
             self.metrics.polled(&snapshot.cluster, ProbeResult::Success);
             self.observe(Observation::Polled { report, begun });
         } else {
@@ -248,12 +318,12 @@ impl Control {
                 line.log(&new.cluster);
             }
         }
-        self.keep_probers(&new);
-        if shown.is_some() && new.version != old.version {
-            self.metrics.show(old, &new);
-        }
-        if shown.is_some() {
-            self.metrics.measure(&new);
+        if new.version != old.version {
+            self.keep_probers(&new);
+            if shown.is_some() {
+                self.metrics.show(old, &new);
+                self.metrics.measure(&new);
+            }
         }
         // Our own look-ups first: whoever is woken by what is shown may ask them at once.
         for snapshots in [&self.snapshots].into_iter().chain(shown.as_deref()) {
@@ -278,7 +348,7 @@ impl Control {
         }
         for member in &wants.probe {
             if let Some(prober) = self.probers.get(member) {
-                prober.poke.notify_one();
+                prober.poke.look(wants.anew.contains(member));
             }
         }
     }
@@ -297,7 +367,7 @@ impl Control {
             let running = Running {
                 host: member.host.clone(),
                 port: member.port,
-                poke: Arc::new(Notify::new()),
+                poke: Arc::default(),
                 stop: self.stop.child_token(),
             };
             let prober = Prober {
@@ -309,13 +379,19 @@ impl Control {
                 poke: Arc::clone(&running.poke),
                 fast_interval: self.fast_interval,
                 observations: self.observers.clone(),
-                metrics: Arc::clone(&self.metrics),
                 stop: running.stop.clone(),
             };
             self.tracker.spawn(prober.run());
             self.probers.insert(member.name.clone(), running);
         }
     }
+}
+
+/// What the task wakes up for.
+enum Happened {
+    Observed(Observation),
+    Polled(Instant, Vec<Option<Reply>>),
+    Tick,
 }
 
 /// Polls Patroni for ever.
@@ -331,9 +407,11 @@ async fn poll(
     loop {
         let started = Instant::now();
         let replies = patroni.poll().await;
+        // Of answers that this process was too late for, being stopped, nothing is said.
+        let in_time = started.elapsed() < patroni.timeout() + Frozen::SHORTEST;
         for ((endpoint, failing), reply) in patroni.endpoints().iter().zip(&mut failing).zip(&replies) {
             match reply {
-                Some(Err(error)) if !*failing => {
+                Some(Err(error)) if !*failing && in_time => {
                     *failing = true;
                     tracing::warn!(%cluster, %endpoint, %error, "a Patroni endpoint gives no usable answer");
                 }

@@ -200,6 +200,7 @@ impl Metrics {
         metrics
     }
 
+    /// To be called for members that are shown, by the one that shows them: else it stays for ever.
     pub(super) fn probed(&self, cluster: &str, member: &MemberName, result: ProbeResult, took: Duration) {
         let (cluster, member) = (cluster.to_owned(), member.as_str().to_owned());
         self.probe_seconds

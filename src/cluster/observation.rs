@@ -52,8 +52,20 @@ pub struct SourceReport {
 pub struct ProbeFailure {
     pub message: String,
     pub check: CheckStatus,
-    /// There is no doubt (refused, shutting down): not waited for `fall`.
-    pub certain: bool,
+    pub kind: FailureKind,
+}
+
+/// What a probe's failure says of the member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// It does not do what a server does: down after `fall` in a row.
+    Counts,
+    /// There is no doubt (refused, shutting down): down at once.
+    Certain,
+    /// It is up, and has no connection left (53300).
+    Full,
+    /// The probe never came as far as the member: this host is out of something, or the name service does not answer.
+    NotTried,
 }
 
 /// What live sessions notice about a member.
@@ -61,11 +73,9 @@ pub struct ProbeFailure {
 pub enum Evidence {
     /// The server's port refused the connection: counts at once.
     ConnectRefused,
-    /// A connect failed in another way that counts against the member (timeout, reset): look again.
+    /// A connection or a login failed in another way: look again, with a new connection.
     ConnectFailed,
-    /// 57P02 or 57P03: counts at once.
-    ShutdownSeen,
-    /// 57P01 or a connection lost: a shutdown, or one session terminated; look again.
+    /// 57P01 to 57P03, or a connection lost: a shutdown, or one session terminated; look again, with a new connection.
     Terminated,
     /// 25006: a demoted server, or a read-only transaction; look again.
     ReadOnlySeen,
@@ -146,4 +156,6 @@ pub struct Wants {
     /// Ask the DCS whether what the watch last said is still so.
     pub check_key: bool,
     pub probe: BTreeSet<MemberName>,
+    /// Of these, with a new connection: the standing one may go on where no other comes about.
+    pub anew: BTreeSet<MemberName>,
 }

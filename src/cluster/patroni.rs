@@ -123,6 +123,11 @@ impl Patroni {
         &self.settings().endpoints
     }
 
+    /// In which a poll ends.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Asks every endpoint. `None` for those whose answer was not waited for.
     pub async fn poll(&mut self) -> Vec<Option<Reply>> {
         let deadline = Instant::now() + self.timeout;

@@ -1,9 +1,10 @@
 //! Probes: one task per member asks it for its role, timeline, identity and position.
 //!
-//! A standing connection is used, and every tenth time, after half a minute, and after each failure, a fresh one: a
-//! server that refuses logins is not fit, and a host name may lead elsewhere by now. A standing connection that breaks is no failure yet, one that cannot be replaced is.
+//! A standing connection is used, and every tenth time, after half a minute, after each failure, and where a session's
+//! login failed, a fresh one: a server that refuses logins is not fit, and a host name may lead elsewhere by now. A standing connection that breaks is no failure yet, one that cannot be replaced is.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -12,16 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::{Account, Purpose};
 use super::check::CheckStatus;
-use super::metrics::{Metrics, ProbeResult};
 use super::snapshot::{MemberName, ProbeFacts};
-use super::state::{Observation, Pace, ProbeFailure};
+use super::state::{FailureKind, Observation, Pace, ProbeFailure};
 use crate::backend::query::{Row, simple_query};
-use crate::backend::{ConnectError, ServerConnection};
+use crate::backend::{ConnectError, ServerConnection, Step};
 
 /// Probes on one connection before a fresh one is tried.
 const FRESH_EVERY: u32 = 10;
 /// And its age: a name may lead elsewhere by now.
 const FRESH_AFTER: Duration = Duration::from_secs(30);
+/// A new connection that somebody asks for comes no sooner after the one before: clients can make logins fail.
+const ANEW_AFTER: Duration = Duration::from_secs(1);
 
 /// One row: in recovery, system identifier, timeline, position, position received, WAL receiver streams,
 /// version. Works on primaries and
@@ -46,12 +48,33 @@ pub(super) struct Prober {
     pub(super) port: u16,
     pub(super) account: Arc<Account>,
     pub(super) pace: watch::Receiver<Pace>,
-    /// Probe now; not sooner after the last probe than this.
-    pub(super) poke: Arc<Notify>,
+    /// Probe now; not sooner after the last probe than `fast_interval`.
+    pub(super) poke: Arc<Poke>,
     pub(super) fast_interval: Duration,
     pub(super) observations: mpsc::Sender<Observation>,
-    pub(super) metrics: Arc<Metrics>,
     pub(super) stop: CancellationToken,
+}
+
+/// Asks a prober to look now.
+#[derive(Debug, Default)]
+pub(super) struct Poke {
+    now: Notify,
+    /// With a new connection.
+    anew: AtomicBool,
+}
+
+impl Poke {
+    pub(super) fn look(&self, anew: bool) {
+        if anew {
+            self.anew.store(true, Ordering::Relaxed);
+        }
+        self.now.notify_one();
+    }
+
+    /// Whether it was asked for a new connection, which is being made now.
+    fn take_anew(&self) -> bool {
+        self.anew.swap(false, Ordering::Relaxed)
+    }
 }
 
 /// The standing connection, how often it has been used, and since when.
@@ -82,17 +105,6 @@ impl Prober {
         loop {
             let started = Instant::now();
             let result = self.probe(standing).await;
-            let outcome = if result.is_ok() {
-                ProbeResult::Success
-            } else {
-                ProbeResult::Failure
-            };
-            self.metrics.probed(
-                &self.account.config.name,
-                &self.member,
-                outcome,
-                started.elapsed(),
-            );
             let result = result.map_err(|error| failure(&error));
             let observation = Observation::Probe {
                 member: self.member.clone(),
@@ -103,9 +115,13 @@ impl Prober {
                 return;
             }
             let member = &self.member;
-            wait(&mut self.pace, &self.poke, started, self.fast_interval, |pace| {
-                pace.of(member)
-            })
+            wait(
+                &mut self.pace,
+                &self.poke.now,
+                started,
+                self.fast_interval,
+                |pace| pace.of(member),
+            )
             .await;
         }
     }
@@ -115,7 +131,9 @@ impl Prober {
         // One that is about to accept writes is asked as often as it can answer.
         let chased = self.pace.borrow().chased.as_ref() == Some(&self.member);
         standing.used += u32::from(!chased);
-        let refresh = !chased && (standing.used >= FRESH_EVERY || standing.since.elapsed() >= FRESH_AFTER);
+        let age = standing.since.elapsed();
+        let is_due = standing.used >= FRESH_EVERY || age >= FRESH_AFTER;
+        let refresh = !chased && (is_due || age >= ANEW_AFTER && self.poke.take_anew());
         if let (false, Some(connection)) = (refresh, &mut standing.connection) {
             match ask(connection, Instant::now() + timeout).await {
                 Ok(facts) => return Ok(facts),
@@ -211,15 +229,22 @@ pub(super) fn jitter() -> f64 {
 }
 
 fn failure(error: &ConnectError) -> ProbeFailure {
-    let certain = match error {
-        ConnectError::Refused { .. } => true,
-        ConnectError::Server(error) => matches!(error.code.as_str(), "57P01" | "57P02" | "57P03"),
-        _ => false,
+    let kind = match error {
+        ConnectError::Refused { .. } => FailureKind::Certain,
+        ConnectError::Server(error) => match error.code.as_str() {
+            "57P01" | "57P02" | "57P03" => FailureKind::Certain,
+            "53300" => FailureKind::Full,
+            _ => FailureKind::Counts,
+        },
+        ConnectError::LocalResources { .. } | ConnectError::Timeout { step: Step::Resolve } => {
+            FailureKind::NotTried
+        }
+        _ => FailureKind::Counts,
     };
     ProbeFailure {
         check: CheckStatus::of(error),
         message: super::patroni::printable(&error.to_string(), 400),
-        certain,
+        kind,
     }
 }
 
@@ -238,7 +263,7 @@ pub(super) async fn ask(
             ..facts
         })
         .ok_or_else(|| ConnectError::Protocol {
-            step: crate::backend::Step::Query,
+            step: Step::Query,
             what: "the probe's answer makes no sense".to_owned(),
         })
 }

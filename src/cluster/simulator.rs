@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::check::CheckStatus;
+use super::observation::FailureKind;
 use super::patroni::choose;
 use super::snapshot::{AdminState, Leader, MemberName, NamedBy, ProbeFacts, Role, Snapshot};
 use super::state::{
@@ -202,16 +203,16 @@ impl World {
 
     fn look(&self, index: usize) -> Result<ProbeFacts, ProbeFailure> {
         let node = &self.nodes[index];
-        let failure = |message: &str, certain| ProbeFailure {
+        let failure = |message: &str, kind| ProbeFailure {
             check: CheckStatus::Layer4Connection,
             message: message.into(),
-            certain,
+            kind,
         };
         if !node.connected {
-            return Err(failure("time ran out", false));
+            return Err(failure("time ran out", FailureKind::Counts));
         }
         if !node.running {
-            return Err(failure("refused", true));
+            return Err(failure("refused", FailureKind::Certain));
         }
         Ok(ProbeFacts {
             in_recovery: !node.primary,
@@ -350,7 +351,7 @@ impl World {
                     self.next_probe[index] = self.now + pace.probe;
                     let seen = self.look(index);
                     let takes = match &seen {
-                        Err(failure) if !failure.certain => Duration::from_secs(1),
+                        Err(failure) if failure.kind == FailureKind::Counts => Duration::from_secs(1),
                         _ if self.slow => Duration::from_millis(400),
                         _ => Duration::from_millis(2),
                     };

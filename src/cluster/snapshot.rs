@@ -49,7 +49,8 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub fn member(&self, name: &MemberName) -> Option<&Member> {
-        self.members.iter().find(|member| member.name == *name)
+        let found = self.members.binary_search_by(|member| member.name.cmp(name));
+        found.ok().map(|index| &self.members[index])
     }
 }
 
@@ -88,6 +89,10 @@ pub enum NoLeader {
     NotWritable(MemberName),
     #[error("{0} holds the leader key but cannot be reached")]
     NotReachable(MemberName),
+    /// Sessions may try: their own connections must show that they lead where the leader would be, on no older timeline
+    /// than `newest`.
+    #[error("{member} has no connection left for the router to see whether it accepts writes")]
+    Full { member: MemberName, newest: u32 },
     #[error("{0} leads a standby cluster, which accepts no writes")]
     StandbyCluster(MemberName),
     #[error("{0} holds the leader key but Patroni gives no address for it")]
@@ -212,6 +217,8 @@ pub struct Health {
     pub error: Option<String>,
     /// How the last probe ended, or what a session has seen since.
     pub check: CheckStatus,
+    /// It answered the last probe that it has no connection left (53300). It is up; its facts may be minutes old.
+    pub full: bool,
 }
 
 /// What a successful probe saw.

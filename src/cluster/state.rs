@@ -25,8 +25,14 @@
 //!
 //! A member is up after its first success, and after `rise` in a row when it had been up before; down after `fall`
 //! failures in a row, or at once where the failure leaves no doubt (refused, shutting down). A role that a probe
-//! sees counts at once. What live sessions report about a role counts at once too; what a session can cause by
-//! itself (`pg_terminate_backend`, a read-only transaction) only makes the router look again.
+//! sees counts at once. What live sessions report about a role, or of a closed port, counts at once too; what a session
+//! can cause by itself (`pg_terminate_backend`, a login that fails, a read-only transaction) only makes the router look
+//! again.
+//!
+//! # Full
+//!
+//! A server that answers 53300 to a probe is up. The role last seen counts on for a while; after that, and where none was
+//! seen, a session may find out on its own connection whether it is the leader ([`NoLeader::Full`]).
 //!
 //! # Lag
 //!
@@ -41,13 +47,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 mod fitness;
+mod full;
 mod key;
 mod leader;
 
 use super::check::CheckStatus;
 use super::lag::History;
 pub use super::observation::{
-    Evidence, Listed, Named, Observation, Pace, ProbeFailure, SourceKind, SourceReport, Wants,
+    Evidence, FailureKind, Listed, Named, Observation, Pace, ProbeFailure, SourceKind, SourceReport, Wants,
 };
 use super::share::share;
 use super::snapshot::{
@@ -100,6 +107,8 @@ struct MemberState {
     primary_since: Option<(u32, Instant)>,
     /// The last report that counted at once; probes started earlier do not count.
     evidence_at: Option<Instant>,
+    /// Start of the last probe that it answered to be full.
+    full_from: Option<Instant>,
     /// Last known, also while it is down.
     identifier: Option<u64>,
     /// It was not there when the router began: its first rise is a slow one, too.
@@ -125,6 +134,7 @@ impl MemberState {
             unconfirmed: false,
             primary_since: None,
             evidence_at: None,
+            full_from: None,
             identifier: None,
             is_late,
             risen: None,
@@ -142,8 +152,13 @@ impl MemberState {
         self.health.check = check;
         self.health.up = false;
         self.health.streak = fall;
-        self.health.facts = None;
         self.health.error = Some(message);
+        self.not_full();
+        self.forget_facts();
+    }
+
+    fn forget_facts(&mut self) {
+        self.health.facts = None;
         self.facts_from = None;
         self.unconfirmed = false;
     }
@@ -270,6 +285,20 @@ impl State {
         self.settle(now);
     }
 
+    /// This process stood still for `gap`: what was seen before is no older for that, and is looked at again now.
+    pub fn resume(&mut self, gap: Duration, now: Instant) {
+        for member in self.members.values_mut() {
+            for at in [&mut member.facts_from, &mut member.full_from] {
+                *at = at.map(|at| at + gap);
+            }
+        }
+        self.leaderless_until += gap;
+        self.wants.poll = true;
+        self.wants.probe.extend(self.members.keys().cloned());
+        self.hint(now, AFTER_FAILURE);
+        self.settle(now);
+    }
+
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshot)
     }
@@ -378,6 +407,7 @@ impl State {
                 };
                 member.health.streak = successes.min(rise);
                 member.health.error = None;
+                member.not_full();
                 member.health.check = CheckStatus::Layer7Ok;
                 member.identifier = Some(facts.system_identifier);
                 let primary = (!facts.in_recovery).then_some(facts.timeline);
@@ -398,14 +428,26 @@ impl State {
             Err(ProbeFailure {
                 message,
                 check,
-                certain,
+                kind: FailureKind::Full,
+            }) => member.full(check, message, started),
+            // What was seen before counts until it is too old.
+            Err(ProbeFailure {
+                message,
+                check,
+                kind: FailureKind::NotTried,
             }) => {
+                member.health.check = check;
+                member.health.error = Some(message);
+            }
+            Err(ProbeFailure { message, check, kind }) => {
                 let failures = if member.health.error.is_some() {
                     member.health.streak.saturating_add(1)
                 } else {
                     1
                 };
                 let was_up = member.health.up;
+                let certain = kind == FailureKind::Certain;
+                member.not_full();
                 // One that is about to come up is not down before that, either: what was seen of it still counts.
                 if certain || failures >= fall || member.health.facts.is_none() {
                     member.down(check, message, failures.min(fall));
@@ -433,15 +475,11 @@ impl State {
         self.wants.probe.insert(name.clone());
         match evidence {
             _ if outdated => {}
-            Evidence::ConnectRefused | Evidence::ShutdownSeen => {
+            Evidence::ConnectRefused => {
                 member.evidence_at = Some(at);
                 // What is said of one that is down already stays.
                 if member.health.facts.is_some() {
-                    let (check, message) = match evidence {
-                        Evidence::ConnectRefused => (CheckStatus::Layer4Connection, "refused a connection"),
-                        _ => (CheckStatus::Layer7Status, "does not accept connections now"),
-                    };
-                    member.down(check, message.into(), fall);
+                    member.down(CheckStatus::Layer4Connection, "refused a connection".into(), fall);
                 }
             }
             Evidence::Promoted | Evidence::Demoted => {
@@ -452,7 +490,10 @@ impl State {
                     member.unconfirmed = true;
                 }
             }
-            Evidence::ConnectFailed | Evidence::Terminated | Evidence::ReadOnlySeen => {}
+            Evidence::ConnectFailed | Evidence::Terminated => {
+                self.wants.anew.insert(name.clone());
+            }
+            Evidence::ReadOnlySeen => {}
         }
         self.hint(now, AFTER_HINT);
     }
@@ -502,8 +543,14 @@ impl State {
             ..
         } = self.settings;
         let bound = probe_interval * STALE_INTERVALS + probe_timeout * 2;
-        for member in self.members.values_mut() {
-            if member
+        let named = match &self.named {
+            Some(Named::One(name)) => Some(name),
+            _ => None,
+        };
+        for (name, member) in &mut self.members {
+            if member.is_full(bound, now) {
+                member.drop_old_role(named == Some(name), now);
+            } else if member
                 .facts_from
                 .is_some_and(|from| now.saturating_duration_since(from) > bound)
             {
@@ -561,7 +608,7 @@ fn differs(a: &Snapshot, b: &Snapshot) -> bool {
             && a.state == b.state
             && a.timeline == b.timeline
             && a.tags == b.tags
-            && a.health.up == b.health.up
+            && (a.health.up, a.health.full) == (b.health.up, b.health.full)
             && facts(a) == facts(b)
             && a.identity == b.identity
             && a.admin == b.admin

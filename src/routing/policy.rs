@@ -69,6 +69,8 @@ pub enum Reason {
     NotYetProbed,
     #[error("is down: {0}")]
     Down(String),
+    #[error("has no connection left for the router to see its role")]
+    Full,
     #[error("is not the leader")]
     NotLeader,
     #[error("is not the verified leader: {0}")]
@@ -136,7 +138,7 @@ impl fmt::Debug for Asked<'_> {
     }
 }
 
-/// Who may serve `route`, in order of preference: members that could be reached lately, then by target, members with a
+/// Who may serve `route`, in order of preference: members that sessions and the last probe could reach, then by target, members with a
 /// weight, by [`Preference`], members of the own zone, and as the route balances.
 pub fn candidates(snapshot: &Snapshot, route: &Route, asked: &mut Asked<'_>) -> Choice {
     let mut choice = Choice::default();
@@ -145,8 +147,10 @@ pub fn candidates(snapshot: &Snapshot, route: &Route, asked: &mut Asked<'_>) -> 
         match fitness(snapshot, route, member) {
             Ok((tier, reason)) => {
                 let is_far = asked.zone.is_some() && asked.zone != member.zone.as_deref();
+                // Its last probe failed, though not often enough yet; or it is full.
+                let is_doubtful = member.health.error.is_some();
                 let rank = (
-                    (asked.is_in_trouble)(&member.name),
+                    is_doubtful || (asked.is_in_trouble)(&member.name),
                     tier,
                     member.weight == 0,
                     reason.rank(),
@@ -271,8 +275,13 @@ pub fn chance() -> u64 {
 
 /// Whether `member` may serve as the leader.
 pub fn leader_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference, Reason> {
-    usable(member)?;
+    match (usable(member), &snapshot.leader) {
+        // Of a full one that was never seen otherwise not even that is known; its session must show all of it.
+        (Err(Reason::Full), Leader::None(NoLeader::Full { .. })) => {}
+        (usable, _) => usable?,
+    }
     match &snapshot.leader {
+        Leader::None(NoLeader::Full { member: full, .. }) if *full == member.name => Ok(Preference::Leader),
         Leader::Verified { member: leader, .. } if *leader == member.name => Ok(Preference::Leader),
         Leader::Verified { .. } => Err(Reason::NotLeader),
         Leader::None(why) => Err(Reason::NoLeader(why.clone())),
@@ -286,7 +295,11 @@ pub fn replica_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference
     }
     usable(member)?;
     let Some(facts) = &member.health.facts else {
-        return Err(Reason::NotYetProbed);
+        return Err(if member.health.full {
+            Reason::Full
+        } else {
+            Reason::NotYetProbed
+        });
     };
     if !facts.in_recovery {
         return Err(Reason::Writable);
@@ -337,7 +350,11 @@ fn usable(member: &Member) -> Result<(), Reason> {
         });
     }
     if member.identity == Identity::Unknown {
-        Err(Reason::Unidentified)
+        Err(if member.health.full {
+            Reason::Full
+        } else {
+            Reason::Unidentified
+        })
     } else {
         Ok(())
     }
@@ -392,7 +409,9 @@ pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (Stri
     } else if snapshot.members.is_empty() {
         hints.push("No member of the cluster is known.".to_owned());
     }
-    if route.access == Access::ReadWrite {
+    if matches!(snapshot.leader, Leader::None(NoLeader::Full { .. })) {
+        hints.push("Try again later: it has all the sessions it takes.".to_owned());
+    } else if route.access == Access::ReadWrite {
         hints.push("Try again: a failover usually ends within a minute.".to_owned());
     }
     (message, hints.join(" "))

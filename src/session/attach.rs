@@ -10,14 +10,15 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::enforce;
 use super::queue::{self, QueueFault, Waiting};
 use super::registry::{Registry, Seat};
+use super::{enforce, proof};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::{
-    self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Target, TlsSettingsError,
+    self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Suspicion, Target,
+    TlsSettingsError,
 };
-use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
+use crate::cluster::snapshot::{Leader, MemberName, NoLeader, Snapshot};
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::{Access, OnLeader, Route, Source};
 use crate::routing::{self, Candidate, Preference, Terms};
@@ -76,7 +77,8 @@ pub(super) enum AttachError {
     /// A server refused, and its own words go to the client.
     Server {
         frame: Bytes,
-        code: String,
+        /// The same for the log.
+        said: String,
         member: MemberName,
     },
     /// A server refused for a reason that we put into words.
@@ -272,7 +274,8 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             },
             Err(error) => error,
         };
-        report(cluster, registry, &candidate.member, &error);
+        let has_certificate = matches!(request.login.with, ServerProof::Certificate(_));
+        report(cluster, registry, &candidate.member, &error, has_certificate);
         if let ConnectError::VerifierDiffers { .. } = error {
             // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
             cluster.doubt_identity(request.user);
@@ -305,27 +308,39 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
     }
 }
 
-/// What others should know of a failed attempt.
+/// What others should know of a failed attempt: nothing that a client can cause for itself, except that a probe should
+/// look (docs/security.md). `has_certificate`: it had a certificate of the user's own, which TLS may have failed by.
 pub(super) fn report(
     cluster: &ClusterHandle,
     registry: &Registry,
     member: &MemberName,
     error: &ConnectError,
+    has_certificate: bool,
 ) {
     debug!(%member, %error, "no connection");
     let config = cluster.config();
     let name = &config.name;
-    if error.counts_against_member() {
-        registry.trouble.failed(name, member);
-        let evidence = match error {
-            ConnectError::Refused { .. } => Evidence::ConnectRefused,
-            ConnectError::Server(_) => Evidence::ShutdownSeen,
-            _ => Evidence::ConnectFailed,
-        };
-        cluster.evidence(member, evidence);
-    } else {
-        // What it would not do is this client's affair.
-        registry.trouble.answered(name, member);
+    let suspicion = match error.suspicion() {
+        Suspicion::Likely if has_certificate => Suspicion::Possible,
+        suspicion => suspicion,
+    };
+    match suspicion {
+        // Whether others would be answered, this host being out of something, is not known.
+        Suspicion::None if matches!(error, ConnectError::LocalResources { .. }) => {}
+        Suspicion::None => registry.trouble.answered(name, member),
+        Suspicion::Possible => {
+            // It took the connection; what came of the login may be this client's affair.
+            registry.trouble.answered(name, member);
+            cluster.evidence(member, Evidence::ConnectFailed);
+        }
+        Suspicion::Likely => {
+            registry.trouble.failed(name, member);
+            cluster.evidence(member, Evidence::ConnectFailed);
+        }
+        Suspicion::Certain => {
+            registry.trouble.failed(name, member);
+            cluster.evidence(member, Evidence::ConnectRefused);
+        }
     }
 }
 
@@ -344,15 +359,10 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
             member: member.clone(),
         };
     }
-    let code = if let ConnectError::Server(server) = error {
-        server.code.clone()
-    } else {
-        String::new()
-    };
     match error.client_reply(member.as_str()) {
         ClientReply::Verbatim(frame) => AttachError::Server {
             frame,
-            code,
+            said: error.to_string(),
             member: member.clone(),
         },
         ClientReply::Own(reply) => AttachError::Refused {
@@ -418,6 +428,11 @@ async fn verify(
             let snapshot = cluster.snapshot();
             match &snapshot.leader {
                 Leader::Verified { member: leader, .. } if leader == member => Ok((connection, terms)),
+                Leader::None(NoLeader::Full { member: full, newest }) if full == member => {
+                    let ours = snapshot.system_identifier;
+                    proof::is_ours(&mut connection, ours, *newest, deadline).await?;
+                    Ok((connection, terms))
+                }
                 Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader".into()),
             }
         }

@@ -108,7 +108,7 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
         return farewell(stream, welcome).await;
     }
     MEMBER.clone_into(&mut record.member);
-    let gauge = shared.metrics.session(&record.gate.route.name, MEMBER);
+    let gauge = shared.metrics.session(&record.gate.route.name, MEMBER, None);
     let visitor = Visitor {
         stream,
         user: String::from_utf8_lossy(&record.user).into_owned(),

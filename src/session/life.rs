@@ -23,7 +23,7 @@ use super::farewell::{closing, farewell};
 use super::finish::finish;
 use super::gate::Gate;
 use super::keys::ClientCancelKey;
-use super::metrics::{GaugeGuard, seconds};
+use super::metrics::{SessionGuard, seconds};
 use super::queue::Waiting;
 use super::record::{Record, Times, note_attach, note_opening, refuse};
 use super::registry::{self, Attachment, Seat, Ticket};
@@ -92,7 +92,7 @@ struct Session {
     relay: Relay,
     record: Box<Record>,
     seat: Seat,
-    gauge: GaugeGuard,
+    gauge: SessionGuard,
     admitted: Admitted,
 }
 
@@ -242,7 +242,11 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     }
     let session = begin(&shared, stream, &packet, (&login, welcome), &mut record, lease).await?;
     let Begun { relay, seat } = session;
-    let gauge = shared.metrics.session(&record.gate.route.name, &record.member);
+    let gauge = shared.metrics.session(
+        &record.gate.route.name,
+        &record.member,
+        Some(&record.gate.cluster),
+    );
     Some(LoggedIn::Session(Session {
         relay,
         record,

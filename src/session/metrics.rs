@@ -1,10 +1,12 @@
 //! Metrics of sessions and logins.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -13,6 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::end::End;
 use super::{queue, registry, sentry};
+use crate::cluster::snapshot::MemberName;
+use crate::cluster::{ClusterHandle, WeakClusterHandle};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RouteMemberLabel {
@@ -49,7 +53,7 @@ pub(super) struct ByLabel {
 /// Counters of this room; label values are of fixed sets, or names from the configuration and the cluster.
 #[derive(Debug)]
 pub struct Metrics {
-    pub(super) sessions: Family<RouteMemberLabel, Gauge>,
+    sessions: Arc<SessionCounts>,
     pub(super) ended: Family<RouteCauseLabel, Counter>,
     pub(super) unknown: Family<RouteCauseLabel, Counter>,
     pub(super) unenforced: Family<RouteLabel, Counter>,
@@ -70,7 +74,7 @@ impl Metrics {
     pub fn new(into: &mut Registry, sessions: Arc<registry::Registry>, sentry: Arc<sentry::Sentry>) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
         let metrics = Self {
-            sessions: Family::default(),
+            sessions: Arc::default(),
             ended: Family::default(),
             unknown: Family::default(),
             unenforced: Family::default(),
@@ -85,11 +89,6 @@ impl Metrics {
             abandoned: Family::default(),
             queue: queue::Metrics::register(into),
         };
-        into.register(
-            "sessions",
-            "Sessions now, by route and member",
-            metrics.sessions.clone(),
-        );
         into.register(
             "sessions_ended",
             "Sessions that ended, by cause",
@@ -152,6 +151,7 @@ impl Metrics {
             "What sessions had under way when they were cut, by whether the server took the router's cancel request for it",
             metrics.abandoned.clone(),
         );
+        into.register_collector(Box::new(SessionCollector(Arc::clone(&metrics.sessions))));
         into.register_collector(Box::new(TrafficCollector(sessions)));
         into.register_collector(Box::new(OffenderCollector(sentry)));
         metrics
@@ -173,12 +173,21 @@ impl Metrics {
         self.abandoned.get_or_create(&ResultLabel { result }).inc();
     }
 
-    pub(super) fn session(&self, route: &str, member: &str) -> GaugeGuard {
+    /// Counts a session; `cluster` is that of its server.
+    pub(super) fn session(&self, route: &str, member: &str, cluster: Option<&ClusterHandle>) -> SessionGuard {
         let label = RouteMemberLabel {
             route: route.to_owned(),
             member: member.to_owned(),
         };
-        GaugeGuard::new(self.sessions.get_or_create(&label).clone())
+        let mut counts = self.sessions.lock();
+        let entry = counts.entry(label.clone()).or_default();
+        entry.sessions += 1;
+        entry.cluster = cluster.map(ClusterHandle::downgrade);
+        drop(counts);
+        SessionGuard {
+            counts: Arc::clone(&self.sessions),
+            label,
+        }
     }
 
     pub(super) fn unenforced(&self, route: &str) {
@@ -207,6 +216,76 @@ impl Metrics {
         if end.is_unknown() {
             self.unknown.get_or_create(&label).inc();
         }
+    }
+}
+
+/// Sessions by route and member.
+#[derive(Debug, Default)]
+struct SessionCounts(Mutex<HashMap<RouteMemberLabel, Count>>);
+
+#[derive(Debug, Default)]
+struct Count {
+    sessions: i64,
+    /// Of the member; the console has none.
+    cluster: Option<WeakClusterHandle>,
+}
+
+impl Count {
+    /// Nothing is to be told any more: no session, and the member is gone.
+    fn is_over(&self, member: &str) -> bool {
+        let member = MemberName::new(member);
+        self.sessions == 0
+            && self.cluster.as_ref().is_some_and(|cluster| {
+                let cluster = cluster.upgrade();
+                cluster.is_none_or(|cluster| cluster.snapshot().member(&member).is_none())
+            })
+    }
+}
+
+impl SessionCounts {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RouteMemberLabel, Count>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session, counted for as long as this lives.
+#[derive(Debug)]
+pub(super) struct SessionGuard {
+    counts: Arc<SessionCounts>,
+    label: RouteMemberLabel,
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock();
+        if let Some(count) = counts.get_mut(&self.label) {
+            count.sessions -= 1;
+            if count.is_over(&self.label.member) {
+                counts.remove(&self.label);
+            }
+        }
+    }
+}
+
+/// Leaves out, and forgets, members that are gone.
+#[derive(Debug)]
+struct SessionCollector(Arc<SessionCounts>);
+
+impl Collector for SessionCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut counts = self.0.lock();
+        counts.retain(|label, count| !count.is_over(&label.member));
+        let shown: Vec<_> = counts
+            .iter()
+            .map(|(label, count)| (label.clone(), count.sessions))
+            .collect();
+        drop(counts);
+        let help = "Sessions now, by route and member";
+        let mut family = encoder.encode_descriptor("sessions", help, None, MetricType::Gauge)?;
+        for (label, sessions) in shown {
+            ConstGauge::new(sessions).encode(family.encode_family(&label)?)?;
+        }
+        Ok(())
     }
 }
 

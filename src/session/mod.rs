@@ -24,6 +24,7 @@ pub mod life;
 pub mod metrics;
 pub(crate) mod peer_codec;
 pub mod peers;
+mod proof;
 mod queue;
 pub mod quota;
 pub mod rate;

@@ -130,9 +130,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError)
             debug!(client = %record.client, "hung up while it waited for a server");
             return;
         }
-        AttachError::Server { code, member, .. } => {
-            ("server_refused", Some(member), format!("server answered {code}"))
-        }
+        AttachError::Server { said, member, .. } => ("server_refused", Some(member), said.clone()),
         AttachError::Refused { reply, member } => ("server_connect", Some(member), told(reply)),
         AttachError::Credential { said, member, .. } => (
             "server_refused",

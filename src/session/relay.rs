@@ -578,12 +578,11 @@ impl Relay {
     }
 }
 
-/// What a server's error says of its fitness. An ERROR may have any SQLSTATE a client likes (`RAISE … USING
-/// ERRCODE`), so that only FATAL is believed; the harmless 25006 is expected on a standby.
+/// What a server's error says of its fitness: never more than that a probe should look. An ERROR may have any SQLSTATE a
+/// client likes (`RAISE … USING ERRCODE`), and so may a FATAL (`plpy.fatal`); the harmless 25006 is expected on a standby.
 fn evidence_of(code: [u8; 5], is_fatal: bool, terms: Terms) -> Option<Evidence> {
     match (&code, is_fatal, terms) {
-        (b"57P01", true, _) => Some(Evidence::Terminated),
-        (b"57P02" | b"57P03", true, _) => Some(Evidence::ShutdownSeen),
+        (b"57P01" | b"57P02" | b"57P03", true, _) => Some(Evidence::Terminated),
         (b"25006", _, Terms::ReadWrite) => Some(Evidence::ReadOnlySeen),
         _ => None,
     }

@@ -26,7 +26,7 @@ use super::farewell::{closing, farewell};
 use super::forward::{Ended, Forward, Parts};
 use super::gate::Gate;
 use super::life::{self, Arrival};
-use super::metrics::GaugeGuard;
+use super::metrics::SessionGuard;
 use super::queue::{self, QueueFault, Waiting};
 use super::registry::{self, Attachment, Seat, Ticket, Traffic};
 use super::{Shared, attach, cancel, record};
@@ -68,7 +68,7 @@ struct Session {
     forward: Forward,
     record: Box<Record>,
     /// Given back at the end.
-    held: (Seat, GaugeGuard, Admitted),
+    held: (Seat, SessionGuard, Admitted),
 }
 
 /// What the log line at the end needs.
@@ -176,7 +176,9 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
     if terms == Terms::Unenforced {
         shared.metrics.unenforced(&gate.route.name);
     }
-    let gauge = shared.metrics.session(&gate.route.name, member.as_str());
+    let gauge = shared
+        .metrics
+        .session(&gate.route.name, member.as_str(), Some(&gate.cluster));
     let ticket = enter(shared, &gate, (address, accepted), &member, terms)?;
     let forward = Forward::new(Parts {
         client,
@@ -278,19 +280,23 @@ async fn connect(
         registry.trouble.trying(name, &candidate.member);
         let deadline = Instant::now() + options.connect_timeout;
         match backend::open(&candidate.host, candidate.port, options, deadline).await {
-            Ok(stream) => match terms(&cluster.snapshot(), route, candidate) {
-                Some(terms) => {
-                    return Ok(Connected {
-                        stream,
-                        member: candidate.member.clone(),
-                        terms,
-                        seat,
-                    });
+            Ok(stream) => {
+                // More than that it takes connections cannot be seen here.
+                registry.trouble.answered(name, &candidate.member);
+                match terms(&cluster.snapshot(), route, candidate) {
+                    Some(terms) => {
+                        return Ok(Connected {
+                            stream,
+                            member: candidate.member.clone(),
+                            terms,
+                            seat,
+                        });
+                    }
+                    None => last = Some(changed(&candidate.member)),
                 }
-                None => last = Some(changed(&candidate.member)),
-            },
+            }
             Err(error) => {
-                attach::report(cluster, registry, &candidate.member, &error);
+                attach::report(cluster, registry, &candidate.member, &error, false);
                 if let ClientReply::Own(reply) = error.client_reply(candidate.member.as_str()) {
                     last = Some(reply);
                 }

@@ -12,6 +12,9 @@ use super::message::MAX_TEXT;
 pub const SMALL_LIMIT: usize = 10_000;
 /// The largest length word of a client's `p`: passwords (tokens of clouds) of up to 65 535 bytes and a terminator.
 pub const PASSWORD_LIMIT: usize = 65_540;
+/// The largest length word of a `ParameterStatus` while logging in, libpq's bound. PostgreSQL 18 reports `search_path`,
+/// which a role may set to anything.
+pub const PARAMETER_LIMIT: usize = 30_000;
 /// The largest length word of an error or a notice from a server while logging in.
 pub const REPORT_LIMIT: usize = 65_536;
 
@@ -50,12 +53,13 @@ pub fn client_login_limit(tag: u8) -> usize {
     if tag == b'p' { PASSWORD_LIMIT } else { SMALL_LIMIT }
 }
 
-/// Largest length word of a frame from a server that is logging us in.
+/// Largest length word of a frame from a server that is logging us in. As libpq: its bound for messages that may be
+/// long at this time is 30,000 bytes, and it is lenient with errors.
 pub fn server_login_limit(tag: u8) -> usize {
-    if matches!(tag, b'E' | b'N') {
-        REPORT_LIMIT
-    } else {
-        SMALL_LIMIT
+    match tag {
+        b'E' | b'N' => REPORT_LIMIT,
+        b'S' => PARAMETER_LIMIT,
+        _ => SMALL_LIMIT,
     }
 }
 

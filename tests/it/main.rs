@@ -32,6 +32,7 @@ mod fake;
 mod front;
 mod hand;
 mod handover;
+mod health;
 mod hostile;
 mod idle;
 mod import;

@@ -55,6 +55,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
             last_probe: None,
             error: None,
             check: CheckStatus::Layer7Ok,
+            full: false,
             facts: Some(ProbeFacts {
                 in_recovery: true,
                 system_identifier: 7,
@@ -98,6 +99,7 @@ pub(super) fn down(mut member: Member) -> Member {
     member.health.up = false;
     (member.health.facts, member.measured) = (None, None);
     member.health.error = Some("connection refused".into());
+    member.health.check = CheckStatus::Layer4Connection;
     member
 }
 

@@ -81,10 +81,16 @@ fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> Verdict
         Ok((_, view)) => view,
         Err(answer) => return answer,
     };
-    Answer::boolean(match app.handles.readiness.phase().not_ready() {
+    let verdict = match app.handles.readiness.phase().not_ready() {
         Some(why) => Err(why.into()),
         None => ready(view, params.is_set("strict")),
-    })
+    };
+    let note = fitness::full_leader(&view.snapshot.borrow()).filter(|_| verdict.is_ok());
+    let answer = Answer::boolean(verdict);
+    match note {
+        Some(note) => answer.because(note),
+        None => answer,
+    }
 }
 
 /// Can a read-write session be served, or, unless `strict`, held until it can?

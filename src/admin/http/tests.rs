@@ -474,7 +474,7 @@ async fn node_answers_for_the_local_member_and_for_any() {
     let got = get(&beside(snapshot, "x"), "/node/is-read-only").await;
     assert_eq!(
         (got.reason(), &got.headers[MEMBER]),
-        ("x is down: connection refused", &"x".parse().unwrap())
+        ("x is down: no connection can be made", &"x".parse().unwrap())
     );
 }
 

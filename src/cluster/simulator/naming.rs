@@ -161,7 +161,7 @@ fn in_a_fixed_list_the_highest_timeline_leads_and_a_tie_is_none() {
 #[test]
 fn a_dead_leader_is_down_at_once_and_a_silent_one_after_three_probes() {
     let mut world = calm(3);
-    world.apply(&Action::Evidence(0, Evidence::ShutdownSeen));
+    world.apply(&Action::Evidence(0, Evidence::ConnectRefused));
     assert_eq!(world.reason(), "db0 holds the leader key but cannot be reached");
     world.pass(Duration::from_millis(500));
     assert!(world.leader().is_some(), "two probes bring it back");

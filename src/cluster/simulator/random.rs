@@ -9,7 +9,6 @@ fn action() -> impl Strategy<Value = Action> {
     let evidence = prop_oneof![
         Just(Evidence::ConnectRefused),
         Just(Evidence::ConnectFailed),
-        Just(Evidence::ShutdownSeen),
         Just(Evidence::Terminated),
         Just(Evidence::ReadOnlySeen),
         Just(Evidence::Promoted),

@@ -116,7 +116,10 @@ impl Sight {
                 return Err(ProbeFailure {
                     check: CheckStatus::Layer4Connection,
                     message: "as scripted".into(),
-                    certain: matches!(self, Self::Refused),
+                    kind: match self {
+                        Self::Refused => FailureKind::Certain,
+                        _ => FailureKind::Counts,
+                    },
                 });
             }
         };
@@ -275,7 +278,6 @@ fn event() -> impl Strategy<Value = Event> {
     let evidence = select(vec![
         Evidence::ConnectRefused,
         Evidence::ConnectFailed,
-        Evidence::ShutdownSeen,
         Evidence::Terminated,
         Evidence::ReadOnlySeen,
         Evidence::Promoted,

@@ -94,7 +94,7 @@ impl Seen {
                 self.probed = true;
                 self.successes = 0;
                 self.failures += 1;
-                if failure.certain || self.failures >= FALL {
+                if failure.kind == FailureKind::Certain || self.failures >= FALL {
                     self.fall();
                 }
             }
@@ -107,7 +107,7 @@ impl Seen {
             return;
         }
         let in_recovery = match evidence {
-            Evidence::ConnectRefused | Evidence::ShutdownSeen => {
+            Evidence::ConnectRefused => {
                 self.refused = self.refused.max(Some(at));
                 if self.role.is_none_or(|(seen, _)| seen <= at) && self.probe.is_some() {
                     self.fall();

@@ -131,6 +131,8 @@ impl State {
             NoLeader::NoAddress(name.clone())
         } else if member.listed.role == Role::StandbyLeader {
             NoLeader::StandbyCluster(name.clone())
+        } else if let Some(full) = self.named_full() {
+            full
         } else if member.probed && !member.health.up {
             NoLeader::NotReachable(name.clone())
         } else {
@@ -172,6 +174,9 @@ impl State {
             .filter_map(|(name, member)| Some((self.writable(member)?.timeline, name)))
             .collect();
         let Some((timeline, name)) = writable.iter().max().copied() else {
+            if let Some(full) = self.only_full() {
+                return Err(full);
+            }
             let told = self.members.values().any(|member| member.identifier.is_some());
             return Err(if self.identifier.is_none() && told {
                 NoLeader::MixedClusters

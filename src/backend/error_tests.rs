@@ -1,0 +1,71 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn said(code: &str) -> ConnectError {
+    let body = Bytes::from(format!("SFATAL\0VFATAL\0C{code}\0Mno\0\0"));
+    ServerError::parse(&body, body.clone())
+        .map(Box::new)
+        .unwrap()
+        .into()
+}
+
+/// Login triggers may raise any SQLSTATE, and a role may terminate its own logins: the server's word for a client's login
+/// never takes the server down.
+#[test]
+fn what_a_server_says_to_a_clients_login_is_at_most_a_reason_to_look() {
+    for (code, suspicion, elsewhere) in [
+        ("57P01", Suspicion::Possible, true),
+        ("57P02", Suspicion::Possible, true),
+        ("57P03", Suspicion::Possible, true),
+        ("57014", Suspicion::Possible, true),
+        ("53100", Suspicion::Possible, true),
+        ("53200", Suspicion::Possible, true),
+        ("58030", Suspicion::Possible, true),
+        ("XX001", Suspicion::Possible, true),
+        ("53300", Suspicion::None, true),
+        ("57P04", Suspicion::None, false),
+        ("55000", Suspicion::None, false),
+        ("28P01", Suspicion::None, false),
+        ("28000", Suspicion::None, false),
+        ("3D000", Suspicion::None, false),
+        ("42704", Suspicion::None, false),
+        ("", Suspicion::None, false),
+    ] {
+        let error = said(code);
+        assert_eq!(error.suspicion(), suspicion, "{code}");
+        assert_eq!(error.is_temporary_or_elsewhere(), elsewhere, "{code}");
+    }
+}
+
+#[test]
+fn a_failure_is_the_servers_only_before_the_startup_packet() {
+    let io = || io::Error::from(io::ErrorKind::ConnectionReset);
+    let early = [Step::Resolve, Step::Connect, Step::TlsRequest, Step::TlsHandshake];
+    for step in early.into_iter().chain([Step::Login, Step::Start]) {
+        let expected = if early.contains(&step) {
+            Suspicion::Likely
+        } else {
+            Suspicion::Possible
+        };
+        let what = String::new();
+        for error in [
+            ConnectError::Timeout { step },
+            ConnectError::Lost { step, source: io() },
+            ConnectError::Closed { step },
+            ConnectError::Protocol { step, what },
+        ] {
+            assert_eq!(error.suspicion(), expected, "{error}");
+            assert!(error.is_temporary_or_elsewhere(), "{error}");
+        }
+    }
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    assert_eq!(ConnectError::Refused { address }.suspicion(), Suspicion::Certain);
+    let unreachable = ConnectError::Unreachable {
+        address,
+        source: io(),
+    };
+    assert_eq!(unreachable.suspicion(), Suspicion::Likely);
+    let local = ConnectError::LocalResources { source: io() };
+    assert_eq!(local.suspicion(), Suspicion::None);
+}
