@@ -8,19 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::snapshot::{Member, MemberName, Snapshot};
 use crate::config::LocalMember;
+use crate::names;
 
 /// How long a look-up is good for. The addresses of the host are looked at again as often.
 const REFRESH: Duration = Duration::from_secs(30);
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Hosts looked up for one cluster; members beyond are never the local one.
 const MAX_HOSTS: usize = 128;
-/// Addresses looked at for one host.
-const MAX_ADDRESSES: usize = 16;
 
 /// The local member, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,17 +109,10 @@ async fn is_here(member: &Member, cache: &mut HashMap<String, (Instant, bool)>) 
     {
         return here;
     }
-    let here = match timeout(
-        LOOK_UP_TIMEOUT,
-        tokio::net::lookup_host((member.host.as_str(), member.port)),
-    )
-    .await
-    {
-        Ok(Ok(addresses)) => addresses
-            .take(MAX_ADDRESSES)
-            .any(|address| is_own_address(address.ip())),
+    let here = match names::addresses(&member.host, Instant::now() + LOOK_UP_TIMEOUT).await {
+        Ok(addresses) => addresses.into_iter().any(is_own_address),
         // A name server that is away for a moment does not make the member remote.
-        Ok(Err(_)) | Err(_) => known.is_some_and(|(_, here)| here),
+        Err(_) => known.is_some_and(|(_, here)| here),
     };
     cache.insert(member.host.clone(), (Instant::now(), here));
     here

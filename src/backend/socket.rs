@@ -5,14 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ConnectError, Step, is_local};
 use crate::config::ServerOptions;
-
-/// A name with more addresses than this is only tried so far.
-const MAX_ADDRESSES: usize = 16;
+use crate::names::{self, NameError};
 
 /// Sets `TCP_NODELAY`, keepalive (idle time and interval the same, 3 probes) and `TCP_USER_TIMEOUT`; for connections to
 /// servers and from clients. The kernel counts keepalive in whole seconds: less than one becomes one.
@@ -62,29 +60,18 @@ pub(super) async fn resolve(
     port: u16,
     deadline: Instant,
 ) -> Result<Vec<SocketAddr>, ConnectError> {
-    let failed = |source: io::Error| {
-        if is_local(&source) {
-            ConnectError::LocalResources { source }
-        } else {
-            ConnectError::Resolve {
+    let addresses = names::addresses(host, deadline).await.map_err(|error| {
+        let source = io::Error::from(error.clone());
+        match error {
+            NameError::Silent => ConnectError::Timeout { step: Step::Resolve },
+            NameError::NoSuchName(_) => ConnectError::Resolve {
                 host: host.to_owned(),
                 source,
-            }
+            },
+            NameError::Local(_) => ConnectError::LocalResources { source },
         }
-    };
-    let addresses: Vec<SocketAddr> = timeout_at(deadline, lookup_host((host, port)))
-        .await
-        .map_err(|_| ConnectError::Timeout { step: Step::Resolve })?
-        .map_err(failed)?
-        .take(MAX_ADDRESSES)
-        .collect();
-    if addresses.is_empty() {
-        return Err(failed(io::Error::new(
-            io::ErrorKind::NotFound,
-            "the name has no address",
-        )));
-    }
-    Ok(addresses)
+    })?;
+    Ok(addresses.into_iter().map(|ip| (ip, port).into()).collect())
 }
 
 /// Connects to the first address that answers. What is left of the time is shared evenly among the addresses left,

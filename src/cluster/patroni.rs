@@ -34,6 +34,7 @@ use super::ClusterError;
 use super::snapshot::{MemberName, Role};
 use super::state::{Listed, Named, SourceReport};
 use crate::config;
+use crate::names::HttpNames;
 use crate::tls::{self, Authorities, Check, ServerVerifier, certified};
 
 /// Largest body that is read.
@@ -91,6 +92,7 @@ impl Patroni {
                 .map_err(ClusterError::Tls)?,
             )
             .no_proxy()
+            .dns_resolver(HttpNames)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .tcp_nodelay(true)

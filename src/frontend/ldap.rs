@@ -24,6 +24,7 @@ use crate::auth::ldap::message::{
     Answer, LARGEST_ANSWER, MessageFault, Operation, Outcome, Request, message_length,
 };
 use crate::auth::ldap::{Encryption, LdapServer, LdapSettings, Mode, Search, UnfitName, direct_name};
+use crate::names;
 use crate::tls::{self, Authorities, AuthorityFault, Check, ServerVerifier};
 
 /// Bytes read from one server in one login.
@@ -180,7 +181,7 @@ async fn ask(
     question: &Question<'_>,
     until: Instant,
 ) -> Result<(), LdapFault> {
-    let stream = TcpStream::connect((server.host.as_str(), server.port))
+    let stream = names::connect(&server.host, server.port)
         .await
         .map_err(|error| lost(&error))?;
     // Small messages, each waited for.

@@ -14,6 +14,7 @@ use super::message::{self, MAX_MESSAGE, Single};
 use crate::cluster::ClusterError;
 use crate::cluster::patroni::{describe, tls};
 use crate::config;
+use crate::names::HttpNames;
 
 /// Where the gateway is: etcd 3.4 and later, 3.3, 3.2.
 const VERSIONS: [&str; 3] = ["v3", "v3beta", "v3alpha"];
@@ -47,6 +48,7 @@ impl Gateway {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls.map_err(ClusterError::Etcd)?)
             .no_proxy()
+            .dns_resolver(HttpNames)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .tcp_nodelay(true)

@@ -18,6 +18,7 @@ use super::super::keys::Incarnation;
 use super::super::peer_codec::{self, Answers, Asked, Asking, CHALLENGE_LEN, Fate, MOST_AT_ONCE, PeerKey};
 use super::PATIENCE;
 use crate::config;
+use crate::names;
 use crate::wire::startup::CancelRequest;
 
 /// A conversation without questions ends after so long.
@@ -244,7 +245,7 @@ impl Question {
 
 impl Conversation {
     async fn open(key: &PeerKey, peer: &config::Peer) -> io::Result<Self> {
-        let mut stream = TcpStream::connect((peer.host.as_str(), peer.port)).await?;
+        let mut stream = names::connect(&peer.host, peer.port).await?;
         stream.set_nodelay(true)?;
         let (opened, packet) = peer_codec::open(key);
         stream.write_all(&packet).await?;

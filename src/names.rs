@@ -1,0 +1,313 @@
+//! Addresses of hosts that are given by name: servers, Patroni, etcd, directories, peers.
+//!
+//! Guarantees: a look-up blocks no worker, and no place for blocking tasks, however long the host's resolver takes;
+//! look-ups of one name at the same time are one; those that run, and what is remembered, are bounded; while the name
+//! service does not *answer*, the last good addresses of a name are used, and the log tells once.
+//!
+//! Refuses: to use an old answer instead of a new one. A name that is not there any more has no addresses.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dns_lookup::{AddrInfoHints, LookupErrorKind, SockType, getaddrinfo};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+
+/// A name with more addresses than this is only used so far.
+const MAX_ADDRESSES: usize = 16;
+/// Look-ups at the same time; each has a thread for as long as the resolver takes.
+const MAX_RUNNING: usize = 32;
+/// Names remembered; those used longest ago go first.
+const MAX_NAMES: usize = 1024;
+/// How long an answer is waited for where there is an earlier one.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long one is waited for where the asker has no limit of its own.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// The resolver's configuration is the host's, so there is one for the process.
+static NAMES: LazyLock<Names> = LazyLock::new(|| Names::new(Arc::new(look_up)));
+
+/// Why a name has no addresses.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NameError {
+    /// It did not answer, or not in time, and nothing is known from before.
+    #[error("the name service does not answer")]
+    Silent,
+    /// It says that there is no such name, or none with an address.
+    #[error("{0}")]
+    NoSuchName(Arc<str>),
+    /// This host is out of threads or memory.
+    #[error("the name cannot be looked up: {0}")]
+    Local(Arc<str>),
+}
+
+impl From<NameError> for io::Error {
+    fn from(error: NameError) -> Self {
+        let kind = match &error {
+            NameError::Silent => io::ErrorKind::TimedOut,
+            NameError::NoSuchName(_) => io::ErrorKind::NotFound,
+            NameError::Local(_) => io::ErrorKind::OutOfMemory,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// All addresses of a host, in the resolver's order, at least one; an address written out is itself.
+pub async fn addresses(host: &str, deadline: Instant) -> Result<Vec<IpAddr>, NameError> {
+    match host.parse() {
+        Ok(address) => Ok(vec![address]),
+        Err(_) => NAMES.addresses(host, deadline).await,
+    }
+}
+
+/// A connection to the first address of a host that takes one, without a limit but the caller's.
+pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let addresses = addresses(host, Instant::now() + LONGEST).await?;
+    let addresses: Vec<SocketAddr> = addresses.into_iter().map(|ip| (ip, port).into()).collect();
+    TcpStream::connect(&addresses[..]).await
+}
+
+/// For clients of HTTP.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HttpNames;
+
+impl reqwest::dns::Resolve for HttpNames {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        Box::pin(async move {
+            let found = addresses(name.as_str(), Instant::now() + LONGEST).await?;
+            let found: reqwest::dns::Addrs = Box::new(found.into_iter().map(|ip| (ip, 0).into()));
+            Ok(found)
+        })
+    }
+}
+
+type LookUp = Arc<dyn Fn(&str) -> Result<Vec<IpAddr>, NameError> + Send + Sync>;
+type Outcome = Result<Vec<IpAddr>, NameError>;
+
+struct Names {
+    look_up: LookUp,
+    running: Arc<Semaphore>,
+    known: Arc<Mutex<HashMap<String, Entry>>>,
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Names").finish_non_exhaustive()
+    }
+}
+
+/// What is known of a name.
+#[derive(Debug)]
+struct Entry {
+    /// Of the last look-up that was answered, if it found any.
+    good: Option<Vec<IpAddr>>,
+    /// Nothing has come of the last look-up, and the log was told.
+    silent: bool,
+    /// `None` in it until it has ended.
+    running: Option<watch::Receiver<Option<Outcome>>>,
+    used: Instant,
+}
+
+impl Entry {
+    fn is_running(&self) -> bool {
+        let has_ended = |running: &watch::Receiver<_>| running.has_changed().is_err();
+        self.running.as_ref().is_some_and(|running| !has_ended(running))
+    }
+}
+
+impl Names {
+    fn new(look_up: LookUp) -> Self {
+        Self {
+            look_up,
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+            known: Arc::default(),
+        }
+    }
+
+    async fn addresses(&self, host: &str, deadline: Instant) -> Outcome {
+        let mut running = self.begin(host, None);
+        if running.is_none() {
+            let permit = Arc::clone(&self.running).acquire_owned();
+            if let Ok(Ok(permit)) = timeout_at(self.until(host, deadline), permit).await {
+                running = self.begin(host, Some(permit));
+            }
+        }
+        let Some(mut running) = running else {
+            return self.instead(host);
+        };
+        let told = timeout_at(self.until(host, deadline), running.wait_for(Option::is_some)).await;
+        match told {
+            Ok(Ok(outcome)) => match &*outcome {
+                Some(Ok(found)) => Ok(found.clone()),
+                Some(Err(NameError::NoSuchName(why))) => Err(NameError::NoSuchName(Arc::clone(why))),
+                Some(Err(_)) | None => {
+                    drop(outcome);
+                    self.instead(host)
+                }
+            },
+            // Its thread came to nothing, or takes too long.
+            Ok(Err(_)) | Err(_) => self.instead(host),
+        }
+    }
+
+    /// How long a look-up is waited for: where there is an earlier answer not for long, and not at all while the name
+    /// service is known to be silent.
+    fn until(&self, host: &str, deadline: Instant) -> Instant {
+        let now = Instant::now();
+        match lock(&self.known).get(host) {
+            Some(Entry {
+                good: Some(_),
+                silent: true,
+                ..
+            }) => now,
+            Some(Entry { good: Some(_), .. }) => {
+                deadline.min(now + PATIENCE.min(deadline.saturating_duration_since(now) / 2))
+            }
+            _ => deadline,
+        }
+    }
+
+    /// The look-up that runs, or one that begins now if there is a permit for it.
+    fn begin(
+        &self,
+        host: &str,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Option<watch::Receiver<Option<Outcome>>> {
+        let now = Instant::now();
+        let mut known = lock(&self.known);
+        if let Some(entry) = known.get_mut(host) {
+            entry.used = now;
+            if let Some(running) = entry.running.clone().filter(|_| entry.is_running()) {
+                return Some(running);
+            }
+        }
+        let permit = permit.or_else(|| Arc::clone(&self.running).try_acquire_owned().ok())?;
+        make_room(&mut known);
+        let (tell, told) = watch::channel(None);
+        let entry = known.entry(host.to_owned()).or_insert_with(|| Entry {
+            good: None,
+            silent: false,
+            running: None,
+            used: now,
+        });
+        entry.running = Some(told.clone());
+        drop(known);
+        let (look_up, known, name) = (
+            Arc::clone(&self.look_up),
+            Arc::clone(&self.known),
+            host.to_owned(),
+        );
+        let thread = std::thread::Builder::new().name("names".into());
+        let begun = thread.spawn(move || {
+            let outcome = look_up(&name);
+            note(&known, &name, &outcome);
+            tell.send_replace(Some(outcome));
+            drop(permit);
+        });
+        if let Err(error) = begun {
+            tracing::debug!(%error, "no thread for a look-up");
+        }
+        Some(told)
+    }
+
+    /// What is used in the place of an answer.
+    fn instead(&self, host: &str) -> Outcome {
+        let mut known = lock(&self.known);
+        let Some(entry) = known.get_mut(host) else {
+            return Err(NameError::Silent);
+        };
+        let good = entry.good.clone();
+        if good.is_some() && !std::mem::replace(&mut entry.silent, true) {
+            drop(known);
+            silence(host);
+        }
+        good.ok_or(NameError::Silent)
+    }
+}
+
+/// Keeps what a look-up has told.
+fn note(known: &Mutex<HashMap<String, Entry>>, host: &str, outcome: &Outcome) {
+    let mut known = lock(known);
+    let Some(entry) = known.get_mut(host) else {
+        return;
+    };
+    match outcome {
+        Ok(found) => {
+            entry.good = Some(found.clone());
+            if std::mem::take(&mut entry.silent) {
+                drop(known);
+                tracing::info!(host, "the name service answers again");
+            }
+        }
+        Err(NameError::NoSuchName(_)) => {
+            entry.good = None;
+            entry.silent = false;
+        }
+        Err(NameError::Silent | NameError::Local(_)) => {
+            if entry.good.is_some() && !std::mem::replace(&mut entry.silent, true) {
+                drop(known);
+                silence(host);
+            }
+        }
+    }
+}
+
+fn silence(host: &str) {
+    tracing::warn!(
+        host,
+        "the name service does not answer: the last addresses that it gave are used"
+    );
+}
+
+fn lock(known: &Mutex<HashMap<String, Entry>>) -> MutexGuard<'_, HashMap<String, Entry>> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Those that run are never more than [`MAX_RUNNING`].
+fn make_room(known: &mut HashMap<String, Entry>) {
+    if known.len() < MAX_NAMES {
+        return;
+    }
+    let idle = known.iter().filter(|(_, entry)| !entry.is_running());
+    let oldest = idle
+        .min_by_key(|(_, entry)| entry.used)
+        .map(|(name, _)| name.clone());
+    if let Some(oldest) = oldest {
+        known.remove(&oldest);
+    }
+}
+
+/// Asks the host's resolver, for as long as that takes.
+fn look_up(host: &str) -> Outcome {
+    let hints = AddrInfoHints {
+        socktype: SockType::Stream.into(),
+        ..AddrInfoHints::default()
+    };
+    let found = getaddrinfo(Some(host), None, Some(hints)).map_err(|error| {
+        let why = Arc::from(error.to_string());
+        match error.kind() {
+            LookupErrorKind::NoName | LookupErrorKind::NoData => NameError::NoSuchName(why),
+            LookupErrorKind::Memory => NameError::Local(why),
+            _ => NameError::Silent,
+        }
+    })?;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in found.flatten().map(|info| info.sockaddr.ip()) {
+        if !addresses.contains(&address) && addresses.len() < MAX_ADDRESSES {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() {
+        return Err(NameError::NoSuchName("the name has no address".into()));
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+#[path = "names_tests.rs"]
+mod tests;
