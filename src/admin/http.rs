@@ -15,7 +15,6 @@ mod guard;
 mod node;
 mod patroni;
 mod router;
-mod seats;
 mod serve;
 pub(super) mod stream;
 #[cfg(test)]

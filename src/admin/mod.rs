@@ -9,7 +9,6 @@
 
 mod agent;
 pub mod console;
-mod exposition;
 pub mod fit;
 mod fitness;
 mod handles;

@@ -1,5 +1,6 @@
 //! Files of rules, maps and users, messages of directories, certificates of clients.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,11 @@ use crate::wire::startup::Replication;
 use crate::wire::text::is_unsafe;
 
 /// Files `0`, `1`, … of one folder: what is between lines of `%%%`. The first is the one that is read.
-struct Folder<'a>(Vec<&'a [u8]>);
+struct Folder<'a> {
+    files: Vec<&'a [u8]>,
+    /// Files that include each other are read a thousand times, which is bounded and slow.
+    reads_left: Cell<u32>,
+}
 
 impl<'a> Folder<'a> {
     fn new(mut data: &'a [u8]) -> Self {
@@ -32,7 +37,10 @@ impl<'a> Folder<'a> {
             data = &data[at + BETWEEN.len()..];
         }
         files.push(data);
-        Self(files)
+        Self {
+            files,
+            reads_left: Cell::new(32),
+        }
     }
 }
 
@@ -41,8 +49,14 @@ impl hba::Files for Folder<'_> {
         let number = path
             .file_stem()
             .and_then(|name| name.to_str()?.parse::<usize>().ok());
-        let file = number.and_then(|number| self.0.get(number));
+        let file = number.and_then(|number| self.files.get(number));
         let file = file.ok_or(io::ErrorKind::NotFound)?;
+        let left = self
+            .reads_left
+            .get()
+            .checked_sub(1)
+            .ok_or(io::ErrorKind::NotFound)?;
+        self.reads_left.set(left);
         if file.len() > limit {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -50,7 +64,7 @@ impl hba::Files for Folder<'_> {
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
-        Ok((1..self.0.len())
+        Ok((1..self.files.len())
             .map(|number| directory.join(format!("{number}.conf")))
             .collect())
     }

@@ -93,11 +93,7 @@ fn run(document: &str, replacements: &[(&str, String)], dir: &Path) {
     let path = dir.join("script");
     fs::write(&path, &script).unwrap();
     symlink(env!("CARGO_BIN_EXE_trunkline"), dir.join("trunkline")).unwrap();
-    let passwords = secret(
-        dir,
-        "pgpass",
-        "*:*:*:app:app\n*:*:*:app_repl:app_repl\n*:*:*:postgres:postgres",
-    );
+    let passwords = secret(dir, "pgpass", "*:*:*:app:app\n*:*:*:postgres:postgres");
     let search = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
     let done = output(
         Command::new("timeout")
@@ -244,48 +240,6 @@ fn the_readme_shows_what_happens() {
     drop(router);
 }
 
-/// Each line that says which tool may use which port, with the configuration that stands there.
-#[test]
-fn tools_use_the_ports_that_the_page_names() {
-    let text = fs::read_to_string(project().join("docs/tools.md")).unwrap();
-    let shown = blocks(&text)
-        .into_iter()
-        .find(|block| block.kind == "yaml")
-        .unwrap();
-    let address = fresh_address();
-    let (routes, listeners) = shown.text.split_once("\nlisteners:\n").unwrap();
-    let router = Router::before(
-        Cluster::shared(),
-        Options {
-            address: Some(address),
-            listeners: Some(listeners.replace("\"*:", &format!("\"{address}:"))),
-            extra: format!("{routes}\n"),
-            ..Options::default()
-        },
-    );
-    let dir = tempfile::tempdir().unwrap();
-    // The programs of the server's version: pg_basebackup is not in everybody's path.
-    let bin = Cluster::shared().text("bindir");
-    let mut replacements = vec![
-        ("host=router1", format!("host={address}")),
-        ("$OUT", dir.path().display().to_string()),
-    ];
-    let programs = [
-        "pg_dump ",
-        "pg_dumpall ",
-        "pg_basebackup ",
-        "pg_receivewal ",
-        "pg_recvlogical ",
-        "vacuumdb ",
-    ];
-    for program in programs {
-        // As commands; in the prose they stay as they are.
-        replacements.push((program, format!("{bin}/{program}")));
-    }
-    run("docs/tools.md", &replacements, dir.path());
-    drop(router);
-}
-
 #[test]
 fn the_configuration_in_the_readme_is_right() {
     let text = fs::read_to_string(project().join("README.md")).unwrap();
@@ -416,6 +370,66 @@ fn links_lead_somewhere() {
     }
     assert!(checked > 50, "only {checked} links were found");
     assert_eq!(broken, [""; 0]);
+}
+
+/// Files of Rust in these folders.
+fn sources(folders: &[&str]) -> Vec<PathBuf> {
+    let mut left: Vec<PathBuf> = folders.iter().map(|folder| project().join(folder)).collect();
+    let mut found = Vec::new();
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// A claim without a test is a wish.
+#[test]
+fn what_security_md_names_exists() {
+    let text = fs::read_to_string(project().join("docs/security.md")).unwrap();
+    let all: Vec<String> = sources(&["src", "tests"])
+        .iter()
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let mut named = 0;
+    for (index, line) in prose(&text) {
+        // What looks like a test's name.
+        for name in line.split('`').skip(1).step_by(2) {
+            let is_test = name.matches('_').count() >= 4
+                && name
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            if is_test {
+                named += 1;
+                let definition = format!("fn {name}(");
+                assert!(
+                    all.iter().any(|source| source.contains(&definition)),
+                    "docs/security.md:{}: there is no test {name}",
+                    index + 1
+                );
+            }
+        }
+    }
+    assert!(named > 20, "only {named} tests are named");
+    // Each target of the fuzzer has its line.
+    for entry in fs::read_dir(project().join("fuzz/fuzz_targets")).unwrap() {
+        let path = entry.unwrap().path();
+        let target = path.file_stem().unwrap().to_string_lossy();
+        assert!(
+            text.contains(&format!("`{target}`")),
+            "docs/security.md does not name {target}"
+        );
+    }
+    // What is shared has a test in every row; the tables of evidence have theirs below them.
+    let shared = text.split("<!-- shared resources -->").nth(1).unwrap();
+    let shared = shared.split("<!-- end -->").next().unwrap();
+    for row in shared.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let last = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        assert!(last.contains('`'), "no test: {row}");
+    }
 }
 
 /// Every document is in the README's list.

@@ -6,7 +6,6 @@ use std::fmt::Write;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::super::exposition::Form;
 use super::super::fitness::Verdict;
 
 /// Why the answer is no. Not in the body: `HAProxy` looks for `true` anywhere in a body.
@@ -77,12 +76,12 @@ impl Answer {
         self
     }
 
-    /// The metrics; `text` is in `OpenMetrics`.
-    pub(super) fn exposition(text: String, form: Form) -> Self {
+    pub(super) fn exposition(text: String) -> Self {
+        let content_type = super::super::metrics::CONTENT_TYPE;
         Self {
             status: StatusCode::OK,
-            content_type: form.content_type(),
-            body: form.of(text).into(),
+            content_type,
+            body: text.into(),
             reason: None,
             member: None,
             challenge: false,
