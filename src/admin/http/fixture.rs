@@ -104,12 +104,13 @@ pub(super) fn down(mut member: Member) -> Member {
 }
 
 /// These members, the first of them the verified leader.
-pub(in crate::admin) fn led(members: Vec<Member>) -> Snapshot {
+pub(in crate::admin) fn led(mut members: Vec<Member>) -> Snapshot {
     let leader = Leader::Verified {
         member: members[0].name.clone(),
         timeline: 3,
         named_by: NamedBy::LeaderKey,
     };
+    members.sort_by(|a, b| a.name.cmp(&b.name));
     Snapshot {
         members,
         leader,
@@ -122,6 +123,7 @@ pub(super) fn leaderless(mut members: Vec<Member>, why: NoLeader) -> Snapshot {
     for member in &mut members {
         member.measured = None;
     }
+    members.sort_by(|a, b| a.name.cmp(&b.name));
     Snapshot {
         members,
         leader: Leader::None(why),
