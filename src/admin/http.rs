@@ -15,6 +15,7 @@ mod guard;
 mod node;
 mod patroni;
 mod router;
+mod seats;
 mod serve;
 pub(super) mod stream;
 #[cfg(test)]

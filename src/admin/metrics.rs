@@ -21,9 +21,6 @@ use prometheus_client::registry::{Registry, Unit};
 use super::handles::Readiness;
 use crate::config::Part;
 
-/// What [`exposition`] gives.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// The prefix of every metric of ours; each room is given a registry with it.
 pub const PREFIX: &str = "trunkline";
 
@@ -33,6 +30,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     pub(super) connections: Gauge,
     pub(super) refused: Counter,
+    pub(super) evicted: Counter,
 }
 
 /// Which kind of path was asked for; never the path itself, which a caller chooses.
@@ -110,8 +108,13 @@ impl Metrics {
         );
         ours.register(
             "http_connections_refused",
-            "HTTP connections closed at once because too many were open",
+            "Connections of HTTP and the agent check closed at once: too many were open, and each was being answered",
             metrics.refused.clone(),
+        );
+        ours.register(
+            "http_connections_evicted",
+            "Connections of HTTP and the agent check that were idle the longest, closed for new ones because too many were open",
+            metrics.evicted.clone(),
         );
         metrics
     }

@@ -9,6 +9,7 @@
 
 mod agent;
 pub mod console;
+mod exposition;
 pub mod fit;
 mod fitness;
 mod handles;

@@ -22,6 +22,7 @@ mod write;
 
 use std::fs::File;
 use std::io::{Read, Write as _};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -29,6 +30,8 @@ use clap::{Args, ValueEnum};
 
 use notes::Notes;
 use write::Outcome;
+
+use crate::config;
 
 /// A file's size: that of our own configuration.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -97,6 +100,8 @@ enum Error {
     Unknown(PathBuf),
     #[error("{}: exists; --force overwrites it", .0.display())]
     Exists(PathBuf),
+    #[error("{}: is a link, or no regular file, and is not overwritten", .0.display())]
+    NoFile(PathBuf),
     #[error("{}:{} {message}", path.display(), line.map_or(String::new(), |line| format!("{line}:")))]
     Refused {
         path: PathBuf,
@@ -179,17 +184,15 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 fn save(path: &Path, yaml: &str, force: bool) -> Result<(), Error> {
-    let mut options = File::options();
-    options.write(true);
-    if force {
-        options.create(true).truncate(true);
+    let found = std::fs::symlink_metadata(path).ok();
+    let written = if let Some(found) = found.filter(|found| force && found.is_file()) {
+        config::replace_file(path, found.mode() & 0o777, yaml.as_bytes())
     } else {
-        options.create_new(true);
-    }
-    let written = options
-        .open(path)
-        .and_then(|mut file| file.write_all(yaml.as_bytes()));
+        let created = File::options().write(true).create_new(true).open(path);
+        created.and_then(|mut file| file.write_all(yaml.as_bytes()))
+    };
     written.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AlreadyExists if force => Error::NoFile(path.to_owned()),
         std::io::ErrorKind::AlreadyExists => Error::Exists(path.to_owned()),
         _ => Error::File {
             path: path.to_owned(),

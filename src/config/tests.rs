@@ -69,7 +69,7 @@ auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 1
        rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m}}
 routes:
   w: {cluster: other, targets: [leader], balance: least_connections, resume: off, queue_timeout: 3s, max_queue: 19,
-      client_address: {setting: false, application_name: true}}
+      client_address: {setting: false, application_name: true, tls: true}}
   r: {targets: [[sync, quorum], replica, leader], tags: {disk: ssd, old: false, site: 2}, balance: source_hash,
       read_only_on_leader: unenforced, max_lag: {bytes: 4MiB, time: 8s, recover_bytes: 1MiB, recover_time: 3s},
       on_unfit: {lag: close, down: close_idle, role: close, grace: 7s}}

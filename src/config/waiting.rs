@@ -30,6 +30,8 @@ pub struct TellAddress {
     pub setting: bool,
     /// Behind the client's own `application_name` (default: not).
     pub application_name: bool,
+    /// Whether its connection is encrypted, as the setting `trunkline.client_tls` (default: not told).
+    pub tls: bool,
 }
 
 impl Default for TellAddress {
@@ -37,6 +39,7 @@ impl Default for TellAddress {
         Self {
             setting: true,
             application_name: false,
+            tls: false,
         }
     }
 }
@@ -65,5 +68,6 @@ pub(super) fn tell_address(route: &Section<'_>) -> TellAddress {
     TellAddress {
         setting: section.truth("setting"),
         application_name: section.truth("application_name"),
+        tls: section.truth("tls"),
     }
 }

@@ -5,9 +5,8 @@
 //! are kept.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::cluster::snapshot::AdminState;
-use crate::config::MOST_WEIGHT;
+use crate::config::{MOST_WEIGHT, beside, replace_file};
 
 const VERSION: u64 = 1;
 /// Far more than operators set.
@@ -125,11 +124,14 @@ pub(super) fn load(path: &Path) -> Kept {
 }
 
 fn read(path: &Path) -> Result<Kept, StateFileError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    // Before it is opened: to open a named pipe would wait.
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => {}
+        Ok(_) => return Err(io::Error::other("it is not a regular file").into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
         Err(error) => return Err(error.into()),
-    };
+    }
+    let file = File::open(path)?;
     let mut text = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_FILE {
@@ -182,28 +184,7 @@ pub(super) fn text(kept: &Kept) -> Vec<u8> {
 }
 
 fn write(path: &Path, kept: &Kept) -> io::Result<()> {
-    let new = beside(path, "new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .open(&new)?;
-    file.write_all(&text(kept))?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-/// The file's name with another ending.
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(ending);
-    name.into()
+    replace_file(path, 0o644, &text(kept))
 }
 
 /// Writes each change, the last one at the end, until `stop`.

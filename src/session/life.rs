@@ -28,9 +28,10 @@ use super::queue::Waiting;
 use super::record::{Record, Times, note_attach, note_opening, refuse};
 use super::registry::{self, Attachment, Seat, Ticket};
 use super::relay::{Attached, Lease, Parts, Relay};
+use super::told::Telling;
 use super::{Shared, cancel, console, peers, sentry, tcp, told};
 use crate::auth::credentials::ServerLogin;
-use crate::config::{Access, ListenerMode, TellAddress};
+use crate::config::{Access, ListenerMode};
 use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, Behind, Exchange, LoginFault};
 use crate::frontend::opening::{self, Opening};
@@ -338,8 +339,12 @@ async fn begin(
 ) -> Option<Begun> {
     let gate = Arc::clone(&record.gate);
     let started = Instant::now();
-    let told = (gate.route.client_address, record.client);
-    let state = session_state(packet, gate.route.access, login.user.as_ref(), told);
+    let telling = Telling {
+        how: gate.route.client_address,
+        client: record.client,
+        tls: record.tls,
+    };
+    let state = session_state(packet, gate.route.access, login.user.as_ref(), telling);
     let waiting = Waiting {
         queues: &shared.registry.queues,
         cluster: &gate.cluster,
@@ -446,7 +451,7 @@ fn session_state(
     packet: &StartupPacket,
     access: Access,
     server_user: Option<&Bytes>,
-    (how, client): (TellAddress, ClientAddress),
+    telling: Telling,
 ) -> SessionState {
     let user = server_user.unwrap_or(&packet.user).clone();
     let mut parameters = vec![
@@ -456,7 +461,7 @@ fn session_state(
     let is_name = |name: &Bytes| matches!(name.as_ref(), b"user" | b"database");
     let others = packet.parameters.iter().filter(|(name, _)| !is_name(name));
     parameters.extend(others.cloned());
-    told::tell(&mut parameters, how, client);
+    told::tell(&mut parameters, telling);
     if access == Access::ReadOnly {
         parameters.push((
             Bytes::from_static(b"default_transaction_read_only"),
@@ -537,6 +542,7 @@ fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::config::TellAddress;
     use crate::wire::startup::{self, FirstPacket};
 
     fn state(body: &str, access: Access, server_user: Option<&'static str>) -> SessionState {
@@ -548,14 +554,16 @@ mod tests {
             panic!("{body}")
         };
         let server_user = server_user.map(|name| Bytes::from_static(name.as_bytes()));
-        let told = (
-            TellAddress {
+        let telling = Telling {
+            how: TellAddress {
                 setting: false,
                 application_name: false,
+                tls: false,
             },
-            ClientAddress::Local(None),
-        );
-        session_state(&packet, access, server_user.as_ref(), told)
+            client: ClientAddress::Local(None),
+            tls: None,
+        };
+        session_state(&packet, access, server_user.as_ref(), telling)
     }
 
     /// What a server is told for a startup packet with these parameters.

@@ -1,4 +1,4 @@
-//! What a server is told of the client's address, which is the router's as far as the server can see.
+//! What a server is told of the client's address and TLS, which are the router's as far as the server can see.
 
 use bytes::Bytes;
 
@@ -7,16 +7,37 @@ use crate::frontend::ClientAddress;
 
 /// The setting; empty for a client on a Unix socket, as `pg_stat_activity.client_addr` is null.
 const SETTING: &[u8] = b"trunkline.client_addr";
+/// The version of TLS between client and router; empty in clear.
+const TLS_SETTING: &[u8] = b"trunkline.client_tls";
 const APPLICATION_NAME: &[u8] = b"application_name";
 /// Of a name in `PostgreSQL`, its terminator not counted; `application_name` is cut there.
 const LONGEST_NAME: usize = 63;
 
+/// What there is to tell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Telling {
+    pub(super) how: TellAddress,
+    pub(super) client: ClientAddress,
+    /// The version of TLS between client and router.
+    pub(super) tls: Option<&'static str>,
+}
+
 /// Adds it to startup parameters. What the client says of itself under the same name does not count, in whatever case.
-pub(super) fn tell(parameters: &mut Vec<(Bytes, Bytes)>, how: TellAddress, client: ClientAddress) {
+pub(super) fn tell(parameters: &mut Vec<(Bytes, Bytes)>, telling: Telling) {
+    let Telling { how, client, tls } = telling;
+    let mut set = |name: &'static [u8], value: Bytes| {
+        parameters.retain(|(given, _)| !given.eq_ignore_ascii_case(name));
+        parameters.push((Bytes::from_static(name), value));
+    };
     if how.setting {
-        parameters.retain(|(name, _)| !name.eq_ignore_ascii_case(SETTING));
         let address = client.ip().map(|ip| ip.to_string()).unwrap_or_default();
-        parameters.push((Bytes::from_static(SETTING), address.into()));
+        set(SETTING, address.into());
+    }
+    if how.tls {
+        set(
+            TLS_SETTING,
+            Bytes::from_static(tls.unwrap_or_default().as_bytes()),
+        );
     }
     if how.application_name {
         let is_name = |(name, _): &&(Bytes, Bytes)| name.eq_ignore_ascii_case(APPLICATION_NAME);
@@ -64,8 +85,16 @@ mod tests {
         let how = TellAddress {
             setting,
             application_name,
+            tls: false,
         };
-        tell(&mut parameters, how, client);
+        tell(
+            &mut parameters,
+            Telling {
+                how,
+                client,
+                tls: None,
+            },
+        );
         let shown = |(name, value): &(Bytes, Bytes)| {
             format!(
                 "{}={};",

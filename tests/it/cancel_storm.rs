@@ -320,6 +320,10 @@ fn who_has_shown_no_password_takes_no_place_of_a_session() {
     );
     super::fake::await_leader(&router);
     let strangers: Vec<Raw> = (0..8).map(|_| stops_at_sasl(&router, from(1))).collect();
+    let mut late = Raw::connect_from(from(3), router.address, 6432);
+    late.startup(V3_0, &[("user", "app"), ("database", "app")]);
+    // It is asked for its password while there is a place.
+    assert_eq!(late.socket().peek(&mut [0]).unwrap(), 1);
     let first = Client::new(&router);
     let _second = Client::new(&router);
     // Those that are in count.
@@ -333,7 +337,9 @@ fn who_has_shown_no_password_takes_no_place_of_a_session() {
     refused(6432, "this port");
     let _third = Client::login(at(&router, 6433), Login::default());
     refused(6433, "limits.max_clients");
-    // One that was asked for its password before the last place was taken hears of it when it has given it.
+    // By the time it gives its password there is none.
+    let told = late.begin_scram("app").unwrap().pop().unwrap();
+    assert_eq!((told.tag, told.code()), (b'E', "53300".to_owned()), "{told:?}");
     drop(first);
     eventually("a place is free", PATIENCE, || {
         Client::try_login(at(&router, 6432), Login::default()).is_ok()

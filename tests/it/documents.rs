@@ -93,7 +93,11 @@ fn run(document: &str, replacements: &[(&str, String)], dir: &Path) {
     let path = dir.join("script");
     fs::write(&path, &script).unwrap();
     symlink(env!("CARGO_BIN_EXE_trunkline"), dir.join("trunkline")).unwrap();
-    let passwords = secret(dir, "pgpass", "*:*:*:app:app\n*:*:*:postgres:postgres");
+    let passwords = secret(
+        dir,
+        "pgpass",
+        "*:*:*:app:app\n*:*:*:app_repl:app_repl\n*:*:*:postgres:postgres",
+    );
     let search = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
     let done = output(
         Command::new("timeout")
@@ -237,6 +241,48 @@ fn the_readme_shows_what_happens() {
         ],
         dir.path(),
     );
+    drop(router);
+}
+
+/// Each line that says which tool may use which port, with the configuration that stands there.
+#[test]
+fn tools_use_the_ports_that_the_page_names() {
+    let text = fs::read_to_string(project().join("docs/tools.md")).unwrap();
+    let shown = blocks(&text)
+        .into_iter()
+        .find(|block| block.kind == "yaml")
+        .unwrap();
+    let address = fresh_address();
+    let (routes, listeners) = shown.text.split_once("\nlisteners:\n").unwrap();
+    let router = Router::before(
+        Cluster::shared(),
+        Options {
+            address: Some(address),
+            listeners: Some(listeners.replace("\"*:", &format!("\"{address}:"))),
+            extra: format!("{routes}\n"),
+            ..Options::default()
+        },
+    );
+    let dir = tempfile::tempdir().unwrap();
+    // The programs of the server's version: pg_basebackup is not in everybody's path.
+    let bin = Cluster::shared().text("bindir");
+    let mut replacements = vec![
+        ("host=router1", format!("host={address}")),
+        ("$OUT", dir.path().display().to_string()),
+    ];
+    let programs = [
+        "pg_dump ",
+        "pg_dumpall ",
+        "pg_basebackup ",
+        "pg_receivewal ",
+        "pg_recvlogical ",
+        "vacuumdb ",
+    ];
+    for program in programs {
+        // As commands; in the prose they stay as they are.
+        replacements.push((program, format!("{bin}/{program}")));
+    }
+    run("docs/tools.md", &replacements, dir.path());
     drop(router);
 }
 

@@ -1,6 +1,7 @@
 //! A member's health: nobody but the member itself changes it. What a role does to its own logins stays its own affair.
 #![allow(clippy::unwrap_used)]
 
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Config, NoTls};
 
 use crate::cluster::postgres::{self, Postgres};
-use crate::cluster::{Options, Router, eventually, secret};
+use crate::cluster::{Options, Router, eventually, fresh_address, secret};
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread()
@@ -191,4 +192,79 @@ fn a_full_server_is_up_and_decides_itself_who_comes_in() {
         second.await_log(&["s1 is not full any more"]);
         enter(&through(&second, "app")).await.unwrap();
     });
+}
+
+/// A name server that knows one address for every name, until it falls silent.
+fn name_server(answer: Ipv4Addr) -> (Ipv4Addr, Arc<AtomicBool>) {
+    let (address, silent) = (fresh_address(), Arc::new(AtomicBool::new(false)));
+    let socket = UdpSocket::bind((address, 53)).unwrap();
+    let is_silent = Arc::clone(&silent);
+    std::thread::spawn(move || {
+        let mut packet = [0; 512];
+        while let Ok((length, client)) = socket.recv_from(&mut packet) {
+            if is_silent.load(Ordering::Relaxed) {
+                continue;
+            }
+            let question = &packet[12..length];
+            let end = question.iter().position(|&byte| byte == 0).unwrap() + 5;
+            let is_a = question[end - 4..end - 2] == [0, 1];
+            // An answer, recursive; one question, and one record if it asks for an IPv4 address.
+            let mut reply = packet[..2].to_vec();
+            reply.extend([0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+            reply.extend(&question[..end]);
+            if is_a {
+                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+                reply.extend(answer.octets());
+            }
+            let _ = socket.send_to(&reply, client);
+        }
+    });
+    (address, silent)
+}
+
+#[test]
+fn a_name_service_that_falls_silent_takes_no_server_away() {
+    let server = Postgres::start(&postgres::Options::default());
+    let (resolver, silent) = name_server(server.address);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("resolv.conf");
+    std::fs::write(&file, format!("nameserver {resolver}\n")).unwrap();
+    let own = format!("mount --bind {} /etc/resolv.conf && exec \"$@\"", file.display());
+    let prefix = ["unshare", "-m", "sh", "-c", &own, "sh"];
+    let address = format!("host: {}", server.address);
+    let router = Router::launch(
+        None,
+        Options {
+            clusters: Some(
+                server
+                    .yaml_with("{sslmode: require}")
+                    .replace(&address, "host: db.trunkline.test"),
+            ),
+            prefix: prefix.map(str::to_owned).to_vec(),
+            ..Options::default()
+        },
+    );
+    router.await_read_write();
+    silent.store(true, Ordering::Relaxed);
+    router.await_log(&["db.trunkline.test", "the name service does not answer"]);
+    // Longer than a role that was seen counts, and new connections among them.
+    let probes =
+        || router.metric("trunkline_cluster_probes_total{cluster=\"main\",member=\"s1\",result=\"success\"}");
+    let before = probes();
+    assert!(before > 0.0);
+    eventually("sixty probes more", Duration::from_mins(1), || {
+        probes() >= before + 60.0
+    });
+    for _ in 0..10 {
+        assert_eq!(router.psql(6432, "SELECT 6 * 7"), "42");
+    }
+    let log = router.log();
+    assert!(!log.contains("s1 is down"), "{log}");
+    assert_eq!(
+        log.matches("the name service does not answer").count(),
+        1,
+        "{log}"
+    );
+    silent.store(false, Ordering::Relaxed);
+    router.await_log(&["db.trunkline.test", "the name service answers again"]);
 }

@@ -136,6 +136,19 @@ fn a_file_is_not_overwritten_unasked() {
 
     assert!(import(&["-o", target, "--force"], &fixture).status.success());
     assert_eq!(std::fs::read_to_string(target).unwrap(), written);
+
+    // A link may lead anywhere.
+    let (link, victim) = (dir.path().join("link"), dir.path().join("victim"));
+    std::fs::write(&victim, "precious").unwrap();
+    std::os::unix::fs::symlink(&victim, &link).unwrap();
+    let third = import(&["-o", link.to_str().unwrap(), "--force"], &fixture);
+    assert_eq!(third.status.code(), Some(1));
+    assert!(
+        text(&third.stderr).contains("is a link"),
+        "{}",
+        text(&third.stderr)
+    );
+    assert_eq!(std::fs::read_to_string(victim).unwrap(), "precious");
 }
 
 #[test]

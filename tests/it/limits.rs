@@ -412,3 +412,37 @@ fn servers_are_told_the_clients_address() {
     let name = String::from_utf8_lossy(&psql.stdout).into_owned();
     assert!(name.starts_with("psql from 127.0.0.1:"), "{name}");
 }
+
+/// `pg_stat_ssl` shows the router's connection; how the client came is told where that is wanted.
+#[test]
+fn servers_are_told_how_the_client_came() {
+    let server = trusting(false);
+    let host = server.address.to_string();
+    let router = |told: &str| {
+        let routes = format!(
+            "routes:\n  read-write: {{targets: [leader]{told}}}\n  read-only: {{targets: [replica]}}\n"
+        );
+        router_before(&host, 5432, "trunkline", &routes)
+    };
+    let ask = |router: &Router, extra: &str| {
+        let sql = "SELECT coalesce(current_setting('trunkline.client_tls', true), 'not told')";
+        let answer = router.psql_output(6432, extra, sql);
+        assert!(
+            answer.status.success(),
+            "{}",
+            String::from_utf8_lossy(&answer.stderr)
+        );
+        String::from_utf8_lossy(&answer.stdout).trim().to_owned()
+    };
+    let telling = router(", client_address: {tls: true}");
+    assert_eq!(ask(&telling, "sslmode=require"), "TLSv1.3");
+    assert_eq!(
+        ask(&telling, "sslmode=require ssl_max_protocol_version=TLSv1.2"),
+        "TLSv1.2"
+    );
+    assert_eq!(ask(&telling, "sslmode=disable"), "");
+    // The client cannot say so of itself.
+    let lie = "sslmode=disable options='-c trunkline.client_tls=TLSv1.3'";
+    assert_eq!(ask(&telling, lie), "");
+    assert_eq!(ask(&router(""), "sslmode=require"), "not told");
+}

@@ -34,6 +34,7 @@ mod hand;
 mod handover;
 mod health;
 mod hostile;
+mod http_share;
 mod idle;
 mod import;
 mod leaving;

@@ -345,7 +345,9 @@ fn http_callers_are_who_the_balancer_says() {
     };
     // Answered to callers on this host only.
     assert_eq!(ask(&line("192.0.2.7:1")), "403");
-    assert_eq!(ask(b"PROXY UNKNOWN\r\n"), "200");
+    for unnamed in [&b"PROXY UNKNOWN\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
+        assert_eq!(ask(unnamed), "403", "it may be anybody behind the balancer");
+    }
     assert_eq!(ask(&binary("127.0.0.1:1".parse().unwrap())), "200");
     assert_eq!(ask(b""), "", "no header: the connection is closed");
     assert_eq!(router.http("/api/v1/hba").unwrap().0, 200);

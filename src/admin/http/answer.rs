@@ -6,6 +6,7 @@ use std::fmt::Write;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use super::super::exposition::Form;
 use super::super::fitness::Verdict;
 
 /// Why the answer is no. Not in the body: `HAProxy` looks for `true` anywhere in a body.
@@ -76,12 +77,12 @@ impl Answer {
         self
     }
 
-    pub(super) fn exposition(text: String) -> Self {
-        let content_type = super::super::metrics::CONTENT_TYPE;
+    /// The metrics; `text` is in `OpenMetrics`.
+    pub(super) fn exposition(text: String, form: Form) -> Self {
         Self {
             status: StatusCode::OK,
-            content_type,
-            body: text.into(),
+            content_type: form.content_type(),
+            body: form.of(text).into(),
             reason: None,
             member: None,
             challenge: false,

@@ -76,10 +76,7 @@ impl Setting {
         token: Option<&str>,
         body: &str,
     ) -> (StatusCode, Value) {
-        let caller = Caller {
-            address: (from.0.parse::<IpAddr>().unwrap(), 5000).into(),
-            tls: from.1,
-        };
+        let caller = Caller::new((from.0.parse::<IpAddr>().unwrap(), 5000).into(), from.1);
         let mut request = Request::builder().method(method).uri(path).extension(caller);
         if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, token);

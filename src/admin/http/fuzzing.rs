@@ -23,10 +23,7 @@ thread_local! {
 fn server() -> (Runtime, Router) {
     let handles = handles(vec![view(led(vec![primary("db1"), member("db2")]), named("db2"))]);
     handles.token.store(Some(Arc::new(Secret::new(&b"t"[..]))));
-    let caller = Caller {
-        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000)),
-        tls: false,
-    };
+    let caller = Caller::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000)), false);
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().expect("a runtime");
     (runtime, router(app(handles)).layer(Extension(caller)))

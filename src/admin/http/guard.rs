@@ -31,20 +31,34 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Caller {
     pub(super) address: SocketAddr,
     pub(super) tls: bool,
+    /// A balancer has connected, and not said for whom (`UNKNOWN`, `LOCAL`): it may be anybody.
+    is_unnamed: bool,
 }
 
 impl Caller {
+    pub(super) fn new(address: SocketAddr, tls: bool) -> Self {
+        Self {
+            address,
+            tls,
+            is_unnamed: false,
+        }
+    }
+
     /// For whom a balancer connects. Its own host's loopback is not ours: then it stays the caller itself.
     pub(super) fn announced(self, client: Option<SocketAddr>) -> Self {
         let is_local = |address: SocketAddr| address.ip().to_canonical().is_loopback();
         match client {
             Some(address) if !is_local(address) || is_local(self.address) => Self { address, ..self },
-            _ => self,
+            Some(_) => self,
+            None => Self {
+                is_unnamed: true,
+                ..self
+            },
         }
     }
 
     fn is_here(&self) -> bool {
-        self.address.ip().to_canonical().is_loopback()
+        !self.is_unnamed && self.address.ip().to_canonical().is_loopback()
     }
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, delete, on, post};
 use axum::{Extension, Router};
 use tokio::sync::watch;
 
+use super::super::exposition::Form;
 use super::super::handles::{ClusterView, Handles};
 use super::super::local::Local;
 use super::super::metrics::{self, Endpoint};
@@ -141,7 +142,10 @@ pub(super) fn router(app: Arc<App>) -> Router {
             read(async |State(app): Shared, uri: Uri| node::read_only_info(&app, &uri)),
         )
         .route("/liveness", read(async || patroni::liveness()))
-        .route("/metrics", read(async |State(app): Shared| metrics_text(&app)))
+        .route(
+            "/metrics",
+            read(async |State(app): Shared, headers: HeaderMap| metrics_text(&app, &headers)),
+        )
         .route(
             "/update_clusters",
             read(async |State(app): Shared, method: Method, uri: Uri| look_again(&app, &method, &uri))
@@ -264,9 +268,9 @@ fn endpoint(path: &str) -> Endpoint {
     }
 }
 
-fn metrics_text(app: &App) -> Answer {
+fn metrics_text(app: &App, headers: &HeaderMap) -> Answer {
     match metrics::exposition(&app.handles.registry) {
-        Ok(text) => Answer::exposition(text),
+        Ok(text) => Answer::exposition(text, Form::wanted(headers)),
         Err(_) => Answer::text(
             StatusCode::INTERNAL_SERVER_ERROR,
             "the metrics could not be written",

@@ -17,8 +17,8 @@ use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -28,6 +28,7 @@ use super::super::{agent, local};
 use super::guard::{Caller, Guard};
 use super::node;
 use super::router::{App, router};
+use super::seats::{Seat, Seats};
 use super::stream::WriteBound;
 use crate::config::{AgentSubject, BindAddress, ProxyProtocol};
 use crate::frontend::overlap::beside;
@@ -42,8 +43,10 @@ pub struct Bounds {
     pub handshake_timeout: Duration,
     /// Without any progress of an answer.
     pub write_timeout: Duration,
-    /// Connections at once; one more is closed at once.
+    /// Connections at once; one source may have half of them ([`super::seats`]).
     pub max_connections: usize,
+    /// A connection that is older is closed after its next answer.
+    pub max_age: Duration,
     /// For answers under way at the end.
     pub grace: Duration,
     /// For whoever is connected to ask once more, where another listener answers the next ones.
@@ -57,6 +60,7 @@ impl Default for Bounds {
             handshake_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
             max_connections: 512,
+            max_age: Duration::from_mins(10),
             grace: Duration::from_secs(1),
             linger: Duration::from_secs(5),
         }
@@ -67,7 +71,7 @@ impl Default for Bounds {
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 const BACKLOG: i32 = 1024;
-/// Agent checks at once; one more is closed at once.
+/// Agent checks at once.
 const MAX_AGENT_CHECKS: usize = 64;
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -147,7 +151,7 @@ pub(super) async fn serve(
             drop(std::mem::replace(&mut following, next));
         }
     });
-    let slots = Arc::new(Semaphore::new(bounds.max_connections.min(Semaphore::MAX_PERMITS)));
+    let seats = Seats::new(bounds.max_connections, "HTTP", metrics.clone());
     let mut backoff = Backoff::default();
     loop {
         let accepted = tokio::select! {
@@ -169,15 +173,19 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            metrics.refused.inc();
+        let source = (!server.is_announced(caller)).then(|| caller.ip());
+        let Ok(seat) = seats.take(source) else {
             continue;
         };
         let open = Open::new(&metrics.connections);
         let server = Arc::clone(&server);
         connections.spawn(async move {
-            server.connection(stream, caller).await;
-            drop((slot, open));
+            tokio::select! {
+                biased;
+                () = seat.needed() => tracing::debug!(client = %caller, "HTTP: closed for a new connection"),
+                () = server.connection(stream, caller, &seat) => {}
+            }
+            drop((seat, open));
         });
     }
     drop(listener);
@@ -228,7 +236,8 @@ pub(super) async fn agent(
     let stop = shutdown.child_token();
     let (mut app, mut following) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
     let mut backoff = Backoff::default();
-    let slots = Arc::new(Semaphore::new(MAX_AGENT_CHECKS));
+    let metrics = app.handles.metrics.clone();
+    let seats = Seats::new(MAX_AGENT_CHECKS, "agent check", metrics);
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -242,16 +251,20 @@ pub(super) async fn agent(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 backoff = Backoff::default();
-                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                let Ok(seat) = seats.take(Some(address.ip())) else {
                     continue;
                 };
                 let line = node::agent(&app, about).to_string();
                 told.spawn(async move {
                     // Whoever does not take a line is not waited for.
-                    let _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)).await;
-                    drop(slot);
+                    // Whoever has to make room has been told already, unless it does not read.
+                    tokio::select! {
+                        _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)) => {}
+                        () = seat.needed() => {}
+                    }
+                    drop(seat);
                 });
             }
             Err(error) => {
@@ -289,20 +302,28 @@ struct Server {
 }
 
 impl Server {
-    async fn connection(&self, stream: TcpStream, address: SocketAddr) {
+    /// Whether a balancer of there says for whom it connects.
+    fn is_announced(&self, address: SocketAddr) -> bool {
+        let proxies = self.settings.proxies.load();
+        proxies
+            .as_ref()
+            .is_some_and(|proxies| proxies.trusts(address.ip()))
+    }
+
+    async fn connection(&self, stream: TcpStream, address: SocketAddr, seat: &Seat) {
         // Best effort: without it an answer is only later.
         let _ = stream.set_nodelay(true);
         // Once: whether it is spoken is what the caller's rights hang on.
         let tls = self.settings.tls.load_full();
-        let caller = Caller {
-            address,
-            tls: tls.is_some(),
-        };
+        let caller = Caller::new(address, tls.is_some());
         let Some(caller) = self.identify(&stream, caller).await else {
             return;
         };
+        if self.is_announced(address) && seat.attribute(caller.address.ip()).is_err() {
+            return;
+        }
         let Some(tls) = tls else {
-            return self.requests(stream, caller).await;
+            return self.requests(stream, caller, seat).await;
         };
         let handshake = tokio::select! {
             () = self.stop.cancelled() => return,
@@ -312,7 +333,7 @@ impl Server {
             ) => handshake,
         };
         match handshake {
-            Ok(Ok(stream)) => self.requests(stream, caller).await,
+            Ok(Ok(stream)) => self.requests(stream, caller, seat).await,
             Ok(Err(error)) => tracing::debug!(%error, "HTTP: TLS handshake failed"),
             Err(_) => tracing::debug!("HTTP: TLS handshake timed out"),
         }
@@ -347,19 +368,22 @@ impl Server {
         }
     }
 
-    async fn requests<S>(&self, stream: S, caller: Caller)
+    async fn requests<S>(&self, stream: S, caller: Caller, seat: &Seat)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let stream = TokioIo::new(WriteBound::new(stream, self.bounds.write_timeout));
+        let opened = Instant::now();
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(caller);
             let router = Router::clone(&self.router.load());
+            let busy = seat.answering();
             let answering = TowerToHyperService::new(router).call(request);
             async {
                 let mut answer = answering.await;
+                drop(busy);
                 if let Ok(answer) = &mut answer
-                    && self.leaving.is_cancelled()
+                    && (self.leaving.is_cancelled() || opened.elapsed() >= self.bounds.max_age)
                 {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(CONNECTION, close);

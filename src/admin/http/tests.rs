@@ -750,9 +750,24 @@ async fn metrics_are_served_and_count_requests_by_kind() {
     let got = get(&router, "/metrics").await;
     assert_eq!(
         got.headers[header::CONTENT_TYPE],
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    assert!(
+        got.body
+            .contains("# TYPE trunkline_http_requests_total counter\n")
+    );
+    assert!(!got.body.contains("# EOF"));
+    let request = Request::get("/metrics").header(header::ACCEPT, "application/openmetrics-text");
+    let response = router
+        .oneshot(request.body(Body::empty()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(
+        response.headers()[header::CONTENT_TYPE],
         "application/openmetrics-text; version=1.0.0; charset=utf-8"
     );
-    let samples = super::super::metrics::tests::parses(&got.body);
+    let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    let samples = super::super::metrics::tests::parses(str::from_utf8(&body).unwrap());
     for (endpoint, code) in [("node", 200), ("node", 503), ("other", 404)] {
         let key = format!("trunkline_http_requests_total{{endpoint=\"{endpoint}\",code=\"{code}\"}}");
         assert!((samples[&key] - 1.0).abs() < 0.1, "{key}");
@@ -846,10 +861,7 @@ proptest! {
 // --- who may log in ------------------------------------------------------------------------------------------------
 
 async fn get_from(router: &Router, uri: &str, caller: &str) -> Got {
-    let caller = Caller {
-        address: (caller.parse::<IpAddr>().unwrap(), 5000).into(),
-        tls: false,
-    };
+    let caller = Caller::new((caller.parse::<IpAddr>().unwrap(), 5000).into(), false);
     get(&router.clone().layer(Extension(caller)), uri).await
 }
 
@@ -879,6 +891,17 @@ async fn rules_are_shown_to_this_host_only() {
         }
     }
     assert_eq!(get(&router, "/api/v1/hba").await.status, StatusCode::FORBIDDEN);
+    // For whom does a balancer on this host connect?
+    let balancer = Caller::new("127.0.0.1:5000".parse().unwrap(), false);
+    for (client, status) in [
+        (None, StatusCode::FORBIDDEN),
+        (Some("10.0.0.7:1"), StatusCode::FORBIDDEN),
+        (Some("127.0.0.1:1"), StatusCode::OK),
+    ] {
+        let caller = balancer.announced(client.map(|client| client.parse().unwrap()));
+        let got = get(&router.clone().layer(Extension(caller)), "/api/v1/hba").await;
+        assert_eq!(got.status, status, "{client:?}");
+    }
 }
 
 #[tokio::test]

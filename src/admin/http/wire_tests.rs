@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::fixture::*;
@@ -207,29 +208,71 @@ fn abrupt_closes_and_many_connections() {
     drop(open);
 }
 
+/// From an address of this host.
+fn connect_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+/// Whether it is answered, by 200 `true`.
+fn is_answered(mut stream: &TcpStream) -> bool {
+    stream
+        .write_all(b"GET /connection/is-live HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    let (mut answer, mut byte) = (Vec::new(), [0]);
+    while !answer.ends_with(b"true") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+        answer.push(byte[0]);
+    }
+    answer.starts_with(b"HTTP/1.1 200 ")
+}
+
 #[test]
-fn one_connection_too_many_is_closed_and_room_comes_back() {
+fn whoever_has_many_half_requests_has_them_closed_and_nobody_else_notices() {
     let running = start(
         leader(),
         None,
         Bounds {
-            max_connections: 2,
+            max_connections: 6,
             ..Bounds::default()
         },
     );
-    let mut held: Vec<_> = (0..2).map(|_| connect(running.address)).collect();
-    for stream in &mut held {
-        // Answered, so that both are surely counted.
-        stream
-            .write_all(b"GET /connection/is-live HTTP/1.1\r\nHost: x\r\n\r\n")
-            .unwrap();
-        stream.read_exact(&mut [0; 12]).unwrap();
+    let other = connect_from([127, 0, 0, 2], running.address);
+    assert!(is_answered(&other));
+    let mut half: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = connect_from([127, 0, 0, 3], running.address);
+            stream.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+            stream
+        })
+        .collect();
+    // Those that are idle the longest: all but as many as one address may have.
+    for stream in &mut half[..17] {
+        let closed = stream.read(&mut [0]);
+        assert!(!matches!(closed, Ok(1..)), "{closed:?}");
     }
-    assert_eq!(exchange(running.address, b""), "");
-    held.pop().unwrap().shutdown(Shutdown::Both).unwrap();
-    while status(&exchange(running.address, b"GET / HTTP/1.0\r\n\r\n")) != "200" {
-        std::thread::yield_now();
-    }
+    assert!(is_answered(&other), "it was there before, and stays");
+    assert!(is_answered(&connect_from([127, 0, 0, 4], running.address)));
+    assert!(is_answered(&connect_from([127, 0, 0, 3], running.address)));
+}
+
+#[test]
+fn an_old_connection_is_closed_after_its_next_answer() {
+    let bounds = Bounds {
+        max_age: Duration::ZERO,
+        ..Bounds::default()
+    };
+    let running = start(leader(), None, bounds);
+    // Ends because the server closes.
+    let answer = exchange(
+        running.address,
+        b"GET /connection/is-live HTTP/1.1\r\nHost: x\r\n\r\n",
+    );
+    assert_eq!(status(&answer), "200");
+    assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
 }
 
 #[test]

@@ -162,4 +162,12 @@ pub(super) static CLIENT_ADDRESS: Keys = Keys(&[
         "`application_name` ends with the address: `psql from 10.1.2.3:4567`. The client's own part is \
          cut so that all of it has 63 bytes. The client sees it, too.",
     ),
+    Key::new(
+        "tls",
+        TRUTH,
+        Truth(false),
+        "The session begins with the setting `trunkline.client_tls`: the version of TLS between client and \
+         router, `TLSv1.3` or `TLSv1.2`; empty in clear and on a Unix socket. `pg_stat_ssl` shows the router's \
+         own connection to the server instead. As with `setting`, a client may `SET` it once logged in.",
+    ),
 ]);

@@ -31,6 +31,7 @@ fn every_key_has_its_value() {
     let told = TellAddress {
         setting: false,
         application_name: true,
+        tls: true,
     };
     assert_eq!(route.client_address, told);
     let other = &config.routes["r"];
@@ -39,6 +40,7 @@ fn every_key_has_its_value() {
     let told = TellAddress {
         setting: true,
         application_name: false,
+        tls: false,
     };
     assert_eq!(other.client_address, told);
 }

@@ -1,0 +1,281 @@
+//! How many connections there may be at once, in all and of one source, and who leaves when they are all taken.
+//!
+//! Guarantees: one source, an address or an IPv6 /64, has half of the seats at most; where it wants more, or all are taken,
+//! the connection that has been idle the longest makes room, so that whoever asks something new is heard. Only where
+//! every one of them is being answered is a new one refused. Both are told of, once a minute.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::super::metrics::Metrics;
+use crate::auth::guard::network;
+
+/// Between two lines of the log.
+const TELL_EVERY: Duration = Duration::from_mins(1);
+
+/// The seats of one listener. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Seats(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    most: usize,
+    /// Of one source.
+    share: usize,
+    what: &'static str,
+    metrics: Metrics,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    taken: HashMap<u64, Taken>,
+    next: u64,
+    told: Option<Instant>,
+    /// Connections that were closed or refused since then.
+    untold: u64,
+}
+
+#[derive(Debug)]
+struct Taken {
+    /// `None`: a balancer has not said yet for whom it connects.
+    source: Option<IpAddr>,
+    /// Since its last request was answered, or it was accepted; `None` while it is being answered.
+    idle: Option<Instant>,
+    leave: CancellationToken,
+}
+
+/// One connection's, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    seats: Seats,
+    number: u64,
+    leave: CancellationToken,
+}
+
+/// A request that is being answered, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Answering<'a>(&'a Seat);
+
+/// Every seat, or every one of the source's, is being answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Full;
+
+impl Seats {
+    /// `what` is served, for the log.
+    pub(super) fn new(most: usize, what: &'static str, metrics: Metrics) -> Self {
+        Self(Arc::new(Shared {
+            state: Mutex::default(),
+            most,
+            share: most.div_ceil(2),
+            what,
+            metrics,
+        }))
+    }
+
+    /// For a connection from `source`; `None` where a balancer is yet to say.
+    pub(super) fn take(&self, source: Option<IpAddr>) -> Result<Seat, Full> {
+        let source = source.map(network);
+        let mut state = self.state();
+        self.make_room(&mut state, source)?;
+        let leave = CancellationToken::new();
+        let number = state.next;
+        state.next += 1;
+        state.taken.insert(
+            number,
+            Taken {
+                source,
+                idle: Some(Instant::now()),
+                leave: leave.clone(),
+            },
+        );
+        Ok(Seat {
+            seats: self.clone(),
+            number,
+            leave,
+        })
+    }
+
+    /// Where there is no seat for one more of `source`, the one that is idle the longest leaves.
+    fn make_room(&self, state: &mut State, source: Option<IpAddr>) -> Result<(), Full> {
+        let of_source = |taken: &Taken| source.is_some() && taken.source == source;
+        let has_share = state.taken.values().filter(|taken| of_source(taken)).count() >= self.0.share;
+        if !has_share && state.taken.len() < self.0.most {
+            return Ok(());
+        }
+        let longest = state
+            .taken
+            .iter()
+            .filter(|(_, taken)| !has_share || of_source(taken))
+            .filter_map(|(number, taken)| Some((taken.idle?, *number)))
+            .min();
+        let left = longest.and_then(|(_, number)| state.taken.remove(&number));
+        match &left {
+            Some(left) => {
+                left.leave.cancel();
+                self.0.metrics.evicted.inc();
+            }
+            None => {
+                self.0.metrics.refused.inc();
+            }
+        }
+        self.tell(state, has_share, source);
+        left.map(drop).ok_or(Full)
+    }
+
+    fn tell(&self, state: &mut State, has_share: bool, source: Option<IpAddr>) {
+        state.untold += 1;
+        if state.told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+            return;
+        }
+        state.told = Some(Instant::now());
+        let connections = std::mem::take(&mut state.untold);
+        let what = self.0.what;
+        let by = source.map_or_else(|| "-".to_owned(), |source| source.to_string());
+        if has_share {
+            tracing::warn!(
+                %by, connections, most = self.0.share,
+                "{what}: one address has all the connections it may have; those that are idle the longest are closed"
+            );
+        } else {
+            tracing::warn!(
+                %by, connections, most = self.0.most,
+                "{what}: all connections are taken; those that are idle the longest are closed"
+            );
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// It counts for `source` from now on, which a balancer has named.
+    pub(super) fn attribute(&self, source: IpAddr) -> Result<(), Full> {
+        let mut state = self.seats.state();
+        // It is one of the new source's, not one more in all.
+        let Some(taken) = state.taken.remove(&self.number) else {
+            return Err(Full);
+        };
+        let source = Some(network(source));
+        self.seats.make_room(&mut state, source)?;
+        state.taken.insert(self.number, Taken { source, ..taken });
+        Ok(())
+    }
+
+    /// Until somebody else needs the place.
+    pub(super) async fn needed(&self) {
+        self.leave.cancelled().await;
+    }
+
+    /// It is not idle until that is dropped.
+    pub(super) fn answering(&self) -> Answering<'_> {
+        self.set(None);
+        Answering(self)
+    }
+
+    fn set(&self, idle: Option<Instant>) {
+        if let Some(taken) = self.seats.state().taken.get_mut(&self.number) {
+            taken.idle = idle;
+        }
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.set(Some(Instant::now()));
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.seats.state().taken.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn seats(most: usize) -> Seats {
+        Seats::new(most, "HTTP", Metrics::default())
+    }
+
+    fn from(address: &str) -> Option<IpAddr> {
+        Some(address.parse().unwrap())
+    }
+
+    async fn taken(seats: &Seats, source: Option<IpAddr>) -> Seat {
+        advance(Duration::from_secs(1)).await;
+        seats.take(source).unwrap()
+    }
+
+    fn leaves(seat: &Seat) -> bool {
+        seat.leave.is_cancelled()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_source_has_half_and_its_longest_idle_makes_room() {
+        let seats = seats(4);
+        // The same /64, as everywhere.
+        let (first, second) = (from("2001:db8::1"), from("2001:db8::2"));
+        let a = taken(&seats, first).await;
+        let b = taken(&seats, second).await;
+        let other = taken(&seats, from("10.0.0.1")).await;
+        let c = taken(&seats, first).await;
+        assert!(leaves(&a) && !leaves(&b) && !leaves(&other));
+        // A request that is being answered stays, and counts as new afterwards.
+        let answering = b.answering();
+        let d = taken(&seats, first).await;
+        assert!(leaves(&c) && !leaves(&b));
+        advance(Duration::from_secs(1)).await;
+        drop(answering);
+        let _e = taken(&seats, second).await;
+        assert!(leaves(&d) && !leaves(&b), "answered last");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_are_taken_the_longest_idle_of_all_makes_room() {
+        let seats = seats(2);
+        let a = taken(&seats, from("10.0.0.1")).await;
+        let b = taken(&seats, from("10.0.0.2")).await;
+        let c = taken(&seats, from("10.0.0.3")).await;
+        assert!(leaves(&a) && !leaves(&b));
+        let _busy = (b.answering(), c.answering());
+        assert_eq!(seats.take(from("10.0.0.4")).unwrap_err(), Full);
+        assert!(!leaves(&b) && !leaves(&c));
+        drop(a);
+        assert!(
+            seats.take(from("10.0.0.4")).is_err(),
+            "its seat is somebody else's"
+        );
+        assert_eq!(seats.0.metrics.evicted.get(), 1);
+        assert_eq!(seats.0.metrics.refused.get(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn behind_a_balancer_it_counts_for_whom_that_names() {
+        let seats = seats(4);
+        let client: IpAddr = "10.0.0.1".parse().unwrap();
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            let seat = taken(&seats, None).await;
+            seat.attribute(client).unwrap();
+            all.push(seat);
+        }
+        assert!(leaves(&all[0]) && !leaves(&all[1]) && !leaves(&all[2]));
+        let busy: Vec<_> = all[1..].iter().map(Seat::answering).collect();
+        let seat = taken(&seats, None).await;
+        assert_eq!(seat.attribute(client), Err(Full));
+        drop(busy);
+    }
+}

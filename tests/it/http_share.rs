@@ -1,0 +1,70 @@
+//! One address does not use up the HTTP port, nor the agent check's.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use super::fake::{Fake, Session};
+use super::limits::before;
+use crate::cluster::{Options, fresh_address};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const GREEDY: Ipv4Addr = Ipv4Addr::new(127, 98, 0, 1);
+
+fn connect(source: Ipv4Addr, to: (Ipv4Addr, u16)) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&SocketAddr::from(to).into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+#[test]
+fn half_requests_and_silent_agents_from_one_address_keep_nobody_out() {
+    let server = Fake::start(Session::answer_all);
+    let address = fresh_address();
+    let router = before(
+        &server,
+        "",
+        Options {
+            address: Some(address),
+            http: format!("agent_check: {{address: \"{address}:6435\"}}"),
+            ..Options::default()
+        },
+    );
+    let greedy: Vec<TcpStream> = (0..600)
+        .map(|_| {
+            let mut stream = connect(GREEDY, (address, 6434));
+            // Closed already, perhaps.
+            let _ = stream.write_all(b"GET /connection/is-ready HTTP/1.1\r\nX: ");
+            stream
+        })
+        .collect();
+    let agents: Vec<TcpStream> = (0..200).map(|_| connect(GREEDY, (address, 6435))).collect();
+    for source in [Ipv4Addr::new(127, 98, 0, 2), GREEDY] {
+        let mut stream = connect(source, (address, 6434));
+        stream
+            .write_all(b"GET /connection/is-ready HTTP/1.0\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.0 200"), "{source}: {answer}");
+        let mut line = String::new();
+        connect(source, (address, 6435))
+            .read_to_string(&mut line)
+            .unwrap();
+        assert_eq!(line, "up ready 100%\n", "{source}");
+    }
+    router.await_log(&[
+        "WARN",
+        "HTTP: one address has all the connections",
+        "by=127.98.0.1",
+    ]);
+    assert!(router.metric("trunkline_http_connections_evicted_total") > 300.0);
+    assert_eq!(router.metric("trunkline_http_connections_refused_total"), 0.0);
+    drop((greedy, agents));
+}
