@@ -54,11 +54,9 @@ impl LookedUp {
     }
 }
 
-/// An answer older than this is asked again before it is used.
-pub const CONFIRM_AFTER: Duration = Duration::from_secs(1);
-/// An answer in doubt that was asked for, or tried to be, less than this ago is not asked again: wrong passwords must not
-/// cost a query each.
-pub const DOUBT_AFTER: Duration = Duration::from_millis(100);
+/// After an attempt that gave no answer a user is not asked about again for so long: an outage must not cost a query for
+/// each login.
+pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// No role has a longer name (NAMEDATALEN is 64, unless PostgreSQL was built otherwise): bounds the memory of a key.
 pub const MAX_NAME: usize = 255;
 
@@ -66,12 +64,19 @@ pub const MAX_NAME: usize = 255;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer<V> {
     pub found: V,
-    /// Asked for less than [`CONFIRM_AFTER`] before it was wanted, with no attempt since that failed. What is not may be
-    /// out of date: it can let somebody in, for the server decides as well, but it makes nobody's password wrong.
+    /// Asked for after it was wanted. What is not may be out of date: it can let in a client that the server checks as
+    /// well, but it makes nobody's password wrong.
     pub is_confirmed: bool,
 }
 
 impl<V> Answer<V> {
+    pub fn confirmed(found: V) -> Self {
+        Self {
+            found,
+            is_confirmed: true,
+        }
+    }
+
     pub fn unconfirmed(found: V) -> Self {
         Self {
             found,
@@ -83,10 +88,10 @@ impl<V> Answer<V> {
 /// What is remembered about one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cached<V> {
-    /// To be used as it is.
-    Fresh(Answer<V>),
     /// To be asked again, and used, unconfirmed, only if no answer is to be had in time.
-    Stale(V),
+    Known(V),
+    /// The last attempt to confirm it, less than [`RETRY_AFTER`] ago, gave no answer: to be used, unconfirmed, as it is.
+    Tried(V),
     Miss,
 }
 
@@ -94,7 +99,7 @@ impl<V> Cached<V> {
     /// Where it could not be asked again.
     pub fn unconfirmed(self) -> Option<Answer<V>> {
         match self {
-            Self::Fresh(Answer { found, .. }) | Self::Stale(found) => Some(Answer::unconfirmed(found)),
+            Self::Known(found) | Self::Tried(found) => Some(Answer::unconfirmed(found)),
             Self::Miss => None,
         }
     }
@@ -119,10 +124,8 @@ pub struct AnswerCache<V> {
 struct Entry<V> {
     value: V,
     asked: Instant,
-    /// The last attempt to confirm it; no earlier than `asked`.
-    tried: Instant,
-    /// A login has failed by it.
-    in_doubt: bool,
+    /// The last attempt since to confirm it that gave no answer.
+    tried: Option<Instant>,
     order: u64,
     weight: usize,
 }
@@ -151,18 +154,11 @@ impl<V: Clone> AnswerCache<V> {
             return Cached::Miss;
         }
         let found = entry.value.clone();
-        let usable = if entry.in_doubt {
-            DOUBT_AFTER
+        let is_tried = |at: Instant| now.saturating_duration_since(at) < RETRY_AFTER;
+        if entry.tried.is_some_and(is_tried) {
+            Cached::Tried(found)
         } else {
-            CONFIRM_AFTER
-        };
-        if now.saturating_duration_since(entry.tried) < usable {
-            Cached::Fresh(Answer {
-                found,
-                is_confirmed: entry.tried == entry.asked,
-            })
-        } else {
-            Cached::Stale(found)
+            Cached::Known(found)
         }
     }
 
@@ -187,8 +183,7 @@ impl<V: Clone> AnswerCache<V> {
             Entry {
                 value,
                 asked,
-                tried: asked,
-                in_doubt: false,
+                tried: None,
                 order: self.next,
                 weight,
             },
@@ -197,20 +192,12 @@ impl<V: Clone> AnswerCache<V> {
         self.next += 1;
     }
 
-    /// An attempt begun at `at` gave no answer: the remembered one is used unconfirmed for another [`CONFIRM_AFTER`]
-    /// ([`DOUBT_AFTER`] if it is in doubt), within its time to live.
+    /// An attempt that ended at `at` gave no answer: the remembered one is used unconfirmed for [`RETRY_AFTER`], within its
+    /// time to live. It is not forgotten: a client that sends wrong passwords while nobody can be asked would lock the
+    /// user out.
     pub fn not_confirmed(&mut self, user: &[u8], at: Instant) {
         if let Some(entry) = self.entries.get_mut(user) {
-            entry.tried = entry.tried.max(at);
-        }
-    }
-
-    /// A login has failed by a user's answer: it is asked again before its next use, or as soon as [`DOUBT_AFTER`] has
-    /// passed since the last time. It is not forgotten: whoever sends wrong passwords while nobody can be asked would
-    /// lock the user out.
-    pub fn doubt(&mut self, user: &[u8]) {
-        if let Some(entry) = self.entries.get_mut(user) {
-            entry.in_doubt = true;
+            entry.tried = Some(at);
         }
     }
 
@@ -267,19 +254,6 @@ mod tests {
     const TTL: Duration = Duration::from_mins(1);
     const MS: Duration = Duration::from_millis(1);
 
-    /// As it was asked for.
-    fn fresh<V>(found: V) -> Cached<V> {
-        Cached::Fresh(Answer {
-            found,
-            is_confirmed: true,
-        })
-    }
-
-    /// After an attempt that failed.
-    fn left<V>(found: V) -> Cached<V> {
-        Cached::Fresh(Answer::unconfirmed(found))
-    }
-
     fn cache(capacity: usize) -> (AnswerCache<Option<u8>>, Instant) {
         (AnswerCache::new(TTL, capacity), Instant::now())
     }
@@ -289,9 +263,8 @@ mod tests {
         let (mut cache, start) = cache(10);
         for (user, answer) in [(&b"a"[..], Some(1)), (b"nobody", None)] {
             cache.put(user, answer, 1, start);
-            assert_eq!(cache.get(user, start + CONFIRM_AFTER - MS), fresh(answer));
-            assert_eq!(cache.get(user, start + CONFIRM_AFTER), Cached::Stale(answer));
-            assert_eq!(cache.get(user, start + TTL - MS), Cached::Stale(answer));
+            assert_eq!(cache.get(user, start), Cached::Known(answer), "asked again at once");
+            assert_eq!(cache.get(user, start + TTL - MS), Cached::Known(answer));
             assert_eq!(cache.get(user, start + TTL), Cached::Miss);
         }
         assert_eq!(cache.get(b"b", start), Cached::Miss);
@@ -299,48 +272,24 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_without_answer_gives_another_second_but_no_longer_life() {
-        let (mut cache, start) = cache(10);
-        cache.put(b"a", Some(1), 1, start);
-        let tried = start + CONFIRM_AFTER * 5;
-        cache.not_confirmed(b"a", tried);
-        cache.not_confirmed(b"nobody", tried);
-        assert_eq!(cache.get(b"a", tried + CONFIRM_AFTER - MS), left(Some(1)));
-        assert_eq!(cache.get(b"a", tried + CONFIRM_AFTER), Cached::Stale(Some(1)));
-        cache.not_confirmed(b"a", start + TTL - MS);
-        assert_eq!(cache.get(b"a", start + TTL), Cached::Miss);
-        assert!(cache.is_empty());
-    }
-
-    #[test]
-    fn an_answer_in_doubt_is_asked_again_at_once_or_when_it_is_old_enough() {
+    fn an_attempt_without_answer_gives_another_moment_but_no_longer_life() {
         let (mut cache, start) = cache(10);
         for (user, answer) in [(&b"a"[..], Some(1)), (b"nobody", None)] {
             cache.put(user, answer, 1, start);
-            cache.doubt(user);
-            assert_eq!(cache.get(user, start + DOUBT_AFTER - MS), fresh(answer));
-            assert_eq!(cache.get(user, start + DOUBT_AFTER), Cached::Stale(answer));
+            let tried = start + Duration::from_secs(5);
+            cache.not_confirmed(user, tried);
+            cache.not_confirmed(b"unheard of", tried);
+            assert_eq!(cache.get(user, tried + RETRY_AFTER - MS), Cached::Tried(answer));
+            assert_eq!(cache.get(user, tried + RETRY_AFTER), Cached::Known(answer));
+            cache.not_confirmed(user, start + TTL - MS);
+            assert_eq!(cache.get(user, start + TTL), Cached::Miss);
         }
-        cache.put(b"b", None, 1, start);
-        assert_eq!(cache.get(b"b", start + DOUBT_AFTER), fresh(None), "not in doubt");
-        // The answer to a later question is no longer in doubt.
-        cache.put(b"a", Some(2), 1, start + DOUBT_AFTER);
-        assert_eq!(cache.get(b"a", start + DOUBT_AFTER * 2), fresh(Some(2)));
-        cache.doubt(b"unheard of");
-        assert_eq!(cache.get(b"unheard of", start), Cached::Miss);
-    }
-
-    #[test]
-    fn an_answer_in_doubt_outlives_attempts_without_answer_unconfirmed() {
-        let (mut cache, start) = cache(10);
+        assert!(cache.is_empty());
+        // An answer since is one that can be had.
         cache.put(b"a", Some(1), 1, start);
-        cache.doubt(b"a");
-        let tried = start + DOUBT_AFTER * 2;
-        cache.not_confirmed(b"a", tried);
-        assert_eq!(cache.get(b"a", tried + DOUBT_AFTER - MS), left(Some(1)));
-        assert_eq!(cache.get(b"a", tried + DOUBT_AFTER), Cached::Stale(Some(1)));
-        assert_eq!(cache.get(b"a", start + TTL - MS), Cached::Stale(Some(1)));
-        assert_eq!(cache.get(b"a", start + TTL), Cached::Miss);
+        cache.not_confirmed(b"a", start);
+        cache.put(b"a", Some(2), 1, start);
+        assert_eq!(cache.get(b"a", start), Cached::Known(Some(2)));
     }
 
     #[test]
@@ -353,7 +302,7 @@ mod tests {
         assert!(
             [b"a", b"c", b"d"]
                 .iter()
-                .all(|user| cache.get(*user, now) == fresh(None))
+                .all(|user| cache.get(*user, now) == Cached::Known(None))
         );
         for i in 0..1000_u32 {
             cache.put(&i.to_be_bytes(), None, 1, now);

@@ -65,15 +65,19 @@ impl Account {
         let mut parameters = vec![
             pair("user", &account.user),
             pair("database", &account.dbname),
-            pair("client_encoding", "UTF8"),
         ];
         match purpose {
             Purpose::Probe => {
                 parameters.push(pair("application_name", "trunkline probe"));
+                parameters.push(pair("client_encoding", "UTF8"));
                 // Nobody's functions stand in for PostgreSQL's.
                 parameters.push(pair("search_path", "pg_catalog"));
             }
-            Purpose::LookUp => parameters.push(pair("application_name", "trunkline look-up")),
+            Purpose::LookUp => {
+                parameters.push(pair("application_name", "trunkline look-up"));
+                // Names of roles are bytes: none are converted on their way.
+                parameters.push(pair("client_encoding", "SQL_ASCII"));
+            }
         }
         let (tls, credential) = (self.tls(), self.credential.load_full());
         let target = Target {

@@ -1,11 +1,12 @@
 //! Look-ups of credentials and memberships by the service account, for sessions on other threads.
 //!
 //! Guarantees: a look-up is asked of the leader first, else of a replica that is up, and ends within its deadline;
-//! answers are remembered, and one that is older than [`auth::lookup::CONFIRM_AFTER`], or by which a login has failed, is
-//! confirmed before it is used, unless that fails or takes longer than [`CONFIRM_WITHIN`]: then it is used as what it is,
-//! [unconfirmed](auth::lookup::Answer); look-ups of one user at the same time are one; known and unknown
-//! users cost the same queries; connections are a bounded pool per member, checked before use; nothing waits without a
-//! limit; an outage is never taken for an unknown user; probes are not delayed (they have connections of their own).
+//! an answer belongs to a query that began after the login asked, so that a change made before the login is in it;
+//! answers are remembered, and used only where the query fails or takes longer than [`CONFIRM_WITHIN`]: then as what they
+//! are, [unconfirmed](auth::lookup::Answer); for one user one query runs at a time, and all who ask meanwhile share the
+//! next, so that no number of logins costs more; known and unknown users cost the same queries; connections are a bounded
+//! pool per member, checked before use; nothing waits without a limit; an outage is never taken for an unknown user;
+//! probes are not delayed (they have connections of their own).
 //!
 //! Refuses: to let a user's name be anything but a value in the query.
 
@@ -29,7 +30,7 @@ pub use self::question::Query;
 use self::question::Question;
 use super::metrics::{LookUpResult, Metrics};
 use crate::auth;
-use crate::auth::lookup::{Answer, AnswerCache, CONFIRM_AFTER, Cached, DOUBT_AFTER, MAX_NAME};
+use crate::auth::lookup::{Answer, AnswerCache, Cached, MAX_NAME};
 
 /// Look-ups waiting to be taken up.
 const MAX_WAITING: usize = 1024;
@@ -67,14 +68,9 @@ pub type Lookup = Option<auth::Identity>;
 
 type Asked<F> = Result<Answer<F>, LookupError>;
 
-enum Request<F> {
-    LookUp {
-        user: Vec<u8>,
-        answer: oneshot::Sender<Asked<F>>,
-    },
-    Doubt {
-        user: Vec<u8>,
-    },
+struct Request<F> {
+    user: Vec<u8>,
+    answer: oneshot::Sender<Asked<F>>,
 }
 
 /// Somebody who asked.
@@ -92,16 +88,12 @@ pub(super) struct Lookups<F> {
 impl<F: Default> Lookups<F> {
     pub(super) async fn ask(&self, user: &[u8], deadline: Instant) -> Asked<F> {
         // PostgreSQL has no such user, and the query could not name it.
-        if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) || std::str::from_utf8(user).is_err()
-        {
-            return Ok(Answer {
-                found: F::default(),
-                is_confirmed: true,
-            });
+        if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) {
+            return Ok(Answer::confirmed(F::default()));
         }
         let (answer, answered) = oneshot::channel();
         self.requests
-            .try_send(Request::LookUp {
+            .try_send(Request {
                 user: user.to_vec(),
                 answer,
             })
@@ -114,11 +106,6 @@ impl<F: Default> Lookups<F> {
             Ok(Err(_)) => Err(LookupError::Stopped),
             Err(_) => Err(LookupError::Timeout),
         }
-    }
-
-    pub(super) fn doubt(&self, user: &[u8]) {
-        // When full, the answer is merely used until it is to be confirmed.
-        let _ = self.requests.try_send(Request::Doubt { user: user.to_vec() });
     }
 }
 
@@ -140,10 +127,9 @@ pub(super) struct Service<Q: Question> {
 /// A query about one user.
 struct InFlight<F> {
     asked: Instant,
+    /// Asked before it began.
     waiting: Vec<Waiter<F>>,
-    /// A login has failed meanwhile: its answer may be as old as the one by which that failed.
-    in_doubt: bool,
-    /// Came after that: for them it is asked again.
+    /// Asked since: what has changed meanwhile may not be in its answer, so for them it is asked again.
     next: Vec<Waiter<F>>,
 }
 
@@ -187,8 +173,7 @@ impl<Q: Question> Service<Q> {
                 }
                 () = sleep_until(late.unwrap_or_else(Instant::now)), if late.is_some() => self.answer_late(),
                 request = self.requests.recv() => match request {
-                    Some(Request::LookUp { user, answer }) => self.begin(user, answer, &mut running),
-                    Some(Request::Doubt { user }) => self.doubt(&user),
+                    Some(Request { user, answer }) => self.begin(user, answer, &mut running),
                     None => return self.pools.close().await,
                 },
             }
@@ -204,25 +189,18 @@ impl<Q: Question> Service<Q> {
         let now = Instant::now();
         let waiter = Waiter { since: now, answer };
         let remembered = match self.cache.get(&user, now) {
-            Cached::Fresh(answer) => return self.answer_remembered(waiter, answer),
-            Cached::Stale(found) => Some(Answer::unconfirmed(found)),
+            Cached::Tried(found) => return self.answer_remembered(waiter, Answer::unconfirmed(found)),
+            Cached::Known(found) => Some(Answer::unconfirmed(found)),
             Cached::Miss => None,
         };
         if let Some(flight) = self.in_flight.get_mut(&user) {
-            if !flight.in_doubt
-                && now >= flight.asked + CONFIRM_WITHIN
+            if now >= flight.asked + CONFIRM_WITHIN
                 && let Some(answer) = remembered
             {
                 return self.answer_remembered(waiter, answer);
             }
-            let too_old = flight.in_doubt && now >= flight.asked + DOUBT_AFTER;
-            let waiters = if too_old {
-                &mut flight.next
-            } else {
-                &mut flight.waiting
-            };
-            waiters.retain(|other| !other.answer.is_closed());
-            waiters.push(waiter);
+            flight.next.retain(|other| !other.answer.is_closed());
+            flight.next.push(waiter);
             if remembered.is_some() {
                 self.late.push_back((now + CONFIRM_WITHIN, user));
             }
@@ -253,7 +231,6 @@ impl<Q: Question> Service<Q> {
             InFlight {
                 asked,
                 waiting,
-                in_doubt: false,
                 next: Vec::new(),
             },
         );
@@ -285,24 +262,17 @@ impl<Q: Question> Service<Q> {
                 });
                 self.cache
                     .put(&user, found.clone(), Q::weight(found), flight.asked);
-                if flight.in_doubt {
-                    self.cache.doubt(&user);
-                }
             }
             Err(error) => {
                 self.count(LookUpResult::Failed);
                 self.warn(error, now);
-                self.cache.not_confirmed(&user, flight.asked);
+                self.cache.not_confirmed(&user, now);
             }
         }
         for waiter in flight.waiting {
             match answer {
                 Ok(found) => {
-                    let answer = Answer {
-                        found: found.clone(),
-                        is_confirmed: waiter.since < flight.asked + CONFIRM_AFTER,
-                    };
-                    let _ = waiter.answer.send(Ok(answer));
+                    let _ = waiter.answer.send(Ok(Answer::confirmed(found.clone())));
                 }
                 Err(error) => match self.cache.get(&user, now).unconfirmed() {
                     Some(answer) => self.answer_remembered(waiter, answer),
@@ -337,13 +307,6 @@ impl<Q: Question> Service<Q> {
     fn answer_remembered(&self, waiter: Waiter<Q::Found>, answer: Answer<Q::Found>) {
         self.count(LookUpResult::Cached);
         let _ = waiter.answer.send(Ok(answer));
-    }
-
-    fn doubt(&mut self, user: &[u8]) {
-        self.cache.doubt(user);
-        if let Some(flight) = self.in_flight.get_mut(user) {
-            flight.in_doubt = true;
-        }
     }
 
     fn count(&self, result: LookUpResult) {

@@ -214,9 +214,9 @@ impl ClusterHandle {
         let _ = self.shared.works.load().evidence.try_send(Observation::LookAgain);
     }
 
-    /// What the cluster has to check `user`'s login against; `None` for one that cannot log in. No older than a second,
-    /// or `cache_ttl` while it cannot be confirmed; bounded by the service account's `timeout`. A login that fails by an
-    /// unconfirmed one ends with [`LookupError::Unconfirmed`].
+    /// What the cluster has to check `user`'s login against; `None` for one that cannot log in. Asked for after this call,
+    /// or, while it cannot be confirmed, no older than `cache_ttl`; bounded by the service account's `timeout`. A login
+    /// that fails by an unconfirmed one ends with [`LookupError::Unconfirmed`].
     pub async fn identity(&self, user: &[u8]) -> Result<Answer<Lookup>, LookupError> {
         let works = self.shared.works.load_full();
         match &works.identities {
@@ -225,14 +225,6 @@ impl ClusterHandle {
                 identities.ask(user, deadline).await
             }
             None => Err(LookupError::NotConfigured),
-        }
-    }
-
-    /// A login has failed by the remembered identity, which may have changed: it is asked for again before its next use,
-    /// at once or as soon as it is a tenth of a second old.
-    pub fn doubt_identity(&self, user: &[u8]) {
-        if let Some(identities) = &self.shared.works.load().identities {
-            identities.doubt(user);
         }
     }
 

@@ -2,6 +2,7 @@
 //! that far. The rules themselves are read by `auth`.
 
 use super::cluster;
+use super::front::{Names, reference};
 use super::keys::{self, Unlock};
 use super::model::{Auth, Console, CredentialUsers, ServerCredential, ServerSecret};
 use super::section::{Field, Section, report_repeated};
@@ -44,16 +45,21 @@ fn server_credential(field: &Field<'_>) -> Option<ServerCredential> {
 }
 
 /// `None` where the section is not written.
-pub(super) fn console(root: &Section<'_>) -> Option<Console> {
+pub(super) fn console(root: &Section<'_>, clusters: &Names<'_>) -> Option<Console> {
     let section = root.section("console");
     if !section.present() {
         return None;
     }
     let users = section.required("users").map(|field| names(&field));
     let database = section.text("database")?;
+    let cluster = match section.field("cluster") {
+        Some(field) => reference(&field, clusters, "cluster")?,
+        None => clusters.as_ref()?.first()?,
+    };
     Some(Console {
         users: users??,
         database: database.into(),
+        cluster: cluster.into(),
     })
 }
 

@@ -303,7 +303,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
         routes: routes.models,
         listeners,
         http,
-        console: access::console(&root),
+        console: access::console(&root, &names),
         limits: front::limits(&root),
         peers: front::peers(&root, &places),
         log: front::log(&root),

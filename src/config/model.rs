@@ -479,6 +479,8 @@ pub struct Console {
     pub users: Vec<String>,
     /// The name clients ask for (default `trunkline`); a database of that name in a cluster is out of reach.
     pub database: Arc<str>,
+    /// The cluster whose users they are (default the first): a role of the same name in another one is somebody else.
+    pub cluster: Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -104,7 +104,7 @@ pub struct Exchange<'a> {
     tls: Option<&'a TlsFacts>,
     doors: Doors<'a>,
     memberships: Option<Answer<Arc<Memberships>>>,
-    /// What was looked up of the user may no longer hold, and nobody can be asked.
+    /// What the proof was held against may no longer hold, and nobody can be asked.
     is_unconfirmed: bool,
     /// Read and not yet looked at.
     buffer: BytesMut,
@@ -231,20 +231,15 @@ impl<'a> Exchange<'a> {
                 .and_then(|users| users.find(&self.packet.user).cloned()),
             (identity, _) => identity,
         };
-        let server_login = match self.doors.behind {
-            Behind::Console if self.is_unconfirmed => {
-                return Err(LoginFault::Lookup(LookupError::Unconfirmed));
-            }
+        let login = match self.doors.behind {
             Behind::Console => None,
             Behind::Servers => {
                 let credentials = &self.doors.access.credentials;
                 let login = credentials.login(&self.packet.user, proof, identity);
-                Some(certain(
-                    login.ok_or(LoginFault::NoServerLogin)?,
-                    self.is_unconfirmed,
-                )?)
+                Some(login.ok_or(LoginFault::NoServerLogin)?)
             }
         };
+        let server_login = certain(login, self.hangs_on_memory())?;
         message::authentication_ok(&mut welcome);
         Ok(Authenticated {
             server_login,
@@ -268,12 +263,16 @@ impl<'a> Exchange<'a> {
     }
 
     /// How a login ends that failed by what is known of the user. What was remembered may be older than a password that
-    /// was just changed: it is asked for again, and where it could not be asked for now, nothing was shown to be wrong.
+    /// was just changed: where it could not be asked for now, nothing was shown to be wrong.
     fn failed(&self, fault: LoginFault) -> LoginFault {
-        if fault.offence() == Some(Offence::Proof) {
-            self.doors.cluster.doubt_identity(&self.packet.user);
-        }
         verdict(fault, self.is_unconfirmed)
+    }
+
+    /// Anything that speaks for the client may no longer hold: what its proof was held against, or the memberships that a
+    /// rule or a map asked for, also a rule that was passed by for them.
+    fn hangs_on_memory(&self) -> bool {
+        let are_confirmed = |answer: &Answer<_>| answer.is_confirmed;
+        self.is_unconfirmed || !self.memberships.as_ref().is_none_or(are_confirmed)
     }
 
     async fn look_up_memberships(&mut self) -> Result<(), LoginFault> {
@@ -340,10 +339,11 @@ fn verdict(fault: LoginFault, is_unconfirmed: bool) -> LoginFault {
     fault
 }
 
-/// An answer that nobody could confirm lets in only whom the server checks as well: the password may have been changed,
-/// or the role be gone.
-fn certain(login: ServerLogin, is_unconfirmed: bool) -> Result<ServerLogin, LoginFault> {
-    if is_unconfirmed && login.is_operators {
+/// An answer that nobody could confirm lets in only a client that the server checks as well, under its own name: the
+/// password may have been changed, the role be gone, or its membership revoked. Behind the console there is no server.
+fn certain(login: Option<ServerLogin>, is_unconfirmed: bool) -> Result<Option<ServerLogin>, LoginFault> {
+    let is_checked = |login: &ServerLogin| !login.is_operators && login.user.is_none();
+    if is_unconfirmed && !login.as_ref().is_some_and(is_checked) {
         return Err(LoginFault::Lookup(LookupError::Unconfirmed));
     }
     Ok(login)
@@ -459,19 +459,25 @@ mod tests {
             secret,
         };
         let stored = Secret::new(*b"stored");
+        let mut other = entry(ServerSecret::ClientPassword);
+        other.server_user = Some("shared".to_owned());
+        let mut logins = Vec::new();
         for (entries, is_own) in [
             (vec![], true),
             (vec![entry(ServerSecret::ClientPassword)], true),
+            (vec![other], false),
             (vec![entry(ServerSecret::Password(stored))], false),
             (vec![entry(ServerSecret::ClusterCertificate)], false),
         ] {
             let credentials = ServerCredentials::new(entries.into());
-            let login = || {
-                let proof = Proof::Password(Secret::new(*b"old"));
-                credentials.login(b"app", proof, None).unwrap()
-            };
-            assert!(certain(login(), false).is_ok());
-            match certain(login(), true) {
+            let proof = Proof::Password(Secret::new(*b"old"));
+            logins.push((credentials.login(b"app", proof, None), is_own));
+        }
+        let console = (None, false);
+        logins.push(console);
+        for (login, is_own) in logins {
+            assert!(certain(login.clone(), false).is_ok());
+            match certain(login, true) {
                 Ok(_) => assert!(is_own),
                 Err(fault) => {
                     assert!(!is_own && fault.offence().is_none());

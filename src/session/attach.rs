@@ -100,8 +100,6 @@ pub(super) struct Request<'a> {
     pub route: &'a Route,
     pub state: &'a SessionState,
     pub login: &'a ServerLogin,
-    /// The user's name as received.
-    pub user: &'a [u8],
     /// `None` on a Unix socket.
     pub client: Option<IpAddr>,
     pub waiting: &'a Waiting<'a>,
@@ -276,10 +274,6 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
         };
         let has_certificate = matches!(request.login.with, ServerProof::Certificate(_));
         report(cluster, registry, &candidate.member, &error, has_certificate);
-        if let ConnectError::VerifierDiffers { .. } = error {
-            // On a replica that lags, or everywhere since the password was changed: ask again before the next login.
-            cluster.doubt_identity(request.user);
-        }
         let refusal = refusal(request.login, &candidate.member, &error);
         if !error.is_temporary_or_elsewhere() {
             return Err(refusal);

@@ -77,8 +77,18 @@ impl ConsoleDoor {
         packet.replication != Replication::Physical && packet.database == self.config.database.as_bytes()
     }
 
-    fn admits(&self, user: &[u8]) -> bool {
-        self.config.users.iter().any(|name| name.as_bytes() == user)
+    /// Or what the client is told. A name is one cluster's: whoever may make roles in another one is not meant.
+    fn admits(&self, user: &[u8], cluster: &str) -> Result<(), String> {
+        if *self.config.cluster != *cluster {
+            return Err(format!(
+                "It is for users of the cluster \"{}\": use a listener of that cluster.",
+                self.config.cluster
+            ));
+        }
+        if self.config.users.iter().any(|name| name.as_bytes() == user) {
+            return Ok(());
+        }
+        Err("Its operator has to add the user to console.users.".to_owned())
     }
 }
 
@@ -101,10 +111,10 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
     let Some(door) = shared.console.load_full() else {
         return;
     };
-    if !door.admits(&record.user) {
+    if let Err(hint) = door.admits(&record.user, &record.gate.cluster.config().name) {
         shared.metrics.refuse("console");
-        record.refused(shared, "not one of console.users");
-        message::error(&mut welcome, &not_admitted(&record.database));
+        record.refused(shared, "not one of console.users of console.cluster");
+        message::error(&mut welcome, &not_admitted(&record.database, &hint));
         return farewell(stream, welcome).await;
     }
     MEMBER.clone_into(&mut record.member);
@@ -140,13 +150,13 @@ async fn isolated(
     }
 }
 
-fn not_admitted(database: &[u8]) -> ErrorReply {
+fn not_admitted(database: &[u8], hint: &str) -> ErrorReply {
     ErrorReply::fatal(
         SqlState::INSUFFICIENT_PRIVILEGE,
         format!("permission denied for database \"{}\"", Escaped(database)),
     )
     .detail("It is the connection manager's console.")
-    .hint("Its operator has to add the user to console.users.")
+    .hint(hint)
 }
 
 #[cfg(test)]

@@ -359,7 +359,6 @@ async fn begin(
         route: &gate.route,
         state: &state,
         login,
-        user: &packet.user,
         client: record.client.ip(),
         waiting: &waiting,
     };

@@ -1,7 +1,6 @@
 //! Look-ups of identities and memberships before PostgreSQL servers of a test's own: what is changed there counts
-//! within a second, and costs a known number of queries.
+//! at once, and costs a known number of queries.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::block_in_place;
@@ -18,7 +17,6 @@ const COUNTED: &str = "CREATE SEQUENCE trunkline.asked;
     CREATE FUNCTION trunkline.counted(name text) RETURNS TABLE (usename name, passwd text) LANGUAGE sql SECURITY DEFINER
     AS $$ SELECT nextval('trunkline.asked'); SELECT * FROM trunkline.user_lookup(name) $$";
 const COUNTED_QUERY: &str = "SELECT * FROM trunkline.counted($1)";
-/// As long as an answer is used without asking.
 const SECOND: Duration = Duration::from_secs(1);
 
 fn source(server: &Postgres) -> Source {
@@ -104,7 +102,7 @@ async fn older(asked: Instant, age: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_changes_on_the_server_counts_after_a_second() {
+async fn what_changes_on_the_server_counts_at_once() {
     for version_18 in [false, true] {
         let server = start(version_18);
         sql(
@@ -117,14 +115,12 @@ async fn what_changes_on_the_server_counts_after_a_second() {
         for user in users {
             assert_eq!(looked_up(&running.handle, user).await.is_some(), user != "nobody");
         }
-        let known = Instant::now();
         assert_eq!(asked(&server), 5);
         sql(
             &server,
             "ALTER ROLE app PASSWORD 'new'; DROP ROLE gone; ALTER ROLE shut NOLOGIN;
              ALTER ROLE expired VALID UNTIL '2001-01-01'; CREATE ROLE nobody LOGIN PASSWORD 'y'",
         );
-        older(known, SECOND).await;
         for user in users {
             let expected = matches!(user, "app" | "nobody").then(|| stored(&server, user));
             assert_eq!(looked_up(&running.handle, user).await, expected, "{user}");
@@ -135,43 +131,17 @@ async fn what_changes_on_the_server_counts_after_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forgotten_answer_is_asked_at_once_and_known_and_unknown_users_cost_the_same() {
+async fn known_and_unknown_users_cost_a_query_for_each_login_and_many_at_once_share_one() {
     let server = start(false);
     let running = before(&server, counted(Duration::from_mins(1))).await;
     let handle = &running.handle;
     for (user, exists) in [("app", true), ("nobody", false)] {
         let before = asked(&server);
-        assert_eq!(looked_up(handle, user).await.is_some(), exists);
-        let first = Instant::now();
-        assert_eq!(asked(&server) - before, 1, "{user}");
-        // Within a second everything is answered from memory.
-        while first.elapsed() < Duration::from_millis(300) {
-            looked_up(handle, user).await;
-            sleep(Duration::from_millis(1)).await;
+        for times in 1..=3 {
+            assert_eq!(looked_up(handle, user).await.is_some(), exists);
+            assert_eq!(asked(&server) - before, times, "{user}");
         }
-        assert_eq!(asked(&server) - before, 1, "{user}");
-        let change = format!("ALTER ROLE {user} PASSWORD 'other'");
-        if exists {
-            sql(&server, &change);
-        }
-        handle.doubt_identity(user.as_bytes());
-        let expected = exists.then(|| stored(&server, user));
-        assert_eq!(looked_up(handle, user).await, expected, "{user}");
-        assert_eq!(asked(&server) - before, 2, "{user}");
-        // Wrong passwords one after the other: a query each tenth of a second at most.
-        let begun = Instant::now();
-        let already = asked(&server);
-        while begun.elapsed() < Duration::from_millis(500) {
-            handle.doubt_identity(user.as_bytes());
-            looked_up(handle, user).await;
-        }
-        let bound = u32::try_from(begun.elapsed().as_millis() / 100).unwrap() + 1;
-        let cost = asked(&server) - already;
-        assert!((2..=bound).contains(&cost), "{user}: {cost} of {bound}");
     }
-    // Many at once, when the answer has to be confirmed.
-    let known = Instant::now();
-    older(known, SECOND).await;
     let already = asked(&server);
     let many: Vec<_> = (0..100)
         .map(|_| {
@@ -183,7 +153,9 @@ async fn a_forgotten_answer_is_asked_at_once_and_known_and_unknown_users_cost_th
     for one in many {
         assert_eq!(one.await.unwrap().as_ref(), Some(&expected));
     }
-    assert_eq!(asked(&server) - already, 1);
+    // While one query runs, the others wait for the next one together.
+    let cost = asked(&server) - already;
+    assert!(cost <= 20, "{cost} queries for 100 logins");
     running.end().await;
 }
 
@@ -199,7 +171,6 @@ async fn remembered_answers_serve_while_the_server_is_down_for_cache_ttl_at_most
     assert_eq!(looked_up(handle, "nobody").await, None);
     let known = Instant::now();
     block_in_place(|| server.stop());
-    older(known, SECOND).await;
     while begun.elapsed() + SECOND < ttl {
         let asked = Instant::now();
         assert_eq!(looked_up(handle, "app").await, verifier);
@@ -238,7 +209,6 @@ async fn a_late_answer_holds_nobody_up_and_is_not_lost() {
     let running = before(&server, counted(Duration::from_mins(1))).await;
     let handle = &running.handle;
     let old = looked_up(handle, "app").await.unwrap();
-    let known = Instant::now();
     let connections = "SELECT string_agg(pid::text, ',' ORDER BY pid) FROM pg_stat_activity \
                        WHERE application_name = 'trunkline look-up'";
     let pooled = sql(&server, connections);
@@ -246,7 +216,6 @@ async fn a_late_answer_holds_nobody_up_and_is_not_lost() {
                    AND wait_event_type = 'Lock'";
     let gate = client(&server).await;
     let observer = client(&server).await;
-    older(known, SECOND).await;
     let already = asked(&server);
 
     let shut = "BEGIN; LOCK TABLE trunkline.gate IN ACCESS EXCLUSIVE MODE; ALTER ROLE app PASSWORD 'new'";
@@ -267,16 +236,24 @@ async fn a_late_answer_holds_nobody_up_and_is_not_lost() {
         "{:?}",
         asking.elapsed()
     );
-    // Unless a login has failed: then it is the new answer that counts.
-    handle.doubt_identity(b"app");
-    let new = looked_up(handle, "app");
-    let open = async {
-        sleep(Duration::from_millis(50)).await;
-        gate.batch_execute("COMMIT").await.unwrap();
-    };
-    let (new, ()) = tokio::join!(new, open);
-    assert_eq!(new, Some(stored(&server, "app")));
-    assert_ne!(new, Some(old));
+    gate.batch_execute("COMMIT").await.unwrap();
+    // Until the query has come back, the old answer is used as what it is.
+    let new = stored(&server, "app");
+    assert_ne!(new, old);
+    loop {
+        let answer = handle.identity(b"app").await.unwrap();
+        let found = answer
+            .found
+            .as_ref()
+            .and_then(Identity::verifier)
+            .unwrap()
+            .to_text();
+        if *found == new {
+            break;
+        }
+        assert!(*found == old && !answer.is_confirmed);
+        sleep(Duration::from_millis(1)).await;
+    }
     assert!(asked(&server) - already <= 2);
     let after = sql(&server, connections);
     assert!(
@@ -328,11 +305,7 @@ async fn memberships_are_those_of_the_servers_own_rules() {
                     .all(|role| apart.contains(role.as_bytes()))
             );
             assert_eq!((of("super").await.len(), of("nobody").await.len()), (1, 0));
-            // One answer, for a second.
-            assert!(Arc::ptr_eq(&of("top").await, &of("top").await));
-            let known = Instant::now();
             sql(&server, "REVOKE middle FROM app");
-            older(known, SECOND).await;
             assert!(!of("app").await.contains(b"top"));
             sql(&server, "GRANT middle TO app");
             running.end().await;

@@ -60,7 +60,7 @@ async fn ask<Q: Question>(
         Ok(Err(PoolError::Backend(error))) => return Err(LookupError::Unavailable(error.to_string())),
         Ok(Err(other)) => return Err(LookupError::Unavailable(other.to_string())),
     };
-    let sql = bind(question.sql(), user);
+    let sql = bind(question.sql(), user, pooled.encoding());
     let reused = managed::Object::metrics(&pooled).recycle_count > 0;
     let mut answer = pooled.run(&sql, Q::MAX_ROWS, deadline).await;
     if reused && answer.as_ref().is_err_and(broken) {
@@ -80,7 +80,8 @@ async fn ask<Q: Question>(
             if !pooled.is_superuser() {
                 return Err(LookupError::Query(printable(&error.message, 400)));
             }
-            pooled.run(&bind(stand_in, user), Q::MAX_ROWS, deadline).await
+            let sql = bind(stand_in, user, pooled.encoding());
+            pooled.run(&sql, Q::MAX_ROWS, deadline).await
         }
         (answer, _) => answer,
     };

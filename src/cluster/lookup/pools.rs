@@ -156,11 +156,18 @@ impl Pooled {
     }
 
     pub(super) fn is_superuser(&self) -> bool {
-        let mut parameters = self
-            .connection
-            .iter()
-            .flat_map(|connection| &connection.parameters);
-        parameters.any(|(name, value)| &name[..] == b"is_superuser" && &value[..] == b"on")
+        self.parameter("is_superuser") == Some(b"on")
+    }
+
+    /// That of the database, as the server names it.
+    pub(super) fn encoding(&self) -> Option<&[u8]> {
+        self.parameter("server_encoding")
+    }
+
+    fn parameter(&self, name: &str) -> Option<&[u8]> {
+        let parameters = &self.connection.as_ref()?.parameters;
+        let found = parameters.iter().rfind(|(other, _)| other == name.as_bytes());
+        found.map(|(_, value)| &value[..])
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is asked about a user, and how the answer is read.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,10 +164,10 @@ fn first(rows: &[Row], user: &[u8]) -> Result<LookedUp, LookupError> {
     }
 }
 
-/// Puts the user's name in place of each `$1` outside of quotes and comments. The name must be UTF-8 without NUL
-/// ([`super::Lookups::ask`] sees to that).
-pub(super) fn bind(sql: &str, user: &[u8]) -> String {
-    let literal = literal(&String::from_utf8_lossy(user));
+/// Puts the user's name in place of each `$1` outside of quotes and comments. `encoding` is that of the server's
+/// database. The name must be without NUL ([`super::Lookups::ask`] sees to that).
+pub(super) fn bind(sql: &str, user: &[u8], encoding: Option<&[u8]>) -> String {
+    let literal = value(user, encoding);
     let mut bound = String::with_capacity(sql.len() + literal.len());
     let mut rest = sql;
     while let Some(next) = rest.chars().next() {
@@ -192,6 +193,28 @@ pub(super) fn bind(sql: &str, user: &[u8]) -> String {
         rest = after;
     }
     bound
+}
+
+/// A user's name as a value of SQL, byte for byte as the server has it. A role's name has no encoding: every database of
+/// the server shows the same bytes, and a startup packet's are compared with them as they are. A constant of other bytes
+/// than ASCII is checked against the database's encoding, so one that may not fit it is found by its bytes.
+fn value(user: &[u8], encoding: Option<&[u8]>) -> Cow<'static, str> {
+    match str::from_utf8(user) {
+        Ok(name) if name.is_ascii() || encoding == Some(b"UTF8") => literal(name),
+        _ => by_bytes(user).into(),
+    }
+}
+
+/// NULL where no role has these bytes for a name.
+fn by_bytes(user: &[u8]) -> String {
+    let mut digits = String::with_capacity(2 * user.len());
+    for byte in user {
+        let _ = write!(digits, "{byte:02x}");
+    }
+    format!(
+        " (SELECT n.rolname::pg_catalog.text FROM pg_catalog.pg_roles AS n \
+         WHERE pg_catalog.namesend(n.rolname) OPERATOR(pg_catalog.=) pg_catalog.decode('{digits}', 'hex'))"
+    )
 }
 
 /// A string constant that means the same whatever `standard_conforming_strings` is (PostgreSQL documentation,

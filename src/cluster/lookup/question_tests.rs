@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn the_parameter_is_bound_outside_of_quotes_and_comments_only() {
-    let bound = |sql: &str| bind(sql, b"bob");
+    let bound = |sql: &str| bind(sql, b"bob", None);
     assert_eq!(bound("SELECT * FROM f($1)"), "SELECT * FROM f( E'bob')");
     assert_eq!(bound("SELECT $1,$1"), "SELECT  E'bob', E'bob'");
     assert_eq!(
@@ -24,9 +24,24 @@ fn the_parameter_is_bound_outside_of_quotes_and_comments_only() {
 
 #[test]
 fn a_name_is_only_ever_a_value() {
-    assert_eq!(bind("$1", b"o'brien"), " E'o''brien'");
-    assert_eq!(bind("$1", br"a\' OR 1=1 --"), r" E'a\\'' OR 1=1 --'");
-    assert_eq!(bind("$1", b"$1"), " E'$1'");
+    assert_eq!(bind("$1", b"o'brien", None), " E'o''brien'");
+    assert_eq!(bind("$1", br"a\' OR 1=1 --", None), r" E'a\\'' OR 1=1 --'");
+    assert_eq!(bind("$1", b"$1", None), " E'$1'");
+}
+
+#[test]
+fn a_name_that_may_not_fit_the_databases_encoding_is_found_by_its_bytes() {
+    let bound = |name: &[u8], encoding: &str| bind("f($1)", name, Some(encoding.as_bytes()));
+    assert_eq!(bound("ren\u{e9}".as_bytes(), "UTF8"), "f( E'ren\u{e9}')");
+    for (name, encoding, digits) in [
+        (&b"ren\xe9"[..], "UTF8", "72656ee9"),
+        (b"ren\xe9", "LATIN1", "72656ee9"),
+        ("ren\u{e9}".as_bytes(), "LATIN1", "72656ec3a9"),
+        (b"\xff'; --", "SQL_ASCII", "ff273b202d2d"),
+    ] {
+        let bound = bound(name, encoding);
+        assert!(bound.is_ascii() && bound.contains(&format!("decode('{digits}', 'hex')")), "{bound}");
+    }
 }
 
 /// Reads a constant as PostgreSQL's lexer does; `None` where it ends early.
@@ -51,12 +66,12 @@ fn lex(constant: &str) -> Option<String> {
 proptest! {
     #[test]
     fn every_name_reads_back_as_itself(name in "[^\\x00]{0,40}") {
-        prop_assert_eq!(lex(&bind("$1", name.as_bytes())), Some(name));
+        prop_assert_eq!(lex(&bind("$1", name.as_bytes(), Some(b"UTF8"))), Some(name));
     }
 
     #[test]
     fn binding_never_panics(sql in "[ -~é'\"$1/*\\-\n]{0,60}") {
-        bind(&sql, b"x");
+        bind(&sql, b"x", None);
     }
 }
 

@@ -169,6 +169,13 @@ pub(super) static CONSOLE: Keys = Keys(&[
         Text("trunkline"),
         "The database's name. One of that name in a cluster is out of reach.",
     ),
+    Key::new(
+        "cluster",
+        NAME,
+        Said("the first"),
+        "The cluster whose users they are. A role of the same name in another cluster is somebody else: on \
+         listeners of that cluster's routes nobody may use the console.",
+    ),
 ]);
 
 pub(super) static LIMITS: Keys = Keys(&[

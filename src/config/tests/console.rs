@@ -12,10 +12,10 @@ fn each_key_has_its_effect_and_there_is_none_by_default() {
     assert_eq!(files.ok(MINIMAL).console, None);
     let console = files.ok(&with_console("{users: [admin]}")).console.unwrap();
     assert_eq!(console.users, ["admin"]);
-    assert_eq!(&*console.database, "trunkline");
+    assert_eq!((&*console.database, &*console.cluster), ("trunkline", "main"));
     let console = files.ok(FULL).console.unwrap();
     assert_eq!(console.users, ["admin", "b"]);
-    assert_eq!(&*console.database, "router");
+    assert_eq!((&*console.database, &*console.cluster), ("router", "other"));
 }
 
 #[test]
@@ -28,6 +28,7 @@ fn faults() {
         ("{users: admin}", "expected a list"),
         ("{users: [a, a]}", "the same user as"),
         ("{users: [a], database: \"\"}", "must not be empty"),
+        ("{users: [a], cluster: mian}", "there is no cluster `mian`"),
         ("{users: [a], user: b}", "did you mean `users`?"),
     ] {
         files.one_fault(&with_console(value), expected);
