@@ -129,6 +129,7 @@ impl Running {
                 max_delay: Duration::ZERO,
                 refuse_after: 0,
                 refuse_for: Duration::ZERO,
+                exempt: [].into(),
             },
         };
         let mut registry = Registry::default();

@@ -6,12 +6,20 @@
 //! - From `failures` failures on, each attempt gets a slot of its own, a growing delay behind the one before it, so
 //!   that attempts made in parallel wait for each other. From `refuse_after` on, all are refused for `refuse_for`;
 //!   the first failure after that begins the next refusal.
+//! - The same wrong secret for the same user is one failure, however often and from wherever it comes: it is no guess,
+//!   but a program that nobody has told of a new password. What was given is kept as a keyed hash.
+//! - By SCRAM and md5 nobody can tell one wrong secret from another: each proof depends on numbers of its own. There a
+//!   user's failures from one address count once for the address and for the user as a whole, so that such a program
+//!   keeps neither its neighbours out nor that user elsewhere; all of them count for that user from that address, with
+//!   the same limits.
 //! - A success forgives nothing: otherwise whoever has one account could guess at all others without end. Quiet
 //!   does: one failure for each `refuse_for` without another, refusals not included.
 //! - A user's success makes its address *familiar* to it for [`FAMILIAR_FOR`]. There that user is not subject to its
 //!   own limit, so that nobody is locked out by guesses made elsewhere, nor to the address's, so that one wrong
 //!   password behind a NAT does not lock out its neighbours; the latter only as long as that user itself has failed
-//!   fewer than `failures` times there. From then on the address's limit holds, on a Unix socket the user's own.
+//!   fewer than `failures` times there. From then on the address's limit holds, on a Unix socket the user's own, and in
+//!   both cases that of the user from there.
+//! - Exempt networks are not counted and not limited.
 //! - What is remembered has a fixed bound. At the bound a quarter is forgotten, the fewest failures first, among
 //!   equals the oldest.
 //!
@@ -21,6 +29,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -31,6 +40,8 @@ use crate::config::RateLimit;
 const MOST_OFFENDERS: usize = 8192;
 /// Pairs of user and familiar address remembered.
 const MOST_FAMILIAR: usize = 16_384;
+/// Wrong secrets remembered.
+const MOST_SECRETS: usize = 16_384;
 /// How long an address stays familiar after a user's last success there.
 pub const FAMILIAR_FOR: Duration = Duration::from_hours(1);
 
@@ -47,6 +58,19 @@ pub fn network(address: IpAddr) -> IpAddr {
 pub enum By {
     Address,
     User,
+    /// The user's, from this address.
+    UserHere,
+}
+
+/// A secret that was given and was wrong, as a hash that nobody outside can compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Guess(u64);
+
+impl Guess {
+    pub fn of(secret: &[u8]) -> Self {
+        static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self(KEYS.hash_one(secret))
+    }
 }
 
 /// What to do with an attempt.
@@ -64,13 +88,28 @@ pub enum Verdict {
     },
 }
 
+/// What a failure began for one of the three it counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Attempts wait from now on, after so many failures.
+    Delay(u32),
+    /// Attempts are refused from now on, after so many failures.
+    Refusal(u32),
+}
+
+impl Start {
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Refusal(_))
+    }
+}
+
 /// What a failure began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Began {
-    /// The address is refused from now on.
-    pub address: bool,
-    /// The user is, except where it is familiar.
-    pub user: bool,
+    pub address: Option<Start>,
+    /// Except where the user is familiar.
+    pub user: Option<Start>,
+    pub user_here: Option<Start>,
 }
 
 /// Who tries to log in from where. Names and addresses are kept as keyed hashes: of a fixed size, and nobody outside
@@ -80,6 +119,7 @@ pub struct Attempt {
     address: Option<u64>,
     user: u64,
     pair: u64,
+    is_exempt: bool,
 }
 
 /// Counts failures and says what follows from them.
@@ -90,6 +130,9 @@ pub struct Guard {
     addresses: Records,
     users: Records,
     familiar: Records,
+    /// Users at an address.
+    pairs: Records,
+    secrets: Secrets,
 }
 
 impl Guard {
@@ -100,11 +143,13 @@ impl Guard {
             addresses: Records::new(MOST_OFFENDERS),
             users: Records::new(MOST_OFFENDERS),
             familiar: Records::new(MOST_FAMILIAR),
+            pairs: Records::new(MOST_OFFENDERS),
+            secrets: Secrets::default(),
         }
     }
 
-    pub fn limit(&self) -> RateLimit {
-        self.limit
+    pub fn limit(&self) -> &RateLimit {
+        &self.limit
     }
 
     /// For what comes from now on; what was counted stays.
@@ -119,6 +164,7 @@ impl Guard {
             address: network.map(|network| self.keys.hash_one(network)),
             user: self.keys.hash_one((realm, user)),
             pair: self.keys.hash_one((network, realm, user)),
+            is_exempt: self.is_exempt(source),
         }
     }
 
@@ -127,33 +173,26 @@ impl Guard {
         if let Some(refused) = self.refusal(attempt, now) {
             return refused;
         }
-        let (by_address, by_user) = self.subject(attempt, now);
-        let slots = [
-            (
-                by_address.and_then(|key| self.addresses.slot(key, &self.limit, now)),
-                By::Address,
-            ),
-            (
-                by_user.and_then(|key| self.users.slot(key, &self.limit, now)),
-                By::User,
-            ),
-        ];
-        let last = slots
-            .into_iter()
-            .filter_map(|(slot, by)| slot.map(|slot| (slot, by)))
-            .max_by_key(|(slot, _)| *slot);
+        let limit = self.limit.clone();
+        let mut last = None;
+        let slots = self.subject(attempt, now).map(|(by, key)| {
+            let slot = key.and_then(|key| self.records(by).slot(key, &limit, now));
+            if let Some(slot) = slot
+                && last.is_none_or(|(latest, _)| slot > latest)
+            {
+                last = Some((slot, by));
+            }
+            (by, key, slot)
+        });
         let Some((until, by)) = last else {
             return Verdict::Go;
         };
         if until > latest {
             return Verdict::Refuse { by, until };
         }
-        for (key, records, slot) in [
-            (by_address, &mut self.addresses, slots[0].0),
-            (by_user, &mut self.users, slots[1].0),
-        ] {
+        for (by, key, slot) in slots {
             if let (Some(key), Some(slot)) = (key, slot) {
-                records.reserve(key, slot);
+                self.records(by).reserve(key, slot);
             }
         }
         if until <= now {
@@ -164,37 +203,53 @@ impl Guard {
 
     /// Is this attempt refused now? For one that has waited, in whose stead others may have failed meanwhile.
     pub fn refusal(&mut self, attempt: &Attempt, now: Instant) -> Option<Verdict> {
-        let (by_address, by_user) = self.subject(attempt, now);
-        let refused = |records: &Records, key: Option<u64>, by| {
-            let until = records.refused_until(key?, now)?;
+        self.subject(attempt, now).into_iter().find_map(|(by, key)| {
+            let until = self.records(by).refused_until(key?, now)?;
             Some(Verdict::Refuse { by, until })
-        };
-        refused(&self.addresses, by_address, By::Address).or_else(|| refused(&self.users, by_user, By::User))
+        })
     }
 
-    /// A proof was given and it was wrong: a password, a certificate, an unknown user.
-    pub fn failed(&mut self, attempt: &Attempt, now: Instant) -> Began {
-        if !self.limit.is_on() {
+    /// A proof was given and it was wrong: a password, a certificate, an unknown user. `guess` is the secret, where it
+    /// is known.
+    pub fn failed(&mut self, attempt: &Attempt, guess: Option<Guess>, now: Instant) -> Began {
+        if !self.limit.is_on() || attempt.is_exempt {
+            return Began::default();
+        }
+        if let Some(guess) = guess
+            && self
+                .secrets
+                .is_repeated(self.keys.hash_one((attempt.user, guess)), now)
+        {
             return Began::default();
         }
         if self.familiar.is_known(attempt.pair) {
             self.familiar.fail(attempt.pair, &self.limit, now);
         }
+        let is_first = self.pairs.failures(attempt.pair, &self.limit, now) == 0;
+        let user_here = self.pairs.fail(attempt.pair, &self.limit, now);
+        if guess.is_none() && !is_first {
+            return Began {
+                user_here,
+                ..Began::default()
+            };
+        }
+        let address = attempt.address;
         Began {
-            address: attempt
-                .address
-                .is_some_and(|key| self.addresses.fail(key, &self.limit, now)),
+            address: address.and_then(|key| self.addresses.fail(key, &self.limit, now)),
             user: self.users.fail(attempt.user, &self.limit, now),
+            user_here,
         }
     }
 
-    /// What came from this address was not the protocol. Is it refused from now on?
-    pub fn garbage(&mut self, source: Option<IpAddr>, now: Instant) -> bool {
-        let Some(source) = source.filter(|_| self.limit.is_on()) else {
-            return false;
-        };
+    /// What came from this address was not the protocol.
+    pub fn garbage(&mut self, source: Option<IpAddr>, now: Instant) -> Option<Start> {
+        let source = source.filter(|_| self.limit.is_on() && !self.is_exempt(source))?;
         let key = self.keys.hash_one(network(source));
         self.addresses.fail(key, &self.limit, now)
+    }
+
+    fn is_exempt(&self, source: Option<IpAddr>) -> bool {
+        source.is_some_and(|source| self.limit.exempt.iter().any(|network| network.contains(source)))
     }
 
     /// The user has proven who it is.
@@ -208,20 +263,64 @@ impl Guard {
     pub fn sweep(&mut self, now: Instant) -> (usize, usize) {
         self.addresses.forgive_all(&self.limit, now);
         self.users.forgive_all(&self.limit, now);
+        self.pairs.forgive_all(&self.limit, now);
         self.familiar.forget_strangers(now);
+        self.secrets.forget(now);
         (self.addresses.len(), self.users.len())
     }
 
     /// The limits this attempt is subject to.
-    fn subject(&mut self, attempt: &Attempt, now: Instant) -> (Option<u64>, Option<u64>) {
-        if !self.limit.is_on() {
-            return (None, None);
-        }
-        match self.familiar.failures_here(attempt.pair, &self.limit, now) {
-            Some(failures) if failures < self.limit.failures => (None, None),
+    fn subject(&mut self, attempt: &Attempt, now: Instant) -> [(By, Option<u64>); 3] {
+        let is_subject = self.limit.is_on() && !attempt.is_exempt;
+        let here = Some(attempt.pair);
+        let (address, user, here) = match self.familiar.failures_here(attempt.pair, &self.limit, now) {
+            _ if !is_subject => (None, None, None),
+            Some(failures) if failures < self.limit.failures => (None, None, None),
             // A Unix socket has no address whose limit could take over.
-            Some(_) => (attempt.address, attempt.address.is_none().then_some(attempt.user)),
-            None => (attempt.address, Some(attempt.user)),
+            Some(_) => (
+                attempt.address,
+                attempt.address.is_none().then_some(attempt.user),
+                here,
+            ),
+            None => (attempt.address, Some(attempt.user), here),
+        };
+        [(By::Address, address), (By::User, user), (By::UserHere, here)]
+    }
+
+    fn records(&mut self, by: By) -> &mut Records {
+        match by {
+            By::Address => &mut self.addresses,
+            By::User => &mut self.users,
+            By::UserHere => &mut self.pairs,
+        }
+    }
+}
+
+/// Wrong secrets of users that have been counted, and when each was last given.
+#[derive(Debug, Default)]
+struct Secrets(HashMap<u64, Instant>);
+
+impl Secrets {
+    /// Whether it was given before; it is remembered from now on.
+    fn is_repeated(&mut self, secret: u64, now: Instant) -> bool {
+        if self.0.len() >= MOST_SECRETS && !self.0.contains_key(&secret) {
+            self.make_room();
+        }
+        let last = self.0.insert(secret, now);
+        last.is_some_and(|at| now.saturating_duration_since(at) < FAMILIAR_FOR)
+    }
+
+    fn forget(&mut self, now: Instant) {
+        self.0
+            .retain(|_, at| now.saturating_duration_since(*at) < FAMILIAR_FOR);
+    }
+
+    /// Forgets the quarter that was given longest ago.
+    fn make_room(&mut self) {
+        let mut ages: Vec<_> = self.0.iter().map(|(secret, at)| (*at, *secret)).collect();
+        ages.select_nth_unstable(MOST_SECRETS / 4);
+        for (_, secret) in &ages[..=MOST_SECRETS / 4] {
+            self.0.remove(secret);
         }
     }
 }
@@ -306,22 +405,30 @@ impl Records {
         }
     }
 
-    /// Counts a failure. Does a refusal begin with it?
-    fn fail(&mut self, key: u64, limit: &RateLimit, now: Instant) -> bool {
+    fn failures(&mut self, key: u64, limit: &RateLimit, now: Instant) -> u32 {
+        self.records.get_mut(&key).map_or(0, |record| {
+            record.forgive(limit, now);
+            record.failures
+        })
+    }
+
+    /// Counts a failure. What begins with it?
+    fn fail(&mut self, key: u64, limit: &RateLimit, now: Instant) -> Option<Start> {
         let record = self.entry(key, now);
         record.forgive(limit, now);
         // Counted no further: quiet has to make it good again in a time that is known.
         record.failures = (record.failures + 1).min(limit.refuse_after);
         if record.refused_until.is_some_and(|until| until > now) {
-            return false;
+            return None;
         }
         record.since = now;
         if record.failures < limit.refuse_after {
-            return false;
+            let waits = record.failures == limit.failures && !limit.delay.is_zero();
+            return waits.then_some(Start::Delay(record.failures));
         }
         let until = now + limit.refuse_for;
         (record.since, record.refused_until) = (until, Some(until));
-        true
+        Some(Start::Refusal(record.failures))
     }
 
     fn welcome(&mut self, key: u64, now: Instant) {

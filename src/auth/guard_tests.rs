@@ -13,6 +13,7 @@ fn limit() -> RateLimit {
         max_delay: 4 * SECOND,
         refuse_after: 8,
         refuse_for: MINUTE,
+        exempt: [].into(),
     }
 }
 
@@ -21,6 +22,8 @@ struct Scene {
     guard: Guard,
     start: Instant,
     now: Instant,
+    /// Secrets given so far.
+    guesses: u32,
 }
 
 impl Scene {
@@ -30,6 +33,7 @@ impl Scene {
             guard: Guard::new(limit),
             start: now,
             now,
+            guesses: 0,
         }
     }
 
@@ -48,10 +52,27 @@ impl Scene {
         }
     }
 
+    /// With another secret each time.
     fn fail(&mut self, times: usize, user: &str, address: u8) -> Vec<Began> {
         let attempt = self.attempt(user, address);
         (0..times)
-            .map(|_| self.guard.failed(&attempt, self.now))
+            .map(|_| {
+                let guess = self.guess();
+                self.guard.failed(&attempt, Some(guess), self.now)
+            })
+            .collect()
+    }
+
+    fn guess(&mut self) -> Guess {
+        self.guesses += 1;
+        Guess::of(&self.guesses.to_be_bytes())
+    }
+
+    /// With secrets that nobody can tell apart.
+    fn fail_by_scram(&mut self, times: usize, user: &str, address: u8) -> Vec<Began> {
+        let attempt = self.attempt(user, address);
+        (0..times)
+            .map(|_| self.guard.failed(&attempt, None, self.now))
             .collect()
     }
 
@@ -74,7 +95,8 @@ fn after_some_failures_a_growing_delay_then_refusal_then_one_more_try() {
         scene.now += SECOND * u32::try_from(waited / 1000).unwrap();
         let began = scene.fail(1, "eve", 1)[0];
         let refused = scene.now - scene.start == 15 * SECOND;
-        assert_eq!((began.address, began.user), (refused, refused));
+        let refuses = |start: Option<Start>| start.is_some_and(Start::is_refusal);
+        assert_eq!((refuses(began.address), refuses(began.user)), (refused, refused));
     }
     assert_eq!(scene.ask("eve", 1), Err((By::Address, 60_000)));
     assert_eq!(
@@ -87,7 +109,7 @@ fn after_some_failures_a_growing_delay_then_refusal_then_one_more_try() {
     scene.now += MINUTE;
     // What is remembered is the worst: one attempt, and its failure begins the next refusal.
     assert_eq!(scene.ask("eve", 1), Ok(4000));
-    assert!(scene.fail(1, "eve", 1)[0].address);
+    assert_eq!(scene.fail(1, "eve", 1)[0].address, Some(Start::Refusal(8)));
     assert_eq!(scene.ask("eve", 1), Err((By::Address, 60_000)));
 }
 
@@ -170,11 +192,13 @@ fn a_success_on_a_unix_socket_frees_nobody_to_guess() {
         "no guess from elsewhere counts here"
     );
     for _ in 0..2 {
-        scene.guard.failed(&local, scene.now);
+        let guess = scene.guess();
+        scene.guard.failed(&local, Some(guess), scene.now);
     }
     assert_eq!(ask(&mut scene), Verdict::Go);
     for _ in 0..6 {
-        scene.guard.failed(&local, scene.now);
+        let guess = scene.guess();
+        scene.guard.failed(&local, Some(guess), scene.now);
     }
     let verdict = ask(&mut scene);
     assert!(
@@ -216,7 +240,7 @@ fn addresses_are_ipv4_ones_and_ipv6_networks_and_sockets_have_none() {
             "main",
             format!("u{last}").as_bytes(),
         );
-        scene.guard.failed(&attempt, scene.now);
+        scene.guard.failed(&attempt, None, scene.now);
     }
     let mut refusal = |text: &str| {
         let attempt = scene.guard.attempt(Some(ip(text)), "main", b"x");
@@ -226,7 +250,8 @@ fn addresses_are_ipv4_ones_and_ipv6_networks_and_sockets_have_none() {
     assert_eq!(refusal("2001:db8:0:1::1"), None);
     let local = scene.guard.attempt(None, "main", b"x");
     for _ in 0..8 {
-        scene.guard.failed(&local, scene.now);
+        let guess = scene.guess();
+        scene.guard.failed(&local, Some(guess), scene.now);
     }
     assert_eq!(scene.guard.sweep(scene.now).0, 1, "no address is remembered");
     let other = scene.guard.attempt(None, "main", b"y");
@@ -247,13 +272,13 @@ fn addresses_are_ipv4_ones_and_ipv6_networks_and_sockets_have_none() {
 fn garbage_counts_for_the_address_alone() {
     let mut scene = Scene::new(limit());
     let source = Some(IpAddr::from([10, 0, 0, 1]));
-    let began: Vec<bool> = (0..9).map(|_| scene.guard.garbage(source, scene.now)).collect();
-    assert_eq!(
-        began,
-        [false, false, false, false, false, false, false, true, false]
-    );
+    let began: Vec<_> = (0..9).map(|_| scene.guard.garbage(source, scene.now)).collect();
+    let mut expected = [None; 9];
+    expected[2] = Some(Start::Delay(3));
+    expected[7] = Some(Start::Refusal(8));
+    assert_eq!(began, expected);
     assert_eq!(scene.guard.sweep(scene.now), (1, 0));
-    assert!(!scene.guard.garbage(None, scene.now));
+    assert_eq!(scene.guard.garbage(None, scene.now), None);
 }
 
 #[test]
@@ -263,13 +288,16 @@ fn memory_is_bounded_and_the_worst_are_kept() {
     for number in 0..100_000_u32 {
         let address = IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + number));
         let attempt = scene.guard.attempt(Some(address), "main", &number.to_be_bytes());
-        scene.guard.failed(&attempt, scene.now);
+        let guess = scene.guess();
+        scene.guard.failed(&attempt, Some(guess), scene.now);
         scene.guard.succeeded(&attempt, scene.now);
         scene.now += Duration::from_micros(1);
     }
     assert!(scene.guard.addresses.len() <= MOST_OFFENDERS);
     assert!(scene.guard.users.len() <= MOST_OFFENDERS);
     assert!(scene.guard.familiar.len() <= MOST_FAMILIAR);
+    assert!(scene.guard.pairs.len() <= MOST_OFFENDERS);
+    assert!(scene.guard.secrets.0.len() <= MOST_SECRETS);
     assert!(matches!(scene.ask("worst", 1), Err((By::Address, _))));
     assert!(matches!(scene.ask("worst", 2), Err((By::User, _))));
     let last = IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + 99_999));
@@ -302,4 +330,75 @@ fn without_a_delay_there_is_only_refusal() {
     assert_eq!(scene.ask("eve", 1), Ok(0));
     scene.fail(1, "eve", 1);
     assert!(scene.ask("eve", 1).is_err());
+}
+
+/// A program that nobody has told of the new password.
+#[test]
+fn the_same_wrong_secret_is_one_failure() {
+    let mut scene = Scene::new(limit());
+    let old = Some(Guess::of(b"old"));
+    for address in [1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8] {
+        let attempt = scene.attempt("app", address);
+        scene.guard.failed(&attempt, old, scene.now);
+        scene.now += SECOND;
+    }
+    for (user, address) in [("app", 1), ("app", 2), ("other", 1)] {
+        assert_eq!(scene.ask(user, address), Ok(0), "{user} {address}");
+    }
+    // For another user it is a guess, and so is another secret.
+    for user in ["a", "b", "c", "d", "e", "f", "g"] {
+        let attempt = scene.attempt(user, 1);
+        scene.guard.failed(&attempt, old, scene.now);
+    }
+    assert!(matches!(scene.ask("other", 1), Err((By::Address, _))));
+    scene.fail(7, "app", 9);
+    assert!(matches!(scene.ask("app", 10), Err((By::User, _))));
+}
+
+/// The same program by SCRAM, where every proof is another one.
+#[test]
+fn one_user_failing_by_scram_keeps_neither_its_neighbours_out_nor_itself_elsewhere() {
+    let mut scene = Scene::new(limit());
+    let began = scene.fail_by_scram(8, "app", 1);
+    assert_eq!(began[2].user_here, Some(Start::Delay(3)));
+    assert_eq!(began[7].user_here, Some(Start::Refusal(8)));
+    assert!(
+        began
+            .iter()
+            .all(|began| began.address.is_none() && began.user.is_none())
+    );
+    assert_eq!(scene.ask("app", 1), Err((By::UserHere, 60_000)));
+    assert_eq!(scene.ask("other", 1), Ok(0));
+    assert_eq!(scene.ask("app", 2), Ok(0));
+    // Many users from one address are no such program, nor is one user from many.
+    for number in 0..7 {
+        scene.fail_by_scram(1, &format!("user{number}"), 1);
+    }
+    assert_eq!(scene.ask("other", 1), Err((By::Address, 60_000)));
+    for address in 11..18 {
+        scene.fail_by_scram(1, "app", address);
+    }
+    assert_eq!(scene.ask("app", 2), Err((By::User, 60_000)));
+}
+
+#[test]
+fn exempt_networks_are_neither_counted_nor_limited() {
+    let exempt = crate::config::Network::parse("10.0.0.8/31").unwrap();
+    let mut scene = Scene::new(RateLimit {
+        exempt: [exempt].into(),
+        ..limit()
+    });
+    scene.fail(100, "app", 8);
+    for (user, address) in [("app", 8), ("app", 9), ("app", 1), ("other", 8)] {
+        assert_eq!(scene.ask(user, address), Ok(0));
+    }
+    let source = Some(IpAddr::from([10, 0, 0, 9]));
+    assert!((0..100).all(|_| scene.guard.garbage(source, scene.now).is_none()));
+    assert_eq!(scene.guard.sweep(scene.now), (0, 0));
+    // What others do to a user does not reach it either.
+    for address in 100..120 {
+        scene.fail(1, "app", address);
+    }
+    assert!(matches!(scene.ask("app", 1), Err((By::User, _))));
+    assert_eq!(scene.ask("app", 8), Ok(0));
 }

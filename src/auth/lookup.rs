@@ -263,7 +263,11 @@ mod tests {
         let (mut cache, start) = cache(10);
         for (user, answer) in [(&b"a"[..], Some(1)), (b"nobody", None)] {
             cache.put(user, answer, 1, start);
-            assert_eq!(cache.get(user, start), Cached::Known(answer), "asked again at once");
+            assert_eq!(
+                cache.get(user, start),
+                Cached::Known(answer),
+                "asked again at once"
+            );
             assert_eq!(cache.get(user, start + TTL - MS), Cached::Known(answer));
             assert_eq!(cache.get(user, start + TTL), Cached::Miss);
         }

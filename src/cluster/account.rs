@@ -62,10 +62,7 @@ impl Account {
                 Bytes::copy_from_slice(value.as_bytes()),
             )
         };
-        let mut parameters = vec![
-            pair("user", &account.user),
-            pair("database", &account.dbname),
-        ];
+        let mut parameters = vec![pair("user", &account.user), pair("database", &account.dbname)];
         match purpose {
             Purpose::Probe => {
                 parameters.push(pair("application_name", "trunkline probe"));

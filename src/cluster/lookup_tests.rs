@@ -204,7 +204,11 @@ async fn an_answer_that_is_late_is_unconfirmed_and_remembered_when_it_comes() {
     served.service.answer_late();
     assert_eq!(late.await.unwrap(), answer(Some(1), false));
     assert!(later.try_recv().is_err(), "it has not waited as long");
-    assert_eq!(served.ask("app").await.unwrap(), answer(Some(1), false), "nobody waits any more");
+    assert_eq!(
+        served.ask("app").await.unwrap(),
+        answer(Some(1), false),
+        "nobody waits any more"
+    );
     advance(CONFIRM_WITHIN).await;
     served.service.answer_late();
     assert_eq!(later.await.unwrap(), answer(Some(1), false));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::access;
+use super::entry::networks;
 use super::model::{Auth, RateLimit, Verifiers};
 use super::section::{Field, Section};
 
@@ -54,7 +55,7 @@ fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
     let section = auth.section("rate_limit");
     let failures = section.number("failures");
     if failures == 0 {
-        for key in ["delay", "max_delay", "refuse_after", "refuse_for"] {
+        for key in ["delay", "max_delay", "refuse_after", "refuse_for", "exempt"] {
             if let Some(field) = section.field(key) {
                 field.fault("has no effect with `failures: 0`");
             }
@@ -95,6 +96,11 @@ fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
         max_delay,
         refuse_after,
         refuse_for: section.duration("refuse_for"),
+        exempt: section
+            .field("exempt")
+            .map(|field| networks(&field))
+            .unwrap_or_default()
+            .into(),
     }
 }
 

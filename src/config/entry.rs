@@ -15,7 +15,8 @@ pub struct Network {
 
 impl Network {
     /// `address/prefix`, or an address alone. `Err` is what is wrong with it.
-    fn parse(text: &str) -> Result<Self, &'static str> {
+    /// `Err` is what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
@@ -148,7 +149,7 @@ pub(super) fn proxy_protocol(of: &Section<'_>) -> Option<ProxyProtocol> {
     })
 }
 
-fn networks(field: &Field<'_>) -> Vec<Network> {
+pub(super) fn networks(field: &Field<'_>) -> Vec<Network> {
     let mut networks = Vec::new();
     for field in field.list() {
         let Some(text) = field.text() else { continue };

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
 use super::address;
-use super::entry::{Entry, ProxyProtocol};
+use super::entry::{Entry, Network, ProxyProtocol};
 use super::etcd::Etcd;
 use super::fitness::{MaxLag, OnUnfit};
 use super::keys::Leaf;
@@ -308,7 +308,7 @@ pub enum ServerSecret {
 }
 
 /// What failed logins lead to, counted per address and per user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateLimit {
     /// Failures after which each further attempt waits; 0 is no limit at all (default 5).
     pub failures: u32,
@@ -320,6 +320,8 @@ pub struct RateLimit {
     pub refuse_after: u32,
     /// How long they are refused, at least 1 s (default 1 m).
     pub refuse_for: Duration,
+    /// Clients from there are neither counted nor limited (default none).
+    pub exempt: Arc<[Network]>,
 }
 
 impl RateLimit {

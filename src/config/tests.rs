@@ -66,7 +66,7 @@ tls:
   min_version: "1.3"
 auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 10s,
        server_credentials: [{users: all, password_file: pw}],
-       rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m}}
+       rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m, exempt: [10.9.0.0/16]}}
 routes:
   w: {cluster: other, targets: [leader], balance: least_connections, resume: off, queue_timeout: 3s, max_queue: 19,
       client_address: {setting: false, application_name: true, tls: true}}
@@ -234,6 +234,7 @@ fn the_minimal_file_has_the_documented_defaults() {
         max_delay: Duration::from_secs(8),
         refuse_after: 20,
         refuse_for: Duration::from_mins(1),
+        exempt: [].into(),
     };
     assert_eq!(config.auth.rate_limit, rate_limit);
     assert_eq!(
@@ -440,6 +441,7 @@ fn every_key_has_its_effect() {
         max_delay: Duration::from_secs(3),
         refuse_after: 9,
         refuse_for: Duration::from_mins(2),
+        exempt: [Network::parse("10.9.0.0/16").unwrap()].into(),
     };
     assert_eq!(config.auth.rate_limit, rate_limit);
     assert_eq!(config.routes.keys().collect::<Vec<_>>(), ["w", "r"]);

@@ -15,6 +15,7 @@ use super::tls::TlsFacts;
 use super::{ClientAddress, ClientStream, interfaces, resolve};
 use crate::auth::Identity;
 use crate::auth::credentials::{Proof, ServerLogin};
+use crate::auth::guard::Guess;
 use crate::auth::lookup::Answer;
 use crate::auth::rules::{
     ClientCertificate, Decision, Facts, HostName, Interface, Known, Memberships, Method, Need, Origin, Rule,
@@ -321,14 +322,15 @@ impl<'a> Exchange<'a> {
 }
 
 /// What the log says of a proof that was none. A method that takes SCRAM only has no use for md5.
-fn wrong_password(identity: Option<&Identity>, is_scram: bool) -> LoginFault {
-    LoginFault::WrongPassword(match identity {
-        None => "there is no such user, or it cannot log in with a password",
+fn wrong_password(identity: Option<&Identity>, is_scram: bool, guess: Option<Guess>) -> LoginFault {
+    let why = match identity {
+        None => fault::NO_PASSWORD,
         Some(Identity::Md5(_)) if is_scram => {
             "the password is stored as md5, and the rule asks for scram-sha-256"
         }
         Some(Identity::Md5(_) | Identity::Verifier(_) | Identity::Password(..)) => "wrong password",
-    })
+    };
+    LoginFault::WrongPassword(why, guess)
 }
 
 /// Neither a wrong password nor an unknown user is told by an answer that nobody could confirm.
@@ -489,7 +491,12 @@ mod tests {
 
     #[test]
     fn an_unconfirmed_answer_makes_no_password_wrong() {
-        let wrong = || [LoginFault::Scram(ScramFault::Proof), wrong_password(None, true)];
+        let wrong = || {
+            [
+                LoginFault::Scram(ScramFault::Proof),
+                wrong_password(None, true, None),
+            ]
+        };
         for fault in wrong() {
             let fault = verdict(fault, true);
             assert!(matches!(fault, LoginFault::Unconfirmed));

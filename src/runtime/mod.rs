@@ -373,7 +373,7 @@ fn share(
     for warning in access.warnings(Around::of(config)) {
         warn!("{warning}");
     }
-    let sentry = Arc::new(Sentry::new(config.auth.rate_limit));
+    let sentry = Arc::new(Sentry::new(config.auth.rate_limit.clone()));
     let access = Arc::new(ArcSwap::from_pointee(access));
     let console = service::console_door(config, &access);
     Ok(Shared {

@@ -298,7 +298,7 @@ impl Service {
             .admission
             .resize(new.limits.max_clients, new.limits.max_pending_logins);
         shared.quota.resize(&new.limits);
-        shared.sentry.replace_limit(new.auth.rate_limit);
+        shared.sentry.replace_limit(new.auth.rate_limit.clone());
         shared.login_timeout.store(Arc::new(new.auth.login_timeout));
         shared.console.store(console_door(new, &shared.access));
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());

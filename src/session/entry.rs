@@ -285,7 +285,7 @@ async fn not_announced(
         return;
     }
     shared.metrics.refuse("proxy_header");
-    if let Some(skipped) = shared.failures.admit(socket.ip()) {
+    if let Some(skipped) = shared.failures.admit(socket.ip(), None) {
         warn!(client = %socket, listener = %gate.name, %fault, skipped, "connection refused");
     }
     let reply = ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, fault.to_string()).hint(

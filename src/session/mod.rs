@@ -50,11 +50,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use crate::auth::guard::network;
 use crate::auth::scram::MockSecret;
 use crate::frontend::access::Access;
 use crate::frontend::login::{Behind, Doors};
+use crate::wire::text::Escaped;
 use gate::Gate;
-use sample::{Sampler, Verdict};
+use sample::{Sources, Verdict};
 
 /// Passwords in clear checked at once: each takes a processor for milliseconds.
 pub const MOST_DERIVATIONS: usize = 4;
@@ -111,21 +113,27 @@ impl Shared {
     }
 }
 
-/// Lines about failed logins per address and interval; what is left out is counted and told.
+/// Lines about failed logins per address, user and interval; what is left out is counted and told.
 const FAILURES_LOGGED: u32 = 5;
 const FAILURES_INTERVAL: Duration = Duration::from_secs(30);
-/// Addresses told apart.
+/// Users of one address told apart; all others of it share the lines of one.
+const FAILURES_USERS: usize = 8;
+/// Addresses with their users told apart.
 const FAILURES_ADDRESSES: usize = 4096;
 
-/// Failed logins are logged, but a thousand of the same make a few lines. Unix sockets are one address, `None`.
+/// Where it comes from (Unix sockets are one address, `None`), and the user, once it is named.
+type FailureSources = Sources<Option<IpAddr>, Option<Box<[u8]>>>;
+
+/// Failed logins are logged, but a thousand of the same make a few lines, and one user's hide no other's.
 #[derive(Debug)]
-pub struct Failures(Mutex<Sampler<Option<IpAddr>>>);
+pub struct Failures(Mutex<FailureSources>);
 
 impl Default for Failures {
     fn default() -> Self {
-        Self(Mutex::new(Sampler::new(
+        Self(Mutex::new(Sources::new(
             FAILURES_LOGGED,
             FAILURES_INTERVAL,
+            FAILURES_USERS,
             FAILURES_ADDRESSES,
         )))
     }
@@ -133,8 +141,10 @@ impl Default for Failures {
 
 impl Failures {
     /// `Some`: log it, and say how many were left out before.
-    fn admit(&self, address: Option<IpAddr>) -> Option<u64> {
-        match self.sampler().observe(address, Instant::now()) {
+    fn admit(&self, address: Option<IpAddr>, user: Option<&[u8]>) -> Option<u64> {
+        let address = address.map(network);
+        let user = user.map(Into::into);
+        match self.sampler().observe(&address, &user, Instant::now()) {
             Verdict::Log { suppressed } => Some(suppressed),
             Verdict::Suppress => None,
         }
@@ -148,17 +158,24 @@ impl Failures {
                 () = tokio::time::sleep(FAILURES_INTERVAL) => {}
             }
             let summaries = self.sampler().summaries(Instant::now());
-            for (address, times) in summaries {
-                match address {
-                    Some(Some(address)) => warn!(client = %address, times, "more logins were refused"),
-                    Some(None) => warn!(client = "[local]", times, "more logins were refused"),
-                    None => warn!(times, "more logins were refused, from other addresses"),
+            for (source, times) in summaries {
+                let Some((address, user)) = source else {
+                    warn!(times, "more logins were refused, from other addresses");
+                    continue;
+                };
+                let client = address.map_or_else(|| "[local]".to_owned(), |address| address.to_string());
+                match user {
+                    Some(Some(user)) => {
+                        warn!(%client, user = %Escaped(&user), times, "more logins were refused");
+                    }
+                    Some(None) => warn!(%client, times, "more connections were refused"),
+                    None => warn!(%client, times, "more logins were refused, as other users"),
                 }
             }
         }
     }
 
-    fn sampler(&self) -> MutexGuard<'_, Sampler<Option<IpAddr>>> {
+    fn sampler(&self) -> MutexGuard<'_, FailureSources> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

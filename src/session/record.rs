@@ -51,7 +51,7 @@ impl Record {
 
     /// Tells the operator of an authenticated client that may not use what it asks for.
     pub(super) fn refused(&self, shared: &Shared, reason: &str) {
-        if let Some(skipped) = shared.failures.admit(self.client.ip()) {
+        if let Some(skipped) = shared.failures.admit(self.client.ip(), Some(&self.user)) {
             let (user, database) = (Escaped(&self.user), Escaped(&self.database));
             let via = self.client.via().map(tracing::field::display);
             warn!(client = %self.client, via, listener = %self.gate.name, %user, %database, %reason, skipped, "login refused");
@@ -79,7 +79,7 @@ pub(super) fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, 
         debug!(%client, listener = %gate.name, %fault, "connection came to nothing");
         return;
     }
-    if let Some(skipped) = shared.failures.admit(client.ip()) {
+    if let Some(skipped) = shared.failures.admit(client.ip(), None) {
         let via = client.via().map(tracing::field::display);
         warn!(%client, via, listener = %gate.name, %fault, skipped, "connection refused");
     }
@@ -104,7 +104,7 @@ pub(super) async fn refuse(
     if matches!(fault, LoginFault::Unavailable(_)) {
         // The topology's own lines say why, once; balancers ask every second.
         debug!(%client, listener = %gate.name, %user, %database, %fault, "login refused");
-    } else if let Some(skipped) = shared.failures.admit(client.ip()) {
+    } else if let Some(skipped) = shared.failures.admit(client.ip(), Some(&packet.user)) {
         let via = client.via().map(tracing::field::display);
         warn!(%client, via, listener = %gate.name, %user, %database, reason = %fault, skipped, "login refused");
     }
@@ -139,7 +139,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError)
         ),
     };
     shared.metrics.refuse(reason);
-    if let Some(skipped) = shared.failures.admit(record.client.ip()) {
+    if let Some(skipped) = shared.failures.admit(record.client.ip(), Some(&record.user)) {
         warn!(
             client = %record.client,
             via = record.client.via().map(tracing::field::display),

@@ -1,7 +1,7 @@
 //! Sampling of log lines: the first few per key and interval are logged, the rest are counted, and the count is
 //! told. Pure: it is given the time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -114,6 +114,66 @@ impl Window {
     }
 }
 
+/// A member of a source; `None` for all that are not told apart.
+pub type Member<S, M> = (S, Option<M>);
+
+/// Several sources, each with several members of its own: the first few events of each member are logged, and those of
+/// all further members of a source together. So one of them hides no other, and no source can log without end.
+#[derive(Debug)]
+pub struct Sources<S, M> {
+    members: Sampler<Member<S, M>>,
+    /// Members of each source that are told apart in its interval.
+    seen: HashMap<S, (Instant, HashSet<M>)>,
+    most: usize,
+}
+
+impl<S: Eq + Hash + Clone, M: Eq + Hash + Clone> Sources<S, M> {
+    /// `most` members of a source are told apart, `max_keys` members of all sources.
+    pub fn new(burst: u32, interval: Duration, most: usize, max_keys: usize) -> Self {
+        Self {
+            members: Sampler::new(burst, interval, max_keys),
+            seen: HashMap::new(),
+            most,
+        }
+    }
+
+    /// An event of this member of this source happens now.
+    pub fn observe(&mut self, source: &S, member: &M, now: Instant) -> Verdict {
+        let is_known = self.tell_apart(source, member, now);
+        let key = (source.clone(), is_known.then(|| member.clone()));
+        self.members.observe(key, now)
+    }
+
+    fn tell_apart(&mut self, source: &S, member: &M, now: Instant) -> bool {
+        if self.seen.len() >= self.members.max_keys && !self.seen.contains_key(source) {
+            self.forget(now);
+            if self.seen.len() >= self.members.max_keys {
+                return false;
+            }
+        }
+        let (start, seen) = self
+            .seen
+            .entry(source.clone())
+            .or_insert_with(|| (now, HashSet::new()));
+        if now.saturating_duration_since(*start) >= self.members.interval {
+            (*start, *seen) = (now, HashSet::new());
+        }
+        seen.contains(member) || (seen.len() < self.most && seen.insert(member.clone()))
+    }
+
+    fn forget(&mut self, now: Instant) {
+        let interval = self.members.interval;
+        self.seen
+            .retain(|_, (start, _)| now.saturating_duration_since(*start) < interval);
+    }
+
+    /// As [`Sampler::summaries`].
+    pub fn summaries(&mut self, now: Instant) -> Vec<(Option<Member<S, M>>, u64)> {
+        self.forget(now);
+        self.members.summaries(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -153,6 +213,40 @@ mod tests {
             .count();
         assert_eq!(logged, 3);
         assert_eq!(sampler.summaries(start + MINUTE), [(None, 997)]);
+    }
+
+    #[test]
+    fn one_member_hides_no_other_and_a_source_has_a_bound() {
+        let mut sources = Sources::new(5, MINUTE, 4, 100);
+        let start = Instant::now();
+        let mut logged = |source: &str, member: String, now| {
+            sources.observe(&source.to_owned(), &member, now) != Verdict::Suppress
+        };
+        let loops = (0..1000)
+            .filter(|_| logged("nat", "old".to_owned(), start))
+            .count();
+        assert_eq!(loops, 5);
+        assert!(
+            logged("nat", "neighbour".to_owned(), start),
+            "not hidden by the other"
+        );
+        let made_up = (0..1000)
+            .filter(|name| logged("nat", format!("u{name}"), start))
+            .count();
+        assert_eq!(made_up, 2 + 5, "two of their own, the others together");
+        assert!(logged("elsewhere", "old".to_owned(), start));
+        assert!(logged("nat", "late".to_owned(), start + MINUTE));
+        let told: u64 = sources
+            .summaries(start + 2 * MINUTE)
+            .iter()
+            .map(|(_, times)| times)
+            .sum();
+        assert_eq!(told, 995 + 993);
+        // Nor without end for many sources.
+        let mut sources = Sources::new(1, MINUTE, 4, 10);
+        let logged = (0..1000).filter(|n| sources.observe(n, n, start) != Verdict::Suppress);
+        assert_eq!(logged.count(), 11);
+        assert!(sources.seen.len() <= 10);
     }
 
     proptest! {

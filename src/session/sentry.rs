@@ -15,7 +15,7 @@ use super::Shared;
 use super::admission::{Full, Pending};
 use super::gate::Gate;
 use super::sample::{Sampler, Verdict as Line};
-use crate::auth::guard::{Attempt, By, Guard, Verdict};
+use crate::auth::guard::{Attempt, By, Guard, Start, Verdict};
 use crate::config::RateLimit;
 use crate::frontend::login::{LoginFault, Offence};
 use crate::frontend::{ClientAddress, ClientStream};
@@ -24,7 +24,7 @@ use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::StartupPacket;
 use crate::wire::text::Escaped;
 
-/// Lines about refusals that begin, per kind and interval.
+/// Lines about waits and refusals that begin, per kind and interval.
 const LINES: u32 = 5;
 const INTERVAL: Duration = Duration::from_secs(30);
 
@@ -32,14 +32,14 @@ const INTERVAL: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Sentry {
     guard: Mutex<Guard>,
-    begun: Mutex<Sampler<By>>,
+    begun: Mutex<Sampler<(By, bool)>>,
 }
 
 impl Sentry {
     pub fn new(limit: RateLimit) -> Self {
         Self {
             guard: Mutex::new(Guard::new(limit)),
-            begun: Mutex::new(Sampler::new(LINES, INTERVAL, 2)),
+            begun: Mutex::new(Sampler::new(LINES, INTERVAL, 6)),
         }
     }
 
@@ -62,8 +62,12 @@ impl Sentry {
             }
             let summaries = self.begun().summaries(Instant::now());
             for (by, times) in summaries {
-                let what = by.map_or("-", label);
-                warn!(by = what, times, "more refusals after failed logins began");
+                let (what, begun) = match by {
+                    Some((by, true)) => (label(by), "refusals"),
+                    Some((by, false)) => (label(by), "waits"),
+                    None => ("-", "waits and refusals"),
+                };
+                warn!(by = what, times, "more {begun} after failed logins began");
             }
         }
     }
@@ -77,7 +81,7 @@ impl Sentry {
         self.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begun(&self) -> MutexGuard<'_, Sampler<By>> {
+    fn begun(&self) -> MutexGuard<'_, Sampler<(By, bool)>> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -87,6 +91,7 @@ pub(super) fn label(by: By) -> &'static str {
     match by {
         By::Address => "address",
         By::User => "user",
+        By::UserHere => "user_address",
     }
 }
 
@@ -144,6 +149,7 @@ fn refused(by: By, left: Duration) -> LoginFault {
     let text = match by {
         By::Address => "too many failed logins from this address",
         By::User => "too many failed logins as this user",
+        By::UserHere => "too many failed logins as this user from this address",
     };
     // Rounded up: at that time it is not too early.
     let seconds = left.as_millis().div_ceil(1000);
@@ -184,12 +190,18 @@ pub(super) fn failed(
     match fault.offence() {
         Some(Offence::Proof) => {
             let attempt = shared.sentry.attempt(gate, client, &packet.user);
-            let began = shared.sentry.guard().failed(&attempt, Instant::now());
-            if began.address {
-                log(&shared.sentry, By::Address, client, None);
-            }
-            if began.user {
-                log(&shared.sentry, By::User, client, Some(&packet.user));
+            let began = shared
+                .sentry
+                .guard()
+                .failed(&attempt, fault.guess(), Instant::now());
+            for (by, start) in [
+                (By::Address, began.address),
+                (By::User, began.user),
+                (By::UserHere, began.user_here),
+            ] {
+                if let Some(start) = start {
+                    log(&shared.sentry, by, start, client, Some(&packet.user));
+                }
             }
         }
         Some(Offence::Garbage) => garbage(shared, client),
@@ -199,24 +211,36 @@ pub(super) fn failed(
 
 /// Counts a connection that did not keep to the protocol.
 pub(super) fn garbage(shared: &Shared, client: ClientAddress) {
-    if shared.sentry.guard().garbage(client.ip(), Instant::now()) {
-        log(&shared.sentry, By::Address, client, None);
+    let began = shared.sentry.guard().garbage(client.ip(), Instant::now());
+    if let Some(start) = began {
+        log(&shared.sentry, By::Address, start, client, None);
     }
 }
 
-fn log(sentry: &Sentry, by: By, client: ClientAddress, user: Option<&[u8]>) {
-    let line = sentry.begun().observe(by, Instant::now());
+/// `user` is the last that failed; `None` after something that was not the protocol.
+fn log(sentry: &Sentry, by: By, start: Start, client: ClientAddress, user: Option<&[u8]>) {
+    let line = sentry.begun().observe((by, start.is_refusal()), Instant::now());
     let Line::Log { suppressed: skipped } = line else {
         return;
     };
-    let for_s = sentry.guard().limit().refuse_for.as_secs();
-    match user {
-        None => {
-            warn!(%client, for_s, skipped, "too many failed logins: logins from this address are refused");
-        }
-        Some(user) => warn!(
-            user = %Escaped(user), last = %client, for_s, skipped,
-            "too many failed logins: logins as this user are refused, but for addresses it has used lately"
+    let user = Escaped(user.unwrap_or(b"-"));
+    let refuse_for = sentry.guard().limit().refuse_for.as_secs();
+    let (failures, for_s, what) = match start {
+        Start::Delay(failures) => (failures, None, "wait for their turn"),
+        Start::Refusal(failures) => (failures, Some(refuse_for), "are refused"),
+    };
+    match by {
+        By::Address => warn!(
+            %client, %user, failures, for_s, skipped,
+            "too many failed logins: logins from this address {what}, but for users that it has let in lately"
+        ),
+        By::User => warn!(
+            %user, last = %client, failures, for_s, skipped,
+            "too many failed logins: logins as this user {what}, but for addresses it has used lately"
+        ),
+        By::UserHere => warn!(
+            %user, %client, failures, for_s, skipped,
+            "too many failed logins: logins as this user from this address {what}"
         ),
     }
 }

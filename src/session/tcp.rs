@@ -392,7 +392,7 @@ fn refuse(shared: &Shared, gate: &Gate, client: ClientAddress, refusal: &Refusal
     if matches!(*label, "unavailable" | "shutdown") {
         // The topology's own lines say why, once; balancers ask every second.
         debug!(%client, %listener, mode = "tcp", %reason, "connection refused");
-    } else if let Some(skipped) = shared.failures.admit(client.ip()) {
+    } else if let Some(skipped) = shared.failures.admit(client.ip(), None) {
         warn!(%client, via, %listener, mode = "tcp", ?reason, skipped, "connection refused");
     }
 }

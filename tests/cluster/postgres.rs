@@ -218,6 +218,10 @@ impl Postgres {
         succeed(self.psql("postgres").args(["-c", sql])).trim().to_owned()
     }
 
+    pub fn sql_in(&self, database: &str, sql: &str) -> String {
+        succeed(self.psql(database).args(["-c", sql])).trim().to_owned()
+    }
+
     /// `clusters:` with this as a fixed list of one; `tls` is the value of `server_tls:`.
     pub fn yaml(&self) -> String {
         let ca = self.certificates.file("ca.crt");

@@ -40,7 +40,10 @@ fn a_name_that_may_not_fit_the_databases_encoding_is_found_by_its_bytes() {
         (b"\xff'; --", "SQL_ASCII", "ff273b202d2d"),
     ] {
         let bound = bound(name, encoding);
-        assert!(bound.is_ascii() && bound.contains(&format!("decode('{digits}', 'hex')")), "{bound}");
+        assert!(
+            bound.is_ascii() && bound.contains(&format!("decode('{digits}', 'hex')")),
+            "{bound}"
+        );
     }
 }
 

@@ -188,6 +188,13 @@ pub(super) static RATE_LIMIT: Keys = Keys(&[
         Time(minutes(1)),
         "For how long. This much time without a failure makes good one of them.",
     ),
+    Key::new(
+        "exempt",
+        list(&NETWORK, 1, 1024),
+        Nothing,
+        "Clients from these networks are neither counted nor limited, for example a host whose jobs must \
+         not wait for each other. Whoever can connect from there can guess without a bound.",
+    ),
 ]);
 
 pub(super) static LISTENER: Keys = Keys(&[

@@ -1,10 +1,13 @@
 //! Why a login fails: what the client is told, what metrics say, and whether it counts as a guess.
 
-use crate::auth::guard::By;
+use crate::auth::guard::{By, Guess};
 use crate::auth::scram::{self, ScramFault};
 use crate::cluster::LookupError;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
+
+/// Of a user for whom the look-up has nothing.
+pub(super) const NO_PASSWORD: &str = "there is no such user, or it cannot log in with a password";
 
 /// Why a login came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +32,9 @@ pub enum LoginFault {
     #[error("{0}")]
     Scram(ScramFault),
     /// A wrong password, an unknown user, a user without a password: told apart in the log only, by this text.
+    /// With the password where it is known.
     #[error("password authentication failed: {0}")]
-    WrongPassword(&'static str),
+    WrongPassword(&'static str, Option<Guess>),
     #[error("an empty password")]
     EmptyPassword,
     #[error("no client certificate")]
@@ -41,7 +45,7 @@ pub enum LoginFault {
     #[error("{0}")]
     Peer(String),
     #[error("LDAP: {0}")]
-    Ldap(String),
+    Ldap(String, Guess),
     /// The directory cannot be asked.
     #[error("LDAP: {0}")]
     Directory(String),
@@ -50,7 +54,7 @@ pub enum LoginFault {
     NoServerLogin,
     #[error("protocol violation: {0}")]
     Protocol(String),
-    #[error("the look-up of the verifier failed: {0}")]
+    #[error("the user could not be looked up: {0}")]
     Lookup(LookupError),
     /// A proof that does not fit what was remembered, while nobody can confirm that.
     #[error("the password does not fit a remembered answer, which could not be confirmed")]
@@ -75,11 +79,11 @@ impl LoginFault {
     pub fn offence(&self) -> Option<Offence> {
         match self {
             Self::Scram(fault) if fault.is_wrong_password() => Some(Offence::Proof),
-            Self::WrongPassword(_)
+            Self::WrongPassword(..)
             | Self::EmptyPassword
             | Self::Certificate(..)
             | Self::Peer(_)
-            | Self::Ldap(_) => Some(Offence::Proof),
+            | Self::Ldap(..) => Some(Offence::Proof),
             Self::Scram(_) | Self::Protocol(_) | Self::Unconfirmed => Some(Offence::Garbage),
             Self::HungUp
             | Self::TooMany(_)
@@ -96,6 +100,19 @@ impl LoginFault {
         }
     }
 
+    /// What was shown and was wrong: the same again is no new guess. `None` where nobody can tell one wrong secret from
+    /// another, since a proof by SCRAM or md5 depends on numbers of its own.
+    pub fn guess(&self) -> Option<Guess> {
+        match self {
+            Self::WrongPassword(_, guess) => *guess,
+            Self::Ldap(_, guess) => Some(*guess),
+            Self::EmptyPassword => Some(Guess::of(b"")),
+            // They say whose certificate or process it is.
+            Self::Certificate(_, who) | Self::Peer(who) => Some(Guess::of(who.as_bytes())),
+            _ => None,
+        }
+    }
+
     /// The label in metrics.
     pub fn label(&self) -> &'static str {
         match self {
@@ -105,13 +122,14 @@ impl LoginFault {
             Self::Unavailable(_) => "unavailable",
             Self::RateLimited(By::Address, _) => "rate_limit_address",
             Self::RateLimited(By::User, _) => "rate_limit_user",
+            Self::RateLimited(By::UserHere, _) => "rate_limit_user_address",
             Self::NoRule(_) => "no_rule",
             Self::Rejected(_) => "rejected",
             Self::Scram(fault) if fault.is_wrong_password() => "password",
-            Self::WrongPassword(_) | Self::EmptyPassword => "password",
+            Self::WrongPassword(..) | Self::EmptyPassword => "password",
             Self::NoCertificate | Self::Certificate(..) => "certificate",
             Self::Peer(_) => "peer",
-            Self::Ldap(_) => "ldap",
+            Self::Ldap(..) => "ldap",
             Self::Directory(_) => "directory",
             Self::NoServerLogin => "no_server_login",
             Self::Scram(_) | Self::Protocol(_) => "protocol",
@@ -131,7 +149,7 @@ impl LoginFault {
             | Self::NoRule(reply)
             | Self::Rejected(reply) => Some(reply.clone()),
             Self::Scram(fault) => Some(fault.reply(user)),
-            Self::WrongPassword(_) => Some(scram::password_failed(user)),
+            Self::WrongPassword(..) => Some(scram::password_failed(user)),
             Self::EmptyPassword => Some(ErrorReply::fatal(
                 SqlState::INVALID_PASSWORD,
                 "empty password returned by client",
@@ -151,7 +169,7 @@ impl LoginFault {
                 _ => failed("certificate", user),
             }),
             Self::Peer(_) => Some(failed("Peer", user)),
-            Self::Ldap(_) => Some(failed("LDAP", user)),
+            Self::Ldap(..) => Some(failed("LDAP", user)),
             Self::Directory(_) => Some(
                 ErrorReply::fatal(
                     SqlState::CANNOT_CONNECT_NOW,
@@ -170,7 +188,7 @@ impl LoginFault {
             Self::Lookup(_) | Self::Unconfirmed => Some(
                 ErrorReply::fatal(
                     SqlState::CANNOT_CONNECT_NOW,
-                    "the connection manager cannot look up passwords at the moment",
+                    "the connection manager cannot ask the servers about this user at the moment",
                 )
                 .hint("Try again in a moment. The connection manager's log says why the look-up fails."),
             ),

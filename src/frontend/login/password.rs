@@ -9,6 +9,7 @@ use super::sasl::{self, LookUp};
 use super::{Exchange, LoginFault, Proven, wrong_password};
 use crate::auth::Identity;
 use crate::auth::credentials::Proof;
+use crate::auth::guard::Guess;
 use crate::auth::ldap::LdapSettings;
 use crate::auth::md5::Md5Hash;
 use crate::auth::{crypto, password};
@@ -21,7 +22,8 @@ pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFa
     let given = ask(exchange).await?;
     let identity = exchange.identity().await?;
     if !verify(exchange, identity.clone(), given.clone()).await? {
-        return Err(exchange.failed(wrong_password(identity.as_ref(), false)));
+        let guess = Guess::of(given.expose());
+        return Err(exchange.failed(wrong_password(identity.as_ref(), false, Some(guess))));
     }
     Ok(Proven {
         proof: Proof::Password(given),
@@ -54,7 +56,7 @@ async fn md5_of(
     exchange.send(&out).await?;
     let answer = terminated(exchange.password_message().await?)?;
     if !hash.verify(answer.expose(), salt) {
-        return Err(exchange.failed(wrong_password(identity.as_ref(), false)));
+        return Err(exchange.failed(wrong_password(identity.as_ref(), false, None)));
     }
     Ok(Proven {
         proof: Proof::Md5(hash),
@@ -75,7 +77,7 @@ pub(super) async fn directory(
     ldap::authenticate(settings, tls, user, given.expose(), exchange.doors.deadline)
         .await
         .map_err(|fault| match fault {
-            LdapFault::Refused(reason) => LoginFault::Ldap(reason),
+            LdapFault::Refused(reason) => LoginFault::Ldap(reason, Guess::of(given.expose())),
             LdapFault::Unavailable(reason) => LoginFault::Directory(reason),
         })?;
     Ok(Proven {

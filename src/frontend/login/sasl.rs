@@ -50,7 +50,7 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
     let is_bound = step.is_bound();
     let (reply, key) = step.client_final(&last).map_err(|fault| {
         exchange.failed(if fault.is_wrong_password() {
-            wrong_password(identity.as_ref(), true)
+            wrong_password(identity.as_ref(), true, None)
         } else {
             LoginFault::Scram(fault)
         })
