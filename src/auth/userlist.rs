@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::Identity;
 use super::md5::Md5Hash;
 use super::scram::{DEFAULT_ITERATIONS, MAX_PASSWORD, MockSecret, Verifier, VerifierFault};
-use crate::config::Secret;
+use crate::config::{Secret, without_mark};
 use crate::wire::startup::MAX_NAME;
 
 /// The users of one file.
@@ -58,7 +58,10 @@ impl UserList {
         let mut seen: HashMap<Box<[u8]>, usize> = HashMap::new();
         let mut faults = Vec::new();
         let iterations = NonZeroU32::new(DEFAULT_ITERATIONS).expect("4096 is not zero");
-        for (index, text) in contents.expose().split(|&byte| byte == b'\n').enumerate() {
+        for (index, text) in without_mark(contents.expose())
+            .split(|&byte| byte == b'\n')
+            .enumerate()
+        {
             let line = index + 1;
             let text = text.trim_ascii();
             if matches!(text.first(), None | Some(b';' | b'#')) {

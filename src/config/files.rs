@@ -20,12 +20,32 @@ use crate::tls::Authorities;
 /// Certificates, chains and keys.
 pub(super) const MAX_PEM: u64 = 1024 * 1024;
 
-/// May others read the file?
+/// What users who are neither its owner nor of its group may do with a file. Nobody else may write it: it decides who
+/// comes in, or whom the router trusts.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub(crate) enum Access {
+    /// Read it.
     Public,
-    /// The owner and the group only.
+    /// Nothing.
     Private,
+}
+
+impl Access {
+    /// What is wrong with a file's mode, and what to do.
+    pub(crate) fn fault(self, mode: u32) -> Option<(String, &'static str)> {
+        let mode = mode & 0o7777;
+        match self {
+            Self::Private if mode & 0o007 != 0 => Some((
+                format!("is open to every user (mode {mode:04o})"),
+                "`chmod o-rwx` it",
+            )),
+            Self::Public if mode & 0o002 != 0 => Some((
+                format!("may be written by every user (mode {mode:04o})"),
+                "`chmod o-w` it",
+            )),
+            Self::Private | Self::Public => None,
+        }
+    }
 }
 
 impl Field<'_> {
@@ -63,6 +83,17 @@ impl Field<'_> {
         let (path, contents) = self.contents(Access::Private, most)?;
         let secret = contents.strip_suffix(b"\n").unwrap_or(&contents);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
+        if [&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff"]
+            .iter()
+            .any(|mark| secret.starts_with(mark))
+        {
+            // Whether it is part of the secret nobody can know.
+            self.fault_with(
+                format!("{}: begins with a byte order mark", path.display()),
+                "save it as UTF-8 without one",
+            );
+            return None;
+        }
         if secret.is_empty() {
             self.fault(format!("{}: is empty", path.display()));
             return None;
@@ -124,7 +155,8 @@ impl Field<'_> {
     pub(super) fn revocation_lists(&self) -> Option<Vec<CertificateRevocationListDer<'static>>> {
         let (path, contents) = self.contents(Access::Public, MAX_PEM)?;
         let shown = path.display();
-        let lists = CertificateRevocationListDer::pem_slice_iter(&contents).collect::<Result<Vec<_>, _>>();
+        let lists = CertificateRevocationListDer::pem_slice_iter(without_mark(&contents))
+            .collect::<Result<Vec<_>, _>>();
         let lists = match lists {
             Ok(lists) if lists.is_empty() => {
                 self.fault_with(
@@ -159,7 +191,7 @@ impl Field<'_> {
 
     pub(super) fn certificates(&self, path: &Path, contents: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
         let shown = path.display();
-        match CertificateDer::pem_slice_iter(contents).collect::<Result<Vec<_>, _>>() {
+        match CertificateDer::pem_slice_iter(without_mark(contents)).collect::<Result<Vec<_>, _>>() {
             Ok(certificates) if certificates.is_empty() => {
                 self.fault_with(
                     format!("{shown}: contains no certificate"),
@@ -187,6 +219,11 @@ pub(super) fn pem_problem(error: &pem::Error) -> &'static str {
     }
 }
 
+/// A text without the byte order mark that some editors put before it.
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// Why a file cannot be used, and what to do.
 struct Unreadable {
     message: String,
@@ -210,11 +247,10 @@ fn read(path: &Path, access: Access, most: u64) -> Result<Zeroizing<Vec<u8>>, Un
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     check_kind(&metadata)?;
-    let mode = metadata.mode() & 0o7777;
-    if access == Access::Private && mode & 0o007 != 0 {
+    if let Some((message, hint)) = access.fault(metadata.mode()) {
         return Err(Unreadable {
-            message: format!("is open to every user (mode {mode:04o})"),
-            hint: Some("`chmod o-rwx` it".to_owned()),
+            message,
+            hint: Some(hint.to_owned()),
         });
     }
     read_bounded(file, most)
@@ -263,8 +299,11 @@ pub fn read_secret(path: &Path) -> Result<Secret, String> {
 
 /// The configuration file itself, as text; `Err` is a sentence.
 pub(super) fn read_text(path: &Path, most: u64) -> Result<String, String> {
-    let contents = read(path, Access::Public, most).map_err(|error| error.message)?;
-    match str::from_utf8(&contents) {
+    let contents = read(path, Access::Public, most).map_err(|error| match error.hint {
+        Some(hint) => format!("{} ({hint})", error.message),
+        None => error.message,
+    })?;
+    match str::from_utf8(without_mark(&contents)) {
         Ok(text) => Ok(text.to_owned()),
         Err(error) => Err(format!(
             "is not UTF-8 text: the first bad byte is at {}",

@@ -21,7 +21,7 @@ use x509_parser::time::ASN1Time;
 use zeroize::Zeroizing;
 
 use super::command;
-use super::files::{Access, MAX_PEM, pem_problem};
+use super::files::{Access, MAX_PEM, pem_problem, without_mark};
 use super::model::KeyPair;
 use super::section::{Context, Field};
 use crate::tls::{self, Authorities, ClientVerifier};
@@ -223,7 +223,7 @@ fn private_key(field: &Field<'_>, unlock: &Unlock<'_>) -> Option<PrivateKeyDer<'
 
 fn plain(field: &Field<'_>, path: &Path, contents: &[u8]) -> Option<PrivateKeyDer<'static>> {
     let shown = path.display();
-    match PrivateKeyDer::from_pem_slice(contents) {
+    match PrivateKeyDer::from_pem_slice(without_mark(contents)) {
         Ok(key) => return Some(key),
         Err(pem::Error::NoItemsFound) => field.fault_with(
             format!("{shown}: contains no private key"),

@@ -8,6 +8,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::fault::Faults;
 use super::model::{Auth, ClientTls, HttpTls, ServerTls};
@@ -90,6 +91,15 @@ impl Stamp {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
+    }
+}
+
+impl Stamp {
+    /// Whether the file was changed, or put in another's place, less than `age` ago by the host's clock.
+    pub fn is_younger(&self, age: Duration) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let changed = u64::try_from(self.changed.0).unwrap_or_default();
+        now.as_secs() < changed + age.as_secs()
     }
 }
 

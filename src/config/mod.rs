@@ -54,6 +54,7 @@ pub use entry::{Addresses, Entry, Network, ProxyProtocol};
 pub use etcd::Etcd;
 pub use fault::{Fault, Faults};
 pub use files::read_secret;
+pub(crate) use files::{Access as FileAccess, without_mark};
 pub use fitness::{Limit, MaxLag, OnUnfit, Unfit};
 pub use keys::Leaf;
 pub use material::{Files, Material, Materials, Part, Stamp, Stamps};

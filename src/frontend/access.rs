@@ -5,13 +5,17 @@
 //! authority that is not there. A rule is never skipped.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
+use tokio::sync::Semaphore;
 
 use super::ldap;
 use crate::auth::credentials::ServerCredentials;
@@ -19,11 +23,20 @@ use crate::auth::hba::options::{LdapOptions, LdapScheme};
 use crate::auth::hba::{self, Files};
 use crate::auth::ident::{self, Maps};
 use crate::auth::ldap::{Encryption, LdapSettings};
-use crate::auth::rules::{ClientCertificate, Connection, DatabaseMatch, Method, Rule, Rules, UserMatch};
+use crate::auth::rules::{
+    ClientCertificate, Connection, DatabaseMatch, Method, Place, Rule, Rules, UserMatch,
+};
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
 use crate::auth::{self, Identity};
-use crate::config::{Auth, Config, ListenerTls, ServerCredential, ServerSecret, Stamp, Stamps, Verifiers};
+use crate::config::{
+    Auth, Config, FileAccess, ListenerTls, ServerCredential, ServerSecret, Stamp, Stamps, Verifiers,
+};
+
+/// How long a users file that is not read yet may be the reason why a password is wrong. One with a fault never is read.
+const NEW_FOR: Duration = Duration::from_secs(5);
+/// How long a look at it may take.
+const LOOK_WITHIN: Duration = Duration::from_millis(250);
 
 /// Everything a login is decided with. Replaced whole when a file changes; logins under way keep theirs.
 #[derive(Debug)]
@@ -32,6 +45,10 @@ pub struct Access {
     pub maps: Maps,
     /// `None` where the cluster is asked.
     pub users: Option<UserList>,
+    /// The users file as it was when it was read.
+    users_file: Option<(PathBuf, Option<Stamp>)>,
+    /// One look at it at a time: a file system that does not answer takes one thread.
+    looks: Arc<Semaphore>,
     pub credentials: ServerCredentials,
     pub ldap_tls: Arc<ClientConfig>,
     /// By the number of the rule; `None` where its method is another.
@@ -102,6 +119,10 @@ impl Access {
                 collect(users, &mut others).map(Some)
             }
         };
+        let users_file = match &auth.verifiers {
+            Verifiers::Query { .. } => None,
+            Verifiers::UsersFile { path, .. } => Some((path.clone(), Stamp::of(path))),
+        };
         let credentials = ServerCredentials::new(Arc::clone(&auth.server_credentials));
         let mut faults = Vec::new();
         let mut directories = Vec::new();
@@ -114,6 +135,7 @@ impl Access {
                     match line {
                         Err(fault) => faults.push(fault.to_string()),
                         Ok(rule) => {
+                            faults.extend(disk.has_open_secret(rule));
                             let mut check = Check {
                                 rule,
                                 maps: maps.as_ref(),
@@ -138,12 +160,14 @@ impl Access {
         };
         let ldap_tls = collect(ldap_tls.map_err(|error| vec![error.to_string()]), &mut others);
         faults.append(&mut others);
-        let watched = disk.0.into_inner();
+        let watched = disk.stamps.into_inner();
         match (rules, maps, users, ldap_tls) {
             (Some(rules), Some(maps), Some(users), Some(ldap_tls)) if faults.is_empty() => Ok(Self {
                 rules,
                 maps,
                 users,
+                users_file,
+                looks: Arc::new(Semaphore::new(1)),
                 credentials,
                 ldap_tls,
                 directories,
@@ -153,6 +177,26 @@ impl Access {
                 lines: faults,
                 watched,
             }),
+        }
+    }
+
+    /// Whether there is another users file by now, which has been there for a moment only: it counts once two looks are
+    /// alike. Bounded in time, since a file system may not answer.
+    pub(super) async fn has_new_users(&self) -> bool {
+        let Some((path, known)) = self.users_file.clone() else {
+            return false;
+        };
+        let look = async {
+            let place = Arc::clone(&self.looks).acquire_owned().await.ok()?;
+            let look = tokio::task::spawn_blocking(move || {
+                let _place = place;
+                Stamp::of(&path)
+            });
+            look.await.ok()
+        };
+        match tokio::time::timeout(LOOK_WITHIN, look).await {
+            Ok(Some(now)) => now != known && now.is_some_and(|now| now.is_younger(NEW_FOR)),
+            Ok(None) | Err(_) => false,
         }
     }
 
@@ -320,12 +364,41 @@ fn settings(options: &LdapOptions) -> auth::ldap::LdapOptions {
 
 /// The file system, with what was looked at and how it was just before.
 #[derive(Default)]
-struct Disk(RefCell<Stamps>);
+struct Disk {
+    stamps: RefCell<Stamps>,
+    /// Of the files that were read.
+    modes: RefCell<HashMap<PathBuf, u32>>,
+}
 
 impl Disk {
     fn note(&self, path: &Path) {
-        let mut seen = self.0.borrow_mut();
+        let mut seen = self.stamps.borrow_mut();
         seen.entry(path.to_owned()).or_insert_with(|| Stamp::of(path));
+    }
+
+    /// What is wrong with a rule that has a password, in a file that everybody can read.
+    fn has_open_secret(&self, rule: &Rule) -> Option<String> {
+        let Place::File { path, .. } = &rule.place else {
+            return None;
+        };
+        matches!(&rule.method, Method::Ldap(options) if options.bindpasswd.is_some()).then_some(())?;
+        let mode = *self.modes.borrow().get(&**path)?;
+        let (what, hint) = FileAccess::Private.fault(mode)?;
+        Some(format!(
+            "{}: ldapbindpasswd is a password, and the file {what} ({hint})",
+            rule.place
+        ))
+    }
+}
+
+/// Nobody may write it but its owner and its group.
+fn guarded(metadata: &Metadata) -> io::Result<()> {
+    match FileAccess::Public.fault(metadata.mode()) {
+        Some((what, hint)) => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("it {what} ({hint})"),
+        )),
+        None => Ok(()),
     }
 }
 
@@ -337,9 +410,17 @@ impl Files for Disk {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         let mut contents = Vec::new();
-        File::open(path)?
-            .take(limit as u64 + 1)
-            .read_to_end(&mut contents)?;
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        guarded(&metadata)?;
+        self.modes.borrow_mut().insert(path.to_owned(), metadata.mode());
+        file.take(limit as u64 + 1).read_to_end(&mut contents)?;
+        if contents.starts_with(b"\xff\xfe") || contents.starts_with(b"\xfe\xff") {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is UTF-16; save it as UTF-8",
+            ));
+        }
         if contents.len() > limit {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -348,6 +429,8 @@ impl Files for Disk {
 
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
         self.note(directory);
+        // Anybody could add a file to it.
+        guarded(&std::fs::metadata(directory)?)?;
         let mut entries = Vec::new();
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();

@@ -29,6 +29,7 @@ mod drivers;
 mod endings;
 mod etcd;
 mod fake;
+mod file_rights;
 mod fresh_answers;
 mod front;
 mod hand;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::fault::{Fault, FaultKind, shown};
+use crate::config::without_mark;
 
 /// The deepest inclusion; PostgreSQL's bound.
 const MAX_DEPTH: u32 = 10;
@@ -143,7 +144,7 @@ impl Reader<'_> {
         self.bytes_left -= contents.len();
         let path: Arc<Path> = path.into();
         let mut number = 1;
-        let mut rest = &contents[..];
+        let mut rest = without_mark(&contents);
         while !rest.is_empty() {
             let (text, physical) = logical_line(&mut rest);
             self.line(&text, &path, number, depth, lines)

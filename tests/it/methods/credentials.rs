@@ -83,7 +83,8 @@ fn stage() -> Stage {
         socket: server.data().parent().unwrap().to_owned(),
     };
 
-    let hba = write(path, "pg_hba.conf", &format!("{encrypted}{directory}{AT_ROUTER}"));
+    // It has a password: ldapbindpasswd.
+    let hba = secret(path, "pg_hba.conf", &format!("{encrypted}{directory}{AT_ROUTER}"));
     let ident = write(path, "pg_ident.conf", &format!("os {} by_peer\n", own_name()));
     let [reads, owns, rests] =
         ["reads", "owns", "rests"].map(|word| secret(path, word, word).display().to_string());
