@@ -20,6 +20,27 @@ pub enum LookedUp {
     Unsupported(Unsupported),
 }
 
+/// Why the look-up has nothing for a user. For the log only: to a client they are all a wrong password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Standing {
+    #[default]
+    NoRole,
+    NoLogin,
+    Expired,
+    NoPassword,
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NoRole => "there is no such user",
+            Self::NoLogin => "the role may not log in (NOLOGIN)",
+            Self::Expired => "its password has expired (VALID UNTIL)",
+            Self::NoPassword => "it has no password that auth.query returns and that can be used",
+        })
+    }
+}
+
 /// Why a stored password cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {

@@ -194,8 +194,8 @@ async fn host_name(origin: Origin) -> HostName {
         return HostName::Unknown;
     };
     match resolve::verified_host_name(address, Instant::now() + PATIENCE).await {
-        Some(name) => HostName::Verified(name),
-        None => HostName::Unknown,
+        Ok(Some(name)) => HostName::Verified(name),
+        Ok(None) | Err(_) => HostName::Unknown,
     }
 }
 

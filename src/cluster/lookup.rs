@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::ask::once;
 pub(super) use self::pools::Pools;
-pub(super) use self::question::MembershipsQuery;
 pub use self::question::Query;
 use self::question::Question;
+pub(super) use self::question::{MembershipsQuery, StandingQuery};
 use super::metrics::{LookUpResult, Metrics};
 use crate::auth;
 use crate::auth::lookup::{Answer, AnswerCache, Cached, MAX_NAME};
@@ -310,6 +310,9 @@ impl<Q: Question> Service<Q> {
     }
 
     fn count(&self, result: LookUpResult) {
+        if !Q::IS_COUNTED {
+            return;
+        }
         self.metrics.looked_up(&self.pools.account().config.name, result);
     }
 

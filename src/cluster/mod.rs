@@ -45,7 +45,7 @@ pub use self::metrics::Metrics;
 use self::snapshot::{AdminState, Leader, Member, MemberName, Snapshot};
 use self::state::Observation;
 pub use self::state::{Evidence, LagLimits};
-use crate::auth::lookup::Answer;
+use crate::auth::lookup::{Answer, Standing};
 use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
 use crate::config;
@@ -115,6 +115,7 @@ struct Works {
     /// `None` with a users file.
     identities: Option<Lookups<Lookup>>,
     memberships: Lookups<Arc<Memberships>>,
+    standings: Lookups<Standing>,
     /// As these works see it, shown to the others or not yet.
     own: watch::Receiver<Arc<Snapshot>>,
     shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
@@ -238,6 +239,14 @@ impl ClusterHandle {
     ) -> Result<Answer<Arc<Memberships>>, LookupError> {
         let works = self.shared.works.load_full();
         works.memberships.ask(user, deadline).await
+    }
+
+    /// Why there is no [`Self::identity`] for `user`, if a server tells by `deadline`; never with a users file.
+    pub async fn standing(&self, user: &[u8], deadline: Instant) -> Option<Standing> {
+        let works = self.shared.works.load_full();
+        works.identities.as_ref()?;
+        let answer = works.standings.ask(user, deadline).await.ok()?;
+        Some(answer.found)
     }
 
     /// TLS towards the servers, for a connection that begins now.
@@ -383,7 +392,10 @@ pub fn prepare(
             (Some(identities), *cache_ttl)
         }
     };
-    let (memberships, service) = lookup::service(lookup::MembershipsQuery { cache_ttl }, pools, metrics);
+    let query = lookup::MembershipsQuery { cache_ttl };
+    let (memberships, service) = lookup::service(query, Arc::clone(&pools), Arc::clone(&metrics));
+    tracker.spawn(service.run(all.clone()));
+    let (standings, service) = lookup::service(lookup::StandingQuery, pools, metrics);
     tracker.spawn(service.run(all.clone()));
     tracker.spawn(control.run(patroni, watcher));
     Ok(Successor {
@@ -393,6 +405,7 @@ pub fn prepare(
             limits,
             identities,
             memberships,
+            standings,
             own,
             shown,
             watching,

@@ -188,7 +188,7 @@ impl<'a> Exchange<'a> {
                     return Err(self.kept_out(LoginFault::NoRule(facts.no_entry())));
                 }
                 Step::Needs(Need::Memberships) => self.look_up_memberships().await?,
-                Step::Needs(Need::HostName) => host_name = Some(self.host_name(facts.origin).await),
+                Step::Needs(Need::HostName) => host_name = Some(self.host_name(facts.origin).await?),
             }
         }
     }
@@ -265,7 +265,10 @@ impl<'a> Exchange<'a> {
 
     /// How a login ends that failed by what is known of the user. What was remembered may be older than a password that
     /// was just changed: where it could not be asked for now, nothing was shown to be wrong.
-    fn failed(&self, fault: LoginFault) -> LoginFault {
+    async fn failed(&self, fault: LoginFault) -> LoginFault {
+        if fault.offence() == Some(Offence::Proof) && self.doors.access.has_new_users().await {
+            return LoginFault::JustChanged;
+        }
         verdict(fault, self.is_unconfirmed)
     }
 
@@ -300,15 +303,14 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    async fn host_name(&self, origin: Origin) -> HostName {
+    async fn host_name(&self, origin: Origin) -> Result<HostName, LoginFault> {
         let address: IpAddr = match origin {
             Origin::Tcp(address) => address,
-            Origin::Local => return HostName::Unknown,
+            Origin::Local => return Ok(HostName::Unknown),
         };
-        match resolve::verified_host_name(address, self.doors.deadline).await {
-            Some(name) => HostName::Verified(name),
-            None => HostName::Unknown,
-        }
+        let name = resolve::verified_host_name(address, self.doors.deadline).await;
+        let name = name.map_err(|busy| LoginFault::NameService(busy.to_string()))?;
+        Ok(name.map_or(HostName::Unknown, HostName::Verified))
     }
 
     async fn send(&mut self, out: &[u8]) -> Result<(), LoginFault> {

@@ -2,12 +2,14 @@
 //!
 //! Guarantees: a name counts only if it leads back to the address, as in PostgreSQL (`check_hostname`); a look-up never
 //! blocks a worker, and is bounded in time for whoever waits; look-ups of one address at the same time are one; those
-//! that run, and what is remembered, are bounded.
+//! that run, those of one network among them, and what is remembered, are bounded; where the resolver does not answer,
+//! the last name counts, and it is not asked again for a while; an address that cannot be looked up because others take
+//! all places is no address without a name.
 //!
 //! Refuses: a name that is an address written out.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,38 +19,70 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long an answer is used again: a resolver caches too, this is against bursts.
 const REMEMBERED_FOR: Duration = Duration::from_secs(10);
+/// How long the last answer is used where the resolver gives none.
+const KEPT_FOR: Duration = Duration::from_hours(1);
+/// A resolver that has found no name after so long did not answer: one that says so takes no time.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
+/// An address is not asked about again for so long after the resolver did not answer.
+const SILENT_FOR: Duration = Duration::from_mins(1);
+/// How long a login waits for an answer where an earlier one is known. The look-up itself goes on.
+const CONFIRM_WITHIN: Duration = Duration::from_millis(250);
+/// How long a login waits for a place among the look-ups.
+const PLACE_WITHIN: Duration = Duration::from_secs(5);
 /// Look-ups at the same time; each has a thread for as long as the resolver takes.
-const MAX_RUNNING: usize = 16;
+const MAX_RUNNING: usize = 64;
+/// Those of one network, whose owner may keep them from being answered.
+const MAX_RUNNING_OF_NETWORK: usize = 16;
 /// Addresses remembered.
-const MAX_REMEMBERED: usize = 1024;
+const MAX_REMEMBERED: usize = 4096;
 
 /// The resolver's configuration is the host's, so there is one for the process.
 static RESOLVER: LazyLock<Resolver> = LazyLock::new(|| Resolver::new(host_name, addresses));
 
+/// Too many look-ups are under way: nothing is known of this address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many look-ups of clients' host names are under way")]
+pub struct Busy;
+
 /// The name of the client's address, as the host's resolver has it; `None` if there is none that leads back to the
 /// address, or none is known by `deadline`.
-pub async fn verified_host_name(ip: IpAddr, deadline: Instant) -> Option<String> {
+///
+/// # Errors
+/// [`Busy`] where it could not be looked up at all.
+pub async fn verified_host_name(ip: IpAddr, deadline: Instant) -> Result<Option<String>, Busy> {
     RESOLVER.verified_host_name(ip, deadline).await
 }
 
 type Reverse = fn(IpAddr) -> Option<String>;
 type Forward = fn(&str) -> Vec<IpAddr>;
-type Known = HashMap<IpAddr, Entry>;
 
 #[derive(Debug)]
 struct Resolver {
     reverse: Reverse,
     forward: Forward,
-    running: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     known: Arc<Mutex<Known>>,
 }
 
-#[derive(Debug)]
-enum Entry {
-    Found(Option<String>, Instant),
+#[derive(Debug, Default)]
+struct Known {
+    answers: HashMap<IpAddr, Answer>,
     /// Closed without a value if the look-up came to nothing.
-    Running(watch::Receiver<Told>),
+    running: HashMap<IpAddr, watch::Receiver<Told>>,
 }
+
+#[derive(Debug, Clone)]
+struct Answer {
+    name: Option<String>,
+    /// When the resolver said so.
+    answered: Instant,
+    /// Until then it is used without asking.
+    fresh_until: Instant,
+}
+
+/// What was last found.
+#[derive(Debug, Clone)]
+struct Last(Option<String>);
 
 /// What a look-up that runs has told.
 #[derive(Debug)]
@@ -62,88 +96,161 @@ impl Resolver {
         Self {
             reverse,
             forward,
-            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+            places: Arc::new(Semaphore::new(MAX_RUNNING)),
             known: Arc::default(),
         }
     }
 
-    async fn verified_host_name(&self, ip: IpAddr, deadline: Instant) -> Option<String> {
+    async fn verified_host_name(&self, ip: IpAddr, deadline: Instant) -> Result<Option<String>, Busy> {
         // A listener on `::` sees IPv4 clients as ::ffff:0:0/96.
         let ip = ip.to_canonical();
-        let mut running = match self.look(ip, None) {
-            Look::Found(name) => return name,
-            Look::Running(running) => running,
-            Look::Unknown => {
-                let permit = Arc::clone(&self.running).acquire_owned();
-                let permit = timeout_at(deadline, permit).await.ok()?.ok()?;
-                match self.look(ip, Some(permit)) {
-                    Look::Found(name) => return name,
-                    Look::Running(running) => running,
-                    Look::Unknown => return None,
+        let (mut running, last) = match self.look(ip, None)? {
+            Look::Found(name) => return Ok(name),
+            Look::Running(running, last) => (running, last),
+            Look::Unknown(last) => {
+                let patience = if last.is_some() {
+                    CONFIRM_WITHIN
+                } else {
+                    PLACE_WITHIN
+                };
+                let place = Arc::clone(&self.places).acquire_owned();
+                let place = timeout_at(deadline.min(Instant::now() + patience), place).await;
+                let Ok(Ok(place)) = place else {
+                    return last.map(|last| last.0).ok_or(Busy);
+                };
+                match self.look(ip, Some(place))? {
+                    Look::Found(name) => return Ok(name),
+                    Look::Running(running, last) => (running, last),
+                    Look::Unknown(last) => return last.map(|last| last.0).ok_or(Busy),
                 }
             }
         };
+        let until = match last {
+            Some(_) => deadline.min(Instant::now() + CONFIRM_WITHIN),
+            None => deadline,
+        };
         let told = running.wait_for(|told| matches!(told, Told::Name(_)));
-        match &*timeout_at(deadline, told).await.ok()?.ok()? {
-            Told::Name(name) => name.clone(),
-            Told::Nothing => None,
-        }
+        let last = last.and_then(|last| last.0);
+        Ok(match timeout_at(until, told).await {
+            Ok(Ok(told)) => match &*told {
+                Told::Name(name) => name.clone(),
+                Told::Nothing => last,
+            },
+            Ok(Err(_)) | Err(_) => last,
+        })
     }
 
-    /// What is known of `ip`; if nothing is, a look-up is begun, given a permit.
-    fn look(&self, ip: IpAddr, permit: Option<OwnedSemaphorePermit>) -> Look {
+    /// What is known of `ip`; if nothing is, a look-up is begun, given a place.
+    fn look(&self, ip: IpAddr, place: Option<OwnedSemaphorePermit>) -> Result<Look, Busy> {
         let now = Instant::now();
         let mut known = lock(&self.known);
-        match known.get(&ip) {
-            Some(Entry::Found(name, at)) if now.saturating_duration_since(*at) < REMEMBERED_FOR => {
-                return Look::Found(name.clone());
-            }
-            Some(Entry::Running(running)) if running.has_changed().is_ok() => {
-                return Look::Running(running.clone());
-            }
-            _ => {}
+        let answer = known.answers.get(&ip);
+        if let Some(answer) = answer.filter(|answer| now < answer.fresh_until) {
+            return Ok(Look::Found(answer.name.clone()));
         }
-        let Some(permit) = permit else {
-            return Look::Unknown;
+        let last = answer
+            .filter(|answer| answer.is_kept(now))
+            .map(|answer| Last(answer.name.clone()));
+        if let Some(running) = known.running.get(&ip)
+            && running.has_changed().is_ok()
+        {
+            return Ok(Look::Running(running.clone(), last));
+        }
+        known.running.retain(|_, running| running.has_changed().is_ok());
+        let network = network(ip);
+        let neighbours = known
+            .running
+            .keys()
+            .filter(|other| self::network(**other) == network);
+        if neighbours.count() >= MAX_RUNNING_OF_NETWORK {
+            return last.map(|last| Look::Found(last.0)).ok_or(Busy);
+        }
+        let Some(place) = place else {
+            return Ok(Look::Unknown(last));
         };
-        make_room(&mut known, now);
         let (tell, told) = watch::channel(Told::Nothing);
-        known.insert(ip, Entry::Running(told.clone()));
+        known.running.insert(ip, told.clone());
         drop(known);
         let (reverse, forward, known) = (self.reverse, self.forward, Arc::clone(&self.known));
         // Not awaited: a resolver that takes longer than one client has time still answers the next.
         spawn_blocking(move || {
+            let began = Instant::now();
             let name = verify(ip, reverse, forward);
-            lock(&known).insert(ip, Entry::Found(name.clone(), Instant::now()));
+            let name = lock(&known).put(ip, name, began);
             tell.send_replace(Told::Name(name));
-            drop(permit);
+            drop(place);
         });
-        Look::Running(told)
+        Ok(Look::Running(told, last))
+    }
+}
+
+impl Answer {
+    fn is_kept(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.answered) < KEPT_FOR
+    }
+}
+
+impl Known {
+    /// What counts from now on, after a look-up that began at `began`.
+    fn put(&mut self, ip: IpAddr, name: Option<String>, began: Instant) -> Option<String> {
+        let now = Instant::now();
+        self.running.remove(&ip);
+        let is_silent = name.is_none() && now.saturating_duration_since(began) >= SILENT_AFTER;
+        let last = self.answers.get(&ip).filter(|answer| answer.is_kept(now));
+        let answer = match last {
+            Some(last) if is_silent => Answer {
+                fresh_until: now + SILENT_FOR,
+                ..last.clone()
+            },
+            _ => Answer {
+                name,
+                answered: now,
+                fresh_until: now + if is_silent { SILENT_FOR } else { REMEMBERED_FOR },
+            },
+        };
+        let name = answer.name.clone();
+        self.make_room(now);
+        self.answers.insert(ip, answer);
+        name
+    }
+
+    /// What is too old to be used goes, and if need be the half that was answered longest ago.
+    fn make_room(&mut self, now: Instant) {
+        if self.answers.len() < MAX_REMEMBERED {
+            return;
+        }
+        self.answers.retain(|_, answer| answer.is_kept(now));
+        if self.answers.len() < MAX_REMEMBERED {
+            return;
+        }
+        let mut ages: Vec<Instant> = self.answers.values().map(|answer| answer.answered).collect();
+        let (_, middle, _) = ages.select_nth_unstable(MAX_REMEMBERED / 2);
+        let middle = *middle;
+        let mut excess = MAX_REMEMBERED / 2;
+        self.answers.retain(|_, answer| {
+            let goes = excess > 0 && answer.answered <= middle;
+            excess -= usize::from(goes);
+            !goes
+        });
     }
 }
 
 enum Look {
     Found(Option<String>),
-    Running(watch::Receiver<Told>),
-    Unknown,
+    /// And the last answer, where there is one.
+    Running(watch::Receiver<Told>, Option<Last>),
+    Unknown(Option<Last>),
 }
 
 fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps those that run, of which there are [`MAX_RUNNING`], and if need be nothing else.
-fn make_room(known: &mut Known, now: Instant) {
-    if known.len() < MAX_REMEMBERED {
-        return;
-    }
-    let young = |at: &Instant| now.saturating_duration_since(*at) < REMEMBERED_FOR;
-    known.retain(|_, entry| match entry {
-        Entry::Found(_, at) => young(at),
-        Entry::Running(running) => running.has_changed().is_ok(),
-    });
-    if known.len() >= MAX_REMEMBERED {
-        known.retain(|_, entry| matches!(entry, Entry::Running(_)));
+/// Whose name servers one party is taken to have: an IPv4 /24, an IPv6 /48.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & !0xff).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !(u128::MAX >> 48)).into(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
-const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
@@ -30,8 +30,8 @@ fn a_name_counts_only_if_it_leads_back() {
 async fn localhost_has_its_name() {
     let local: IpAddr = [127, 0, 0, 1].into();
     let name = verified_host_name(local, soon()).await;
-    assert_eq!(name.as_deref(), Some("localhost"));
-    let mapped: IpAddr = std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().into();
+    assert_eq!(name, Ok(Some("localhost".to_owned())));
+    let mapped: IpAddr = Ipv4Addr::LOCALHOST.to_ipv6_mapped().into();
     assert_eq!(verified_host_name(mapped, soon()).await, name);
 }
 
@@ -47,11 +47,11 @@ async fn one_look_up_serves_all_for_a_while_whatever_it_found() {
     );
     let many = (0..100).map(|_| resolver.verified_host_name(V4, soon()));
     for name in futures_util::future::join_all(many).await {
-        assert_eq!(name, None);
+        assert_eq!(name, Ok(None));
     }
     assert_eq!(ASKED.load(Ordering::SeqCst), 1);
     tokio::time::advance(REMEMBERED_FOR).await;
-    assert_eq!(resolver.verified_host_name(V4, soon()).await, None);
+    assert_eq!(resolver.verified_host_name(V4, soon()).await, Ok(None));
     assert_eq!(ASKED.load(Ordering::SeqCst), 2);
 }
 
@@ -66,28 +66,101 @@ async fn a_resolver_that_hangs_costs_the_deadline_and_bounded_threads() {
             drop(RELEASE.blocking_lock());
             Some("slow.example".to_owned())
         },
-        |_| (0..=255).map(|last| [192, 0, 2, last].into()).collect(),
+        |_| {
+            (0..=255)
+                .map(|last| [192, 0, if last < 100 { 2 } else { last }, last].into())
+                .collect()
+        },
     );
     let deadline = Instant::now() + Duration::from_millis(300);
-    let ips = (0..100).map(|last| IpAddr::from([192, 0, 2, last]));
+    // One network and others.
+    let ips = (0..200).map(|last| IpAddr::from([192, 0, if last < 100 { 2 } else { last }, last]));
     let all = ips.map(|ip| resolver.verified_host_name(ip, deadline));
     let names = futures_util::future::join_all(all).await;
-    assert!(names.iter().all(Option::is_none));
-    assert!(RUNNING.load(Ordering::SeqCst) <= MAX_RUNNING);
+    assert!(names.iter().all(|name| !matches!(name, Ok(Some(_)))));
+    assert_eq!(RUNNING.load(Ordering::SeqCst), MAX_RUNNING);
+    // Those that were not looked up are not taken for addresses without a name; one network has its share.
+    let busy = |names: &[Result<_, _>]| names.iter().filter(|name| **name == Err(Busy)).count();
+    assert_eq!(busy(&names), 200 - MAX_RUNNING);
+    assert_eq!(busy(&names[..100]), 100 - MAX_RUNNING_OF_NETWORK);
     drop(held);
     // What was begun for somebody who has given up serves the next.
     let name = resolver.verified_host_name([192, 0, 2, 0].into(), soon()).await;
-    assert_eq!(name.as_deref(), Some("slow.example"));
+    assert_eq!(name, Ok(Some("slow.example".to_owned())));
 }
 
 #[tokio::test]
 async fn what_is_remembered_is_bounded() {
     let resolver = Resolver::new(|_| None, |_| Vec::new());
-    for number in 0..3000_u32 {
-        let ip = std::net::Ipv4Addr::from_bits(number).into();
-        assert_eq!(resolver.verified_host_name(ip, soon()).await, None);
-        assert!(lock(&resolver.known).len() <= MAX_REMEMBERED);
+    for number in 0..2 * u32::try_from(MAX_REMEMBERED).unwrap() {
+        let ip = Ipv4Addr::from_bits(number).into();
+        assert_eq!(resolver.verified_host_name(ip, soon()).await, Ok(None));
+        let known = lock(&resolver.known);
+        assert!(known.answers.len() <= MAX_REMEMBERED && known.running.len() <= MAX_RUNNING);
     }
+}
+
+/// The resolver falls silent: whom it has named before keeps the name, at no cost.
+#[tokio::test(start_paused = true)]
+async fn the_last_name_counts_while_the_resolver_is_silent() {
+    static IS_SILENT: AtomicUsize = AtomicUsize::new(0);
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let resolver = Resolver::new(
+        |_| {
+            ASKED.fetch_add(1, Ordering::SeqCst);
+            (IS_SILENT.load(Ordering::SeqCst) == 0).then(|| "client.example".to_owned())
+        },
+        |_| vec![V4],
+    );
+    let name = Ok(Some("client.example".to_owned()));
+    assert_eq!(resolver.verified_host_name(V4, soon()).await, name);
+    IS_SILENT.store(1, Ordering::SeqCst);
+    // As it ends after ten seconds, without an answer.
+    let ten_seconds_ago = Instant::now();
+    tokio::time::advance(REMEMBERED_FOR).await;
+    assert_eq!(
+        lock(&resolver.known).put(V4, None, ten_seconds_ago),
+        name.clone().unwrap()
+    );
+    for _ in 0..100 {
+        assert_eq!(resolver.verified_host_name(V4, soon()).await, name);
+    }
+    assert_eq!(ASKED.load(Ordering::SeqCst), 1, "not asked again for a while");
+    // No name, and at once, is an answer.
+    tokio::time::advance(SILENT_FOR).await;
+    assert_eq!(resolver.verified_host_name(V4, soon()).await, Ok(None));
+    // Nor does one without a last name cost its ten seconds each time.
+    let other = IpAddr::from([192, 0, 2, 2]);
+    let before = Instant::now();
+    tokio::time::advance(REMEMBERED_FOR).await;
+    assert_eq!(lock(&resolver.known).put(other, None, before), None);
+    assert_eq!(resolver.verified_host_name(other, soon()).await, Ok(None));
+    assert_eq!(ASKED.load(Ordering::SeqCst), 2);
+}
+
+/// Somebody whose name was found before waits no longer than a moment for a look-up that hangs.
+#[tokio::test]
+async fn a_look_up_that_hangs_holds_up_nobody_with_a_name() {
+    static RELEASE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let held = RELEASE.lock().await;
+    let resolver = Resolver::new(
+        |_| {
+            drop(RELEASE.blocking_lock());
+            None
+        },
+        |_| Vec::new(),
+    );
+    let now = Instant::now();
+    let answer = Answer {
+        name: Some("client.example".to_owned()),
+        answered: now,
+        fresh_until: now,
+    };
+    lock(&resolver.known).answers.insert(V4, answer);
+    let name = resolver.verified_host_name(V4, soon()).await;
+    assert_eq!(name, Ok(Some("client.example".to_owned())));
+    assert!(now.elapsed() < SILENT_AFTER, "{:?}", now.elapsed());
+    drop(held);
 }
 
 /// The machine's own resolver with another `/etc/hosts`, in a mount namespace of this test's.

@@ -85,6 +85,9 @@ pub(super) fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, 
     }
 }
 
+/// How long a line of the log waits to know why a user has no password.
+const STANDING_WITHIN: Duration = Duration::from_secs(1);
+
 /// Tells the client why it may not come in, and the operator as well unless there is nothing to tell.
 pub(super) async fn refuse(
     shared: &Shared,
@@ -100,19 +103,42 @@ pub(super) async fn refuse(
     }
     shared.metrics.refuse(fault.label());
     sentry::failed(shared, gate, packet, client, &fault);
+    if fault.is_of_no_password() {
+        // First the answer, which takes no longer for such a user than for any other.
+        tell(stream, &fault, &packet.user).await;
+        let skipped = shared.failures.admit(client.ip(), Some(&packet.user));
+        let Some(skipped) = skipped else { return };
+        let standing = gate
+            .cluster
+            .standing(&packet.user, Instant::now() + STANDING_WITHIN);
+        let reason = match standing.await {
+            Some(standing) => format!("password authentication failed: {standing}"),
+            None => fault.to_string(),
+        };
+        return log_refusal(gate, packet, client, &reason, skipped);
+    }
     let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
     if matches!(fault, LoginFault::Unavailable(_)) {
         // The topology's own lines say why, once; balancers ask every second.
         debug!(%client, listener = %gate.name, %user, %database, %fault, "login refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip(), Some(&packet.user)) {
-        let via = client.via().map(tracing::field::display);
-        warn!(%client, via, listener = %gate.name, %user, %database, reason = %fault, skipped, "login refused");
+        log_refusal(gate, packet, client, &fault.to_string(), skipped);
     }
-    if let Some(reply) = fault.reply(&packet.user) {
+    tell(stream, &fault, &packet.user).await;
+}
+
+async fn tell(stream: &mut ClientStream, fault: &LoginFault, user: &[u8]) {
+    if let Some(reply) = fault.reply(user) {
         let mut out = BytesMut::new();
         message::error(&mut out, &reply);
         farewell::say(stream, &out).await;
     }
+}
+
+fn log_refusal(gate: &Gate, packet: &StartupPacket, client: ClientAddress, reason: &str, skipped: u64) {
+    let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
+    let via = client.via().map(tracing::field::display);
+    warn!(%client, via, listener = %gate.name, %user, %database, %reason, skipped, "login refused");
 }
 
 pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {

@@ -263,6 +263,58 @@ fn one_address_has_half_of_the_places() {
     });
 }
 
+/// A job with an old password, in a loop, by SCRAM: nobody can tell its guesses from others.
+#[test]
+fn one_user_with_an_old_password_keeps_no_neighbour_out() {
+    let server = Fake::start(Session::answer_all);
+    let limit = "rate_limit: {failures: 3, delay: 1ms, max_delay: 1ms, refuse_after: 5, refuse_for: 10m}";
+    let router = server.router_with_auth(limit, "");
+    for _ in 0..5 {
+        is_wrong(&guess(&router, from(1), "job"));
+    }
+    for _ in 0..50 {
+        is_refused(&guess(&router, from(1), "job"), "as this user from this address");
+    }
+    // Who has never been here is not kept waiting, nor is that user elsewhere.
+    let began = Instant::now();
+    logs_in(&router, from(1));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let (_raw, answer) = knock(&router, from(2), "job");
+    assert_eq!(answer.tag, b'R', "{answer:?}");
+    assert_eq!(
+        router.metric("trunkline_logins_refused_total{reason=\"rate_limit_user_address\"}"),
+        50.0
+    );
+    router.await_log(&[
+        "WARN",
+        "wait for their turn",
+        "user=job",
+        "127.98.0.1:",
+        "failures=3",
+    ]);
+    router.await_log(&["WARN", "are refused", "user=job", "failures=5", "for_s=600"]);
+    // Its lines hide nobody else's.
+    is_wrong(&guess(&router, from(1), "neighbour"));
+    router.await_log(&["login refused", "user=neighbour"]);
+}
+
+#[test]
+fn an_exempt_network_is_not_limited() {
+    let server = Fake::start(Session::answer_all);
+    let limit = "rate_limit: {failures: 1, delay: 0, refuse_after: 2, refuse_for: 10m, exempt: [127.98.0.1]}";
+    let router = server.router_with_auth(limit, "");
+    for number in 0..10 {
+        is_wrong(&guess(&router, from(1), &format!("user{number}")));
+    }
+    logs_in(&router, from(1));
+    assert_eq!(router.metric("trunkline_login_failure_addresses"), 0.0);
+    for number in 0..2 {
+        is_wrong(&guess(&router, from(2), &format!("user{number}")));
+    }
+    let (_raw, answer) = knock(&router, from(2), "user9");
+    is_refused(&answer, "from this address");
+}
+
 /// 100,000 with `TRUNKLINE_LONG=1`.
 #[test]
 fn failed_logins_from_many_addresses_leave_memory_where_it_was() {

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
+use std::time::Duration;
 
 use crate::cluster::postgres::{self, Postgres};
-use crate::cluster::{Options, Router, output, secret};
+use crate::cluster::{Options, Router, eventually, output, secret};
 use crate::hand::{Message, Raw, V3_0, startup};
 
 /// By database: a method each.
@@ -166,6 +167,60 @@ fn memberships_that_nobody_can_confirm_let_in_only_whom_a_server_checks() {
     router.await_log(&["memberships could not be looked up"]);
 }
 
+/// The router reads it within two seconds; until then nobody's password is wrong for it.
+#[test]
+fn a_users_file_that_was_just_changed_makes_no_password_wrong() {
+    let server = Postgres::start(&postgres::Options::default());
+    let dir = server.certificates.file("");
+    let users = secret(&dir, "users", "\"app\" \"old\"\n");
+    let router = Router::launch(
+        None,
+        Options {
+            clusters: Some(server.yaml()),
+            extra: format!(
+                "auth: {{users_file: {}, rate_limit: {{failures: 0}}}}\n",
+                users.display()
+            ),
+            ..Options::default()
+        },
+    );
+    router.await_read_write();
+    // Longer than a file counts as one that has just been changed.
+    eventually("a wrong password is one", Duration::from_secs(20), || {
+        psql(&router, "app", "app", "app").contains("password authentication failed")
+    });
+    secret(&dir, "users", "\"app\" \"app\"\n");
+    eventually("the new file is read", Duration::from_secs(20), || {
+        let told = psql(&router, "app", "app", "app");
+        assert!(told == "app" || told.contains("has just been changed"), "{told}");
+        told == "app"
+    });
+}
+
+/// For the log: the client hears the same from all of them.
+#[test]
+fn the_log_tells_apart_why_a_user_has_no_password() {
+    let server = Postgres::start(&postgres::Options::default());
+    server.sql(
+        "CREATE ROLE nopassword LOGIN; CREATE ROLE nologin PASSWORD 'x';
+         CREATE ROLE expired LOGIN PASSWORD 'x' VALID UNTIL '2020-01-01'",
+    );
+    let router = before(&server);
+    for (user, reason) in [
+        ("nobody", "there is no such user"),
+        ("nopassword", "it has no password"),
+        ("nologin", "may not log in (NOLOGIN)"),
+        ("expired", "its password has expired (VALID UNTIL)"),
+    ] {
+        is_wrong(&psql(&router, "app", user, "x"));
+        router.await_log(&["login refused", &format!("user={user}"), reason]);
+    }
+    // Where no server tells, the line does not wait for it.
+    server.sql("REVOKE SELECT ON pg_catalog.pg_roles FROM PUBLIC");
+    is_wrong(&psql(&router, "postgres", "gone", "x"));
+    router.await_log(&["login refused", "user=gone", "no such user, or it cannot log in"]);
+}
+
 /// The names of roles are bytes: in a database of another encoding than UTF-8 they may be anything.
 #[test]
 fn a_role_whose_name_is_not_utf_8_gets_in_and_has_memberships() {
@@ -185,7 +240,10 @@ fn a_role_whose_name_is_not_utf_8_gets_in_and_has_memberships() {
     let log_in = |user: &[u8], password: &str| -> Message {
         let mut raw = Raw::connect(router.address, 6432);
         raw.send(&startup(V3_0, &[(b"user", user), (b"database", b"app")]));
-        raw.authenticate(password).pop().unwrap()
+        match raw.begin_scram(password) {
+            Ok(mut all) => all.pop().unwrap(),
+            Err(error) => error,
+        }
     };
     assert_eq!(log_in(b"ren\xe9", "secret").tag, b'Z');
     assert_eq!(log_in(b"ren\xe9", "wrong").code(), "28P01");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Lookup, LookupError};
-use crate::auth::lookup::LookedUp;
+use crate::auth::lookup::{LookedUp, Standing};
 use crate::auth::rules::Memberships;
 use crate::backend::query::Row;
 
@@ -28,6 +28,10 @@ UNION SELECT m.roleid FROM member_of AS o \
 JOIN pg_catalog.pg_auth_members AS m ON m.member OPERATOR(pg_catalog.=) o.oid) \
 SELECT r.rolname FROM member_of AS o JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) o.oid LIMIT 10001";
 
+const STANDING_QUERY: &str = "SELECT r.rolcanlogin, \
+coalesce(r.rolvaliduntil OPERATOR(pg_catalog.<=) pg_catalog.now(), false) FROM pg_catalog.pg_roles AS r \
+WHERE r.rolname::pg_catalog.text OPERATOR(pg_catalog.=) $1::pg_catalog.text";
+
 /// A question about a user that is put to a member as one statement.
 pub(in crate::cluster) trait Question: Send + Sync + 'static {
     /// The answer; its default is what is known of a name that no role can have.
@@ -37,6 +41,8 @@ pub(in crate::cluster) trait Question: Send + Sync + 'static {
     /// Bound on the weights of all answers remembered.
     const CAPACITY: usize;
     const MAX_ROWS: usize;
+    /// Whether the metrics have it.
+    const IS_COUNTED: bool = true;
 
     /// The statement, with the user's name as `$1`.
     fn sql(&self) -> &str;
@@ -141,6 +147,48 @@ impl Question for MembershipsQuery {
 
     fn weight(found: &Arc<Memberships>) -> usize {
         4 + found.len()
+    }
+}
+
+/// Why is there nothing to check the user's login against? The catalog is readable by every role.
+#[derive(Debug, Clone)]
+pub(in crate::cluster) struct StandingQuery;
+
+impl Question for StandingQuery {
+    type Found = Standing;
+    const WHAT: &'static str = "why a user cannot log in";
+    const CAPACITY: usize = 0;
+    const MAX_ROWS: usize = 1;
+    const IS_COUNTED: bool = false;
+
+    fn sql(&self) -> &'static str {
+        STANDING_QUERY
+    }
+
+    fn stand_in(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn read(rows: Vec<Row>, _: &[u8]) -> Result<Standing, LookupError> {
+        let is_true = |column: &Option<Vec<u8>>| column.as_deref() == Some(b"t");
+        Ok(match rows.first().map(Vec::as_slice) {
+            None => Standing::NoRole,
+            Some([may_log_in, ..]) if !is_true(may_log_in) => Standing::NoLogin,
+            Some([_, has_expired, ..]) if is_true(has_expired) => Standing::Expired,
+            Some(_) => Standing::NoPassword,
+        })
+    }
+
+    fn is_known(found: &Standing) -> bool {
+        *found != Standing::NoRole
+    }
+
+    fn weight(_: &Standing) -> usize {
+        1
     }
 }
 

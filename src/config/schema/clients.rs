@@ -70,19 +70,19 @@ pub(super) static AUTH: Keys = Keys(&[
         TEXT,
         Text("SELECT * FROM trunkline.user_lookup($1)"),
         "SQL, asked of the cluster by the service account. `$1` is the user's name; the first row's \
-         columns are the name and the verifier.",
+         columns are the name and the verifier. Text other than ASCII is in the encoding of the account's \
+         database.",
     ),
     Key::new(
         "cache_ttl",
         time(Duration::ZERO, hours(24)),
         Time(secs(60)),
-        "How long an answer of `query` may be used without being confirmed; `0` is never. An answer older \
-         than a second is asked again before it is used; only if that fails, or takes longer than 250 ms, \
-         the remembered one counts. So a changed password, a dropped role, `NOLOGIN` and `VALID UNTIL` \
-         count at new logins within a second, and an outage or failover stops no login before this time \
-         is over. After a failed login the user's answer is in doubt, so the next login asks again (at \
-         most ten queries a second and user); if that fails, the answer still counts, and a password that \
-         does not fit it is 57P03. Refused with `users_file`.",
+        "How long an answer of `query` may be used without being confirmed; `0` is never. Each login asks \
+         anew; logins of one user at the same time share a query. Only if that fails, or takes longer than \
+         250 ms, the remembered answer counts. So a changed password, a dropped role, `NOLOGIN` and `VALID \
+         UNTIL` count at the next login, and an outage or failover stops no login before this time is over. \
+         A password that does not fit a remembered answer is 57P03, and where no server checks the client \
+         itself, a remembered answer does not let it in. Refused with `users_file`.",
     ),
     Key::new(
         "login_timeout",

@@ -49,6 +49,9 @@ pub enum LoginFault {
     /// The directory cannot be asked.
     #[error("LDAP: {0}")]
     Directory(String),
+    /// A rule names a host, and the client's could not be looked up.
+    #[error("{0}")]
+    NameService(String),
     /// The rule let it in, and the servers would not: what was checked at the start no longer holds.
     #[error("authenticated, but there is nothing to log into the servers with")]
     NoServerLogin,
@@ -59,6 +62,9 @@ pub enum LoginFault {
     /// A proof that does not fit what was remembered, while nobody can confirm that.
     #[error("the password does not fit a remembered answer, which could not be confirmed")]
     Unconfirmed,
+    /// A proof that does not fit the users file as it was read; by now there is another one.
+    #[error("the password does not fit the users file, which has just been changed and is not read yet")]
+    JustChanged,
     #[error("login took too long")]
     Timeout,
 }
@@ -94,7 +100,10 @@ impl LoginFault {
             | Self::Rejected(_)
             | Self::NoCertificate
             | Self::Directory(_)
+            | Self::NameService(_)
             | Self::NoServerLogin
+            // For a few seconds after each change, which no client makes.
+            | Self::JustChanged
             | Self::Lookup(_)
             | Self::Timeout => None,
         }
@@ -111,6 +120,11 @@ impl LoginFault {
             Self::Certificate(_, who) | Self::Peer(who) => Some(Guess::of(who.as_bytes())),
             _ => None,
         }
+    }
+
+    /// Whether it failed since the look-up has nothing for the user.
+    pub fn is_of_no_password(&self) -> bool {
+        matches!(self, Self::WrongPassword(NO_PASSWORD, _))
     }
 
     /// The label in metrics.
@@ -131,9 +145,10 @@ impl LoginFault {
             Self::Peer(_) => "peer",
             Self::Ldap(..) => "ldap",
             Self::Directory(_) => "directory",
+            Self::NameService(_) => "name_service",
             Self::NoServerLogin => "no_server_login",
             Self::Scram(_) | Self::Protocol(_) => "protocol",
-            Self::Lookup(_) | Self::Unconfirmed => "lookup",
+            Self::Lookup(_) | Self::Unconfirmed | Self::JustChanged => "lookup",
             Self::Timeout => "timeout",
         }
     }
@@ -177,6 +192,13 @@ impl LoginFault {
                 )
                 .hint("Try again in a moment. The connection manager's log says why."),
             ),
+            Self::NameService(_) => Some(
+                ErrorReply::fatal(
+                    SqlState::CANNOT_CONNECT_NOW,
+                    "the connection manager cannot look up the name of this client's host at the moment",
+                )
+                .hint("Try again in a moment. A rule of its HBA file names a host, and its name service does not answer."),
+            ),
             Self::NoServerLogin => Some(
                 ErrorReply::fatal(
                     SqlState::INVALID_AUTHORIZATION,
@@ -191,6 +213,13 @@ impl LoginFault {
                     "the connection manager cannot ask the servers about this user at the moment",
                 )
                 .hint("Try again in a moment. The connection manager's log says why the look-up fails."),
+            ),
+            Self::JustChanged => Some(
+                ErrorReply::fatal(
+                    SqlState::CANNOT_CONNECT_NOW,
+                    "the users file of the connection manager has just been changed",
+                )
+                .hint("Try again in two seconds: the new file is in use by then."),
             ),
             Self::Timeout => Some(ErrorReply::fatal(
                 SqlState::QUERY_CANCELED,

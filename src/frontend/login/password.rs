@@ -23,7 +23,8 @@ pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFa
     let identity = exchange.identity().await?;
     if !verify(exchange, identity.clone(), given.clone()).await? {
         let guess = Guess::of(given.expose());
-        return Err(exchange.failed(wrong_password(identity.as_ref(), false, Some(guess))));
+        let fault = wrong_password(identity.as_ref(), false, Some(guess));
+        return Err(exchange.failed(fault).await);
     }
     Ok(Proven {
         proof: Proof::Password(given),
@@ -56,7 +57,8 @@ async fn md5_of(
     exchange.send(&out).await?;
     let answer = terminated(exchange.password_message().await?)?;
     if !hash.verify(answer.expose(), salt) {
-        return Err(exchange.failed(wrong_password(identity.as_ref(), false, None)));
+        let fault = wrong_password(identity.as_ref(), false, None);
+        return Err(exchange.failed(fault).await);
     }
     Ok(Proven {
         proof: Proof::Md5(hash),

@@ -48,13 +48,14 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
     exchange.send(&out).await?;
     let last = exchange.password_message().await?;
     let is_bound = step.is_bound();
-    let (reply, key) = step.client_final(&last).map_err(|fault| {
-        exchange.failed(if fault.is_wrong_password() {
-            wrong_password(identity.as_ref(), true, None)
-        } else {
-            LoginFault::Scram(fault)
-        })
-    })?;
+    let (reply, key) = match step.client_final(&last) {
+        Ok(done) => done,
+        Err(fault) if fault.is_wrong_password() => {
+            let fault = wrong_password(identity.as_ref(), true, None);
+            return Err(exchange.failed(fault).await);
+        }
+        Err(fault) => return Err(exchange.failed(LoginFault::Scram(fault)).await),
+    };
     out.clear();
     message::authentication_sasl_final(&mut out, &reply);
     Ok(Proven {
