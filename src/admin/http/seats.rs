@@ -210,8 +210,8 @@ mod tests {
         Seats::new(most, "HTTP", Metrics::default())
     }
 
-    fn from(address: &str) -> Option<IpAddr> {
-        Some(address.parse().unwrap())
+    fn ip(address: &str) -> IpAddr {
+        address.parse().unwrap()
     }
 
     async fn taken(seats: &Seats, source: Option<IpAddr>) -> Seat {
@@ -227,10 +227,10 @@ mod tests {
     async fn one_source_has_half_and_its_longest_idle_makes_room() {
         let seats = seats(4);
         // The same /64, as everywhere.
-        let (first, second) = (from("2001:db8::1"), from("2001:db8::2"));
+        let (first, second) = (Some(ip("2001:db8::1")), Some(ip("2001:db8::2")));
         let a = taken(&seats, first).await;
         let b = taken(&seats, second).await;
-        let other = taken(&seats, from("10.0.0.1")).await;
+        let other = taken(&seats, Some(ip("10.0.0.1"))).await;
         let c = taken(&seats, first).await;
         assert!(leaves(&a) && !leaves(&b) && !leaves(&other));
         // A request that is being answered stays, and counts as new afterwards.
@@ -246,16 +246,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn where_all_are_taken_the_longest_idle_of_all_makes_room() {
         let seats = seats(2);
-        let a = taken(&seats, from("10.0.0.1")).await;
-        let b = taken(&seats, from("10.0.0.2")).await;
-        let c = taken(&seats, from("10.0.0.3")).await;
+        let a = taken(&seats, Some(ip("10.0.0.1"))).await;
+        let b = taken(&seats, Some(ip("10.0.0.2"))).await;
+        let c = taken(&seats, Some(ip("10.0.0.3"))).await;
         assert!(leaves(&a) && !leaves(&b));
         let _busy = (b.answering(), c.answering());
-        assert_eq!(seats.take(from("10.0.0.4")).unwrap_err(), Full);
+        assert_eq!(seats.take(Some(ip("10.0.0.4"))).unwrap_err(), Full);
         assert!(!leaves(&b) && !leaves(&c));
         drop(a);
         assert!(
-            seats.take(from("10.0.0.4")).is_err(),
+            seats.take(Some(ip("10.0.0.4"))).is_err(),
             "its seat is somebody else's"
         );
         assert_eq!(seats.0.metrics.evicted.get(), 1);
