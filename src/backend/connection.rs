@@ -137,6 +137,16 @@ struct Failure {
 /// one that got further is returned, else that of the encrypted one. With `channel_binding: require` nothing is tried without
 /// TLS, not even sent.
 pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConnection, ConnectError> {
+    connect_leaving(target, deadline, &mut None).await
+}
+
+/// As [`connect`]. Where the deadline passes in the middle of the login, the connection is `left`: the server may be busy
+/// with it, and does not notice that it is closed.
+pub async fn connect_leaving(
+    target: Target<'_>,
+    deadline: Instant,
+    left: &mut Option<ServerStream>,
+) -> Result<ServerConnection, ConnectError> {
     let addresses = resolve(target.host, target.port, deadline).await?;
     let is_bound = target.tls.channel_binding() == ChannelBinding::Require;
     let (first, second) = match target.tls.mode() {
@@ -146,7 +156,7 @@ pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConn
         SslMode::Prefer => (Encryption::IfOffered, Some(Encryption::Plain)),
         SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => (Encryption::Required, None),
     };
-    let failure = match attempt(&target, &addresses, first, deadline).await {
+    let failure = match attempt(&target, &addresses, first, deadline, left).await {
         Ok(connection) => return Ok(connection),
         Err(failure) => failure,
     };
@@ -158,7 +168,7 @@ pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConn
         return Err(failure.error);
     };
     tracing::debug!(error = %failure.error, ?second, "trying the other encryption");
-    match attempt(&target, &[address], second, deadline).await {
+    match attempt(&target, &[address], second, deadline, left).await {
         Ok(connection) => Ok(connection),
         Err(later) => Err(telling(failure, later.error)),
     }
@@ -186,6 +196,7 @@ async fn attempt(
     addresses: &[SocketAddr],
     encryption: Encryption,
     deadline: Instant,
+    left: &mut Option<ServerStream>,
 ) -> Result<ServerConnection, Failure> {
     let (stream, address) = dial(addresses, target.options, deadline)
         .await
@@ -242,6 +253,7 @@ async fn attempt(
             } else {
                 Step::Login
             };
+            *left = Some(stream);
             return Err(failed(ConnectError::Timeout { step }, false));
         }
         Ok(Err(LoginFailure {

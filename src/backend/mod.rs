@@ -22,6 +22,7 @@ mod tls;
 pub use cancel::pass_cancel;
 pub use connection::{
     CancelTarget, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient, connect,
+    connect_leaving,
 };
 pub use error::{ClientReply, ConnectError, ServerError, Step, Suspicion};
 pub use socket::{open, set_user_timeout, tune_socket};

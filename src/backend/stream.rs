@@ -14,6 +14,14 @@ impl ServerStream {
         matches!(self, Self::Tls(_))
     }
 
+    /// The socket below, without its TLS: nothing more is said, nor understood.
+    pub fn into_tcp(self) -> TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.into_inner().0,
+        }
+    }
+
     /// The socket below, for its options and addresses.
     pub fn tcp(&self) -> &TcpStream {
         match self {

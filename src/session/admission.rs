@@ -192,13 +192,18 @@ impl Drop for Pending {
 pub struct Admitted {
     _total: Place,
     _listener: Place,
-    share: Option<Share>,
+    share: Option<Arc<Share>>,
 }
 
 impl Admitted {
     /// Holds it for as long.
-    pub(super) fn keep(&mut self, share: Share) {
+    pub(super) fn keep(&mut self, share: Arc<Share>) {
         self.share = Some(share);
+    }
+
+    /// The client is gone, and not all that it had.
+    pub(super) fn into_share(self) -> Option<Arc<Share>> {
+        self.share
     }
 }
 

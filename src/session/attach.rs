@@ -10,7 +10,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::linger;
 use super::queue::{self, QueueFault, Waiting};
+use super::quota::Share;
 use super::registry::{Registry, Seat};
 use super::{enforce, proof};
 use crate::auth::credentials::{ServerLogin, ServerProof};
@@ -103,6 +105,8 @@ pub(super) struct Request<'a> {
     /// `None` on a Unix socket.
     pub client: Option<IpAddr>,
     pub waiting: &'a Waiting<'a>,
+    /// Counted for as long as a server is busy with it.
+    pub share: &'a Arc<Share>,
 }
 
 /// Is there anybody who may serve the route? Asked before authentication, so that a balancer's check sees an error.
@@ -250,7 +254,8 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             parameters: &request.state.parameters,
             credential: &credential,
         };
-        let error = match backend::connect(target, deadline).await {
+        let mut left = None;
+        let error = match backend::connect_leaving(target, deadline, &mut left).await {
             Ok(connection) => match verify(cluster, route, candidate, connection, deadline).await {
                 Ok((connection, terms)) => {
                     registry.trouble.answered(name, &candidate.member);
@@ -272,6 +277,12 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             },
             Err(error) => error,
         };
+        if let Some(server) = left {
+            // Its process may wait for a lock, or sleep, and hold a place there.
+            let held = (seat, Arc::clone(request.share));
+            let closing = request.waiting.closing;
+            linger::hold(server.into_tcp(), options.keepalive.is_some(), closing, held);
+        }
         let has_certificate = matches!(request.login.with, ServerProof::Certificate(_));
         report(cluster, registry, &candidate.member, &error, has_certificate);
         let refusal = refusal(request.login, &candidate.member, &error);

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::end::{Cause, End};
 use super::farewell::{FAREWELL, farewell};
 use super::record::{Record, log_end};
 use super::relay::{Ended, Parting};
-use super::{Shared, cancel};
+use super::{Shared, cancel, linger};
 use crate::backend::ServerStream;
 use crate::frontend::ClientStream;
 use crate::wire::observe::ServerObserver;
@@ -19,8 +20,9 @@ use crate::wire::observe::ServerObserver;
 /// Of the message under way, read at once.
 const PART: usize = 16 * 1024;
 
-/// Says goodbye where there is something to say, and writes the session's line.
-pub(super) async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) {
+/// Says goodbye where there is something to say, and writes the session's line. What is left is the connection to the
+/// server, which may not have ended.
+pub(super) async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) -> TcpStream {
     let Ended {
         end,
         parting,
@@ -39,14 +41,14 @@ pub(super) async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) {
     log_end(&end, &record, traffic);
     shared.metrics.end(&record.gate.route.name, &end);
     drop(ticket);
-    part(parting, &end).await;
+    part(parting, &end).await
 }
 
 /// The last words to the client, where there is a boundary between two messages to put them, and the end.
-pub(super) async fn part(parting: Parting, end: &End) {
+pub(super) async fn part(parting: Parting, end: &End) -> TcpStream {
     let Parting {
         mut client,
-        server,
+        mut server,
         from_server,
         ready,
         rest,
@@ -55,7 +57,7 @@ pub(super) async fn part(parting: Parting, end: &End) {
         Ok(rest) => (BytesMut::from(rest.as_ref()), true),
         // Only a server that still speaks can complete its message.
         Err(rest) if matches!(end.cause, Cause::Ordered(_) | Cause::ClientProtocol(_)) => {
-            let whole = complete(&mut client, rest, server, from_server);
+            let whole = complete(&mut client, rest, &mut server, from_server);
             (
                 BytesMut::new(),
                 matches!(timeout(FAREWELL, whole).await, Ok(Some(()))),
@@ -63,10 +65,13 @@ pub(super) async fn part(parting: Parting, end: &End) {
         }
         Err(rest) => (BytesMut::from(rest.as_ref()), false),
     };
+    // Before anybody waits for the client.
+    linger::say_end(server.tcp());
     if at_boundary {
         end.last_words(&mut out, ready);
     }
     farewell(client, out).await;
+    server.into_tcp()
 }
 
 /// What is still to be sent, without the start of a message that will not be completed. `Err`: a part of that has been
@@ -88,7 +93,7 @@ fn until_boundary(mut rest: Bytes, from_server: &ServerObserver) -> Result<Bytes
 async fn complete(
     client: &mut ClientStream,
     rest: Bytes,
-    mut server: ServerStream,
+    server: &mut ServerStream,
     mut from_server: ServerObserver,
 ) -> Option<()> {
     client.write_all(&rest).await.ok()?;

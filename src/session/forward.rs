@@ -64,6 +64,7 @@ pub(super) struct Parts {
 pub(super) struct Ended {
     pub cause: Cause,
     pub client: ClientStream,
+    pub server: TcpStream,
     pub traffic: Traffic,
     /// Dropped last: the session is in the registry until its log line is written.
     pub ticket: Ticket,
@@ -113,6 +114,7 @@ impl Forward {
         Ended {
             cause,
             client: self.client,
+            server: self.server,
             traffic: self.traffic,
             ticket: self.ticket,
         }

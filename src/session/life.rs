@@ -25,11 +25,12 @@ use super::gate::Gate;
 use super::keys::ClientCancelKey;
 use super::metrics::{SessionGuard, seconds};
 use super::queue::Waiting;
+use super::quota::Share;
 use super::record::{Record, Times, note_attach, note_opening, refuse};
 use super::registry::{self, Attachment, Seat, Ticket};
 use super::relay::{Attached, Lease, Parts, Relay};
 use super::told::Telling;
-use super::{Shared, cancel, console, peers, sentry, tcp, told};
+use super::{Shared, cancel, console, linger, peers, sentry, tcp, told};
 use crate::auth::credentials::ServerLogin;
 use crate::config::{Access, ListenerMode};
 use crate::frontend::listen::ClientSocket;
@@ -38,7 +39,9 @@ use crate::frontend::opening::{self, Opening};
 use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
 use crate::routing::{self, Terms, Verdict};
-use crate::wire::message;
+use crate::wire::message::{self, ErrorReply};
+use crate::wire::settings;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 
 /// A connection just accepted.
@@ -72,8 +75,13 @@ pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
                 admitted,
             } = session;
             let ended = relay.run().await;
-            finish(ended, *record, &shared).await;
-            drop((seat, gauge, admitted));
+            let has_keepalive = record.gate.cluster.config().server.keepalive.is_some();
+            // Boxed: an idle session must not carry the weight of its end.
+            let server = Box::pin(finish(ended, *record, &shared)).await;
+            drop(gauge);
+            let held = (seat, admitted.into_share());
+            Box::pin(linger::until_ended(server, has_keepalive, &shared.closing)).await;
+            drop(held);
         }
         Some(LoggedIn::Console(visit)) => Box::pin(console::visit(visit, &shared)).await,
     }
@@ -231,8 +239,12 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     let share = shared
         .quota
         .share(&record.gate.rate, Some(names), address.ip(), Instant::now());
-    match share {
-        Ok(share) => admitted.keep(share),
+    let share = match share {
+        Ok(share) => {
+            let share = Arc::new(share);
+            admitted.keep(Arc::clone(&share));
+            share
+        }
         Err(refusal) => {
             shared.metrics.refuse(refusal.label);
             record.refused(&shared, &refusal.reply.message);
@@ -240,8 +252,16 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
             farewell(stream, welcome).await;
             return None;
         }
-    }
-    let session = begin(&shared, stream, &packet, (&login, welcome), &mut record, lease).await?;
+    };
+    let session = begin(
+        &shared,
+        stream,
+        &packet,
+        (&login, welcome),
+        &mut record,
+        (lease, &share),
+    )
+    .await?;
     let Begun { relay, seat } = session;
     let gauge = shared.metrics.session(
         &record.gate.route.name,
@@ -304,6 +324,9 @@ async fn authenticate(
         address,
     } = client;
     login::negotiate(stream, packet).await?;
+    if let Some(setting) = settings::delay(&packet.parameters) {
+        return Err(LoginFault::Limit("startup_setting", not_passed_on(setting)));
+    }
     sentry::admit(shared, gate, stream, packet, address, pending, deadline).await?;
     shared.admission.ask(gate).map_err(LoginFault::TooMany)?;
     let access = shared.access.load_full();
@@ -323,6 +346,15 @@ async fn authenticate(
     Ok((authenticated, admitted))
 }
 
+/// As a server says it of a setting that is not for everybody.
+fn not_passed_on(setting: &str) -> ErrorReply {
+    let message = format!("permission denied to set parameter \"{setting}\"");
+    ErrorReply::fatal(SqlState::INSUFFICIENT_PRIVILEGE, message).hint(
+        "It makes the server wait in the middle of each login; the connection manager passes it on for nobody. \
+         Remove it from the startup parameters or from options (PGOPTIONS).",
+    )
+}
+
 struct Begun {
     relay: Relay,
     seat: Seat,
@@ -335,7 +367,7 @@ async fn begin(
     packet: &StartupPacket,
     (login, mut out): (&ServerLogin, BytesMut),
     record: &mut Record,
-    lease: Arc<Lease>,
+    (lease, share): (Arc<Lease>, &Arc<Share>),
 ) -> Option<Begun> {
     let gate = Arc::clone(&record.gate);
     let started = Instant::now();
@@ -361,6 +393,7 @@ async fn begin(
         login,
         client: record.client.ip(),
         waiting: &waiting,
+        share,
     };
     let attached = attach::attach(&request).await;
     record.times.connect = started.elapsed();

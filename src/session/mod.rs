@@ -21,6 +21,7 @@ mod forward;
 pub mod gate;
 pub mod keys;
 pub mod life;
+mod linger;
 pub mod metrics;
 pub(crate) mod peer_codec;
 pub mod peers;

@@ -29,7 +29,7 @@ use super::life::{self, Arrival};
 use super::metrics::SessionGuard;
 use super::queue::{self, QueueFault, Waiting};
 use super::registry::{self, Attachment, Seat, Ticket, Traffic};
-use super::{Shared, attach, cancel, record};
+use super::{Shared, attach, cancel, linger, record};
 use crate::backend::{self, ClientReply};
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{Access, Route};
@@ -59,7 +59,13 @@ pub(super) async fn serve(arrival: Arrival, shared: Arc<Shared>) {
         held,
     } = session;
     let ended = forward.run().await;
-    finish(ended, &record, &shared).await;
+    let has_keepalive = record.gate.cluster.config().server.keepalive.is_some();
+    let server = finish(ended, &record, &shared).await;
+    let (seat, gauge, admitted) = held;
+    drop(gauge);
+    let held = (seat, admitted.into_share());
+    // Boxed: an idle session must not carry its weight.
+    Box::pin(linger::until_ended(server, has_keepalive, &shared.closing)).await;
     drop(held);
 }
 
@@ -242,7 +248,7 @@ async fn admit(
         reply: refusal.reply,
         label: refusal.label,
     })?;
-    admitted.keep(share);
+    admitted.keep(Arc::new(share));
     let connected = connect(shared, gate, stream, client).await?;
     Ok((admitted, connected))
 }
@@ -431,10 +437,11 @@ async fn say_no(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply
     }
 }
 
-async fn finish(ended: Ended, record: &Record, shared: &Shared) {
+async fn finish(ended: Ended, record: &Record, shared: &Shared) -> TcpStream {
     let Ended {
         cause,
         client,
+        server,
         traffic,
         ticket,
     } = ended;
@@ -447,6 +454,7 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) {
         // What the server said last must not be lost to a reset.
         farewell(client, BytesMut::new()).await;
     }
+    server
 }
 
 fn log_end(end: &End, record: &Record, traffic: Traffic) {

@@ -12,6 +12,7 @@ pub mod frame;
 pub mod message;
 pub mod observe;
 pub mod proxy;
+pub mod settings;
 pub mod sqlstate;
 pub mod startup;
 pub mod text;

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use super::administration::Administered;
 use super::drivers::cache;
-use super::fake::{Fake, one_row, router_before};
+use super::fake::{Fake, one_row, router_before, trusting};
 use super::raw::{Client, How, Login, PATIENCE, at, framed, parse, query, shown, sync, terminate};
 use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Certificates, Cluster, Options, Router, eventually, project};
@@ -257,4 +258,88 @@ fn a_silent_server_keeps_no_session_of_a_client_that_is_gone() {
     eventually("their sessions end", PATIENCE, || {
         router.metric("trunkline_sessions{route=\"read-write\",member=\"one\"}") < 0.5
     });
+}
+
+/// A place on a server, and the share of its user, are counted until the server's process is gone: whoever leaves without
+/// waiting for that must not have any number of them.
+#[test]
+fn who_leaves_while_the_server_is_busy_keeps_what_is_counted() {
+    let server = trusting(false);
+    let router = router_before(
+        &server.address.to_string(),
+        server.port,
+        "postgres",
+        "limits: {per_user: 2}\n",
+    );
+    let login = || Client::try_login(at(&router, 6432), Login::default());
+    let refused = || {
+        let error = login().err().map(|error| (error.code, error.message));
+        error.is_some_and(|(code, text)| code == "53300" && text.contains("too many sessions as user"))
+    };
+    let own = "FROM pg_stat_activity WHERE usename = 'app' AND backend_type = 'client backend'";
+    let count = format!("SELECT count(*) {own}");
+    // In the middle of a statement, by a reset.
+    for _ in 0..2 {
+        let mut client = login().unwrap();
+        client.send(&query("SELECT pg_sleep(600)"));
+        let running = format!("{count} AND state = 'active' AND pid = {}", client.process_id);
+        eventually("it runs", PATIENCE, || server.sql(&running) == "1");
+        client.reset();
+    }
+    eventually("the sessions end", PATIENCE, || {
+        router.metric("trunkline_sessions{route=\"read-write\",member=\"one\"}") < 0.5
+    });
+    assert_eq!(server.sql(&count), "2");
+    assert!(refused(), "the server works on for them");
+    server.sql(&format!("SELECT pg_terminate_backend(pid) {own}"));
+    eventually("they are given back", PATIENCE, || {
+        login().is_ok_and(|mut client| client.value("SELECT 1") == "1")
+    });
+    // In the middle of the login, by a time-out: a lock that every login waits for.
+    eventually("nobody is left", PATIENCE, || server.sql(&count) == "0");
+    let mut locking = Client::login(
+        (server.address, server.port).into(),
+        Login {
+            user: "postgres",
+            password: "postgres",
+            ..Login::default()
+        },
+    );
+    locking.ask("BEGIN");
+    locking.ask("LOCK TABLE pg_db_role_setting");
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| assert!(login().is_err(), "it waits for the lock"));
+        }
+    });
+    assert!(refused(), "their processes wait on");
+    locking.ask("COMMIT");
+    eventually("they are given back", PATIENCE, || {
+        login().is_ok_and(|mut client| client.value("SELECT 1") == "1")
+    });
+}
+
+#[test]
+fn a_setting_that_delays_logins_is_passed_on_for_nobody() {
+    let router = Router::shared();
+    for parameter in [
+        ("post_auth_delay", "60"),
+        ("Post_Auth_Delay", "60"),
+        ("pre_auth_delay", "60"),
+        ("options", "-c post_auth_delay=60"),
+        ("options", "--post-auth-delay=60"),
+        ("options", "-eW60"),
+    ] {
+        let parameters = [parameter];
+        let login = Login {
+            parameters: &parameters,
+            ..Login::default()
+        };
+        let error = Client::try_login(at(&router, 6432), login).unwrap_err();
+        assert_eq!(error.code, "42501", "{error:?}");
+        assert!(
+            error.message.contains("auth_delay") && error.hint.unwrap().contains("PGOPTIONS"),
+            "{parameter:?}"
+        );
+    }
 }
