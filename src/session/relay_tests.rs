@@ -350,7 +350,7 @@ async fn what_never_reached_the_server_is_not_unknown() {
 async fn a_client_in_the_middle_of_a_row_is_told_behind_it() {
     let mut play = Play::new().await;
     play.ask(&query()).await;
-    let row = frame(b'D', &[7; 100_000]);
+    let row = frame(b'D', &vec![7; 100_000]);
     play.say(&row[..70_001]).await;
     play.order(demoted());
     // As soon as the relay has ended it reads no further than this row.
