@@ -465,7 +465,9 @@ async fn a_replication_stream_that_the_server_has_completed_ends_without_a_word(
 }
 
 fn reset(client: TcpStream) {
+    let client = client.into_std().unwrap();
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
 }
 
 /// Neither half a goodbye, nor a whole one behind a request, nor what follows it hides that the client leaves: the server
