@@ -33,6 +33,9 @@ pub trait Operations: fmt::Debug + Send + Sync {
     /// Drains the router, or takes that back: it serves as ever, and says whether it is ready.
     fn drain_router(&self, is_drained: bool) -> Result<(), Busy>;
 
+    /// The cluster may be another one from now on: its system identifier is learned anew.
+    fn forget_identity(&self, cluster: &str) -> Result<(), Busy>;
+
     /// Has the configuration read again; it goes on if nobody waits for the answer, which does not come while ending.
     fn reload(&self) -> oneshot::Receiver<ReloadAnswer>;
 }

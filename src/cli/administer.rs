@@ -1,5 +1,5 @@
-//! `trunkline members`, `drain`, `maint`, `ready`, `weight`, `sessions`, `close`, `kill` and `router`: a running router,
-//! administered from a shell, in HAProxy's words.
+//! `trunkline members`, `drain`, `maint`, `ready`, `weight`, `sessions`, `close`, `kill`, `forget-identity` and `router`: a
+//! running router, administered from a shell, in HAProxy's words.
 
 #![allow(
     clippy::print_stdout,
@@ -72,6 +72,13 @@ pub(super) enum Administer {
     Router {
         #[command(subcommand)]
         action: RouterAction,
+    },
+    /// Let a cluster be another one from now on: forget its system identifier, and learn it anew.
+    ForgetIdentity {
+        /// The cluster's name.
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
     },
     /// End one session at once.
     Kill {
@@ -160,6 +167,16 @@ fn answer(command: &Administer) -> Result<String, String> {
             }))
         }
         Administer::Router { action } => router(action),
+        Administer::ForgetIdentity { name, remote } => {
+            let path = format!("/api/v1/clusters/{}/forget-identity", encoded(name));
+            let answer = remote.router()?.change(&path, None)?;
+            Ok(printed(remote, &answer, |answer| {
+                match answer["forgotten"].as_str() {
+                    Some(identifier) => format!("{name}: system identifier {identifier} is forgotten\n"),
+                    None => format!("{name}: no system identifier was known\n"),
+                }
+            }))
+        }
         Administer::Kill { remote, id } => {
             let session = remote
                 .router()?

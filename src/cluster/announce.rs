@@ -167,7 +167,10 @@ fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)
         (_, Identity::Foreign) => {
             say(
                 true,
-                format!("{name} belongs to another cluster (by its system identifier); it is not used"),
+                format!(
+                    "{name} belongs to another cluster (by its system identifier); it is not used. Look at name service, \
+                     virtual addresses and forwarded ports; if the cluster was made anew, run trunkline forget-identity"
+                ),
             );
         }
         (Identity::Foreign, Identity::Same) => say(false, format!("{name} belongs to this cluster now")),

@@ -45,6 +45,7 @@ async fn another_reason_for_being_down_is_told_now_and_then() {
         named: Named::Nobody,
         paused: false,
         disagreement: None,
+        rivals: Vec::new(),
     };
     state.observe(Observation::Source(report), Instant::now());
     let mut announcer = Announcer::default();
@@ -112,6 +113,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
             named: Named::One(MemberName::new("a")),
             paused: false,
             disagreement: disagreement.map(Into::into),
+            rivals: Vec::new(),
         })
     };
     let probe = |result| Observation::Probe {
@@ -130,6 +132,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
             server_version: 150_020,
             latency: Duration::ZERO,
             address: None,
+            connected: None,
         })
     };
     let refused = || {
@@ -222,6 +225,7 @@ fn weights_and_zones_are_told_when_they_change() {
             named: Named::Nobody,
             paused: false,
             disagreement: None,
+            rivals: Vec::new(),
         };
         let old = state.snapshot();
         state.observe(Observation::Source(report), now);
@@ -259,6 +263,7 @@ fn lag_is_told_when_it_begins_and_ends_for_each_route() {
         named: Named::Nobody,
         paused: false,
         disagreement: None,
+        rivals: Vec::new(),
     };
     let mut state = State::new(settings(SourceKind::Patroni), Instant::now());
     state.observe(Observation::Source(report), Instant::now());

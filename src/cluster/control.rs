@@ -20,6 +20,7 @@ use super::metrics::{Metrics, ProbeResult};
 use super::newcomers::Newcomers;
 use super::patroni::{Patroni, Reply, choose, printable};
 use super::probe::{Poke, Prober, wait};
+use super::sight::Looks;
 use super::snapshot::{Identity, MemberName, Snapshot};
 use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
 use crate::config::{self, Source};
@@ -50,6 +51,7 @@ pub(super) struct Control {
     probers: BTreeMap<MemberName, Running>,
     newcomers: Newcomers,
     frozen: Frozen,
+    looks: Arc<Looks>,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
@@ -126,10 +128,16 @@ impl Control {
             probers: BTreeMap::new(),
             newcomers: Newcomers::new(now),
             frozen: Frozen::new(now),
+            looks: Arc::default(),
             stop,
             tracker,
         };
         (control, readers)
+    }
+
+    /// Where the members' addresses lead.
+    pub(super) fn looks(&self) -> Arc<Looks> {
+        Arc::clone(&self.looks)
     }
 
     /// What watches the cluster's DCS, if there is one to watch.
@@ -260,20 +268,10 @@ impl Control {
     fn polled(&mut self, begun: Instant, replies: &[Option<Reply>]) {
         let answers: Vec<_> = replies.iter().flatten().flatten().collect();
         let snapshot = self.state.snapshot();
-        let writable = |name: &MemberName| {
-            snapshot.member(name).is_some_and(|member| {
-                member.health.up
-                    && member.identity != Identity::Foreign
-                    && member
-                        .health
-                        .facts
-                        .as_ref()
-                        .is_some_and(|facts| !facts.in_recovery)
-            })
-        };
+        let seen = |name: &MemberName| seen_writable(&snapshot, name);
         if answers.is_empty() && self.frozen.spoilt(begun) {
             self.poll_now.notify_one();
-        } else if let Some(mut report) = choose(&answers, &writable) {
+        } else if let Some(mut report) = choose(&answers, &seen) {
             let left_out = self.newcomers.admit(&mut report, &snapshot, Instant::now());
             if left_out > 0 {
                 tracing::warn!(
@@ -360,6 +358,8 @@ impl Control {
                 .member(name)
                 .is_some_and(|member| (&member.host, member.port) == (&running.host, running.port))
         });
+        let probers = &self.probers;
+        self.looks.retain(|name| probers.contains_key(name));
         for member in snapshot.members.iter().filter(|member| member.has_address()) {
             if self.probers.contains_key(&member.name) {
                 continue;
@@ -377,6 +377,7 @@ impl Control {
                 account: Arc::clone(&self.account),
                 pace: self.pace.subscribe(),
                 poke: Arc::clone(&running.poke),
+                look: self.looks.begin(&member.name),
                 fast_interval: self.fast_interval,
                 observations: self.observers.clone(),
                 stop: running.stop.clone(),
@@ -392,6 +393,14 @@ enum Happened {
     Observed(Observation),
     Polled(Instant, Vec<Option<Reply>>),
     Tick,
+}
+
+/// On which timeline our own probes see a member of this cluster accept writes.
+pub(super) fn seen_writable(snapshot: &Snapshot, name: &MemberName) -> Option<u32> {
+    let member = snapshot.member(name)?;
+    let facts = member.health.facts.as_ref()?;
+    let is_ours = member.health.up && member.identity == Identity::Same;
+    (is_ours && !facts.in_recovery).then_some(facts.timeline)
 }
 
 /// Polls Patroni for ever.

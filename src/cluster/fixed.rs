@@ -23,5 +23,6 @@ pub(super) fn report(servers: &[Server]) -> SourceReport {
         named: Named::Nobody,
         paused: false,
         disagreement: None,
+        rivals: Vec::new(),
     }
 }

@@ -173,6 +173,7 @@ mod tests {
             server_version: 150_000,
             latency: Duration::ZERO,
             address: None,
+            connected: None,
         }
     }
 

@@ -3,7 +3,8 @@
 //!
 //! Guarantees: a snapshot is immutable and versioned; its leader is one this router has itself seen to be writable
 //! and that is named by the leader key (or still the last one named while the DCS cannot be reached; or, in a fixed
-//! list, has the highest timeline); a tie is no leader; a member of another cluster is never used.
+//! list, has the highest timeline); a tie is no leader; a member of another cluster is never used, and which cluster
+//! this is does not change by itself once a leader has been verified.
 //!
 //! Refuses: a home-made consensus, and to trust a lock as a health check.
 
@@ -23,6 +24,7 @@ pub mod observation;
 pub mod patroni;
 pub mod probe;
 mod share;
+pub mod sight;
 #[cfg(test)]
 mod simulator;
 pub mod snapshot;
@@ -116,6 +118,8 @@ struct Works {
     identities: Option<Lookups<Lookup>>,
     memberships: Lookups<Arc<Memberships>>,
     standings: Lookups<Standing>,
+    /// Where the members' addresses lead.
+    looks: Arc<sight::Looks>,
     /// As these works see it, shown to the others or not yet.
     own: watch::Receiver<Arc<Snapshot>>,
     shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
@@ -184,6 +188,16 @@ impl ClusterHandle {
             at: Instant::now(),
         };
         let _ = self.shared.works.load().evidence.try_send(observation);
+    }
+
+    /// Where a member's address leads; `None` of one that is not probed.
+    pub fn look(&self, member: &MemberName) -> Option<Arc<sight::Look>> {
+        self.shared.works.load().looks.of(member)
+    }
+
+    /// The cluster may be another one from now on: its system identifier is learned anew.
+    pub fn forget_identity(&self) -> Result<(), Busy> {
+        self.tell(Observation::ForgetIdentity)
     }
 
     /// Sets a member's administrative state. It stays while the member is away. `Err`: too much is waiting to be
@@ -277,6 +291,14 @@ pub struct Successor {
 }
 
 impl Successor {
+    /// It is the cluster that `handle` has, if that is known. To be called before its first look.
+    pub fn keep_identity(&self, handle: &ClusterHandle) -> Result<(), Busy> {
+        match handle.snapshot().system_identifier {
+            Some(identifier) => self.works.tell(Observation::Identity(identifier)),
+            None => Ok(()),
+        }
+    }
+
     /// As [`ClusterHandle::set_admin`].
     pub fn set_admin(&self, member: &MemberName, state: AdminState) -> Result<(), Busy> {
         self.works.tell(Observation::Admin(member.clone(), state))
@@ -378,7 +400,7 @@ pub fn prepare(
         watching.clone(),
         tracker.clone(),
     );
-    let watcher = control.watcher()?;
+    let (watcher, looks) = (control.watcher()?, control.looks());
     let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), own.clone()));
     let (identities, cache_ttl) = match &auth.verifiers {
         config::Verifiers::UsersFile { .. } => (None, MEMBERSHIPS_TTL),
@@ -406,6 +428,7 @@ pub fn prepare(
             identities,
             memberships,
             standings,
+            looks,
             own,
             shown,
             watching,

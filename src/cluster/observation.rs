@@ -45,6 +45,8 @@ pub struct SourceReport {
     pub paused: bool,
     /// How the endpoints' answers differed, if they did.
     pub disagreement: Option<String>,
+    /// Members that some endpoints name on a newer timeline than the one named here: not seen there yet.
+    pub rivals: Vec<MemberName>,
 }
 
 /// A probe that failed.
@@ -121,6 +123,10 @@ pub enum Observation {
     Admin(MemberName, AdminState),
     /// In place of the configured weight; `None` gives it back.
     Weight(MemberName, Option<u16>),
+    /// The system identifier by which a leader was verified before the configuration was read again.
+    Identity(u64),
+    /// An operator says that the cluster may be another one from now on.
+    ForgetIdentity,
     /// Other limits of the routes.
     Limits(LagLimits),
     /// Someone asks to look again now.

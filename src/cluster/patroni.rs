@@ -5,11 +5,14 @@
 //!
 //! # Where answers differ
 //!
-//! They are grouped by whom they name and that leader's timeline. (1) Of those that name a leader only those with
-//! the highest timeline count: a timeline only grows, the others are old. (2) Of these and the answers that name
-//! nobody, the group with the most answers is taken. (3) In a tie, the one whose leader our own probes have seen
-//! writable, if there is exactly one. (4) Else nobody is named. The list of members is that of the first answer,
-//! in the order of the configured endpoints, of the group taken.
+//! They are grouped by the leader they name and that leader's timeline. (1) A leader counts as *seen* when our own
+//! probes saw it accept writes, as a member of this cluster, on at least the timeline that the answer gives it. A
+//! timeline only grows: answers that name a leader on an older timeline than a seen one are old, and do not count.
+//! (2) A timeline that is only claimed counts for nothing: of the other answers, those that name nobody included, the
+//! group with the most is taken, if it is more than half of all answers or its leader is seen. (3) In a tie, the one
+//! whose leader our own probes have seen writable, if there is exactly one. (4) Else nobody is named. The list of
+//! members is that of the first answer, in the order of the configured endpoints, of the group taken. A leader that
+//! is claimed on a newer timeline than the one taken is a *rival*: it is listed too, so that probes look at it.
 //!
 //! # While Patroni cannot reach its DCS
 //!
@@ -370,6 +373,7 @@ pub fn parse(body: &[u8]) -> Reply {
         named,
         paused,
         disagreement: None,
+        rivals: Vec::new(),
     })
 }
 
@@ -459,18 +463,27 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// Makes one report of several answers, by the rule at the top of this file; `None` without an answer.
-pub fn choose(answers: &[&SourceReport], writable: &dyn Fn(&MemberName) -> bool) -> Option<SourceReport> {
+/// Makes one report of several answers, by the rule at the top of this file; `None` without an answer. `seen` tells on
+/// which timeline our own probes see a member accept writes; `None` of one that does not, or is not known to be ours.
+pub fn choose(answers: &[&SourceReport], seen: &dyn Fn(&MemberName) -> Option<u32>) -> Option<SourceReport> {
     let keys: Vec<Key> = answers.iter().map(|answer| key(answer)).collect();
     let first = keys.first()?;
     if keys.iter().all(|key| key == first) {
         return Some(answers[0].clone());
     }
-    let newest = keys.iter().filter_map(Key::timeline).max();
+    let is_seen = |key: &Key| match key {
+        Key::Leader { timeline, name } => seen(name).is_some_and(|seen| seen >= *timeline),
+        Key::Nobody | Key::Several => false,
+    };
+    let newest = keys
+        .iter()
+        .filter(|key| is_seen(key))
+        .filter_map(Key::timeline)
+        .max();
     let mut groups: BTreeMap<&Key, usize> = BTreeMap::new();
     for key in keys
         .iter()
-        .filter(|key| key.timeline().is_none() || key.timeline() == newest)
+        .filter(|key| key.timeline().is_none() || key.timeline() >= newest)
     {
         *groups.entry(key).or_default() += 1;
     }
@@ -480,13 +493,10 @@ pub fn choose(answers: &[&SourceReport], writable: &dyn Fn(&MemberName) -> bool)
         .filter(|(_, count)| **count == most)
         .map(|(key, _)| *key)
         .collect();
-    let verified: Vec<&Key> = tied
-        .iter()
-        .copied()
-        .filter(|key| matches!(key, Key::Leader { name, .. } if writable(name)))
-        .collect();
-    let chosen = match (tied.as_slice(), verified.as_slice()) {
-        ([only], _) | (_, [only]) => Some(*only),
+    let seen: Vec<&Key> = tied.iter().copied().filter(|key| is_seen(key)).collect();
+    let chosen = match (tied.as_slice(), seen.as_slice()) {
+        ([only], _) if most * 2 > keys.len() => Some(*only),
+        (_, [only]) => Some(*only),
         _ => None,
     };
     let position = keys
@@ -497,11 +507,32 @@ pub fn choose(answers: &[&SourceReport], writable: &dyn Fn(&MemberName) -> bool)
     if chosen.is_none() {
         report.named = Named::Nobody;
     }
+    for (key, answer) in keys.iter().zip(answers) {
+        if key.timeline() > chosen.and_then(Key::timeline) {
+            add_rival(&mut report, answer);
+        }
+    }
     let mut said: Vec<String> = keys.iter().map(ToString::to_string).collect();
     said.sort();
     said.dedup();
     report.disagreement = Some(format!("they name {}", said.join(", ")));
     Some(report)
+}
+
+/// Lists the leader of `answer` too, as one that nobody has named: probes shall look at it.
+fn add_rival(report: &mut SourceReport, answer: &SourceReport) {
+    let Named::One(name) = &answer.named else {
+        return;
+    };
+    let is_listed = report.members.iter().any(|member| member.name == *name);
+    let rival = answer.members.iter().find(|member| member.name == *name);
+    if let Some(rival) = rival.filter(|_| !is_listed && report.members.len() < MAX_MEMBERS) {
+        report.members.push(Listed {
+            role: Role::Other("named by a minority".to_owned()),
+            ..rival.clone()
+        });
+    }
+    report.rivals.push(name.clone());
 }
 
 impl Key {

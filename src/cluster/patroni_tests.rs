@@ -130,9 +130,14 @@ fn naming(leader: Option<&str>, timeline: u32, mark: &str) -> SourceReport {
     read(&json!({ "members": members }))
 }
 
-fn chosen(answers: &[SourceReport], verified: &[&str]) -> SourceReport {
+/// `seen`: who is seen to accept writes, on which timeline.
+fn chosen(answers: &[SourceReport], seen: &[(&str, u32)]) -> SourceReport {
     let answers: Vec<&SourceReport> = answers.iter().collect();
-    choose(&answers, &|name| verified.contains(&name.as_str())).unwrap()
+    let on = |name: &MemberName| {
+        let seen = seen.iter().find(|(seen, _)| *seen == name.as_str());
+        seen.map(|(_, timeline)| *timeline)
+    };
+    choose(&answers, &on).unwrap()
 }
 
 fn named(report: &SourceReport) -> Option<&str> {
@@ -151,25 +156,75 @@ fn where_answers_differ() {
 
     let same = chosen(&[a5(), a5()], &[]);
     assert_eq!((named(&same), &same.disagreement), (Some("a"), &None));
-    // The highest timeline, also against a majority.
-    let newest = chosen(&[a5(), a5(), b6()], &["a"]);
+    // The highest timeline, also against a majority, where it has been seen.
+    let newest = chosen(&[a5(), a5(), b6()], &[("a", 5), ("b", 6)]);
     assert_eq!(named(&newest), Some("b"));
     assert_eq!(newest.members[0].name.as_str(), "second");
+    assert_eq!(newest.rivals, []);
     assert_eq!(
         newest.disagreement.unwrap(),
         "they name a on timeline 5, b on timeline 6"
     );
     // On one timeline the majority, of those that name nobody too.
-    assert_eq!(named(&chosen(&[a5(), b5(), b5()], &["a"])), Some("b"));
-    assert_eq!(named(&chosen(&[a5(), nobody(), nobody()], &["a"])), None);
+    assert_eq!(named(&chosen(&[a5(), b5(), b5()], &[("a", 5)])), Some("b"));
+    assert_eq!(named(&chosen(&[a5(), nobody(), nobody()], &[("a", 5)])), None);
     assert_eq!(named(&chosen(&[a5(), a5(), nobody()], &[])), Some("a"));
     // In a tie the one that accepts writes, if there is exactly one.
-    assert_eq!(named(&chosen(&[a5(), b5()], &["b"])), Some("b"));
-    assert_eq!(named(&chosen(&[a5(), b5()], &["a", "b"])), None);
+    assert_eq!(named(&chosen(&[a5(), b5()], &[("b", 5)])), Some("b"));
+    assert_eq!(named(&chosen(&[a5(), b5()], &[("a", 5), ("b", 5)])), None);
     assert_eq!(named(&chosen(&[a5(), b5()], &[])), None);
-    assert_eq!(named(&chosen(&[nobody(), a5()], &["a"])), Some("a"));
+    assert_eq!(named(&chosen(&[nobody(), a5()], &[("a", 5)])), Some("a"));
     assert_eq!(named(&chosen(&[nobody(), a5()], &[])), None);
-    assert!(choose(&[], &|_| true).is_none());
+    assert!(choose(&[], &|_| Some(5)).is_none());
+}
+
+/// One endpoint says of a member that it leads on a timeline that nobody has seen.
+#[test]
+fn a_timeline_that_is_only_claimed_outvotes_nobody() {
+    let a1 = || naming(Some("a"), 1, "first");
+    for claimed in [2, 99, u32::MAX] {
+        let z = || naming(Some("z"), claimed, "second");
+        for seen in [&[("a", 1)][..], &[("a", 1), ("z", claimed - 1)]] {
+            let report = chosen(&[a1(), a1(), z()], seen);
+            assert_eq!(named(&report), Some("a"), "{claimed} {seen:?}");
+            assert_eq!(report.rivals, [MemberName::new("z")], "it is looked at");
+            assert_eq!(
+                named(&chosen(&[z(), a1()], seen)),
+                Some("a"),
+                "{claimed} {seen:?}"
+            );
+        }
+        assert_eq!(named(&chosen(&[a1(), z()], &[])), None, "nobody has been seen");
+        assert_eq!(named(&chosen(&[a1(), z(), z()], &[("a", 1)])), Some("z"));
+    }
+    // Of the named one itself.
+    let a99 = || naming(Some("a"), 99, "first");
+    let report = chosen(&[a1(), a99(), a1()], &[("a", 1)]);
+    assert_eq!(report.members[1].timeline, a1().members[1].timeline);
+    // Less than half, and nobody seen.
+    let c5 = || naming(Some("c"), 5, "third");
+    assert_eq!(
+        named(&chosen(&[a1(), a1(), c5(), naming(None, 0, "x")], &[])),
+        None
+    );
+}
+
+/// Whom a minority names is listed, at the address it gives, and not under a name that is somebody else's.
+#[test]
+fn a_rival_is_listed_but_takes_nobodys_place() {
+    let a1 = || naming(Some("a"), 1, "first");
+    let mut stranger = naming(Some("z"), 99, "second");
+    stranger.members.retain(|member| member.name.as_str() == "z");
+    let report = chosen(&[a1(), a1(), stranger], &[("a", 1)]);
+    let rival = report.members.iter().find(|member| member.name.as_str() == "z");
+    assert!(matches!(rival.unwrap().role, Role::Other(_)));
+    let mut moved = naming(Some("a"), 99, "second");
+    moved
+        .members
+        .iter_mut()
+        .for_each(|member| member.host = "elsewhere".into());
+    let report = chosen(&[a1(), moved, a1()], &[("a", 1)]);
+    assert!(report.members.iter().all(|member| member.host != "elsewhere"));
 }
 
 fn replying(replies: &[(u64, Reply)]) -> JoinSet<(usize, Reply)> {

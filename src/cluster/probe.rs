@@ -1,7 +1,8 @@
 //! Probes: one task per member asks it for its role, timeline, identity and position.
 //!
-//! A standing connection is used, and every tenth time, after half a minute, after each failure, and where a session's
-//! login failed, a fresh one: a server that refuses logins is not fit, and a host name may lead elsewhere by now. A standing connection that breaks is no failure yet, one that cannot be replaced is.
+//! A standing connection is used, and every tenth time, after half a minute, after each failure, where a session's login
+//! failed, and when a session wants to know where the address leads now ([`super::sight`]), a fresh one: a server that
+//! refuses logins is not fit, and a host name may lead elsewhere by now. A standing connection that breaks is no failure yet, one that cannot be replaced is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::{Account, Purpose};
 use super::check::CheckStatus;
+use super::sight::{Look, Sight};
 use super::snapshot::{MemberName, ProbeFacts};
 use super::state::{FailureKind, Observation, Pace, ProbeFailure};
 use crate::backend::query::{Row, simple_query};
@@ -50,6 +52,8 @@ pub(super) struct Prober {
     pub(super) pace: watch::Receiver<Pace>,
     /// Probe now; not sooner after the last probe than `fast_interval`.
     pub(super) poke: Arc<Poke>,
+    /// Looks over a fresh connection, for those who ask for one.
+    pub(super) look: Arc<Look>,
     pub(super) fast_interval: Duration,
     pub(super) observations: mpsc::Sender<Observation>,
     pub(super) stop: CancellationToken,
@@ -80,7 +84,9 @@ impl Poke {
 /// The standing connection, how often it has been used, and since when.
 struct Standing {
     connection: Option<ServerConnection>,
+    begun: Instant,
     used: u32,
+    /// It was begun, or could not be replaced, then.
     since: Instant,
 }
 
@@ -89,6 +95,7 @@ impl Prober {
         let stop = self.stop.clone();
         let mut standing = Standing {
             connection: None,
+            begun: Instant::now(),
             used: 0,
             since: Instant::now(),
         };
@@ -115,14 +122,18 @@ impl Prober {
                 return;
             }
             let member = &self.member;
-            wait(
+            let next = wait(
                 &mut self.pace,
                 &self.poke.now,
                 started,
                 self.fast_interval,
                 |pace| pace.of(member),
-            )
-            .await;
+            );
+            tokio::select! {
+                () = next => {}
+                // Sessions wait for it; they share one, so that this does not come more often than looks grow old.
+                () = self.look.poked(started) => {}
+            }
         }
     }
 
@@ -133,10 +144,14 @@ impl Prober {
         standing.used += u32::from(!chased);
         let age = standing.since.elapsed();
         let is_due = standing.used >= FRESH_EVERY || age >= FRESH_AFTER;
-        let refresh = !chased && (is_due || age >= ANEW_AFTER && self.poke.take_anew());
+        let wanted = self.look.take_wanted();
+        let refresh = wanted || !chased && (is_due || age >= ANEW_AFTER && self.poke.take_anew());
         if let (false, Some(connection)) = (refresh, &mut standing.connection) {
             match ask(connection, Instant::now() + timeout).await {
-                Ok(facts) => return Ok(facts),
+                Ok(facts) => {
+                    let connected = Some(standing.begun);
+                    return Ok(ProbeFacts { connected, ..facts });
+                }
                 // Silence is a failure; a broken connection may have been only this one.
                 Err(error @ ConnectError::Timeout { .. }) => {
                     standing.connection = None;
@@ -148,7 +163,8 @@ impl Prober {
                 }
             }
         }
-        let deadline = Instant::now() + timeout;
+        let began = Instant::now();
+        let deadline = began + timeout;
         let fresh = match self
             .account
             .connect(&self.host, self.port, Purpose::Probe, deadline)
@@ -157,14 +173,21 @@ impl Prober {
             Ok(mut fresh) => ask(&mut fresh, deadline).await.map(|facts| (fresh, facts)),
             Err(error) => Err(error),
         };
+        let fresh = fresh.map(|(connection, facts)| {
+            let connected = Some(began);
+            (connection, ProbeFacts { connected, ..facts })
+        });
+        let seen = fresh.as_ref().ok().and_then(|(_, facts)| Sight::of(facts));
+        self.look.show(began, seen);
         match fresh {
             Ok((connection, facts)) => {
                 let old = std::mem::replace(
                     standing,
                     Standing {
                         connection: Some(connection),
+                        begun: began,
                         used: 0,
-                        since: Instant::now(),
+                        since: began,
                     },
                 );
                 if let Some(old) = old.connection {
@@ -183,7 +206,8 @@ impl Prober {
                 if answer.is_err() {
                     standing.connection = None;
                 }
-                answer
+                let connected = Some(standing.begun);
+                answer.map(|facts| ProbeFacts { connected, ..facts })
             }
             Err(error) => {
                 standing.connection = None;
@@ -298,6 +322,7 @@ fn facts(row: &Row) -> Option<ProbeFacts> {
         server_version: text(version)?.parse().ok()?,
         latency: Duration::ZERO,
         address: None,
+        connected: None,
     })
 }
 

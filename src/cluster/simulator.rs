@@ -10,8 +10,10 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::check::CheckStatus;
+use super::control::seen_writable;
 use super::observation::FailureKind;
 use super::patroni::choose;
+use super::sight::Look;
 use super::snapshot::{AdminState, Leader, MemberName, NamedBy, ProbeFacts, Role, Snapshot};
 use super::state::{
     Evidence, LagLimits, Listed, Named, Observation, ProbeFailure, Settings, SourceKind, SourceReport, State,
@@ -23,6 +25,7 @@ mod cuts;
 mod etcd;
 mod fitness;
 mod naming;
+mod places;
 mod random;
 mod scripts;
 mod standby;
@@ -83,6 +86,13 @@ struct World {
     watch: Watch,
     next_check: Instant,
     witness: Witness,
+    /// Servers to which the addresses of these nodes lead, in place of their own.
+    elsewhere: BTreeMap<usize, Node>,
+    /// The probes' standing connections: when they were begun, and to which server if not to the node's own.
+    standing: BTreeMap<usize, (Instant, Option<Node>)>,
+    /// Where the nodes' addresses lead, as sessions are told.
+    looks: BTreeMap<usize, Look>,
+    sessions: Vec<places::Session>,
 }
 
 /// The router's watch on the leader key.
@@ -167,6 +177,10 @@ impl World {
             watch: Watch::Down,
             next_check: now,
             witness: Witness::new(kind),
+            elsewhere: BTreeMap::new(),
+            standing: BTreeMap::new(),
+            looks: BTreeMap::new(),
+            sessions: Vec::new(),
         }
     }
 
@@ -198,11 +212,12 @@ impl World {
             },
             paused: false,
             disagreement: None,
+            rivals: Vec::new(),
         }
     }
 
     fn look(&self, index: usize) -> Result<ProbeFacts, ProbeFailure> {
-        let node = &self.nodes[index];
+        let node = self.probed(index);
         let failure = |message: &str, kind| ProbeFailure {
             check: CheckStatus::Layer4Connection,
             message: message.into(),
@@ -226,7 +241,8 @@ impl World {
             streaming: !node.primary,
             server_version: 150_000,
             latency: Duration::ZERO,
-            address: None,
+            address: Some(places::address(index)),
+            connected: self.standing.get(&index).map(|(begun, _)| *begun),
         })
     }
 
@@ -298,13 +314,9 @@ impl World {
             })
             .collect();
         let snapshot = self.state.snapshot();
-        let writable = |name: &MemberName| {
-            snapshot
-                .member(name)
-                .is_some_and(|m| m.health.up && m.health.facts.as_ref().is_some_and(|f| !f.in_recovery))
-        };
+        let seen = |name: &MemberName| seen_writable(&snapshot, name);
         let takes = Duration::from_millis(if self.slow { 400 } else { 0 });
-        self.polling = Some((self.now + takes, self.now, choose(&answers, &writable)));
+        self.polling = Some((self.now + takes, self.now, choose(&answers, &seen)));
         self.polled();
     }
 
@@ -349,6 +361,7 @@ impl World {
                 let due = self.now >= self.next_probe[index] || wants.probe.contains(&name(index));
                 if due && !busy && listed.contains(&name(index)) {
                     self.next_probe[index] = self.now + pace.probe;
+                    self.keep_connection(index);
                     let seen = self.look(index);
                     let takes = match &seen {
                         Err(failure) if failure.kind == FailureKind::Counts => Duration::from_secs(1),
@@ -364,6 +377,7 @@ impl World {
             self.flying = flying;
             let landed: Vec<(Instant, usize, Instant, _)> = landed;
             for (_, index, started, result) in landed {
+                self.show_look(index, &result);
                 self.tell(Observation::Probe {
                     member: name(index),
                     started,
@@ -371,6 +385,7 @@ impl World {
                 });
             }
             self.tick();
+            self.judge_sessions();
         }
     }
 
@@ -447,8 +462,21 @@ impl World {
         for index in 0..self.nodes.len() {
             self.apply(&Action::Admin(index, AdminState::Ready));
         }
+        self.elsewhere.clear();
         self.apply(&Action::Key(Some(leader)));
         self.slow = false;
+    }
+
+    /// The first leader may have been of another cluster: by itself that never changes.
+    fn forget_strangers(&mut self) {
+        if self
+            .state
+            .snapshot()
+            .system_identifier
+            .is_some_and(|known| known != OURS)
+        {
+            self.tell(Observation::ForgetIdentity);
+        }
     }
 
     fn leader(&self) -> Option<(String, NamedBy)> {

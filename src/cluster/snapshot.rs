@@ -41,7 +41,7 @@ pub struct Snapshot {
     pub leader: Leader,
     pub source: SourceStatus,
     /// The identifier members must have to be used: the named leader's where it is known, else the one the
-    /// majority of the members has; `None` until that is clear.
+    /// majority of the members has; `None` until that is clear. It stays once a leader has been verified by it.
     pub system_identifier: Option<u64>,
     /// Patroni's `pause`.
     pub paused: bool,
@@ -105,6 +105,16 @@ pub enum NoLeader {
     Superseded { last: MemberName, newer: MemberName },
     #[error("{newer} accepts writes on a newer timeline than {named}, the last known to hold the leader key")]
     Overtaken { named: MemberName, newer: MemberName },
+    #[error("{0} is named as the leader but belongs to another cluster")]
+    NamedForeign(MemberName),
+    #[error("{0} accepts writes but belongs to another cluster")]
+    Foreign(MemberName),
+    #[error("{member} is named as the leader on timeline {claimed} but has been seen on timeline {seen}")]
+    NotOnTimeline {
+        member: MemberName,
+        seen: u32,
+        claimed: u32,
+    },
     #[error("{member} accepts writes on timeline {timeline}, but timeline {newest} has been seen")]
     OldTimeline {
         member: MemberName,
@@ -215,10 +225,20 @@ pub struct Health {
     pub facts: Option<ProbeFacts>,
     /// Of the last failed probe; cleared by a success.
     pub error: Option<String>,
+    /// The last connection over which a probe saw it to belong to this cluster, on the newest timeline it has had.
+    pub verified: Option<VerifiedAt>,
     /// How the last probe ended, or what a session has seen since.
     pub check: CheckStatus,
     /// It answered the last probe that it has no connection left (53300). It is up; its facts may be minutes old.
     pub full: bool,
+}
+
+/// A connection of a probe's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifiedAt {
+    /// When it was begun.
+    pub at: Instant,
+    pub timeline: u32,
 }
 
 /// What a successful probe saw.
@@ -240,6 +260,8 @@ pub struct ProbeFacts {
     pub latency: Duration,
     /// The address the probe was connected to.
     pub address: Option<IpAddr>,
+    /// When the connection it was asked on was begun: where the address leads since, that connection does not tell.
+    pub connected: Option<Instant>,
 }
 
 /// HAProxy's administrative states.

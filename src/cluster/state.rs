@@ -10,6 +10,9 @@
 //! in pause. (`/cluster` reads the DCS for each request: during a DCS outage it fails or still shows the last state
 //! of its cache, it does not answer "nobody".)
 //!
+//! The one named must be seen on at least the timeline that the source gives it: an older one is another server under
+//! that name, or the source is wrong.
+//!
 //! Another member that is first seen writable on a newer timeline speaks against the one named until it has been asked
 //! again who holds the key: Patroni gives the key away before it promotes, so that the last answer may be old.
 //!
@@ -19,7 +22,10 @@
 //! # Which members belong to the cluster
 //!
 //! Those with the system identifier of the named leader, where it is known: Patroni lets nobody else take the key.
-//! Else the one that most members have, once each has been probed; a tie leaves it as it was.
+//! Else the one that most members have, once each has been probed; a tie leaves it as it was. Once a leader (or the
+//! leader of a standby cluster) has been verified by an identifier, that one stays: a name or an address that leads to
+//! another cluster, and endpoints that name one, change nothing. Another cluster is another configuration, or an
+//! operator says so ([`Observation::ForgetIdentity`]).
 //!
 //! # Up and down
 //!
@@ -187,6 +193,8 @@ pub struct State {
     /// When the last poll that was answered was begun.
     answered: Option<Instant>,
     identifier: Option<u64>,
+    /// A leader has been verified by `identifier`, which therefore stays.
+    is_verified: bool,
     /// The highest timeline seen under `identifier`.
     newest_timeline: u32,
     history: History,
@@ -228,6 +236,7 @@ impl State {
             polled: false,
             answered: None,
             identifier: None,
+            is_verified: false,
             newest_timeline: 0,
             history: History::default(),
             leaderless_until: now + LEADERLESS,
@@ -271,6 +280,11 @@ impl State {
             Observation::Weight(member, None) => {
                 self.weights.remove(&member);
             }
+            Observation::Identity(identifier) => {
+                self.identifier = Some(identifier);
+                self.is_verified = true;
+            }
+            Observation::ForgetIdentity => self.forget_identity(),
             Observation::Limits(limits) => self.limit(limits),
             Observation::LookAgain => {
                 self.wants.poll = true;
@@ -353,6 +367,7 @@ impl State {
             named: _,
             paused,
             disagreement,
+            rivals,
         } = report;
         let listed: BTreeSet<_> = members.iter().map(|member| member.name.clone()).collect();
         self.members.retain(|name, _| listed.contains(name));
@@ -370,6 +385,11 @@ impl State {
         }
         self.paused = paused;
         self.polled = true;
+        if disagreement.is_some() && self.source.disagreement.is_none() {
+            // Somebody may just be taking over: probes tell soon who is right.
+            self.wants.probe.extend(rivals);
+            self.hint(now, AFTER_FAILURE);
+        }
         self.source = SourceStatus {
             reachable: true,
             error: None,
@@ -502,7 +522,9 @@ impl State {
     fn settle(&mut self, now: Instant) {
         self.drop_stale(now);
         self.identify();
+        self.verify_members();
         let leader = self.leader();
+        self.is_verified |= matches!(leader, Leader::Verified { .. }) || self.standby_leader().is_some();
         self.measure(&leader, now);
         if leader != self.snapshot.leader {
             match (&leader, &self.snapshot.leader) {
@@ -516,6 +538,10 @@ impl State {
             if matches!(leader, Leader::None(NoLeader::Overtaken { .. })) {
                 self.wants.poll = true;
                 self.wants.check_key = true;
+            }
+            if let Leader::None(NoLeader::NotOnTimeline { member, .. }) = &leader {
+                // It may have been promoted since it was looked at.
+                self.wants.probe.insert(member.clone());
             }
         }
         let next = Snapshot {

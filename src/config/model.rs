@@ -100,6 +100,17 @@ pub enum Source {
     Servers(Vec<Server>),
 }
 
+impl Source {
+    /// Whether it is asked at the same places.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Patroni(one), Self::Patroni(other)) => one.endpoints == other.endpoints,
+            (Self::Servers(one), Self::Servers(other)) => one == other,
+            (Self::Patroni(_), Self::Servers(_)) | (Self::Servers(_), Self::Patroni(_)) => false,
+        }
+    }
+}
+
 /// Patroni's REST interface.
 #[derive(Debug, PartialEq)]
 pub struct Patroni {

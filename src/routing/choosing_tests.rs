@@ -203,7 +203,7 @@ fn only_members_with_the_tags_serve() {
 fn a_read_only_session_that_began_on_a_leader_stays_whatever_becomes_of_it() {
     let db1 = MemberName::new("db1");
     let mut cluster = three();
-    let verdict = |cluster: &Snapshot| verdict(cluster, Terms::Unenforced, &db1);
+    let verdict = |cluster: &Snapshot| verdict(cluster, Terms::Unenforced, &db1, None);
     assert_eq!(verdict(&cluster), Verdict::Stay);
     cluster.leader = Leader::Verified {
         member: MemberName::new("db2"),

@@ -23,6 +23,7 @@ fn facts(in_recovery: bool) -> ProbeFacts {
         server_version: 150_000,
         latency: Duration::ZERO,
         address: None,
+        connected: None,
     }
 }
 
@@ -294,17 +295,17 @@ fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
     let db1 = MemberName::new("db1");
     let db2 = MemberName::new("db2");
     let mut cluster = three();
-    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1), Verdict::Stay);
-    assert_eq!(verdict(&cluster, Terms::ReadOnly, &db2), Verdict::Stay);
+    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1, None), Verdict::Stay);
+    assert_eq!(verdict(&cluster, Terms::ReadOnly, &db2, None), Verdict::Stay);
     assert_eq!(
-        verdict(&cluster, Terms::ReadWrite, &db2),
+        verdict(&cluster, Terms::ReadWrite, &db2, None),
         Verdict::End(EndReason::OtherLeader {
             old: db2.clone(),
             leader: db1.clone()
         })
     );
     assert_eq!(
-        verdict(&cluster, Terms::ReadOnly, &db1),
+        verdict(&cluster, Terms::ReadOnly, &db1, None),
         Verdict::End(EndReason::Promoted(db1.clone()))
     );
 
@@ -313,14 +314,14 @@ fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
         error: Some("timeout".into()),
         ..Health::default()
     };
-    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1), Verdict::Stay);
+    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1, None), Verdict::Stay);
     cluster.members[0] = member("db1", Role::Replica, "running", true);
     assert_eq!(
-        verdict(&cluster, Terms::ReadWrite, &db1),
+        verdict(&cluster, Terms::ReadWrite, &db1, None),
         Verdict::End(EndReason::Demoted(db1.clone()))
     );
     cluster.members.remove(0);
-    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1), Verdict::Stay);
+    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1, None), Verdict::Stay);
 }
 
 prop_compose! {
@@ -377,7 +378,7 @@ proptest! {
                     prop_assert!(member.health.facts.as_ref().unwrap().in_recovery);
                     prop_assert!(!member.tags.contains_key("noloadbalance"));
                     // A candidate never has to leave again at once.
-                    prop_assert_eq!(verdict(&cluster, terms, &candidate.member), Verdict::Stay);
+                    prop_assert_eq!(verdict(&cluster, terms, &candidate.member, None), Verdict::Stay);
                 }
             }
             if terms == Terms::ReadWrite {

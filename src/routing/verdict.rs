@@ -1,6 +1,8 @@
 //! Who must leave: what a new snapshot means for a live session.
 
-use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
+use super::policy::{Candidate, Preference};
+use crate::cluster::sight::{Known, Sight, Whereabouts};
+use crate::cluster::snapshot::{Identity, Leader, MemberName, NoLeader, ProbeFacts, Snapshot};
 use crate::config::Access;
 
 /// What a session was promised of its server.
@@ -25,6 +27,49 @@ impl Terms {
     }
 }
 
+/// Why a server is not the one that was chosen. `Display` completes "server "db1" …".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    #[error("belongs to another cluster")]
+    Foreign,
+    #[error("is an old primary")]
+    OldPrimary,
+    #[error("does not accept writes")]
+    NotWritable,
+    #[error("is no longer the verified leader")]
+    NoLongerLeader,
+}
+
+/// Whether what was seen of a session's server is the member that was chosen, as what it was chosen for.
+pub fn fits(snapshot: &Snapshot, candidate: &Candidate, sight: &Sight) -> Result<(), Misfit> {
+    // Where the servers are full since the start, no probe has told the identifier yet.
+    let is_unknown = snapshot.system_identifier.is_none()
+        && matches!(snapshot.leader, Leader::None(NoLeader::Full { .. }));
+    if snapshot.system_identifier != Some(sight.system_identifier) && !is_unknown {
+        return Err(Misfit::Foreign);
+    }
+    if candidate.reason != Preference::Leader {
+        return Ok(());
+    }
+    if sight.in_recovery {
+        return Err(Misfit::NotWritable);
+    }
+    match &snapshot.leader {
+        Leader::Verified { member, timeline, .. }
+        | Leader::None(NoLeader::Full {
+            member,
+            newest: timeline,
+        }) if *member == candidate.member => {
+            if sight.timeline < *timeline {
+                Err(Misfit::OldPrimary)
+            } else {
+                Ok(())
+            }
+        }
+        Leader::Verified { .. } | Leader::None(_) => Err(Misfit::NoLongerLeader),
+    }
+}
+
 /// Whether a live session may stay on its server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -41,13 +86,69 @@ pub enum EndReason {
     OtherLeader { old: MemberName, leader: MemberName },
     #[error("{0} has been promoted and is no longer read-only")]
     Promoted(MemberName),
+    #[error("the address of {0} leads to a server of another cluster")]
+    Foreign(MemberName),
+    #[error("the server of this session is an old primary, no longer {0}")]
+    OldPrimary(MemberName),
 }
 
-/// What `snapshot` means for a session that was given `member` on `terms`. A member that is merely unknown, down or
-/// unreachable keeps its sessions: their own connections tell best.
-pub fn verdict(snapshot: &Snapshot, terms: Terms, member: &MemberName) -> Verdict {
+/// Whether the session's server belongs to another cluster.
+fn is_foreign(snapshot: &Snapshot, member: &MemberName, place: &Whereabouts) -> bool {
+    let Some(ours) = snapshot.system_identifier else {
+        return false;
+    };
+    place.sight.system_identifier != ours
+        || seen_since(snapshot, member, place).is_some_and(|facts| facts.system_identifier != ours)
+}
+
+/// Whether the session's server is a primary on an older timeline than the leader. A primary stays on its timeline as
+/// long as it has sessions.
+fn is_outdated(snapshot: &Snapshot, member: &MemberName, place: &Whereabouts) -> bool {
+    let mine = place.sight.timeline;
+    let is_behind = matches!(
+        &snapshot.leader,
+        Leader::Verified { member: leader, timeline, .. } if leader == member && *timeline > mine
+    );
+    is_behind || seen_since(snapshot, member, place).is_some_and(|facts| facts.timeline < mine)
+}
+
+/// What a probe sees now at the address of a session whose own connection was not asked, unless the session's server was
+/// seen there over a connection that is younger than the session's: then the session is not where this was seen.
+fn seen_since<'a>(
+    snapshot: &'a Snapshot,
+    member: &MemberName,
+    place: &Whereabouts,
+) -> Option<&'a ProbeFacts> {
+    let health = &snapshot.member(member)?.health;
+    let facts = health.facts.as_ref()?;
+    let is_here = place.known == Known::Beside && facts.address == Some(place.sight.address);
+    let is_confirmed = health
+        .verified
+        .is_some_and(|verified| verified.at >= place.begun && verified.timeline >= place.sight.timeline);
+    let is_younger = facts.connected.is_some_and(|connected| connected >= place.begun);
+    (is_here && is_younger && !is_confirmed).then_some(facts)
+}
+
+/// What `snapshot` means for a session that was given `member` on `terms`, seen to be at `place`. A member that is merely
+/// unknown, down or unreachable keeps its sessions: their own connections tell best.
+pub fn verdict(
+    snapshot: &Snapshot,
+    terms: Terms,
+    member: &MemberName,
+    place: Option<&Whereabouts>,
+) -> Verdict {
+    if let Some(place) = place {
+        if is_foreign(snapshot, member, place) {
+            return Verdict::End(EndReason::Foreign(member.clone()));
+        }
+        if terms == Terms::ReadWrite && is_outdated(snapshot, member, place) {
+            return Verdict::End(EndReason::OldPrimary(member.clone()));
+        }
+    }
+    // A namesake of another cluster tells nothing of it.
     let in_recovery = snapshot
         .member(member)
+        .filter(|member| member.identity != Identity::Foreign)
         .and_then(|member| member.health.facts.as_ref())
         .map(|facts| facts.in_recovery);
     match (terms, &snapshot.leader, in_recovery) {
@@ -62,3 +163,7 @@ pub fn verdict(snapshot: &Snapshot, terms: Terms, member: &MemberName) -> Verdic
         _ => Verdict::Stay,
     }
 }
+
+#[cfg(test)]
+#[path = "verdict_tests.rs"]
+mod tests;

@@ -282,6 +282,13 @@ impl Operations for Administration {
         Ok(())
     }
 
+    fn forget_identity(&self, cluster: &str) -> Result<(), Busy> {
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters
+            .get(cluster)
+            .map_or(Ok(()), ClusterHandle::forget_identity)
+    }
+
     fn reload(&self) -> oneshot::Receiver<ReloadAnswer> {
         let (answer, answered) = oneshot::channel();
         let requests = self.requests.clone();

@@ -56,7 +56,7 @@ fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instan
         if place.cluster != snapshot.cluster {
             continue;
         }
-        if let Verdict::End(why) = routing::verdict(snapshot, place.terms, &place.member) {
+        if let Verdict::End(why) = place.verdict(snapshot) {
             entry.order(Order::Now(Reason::Role(why)));
             continue;
         }
@@ -163,6 +163,7 @@ mod tests {
             route: "ro".into(),
             terms: Terms::ReadOnly,
             member: MemberName::new("db2"),
+            whereabouts: None,
             process_id: 1,
             key: Some(KeyIssuer::new(Incarnation::random(), None).issue_v32()),
             cancel: None,

@@ -253,6 +253,10 @@ impl Service {
                 let limits = lag_limits(new, &cluster.name);
                 let (config, auth) = (Arc::clone(cluster), &new.auth);
                 let successor = cluster::prepare(config, auth, limits, metrics, &self.stop, &self.tracker)?;
+                if cluster.source.is_same_place(&handle.config().source) {
+                    // Another source may be another cluster; this one is not.
+                    successor.keep_identity(&handle)?;
+                }
                 let told = self.administration.brief_successor(&cluster.name, &successor);
                 Next::Succeeded(handle, Box::new(successor), told)
             }

@@ -10,23 +10,25 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::enforce;
 use super::linger;
 use super::queue::{self, QueueFault, Waiting};
 use super::quota::Share;
 use super::registry::{Registry, Seat};
-use super::{enforce, proof};
+use super::whereabouts::{self, Question};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::{
     self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Suspicion, Target,
     TlsSettingsError,
 };
+use crate::cluster::sight::Whereabouts;
 use crate::cluster::snapshot::{Leader, MemberName, NoLeader, Snapshot};
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::{Access, OnLeader, Route, Source};
 use crate::routing::{self, Candidate, Preference, Terms};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{MAX_LENGTH, ProtocolVersion};
+use crate::wire::startup::{MAX_LENGTH, ProtocolVersion, Replication};
 
 /// Candidates tried for one attach; more would only make the client wait longer for the same news.
 pub(super) const MOST_TRIES: u32 = 4;
@@ -58,6 +60,8 @@ pub(super) struct Attachable {
     pub member: MemberName,
     pub seat: Seat,
     pub terms: Terms,
+    /// Where it was seen to be.
+    pub whereabouts: Whereabouts,
     /// How long it waited for a place on a server.
     pub queued: Duration,
     _verified: (),
@@ -102,6 +106,7 @@ pub(super) struct Request<'a> {
     pub route: &'a Route,
     pub state: &'a SessionState,
     pub login: &'a ServerLogin,
+    pub replication: Replication,
     /// `None` on a Unix socket.
     pub client: Option<IpAddr>,
     pub waiting: &'a Waiting<'a>,
@@ -255,15 +260,24 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
             credential: &credential,
         };
         let mut left = None;
-        let error = match backend::connect_leaving(target, deadline, &mut left).await {
-            Ok(connection) => match verify(cluster, route, candidate, connection, deadline).await {
-                Ok((connection, terms)) => {
+        let connected = backend::connect_leaving(target, deadline, &mut left).await;
+        let question = Question {
+            cluster,
+            candidate,
+            replication: request.replication,
+            begun: Instant::now(),
+            deadline,
+        };
+        let error = match connected {
+            Ok(connection) => match verify(&question, route, connection).await {
+                Ok((connection, terms, whereabouts)) => {
                     registry.trouble.answered(name, &candidate.member);
                     return Ok(Attachable {
                         connection,
                         member: candidate.member.clone(),
                         seat,
                         terms,
+                        whereabouts,
                         queued,
                         _verified: (),
                     });
@@ -378,14 +392,14 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
 }
 
 /// What a connection lacked, and what to do about it.
-struct Unverified(Cow<'static, str>, &'static str);
+pub(super) struct Unverified(pub(super) Cow<'static, str>, pub(super) &'static str);
+
+/// What is said where nobody has to do anything.
+pub(super) const CHANGING_HINT: &str = "The cluster may be changing its leader; try again in a moment.";
 
 impl From<&'static str> for Unverified {
     fn from(why: &'static str) -> Self {
-        Self(
-            why.into(),
-            "The cluster may be changing its leader; try again in a moment.",
-        )
+        Self(why.into(), CHANGING_HINT)
     }
 }
 
@@ -397,15 +411,17 @@ fn not_verified(member: &MemberName, Unverified(why, hint): Unverified) -> Attac
     }
 }
 
-/// Promise 1: writable on this very connection, and named now. Promise 2: a standby, or the leader where the route puts
-/// up with that; `candidate` says as which of them it was chosen.
+/// Promise 1: writable on this very connection, of this cluster and on the leader's timeline, and named now. Promise 2: a
+/// standby of this cluster, or the leader where the route puts up with that; `candidate` says as which of them it was
+/// chosen.
 async fn verify(
-    cluster: &ClusterHandle,
+    question: &Question<'_>,
     route: &Route,
-    candidate: &Candidate,
     mut connection: ServerConnection,
-    deadline: Instant,
-) -> Result<(ServerConnection, Terms), Unverified> {
+) -> Result<(ServerConnection, Terms, Whereabouts), Unverified> {
+    let Question {
+        cluster, candidate, ..
+    } = *question;
     let member = &candidate.member;
     let role = match connection.role {
         SeenRole::Unknown => ask_role(&mut connection, cluster.config().server.connect_timeout).await,
@@ -413,12 +429,13 @@ async fn verify(
     };
     match (candidate.reason == Preference::Leader, role) {
         (true, SeenRole::Writable) => {
+            let whereabouts = whereabouts::confirm(question, &mut connection).await?;
             let terms = match (route.access, route.read_only_on_leader) {
                 (Access::ReadWrite, _) => Terms::ReadWrite,
                 (Access::ReadOnly, OnLeader::Unenforced) => Terms::Unenforced,
                 // `refused` does not come here; if it did, nothing less would do.
                 (Access::ReadOnly, OnLeader::Enforced | OnLeader::Refused) => {
-                    enforce::writes_nothing(&mut connection, deadline)
+                    enforce::writes_nothing(&mut connection, question.deadline)
                         .await
                         .map_err(|why| {
                             Unverified(
@@ -432,16 +449,19 @@ async fn verify(
             // The leader may have changed while we were logging in.
             let snapshot = cluster.snapshot();
             match &snapshot.leader {
-                Leader::Verified { member: leader, .. } if leader == member => Ok((connection, terms)),
-                Leader::None(NoLeader::Full { member: full, newest }) if full == member => {
-                    let ours = snapshot.system_identifier;
-                    proof::is_ours(&mut connection, ours, *newest, deadline).await?;
-                    Ok((connection, terms))
+                Leader::Verified { member: leader, .. }
+                | Leader::None(NoLeader::Full { member: leader, .. })
+                    if leader == member =>
+                {
+                    Ok((connection, terms, whereabouts))
                 }
                 Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader".into()),
             }
         }
-        (false, SeenRole::Standby) => Ok((connection, Terms::ReadOnly)),
+        (false, SeenRole::Standby) => {
+            let whereabouts = whereabouts::confirm(question, &mut connection).await?;
+            Ok((connection, Terms::ReadOnly, whereabouts))
+        }
         (true, SeenRole::Standby) => {
             cluster.evidence(member, Evidence::Demoted);
             Err("does not accept writes".into())

@@ -59,6 +59,10 @@ impl Reason {
                 format!("terminating connection: {why}"),
                 "Reconnect to reach the leader.",
             ),
+            Self::Role(why @ (EndReason::Foreign(_) | EndReason::OldPrimary(_))) => (
+                format!("terminating connection: {why}"),
+                "Reconnect to reach a server of the cluster. What was written on the other one is not there.",
+            ),
             Self::Role(why @ EndReason::Promoted(_)) => (
                 format!("terminating connection: {why}"),
                 "Reconnect to reach a replica.",
@@ -78,6 +82,8 @@ impl Reason {
             Self::Role(EndReason::Demoted(_)) => "demoted",
             Self::Role(EndReason::OtherLeader { .. }) => "leader_changed",
             Self::Role(EndReason::Promoted(_)) => "promoted",
+            Self::Role(EndReason::Foreign(_)) => "foreign",
+            Self::Role(EndReason::OldPrimary(_)) => "old_primary",
             Self::Unfit(LeaveReason::Lagging(_)) => "lagging",
             Self::Unfit(LeaveReason::Down(_)) => "member_down",
             Self::Unfit(LeaveReason::Maintenance(_)) => "maintenance",

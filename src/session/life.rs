@@ -32,13 +32,15 @@ use super::relay::{Attached, Lease, Parts, Relay};
 use super::told::Telling;
 use super::{Shared, cancel, console, linger, peers, sentry, tcp, told};
 use crate::auth::credentials::ServerLogin;
+use crate::cluster::sight::Whereabouts;
+use crate::cluster::snapshot::MemberName;
 use crate::config::{Access, ListenerMode};
 use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, Behind, Exchange, LoginFault};
 use crate::frontend::opening::{self, Opening};
 use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
-use crate::routing::{self, Terms, Verdict};
+use crate::routing::{Terms, Verdict};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::settings;
 use crate::wire::sqlstate::SqlState;
@@ -391,6 +393,7 @@ async fn begin(
         route: &gate.route,
         state: &state,
         login,
+        replication: packet.replication,
         client: record.client.ip(),
         waiting: &waiting,
         share,
@@ -402,6 +405,7 @@ async fn begin(
         member,
         seat,
         terms,
+        whereabouts,
         queued,
         ..
     } = match attached {
@@ -446,7 +450,8 @@ async fn begin(
         &gate,
         packet.served(),
         &connection,
-        (&member, terms, record.who()),
+        (&member, terms, whereabouts),
+        record.who(),
         &mut out,
     );
     message::ready_for_query(&mut out, b'I');
@@ -512,7 +517,8 @@ fn enter(
     gate: &Gate,
     version: ProtocolVersion,
     connection: &crate::backend::ServerConnection,
-    (member, terms, client): (&crate::cluster::snapshot::MemberName, Terms, registry::Client),
+    (member, terms, whereabouts): (&MemberName, Terms, Whereabouts),
+    client: registry::Client,
     out: &mut BytesMut,
 ) -> Ticket {
     // A server without BackendKeyData gets an id of ours, and a cancel for it is a no-op (case 35).
@@ -523,6 +529,7 @@ fn enter(
         route: Arc::clone(&gate.route.name),
         terms,
         member: member.clone(),
+        whereabouts: Some(whereabouts),
         process_id,
         key: Some(issue(shared, version)),
         cancel: connection.cancel.clone(),
@@ -564,7 +571,7 @@ enum Routed {
 /// this session.
 fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
     let attachment = &ticket.entry().attachment;
-    match routing::verdict(&gate.cluster.snapshot(), attachment.terms, &attachment.member) {
+    match attachment.verdict(&gate.cluster.snapshot()) {
         Verdict::Stay => Routed::Stay,
         Verdict::End(why) => Routed::End(super::end::Reason::Role(why)),
     }

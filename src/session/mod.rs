@@ -1,7 +1,8 @@
 //! The life of a session: attach, relay, end; the registry through which everything else acts on sessions; cancel
 //! keys and the peer channel.
 //!
-//! Guarantees: a read-write session is only ever on a server seen writable on that very connection and named leader;
+//! Guarantees: a read-write session is only ever on a server seen writable on that very connection, seen to be of this
+//! cluster and on the leader's timeline at the address it reached, and named leader;
 //! the bytes forwarded are the bytes received; an idle session holds no buffer; every session ends with one log line
 //! that says why.
 //!
@@ -25,7 +26,6 @@ mod linger;
 pub mod metrics;
 pub(crate) mod peer_codec;
 pub mod peers;
-mod proof;
 mod queue;
 pub mod quota;
 pub mod rate;
@@ -39,6 +39,7 @@ pub mod sentry;
 mod tcp;
 mod told;
 mod trouble;
+mod whereabouts;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

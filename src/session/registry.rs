@@ -14,10 +14,11 @@ use super::keys::ClientCancelKey;
 use super::queue::Queues;
 use super::trouble::Trouble;
 use crate::backend::CancelTarget;
-use crate::cluster::snapshot::MemberName;
+use crate::cluster::sight::Whereabouts;
+use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::OnUnfit;
 use crate::frontend::ClientAddress;
-use crate::routing::{Terms, Turns};
+use crate::routing::{self, Terms, Turns, Verdict};
 
 /// A cluster's member, as sessions are counted on it.
 type Place = (Arc<str>, MemberName);
@@ -95,6 +96,8 @@ pub struct Attachment {
     pub route: Arc<str>,
     pub terms: Terms,
     pub member: MemberName,
+    /// Where it was seen to be, under the member's name.
+    pub whereabouts: Option<Whereabouts>,
     pub process_id: u32,
     /// `None` where the client has one of the server's, which the router does not know (`mode: tcp`).
     pub key: Option<ClientCancelKey>,
@@ -104,6 +107,11 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// What this snapshot means for the session.
+    pub fn verdict(&self, snapshot: &Snapshot) -> Verdict {
+        routing::verdict(snapshot, self.terms, &self.member, self.whereabouts.as_ref())
+    }
+
     /// In constant time.
     fn has_key(&self, key: &[u8]) -> bool {
         self.key.as_ref().is_some_and(|own| own.matches(key))
@@ -486,6 +494,7 @@ mod tests {
             route: "read-write".into(),
             terms: Terms::ReadWrite,
             member: MemberName::new("db1"),
+            whereabouts: None,
             process_id,
             key: Some(key),
             cancel: None,

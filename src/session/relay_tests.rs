@@ -83,6 +83,7 @@ impl Play {
                 route: "read-write".into(),
                 terms: Terms::ReadWrite,
                 member: member.clone(),
+                whereabouts: None,
                 process_id: 1,
                 key: Some(keys.issue_v30()),
                 cancel: None,

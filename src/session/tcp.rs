@@ -1,8 +1,8 @@
 //! The life of a connection on a listener with `mode: tcp`: a server is chosen as for every other session, and bytes
 //! are passed on unread. TLS and authentication are between the client and the server.
 //!
-//! Promises less than a session of `mode: postgres`: the server's role is as of the last probe, not seen on the
-//! connection; transactions are not seen, so that an order to end at a boundary has no effect until it becomes an
+//! Promises less than a session of `mode: postgres`: cluster, timeline and role of the server are those that a probe sees
+//! at the same address at about the same time, not seen on the connection; transactions are not seen, so that an order to end at a boundary has no effect until it becomes an
 //! order to end at once; and whoever is cut off is not told why.
 //!
 //! ```text
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::admission::{Admitted, Knock};
+use super::attach::Unverified;
 use super::end::{Cause, End, Order, Reason};
 use super::entry::{self, Caller};
 use super::farewell::{closing, farewell};
@@ -29,8 +30,10 @@ use super::life::{self, Arrival};
 use super::metrics::SessionGuard;
 use super::queue::{self, QueueFault, Waiting};
 use super::registry::{self, Attachment, Seat, Ticket, Traffic};
+use super::whereabouts::{self, Question};
 use super::{Shared, attach, cancel, linger, record};
 use crate::backend::{self, ClientReply};
+use crate::cluster::sight::Whereabouts;
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{Access, Route};
 use crate::frontend::login::LoginFault;
@@ -39,7 +42,7 @@ use crate::frontend::{ClientAddress, ClientStream};
 use crate::routing::{self, Candidate, Preference, Terms, Verdict};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{self, FirstPacket, Glance};
+use crate::wire::startup::{self, FirstPacket, Glance, Replication};
 
 /// For a client to ask for what it will not get, and to be told so.
 const REFUSING: Duration = Duration::from_secs(5);
@@ -92,6 +95,7 @@ struct Connected {
     stream: TcpStream,
     member: MemberName,
     terms: Terms,
+    whereabouts: Whereabouts,
     seat: Seat,
 }
 
@@ -177,6 +181,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         stream,
         member,
         terms,
+        whereabouts,
         seat,
     } = connected;
     if terms == Terms::Unenforced {
@@ -185,7 +190,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
     let gauge = shared
         .metrics
         .session(&gate.route.name, member.as_str(), Some(&gate.cluster));
-    let ticket = enter(shared, &gate, (address, accepted), &member, terms)?;
+    let ticket = enter(shared, &gate, (address, accepted), (&member, terms, whereabouts))?;
     let forward = Forward::new(Parts {
         client,
         server: stream,
@@ -289,12 +294,27 @@ async fn connect(
             Ok(stream) => {
                 // More than that it takes connections cannot be seen here.
                 registry.trouble.answered(name, &candidate.member);
+                let question = Question {
+                    cluster,
+                    candidate,
+                    replication: Replication::None,
+                    begun: Instant::now(),
+                    deadline,
+                };
+                let whereabouts = match led_to(&question, &stream).await {
+                    Ok(whereabouts) => whereabouts,
+                    Err(reply) => {
+                        last = Some(reply);
+                        continue;
+                    }
+                };
                 match terms(&cluster.snapshot(), route, candidate) {
                     Some(terms) => {
                         return Ok(Connected {
                             stream,
                             member: candidate.member.clone(),
                             terms,
+                            whereabouts,
                             seat,
                         });
                     }
@@ -324,6 +344,19 @@ async fn connect(
     })
 }
 
+/// Where the connection leads, as far as that can be seen from beside it.
+async fn led_to(question: &Question<'_>, stream: &TcpStream) -> Result<Whereabouts, ErrorReply> {
+    let member = &question.candidate.member;
+    let Ok(peer) = stream.peer_addr() else {
+        return Err(changed(member));
+    };
+    let seen = whereabouts::confirm_unasked(question, peer.ip()).await;
+    seen.map_err(|Unverified(why, hint)| {
+        debug!(%member, %why, "passed over");
+        ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, format!("server \"{member}\" {why}")).hint(hint)
+    })
+}
+
 /// On what terms the candidate serves, by what is known now that it has taken the connection; `None`: not any more.
 fn terms(snapshot: &Snapshot, route: &Route, candidate: &Candidate) -> Option<Terms> {
     let member = snapshot.member(&candidate.member)?;
@@ -347,8 +380,7 @@ fn enter(
     shared: &Shared,
     gate: &Gate,
     (client, accepted): (ClientAddress, Instant),
-    member: &MemberName,
-    terms: Terms,
+    (member, terms, whereabouts): (&MemberName, Terms, Whereabouts),
 ) -> Option<Ticket> {
     let attachment = Attachment {
         client: registry::Client {
@@ -363,13 +395,14 @@ fn enter(
         route: Arc::clone(&gate.route.name),
         terms,
         member: member.clone(),
+        whereabouts: Some(whereabouts),
         process_id: 0,
         key: None,
         cancel: None,
     };
     let ticket = shared.registry.enter(attachment).ok()?;
     // The snapshot may have changed before it was in the registry, when nobody would have told it.
-    if let Verdict::End(why) = routing::verdict(&gate.cluster.snapshot(), terms, member) {
+    if let Verdict::End(why) = ticket.entry().attachment.verdict(&gate.cluster.snapshot()) {
         ticket.entry().order(Order::Now(Reason::Role(why)));
     }
     Some(ticket)

@@ -40,6 +40,7 @@ mod http_share;
 mod idle;
 mod import;
 mod leaving;
+mod led;
 mod limits;
 mod live;
 mod main_job;

@@ -365,6 +365,37 @@ pub(super) fn administer_router(
     router(app)
 }
 
+/// `POST /api/v1/clusters/NAME/forget-identity`
+pub(super) fn forget_identity(
+    app: &App,
+    caller: CalledBy,
+    path: Result<Path<String>, PathRejection>,
+) -> Answer {
+    let named = path.ok().and_then(|Path(name)| {
+        let mut clusters = app.handles.clusters.iter();
+        clusters.find(|view| *view.name == *name)
+    });
+    let Some(view) = named else {
+        return Answer::problem(
+            StatusCode::NOT_FOUND,
+            "there is no cluster of this name",
+            "GET /api/v1/clusters has the names",
+        );
+    };
+    if let Err(busy) = app.handles.operations.forget_identity(&view.name) {
+        return Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
+    }
+    let before = view.snapshot.borrow().system_identifier;
+    tracing::warn!(
+        cluster = %view.name, identifier = before, by = %shown_caller(caller),
+        "the cluster's system identifier is forgotten; it is learned anew"
+    );
+    Answer::json(
+        StatusCode::OK,
+        &json!({"name": &*view.name, "forgotten": before.map(|identifier| identifier.to_string())}),
+    )
+}
+
 /// `POST /api/v1/reload`
 pub(super) async fn reload(app: Arc<App>, caller: CalledBy) -> Answer {
     tracing::info!(by = %shown_caller(caller), "a reload is asked for");

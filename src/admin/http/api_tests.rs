@@ -142,6 +142,7 @@ async fn who_may_look_and_who_may_change() {
             (Method::DELETE, "/api/v1/sessions/7"),
             (Method::POST, "/api/v1/sessions/7/kill"),
             (Method::POST, "/api/v1/reload"),
+            (Method::POST, "/api/v1/clusters/main/forget-identity"),
         ] {
             let (status, body) = setting.ask(method, path, from, token, "").await;
             // The snapshot here never follows what is asked for; who waits for it is not refused.
@@ -272,6 +273,7 @@ async fn what_is_asked_for_is_done() {
             "{\"when\": \"now\"}",
             "main db1 Now",
         ),
+        ("clusters/main/forget-identity", "", "forget-identity main"),
         ("sessions/7/kill", "", "7 Now"),
         (
             "sessions/7/kill",
@@ -291,6 +293,7 @@ async fn what_is_not_understood_changes_nothing() {
     let large = " ".repeat(5000);
     for (path, body, expected) in [
         ("members/db9/drain", "", 404),
+        ("clusters/other/forget-identity", "", 404),
         ("members/db1/stop", "", 404),
         ("members/db1/drain?cluster=other", "", 404),
         ("members/db1/weight", "", 400),

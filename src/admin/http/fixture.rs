@@ -54,6 +54,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
             streak: 2,
             last_probe: None,
             error: None,
+            verified: None,
             check: CheckStatus::Layer7Ok,
             full: false,
             facts: Some(ProbeFacts {
@@ -66,6 +67,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
                 server_version: 150_020,
                 latency: Duration::from_millis(1),
                 address: None,
+                connected: None,
             }),
         },
         identity: Identity::Same,
@@ -224,6 +226,14 @@ impl Operations for Nothing {
             .lock()
             .unwrap()
             .push(format!("router drained {is_drained}"));
+        Ok(())
+    }
+
+    fn forget_identity(&self, cluster: &str) -> Result<(), Busy> {
+        self.told
+            .lock()
+            .unwrap()
+            .push(format!("forget-identity {cluster}"));
         Ok(())
     }
 

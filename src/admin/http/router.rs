@@ -228,6 +228,12 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
             }),
         )
         .route(
+            "/api/v1/clusters/{name}/forget-identity",
+            post(async |State(app): Shared, caller: CalledBy, path: Name<String>| {
+                api::forget_identity(&app, caller, path)
+            }),
+        )
+        .route(
             "/api/v1/reload",
             post(async |State(app): Shared, caller: CalledBy| api::reload(app, caller).await),
         )

@@ -109,7 +109,7 @@ pub(in crate::cluster) async fn once<Q: Question>(
     user: &[u8],
 ) -> Result<Q::Found, LookupError> {
     let deadline = Instant::now() + account.config.service_account.timeout;
-    ask(user, query, &pool(account, host, port), deadline).await
+    ask(user, query, &pool(account, host, port, None), deadline).await
 }
 
 /// Undefined function, undefined schema.

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use crate::backend::query::{Row, simple_query};
 use crate::backend::{ConnectError, ServerConnection, Step};
 use crate::cluster::account::{Account, Purpose};
-use crate::cluster::snapshot::{Identity, Leader, Member, MemberName, Snapshot};
+use crate::cluster::probe;
+use crate::cluster::snapshot::{Identity, Leader, Member, MemberName, ProbeFacts, Snapshot};
 
 /// A connection is used no longer: a host name may lead elsewhere by now.
 const MAX_AGE: Duration = Duration::from_mins(1);
@@ -80,7 +81,12 @@ impl Pools {
                     (
                         member.host.clone(),
                         member.port,
-                        pool(&self.account, &member.host, member.port),
+                        pool(
+                            &self.account,
+                            &member.host,
+                            member.port,
+                            Some(self.snapshots.clone()),
+                        ),
                     )
                 });
                 (member.name.clone(), pool.clone())
@@ -93,12 +99,19 @@ fn can_be_asked(member: &Member) -> bool {
     member.health.up && member.has_address() && member.identity == Identity::Same
 }
 
-pub(super) fn pool(account: &Arc<Account>, host: &str, port: u16) -> Pool {
+/// `snapshots` tell which cluster the server has to belong to; without them anything that answers is asked.
+pub(super) fn pool(
+    account: &Arc<Account>,
+    host: &str,
+    port: u16,
+    snapshots: Option<watch::Receiver<Arc<Snapshot>>>,
+) -> Pool {
     let service = &account.config.service_account;
     let connector = Connector {
         account: Arc::clone(account),
         host: host.to_owned(),
         port,
+        snapshots,
     };
     let timeout = Some(service.timeout);
     managed::Pool::builder(connector)
@@ -118,12 +131,31 @@ pub(super) struct Connector {
     account: Arc<Account>,
     host: String,
     port: u16,
+    snapshots: Option<watch::Receiver<Arc<Snapshot>>>,
+}
+
+impl Connector {
+    /// Whether a server of which this was seen may be asked about users: one of the cluster, and no old primary.
+    fn may_be_asked(&self, seen: Option<&ProbeFacts>) -> bool {
+        let Some(snapshots) = &self.snapshots else {
+            return true;
+        };
+        let snapshot = snapshots.borrow();
+        seen.is_some_and(|seen| {
+            let is_ours = snapshot.system_identifier == Some(seen.system_identifier);
+            let is_old =
+                matches!(&snapshot.leader, Leader::Verified { timeline, .. } if *timeline > seen.timeline);
+            is_ours && (seen.in_recovery || !is_old)
+        })
+    }
 }
 
 /// A pooled connection, and whether it is between statements. The server is told when it goes, or it would write a line.
 pub(super) struct Pooled {
     /// There until it goes.
     connection: Option<ServerConnection>,
+    /// Which server it was when the connection was made.
+    seen: Option<ProbeFacts>,
     clean: bool,
 }
 
@@ -177,12 +209,23 @@ impl managed::Manager for Connector {
 
     async fn create(&self) -> Result<Pooled, ConnectError> {
         let deadline = Instant::now() + self.account.config.service_account.timeout;
-        let connection = self
+        let mut connection = self
             .account
             .connect(&self.host, self.port, Purpose::LookUp, deadline)
             .await?;
+        // The address may lead elsewhere since it was probed: no other server tells who may come in.
+        let seen = match self.snapshots {
+            Some(_) => Some(probe::ask(&mut connection, deadline).await?),
+            None => None,
+        };
+        if !self.may_be_asked(seen.as_ref()) {
+            connection.close().await;
+            let what = "the server belongs to another cluster, or is an old primary";
+            return Err(ConnectError::protocol(Step::Query, what));
+        }
         Ok(Pooled {
             connection: Some(connection),
+            seen,
             clean: true,
         })
     }
@@ -195,6 +238,9 @@ impl managed::Manager for Connector {
         else {
             return Err(RecycleError::message("left in the middle of an answer"));
         };
+        if !self.may_be_asked(pooled.seen.as_ref()) {
+            return Err(RecycleError::message("of another cluster, or an old primary"));
+        }
         if metrics.age() >= MAX_AGE {
             return Err(RecycleError::message("old"));
         }

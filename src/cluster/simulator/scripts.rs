@@ -95,6 +95,7 @@ impl Answer {
             },
             paused: false,
             disagreement: None,
+            rivals: Vec::new(),
         }
     }
 }
@@ -133,6 +134,7 @@ impl Sight {
             server_version: 150_000,
             latency: Duration::ZERO,
             address: None,
+            connected: None,
         })
     }
 }
@@ -213,13 +215,8 @@ impl Stage {
         let reports: Vec<SourceReport> = answers.iter().map(Answer::report).collect();
         let reports: Vec<&SourceReport> = reports.iter().collect();
         let snapshot = self.state.snapshot();
-        let writable = |name: &MemberName| {
-            let facts = snapshot
-                .member(name)
-                .and_then(|member| member.health.facts.as_ref());
-            facts.is_some_and(|facts| !facts.in_recovery)
-        };
-        match choose(&reports, &writable) {
+        let seen = |name: &MemberName| seen_writable(&snapshot, name);
+        match choose(&reports, &seen) {
             Some(mut report) if self.kind == SourceKind::Fixed => {
                 report.named = Named::Nobody;
                 for member in &mut report.members {

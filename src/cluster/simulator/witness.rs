@@ -8,6 +8,8 @@
 //! - Where a route limits lag, nobody whose lag is not known, or beyond, is given its sessions; it is measured against the
 //!   leader, in a standby cluster against the standby leader.
 //! - Nobody of another cluster, without an address, down or not administratively ready is given any.
+//! - The leader has the system identifier of the first one, until an operator has it forgotten, and was seen on the
+//!   timeline that the source gives it.
 //! - Whatever changes one of these is a new version.
 
 use std::collections::BTreeMap;
@@ -154,6 +156,8 @@ pub(super) struct Witness {
     reachable: bool,
     /// Begin of the last poll that was answered.
     answered: Option<Instant>,
+    /// By which the first leader was verified.
+    identifier: Option<u64>,
     /// The highest timeline seen under the cluster's identifier.
     newest: u32,
     /// Start of the last probe that saw the leader, or the standby leader of a cluster without one.
@@ -182,6 +186,7 @@ impl Witness {
             agreed: false,
             reachable: false,
             answered: None,
+            identifier: None,
             newest: 0,
             led: None,
             chosen: BTreeMap::new(),
@@ -232,6 +237,8 @@ impl Witness {
                 self.admin.insert(member.clone(), *state);
             }
             Observation::Limits(limits) => self.limits.clone_from(limits),
+            Observation::Identity(identifier) => self.identifier = Some(*identifier),
+            Observation::ForgetIdentity => self.identifier = None,
             Observation::SwitchoverAsked | Observation::Weight(..) | Observation::LookAgain => {}
         }
     }
@@ -382,6 +389,16 @@ impl Witness {
             "{member} was contradicted since"
         );
         assert_eq!(timeline, facts.timeline, "{member}");
+        assert!(
+            seen.listed.timeline.is_none_or(|claimed| claimed <= timeline),
+            "{member} is named on a timeline on which it was not seen"
+        );
+        let identifier = facts.system_identifier;
+        assert_eq!(
+            self.identifier.unwrap_or(identifier),
+            identifier,
+            "{member} leads another cluster than the first leader"
+        );
 
         let watched = self.agreed && self.key.is_some();
         let is_named = self.named == Some(Named::One(member.clone()));
@@ -434,6 +451,7 @@ impl Witness {
             );
         }
         self.led = started;
+        self.identifier = Some(identifier);
     }
 
     /// Start of the last probe of who leads a standby cluster: a standby that is named, while nobody accepts writes.
@@ -442,10 +460,13 @@ impl Witness {
             return None;
         };
         let seen = self.members.get(name)?;
-        let writes = self
-            .members
-            .values()
-            .any(|seen| seen.in_recovery(now) == Some(false));
+        let ours = seen.facts(now)?.system_identifier;
+        let writes = self.members.values().any(|seen| {
+            let is_ours = seen
+                .facts(now)
+                .is_some_and(|facts| facts.system_identifier == ours);
+            is_ours && seen.in_recovery(now) == Some(false)
+        });
         let is_standby = seen.listed.role == Role::StandbyLeader && seen.in_recovery(now) == Some(true);
         let (started, _) = seen.probe.as_ref()?;
         (is_standby && !writes).then_some(*started)

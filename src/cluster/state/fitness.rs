@@ -67,7 +67,7 @@ impl State {
     }
 
     /// Who leads the standby cluster: named by the last answer, and nobody has been promoted since.
-    fn standby_leader(&self) -> Option<&MemberState> {
+    pub(super) fn standby_leader(&self) -> Option<&MemberState> {
         let Some(Named::One(name)) = &self.named else {
             return None;
         };
@@ -80,10 +80,15 @@ impl State {
                 .as_ref()
                 .is_some_and(|facts| facts.in_recovery)
             && self.identity(member) == Identity::Same;
-        let is_promoted = self
-            .members
-            .values()
-            .any(|member| self.writable(member).is_some());
+        // Also by a session's word alone: what is behind then is not known.
+        let is_promoted = self.members.values().any(|member| {
+            let writes = member
+                .health
+                .facts
+                .as_ref()
+                .is_some_and(|facts| !facts.in_recovery);
+            writes && self.identity(member) == Identity::Same
+        });
         (is_standby && !is_promoted).then_some(member)
     }
 

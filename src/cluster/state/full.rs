@@ -148,6 +148,7 @@ mod tests {
                     server_version: 150_000,
                     latency: Duration::ZERO,
                     address: None,
+                    connected: None,
                 })
                 .map_err(|kind| crate::cluster::state::ProbeFailure {
                     message: "as scripted".into(),

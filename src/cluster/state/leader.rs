@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 
 use super::{History, MemberState, Named, SourceKind, State};
-use crate::cluster::snapshot::{Identity, Leader, MemberName, NamedBy, NoLeader, ProbeFacts, Role};
+use crate::cluster::snapshot::{
+    Identity, Leader, MemberName, NamedBy, NoLeader, ProbeFacts, Role, VerifiedAt,
+};
 
 impl State {
-    /// Decides which system identifier is this cluster's.
+    /// Decides which system identifier is this cluster's. Once a leader has been verified by it, it stays.
     pub(super) fn identify(&mut self) {
-        let named = match &self.named {
-            Some(Named::One(name)) => self.members.get(name).and_then(|member| member.identifier),
-            _ => None,
-        };
-        let decided = named.or_else(|| self.majority()).or(self.identifier);
-        if decided != self.identifier {
-            self.identifier = decided;
-            self.newest_timeline = 0;
-            self.history = History::default();
+        if !self.is_verified {
+            let decided = self.named_identifier().or_else(|| self.majority());
+            let decided = decided.filter(|new| self.outweighs(*new)).or(self.identifier);
+            if decided != self.identifier {
+                self.identifier = decided;
+                self.newest_timeline = 0;
+                self.history = History::default();
+            }
         }
         let newest = self
             .members
@@ -26,6 +27,42 @@ impl State {
             .map(|facts| facts.timeline)
             .max();
         self.newest_timeline = self.newest_timeline.max(newest.unwrap_or(0));
+    }
+
+    fn named_identifier(&self) -> Option<u64> {
+        match &self.named {
+            Some(Named::One(name)) => self.members.get(name)?.identifier,
+            _ => None,
+        }
+    }
+
+    /// Whether `new` may take the place of the identifier there is: sessions have been given to its members. One server
+    /// that leads elsewhere now, or is named and has another one than all the others, is not enough.
+    fn outweighs(&self, new: u64) -> bool {
+        let having = |identifier: u64| {
+            let has = |member: &&MemberState| member.identifier == Some(identifier);
+            self.members.values().filter(has).count()
+        };
+        match self.identifier {
+            Some(current) if current != new => {
+                let (current, new) = (having(current), having(new));
+                new > current && (new > 1 || self.named_identifier().is_some())
+            }
+            _ => true,
+        }
+    }
+
+    /// An operator says that the cluster may be another one from now on.
+    pub(super) fn forget_identity(&mut self) {
+        self.is_verified = false;
+        self.identifier = None;
+        self.newest_timeline = 0;
+        self.history = History::default();
+        for member in self.members.values_mut() {
+            member.health.verified = None;
+        }
+        self.wants.poll = true;
+        self.wants.probe.extend(self.members.keys().cloned());
     }
 
     /// The identifier that more members have than any other; none before each has been probed once.
@@ -57,6 +94,29 @@ impl State {
             (Some(ours), Some(theirs)) if ours == theirs => Identity::Same,
             (Some(_), Some(_)) => Identity::Foreign,
             _ => Identity::Unknown,
+        }
+    }
+
+    /// Notes the connections on which members have been seen to belong to the cluster.
+    pub(super) fn verify_members(&mut self) {
+        let ours = self.identifier;
+        for member in self
+            .members
+            .values_mut()
+            .filter(|member| member.identifier.is_some() && member.identifier == ours)
+        {
+            let Some((at, timeline)) = member
+                .health
+                .facts
+                .as_ref()
+                .and_then(|facts| Some((facts.connected?, facts.timeline)))
+            else {
+                continue;
+            };
+            let known = member.health.verified;
+            if known.is_none_or(|known| known.timeline <= timeline && known.at <= at) {
+                member.health.verified = Some(VerifiedAt { at, timeline });
+            }
         }
     }
 
@@ -115,6 +175,7 @@ impl State {
         };
         if let Some(facts) = self.writable(member) {
             let timeline = facts.timeline;
+            on_claimed(name, member, timeline)?;
             if let Some((newer, _)) = self.newer(timeline).find(|(_, newer)| self.is_news(newer)) {
                 return Err(NoLeader::Overtaken {
                     named: name.clone(),
@@ -129,6 +190,8 @@ impl State {
         }
         Err(if !member.has_address() {
             NoLeader::NoAddress(name.clone())
+        } else if self.identity(member) == Identity::Foreign {
+            NoLeader::NamedForeign(name.clone())
         } else if member.listed.role == Role::StandbyLeader {
             NoLeader::StandbyCluster(name.clone())
         } else if let Some(full) = self.named_full() {
@@ -144,9 +207,11 @@ impl State {
         let Some(Named::One(name)) = &self.named else {
             return Err(NoLeader::SourceUnreachable);
         };
-        let Some(facts) = self.members.get(name).and_then(|member| self.writable(member)) else {
+        let member = self.members.get(name);
+        let Some((member, facts)) = member.and_then(|member| Some((member, self.writable(member)?))) else {
             return Err(NoLeader::SourceUnreachable);
         };
+        on_claimed(name, member, facts.timeline)?;
         if let Some((newer, _)) = self.newer(facts.timeline).next() {
             return Err(NoLeader::Superseded {
                 last: name.clone(),
@@ -180,6 +245,8 @@ impl State {
             let told = self.members.values().any(|member| member.identifier.is_some());
             return Err(if self.identifier.is_none() && told {
                 NoLeader::MixedClusters
+            } else if let Some(name) = self.foreign_primary() {
+                NoLeader::Foreign(name.clone())
             } else {
                 NoLeader::NoneWritable
             });
@@ -205,5 +272,30 @@ impl State {
             timeline,
             named_by: NamedBy::HighestTimeline,
         })
+    }
+
+    /// A server of another cluster that accepts writes where one of ours was listed.
+    fn foreign_primary(&self) -> Option<&MemberName> {
+        let is_foreign = |(_, member): &(&MemberName, &MemberState)| {
+            let writes = member
+                .health
+                .facts
+                .as_ref()
+                .is_some_and(|facts| !facts.in_recovery);
+            writes && self.identity(member) == Identity::Foreign
+        };
+        self.members.iter().find(is_foreign).map(|(name, _)| name)
+    }
+}
+
+/// A leader is on the timeline by which it was named, or what was seen is not the server that was named.
+fn on_claimed(name: &MemberName, member: &MemberState, seen: u32) -> Result<(), NoLeader> {
+    match member.listed.timeline {
+        Some(claimed) if claimed > seen => Err(NoLeader::NotOnTimeline {
+            member: name.clone(),
+            seen,
+            claimed,
+        }),
+        _ => Ok(()),
     }
 }
