@@ -44,8 +44,7 @@ impl Place {
              server_tls: {{sslmode: verify-ca, sslrootcert: ca.crt}}\n\
              auth: {{hba_file: pg_hba.conf, ident_file: pg_ident.conf, users_file: users, ldap_ca_file: ca.crt,\n  \
              server_credentials: [{{users: all, server_user: app, password_file: shared}}]}}\n\
-             listeners: [{{name: a, address: \"{}:6432\", route: read-write}}]\nhttp: {{address: \"{}:6434\"}}\n",
-            address, address
+             listeners: [{{name: a, address: \"{address}:6432\", route: read-write}}]\nhttp: {{address: \"{address}:6434\"}}\n"
         );
         place.write("trunkline.yaml", yaml.as_bytes(), 0o644);
         place
