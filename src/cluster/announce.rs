@@ -117,6 +117,15 @@ fn introduction(member: &Member) -> String {
     }
 }
 
+/// `server_version_num` as a person reads it. A test version of 19 (`19rc1`) has the number of 19.0, so that a minor number
+/// of 0 says nothing.
+fn version(number: u32) -> String {
+    match (number / 10_000, number % 10_000) {
+        (major, 0) => major.to_string(),
+        (major, minor) => format!("{major}.{minor}"),
+    }
+}
+
 fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)) {
     let name = &new.name;
     let was_up = old.is_some_and(|old| old.health.up);
@@ -142,11 +151,8 @@ fn health(old: Option<&Member>, new: &Member, say: &mut impl FnMut(bool, String)
             } else {
                 "accepts writes"
             };
-            let (major, minor) = (facts.server_version / 10_000, facts.server_version % 10_000);
-            format!(
-                " ({role}, timeline {}, PostgreSQL {major}.{minor})",
-                facts.timeline
-            )
+            let version = version(facts.server_version);
+            format!(" ({role}, timeline {}, PostgreSQL {version})", facts.timeline)
         });
         say(false, format!("{name} is up{what}"));
     } else if let (false, Some(error)) = (new.health.up, &new.health.error) {

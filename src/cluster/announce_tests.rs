@@ -290,3 +290,10 @@ fn lag_is_told_when_it_begins_and_ends_for_each_route() {
         ["a is not too far behind for route r any more"]
     );
 }
+
+#[test]
+fn a_version_is_told_as_far_as_its_number_tells_it() {
+    for (number, told) in [(150_020, "15.20"), (180_006, "18.6"), (190_000, "19")] {
+        assert_eq!(version(number), told);
+    }
+}
