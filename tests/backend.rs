@@ -22,7 +22,9 @@ use trunkline::backend::{
     ClientReply, ConnectError, Credential, SeenRole, ServerConnection, ServerStream, Target, TlsClient,
     connect,
 };
-use trunkline::config::{ChannelBinding, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation};
+use trunkline::config::{
+    ChannelBinding, RequireAuth, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation,
+};
 use trunkline::wire::startup::ProtocolVersion;
 
 #[path = "cluster/mod.rs"]
@@ -197,6 +199,8 @@ impl Server {
             channel_binding: ChannelBinding::default(),
             roots: root.map(|root| vec![root.clone()]),
             client_certificate: None,
+            server_name: None,
+            require_auth: RequireAuth::default(),
         };
         TlsClient::new(&settings).unwrap()
     }
@@ -378,6 +382,8 @@ async fn certificates(server: &Server) {
         channel_binding: ChannelBinding::default(),
         roots: Some(vec![root.clone()]),
         client_certificate: Some(Arc::clone(&server.certificates.client)),
+        server_name: None,
+        require_auth: RequireAuth::default(),
     };
     let with_certificate = TlsClient::new(&settings).unwrap();
     server
@@ -637,6 +643,8 @@ impl Settings {
             channel_binding: self.channel_binding,
             roots: self.roots.clone(),
             client_certificate: self.client_certificate.clone(),
+            server_name: None,
+            require_auth: RequireAuth::default(),
         })
         .unwrap()
     }

@@ -99,6 +99,8 @@ impl Running {
                 channel_binding: ChannelBinding::default(),
                 roots: None,
                 client_certificate: None,
+                server_name: None,
+                require_auth: trunkline::config::RequireAuth::default(),
             },
             server: ServerOptions {
                 connect_timeout: Duration::from_secs(3),

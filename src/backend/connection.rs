@@ -169,7 +169,12 @@ pub async fn connect_leaving(
     };
     tracing::debug!(error = %failure.error, ?second, "trying the other encryption");
     match attempt(&target, &[address], second, deadline, left).await {
-        Ok(connection) => Ok(connection),
+        Ok(connection) => {
+            if second == Encryption::Plain {
+                target.tls.fell_back(address, &failure.error);
+            }
+            Ok(connection)
+        }
         Err(later) => Err(telling(failure, later.error)),
     }
 }
@@ -244,6 +249,9 @@ async fn attempt(
         is_tls,
         channel_binding: target.tls.channel_binding(),
         end_point: tls::end_point(&stream),
+        require_auth: target.tls.require_auth(),
+        is_verified: is_tls && target.tls.verifies(),
+        is_local: address.ip().is_loopback(),
         has_answered: AtomicBool::new(is_tls),
     };
     let logged_in = match timeout_at(deadline, login(&mut stream, &request)).await {
@@ -267,7 +275,12 @@ async fn attempt(
             }
             return Err(failed(error, retry));
         }
-        Ok(Ok(logged_in)) => logged_in,
+        Ok(Ok(logged_in)) => {
+            if is_tls {
+                target.tls.encrypted(address);
+            }
+            logged_in
+        }
     };
     let LoggedIn {
         version,

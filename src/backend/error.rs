@@ -98,6 +98,14 @@ pub enum ConnectError {
     UnsupportedMethod { method: &'static str },
     #[error("the server asks for the password in clear on a connection without TLS")]
     CleartextRefused,
+    /// By `server_tls.require_auth`, or because nothing has shown that it is the right server.
+    #[error("the server asks for {what}, which is refused: {}", refused_because(name, *is_configured))]
+    MethodRefused {
+        what: &'static str,
+        /// In `require_auth`.
+        name: &'static str,
+        is_configured: bool,
+    },
     #[error("the server asks for {method} authentication and there is no credential for this user")]
     NoCredential { method: &'static str },
     #[error("the answer is larger than allowed")]
@@ -238,6 +246,7 @@ impl ConnectError {
             | Self::ChannelBinding { .. }
             | Self::UnsupportedMethod { .. }
             | Self::CleartextRefused
+            | Self::MethodRefused { .. }
             | Self::NoCredential { .. }
             | Self::AnswerTooLarge => Suspicion::None,
         }
@@ -261,7 +270,8 @@ impl ConnectError {
             | Self::Protocol { .. }
             | Self::VerifierDiffers { .. }
             | Self::NotProven { .. }
-            | Self::ChannelBinding { .. } => true,
+            | Self::ChannelBinding { .. }
+            | Self::MethodRefused { .. } => true,
             Self::Server(error) => error.may_be_this_server(),
             Self::LocalResources { .. }
             | Self::UnsupportedMethod { .. }
@@ -295,6 +305,7 @@ impl ConnectError {
             | Self::VerifierDiffers { .. }
             | Self::NotProven { .. }
             | Self::ChannelBinding { .. }
+            | Self::MethodRefused { .. }
             | Self::UnsupportedMethod { .. }
             | Self::CleartextRefused
             | Self::NoCredential { .. }
@@ -335,9 +346,10 @@ impl ConnectError {
             Self::VerifierDiffers { .. } => "verifier_differs",
             Self::NotProven { .. } => "not_proven",
             Self::ChannelBinding { .. } => "channel_binding",
-            Self::UnsupportedMethod { .. } | Self::CleartextRefused | Self::NoCredential { .. } => {
-                "auth_method"
-            }
+            Self::UnsupportedMethod { .. }
+            | Self::CleartextRefused
+            | Self::MethodRefused { .. }
+            | Self::NoCredential { .. } => "auth_method",
             Self::AnswerTooLarge => "too_large",
         }
     }
@@ -411,6 +423,23 @@ impl ConnectError {
                 "server \"{server}\" asks for a password in clear without TLS"
             ))
             .hint("The operator should use TLS towards the server, or scram-sha-256 in its pg_hba.conf."),
+            Self::MethodRefused {
+                what,
+                name,
+                is_configured,
+            } => failure(format!("server \"{server}\" asks for {what}, which the router refuses")).hint(
+                if *is_configured {
+                    format!(
+                        "The operator should set scram-sha-256 in the server's pg_hba.conf, or add {name} to \
+                         server_tls.require_auth."
+                    )
+                } else {
+                    format!(
+                        "The operator should set scram-sha-256 in the server's pg_hba.conf, have the server's certificate \
+                         verified (server_tls.sslmode and sslrootcert), or name {name} in server_tls.require_auth."
+                    )
+                },
+            ),
             Self::AnswerTooLarge => ErrorReply::fatal(
                 SqlState::INTERNAL_ERROR,
                 "the server's answer is larger than allowed",
@@ -462,6 +491,17 @@ fn hba_reply(error: &ServerError, server: &str, line: &str) -> ErrorReply {
     match &error.detail {
         Some(detail) => reply.detail(detail.clone()),
         None => reply,
+    }
+}
+
+fn refused_because(name: &str, is_configured: bool) -> String {
+    if is_configured {
+        format!("server_tls.require_auth leaves out {name}")
+    } else {
+        format!(
+            "nothing has shown that it is the right server (set scram-sha-256 in its pg_hba.conf, or have its certificate \
+             verified: server_tls.sslmode and sslrootcert; or name {name} in server_tls.require_auth)"
+        )
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::Zeroize;
 
 use super::connection::{Credential, SeenRole};
+use super::derived;
 use super::error::{ConnectError, ServerError, Step};
 use super::reader::{FrameReader, parameter, send, verbatim};
 use crate::auth::md5::Md5Hash;
@@ -18,7 +19,7 @@ use crate::auth::scram::client::{
     AwaitServerFinal, AwaitServerFirst, ClientBinding, ClientExchange, ClientSecret, ServerProven,
 };
 use crate::auth::scram::{MECHANISM, MECHANISM_PLUS};
-use crate::config::ChannelBinding;
+use crate::config::{AuthMethod, ChannelBinding, RequireAuth, Ruling};
 use crate::wire::frame::{BodyReader, Frame, FrameFault, server_login_limit};
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
@@ -39,6 +40,11 @@ pub(super) struct Request<'a> {
     pub channel_binding: ChannelBinding,
     /// The hash of the server's certificate; `None` without TLS, or where it has none.
     pub end_point: Option<Vec<u8>>,
+    pub require_auth: &'a RequireAuth,
+    /// TLS, and the certificate has been verified.
+    pub is_verified: bool,
+    /// The server is on this host.
+    pub is_local: bool,
     /// The server has said something on this connection; for whom the login runs out of time.
     pub has_answered: AtomicBool,
 }
@@ -142,7 +148,7 @@ impl Login<'_> {
             let frame = reader.next(stream, server_login_limit).await?;
             self.request.has_answered.store(true, Ordering::Relaxed);
             match frame.tag {
-                b'R' => self.authentication(&frame.body, &mut out)?,
+                b'R' => self.authentication(&frame.body, &mut out).await?,
                 b'N' => self.notice(&frame),
                 b'S' => self.parameter_status(&frame.body)?,
                 b'v' => self.negotiated(&frame.body)?,
@@ -246,7 +252,7 @@ impl Login<'_> {
         Ok(())
     }
 
-    fn authentication(&mut self, body: &Bytes, out: &mut BytesMut) -> Result<(), ConnectError> {
+    async fn authentication(&mut self, body: &Bytes, out: &mut BytesMut) -> Result<(), ConnectError> {
         let (code, data) = body
             .split_first_chunk::<4>()
             .ok_or_else(|| violation("malformed authentication request"))?;
@@ -265,6 +271,7 @@ impl Login<'_> {
         }
         self.auth = match (code, auth) {
             (0, Auth::Start) => {
+                self.permit(AuthMethod::None)?;
                 tracing::debug!("the server asked for no authentication");
                 Auth::Done
             }
@@ -278,7 +285,12 @@ impl Login<'_> {
             (5, Auth::Start) => self.md5(data, out)?,
             (10, Auth::Start) => self.sasl(data, out)?,
             (11, Auth::Scram(exchange)) => {
-                let (next, answer) = exchange.server_first(data).map_err(ConnectError::scram)?;
+                let challenge = exchange.read(data).map_err(ConnectError::scram)?;
+                let keys = match challenge.derivation() {
+                    Some(work) => Some(derived::keys(work).await),
+                    None => None,
+                };
+                let (next, answer) = challenge.answer(keys);
                 message::sasl_response(out, &answer);
                 Auth::ScramProof(next)
             }
@@ -288,8 +300,14 @@ impl Login<'_> {
             (code, Auth::Start) => {
                 let method = match code {
                     2 => "Kerberos 5",
-                    7 => "GSSAPI",
-                    9 => "SSPI",
+                    7 => {
+                        self.permit(AuthMethod::Gss)?;
+                        "GSSAPI"
+                    }
+                    9 => {
+                        self.permit(AuthMethod::Sspi)?;
+                        "SSPI"
+                    }
                     _ => return Err(violation(format!("unexpected authentication request {code}"))),
                 };
                 return Err(ConnectError::UnsupportedMethod { method });
@@ -299,7 +317,52 @@ impl Login<'_> {
         Ok(())
     }
 
+    /// Whether the server may ask for this ([`RequireAuth`]). Where the configuration says nothing, a method that proves
+    /// nothing of the server, or gives it what a guess can be checked with, is for servers that are known: by a
+    /// certificate, or because there is nothing to give.
+    fn permit(&self, method: AuthMethod) -> Result<(), ConnectError> {
+        let (what, name) = match method {
+            AuthMethod::None => ("no authentication", "none"),
+            AuthMethod::Password => ("the password in clear", "password"),
+            AuthMethod::Md5 => ("md5 authentication", "md5"),
+            AuthMethod::Scram => ("SCRAM-SHA-256", "scram-sha-256"),
+            AuthMethod::Gss => ("GSSAPI", "gss"),
+            AuthMethod::Sspi => ("SSPI", "sspi"),
+            AuthMethod::Oauth => ("OAUTHBEARER", "oauth"),
+        };
+        let credential = self.request.credential;
+        let is_safe = self.request.is_verified
+            || match method {
+                AuthMethod::None => match credential {
+                    Credential::None => true,
+                    Credential::ClientKey(_) | Credential::Md5(_) => self.request.is_local,
+                    Credential::Password(_) => false,
+                },
+                // Without TLS it has an error of its own.
+                AuthMethod::Password => {
+                    !self.request.is_tls || !matches!(credential, Credential::Password(_))
+                }
+                AuthMethod::Md5 => !matches!(credential, Credential::Password(_)),
+                AuthMethod::Scram | AuthMethod::Gss | AuthMethod::Sspi | AuthMethod::Oauth => true,
+            };
+        match self.request.require_auth.ruling(method) {
+            Ruling::Allowed => Ok(()),
+            Ruling::IfSafe if is_safe => Ok(()),
+            Ruling::IfSafe => Err(ConnectError::MethodRefused {
+                what,
+                name,
+                is_configured: false,
+            }),
+            Ruling::Refused => Err(ConnectError::MethodRefused {
+                what,
+                name,
+                is_configured: true,
+            }),
+        }
+    }
+
     fn cleartext(&self, out: &mut BytesMut) -> Result<Auth, ConnectError> {
+        self.permit(AuthMethod::Password)?;
         match self.request.credential {
             Credential::None => Err(ConnectError::NoCredential { method: "password" }),
             Credential::ClientKey(_) | Credential::Md5(_) => {
@@ -314,6 +377,7 @@ impl Login<'_> {
     }
 
     fn md5(&self, salt: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
+        self.permit(AuthMethod::Md5)?;
         let salt = <[u8; 4]>::try_from(salt).map_err(|_| violation("malformed salt for md5"))?;
         let answer = match self.request.credential {
             Credential::None => return Err(ConnectError::NoCredential { method: "md5" }),
@@ -333,7 +397,11 @@ impl Login<'_> {
     }
 
     fn sasl(&self, list: &[u8], out: &mut BytesMut) -> Result<Auth, ConnectError> {
-        let binding = self.binding(Offered::parse(list)?)?;
+        let offered = Offered::parse(list)?;
+        if offered.plain || offered.plus {
+            self.permit(AuthMethod::Scram)?;
+        }
+        let binding = self.binding(offered)?;
         let secret = match self.request.credential {
             Credential::None => return Err(ConnectError::NoCredential { method: MECHANISM }),
             Credential::Md5(_) => return Err(ConnectError::UnsupportedMethod { method: MECHANISM }),

@@ -32,6 +32,9 @@ pub(crate) fn run(data: &[u8]) {
         is_tls: which & 8 != 0,
         channel_binding: ChannelBinding::Prefer,
         end_point: (which & 8 != 0).then(|| vec![7; 32]),
+        require_auth: &crate::config::RequireAuth::Safe,
+        is_verified: true,
+        is_local: false,
         has_answered: AtomicBool::new(false),
     };
     let mut stream = tokio::io::join(data, tokio::io::sink());

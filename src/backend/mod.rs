@@ -8,6 +8,7 @@
 
 mod cancel;
 pub mod connection;
+mod derived;
 mod error;
 mod hba_line;
 pub(crate) mod login;

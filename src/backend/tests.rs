@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod require_auth;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use super::login::{LoggedIn, LoginFailure, Request, login};
 use super::*;
 use crate::auth::md5::Md5Hash;
 use crate::auth::scram::{ClientKey, Lookup, MAX_PASSWORD, MockSecret, Nonce, ServerExchange, Verifier};
-use crate::config::{ChannelBinding, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation};
+use crate::config::{
+    AuthMethod, ChannelBinding, RequireAuth, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation,
+};
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
 
@@ -40,6 +44,8 @@ fn tls(sslmode: SslMode) -> Arc<TlsClient> {
         channel_binding: ChannelBinding::default(),
         roots: None,
         client_certificate: None,
+        server_name: None,
+        require_auth: RequireAuth::default(),
     })
     .unwrap()
 }
@@ -321,6 +327,9 @@ async fn login_against(
         is_tls,
         channel_binding: ChannelBinding::Prefer,
         end_point: None,
+        require_auth: &RequireAuth::Safe,
+        is_verified: true,
+        is_local: false,
         has_answered: false.into(),
     };
     let result = login(&mut near, &request).await;
@@ -368,6 +377,9 @@ async fn a_login_may_arrive_in_any_pieces() {
             is_tls: false,
             channel_binding: ChannelBinding::Prefer,
             end_point: None,
+            require_auth: &RequireAuth::Safe,
+            is_verified: true,
+            is_local: false,
             has_answered: false.into(),
         };
         far.write_all(&answer[..cut]).await.unwrap();
@@ -592,6 +604,9 @@ async fn scram_server(
         is_tls: false,
         channel_binding: ChannelBinding::Prefer,
         end_point: None,
+        require_auth: &RequireAuth::Safe,
+        is_verified: true,
+        is_local: false,
         has_answered: false.into(),
     };
     let (result, ()) = tokio::join!(login(&mut near, &request), async {
@@ -688,6 +703,9 @@ fn bound_request<'a>(
         is_tls: true,
         channel_binding: bound.channel_binding,
         end_point: bound.end_point.map(<[u8]>::to_vec),
+        require_auth: &RequireAuth::Safe,
+        is_verified: true,
+        is_local: false,
         has_answered: false.into(),
     }
 }
@@ -889,6 +907,8 @@ async fn where_binding_is_required_nothing_is_sent_without_tls() {
         channel_binding: ChannelBinding::Require,
         roots: None,
         client_certificate: None,
+        server_name: None,
+        require_auth: RequireAuth::default(),
     };
     for mode in [SslMode::Allow, SslMode::Prefer] {
         let (sender, mut sent) = tokio::sync::mpsc::unbounded_channel();
@@ -958,6 +978,8 @@ async fn direct_tls_speaks_to_servers_that_name_the_protocol_only() {
         channel_binding: ChannelBinding::Prefer,
         roots: None,
         client_certificate: None,
+        server_name: None,
+        require_auth: RequireAuth::default(),
     };
     let tls = TlsClient::new(&settings).unwrap();
     // Older servers take the ClientHello for a startup packet; other services speak TLS without the protocol's name.

@@ -1,15 +1,16 @@
 //! TLS towards servers, with the meaning of libpq's `sslmode`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
+use rustls::{AlertDescription, ClientConfig};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -19,8 +20,8 @@ use tokio_rustls::TlsConnector;
 use super::connection::ServerStream;
 use super::error::{ConnectError, Step, escape};
 use crate::auth::scram::tls_server_end_point;
-use crate::config::{ChannelBinding, KeyPair, ServerTls, SslMode, SslNegotiation};
-use crate::tls::{Authorities, AuthorityFault, Check, ServerVerifier, certified};
+use crate::config::{ChannelBinding, KeyPair, RequireAuth, ServerTls, SslMode, SslNegotiation};
+use crate::tls::{self, Authorities, AuthorityFault, Check, ServerVerifier, certified};
 use crate::wire::message;
 
 /// How much of an error before TLS is read, and how long it may take: it is only for the log.
@@ -34,14 +35,26 @@ const ALPN: &[u8] = b"postgresql";
 ///
 /// As in libpq: with roots of the configuration the chain is verified in every mode that uses TLS; without, only in
 /// `verify-ca` and `verify-full`, against the system's roots. The name (or IP address) is verified in `verify-full`
-/// only, and only against `subjectAltName`. A server certificate that is itself one of the configured roots is
+/// only. A server certificate that is itself one of the configured roots is
 /// trusted (a self-signed certificate given as `sslrootcert`).
+#[derive(Clone)]
 pub struct TlsClient {
     mode: SslMode,
     negotiation: SslNegotiation,
     channel_binding: ChannelBinding,
+    require_auth: RequireAuth,
+    check: Check,
+    server_name: Option<Arc<str>>,
+    in_clear: Arc<InClear>,
     connector: Option<TlsConnector>,
 }
+
+/// Servers towards which `prefer` has fallen back to clear, and which were warned of.
+#[derive(Debug, Default)]
+struct InClear(Mutex<BTreeSet<SocketAddr>>);
+
+/// Of that many servers it is remembered; beyond, each time is worth a warning.
+const MOST_IN_CLEAR: usize = 1024;
 
 impl std::fmt::Debug for TlsClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -73,7 +86,8 @@ impl TlsClient {
                 mode: settings.sslmode,
                 negotiation: settings.sslnegotiation,
                 channel_binding: settings.channel_binding,
-                connector: None,
+                require_auth: settings.require_auth.clone(),
+                ..Self::none()
             }));
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -96,6 +110,10 @@ impl TlsClient {
             mode: settings.sslmode,
             negotiation: settings.sslnegotiation,
             channel_binding: settings.channel_binding,
+            require_auth: settings.require_auth.clone(),
+            check,
+            server_name: settings.server_name.as_deref().map(Arc::from),
+            in_clear: Arc::default(),
             connector: Some(TlsConnector::from(Arc::new(config))),
         }))
     }
@@ -111,21 +129,27 @@ impl TlsClient {
             }
         };
         Ok(Arc::new(Self {
-            mode: self.mode,
-            negotiation: self.negotiation,
-            channel_binding: self.channel_binding,
             connector,
+            ..self.clone()
         }))
     }
 
     /// `sslmode: disable`.
     pub fn disabled() -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::none())
+    }
+
+    fn none() -> Self {
+        Self {
             mode: SslMode::Disable,
             negotiation: SslNegotiation::default(),
             channel_binding: ChannelBinding::default(),
+            require_auth: RequireAuth::default(),
+            check: Check::Nothing,
+            server_name: None,
+            in_clear: Arc::default(),
             connector: None,
-        })
+        }
     }
 
     pub fn mode(&self) -> SslMode {
@@ -134,6 +158,42 @@ impl TlsClient {
 
     pub fn channel_binding(&self) -> ChannelBinding {
         self.channel_binding
+    }
+
+    pub(super) fn require_auth(&self) -> &RequireAuth {
+        &self.require_auth
+    }
+
+    /// Whether a server with which there is TLS has shown a certificate that somebody trusted vouches for.
+    pub(super) fn verifies(&self) -> bool {
+        self.check != Check::Nothing
+    }
+
+    /// `prefer` goes on in clear after TLS came to nothing: one warning until TLS works again.
+    pub(super) fn fell_back(&self, address: SocketAddr, why: &ConnectError) {
+        let mut known = self.in_clear.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = if known.len() < MOST_IN_CLEAR {
+            known.insert(address)
+        } else {
+            !known.contains(&address)
+        };
+        drop(known);
+        if is_new {
+            tracing::warn!(
+                server = %address,
+                reason = %why,
+                "connections to a server go on in clear (sslmode: prefer); sslmode: require refuses that"
+            );
+        }
+    }
+
+    /// TLS works with this server.
+    pub(super) fn encrypted(&self, address: SocketAddr) {
+        self.in_clear
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&address);
     }
 
     /// Sets up TLS on a fresh connection, after `SSLRequest` or at once. `Ok(Plain)` where the server said `N`: whether
@@ -152,6 +212,7 @@ impl TlsClient {
                 Offer::Nothing => return Ok(ServerStream::Plain(stream)),
             }
         }
+        let host = self.server_name.as_deref().unwrap_or(host);
         let name = match ServerName::try_from(host) {
             Ok(name) => name.to_owned(),
             Err(_) if self.mode == SslMode::VerifyFull => {
@@ -163,12 +224,13 @@ impl TlsClient {
             }
             Err(_) => ServerName::from(address.ip()),
         };
+        let asked = matches!(name, ServerName::DnsName(_));
         let tls = timeout_at(deadline, connector.connect(name, stream))
             .await
             .map_err(|_| ConnectError::Timeout {
                 step: Step::TlsHandshake,
             })?
-            .map_err(|error| self.handshake_failed(error))?;
+            .map_err(|error| self.handshake_failed(error, asked))?;
         // Who does not name the protocol may be another service, or an older server behind something that speaks TLS.
         if self.negotiation == SslNegotiation::Direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(ConnectError::DirectTls {
@@ -178,7 +240,22 @@ impl TlsClient {
         Ok(ServerStream::Tls(Box::new(tls)))
     }
 
-    fn handshake_failed(&self, error: std::io::Error) -> ConnectError {
+    fn handshake_failed(&self, error: std::io::Error, asked: bool) -> ConnectError {
+        if let Some(rustls::Error::AlertReceived(alert)) = tls::of_io(&error)
+            && wants_name(*alert, asked)
+        {
+            let hint = if asked {
+                "it knows no such name"
+            } else {
+                "it was asked for no name, since its host is an address"
+            };
+            let reason = format!(
+                "{}; {hint} (PostgreSQL 19 with ssl_sni = on looks names up in its pg_hosts.conf; \
+                 server_tls.server_name says what to ask for)",
+                tls::explain(&rustls::Error::AlertReceived(*alert))
+            );
+            return ConnectError::Tls { reason };
+        }
         match ConnectError::io(Step::TlsHandshake, error) {
             // What a server before PostgreSQL 17 does: it takes the ClientHello for a broken startup packet.
             ConnectError::Closed { .. } | ConnectError::Lost { .. }
@@ -190,6 +267,15 @@ impl TlsClient {
             }
             other => other,
         }
+    }
+}
+
+/// Whether a server that ended the handshake so may have missed a name, or not known it.
+fn wants_name(alert: AlertDescription, asked: bool) -> bool {
+    match alert {
+        AlertDescription::UnrecognisedName => true,
+        AlertDescription::HandshakeFailure | AlertDescription::MissingExtension => !asked,
+        _ => false,
     }
 }
 

@@ -94,6 +94,7 @@ impl CheckStatus {
             | ConnectError::ChannelBinding { .. }
             | ConnectError::UnsupportedMethod { .. }
             | ConnectError::CleartextRefused
+            | ConnectError::MethodRefused { .. }
             | ConnectError::NoCredential { .. } => Self::Layer7Status,
         }
     }

@@ -84,6 +84,8 @@ impl Served {
             channel_binding: config::ChannelBinding::default(),
             roots: None,
             client_certificate: None,
+            server_name: None,
+            require_auth: config::RequireAuth::default(),
         };
         let tls = TlsClient::new(&server_tls).unwrap();
         let config = config::Cluster {

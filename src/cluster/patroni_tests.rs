@@ -325,6 +325,8 @@ pub(in crate::cluster) fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster
             channel_binding: config::ChannelBinding::default(),
             roots: None,
             client_certificate: None,
+            server_name: None,
+            require_auth: config::RequireAuth::default(),
         },
         server: config::ServerOptions {
             connect_timeout: Duration::from_secs(1),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::address;
 use super::etcd::{self, Etcd};
@@ -14,6 +14,7 @@ use super::model::{
     ServiceAccount, Source, SslMode, SslNegotiation,
 };
 use super::placement::{self, Placement};
+use super::require_auth::{AuthMethod, RequireAuth, Ruling};
 use super::section::{Field, Section, report_repeated};
 
 pub(super) const fn ms(millis: u64) -> Duration {
@@ -311,7 +312,11 @@ fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
     }
     let unlock = Unlock::With("sslpassphrase_command", command);
     let client_certificate = pair.and_then(|(cert, key)| keys::key_pair(&cert, &key, &unlock));
+    let server_name = server_name(&section, sslmode);
+    let require_auth = require_auth(&section, channel_binding);
     Some(ServerTls {
+        server_name: server_name?,
+        require_auth: require_auth?,
         sslmode: sslmode?,
         sslnegotiation: sslnegotiation?,
         channel_binding: channel_binding?,
@@ -335,6 +340,44 @@ fn sslnegotiation(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ssl
         field.fault("`direct` needs `sslmode: require`, `verify-ca` or `verify-full`");
     }
     negotiation
+}
+
+/// The inner `None`: the member's host.
+#[expect(
+    clippy::option_option,
+    reason = "the outer one is a fault, as everywhere here"
+)]
+fn server_name(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Option<String>> {
+    let Some(field) = section.field("server_name") else {
+        return Some(None);
+    };
+    let name = field.text()?;
+    if sslmode == Some(SslMode::Disable) {
+        field.fault("has no effect with `sslmode: disable`");
+        return None;
+    }
+    match ServerName::try_from(name) {
+        Ok(ServerName::DnsName(_)) => Some(Some(name.to_owned())),
+        _ => {
+            field.fault_with(
+                "is not a DNS name",
+                "it is the name that the servers' certificates have, as in `db.example.org`",
+            );
+            None
+        }
+    }
+}
+
+fn require_auth(section: &Section<'_>, binding: Option<ChannelBinding>) -> Option<RequireAuth> {
+    let Some(field) = section.field("require_auth") else {
+        return Some(RequireAuth::default());
+    };
+    let required = RequireAuth::read(&field)?;
+    if binding == Some(ChannelBinding::Require) && required.ruling(AuthMethod::Scram) == Ruling::Refused {
+        field.fault("leaves out `scram-sha-256`, which `channel_binding: require` needs");
+        return None;
+    }
+    Some(required)
 }
 
 fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<ChannelBinding> {

@@ -222,6 +222,8 @@ fn is_same_but_for_credentials(old: &Cluster, new: &Cluster) -> bool {
                 channel_binding: _,
                 roots: _,
                 client_certificate: _,
+                server_name: _,
+                require_auth: _,
             },
         server,
         max_connections,

@@ -30,6 +30,7 @@ mod material;
 pub mod model;
 mod placement;
 mod replace;
+mod require_auth;
 mod route;
 mod schema;
 mod secret;
@@ -61,6 +62,7 @@ pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
 pub use model::*;
 pub use placement::{MOST_WEIGHT, MemberPlacement, Placement};
 pub use replace::{beside, replace_file};
+pub use require_auth::{AuthMethod, RequireAuth, Ruling};
 pub use route::{Access, Balance, OnLeader, TargetRole, Tier};
 pub use secret::Secret;
 pub use waiting::{Queue, TellAddress};
@@ -351,17 +353,22 @@ fn oddities(config: &Config) -> Vec<String> {
         }
     }
     for cluster in config.clusters.values() {
-        let Source::Patroni(patroni) = &cluster.source else {
-            continue;
-        };
-        let clear = patroni
-            .endpoints
-            .iter()
-            .any(|endpoint| endpoint.starts_with("http:"));
-        if clear && patroni.basic_auth.is_some() {
-            let name = &cluster.name;
+        let name = &cluster.name;
+        let in_clear = |endpoints: &[String]| endpoints.iter().any(|endpoint| endpoint.starts_with("http:"));
+        if let Source::Patroni(patroni) = &cluster.source
+            && patroni.basic_auth.is_some()
+            && in_clear(&patroni.endpoints)
+        {
             odd.push(format!(
                 "cluster `{name}`: Patroni's password is sent in clear to `http://` endpoints"
+            ));
+        }
+        if let Some(etcd) = &cluster.etcd
+            && etcd.login.is_some()
+            && in_clear(&etcd.endpoints)
+        {
+            odd.push(format!(
+                "cluster `{name}`: etcd's password is sent in clear to `http://` endpoints"
             ));
         }
     }

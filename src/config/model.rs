@@ -18,6 +18,7 @@ use super::fitness::{MaxLag, OnUnfit};
 use super::keys::Leaf;
 use super::material::Files;
 use super::placement::Placement;
+use super::require_auth::RequireAuth;
 use super::route::{Access, Balance, OnLeader, Tier};
 use super::waiting::{Queue, TellAddress};
 
@@ -209,6 +210,9 @@ pub struct ServerTls {
     /// Trusted roots: of `sslrootcert`, or `None` for the system's (`sslrootcert: system` or unset).
     pub roots: Option<Vec<CertificateDer<'static>>>,
     pub client_certificate: Option<Arc<KeyPair>>,
+    /// The name to ask servers for (SNI), and to verify, in place of the member's host.
+    pub server_name: Option<String>,
+    pub require_auth: RequireAuth,
 }
 
 /// Connections to servers on behalf of clients.

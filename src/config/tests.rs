@@ -668,6 +668,28 @@ fn wrong_types_and_bounds() {
             "did you mean `require`?",
         ),
         (
+            "server_tls: {sslmode: disable, server_name: db.example}",
+            "has no effect with `sslmode: disable`",
+        ),
+        ("server_tls: {server_name: 10.0.0.1}", "is not a DNS name"),
+        ("server_tls: {server_name: \"a..b\"}", "is not a DNS name"),
+        ("server_tls: {require_auth: scram}", "`scram` is not a method"),
+        ("server_tls: {require_auth: \"\"}", "must not be empty"),
+        (
+            "server_tls: {require_auth: [password, \"!md5\"]}",
+            "a list is of one kind",
+        ),
+        ("server_tls: {require_auth: \"md5,md5\"}", "names `md5` twice"),
+        ("server_tls: {require_auth: [gss, oauth]}", "leaves nothing"),
+        (
+            "server_tls: {require_auth: \"!none,!password,!md5,!scram-sha-256\"}",
+            "leaves nothing",
+        ),
+        (
+            "server_tls: {channel_binding: require, require_auth: password}",
+            "which `channel_binding: require` needs",
+        ),
+        (
             "server_tls: {sslcert: s.crt}",
             "`sslcert` needs `sslkey` beside it",
         ),
@@ -874,6 +896,14 @@ fn what_is_odd_is_a_warning() {
     assert_eq!(files.ok(&text).warnings(), odd);
     let clear = MINIMAL.replace("8008\"]", "8008\"], username: u, password_file: pw");
     assert!(files.ok(&clear).warnings()[0].contains("is sent in clear"));
+    let clear = MINIMAL.replace(
+        "    service_account:",
+        "    etcd: {endpoints: [\"http://127.0.0.1:2379\"], scope: s, username: u, password_file: pw}\n    service_account:",
+    );
+    assert_eq!(
+        files.ok(&clear).warnings()[0],
+        "cluster `main`: etcd's password is sent in clear to `http://` endpoints"
+    );
     files.certificate("s", |params| {
         let end = rcgen::date_time_ymd(2200, 1, 1);
         params.not_after = end;
@@ -1255,6 +1285,8 @@ fn the_examples_are_right() {
             "password_file",
             "sslnegotiation",
             "channel_binding",
+            "require_auth",
+            "server_name",
             "sslrootcert",
             "sslcert",
             "sslkey",

@@ -285,6 +285,9 @@ impl Authorities {
         party: Party,
         now: UnixTime,
     ) -> rustls::Error {
+        if error == webpki::Error::InvalidSignatureForPublicKey {
+            return CertificateFault::SignedByNamesake.into();
+        }
         if !matches!(
             error,
             webpki::Error::EndEntityUsedAsCa | webpki::Error::UnknownIssuer

@@ -36,6 +36,11 @@ pub enum CertificateFault {
     KeyUsage(&'static str),
     #[error("its extended key usage does not allow it to identify a {0}")]
     ExtendedKeyUsage(&'static str),
+    #[error(
+        "the trusted authority of its issuer's name did not sign it: another one has the same name, or the authority \
+         has another key now"
+    )]
+    SignedByNamesake,
     #[error("{0}")]
     Other(String),
 }

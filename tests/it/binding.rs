@@ -15,7 +15,7 @@ use crate::cluster::{Certificates, Cluster, Options, Router, eventually, output,
 use crate::drivers::cache;
 
 /// More than a test needs failed logins.
-const UNLIMITED: &str = "rate_limit: {failures: 0}";
+pub(crate) const UNLIMITED: &str = "rate_limit: {failures: 0}";
 
 /// `NAME.crt`, signed by its own key, so that the key's kind decides the hash; and `NAME.key`.
 fn leaf(dir: &Path, name: &str, names: &[&str], algorithm: &'static rcgen::SignatureAlgorithm) {
@@ -484,12 +484,14 @@ fn behind(
 
 /// A router that takes `middle` for the server.
 fn before_middle(server: &Postgres, middle: &Middle, binding: &str) -> Router {
-    let yaml = server
-        .yaml_with(&format!("{{sslmode: require, channel_binding: {binding}}}"))
-        .replace(
-            &format!("host: {}", server.address),
-            &format!("host: {}", middle.address),
-        );
+    before_middle_with(server, middle, &format!("channel_binding: {binding}"))
+}
+
+fn before_middle_with(server: &Postgres, middle: &Middle, tls: &str) -> Router {
+    let yaml = server.yaml_with(&format!("{{sslmode: require, {tls}}}")).replace(
+        &format!("host: {}", server.address),
+        &format!("host: {}", middle.address),
+    );
     Router::launch(
         None,
         Options {
@@ -598,14 +600,15 @@ fn who_shows_the_router_another_certificate_is_refused_by_postgresql_18() {
 
 fn shows_another_certificate(version_18: bool) {
     let own = |_: &Postgres| Certificates::make(&["server.example".to_owned()]);
-    // The router's account gives its password in clear, which binds nothing, and so does not keep `app` from trying.
+    // The router's account gives its password in clear, as configured, which binds nothing, and so does not keep `app`
+    // from trying.
     let (server, middle) = behind(
         version_18,
         "hostssl all trunkline 127.0.0.0/8 password\nhostssl all all 127.0.0.0/8 scram-sha-256",
         own,
         Play::Pass,
     );
-    let router = before_middle(&server, &middle, "prefer");
+    let router = before_middle_with(&server, &middle, "require_auth: [password, scram-sha-256]");
     router.await_read_write();
     app_is_refused(&router, NOT_BOUND);
     assert!(

@@ -53,6 +53,7 @@ mod relay;
 mod reload;
 mod reload_doors;
 mod routing;
+mod server_proof;
 mod service_account;
 mod service_manager;
 mod stalled;

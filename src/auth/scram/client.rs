@@ -12,13 +12,13 @@ use zeroize::Zeroizing;
 use super::attributes::{Attributes, Fault, is_printable};
 use super::binding::BINDING_TYPE;
 use super::{
-    BASE64, ClientKey, Keys, MAX_SERVER_MESSAGE, MECHANISM, MECHANISM_PLUS, Nonce, ServerScramFault, decimal,
-    decode_key, decode_salt, hmac_sha256, same, xor,
+    BASE64, ClientKey, Keys, MAX_SERVER_MESSAGE, MAX_VERIFIER_ITERATIONS, MECHANISM, MECHANISM_PLUS, Nonce,
+    ServerScramFault, decimal, decode_key, decode_salt, hmac_sha256, same, xor,
 };
 use crate::config::Secret;
 
-/// The most iterations computed at a server's word: about 25 ms of a worker.
-pub const MAX_ITERATIONS: u32 = 100_000;
+/// The most iterations computed at a server's word, as many as a verifier may have: about 250 ms of a processor.
+pub const MAX_ITERATIONS: u32 = MAX_VERIFIER_ITERATIONS;
 
 /// What the router logs in with.
 #[derive(Debug, Clone)]
@@ -121,8 +121,15 @@ impl AwaitServerFirst {
     }
 
     /// Takes the data of `AuthenticationSASLContinue`, returns the data of `SASLResponse`. With a password this computes
-    /// up to [`MAX_ITERATIONS`] rounds.
+    /// up to [`MAX_ITERATIONS`] rounds, and blocks for so long; [`Self::read`] leaves that to the caller.
     pub fn server_first(self, data: &[u8]) -> Result<(AwaitServerFinal, Vec<u8>), ServerScramFault> {
+        let challenge = self.read(data)?;
+        let keys = challenge.derivation().map(Derivation::run);
+        Ok(challenge.answer(keys))
+    }
+
+    /// Takes the data of `AuthenticationSASLContinue`.
+    pub fn read(self, data: &[u8]) -> Result<Challenge, ServerScramFault> {
         let ClientExchange {
             secret,
             binding,
@@ -134,36 +141,106 @@ impl AwaitServerFirst {
         if continued.is_none_or(<[u8]>::is_empty) || !is_printable(first.nonce) {
             return Err(ServerScramFault::Nonce);
         }
-        let keys = match secret {
+        let known = match secret {
             ClientSecret::Password(password) => {
                 if first.iterations.get() > MAX_ITERATIONS {
                     return Err(ServerScramFault::Iterations);
                 }
-                Keys::derive(password.expose(), &first.salt, first.iterations)
+                Known::Password(Derivation {
+                    password,
+                    salt: first.salt,
+                    iterations: first.iterations,
+                })
             }
             ClientSecret::Key(ClientKey { key, verifier }) => {
                 if first.iterations.get() != verifier.iterations || first.salt != verifier.salt {
                     return Err(ServerScramFault::VerifierDiffers);
                 }
-                Keys {
+                Known::Keys(Keys {
                     client_key: key,
                     stored_key: Zeroizing::new(verifier.stored_key),
                     server_key: Zeroizing::new(verifier.server_key),
-                }
+                })
             }
         };
-
         let mut response = format!("c={},r=", binding.attribute()).into_bytes();
         response.extend_from_slice(first.nonce);
-        let message: [&[u8]; 5] = [&bare, b",", data, b",", &response];
-        let proof = xor(&keys.client_key, &hmac_sha256(&*keys.stored_key, &message));
-        let next = AwaitServerFinal {
-            signature: hmac_sha256(&*keys.server_key, &message),
+        let message = [&bare[..], b",", data, b",", &response].concat();
+        Ok(Challenge {
+            known,
+            message,
+            response,
             is_bound: matches!(binding, ClientBinding::EndPoint(_)),
+        })
+    }
+}
+
+/// A server's first message, read; what is missing are the keys.
+#[derive(Debug)]
+pub struct Challenge {
+    known: Known,
+    /// What both sides sign.
+    message: Vec<u8>,
+    response: Vec<u8>,
+    is_bound: bool,
+}
+
+enum Known {
+    Password(Derivation),
+    Keys(Keys),
+}
+
+impl std::fmt::Debug for Known {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// The work that a password asks for.
+#[derive(Debug, Clone)]
+pub struct Derivation {
+    pub password: Secret,
+    pub salt: Vec<u8>,
+    /// At most [`MAX_ITERATIONS`].
+    pub iterations: NonZeroU32,
+}
+
+impl Derivation {
+    /// Blocks.
+    pub fn run(&self) -> Keys {
+        Keys::derive(self.password.expose(), &self.salt, self.iterations)
+    }
+}
+
+impl Challenge {
+    /// What has to be computed first; `None` where the keys are known.
+    pub fn derivation(&self) -> Option<&Derivation> {
+        match &self.known {
+            Known::Password(derivation) => Some(derivation),
+            Known::Keys(_) => None,
+        }
+    }
+
+    /// The data of `SASLResponse`. `derived` is what [`Self::derivation`] gives when it is run; without, it is run here.
+    pub fn answer(self, derived: Option<Keys>) -> (AwaitServerFinal, Vec<u8>) {
+        let Self {
+            known,
+            message,
+            mut response,
+            is_bound,
+        } = self;
+        let keys = match (known, derived) {
+            (Known::Keys(keys), _) | (Known::Password(_), Some(keys)) => keys,
+            (Known::Password(derivation), None) => derivation.run(),
+        };
+        let proof = xor(&keys.client_key, &hmac_sha256(&*keys.stored_key, &[&message]));
+        let next = AwaitServerFinal {
+            signature: hmac_sha256(&*keys.server_key, &[&message]),
+            is_bound,
         };
         response.extend_from_slice(b",p=");
         response.extend_from_slice(BASE64.encode(*proof).as_bytes());
-        Ok((next, response))
+        (next, response)
     }
 }
 

@@ -82,7 +82,11 @@ pub enum ServerScramFault {
     #[error("the server's SCRAM nonce does not continue ours")]
     Nonce,
     /// Work that only a hostile server asks for (case of CVE-2026-42198).
-    #[error("the server asks for more than {max} SCRAM iterations", max = super::client::MAX_ITERATIONS)]
+    #[error(
+        "the server asks for more than {max} SCRAM iterations, the most that are computed (set the password again with \
+         a lower scram_iterations)",
+        max = super::client::MAX_ITERATIONS
+    )]
     Iterations,
     /// The server's salt or iterations are not those of the verifier the client's key belongs to: for instance a
     /// replica that has not replayed a password change. Another server may still fit.

@@ -237,10 +237,17 @@ impl std::fmt::Debug for MockSecret {
 
 /// The keys of RFC 5802, section 3, by their names there.
 #[allow(clippy::struct_field_names)]
-struct Keys {
+#[derive(Clone)]
+pub struct Keys {
     client_key: Zeroizing<[u8; 32]>,
     stored_key: Zeroizing<[u8; 32]>,
     server_key: Zeroizing<[u8; 32]>,
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keys(***)")
+    }
 }
 
 impl Keys {

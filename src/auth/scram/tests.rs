@@ -583,7 +583,7 @@ fn a_hostile_server_is_refused() {
     );
     assert_eq!(plain(&|n| format!("r=x{n}x,s=QUFB,i=1")), ServerScramFault::Nonce);
     assert_eq!(
-        plain(&|n| format!("r={n}x,s=QUFB,i=100001")),
+        plain(&|n| format!("r={n}x,s=QUFB,i=1000001")),
         ServerScramFault::Iterations
     );
     assert_eq!(

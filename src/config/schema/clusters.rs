@@ -265,6 +265,22 @@ pub(super) static SERVER_TLS: Keys = Keys(&[
         "Certificates of the trusted authorities. `system`, the host's own, needs `verify-full`; \
          `verify-ca` needs a file.",
     ),
+    Key::new(
+        "server_name",
+        TEXT,
+        Said("the member's host"),
+        "The name to ask the servers for (SNI), and to verify with `verify-full`: for members given by address \
+         whose certificates have a name, and for PostgreSQL 19 with `ssl_sni = on`, which looks the name up in its \
+         `pg_hosts.conf`.",
+    ),
+    Key::new(
+        "require_auth",
+        either(&[TEXT, list(&TEXT, 1, 7)]),
+        Said("each method where it is safe"),
+        "What a server may ask the router for: `scram-sha-256`, `md5`, `password`, `none`, as a list or with commas; \
+         with `!` before each, everything else. By default `scram-sha-256`; the others where the certificate is \
+         verified, and a little more: [Who proves what](tls.md#who-proves-what-to-whom).",
+    ),
     Key::new("sslcert", FILE, Nothing, "Client certificate; with `sslkey`."),
     Key::new("sslkey", SECRET, Nothing, "Its key."),
     Key::new(

@@ -20,7 +20,7 @@ clusters:
   main:
     servers: [{name: a, host: db1}]
     service_account: {user: svc}
-    server_tls: {sslrootcert: system, sslcert: s.crt, sslkey: s.key, sslpassphrase_command: "cat p"}
+    server_tls: {server_name: db.example.org, require_auth: [none, scram-sha-256], sslrootcert: system, sslcert: s.crt, sslkey: s.key, sslpassphrase_command: "cat p"}
 tls:
   certificates: [{cert_file: s.crt, key_file: s.key, passphrase_command: "cat p"}]
   client_ca_file: ca.crt

@@ -143,7 +143,8 @@ fn expired(dir: &Dir) {
 fn an_authority_that_is_over_or_none_vouches_for_nobody() {
     let dir = Dir::new();
     expired(&dir);
-    let now = rustls::pki_types::UnixTime::now().as_secs().try_into().unwrap();
+    // They are made below.
+    let now = i64::try_from(rustls::pki_types::UnixTime::now().as_secs()).unwrap() + 60;
     dir.own("good", EC, "");
     dir.own("leaf", EC, " -addext basicConstraints=critical,CA:FALSE");
     dir.own("unsigning", EC, " -addext keyUsage=digitalSignature");
@@ -257,6 +258,13 @@ fn what_openssl_takes_is_taken_where_an_authority_signed_it_directly() {
     dir.openssl(&format!(
         "req -x509 -nodes -newkey {EC} -keyout forged.key -out forged.crt -subj /CN=ca"
     ));
+    dir.signed("new-forged", "forged", Some("basicConstraints=CA:FALSE"));
+    for result in [
+        as_client(&dir, &["ca"], &[], &["new-forged"]),
+        as_server(&dir, Check::Chain, &["ca"], &["new-forged"], "db"),
+    ] {
+        refused(&result, "another one has the same name");
+    }
     dir.signed("old-forged", "forged", None);
     refused(&as_client(&dir, &["ca"], &[], &["old-forged"]), "version 1");
     refused(
