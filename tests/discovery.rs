@@ -100,7 +100,7 @@ impl Running {
                 roots: None,
                 client_certificate: None,
                 server_name: None,
-                require_auth: trunkline::config::RequireAuth::default(),
+                require_auth: config::RequireAuth::default(),
             },
             server: ServerOptions {
                 connect_timeout: Duration::from_secs(3),

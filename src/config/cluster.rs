@@ -356,16 +356,14 @@ fn server_name(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Option
         field.fault("has no effect with `sslmode: disable`");
         return None;
     }
-    match ServerName::try_from(name) {
-        Ok(ServerName::DnsName(_)) => Some(Some(name.to_owned())),
-        _ => {
-            field.fault_with(
-                "is not a DNS name",
-                "it is the name that the servers' certificates have, as in `db.example.org`",
-            );
-            None
-        }
+    if !matches!(ServerName::try_from(name), Ok(ServerName::DnsName(_))) {
+        field.fault_with(
+            "is not a DNS name",
+            "it is the name that the servers' certificates have, as in `db.example.org`",
+        );
+        return None;
     }
+    Some(Some(name.to_owned()))
 }
 
 fn require_auth(section: &Section<'_>, binding: Option<ChannelBinding>) -> Option<RequireAuth> {

@@ -51,11 +51,10 @@ pub enum RequireAuth {
 impl RequireAuth {
     pub fn ruling(&self, method: AuthMethod) -> Ruling {
         match self {
-            Self::Safe => Ruling::IfSafe,
             Self::Only(methods) if methods.contains(&method) => Ruling::Allowed,
             Self::Only(_) => Ruling::Refused,
             Self::Without(methods) if methods.contains(&method) => Ruling::Refused,
-            Self::Without(_) => Ruling::IfSafe,
+            Self::Safe | Self::Without(_) => Ruling::IfSafe,
         }
     }
 
