@@ -23,7 +23,7 @@ use trunkline::backend::{
     connect,
 };
 use trunkline::config::{
-    ChannelBinding, RequireAuth, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation,
+    AuthMethod, ChannelBinding, RequireAuth, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation,
 };
 use trunkline::wire::startup::ProtocolVersion;
 
@@ -200,7 +200,7 @@ impl Server {
             roots: root.map(|root| vec![root.clone()]),
             client_certificate: None,
             server_name: None,
-            require_auth: RequireAuth::default(),
+            require_auth: everything(),
         };
         TlsClient::new(&settings).unwrap()
     }
@@ -269,6 +269,12 @@ impl Drop for Server {
 
 fn password() -> Credential {
     Credential::Password(Secret::new("secret"))
+}
+
+/// These tests are of what each method does. What is refused by default is tested elsewhere.
+fn everything() -> RequireAuth {
+    use AuthMethod::{Md5, None, Password, Scram};
+    RequireAuth::Only(vec![None, Password, Md5, Scram])
 }
 
 fn soon() -> Instant {
@@ -644,7 +650,7 @@ impl Settings {
             roots: self.roots.clone(),
             client_certificate: self.client_certificate.clone(),
             server_name: None,
-            require_auth: RequireAuth::default(),
+            require_auth: everything(),
         })
         .unwrap()
     }
