@@ -382,10 +382,10 @@ pub(super) fn forget_identity(
             "GET /api/v1/clusters has the names",
         );
     };
+    let before = view.snapshot.borrow().system_identifier;
     if let Err(busy) = app.handles.operations.forget_identity(&view.name) {
         return Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
     }
-    let before = view.snapshot.borrow().system_identifier;
     tracing::warn!(
         cluster = %view.name, identifier = before, by = %shown_caller(caller),
         "the cluster's system identifier is forgotten; it is learned anew"
