@@ -45,6 +45,7 @@ mod limits;
 mod live;
 mod main_job;
 mod methods;
+mod mutating;
 mod places;
 mod proxied_tls;
 mod proxy_protocol;
