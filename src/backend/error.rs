@@ -174,8 +174,15 @@ impl ServerError {
     }
 
     /// Whether another server may answer otherwise: out of something (53), ended or not open by an operator's will (57),
-    /// failures of its system (58) and its own (XX). A dropped database (57P04) is dropped everywhere.
+    /// failures of its system (58) and its own (XX). A dropped database (57P04) is dropped everywhere. A `pg_hba.conf` that
+    /// does not let the router in is this server's own: each has another file, and one that was forgotten must not
+    /// take all logins, which it attracts because it never has sessions.
     fn may_be_this_server(&self) -> bool {
+        self.hba_line.is_some() || self.is_in_trouble()
+    }
+
+    /// One of the classes that tell of a server's own trouble, or of what a client can make look like it.
+    fn is_in_trouble(&self) -> bool {
         ["53", "57", "58", "XX"]
             .iter()
             .any(|class| self.code.starts_with(class))
@@ -237,7 +244,7 @@ impl ConnectError {
                 Step::Login | Step::Start | Step::Query | Step::Cancel => Suspicion::Possible,
             },
             // A full server is up, and the limit may be the role's or the database's own.
-            Self::Server(error) if error.may_be_this_server() && !error.is_full() => Suspicion::Possible,
+            Self::Server(error) if error.is_in_trouble() && !error.is_full() => Suspicion::Possible,
             Self::Server(_)
             | Self::TlsThenRefused { .. }
             | Self::LocalResources { .. }

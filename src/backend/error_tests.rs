@@ -69,3 +69,19 @@ fn a_failure_is_the_servers_only_before_the_startup_packet() {
     let local = ConnectError::LocalResources { source: io() };
     assert_eq!(local.suspicion(), Suspicion::None);
 }
+
+/// Each server has a `pg_hba.conf` of its own: where one was forgotten, the others serve.
+#[test]
+fn a_server_whose_pg_hba_conf_does_not_let_the_router_in_is_passed_over() {
+    let ConnectError::Server(mut error) = said("28000") else {
+        panic!("it is the server's")
+    };
+    assert!(
+        !error.may_be_this_server(),
+        "a role that may not log in is the same everywhere"
+    );
+    error.hba_line = Some("hostssl all app 10.0.0.1/32 scram-sha-256".to_owned());
+    let error = ConnectError::Server(error);
+    assert!(error.is_temporary_or_elsewhere());
+    assert_eq!(error.suspicion(), Suspicion::None);
+}
