@@ -1,4 +1,4 @@
--- The router's service account: one role, with the least it needs. Run it once, on the leader, as a superuser, in the
+-- The router's service account: one role, with the least it needs. Run this file once, on the leader, as a superuser, in the
 -- database named by `service_account.dbname` (default postgres); it may be run again at any time:
 --
 --   TRUNKLINE_PASSWORD="$(cat trunkline-password)" psql -d postgres -f service-account.sql
@@ -27,6 +27,22 @@
 -- this file leaves none. The file takes away what others have granted: members of the account, its own memberships, and
 -- rights on the schema and the function.
 \set ON_ERROR_STOP on
+
+BEGIN;
+SET LOCAL search_path = pg_catalog;
+DO $do$
+BEGIN
+    IF pg_catalog.pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a standby: nothing can be written here'
+            USING HINT = 'Run this file on the leader, as a superuser.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper) THEN
+        RAISE EXCEPTION 'the role % is not a superuser', current_user
+            USING HINT = 'Run this file on the leader, as a superuser: psql -U postgres …';
+    END IF;
+END
+$do$;
+
 \if :{?password}
 \else
     \getenv password TRUNKLINE_PASSWORD
@@ -37,10 +53,10 @@
     DO $$ BEGIN RAISE EXCEPTION 'no password for the role trunkline'; END $$;
 \endif
 
-BEGIN;
-SET LOCAL search_path = pg_catalog;
+-- No notice of what is there already when the file is run again.
+SET LOCAL client_min_messages = 'warning';
 SET LOCAL password_encryption = 'scram-sha-256';
--- Neither the password nor its verifier belongs into the server's log.
+-- Neither the password nor its verifier belongs in the server's log.
 SET LOCAL log_statement = 'none';
 SET LOCAL log_min_duration_statement = -1;
 SET LOCAL log_min_error_statement = 'panic';
@@ -54,7 +70,7 @@ BEGIN
       FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
      WHERE n.nspname = 'trunkline' AND NOT r.rolsuper;
     IF FOUND THEN
-        RAISE EXCEPTION 'the schema trunkline belongs to %, who is no superuser', owner
+        RAISE EXCEPTION 'the schema trunkline belongs to %, which is not a superuser', owner
             USING HINT = 'Find out what it is for. Rename or drop it, then run this file again.';
     END IF;
 END
@@ -69,6 +85,11 @@ ALTER ROLE trunkline WITH LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE INHERIT NORE
 COMMENT ON ROLE trunkline IS 'service account of the connection manager Trunkline';
 
 -- A member of the account may look up verifiers as well, and what the account is a member of is more than it needs.
+-- Who loses a membership is told at the end, once it is true.
+SELECT string_agg(DISTINCT format('%s is no longer a member of %s', member::regrole, roleid::regrole), E'\n') AS removed
+  FROM pg_auth_members
+ WHERE roleid = 'trunkline'::regrole
+    OR member = 'trunkline'::regrole AND roleid <> 'pg_monitor'::regrole \gset
 DO $do$
 DECLARE
     m record;
@@ -85,7 +106,6 @@ BEGIN
             || CASE WHEN pg_catalog.current_setting('server_version_num')::int4 >= 160000
                     THEN pg_catalog.format(' GRANTED BY %I', m.grantor) ELSE '' END
             || ' CASCADE';
-        RAISE WARNING '% is no longer a member of %', m.member, m.role;
     END LOOP;
 END
 $do$;
@@ -94,9 +114,19 @@ GRANT pg_monitor TO trunkline;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO trunkline;
 
 -- Made anew each time: CREATE OR REPLACE would keep the rights that others have on it. What depends on the function, and
--- anything else in the schema, stops here with the server's own words; nothing of it belongs there.
-DROP FUNCTION IF EXISTS trunkline.user_lookup(text);
-DROP SCHEMA IF EXISTS trunkline;
+-- anything else in the schema, stops here, since nothing of it belongs there. The server's own hint, CASCADE, would drop it.
+DO $do$
+DECLARE
+    what text;
+BEGIN
+    DROP FUNCTION IF EXISTS trunkline.user_lookup(text);
+    DROP SCHEMA IF EXISTS trunkline;
+EXCEPTION WHEN dependent_objects_still_exist THEN
+    GET STACKED DIAGNOSTICS what = PG_EXCEPTION_DETAIL;
+    RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM, DETAIL = what,
+        HINT = 'Move what is not this file''s out of the schema trunkline first, then run this file again.';
+END
+$do$;
 CREATE SCHEMA trunkline;
 
 -- The verifier that the server itself would use: none for a role that does not exist, may not log in, has no password,
@@ -140,3 +170,7 @@ $do$;
 GRANT USAGE ON SCHEMA trunkline TO trunkline;
 GRANT EXECUTE ON FUNCTION trunkline.user_lookup(text) TO trunkline;
 COMMIT;
+
+\if :{?removed}
+    \warn :removed
+\endif

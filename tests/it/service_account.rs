@@ -1,6 +1,7 @@
 //! `config/service-account.sql`: whatever others have made or granted before, the account alone may look up verifiers.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::process::Output;
 
 use crate::cluster::postgres::{Options, Postgres};
@@ -81,7 +82,14 @@ fn rights_given_before(version_18: bool) {
         said.contains("mallory is no longer a member of trunkline"),
         "{said}"
     );
+    assert!(
+        said.contains("friend is no longer a member of trunkline"),
+        "{said}"
+    );
     only_the_account_reads(&server);
+    // Once more there is nothing to tell.
+    let said = text(&run_again(&server).stderr);
+    assert_eq!(said, "");
     let members = "SELECT roleid::regrole || ' ' || member::regrole FROM pg_auth_members \
                    WHERE 'trunkline'::regrole IN (roleid, member)";
     let members = psql(&server, &["-Atc", members]);
@@ -109,11 +117,38 @@ fn a_schema_of_another_role_is_not_used() {
     // Another function of that name could be called in the place of the right one.
     server.sql("CREATE FUNCTION trunkline.user_lookup(name) RETURNS text LANGUAGE sql AS 'SELECT $1::text'");
     ends_with("cannot drop schema trunkline because other objects depend on it");
+    ends_with("Move what is not this file's out of the schema trunkline first");
+    // Nothing has been done, so nothing is said to have been.
+    server.sql("GRANT trunkline TO mallory");
+    let said = text(&run_again(&server).stderr);
+    assert!(!said.contains("no longer a member"), "{said}");
+    server.sql("REVOKE trunkline FROM mallory");
     only_the_account_reads(&server);
     server.sql("DROP SCHEMA trunkline CASCADE");
     server.sql("SET ROLE mallory; CREATE SCHEMA trunkline; GRANT ALL ON SCHEMA trunkline TO PUBLIC");
-    ends_with("the schema trunkline belongs to mallory, who is no superuser");
+    ends_with("the schema trunkline belongs to mallory, which is not a superuser");
     server.sql("DROP SCHEMA trunkline");
     assert!(run_again(&server).status.success());
     only_the_account_reads(&server);
+}
+
+#[test]
+fn it_says_at_once_that_it_is_for_a_superuser_on_the_leader() {
+    let server = server(false);
+    let file = project().join("config/service-account.sql");
+    let ends_with = |role: &str, expected: &str, hint: &str| {
+        let mut psql = server.psql("postgres");
+        psql.args(["-v", "password=x", "-f", file.to_str().unwrap()])
+            .env("PGOPTIONS", format!("-c role={role}"));
+        let ended = output(&mut psql);
+        let said = text(&ended.stderr);
+        assert!(!ended.status.success(), "{said}");
+        assert!(said.contains(expected) && said.contains(hint), "{said}");
+    };
+    let hint = "Run this file on the leader, as a superuser";
+    ends_with("mallory", "ERROR:  the role mallory is not a superuser", hint);
+    fs::write(server.data().join("standby.signal"), "").unwrap();
+    server.stop();
+    server.start_again();
+    ends_with("postgres", "ERROR:  this server is a standby", hint);
 }
