@@ -278,8 +278,8 @@ pub(super) static SERVER_TLS: Keys = Keys(&[
         either(&[TEXT, list(&TEXT, 1, 7)]),
         Said("each method where it is safe"),
         "What a server may ask the router for: `scram-sha-256`, `md5`, `password`, `none`, as a list or with commas; \
-         with `!` before each, everything else. By default `scram-sha-256`; the others where the certificate is \
-         verified, and a little more: [Who proves what](tls.md#who-proves-what-to-whom).",
+         with `!` before each, the default without these. By default `scram-sha-256` always, and the others where the \
+         server's certificate is verified. [docs/tls.md](tls.md#who-proves-what-to-whom) has the exact rule.",
     ),
     Key::new("sslcert", FILE, Nothing, "Client certificate; with `sslkey`."),
     Key::new("sslkey", SECRET, Nothing, "Its key."),

@@ -191,8 +191,9 @@ pub(super) static LIMITS: Keys = Keys(&[
         Number(200),
         "Connections between accept and authenticated. One address may have half of them (at least 1), \
          127.0.0.1 and a balancer in front as well; more of it wait a second for their turn, then are \
-         refused. As many again (at least 8), half of them for one address, may say what they want while \
-         no login is let in: cancel requests are served then. As many again may wait after failed logins \
+         refused. When these places are taken, as many connections again (at least 8, half of them of one address) \
+         are read up to their first packet, so that cancel requests are still served; logins among them are \
+         refused. As many again may wait after failed logins \
          (`auth.rate_limit`), at most 8 of an address.",
     ),
     Key::new(
@@ -267,8 +268,8 @@ pub(super) static SHUTDOWN: Keys = Keys(&[
         time(Duration::ZERO, hours(1)),
         Time(Duration::ZERO),
         "After SIGTERM the router is not ready (`/connection/is-ready` and the agent check say so), but accepts and serves \
-         connections for this time, so that balancers send nobody any more when the ports close. Longer than they take to \
-         notice: see [operations](operations.md#shutdown).",
+         connections for this time, so that balancers have stopped sending clients by the time the ports close. Make it longer than they \
+         need to notice: see [operations](operations.md#shutdown).",
     ),
     Key::new(
         "grace",

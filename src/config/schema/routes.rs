@@ -150,8 +150,8 @@ pub(super) static CLIENT_ADDRESS: Keys = Keys(&[
         TRUTH,
         Truth(true),
         "The session begins with the setting `trunkline.client_addr`: `SELECT \
-         current_setting('trunkline.client_addr')`. Without the port; empty for a client on a Unix \
-         socket. What the client says under that name does not count, but once logged in it may `SET` it: \
+         current_setting('trunkline.client_addr', true)`, which is NULL in a session without it. Without the port; \
+         empty for a client on a Unix socket. What the client says under that name does not count, but once logged in it may `SET` it: \
          good for logs and statistics, not for deciding who may do what. Switch it off where the servers \
          stand behind a pooler that refuses startup parameters it does not know.",
     ),
