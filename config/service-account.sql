@@ -9,8 +9,9 @@
 --   * log in, for the probes of every member;
 --   * pg_monitor: a standby shows the timeline it receives (pg_stat_wal_receiver.received_tli) and its sender only to
 --     members of pg_read_all_stats, which pg_monitor contains. It reads statistics and settings, no table's rows;
---   * pg_control_system(): the system identifier, so that a member of another cluster is never used. Every role may call
---     it as PostgreSQL ships; the grant keeps it so where somebody has revoked it from PUBLIC;
+--   * pg_control_system() and pg_control_checkpoint(): the system identifier and the timeline, so that a member of another
+--     cluster, or an old primary, is never used. Every role may call them as PostgreSQL ships; the grant keeps it so where
+--     somebody has revoked it from PUBLIC;
 --   * trunkline.user_lookup(): the SCRAM verifier of the user who logs in. The account cannot read pg_authid itself.
 --   * nothing more for memberships of roles: pg_roles and pg_auth_members are readable by every role, as PostgreSQL ships
 --     them.
@@ -76,12 +77,44 @@ BEGIN
 END
 $do$;
 
+-- What a former member made as the account goes on with its rights: a SECURITY DEFINER function reads verifiers.
+DO $do$
+DECLARE
+    owned text;
+BEGIN
+    SELECT pg_catalog.string_agg(pg_catalog.format('%s in %s', d.classid::pg_catalog.regclass,
+                                                   coalesce(b.datname, 'every database')), ', ')
+      INTO owned
+      FROM pg_catalog.pg_shdepend d LEFT JOIN pg_catalog.pg_database b ON b.oid = d.dbid
+     WHERE d.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND d.deptype = 'o'
+       AND d.refobjid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = 'trunkline');
+    IF owned IS NOT NULL THEN
+        RAISE EXCEPTION 'the role trunkline owns something (%)', owned
+            USING HINT = 'It needs to own nothing. In each of these databases look at it, and run DROP OWNED BY trunkline '
+                'or REASSIGN OWNED; then run this file again.';
+    END IF;
+END
+$do$;
+
 SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'trunkline') AS create_role \gset
 \if :create_role
     CREATE ROLE trunkline;
 \endif
 ALTER ROLE trunkline WITH LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE INHERIT NOREPLICATION NOBYPASSRLS
     CONNECTION LIMIT -1 VALID UNTIL 'infinity' PASSWORD :'password';
+ALTER ROLE trunkline RESET ALL;
+DO $do$
+DECLARE
+    name name;
+BEGIN
+    FOR name IN
+        SELECT b.datname FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database b ON b.oid = s.setdatabase
+         WHERE s.setrole = 'trunkline'::pg_catalog.regrole
+    LOOP
+        EXECUTE pg_catalog.format('ALTER ROLE trunkline IN DATABASE %I RESET ALL', name);
+    END LOOP;
+END
+$do$;
 COMMENT ON ROLE trunkline IS 'service account of the connection manager Trunkline';
 
 -- A member of the account may look up verifiers as well, and what the account is a member of is more than it needs.
@@ -111,7 +144,7 @@ END
 $do$;
 
 GRANT pg_monitor TO trunkline;
-GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO trunkline;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system(), pg_catalog.pg_control_checkpoint() TO trunkline;
 
 -- Made anew each time: CREATE OR REPLACE would keep the rights that others have on it. What depends on the function, and
 -- anything else in the schema, stops here, since nothing of it belongs there. The server's own hint, CASCADE, would drop it.

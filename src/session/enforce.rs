@@ -6,7 +6,8 @@
 //! - it owns nothing anywhere, may not CREATE or have temporary tables in this database, nor CREATE in a schema of it;
 //! - it may not change, maintain or put a trigger on a table, view, sequence or large object in it, nor make servers or
 //!   user mappings of foreign data, nor SET or ALTER SYSTEM a parameter that is not everybody's;
-//! - it may not call a function there that makes large objects, writes messages into the WAL or runs with its owner's rights;
+//! - it may not call a function there that makes large objects, writes messages into the WAL or runs with its owner's rights,
+//!   nor an aggregate with such a function, for which the aggregate's owner needs the right and not its caller;
 //! - it may grant nothing (ADMIN OPTION, GRANT OPTION);
 //! - it has no settings of its own: one session can make them (`ALTER ROLE … SET` of itself), and all others would begin
 //!   with them.
@@ -82,6 +83,13 @@ WITH me AS MATERIALIZED ( \
    WHERE (p.prosecdef OR p.pronamespace = 'pg_catalog'::regnamespace \
                          AND p.proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import', 'pg_logical_emit_message')) \
      AND has_function_privilege(me.oid, p.oid, 'EXECUTE') \
+  UNION ALL \
+  SELECT 9, format('may execute the aggregate %s, whose function %s runs with its owner''s rights', \
+                   a.aggfnoid::regprocedure, p.oid::regprocedure) \
+    FROM me, pg_aggregate a, pg_proc p \
+   WHERE p.prosecdef AND has_function_privilege(me.oid, a.aggfnoid, 'EXECUTE') \
+     AND p.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn, a.aggmtransfn, \
+                   a.aggminvtransfn, a.aggmfinalfn) \
   UNION ALL \
   SELECT 10, format('may put a trigger on %s', c.oid::regclass) FROM me, pg_class c \
    WHERE c.relkind IN ('r', 'p', 'v', 'f') AND has_table_privilege(me.oid, c.oid, 'TRIGGER') \

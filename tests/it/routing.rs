@@ -523,6 +523,13 @@ fn enforced(version_18: bool) {
             "may grant rights on the schema sch",
             "REVOKE USAGE ON SCHEMA sch FROM reader",
         ),
+        // Its caller needs no right on the function.
+        (
+            "CREATE FUNCTION sf(int, int) RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'; \
+             REVOKE EXECUTE ON FUNCTION sf FROM PUBLIC; CREATE AGGREGATE ag(int) (sfunc = sf, stype = int)",
+            "the aggregate public.ag(integer)",
+            "DROP AGGREGATE ag(int); DROP FUNCTION sf(int, int)",
+        ),
         // Too short a time to look at anything, and it would hold for all who come after.
         (
             "ALTER ROLE reader SET statement_timeout = '1ms'",

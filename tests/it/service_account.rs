@@ -152,3 +152,28 @@ fn it_says_at_once_that_it_is_for_a_superuser_on_the_leader() {
     server.start_again();
     ends_with("postgres", "ERROR:  this server is a standby", hint);
 }
+
+/// A function made as the account would go on reading with its rights.
+#[test]
+fn what_a_former_member_has_made_as_the_account_does_not_go_on_reading() {
+    let server = server(false);
+    server.sql(
+        "GRANT trunkline TO mallory; CREATE SCHEMA mallory; GRANT ALL ON SCHEMA mallory TO mallory, trunkline; SET ROLE trunkline; \
+         CREATE FUNCTION mallory.f(n text) RETURNS text LANGUAGE sql SECURITY DEFINER \
+         AS 'SELECT passwd FROM trunkline.user_lookup(n)'",
+    );
+    let ended = run_again(&server);
+    let said = text(&ended.stderr);
+    assert!(!ended.status.success(), "{said}");
+    assert!(
+        said.contains("the role trunkline owns something (pg_proc in postgres)"),
+        "{said}"
+    );
+    server.sql("DROP FUNCTION mallory.f(text)");
+    // Settings would hold for the account's own sessions.
+    server.sql("ALTER ROLE trunkline SET statement_timeout = 1; ALTER ROLE trunkline IN DATABASE app SET work_mem = '64kB'");
+    assert!(run_again(&server).status.success());
+    let settings = "SELECT count(*) FROM pg_db_role_setting WHERE setrole = 'trunkline'::regrole";
+    assert_eq!(text(&psql(&server, &["-Atc", settings]).stdout).trim(), "0");
+    only_the_account_reads(&server);
+}
