@@ -290,7 +290,12 @@ fn hba_hint(error: &ConnectError) -> String {
         panic!("{error}")
     };
     assert_eq!(reply.code.as_str(), "28000");
-    assert!(error.to_string().contains("its pg_hba.conf needs"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("its pg_hba.conf needs, above any line that rejects"),
+        "{error}"
+    );
     reply.hint.unwrap()
 }
 

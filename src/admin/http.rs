@@ -46,8 +46,20 @@ use crate::frontend::listen::{Inheritance, Inherited, Place};
 pub enum AdminError {
     #[error("cannot listen for HTTP on {address}{}", because(.source))]
     Listen { address: BindAddress, source: io::Error },
+    #[error("cannot listen for HAProxy's agent check (http.agent_check) on {address}{}", because(.source))]
+    ListenAgent { address: BindAddress, source: io::Error },
     #[error("cannot start the thread that answers HTTP: {0}")]
     Thread(io::Error),
+}
+
+impl AdminError {
+    /// The same of the agent check's port.
+    fn of_agent(self) -> Self {
+        match self {
+            Self::Listen { address, source } => Self::ListenAgent { address, source },
+            other => other,
+        }
+    }
 }
 
 /// The commonest reason in the words that a listener for clients has for it; the others follow as the error's source.
@@ -230,7 +242,7 @@ impl AdminThread {
 
     /// Answers `HAProxy`'s agent check there, until the end.
     fn tell(&mut self, check: &AgentCheck, listener: std::net::TcpListener) -> Result<(), AdminError> {
-        let failed = |source| AdminError::Listen {
+        let failed = |source| AdminError::ListenAgent {
             address: check.address.clone(),
             source,
         };
@@ -302,7 +314,10 @@ pub fn prepare_with(
 ) -> Result<Prepared, AdminError> {
     let bound = BoundHttp::bind(config.addresses.iter(), &[], inherited)?;
     let agent = match &config.agent_check {
-        Some(check) => Some((check.clone(), bind(&check.address, &[], inherited)?)),
+        Some(check) => Some((
+            check.clone(),
+            bind(&check.address, &[], inherited).map_err(AdminError::of_agent)?,
+        )),
         None => None,
     };
     let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));

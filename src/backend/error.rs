@@ -138,10 +138,16 @@ impl std::fmt::Display for ServerError {
             "the server reported {} {}: {}",
             self.severity,
             self.code,
+            // Quotes are as they came: a log puts the whole into quotes, and a terminal needs none.
             escape(self.message.as_bytes(), 1000)
+                .replace("\\\"", "\"")
+                .replace("\\'", "'")
         )?;
         if let Some(line) = &self.hba_line {
-            write!(f, " (its pg_hba.conf needs: {line})")?;
+            write!(
+                f,
+                " (its pg_hba.conf needs, above any line that rejects this login: {line})"
+            )?;
         }
         Ok(())
     }
@@ -493,7 +499,7 @@ impl ConnectError {
 
 fn hba_reply(error: &ServerError, server: &str, line: &str) -> ErrorReply {
     let reply = ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, error.message.clone()).hint(format!(
-        "Server \"{server}\" must admit the router; its pg_hba.conf needs the line: {line}"
+        "Server \"{server}\" must admit the router; its pg_hba.conf needs, above any line that rejects this login: {line}"
     ));
     match &error.detail {
         Some(detail) => reply.detail(detail.clone()),

@@ -85,3 +85,13 @@ fn a_server_whose_pg_hba_conf_does_not_let_the_router_in_is_passed_over() {
     assert!(error.is_temporary_or_elsewhere());
     assert_eq!(error.suspicion(), Suspicion::None);
 }
+
+#[test]
+fn quotes_are_as_the_server_wrote_them() {
+    let body = Bytes::from_static(b"SFATAL\0VFATAL\0C3D000\0Mdatabase \"nosuch\" isn't there\n\0\0");
+    let error = ServerError::parse(&body, body.clone()).unwrap().to_string();
+    assert_eq!(
+        error,
+        r#"the server reported FATAL 3D000: database "nosuch" isn't there\n"#
+    );
+}

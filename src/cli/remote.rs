@@ -71,7 +71,7 @@ impl Remote {
         let (base, tls, token) = match (&configured, &self.url) {
             (Some(config), _) => (base(config)?, pinned(config)?, config.http.token.clone()),
             (None, Some(url)) => {
-                let base = url.trim_end_matches('/').to_owned();
+                let base = with_scheme(url)?.trim_end_matches('/').to_owned();
                 (base, trusting(self.ca_file.as_deref())?, None)
             }
             (None, None) => return Err("give --config or --url".to_owned()),
@@ -161,7 +161,10 @@ impl Router {
             })
             .map_err(|error: reqwest::Error| match tls::among_causes(&error) {
                 Some(reason) => format!("TLS with {} failed: {reason}", self.base),
-                None => format!("{} does not answer: {}", self.base, causes(&error)),
+                None if error.is_connect() || error.is_timeout() => {
+                    format!("{} does not answer: {}", self.base, causes(&error))
+                }
+                None => no_http(&self.base, &causes(&error)),
             })?;
         let value = serde_json::from_slice::<Value>(&text);
         match (status, value) {
@@ -179,6 +182,22 @@ impl Router {
             (status, _) => Err(format!("{} answers {status}, not as a router does", self.base)),
         }
     }
+}
+
+/// `127.0.0.1:6434` would be a host to some and a scheme to others.
+fn with_scheme(url: &str) -> Result<&str, String> {
+    if url.starts_with("http://") || url.starts_with("https://") {
+        return Ok(url);
+    }
+    Err(format!("{url}: begin the URL with http:// or https://"))
+}
+
+/// Something took the connection.
+fn no_http(base: &str, why: &str) -> String {
+    format!(
+        "{base} takes the connection, but does not answer in HTTP ({why}): is it the port of http.address (6434 by \
+         default), and does it want https://?"
+    )
 }
 
 /// The innermost reason says most.
@@ -357,6 +376,51 @@ mod tests {
         ] {
             assert!(!is_here(elsewhere), "{elsewhere}");
         }
+    }
+
+    fn asking(url: String) -> String {
+        let remote = Remote {
+            config: None,
+            url: Some(url),
+            token_file: None,
+            ca_file: None,
+            cluster: None,
+            json: false,
+        };
+        remote
+            .router()
+            .and_then(|router| router.look("/api/v1/members"))
+            .expect_err("nobody answers as a router does")
+    }
+
+    /// What is asked there is answered with this, whatever it was.
+    fn answering(with: &'static [u8]) -> std::net::SocketAddr {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                let _ = client.read(&mut [0; 1024]);
+                let _ = client.write_all(with);
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn another_port_or_scheme_is_named_as_that() {
+        for with in [&b""[..], b"ready drain\n"] {
+            let told = asking(format!("http://{}", answering(with)));
+            assert!(told.contains("does not answer in HTTP"), "{told}");
+            assert!(told.contains("http.address (6434 by default)"), "{told}");
+        }
+        let told = asking(format!(
+            "https://{}",
+            answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        ));
+        assert!(told.contains("the other side does not speak TLS"), "{told}");
+        let told = asking("127.0.0.1:6434".to_owned());
+        assert!(told.contains("begin the URL with http://"), "{told}");
     }
 
     #[test]

@@ -90,6 +90,42 @@ impl Account {
     }
 }
 
+impl Account {
+    /// Whether a server lets this role in with this password, for the examination before the start. To the service
+    /// account's database.
+    pub(super) async fn try_login(
+        &self,
+        host: &str,
+        port: u16,
+        role: &str,
+        password: &Secret,
+    ) -> Result<(), ConnectError> {
+        let pair = |name: &'static str, value: &str| {
+            (
+                Bytes::from_static(name.as_bytes()),
+                Bytes::copy_from_slice(value.as_bytes()),
+            )
+        };
+        let parameters = [
+            pair("user", role),
+            pair("database", &self.config.service_account.dbname),
+            pair("application_name", "trunkline check"),
+        ];
+        let target = Target {
+            host,
+            port,
+            tls: &self.tls(),
+            options: &self.config.server,
+            version: ProtocolVersion::V3_0,
+            parameters: &parameters,
+            credential: &credential(Some(password)),
+        };
+        let connection = connect(target, Instant::now() + self.config.server.connect_timeout).await?;
+        connection.close().await;
+        Ok(())
+    }
+}
+
 fn credential(password: Option<&Secret>) -> Credential {
     match password {
         Some(password) => Credential::Password(password.clone()),

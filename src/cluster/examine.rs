@@ -14,9 +14,9 @@ use super::snapshot::MemberName;
 use super::state::Listed;
 use super::{ClusterError, LookupError, etcd, fixed, probe};
 use crate::auth::rules::Memberships;
-use crate::backend::TlsClient;
 use crate::backend::query::simple_query;
-use crate::config::{self, Verifiers};
+use crate::backend::{ConnectError, TlsClient};
+use crate::config::{self, CredentialUsers, ServerSecret, Verifiers};
 
 /// For the poll of all endpoints.
 const POLL: Duration = Duration::from_secs(5);
@@ -36,6 +36,8 @@ pub enum Outcome {
         error: String,
         hint: String,
     },
+    /// Nothing is known of it, and why.
+    Untried(String),
 }
 
 impl Finding {
@@ -56,8 +58,19 @@ impl Finding {
         }
     }
 
-    pub fn is_good(&self) -> bool {
-        matches!(self.outcome, Outcome::Good(_))
+    fn untried(what: String, why: String) -> Self {
+        Self {
+            what,
+            outcome: Outcome::Untried(why),
+        }
+    }
+
+    pub fn is_bad(&self) -> bool {
+        matches!(self.outcome, Outcome::Bad { .. })
+    }
+
+    pub fn is_untried(&self) -> bool {
+        matches!(self.outcome, Outcome::Untried(_))
     }
 }
 
@@ -65,6 +78,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
             Outcome::Good(detail) => write!(f, "ok      {}: {detail}", self.what),
+            Outcome::Untried(why) => write!(f, "untried {}: {why}", self.what),
             Outcome::Bad { error, hint } => write!(f, "FAILED  {}: {error} ({hint})", self.what),
         }
     }
@@ -189,6 +203,94 @@ async fn endpoints(
     members
 }
 
+/// What to do about a failed login; `secrets` is the key that has the password, `remedy` says how the role gets it.
+fn login_hint(error: &ConnectError, secrets: &str, remedy: &str) -> String {
+    match error {
+        ConnectError::Certificate { .. } => {
+            "`server_tls.sslrootcert` must have the authority that signed the certificate, and with `verify-full` the \
+             certificate must have the member's name or `server_tls.server_name`"
+                .to_owned()
+        }
+        ConnectError::TlsRefused
+        | ConnectError::ErrorBeforeTls { .. }
+        | ConnectError::Tls { .. }
+        | ConnectError::TlsThenRefused { .. }
+        | ConnectError::DirectTls { .. } => "compare `server_tls` with the server's ssl settings".to_owned(),
+        ConnectError::Server(server) if server.hba_line.is_some() => {
+            "put the line into the server's pg_hba.conf and reload the server".to_owned()
+        }
+        ConnectError::Server(server) if server.code == "28P01" => format!(
+            "the password in `{secrets}` is not the role's, or the role has none or an expired one: {remedy}; the \
+             server's log has the reason"
+        ),
+        ConnectError::Server(server) if server.code.starts_with("28") => {
+            format!("the role has to exist and to have LOGIN: {remedy}; the server's log has the reason")
+        }
+        ConnectError::Server(_) => "the server's log has the reason".to_owned(),
+        ConnectError::NoCredential { .. } => {
+            format!("`{secrets}` has no password, and the server's pg_hba.conf asks for one")
+        }
+        ConnectError::Resolve { .. }
+        | ConnectError::Refused { .. }
+        | ConnectError::Unreachable { .. }
+        | ConnectError::Timeout { .. }
+        | ConnectError::Lost { .. }
+        | ConnectError::Closed { .. } => "is PostgreSQL running there, and may this host reach it?".to_owned(),
+        _ => "compare the server's pg_hba.conf with `server_tls`".to_owned(),
+    }
+}
+
+/// The logins of `auth.server_credentials` that have a password of their own. They go to the service account's database,
+/// since the clients' databases are not in the configuration.
+async fn credentials(
+    account: &Arc<Account>,
+    member: &Listed,
+    place: &str,
+    auth: &config::Auth,
+    findings: &mut Vec<Finding>,
+) {
+    for entry in auth.server_credentials.iter() {
+        let what = |role: &str| format!("{place}: login as {role}, by {}", entry.path);
+        let ServerSecret::Password(password) = &entry.secret else {
+            let why = "only logins with a `password_file` are tried".to_owned();
+            findings.push(Finding::untried(what("its users"), why));
+            continue;
+        };
+        let roles = match (&entry.server_user, &entry.users) {
+            (Some(role), _) => std::slice::from_ref(role),
+            (None, CredentialUsers::Names(names)) => names.as_slice(),
+            (None, CredentialUsers::All) => {
+                let why = "it is for all users, who are not in the configuration".to_owned();
+                findings.push(Finding::untried(what("its users"), why));
+                continue;
+            }
+        };
+        for role in roles {
+            let outcome = account.try_login(&member.host, member.port, role, password).await;
+            findings.push(judged(what(role), outcome, &entry.path));
+        }
+    }
+}
+
+/// What a login with a credential shows. A server checks the password before the database.
+fn judged(what: String, outcome: Result<(), ConnectError>, secrets: &str) -> Finding {
+    match outcome {
+        Ok(()) => Finding::good(what, "the password is accepted"),
+        Err(ConnectError::Server(server)) if server.code == "42501" || server.code == "3D000" => {
+            Finding::good(what, "the password is accepted")
+        }
+        // Of the service account's database; the clients' may have other lines.
+        Err(ConnectError::Server(server)) if server.hba_line.is_some() => Finding::untried(
+            what,
+            format!("pg_hba.conf does not admit the role to the service account's database: {server}"),
+        ),
+        Err(error) => {
+            let hint = login_hint(&error, secrets, "ALTER ROLE on the leader sets it");
+            Finding::bad(what, error, hint)
+        }
+    }
+}
+
 async fn member(account: &Arc<Account>, member: &Listed, auth: &config::Auth, findings: &mut Vec<Finding>) {
     let settings = &account.config.service_account;
     let place = format!(
@@ -203,11 +305,12 @@ async fn member(account: &Arc<Account>, member: &Listed, auth: &config::Auth, fi
     {
         Ok(connection) => connection,
         Err(error) => {
-            findings.push(Finding::bad(
-                what,
-                error,
-                "see config/service-account.sql, server_tls and its pg_hba.conf",
-            ));
+            let hint = login_hint(
+                &error,
+                "service_account",
+                "config/service-account.sql, run on the leader, sets it",
+            );
+            findings.push(Finding::bad(what, error, hint));
             return;
         }
     };
@@ -250,6 +353,7 @@ async fn member(account: &Arc<Account>, member: &Listed, auth: &config::Auth, fi
         )),
         Err(error) => findings.push(Finding::bad(what, error, "the server answers no simple query")),
     }
+    credentials(account, member, &place, auth, findings).await;
     if let Verifiers::Query { sql, cache_ttl } = &auth.verifiers {
         let query = lookup::Query {
             sql: sql.clone(),
@@ -267,5 +371,65 @@ async fn member(account: &Arc<Account>, member: &Listed, auth: &config::Auth, fi
                 ),
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::backend::ServerError;
+
+    fn server(code: &str, hba_line: Option<&str>) -> ConnectError {
+        ConnectError::Server(Box::new(ServerError {
+            severity: "FATAL".to_owned(),
+            code: code.to_owned(),
+            message: "no".to_owned(),
+            detail: None,
+            hint: None,
+            frame: Bytes::new(),
+            hba_line: hba_line.map(str::to_owned),
+        }))
+    }
+
+    #[test]
+    fn a_hint_is_for_the_kind_of_the_failure() {
+        let hint = |error| login_hint(&error, "service_account", "run the script");
+        let certificate = ConnectError::Certificate {
+            reason: "r".to_owned(),
+        };
+        let certificate = hint(certificate);
+        assert!(certificate.contains("sslrootcert"), "{certificate}");
+        assert!(!certificate.contains("pg_hba.conf"), "{certificate}");
+        let password = hint(server("28P01", None));
+        assert!(
+            password.contains("password") && password.contains("run the script"),
+            "{password}"
+        );
+        assert!(!password.contains("server_tls"), "{password}");
+        let rejected = server("28000", Some("hostssl all all 10.0.0.1/32 scram-sha-256"));
+        let text = rejected.to_string();
+        assert!(
+            text.contains("pg_hba.conf needs, above any line that rejects this login: hostssl"),
+            "{text}"
+        );
+        assert!(hint(rejected).contains("pg_hba.conf"));
+    }
+
+    #[test]
+    fn a_wrong_password_of_a_credential_is_a_fault_and_another_database_is_not() {
+        let judge = |outcome| judged("login".to_owned(), outcome, "auth.server_credentials[0]");
+        let wrong = judge(Err(server("28P01", None)));
+        assert!(wrong.is_bad());
+        assert!(
+            wrong.to_string().contains("auth.server_credentials[0]"),
+            "{wrong}"
+        );
+        for finding in [judge(Ok(())), judge(Err(server("42501", None)))] {
+            assert!(!finding.is_bad() && !finding.is_untried(), "{finding}");
+        }
+        assert!(judge(Err(server("28000", Some("host")))).is_untried());
     }
 }

@@ -7,10 +7,11 @@ use super::keys::{self, Unlock};
 use super::model::{Auth, Console, CredentialUsers, ServerCredential, ServerSecret};
 use super::section::{Field, Section, report_repeated};
 
-/// The list `auth.server_credentials`; empty where it is not written.
-pub(super) fn server_credentials(auth: &Section<'_>) -> Vec<ServerCredential> {
+/// The list `auth.server_credentials`; empty where it is not written. `None` where an entry has a fault: what the list
+/// lacks without it is no fault of its own.
+pub(super) fn server_credentials(auth: &Section<'_>) -> Option<Vec<ServerCredential>> {
     let Some(field) = auth.field("server_credentials") else {
-        return Vec::new();
+        return Some(Vec::new());
     };
     let fields = field.list();
     let credentials: Vec<_> = fields.iter().filter_map(server_credential).collect();
@@ -24,7 +25,7 @@ pub(super) fn server_credentials(auth: &Section<'_>) -> Vec<ServerCredential> {
             fields[index].path
         ));
     }
-    credentials
+    (field.is_list() && credentials.len() == fields.len()).then_some(credentials)
 }
 
 fn server_credential(field: &Field<'_>) -> Option<ServerCredential> {

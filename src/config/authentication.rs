@@ -40,14 +40,17 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
         field.fault("needs `hba_file` beside it, whose rules name the maps");
     }
     let ldap_roots = section.field("ldap_ca_file").and_then(|field| field.roots());
+    let server_credentials = access::server_credentials(&section);
+    let hba_file = hba_file.and_then(|field| field.rules_file());
+    let ident_file = ident_file.and_then(|field| field.rules_file());
     Some(Auth {
         verifiers: verifiers?,
         login_timeout,
         rate_limit,
-        hba_file: hba_file.and_then(|field| field.path()),
-        ident_file: ident_file.and_then(|field| field.path()),
+        hba_file,
+        ident_file,
         ldap_roots,
-        server_credentials: access::server_credentials(&section).into(),
+        server_credentials: server_credentials?.into(),
     })
 }
 

@@ -59,6 +59,26 @@ impl Field<'_> {
         Some(self.context.directory.join(text))
     }
 
+    /// The name of a file of rules, which `auth` reads: here only that it can be read, so that a missing one is reported
+    /// with its key beside all other faults.
+    pub(super) fn rules_file(&self) -> Option<PathBuf> {
+        let path = self.path()?;
+        match readable(&path) {
+            Ok(()) => Some(path),
+            Err(Unreadable { message, hint }) => {
+                // Once it is there, the configuration may be right.
+                self.context.note_file(&path);
+                self.context.fault(
+                    &self.path,
+                    self.line,
+                    format!("{}: {message}", path.display()),
+                    hint,
+                );
+                None
+            }
+        }
+    }
+
     /// The whole file, with its name. It is watched from now on.
     pub(super) fn contents(&self, access: Access, most: u64) -> Option<(PathBuf, Zeroizing<Vec<u8>>)> {
         let path = self.path()?;
@@ -254,6 +274,13 @@ fn read(path: &Path, access: Access, most: u64) -> Result<Zeroizing<Vec<u8>>, Un
         });
     }
     read_bounded(file, most)
+}
+
+/// Whether it is a file that may be opened.
+fn readable(path: &Path) -> Result<(), Unreadable> {
+    check_kind(&std::fs::metadata(path)?)?;
+    File::open(path)?;
+    Ok(())
 }
 
 /// Reads at most `most` bytes; the buffer never moves, so that no copy of a secret is left behind.

@@ -97,6 +97,8 @@ impl Files {
         files.secret("pw", "geheim\n");
         files.secret("peers.key", "0123456789abcdef");
         files.secret("users", "\"app\" \"SCRAM-SHA-256$4096:...\"\n");
+        files.write("pg_hba.conf", "", 0o644);
+        files.write("pg_ident.conf", "", 0o644);
         files
     }
 

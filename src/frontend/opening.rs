@@ -15,6 +15,7 @@ use super::tls::{Acceptor, HandshakeFault, TlsFacts};
 use crate::config::ListenerTls;
 use crate::tls::{self, HelloStream};
 use crate::wire::message::{self, ErrorReply};
+use crate::wire::proxy;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, CancelRequest, FirstPacket, StartupFault, StartupPacket, TLS_HANDSHAKE};
 
@@ -60,6 +61,12 @@ pub enum OpeningFault {
     Handshake(io::Error),
     #[error("{0}")]
     Certificate(PeerCertificateFault),
+    /// From an address that is not among `proxy_protocol.trusted`.
+    #[error(
+        "a PROXY protocol header, which this listener does not take from this address: set its proxy_protocol.trusted \
+         to the balancer's address, or remove send-proxy there"
+    )]
+    ProxyHeader,
     #[error("this port requires TLS")]
     TlsRequired,
 }
@@ -219,7 +226,8 @@ async fn finish(
 /// the largest packet and one read. Cancel safe: `read_buf` is.
 async fn read_packet(stream: &mut ClientStream, buffer: &mut BytesMut) -> Result<FirstPacket, OpeningFault> {
     loop {
-        if let Some((packet, used)) = startup::parse(buffer)? {
+        let parsed = startup::parse(buffer).map_err(|fault| OpeningFault::at_first(fault, buffer))?;
+        if let Some((packet, used)) = parsed {
             let _consumed = buffer.split_to(used);
             return Ok(packet);
         }
@@ -262,12 +270,21 @@ fn is_bad_certificate(error: &io::Error) -> bool {
 }
 
 impl OpeningFault {
+    /// What is wrong with a first packet that begins with `read`.
+    pub fn at_first(fault: StartupFault, read: &[u8]) -> Self {
+        match fault {
+            StartupFault::Length if proxy::begins(read) => Self::ProxyHeader,
+            fault => Self::Startup(fault),
+        }
+    }
+
     /// What the client is told; `None` is a silent close.
     pub fn reply(&self) -> Option<ErrorReply> {
         match self {
             Self::HungUp
             | Self::NoAlpn
             | Self::TlsNotOffered
+            | Self::ProxyHeader
             | Self::Handshake(_)
             | Self::Certificate(_) => None,
             Self::Startup(fault) => fault.reply(),
@@ -295,6 +312,7 @@ impl OpeningFault {
             Self::Startup(_)
             | Self::Injected
             | Self::EncryptionTwice
+            | Self::ProxyHeader
             | Self::TlsRequired
             | Self::Certificate(_) => false,
         }
@@ -308,6 +326,7 @@ impl OpeningFault {
             | Self::Startup(StartupFault::Length | StartupFault::Version { .. })
             | Self::NoAlpn
             | Self::TlsNotOffered
+            | Self::ProxyHeader
             | Self::TlsRequired => false,
             Self::Handshake(error) => is_bad_certificate(error),
             Self::Startup(_) | Self::Injected | Self::EncryptionTwice | Self::Certificate(_) => true,
@@ -317,5 +336,19 @@ impl OpeningFault {
     /// Did the peer want something that it was refused?
     pub fn is_refusal(&self) -> bool {
         !matches!(self, Self::HungUp | Self::Startup(StartupFault::Length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_of_a_balancer_is_told_from_noise() {
+        let fault = |read: &[u8]| OpeningFault::at_first(StartupFault::Length, read);
+        let header = fault(b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n");
+        assert!(!header.is_noise() && header.is_refusal() && !header.is_offence());
+        assert!(header.to_string().contains("proxy_protocol.trusted"), "{header}");
+        assert!(fault(b"GET / HTTP/1.1\r\n").is_noise());
     }
 }

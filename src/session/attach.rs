@@ -372,8 +372,10 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
         let message =
             format!("server \"{member}\" does not accept the connection manager's login for this user");
         return AttachError::Credential {
-            reply: ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, message)
-                .hint("Its operator has to mend the credential for this user; the connection manager's log has the details."),
+            reply: ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, message).hint(
+                "The operator of the connection manager has to correct the credential for this user \
+                       (auth.server_credentials); its log has the details.",
+            ),
             said: server.to_string(),
             member: member.clone(),
         };
@@ -435,14 +437,7 @@ async fn verify(
                 (Access::ReadOnly, OnLeader::Unenforced) => Terms::Unenforced,
                 // `refused` does not come here; if it did, nothing less would do.
                 (Access::ReadOnly, OnLeader::Enforced | OnLeader::Refused) => {
-                    enforce::writes_nothing(&mut connection, question.deadline)
-                        .await
-                        .map_err(|why| {
-                            Unverified(
-                                format!("is the leader, and the role of this session {why}").into(),
-                                "On this route a role that may write anything reads from replicas only.",
-                            )
-                        })?;
+                    enforce::writes_nothing(&mut connection, question.deadline).await?;
                     Terms::Enforced
                 }
             };

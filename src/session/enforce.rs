@@ -17,6 +17,7 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::attach::Unverified;
 use crate::backend::{ConnectError, ServerConnection, query};
 
 /// The client's or its role's `statement_timeout` must not end the examination: by one of 1 ms nobody could be told why
@@ -46,21 +47,28 @@ WITH me AS MATERIALIZED ( \
   UNION ALL SELECT srvacl, format('the server %I', srvname) FROM pg_foreign_server WHERE srvacl IS NOT NULL \
   UNION ALL SELECT lomacl, format('the large object %s', oid) FROM pg_largeobject_metadata WHERE lomacl IS NOT NULL \
 ), faults (n, why) AS ( \
-  SELECT 1, format('has or can take the attributes of %I', rolname) FROM me \
+  SELECT CASE WHEN rolname = session_user THEN 0 ELSE 1 END, \
+         format(CASE WHEN rolname = session_user THEN 'has %2$s' ELSE 'is a member of %1$I, which has %2$s' END, \
+                rolname, concat_ws(' and ', CASE WHEN rolsuper THEN 'SUPERUSER' END, \
+                                   CASE WHEN rolcreaterole THEN 'CREATEROLE' END, \
+                                   CASE WHEN rolcreatedb THEN 'CREATEDB' END, \
+                                   CASE WHEN rolreplication THEN 'REPLICATION' END, \
+                                   CASE WHEN rolbypassrls THEN 'BYPASSRLS' END)) FROM me \
    WHERE rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls \
   UNION ALL \
   SELECT 2, format('is a member of %I', rolname) FROM me \
    WHERE rolname IN ('pg_write_all_data', 'pg_write_server_files', 'pg_execute_server_program', \
                      'pg_create_subscription', 'pg_maintain') \
   UNION ALL \
-  SELECT 3, format('owns something, as %I', rolname) FROM me \
+  SELECT 3, format(CASE WHEN rolname = session_user THEN 'owns objects' \
+                        ELSE 'is a member of %I, which owns objects' END, rolname) FROM me \
    WHERE EXISTS (SELECT FROM pg_shdepend d \
                   WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = me.oid AND d.deptype = 'o' \
                     AND d.classid <> 'pg_default_acl'::regclass) \
   UNION ALL \
-  SELECT 4, 'may CREATE in the database, or has TEMPORARY there' FROM me \
-   WHERE has_database_privilege(me.oid, (SELECT oid FROM pg_database WHERE datname = current_database()), \
-                                'CREATE, TEMPORARY') \
+  SELECT 4, format('has %s in the database %I', p.privilege, current_database()) \
+    FROM me, (VALUES ('CREATE'), ('TEMPORARY')) AS p (privilege) \
+   WHERE has_database_privilege(me.oid, (SELECT oid FROM pg_database WHERE datname = current_database()), p.privilege) \
   UNION ALL \
   SELECT 5, format('may create in the schema %I', n.nspname) FROM me, pg_namespace n \
    WHERE has_schema_privilege(me.oid, n.oid, 'CREATE') \
@@ -79,7 +87,8 @@ WITH me AS MATERIALIZED ( \
   SELECT 8, 'may change every large object: lo_compat_privileges is on' \
    WHERE current_setting('lo_compat_privileges')::bool \
   UNION ALL \
-  SELECT 9, format('may execute %s', p.oid::regprocedure) FROM me, pg_proc p \
+  SELECT 9, format('may execute %s%s', p.oid::regprocedure, \
+                   CASE WHEN p.prosecdef THEN ', which is SECURITY DEFINER' ELSE '' END) FROM me, pg_proc p \
    WHERE (p.prosecdef OR p.pronamespace = 'pg_catalog'::regnamespace \
                          AND p.proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import', 'pg_logical_emit_message')) \
      AND has_function_privilege(me.oid, p.oid, 'EXECUTE') \
@@ -106,8 +115,9 @@ WITH me AS MATERIALIZED ( \
   SELECT 14, format('may grant rights on %s to others', acls.what) FROM me, acls, aclexplode(acls.acl) a \
    WHERE a.grantee = me.oid AND a.is_grantable \
   UNION ALL \
-  SELECT 15, format('has settings of its own (%s), which any of its sessions can make for all', \
-                    (SELECT string_agg(split_part(c, '=', 1), ', ') FROM unnest(s.setconfig) c)) \
+  SELECT 15, format('has settings (%s), which any of its sessions can make for all: ALTER ROLE %I%s RESET ALL', \
+                    (SELECT string_agg(split_part(c, '=', 1), ', ') FROM unnest(s.setconfig) c), me.rolname, \
+                    CASE WHEN s.setdatabase = 0 THEN '' ELSE format(' IN DATABASE %I', current_database()) END) \
     FROM pg_db_role_setting s JOIN me ON me.oid = s.setrole AND me.rolname = session_user \
    WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
@@ -123,7 +133,7 @@ const MAINTAIN: &str = " \
   SELECT 17, format('may maintain %s', c.oid::regclass) FROM me, pg_class c \
    WHERE c.relkind IN ('r', 'p', 'm') AND has_table_privilege(me.oid, c.oid, 'MAINTAIN')";
 
-const END: &str = ") SELECT why FROM faults ORDER BY n LIMIT 1; COMMIT";
+const END: &str = ") SELECT why, session_user FROM faults ORDER BY n LIMIT 1; COMMIT";
 
 /// What is asked of a server of this major version; of an unknown one, everything.
 fn examination(major: Option<u32>) -> String {
@@ -162,29 +172,59 @@ async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Vec
     Ok(rows)
 }
 
-/// `Err` tells what the role that the connection is logged in as may write, or that this could not be found out:
-/// it completes "the role …".
+/// `Err` tells what the role that the connection is logged in as may write, or that this could not be found out.
 pub(super) async fn writes_nothing(
     connection: &mut ServerConnection,
     deadline: Instant,
-) -> Result<(), String> {
-    let rows = ask(connection, deadline)
-        .await
-        .map_err(|error| format!("could not be examined: {error}"))?;
-    match rows.into_iter().next() {
+) -> Result<(), Unverified> {
+    let rows = ask(connection, deadline).await.map_err(|error| {
+        Unverified(
+            format!("is the leader, and the role of this session could not be examined: {error}").into(),
+            "Try again in a moment; the connection manager's log has the details.",
+        )
+    })?;
+    match rows.first() {
         None => Ok(()),
-        Some(row) => {
-            let why = row.into_iter().next().flatten().unwrap_or_default();
-            let why = String::from_utf8_lossy(&why);
-            // Names in it are the cluster's.
-            Err(why.chars().take(200).filter(|c| !c.is_control()).collect())
-        }
+        Some(row) => Err(refusal(row)),
     }
+}
+
+/// What is said of a row that [`examination`] gave: the first fault, and whose it is.
+fn refusal(row: &query::Row) -> Unverified {
+    // Names in it are the cluster's.
+    let text = |column: usize, most: usize| -> String {
+        let value = row.get(column).and_then(Option::as_deref).unwrap_or_default();
+        let value = String::from_utf8_lossy(value);
+        value.chars().filter(|c| !c.is_control()).take(most).collect()
+    };
+    let (why, role) = (text(0, 300), text(1, 63));
+    Unverified(
+        format!("is the leader, and role \"{role}\" {why}").into(),
+        "Try again when a replica is available. For reading from the leader, the operator has to take this right from the \
+         role (docs/configuration.md, \"Reading from the leader\").",
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_names_the_role_and_says_what_to_do() {
+        let row = |why: &str, role: &str| vec![Some(why.as_bytes().to_vec()), Some(role.as_bytes().to_vec())];
+        let Unverified(why, hint) = refusal(&row("has CREATEROLE", "rea\nder"));
+        assert_eq!(why, "is the leader, and role \"reader\" has CREATEROLE");
+        assert!(
+            hint.starts_with("Try again when a replica is available."),
+            "{hint}"
+        );
+        assert!(
+            hint.contains("the operator has to take this right from the role"),
+            "{hint}"
+        );
+        let Unverified(long, _) = refusal(&row(&"x".repeat(5000), "reader"));
+        assert!(long.len() < 400, "{}", long.len());
+    }
 
     #[test]
     fn a_server_is_asked_for_what_its_version_has() {

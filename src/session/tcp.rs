@@ -218,7 +218,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
 /// Reads until it shows what the client wants; what was read stays in `head`. Cancel safe: `read_buf` is.
 async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance, OpeningFault> {
     loop {
-        if let Some(glance) = startup::glance(head)? {
+        if let Some(glance) = startup::glance(head).map_err(|fault| OpeningFault::at_first(fault, head))? {
             return Ok(glance);
         }
         head.reserve(1024);

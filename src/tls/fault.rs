@@ -53,8 +53,12 @@ impl From<CertificateFault> for rustls::Error {
 
 /// An error for people: rustls prints only the names of some of its own.
 pub fn explain(error: &rustls::Error) -> String {
-    let rustls::Error::InvalidCertificate(reason) = error else {
-        return error.to_string();
+    let reason = match error {
+        rustls::Error::InvalidCertificate(reason) => reason,
+        rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
+            return "the other side does not speak TLS".to_owned();
+        }
+        error => return error.to_string(),
     };
     let reason = match reason {
         CertificateError::Other(OtherError(fault)) => fault.to_string(),
@@ -69,7 +73,10 @@ pub fn explain(error: &rustls::Error) -> String {
 
 /// The TLS error in one of IO, if there is one.
 pub fn of_io(error: &std::io::Error) -> Option<&rustls::Error> {
-    error.get_ref()?.downcast_ref()
+    let inner = error.get_ref()?;
+    // Wrapped twice by some libraries.
+    let again = || inner.downcast_ref::<std::io::Error>().and_then(of_io);
+    inner.downcast_ref().or_else(again)
 }
 
 /// The sentence of the TLS error among an error's causes, which may be wrapped in one of IO; `None`: TLS did not fail.

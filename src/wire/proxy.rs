@@ -59,7 +59,7 @@ impl fmt::Display for ProxiedTls {
 /// Why bytes are no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyFault {
-    #[error("no PROXY protocol header where one must be")]
+    #[error("no PROXY protocol header, which this listener requires from this address")]
     Missing,
     #[error("a PROXY protocol header longer than {MAX_HEADER} bytes")]
     TooLong,
@@ -71,6 +71,14 @@ pub enum ProxyFault {
     Malformed,
     #[error("a PROXY protocol header with a wrong checksum")]
     Checksum,
+}
+
+/// Whether this looks like the beginning of a header where none is expected.
+pub fn begins(bytes: &[u8]) -> bool {
+    let is = |with: &[u8]| {
+        bytes.len() >= VERSION_1.len() && bytes.iter().zip(with).all(|(one, other)| one == other)
+    };
+    is(VERSION_1) || is(SIGNATURE)
 }
 
 /// Collects one header.

@@ -272,3 +272,20 @@ proptest! {
         let _ = Reader::default().push(&header);
     }
 }
+
+#[test]
+fn a_header_is_known_by_its_beginning() {
+    for header in [&b"PROXY "[..], b"PROXY TCP4 1.2.3.4", SIGNATURE, &SIGNATURE[..6]] {
+        assert!(begins(header), "{header:?}");
+    }
+    for other in [
+        &b""[..],
+        b"PROX",
+        b"\r\n\r\n",
+        b"GET / HTTP/1.1",
+        b"PROXYTCP4",
+        b"\0\0\0\x08\x04\xd2\x16\x2f",
+    ] {
+        assert!(!begins(other), "{other:?}");
+    }
+}

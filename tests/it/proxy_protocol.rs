@@ -175,7 +175,7 @@ fn nobody_else_says_who_he_is() {
     ]);
     // One that hangs up is no news.
     drop(Raw::connect_from(BALANCER, router.address, 6432));
-    // Others are clients, and their headers rubbish.
+    // Others are clients, and their headers rubbish; the operator is told what it is.
     let other = Ipv4Addr::new(127, 95, 0, 1);
     let mut raw = Raw::connect_from(other, router.address, 6432);
     raw.startup(V3_0, &[("user", "app"), ("database", "app")]);
@@ -184,8 +184,16 @@ fn nobody_else_says_who_he_is() {
     raw.send(&line("192.0.2.7:4660"));
     raw.half_close();
     let _ = raw.rest();
+    router.await_log(&[
+        "WARN",
+        "connection refused",
+        "client=127.95.0.1:",
+        "proxy_protocol.trusted",
+    ]);
     assert!(!router.log().contains("192.0.2.7"), "{}", router.log());
     assert_eq!(count(), 4.0);
+    let others = router.metric("trunkline_logins_refused_total{reason=\"opening\"}");
+    assert_eq!(others, 1.0);
 
     let router = before(
         &server,

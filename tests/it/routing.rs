@@ -385,7 +385,11 @@ fn enforced(version_18: bool) {
         error.message
     };
     server.sql("CREATE TABLE t (a int, b int); CREATE SEQUENCE s; CREATE SCHEMA sch; GRANT other TO reader");
-    assert!(told().contains("TEMPORARY"), "{}", told());
+    assert!(
+        told().contains("has TEMPORARY in the database postgres"),
+        "{}",
+        told()
+    );
     server.sql("REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC");
     assert!(told().contains("may execute lo_"), "{}", told());
     server.sql(&prepare_functions());
@@ -424,12 +428,12 @@ fn enforced(version_18: bool) {
     for (give, expected, take) in [
         (
             "ALTER ROLE reader CREATEDB",
-            "attributes of reader",
+            "role \"reader\" has CREATEDB",
             "ALTER ROLE reader NOCREATEDB",
         ),
         (
             "ALTER ROLE other CREATEROLE; ALTER ROLE reader NOINHERIT",
-            "attributes of other",
+            "role \"reader\" is a member of other, which has CREATEROLE",
             "ALTER ROLE other NOCREATEROLE; ALTER ROLE reader INHERIT",
         ),
         (
@@ -459,12 +463,12 @@ fn enforced(version_18: bool) {
         ),
         (
             "ALTER TABLE t OWNER TO other",
-            "owns something, as other",
+            "is a member of other, which owns objects",
             "ALTER TABLE t OWNER TO postgres",
         ),
         (
             "CREATE FUNCTION f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'",
-            "may execute",
+            "may execute public.f(), which is SECURITY DEFINER",
             "DROP FUNCTION f()",
         ),
         (
@@ -474,7 +478,7 @@ fn enforced(version_18: bool) {
         ),
         (
             "ALTER ROLE reader SUPERUSER",
-            "attributes of",
+            "role \"reader\" has SUPERUSER",
             "ALTER ROLE reader NOSUPERUSER",
         ),
         (
@@ -533,12 +537,12 @@ fn enforced(version_18: bool) {
         // Too short a time to look at anything, and it would hold for all who come after.
         (
             "ALTER ROLE reader SET statement_timeout = '1ms'",
-            "settings of its own (statement_timeout)",
+            "has settings (statement_timeout)",
             "ALTER ROLE reader RESET ALL",
         ),
         (
             "ALTER ROLE reader IN DATABASE postgres SET search_path = sch, public",
-            "settings of its own (search_path)",
+            "ALTER ROLE reader IN DATABASE postgres RESET ALL",
             "ALTER ROLE reader IN DATABASE postgres RESET ALL",
         ),
     ]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::fixture::*;
 use super::{AdminError, AdminThread, Bounds, prepare, prepare_with};
 use crate::cluster::snapshot::Snapshot;
-use crate::config::{BindAddress, Http};
+use crate::config::{AgentCheck, AgentSubject, BindAddress, Http};
 use crate::frontend::listen::Inheritance;
 
 struct Running {
@@ -295,6 +295,21 @@ fn a_port_in_use_is_one_sentence() {
     assert!(matches!(error, AdminError::Listen { .. }));
     let expected = format!(
         "cannot listen for HTTP on {}: it is in use by another program",
+        running.address
+    );
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    let config = Http {
+        addresses: vec![somewhere()],
+        agent_check: Some(AgentCheck {
+            address: BindAddress::Ip(running.address),
+            about: AgentSubject::Router,
+        }),
+        ..config
+    };
+    let stop = CancellationToken::new();
+    let error = prepare(&config, handles(Vec::new()), stop, &mut Inheritance::default()).unwrap_err();
+    let expected = format!(
+        "cannot listen for HAProxy's agent check (http.agent_check) on {}: it is in use",
         running.address
     );
     assert!(error.to_string().starts_with(&expected), "{error}");

@@ -57,6 +57,26 @@ fn the_clusters_certificate_must_be_there_where_it_is_leant_on() {
 }
 
 #[test]
+fn a_missing_file_of_rules_is_reported_beside_all_other_faults() {
+    let files = Files::new();
+    let faults = files.faults(&format!(
+        "{}authx: 1\n",
+        with_auth("hba_file: nope.conf\n  ident_file: also-nope.conf")
+    ));
+    for expected in [
+        "auth.hba_file: nope.conf: does not exist",
+        "auth.ident_file: also-nope.conf: does not exist",
+        "authx: unknown key",
+    ] {
+        assert!(
+            faults.iter().any(|fault| fault.contains(expected)),
+            "{expected}: {faults:#?}"
+        );
+    }
+    assert_eq!(faults.len(), 3, "{faults:#?}");
+}
+
+#[test]
 fn faults() {
     let files = Files::new();
     files.one_fault(

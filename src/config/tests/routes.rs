@@ -249,6 +249,17 @@ fn enforced_reading_on_the_leader_needs_another_role_for_every_user() {
         "{users: [a], server_user: x, password_file: pw}, {users: all, server_user: y, password_file: pw}",
     ));
     assert_eq!(config.routes["r"].read_only_on_leader, OnLeader::Enforced);
+    // A bad file is the only fault: the entry is there.
+    files.secret("empty", "");
+    files.secret("marked", "\u{feff}geheim\n");
+    for (file, expected) in [
+        ("empty", "is empty"),
+        ("marked", "byte order mark"),
+        ("nope", "does not exist"),
+    ] {
+        let credentials = format!("{{users: all, server_user: y, password_file: {file}}}");
+        files.one_fault(&with(&credentials), expected);
+    }
     for credentials in [
         "{users: all, password_file: pw}",
         "{users: [a], server_user: x, password_file: pw}",

@@ -189,7 +189,7 @@ fn the_credential_that_names_the_user_opens_the_servers() {
         router.await_log(&[
             "no server for the session",
             &format!("user={user} "),
-            &format!("28P01: password authentication failed for user \\\\\\\"{role}"),
+            &format!("28P01: password authentication failed for user \\\"{role}"),
         ]);
     }
     // The directory's answers, and of one who is in the directory and no role. What a role is called on the server
