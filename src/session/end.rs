@@ -135,6 +135,9 @@ pub enum Fate {
     Settled,
     /// The same, and a transaction is open: the server rolls it back when its connection ends.
     RolledBack,
+    /// Every request that has reached the server is answered, but some were executed since the last Sync: what they did is
+    /// committed already (COMMIT, CALL, VACUUM), or rolled back.
+    Unsynced,
     /// The server has a request that it has not answered: it may take effect, now or later.
     Unknown,
 }
@@ -159,6 +162,14 @@ impl From<Cause> for End {
 /// Behind the reason, where the fate of a request is not known.
 const UNKNOWN: &str = "the outcome of the request under way is unknown";
 const CHECK: &str = "Check whether the statement took effect before you repeat it.";
+const UNSYNCED: &str = "What was executed since the last Sync may be committed or rolled back.";
+
+impl Fate {
+    /// What was asked may have taken effect or not.
+    fn is_open(self) -> bool {
+        matches!(self, Self::Unsynced | Self::Unknown)
+    }
+}
 
 impl End {
     /// The label in metrics; one of a fixed set.
@@ -187,7 +198,7 @@ impl End {
                 | Reason::Killed
                 | Reason::MemberClosed(_)
                 | Reason::Unfit(LeaveReason::Maintenance(_)),
-            ) => self.fate == Fate::Unknown,
+            ) => self.fate.is_open(),
             Cause::ServerGone
             | Cause::Ordered(_)
             | Cause::ClientProtocol(_)
@@ -198,7 +209,7 @@ impl End {
 
     /// The client has asked for something, is still there, and nobody can tell it what came of that.
     pub fn is_unknown(&self) -> bool {
-        self.fate == Fate::Unknown
+        self.fate.is_open()
             && matches!(
                 self.cause,
                 Cause::ServerGone | Cause::Ordered(_) | Cause::ClientProtocol(_) | Cause::ServerProtocol(_)
@@ -211,7 +222,7 @@ impl End {
     pub fn last_words(&self, out: &mut BytesMut, ready: Option<u8>) {
         match (self.reply(), ready) {
             (None, _) => {}
-            (Some(reply), Some(status)) if self.fate == Fate::Unknown => {
+            (Some(reply), Some(status)) if self.fate.is_open() => {
                 let severity = Severity::Error;
                 message::error(out, &ErrorReply { severity, ..reply });
                 message::ready_for_query(out, status);
@@ -251,11 +262,16 @@ impl End {
             Fate::Settled => ErrorReply::fatal(code, message).hint(hint),
             Fate::RolledBack => ErrorReply::fatal(code, message)
                 .hint(format!("{hint} The transaction that was open is rolled back.")),
-            Fate::Unknown => ErrorReply::fatal(
-                SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
-                format!("{message}; {UNKNOWN}"),
-            )
-            .hint(format!("{hint} {CHECK}")),
+            Fate::Unsynced | Fate::Unknown => {
+                let about = if self.fate == Fate::Unsynced {
+                    format!("{UNSYNCED} {CHECK}")
+                } else {
+                    CHECK.to_owned()
+                };
+                let message = format!("{message}; {UNKNOWN}");
+                ErrorReply::fatal(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
+                    .hint(format!("{hint} {about}"))
+            }
         })
     }
 }
@@ -336,14 +352,26 @@ mod tests {
                 "{unknown:?}"
             );
             assert!(unknown.hint.unwrap().contains("Check whether"));
-            let end = End {
-                cause,
-                fate: Fate::Unknown,
-            };
-            assert!(
-                end.is_trouble() && end.to_string().ends_with(", outcome unknown"),
-                "{end}"
+            // What was executed without a Sync is never called rolled back, as it may be committed.
+            let unsynced = told(Fate::Unsynced);
+            assert_eq!(
+                (unsynced.code, &unsynced.message),
+                (unknown.code, &unknown.message)
             );
+            let hint = unsynced.hint.unwrap();
+            assert!(
+                hint.contains("may be committed or rolled back. Check whether")
+                    && !hint.contains("is rolled"),
+                "{hint}"
+            );
+            for fate in [Fate::Unsynced, Fate::Unknown] {
+                let cause = cause.clone();
+                let end = End { cause, fate };
+                assert!(
+                    end.is_trouble() && end.to_string().ends_with(", outcome unknown"),
+                    "{end}"
+                );
+            }
         }
     }
 
@@ -356,7 +384,7 @@ mod tests {
             Cause::ServerFatal { code },
             Cause::ServerClosed,
         ] {
-            for fate in [Fate::Settled, Fate::RolledBack, Fate::Unknown] {
+            for fate in [Fate::Settled, Fate::RolledBack, Fate::Unsynced, Fate::Unknown] {
                 let cause = cause.clone();
                 let end = End { cause, fate };
                 assert!(!end.is_unknown() && !end.is_trouble(), "{end}");

@@ -302,6 +302,7 @@ impl Relay {
         match self.account.outstanding() {
             None => Fate::Unknown,
             Some(outstanding) if reached(outstanding) => Fate::Unknown,
+            Some(_) if self.account.has_executed() => Fate::Unsynced,
             Some(_) if self.account.is_open() => Fate::RolledBack,
             Some(_) => Fate::Settled,
         }

@@ -262,16 +262,46 @@ async fn only_what_the_server_may_do_is_unknown() {
             none(),
             "FATAL 08007",
         ),
-        // It is committed at the Sync, which has not been sent.
+        // Usually it is committed at the Sync; but COMMIT, CALL and VACUUM do not wait for one.
         (
             "answered, no Sync yet",
             [&batch[..], &flush].concat(),
-            answered,
-            "FATAL 57P01",
+            answered.clone(),
+            "FATAL 08007",
         ),
         (
             "failed, no Sync yet",
             [&batch[..], &flush].concat(),
+            error.clone(),
+            "FATAL 08007",
+        ),
+        (
+            "answered, and half a Sync",
+            [&batch[..], &sync[..3]].concat(),
+            answered.clone(),
+            "FATAL 08007",
+        ),
+        (
+            "executed, then failed",
+            [&batch[..], &parse, &flush].concat(),
+            [&answered[..], &error].concat(),
+            "FATAL 08007",
+        ),
+        (
+            "executed, then parsed",
+            [&batch[..], &parse, &flush].concat(),
+            [&answered[..], &frame(b'1', b"")].concat(),
+            "FATAL 08007",
+        ),
+        (
+            "nothing executed",
+            [&parse[..], &bind, &flush].concat(),
+            answered[..10].to_vec(),
+            "FATAL 57P01",
+        ),
+        (
+            "nothing executed, failed",
+            [&parse[..], &flush].concat(),
             error,
             "FATAL 57P01",
         ),

@@ -197,6 +197,10 @@ pub struct Account {
     skipping: bool,
     /// The last extended message sent was not followed by Sync, Query or `FunctionCall`.
     batch_open: bool,
+    /// An Execute was sent since the account was last empty.
+    execute_sent: bool,
+    /// An Execute, or what may have been one, was answered since the last `Z`.
+    executed: bool,
     /// A command was completed since the last time the server was idle.
     worked: bool,
     /// A COPY in both directions was the last thing, and the server has completed it.
@@ -237,9 +241,9 @@ impl Account {
         self.status
     }
 
-    /// How many messages the server has not answered yet; `None` where that cannot be told. What is answered is known to
-    /// the client, also where it is not committed yet: without the Sync that has not been sent, it never will be. A
-    /// stream in both directions (replication) is no request: its client can go on elsewhere where it stopped.
+    /// How many messages the server has not answered yet; `None` where that cannot be told. What is answered need not be
+    /// settled ([`Self::has_executed`]). A stream in both directions (replication) is no request: its client can go on
+    /// elsewhere where it stopped.
     pub fn outstanding(&self) -> Option<usize> {
         let is_known = self.status != TransactionStatus::Unknown && !self.is_uncertain();
         match self.copy {
@@ -281,6 +285,12 @@ impl Account {
                 self.status,
                 TransactionStatus::InTransaction | TransactionStatus::Failed
             )
+    }
+
+    /// Something was executed by the extended protocol, and no `Z` has said since what became of it: COMMIT, CALL or VACUUM
+    /// commit without a Sync, anything else is rolled back without one.
+    pub fn has_executed(&self) -> bool {
+        self.executed
     }
 
     /// Whether the server answers messages of this type, each by itself.
@@ -349,6 +359,7 @@ impl Account {
             b'P' | b'B' | b'D' | b'E' | b'C' => {
                 self.push(Kind::Extended)?;
                 self.batch_open = true;
+                self.execute_sent |= tag == b'E';
             }
             // The server ends the session over anything else.
             _ => {}
@@ -364,6 +375,7 @@ impl Account {
             ServerEvent::ReadyForQuery(status) => self.ready(status),
             ServerEvent::CommandComplete(_) => {
                 self.worked = true;
+                self.executed |= self.current.kind == Kind::Extended;
                 if matches!(self.copy, CopyMode::In { ended: false }) {
                     self.lost = true;
                 }
@@ -374,6 +386,7 @@ impl Account {
             ServerEvent::Answer(b'T') if self.current.kind == Kind::Query => self.answered(),
             ServerEvent::Answer(tag) => {
                 self.worked |= matches!(tag, b'V' | b's');
+                self.executed |= self.current.kind == Kind::Extended && matches!(tag, b'I' | b's');
                 self.completed();
             }
             ServerEvent::CopyIn => self.copy_in(),
@@ -502,6 +515,8 @@ impl Account {
             // At the Sync itself: deferred constraints.
             Kind::Sync => {}
             Kind::Extended => {
+                // Also a procedure that has committed before it failed.
+                self.executed |= self.execute_sent;
                 self.uncertain = may_owe;
                 let more = self.current.count > 1;
                 self.next();
@@ -521,6 +536,7 @@ impl Account {
 
     fn ready(&mut self, status: TransactionStatus) {
         self.status = status;
+        self.executed = false;
         if status == TransactionStatus::Idle && std::mem::take(&mut self.worked) {
             self.transactions += 1;
         }
@@ -535,6 +551,7 @@ impl Account {
             }
             _ => self.lost = true,
         }
+        self.execute_sent &= self.batch_open || self.current.kind != Kind::Nothing;
     }
 }
 

@@ -169,6 +169,43 @@ fn transactions_are_counted_when_the_server_is_idle_after_work() {
     );
 }
 
+/// The answers to Parse, Bind, Describe and Close prove nothing and leave nothing; an Execute may have committed until a
+/// `Z` says what became of it.
+#[test]
+fn what_is_executed_is_settled_at_the_next_ready() {
+    for script in [
+        ">PBDCH <12n3",
+        ">PH <E",
+        ">PBH <1E",
+        ">PBES <12CZ",
+        ">PBES <12EZ",
+        ">PBES <12EZ >PH <E",
+        ">PBES <12CZ >PBH <12",
+        ">PBESPBES <12CZ12CZ",
+        ">PBE >Q <12CCZ",
+        ">Q <CY >PBH <12",
+        ">Q <C",
+        ">Q <W >d <d",
+    ] {
+        assert!(!played(script).has_executed(), "{script}");
+    }
+    for script in [
+        ">PBEH <12C",
+        ">PBEH <12I",
+        ">PBEH <12DDs",
+        ">PBEH <12E",
+        ">PBEPH <12C1",
+        ">PBEPH <12CE",
+        ">PBEPBEPBEH <12C12C12C",
+        ">Q <CY >PBEH <12C",
+        ">PBESPBEH <12CZ12C",
+        ">PBE <12G >ddc <C",
+        ">PBEH <12C >S",
+    ] {
+        assert!(played(script).has_executed(), "{script}");
+    }
+}
+
 #[test]
 fn an_idle_account_is_small_and_has_no_heap() {
     assert!(size_of::<Account>() <= 112);
