@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use super::access::Access;
+use super::derivations::Derivations;
 use super::tls::TlsFacts;
 use super::{ClientAddress, ClientStream, interfaces, resolve};
 use crate::auth::Identity;
@@ -82,7 +82,7 @@ pub struct Doors<'a> {
     pub cluster: &'a ClusterHandle,
     pub mock: &'a Arc<MockSecret>,
     /// Bounds how many passwords in clear are checked at once.
-    pub derivations: &'a Arc<Semaphore>,
+    pub derivations: &'a Arc<Derivations>,
     pub deadline: Instant,
 }
 

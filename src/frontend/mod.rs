@@ -9,6 +9,7 @@
 pub mod access;
 mod address;
 pub mod certificate;
+pub mod derivations;
 pub mod interfaces;
 pub mod ldap;
 pub mod listen;

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus_client::registry::Registry as Metrics;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -400,7 +400,7 @@ fn share(
         relatives,
         access,
         mock,
-        derivations: Arc::new(Semaphore::new(session::MOST_DERIVATIONS)),
+        derivations: Arc::default(),
         login_timeout: ArcSwap::from_pointee(config.auth.login_timeout),
         cancels: session::cancel::Cancels::default(),
         failures: session::Failures::default(),

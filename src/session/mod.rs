@@ -46,7 +46,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -55,13 +54,11 @@ use tracing::warn;
 use crate::auth::guard::network;
 use crate::auth::scram::MockSecret;
 use crate::frontend::access::Access;
+use crate::frontend::derivations::Derivations;
 use crate::frontend::login::{Behind, Doors};
 use crate::wire::text::Escaped;
 use gate::Gate;
 use sample::{Sources, Verdict};
-
-/// Passwords in clear checked at once: each takes a processor for milliseconds.
-pub const MOST_DERIVATIONS: usize = 4;
 
 /// Everything the sessions of one process share. Made by `runtime`.
 #[derive(Debug)]
@@ -80,7 +77,7 @@ pub struct Shared {
     pub console: ArcSwapOption<console::ConsoleDoor>,
     pub mock: Arc<MockSecret>,
     /// Bounds how many passwords in clear are checked at once.
-    pub derivations: Arc<Semaphore>,
+    pub derivations: Arc<Derivations>,
     pub login_timeout: ArcSwap<Duration>,
     pub cancels: cancel::Cancels,
     pub failures: Failures,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use super::sasl::{self, LookUp};
@@ -114,7 +115,8 @@ fn terminated(body: Bytes) -> Result<Secret, LoginFault> {
     secret
 }
 
-/// PBKDF2 takes milliseconds, and with many iterations more: not on a worker, and only so many at once.
+/// PBKDF2 takes milliseconds, and with many iterations more: not on a worker, only so many at once, and not again for a
+/// secret that is known to be wrong.
 async fn verify(
     exchange: &Exchange<'_>,
     identity: Option<Identity>,
@@ -123,11 +125,32 @@ async fn verify(
     let doors = exchange.doors;
     let user = exchange.packet.user.clone();
     let mock = Arc::clone(doors.mock);
-    let place = Arc::clone(doors.derivations).acquire_owned().await;
-    let place = place.map_err(|_| LoginFault::Timeout)?;
+    let derivations = Arc::clone(doors.derivations);
+    let verifier = identity.as_ref().and_then(Identity::verifier);
+    let mark = verifier.and_then(|verifier| derivations.mark(verifier, given.expose()));
+    let known_wrong = || derivations.known_wrong(mark.as_ref()?, Instant::now());
+    if let Some(took) = known_wrong() {
+        tokio::time::sleep(took).await;
+        return Ok(false);
+    }
+    let party = derivations.party(exchange.address.ip(), &doors.cluster.config().name, &user);
+    let place = derivations.place(party).await;
+    // Somebody else may have given the same meanwhile.
+    if let Some(took) = known_wrong() {
+        drop(place);
+        tokio::time::sleep(took).await;
+        return Ok(false);
+    }
     let verified = tokio::task::spawn_blocking(move || {
         let _place = place;
-        password::verify(identity.as_ref(), &user, given.expose(), &mock)
+        let began = Instant::now();
+        let is_right = password::verify(identity.as_ref(), &user, given.expose(), &mock);
+        if let Some(mark) = mark
+            && !is_right
+        {
+            derivations.was_wrong(mark, began.elapsed(), Instant::now());
+        }
+        is_right
     });
     // A panic in there lets nobody in.
     Ok(verified.await.unwrap_or(false))
