@@ -12,6 +12,10 @@
 //!   user's failures from one address count once for the address and for the user as a whole, so that such a program
 //!   keeps neither its neighbours out nor that user elsewhere; all of them count for that user from that address, with
 //!   the same limits.
+//! - So that guesses at one user from many addresses are bounded whatever the number of addresses, an address that goes
+//!   on failing counts for the user again, once for each `refuse_for`. The first of them in each `refuse_for` is passed
+//!   over: it may be such a program. Where the user has more than `failures`, every failure counts, and only an address
+//!   that is at `refuse_after` is passed over.
 //! - A success forgives nothing: otherwise whoever has one account could guess at all others without end. Quiet
 //!   does: one failure for each `refuse_for` without another, refusals not included.
 //! - A user's success makes its address *familiar* to it for [`FAMILIAR_FOR`]. There that user is not subject to its
@@ -225,20 +229,35 @@ impl Guard {
         if self.familiar.is_known(attempt.pair) {
             self.familiar.fail(attempt.pair, &self.limit, now);
         }
-        let is_first = self.pairs.failures(attempt.pair, &self.limit, now) == 0;
+        let before = self.pairs.failures(attempt.pair, &self.limit, now);
         let user_here = self.pairs.fail(attempt.pair, &self.limit, now);
-        if guess.is_none() && !is_first {
+        if guess.is_none() && before > 0 {
+            let counts = self.counts_again(attempt, before, now);
+            let user = counts.then(|| self.users.fail(attempt.user, &self.limit, now));
             return Began {
+                user: user.flatten(),
                 user_here,
                 ..Began::default()
             };
         }
+        self.pairs.begins_span(attempt.pair, &self.limit, now);
         let address = attempt.address;
         Began {
             address: address.and_then(|key| self.addresses.fail(key, &self.limit, now)),
             user: self.users.fail(attempt.user, &self.limit, now),
             user_here,
         }
+    }
+
+    /// Does a failure count for the user though its address has failed before? That has `before` failures as this user.
+    fn counts_again(&mut self, attempt: &Attempt, before: u32, now: Instant) -> bool {
+        let is_due = self.pairs.begins_span(attempt.pair, &self.limit, now);
+        let failures = self.users.failures(attempt.user, &self.limit, now);
+        let is_under_attack = failures > self.limit.failures || failures >= self.limit.refuse_after;
+        if is_under_attack && before < self.limit.refuse_after {
+            return true;
+        }
+        is_due && !self.users.begins_span(attempt.user, &self.limit, now)
     }
 
     /// What came from this address was not the protocol.
@@ -334,6 +353,9 @@ struct Record {
     /// The last slot given away.
     slot: Instant,
     refused_until: Option<Instant>,
+    /// When the span began in which nothing of a pair counts for its user again. Of a user: in which no other pair is
+    /// passed over.
+    span: Option<Instant>,
     /// The last success; only of pairs.
     success: Option<Instant>,
 }
@@ -345,6 +367,7 @@ impl Record {
             since: now,
             slot: now,
             refused_until: None,
+            span: None,
             success: None,
         }
     }
@@ -429,6 +452,16 @@ impl Records {
         let until = now + limit.refuse_for;
         (record.since, record.refused_until) = (until, Some(until));
         Some(Start::Refusal(record.failures))
+    }
+
+    /// Begins a span of `refuse_for`, unless one is under way.
+    fn begins_span(&mut self, key: u64, limit: &RateLimit, now: Instant) -> bool {
+        let span = &mut self.entry(key, now).span;
+        let begins = span.is_none_or(|at| now.saturating_duration_since(at) >= limit.refuse_for);
+        if begins {
+            *span = Some(now);
+        }
+        begins
     }
 
     fn welcome(&mut self, key: u64, now: Instant) {

@@ -381,6 +381,106 @@ fn one_user_failing_by_scram_keeps_neither_its_neighbours_out_nor_itself_elsewhe
     assert_eq!(scene.ask("app", 2), Err((By::User, 60_000)));
 }
 
+/// What a program with an old password does by SCRAM, or who guesses: asks, waits, is wrong, and comes again at once.
+struct Knocking {
+    attempt: Attempt,
+    from: Instant,
+    waits_until: Option<Instant>,
+}
+
+impl Scene {
+    fn knocking(&self, user: &str, address: u8, from: Duration) -> Knocking {
+        Knocking {
+            attempt: self.attempt(user, address),
+            from: self.start + from,
+            waits_until: None,
+        }
+    }
+
+    /// How many proofs of each are looked at until then.
+    fn knock(&mut self, all: &mut [Knocking], until: Duration) -> Vec<u32> {
+        let mut looked_at = vec![0; all.len()];
+        while self.now < self.start + until {
+            for (knocking, looked_at) in all.iter_mut().zip(&mut looked_at) {
+                let verdict = match knocking.waits_until {
+                    _ if self.now < knocking.from => continue,
+                    Some(at) if at > self.now => continue,
+                    Some(_) => self.guard.refusal(&knocking.attempt, self.now),
+                    None => Some(self.guard.ask(&knocking.attempt, self.now + MINUTE, self.now)),
+                };
+                knocking.waits_until = None;
+                match verdict {
+                    Some(Verdict::Wait { until, .. }) => knocking.waits_until = Some(until),
+                    Some(Verdict::Refuse { .. }) => {}
+                    None | Some(Verdict::Go) => {
+                        *looked_at += 1;
+                        self.guard.failed(&knocking.attempt, None, self.now);
+                    }
+                }
+            }
+            self.guard.sweep(self.now);
+            self.now += Duration::from_millis(20);
+        }
+        looked_at
+    }
+}
+
+fn quick_limit() -> RateLimit {
+    RateLimit {
+        failures: 3,
+        delay: Duration::from_millis(10),
+        max_delay: Duration::from_millis(100),
+        refuse_after: 5,
+        refuse_for: 2 * SECOND,
+        exempt: [].into(),
+    }
+}
+
+/// Whether all addresses begin at once or one more in each `refuse_for`, in which one failure is made good.
+#[test]
+fn guesses_at_one_user_from_many_addresses_are_bounded_for_the_user() {
+    for apart in [Duration::ZERO, 2 * SECOND] {
+        for addresses in [6, 24, 96] {
+            let mut scene = Scene::new(quick_limit());
+            let mut all: Vec<_> = (0..addresses)
+                .map(|number| scene.knocking("app", number, apart * u32::from(number)))
+                .collect();
+            let looked_at: u32 = scene.knock(&mut all, 50 * SECOND).iter().sum();
+            // The limits of one address allow about 30.
+            assert!(
+                (20..=75).contains(&looked_at),
+                "{addresses} {apart:?}: {looked_at}"
+            );
+            let familiar = scene.attempt("app", 200);
+            scene.guard.succeeded(&familiar, scene.now);
+            assert_eq!(scene.ask("app", 200), Ok(0), "where it gets in");
+        }
+    }
+}
+
+/// Also when guesses from elsewhere have brought the user to its limit meanwhile: that passes.
+#[test]
+fn one_program_with_an_old_password_keeps_its_user_out_nowhere_else_however_long() {
+    for limit in [quick_limit(), limit()] {
+        let refuse_for = limit.refuse_for;
+        let mut scene = Scene::new(limit);
+        let mut program = [scene.knocking("app", 1, Duration::ZERO)];
+        for spans in 1..=10 {
+            scene.knock(&mut program, refuse_for * spans);
+            assert_eq!(scene.ask("app", 2), Ok(0));
+            assert_eq!(scene.ask("other", 1), Ok(0));
+        }
+        for address in 100..120 {
+            scene.fail(1, "app", address);
+        }
+        assert!(matches!(scene.ask("app", 2), Err((By::User, _))));
+        let looked_at = scene.knock(&mut program, refuse_for * 30);
+        assert!(looked_at[0] > 10);
+        assert_eq!(scene.ask("app", 2), Ok(0));
+        assert_eq!(scene.ask("other", 1), Ok(0));
+    }
+}
+
 #[test]
 fn exempt_networks_are_neither_counted_nor_limited() {
     let exempt = crate::config::Network::parse("10.0.0.8/31").unwrap();
