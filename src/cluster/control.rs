@@ -271,7 +271,7 @@ impl Control {
         let seen = |name: &MemberName| seen_writable(&snapshot, name);
         if answers.is_empty() && self.frozen.spoilt(begun) {
             self.poll_now.notify_one();
-        } else if let Some(mut report) = choose(&answers, &seen) {
+        } else if let Some(mut report) = choose(&answers, &seen, &snapshot) {
             let left_out = self.newcomers.admit(&mut report, &snapshot, Instant::now());
             if left_out > 0 {
                 tracing::warn!(

@@ -29,6 +29,7 @@ pub mod sight;
 mod simulator;
 pub mod snapshot;
 pub mod state;
+mod votes;
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;

@@ -10,9 +10,9 @@
 //! timeline only grows: answers that name a leader on an older timeline than a seen one are old, and do not count.
 //! (2) A timeline that is only claimed counts for nothing: of the other answers, those that name nobody included, the
 //! group with the most is taken, if it is more than half of all answers or its leader is seen. (3) In a tie, the one
-//! whose leader our own probes have seen writable, if there is exactly one. (4) Else nobody is named. The list of
-//! members is that of the first answer, in the order of the configured endpoints, of the group taken. A leader that
-//! is claimed on a newer timeline than the one taken is a *rival*: it is listed too, so that probes look at it.
+//! whose leader our own probes have seen writable, if there is exactly one. (4) Else nobody is named. Who the members
+//! are, and what is said of each, is decided by the most of all answers ([`votes`](super::votes)). A leader that is
+//! claimed on a newer timeline than the one taken is a *rival*: it is listed too, so that probes look at it.
 //!
 //! # While Patroni cannot reach its DCS
 //!
@@ -34,8 +34,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::ClusterError;
-use super::snapshot::{MemberName, Role};
+use super::snapshot::{MemberName, Role, Snapshot};
 use super::state::{Listed, Named, SourceReport};
+use super::votes::{Votes, rival};
 use crate::config;
 use crate::names::HttpNames;
 use crate::tls::{self, Authorities, Check, ServerVerifier, certified};
@@ -465,11 +466,15 @@ impl std::fmt::Display for Key {
 
 /// Makes one report of several answers, by the rule at the top of this file; `None` without an answer. `seen` tells on
 /// which timeline our own probes see a member accept writes; `None` of one that does not, or is not known to be ours.
-pub fn choose(answers: &[&SourceReport], seen: &dyn Fn(&MemberName) -> Option<u32>) -> Option<SourceReport> {
+/// `published`: what the answers before have led to.
+pub fn choose(
+    answers: &[&SourceReport],
+    seen: &dyn Fn(&MemberName) -> Option<u32>,
+    published: &Snapshot,
+) -> Option<SourceReport> {
     let keys: Vec<Key> = answers.iter().map(|answer| key(answer)).collect();
-    let first = keys.first()?;
-    if keys.iter().all(|key| key == first) {
-        return Some(answers[0].clone());
+    if answers.iter().all(|answer| *answer == answers[0]) {
+        return answers.first().map(|answer| (*answer).clone());
     }
     let is_seen = |key: &Key| match key {
         Key::Leader { timeline, name } => seen(name).is_some_and(|seen| seen >= *timeline),
@@ -499,14 +504,34 @@ pub fn choose(answers: &[&SourceReport], seen: &dyn Fn(&MemberName) -> Option<u3
         (_, [only]) => Some(*only),
         _ => None,
     };
-    let position = keys
-        .iter()
-        .position(|key| Some(key) == chosen.or(tied.first().copied()))
-        .unwrap_or(0);
-    let mut report = answers[position].clone();
-    if chosen.is_none() {
-        report.named = Named::Nobody;
-    }
+    let taken = chosen.or(tied.first().copied());
+    let picked = |is_picked: &dyn Fn(&Key) -> bool| -> Vec<&SourceReport> {
+        let pairs = keys.iter().zip(answers);
+        pairs
+            .filter(|(key, _)| is_picked(key))
+            .map(|(_, answer)| *answer)
+            .collect()
+    };
+    let naming = picked(&|key| Some(key) == taken);
+    let votes = Votes {
+        all: answers,
+        current: &picked(&|key| groups.contains_key(key)),
+        leader: chosen.and_then(|key| match key {
+            Key::Leader { name, .. } => Some((name, naming.as_slice())),
+            Key::Nobody | Key::Several => None,
+        }),
+        published,
+    };
+    let mut report = SourceReport {
+        members: votes.members(MAX_MEMBERS),
+        named: match (chosen, naming.first()) {
+            (Some(_), Some(answer)) => answer.named.clone(),
+            _ => Named::Nobody,
+        },
+        paused: votes.is_paused(),
+        disagreement: None,
+        rivals: Vec::new(),
+    };
     for (key, answer) in keys.iter().zip(answers) {
         if key.timeline() > chosen.and_then(Key::timeline) {
             add_rival(&mut report, answer);
@@ -515,7 +540,16 @@ pub fn choose(answers: &[&SourceReport], seen: &dyn Fn(&MemberName) -> Option<u3
     let mut said: Vec<String> = keys.iter().map(ToString::to_string).collect();
     said.sort();
     said.dedup();
-    report.disagreement = Some(format!("they name {}", said.join(", ")));
+    let moved = votes.moved();
+    if said.len() > 1 {
+        report.disagreement = Some(format!("they name {}", said.join(", ")));
+    } else if !moved.is_empty() {
+        let names: Vec<&str> = moved.iter().map(|name| name.as_str()).collect();
+        report.disagreement = Some(format!(
+            "they give different addresses of {}",
+            printable(&names.join(", "), 200)
+        ));
+    }
     Some(report)
 }
 
@@ -525,11 +559,11 @@ fn add_rival(report: &mut SourceReport, answer: &SourceReport) {
         return;
     };
     let is_listed = report.members.iter().any(|member| member.name == *name);
-    let rival = answer.members.iter().find(|member| member.name == *name);
-    if let Some(rival) = rival.filter(|_| !is_listed && report.members.len() < MAX_MEMBERS) {
+    let named = answer.members.iter().find(|member| member.name == *name);
+    if let Some(named) = named.filter(|_| !is_listed && report.members.len() < MAX_MEMBERS) {
         report.members.push(Listed {
-            role: Role::Other("named by a minority".to_owned()),
-            ..rival.clone()
+            role: rival(),
+            ..named.clone()
         });
     }
     report.rivals.push(name.clone());

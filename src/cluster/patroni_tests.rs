@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::cluster::snapshot::{Leader, NoLeader, SourceStatus};
 
 fn read(value: &Value) -> SourceReport {
     parse(value.to_string().as_bytes()).unwrap()
@@ -130,6 +131,23 @@ fn naming(leader: Option<&str>, timeline: u32, mark: &str) -> SourceReport {
     read(&json!({ "members": members }))
 }
 
+/// What is published before anything is known.
+fn nothing() -> Snapshot {
+    Snapshot {
+        cluster: "main".into(),
+        version: 0,
+        members: Vec::new(),
+        leader: Leader::None(NoLeader::NotYetKnown),
+        source: SourceStatus {
+            reachable: false,
+            error: None,
+            disagreement: None,
+        },
+        system_identifier: None,
+        paused: false,
+    }
+}
+
 /// `seen`: who is seen to accept writes, on which timeline.
 fn chosen(answers: &[SourceReport], seen: &[(&str, u32)]) -> SourceReport {
     let answers: Vec<&SourceReport> = answers.iter().collect();
@@ -137,7 +155,7 @@ fn chosen(answers: &[SourceReport], seen: &[(&str, u32)]) -> SourceReport {
         let seen = seen.iter().find(|(seen, _)| *seen == name.as_str());
         seen.map(|(_, timeline)| *timeline)
     };
-    choose(&answers, &on).unwrap()
+    choose(&answers, &on, &nothing()).unwrap()
 }
 
 fn named(report: &SourceReport) -> Option<&str> {
@@ -175,7 +193,7 @@ fn where_answers_differ() {
     assert_eq!(named(&chosen(&[a5(), b5()], &[])), None);
     assert_eq!(named(&chosen(&[nobody(), a5()], &[("a", 5)])), Some("a"));
     assert_eq!(named(&chosen(&[nobody(), a5()], &[])), None);
-    assert!(choose(&[], &|_| Some(5)).is_none());
+    assert!(choose(&[], &|_| Some(5), &nothing()).is_none());
 }
 
 /// One endpoint says of a member that it leads on a timeline that nobody has seen.

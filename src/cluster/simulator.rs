@@ -316,7 +316,7 @@ impl World {
         let snapshot = self.state.snapshot();
         let seen = |name: &MemberName| seen_writable(&snapshot, name);
         let takes = Duration::from_millis(if self.slow { 400 } else { 0 });
-        self.polling = Some((self.now + takes, self.now, choose(&answers, &seen)));
+        self.polling = Some((self.now + takes, self.now, choose(&answers, &seen, &snapshot)));
         self.polled();
     }
 

@@ -425,6 +425,16 @@ fn one_patroni_endpoint_does_not_outvote_two() {
             .1
             .contains("db1 on timeline 100")
     });
+    // The same leader, elsewhere, by the endpoint that is configured first.
+    patronis[2].say(&honest);
+    patronis[0].say(&leader("db1", &theirs, 1));
+    eventually("it is heard", LIMIT, || {
+        write(&router).unwrap();
+        let clusters = router.http("/api/v1/clusters").unwrap().1;
+        clusters.contains("different addresses of db1")
+    });
+    write(&router).unwrap();
+    assert_eq!(kept.value("SELECT 1"), "1");
     // All three: that is no cluster of ours.
     for patroni in &patronis {
         patroni.say(&leader("db9", &theirs, 99));

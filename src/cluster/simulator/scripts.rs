@@ -216,7 +216,7 @@ impl Stage {
         let reports: Vec<&SourceReport> = reports.iter().collect();
         let snapshot = self.state.snapshot();
         let seen = |name: &MemberName| seen_writable(&snapshot, name);
-        match choose(&reports, &seen) {
+        match choose(&reports, &seen, &snapshot) {
             Some(mut report) if self.kind == SourceKind::Fixed => {
                 report.named = Named::Nobody;
                 for member in &mut report.members {
