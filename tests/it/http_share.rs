@@ -1,4 +1,4 @@
-//! One address does not use up the HTTP port, nor the agent check's.
+//! One address does not use up the HTTP port, its thread's time, nor the agent check.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
@@ -67,4 +67,52 @@ fn half_requests_and_silent_agents_from_one_address_keep_nobody_out() {
     assert!(router.metric("trunkline_http_connections_evicted_total") > 300.0);
     assert_eq!(router.metric("trunkline_http_connections_refused_total"), 0.0);
     drop((greedy, agents));
+}
+
+/// What one address asks for, one request behind the other on each of its connections, is answered a few at a time, so that
+/// a health check of another address is answered in between.
+#[test]
+fn many_requests_from_one_address_delay_nobody_elses_health_check() {
+    let server = Fake::start(Session::answer_all);
+    let address = fresh_address();
+    let router = before(
+        &server,
+        "",
+        Options {
+            address: Some(address),
+            ..Options::default()
+        },
+    );
+    let many = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(29)
+        + "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let greedy: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut stream = connect(GREEDY, (address, 6434));
+            stream.write_all(many.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    for _ in 0..5 {
+        let mut stream = connect(Ipv4Addr::new(127, 98, 0, 3), (address, 6434));
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream.write_all(b"GET /liveness HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    }
+    // Every one of them is answered, too.
+    let readers: Vec<_> = greedy
+        .into_iter()
+        .map(|mut stream| {
+            std::thread::spawn(move || {
+                let mut answers = Vec::new();
+                stream.read_to_end(&mut answers).unwrap();
+                String::from_utf8_lossy(&answers).matches("HTTP/1.1 200").count()
+            })
+        })
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.join().unwrap(), 30);
+    }
+    drop(router);
 }

@@ -2,13 +2,15 @@
 //!
 //! Guarantees: one source, an address or an IPv6 /64, has half of the seats at most; where it wants more, or all are taken,
 //! the connection that has been idle the longest makes room, so that whoever asks something new is heard. Only where
-//! every one of them is being answered is a new one refused. Both are told of, once a minute.
+//! every one of them is being answered is a new one refused. Both are told of, once a minute. The thread's time is shared
+//! alike: of one source few requests are answered at the same time, the others wait for their turn, in order.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +19,9 @@ use crate::auth::guard::network;
 
 /// Between two lines of the log.
 const TELL_EVERY: Duration = Duration::from_mins(1);
+
+/// Requests of one source that are worked on at the same time.
+const TURNS: usize = 4;
 
 /// The seats of one listener. Clones share them.
 #[derive(Debug, Clone)]
@@ -36,6 +41,8 @@ struct Shared {
 struct State {
     taken: HashMap<u64, Taken>,
     next: u64,
+    /// Of the sources that have connections with requests.
+    turns: HashMap<IpAddr, Weak<Semaphore>>,
     told: Option<Instant>,
     /// Connections that were closed or refused since then.
     untold: u64,
@@ -57,6 +64,10 @@ pub(super) struct Seat {
     number: u64,
     leave: CancellationToken,
 }
+
+/// The turns of one source. As many wait as it has connections, since each has one request at a time.
+#[derive(Debug)]
+pub(super) struct Turns(Arc<Semaphore>);
 
 /// A request that is being answered, until this is dropped.
 #[derive(Debug)]
@@ -169,6 +180,20 @@ impl Seat {
         Ok(())
     }
 
+    /// Those of the source that it is for, a client's or whoever a balancer has named.
+    pub(super) fn turns(&self, source: IpAddr) -> Turns {
+        let source = network(source);
+        let mut state = self.seats.state();
+        if let Some(turns) = state.turns.get(&source).and_then(Weak::upgrade) {
+            return Turns(turns);
+        }
+        // Those of sources that have left.
+        state.turns.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new(TURNS));
+        state.turns.insert(source, Arc::downgrade(&turns));
+        Turns(turns)
+    }
+
     /// Until somebody else needs the place.
     pub(super) async fn needed(&self) {
         self.leave.cancelled().await;
@@ -184,6 +209,16 @@ impl Seat {
         if let Some(taken) = self.seats.state().taken.get_mut(&self.number) {
             taken.idle = idle;
         }
+    }
+}
+
+impl Turns {
+    /// First come, first served; over when it is dropped. It is nobody's turn before the thread has looked for whoever else
+    /// asks. `None`: never.
+    pub(super) async fn take(&self) -> Option<SemaphorePermit<'_>> {
+        let turn = self.0.acquire().await.ok();
+        tokio::task::yield_now().await;
+        turn
     }
 }
 
@@ -260,6 +295,31 @@ mod tests {
         );
         assert_eq!(seats.0.metrics.evicted.get(), 1);
         assert_eq!(seats.0.metrics.refused.get(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_source_has_a_few_turns_and_nobody_else_waits_for_them() {
+        let seats = seats(8);
+        let first = seats.take(Some(ip("2001:db8::1"))).unwrap();
+        let second = seats.take(Some(ip("2001:db8::2"))).unwrap();
+        let (turns, same) = (first.turns(ip("2001:db8::1")), second.turns(ip("2001:db8::2")));
+        let mut taken = Vec::new();
+        for _ in 0..TURNS {
+            taken.push(turns.take().await);
+        }
+        let mut waiting = std::pin::pin!(same.take());
+        let second_later = tokio::time::timeout(Duration::from_secs(1), waiting.as_mut());
+        assert!(second_later.await.is_err(), "it waits");
+        // Others have their own.
+        let other = second.turns(ip("10.0.0.1"));
+        assert!(other.take().await.is_some());
+        taken.pop();
+        assert!(waiting.await.is_some());
+        drop(taken);
+        // What is kept is of sources that are there.
+        drop(other);
+        let _third = second.turns(ip("10.0.0.2"));
+        assert_eq!(seats.state().turns.len(), 2);
     }
 
     #[tokio::test(start_paused = true)]

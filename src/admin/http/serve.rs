@@ -1,8 +1,11 @@
 //! Accepting and serving connections, each wait and number bounded.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -374,13 +377,21 @@ impl Server {
     {
         let stream = TokioIo::new(WriteBound::new(stream, self.bounds.write_timeout));
         let opened = Instant::now();
+        let turns = &seat.turns(caller.address.ip());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(caller);
-            let router = Router::clone(&self.router.load());
-            let busy = seat.answering();
-            let answering = TowerToHyperService::new(router).call(request);
-            async {
-                let mut answer = answering.await;
+            async move {
+                let turn = turns.take().await;
+                let busy = seat.answering();
+                let router = Router::clone(&self.router.load());
+                let mut answering = pin!(TowerToHyperService::new(router).call(request));
+                // A turn is for the thread's time: who then waits, for a body or for something to happen, is in nobody's way.
+                let at_once = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await;
+                drop(turn);
+                let mut answer = match at_once {
+                    Poll::Ready(answer) => answer,
+                    Poll::Pending => answering.await,
+                };
                 drop(busy);
                 if let Ok(answer) = &mut answer
                     && (self.leaving.is_cancelled() || opened.elapsed() >= self.bounds.max_age)
@@ -397,7 +408,7 @@ impl Server {
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .serve_connection(stream, service);
-        let mut connection = std::pin::pin!(connection);
+        let mut connection = pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
             () = self.stop.cancelled() => {
