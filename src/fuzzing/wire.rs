@@ -228,6 +228,10 @@ fn client_told(data: &[u8]) -> (Vec<(u8, u32)>, bool) {
         }
         frames.push((tag, u32::try_from(length).expect("it was one")));
         at += 1 + length;
+        // Nothing follows a whole goodbye.
+        if tag == b'X' && at <= data.len() {
+            return (frames, true);
+        }
     }
     (frames, at == data.len())
 }
