@@ -100,34 +100,46 @@ async fn look(snapshot: &Snapshot, cache: &mut HashMap<String, (Instant, bool)>)
 }
 
 async fn is_here(member: &Member, cache: &mut HashMap<String, (Instant, bool)>) -> bool {
-    if let Ok(ip) = member.host.parse::<IpAddr>() {
-        return is_own_address(ip);
-    }
     let known = cache.get(&member.host).copied();
-    if let Some((at, here)) = known
+    let literal = member.host.parse::<IpAddr>().ok();
+    if let (None, Some((at, here))) = (literal, known)
         && at.elapsed() < REFRESH
     {
         return here;
     }
-    let here = match names::addresses(&member.host, Instant::now() + LOOK_UP_TIMEOUT).await {
-        Ok(addresses) => addresses.into_iter().any(is_own_address),
+    let found = match literal {
+        Some(ip) => is_own_address(ip),
         // A name server that is away for a moment does not make the member remote.
-        Err(_) => known.is_some_and(|(_, here)| here),
+        None => match names::addresses(&member.host, Instant::now() + LOOK_UP_TIMEOUT).await {
+            Ok(addresses) => any_own(addresses.into_iter().map(is_own_address)),
+            Err(_) => None,
+        },
     };
+    let here = found.unwrap_or_else(|| known.is_some_and(|(_, here)| here));
     cache.insert(member.host.clone(), (Instant::now(), here));
     here
 }
 
+/// Whether one of the addresses is an address of this host; `None` where none is and one cannot be told.
+fn any_own(addresses: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    addresses.fold(Some(false), |any, own| match (any, own) {
+        (Some(true), _) | (_, Some(true)) => Some(true),
+        (None, _) | (_, None) => None,
+        (Some(false), Some(false)) => Some(false),
+    })
+}
+
 /// Is it an address of this host? The kernel's choice of a source address tells: towards an address of its own
 /// it is that same address. (Whether one can bind to it would not do: `ip_nonlocal_bind`, common on hosts with
-/// floating addresses, allows any.) Nothing is sent.
-fn is_own_address(ip: IpAddr) -> bool {
+/// floating addresses, allows any.) Nothing is sent. `None` where the kernel knows no way there: a host that has lost its
+/// network has not become another one.
+fn is_own_address(ip: IpAddr) -> Option<bool> {
     let ip = ip.to_canonical();
     if ip.is_loopback() {
-        return true;
+        return Some(true);
     }
     if ip.is_unspecified() || ip.is_multicast() {
-        return false;
+        return Some(false);
     }
     let any: IpAddr = match ip {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -135,7 +147,8 @@ fn is_own_address(ip: IpAddr) -> bool {
     };
     UdpSocket::bind((any, 0))
         .and_then(|socket| socket.connect((ip, 9)).and_then(|()| socket.local_addr()))
-        .is_ok_and(|local| local.ip() == ip)
+        .ok()
+        .map(|local| local.ip() == ip)
 }
 
 #[cfg(test)]
@@ -146,13 +159,25 @@ mod tests {
 
     #[test]
     fn own_addresses() {
-        assert!(is_own_address("127.0.0.1".parse().unwrap()));
-        assert!(is_own_address("127.0.0.11".parse().unwrap()));
-        assert!(is_own_address("::ffff:127.0.0.1".parse().unwrap()));
-        // TEST-NET-3, no host's address.
-        assert!(!is_own_address("203.0.113.1".parse().unwrap()));
-        assert!(!is_own_address("0.0.0.0".parse().unwrap()));
-        assert!(!is_own_address("224.0.0.1".parse().unwrap()));
+        let own = |address: &str| is_own_address(address.parse().unwrap());
+        for address in ["127.0.0.1", "127.0.0.11", "::ffff:127.0.0.1"] {
+            assert_eq!(own(address), Some(true), "{address}");
+        }
+        // TEST-NET-3, no host's address; without a network nobody can tell.
+        assert_ne!(own("203.0.113.1"), Some(true));
+        assert_eq!(own("0.0.0.0"), Some(false));
+        assert_eq!(own("224.0.0.1"), Some(false));
+    }
+
+    /// A host whose network is cut keeps its local member.
+    #[test]
+    fn what_cannot_be_told_changes_nothing() {
+        let any = |of: &[Option<bool>]| any_own(of.iter().copied());
+        assert_eq!(any(&[]), Some(false));
+        assert_eq!(any(&[Some(false), Some(false)]), Some(false));
+        assert_eq!(any(&[Some(false), None]), None);
+        assert_eq!(any(&[None, Some(false)]), None);
+        assert_eq!(any(&[None, Some(true)]), Some(true));
     }
 
     #[tokio::test]
@@ -168,13 +193,12 @@ mod tests {
             look(&value, &mut cache).await,
             Local::Member(MemberName::new("b"))
         );
-        assert_eq!(cache.len(), 1, "only names are looked up");
         value.members[0].host = "127.0.0.1".into();
         assert_eq!(look(&value, &mut cache).await, Local::SeveralHere);
         value.members[0].host = "203.0.113.1".into();
         value.members[1].host = "203.0.113.2".into();
         assert_eq!(look(&value, &mut cache).await, Local::NoneHere);
-        assert!(cache.is_empty(), "hosts that left are forgotten");
+        assert!(!cache.contains_key("localhost"), "hosts that left are forgotten");
     }
 
     #[tokio::test]
