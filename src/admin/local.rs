@@ -122,11 +122,15 @@ async fn is_here(member: &Member, cache: &mut HashMap<String, (Instant, bool)>) 
 
 /// Whether one of the addresses is an address of this host; `None` where none is and one cannot be told.
 fn any_own(addresses: impl Iterator<Item = Option<bool>>) -> Option<bool> {
-    addresses.fold(Some(false), |any, own| match (any, own) {
-        (Some(true), _) | (_, Some(true)) => Some(true),
-        (None, _) | (_, None) => None,
-        (Some(false), Some(false)) => Some(false),
-    })
+    let mut any = Some(false);
+    for own in addresses {
+        match own {
+            Some(true) => return own,
+            Some(false) => {}
+            None => any = None,
+        }
+    }
+    any
 }
 
 /// Is it an address of this host? The kernel's choice of a source address tells: towards an address of its own
