@@ -87,12 +87,12 @@ impl reqwest::dns::Resolve for HttpNames {
 }
 
 type LookUp = Arc<dyn Fn(&str) -> Result<Vec<IpAddr>, NameError> + Send + Sync>;
-type Outcome = Result<Vec<IpAddr>, NameError>;
+type NameResult = Result<Vec<IpAddr>, NameError>;
 
 struct Names {
     look_up: LookUp,
     running: Arc<Semaphore>,
-    known: Arc<Mutex<HashMap<String, Entry>>>,
+    known: Arc<Mutex<HashMap<String, NameRecord>>>,
 }
 
 impl fmt::Debug for Names {
@@ -103,17 +103,17 @@ impl fmt::Debug for Names {
 
 /// What is known of a name.
 #[derive(Debug)]
-struct Entry {
+struct NameRecord {
     /// Of the last look-up that was answered, if it found any.
     good: Option<Vec<IpAddr>>,
     /// Nothing has come of the last look-up, and the log was told.
     silent: bool,
     /// `None` in it until it has ended.
-    running: Option<watch::Receiver<Option<Outcome>>>,
+    running: Option<watch::Receiver<Option<NameResult>>>,
     used: Instant,
 }
 
-impl Entry {
+impl NameRecord {
     fn is_running(&self) -> bool {
         let has_ended = |running: &watch::Receiver<_>| running.has_changed().is_err();
         self.running.as_ref().is_some_and(|running| !has_ended(running))
@@ -129,7 +129,7 @@ impl Names {
         }
     }
 
-    async fn addresses(&self, host: &str, deadline: Instant) -> Outcome {
+    async fn addresses(&self, host: &str, deadline: Instant) -> NameResult {
         let mut running = self.begin(host, None);
         if running.is_none() {
             let permit = Arc::clone(&self.running).acquire_owned();
@@ -160,12 +160,12 @@ impl Names {
     fn until(&self, host: &str, deadline: Instant) -> Instant {
         let now = Instant::now();
         match lock(&self.known).get(host) {
-            Some(Entry {
+            Some(NameRecord {
                 good: Some(_),
                 silent: true,
                 ..
             }) => now,
-            Some(Entry { good: Some(_), .. }) => {
+            Some(NameRecord { good: Some(_), .. }) => {
                 deadline.min(now + PATIENCE.min(deadline.saturating_duration_since(now) / 2))
             }
             _ => deadline,
@@ -177,7 +177,7 @@ impl Names {
         &self,
         host: &str,
         permit: Option<OwnedSemaphorePermit>,
-    ) -> Option<watch::Receiver<Option<Outcome>>> {
+    ) -> Option<watch::Receiver<Option<NameResult>>> {
         let now = Instant::now();
         let mut known = lock(&self.known);
         if let Some(entry) = known.get_mut(host) {
@@ -189,7 +189,7 @@ impl Names {
         let permit = permit.or_else(|| Arc::clone(&self.running).try_acquire_owned().ok())?;
         make_room(&mut known);
         let (tell, told) = watch::channel(None);
-        let entry = known.entry(host.to_owned()).or_insert_with(|| Entry {
+        let entry = known.entry(host.to_owned()).or_insert_with(|| NameRecord {
             good: None,
             silent: false,
             running: None,
@@ -216,7 +216,7 @@ impl Names {
     }
 
     /// What is used in the place of an answer.
-    fn instead(&self, host: &str) -> Outcome {
+    fn instead(&self, host: &str) -> NameResult {
         let mut known = lock(&self.known);
         let Some(entry) = known.get_mut(host) else {
             return Err(NameError::Silent);
@@ -231,7 +231,7 @@ impl Names {
 }
 
 /// Keeps what a look-up has told.
-fn note(known: &Mutex<HashMap<String, Entry>>, host: &str, outcome: &Outcome) {
+fn note(known: &Mutex<HashMap<String, NameRecord>>, host: &str, outcome: &NameResult) {
     let mut known = lock(known);
     let Some(entry) = known.get_mut(host) else {
         return;
@@ -264,12 +264,12 @@ fn silence(host: &str) {
     );
 }
 
-fn lock(known: &Mutex<HashMap<String, Entry>>) -> MutexGuard<'_, HashMap<String, Entry>> {
+fn lock(known: &Mutex<HashMap<String, NameRecord>>) -> MutexGuard<'_, HashMap<String, NameRecord>> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Those that run are never more than [`MAX_RUNNING`].
-fn make_room(known: &mut HashMap<String, Entry>) {
+fn make_room(known: &mut HashMap<String, NameRecord>) {
     if known.len() < MAX_NAMES {
         return;
     }
@@ -283,7 +283,7 @@ fn make_room(known: &mut HashMap<String, Entry>) {
 }
 
 /// Asks the host's resolver, for as long as that takes.
-fn look_up(host: &str) -> Outcome {
+fn look_up(host: &str) -> NameResult {
     let hints = AddrInfoHints {
         socktype: SockType::Stream.into(),
         ..AddrInfoHints::default()

@@ -8,8 +8,8 @@ use super::*;
 const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
 /// Answers as it is told to; with nothing to say it keeps the thread.
-fn scripted() -> (mpsc::Sender<Outcome>, Arc<AtomicUsize>, Names) {
-    let (tell, told) = mpsc::channel::<Outcome>();
+fn scripted() -> (mpsc::Sender<NameResult>, Arc<AtomicUsize>, Names) {
+    let (tell, told) = mpsc::channel::<NameResult>();
     let (told, asked) = (Mutex::new(told), Arc::new(AtomicUsize::new(0)));
     let counted = Arc::clone(&asked);
     let names = Names::new(Arc::new(move |_: &str| {

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use trunkline::auth::ldap::{LdapOptions, LdapSettings};
 use trunkline::config::Secret;
-use trunkline::frontend::ldap::{LdapFault, MOST_BYTES, authenticate, tls_config};
+use trunkline::frontend::ldap::{LdapError, MOST_BYTES, authenticate, tls_config};
 
 use cluster::fresh_address;
 use cluster::slapd::{BASE, ROUTER, Slapd, certificates, free_port};
@@ -81,7 +81,7 @@ async fn login(
     tls: &Arc<ClientConfig>,
     user: &str,
     password: &str,
-) -> Result<(), LdapFault> {
+) -> Result<(), LdapError> {
     let settings = LdapSettings::new(options).unwrap();
     authenticate(
         &settings,
@@ -94,14 +94,14 @@ async fn login(
 }
 
 #[track_caller]
-fn assert_refused(result: &Result<(), LdapFault>) {
-    assert!(matches!(result, Err(LdapFault::Refused(_))), "{result:?}");
+fn assert_refused(result: &Result<(), LdapError>) {
+    assert!(matches!(result, Err(LdapError::Refused(_))), "{result:?}");
 }
 
 #[track_caller]
-fn assert_unavailable(result: &Result<(), LdapFault>, why: &str) {
+fn assert_unavailable(result: &Result<(), LdapError>, why: &str) {
     match result {
-        Err(LdapFault::Unavailable(reason)) if reason.contains(why) => {}
+        Err(LdapError::Unavailable(reason)) if reason.contains(why) => {}
         other => panic!("{other:?}, expected to be unavailable because of \"{why}\""),
     }
 }
@@ -449,7 +449,7 @@ fn bound(id: u8, code: u8) -> Vec<u8> {
     message(id, 0x61, &[0x0a, 1, code, 4, 0, 4, 0])
 }
 
-async fn ask(hostile: &Hostile, options: LdapOptions) -> Result<(), LdapFault> {
+async fn ask(hostile: &Hostile, options: LdapOptions) -> Result<(), LdapError> {
     let settings = LdapSettings::new(options).unwrap();
     let tls = distrustful();
     let asked = authenticate(&settings, &tls, b"alice", b"alice-secret", Instant::now() + SHORT);

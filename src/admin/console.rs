@@ -37,7 +37,7 @@ use crate::wire::frame::{self, Frame};
 use crate::wire::message;
 use command::Command;
 use handler::Handler;
-use request::{Change, Names, Request};
+use request::{Change, ConsoleRequest, Names};
 
 /// For an answer that makes no progress because the client does not read it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -187,8 +187,8 @@ impl Conversation {
         }
         let is_simple = frame.tag == b'Q';
         let answered = match request::read(&frame, &self.names) {
-            Ok(Request::Terminate) => return Err(Cause::ClientTerminated),
-            Ok(Request::Message(message)) => {
+            Ok(ConsoleRequest::Terminate) => return Err(Cause::ClientTerminated),
+            Ok(ConsoleRequest::Message(message)) => {
                 let change = Change::of(&message);
                 let answered = self.process(message).await;
                 if answered.is_ok() {

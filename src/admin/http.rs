@@ -39,7 +39,7 @@ pub use self::serve::Bounds;
 use self::serve::Settings;
 use super::handles::Handles;
 use crate::config::{self, AgentCheck, BindAddress};
-use crate::frontend::listen::{Inheritance, Inherited, Place};
+use crate::frontend::listen::{BoundPlace, Inheritance, Inherited};
 
 /// Why the room could not start. `Display` is the sentence the operator sees.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +157,7 @@ impl AdminThread {
         http.chain(agent)
             .map(|(address, socket)| {
                 Ok(Inherited {
-                    place: Place::of(address),
+                    place: BoundPlace::of(address),
                     socket: socket.try_clone()?.into(),
                     file: None,
                 })

@@ -19,7 +19,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::handles::Readiness;
-use crate::config::Part;
+use crate::config::ReloadUnit;
 
 /// The prefix of every metric of ours; each room is given a registry with it.
 pub const PREFIX: &str = "trunkline";
@@ -210,7 +210,7 @@ impl FileMetrics {
         metrics
     }
 
-    pub fn failed(&self, part: &Part, failed: bool) {
+    pub fn failed(&self, part: &ReloadUnit, failed: bool) {
         let labels = PartLabels {
             part: part.to_string(),
         };
@@ -403,7 +403,7 @@ pub(super) mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry, Counter::default());
         let files = FileMetrics::register(registry.sub_registry_with_prefix(PREFIX));
-        files.failed(&Part::ServerTls("main".into()), true);
+        files.failed(&ReloadUnit::ServerTls("main".into()), true);
         files.reloaded(true);
         files.replaced(true);
         let in_ten_days = Expiry {

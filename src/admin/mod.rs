@@ -10,12 +10,12 @@
 mod agent;
 pub mod console;
 mod exposition;
-pub mod fit;
-mod fitness;
+pub mod fit_metric;
 mod handles;
 pub mod http;
 mod local;
 pub mod log;
+mod member_checks;
 pub mod metrics;
 mod operations;
 

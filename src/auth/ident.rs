@@ -11,9 +11,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::hba::regex::{Pattern, PatternFault};
+use super::hba::regex::{Pattern, PatternError};
 use super::hba::tokens::{self, Line};
-use super::hba::{self, Fault, FaultKind, Files, Token};
+use super::hba::{self, FaultKind, Files, HbaError, Token};
 use super::rules::{Holds, Known, Memberships, Need, UserMatch};
 
 /// What the first column but one matches.
@@ -62,7 +62,7 @@ pub enum Allowed {
 /// A file that has been read, and those it includes.
 #[derive(Debug)]
 pub struct IdentFile {
-    lines: Vec<Result<Mapping, Fault>>,
+    lines: Vec<Result<Mapping, HbaError>>,
     watched: BTreeSet<PathBuf>,
 }
 
@@ -95,7 +95,7 @@ impl IdentFile {
     }
 
     /// The maps, or every fault.
-    pub fn maps(self) -> Result<Maps, Vec<Fault>> {
+    pub fn maps(self) -> Result<Maps, Vec<HbaError>> {
         let mut mappings = Vec::new();
         let mut faults = Vec::new();
         for line in self.lines {
@@ -218,7 +218,7 @@ impl Mapping {
     }
 }
 
-fn mapping(line: &Line) -> Result<Mapping, Fault> {
+fn mapping(line: &Line) -> Result<Mapping, HbaError> {
     match &line.fields {
         Ok(fields) => parse(fields, line).map_err(|kind| line.fault(kind)),
         Err(kind) => Err(line.fault(kind.clone())),
@@ -256,7 +256,7 @@ fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Mapping, FaultKind> {
 }
 
 /// The first `\1` counts, no other.
-fn grouped(name: Bytes, pattern: &Pattern) -> Result<DatabaseUser, PatternFault> {
+fn grouped(name: Bytes, pattern: &Pattern) -> Result<DatabaseUser, PatternError> {
     let Some(at) = name.windows(2).position(|pair| pair == br"\1") else {
         return Ok(DatabaseUser::Fixed(UserMatch::Name(name)));
     };

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Identity;
 use super::md5::Md5Hash;
-use super::scram::{Verifier, VerifierFault};
+use super::scram::{Verifier, VerifierError};
 
 /// What a look-up returned for one user.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ impl std::fmt::Display for Standing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {
     #[error("its stored password is not a SCRAM-SHA-256 verifier: {0}")]
-    Other(VerifierFault),
+    Other(VerifierError),
 }
 
 impl LookedUp {
@@ -58,7 +58,7 @@ impl LookedUp {
             return Self::Known(Identity::Md5(hash));
         }
         let parsed = std::str::from_utf8(password)
-            .map_err(|_| VerifierFault::Form)
+            .map_err(|_| VerifierError::Form)
             .and_then(Verifier::parse);
         match parsed {
             Ok(verifier) => Self::Known(Identity::Verifier(Arc::new(verifier))),
@@ -83,14 +83,14 @@ pub const MAX_NAME: usize = 255;
 
 /// What is known about one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer<V> {
+pub struct LookupAnswer<V> {
     pub found: V,
     /// Asked for after it was wanted. What is not may be out of date: it can let in a client that the server checks as
     /// well, but it makes nobody's password wrong.
     pub is_confirmed: bool,
 }
 
-impl<V> Answer<V> {
+impl<V> LookupAnswer<V> {
     pub fn confirmed(found: V) -> Self {
         Self {
             found,
@@ -118,9 +118,9 @@ pub enum Cached<V> {
 
 impl<V> Cached<V> {
     /// Where it could not be asked again.
-    pub fn unconfirmed(self) -> Option<Answer<V>> {
+    pub fn unconfirmed(self) -> Option<LookupAnswer<V>> {
         match self {
-            Self::Known(found) | Self::Tried(found) => Some(Answer::unconfirmed(found)),
+            Self::Known(found) | Self::Tried(found) => Some(LookupAnswer::unconfirmed(found)),
             Self::Miss => None,
         }
     }
@@ -132,7 +132,7 @@ impl<V> Cached<V> {
 /// An answer counts from when it was asked, not from when it came: what changed in between may not be in it.
 #[derive(Debug)]
 pub struct AnswerCache<V> {
-    entries: HashMap<Arc<[u8]>, Entry<V>>,
+    entries: HashMap<Arc<[u8]>, CachedAnswer<V>>,
     /// The same keys in the order they were put.
     order: BTreeMap<u64, Arc<[u8]>>,
     next: u64,
@@ -142,7 +142,7 @@ pub struct AnswerCache<V> {
 }
 
 #[derive(Debug)]
-struct Entry<V> {
+struct CachedAnswer<V> {
     value: V,
     asked: Instant,
     /// The last attempt since to confirm it that gave no answer.
@@ -201,7 +201,7 @@ impl<V: Clone> AnswerCache<V> {
         self.order.insert(self.next, Arc::clone(&key));
         self.entries.insert(
             key,
-            Entry {
+            CachedAnswer {
                 value,
                 asked,
                 tried: None,

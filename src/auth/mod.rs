@@ -12,10 +12,10 @@ use crate::config::Secret;
 
 pub mod credentials;
 pub(crate) mod crypto;
-pub mod guard;
 pub mod hba;
 pub mod ident;
 pub mod ldap;
+pub mod login_throttle;
 pub mod lookup;
 pub mod md5;
 pub mod password;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::hba::fault::shown_path;
+use super::hba::error::shown_path;
 use super::hba::options::LdapOptions;
 use super::hba::regex::Pattern;
 use crate::wire::message::ErrorReply;
@@ -24,12 +24,12 @@ pub(super) use matching::Holds;
 
 /// Where a rule stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum RuleOrigin {
     Builtin,
     File { path: Arc<Path>, line: u32 },
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for RuleOrigin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Builtin => f.write_str("built-in rule"),
@@ -218,7 +218,7 @@ pub enum ClientName {
 /// One line: who, from where, to what, and how. In each list one match is enough; an empty list matches nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    pub place: Place,
+    pub place: RuleOrigin,
     pub connection: Connection,
     pub databases: Vec<DatabaseMatch>,
     pub users: Vec<UserMatch>,
@@ -354,7 +354,7 @@ pub enum Column {
 
 /// What one rule says about a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RuleVerdict {
     Matches,
     /// The first column that does not match.
     Differs(Column),
@@ -367,7 +367,7 @@ pub struct Considered<'a> {
     /// From 0.
     pub index: usize,
     pub rule: &'a Rule,
-    pub verdict: Verdict,
+    pub verdict: RuleVerdict,
 }
 
 /// The ordered list.
@@ -386,7 +386,7 @@ impl Rules {
     /// replicate is for its REPLICATION attribute and the server's own `pg_hba.conf` to say.
     pub fn builtin() -> Self {
         let rule = |connection| Rule {
-            place: Place::Builtin,
+            place: RuleOrigin::Builtin,
             connection,
             databases: vec![DatabaseMatch::All, DatabaseMatch::Replication],
             users: vec![UserMatch::All],
@@ -414,9 +414,9 @@ impl Rules {
     pub fn decide(&self, facts: &Facts<'_>, known: &Known<'_>) -> Step<'_> {
         for (index, rule) in self.rules.iter().enumerate() {
             match rule.verdict(facts, known) {
-                Verdict::Matches => return Step::Decided(Decision::Match(Matched { index, rule })),
-                Verdict::Needs(need) => return Step::Needs(need),
-                Verdict::Differs(_) => {}
+                RuleVerdict::Matches => return Step::Decided(Decision::Match(Matched { index, rule })),
+                RuleVerdict::Needs(need) => return Step::Needs(need),
+                RuleVerdict::Differs(_) => {}
             }
         }
         Step::Decided(Decision::NoMatch)
@@ -550,7 +550,7 @@ mod tests {
                     };
                     assert_eq!(
                         (&matched.rule.method, &matched.rule.place),
-                        (&Method::ScramSha256, &Place::Builtin)
+                        (&Method::ScramSha256, &RuleOrigin::Builtin)
                     );
                 }
             }
@@ -730,7 +730,7 @@ mod tests {
                     ..facts()
                 };
                 assert_eq!(
-                    rule.verdict(&facts, &known) == Verdict::Matches,
+                    rule.verdict(&facts, &known) == RuleVerdict::Matches,
                     expected,
                     "{address} {:?}",
                     rule.address
@@ -769,11 +769,11 @@ mod tests {
         assert_eq!(
             verdicts,
             [
-                Verdict::Differs(Column::Type),
-                Verdict::Differs(Column::Address),
-                Verdict::Differs(Column::Database),
-                Verdict::Differs(Column::User),
-                Verdict::Matches,
+                RuleVerdict::Differs(Column::Type),
+                RuleVerdict::Differs(Column::Address),
+                RuleVerdict::Differs(Column::Database),
+                RuleVerdict::Differs(Column::User),
+                RuleVerdict::Matches,
             ]
         );
     }

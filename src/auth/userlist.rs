@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::Identity;
 use super::md5::Md5Hash;
-use super::scram::{DEFAULT_ITERATIONS, MAX_PASSWORD, MockSecret, Verifier, VerifierFault};
+use super::scram::{DEFAULT_ITERATIONS, MAX_PASSWORD, MockSecret, Verifier, VerifierError};
 use crate::config::{Secret, without_mark};
 use crate::wire::startup::MAX_NAME;
 
@@ -24,7 +24,7 @@ pub struct UserList {
 /// One fault of a users file. It names the user where there is one, and never repeats a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {kind}")]
-pub struct UserListFault {
+pub struct UserListError {
     /// From 1.
     pub line: usize,
     pub kind: UserListFaultKind,
@@ -43,7 +43,7 @@ pub enum UserListFaultKind {
     #[error("the password of user \"{user}\" is longer than {MAX_PASSWORD} bytes or contains a zero byte")]
     Password { user: String },
     #[error("user \"{user}\": {fault}")]
-    Verifier { user: String, fault: VerifierFault },
+    Verifier { user: String, fault: VerifierError },
     #[error("user \"{user}\" is already on line {first}")]
     Duplicate { user: String, first: usize },
 }
@@ -53,7 +53,7 @@ impl UserList {
     ///
     /// A password costs about a millisecond here, to compute a verifier: read large files off the data path. Its salt
     /// is the one the user would have if it were unknown, so that being in the file, with a password, shows nowhere.
-    pub fn parse(contents: &Secret, mock: &MockSecret) -> Result<Self, Vec<UserListFault>> {
+    pub fn parse(contents: &Secret, mock: &MockSecret) -> Result<Self, Vec<UserListError>> {
         let mut users = HashMap::new();
         let mut seen: HashMap<Box<[u8]>, usize> = HashMap::new();
         let mut faults = Vec::new();
@@ -67,7 +67,7 @@ impl UserList {
             if matches!(text.first(), None | Some(b';' | b'#')) {
                 continue;
             }
-            let entry = Entry::parse(text).and_then(|entry| {
+            let entry = UserRecord::parse(text).and_then(|entry| {
                 if let Some(&first) = seen.get(&*entry.user) {
                     return Err(UserListFaultKind::Duplicate {
                         user: shown(&entry.user),
@@ -93,7 +93,7 @@ impl UserList {
                     };
                     users.insert(entry.user, identity);
                 }
-                Err(kind) => faults.push(UserListFault { line, kind }),
+                Err(kind) => faults.push(UserListError { line, kind }),
             }
         }
         if faults.is_empty() {
@@ -117,7 +117,7 @@ impl UserList {
     }
 }
 
-struct Entry {
+struct UserRecord {
     user: Box<[u8]>,
     secret: Zeroizing<Vec<u8>>,
 }
@@ -128,7 +128,7 @@ enum Stored {
     Password,
 }
 
-impl Entry {
+impl UserRecord {
     fn parse(line: &[u8]) -> Result<Self, UserListFaultKind> {
         let (user, rest) = quoted(line)?;
         let (secret, _ignored) = quoted(rest.trim_ascii_start())?;
@@ -151,7 +151,7 @@ impl Entry {
         }
         if self.secret.starts_with(b"SCRAM-SHA-256$") {
             return std::str::from_utf8(&self.secret)
-                .map_err(|_| VerifierFault::Form)
+                .map_err(|_| VerifierError::Form)
                 .and_then(Verifier::parse)
                 .map(Stored::Verifier)
                 .map_err(|fault| UserListFaultKind::Verifier { user: user(), fault });

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{ConnectError, Step, Suspicion};
 use super::hba_line;
-use super::login::{LoggedIn, LoginFailure, Request, login};
+use super::login::{LoggedIn, LoginRequest, ServerLoginFailure, login};
 use super::socket::{dial, resolve};
 use super::tls;
 pub use super::tls::TlsClient;
@@ -242,7 +242,7 @@ async fn attempt(
         .tcp()
         .local_addr()
         .map_err(|error| failed(ConnectError::io(Step::Connect, error), false))?;
-    let request = Request {
+    let request = LoginRequest {
         version: target.version,
         parameters: target.parameters,
         credential: target.credential,
@@ -264,7 +264,7 @@ async fn attempt(
             *left = Some(stream);
             return Err(failed(ConnectError::Timeout { step }, false));
         }
-        Ok(Err(LoginFailure {
+        Ok(Err(ServerLoginFailure {
             mut error,
             authenticated,
         })) => {

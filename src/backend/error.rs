@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use crate::auth::scram::ServerScramFault;
+use crate::auth::scram::ServerScramError;
 use crate::tls;
 use crate::wire::frame::ErrorFields;
 use crate::wire::message::ErrorReply;
@@ -485,9 +485,9 @@ impl ConnectError {
         }
     }
 
-    pub(crate) fn scram(fault: ServerScramFault) -> Self {
+    pub(crate) fn scram(fault: ServerScramError) -> Self {
         match fault {
-            ServerScramFault::VerifierDiffers => Self::VerifierDiffers {
+            ServerScramError::VerifierDiffers => Self::VerifierDiffers {
                 reason: "its salt or iteration count is another one",
             },
             other => Self::NotProven {

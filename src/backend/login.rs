@@ -20,7 +20,7 @@ use crate::auth::scram::client::{
 };
 use crate::auth::scram::{MECHANISM, MECHANISM_PLUS};
 use crate::config::{AuthMethod, ChannelBinding, RequireAuth, Ruling};
-use crate::wire::frame::{BodyReader, Frame, FrameFault, server_login_limit};
+use crate::wire::frame::{BodyReader, Frame, FrameError, server_login_limit};
 use crate::wire::message;
 use crate::wire::startup::ProtocolVersion;
 
@@ -32,7 +32,7 @@ const MAX_NOTICES: usize = 100;
 const MAX_NOTICE_BYTES: usize = 64 * 1024;
 
 /// What login sends and with what.
-pub(super) struct Request<'a> {
+pub(super) struct LoginRequest<'a> {
     pub version: ProtocolVersion,
     pub parameters: &'a [(Bytes, Bytes)],
     pub credential: &'a Credential,
@@ -62,7 +62,7 @@ pub(super) struct LoggedIn {
 
 /// A failed login, and whether the server had already let us in.
 #[derive(Debug)]
-pub(super) struct LoginFailure {
+pub(super) struct ServerLoginFailure {
     pub error: ConnectError,
     pub authenticated: bool,
 }
@@ -84,7 +84,7 @@ enum Auth {
 }
 
 struct Login<'a> {
-    request: &'a Request<'a>,
+    request: &'a LoginRequest<'a>,
     auth: Auth,
     version: Option<ProtocolVersion>,
     parameters: Vec<(Bytes, Bytes)>,
@@ -97,8 +97,8 @@ struct Login<'a> {
 /// Logs in on a fresh connection. Not cancel safe: a dropped login leaves the connection unusable.
 pub(super) async fn login<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    request: &Request<'_>,
-) -> Result<LoggedIn, LoginFailure> {
+    request: &LoginRequest<'_>,
+) -> Result<LoggedIn, ServerLoginFailure> {
     let mut login = Login {
         request,
         auth: Auth::Start,
@@ -112,7 +112,7 @@ pub(super) async fn login<S: AsyncRead + AsyncWrite + Unpin>(
     let mut reader = FrameReader::new(Step::Login, &[]);
     match login.run(stream, &mut reader).await {
         Ok(()) => Ok(login.finish(reader)),
-        Err(error) => Err(LoginFailure {
+        Err(error) => Err(ServerLoginFailure {
             error,
             authenticated: matches!(login.auth, Auth::Done),
         }),
@@ -417,7 +417,7 @@ impl Login<'_> {
     /// The mechanism and the flag that what is offered, what is possible and what is configured lead to, as in libpq.
     /// Unlike there, a certificate without hash means plain SCRAM and not the end, unless binding is required.
     fn binding(&self, offered: Offered) -> Result<ClientBinding, ConnectError> {
-        let Request {
+        let LoginRequest {
             is_tls,
             channel_binding,
             end_point,
@@ -475,7 +475,7 @@ struct Offered {
 impl Offered {
     /// The list is looked through whole: the order in it says nothing (case 23).
     fn parse(list: &[u8]) -> Result<Self, ConnectError> {
-        let malformed = |_: FrameFault| violation("malformed list of SASL mechanisms");
+        let malformed = |_: FrameError| violation("malformed list of SASL mechanisms");
         let mut list = BodyReader::new(list);
         let mut offered = Self {
             plain: false,
@@ -497,7 +497,7 @@ impl Offered {
 
 /// The body of `NegotiateProtocolVersion`; the names of unknown options are only checked for their form. The
 /// documentation says "minor version", so the major one may be 0; servers send the whole number.
-fn newest_version(body: &[u8]) -> Result<(u16, u16), FrameFault> {
+fn newest_version(body: &[u8]) -> Result<(u16, u16), FrameError> {
     let mut body = BodyReader::new(body);
     let version = body.u32()?;
     for _ in 0..body.u32()? {

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 
 use super::super::connection::Credential;
 use super::super::query;
-use super::{Request, login};
+use super::{LoginRequest, login};
 use crate::auth::md5::Md5Hash;
 use crate::config::{ChannelBinding, Secret};
 use crate::fuzzing::choice;
@@ -21,7 +21,7 @@ pub(crate) fn run(data: &[u8]) {
         1 => Credential::Md5(Md5Hash::of(b"secret", b"app")),
         _ => Credential::Password(Secret::new(&b"secret"[..])),
     };
-    let request = Request {
+    let request = LoginRequest {
         version: if which & 4 == 0 {
             ProtocolVersion::V3_0
         } else {

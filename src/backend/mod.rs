@@ -14,11 +14,13 @@ mod hba_line;
 pub(crate) mod login;
 pub mod query;
 mod reader;
+pub(crate) mod role_audit;
 mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unverified;
 
 pub use cancel::pass_cancel;
 pub use connection::{
@@ -28,3 +30,4 @@ pub use connection::{
 pub use error::{ClientReply, ConnectError, ServerError, Step, Suspicion};
 pub use socket::{open, set_user_timeout, tune_socket};
 pub use tls::TlsSettingsError;
+pub(crate) use unverified::{CHANGING_HINT, Unverified};

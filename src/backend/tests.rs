@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::login::{LoggedIn, LoginFailure, Request, login};
+use super::login::{LoggedIn, LoginRequest, ServerLoginFailure, login};
 use super::*;
 use crate::auth::md5::Md5Hash;
 use crate::auth::scram::{ClientKey, Lookup, MAX_PASSWORD, MockSecret, Nonce, ServerExchange, Verifier};
@@ -315,12 +315,12 @@ async fn login_against(
     credential: &Credential,
     version: ProtocolVersion,
     is_tls: bool,
-) -> Result<LoggedIn, LoginFailure> {
+) -> Result<LoggedIn, ServerLoginFailure> {
     let (mut near, mut far) = duplex(1 << 20);
     far.write_all(answer).await.unwrap();
     far.shutdown().await.unwrap();
     let parameters = parameters();
-    let request = Request {
+    let request = LoginRequest {
         version,
         parameters: &parameters,
         credential,
@@ -337,7 +337,7 @@ async fn login_against(
     result
 }
 
-async fn trusting(answer: &[u8]) -> Result<LoggedIn, LoginFailure> {
+async fn trusting(answer: &[u8]) -> Result<LoggedIn, ServerLoginFailure> {
     login_against(answer, &Credential::None, ProtocolVersion::V3_0, false).await
 }
 
@@ -370,7 +370,7 @@ async fn a_login_may_arrive_in_any_pieces() {
     for cut in 0..answer.len() {
         let (mut near, mut far) = duplex(1 << 16);
         let parameters = parameters();
-        let request = Request {
+        let request = LoginRequest {
             version: ProtocolVersion::V3_0,
             parameters: &parameters,
             credential: &Credential::None,
@@ -597,7 +597,7 @@ async fn scram_server(
 ) -> ConnectError {
     let (mut near, mut far) = duplex(1 << 16);
     let parameters = parameters();
-    let request = Request {
+    let request = LoginRequest {
         version: ProtocolVersion::V3_0,
         parameters: &parameters,
         credential,
@@ -683,7 +683,7 @@ async fn bound_login(
     answer: &[u8],
     credential: &Credential,
     bound: &Bound,
-) -> Result<LoggedIn, LoginFailure> {
+) -> Result<LoggedIn, ServerLoginFailure> {
     let (mut near, mut far) = duplex(1 << 20);
     far.write_all(answer).await.unwrap();
     far.shutdown().await.unwrap();
@@ -695,8 +695,8 @@ fn bound_request<'a>(
     parameters: &'a [(Bytes, Bytes)],
     credential: &'a Credential,
     bound: &Bound,
-) -> Request<'a> {
-    Request {
+) -> LoginRequest<'a> {
+    LoginRequest {
         version: ProtocolVersion::V3_0,
         parameters,
         credential,
@@ -717,7 +717,7 @@ async fn honest_server(
     bound: &Bound,
     theirs: Option<&[u8]>,
     list: &[u8],
-) -> (Option<(String, u8)>, Result<LoggedIn, LoginFailure>) {
+) -> (Option<(String, u8)>, Result<LoggedIn, ServerLoginFailure>) {
     let (mut near, mut far) = duplex(1 << 16);
     let parameters = parameters();
     let request = bound_request(&parameters, credential, bound);
@@ -816,7 +816,7 @@ async fn the_mechanism_follows_from_list_certificate_and_setting() {
     }
 }
 
-fn assert_not_bound(failure: &LoginFailure, what: &str) {
+fn assert_not_bound(failure: &ServerLoginFailure, what: &str) {
     let error = &failure.error;
     assert!(
         matches!(error, ConnectError::ChannelBinding { .. }),

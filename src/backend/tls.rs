@@ -21,7 +21,7 @@ use super::connection::ServerStream;
 use super::error::{ConnectError, Step, escape};
 use crate::auth::scram::tls_server_end_point;
 use crate::config::{ChannelBinding, KeyPair, RequireAuth, ServerTls, SslMode, SslNegotiation};
-use crate::tls::{self, Authorities, AuthorityFault, Check, ServerVerifier, certified};
+use crate::tls::{self, Authorities, AuthorityError, NameCheck, ServerVerifier, certified};
 use crate::wire::message;
 
 /// How much of an error before TLS is read, and how long it may take: it is only for the log.
@@ -43,7 +43,7 @@ pub struct TlsClient {
     negotiation: SslNegotiation,
     channel_binding: ChannelBinding,
     require_auth: RequireAuth,
-    check: Check,
+    check: NameCheck,
     server_name: Option<Arc<str>>,
     in_clear: Arc<InClear>,
     connector: Option<TlsConnector>,
@@ -72,7 +72,7 @@ pub enum TlsSettingsError {
     #[error("no usable root certificate in sslrootcert or the system's store")]
     NoRoots,
     #[error("sslrootcert: {0}")]
-    Root(#[from] AuthorityFault),
+    Root(#[from] AuthorityError),
     #[error("the client certificate cannot be used: {0}")]
     ClientCertificate(rustls::Error),
     #[error("TLS cannot be set up: {0}")]
@@ -145,7 +145,7 @@ impl TlsClient {
             negotiation: SslNegotiation::default(),
             channel_binding: ChannelBinding::default(),
             require_auth: RequireAuth::default(),
-            check: Check::Nothing,
+            check: NameCheck::Nothing,
             server_name: None,
             in_clear: Arc::default(),
             connector: None,
@@ -166,7 +166,7 @@ impl TlsClient {
 
     /// Whether a server with which there is TLS has shown a certificate that somebody trusted vouches for.
     pub(super) fn verifies(&self) -> bool {
-        self.check != Check::Nothing
+        self.check != NameCheck::Nothing
     }
 
     /// `prefer` goes on in clear after TLS came to nothing: one warning until TLS works again.
@@ -357,21 +357,21 @@ async fn early_error(stream: &mut TcpStream, deadline: Instant) -> ConnectError 
 }
 
 /// What the settings ask of a server's certificate.
-fn check(settings: &ServerTls) -> Check {
+fn check(settings: &ServerTls) -> NameCheck {
     match settings.sslmode {
-        SslMode::VerifyFull => Check::ChainAndName,
-        SslMode::VerifyCa => Check::Chain,
+        SslMode::VerifyFull => NameCheck::ChainAndName,
+        SslMode::VerifyCa => NameCheck::Chain,
         SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => match settings.roots {
-            Some(_) => Check::Chain,
-            None => Check::Nothing,
+            Some(_) => NameCheck::Chain,
+            None => NameCheck::Nothing,
         },
     }
 }
 
-fn authorities(settings: &ServerTls, check: Check) -> Result<Authorities, TlsSettingsError> {
+fn authorities(settings: &ServerTls, check: NameCheck) -> Result<Authorities, TlsSettingsError> {
     let authorities = match &settings.roots {
         Some(roots) => Authorities::new(roots)?,
-        None if check == Check::Nothing => return Ok(Authorities::none()),
+        None if check == NameCheck::Nothing => return Ok(Authorities::none()),
         None => Authorities::system(),
     };
     if authorities.is_empty() {

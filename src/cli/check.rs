@@ -17,8 +17,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::auth::scram::MockSecret;
 use crate::cluster::examine::examine;
-use crate::config::{self, BindAddress, Config, Leaf, ListenerMode, ListenerTls, Part, Source, Verifiers};
-use crate::frontend::access::{Access, Around};
+use crate::config::{
+    self, BindAddress, Config, Leaf, ListenerMode, ListenerTls, ReloadUnit, Source, Verifiers,
+};
+use crate::frontend::auth_policy::{Around, AuthPolicy};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
 /// anything is wrong.
@@ -98,7 +100,7 @@ pub fn load_and_report(path: &Path) -> Option<Config> {
 /// Reads the files that decide who comes in, and reports every fault in them.
 fn access_is_right(config: &Config) -> bool {
     let around = Around::of(config);
-    match Access::load(&config.auth, around, &MockSecret::new(None)) {
+    match AuthPolicy::load(&config.auth, around, &MockSecret::new(None)) {
         Ok(access) => {
             for warning in access.warnings(around) {
                 eprintln!("warning: {warning}");
@@ -198,13 +200,21 @@ fn summary(config: &Config) -> String {
 }
 
 /// Every certificate that is shown to somebody, with the part of the configuration it belongs to.
-fn certificates(config: &Config) -> Vec<(Part, Leaf)> {
+fn certificates(config: &Config) -> Vec<(ReloadUnit, Leaf)> {
     let of_clients = config.tls.iter().flat_map(|tls| &tls.certificates);
-    let mut all: Vec<(Part, Leaf)> = of_clients.map(|served| (Part::Tls, served.pair.leaf())).collect();
-    all.extend(config.http.tls.iter().map(|tls| (Part::Http, tls.leaf.clone())));
+    let mut all: Vec<(ReloadUnit, Leaf)> = of_clients
+        .map(|served| (ReloadUnit::Tls, served.pair.leaf()))
+        .collect();
+    all.extend(
+        config
+            .http
+            .tls
+            .iter()
+            .map(|tls| (ReloadUnit::Http, tls.leaf.clone())),
+    );
     for cluster in config.clusters.values() {
         let pair = cluster.server_tls.client_certificate.iter();
-        all.extend(pair.map(|pair| (Part::ServerTls(Arc::clone(&cluster.name)), pair.leaf())));
+        all.extend(pair.map(|pair| (ReloadUnit::ServerTls(Arc::clone(&cluster.name)), pair.leaf())));
     }
     all
 }

@@ -20,12 +20,12 @@ use tokio::time::Instant;
 
 use crate::auth::rules::{
     AddressMatch, Column, Connection, Considered, Facts, HostName, Interface, Known, Memberships, Method,
-    Need, Origin, Rule, Verdict,
+    Need, Origin, Rule, RuleVerdict,
 };
 use crate::auth::scram::MockSecret;
 use crate::cluster;
 use crate::config::{self, Config};
-use crate::frontend::access::{Access, Around};
+use crate::frontend::auth_policy::{Around, AuthPolicy};
 use crate::frontend::{interfaces, resolve};
 use crate::wire::startup::Replication;
 
@@ -81,7 +81,7 @@ pub(super) fn run(path: &Path, client: &Client) -> ExitCode {
 
 fn answer(path: &Path, client: &Client) -> Result<(String, bool), String> {
     let config = config::load(path).map_err(|faults| faults.to_string())?;
-    let access = Access::load(&config.auth, Around::of(&config), &MockSecret::new(None))
+    let access = AuthPolicy::load(&config.auth, Around::of(&config), &MockSecret::new(None))
         .map_err(|faults| faults.to_string())?;
     let origin = match client.address.as_str() {
         "local" => Origin::Local,
@@ -125,7 +125,7 @@ struct LookedUp {
 
 async fn considered(
     config: &Config,
-    access: &Access,
+    access: &AuthPolicy,
     client: &Client,
     facts: &Facts<'_>,
 ) -> Result<(String, bool), String> {
@@ -154,12 +154,12 @@ async fn considered(
         match all
             .iter()
             .map(|one| one.verdict)
-            .find(|verdict| !matches!(verdict, Verdict::Differs(_)))
+            .find(|verdict| !matches!(verdict, RuleVerdict::Differs(_)))
         {
-            Some(Verdict::Needs(Need::Memberships)) => {
+            Some(RuleVerdict::Needs(Need::Memberships)) => {
                 found.memberships = Some(memberships(config, client).await?);
             }
-            Some(Verdict::Needs(Need::HostName)) => {
+            Some(RuleVerdict::Needs(Need::HostName)) => {
                 found.host_name = Some(host_name(facts.origin).await);
             }
             _ => return Ok(told(&all, facts, access, found.host_name.as_ref())),
@@ -203,7 +203,7 @@ async fn host_name(origin: Origin) -> HostName {
 fn told(
     all: &[Considered<'_>],
     facts: &Facts<'_>,
-    access: &Access,
+    access: &AuthPolicy,
     host_name: Option<&HostName>,
 ) -> (String, bool) {
     let mut text = String::new();
@@ -211,12 +211,12 @@ fn told(
     // Writing to a String does not fail.
     for (one, row) in all.iter().zip(&rows) {
         let why = match one.verdict {
-            Verdict::Matches => "decides".to_owned(),
-            Verdict::Differs(column) => why(one.rule, column, facts, host_name),
-            Verdict::Needs(_) => "cannot be told".to_owned(),
+            RuleVerdict::Matches => "decides".to_owned(),
+            RuleVerdict::Differs(column) => why(one.rule, column, facts, host_name),
+            RuleVerdict::Needs(_) => "cannot be told".to_owned(),
         };
         let _ = writeln!(text, "{}: {row}\n    {why}", one.rule.place);
-        if one.verdict != Verdict::Matches {
+        if one.verdict != RuleVerdict::Matches {
             continue;
         }
         if one.rule.method == Method::Reject {
@@ -266,7 +266,7 @@ fn why(rule: &Rule, column: Column, facts: &Facts<'_>, host_name: Option<&HostNa
     }
 }
 
-fn server_login(facts: &Facts<'_>, access: &Access) -> String {
+fn server_login(facts: &Facts<'_>, access: &AuthPolicy) -> String {
     match access.credentials.find(facts.user) {
         None => "logs into the servers as itself".to_owned(),
         Some(entry) => {

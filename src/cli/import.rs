@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use notes::Notes;
-use write::Outcome;
+use write::ImportOutcome;
 
 use crate::config;
 
@@ -44,7 +44,7 @@ pub(super) struct Arguments {
     file: PathBuf,
     /// Whose configuration it is; without it, what it looks like.
     #[arg(long, value_enum, value_name = "PROGRAM")]
-    from: Option<Kind>,
+    from: Option<InputKind>,
     /// What the listeners do: speak PostgreSQL, or forward bytes as the imported program did.
     #[arg(long, value_enum, default_value = "postgres")]
     mode: Mode,
@@ -58,14 +58,14 @@ pub(super) struct Arguments {
 
 /// Whose configuration it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
+enum InputKind {
     #[value(name = "haproxy")]
     Haproxy,
     #[value(name = "patroni_proxy")]
     PatroniProxy,
 }
 
-impl Kind {
+impl InputKind {
     fn program(self) -> &'static str {
         match self {
             Self::Haproxy => "HAProxy",
@@ -157,11 +157,11 @@ fn import(arguments: &Arguments) -> Result<Notes, Error> {
 }
 
 /// The text to write and what there is to say. `file` is shown in comments.
-fn convert(kind: Kind, text: &str, file: &str, mode: Mode) -> Result<(String, Notes), Refusal> {
+fn convert(kind: InputKind, text: &str, file: &str, mode: Mode) -> Result<(String, Notes), Refusal> {
     let mut notes = Notes::default();
-    let outcome: Outcome = match kind {
-        Kind::Haproxy => haproxy::convert(text, &mut notes)?,
-        Kind::PatroniProxy => patroni_proxy::convert(text, &mut notes)?,
+    let outcome: ImportOutcome = match kind {
+        InputKind::Haproxy => haproxy::convert(text, &mut notes)?,
+        InputKind::PatroniProxy => patroni_proxy::convert(text, &mut notes)?,
     };
     let yaml = outcome.yaml(kind.program(), file, mode, &notes);
     Ok((yaml, notes))
@@ -210,13 +210,13 @@ fn shown(path: &Path) -> String {
 }
 
 /// By the first line that only one of the two could have.
-fn recognise(text: &str) -> Option<Kind> {
+fn recognise(text: &str) -> Option<InputKind> {
     text.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().take(2).collect();
         match *words.first()? {
-            "global" | "defaults" => Some(Kind::Haproxy),
-            "listen" | "frontend" | "backend" if words.len() > 1 => Some(Kind::Haproxy),
-            "clusters:" | "cluster_update_interval:" | "listen_address:" => Some(Kind::PatroniProxy),
+            "global" | "defaults" => Some(InputKind::Haproxy),
+            "listen" | "frontend" | "backend" if words.len() > 1 => Some(InputKind::Haproxy),
+            "clusters:" | "cluster_update_interval:" | "listen_address:" => Some(InputKind::PatroniProxy),
             _ => None,
         }
     })

@@ -14,7 +14,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 
 use crate::config::{self, BindAddress, Config, Secret};
-use crate::tls::{self, Authorities, Check, ServerVerifier, signature};
+use crate::tls::{self, Authorities, NameCheck, ServerVerifier, signature};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer; a session takes a few hundred bytes.
@@ -291,7 +291,7 @@ fn trusting(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
     } else {
         Authorities::system()
     };
-    let verifier = ServerVerifier::new(Check::ChainAndName, authorities, &provider());
+    let verifier = ServerVerifier::new(NameCheck::ChainAndName, authorities, &provider());
     Ok(settings()?
         .dangerous()
         .with_custom_certificate_verifier(verifier)

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::snapshot::{MemberName, ProbeFacts, Role};
 use super::super::state::{
-    LagLimits, Listed, Named, Observation, ProbeFailure, Settings, SourceKind, SourceReport, State,
+    LagLimits, Listed, Named, Observation, ProbeError, Settings, SourceKind, SourceReport, State,
 };
 use super::*;
 
@@ -54,7 +54,7 @@ async fn another_reason_for_being_down_is_told_now_and_then() {
         let probe = Observation::Probe {
             member: MemberName::new("a"),
             started: Instant::now(),
-            result: Err(ProbeFailure {
+            result: Err(ProbeError {
                 check: crate::cluster::check::CheckStatus::Layer4Connection,
                 message: error.into(),
                 kind: crate::cluster::observation::FailureKind::Certain,
@@ -136,7 +136,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
         })
     };
     let refused = || {
-        Err(ProbeFailure {
+        Err(ProbeError {
             check: crate::cluster::check::CheckStatus::Layer4Connection,
             message: "refused".into(),
             kind: crate::cluster::observation::FailureKind::Certain,

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ClusterError;
-use super::account::Account;
 use super::announce::Announcer;
 use super::etcd::Watcher;
 use super::fixed;
@@ -20,6 +19,7 @@ use super::metrics::{Metrics, ProbeResult};
 use super::newcomers::Newcomers;
 use super::patroni::{Patroni, Reply, choose, printable};
 use super::probe::{Poke, Prober, wait};
+use super::service_account::ServiceAccount;
 use super::sight::Looks;
 use super::snapshot::{Identity, MemberName, Snapshot};
 use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
@@ -35,7 +35,7 @@ const FAST: Duration = Duration::from_millis(100);
 pub(super) struct Control {
     state: State,
     announcer: Announcer,
-    account: Arc<Account>,
+    account: Arc<ServiceAccount>,
     metrics: Arc<Metrics>,
     limits: watch::Receiver<LagLimits>,
     reports: mpsc::Receiver<Observation>,
@@ -43,7 +43,7 @@ pub(super) struct Control {
     observers: mpsc::Sender<Observation>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// Once there is one, everybody sees what this task sees.
-    shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
+    published: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
     pace: watch::Sender<Pace>,
     poll_now: Arc<Notify>,
     check_key: Arc<Notify>,
@@ -95,11 +95,11 @@ fn settings(config: &config::Cluster, limits: LagLimits) -> Settings {
 
 impl Control {
     pub(super) fn new(
-        account: Arc<Account>,
+        account: Arc<ServiceAccount>,
         mut limits: watch::Receiver<LagLimits>,
         reports: mpsc::Receiver<Observation>,
         metrics: Arc<Metrics>,
-        shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
+        published: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
@@ -120,7 +120,7 @@ impl Control {
             observations,
             observers,
             snapshots,
-            shown,
+            published,
             pace,
             poll_now: Arc::new(Notify::new()),
             check_key: Arc::new(Notify::new()),
@@ -224,7 +224,7 @@ impl Control {
         let Some(gap) = self.frozen.passed(now) else {
             return;
         };
-        if self.shown.get().is_some() {
+        if self.published.get().is_some() {
             tracing::warn!(
                 cluster = %self.account.config.name,
                 "this process was stopped for {:.1} s: what it had seen of the servers before counts until it has looked again",
@@ -247,7 +247,7 @@ impl Control {
                 return;
             }
             let is_member = self.state.snapshot().member(member).is_some();
-            if is_member && self.shown.get().is_some() && !self.stop.is_cancelled() {
+            if is_member && self.published.get().is_some() && !self.stop.is_cancelled() {
                 let outcome = match result {
                     Ok(_) => ProbeResult::Success,
                     Err(_) => ProbeResult::Failure,
@@ -260,7 +260,7 @@ impl Control {
     }
 
     fn show_measures(&self) {
-        if self.shown.get().is_some() && !self.stop.is_cancelled() {
+        if self.published.get().is_some() && !self.stop.is_cancelled() {
             self.metrics.measure(&self.state.snapshot());
         }
     }
@@ -308,9 +308,13 @@ impl Control {
     /// Acts on a new snapshot.
     fn settled(&mut self, old: &Snapshot) {
         let new = self.state.snapshot();
-        let shown = self.shown.get().filter(|_| !self.stop.is_cancelled()).cloned();
+        let published = self
+            .published
+            .get()
+            .filter(|_| !self.stop.is_cancelled())
+            .cloned();
         for line in self.announcer.changes(old, &new, Instant::now()) {
-            if shown.is_none() {
+            if published.is_none() {
                 tracing::debug!(cluster = %new.cluster, "not in service yet: {}", line.text);
             } else {
                 line.log(&new.cluster);
@@ -318,13 +322,13 @@ impl Control {
         }
         if new.version != old.version {
             self.keep_probers(&new);
-            if shown.is_some() {
+            if published.is_some() {
                 self.metrics.show(old, &new);
                 self.metrics.measure(&new);
             }
         }
         // Our own look-ups first: whoever is woken by what is shown may ask them at once.
-        for snapshots in [&self.snapshots].into_iter().chain(shown.as_deref()) {
+        for snapshots in [&self.snapshots].into_iter().chain(published.as_deref()) {
             snapshots.send_if_modified(|current| {
                 let noticeable = current.version != new.version;
                 *current = Arc::clone(&new);

@@ -61,7 +61,7 @@ const GOOD: Duration = Duration::from_secs(10);
 
 /// Why a request or a watch came to nothing. What an operator sees.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum EtcdError {
     #[error("no answer in time")]
     Late,
     #[error("{0}")]
@@ -100,12 +100,12 @@ struct Seen {
 
 impl Seen {
     /// Compares with what was known before the request: answers may overtake each other.
-    fn admit(&self, header: &Header) -> Result<(), Fault> {
+    fn admit(&self, header: &Header) -> Result<(), EtcdError> {
         if self.cluster.is_some_and(|cluster| cluster != header.cluster) {
-            return Err(Fault::OtherCluster);
+            return Err(EtcdError::OtherCluster);
         }
         if header.term < self.term || header.revision < self.revision {
-            return Err(Fault::Behind);
+            return Err(EtcdError::Behind);
         }
         Ok(())
     }
@@ -129,7 +129,7 @@ struct Key {
     behind: Option<Instant>,
 }
 
-type Check = Pin<Box<dyn Future<Output = Result<Single, Fault>> + Send>>;
+type PendingCheck = Pin<Box<dyn Future<Output = Result<Single, EtcdError>> + Send>>;
 
 /// The task that watches, for ever.
 pub(super) struct Watcher {
@@ -175,7 +175,7 @@ impl Watcher {
         self.metrics.watched(&cluster, false);
         loop {
             let Err(error) = self.watch(endpoint, warned).await;
-            if matches!(error, Fault::Unheard) {
+            if matches!(error, EtcdError::Unheard) {
                 return;
             }
             self.gateway.forget(endpoint);
@@ -216,7 +216,7 @@ impl Watcher {
     }
 
     /// Reads the keys, then watches them until something is wrong.
-    async fn watch(&mut self, endpoint: usize, again: bool) -> Result<std::convert::Infallible, Fault> {
+    async fn watch(&mut self, endpoint: usize, again: bool) -> Result<std::convert::Infallible, EtcdError> {
         let deadline = Instant::now() + OPEN;
         let gateway = Arc::clone(&self.gateway);
         let leader = gateway.read(endpoint, "leader", deadline).await?;
@@ -231,7 +231,7 @@ impl Watcher {
         while !early.iter().any(|update: &Update| update.created) {
             let chunk = timeout_at(deadline, stream.chunk())
                 .await
-                .map_err(|_| Fault::Late)?;
+                .map_err(|_| EtcdError::Late)?;
             early.extend(lines.push(&received(chunk)?)?);
         }
         let holder = leader.value.as_deref().and_then(member);
@@ -258,7 +258,7 @@ impl Watcher {
         }
 
         let mut checking = false;
-        let mut check: Check = Box::pin(pending());
+        let mut check: PendingCheck = Box::pin(pending());
         let mut checked = Instant::now();
         let mut next_check = checked + QUIET;
         let check_now = Arc::clone(&self.check_now);
@@ -289,7 +289,7 @@ impl Watcher {
         }
     }
 
-    fn admit(&mut self, header: &Header) -> Result<(), Fault> {
+    fn admit(&mut self, header: &Header) -> Result<(), EtcdError> {
         self.seen.admit(header)?;
         self.seen.note(header);
         self.admitted = Instant::now();
@@ -297,7 +297,7 @@ impl Watcher {
     }
 
     /// Folds one message in. Whether something has happened in etcd.
-    async fn updated(&mut self, update: &Update, key: &mut Key, last: &mut i64) -> Result<bool, Fault> {
+    async fn updated(&mut self, update: &Update, key: &mut Key, last: &mut i64) -> Result<bool, EtcdError> {
         let Header { revision, .. } = update.header;
         // A check may have told of later revisions: only its own count against a watch.
         let mut before = self.seen;
@@ -322,7 +322,7 @@ impl Watcher {
         Ok(!update.changes.is_empty())
     }
 
-    async fn leader_changed(&mut self, change: &Change, key: &mut Key) -> Result<(), Fault> {
+    async fn leader_changed(&mut self, change: &Change, key: &mut Key) -> Result<(), EtcdError> {
         let holder = change.value.as_deref().and_then(member);
         key.by_watch.clone_from(&holder);
         if change.revision <= key.as_of {
@@ -340,7 +340,7 @@ impl Watcher {
     }
 
     /// Reads the leader key at some endpoints at once; the first good answer counts.
-    fn check(&self, endpoint: usize) -> Check {
+    fn check(&self, endpoint: usize) -> PendingCheck {
         let size = self.gateway.size();
         // Others first, the own one last.
         let asked = (1..=size)
@@ -360,7 +360,7 @@ impl Watcher {
     }
 
     /// Folds a check in. How soon the next one is due.
-    async fn checked(&mut self, single: Single, key: &mut Key) -> Result<Duration, Fault> {
+    async fn checked(&mut self, single: Single, key: &mut Key) -> Result<Duration, EtcdError> {
         self.seen.note(&single.header);
         self.admitted = Instant::now();
         let holder = single.value.as_deref().and_then(member);
@@ -377,12 +377,12 @@ impl Watcher {
         }
         let since = *key.behind.get_or_insert_with(Instant::now);
         if since.elapsed() >= CATCH_UP {
-            return Err(Fault::Behind);
+            return Err(EtcdError::Behind);
         }
         Ok(CATCH_UP)
     }
 
-    async fn tell_key(&self, key: &Key) -> Result<(), Fault> {
+    async fn tell_key(&self, key: &Key) -> Result<(), EtcdError> {
         let named = match &key.told {
             Some(name) => Named::One(name.clone()),
             None => Named::Nobody,
@@ -391,11 +391,11 @@ impl Watcher {
         self.tell(Observation::Key { named, at }).await
     }
 
-    async fn tell(&self, observation: Observation) -> Result<(), Fault> {
+    async fn tell(&self, observation: Observation) -> Result<(), EtcdError> {
         self.observations
             .send(observation)
             .await
-            .map_err(|_| Fault::Unheard)
+            .map_err(|_| EtcdError::Unheard)
     }
 }
 
@@ -417,11 +417,11 @@ pub(super) async fn ask_all(
     Ok(join_all(asked).await)
 }
 
-fn received(chunk: reqwest::Result<Option<bytes::Bytes>>) -> Result<bytes::Bytes, Fault> {
+fn received(chunk: reqwest::Result<Option<bytes::Bytes>>) -> Result<bytes::Bytes, EtcdError> {
     match chunk {
         Ok(Some(chunk)) => Ok(chunk),
-        Ok(None) => Err(Fault::Ended),
-        Err(error) => Err(Fault::Request(patroni::describe(&error))),
+        Ok(None) => Err(EtcdError::Ended),
+        Err(error) => Err(EtcdError::Request(patroni::describe(&error))),
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::account::{Account, Purpose};
 use super::lookup::{self, MembershipsQuery};
 use super::patroni::{Patroni, TLS_FAILED, poll_once};
+use super::service_account::{Purpose, ServiceAccount};
 use super::snapshot::MemberName;
 use super::state::Listed;
 use super::{ClusterError, LookupError, etcd, fixed, probe};
@@ -25,11 +25,11 @@ const POLL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     pub what: String,
-    pub outcome: Outcome,
+    pub outcome: ProbeOutcome,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ProbeOutcome {
     Good(String),
     /// It will not work so; with what to do about it.
     Bad {
@@ -44,14 +44,14 @@ impl Finding {
     fn good(what: String, detail: impl Into<String>) -> Self {
         Self {
             what,
-            outcome: Outcome::Good(detail.into()),
+            outcome: ProbeOutcome::Good(detail.into()),
         }
     }
 
     fn bad(what: String, error: impl fmt::Display, hint: impl Into<String>) -> Self {
         Self {
             what,
-            outcome: Outcome::Bad {
+            outcome: ProbeOutcome::Bad {
                 error: error.to_string(),
                 hint: hint.into(),
             },
@@ -61,25 +61,25 @@ impl Finding {
     fn untried(what: String, why: String) -> Self {
         Self {
             what,
-            outcome: Outcome::Untried(why),
+            outcome: ProbeOutcome::Untried(why),
         }
     }
 
     pub fn is_bad(&self) -> bool {
-        matches!(self.outcome, Outcome::Bad { .. })
+        matches!(self.outcome, ProbeOutcome::Bad { .. })
     }
 
     pub fn is_untried(&self) -> bool {
-        matches!(self.outcome, Outcome::Untried(_))
+        matches!(self.outcome, ProbeOutcome::Untried(_))
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
-            Outcome::Good(detail) => write!(f, "ok      {}: {detail}", self.what),
-            Outcome::Untried(why) => write!(f, "untried {}: {why}", self.what),
-            Outcome::Bad { error, hint } => write!(f, "FAILED  {}: {error} ({hint})", self.what),
+            ProbeOutcome::Good(detail) => write!(f, "ok      {}: {detail}", self.what),
+            ProbeOutcome::Untried(why) => write!(f, "untried {}: {why}", self.what),
+            ProbeOutcome::Bad { error, hint } => write!(f, "FAILED  {}: {error} ({hint})", self.what),
         }
     }
 }
@@ -94,7 +94,7 @@ pub async fn memberships(config: Arc<config::Cluster>, user: &[u8]) -> Result<Ar
         Some(patroni) => endpoints(patroni, &config, &mut ignored).await,
         None => listed(&config),
     };
-    let account = Arc::new(Account::new(config, tls));
+    let account = Arc::new(ServiceAccount::new(config, tls));
     let mut last = LookupError::Unavailable("it has no member".to_owned());
     let query = MembershipsQuery {
         cache_ttl: Duration::ZERO,
@@ -123,7 +123,7 @@ pub async fn examine(
     for (endpoint, holder) in etcd::ask_all(Arc::clone(&config)).await? {
         findings.push(leader_key(&config, &endpoint, holder));
     }
-    let account = Arc::new(Account::new(config, tls));
+    let account = Arc::new(ServiceAccount::new(config, tls));
     for member in &members {
         if !member.host.is_empty() {
             self::member(&account, member, auth, &mut findings).await;
@@ -243,7 +243,7 @@ fn login_hint(error: &ConnectError, secrets: &str, remedy: &str) -> String {
 /// The logins of `auth.server_credentials` that have a password of their own. They go to the service account's database,
 /// since the clients' databases are not in the configuration.
 async fn credentials(
-    account: &Arc<Account>,
+    account: &Arc<ServiceAccount>,
     member: &Listed,
     place: &str,
     auth: &config::Auth,
@@ -291,7 +291,12 @@ fn judged(what: String, outcome: Result<(), ConnectError>, secrets: &str) -> Fin
     }
 }
 
-async fn member(account: &Arc<Account>, member: &Listed, auth: &config::Auth, findings: &mut Vec<Finding>) {
+async fn member(
+    account: &Arc<ServiceAccount>,
+    member: &Listed,
+    auth: &config::Auth,
+    findings: &mut Vec<Finding>,
+) {
     let settings = &account.config.service_account;
     let place = format!(
         "cluster {}: {} at {}:{}",

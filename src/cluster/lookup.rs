@@ -30,7 +30,7 @@ use self::question::Question;
 pub(super) use self::question::{MembershipsQuery, StandingQuery};
 use super::metrics::{LookUpResult, Metrics};
 use crate::auth;
-use crate::auth::lookup::{Answer, AnswerCache, Cached, MAX_NAME};
+use crate::auth::lookup::{AnswerCache, Cached, LookupAnswer, MAX_NAME};
 
 /// Look-ups waiting to be taken up.
 const MAX_WAITING: usize = 1024;
@@ -66,9 +66,9 @@ pub enum LookupError {
 /// What a user's login is checked against; `None` for one that cannot log in.
 pub type Lookup = Option<auth::Identity>;
 
-type Asked<F> = Result<Answer<F>, LookupError>;
+type Asked<F> = Result<LookupAnswer<F>, LookupError>;
 
-struct Request<F> {
+struct LookupRequest<F> {
     user: Vec<u8>,
     answer: oneshot::Sender<Asked<F>>,
 }
@@ -82,18 +82,18 @@ struct Waiter<F> {
 /// Asks from any thread and runtime.
 #[derive(Debug)]
 pub(super) struct Lookups<F> {
-    requests: mpsc::Sender<Request<F>>,
+    requests: mpsc::Sender<LookupRequest<F>>,
 }
 
 impl<F: Default> Lookups<F> {
     pub(super) async fn ask(&self, user: &[u8], deadline: Instant) -> Asked<F> {
         // PostgreSQL has no such user, and the query could not name it.
         if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) {
-            return Ok(Answer::confirmed(F::default()));
+            return Ok(LookupAnswer::confirmed(F::default()));
         }
         let (answer, answered) = oneshot::channel();
         self.requests
-            .try_send(Request {
+            .try_send(LookupRequest {
                 user: user.to_vec(),
                 answer,
             })
@@ -111,7 +111,7 @@ impl<F: Default> Lookups<F> {
 
 /// The task that answers one kind of question; to be spawned on the control runtime.
 pub(super) struct Service<Q: Question> {
-    requests: mpsc::Receiver<Request<Q::Found>>,
+    requests: mpsc::Receiver<LookupRequest<Q::Found>>,
     pools: Arc<Pools>,
     question: Arc<Q>,
     metrics: Arc<Metrics>,
@@ -173,7 +173,7 @@ impl<Q: Question> Service<Q> {
                 }
                 () = sleep_until(late.unwrap_or_else(Instant::now)), if late.is_some() => self.answer_late(),
                 request = self.requests.recv() => match request {
-                    Some(Request { user, answer }) => self.begin(user, answer, &mut running),
+                    Some(LookupRequest { user, answer }) => self.begin(user, answer, &mut running),
                     None => return self.pools.close().await,
                 },
             }
@@ -189,8 +189,8 @@ impl<Q: Question> Service<Q> {
         let now = Instant::now();
         let waiter = Waiter { since: now, answer };
         let remembered = match self.cache.get(&user, now) {
-            Cached::Tried(found) => return self.answer_remembered(waiter, Answer::unconfirmed(found)),
-            Cached::Known(found) => Some(Answer::unconfirmed(found)),
+            Cached::Tried(found) => return self.answer_remembered(waiter, LookupAnswer::unconfirmed(found)),
+            Cached::Known(found) => Some(LookupAnswer::unconfirmed(found)),
             Cached::Miss => None,
         };
         if let Some(flight) = self.in_flight.get_mut(&user) {
@@ -272,7 +272,7 @@ impl<Q: Question> Service<Q> {
         for waiter in flight.waiting {
             match answer {
                 Ok(found) => {
-                    let _ = waiter.answer.send(Ok(Answer::confirmed(found.clone())));
+                    let _ = waiter.answer.send(Ok(LookupAnswer::confirmed(found.clone())));
                 }
                 Err(error) => match self.cache.get(&user, now).unconfirmed() {
                     Some(answer) => self.answer_remembered(waiter, answer),
@@ -304,7 +304,7 @@ impl<Q: Question> Service<Q> {
         }
     }
 
-    fn answer_remembered(&self, waiter: Waiter<Q::Found>, answer: Answer<Q::Found>) {
+    fn answer_remembered(&self, waiter: Waiter<Q::Found>, answer: LookupAnswer<Q::Found>) {
         self.count(LookUpResult::Cached);
         let _ = waiter.answer.send(Ok(answer));
     }

@@ -4,7 +4,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::advance;
 
-use super::super::account::Account;
+use super::super::service_account::ServiceAccount;
 use super::super::state::{LagLimits, Settings, SourceKind, State};
 use super::*;
 use crate::auth::lookup::RETRY_AFTER;
@@ -128,7 +128,7 @@ impl Served {
             limits: LagLimits::new(),
         };
         let (_, snapshots) = watch::channel(State::new(settings, Instant::now()).snapshot());
-        let account = Arc::new(Account::new(Arc::new(config), tls));
+        let account = Arc::new(ServiceAccount::new(Arc::new(config), tls));
         let metrics = Arc::new(Metrics::register(&mut Registry::default()));
         let (_, service) = service(Numbers, Arc::new(Pools::new(account, snapshots)), metrics);
         Self {
@@ -157,7 +157,7 @@ impl Served {
 
 #[allow(clippy::unnecessary_wraps)] // In the shape it is compared in.
 fn answer(found: Option<u8>, is_confirmed: bool) -> Asked<Option<u8>> {
-    Ok(Answer { found, is_confirmed })
+    Ok(LookupAnswer { found, is_confirmed })
 }
 
 fn outage() -> Result<Option<u8>, LookupError> {

@@ -8,7 +8,6 @@
 //!
 //! Refuses: a home-made consensus, and to trust a lock as a health check.
 
-mod account;
 mod announce;
 pub mod check;
 mod control;
@@ -23,6 +22,7 @@ mod newcomers;
 pub mod observation;
 pub mod patroni;
 pub mod probe;
+mod service_account;
 mod share;
 pub mod sight;
 #[cfg(test)]
@@ -40,15 +40,15 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::account::Account;
 use self::announce::Announcer;
 use self::lookup::Lookups;
 pub use self::lookup::{Lookup, LookupError};
 pub use self::metrics::Metrics;
+use self::service_account::ServiceAccount;
 use self::snapshot::{AdminState, Leader, Member, MemberName, Snapshot};
 use self::state::Observation;
 pub use self::state::{Evidence, LagLimits};
-use crate::auth::lookup::{Answer, Standing};
+use crate::auth::lookup::{LookupAnswer, Standing};
 use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
 use crate::config;
@@ -95,7 +95,7 @@ pub struct WeakClusterHandle {
 
 #[derive(Debug)]
 struct Shared {
-    works: ArcSwap<Works>,
+    tasks: ArcSwap<ClusterTasks>,
     snapshots: Arc<watch::Sender<Arc<Snapshot>>>,
     /// The first receiver: whoever gets a clone is woken for what was published before.
     first: watch::Receiver<Arc<Snapshot>>,
@@ -110,8 +110,8 @@ impl Drop for Shared {
 
 /// What keeps a cluster's snapshot by one configuration of it.
 #[derive(Debug)]
-struct Works {
-    account: Arc<Account>,
+struct ClusterTasks {
+    account: Arc<ServiceAccount>,
     evidence: mpsc::Sender<Observation>,
     /// Of the routes.
     limits: watch::Sender<LagLimits>,
@@ -123,13 +123,13 @@ struct Works {
     looks: Arc<sight::Looks>,
     /// As these works see it, shown to the others or not yet.
     own: watch::Receiver<Arc<Snapshot>>,
-    shown: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
+    published: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
     /// Ends source and probes; look-ups under way go on until the last user is gone.
     watching: CancellationToken,
     _all: DropGuard,
 }
 
-impl Works {
+impl ClusterTasks {
     fn tell(&self, observation: Observation) -> Result<(), Busy> {
         self.evidence.try_send(observation).map_err(|_| Busy)
     }
@@ -161,15 +161,15 @@ impl ClusterHandle {
 
     /// Other works take over, with what they have seen: for everybody who has this handle, from now on. To be called on
     /// the control runtime.
-    pub fn succeed(&self, successor: Successor) {
-        let Successor { works } = successor;
-        let old = self.shared.works.load_full();
+    pub fn succeed(&self, successor: PreparedCluster) {
+        let PreparedCluster { tasks } = successor;
+        let old = self.shared.tasks.load_full();
         old.watching.cancel();
-        let snapshot = Arc::clone(&works.own.borrow());
+        let snapshot = Arc::clone(&tasks.own.borrow());
         let before = self.snapshot();
         // Nobody else sets it.
-        let _ = works.shown.set(Arc::clone(&self.shared.snapshots));
-        self.shared.works.store(Arc::new(works));
+        let _ = tasks.published.set(Arc::clone(&self.shared.snapshots));
+        self.shared.tasks.store(Arc::new(tasks));
         // The successor has kept to itself what it saw before.
         for line in Announcer::default().changes(&before, &snapshot, Instant::now()) {
             line.log(&snapshot.cluster);
@@ -188,12 +188,12 @@ impl ClusterHandle {
             evidence,
             at: Instant::now(),
         };
-        let _ = self.shared.works.load().evidence.try_send(observation);
+        let _ = self.shared.tasks.load().evidence.try_send(observation);
     }
 
     /// Where a member's address leads; `None` of one that is not probed.
     pub fn look(&self, member: &MemberName) -> Option<Arc<sight::Look>> {
-        self.shared.works.load().looks.of(member)
+        self.shared.tasks.load().looks.of(member)
     }
 
     /// The cluster may be another one from now on: its system identifier is learned anew.
@@ -213,12 +213,12 @@ impl ClusterHandle {
     }
 
     fn tell(&self, observation: Observation) -> Result<(), Busy> {
-        self.shared.works.load().tell(observation)
+        self.shared.tasks.load().tell(observation)
     }
 
     /// Other limits of the routes to it.
     pub fn replace_limits(&self, limits: LagLimits) {
-        self.shared.works.load().limits.send_if_modified(|current| {
+        self.shared.tasks.load().limits.send_if_modified(|current| {
             let differs = *current != limits;
             *current = limits;
             differs
@@ -227,17 +227,17 @@ impl ClusterHandle {
 
     /// Asks the source and probes every member now.
     pub fn look_again(&self) {
-        let _ = self.shared.works.load().evidence.try_send(Observation::LookAgain);
+        let _ = self.shared.tasks.load().evidence.try_send(Observation::LookAgain);
     }
 
     /// What the cluster has to check `user`'s login against; `None` for one that cannot log in. Asked for after this call,
     /// or, while it cannot be confirmed, no older than `cache_ttl`; bounded by the service account's `timeout`. A login
     /// that fails by an unconfirmed one ends with [`LookupError::Unconfirmed`].
-    pub async fn identity(&self, user: &[u8]) -> Result<Answer<Lookup>, LookupError> {
-        let works = self.shared.works.load_full();
-        match &works.identities {
+    pub async fn identity(&self, user: &[u8]) -> Result<LookupAnswer<Lookup>, LookupError> {
+        let tasks = self.shared.tasks.load_full();
+        match &tasks.identities {
             Some(identities) => {
-                let deadline = Instant::now() + works.account.config.service_account.timeout;
+                let deadline = Instant::now() + tasks.account.config.service_account.timeout;
                 identities.ask(user, deadline).await
             }
             None => Err(LookupError::NotConfigured),
@@ -251,68 +251,68 @@ impl ClusterHandle {
         &self,
         user: &[u8],
         deadline: Instant,
-    ) -> Result<Answer<Arc<Memberships>>, LookupError> {
-        let works = self.shared.works.load_full();
-        works.memberships.ask(user, deadline).await
+    ) -> Result<LookupAnswer<Arc<Memberships>>, LookupError> {
+        let tasks = self.shared.tasks.load_full();
+        tasks.memberships.ask(user, deadline).await
     }
 
     /// Why there is no [`Self::identity`] for `user`, if a server tells by `deadline`; never with a users file.
     pub async fn standing(&self, user: &[u8], deadline: Instant) -> Option<Standing> {
-        let works = self.shared.works.load_full();
-        works.identities.as_ref()?;
-        let answer = works.standings.ask(user, deadline).await.ok()?;
+        let tasks = self.shared.tasks.load_full();
+        tasks.identities.as_ref()?;
+        let answer = tasks.standings.ask(user, deadline).await.ok()?;
         Some(answer.found)
     }
 
     /// TLS towards the servers, for a connection that begins now.
     pub fn tls(&self) -> Arc<TlsClient> {
-        self.shared.works.load().account.tls()
+        self.shared.tasks.load().account.tls()
     }
 
     /// Other TLS settings for the connections to come.
     pub fn replace_tls(&self, tls: Arc<TlsClient>) {
-        self.shared.works.load().account.replace_tls(tls);
+        self.shared.tasks.load().account.replace_tls(tls);
     }
 
     /// Another password of the service account, for the logins to come.
     pub fn replace_password(&self, password: Option<&config::Secret>) {
-        self.shared.works.load().account.replace_password(password);
+        self.shared.tasks.load().account.replace_password(password);
     }
 
     /// As it is in service now.
     pub fn config(&self) -> Arc<config::Cluster> {
-        Arc::clone(&self.shared.works.load().account.config)
+        Arc::clone(&self.shared.tasks.load().account.config)
     }
 }
 
 /// Works that have begun and are not shown to anybody yet. They end when this is dropped.
 #[derive(Debug)]
-pub struct Successor {
-    works: Works,
+pub struct PreparedCluster {
+    tasks: ClusterTasks,
 }
 
-impl Successor {
+impl PreparedCluster {
     /// It is the cluster that `handle` has, if that is known. To be called before its first look.
     pub fn keep_identity(&self, handle: &ClusterHandle) -> Result<(), Busy> {
         match handle.snapshot().system_identifier {
-            Some(identifier) => self.works.tell(Observation::Identity(identifier)),
+            Some(identifier) => self.tasks.tell(Observation::Identity(identifier)),
             None => Ok(()),
         }
     }
 
     /// As [`ClusterHandle::set_admin`].
     pub fn set_admin(&self, member: &MemberName, state: AdminState) -> Result<(), Busy> {
-        self.works.tell(Observation::Admin(member.clone(), state))
+        self.tasks.tell(Observation::Admin(member.clone(), state))
     }
 
     /// As [`ClusterHandle::set_weight`].
     pub fn set_weight(&self, member: &MemberName, weight: Option<u16>) -> Result<(), Busy> {
-        self.works.tell(Observation::Weight(member.clone(), weight))
+        self.tasks.tell(Observation::Weight(member.clone(), weight))
     }
 
     /// Until it sees what `handle` sees: a verified leader if there is one, and as fit every member it has in common.
     pub async fn ready(&self, handle: &ClusterHandle) {
-        let mut own = self.works.own.clone();
+        let mut own = self.tasks.own.clone();
         let mut other = handle.subscribe();
         loop {
             if is_as_good(&own.borrow_and_update(), &other.borrow_and_update()) {
@@ -330,7 +330,7 @@ impl Successor {
 
     /// Whether it has a verified leader, or `handle` has none either.
     pub fn has_leader_of(&self, handle: &ClusterHandle) -> bool {
-        is_led(&self.works.own.borrow()) || !is_led(&handle.snapshot())
+        is_led(&self.tasks.own.borrow()) || !is_led(&handle.snapshot())
     }
 }
 
@@ -357,16 +357,16 @@ pub fn start(
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> Result<ClusterHandle, ClusterError> {
-    let Successor { works } = prepare(config, auth, limits, Arc::clone(&metrics), stop, tracker)?;
-    let snapshot = Arc::clone(&works.own.borrow());
+    let PreparedCluster { tasks } = prepare(config, auth, limits, Arc::clone(&metrics), stop, tracker)?;
+    let snapshot = Arc::clone(&tasks.own.borrow());
     metrics.show(&snapshot, &snapshot);
     let (snapshots, first) = watch::channel(snapshot);
     let snapshots = Arc::new(snapshots);
     // Nobody else sets it.
-    let _ = works.shown.set(Arc::clone(&snapshots));
+    let _ = tasks.published.set(Arc::clone(&snapshots));
     Ok(ClusterHandle {
         shared: Arc::new(Shared {
-            works: ArcSwap::from_pointee(works),
+            tasks: ArcSwap::from_pointee(tasks),
             snapshots,
             first,
             metrics,
@@ -382,22 +382,22 @@ pub fn prepare(
     metrics: Arc<Metrics>,
     stop: &CancellationToken,
     tracker: &TaskTracker,
-) -> Result<Successor, ClusterError> {
+) -> Result<PreparedCluster, ClusterError> {
     let tls =
         TlsClient::new(&config.server_tls).map_err(|error| ClusterError::ServerTls(error.to_string()))?;
     let patroni = patroni::Patroni::new(Arc::clone(&config))?;
-    let account = Arc::new(Account::new(config, tls));
+    let account = Arc::new(ServiceAccount::new(config, tls));
     let (evidence, reports) = mpsc::channel(MAX_EVIDENCE);
     let (limits, limited) = watch::channel(limits);
     let all = stop.child_token();
     let watching = all.child_token();
-    let shown = Arc::new(OnceLock::new());
+    let published = Arc::new(OnceLock::new());
     let (control, own) = control::Control::new(
         Arc::clone(&account),
         limited,
         reports,
         Arc::clone(&metrics),
-        Arc::clone(&shown),
+        Arc::clone(&published),
         watching.clone(),
         tracker.clone(),
     );
@@ -421,8 +421,8 @@ pub fn prepare(
     let (standings, service) = lookup::service(lookup::StandingQuery, pools, metrics);
     tracker.spawn(service.run(all.clone()));
     tracker.spawn(control.run(patroni, watcher));
-    Ok(Successor {
-        works: Works {
+    Ok(PreparedCluster {
+        tasks: ClusterTasks {
             account,
             evidence,
             limits,
@@ -431,7 +431,7 @@ pub fn prepare(
             standings,
             looks,
             own,
-            shown,
+            published,
             watching,
             _all: all.drop_guard(),
         },

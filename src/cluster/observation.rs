@@ -51,7 +51,7 @@ pub struct SourceReport {
 
 /// A probe that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProbeFailure {
+pub struct ProbeError {
     pub message: String,
     pub check: CheckStatus,
     pub kind: FailureKind,
@@ -112,7 +112,7 @@ pub enum Observation {
     Probe {
         member: MemberName,
         started: Instant,
-        result: Result<ProbeFacts, ProbeFailure>,
+        result: Result<ProbeFacts, ProbeError>,
     },
     /// `at`: when the session noticed it.
     Evidence {

@@ -39,7 +39,7 @@ use super::state::{Listed, Named, SourceReport};
 use super::votes::{Votes, rival};
 use crate::config;
 use crate::names::HttpNames;
-use crate::tls::{self, Authorities, Check, ServerVerifier, certified};
+use crate::tls::{self, Authorities, NameCheck, ServerVerifier, certified};
 
 /// Largest body that is read.
 const MAX_BODY: usize = 1024 * 1024;
@@ -331,7 +331,7 @@ pub(super) fn tls(
         None => Authorities::none(),
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = ServerVerifier::new(Check::ChainAndName, authorities, &provider);
+    let verifier = ServerVerifier::new(NameCheck::ChainAndName, authorities, &provider);
     let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?

@@ -12,11 +12,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::account::{Account, Purpose};
 use super::check::CheckStatus;
+use super::service_account::{Purpose, ServiceAccount};
 use super::sight::{Look, Sight};
 use super::snapshot::{MemberName, ProbeFacts};
-use super::state::{FailureKind, Observation, Pace, ProbeFailure};
+use super::state::{FailureKind, Observation, Pace, ProbeError};
 use crate::backend::query::{Row, simple_query};
 use crate::backend::{ConnectError, ServerConnection, Step};
 
@@ -48,7 +48,7 @@ pub(super) struct Prober {
     pub(super) member: MemberName,
     pub(super) host: String,
     pub(super) port: u16,
-    pub(super) account: Arc<Account>,
+    pub(super) account: Arc<ServiceAccount>,
     pub(super) pace: watch::Receiver<Pace>,
     /// Probe now; not sooner after the last probe than `fast_interval`.
     pub(super) poke: Arc<Poke>,
@@ -252,7 +252,7 @@ pub(super) fn jitter() -> f64 {
     0.9 + f64::from(byte[0]) / 255.0 * 0.2
 }
 
-fn failure(error: &ConnectError) -> ProbeFailure {
+fn failure(error: &ConnectError) -> ProbeError {
     let kind = match error {
         ConnectError::Refused { .. } => FailureKind::Certain,
         ConnectError::Server(error) => match error.code.as_str() {
@@ -265,7 +265,7 @@ fn failure(error: &ConnectError) -> ProbeFailure {
         }
         _ => FailureKind::Counts,
     };
-    ProbeFailure {
+    ProbeError {
         check: CheckStatus::of(error),
         message: super::patroni::printable(&error.to_string(), 400),
         kind,

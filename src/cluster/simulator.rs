@@ -16,14 +16,14 @@ use super::patroni::choose;
 use super::sight::Look;
 use super::snapshot::{AdminState, Leader, MemberName, NamedBy, ProbeFacts, Role, Snapshot};
 use super::state::{
-    Evidence, LagLimits, Listed, Named, Observation, ProbeFailure, Settings, SourceKind, SourceReport, State,
+    Evidence, LagLimits, Listed, Named, Observation, ProbeError, Settings, SourceKind, SourceReport, State,
 };
 
 use crate::config::{Limit, MaxLag};
 
 mod cuts;
 mod etcd;
-mod fitness;
+mod lag;
 mod naming;
 mod places;
 mod random;
@@ -77,7 +77,7 @@ struct World {
     /// The poll under way: when it ends, when it was begun, what it brings.
     polling: Option<(Instant, Instant, Option<SourceReport>)>,
     /// Probes under way: when they end, what they saw.
-    flying: Vec<(Instant, usize, Instant, Result<ProbeFacts, ProbeFailure>)>,
+    flying: Vec<(Instant, usize, Instant, Result<ProbeFacts, ProbeError>)>,
     slow: bool,
     /// By the primary.
     written: u64,
@@ -216,9 +216,9 @@ impl World {
         }
     }
 
-    fn look(&self, index: usize) -> Result<ProbeFacts, ProbeFailure> {
+    fn look(&self, index: usize) -> Result<ProbeFacts, ProbeError> {
         let node = self.probed(index);
-        let failure = |message: &str, kind| ProbeFailure {
+        let failure = |message: &str, kind| ProbeError {
             check: CheckStatus::Layer4Connection,
             message: message.into(),
             kind,

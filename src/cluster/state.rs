@@ -52,7 +52,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-mod fitness;
+mod eligibility;
 mod full;
 mod key;
 mod leader;
@@ -60,7 +60,7 @@ mod leader;
 use super::check::CheckStatus;
 use super::lag::History;
 pub use super::observation::{
-    Evidence, FailureKind, Listed, Named, Observation, Pace, ProbeFailure, SourceKind, SourceReport, Wants,
+    Evidence, FailureKind, Listed, Named, Observation, Pace, ProbeError, SourceKind, SourceReport, Wants,
 };
 use super::share::share;
 use super::snapshot::{
@@ -401,7 +401,7 @@ impl State {
         &mut self,
         name: &MemberName,
         started: Instant,
-        result: Result<ProbeFacts, ProbeFailure>,
+        result: Result<ProbeFacts, ProbeError>,
         now: Instant,
     ) {
         let Settings { rise, fall, .. } = self.settings;
@@ -445,13 +445,13 @@ impl State {
                     member.been_up = true;
                 }
             }
-            Err(ProbeFailure {
+            Err(ProbeError {
                 message,
                 check,
                 kind: FailureKind::Full,
             }) => member.full(check, message, started),
             // What was seen before counts until it is too old.
-            Err(ProbeFailure {
+            Err(ProbeError {
                 message,
                 check,
                 kind: FailureKind::NotTried,
@@ -459,7 +459,7 @@ impl State {
                 member.health.check = check;
                 member.health.error = Some(message);
             }
-            Err(ProbeFailure { message, check, kind }) => {
+            Err(ProbeError { message, check, kind }) => {
                 let failures = if member.health.error.is_some() {
                     member.health.streak.saturating_add(1)
                 } else {

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use super::Secret;
 use super::address::bind_address;
-use super::listener::{Place, Speaks};
-use super::material::Part;
+use super::listener::{SocketToBind, Speaks};
 use super::model::{AgentCheck, AgentSubject};
+use super::reload_unit::ReloadUnit;
 use super::section::Section;
 
 pub(super) fn token(http: &Section<'_>) -> Option<Secret> {
     let field = http.field("token_file")?;
-    http.context().within(Part::Token, || {
+    http.context().within(ReloadUnit::Token, || {
         let token = field.secret_file()?;
         if token.expose().iter().all(u8::is_ascii_graphic) {
             return Some(token);
@@ -21,7 +21,7 @@ pub(super) fn token(http: &Section<'_>) -> Option<Secret> {
     })
 }
 
-pub(super) fn agent_check<'a>(http: &Section<'a>, places: &mut Vec<Place<'a>>) -> Option<AgentCheck> {
+pub(super) fn agent_check<'a>(http: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -> Option<AgentCheck> {
     let section = http.section("agent_check");
     if !section.present() {
         return None;
@@ -33,7 +33,7 @@ pub(super) fn agent_check<'a>(http: &Section<'a>, places: &mut Vec<Place<'a>>) -
     let about = section.one_of("about", &words);
     let field = section.required("address")?;
     let address = bind_address(&field)?;
-    places.push(Place::written(address.clone(), field, Speaks::AgentCheck));
+    places.push(SocketToBind::written(address.clone(), field, Speaks::AgentCheck));
     Some(AgentCheck {
         address,
         about: about?,

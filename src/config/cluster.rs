@@ -8,12 +8,12 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use super::address;
 use super::etcd::{self, Etcd};
 use super::keys::{self, Unlock};
-use super::material::Part;
 use super::model::{
     BasicAuth, ChannelBinding, Cluster, LocalMember, Patroni, Probe, Server, ServerOptions, ServerTls,
     ServiceAccount, Source, SslMode, SslNegotiation,
 };
 use super::placement::{self, Placement};
+use super::reload_unit::ReloadUnit;
 use super::require_auth::{AuthMethod, RequireAuth, Ruling};
 use super::section::{Field, Section, report_repeated};
 
@@ -91,10 +91,10 @@ pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
         },
         source,
         etcd: etcd::read(&section),
-        service_account: context.within(Part::ServiceAccount(Arc::clone(&name)), || {
+        service_account: context.within(ReloadUnit::ServiceAccount(Arc::clone(&name)), || {
             service_account(&section)
         }),
-        server_tls: context.within(Part::ServerTls(Arc::clone(&name)), || server_tls(&section)),
+        server_tls: context.within(ReloadUnit::ServerTls(Arc::clone(&name)), || server_tls(&section)),
         server,
         max_connections,
         probe: probe(&section),

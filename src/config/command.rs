@@ -23,7 +23,7 @@ const MAX_COMPLAINT: usize = 256;
 
 /// Why a command gave no passphrase. Never repeats what it printed on standard output.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CommandFault {
+pub(super) enum CommandError {
     #[error("cannot be started: {0}")]
     Start(std::io::Error),
     #[error("did not end within {} s{}", PATIENCE.as_secs(), said(.complaint))]
@@ -61,7 +61,7 @@ enum News {
 
 /// Runs `text` by the shell, in `directory`; the first line of its output, without the newline, is the passphrase.
 /// Blocks for 10 s at most; what runs then is killed, with what it started.
-pub(super) fn passphrase(text: &str, directory: &Path) -> Result<Secret, CommandFault> {
+pub(super) fn passphrase(text: &str, directory: &Path) -> Result<Secret, CommandError> {
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(text);
     if !directory.as_os_str().is_empty() {
@@ -74,7 +74,7 @@ pub(super) fn passphrase(text: &str, directory: &Path) -> Result<Secret, Command
         // A group of its own, so that all of it can be killed.
         .process_group(0)
         .spawn()
-        .map_err(CommandFault::Start)?;
+        .map_err(CommandError::Start)?;
     let group = i32::try_from(child.id()).ok().map(Pid::from_raw);
     let heard = listen(&follow(child));
     if heard.is_err()
@@ -88,16 +88,16 @@ pub(super) fn passphrase(text: &str, directory: &Path) -> Result<Secret, Command
         complaint,
         status,
     } = heard?;
-    let status = status.map_err(CommandFault::Start)?;
+    let status = status.map_err(CommandError::Start)?;
     if !status.success() {
-        return Err(CommandFault::Failed { status, complaint });
+        return Err(CommandError::Failed { status, complaint });
     }
     let line = output.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     match line.len() {
-        0 => Err(CommandFault::Nothing { complaint }),
+        0 => Err(CommandError::Nothing { complaint }),
         1..=MAX_PASSPHRASE => Ok(Secret::new(line)),
-        _ => Err(CommandFault::TooLong),
+        _ => Err(CommandError::TooLong),
     }
 }
 
@@ -138,7 +138,7 @@ struct Heard {
 }
 
 /// Waits for both outputs and the end.
-fn listen(news: &Receiver<News>) -> Result<Heard, CommandFault> {
+fn listen(news: &Receiver<News>) -> Result<Heard, CommandError> {
     let deadline = Instant::now() + PATIENCE;
     let mut heard = Heard {
         output: Zeroizing::default(),
@@ -152,7 +152,7 @@ fn listen(news: &Receiver<News>) -> Result<Heard, CommandFault> {
             Ok(News::Complaint(text)) => heard.complaint = text,
             Ok(News::Ended(status)) => heard.status = status,
             Err(_) => {
-                return Err(CommandFault::Hangs {
+                return Err(CommandError::Hangs {
                     complaint: heard.complaint,
                 });
             }

@@ -3,19 +3,19 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::material::Part;
 use super::model::{AgentCheck, Cluster, Config, Listener, ServerTls, ServiceAccount};
+use super::reload_unit::ReloadUnit;
 use super::tree::{self, Node};
 
 /// One difference, by the key it stands under, as `listeners.NAME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub key: String,
-    pub kind: Kind,
+    pub kind: ChangeKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ChangeKind {
     Added,
     Removed,
     Changed,
@@ -24,9 +24,9 @@ pub enum Kind {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
-            Kind::Added => " (added)",
-            Kind::Removed => " (removed)",
-            Kind::Changed => "",
+            ChangeKind::Added => " (added)",
+            ChangeKind::Removed => " (removed)",
+            ChangeKind::Changed => "",
         };
         write!(f, "{}{kind}", self.key)
     }
@@ -57,7 +57,7 @@ impl Diff {
     pub fn of(old: &Config, new: &Config) -> Self {
         let mut diff = Self::default();
         diff.named("clusters", &old.clusters, &new.clusters, |old, new| old == new);
-        diff.part("tls", is_other_section(old, new, "tls", &Part::Tls));
+        diff.part("tls", is_other_section(old, new, "tls", &ReloadUnit::Tls));
         diff.part("auth", old.auth != new.auth);
         diff.named("routes", &old.routes, &new.routes, |old, new| old == new);
         let listeners = |config: &Config| {
@@ -71,7 +71,7 @@ impl Diff {
         });
         diff.part(
             "http",
-            old.http != new.http || is_other_section(old, new, "http", &Part::Http),
+            old.http != new.http || is_other_section(old, new, "http", &ReloadUnit::Http),
         );
         diff.part("console", old.console != new.console);
         diff.part("limits", old.limits != new.limits);
@@ -100,7 +100,7 @@ impl Diff {
 
     fn part(&mut self, key: &str, is_different: bool) {
         if is_different {
-            self.push(key.to_owned(), Kind::Changed);
+            self.push(key.to_owned(), ChangeKind::Changed);
         }
     }
 
@@ -113,20 +113,20 @@ impl Diff {
     ) {
         for (name, value) in new {
             match old.get(name) {
-                None => self.push(format!("{section}.{name}"), Kind::Added),
+                None => self.push(format!("{section}.{name}"), ChangeKind::Added),
                 Some(before) if !is_same(before, value) => {
-                    self.push(format!("{section}.{name}"), Kind::Changed);
+                    self.push(format!("{section}.{name}"), ChangeKind::Changed);
                 }
                 Some(_) => {}
             }
         }
         let gone: BTreeSet<&String> = old.keys().filter(|name| !new.contains_key(*name)).collect();
         for name in gone {
-            self.push(format!("{section}.{name}"), Kind::Removed);
+            self.push(format!("{section}.{name}"), ChangeKind::Removed);
         }
     }
 
-    fn push(&mut self, key: String, kind: Kind) {
+    fn push(&mut self, key: String, kind: ChangeKind) {
         self.changes.push(Change { key, kind });
     }
 }
@@ -193,7 +193,7 @@ impl Config {
 }
 
 /// By what is written and the files it names.
-fn is_other_section(old: &Config, new: &Config, key: &str, part: &Part) -> bool {
+fn is_other_section(old: &Config, new: &Config, key: &str, part: &ReloadUnit) -> bool {
     let (before, now) = (tree::parse(&old.origin.text), tree::parse(&new.origin.text));
     let section = |tree: &Result<Node, _>| match tree {
         Ok(tree) => tree.entry(key).cloned(),

@@ -73,7 +73,7 @@ impl fmt::Display for Network {
 
 /// What a listener asks of a connection before it looks at anything else.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Entry {
+pub struct AdmissionRules {
     pub addresses: Addresses,
     /// `None`: a header is not understood.
     pub proxy_protocol: Option<ProxyProtocol>,
@@ -114,7 +114,7 @@ impl ProxyProtocol {
 }
 
 /// The part of `listeners[]` that says who may knock. `is_local`: it is a Unix socket, which has no addresses.
-pub(super) fn read(listener: &Section<'_>, is_local: bool) -> Entry {
+pub(super) fn read(listener: &Section<'_>, is_local: bool) -> AdmissionRules {
     if is_local {
         for key in ["allow", "deny", "proxy_protocol"] {
             if let Some(field) = listener.field(key) {
@@ -126,7 +126,7 @@ pub(super) fn read(listener: &Section<'_>, is_local: bool) -> Entry {
         let field = listener.field(key);
         field.map(|field| networks(&field)).unwrap_or_default()
     };
-    Entry {
+    AdmissionRules {
         addresses: Addresses {
             allow: networks("allow"),
             deny: networks("deny"),

@@ -11,15 +11,15 @@ use super::address::{self, bind_address};
 use super::administration;
 use super::cluster::Draft;
 use super::entry;
-use super::fitness;
 use super::keys::{self, Unlock};
-use super::listener::{Place, Speaks, check_peer};
+use super::listener::{SocketToBind, Speaks, check_peer};
 use super::model::{
     Auth, BindAddress, ClientTls, Http, HttpTls, KeyPair, Limits, Log, LogFormat, LogLevel, Peer, Peers,
     Route, ServedCertificate, Shutdown,
 };
 use super::route;
 use super::section::{Field, Section, report_repeated};
+use super::unfit;
 
 static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 static NEWEST: &[&SupportedProtocolVersion] = &[&TLS13];
@@ -140,7 +140,7 @@ pub(super) fn routes<'a>(
             .iter()
             .find(|draft| Some(&*draft.name) == cluster)
             .map(Draft::probe_interval);
-        let (max_lag, on_unfit) = fitness::read(&section, route.as_ref(), probe_interval);
+        let (max_lag, on_unfit) = unfit::read(&section, route.as_ref(), probe_interval);
         if let Some(route) = route {
             add(Route {
                 max_lag,
@@ -172,7 +172,7 @@ pub(super) fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) ->
     }
 }
 
-pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Option<Http> {
+pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -> Option<Http> {
     let section = root.section("http");
     let mut addresses = Vec::new();
     if let Some(field) = section.field("address") {
@@ -184,11 +184,11 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<Place<'a>>) -> Optio
         for field in fields {
             if let Some(address) = bind_address(&field) {
                 addresses.push(address.clone());
-                places.push(Place::written(address, field, Speaks::Http));
+                places.push(SocketToBind::written(address, field, Speaks::Http));
             }
         }
     } else {
-        places.push(Place::default(6434, "http.address", Speaks::Http));
+        places.push(SocketToBind::default(6434, "http.address", Speaks::Http));
         addresses.push(BindAddress::Any { port: 6434 });
     }
     let proxy_protocol = entry::proxy_protocol(&section);
@@ -236,7 +236,7 @@ pub(super) fn limits(root: &Section<'_>) -> Limits {
 }
 
 /// `places`: where this router listens.
-pub(super) fn peers(root: &Section<'_>, places: &[Place<'_>]) -> Option<Peers> {
+pub(super) fn peers(root: &Section<'_>, places: &[SocketToBind<'_>]) -> Option<Peers> {
     let section = root.section("peers");
     if !section.present() {
         return None;

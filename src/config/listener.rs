@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::address::{self, bind_address, overlap};
-use super::entry::{self, Entry};
+use super::entry::{self, AdmissionRules};
 use super::front::{Routes, reference};
 use super::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls};
 use super::route::OnLeader;
@@ -15,7 +15,7 @@ pub(super) fn listeners<'a>(
     root: &Section<'a>,
     routes: &Routes<'a>,
     tls: Option<&ClientTls>,
-    places: &mut Vec<Place<'a>>,
+    places: &mut Vec<SocketToBind<'a>>,
 ) -> Vec<Listener> {
     // A certificate that is written and faulty is one fault, not one for each listener.
     let can_tls = tls.is_some() || root.has("tls");
@@ -36,7 +36,9 @@ pub(super) fn listeners<'a>(
             ));
         }
         let speaks = Speaks::Listener(ListenerMode::default());
-        places.extend(defaults.map(|(name, port)| Place::default(port, &format!("listener {name}"), speaks)));
+        places.extend(
+            defaults.map(|(name, port)| SocketToBind::default(port, &format!("listener {name}"), speaks)),
+        );
         return defaults
             .map(|(name, port)| Listener {
                 name: Arc::from(name),
@@ -45,7 +47,7 @@ pub(super) fn listeners<'a>(
                 mode: ListenerMode::default(),
                 tls: plain,
                 max_clients: 0,
-                entry: Entry::default(),
+                entry: AdmissionRules::default(),
             })
             .into();
     };
@@ -76,7 +78,7 @@ pub(super) fn listeners<'a>(
             names.push((*name, field.clone()));
         }
         if let Some((address, field)) = &address {
-            places.push(Place::written(
+            places.push(SocketToBind::written(
                 address.clone(),
                 field.clone(),
                 Speaks::Listener(mode),
@@ -216,14 +218,14 @@ impl fmt::Display for Speaks {
 }
 
 /// A socket that will be bound, and where the file asks for it; `None` for a default.
-pub(super) struct Place<'a> {
+pub(super) struct SocketToBind<'a> {
     address: BindAddress,
     speaks: Speaks,
     field: Option<Field<'a>>,
     what: String,
 }
 
-impl<'a> Place<'a> {
+impl<'a> SocketToBind<'a> {
     pub(super) fn written(address: BindAddress, field: Field<'a>, speaks: Speaks) -> Self {
         Self {
             address,
@@ -245,9 +247,9 @@ impl<'a> Place<'a> {
 
 /// Peers are heard by PostgreSQL listeners only. Another router's sockets are not known here; but one of ours may be
 /// named, and routers often have one configuration.
-pub(super) fn check_peer(field: &Field<'_>, (host, port): (&str, u16), places: &[Place<'_>]) {
+pub(super) fn check_peer(field: &Field<'_>, (host, port): (&str, u16), places: &[SocketToBind<'_>]) {
     let postgres = Speaks::Listener(ListenerMode::Postgres);
-    let here: Vec<&Place<'_>> = places
+    let here: Vec<&SocketToBind<'_>> = places
         .iter()
         .filter(|place| place.address.port() == Some(port))
         .collect();
@@ -271,7 +273,7 @@ pub(super) fn check_peer(field: &Field<'_>, (host, port): (&str, u16), places: &
 }
 
 /// Two sockets on one address: the second could not be bound.
-pub(super) fn check_addresses(places: &[Place<'_>]) {
+pub(super) fn check_addresses(places: &[SocketToBind<'_>]) {
     for (index, place) in places.iter().enumerate() {
         let Some(first) = places[..index]
             .iter()

@@ -19,16 +19,15 @@ mod command;
 mod control;
 pub mod diff;
 mod entry;
+mod error;
 mod etcd;
-mod fault;
 mod files;
-mod fitness;
 mod front;
 mod keys;
 mod listener;
-mod material;
 pub mod model;
 mod placement;
+mod reload_unit;
 mod replace;
 mod require_auth;
 mod route;
@@ -39,6 +38,7 @@ mod spelling;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
+mod unfit;
 mod units;
 mod waiting;
 
@@ -51,21 +51,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 
-pub use entry::{Addresses, Entry, Network, ProxyProtocol};
+pub use entry::{Addresses, AdmissionRules, Network, ProxyProtocol};
+pub use error::{ConfigError, ConfigErrors};
 pub use etcd::Etcd;
-pub use fault::{Fault, Faults};
 pub use files::read_secret;
 pub(crate) use files::{Access as FileAccess, without_mark};
-pub use fitness::{Limit, MaxLag, OnUnfit, Unfit};
 pub use keys::Leaf;
-pub use material::{Files, Material, Materials, Part, Stamp, Stamps};
 pub use model::*;
 pub use placement::{MOST_WEIGHT, MemberPlacement, Placement};
+pub use reload_unit::{Files, ReloadUnit, ReloadedUnit, ReloadedUnits, Stamp, Stamps};
 pub use replace::{beside, replace_file};
 pub use require_auth::{AuthMethod, RequireAuth, Ruling};
 pub use route::{Access, Balance, OnLeader, TargetRole, Tier};
 pub use secret::Secret;
-pub use waiting::{Queue, TellAddress};
+pub use unfit::{Limit, MaxLag, OnUnfit, Unfit};
+pub use waiting::{ClientAddressOptions, Queue};
 
 use section::{Context, Section};
 
@@ -75,12 +75,12 @@ const MAX_FILE: usize = 1024 * 1024;
 /// Reads and checks a configuration file and every file it names.
 ///
 /// The file is UTF-8 and at most 1 MiB. Relative names in it start from its own directory.
-pub fn load(path: &Path) -> Result<Config, Faults> {
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     match files::read_text(path, MAX_FILE as u64) {
         Ok(text) => parse(path, &text),
         Err(message) => {
             let file = Arc::from(path);
-            Err(Faults::new(vec![Fault {
+            Err(ConfigErrors::new(vec![ConfigError {
                 file,
                 path: String::new(),
                 line: None,
@@ -93,13 +93,13 @@ pub fn load(path: &Path) -> Result<Config, Faults> {
 
 /// As [`load`], for text that was read already. `path` is shown in faults, and its directory is where relative
 /// file names start.
-pub fn parse(path: &Path, text: &str) -> Result<Config, Faults> {
+pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
     parse_at(path, text, unix_now(), &|name| std::env::var_os(name))
 }
 
 /// Reads again the files a configuration names, by the text it was made of: what is in them may have changed, what is
 /// asked for has not. Each part of it is good or not by itself. Blocks for as long as files and passphrase commands do.
-pub fn reread(config: &Config) -> Materials {
+pub fn reread(config: &Config) -> ReloadedUnits {
     reread_at(config, unix_now(), &|name| std::env::var_os(name))
 }
 
@@ -129,7 +129,7 @@ fn context<'a>(path: &Path, now: i64, environment: &'a dyn Fn(&str) -> Option<Os
         environment,
         now,
         provider: crate::tls::server_provider(),
-        part: RefCell::new(Part::Rest),
+        part: RefCell::new(ReloadUnit::Rest),
         faults: RefCell::default(),
         files: RefCell::default(),
         warnings: RefCell::default(),
@@ -142,29 +142,31 @@ fn parse_at(
     text: &str,
     now: i64,
     environment: &dyn Fn(&str) -> Option<OsString>,
-) -> Result<Config, Faults> {
+) -> Result<Config, ConfigErrors> {
     let context = context(path, now, environment);
     let config = convert(&context, text).and_then(|draft| draft.finish(path, text));
     let faults = context.faults.into_inner();
     match config {
         Some(mut config) if faults.is_empty() => {
             config.warnings = context.warnings.into_inner();
-            config.warnings.extend(oddities(&config));
+            config.warnings.extend(warnings(&config));
             config.origin.files = context.files.into_inner();
             Ok(config)
         }
-        _ => Err(Faults::new(faults.into_iter().map(|(_, fault)| fault).collect())),
+        _ => Err(ConfigErrors::new(
+            faults.into_iter().map(|(_, fault)| fault).collect(),
+        )),
     }
 }
 
-fn reread_at(config: &Config, now: i64, environment: &dyn Fn(&str) -> Option<OsString>) -> Materials {
+fn reread_at(config: &Config, now: i64, environment: &dyn Fn(&str) -> Option<OsString>) -> ReloadedUnits {
     let context = context(&config.path, now, environment);
     let draft = convert(&context, &config.origin.text);
-    let mut faults: BTreeMap<Part, Vec<Fault>> = BTreeMap::new();
+    let mut faults: BTreeMap<ReloadUnit, Vec<ConfigError>> = BTreeMap::new();
     for (part, fault) in context.faults.into_inner() {
         faults.entry(part).or_default().push(fault);
     }
-    let mut parts: BTreeMap<Part, Result<Material, Faults>> = draft
+    let mut parts: BTreeMap<ReloadUnit, Result<ReloadedUnit, ConfigErrors>> = draft
         .into_iter()
         .flat_map(Draft::materials)
         .filter(|(part, _)| !faults.contains_key(part))
@@ -173,9 +175,9 @@ fn reread_at(config: &Config, now: i64, environment: &dyn Fn(&str) -> Option<OsS
     parts.extend(
         faults
             .into_iter()
-            .map(|(part, faults)| (part, Err(Faults::new(faults)))),
+            .map(|(part, faults)| (part, Err(ConfigErrors::new(faults)))),
     );
-    Materials {
+    ReloadedUnits {
         parts,
         files: context.files.into_inner(),
         warnings: context.warnings.into_inner(),
@@ -234,23 +236,26 @@ impl Draft {
         })
     }
 
-    fn materials(self) -> Vec<(Part, Material)> {
+    fn materials(self) -> Vec<(ReloadUnit, ReloadedUnit)> {
         let mut materials = Vec::new();
-        let tls = self.tls.map(|tls| Material::Tls(Arc::new(tls)));
-        materials.extend(tls.map(|tls| (Part::Tls, tls)));
+        let tls = self.tls.map(|tls| ReloadedUnit::Tls(Arc::new(tls)));
+        materials.extend(tls.map(|tls| (ReloadUnit::Tls, tls)));
         if let Some(http) = self.http {
-            materials.extend(http.tls.map(|tls| (Part::Http, Material::Http(tls))));
-            materials.extend(http.token.map(|token| (Part::Token, Material::Token(token))));
+            materials.extend(http.tls.map(|tls| (ReloadUnit::Http, ReloadedUnit::Http(tls))));
+            materials.extend(
+                http.token
+                    .map(|token| (ReloadUnit::Token, ReloadedUnit::Token(token))),
+            );
         }
-        materials.extend(self.auth.map(|auth| (Part::Auth, Material::Auth(auth))));
+        materials.extend(self.auth.map(|auth| (ReloadUnit::Auth, ReloadedUnit::Auth(auth))));
         for cluster in self.clusters {
             let name = cluster.name;
             let account = cluster
                 .service_account
-                .map(|account| Material::Password(account.password));
-            materials.extend(account.map(|account| (Part::ServiceAccount(Arc::clone(&name)), account)));
-            let tls = cluster.server_tls.map(Material::ServerTls);
-            materials.extend(tls.map(|tls| (Part::ServerTls(name), tls)));
+                .map(|account| ReloadedUnit::Password(account.password));
+            materials.extend(account.map(|account| (ReloadUnit::ServiceAccount(Arc::clone(&name)), account)));
+            let tls = cluster.server_tls.map(ReloadedUnit::ServerTls);
+            materials.extend(tls.map(|tls| (ReloadUnit::ServerTls(name), tls)));
         }
         materials
     }
@@ -288,14 +293,14 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
     }
     let names = (!names.is_empty()).then_some(names);
     let mut places = Vec::new();
-    let tls = context.within(Part::Tls, || front::client_tls(&root));
-    let auth = context.within(Part::Auth, || authentication::auth(&root));
+    let tls = context.within(ReloadUnit::Tls, || front::client_tls(&root));
+    let auth = context.within(ReloadUnit::Auth, || authentication::auth(&root));
     let routes = front::routes(&root, &names, &clusters, auth.as_ref());
     let listeners = listener::listeners(&root, &routes, tls.as_ref(), &mut places);
-    let http = context.within(Part::Http, || front::http(&root, &mut places));
+    let http = context.within(ReloadUnit::Http, || front::http(&root, &mut places));
     listener::check_addresses(&places);
     if let Some(auth) = &auth {
-        context.within(Part::Auth, || {
+        context.within(ReloadUnit::Auth, || {
             access::check_cluster_certificates(&root, auth, &clusters);
         });
     }
@@ -318,7 +323,7 @@ fn convert(context: &Context<'_>, text: &str) -> Option<Draft> {
 }
 
 /// What is legal, and probably not meant.
-fn oddities(config: &Config) -> Vec<String> {
+fn warnings(config: &Config) -> Vec<String> {
     let mut odd = Vec::new();
     let speaking = config.listeners.iter();
     let offers: Vec<ListenerTls> = speaking

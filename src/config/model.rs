@@ -12,15 +12,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Secret;
 use super::address;
-use super::entry::{Entry, Network, ProxyProtocol};
+use super::entry::{AdmissionRules, Network, ProxyProtocol};
 use super::etcd::Etcd;
-use super::fitness::{MaxLag, OnUnfit};
 use super::keys::Leaf;
-use super::material::Files;
 use super::placement::Placement;
+use super::reload_unit::Files;
 use super::require_auth::RequireAuth;
 use super::route::{Access, Balance, OnLeader, Tier};
-use super::waiting::{Queue, TellAddress};
+use super::unfit::{MaxLag, OnUnfit};
+use super::waiting::{ClientAddressOptions, Queue};
 
 /// Everything `trunkline run` needs to know. Made by [`super::load`] only.
 #[derive(Debug)]
@@ -377,7 +377,7 @@ pub struct Route {
     pub on_unfit: OnUnfit,
     /// Where the cluster has [`Cluster::max_connections`].
     pub queue: Queue,
-    pub client_address: TellAddress,
+    pub client_address: ClientAddressOptions,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -391,7 +391,7 @@ pub struct Listener {
     pub tls: ListenerTls,
     /// Sessions at once; 0 is no limit (default 0).
     pub max_clients: u32,
-    pub entry: Entry,
+    pub entry: AdmissionRules,
 }
 
 /// What a listener does with a connection.

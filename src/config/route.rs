@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::fitness::OnUnfit;
 use super::model::{Auth, CredentialUsers, Route};
 use super::section::{Field, Section};
-use super::waiting::{self, Queue, TellAddress};
+use super::unfit::OnUnfit;
+use super::waiting::{self, ClientAddressOptions, Queue};
 
 /// What a route's sessions may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -152,7 +152,7 @@ impl Route {
             max_lag: None,
             on_unfit: OnUnfit::default(),
             queue: Queue::default(),
-            client_address: TellAddress::default(),
+            client_address: ClientAddressOptions::default(),
         }
     }
 
@@ -194,7 +194,7 @@ pub(super) fn read(
     auth: Option<&Auth>,
 ) -> Option<Route> {
     let queue = waiting::queue(section, is_bounded);
-    let client_address = waiting::tell_address(section);
+    let client_address = waiting::client_address_options(section);
     let targets = section
         .required("targets")
         .and_then(|field| targets(&field, is_fixed));

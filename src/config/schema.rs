@@ -14,7 +14,7 @@ mod routes;
 
 use std::time::Duration;
 
-pub(super) use kind::Kind;
+pub(super) use kind::ValueKind;
 pub(super) use router::ROOT;
 
 /// The keys of one kind of map, in the order of the documentation.
@@ -24,7 +24,7 @@ pub(super) struct Keys(pub(super) &'static [Key]);
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: ValueKind,
     pub(super) otherwise: Otherwise,
     /// In Markdown, as it stands in `docs/configuration.md`.
     pub(super) meaning: &'static str,
@@ -59,7 +59,7 @@ impl Keys {
 }
 
 impl Key {
-    const fn new(name: &'static str, kind: Kind, otherwise: Otherwise, meaning: &'static str) -> Self {
+    const fn new(name: &'static str, kind: ValueKind, otherwise: Otherwise, meaning: &'static str) -> Self {
         Self {
             name,
             kind,

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
 
-use super::fault::Fault;
-use super::material::{Files, Part};
+use super::error::ConfigError;
+use super::reload_unit::{Files, ReloadUnit};
 use super::schema::kind::LONGEST_TEXT;
-use super::schema::{Key, Keys, Kind, Otherwise};
+use super::schema::{Key, Keys, Otherwise, ValueKind};
 use super::spelling::closest;
-use super::tree::{Entry, Node, Value};
+use super::tree::{MappingEntry, Node, Value};
 use super::units::{parse_duration, parse_size, shown_duration, shown_size};
 
 /// What a conversion needs besides the tree, and where it reports.
@@ -28,8 +28,8 @@ pub(super) struct Context<'a> {
     pub(super) now: i64,
     pub(super) provider: Arc<CryptoProvider>,
     /// What is being read: faults and files belong to it.
-    pub(super) part: RefCell<Part>,
-    pub(super) faults: RefCell<Vec<(Part, Fault)>>,
+    pub(super) part: RefCell<ReloadUnit>,
+    pub(super) faults: RefCell<Vec<(ReloadUnit, ConfigError)>>,
     pub(super) files: RefCell<Files>,
     pub(super) warnings: RefCell<Vec<String>>,
 }
@@ -37,7 +37,7 @@ pub(super) struct Context<'a> {
 impl Context<'_> {
     pub(super) fn fault(&self, path: &str, line: Option<usize>, message: String, hint: Option<String>) {
         let file = self.file.clone();
-        let fault = Fault {
+        let fault = ConfigError {
             file,
             path: path.to_owned(),
             line,
@@ -48,7 +48,7 @@ impl Context<'_> {
     }
 
     /// Reads something whose files are taken by themselves when they change.
-    pub(super) fn within<T>(&self, part: Part, read: impl FnOnce() -> T) -> T {
+    pub(super) fn within<T>(&self, part: ReloadUnit, read: impl FnOnce() -> T) -> T {
         let before = self.part.replace(part);
         let value = read();
         self.part.replace(before);
@@ -70,7 +70,7 @@ pub(super) struct Section<'a> {
     context: &'a Context<'a>,
     path: String,
     line: Option<usize>,
-    entries: &'a [Entry],
+    entries: &'a [MappingEntry],
     keys: &'static Keys,
     /// It is not a map at all: this was reported, and what it lacks is not.
     broken: bool,
@@ -115,7 +115,7 @@ impl<'a> Section<'a> {
         section
     }
 
-    fn check_key(&self, entry: &Entry, before: &[Entry]) {
+    fn check_key(&self, entry: &MappingEntry, before: &[MappingEntry]) {
         let shown = shown_key(&entry.key);
         let path = join(&self.path, &shown);
         if let Some(first) = before.iter().find(|earlier| earlier.key == entry.key) {
@@ -138,7 +138,7 @@ impl<'a> Section<'a> {
             .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
     }
 
-    fn find(&self, key: &str) -> Option<&'a Entry> {
+    fn find(&self, key: &str) -> Option<&'a MappingEntry> {
         self.entries.iter().find(|entry| entry.key == self.key(key).name)
     }
 
@@ -283,7 +283,7 @@ pub(super) struct Field<'a> {
     pub(super) path: String,
     pub(super) line: Option<usize>,
     node: &'a Node,
-    kind: &'static Kind,
+    kind: &'static ValueKind,
 }
 
 impl<'a> Field<'a> {
@@ -415,7 +415,7 @@ impl<'a> Field<'a> {
 
     /// A whole number within its bounds.
     pub(super) fn number(&self) -> Option<u32> {
-        let Kind::Number { least, most } = *self.kind else {
+        let ValueKind::Number { least, most } = *self.kind else {
             unreachable!("{}: not a number by the schema", self.path);
         };
         let Value::Integer(value) = &self.node.value else {
@@ -433,7 +433,7 @@ impl<'a> Field<'a> {
 
     /// A time within its bounds: `100ms`, `1s`, `2m`, `1h`, or `0` where they allow it.
     pub(super) fn duration(&self) -> Option<Duration> {
-        let Kind::Time { least, most, or_off } = *self.kind else {
+        let ValueKind::Time { least, most, or_off } = *self.kind else {
             unreachable!("{}: not a time by the schema", self.path);
         };
         self.duration_within(least, most, or_off)
@@ -441,7 +441,7 @@ impl<'a> Field<'a> {
 
     /// As [`Self::duration`], where something else in the file raises the lower bound.
     pub(super) fn duration_from(&self, least: Duration) -> Option<Duration> {
-        let Kind::Time { most, .. } = *self.kind else {
+        let ValueKind::Time { most, .. } = *self.kind else {
             unreachable!("{}: not a time by the schema", self.path);
         };
         self.duration_within(least, most, false)
@@ -460,7 +460,7 @@ impl<'a> Field<'a> {
 
     /// A number of bytes within its bounds: `512kB`, `16MiB`.
     pub(super) fn size(&self) -> Option<u64> {
-        let Kind::Size { least, most } = *self.kind else {
+        let ValueKind::Size { least, most } = *self.kind else {
             unreachable!("{}: not a size by the schema", self.path);
         };
         let size = match &self.node.value {
@@ -539,7 +539,7 @@ impl<'a> Field<'a> {
     /// Per second.
     pub(super) fn most_rate(&self) -> u32 {
         match *self.kind {
-            Kind::Rate { most } => most,
+            ValueKind::Rate { most } => most,
             _ => unreachable!("{}: not a rate by the schema", self.path),
         }
     }
@@ -547,7 +547,7 @@ impl<'a> Field<'a> {
     /// The bounds of a secret in a file, in bytes.
     pub(super) fn secret_size(&self) -> (usize, u64) {
         match *self.kind {
-            Kind::Secret { least, most } => (least, most),
+            ValueKind::Secret { least, most } => (least, most),
             _ => unreachable!("{}: not a secret by the schema", self.path),
         }
     }
@@ -555,7 +555,7 @@ impl<'a> Field<'a> {
     /// A map whose keys are names chosen by the operator; not empty. Faulty and repeated names are reported and
     /// left out.
     pub(super) fn named(&self) -> Vec<(&'a str, Field<'a>)> {
-        let Kind::Named { of: kind, most } = *self.kind else {
+        let ValueKind::Named { of: kind, most } = *self.kind else {
             unreachable!("{}: not a map of names by the schema", self.path);
         };
         let Value::Map(entries) = &self.node.value else {
@@ -599,9 +599,9 @@ impl<'a> Field<'a> {
     }
 }
 
-fn keys_of(kind: &'static Kind) -> &'static Keys {
+fn keys_of(kind: &'static ValueKind) -> &'static Keys {
     match kind {
-        Kind::Section(keys) => keys,
+        ValueKind::Section(keys) => keys,
         _ => unreachable!("readers open what the schema has as a map"),
     }
 }

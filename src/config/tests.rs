@@ -19,12 +19,12 @@ mod console;
 mod diff;
 mod entry;
 mod etcd;
-mod fitness;
 mod keys;
 mod rereading;
 mod routes;
 mod schema;
 mod tcp;
+mod unfit;
 
 /// A directory with every file that the texts below name.
 struct Files(TempDir);
@@ -127,7 +127,7 @@ impl Files {
         self.secret(&format!("{name}.key"), &key.serialize_pem());
     }
 
-    fn parse(&self, text: &str) -> Result<Config, Faults> {
+    fn parse(&self, text: &str) -> Result<Config, ConfigErrors> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         parse_at(
             &self.path("trunkline.yaml"),
@@ -150,7 +150,7 @@ impl Files {
     fn faults(&self, text: &str) -> Vec<String> {
         let faults = self.parse(text).map(|_| ()).expect_err(text);
         let prefix = format!("{}:", self.path("trunkline.yaml").display());
-        let shown = |fault: &Fault| fault.to_string().strip_prefix(&prefix).unwrap().trim().to_owned();
+        let shown = |fault: &ConfigError| fault.to_string().strip_prefix(&prefix).unwrap().trim().to_owned();
         let directory = format!("{}/", self.0.path().display());
         faults
             .iter()

@@ -29,12 +29,12 @@ pub(crate) enum Value {
     Float(f64),
     Text(String),
     List(Vec<Node>),
-    Map(Vec<Entry>),
+    Map(Vec<MappingEntry>),
 }
 
 /// One key of a map. Duplicates are kept, so that they can be reported.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct MappingEntry {
     pub(crate) key: String,
     pub(crate) line: Option<usize>,
     pub(crate) node: Node,
@@ -48,7 +48,7 @@ impl PartialEq for Node {
 }
 
 /// Wherever it stands.
-impl PartialEq for Entry {
+impl PartialEq for MappingEntry {
     fn eq(&self, other: &Self) -> bool {
         self.key == other.key && self.node == other.node
     }
@@ -232,7 +232,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
         let mut map = Vec::new();
         while let Some(key) = access.next_key::<Spanned<String>>()? {
             let line = line_of(key.referenced).or_else(|| line_of(key.defined));
-            map.push(Entry {
+            map.push(MappingEntry {
                 key: key.value,
                 line,
                 node: access.next_value()?,

@@ -25,7 +25,7 @@ impl Default for Queue {
 
 /// What a server is told of the client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TellAddress {
+pub struct ClientAddressOptions {
     /// As the setting `trunkline.client_addr` (default).
     pub setting: bool,
     /// Behind the client's own `application_name` (default: not).
@@ -34,7 +34,7 @@ pub struct TellAddress {
     pub tls: bool,
 }
 
-impl Default for TellAddress {
+impl Default for ClientAddressOptions {
     fn default() -> Self {
         Self {
             setting: true,
@@ -63,9 +63,9 @@ pub(super) fn queue(route: &Section<'_>, is_bounded: bool) -> Queue {
     }
 }
 
-pub(super) fn tell_address(route: &Section<'_>) -> TellAddress {
+pub(super) fn client_address_options(route: &Section<'_>) -> ClientAddressOptions {
     let section = route.section("client_address");
-    TellAddress {
+    ClientAddressOptions {
         setting: section.truth("setting"),
         application_name: section.truth("application_name"),
         tls: section.truth("tls"),

@@ -17,7 +17,7 @@ pub struct PeerCertificate {
 
 /// Why a certificate that was verified is refused nevertheless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PeerCertificateFault {
+pub enum PeerCertificateError {
     #[error("the client's certificate cannot be read")]
     Unreadable,
     /// A program that took it for the end of a string would see another name (CVE-2009-4034).
@@ -27,16 +27,16 @@ pub enum PeerCertificateFault {
 
 impl PeerCertificate {
     /// Reads a certificate (DER).
-    pub fn read(certificate: &[u8]) -> Result<Self, PeerCertificateFault> {
+    pub fn read(certificate: &[u8]) -> Result<Self, PeerCertificateError> {
         let (_, parsed) =
-            x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerCertificateFault::Unreadable)?;
+            x509_parser::parse_x509_certificate(certificate).map_err(|_| PeerCertificateError::Unreadable)?;
         let subject = parsed.subject();
         let common_name = subject
             .iter_common_name()
             .next()
             .map(|name| name.attr_value().data.to_vec());
         if common_name.as_ref().is_some_and(|name| name.contains(&0)) {
-            return Err(PeerCertificateFault::ZeroByte);
+            return Err(PeerCertificateError::ZeroByte);
         }
         Ok(Self {
             common_name,
@@ -305,7 +305,7 @@ mod tests {
         let certificate = params.self_signed(&key).unwrap();
         assert_eq!(
             PeerCertificate::read(certificate.der()),
-            Err(PeerCertificateFault::ZeroByte)
+            Err(PeerCertificateError::ZeroByte)
         );
         // Two bytes a character: every other one is zero, as PostgreSQL would find.
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -316,7 +316,7 @@ mod tests {
         let certificate = params.self_signed(&key).unwrap();
         assert_eq!(
             PeerCertificate::read(certificate.der()),
-            Err(PeerCertificateFault::ZeroByte)
+            Err(PeerCertificateError::ZeroByte)
         );
     }
 

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::auth::crypto::{hmac_sha256, random};
-use crate::auth::guard::network;
+use crate::auth::login_throttle::network;
 use crate::auth::scram::{DEFAULT_ITERATIONS, Verifier};
 
 const MOST_AT_ONCE: usize = 4;
@@ -84,9 +84,9 @@ impl Derivations {
     }
 
     /// Waits for a turn. Cancel safe: who stops waiting is forgotten.
-    pub async fn place(self: &Arc<Self>, party: Party) -> Place {
+    pub async fn place(self: &Arc<Self>, party: Party) -> DerivationPermit {
         let (call, called) = oneshot::channel();
-        let place = Place {
+        let place = DerivationPermit {
             ticket: self.turns().queue(party, call),
             derivations: Arc::clone(self),
         };
@@ -148,12 +148,12 @@ impl Derivations {
 
 /// The right to compute, until it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct DerivationPermit {
     derivations: Arc<Derivations>,
     ticket: u64,
 }
 
-impl Drop for Place {
+impl Drop for DerivationPermit {
     fn drop(&mut self) {
         self.derivations.turns().leave(self.ticket);
     }
@@ -237,7 +237,7 @@ mod tests {
         running
     }
 
-    type Waits = tokio::task::JoinHandle<Place>;
+    type Waits = tokio::task::JoinHandle<DerivationPermit>;
 
     async fn come(derivations: &Arc<Derivations>, user: &str, address: u8) -> Waits {
         let (party, derivations) = (party(derivations, user, address), Arc::clone(derivations));

@@ -21,11 +21,11 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use crate::auth::ldap::message::{
-    Answer, LARGEST_ANSWER, MessageFault, Operation, Outcome, Request, message_length,
+    LARGEST_ANSWER, LdapAnswer, LdapRequest, LdapResult, MessageError, Operation, message_length,
 };
 use crate::auth::ldap::{Encryption, LdapServer, LdapSettings, Mode, Search, UnfitName, direct_name};
 use crate::names;
-use crate::tls::{self, Authorities, AuthorityFault, Check, ServerVerifier};
+use crate::tls::{self, Authorities, AuthorityError, NameCheck, ServerVerifier};
 
 /// Bytes read from one server in one login.
 pub const MOST_BYTES: usize = 256 * 1024;
@@ -54,7 +54,7 @@ const VERDICTS: [u32; 9] = [
 
 /// Why a client is not let in. Both reasons are for the log, never for the client; no password is in them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LdapFault {
+pub enum LdapError {
     /// The directory says no, or would not even be asked: as after a wrong password.
     #[error("{0}")]
     Refused(String),
@@ -63,7 +63,7 @@ pub enum LdapFault {
     Unavailable(String),
 }
 
-impl From<UnfitName> for LdapFault {
+impl From<UnfitName> for LdapError {
     fn from(fault: UnfitName) -> Self {
         Self::Refused(fault.to_string())
     }
@@ -75,7 +75,7 @@ pub enum LdapTlsError {
     #[error("no usable root certificate for LDAP, neither configured nor in the system's store")]
     NoRoots,
     #[error("a root certificate for LDAP: {0}")]
-    Root(#[from] AuthorityFault),
+    Root(#[from] AuthorityError),
     #[error("TLS cannot be set up: {0}")]
     Setup(rustls::Error),
 }
@@ -99,7 +99,7 @@ pub fn no_tls_config() -> Result<Arc<ClientConfig>, LdapTlsError> {
 
 fn trusting(authorities: Authorities) -> Result<Arc<ClientConfig>, LdapTlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = ServerVerifier::new(Check::ChainAndName, authorities, &provider);
+    let verifier = ServerVerifier::new(NameCheck::ChainAndName, authorities, &provider);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(LdapTlsError::Setup)?
@@ -119,9 +119,9 @@ pub async fn authenticate(
     user: &[u8],
     password: &[u8],
     deadline: Instant,
-) -> Result<(), LdapFault> {
+) -> Result<(), LdapError> {
     if password.is_empty() {
-        return Err(LdapFault::Refused("the password is empty".to_owned()));
+        return Err(LdapError::Refused("the password is empty".to_owned()));
     }
     let question = Question::new(settings.mode(), user, password)?;
     let mut reasons = Vec::new();
@@ -131,13 +131,13 @@ pub async fn authenticate(
         let until = now + deadline.saturating_duration_since(now) / left;
         let asked = timeout_at(until, ask(server, settings.encryption(), tls, &question, until));
         let reason = match asked.await {
-            Ok(Err(LdapFault::Unavailable(reason))) => reason,
+            Ok(Err(LdapError::Unavailable(reason))) => reason,
             Ok(verdict) => return verdict,
             Err(_) => "no answer in time".to_owned(),
         };
         reasons.push(format!("{server}: {reason}"));
     }
-    Err(LdapFault::Unavailable(reasons.join("; ")))
+    Err(LdapError::Unavailable(reasons.join("; ")))
 }
 
 impl fmt::Display for LdapServer {
@@ -180,7 +180,7 @@ async fn ask(
     tls: &Arc<ClientConfig>,
     question: &Question<'_>,
     until: Instant,
-) -> Result<(), LdapFault> {
+) -> Result<(), LdapError> {
     let stream = names::connect(&server.host, server.port)
         .await
         .map_err(|error| lost(&error))?;
@@ -204,28 +204,28 @@ async fn encrypt(
     stream: TcpStream,
     server: &LdapServer,
     tls: &Arc<ClientConfig>,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, LdapFault> {
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, LdapError> {
     let name = ServerName::try_from(server.host.clone())
-        .map_err(|_| LdapFault::Unavailable("its host is not a name a certificate can have".to_owned()))?;
+        .map_err(|_| LdapError::Unavailable("its host is not a name a certificate can have".to_owned()))?;
     TlsConnector::from(Arc::clone(tls))
         .connect(name, stream)
         .await
         .map_err(|error| {
             let reason = tls::of_io(&error).map_or_else(|| error.to_string(), tls::explain);
-            LdapFault::Unavailable(format!("TLS failed: {reason}"))
+            LdapError::Unavailable(format!("TLS failed: {reason}"))
         })
 }
 
-fn lost(error: &io::Error) -> LdapFault {
-    LdapFault::Unavailable(error.to_string())
+fn lost(error: &io::Error) -> LdapError {
+    LdapError::Unavailable(error.to_string())
 }
 
-fn not_ldap(fault: MessageFault) -> LdapFault {
-    LdapFault::Unavailable(fault.to_string())
+fn not_ldap(fault: MessageError) -> LdapError {
+    LdapError::Unavailable(fault.to_string())
 }
 
-fn unexpected() -> LdapFault {
-    LdapFault::Unavailable("the answer does not belong to the request".to_owned())
+fn unexpected() -> LdapError {
+    LdapError::Unavailable("the answer does not belong to the request".to_owned())
 }
 
 /// One connection; a request is sent when the one before is answered.
@@ -247,7 +247,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
         }
     }
 
-    async fn answer(mut self, question: &Question<'_>, until: Instant) -> Result<(), LdapFault> {
+    async fn answer(mut self, question: &Question<'_>, until: Instant) -> Result<(), LdapError> {
         let verdict = match &question.target {
             Target::Name(name) => self.prove(name, question.password).await,
             Target::Find { search, filter } => {
@@ -258,35 +258,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
         // A courtesy: closing would do, and the verdict does not wait for it.
         tokio::select! {
             biased;
-            _ = self.send(&Request::Unbind) => {}
+            _ = self.send(&LdapRequest::Unbind) => {}
             () = std::future::ready(()) => {}
         }
         verdict
     }
 
     /// Binds as the user.
-    async fn prove(&mut self, name: &str, password: &[u8]) -> Result<(), LdapFault> {
+    async fn prove(&mut self, name: &str, password: &[u8]) -> Result<(), LdapError> {
         let outcome = self.bind(name, password).await?;
         let reason = || format!("bind as the user: {}", describe(&outcome, password));
         match outcome.code {
             SUCCESS => Ok(()),
-            code if VERDICTS.contains(&code) => Err(LdapFault::Refused(reason())),
-            _ => Err(LdapFault::Unavailable(reason())),
+            code if VERDICTS.contains(&code) => Err(LdapError::Refused(reason())),
+            _ => Err(LdapError::Unavailable(reason())),
         }
     }
 
     /// The name of the one entry that is this user.
-    async fn find(&mut self, search: &Search, filter: &[u8], until: Instant) -> Result<String, LdapFault> {
+    async fn find(&mut self, search: &Search, filter: &[u8], until: Instant) -> Result<String, LdapError> {
         if let Some((name, password)) = &search.searcher {
             let outcome = self.bind(name, password.expose()).await?;
             if outcome.code != SUCCESS {
                 let reason = describe(&outcome, password.expose());
-                return Err(LdapFault::Unavailable(format!("bind as ldapbinddn: {reason}")));
+                return Err(LdapError::Unavailable(format!("bind as ldapbinddn: {reason}")));
             }
         }
         let left = until.saturating_duration_since(Instant::now()).as_secs() + 1;
         let id = self
-            .send(&Request::Search {
+            .send(&LdapRequest::Search {
                 base: &search.base,
                 scope: search.scope,
                 entries: ENTRIES,
@@ -295,7 +295,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
             })
             .await?;
         let mut found = None;
-        let several = || LdapFault::Refused("several entries match the user".to_owned());
+        let several = || LdapError::Refused("several entries match the user".to_owned());
         for _ in 0..MOST_MESSAGES {
             match self.receive(id).await? {
                 Operation::Entry(_) if found.is_some() => return Err(several()),
@@ -304,17 +304,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
                     return match found {
                         // The root's name is empty, and a bind without a name is anonymous.
                         Some(name) if !name.is_empty() => Ok(name),
-                        _ => Err(LdapFault::Refused("no entry matches the user".to_owned())),
+                        _ => Err(LdapError::Refused("no entry matches the user".to_owned())),
                     };
                 }
-                Operation::Searched(Outcome {
+                Operation::Searched(LdapResult {
                     code: SIZE_LIMIT_EXCEEDED,
                     ..
                 }) if found.is_some() => {
                     return Err(several());
                 }
                 Operation::Searched(outcome) => {
-                    return Err(LdapFault::Unavailable(format!(
+                    return Err(LdapError::Unavailable(format!(
                         "search: {}",
                         describe(&outcome, b"")
                     )));
@@ -323,20 +323,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
                 Operation::Bound(_) | Operation::Extended(_) => return Err(unexpected()),
             }
         }
-        Err(LdapFault::Unavailable(
+        Err(LdapError::Unavailable(
             "the answer to a search does not end".to_owned(),
         ))
     }
 
-    async fn bind(&mut self, name: &str, password: &[u8]) -> Result<Outcome, LdapFault> {
-        let id = self.send(&Request::Bind { name, password }).await?;
+    async fn bind(&mut self, name: &str, password: &[u8]) -> Result<LdapResult, LdapError> {
+        let id = self.send(&LdapRequest::Bind { name, password }).await?;
         match self.receive(id).await? {
             Operation::Bound(outcome) => Ok(outcome),
             _ => Err(unexpected()),
         }
     }
 
-    async fn send(&mut self, request: &Request<'_>) -> Result<i32, LdapFault> {
+    async fn send(&mut self, request: &LdapRequest<'_>) -> Result<i32, LdapError> {
         self.last_id += 1;
         let message = request.encode(self.last_id);
         self.stream
@@ -348,7 +348,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
     }
 
     /// The next answer to the request `id`.
-    async fn receive(&mut self, id: i32) -> Result<Operation, LdapFault> {
+    async fn receive(&mut self, id: i32) -> Result<Operation, LdapError> {
         let length = loop {
             let length = message_length(&self.received).map_err(not_ldap)?;
             match length {
@@ -356,12 +356,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
                 _ => self.read().await?,
             }
         };
-        let answer = Answer::decode(&self.received[..length]).map_err(not_ldap)?;
+        let answer = LdapAnswer::decode(&self.received[..length]).map_err(not_ldap)?;
         self.received.drain(..length);
         match answer.operation {
             Operation::Extended(outcome) if answer.id == 0 => {
                 let reason = describe(&outcome, b"");
-                Err(LdapFault::Unavailable(format!(
+                Err(LdapError::Unavailable(format!(
                     "the server ends the connection: {reason}"
                 )))
             }
@@ -370,17 +370,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
         }
     }
 
-    async fn read(&mut self) -> Result<(), LdapFault> {
+    async fn read(&mut self) -> Result<(), LdapError> {
         let mut chunk = [0; 4096];
         let count = self.stream.read(&mut chunk).await.map_err(|error| lost(&error))?;
         if count == 0 {
-            return Err(LdapFault::Unavailable(
+            return Err(LdapError::Unavailable(
                 "the server closed the connection".to_owned(),
             ));
         }
         self.total += count;
         if self.total > MOST_BYTES {
-            return Err(LdapFault::Unavailable(format!(
+            return Err(LdapError::Unavailable(format!(
                 "more than {MOST_BYTES} bytes of answers"
             )));
         }
@@ -392,12 +392,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
 
 impl Exchange<TcpStream> {
     /// The stream, when the server is ready for the handshake.
-    async fn start_tls(mut self) -> Result<TcpStream, LdapFault> {
-        let id = self.send(&Request::StartTls).await?;
+    async fn start_tls(mut self) -> Result<TcpStream, LdapError> {
+        let id = self.send(&LdapRequest::StartTls).await?;
         match self.receive(id).await? {
             Operation::Extended(outcome) if outcome.code == SUCCESS => {}
             Operation::Extended(outcome) => {
-                return Err(LdapFault::Unavailable(format!(
+                return Err(LdapError::Unavailable(format!(
                     "StartTLS: {}",
                     describe(&outcome, b"")
                 )));
@@ -406,7 +406,7 @@ impl Exchange<TcpStream> {
         }
         // Bytes from before the handshake are not the server's word (as in CVE-2011-0411).
         if !self.received.is_empty() {
-            return Err(LdapFault::Unavailable(
+            return Err(LdapError::Unavailable(
                 "StartTLS: clear text after the answer".to_owned(),
             ));
         }
@@ -415,7 +415,7 @@ impl Exchange<TcpStream> {
 }
 
 /// An outcome for the log; without the server's words if they repeat the password.
-fn describe(outcome: &Outcome, password: &[u8]) -> String {
+fn describe(outcome: &LdapResult, password: &[u8]) -> String {
     let words = &outcome.diagnostic;
     let repeats = !password.is_empty() && words.windows(password.len()).any(|window| window == password);
     let shown = &words[..words.len().min(LONGEST_DIAGNOSTIC)];

@@ -60,7 +60,7 @@ impl Handle {
     /// There is no descriptor left.
     pub fn passed_on(&self) -> io::Result<Inherited> {
         Ok(Inherited {
-            place: Place::of(&self.address),
+            place: BoundPlace::of(&self.address),
             socket: self.socket.try_clone()?,
             file: self.file.as_ref().map(|file| PassedFile {
                 identity: file.identity(),
@@ -78,9 +78,9 @@ impl Handle {
     }
 
     /// Another process has it, if it is among those `kept`: the file is not removed by this one.
-    pub fn release(&self, kept: &[Place]) {
+    pub fn release(&self, kept: &[BoundPlace]) {
         if let Some(file) = &self.file
-            && kept.contains(&Place::of(&self.address))
+            && kept.contains(&BoundPlace::of(&self.address))
         {
             file.release();
         }
@@ -105,14 +105,14 @@ impl AsFd for Bound {
 /// Where a socket that was passed on is bound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Place {
+pub enum BoundPlace {
     /// Every address, by a dual-stack socket or IPv4 alone.
     Any(u16),
     Ip(SocketAddr),
     Unix(PathBuf),
 }
 
-impl Place {
+impl BoundPlace {
     pub fn of(address: &BindAddress) -> Self {
         match address {
             BindAddress::Any { port } => Self::Any(*port),
@@ -150,7 +150,7 @@ impl Place {
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for BoundPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Any(port) => write!(f, "*:{port}"),
@@ -163,7 +163,7 @@ impl std::fmt::Display for Place {
 /// A listening socket from another process.
 #[derive(Debug)]
 pub struct Inherited {
-    pub place: Place,
+    pub place: BoundPlace,
     pub socket: OwnedFd,
     /// Of a Unix socket.
     pub file: Option<PassedFile>,
@@ -188,22 +188,22 @@ impl Inheritance {
 
     /// The socket bound at this address.
     pub fn take(&mut self, address: &BindAddress) -> Option<Inherited> {
-        let place = Place::of(address);
+        let place = BoundPlace::of(address);
         let index = self.0.iter().position(|inherited| inherited.place == place)?;
         Some(self.0.swap_remove(index))
     }
 
     /// Where all that is left is bound.
-    pub fn places(&self) -> Vec<Place> {
+    pub fn places(&self) -> Vec<BoundPlace> {
         self.0.iter().map(|inherited| inherited.place.clone()).collect()
     }
 
     /// A place that overlaps this address, and is not taken.
-    pub fn in_the_way(&self, address: &BindAddress) -> Option<&Place> {
-        let overlaps = |place: &&Place| match place {
-            Place::Any(port) => BindAddress::Any { port: *port }.overlaps(address),
-            Place::Ip(place) => BindAddress::Ip(*place).overlaps(address),
-            Place::Unix(_) => false,
+    pub fn in_the_way(&self, address: &BindAddress) -> Option<&BoundPlace> {
+        let overlaps = |place: &&BoundPlace| match place {
+            BoundPlace::Any(port) => BindAddress::Any { port: *port }.overlaps(address),
+            BoundPlace::Ip(place) => BindAddress::Ip(*place).overlaps(address),
+            BoundPlace::Unix(_) => false,
         };
         self.0.iter().map(|inherited| &inherited.place).find(overlaps)
     }

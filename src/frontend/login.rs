@@ -9,14 +9,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use zeroize::Zeroize;
 
-use super::access::Access;
+use super::auth_policy::AuthPolicy;
 use super::derivations::Derivations;
 use super::tls::TlsFacts;
 use super::{ClientAddress, ClientStream, interfaces, resolve};
 use crate::auth::Identity;
 use crate::auth::credentials::{Proof, ServerLogin};
-use crate::auth::guard::Guess;
-use crate::auth::lookup::Answer;
+use crate::auth::login_throttle::Guess;
+use crate::auth::lookup::LookupAnswer;
 use crate::auth::rules::{
     ClientCertificate, Decision, Facts, HostName, Interface, Known, Memberships, Method, Need, Origin, Rule,
     Step,
@@ -27,12 +27,12 @@ use crate::wire::frame::{self, Frame};
 use crate::wire::message;
 use crate::wire::startup::StartupPacket;
 
-mod fault;
+mod error;
 mod name;
 mod password;
 mod sasl;
 
-pub use fault::{LoginFault, Offence};
+pub use error::{LoginError, Offence};
 
 /// The longest password there is, its end, and the length word. Some cloud providers' tokens come near it (case 25);
 /// PostgreSQL itself reads five bytes less.
@@ -68,7 +68,7 @@ impl Authenticated {
 
 /// What a client gets once it is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Behind {
+pub enum Destination {
     Servers,
     /// The router's own console: there is no server to log into.
     Console,
@@ -76,9 +76,9 @@ pub enum Behind {
 
 /// What a login is decided with.
 #[derive(Debug, Clone, Copy)]
-pub struct Doors<'a> {
-    pub access: &'a Access,
-    pub behind: Behind,
+pub struct LoginContext<'a> {
+    pub access: &'a AuthPolicy,
+    pub destination: Destination,
     pub cluster: &'a ClusterHandle,
     pub mock: &'a Arc<MockSecret>,
     /// Bounds how many passwords in clear are checked at once.
@@ -87,7 +87,7 @@ pub struct Doors<'a> {
 }
 
 /// Answers a newer minor version or unknown protocol options with one NegotiateProtocolVersion (case 8).
-pub async fn negotiate(stream: &mut ClientStream, packet: &StartupPacket) -> Result<(), LoginFault> {
+pub async fn negotiate(stream: &mut ClientStream, packet: &StartupPacket) -> Result<(), LoginError> {
     let Some(negotiation) = packet.negotiation() else {
         return Ok(());
     };
@@ -103,8 +103,8 @@ pub struct Exchange<'a> {
     packet: &'a StartupPacket,
     address: ClientAddress,
     tls: Option<&'a TlsFacts>,
-    doors: Doors<'a>,
-    memberships: Option<Answer<Arc<Memberships>>>,
+    context: LoginContext<'a>,
+    memberships: Option<LookupAnswer<Arc<Memberships>>>,
     /// What the proof was held against may no longer hold, and nobody can be asked.
     is_unconfirmed: bool,
     /// Read and not yet looked at.
@@ -135,14 +135,14 @@ impl<'a> Exchange<'a> {
         packet: &'a StartupPacket,
         address: ClientAddress,
         tls: Option<&'a TlsFacts>,
-        doors: Doors<'a>,
+        context: LoginContext<'a>,
     ) -> Self {
         Self {
             stream,
             packet,
             address,
             tls,
-            doors,
+            context,
             memberships: None,
             is_unconfirmed: false,
             buffer: BytesMut::new(),
@@ -150,7 +150,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// The first rule that matches decides. What rules need looked up is looked up; if that fails, so does the login.
-    pub async fn decide(&mut self) -> Result<Decided<'a>, LoginFault> {
+    pub async fn decide(&mut self) -> Result<Decided<'a>, LoginError> {
         let facts = Facts {
             user: &self.packet.user,
             database: &self.packet.database,
@@ -158,7 +158,7 @@ impl<'a> Exchange<'a> {
             origin: self.address.ip().map_or(Origin::Local, Origin::Tcp),
             tls: self.tls.is_some(),
         };
-        let rules = &self.doors.access.rules;
+        let rules = &self.context.access.rules;
         let interfaces = if rules.ask_for_interfaces() {
             own_interfaces()?
         } else {
@@ -177,15 +177,15 @@ impl<'a> Exchange<'a> {
                     // Before the method, a `reject` too, as in PostgreSQL.
                     let is_certified = self.tls.is_some_and(|tls| tls.certificate.is_some());
                     if rule.client_certificate != ClientCertificate::Off && !is_certified {
-                        return Err(self.kept_out(LoginFault::NoCertificate));
+                        return Err(self.kept_out(LoginError::NoCertificate));
                     }
                     if rule.method == Method::Reject {
-                        return Err(self.kept_out(LoginFault::Rejected(facts.rejected())));
+                        return Err(self.kept_out(LoginError::Rejected(facts.rejected())));
                     }
                     return Ok(Decided { index, rule });
                 }
                 Step::Decided(Decision::NoMatch) => {
-                    return Err(self.kept_out(LoginFault::NoRule(facts.no_entry())));
+                    return Err(self.kept_out(LoginError::NoRule(facts.no_entry())));
                 }
                 Step::Needs(Need::Memberships) => self.look_up_memberships().await?,
                 Step::Needs(Need::HostName) => host_name = Some(self.host_name(facts.origin).await?),
@@ -194,18 +194,18 @@ impl<'a> Exchange<'a> {
     }
 
     /// The exchange the rule asks for. One frame at a time is read, and nothing may follow it unasked.
-    pub async fn run(mut self, decided: Decided<'_>) -> Result<Authenticated, LoginFault> {
+    pub async fn run(mut self, decided: Decided<'_>) -> Result<Authenticated, LoginError> {
         let rule = decided.rule;
         let proven = match &rule.method {
             Method::Trust | Method::Cert => name::proven(),
-            Method::Reject => return Err(LoginFault::Protocol("rejected".to_owned())),
+            Method::Reject => return Err(LoginError::Protocol("rejected".to_owned())),
             Method::Password => password::clear(&mut self).await?,
             Method::Md5 => password::md5(&mut self).await?,
             Method::ScramSha256 => sasl::exchange(&mut self, sasl::LookUp::Due).await?,
             Method::Ldap(_) => {
-                let settings = self.doors.access.directory(decided.index);
+                let settings = self.context.access.directory(decided.index);
                 let settings =
-                    settings.ok_or_else(|| LoginFault::Directory("it is not set up".to_owned()))?;
+                    settings.ok_or_else(|| LoginError::Directory("it is not set up".to_owned()))?;
                 password::directory(&mut self, settings).await?
             }
             Method::Peer => {
@@ -225,19 +225,19 @@ impl<'a> Exchange<'a> {
         let identity = match (identity, &proof) {
             // Only a users file has passwords, and it costs nothing to look.
             (None, Proof::Nothing) => self
-                .doors
+                .context
                 .access
                 .users
                 .as_ref()
                 .and_then(|users| users.find(&self.packet.user).cloned()),
             (identity, _) => identity,
         };
-        let login = match self.doors.behind {
-            Behind::Console => None,
-            Behind::Servers => {
-                let credentials = &self.doors.access.credentials;
+        let login = match self.context.destination {
+            Destination::Console => None,
+            Destination::Servers => {
+                let credentials = &self.context.access.credentials;
                 let login = credentials.login(&self.packet.user, proof, identity);
-                Some(login.ok_or(LoginFault::NoServerLogin)?)
+                Some(login.ok_or(LoginError::NoServerLogin)?)
             }
         };
         let server_login = certain(login, self.hangs_on_memory())?;
@@ -252,22 +252,22 @@ impl<'a> Exchange<'a> {
     }
 
     /// What is known of the user.
-    async fn identity(&mut self) -> Result<Option<Identity>, LoginFault> {
+    async fn identity(&mut self) -> Result<Option<Identity>, LoginError> {
         let user = &self.packet.user;
-        if let Some(users) = &self.doors.access.users {
+        if let Some(users) = &self.context.access.users {
             return Ok(users.find(user).cloned());
         }
-        let answer = self.doors.cluster.identity(user).await;
-        let answer = answer.map_err(LoginFault::Lookup)?;
+        let answer = self.context.cluster.identity(user).await;
+        let answer = answer.map_err(LoginError::Lookup)?;
         self.is_unconfirmed = !answer.is_confirmed;
         Ok(answer.found)
     }
 
     /// How a login ends that failed by what is known of the user. What was remembered may be older than a password that
     /// was just changed: where it could not be asked for now, nothing was shown to be wrong.
-    async fn failed(&self, fault: LoginFault) -> LoginFault {
-        if fault.offence() == Some(Offence::Proof) && self.doors.access.has_new_users().await {
-            return LoginFault::JustChanged;
+    async fn failed(&self, fault: LoginError) -> LoginError {
+        if fault.offence() == Some(Offence::Proof) && self.context.access.has_new_users().await {
+            return LoginError::JustChanged;
         }
         verdict(fault, self.is_unconfirmed)
     }
@@ -275,17 +275,17 @@ impl<'a> Exchange<'a> {
     /// Anything that speaks for the client may no longer hold: what its proof was held against, or the memberships that a
     /// rule or a map asked for, also a rule that was passed by for them.
     fn hangs_on_memory(&self) -> bool {
-        let are_confirmed = |answer: &Answer<_>| answer.is_confirmed;
+        let are_confirmed = |answer: &LookupAnswer<_>| answer.is_confirmed;
         self.is_unconfirmed || !self.memberships.as_ref().is_none_or(are_confirmed)
     }
 
-    async fn look_up_memberships(&mut self) -> Result<(), LoginFault> {
+    async fn look_up_memberships(&mut self) -> Result<(), LoginError> {
         let memberships = self
-            .doors
+            .context
             .cluster
-            .memberships(&self.packet.user, self.doors.deadline)
+            .memberships(&self.packet.user, self.context.deadline)
             .await
-            .map_err(LoginFault::Lookup)?;
+            .map_err(LoginError::Lookup)?;
         self.memberships = Some(memberships);
         Ok(())
     }
@@ -296,67 +296,67 @@ impl<'a> Exchange<'a> {
 
     /// How a login ends that rules or maps do not let in. What was remembered of its memberships, and could not be
     /// confirmed, may be older than a GRANT.
-    fn kept_out(&self, fault: LoginFault) -> LoginFault {
+    fn kept_out(&self, fault: LoginError) -> LoginError {
         match &self.memberships {
-            Some(answer) if !answer.is_confirmed => LoginFault::Lookup(LookupError::Unconfirmed),
+            Some(answer) if !answer.is_confirmed => LoginError::Lookup(LookupError::Unconfirmed),
             _ => fault,
         }
     }
 
-    async fn host_name(&self, origin: Origin) -> Result<HostName, LoginFault> {
+    async fn host_name(&self, origin: Origin) -> Result<HostName, LoginError> {
         let address: IpAddr = match origin {
             Origin::Tcp(address) => address,
             Origin::Local => return Ok(HostName::Unknown),
         };
-        let name = resolve::verified_host_name(address, self.doors.deadline).await;
-        let name = name.map_err(|busy| LoginFault::NameService(busy.to_string()))?;
+        let name = resolve::verified_host_name(address, self.context.deadline).await;
+        let name = name.map_err(|busy| LoginError::NameService(busy.to_string()))?;
         Ok(name.map_or(HostName::Unknown, HostName::Verified))
     }
 
-    async fn send(&mut self, out: &[u8]) -> Result<(), LoginFault> {
+    async fn send(&mut self, out: &[u8]) -> Result<(), LoginError> {
         send(self.stream, out).await
     }
 
-    async fn password_message(&mut self) -> Result<Bytes, LoginFault> {
+    async fn password_message(&mut self) -> Result<Bytes, LoginError> {
         let frame = read_password_message(self.stream, &mut self.buffer).await?;
         Ok(frame.body)
     }
 }
 
 /// What the log says of a proof that was none. A method that takes SCRAM only has no use for md5.
-fn wrong_password(identity: Option<&Identity>, is_scram: bool, guess: Option<Guess>) -> LoginFault {
+fn wrong_password(identity: Option<&Identity>, is_scram: bool, guess: Option<Guess>) -> LoginError {
     let why = match identity {
-        None => fault::NO_PASSWORD,
+        None => error::NO_PASSWORD,
         Some(Identity::Md5(_)) if is_scram => {
             "the password is stored as md5, and the rule asks for scram-sha-256"
         }
         Some(Identity::Md5(_) | Identity::Verifier(_) | Identity::Password(..)) => "wrong password",
     };
-    LoginFault::WrongPassword(why, guess)
+    LoginError::WrongPassword(why, guess)
 }
 
 /// Neither a wrong password nor an unknown user is told by an answer that nobody could confirm.
-fn verdict(fault: LoginFault, is_unconfirmed: bool) -> LoginFault {
+fn verdict(fault: LoginError, is_unconfirmed: bool) -> LoginError {
     if is_unconfirmed && fault.offence() == Some(Offence::Proof) {
-        return LoginFault::Unconfirmed;
+        return LoginError::Unconfirmed;
     }
     fault
 }
 
 /// An answer that nobody could confirm lets in only a client that the server checks as well, under its own name: the
 /// password may have been changed, the role be gone, or its membership revoked. Behind the console there is no server.
-fn certain(login: Option<ServerLogin>, is_unconfirmed: bool) -> Result<Option<ServerLogin>, LoginFault> {
+fn certain(login: Option<ServerLogin>, is_unconfirmed: bool) -> Result<Option<ServerLogin>, LoginError> {
     let is_checked = |login: &ServerLogin| !login.is_operators && login.user.is_none();
     if is_unconfirmed && !login.as_ref().is_some_and(is_checked) {
-        return Err(LoginFault::Lookup(LookupError::Unconfirmed));
+        return Err(LoginError::Lookup(LookupError::Unconfirmed));
     }
     Ok(login)
 }
 
 /// For `samehost` and `samenet`. An address that cannot be read would be a rule that is silently skipped.
-fn own_interfaces() -> Result<Vec<Interface>, LoginFault> {
+fn own_interfaces() -> Result<Vec<Interface>, LoginError> {
     let pairs = interfaces::interfaces().map_err(|error| {
-        LoginFault::Lookup(LookupError::Unavailable(format!(
+        LoginError::Lookup(LookupError::Unavailable(format!(
             "this host's own addresses: {error}"
         )))
     })?;
@@ -369,12 +369,12 @@ fn own_interfaces() -> Result<Vec<Interface>, LoginFault> {
 async fn read_password_message(
     stream: &mut ClientStream,
     buffer: &mut BytesMut,
-) -> Result<Frame, LoginFault> {
+) -> Result<Frame, LoginError> {
     let frame = loop {
         match frame::next_frame(buffer, LARGEST_PASSWORD_MESSAGE) {
             Ok(Some(frame)) => break frame,
             Ok(None) => {}
-            Err(fault) => return Err(LoginFault::Protocol(fault.to_string())),
+            Err(fault) => return Err(LoginError::Protocol(fault.to_string())),
         }
         if buffer.first().is_some_and(|&tag| tag != b'p') {
             break Frame {
@@ -384,7 +384,7 @@ async fn read_password_message(
         }
         make_room(buffer);
         match stream.read_buf(buffer).await {
-            Ok(0) | Err(_) => return Err(LoginFault::HungUp),
+            Ok(0) | Err(_) => return Err(LoginError::HungUp),
             Ok(_) => {}
         }
     };
@@ -393,11 +393,11 @@ async fn read_password_message(
             *buffer = BytesMut::new();
             Ok(frame)
         }
-        b'p' => Err(LoginFault::Protocol(
+        b'p' => Err(LoginError::Protocol(
             "unexpected data after a password message".to_owned(),
         )),
-        b'X' => Err(LoginFault::HungUp),
-        tag => Err(LoginFault::Protocol(format!(
+        b'X' => Err(LoginError::HungUp),
+        tag => Err(LoginError::Protocol(format!(
             "expected password response, got message type {tag}"
         ))),
     }
@@ -414,9 +414,9 @@ fn make_room(buffer: &mut BytesMut) {
     *buffer = larger;
 }
 
-async fn send(stream: &mut ClientStream, out: &[u8]) -> Result<(), LoginFault> {
-    stream.write_all(out).await.map_err(|_| LoginFault::HungUp)?;
-    stream.flush().await.map_err(|_| LoginFault::HungUp)
+async fn send(stream: &mut ClientStream, out: &[u8]) -> Result<(), LoginError> {
+    stream.write_all(out).await.map_err(|_| LoginError::HungUp)?;
+    stream.flush().await.map_err(|_| LoginError::HungUp)
 }
 
 #[cfg(test)]
@@ -424,7 +424,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::auth::credentials::ServerCredentials;
-    use crate::auth::scram::ScramFault;
+    use crate::auth::scram::ScramError;
     use crate::config::{Secret, ServerSecret};
     use crate::wire::sqlstate::SqlState;
 
@@ -495,13 +495,13 @@ mod tests {
     fn an_unconfirmed_answer_makes_no_password_wrong() {
         let wrong = || {
             [
-                LoginFault::Scram(ScramFault::Proof),
+                LoginError::Scram(ScramError::Proof),
                 wrong_password(None, true, None),
             ]
         };
         for fault in wrong() {
             let fault = verdict(fault, true);
-            assert!(matches!(fault, LoginFault::Unconfirmed));
+            assert!(matches!(fault, LoginError::Unconfirmed));
             assert_eq!(
                 fault.offence(),
                 Some(Offence::Garbage),
@@ -520,7 +520,7 @@ mod tests {
                 Some(SqlState::INVALID_PASSWORD)
             );
         }
-        let garbage = verdict(LoginFault::Protocol("garbage".to_owned()), true);
+        let garbage = verdict(LoginError::Protocol("garbage".to_owned()), true);
         assert_eq!(garbage.offence(), Some(Offence::Garbage));
     }
 
@@ -558,7 +558,7 @@ mod tests {
                 "certificate authentication failed for user \"app\"",
             ),
         ] {
-            let reply = LoginFault::Certificate(method, String::new()).reply(b"app");
+            let reply = LoginError::Certificate(method, String::new()).reply(b"app");
             let told = reply.map(|reply| (reply.code, reply.message));
             assert_eq!(told, Some((code, message.to_owned())), "{method}");
         }

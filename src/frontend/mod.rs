@@ -6,8 +6,8 @@
 //!
 //! Refuses: to know servers or sessions.
 
-pub mod access;
 mod address;
+pub mod auth_policy;
 pub mod certificate;
 pub mod derivations;
 pub mod interfaces;

@@ -10,14 +10,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::ClientStream;
-use super::certificate::PeerCertificateFault;
-use super::tls::{Acceptor, HandshakeFault, TlsFacts};
+use super::certificate::PeerCertificateError;
+use super::tls::{Acceptor, HandshakeError, TlsFacts};
 use crate::config::ListenerTls;
 use crate::tls::{self, HelloStream};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::proxy;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{self, CancelRequest, FirstPacket, StartupFault, StartupPacket, TLS_HANDSHAKE};
+use crate::wire::startup::{self, CancelRequest, FirstPacket, StartupError, StartupPacket, TLS_HANDSHAKE};
 
 /// PostgreSQL's registered protocol name; demanded with direct TLS (case 4).
 const ALPN: &[u8] = b"postgresql";
@@ -43,12 +43,12 @@ pub enum Opening {
 
 /// Why an opening came to nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum OpeningFault {
+pub enum OpeningError {
     /// It connected and left, or never said anything that needs an answer: a health check, a port scan.
     #[error("hung up")]
     HungUp,
     #[error("{0}")]
-    Startup(#[from] StartupFault),
+    Startup(#[from] StartupError),
     #[error("received unencrypted data after an encryption request")]
     Injected,
     #[error("an encryption request inside TLS, or a second one")]
@@ -60,7 +60,7 @@ pub enum OpeningFault {
     #[error("TLS handshake: {}", tls::of_io(.0).map_or_else(|| .0.to_string(), tls::explain))]
     Handshake(io::Error),
     #[error("{0}")]
-    Certificate(PeerCertificateFault),
+    Certificate(PeerCertificateError),
     /// From an address that is not among `proxy_protocol.trusted`.
     #[error(
         "a PROXY protocol header, which this listener does not take from this address: set its proxy_protocol.trusted \
@@ -80,7 +80,7 @@ pub struct Offer {
 }
 
 /// Reads up to and including the startup packet. Answers faults itself where PostgreSQL would.
-pub async fn open(stream: ClientStream, offer: &Offer) -> Result<Opening, OpeningFault> {
+pub async fn open(stream: ClientStream, offer: &Offer) -> Result<Opening, OpeningError> {
     match stream {
         ClientStream::Plain(socket) => over_network(socket, offer).await,
         // No TLS on this host, as with PostgreSQL; the first byte of direct TLS is no length of a startup packet.
@@ -88,23 +88,23 @@ pub async fn open(stream: ClientStream, offer: &Offer) -> Result<Opening, Openin
     }
 }
 
-async fn over_network(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningFault> {
+async fn over_network(socket: TcpStream, offer: &Offer) -> Result<Opening, OpeningError> {
     let acceptor = match offer.mode {
         ListenerTls::Off => None,
         ListenerTls::Optional | ListenerTls::Required => offer.tls.as_ref().map(|tls| tls.load_full()),
     };
     let mut first = [0_u8; 1];
     if !matches!(socket.peek(&mut first).await, Ok(1)) {
-        return Err(OpeningFault::HungUp);
+        return Err(OpeningError::HungUp);
     }
     if first[0] == TLS_HANDSHAKE {
         let Some(acceptor) = acceptor else {
-            return Err(OpeningFault::TlsNotOffered);
+            return Err(OpeningError::TlsNotOffered);
         };
         let (stream, facts) = handshake(socket, &acceptor).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             // No PostgreSQL client: a cross-protocol request must learn nothing.
-            return Err(OpeningFault::NoAlpn);
+            return Err(OpeningError::NoAlpn);
         }
         return inside_tls(stream, facts).await;
     }
@@ -115,7 +115,7 @@ async fn in_clear(
     mut stream: ClientStream,
     acceptor: Option<Arc<Acceptor>>,
     mode: ListenerTls,
-) -> Result<Opening, OpeningFault> {
+) -> Result<Opening, OpeningError> {
     let mut buffer = BytesMut::new();
     let (mut ssl_asked, mut gss_asked) = (false, false);
     loop {
@@ -134,7 +134,7 @@ async fn in_clear(
             }
             FirstPacket::Startup(packet) => {
                 if mode == ListenerTls::Required {
-                    return Err(answer(&mut stream, OpeningFault::TlsRequired).await);
+                    return Err(answer(&mut stream, OpeningError::TlsRequired).await);
                 }
                 return finish(stream, &buffer, |stream| Opening::Session {
                     stream,
@@ -145,18 +145,18 @@ async fn in_clear(
             }
         };
         if std::mem::replace(asked, true) {
-            return Err(answer(&mut stream, OpeningFault::EncryptionTwice).await);
+            return Err(answer(&mut stream, OpeningError::EncryptionTwice).await);
         }
         if !buffer.is_empty() {
             // CVE-2021-23214: what came behind the request would be taken for encrypted data.
-            return Err(answer(&mut stream, OpeningFault::Injected).await);
+            return Err(answer(&mut stream, OpeningError::Injected).await);
         }
         let is_ssl = matches!(packet, FirstPacket::SslRequest);
         let accept = acceptor.as_ref().filter(|_| is_ssl);
         stream
             .write_all(if accept.is_some() { b"S" } else { b"N" })
             .await
-            .map_err(|_| OpeningFault::HungUp)?;
+            .map_err(|_| OpeningError::HungUp)?;
         if let Some(acceptor) = accept {
             let ClientStream::Plain(socket) = stream else {
                 unreachable!("not yet encrypted, and no TLS on a Unix socket")
@@ -172,20 +172,20 @@ type ServerTls = tokio_rustls::server::TlsStream<HelloStream<TcpStream>>;
 async fn handshake(
     socket: TcpStream,
     acceptor: &Acceptor,
-) -> Result<(ServerTls, Box<TlsFacts>), OpeningFault> {
+) -> Result<(ServerTls, Box<TlsFacts>), OpeningError> {
     match acceptor.accept(socket).await {
         Ok((stream, facts)) => Ok((stream, Box::new(facts))),
-        Err(HandshakeFault::Certificate(fault)) => Err(OpeningFault::Certificate(fault)),
-        Err(HandshakeFault::Io(error)) => Err(match error.kind() {
+        Err(HandshakeError::Certificate(fault)) => Err(OpeningError::Certificate(fault)),
+        Err(HandshakeError::Io(error)) => Err(match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-                OpeningFault::HungUp
+                OpeningError::HungUp
             }
-            _ => OpeningFault::Handshake(error),
+            _ => OpeningError::Handshake(error),
         }),
     }
 }
 
-async fn inside_tls(stream: ServerTls, facts: Box<TlsFacts>) -> Result<Opening, OpeningFault> {
+async fn inside_tls(stream: ServerTls, facts: Box<TlsFacts>) -> Result<Opening, OpeningError> {
     let mut stream = ClientStream::Tls(Box::new(stream));
     let mut buffer = BytesMut::new();
     let fault = match read_packet(&mut stream, &mut buffer).await {
@@ -203,7 +203,7 @@ async fn inside_tls(stream: ServerTls, facts: Box<TlsFacts>) -> Result<Opening, 
         Ok(FirstPacket::Peer(body)) => {
             return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await;
         }
-        Ok(FirstPacket::SslRequest | FirstPacket::GssEncRequest) => OpeningFault::EncryptionTwice,
+        Ok(FirstPacket::SslRequest | FirstPacket::GssEncRequest) => OpeningError::EncryptionTwice,
         Err(fault) => fault,
     };
     Err(answer(&mut stream, fault).await)
@@ -214,33 +214,33 @@ async fn finish(
     mut stream: ClientStream,
     rest: &BytesMut,
     done: impl FnOnce(ClientStream) -> Opening,
-) -> Result<Opening, OpeningFault> {
+) -> Result<Opening, OpeningError> {
     if rest.is_empty() {
         Ok(done(stream))
     } else {
-        Err(answer(&mut stream, OpeningFault::Injected).await)
+        Err(answer(&mut stream, OpeningError::Injected).await)
     }
 }
 
 /// Reads until one first packet is whole. What was read beyond it stays in `buffer`, which never holds more than
 /// the largest packet and one read. Cancel safe: `read_buf` is.
-async fn read_packet(stream: &mut ClientStream, buffer: &mut BytesMut) -> Result<FirstPacket, OpeningFault> {
+async fn read_packet(stream: &mut ClientStream, buffer: &mut BytesMut) -> Result<FirstPacket, OpeningError> {
     loop {
-        let parsed = startup::parse(buffer).map_err(|fault| OpeningFault::at_first(fault, buffer))?;
+        let parsed = startup::parse(buffer).map_err(|fault| OpeningError::at_first(fault, buffer))?;
         if let Some((packet, used)) = parsed {
             let _consumed = buffer.split_to(used);
             return Ok(packet);
         }
         buffer.reserve(1024);
         match stream.read_buf(buffer).await {
-            Ok(0) | Err(_) => return Err(OpeningFault::HungUp),
+            Ok(0) | Err(_) => return Err(OpeningError::HungUp),
             Ok(_) => {}
         }
     }
 }
 
 /// Tells the client, where PostgreSQL would, and passes the fault on.
-async fn answer(stream: &mut ClientStream, fault: OpeningFault) -> OpeningFault {
+async fn answer(stream: &mut ClientStream, fault: OpeningError) -> OpeningError {
     if let Some(reply) = fault.reply() {
         let mut out = BytesMut::new();
         message::error(&mut out, &reply);
@@ -269,11 +269,11 @@ fn is_bad_certificate(error: &io::Error) -> bool {
     matches!(tls::of_io(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
-impl OpeningFault {
+impl OpeningError {
     /// What is wrong with a first packet that begins with `read`.
-    pub fn at_first(fault: StartupFault, read: &[u8]) -> Self {
+    pub fn at_first(fault: StartupError, read: &[u8]) -> Self {
         match fault {
-            StartupFault::Length if proxy::begins(read) => Self::ProxyHeader,
+            StartupError::Length if proxy::begins(read) => Self::ProxyHeader,
             fault => Self::Startup(fault),
         }
     }
@@ -307,7 +307,7 @@ impl OpeningFault {
     pub fn is_noise(&self) -> bool {
         match self {
             // Not PostgreSQL's protocol, or a TLS that no PostgreSQL client speaks: PostgreSQL logs neither.
-            Self::HungUp | Self::Startup(StartupFault::Length) | Self::NoAlpn | Self::TlsNotOffered => true,
+            Self::HungUp | Self::Startup(StartupError::Length) | Self::NoAlpn | Self::TlsNotOffered => true,
             Self::Handshake(error) => is_garbage(error),
             Self::Startup(_)
             | Self::Injected
@@ -323,7 +323,7 @@ impl OpeningFault {
     pub fn is_offence(&self) -> bool {
         match self {
             Self::HungUp
-            | Self::Startup(StartupFault::Length | StartupFault::Version { .. })
+            | Self::Startup(StartupError::Length | StartupError::Version { .. })
             | Self::NoAlpn
             | Self::TlsNotOffered
             | Self::ProxyHeader
@@ -335,7 +335,7 @@ impl OpeningFault {
 
     /// Did the peer want something that it was refused?
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::HungUp | Self::Startup(StartupFault::Length))
+        !matches!(self, Self::HungUp | Self::Startup(StartupError::Length))
     }
 }
 
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_header_of_a_balancer_is_told_from_noise() {
-        let fault = |read: &[u8]| OpeningFault::at_first(StartupFault::Length, read);
+        let fault = |read: &[u8]| OpeningError::at_first(StartupError::Length, read);
         let header = fault(b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n");
         assert!(!header.is_noise() && header.is_refusal() && !header.is_offence());
         assert!(header.to_string().contains("proxy_protocol.trusted"), "{header}");

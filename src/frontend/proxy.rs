@@ -4,34 +4,34 @@ use std::io;
 
 use tokio::net::TcpStream;
 
-use crate::wire::proxy::{Header, ProxyFault, Reader};
+use crate::wire::proxy::{Header, ProxyError, Reader};
 
 /// One look at what has come.
 const LOOK: usize = 512;
 
 /// Why there is no header.
 #[derive(Debug, thiserror::Error)]
-pub enum ProxyHeaderFault {
+pub enum ProxyHeaderError {
     #[error("hung up")]
     HungUp,
     #[error("{0}")]
-    Header(#[from] ProxyFault),
+    Header(#[from] ProxyError),
 }
 
-impl From<io::Error> for ProxyHeaderFault {
+impl From<io::Error> for ProxyHeaderError {
     fn from(_: io::Error) -> Self {
         Self::HungUp
     }
 }
 
 /// Takes the header, and no byte behind it. Bounded in memory; the caller bounds the time. Not cancel safe.
-pub async fn read(socket: &TcpStream) -> Result<Header, ProxyHeaderFault> {
+pub async fn read(socket: &TcpStream) -> Result<Header, ProxyHeaderError> {
     let mut reader = Reader::default();
     let mut look = [0; LOOK];
     loop {
         let seen = socket.peek(&mut look).await?;
         if seen == 0 {
-            return Err(ProxyHeaderFault::HungUp);
+            return Err(ProxyHeaderError::HungUp);
         }
         let (used, header) = reader.push(&look[..seen])?;
         consume(socket, used).await?;

@@ -66,13 +66,13 @@ struct Resolver {
 
 #[derive(Debug, Default)]
 struct Known {
-    answers: HashMap<IpAddr, Answer>,
+    answers: HashMap<IpAddr, ResolverAnswer>,
     /// Closed without a value if the look-up came to nothing.
     running: HashMap<IpAddr, watch::Receiver<Told>>,
 }
 
 #[derive(Debug, Clone)]
-struct Answer {
+struct ResolverAnswer {
     name: Option<String>,
     /// When the resolver said so.
     answered: Instant,
@@ -184,7 +184,7 @@ impl Resolver {
     }
 }
 
-impl Answer {
+impl ResolverAnswer {
     fn is_kept(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.answered) < KEPT_FOR
     }
@@ -198,11 +198,11 @@ impl Known {
         let is_silent = name.is_none() && now.saturating_duration_since(began) >= SILENT_AFTER;
         let last = self.answers.get(&ip).filter(|answer| answer.is_kept(now));
         let answer = match last {
-            Some(last) if is_silent => Answer {
+            Some(last) if is_silent => ResolverAnswer {
                 fresh_until: now + SILENT_FOR,
                 ..last.clone()
             },
-            _ => Answer {
+            _ => ResolverAnswer {
                 name,
                 answered: now,
                 fresh_until: now + if is_silent { SILENT_FOR } else { REMEMBERED_FOR },

@@ -151,7 +151,7 @@ async fn a_look_up_that_hangs_holds_up_nobody_with_a_name() {
         |_| Vec::new(),
     );
     let now = Instant::now();
-    let answer = Answer {
+    let answer = ResolverAnswer {
         name: Some("client.example".to_owned()),
         answered: now,
         fresh_until: now,

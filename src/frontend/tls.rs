@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::certificate::{PeerCertificate, PeerCertificateFault};
+use super::certificate::{PeerCertificate, PeerCertificateError};
 use crate::auth::scram::binding::tls_server_end_point;
 use crate::config::ClientTls;
 use crate::tls::{HelloStream, fits_name};
@@ -40,11 +40,11 @@ pub struct TlsFacts {
 
 /// Why a handshake came to nothing.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HandshakeFault {
+pub(super) enum HandshakeError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
-    Certificate(#[from] PeerCertificateFault),
+    Certificate(#[from] PeerCertificateError),
 }
 
 impl Acceptor {
@@ -81,7 +81,7 @@ impl Acceptor {
     pub(super) async fn accept(
         &self,
         socket: TcpStream,
-    ) -> Result<(TlsStream<HelloStream<TcpStream>>, TlsFacts), HandshakeFault> {
+    ) -> Result<(TlsStream<HelloStream<TcpStream>>, TlsFacts), HandshakeError> {
         let hello = LazyConfigAcceptor::new(HelloReader::default(), HelloStream::new(socket)).await?;
         let asked = hello.client_hello().server_name().map(str::to_owned);
         let Some(served) = self.choose(asked.as_deref()) else {

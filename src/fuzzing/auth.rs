@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use super::choice;
-use crate::auth::ldap::message::{Answer, LARGEST_ANSWER, message_length};
+use crate::auth::ldap::message::{LARGEST_ANSWER, LdapAnswer, message_length};
 use crate::auth::ldap::{LdapOptions, LdapSettings, direct_name};
 use crate::auth::lookup::LookedUp;
 use crate::auth::md5::Md5Hash;
@@ -153,10 +153,10 @@ pub(super) fn ldap(data: &[u8]) {
     if let Ok(Some(length)) = message_length(data) {
         assert!(length <= LARGEST_ANSWER);
         if let Some(message) = data.get(..length) {
-            let _ = Answer::decode(message);
+            let _ = LdapAnswer::decode(message);
         }
     }
-    let _ = Answer::decode(data);
+    let _ = LdapAnswer::decode(data);
     let (which, text) = choice(data);
     let Ok(text) = std::str::from_utf8(text) else {
         return;

@@ -27,7 +27,7 @@ macro_rules! targets {
 }
 
 targets! {
-    account: crate::wire::account::model::play,
+    pending: crate::wire::pending::model::play,
     certificate: auth::certificate,
     config: outside::config,
     console: crate::admin::console::fuzzing::run,

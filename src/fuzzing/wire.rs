@@ -162,7 +162,7 @@ fn server_told(data: &[u8]) -> Told {
 }
 
 fn server_message(tag: u8, body: &[u8]) -> Result<Option<String>, ()> {
-    use crate::wire::account::TransactionStatus::{Failed, Idle, InTransaction};
+    use crate::wire::pending::TransactionStatus::{Failed, Idle, InTransaction};
     let event = match (tag, body) {
         (b'Z', b"I") => ServerEvent::ReadyForQuery(Idle),
         (b'Z', b"T") => ServerEvent::ReadyForQuery(InTransaction),

@@ -107,7 +107,7 @@ proptest! {
             route.tags.insert("disk".into(), json!(disk));
         }
         let index = |name: &MemberName| name.as_str()[1..].parse::<usize>().unwrap();
-        let is_in_trouble = |name: &MemberName| index(name) == trouble;
+        let is_backing_off = |name: &MemberName| index(name) == trouble;
         let mut expected: Vec<&str> = cluster
             .members
             .iter()
@@ -123,14 +123,14 @@ proptest! {
                 zone: own,
                 listed: &[],
                 sessions_on: &|name| loads[index(name)],
-                is_in_trouble: &is_in_trouble,
+                is_backing_off: &is_backing_off,
                 chance: &mut || chances.next().unwrap(),
                 turns: &mut turns,
             };
             let choice = candidates(&cluster, &route, &mut asked);
             let order: Vec<_> = choice.candidates.iter().map(|candidate| {
                 let member = cluster.member(&candidate.member).unwrap();
-                (is_in_trouble(&member.name), allowed(&cluster, &route, member), member.weight == 0)
+                (is_backing_off(&member.name), allowed(&cluster, &route, member), member.weight == 0)
             }).collect();
             prop_assert!(order.is_sorted(), "{:?}", order);
             let mut found = names(&choice);

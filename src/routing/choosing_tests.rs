@@ -73,7 +73,7 @@ impl Logins {
             zone: self.zone,
             listed: &self.listed,
             sessions_on: &|name| sessions.get(name).copied().unwrap_or_default(),
-            is_in_trouble: &|name| self.in_trouble.contains(&name.as_str()),
+            is_backing_off: &|name| self.in_trouble.contains(&name.as_str()),
             chance: &mut *self.chance,
             turns: &mut self.turns,
         };
@@ -203,15 +203,15 @@ fn only_members_with_the_tags_serve() {
 fn a_read_only_session_that_began_on_a_leader_stays_whatever_becomes_of_it() {
     let db1 = MemberName::new("db1");
     let mut cluster = three();
-    let verdict = |cluster: &Snapshot| verdict(cluster, Terms::Unenforced, &db1, None);
-    assert_eq!(verdict(&cluster), Verdict::Stay);
+    let verdict = |cluster: &Snapshot| verdict(cluster, GrantedRole::Unenforced, &db1, None);
+    assert_eq!(verdict(&cluster), SessionVerdict::Stay);
     cluster.leader = Leader::Verified {
         member: MemberName::new("db2"),
         timeline: 4,
         named_by: NamedBy::LeaderKey,
     };
     cluster.members[0] = member("db1", Role::Replica, "streaming", true);
-    assert_eq!(verdict(&cluster), Verdict::Stay);
+    assert_eq!(verdict(&cluster), SessionVerdict::Stay);
 }
 
 #[test]

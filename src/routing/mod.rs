@@ -20,4 +20,4 @@ pub use policy::{
     Asked, Candidate, Choice, Preference, Reason, anybody, candidates, chance, fitness, leader_reason,
     replica_reason, unavailable,
 };
-pub use verdict::{EndReason, Misfit, Terms, Verdict, fits, verdict};
+pub use verdict::{EndReason, GrantedRole, Misfit, SessionVerdict, fits, verdict};

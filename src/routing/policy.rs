@@ -123,7 +123,7 @@ pub struct Asked<'a> {
     pub listed: &'a [Server],
     pub sessions_on: &'a dyn Fn(&MemberName) -> usize,
     /// Whether attempts to connect to it have failed lately.
-    pub is_in_trouble: &'a dyn Fn(&MemberName) -> bool,
+    pub is_backing_off: &'a dyn Fn(&MemberName) -> bool,
     pub chance: &'a mut dyn FnMut() -> u64,
     /// Of this route; moved on by [`balance::Turns`].
     pub turns: &'a mut Turns,
@@ -150,7 +150,7 @@ pub fn candidates(snapshot: &Snapshot, route: &Route, asked: &mut Asked<'_>) -> 
                 // Its last probe failed, though not often enough yet; or it is full.
                 let is_doubtful = member.health.error.is_some();
                 let rank = (
-                    is_doubtful || (asked.is_in_trouble)(&member.name),
+                    is_doubtful || (asked.is_backing_off)(&member.name),
                     tier,
                     member.weight == 0,
                     reason.rank(),

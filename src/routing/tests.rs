@@ -10,7 +10,7 @@ use serde_json::json;
 use super::*;
 use crate::cluster::snapshot::{Health, NamedBy, ProbeFacts, SourceStatus};
 use crate::config::OnLeader;
-use crate::routing::{EndReason, Terms, Verdict, verdict};
+use crate::routing::{EndReason, GrantedRole, SessionVerdict, verdict};
 
 fn facts(in_recovery: bool) -> ProbeFacts {
     ProbeFacts {
@@ -119,7 +119,7 @@ fn choose_with(
         zone: None,
         listed: &[],
         sessions_on,
-        is_in_trouble: &|_| false,
+        is_backing_off: &|_| false,
         chance,
         turns: &mut Turns::default(),
     };
@@ -295,18 +295,24 @@ fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
     let db1 = MemberName::new("db1");
     let db2 = MemberName::new("db2");
     let mut cluster = three();
-    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1, None), Verdict::Stay);
-    assert_eq!(verdict(&cluster, Terms::ReadOnly, &db2, None), Verdict::Stay);
     assert_eq!(
-        verdict(&cluster, Terms::ReadWrite, &db2, None),
-        Verdict::End(EndReason::OtherLeader {
+        verdict(&cluster, GrantedRole::ReadWrite, &db1, None),
+        SessionVerdict::Stay
+    );
+    assert_eq!(
+        verdict(&cluster, GrantedRole::ReadOnly, &db2, None),
+        SessionVerdict::Stay
+    );
+    assert_eq!(
+        verdict(&cluster, GrantedRole::ReadWrite, &db2, None),
+        SessionVerdict::End(EndReason::OtherLeader {
             old: db2.clone(),
             leader: db1.clone()
         })
     );
     assert_eq!(
-        verdict(&cluster, Terms::ReadOnly, &db1, None),
-        Verdict::End(EndReason::Promoted(db1.clone()))
+        verdict(&cluster, GrantedRole::ReadOnly, &db1, None),
+        SessionVerdict::End(EndReason::Promoted(db1.clone()))
     );
 
     cluster.leader = Leader::None(NoLeader::NotReachable(db1.clone()));
@@ -314,14 +320,20 @@ fn live_sessions_end_at_a_demotion_another_leader_or_a_promotion() {
         error: Some("timeout".into()),
         ..Health::default()
     };
-    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1, None), Verdict::Stay);
+    assert_eq!(
+        verdict(&cluster, GrantedRole::ReadWrite, &db1, None),
+        SessionVerdict::Stay
+    );
     cluster.members[0] = member("db1", Role::Replica, "running", true);
     assert_eq!(
-        verdict(&cluster, Terms::ReadWrite, &db1, None),
-        Verdict::End(EndReason::Demoted(db1.clone()))
+        verdict(&cluster, GrantedRole::ReadWrite, &db1, None),
+        SessionVerdict::End(EndReason::Demoted(db1.clone()))
     );
     cluster.members.remove(0);
-    assert_eq!(verdict(&cluster, Terms::ReadWrite, &db1, None), Verdict::Stay);
+    assert_eq!(
+        verdict(&cluster, GrantedRole::ReadWrite, &db1, None),
+        SessionVerdict::Stay
+    );
 }
 
 prop_compose! {
@@ -361,7 +373,7 @@ prop_compose! {
 proptest! {
     #[test]
     fn candidates_are_always_fit(cluster in any_snapshot(), loads in proptest::array::uniform4(0_usize..5)) {
-        for (route, terms) in [(to_leader(), Terms::ReadWrite), (to_replica(), Terms::ReadOnly)] {
+        for (route, granted) in [(to_leader(), GrantedRole::ReadWrite), (to_replica(), GrantedRole::ReadOnly)] {
             let load = |name: &MemberName| loads[name.as_str()[1..].parse::<usize>().unwrap()];
             let choice = choose_with(&cluster, &route, &load, &mut || 0);
             prop_assert_eq!(choice.candidates.len() + choice.refused.len(), cluster.members.len());
@@ -373,15 +385,15 @@ proptest! {
                 prop_assert_eq!(member.identity, Identity::Same);
                 prop_assert_eq!(member.admin, AdminState::Ready);
                 let leads = matches!(&cluster.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
-                prop_assert_eq!(leads, terms == Terms::ReadWrite);
-                if terms == Terms::ReadOnly {
+                prop_assert_eq!(leads, granted == GrantedRole::ReadWrite);
+                if granted == GrantedRole::ReadOnly {
                     prop_assert!(member.health.facts.as_ref().unwrap().in_recovery);
                     prop_assert!(!member.tags.contains_key("noloadbalance"));
                     // A candidate never has to leave again at once.
-                    prop_assert_eq!(verdict(&cluster, terms, &candidate.member, None), Verdict::Stay);
+                    prop_assert_eq!(verdict(&cluster, granted, &candidate.member, None), SessionVerdict::Stay);
                 }
             }
-            if terms == Terms::ReadWrite {
+            if granted == GrantedRole::ReadWrite {
                 prop_assert!(choice.candidates.len() <= 1);
             }
         }

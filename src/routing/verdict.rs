@@ -7,7 +7,7 @@ use crate::config::Access;
 
 /// What a session was promised of its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Terms {
+pub enum GrantedRole {
     /// It is the verified leader.
     ReadWrite,
     /// It is a standby.
@@ -18,7 +18,7 @@ pub enum Terms {
     Enforced,
 }
 
-impl Terms {
+impl GrantedRole {
     pub fn access(self) -> Access {
         match self {
             Self::ReadWrite => Access::ReadWrite,
@@ -72,7 +72,7 @@ pub fn fits(snapshot: &Snapshot, candidate: &Candidate, sight: &Sight) -> Result
 
 /// Whether a live session may stay on its server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum SessionVerdict {
     Stay,
     End(EndReason),
 }
@@ -129,20 +129,20 @@ fn seen_since<'a>(
     (is_here && is_younger && !is_confirmed).then_some(facts)
 }
 
-/// What `snapshot` means for a session that was given `member` on `terms`, seen to be at `place`. A member that is merely
+/// What `snapshot` means for a session that was given `member` on `granted`, seen to be at `place`. A member that is merely
 /// unknown, down or unreachable keeps its sessions: their own connections tell best.
 pub fn verdict(
     snapshot: &Snapshot,
-    terms: Terms,
+    granted: GrantedRole,
     member: &MemberName,
     place: Option<&Whereabouts>,
-) -> Verdict {
+) -> SessionVerdict {
     if let Some(place) = place {
         if is_foreign(snapshot, member, place) {
-            return Verdict::End(EndReason::Foreign(member.clone()));
+            return SessionVerdict::End(EndReason::Foreign(member.clone()));
         }
-        if terms == Terms::ReadWrite && is_outdated(snapshot, member, place) {
-            return Verdict::End(EndReason::OldPrimary(member.clone()));
+        if granted == GrantedRole::ReadWrite && is_outdated(snapshot, member, place) {
+            return SessionVerdict::End(EndReason::OldPrimary(member.clone()));
         }
     }
     // A namesake of another cluster tells nothing of it.
@@ -151,16 +151,16 @@ pub fn verdict(
         .filter(|member| member.identity != Identity::Foreign)
         .and_then(|member| member.health.facts.as_ref())
         .map(|facts| facts.in_recovery);
-    match (terms, &snapshot.leader, in_recovery) {
-        (Terms::ReadWrite, Leader::Verified { member: leader, .. }, _) if leader != member => {
-            Verdict::End(EndReason::OtherLeader {
+    match (granted, &snapshot.leader, in_recovery) {
+        (GrantedRole::ReadWrite, Leader::Verified { member: leader, .. }, _) if leader != member => {
+            SessionVerdict::End(EndReason::OtherLeader {
                 old: member.clone(),
                 leader: leader.clone(),
             })
         }
-        (Terms::ReadWrite, _, Some(true)) => Verdict::End(EndReason::Demoted(member.clone())),
-        (Terms::ReadOnly, _, Some(false)) => Verdict::End(EndReason::Promoted(member.clone())),
-        _ => Verdict::Stay,
+        (GrantedRole::ReadWrite, _, Some(true)) => SessionVerdict::End(EndReason::Demoted(member.clone())),
+        (GrantedRole::ReadOnly, _, Some(false)) => SessionVerdict::End(EndReason::Promoted(member.clone())),
+        _ => SessionVerdict::Stay,
     }
 }
 

@@ -50,38 +50,38 @@ fn seen(identifier: u64, timeline: u32, begun: Instant, later: i64) -> Snapshot 
     cluster
 }
 
-fn of(cluster: &Snapshot, terms: Terms, place: &Whereabouts) -> Verdict {
-    verdict(cluster, terms, &MemberName::new("db1"), Some(place))
+fn of(cluster: &Snapshot, granted: GrantedRole, place: &Whereabouts) -> SessionVerdict {
+    verdict(cluster, granted, &MemberName::new("db1"), Some(place))
 }
 
-fn foreign() -> Verdict {
-    Verdict::End(EndReason::Foreign(MemberName::new("db1")))
+fn foreign() -> SessionVerdict {
+    SessionVerdict::End(EndReason::Foreign(MemberName::new("db1")))
 }
 
-fn old_primary() -> Verdict {
-    Verdict::End(EndReason::OldPrimary(MemberName::new("db1")))
+fn old_primary() -> SessionVerdict {
+    SessionVerdict::End(EndReason::OldPrimary(MemberName::new("db1")))
 }
 
 #[test]
 fn a_session_that_was_led_to_another_cluster_ends_whatever_it_was_promised() {
     let begun = begun();
-    for terms in [
-        Terms::ReadWrite,
-        Terms::ReadOnly,
-        Terms::Unenforced,
-        Terms::Enforced,
+    for granted in [
+        GrantedRole::ReadWrite,
+        GrantedRole::ReadOnly,
+        GrantedRole::Unenforced,
+        GrantedRole::Enforced,
     ] {
         let cluster = seen(666, 9, begun, 1);
         assert_eq!(
-            of(&cluster, terms, &place(Known::Beside, begun)),
+            of(&cluster, granted, &place(Known::Beside, begun)),
             foreign(),
-            "{terms:?}"
+            "{granted:?}"
         );
         // Its own connection was asked: the other server is only a namesake.
         assert_eq!(
-            of(&cluster, terms, &place(Known::Asked, begun)),
-            Verdict::Stay,
-            "{terms:?}"
+            of(&cluster, granted, &place(Known::Asked, begun)),
+            SessionVerdict::Stay,
+            "{granted:?}"
         );
     }
 }
@@ -97,13 +97,19 @@ fn a_session_whose_server_was_seen_before_and_after_it_began_stays_where_it_is()
             at: begun + Duration::from_secs(later),
             timeline,
         };
-        assert_ne!(of(&cluster, Terms::ReadWrite, &beside), Verdict::Stay);
+        assert_ne!(
+            of(&cluster, GrantedRole::ReadWrite, &beside),
+            SessionVerdict::Stay
+        );
         cluster.members[0].health.verified = Some(verified(1, 3));
-        assert_eq!(of(&cluster, Terms::ReadWrite, &beside), Verdict::Stay);
+        assert_eq!(
+            of(&cluster, GrantedRole::ReadWrite, &beside),
+            SessionVerdict::Stay
+        );
         cluster.members[0].health.verified = Some(verified(1, 2));
         assert_ne!(
-            of(&cluster, Terms::ReadWrite, &beside),
-            Verdict::Stay,
+            of(&cluster, GrantedRole::ReadWrite, &beside),
+            SessionVerdict::Stay,
             "not on its timeline"
         );
         cluster.members[0].health.verified = Some(VerifiedAt {
@@ -111,8 +117,8 @@ fn a_session_whose_server_was_seen_before_and_after_it_began_stays_where_it_is()
             timeline: 3,
         });
         assert_ne!(
-            of(&cluster, Terms::ReadWrite, &beside),
-            Verdict::Stay,
+            of(&cluster, GrantedRole::ReadWrite, &beside),
+            SessionVerdict::Stay,
             "before it began"
         );
     }
@@ -123,12 +129,15 @@ fn what_was_seen_elsewhere_or_before_says_nothing_of_a_session() {
     let begun = begun();
     let beside = place(Known::Beside, begun);
     assert_eq!(
-        of(&seen(666, 9, begun, -1), Terms::ReadWrite, &beside),
-        Verdict::Stay
+        of(&seen(666, 9, begun, -1), GrantedRole::ReadWrite, &beside),
+        SessionVerdict::Stay
     );
     let mut cluster = seen(666, 9, begun, 1);
     cluster.members[0].health.facts.as_mut().unwrap().address = Some(ELSEWHERE);
-    assert_eq!(of(&cluster, Terms::ReadWrite, &beside), Verdict::Stay);
+    assert_eq!(
+        of(&cluster, GrantedRole::ReadWrite, &beside),
+        SessionVerdict::Stay
+    );
 }
 
 #[test]
@@ -142,19 +151,19 @@ fn a_read_write_session_ends_when_the_leader_of_its_name_is_on_a_newer_timeline(
     };
     for known in [Known::Asked, Known::Beside] {
         assert_eq!(
-            of(&cluster, Terms::ReadWrite, &place(known, begun)),
+            of(&cluster, GrantedRole::ReadWrite, &place(known, begun)),
             old_primary()
         );
         assert_eq!(
-            of(&cluster, Terms::Unenforced, &place(known, begun)),
-            Verdict::Stay
+            of(&cluster, GrantedRole::Unenforced, &place(known, begun)),
+            SessionVerdict::Stay
         );
     }
     // The other way round: led to the old primary.
     assert_eq!(
         of(
             &seen(7, 2, begun, 1),
-            Terms::ReadWrite,
+            GrantedRole::ReadWrite,
             &place(Known::Beside, begun)
         ),
         old_primary()
@@ -162,10 +171,10 @@ fn a_read_write_session_ends_when_the_leader_of_its_name_is_on_a_newer_timeline(
     assert_eq!(
         of(
             &seen(7, 2, begun, 1),
-            Terms::ReadWrite,
+            GrantedRole::ReadWrite,
             &place(Known::Asked, begun)
         ),
-        Verdict::Stay
+        SessionVerdict::Stay
     );
 }
 
@@ -175,13 +184,13 @@ fn once_the_cluster_is_another_one_sessions_on_the_old_servers_end() {
     let mut cluster = three();
     cluster.system_identifier = None;
     assert_eq!(
-        of(&cluster, Terms::ReadWrite, &place(Known::Asked, begun)),
-        Verdict::Stay,
+        of(&cluster, GrantedRole::ReadWrite, &place(Known::Asked, begun)),
+        SessionVerdict::Stay,
         "not known yet"
     );
     cluster.system_identifier = Some(8);
     assert_eq!(
-        of(&cluster, Terms::ReadOnly, &place(Known::Asked, begun)),
+        of(&cluster, GrantedRole::ReadOnly, &place(Known::Asked, begun)),
         foreign()
     );
 }

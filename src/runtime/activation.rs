@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use listenfd::ListenFd;
 
-use crate::frontend::listen::{Inheritance, Inherited, Place};
+use crate::frontend::listen::{BoundPlace, Inheritance, Inherited};
 
 /// Every socket that was passed to this process; none where nobody did. The files of Unix sockets are systemd's.
 ///
@@ -24,7 +24,8 @@ pub(super) fn sockets() -> anyhow::Result<Inheritance> {
                 }
             },
         };
-        let place = Place::of_socket(&socket).with_context(|| format!("descriptor {number} from systemd"))?;
+        let place =
+            BoundPlace::of_socket(&socket).with_context(|| format!("descriptor {number} from systemd"))?;
         sockets.push(Inherited {
             place,
             socket,

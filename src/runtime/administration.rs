@@ -13,14 +13,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::control::{Request, Requests};
+use super::control::{ControlRequest, Requests};
 use super::handover::PATIENCE;
-use super::state_file::{self, Kept, KeptMembers};
+use super::state_file::{self, AdminOverrides, MemberOverrides};
 use crate::admin::{Activity, Change, Ending, Operations, Readiness, ReloadAnswer, SessionView};
 use crate::cluster::snapshot::{AdminState, MemberName};
-use crate::cluster::{Busy, ClusterHandle, Successor};
+use crate::cluster::{Busy, ClusterHandle, PreparedCluster};
 use crate::session::end::{Order, Reason};
-use crate::session::registry::{Entry, Registry};
+use crate::session::registry::{Registry, SessionEntry};
 use crate::wire::text::Escaped;
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) struct Administration {
     registry: Arc<Registry>,
     readiness: Arc<Readiness>,
     /// Held over a change, so that two at once are kept in the order in which they are done.
-    kept: Mutex<watch::Sender<Arc<Kept>>>,
+    overrides: Mutex<watch::Sender<Arc<AdminOverrides>>>,
     requests: Requests,
     /// While another process is told what was set: a change would be lost.
     is_handing_over: AtomicBool,
@@ -48,7 +48,7 @@ impl Administration {
     /// first look, if nothing was waited for since they were started. To be called on the control runtime.
     pub(super) fn begin(
         state_file: Option<PathBuf>,
-        told: Option<Kept>,
+        told: Option<AdminOverrides>,
         clusters: HashMap<Arc<str>, ClusterHandle>,
         registry: Arc<Registry>,
         readiness: Arc<Readiness>,
@@ -56,11 +56,11 @@ impl Administration {
         (stop, tracker): (&CancellationToken, &TaskTracker),
     ) -> Self {
         let is_told = told.is_some();
-        let kept = told
+        let overrides = told
             .or_else(|| state_file.as_deref().map(state_file::load))
             .unwrap_or_default();
         for (name, cluster) in &clusters {
-            if let Some(members) = kept.0.get(&**name) {
+            if let Some(members) = overrides.0.get(&**name) {
                 brief(members, name, on(cluster));
             }
         }
@@ -68,7 +68,7 @@ impl Administration {
             clusters: Mutex::new(clusters),
             registry,
             readiness,
-            kept: Mutex::new(watch::Sender::new(Arc::new(kept))),
+            overrides: Mutex::new(watch::Sender::new(Arc::new(overrides))),
             requests,
             is_handing_over: AtomicBool::new(false),
             state_file,
@@ -88,8 +88,8 @@ impl Administration {
         let Some(path) = self.state_file.clone() else {
             return;
         };
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut changes = kept.subscribe();
+        let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = overrides.subscribe();
         if at_once {
             changes.mark_changed();
         }
@@ -102,32 +102,33 @@ impl Administration {
     /// Tells a cluster that has begun, before its first look if nothing was waited for since, what is set for its
     /// members.
     pub(super) fn brief(&self, name: &str, cluster: &ClusterHandle) {
-        brief(&self.kept(name), name, on(cluster));
+        brief(&self.overrides(name), name, on(cluster));
     }
 
     /// As [`Self::brief`]; returns what was told.
-    pub(super) fn brief_successor(&self, name: &str, successor: &Successor) -> KeptMembers {
-        let kept = self.kept(name);
-        brief(&kept, name, |member, change| match change {
+    pub(super) fn brief_successor(&self, name: &str, successor: &PreparedCluster) -> MemberOverrides {
+        let overrides = self.overrides(name);
+        brief(&overrides, name, |member, change| match change {
             Change::Admin(state) => successor.set_admin(member, state),
             Change::Weight(weight) => successor.set_weight(member, weight),
         });
-        kept
+        overrides
     }
 
     /// After a successor has taken over: tells it what was set since it was told `before`.
-    pub(super) fn catch_up(&self, name: &str, cluster: &ClusterHandle, before: &KeptMembers) {
-        let now = self.kept(name);
+    pub(super) fn catch_up(&self, name: &str, cluster: &ClusterHandle, before: &MemberOverrides) {
+        let now = self.overrides(name);
         let set = on(cluster);
-        let of = |kept: &KeptMembers, member: &String| kept.get(member).copied().unwrap_or_default();
+        let of =
+            |overrides: &MemberOverrides, member: &String| overrides.get(member).copied().unwrap_or_default();
         for member in before.keys().chain(now.keys()) {
-            let (told, kept) = (of(before, member), of(&now, member));
-            if told == kept {
+            let (told, overrides) = (of(before, member), of(&now, member));
+            if told == overrides {
                 continue;
             }
             let name = MemberName::new(member.as_str());
-            let admin = set(&name, Change::Admin(kept.admin));
-            if admin.and(set(&name, Change::Weight(kept.weight))).is_err() {
+            let admin = set(&name, Change::Admin(overrides.admin));
+            if admin.and(set(&name, Change::Weight(overrides.weight))).is_err() {
                 tracing::warn!(member = %name, "too much was set during the reload; set it again");
             }
         }
@@ -135,11 +136,11 @@ impl Administration {
 
     /// Everything that is set for members, and whether the router is drained. Nothing can be changed from now on, until
     /// [`Self::go_on`].
-    pub(super) fn freeze(&self) -> (Kept, bool) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn freeze(&self) -> (AdminOverrides, bool) {
+        let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_handing_over.store(true, Ordering::Relaxed);
         let is_drained = self.readiness.is_drained();
-        (Kept::clone(&kept.borrow()), is_drained)
+        (AdminOverrides::clone(&overrides.borrow()), is_drained)
     }
 
     pub(super) fn go_on(&self) {
@@ -174,13 +175,13 @@ impl Administration {
     }
 
     /// Once no change is under way.
-    fn kept(&self, cluster: &str) -> KeptMembers {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = kept.borrow();
-        kept.0.get(cluster).cloned().unwrap_or_default()
+    fn overrides(&self, cluster: &str) -> MemberOverrides {
+        let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        let overrides = overrides.borrow();
+        overrides.0.get(cluster).cloned().unwrap_or_default()
     }
 
-    fn end(&self, entries: Vec<Arc<Entry>>, ending: Ending, reason: &Reason) {
+    fn end(&self, entries: Vec<Arc<SessionEntry>>, ending: Ending, reason: &Reason) {
         let grace = match ending {
             Ending::Now => None,
             Ending::AtBoundary { grace } => {
@@ -193,7 +194,7 @@ impl Administration {
                 Some(grace)
             }
         };
-        let cut = move |entries: Vec<Arc<Entry>>, reason: &Reason| {
+        let cut = move |entries: Vec<Arc<SessionEntry>>, reason: &Reason| {
             for entry in entries {
                 entry.order(Order::Now(reason.clone()));
             }
@@ -236,7 +237,7 @@ impl Operations for Administration {
     fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
         let mut entries = self.registry.sessions();
         entries.retain(|entry| {
-            let place = &entry.attachment;
+            let place = &entry.placement;
             *place.cluster == *cluster && place.member == *member
         });
         let sessions = entries.len();
@@ -245,9 +246,9 @@ impl Operations for Administration {
     }
 
     fn has_kept(&self, cluster: &str, member: &MemberName) -> bool {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = kept.borrow();
-        kept.member(cluster, member.as_str()).is_some()
+        let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        let overrides = overrides.borrow();
+        overrides.member(cluster, member.as_str()).is_some()
     }
 
     fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
@@ -255,7 +256,7 @@ impl Operations for Administration {
         let Some(handle) = clusters.get(cluster) else {
             return Ok(());
         };
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_handing_over.load(Ordering::Relaxed) {
             return Err(Busy);
         }
@@ -263,8 +264,8 @@ impl Operations for Administration {
             Change::Admin(state) => handle.set_admin(member, state)?,
             Change::Weight(weight) => handle.set_weight(member, weight)?,
         }
-        kept.send_modify(|kept| {
-            Arc::make_mut(kept).change(cluster, member.as_str(), |member| match change {
+        overrides.send_modify(|overrides| {
+            Arc::make_mut(overrides).change(cluster, member.as_str(), |member| match change {
                 Change::Admin(state) => member.admin = state,
                 Change::Weight(weight) => member.weight = weight,
             });
@@ -274,7 +275,7 @@ impl Operations for Administration {
 
     fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {
         // Held, so that nothing is set between what another process is told and its word.
-        let _kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let _kept = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_handing_over.load(Ordering::Relaxed) {
             return Err(Busy);
         }
@@ -295,7 +296,7 @@ impl Operations for Administration {
         self.tracker.spawn_on(
             async move {
                 // Nobody takes it any more: the process is ending.
-                let _ = requests.send(Request::Reload(answer)).await;
+                let _ = requests.send(ControlRequest::Supervisor(answer)).await;
             },
             &self.control,
         );
@@ -311,8 +312,8 @@ fn on(cluster: &ClusterHandle) -> impl Fn(&MemberName, Change) -> Result<(), Bus
 }
 
 /// Tells of everything that is not at its default.
-fn brief(kept: &KeptMembers, cluster: &str, set: impl Fn(&MemberName, Change) -> Result<(), Busy>) {
-    for (name, member) in kept {
+fn brief(overrides: &MemberOverrides, cluster: &str, set: impl Fn(&MemberName, Change) -> Result<(), Busy>) {
+    for (name, member) in overrides {
         let name = MemberName::new(name.as_str());
         let admin = match member.admin {
             AdminState::Ready => Ok(()),
@@ -328,8 +329,8 @@ fn brief(kept: &KeptMembers, cluster: &str, set: impl Fn(&MemberName, Change) ->
     }
 }
 
-fn view(entry: &Entry) -> SessionView {
-    let place = &entry.attachment;
+fn view(entry: &SessionEntry) -> SessionView {
+    let place = &entry.placement;
     let traffic = entry.traffic();
     SessionView {
         id: entry.id,

@@ -33,14 +33,14 @@ const MOST_ASKED: usize = HANDOVER.len();
 
 /// What the control thread is asked to do, one at a time. The answer comes once it is done.
 #[derive(Debug)]
-pub(super) enum Request {
-    Reload(oneshot::Sender<ReloadAnswer>),
+pub(super) enum ControlRequest {
+    Supervisor(oneshot::Sender<ReloadAnswer>),
     Upgrade(oneshot::Sender<UpgradeAnswer>),
     HandOver(tokio::net::UnixStream),
 }
 
 /// Asks the control thread. Cheap to clone.
-pub(super) type Requests = mpsc::Sender<Request>;
+pub(super) type Requests = mpsc::Sender<ControlRequest>;
 
 /// What came of an upgrade, for who asked for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,15 +124,21 @@ async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()>
     match &*asked {
         asked if asked == RELOAD.as_bytes() => {
             let (answer, answered) = oneshot::channel();
-            ask(&mut socket, &requests, Request::Reload(answer), answered).await
+            ask(
+                &mut socket,
+                &requests,
+                ControlRequest::Supervisor(answer),
+                answered,
+            )
+            .await
         }
         asked if asked == UPGRADE.as_bytes() => {
             let (answer, answered) = oneshot::channel();
-            ask(&mut socket, &requests, Request::Upgrade(answer), answered).await
+            ask(&mut socket, &requests, ControlRequest::Upgrade(answer), answered).await
         }
         asked if asked == HANDOVER.as_bytes() => {
             // Where nobody takes it the process is ending, and the other one hears the socket close.
-            let _ = requests.send(Request::HandOver(socket)).await;
+            let _ = requests.send(ControlRequest::HandOver(socket)).await;
             Ok(())
         }
         _ => Ok(()),
@@ -151,7 +157,7 @@ async fn line(socket: &mut tokio::net::UnixStream) -> std::io::Result<Vec<u8>> {
 async fn ask(
     socket: &mut tokio::net::UnixStream,
     requests: &Requests,
-    request: Request,
+    request: ControlRequest,
     answered: oneshot::Receiver<impl Serialize>,
 ) -> std::io::Result<()> {
     if requests.send(request).await.is_err() {

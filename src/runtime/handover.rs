@@ -44,11 +44,11 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::process::Process;
-use super::state_file::{self, Kept};
+use super::state_file::{self, AdminOverrides};
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
-use crate::frontend::listen::{Inheritance, Inherited, PassedFile, Place};
-use crate::session::relatives::Relative;
+use crate::frontend::listen::{BoundPlace, Inheritance, Inherited, PassedFile};
+use crate::session::generations::Generation;
 
 const VERSION: u32 = 2;
 /// For each step but the new process's start.
@@ -109,7 +109,8 @@ struct Asks {
     /// Of the program.
     release: String,
     /// Where it is asked about cancel requests.
-    relative: String,
+    #[serde(rename = "relative")]
+    generation: String,
 }
 
 /// What the old process gives beside the sockets.
@@ -127,7 +128,8 @@ pub(super) struct Offer {
     /// What operators have set, as the state file has it.
     kept: serde_json::Value,
     /// Where it and those before it are asked about cancel requests.
-    relatives: Vec<Relative>,
+    #[serde(rename = "relatives")]
+    generations: Vec<Generation>,
     /// Whether an operator has drained the router.
     #[serde(default)]
     is_drained: bool,
@@ -135,7 +137,7 @@ pub(super) struct Offer {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Passed {
-    place: Place,
+    place: BoundPlace,
     file: Option<PassedFile>,
 }
 
@@ -149,7 +151,7 @@ struct Seen {
 #[derive(Debug, Serialize, Deserialize)]
 struct Ready {
     /// What it listens on of what it has got.
-    kept: Vec<Place>,
+    kept: Vec<BoundPlace>,
 }
 
 /// That the place is the new process's.
@@ -189,9 +191,9 @@ impl Offer {
     pub(super) fn new(
         sockets: &[Inherited],
         clusters: &HashMap<Arc<str>, ClusterHandle>,
-        kept: &Kept,
+        kept: &AdminOverrides,
         is_drained: bool,
-        relatives: Vec<Relative>,
+        generations: Vec<Generation>,
     ) -> Self {
         let passed = |inherited: &Inherited| Passed {
             place: inherited.place.clone(),
@@ -207,7 +209,7 @@ impl Offer {
                 .map(|(name, cluster)| (name.to_string(), Seen::of(&cluster.snapshot())))
                 .collect(),
             kept: serde_json::from_slice(&state_file::text(kept)).unwrap_or_default(),
-            relatives,
+            generations,
             is_drained,
         }
     }
@@ -220,9 +222,9 @@ pub(super) struct Heir {
     pub(super) process: Process,
     /// Of its program.
     pub(super) release: String,
-    pub(super) relative: Relative,
+    pub(super) generation: Generation,
     /// The places where it listens as well.
-    pub(super) kept: Vec<Place>,
+    pub(super) kept: Vec<BoundPlace>,
 }
 
 /// Gives everything to whoever asked on `socket`, and waits until it is ready. Dropped in between it hangs up.
@@ -236,7 +238,7 @@ pub(super) async fn give(
     deadline: Instant,
 ) -> Result<Heir, HandoverError> {
     let Asks {
-        release, relative, ..
+        release, generation, ..
     } = match timeout(PATIENCE, read_versioned(&mut socket)).await? {
         Err(error @ HandoverError::Version(_)) => {
             // So that it knows, too.
@@ -246,8 +248,8 @@ pub(super) async fn give(
         asked => asked?,
     };
     let peer = socket.peer_cred()?;
-    let relative = Relative {
-        name: relative,
+    let generation = Generation {
+        name: generation,
         uid: peer.uid(),
     };
     let process_id = peer.pid().and_then(|id| u32::try_from(id).ok());
@@ -266,7 +268,7 @@ pub(super) async fn give(
         socket,
         process,
         release,
-        relative,
+        generation,
         kept,
     })
 }
@@ -308,20 +310,20 @@ pub(super) struct Taken {
     /// For this process to be ready.
     deadline: Instant,
     pub(super) process_id: u32,
-    places: Vec<Place>,
+    places: Vec<BoundPlace>,
     clusters: BTreeMap<String, Seen>,
-    pub(super) kept: Kept,
-    pub(super) relatives: Vec<Relative>,
+    pub(super) kept: AdminOverrides,
+    pub(super) generations: Vec<Generation>,
     /// Whether an operator has drained the router.
     pub(super) is_drained: bool,
 }
 
-/// Asks the process whose control socket is at `path` for everything. `relative`: where this one is asked about cancel
+/// Asks the process whose control socket is at `path` for everything. `generation`: where this one is asked about cancel
 /// requests.
 ///
 /// # Errors
 /// Why there is nothing.
-pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inheritance), HandoverError> {
+pub(super) async fn take(path: &Path, generation: &str) -> Result<(Taken, Inheritance), HandoverError> {
     let mut socket = UnixStream::connect(path)
         .await
         .map_err(|error| HandoverError::Nobody(path.to_owned(), error))?;
@@ -333,7 +335,7 @@ pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inherita
     let asks = Asks {
         version: VERSION,
         release: env!("CARGO_PKG_VERSION").to_owned(),
-        relative: relative.to_owned(),
+        generation: generation.to_owned(),
     };
     write(&mut socket, &asks).await?;
     // A reload may be under way there.
@@ -361,13 +363,13 @@ pub(super) async fn take(path: &Path, relative: &str) -> Result<(Taken, Inherita
         places: sockets.iter().map(|inherited| inherited.place.clone()).collect(),
         clusters: offer.clusters,
         kept,
-        relatives: offer.relatives,
+        generations: offer.generations,
         is_drained: offer.is_drained,
     };
     // Of another user's process it knows nothing that counts here.
     taken
-        .relatives
-        .retain(|relative| [own, peer, 0].contains(&relative.uid));
+        .generations
+        .retain(|generation| [own, peer, 0].contains(&generation.uid));
     Ok((taken, Inheritance::new(sockets)))
 }
 
@@ -418,7 +420,7 @@ impl Taken {
     ///
     /// # Errors
     /// It does not come: the other process serves, and this one must not.
-    pub(super) async fn ready(mut self, left: &[Place]) -> Result<Successor, HandoverError> {
+    pub(super) async fn ready(mut self, left: &[BoundPlace]) -> Result<PreparedCluster, HandoverError> {
         self.places.retain(|place| !left.contains(place));
         let kept = self.places;
         let word = async {
@@ -426,15 +428,15 @@ impl Taken {
             read(&mut self.socket).await
         };
         let Yours {} = timeout_at(self.deadline, word).await??;
-        Ok(Successor(self.socket))
+        Ok(PreparedCluster(self.socket))
     }
 }
 
 /// The new process, whose the place is.
 #[derive(Debug)]
-pub(super) struct Successor(UnixStream);
+pub(super) struct PreparedCluster(UnixStream);
 
-impl Successor {
+impl PreparedCluster {
     /// Says that this process serves, and waits until the other one has told the service manager, which listens to the main
     /// process alone.
     ///
@@ -560,18 +562,24 @@ mod tests {
             socket: listener.try_clone().unwrap().into(),
             file: None,
         };
-        let (here, elsewhere) = (Place::Ip(address), Place::Any(1));
+        let (here, elsewhere) = (BoundPlace::Ip(address), BoundPlace::Any(1));
         let sockets = vec![inherited(here.clone()), inherited(elsewhere.clone())];
-        let before = Relative {
+        let before = Generation {
             name: "a".to_owned(),
             uid: nix::unistd::geteuid().as_raw(),
         };
-        let stranger = Relative {
+        let stranger = Generation {
             uid: 4_000_000,
             ..before.clone()
         };
-        let relatives = vec![before.clone(), stranger];
-        let offer = Offer::new(&sockets, &HashMap::new(), &Kept::default(), true, relatives);
+        let generations = vec![before.clone(), stranger];
+        let offer = Offer::new(
+            &sockets,
+            &HashMap::new(),
+            &AdminOverrides::default(),
+            true,
+            generations,
+        );
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let control = UnixListener::bind(&path).unwrap();
@@ -580,13 +588,13 @@ mod tests {
             let mut heir = give(asked(&control).await, offer, sockets, deadline)
                 .await
                 .unwrap();
-            let about = (heir.process.id(), heir.relative.name.clone(), heir.kept.clone());
+            let about = (heir.process.id(), heir.generation.name.clone(), heir.kept.clone());
             heir.commit().await.unwrap();
             about
         });
         let (mut taken, mut inheritance) = take(&path, "b").await.unwrap();
         assert_eq!(taken.process_id, std::process::id());
-        assert_eq!(taken.relatives, [before]);
+        assert_eq!(taken.generations, [before]);
         assert!(taken.is_drained);
         assert!(
             inheritance
@@ -622,8 +630,8 @@ mod tests {
         let control = UnixListener::bind(&path).unwrap();
         let old = tokio::spawn(async move {
             let mut socket = asked(&control).await;
-            let Asks { relative, .. } = read_versioned(&mut socket).await.unwrap();
-            assert_eq!(relative, "b");
+            let Asks { generation, .. } = read_versioned(&mut socket).await.unwrap();
+            assert_eq!(generation, "b");
             let _ = socket.write_all(&bytes).await;
         });
         let error = take(&path, "b").await.unwrap_err().to_string();
@@ -659,7 +667,13 @@ mod tests {
     #[tokio::test]
     async fn another_version_is_told_so_on_both_sides() {
         let (mut new, old) = UnixStream::pair().unwrap();
-        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), false, Vec::new());
+        let offer = Offer::new(
+            &[],
+            &HashMap::new(),
+            &AdminOverrides::default(),
+            false,
+            Vec::new(),
+        );
         let asks = serde_json::json!({"version": 9, "new": "words"});
         write(&mut new, &asks).await.unwrap();
         let error = give(old, offer, Vec::new(), Instant::now() + START)
@@ -673,13 +687,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_is_late_is_given_up_and_the_new_process_gives_up_first() {
         let (mut new, old) = UnixStream::pair().unwrap();
-        let offer = Offer::new(&[], &HashMap::new(), &Kept::default(), false, Vec::new());
+        let offer = Offer::new(
+            &[],
+            &HashMap::new(),
+            &AdminOverrides::default(),
+            false,
+            Vec::new(),
+        );
         let deadline = Instant::now() + START;
         let giving = tokio::spawn(give(old, offer, Vec::new(), deadline));
         let asks = Asks {
             version: VERSION,
             release: "1".to_owned(),
-            relative: "b".to_owned(),
+            generation: "b".to_owned(),
         };
         write(&mut new, &asks).await.unwrap();
         let offer: Offer = read_versioned(&mut new).await.unwrap();
@@ -697,8 +717,8 @@ mod tests {
             process_id: 1,
             places: Vec::new(),
             clusters: BTreeMap::new(),
-            kept: Kept::default(),
-            relatives: Vec::new(),
+            kept: AdminOverrides::default(),
+            generations: Vec::new(),
             is_drained: false,
         };
         let late = taken.ready(&[]).await.unwrap_err();
@@ -717,7 +737,7 @@ mod tests {
             socket,
             process: Process::open(sleeping.id().unwrap()).unwrap(),
             release: String::new(),
-            relative: Relative {
+            generation: Generation {
                 name: String::new(),
                 uid: 0,
             },

@@ -9,21 +9,20 @@
 //! left, exit. A process that another one replaces stops accepting, and exits when its sessions have finished; it is ready
 //! to the end, as the service is.
 
+mod accept_handler;
 mod activation;
 mod administration;
 mod control;
-mod door;
-mod doors;
-mod enforce;
 mod files;
 pub(crate) mod handover;
 mod limits;
+mod listeners;
 mod notify;
 mod process;
-mod reload;
 mod service;
 mod shutdown;
 mod state_file;
+mod supervisor;
 mod upgrade;
 mod workers;
 
@@ -45,23 +44,24 @@ use crate::admin::{self, AccessView, Handles, Readiness};
 use crate::auth::scram::MockSecret;
 use crate::cluster::{self, ClusterHandle, LagLimits};
 use crate::config::Config;
-use crate::frontend::access::{Access, Around};
+use crate::frontend::auth_policy::{Around, AuthPolicy};
 use crate::frontend::listen::{self, Inheritance};
 use crate::frontend::tls::Acceptor;
 use crate::session::admission::Admission;
+use crate::session::generations::Generations;
 use crate::session::keys::{Incarnation, KeyIssuer};
+use crate::session::login_throttle::SharedThrottle;
+use crate::session::orders;
 use crate::session::quota::Quota;
 use crate::session::registry::Registry;
-use crate::session::relatives::Relatives;
-use crate::session::sentry::Sentry;
 use crate::session::{self, Shared, peers::Peers};
 use administration::Administration;
 use control::Desk;
-use doors::Doors;
 use files::FileReader;
+use listeners::Listeners;
 use notify::Notifier;
-use reload::{ENDING, REPLACED, Reload};
 use service::Service;
+use supervisor::{ENDING, REPLACED, Supervisor};
 use upgrade::Program;
 use workers::Workers;
 
@@ -111,21 +111,21 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     } = begin;
     let mut signals = shutdown::Signals::listen().context("cannot listen for signals")?;
     let mut hangup = shutdown::hangup().context("cannot listen for signals")?;
-    let relatives = Relatives::default();
+    let generations = Generations::default();
     let mut taken = match take_over {
         None => None,
         Some(path) => {
-            let asking = handover::take(&path, relatives.own());
+            let asking = handover::take(&path, generations.own());
             let (taken, sockets) = signals.unless_ended(asking).await?.context("cannot take over")?;
             inherited = sockets;
             Some(taken)
         }
     };
-    let bound =
-        doors::bind(&config.listeners, &[], &mut inherited).map_err(|faults| anyhow!(faults.join("; ")))?;
+    let bound = listeners::bind(&config.listeners, &[], &mut inherited)
+        .map_err(|faults| anyhow!(faults.join("; ")))?;
     let control = match &config.control_socket {
         Some(path) => {
-            let bound = doors::with_handle(&control::address(path), &[], &mut inherited);
+            let bound = listeners::with_handle(&control::address(path), &[], &mut inherited);
             Some(bound.with_context(|| format!("control_socket: {}", path.display()))?)
         }
         None => None,
@@ -152,7 +152,13 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         ask.clone(),
         (&stop, &tracker),
     ));
-    let shared = Arc::new(share(&config, Arc::clone(&registry), relatives, ours, &tracker)?);
+    let shared = Arc::new(share(
+        &config,
+        Arc::clone(&registry),
+        generations,
+        ours,
+        &tracker,
+    )?);
     let workers = Arc::new(Workers::start(config.workers)?);
     if let Some(taken) = &mut taken {
         let warming = taken.warm(&clusters);
@@ -160,7 +166,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     }
     let views = service::views(&config, &clusters);
     let fit = Arc::new(ArcSwap::from_pointee(views.clone()));
-    admin::fit::register(
+    admin::fit_metric::register(
         metrics.sub_registry_with_prefix(admin::metrics::PREFIX),
         Arc::clone(&fit),
     );
@@ -190,7 +196,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     // What the process before listens on, and this one does not.
     drop(inherited);
     for cluster in clusters.values() {
-        tracker.spawn(enforce::enforce(
+        tracker.spawn(orders::enforce(
             cluster.subscribe(),
             Arc::clone(&registry),
             stop.clone(),
@@ -200,22 +206,22 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     tracker.spawn(async move {
         tokio::join!(
             told.0.failures.summarise(told.1.clone()),
-            told.0.sentry.summarise(told.1)
+            told.0.login_throttle.summarise(told.1)
         );
     });
     let tls = config
         .tls
         .as_ref()
         .map(|tls| Arc::new(ArcSwap::from_pointee(Acceptor::new(tls))));
-    let mut doors = Doors::new(Arc::clone(&shared), Arc::clone(&workers));
+    let mut listeners = Listeners::new(Arc::clone(&shared), Arc::clone(&workers));
     let gates = service::gates(&config, &clusters, tls.as_ref())?;
     if config.control_socket.is_some() || taken.is_some() {
-        session::relatives::answer(&shared, stop.clone()).context("cannot listen for cancel requests")?;
+        session::generations::answer(&shared, stop.clone()).context("cannot listen for cancel requests")?;
     }
     let successor = match taken {
         None => None,
         Some(mut taken) => {
-            shared.relatives.add(std::mem::take(&mut taken.relatives));
+            shared.generations.add(std::mem::take(&mut taken.generations));
             let process_id = taken.process_id;
             let waiting = signals.unless_ended(taken.ready(&left));
             Some((process_id, waiting.await?.context("cannot take over")?))
@@ -223,7 +229,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     };
     // From here on nothing fails.
     readiness.accepting();
-    doors.replace(gates, bound);
+    listeners.replace(gates, bound);
     let admin = admin.open();
     let asking = CancellationToken::new();
     let control = control.map(|(bound, handle)| {
@@ -238,7 +244,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         clusters,
         retired: HashMap::new(),
         shared: Arc::clone(&shared),
-        doors,
+        listeners,
         admin,
         handles,
         fit,
@@ -263,7 +269,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         }
     }
     notifier.ready();
-    let mut reload = Reload::new(config.clone(), service, file_metrics, requests, notifier, program);
+    let mut reload = Supervisor::new(config.clone(), service, file_metrics, requests, notifier, program);
     let is_replaced = loop {
         let heir = tokio::select! {
             () = signals.wait() => break false,
@@ -298,7 +304,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         service.asking.cancel();
         // Each holds its port.
         service.control = None;
-        service.doors.close().await;
+        service.listeners.close().await;
     }
     if !has_finished {
         shared.closing.cancel();
@@ -307,10 +313,10 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     let Service {
         admin,
         clusters,
-        doors,
+        listeners,
         ..
     } = service;
-    drop(doors);
+    drop(listeners);
     // Where all sessions have finished by themselves, peers may still be there that ask.
     shared.closing.cancel();
     stop.cancel();
@@ -362,18 +368,18 @@ fn lag_limits(config: &Config, cluster: &str) -> LagLimits {
 fn share(
     config: &Config,
     registry: Arc<Registry>,
-    relatives: Relatives,
+    generations: Generations,
     metrics: &mut Metrics,
     tasks: &TaskTracker,
 ) -> anyhow::Result<Shared> {
     let incarnation = Incarnation::random();
     let secret = config.peers.as_ref().map(|peers| &peers.secret);
     let mock = Arc::new(MockSecret::new(secret));
-    let access = Access::load(&config.auth, Around::of(config), &mock)?;
+    let access = AuthPolicy::load(&config.auth, Around::of(config), &mock)?;
     for warning in access.warnings(Around::of(config)) {
         warn!("{warning}");
     }
-    let sentry = Arc::new(Sentry::new(config.auth.rate_limit.clone()));
+    let login_throttle = Arc::new(SharedThrottle::new(config.auth.rate_limit.clone()));
     let access = Arc::new(ArcSwap::from_pointee(access));
     let console = service::console_door(config, &access);
     Ok(Shared {
@@ -386,9 +392,9 @@ fn share(
         metrics: Arc::new(session::metrics::Metrics::new(
             metrics,
             Arc::clone(&registry),
-            Arc::clone(&sentry),
+            Arc::clone(&login_throttle),
         )),
-        sentry,
+        login_throttle,
         registry,
         keys: KeyIssuer::new(incarnation, secret),
         peers: ArcSwapOption::new(
@@ -397,7 +403,7 @@ fn share(
                 .as_ref()
                 .map(|peers| Arc::new(Peers::new(peers, incarnation))),
         ),
-        relatives,
+        generations,
         access,
         mock,
         derivations: Arc::default(),
@@ -410,7 +416,7 @@ fn share(
 }
 
 /// The rules in service, whenever they are asked for.
-fn access_view(access: &Arc<ArcSwap<Access>>) -> AccessView {
+fn access_view(access: &Arc<ArcSwap<AuthPolicy>>) -> AccessView {
     let (rules, maps) = (Arc::clone(access), Arc::clone(access));
     AccessView {
         hba: Arc::new(move || rules.load().rules.rows()),

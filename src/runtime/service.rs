@@ -17,26 +17,26 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::administration::Administration;
-use super::doors::{Doors, Place};
-use super::enforce::enforce;
 use super::files::FileReader;
-use super::reload::READ_PATIENCE;
-use super::state_file::KeptMembers;
+use super::listeners::{Listeners, WantedListener};
+use super::state_file::MemberOverrides;
+use super::supervisor::READ_PATIENCE;
 use super::{access_view, lag_limits, limits};
 use crate::admin::log::LogHandle;
 use crate::admin::{self, AdminThread, ClusterView, Handles};
 use crate::backend::TlsClient;
 use crate::cluster::snapshot::Leader;
-use crate::cluster::{self, ClusterHandle, Successor, WeakClusterHandle};
+use crate::cluster::{self, ClusterHandle, PreparedCluster, WeakClusterHandle};
 use crate::config::diff::ClusterChange;
 use crate::config::{self, BindAddress, Cluster, Config, Route};
-use crate::frontend::access::{Access, Around};
+use crate::frontend::auth_policy::{Around, AuthPolicy};
 use crate::frontend::listen::{self, Handle, Inherited};
 use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
-use crate::session::console::ConsoleDoor;
-use crate::session::gate::Gate;
+use crate::session::console::ConsoleAccess;
+use crate::session::listener_settings::ListenerSettings;
+use crate::session::orders::enforce;
 use crate::session::peers::Peers;
 
 /// For a cluster with new settings to see what it saw before, and for a new one to see its leader.
@@ -50,7 +50,7 @@ pub(super) struct Service {
     /// Configured no longer, and there as long as they have sessions.
     pub(super) retired: HashMap<Arc<str>, WeakClusterHandle>,
     pub(super) shared: Arc<Shared>,
-    pub(super) doors: Doors,
+    pub(super) listeners: Listeners,
     pub(super) admin: AdminThread,
     /// With the clusters of the first configuration; what else is in it stays.
     pub(super) handles: Handles,
@@ -74,7 +74,7 @@ enum Next {
     /// Other passwords and TLS towards the servers.
     Credentials(ClusterHandle, Arc<TlsClient>),
     /// And what the successor was told of administrative states and weights.
-    Succeeded(ClusterHandle, Box<Successor>, KeptMembers),
+    Succeeded(ClusterHandle, Box<PreparedCluster>, MemberOverrides),
     New(ClusterHandle),
 }
 
@@ -84,7 +84,7 @@ impl Service {
     /// # Errors
     /// There is no descriptor left.
     pub(super) fn passed_on(&self) -> io::Result<Vec<Inherited>> {
-        let mut sockets = self.doors.passed_on()?;
+        let mut sockets = self.listeners.passed_on()?;
         sockets.extend(self.admin.passed_on()?);
         if let Some(control) = &self.control {
             sockets.push(control.passed_on()?);
@@ -93,8 +93,8 @@ impl Service {
     }
 
     /// What is at the places `kept` is another process's: the files of its sockets.
-    pub(super) fn release(&self, kept: &[listen::Place]) {
-        self.doors.release(kept);
+    pub(super) fn release(&self, kept: &[listen::BoundPlace]) {
+        self.listeners.release(kept);
         if let Some(control) = &self.control {
             control.release(kept);
         }
@@ -102,7 +102,7 @@ impl Service {
 
     /// What this process listens on is its own, as far as files go.
     pub(super) fn claim(&self) {
-        self.doors.claim();
+        self.listeners.claim();
         if let Some(control) = &self.control {
             control.claim();
         }
@@ -113,7 +113,7 @@ impl Service {
     pub(super) async fn leave(&mut self) {
         self.asking.cancel();
         self.control = None;
-        self.doors.close().await;
+        self.listeners.close().await;
         self.admin.leave();
     }
 
@@ -140,7 +140,7 @@ impl Service {
             return Err(in_the_way);
         }
         let (config, shared) = (Arc::clone(new), Arc::clone(&self.shared));
-        let load = move || Access::load(&config.auth, Around::of(&config), &shared.mock);
+        let load = move || AuthPolicy::load(&config.auth, Around::of(&config), &shared.mock);
         let access = match self.files.read(READ_PATIENCE, load).await {
             Ok(Ok(access)) => Arc::new(access),
             Ok(Err(faults)) => return Err(faults.lines),
@@ -148,7 +148,7 @@ impl Service {
         };
         let clusters = self.next_clusters(old, new).await?;
         // From here on nothing waits: those who connect to what is bound are served, or nothing is bound.
-        let bound = self.doors.bind(&new.listeners)?;
+        let bound = self.listeners.bind(&new.listeners)?;
         let http = self
             .admin
             .bind(&new.http)
@@ -181,7 +181,7 @@ impl Service {
         self.shared.access.store(access);
         self.settle_shared(old, new, started);
         limits::raise_open_files(&new.limits);
-        self.doors.replace(places, bound);
+        self.listeners.replace(places, bound);
         self.handles.clusters = views(new, &self.clusters);
         self.handles.token.store(new.http.token.clone().map(Arc::new));
         self.fit.store(Arc::new(self.handles.clusters.clone()));
@@ -302,7 +302,7 @@ impl Service {
             .admission
             .resize(new.limits.max_clients, new.limits.max_pending_logins);
         shared.quota.resize(&new.limits);
-        shared.sentry.replace_limit(new.auth.rate_limit.clone());
+        shared.login_throttle.replace_limit(new.auth.rate_limit.clone());
         shared.login_timeout.store(Arc::new(new.auth.login_timeout));
         shared.console.store(console_door(new, &shared.access));
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
@@ -349,10 +349,10 @@ fn is_led(handle: &ClusterHandle) -> bool {
 }
 
 /// `None` where there is no console.
-pub(super) fn console_door(config: &Config, access: &Arc<ArcSwap<Access>>) -> Option<Arc<ConsoleDoor>> {
+pub(super) fn console_door(config: &Config, access: &Arc<ArcSwap<AuthPolicy>>) -> Option<Arc<ConsoleAccess>> {
     config.console.clone().map(|console| {
         let answers = admin::Console::new(access_view(access));
-        Arc::new(ConsoleDoor::new(console, Arc::new(answers)))
+        Arc::new(ConsoleAccess::new(console, Arc::new(answers)))
     })
 }
 
@@ -361,11 +361,11 @@ pub(super) fn gates(
     config: &Config,
     clusters: &HashMap<Arc<str>, ClusterHandle>,
     tls: Option<&Arc<ArcSwap<Acceptor>>>,
-) -> anyhow::Result<Vec<Place>> {
+) -> anyhow::Result<Vec<WantedListener>> {
     let place = |listener: &config::Listener| {
-        Ok(Place {
+        Ok(WantedListener {
             address: listener.address.clone(),
-            gate: gate(config, listener, clusters, tls)?,
+            settings: settings(config, listener, clusters, tls)?,
         })
     };
     config.listeners.iter().map(place).collect()
@@ -400,12 +400,12 @@ pub(super) fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>
     config.clusters.values().filter_map(view).collect()
 }
 
-fn gate(
+fn settings(
     config: &Config,
     listener: &config::Listener,
     clusters: &HashMap<Arc<str>, ClusterHandle>,
     tls: Option<&Arc<ArcSwap<Acceptor>>>,
-) -> anyhow::Result<Gate> {
+) -> anyhow::Result<ListenerSettings> {
     let route = config
         .routes
         .get(&*listener.route)
@@ -417,7 +417,7 @@ fn gate(
         tls: tls.cloned(),
         mode: listener.tls,
     };
-    Ok(Gate::new(
+    Ok(ListenerSettings::new(
         Arc::clone(&listener.name),
         Arc::clone(route),
         cluster.clone(),

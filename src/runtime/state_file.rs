@@ -31,25 +31,25 @@ const SLOW: Duration = Duration::from_secs(10);
 
 /// What was set, by cluster and member; what is not in here is at its default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Kept(pub(super) BTreeMap<String, KeptMembers>);
+pub(super) struct AdminOverrides(pub(super) BTreeMap<String, MemberOverrides>);
 
 /// Of one cluster, by member.
-pub(super) type KeptMembers = BTreeMap<String, KeptMember>;
+pub(super) type MemberOverrides = BTreeMap<String, AdminOverride>;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct KeptMember {
+pub(super) struct AdminOverride {
     pub(super) admin: AdminState,
     /// In place of the configured one.
     pub(super) weight: Option<u16>,
 }
 
-impl Kept {
+impl AdminOverrides {
     /// Changes one member's; at its defaults it is forgotten.
-    pub(super) fn change(&mut self, cluster: &str, member: &str, change: impl FnOnce(&mut KeptMember)) {
+    pub(super) fn change(&mut self, cluster: &str, member: &str, change: impl FnOnce(&mut AdminOverride)) {
         let members = self.0.entry(cluster.to_owned()).or_default();
-        let kept = members.entry(member.to_owned()).or_default();
-        change(kept);
-        if *kept == KeptMember::default() {
+        let overrides = members.entry(member.to_owned()).or_default();
+        change(overrides);
+        if *overrides == AdminOverride::default() {
             members.remove(member);
         }
         if members.is_empty() {
@@ -57,7 +57,7 @@ impl Kept {
         }
     }
 
-    pub(super) fn member(&self, cluster: &str, member: &str) -> Option<&KeptMember> {
+    pub(super) fn member(&self, cluster: &str, member: &str) -> Option<&AdminOverride> {
         self.0.get(cluster)?.get(member)
     }
 }
@@ -66,11 +66,11 @@ impl Kept {
 #[derive(Debug, Serialize, Deserialize)]
 struct Document {
     version: u64,
-    clusters: BTreeMap<String, BTreeMap<String, Entry>>,
+    clusters: BTreeMap<String, BTreeMap<String, SavedOverride>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Entry {
+struct SavedOverride {
     #[serde(default = "ready")]
     admin: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,17 +99,17 @@ pub(super) enum StateFileError {
 }
 
 /// Reads the file at the start. One that is not there is empty; a broken one is told of, set aside and ignored.
-pub(super) fn load(path: &Path) -> Kept {
+pub(super) fn load(path: &Path) -> AdminOverrides {
     match read(path) {
-        Ok(kept) => {
-            for (cluster, members) in &kept.0 {
-                for (member, KeptMember { admin, weight }) in members {
+        Ok(overrides) => {
+            for (cluster, members) in &overrides.0 {
+                for (member, AdminOverride { admin, weight }) in members {
                     let weight =
                         weight.map_or_else(|| "as configured".to_owned(), |weight| weight.to_string());
                     info!(%cluster, %member, state = %admin, %weight, "administrative state as before the restart");
                 }
             }
-            kept
+            overrides
         }
         Err(error) => {
             let aside = beside(path, "broken");
@@ -118,17 +118,17 @@ pub(super) fn load(path: &Path) -> Kept {
                 Err(error) => format!("it cannot be set aside: {error}"),
             };
             warn!(file = %path.display(), "the state file {error}; every member is ready, and has its configured weight ({what})");
-            Kept::default()
+            AdminOverrides::default()
         }
     }
 }
 
-fn read(path: &Path) -> Result<Kept, StateFileError> {
+fn read(path: &Path) -> Result<AdminOverrides, StateFileError> {
     // Before it is opened: to open a named pipe would wait.
     match fs::metadata(path) {
         Ok(found) if found.is_file() => {}
         Ok(_) => return Err(io::Error::other("it is not a regular file").into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(AdminOverrides::default()),
         Err(error) => return Err(error.into()),
     }
     let file = File::open(path)?;
@@ -140,7 +140,7 @@ fn read(path: &Path) -> Result<Kept, StateFileError> {
     parse(&text)
 }
 
-pub(super) fn parse(text: &[u8]) -> Result<Kept, StateFileError> {
+pub(super) fn parse(text: &[u8]) -> Result<AdminOverrides, StateFileError> {
     // Another version may look different otherwise.
     let value: serde_json::Value = serde_json::from_slice(text)?;
     match value.get("version").and_then(serde_json::Value::as_u64) {
@@ -148,29 +148,29 @@ pub(super) fn parse(text: &[u8]) -> Result<Kept, StateFileError> {
         Some(version) => return Err(StateFileError::Version(version)),
     }
     let document: Document = serde_json::from_value(value)?;
-    let mut kept = Kept::default();
+    let mut overrides = AdminOverrides::default();
     for (cluster, members) in document.clusters {
-        for (member, Entry { admin, weight }) in members {
+        for (member, SavedOverride { admin, weight }) in members {
             let Some(state) = AdminState::named(&admin) else {
                 return Err(StateFileError::State { member, state: admin });
             };
             if let Some(weight) = weight.filter(|weight| *weight > MOST_WEIGHT) {
                 return Err(StateFileError::Weight { member, weight });
             }
-            kept.change(&cluster, &member, |kept| {
-                *kept = KeptMember { admin: state, weight };
+            overrides.change(&cluster, &member, |overrides| {
+                *overrides = AdminOverride { admin: state, weight };
             });
         }
     }
-    Ok(kept)
+    Ok(overrides)
 }
 
-pub(super) fn text(kept: &Kept) -> Vec<u8> {
-    let entry = |member: &KeptMember| Entry {
+pub(super) fn text(overrides: &AdminOverrides) -> Vec<u8> {
+    let entry = |member: &AdminOverride| SavedOverride {
         admin: member.admin.to_string(),
         weight: member.weight,
     };
-    let clusters = kept.0.iter().map(|(cluster, members)| {
+    let clusters = overrides.0.iter().map(|(cluster, members)| {
         let members = members.iter().map(|(name, member)| (name.clone(), entry(member)));
         (cluster.clone(), members.collect())
     });
@@ -183,12 +183,16 @@ pub(super) fn text(kept: &Kept) -> Vec<u8> {
     text
 }
 
-fn write(path: &Path, kept: &Kept) -> io::Result<()> {
-    replace_file(path, 0o644, &text(kept))
+fn write(path: &Path, overrides: &AdminOverrides) -> io::Result<()> {
+    replace_file(path, 0o644, &text(overrides))
 }
 
 /// Writes each change, the last one at the end, until `stop`.
-pub(super) async fn keep(path: PathBuf, mut changes: watch::Receiver<Arc<Kept>>, stop: CancellationToken) {
+pub(super) async fn keep(
+    path: PathBuf,
+    mut changes: watch::Receiver<Arc<AdminOverrides>>,
+    stop: CancellationToken,
+) {
     let path: Arc<Path> = path.into();
     let mut failing = false;
     loop {
@@ -200,9 +204,9 @@ pub(super) async fn keep(path: PathBuf, mut changes: watch::Receiver<Arc<Kept>>,
         if ends && !failing && !changes.has_changed().unwrap_or(true) {
             return;
         }
-        let kept = Arc::clone(&changes.borrow_and_update());
+        let overrides = Arc::clone(&changes.borrow_and_update());
         let at = Arc::clone(&path);
-        let mut writing = spawn_blocking(move || write(&at, &kept));
+        let mut writing = spawn_blocking(move || write(&at, &overrides));
         let written = match timeout(SLOW, &mut writing).await {
             Ok(written) => written,
             Err(_elapsed) => {
@@ -228,7 +232,7 @@ pub(super) async fn keep(path: PathBuf, mut changes: watch::Receiver<Arc<Kept>>,
 
 /// Until there is something new, or it is time to try again.
 async fn wait(
-    changes: &mut watch::Receiver<Arc<Kept>>,
+    changes: &mut watch::Receiver<Arc<AdminOverrides>>,
     failing: bool,
 ) -> Result<(), watch::error::RecvError> {
     if failing {
@@ -242,27 +246,27 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn drained() -> Kept {
-        let mut kept = Kept::default();
-        kept.change("main", "db1", |member| member.admin = AdminState::Drain);
-        kept.change("main", "db2", |member| member.weight = Some(7));
-        kept.change("gone", "x", |member| member.admin = AdminState::Maint);
-        kept
+    fn drained() -> AdminOverrides {
+        let mut overrides = AdminOverrides::default();
+        overrides.change("main", "db1", |member| member.admin = AdminState::Drain);
+        overrides.change("main", "db2", |member| member.weight = Some(7));
+        overrides.change("gone", "x", |member| member.admin = AdminState::Maint);
+        overrides
     }
 
     #[test]
     fn what_is_written_is_read_and_the_defaults_are_forgotten() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
-        assert_eq!(read(&path).unwrap(), Kept::default(), "none yet");
-        let mut kept = drained();
-        write(&path, &kept).unwrap();
-        assert_eq!(read(&path).unwrap(), kept);
-        kept.change("gone", "x", |member| member.admin = AdminState::Ready);
-        kept.change("main", "db2", |member| member.weight = None);
-        assert_eq!(kept.0.len(), 1);
-        write(&path, &kept).unwrap();
-        assert_eq!(read(&path).unwrap(), kept);
+        assert_eq!(read(&path).unwrap(), AdminOverrides::default(), "none yet");
+        let mut overrides = drained();
+        write(&path, &overrides).unwrap();
+        assert_eq!(read(&path).unwrap(), overrides);
+        overrides.change("gone", "x", |member| member.admin = AdminState::Ready);
+        overrides.change("main", "db2", |member| member.weight = None);
+        assert_eq!(overrides.0.len(), 1);
+        write(&path, &overrides).unwrap();
+        assert_eq!(read(&path).unwrap(), overrides);
         let names: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "nothing is left beside it");
     }
@@ -290,7 +294,7 @@ mod tests {
             fs::write(&path, text).unwrap();
             let error = read(&path).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
-            assert_eq!(load(&path), Kept::default());
+            assert_eq!(load(&path), AdminOverrides::default());
             assert!(!path.exists());
             assert_eq!(fs::read_to_string(beside(&path, "broken")).unwrap(), text);
         }
@@ -300,7 +304,7 @@ mod tests {
     async fn the_last_change_is_written_at_the_end_too() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
-        let (changes, seen) = watch::channel(Arc::new(Kept::default()));
+        let (changes, seen) = watch::channel(Arc::new(AdminOverrides::default()));
         let stop = CancellationToken::new();
         let task = tokio::spawn(keep(path.clone(), seen, stop.clone()));
         changes.send(Arc::new(drained())).unwrap();
@@ -314,7 +318,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
         let path = missing.join("state.json");
-        let (changes, seen) = watch::channel(Arc::new(Kept::default()));
+        let (changes, seen) = watch::channel(Arc::new(AdminOverrides::default()));
         let stop = CancellationToken::new();
         let task = tokio::spawn(keep(path.clone(), seen, stop.clone()));
         changes.send(Arc::new(drained())).unwrap();

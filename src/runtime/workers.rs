@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::session::relay::Lease;
+use crate::session::relay::WorkerBuffer;
 
 /// The workers of this process.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Workers {
 #[derive(Debug)]
 struct Worker {
     handle: Handle,
-    lease: Arc<Lease>,
+    buffer: Arc<WorkerBuffer>,
     tasks: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
@@ -58,7 +58,7 @@ impl Workers {
     /// Runs a task on the worker that has the fewest.
     pub(super) fn spawn<F, T>(&self, task: F)
     where
-        F: FnOnce(Arc<Lease>) -> T,
+        F: FnOnce(Arc<WorkerBuffer>) -> T,
         T: Future<Output = ()> + Send + 'static,
     {
         let Some(worker) = self
@@ -70,7 +70,7 @@ impl Workers {
         };
         worker.tasks.fetch_add(1, Ordering::Relaxed);
         let busy = Busy(Arc::clone(&worker.tasks));
-        let task = task(Arc::clone(&worker.lease));
+        let task = task(Arc::clone(&worker.buffer));
         self.tracker.spawn_on(
             async move {
                 task.await;
@@ -111,7 +111,7 @@ impl Worker {
             })?;
         Ok(Self {
             handle,
-            lease: Arc::default(),
+            buffer: Arc::default(),
             tasks: Arc::default(),
             thread: Some(thread),
         })

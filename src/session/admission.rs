@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::gate::Gate;
+use super::listener_settings::ListenerSettings;
 use super::quota::Share;
-use crate::auth::guard::network;
+use crate::auth::login_throttle::network;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -52,9 +52,9 @@ pub struct Admission {
 
 /// A place that is given back when dropped.
 #[derive(Debug)]
-struct Place(Arc<AtomicU32>);
+struct AdmissionPermit(Arc<AtomicU32>);
 
-impl Drop for Place {
+impl Drop for AdmissionPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -190,8 +190,8 @@ impl Drop for Pending {
 /// A place among the sessions, of the whole and of the listener.
 #[derive(Debug)]
 pub struct Admitted {
-    _total: Place,
-    _listener: Place,
+    _total: AdmissionPermit,
+    _listener: AdmissionPermit,
     share: Option<Arc<Share>>,
 }
 
@@ -239,12 +239,12 @@ fn cancels(max_clients: u32) -> u32 {
     }
 }
 
-fn take(counter: &Arc<AtomicU32>, limit: u32) -> Option<Place> {
+fn take(counter: &Arc<AtomicU32>, limit: u32) -> Option<AdmissionPermit> {
     let limit = if limit == 0 { u32::MAX } else { limit };
     let taken = counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
         (count < limit).then(|| count + 1)
     });
-    taken.ok().map(|_| Place(Arc::clone(counter)))
+    taken.ok().map(|_| AdmissionPermit(Arc::clone(counter)))
 }
 
 impl Admission {
@@ -347,18 +347,18 @@ impl Admission {
 
     /// Whether there is a place for one more session: said before the client is authenticated, so that it is not asked
     /// for a password in vain. No place is taken by who has not shown one.
-    pub fn ask(&self, gate: &Gate) -> Result<(), ErrorReply> {
-        self.admit(gate).map(drop)
+    pub fn ask(&self, listener: &ListenerSettings) -> Result<(), ErrorReply> {
+        self.admit(listener).map(drop)
     }
 
     /// A place for a session of an authenticated client.
-    pub fn admit(&self, gate: &Gate) -> Result<Admitted, ErrorReply> {
+    pub fn admit(&self, listener: &ListenerSettings) -> Result<Admitted, ErrorReply> {
         let refusal = |hint: &str| {
             ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").hint(hint)
         };
         let total = take(&self.clients, self.max_clients.load(Ordering::Acquire))
             .ok_or_else(|| refusal("The connection manager's limits.max_clients is reached."))?;
-        let listener = take(&gate.clients, gate.max_clients)
+        let listener = take(&listener.clients, listener.max_clients)
             .ok_or_else(|| refusal("The max_clients of this port of the connection manager is reached."))?;
         Ok(Admitted {
             _total: total,

@@ -1,7 +1,6 @@
 //! Attach: give a session a server connection of a verified role whose session state equals the client's. One path,
 //! for login now and for whatever takes a connection away later.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +9,14 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::enforce;
 use super::linger;
-use super::queue::{self, QueueFault, Waiting};
+use super::queue::{self, QueueError, Waiting};
 use super::quota::Share;
 use super::registry::{Registry, Seat};
 use super::whereabouts::{self, Question};
 use crate::auth::credentials::{ServerLogin, ServerProof};
+use crate::backend::Unverified;
+use crate::backend::role_audit;
 use crate::backend::{
     self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Suspicion, Target,
     TlsSettingsError,
@@ -25,7 +25,7 @@ use crate::cluster::sight::Whereabouts;
 use crate::cluster::snapshot::{Leader, MemberName, NoLeader, Snapshot};
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::{Access, OnLeader, Route, Source};
-use crate::routing::{self, Candidate, Preference, Terms};
+use crate::routing::{self, Candidate, GrantedRole, Preference};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{MAX_LENGTH, ProtocolVersion, Replication};
@@ -59,7 +59,7 @@ pub(super) struct Attachable {
     pub connection: ServerConnection,
     pub member: MemberName,
     pub seat: Seat,
-    pub terms: Terms,
+    pub granted: GrantedRole,
     /// Where it was seen to be.
     pub whereabouts: Whereabouts,
     /// How long it waited for a place on a server.
@@ -100,7 +100,7 @@ pub(super) enum AttachError {
 
 /// What the sessions of one route ask for.
 #[derive(Debug)]
-pub(super) struct Request<'a> {
+pub(super) struct AttachRequest<'a> {
     pub cluster: &'a ClusterHandle,
     pub registry: &'a Arc<Registry>,
     pub route: &'a Route,
@@ -138,7 +138,7 @@ pub(super) fn choose(
                 Source::Patroni(_) => &[],
             },
             sessions_on: &|member| registry.load(&config.name, member),
-            is_in_trouble: &|member| registry.trouble.is_in_trouble(&config.name, member),
+            is_backing_off: &|member| registry.backoff.is_backing_off(&config.name, member),
             chance: &mut routing::chance,
             turns,
         };
@@ -196,12 +196,12 @@ impl Chosen {
     }
 }
 
-fn busy(request: &Request<'_>, fault: QueueFault) -> AttachError {
+fn busy(request: &AttachRequest<'_>, fault: QueueError) -> AttachError {
     let label = match fault {
-        QueueFault::HungUp => return AttachError::HungUp,
-        QueueFault::Closing => return AttachError::Closing,
-        QueueFault::Full => "queue_full",
-        QueueFault::Timeout => "queue_timeout",
+        QueueError::HungUp => return AttachError::HungUp,
+        QueueError::Closing => return AttachError::Closing,
+        QueueError::Full => "queue_full",
+        QueueError::Timeout => "queue_timeout",
     };
     AttachError::Busy(
         label,
@@ -216,8 +216,8 @@ pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::
 
 /// Tries the candidates in order until one is connected, logged into and verified. No byte of the client's has been
 /// forwarded before, so the next one may always be tried.
-pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachError> {
-    let Request {
+pub(super) async fn attach(request: &AttachRequest<'_>) -> Result<Attachable, AttachError> {
+    let AttachRequest {
         cluster,
         registry,
         route,
@@ -241,7 +241,7 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
     let credential = credential(request.login);
     let mut last = None;
     for (candidate, seat) in chosen.seated(cluster, registry) {
-        registry.trouble.trying(name, &candidate.member);
+        registry.backoff.trying(name, &candidate.member);
         let deadline = give_up.min(Instant::now() + options.connect_timeout);
         let tls = match &request.login.with {
             ServerProof::Certificate(pair) => match cluster.tls().with_certificate(pair) {
@@ -270,20 +270,20 @@ pub(super) async fn attach(request: &Request<'_>) -> Result<Attachable, AttachEr
         };
         let error = match connected {
             Ok(connection) => match verify(&question, route, connection).await {
-                Ok((connection, terms, whereabouts)) => {
-                    registry.trouble.answered(name, &candidate.member);
+                Ok((connection, granted, whereabouts)) => {
+                    registry.backoff.answered(name, &candidate.member);
                     return Ok(Attachable {
                         connection,
                         member: candidate.member.clone(),
                         seat,
-                        terms,
+                        granted,
                         whereabouts,
                         queued,
                         _verified: (),
                     });
                 }
                 Err(why) => {
-                    registry.trouble.answered(name, &candidate.member);
+                    registry.backoff.answered(name, &candidate.member);
                     debug!(member = %candidate.member, why = %why.0, "passed over");
                     last = Some(not_verified(&candidate.member, why));
                     continue;
@@ -346,18 +346,18 @@ pub(super) fn report(
     match suspicion {
         // Whether others would be answered, this host being out of something, is not known.
         Suspicion::None if matches!(error, ConnectError::LocalResources { .. }) => {}
-        Suspicion::None => registry.trouble.answered(name, member),
+        Suspicion::None => registry.backoff.answered(name, member),
         Suspicion::Possible => {
             // It took the connection; what came of the login may be this client's affair.
-            registry.trouble.answered(name, member);
+            registry.backoff.answered(name, member);
             cluster.evidence(member, Evidence::ConnectFailed);
         }
         Suspicion::Likely => {
-            registry.trouble.failed(name, member);
+            registry.backoff.failed(name, member);
             cluster.evidence(member, Evidence::ConnectFailed);
         }
         Suspicion::Certain => {
-            registry.trouble.failed(name, member);
+            registry.backoff.failed(name, member);
             cluster.evidence(member, Evidence::ConnectRefused);
         }
     }
@@ -393,18 +393,6 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
     }
 }
 
-/// What a connection lacked, and what to do about it.
-pub(super) struct Unverified(pub(super) Cow<'static, str>, pub(super) &'static str);
-
-/// What is said where nobody has to do anything.
-pub(super) const CHANGING_HINT: &str = "The cluster may be changing its leader; try again in a moment.";
-
-impl From<&'static str> for Unverified {
-    fn from(why: &'static str) -> Self {
-        Self(why.into(), CHANGING_HINT)
-    }
-}
-
 fn not_verified(member: &MemberName, Unverified(why, hint): Unverified) -> AttachError {
     AttachError::Refused {
         reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, format!("server \"{member}\" {why}"))
@@ -420,25 +408,25 @@ async fn verify(
     question: &Question<'_>,
     route: &Route,
     mut connection: ServerConnection,
-) -> Result<(ServerConnection, Terms, Whereabouts), Unverified> {
+) -> Result<(ServerConnection, GrantedRole, Whereabouts), Unverified> {
     let Question {
         cluster, candidate, ..
     } = *question;
     let member = &candidate.member;
     let role = match connection.role {
         SeenRole::Unknown => ask_role(&mut connection, cluster.config().server.connect_timeout).await,
-        told => told,
+        client_address => client_address,
     };
     match (candidate.reason == Preference::Leader, role) {
         (true, SeenRole::Writable) => {
             let whereabouts = whereabouts::confirm(question, &mut connection).await?;
-            let terms = match (route.access, route.read_only_on_leader) {
-                (Access::ReadWrite, _) => Terms::ReadWrite,
-                (Access::ReadOnly, OnLeader::Unenforced) => Terms::Unenforced,
+            let granted = match (route.access, route.read_only_on_leader) {
+                (Access::ReadWrite, _) => GrantedRole::ReadWrite,
+                (Access::ReadOnly, OnLeader::Unenforced) => GrantedRole::Unenforced,
                 // `refused` does not come here; if it did, nothing less would do.
                 (Access::ReadOnly, OnLeader::Enforced | OnLeader::Refused) => {
-                    enforce::writes_nothing(&mut connection, question.deadline).await?;
-                    Terms::Enforced
+                    role_audit::writes_nothing(&mut connection, question.deadline).await?;
+                    GrantedRole::Enforced
                 }
             };
             // The leader may have changed while we were logging in.
@@ -448,14 +436,14 @@ async fn verify(
                 | Leader::None(NoLeader::Full { member: leader, .. })
                     if leader == member =>
                 {
-                    Ok((connection, terms, whereabouts))
+                    Ok((connection, granted, whereabouts))
                 }
                 Leader::Verified { .. } | Leader::None(_) => Err("is no longer the verified leader".into()),
             }
         }
         (false, SeenRole::Standby) => {
             let whereabouts = whereabouts::confirm(question, &mut connection).await?;
-            Ok((connection, Terms::ReadOnly, whereabouts))
+            Ok((connection, GrantedRole::ReadOnly, whereabouts))
         }
         (true, SeenRole::Standby) => {
             cluster.evidence(member, Evidence::Demoted);

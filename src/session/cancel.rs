@@ -19,10 +19,10 @@ use tracing::{debug, warn};
 
 use super::Shared;
 use super::admission::Pending;
+use super::generations::GenerationAnswer;
 use super::keys::Owner;
-use super::registry::Entry;
-use super::relatives::Answer;
-use super::sample::{Sampler, Verdict};
+use super::registry::SessionEntry;
+use super::sample::{SampleDecision, Sampler};
 use crate::backend::{CancelTarget, TlsClient, pass_cancel};
 use crate::frontend::ClientStream;
 use crate::wire::startup::CancelRequest;
@@ -49,7 +49,7 @@ const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// What became of a request; the label in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum CancelOutcome {
     Forwarded,
     /// The session has nothing under way, or not any more what it had, or its server gave no key.
     Idle,
@@ -60,7 +60,7 @@ enum Outcome {
     /// It carries this router's or a peer's mark without the right seal.
     Forged,
     /// Another process of this router has taken it.
-    ByRelative,
+    ByGeneration,
     /// A peer has taken it.
     ByPeer,
     Failed,
@@ -68,7 +68,7 @@ enum Outcome {
     Dropped,
 }
 
-impl Outcome {
+impl CancelOutcome {
     fn label(self) -> &'static str {
         match self {
             Self::Forwarded => "forwarded",
@@ -76,7 +76,7 @@ impl Outcome {
             Self::Repeated => "repeated",
             Self::Unknown => "unknown",
             Self::Forged => "forged",
-            Self::ByRelative => "other_process",
+            Self::ByGeneration => "other_process",
             Self::ByPeer => "peer",
             Self::Failed => "failed",
             Self::Dropped => "dropped",
@@ -86,7 +86,7 @@ impl Outcome {
 
 /// What the operator is told, each at most once in [`TELL_EVERY`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Trouble {
+enum CancelFailure {
     /// A server takes no cancel requests.
     Server(SocketAddr),
     /// Nor those for what ran in sessions that were cut.
@@ -101,7 +101,7 @@ pub struct Cancels {
     lanes: Lanes<SocketAddr>,
     /// Of requests with a server's own key, which anybody can make up.
     unknown: Lanes<(String, u16)>,
-    told: Mutex<Sampler<Trouble>>,
+    client_address: Mutex<Sampler<CancelFailure>>,
 }
 
 impl Default for Cancels {
@@ -109,24 +109,24 @@ impl Default for Cancels {
         Self {
             lanes: Lanes::default(),
             unknown: Lanes::default(),
-            told: Mutex::new(Sampler::new(1, TELL_EVERY, TOLD_SERVERS)),
+            client_address: Mutex::new(Sampler::new(1, TELL_EVERY, TOLD_SERVERS)),
         }
     }
 }
 
 impl Cancels {
     /// `Some`: log it, and say how many were left out before.
-    fn admit(&self, trouble: Trouble) -> Option<u64> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        match told.observe(trouble, Instant::now()) {
-            Verdict::Log { suppressed } => Some(suppressed),
-            Verdict::Suppress => None,
+    fn admit(&self, trouble: CancelFailure) -> Option<u64> {
+        let mut client_address = self.client_address.lock().unwrap_or_else(PoisonError::into_inner);
+        match client_address.observe(trouble, Instant::now()) {
+            SampleDecision::Log { suppressed } => Some(suppressed),
+            SampleDecision::Suppress => None,
         }
     }
 
     fn not_delivered(&self, target: &CancelTarget, why: &dyn std::fmt::Display) {
         let server = target.address;
-        if let Some(skipped) = self.admit(Trouble::Server(server)) {
+        if let Some(skipped) = self.admit(CancelFailure::Server(server)) {
             warn!(%server, %why, skipped, "a cancel request could not be delivered");
         } else {
             debug!(%server, %why, "a cancel request could not be delivered");
@@ -151,10 +151,10 @@ pub(super) async fn serve(
     let _ = timeout(PATIENCE, stream.shutdown()).await;
 }
 
-async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAddr>) -> Outcome {
+async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAddr>) -> CancelOutcome {
     let owner = shared.keys.owner(&request.key);
     match owner {
-        Owner::Mine => return local(shared, request).await.unwrap_or(Outcome::Unknown),
+        Owner::Mine => return local(shared, request).await.unwrap_or(CancelOutcome::Unknown),
         Owner::Unknown => {
             if let Some(outcome) = local(shared, request).await {
                 return outcome;
@@ -164,22 +164,24 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAdd
     }
     let has_seal = matches!(owner, Owner::Peer(_));
     let Some(_place) = place(shared, from, has_seal) else {
-        return Outcome::Dropped;
+        return CancelOutcome::Dropped;
     };
     // Without peers each process has a seal of its own, and another's looks forged.
-    let asked = shared.relatives.ask(request).await;
+    let asked = shared.generations.ask(request).await;
     match asked {
-        Answer::Found => return Outcome::ByRelative,
-        Answer::Busy => return Outcome::Dropped,
-        Answer::NotFound | Answer::Unasked => {}
+        GenerationAnswer::Found => return CancelOutcome::ByGeneration,
+        GenerationAnswer::Busy => return CancelOutcome::Dropped,
+        GenerationAnswer::NotFound | GenerationAnswer::Unasked => {}
     }
     let outcome = match owner {
-        Owner::Mine | Owner::Forged => Outcome::Forged,
+        Owner::Mine | Owner::Forged => CancelOutcome::Forged,
         Owner::Peer(incarnation) => ask_peers(shared, request, Some(incarnation)).await,
         Owner::Unknown => ask_peers(shared, request, None).await,
     };
     match outcome {
-        Outcome::Forged | Outcome::Unknown if asked == Answer::Unasked => Outcome::Failed,
+        CancelOutcome::Forged | CancelOutcome::Unknown if asked == GenerationAnswer::Unasked => {
+            CancelOutcome::Failed
+        }
         outcome => outcome,
     }
 }
@@ -188,7 +190,7 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAdd
 fn place(shared: &Shared, from: Option<IpAddr>, has_seal: bool) -> Option<Pending> {
     let place = shared.admission.cancel(from, has_seal);
     if place.is_err()
-        && let Some(skipped) = shared.cancels.admit(Trouble::TooMany)
+        && let Some(skipped) = shared.cancels.admit(CancelFailure::TooMany)
     {
         warn!(
             from = from.map(tracing::field::display),
@@ -245,47 +247,47 @@ async fn ask_peers(
     shared: &Arc<Shared>,
     request: &CancelRequest,
     owner: Option<super::keys::Incarnation>,
-) -> Outcome {
+) -> CancelOutcome {
     match shared.peers.load_full() {
-        Some(peers) if peers.ask(shared, request, owner).await => Outcome::ByPeer,
-        _ => Outcome::Unknown,
+        Some(peers) if peers.ask(shared, request, owner).await => CancelOutcome::ByPeer,
+        _ => CancelOutcome::Unknown,
     }
 }
 
 /// The session of this process that the request is for.
-pub(super) fn here(shared: &Shared, request: &CancelRequest) -> Option<Arc<Entry>> {
+pub(super) fn here(shared: &Shared, request: &CancelRequest) -> Option<Arc<SessionEntry>> {
     shared.registry.find(request.process_id, &request.key)
 }
 
 /// A peer has asked for what this session runs.
-pub(super) async fn for_peer(shared: &Shared, session: &Entry) {
+pub(super) async fn for_peer(shared: &Shared, session: &SessionEntry) {
     let outcome = pass_on(shared, session).await;
     shared.metrics.cancel(outcome.label());
 }
 
 /// Another process of this router has asked for what this session runs.
-pub(super) async fn for_relative(shared: &Shared, session: &Entry) -> Answer {
+pub(super) async fn for_relative(shared: &Shared, session: &SessionEntry) -> GenerationAnswer {
     let outcome = pass_on(shared, session).await;
     shared.metrics.cancel(outcome.label());
     match outcome {
-        Outcome::Dropped => Answer::Busy,
-        _ => Answer::Found,
+        CancelOutcome::Dropped => GenerationAnswer::Busy,
+        _ => GenerationAnswer::Found,
     }
 }
 
 /// `None`: no session of this process has that key.
-async fn local(shared: &Shared, request: &CancelRequest) -> Option<Outcome> {
+async fn local(shared: &Shared, request: &CancelRequest) -> Option<CancelOutcome> {
     let session = here(shared, request)?;
     Some(pass_on(shared, &session).await)
 }
 
 /// Cancels what the session runs now, when its turn comes, and nothing that it runs later.
-async fn pass_on(shared: &Shared, entry: &Entry) -> Outcome {
-    let (Some(target), Some(request)) = (entry.attachment.cancel.as_ref(), entry.under_way()) else {
-        return Outcome::Idle;
+async fn pass_on(shared: &Shared, entry: &SessionEntry) -> CancelOutcome {
+    let (Some(target), Some(request)) = (entry.placement.cancel.as_ref(), entry.under_way()) else {
+        return CancelOutcome::Idle;
     };
     let Some(_place) = entry.cancel_place(MOST_PER_SESSION) else {
-        return Outcome::Repeated;
+        return CancelOutcome::Repeated;
     };
     let _gauge = shared.metrics.cancel_waits();
     let is_over = async {
@@ -296,20 +298,20 @@ async fn pass_on(shared: &Shared, entry: &Entry) -> Outcome {
     let _turn = tokio::select! {
         biased;
         turn = shared.cancels.lanes.turn(target.address) => turn,
-        () = is_over => return Outcome::Idle,
+        () = is_over => return CancelOutcome::Idle,
         () = sleep(TURN) => {
             shared.cancels.not_delivered(target, &"its turn did not come");
-            return Outcome::Dropped;
+            return CancelOutcome::Dropped;
         }
     };
     if entry.under_way() != Some(request) {
-        return Outcome::Idle;
+        return CancelOutcome::Idle;
     }
     match target.clone().send(PATIENCE).await {
-        Ok(()) => Outcome::Forwarded,
+        Ok(()) => CancelOutcome::Forwarded,
         Err(error) => {
             shared.cancels.not_delivered(target, &error);
-            Outcome::Failed
+            CancelOutcome::Failed
         }
     }
 }
@@ -351,7 +353,7 @@ async fn abandon(shared: &Shared, target: &CancelTarget) -> bool {
         sleep(AGAIN).await;
     }
     let server = target.address;
-    if let Some(skipped) = shared.cancels.admit(Trouble::Abandoned(server)) {
+    if let Some(skipped) = shared.cancels.admit(CancelFailure::Abandoned(server)) {
         warn!(
             %server, process_id = target.process_id, why, skipped,
             "what a session ran that was cut could not be cancelled: it may go on there"

@@ -13,8 +13,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Shared;
 use super::admission::Admitted;
+use super::close::close_with_error;
 use super::end::{Cause, End};
-use super::farewell::farewell;
 use super::record::{self, Record};
 use super::registry::Traffic;
 use crate::config;
@@ -54,12 +54,12 @@ pub struct Departure {
 }
 
 /// The console, and whom it is for.
-pub struct ConsoleDoor {
+pub struct ConsoleAccess {
     config: config::Console,
     console: Arc<dyn Console>,
 }
 
-impl fmt::Debug for ConsoleDoor {
+impl fmt::Debug for ConsoleAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConsoleDoor")
             .field("config", &self.config)
@@ -67,7 +67,7 @@ impl fmt::Debug for ConsoleDoor {
     }
 }
 
-impl ConsoleDoor {
+impl ConsoleAccess {
     pub fn new(config: config::Console, console: Arc<dyn Console>) -> Self {
         Self { config, console }
     }
@@ -111,14 +111,14 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
     let Some(door) = shared.console.load_full() else {
         return;
     };
-    if let Err(hint) = door.admits(&record.user, &record.gate.cluster.config().name) {
+    if let Err(hint) = door.admits(&record.user, &record.listener.cluster.config().name) {
         shared.metrics.refuse("console");
         record.refused(shared, "not one of console.users of console.cluster");
         message::error(&mut welcome, &not_admitted(&record.database, &hint));
-        return farewell(stream, welcome).await;
+        return close_with_error(stream, welcome).await;
     }
     MEMBER.clone_into(&mut record.member);
-    let gauge = shared.metrics.session(&record.gate.route.name, MEMBER, None);
+    let gauge = shared.metrics.session(&record.listener.route.name, MEMBER, None);
     let visitor = Visitor {
         stream,
         user: String::from_utf8_lossy(&record.user).into_owned(),
@@ -129,13 +129,13 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
     // An answer is finished before the end is looked at: nothing is under way.
     let end = End::from(cause);
     record::log_end(&end, &record, Traffic::default());
-    shared.metrics.end(&record.gate.route.name, &end);
+    shared.metrics.end(&record.listener.route.name, &end);
     if let Some(stream) = stream {
         let mut out = BytesMut::new();
         if let Some(reply) = end.reply() {
             message::error(&mut out, &reply);
         }
-        farewell(stream, out).await;
+        close_with_error(stream, out).await;
     }
     drop((gauge, admitted));
 }

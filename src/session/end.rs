@@ -188,7 +188,7 @@ impl End {
     }
 
     /// Does the operator want to see this one at WARN?
-    pub fn is_trouble(&self) -> bool {
+    pub fn is_abnormal(&self) -> bool {
         match &self.cause {
             Cause::ClientTerminated | Cause::ClientGone | Cause::ServerFatal { .. } | Cause::ServerClosed => {
                 false
@@ -333,19 +333,19 @@ mod tests {
             (Cause::ClientProtocol(broken), "08P01"),
         ];
         for (cause, otherwise) in causes.chain(others) {
-            let told = |fate| {
+            let client_address = |fate| {
                 let cause = cause.clone();
                 End { cause, fate }.reply().unwrap()
             };
-            let settled = told(Fate::Settled);
+            let settled = client_address(Fate::Settled);
             assert_eq!(settled.code.as_str(), otherwise, "{settled:?}");
-            let rolled_back = told(Fate::RolledBack);
+            let rolled_back = client_address(Fate::RolledBack);
             assert_eq!(
                 (rolled_back.code, &rolled_back.message),
                 (settled.code, &settled.message)
             );
             assert!(rolled_back.hint.unwrap().ends_with("is rolled back."));
-            let unknown = told(Fate::Unknown);
+            let unknown = client_address(Fate::Unknown);
             assert_eq!(unknown.code.as_str(), "08007", "{unknown:?}");
             assert!(
                 unknown.message.starts_with(&settled.message) && unknown.message.contains("is unknown"),
@@ -353,7 +353,7 @@ mod tests {
             );
             assert!(unknown.hint.unwrap().contains("Check whether"));
             // What was executed without a Sync is never called rolled back, as it may be committed.
-            let unsynced = told(Fate::Unsynced);
+            let unsynced = client_address(Fate::Unsynced);
             assert_eq!(
                 (unsynced.code, &unsynced.message),
                 (unknown.code, &unknown.message)
@@ -368,7 +368,7 @@ mod tests {
                 let cause = cause.clone();
                 let end = End { cause, fate };
                 assert!(
-                    end.is_trouble() && end.to_string().ends_with(", outcome unknown"),
+                    end.is_abnormal() && end.to_string().ends_with(", outcome unknown"),
                     "{end}"
                 );
             }
@@ -387,12 +387,12 @@ mod tests {
             for fate in [Fate::Settled, Fate::RolledBack, Fate::Unsynced, Fate::Unknown] {
                 let cause = cause.clone();
                 let end = End { cause, fate };
-                assert!(!end.is_unknown() && !end.is_trouble(), "{end}");
+                assert!(!end.is_unknown() && !end.is_abnormal(), "{end}");
                 let has_left = matches!(end.cause, Cause::ClientTerminated | Cause::ClientGone);
                 // It may have closed one side only.
-                let told = end.reply().map(|reply| reply.code.as_str());
+                let client_address = end.reply().map(|reply| reply.code.as_str());
                 assert_eq!(
-                    told,
+                    client_address,
                     (has_left && fate == Fate::Unknown).then_some("08007"),
                     "{end}"
                 );

@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::close::{CLOSE_WITHIN, close_with_error};
 use super::end::{Cause, End};
-use super::farewell::{FAREWELL, farewell};
 use super::record::{Record, log_end};
 use super::relay::{Ended, Parting};
 use super::{Shared, cancel, linger};
@@ -33,13 +33,13 @@ pub(super) async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) -
         // Nobody may go on writing for a session that has been taken off its server.
         if let (true, Some(target)) = (
             ticket.entry().in_flight(),
-            ticket.entry().attachment.cancel.clone(),
+            ticket.entry().placement.cancel.clone(),
         ) {
             cancel::forget(shared, target);
         }
     }
     log_end(&end, &record, traffic);
-    shared.metrics.end(&record.gate.route.name, &end);
+    shared.metrics.end(&record.listener.route.name, &end);
     drop(ticket);
     part(parting, &end).await
 }
@@ -60,7 +60,7 @@ pub(super) async fn part(parting: Parting, end: &End) -> TcpStream {
             let whole = complete(&mut client, rest, &mut server, from_server);
             (
                 BytesMut::new(),
-                matches!(timeout(FAREWELL, whole).await, Ok(Some(()))),
+                matches!(timeout(CLOSE_WITHIN, whole).await, Ok(Some(()))),
             )
         }
         Err(rest) => (BytesMut::from(rest.as_ref()), false),
@@ -70,7 +70,7 @@ pub(super) async fn part(parting: Parting, end: &End) -> TcpStream {
     if at_boundary {
         end.last_words(&mut out, ready);
     }
-    farewell(client, out).await;
+    close_with_error(client, out).await;
     server.into_tcp()
 }
 

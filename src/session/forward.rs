@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use super::Shared;
 use super::direction::{Direction, Look};
 use super::end::{Cause, Order};
-use super::registry::{Entry, Ticket, Traffic};
-use super::relay::{Lease, TURNS};
+use super::registry::{SessionEntry, Ticket, Traffic};
+use super::relay::{TURNS, WorkerBuffer};
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::frontend::ClientStream;
 
@@ -29,14 +29,14 @@ const REST: Duration = Duration::from_millis(100);
 pub(super) struct Forward {
     client: ClientStream,
     server: TcpStream,
-    up: Direction,
-    down: Direction,
+    to_server: Direction,
+    to_client: Direction,
     /// While the client is not read.
     look: Look,
     ticket: Ticket,
     cluster: ClusterHandle,
     shared: Arc<Shared>,
-    lease: Arc<Lease>,
+    worker_buffer: Arc<WorkerBuffer>,
     /// Whom the registry wakes; kept to see whether it is still the right one.
     registered: Option<Waker>,
     /// When the server last said something; `None` once the client has spoken since.
@@ -56,7 +56,7 @@ pub(super) struct Parts {
     pub ticket: Ticket,
     pub cluster: ClusterHandle,
     pub shared: Arc<Shared>,
-    pub lease: Arc<Lease>,
+    pub worker_buffer: Arc<WorkerBuffer>,
 }
 
 /// What is left at the end.
@@ -86,7 +86,7 @@ impl Forward {
             ticket,
             cluster,
             shared,
-            lease,
+            worker_buffer,
         } = parts;
         Self {
             client,
@@ -95,13 +95,13 @@ impl Forward {
                 bytes_up: head.len() as u64,
                 ..Traffic::default()
             },
-            up: Direction::holding(head),
-            down: Direction::default(),
+            to_server: Direction::holding(head),
+            to_client: Direction::default(),
             look: Look::default(),
             ticket,
             cluster,
             shared,
-            lease,
+            worker_buffer,
             registered: None,
             server_spoke: None,
             server_lost: false,
@@ -122,8 +122,8 @@ impl Forward {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
         self.listen_for_orders(cx);
-        let lease = Arc::clone(&self.lease);
-        let mut buffer = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker_buffer = Arc::clone(&self.worker_buffer);
+        let mut buffer = worker_buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.turns(cx, &mut buffer);
         self.entry().record(self.traffic);
         outcome
@@ -135,7 +135,7 @@ impl Forward {
             if let Some(Order::Now(reason)) = self.entry().ordered() {
                 return Poll::Ready(Cause::Ordered(reason));
             }
-            match (self.turn_up(cx, buffer), self.turn_down(cx, buffer)) {
+            match (self.turn_to_server(cx, buffer), self.turn_to_client(cx, buffer)) {
                 (Turn::End(cause), _) | (_, Turn::End(cause)) => return Poll::Ready(cause),
                 (Turn::Blocked, Turn::Blocked) => return Poll::Pending,
                 (Turn::Progress | Turn::Blocked, Turn::Progress | Turn::Blocked) => {}
@@ -145,7 +145,7 @@ impl Forward {
         Poll::Pending
     }
 
-    fn entry(&self) -> &Arc<Entry> {
+    fn entry(&self) -> &Arc<SessionEntry> {
         self.ticket.entry()
     }
 
@@ -158,11 +158,11 @@ impl Forward {
     }
 
     /// Client to server; the client's end of sending is passed on, and the server may go on answering (case 52).
-    fn turn_up(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        if self.up.broken {
+    fn turn_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        if self.to_server.broken {
             return Turn::Blocked;
         }
-        match self.up.drain(Pin::new(&mut self.server), cx) {
+        match self.to_server.drain(Pin::new(&mut self.server), cx) {
             Poll::Pending => {
                 return match self.look.poll_broken(cx, &self.client) {
                     Poll::Ready(()) => Turn::End(Cause::ClientGone),
@@ -172,11 +172,11 @@ impl Forward {
             Poll::Ready(Err(error)) => return self.server_takes_nothing(&error),
             Poll::Ready(Ok(())) => {}
         }
-        if self.up.ended {
+        if self.to_server.ended {
             return match Pin::new(&mut self.server).poll_shutdown(cx) {
                 Poll::Pending => Turn::Blocked,
                 Poll::Ready(_) => {
-                    self.up.broken = true;
+                    self.to_server.broken = true;
                     Turn::Progress
                 }
             };
@@ -190,27 +190,27 @@ impl Forward {
         }
         let data = read.filled();
         if data.is_empty() {
-            self.up.ended = true;
+            self.to_server.ended = true;
             return Turn::Progress;
         }
         self.client_speaks();
         let limit = self.user_timeout();
-        self.up.count(data.len(), Some(&self.server), limit);
+        self.to_server.count(data.len(), Some(&self.server), limit);
         self.traffic.bytes_up += data.len() as u64;
-        match self.up.forward(Pin::new(&mut self.server), cx, data) {
+        match self.to_server.forward(Pin::new(&mut self.server), cx, data) {
             Ok(()) => Turn::Progress,
             Err(error) => self.server_takes_nothing(&error),
         }
     }
 
     /// Server to client. A server that closes closes both ways: nothing is to be passed up any more.
-    fn turn_down(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        match self.down.drain(Pin::new(&mut self.client), cx) {
+    fn turn_to_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        match self.to_client.drain(Pin::new(&mut self.client), cx) {
             Poll::Pending => return Turn::Blocked,
             Poll::Ready(Err(_)) => return Turn::End(Cause::ClientGone),
             Poll::Ready(Ok(())) => {}
         }
-        if self.down.ended {
+        if self.to_client.ended {
             return Turn::End(self.server_ended(self.server_lost));
         }
         let mut read = ReadBuf::new(buffer);
@@ -221,21 +221,21 @@ impl Forward {
         }
         let data = read.filled();
         if data.is_empty() {
-            self.down.ended = true;
+            self.to_client.ended = true;
             return Turn::Progress;
         }
         if self.traffic.bytes_down == 0 {
-            let place = &self.ticket.entry().attachment;
+            let place = &self.ticket.entry().placement;
             self.shared
                 .registry
-                .trouble
+                .backoff
                 .answered(&place.cluster, &place.member);
         }
         self.server_spoke = Some(Instant::now());
         self.traffic.bytes_down += data.len() as u64;
         let limit = self.user_timeout();
-        self.down.count(data.len(), self.client.tcp(), limit);
-        match self.down.forward(Pin::new(&mut self.client), cx, data) {
+        self.to_client.count(data.len(), self.client.tcp(), limit);
+        match self.to_client.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
             Err(_) => Turn::End(Cause::ClientGone),
         }
@@ -255,30 +255,30 @@ impl Forward {
         };
         let is_new = at.elapsed() >= REST;
         let limit = self.user_timeout();
-        if is_new || !self.up.patient {
-            self.up.has_read(Some(&self.server), limit);
+        if is_new || !self.to_server.patient {
+            self.to_server.has_read(Some(&self.server), limit);
         }
-        if is_new || !self.down.patient {
-            self.down.has_read(self.client.tcp(), limit);
+        if is_new || !self.to_client.patient {
+            self.to_client.has_read(self.client.tcp(), limit);
         }
     }
 
     /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
     fn server_takes_nothing(&mut self, error: &io::Error) -> Turn {
         self.server_lost |= error.kind() != io::ErrorKind::BrokenPipe;
-        self.up.broken = true;
-        self.up.rest = Bytes::new();
+        self.to_server.broken = true;
+        self.to_server.rest = Bytes::new();
         Turn::Progress
     }
 
     fn server_ended(&self, is_lost: bool) -> Cause {
-        if self.up.ended {
+        if self.to_server.ended {
             return Cause::ClientGone;
         }
         if !is_lost {
             return Cause::ServerClosed;
         }
-        let place = &self.ticket.entry().attachment;
+        let place = &self.ticket.entry().placement;
         self.cluster.evidence(&place.member, Evidence::Terminated);
         Cause::ServerGone
     }

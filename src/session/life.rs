@@ -16,31 +16,31 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::admission::{Admitted, Knock, Pending};
-use super::attach::{self, AttachError, Attachable, Request, SessionState};
+use super::attach::{self, AttachError, AttachRequest, Attachable, SessionState};
+use super::client_address::ClientAddressReport;
+use super::client_origin::{self, ClientOrigin};
+use super::close::{close_with_error, closing};
 use super::end::Order;
-use super::entry::{self, Caller};
-use super::farewell::{closing, farewell};
 use super::finish::finish;
-use super::gate::Gate;
 use super::keys::ClientCancelKey;
+use super::listener_settings::ListenerSettings;
 use super::metrics::{SessionGuard, seconds};
 use super::queue::Waiting;
 use super::quota::Share;
 use super::record::{Record, Times, note_attach, note_opening, refuse};
-use super::registry::{self, Attachment, Seat, Ticket};
-use super::relay::{Attached, Lease, Parts, Relay};
-use super::told::Telling;
-use super::{Shared, cancel, console, linger, peers, sentry, tcp, told};
+use super::registry::{self, Placement, Seat, Ticket};
+use super::relay::{Attached, Parts, Relay, WorkerBuffer};
+use super::{Shared, cancel, client_address, console, linger, login_throttle, peers, tcp};
 use crate::auth::credentials::ServerLogin;
 use crate::cluster::sight::Whereabouts;
 use crate::cluster::snapshot::MemberName;
 use crate::config::{Access, ListenerMode};
 use crate::frontend::listen::ClientSocket;
-use crate::frontend::login::{self, Authenticated, Behind, Exchange, LoginFault};
+use crate::frontend::login::{self, Authenticated, Destination, Exchange, LoginError};
 use crate::frontend::opening::{self, Opening};
 use crate::frontend::tls::TlsFacts;
 use crate::frontend::{ClientAddress, ClientStream};
-use crate::routing::{Terms, Verdict};
+use crate::routing::{GrantedRole, SessionVerdict};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::settings;
 use crate::wire::sqlstate::SqlState;
@@ -52,8 +52,8 @@ pub struct Arrival {
     pub socket: ClientSocket,
     pub address: ClientAddress,
     pub accepted: Instant,
-    pub gate: Arc<Gate>,
-    pub lease: Arc<Lease>,
+    pub listener: Arc<ListenerSettings>,
+    pub worker_buffer: Arc<WorkerBuffer>,
     /// Its place among those that have not logged in yet.
     pub knock: Knock,
 }
@@ -61,7 +61,7 @@ pub struct Arrival {
 /// Serves one connection to its end. Never panics on what a peer sends; ends by itself in bounded time once the
 /// peers are gone.
 pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
-    if arrival.gate.mode == ListenerMode::Tcp {
+    if arrival.listener.mode == ListenerMode::Tcp {
         return Box::pin(tcp::serve(arrival, shared)).await;
     }
     // The login is a large future with large parts; the relay must not carry its weight.
@@ -77,7 +77,7 @@ pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
                 admitted,
             } = session;
             let ended = relay.run().await;
-            let has_keepalive = record.gate.cluster.config().server.keepalive.is_some();
+            let has_keepalive = record.listener.cluster.config().server.keepalive.is_some();
             // Boxed: an idle session must not carry the weight of its end.
             let server = Box::pin(finish(ended, *record, &shared)).await;
             drop(gauge);
@@ -112,30 +112,30 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         socket,
         address,
         accepted,
-        gate,
-        lease,
+        listener,
+        worker_buffer,
         knock,
     } = arrival;
     let mut knock = Some(knock);
     let deadline = accepted + **shared.login_timeout.load();
     let gauge = shared.metrics.pending();
-    let mut socket = adopt(socket, &gate)?;
-    let Caller {
+    let mut socket = adopt(socket, &listener)?;
+    let ClientOrigin {
         address,
         tls: proxied_tls,
         denied,
-    } = entry::identify(
+    } = client_origin::identify(
         &shared,
-        &gate,
+        &listener,
         &mut socket,
         address,
         &mut knock,
         (accepted, deadline),
     )
     .await?;
-    let until = entry::speaks_until(knock.as_ref(), accepted, deadline);
+    let until = client_origin::speaks_until(knock.as_ref(), accepted, deadline);
     let opened = tokio::select! {
-        opened = timeout_at(until, opening::open(socket, &gate.offer)) => opened,
+        opened = timeout_at(until, opening::open(socket, &listener.offer)) => opened,
         // It has not said yet whom to answer how.
         () = shared.closing.cancelled() => {
             shared.metrics.refuse("shutdown");
@@ -145,7 +145,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     let opening = match opened {
         Ok(Ok(opening)) => opening,
         Ok(Err(fault)) => {
-            note_opening(&shared, &gate, address, &fault);
+            note_opening(&shared, &listener, address, &fault);
             return None;
         }
         // It never said what it wanted; PostgreSQL closes without a word too.
@@ -172,14 +172,14 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         }
     };
     if let Some(fault) = denied {
-        refuse(&shared, &gate, &mut stream, &packet, address, fault).await;
+        refuse(&shared, &listener, &mut stream, &packet, address, fault).await;
         return None;
     }
-    let mut pending = match entry::login(&shared, address, knock, accepted).await {
+    let mut pending = match client_origin::login(&shared, address, knock, accepted).await {
         Ok(pending) => pending,
         Err(full) => {
-            let fault = entry::no_place(full);
-            refuse(&shared, &gate, &mut stream, &packet, address, fault).await;
+            let fault = client_origin::no_place(full);
+            refuse(&shared, &listener, &mut stream, &packet, address, fault).await;
             return None;
         }
     };
@@ -191,17 +191,25 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         address,
     };
     let outcome = tokio::select! {
-        outcome = timeout_at(deadline, authenticate(&shared, &gate, client, &mut pending, deadline)) => outcome,
-        () = shared.closing.cancelled() => Ok(Err(LoginFault::Unavailable(closing()))),
+        outcome = timeout_at(deadline, authenticate(&shared, &listener, client, &mut pending, deadline)) => outcome,
+        () = shared.closing.cancelled() => Ok(Err(LoginError::Unavailable(closing()))),
     };
     let (authenticated, mut admitted) = match outcome {
         Ok(Ok(done)) => done,
         Ok(Err(fault)) => {
-            refuse(&shared, &gate, &mut stream, &packet, address, fault).await;
+            refuse(&shared, &listener, &mut stream, &packet, address, fault).await;
             return None;
         }
         Err(_elapsed) => {
-            refuse(&shared, &gate, &mut stream, &packet, address, LoginFault::Timeout).await;
+            refuse(
+                &shared,
+                &listener,
+                &mut stream,
+                &packet,
+                address,
+                LoginError::Timeout,
+            )
+            .await;
             return None;
         }
     };
@@ -215,7 +223,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         user: Bytes::copy_from_slice(&packet.user),
         database: Bytes::copy_from_slice(&packet.database),
         member: String::new(),
-        terms: None,
+        granted: None,
         tls: stream.tls_description(),
         proxied_tls,
         is_bound: authenticated.is_bound(),
@@ -226,7 +234,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
             queued: Duration::ZERO,
             connect: Duration::ZERO,
         },
-        gate,
+        listener,
     });
     let (login, mut welcome) = authenticated.into_parts();
     let Some(login) = login else {
@@ -240,7 +248,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     let names = (&record.user, &record.database);
     let share = shared
         .quota
-        .share(&record.gate.rate, Some(names), address.ip(), Instant::now());
+        .share(&record.listener.rate, Some(names), address.ip(), Instant::now());
     let share = match share {
         Ok(share) => {
             let share = Arc::new(share);
@@ -251,7 +259,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
             shared.metrics.refuse(refusal.label);
             record.refused(&shared, &refusal.reply.message);
             message::error(&mut welcome, &refusal.reply);
-            farewell(stream, welcome).await;
+            close_with_error(stream, welcome).await;
             return None;
         }
     };
@@ -261,14 +269,14 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         &packet,
         (&login, welcome),
         &mut record,
-        (lease, &share),
+        (worker_buffer, &share),
     )
     .await?;
     let Begun { relay, seat } = session;
     let gauge = shared.metrics.session(
-        &record.gate.route.name,
+        &record.listener.route.name,
         &record.member,
-        Some(&record.gate.cluster),
+        Some(&record.listener.cluster),
     );
     Some(LoggedIn::Session(Session {
         relay,
@@ -279,21 +287,21 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
     }))
 }
 
-fn behind(shared: &Shared, packet: &StartupPacket) -> Behind {
+fn destination(shared: &Shared, packet: &StartupPacket) -> Destination {
     match &*shared.console.load() {
-        Some(door) if door.is_meant(packet) => Behind::Console,
-        _ => Behind::Servers,
+        Some(door) if door.is_meant(packet) => Destination::Console,
+        _ => Destination::Servers,
     }
 }
 
 /// Registers an accepted socket with this worker and sets its options.
-pub(super) fn adopt(socket: ClientSocket, gate: &Gate) -> Option<ClientStream> {
+pub(super) fn adopt(socket: ClientSocket, listener: &ListenerSettings) -> Option<ClientStream> {
     // Each fails only if the peer is gone already.
     Some(match socket {
         ClientSocket::Tcp(socket) => {
             socket.set_nonblocking(true).ok()?;
             let socket = TcpStream::from_std(socket).ok()?;
-            crate::backend::tune_socket(&socket, &gate.cluster.config().server).ok()?;
+            crate::backend::tune_socket(&socket, &listener.cluster.config().server).ok()?;
             ClientStream::Plain(socket)
         }
         ClientSocket::Unix(socket) => {
@@ -314,11 +322,11 @@ struct Client<'a> {
 /// Its turn, admission, rules, is anybody there, and only then the exchange.
 async fn authenticate(
     shared: &Arc<Shared>,
-    gate: &Gate,
+    listener: &ListenerSettings,
     client: Client<'_>,
     pending: &mut Option<Pending>,
     deadline: Instant,
-) -> Result<(Authenticated, Admitted), LoginFault> {
+) -> Result<(Authenticated, Admitted), LoginError> {
     let Client {
         stream,
         packet,
@@ -327,24 +335,24 @@ async fn authenticate(
     } = client;
     login::negotiate(stream, packet).await?;
     if let Some(setting) = settings::delay(&packet.parameters) {
-        return Err(LoginFault::Limit("startup_setting", not_passed_on(setting)));
+        return Err(LoginError::Limit("startup_setting", not_passed_on(setting)));
     }
-    sentry::admit(shared, gate, stream, packet, address, pending, deadline).await?;
-    shared.admission.ask(gate).map_err(LoginFault::TooMany)?;
+    login_throttle::admit(shared, listener, stream, packet, address, pending, deadline).await?;
+    shared.admission.ask(listener).map_err(LoginError::TooMany)?;
     let access = shared.access.load_full();
-    let behind = behind(shared, packet);
-    let doors = shared.doors(&access, gate, behind, deadline);
-    let mut exchange = Exchange::new(stream, packet, address, tls, doors);
+    let destination = destination(shared, packet);
+    let context = shared.context(&access, listener, destination, deadline);
+    let mut exchange = Exchange::new(stream, packet, address, tls, context);
     let decided = exchange.decide().await?;
-    if behind == Behind::Servers {
-        attach::anybody(&gate.cluster, &gate.route).map_err(LoginFault::Unavailable)?;
+    if destination == Destination::Servers {
+        attach::anybody(&listener.cluster, &listener.route).map_err(LoginError::Unavailable)?;
     }
     let authenticated = exchange.run(decided).await?;
     if authenticated.has_proven() {
-        sentry::succeeded(shared, gate, packet, address);
+        login_throttle::succeeded(shared, listener, packet, address);
     }
     // Only now: whoever has no password must not use up the places of those who have.
-    let admitted = shared.admission.admit(gate).map_err(LoginFault::TooMany)?;
+    let admitted = shared.admission.admit(listener).map_err(LoginError::TooMany)?;
     Ok((authenticated, admitted))
 }
 
@@ -369,28 +377,28 @@ async fn begin(
     packet: &StartupPacket,
     (login, mut out): (&ServerLogin, BytesMut),
     record: &mut Record,
-    (lease, share): (Arc<Lease>, &Arc<Share>),
+    (worker_buffer, share): (Arc<WorkerBuffer>, &Arc<Share>),
 ) -> Option<Begun> {
-    let gate = Arc::clone(&record.gate);
+    let listener = Arc::clone(&record.listener);
     let started = Instant::now();
-    let telling = Telling {
-        how: gate.route.client_address,
+    let report = ClientAddressReport {
+        how: listener.route.client_address,
         client: record.client,
         tls: record.tls,
     };
-    let state = session_state(packet, gate.route.access, login.user.as_ref(), telling);
+    let state = session_state(packet, listener.route.access, login.user.as_ref(), report);
     let waiting = Waiting {
         queues: &shared.registry.queues,
-        cluster: &gate.cluster,
-        route: &gate.route,
+        cluster: &listener.cluster,
+        route: &listener.route,
         client: &stream,
         closing: &shared.closing,
         metrics: &shared.metrics.queue,
     };
-    let request = Request {
-        cluster: &gate.cluster,
+    let request = AttachRequest {
+        cluster: &listener.cluster,
         registry: &shared.registry,
-        route: &gate.route,
+        route: &listener.route,
         state: &state,
         login,
         replication: packet.replication,
@@ -404,7 +412,7 @@ async fn begin(
         connection,
         member,
         seat,
-        terms,
+        granted,
         whereabouts,
         queued,
         ..
@@ -424,7 +432,7 @@ async fn begin(
                 AttachError::Closing => message::error(&mut out, &closing()),
                 AttachError::HungUp => return None,
             }
-            farewell(stream, out).await;
+            close_with_error(stream, out).await;
             return None;
         }
     };
@@ -435,9 +443,9 @@ async fn begin(
         .connect_seconds
         .observe(seconds(record.times.connect));
     member.as_str().clone_into(&mut record.member);
-    record.terms = Some(terms);
-    if terms == Terms::Unenforced {
-        shared.metrics.unenforced(&gate.route.name);
+    record.granted = Some(granted);
+    if granted == GrantedRole::Unenforced {
+        shared.metrics.unenforced(&listener.route.name);
     }
     for notice in &connection.notices {
         out.extend_from_slice(notice);
@@ -447,22 +455,22 @@ async fn begin(
     }
     let ticket = enter(
         shared,
-        &gate,
+        &listener,
         packet.served(),
         &connection,
-        (&member, terms, whereabouts),
+        (&member, granted, whereabouts),
         record.who(),
         &mut out,
     );
     message::ready_for_query(&mut out, b'I');
-    if let Routed::End(reason) = still_right(&gate, &ticket) {
+    if let Routed::End(reason) = still_right(&listener, &ticket) {
         ticket.entry().order(Order::Now(reason));
     }
-    let told = timeout(**shared.login_timeout.load(), async {
+    let client_address = timeout(**shared.login_timeout.load(), async {
         stream.write_all(&out).await?;
         stream.flush().await
     });
-    if !matches!(told.await, Ok(Ok(()))) {
+    if !matches!(client_address.await, Ok(Ok(()))) {
         debug!(client = %record.client, "gone before it was served, or it does not listen");
         return None;
     }
@@ -474,8 +482,8 @@ async fn begin(
         },
         leftover: connection.leftover,
         ticket,
-        cluster: gate.cluster.clone(),
-        lease,
+        cluster: listener.cluster.clone(),
+        worker_buffer,
         replication: packet.replication != Replication::None,
     });
     Some(Begun { relay, seat })
@@ -488,7 +496,7 @@ fn session_state(
     packet: &StartupPacket,
     access: Access,
     server_user: Option<&Bytes>,
-    telling: Telling,
+    report: ClientAddressReport,
 ) -> SessionState {
     let user = server_user.unwrap_or(&packet.user).clone();
     let mut parameters = vec![
@@ -498,7 +506,7 @@ fn session_state(
     let is_name = |name: &Bytes| matches!(name.as_ref(), b"user" | b"database");
     let others = packet.parameters.iter().filter(|(name, _)| !is_name(name));
     parameters.extend(others.cloned());
-    told::tell(&mut parameters, telling);
+    client_address::add_client_address(&mut parameters, report);
     if access == Access::ReadOnly {
         parameters.push((
             Bytes::from_static(b"default_transaction_read_only"),
@@ -514,30 +522,30 @@ fn session_state(
 /// Issues a cancel key that is free, enters the session and writes BackendKeyData.
 fn enter(
     shared: &Arc<Shared>,
-    gate: &Gate,
+    listener: &ListenerSettings,
     version: ProtocolVersion,
     connection: &crate::backend::ServerConnection,
-    (member, terms, whereabouts): (&MemberName, Terms, Whereabouts),
+    (member, granted, whereabouts): (&MemberName, GrantedRole, Whereabouts),
     client: registry::Client,
     out: &mut BytesMut,
 ) -> Ticket {
     // A server without BackendKeyData gets an id of ours, and a cancel for it is a no-op (case 35).
     let process_id = connection.process_id.unwrap_or_default();
-    let mut attachment = Attachment {
+    let mut placement = Placement {
         client,
-        cluster: Arc::clone(&gate.cluster.config().name),
-        route: Arc::clone(&gate.route.name),
-        terms,
+        cluster: Arc::clone(&listener.cluster.config().name),
+        route: Arc::clone(&listener.route.name),
+        granted,
         member: member.clone(),
         whereabouts: Some(whereabouts),
         process_id,
         key: Some(issue(shared, version)),
         cancel: connection.cancel.clone(),
-        on_unfit: gate.route.on_unfit,
+        on_unfit: listener.route.on_unfit,
     };
     loop {
-        let key = attachment.key.clone();
-        match shared.registry.enter(attachment) {
+        let key = placement.key.clone();
+        match shared.registry.enter(placement) {
             Ok(ticket) => {
                 if let Some(key) = key {
                     message::backend_key_data(out, process_id, key.expose());
@@ -545,7 +553,7 @@ fn enter(
                 return ticket;
             }
             Err(taken) => {
-                attachment = Attachment {
+                placement = Placement {
                     key: Some(issue(shared, version)),
                     ..taken
                 }
@@ -569,11 +577,11 @@ enum Routed {
 
 /// The snapshot may have changed between the choice and the entry into the registry, when nobody would have told
 /// this session.
-fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
-    let attachment = &ticket.entry().attachment;
-    match attachment.verdict(&gate.cluster.snapshot()) {
-        Verdict::Stay => Routed::Stay,
-        Verdict::End(why) => Routed::End(super::end::Reason::Role(why)),
+fn still_right(listener: &ListenerSettings, ticket: &Ticket) -> Routed {
+    let placement = &ticket.entry().placement;
+    match placement.verdict(&listener.cluster.snapshot()) {
+        SessionVerdict::Stay => Routed::Stay,
+        SessionVerdict::End(why) => Routed::End(super::end::Reason::Role(why)),
     }
 }
 
@@ -581,7 +589,7 @@ fn still_right(gate: &Gate, ticket: &Ticket) -> Routed {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::config::TellAddress;
+    use crate::config::ClientAddressOptions;
     use crate::wire::startup::{self, FirstPacket};
 
     fn state(body: &str, access: Access, server_user: Option<&'static str>) -> SessionState {
@@ -593,8 +601,8 @@ mod tests {
             panic!("{body}")
         };
         let server_user = server_user.map(|name| Bytes::from_static(name.as_bytes()));
-        let telling = Telling {
-            how: TellAddress {
+        let report = ClientAddressReport {
+            how: ClientAddressOptions {
                 setting: false,
                 application_name: false,
                 tls: false,
@@ -602,11 +610,11 @@ mod tests {
             client: ClientAddress::Local(None),
             tls: None,
         };
-        session_state(&packet, access, server_user.as_ref(), telling)
+        session_state(&packet, access, server_user.as_ref(), report)
     }
 
     /// What a server is told for a startup packet with these parameters.
-    fn told(body: &str, access: Access, server_user: Option<&'static str>) -> String {
+    fn client_address(body: &str, access: Access, server_user: Option<&'static str>) -> String {
         let state = state(body, access, server_user);
         let shown = state.parameters.iter().map(|(name, value)| {
             format!(
@@ -620,7 +628,7 @@ mod tests {
 
     #[test]
     fn the_server_is_told_the_names_that_the_rule_saw() {
-        let leader = |body| told(body, Access::ReadWrite, None);
+        let leader = |body| client_address(body, Access::ReadWrite, None);
         assert_eq!(leader("user=a;"), "user=a;database=a;");
         assert_eq!(leader("user=a;database=;"), "user=a;database=a;");
         assert_eq!(
@@ -633,7 +641,7 @@ mod tests {
             format!("user={0};database={0};", &long[..63])
         );
         assert_eq!(
-            told("user=a;o=1;", Access::ReadOnly, None),
+            client_address("user=a;o=1;", Access::ReadOnly, None),
             "user=a;database=a;o=1;default_transaction_read_only=on;"
         );
     }
@@ -662,7 +670,7 @@ mod tests {
             "user=b;user=a;database=x;database=;",
         ] {
             assert_eq!(
-                told(body, Access::ReadWrite, Some("reader")),
+                client_address(body, Access::ReadWrite, Some("reader")),
                 "user=reader;database=a;",
                 "{body}"
             );

@@ -98,10 +98,10 @@ mod tests {
         let lingering = until_ended(ours, true, &closing);
         tokio::pin!(lingering);
         // It is told, and goes on as if nothing had been.
-        let told = async { server.read(&mut [0; 1]).await.unwrap() };
+        let client_address = async { server.read(&mut [0; 1]).await.unwrap() };
         tokio::select! {
             () = &mut lingering => panic!("the server has not ended"),
-            read = told => assert_eq!(read, 0),
+            read = client_address => assert_eq!(read, 0),
         }
         let moment = timeout(Duration::from_millis(50), &mut lingering).await;
         assert!(moment.is_err(), "the server has not ended");

@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::end::End;
-use super::{queue, registry, sentry};
+use super::{login_throttle, queue, registry};
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, WeakClusterHandle};
 
@@ -71,7 +71,11 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers everything of this room in `into`.
-    pub fn new(into: &mut Registry, sessions: Arc<registry::Registry>, sentry: Arc<sentry::Sentry>) -> Self {
+    pub fn new(
+        into: &mut Registry,
+        sessions: Arc<registry::Registry>,
+        login_throttle: Arc<login_throttle::SharedThrottle>,
+    ) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
         let metrics = Self {
             sessions: Arc::default(),
@@ -153,7 +157,7 @@ impl Metrics {
         );
         into.register_collector(Box::new(SessionCollector(Arc::clone(&metrics.sessions))));
         into.register_collector(Box::new(TrafficCollector(sessions)));
-        into.register_collector(Box::new(OffenderCollector(sentry)));
+        into.register_collector(Box::new(OffenderCollector(login_throttle)));
         metrics
     }
 
@@ -336,7 +340,7 @@ impl Collector for TrafficCollector {
 
 /// Counts at scrape time, when what time has made good is forgotten.
 #[derive(Debug)]
-struct OffenderCollector(Arc<sentry::Sentry>);
+struct OffenderCollector(Arc<login_throttle::SharedThrottle>);
 
 impl Collector for OffenderCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {

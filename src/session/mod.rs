@@ -11,19 +11,23 @@
 pub mod admission;
 mod attach;
 pub mod cancel;
+mod client_address;
+pub mod client_origin;
+pub mod close;
+mod connect_backoff;
 pub mod console;
 mod direction;
 pub mod end;
-mod enforce;
-pub mod entry;
-pub mod farewell;
 mod finish;
 mod forward;
-pub mod gate;
+pub mod generations;
 pub mod keys;
 pub mod life;
 mod linger;
+pub mod listener_settings;
+pub mod login_throttle;
 pub mod metrics;
+pub mod orders;
 pub(crate) mod peer_codec;
 pub mod peers;
 mod queue;
@@ -31,14 +35,10 @@ pub mod quota;
 pub mod rate;
 mod record;
 pub mod registry;
-pub mod relatives;
 pub mod relay;
 pub mod sample;
 mod sent;
-pub mod sentry;
 mod tcp;
-mod told;
-mod trouble;
 mod whereabouts;
 
 use std::net::IpAddr;
@@ -51,14 +51,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::auth::guard::network;
+use crate::auth::login_throttle::network;
 use crate::auth::scram::MockSecret;
-use crate::frontend::access::Access;
+use crate::frontend::auth_policy::AuthPolicy;
 use crate::frontend::derivations::Derivations;
-use crate::frontend::login::{Behind, Doors};
+use crate::frontend::login::{Destination, LoginContext};
 use crate::wire::text::Escaped;
-use gate::Gate;
-use sample::{Sources, Verdict};
+use listener_settings::ListenerSettings;
+use sample::{SampleDecision, Sources};
 
 /// Everything the sessions of one process share. Made by `runtime`.
 #[derive(Debug)]
@@ -70,18 +70,18 @@ pub struct Shared {
     pub keys: keys::KeyIssuer,
     /// Empty where there are none.
     pub peers: ArcSwapOption<peers::Peers>,
-    pub relatives: relatives::Relatives,
+    pub generations: generations::Generations,
     /// Who may come in. Another one may be put in its place, for the logins to come.
-    pub access: Arc<ArcSwap<Access>>,
+    pub access: Arc<ArcSwap<AuthPolicy>>,
     /// Empty where there is none.
-    pub console: ArcSwapOption<console::ConsoleDoor>,
+    pub console: ArcSwapOption<console::ConsoleAccess>,
     pub mock: Arc<MockSecret>,
     /// Bounds how many passwords in clear are checked at once.
     pub derivations: Arc<Derivations>,
     pub login_timeout: ArcSwap<Duration>,
     pub cancels: cancel::Cancels,
     pub failures: Failures,
-    pub sentry: Arc<sentry::Sentry>,
+    pub login_throttle: Arc<login_throttle::SharedThrottle>,
     /// Small tasks that outlive the session that began them.
     pub tasks: TaskTracker,
     /// Cancelled when the doors close for good: who has not logged in by then does not get in any more.
@@ -94,17 +94,17 @@ impl Shared {
         self.metrics.refuse(reason);
     }
 
-    fn doors<'a>(
+    fn context<'a>(
         &'a self,
-        access: &'a Access,
-        gate: &'a Gate,
-        behind: Behind,
+        access: &'a AuthPolicy,
+        listener_settings: &'a ListenerSettings,
+        destination: Destination,
         deadline: Instant,
-    ) -> Doors<'a> {
-        Doors {
+    ) -> LoginContext<'a> {
+        LoginContext {
             access,
-            behind,
-            cluster: &gate.cluster,
+            destination,
+            cluster: &listener_settings.cluster,
             mock: &self.mock,
             derivations: &self.derivations,
             deadline,
@@ -144,8 +144,8 @@ impl Failures {
         let address = address.map(network);
         let user = user.map(Into::into);
         match self.sampler().observe(&address, &user, Instant::now()) {
-            Verdict::Log { suppressed } => Some(suppressed),
-            Verdict::Suppress => None,
+            SampleDecision::Log { suppressed } => Some(suppressed),
+            SampleDecision::Suppress => None,
         }
     }
 

@@ -94,7 +94,7 @@ pub(super) struct Answers {
 
 /// Why a peer conversation ends. The other side is told nothing, its connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PeerFault {
+pub(super) enum PeerError {
     #[error("peer packet of a wrong length")]
     Length,
     #[error("not a peer packet of version {VERSION}")]
@@ -168,14 +168,14 @@ impl Seal {
     }
 
     /// The body of a whole packet.
-    fn open(&mut self, packet: &[u8]) -> Result<Zeroizing<Vec<u8>>, PeerFault> {
+    fn open(&mut self, packet: &[u8]) -> Result<Zeroizing<Vec<u8>>, PeerError> {
         let length = checked_length(packet, packet.len())?;
         let mut body = Zeroizing::new(packet[LENGTH_LEN..].to_vec());
         let nonce = self.nonce();
         let opened = self
             .key
             .open_in_place(nonce, Aad::from(length), &mut body)
-            .map_err(|_| PeerFault::NotAuthentic)?
+            .map_err(|_| PeerError::NotAuthentic)?
             .len();
         body.truncate(opened);
         Ok(body)
@@ -183,33 +183,33 @@ impl Seal {
 }
 
 /// The length of the packet that begins with these bytes; `None`: they are too few to tell.
-fn announced(bytes: &[u8], largest: usize) -> Result<Option<usize>, PeerFault> {
+fn announced(bytes: &[u8], largest: usize) -> Result<Option<usize>, PeerError> {
     let Some(length) = bytes.first_chunk::<LENGTH_LEN>() else {
         return Ok(None);
     };
-    let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| PeerFault::Length)?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| PeerError::Length)?;
     if (LENGTH_LEN + TAG_LEN..=largest).contains(&length) {
         Ok(Some(length))
     } else {
-        Err(PeerFault::Length)
+        Err(PeerError::Length)
     }
 }
 
 /// Takes a whole packet from the start of `buffer`; `None`: more is needed.
-fn whole(buffer: &mut BytesMut, largest: usize) -> Result<Option<BytesMut>, PeerFault> {
+fn whole(buffer: &mut BytesMut, largest: usize) -> Result<Option<BytesMut>, PeerError> {
     match announced(buffer, largest)? {
         Some(length) if buffer.len() >= length => Ok(Some(buffer.split_to(length))),
         _ => Ok(None),
     }
 }
 
-fn checked_length(packet: &[u8], total: usize) -> Result<[u8; LENGTH_LEN], PeerFault> {
-    let length = *packet.first_chunk::<LENGTH_LEN>().ok_or(PeerFault::Length)?;
-    let said = usize::try_from(u32::from_be_bytes(length)).map_err(|_| PeerFault::Length)?;
+fn checked_length(packet: &[u8], total: usize) -> Result<[u8; LENGTH_LEN], PeerError> {
+    let length = *packet.first_chunk::<LENGTH_LEN>().ok_or(PeerError::Length)?;
+    let said = usize::try_from(u32::from_be_bytes(length)).map_err(|_| PeerError::Length)?;
     if packet.len() == total && said == total {
         Ok(length)
     } else {
-        Err(PeerFault::Length)
+        Err(PeerError::Length)
     }
 }
 
@@ -242,13 +242,13 @@ pub(super) fn open(key: &PeerKey) -> (AwaitChallenge, Vec<u8>) {
 
 impl AwaitChallenge {
     /// Takes the [`CHALLENGE_LEN`] bytes that come back.
-    pub(super) fn challenge(self, packet: &[u8]) -> Result<Asking, PeerFault> {
+    pub(super) fn challenge(self, packet: &[u8]) -> Result<Asking, PeerError> {
         checked_length(packet, CHALLENGE_LEN)?;
         let (head, nonce) = packet.split_at(CHALLENGE_LEN - NONCE_LEN);
         if head[LENGTH_LEN..] != PEER_REQUEST_CODE.to_be_bytes() {
-            return Err(PeerFault::Version);
+            return Err(PeerError::Version);
         }
-        let asked = nonce.try_into().map_err(|_| PeerFault::Length)?;
+        let asked = nonce.try_into().map_err(|_| PeerError::Length)?;
         let (questions, answers) = self.key.seals(&self.nonce, asked);
         Ok(Asking { questions, answers })
     }
@@ -268,7 +268,7 @@ impl Asking {
 
     /// Takes one packet from the start of what has come; `None`: more is needed. Only somebody with the secret can
     /// have made it.
-    pub(super) fn answers(&mut self, buffer: &mut BytesMut) -> Result<Option<Answers>, PeerFault> {
+    pub(super) fn answers(&mut self, buffer: &mut BytesMut) -> Result<Option<Answers>, PeerError> {
         let Some(packet) = whole(buffer, LARGEST_ANSWER)? else {
             return Ok(None);
         };
@@ -283,12 +283,12 @@ pub(super) struct Answering {
 }
 
 /// Takes the body of a first packet, behind length and code; returns the challenge to send.
-pub(super) fn answer(key: &PeerKey, body: &[u8]) -> Result<(Answering, Vec<u8>), PeerFault> {
-    let (&version, asking) = body.split_first().ok_or(PeerFault::Length)?;
+pub(super) fn answer(key: &PeerKey, body: &[u8]) -> Result<(Answering, Vec<u8>), PeerError> {
+    let (&version, asking) = body.split_first().ok_or(PeerError::Length)?;
     if version != VERSION {
-        return Err(PeerFault::Version);
+        return Err(PeerError::Version);
     }
-    let asking: &[u8; NONCE_LEN] = asking.try_into().map_err(|_| PeerFault::Length)?;
+    let asking: &[u8; NONCE_LEN] = asking.try_into().map_err(|_| PeerError::Length)?;
     let asked = random();
     let (questions, answers) = key.seals(asking, &asked);
     let mut packet = header(CHALLENGE_LEN);
@@ -299,7 +299,7 @@ pub(super) fn answer(key: &PeerKey, body: &[u8]) -> Result<(Answering, Vec<u8>),
 impl Answering {
     /// Takes one packet from the start of what has come; `None`: more is needed. What it returns comes from a peer with
     /// the secret, now.
-    pub(super) fn question(&mut self, buffer: &mut BytesMut) -> Result<Option<Vec<Asked>>, PeerFault> {
+    pub(super) fn question(&mut self, buffer: &mut BytesMut) -> Result<Option<Vec<Asked>>, PeerError> {
         let Some(packet) = whole(buffer, LARGEST_QUESTION)? else {
             return Ok(None);
         };
@@ -332,23 +332,23 @@ fn count(number: usize) -> [u8; 2] {
         .to_be_bytes()
 }
 
-fn decode_question(body: &[u8]) -> Result<Vec<Asked>, PeerFault> {
+fn decode_question(body: &[u8]) -> Result<Vec<Asked>, PeerError> {
     let mut rest = body;
     let [HOP] = take(&mut rest)? else {
-        return Err(PeerFault::Malformed);
+        return Err(PeerError::Malformed);
     };
     let keys = usize::from(u16::from_be_bytes(take(&mut rest)?));
     if keys > MOST_AT_ONCE {
-        return Err(PeerFault::Malformed);
+        return Err(PeerError::Malformed);
     }
     let mut asked = Vec::with_capacity(keys);
     for _ in 0..keys {
         let number = u32::from_be_bytes(take(&mut rest)?);
         let process_id = u32::from_be_bytes(take(&mut rest)?);
         let length = usize::from(u16::from_be_bytes(take(&mut rest)?));
-        let (key, behind) = rest.split_at_checked(length).ok_or(PeerFault::Malformed)?;
+        let (key, behind) = rest.split_at_checked(length).ok_or(PeerError::Malformed)?;
         if !(MIN_KEY..=MAX_KEY).contains(&length) {
-            return Err(PeerFault::Malformed);
+            return Err(PeerError::Malformed);
         }
         rest = behind;
         let key = Bytes::copy_from_slice(key);
@@ -377,12 +377,12 @@ fn encode_answers(Answers { incarnation, answers }: &Answers) -> Zeroizing<Vec<u
     body
 }
 
-fn decode_answers(body: &[u8]) -> Result<Answers, PeerFault> {
+fn decode_answers(body: &[u8]) -> Result<Answers, PeerError> {
     let mut rest = body;
     let incarnation = Incarnation(take(&mut rest)?);
     let number = usize::from(u16::from_be_bytes(take(&mut rest)?));
     if number > MOST_AT_ONCE {
-        return Err(PeerFault::Malformed);
+        return Err(PeerError::Malformed);
     }
     let mut answers = Vec::with_capacity(number);
     for _ in 0..number {
@@ -391,7 +391,7 @@ fn decode_answers(body: &[u8]) -> Result<Answers, PeerFault> {
             [0] => Fate::NotFound,
             [1] => Fate::Found,
             [2] => Fate::Done,
-            _ => return Err(PeerFault::Malformed),
+            _ => return Err(PeerError::Malformed),
         };
         answers.push(Answered { number, fate });
     }
@@ -399,17 +399,17 @@ fn decode_answers(body: &[u8]) -> Result<Answers, PeerFault> {
     Ok(Answers { incarnation, answers })
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], PeerFault> {
-    let (bytes, behind) = rest.split_first_chunk().ok_or(PeerFault::Malformed)?;
+fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], PeerError> {
+    let (bytes, behind) = rest.split_first_chunk().ok_or(PeerError::Malformed)?;
     *rest = behind;
     Ok(*bytes)
 }
 
-fn nothing_but_zeros(rest: &[u8]) -> Result<(), PeerFault> {
+fn nothing_but_zeros(rest: &[u8]) -> Result<(), PeerError> {
     if rest.iter().all(|&byte| byte == 0) {
         Ok(())
     } else {
-        Err(PeerFault::Malformed)
+        Err(PeerError::Malformed)
     }
 }
 

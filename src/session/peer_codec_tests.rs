@@ -38,13 +38,13 @@ fn meet(asking: &PeerKey, answering: &PeerKey) -> (Asking, Answering) {
     (state.challenge(&challenge).unwrap(), answering)
 }
 
-fn question(answering: &mut Answering, packet: &[u8]) -> Result<Vec<Asked>, PeerFault> {
+fn question(answering: &mut Answering, packet: &[u8]) -> Result<Vec<Asked>, PeerError> {
     answering
         .question(&mut BytesMut::from(packet))
         .map(|whole| whole.expect("a whole packet"))
 }
 
-fn answers(asking: &mut Asking, packet: &[u8]) -> Result<Answers, PeerFault> {
+fn answers(asking: &mut Asking, packet: &[u8]) -> Result<Answers, PeerError> {
     asking
         .answers(&mut BytesMut::from(packet))
         .map(|whole| whole.expect("a whole packet"))
@@ -85,10 +85,10 @@ fn another_secret_learns_and_gets_nothing() {
     let packet = asking.ask(&[asked(1, b"secretkey")]);
     assert_eq!(packet.len(), 284);
     assert!(!packet.windows(9).any(|window| window == b"secretkey"));
-    assert_eq!(question(&mut answering, &packet), Err(PeerFault::NotAuthentic));
+    assert_eq!(question(&mut answering, &packet), Err(PeerError::NotAuthentic));
     let (_, mut other) = meet(&key("theirs"), &key("theirs"));
     let forged = other.answer(&done(&[1]));
-    assert_eq!(answers(&mut asking, &forged), Err(PeerFault::NotAuthentic));
+    assert_eq!(answers(&mut asking, &forged), Err(PeerError::NotAuthentic));
 }
 
 #[test]
@@ -99,9 +99,9 @@ fn what_was_recorded_is_of_no_use_again() {
     let packet = state.challenge(&challenge).unwrap().ask(&[asked(1, b"1234")]);
     // In another conversation, and twice in the same.
     let (mut second, _) = answer(&shared, &opening[8..]).unwrap();
-    assert_eq!(question(&mut second, &packet), Err(PeerFault::NotAuthentic));
+    assert_eq!(question(&mut second, &packet), Err(PeerError::NotAuthentic));
     assert!(question(&mut first, &packet).is_ok());
-    assert_eq!(question(&mut first, &packet), Err(PeerFault::NotAuthentic));
+    assert_eq!(question(&mut first, &packet), Err(PeerError::NotAuthentic));
 }
 
 #[test]
@@ -109,9 +109,9 @@ fn a_question_sent_back_is_no_answer_and_none_may_be_missing() {
     let (mut asking, mut answering) = meet(&key("s"), &key("s"));
     let packet = asking.ask(&[asked(1, b"1234")]);
     let mut sent_back = BytesMut::from(&packet[..]);
-    assert_eq!(asking.answers(&mut sent_back), Err(PeerFault::NotAuthentic));
+    assert_eq!(asking.answers(&mut sent_back), Err(PeerError::NotAuthentic));
     let next = asking.ask(&[asked(2, b"1234")]);
-    assert_eq!(question(&mut answering, &next), Err(PeerFault::NotAuthentic));
+    assert_eq!(question(&mut answering, &next), Err(PeerError::NotAuthentic));
 }
 
 #[test]
@@ -124,26 +124,26 @@ fn another_hop_or_form_is_refused() {
         question(&mut answering, &asking.questions.close(body, 1))
     };
     assert_eq!(with(&|_| ()), Ok(vec![asked(1, b"12345678")]));
-    assert_eq!(with(&|body| body[0] = 2), Err(PeerFault::Malformed));
+    assert_eq!(with(&|body| body[0] = 2), Err(PeerError::Malformed));
     assert_eq!(
         with(&|body| body[2] = 2),
-        Err(PeerFault::Malformed),
+        Err(PeerError::Malformed),
         "a key of no length"
     );
-    assert_eq!(with(&|body| body[1] = 1), Err(PeerFault::Malformed), "257 keys");
-    assert_eq!(with(&|body| body[12] = 3), Err(PeerFault::Malformed));
-    assert_eq!(with(&|body| body[11] = 2), Err(PeerFault::Malformed));
+    assert_eq!(with(&|body| body[1] = 1), Err(PeerError::Malformed), "257 keys");
+    assert_eq!(with(&|body| body[12] = 3), Err(PeerError::Malformed));
+    assert_eq!(with(&|body| body[11] = 2), Err(PeerError::Malformed));
     assert_eq!(
         with(&|body| body[QUESTION_UNIT - 1] = 1),
-        Err(PeerFault::Malformed)
+        Err(PeerError::Malformed)
     );
-    assert_eq!(with(&|body| body.truncate(20)), Err(PeerFault::Malformed));
+    assert_eq!(with(&|body| body.truncate(20)), Err(PeerError::Malformed));
     // Before it is waited for.
     let (mut asking, mut answering) = meet(&key("s"), &key("s"));
     for length in [0_u32, 19, 40_000, u32::MAX] {
         let mut packet = BytesMut::from(&length.to_be_bytes()[..]);
-        assert_eq!(answering.question(&mut packet.clone()), Err(PeerFault::Length));
-        assert_eq!(asking.answers(&mut packet), Err(PeerFault::Length));
+        assert_eq!(answering.question(&mut packet.clone()), Err(PeerError::Length));
+        assert_eq!(asking.answers(&mut packet), Err(PeerError::Length));
     }
 }
 
@@ -190,9 +190,9 @@ proptest! {
             let mut asking = state.challenge(&flip(1, challenge))?;
             // Of a longer one more is needed: it does not come.
             let question = answering.question(&mut flip(2, asking.ask(&[asked(1, b"12345678")])))?;
-            let question = question.ok_or(PeerFault::Length)?;
+            let question = question.ok_or(PeerError::Length)?;
             let answers = asking.answers(&mut flip(3, answering.answer(&done(&[question[0].number]))))?;
-            answers.ok_or(PeerFault::Length)
+            answers.ok_or(PeerError::Length)
         })();
         prop_assert!(outcome.is_err());
     }

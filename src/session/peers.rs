@@ -20,11 +20,11 @@ use tracing::{debug, warn};
 
 use super::Shared;
 use super::keys::Incarnation;
-use super::peer_codec::{PeerFault, PeerKey};
+use super::peer_codec::{PeerError, PeerKey};
 use crate::config;
 use crate::wire::startup::CancelRequest;
 pub(super) use answering::serve;
-use line::{Awaited, Line, Verdict};
+use line::{Awaited, Line, PeerVerdict};
 
 /// For a peer to take a conversation up, and for it to say whether it has a key.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -113,7 +113,12 @@ impl Peers {
     }
 
     /// Asks several at once; the first that has found it ends the search, else the last answer counts.
-    async fn ask_some(&self, shared: &Shared, indices: &[usize], request: &CancelRequest) -> Option<Verdict> {
+    async fn ask_some(
+        &self,
+        shared: &Shared,
+        indices: &[usize],
+        request: &CancelRequest,
+    ) -> Option<PeerVerdict> {
         let mut asked: FuturesUnordered<_> = indices
             .iter()
             .map(|&index| {
@@ -166,7 +171,7 @@ impl Peers {
         }
     }
 
-    fn refuse(&self, address: Option<SocketAddr>, fault: PeerFault) {
+    fn refuse(&self, address: Option<SocketAddr>, fault: PeerError) {
         if self.may_warn(Warning::Refused) {
             warn!(?address, %fault, "a peer request was refused: is the secret the same on both sides?");
         }

@@ -27,7 +27,7 @@ use crate::wire::sqlstate::SqlState;
 
 /// Why waiting came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum QueueFault {
+pub(super) enum QueueError {
     /// As many wait as may.
     Full,
     Timeout,
@@ -47,16 +47,16 @@ struct Queue {
 
 /// A place in a queue; it is left when this is dropped, and the next one is told.
 #[derive(Debug)]
-struct Place<'a> {
+struct QueuePosition<'a> {
     queues: &'a Queues,
     route: Arc<str>,
-    told: Arc<Notify>,
+    client_address: Arc<Notify>,
 }
 
 enum Entered<'a, T> {
     /// At once.
     Done(T),
-    Waits(Place<'a>),
+    Waits(QueuePosition<'a>),
     Full,
 }
 
@@ -84,16 +84,16 @@ impl Queues {
         if length >= route.queue.most as usize {
             return Entered::Full;
         }
-        let told = Arc::new(Notify::new());
+        let client_address = Arc::new(Notify::new());
         let queue = queues.entry(Arc::clone(&route.name)).or_insert_with(|| Queue {
             cluster: Arc::clone(&route.cluster),
             waiting: VecDeque::new(),
         });
-        queue.waiting.push_back(Arc::clone(&told));
-        Entered::Waits(Place {
+        queue.waiting.push_back(Arc::clone(&client_address));
+        Entered::Waits(QueuePosition {
             queues: self,
             route: Arc::clone(&route.name),
-            told,
+            client_address,
         })
     }
 
@@ -102,13 +102,13 @@ impl Queues {
     }
 }
 
-impl Place<'_> {
+impl QueuePosition<'_> {
     /// Tries, if it is this one's turn.
     fn attempt<T>(&self, attempt: impl FnOnce() -> Option<T>) -> Option<T> {
         let queues = self.queues.lock();
         let first = queues.get(&self.route)?.waiting.front()?;
         // Under the lock: nobody comes in between.
-        if Arc::ptr_eq(first, &self.told) {
+        if Arc::ptr_eq(first, &self.client_address) {
             attempt()
         } else {
             None
@@ -116,13 +116,15 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePosition<'_> {
     fn drop(&mut self) {
         let mut queues = self.queues.lock();
         let Some(queue) = queues.get_mut(&self.route) else {
             return;
         };
-        queue.waiting.retain(|told| !Arc::ptr_eq(told, &self.told));
+        queue
+            .waiting
+            .retain(|client_address| !Arc::ptr_eq(client_address, &self.client_address));
         match queue.waiting.front() {
             // There may be more than one seat.
             Some(first) => first.notify_one(),
@@ -149,7 +151,7 @@ impl Waiting<'_> {
     pub(super) async fn until<T>(
         &self,
         mut attempt: impl FnMut() -> Option<T>,
-    ) -> Result<(T, Duration), QueueFault> {
+    ) -> Result<(T, Duration), QueueError> {
         let label = RouteLabel {
             route: self.route.name.to_string(),
         };
@@ -159,7 +161,7 @@ impl Waiting<'_> {
             Entered::Done(done) => return Ok((done, Duration::ZERO)),
             Entered::Full => {
                 self.metrics.full.get_or_create(&label).inc();
-                return Err(QueueFault::Full);
+                return Err(QueueError::Full);
             }
             Entered::Waits(place) => place,
         };
@@ -170,13 +172,13 @@ impl Waiting<'_> {
         let mut hung_up = pin!(self.client.hung_up());
         let outcome = loop {
             tokio::select! {
-                () = place.told.notified() => {}
+                () = place.client_address.notified() => {}
                 Ok(()) = snapshots.changed() => {}
-                () = &mut hung_up => break Err(QueueFault::HungUp),
-                () = self.closing.cancelled() => break Err(QueueFault::Closing),
+                () = &mut hung_up => break Err(QueueError::HungUp),
+                () = self.closing.cancelled() => break Err(QueueError::Closing),
                 () = sleep_until(deadline) => {
                     self.metrics.timeouts.get_or_create(&label).inc();
-                    break Err(QueueFault::Timeout);
+                    break Err(QueueError::Timeout);
                 }
             }
             if let Some(done) = place.attempt(&mut attempt) {
@@ -190,10 +192,10 @@ impl Waiting<'_> {
 }
 
 /// What a client is told that waited for nothing, or that may not wait.
-pub(super) fn busy(cluster: &Cluster, route: &Route, fault: QueueFault) -> ErrorReply {
+pub(super) fn busy(cluster: &Cluster, route: &Route, fault: QueueError) -> ErrorReply {
     let most = cluster.max_connections;
     let waited = match fault {
-        QueueFault::Timeout => format!(
+        QueueError::Timeout => format!(
             "None has ended one within {} ms (queue_timeout).",
             route.queue.timeout.as_millis()
         ),
@@ -268,17 +270,19 @@ mod tests {
         route
     }
 
-    fn waits<'a>(queues: &'a Queues, route: &Route) -> Place<'a> {
+    fn waits<'a>(queues: &'a Queues, route: &Route) -> QueuePosition<'a> {
         match queues.enter(route, || None::<()>) {
             Entered::Waits(place) => place,
             Entered::Done(()) | Entered::Full => panic!("it waits"),
         }
     }
 
-    fn is_told(place: &Place<'_>) -> bool {
+    fn is_told(place: &QueuePosition<'_>) -> bool {
         use std::future::Future;
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        pin!(place.told.notified()).poll(&mut context).is_ready()
+        pin!(place.client_address.notified())
+            .poll(&mut context)
+            .is_ready()
     }
 
     #[test]

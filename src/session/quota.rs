@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::rate::TokenBucket;
-use crate::auth::guard::network;
+use crate::auth::login_throttle::network;
 use crate::config;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;

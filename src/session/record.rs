@@ -10,12 +10,12 @@ use tracing::{debug, info, warn};
 
 use super::attach::AttachError;
 use super::end::End;
-use super::gate::Gate;
-use super::{Shared, farewell, registry, sentry};
-use crate::frontend::login::LoginFault;
-use crate::frontend::opening::OpeningFault;
+use super::listener_settings::ListenerSettings;
+use super::{Shared, close, login_throttle, registry};
+use crate::frontend::login::LoginError;
+use crate::frontend::opening::OpeningError;
 use crate::frontend::{ClientAddress, ClientStream};
-use crate::routing::Terms;
+use crate::routing::GrantedRole;
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::proxy::ProxiedTls;
 use crate::wire::startup::StartupPacket;
@@ -26,9 +26,9 @@ pub(super) struct Record {
     pub(super) client: ClientAddress,
     pub(super) user: Bytes,
     pub(super) database: Bytes,
-    pub(super) gate: Arc<Gate>,
+    pub(super) listener: Arc<ListenerSettings>,
     pub(super) member: String,
-    pub(super) terms: Option<Terms>,
+    pub(super) granted: Option<GrantedRole>,
     pub(super) tls: Option<&'static str>,
     /// TLS that ended at a balancer, as that says.
     pub(super) proxied_tls: Option<Box<ProxiedTls>>,
@@ -54,7 +54,7 @@ impl Record {
         if let Some(skipped) = shared.failures.admit(self.client.ip(), Some(&self.user)) {
             let (user, database) = (Escaped(&self.user), Escaped(&self.database));
             let via = self.client.via().map(tracing::field::display);
-            warn!(client = %self.client, via, listener = %self.gate.name, %user, %database, %reason, skipped, "login refused");
+            warn!(client = %self.client, via, listener = %self.listener.name, %user, %database, %reason, skipped, "login refused");
         }
     }
 }
@@ -68,20 +68,25 @@ pub(super) struct Times {
     pub(super) connect: Duration,
 }
 
-pub(super) fn note_opening(shared: &Shared, gate: &Gate, client: ClientAddress, fault: &OpeningFault) {
+pub(super) fn note_opening(
+    shared: &Shared,
+    listener: &ListenerSettings,
+    client: ClientAddress,
+    fault: &OpeningError,
+) {
     if fault.is_refusal() {
         shared.metrics.refuse("opening");
     }
     if fault.is_offence() {
-        sentry::garbage(shared, client);
+        login_throttle::garbage(shared, client);
     }
     if fault.is_noise() {
-        debug!(%client, listener = %gate.name, %fault, "connection came to nothing");
+        debug!(%client, listener = %listener.name, %fault, "connection came to nothing");
         return;
     }
     if let Some(skipped) = shared.failures.admit(client.ip(), None) {
         let via = client.via().map(tracing::field::display);
-        warn!(%client, via, listener = %gate.name, %fault, skipped, "connection refused");
+        warn!(%client, via, listener = %listener.name, %fault, skipped, "connection refused");
     }
 }
 
@@ -91,73 +96,79 @@ const STANDING_WITHIN: Duration = Duration::from_secs(1);
 /// Tells the client why it may not come in, and the operator as well unless there is nothing to tell.
 pub(super) async fn refuse(
     shared: &Shared,
-    gate: &Gate,
+    listener: &ListenerSettings,
     stream: &mut ClientStream,
     packet: &StartupPacket,
     client: ClientAddress,
-    fault: LoginFault,
+    fault: LoginError,
 ) {
-    if matches!(fault, LoginFault::HungUp) {
-        debug!(%client, listener = %gate.name, "hung up during the login");
+    if matches!(fault, LoginError::HungUp) {
+        debug!(%client, listener = %listener.name, "hung up during the login");
         return;
     }
     shared.metrics.refuse(fault.label());
-    sentry::failed(shared, gate, packet, client, &fault);
+    login_throttle::failed(shared, listener, packet, client, &fault);
     if fault.is_of_no_password() {
         // First the answer, which takes no longer for such a user than for any other.
         tell(stream, &fault, &packet.user).await;
         let skipped = shared.failures.admit(client.ip(), Some(&packet.user));
         let Some(skipped) = skipped else { return };
-        let standing = gate
+        let standing = listener
             .cluster
             .standing(&packet.user, Instant::now() + STANDING_WITHIN);
         let reason = match standing.await {
             Some(standing) => format!("password authentication failed: {standing}"),
             None => fault.to_string(),
         };
-        return log_refusal(gate, packet, client, &reason, skipped);
+        return log_refusal(listener, packet, client, &reason, skipped);
     }
     let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
-    if matches!(fault, LoginFault::Unavailable(_)) {
+    if matches!(fault, LoginError::Unavailable(_)) {
         // The topology's own lines say why, once; balancers ask every second.
-        debug!(%client, listener = %gate.name, %user, %database, %fault, "login refused");
+        debug!(%client, listener = %listener.name, %user, %database, %fault, "login refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip(), Some(&packet.user)) {
-        log_refusal(gate, packet, client, &fault.to_string(), skipped);
+        log_refusal(listener, packet, client, &fault.to_string(), skipped);
     }
     tell(stream, &fault, &packet.user).await;
 }
 
-async fn tell(stream: &mut ClientStream, fault: &LoginFault, user: &[u8]) {
+async fn tell(stream: &mut ClientStream, fault: &LoginError, user: &[u8]) {
     if let Some(reply) = fault.reply(user) {
         let mut out = BytesMut::new();
         message::error(&mut out, &reply);
-        farewell::say(stream, &out).await;
+        close::say(stream, &out).await;
     }
 }
 
-fn log_refusal(gate: &Gate, packet: &StartupPacket, client: ClientAddress, reason: &str, skipped: u64) {
+fn log_refusal(
+    listener: &ListenerSettings,
+    packet: &StartupPacket,
+    client: ClientAddress,
+    reason: &str,
+    skipped: u64,
+) {
     let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
     let via = client.via().map(tracing::field::display);
-    warn!(%client, via, listener = %gate.name, %user, %database, %reason, skipped, "login refused");
+    warn!(%client, via, listener = %listener.name, %user, %database, %reason, skipped, "login refused");
 }
 
 pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
     // With the hint: where a server's pg_hba.conf lacks a line, that is the line.
-    let told = |reply: &ErrorReply| match &reply.hint {
+    let client_address = |reply: &ErrorReply| match &reply.hint {
         Some(hint) => format!("{}. {hint}", reply.message),
         None => reply.message.clone(),
     };
     let (reason, member, text) = match error {
-        AttachError::TooLong(reply) => ("too_long", None, told(reply)),
-        AttachError::NoCandidate(reply) => ("no_candidate", None, told(reply)),
-        AttachError::Busy(label, reply) => (*label, None, told(reply)),
+        AttachError::TooLong(reply) => ("too_long", None, client_address(reply)),
+        AttachError::NoCandidate(reply) => ("no_candidate", None, client_address(reply)),
+        AttachError::Busy(label, reply) => (*label, None, client_address(reply)),
         AttachError::Closing => return shared.metrics.refuse("shutdown"),
         AttachError::HungUp => {
             debug!(client = %record.client, "hung up while it waited for a server");
             return;
         }
         AttachError::Server { said, member, .. } => ("server_refused", Some(member), said.clone()),
-        AttachError::Refused { reply, member } => ("server_connect", Some(member), told(reply)),
+        AttachError::Refused { reply, member } => ("server_connect", Some(member), client_address(reply)),
         AttachError::Credential { said, member, .. } => (
             "server_refused",
             Some(member),
@@ -171,7 +182,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError)
             via = record.client.via().map(tracing::field::display),
             user = %Escaped(&record.user),
             database = %Escaped(&record.database),
-            route = %record.gate.route.name,
+            route = %record.listener.route.name,
             member = member.map_or("-", |member| member.as_str()),
             // As a quoted string: parts of it may be a server's words.
             reason = ?text.chars().take(1000).collect::<String>(),
@@ -182,12 +193,12 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError)
 }
 
 /// For the session's line: whether what it may do was held to.
-pub(super) fn shown(terms: Terms) -> &'static str {
-    match terms {
-        Terms::ReadWrite => "read-write",
-        Terms::ReadOnly => "read-only",
-        Terms::Unenforced => "unenforced",
-        Terms::Enforced => "enforced",
+pub(super) fn shown(granted: GrantedRole) -> &'static str {
+    match granted {
+        GrantedRole::ReadWrite => "read-write",
+        GrantedRole::ReadOnly => "read-only",
+        GrantedRole::Unenforced => "unenforced",
+        GrantedRole::Enforced => "enforced",
     }
 }
 
@@ -208,9 +219,9 @@ pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
                 via = record.client.via().map(tracing::field::display),
                 user = %Escaped(&record.user),
                 database = %Escaped(&record.database),
-                route = %record.gate.route.name,
+                route = %record.listener.route.name,
                 member = %record.member,
-                access = %record.terms.map_or("-", shown),
+                access = %record.granted.map_or("-", shown),
                 tls = record.tls.unwrap_or("-"),
                 via_tls = record.proxied_tls.as_deref().map(tracing::field::display),
                 channel_binding = if record.is_bound { "yes" } else { "no" },
@@ -227,7 +238,7 @@ pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
             )
         };
     }
-    if end.is_trouble() {
+    if end.is_abnormal() {
         line!(warn);
     } else {
         line!(info);

@@ -9,19 +9,19 @@ use std::task::Waker;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::connect_backoff::ConnectBackoff;
 use super::end::Order;
 use super::keys::ClientCancelKey;
 use super::queue::Queues;
-use super::trouble::Trouble;
 use crate::backend::CancelTarget;
 use crate::cluster::sight::Whereabouts;
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::OnUnfit;
 use crate::frontend::ClientAddress;
-use crate::routing::{self, Terms, Turns, Verdict};
+use crate::routing::{self, GrantedRole, SessionVerdict, Turns};
 
 /// A cluster's member, as sessions are counted on it.
-type Place = (Arc<str>, MemberName);
+type MemberKey = (Arc<str>, MemberName);
 
 /// Shared by every worker. The lock is taken when a session begins or ends, for a cancel and for statistics; never
 /// while bytes are relayed.
@@ -31,16 +31,16 @@ pub struct Registry {
     next_id: AtomicU64,
     /// Whose turn it is, by route.
     turns: Mutex<HashMap<Arc<str>, Turns>>,
-    pub(super) trouble: Trouble,
+    pub(super) backoff: ConnectBackoff,
     pub(super) queues: Queues,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    sessions: HashMap<u64, Arc<Entry>>,
+    sessions: HashMap<u64, Arc<SessionEntry>>,
     /// By the process id in the client's cancel key: the server's own, so several members may share one.
     by_process_id: HashMap<u32, Vec<u64>>,
-    loads: HashMap<Place, usize>,
+    loads: HashMap<MemberKey, usize>,
     /// Of sessions that are over.
     past: Traffic,
 }
@@ -90,11 +90,11 @@ impl Client {
 
 /// What a session tells the registry when it is attached.
 #[derive(Debug)]
-pub struct Attachment {
+pub struct Placement {
     pub client: Client,
     pub cluster: Arc<str>,
     pub route: Arc<str>,
-    pub terms: Terms,
+    pub granted: GrantedRole,
     pub member: MemberName,
     /// Where it was seen to be, under the member's name.
     pub whereabouts: Option<Whereabouts>,
@@ -106,10 +106,10 @@ pub struct Attachment {
     pub on_unfit: OnUnfit,
 }
 
-impl Attachment {
+impl Placement {
     /// What this snapshot means for the session.
-    pub fn verdict(&self, snapshot: &Snapshot) -> Verdict {
-        routing::verdict(snapshot, self.terms, &self.member, self.whereabouts.as_ref())
+    pub fn verdict(&self, snapshot: &Snapshot) -> SessionVerdict {
+        routing::verdict(snapshot, self.granted, &self.member, self.whereabouts.as_ref())
     }
 
     /// In constant time.
@@ -120,9 +120,9 @@ impl Attachment {
 
 /// One session. Its owner is the session's task; others read, and give orders.
 #[derive(Debug)]
-pub struct Entry {
+pub struct SessionEntry {
     pub id: u64,
-    pub attachment: Attachment,
+    pub placement: Placement,
     /// The number of the request under way; 0 where there is none.
     under_way: AtomicU64,
     /// Requests so far.
@@ -207,21 +207,21 @@ impl Registry {
     /// key are taken (which for a key of 32 random bits happens), so issue another key.
     // The error is the caller's own value, handed back.
     #[allow(clippy::result_large_err)]
-    pub fn enter(self: &Arc<Self>, attachment: Attachment) -> Result<Ticket, Attachment> {
+    pub fn enter(self: &Arc<Self>, placement: Placement) -> Result<Ticket, Placement> {
         let mut inner = self.lock();
-        if let Some(key) = &attachment.key {
-            let ids = inner.by_process_id.get(&attachment.process_id);
+        if let Some(key) = &placement.key {
+            let ids = inner.by_process_id.get(&placement.process_id);
             let mut others = ids.into_iter().flatten().filter_map(|id| inner.sessions.get(id));
-            if others.any(|other| other.attachment.has_key(key.expose())) {
-                return Err(attachment);
+            if others.any(|other| other.placement.has_key(key.expose())) {
+                return Err(placement);
             }
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let process_id = attachment.process_id;
-        let can_be_found = attachment.key.is_some();
-        let entry = Arc::new(Entry {
+        let process_id = placement.process_id;
+        let can_be_found = placement.key.is_some();
+        let entry = Arc::new(SessionEntry {
             id,
-            attachment,
+            placement,
             under_way: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             cancels: AtomicU32::new(0),
@@ -244,14 +244,14 @@ impl Registry {
     }
 
     /// The session a cancel request is for. Every key under that process id is compared, each in constant time.
-    pub fn find(&self, process_id: u32, key: &[u8]) -> Option<Arc<Entry>> {
+    pub fn find(&self, process_id: u32, key: &[u8]) -> Option<Arc<SessionEntry>> {
         let inner = self.lock();
         let mut found = None;
         for id in inner.by_process_id.get(&process_id).into_iter().flatten() {
             let Some(entry) = inner.sessions.get(id) else {
                 continue;
             };
-            if entry.attachment.has_key(key) {
+            if entry.placement.has_key(key) {
                 found = Some(Arc::clone(entry));
             }
         }
@@ -259,12 +259,12 @@ impl Registry {
     }
 
     /// The session of this number.
-    pub fn session(&self, id: u64) -> Option<Arc<Entry>> {
+    pub fn session(&self, id: u64) -> Option<Arc<SessionEntry>> {
         self.lock().sessions.get(&id).cloned()
     }
 
     /// Every session there is now.
-    pub fn sessions(&self) -> Vec<Arc<Entry>> {
+    pub fn sessions(&self) -> Vec<Arc<SessionEntry>> {
         self.lock().sessions.values().cloned().collect()
     }
 
@@ -292,7 +292,7 @@ impl Registry {
     }
 }
 
-impl Entry {
+impl SessionEntry {
     /// Gives an order. A stricter one replaces a milder one; the first of equals stands.
     pub fn order(&self, order: Order) {
         let mut mailbox = self.mailbox();
@@ -420,7 +420,7 @@ impl Drop for CancelPlace<'_> {
 #[derive(Debug)]
 pub struct Seat {
     registry: Arc<Registry>,
-    place: Place,
+    place: MemberKey,
     /// Somebody may wait for it.
     is_bounded: bool,
 }
@@ -451,11 +451,11 @@ impl Drop for Seat {
 #[derive(Debug)]
 pub struct Ticket {
     registry: Arc<Registry>,
-    entry: Arc<Entry>,
+    entry: Arc<SessionEntry>,
 }
 
 impl Ticket {
-    pub fn entry(&self) -> &Arc<Entry> {
+    pub fn entry(&self) -> &Arc<SessionEntry> {
         &self.entry
     }
 }
@@ -465,7 +465,7 @@ impl Drop for Ticket {
         let mut inner = self.registry.lock();
         inner.past.add(self.entry.traffic());
         inner.sessions.remove(&self.entry.id);
-        let process_id = self.entry.attachment.process_id;
+        let process_id = self.entry.placement.process_id;
         if let Some(ids) = inner.by_process_id.get_mut(&process_id) {
             ids.retain(|id| *id != self.entry.id);
             if ids.is_empty() {
@@ -487,12 +487,12 @@ mod tests {
     use super::*;
     use crate::routing::{EndReason, LeaveReason};
 
-    fn attachment(process_id: u32, key: ClientCancelKey) -> Attachment {
-        Attachment {
+    fn placement(process_id: u32, key: ClientCancelKey) -> Placement {
+        Placement {
             client: Client::app(),
             cluster: "main".into(),
             route: "read-write".into(),
-            terms: Terms::ReadWrite,
+            granted: GrantedRole::ReadWrite,
             member: MemberName::new("db1"),
             whereabouts: None,
             process_id,
@@ -515,8 +515,8 @@ mod tests {
         let (registry, keys) = (Arc::new(Registry::default()), issuer());
         let (one, two) = (keys.issue_v30(), keys.issue_v32());
         // Two members, two servers' processes of the same number.
-        let first = registry.enter(attachment(7, one.clone())).unwrap();
-        let second = registry.enter(attachment(7, two.clone())).unwrap();
+        let first = registry.enter(placement(7, one.clone())).unwrap();
+        let second = registry.enter(placement(7, two.clone())).unwrap();
         assert_eq!(registry.find(7, one.expose()).unwrap().id, first.entry().id);
         assert_eq!(registry.find(7, two.expose()).unwrap().id, second.entry().id);
         assert!(registry.find(8, one.expose()).is_none());
@@ -534,15 +534,15 @@ mod tests {
     fn a_key_that_is_taken_is_given_back() {
         let (registry, keys) = (Arc::new(Registry::default()), issuer());
         let key = keys.issue_v30();
-        let ticket = registry.enter(attachment(7, key.clone())).unwrap();
-        let refused = registry.enter(attachment(7, key.clone())).unwrap_err();
+        let ticket = registry.enter(placement(7, key.clone())).unwrap();
+        let refused = registry.enter(placement(7, key.clone())).unwrap_err();
         assert_eq!(refused.process_id, 7);
         assert!(
-            registry.enter(attachment(8, key.clone())).is_ok(),
+            registry.enter(placement(8, key.clone())).is_ok(),
             "another process"
         );
         drop(ticket);
-        assert!(registry.enter(attachment(7, key)).is_ok());
+        assert!(registry.enter(placement(7, key)).is_ok());
     }
 
     #[test]
@@ -555,7 +555,7 @@ mod tests {
             }
         }
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
         let entry = ticket.entry();
         let woken = Arc::new(Count::default());
         let count = || woken.0.load(Ordering::Relaxed);
@@ -575,7 +575,7 @@ mod tests {
     #[test]
     fn an_order_to_leave_can_be_taken_back_and_others_cannot() {
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
         let entry = ticket.entry();
         let lagging = || Reason::Unfit(LeaveReason::Lagging(MemberName::new("db1")));
         entry.leave(Some(Order::AtBoundary(lagging())));
@@ -597,7 +597,7 @@ mod tests {
     #[test]
     fn each_request_has_a_number_of_its_own() {
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
         let entry = ticket.entry();
         assert!(!entry.in_flight() && entry.under_way().is_none());
         entry.set_in_flight(true);
@@ -615,7 +615,7 @@ mod tests {
     #[test]
     fn a_session_has_so_many_cancel_requests() {
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
         let held = [(); 2].map(|()| ticket.entry().cancel_place(2));
         assert!(held.iter().all(Option::is_some));
         assert!(ticket.entry().cancel_place(2).is_none());
@@ -626,7 +626,7 @@ mod tests {
     #[test]
     fn an_order_before_anybody_listens_is_still_there() {
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(attachment(1, issuer().issue_v30())).unwrap();
+        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
         ticket.entry().order(Order::Now(Reason::Shutdown));
         ticket.entry().wake_for_orders(Waker::noop());
         assert_eq!(ticket.entry().ordered(), Some(Order::Now(Reason::Shutdown)));
@@ -640,8 +640,8 @@ mod tests {
             bytes_down: 2 * bytes,
             transactions: 1,
         };
-        let past = registry.enter(attachment(1, keys.issue_v30())).unwrap();
-        let present = registry.enter(attachment(2, keys.issue_v30())).unwrap();
+        let past = registry.enter(placement(1, keys.issue_v30())).unwrap();
+        let present = registry.enter(placement(2, keys.issue_v30())).unwrap();
         past.entry().record(moved(10));
         present.entry().record(moved(100));
         drop(past);

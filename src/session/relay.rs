@@ -18,18 +18,18 @@ use tokio::time::Instant;
 
 use super::direction::{Direction, Look};
 use super::end::{Cause, End, Fate, Order, Reason};
-use super::registry::{Entry, Ticket, Traffic};
+use super::registry::{SessionEntry, Ticket, Traffic};
 use super::sent::Sent;
 use crate::backend::ServerStream;
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::frontend::ClientStream;
-use crate::routing::{EndReason, Terms};
-use crate::wire::account::{Account, TransactionStatus};
+use crate::routing::{EndReason, GrantedRole};
 use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
+use crate::wire::pending::{PendingReplies, TransactionStatus};
 
 /// Bytes read at once.
-const LEASE: usize = 64 * 1024;
+const WORKER_BUFFER: usize = 64 * 1024;
 /// Between two hints of one session that its server may have been demoted.
 const HINT_EVERY: Duration = Duration::from_secs(1);
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
@@ -38,11 +38,11 @@ pub(super) const TURNS: usize = 16;
 /// A worker's one buffer, leased to a session for the length of a wake-up. Only that worker's thread uses it, so
 /// the lock is never contended.
 #[derive(Debug)]
-pub struct Lease(pub(super) Mutex<Box<[u8]>>);
+pub struct WorkerBuffer(pub(super) Mutex<Box<[u8]>>);
 
-impl Default for Lease {
+impl Default for WorkerBuffer {
     fn default() -> Self {
-        Self(Mutex::new(vec![0; LEASE].into_boxed_slice()))
+        Self(Mutex::new(vec![0; WORKER_BUFFER].into_boxed_slice()))
     }
 }
 
@@ -58,18 +58,18 @@ pub struct Attached {
 pub struct Relay {
     client: ClientStream,
     server: Attached,
-    up: Direction,
-    down: Direction,
+    to_server: Direction,
+    to_client: Direction,
     from_client: ClientObserver,
     from_server: ServerObserver,
     /// What of the client's stream has been written to the server.
     sent: Sent,
-    account: Account,
+    pending: PendingReplies,
     /// While the client is not read.
     look: Look,
     ticket: Ticket,
     cluster: ClusterHandle,
-    lease: Arc<Lease>,
+    worker_buffer: Arc<WorkerBuffer>,
     /// Whom the registry wakes; kept to see whether it is still the right one.
     registered: Option<Waker>,
     /// SQLSTATE of the server's own last word.
@@ -124,7 +124,7 @@ pub struct Parts {
     pub leftover: Bytes,
     pub ticket: Ticket,
     pub cluster: ClusterHandle,
-    pub lease: Arc<Lease>,
+    pub worker_buffer: Arc<WorkerBuffer>,
     pub replication: bool,
 }
 
@@ -136,22 +136,22 @@ impl Relay {
             leftover,
             ticket,
             cluster,
-            lease,
+            worker_buffer,
             replication,
         } = parts;
         let mut relay = Self {
             client,
             server,
-            up: Direction::default(),
-            down: Direction::default(),
+            to_server: Direction::default(),
+            to_client: Direction::default(),
             from_client: ClientObserver::default(),
             from_server: ServerObserver::default(),
             sent: Sent::default(),
             look: Look::default(),
-            account: Account::new(TransactionStatus::Idle),
+            pending: PendingReplies::new(TransactionStatus::Idle),
             ticket,
             cluster,
-            lease,
+            worker_buffer,
             registered: None,
             fatal: None,
             read_only_told: None,
@@ -164,7 +164,7 @@ impl Relay {
             match relay.observe_server(&leftover) {
                 Ok(()) => {
                     relay.traffic.bytes_down += leftover.len() as u64;
-                    relay.down.rest = leftover;
+                    relay.to_client.rest = leftover;
                 }
                 Err(what) => relay.unreadable = Some(what.into()),
             }
@@ -188,8 +188,8 @@ impl Relay {
                 client: self.client,
                 server: self.server.stream,
                 from_server: self.from_server,
-                ready: self.account.ready_after_error(),
-                rest: self.down.rest,
+                ready: self.pending.ready_after_error(),
+                rest: self.to_client.rest,
             },
             traffic: self.traffic,
             ticket: self.ticket,
@@ -201,8 +201,8 @@ impl Relay {
             return Poll::Ready(Cause::ServerProtocol(what.into()));
         }
         self.listen_for_orders(cx);
-        let lease = Arc::clone(&self.lease);
-        let mut buffer = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker_buffer = Arc::clone(&self.worker_buffer);
+        let mut buffer = worker_buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.turns(cx, &mut buffer);
         self.entry().record(self.traffic);
         outcome
@@ -213,16 +213,16 @@ impl Relay {
             if let Some(cause) = self.obey() {
                 return Poll::Ready(cause);
             }
-            let up = self.turn_up(cx, buffer);
-            let down = self.turn_down(cx, buffer);
-            match (up, down) {
+            let to_server = self.turn_to_server(cx, buffer);
+            let to_client = self.turn_to_client(cx, buffer);
+            match (to_server, to_client) {
                 (Turn::End(cause), _) | (_, Turn::End(cause)) => return Poll::Ready(cause),
                 (Turn::Blocked, Turn::Blocked) => {
-                    let in_flight = !self.account.is_idle();
+                    let in_flight = !self.pending.is_idle();
                     if in_flight != self.entry().in_flight() {
                         self.entry().set_in_flight(in_flight);
                     }
-                    let in_transaction = !in_flight && !self.account.between_transactions();
+                    let in_transaction = !in_flight && !self.pending.between_transactions();
                     if in_transaction != self.entry().in_transaction() {
                         self.entry().set_in_transaction(in_transaction);
                     }
@@ -239,7 +239,7 @@ impl Relay {
         Poll::Pending
     }
 
-    fn entry(&self) -> &Arc<Entry> {
+    fn entry(&self) -> &Arc<SessionEntry> {
         self.ticket.entry()
     }
 
@@ -261,7 +261,7 @@ impl Relay {
             // The server has said the last word already; a second one of ours would follow it.
             return Some(Cause::ServerFatal { code });
         }
-        if self.account.stream_has_ended() {
+        if self.pending.stream_has_ended() {
             return Some(Cause::ServerClosed);
         }
         match order {
@@ -276,10 +276,10 @@ impl Relay {
     /// A session is cut with a request under way: what the server has said meanwhile may be the answer, or its own last
     /// word. Bounded, as the server may go on for ever.
     fn hear_out(&mut self, cx: &mut Context<'_>) -> Option<Cause> {
-        let lease = Arc::clone(&self.lease);
-        let mut buffer = lease.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker_buffer = Arc::clone(&self.worker_buffer);
+        let mut buffer = worker_buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..TURNS {
-            match self.turn_down(cx, &mut buffer) {
+            match self.turn_to_client(cx, &mut buffer) {
                 Turn::Progress if self.fate() == Fate::Unknown && self.fatal.is_none() => {}
                 // Why the connection is lost, the order knows better.
                 Turn::Progress | Turn::Blocked | Turn::End(Cause::ServerGone) => break,
@@ -298,33 +298,33 @@ impl Relay {
             // The server's own last word, to which there is nothing to add.
             return Fate::Settled;
         }
-        let reached = |outstanding| outstanding > 0 && outstanding > self.sent.unsent(&self.up.rest);
-        match self.account.outstanding() {
+        let reached = |outstanding| outstanding > 0 && outstanding > self.sent.unsent(&self.to_server.rest);
+        match self.pending.outstanding() {
             None => Fate::Unknown,
             Some(outstanding) if reached(outstanding) => Fate::Unknown,
-            Some(_) if self.account.has_executed() => Fate::Unsynced,
-            Some(_) if self.account.is_open() => Fate::RolledBack,
+            Some(_) if self.pending.has_executed() => Fate::Unsynced,
+            Some(_) if self.pending.is_open() => Fate::RolledBack,
             Some(_) => Fate::Settled,
         }
     }
 
     fn is_between_transactions(&self) -> bool {
-        self.account.between_transactions()
+        self.pending.between_transactions()
             && self.from_client.at_boundary()
             && self.from_server.at_boundary()
-            && self.up.rest.is_empty()
-            && self.down.rest.is_empty()
+            && self.to_server.rest.is_empty()
+            && self.to_client.rest.is_empty()
     }
 
     /// Client to server.
-    fn turn_up(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        if self.up.broken || self.from_client.terminated() && self.up.is_empty() {
+    fn turn_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        if self.to_server.broken || self.from_client.terminated() && self.to_server.is_empty() {
             return self.turn_away(cx, buffer);
         }
-        let kept = self.up.rest.clone();
-        let drained = self.up.drain(Pin::new(&mut self.server.stream), cx);
+        let kept = self.to_server.rest.clone();
+        let drained = self.to_server.drain(Pin::new(&mut self.server.stream), cx);
         if !kept.is_empty() {
-            self.sent.drained(&kept[..kept.len() - self.up.rest.len()]);
+            self.sent.drained(&kept[..kept.len() - self.to_server.rest.len()]);
         }
         match drained {
             Poll::Pending => return self.held_back(cx),
@@ -334,7 +334,7 @@ impl Relay {
         if self.from_client.terminated() {
             return Turn::Progress;
         }
-        if self.up.ended {
+        if self.to_server.ended {
             return self.pass_end_on(cx);
         }
         if self.is_full() {
@@ -352,33 +352,36 @@ impl Relay {
         }
         let data = read.filled();
         if data.is_empty() {
-            self.up.ended = true;
+            self.to_server.ended = true;
             return Turn::Progress;
         }
-        if self.account.is_idle() && self.down.unread > 0 {
+        if self.pending.is_idle() && self.to_client.unread > 0 {
             // It asks anew, so it has read all answers.
             let limit = self.user_timeout();
-            self.down.has_read(self.client.tcp(), limit);
+            self.to_client.has_read(self.client.tcp(), limit);
         }
         let limit = self.user_timeout();
-        self.up.count(data.len(), Some(self.server.stream.tcp()), limit);
+        self.to_server
+            .count(data.len(), Some(self.server.stream.tcp()), limit);
         let before = self.from_client;
         let data = match self.observe_client(data) {
             Ok(length) => &data[..length],
             Err(what) => {
                 // None of it has reached the server.
-                self.up.rest = Bytes::copy_from_slice(data);
+                self.to_server.rest = Bytes::copy_from_slice(data);
                 return Turn::End(Cause::ClientProtocol(what));
             }
         };
         self.traffic.bytes_up += data.len() as u64;
-        if !self.entry().in_flight() && !self.account.is_idle() {
+        if !self.entry().in_flight() && !self.pending.is_idle() {
             // Before the server can know of the request, so that no cancel for it is taken for a late one.
             self.entry().set_in_flight(true);
         }
-        let forwarded = self.up.forward(Pin::new(&mut self.server.stream), cx, data);
+        let forwarded = self
+            .to_server
+            .forward(Pin::new(&mut self.server.stream), cx, data);
         self.sent
-            .forwarded(before, self.from_client, data, self.up.rest.len());
+            .forwarded(before, self.from_client, data, self.to_server.rest.len());
         match forwarded {
             Ok(()) => Turn::Progress,
             Err(_) => self.server_takes_nothing(),
@@ -388,7 +391,7 @@ impl Relay {
     /// Nothing more goes to the server: the client has said goodbye, or the server takes nothing. What the client sends
     /// is dropped, so that its leaving is seen. What was asked before is still answered.
     fn turn_away(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        if self.up.ended {
+        if self.to_server.ended {
             return self.pass_end_on(cx);
         }
         let mut read = ReadBuf::new(buffer);
@@ -396,7 +399,7 @@ impl Relay {
             Poll::Pending => Turn::Blocked,
             Poll::Ready(Err(_)) => Turn::End(self.client_gone()),
             Poll::Ready(Ok(())) => {
-                self.up.ended = read.filled().is_empty();
+                self.to_server.ended = read.filled().is_empty();
                 Turn::Progress
             }
         }
@@ -405,7 +408,7 @@ impl Relay {
     /// Too much waits for answers. Of a client that has closed its side no more comes than the kernel has: that is read, so
     /// that its end can be passed on.
     fn is_full(&self) -> bool {
-        self.account.full() && !(self.look.has_closed() && self.account.has_room())
+        self.pending.full() && !(self.look.has_closed() && self.pending.has_room())
     }
 
     /// The client is not read, as the server has to take or to answer something first.
@@ -417,13 +420,13 @@ impl Relay {
     }
 
     /// Server to client.
-    fn turn_down(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        match self.down.drain(Pin::new(&mut self.client), cx) {
+    fn turn_to_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        match self.to_client.drain(Pin::new(&mut self.client), cx) {
             Poll::Pending => return Turn::Blocked,
             Poll::Ready(Err(_)) => return Turn::End(self.client_gone()),
             Poll::Ready(Ok(())) => {}
         }
-        if self.down.ended {
+        if self.to_client.ended {
             return Turn::End(self.server_gone());
         }
         let mut read = ReadBuf::new(buffer);
@@ -434,24 +437,24 @@ impl Relay {
         }
         let data = read.filled();
         if data.is_empty() {
-            self.down.ended = true;
+            self.to_client.ended = true;
             return Turn::Progress;
         }
         if let Err(what) = self.observe_server(data) {
             // The messages before the broken one are the client's; what is not taken now goes before our last word.
             let whole = &data[..self.from_server.valid()];
-            return match self.down.forward(Pin::new(&mut self.client), cx, whole) {
+            return match self.to_client.forward(Pin::new(&mut self.client), cx, whole) {
                 Ok(()) => Turn::End(Cause::ServerProtocol(what)),
                 Err(_) => Turn::End(self.client_gone()),
             };
         }
         self.traffic.bytes_down += data.len() as u64;
         let limit = self.user_timeout();
-        self.down.count(data.len(), self.client.tcp(), limit);
-        if self.up.unread > 0 && self.account.is_idle() {
-            self.up.has_read(Some(self.server.stream.tcp()), limit);
+        self.to_client.count(data.len(), self.client.tcp(), limit);
+        if self.to_server.unread > 0 && self.pending.is_idle() {
+            self.to_server.has_read(Some(self.server.stream.tcp()), limit);
         }
-        match self.down.forward(Pin::new(&mut self.client), cx, data) {
+        match self.to_client.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
             Err(_) => Turn::End(self.client_gone()),
         }
@@ -464,7 +467,7 @@ impl Relay {
     /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read. What it has not
     /// taken stays, as it says what has not reached the server.
     fn server_takes_nothing(&mut self) -> Turn {
-        self.up.broken = true;
+        self.to_server.broken = true;
         Turn::Progress
     }
 
@@ -474,7 +477,7 @@ impl Relay {
         if self.end_passed_on {
             return Turn::Blocked;
         }
-        if self.up.broken || self.from_client.terminated() {
+        if self.to_server.broken || self.from_client.terminated() {
             // Behind a goodbye there is nothing, not even TLS's own: a server that closes with something unread resets
             // the connection, and answers are lost. It fails where the connection is gone already.
             let _ = SockRef::from(self.server.stream.tcp()).shutdown(Shutdown::Write);
@@ -482,7 +485,7 @@ impl Relay {
             return Turn::Blocked;
         }
         self.end_passed_on = true;
-        self.up.broken = true;
+        self.to_server.broken = true;
         Turn::Progress
     }
 
@@ -501,11 +504,11 @@ impl Relay {
         if let Some(code) = self.fatal {
             return Cause::ServerFatal { code };
         }
-        if self.up.ended {
+        if self.to_server.ended {
             return self.client_gone();
         }
         self.cluster.evidence(&self.server.member, Evidence::Terminated);
-        if self.account.stream_has_ended() {
+        if self.pending.stream_has_ended() {
             Cause::ServerClosed
         } else {
             Cause::ServerGone
@@ -515,13 +518,13 @@ impl Relay {
     /// Says how many of the bytes are the server's.
     fn observe_client(&mut self, data: &[u8]) -> Result<usize, String> {
         let Self {
-            from_client, account, ..
+            from_client, pending, ..
         } = self;
         let mut fault = None;
         let length = from_client
             .feed(data, |tag, _length| {
                 // `full` is asked before each read: one read more than the bound is what may come on top.
-                if let Err(error) = account.client(tag) {
+                if let Err(error) = pending.client(tag) {
                     fault.get_or_insert(error.to_string());
                 }
             })
@@ -532,7 +535,7 @@ impl Relay {
     fn observe_server(&mut self, data: &[u8]) -> Result<(), String> {
         let Self {
             from_server,
-            account,
+            pending,
             fatal,
             read_only_told,
             ticket,
@@ -543,10 +546,10 @@ impl Relay {
         let entry = ticket.entry();
         from_server
             .feed(data, |event| {
-                account.server(&event);
+                pending.server(&event);
                 if let ServerEvent::ReadyForQuery(_) = event {
                     // What was sent behind it is another request: a cancel for the one before must not hit it.
-                    entry.set_in_flight(!account.is_idle());
+                    entry.set_in_flight(!pending.is_idle());
                 }
                 match event {
                     ServerEvent::Error(report) => {
@@ -554,7 +557,7 @@ impl Relay {
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
-                        match evidence_of(code, report.is_fatal(), entry.attachment.terms) {
+                        match evidence_of(code, report.is_fatal(), entry.placement.granted) {
                             // A client can have as many of these as it likes.
                             Some(Evidence::ReadOnlySeen) if !due(read_only_told) => {}
                             Some(evidence) => cluster.evidence(&server.member, evidence),
@@ -564,7 +567,7 @@ impl Relay {
                     ServerEvent::Parameter {
                         name: b"in_hot_standby",
                         value: b"off",
-                    } if entry.attachment.terms == Terms::ReadOnly => {
+                    } if entry.placement.granted == GrantedRole::ReadOnly => {
                         cluster.evidence(&server.member, Evidence::Promoted);
                         entry.order(Order::Now(Reason::Role(EndReason::Promoted(
                             server.member.clone(),
@@ -574,17 +577,17 @@ impl Relay {
                 }
             })
             .map_err(|error| error.to_string())?;
-        self.traffic.transactions = self.account.transactions();
+        self.traffic.transactions = self.pending.transactions();
         Ok(())
     }
 }
 
 /// What a server's error says of its fitness: never more than that a probe should look. An ERROR may have any SQLSTATE a
 /// client likes (`RAISE … USING ERRCODE`), and so may a FATAL (`plpy.fatal`); the harmless 25006 is expected on a standby.
-fn evidence_of(code: [u8; 5], is_fatal: bool, terms: Terms) -> Option<Evidence> {
-    match (&code, is_fatal, terms) {
+fn evidence_of(code: [u8; 5], is_fatal: bool, granted: GrantedRole) -> Option<Evidence> {
+    match (&code, is_fatal, granted) {
         (b"57P01" | b"57P02" | b"57P03", true, _) => Some(Evidence::Terminated),
-        (b"25006", _, Terms::ReadWrite) => Some(Evidence::ReadOnlySeen),
+        (b"25006", _, GrantedRole::ReadWrite) => Some(Evidence::ReadOnlySeen),
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::finish;
 use super::super::keys::{Incarnation, KeyIssuer};
-use super::super::registry::{self, Attachment, Registry};
+use super::super::registry::{self, Placement, Registry};
 use super::*;
 use crate::config::{self, OnUnfit};
 use crate::routing::LeaveReason;
@@ -51,7 +51,7 @@ fn cluster() -> ClusterHandle {
 struct Play {
     client: TcpStream,
     server: TcpStream,
-    entry: Arc<Entry>,
+    entry: Arc<SessionEntry>,
     relay: JoinHandle<End>,
 }
 
@@ -77,11 +77,11 @@ impl Play {
         let keys = KeyIssuer::new(Incarnation::random(), None);
         let member = MemberName::new("db1");
         let ticket = registry
-            .enter(Attachment {
+            .enter(Placement {
                 client: registry::Client::app(),
                 cluster: "main".into(),
                 route: "read-write".into(),
-                terms: Terms::ReadWrite,
+                granted: GrantedRole::ReadWrite,
                 member: member.clone(),
                 whereabouts: None,
                 process_id: 1,
@@ -100,7 +100,7 @@ impl Play {
             leftover: Bytes::new(),
             ticket,
             cluster: cluster(),
-            lease: Arc::default(),
+            worker_buffer: Arc::default(),
             replication,
         });
         let relay = tokio::spawn(async move {
@@ -234,7 +234,7 @@ async fn only_what_the_server_may_do_is_unknown() {
     let error = frame(b'E', b"SERROR\0VERROR\0C23505\0\0");
     let row = [frame(b'T', &[0; 20]), frame(b'D', &[0; 20])].concat();
     let none = Vec::new;
-    for (what, asked, said, told) in [
+    for (what, asked, said, client_address) in [
         (
             "in a transaction",
             [query(), query()].concat(),
@@ -341,7 +341,7 @@ async fn only_what_the_server_may_do_is_unknown() {
         }
         play.order(demoted());
         let (last, end) = play.last_words().await;
-        assert_eq!(last, told, "{what}: {end}");
+        assert_eq!(last, client_address, "{what}: {end}");
     }
 }
 
@@ -401,7 +401,7 @@ async fn a_client_in_the_middle_of_a_row_is_told_behind_it() {
 
 #[tokio::test]
 async fn what_the_server_has_said_before_the_cut_is_heard() {
-    for (said, told) in [
+    for (said, client_address) in [
         (done(b"I"), "C ZI FATAL 57P01"),
         (frame(b'E', b"SFATAL\0VFATAL\0C57P01\0\0"), "FATAL 57P01"),
     ] {
@@ -411,7 +411,7 @@ async fn what_the_server_has_said_before_the_cut_is_heard() {
         play.server.write_all(&said).await.unwrap();
         play.order(demoted());
         let (last, end) = play.last_words().await;
-        assert_eq!(last, told, "{end}");
+        assert_eq!(last, client_address, "{end}");
     }
 }
 
@@ -419,7 +419,7 @@ async fn what_the_server_has_said_before_the_cut_is_heard() {
 #[tokio::test]
 async fn the_servers_own_last_word_is_the_last() {
     let fatal = frame(b'E', b"SFATAL\0VFATAL\0C08P01\0\0");
-    for (said, told) in [(&fatal[..], "FATAL 08P01"), (b"", "ERROR 08007 ZI")] {
+    for (said, client_address) in [(&fatal[..], "FATAL 08P01"), (b"", "ERROR 08007 ZI")] {
         for (goodbye, closes) in [(&b""[..], false), (b"", true), (b"X\0\0\0\x04", false)] {
             let mut play = Play::new().await;
             play.ask(&[&query()[..], goodbye].concat()).await;
@@ -430,7 +430,7 @@ async fn the_servers_own_last_word_is_the_last() {
             play.server.write_all(said).await.unwrap();
             play.server.shutdown().await.unwrap();
             let (last, end) = play.last_words().await;
-            assert_eq!(last, told, "{end}");
+            assert_eq!(last, client_address, "{end}");
         }
     }
 }
@@ -442,7 +442,7 @@ async fn a_lost_server_and_a_broken_protocol_say_what_is_known() {
         (&b""[..], "ERROR 08007 ZI", "FATAL 08006"),
         (&broken, "ERROR 08007 ZI", "FATAL 08P01"),
     ] {
-        for (is_busy, told) in [(true, busy), (false, idle)] {
+        for (is_busy, client_address) in [(true, busy), (false, idle)] {
             let mut play = Play::new().await;
             if is_busy {
                 play.ask(&query()).await;
@@ -450,11 +450,11 @@ async fn a_lost_server_and_a_broken_protocol_say_what_is_known() {
             play.server.write_all(said).await.unwrap();
             play.server.shutdown().await.unwrap();
             let (last, end) = play.last_words().await;
-            assert_eq!(last, told, "{end}");
+            assert_eq!(last, client_address, "{end}");
         }
     }
     // The client's own fault does not make its request known.
-    for (asked, told) in [(query(), "ERROR 08007 ZI"), (Vec::new(), "FATAL 08P01")] {
+    for (asked, client_address) in [(query(), "ERROR 08007 ZI"), (Vec::new(), "FATAL 08P01")] {
         let mut play = Play::new().await;
         play.ask(&asked).await;
         // What comes in one read with the fault never reaches the server.
@@ -463,7 +463,7 @@ async fn a_lost_server_and_a_broken_protocol_say_what_is_known() {
             .await
             .unwrap();
         let (last, end) = play.last_words().await;
-        assert_eq!(last, told, "{end}");
+        assert_eq!(last, client_address, "{end}");
     }
 }
 
@@ -471,7 +471,7 @@ async fn a_lost_server_and_a_broken_protocol_say_what_is_known() {
 async fn a_replication_stream_that_the_server_has_completed_ends_without_a_word() {
     let complete = frame(b'C', b"COPY 0\0");
     let stream = [frame(b'W', &[0; 3]), frame(b'd', &[7; 50])].concat();
-    for (said, told, cause) in [
+    for (said, client_address, cause) in [
         (&complete[..], "", Cause::ServerClosed),
         // Not complete: the connection is lost, and no outcome with it.
         (b"", "FATAL 08006", Cause::ServerGone),
@@ -484,7 +484,10 @@ async fn a_replication_stream_that_the_server_has_completed_ends_without_a_word(
         }
         play.server.shutdown().await.unwrap();
         let (last, end) = play.last_words().await;
-        assert_eq!((&last[..], &end.cause, end.fate), (told, &cause, Fate::Settled));
+        assert_eq!(
+            (&last[..], &end.cause, end.fate),
+            (client_address, &cause, Fate::Settled)
+        );
     }
     // An order that comes in between has nothing to add.
     let mut play = Play::of(true).await;
@@ -492,7 +495,7 @@ async fn a_replication_stream_that_the_server_has_completed_ends_without_a_word(
     play.say(&[&stream[..], &complete].concat()).await;
     play.order(Reason::Shutdown);
     let (last, end) = play.last_words().await;
-    assert_eq!((&last[..], end.is_trouble()), ("", false), "{end}");
+    assert_eq!((&last[..], end.is_abnormal()), ("", false), "{end}");
 }
 
 fn reset(client: TcpStream) {

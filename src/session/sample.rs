@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// What to do with one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum SampleDecision {
     /// Log it, and say that so many like it were not logged before.
     Log { suppressed: u64 },
     /// Counted; [`Sampler::summaries`] or the next line logged tells.
@@ -48,7 +48,7 @@ impl<K: Eq + Hash> Sampler<K> {
     }
 
     /// An event of this key happens now.
-    pub fn observe(&mut self, key: K, now: Instant) -> Verdict {
+    pub fn observe(&mut self, key: K, now: Instant) -> SampleDecision {
         let (burst, interval) = (self.burst, self.interval);
         if let Some(window) = self.windows.get_mut(&key) {
             return window.observe(burst, interval, now);
@@ -70,7 +70,7 @@ impl<K: Eq + Hash> Sampler<K> {
     /// that had no room of their own. Call it now and then (about once an interval): it also frees their memory.
     pub fn summaries(&mut self, now: Instant) -> Vec<(Option<K>, u64)> {
         let interval = self.interval;
-        let mut told: Vec<(Option<K>, u64)> = self
+        let mut client_address: Vec<(Option<K>, u64)> = self
             .windows
             .extract_if(|_, window| window.is_over(interval, now))
             .filter(|(_, window)| window.suppressed > 0)
@@ -79,9 +79,9 @@ impl<K: Eq + Hash> Sampler<K> {
         if let Some(window) = self.others.take_if(|window| window.is_over(interval, now))
             && window.suppressed > 0
         {
-            told.push((None, window.suppressed));
+            client_address.push((None, window.suppressed));
         }
-        told
+        client_address
     }
 }
 
@@ -98,7 +98,7 @@ impl Window {
         now.saturating_duration_since(self.start) >= interval
     }
 
-    fn observe(&mut self, burst: u32, interval: Duration, now: Instant) -> Verdict {
+    fn observe(&mut self, burst: u32, interval: Duration, now: Instant) -> SampleDecision {
         let mut suppressed = 0;
         if self.is_over(interval, now) {
             suppressed = self.suppressed;
@@ -106,10 +106,10 @@ impl Window {
         }
         if self.logged < burst {
             self.logged += 1;
-            Verdict::Log { suppressed }
+            SampleDecision::Log { suppressed }
         } else {
             self.suppressed = self.suppressed.saturating_add(1);
-            Verdict::Suppress
+            SampleDecision::Suppress
         }
     }
 }
@@ -138,7 +138,7 @@ impl<S: Eq + Hash + Clone, M: Eq + Hash + Clone> Sources<S, M> {
     }
 
     /// An event of this member of this source happens now.
-    pub fn observe(&mut self, source: &S, member: &M, now: Instant) -> Verdict {
+    pub fn observe(&mut self, source: &S, member: &M, now: Instant) -> SampleDecision {
         let is_known = self.tell_apart(source, member, now);
         let key = (source.clone(), is_known.then(|| member.clone()));
         self.members.observe(key, now)
@@ -187,10 +187,10 @@ mod tests {
     fn the_first_are_logged_the_rest_counted_and_told() {
         let mut sampler = Sampler::new(2, MINUTE, 10);
         let start = Instant::now();
-        let log = |suppressed| Verdict::Log { suppressed };
+        let log = |suppressed| SampleDecision::Log { suppressed };
         assert_eq!(sampler.observe("a", start), log(0));
         assert_eq!(sampler.observe("a", start), log(0));
-        assert_eq!(sampler.observe("a", start), Verdict::Suppress);
+        assert_eq!(sampler.observe("a", start), SampleDecision::Suppress);
         assert_eq!(
             sampler.observe("b", start),
             log(0),
@@ -198,7 +198,7 @@ mod tests {
         );
         assert_eq!(sampler.observe("a", start + MINUTE), log(1));
         assert_eq!(sampler.observe("a", start + MINUTE), log(0));
-        assert_eq!(sampler.observe("a", start + MINUTE), Verdict::Suppress);
+        assert_eq!(sampler.observe("a", start + MINUTE), SampleDecision::Suppress);
         assert_eq!(sampler.summaries(start + MINUTE), [], "its interval is not over");
         assert_eq!(sampler.summaries(start + 2 * MINUTE), [(Some("a"), 1)]);
         assert_eq!(sampler.summaries(start + 2 * MINUTE), [], "told once");
@@ -209,7 +209,7 @@ mod tests {
         let mut sampler = Sampler::new(1, MINUTE, 2);
         let start = Instant::now();
         let logged = (0..1000)
-            .filter(|key| sampler.observe(*key, start) != Verdict::Suppress)
+            .filter(|key| sampler.observe(*key, start) != SampleDecision::Suppress)
             .count();
         assert_eq!(logged, 3);
         assert_eq!(sampler.summaries(start + MINUTE), [(None, 997)]);
@@ -220,7 +220,7 @@ mod tests {
         let mut sources = Sources::new(5, MINUTE, 4, 100);
         let start = Instant::now();
         let mut logged = |source: &str, member: String, now| {
-            sources.observe(&source.to_owned(), &member, now) != Verdict::Suppress
+            sources.observe(&source.to_owned(), &member, now) != SampleDecision::Suppress
         };
         let loops = (0..1000)
             .filter(|_| logged("nat", "old".to_owned(), start))
@@ -236,15 +236,15 @@ mod tests {
         assert_eq!(made_up, 2 + 5, "two of their own, the others together");
         assert!(logged("elsewhere", "old".to_owned(), start));
         assert!(logged("nat", "late".to_owned(), start + MINUTE));
-        let told: u64 = sources
+        let client_address: u64 = sources
             .summaries(start + 2 * MINUTE)
             .iter()
             .map(|(_, times)| times)
             .sum();
-        assert_eq!(told, 995 + 993);
+        assert_eq!(client_address, 995 + 993);
         // Nor without end for many sources.
         let mut sources = Sources::new(1, MINUTE, 4, 10);
-        let logged = (0..1000).filter(|n| sources.observe(n, n, start) != Verdict::Suppress);
+        let logged = (0..1000).filter(|n| sources.observe(n, n, start) != SampleDecision::Suppress);
         assert_eq!(logged.count(), 11);
         assert!(sources.seen.len() <= 10);
     }
@@ -254,20 +254,20 @@ mod tests {
         fn every_event_is_logged_or_told_once(events in proptest::collection::vec((0..8_u8, 0..90_u64, any::<bool>()), 0..300)) {
             let mut sampler = Sampler::new(2, MINUTE, 4);
             let mut now = Instant::now();
-            let (mut seen, mut told) = (0, 0);
+            let (mut seen, mut client_address) = (0, 0);
             for (key, seconds, summarise) in events {
                 now += Duration::from_secs(seconds);
                 seen += 1;
-                if let Verdict::Log { suppressed } = sampler.observe(key, now) {
-                    told += 1 + suppressed;
+                if let SampleDecision::Log { suppressed } = sampler.observe(key, now) {
+                    client_address += 1 + suppressed;
                 }
                 if summarise {
-                    told += sampler.summaries(now).iter().map(|(_, count)| count).sum::<u64>();
+                    client_address += sampler.summaries(now).iter().map(|(_, count)| count).sum::<u64>();
                 }
                 prop_assert!(sampler.windows.len() <= 4);
             }
-            told += sampler.summaries(now + MINUTE).iter().map(|(_, count)| count).sum::<u64>();
-            prop_assert_eq!(told, seen);
+            client_address += sampler.summaries(now + MINUTE).iter().map(|(_, count)| count).sum::<u64>();
+            prop_assert_eq!(client_address, seen);
         }
     }
 }

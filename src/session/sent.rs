@@ -1,8 +1,8 @@
 //! How much of the client's stream the server has been given. A request that is not whole there has no effect, so that its
 //! fate is known.
 
-use crate::wire::account::Account;
 use crate::wire::observe::ClientObserver;
+use crate::wire::pending::PendingReplies;
 
 /// Where the server is in the client's stream, which may be behind where the relay has read to.
 #[derive(Debug, Default)]
@@ -35,9 +35,11 @@ impl Sent {
     /// Requests that are not whole at the server. `rest` was read and observed, and is not written.
     pub(super) fn unsent(&self, rest: &[u8]) -> usize {
         let mut probe = self.0;
-        let mut count = usize::from(probe.unfinished().is_some_and(Account::is_request));
+        let mut count = usize::from(probe.unfinished().is_some_and(PendingReplies::is_request));
         // A fault ends it where it ended the account.
-        let _ = probe.feed(rest, |tag, _| count += usize::from(Account::is_request(tag)));
+        let _ = probe.feed(rest, |tag, _| {
+            count += usize::from(PendingReplies::is_request(tag));
+        });
         count
     }
 }
@@ -46,7 +48,7 @@ impl Sent {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::wire::account::TransactionStatus;
+    use crate::wire::pending::TransactionStatus;
 
     /// However the stream is read and written: as long as the first request is not whole at the server, as many are unsent
     /// as are owed, and never afterwards.
@@ -57,11 +59,11 @@ mod tests {
         for read in 0..=stream.len() {
             for written in 0..=read {
                 let (mut observer, mut sent) = (ClientObserver::new(), Sent::default());
-                let mut account = Account::new(TransactionStatus::Idle);
+                let mut pending = PendingReplies::new(TransactionStatus::Idle);
                 let before = observer;
                 let run = &stream[..read];
                 observer
-                    .feed(run, |tag, _| assert!(account.client(tag).is_ok()))
+                    .feed(run, |tag, _| assert!(pending.client(tag).is_ok()))
                     .unwrap();
                 // In two steps, as a slow server takes it.
                 let half = written / 2;
@@ -69,8 +71,8 @@ mod tests {
                 if half < read {
                     sent.drained(&run[half..written]);
                 }
-                let known = account.outstanding().unwrap() <= sent.unsent(&run[written..]);
-                assert_eq!(known, written < first || account.is_idle(), "{read} {written}");
+                let known = pending.outstanding().unwrap() <= sent.unsent(&run[written..]);
+                assert_eq!(known, written < first || pending.is_idle(), "{read} {written}");
             }
         }
     }

@@ -20,26 +20,26 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::admission::{Admitted, Knock};
-use super::attach::Unverified;
+use super::client_origin::{self, ClientOrigin};
+use super::close::{close_with_error, closing};
 use super::end::{Cause, End, Order, Reason};
-use super::entry::{self, Caller};
-use super::farewell::{closing, farewell};
 use super::forward::{Ended, Forward, Parts};
-use super::gate::Gate;
 use super::life::{self, Arrival};
+use super::listener_settings::ListenerSettings;
 use super::metrics::SessionGuard;
-use super::queue::{self, QueueFault, Waiting};
-use super::registry::{self, Attachment, Seat, Ticket, Traffic};
+use super::queue::{self, QueueError, Waiting};
+use super::registry::{self, Placement, Seat, Ticket, Traffic};
 use super::whereabouts::{self, Question};
 use super::{Shared, attach, cancel, linger, record};
+use crate::backend::Unverified;
 use crate::backend::{self, ClientReply};
 use crate::cluster::sight::Whereabouts;
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{Access, Route};
-use crate::frontend::login::LoginFault;
-use crate::frontend::opening::OpeningFault;
+use crate::frontend::login::LoginError;
+use crate::frontend::opening::OpeningError;
 use crate::frontend::{ClientAddress, ClientStream};
-use crate::routing::{self, Candidate, Preference, Terms, Verdict};
+use crate::routing::{self, Candidate, GrantedRole, Preference, SessionVerdict};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, FirstPacket, Glance, Replication};
@@ -62,7 +62,7 @@ pub(super) async fn serve(arrival: Arrival, shared: Arc<Shared>) {
         held,
     } = session;
     let ended = forward.run().await;
-    let has_keepalive = record.gate.cluster.config().server.keepalive.is_some();
+    let has_keepalive = record.listener.cluster.config().server.keepalive.is_some();
     let server = finish(ended, &record, &shared).await;
     let (seat, gauge, admitted) = held;
     drop(gauge);
@@ -83,9 +83,9 @@ struct Session {
 /// What the log line at the end needs.
 struct Record {
     client: ClientAddress,
-    gate: Arc<Gate>,
+    listener: Arc<ListenerSettings>,
     member: MemberName,
-    terms: Terms,
+    granted: GrantedRole,
     accepted: Instant,
     connecting: Duration,
 }
@@ -94,7 +94,7 @@ struct Record {
 struct Connected {
     stream: TcpStream,
     member: MemberName,
-    terms: Terms,
+    granted: GrantedRole,
     whereabouts: Whereabouts,
     seat: Seat,
 }
@@ -110,19 +110,19 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         socket,
         address,
         accepted,
-        gate,
-        lease,
+        listener,
+        worker_buffer,
         knock,
     } = arrival;
     let pending_gauge = shared.metrics.pending();
     let deadline = accepted + **shared.login_timeout.load();
-    let mut client = life::adopt(socket, &gate)?;
+    let mut client = life::adopt(socket, &listener)?;
     let mut knock = Some(knock);
     let times = (accepted, deadline);
-    let Caller { address, denied, .. } =
-        entry::identify(shared, &gate, &mut client, address, &mut knock, times).await?;
+    let ClientOrigin { address, denied, .. } =
+        client_origin::identify(shared, &listener, &mut client, address, &mut knock, times).await?;
     let mut head = BytesMut::new();
-    let until = entry::speaks_until(knock.as_ref(), accepted, deadline);
+    let until = client_origin::speaks_until(knock.as_ref(), accepted, deadline);
     let glance = tokio::select! {
         glance = timeout_at(until, first(&mut client, &mut head)) => glance,
         () = shared.closing.cancelled() => {
@@ -139,16 +139,16 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         Ok(Ok(Glance::Cancel(request))) => {
             // It waits for servers, not for a login.
             drop((knock, pending_gauge));
-            cancel(shared, &gate, client, &request, address).await;
+            cancel(shared, &listener, client, &request, address).await;
             return None;
         }
         Ok(Ok(Glance::Peer)) => {
-            debug!(client = %address, listener = %gate.name, "a router asks on a port that forwards");
+            debug!(client = %address, listener = %listener.name, "a router asks on a port that forwards");
             shared.metrics.refuse("opening");
             return None;
         }
         Ok(Err(fault)) => {
-            record::note_opening(shared, &gate, address, &fault);
+            record::note_opening(shared, &listener, address, &fault);
             return None;
         }
         Err(_elapsed) => {
@@ -158,11 +158,11 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
     }
     let started = Instant::now();
     let connected = match denied {
-        Some(LoginFault::Limit(label, reply)) => Err(Refusal { reply, label }),
+        Some(LoginError::Limit(label, reply)) => Err(Refusal { reply, label }),
         // Nothing else is said of an address.
         Some(_) => return None,
         None => tokio::select! {
-            connected = admit(shared, &gate, &client, (address, accepted), &mut knock) => connected,
+            connected = admit(shared, &listener, &client, (address, accepted), &mut knock) => connected,
             () = shared.closing.cancelled() => Err(Refusal { reply: closing(), label: "shutdown" }),
         },
     };
@@ -170,7 +170,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         Ok(connected) => connected,
         Err(Refusal { label: HUNG_UP, .. }) => return None,
         Err(refusal) => {
-            refuse(shared, &gate, address, &refusal);
+            refuse(shared, &listener, address, &refusal);
             say_no(client, head, &refusal.reply).await;
             return None;
         }
@@ -180,31 +180,36 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
     let Connected {
         stream,
         member,
-        terms,
+        granted,
         whereabouts,
         seat,
     } = connected;
-    if terms == Terms::Unenforced {
-        shared.metrics.unenforced(&gate.route.name);
+    if granted == GrantedRole::Unenforced {
+        shared.metrics.unenforced(&listener.route.name);
     }
     let gauge = shared
         .metrics
-        .session(&gate.route.name, member.as_str(), Some(&gate.cluster));
-    let ticket = enter(shared, &gate, (address, accepted), (&member, terms, whereabouts))?;
+        .session(&listener.route.name, member.as_str(), Some(&listener.cluster));
+    let ticket = enter(
+        shared,
+        &listener,
+        (address, accepted),
+        (&member, granted, whereabouts),
+    )?;
     let forward = Forward::new(Parts {
         client,
         server: stream,
         head: head.freeze(),
         ticket,
-        cluster: gate.cluster.clone(),
+        cluster: listener.cluster.clone(),
         shared: Arc::clone(shared),
-        lease,
+        worker_buffer,
     });
     let record = Box::new(Record {
         client: address,
-        gate,
+        listener,
         member,
-        terms,
+        granted,
         accepted,
         connecting: started.elapsed(),
     });
@@ -216,14 +221,14 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
 }
 
 /// Reads until it shows what the client wants; what was read stays in `head`. Cancel safe: `read_buf` is.
-async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance, OpeningFault> {
+async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance, OpeningError> {
     loop {
-        if let Some(glance) = startup::glance(head).map_err(|fault| OpeningFault::at_first(fault, head))? {
+        if let Some(glance) = startup::glance(head).map_err(|fault| OpeningError::at_first(fault, head))? {
             return Ok(glance);
         }
         head.reserve(1024);
         match client.read_buf(head).await {
-            Ok(0) | Err(_) => return Err(OpeningFault::HungUp),
+            Ok(0) | Err(_) => return Err(OpeningError::HungUp),
             Ok(_) => {}
         }
     }
@@ -232,40 +237,42 @@ async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance,
 /// A place among the sessions, and a server. Of whom it is one more, the address alone is known.
 async fn admit(
     shared: &Arc<Shared>,
-    gate: &Gate,
+    listener: &ListenerSettings,
     stream: &ClientStream,
     (client, accepted): (ClientAddress, Instant),
     knock: &mut Option<Knock>,
 ) -> Result<(Admitted, Connected), Refusal> {
-    let place = entry::login(shared, client, knock.take(), accepted).await;
+    let place = client_origin::login(shared, client, knock.take(), accepted).await;
     *knock = place
-        .map_err(|full| match entry::no_place(full) {
-            LoginFault::Limit(label, reply) => Refusal { reply, label },
+        .map_err(|full| match client_origin::no_place(full) {
+            LoginError::Limit(label, reply) => Refusal { reply, label },
             fault => unreachable!("a limit, not {fault}"),
         })?
         .map(Knock::Login);
-    let mut admitted = shared.admission.admit(gate).map_err(|reply| Refusal {
+    let mut admitted = shared.admission.admit(listener).map_err(|reply| Refusal {
         reply,
         label: "too_many",
     })?;
-    let share = shared.quota.share(&gate.rate, None, client.ip(), Instant::now());
+    let share = shared
+        .quota
+        .share(&listener.rate, None, client.ip(), Instant::now());
     let share = share.map_err(|refusal| Refusal {
         reply: refusal.reply,
         label: refusal.label,
     })?;
     admitted.keep(Arc::new(share));
-    let connected = connect(shared, gate, stream, client).await?;
+    let connected = connect(shared, listener, stream, client).await?;
     Ok((admitted, connected))
 }
 
 /// Tries the candidates in order until one takes the connection. No byte of the client's has been forwarded before.
 async fn connect(
     shared: &Arc<Shared>,
-    gate: &Gate,
+    listener: &ListenerSettings,
     client: &ClientStream,
     address: ClientAddress,
 ) -> Result<Connected, Refusal> {
-    let (cluster, route, registry) = (&gate.cluster, &*gate.route, &shared.registry);
+    let (cluster, route, registry) = (&listener.cluster, &*listener.route, &shared.registry);
     let config = cluster.config();
     let (name, options) = (&config.name, &config.server);
     let waiting = Waiting {
@@ -280,20 +287,20 @@ async fn connect(
     let (mut chosen, _) = waiting.until(attempt).await.map_err(|fault| Refusal {
         reply: queue::busy(&config, route, fault),
         label: match fault {
-            QueueFault::HungUp => HUNG_UP,
-            QueueFault::Closing => "shutdown",
-            QueueFault::Full => "queue_full",
-            QueueFault::Timeout => "queue_timeout",
+            QueueError::HungUp => HUNG_UP,
+            QueueError::Closing => "shutdown",
+            QueueError::Full => "queue_full",
+            QueueError::Timeout => "queue_timeout",
         },
     })?;
     let mut last = None;
     for (candidate, seat) in chosen.seated(cluster, registry) {
-        registry.trouble.trying(name, &candidate.member);
+        registry.backoff.trying(name, &candidate.member);
         let deadline = Instant::now() + options.connect_timeout;
         match backend::open(&candidate.host, candidate.port, options, deadline).await {
             Ok(stream) => {
                 // More than that it takes connections cannot be seen here.
-                registry.trouble.answered(name, &candidate.member);
+                registry.backoff.answered(name, &candidate.member);
                 let question = Question {
                     cluster,
                     candidate,
@@ -308,12 +315,12 @@ async fn connect(
                         continue;
                     }
                 };
-                match terms(&cluster.snapshot(), route, candidate) {
-                    Some(terms) => {
+                match granted(&cluster.snapshot(), route, candidate) {
+                    Some(granted) => {
                         return Ok(Connected {
                             stream,
                             member: candidate.member.clone(),
-                            terms,
+                            granted,
                             whereabouts,
                             seat,
                         });
@@ -358,14 +365,14 @@ async fn led_to(question: &Question<'_>, stream: &TcpStream) -> Result<Whereabou
 }
 
 /// On what terms the candidate serves, by what is known now that it has taken the connection; `None`: not any more.
-fn terms(snapshot: &Snapshot, route: &Route, candidate: &Candidate) -> Option<Terms> {
+fn granted(snapshot: &Snapshot, route: &Route, candidate: &Candidate) -> Option<GrantedRole> {
     let member = snapshot.member(&candidate.member)?;
     let (_, reason) = routing::fitness(snapshot, route, member).ok()?;
     Some(match (route.access, reason) {
-        (Access::ReadWrite, _) => Terms::ReadWrite,
+        (Access::ReadWrite, _) => GrantedRole::ReadWrite,
         // `enforced` is refused at load.
-        (Access::ReadOnly, Preference::Leader) => Terms::Unenforced,
-        (Access::ReadOnly, _) => Terms::ReadOnly,
+        (Access::ReadOnly, Preference::Leader) => GrantedRole::Unenforced,
+        (Access::ReadOnly, _) => GrantedRole::ReadOnly,
     })
 }
 
@@ -378,11 +385,11 @@ fn changed(member: &MemberName) -> ErrorReply {
 /// Enters the session. `None` cannot be: it has no cancel key that another one might have.
 fn enter(
     shared: &Shared,
-    gate: &Gate,
+    listener: &ListenerSettings,
     (client, accepted): (ClientAddress, Instant),
-    (member, terms, whereabouts): (&MemberName, Terms, Whereabouts),
+    (member, granted, whereabouts): (&MemberName, GrantedRole, Whereabouts),
 ) -> Option<Ticket> {
-    let attachment = Attachment {
+    let placement = Placement {
         client: registry::Client {
             address: client,
             user: Bytes::new(),
@@ -390,19 +397,19 @@ fn enter(
             tls: None,
             since: accepted,
         },
-        on_unfit: gate.route.on_unfit,
-        cluster: Arc::clone(&gate.cluster.config().name),
-        route: Arc::clone(&gate.route.name),
-        terms,
+        on_unfit: listener.route.on_unfit,
+        cluster: Arc::clone(&listener.cluster.config().name),
+        route: Arc::clone(&listener.route.name),
+        granted,
         member: member.clone(),
         whereabouts: Some(whereabouts),
         process_id: 0,
         key: None,
         cancel: None,
     };
-    let ticket = shared.registry.enter(attachment).ok()?;
+    let ticket = shared.registry.enter(placement).ok()?;
     // The snapshot may have changed before it was in the registry, when nobody would have told it.
-    if let Verdict::End(why) = ticket.entry().attachment.verdict(&gate.cluster.snapshot()) {
+    if let SessionVerdict::End(why) = ticket.entry().placement.verdict(&listener.cluster.snapshot()) {
         ticket.entry().order(Order::Now(Reason::Role(why)));
     }
     Some(ticket)
@@ -410,12 +417,18 @@ fn enter(
 
 /// Sends a cancel request to every member that may have the session: its key is the server's own, and only that one knows
 /// it. The client's socket is closed after theirs, which is when libpq takes the cancel for delivered.
-async fn cancel(shared: &Shared, gate: &Gate, client: ClientStream, request: &Bytes, address: ClientAddress) {
-    let cluster = &gate.cluster;
+async fn cancel(
+    shared: &Shared,
+    listener: &ListenerSettings,
+    client: ClientStream,
+    request: &Bytes,
+    address: ClientAddress,
+) {
+    let cluster = &listener.cluster;
     let snapshot = cluster.snapshot();
     let may_have_it = |member: &&crate::cluster::snapshot::Member| {
         member.has_address()
-            && (routing::fitness(&snapshot, &gate.route, member).is_ok()
+            && (routing::fitness(&snapshot, &listener.route, member).is_ok()
                 || shared.registry.load(&cluster.config().name, &member.name) > 0)
     };
     let members = snapshot.members.iter().filter(may_have_it).take(MOST_CANCELLED);
@@ -423,10 +436,10 @@ async fn cancel(shared: &Shared, gate: &Gate, client: ClientStream, request: &By
     cancel::pass_unread(shared, &servers, &cluster.tls(), client, request, address.ip()).await;
 }
 
-fn refuse(shared: &Shared, gate: &Gate, client: ClientAddress, refusal: &Refusal) {
+fn refuse(shared: &Shared, listener: &ListenerSettings, client: ClientAddress, refusal: &Refusal) {
     let Refusal { reply, label } = refusal;
     shared.metrics.refuse(label);
-    let (listener, reason) = (&gate.name, &reply.message);
+    let (listener, reason) = (&listener.name, &reply.message);
     let via = client.via().map(tracing::field::display);
     if matches!(*label, "unavailable" | "shutdown") {
         // The topology's own lines say why, once; balancers ask every second.
@@ -466,7 +479,7 @@ async fn say_no(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply
     if let Ok(Some(())) = asked.await {
         let mut out = BytesMut::new();
         message::error(&mut out, reply);
-        farewell(client, out).await;
+        close_with_error(client, out).await;
     }
 }
 
@@ -481,11 +494,11 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) -> TcpStream {
     // What is under way cannot be seen.
     let end = End::from(cause);
     log_end(&end, record, traffic);
-    shared.metrics.end(&record.gate.route.name, &end);
+    shared.metrics.end(&record.listener.route.name, &end);
     drop(ticket);
     if let Cause::ServerClosed | Cause::ServerGone = end.cause {
         // What the server said last must not be lost to a reset.
-        farewell(client, BytesMut::new()).await;
+        close_with_error(client, BytesMut::new()).await;
     }
     server
 }
@@ -496,11 +509,11 @@ fn log_end(end: &End, record: &Record, traffic: Traffic) {
             $level!(
                 client = %record.client,
                 via = record.client.via().map(tracing::field::display),
-                listener = %record.gate.name,
-                route = %record.gate.route.name,
+                listener = %record.listener.name,
+                route = %record.listener.route.name,
                 member = %record.member,
                 mode = "tcp",
-                access = record::shown(record.terms),
+                access = record::shown(record.granted),
                 connect_ms = %record::Millis(record.connecting),
                 total_ms = %record::Millis(record.accepted.elapsed()),
                 bytes_up = traffic.bytes_up,
@@ -510,7 +523,7 @@ fn log_end(end: &End, record: &Record, traffic: Traffic) {
             )
         };
     }
-    if end.is_trouble() {
+    if end.is_abnormal() {
         line!(warn);
     } else {
         line!(info);

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 
 use tokio::time::Instant;
 
-use super::attach::{CHANGING_HINT, Unverified};
 use crate::backend::ServerConnection;
+use crate::backend::{CHANGING_HINT, Unverified};
 use crate::cluster::ClusterHandle;
 use crate::cluster::sight::{self, Known, Sight, Whereabouts};
 use crate::routing::{Candidate, Misfit, fits};

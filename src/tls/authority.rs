@@ -11,7 +11,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::x509::X509Version;
 
-use super::fault::{CertificateFault, from_webpki};
+use super::error::{TrustError, from_webpki};
 
 /// Which side of a connection a certificate is to identify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,15 +48,15 @@ impl Party {
     }
 
     /// Both of its usages.
-    pub(super) fn check_purpose(self, certificate: &X509Certificate<'_>) -> Result<(), CertificateFault> {
+    pub(super) fn check_purpose(self, certificate: &X509Certificate<'_>) -> Result<(), TrustError> {
         if !self.is_purpose_of(certificate) {
-            return Err(CertificateFault::ExtendedKeyUsage(self.name()));
+            return Err(TrustError::ExtendedKeyUsage(self.name()));
         }
         self.check_key_usage(certificate)
     }
 
     /// By its key usage, where it has one: what OpenSSL asks of the certificate of either side.
-    fn check_key_usage(self, certificate: &X509Certificate<'_>) -> Result<(), CertificateFault> {
+    fn check_key_usage(self, certificate: &X509Certificate<'_>) -> Result<(), TrustError> {
         let allowed = match certificate.key_usage() {
             Ok(None) => true,
             Ok(Some(usage)) => {
@@ -69,7 +69,7 @@ impl Party {
         if allowed {
             Ok(())
         } else {
-            Err(CertificateFault::KeyUsage(self.name()))
+            Err(TrustError::KeyUsage(self.name()))
         }
     }
 }
@@ -102,7 +102,7 @@ struct Authority {
 /// A certificate that cannot be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("certificate {number} cannot be used: {reason}")]
-pub struct AuthorityFault {
+pub struct AuthorityError {
     /// From 1.
     pub number: usize,
     pub reason: String,
@@ -110,10 +110,10 @@ pub struct AuthorityFault {
 
 impl Authorities {
     /// These, at least one of them; each is also trusted itself.
-    pub fn new(certificates: &[CertificateDer<'static>]) -> Result<Self, AuthorityFault> {
+    pub fn new(certificates: &[CertificateDer<'static>]) -> Result<Self, AuthorityError> {
         let mut all = Self::none();
         for (index, certificate) in certificates.iter().enumerate() {
-            all.add(certificate).map_err(|reason| AuthorityFault {
+            all.add(certificate).map_err(|reason| AuthorityError {
                 number: index + 1,
                 reason,
             })?;
@@ -207,13 +207,13 @@ impl Authorities {
         match self.check_path(certificate, sent, party, now, algorithms, revocation) {
             // OpenSSL takes both; webpki has no way to.
             Err(webpki::Error::UnsupportedCertVersion) if !is_revocable => {
-                self.check_direct(&parsed, party, now, algorithms, CertificateFault::VersionOne)?;
+                self.check_direct(&parsed, party, now, algorithms, TrustError::VersionOne)?;
             }
             Err(webpki::Error::CaUsedAsEndEntity) if !is_revocable => {
-                self.check_direct(&parsed, party, now, algorithms, CertificateFault::IsAuthority)?;
+                self.check_direct(&parsed, party, now, algorithms, TrustError::IsAuthority)?;
             }
             Err(webpki::Error::RequiredEkuNotFoundContext(_)) => {
-                return Err(CertificateFault::ExtendedKeyUsage(party.name()).into());
+                return Err(TrustError::ExtendedKeyUsage(party.name()).into());
             }
             Err(error) => return Err(self.explain(error, &parsed, sent, party, now)),
             Ok(()) => {}
@@ -286,7 +286,7 @@ impl Authorities {
         now: UnixTime,
     ) -> rustls::Error {
         if error == webpki::Error::InvalidSignatureForPublicKey {
-            return CertificateFault::SignedByNamesake.into();
+            return TrustError::SignedByNamesake.into();
         }
         if !matches!(
             error,
@@ -298,7 +298,7 @@ impl Authorities {
         for certificate in sent {
             if let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) {
                 if error == webpki::Error::EndEntityUsedAsCa && !may_sign(&parsed) {
-                    return CertificateFault::NotAnAuthority(shown(&parsed)).into();
+                    return TrustError::NotAnAuthority(shown(&parsed)).into();
                 }
                 issuers.push(parsed.issuer().as_raw().to_vec());
             }
@@ -317,7 +317,7 @@ impl Authorities {
         party: Party,
         now: UnixTime,
         algorithms: &WebPkiSupportedAlgorithms,
-        otherwise: CertificateFault,
+        otherwise: TrustError,
     ) -> Result<(), rustls::Error> {
         let fault = RefCell::new(otherwise);
         let signed = self.known.iter().any(|authority| {
@@ -338,7 +338,7 @@ impl Authorities {
         }
         check_time(parsed, now)?;
         if !party.is_purpose_of(parsed) {
-            return Err(CertificateFault::ExtendedKeyUsage(party.name()).into());
+            return Err(TrustError::ExtendedKeyUsage(party.name()).into());
         }
         let is_known = |extension: &ParsedExtension<'_>| {
             matches!(
@@ -375,39 +375,36 @@ impl Authority {
         }
     }
 
-    fn is_current(&self, now: i64) -> Result<(), CertificateFault> {
+    fn is_current(&self, now: i64) -> Result<(), TrustError> {
         if now > self.not_after {
             let end = moment(self.not_after);
-            return Err(CertificateFault::AuthorityExpired(self.subject.clone(), end));
+            return Err(TrustError::AuthorityExpired(self.subject.clone(), end));
         }
         if now < self.not_before {
             let start = moment(self.not_before);
-            return Err(CertificateFault::AuthorityNotYetValid(
-                self.subject.clone(),
-                start,
-            ));
+            return Err(TrustError::AuthorityNotYetValid(self.subject.clone(), start));
         }
         Ok(())
     }
 
     /// `below`: how many authorities stand between it and the certificate.
-    fn vouches(&self, party: Party, now: i64, below: usize) -> Result<(), CertificateFault> {
+    fn vouches(&self, party: Party, now: i64, below: usize) -> Result<(), TrustError> {
         self.is_current(now)?;
         if !self.may_sign_others {
-            return Err(CertificateFault::NotAnAuthority(self.subject.clone()));
+            return Err(TrustError::NotAnAuthority(self.subject.clone()));
         }
         let is_for = match party {
             Party::Client => self.for_clients,
             Party::Server => self.for_servers,
         };
         if !is_for {
-            return Err(CertificateFault::AuthorityPurpose(self.subject.clone()));
+            return Err(TrustError::AuthorityPurpose(self.subject.clone()));
         }
         if self
             .path_length
             .is_some_and(|most| below as u64 > u64::from(most))
         {
-            return Err(CertificateFault::PathLength(self.subject.clone()));
+            return Err(TrustError::PathLength(self.subject.clone()));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 //! Refuses: chains of version 1 certificates, keys that the cryptographic library does not know, RSA below 2048 bits.
 
 mod authority;
-mod fault;
+mod error;
 mod hello;
 mod name;
 mod pair;
@@ -18,9 +18,9 @@ mod verifier;
 #[cfg(test)]
 mod tests;
 
-pub use authority::{Authorities, AuthorityFault};
-pub use fault::{CertificateFault, among_causes, explain, of_io};
+pub use authority::{Authorities, AuthorityError};
+pub use error::{TrustError, among_causes, explain, of_io};
 pub use hello::{HelloStream, server_provider};
 pub use name::fits_name;
 pub use pair::certified;
-pub use verifier::{Check, ClientVerifier, ServerVerifier};
+pub use verifier::{ClientVerifier, NameCheck, ServerVerifier};

@@ -7,7 +7,7 @@ use webpki::EndEntityCert;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
-use super::fault::from_webpki;
+use super::error::from_webpki;
 
 /// Whether the certificate is for the name.
 pub fn fits_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use rustls::{CertificateError, DigitallySignedStruct, PeerMisbehaved};
 use webpki::RawPublicKeyEntity;
 
-use super::fault::from_webpki;
+use super::error::from_webpki;
 
 /// The public key of any certificate, also of one that is not version 3.
 pub(super) fn public_key(certificate: &[u8]) -> Result<SubjectPublicKeyInfoDer<'_>, rustls::Error> {

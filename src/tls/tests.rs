@@ -104,7 +104,7 @@ fn server(
 }
 
 fn client(
-    check: Check,
+    check: NameCheck,
     trusted: &[CertificateDer<'static>],
     own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 ) -> Arc<ClientConfig> {

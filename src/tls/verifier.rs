@@ -13,14 +13,14 @@ use webpki::{
 };
 
 use super::authority::{Authorities, Party, check_time};
-use super::fault::from_webpki;
+use super::error::from_webpki;
 use super::hello::restored;
 use super::name::fits_name;
 use super::signature;
 
 /// What is asked of a server's certificate. That its key signed the handshake is asked always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Check {
+pub enum NameCheck {
     Nothing,
     Chain,
     ChainAndName,
@@ -29,13 +29,13 @@ pub enum Check {
 /// Verifies servers: PostgreSQL, Patroni, etcd, LDAP, other routers.
 #[derive(Debug)]
 pub struct ServerVerifier {
-    check: Check,
+    check: NameCheck,
     authorities: Authorities,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerVerifier {
-    pub fn new(check: Check, authorities: Authorities, provider: &CryptoProvider) -> Arc<Self> {
+    pub fn new(check: NameCheck, authorities: Authorities, provider: &CryptoProvider) -> Arc<Self> {
         Arc::new(Self {
             check,
             authorities,
@@ -53,7 +53,7 @@ impl ServerCertVerifier for ServerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if self.check == Check::Nothing {
+        if self.check == NameCheck::Nothing {
             return Ok(ServerCertVerified::assertion());
         }
         if self.authorities.contains(end_entity) {
@@ -70,7 +70,7 @@ impl ServerCertVerifier for ServerVerifier {
                 None,
             )?;
         }
-        if self.check == Check::ChainAndName {
+        if self.check == NameCheck::ChainAndName {
             fits_name(end_entity, server_name)?;
         }
         Ok(ServerCertVerified::assertion())

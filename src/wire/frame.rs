@@ -39,7 +39,7 @@ impl std::fmt::Debug for Frame {
 
 /// Why a frame is refused. The two sides no longer agree on where a frame starts: the connection must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FrameFault {
+pub enum FrameError {
     /// The length word does not even count itself, or is above the bound of its phase and type.
     #[error("invalid length {length} of message type 0x{tag:02x}")]
     Length { tag: u8, length: u32 },
@@ -65,17 +65,17 @@ pub fn server_login_limit(tag: u8) -> usize {
 
 /// Takes one frame from the start of `buf`, or nothing if it is not all there. `limit` bounds the length word, and is
 /// checked as soon as the header is there: `buf` never needs to hold more than `limit + 1` bytes.
-pub fn next_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Frame>, FrameFault> {
+pub fn next_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Frame>, FrameError> {
     next_frame_by(buf, |_| limit)
 }
 
 /// As [`next_frame`], with a bound for each type.
-pub fn next_frame_by(buf: &mut BytesMut, limit: impl Fn(u8) -> usize) -> Result<Option<Frame>, FrameFault> {
+pub fn next_frame_by(buf: &mut BytesMut, limit: impl Fn(u8) -> usize) -> Result<Option<Frame>, FrameError> {
     let Some(&[tag, a, b, c, d]) = buf.first_chunk::<HEADER>() else {
         return Ok(None);
     };
     let length = u32::from_be_bytes([a, b, c, d]);
-    let fault = FrameFault::Length { tag, length };
+    let fault = FrameError::Length { tag, length };
     let whole = usize::try_from(length).map_err(|_| fault)?;
     if !(4..=limit(tag)).contains(&whole) {
         return Err(fault);
@@ -97,31 +97,31 @@ impl<'a> BodyReader<'a> {
         Self(body)
     }
 
-    pub fn byte(&mut self) -> Result<u8, FrameFault> {
+    pub fn byte(&mut self) -> Result<u8, FrameError> {
         self.take(1).map(|bytes| bytes[0])
     }
 
     /// A 32-bit number, unsigned: lengths and counts are to be checked before they are used.
-    pub fn u32(&mut self) -> Result<u32, FrameFault> {
-        let (&bytes, rest) = self.0.split_first_chunk().ok_or(FrameFault::Body)?;
+    pub fn u32(&mut self) -> Result<u32, FrameError> {
+        let (&bytes, rest) = self.0.split_first_chunk().ok_or(FrameError::Body)?;
         self.0 = rest;
         Ok(u32::from_be_bytes(bytes))
     }
 
     /// Up to the terminator, which is taken too.
-    pub fn cstr(&mut self) -> Result<&'a [u8], FrameFault> {
+    pub fn cstr(&mut self) -> Result<&'a [u8], FrameError> {
         let length = self
             .0
             .iter()
             .position(|&byte| byte == 0)
-            .ok_or(FrameFault::Body)?;
+            .ok_or(FrameError::Body)?;
         let text = self.take(length)?;
         self.take(1)?;
         Ok(text)
     }
 
-    pub fn take(&mut self, length: usize) -> Result<&'a [u8], FrameFault> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(FrameFault::Body)?;
+    pub fn take(&mut self, length: usize) -> Result<&'a [u8], FrameError> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(FrameError::Body)?;
         self.0 = rest;
         Ok(taken)
     }
@@ -135,11 +135,11 @@ impl<'a> BodyReader<'a> {
         self.0.is_empty()
     }
 
-    pub fn finish(self) -> Result<(), FrameFault> {
+    pub fn finish(self) -> Result<(), FrameError> {
         if self.0.is_empty() {
             Ok(())
         } else {
-            Err(FrameFault::Body)
+            Err(FrameError::Body)
         }
     }
 }
@@ -159,9 +159,9 @@ pub struct ErrorFields {
 
 impl ErrorFields {
     /// Of a whole body.
-    pub fn parse(body: &[u8]) -> Result<Self, FrameFault> {
+    pub fn parse(body: &[u8]) -> Result<Self, FrameError> {
         let (fields, whole) = Self::scan(body);
-        if whole { Ok(fields) } else { Err(FrameFault::Body) }
+        if whole { Ok(fields) } else { Err(FrameError::Body) }
     }
 
     /// Of the start of a body: what is there of it.
@@ -291,7 +291,7 @@ mod tests {
             buf.extend(length.to_be_bytes());
             assert_eq!(
                 next_frame(&mut buf, 9),
-                Err(FrameFault::Length { tag: b'p', length })
+                Err(FrameError::Length { tag: b'p', length })
             );
         }
         let mut long = BytesMut::from(&frame(b'p', &vec![b'x'; 65_536])[..]);
@@ -329,9 +329,9 @@ mod tests {
         );
         assert_eq!(
             (body.cstr(), body.u32().is_err(), body.take(4).is_err()),
-            (Err(FrameFault::Body), true, true)
+            (Err(FrameError::Body), true, true)
         );
-        assert_eq!(BodyReader::new(b"x").finish(), Err(FrameFault::Body));
+        assert_eq!(BodyReader::new(b"x").finish(), Err(FrameError::Body));
         assert_eq!((body.rest(), body.is_empty()), (&b"est"[..], true));
         body.finish().unwrap();
     }
@@ -351,7 +351,7 @@ mod tests {
         assert!(fields.is_fatal() && fields.code.is_empty());
         assert_eq!(ErrorFields::parse(b"\0").unwrap(), ErrorFields::default());
         for broken in [&b""[..], b"SERROR\0", b"SERROR", b"SERROR\0\0x"] {
-            assert_eq!(ErrorFields::parse(broken), Err(FrameFault::Body), "{broken:?}");
+            assert_eq!(ErrorFields::parse(broken), Err(FrameError::Body), "{broken:?}");
         }
         assert_eq!(ErrorFields::of_prefix(b"SERROR\0C57P01\0Mcut of").code, "57P01");
         let long = [b"M", &b"\xff".repeat(100_000)[..], b"\0\0"].concat();

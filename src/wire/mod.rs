@@ -7,10 +7,10 @@
 //!
 //! Refuses: decoding rows, and re-encoding what is forwarded.
 
-pub mod account;
 pub mod frame;
 pub mod message;
 pub mod observe;
+pub mod pending;
 pub mod proxy;
 pub mod settings;
 pub mod sqlstate;

@@ -9,8 +9,8 @@
 //! Refuses: lengths that no PostgreSQL sends or accepts. After a fault nobody knows where the next frame starts, so
 //! both connections must end. Message types not known pass: they are the peers' affair.
 
-use super::account::TransactionStatus;
-use super::frame::{ErrorFields, FrameFault, fields_of};
+use super::frame::{ErrorFields, FrameError, fields_of};
+use super::pending::TransactionStatus;
 
 /// The largest length word PostgreSQL accepts from a client (`PQ_LARGE_MESSAGE_LIMIT`).
 const CLIENT_LARGE: u32 = 0x3fff_fffe;
@@ -165,11 +165,11 @@ fn split([tag, a, b, c, d]: [u8; 5]) -> (u8, u32) {
     (tag, u32::from_be_bytes([a, b, c, d]))
 }
 
-fn checked(tag: u8, length: u32, limit: u32) -> Result<u32, FrameFault> {
+fn checked(tag: u8, length: u32, limit: u32) -> Result<u32, FrameError> {
     if (4..=limit).contains(&length) {
         Ok(length - 4)
     } else {
-        Err(FrameFault::Length { tag, length })
+        Err(FrameError::Length { tag, length })
     }
 }
 
@@ -231,7 +231,7 @@ impl ServerObserver {
 
     /// Takes the next bytes of the stream and reports what they complete, in order. After a fault there is no more to
     /// feed, and [`Self::valid`] says how far the run was good.
-    pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(ServerEvent<'_>)) -> Result<(), FrameFault> {
+    pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(ServerEvent<'_>)) -> Result<(), FrameError> {
         let mut rest = run;
         if !self.cursor.at_boundary() {
             let outcome = if self.cursor.remaining == 0 {
@@ -270,7 +270,7 @@ impl ServerObserver {
     }
 
     #[inline]
-    fn pass(&mut self, tag: u8, length: u32, rest: &mut &[u8]) -> Result<(), FrameFault> {
+    fn pass(&mut self, tag: u8, length: u32, rest: &mut &[u8]) -> Result<(), FrameError> {
         let body = checked(tag, length, SERVER_LARGE)?;
         if let Some(next) = rest.get(usize::try_from(body).unwrap_or(usize::MAX)..) {
             *rest = next;
@@ -288,7 +288,7 @@ impl ServerObserver {
         length: u32,
         rest: &mut &[u8],
         sink: &mut impl FnMut(ServerEvent<'_>),
-    ) -> Result<(), FrameFault> {
+    ) -> Result<(), FrameError> {
         let limit = match tag {
             b'Z' => 5,
             b'C' | b'S' | b'K' => SERVER_SMALL,
@@ -312,7 +312,7 @@ impl ServerObserver {
         Ok(())
     }
 
-    fn resume(&mut self, rest: &mut &[u8], sink: &mut impl FnMut(ServerEvent<'_>)) -> Result<(), FrameFault> {
+    fn resume(&mut self, rest: &mut &[u8], sink: &mut impl FnMut(ServerEvent<'_>)) -> Result<(), FrameError> {
         let start = *rest;
         let taken = self.cursor.body(rest);
         let class = CLASSES[usize::from(self.tag)];
@@ -350,29 +350,29 @@ fn mark(tag: u8) -> ServerEvent<'static> {
     }
 }
 
-fn kept(tag: u8, body: &[u8]) -> Result<ServerEvent<'_>, FrameFault> {
+fn kept(tag: u8, body: &[u8]) -> Result<ServerEvent<'_>, FrameError> {
     Ok(match tag {
         b'Z' => match body {
             [b'I'] => ServerEvent::ReadyForQuery(TransactionStatus::Idle),
             [b'T'] => ServerEvent::ReadyForQuery(TransactionStatus::InTransaction),
             [b'E'] => ServerEvent::ReadyForQuery(TransactionStatus::Failed),
-            _ => return Err(FrameFault::Body),
+            _ => return Err(FrameError::Body),
         },
-        b'C' => ServerEvent::CommandComplete(body.strip_suffix(b"\0").ok_or(FrameFault::Body)?),
+        b'C' => ServerEvent::CommandComplete(body.strip_suffix(b"\0").ok_or(FrameError::Body)?),
         b'N' => ServerEvent::Notice(Report::of(body)),
         b'E' => ServerEvent::Error(Report::of(body)),
         b'S' => {
             let mut parts = body
                 .strip_suffix(b"\0")
-                .ok_or(FrameFault::Body)?
+                .ok_or(FrameError::Body)?
                 .split(|&byte| byte == 0);
             match (parts.next(), parts.next(), parts.next()) {
                 (Some(name), Some(value), None) => ServerEvent::Parameter { name, value },
-                _ => return Err(FrameFault::Body),
+                _ => return Err(FrameError::Body),
             }
         }
         _ => {
-            let (&process_id, key) = body.split_first_chunk().ok_or(FrameFault::Body)?;
+            let (&process_id, key) = body.split_first_chunk().ok_or(FrameError::Body)?;
             ServerEvent::Key {
                 process_id: u32::from_be_bytes(process_id),
                 key,
@@ -412,7 +412,7 @@ impl ClientObserver {
 
     /// Takes the next bytes of the stream and reports each frame at its header: its type, and its length word. Says how
     /// many of the bytes are the server's: all of them, except that nothing behind a whole `X` is, nor looked at.
-    pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(u8, u32)) -> Result<usize, FrameFault> {
+    pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(u8, u32)) -> Result<usize, FrameError> {
         if self.terminated {
             return Ok(0);
         }

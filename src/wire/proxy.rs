@@ -58,7 +58,7 @@ impl fmt::Display for ProxiedTls {
 
 /// Why bytes are no header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ProxyFault {
+pub enum ProxyError {
     #[error("no PROXY protocol header, which this listener requires from this address")]
     Missing,
     #[error("a PROXY protocol header longer than {MAX_HEADER} bytes")]
@@ -90,7 +90,7 @@ pub struct Reader {
 impl Reader {
     /// How many of the bytes `at_hand` belong to the header, and the header once it is whole; bytes that belong to it are
     /// to be consumed and not shown again. None of what is behind it is ever taken.
-    pub fn push(&mut self, at_hand: &[u8]) -> Result<(usize, Option<Header>), ProxyFault> {
+    pub fn push(&mut self, at_hand: &[u8]) -> Result<(usize, Option<Header>), ProxyError> {
         let mut used = 0;
         loop {
             let wanted = self.wanted(&at_hand[used..])?;
@@ -107,7 +107,7 @@ impl Reader {
     }
 
     /// How many more bytes surely belong to the header; 0 once it is whole.
-    fn wanted(&self, next: &[u8]) -> Result<usize, ProxyFault> {
+    fn wanted(&self, next: &[u8]) -> Result<usize, ProxyError> {
         let taken = &self.taken[..];
         let begins = |with: &[u8]| taken.iter().zip(with).all(|(one, other)| one == other);
         if begins(SIGNATURE) && !taken.is_empty() {
@@ -117,17 +117,17 @@ impl Reader {
             let whole = FIXED + usize::from(u16::from_be_bytes([length[0], length[1]]));
             return match whole {
                 ..=MAX_HEADER => Ok(whole - taken.len()),
-                _ => Err(ProxyFault::TooLong),
+                _ => Err(ProxyError::TooLong),
             };
         }
         if !begins(VERSION_1) {
-            return Err(ProxyFault::Missing);
+            return Err(ProxyError::Missing);
         }
         match taken.len() {
             // Byte by byte: what does not begin like a header is none of ours.
             0..6 => Ok(1),
             _ if taken.ends_with(b"\r\n") => Ok(0),
-            LONGEST_LINE.. => Err(ProxyFault::Malformed),
+            LONGEST_LINE.. => Err(ProxyError::Malformed),
             length => {
                 let line = next.iter().position(|&byte| byte == b'\n').map(|at| at + 1);
                 let left = LONGEST_LINE - length;
@@ -137,25 +137,25 @@ impl Reader {
     }
 }
 
-fn parse(header: &[u8]) -> Result<Header, ProxyFault> {
+fn parse(header: &[u8]) -> Result<Header, ProxyError> {
     match header.split_first_chunk::<12>() {
         Some((SIGNATURE, rest)) => version_2(header, rest),
         _ => version_1(header),
     }
 }
 
-fn version_1(header: &[u8]) -> Result<Header, ProxyFault> {
+fn version_1(header: &[u8]) -> Result<Header, ProxyError> {
     let line = header
         .strip_prefix(VERSION_1)
         .and_then(|line| line.strip_suffix(b"\r\n"))
-        .ok_or(ProxyFault::Malformed)?;
+        .ok_or(ProxyError::Malformed)?;
     if line == b"UNKNOWN" || line.starts_with(b"UNKNOWN ") {
         return Ok(Header::default());
     }
-    let line = str::from_utf8(line).map_err(|_| ProxyFault::Malformed)?;
+    let line = str::from_utf8(line).map_err(|_| ProxyError::Malformed)?;
     let fields: Vec<&str> = line.split(' ').collect();
     let [family, source, destination, source_port, destination_port] = fields[..] else {
-        return Err(ProxyFault::Malformed);
+        return Err(ProxyError::Malformed);
     };
     let address = |text: &str| match family {
         "TCP4" => text.parse().map(IpAddr::V4).ok(),
@@ -173,7 +173,7 @@ fn version_1(header: &[u8]) -> Result<Header, ProxyFault> {
         port(destination_port),
     );
     let (Some(source), Some(_), Some(port), Some(_)) = all else {
-        return Err(ProxyFault::Malformed);
+        return Err(ProxyError::Malformed);
     };
     Ok(Header {
         source: Some(SocketAddr::new(source, port)),
@@ -181,34 +181,34 @@ fn version_1(header: &[u8]) -> Result<Header, ProxyFault> {
     })
 }
 
-fn version_2(header: &[u8], rest: &[u8]) -> Result<Header, ProxyFault> {
+fn version_2(header: &[u8], rest: &[u8]) -> Result<Header, ProxyError> {
     let [version, family, _, _, body @ ..] = rest else {
-        return Err(ProxyFault::Malformed);
+        return Err(ProxyError::Malformed);
     };
     match version {
         // For the balancer itself; what stands in it is to be ignored.
         0x20 => return Ok(Header::default()),
         0x21 => {}
-        _ => return Err(ProxyFault::Unknown),
+        _ => return Err(ProxyError::Unknown),
     }
     let (source, tlvs) = match family {
         0x00 => (None, body),
         0x11 => {
-            let (block, tlvs) = body.split_first_chunk::<12>().ok_or(ProxyFault::Malformed)?;
+            let (block, tlvs) = body.split_first_chunk::<12>().ok_or(ProxyError::Malformed)?;
             let [a, b, c, d, _, _, _, _, high, low, _, _] = *block;
             let source = (Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([high, low]));
             (Some(SocketAddr::from(source)), tlvs)
         }
         0x21 => {
-            let (block, tlvs) = body.split_first_chunk::<36>().ok_or(ProxyFault::Malformed)?;
-            let (address, rest) = block.split_first_chunk::<16>().ok_or(ProxyFault::Malformed)?;
+            let (block, tlvs) = body.split_first_chunk::<36>().ok_or(ProxyError::Malformed)?;
+            let (address, rest) = block.split_first_chunk::<16>().ok_or(ProxyError::Malformed)?;
             let port = u16::from_be_bytes([rest[16], rest[17]]);
             (Some(SocketAddr::from((Ipv6Addr::from(*address), port))), tlvs)
         }
         // A Unix socket of another host: nothing that is known here, and no process of ours.
-        0x31 => (None, body.get(216..).ok_or(ProxyFault::Malformed)?),
-        0x12 | 0x22 | 0x32 => return Err(ProxyFault::NotAStream),
-        _ => return Err(ProxyFault::Malformed),
+        0x31 => (None, body.get(216..).ok_or(ProxyError::Malformed)?),
+        0x12 | 0x22 | 0x32 => return Err(ProxyError::NotAStream),
+        _ => return Err(ProxyError::Malformed),
     };
     let mut tls = None;
     for tlv in Tlvs(tlvs) {
@@ -225,26 +225,26 @@ fn version_2(header: &[u8], rest: &[u8]) -> Result<Header, ProxyFault> {
 struct Tlvs<'a>(&'a [u8]);
 
 impl<'a> Iterator for Tlvs<'a> {
-    type Item = Result<(u8, &'a [u8]), ProxyFault>;
+    type Item = Result<(u8, &'a [u8]), ProxyError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let [kind, high, low, rest @ ..] = self.0 else {
             let is_over = std::mem::take(&mut self.0).is_empty();
-            return (!is_over).then_some(Err(ProxyFault::Malformed));
+            return (!is_over).then_some(Err(ProxyError::Malformed));
         };
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         let Some((value, rest)) = rest.split_at_checked(length) else {
             self.0 = &[];
-            return Some(Err(ProxyFault::Malformed));
+            return Some(Err(ProxyError::Malformed));
         };
         self.0 = rest;
         Some(Ok((*kind, value)))
     }
 }
 
-fn tls(value: &[u8]) -> Result<Option<ProxiedTls>, ProxyFault> {
+fn tls(value: &[u8]) -> Result<Option<ProxiedTls>, ProxyError> {
     let [client, a, b, c, d, tlvs @ ..] = value else {
-        return Err(ProxyFault::Malformed);
+        return Err(ProxyError::Malformed);
     };
     let mut tls = ProxiedTls::default();
     // 0 is verified; any other value says why not.
@@ -260,8 +260,8 @@ fn tls(value: &[u8]) -> Result<Option<ProxiedTls>, ProxyFault> {
 }
 
 /// The checksum is of the whole header, with zeros in its own place. `sent` is a part of `header`.
-fn check(header: &[u8], sent: &[u8]) -> Result<(), ProxyFault> {
-    let sent_sum: [u8; 4] = sent.try_into().map_err(|_| ProxyFault::Malformed)?;
+fn check(header: &[u8], sent: &[u8]) -> Result<(), ProxyError> {
+    let sent_sum: [u8; 4] = sent.try_into().map_err(|_| ProxyError::Malformed)?;
     let at = sent.as_ptr().addr() - header.as_ptr().addr();
     let mut crc = u32::MAX;
     for (index, &byte) in header.iter().enumerate() {
@@ -275,7 +275,7 @@ fn check(header: &[u8], sent: &[u8]) -> Result<(), ProxyFault> {
     if !crc == u32::from_be_bytes(sent_sum) {
         Ok(())
     } else {
-        Err(ProxyFault::Checksum)
+        Err(ProxyError::Checksum)
     }
 }
 

@@ -24,7 +24,7 @@ fn v4() -> Vec<u8> {
     vec![192, 0, 2, 7, 10, 0, 0, 1, 0x12, 0x34, 0x19, 0x20]
 }
 
-fn whole(bytes: &[u8]) -> Result<Header, ProxyFault> {
+fn whole(bytes: &[u8]) -> Result<Header, ProxyError> {
     let (used, header) = Reader::default().push(bytes)?;
     assert_eq!(used, bytes.len());
     Ok(header.expect("whole"))
@@ -69,15 +69,15 @@ fn version_1() {
         "TCP4 192.0.2.7 10.0.0.1 1 2\n",
     ] {
         let line = format!("PROXY {wrong}\r\n");
-        assert_eq!(whole(line.as_bytes()), Err(ProxyFault::Malformed), "{wrong:?}");
+        assert_eq!(whole(line.as_bytes()), Err(ProxyError::Malformed), "{wrong:?}");
     }
     let line = |length: usize| format!("PROXY UNKNOWN {}\r\n", "x".repeat(length - 16));
     assert!(whole(line(107).as_bytes()).is_ok());
     assert_eq!(
         Reader::default().push(line(108).as_bytes()),
-        Err(ProxyFault::Malformed)
+        Err(ProxyError::Malformed)
     );
-    assert_eq!(Reader::default().push(&[b'P'; 2]), Err(ProxyFault::Missing));
+    assert_eq!(Reader::default().push(&[b'P'; 2]), Err(ProxyError::Missing));
 }
 
 #[test]
@@ -100,15 +100,15 @@ fn version_2() {
         assert_eq!(source(&binary(0x20, 0x11, body)), None);
     }
     for (command, family, body, fault) in [
-        (0x21, 0x11, &v4()[..11], ProxyFault::Malformed),
-        (0x21, 0x21, &v6[..35], ProxyFault::Malformed),
-        (0x21, 0x31, &[0; 215], ProxyFault::Malformed),
-        (0x21, 0x41, &v4(), ProxyFault::Malformed),
-        (0x21, 0x13, &v4(), ProxyFault::Malformed),
-        (0x21, 0x12, &v4(), ProxyFault::NotAStream),
-        (0x22, 0x11, &v4(), ProxyFault::Unknown),
-        (0x11, 0x11, &v4(), ProxyFault::Unknown),
-        (0x31, 0x11, &v4(), ProxyFault::Unknown),
+        (0x21, 0x11, &v4()[..11], ProxyError::Malformed),
+        (0x21, 0x21, &v6[..35], ProxyError::Malformed),
+        (0x21, 0x31, &[0; 215], ProxyError::Malformed),
+        (0x21, 0x41, &v4(), ProxyError::Malformed),
+        (0x21, 0x13, &v4(), ProxyError::Malformed),
+        (0x21, 0x12, &v4(), ProxyError::NotAStream),
+        (0x22, 0x11, &v4(), ProxyError::Unknown),
+        (0x11, 0x11, &v4(), ProxyError::Unknown),
+        (0x31, 0x11, &v4(), ProxyError::Unknown),
     ] {
         assert_eq!(
             whole(&binary(command, family, body)),
@@ -125,7 +125,7 @@ fn version_2() {
     // Known from its first bytes: nothing is kept of it.
     assert_eq!(
         Reader::default().push(&of_length(MAX_HEADER + 1)[..FIXED]),
-        Err(ProxyFault::TooLong)
+        Err(ProxyError::TooLong)
     );
 }
 
@@ -162,7 +162,7 @@ fn additions_of_version_2() {
         &tlv(TLV_SSL, b"\x01\0\0\0\0\x21\0\x09x"),
         &tlv(TLV_CRC32C, b"abc"),
     ] {
-        assert_eq!(with(wrong), Err(ProxyFault::Malformed), "{wrong:?}");
+        assert_eq!(with(wrong), Err(ProxyError::Malformed), "{wrong:?}");
     }
 }
 

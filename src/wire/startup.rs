@@ -146,7 +146,7 @@ impl StartupPacket {
 
 /// Why a first packet is refused. `reply` says what the client is told, if anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StartupFault {
+pub enum StartupError {
     /// Outside 8..=10 000: PostgreSQL closes without an answer, so do we.
     #[error("invalid length of startup packet")]
     Length,
@@ -165,7 +165,7 @@ pub enum StartupFault {
     TooManyParameters,
 }
 
-impl StartupFault {
+impl StartupError {
     /// The last word to the client; `None` closes in silence.
     pub fn reply(&self) -> Option<ErrorReply> {
         let code = match self {
@@ -189,17 +189,17 @@ impl StartupFault {
 
 /// Takes one packet from the start of `buf` and says how many bytes it has. `None`: more is needed, never more than
 /// [`MAX_LENGTH`] bytes in all.
-pub fn parse(buf: &[u8]) -> Result<Option<(FirstPacket, usize)>, StartupFault> {
+pub fn parse(buf: &[u8]) -> Result<Option<(FirstPacket, usize)>, StartupError> {
     let Some(length) = word(buf, 0) else {
         return Ok(None);
     };
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     if !(8..=MAX_LENGTH).contains(&length) {
-        return Err(StartupFault::Length);
+        return Err(StartupError::Length);
     }
     let Some(code) = word(buf, 4) else { return Ok(None) };
     if code == CANCEL_CODE && !CANCEL_KEY_LENGTHS.contains(&length.saturating_sub(12)) {
-        return Err(StartupFault::Cancel);
+        return Err(StartupError::Cancel);
     }
     let Some(packet) = buf.get(..length) else {
         return Ok(None);
@@ -208,7 +208,7 @@ pub fn parse(buf: &[u8]) -> Result<Option<(FirstPacket, usize)>, StartupFault> {
         SSL_CODE if length == 8 => FirstPacket::SslRequest,
         GSS_ENC_CODE if length == 8 => FirstPacket::GssEncRequest,
         CANCEL_CODE => FirstPacket::Cancel(CancelRequest {
-            process_id: word(packet, 8).ok_or(StartupFault::Cancel)?,
+            process_id: word(packet, 8).ok_or(StartupError::Cancel)?,
             key: Bytes::copy_from_slice(&packet[12..]),
         }),
         PEER_REQUEST_CODE => FirstPacket::Peer(Bytes::copy_from_slice(&packet[8..])),
@@ -229,7 +229,7 @@ pub enum Glance {
 }
 
 /// Tells apart what `buf` begins with. `None`: more is needed, at most as many bytes as a `CancelRequest` may have.
-pub fn glance(buf: &[u8]) -> Result<Option<Glance>, StartupFault> {
+pub fn glance(buf: &[u8]) -> Result<Option<Glance>, StartupError> {
     if buf.first() == Some(&TLS_HANDSHAKE) {
         return Ok(Some(Glance::Session));
     }
@@ -237,7 +237,7 @@ pub fn glance(buf: &[u8]) -> Result<Option<Glance>, StartupFault> {
         return Ok(None);
     };
     if !(8..=MAX_LENGTH).contains(&usize::try_from(length).unwrap_or(usize::MAX)) {
-        return Err(StartupFault::Length);
+        return Err(StartupError::Length);
     }
     match word(buf, 4) {
         None => Ok(None),
@@ -257,12 +257,12 @@ fn word(buf: &[u8], at: usize) -> Option<u32> {
 }
 
 /// The list behind the version: names and values in turn, ended by an empty name that is the last byte.
-fn startup(version: u32, list: &[u8]) -> Result<StartupPacket, StartupFault> {
+fn startup(version: u32, list: &[u8]) -> Result<StartupPacket, StartupError> {
     let [major_high, major_low, minor_high, minor_low] = version.to_be_bytes();
     let minor = u16::from_be_bytes([minor_high, minor_low]);
     match u16::from_be_bytes([major_high, major_low]) {
         3 => {}
-        major => return Err(StartupFault::Version { major, minor }),
+        major => return Err(StartupError::Version { major, minor }),
     }
     let list = Bytes::copy_from_slice(list);
     let (mut parameters, mut protocol_options) = (Vec::new(), Vec::new());
@@ -278,13 +278,13 @@ fn startup(version: u32, list: &[u8]) -> Result<StartupPacket, StartupFault> {
         }
         let value = cstr(&list, &mut rest)?;
         if parameters.len() + protocol_options.len() == MAX_PARAMETERS {
-            return Err(StartupFault::TooManyParameters);
+            return Err(StartupError::TooManyParameters);
         }
         match &name[..] {
             b"user" => user = value.clone(),
             b"database" => database = value.clone(),
             b"replication" if value == "database" => (is_walsender, is_logical) = (true, true),
-            b"replication" => is_walsender = boolean(&value).ok_or(StartupFault::Replication)?,
+            b"replication" => is_walsender = boolean(&value).ok_or(StartupError::Replication)?,
             _ => {}
         }
         if name.starts_with(b"_pq_.") {
@@ -294,10 +294,10 @@ fn startup(version: u32, list: &[u8]) -> Result<StartupPacket, StartupFault> {
         }
     }
     if rest != list.len() {
-        return Err(StartupFault::Layout);
+        return Err(StartupError::Layout);
     }
     if user.is_empty() {
-        return Err(StartupFault::NoUser);
+        return Err(StartupError::NoUser);
     }
     if database.is_empty() {
         database = user.clone();
@@ -320,12 +320,12 @@ fn startup(version: u32, list: &[u8]) -> Result<StartupPacket, StartupFault> {
     })
 }
 
-fn cstr(list: &Bytes, rest: &mut usize) -> Result<Bytes, StartupFault> {
+fn cstr(list: &Bytes, rest: &mut usize) -> Result<Bytes, StartupError> {
     let start = *rest;
     let length = list[start..]
         .iter()
         .position(|&byte| byte == 0)
-        .ok_or(StartupFault::Layout)?;
+        .ok_or(StartupError::Layout)?;
     *rest = start + length + 1;
     Ok(list.slice(start..start + length))
 }
@@ -374,7 +374,7 @@ mod tests {
         packet
     }
 
-    fn startup_packet(body: &[u8]) -> Result<StartupPacket, StartupFault> {
+    fn startup_packet(body: &[u8]) -> Result<StartupPacket, StartupError> {
         match whole(&packet(0x0003_0000, body))? {
             FirstPacket::Startup(startup) => Ok(startup),
             other => panic!("{other:?}"),
@@ -382,7 +382,7 @@ mod tests {
     }
 
     /// Parses a packet that came one byte at a time: each prefix asks for more, or is refused as the whole is.
-    fn whole(packet: &[u8]) -> Result<FirstPacket, StartupFault> {
+    fn whole(packet: &[u8]) -> Result<FirstPacket, StartupError> {
         let outcome = parse(packet).map(|parsed| {
             let (first, length) = parsed.unwrap();
             assert_eq!(length, packet.len());
@@ -434,14 +434,14 @@ mod tests {
         assert_eq!(whole(&packet(GSS_ENC_CODE, b"")), Ok(FirstPacket::GssEncRequest));
         assert_eq!(
             whole(&packet(SSL_CODE, b"x")),
-            Err(StartupFault::Version {
+            Err(StartupError::Version {
                 major: 1234,
                 minor: 5679
             })
         );
         assert_eq!(
             whole(&packet(GSS_ENC_CODE, b"x")),
-            Err(StartupFault::Version {
+            Err(StartupError::Version {
                 major: 1234,
                 minor: 5680
             })
@@ -453,13 +453,13 @@ mod tests {
         for length in [0_u32, 4, 7, 10_001, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
             assert_eq!(
                 parse(&length.to_be_bytes()),
-                Err(StartupFault::Length),
+                Err(StartupError::Length),
                 "{length}"
             );
         }
-        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Err(StartupFault::Length));
+        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Err(StartupError::Length));
         assert_eq!(parse(&10_000_u32.to_be_bytes()), Ok(None));
-        assert_eq!(StartupFault::Length.reply(), None);
+        assert_eq!(StartupError::Length.reply(), None);
     }
 
     #[test]
@@ -477,10 +477,10 @@ mod tests {
         }
         for length in [0_usize, 3, 257, 5000] {
             let body = [vec![0, 0, 0, 7], vec![9; length]].concat();
-            assert_eq!(whole(&packet(CANCEL_CODE, &body)), Err(StartupFault::Cancel));
+            assert_eq!(whole(&packet(CANCEL_CODE, &body)), Err(StartupError::Cancel));
         }
-        assert_eq!(whole(&packet(CANCEL_CODE, b"")), Err(StartupFault::Cancel));
-        assert_eq!(StartupFault::Cancel.reply(), None);
+        assert_eq!(whole(&packet(CANCEL_CODE, b"")), Err(StartupError::Cancel));
+        assert_eq!(StartupError::Cancel.reply(), None);
         let shown = format!(
             "{:?}",
             CancelRequest {
@@ -538,9 +538,9 @@ mod tests {
             b"user",
             b"user\0a\0x",
         ] {
-            assert_eq!(startup_packet(body), Err(StartupFault::Layout), "{body:?}");
+            assert_eq!(startup_packet(body), Err(StartupError::Layout), "{body:?}");
         }
-        let reply = StartupFault::Layout.reply().unwrap();
+        let reply = StartupError::Layout.reply().unwrap();
         assert_eq!(reply.code, SqlState::PROTOCOL_VIOLATION);
         assert_eq!(
             reply.message,
@@ -557,10 +557,10 @@ mod tests {
             b"database\0a\0\0",
             b"USER\0a\0\0",
         ] {
-            assert_eq!(startup_packet(body), Err(StartupFault::NoUser), "{body:?}");
+            assert_eq!(startup_packet(body), Err(StartupError::NoUser), "{body:?}");
         }
         assert_eq!(
-            StartupFault::NoUser.reply().unwrap().code,
+            StartupError::NoUser.reply().unwrap().code,
             SqlState::INVALID_AUTHORIZATION
         );
         assert_eq!(startup_packet(b"user\0a\0\0").unwrap().database, "a");
@@ -590,7 +590,7 @@ mod tests {
             assert_eq!(replication(&[no]), Ok(Replication::None), "{no}");
         }
         for wrong in ["", "o", "2", "01", "truee", "yess", "Database", " true", "onn"] {
-            assert_eq!(replication(&[wrong]), Err(StartupFault::Replication), "{wrong}");
+            assert_eq!(replication(&[wrong]), Err(StartupError::Replication), "{wrong}");
         }
         assert_eq!(replication(&["database"]), Ok(Replication::Logical));
         assert_eq!(replication(&["database", "off"]), Ok(Replication::None));
@@ -598,7 +598,7 @@ mod tests {
         assert_eq!(replication(&["off", "on"]), Ok(Replication::Physical));
         assert_eq!(replication(&[]), Ok(Replication::None));
         assert_eq!(
-            StartupFault::Replication.reply().unwrap().code,
+            StartupError::Replication.reply().unwrap().code,
             SqlState::INVALID_PARAMETER_VALUE
         );
     }
@@ -612,7 +612,7 @@ mod tests {
             (u32::MAX, 65_535, 65_535),
         ] {
             let fault = whole(&packet(code, b"user\0a\0\0")).unwrap_err();
-            assert_eq!(fault, StartupFault::Version { major, minor });
+            assert_eq!(fault, StartupError::Version { major, minor });
             let reply = fault.reply().unwrap();
             assert_eq!(reply.code, SqlState::FEATURE_NOT_SUPPORTED);
             let expected =
@@ -672,10 +672,10 @@ mod tests {
         );
         assert_eq!(
             startup_packet(&body(MAX_PARAMETERS)),
-            Err(StartupFault::TooManyParameters)
+            Err(StartupError::TooManyParameters)
         );
         assert_eq!(
-            StartupFault::TooManyParameters.reply().unwrap().code,
+            StartupError::TooManyParameters.reply().unwrap().code,
             SqlState::PROTOCOL_VIOLATION
         );
     }
@@ -763,13 +763,13 @@ mod tests {
         for length in [0_u32, 7, 10_001, u32::MAX, u32::from_be_bytes(*b"GET ")] {
             assert_eq!(
                 glance(&length.to_be_bytes()),
-                Err(StartupFault::Length),
+                Err(StartupError::Length),
                 "{length}"
             );
         }
         for key in [0, 3, 257] {
             let cancel = packet(CANCEL_CODE, &vec![7; 4 + key]);
-            assert_eq!(glance(&cancel[..8]), Err(StartupFault::Cancel), "{key}");
+            assert_eq!(glance(&cancel[..8]), Err(StartupError::Cancel), "{key}");
         }
     }
 }

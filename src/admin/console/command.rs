@@ -28,10 +28,10 @@ pub(super) enum Effect {
 }
 
 /// A column's name and type.
-pub(super) type Column = (&'static str, Kind);
+pub(super) type Column = (&'static str, CommandKind);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum CommandKind {
     Int,
     Text,
     TextArray,
@@ -89,33 +89,33 @@ pub(super) static COMMANDS: [Command; 8] = [
     nothing("SET extra_float_digits …", "SET"),
 ];
 
-const HELP: &[Column] = &[("command", Kind::Text), ("description", Kind::Text)];
-const VERSION: &[Column] = &[("version", Kind::Text)];
+const HELP: &[Column] = &[("command", CommandKind::Text), ("description", CommandKind::Text)];
+const VERSION: &[Column] = &[("version", CommandKind::Text)];
 
 /// Those of the view of PostgreSQL 16 and later.
 const HBA: &[Column] = &[
-    ("rule_number", Kind::Int),
-    ("file_name", Kind::Text),
-    ("line_number", Kind::Int),
-    ("type", Kind::Text),
-    ("database", Kind::TextArray),
-    ("user_name", Kind::TextArray),
-    ("address", Kind::Text),
-    ("netmask", Kind::Text),
-    ("auth_method", Kind::Text),
-    ("options", Kind::TextArray),
-    ("error", Kind::Text),
+    ("rule_number", CommandKind::Int),
+    ("file_name", CommandKind::Text),
+    ("line_number", CommandKind::Int),
+    ("type", CommandKind::Text),
+    ("database", CommandKind::TextArray),
+    ("user_name", CommandKind::TextArray),
+    ("address", CommandKind::Text),
+    ("netmask", CommandKind::Text),
+    ("auth_method", CommandKind::Text),
+    ("options", CommandKind::TextArray),
+    ("error", CommandKind::Text),
 ];
 
 /// Those of the view of PostgreSQL 16 and later.
 const IDENT: &[Column] = &[
-    ("map_number", Kind::Int),
-    ("file_name", Kind::Text),
-    ("line_number", Kind::Int),
-    ("map_name", Kind::Text),
-    ("sys_name", Kind::Text),
-    ("pg_username", Kind::Text),
-    ("error", Kind::Text),
+    ("map_number", CommandKind::Int),
+    ("file_name", CommandKind::Text),
+    ("line_number", CommandKind::Int),
+    ("map_name", CommandKind::Text),
+    ("sys_name", CommandKind::Text),
+    ("pg_username", CommandKind::Text),
+    ("error", CommandKind::Text),
 ];
 
 fn help(_: &AccessView) -> Vec<Row> {

@@ -15,7 +15,7 @@ use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
 
 use super::super::handles::AccessView;
-use super::command::{self, Cell, Column, Command, Effect, Kind, Row};
+use super::command::{self, Cell, Column, Command, CommandKind, Effect, Row};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -82,9 +82,9 @@ fn fields(columns: &[Column], format: &Format) -> PgWireResult<Vec<FieldInfo>> {
     }
     let field = |(index, (name, kind)): (usize, &Column)| {
         let (datatype, size) = match kind {
-            Kind::Int => (Type::INT4, 4),
-            Kind::Text => (Type::TEXT, -1),
-            Kind::TextArray => (Type::TEXT_ARRAY, -1),
+            CommandKind::Int => (Type::INT4, 4),
+            CommandKind::Text => (Type::TEXT, -1),
+            CommandKind::TextArray => (Type::TEXT_ARRAY, -1),
         };
         let format: FieldFormat = format.format_for(index);
         FieldInfo::new((*name).to_owned(), None, None, datatype, format).with_type_size(size)

@@ -9,7 +9,7 @@ use pgwire::messages::extendedquery::{Bind, Close, Describe, Execute, Flush, Par
 use pgwire::messages::simplequery::Query;
 
 use super::Wire;
-use crate::wire::frame::{BodyReader, Frame, FrameFault};
+use crate::wire::frame::{BodyReader, Frame, FrameError};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -30,7 +30,7 @@ pub(super) fn is_known(tag: u8) -> bool {
 }
 
 #[derive(Debug)]
-pub(super) enum Request {
+pub(super) enum ConsoleRequest {
     Message(PgWireFrontendMessage),
     Terminate,
 }
@@ -101,20 +101,20 @@ impl Names {
 ///
 /// # Errors
 /// What the client is told; the next frame is unharmed.
-pub(super) fn read(frame: &Frame, names: &Names) -> Result<Request, ErrorReply> {
+pub(super) fn read(frame: &Frame, names: &Names) -> Result<ConsoleRequest, ErrorReply> {
     let mut body = BodyReader::new(&frame.body);
     let request = match frame.tag {
-        b'X' => Request::Terminate,
-        b'Q' => Request::Message(PgWireFrontendMessage::Query(Query::new(text(&mut body)?))),
-        b'P' => Request::Message(PgWireFrontendMessage::Parse(parse(&mut body, names)?)),
-        b'B' => Request::Message(PgWireFrontendMessage::Bind(bind(&mut body, names)?)),
+        b'X' => ConsoleRequest::Terminate,
+        b'Q' => ConsoleRequest::Message(PgWireFrontendMessage::Query(Query::new(text(&mut body)?))),
+        b'P' => ConsoleRequest::Message(PgWireFrontendMessage::Parse(parse(&mut body, names)?)),
+        b'B' => ConsoleRequest::Message(PgWireFrontendMessage::Bind(bind(&mut body, names)?)),
         b'D' => {
             let (target, name) = target(&mut body)?;
-            Request::Message(PgWireFrontendMessage::Describe(Describe::new(target, name)))
+            ConsoleRequest::Message(PgWireFrontendMessage::Describe(Describe::new(target, name)))
         }
         b'C' => {
             let (target, name) = target(&mut body)?;
-            Request::Message(PgWireFrontendMessage::Close(Close::new(target, name)))
+            ConsoleRequest::Message(PgWireFrontendMessage::Close(Close::new(target, name)))
         }
         b'E' => {
             let portal = name(&mut body)?;
@@ -125,13 +125,13 @@ pub(super) fn read(frame: &Frame, names: &Names) -> Result<Request, ErrorReply> 
             } else {
                 rows.min(MAX_ROWS)
             };
-            Request::Message(PgWireFrontendMessage::Execute(Execute::new(
+            ConsoleRequest::Message(PgWireFrontendMessage::Execute(Execute::new(
                 portal,
                 rows.cast_signed(),
             )))
         }
-        b'H' => Request::Message(PgWireFrontendMessage::Flush(Flush::new())),
-        b'S' => Request::Message(PgWireFrontendMessage::Sync(Sync::new())),
+        b'H' => ConsoleRequest::Message(PgWireFrontendMessage::Flush(Flush::new())),
+        b'S' => ConsoleRequest::Message(PgWireFrontendMessage::Sync(Sync::new())),
         tag => {
             return Err(violation(format!("invalid frontend message type 0x{tag:02x}")));
         }
@@ -234,7 +234,7 @@ fn short(body: &mut BodyReader<'_>) -> Result<u16, ErrorReply> {
     Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
 }
 
-fn malformed(fault: FrameFault) -> ErrorReply {
+fn malformed(fault: FrameError) -> ErrorReply {
     violation(fault.to_string())
 }
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::super::http::fixture;
-use super::command::{COMMANDS, Cell, Effect, Kind, find};
+use super::command::{COMMANDS, Cell, CommandKind, Effect, find};
 use super::*;
 use crate::session::console::Console as _;
 use crate::wire::frame::ErrorFields;
@@ -83,8 +83,8 @@ fn every_command_has_rows_of_its_columns_and_is_in_the_help() {
             let rows = rows(&access);
             assert!(!rows.is_empty(), "{}", command.text);
             for row in rows {
-                let kinds: Vec<Kind> = row.iter().map(kind).collect();
-                let expected: Vec<Kind> = columns.iter().map(|(_, kind)| *kind).collect();
+                let kinds: Vec<CommandKind> = row.iter().map(kind).collect();
+                let expected: Vec<CommandKind> = columns.iter().map(|(_, kind)| *kind).collect();
                 assert_eq!(kinds, expected, "{}", command.text);
             }
         }
@@ -98,11 +98,11 @@ fn answer(sql: &str, access: &AccessView) -> Vec<command::Row> {
     }
 }
 
-fn kind(cell: &Cell) -> Kind {
+fn kind(cell: &Cell) -> CommandKind {
     match cell {
-        Cell::Int(_) => Kind::Int,
-        Cell::Text(_) => Kind::Text,
-        Cell::TextArray(_) => Kind::TextArray,
+        Cell::Int(_) => CommandKind::Int,
+        Cell::Text(_) => CommandKind::Text,
+        Cell::TextArray(_) => CommandKind::TextArray,
     }
 }
 

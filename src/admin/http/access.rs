@@ -3,13 +3,13 @@
 use axum::http::StatusCode;
 use serde_json::json;
 
-use super::answer::Answer;
+use super::answer::JsonAnswer;
 use super::router::App;
 
-pub(super) fn hba(app: &App) -> Answer {
-    Answer::json(StatusCode::OK, &json!((app.handles.access.hba)()))
+pub(super) fn hba(app: &App) -> JsonAnswer {
+    JsonAnswer::json(StatusCode::OK, &json!((app.handles.access.hba)()))
 }
 
-pub(super) fn ident(app: &App) -> Answer {
-    Answer::json(StatusCode::OK, &json!((app.handles.access.ident)()))
+pub(super) fn ident(app: &App) -> JsonAnswer {
+    JsonAnswer::json(StatusCode::OK, &json!((app.handles.access.ident)()))
 }

@@ -7,7 +7,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::super::exposition::Form;
-use super::super::fitness::Verdict;
+use super::super::member_checks::CheckResult;
 
 /// Why the answer is no. Not in the body: `HAProxy` looks for `true` anywhere in a body.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-trunkline-reason");
@@ -22,7 +22,7 @@ const JSON: &str = "application/json";
 const MAX_HEADER: usize = 256;
 
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct JsonAnswer {
     status: StatusCode,
     content_type: &'static str,
     body: Cow<'static, str>,
@@ -32,9 +32,9 @@ pub(super) struct Answer {
     challenge: bool,
 }
 
-impl Answer {
+impl JsonAnswer {
     /// 200 `true`, or 503 `false` with the reason in a header.
-    pub(super) fn boolean(verdict: Verdict) -> Self {
+    pub(super) fn boolean(verdict: CheckResult) -> Self {
         match verdict {
             Ok(()) => Self::text(StatusCode::OK, "true"),
             Err(reason) => Self::text(StatusCode::SERVICE_UNAVAILABLE, "false").because(reason),
@@ -105,7 +105,7 @@ impl Answer {
     }
 }
 
-impl IntoResponse for Answer {
+impl IntoResponse for JsonAnswer {
     fn into_response(self) -> Response {
         let mut response = (self.status, self.body).into_response();
         let headers = response.headers_mut();

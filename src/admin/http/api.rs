@@ -11,10 +11,10 @@ use axum::http::{StatusCode, Uri};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use super::super::fitness;
 use super::super::handles::{ClusterView, Phase};
+use super::super::member_checks;
 use super::super::operations::{Change, Ending};
-use super::answer::Answer;
+use super::answer::JsonAnswer;
 use super::guard::Caller;
 use super::router::{App, Params};
 use crate::cluster::snapshot::{AdminState, Leader, Member, MemberName, NamedBy, Role, Snapshot};
@@ -31,9 +31,9 @@ const MOST_GRACE: u64 = 24 * 3600;
 type CalledBy = Option<Extension<Caller>>;
 
 /// `GET /api/v1/clusters`
-pub(super) fn clusters(app: &App) -> Answer {
+pub(super) fn clusters(app: &App) -> JsonAnswer {
     let all: Vec<Value> = app.handles.clusters.iter().map(cluster).collect();
-    Answer::json(StatusCode::OK, &Value::Array(all))
+    JsonAnswer::json(StatusCode::OK, &Value::Array(all))
 }
 
 fn cluster(view: &ClusterView) -> Value {
@@ -68,7 +68,7 @@ fn cluster(view: &ClusterView) -> Value {
 }
 
 /// `GET /api/v1/members`
-pub(super) fn members(app: &App, uri: &Uri) -> Answer {
+pub(super) fn members(app: &App, uri: &Uri) -> JsonAnswer {
     let view = match find(app, uri) {
         Ok(view) => view,
         Err(answer) => return answer,
@@ -79,7 +79,7 @@ pub(super) fn members(app: &App, uri: &Uri) -> Answer {
         .iter()
         .map(|member| shown(app, view, &snapshot, member))
         .collect();
-    Answer::json(StatusCode::OK, &Value::Array(all))
+    JsonAnswer::json(StatusCode::OK, &Value::Array(all))
 }
 
 fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
@@ -122,7 +122,7 @@ fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) ->
         "leader": is_leader,
         "state": member.state,
         "timeline": facts.map(|facts| facts.timeline).or(member.timeline),
-        "lag": if is_leader { None } else { fitness::replay_lag(member) },
+        "lag": if is_leader { None } else { member_checks::replay_lag(member) },
         "lag_seconds": member.measured.filter(|_| !is_leader).and_then(|lag| lag.time).map(|time| time.as_secs_f64()),
         "tags": member.tags,
         "status": status(member),
@@ -155,7 +155,7 @@ fn status(member: &Member) -> &'static str {
 }
 
 /// `GET /api/v1/sessions`
-pub(super) fn sessions(app: &App, uri: &Uri) -> Answer {
+pub(super) fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
     let params = Params::of(uri);
     let mut all = app.handles.operations.sessions();
     for (key, wanted) in params.pairs() {
@@ -168,7 +168,7 @@ pub(super) fn sessions(app: &App, uri: &Uri) -> Answer {
             _ => {}
         }
     }
-    Answer::json(StatusCode::OK, &json!(all))
+    JsonAnswer::json(StatusCode::OK, &json!(all))
 }
 
 /// `POST /api/v1/members/NAME/ACTION`
@@ -178,9 +178,9 @@ pub(super) async fn administer(
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
     body: Body,
-) -> Answer {
+) -> JsonAnswer {
     let Ok(Path((name, action))) = path else {
-        return Answer::problem(StatusCode::BAD_REQUEST, "the path is not UTF-8", "");
+        return JsonAnswer::problem(StatusCode::BAD_REQUEST, "the path is not UTF-8", "");
     };
     let name = MemberName::new(name);
     let body = match object(body).await {
@@ -193,7 +193,7 @@ pub(super) async fn administer(
     };
     let is_here = view.snapshot.borrow().member(&name).is_some();
     if !is_here && !app.handles.operations.has_kept(&view.name, &name) {
-        return Answer::problem(
+        return JsonAnswer::problem(
             StatusCode::NOT_FOUND,
             "the cluster has no member of this name",
             "GET /api/v1/members has the names",
@@ -207,7 +207,7 @@ pub(super) async fn administer(
         },
         ("close-sessions", _) => return close_sessions(&app, caller, view, &name, &body),
         _ => {
-            return Answer::problem(
+            return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
                 "there is no such action",
                 "there is: ready, drain, maint, weight, close-sessions",
@@ -223,11 +223,11 @@ async fn change_member(
     view: &ClusterView,
     name: &MemberName,
     change: Change,
-) -> Answer {
+) -> JsonAnswer {
     let mut snapshots = view.snapshot.clone();
     snapshots.mark_unchanged();
     if let Err(busy) = app.handles.operations.administer(&view.name, name, change) {
-        return Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
+        return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
     }
     let (cluster, by) = (&*view.name, shown_caller(caller));
     match change {
@@ -262,8 +262,8 @@ async fn change_member(
         StatusCode::ACCEPTED
     };
     match snapshot.member(name) {
-        Some(member) => Answer::json(status, &shown(app, view, &snapshot, member)),
-        None => Answer::json(status, &json!({"name": name.as_str(), "cluster": &*view.name})),
+        Some(member) => JsonAnswer::json(status, &shown(app, view, &snapshot, member)),
+        None => JsonAnswer::json(status, &json!({"name": name.as_str(), "cluster": &*view.name})),
     }
 }
 
@@ -273,14 +273,14 @@ fn close_sessions(
     view: &ClusterView,
     name: &MemberName,
     body: &Map<String, Value>,
-) -> Answer {
+) -> JsonAnswer {
     let ending = match ending(body, Ending::AtBoundary { grace: None }) {
         Ok(ending) => ending,
         Err(answer) => return answer,
     };
     let sessions = app.handles.operations.end_sessions_on(&view.name, name, ending);
     tracing::info!(cluster = %view.name, member = %name, sessions, how = %how(ending), by = %shown_caller(caller), "ending the sessions on a member");
-    Answer::json(StatusCode::OK, &json!({"sessions": sessions}))
+    JsonAnswer::json(StatusCode::OK, &json!({"sessions": sessions}))
 }
 
 /// `DELETE /api/v1/sessions/ID`, `POST /api/v1/sessions/ID/kill`
@@ -289,7 +289,7 @@ pub(super) async fn kill(
     caller: CalledBy,
     path: Result<Path<String>, PathRejection>,
     body: Body,
-) -> Answer {
+) -> JsonAnswer {
     let body = match object(body).await {
         Ok(body) => body,
         Err(answer) => return answer,
@@ -300,7 +300,7 @@ pub(super) async fn kill(
     };
     let id = path.ok().and_then(|Path(id)| id.parse::<u64>().ok());
     let Some(session) = id.and_then(|id| app.handles.operations.end_session(id, ending)) else {
-        return Answer::problem(
+        return JsonAnswer::problem(
             StatusCode::NOT_FOUND,
             "there is no session of this number",
             "GET /api/v1/sessions has the numbers",
@@ -310,13 +310,13 @@ pub(super) async fn kill(
         session = session.id, client = session.client, user = ?session.user, member = session.member,
         how = %how(ending), by = %shown_caller(caller), "ending a session"
     );
-    Answer::json(StatusCode::OK, &json!(session))
+    JsonAnswer::json(StatusCode::OK, &json!(session))
 }
 
 /// `GET /api/v1/router`
-pub(super) fn router(app: &App) -> Answer {
+pub(super) fn router(app: &App) -> JsonAnswer {
     let phase = app.handles.readiness.phase();
-    Answer::json(
+    JsonAnswer::json(
         StatusCode::OK,
         &json!({
             "state": phase.word(),
@@ -334,12 +334,12 @@ pub(super) fn administer_router(
     app: &App,
     caller: CalledBy,
     path: &Result<Path<String>, PathRejection>,
-) -> Answer {
+) -> JsonAnswer {
     let is_drained = match path.as_deref().map(String::as_str) {
         Ok("drain") => true,
         Ok("ready") => false,
         _ => {
-            return Answer::problem(
+            return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
                 "there is no such action",
                 "there is: drain, ready",
@@ -347,14 +347,14 @@ pub(super) fn administer_router(
         }
     };
     if matches!(app.handles.readiness.phase(), Phase::Leaving | Phase::Draining) {
-        return Answer::problem(
+        return JsonAnswer::problem(
             StatusCode::CONFLICT,
             "the router is shutting down",
             "its state cannot be changed any more",
         );
     }
     if let Err(busy) = app.handles.operations.drain_router(is_drained) {
-        return Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
+        return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
     }
     let by = shown_caller(caller);
     if is_drained {
@@ -370,13 +370,13 @@ pub(super) fn forget_identity(
     app: &App,
     caller: CalledBy,
     path: Result<Path<String>, PathRejection>,
-) -> Answer {
+) -> JsonAnswer {
     let named = path.ok().and_then(|Path(name)| {
         let mut clusters = app.handles.clusters.iter();
         clusters.find(|view| *view.name == *name)
     });
     let Some(view) = named else {
-        return Answer::problem(
+        return JsonAnswer::problem(
             StatusCode::NOT_FOUND,
             "there is no cluster of this name",
             "GET /api/v1/clusters has the names",
@@ -384,25 +384,25 @@ pub(super) fn forget_identity(
     };
     let before = view.snapshot.borrow().system_identifier;
     if let Err(busy) = app.handles.operations.forget_identity(&view.name) {
-        return Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
+        return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
     }
     tracing::warn!(
         cluster = %view.name, identifier = before, by = %shown_caller(caller),
         "the cluster's system identifier is forgotten; it is learned anew"
     );
-    Answer::json(
+    JsonAnswer::json(
         StatusCode::OK,
         &json!({"name": &*view.name, "forgotten": before.map(|identifier| identifier.to_string())}),
     )
 }
 
 /// `POST /api/v1/reload`
-pub(super) async fn reload(app: Arc<App>, caller: CalledBy) -> Answer {
+pub(super) async fn reload(app: Arc<App>, caller: CalledBy) -> JsonAnswer {
     tracing::info!(by = %shown_caller(caller), "a reload is asked for");
     match app.handles.operations.reload().await {
-        Ok(answer) if answer.applied => Answer::json(StatusCode::OK, &json!(answer)),
-        Ok(answer) => Answer::json(StatusCode::UNPROCESSABLE_ENTITY, &json!(answer)),
-        Err(_ending) => Answer::problem(StatusCode::SERVICE_UNAVAILABLE, "the router is ending", ""),
+        Ok(answer) if answer.applied => JsonAnswer::json(StatusCode::OK, &json!(answer)),
+        Ok(answer) => JsonAnswer::json(StatusCode::UNPROCESSABLE_ENTITY, &json!(answer)),
+        Err(_ending) => JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, "the router is ending", ""),
     }
 }
 
@@ -420,10 +420,10 @@ fn shown_caller(caller: CalledBy) -> String {
     caller.map_or_else(|| "-".to_owned(), |Extension(caller)| caller.to_string())
 }
 
-fn find<'a>(app: &'a App, uri: &Uri) -> Result<&'a ClusterView, Answer> {
+fn find<'a>(app: &'a App, uri: &Uri) -> Result<&'a ClusterView, JsonAnswer> {
     app.cluster(&Params::of(uri)).map(|(_, view)| view).map_err(|_| {
         let names: Vec<&str> = app.handles.clusters.iter().map(|view| &*view.name).collect();
-        Answer::problem(
+        JsonAnswer::problem(
             StatusCode::NOT_FOUND,
             "there is no cluster of this name",
             &format!("there is: {}", names.join(", ")),
@@ -432,9 +432,9 @@ fn find<'a>(app: &'a App, uri: &Uri) -> Result<&'a ClusterView, Answer> {
 }
 
 /// The body: a JSON object, or nothing.
-async fn object(body: Body) -> Result<Map<String, Value>, Answer> {
+async fn object(body: Body) -> Result<Map<String, Value>, JsonAnswer> {
     let bad = |error: &str| {
-        Err(Answer::problem(
+        Err(JsonAnswer::problem(
             StatusCode::BAD_REQUEST,
             error,
             "send a JSON object of at most 4096 bytes, or nothing",
@@ -454,7 +454,7 @@ async fn object(body: Body) -> Result<Map<String, Value>, Answer> {
     }
 }
 
-fn weight(body: &Map<String, Value>) -> Result<Option<u16>, Answer> {
+fn weight(body: &Map<String, Value>) -> Result<Option<u16>, JsonAnswer> {
     let weight = match body.get("weight") {
         _ if body.len() > 1 => None,
         Some(Value::Null) => return Ok(None),
@@ -465,7 +465,7 @@ fn weight(body: &Map<String, Value>) -> Result<Option<u16>, Answer> {
         .filter(|weight| *weight <= MOST_WEIGHT)
         .map(Some)
         .ok_or_else(|| {
-            Answer::problem(
+            JsonAnswer::problem(
                 StatusCode::BAD_REQUEST,
                 "no weight is given",
                 "send {\"weight\": N}, 0 to 256, or null for the configured one",
@@ -474,9 +474,9 @@ fn weight(body: &Map<String, Value>) -> Result<Option<u16>, Answer> {
 }
 
 /// `{"when": "now"}`, `{"when": "boundary", "grace_s": 30}`
-fn ending(body: &Map<String, Value>, default: Ending) -> Result<Ending, Answer> {
+fn ending(body: &Map<String, Value>, default: Ending) -> Result<Ending, JsonAnswer> {
     let bad = || {
-        Answer::problem(
+        JsonAnswer::problem(
             StatusCode::BAD_REQUEST,
             "how to end sessions is not understood",
             "send {\"when\": \"now\"} or {\"when\": \"boundary\", \"grace_s\": 30}; grace_s is 0 to 86400",

@@ -18,7 +18,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 
-use super::answer::Answer;
+use super::answer::JsonAnswer;
 use super::router::App;
 use crate::auth::crypto::same;
 use crate::config::Secret;
@@ -104,8 +104,8 @@ impl Guard {
         caller: Option<Caller>,
         headers: &HeaderMap,
         right: Right,
-    ) -> Result<(), Answer> {
-        let refuse = |error, hint| Err(Answer::problem(StatusCode::FORBIDDEN, error, hint));
+    ) -> Result<(), JsonAnswer> {
+        let refuse = |error, hint| Err(JsonAnswer::problem(StatusCode::FORBIDDEN, error, hint));
         let (is_here, tls) = caller.map_or((false, false), |caller| (caller.is_here(), caller.tls));
         if is_here && right == Right::Look {
             return Ok(());
@@ -120,7 +120,7 @@ impl Guard {
             return refuse("this needs a token, and there is none", "set http.token_file");
         };
         let Some(shown) = bearer(headers) else {
-            return Err(Answer::problem(
+            return Err(JsonAnswer::problem(
                 StatusCode::UNAUTHORIZED,
                 "this needs the token",
                 "send `Authorization: Bearer TOKEN`, with what is in http.token_file",
@@ -131,7 +131,7 @@ impl Guard {
             return Ok(());
         }
         self.tell(caller);
-        Err(Answer::problem(
+        Err(JsonAnswer::problem(
             StatusCode::UNAUTHORIZED,
             "the token is wrong",
             "it is in http.token_file; a new one counts within seconds",

@@ -8,9 +8,9 @@ use axum::http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::super::agent::AgentState;
-use super::super::fitness::{self, Verdict};
 use super::super::handles::ClusterView;
-use super::answer::Answer;
+use super::super::member_checks::{self, CheckResult};
+use super::answer::JsonAnswer;
 use super::router::{App, Params, Subject};
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
 use crate::config::{AgentSubject, Route};
@@ -23,16 +23,16 @@ pub(super) enum Question {
 }
 
 impl Question {
-    fn ask(self, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Verdict {
+    fn ask(self, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> CheckResult {
         match self {
-            Self::ReadWrite => fitness::is_leader(snapshot, member),
-            Self::ReadOnly => fitness::is_fit_replica(snapshot, view.default_read_only(), member),
+            Self::ReadWrite => member_checks::is_leader(snapshot, member),
+            Self::ReadOnly => member_checks::is_fit_replica(snapshot, view.default_read_only(), member),
         }
     }
 }
 
 /// `/node/is-read-write`, `/node/is-read-only`.
-pub(super) fn local(app: &App, uri: &Uri, question: Question) -> Answer {
+pub(super) fn local(app: &App, uri: &Uri, question: Question) -> JsonAnswer {
     let (index, view) = match app.cluster(&Params::of(uri)) {
         Ok(found) => found,
         Err(answer) => return answer,
@@ -40,42 +40,44 @@ pub(super) fn local(app: &App, uri: &Uri, question: Question) -> Answer {
     let snapshot = view.snapshot.borrow().clone();
     match app.local(index, &snapshot) {
         Subject::Member(member) => {
-            Answer::boolean(question.ask(view, &snapshot, member)).about(member.name.as_str())
+            JsonAnswer::boolean(question.ask(view, &snapshot, member)).about(member.name.as_str())
         }
-        Subject::NotYet(why) => Answer::boolean(Err(why.into())),
-        Subject::Missing(hint) => Answer::not_found(hint),
+        Subject::NotYet(why) => JsonAnswer::boolean(Err(why.into())),
+        Subject::Missing(hint) => JsonAnswer::not_found(hint),
     }
 }
 
 /// `/node/NAME/…`; `name` is `None` where it is not UTF-8, and then no member's.
-pub(super) fn named(app: &App, uri: &Uri, name: Option<&str>, question: Question) -> Answer {
+pub(super) fn named(app: &App, uri: &Uri, name: Option<&str>, question: Question) -> JsonAnswer {
     let (_, view) = match app.cluster(&Params::of(uri)) {
         Ok(found) => found,
         Err(answer) => return answer,
     };
     let snapshot = view.snapshot.borrow().clone();
     match name.and_then(|name| snapshot.member(&MemberName::new(name))) {
-        Some(member) => Answer::boolean(question.ask(view, &snapshot, member)).about(member.name.as_str()),
-        None if snapshot.members.is_empty() => Answer::boolean(Err("no members are known yet".into())),
-        None => Answer::not_found("the cluster has no member of this name"),
+        Some(member) => {
+            JsonAnswer::boolean(question.ask(view, &snapshot, member)).about(member.name.as_str())
+        }
+        None if snapshot.members.is_empty() => JsonAnswer::boolean(Err("no members are known yet".into())),
+        None => JsonAnswer::not_found("the cluster has no member of this name"),
     }
 }
 
-pub(super) fn is_ready(app: &App, uri: &Uri) -> Answer {
+pub(super) fn is_ready(app: &App, uri: &Uri) -> JsonAnswer {
     readiness(app, uri, |view, strict| {
         read_write(view, strict).or_else(|rw| read_only(view).map_err(|ro| format!("{rw}; {ro}")))
     })
 }
 
-pub(super) fn is_ready_rw(app: &App, uri: &Uri) -> Answer {
+pub(super) fn is_ready_rw(app: &App, uri: &Uri) -> JsonAnswer {
     readiness(app, uri, read_write)
 }
 
-pub(super) fn is_ready_ro(app: &App, uri: &Uri) -> Answer {
+pub(super) fn is_ready_ro(app: &App, uri: &Uri) -> JsonAnswer {
     readiness(app, uri, |view, _| read_only(view))
 }
 
-fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> Verdict) -> Answer {
+fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> CheckResult) -> JsonAnswer {
     let params = Params::of(uri);
     let view = match app.cluster(&params) {
         Ok((_, view)) => view,
@@ -85,8 +87,8 @@ fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> Verdict
         Some(why) => Err(why.into()),
         None => ready(view, params.is_set("strict")),
     };
-    let note = fitness::full_leader(&view.snapshot.borrow()).filter(|_| verdict.is_ok());
-    let answer = Answer::boolean(verdict);
+    let note = member_checks::full_leader(&view.snapshot.borrow()).filter(|_| verdict.is_ok());
+    let answer = JsonAnswer::boolean(verdict);
     match note {
         Some(note) => answer.because(note),
         None => answer,
@@ -94,7 +96,7 @@ fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> Verdict
 }
 
 /// Can a read-write session be served, or, unless `strict`, held until it can?
-fn read_write(view: &ClusterView, strict: bool) -> Verdict {
+fn read_write(view: &ClusterView, strict: bool) -> CheckResult {
     if view.read_write.is_empty() {
         return Err("no listener has a read-write route to this cluster".into());
     }
@@ -105,7 +107,10 @@ fn read_write(view: &ClusterView, strict: bool) -> Verdict {
     }
     Err(match &snapshot.leader {
         Leader::Verified { member, .. } => {
-            match snapshot.member(member).map(|m| fitness::is_leader(&snapshot, m)) {
+            match snapshot
+                .member(member)
+                .map(|m| member_checks::is_leader(&snapshot, m))
+            {
                 Some(Err(why)) => format!("no leader: {why}"),
                 Some(Ok(())) | None => format!("no leader: {member} is not in the list of members"),
             }
@@ -114,7 +119,7 @@ fn read_write(view: &ClusterView, strict: bool) -> Verdict {
     })
 }
 
-fn read_only(view: &ClusterView) -> Verdict {
+fn read_only(view: &ClusterView) -> CheckResult {
     if view.read_only.is_empty() {
         return Err("no listener has a read-only route to this cluster".into());
     }
@@ -158,16 +163,16 @@ pub(super) fn agent(app: &App, about: AgentSubject) -> AgentState {
 }
 
 /// `/group/read-write-info`: the verified leader, or an empty array.
-pub(super) fn read_write_info(app: &App, uri: &Uri) -> Answer {
+pub(super) fn read_write_info(app: &App, uri: &Uri) -> JsonAnswer {
     info(app, uri, |_, snapshot| {
-        fitness::leader(snapshot).into_iter().collect()
+        member_checks::leader(snapshot).into_iter().collect()
     })
 }
 
 /// `/group/read-only-info`: the fit replicas by name.
-pub(super) fn read_only_info(app: &App, uri: &Uri) -> Answer {
+pub(super) fn read_only_info(app: &App, uri: &Uri) -> JsonAnswer {
     info(app, uri, |view, snapshot| {
-        fitness::fit_replicas(snapshot, view.default_read_only()).collect()
+        member_checks::fit_replicas(snapshot, view.default_read_only()).collect()
     })
 }
 
@@ -175,7 +180,7 @@ fn info(
     app: &App,
     uri: &Uri,
     pick: impl for<'a> Fn(&'a ClusterView, &'a Snapshot) -> Vec<&'a Member>,
-) -> Answer {
+) -> JsonAnswer {
     let view = match app.cluster(&Params::of(uri)) {
         Ok((_, view)) => view,
         Err(answer) => return answer,
@@ -185,11 +190,11 @@ fn info(
         .into_iter()
         .map(|member| entry(view, &snapshot, member))
         .collect();
-    Answer::json(StatusCode::OK, &Value::Array(members))
+    JsonAnswer::json(StatusCode::OK, &Value::Array(members))
 }
 
 fn entry(view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
-    let is_leader = fitness::is_leader(snapshot, member).is_ok();
+    let is_leader = member_checks::is_leader(snapshot, member).is_ok();
     json!({
         "id": stable_id(&member.name),
         "name": member.name.as_str(),
@@ -198,7 +203,7 @@ fn entry(view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
         "dbname": view.dbname,
         "role": if is_leader { "leader" } else { "replica" },
         "timeline": member.health.facts.as_ref().map(|facts| facts.timeline),
-        "lag": if is_leader { None } else { fitness::replay_lag(member) },
+        "lag": if is_leader { None } else { member_checks::replay_lag(member) },
         "weight": member.weight,
         "zone": member.zone.as_deref(),
     })

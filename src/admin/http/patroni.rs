@@ -7,13 +7,13 @@
 use axum::http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
-use super::super::fitness::{self, Verdict};
-use super::answer::Answer;
+use super::super::member_checks::{self, CheckResult};
+use super::answer::JsonAnswer;
 use super::router::{App, Params, Subject};
 use crate::cluster::snapshot::{Member, Role, Snapshot};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Check {
+pub(super) enum PatroniCheck {
     Primary,
     Leader,
     StandbyLeader,
@@ -28,32 +28,32 @@ pub(super) enum Check {
     Readiness,
 }
 
-pub(super) const PATHS: &[(&str, Check)] = &[
-    ("/", Check::Primary),
-    ("/primary", Check::Primary),
-    ("/master", Check::Primary),
-    ("/read-write", Check::Primary),
-    ("/leader", Check::Leader),
-    ("/standby-leader", Check::StandbyLeader),
-    ("/standby_leader", Check::StandbyLeader),
-    ("/replica", Check::Replica),
-    ("/read-only", Check::ReadOnly),
-    ("/sync", Check::Sync),
-    ("/synchronous", Check::Sync),
-    ("/quorum", Check::Quorum),
-    ("/async", Check::Async),
-    ("/asynchronous", Check::Async),
-    ("/read-only-sync", Check::ReadOnlySync),
-    ("/read-only-synchronous", Check::ReadOnlySync),
-    ("/read-only-quorum", Check::ReadOnlyQuorum),
-    ("/health", Check::Health),
-    ("/readiness", Check::Readiness),
+pub(super) const PATHS: &[(&str, PatroniCheck)] = &[
+    ("/", PatroniCheck::Primary),
+    ("/primary", PatroniCheck::Primary),
+    ("/master", PatroniCheck::Primary),
+    ("/read-write", PatroniCheck::Primary),
+    ("/leader", PatroniCheck::Leader),
+    ("/standby-leader", PatroniCheck::StandbyLeader),
+    ("/standby_leader", PatroniCheck::StandbyLeader),
+    ("/replica", PatroniCheck::Replica),
+    ("/read-only", PatroniCheck::ReadOnly),
+    ("/sync", PatroniCheck::Sync),
+    ("/synchronous", PatroniCheck::Sync),
+    ("/quorum", PatroniCheck::Quorum),
+    ("/async", PatroniCheck::Async),
+    ("/asynchronous", PatroniCheck::Async),
+    ("/read-only-sync", PatroniCheck::ReadOnlySync),
+    ("/read-only-synchronous", PatroniCheck::ReadOnlySync),
+    ("/read-only-quorum", PatroniCheck::ReadOnlyQuorum),
+    ("/health", PatroniCheck::Health),
+    ("/readiness", PatroniCheck::Readiness),
 ];
 
 /// Patroni's default of `maximum_lag_on_failover`, its default limit of `/readiness`.
 const READINESS_LAG: u64 = 1024 * 1024;
 
-pub(super) fn answer(app: &App, uri: &Uri, check: Check) -> Answer {
+pub(super) fn answer(app: &App, uri: &Uri, check: PatroniCheck) -> JsonAnswer {
     let params = Params::of(uri);
     let (index, view) = match app.cluster(&params) {
         Ok(found) => found,
@@ -68,29 +68,31 @@ pub(super) fn answer(app: &App, uri: &Uri, check: Check) -> Answer {
             } else {
                 StatusCode::SERVICE_UNAVAILABLE
             };
-            let answer = Answer::json(status, &document(&snapshot, member)).about(member.name.as_str());
+            let answer = JsonAnswer::json(status, &document(&snapshot, member)).about(member.name.as_str());
             match verdict {
                 Ok(()) => answer,
                 Err(reason) => answer.because(reason),
             }
         }
         Subject::NotYet(why) => {
-            Answer::json(StatusCode::SERVICE_UNAVAILABLE, &json!({"state": "unknown"})).because(why)
+            JsonAnswer::json(StatusCode::SERVICE_UNAVAILABLE, &json!({"state": "unknown"})).because(why)
         }
-        Subject::Missing(hint) => Answer::json(StatusCode::NOT_FOUND, &json!({"error": hint})).because(hint),
+        Subject::Missing(hint) => {
+            JsonAnswer::json(StatusCode::NOT_FOUND, &json!({"error": hint})).because(hint)
+        }
     }
 }
 
 /// `/liveness` is about this router: it runs if it answers.
-pub(super) fn liveness() -> Answer {
-    Answer::json(StatusCode::OK, &json!({"state": "running"}))
+pub(super) fn liveness() -> JsonAnswer {
+    JsonAnswer::json(StatusCode::OK, &json!({"state": "running"}))
 }
 
 /// The answer to one check about one member. Pure.
-pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: Check, params: &Params) -> Verdict {
+pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: PatroniCheck, params: &Params) -> CheckResult {
     let leader = || {
-        fitness::is_leader(snapshot, member)
-            .or_else(|why| fitness::is_standby_leader(snapshot, member).map_err(|_| why))
+        member_checks::is_leader(snapshot, member)
+            .or_else(|why| member_checks::is_standby_leader(snapshot, member).map_err(|_| why))
     };
     let replica = || is_replica(snapshot, member, params);
     let with_role = |role: &Role, name: &str| {
@@ -104,34 +106,34 @@ pub(super) fn ask(snapshot: &Snapshot, member: &Member, check: Check, params: &P
     let quorum = || with_role(&Role::QuorumStandby, "quorum");
     match check {
         // Patroni ignores tags where it answers for a leader only.
-        Check::Primary => fitness::is_leader(snapshot, member),
-        Check::Leader => leader(),
-        Check::StandbyLeader => fitness::is_standby_leader(snapshot, member),
-        Check::Readiness => leader().or_else(|_| is_ready_replica(snapshot, member, params)),
-        Check::Replica => replica().and_then(|()| has_tags(member, params)),
-        Check::ReadOnly => leader()
+        PatroniCheck::Primary => member_checks::is_leader(snapshot, member),
+        PatroniCheck::Leader => leader(),
+        PatroniCheck::StandbyLeader => member_checks::is_standby_leader(snapshot, member),
+        PatroniCheck::Readiness => leader().or_else(|_| is_ready_replica(snapshot, member, params)),
+        PatroniCheck::Replica => replica().and_then(|()| has_tags(member, params)),
+        PatroniCheck::ReadOnly => leader()
             .or_else(|_| replica())
             .and_then(|()| has_tags(member, params)),
-        Check::Sync => sync().and_then(|()| has_tags(member, params)),
-        Check::Quorum => quorum().and_then(|()| has_tags(member, params)),
-        Check::ReadOnlySync => leader()
+        PatroniCheck::Sync => sync().and_then(|()| has_tags(member, params)),
+        PatroniCheck::Quorum => quorum().and_then(|()| has_tags(member, params)),
+        PatroniCheck::ReadOnlySync => leader()
             .or_else(|_| sync())
             .and_then(|()| has_tags(member, params)),
-        Check::ReadOnlyQuorum => leader()
+        PatroniCheck::ReadOnlyQuorum => leader()
             .or_else(|_| quorum())
             .and_then(|()| has_tags(member, params)),
-        Check::Async => match member.role {
+        PatroniCheck::Async => match member.role {
             Role::SyncStandby | Role::QuorumStandby => Err("it is a synchronous standby".into()),
             _ => replica().and_then(|()| has_tags(member, params)),
         },
-        Check::Health => fitness::is_up(member).and_then(|()| has_tags(member, params)),
+        PatroniCheck::Health => member_checks::is_up(member).and_then(|()| has_tags(member, params)),
     }
 }
 
-fn is_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
-    fitness::is_replica(snapshot, member)?;
+fn is_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> CheckResult {
+    member_checks::is_replica(snapshot, member)?;
     if let Some(limit) = params.first("lag").and_then(bytes) {
-        within(fitness::replay_lag(member), limit)?;
+        within(member_checks::replay_lag(member), limit)?;
     }
     match params.first("replication_state") {
         Some(wanted) if wanted != replication_state(member) => Err(format!(
@@ -142,15 +144,15 @@ fn is_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict 
     }
 }
 
-fn is_ready_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> Verdict {
-    fitness::is_standby(snapshot, member)?;
+fn is_ready_replica(snapshot: &Snapshot, member: &Member, params: &Params) -> CheckResult {
+    member_checks::is_standby(snapshot, member)?;
     if replication_state(member).is_empty() {
         return Err("it does not replicate".into());
     }
     let limit = params.first("lag").and_then(bytes).unwrap_or(READINESS_LAG);
     match params.first("mode") {
-        Some("write") => within(fitness::receive_lag(member), limit),
-        _ => within(fitness::replay_lag(member), limit),
+        Some("write") => within(member_checks::receive_lag(member), limit),
+        _ => within(member_checks::replay_lag(member), limit),
     }
 }
 
@@ -163,7 +165,7 @@ fn replication_state(member: &Member) -> &str {
     }
 }
 
-fn within(lag: Option<u64>, limit: u64) -> Verdict {
+fn within(lag: Option<u64>, limit: u64) -> CheckResult {
     match lag {
         Some(lag) if lag <= limit => Ok(()),
         Some(lag) => Err(format!("it is {lag} bytes behind, more than {limit}")),
@@ -172,7 +174,7 @@ fn within(lag: Option<u64>, limit: u64) -> Verdict {
 }
 
 /// Every `tag_NAME=VALUE` is there; values that are not strings compare as Python prints them, in lower case.
-fn has_tags(member: &Member, params: &Params) -> Verdict {
+fn has_tags(member: &Member, params: &Params) -> CheckResult {
     for (key, wanted) in params.pairs() {
         let Some(name) = key.strip_prefix("tag_") else {
             continue;
@@ -224,9 +226,9 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
 /// A status document with Patroni's names for what we know.
 fn document(snapshot: &Snapshot, member: &Member) -> Value {
     let facts = member.health.facts.as_ref();
-    let role = if fitness::is_leader(snapshot, member).is_ok() {
+    let role = if member_checks::is_leader(snapshot, member).is_ok() {
         "primary"
-    } else if fitness::is_standby_leader(snapshot, member).is_ok() {
+    } else if member_checks::is_standby_leader(snapshot, member).is_ok() {
         "standby_leader"
     } else if facts.is_some_and(|facts| facts.in_recovery) {
         "replica"

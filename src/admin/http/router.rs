@@ -16,7 +16,7 @@ use super::super::exposition::Form;
 use super::super::handles::{ClusterView, Handles};
 use super::super::local::Local;
 use super::super::metrics::{self, Endpoint};
-use super::answer::{self, Answer};
+use super::answer::{self, JsonAnswer};
 use super::guard::{self, Caller, Guard};
 use super::{access, api, node, patroni};
 use crate::cluster::snapshot::{Member, Snapshot};
@@ -71,7 +71,7 @@ pub(super) enum Subject<'a> {
 
 impl App {
     /// The cluster asked about, with its place; the answer to give where there is none of that name.
-    pub(super) fn cluster(&self, params: &Params) -> Result<(usize, &ClusterView), Answer> {
+    pub(super) fn cluster(&self, params: &Params) -> Result<(usize, &ClusterView), JsonAnswer> {
         let clusters = &self.handles.clusters;
         let found = match params.first("cluster") {
             None => clusters.first().map(|first| (0, first)),
@@ -79,7 +79,7 @@ impl App {
         };
         found.ok_or_else(|| {
             let names: Vec<&str> = clusters.iter().map(|view| &*view.name).collect();
-            Answer::not_found(
+            JsonAnswer::not_found(
                 "there is no cluster of this name; the names are in the header X-Trunkline-Reason",
             )
             .because(format!(
@@ -120,7 +120,7 @@ where
 
 pub(super) fn router(app: Arc<App>) -> Router {
     let mut router = Router::new()
-        .route("/connection/is-live", read(async || Answer::boolean(Ok(()))))
+        .route("/connection/is-live", read(async || JsonAnswer::boolean(Ok(()))))
         .route(
             "/connection/is-ready",
             read(async |State(app): Shared, uri: Uri| node::is_ready(&app, &uri)),
@@ -177,7 +177,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
     }
     router
         .merge(api(&app))
-        .fallback(async || Answer::not_found("there is nothing at this path; see docs/http.md"))
+        .fallback(async || JsonAnswer::not_found("there is nothing at this path; see docs/http.md"))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), count))
         .with_state(app)
 }
@@ -274,10 +274,10 @@ fn endpoint(path: &str) -> Endpoint {
     }
 }
 
-fn metrics_text(app: &App, headers: &HeaderMap) -> Answer {
+fn metrics_text(app: &App, headers: &HeaderMap) -> JsonAnswer {
     match metrics::exposition(&app.handles.registry) {
-        Ok(text) => Answer::exposition(text, Form::wanted(headers)),
-        Err(_) => Answer::text(
+        Ok(text) => JsonAnswer::exposition(text, Form::wanted(headers)),
+        Err(_) => JsonAnswer::text(
             StatusCode::INTERNAL_SERVER_ERROR,
             "the metrics could not be written",
         ),
@@ -285,7 +285,7 @@ fn metrics_text(app: &App, headers: &HeaderMap) -> Answer {
 }
 
 /// `patroni_proxy`'s: look again now. Does not wait for what is seen.
-fn look_again(app: &App, method: &Method, uri: &Uri) -> Answer {
+fn look_again(app: &App, method: &Method, uri: &Uri) -> JsonAnswer {
     let params = Params::of(uri);
     let asked: Vec<&ClusterView> = if params.first("cluster").is_some() {
         match app.cluster(&params) {
@@ -301,5 +301,5 @@ fn look_again(app: &App, method: &Method, uri: &Uri) -> Answer {
             (view.look_again)();
         }
     }
-    Answer::text(StatusCode::OK, "OK")
+    JsonAnswer::text(StatusCode::OK, "OK")
 }

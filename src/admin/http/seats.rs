@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::super::metrics::Metrics;
-use crate::auth::guard::network;
+use crate::auth::login_throttle::network;
 
 /// Between two lines of the log.
 const TELL_EVERY: Duration = Duration::from_mins(1);

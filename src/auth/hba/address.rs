@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::fault::{FaultKind, shown};
+use super::error::{FaultKind, shown};
 use super::tokens::Token;
 use crate::auth::rules::{AddressMatch, Network};
 

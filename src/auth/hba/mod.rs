@@ -7,7 +7,7 @@
 //! or database's, zero bytes, fields that consist of empty included files. No IO: files come through [`Files`].
 
 mod address;
-pub mod fault;
+pub mod error;
 pub mod options;
 pub mod regex;
 pub mod rows;
@@ -19,10 +19,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::rules::{AddressMatch, Connection, DatabaseMatch, Method, Place, Rule, Rules, UserMatch};
+use super::rules::{AddressMatch, Connection, DatabaseMatch, Method, Rule, RuleOrigin, Rules, UserMatch};
 use crate::wire::startup::MAX_NAME;
-use fault::shown;
-pub use fault::{Fault, FaultKind};
+use error::shown;
+pub use error::{FaultKind, HbaError};
 use options::{LdapOptions, Options};
 use regex::Pattern;
 pub use tokens::Files;
@@ -33,7 +33,7 @@ pub(super) use tokens::Token;
 #[derive(Debug)]
 pub struct HbaFile {
     /// What each line came to, in order.
-    lines: Vec<Result<Rule, Fault>>,
+    lines: Vec<Result<Rule, HbaError>>,
     watched: BTreeSet<PathBuf>,
 }
 
@@ -43,7 +43,7 @@ pub fn read(files: &dyn Files, path: &Path) -> HbaFile {
     let mut lines: Vec<_> = tokens.lines.iter().map(rule).collect();
     // As with PostgreSQL: a file that lets nobody in is a mistake.
     if lines.is_empty() {
-        lines.push(Err(Fault {
+        lines.push(Err(HbaError {
             path: path.into(),
             line: 0,
             kind: FaultKind::NoEntries,
@@ -62,7 +62,7 @@ impl HbaFile {
     }
 
     /// The rules, or every fault.
-    pub fn rules(self) -> Result<Rules, Vec<Fault>> {
+    pub fn rules(self) -> Result<Rules, Vec<HbaError>> {
         let mut rules = Vec::new();
         let mut faults = Vec::new();
         for line in self.lines {
@@ -79,16 +79,16 @@ impl HbaFile {
     }
 
     /// Rules and faults, in the order of the lines.
-    pub fn lines(&self) -> impl Iterator<Item = &Result<Rule, Fault>> {
+    pub fn lines(&self) -> impl Iterator<Item = &Result<Rule, HbaError>> {
         self.lines.iter()
     }
 
-    pub fn faults(&self) -> impl Iterator<Item = &Fault> {
+    pub fn faults(&self) -> impl Iterator<Item = &HbaError> {
         self.lines.iter().filter_map(|line| line.as_ref().err())
     }
 }
 
-fn rule(line: &Line) -> Result<Rule, Fault> {
+fn rule(line: &Line) -> Result<Rule, HbaError> {
     match &line.fields {
         Ok(fields) => parse(fields, line).map_err(|kind| line.fault(kind)),
         Err(kind) => Err(line.fault(kind.clone())),
@@ -110,7 +110,7 @@ fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Rule, FaultKind> {
     let method = method(one(fields.next(), "authentication method")?, connection)?;
     let options = Options::parse(fields.flatten(), connection, &method).map_err(FaultKind::Option)?;
     Ok(Rule {
-        place: Place::File {
+        place: RuleOrigin::File {
             path: Arc::clone(&line.path),
             line: line.number,
         },

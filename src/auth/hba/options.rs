@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 
-use super::fault::shown;
+use super::error::shown;
 use super::tokens::Token;
 use crate::auth::rules::{ClientCertificate, ClientName, Connection, Method};
 use crate::config::Secret;
 
 /// What is wrong with an option.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OptionFault {
+pub enum OptionError {
     #[error("authentication option not in name=value format")]
     Form,
     #[error("authentication option \"{0}\" is unknown or not supported")]
@@ -91,14 +91,14 @@ impl Options {
         tokens: impl Iterator<Item = &'a Token>,
         connection: Connection,
         method: &Method,
-    ) -> Result<Self, OptionFault> {
+    ) -> Result<Self, OptionError> {
         let mut options = Self::default();
         for token in tokens {
             let equals = token
                 .text
                 .iter()
                 .position(|&byte| byte == b'=')
-                .ok_or(OptionFault::Form)?;
+                .ok_or(OptionError::Form)?;
             let (name, value) = (&token.text[..equals], token.text.slice(equals + 1..));
             options.set(name, &value, connection, method)?;
         }
@@ -116,15 +116,15 @@ impl Options {
         value: &Bytes,
         connection: Connection,
         method: &Method,
-    ) -> Result<(), OptionFault> {
+    ) -> Result<(), OptionError> {
         let only_ssl = |option| match connection {
             Connection::HostSsl => Ok(()),
-            _ => Err(OptionFault::NotSsl(option)),
+            _ => Err(OptionError::NotSsl(option)),
         };
         match name {
             b"map" => {
                 if !matches!(method, Method::Peer | Method::Cert) {
-                    return Err(OptionFault::WrongMethod {
+                    return Err(OptionError::WrongMethod {
                         option: "map",
                         methods: "peer, cert",
                     });
@@ -135,9 +135,9 @@ impl Options {
                 only_ssl("clientcert")?;
                 self.client_certificate = match (&value[..], method) {
                     (b"verify-full", _) => ClientCertificate::VerifyFull,
-                    (b"verify-ca", Method::Cert) => return Err(OptionFault::CertWithVerifyCa),
+                    (b"verify-ca", Method::Cert) => return Err(OptionError::CertWithVerifyCa),
                     (b"verify-ca", _) => ClientCertificate::VerifyCa,
-                    _ => return Err(OptionFault::Value("clientcert")),
+                    _ => return Err(OptionError::Value("clientcert")),
                 };
             }
             b"clientname" => {
@@ -145,13 +145,13 @@ impl Options {
                 self.client_name = match &value[..] {
                     b"CN" => ClientName::Cn,
                     b"DN" => ClientName::Dn,
-                    _ => return Err(OptionFault::Value("clientname")),
+                    _ => return Err(OptionError::Value("clientname")),
                 };
             }
             _ => {
-                let option = LdapOptions::name(name).ok_or_else(|| OptionFault::Unknown(shown(name)))?;
+                let option = LdapOptions::name(name).ok_or_else(|| OptionError::Unknown(shown(name)))?;
                 if !matches!(method, Method::Ldap(_)) {
-                    return Err(OptionFault::WrongMethod {
+                    return Err(OptionError::WrongMethod {
                         option,
                         methods: LDAP,
                     });
@@ -183,32 +183,32 @@ impl LdapOptions {
         .find(|known| known.as_bytes() == name)
     }
 
-    fn set(&mut self, option: &'static str, value: &Bytes) -> Result<(), OptionFault> {
+    fn set(&mut self, option: &'static str, value: &Bytes) -> Result<(), OptionError> {
         if option == "ldapbindpasswd" {
             self.bindpasswd = Some(Secret::new(&value[..]));
             return Ok(());
         }
         let text = std::str::from_utf8(value)
-            .map_err(|_| OptionFault::Encoding(option))?
+            .map_err(|_| OptionError::Encoding(option))?
             .to_owned();
         match option {
             "ldapserver" => self.server = Some(text),
             "ldapport" => {
                 let port = text.parse().ok().filter(|&port| port != 0);
-                self.port = Some(port.ok_or(OptionFault::Value(option))?);
+                self.port = Some(port.ok_or(OptionError::Value(option))?);
             }
             "ldapscheme" => {
                 self.scheme = Some(match &text[..] {
                     "ldap" => LdapScheme::Ldap,
                     "ldaps" => LdapScheme::Ldaps,
-                    _ => return Err(OptionFault::Value(option)),
+                    _ => return Err(OptionError::Value(option)),
                 });
             }
             "ldaptls" => {
                 self.tls = match &text[..] {
                     "1" => true,
                     "0" => false,
-                    _ => return Err(OptionFault::Value(option)),
+                    _ => return Err(OptionError::Value(option)),
                 }
             }
             "ldapprefix" => self.prefix = Some(text),
@@ -224,7 +224,7 @@ impl LdapOptions {
 
     /// What PostgreSQL checks across options. Unlike there, a server must be named (no DNS SRV records), and `ldapurl`
     /// does not mix with what it stands for, where PostgreSQL lets the order decide.
-    fn check(&self) -> Result<(), OptionFault> {
+    fn check(&self) -> Result<(), OptionError> {
         let url = self.url.as_deref().map(UrlParts::parse).transpose()?;
         if url.is_some() {
             for (is_set, option) in [
@@ -236,7 +236,7 @@ impl LdapOptions {
                 (self.searchfilter.is_some(), "ldapsearchfilter"),
             ] {
                 if is_set {
-                    return Err(OptionFault::LdapUrlAnd(option));
+                    return Err(OptionError::LdapUrlAnd(option));
                 }
             }
         }
@@ -246,7 +246,7 @@ impl LdapOptions {
             .as_ref()
             .is_some_and(|server| !server.trim().is_empty());
         if !has_server && !url.server {
-            return Err(OptionFault::LdapServer);
+            return Err(OptionError::LdapServer);
         }
         let has_base = self.basedn.is_some() || url.base;
         let has_attribute = self.searchattribute.is_some() || url.attribute;
@@ -254,13 +254,13 @@ impl LdapOptions {
         if self.prefix.is_some() || self.suffix.is_some() {
             let has_bind = self.binddn.is_some() || self.bindpasswd.is_some();
             if has_base || has_bind || has_attribute || has_filter {
-                return Err(OptionFault::LdapModes);
+                return Err(OptionError::LdapModes);
             }
         } else if !has_base {
-            return Err(OptionFault::LdapMode);
+            return Err(OptionError::LdapMode);
         }
         if has_attribute && has_filter {
-            return Err(OptionFault::LdapSearch);
+            return Err(OptionError::LdapSearch);
         }
         Ok(())
     }
@@ -300,18 +300,18 @@ struct UrlParts {
 }
 
 impl UrlParts {
-    fn parse(url: &str) -> Result<Self, OptionFault> {
+    fn parse(url: &str) -> Result<Self, OptionError> {
         let rest = url
             .strip_prefix("ldap://")
             .or_else(|| url.strip_prefix("ldaps://"))
-            .ok_or(OptionFault::LdapUrl)?;
+            .ok_or(OptionError::LdapUrl)?;
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let mut parts = path.split('?');
         let mut has_part = || parts.next().is_some_and(|part| !part.is_empty());
         let (base, attribute) = (has_part(), has_part());
         let scope = parts.next().unwrap_or("");
         if !matches!(scope, "" | "base" | "one" | "sub") {
-            return Err(OptionFault::LdapUrl);
+            return Err(OptionError::LdapUrl);
         }
         Ok(Self {
             server: !host.is_empty() && !host.starts_with(':'),

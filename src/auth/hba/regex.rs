@@ -21,7 +21,7 @@ const MAX_REPEAT: u16 = 255;
 
 /// Why an expression is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PatternFault {
+pub enum PatternError {
     #[error("longer than {MAX_PATTERN} bytes")]
     TooLong,
     #[error("groups are nested too deep")]
@@ -73,7 +73,7 @@ pub enum PatternFault {
 pub struct Pattern {
     source: Bytes,
     regex: Regex,
-    group: Result<(), PatternFault>,
+    group: Result<(), PatternError>,
 }
 
 impl PartialEq for Pattern {
@@ -86,12 +86,12 @@ impl Eq for Pattern {}
 
 impl Pattern {
     /// Reads an expression, without the `/` before it.
-    pub fn new(source: &[u8]) -> Result<Self, PatternFault> {
+    pub fn new(source: &[u8]) -> Result<Self, PatternError> {
         if source.len() > MAX_PATTERN {
-            return Err(PatternFault::TooLong);
+            return Err(PatternError::TooLong);
         }
         if source.starts_with(b"***") {
-            return Err(PatternFault::Director);
+            return Err(PatternError::Director);
         }
         let mut parser = Parser {
             text: source,
@@ -100,10 +100,10 @@ impl Pattern {
         };
         let node = parser.alternation()?;
         if parser.at < source.len() {
-            return Err(PatternFault::Parentheses);
+            return Err(PatternError::Parentheses);
         }
         if node.steps() > MAX_STEPS {
-            return Err(PatternFault::TooLarge);
+            return Err(PatternError::TooLarge);
         }
         let mut text = String::new();
         node.write(&mut text);
@@ -112,7 +112,7 @@ impl Pattern {
             .size_limit(4 << 20)
             .dfa_size_limit(1 << 20)
             .build()
-            .map_err(|_| PatternFault::Engine)?;
+            .map_err(|_| PatternError::Engine)?;
         Ok(Self {
             source: Bytes::copy_from_slice(source),
             regex,
@@ -132,7 +132,7 @@ impl Pattern {
 
     /// Whether [`Pattern::group`] is certain to be what PostgreSQL finds; PostgreSQL prefers the longest match and this
     /// engine the first one.
-    pub fn has_certain_group(&self) -> Result<(), PatternFault> {
+    pub fn has_certain_group(&self) -> Result<(), PatternError> {
         self.group
     }
 
@@ -275,9 +275,9 @@ impl Node {
 
     /// With both ends fixed and one length to choose before the group and one in it, "the longest that still lets the
     /// rest match" and "as much as possible, then backtrack" are the same.
-    fn certain_group(&self) -> Result<(), PatternFault> {
+    fn certain_group(&self) -> Result<(), PatternError> {
         if !self.has_group() {
-            return Err(PatternFault::NoGroup);
+            return Err(PatternError::NoGroup);
         }
         let certain = || -> Option<()> {
             let Self::Sequence(nodes) = self else { return None };
@@ -298,7 +298,7 @@ impl Node {
             };
             (Self::has_one_length(&inner[..at]) && Self::has_one_length(group)).then_some(())
         };
-        certain().ok_or(PatternFault::UncertainGroup)
+        certain().ok_or(PatternError::UncertainGroup)
     }
 
     /// At most one of `nodes` varies in length, and that one is a repeated byte.
@@ -367,7 +367,7 @@ impl Parser<'_> {
     }
 
     /// Up to the end or an unmatched `)`.
-    fn alternation(&mut self) -> Result<Node, PatternFault> {
+    fn alternation(&mut self) -> Result<Node, PatternError> {
         let mut branches = vec![self.branch()?];
         while self.eat(b'|') {
             branches.push(self.branch()?);
@@ -378,7 +378,7 @@ impl Parser<'_> {
         Ok(branches.swap_remove(0))
     }
 
-    fn branch(&mut self) -> Result<Node, PatternFault> {
+    fn branch(&mut self) -> Result<Node, PatternError> {
         let mut nodes = Vec::new();
         while let Some(byte) = self.peek() {
             if matches!(byte, b'|' | b')') {
@@ -390,38 +390,38 @@ impl Parser<'_> {
         Ok(Node::Sequence(nodes))
     }
 
-    fn atom(&mut self) -> Result<Node, PatternFault> {
-        Ok(match self.next().ok_or(PatternFault::Quantifier)? {
+    fn atom(&mut self) -> Result<Node, PatternError> {
+        Ok(match self.next().ok_or(PatternError::Quantifier)? {
             b'^' => Node::Start,
             b'$' => Node::End,
             b'.' => Node::Set(Set::of(|_| true)),
             b'[' => Node::Set(self.bracket()?),
             b'(' => self.group()?,
             b'\\' => Node::Set(self.escape()?),
-            b'*' | b'+' | b'?' => return Err(PatternFault::Quantifier),
-            b'{' => return Err(PatternFault::Braces),
+            b'*' | b'+' | b'?' => return Err(PatternError::Quantifier),
+            b'{' => return Err(PatternError::Braces),
             literal => Node::Set(Set::of(|byte| byte == literal)),
         })
     }
 
-    fn group(&mut self) -> Result<Node, PatternFault> {
+    fn group(&mut self) -> Result<Node, PatternError> {
         let captures = !self.eat(b'?');
         if !captures && !self.eat(b':') {
-            return Err(PatternFault::Extension);
+            return Err(PatternError::Extension);
         }
         self.depth += 1;
         if self.depth > MAX_DEPTH {
-            return Err(PatternFault::TooDeep);
+            return Err(PatternError::TooDeep);
         }
         let inner = Box::new(self.alternation()?);
         self.depth -= 1;
         if !self.eat(b')') {
-            return Err(PatternFault::Parentheses);
+            return Err(PatternError::Parentheses);
         }
         Ok(Node::Group { inner, captures })
     }
 
-    fn quantified(&mut self, atom: Node) -> Result<Node, PatternFault> {
+    fn quantified(&mut self, atom: Node) -> Result<Node, PatternError> {
         let Some(quantifier @ (b'*' | b'+' | b'?' | b'{')) = self.peek() else {
             return Ok(atom);
         };
@@ -433,11 +433,11 @@ impl Parser<'_> {
             _ => self.braces()?,
         };
         if matches!(atom, Node::Start | Node::End) {
-            return Err(PatternFault::Quantifier);
+            return Err(PatternError::Quantifier);
         }
         match self.peek() {
-            Some(b'?') => Err(PatternFault::NonGreedy),
-            Some(b'*' | b'+' | b'{') => Err(PatternFault::Quantifier),
+            Some(b'?') => Err(PatternError::NonGreedy),
+            Some(b'*' | b'+' | b'{') => Err(PatternError::Quantifier),
             _ => Ok(Node::Repeat {
                 inner: Box::new(atom),
                 min,
@@ -447,17 +447,17 @@ impl Parser<'_> {
     }
 
     /// After the `{`.
-    fn braces(&mut self) -> Result<(u16, Option<u16>), PatternFault> {
-        let min = self.number().ok_or(PatternFault::Braces)?;
+    fn braces(&mut self) -> Result<(u16, Option<u16>), PatternError> {
+        let min = self.number().ok_or(PatternError::Braces)?;
         let max = if !self.eat(b',') {
             Some(min)
         } else if self.peek() == Some(b'}') {
             None
         } else {
-            Some(self.number().ok_or(PatternFault::Braces)?)
+            Some(self.number().ok_or(PatternError::Braces)?)
         };
         if !self.eat(b'}') || max.is_some_and(|max| max < min) {
-            return Err(PatternFault::Braces);
+            return Err(PatternError::Braces);
         }
         Ok((min, max))
     }
@@ -476,9 +476,9 @@ impl Parser<'_> {
     }
 
     /// After the backslash.
-    fn escape(&mut self) -> Result<Set, PatternFault> {
-        let byte = self.next().ok_or(PatternFault::TrailingBackslash)?;
-        let named = |name: &[u8]| class(name).ok_or(PatternFault::Class);
+    fn escape(&mut self) -> Result<Set, PatternError> {
+        let byte = self.next().ok_or(PatternError::TrailingBackslash)?;
+        let named = |name: &[u8]| class(name).ok_or(PatternError::Class);
         let literal = match byte {
             b'd' => return named(b"digit"),
             b's' => return named(b"space"),
@@ -491,31 +491,31 @@ impl Parser<'_> {
             b'r' => b'\r',
             b'f' => 0x0c,
             b'v' => 0x0b,
-            b'1'..=b'9' => return Err(PatternFault::BackReference),
+            b'1'..=b'9' => return Err(PatternError::BackReference),
             punctuation if punctuation.is_ascii_punctuation() || punctuation == b' ' => punctuation,
-            other => return Err(PatternFault::Escape(other)),
+            other => return Err(PatternError::Escape(other)),
         };
         Ok(Set::of(|byte| byte == literal))
     }
 
     /// After the `[`.
-    fn bracket(&mut self) -> Result<Set, PatternFault> {
+    fn bracket(&mut self) -> Result<Set, PatternError> {
         let negated = self.eat(b'^');
         let mut set = Set([0; 4]);
         let mut is_first = true;
         loop {
-            let byte = self.next().ok_or(PatternFault::Brackets)?;
+            let byte = self.next().ok_or(PatternError::Brackets)?;
             match byte {
                 b']' if !is_first => break,
-                b'[' if matches!(self.peek(), Some(b'.' | b'=')) => return Err(PatternFault::Collating),
+                b'[' if matches!(self.peek(), Some(b'.' | b'=')) => return Err(PatternError::Collating),
                 b'[' if self.eat(b':') => {
                     set.add(self.class()?);
                     // A range cannot start with a class.
                     if self.peek() == Some(b'-') && self.text.get(self.at + 1) != Some(&b']') {
-                        return Err(PatternFault::Range);
+                        return Err(PatternError::Range);
                     }
                 }
-                b'-' if !is_first && self.peek() != Some(b']') => return Err(PatternFault::Range),
+                b'-' if !is_first && self.peek() != Some(b']') => return Err(PatternError::Range),
                 _ => self.range(byte, &mut set)?,
             }
             is_first = false;
@@ -524,47 +524,47 @@ impl Parser<'_> {
     }
 
     /// One byte of a bracket, or a range that starts with it.
-    fn range(&mut self, first: u8, set: &mut Set) -> Result<(), PatternFault> {
+    fn range(&mut self, first: u8, set: &mut Set) -> Result<(), PatternError> {
         let first = self.endpoint(first)?;
         if self.peek() != Some(b'-') || matches!(self.text.get(self.at + 1), Some(b']') | None) {
             set.insert(first);
             return Ok(());
         }
         self.at += 1;
-        let last = self.next().ok_or(PatternFault::Brackets)?;
+        let last = self.next().ok_or(PatternError::Brackets)?;
         if matches!(last, b'[' | b'-') {
-            return Err(PatternFault::Range);
+            return Err(PatternError::Range);
         }
         let last = self.endpoint(last)?;
         if first > last {
-            return Err(PatternFault::Range);
+            return Err(PatternError::Range);
         }
         set.add(Set::of(|byte| (first..=last).contains(&byte)));
         Ok(())
     }
 
     /// A byte as it is, or an escaped one.
-    fn endpoint(&mut self, byte: u8) -> Result<u8, PatternFault> {
+    fn endpoint(&mut self, byte: u8) -> Result<u8, PatternError> {
         if byte != b'\\' {
             return Ok(byte);
         }
-        match self.next().ok_or(PatternFault::TrailingBackslash)? {
+        match self.next().ok_or(PatternError::TrailingBackslash)? {
             punctuation if punctuation.is_ascii_punctuation() => Ok(punctuation),
-            other => Err(PatternFault::Escape(other)),
+            other => Err(PatternError::Escape(other)),
         }
     }
 
     /// After the `[:`.
-    fn class(&mut self) -> Result<Set, PatternFault> {
+    fn class(&mut self) -> Result<Set, PatternError> {
         let rest = &self.text[self.at..];
         let length = rest
             .iter()
             .position(|&byte| byte == b':')
-            .ok_or(PatternFault::Class)?;
-        let set = class(&rest[..length]).ok_or(PatternFault::Class)?;
+            .ok_or(PatternError::Class)?;
+        let set = class(&rest[..length]).ok_or(PatternError::Class)?;
         self.at += length + 1;
         if !self.eat(b']') {
-            return Err(PatternFault::Class);
+            return Err(PatternError::Class);
         }
         Ok(set)
     }

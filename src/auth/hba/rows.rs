@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::address;
-use super::{Fault, HbaFile};
+use super::{HbaError, HbaFile};
 use crate::auth::rules::{
-    AddressMatch, ClientCertificate, Connection, DatabaseMatch, Method, Place, Rule, Rules, UserMatch,
+    AddressMatch, ClientCertificate, Connection, DatabaseMatch, Method, Rule, RuleOrigin, Rules, UserMatch,
 };
 
 /// One row, with the view's columns in the view's order. What is not UTF-8 is replaced, a bind password is `***`.
@@ -75,8 +75,8 @@ impl HbaFile {
 
 fn row(rule: &Rule, number: u32) -> HbaRow {
     let (file_name, line_number) = match &rule.place {
-        Place::Builtin => (None, None),
-        Place::File { path, line } => (Some(path.display().to_string()), Some(*line)),
+        RuleOrigin::Builtin => (None, None),
+        RuleOrigin::File { path, line } => (Some(path.display().to_string()), Some(*line)),
     };
     let (address, netmask) = match &rule.address {
         _ if rule.connection == Connection::Local => (None, None),
@@ -105,7 +105,7 @@ fn row(rule: &Rule, number: u32) -> HbaRow {
     }
 }
 
-fn fault_row(fault: &Fault) -> HbaRow {
+fn fault_row(fault: &HbaError) -> HbaRow {
     HbaRow {
         rule_number: None,
         file_name: Some(fault.path.display().to_string()),

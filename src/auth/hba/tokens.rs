@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::fault::{Fault, FaultKind, shown};
+use super::error::{FaultKind, HbaError, shown};
 use crate::config::without_mark;
 
 /// The deepest inclusion; PostgreSQL's bound.
@@ -55,8 +55,8 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub(crate) fn fault(&self, kind: FaultKind) -> Fault {
-        Fault {
+    pub(crate) fn fault(&self, kind: FaultKind) -> HbaError {
+        HbaError {
             path: Arc::clone(&self.path),
             line: self.number,
             kind,

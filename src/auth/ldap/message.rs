@@ -33,7 +33,7 @@ pub(crate) enum Scope {
 }
 
 /// What [`super::super::ldap`]'s IO sends.
-pub(crate) enum Request<'a> {
+pub(crate) enum LdapRequest<'a> {
     Bind {
         name: &'a str,
         password: &'a [u8],
@@ -49,7 +49,7 @@ pub(crate) enum Request<'a> {
     Unbind,
 }
 
-impl Request<'_> {
+impl LdapRequest<'_> {
     /// The whole message; wiped when dropped, as it may hold a password.
     pub(crate) fn encode(&self, id: u8) -> Zeroizing<Vec<u8>> {
         let mut operation = Zeroizing::new(Vec::new());
@@ -116,7 +116,7 @@ fn put(out: &mut Vec<u8>, tag: u8, content: &[u8]) {
 
 /// What a server answers.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct LdapAnswer {
     /// 0 for what the server says of itself (a notice of disconnection).
     pub(crate) id: i32,
     pub(crate) operation: Operation,
@@ -124,19 +124,19 @@ pub(crate) struct Answer {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    Bound(Outcome),
+    Bound(LdapResult),
     /// The name of an entry that matches.
     Entry(String),
     /// A part of the directory is elsewhere.
     Reference,
-    Searched(Outcome),
-    Extended(Outcome),
+    Searched(LdapResult),
+    Extended(LdapResult),
     Other,
 }
 
 /// `LDAPResult` without its referral, which is never followed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub(crate) struct LdapResult {
     pub(crate) code: u32,
     /// Untrusted.
     pub(crate) diagnostic: Vec<u8>,
@@ -144,7 +144,7 @@ pub(crate) struct Outcome {
 
 /// An answer that is not LDAP, or more than is ever needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum MessageFault {
+pub(crate) enum MessageError {
     #[error("the answer is not LDAP")]
     Malformed,
     #[error("the answer is larger than {LARGEST_ANSWER} bytes")]
@@ -152,25 +152,25 @@ pub(crate) enum MessageFault {
 }
 
 /// How long the message at the start of `bytes` is; `None` until that is known.
-pub(crate) fn message_length(bytes: &[u8]) -> Result<Option<usize>, MessageFault> {
+pub(crate) fn message_length(bytes: &[u8]) -> Result<Option<usize>, MessageError> {
     match bytes.first() {
         None => return Ok(None),
         Some(&SEQUENCE) => {}
-        Some(_) => return Err(MessageFault::Malformed),
+        Some(_) => return Err(MessageError::Malformed),
     }
     let Some((header, content)) = length(&bytes[1..])? else {
         return Ok(None);
     };
     let total = 1 + header + content;
     if total > LARGEST_ANSWER {
-        Err(MessageFault::TooLarge)
+        Err(MessageError::TooLarge)
     } else {
         Ok(Some(total))
     }
 }
 
 /// How long a length is and what it says; `None` where bytes are missing.
-fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, MessageFault> {
+fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, MessageError> {
     let Some((&first, rest)) = bytes.split_first() else {
         return Ok(None);
     };
@@ -180,9 +180,9 @@ fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, MessageFault> {
     let digits = usize::from(first & 0x7f);
     match digits {
         // Indefinite: forbidden in LDAP (RFC 4511, 5.1).
-        0 => return Err(MessageFault::Malformed),
+        0 => return Err(MessageError::Malformed),
         1..=4 => {}
-        _ => return Err(MessageFault::TooLarge),
+        _ => return Err(MessageError::TooLarge),
     }
     let Some(digits) = rest.get(..digits) else {
         return Ok(None);
@@ -193,23 +193,23 @@ fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, MessageFault> {
     Ok(Some((1 + digits.len(), value)))
 }
 
-impl Answer {
+impl LdapAnswer {
     /// Reads one whole message, of the length that [`message_length`] said.
-    pub(crate) fn decode(message: &[u8]) -> Result<Self, MessageFault> {
+    pub(crate) fn decode(message: &[u8]) -> Result<Self, MessageError> {
         let mut message = Elements(message);
         let mut body = Elements(message.expect(SEQUENCE)?);
         let id = integer(body.expect(INTEGER)?)?;
         let (tag, content) = body.next()?;
         let operation = match tag {
-            0x61 => Operation::Bound(Outcome::decode(content)?),
+            0x61 => Operation::Bound(LdapResult::decode(content)?),
             0x64 => {
                 let name = Elements(content).expect(OCTETS)?;
-                let name = std::str::from_utf8(name).map_err(|_| MessageFault::Malformed)?;
+                let name = std::str::from_utf8(name).map_err(|_| MessageError::Malformed)?;
                 Operation::Entry(name.to_owned())
             }
-            0x65 => Operation::Searched(Outcome::decode(content)?),
+            0x65 => Operation::Searched(LdapResult::decode(content)?),
             0x73 => Operation::Reference,
-            0x78 => Operation::Extended(Outcome::decode(content)?),
+            0x78 => Operation::Extended(LdapResult::decode(content)?),
             _ => Operation::Other,
         };
         // Controls may follow: nothing was asked for that could change the answer's meaning.
@@ -217,11 +217,11 @@ impl Answer {
     }
 }
 
-impl Outcome {
-    fn decode(content: &[u8]) -> Result<Self, MessageFault> {
+impl LdapResult {
+    fn decode(content: &[u8]) -> Result<Self, MessageError> {
         let mut elements = Elements(content);
         let code = integer(elements.expect(ENUMERATED)?)?;
-        let code = u32::try_from(code).map_err(|_| MessageFault::Malformed)?;
+        let code = u32::try_from(code).map_err(|_| MessageError::Malformed)?;
         elements.expect(OCTETS)?; // the part of the name that exists
         let diagnostic = elements.expect(OCTETS)?.to_vec();
         Ok(Self { code, diagnostic })
@@ -232,34 +232,34 @@ impl Outcome {
 struct Elements<'a>(&'a [u8]);
 
 impl<'a> Elements<'a> {
-    fn next(&mut self) -> Result<(u8, &'a [u8]), MessageFault> {
-        let (&tag, rest) = self.0.split_first().ok_or(MessageFault::Malformed)?;
+    fn next(&mut self) -> Result<(u8, &'a [u8]), MessageError> {
+        let (&tag, rest) = self.0.split_first().ok_or(MessageError::Malformed)?;
         if tag & 0x1f == 0x1f {
-            return Err(MessageFault::Malformed); // longer tags: LDAP has none
+            return Err(MessageError::Malformed); // longer tags: LDAP has none
         }
-        let (header, length) = length(rest)?.ok_or(MessageFault::Malformed)?;
+        let (header, length) = length(rest)?.ok_or(MessageError::Malformed)?;
         let rest = &rest[header..];
         if length > rest.len() {
-            return Err(MessageFault::Malformed);
+            return Err(MessageError::Malformed);
         }
         let (content, rest) = rest.split_at(length);
         self.0 = rest;
         Ok((tag, content))
     }
 
-    fn expect(&mut self, wanted: u8) -> Result<&'a [u8], MessageFault> {
+    fn expect(&mut self, wanted: u8) -> Result<&'a [u8], MessageError> {
         let (tag, content) = self.next()?;
         if tag == wanted {
             Ok(content)
         } else {
-            Err(MessageFault::Malformed)
+            Err(MessageError::Malformed)
         }
     }
 }
 
-fn integer(content: &[u8]) -> Result<i32, MessageFault> {
+fn integer(content: &[u8]) -> Result<i32, MessageError> {
     if content.is_empty() || content.len() > 4 {
-        return Err(MessageFault::Malformed);
+        return Err(MessageError::Malformed);
     }
     let start = if content[0] & 0x80 == 0 { 0 } else { -1 };
     Ok(content

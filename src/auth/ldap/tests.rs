@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::unnecessary_wraps)]
 
-use super::message::{Answer, LARGEST_ANSWER, MessageFault, Operation, Request, message_length};
+use super::message::{LARGEST_ANSWER, LdapAnswer, LdapRequest, MessageError, Operation, message_length};
 use super::*;
 
 fn text(value: &str) -> Option<String> {
@@ -413,7 +413,7 @@ fn a_name_cannot_become_another_entry() {
 
 #[test]
 fn requests_are_as_the_standard_has_them() {
-    let bind = Request::Bind {
+    let bind = LdapRequest::Bind {
         name: "cn=a",
         password: b"pw",
     }
@@ -423,13 +423,13 @@ fn requests_are_as_the_standard_has_them() {
         b"\x30\x12\x02\x01\x01\x60\x0d\x02\x01\x03\x04\x04cn=a\x80\x02pw".to_vec()
     );
     // RFC 4511, 4.14.1
-    let tls = Request::StartTls.encode(2);
+    let tls = LdapRequest::StartTls.encode(2);
     assert_eq!(
         *tls,
         b"\x30\x1d\x02\x01\x02\x77\x18\x80\x161.3.6.1.4.1.1466.20037".to_vec()
     );
     assert_eq!(
-        *Request::Unbind.encode(3),
+        *LdapRequest::Unbind.encode(3),
         b"\x30\x05\x02\x01\x03\x42\x00".to_vec()
     );
     // Lengths of 128 and more, of 256 and more.
@@ -439,7 +439,7 @@ fn requests_are_as_the_standard_has_them() {
         (65_535, vec![0x82, 255, 255]),
     ] {
         let password = vec![b'p'; length];
-        let bind = Request::Bind {
+        let bind = LdapRequest::Bind {
             name: "",
             password: &password,
         }
@@ -458,9 +458,9 @@ fn an_answer_is_read_however_it_is_split() {
     for end in 0..BOUND.len() {
         let known = message_length(&BOUND[..end]).unwrap();
         assert_eq!(known, (end >= 2).then_some(BOUND.len()));
-        assert_eq!(Answer::decode(&BOUND[..end]), Err(MessageFault::Malformed));
+        assert_eq!(LdapAnswer::decode(&BOUND[..end]), Err(MessageError::Malformed));
     }
-    let answer = Answer::decode(BOUND).unwrap();
+    let answer = LdapAnswer::decode(BOUND).unwrap();
     assert_eq!(answer.id, 1);
     assert!(matches!(answer.operation, Operation::Bound(outcome) if outcome.code == 49));
 }
@@ -470,14 +470,14 @@ fn an_answer_too_large_is_known_by_its_length() {
     let length = u32::try_from(LARGEST_ANSWER).unwrap();
     let mut header = vec![0x30, 0x84];
     header.extend(length.to_be_bytes());
-    assert_eq!(message_length(&header), Err(MessageFault::TooLarge));
+    assert_eq!(message_length(&header), Err(MessageError::TooLarge));
     assert_eq!(
         message_length(b"\x30\x84\xff\xff\xff\xff"),
-        Err(MessageFault::TooLarge)
+        Err(MessageError::TooLarge)
     );
-    assert_eq!(message_length(b"\x30\x88"), Err(MessageFault::TooLarge));
-    assert_eq!(message_length(b"\x30\x80"), Err(MessageFault::Malformed));
-    assert_eq!(message_length(b"HTTP/1.1"), Err(MessageFault::Malformed));
+    assert_eq!(message_length(b"\x30\x88"), Err(MessageError::TooLarge));
+    assert_eq!(message_length(b"\x30\x80"), Err(MessageError::Malformed));
+    assert_eq!(message_length(b"HTTP/1.1"), Err(MessageError::Malformed));
 }
 
 proptest::proptest! {
@@ -488,13 +488,13 @@ proptest::proptest! {
             bytes.splice(0..0, [0x30, length]);
         }
         let _ = message_length(&bytes);
-        let _ = Answer::decode(&bytes);
+        let _ = LdapAnswer::decode(&bytes);
     }
 
     #[test]
     fn a_damaged_answer_does_not_panic(at in 0..BOUND.len(), byte in proptest::num::u8::ANY) {
         let mut bytes = BOUND.to_vec();
         bytes[at] = byte;
-        let _ = Answer::decode(&bytes);
+        let _ = LdapAnswer::decode(&bytes);
     }
 }

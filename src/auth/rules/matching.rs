@@ -2,15 +2,15 @@
 
 use super::{
     AddressMatch, Column, DatabaseMatch, Facts, HostName, Interface, Known, Need, Network, Origin, Rule,
-    UserMatch, Verdict,
+    RuleVerdict, UserMatch,
 };
 use crate::wire::startup::Replication;
 
 impl Rule {
     /// Whether it matches, and if not, why.
-    pub fn verdict(&self, facts: &Facts<'_>, known: &Known<'_>) -> Verdict {
+    pub fn verdict(&self, facts: &Facts<'_>, known: &Known<'_>) -> RuleVerdict {
         if !self.connection.matches(facts) {
-            return Verdict::Differs(Column::Type);
+            return RuleVerdict::Differs(Column::Type);
         }
         let columns = [
             (Column::Address, self.address.holds(facts, known)),
@@ -24,13 +24,13 @@ impl Rule {
             ),
         ];
         if let Some((column, _)) = columns.iter().find(|(_, holds)| *holds == Holds::No) {
-            return Verdict::Differs(*column);
+            return RuleVerdict::Differs(*column);
         }
         let need = columns.iter().find_map(|(_, holds)| match holds {
             Holds::Needs(need) => Some(*need),
             Holds::Yes | Holds::No => None,
         });
-        need.map_or(Verdict::Matches, Verdict::Needs)
+        need.map_or(RuleVerdict::Matches, RuleVerdict::Needs)
     }
 }
 

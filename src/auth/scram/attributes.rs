@@ -1,10 +1,10 @@
 //! The syntax both sides share: `a=value,b=value`.
 
-use super::ScramFault;
+use super::ScramError;
 
 /// What is wrong with a list of attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum AttributeError {
     /// This attribute was due.
     Expected(u8),
     /// Not a letter and `=`.
@@ -26,13 +26,13 @@ impl<'a> Attributes<'a> {
     }
 
     /// The next attribute, whatever it is.
-    pub(super) fn any(&mut self) -> Result<(u8, &'a [u8]), Fault> {
-        let rest = self.rest.ok_or(Fault::End)?;
+    pub(super) fn any(&mut self) -> Result<(u8, &'a [u8]), AttributeError> {
+        let rest = self.rest.ok_or(AttributeError::End)?;
         let [name, b'=', tail @ ..] = rest else {
-            return Err(Fault::NotAnAttribute);
+            return Err(AttributeError::NotAnAttribute);
         };
         if !name.is_ascii_alphabetic() {
-            return Err(Fault::NotAnAttribute);
+            return Err(AttributeError::NotAnAttribute);
         }
         let comma = tail.iter().position(|&byte| byte == b',');
         let value = &tail[..comma.unwrap_or(tail.len())];
@@ -41,10 +41,10 @@ impl<'a> Attributes<'a> {
     }
 
     /// The value of the next attribute, which must be `name`.
-    pub(super) fn required(&mut self, name: u8) -> Result<&'a [u8], Fault> {
+    pub(super) fn required(&mut self, name: u8) -> Result<&'a [u8], AttributeError> {
         match self.any() {
             Ok((found, value)) if found == name => Ok(value),
-            Ok(_) | Err(Fault::NotAnAttribute) => Err(Fault::Expected(name)),
+            Ok(_) | Err(AttributeError::NotAnAttribute) => Err(AttributeError::Expected(name)),
             Err(other) => Err(other),
         }
     }
@@ -54,12 +54,12 @@ impl<'a> Attributes<'a> {
     }
 }
 
-impl From<Fault> for ScramFault {
-    fn from(fault: Fault) -> Self {
+impl From<AttributeError> for ScramError {
+    fn from(fault: AttributeError) -> Self {
         Self::Malformed(match fault {
-            Fault::Expected(name) => format!("Expected attribute \"{}\".", char::from(name)),
-            Fault::NotAnAttribute => "Attribute expected, but found invalid character.".to_owned(),
-            Fault::End => "Attribute expected, but found end of string.".to_owned(),
+            AttributeError::Expected(name) => format!("Expected attribute \"{}\".", char::from(name)),
+            AttributeError::NotAnAttribute => "Attribute expected, but found invalid character.".to_owned(),
+            AttributeError::End => "Attribute expected, but found end of string.".to_owned(),
         })
     }
 }

@@ -9,11 +9,11 @@ use std::num::NonZeroU32;
 use base64::Engine as _;
 use zeroize::Zeroizing;
 
-use super::attributes::{Attributes, Fault, is_printable};
+use super::attributes::{AttributeError, Attributes, is_printable};
 use super::binding::BINDING_TYPE;
 use super::{
     BASE64, ClientKey, Keys, MAX_SERVER_MESSAGE, MAX_VERIFIER_ITERATIONS, MECHANISM, MECHANISM_PLUS, Nonce,
-    ServerScramFault, decimal, decode_key, decode_salt, hmac_sha256, same, xor,
+    ServerScramError, decimal, decode_key, decode_salt, hmac_sha256, same, xor,
 };
 use crate::config::Secret;
 
@@ -122,14 +122,14 @@ impl AwaitServerFirst {
 
     /// Takes the data of `AuthenticationSASLContinue`, returns the data of `SASLResponse`. With a password this computes
     /// up to [`MAX_ITERATIONS`] rounds, and blocks for so long; [`Self::read`] leaves that to the caller.
-    pub fn server_first(self, data: &[u8]) -> Result<(AwaitServerFinal, Vec<u8>), ServerScramFault> {
+    pub fn server_first(self, data: &[u8]) -> Result<(AwaitServerFinal, Vec<u8>), ServerScramError> {
         let challenge = self.read(data)?;
         let keys = challenge.derivation().map(Derivation::run);
         Ok(challenge.answer(keys))
     }
 
     /// Takes the data of `AuthenticationSASLContinue`.
-    pub fn read(self, data: &[u8]) -> Result<Challenge, ServerScramFault> {
+    pub fn read(self, data: &[u8]) -> Result<Challenge, ServerScramError> {
         let ClientExchange {
             secret,
             binding,
@@ -139,12 +139,12 @@ impl AwaitServerFirst {
         let first = ServerFirst::parse(data)?;
         let continued = first.nonce.strip_prefix(nonce.as_bytes());
         if continued.is_none_or(<[u8]>::is_empty) || !is_printable(first.nonce) {
-            return Err(ServerScramFault::Nonce);
+            return Err(ServerScramError::Nonce);
         }
         let known = match secret {
             ClientSecret::Password(password) => {
                 if first.iterations.get() > MAX_ITERATIONS {
-                    return Err(ServerScramFault::Iterations);
+                    return Err(ServerScramError::Iterations);
                 }
                 Known::Password(Derivation {
                     password,
@@ -154,7 +154,7 @@ impl AwaitServerFirst {
             }
             ClientSecret::Key(ClientKey { key, verifier }) => {
                 if first.iterations.get() != verifier.iterations || first.salt != verifier.salt {
-                    return Err(ServerScramFault::VerifierDiffers);
+                    return Err(ServerScramError::VerifierDiffers);
                 }
                 Known::Keys(Keys {
                     client_key: key,
@@ -257,7 +257,7 @@ impl AwaitServerFinal {
     }
 
     /// Takes the data of `AuthenticationSASLFinal`.
-    pub fn server_final(self, data: &[u8]) -> Result<ServerProven, ServerScramFault> {
+    pub fn server_final(self, data: &[u8]) -> Result<ServerProven, ServerScramError> {
         check_bounds(data)?;
         let mut attributes = Attributes::new(data);
         match attributes.any() {
@@ -266,19 +266,19 @@ impl AwaitServerFinal {
                     b' '..=b'~' => char::from(*byte),
                     _ => '?',
                 });
-                Err(ServerScramFault::Refused(text.collect()))
+                Err(ServerScramError::Refused(text.collect()))
             }
             Ok((b'v', value)) if attributes.at_end() => {
-                let value = decode_key(value).ok_or(ServerScramFault::Malformed("signature"))?;
+                let value = decode_key(value).ok_or(ServerScramError::Malformed("signature"))?;
                 if same(&*value, &*self.signature) {
                     Ok(ServerProven {
                         is_bound: self.is_bound,
                     })
                 } else {
-                    Err(ServerScramFault::Signature)
+                    Err(ServerScramError::Signature)
                 }
             }
-            Ok(_) | Err(_) => Err(ServerScramFault::Malformed("server-final-message")),
+            Ok(_) | Err(_) => Err(ServerScramError::Malformed("server-final-message")),
         }
     }
 }
@@ -310,34 +310,34 @@ struct ServerFirst<'a> {
 }
 
 impl<'a> ServerFirst<'a> {
-    fn parse(data: &'a [u8]) -> Result<Self, ServerScramFault> {
+    fn parse(data: &'a [u8]) -> Result<Self, ServerScramError> {
         check_bounds(data)?;
         if data.starts_with(b"m=") {
-            return Err(ServerScramFault::Extension);
+            return Err(ServerScramError::Extension);
         }
         let mut attributes = Attributes::new(data);
-        let malformed = |_: Fault| ServerScramFault::Malformed("server-first-message");
+        let malformed = |_: AttributeError| ServerScramError::Malformed("server-first-message");
         let nonce = attributes.required(b'r').map_err(malformed)?;
         let salt = attributes.required(b's').map_err(malformed)?;
         let iterations = attributes.required(b'i').map_err(malformed)?;
         if !attributes.at_end() {
-            return Err(ServerScramFault::Malformed(
+            return Err(ServerScramError::Malformed(
                 "garbage at the end of server-first-message",
             ));
         }
         Ok(Self {
             nonce,
-            salt: decode_salt(salt).ok_or(ServerScramFault::Malformed("salt"))?,
+            salt: decode_salt(salt).ok_or(ServerScramError::Malformed("salt"))?,
             iterations: decimal(iterations)
                 .and_then(NonZeroU32::new)
-                .ok_or(ServerScramFault::Malformed("iterations"))?,
+                .ok_or(ServerScramError::Malformed("iterations"))?,
         })
     }
 }
 
-fn check_bounds(data: &[u8]) -> Result<(), ServerScramFault> {
+fn check_bounds(data: &[u8]) -> Result<(), ServerScramError> {
     if data.len() > MAX_SERVER_MESSAGE {
-        return Err(ServerScramFault::Malformed("too long"));
+        return Err(ServerScramError::Malformed("too long"));
     }
     Ok(())
 }

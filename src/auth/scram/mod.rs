@@ -25,7 +25,7 @@ use crate::config::Secret;
 mod attributes;
 pub mod binding;
 pub mod client;
-mod fault;
+mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod server;
@@ -35,7 +35,7 @@ mod tests;
 
 pub use binding::tls_server_end_point;
 pub use client::{ClientBinding, ClientExchange, ClientSecret, ServerProven};
-pub use fault::{ScramFault, ServerScramFault, password_failed};
+pub use error::{ScramError, ServerScramError, password_failed};
 pub use server::{Lookup, ServerExchange};
 
 pub const MECHANISM: &str = "SCRAM-SHA-256";
@@ -77,7 +77,7 @@ pub struct Verifier {
 
 /// Why a text is not a verifier. None of the sentences repeats any of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum VerifierFault {
+pub enum VerifierError {
     #[error("a SCRAM verifier has the form SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>")]
     Form,
     #[error("the number of iterations of a SCRAM verifier is between 1 and {MAX_VERIFIER_ITERATIONS}")]
@@ -90,19 +90,19 @@ pub enum VerifierFault {
 
 impl Verifier {
     /// Reads PostgreSQL's form (`pg_authid.rolpassword`), strictly: no spaces, base64 with padding.
-    pub fn parse(text: &str) -> Result<Self, VerifierFault> {
-        let rest = text.strip_prefix("SCRAM-SHA-256$").ok_or(VerifierFault::Form)?;
-        let (cost, keys) = rest.split_once('$').ok_or(VerifierFault::Form)?;
-        let (iterations, salt) = cost.split_once(':').ok_or(VerifierFault::Form)?;
-        let (stored_key, server_key) = keys.split_once(':').ok_or(VerifierFault::Form)?;
+    pub fn parse(text: &str) -> Result<Self, VerifierError> {
+        let rest = text.strip_prefix("SCRAM-SHA-256$").ok_or(VerifierError::Form)?;
+        let (cost, keys) = rest.split_once('$').ok_or(VerifierError::Form)?;
+        let (iterations, salt) = cost.split_once(':').ok_or(VerifierError::Form)?;
+        let (stored_key, server_key) = keys.split_once(':').ok_or(VerifierError::Form)?;
         let iterations = decimal(iterations.as_bytes())
             .filter(|n| (1..=MAX_VERIFIER_ITERATIONS).contains(n))
-            .ok_or(VerifierFault::Iterations)?;
+            .ok_or(VerifierError::Iterations)?;
         Ok(Self {
             iterations,
-            salt: decode_salt(salt.as_bytes()).ok_or(VerifierFault::Salt)?,
-            stored_key: *decode_key(stored_key.as_bytes()).ok_or(VerifierFault::Key)?,
-            server_key: *decode_key(server_key.as_bytes()).ok_or(VerifierFault::Key)?,
+            salt: decode_salt(salt.as_bytes()).ok_or(VerifierError::Salt)?,
+            stored_key: *decode_key(stored_key.as_bytes()).ok_or(VerifierError::Key)?,
+            server_key: *decode_key(server_key.as_bytes()).ok_or(VerifierError::Key)?,
         })
     }
 

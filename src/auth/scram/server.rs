@@ -10,7 +10,7 @@ use base64::Engine as _;
 use super::attributes::{Attributes, is_printable};
 use super::binding::BINDING_TYPE;
 use super::{
-    BASE64, ClientKey, MAX_CLIENT_MESSAGE, MECHANISM, MECHANISM_PLUS, MockSecret, Nonce, ScramFault,
+    BASE64, ClientKey, MAX_CLIENT_MESSAGE, MECHANISM, MECHANISM_PLUS, MockSecret, Nonce, ScramError,
     Verifier, decode_key, hmac_sha256, same, sha256, xor,
 };
 
@@ -57,13 +57,13 @@ pub struct AwaitFirst {
 impl AwaitFirst {
     /// Takes `SASLInitialResponse`'s mechanism and data, returns the data of `AuthenticationSASLContinue`. A client that
     /// sends no data with its choice is sent an empty continuation, and its next message is passed in here.
-    pub fn client_first(self, mechanism: &[u8], data: &[u8]) -> Result<(AwaitFinal, Vec<u8>), ScramFault> {
+    pub fn client_first(self, mechanism: &[u8], data: &[u8]) -> Result<(AwaitFinal, Vec<u8>), ScramError> {
         let choice = match (mechanism, &self.binding) {
             (plain, offered) if plain == MECHANISM.as_bytes() => Choice::Plain {
                 plus_offered: offered.is_some(),
             },
             (plus, Some(_)) if plus == MECHANISM_PLUS.as_bytes() => Choice::Plus,
-            _ => return Err(ScramFault::Mechanism),
+            _ => return Err(ScramError::Mechanism),
         };
         check_bounds(data)?;
         let first = ClientFirst::parse(data, choice)?;
@@ -121,14 +121,14 @@ impl AwaitFinal {
     }
 
     /// Takes `SASLResponse`'s data; returns the data of `AuthenticationSASLFinal` and the client's key.
-    pub fn client_final(self, data: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramFault> {
+    pub fn client_final(self, data: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramError> {
         check_bounds(data)?;
         let mut attributes = Attributes::new(data);
         // Nothing secret: anybody may see the certificate.
         if attributes.required(b'c')? != self.bound.as_bytes() {
             return Err(match self.choice {
-                Choice::Plus => ScramFault::BindingMismatch,
-                Choice::Plain { .. } => ScramFault::ChannelBinding,
+                Choice::Plus => ScramError::BindingMismatch,
+                Choice::Plain { .. } => ScramError::ChannelBinding,
             });
         }
         let nonce = attributes.required(b'r')?;
@@ -136,7 +136,7 @@ impl AwaitFinal {
         let proof = loop {
             match attributes.any()? {
                 (b'p', value) => break value,
-                (b'm', _) => return Err(ScramFault::Extension),
+                (b'm', _) => return Err(ScramError::Extension),
                 _ => {}
             }
         };
@@ -146,7 +146,7 @@ impl AwaitFinal {
         let without_proof = &data[..data.len() - proof.len() - b",p=".len()];
         let proof = decode_key(proof).ok_or_else(|| malformed("Malformed proof in client-final-message."))?;
         if nonce != self.nonce {
-            return Err(ScramFault::Nonce);
+            return Err(ScramError::Nonce);
         }
 
         let message: [&[u8]; 2] = [&self.transcript, without_proof];
@@ -155,7 +155,7 @@ impl AwaitFinal {
         let server_signature = hmac_sha256(&self.verifier.server_key, &message);
         // Not short-circuited: both kinds of failure take the same time.
         if !(same(&*sha256(&*key), &self.verifier.stored_key) & self.known) {
-            return Err(ScramFault::Proof);
+            return Err(ScramError::Proof);
         }
         let server_final = format!("v={}", BASE64.encode(*server_signature)).into_bytes();
         Ok((
@@ -185,13 +185,13 @@ struct ClientFirst<'a> {
 }
 
 impl<'a> ClientFirst<'a> {
-    fn parse(data: &'a [u8], choice: Choice) -> Result<Self, ScramFault> {
+    fn parse(data: &'a [u8], choice: Choice) -> Result<Self, ScramError> {
         let [flag, tail @ ..] = data else {
             return Err(malformed("The message is empty."));
         };
         let tail = match (flag, choice) {
             (b'n', Choice::Plain { .. }) | (b'y', Choice::Plain { plus_offered: false }) => tail,
-            (b'y', Choice::Plain { plus_offered: true }) => return Err(ScramFault::Downgrade),
+            (b'y', Choice::Plain { plus_offered: true }) => return Err(ScramError::Downgrade),
             (b'p', Choice::Plus) => Self::binding_type(data)?,
             (b'n' | b'y', Choice::Plus) => {
                 return Err(malformed(
@@ -221,7 +221,7 @@ impl<'a> ClientFirst<'a> {
                     nonce,
                 })
             }
-            [b',', b'a', ..] => Err(ScramFault::AuthorizationIdentity),
+            [b',', b'a', ..] => Err(ScramError::AuthorizationIdentity),
             [b',', other, ..] => Err(malformed(format!(
                 "Unexpected attribute \"{}\" in client-first-message.",
                 shown(*other)
@@ -235,42 +235,42 @@ impl<'a> ClientFirst<'a> {
     }
 
     /// What follows `p=tls-server-end-point`.
-    fn binding_type(data: &'a [u8]) -> Result<&'a [u8], ScramFault> {
+    fn binding_type(data: &'a [u8]) -> Result<&'a [u8], ScramError> {
         let value = Attributes::new(data).required(b'p')?;
         if value != BINDING_TYPE.as_bytes() {
             let shown = value.iter().take(30).map(|byte| match byte {
                 b'!'..=b'~' => char::from(*byte),
                 _ => '?',
             });
-            return Err(ScramFault::BindingType(shown.collect()));
+            return Err(ScramError::BindingType(shown.collect()));
         }
         Ok(&data["p=".len() + value.len()..])
     }
 
     /// The user's name in `n=` is ignored, as in PostgreSQL: the one of the startup packet counts.
-    fn nonce(bare: &'a [u8]) -> Result<&'a [u8], ScramFault> {
+    fn nonce(bare: &'a [u8]) -> Result<&'a [u8], ScramError> {
         if bare.first() == Some(&b'm') {
-            return Err(ScramFault::Extension);
+            return Err(ScramError::Extension);
         }
         let mut attributes = Attributes::new(bare);
         attributes.required(b'n')?;
         let nonce = attributes.required(b'r')?;
         if !is_printable(nonce) {
-            return Err(ScramFault::NonceCharacters);
+            return Err(ScramError::NonceCharacters);
         }
         if nonce.is_empty() {
             return Err(malformed("The nonce is empty."));
         }
         while !attributes.at_end() {
             if attributes.any()?.0 == b'm' {
-                return Err(ScramFault::Extension);
+                return Err(ScramError::Extension);
             }
         }
         Ok(nonce)
     }
 }
 
-fn check_bounds(data: &[u8]) -> Result<(), ScramFault> {
+fn check_bounds(data: &[u8]) -> Result<(), ScramError> {
     if data.is_empty() {
         return Err(malformed("The message is empty."));
     }
@@ -283,8 +283,8 @@ fn check_bounds(data: &[u8]) -> Result<(), ScramFault> {
     Ok(())
 }
 
-fn malformed(detail: impl Into<String>) -> ScramFault {
-    ScramFault::Malformed(detail.into())
+fn malformed(detail: impl Into<String>) -> ScramError {
+    ScramError::Malformed(detail.into())
 }
 
 /// A byte of a client's, fit to be shown.

@@ -48,8 +48,8 @@ fn start_bound(
 
 #[derive(Debug, PartialEq)]
 enum Failure {
-    Client(ScramFault),
-    Server(ServerScramFault),
+    Client(ScramError),
+    Server(ServerScramError),
 }
 
 /// Our client against our server.
@@ -150,17 +150,17 @@ fn every_combination_of_bindings() {
         // A client that cannot bind, or does not want to.
         (No, Some(&hash), Ok(false)),
         // Somebody took -PLUS from the list on the way to the client.
-        (NotOffered, Some(&hash), Err(ScramFault::Downgrade)),
+        (NotOffered, Some(&hash), Err(ScramError::Downgrade)),
         // Not offered, and chosen all the same.
-        (end_point(&hash), None, Err(ScramFault::Mechanism)),
+        (end_point(&hash), None, Err(ScramError::Mechanism)),
         // The client is connected to somebody else.
-        (end_point(&[8; 32]), Some(&hash), Err(ScramFault::BindingMismatch)),
+        (end_point(&[8; 32]), Some(&hash), Err(ScramError::BindingMismatch)),
         (
             end_point(&hash[..31]),
             Some(&hash),
-            Err(ScramFault::BindingMismatch),
+            Err(ScramError::BindingMismatch),
         ),
-        (end_point(&[]), Some(&hash), Err(ScramFault::BindingMismatch)),
+        (end_point(&[]), Some(&hash), Err(ScramError::BindingMismatch)),
     ] {
         let key = log_in(password(b"right"), Some(&stored)).unwrap();
         for secret in [password(b"right"), ClientSecret::Key(key)] {
@@ -249,7 +249,7 @@ fn plus_is_read_as_postgresql_reads_it() {
     let (code, _, detail) = first("SCRAM-SHA-256", "p=tls-server-end-point,,n=,r=abc").unwrap_err();
     assert_eq!(code, "08P01");
     assert!(detail.unwrap().contains("without channel binding"));
-    let mismatch = ScramFault::BindingMismatch.reply(b"app");
+    let mismatch = ScramError::BindingMismatch.reply(b"app");
     assert_eq!(
         (mismatch.code.as_str(), mismatch.message.as_str()),
         ("28000", "SCRAM channel binding check failed")
@@ -265,7 +265,7 @@ fn plus_does_not_tell_an_unknown_user_either() {
         log_in_bound(password(b"nope"), verifier, ours, Some(&hash)).unwrap_err()
     };
     let stored = verifier(b"right", 4096);
-    assert_eq!(wrong(None, &hash), Failure::Client(ScramFault::Proof));
+    assert_eq!(wrong(None, &hash), Failure::Client(ScramError::Proof));
     assert_eq!(wrong(None, &hash), wrong(Some(&stored), &hash));
     assert_eq!(wrong(None, &[0; 32]), wrong(Some(&stored), &[0; 32]));
 
@@ -356,29 +356,29 @@ fn malformed_verifiers_are_refused() {
     let good = verifier(b"x", 4096).to_text();
     let keys = good.rsplit_once('$').unwrap().1;
     for (text, fault) in [
-        (String::new(), VerifierFault::Form),
+        (String::new(), VerifierError::Form),
         (
             "md5900150983cd24fb0d6963f7d28e17f72".to_owned(),
-            VerifierFault::Form,
+            VerifierError::Form,
         ),
-        (good.to_lowercase(), VerifierFault::Form),
-        (format!("SCRAM-SHA-256$4096:${keys}"), VerifierFault::Salt),
+        (good.to_lowercase(), VerifierError::Form),
+        (format!("SCRAM-SHA-256$4096:${keys}"), VerifierError::Salt),
         (
             format!("SCRAM-SHA-256$4096:{}${keys}", "QUFB".repeat(257)),
-            VerifierFault::Salt,
+            VerifierError::Salt,
         ),
-        (format!("SCRAM-SHA-256$0:QUFB${keys}"), VerifierFault::Iterations),
-        (format!("SCRAM-SHA-256$+1:QUFB${keys}"), VerifierFault::Iterations),
+        (format!("SCRAM-SHA-256$0:QUFB${keys}"), VerifierError::Iterations),
+        (format!("SCRAM-SHA-256$+1:QUFB${keys}"), VerifierError::Iterations),
         (
             format!("SCRAM-SHA-256$1000001:QUFB${keys}"),
-            VerifierFault::Iterations,
+            VerifierError::Iterations,
         ),
         (
             format!("SCRAM-SHA-256$99999999999999:QUFB${keys}"),
-            VerifierFault::Iterations,
+            VerifierError::Iterations,
         ),
-        (format!("SCRAM-SHA-256$1:QUFB${keys} "), VerifierFault::Key),
-        ("SCRAM-SHA-256$1:QUFB$QUFB:QUFB".to_owned(), VerifierFault::Key),
+        (format!("SCRAM-SHA-256$1:QUFB${keys} "), VerifierError::Key),
+        ("SCRAM-SHA-256$1:QUFB$QUFB:QUFB".to_owned(), VerifierError::Key),
     ] {
         assert_eq!(Verifier::parse(&text).unwrap_err(), fault, "{text}");
     }
@@ -434,7 +434,7 @@ fn a_mock_verifier_never_lets_in() {
     let (client, first) = ClientExchange::new(password(b"known")).first();
     let (server, answer) = state.client_first(b"SCRAM-SHA-256", &first).unwrap();
     let (_, last) = client.server_first(&answer).unwrap();
-    assert_eq!(server.client_final(&last).unwrap_err(), ScramFault::Proof);
+    assert_eq!(server.client_final(&last).unwrap_err(), ScramError::Proof);
 }
 
 #[test]
@@ -520,35 +520,35 @@ fn client_final_is_read_strictly() {
     let proof = BASE64.encode([7; 32]);
     assert_eq!(
         answer("n", &|n| format!("c=biws,r={n},p={proof}")),
-        ScramFault::Proof
+        ScramError::Proof
     );
     assert_eq!(
         answer("y", &|n| format!("c=eSws,r={n},p={proof}")),
-        ScramFault::Proof
+        ScramError::Proof
     );
     assert_eq!(
         answer("n", &|n| format!("c=biws,r={n},x=1,p={proof}")),
-        ScramFault::Proof
+        ScramError::Proof
     );
     assert_eq!(
         answer("y", &|n| format!("c=biws,r={n},p={proof}")),
-        ScramFault::ChannelBinding
+        ScramError::ChannelBinding
     );
     assert_eq!(
         answer("n", &|n| format!("c=eSws,r={n},p={proof}")),
-        ScramFault::ChannelBinding
+        ScramError::ChannelBinding
     );
     assert_eq!(
         answer("n", &|n| format!("c=biws,r={n}x,p={proof}")),
-        ScramFault::Nonce
+        ScramError::Nonce
     );
     assert_eq!(
         answer("n", &|_| format!("c=biws,r=abc,p={proof}")),
-        ScramFault::Nonce
+        ScramError::Nonce
     );
     assert_eq!(
         answer("n", &|n| format!("c=biws,r={n},m=1,p={proof}")),
-        ScramFault::Extension
+        ScramError::Extension
     );
     for bad in [
         |_: &str, _: &str| String::new(),
@@ -561,7 +561,7 @@ fn client_final_is_read_strictly() {
         |n: &str, p: &str| format!("c=biws,r={n},x={},p={p}", "a".repeat(1024)),
     ] {
         let fault = answer("n", &|nonce| bad(nonce, &proof));
-        assert!(matches!(fault, ScramFault::Malformed(_)), "{fault:?}");
+        assert!(matches!(fault, ScramError::Malformed(_)), "{fault:?}");
     }
 }
 
@@ -576,19 +576,19 @@ fn a_hostile_server_is_refused() {
             .unwrap_err()
     };
     let plain = |build: &dyn Fn(&str) -> String| ask(password(b"x"), build);
-    assert_eq!(plain(&|n| format!("r={n},s=QUFB,i=1")), ServerScramFault::Nonce);
+    assert_eq!(plain(&|n| format!("r={n},s=QUFB,i=1")), ServerScramError::Nonce);
     assert_eq!(
         plain(&|_| "r=other,s=QUFB,i=1".to_owned()),
-        ServerScramFault::Nonce
+        ServerScramError::Nonce
     );
-    assert_eq!(plain(&|n| format!("r=x{n}x,s=QUFB,i=1")), ServerScramFault::Nonce);
+    assert_eq!(plain(&|n| format!("r=x{n}x,s=QUFB,i=1")), ServerScramError::Nonce);
     assert_eq!(
         plain(&|n| format!("r={n}x,s=QUFB,i=1000001")),
-        ServerScramFault::Iterations
+        ServerScramError::Iterations
     );
     assert_eq!(
         plain(&|n| format!("m=1,r={n}x,s=QUFB,i=1")),
-        ServerScramFault::Extension
+        ServerScramError::Extension
     );
     for bad in [
         "",
@@ -599,17 +599,17 @@ fn a_hostile_server_is_refused() {
         "r=oursx,s=QUFB,i=0",
     ] {
         assert!(
-            matches!(plain(&|_| bad.to_owned()), ServerScramFault::Malformed(_)),
+            matches!(plain(&|_| bad.to_owned()), ServerScramError::Malformed(_)),
             "{bad}"
         );
     }
     assert!(matches!(
         plain(&|n| format!("r={n}x,s=QUFB,i=1,z=1")),
-        ServerScramFault::Malformed(_)
+        ServerScramError::Malformed(_)
     ));
     assert!(matches!(
         plain(&|n| format!("r={n}{}", "x".repeat(5000))),
-        ServerScramFault::Malformed(_)
+        ServerScramError::Malformed(_)
     ));
 
     let key = ClientKey {
@@ -623,11 +623,11 @@ fn a_hostile_server_is_refused() {
     let salt = BASE64.encode(b"0123456789abcdef");
     assert_eq!(
         with_key(&format!("r=oursx,s={salt},i=4097")),
-        ServerScramFault::VerifierDiffers
+        ServerScramError::VerifierDiffers
     );
     assert_eq!(
         with_key("r=oursx,s=QUFB,i=4096"),
-        ServerScramFault::VerifierDiffers
+        ServerScramError::VerifierDiffers
     );
 }
 
@@ -639,18 +639,18 @@ fn a_server_must_prove_itself() {
         client.server_final(last).unwrap_err()
     };
     let forged = format!("v={}", BASE64.encode([0; 32]));
-    assert_eq!(finish(forged.as_bytes()), ServerScramFault::Signature);
+    assert_eq!(finish(forged.as_bytes()), ServerScramError::Signature);
     assert_eq!(
         finish(b"e=invalid-proof"),
-        ServerScramFault::Refused("invalid-proof".to_owned())
+        ServerScramError::Refused("invalid-proof".to_owned())
     );
-    assert_eq!(finish(b"e=\x1b[2J"), ServerScramFault::Refused("?[2J".to_owned()));
+    assert_eq!(finish(b"e=\x1b[2J"), ServerScramError::Refused("?[2J".to_owned()));
     for bad in [&b""[..], b"v=", b"v=AAAA", b"x=1"] {
-        assert!(matches!(finish(bad), ServerScramFault::Malformed(_)));
+        assert!(matches!(finish(bad), ServerScramError::Malformed(_)));
     }
     assert!(matches!(
         finish(format!("{forged},x=1").as_bytes()),
-        ServerScramFault::Malformed(_)
+        ServerScramError::Malformed(_)
     ));
 }
 
@@ -686,7 +686,7 @@ proptest! {
     fn another_password_does_not(a in "[a-z]{1,8}", b in "[a-z]{1,8}") {
         prop_assume!(a != b);
         let failure = log_in(password(b.as_bytes()), Some(&verifier(a.as_bytes(), 1))).unwrap_err();
-        prop_assert_eq!(failure, Failure::Client(ScramFault::Proof));
+        prop_assert_eq!(failure, Failure::Client(ScramError::Proof));
     }
 
     /// One flipped bit, in any message, on the way between an honest client and an honest server.

@@ -35,7 +35,7 @@ async fn answered(
     let (mut near, mut far) = duplex(1 << 16);
     far.write_all(answer).await.unwrap();
     let parameters = parameters();
-    let request = Request {
+    let request = LoginRequest {
         version: ProtocolVersion::V3_0,
         parameters: &parameters,
         credential,

@@ -1,6 +1,6 @@
 //! Configurations of others against any text: what is written is YAML, with our keys and no others.
 
-use super::{Kind, Mode, convert};
+use super::{InputKind, Mode, convert};
 use crate::config::tree::{self, Value};
 use crate::fuzzing::choice;
 
@@ -10,9 +10,9 @@ pub(crate) fn run(data: &[u8]) {
         return;
     };
     let kind = if which & 1 == 0 {
-        Kind::Haproxy
+        InputKind::Haproxy
     } else {
-        Kind::PatroniProxy
+        InputKind::PatroniProxy
     };
     let mode = if which & 2 == 0 { Mode::Postgres } else { Mode::Tcp };
     let Ok((yaml, notes)) = convert(kind, text, "file", mode) else {

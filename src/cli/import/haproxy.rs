@@ -18,10 +18,10 @@ use std::time::Duration;
 use super::Refusal;
 use super::notes::Notes;
 use super::write::{
-    Listener, Names, Outcome, Role, Route, Settings, Targets, is_read_write, list, size, time,
+    ImportOutcome, Listener, Names, Role, Route, Settings, Targets, is_read_write, list, size, time,
 };
 use check::Meaning;
-use parse::{Kind, Line, Section};
+use parse::{Line, Section, SectionKind};
 use proxy::Proxy;
 
 /// The most servers of a file.
@@ -35,17 +35,17 @@ const MAX_LISTENERS: usize = 256;
 struct Service<'a> {
     proxy: &'a Proxy,
     meaning: Meaning,
-    /// Index in [`Outcome::clusters`].
+    /// Index in [`ImportOutcome::clusters`].
     cluster: usize,
 }
 
-pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<Outcome, Refusal> {
+pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<ImportOutcome, Refusal> {
     let sections = parse::sections(text, notes)?;
-    let mut outcome = Outcome::default();
+    let mut outcome = ImportOutcome::default();
     for section in &sections {
         match section.kind {
-            Kind::Global => global(section, &mut outcome, notes),
-            Kind::Other => other(section, notes),
+            SectionKind::Global => global(section, &mut outcome, notes),
+            SectionKind::Other => other(section, notes),
             _ => {}
         }
     }
@@ -64,7 +64,7 @@ pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<Outcome, Refusal>
     }
     let by_name: HashMap<&str, &Proxy> = proxies
         .iter()
-        .filter(|proxy| proxy.kind != Kind::Frontend)
+        .filter(|proxy| proxy.kind != SectionKind::Frontend)
         .map(|proxy| (proxy.name.as_str(), proxy))
         .collect();
     let entrances = entrances(&proxies, &by_name, &mut outcome, notes);
@@ -103,10 +103,10 @@ pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<Outcome, Refusal>
 /// `ssl-server-verify none`: servers' certificates are not verified where a server's line does not say otherwise.
 fn trusts_anybody(section: &Section) -> bool {
     let says = |line: &Line| line.word(0) == "ssl-server-verify" && line.word(1) == "none";
-    section.kind == Kind::Global && section.lines.iter().any(says)
+    section.kind == SectionKind::Global && section.lines.iter().any(says)
 }
 
-fn global(section: &Section, outcome: &mut Outcome, notes: &mut Notes) {
+fn global(section: &Section, outcome: &mut ImportOutcome, notes: &mut Notes) {
     for line in &section.lines {
         match line.word(0) {
             "maxconn" => outcome.max_clients = words::number(line, notes),
@@ -144,7 +144,7 @@ fn proxies(sections: &[Section], notes: &mut Notes) -> Result<Vec<Proxy>, Refusa
             );
         }
         match section.kind {
-            Kind::Defaults => {
+            SectionKind::Defaults => {
                 last = of_name.unwrap_or_default();
                 last.extend(&section.lines);
                 if last.len() > MAX_INHERITED {
@@ -155,7 +155,7 @@ fn proxies(sections: &[Section], notes: &mut Notes) -> Result<Vec<Proxy>, Refusa
                 }
                 named.insert(&section.name, last.clone());
             }
-            Kind::Listen | Kind::Frontend | Kind::Backend => {
+            SectionKind::Listen | SectionKind::Frontend | SectionKind::Backend => {
                 let inherited = of_name.unwrap_or_else(|| last.clone());
                 let proxy = Proxy::read(section, &inherited, notes);
                 if proxy.is_disabled {
@@ -164,7 +164,7 @@ fn proxies(sections: &[Section], notes: &mut Notes) -> Result<Vec<Proxy>, Refusa
                     proxies.push(proxy);
                 }
             }
-            Kind::Global | Kind::Other => {}
+            SectionKind::Global | SectionKind::Other => {}
         }
     }
     Ok(proxies)
@@ -173,8 +173,8 @@ fn proxies(sections: &[Section], notes: &mut Notes) -> Result<Vec<Proxy>, Refusa
 /// A section as the file calls it.
 fn what(proxy: &Proxy) -> String {
     let keyword = match proxy.kind {
-        Kind::Frontend => "frontend",
-        Kind::Backend => "backend",
+        SectionKind::Frontend => "frontend",
+        SectionKind::Backend => "backend",
         _ => "listen",
     };
     format!("{keyword} {}", proxy.name)
@@ -187,7 +187,7 @@ type Entrance<'a> = (&'a Proxy, &'a Proxy, Option<&'a Proxy>);
 fn entrances<'a>(
     proxies: &'a [Proxy],
     by_name: &HashMap<&str, &'a Proxy>,
-    outcome: &mut Outcome,
+    outcome: &mut ImportOutcome,
     notes: &mut Notes,
 ) -> Vec<Entrance<'a>> {
     let mut entrances = Vec::new();
@@ -227,7 +227,7 @@ fn backends<'a>(
 ) -> (Option<&'a Proxy>, Option<&'a Proxy>) {
     let by_default = match &proxy.default_backend {
         Some((_, name)) => by_name.get(name.as_str()).copied(),
-        None if proxy.kind == Kind::Listen => Some(proxy),
+        None if proxy.kind == SectionKind::Listen => Some(proxy),
         None => None,
     };
     let (mut first, mut fallback) = (by_default, None);
@@ -256,7 +256,7 @@ fn backends<'a>(
 fn add_routes(
     entrances: &[Entrance<'_>],
     services: &[Service<'_>],
-    outcome: &mut Outcome,
+    outcome: &mut ImportOutcome,
     notes: &mut Notes,
 ) {
     let find = |proxy: &Proxy| services.iter().find(|service| std::ptr::eq(service.proxy, proxy));
@@ -411,7 +411,13 @@ fn balance(proxy: &Proxy, notes: &mut Notes) -> &'static str {
     }
 }
 
-fn add_listeners(proxy: &Proxy, route: &str, names: &mut Names, outcome: &mut Outcome, notes: &mut Notes) {
+fn add_listeners(
+    proxy: &Proxy,
+    route: &str,
+    names: &mut Names,
+    outcome: &mut ImportOutcome,
+    notes: &mut Notes,
+) {
     let access = access::settings(proxy, notes);
     if proxy.binds.is_empty() {
         notes.lost(proxy.line, &what(proxy), "has no address to listen on");
@@ -477,7 +483,7 @@ fn proxy_protocol(line: usize, trusted: &[String], notes: &mut Notes) -> String 
 }
 
 /// HAProxy's own TLS starts with the first byte.
-fn add_tls(bind: &bind::Bind, outcome: &mut Outcome, notes: &mut Notes) {
+fn add_tls(bind: &bind::Bind, outcome: &mut ImportOutcome, notes: &mut Notes) {
     let options = &bind.options;
     notes.differs(
         bind.line,

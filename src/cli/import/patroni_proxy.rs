@@ -5,9 +5,9 @@ use reqwest::Url;
 use super::Refusal;
 use super::notes::Notes;
 use super::write::{
-    Cluster, Listener, Names, Outcome, Role, Route, Settings, Source, is_read_write, scalar, size,
+    Cluster, ImportOutcome, Listener, Names, Role, Route, Settings, Source, is_read_write, scalar, size,
 };
-use crate::config::tree::{self, Entry, Node, Value};
+use crate::config::tree::{self, MappingEntry, Node, Value};
 
 /// The most clusters, and ports of all clusters: what a configuration takes of listeners.
 const MAX_PORTS: usize = 256;
@@ -16,12 +16,12 @@ const DEFAULT_HTTP: &str = "127.0.0.1:8009";
 /// The longest time between two polls that the configuration takes, in seconds.
 const LONGEST_POLL: i128 = 300;
 
-pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<Outcome, Refusal> {
+pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<ImportOutcome, Refusal> {
     let root = tree::parse(text).map_err(|fault| Refusal {
         line: fault.line,
         message: format!("is not YAML: {}", fault.message),
     })?;
-    let mut outcome = Outcome::default();
+    let mut outcome = ImportOutcome::default();
     let (mut poll, mut http, mut clusters) = (None, DEFAULT_HTTP, Vec::new());
     for entry in entries(&root) {
         match entry.key.as_str() {
@@ -58,7 +58,7 @@ struct Taken {
     several: bool,
 }
 
-fn entries(node: &Node) -> &[Entry] {
+fn entries(node: &Node) -> &[MappingEntry] {
     match &node.value {
         Value::Map(entries) => entries,
         _ => &[],
@@ -72,7 +72,7 @@ fn items(node: &Node) -> &[Node] {
     }
 }
 
-fn text_of<'a>(entry: &'a Entry, notes: &mut Notes) -> Option<&'a str> {
+fn text_of<'a>(entry: &'a MappingEntry, notes: &mut Notes) -> Option<&'a str> {
     match &entry.node.value {
         Value::Text(text) if !text.trim().is_empty() => Some(text),
         _ => {
@@ -82,7 +82,7 @@ fn text_of<'a>(entry: &'a Entry, notes: &mut Notes) -> Option<&'a str> {
     }
 }
 
-fn unknown(entry: &Entry, place: &str, notes: &mut Notes) {
+fn unknown(entry: &MappingEntry, place: &str, notes: &mut Notes) {
     let what = format!("{place}{}", entry.key);
     notes.lost(
         entry.line,
@@ -92,7 +92,7 @@ fn unknown(entry: &Entry, place: &str, notes: &mut Notes) {
 }
 
 /// Seconds.
-fn interval(entry: &Entry, notes: &mut Notes) -> Option<i128> {
+fn interval(entry: &MappingEntry, notes: &mut Notes) -> Option<i128> {
     match entry.node.value {
         Value::Integer(seconds) if (1..=LONGEST_POLL).contains(&seconds) => Some(seconds),
         Value::Integer(seconds) if seconds > LONGEST_POLL => {
@@ -111,10 +111,10 @@ fn interval(entry: &Entry, notes: &mut Notes) -> Option<i128> {
 }
 
 fn cluster(
-    entry: &Entry,
+    entry: &MappingEntry,
     poll: Option<i128>,
     names: &mut Taken,
-    outcome: &mut Outcome,
+    outcome: &mut ImportOutcome,
     notes: &mut Notes,
 ) -> Result<(), Refusal> {
     let name = names.clusters.take(&entry.key);
@@ -127,7 +127,7 @@ fn cluster(
             _ => unknown(entry, &format!("clusters.{name}."), notes),
         }
     }
-    let ports: Vec<&Entry> = ports
+    let ports: Vec<&MappingEntry> = ports
         .map(|ports| entries(&ports.node).iter().collect())
         .unwrap_or_default();
     if endpoints.urls.is_empty() || ports.is_empty() {
@@ -185,7 +185,7 @@ struct Endpoints {
     username: Option<String>,
 }
 
-fn hosts(entry: &Entry, notes: &mut Notes) -> Endpoints {
+fn hosts(entry: &MappingEntry, notes: &mut Notes) -> Endpoints {
     let mut endpoints = Endpoints::default();
     for node in items(&entry.node) {
         let text = match &node.value {
@@ -226,7 +226,7 @@ fn hosts(entry: &Entry, notes: &mut Notes) -> Endpoints {
     endpoints
 }
 
-fn client_tls(entry: &Entry, is_https: bool, notes: &mut Notes) -> Settings {
+fn client_tls(entry: &MappingEntry, is_https: bool, notes: &mut Notes) -> Settings {
     let mut settings = Settings::new();
     let (mut certificate, mut key) = (None, None);
     for entry in entries(&entry.node) {
@@ -273,7 +273,13 @@ fn client_tls(entry: &Entry, is_https: bool, notes: &mut Notes) -> Settings {
     settings
 }
 
-fn port(entry: &Entry, cluster: &str, names: &mut Taken, outcome: &mut Outcome, notes: &mut Notes) {
+fn port(
+    entry: &MappingEntry,
+    cluster: &str,
+    names: &mut Taken,
+    outcome: &mut ImportOutcome,
+    notes: &mut Notes,
+) {
     let what = |key: &str| format!("ports.{}.{key}", entry.key);
     let (mut address, mut roles, mut max_lag) = (None, Vec::new(), None);
     for item in entries(&entry.node) {
@@ -342,7 +348,7 @@ fn port(entry: &Entry, cluster: &str, names: &mut Taken, outcome: &mut Outcome, 
 }
 
 /// One tier: it knows no order among roles.
-fn roles(entry: &Entry, what: &str, notes: &mut Notes) -> Vec<Role> {
+fn roles(entry: &MappingEntry, what: &str, notes: &mut Notes) -> Vec<Role> {
     let mut roles = Vec::new();
     for node in items(&entry.node) {
         let word = match &node.value {

@@ -2,7 +2,7 @@
 //! `trunkline check` refuses what was written until somebody has settled it.
 
 use super::tests::{faults, haproxy, has, imported, section, settled};
-use super::{Kind, Mode};
+use super::{InputKind, Mode};
 
 /// Its one fault is the entry that is to be settled.
 #[track_caller]
@@ -27,7 +27,7 @@ fn a_listener_whose_rules_cannot_be_written_is_refused_by_check() {
         "  tcp-request connection reject\n",
     ] {
         for mode in [Mode::Postgres, Mode::Tcp] {
-            let (yaml, notes) = imported(Kind::Haproxy, &section("/replica", rules), mode);
+            let (yaml, notes) = imported(InputKind::Haproxy, &section("/replica", rules), mode);
             has(&yaml, "\"TODO: line ");
             is_refused(&yaml);
             has(&notes.join("\n"), "tcp-request … ");
@@ -67,7 +67,7 @@ fn certificates_that_clients_had_to_show_are_not_forgotten() {
     );
     let (yaml, _) = haproxy(&text);
     has(&yaml, "auth: {hba_file: TODO-pg_hba.conf}");
-    let (yaml, _) = imported(Kind::Haproxy, &text, Mode::Tcp);
+    let (yaml, _) = imported(InputKind::Haproxy, &text, Mode::Tcp);
     has(&yaml, "deny: [\"TODO: line 3, bind … verify required");
     is_refused(&yaml);
     // By choice of the client it is no demand.

@@ -3,13 +3,13 @@
 use super::*;
 use crate::config;
 
-pub(super) fn imported(kind: Kind, text: &str, mode: Mode) -> (String, Vec<String>) {
+pub(super) fn imported(kind: InputKind, text: &str, mode: Mode) -> (String, Vec<String>) {
     let (yaml, notes) = convert(kind, text, "f", mode).unwrap();
     (yaml, notes.lines("f"))
 }
 
 pub(super) fn haproxy(text: &str) -> (String, Vec<String>) {
-    imported(Kind::Haproxy, text, Mode::Postgres)
+    imported(InputKind::Haproxy, text, Mode::Postgres)
 }
 
 /// A section whose check asks Patroni, with more lines.
@@ -359,7 +359,7 @@ fn several_addresses_and_what_is_not_for_postgresql() {
 
 #[test]
 fn bytes_may_be_forwarded_as_before() {
-    let (yaml, _) = imported(Kind::Haproxy, &section("/primary", ""), Mode::Tcp);
+    let (yaml, _) = imported(InputKind::Haproxy, &section("/primary", ""), Mode::Tcp);
     has(
         &yaml,
         "  - {name: reads, address: \"*:5001\", route: reads, mode: tcp}\n",
@@ -382,7 +382,7 @@ fn secrets_are_not_repeated() {
     );
     has(&notes.join("\n"), "stats auth: pages are read without a password");
     let text = "clusters: {a: {hosts: [\"http://u:hunter2@h:8008/x\"], ports: {p: {listen: \"1.1.1.1:1\", roles: [leader]}}}}";
-    let (yaml, notes) = imported(Kind::PatroniProxy, text, Mode::Postgres);
+    let (yaml, notes) = imported(InputKind::PatroniProxy, text, Mode::Postgres);
     has(
         &yaml,
         "- \"http://h:8008\"\n      username: u\n      password_file: TODO-patroni.password\n",
@@ -424,7 +424,7 @@ fn a_file_without_servers_is_refused() {
         "frontend a\n bind :1\n default_backend b\n",
     ] {
         assert!(
-            convert(Kind::Haproxy, text, "f", Mode::Postgres).is_err(),
+            convert(InputKind::Haproxy, text, "f", Mode::Postgres).is_err(),
             "{text}"
         );
     }
@@ -436,7 +436,7 @@ fn a_file_without_servers_is_refused() {
         "- 1",
     ] {
         assert!(
-            convert(Kind::PatroniProxy, text, "f", Mode::Postgres).is_err(),
+            convert(InputKind::PatroniProxy, text, "f", Mode::Postgres).is_err(),
             "{text}"
         );
     }
@@ -444,12 +444,12 @@ fn a_file_without_servers_is_refused() {
         "defaults\n{}listen a\n bind :1\n server a a:1\n",
         "retries 1\n".repeat(1001)
     );
-    assert!(convert(Kind::Haproxy, &inherited, "f", Mode::Postgres).is_err());
+    assert!(convert(InputKind::Haproxy, &inherited, "f", Mode::Postgres).is_err());
     let ranges = "listen a\n server a a:1\n".to_owned() + &" bind :1-65535\n bind :1-200\n".repeat(9);
     let (yaml, _) = haproxy(&ranges);
     assert_eq!(yaml.matches("address: \"*:").count(), 256);
     let servers = "listen a\n bind :1\n".to_owned() + &" server a a:1\n".repeat(1025);
-    assert!(convert(Kind::Haproxy, &servers, "f", Mode::Postgres).is_err());
+    assert!(convert(InputKind::Haproxy, &servers, "f", Mode::Postgres).is_err());
 }
 
 #[test]
@@ -461,7 +461,7 @@ fn every_key_of_patroni_proxy() {
                 both: {listen: \"0.0.0.0:3\", roles: [leader, async, boss], host_port: 6432}\n  \
                 b:\n    hosts: [\"http://h3:8008/\"]\n    tls: {ca_cert: x}\n    \
                 ports:\n      rw: {listen: \"0.0.0.0:4\", roles: [leader]}\n";
-    let (yaml, notes) = imported(Kind::PatroniProxy, text, Mode::Postgres);
+    let (yaml, notes) = imported(InputKind::PatroniProxy, text, Mode::Postgres);
     for expected in [
         "        - \"https://h1:8008\"\n      poll_interval: 5m\n      ca_file: /etc/ca.crt\n      cert_file: c.crt\n      key_file: c.key\n",
         "        - \"http://h3:8008\"\n      poll_interval: 5m\n    # TODO",
@@ -490,10 +490,10 @@ fn every_key_of_patroni_proxy() {
 
 #[test]
 fn the_kind_is_seen() {
-    assert_eq!(recognise("# clusters:\n\nglobal\n"), Some(Kind::Haproxy));
-    assert_eq!(recognise("  listen x\n"), Some(Kind::Haproxy));
-    assert_eq!(recognise("clusters:\n"), Some(Kind::PatroniProxy));
-    assert_eq!(recognise("listen_address: x\n"), Some(Kind::PatroniProxy));
+    assert_eq!(recognise("# clusters:\n\nglobal\n"), Some(InputKind::Haproxy));
+    assert_eq!(recognise("  listen x\n"), Some(InputKind::Haproxy));
+    assert_eq!(recognise("clusters:\n"), Some(InputKind::PatroniProxy));
+    assert_eq!(recognise("listen_address: x\n"), Some(InputKind::PatroniProxy));
     assert_eq!(recognise("[databases]\n"), None);
 }
 
@@ -596,15 +596,15 @@ mod any_text {
         fn what_is_written_is_yaml(picked in prop::collection::vec(0..WORDS.len(), 0..120)) {
             let words: Vec<&str> = picked.into_iter().map(|index| WORDS[index]).collect();
             let text = format!("listen a\nbind :1\nserver a a1:5432\n{}", words.join(" "));
-            if let Ok((yaml, _)) = convert(Kind::Haproxy, &text, "f", Mode::Postgres) {
+            if let Ok((yaml, _)) = convert(InputKind::Haproxy, &text, "f", Mode::Postgres) {
                 prop_assert!(tree::parse(&yaml).is_ok(), "{yaml}");
             }
         }
 
         #[test]
         fn nothing_ends_it(text in "\\PC{0,200}") {
-            let _ = convert(Kind::Haproxy, &text, "f", Mode::Tcp);
-            let _ = convert(Kind::PatroniProxy, &text, "f", Mode::Tcp);
+            let _ = convert(InputKind::Haproxy, &text, "f", Mode::Tcp);
+            let _ = convert(InputKind::PatroniProxy, &text, "f", Mode::Tcp);
         }
     }
 }

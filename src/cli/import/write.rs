@@ -14,7 +14,7 @@ pub(super) type Settings = Vec<(&'static str, String)>;
 
 /// The parts of a configuration, in Trunkline's words.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct ImportOutcome {
     pub(super) clusters: Vec<Cluster>,
     pub(super) routes: Vec<Route>,
     pub(super) listeners: Vec<Listener>,
@@ -116,7 +116,7 @@ pub(super) struct Listener {
 const ON_LEADER: &str =
     "sessions may land on the leader, where nothing but privileges keeps them from writing";
 
-impl Outcome {
+impl ImportOutcome {
     /// The whole file. `mode` is that of every listener.
     pub(super) fn yaml(&self, program: &str, file: &str, mode: Mode, notes: &Notes) -> String {
         let mut text = format!(

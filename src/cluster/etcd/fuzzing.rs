@@ -39,7 +39,7 @@ pub(crate) fn run(data: &[u8]) {
         .filter(|line| !line.trim_ascii().is_empty())
         .try_for_each(|line| {
             whole.push(update(line)?);
-            Ok::<_, super::Fault>(())
+            Ok::<_, super::EtcdError>(())
         });
     if data.len() < MAX_MESSAGE {
         assert_eq!(fault, told.err().map(|error| error.to_string()));

@@ -9,7 +9,7 @@ use reqwest::header::{AUTHORIZATION, HeaderValue};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
-use super::Fault;
+use super::EtcdError;
 use super::message::{self, MAX_MESSAGE, Single};
 use crate::cluster::ClusterError;
 use crate::cluster::patroni::{describe, tls};
@@ -86,7 +86,12 @@ impl Gateway {
     }
 
     /// One key below the prefix, read through etcd's quorum.
-    pub(super) async fn read(&self, endpoint: usize, key: &str, deadline: Instant) -> Result<Single, Fault> {
+    pub(super) async fn read(
+        &self,
+        endpoint: usize,
+        key: &str,
+        deadline: Instant,
+    ) -> Result<Single, EtcdError> {
         let body = message::range_request(&format!("{}{key}", self.prefix()));
         let mut answer = self.authorised(endpoint, "kv/range", &body, deadline).await?;
         message::single(&read_all(&mut answer, deadline).await?)
@@ -98,7 +103,7 @@ impl Gateway {
         endpoint: usize,
         start: i64,
         deadline: Instant,
-    ) -> Result<reqwest::Response, Fault> {
+    ) -> Result<reqwest::Response, EtcdError> {
         let body = message::watch_request(self.prefix(), start);
         self.authorised(endpoint, "watch", &body, deadline).await
     }
@@ -110,10 +115,10 @@ impl Gateway {
         path: &str,
         body: &Value,
         deadline: Instant,
-    ) -> Result<reqwest::Response, Fault> {
+    ) -> Result<reqwest::Response, EtcdError> {
         let first = self.token(endpoint, deadline).await?;
         match self.post(endpoint, path, body, first.as_ref(), deadline).await {
-            Err(Fault::Unauthorised(_)) if first.is_some() => {
+            Err(EtcdError::Unauthorised(_)) if first.is_some() => {
                 self.forget(endpoint);
                 let second = self.token(endpoint, deadline).await?;
                 self.post(endpoint, path, body, second.as_ref(), deadline).await
@@ -127,7 +132,7 @@ impl Gateway {
         *lock(&self.endpoints[endpoint].token) = None;
     }
 
-    async fn token(&self, endpoint: usize, deadline: Instant) -> Result<Option<HeaderValue>, Fault> {
+    async fn token(&self, endpoint: usize, deadline: Instant) -> Result<Option<HeaderValue>, EtcdError> {
         let Some(login) = &self.etcd().login else {
             return Ok(None);
         };
@@ -142,7 +147,7 @@ impl Gateway {
             .await?;
         let token = message::token(&read_all(&mut answer, deadline).await?)?;
         let mut token =
-            HeaderValue::from_str(&token).map_err(|_| Fault::Senseless("a token of odd characters"))?;
+            HeaderValue::from_str(&token).map_err(|_| EtcdError::Senseless("a token of odd characters"))?;
         token.set_sensitive(true);
         *lock(&self.endpoints[endpoint].token) = Some(token.clone());
         Ok(Some(token))
@@ -155,7 +160,7 @@ impl Gateway {
         body: &Value,
         token: Option<&HeaderValue>,
         deadline: Instant,
-    ) -> Result<reqwest::Response, Fault> {
+    ) -> Result<reqwest::Response, EtcdError> {
         let known = self.endpoints[endpoint].version.load(Ordering::Relaxed);
         for step in 0..VERSIONS.len() {
             let version = (known + step) % VERSIONS.len();
@@ -166,8 +171,8 @@ impl Gateway {
             }
             let mut answer = timeout_at(deadline, request.send())
                 .await
-                .map_err(|_| Fault::Late)?
-                .map_err(|error| Fault::Request(describe(&error)))?;
+                .map_err(|_| EtcdError::Late)?
+                .map_err(|error| EtcdError::Request(describe(&error)))?;
             let status = answer.status();
             if status == StatusCode::OK {
                 self.endpoints[endpoint].version.store(version, Ordering::Relaxed);
@@ -179,12 +184,12 @@ impl Gateway {
             let text = message::error(&read_all(&mut answer, deadline).await.unwrap_or_default());
             let about_token = text.contains("auth token") || text.contains("auth store");
             return Err(if status == StatusCode::UNAUTHORIZED || about_token {
-                Fault::Unauthorised(text)
+                EtcdError::Unauthorised(text)
             } else {
-                Fault::Status(status.as_u16(), text)
+                EtcdError::Status(status.as_u16(), text)
             });
         }
-        Err(Fault::NoGateway)
+        Err(EtcdError::NoGateway)
     }
 }
 
@@ -193,18 +198,18 @@ fn lock(token: &Mutex<Option<HeaderValue>>) -> MutexGuard<'_, Option<HeaderValue
     token.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn read_all(answer: &mut reqwest::Response, deadline: Instant) -> Result<Vec<u8>, Fault> {
+async fn read_all(answer: &mut reqwest::Response, deadline: Instant) -> Result<Vec<u8>, EtcdError> {
     let mut body = Vec::new();
     loop {
         let chunk = timeout_at(deadline, answer.chunk())
             .await
-            .map_err(|_| Fault::Late)?
-            .map_err(|error| Fault::Request(describe(&error)))?;
+            .map_err(|_| EtcdError::Late)?
+            .map_err(|error| EtcdError::Request(describe(&error)))?;
         let Some(chunk) = chunk else {
             return Ok(body);
         };
         if body.len() + chunk.len() > MAX_MESSAGE {
-            return Err(Fault::TooLong);
+            return Err(EtcdError::TooLong);
         }
         body.extend_from_slice(&chunk);
     }

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
-use super::Fault;
+use super::EtcdError;
 use crate::cluster::patroni::printable;
 
 /// Longest message of a watch, and largest body of an answer. etcd's own bound on a request is 1.5 MiB.
@@ -64,12 +64,12 @@ pub(super) fn watch_request(prefix: &str, start: i64) -> Value {
     }})
 }
 
-pub(super) fn single(body: &[u8]) -> Result<Single, Fault> {
+pub(super) fn single(body: &[u8]) -> Result<Single, EtcdError> {
     let answer = json(body)?;
     let value = match answer.get("kvs").and_then(Value::as_array).map(Vec::as_slice) {
         None | Some([]) => None,
         Some([only]) => Some(bytes(only, "value")?),
-        Some(_) => return Err(Fault::Senseless("several values of one key")),
+        Some(_) => return Err(EtcdError::Senseless("several values of one key")),
     };
     Ok(Single {
         header: header(&answer)?,
@@ -78,12 +78,12 @@ pub(super) fn single(body: &[u8]) -> Result<Single, Fault> {
 }
 
 /// The token of `/auth/authenticate`.
-pub(super) fn token(body: &[u8]) -> Result<String, Fault> {
+pub(super) fn token(body: &[u8]) -> Result<String, EtcdError> {
     let answer = json(body)?;
     let token = answer.get("token").and_then(Value::as_str);
     token
         .map(str::to_owned)
-        .ok_or(Fault::Senseless("no token for the user"))
+        .ok_or(EtcdError::Senseless("no token for the user"))
 }
 
 /// The message of an error, whatever its form.
@@ -96,24 +96,24 @@ pub(super) fn error(body: &[u8]) -> String {
     printable(text, 200)
 }
 
-pub(super) fn update(line: &[u8]) -> Result<Update, Fault> {
+pub(super) fn update(line: &[u8]) -> Result<Update, EtcdError> {
     let message = json(line)?;
     if let Some(error) = message.get("error") {
         let text = error.get("message").and_then(Value::as_str).unwrap_or_default();
-        return Err(Fault::Cancelled(printable(text, 200)));
+        return Err(EtcdError::Cancelled(printable(text, 200)));
     }
-    let result = message.get("result").ok_or(Fault::Senseless("no result"))?;
+    let result = message.get("result").ok_or(EtcdError::Senseless("no result"))?;
     let flag = |key: &str| result.get(key).and_then(Value::as_bool).unwrap_or(false);
     // The stream may stay open, and silent, after this.
     if flag("canceled") {
         if number(result, "compact_revision").is_some_and(|revision| revision != 0) {
-            return Err(Fault::Compacted);
+            return Err(EtcdError::Compacted);
         }
         let text = result
             .get("cancel_reason")
             .and_then(Value::as_str)
             .unwrap_or_default();
-        return Err(Fault::Cancelled(printable(text, 200)));
+        return Err(EtcdError::Cancelled(printable(text, 200)));
     }
     let events = result
         .get("events")
@@ -127,12 +127,12 @@ pub(super) fn update(line: &[u8]) -> Result<Update, Fault> {
     })
 }
 
-fn change(event: &Value) -> Result<Change, Fault> {
+fn change(event: &Value) -> Result<Change, EtcdError> {
     let pair = event
         .get("kv")
-        .ok_or(Fault::Senseless("an event without a key"))?;
+        .ok_or(EtcdError::Senseless("an event without a key"))?;
     let deleted = event.get("type").and_then(Value::as_str) == Some("DELETE");
-    let revision = number(pair, "mod_revision").ok_or(Fault::Senseless("an event without a revision"))?;
+    let revision = number(pair, "mod_revision").ok_or(EtcdError::Senseless("an event without a revision"))?;
     Ok(Change {
         key: bytes(pair, "key")?,
         value: if deleted {
@@ -145,10 +145,11 @@ fn change(event: &Value) -> Result<Change, Fault> {
     })
 }
 
-fn header(answer: &Value) -> Result<Header, Fault> {
-    let header = answer.get("header").ok_or(Fault::Senseless("no header"))?;
-    let field = |key| number(header, key).ok_or(Fault::Senseless("a header that lacks something"));
-    let positive = |key| unsigned(header.get(key)).ok_or(Fault::Senseless("a header that lacks something"));
+fn header(answer: &Value) -> Result<Header, EtcdError> {
+    let header = answer.get("header").ok_or(EtcdError::Senseless("no header"))?;
+    let field = |key| number(header, key).ok_or(EtcdError::Senseless("a header that lacks something"));
+    let positive =
+        |key| unsigned(header.get(key)).ok_or(EtcdError::Senseless("a header that lacks something"));
     Ok(Header {
         cluster: positive("cluster_id")?,
         revision: field("revision")?,
@@ -156,8 +157,8 @@ fn header(answer: &Value) -> Result<Header, Fault> {
     })
 }
 
-fn json(body: &[u8]) -> Result<Value, Fault> {
-    serde_json::from_slice(body).map_err(|_| Fault::Senseless("something else than JSON"))
+fn json(body: &[u8]) -> Result<Value, EtcdError> {
+    serde_json::from_slice(body).map_err(|_| EtcdError::Senseless("something else than JSON"))
 }
 
 fn number(object: &Value, key: &str) -> Option<i64> {
@@ -174,13 +175,13 @@ fn unsigned(value: Option<&Value>) -> Option<u64> {
     }
 }
 
-fn bytes(object: &Value, key: &str) -> Result<Vec<u8>, Fault> {
+fn bytes(object: &Value, key: &str) -> Result<Vec<u8>, EtcdError> {
     match object.get(key) {
         None => Ok(Vec::new()),
         Some(value) => value
             .as_str()
             .and_then(|text| BASE64_STANDARD.decode(text).ok())
-            .ok_or(Fault::Senseless("a key or value that is not base64")),
+            .ok_or(EtcdError::Senseless("a key or value that is not base64")),
     }
 }
 
@@ -193,12 +194,12 @@ pub(super) struct Lines {
 
 impl Lines {
     /// The messages that end in `chunk`.
-    pub(super) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Update>, Fault> {
+    pub(super) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Update>, EtcdError> {
         let mut updates = Vec::new();
         let mut pieces = chunk.split(|byte| *byte == b'\n').peekable();
         while let Some(piece) = pieces.next() {
             if self.rest.len() + piece.len() > MAX_MESSAGE {
-                return Err(Fault::TooLong);
+                return Err(EtcdError::TooLong);
             }
             self.rest.extend_from_slice(piece);
             if pieces.peek().is_some() {

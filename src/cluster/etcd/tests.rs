@@ -92,7 +92,7 @@ fn what_makes_no_sense_is_a_fault() {
     }
     let mut lines = Lines::default();
     assert!(lines.push(&vec![b' '; MAX_MESSAGE]).is_ok());
-    assert!(matches!(lines.push(b" "), Err(Fault::TooLong)));
+    assert!(matches!(lines.push(b" "), Err(EtcdError::TooLong)));
 }
 
 #[test]
@@ -117,9 +117,9 @@ fn older_answers_and_other_clusters_are_not_admitted() {
     seen.admit(&of(7, 5, 2)).unwrap();
     seen.note(&of(7, 5, 2));
     seen.admit(&of(7, 5, 2)).unwrap();
-    assert!(matches!(seen.admit(&of(8, 6, 3)), Err(Fault::OtherCluster)));
-    assert!(matches!(seen.admit(&of(7, 4, 2)), Err(Fault::Behind)));
-    assert!(matches!(seen.admit(&of(7, 6, 1)), Err(Fault::Behind)));
+    assert!(matches!(seen.admit(&of(8, 6, 3)), Err(EtcdError::OtherCluster)));
+    assert!(matches!(seen.admit(&of(7, 4, 2)), Err(EtcdError::Behind)));
+    assert!(matches!(seen.admit(&of(7, 6, 1)), Err(EtcdError::Behind)));
 }
 
 /// One etcd that answers from a script.

@@ -9,8 +9,8 @@ use super::LookupError;
 use super::pools::{Pool, pool};
 use super::question::{Question, bind};
 use crate::backend::ConnectError;
-use crate::cluster::account::Account;
 use crate::cluster::patroni::printable;
+use crate::cluster::service_account::ServiceAccount;
 use crate::cluster::snapshot::MemberName;
 
 /// Asks one member after the other. Each but the last gets half of what is left of the time.
@@ -102,7 +102,7 @@ fn broken(error: &ConnectError) -> bool {
 
 /// One look-up, remembered nowhere.
 pub(in crate::cluster) async fn once<Q: Question>(
-    account: &Arc<Account>,
+    account: &Arc<ServiceAccount>,
     host: &str,
     port: u16,
     query: &Q,

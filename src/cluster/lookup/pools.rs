@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use crate::backend::query::{Row, simple_query};
 use crate::backend::{ConnectError, ServerConnection, Step};
-use crate::cluster::account::{Account, Purpose};
 use crate::cluster::probe;
+use crate::cluster::service_account::{Purpose, ServiceAccount};
 use crate::cluster::snapshot::{Identity, Leader, Member, MemberName, ProbeFacts, Snapshot};
 
 /// A connection is used no longer: a host name may lead elsewhere by now.
@@ -26,13 +26,16 @@ pub(super) type Pool = managed::Pool<Connector>;
 
 /// One pool for each member that was asked; every kind of look-up uses the same.
 pub(in crate::cluster) struct Pools {
-    account: Arc<Account>,
+    account: Arc<ServiceAccount>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     open: Mutex<BTreeMap<MemberName, (String, u16, Pool)>>,
 }
 
 impl Pools {
-    pub(in crate::cluster) fn new(account: Arc<Account>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
+    pub(in crate::cluster) fn new(
+        account: Arc<ServiceAccount>,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> Self {
         Self {
             account,
             snapshots,
@@ -52,7 +55,7 @@ impl Pools {
         }
     }
 
-    pub(super) fn account(&self) -> &Account {
+    pub(super) fn account(&self) -> &ServiceAccount {
         &self.account
     }
 
@@ -101,7 +104,7 @@ fn can_be_asked(member: &Member) -> bool {
 
 /// `snapshots` tell which cluster the server has to belong to; without them anything that answers is asked.
 pub(super) fn pool(
-    account: &Arc<Account>,
+    account: &Arc<ServiceAccount>,
     host: &str,
     port: u16,
     snapshots: Option<watch::Receiver<Arc<Snapshot>>>,
@@ -128,7 +131,7 @@ pub(super) fn pool(
 }
 
 pub(super) struct Connector {
-    account: Arc<Account>,
+    account: Arc<ServiceAccount>,
     host: String,
     port: u16,
     snapshots: Option<watch::Receiver<Arc<Snapshot>>>,

@@ -7,7 +7,7 @@ use proptest::test_runner::RngSeed;
 
 use super::super::sight::{Known, Sight, Whereabouts};
 use super::*;
-use crate::routing::{Candidate, EndReason, Preference, Terms, Verdict, fits, verdict};
+use crate::routing::{Candidate, EndReason, GrantedRole, Preference, SessionVerdict, fits, verdict};
 
 /// Another cluster.
 const THEIRS: u64 = 666;
@@ -58,7 +58,7 @@ impl World {
         }
     }
 
-    pub(super) fn show_look(&mut self, index: usize, result: &Result<ProbeFacts, ProbeFailure>) {
+    pub(super) fn show_look(&mut self, index: usize, result: &Result<ProbeFacts, ProbeError>) {
         let sight = result.as_ref().ok().and_then(Sight::of);
         let look = self.looks.entry(index).or_default();
         let known = look.last().map(|last| last.connected);
@@ -150,7 +150,9 @@ impl World {
         let snapshot = self.state.snapshot();
         for session in self.sessions.iter_mut().filter(|session| session.ended.is_none()) {
             let member = name(session.member);
-            if let Verdict::End(why) = verdict(&snapshot, Terms::ReadWrite, &member, Some(&session.place)) {
+            if let SessionVerdict::End(why) =
+                verdict(&snapshot, GrantedRole::ReadWrite, &member, Some(&session.place))
+            {
                 session.ended = Some(why);
                 continue;
             }

@@ -18,7 +18,7 @@ const MEMBERS: usize = 4;
 #[derive(Debug, Clone)]
 enum Event {
     /// Patroni's REST: the answers there are, begun so many milliseconds ago. None is an outage.
-    Rest(u64, Vec<Answer>),
+    Rest(u64, Vec<PatroniAnswer>),
     /// The leader key as the watch shows it, so many milliseconds ago.
     Key(u64, Option<usize>),
     KeyLost,
@@ -32,7 +32,7 @@ enum Event {
 }
 
 #[derive(Debug, Clone)]
-struct Answer {
+struct PatroniAnswer {
     /// More than one is several leaders.
     named: Vec<usize>,
     members: Vec<Shown>,
@@ -64,7 +64,7 @@ enum Sight {
     Timeout,
 }
 
-impl Answer {
+impl PatroniAnswer {
     fn report(&self) -> SourceReport {
         let listed = |(index, shown): (usize, &Shown)| {
             let is_leader = self.named.contains(&index);
@@ -101,7 +101,7 @@ impl Answer {
 }
 
 impl Sight {
-    fn result(&self) -> Result<ProbeFacts, ProbeFailure> {
+    fn result(&self) -> Result<ProbeFacts, ProbeError> {
         let (in_recovery, timeline, position, foreign) = match *self {
             Self::Primary {
                 timeline,
@@ -114,7 +114,7 @@ impl Sight {
                 foreign,
             } => (true, timeline, position, foreign),
             Self::Refused | Self::Timeout => {
-                return Err(ProbeFailure {
+                return Err(ProbeError {
                     check: CheckStatus::Layer4Connection,
                     message: "as scripted".into(),
                     kind: match self {
@@ -211,8 +211,8 @@ impl Stage {
     }
 
     /// As a poll does it.
-    fn rest(&mut self, begun: Instant, answers: &[Answer]) {
-        let reports: Vec<SourceReport> = answers.iter().map(Answer::report).collect();
+    fn rest(&mut self, begun: Instant, answers: &[PatroniAnswer]) {
+        let reports: Vec<SourceReport> = answers.iter().map(PatroniAnswer::report).collect();
         let reports: Vec<&SourceReport> = reports.iter().collect();
         let snapshot = self.state.snapshot();
         let seen = |name: &MemberName| seen_writable(&snapshot, name);
@@ -233,7 +233,7 @@ impl Stage {
     }
 }
 
-fn answer() -> impl Strategy<Value = Answer> {
+fn answer() -> impl Strategy<Value = PatroniAnswer> {
     let shown = (
         prop::bool::weighted(0.95),
         prop_oneof![18 => Just(Some(0)), 1 => Just(Some(1)), 1 => Just(None)],
@@ -257,7 +257,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         1 => Just(vec![]),
         1 => Just(vec![0, 1]),
     ];
-    (named, vec(shown, MEMBERS)).prop_map(|(named, members)| Answer { named, members })
+    (named, vec(shown, MEMBERS)).prop_map(|(named, members)| PatroniAnswer { named, members })
 }
 
 fn event() -> impl Strategy<Value = Event> {

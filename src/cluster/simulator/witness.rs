@@ -77,7 +77,7 @@ impl Seen {
         self.refused.max(role).is_some_and(|at| at >= started)
     }
 
-    fn probed(&mut self, started: Instant, result: &Result<ProbeFacts, ProbeFailure>, now: Instant) {
+    fn probed(&mut self, started: Instant, result: &Result<ProbeFacts, ProbeError>, now: Instant) {
         match result {
             Ok(_) if self.outweighs(started) => {}
             Ok(facts) => {
@@ -516,7 +516,7 @@ fn choose(snapshot: &Snapshot, route: &Route) -> Vec<Candidate> {
         zone: None,
         listed: &[],
         sessions_on: &|_| 0,
-        is_in_trouble: &|_| false,
+        is_backing_off: &|_| false,
         chance: &mut || 0,
         turns: &mut Turns::default(),
     };

@@ -150,7 +150,7 @@ mod tests {
                     address: None,
                     connected: None,
                 })
-                .map_err(|kind| crate::cluster::state::ProbeFailure {
+                .map_err(|kind| crate::cluster::state::ProbeError {
                     message: "as scripted".into(),
                     check: CheckStatus::Layer7Status,
                     kind,

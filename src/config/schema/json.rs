@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::kind::{LONGEST_SOCKET_PATH, LONGEST_TEXT};
-use super::{Key, Keys, Kind, Otherwise, ROOT};
+use super::{Key, Keys, Otherwise, ROOT, ValueKind};
 use crate::config::units::{shown_duration, shown_size};
 
 /// As [`crate::config::section`] has it.
@@ -80,42 +80,42 @@ fn property(key: &Key) -> Map<String, Value> {
     schema
 }
 
-fn kind(of: &Kind) -> Map<String, Value> {
+fn kind(of: &ValueKind) -> Map<String, Value> {
     let schema = match of {
-        Kind::Truth => json!({"type": "boolean"}),
-        Kind::Number { least, most } => json!({"type": "integer", "minimum": least, "maximum": most}),
-        Kind::Time { least, or_off, .. } if least.is_zero() || *or_off => {
+        ValueKind::Truth => json!({"type": "boolean"}),
+        ValueKind::Number { least, most } => json!({"type": "integer", "minimum": least, "maximum": most}),
+        ValueKind::Time { least, or_off, .. } if least.is_zero() || *or_off => {
             json!({"anyOf": [{"const": 0}, {"type": "string", "pattern": "^(0|[0-9]+(ms|s|m|h))$"}]})
         }
-        Kind::Time { .. } => json!({"type": "string", "pattern": "^0*[1-9][0-9]*(ms|s|m|h)$"}),
-        Kind::Size { .. } => {
+        ValueKind::Time { .. } => json!({"type": "string", "pattern": "^0*[1-9][0-9]*(ms|s|m|h)$"}),
+        ValueKind::Size { .. } => {
             json!({"type": "string", "pattern": "^[0-9]+(B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)$"})
         }
-        Kind::Rate { .. } => {
+        ValueKind::Rate { .. } => {
             json!({"anyOf": [{"const": 0}, {"type": "string", "pattern": "^0*[1-9][0-9]*/s$"}]})
         }
-        Kind::Words(words) => {
+        ValueKind::Words(words) => {
             // Without quotes, a version of TLS is a number to YAML, and clear.
             let numbers = words.iter().filter_map(|word| word.parse::<f64>().ok());
             let texts = words.iter().map(|word| json!(word));
             json!({"enum": texts.chain(numbers.map(|number| json!(number))).collect::<Vec<_>>()})
         }
-        Kind::Text { most } => text(*most, "\\S"),
-        Kind::Name => text(63, NAME),
-        Kind::Address => text(LONGEST_TEXT, r"^(\*|[0-9.]+|\[[0-9A-Fa-f:.%]+\]):[0-9]+$"),
-        Kind::SocketPath => text(LONGEST_SOCKET_PATH, "^/"),
-        Kind::Mode => text(4, "^0?[0-7]{3}$"),
-        Kind::Host => text(LONGEST_TEXT, r"^\S+$"),
-        Kind::HostPort => text(LONGEST_TEXT, ":[0-9]+$"),
-        Kind::Url => text(LONGEST_TEXT, "^https?://"),
-        Kind::Network => text(LONGEST_TEXT, "^([0-9.]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)(/[0-9]+)?$"),
-        Kind::Scalar => json!({"type": ["string", "number", "boolean"]}),
-        Kind::File | Kind::Secret { .. } => text(LONGEST_TEXT, "^(?!~/)"),
-        Kind::List { of, least, most } => {
+        ValueKind::Text { most } => text(*most, "\\S"),
+        ValueKind::Name => text(63, NAME),
+        ValueKind::Address => text(LONGEST_TEXT, r"^(\*|[0-9.]+|\[[0-9A-Fa-f:.%]+\]):[0-9]+$"),
+        ValueKind::SocketPath => text(LONGEST_SOCKET_PATH, "^/"),
+        ValueKind::Mode => text(4, "^0?[0-7]{3}$"),
+        ValueKind::Host => text(LONGEST_TEXT, r"^\S+$"),
+        ValueKind::HostPort => text(LONGEST_TEXT, ":[0-9]+$"),
+        ValueKind::Url => text(LONGEST_TEXT, "^https?://"),
+        ValueKind::Network => text(LONGEST_TEXT, "^([0-9.]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)(/[0-9]+)?$"),
+        ValueKind::Scalar => json!({"type": ["string", "number", "boolean"]}),
+        ValueKind::File | ValueKind::Secret { .. } => text(LONGEST_TEXT, "^(?!~/)"),
+        ValueKind::List { of, least, most } => {
             json!({"type": "array", "items": kind(of), "minItems": least, "maxItems": most})
         }
-        Kind::Section(of) => return keys(of),
-        Kind::Named { of, most } => {
+        ValueKind::Section(of) => return keys(of),
+        ValueKind::Named { of, most } => {
             let mut schema = json!({
                 "type": "object",
                 "propertyNames": {"pattern": NAME},
@@ -127,7 +127,7 @@ fn kind(of: &Kind) -> Map<String, Value> {
             }
             schema
         }
-        Kind::Either(kinds) => json!({"anyOf": kinds.iter().map(kind).collect::<Vec<_>>()}),
+        ValueKind::Either(kinds) => json!({"anyOf": kinds.iter().map(kind).collect::<Vec<_>>()}),
     };
     let Value::Object(schema) = schema else {
         unreachable!("each of the above is an object");
@@ -141,14 +141,14 @@ fn text(most: usize, pattern: &str) -> Value {
 }
 
 /// What the schema itself cannot say.
-fn bounds(kind: &Kind) -> Option<String> {
+fn bounds(kind: &ValueKind) -> Option<String> {
     let (least, most, or) = match kind {
-        Kind::Time { least, most, or_off } => {
+        ValueKind::Time { least, most, or_off } => {
             let or = if *or_off { ", or 0" } else { "" };
             (shown_duration(*least), shown_duration(*most), or)
         }
-        Kind::Size { least, most } => (shown_size(*least), shown_size(*most), ""),
-        Kind::Rate { most } => return Some(format!("At most {most}/s.")),
+        ValueKind::Size { least, most } => (shown_size(*least), shown_size(*most), ""),
+        ValueKind::Rate { most } => return Some(format!("At most {most}/s.")),
         _ => return None,
     };
     Some(format!("From {least} to {most}{or}."))

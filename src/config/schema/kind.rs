@@ -7,7 +7,7 @@ use crate::config::cluster::{hours, secs};
 
 /// Bounds include both ends.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::config) enum Kind {
+pub(in crate::config) enum ValueKind {
     Truth,
     Number {
         least: u32,
@@ -53,17 +53,17 @@ pub(in crate::config) enum Kind {
         most: u64,
     },
     List {
-        of: &'static Kind,
+        of: &'static ValueKind,
         least: usize,
         most: usize,
     },
     Section(&'static Keys),
     /// A map whose keys are names.
     Named {
-        of: &'static Kind,
+        of: &'static ValueKind,
         most: Option<usize>,
     },
-    Either(&'static [Kind]),
+    Either(&'static [ValueKind]),
 }
 
 /// Longest text, in bytes, where nothing shorter is said.
@@ -78,88 +78,88 @@ pub(super) const LONGEST_ROLE: usize = 63;
 /// What a Unix socket's address can hold, its terminator not counted (`sun_path`).
 pub(in crate::config) const LONGEST_SOCKET_PATH: usize = 107;
 
-pub(super) const TRUTH: Kind = Kind::Truth;
-pub(super) const TEXT: Kind = text(LONGEST_TEXT);
-pub(super) const NAME: Kind = Kind::Name;
-pub(super) const ADDRESS: Kind = Kind::Address;
-pub(super) const SOCKET_PATH: Kind = Kind::SocketPath;
-pub(super) const MODE: Kind = Kind::Mode;
-pub(super) const HOST: Kind = Kind::Host;
-pub(super) const HOST_PORT: Kind = Kind::HostPort;
-pub(super) const URL: Kind = Kind::Url;
-pub(super) const NETWORK: Kind = Kind::Network;
-pub(super) const SCALAR: Kind = Kind::Scalar;
-pub(super) const FILE: Kind = Kind::File;
-pub(super) const SECRET: Kind = secret(1, MOST_SECRET);
+pub(super) const TRUTH: ValueKind = ValueKind::Truth;
+pub(super) const TEXT: ValueKind = text(LONGEST_TEXT);
+pub(super) const NAME: ValueKind = ValueKind::Name;
+pub(super) const ADDRESS: ValueKind = ValueKind::Address;
+pub(super) const SOCKET_PATH: ValueKind = ValueKind::SocketPath;
+pub(super) const MODE: ValueKind = ValueKind::Mode;
+pub(super) const HOST: ValueKind = ValueKind::Host;
+pub(super) const HOST_PORT: ValueKind = ValueKind::HostPort;
+pub(super) const URL: ValueKind = ValueKind::Url;
+pub(super) const NETWORK: ValueKind = ValueKind::Network;
+pub(super) const SCALAR: ValueKind = ValueKind::Scalar;
+pub(super) const FILE: ValueKind = ValueKind::File;
+pub(super) const SECRET: ValueKind = secret(1, MOST_SECRET);
 /// Names of users, as clients say them.
-pub(super) const USERS: Kind = list(&text(LONGEST_ROLE), 1, 1024);
-pub(super) const TARGETS: Kind = words(&["leader", "replica", "sync", "quorum", "async", "any"]);
-pub(super) const SIZE: Kind = Kind::Size {
+pub(super) const USERS: ValueKind = list(&text(LONGEST_ROLE), 1, 1024);
+pub(super) const TARGETS: ValueKind = words(&["leader", "replica", "sync", "quorum", "async", "any"]);
+pub(super) const SIZE: ValueKind = ValueKind::Size {
     least: 1 << 10,
     most: 1 << 50,
 };
-pub(super) const DAY: Kind = time(secs(0), hours(24));
+pub(super) const DAY: ValueKind = time(secs(0), hours(24));
 
-pub(super) const fn number(least: u32, most: u32) -> Kind {
-    Kind::Number { least, most }
+pub(super) const fn number(least: u32, most: u32) -> ValueKind {
+    ValueKind::Number { least, most }
 }
 
-pub(super) const fn time(least: Duration, most: Duration) -> Kind {
-    Kind::Time {
+pub(super) const fn time(least: Duration, most: Duration) -> ValueKind {
+    ValueKind::Time {
         least,
         most,
         or_off: false,
     }
 }
 
-pub(super) const fn time_or_off(least: Duration, most: Duration) -> Kind {
-    Kind::Time {
+pub(super) const fn time_or_off(least: Duration, most: Duration) -> ValueKind {
+    ValueKind::Time {
         least,
         most,
         or_off: true,
     }
 }
 
-pub(super) const fn rate(most: u32) -> Kind {
-    Kind::Rate { most }
+pub(super) const fn rate(most: u32) -> ValueKind {
+    ValueKind::Rate { most }
 }
 
-pub(super) const fn text(most: usize) -> Kind {
-    Kind::Text { most }
+pub(super) const fn text(most: usize) -> ValueKind {
+    ValueKind::Text { most }
 }
 
-pub(super) const fn words(words: &'static [&'static str]) -> Kind {
-    Kind::Words(words)
+pub(super) const fn words(words: &'static [&'static str]) -> ValueKind {
+    ValueKind::Words(words)
 }
 
-pub(super) const fn secret(least: usize, most: u64) -> Kind {
-    Kind::Secret { least, most }
+pub(super) const fn secret(least: usize, most: u64) -> ValueKind {
+    ValueKind::Secret { least, most }
 }
 
-pub(super) const fn list(of: &'static Kind, least: usize, most: usize) -> Kind {
-    Kind::List { of, least, most }
+pub(super) const fn list(of: &'static ValueKind, least: usize, most: usize) -> ValueKind {
+    ValueKind::List { of, least, most }
 }
 
-pub(super) const fn section(keys: &'static Keys) -> Kind {
-    Kind::Section(keys)
+pub(super) const fn section(keys: &'static Keys) -> ValueKind {
+    ValueKind::Section(keys)
 }
 
-pub(super) const fn named(of: &'static Kind) -> Kind {
-    Kind::Named { of, most: None }
+pub(super) const fn named(of: &'static ValueKind) -> ValueKind {
+    ValueKind::Named { of, most: None }
 }
 
-pub(super) const fn named_at_most(of: &'static Kind, most: usize) -> Kind {
-    Kind::Named { of, most: Some(most) }
+pub(super) const fn named_at_most(of: &'static ValueKind, most: usize) -> ValueKind {
+    ValueKind::Named { of, most: Some(most) }
 }
 
-pub(super) const fn either(kinds: &'static [Kind]) -> Kind {
-    Kind::Either(kinds)
+pub(super) const fn either(kinds: &'static [ValueKind]) -> ValueKind {
+    ValueKind::Either(kinds)
 }
 
 /// Of a key that may be of several kinds, the one that is asked for.
 macro_rules! this_or_alternative {
     ($($(#[$doc:meta])* $name:ident: $pattern:pat => $value:expr, $of:ty;)+) => {
-        impl Kind {
+        impl ValueKind {
             $($(#[$doc])*
             pub(in crate::config) fn $name(&'static self) -> Option<$of> {
                 match self {
@@ -174,7 +174,7 @@ macro_rules! this_or_alternative {
 
 this_or_alternative! {
     /// What a list is of, and its least and most elements.
-    list: Self::List { of, least, most } => (of, *least, *most), (&'static Kind, usize, usize);
+    list: Self::List { of, least, most } => (of, *least, *most), (&'static ValueKind, usize, usize);
     words: Self::Words(words) => words, &'static [&'static str];
     /// The longest text, in bytes.
     text: Self::Text { most } => *most, usize;

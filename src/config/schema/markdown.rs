@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::kind::{LONGEST_SOCKET_PATH, LONGEST_TEXT, MOST_SECRET};
-use super::{Key, Keys, Kind, Otherwise, ROOT};
+use super::{Key, Keys, Otherwise, ROOT, ValueKind};
 use crate::config::units::{shown_duration, shown_size};
 
 /// Every map with fixed keys and its place, as the documentation's headings write it: `clusters.NAME.probe`.
@@ -21,11 +21,11 @@ fn below(place: &str, keys: &'static Keys, sections: &mut Vec<(String, &'static 
             format!("{place}.{}", key.name)
         };
         let (place, kind) = match key.kind {
-            Kind::List { of, .. } => (format!("{place}[]"), *of),
-            Kind::Named { of, .. } => (format!("{place}.NAME"), *of),
+            ValueKind::List { of, .. } => (format!("{place}[]"), *of),
+            ValueKind::Named { of, .. } => (format!("{place}.NAME"), *of),
             kind => (place, kind),
         };
-        if let Kind::Section(keys) = kind {
+        if let ValueKind::Section(keys) = kind {
             sections.push((place.clone(), keys));
             below(&place, keys, sections);
         }
@@ -82,11 +82,11 @@ fn otherwise(key: &Key) -> String {
     }
 }
 
-fn kind(of: &Kind) -> String {
+fn kind(of: &ValueKind) -> String {
     match of {
-        Kind::Truth => "true or false".to_owned(),
-        Kind::Number { least, most } => format!("{least} to {most}"),
-        Kind::Time { least, most, or_off } => {
+        ValueKind::Truth => "true or false".to_owned(),
+        ValueKind::Number { least, most } => format!("{least} to {most}"),
+        ValueKind::Time { least, most, or_off } => {
             let or = if *or_off { ", or 0" } else { "" };
             format!(
                 "time, {} to {}{or}",
@@ -94,22 +94,22 @@ fn kind(of: &Kind) -> String {
                 shown_duration(*most)
             )
         }
-        Kind::Size { least, most } => format!("size, {} to {}", shown_size(*least), shown_size(*most)),
-        Kind::Rate { most } => format!("`N/s`, to {most}/s, or 0"),
-        Kind::Words(words) => alternatives(&words.iter().map(|word| quoted(word)).collect::<Vec<_>>()),
-        Kind::Text { most: LONGEST_TEXT } => "text".to_owned(),
-        Kind::Text { most } => format!("text, to {most} bytes"),
-        Kind::Name => "name".to_owned(),
-        Kind::Address => "address".to_owned(),
-        Kind::SocketPath => format!("absolute path, to {LONGEST_SOCKET_PATH} bytes"),
-        Kind::Mode => "octal text, `\"0000\"` to `\"0777\"`".to_owned(),
-        Kind::Host => "host".to_owned(),
-        Kind::HostPort => "host:port".to_owned(),
-        Kind::Url => "URL".to_owned(),
-        Kind::Network => "network".to_owned(),
-        Kind::Scalar => "text, number, true or false".to_owned(),
-        Kind::File => "file".to_owned(),
-        Kind::Secret { least, most } => {
+        ValueKind::Size { least, most } => format!("size, {} to {}", shown_size(*least), shown_size(*most)),
+        ValueKind::Rate { most } => format!("`N/s`, to {most}/s, or 0"),
+        ValueKind::Words(words) => alternatives(&words.iter().map(|word| quoted(word)).collect::<Vec<_>>()),
+        ValueKind::Text { most: LONGEST_TEXT } => "text".to_owned(),
+        ValueKind::Text { most } => format!("text, to {most} bytes"),
+        ValueKind::Name => "name".to_owned(),
+        ValueKind::Address => "address".to_owned(),
+        ValueKind::SocketPath => format!("absolute path, to {LONGEST_SOCKET_PATH} bytes"),
+        ValueKind::Mode => "octal text, `\"0000\"` to `\"0777\"`".to_owned(),
+        ValueKind::Host => "host".to_owned(),
+        ValueKind::HostPort => "host:port".to_owned(),
+        ValueKind::Url => "URL".to_owned(),
+        ValueKind::Network => "network".to_owned(),
+        ValueKind::Scalar => "text, number, true or false".to_owned(),
+        ValueKind::File => "file".to_owned(),
+        ValueKind::Secret { least, most } => {
             let least = if *least > 1 {
                 format!(", from {least} bytes")
             } else {
@@ -122,7 +122,7 @@ fn kind(of: &Kind) -> String {
             };
             format!("secret file{least}{most}")
         }
-        Kind::List { of, least, most } => {
+        ValueKind::List { of, least, most } => {
             let what = several(of).map_or_else(String::new, |what| format!(" of {what}"));
             let least = if *least == 0 {
                 String::new()
@@ -131,25 +131,25 @@ fn kind(of: &Kind) -> String {
             };
             format!("list{what}, {least}to {most}")
         }
-        Kind::Section(_) => "map".to_owned(),
-        Kind::Named { most: None, .. } => "map of names".to_owned(),
-        Kind::Named { most: Some(most), .. } => format!("map of names, to {most}"),
-        Kind::Either(kinds) => alternatives(&kinds.iter().map(kind).collect::<Vec<_>>()),
+        ValueKind::Section(_) => "map".to_owned(),
+        ValueKind::Named { most: None, .. } => "map of names".to_owned(),
+        ValueKind::Named { most: Some(most), .. } => format!("map of names, to {most}"),
+        ValueKind::Either(kinds) => alternatives(&kinds.iter().map(kind).collect::<Vec<_>>()),
     }
 }
 
 /// Several of a kind; `None` where the next table says what they are.
-fn several(kind: &Kind) -> Option<String> {
+fn several(kind: &ValueKind) -> Option<String> {
     Some(match kind {
-        Kind::Section(_) => return None,
-        Kind::Text { most: LONGEST_TEXT } => "texts".to_owned(),
-        Kind::Text { most } => format!("texts to {most} bytes"),
-        Kind::Url => "URLs".to_owned(),
-        Kind::Network => "networks".to_owned(),
-        Kind::Address => "addresses".to_owned(),
-        Kind::Words(_) => "words".to_owned(),
-        Kind::List { of, .. } => format!("lists of {}", several(of)?),
-        Kind::Either(kinds) => kinds
+        ValueKind::Section(_) => return None,
+        ValueKind::Text { most: LONGEST_TEXT } => "texts".to_owned(),
+        ValueKind::Text { most } => format!("texts to {most} bytes"),
+        ValueKind::Url => "URLs".to_owned(),
+        ValueKind::Network => "networks".to_owned(),
+        ValueKind::Address => "addresses".to_owned(),
+        ValueKind::Words(_) => "words".to_owned(),
+        ValueKind::List { of, .. } => format!("lists of {}", several(of)?),
+        ValueKind::Either(kinds) => kinds
             .iter()
             .filter_map(several)
             .collect::<Vec<_>>()

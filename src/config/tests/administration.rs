@@ -24,12 +24,12 @@ fn the_token_is_a_secret_of_visible_characters() {
     let text = with_http("token_file: token");
     let config = files.ok(&text);
     assert_eq!(config.http.token.as_ref().unwrap().expose(), b"0123456789abcdef");
-    assert!(config.files().of(&Part::Token).is_some(), "it is watched");
+    assert!(config.files().of(&ReloadUnit::Token).is_some(), "it is watched");
     assert!(!format!("{config:?}").contains("0123456789abcdef"));
     let materials = reread(&config);
     assert!(matches!(
-        materials.parts.get(&Part::Token),
-        Some(Ok(Material::Token(_)))
+        materials.parts.get(&ReloadUnit::Token),
+        Some(Ok(ReloadedUnit::Token(_)))
     ));
     for (contents, mode, expected) in [
         ("0123456789abcde", 0o600, "is shorter than 16 bytes"),

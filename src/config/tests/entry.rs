@@ -17,7 +17,7 @@ fn every_key_has_its_value() {
     assert_eq!(shown(&proxies.trusted), ["192.0.2.1/32", "2001:db8::/32"]);
     assert!(proxies.required);
     assert_eq!(entry.connection_rate.unwrap().get(), 20);
-    assert_eq!(config.listeners[1].entry, Entry::default());
+    assert_eq!(config.listeners[1].entry, AdmissionRules::default());
     let http = config.http.proxy_protocol.as_ref().unwrap();
     assert_eq!(
         (shown(&http.trusted), http.required),
@@ -28,7 +28,7 @@ fn every_key_has_its_value() {
     let route = &config.routes["w"];
     let (timeout, most) = (Duration::from_secs(3), 19);
     assert_eq!(route.queue, Queue { timeout, most });
-    let told = TellAddress {
+    let told = ClientAddressOptions {
         setting: false,
         application_name: true,
         tls: true,
@@ -37,7 +37,7 @@ fn every_key_has_its_value() {
     let other = &config.routes["r"];
     let (timeout, most) = (Duration::from_secs(10), 100);
     assert_eq!(other.queue, Queue { timeout, most });
-    let told = TellAddress {
+    let told = ClientAddressOptions {
         setting: true,
         application_name: false,
         tls: false,
@@ -113,7 +113,7 @@ fn what_is_no_network_no_rate_and_no_effect() {
     }
     assert_eq!(
         files.ok(&listener("connection_rate: 0")).listeners[0].entry,
-        Entry::default()
+        AdmissionRules::default()
     );
     let local = |keys: &str| listener(keys).replace("\"*:1\"", "/run/.s.PGSQL.1");
     for keys in [

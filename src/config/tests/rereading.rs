@@ -21,12 +21,12 @@ fn files() -> Files {
     files
 }
 
-fn again(config: &Config) -> Materials {
+fn again(config: &Config) -> ReloadedUnits {
     reread_at(config, unix_now(), &|_| None)
 }
 
 /// The parts that are good, and the faults of those that are not.
-fn outcome(materials: &Materials) -> (Vec<String>, Vec<String>) {
+fn outcome(materials: &ReloadedUnits) -> (Vec<String>, Vec<String>) {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for (part, result) in &materials.parts {
         match result {
@@ -93,12 +93,12 @@ fn what_is_in_the_files_is_new() {
     fs::write(files.path("trunkline.yaml"), PARTS).unwrap();
     assert_eq!(is_edited(&config), Ok(false));
     let mut materials = again(&config);
-    let Some(Ok(Material::Tls(tls))) = materials.parts.remove(&Part::Tls) else {
+    let Some(Ok(ReloadedUnit::Tls(tls))) = materials.parts.remove(&ReloadUnit::Tls) else {
         panic!()
     };
     assert_eq!(tls.certificates[0].pair.leaf().names, ["other.example"]);
-    let account = Part::ServiceAccount(Arc::from("main"));
-    let Some(Ok(Material::Password(Some(password)))) = materials.parts.remove(&account) else {
+    let account = ReloadUnit::ServiceAccount(Arc::from("main"));
+    let Some(Ok(ReloadedUnit::Password(Some(password)))) = materials.parts.remove(&account) else {
         panic!()
     };
     assert_eq!(password.expose(), b"another");

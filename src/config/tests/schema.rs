@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::super::schema::kind::Kind;
+use super::super::schema::kind::ValueKind;
 use super::super::schema::{Key, Keys, Otherwise, ROOT, markdown};
 use super::super::tree;
 use super::super::units::shown_duration;
@@ -150,15 +150,20 @@ fn places(document: &Value, pointer: &str, keys: &'static Keys, places: &mut Vec
     }
 }
 
-fn below(document: &Value, pointer: &str, kind: &'static Kind, places: &mut Vec<(String, &'static Key)>) {
+fn below(
+    document: &Value,
+    pointer: &str,
+    kind: &'static ValueKind,
+    places: &mut Vec<(String, &'static Key)>,
+) {
     match (kind, document) {
-        (Kind::Section(keys), _) => self::places(document, pointer, keys, places),
-        (Kind::List { of, .. }, Value::Array(elements)) => {
+        (ValueKind::Section(keys), _) => self::places(document, pointer, keys, places),
+        (ValueKind::List { of, .. }, Value::Array(elements)) => {
             for (index, element) in elements.iter().enumerate() {
                 below(element, &format!("{pointer}/{index}"), of, places);
             }
         }
-        (Kind::Named { of, .. }, Value::Object(named)) => {
+        (ValueKind::Named { of, .. }, Value::Object(named)) => {
             for (name, value) in named {
                 below(value, &format!("{pointer}/{name}"), of, places);
             }
@@ -168,10 +173,10 @@ fn below(document: &Value, pointer: &str, kind: &'static Kind, places: &mut Vec<
 }
 
 /// What may not stand under a key of this kind, whatever stands elsewhere.
-fn wrong(kind: &Kind) -> Vec<Value> {
+fn wrong(kind: &ValueKind) -> Vec<Value> {
     match kind {
-        Kind::Truth => vec![json!("yes"), json!(1), json!(null)],
-        Kind::Number { least, most } => {
+        ValueKind::Truth => vec![json!("yes"), json!(1), json!(null)],
+        ValueKind::Number { least, most } => {
             vec![
                 json!(i64::from(*least) - 1),
                 json!(most + 1),
@@ -180,67 +185,67 @@ fn wrong(kind: &Kind) -> Vec<Value> {
                 json!([1]),
             ]
         }
-        Kind::Time { least, or_off, .. } => {
+        ValueKind::Time { least, or_off, .. } => {
             let zero = (!or_off && !least.is_zero()).then(|| json!(0));
             [json!("5"), json!(5), json!("5d"), json!(true)]
                 .into_iter()
                 .chain(zero)
                 .collect()
         }
-        Kind::Size { .. } => vec![json!("5"), json!(5), json!("5 MB"), json!("5M")],
-        Kind::Rate { .. } => vec![json!(5), json!("5"), json!("5/m")],
-        Kind::Words(words) => vec![json!(format!("{}x", words[0])), json!(true), json!([words[0]])],
-        Kind::Text { .. } | Kind::File | Kind::Secret { .. } | Kind::Host => {
+        ValueKind::Size { .. } => vec![json!("5"), json!(5), json!("5 MB"), json!("5M")],
+        ValueKind::Rate { .. } => vec![json!(5), json!("5"), json!("5/m")],
+        ValueKind::Words(words) => vec![json!(format!("{}x", words[0])), json!(true), json!([words[0]])],
+        ValueKind::Text { .. } | ValueKind::File | ValueKind::Secret { .. } | ValueKind::Host => {
             vec![json!(""), json!(5), json!(["x"]), json!({"x": "y"})]
         }
-        Kind::Name => vec![json!("a b"), json!("x".repeat(64)), json!(5)],
-        Kind::Address => vec![json!("db1:6432"), json!("*"), json!(6432)],
-        Kind::SocketPath => vec![json!("here"), json!(format!("/{}", "x".repeat(107)))],
-        Kind::Mode => vec![json!("0778"), json!(777), json!("rwx")],
-        Kind::HostPort => vec![json!("db1"), json!(5432)],
-        Kind::Url => vec![json!("db1:8008"), json!("ftp://db1")],
-        Kind::Network => vec![json!("db1"), json!("10.0.0.0/x")],
-        Kind::Scalar => vec![json!(["x"]), json!(null)],
-        Kind::List { of, least, most } => {
+        ValueKind::Name => vec![json!("a b"), json!("x".repeat(64)), json!(5)],
+        ValueKind::Address => vec![json!("db1:6432"), json!("*"), json!(6432)],
+        ValueKind::SocketPath => vec![json!("here"), json!(format!("/{}", "x".repeat(107)))],
+        ValueKind::Mode => vec![json!("0778"), json!(777), json!("rwx")],
+        ValueKind::HostPort => vec![json!("db1"), json!(5432)],
+        ValueKind::Url => vec![json!("db1:8008"), json!("ftp://db1")],
+        ValueKind::Network => vec![json!("db1"), json!("10.0.0.0/x")],
+        ValueKind::Scalar => vec![json!(["x"]), json!(null)],
+        ValueKind::List { of, least, most } => {
             let none = (*least > 0).then(|| json!([]));
             let many = json!(vec![json!("x"); most + 1]);
             let elements = wrong(of).into_iter().map(|element| json!([element]));
             elements.chain(none).chain([many, json!({}), json!(5)]).collect()
         }
-        Kind::Section(_) => vec![json!({"zzz": 1}), json!(["x"]), json!("x")],
-        Kind::Named { .. } => vec![json!({}), json!({"a b": 1}), json!(["x"]), json!("x")],
-        Kind::Either(_) => vec![json!({"zzz": 1}), json!(""), json!(5)],
+        ValueKind::Section(_) => vec![json!({"zzz": 1}), json!(["x"]), json!("x")],
+        ValueKind::Named { .. } => vec![json!({}), json!({"a b": 1}), json!(["x"]), json!("x")],
+        ValueKind::Either(_) => vec![json!({"zzz": 1}), json!(""), json!(5)],
     }
 }
 
 /// What may, as far as the key itself goes; what stands elsewhere may be against it.
-fn right(kind: &Kind) -> Vec<Value> {
+fn right(kind: &ValueKind) -> Vec<Value> {
     match kind {
-        Kind::Truth => vec![json!(true), json!(false)],
-        Kind::Number { least, most } => vec![json!(least), json!(most)],
-        Kind::Time { least, most, or_off } => {
+        ValueKind::Truth => vec![json!(true), json!(false)],
+        ValueKind::Number { least, most } => vec![json!(least), json!(most)],
+        ValueKind::Time { least, most, or_off } => {
             let zero = (*or_off || least.is_zero()).then(|| [json!(0), json!("0")]);
             let bounds = [least, most].map(|time| json!(shown_duration(*time)));
             bounds.into_iter().chain(zero.into_iter().flatten()).collect()
         }
-        Kind::Size { .. } => vec![json!("1kB"), json!("16MiB"), json!("2048B"), json!("1024TB")],
-        Kind::Rate { most } => vec![json!(0), json!("1/s"), json!(format!("{most}/s"))],
-        Kind::Words(words) => words.iter().map(|word| json!(word)).collect(),
-        Kind::Name => vec![json!("a-b_c.1"), json!("x".repeat(63))],
-        Kind::Address => vec![
+        ValueKind::Size { .. } => vec![json!("1kB"), json!("16MiB"), json!("2048B"), json!("1024TB")],
+        ValueKind::Rate { most } => vec![json!(0), json!("1/s"), json!(format!("{most}/s"))],
+        ValueKind::Words(words) => words.iter().map(|word| json!(word)).collect(),
+        ValueKind::Name => vec![json!("a-b_c.1"), json!("x".repeat(63))],
+        ValueKind::Address => vec![
             json!("*:1"),
             json!("0.0.0.0:65535"),
             json!("[::]:9"),
             json!("[fe80::1%2]:9"),
         ],
-        Kind::Mode => vec![json!("0000"), json!("777")],
-        Kind::HostPort => vec![json!("a.example:1"), json!("10.0.0.1:2"), json!("[::1]:3")],
-        Kind::Url => vec![json!("http://a"), json!("https://[::1]:1/")],
-        Kind::Network => vec![json!("0.0.0.0/0"), json!("::/0"), json!("10.0.0.1"), json!("::1")],
-        Kind::Scalar => vec![json!(1), json!(1.5), json!(true), json!("x")],
-        Kind::Text { most } => vec![json!("x"), json!("x".repeat(*most))],
-        Kind::List { of, .. } => right(of).into_iter().map(|element| json!([element])).collect(),
-        Kind::Either(kinds) => kinds.iter().flat_map(right).collect(),
+        ValueKind::Mode => vec![json!("0000"), json!("777")],
+        ValueKind::HostPort => vec![json!("a.example:1"), json!("10.0.0.1:2"), json!("[::1]:3")],
+        ValueKind::Url => vec![json!("http://a"), json!("https://[::1]:1/")],
+        ValueKind::Network => vec![json!("0.0.0.0/0"), json!("::/0"), json!("10.0.0.1"), json!("::1")],
+        ValueKind::Scalar => vec![json!(1), json!(1.5), json!(true), json!("x")],
+        ValueKind::Text { most } => vec![json!("x"), json!("x".repeat(*most))],
+        ValueKind::List { of, .. } => right(of).into_iter().map(|element| json!([element])).collect(),
+        ValueKind::Either(kinds) => kinds.iter().flat_map(right).collect(),
         _ => Vec::new(),
     }
 }
@@ -373,10 +378,10 @@ fn maps_of(document: &Value, pointer: &str, keys: &'static Keys, maps: &mut Vec<
         let pointer = format!("{parent}/{}", key.name);
         let value = document.pointer(&pointer).unwrap();
         match (&key.kind, value) {
-            (Kind::Section(keys), _) => maps.push((pointer, keys)),
+            (ValueKind::Section(keys), _) => maps.push((pointer, keys)),
             (
-                Kind::List {
-                    of: Kind::Section(keys),
+                ValueKind::List {
+                    of: ValueKind::Section(keys),
                     ..
                 },
                 Value::Array(elements),
@@ -384,8 +389,8 @@ fn maps_of(document: &Value, pointer: &str, keys: &'static Keys, maps: &mut Vec<
                 maps.extend((0..elements.len()).map(|index| (format!("{pointer}/{index}"), *keys)));
             }
             (
-                Kind::Named {
-                    of: Kind::Section(keys),
+                ValueKind::Named {
+                    of: ValueKind::Section(keys),
                     ..
                 },
                 Value::Object(named),

@@ -3,22 +3,22 @@
 
 use bytes::BytesMut;
 
-use super::{Exchange, LoginFault, Proven};
+use super::{Exchange, LoginError, Proven};
 use crate::auth::credentials::Proof;
 use crate::auth::ident::Allowed;
 use crate::auth::rules::{ClientName, Need, Rule};
 use crate::frontend::peer;
 
 /// `cert`, and `clientcert=verify-full` beside another method.
-pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Result<(), LoginFault> {
+pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Result<(), LoginError> {
     let Some(certificate) = exchange.tls.and_then(|tls| tls.certificate.as_ref()) else {
-        return Err(LoginFault::NoCertificate);
+        return Err(LoginError::NoCertificate);
     };
     let name: &[u8] = match rule.client_name {
         ClientName::Cn => match &certificate.common_name {
             Some(name) => name,
             None => {
-                return Err(LoginFault::Certificate(
+                return Err(LoginError::Certificate(
                     rule.method.word(),
                     "the certificate has no common name".to_owned(),
                 ));
@@ -31,21 +31,21 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
         return Ok(());
     }
     let why = unfit(rule, "certificate", &name);
-    Err(exchange.kept_out(LoginFault::Certificate(rule.method.word(), why)))
+    Err(exchange.kept_out(LoginError::Certificate(rule.method.word(), why)))
 }
 
 /// `peer`: the operating system's user at the other end of a Unix socket.
-pub(super) async fn operating_system(exchange: &mut Exchange<'_>, rule: &Rule) -> Result<(), LoginFault> {
+pub(super) async fn operating_system(exchange: &mut Exchange<'_>, rule: &Rule) -> Result<(), LoginError> {
     let Some(uid) = exchange.address.peer().map(|peer| peer.uid) else {
-        return Err(LoginFault::Peer(
+        return Err(LoginError::Peer(
             "the operating system does not say who it is".to_owned(),
         ));
     };
     let name = match peer::user_name(uid).await {
         Ok(Some(name)) => name,
-        Ok(None) => return Err(LoginFault::Peer(format!("no user of this host has the id {uid}"))),
+        Ok(None) => return Err(LoginError::Peer(format!("no user of this host has the id {uid}"))),
         Err(error) => {
-            return Err(LoginFault::Peer(format!(
+            return Err(LoginError::Peer(format!(
                 "the user with id {uid} cannot be looked up: {error}"
             )));
         }
@@ -54,7 +54,7 @@ pub(super) async fn operating_system(exchange: &mut Exchange<'_>, rule: &Rule) -
         return Ok(());
     }
     let what = unfit(rule, "operating system user", name.as_bytes());
-    Err(exchange.kept_out(LoginFault::Peer(what)))
+    Err(exchange.kept_out(LoginError::Peer(what)))
 }
 
 /// Nothing is left in the router's hands that would open a server.
@@ -67,10 +67,10 @@ pub(super) fn proven() -> Proven {
     }
 }
 
-async fn may_be(exchange: &mut Exchange<'_>, rule: &Rule, name: &[u8]) -> Result<bool, LoginFault> {
+async fn may_be(exchange: &mut Exchange<'_>, rule: &Rule, name: &[u8]) -> Result<bool, LoginError> {
     let map = rule.map.as_deref();
     loop {
-        let maps = &exchange.doors.access.maps;
+        let maps = &exchange.context.access.maps;
         match maps.check(map, name, &exchange.packet.user, exchange.memberships()) {
             Allowed::Yes => return Ok(true),
             Allowed::Needs(Need::Memberships) => exchange.look_up_memberships().await?,

@@ -7,19 +7,19 @@ use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use super::sasl::{self, LookUp};
-use super::{Exchange, LoginFault, Proven, wrong_password};
+use super::{Exchange, LoginError, Proven, wrong_password};
 use crate::auth::Identity;
 use crate::auth::credentials::Proof;
-use crate::auth::guard::Guess;
 use crate::auth::ldap::LdapSettings;
+use crate::auth::login_throttle::Guess;
 use crate::auth::md5::Md5Hash;
 use crate::auth::{crypto, password};
 use crate::config::Secret;
-use crate::frontend::ldap::{self, LdapFault};
+use crate::frontend::ldap::{self, LdapError};
 use crate::wire::message;
 
 /// `password`: in clear, checked against whatever is known of the user.
-pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFault> {
+pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginError> {
     let given = ask(exchange).await?;
     let identity = exchange.identity().await?;
     if !verify(exchange, identity.clone(), given.clone()).await? {
@@ -36,7 +36,7 @@ pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFa
 }
 
 /// `md5`: SCRAM for who has a SCRAM verifier, and for who is unknown, as PostgreSQL does; md5 for who is stored so.
-pub(super) async fn md5(exchange: &mut Exchange<'_>) -> Result<Proven, LoginFault> {
+pub(super) async fn md5(exchange: &mut Exchange<'_>) -> Result<Proven, LoginError> {
     let identity = exchange.identity().await?;
     let hash = match &identity {
         Some(Identity::Md5(hash)) => hash.clone(),
@@ -51,7 +51,7 @@ async fn md5_of(
     exchange: &mut Exchange<'_>,
     hash: Md5Hash,
     identity: Option<Identity>,
-) -> Result<Proven, LoginFault> {
+) -> Result<Proven, LoginError> {
     let salt = crypto::random();
     let mut out = BytesMut::new();
     message::authentication_md5_password(&mut out, salt);
@@ -73,15 +73,15 @@ async fn md5_of(
 pub(super) async fn directory(
     exchange: &mut Exchange<'_>,
     settings: &LdapSettings,
-) -> Result<Proven, LoginFault> {
+) -> Result<Proven, LoginError> {
     let given = ask(exchange).await?;
     let user = &exchange.packet.user;
-    let tls = &exchange.doors.access.ldap_tls;
-    ldap::authenticate(settings, tls, user, given.expose(), exchange.doors.deadline)
+    let tls = &exchange.context.access.ldap_tls;
+    ldap::authenticate(settings, tls, user, given.expose(), exchange.context.deadline)
         .await
         .map_err(|fault| match fault {
-            LdapFault::Refused(reason) => LoginFault::Ldap(reason, Guess::of(given.expose())),
-            LdapFault::Unavailable(reason) => LoginFault::Directory(reason),
+            LdapError::Refused(reason) => LoginError::Ldap(reason, Guess::of(given.expose())),
+            LdapError::Unavailable(reason) => LoginError::Directory(reason),
         })?;
     Ok(Proven {
         proof: Proof::Password(given),
@@ -92,22 +92,22 @@ pub(super) async fn directory(
 }
 
 /// Asks for a password in clear. An empty one is never right, and a directory would take it for an anonymous bind.
-async fn ask(exchange: &mut Exchange<'_>) -> Result<Secret, LoginFault> {
+async fn ask(exchange: &mut Exchange<'_>) -> Result<Secret, LoginError> {
     let mut out = BytesMut::new();
     message::authentication_cleartext_password(&mut out);
     exchange.send(&out).await?;
     let given = terminated(exchange.password_message().await?)?;
     if given.expose().is_empty() {
-        return Err(LoginFault::EmptyPassword);
+        return Err(LoginError::EmptyPassword);
     }
     Ok(given)
 }
 
 /// The one terminated text of a `PasswordMessage`; the message itself is wiped.
-fn terminated(body: Bytes) -> Result<Secret, LoginFault> {
+fn terminated(body: Bytes) -> Result<Secret, LoginError> {
     let secret = match body.split_last() {
         Some((0, text)) if !text.contains(&0) => Ok(Secret::new(text)),
-        _ => Err(LoginFault::Protocol("invalid password packet size".to_owned())),
+        _ => Err(LoginError::Protocol("invalid password packet size".to_owned())),
     };
     if let Ok(mut body) = body.try_into_mut() {
         body.as_mut().zeroize();
@@ -121,11 +121,11 @@ async fn verify(
     exchange: &Exchange<'_>,
     identity: Option<Identity>,
     given: Secret,
-) -> Result<bool, LoginFault> {
-    let doors = exchange.doors;
+) -> Result<bool, LoginError> {
+    let context = exchange.context;
     let user = exchange.packet.user.clone();
-    let mock = Arc::clone(doors.mock);
-    let derivations = Arc::clone(doors.derivations);
+    let mock = Arc::clone(context.mock);
+    let derivations = Arc::clone(context.derivations);
     let verifier = identity.as_ref().and_then(Identity::verifier);
     let mark = verifier.and_then(|verifier| derivations.mark(verifier, given.expose()));
     let known_wrong = || derivations.known_wrong(mark.as_ref()?, Instant::now());
@@ -133,7 +133,7 @@ async fn verify(
         tokio::time::sleep(took).await;
         return Ok(false);
     }
-    let party = derivations.party(exchange.address.ip(), &doors.cluster.config().name, &user);
+    let party = derivations.party(exchange.address.ip(), &context.cluster.config().name, &user);
     let place = derivations.place(party).await;
     // Somebody else may have given the same meanwhile.
     if let Some(took) = known_wrong() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Exchange, LoginFault, Proven, wrong_password};
+use super::{Exchange, LoginError, Proven, wrong_password};
 use crate::auth::Identity;
 use crate::auth::credentials::Proof;
 use crate::auth::scram::{self, Lookup, Nonce, ServerExchange};
@@ -18,7 +18,7 @@ pub(super) enum LookUp {
     Done(Option<Identity>),
 }
 
-pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Result<Proven, LoginFault> {
+pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Result<Proven, LoginError> {
     let binding = exchange.tls.and_then(|tls| tls.binding.clone());
     let mechanisms: &[&str] = if binding.is_some() {
         &[scram::MECHANISM_PLUS, scram::MECHANISM]
@@ -38,11 +38,11 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
     let lookup = Lookup {
         user: &exchange.packet.user,
         verifier,
-        mock: exchange.doors.mock,
+        mock: exchange.context.mock,
     };
     let (step, reply) = ServerExchange::start(lookup, binding.as_deref(), Nonce::random())
         .client_first(mechanism, data)
-        .map_err(LoginFault::Scram)?;
+        .map_err(LoginError::Scram)?;
     out.clear();
     message::authentication_sasl_continue(&mut out, &reply);
     exchange.send(&out).await?;
@@ -54,7 +54,7 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
             let fault = wrong_password(identity.as_ref(), true, None);
             return Err(exchange.failed(fault).await);
         }
-        Err(fault) => return Err(exchange.failed(LoginFault::Scram(fault)).await),
+        Err(fault) => return Err(exchange.failed(LoginError::Scram(fault)).await),
     };
     out.clear();
     message::authentication_sasl_final(&mut out, &reply);
@@ -67,8 +67,8 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
 }
 
 /// `SASLInitialResponse`: mechanism, terminated; length of the response; the response. −1 is none.
-fn initial(body: &Bytes) -> Result<(&[u8], &[u8]), LoginFault> {
-    let malformed = || LoginFault::Protocol("malformed SASL initial response".to_owned());
+fn initial(body: &Bytes) -> Result<(&[u8], &[u8]), LoginError> {
+    let malformed = || LoginError::Protocol("malformed SASL initial response".to_owned());
     let end = body.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
     let (mechanism, rest) = (&body[..end], &body[end + 1..]);
     let (length, data) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;

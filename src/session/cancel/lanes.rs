@@ -31,12 +31,12 @@ struct Lane {
 #[derive(Debug)]
 pub(super) struct Turn<'a, K: Eq + Hash + Clone> {
     _permit: OwnedSemaphorePermit,
-    _place: Place<'a, K>,
+    _place: LanePosition<'a, K>,
 }
 
 /// A place in a lane; it is left when this is dropped.
 #[derive(Debug)]
-struct Place<'a, K: Eq + Hash + Clone> {
+struct LanePosition<'a, K: Eq + Hash + Clone> {
     lanes: &'a Lanes<K>,
     server: K,
 }
@@ -53,14 +53,14 @@ impl<K: Eq + Hash + Clone> Lanes<K> {
         }
     }
 
-    fn enter(&self, server: K) -> (Arc<Semaphore>, Place<'_, K>) {
+    fn enter(&self, server: K) -> (Arc<Semaphore>, LanePosition<'_, K>) {
         let mut lanes = self.lock();
         let lane = lanes.entry(server.clone()).or_insert_with(|| Lane {
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             users: 0,
         });
         lane.users += 1;
-        let place = Place { lanes: self, server };
+        let place = LanePosition { lanes: self, server };
         (Arc::clone(&lane.turns), place)
     }
 
@@ -69,7 +69,7 @@ impl<K: Eq + Hash + Clone> Lanes<K> {
     }
 }
 
-impl<K: Eq + Hash + Clone> Drop for Place<'_, K> {
+impl<K: Eq + Hash + Clone> Drop for LanePosition<'_, K> {
     fn drop(&mut self) {
         let mut lanes = self.lanes.lock();
         if let Some(lane) = lanes.get_mut(&self.server) {

@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::super::admission::Knock;
+use super::super::generations::GenerationAnswer;
 use super::super::peer_codec::{self, Answered, Answering, Answers, Asked, Fate, MOST_AT_ONCE};
-use super::super::relatives::Answer;
 use super::super::{Shared, cancel};
 use super::{Conversation, PATIENCE, Peers};
 use crate::frontend::ClientStream;
@@ -42,7 +42,7 @@ pub(in crate::session) async fn serve(
     let Some(conversation) = peers.conversation() else {
         return;
     };
-    let (tell, told) = mpsc::channel(MOST_AT_ONCE);
+    let (tell, client_address) = mpsc::channel(MOST_AT_ONCE);
     let answerer = Answerer {
         shared: Arc::clone(shared),
         peers,
@@ -52,7 +52,7 @@ pub(in crate::session) async fn serve(
         ready: Vec::new(),
         under_way: 0,
         tell,
-        told,
+        client_address,
         _conversation: conversation,
     };
     // It outlives what is waited for at the end of the sessions, and ends when the process does.
@@ -103,7 +103,7 @@ struct Answerer {
     /// Questions whose last answer is not known.
     under_way: usize,
     tell: mpsc::Sender<Answered>,
-    told: mpsc::Receiver<Answered>,
+    client_address: mpsc::Receiver<Answered>,
     _conversation: Conversation,
 }
 
@@ -115,7 +115,7 @@ impl Answerer {
             while let Some(question) = self.answering.question(&mut self.read).ok()? {
                 self.take(question);
             }
-            while let Ok(answered) = self.told.try_recv() {
+            while let Ok(answered) = self.client_address.try_recv() {
                 self.note(answered);
             }
             self.say().await?;
@@ -125,7 +125,7 @@ impl Answerer {
                         return None;
                     }
                 }
-                Some(answered) = self.told.recv() => self.note(answered),
+                Some(answered) = self.client_address.recv() => self.note(answered),
                 () = sleep(IDLE), if self.under_way == 0 => return None,
             }
         }
@@ -144,12 +144,12 @@ impl Answerer {
                         let _ = tell.send(known(Fate::Done)).await;
                     });
                 }
-                None if shared.relatives.is_alone() => self.ready.push(known(Fate::NotFound)),
+                None if shared.generations.is_alone() => self.ready.push(known(Fate::NotFound)),
                 None => {
                     self.under_way += 1;
                     self.shared.tasks.spawn(async move {
-                        let fate = match shared.relatives.ask(&request).await {
-                            Answer::Found => Fate::Done,
+                        let fate = match shared.generations.ask(&request).await {
+                            GenerationAnswer::Found => Fate::Done,
                             _ => Fate::NotFound,
                         };
                         let _ = tell.send(known(fate)).await;

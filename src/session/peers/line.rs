@@ -29,7 +29,7 @@ const MOST_TRIES: u8 = 2;
 
 /// What the peer says of a key.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Verdict {
+pub(super) struct PeerVerdict {
     pub(super) is_found: bool,
     pub(super) incarnation: Incarnation,
 }
@@ -38,7 +38,7 @@ pub(super) struct Verdict {
 #[derive(Debug)]
 pub(super) struct Awaited {
     /// Or why it could not be asked.
-    pub(super) verdict: oneshot::Receiver<Result<Verdict, String>>,
+    pub(super) verdict: oneshot::Receiver<Result<PeerVerdict, String>>,
     /// All that a found key stands for is done, or the conversation has ended.
     pub(super) done: oneshot::Receiver<()>,
 }
@@ -48,7 +48,7 @@ struct Question {
     request: CancelRequest,
     tries: u8,
     /// Taken when it is told.
-    verdict: Option<oneshot::Sender<Result<Verdict, String>>>,
+    verdict: Option<oneshot::Sender<Result<PeerVerdict, String>>>,
     /// Closed where nobody waits any more.
     done: oneshot::Sender<()>,
 }
@@ -293,7 +293,7 @@ impl Conversation {
                 };
                 if let Some(verdict) = question.verdict.take() {
                     let is_found = answer.fate != Fate::NotFound;
-                    let _ = verdict.send(Ok(Verdict {
+                    let _ = verdict.send(Ok(PeerVerdict {
                         is_found,
                         incarnation,
                     }));

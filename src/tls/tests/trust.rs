@@ -21,7 +21,7 @@ fn a_certificate_without_its_key_is_refused_whatever_is_verified() {
         ("old", "false"),
     ] {
         let certificate = dir.certificate(shown);
-        for check in [Check::Nothing, Check::Chain] {
+        for check in [NameCheck::Nothing, NameCheck::Chain] {
             let client = client(check, &[certificate.clone(), dir.certificate("ca")], None);
             for version in VERSIONS {
                 let what = format!("{shown}, {check:?}, {version:?}");
@@ -37,7 +37,7 @@ fn a_certificate_without_its_key_is_refused_whatever_is_verified() {
         }
     }
     // A key of another kind: no algorithm of its own fits the certificate.
-    let client = client(Check::Nothing, &[], None);
+    let client = client(NameCheck::Nothing, &[], None);
     for version in VERSIONS {
         let false_one = server(
             vec![dir.certificate("true-rsa")],
@@ -73,7 +73,7 @@ fn a_clients_certificate_without_its_key_is_refused() {
             );
             let with = |key: &str| {
                 let own = Some((vec![dir.certificate(shown)], dir.key(key)));
-                shake(&client(Check::Nothing, &[], own), &server, "db")
+                shake(&client(NameCheck::Nothing, &[], own), &server, "db")
             };
             assert_eq!(with(shown), Ok(()), "{shown} {version:?}");
             let error = explain(&with("other").unwrap_err());
@@ -103,11 +103,17 @@ fn as_client(dir: &Dir, trusted: &[&str], lists: &[&str], chain: &[&str]) -> Res
         chain.iter().map(|name| dir.certificate(name)).collect(),
         dir.key(chain[0]),
     );
-    shake(&client(Check::Nothing, &[], Some(own)), &server, "db").map_err(|error| explain(&error))
+    shake(&client(NameCheck::Nothing, &[], Some(own)), &server, "db").map_err(|error| explain(&error))
 }
 
 /// What becomes of a server that shows `chain`.
-fn as_server(dir: &Dir, check: Check, trusted: &[&str], chain: &[&str], name: &str) -> Result<(), String> {
+fn as_server(
+    dir: &Dir,
+    check: NameCheck,
+    trusted: &[&str],
+    chain: &[&str],
+    name: &str,
+) -> Result<(), String> {
     let certificates: Vec<_> = trusted.iter().map(|name| dir.certificate(name)).collect();
     let server = server(
         chain.iter().map(|name| dir.certificate(name)).collect(),
@@ -165,7 +171,7 @@ fn an_authority_that_is_over_or_none_vouches_for_nobody() {
         dir.signed(&name, authority, Some(usages));
         refused(&as_client(&dir, &[authority], &[], &[&name]), words);
         refused(
-            &as_server(&dir, Check::Chain, &[authority], &[&name], "db"),
+            &as_server(&dir, NameCheck::Chain, &[authority], &[&name], "db"),
             words,
         );
         // One that is good beside it changes nothing.
@@ -209,20 +215,23 @@ fn what_is_configured_is_trusted_byte_for_byte() {
     dir.signed("old", "ca", None);
     dir.own("other", EC, " -addext subjectAltName=DNS:db");
     assert_eq!(
-        as_server(&dir, Check::ChainAndName, &["pin"], &["pin"], "db"),
+        as_server(&dir, NameCheck::ChainAndName, &["pin"], &["pin"], "db"),
         Ok(())
     );
     refused(
-        &as_server(&dir, Check::ChainAndName, &["pin"], &["pin"], "elsewhere"),
+        &as_server(&dir, NameCheck::ChainAndName, &["pin"], &["pin"], "elsewhere"),
         "not valid for name",
     );
     assert_eq!(as_client(&dir, &["pin"], &[], &["pin"]), Ok(()));
     // Itself, not its authority.
     assert_eq!(as_client(&dir, &["old"], &[], &["old"]), Ok(()));
-    assert_eq!(as_server(&dir, Check::Chain, &["old"], &["old"], "db"), Ok(()));
+    assert_eq!(
+        as_server(&dir, NameCheck::Chain, &["old"], &["old"], "db"),
+        Ok(())
+    );
     for result in [
         as_client(&dir, &["pin"], &[], &["other"]),
-        as_server(&dir, Check::Chain, &["pin"], &["other"], "db"),
+        as_server(&dir, NameCheck::Chain, &["pin"], &["other"], "db"),
     ] {
         refused(&result, "no trusted authority signed it directly");
     }
@@ -244,7 +253,7 @@ fn what_openssl_takes_is_taken_where_an_authority_signed_it_directly() {
     for name in ["old", "authority"] {
         assert_eq!(as_client(&dir, &["ca"], &[], &[name]), Ok(()), "{name}");
         assert_eq!(
-            as_server(&dir, Check::Chain, &["ca"], &[name], "db"),
+            as_server(&dir, NameCheck::Chain, &["ca"], &[name], "db"),
             Ok(()),
             "{name}"
         );
@@ -261,14 +270,14 @@ fn what_openssl_takes_is_taken_where_an_authority_signed_it_directly() {
     dir.signed("new-forged", "forged", Some("basicConstraints=CA:FALSE"));
     for result in [
         as_client(&dir, &["ca"], &[], &["new-forged"]),
-        as_server(&dir, Check::Chain, &["ca"], &["new-forged"], "db"),
+        as_server(&dir, NameCheck::Chain, &["ca"], &["new-forged"], "db"),
     ] {
         refused(&result, "another one has the same name");
     }
     dir.signed("old-forged", "forged", None);
     refused(&as_client(&dir, &["ca"], &[], &["old-forged"]), "version 1");
     refused(
-        &as_server(&dir, Check::Chain, &["ca"], &["old-forged"], "db"),
+        &as_server(&dir, NameCheck::Chain, &["ca"], &["old-forged"], "db"),
         "version 1",
     );
 }
@@ -295,7 +304,7 @@ fn usages_are_checked_as_openssl_does() {
                 "{error}"
             );
         }
-        let seen = as_server(&dir, Check::Chain, &["ca"], &[name], "db");
+        let seen = as_server(&dir, NameCheck::Chain, &["ca"], &[name], "db");
         assert_eq!(seen.is_ok(), server, "{name}: {seen:?}");
     }
     dir.own("self", EC, " -addext keyUsage=keyCertSign");
@@ -327,7 +336,7 @@ fn a_name_only_in_the_common_name_counts_as_for_libpq() {
         ("ip.example", "ip.example", true),
         ("ip.example", "127.0.0.2", true),
     ] {
-        let seen = as_server(&dir, Check::ChainAndName, &["ca"], &[shown], name);
+        let seen = as_server(&dir, NameCheck::ChainAndName, &["ca"], &[shown], name);
         assert_eq!(seen.is_ok(), fits, "{shown} as {name}: {seen:?}");
     }
 }

@@ -24,7 +24,7 @@ impl Line {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum SectionKind {
     Global,
     Defaults,
     Listen,
@@ -36,7 +36,7 @@ pub(super) enum Kind {
 
 #[derive(Debug)]
 pub(super) struct Section {
-    pub(super) kind: Kind,
+    pub(super) kind: SectionKind,
     /// The keyword, as it is written.
     pub(super) keyword: String,
     /// Empty where it has none.
@@ -70,18 +70,21 @@ pub(super) fn sections(text: &str, notes: &mut Notes) -> Result<Vec<Section>, Re
     for line in lines(text, notes) {
         let first = line.word(0);
         let kind = match first {
-            "global" => Some(Kind::Global),
-            "defaults" => Some(Kind::Defaults),
-            "listen" => Some(Kind::Listen),
-            "frontend" => Some(Kind::Frontend),
-            "backend" => Some(Kind::Backend),
+            "global" => Some(SectionKind::Global),
+            "defaults" => Some(SectionKind::Defaults),
+            "listen" => Some(SectionKind::Listen),
+            "frontend" => Some(SectionKind::Frontend),
+            "backend" => Some(SectionKind::Backend),
             // `peers` and `cache` are directives' words too, but never the first.
-            word if OTHERS.contains(&word) => Some(Kind::Other),
+            word if OTHERS.contains(&word) => Some(SectionKind::Other),
             _ => None,
         };
         if let Some(kind) = kind {
             let section = open(kind, &line);
-            let is_proxy = matches!(kind, Kind::Listen | Kind::Frontend | Kind::Backend);
+            let is_proxy = matches!(
+                kind,
+                SectionKind::Listen | SectionKind::Frontend | SectionKind::Backend
+            );
             if is_proxy && section.from.is_none() && line.words.len() > 2 {
                 notes.lost(
                     line.number,
@@ -108,7 +111,12 @@ pub(super) fn sections(text: &str, notes: &mut Notes) -> Result<Vec<Section>, Re
             None => notes.lost(line.number, first, "stands before any section"),
         }
     }
-    let is_proxy = |section: &&Section| matches!(section.kind, Kind::Listen | Kind::Frontend | Kind::Backend);
+    let is_proxy = |section: &&Section| {
+        matches!(
+            section.kind,
+            SectionKind::Listen | SectionKind::Frontend | SectionKind::Backend
+        )
+    };
     if let Some(section) = sections.iter().filter(is_proxy).nth(MAX_PROXIES) {
         return Err(Refusal {
             line: Some(section.line),
@@ -118,9 +126,9 @@ pub(super) fn sections(text: &str, notes: &mut Notes) -> Result<Vec<Section>, Re
     Ok(sections)
 }
 
-fn open(kind: Kind, line: &Line) -> Section {
+fn open(kind: SectionKind, line: &Line) -> Section {
     let (name, rest) = match line.word(1) {
-        "from" if kind == Kind::Defaults => ("", 1),
+        "from" if kind == SectionKind::Defaults => ("", 1),
         name => (name, 2),
     };
     let from = (line.word(rest) == "from").then(|| line.word(rest + 1).to_owned());
@@ -262,11 +270,11 @@ mod tests {
         assert_eq!(
             shown,
             [
-                (Kind::Global, "", None, 1),
-                (Kind::Defaults, "base", None, 3),
-                (Kind::Defaults, "", Some("base"), 5),
-                (Kind::Listen, "a", Some("base"), 6),
-                (Kind::Other, "r", None, 10),
+                (SectionKind::Global, "", None, 1),
+                (SectionKind::Defaults, "base", None, 3),
+                (SectionKind::Defaults, "", Some("base"), 5),
+                (SectionKind::Listen, "a", Some("base"), 6),
+                (SectionKind::Other, "r", None, 10),
             ]
         );
         assert_eq!(sections[3].lines[0].words, ["server", "x", "db:1", "check"]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::MAX_LISTENERS;
 use super::bind::{self, Bind};
-use super::parse::{Kind, Line, Section};
+use super::parse::{Line, Section, SectionKind};
 use super::server::{self, Options, Server};
 use super::words;
 use crate::cli::import::notes::Notes;
@@ -23,7 +23,7 @@ pub(super) enum Method {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct Check {
+pub(super) struct BackendCheck {
     pub(super) line: Option<usize>,
     pub(super) method: Method,
     /// Of the request; `/` by default.
@@ -41,13 +41,13 @@ pub(super) type At<T> = (usize, T);
 pub(super) struct Proxy {
     pub(super) name: String,
     pub(super) line: usize,
-    pub(super) kind: Kind,
+    pub(super) kind: SectionKind,
     pub(super) binds: Vec<Bind>,
     pub(super) is_http: bool,
     /// It shows the statistics page, or metrics.
     pub(super) is_pages: bool,
     pub(super) is_disabled: bool,
-    pub(super) check: Check,
+    pub(super) check: BackendCheck,
     pub(super) balance: Option<At<String>>,
     pub(super) connect: Option<At<Duration>>,
     pub(super) check_time: Option<At<Duration>>,
@@ -76,7 +76,7 @@ impl Proxy {
             is_http: false,
             is_pages: false,
             is_disabled: false,
-            check: Check::default(),
+            check: BackendCheck::default(),
             balance: None,
             connect: None,
             check_time: None,
@@ -155,7 +155,7 @@ impl Proxy {
                     3 => Some(line.word(2)),
                     _ => Some(line.word(3)),
                 };
-                self.check = Check {
+                self.check = BackendCheck {
                     line: Some(number),
                     method: Method::Http,
                     path: path.map(str::to_owned).or(self.check.path.take()),
@@ -180,10 +180,10 @@ impl Proxy {
     }
 
     fn set_check(&mut self, line: usize, method: Method) {
-        self.check = Check {
+        self.check = BackendCheck {
             line: Some(line),
             method,
-            ..Check::default()
+            ..BackendCheck::default()
         };
     }
 
@@ -193,7 +193,7 @@ impl Proxy {
                 "option",
                 "httpchk" | "pgsql-check" | "tcp-check" | "external-check" | "ssl-hello-chk" | "mysql-check"
                 | "redis-check" | "smtpchk" | "ldap-check",
-            ) => self.check = Check::default(),
+            ) => self.check = BackendCheck::default(),
             // What is not there is not missed.
             ("option" | "log", _) => {}
             _ => words::without_equivalent(line, notes),
@@ -286,6 +286,6 @@ impl Proxy {
 
     /// Do clients come in here?
     pub(super) fn is_frontend(&self) -> bool {
-        matches!(self.kind, Kind::Listen | Kind::Frontend)
+        matches!(self.kind, SectionKind::Listen | SectionKind::Frontend)
     }
 }

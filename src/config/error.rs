@@ -5,7 +5,7 @@ use std::sync::Arc;
 /// One thing that is wrong in a configuration file. Prints as
 /// `trunkline.yaml:12: listeners[0].address: what is wrong (what to do)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct ConfigError {
     /// The file as it was named by the caller.
     pub file: Arc<Path>,
     /// The key it concerns, as `listeners[0].address`; empty for the file as a whole.
@@ -17,7 +17,7 @@ pub struct Fault {
     pub hint: Option<String>,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.file.display())?;
         if let Some(line) = self.line {
@@ -36,17 +36,17 @@ impl fmt::Display for Fault {
 
 /// Everything that is wrong in a configuration file, in the order of its lines; never empty.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Faults(Vec<Fault>);
+pub struct ConfigErrors(Vec<ConfigError>);
 
-impl Faults {
+impl ConfigErrors {
     /// `faults` must not be empty: an empty list would be a refusal without a reason.
-    pub(super) fn new(mut faults: Vec<Fault>) -> Self {
+    pub(super) fn new(mut faults: Vec<ConfigError>) -> Self {
         debug_assert!(!faults.is_empty(), "a refusal has a reason");
         faults.sort_by_key(|fault| fault.line);
         Self(faults)
     }
 
-    pub fn iter(&self) -> std::slice::Iter<'_, Fault> {
+    pub fn iter(&self) -> std::slice::Iter<'_, ConfigError> {
         self.0.iter()
     }
 
@@ -56,16 +56,16 @@ impl Faults {
     }
 }
 
-impl<'a> IntoIterator for &'a Faults {
-    type Item = &'a Fault;
-    type IntoIter = std::slice::Iter<'a, Fault>;
+impl<'a> IntoIterator for &'a ConfigErrors {
+    type Item = &'a ConfigError;
+    type IntoIter = std::slice::Iter<'a, ConfigError>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
     }
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, fault) in self.0.iter().enumerate() {
             if index > 0 {

@@ -8,19 +8,19 @@ use super::model::{Fate, Message, Turn, feed, interleaved, server_message};
 use super::*;
 
 /// Drives an account with a script: words with `>` are what the client sends, with `<` what the server says.
-fn played(script: &str) -> Account {
-    let mut account = Account::new(TransactionStatus::Idle);
+fn played(script: &str) -> PendingReplies {
+    let mut pending = PendingReplies::new(TransactionStatus::Idle);
     for turn in script.split_whitespace() {
         let (side, tags) = turn.split_at(1);
         for tag in tags.bytes() {
             if side == ">" {
-                let _ = account.client(tag).unwrap();
+                let _ = pending.client(tag).unwrap();
             } else {
-                feed(&mut account, server_message(tag));
+                feed(&mut pending, server_message(tag));
             }
         }
     }
-    account
+    pending
 }
 
 fn idle(script: &str) -> bool {
@@ -39,15 +39,15 @@ fn a_query_owes_one_ready_whatever_it_has() {
 
 #[test]
 fn before_the_first_ready_nothing_is_idle() {
-    let mut account = Account::default();
+    let mut pending = PendingReplies::default();
     assert_eq!(
-        (account.is_idle(), account.status()),
+        (pending.is_idle(), pending.status()),
         (false, TransactionStatus::Unknown)
     );
-    let _ = account.client(b'Q').unwrap();
-    feed(&mut account, server_message(b'C'));
-    feed(&mut account, server_message(b'Z'));
-    assert!(account.between_transactions());
+    let _ = pending.client(b'Q').unwrap();
+    feed(&mut pending, server_message(b'C'));
+    feed(&mut pending, server_message(b'Z'));
+    assert!(pending.between_transactions());
 }
 
 #[test]
@@ -112,8 +112,8 @@ fn a_copy_that_fails_owes_what_follows_it() {
 
 #[test]
 fn a_sync_inside_a_copy_that_fails_is_ambiguous_until_an_answer_tells() {
-    let account = played(">PBES <12G >ddcS <EZ");
-    assert!(account.is_uncertain() && !account.is_idle());
+    let pending = played(">PBES <12G >ddcS <EZ");
+    assert!(pending.is_uncertain() && !pending.is_idle());
     assert!(
         idle(">PBES <12G >ddcS <EZZ"),
         "the server had not read it into the COPY"
@@ -143,8 +143,8 @@ fn copy_out_and_both_need_nothing_from_the_client() {
 #[test]
 fn what_comes_unasked_changes_nothing_but_a_fatal_error() {
     assert!(idle("<NN") && idle(">Q <NCNZ"));
-    let account = played("<F");
-    assert!(account.is_over() && !account.is_idle());
+    let pending = played("<F");
+    assert!(pending.is_over() && !pending.is_idle());
     assert!(!idle(">X"));
     assert!(
         !idle("<Z") && !idle("<C") && !idle(">S <C >S <ZZ"),
@@ -154,9 +154,9 @@ fn what_comes_unasked_changes_nothing_but_a_fatal_error() {
 
 #[test]
 fn the_status_is_that_of_the_last_ready() {
-    let account = played(">Q <CY");
-    assert_eq!(account.status(), TransactionStatus::InTransaction);
-    assert!(account.is_idle() && !account.between_transactions());
+    let pending = played(">Q <CY");
+    assert_eq!(pending.status(), TransactionStatus::InTransaction);
+    assert!(pending.is_idle() && !pending.between_transactions());
     assert_eq!(played(">Q <CY >Q <EX").status(), TransactionStatus::Failed);
     assert!(played(">Q <CY >Q <EX >Q <CZ").between_transactions());
 }
@@ -208,29 +208,29 @@ fn what_is_executed_is_settled_at_the_next_ready() {
 
 #[test]
 fn an_idle_account_is_small_and_has_no_heap() {
-    assert!(size_of::<Account>() <= 112);
-    let account = played(">QQPPSQSQPSQQFS <CZCZ11ZCZZCZ1ZCZCZVZZ");
-    assert!(account.is_idle());
-    assert_eq!(account.waiting.far.capacity(), 0);
+    assert!(size_of::<PendingReplies>() <= 112);
+    let pending = played(">QQPPSQSQPSQQFS <CZCZ11ZCZZCZ1ZCZCZVZZ");
+    assert!(pending.is_idle());
+    assert_eq!(pending.waiting.far.capacity(), 0);
 }
 
 #[test]
 fn the_queue_is_bounded_and_says_so() {
-    let mut account = Account::default();
+    let mut pending = PendingReplies::default();
     for _ in 0..1_000_000 {
         assert_eq!(
-            account.client(b'S'),
+            pending.client(b'S'),
             Ok(Admit::More),
             "many of a kind are a few numbers"
         );
     }
     let mut taken = 0;
-    while account.client(b'Q').and_then(|_| account.client(b'S')).is_ok() {
+    while pending.client(b'Q').and_then(|_| pending.client(b'S')).is_ok() {
         taken += 2;
         assert!(taken < 2 * MAX_RUNS);
-        assert_eq!(account.full(), account.waiting.runs() >= FULL_AT);
+        assert_eq!(pending.full(), pending.waiting.runs() >= FULL_AT);
     }
-    assert!(account.full() && account.waiting.runs() == MAX_RUNS);
+    assert!(pending.full() && pending.waiting.runs() == MAX_RUNS);
 }
 
 // --- Against the model, with random outcomes ---

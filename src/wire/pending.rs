@@ -7,13 +7,13 @@
 //! (PostgreSQL documentation, chapter "Message Flow"; `PostgresMain` in `src/backend/tcop/postgres.c`;
 //! `CopyGetData` in `src/backend/commands/copyfromparse.c`).
 //!
-//! Guarantees: [`Account::is_idle`] is never true while the server owes an answer, has an extended-protocol batch
+//! Guarantees: [`PendingReplies::is_idle`] is never true while the server owes an answer, has an extended-protocol batch
 //! open or skips to a Sync. It is pure, has no heap when nothing waits behind what is being answered, and is bounded:
 //! at [`FULL_AT`] runs of waiting messages the client must not be read for a while.
 //!
 //! Where the protocol itself is ambiguous it says so and is not idle. The case: a client sends Sync while COPY IN
 //! runs, and the COPY fails. Was the Sync ignored, or does it owe a `Z`? That depends on a moment only the server
-//! knows ([`Account::is_uncertain`]); the first answer to a later request tells, or all the `Z` that may come.
+//! knows ([`PendingReplies::is_uncertain`]); the first answer to a later request tells, or all the `Z` that may come.
 
 use std::collections::VecDeque;
 
@@ -25,7 +25,7 @@ pub const FULL_AT: usize = 4096;
 /// The same for a client that has closed its side.
 pub const LAST_AT: usize = 32_768;
 
-/// Runs of waiting messages beyond which [`Account::client`] fails. [`LAST_AT`] plus whatever one read of 64 KiB can
+/// Runs of waiting messages beyond which [`PendingReplies::client`] fails. [`LAST_AT`] plus whatever one read of 64 KiB can
 /// hold is less.
 pub const MAX_RUNS: usize = 65_536;
 
@@ -52,13 +52,13 @@ pub enum Admit {
 
 /// The client has more unanswered messages than are ever read ahead: the caller did not heed [`Admit::Full`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AccountFault {
+pub enum PendingError {
     #[error("too many messages wait for an answer")]
     TooManyWaiting,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Kind {
+enum RequestKind {
     #[default]
     Nothing,
     /// Parse, Bind, Describe, Execute, Close: each is completed by exactly one of `1 2 3 n T C I s`, or fails.
@@ -74,15 +74,17 @@ enum Kind {
 /// Messages of one kind in a row.
 #[derive(Debug, Clone, Copy, Default)]
 struct Run {
-    kind: Kind,
+    kind: RequestKind,
     count: u16,
 }
 
 impl Run {
     fn requests(self) -> usize {
         match self.kind {
-            Kind::Nothing | Kind::CopyEnd => 0,
-            Kind::Extended | Kind::Sync | Kind::Query | Kind::Function => usize::from(self.count),
+            RequestKind::Nothing | RequestKind::CopyEnd => 0,
+            RequestKind::Extended | RequestKind::Sync | RequestKind::Query | RequestKind::Function => {
+                usize::from(self.count)
+            }
         }
     }
 }
@@ -136,11 +138,11 @@ impl Waiting {
         }
     }
 
-    fn push(&mut self, kind: Kind) -> Result<(), AccountFault> {
+    fn push(&mut self, kind: RequestKind) -> Result<(), PendingError> {
         if let Some(run) = self.back().filter(|run| run.kind == kind && run.count < u16::MAX) {
             run.count += 1;
         } else if self.runs() >= MAX_RUNS {
-            return Err(AccountFault::TooManyWaiting);
+            return Err(PendingError::TooManyWaiting);
         } else if self.far.is_empty() && usize::from(self.near_len) < self.near.len() {
             self.near[usize::from(self.near_len)] = Run { kind, count: 1 };
             self.near_len += 1;
@@ -181,7 +183,7 @@ impl Waiting {
 }
 
 #[derive(Debug, Default)]
-pub struct Account {
+pub struct PendingReplies {
     /// What the server is answering, or will answer next.
     current: Run,
     /// The first of `current` has been answered in part: its `Z` may come.
@@ -213,7 +215,7 @@ pub struct Account {
     transactions: u64,
 }
 
-impl Account {
+impl PendingReplies {
     /// For a connection after login's `Z`, which said `status`.
     pub fn new(status: TransactionStatus) -> Self {
         Self {
@@ -226,7 +228,7 @@ impl Account {
     /// until the client asks. (Whether a frame is under way, the observers know.)
     pub fn is_idle(&self) -> bool {
         self.status != TransactionStatus::Unknown
-            && self.current.kind == Kind::Nothing
+            && self.current.kind == RequestKind::Nothing
             && self.uncertain == 0
             && !(self.skipping || self.batch_open || self.terminated || self.over || self.lost)
     }
@@ -259,11 +261,11 @@ impl Account {
     /// If what is being answered failed now: the status that the `Z` behind the error would have; `None` where no `Z`
     /// would come, as the client has not sent the Sync yet, or where that cannot be told.
     pub fn ready_after_error(&self) -> Option<u8> {
-        let has_sync = || self.waiting.iter().any(|run| run.kind == Kind::Sync);
+        let has_sync = || self.waiting.iter().any(|run| run.kind == RequestKind::Sync);
         let comes = match self.current.kind {
-            Kind::Query | Kind::Function | Kind::Sync => true,
-            Kind::Extended => has_sync(),
-            Kind::Nothing | Kind::CopyEnd => false,
+            RequestKind::Query | RequestKind::Function | RequestKind::Sync => true,
+            RequestKind::Extended => has_sync(),
+            RequestKind::Nothing | RequestKind::CopyEnd => false,
         };
         let is_known = !self.over && !self.is_uncertain() && self.copy != CopyMode::Both;
         (comes && is_known).then_some(match self.status {
@@ -330,7 +332,7 @@ impl Account {
     }
 
     /// A message of the client, before it is forwarded.
-    pub fn client(&mut self, tag: u8) -> Result<Admit, AccountFault> {
+    pub fn client(&mut self, tag: u8) -> Result<Admit, PendingError> {
         match tag {
             b'X' => self.terminated = true,
             // Data is consumed or ignored, never answered; Flush asks for what comes anyway.
@@ -339,14 +341,14 @@ impl Account {
                 CopyMode::In { ended } if !*ended => *ended = true,
                 CopyMode::Both => {}
                 // Ignored, unless something before it turns out to be a COPY.
-                _ if self.current.kind != Kind::Nothing => self.push(Kind::CopyEnd)?,
+                _ if self.current.kind != RequestKind::Nothing => self.push(RequestKind::CopyEnd)?,
                 _ => {}
             },
             b'S' => {
                 if self.copy == (CopyMode::In { ended: false }) {
                     self.copy_syncs = self.copy_syncs.saturating_add(1);
                 } else {
-                    self.push(Kind::Sync)?;
+                    self.push(RequestKind::Sync)?;
                     self.skipping = false;
                 }
                 self.batch_open = false;
@@ -354,10 +356,10 @@ impl Account {
             // Whether the server skips this depends on a Sync that it may have taken for a part of a COPY.
             _ if self.skipping && self.uncertain > 0 => self.lost = true,
             _ if self.skipping => {}
-            b'Q' => self.request(Kind::Query)?,
-            b'F' => self.request(Kind::Function)?,
+            b'Q' => self.request(RequestKind::Query)?,
+            b'F' => self.request(RequestKind::Function)?,
             b'P' | b'B' | b'D' | b'E' | b'C' => {
-                self.push(Kind::Extended)?;
+                self.push(RequestKind::Extended)?;
                 self.batch_open = true;
                 self.execute_sent |= tag == b'E';
             }
@@ -375,7 +377,7 @@ impl Account {
             ServerEvent::ReadyForQuery(status) => self.ready(status),
             ServerEvent::CommandComplete(_) => {
                 self.worked = true;
-                self.executed |= self.current.kind == Kind::Extended;
+                self.executed |= self.current.kind == RequestKind::Extended;
                 if matches!(self.copy, CopyMode::In { ended: false }) {
                     self.lost = true;
                 }
@@ -383,10 +385,10 @@ impl Account {
                 self.stream_ended = was_streaming;
             }
             // The rows of a Query: nothing is done yet.
-            ServerEvent::Answer(b'T') if self.current.kind == Kind::Query => self.answered(),
+            ServerEvent::Answer(b'T') if self.current.kind == RequestKind::Query => self.answered(),
             ServerEvent::Answer(tag) => {
                 self.worked |= matches!(tag, b'V' | b's');
-                self.executed |= self.current.kind == Kind::Extended && matches!(tag, b'I' | b's');
+                self.executed |= self.current.kind == RequestKind::Extended && matches!(tag, b'I' | b's');
                 self.completed();
             }
             ServerEvent::CopyIn => self.copy_in(),
@@ -401,18 +403,18 @@ impl Account {
         }
     }
 
-    fn request(&mut self, kind: Kind) -> Result<(), AccountFault> {
+    fn request(&mut self, kind: RequestKind) -> Result<(), PendingError> {
         self.push(kind)?;
         // Both commit what an open batch has done.
         self.batch_open = false;
         Ok(())
     }
 
-    fn push(&mut self, kind: Kind) -> Result<(), AccountFault> {
+    fn push(&mut self, kind: RequestKind) -> Result<(), PendingError> {
         if let CopyMode::In { ended } = &mut self.copy {
             *ended = true;
         }
-        if self.current.kind == Kind::Nothing {
+        if self.current.kind == RequestKind::Nothing {
             self.current = Run { kind, count: 1 };
             return Ok(());
         }
@@ -444,7 +446,7 @@ impl Account {
         self.started = false;
         while let Some(run) = self.waiting.pop() {
             // Not behind a COPY IN: ignored.
-            if run.kind != Kind::CopyEnd {
+            if run.kind != RequestKind::CopyEnd {
                 self.current = run;
                 break;
             }
@@ -454,22 +456,22 @@ impl Account {
     /// Something came that can only be about `current`: whatever was uncertain before it is settled.
     fn answered(&mut self) {
         match self.current.kind {
-            Kind::Query | Kind::Function | Kind::Extended => {
+            RequestKind::Query | RequestKind::Function | RequestKind::Extended => {
                 self.uncertain = 0;
                 self.started = true;
             }
-            Kind::Nothing | Kind::Sync | Kind::CopyEnd => self.lost = true,
+            RequestKind::Nothing | RequestKind::Sync | RequestKind::CopyEnd => self.lost = true,
         }
     }
 
     /// A command within a Query, or one message of the extended protocol, is done.
     fn completed(&mut self) {
         self.answered();
-        if self.current.kind == Kind::Extended {
+        if self.current.kind == RequestKind::Extended {
             let took_syncs = self.copy_syncs > 0;
             self.advance();
             // A Sync that the COPY took has closed no batch.
-            self.batch_open |= took_syncs && self.current.kind == Kind::Nothing;
+            self.batch_open |= took_syncs && self.current.kind == RequestKind::Nothing;
         } else {
             self.leave_copy();
         }
@@ -488,11 +490,11 @@ impl Account {
         let mut ended = self.current.count > 1;
         while !ended && let Some(run) = self.waiting.front() {
             match run.kind {
-                Kind::Sync => {
+                RequestKind::Sync => {
                     self.copy_syncs = self.copy_syncs.saturating_add(u32::from(run.count));
                     self.waiting.pop();
                 }
-                Kind::CopyEnd => {
+                RequestKind::CopyEnd => {
                     ended = true;
                     self.waiting.pop_one();
                 }
@@ -508,29 +510,31 @@ impl Account {
         let may_owe = self.leave_copy();
         match self.current.kind {
             // Its `Z` follows; then those of Syncs that were sent into the COPY, if it had not read them.
-            Kind::Query | Kind::Function => {
+            RequestKind::Query | RequestKind::Function => {
                 self.uncertain = may_owe;
                 self.started = true;
             }
             // At the Sync itself: deferred constraints.
-            Kind::Sync => {}
-            Kind::Extended => {
+            RequestKind::Sync => {}
+            RequestKind::Extended => {
                 // Also a procedure that has committed before it failed.
                 self.executed |= self.execute_sent;
                 self.uncertain = may_owe;
                 let more = self.current.count > 1;
                 self.next();
-                if may_owe > 0 && (more || !matches!(self.current.kind, Kind::Nothing | Kind::Sync)) {
+                if may_owe > 0
+                    && (more || !matches!(self.current.kind, RequestKind::Nothing | RequestKind::Sync))
+                {
                     // Skipped or not? It cannot be told, and the two go different ways.
                     self.lost = true;
                 }
-                while !matches!(self.current.kind, Kind::Nothing | Kind::Sync) {
+                while !matches!(self.current.kind, RequestKind::Nothing | RequestKind::Sync) {
                     self.next();
                 }
-                self.skipping = self.current.kind == Kind::Nothing;
+                self.skipping = self.current.kind == RequestKind::Nothing;
             }
             // Nothing was asked: only FATAL comes unasked.
-            Kind::Nothing | Kind::CopyEnd => self.lost = true,
+            RequestKind::Nothing | RequestKind::CopyEnd => self.lost = true,
         }
     }
 
@@ -541,9 +545,11 @@ impl Account {
             self.transactions += 1;
         }
         match self.current.kind {
-            Kind::Sync => self.advance(),
+            RequestKind::Sync => self.advance(),
             // A request says something before its `Z`: if this one has not, the `Z` is one of the uncertain ones.
-            Kind::Query | Kind::Function if self.started || self.uncertain == 0 => self.advance(),
+            RequestKind::Query | RequestKind::Function if self.started || self.uncertain == 0 => {
+                self.advance();
+            }
             _ if self.uncertain > 0 => {
                 self.uncertain -= 1;
                 // A Sync of the COPY was processed after all.
@@ -551,13 +557,13 @@ impl Account {
             }
             _ => self.lost = true,
         }
-        self.execute_sent &= self.batch_open || self.current.kind != Kind::Nothing;
+        self.execute_sent &= self.batch_open || self.current.kind != RequestKind::Nothing;
     }
 }
 
 #[cfg(any(test, fuzzing))]
-#[path = "account_model.rs"]
+#[path = "pending_model.rs"]
 pub(crate) mod model;
 #[cfg(test)]
-#[path = "account_tests.rs"]
+#[path = "pending_tests.rs"]
 mod tests;

@@ -19,7 +19,7 @@ fn limit() -> RateLimit {
 
 /// A guard, a clock, and attempts by user and last byte of the address.
 struct Scene {
-    guard: Guard,
+    guard: LoginThrottle,
     start: Instant,
     now: Instant,
     /// Secrets given so far.
@@ -30,7 +30,7 @@ impl Scene {
     fn new(limit: RateLimit) -> Self {
         let now = Instant::now();
         Self {
-            guard: Guard::new(limit),
+            guard: LoginThrottle::new(limit),
             start: now,
             now,
             guesses: 0,
@@ -46,9 +46,9 @@ impl Scene {
     fn ask(&mut self, user: &str, address: u8) -> Result<u128, (By, u128)> {
         let attempt = self.attempt(user, address);
         match self.guard.ask(&attempt, self.now + 10 * MINUTE, self.now) {
-            Verdict::Go => Ok(0),
-            Verdict::Wait { until, .. } => Ok((until - self.now).as_millis()),
-            Verdict::Refuse { by, until } => Err((by, (until - self.now).as_millis())),
+            ThrottleDecision::Go => Ok(0),
+            ThrottleDecision::Wait { until, .. } => Ok((until - self.now).as_millis()),
+            ThrottleDecision::Refuse { by, until } => Err((by, (until - self.now).as_millis())),
         }
     }
 
@@ -95,7 +95,7 @@ fn after_some_failures_a_growing_delay_then_refusal_then_one_more_try() {
         scene.now += SECOND * u32::try_from(waited / 1000).unwrap();
         let began = scene.fail(1, "eve", 1)[0];
         let refused = scene.now - scene.start == 15 * SECOND;
-        let refuses = |start: Option<Start>| start.is_some_and(Start::is_refusal);
+        let refuses = |start: Option<ThrottleStart>| start.is_some_and(ThrottleStart::is_refusal);
         assert_eq!((refuses(began.address), refuses(began.user)), (refused, refused));
     }
     assert_eq!(scene.ask("eve", 1), Err((By::Address, 60_000)));
@@ -109,7 +109,10 @@ fn after_some_failures_a_growing_delay_then_refusal_then_one_more_try() {
     scene.now += MINUTE;
     // What is remembered is the worst: one attempt, and its failure begins the next refusal.
     assert_eq!(scene.ask("eve", 1), Ok(4000));
-    assert_eq!(scene.fail(1, "eve", 1)[0].address, Some(Start::Refusal(8)));
+    assert_eq!(
+        scene.fail(1, "eve", 1)[0].address,
+        Some(ThrottleStart::Refusal(8))
+    );
     assert_eq!(scene.ask("eve", 1), Err((By::Address, 60_000)));
 }
 
@@ -123,9 +126,9 @@ fn attempts_in_parallel_get_slots_one_behind_the_other() {
     assert_eq!(slots, [2000, 4000, 6000, 8000]);
     // One that came too late for its login's deadline takes no slot.
     let attempt = scene.attempt("late", 1);
-    let verdict = scene.guard.ask(&attempt, scene.now + 9 * SECOND, scene.now);
+    let decision = scene.guard.ask(&attempt, scene.now + 9 * SECOND, scene.now);
     assert!(
-        matches!(verdict, Verdict::Refuse { by: By::Address, until } if until == scene.now + 10 * SECOND)
+        matches!(decision, ThrottleDecision::Refuse { by: By::Address, until } if until == scene.now + 10 * SECOND)
     );
     assert_eq!(scene.ask("next", 1), Ok(10_000));
     // Whoever waits hears of a refusal that began meanwhile.
@@ -134,7 +137,7 @@ fn attempts_in_parallel_get_slots_one_behind_the_other() {
     scene.fail(4, "a", 1);
     assert!(matches!(
         scene.guard.refusal(&waiting, scene.now),
-        Some(Verdict::Refuse { by: By::Address, .. })
+        Some(ThrottleDecision::Refuse { by: By::Address, .. })
     ));
 }
 
@@ -188,22 +191,22 @@ fn a_success_on_a_unix_socket_frees_nobody_to_guess() {
     let ask = |scene: &mut Scene| scene.guard.ask(&local, scene.now + 10 * MINUTE, scene.now);
     assert_eq!(
         ask(&mut scene),
-        Verdict::Go,
+        ThrottleDecision::Go,
         "no guess from elsewhere counts here"
     );
     for _ in 0..2 {
         let guess = scene.guess();
         scene.guard.failed(&local, Some(guess), scene.now);
     }
-    assert_eq!(ask(&mut scene), Verdict::Go);
+    assert_eq!(ask(&mut scene), ThrottleDecision::Go);
     for _ in 0..6 {
         let guess = scene.guess();
         scene.guard.failed(&local, Some(guess), scene.now);
     }
-    let verdict = ask(&mut scene);
+    let decision = ask(&mut scene);
     assert!(
-        matches!(verdict, Verdict::Refuse { by: By::User, .. }),
-        "{verdict:?}"
+        matches!(decision, ThrottleDecision::Refuse { by: By::User, .. }),
+        "{decision:?}"
     );
 }
 
@@ -258,7 +261,7 @@ fn addresses_are_ipv4_ones_and_ipv6_networks_and_sockets_have_none() {
     assert_eq!(scene.guard.refusal(&other, scene.now), None);
     assert!(matches!(
         scene.guard.refusal(&local, scene.now),
-        Some(Verdict::Refuse { by: By::User, .. })
+        Some(ThrottleDecision::Refuse { by: By::User, .. })
     ));
     let elsewhere = scene.guard.attempt(None, "other", b"x");
     assert_eq!(
@@ -274,8 +277,8 @@ fn garbage_counts_for_the_address_alone() {
     let source = Some(IpAddr::from([10, 0, 0, 1]));
     let began: Vec<_> = (0..9).map(|_| scene.guard.garbage(source, scene.now)).collect();
     let mut expected = [None; 9];
-    expected[2] = Some(Start::Delay(3));
-    expected[7] = Some(Start::Refusal(8));
+    expected[2] = Some(ThrottleStart::Delay(3));
+    expected[7] = Some(ThrottleStart::Refusal(8));
     assert_eq!(began, expected);
     assert_eq!(scene.guard.sweep(scene.now), (1, 0));
     assert_eq!(scene.guard.garbage(None, scene.now), None);
@@ -360,8 +363,8 @@ fn the_same_wrong_secret_is_one_failure() {
 fn one_user_failing_by_scram_keeps_neither_its_neighbours_out_nor_itself_elsewhere() {
     let mut scene = Scene::new(limit());
     let began = scene.fail_by_scram(8, "app", 1);
-    assert_eq!(began[2].user_here, Some(Start::Delay(3)));
-    assert_eq!(began[7].user_here, Some(Start::Refusal(8)));
+    assert_eq!(began[2].user_here, Some(ThrottleStart::Delay(3)));
+    assert_eq!(began[7].user_here, Some(ThrottleStart::Refusal(8)));
     assert!(
         began
             .iter()
@@ -402,17 +405,17 @@ impl Scene {
         let mut looked_at = vec![0; all.len()];
         while self.now < self.start + until {
             for (knocking, looked_at) in all.iter_mut().zip(&mut looked_at) {
-                let verdict = match knocking.waits_until {
+                let decision = match knocking.waits_until {
                     _ if self.now < knocking.from => continue,
                     Some(at) if at > self.now => continue,
                     Some(_) => self.guard.refusal(&knocking.attempt, self.now),
                     None => Some(self.guard.ask(&knocking.attempt, self.now + MINUTE, self.now)),
                 };
                 knocking.waits_until = None;
-                match verdict {
-                    Some(Verdict::Wait { until, .. }) => knocking.waits_until = Some(until),
-                    Some(Verdict::Refuse { .. }) => {}
-                    None | Some(Verdict::Go) => {
+                match decision {
+                    Some(ThrottleDecision::Wait { until, .. }) => knocking.waits_until = Some(until),
+                    Some(ThrottleDecision::Refuse { .. }) => {}
+                    None | Some(ThrottleDecision::Go) => {
                         *looked_at += 1;
                         self.guard.failed(&knocking.attempt, None, self.now);
                     }

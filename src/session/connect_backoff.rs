@@ -18,11 +18,11 @@ const FORGOTTEN: Duration = Duration::from_mins(10);
 
 /// By cluster and member, until when it is avoided. Entries are there for members that failed last time only.
 #[derive(Debug, Default)]
-pub(super) struct Trouble(Mutex<HashMap<(Arc<str>, MemberName), Instant>>);
+pub(super) struct ConnectBackoff(Mutex<HashMap<(Arc<str>, MemberName), Instant>>);
 
-impl Trouble {
+impl ConnectBackoff {
     /// Others are to be preferred.
-    pub(super) fn is_in_trouble(&self, cluster: &Arc<str>, member: &MemberName) -> bool {
+    pub(super) fn is_backing_off(&self, cluster: &Arc<str>, member: &MemberName) -> bool {
         let places = self.lock();
         // Nearly always there is none at all.
         !places.is_empty()
@@ -68,18 +68,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_a_failure_one_session_at_a_time_tries_again() {
-        let (trouble, cluster, db1) = (Trouble::default(), "main".into(), MemberName::new("db1"));
-        assert!(!trouble.is_in_trouble(&cluster, &db1));
+        let (trouble, cluster, db1) = (ConnectBackoff::default(), "main".into(), MemberName::new("db1"));
+        assert!(!trouble.is_backing_off(&cluster, &db1));
         trouble.trying(&cluster, &db1);
-        assert!(!trouble.is_in_trouble(&cluster, &db1), "it has not failed");
+        assert!(!trouble.is_backing_off(&cluster, &db1), "it has not failed");
         trouble.failed(&cluster, &db1);
-        assert!(trouble.is_in_trouble(&cluster, &db1));
-        assert!(!trouble.is_in_trouble(&"other".into(), &db1), "another cluster's");
+        assert!(trouble.is_backing_off(&cluster, &db1));
+        assert!(
+            !trouble.is_backing_off(&"other".into(), &db1),
+            "another cluster's"
+        );
         tokio::time::advance(AVOIDED).await;
-        assert!(!trouble.is_in_trouble(&cluster, &db1), "its turn to be tried");
+        assert!(!trouble.is_backing_off(&cluster, &db1), "its turn to be tried");
         trouble.trying(&cluster, &db1);
-        assert!(trouble.is_in_trouble(&cluster, &db1), "by one session");
+        assert!(trouble.is_backing_off(&cluster, &db1), "by one session");
         trouble.answered(&cluster, &db1);
-        assert!(!trouble.is_in_trouble(&cluster, &db1));
+        assert!(!trouble.is_backing_off(&cluster, &db1));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Account, TransactionStatus};
+use super::{PendingReplies, TransactionStatus};
 use crate::wire::observe::ServerObserver;
 
 /// As `prop_assert!`, for whoever calls.
@@ -21,9 +21,9 @@ macro_rules! ensure {
 }
 
 /// One message of a server as bytes, given to the account the way the relay does.
-pub(super) fn feed(account: &mut Account, message: &[u8]) {
+pub(super) fn feed(pending: &mut PendingReplies, message: &[u8]) {
     ServerObserver::new()
-        .feed(message, |event| account.server(&event))
+        .feed(message, |event| pending.server(&event))
         .unwrap();
 }
 
@@ -269,7 +269,7 @@ pub(super) enum Turn {
 /// the account was ever uncertain.
 pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bool, String> {
     let mut server = Server::new();
-    let mut account = Account::new(TransactionStatus::Idle);
+    let mut pending = PendingReplies::new(TransactionStatus::Idle);
     let mut messages = VecDeque::from(messages);
     let mut uncertain = false;
     let mut turns = turns.into_iter();
@@ -277,19 +277,19 @@ pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bo
         match turns.next() {
             Some(Turn::Client) => {
                 if let Some(message) = messages.pop_front() {
-                    let _ = account.client(message.tag).unwrap();
+                    let _ = pending.client(message.tag).unwrap();
                     server.inbox.push_back(message);
                 }
             }
             Some(Turn::Server) => server.step(),
             Some(Turn::Delivery) => {
                 if let Some(tag) = server.outbox.pop_front() {
-                    feed(&mut account, server_message(tag));
+                    feed(&mut pending, server_message(tag));
                 }
             }
             None if !server.outbox.is_empty() => {
                 let tag = server.outbox.pop_front().unwrap();
-                feed(&mut account, server_message(tag));
+                feed(&mut pending, server_message(tag));
             }
             None => {
                 let before = (
@@ -309,29 +309,29 @@ pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bo
                     let Some(message) = messages.pop_front() else {
                         break;
                     };
-                    let _ = account.client(message.tag).unwrap();
+                    let _ = pending.client(message.tag).unwrap();
                     server.inbox.push_back(message);
                 }
             }
         }
-        uncertain |= account.is_uncertain();
-        if account.is_idle() {
-            ensure!(server.is_idle(), "idle while {server:?}\n{account:?}");
+        uncertain |= pending.is_uncertain();
+        if pending.is_idle() {
+            ensure!(server.is_idle(), "idle while {server:?}\n{pending:?}");
         }
-        if server.is_idle() && !account.is_uncertain() {
-            ensure!(account.is_idle(), "not idle: {account:?}");
+        if server.is_idle() && !pending.is_uncertain() {
+            ensure!(pending.is_idle(), "not idle: {pending:?}");
         }
         if server.mode == Mode::Dead && server.outbox.is_empty() {
-            ensure!(account.is_over());
+            ensure!(pending.is_over());
         }
     }
     // A Query more settles what can be settled.
-    if server.is_idle() && !account.lost {
-        let _ = account.client(b'Q').unwrap();
-        ensure!(!account.is_idle());
-        feed(&mut account, server_message(b'C'));
-        feed(&mut account, server_message(b'Z'));
-        ensure!(account.between_transactions(), "{account:?}");
+    if server.is_idle() && !pending.lost {
+        let _ = pending.client(b'Q').unwrap();
+        ensure!(!pending.is_idle());
+        feed(&mut pending, server_message(b'C'));
+        feed(&mut pending, server_message(b'Z'));
+        ensure!(pending.between_transactions(), "{pending:?}");
     }
     Ok(uncertain)
 }

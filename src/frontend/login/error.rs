@@ -1,7 +1,7 @@
 //! Why a login fails: what the client is told, what metrics say, and whether it counts as a guess.
 
-use crate::auth::guard::{By, Guess};
-use crate::auth::scram::{self, ScramFault};
+use crate::auth::login_throttle::{By, Guess};
+use crate::auth::scram::{self, ScramError};
 use crate::cluster::LookupError;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -11,7 +11,7 @@ pub(super) const NO_PASSWORD: &str = "there is no such user, or it cannot log in
 
 /// Why a login came to nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum LoginFault {
+pub enum LoginError {
     /// After our request for a password: psql does so to ask its user, balancers to see that we are there.
     #[error("hung up")]
     HungUp,
@@ -30,7 +30,7 @@ pub enum LoginFault {
     #[error("a rule rejects it")]
     Rejected(ErrorReply),
     #[error("{0}")]
-    Scram(ScramFault),
+    Scram(ScramError),
     /// A wrong password, an unknown user, a user without a password: told apart in the log only, by this text.
     /// With the password where it is known.
     #[error("password authentication failed: {0}")]
@@ -79,7 +79,7 @@ pub enum Offence {
     Garbage,
 }
 
-impl LoginFault {
+impl LoginError {
     /// `None` where the client has shown nothing wrong: an outage, a limit, a rule that lets nobody prove anything,
     /// one that hung up or fell silent when it was asked for a password.
     pub fn offence(&self) -> Option<Offence> {

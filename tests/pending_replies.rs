@@ -12,10 +12,10 @@ use bytes::BytesMut;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
-use trunkline::wire::account::{Account, TransactionStatus};
 use trunkline::wire::frame::{Frame, next_frame};
 use trunkline::wire::message;
 use trunkline::wire::observe::{ClientObserver, ServerObserver};
+use trunkline::wire::pending::{PendingReplies, TransactionStatus};
 use trunkline::wire::startup::ProtocolVersion;
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -105,7 +105,7 @@ struct Session {
     buffer: BytesMut,
     client: ClientObserver,
     server: ServerObserver,
-    account: Account,
+    pending: PendingReplies,
 }
 
 impl Session {
@@ -118,20 +118,20 @@ impl Session {
             buffer: BytesMut::new(),
             client: ClientObserver::new(),
             server: ServerObserver::new(),
-            account: Account::default(),
+            pending: PendingReplies::default(),
         };
         let mut startup = BytesMut::new();
         message::startup(&mut startup, ProtocolVersion::V3_0, parameters);
         session.stream.write_all(&startup).unwrap();
         while session.frame().tag != b'Z' {}
-        session.account = Account::new(TransactionStatus::Idle);
+        session.pending = PendingReplies::new(TransactionStatus::Idle);
         session
     }
 
     fn send(&mut self, bytes: &[u8]) {
-        let account = &mut self.account;
+        let pending = &mut self.pending;
         self.client
-            .feed(bytes, |tag, _| assert!(account.client(tag).is_ok()))
+            .feed(bytes, |tag, _| assert!(pending.client(tag).is_ok()))
             .unwrap();
         // A server that has ended the session is found out by reading.
         let _ = self.stream.write_all(bytes);
@@ -144,15 +144,15 @@ impl Session {
                 let mut bytes = vec![frame.tag];
                 bytes.extend(u32::try_from(frame.body.len() + 4).unwrap().to_be_bytes());
                 bytes.extend(&frame.body);
-                let account = &mut self.account;
-                self.server.feed(&bytes, |event| account.server(&event)).unwrap();
+                let pending = &mut self.pending;
+                self.server.feed(&bytes, |event| pending.server(&event)).unwrap();
                 return frame;
             }
             let mut read = [0; 8192];
             match self.stream.read(&mut read) {
                 Ok(0) => panic!("closed without a word"),
                 Ok(length) => self.buffer.extend_from_slice(&read[..length]),
-                Err(error) => panic!("waited in vain: {error}; {:?}", self.account),
+                Err(error) => panic!("waited in vain: {error}; {:?}", self.pending),
             }
         }
     }
@@ -184,7 +184,7 @@ impl Session {
 
     /// If the account says idle: the answer to a question more must be the very next thing.
     fn check_idle_when_said(&mut self) {
-        if !self.account.is_idle() {
+        if !self.pending.is_idle() {
             return;
         }
         assert!(
@@ -201,7 +201,7 @@ impl Session {
             }
         }
         assert!(tags == "TDCZ" || tags == "EZ", "idle, and {tags} came");
-        assert!(self.account.is_idle(), "{:?}", self.account);
+        assert!(self.pending.is_idle(), "{:?}", self.pending);
     }
 
     /// Whatever is open is closed, and everything is answered. False: the server has ended the session.
@@ -214,24 +214,24 @@ impl Session {
         let mut at_end = false;
         loop {
             let frame = self.frame();
-            if self.account.is_over() {
-                assert!(!self.account.is_idle());
+            if self.pending.is_over() {
+                assert!(!self.pending.is_idle());
                 return false;
             }
             at_end |= frame.tag == b'D' && frame.body.ends_with(b"the end");
             if at_end && frame.tag == b'Z' {
                 break;
             }
-            assert!(!self.account.is_idle(), "idle before the end");
+            assert!(!self.pending.is_idle(), "idle before the end");
         }
         assert!(
-            self.account.between_transactions() || self.account.is_uncertain(),
+            self.pending.between_transactions() || self.pending.is_uncertain(),
             "{:?}",
-            self.account
+            self.pending
         );
         self.check_idle_when_said();
         // What stays uncertain is what no answer can settle: such a connection is given up.
-        !self.account.is_uncertain()
+        !self.pending.is_uncertain()
     }
 }
 
@@ -328,7 +328,7 @@ fn the_account_agrees_with_postgresql() {
     let mut session = Session::new(postgres.port, &[USER]);
     session.send(&query(FIXTURES));
     while session.frame().tag != b'Z' {}
-    assert!(session.account.between_transactions());
+    assert!(session.pending.between_transactions());
 
     copies_with_a_sync_inside(&mut session);
 
@@ -352,7 +352,7 @@ fn the_account_agrees_with_postgresql() {
         let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for (unit, pause) in sequence {
                 // In one piece or message by message; waiting for an answer where one is certain, or not at all.
-                let was_idle = session.account.is_idle();
+                let was_idle = session.pending.is_idle();
                 if pause == 0 {
                     for message in &unit {
                         session.send(message);
@@ -366,22 +366,22 @@ fn the_account_agrees_with_postgresql() {
                     session.frame();
                     session.drain();
                 }
-                if session.account.is_over() {
+                if session.pending.is_over() {
                     break;
                 }
             }
-            let usable = session.account.is_over() || session.finish();
+            let usable = session.pending.is_over() || session.finish();
             assert!(
-                may_be_ambiguous || !session.account.is_uncertain(),
+                may_be_ambiguous || !session.pending.is_uncertain(),
                 "{:?}",
-                session.account
+                session.pending
             );
             usable
         }));
         let usable = attempt.as_ref().copied().unwrap_or(false);
-        if !usable || session.account.is_over() {
-            ended.set(ended.get() + u32::from(session.account.is_over()));
-            uncertain.set(uncertain.get() + u32::from(session.account.is_uncertain()));
+        if !usable || session.pending.is_over() {
+            ended.set(ended.get() + u32::from(session.pending.is_over()));
+            uncertain.set(uncertain.get() + u32::from(session.pending.is_uncertain()));
             *session = Session::new(postgres.port, &[USER]);
         }
         prop_assert!(
@@ -408,32 +408,32 @@ fn copies_with_a_sync_inside(session: &mut Session) {
     session.send(&[framed(b'c', b""), framed(b'H', b"")].concat());
     while session.frame().tag != b'C' {}
     assert!(
-        !session.account.is_idle(),
+        !session.pending.is_idle(),
         "the COPY took the Sync: the batch is open"
     );
     session.send(&framed(b'S', b""));
     while session.frame().tag != b'Z' {}
     session.check_idle_when_said();
-    assert!(session.account.between_transactions());
+    assert!(session.pending.between_transactions());
 
     // The server has read it, then fails: one Z, and the next answer settles it.
     session.send(&copy("copy t from stdin"));
     while session.frame().tag != b'G' {}
     session.send(&[framed(b'd', b"bad\n"), framed(b'c', b""), framed(b'S', b"")].concat());
     while session.frame().tag != b'Z' {}
-    assert!(session.account.is_uncertain() && !session.account.is_idle());
+    assert!(session.pending.is_uncertain() && !session.pending.is_idle());
     session.send(&query("select 1"));
     while session.frame().tag != b'Z' {}
     session.check_idle_when_said();
-    assert!(session.account.between_transactions());
+    assert!(session.pending.between_transactions());
 
     // It fails behind `G` and before it has read anything: a Z for each Sync.
     session.send(&[copy("copy bad from stdin"), framed(b'c', b""), framed(b'S', b"")].concat());
     while session.frame().tag != b'Z' {}
-    assert!(!session.account.is_idle());
+    assert!(!session.pending.is_idle());
     while session.frame().tag != b'Z' {}
     session.check_idle_when_said();
-    assert!(session.account.between_transactions());
+    assert!(session.pending.between_transactions());
 }
 
 /// Whether the server says anything about this by itself.
@@ -447,18 +447,18 @@ fn the_account_agrees_about_replication() {
     let mut session = Session::new(postgres.port, &[USER, (b"replication", b"true")]);
     session.send(&query("IDENTIFY_SYSTEM"));
     while session.frame().tag != b'Z' {}
-    assert!(session.account.between_transactions());
+    assert!(session.pending.between_transactions());
     session.send(&query("START_REPLICATION 0/1000000 TIMELINE 1"));
     while session.frame().tag != b'd' {}
-    assert!(session.account.in_copy() && !session.account.is_idle());
+    assert!(session.pending.in_copy() && !session.pending.is_idle());
     // A standby's reply, and the end.
     let status = [&b"r"[..], &[0; 33]].concat();
     session.send(&[framed(b'd', &status), framed(b'c', b"")].concat());
     while session.frame().tag != b'Z' {
-        assert!(!session.account.is_idle());
+        assert!(!session.pending.is_idle());
     }
-    assert!(session.account.between_transactions() && !session.account.in_copy());
+    assert!(session.pending.between_transactions() && !session.pending.in_copy());
     session.send(&query("nonsense"));
     while session.frame().tag != b'Z' {}
-    assert!(session.account.between_transactions());
+    assert!(session.pending.between_transactions());
 }

@@ -7,13 +7,13 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::Reload;
+use super::Supervisor;
 use crate::admin::ReloadAnswer;
-use crate::runtime::control::{Request, UpgradeAnswer};
+use crate::runtime::control::{ControlRequest, UpgradeAnswer};
 use crate::runtime::handover::{self, Heir, Offer, START};
 use crate::runtime::upgrade::{self, Upgrade};
 
-impl Reload {
+impl Supervisor {
     pub(super) async fn begin_upgrade(&mut self, answer: oneshot::Sender<UpgradeAnswer>) {
         if self.upgrade.is_some() {
             return upgrade::refuse(answer, "another upgrade is under way".to_owned());
@@ -37,8 +37,8 @@ impl Reload {
         let deadline = deadline.unwrap_or_else(|| Instant::now() + START);
         let given = match self.service.passed_on() {
             Ok(sockets) => {
-                let relatives = self.service.shared.relatives.family();
-                let offer = Offer::new(&sockets, &self.service.clusters, &kept, is_drained, relatives);
+                let generations = self.service.shared.generations.family();
+                let offer = Offer::new(&sockets, &self.service.clusters, &kept, is_drained, generations);
                 let mut giving = std::pin::pin!(handover::give(socket, offer, sockets, deadline));
                 loop {
                     tokio::select! {
@@ -122,7 +122,7 @@ impl Reload {
     async fn give_place(&mut self, heir: &mut Heir) -> Result<(), String> {
         let service = &self.service;
         // Before it has sessions, which cancel requests that come here may be for.
-        service.shared.relatives.add([heir.relative.clone()]);
+        service.shared.generations.add([heir.generation.clone()]);
         let released = service.administration.release().await;
         released.map_err(|_| "the state file cannot be written in time".to_owned())?;
         service.release(&heir.kept);
@@ -148,10 +148,10 @@ pub(in crate::runtime) const REPLACED: &str =
 pub(in crate::runtime) const ENDING: &str = "the router is shutting down";
 
 /// Refuses what is asked of a process that is on its way out.
-pub(super) fn too_late(request: Request, why: &str) {
+pub(super) fn too_late(request: ControlRequest, why: &str) {
     let fault = why.to_owned();
     match request {
-        Request::Reload(answer) => {
+        ControlRequest::Supervisor(answer) => {
             // Whoever asked may be gone.
             let _ = answer.send(ReloadAnswer {
                 applied: false,
@@ -160,7 +160,7 @@ pub(super) fn too_late(request: Request, why: &str) {
                 faults: vec![fault],
             });
         }
-        Request::Upgrade(answer) => upgrade::refuse(answer, fault),
-        Request::HandOver(socket) => drop(socket),
+        ControlRequest::Upgrade(answer) => upgrade::refuse(answer, fault),
+        ControlRequest::HandOver(socket) => drop(socket),
     }
 }

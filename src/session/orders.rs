@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::snapshot::{AdminState, Snapshot};
-use crate::routing::{self, Leave, Verdict};
+use crate::routing::{self, Leave, SessionVerdict};
 use crate::session::end::{Order, Reason};
 use crate::session::registry::Registry;
 
@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 type Since = HashMap<u64, Instant>;
 
 /// Until `stop`, or until the cluster is gone.
-pub(super) async fn enforce(
+pub(crate) async fn enforce(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     registry: Arc<Registry>,
     stop: CancellationToken,
@@ -49,14 +49,14 @@ pub(super) async fn enforce(
 
 /// Gives and takes back orders; returns when the first session is to be cut.
 fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instant) -> Option<Instant> {
-    let mut told = Since::new();
+    let mut client_address = Since::new();
     let mut first_cut = None;
     for entry in registry.sessions() {
-        let place = &entry.attachment;
+        let place = &entry.placement;
         if place.cluster != snapshot.cluster {
             continue;
         }
-        if let Verdict::End(why) = place.verdict(snapshot) {
+        if let SessionVerdict::End(why) = place.verdict(snapshot) {
             entry.order(Order::Now(Reason::Role(why)));
             continue;
         }
@@ -72,7 +72,7 @@ fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instan
             continue;
         };
         let began = since.get(&entry.id).copied().unwrap_or(now);
-        told.insert(entry.id, began);
+        client_address.insert(entry.id, began);
         let cut = began + grace;
         if cut <= now {
             entry.leave(Some(Order::Now(reason)));
@@ -81,7 +81,7 @@ fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instan
             first_cut = first_cut.into_iter().chain([cut]).min();
         }
     }
-    *since = told;
+    *since = client_address;
     first_cut
 }
 
@@ -103,9 +103,9 @@ mod tests {
         Health, Identity, Leader, Member, MemberName, NoLeader, Role, SourceStatus, WHOLE_SHARE,
     };
     use crate::config::{OnUnfit, Unfit};
-    use crate::routing::{LeaveReason, Terms};
+    use crate::routing::{GrantedRole, LeaveReason};
     use crate::session::keys::{Incarnation, KeyIssuer};
-    use crate::session::registry::{Attachment, Client, Ticket};
+    use crate::session::registry::{Client, Placement, Ticket};
 
     const GRACE: Duration = Duration::from_secs(5);
 
@@ -157,11 +157,11 @@ mod tests {
     }
 
     fn session(registry: &Arc<Registry>, lag: Unfit) -> Ticket {
-        let attachment = Attachment {
+        let placement = Placement {
             client: Client::app(),
             cluster: "main".into(),
             route: "ro".into(),
-            terms: Terms::ReadOnly,
+            granted: GrantedRole::ReadOnly,
             member: MemberName::new("db2"),
             whereabouts: None,
             process_id: 1,
@@ -173,7 +173,7 @@ mod tests {
                 grace: GRACE,
             },
         };
-        registry.enter(attachment).unwrap()
+        registry.enter(placement).unwrap()
     }
 
     fn because_of_lag() -> Reason {

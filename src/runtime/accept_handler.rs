@@ -8,45 +8,45 @@ use super::workers::Workers;
 use crate::frontend::ClientAddress;
 use crate::frontend::listen::{Accepted, ClientSocket};
 use crate::session::admission::{Full, Room};
-use crate::session::farewell;
-use crate::session::gate::Gate;
+use crate::session::close;
 use crate::session::life::{self, Arrival};
-use crate::session::{Shared, entry, sentry};
+use crate::session::listener_settings::ListenerSettings;
+use crate::session::{Shared, client_origin, login_throttle};
 
 /// Takes what a listener accepts to a worker. The gate is read per accept: another one may be put in its place.
-pub(super) struct Door {
-    gate: ArcSwap<Gate>,
+pub(super) struct AcceptHandler {
+    settings: ArcSwap<ListenerSettings>,
     shared: Arc<Shared>,
     workers: Arc<Workers>,
 }
 
-impl Door {
-    pub(super) fn new(gate: Arc<Gate>, shared: Arc<Shared>, workers: Arc<Workers>) -> Self {
+impl AcceptHandler {
+    pub(super) fn new(settings: Arc<ListenerSettings>, shared: Arc<Shared>, workers: Arc<Workers>) -> Self {
         Self {
-            gate: ArcSwap::new(gate),
+            settings: ArcSwap::new(settings),
             shared,
             workers,
         }
     }
 }
 
-impl Door {
-    pub(super) fn gate(&self) -> Arc<Gate> {
-        self.gate.load_full()
+impl AcceptHandler {
+    pub(super) fn settings(&self) -> Arc<ListenerSettings> {
+        self.settings.load_full()
     }
 
     /// For the connections accepted from now on.
-    pub(super) fn replace_gate(&self, gate: Arc<Gate>) {
-        self.gate.store(gate);
+    pub(super) fn replace_settings(&self, settings: Arc<ListenerSettings>) {
+        self.settings.store(settings);
     }
 }
 
-impl Accepted for Arc<Door> {
+impl Accepted for Arc<AcceptHandler> {
     fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
         let accepted = Instant::now();
         let admission = &self.shared.admission;
-        let gate = self.gate.load_full();
-        let knock = if entry::is_announced(&gate, address) {
+        let settings = self.settings.load_full();
+        let knock = if client_origin::is_announced(&settings, address) {
             admission.knock_unsaid()
         } else {
             admission.knock(address.ip())
@@ -59,10 +59,10 @@ impl Accepted for Arc<Door> {
             },
         };
         let shared = Arc::clone(&self.shared);
-        self.workers.spawn(move |lease| async move {
+        self.workers.spawn(move |worker_buffer| async move {
             let knock = match knock {
                 Ok(knock) => knock,
-                Err(queued) => match entry::turn(&shared, address, queued, accepted).await {
+                Err(queued) => match client_origin::turn(&shared, address, queued, accepted).await {
                     Ok(knock) => knock,
                     Err(full) => return refuse(&shared, &socket, full),
                 },
@@ -71,8 +71,8 @@ impl Accepted for Arc<Door> {
                 socket,
                 address,
                 accepted,
-                gate,
-                lease,
+                listener: settings,
+                worker_buffer,
                 knock,
             };
             life::serve(arrival, shared).await;
@@ -83,7 +83,7 @@ impl Accepted for Arc<Door> {
         self.shared.refused("no_descriptor");
         tell(
             &socket,
-            &farewell::too_many(
+            &close::too_many(
                 "the connection manager has no file descriptor left",
                 "Its operator has to raise the open-file limit or lower limits.max_clients.",
             ),
@@ -101,9 +101,9 @@ impl Accepted for Arc<Door> {
 }
 
 fn refuse(shared: &Shared, socket: &ClientSocket, full: Full) {
-    shared.refused(entry::label(full));
-    let (text, hint) = sentry::too_many(full);
-    tell(socket, &farewell::too_many(text, hint));
+    shared.refused(client_origin::label(full));
+    let (text, hint) = login_throttle::too_many(full);
+    tell(socket, &close::too_many(text, hint));
 }
 
 /// Last words at the accept loop: as much as the socket takes at once, which for a new one is everything.

@@ -19,14 +19,14 @@ pub(super) enum Purpose {
 
 /// How the router itself logs in to the members of one cluster.
 #[derive(Debug)]
-pub(super) struct Account {
+pub(super) struct ServiceAccount {
     pub(super) config: Arc<config::Cluster>,
     /// Of the connections to come; those that are there keep theirs.
     tls: ArcSwap<TlsClient>,
     credential: ArcSwap<Credential>,
 }
 
-impl Account {
+impl ServiceAccount {
     pub(super) fn new(config: Arc<config::Cluster>, tls: Arc<TlsClient>) -> Self {
         let credential = credential(config.service_account.password.as_ref());
         Self {
@@ -90,7 +90,7 @@ impl Account {
     }
 }
 
-impl Account {
+impl ServiceAccount {
     /// Whether a server lets this role in with this password, for the examination before the start. To the service
     /// account's database.
     pub(super) async fn try_login(

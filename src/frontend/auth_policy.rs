@@ -24,7 +24,7 @@ use crate::auth::hba::{self, Files};
 use crate::auth::ident::{self, Maps};
 use crate::auth::ldap::{Encryption, LdapSettings};
 use crate::auth::rules::{
-    ClientCertificate, Connection, DatabaseMatch, Method, Place, Rule, Rules, UserMatch,
+    ClientCertificate, Connection, DatabaseMatch, Method, Rule, RuleOrigin, Rules, UserMatch,
 };
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
@@ -40,7 +40,7 @@ const LOOK_WITHIN: Duration = Duration::from_millis(250);
 
 /// Everything a login is decided with. Replaced whole when a file changes; logins under way keep theirs.
 #[derive(Debug)]
-pub struct Access {
+pub struct AuthPolicy {
     pub rules: Rules,
     pub maps: Maps,
     /// `None` where the cluster is asked.
@@ -59,19 +59,19 @@ pub struct Access {
 
 /// What is wrong, each fault one line with its place.
 #[derive(Debug)]
-pub struct AccessFaults {
+pub struct AuthPolicyError {
     pub lines: Vec<String>,
-    /// As [`Access::watched`]: a change in any may mend it.
+    /// As [`AuthPolicy::watched`]: a change in any may mend it.
     pub watched: Stamps,
 }
 
-impl fmt::Display for AccessFaults {
+impl fmt::Display for AuthPolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.lines.join("\n"))
     }
 }
 
-impl std::error::Error for AccessFaults {}
+impl std::error::Error for AuthPolicyError {}
 
 /// What of the rest of the configuration makes a rule possible.
 #[derive(Debug, Clone, Copy)]
@@ -97,12 +97,12 @@ impl<'a> Around<'a> {
     }
 }
 
-impl Access {
+impl AuthPolicy {
     /// Reads and checks everything; blocks. Reports all faults of all files at once.
     ///
     /// # Errors
     /// Every fault, in the order of the files.
-    pub fn load(auth: &Auth, around: Around<'_>, mock: &MockSecret) -> Result<Self, AccessFaults> {
+    pub fn load(auth: &Auth, around: Around<'_>, mock: &MockSecret) -> Result<Self, AuthPolicyError> {
         let disk = Disk::default();
         let mut others = Vec::new();
         let maps = match &auth.ident_file {
@@ -136,7 +136,7 @@ impl Access {
                         Err(fault) => faults.push(fault.to_string()),
                         Ok(rule) => {
                             faults.extend(disk.has_open_secret(rule));
-                            let mut check = Check {
+                            let mut check = PolicyCheck {
                                 rule,
                                 maps: maps.as_ref(),
                                 users: users.as_ref().and_then(Option::as_ref),
@@ -173,7 +173,7 @@ impl Access {
                 directories,
                 watched,
             }),
-            _ => Err(AccessFaults {
+            _ => Err(AuthPolicyError {
                 lines: faults,
                 watched,
             }),
@@ -234,7 +234,7 @@ fn collect<T, E: fmt::Display>(result: Result<T, Vec<E>>, faults: &mut Vec<Strin
 }
 
 /// One rule, held against everything else.
-struct Check<'a> {
+struct PolicyCheck<'a> {
     rule: &'a Rule,
     /// `None` where there are faults in their file: what it lacks is not known.
     maps: Option<&'a Maps>,
@@ -246,7 +246,7 @@ struct Check<'a> {
     faults: &'a mut Vec<String>,
 }
 
-impl Check<'_> {
+impl PolicyCheck<'_> {
     fn fault(&mut self, what: impl fmt::Display) {
         self.faults.push(format!("{}: {what}", self.rule.place));
     }
@@ -378,7 +378,7 @@ impl Disk {
 
     /// What is wrong with a rule that has a password, in a file that everybody can read.
     fn has_open_secret(&self, rule: &Rule) -> Option<String> {
-        let Place::File { path, .. } = &rule.place else {
+        let RuleOrigin::File { path, .. } = &rule.place else {
             return None;
         };
         matches!(&rule.method, Method::Ldap(options) if options.bindpasswd.is_some()).then_some(())?;

@@ -46,7 +46,7 @@ const BUSY: u8 = b'B';
 
 /// What the others know of a cancel request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum GenerationAnswer {
     /// One of them has the session, and has done what was to be done.
     Found,
     NotFound,
@@ -58,7 +58,7 @@ pub(super) enum Answer {
 
 /// Another process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Relative {
+pub struct Generation {
     /// Of its socket.
     pub name: String,
     /// Of its user.
@@ -67,12 +67,12 @@ pub struct Relative {
 
 /// The other processes.
 #[derive(Debug)]
-pub struct Relatives {
+pub struct Generations {
     own: String,
-    others: Mutex<Vec<Relative>>,
+    others: Mutex<Vec<Generation>>,
 }
 
-impl Default for Relatives {
+impl Default for Generations {
     fn default() -> Self {
         let own = u128::from_be_bytes(random());
         Self {
@@ -82,17 +82,17 @@ impl Default for Relatives {
     }
 }
 
-impl Relatives {
+impl Generations {
     /// The name under which this process answers.
     pub fn own(&self) -> &str {
         &self.own
     }
 
     /// This process and the others that live, those that were there first before those that came later.
-    pub fn family(&self) -> Vec<Relative> {
+    pub fn family(&self) -> Vec<Generation> {
         self.forget_ended();
         let mut family = self.others().clone();
-        family.push(Relative {
+        family.push(Generation {
             name: self.own.clone(),
             uid: geteuid().as_raw(),
         });
@@ -100,11 +100,11 @@ impl Relatives {
     }
 
     /// From now on these are asked as well.
-    pub fn add(&self, relatives: impl IntoIterator<Item = Relative>) {
+    pub fn add(&self, generations: impl IntoIterator<Item = Generation>) {
         let mut others = self.others();
-        for relative in relatives {
-            if relative.name != self.own && !others.iter().any(|other| other.name == relative.name) {
-                others.push(relative);
+        for generation in generations {
+            if generation.name != self.own && !others.iter().any(|other| other.name == generation.name) {
+                others.push(generation);
             }
         }
         let is_full = others.len() > MOST;
@@ -129,33 +129,33 @@ impl Relatives {
     }
 
     /// Asks all of them at once. How many do so at a time is the caller's to bound.
-    pub(super) async fn ask(&self, request: &CancelRequest) -> Answer {
+    pub(super) async fn ask(&self, request: &CancelRequest) -> GenerationAnswer {
         let others = self.others().clone();
         if others.is_empty() {
-            return Answer::NotFound;
+            return GenerationAnswer::NotFound;
         }
         let mut asked = JoinSet::new();
-        for relative in others {
+        for generation in others {
             let question = question(request);
             asked.spawn(async move {
-                let answer = ask_one(&relative, &question).await;
-                (relative, answer)
+                let answer = ask_one(&generation, &question).await;
+                (generation, answer)
             });
         }
-        let mut all = Answer::NotFound;
+        let mut all = GenerationAnswer::NotFound;
         while let Some(joined) = asked.join_next().await {
             match joined {
-                Ok((_, Ok(Answer::Found))) => return Answer::Found,
-                Ok((_, Ok(Answer::NotFound))) => {}
+                Ok((_, Ok(GenerationAnswer::Found))) => return GenerationAnswer::Found,
+                Ok((_, Ok(GenerationAnswer::NotFound))) => {}
                 Ok((_, Ok(answer))) => all = answer,
                 // It has ended, and no other process can have its name.
-                Ok((relative, Err(error))) if has_ended(&error) => {
-                    self.others().retain(|other| *other != relative);
+                Ok((generation, Err(error))) if has_ended(&error) => {
+                    self.others().retain(|other| *other != generation);
                 }
-                Ok((Relative { name, .. }, Err(error))) => {
+                Ok((Generation { name, .. }, Err(error))) => {
                     debug!(name, %error, "another process of this router cannot be asked");
-                    if all == Answer::NotFound {
-                        all = Answer::Unasked;
+                    if all == GenerationAnswer::NotFound {
+                        all = GenerationAnswer::Unasked;
                     }
                 }
                 Err(_panicked) => {}
@@ -166,9 +166,9 @@ impl Relatives {
 
     /// Nobody answers by their names any more.
     fn forget_ended(&self) {
-        let ended = |relative: &Relative| knock(relative).is_err_and(|error| has_ended(&error));
+        let ended = |generation: &Generation| knock(generation).is_err_and(|error| has_ended(&error));
         // A connection that is made and closed is a question that was not asked.
-        self.others().retain(|relative| !ended(relative));
+        self.others().retain(|generation| !ended(generation));
     }
 
     /// Whether whoever asks may.
@@ -180,7 +180,7 @@ impl Relatives {
         })
     }
 
-    fn others(&self) -> std::sync::MutexGuard<'_, Vec<Relative>> {
+    fn others(&self) -> std::sync::MutexGuard<'_, Vec<Generation>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -195,17 +195,17 @@ fn question(request: &CancelRequest) -> Vec<u8> {
 }
 
 /// Connects, or says why not, at once.
-fn knock(relative: &Relative) -> io::Result<Socket> {
+fn knock(generation: &Generation) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // A full queue is an error then, not a wait.
     socket.set_nonblocking(true)?;
-    socket.connect(&SockAddr::unix(format!("\0{}", relative.name))?)?;
+    socket.connect(&SockAddr::unix(format!("\0{}", generation.name))?)?;
     Ok(socket)
 }
 
-async fn ask_one(relative: &Relative, question: &[u8]) -> io::Result<Answer> {
-    let mut stream = UnixStream::from_std(net::UnixStream::from(knock(relative)?))?;
-    if stream.peer_cred()?.uid() != relative.uid {
+async fn ask_one(generation: &Generation, question: &[u8]) -> io::Result<GenerationAnswer> {
+    let mut stream = UnixStream::from_std(net::UnixStream::from(knock(generation)?))?;
+    if stream.peer_cred()?.uid() != generation.uid {
         // Somebody else has the name: the process that had it has ended.
         return Err(io::ErrorKind::PermissionDenied.into());
     }
@@ -218,9 +218,9 @@ async fn ask_one(relative: &Relative, question: &[u8]) -> io::Result<Answer> {
         answer = timeout(WORK, stream.read_u8()).await??;
     }
     Ok(match answer {
-        FOUND => Answer::Found,
-        NOT_FOUND => Answer::NotFound,
-        _ => Answer::Busy,
+        FOUND => GenerationAnswer::Found,
+        NOT_FOUND => GenerationAnswer::NotFound,
+        _ => GenerationAnswer::Busy,
     })
 }
 
@@ -234,7 +234,7 @@ fn has_ended(error: &io::Error) -> bool {
 /// # Errors
 /// The socket cannot be made.
 pub fn answer(shared: &Arc<Shared>, stop: CancellationToken) -> io::Result<()> {
-    let address = SocketAddr::from_abstract_name(shared.relatives.own())?;
+    let address = SocketAddr::from_abstract_name(shared.generations.own())?;
     let listener = net::UnixListener::bind_addr(&address)?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
@@ -256,7 +256,7 @@ pub fn answer(shared: &Arc<Shared>, stop: CancellationToken) -> io::Result<()> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            if !accepting.relatives.knows(&stream) {
+            if !accepting.generations.knows(&stream) {
                 continue;
             }
             let shared = Arc::clone(&accepting);
@@ -279,9 +279,9 @@ async fn converse<P>(shared: &Arc<Shared>, mut stream: UnixStream, permit: P) ->
             // A byte finds room in a new connection.
             stream.write_u8(AT_WORK).await?;
             match cancel::for_relative(shared, &session).await {
-                Answer::Found => FOUND,
-                Answer::NotFound => NOT_FOUND,
-                Answer::Busy | Answer::Unasked => BUSY,
+                GenerationAnswer::Found => FOUND,
+                GenerationAnswer::NotFound => NOT_FOUND,
+                GenerationAnswer::Busy | GenerationAnswer::Unasked => BUSY,
             }
         }
     };
@@ -321,8 +321,8 @@ mod tests {
         net::UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap()
     }
 
-    fn named(name: &str) -> Relative {
-        Relative {
+    fn named(name: &str) -> Generation {
+        Generation {
             name: name.to_owned(),
             uid: geteuid().as_raw(),
         }
@@ -342,67 +342,67 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_ended_is_forgotten_and_who_is_silent_holds_nobody_up() {
-        let relatives = Relatives::default();
-        assert_eq!(relatives.ask(&request()).await, Answer::NotFound);
-        let (silent, knowing) = (Relatives::default(), Relatives::default());
+        let generations = Generations::default();
+        assert_eq!(generations.ask(&request()).await, GenerationAnswer::NotFound);
+        let (silent, knowing) = (Generations::default(), Generations::default());
         let _silent = listen(silent.own());
         let answering = answering(knowing.own(), FOUND);
-        relatives.add([silent.own(), "trunkline-gone", knowing.own()].map(named));
-        relatives.add([relatives.own(), silent.own()].map(named));
+        generations.add([silent.own(), "trunkline-gone", knowing.own()].map(named));
+        generations.add([generations.own(), silent.own()].map(named));
         // The silent one would take PATIENCE.
-        let found = timeout(PATIENCE / 2, relatives.ask(&request())).await;
-        assert_eq!(found.unwrap(), Answer::Found);
+        let found = timeout(PATIENCE / 2, generations.ask(&request())).await;
+        assert_eq!(found.unwrap(), GenerationAnswer::Found);
         assert_eq!(&answering.join().unwrap(), b"\0\0\0\x07\0\x040123");
-        let family = relatives.family();
-        let expected = [silent.own(), relatives.own()].map(named);
+        let family = generations.family();
+        let expected = [silent.own(), generations.own()].map(named);
         assert_eq!(family, expected, "who lives, neither itself nor anybody twice");
     }
 
     #[tokio::test]
     async fn who_cannot_look_is_told_from_who_has_nothing() {
-        let (first, second) = (Relatives::default(), Relatives::default());
-        let relatives = Relatives::default();
+        let (first, second) = (Generations::default(), Generations::default());
+        let generations = Generations::default();
         let (nothing, busy) = (answering(first.own(), NOT_FOUND), answering(second.own(), BUSY));
-        relatives.add([first.own(), second.own()].map(named));
-        assert_eq!(relatives.ask(&request()).await, Answer::Busy);
+        generations.add([first.own(), second.own()].map(named));
+        assert_eq!(generations.ask(&request()).await, GenerationAnswer::Busy);
         nothing.join().unwrap();
         busy.join().unwrap();
         assert_eq!(
-            relatives.ask(&request()).await,
-            Answer::NotFound,
+            generations.ask(&request()).await,
+            GenerationAnswer::NotFound,
             "both have ended"
         );
         // It hangs up.
-        let third = Relatives::default();
+        let third = Generations::default();
         let listener = listen(third.own());
-        relatives.add([named(third.own())]);
+        generations.add([named(third.own())]);
         let hanging_up = std::thread::spawn(move || drop(listener.accept().unwrap()));
-        assert_eq!(relatives.ask(&request()).await, Answer::Unasked);
+        assert_eq!(generations.ask(&request()).await, GenerationAnswer::Unasked);
         hanging_up.join().unwrap();
     }
 
     #[tokio::test]
     async fn who_takes_the_name_of_another_user_is_not_asked() {
-        let (relatives, squatter) = (Relatives::default(), Relatives::default());
+        let (generations, squatter) = (Generations::default(), Generations::default());
         let listener = listen(squatter.own());
-        relatives.add([Relative {
+        generations.add([Generation {
             name: squatter.own().to_owned(),
             uid: geteuid().as_raw() + 1,
         }]);
-        assert_eq!(relatives.ask(&request()).await, Answer::NotFound);
+        assert_eq!(generations.ask(&request()).await, GenerationAnswer::NotFound);
         let (mut stream, _) = listener.accept().unwrap();
         let mut heard = Vec::new();
         stream.read_to_end(&mut heard).unwrap();
         assert!(heard.is_empty());
-        assert_eq!(relatives.family().len(), 1, "it is forgotten");
+        assert_eq!(generations.family().len(), 1, "it is forgotten");
     }
 
     #[test]
     fn those_that_have_ended_make_room_for_those_that_live() {
-        let (relatives, alive) = (Relatives::default(), Relatives::default());
+        let (generations, alive) = (Generations::default(), Generations::default());
         let _alive = listen(alive.own());
-        relatives.add([named(alive.own())]);
-        relatives.add((0..MOST + 3).map(|number| named(&format!("trunkline-ended-{number}"))));
-        assert_eq!(relatives.family(), [alive.own(), relatives.own()].map(named));
+        generations.add([named(alive.own())]);
+        generations.add((0..MOST + 3).map(|number| named(&format!("trunkline-ended-{number}"))));
+        assert_eq!(generations.family(), [alive.own(), generations.own()].map(named));
     }
 }

@@ -8,10 +8,10 @@ use tracing::{debug, warn};
 
 use super::Shared;
 use super::admission::{Full, Knock, PATIENCE, Pending, Room};
-use super::gate::Gate;
-use super::{farewell, sentry};
-use crate::frontend::login::LoginFault;
-use crate::frontend::proxy::{self, ProxyHeaderFault};
+use super::listener_settings::ListenerSettings;
+use super::{close, login_throttle};
+use crate::frontend::login::LoginError;
+use crate::frontend::proxy::{self, ProxyHeaderError};
 use crate::frontend::{ClientAddress, ClientStream};
 use crate::wire::message::ErrorReply;
 use crate::wire::proxy::ProxiedTls;
@@ -28,17 +28,17 @@ const SPEAKS: Duration = Duration::from_secs(5);
 
 /// A client whose address is known.
 #[derive(Debug)]
-pub(super) struct Caller {
+pub(super) struct ClientOrigin {
     pub(super) address: ClientAddress,
     /// TLS that ended at the balancer, by its header; for the log.
     pub(super) tls: Option<Box<ProxiedTls>>,
     /// Why it is told no, once it can be: clients understand an error only after their startup packet.
-    pub(super) denied: Option<LoginFault>,
+    pub(super) denied: Option<LoginError>,
 }
 
 /// Whether a connection from there begins with a header.
-pub fn is_announced(gate: &Gate, socket: ClientAddress) -> bool {
-    match (&gate.entry.proxy_protocol, socket.ip()) {
+pub fn is_announced(listener: &ListenerSettings, socket: ClientAddress) -> bool {
+    match (&listener.entry.proxy_protocol, socket.ip()) {
         (Some(proxies), Some(ip)) => proxies.trusts(ip),
         _ => false,
     }
@@ -47,14 +47,14 @@ pub fn is_announced(gate: &Gate, socket: ClientAddress) -> bool {
 /// Finds out who it is. `None`: it was refused, and told.
 pub(super) async fn identify(
     shared: &Shared,
-    gate: &Gate,
+    listener: &ListenerSettings,
     stream: &mut ClientStream,
     socket: ClientAddress,
     knock: &mut Option<Knock>,
     (accepted, deadline): (Instant, Instant),
-) -> Option<Caller> {
-    let is_announced = is_announced(gate, socket);
-    let mut caller = Caller {
+) -> Option<ClientOrigin> {
+    let is_announced = is_announced(listener, socket);
+    let mut caller = ClientOrigin {
         address: socket,
         tls: None,
         denied: None,
@@ -70,7 +70,7 @@ pub(super) async fn identify(
         let header = match header {
             Ok(Ok(header)) => header,
             Ok(Err(fault)) => {
-                not_announced(shared, gate, stream, socket, &fault).await;
+                not_announced(shared, listener, stream, socket, &fault).await;
                 return None;
             }
             Err(_elapsed) => {
@@ -89,7 +89,7 @@ pub(super) async fn identify(
         too_many(shared, stream, full).await;
         return None;
     }
-    let proxies = gate.entry.proxy_protocol.as_ref();
+    let proxies = listener.entry.proxy_protocol.as_ref();
     let ip = caller.address.ip();
     if !is_announced && proxies.is_some_and(|proxies| proxies.required) {
         let reply = ErrorReply::fatal(
@@ -97,14 +97,14 @@ pub(super) async fn identify(
             "connections to this port of the connection manager come through its balancer only",
         );
         let hint = "Connect to the balancer; who is one is said in its listener's proxy_protocol.";
-        caller.denied = Some(LoginFault::Limit("proxy_required", reply.hint(hint)));
-    } else if ip.is_some_and(|ip| !gate.entry.addresses.admit(ip)) {
+        caller.denied = Some(LoginError::Limit("proxy_required", reply.hint(hint)));
+    } else if ip.is_some_and(|ip| !listener.entry.addresses.admit(ip)) {
         let reply = ErrorReply::fatal(
             SqlState::INVALID_AUTHORIZATION,
             "this address may not connect to this port of the connection manager",
         );
         let hint = "Its operator says who may with allow and deny of the listener.";
-        caller.denied = Some(LoginFault::Limit("address_denied", reply.hint(hint)));
+        caller.denied = Some(LoginError::Limit("address_denied", reply.hint(hint)));
     }
     Some(caller)
 }
@@ -252,10 +252,10 @@ pub(super) async fn login(
 }
 
 /// The refusal of a client that has said it wants to log in.
-pub(super) fn no_place(full: Full) -> LoginFault {
-    let (text, hint) = sentry::too_many(full);
+pub(super) fn no_place(full: Full) -> LoginError {
+    let (text, hint) = login_throttle::too_many(full);
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint);
-    LoginFault::Limit(label(full), reply)
+    LoginError::Limit(label(full), reply)
 }
 
 /// In metrics.
@@ -268,29 +268,29 @@ pub fn label(full: Full) -> &'static str {
 
 async fn too_many(shared: &Shared, stream: &mut ClientStream, full: Full) {
     shared.metrics.refuse(label(full));
-    let (text, hint) = sentry::too_many(full);
-    farewell::say(stream, &farewell::too_many(text, hint)).await;
+    let (text, hint) = login_throttle::too_many(full);
+    close::say(stream, &close::too_many(text, hint)).await;
 }
 
 /// No header from where one must come, or a bad one: the balancer's configuration, or somebody beside it.
 async fn not_announced(
     shared: &Shared,
-    gate: &Gate,
+    listener: &ListenerSettings,
     stream: &mut ClientStream,
     socket: ClientAddress,
-    fault: &ProxyHeaderFault,
+    fault: &ProxyHeaderError,
 ) {
-    if matches!(fault, ProxyHeaderFault::HungUp) {
-        debug!(client = %socket, listener = %gate.name, "hung up before its PROXY protocol header");
+    if matches!(fault, ProxyHeaderError::HungUp) {
+        debug!(client = %socket, listener = %listener.name, "hung up before its PROXY protocol header");
         return;
     }
     shared.metrics.refuse("proxy_header");
     if let Some(skipped) = shared.failures.admit(socket.ip(), None) {
-        warn!(client = %socket, listener = %gate.name, %fault, skipped, "connection refused");
+        warn!(client = %socket, listener = %listener.name, %fault, skipped, "connection refused");
     }
     let reply = ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, fault.to_string()).hint(
         "This address is in proxy_protocol.trusted of the connection manager's listener: the balancer there has to send \
          the header (send-proxy, send-proxy-v2).",
     );
-    farewell::say(stream, &farewell::fatal(&reply)).await;
+    close::say(stream, &close::fatal(&reply)).await;
 }

@@ -11,12 +11,12 @@ use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 
 /// For the last words to a client, and for it to hang up after them.
-pub(super) const FAREWELL: Duration = Duration::from_secs(1);
+pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
 /// socket with unread data resets it, and the words would be lost, the server's own that were passed on as well.
-pub(super) async fn farewell(mut stream: ClientStream, out: BytesMut) {
-    let _ = timeout(FAREWELL, async {
+pub(super) async fn close_with_error(mut stream: ClientStream, out: BytesMut) {
+    let _ = timeout(CLOSE_WITHIN, async {
         say(&mut stream, &out).await;
         let mut waste = BytesMut::with_capacity(4096);
         while matches!(stream.read_buf(&mut waste).await, Ok(read) if read > 0) {
@@ -28,7 +28,7 @@ pub(super) async fn farewell(mut stream: ClientStream, out: BytesMut) {
 
 pub(super) async fn say(stream: &mut ClientStream, out: &[u8]) {
     // Best effort, bounded: a client that does not listen any more is closed all the same.
-    let _ = timeout(FAREWELL, async {
+    let _ = timeout(CLOSE_WITHIN, async {
         if !out.is_empty() {
             stream.write_all(out).await?;
             stream.flush().await?;

@@ -3,21 +3,21 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::options::OptionFault;
-use super::regex::PatternFault;
+use super::options::OptionError;
+use super::regex::PatternError;
 use crate::wire::startup::MAX_NAME;
 use crate::wire::text::is_unsafe;
 
 /// One fault, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct HbaError {
     pub path: Arc<Path>,
     /// From 1; 0 is the file as a whole.
     pub line: u32,
     pub kind: FaultKind,
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for HbaError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let path = shown_path(&self.path);
         match self.line {
@@ -27,7 +27,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for HbaError {}
 
 /// Texts from the file are escaped and cut; values that may be secret do not occur.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +55,7 @@ pub enum FaultKind {
     #[error("invalid connection type \"{0}\"")]
     ConnectionType(String),
     #[error("regular expression \"{pattern}\": {fault}")]
-    Pattern { pattern: String, fault: PatternFault },
+    Pattern { pattern: String, fault: PatternError },
     #[error("specifying both host name and CIDR mask is invalid: \"{0}\"")]
     HostWithMask(String),
     #[error("invalid CIDR mask in address \"{0}\"")]
@@ -75,9 +75,9 @@ pub enum FaultKind {
     #[error("method cert is possible in \"hostssl\" lines only")]
     CertNotSsl,
     #[error("{0}")]
-    Option(OptionFault),
+    Option(OptionError),
     #[error("\"\\1\" needs a regular expression as the system user that has it: {0}")]
-    Group(PatternFault),
+    Group(PatternError),
 }
 
 /// Text of a file as a fault may show it.

@@ -79,9 +79,9 @@ impl Guess {
 
 /// What to do with an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ThrottleDecision {
     Go,
-    /// Its slot is reserved: ask [`Guard::refusal`] then, and go.
+    /// Its slot is reserved: ask [`LoginThrottle::refusal`] then, and go.
     Wait {
         until: Instant,
         by: By,
@@ -94,14 +94,14 @@ pub enum Verdict {
 
 /// What a failure began for one of the three it counts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub enum ThrottleStart {
     /// Attempts wait from now on, after so many failures.
     Delay(u32),
     /// Attempts are refused from now on, after so many failures.
     Refusal(u32),
 }
 
-impl Start {
+impl ThrottleStart {
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::Refusal(_))
     }
@@ -110,10 +110,10 @@ impl Start {
 /// What a failure began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Began {
-    pub address: Option<Start>,
+    pub address: Option<ThrottleStart>,
     /// Except where the user is familiar.
-    pub user: Option<Start>,
-    pub user_here: Option<Start>,
+    pub user: Option<ThrottleStart>,
+    pub user_here: Option<ThrottleStart>,
 }
 
 /// Who tries to log in from where. Names and addresses are kept as keyed hashes: of a fixed size, and nobody outside
@@ -128,7 +128,7 @@ pub struct Attempt {
 
 /// Counts failures and says what follows from them.
 #[derive(Debug)]
-pub struct Guard {
+pub struct LoginThrottle {
     limit: RateLimit,
     keys: RandomState,
     addresses: Records,
@@ -139,7 +139,7 @@ pub struct Guard {
     secrets: Secrets,
 }
 
-impl Guard {
+impl LoginThrottle {
     pub fn new(limit: RateLimit) -> Self {
         Self {
             limit,
@@ -173,7 +173,7 @@ impl Guard {
     }
 
     /// May this attempt begin? A slot that would come after `latest` is not reserved: refused until then.
-    pub fn ask(&mut self, attempt: &Attempt, latest: Instant, now: Instant) -> Verdict {
+    pub fn ask(&mut self, attempt: &Attempt, latest: Instant, now: Instant) -> ThrottleDecision {
         if let Some(refused) = self.refusal(attempt, now) {
             return refused;
         }
@@ -189,10 +189,10 @@ impl Guard {
             (by, key, slot)
         });
         let Some((until, by)) = last else {
-            return Verdict::Go;
+            return ThrottleDecision::Go;
         };
         if until > latest {
-            return Verdict::Refuse { by, until };
+            return ThrottleDecision::Refuse { by, until };
         }
         for (by, key, slot) in slots {
             if let (Some(key), Some(slot)) = (key, slot) {
@@ -200,16 +200,16 @@ impl Guard {
             }
         }
         if until <= now {
-            return Verdict::Go;
+            return ThrottleDecision::Go;
         }
-        Verdict::Wait { until, by }
+        ThrottleDecision::Wait { until, by }
     }
 
     /// Is this attempt refused now? For one that has waited, in whose stead others may have failed meanwhile.
-    pub fn refusal(&mut self, attempt: &Attempt, now: Instant) -> Option<Verdict> {
+    pub fn refusal(&mut self, attempt: &Attempt, now: Instant) -> Option<ThrottleDecision> {
         self.subject(attempt, now).into_iter().find_map(|(by, key)| {
             let until = self.records(by).refused_until(key?, now)?;
-            Some(Verdict::Refuse { by, until })
+            Some(ThrottleDecision::Refuse { by, until })
         })
     }
 
@@ -261,7 +261,7 @@ impl Guard {
     }
 
     /// What came from this address was not the protocol.
-    pub fn garbage(&mut self, source: Option<IpAddr>, now: Instant) -> Option<Start> {
+    pub fn garbage(&mut self, source: Option<IpAddr>, now: Instant) -> Option<ThrottleStart> {
         let source = source.filter(|_| self.limit.is_on() && !self.is_exempt(source))?;
         let key = self.keys.hash_one(network(source));
         self.addresses.fail(key, &self.limit, now)
@@ -436,7 +436,7 @@ impl Records {
     }
 
     /// Counts a failure. What begins with it?
-    fn fail(&mut self, key: u64, limit: &RateLimit, now: Instant) -> Option<Start> {
+    fn fail(&mut self, key: u64, limit: &RateLimit, now: Instant) -> Option<ThrottleStart> {
         let record = self.entry(key, now);
         record.forgive(limit, now);
         // Counted no further: quiet has to make it good again in a time that is known.
@@ -447,11 +447,11 @@ impl Records {
         record.since = now;
         if record.failures < limit.refuse_after {
             let waits = record.failures == limit.failures && !limit.delay.is_zero();
-            return waits.then_some(Start::Delay(record.failures));
+            return waits.then_some(ThrottleStart::Delay(record.failures));
         }
         let until = now + limit.refuse_for;
         (record.since, record.refused_until) = (until, Some(until));
-        Some(Start::Refusal(record.failures))
+        Some(ThrottleStart::Refusal(record.failures))
     }
 
     /// Begins a span of `refuse_for`, unless one is under way.
@@ -518,5 +518,5 @@ impl Records {
 }
 
 #[cfg(test)]
-#[path = "guard_tests.rs"]
+#[path = "login_throttle_tests.rs"]
 mod tests;

@@ -7,7 +7,7 @@ use crate::config::Route;
 use crate::routing::{Reason, fitness, leader_reason, replica_reason};
 
 /// The answer to a check, and why it is no.
-pub(super) type Verdict = Result<(), String>;
+pub(super) type CheckResult = Result<(), String>;
 
 /// The member that may be given read-write sessions now.
 pub(super) fn leader(snapshot: &Snapshot) -> Option<&Member> {
@@ -18,12 +18,12 @@ pub(super) fn leader(snapshot: &Snapshot) -> Option<&Member> {
 }
 
 /// Is it the verified leader, and may it be given sessions?
-pub(super) fn is_leader(snapshot: &Snapshot, member: &Member) -> Verdict {
+pub(super) fn is_leader(snapshot: &Snapshot, member: &Member) -> CheckResult {
     sentence(member, leader_reason(snapshot, member))
 }
 
 /// May it, as a replica, be given sessions of the read-only route `route` now? Without one: any read-only sessions.
-pub(super) fn is_fit_replica(snapshot: &Snapshot, route: Option<&Route>, member: &Member) -> Verdict {
+pub(super) fn is_fit_replica(snapshot: &Snapshot, route: Option<&Route>, member: &Member) -> CheckResult {
     let fit = replica_reason(snapshot, member).and_then(|_| match route {
         Some(route) => fitness(snapshot, route, member).map(drop),
         None => Ok(()),
@@ -40,7 +40,7 @@ pub(super) fn fit_replicas<'a>(
 }
 
 /// Does it lead a standby cluster, and has it been seen to be a standby? Tags do not matter.
-pub(super) fn is_standby_leader(snapshot: &Snapshot, member: &Member) -> Verdict {
+pub(super) fn is_standby_leader(snapshot: &Snapshot, member: &Member) -> CheckResult {
     if member.role != Role::StandbyLeader {
         return Err(format!("{} does not lead a standby cluster", member.name));
     }
@@ -48,13 +48,13 @@ pub(super) fn is_standby_leader(snapshot: &Snapshot, member: &Member) -> Verdict
 }
 
 /// Patroni's notion of a replica: fit, and never the leader of a standby cluster.
-pub(super) fn is_replica(snapshot: &Snapshot, member: &Member) -> Verdict {
+pub(super) fn is_replica(snapshot: &Snapshot, member: &Member) -> CheckResult {
     not_leading(member)?;
     sentence(member, replica_reason(snapshot, member))
 }
 
 /// As [`is_replica`], also where the tags keep it out of balancing.
-pub(super) fn is_standby(snapshot: &Snapshot, member: &Member) -> Verdict {
+pub(super) fn is_standby(snapshot: &Snapshot, member: &Member) -> CheckResult {
     not_leading(member)?;
     sentence(member, whatever_its_tag(replica_reason(snapshot, member)))
 }
@@ -79,7 +79,7 @@ pub(super) fn receive_lag(member: &Member) -> Option<u64> {
 }
 
 /// Does it answer our probes, whatever its role?
-pub(super) fn is_up(member: &Member) -> Verdict {
+pub(super) fn is_up(member: &Member) -> CheckResult {
     if member.health.up {
         return Ok(());
     }
@@ -91,7 +91,7 @@ pub(super) fn is_up(member: &Member) -> Verdict {
     sentence(member, Err::<(), _>(reason))
 }
 
-fn not_leading(member: &Member) -> Verdict {
+fn not_leading(member: &Member) -> CheckResult {
     if member.role == Role::StandbyLeader {
         return Err(format!("{} leads a standby cluster", member.name));
     }
@@ -107,7 +107,7 @@ fn whatever_its_tag<T>(result: Result<T, Reason>) -> Result<(), Reason> {
 }
 
 /// For anybody who asks: what exactly a probe met, a server's own words among it, is for the log and the API.
-fn sentence<T>(member: &Member, result: Result<T, Reason>) -> Verdict {
+fn sentence<T>(member: &Member, result: Result<T, Reason>) -> CheckResult {
     result.map(drop).map_err(|reason| match reason {
         Reason::Down(_) => format!("{} is down: {}", member.name, member.health.check.words()),
         reason => format!("{} {reason}", member.name),

@@ -14,14 +14,14 @@ use super::handles::ClusterView;
 use crate::routing;
 
 #[derive(Debug)]
-struct Fit(Arc<ArcSwap<Vec<ClusterView>>>);
+struct FitMetric(Arc<ArcSwap<Vec<ClusterView>>>);
 
 /// Registers it where names get the prefix of ours, for the clusters that are in `clusters` when it is scraped.
 pub fn register(ours: &mut Registry, clusters: Arc<ArcSwap<Vec<ClusterView>>>) {
-    ours.register_collector(Box::new(Fit(clusters)));
+    ours.register_collector(Box::new(FitMetric(clusters)));
 }
 
-impl Collector for Fit {
+impl Collector for FitMetric {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let mut metric = encoder.encode_descriptor(
             "cluster_member_fit",

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::config::TellAddress;
+use crate::config::ClientAddressOptions;
 use crate::frontend::ClientAddress;
 
 /// The setting; empty for a client on a Unix socket, as `pg_stat_activity.client_addr` is null.
@@ -15,16 +15,16 @@ const LONGEST_NAME: usize = 63;
 
 /// What there is to tell.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Telling {
-    pub(super) how: TellAddress,
+pub(super) struct ClientAddressReport {
+    pub(super) how: ClientAddressOptions,
     pub(super) client: ClientAddress,
     /// The version of TLS between client and router.
     pub(super) tls: Option<&'static str>,
 }
 
 /// Adds it to startup parameters. What the client says of itself under the same name does not count, in whatever case.
-pub(super) fn tell(parameters: &mut Vec<(Bytes, Bytes)>, telling: Telling) {
-    let Telling { how, client, tls } = telling;
+pub(super) fn add_client_address(parameters: &mut Vec<(Bytes, Bytes)>, report: ClientAddressReport) {
+    let ClientAddressReport { how, client, tls } = report;
     let mut set = |name: &'static [u8], value: Bytes| {
         parameters.retain(|(given, _)| !given.eq_ignore_ascii_case(name));
         parameters.push((Bytes::from_static(name), value));
@@ -82,14 +82,14 @@ mod tests {
             Ok(address) => ClientAddress::of_socket(address),
             Err(_) => ClientAddress::Local(None),
         };
-        let how = TellAddress {
+        let how = ClientAddressOptions {
             setting,
             application_name,
             tls: false,
         };
-        tell(
+        add_client_address(
             &mut parameters,
-            Telling {
+            ClientAddressReport {
                 how,
                 client,
                 tls: None,

@@ -17,7 +17,7 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::attach::Unverified;
+use super::Unverified;
 use crate::backend::{ConnectError, ServerConnection, query};
 
 /// The client's or its role's `statement_timeout` must not end the examination: by one of 1 ms nobody could be told why
@@ -173,7 +173,7 @@ async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Vec
 }
 
 /// `Err` tells what the role that the connection is logged in as may write, or that this could not be found out.
-pub(super) async fn writes_nothing(
+pub(crate) async fn writes_nothing(
     connection: &mut ServerConnection,
     deadline: Instant,
 ) -> Result<(), Unverified> {

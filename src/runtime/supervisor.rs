@@ -5,7 +5,7 @@
 //! says so; each part's files are taken by themselves. What is in service is exchanged for logins and connections to
 //! come, never for a live session.
 
-mod leaving;
+mod handover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
-pub(super) use self::leaving::{ENDING, REPLACED};
-use self::leaving::{failed, too_late};
-use super::control::Request;
+pub(super) use self::handover::{ENDING, REPLACED};
+use self::handover::{failed, too_late};
+use super::control::ControlRequest;
 use super::files::FileReader;
 use super::handover::Heir;
 use super::notify::Notifier;
@@ -29,8 +29,8 @@ use crate::admin::ReloadAnswer;
 use crate::admin::metrics::{Expiry, FileMetrics};
 use crate::backend::TlsClient;
 use crate::config::diff::Diff;
-use crate::config::{self, Config, Files, KeyPair, Leaf, Material, Part, Secret, Stamp, Stamps};
-use crate::frontend::access::{Access, AccessFaults, Around};
+use crate::config::{self, Config, Files, KeyPair, Leaf, ReloadUnit, ReloadedUnit, Secret, Stamp, Stamps};
+use crate::frontend::auth_policy::{Around, AuthPolicy, AuthPolicyError};
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
 
@@ -45,7 +45,7 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) const READ_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Keeps what is in service as the files have it.
-pub(super) struct Reload {
+pub(super) struct Supervisor {
     /// What the process began with.
     started: Arc<Config>,
     /// What is in force.
@@ -55,13 +55,13 @@ pub(super) struct Reload {
     /// As they were when they were read last, for better or worse.
     read: Files,
     /// Of each part, what is in service was made of these.
-    taken: BTreeMap<Part, Stamps>,
+    taken: BTreeMap<ReloadUnit, Stamps>,
     /// The certificates in service.
-    leaves: BTreeMap<Part, Vec<Leaf>>,
+    leaves: BTreeMap<ReloadUnit, Vec<Leaf>>,
     /// Parts whose files are not right, with what is wrong.
-    broken: BTreeMap<Part, Vec<String>>,
+    broken: BTreeMap<ReloadUnit, Vec<String>>,
     warned: BTreeSet<String>,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<ControlRequest>,
     notifier: Notifier,
     program: Program,
     upgrade: Option<Upgrade>,
@@ -85,12 +85,12 @@ enum Ready {
     Tls(Acceptor),
     Http(Arc<ServerConfig>),
     Token(Secret),
-    Access(Arc<Access>),
+    AuthPolicy(Arc<AuthPolicy>),
     ServerTls(Arc<TlsClient>),
     Password(Option<Secret>),
 }
 
-enum Outcome {
+enum UnitOutcome {
     /// Right, and what is in service.
     Same,
     New(Ready, Vec<Leaf>),
@@ -98,7 +98,7 @@ enum Outcome {
 }
 
 struct Read {
-    outcomes: BTreeMap<Part, Outcome>,
+    outcomes: BTreeMap<ReloadUnit, UnitOutcome>,
     files: Files,
     warnings: Vec<String>,
 }
@@ -110,12 +110,12 @@ enum Why {
     Retry,
 }
 
-impl Reload {
+impl Supervisor {
     pub(super) fn new(
         config: Arc<Config>,
         service: Service,
         metrics: FileMetrics,
-        requests: mpsc::Receiver<Request>,
+        requests: mpsc::Receiver<ControlRequest>,
         notifier: Notifier,
         program: Program,
     ) -> Self {
@@ -152,7 +152,7 @@ impl Reload {
         }
         self.read = self.config.files().clone();
         let watched = self.service.shared.access.load().watched.clone();
-        self.read.add(Part::Auth, watched);
+        self.read.add(ReloadUnit::Auth, watched);
         let parts = self.read.parts();
         self.taken = parts
             .map(|(part, stamps)| (part.clone(), stamps.clone()))
@@ -188,12 +188,12 @@ impl Reload {
                     self.reload_and_tell().await;
                 }
                 Some(request) = self.requests.recv() => match request {
-                    Request::Reload(answer) => {
+                    ControlRequest::Supervisor(answer) => {
                         // Whoever asked may be gone.
                         let _ = answer.send(self.reload_and_tell().await);
                     }
-                    Request::Upgrade(answer) => self.begin_upgrade(answer).await,
-                    Request::HandOver(socket) => {
+                    ControlRequest::Upgrade(answer) => self.begin_upgrade(answer).await,
+                    ControlRequest::HandOver(socket) => {
                         if let Some(heir) = self.offer(socket).await {
                             return heir;
                         }
@@ -258,7 +258,7 @@ impl Reload {
 
     /// The whole configuration if it, or a file that is read with it only, is another one by now; else the files.
     async fn reload(&mut self) -> ReloadAnswer {
-        let (config, read) = (Arc::clone(&self.config), self.read.of(&Part::Rest).cloned());
+        let (config, read) = (Arc::clone(&self.config), self.read.of(&ReloadUnit::Rest).cloned());
         let edited = self.files.read(READ_PATIENCE, move || {
             let other_files = read
                 .iter()
@@ -338,7 +338,7 @@ impl Reload {
             Err(unread) => return self.refuse(vec![unread.to_string()]),
         };
         let (mut fresh, before) = (Vec::new(), self.broken.len());
-        if let (Some(old), Some(new)) = (self.read.of(&Part::Rest), read.files.of(&Part::Rest)) {
+        if let (Some(old), Some(new)) = (self.read.of(&ReloadUnit::Rest), read.files.of(&ReloadUnit::Rest)) {
             for (path, _) in new.iter().filter(|(path, stamp)| old.get(*path) != Some(*stamp)) {
                 warn!(file = %path.display(), "has changed, and is read with the whole configuration only: reload it (SIGHUP)");
             }
@@ -346,8 +346,8 @@ impl Reload {
         self.read = read.files;
         for (part, outcome) in read.outcomes {
             match outcome {
-                Outcome::Same => self.mended(&part),
-                Outcome::New(ready, leaves) => {
+                UnitOutcome::Same => self.mended(&part),
+                UnitOutcome::New(ready, leaves) => {
                     if let Some(stamps) = self.read.of(&part) {
                         self.taken.insert(part.clone(), stamps.clone());
                     }
@@ -358,7 +358,7 @@ impl Reload {
                     self.leaves.insert(part.clone(), leaves);
                     fresh.push(part.to_string());
                 }
-                Outcome::Broken(faults) => self.fail(part, faults, why),
+                UnitOutcome::Broken(faults) => self.fail(part, faults, why),
             }
         }
         for warning in read.warnings {
@@ -368,7 +368,7 @@ impl Reload {
         }
         self.show_expiry();
         if why == Why::Asked {
-            let broken: Vec<String> = self.broken.keys().map(Part::to_string).collect();
+            let broken: Vec<String> = self.broken.keys().map(ReloadUnit::to_string).collect();
             info!(changed = %listed(&fresh), broken = %listed(&broken), "SIGHUP: files read again");
         } else if before > 0 && self.broken.is_empty() {
             info!("every file is right again");
@@ -381,15 +381,17 @@ impl Reload {
         }
     }
 
-    fn mended(&mut self, part: &Part) {
+    fn mended(&mut self, part: &ReloadUnit) {
         self.broken.remove(part);
         self.metrics.failed(part, false);
     }
 
-    fn fail(&mut self, part: Part, faults: Vec<String>, why: Why) {
+    fn fail(&mut self, part: ReloadUnit, faults: Vec<String>, why: Why) {
         if why == Why::Asked || self.broken.get(&part) != Some(&faults) {
             let meanwhile = match part {
-                Part::Rest => "it is read with the whole configuration only, which would be refused now",
+                ReloadUnit::Rest => {
+                    "it is read with the whole configuration only, which would be refused now"
+                }
                 _ => "what was loaded before stays in service",
             };
             for fault in &faults {
@@ -402,9 +404,9 @@ impl Reload {
     }
 
     /// Takes it into service, for what begins from now on.
-    fn put(&self, part: &Part, ready: Ready) {
+    fn put(&self, part: &ReloadUnit, ready: Ready) {
         let cluster = match part {
-            Part::ServerTls(name) | Part::ServiceAccount(name) => self.service.clusters.get(name),
+            ReloadUnit::ServerTls(name) | ReloadUnit::ServiceAccount(name) => self.service.clusters.get(name),
             _ => None,
         };
         match ready {
@@ -417,7 +419,7 @@ impl Reload {
                 self.service.admin.tls().store(Some(settings));
             }
             Ready::Token(token) => self.service.handles.token.store(Some(Arc::new(token))),
-            Ready::Access(access) => self.service.shared.access.store(access),
+            Ready::AuthPolicy(access) => self.service.shared.access.store(access),
             Ready::ServerTls(tls) => {
                 if let Some(cluster) = cluster {
                     cluster.replace_tls(tls);
@@ -451,17 +453,17 @@ fn listed(parts: &[String]) -> String {
 }
 
 /// The certificates a configuration was loaded with.
-fn leaves(config: &Config) -> BTreeMap<Part, Vec<Leaf>> {
+fn leaves(config: &Config) -> BTreeMap<ReloadUnit, Vec<Leaf>> {
     let mut leaves = BTreeMap::new();
     if let Some(tls) = &config.tls {
-        leaves.insert(Part::Tls, of_clients(tls));
+        leaves.insert(ReloadUnit::Tls, of_clients(tls));
     }
     if let Some(tls) = &config.http.tls {
-        leaves.insert(Part::Http, vec![tls.leaf.clone()]);
+        leaves.insert(ReloadUnit::Http, vec![tls.leaf.clone()]);
     }
     for cluster in config.clusters.values() {
         let own = of_servers(cluster.server_tls.client_certificate.as_ref());
-        leaves.insert(Part::ServerTls(Arc::clone(&cluster.name)), own);
+        leaves.insert(ReloadUnit::ServerTls(Arc::clone(&cluster.name)), own);
     }
     leaves
 }
@@ -475,10 +477,10 @@ fn of_servers(pair: Option<&Arc<KeyPair>>) -> Vec<Leaf> {
 }
 
 /// Blocking: files, passphrase commands, verifiers of plain passwords.
-fn read(config: &Config, shared: &Shared, taken: &BTreeMap<Part, Stamps>) -> Read {
+fn read(config: &Config, shared: &Shared, taken: &BTreeMap<ReloadUnit, Stamps>) -> Read {
     let materials = config::reread(config);
     let mut files = materials.files;
-    let own = files.of(&Part::Auth).cloned().unwrap_or_default();
+    let own = files.of(&ReloadUnit::Auth).cloned().unwrap_or_default();
     // What the rules were read from is known by who read them.
     let watched = shared
         .access
@@ -487,30 +489,30 @@ fn read(config: &Config, shared: &Shared, taken: &BTreeMap<Part, Stamps>) -> Rea
         .keys()
         .map(|path| (path.clone(), Stamp::of(path)))
         .collect();
-    files.add(Part::Auth, watched);
+    files.add(ReloadUnit::Auth, watched);
     let mut outcomes = BTreeMap::new();
     for (part, material) in materials.parts {
         let outcome = match material {
-            Err(faults) => Outcome::Broken(faults.iter().map(ToString::to_string).collect()),
-            Ok(_) if files.of(&part) == taken.get(&part) => Outcome::Same,
+            Err(faults) => UnitOutcome::Broken(faults.iter().map(ToString::to_string).collect()),
+            Ok(_) if files.of(&part) == taken.get(&part) => UnitOutcome::Same,
             Ok(material) => match ready(material, Around::of(config), shared) {
                 Ok((ready, leaves)) => {
-                    if let Ready::Access(access) = &ready {
-                        files.replace(Part::Auth, own.clone());
-                        files.add(Part::Auth, access.watched.clone());
+                    if let Ready::AuthPolicy(access) = &ready {
+                        files.replace(ReloadUnit::Auth, own.clone());
+                        files.add(ReloadUnit::Auth, access.watched.clone());
                     }
-                    Outcome::New(ready, leaves)
+                    UnitOutcome::New(ready, leaves)
                 }
                 Err(Faulty { faults, watched }) => {
                     files.add(part.clone(), watched);
-                    Outcome::Broken(faults)
+                    UnitOutcome::Broken(faults)
                 }
             },
         };
         outcomes.insert(part, outcome);
     }
     // A part that is right is not told of; this one has no material.
-    outcomes.entry(Part::Rest).or_insert(Outcome::Same);
+    outcomes.entry(ReloadUnit::Rest).or_insert(UnitOutcome::Same);
     Read {
         outcomes,
         files,
@@ -524,19 +526,19 @@ struct Faulty {
     watched: Stamps,
 }
 
-fn ready(material: Material, around: Around<'_>, shared: &Shared) -> Result<(Ready, Vec<Leaf>), Faulty> {
+fn ready(material: ReloadedUnit, around: Around<'_>, shared: &Shared) -> Result<(Ready, Vec<Leaf>), Faulty> {
     Ok(match material {
-        Material::Tls(tls) => (Ready::Tls(Acceptor::new(&tls)), of_clients(&tls)),
-        Material::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),
-        Material::Token(token) => (Ready::Token(token), Vec::new()),
-        Material::Auth(auth) => match Access::load(&auth, around, &shared.mock) {
-            Ok(access) => (Ready::Access(Arc::new(access)), Vec::new()),
-            Err(AccessFaults {
+        ReloadedUnit::Tls(tls) => (Ready::Tls(Acceptor::new(&tls)), of_clients(&tls)),
+        ReloadedUnit::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),
+        ReloadedUnit::Token(token) => (Ready::Token(token), Vec::new()),
+        ReloadedUnit::Auth(auth) => match AuthPolicy::load(&auth, around, &shared.mock) {
+            Ok(access) => (Ready::AuthPolicy(Arc::new(access)), Vec::new()),
+            Err(AuthPolicyError {
                 lines: faults,
                 watched,
             }) => return Err(Faulty { faults, watched }),
         },
-        Material::ServerTls(tls) => {
+        ReloadedUnit::ServerTls(tls) => {
             let leaves = of_servers(tls.client_certificate.as_ref());
             let client = TlsClient::new(&tls).map_err(|error| Faulty {
                 faults: vec![error.to_string()],
@@ -544,12 +546,12 @@ fn ready(material: Material, around: Around<'_>, shared: &Shared) -> Result<(Rea
             })?;
             (Ready::ServerTls(client), leaves)
         }
-        Material::Password(password) => (Ready::Password(password), Vec::new()),
+        ReloadedUnit::Password(password) => (Ready::Password(password), Vec::new()),
     })
 }
 
 /// One line for each certificate; one for a part without.
-fn report(part: &Part, leaves: &[Leaf]) {
+fn report(part: &ReloadUnit, leaves: &[Leaf]) {
     for leaf in leaves {
         info!(
             %part,

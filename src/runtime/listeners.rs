@@ -7,15 +7,15 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::door::Door;
+use super::accept_handler::AcceptHandler;
 use super::workers::Workers;
 use crate::config::{BindAddress, Listener};
 use crate::frontend::listen::{self, Bound, Handle, Inheritance, Inherited};
 use crate::session::Shared;
-use crate::session::gate::Gate;
+use crate::session::listener_settings::ListenerSettings;
 
 /// The accept loops of this process.
-pub(super) struct Doors {
+pub(super) struct Listeners {
     open: Vec<Open>,
     loops: TaskTracker,
     shared: Arc<Shared>,
@@ -24,19 +24,19 @@ pub(super) struct Doors {
 
 struct Open {
     address: BindAddress,
-    door: Arc<Door>,
+    handler: Arc<AcceptHandler>,
     /// To be passed to another process; holds the port as the accept loop does.
     handle: Handle,
     stop: CancellationToken,
 }
 
 /// What a listener is to be.
-pub(super) struct Place {
+pub(super) struct WantedListener {
     pub(super) address: BindAddress,
-    pub(super) gate: Gate,
+    pub(super) settings: ListenerSettings,
 }
 
-impl Doors {
+impl Listeners {
     pub(super) fn new(shared: Arc<Shared>, workers: Arc<Workers>) -> Self {
         Self {
             open: Vec::new(),
@@ -61,7 +61,7 @@ impl Doors {
     }
 
     /// Another process has the sockets of the places `kept`: their files are its own.
-    pub(super) fn release(&self, kept: &[listen::Place]) {
+    pub(super) fn release(&self, kept: &[listen::BoundPlace]) {
         for open in &self.open {
             open.handle.release(kept);
         }
@@ -69,8 +69,9 @@ impl Doors {
 
     /// Opens what was bound, gives those that are open their new gates, and closes what is not among `places`. Sessions
     /// stay, and count for the listener of their name; who waits in the kernel's queue of a door that closes is refused.
-    pub(super) fn replace(&mut self, places: Vec<Place>, bound: Vec<(Bound, Handle)>) {
-        let before: Vec<Arc<Gate>> = self.open.iter().map(|open| open.door.gate()).collect();
+    pub(super) fn replace(&mut self, places: Vec<WantedListener>, bound: Vec<(Bound, Handle)>) {
+        let before: Vec<Arc<ListenerSettings>> =
+            self.open.iter().map(|open| open.handler.settings()).collect();
         self.open.retain(|open| {
             let stays = places.iter().any(|place| place.address == open.address);
             if !stays {
@@ -79,26 +80,30 @@ impl Doors {
             stays
         });
         let mut bound = bound;
-        for Place { address, mut gate } in places {
-            if let Some(before) = before.iter().find(|before| before.name == gate.name) {
-                gate = gate.in_place_of(before);
+        for WantedListener {
+            address,
+            mut settings,
+        } in places
+        {
+            if let Some(before) = before.iter().find(|before| before.name == settings.name) {
+                settings = settings.in_place_of(before);
             }
-            let gate = Arc::new(gate);
+            let settings = Arc::new(settings);
             if let Some(open) = self.open.iter().find(|open| open.address == address) {
-                open.door.replace_gate(gate);
+                open.handler.replace_settings(settings);
             } else if let Some(index) = bound.iter().position(|(bound, _)| bound.address == address) {
                 let (bound, handle) = bound.swap_remove(index);
-                let door = Arc::new(Door::new(
-                    gate,
+                let handler = Arc::new(AcceptHandler::new(
+                    settings,
                     Arc::clone(&self.shared),
                     Arc::clone(&self.workers),
                 ));
                 let stop = CancellationToken::new();
                 self.loops
-                    .spawn(listen::accept_loop(bound, Arc::clone(&door), stop.clone()));
+                    .spawn(listen::accept_loop(bound, Arc::clone(&handler), stop.clone()));
                 self.open.push(Open {
                     address,
-                    door,
+                    handler,
                     handle,
                     stop,
                 });

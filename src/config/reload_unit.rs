@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::fault::Faults;
+use super::error::ConfigErrors;
 use super::model::{Auth, ClientTls, HttpTls, ServerTls};
 use super::secret::Secret;
 
 /// A part of the configuration whose files are taken together. Prints as the key it stands under.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Part {
+pub enum ReloadUnit {
     /// `tls`
     Tls,
     /// `http`
@@ -33,7 +33,7 @@ pub enum Part {
     Rest,
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for ReloadUnit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tls => f.write_str("tls"),
@@ -49,7 +49,7 @@ impl fmt::Display for Part {
 
 /// One part, read again.
 #[derive(Debug)]
-pub enum Material {
+pub enum ReloadedUnit {
     Tls(Arc<ClientTls>),
     Http(HttpTls),
     Token(Secret),
@@ -61,8 +61,8 @@ pub enum Material {
 
 /// Every part that is in the configuration, read again; a part with faults is not to be taken.
 #[derive(Debug)]
-pub struct Materials {
-    pub parts: BTreeMap<Part, Result<Material, Faults>>,
+pub struct ReloadedUnits {
+    pub parts: BTreeMap<ReloadUnit, Result<ReloadedUnit, ConfigErrors>>,
     /// The files as they were when they were read.
     pub files: Files,
     /// As [`super::Config::warnings`].
@@ -108,11 +108,11 @@ pub type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
 /// The files each part was read from, as they were just before that.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Files(BTreeMap<Part, Stamps>);
+pub struct Files(BTreeMap<ReloadUnit, Stamps>);
 
 impl Files {
     /// To be called before the file is read: what is written meanwhile then differs.
-    pub(super) fn record(&mut self, part: Part, path: &Path) {
+    pub(super) fn record(&mut self, part: ReloadUnit, path: &Path) {
         self.0
             .entry(part)
             .or_default()
@@ -121,22 +121,22 @@ impl Files {
     }
 
     /// Other files for a part.
-    pub fn replace(&mut self, part: Part, stamps: Stamps) {
+    pub fn replace(&mut self, part: ReloadUnit, stamps: Stamps) {
         self.0.insert(part, stamps);
     }
 
     /// Adds files that somebody else has read for a part.
-    pub fn add(&mut self, part: Part, stamps: Stamps) {
+    pub fn add(&mut self, part: ReloadUnit, stamps: Stamps) {
         self.0.entry(part).or_default().extend(stamps);
     }
 
     /// The files of one part.
-    pub fn of(&self, part: &Part) -> Option<&Stamps> {
+    pub fn of(&self, part: &ReloadUnit) -> Option<&Stamps> {
         self.0.get(part)
     }
 
     /// Every part that has files.
-    pub fn parts(&self) -> impl Iterator<Item = (&Part, &Stamps)> {
+    pub fn parts(&self) -> impl Iterator<Item = (&ReloadUnit, &Stamps)> {
         self.0.iter()
     }
 

@@ -9,7 +9,7 @@ use crate::frontend::opening::Offer;
 /// What a listener means for the connections it accepts. Read at each accept, so that a new configuration is one
 /// pointer away and running sessions keep the one they came in by.
 #[derive(Debug)]
-pub struct Gate {
+pub struct ListenerSettings {
     pub name: Arc<str>,
     pub route: Arc<Route>,
     pub cluster: ClusterHandle,
@@ -18,12 +18,12 @@ pub struct Gate {
     pub offer: Offer,
     /// Sessions at once; 0 is no limit.
     pub max_clients: u32,
-    pub entry: config::Entry,
+    pub entry: config::AdmissionRules,
     pub(super) rate: Rate,
     pub(super) clients: Arc<AtomicU32>,
 }
 
-impl Gate {
+impl ListenerSettings {
     pub fn new(
         name: Arc<str>,
         route: Arc<Route>,
@@ -31,7 +31,7 @@ impl Gate {
         mode: ListenerMode,
         offer: Offer,
         max_clients: u32,
-        entry: config::Entry,
+        entry: config::AdmissionRules,
     ) -> Self {
         Self {
             name,

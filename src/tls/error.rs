@@ -6,7 +6,7 @@ use rustls::{CertificateError, OtherError};
 
 /// What the names of rustls' own errors do not tell.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CertificateFault {
+pub enum TrustError {
     #[error(
         "it is a version 1 certificate, which only an authority that is trusted here can sign for directly, without \
          revocation lists; sign it again with extensions (openssl x509 -req -extfile), or trust this very certificate"
@@ -45,8 +45,8 @@ pub enum CertificateFault {
     Other(String),
 }
 
-impl From<CertificateFault> for rustls::Error {
-    fn from(fault: CertificateFault) -> Self {
+impl From<TrustError> for rustls::Error {
+    fn from(fault: TrustError) -> Self {
         CertificateError::Other(OtherError(Arc::new(fault))).into()
     }
 }
@@ -96,8 +96,8 @@ pub fn among_causes(error: &(dyn std::error::Error + 'static)) -> Option<String>
 pub(super) fn from_webpki(error: webpki::Error) -> rustls::Error {
     use webpki::Error as E;
     let known = match error {
-        E::UnsupportedCertVersion => return CertificateFault::VersionOne.into(),
-        E::CaUsedAsEndEntity => return CertificateFault::IsAuthority.into(),
+        E::UnsupportedCertVersion => return TrustError::VersionOne.into(),
+        E::CaUsedAsEndEntity => return TrustError::IsAuthority.into(),
         E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding,
         E::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
         E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
@@ -113,7 +113,7 @@ pub(super) fn from_webpki(error: webpki::Error) -> rustls::Error {
             presented: context.presented,
         },
         E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
-        other => return CertificateFault::Other(other.to_string()).into(),
+        other => return TrustError::Other(other.to_string()).into(),
     };
     known.into()
 }

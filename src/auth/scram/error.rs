@@ -5,7 +5,7 @@ use crate::wire::sqlstate::SqlState;
 
 /// What a client did wrong in its login. The texts are PostgreSQL's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ScramFault {
+pub enum ScramError {
     #[error("client selected an invalid SASL authentication mechanism")]
     Mechanism,
     #[error("malformed SCRAM message: {0}")]
@@ -34,7 +34,7 @@ pub enum ScramFault {
     Proof,
 }
 
-impl ScramFault {
+impl ScramError {
     /// What the client is told: 28P01 for a failed proof, else what PostgreSQL says to a broken client.
     pub fn reply(&self, user: &[u8]) -> ErrorReply {
         let violation = |text: &str| ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, text);
@@ -73,7 +73,7 @@ pub fn password_failed(user: &[u8]) -> ErrorReply {
 
 /// Why a login into a server is given up. Never shown to a client: the caller says what it means there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ServerScramFault {
+pub enum ServerScramError {
     #[error("malformed SCRAM message from the server: {0}")]
     Malformed(&'static str),
     #[error("the server requires an unsupported SCRAM extension")]

@@ -13,11 +13,11 @@ use tracing::warn;
 
 use super::Shared;
 use super::admission::{Full, Pending};
-use super::gate::Gate;
-use super::sample::{Sampler, Verdict as Line};
-use crate::auth::guard::{Attempt, By, Guard, Start, Verdict};
+use super::listener_settings::ListenerSettings;
+use super::sample::{SampleDecision as Line, Sampler};
+use crate::auth::login_throttle::{Attempt, By, LoginThrottle, ThrottleDecision, ThrottleStart};
 use crate::config::RateLimit;
-use crate::frontend::login::{LoginFault, Offence};
+use crate::frontend::login::{LoginError, Offence};
 use crate::frontend::{ClientAddress, ClientStream};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -30,27 +30,27 @@ const INTERVAL: Duration = Duration::from_secs(30);
 
 /// The guard, shared by all workers; locked for microseconds at a time.
 #[derive(Debug)]
-pub struct Sentry {
-    guard: Mutex<Guard>,
+pub struct SharedThrottle {
+    throttle: Mutex<LoginThrottle>,
     begun: Mutex<Sampler<(By, bool)>>,
 }
 
-impl Sentry {
+impl SharedThrottle {
     pub fn new(limit: RateLimit) -> Self {
         Self {
-            guard: Mutex::new(Guard::new(limit)),
+            throttle: Mutex::new(LoginThrottle::new(limit)),
             begun: Mutex::new(Sampler::new(LINES, INTERVAL, 6)),
         }
     }
 
     /// From now on; what was counted stays.
     pub fn replace_limit(&self, limit: RateLimit) {
-        self.guard().replace_limit(limit);
+        self.throttle().replace_limit(limit);
     }
 
     /// Addresses and users with failures that time has not made good.
     pub(super) fn remembered(&self) -> (usize, usize) {
-        self.guard().sweep(Instant::now())
+        self.throttle().sweep(Instant::now())
     }
 
     /// Tells of the refusals that were left out of the log, until `stop`.
@@ -72,13 +72,13 @@ impl Sentry {
         }
     }
 
-    fn attempt(&self, gate: &Gate, client: ClientAddress, user: &[u8]) -> Attempt {
-        let cluster = gate.cluster.config();
-        self.guard().attempt(client.ip(), &cluster.name, user)
+    fn attempt(&self, listener: &ListenerSettings, client: ClientAddress, user: &[u8]) -> Attempt {
+        let cluster = listener.cluster.config();
+        self.throttle().attempt(client.ip(), &cluster.name, user)
     }
 
-    fn guard(&self) -> MutexGuard<'_, Guard> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn throttle(&self) -> MutexGuard<'_, LoginThrottle> {
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn begun(&self) -> MutexGuard<'_, Sampler<(By, bool)>> {
@@ -98,23 +98,23 @@ pub(super) fn label(by: By) -> &'static str {
 /// Waits for this attempt's turn. `pending` is given back meanwhile; after an error it may be `None`.
 pub(super) async fn admit(
     shared: &Shared,
-    gate: &Gate,
+    listener: &ListenerSettings,
     stream: &mut ClientStream,
     packet: &StartupPacket,
     client: ClientAddress,
     pending: &mut Option<Pending>,
     deadline: Instant,
-) -> Result<(), LoginFault> {
-    let attempt = shared.sentry.attempt(gate, client, &packet.user);
+) -> Result<(), LoginError> {
+    let attempt = shared.login_throttle.attempt(listener, client, &packet.user);
     let now = Instant::now();
     // Before the slot: one that may not wait must not move those behind it.
     let place = shared.admission.waiting(client.ip());
     let latest = if place.is_ok() { deadline } else { now };
-    let verdict = shared.sentry.guard().ask(&attempt, latest, now);
+    let verdict = shared.login_throttle.throttle().ask(&attempt, latest, now);
     let (until, by) = match verdict {
-        Verdict::Go => return Ok(()),
-        Verdict::Refuse { by, until } => return Err(refused(by, until - now)),
-        Verdict::Wait { until, by } => (until, by),
+        ThrottleDecision::Go => return Ok(()),
+        ThrottleDecision::Refuse { by, until } => return Err(refused(by, until - now)),
+        ThrottleDecision::Wait { until, by } => (until, by),
     };
     shared.metrics.delay(label(by));
     let gauge = shared.metrics.waiting();
@@ -123,29 +123,29 @@ pub(super) async fn admit(
     drop((place, gauge));
     *pending = Some(shared.admission.pending(client.ip()).map_err(|full| {
         let (text, hint) = too_many(full);
-        LoginFault::TooMany(ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
+        LoginError::TooMany(ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
     })?);
     let now = Instant::now();
-    let refusal = shared.sentry.guard().refusal(&attempt, now);
+    let refusal = shared.login_throttle.throttle().refusal(&attempt, now);
     match refusal {
-        Some(Verdict::Refuse { by, until }) => Err(refused(by, until - now)),
+        Some(ThrottleDecision::Refuse { by, until }) => Err(refused(by, until - now)),
         _ => Ok(()),
     }
 }
 
 /// Until the moment, or until the client leaves. It has nothing to say before it is asked.
-async fn wait(stream: &mut ClientStream, until: Instant) -> Result<(), LoginFault> {
+async fn wait(stream: &mut ClientStream, until: Instant) -> Result<(), LoginError> {
     let mut early = [0_u8; 1];
     tokio::select! {
         () = sleep_until(until) => Ok(()),
         read = stream.read(&mut early) => match read {
-            Ok(1..) => Err(LoginFault::Protocol("unexpected data before the authentication request".to_owned())),
-            Ok(0) | Err(_) => Err(LoginFault::HungUp),
+            Ok(1..) => Err(LoginError::Protocol("unexpected data before the authentication request".to_owned())),
+            Ok(0) | Err(_) => Err(LoginError::HungUp),
         },
     }
 }
 
-fn refused(by: By, left: Duration) -> LoginFault {
+fn refused(by: By, left: Duration) -> LoginError {
     let text = match by {
         By::Address => "too many failed logins from this address",
         By::User => "too many failed logins as this user",
@@ -156,7 +156,7 @@ fn refused(by: By, left: Duration) -> LoginFault {
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
         "Try again in {seconds} s. The bound is auth.rate_limit of the connection manager."
     ));
-    LoginFault::RateLimited(by, reply)
+    LoginError::RateLimited(by, reply)
 }
 
 /// What a connection is told for which there is no place among the pending logins: text and hint.
@@ -174,25 +174,33 @@ pub fn too_many(full: Full) -> (&'static str, &'static str) {
 }
 
 /// The client has proven who it is.
-pub(super) fn succeeded(shared: &Shared, gate: &Gate, packet: &StartupPacket, client: ClientAddress) {
-    let attempt = shared.sentry.attempt(gate, client, &packet.user);
-    shared.sentry.guard().succeeded(&attempt, Instant::now());
+pub(super) fn succeeded(
+    shared: &Shared,
+    listener: &ListenerSettings,
+    packet: &StartupPacket,
+    client: ClientAddress,
+) {
+    let attempt = shared.login_throttle.attempt(listener, client, &packet.user);
+    shared
+        .login_throttle
+        .throttle()
+        .succeeded(&attempt, Instant::now());
 }
 
 /// Counts a login that failed, if that says anything of the client.
 pub(super) fn failed(
     shared: &Shared,
-    gate: &Gate,
+    listener: &ListenerSettings,
     packet: &StartupPacket,
     client: ClientAddress,
-    fault: &LoginFault,
+    fault: &LoginError,
 ) {
     match fault.offence() {
         Some(Offence::Proof) => {
-            let attempt = shared.sentry.attempt(gate, client, &packet.user);
+            let attempt = shared.login_throttle.attempt(listener, client, &packet.user);
             let began = shared
-                .sentry
-                .guard()
+                .login_throttle
+                .throttle()
                 .failed(&attempt, fault.guess(), Instant::now());
             for (by, start) in [
                 (By::Address, began.address),
@@ -200,7 +208,7 @@ pub(super) fn failed(
                 (By::UserHere, began.user_here),
             ] {
                 if let Some(start) = start {
-                    log(&shared.sentry, by, start, client, Some(&packet.user));
+                    log(&shared.login_throttle, by, start, client, Some(&packet.user));
                 }
             }
         }
@@ -211,23 +219,34 @@ pub(super) fn failed(
 
 /// Counts a connection that did not keep to the protocol.
 pub(super) fn garbage(shared: &Shared, client: ClientAddress) {
-    let began = shared.sentry.guard().garbage(client.ip(), Instant::now());
+    let began = shared
+        .login_throttle
+        .throttle()
+        .garbage(client.ip(), Instant::now());
     if let Some(start) = began {
-        log(&shared.sentry, By::Address, start, client, None);
+        log(&shared.login_throttle, By::Address, start, client, None);
     }
 }
 
 /// `user` is the last that failed; `None` after something that was not the protocol.
-fn log(sentry: &Sentry, by: By, start: Start, client: ClientAddress, user: Option<&[u8]>) {
-    let line = sentry.begun().observe((by, start.is_refusal()), Instant::now());
+fn log(
+    login_throttle: &SharedThrottle,
+    by: By,
+    start: ThrottleStart,
+    client: ClientAddress,
+    user: Option<&[u8]>,
+) {
+    let line = login_throttle
+        .begun()
+        .observe((by, start.is_refusal()), Instant::now());
     let Line::Log { suppressed: skipped } = line else {
         return;
     };
     let user = Escaped(user.unwrap_or(b"-"));
-    let refuse_for = sentry.guard().limit().refuse_for.as_secs();
+    let refuse_for = login_throttle.throttle().limit().refuse_for.as_secs();
     let (failures, for_s, what) = match start {
-        Start::Delay(failures) => (failures, None, "wait for their turn"),
-        Start::Refusal(failures) => (failures, Some(refuse_for), "are refused"),
+        ThrottleStart::Delay(failures) => (failures, None, "wait for their turn"),
+        ThrottleStart::Refusal(failures) => (failures, Some(refuse_for), "are refused"),
     };
     match by {
         By::Address => warn!(
