@@ -296,7 +296,7 @@ impl Operations for Administration {
         self.tracker.spawn_on(
             async move {
                 // Nobody takes it any more: the process is ending.
-                let _ = requests.send(ControlRequest::Supervisor(answer)).await;
+                let _ = requests.send(ControlRequest::Reload(answer)).await;
             },
             &self.control,
         );

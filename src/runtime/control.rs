@@ -34,7 +34,7 @@ const MOST_ASKED: usize = HANDOVER.len();
 /// What the control thread is asked to do, one at a time. The answer comes once it is done.
 #[derive(Debug)]
 pub(super) enum ControlRequest {
-    Supervisor(oneshot::Sender<ReloadAnswer>),
+    Reload(oneshot::Sender<ReloadAnswer>),
     Upgrade(oneshot::Sender<UpgradeAnswer>),
     HandOver(tokio::net::UnixStream),
 }
@@ -124,13 +124,7 @@ async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()>
     match &*asked {
         asked if asked == RELOAD.as_bytes() => {
             let (answer, answered) = oneshot::channel();
-            ask(
-                &mut socket,
-                &requests,
-                ControlRequest::Supervisor(answer),
-                answered,
-            )
-            .await
+            ask(&mut socket, &requests, ControlRequest::Reload(answer), answered).await
         }
         asked if asked == UPGRADE.as_bytes() => {
             let (answer, answered) = oneshot::channel();

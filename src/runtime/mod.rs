@@ -269,36 +269,38 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         }
     }
     notifier.ready();
-    let mut reload = Supervisor::new(config.clone(), service, file_metrics, requests, notifier, program);
+    let mut supervisor = Supervisor::new(config.clone(), service, file_metrics, requests, notifier, program);
     let is_replaced = loop {
         let heir = tokio::select! {
             () = signals.wait() => break false,
-            heir = reload.run(&mut hangup) => heir,
+            heir = supervisor.run(&mut hangup) => heir,
         };
-        if reload.commit(heir, &mut hangup).await {
+        if supervisor.commit(heir, &mut hangup).await {
             break true;
         }
     };
-    let limit = reload.config().shutdown.handover;
+    let limit = supervisor.config().shutdown.handover;
     let has_finished = is_replaced
         && tokio::select! {
             has_finished = shutdown::finish(&registry, &workers, limit, &mut signals) => has_finished,
-            () = reload.watch(REPLACED) => false,
+            () = supervisor.watch(REPLACED) => false,
         };
     if !is_replaced {
         readiness.leaving();
-        let shutdown = reload.config().shutdown.clone();
+        let shutdown = supervisor.config().shutdown.clone();
         if shutdown.delay.is_zero() {
-            reload.notifier().stopping();
+            supervisor.notifier().stopping();
         } else {
-            reload.notifier().stopping_within(shutdown::longest(&shutdown));
+            supervisor
+                .notifier()
+                .stopping_within(shutdown::longest(&shutdown));
             tokio::select! {
                 () = shutdown::delay(shutdown.delay, &mut signals) => {}
-                () = reload.watch(ENDING) => {}
+                () = supervisor.watch(ENDING) => {}
             }
         }
     }
-    let (config, mut service) = reload.into_parts();
+    let (config, mut service) = supervisor.into_parts();
     if !is_replaced {
         readiness.draining();
         service.asking.cancel();

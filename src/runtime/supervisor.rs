@@ -188,7 +188,7 @@ impl Supervisor {
                     self.reload_and_tell().await;
                 }
                 Some(request) = self.requests.recv() => match request {
-                    ControlRequest::Supervisor(answer) => {
+                    ControlRequest::Reload(answer) => {
                         // Whoever asked may be gone.
                         let _ = answer.send(self.reload_and_tell().await);
                     }

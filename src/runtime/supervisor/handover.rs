@@ -151,7 +151,7 @@ pub(in crate::runtime) const ENDING: &str = "the router is shutting down";
 pub(super) fn too_late(request: ControlRequest, why: &str) {
     let fault = why.to_owned();
     match request {
-        ControlRequest::Supervisor(answer) => {
+        ControlRequest::Reload(answer) => {
             // Whoever asked may be gone.
             let _ = answer.send(ReloadAnswer {
                 applied: false,
