@@ -1,32 +1,31 @@
--- The router's service account: one role, with the least it needs. Run this file once, on the leader, as a superuser, in the
--- database named by `service_account.dbname` (default postgres); it may be run again at any time:
+-- The router's service account: one role, with only the rights that it needs. Run this file once, on the leader, as a
+-- superuser, in the database named by `service_account.dbname` (default postgres). You may run it again at any time:
 --
 --   TRUNKLINE_PASSWORD="$(cat trunkline-password)" psql -d postgres -f service-account.sql
 --
--- (`psql -v password=…` works too, but everybody on that host can read it in the list of processes.)
+-- (`psql -v password=…` works too, but every user of that host can then read the password in the list of processes.)
 --
--- What the account may do:
+-- The account may do this:
 --   * log in, for the probes of every member;
 --   * pg_monitor: a standby shows the timeline it receives (pg_stat_wal_receiver.received_tli) and its sender only to
---     members of pg_read_all_stats, which pg_monitor contains. It reads statistics and settings, no table's rows;
---   * pg_control_system() and pg_control_checkpoint(): the system identifier and the timeline, so that a member of another
---     cluster, or an old primary, is never used. Every role may call them as PostgreSQL ships; the grant keeps it so where
+--     members of pg_read_all_stats, which pg_monitor contains. It can read statistics and settings, but no rows of tables;
+--   * pg_control_system() and pg_control_checkpoint(): the system identifier and the timeline, so that the router never uses
+--     a member of another cluster, or an old primary. By default every role may call them; the grant keeps this right if
 --     somebody has revoked it from PUBLIC;
---   * trunkline.user_lookup(): the SCRAM verifier of the user who logs in. The account cannot read pg_authid itself.
---   * nothing more for memberships of roles: pg_roles and pg_auth_members are readable by every role, as PostgreSQL ships
---     them.
+--   * trunkline.user_lookup(): the SCRAM verifier of a user that logs in. The account cannot read pg_authid itself;
+--   * memberships of roles need no grant: by default every role can read pg_roles and pg_auth_members.
 --
--- Whoever holds the account's password can ask for verifiers and try passwords against them offline, superusers'
--- included: PgBouncer's auth_query has the same property. Keep the password where superusers' would be kept. To keep
--- superusers out altogether (they then cannot log in through the router), add to the function's WHERE:
+-- A person with the account's password can read verifiers and try passwords against them offline, also those of
+-- superusers. PgBouncer's auth_query has the same property. Protect this password like a superuser's. To exclude
+-- superusers (they then cannot log in through the router), add to the function's WHERE:
 --     AND NOT a.rolsuper
--- or, for all who should not come through the router:
+-- or, for all roles that should not log in through the router:
 --     AND NOT pg_catalog.pg_has_role(a.oid, 'no_router', 'member')
 --
--- Who can become the account: superusers; every role with CREATEROLE before PostgreSQL 16, since it may set the account's
--- password (give CREATEROLE to nobody there who may not read verifiers); from 16 on roles with ADMIN OPTION on it, of which
--- this file leaves none. The file takes away what others have granted: members of the account, its own memberships, and
--- rights on the schema and the function.
+-- These roles can become the account: superusers; before PostgreSQL 16 every role with CREATEROLE, since it may set the
+-- account's password (give CREATEROLE there only to roles that may read verifiers); from 16 on roles with ADMIN OPTION on
+-- it, of which this file leaves none. The file revokes what others have granted: members of the account, its own
+-- memberships, and rights on the schema and the function.
 \set ON_ERROR_STOP on
 
 BEGIN;
@@ -54,15 +53,15 @@ $do$;
     DO $$ BEGIN RAISE EXCEPTION 'no password for the role trunkline'; END $$;
 \endif
 
--- No notice of what is there already when the file is run again.
+-- No notices about objects that exist already when the file is run again.
 SET LOCAL client_min_messages = 'warning';
 SET LOCAL password_encryption = 'scram-sha-256';
--- Neither the password nor its verifier belongs in the server's log.
+-- Keep the password and its verifier out of the server's log.
 SET LOCAL log_statement = 'none';
 SET LOCAL log_min_duration_statement = -1;
 SET LOCAL log_min_error_statement = 'panic';
 
--- A role that may CREATE in this database could have made the schema first, to read verifiers through it later.
+-- A role with CREATE on this database could have created the schema first, to read verifiers through it later.
 DO $do$
 DECLARE
     owner name;
@@ -77,7 +76,8 @@ BEGIN
 END
 $do$;
 
--- What a former member made as the account goes on with its rights: a SECURITY DEFINER function reads verifiers.
+-- Objects that a former member created as the account keep the account's rights: a SECURITY DEFINER function could read
+-- verifiers.
 DO $do$
 DECLARE
     owned text;
@@ -115,10 +115,10 @@ BEGIN
     END LOOP;
 END
 $do$;
-COMMENT ON ROLE trunkline IS 'service account of the connection manager Trunkline';
+COMMENT ON ROLE trunkline IS 'service account of Trunkline';
 
--- A member of the account may look up verifiers as well, and what the account is a member of is more than it needs.
--- Who loses a membership is told at the end, once it is true.
+-- A member of the account could look up verifiers as well, and the account needs no other memberships. The end of this file
+-- reports the memberships that were removed, once the removal is committed.
 SELECT string_agg(DISTINCT format('%s is no longer a member of %s', member::regrole, roleid::regrole), E'\n') AS removed
   FROM pg_auth_members
  WHERE roleid = 'trunkline'::regrole
@@ -134,7 +134,7 @@ BEGIN
          WHERE a.roleid = 'trunkline'::pg_catalog.regrole
             OR a.member = 'trunkline'::pg_catalog.regrole AND a.roleid <> 'pg_monitor'::pg_catalog.regrole
     LOOP
-        -- Where it went together with another already, the server says so in a WARNING.
+        -- If an earlier REVOKE has removed this one already, the server says so in a WARNING.
         EXECUTE pg_catalog.format('REVOKE %s FROM %s', m.role, m.member)
             || CASE WHEN pg_catalog.current_setting('server_version_num')::int4 >= 160000
                     THEN pg_catalog.format(' GRANTED BY %I', m.grantor) ELSE '' END
@@ -146,8 +146,9 @@ $do$;
 GRANT pg_monitor TO trunkline;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system(), pg_catalog.pg_control_checkpoint() TO trunkline;
 
--- Made anew each time: CREATE OR REPLACE would keep the rights that others have on it. What depends on the function, and
--- anything else in the schema, stops here, since nothing of it belongs there. The server's own hint, CASCADE, would drop it.
+-- Created anew each time, because CREATE OR REPLACE would keep the rights that others have on it. If anything depends on the
+-- function, or if the schema contains anything else, the file stops here, because nothing else belongs there. The server's
+-- own hint, CASCADE, would drop such objects.
 DO $do$
 DECLARE
     what text;
@@ -162,9 +163,9 @@ END
 $do$;
 CREATE SCHEMA trunkline;
 
--- The verifier that the server itself would use: none for a role that does not exist, may not log in, has no password,
--- or whose password has expired (VALID UNTIL; null and infinity never do).
--- A SQL function with a fixed search_path, so that no caller can put its own objects in the way of a superuser's rights.
+-- The verifier that the server itself would use. There is none for a role that does not exist, may not log in, or has no
+-- password, and none for an expired password (VALID UNTIL; null and infinity never expire).
+-- It is a SQL function with a fixed search_path, so that a caller's own objects never run with a superuser's rights.
 CREATE FUNCTION trunkline.user_lookup(name text)
     RETURNS TABLE (usename pg_catalog.name, passwd pg_catalog.text)
     LANGUAGE sql STABLE STRICT SECURITY DEFINER
@@ -177,9 +178,9 @@ AS $function$
       AND a.rolpassword IS NOT NULL
       AND (a.rolvaliduntil IS NULL OR a.rolvaliduntil > pg_catalog.now());
 $function$;
-COMMENT ON FUNCTION trunkline.user_lookup(text) IS 'verifier of a user who may log in now; for the role trunkline only';
+COMMENT ON FUNCTION trunkline.user_lookup(text) IS 'verifier of a user that may log in now; for the role trunkline only';
 
--- EXECUTE is everybody's by default, and ALTER DEFAULT PRIVILEGES may give more.
+-- By default PUBLIC has EXECUTE, and ALTER DEFAULT PRIVILEGES may have added more.
 DO $do$
 DECLARE
     a record;
