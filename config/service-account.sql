@@ -1,31 +1,38 @@
--- The router's service account: one role, with only the rights that it needs. Run this file once, on the leader, as a
--- superuser, in the database named by `service_account.dbname` (default postgres). You may run it again at any time:
+-- The router's service account: one role, with only the rights that it needs. Run this file once,
+-- on the leader, as a superuser, in the database named by `service_account.dbname` (default
+-- postgres). You may run it again at any time:
 --
 --   TRUNKLINE_PASSWORD="$(cat trunkline-password)" psql -d postgres -f service-account.sql
 --
--- (`psql -v password=…` works too, but every user of that host can then read the password in the list of processes.)
+-- (`psql -v password=…` works too, but every user of that host can then read the password in the
+-- list of processes.)
 --
 -- The account may do this:
 --   * log in, for the probes of every member;
---   * pg_monitor: a standby shows the timeline it receives (pg_stat_wal_receiver.received_tli) and its sender only to
---     members of pg_read_all_stats, which pg_monitor contains. It can read statistics and settings, but no rows of tables;
---   * pg_control_system() and pg_control_checkpoint(): the system identifier and the timeline, so that the router never uses
---     a member of another cluster, or an old primary. By default every role may call them; the grant keeps this right if
---     somebody has revoked it from PUBLIC;
---   * trunkline.user_lookup(): the SCRAM verifier of a user that logs in. The account cannot read pg_authid itself;
---   * memberships of roles need no grant: by default every role can read pg_roles and pg_auth_members.
+--   * pg_monitor: a standby shows the timeline it receives (pg_stat_wal_receiver.received_tli) and
+--     its sender only to members of pg_read_all_stats, which pg_monitor contains. It can read
+--     statistics and settings, but no rows of tables;
+--   * pg_control_system() and pg_control_checkpoint(): the system identifier and the timeline, so
+--     that the router never uses a member of another cluster, or an old primary. By default every
+--     role may call them; the grant keeps this right if somebody has revoked it from PUBLIC;
+--   * trunkline.user_lookup(): the SCRAM verifier of a user that logs in. The account cannot read
+--     pg_authid itself;
+--   * memberships of roles need no grant: by default every role can read pg_roles and
+--     pg_auth_members.
 --
--- A person with the account's password can read verifiers and try passwords against them offline, also those of
--- superusers. PgBouncer's auth_query has the same property. Protect this password like a superuser's. To exclude
--- superusers (they then cannot log in through the router), add to the function's WHERE:
+-- A person with the account's password can read verifiers and try passwords against them offline,
+-- also those of superusers. PgBouncer's auth_query has the same property. Protect this password
+-- like a superuser's. To exclude superusers (they then cannot log in through the router), add to
+-- the function's WHERE:
 --     AND NOT a.rolsuper
 -- or, for all roles that should not log in through the router:
 --     AND NOT pg_catalog.pg_has_role(a.oid, 'no_router', 'member')
 --
--- These roles can become the account: superusers; before PostgreSQL 16 every role with CREATEROLE, since it may set the
--- account's password (give CREATEROLE there only to roles that may read verifiers); from 16 on roles with ADMIN OPTION on
--- it, of which this file leaves none. The file revokes what others have granted: members of the account, its own
--- memberships, and rights on the schema and the function.
+-- These roles can become the account: superusers; before PostgreSQL 16 every role with CREATEROLE,
+-- since it may set the account's password (give CREATEROLE there only to roles that may read
+-- verifiers); from 16 on roles with ADMIN OPTION on it, of which this file leaves none. The file
+-- revokes what others have granted: members of the account, its own memberships, and rights on the
+-- schema and the function.
 \set ON_ERROR_STOP on
 
 BEGIN;
@@ -61,7 +68,8 @@ SET LOCAL log_statement = 'none';
 SET LOCAL log_min_duration_statement = -1;
 SET LOCAL log_min_error_statement = 'panic';
 
--- A role with CREATE on this database could have created the schema first, to read verifiers through it later.
+-- A role with CREATE on this database could have created the schema first, to read verifiers
+-- through it later.
 DO $do$
 DECLARE
     owner name;
@@ -76,8 +84,8 @@ BEGIN
 END
 $do$;
 
--- Objects that a former member created as the account keep the account's rights: a SECURITY DEFINER function could read
--- verifiers.
+-- Objects that a former member created as the account keep the account's rights: a SECURITY DEFINER
+-- function could read verifiers.
 DO $do$
 DECLARE
     owned text;
@@ -117,8 +125,9 @@ END
 $do$;
 COMMENT ON ROLE trunkline IS 'service account of Trunkline';
 
--- A member of the account could look up verifiers as well, and the account needs no other memberships. The end of this file
--- reports the memberships that were removed, once the removal is committed.
+-- A member of the account could look up verifiers as well, and the account needs no other
+-- memberships. The end of this file reports the memberships that were removed, once the removal is
+-- committed.
 SELECT string_agg(DISTINCT format('%s is no longer a member of %s', member::regrole, roleid::regrole), E'\n') AS removed
   FROM pg_auth_members
  WHERE roleid = 'trunkline'::regrole
@@ -146,9 +155,10 @@ $do$;
 GRANT pg_monitor TO trunkline;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system(), pg_catalog.pg_control_checkpoint() TO trunkline;
 
--- Created anew each time, because CREATE OR REPLACE would keep the rights that others have on it. If anything depends on the
--- function, or if the schema contains anything else, the file stops here, because nothing else belongs there. The server's
--- own hint, CASCADE, would drop such objects.
+-- Created anew each time, because CREATE OR REPLACE would keep the rights that others have on it.
+-- If anything depends on the function, or if the schema contains anything else, the file stops
+-- here, because nothing else belongs there. The server's own hint, CASCADE, would drop such
+-- objects.
 DO $do$
 DECLARE
     what text;
@@ -163,9 +173,10 @@ END
 $do$;
 CREATE SCHEMA trunkline;
 
--- The verifier that the server itself would use. There is none for a role that does not exist, may not log in, or has no
--- password, and none for an expired password (VALID UNTIL; null and infinity never expire).
--- It is a SQL function with a fixed search_path, so that a caller's own objects never run with a superuser's rights.
+-- The verifier that the server itself would use. There is none for a role that does not exist, may
+-- not log in, or has no password, and none for an expired password (VALID UNTIL; null and infinity
+-- never expire). It is a SQL function with a fixed search_path, so that a caller's own objects
+-- never run with a superuser's rights.
 CREATE FUNCTION trunkline.user_lookup(name text)
     RETURNS TABLE (usename pg_catalog.name, passwd pg_catalog.text)
     LANGUAGE sql STABLE STRICT SECURITY DEFINER
