@@ -101,7 +101,7 @@ pub struct Cancels {
     lanes: Lanes<SocketAddr>,
     /// Of requests with a server's own key, which anybody can make up.
     unknown: Lanes<(String, u16)>,
-    client_address: Mutex<Sampler<CancelFailure>>,
+    reported: Mutex<Sampler<CancelFailure>>,
 }
 
 impl Default for Cancels {
@@ -109,7 +109,7 @@ impl Default for Cancels {
         Self {
             lanes: Lanes::default(),
             unknown: Lanes::default(),
-            client_address: Mutex::new(Sampler::new(1, TELL_EVERY, TOLD_SERVERS)),
+            reported: Mutex::new(Sampler::new(1, TELL_EVERY, TOLD_SERVERS)),
         }
     }
 }
@@ -117,8 +117,8 @@ impl Default for Cancels {
 impl Cancels {
     /// `Some`: log it, and say how many were left out before.
     fn admit(&self, trouble: CancelFailure) -> Option<u64> {
-        let mut client_address = self.client_address.lock().unwrap_or_else(PoisonError::into_inner);
-        match client_address.observe(trouble, Instant::now()) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        match reported.observe(trouble, Instant::now()) {
             SampleDecision::Log { suppressed } => Some(suppressed),
             SampleDecision::Suppress => None,
         }

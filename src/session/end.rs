@@ -333,19 +333,19 @@ mod tests {
             (Cause::ClientProtocol(broken), "08P01"),
         ];
         for (cause, otherwise) in causes.chain(others) {
-            let client_address = |fate| {
+            let words = |fate| {
                 let cause = cause.clone();
                 End { cause, fate }.reply().unwrap()
             };
-            let settled = client_address(Fate::Settled);
+            let settled = words(Fate::Settled);
             assert_eq!(settled.code.as_str(), otherwise, "{settled:?}");
-            let rolled_back = client_address(Fate::RolledBack);
+            let rolled_back = words(Fate::RolledBack);
             assert_eq!(
                 (rolled_back.code, &rolled_back.message),
                 (settled.code, &settled.message)
             );
             assert!(rolled_back.hint.unwrap().ends_with("is rolled back."));
-            let unknown = client_address(Fate::Unknown);
+            let unknown = words(Fate::Unknown);
             assert_eq!(unknown.code.as_str(), "08007", "{unknown:?}");
             assert!(
                 unknown.message.starts_with(&settled.message) && unknown.message.contains("is unknown"),
@@ -353,7 +353,7 @@ mod tests {
             );
             assert!(unknown.hint.unwrap().contains("Check whether"));
             // What was executed without a Sync is never called rolled back, as it may be committed.
-            let unsynced = client_address(Fate::Unsynced);
+            let unsynced = words(Fate::Unsynced);
             assert_eq!(
                 (unsynced.code, &unsynced.message),
                 (unknown.code, &unknown.message)
@@ -390,9 +390,9 @@ mod tests {
                 assert!(!end.is_unknown() && !end.is_abnormal(), "{end}");
                 let has_left = matches!(end.cause, Cause::ClientTerminated | Cause::ClientGone);
                 // It may have closed one side only.
-                let client_address = end.reply().map(|reply| reply.code.as_str());
+                let words = end.reply().map(|reply| reply.code.as_str());
                 assert_eq!(
-                    client_address,
+                    words,
                     (has_left && fate == Fate::Unknown).then_some("08007"),
                     "{end}"
                 );

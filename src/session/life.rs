@@ -466,11 +466,11 @@ async fn begin(
     if let Routed::End(reason) = still_right(&listener, &ticket) {
         ticket.entry().order(Order::Now(reason));
     }
-    let client_address = timeout(**shared.login_timeout.load(), async {
+    let welcome = timeout(**shared.login_timeout.load(), async {
         stream.write_all(&out).await?;
         stream.flush().await
     });
-    if !matches!(client_address.await, Ok(Ok(()))) {
+    if !matches!(welcome.await, Ok(Ok(()))) {
         debug!(client = %record.client, "gone before it was served, or it does not listen");
         return None;
     }
@@ -614,7 +614,7 @@ mod tests {
     }
 
     /// What a server is told for a startup packet with these parameters.
-    fn client_address(body: &str, access: Access, server_user: Option<&'static str>) -> String {
+    fn startup_parameters(body: &str, access: Access, server_user: Option<&'static str>) -> String {
         let state = state(body, access, server_user);
         let shown = state.parameters.iter().map(|(name, value)| {
             format!(
@@ -628,7 +628,7 @@ mod tests {
 
     #[test]
     fn the_server_is_told_the_names_that_the_rule_saw() {
-        let leader = |body| client_address(body, Access::ReadWrite, None);
+        let leader = |body| startup_parameters(body, Access::ReadWrite, None);
         assert_eq!(leader("user=a;"), "user=a;database=a;");
         assert_eq!(leader("user=a;database=;"), "user=a;database=a;");
         assert_eq!(
@@ -641,7 +641,7 @@ mod tests {
             format!("user={0};database={0};", &long[..63])
         );
         assert_eq!(
-            client_address("user=a;o=1;", Access::ReadOnly, None),
+            startup_parameters("user=a;o=1;", Access::ReadOnly, None),
             "user=a;database=a;o=1;default_transaction_read_only=on;"
         );
     }
@@ -670,7 +670,7 @@ mod tests {
             "user=b;user=a;database=x;database=;",
         ] {
             assert_eq!(
-                client_address(body, Access::ReadWrite, Some("reader")),
+                startup_parameters(body, Access::ReadWrite, Some("reader")),
                 "user=reader;database=a;",
                 "{body}"
             );

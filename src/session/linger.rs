@@ -98,10 +98,10 @@ mod tests {
         let lingering = until_ended(ours, true, &closing);
         tokio::pin!(lingering);
         // It is told, and goes on as if nothing had been.
-        let client_address = async { server.read(&mut [0; 1]).await.unwrap() };
+        let until_told = async { server.read(&mut [0; 1]).await.unwrap() };
         tokio::select! {
             () = &mut lingering => panic!("the server has not ended"),
-            read = client_address => assert_eq!(read, 0),
+            read = until_told => assert_eq!(read, 0),
         }
         let moment = timeout(Duration::from_millis(50), &mut lingering).await;
         assert!(moment.is_err(), "the server has not ended");

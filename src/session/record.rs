@@ -154,21 +154,21 @@ fn log_refusal(
 
 pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
     // With the hint: where a server's pg_hba.conf lacks a line, that is the line.
-    let client_address = |reply: &ErrorReply| match &reply.hint {
+    let with_hint = |reply: &ErrorReply| match &reply.hint {
         Some(hint) => format!("{}. {hint}", reply.message),
         None => reply.message.clone(),
     };
     let (reason, member, text) = match error {
-        AttachError::TooLong(reply) => ("too_long", None, client_address(reply)),
-        AttachError::NoCandidate(reply) => ("no_candidate", None, client_address(reply)),
-        AttachError::Busy(label, reply) => (*label, None, client_address(reply)),
+        AttachError::TooLong(reply) => ("too_long", None, with_hint(reply)),
+        AttachError::NoCandidate(reply) => ("no_candidate", None, with_hint(reply)),
+        AttachError::Busy(label, reply) => (*label, None, with_hint(reply)),
         AttachError::Closing => return shared.metrics.refuse("shutdown"),
         AttachError::HungUp => {
             debug!(client = %record.client, "hung up while it waited for a server");
             return;
         }
         AttachError::Server { said, member, .. } => ("server_refused", Some(member), said.clone()),
-        AttachError::Refused { reply, member } => ("server_connect", Some(member), client_address(reply)),
+        AttachError::Refused { reply, member } => ("server_connect", Some(member), with_hint(reply)),
         AttachError::Credential { said, member, .. } => (
             "server_refused",
             Some(member),

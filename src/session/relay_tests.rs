@@ -234,7 +234,7 @@ async fn only_what_the_server_may_do_is_unknown() {
     let error = frame(b'E', b"SERROR\0VERROR\0C23505\0\0");
     let row = [frame(b'T', &[0; 20]), frame(b'D', &[0; 20])].concat();
     let none = Vec::new;
-    for (what, asked, said, client_address) in [
+    for (what, asked, said, words) in [
         (
             "in a transaction",
             [query(), query()].concat(),
@@ -341,7 +341,7 @@ async fn only_what_the_server_may_do_is_unknown() {
         }
         play.order(demoted());
         let (last, end) = play.last_words().await;
-        assert_eq!(last, client_address, "{what}: {end}");
+        assert_eq!(last, words, "{what}: {end}");
     }
 }
 
@@ -401,7 +401,7 @@ async fn a_client_in_the_middle_of_a_row_is_told_behind_it() {
 
 #[tokio::test]
 async fn what_the_server_has_said_before_the_cut_is_heard() {
-    for (said, client_address) in [
+    for (said, words) in [
         (done(b"I"), "C ZI FATAL 57P01"),
         (frame(b'E', b"SFATAL\0VFATAL\0C57P01\0\0"), "FATAL 57P01"),
     ] {
@@ -411,7 +411,7 @@ async fn what_the_server_has_said_before_the_cut_is_heard() {
         play.server.write_all(&said).await.unwrap();
         play.order(demoted());
         let (last, end) = play.last_words().await;
-        assert_eq!(last, client_address, "{end}");
+        assert_eq!(last, words, "{end}");
     }
 }
 
@@ -419,7 +419,7 @@ async fn what_the_server_has_said_before_the_cut_is_heard() {
 #[tokio::test]
 async fn the_servers_own_last_word_is_the_last() {
     let fatal = frame(b'E', b"SFATAL\0VFATAL\0C08P01\0\0");
-    for (said, client_address) in [(&fatal[..], "FATAL 08P01"), (b"", "ERROR 08007 ZI")] {
+    for (said, words) in [(&fatal[..], "FATAL 08P01"), (b"", "ERROR 08007 ZI")] {
         for (goodbye, closes) in [(&b""[..], false), (b"", true), (b"X\0\0\0\x04", false)] {
             let mut play = Play::new().await;
             play.ask(&[&query()[..], goodbye].concat()).await;
@@ -430,7 +430,7 @@ async fn the_servers_own_last_word_is_the_last() {
             play.server.write_all(said).await.unwrap();
             play.server.shutdown().await.unwrap();
             let (last, end) = play.last_words().await;
-            assert_eq!(last, client_address, "{end}");
+            assert_eq!(last, words, "{end}");
         }
     }
 }
@@ -442,7 +442,7 @@ async fn a_lost_server_and_a_broken_protocol_say_what_is_known() {
         (&b""[..], "ERROR 08007 ZI", "FATAL 08006"),
         (&broken, "ERROR 08007 ZI", "FATAL 08P01"),
     ] {
-        for (is_busy, client_address) in [(true, busy), (false, idle)] {
+        for (is_busy, words) in [(true, busy), (false, idle)] {
             let mut play = Play::new().await;
             if is_busy {
                 play.ask(&query()).await;
@@ -450,11 +450,11 @@ async fn a_lost_server_and_a_broken_protocol_say_what_is_known() {
             play.server.write_all(said).await.unwrap();
             play.server.shutdown().await.unwrap();
             let (last, end) = play.last_words().await;
-            assert_eq!(last, client_address, "{end}");
+            assert_eq!(last, words, "{end}");
         }
     }
     // The client's own fault does not make its request known.
-    for (asked, client_address) in [(query(), "ERROR 08007 ZI"), (Vec::new(), "FATAL 08P01")] {
+    for (asked, words) in [(query(), "ERROR 08007 ZI"), (Vec::new(), "FATAL 08P01")] {
         let mut play = Play::new().await;
         play.ask(&asked).await;
         // What comes in one read with the fault never reaches the server.
@@ -463,7 +463,7 @@ async fn a_lost_server_and_a_broken_protocol_say_what_is_known() {
             .await
             .unwrap();
         let (last, end) = play.last_words().await;
-        assert_eq!(last, client_address, "{end}");
+        assert_eq!(last, words, "{end}");
     }
 }
 
@@ -471,7 +471,7 @@ async fn a_lost_server_and_a_broken_protocol_say_what_is_known() {
 async fn a_replication_stream_that_the_server_has_completed_ends_without_a_word() {
     let complete = frame(b'C', b"COPY 0\0");
     let stream = [frame(b'W', &[0; 3]), frame(b'd', &[7; 50])].concat();
-    for (said, client_address, cause) in [
+    for (said, words, cause) in [
         (&complete[..], "", Cause::ServerClosed),
         // Not complete: the connection is lost, and no outcome with it.
         (b"", "FATAL 08006", Cause::ServerGone),
@@ -484,10 +484,7 @@ async fn a_replication_stream_that_the_server_has_completed_ends_without_a_word(
         }
         play.server.shutdown().await.unwrap();
         let (last, end) = play.last_words().await;
-        assert_eq!(
-            (&last[..], &end.cause, end.fate),
-            (client_address, &cause, Fate::Settled)
-        );
+        assert_eq!((&last[..], &end.cause, end.fate), (words, &cause, Fate::Settled));
     }
     // An order that comes in between has nothing to add.
     let mut play = Play::of(true).await;

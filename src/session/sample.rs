@@ -70,7 +70,7 @@ impl<K: Eq + Hash> Sampler<K> {
     /// that had no room of their own. Call it now and then (about once an interval): it also frees their memory.
     pub fn summaries(&mut self, now: Instant) -> Vec<(Option<K>, u64)> {
         let interval = self.interval;
-        let mut client_address: Vec<(Option<K>, u64)> = self
+        let mut summaries: Vec<(Option<K>, u64)> = self
             .windows
             .extract_if(|_, window| window.is_over(interval, now))
             .filter(|(_, window)| window.suppressed > 0)
@@ -79,9 +79,9 @@ impl<K: Eq + Hash> Sampler<K> {
         if let Some(window) = self.others.take_if(|window| window.is_over(interval, now))
             && window.suppressed > 0
         {
-            client_address.push((None, window.suppressed));
+            summaries.push((None, window.suppressed));
         }
-        client_address
+        summaries
     }
 }
 
@@ -236,12 +236,12 @@ mod tests {
         assert_eq!(made_up, 2 + 5, "two of their own, the others together");
         assert!(logged("elsewhere", "old".to_owned(), start));
         assert!(logged("nat", "late".to_owned(), start + MINUTE));
-        let client_address: u64 = sources
+        let summaries: u64 = sources
             .summaries(start + 2 * MINUTE)
             .iter()
             .map(|(_, times)| times)
             .sum();
-        assert_eq!(client_address, 995 + 993);
+        assert_eq!(summaries, 995 + 993);
         // Nor without end for many sources.
         let mut sources = Sources::new(1, MINUTE, 4, 10);
         let logged = (0..1000).filter(|n| sources.observe(n, n, start) != SampleDecision::Suppress);
@@ -254,20 +254,20 @@ mod tests {
         fn every_event_is_logged_or_told_once(events in proptest::collection::vec((0..8_u8, 0..90_u64, any::<bool>()), 0..300)) {
             let mut sampler = Sampler::new(2, MINUTE, 4);
             let mut now = Instant::now();
-            let (mut seen, mut client_address) = (0, 0);
+            let (mut seen, mut summaries) = (0, 0);
             for (key, seconds, summarise) in events {
                 now += Duration::from_secs(seconds);
                 seen += 1;
                 if let SampleDecision::Log { suppressed } = sampler.observe(key, now) {
-                    client_address += 1 + suppressed;
+                    summaries += 1 + suppressed;
                 }
                 if summarise {
-                    client_address += sampler.summaries(now).iter().map(|(_, count)| count).sum::<u64>();
+                    summaries += sampler.summaries(now).iter().map(|(_, count)| count).sum::<u64>();
                 }
                 prop_assert!(sampler.windows.len() <= 4);
             }
-            client_address += sampler.summaries(now + MINUTE).iter().map(|(_, count)| count).sum::<u64>();
-            prop_assert_eq!(client_address, seen);
+            summaries += sampler.summaries(now + MINUTE).iter().map(|(_, count)| count).sum::<u64>();
+            prop_assert_eq!(summaries, seen);
         }
     }
 }

@@ -42,7 +42,7 @@ pub(in crate::session) async fn serve(
     let Some(conversation) = peers.conversation() else {
         return;
     };
-    let (tell, client_address) = mpsc::channel(MOST_AT_ONCE);
+    let (tell, answered) = mpsc::channel(MOST_AT_ONCE);
     let answerer = Answerer {
         shared: Arc::clone(shared),
         peers,
@@ -52,7 +52,7 @@ pub(in crate::session) async fn serve(
         ready: Vec::new(),
         under_way: 0,
         tell,
-        client_address,
+        answered,
         _conversation: conversation,
     };
     // It outlives what is waited for at the end of the sessions, and ends when the process does.
@@ -103,7 +103,7 @@ struct Answerer {
     /// Questions whose last answer is not known.
     under_way: usize,
     tell: mpsc::Sender<Answered>,
-    client_address: mpsc::Receiver<Answered>,
+    answered: mpsc::Receiver<Answered>,
     _conversation: Conversation,
 }
 
@@ -115,7 +115,7 @@ impl Answerer {
             while let Some(question) = self.answering.question(&mut self.read).ok()? {
                 self.take(question);
             }
-            while let Ok(answered) = self.client_address.try_recv() {
+            while let Ok(answered) = self.answered.try_recv() {
                 self.note(answered);
             }
             self.say().await?;
@@ -125,7 +125,7 @@ impl Answerer {
                         return None;
                     }
                 }
-                Some(answered) = self.client_address.recv() => self.note(answered),
+                Some(answered) = self.answered.recv() => self.note(answered),
                 () = sleep(IDLE), if self.under_way == 0 => return None,
             }
         }
