@@ -20,7 +20,8 @@ use crate::admin::{Activity, Change, Ending, Operations, Readiness, ReloadAnswer
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::cluster::{Busy, ClusterHandle, PreparedCluster};
 use crate::session::end::{Order, Reason};
-use crate::session::registry::{Registry, SessionEntry};
+use crate::session::occupancy::Occupancy;
+use crate::session::registry::{self, Placement, Registry, SessionEntry};
 use crate::wire::text::Escaped;
 
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(super) struct Administration {
     /// Those that are configured now.
     clusters: Mutex<HashMap<Arc<str>, ClusterHandle>>,
     registry: Arc<Registry>,
+    occupancy: Arc<Occupancy>,
     readiness: Arc<Readiness>,
     /// Held over a change, so that two at once are kept in the order in which they are done.
     overrides: Mutex<watch::Sender<Arc<AdminOverrides>>>,
@@ -50,7 +52,7 @@ impl Administration {
         state_file: Option<PathBuf>,
         told: Option<AdminOverrides>,
         clusters: HashMap<Arc<str>, ClusterHandle>,
-        registry: Arc<Registry>,
+        (registry, occupancy): (Arc<Registry>, Arc<Occupancy>),
         readiness: Arc<Readiness>,
         requests: Requests,
         (stop, tracker): (&CancellationToken, &TaskTracker),
@@ -67,6 +69,7 @@ impl Administration {
         let administration = Self {
             clusters: Mutex::new(clusters),
             registry,
+            occupancy,
             readiness,
             overrides: Mutex::new(watch::Sender::new(Arc::new(overrides))),
             requests,
@@ -225,7 +228,7 @@ impl Operations for Administration {
     }
 
     fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize {
-        self.registry.load(&Arc::from(cluster), member)
+        self.occupancy.sessions_on(&Arc::from(cluster), member)
     }
 
     fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
@@ -235,10 +238,10 @@ impl Operations for Administration {
     }
 
     fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
-        let mut entries = self.registry.sessions();
+        let mut entries = self.registry.sessions_of(cluster);
         entries.retain(|entry| {
-            let place = &entry.placement;
-            *place.cluster == *cluster && place.member == *member
+            let is_there = |place: Arc<Placement>| place.member == *member;
+            entry.placement().is_some_and(is_there)
         });
         let sessions = entries.len();
         self.end(entries, ending, &Reason::MemberClosed(member.clone()));
@@ -330,29 +333,31 @@ fn brief(overrides: &MemberOverrides, cluster: &str, set: impl Fn(&MemberName, C
 }
 
 fn view(entry: &SessionEntry) -> SessionView {
-    let place = &entry.placement;
+    let origin = &entry.origin;
+    let placement = entry.placement();
     let traffic = entry.traffic();
     SessionView {
         id: entry.id,
-        client: place.client.address.to_string(),
-        user: Escaped(&place.client.user).to_string(),
-        database: Escaped(&place.client.database).to_string(),
-        cluster: place.cluster.to_string(),
-        route: place.route.to_string(),
-        member: place.member.as_str().to_owned(),
-        process_id: place.process_id,
-        state: if entry.in_flight() {
-            Activity::Active
-        } else if entry.in_transaction() {
-            Activity::IdleInTransaction
-        } else {
-            Activity::Idle
+        client: origin.client.address.to_string(),
+        user: Escaped(&origin.client.user).to_string(),
+        database: Escaped(&origin.client.database).to_string(),
+        cluster: origin.cluster.to_string(),
+        route: origin.route.to_string(),
+        member: placement
+            .as_ref()
+            .map(|placement| placement.member.as_str().to_owned())
+            .unwrap_or_default(),
+        process_id: placement.map_or(0, |placement| placement.process_id),
+        state: match entry.activity() {
+            registry::Activity::Active(_) => Activity::Active,
+            registry::Activity::InTransaction => Activity::IdleInTransaction,
+            registry::Activity::Idle => Activity::Idle,
         },
-        age_s: place.client.since.elapsed().as_secs(),
+        age_s: origin.client.since.elapsed().as_secs(),
         bytes_up: traffic.bytes_up,
         bytes_down: traffic.bytes_down,
         transactions: traffic.transactions,
-        tls: place.client.tls,
+        tls: origin.client.tls,
         ending: entry.ordered().map(|order| order.reason().to_string()),
     }
 }

@@ -51,6 +51,7 @@ use crate::session::admission::Admission;
 use crate::session::generations::Generations;
 use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::login_throttle::SharedThrottle;
+use crate::session::occupancy::Occupancy;
 use crate::session::orders;
 use crate::session::quota::Quota;
 use crate::session::registry::Registry;
@@ -142,19 +143,20 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     let cluster_metrics = Arc::new(cluster::Metrics::register(ours));
     let clusters = start_clusters(&config, &cluster_metrics, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
+    let occupancy = Arc::new(Occupancy::default());
     let (ask, requests) = mpsc::channel(1);
     let administration = Arc::new(Administration::begin(
         config.state_file.clone(),
         taken.as_mut().map(|taken| std::mem::take(&mut taken.kept)),
         clusters.clone(),
-        Arc::clone(&registry),
+        (Arc::clone(&registry), Arc::clone(&occupancy)),
         Arc::clone(&readiness),
         ask.clone(),
         (&stop, &tracker),
     ));
     let shared = Arc::new(share(
         &config,
-        Arc::clone(&registry),
+        (Arc::clone(&registry), occupancy),
         generations,
         ours,
         &tracker,
@@ -214,7 +216,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         .as_ref()
         .map(|tls| Arc::new(ArcSwap::from_pointee(Acceptor::new(tls))));
     let mut listeners = Listeners::new(Arc::clone(&shared), Arc::clone(&workers));
-    let gates = service::gates(&config, &clusters, tls.as_ref())?;
+    let wanted = service::wanted_listeners(&config, &clusters, tls.as_ref(), &shared.occupancy)?;
     if config.control_socket.is_some() || taken.is_some() {
         session::generations::answer(&shared, stop.clone()).context("cannot listen for cancel requests")?;
     }
@@ -229,7 +231,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     };
     // From here on nothing fails.
     readiness.accepting();
-    listeners.replace(gates, bound);
+    listeners.replace(wanted, bound);
     let admin = admin.open();
     let asking = CancellationToken::new();
     let control = control.map(|(bound, handle)| {
@@ -369,7 +371,7 @@ fn lag_limits(config: &Config, cluster: &str) -> LagLimits {
 
 fn share(
     config: &Config,
-    registry: Arc<Registry>,
+    (registry, occupancy): (Arc<Registry>, Arc<Occupancy>),
     generations: Generations,
     metrics: &mut Metrics,
     tasks: &TaskTracker,
@@ -398,6 +400,7 @@ fn share(
         )),
         login_throttle,
         registry,
+        occupancy,
         keys: KeyIssuer::new(incarnation, secret),
         peers: ArcSwapOption::new(
             config

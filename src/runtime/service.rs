@@ -36,6 +36,7 @@ use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
 use crate::session::console::ConsoleAccess;
 use crate::session::listener_settings::ListenerSettings;
+use crate::session::occupancy::Occupancy;
 use crate::session::orders::enforce;
 use crate::session::peers::Peers;
 
@@ -163,7 +164,8 @@ impl Service {
             Some(place) => Arc::clone(place),
             None => Arc::new(ArcSwap::new(Arc::clone(acceptor))),
         });
-        let places = gates(new, &handles, tls.as_ref()).map_err(|error| vec![error.to_string()])?;
+        let places = wanted_listeners(new, &handles, tls.as_ref(), &self.shared.occupancy)
+            .map_err(|error| vec![error.to_string()])?;
         self.log
             .replace(&new.log)
             .map_err(|error| vec![error.to_string()])?;
@@ -357,15 +359,16 @@ pub(super) fn console_door(config: &Config, access: &Arc<ArcSwap<AuthPolicy>>) -
 }
 
 /// One place for each listener.
-pub(super) fn gates(
+pub(super) fn wanted_listeners(
     config: &Config,
     clusters: &HashMap<Arc<str>, ClusterHandle>,
     tls: Option<&Arc<ArcSwap<Acceptor>>>,
+    occupancy: &Occupancy,
 ) -> anyhow::Result<Vec<WantedListener>> {
     let place = |listener: &config::Listener| {
         Ok(WantedListener {
             address: listener.address.clone(),
-            settings: settings(config, listener, clusters, tls)?,
+            settings: settings(config, listener, clusters, tls, occupancy)?,
         })
     };
     config.listeners.iter().map(place).collect()
@@ -405,6 +408,7 @@ fn settings(
     listener: &config::Listener,
     clusters: &HashMap<Arc<str>, ClusterHandle>,
     tls: Option<&Arc<ArcSwap<Acceptor>>>,
+    occupancy: &Occupancy,
 ) -> anyhow::Result<ListenerSettings> {
     let route = config
         .routes
@@ -418,12 +422,10 @@ fn settings(
         mode: listener.tls,
     };
     Ok(ListenerSettings::new(
-        Arc::clone(&listener.name),
+        listener,
         Arc::clone(route),
         cluster.clone(),
-        listener.mode,
         offer,
-        listener.max_clients,
-        listener.entry.clone(),
+        occupancy,
     ))
 }

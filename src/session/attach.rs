@@ -1,18 +1,19 @@
 //! Attach: give a session a server connection of a verified role whose session state equals the client's. One path,
 //! for login now and for whatever takes a connection away later.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::candidates::{Attempt, Connector, MOST_TRIES, NoPass, Pass, Wanted};
+use super::close::closing;
 use super::linger;
-use super::queue::{self, QueueError, Waiting};
+use super::occupancy::{Occupancy, Seat};
 use super::quota::Share;
-use super::registry::{Registry, Seat};
 use super::whereabouts::{self, Question};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::Unverified;
@@ -22,16 +23,13 @@ use crate::backend::{
     TlsSettingsError,
 };
 use crate::cluster::sight::Whereabouts;
-use crate::cluster::snapshot::{Leader, MemberName, NoLeader, Snapshot};
+use crate::cluster::snapshot::{Leader, MemberName, NoLeader};
 use crate::cluster::{ClusterHandle, Evidence};
-use crate::config::{Access, OnLeader, Route, Source};
-use crate::routing::{self, Candidate, GrantedRole, Preference};
-use crate::wire::message::ErrorReply;
+use crate::config::{Access, OnLeader, Route};
+use crate::routing::{Candidate, GrantedRole, Preference};
+use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{MAX_LENGTH, ProtocolVersion, Replication};
-
-/// Candidates tried for one attach; more would only make the client wait longer for the same news.
-pub(super) const MOST_TRIES: u32 = 4;
 
 /// What a connection must have in common with the client. Settings confirmed later and prepared statements join the
 /// startup parameters here when sessions can be rebuilt elsewhere.
@@ -62,8 +60,6 @@ pub(super) struct Attachable {
     pub granted: GrantedRole,
     /// Where it was seen to be.
     pub whereabouts: Whereabouts,
-    /// How long it waited for a place on a server.
-    pub queued: Duration,
     _verified: (),
 }
 
@@ -74,12 +70,6 @@ pub(super) enum AttachError {
     TooLong(ErrorReply),
     /// Nobody may serve the route, or everybody who may could not be reached.
     NoCandidate(ErrorReply),
-    /// Everybody who may is full, and waiting came to nothing.
-    Busy(&'static str, ErrorReply),
-    /// It waited for a place, and the router closes.
-    Closing,
-    /// It waited for a place, and left.
-    HungUp,
     /// A server refused, and its own words go to the client.
     Server {
         frame: Bytes,
@@ -98,155 +88,107 @@ pub(super) enum AttachError {
     },
 }
 
-/// What the sessions of one route ask for.
+/// Why a session does not begin.
+#[derive(Debug)]
+pub(super) enum NoServer {
+    Pass(NoPass),
+    Attach(AttachError),
+}
+
+impl From<NoPass> for NoServer {
+    fn from(why: NoPass) -> Self {
+        Self::Pass(why)
+    }
+}
+
+impl From<AttachError> for NoServer {
+    fn from(error: AttachError) -> Self {
+        Self::Attach(error)
+    }
+}
+
+impl NoServer {
+    /// No server would read the startup packet.
+    pub(super) fn too_long() -> Self {
+        let reply = ErrorReply::fatal(SqlState::PROGRAM_LIMIT_EXCEEDED, "startup packet too long");
+        Self::Attach(AttachError::TooLong(reply.hint(format!(
+            "With what the router adds, it may have {MAX_LENGTH} bytes; give fewer or shorter parameters."
+        ))))
+    }
+
+    /// Writes the error that the client gets; `false` where it has left.
+    pub(super) fn write(&self, wanted: &Wanted<'_>, out: &mut BytesMut) -> bool {
+        match self {
+            Self::Pass(NoPass::HungUp) => return false,
+            Self::Pass(NoPass::Closing) => message::error(out, &closing()),
+            Self::Pass(NoPass::Queue(error)) => message::error(out, &wanted.busy(*error)),
+            Self::Attach(AttachError::Server { frame, .. }) => out.extend_from_slice(frame),
+            Self::Attach(
+                AttachError::TooLong(reply)
+                | AttachError::NoCandidate(reply)
+                | AttachError::Refused { reply, .. }
+                | AttachError::Credential { reply, .. },
+            ) => message::error(out, reply),
+        }
+        true
+    }
+}
+
+/// What a session needs of a server connection.
 #[derive(Debug)]
 pub(super) struct AttachRequest<'a> {
     pub cluster: &'a ClusterHandle,
-    pub registry: &'a Arc<Registry>,
+    pub occupancy: &'a Arc<Occupancy>,
     pub route: &'a Route,
     pub state: &'a SessionState,
     pub login: &'a ServerLogin,
     pub replication: Replication,
-    /// `None` on a Unix socket.
-    pub client: Option<IpAddr>,
-    pub waiting: &'a Waiting<'a>,
     /// Counted for as long as a server is busy with it.
     pub share: &'a Arc<Share>,
+    /// The router shuts down.
+    pub closing: &'a CancellationToken,
 }
 
-/// Is there anybody who may serve the route? Asked before authentication, so that a balancer's check sees an error.
-pub(super) fn anybody(cluster: &ClusterHandle, route: &Route) -> Result<(), ErrorReply> {
-    let snapshot = cluster.snapshot();
-    routing::anybody(&snapshot, route).map_err(|choice| unavailable(&snapshot, route, &choice))
-}
-
-/// Who may serve a session of `client` now, in order of preference. A turn of the route is used up.
-pub(super) fn choose(
-    cluster: &ClusterHandle,
-    registry: &Registry,
-    route: &Route,
-    client: Option<IpAddr>,
-    snapshot: &Snapshot,
-) -> routing::Choice {
-    let config = cluster.config();
-    registry.with_turns(&route.name, |turns| {
-        let mut asked = routing::Asked {
-            client,
-            zone: config.placement.zone.as_deref(),
-            listed: match &config.source {
-                Source::Servers(servers) => servers,
-                Source::Patroni(_) => &[],
-            },
-            sessions_on: &|member| registry.load(&config.name, member),
-            is_backing_off: &|member| registry.backoff.is_backing_off(&config.name, member),
-            chance: &mut routing::chance,
-            turns,
-        };
-        routing::candidates(snapshot, route, &mut asked)
-    })
-}
-
-/// The candidates, with a seat on the first of them that is not full; none where there is no candidate.
-pub(super) struct Chosen {
-    pub(super) snapshot: Arc<Snapshot>,
-    pub(super) choice: routing::Choice,
-    seat: Option<Seat>,
-}
-
-/// `None`: every candidate is full.
-pub(super) fn take(
-    cluster: &ClusterHandle,
-    registry: &Arc<Registry>,
-    route: &Route,
-    client: Option<IpAddr>,
-) -> Option<Chosen> {
-    let snapshot = cluster.snapshot();
-    let choice = choose(cluster, registry, route, client, &snapshot);
-    let config = cluster.config();
-    let seats = |candidate: &Candidate| {
-        registry.reserve_within(&config.name, &candidate.member, config.max_connections)
-    };
-    let seat = choice.candidates.iter().find_map(seats);
-    (seat.is_some() || choice.candidates.is_empty()).then_some(Chosen {
-        snapshot,
-        choice,
-        seat,
-    })
-}
-
-impl Chosen {
-    /// The candidates to be tried, in order, each with a seat; who is full is passed over.
-    pub(super) fn seated<'a>(
-        &'a mut self,
-        cluster: &'a ClusterHandle,
-        registry: &'a Arc<Registry>,
-    ) -> impl Iterator<Item = (&'a Candidate, Seat)> {
-        let config = cluster.config();
-        let Self { choice, seat, .. } = self;
-        let seated = choice.candidates.iter().filter_map(move |candidate| {
-            // The first seat is taken already; who comes before it is full.
-            let seat = match seat.take_if(|seat| *seat.member() == candidate.member) {
-                Some(seat) => seat,
-                None if seat.is_some() => return None,
-                None => registry.reserve_within(&config.name, &candidate.member, config.max_connections)?,
-            };
-            Some((candidate, seat))
-        });
-        seated.take(MOST_TRIES as usize)
-    }
-}
-
-fn busy(request: &AttachRequest<'_>, fault: QueueError) -> AttachError {
-    let label = match fault {
-        QueueError::HungUp => return AttachError::HungUp,
-        QueueError::Closing => return AttachError::Closing,
-        QueueError::Full => "queue_full",
-        QueueError::Timeout => "queue_timeout",
-    };
-    AttachError::Busy(
-        label,
-        queue::busy(&request.cluster.config(), request.route, fault),
-    )
-}
-
-pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
-    let (message, hint) = routing::unavailable(snapshot, route, choice);
-    ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
-}
-
-/// Tries the candidates in order until one is connected, logged into and verified. No byte of the client's has been
-/// forwarded before, so the next one may always be tried.
-pub(super) async fn attach(request: &AttachRequest<'_>) -> Result<Attachable, AttachError> {
+/// Connects to the candidates of `pass` in order, logs in and verifies, until one serves. It never sees the client.
+///
+/// # Errors
+/// No candidate, or what the last one said.
+pub(super) async fn attach(request: &AttachRequest<'_>, mut pass: Pass) -> Result<Attachable, AttachError> {
     let AttachRequest {
-        cluster,
-        registry,
-        route,
-        ..
+        cluster, occupancy, ..
     } = *request;
-    if !request.state.fits() {
-        return Err(AttachError::TooLong(
-            ErrorReply::fatal(SqlState::PROGRAM_LIMIT_EXCEEDED, "startup packet too long").hint(format!(
-                "With what the connection manager adds, it may have {MAX_LENGTH} bytes; give fewer or shorter parameters."
-            )),
-        ));
-    }
-    let attempt = || take(cluster, registry, route, request.client);
-    let (mut chosen, queued) = match request.waiting.until(attempt).await {
-        Ok(done) => done,
-        Err(fault) => return Err(busy(request, fault)),
+    let connector = Attacher {
+        request,
+        credential: credential(request.login),
+        give_up: Instant::now() + cluster.config().server.connect_timeout * MOST_TRIES,
     };
-    let config = cluster.config();
-    let (name, options) = (&config.name, &config.server);
-    let give_up = Instant::now() + options.connect_timeout * MOST_TRIES;
-    let credential = credential(request.login);
-    let mut last = None;
-    for (candidate, seat) in chosen.seated(cluster, registry) {
-        registry.backoff.trying(name, &candidate.member);
-        let deadline = give_up.min(Instant::now() + options.connect_timeout);
+    let attached = pass.first_that_serves(occupancy, cluster, &connector).await;
+    attached.map_err(|last| last.unwrap_or_else(|| AttachError::NoCandidate(pass.unavailable(request.route))))
+}
+
+/// Attaches to one candidate after another, until it gives up.
+struct Attacher<'a> {
+    request: &'a AttachRequest<'a>,
+    credential: Credential,
+    give_up: Instant,
+}
+
+impl Connector for Attacher<'_> {
+    type Served = Attachable;
+    type Error = AttachError;
+
+    async fn attempt(&self, candidate: &Candidate, seat: Seat) -> Attempt<Attachable, AttachError> {
+        let request = self.request;
+        let AttachRequest {
+            cluster, occupancy, ..
+        } = *request;
+        let config = cluster.config();
+        let (name, options, member) = (&config.name, &config.server, &candidate.member);
+        let deadline = self.give_up.min(Instant::now() + options.connect_timeout);
         let tls = match &request.login.with {
             ServerProof::Certificate(pair) => match cluster.tls().with_certificate(pair) {
                 Ok(tls) => tls,
-                Err(error) => return Err(unusable(&candidate.member, &error)),
+                Err(error) => return Attempt::Stop(unusable(member, &error)),
             },
             _ => cluster.tls(),
         };
@@ -257,7 +199,7 @@ pub(super) async fn attach(request: &AttachRequest<'_>) -> Result<Attachable, At
             options,
             version: request.state.version,
             parameters: &request.state.parameters,
-            credential: &credential,
+            credential: &self.credential,
         };
         let mut left = None;
         let connected = backend::connect_leaving(target, deadline, &mut left).await;
@@ -269,44 +211,45 @@ pub(super) async fn attach(request: &AttachRequest<'_>) -> Result<Attachable, At
             deadline,
         };
         let error = match connected {
-            Ok(connection) => match verify(&question, route, connection).await {
-                Ok((connection, granted, whereabouts)) => {
-                    registry.backoff.answered(name, &candidate.member);
-                    return Ok(Attachable {
+            Ok(connection) => {
+                let verified = verify(&question, request.route, connection).await;
+                occupancy.answered(name, member);
+                return match verified {
+                    Ok((connection, granted, whereabouts)) => Attempt::Serves(Attachable {
                         connection,
-                        member: candidate.member.clone(),
+                        member: member.clone(),
                         seat,
                         granted,
                         whereabouts,
-                        queued,
                         _verified: (),
-                    });
-                }
-                Err(why) => {
-                    registry.backoff.answered(name, &candidate.member);
-                    debug!(member = %candidate.member, why = %why.0, "passed over");
-                    last = Some(not_verified(&candidate.member, why));
-                    continue;
-                }
-            },
+                    }),
+                    Err(why) => {
+                        debug!(%member, why = %why.0, "passed over");
+                        Attempt::Next(not_verified(member, why))
+                    }
+                };
+            }
             Err(error) => error,
         };
         if let Some(server) = left {
             // Its process may wait for a lock, or sleep, and hold a place there.
             let held = (seat, Arc::clone(request.share));
-            let closing = request.waiting.closing;
-            linger::hold(server.into_tcp(), options.keepalive.is_some(), closing, held);
+            linger::hold(
+                server.into_tcp(),
+                options.keepalive.is_some(),
+                request.closing,
+                held,
+            );
         }
         let has_certificate = matches!(request.login.with, ServerProof::Certificate(_));
-        report(cluster, registry, &candidate.member, &error, has_certificate);
-        let refusal = refusal(request.login, &candidate.member, &error);
-        if !error.is_temporary_or_elsewhere() {
-            return Err(refusal);
+        report(cluster, occupancy, member, &error, has_certificate);
+        let refusal = refusal(request.login, member, &error);
+        if error.is_temporary_or_elsewhere() {
+            Attempt::Next(refusal)
+        } else {
+            Attempt::Stop(refusal)
         }
-        last = Some(refusal);
     }
-    Err(last
-        .unwrap_or_else(|| AttachError::NoCandidate(unavailable(&chosen.snapshot, route, &chosen.choice))))
 }
 
 fn credential(login: &ServerLogin) -> Credential {
@@ -331,7 +274,7 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
 /// look (docs/security.md). `has_certificate`: it had a certificate of the user's own, which TLS may have failed by.
 pub(super) fn report(
     cluster: &ClusterHandle,
-    registry: &Registry,
+    occupancy: &Occupancy,
     member: &MemberName,
     error: &ConnectError,
     has_certificate: bool,
@@ -346,18 +289,18 @@ pub(super) fn report(
     match suspicion {
         // Whether others would be answered, this host being out of something, is not known.
         Suspicion::None if matches!(error, ConnectError::LocalResources { .. }) => {}
-        Suspicion::None => registry.backoff.answered(name, member),
+        Suspicion::None => occupancy.answered(name, member),
         Suspicion::Possible => {
             // It took the connection; what came of the login may be this client's affair.
-            registry.backoff.answered(name, member);
+            occupancy.answered(name, member);
             cluster.evidence(member, Evidence::ConnectFailed);
         }
         Suspicion::Likely => {
-            registry.backoff.failed(name, member);
+            occupancy.failed(name, member);
             cluster.evidence(member, Evidence::ConnectFailed);
         }
         Suspicion::Certain => {
-            registry.backoff.failed(name, member);
+            occupancy.failed(name, member);
             cluster.evidence(member, Evidence::ConnectRefused);
         }
     }

@@ -34,8 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_mins(1);
 /// For a request whose key is a server's own to be taken by one of several servers, of which most do not know it.
 const UNREAD: Duration = Duration::from_secs(1);
-/// Between two looks whether what is to be cancelled is over by itself.
-const LOOK: Duration = Duration::from_millis(100);
 /// Cancel requests of one session at the same time.
 const MOST_PER_SESSION: u32 = 4;
 /// For what ran in a session that was cut: as long is tried. And while the process ends.
@@ -283,22 +281,19 @@ async fn local(shared: &Shared, request: &CancelRequest) -> Option<CancelOutcome
 
 /// Cancels what the session runs now, when its turn comes, and nothing that it runs later.
 async fn pass_on(shared: &Shared, entry: &SessionEntry) -> CancelOutcome {
-    let (Some(target), Some(request)) = (entry.placement.cancel.as_ref(), entry.under_way()) else {
+    let placement = entry.placement();
+    let target = placement.as_ref().and_then(|placement| placement.cancel.as_ref());
+    let (Some(target), Some(request)) = (target, entry.under_way()) else {
         return CancelOutcome::Idle;
     };
     let Some(_place) = entry.cancel_place(MOST_PER_SESSION) else {
         return CancelOutcome::Repeated;
     };
     let _gauge = shared.metrics.cancel_waits();
-    let is_over = async {
-        while entry.under_way() == Some(request) {
-            sleep(LOOK).await;
-        }
-    };
     let _turn = tokio::select! {
         biased;
         turn = shared.cancels.lanes.turn(target.address) => turn,
-        () = is_over => return CancelOutcome::Idle,
+        () = entry.until_over(request) => return CancelOutcome::Idle,
         () = sleep(TURN) => {
             shared.cancels.not_delivered(target, &"its turn did not come");
             return CancelOutcome::Dropped;

@@ -31,10 +31,9 @@ pub(super) async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) -
     } = ended;
     if let Cause::Ordered(_) = end.cause {
         // Nobody may go on writing for a session that has been taken off its server.
-        if let (true, Some(target)) = (
-            ticket.entry().in_flight(),
-            ticket.entry().placement.cancel.clone(),
-        ) {
+        let placement = ticket.entry().placement();
+        let target = placement.and_then(|placement| placement.cancel.clone());
+        if let (true, Some(target)) = (ticket.entry().in_flight(), target) {
             cancel::forget(shared, target);
         }
     }

@@ -17,6 +17,7 @@ use super::direction::{Direction, Look};
 use super::end::{Cause, Order};
 use super::registry::{SessionEntry, Ticket, Traffic};
 use super::relay::{TURNS, WorkerBuffer};
+use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::frontend::ClientStream;
 
@@ -34,6 +35,7 @@ pub(super) struct Forward {
     /// While the client is not read.
     look: Look,
     ticket: Ticket,
+    member: MemberName,
     cluster: ClusterHandle,
     shared: Arc<Shared>,
     worker_buffer: Arc<WorkerBuffer>,
@@ -54,6 +56,7 @@ pub(super) struct Parts {
     /// What was read from the client to see what it wants.
     pub head: Bytes,
     pub ticket: Ticket,
+    pub member: MemberName,
     pub cluster: ClusterHandle,
     pub shared: Arc<Shared>,
     pub worker_buffer: Arc<WorkerBuffer>,
@@ -84,6 +87,7 @@ impl Forward {
             server,
             head,
             ticket,
+            member,
             cluster,
             shared,
             worker_buffer,
@@ -99,6 +103,7 @@ impl Forward {
             to_client: Direction::default(),
             look: Look::default(),
             ticket,
+            member,
             cluster,
             shared,
             worker_buffer,
@@ -225,11 +230,8 @@ impl Forward {
             return Turn::Progress;
         }
         if self.traffic.bytes_down == 0 {
-            let place = &self.ticket.entry().placement;
-            self.shared
-                .registry
-                .backoff
-                .answered(&place.cluster, &place.member);
+            let cluster = &self.ticket.entry().origin.cluster;
+            self.shared.occupancy.answered(cluster, &self.member);
         }
         self.server_spoke = Some(Instant::now());
         self.traffic.bytes_down += data.len() as u64;
@@ -278,8 +280,7 @@ impl Forward {
         if !is_lost {
             return Cause::ServerClosed;
         }
-        let place = &self.ticket.entry().placement;
-        self.cluster.evidence(&place.member, Evidence::Terminated);
+        self.cluster.evidence(&self.member, Evidence::Terminated);
         Cause::ServerGone
     }
 }

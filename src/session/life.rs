@@ -16,24 +16,23 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::admission::{Admitted, Knock, Pending};
-use super::attach::{self, AttachError, AttachRequest, Attachable, SessionState};
+use super::attach::{self, AttachRequest, Attachable, NoServer, SessionState};
+use super::candidates::Wanted;
 use super::client_address::ClientAddressReport;
 use super::client_origin::{self, ClientOrigin};
 use super::close::{close_with_error, closing};
-use super::end::Order;
+use super::end::{Order, Reason};
 use super::finish::finish;
 use super::keys::ClientCancelKey;
 use super::listener_settings::ListenerSettings;
 use super::metrics::{SessionGuard, seconds};
-use super::queue::Waiting;
+use super::occupancy::Seat;
 use super::quota::Share;
 use super::record::{Record, Times, note_attach, note_opening, refuse};
-use super::registry::{self, Placement, Seat, Ticket};
+use super::registry::{self, CancelKey, Origin, Placement, Ticket};
 use super::relay::{Attached, Parts, Relay, WorkerBuffer};
 use super::{Shared, cancel, client_address, console, linger, login_throttle, peers, tcp};
 use crate::auth::credentials::ServerLogin;
-use crate::cluster::sight::Whereabouts;
-use crate::cluster::snapshot::MemberName;
 use crate::config::{Access, ListenerMode};
 use crate::frontend::listen::ClientSocket;
 use crate::frontend::login::{self, Authenticated, Destination, Exchange, LoginError};
@@ -345,7 +344,8 @@ async fn authenticate(
     let mut exchange = Exchange::new(stream, packet, address, tls, context);
     let decided = exchange.decide().await?;
     if destination == Destination::Servers {
-        attach::anybody(&listener.cluster, &listener.route).map_err(LoginError::Unavailable)?;
+        let admits = listener.gate.admits(listener.cluster.snapshot(), &listener.route);
+        admits.map_err(LoginError::Unavailable)?;
     }
     let authenticated = exchange.run(decided).await?;
     if authenticated.has_proven() {
@@ -387,57 +387,53 @@ async fn begin(
         tls: record.tls,
     };
     let state = session_state(packet, listener.route.access, login.user.as_ref(), report);
-    let waiting = Waiting {
-        queues: &shared.registry.queues,
+    let wanted = Wanted {
+        gate: &listener.gate,
+        metrics: &shared.metrics.queue,
+        occupancy: &shared.occupancy,
         cluster: &listener.cluster,
         route: &listener.route,
-        client: &stream,
-        closing: &shared.closing,
-        metrics: &shared.metrics.queue,
+        client: record.client.ip(),
     };
     let request = AttachRequest {
         cluster: &listener.cluster,
-        registry: &shared.registry,
+        occupancy: &shared.occupancy,
         route: &listener.route,
         state: &state,
         login,
         replication: packet.replication,
-        client: record.client.ip(),
-        waiting: &waiting,
         share,
+        closing: &shared.closing,
     };
-    let attached = attach::attach(&request).await;
-    record.times.connect = started.elapsed();
+    let attached = async {
+        if !state.fits() {
+            return Err(NoServer::too_long());
+        }
+        let pass = wanted.pass(stream.hung_up(), &shared.closing).await;
+        let pass = pass?;
+        record.times.queued = pass.queued;
+        Ok(attach::attach(&request, pass).await?)
+    };
+    let attached: Result<Attachable, NoServer> = attached.await;
+    record.times.connect = started.elapsed().saturating_sub(record.times.queued);
     let Attachable {
         connection,
         member,
         seat,
         granted,
         whereabouts,
-        queued,
         ..
     } = match attached {
         Ok(attached) => attached,
         Err(error) => {
-            note_attach(shared, record, &error);
-            match error {
-                AttachError::Server { frame, .. } => out.extend_from_slice(&frame),
-                AttachError::TooLong(reply)
-                | AttachError::NoCandidate(reply)
-                | AttachError::Busy(_, reply)
-                | AttachError::Refused { reply, .. }
-                | AttachError::Credential { reply, .. } => {
-                    message::error(&mut out, &reply);
-                }
-                AttachError::Closing => message::error(&mut out, &closing()),
-                AttachError::HungUp => return None,
+            note_attach(shared, record, &error, &wanted);
+            if !error.write(&wanted, &mut out) {
+                return None;
             }
             close_with_error(stream, out).await;
             return None;
         }
     };
-    record.times.queued = queued;
-    record.times.connect = record.times.connect.saturating_sub(queued);
     shared
         .metrics
         .connect_seconds
@@ -453,19 +449,23 @@ async fn begin(
     for (name, value) in &connection.parameters {
         message::parameter_status(&mut out, name, value);
     }
+    let placement = Arc::new(Placement {
+        member: member.clone(),
+        granted,
+        whereabouts: Some(whereabouts),
+        process_id: connection.process_id.unwrap_or_default(),
+        cancel: connection.cancel.clone(),
+    });
     let ticket = enter(
         shared,
         &listener,
         packet.served(),
-        &connection,
-        (&member, granted, whereabouts),
+        &placement,
         record.who(),
         &mut out,
     );
     message::ready_for_query(&mut out, b'I');
-    if let Routed::End(reason) = still_right(&listener, &ticket) {
-        ticket.entry().order(Order::Now(reason));
-    }
+    check_placement(&listener, &ticket, &placement);
     let welcome = timeout(**shared.login_timeout.load(), async {
         stream.write_all(&out).await?;
         stream.flush().await
@@ -482,6 +482,7 @@ async fn begin(
         },
         leftover: connection.leftover,
         ticket,
+        granted,
         cluster: listener.cluster.clone(),
         worker_buffer,
         replication: packet.replication != Replication::None,
@@ -524,37 +525,36 @@ fn enter(
     shared: &Arc<Shared>,
     listener: &ListenerSettings,
     version: ProtocolVersion,
-    connection: &crate::backend::ServerConnection,
-    (member, granted, whereabouts): (&MemberName, GrantedRole, Whereabouts),
+    placement: &Arc<Placement>,
     client: registry::Client,
     out: &mut BytesMut,
 ) -> Ticket {
-    // A server without BackendKeyData gets an id of ours, and a cancel for it is a no-op (case 35).
-    let process_id = connection.process_id.unwrap_or_default();
-    let mut placement = Placement {
+    let new_key = || {
+        Some(CancelKey {
+            // A server without BackendKeyData gets 0, and a cancel for it is a no-op (case 35).
+            process_id: placement.process_id,
+            key: issue(shared, version),
+        })
+    };
+    let mut origin = Origin {
         client,
         cluster: Arc::clone(&listener.cluster.config().name),
         route: Arc::clone(&listener.route.name),
-        granted,
-        member: member.clone(),
-        whereabouts: Some(whereabouts),
-        process_id,
-        key: Some(issue(shared, version)),
-        cancel: connection.cancel.clone(),
         on_unfit: listener.route.on_unfit,
+        cancel_key: new_key(),
     };
     loop {
-        let key = placement.key.clone();
-        match shared.registry.enter(placement) {
+        match shared.registry.enter(origin) {
             Ok(ticket) => {
-                if let Some(key) = key {
-                    message::backend_key_data(out, process_id, key.expose());
+                ticket.entry().place(Some(Arc::clone(placement)));
+                if let Some(CancelKey { process_id, key }) = &ticket.entry().origin.cancel_key {
+                    message::backend_key_data(out, *process_id, key.expose());
                 }
                 return ticket;
             }
             Err(taken) => {
-                placement = Placement {
-                    key: Some(issue(shared, version)),
+                origin = Origin {
+                    cancel_key: new_key(),
                     ..taken
                 }
             }
@@ -570,18 +570,10 @@ fn issue(shared: &Shared, version: ProtocolVersion) -> ClientCancelKey {
     }
 }
 
-enum Routed {
-    Stay,
-    End(super::end::Reason),
-}
-
-/// The snapshot may have changed between the choice and the entry into the registry, when nobody would have told
-/// this session.
-fn still_right(listener: &ListenerSettings, ticket: &Ticket) -> Routed {
-    let placement = &ticket.entry().placement;
-    match placement.verdict(&listener.cluster.snapshot()) {
-        SessionVerdict::Stay => Routed::Stay,
-        SessionVerdict::End(why) => Routed::End(super::end::Reason::Role(why)),
+/// The snapshot may have changed between the choice and the entry into the registry, when no order reached this session.
+pub(super) fn check_placement(listener: &ListenerSettings, ticket: &Ticket, placement: &Placement) {
+    if let SessionVerdict::End(why) = placement.verdict(&listener.cluster.snapshot()) {
+        ticket.entry().order(Order::Now(Reason::Role(why)));
     }
 }
 

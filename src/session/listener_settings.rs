@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use super::gate::Gate;
+use super::occupancy::Occupancy;
 use super::quota::Rate;
 use crate::cluster::ClusterHandle;
 use crate::config::{self, ListenerMode, Route};
@@ -19,29 +21,30 @@ pub struct ListenerSettings {
     /// Sessions at once; 0 is no limit.
     pub max_clients: u32,
     pub entry: config::AdmissionRules,
+    /// The route's, which all its listeners share.
+    pub(super) gate: Arc<Gate>,
     pub(super) rate: Rate,
     pub(super) clients: Arc<AtomicU32>,
 }
 
 impl ListenerSettings {
     pub fn new(
-        name: Arc<str>,
+        listener: &config::Listener,
         route: Arc<Route>,
         cluster: ClusterHandle,
-        mode: ListenerMode,
         offer: Offer,
-        max_clients: u32,
-        entry: config::AdmissionRules,
+        occupancy: &Occupancy,
     ) -> Self {
         Self {
-            name,
+            gate: occupancy.gate(&route),
+            name: Arc::clone(&listener.name),
             route,
             cluster,
-            mode,
+            mode: listener.mode,
             offer,
-            max_clients,
-            rate: Rate::new(entry.connection_rate),
-            entry,
+            max_clients: listener.max_clients,
+            rate: Rate::new(listener.entry.connection_rate),
+            entry: listener.entry.clone(),
             clients: Arc::default(),
         }
     }

@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::end::End;
-use super::{login_throttle, queue, registry};
+use super::{gate, login_throttle, registry};
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, WeakClusterHandle};
 
@@ -66,7 +66,7 @@ pub struct Metrics {
     pub(super) cancels: Family<ResultLabel, Counter>,
     pub(super) cancels_waiting: Gauge,
     pub(super) abandoned: Family<ResultLabel, Counter>,
-    pub(super) queue: queue::Metrics,
+    pub(super) queue: gate::Metrics,
 }
 
 impl Metrics {
@@ -91,7 +91,7 @@ impl Metrics {
             cancels: Family::default(),
             cancels_waiting: Gauge::default(),
             abandoned: Family::default(),
-            queue: queue::Metrics::register(into),
+            queue: gate::Metrics::register(into),
         };
         into.register(
             "sessions_ended",

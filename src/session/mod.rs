@@ -11,6 +11,7 @@
 pub mod admission;
 mod attach;
 pub mod cancel;
+mod candidates;
 mod client_address;
 pub mod client_origin;
 pub mod close;
@@ -20,6 +21,7 @@ mod direction;
 pub mod end;
 mod finish;
 mod forward;
+mod gate;
 pub mod generations;
 pub mod keys;
 pub mod life;
@@ -27,10 +29,10 @@ mod linger;
 pub mod listener_settings;
 pub mod login_throttle;
 pub mod metrics;
+pub mod occupancy;
 pub mod orders;
 pub(crate) mod peer_codec;
 pub mod peers;
-mod queue;
 pub mod quota;
 pub mod rate;
 mod record;
@@ -64,6 +66,7 @@ use sample::{SampleDecision, Sources};
 #[derive(Debug)]
 pub struct Shared {
     pub registry: Arc<registry::Registry>,
+    pub occupancy: Arc<occupancy::Occupancy>,
     pub admission: Arc<admission::Admission>,
     pub quota: Arc<quota::Quota>,
     pub metrics: Arc<metrics::Metrics>,

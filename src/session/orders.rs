@@ -51,17 +51,16 @@ pub(crate) async fn enforce(
 fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instant) -> Option<Instant> {
     let mut client_address = Since::new();
     let mut first_cut = None;
-    for entry in registry.sessions() {
-        let place = &entry.placement;
-        if place.cluster != snapshot.cluster {
-            continue;
-        }
+    for entry in registry.sessions_of(&snapshot.cluster) {
+        // An order that concerns a server means nothing to a session without one.
+        let Some(place) = entry.placement() else { continue };
+        let origin = &entry.origin;
         if let SessionVerdict::End(why) = place.verdict(snapshot) {
             entry.order(Order::Now(Reason::Role(why)));
             continue;
         }
         let Some(Leave { why, within }) =
-            routing::leave(snapshot, &place.route, place.on_unfit, &place.member)
+            routing::leave(snapshot, &origin.route, origin.on_unfit, &place.member)
         else {
             entry.leave(None);
             continue;
@@ -104,8 +103,7 @@ mod tests {
     };
     use crate::config::{OnUnfit, Unfit};
     use crate::routing::{GrantedRole, LeaveReason};
-    use crate::session::keys::{Incarnation, KeyIssuer};
-    use crate::session::registry::{Client, Placement, Ticket};
+    use crate::session::registry::{Client, Origin, Placement, Ticket};
 
     const GRACE: Duration = Duration::from_secs(5);
 
@@ -157,23 +155,26 @@ mod tests {
     }
 
     fn session(registry: &Arc<Registry>, lag: Unfit) -> Ticket {
-        let placement = Placement {
+        let origin = Origin {
             client: Client::app(),
             cluster: "main".into(),
             route: "ro".into(),
-            granted: GrantedRole::ReadOnly,
-            member: MemberName::new("db2"),
-            whereabouts: None,
-            process_id: 1,
-            key: Some(KeyIssuer::new(Incarnation::random(), None).issue_v32()),
-            cancel: None,
             on_unfit: OnUnfit {
                 lag,
                 down: Unfit::Keep,
                 grace: GRACE,
             },
+            cancel_key: None,
         };
-        registry.enter(placement).unwrap()
+        let ticket = registry.enter(origin).unwrap();
+        ticket.entry().place(Some(Arc::new(Placement {
+            member: MemberName::new("db2"),
+            granted: GrantedRole::ReadOnly,
+            whereabouts: None,
+            process_id: 1,
+            cancel: None,
+        })));
+        ticket
     }
 
     fn because_of_lag() -> Reason {

@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::attach::AttachError;
+use super::attach::{AttachError, NoServer};
+use super::candidates::{NoPass, Wanted};
 use super::end::End;
 use super::listener_settings::ListenerSettings;
 use super::{Shared, close, login_throttle, registry};
@@ -152,24 +153,29 @@ fn log_refusal(
     warn!(%client, via, listener = %listener.name, %user, %database, %reason, skipped, "login refused");
 }
 
-pub(super) fn note_attach(shared: &Shared, record: &Record, error: &AttachError) {
+/// Reports to the operator why a session does not begin.
+pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wanted: &Wanted<'_>) {
     // With the hint: where a server's pg_hba.conf lacks a line, that is the line.
-    let with_hint = |reply: &ErrorReply| match &reply.hint {
+    let told = |reply: &ErrorReply| match &reply.hint {
         Some(hint) => format!("{}. {hint}", reply.message),
         None => reply.message.clone(),
     };
-    let (reason, member, text) = match error {
-        AttachError::TooLong(reply) => ("too_long", None, with_hint(reply)),
-        AttachError::NoCandidate(reply) => ("no_candidate", None, with_hint(reply)),
-        AttachError::Busy(label, reply) => (*label, None, with_hint(reply)),
-        AttachError::Closing => return shared.metrics.refuse("shutdown"),
-        AttachError::HungUp => {
+    let error = match error {
+        NoServer::Pass(NoPass::Closing) => return shared.metrics.refuse("shutdown"),
+        NoServer::Pass(NoPass::HungUp) => {
             debug!(client = %record.client, "hung up while it waited for a server");
             return;
         }
-        AttachError::Server { said, member, .. } => ("server_refused", Some(member), said.clone()),
-        AttachError::Refused { reply, member } => ("server_connect", Some(member), with_hint(reply)),
-        AttachError::Credential { said, member, .. } => (
+        NoServer::Pass(NoPass::Queue(error)) => Err(*error),
+        NoServer::Attach(error) => Ok(error),
+    };
+    let (reason, member, text) = match error {
+        Err(queue) => (queue.label(), None, told(&wanted.busy(queue))),
+        Ok(AttachError::TooLong(reply)) => ("too_long", None, told(reply)),
+        Ok(AttachError::NoCandidate(reply)) => ("no_candidate", None, told(reply)),
+        Ok(AttachError::Server { said, member, .. }) => ("server_refused", Some(member), said.clone()),
+        Ok(AttachError::Refused { reply, member }) => ("server_connect", Some(member), told(reply)),
+        Ok(AttachError::Credential { said, member, .. }) => (
             "server_refused",
             Some(member),
             format!("a credential of auth.server_credentials or auth.users_file is refused: {said}"),

@@ -1,4 +1,7 @@
 //! Every session there is. Cancel, shutdown, role changes and statistics act through it, and only through it.
+//!
+//! What a session is (its [`Origin`]) stays for its life; where its server is (its [`Placement`]) is replaced when the
+//! session gets another server connection, and is absent while it has none.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -6,22 +9,19 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::connect_backoff::ConnectBackoff;
 use super::end::Order;
 use super::keys::ClientCancelKey;
-use super::queue::Queues;
 use crate::backend::CancelTarget;
 use crate::cluster::sight::Whereabouts;
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::OnUnfit;
 use crate::frontend::ClientAddress;
-use crate::routing::{self, GrantedRole, SessionVerdict, Turns};
-
-/// A cluster's member, as sessions are counted on it.
-type MemberKey = (Arc<str>, MemberName);
+use crate::routing::{self, GrantedRole, SessionVerdict};
 
 /// Shared by every worker. The lock is taken when a session begins or ends, for a cancel and for statistics; never
 /// while bytes are relayed.
@@ -29,19 +29,15 @@ type MemberKey = (Arc<str>, MemberName);
 pub struct Registry {
     inner: Mutex<Inner>,
     next_id: AtomicU64,
-    /// Whose turn it is, by route.
-    turns: Mutex<HashMap<Arc<str>, Turns>>,
-    pub(super) backoff: ConnectBackoff,
-    pub(super) queues: Queues,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    sessions: HashMap<u64, Arc<SessionEntry>>,
-    /// By the process id in the client's cancel key: the server's own, so several members may share one.
-    by_process_id: HashMap<u32, Vec<u64>>,
-    loads: HashMap<MemberKey, usize>,
-    /// Of sessions that are over.
+    /// By cluster and id, so that a change of one cluster costs nothing for the sessions of another.
+    clusters: HashMap<Arc<str>, HashMap<u64, Arc<SessionEntry>>>,
+    /// By the process id in the client's cancel key: the server's own, so several sessions may share one.
+    by_process_id: HashMap<u32, Vec<Arc<SessionEntry>>>,
+    /// Of the sessions that are over.
     past: Traffic,
 }
 
@@ -62,7 +58,7 @@ impl Traffic {
     }
 }
 
-/// Whose session it is, for those who look at it.
+/// Whose session it is.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub address: ClientAddress,
@@ -88,22 +84,43 @@ impl Client {
     }
 }
 
-/// What a session tells the registry when it is attached.
+/// What of a session stays for its life.
 #[derive(Debug)]
-pub struct Placement {
+pub struct Origin {
     pub client: Client,
     pub cluster: Arc<str>,
     pub route: Arc<str>,
-    pub granted: GrantedRole,
-    pub member: MemberName,
-    /// Where it was seen to be, under the member's name.
-    pub whereabouts: Option<Whereabouts>,
+    pub on_unfit: OnUnfit,
+    /// What the client cancels with; `None` where it has a key of the server's, which the router does not know
+    /// (`mode: tcp`).
+    pub cancel_key: Option<CancelKey>,
+}
+
+/// What a client was given in BackendKeyData.
+#[derive(Debug, Clone)]
+pub struct CancelKey {
     pub process_id: u32,
-    /// `None` where the client has one of the server's, which the router does not know (`mode: tcp`).
-    pub key: Option<ClientCancelKey>,
+    pub key: ClientCancelKey,
+}
+
+impl Origin {
+    /// In constant time.
+    fn has_key(&self, key: &[u8]) -> bool {
+        self.cancel_key.as_ref().is_some_and(|own| own.key.matches(key))
+    }
+}
+
+/// Where a session's server connection is.
+#[derive(Debug)]
+pub struct Placement {
+    pub member: MemberName,
+    pub granted: GrantedRole,
+    /// Where the server was seen to be, under the member's name.
+    pub whereabouts: Option<Whereabouts>,
+    /// The server's process; 0 where the server gave none, or where it is not seen (`mode: tcp`).
+    pub process_id: u32,
     /// `None` where the server gave no key: a cancel is then a no-op.
     pub cancel: Option<CancelTarget>,
-    pub on_unfit: OnUnfit,
 }
 
 impl Placement {
@@ -111,10 +128,50 @@ impl Placement {
     pub fn verdict(&self, snapshot: &Snapshot) -> SessionVerdict {
         routing::verdict(snapshot, self.granted, &self.member, self.whereabouts.as_ref())
     }
+}
 
-    /// In constant time.
-    fn has_key(&self, key: &[u8]) -> bool {
-        self.key.as_ref().is_some_and(|own| own.matches(key))
+/// The number of a request within its session, so that it can be told from the one before and the one after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestNumber(NonZeroU64);
+
+/// What a session does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Between two transactions.
+    Idle,
+    /// A transaction is open, and the server does not work.
+    InTransaction,
+    /// The server works on this request, the last one sent.
+    Active(RequestNumber),
+}
+
+/// An [`Activity`] in one atomic.
+#[derive(Debug, Default)]
+struct ActivityCell(AtomicU64);
+
+impl ActivityCell {
+    const IDLE: u64 = 0;
+    const IN_TRANSACTION: u64 = 1;
+    /// Numbers of requests follow.
+    const FIRST: u64 = 2;
+
+    fn load(&self) -> Activity {
+        match self.0.load(Ordering::SeqCst) {
+            Self::IDLE => Activity::Idle,
+            Self::IN_TRANSACTION => Activity::InTransaction,
+            request => NonZeroU64::new(request - (Self::FIRST - 1))
+                .map_or(Activity::Idle, |number| Activity::Active(RequestNumber(number))),
+        }
+    }
+
+    fn store(&self, activity: Activity) {
+        let value = match activity {
+            Activity::Idle => Self::IDLE,
+            Activity::InTransaction => Self::IN_TRANSACTION,
+            Activity::Active(RequestNumber(number)) => number.get() + (Self::FIRST - 1),
+        };
+        // In one order with `SessionEntry::cancels`, see `set_activity`.
+        self.0.store(value, Ordering::SeqCst);
     }
 }
 
@@ -122,15 +179,15 @@ impl Placement {
 #[derive(Debug)]
 pub struct SessionEntry {
     pub id: u64,
-    pub placement: Placement,
-    /// The number of the request under way; 0 where there is none.
-    under_way: AtomicU64,
+    pub origin: Origin,
+    placement: ArcSwapOption<Placement>,
+    activity: ActivityCell,
     /// Requests so far.
     requests: AtomicU64,
     /// Cancel requests for it that are being served.
     cancels: AtomicU32,
-    /// As it was when the session last came to rest.
-    in_transaction: AtomicBool,
+    /// Tells cancel requests that wait for their turn that the activity has changed.
+    activity_changed: Notify,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
     transactions: AtomicU64,
@@ -149,93 +206,39 @@ struct Mailbox {
 }
 
 impl Registry {
-    /// Counts a session on a member before it connects there, so that two logins at once do not choose the same.
-    pub fn reserve(self: &Arc<Self>, cluster: &Arc<str>, member: &MemberName) -> Seat {
-        let place = (Arc::clone(cluster), member.clone());
-        *self.lock().loads.entry(place.clone()).or_default() += 1;
-        Seat {
-            registry: Arc::clone(self),
-            place,
-            is_bounded: false,
-        }
-    }
-
-    /// As [`Self::reserve`], where the member has fewer than `most` sessions; 0 is no limit.
-    pub fn reserve_within(
-        self: &Arc<Self>,
-        cluster: &Arc<str>,
-        member: &MemberName,
-        most: u32,
-    ) -> Option<Seat> {
-        if most == 0 {
-            return Some(self.reserve(cluster, member));
-        }
-        let place = (Arc::clone(cluster), member.clone());
-        let mut inner = self.lock();
-        let load = inner.loads.get(&place).copied().unwrap_or_default();
-        if load >= most as usize {
-            return None;
-        }
-        inner.loads.insert(place.clone(), load + 1);
-        drop(inner);
-        Some(Seat {
-            registry: Arc::clone(self),
-            place,
-            is_bounded: true,
-        })
-    }
-
-    /// Sessions on a member, those connecting included.
-    pub fn load(&self, cluster: &Arc<str>, member: &MemberName) -> usize {
-        self.lock()
-            .loads
-            .get(&(Arc::clone(cluster), member.clone()))
-            .copied()
-            .unwrap_or_default()
-    }
-
-    /// Lets `choose` have the turns of a route. It must not come back here.
-    pub(super) fn with_turns<T>(&self, route: &Arc<str>, choose: impl FnOnce(&mut Turns) -> T) -> T {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        match turns.get_mut(route) {
-            Some(turns) => choose(turns),
-            None => choose(turns.entry(Arc::clone(route)).or_default()),
-        }
-    }
-
-    /// Enters a session; it leaves when the ticket is dropped. `Err` gives the attachment back: that process id and
-    /// key are taken (which for a key of 32 random bits happens), so issue another key.
+    /// Enters a session, which has no server connection yet; it leaves when the ticket is dropped. `Err` gives the origin back: that process id and key are
+    /// taken (which for a key of 32 random bits happens), so issue another key.
     // The error is the caller's own value, handed back.
     #[allow(clippy::result_large_err)]
-    pub fn enter(self: &Arc<Self>, placement: Placement) -> Result<Ticket, Placement> {
+    pub fn enter(self: &Arc<Self>, origin: Origin) -> Result<Ticket, Origin> {
         let mut inner = self.lock();
-        if let Some(key) = &placement.key {
-            let ids = inner.by_process_id.get(&placement.process_id);
-            let mut others = ids.into_iter().flatten().filter_map(|id| inner.sessions.get(id));
-            if others.any(|other| other.placement.has_key(key.expose())) {
-                return Err(placement);
+        if let Some(CancelKey { process_id, key }) = &origin.cancel_key {
+            let mut others = inner.by_process_id.get(process_id).into_iter().flatten();
+            if others.any(|other| other.origin.has_key(key.expose())) {
+                return Err(origin);
             }
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let process_id = placement.process_id;
-        let can_be_found = placement.key.is_some();
         let entry = Arc::new(SessionEntry {
             id,
-            placement,
-            under_way: AtomicU64::new(0),
+            origin,
+            placement: ArcSwapOption::empty(),
+            activity: ActivityCell::default(),
             requests: AtomicU64::new(0),
             cancels: AtomicU32::new(0),
-            in_transaction: AtomicBool::new(false),
+            activity_changed: Notify::new(),
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
             ordered: AtomicBool::new(false),
             mailbox: Mutex::default(),
         });
-        if can_be_found {
-            inner.by_process_id.entry(process_id).or_default().push(id);
+        if let Some(key) = &entry.origin.cancel_key {
+            let same = inner.by_process_id.entry(key.process_id).or_default();
+            same.push(Arc::clone(&entry));
         }
-        inner.sessions.insert(id, Arc::clone(&entry));
+        let cluster = inner.clusters.entry(Arc::clone(&entry.origin.cluster));
+        cluster.or_default().insert(id, Arc::clone(&entry));
         drop(inner);
         Ok(Ticket {
             registry: Arc::clone(self),
@@ -247,11 +250,8 @@ impl Registry {
     pub fn find(&self, process_id: u32, key: &[u8]) -> Option<Arc<SessionEntry>> {
         let inner = self.lock();
         let mut found = None;
-        for id in inner.by_process_id.get(&process_id).into_iter().flatten() {
-            let Some(entry) = inner.sessions.get(id) else {
-                continue;
-            };
-            if entry.placement.has_key(key) {
+        for entry in inner.by_process_id.get(&process_id).into_iter().flatten() {
+            if entry.origin.has_key(key) {
                 found = Some(Arc::clone(entry));
             }
         }
@@ -260,16 +260,34 @@ impl Registry {
 
     /// The session of this number.
     pub fn session(&self, id: u64) -> Option<Arc<SessionEntry>> {
-        self.lock().sessions.get(&id).cloned()
+        let inner = self.lock();
+        inner
+            .clusters
+            .values()
+            .find_map(|cluster| cluster.get(&id))
+            .cloned()
     }
 
     /// Every session there is now.
     pub fn sessions(&self) -> Vec<Arc<SessionEntry>> {
-        self.lock().sessions.values().cloned().collect()
+        let inner = self.lock();
+        inner
+            .clusters
+            .values()
+            .flat_map(HashMap::values)
+            .cloned()
+            .collect()
+    }
+
+    /// Every session of this cluster.
+    pub fn sessions_of(&self, cluster: &str) -> Vec<Arc<SessionEntry>> {
+        let inner = self.lock();
+        let sessions = inner.clusters.get(cluster).into_iter();
+        sessions.flat_map(HashMap::values).cloned().collect()
     }
 
     pub fn len(&self) -> usize {
-        self.lock().sessions.len()
+        self.lock().clusters.values().map(HashMap::len).sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -280,7 +298,7 @@ impl Registry {
     pub fn traffic(&self) -> Traffic {
         let inner = self.lock();
         let mut sum = inner.past;
-        for entry in inner.sessions.values() {
+        for entry in inner.clusters.values().flat_map(HashMap::values) {
             sum.add(entry.traffic());
         }
         sum
@@ -293,6 +311,16 @@ impl Registry {
 }
 
 impl SessionEntry {
+    /// Where its server connection is; `None` while it has none.
+    pub fn placement(&self) -> Option<Arc<Placement>> {
+        self.placement.load_full()
+    }
+
+    /// It has another server connection, or none. For the session's own task.
+    pub(super) fn place(&self, placement: Option<Arc<Placement>>) {
+        self.placement.store(placement);
+    }
+
     /// Gives an order. A stricter one replaces a milder one; the first of equals stands.
     pub fn order(&self, order: Order) {
         let mut mailbox = self.mailbox();
@@ -348,42 +376,66 @@ impl SessionEntry {
         self.mailbox().waker = Some(waker.clone());
     }
 
+    /// What it does.
+    pub fn activity(&self) -> Activity {
+        self.activity.load()
+    }
+
     /// Is the server working for this session? Only then is a cancel passed on.
     pub fn in_flight(&self) -> bool {
         self.under_way().is_some()
     }
 
-    /// Which request the server is working on, so that it can be told from the one before and the one after.
-    pub(super) fn under_way(&self) -> Option<NonZeroU64> {
-        NonZeroU64::new(self.under_way.load(Ordering::Acquire))
+    /// Which request the server is working on.
+    pub(super) fn under_way(&self) -> Option<RequestNumber> {
+        match self.activity() {
+            Activity::Active(request) => Some(request),
+            Activity::Idle | Activity::InTransaction => None,
+        }
     }
 
-    /// `true`: a request begins, also where another one was under way. Written by the session's own task only.
-    pub(super) fn set_in_flight(&self, in_flight: bool) {
-        let request = if in_flight {
-            self.requests.fetch_add(1, Ordering::Relaxed) + 1
-        } else {
-            0
-        };
-        self.under_way.store(request, Ordering::Release);
+    /// A request begins, also where another one was under way. Written by the session's own task only.
+    pub(super) fn begin_request(&self) {
+        let number = self.requests.load(Ordering::Relaxed) + 1;
+        self.requests.store(number, Ordering::Relaxed);
+        if let Some(number) = NonZeroU64::new(number) {
+            self.set_activity(Activity::Active(RequestNumber(number)));
+        }
+    }
+
+    /// The server has answered everything. Written by the session's own task only.
+    pub(super) fn rest(&self, activity: Activity) {
+        self.set_activity(activity);
+    }
+
+    fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity);
+        // A cancel request takes its place before it looks at the activity: one of the two sees the other.
+        if self.cancels.load(Ordering::SeqCst) > 0 {
+            self.activity_changed.notify_waiters();
+        }
+    }
+
+    /// Returns once this request is not under way any more. Cancel safe. Only for who has a [`CancelPlace`].
+    pub(super) async fn until_over(&self, request: RequestNumber) {
+        loop {
+            let mut changed = std::pin::pin!(self.activity_changed.notified());
+            // Before the look, so that no change after it is missed.
+            changed.as_mut().enable();
+            if self.under_way() != Some(request) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// A place among the cancel requests for this session, of which there may be so many at a time.
     pub(super) fn cancel_place(&self, most: u32) -> Option<CancelPlace<'_>> {
         let taken = &self.cancels;
-        let next = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+        let next = taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| {
             (taken < most).then(|| taken + 1)
         });
         next.ok().map(|_| CancelPlace(taken))
-    }
-
-    /// Is a transaction open, though the server is not working? Meaningless while it is.
-    pub fn in_transaction(&self) -> bool {
-        self.in_transaction.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_in_transaction(&self, in_transaction: bool) {
-        self.in_transaction.store(in_transaction, Ordering::Relaxed);
     }
 
     /// Written by the session's own task only.
@@ -416,37 +468,6 @@ impl Drop for CancelPlace<'_> {
     }
 }
 
-/// A place on a member; given back when dropped.
-#[derive(Debug)]
-pub struct Seat {
-    registry: Arc<Registry>,
-    place: MemberKey,
-    /// Somebody may wait for it.
-    is_bounded: bool,
-}
-
-impl Seat {
-    pub fn member(&self) -> &MemberName {
-        &self.place.1
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut inner = self.registry.lock();
-        if let Some(load) = inner.loads.get_mut(&self.place) {
-            *load = load.saturating_sub(1);
-            if *load == 0 {
-                inner.loads.remove(&self.place);
-            }
-        }
-        drop(inner);
-        if self.is_bounded {
-            self.registry.queues.freed(&self.place.0);
-        }
-    }
-}
-
 /// A session's membership of the registry; it leaves when this is dropped.
 #[derive(Debug)]
 pub struct Ticket {
@@ -462,13 +483,21 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        let origin = &self.entry.origin;
         let mut inner = self.registry.lock();
         inner.past.add(self.entry.traffic());
-        inner.sessions.remove(&self.entry.id);
-        let process_id = self.entry.placement.process_id;
-        if let Some(ids) = inner.by_process_id.get_mut(&process_id) {
-            ids.retain(|id| *id != self.entry.id);
-            if ids.is_empty() {
+        if let Some(sessions) = inner.clusters.get_mut(&origin.cluster) {
+            sessions.remove(&self.entry.id);
+            if sessions.is_empty() {
+                inner.clusters.remove(&origin.cluster);
+            }
+        }
+        let Some(CancelKey { process_id, .. }) = origin.cancel_key else {
+            return;
+        };
+        if let Some(entries) = inner.by_process_id.get_mut(&process_id) {
+            entries.retain(|entry| entry.id != self.entry.id);
+            if entries.is_empty() {
                 inner.by_process_id.remove(&process_id);
             }
         }
@@ -487,19 +516,30 @@ mod tests {
     use super::*;
     use crate::routing::{EndReason, LeaveReason};
 
-    fn placement(process_id: u32, key: ClientCancelKey) -> Placement {
-        Placement {
+    fn origin(process_id: u32, key: ClientCancelKey) -> Origin {
+        Origin {
             client: Client::app(),
             cluster: "main".into(),
             route: "read-write".into(),
-            granted: GrantedRole::ReadWrite,
-            member: MemberName::new("db1"),
-            whereabouts: None,
-            process_id,
-            key: Some(key),
-            cancel: None,
             on_unfit: OnUnfit::default(),
+            cancel_key: Some(CancelKey { process_id, key }),
         }
+    }
+
+    fn placement(member: &str) -> Arc<Placement> {
+        Arc::new(Placement {
+            member: MemberName::new(member),
+            granted: GrantedRole::ReadWrite,
+            whereabouts: None,
+            process_id: 7,
+            cancel: None,
+        })
+    }
+
+    // The error is what was handed in.
+    #[allow(clippy::result_large_err)]
+    fn enter(registry: &Arc<Registry>, process_id: u32, key: ClientCancelKey) -> Result<Ticket, Origin> {
+        registry.enter(origin(process_id, key))
     }
 
     fn issuer() -> KeyIssuer {
@@ -515,8 +555,8 @@ mod tests {
         let (registry, keys) = (Arc::new(Registry::default()), issuer());
         let (one, two) = (keys.issue_v30(), keys.issue_v32());
         // Two members, two servers' processes of the same number.
-        let first = registry.enter(placement(7, one.clone())).unwrap();
-        let second = registry.enter(placement(7, two.clone())).unwrap();
+        let first = enter(&registry, 7, one.clone()).unwrap();
+        let second = enter(&registry, 7, two.clone()).unwrap();
         assert_eq!(registry.find(7, one.expose()).unwrap().id, first.entry().id);
         assert_eq!(registry.find(7, two.expose()).unwrap().id, second.entry().id);
         assert!(registry.find(8, one.expose()).is_none());
@@ -534,15 +574,12 @@ mod tests {
     fn a_key_that_is_taken_is_given_back() {
         let (registry, keys) = (Arc::new(Registry::default()), issuer());
         let key = keys.issue_v30();
-        let ticket = registry.enter(placement(7, key.clone())).unwrap();
-        let refused = registry.enter(placement(7, key.clone())).unwrap_err();
-        assert_eq!(refused.process_id, 7);
-        assert!(
-            registry.enter(placement(8, key.clone())).is_ok(),
-            "another process"
-        );
+        let ticket = enter(&registry, 7, key.clone()).unwrap();
+        let refused = enter(&registry, 7, key.clone()).unwrap_err();
+        assert_eq!(refused.cancel_key.unwrap().process_id, 7);
+        assert!(enter(&registry, 8, key.clone()).is_ok(), "another process");
         drop(ticket);
-        assert!(registry.enter(placement(7, key)).is_ok());
+        assert!(enter(&registry, 7, key).is_ok());
     }
 
     #[test]
@@ -555,7 +592,7 @@ mod tests {
             }
         }
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
+        let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         let entry = ticket.entry();
         let woken = Arc::new(Count::default());
         let count = || woken.0.load(Ordering::Relaxed);
@@ -575,7 +612,7 @@ mod tests {
     #[test]
     fn an_order_to_leave_can_be_taken_back_and_others_cannot() {
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
+        let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         let entry = ticket.entry();
         let lagging = || Reason::Unfit(LeaveReason::Lagging(MemberName::new("db1")));
         entry.leave(Some(Order::AtBoundary(lagging())));
@@ -597,25 +634,61 @@ mod tests {
     #[test]
     fn each_request_has_a_number_of_its_own() {
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
+        let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         let entry = ticket.entry();
-        assert!(!entry.in_flight() && entry.under_way().is_none());
-        entry.set_in_flight(true);
+        assert_eq!(entry.activity(), Activity::Idle);
+        entry.begin_request();
         let first = entry.under_way();
-        assert!(first.is_some());
+        assert!(first.is_some() && entry.in_flight());
         // The next one, which was sent behind it.
-        entry.set_in_flight(true);
+        entry.begin_request();
         assert_ne!(entry.under_way(), first);
-        entry.set_in_flight(false);
+        entry.rest(Activity::InTransaction);
+        assert_eq!(entry.activity(), Activity::InTransaction);
+        entry.begin_request();
+        assert_ne!(entry.under_way(), first);
+        entry.rest(Activity::Idle);
+        assert_eq!(entry.activity(), Activity::Idle);
         assert!(entry.under_way().is_none());
-        entry.set_in_flight(true);
-        assert_ne!(entry.under_way(), first);
+    }
+
+    #[tokio::test]
+    async fn a_cancel_that_waits_hears_that_its_request_is_over() {
+        let registry = Arc::new(Registry::default());
+        let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
+        let entry = ticket.entry();
+        entry.begin_request();
+        let request = entry.under_way().unwrap();
+        let _place = entry.cancel_place(1).unwrap();
+        let over = entry.until_over(request);
+        tokio::pin!(over);
+        assert!(futures_util::poll!(&mut over).is_pending());
+        entry.begin_request();
+        assert!(futures_util::poll!(&mut over).is_ready());
+        entry.until_over(request).await;
+    }
+
+    #[test]
+    fn a_session_can_be_moved_to_another_member_and_is_found_all_the_same() {
+        let (registry, key) = (Arc::new(Registry::default()), issuer().issue_v32());
+        let ticket = enter(&registry, 7, key.clone()).unwrap();
+        let member = || {
+            let entry = registry.find(7, key.expose()).unwrap();
+            entry.placement().map(|placement| placement.member.clone())
+        };
+        assert_eq!(member(), None);
+        ticket.entry().place(Some(placement("db1")));
+        assert_eq!(member(), Some(MemberName::new("db1")));
+        ticket.entry().place(Some(placement("db2")));
+        assert_eq!(member(), Some(MemberName::new("db2")));
+        assert_eq!(registry.sessions_of("main").len(), 1);
+        assert!(registry.sessions_of("other").is_empty());
     }
 
     #[test]
     fn a_session_has_so_many_cancel_requests() {
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
+        let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         let held = [(); 2].map(|()| ticket.entry().cancel_place(2));
         assert!(held.iter().all(Option::is_some));
         assert!(ticket.entry().cancel_place(2).is_none());
@@ -626,7 +699,7 @@ mod tests {
     #[test]
     fn an_order_before_anybody_listens_is_still_there() {
         let registry = Arc::new(Registry::default());
-        let ticket = registry.enter(placement(1, issuer().issue_v30())).unwrap();
+        let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         ticket.entry().order(Order::Now(Reason::Shutdown));
         ticket.entry().wake_for_orders(Waker::noop());
         assert_eq!(ticket.entry().ordered(), Some(Order::Now(Reason::Shutdown)));
@@ -640,8 +713,8 @@ mod tests {
             bytes_down: 2 * bytes,
             transactions: 1,
         };
-        let past = registry.enter(placement(1, keys.issue_v30())).unwrap();
-        let present = registry.enter(placement(2, keys.issue_v30())).unwrap();
+        let past = enter(&registry, 1, keys.issue_v30()).unwrap();
+        let present = enter(&registry, 2, keys.issue_v30()).unwrap();
         past.entry().record(moved(10));
         present.entry().record(moved(100));
         drop(past);
@@ -653,41 +726,5 @@ mod tests {
         assert_eq!(registry.traffic(), expected);
         drop(present);
         assert_eq!(registry.traffic(), expected);
-    }
-
-    #[test]
-    fn a_bounded_member_has_so_many_seats() {
-        let registry = Arc::new(Registry::default());
-        let (main, db1) = (Arc::from("main"), MemberName::new("db1"));
-        let one = registry.reserve_within(&main, &db1, 2).unwrap();
-        let two = registry.reserve_within(&main, &db1, 2).unwrap();
-        assert!(registry.reserve_within(&main, &db1, 2).is_none());
-        assert!(
-            registry
-                .reserve_within(&main, &MemberName::new("db2"), 2)
-                .is_some()
-        );
-        assert!(registry.reserve_within(&"other".into(), &db1, 2).is_some());
-        assert_eq!(one.member(), &db1);
-        drop(one);
-        assert!(registry.reserve_within(&main, &db1, 2).is_some());
-        drop(two);
-        assert!(registry.lock().loads.is_empty(), "nothing is left behind");
-    }
-
-    #[test]
-    fn a_seat_counts_as_long_as_it_is_held_and_by_cluster() {
-        let registry = Arc::new(Registry::default());
-        let (main, other): (Arc<str>, Arc<str>) = ("main".into(), "other".into());
-        let db1 = MemberName::new("db1");
-        let seats = [
-            registry.reserve(&main, &db1),
-            registry.reserve(&main, &db1),
-            registry.reserve(&other, &db1),
-        ];
-        assert_eq!((registry.load(&main, &db1), registry.load(&other, &db1)), (2, 1));
-        drop(seats);
-        assert_eq!(registry.load(&main, &db1), 0);
-        assert!(registry.lock().loads.is_empty(), "nothing is left behind");
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::direction::{Direction, Look};
 use super::end::{Cause, End, Fate, Order, Reason};
-use super::registry::{SessionEntry, Ticket, Traffic};
+use super::registry::{Activity, SessionEntry, Ticket, Traffic};
 use super::sent::Sent;
 use crate::backend::ServerStream;
 use crate::cluster::snapshot::MemberName;
@@ -68,6 +68,7 @@ pub struct Relay {
     /// While the client is not read.
     look: Look,
     ticket: Ticket,
+    granted: GrantedRole,
     cluster: ClusterHandle,
     worker_buffer: Arc<WorkerBuffer>,
     /// Whom the registry wakes; kept to see whether it is still the right one.
@@ -123,6 +124,7 @@ pub struct Parts {
     /// Read from the server behind its login.
     pub leftover: Bytes,
     pub ticket: Ticket,
+    pub granted: GrantedRole,
     pub cluster: ClusterHandle,
     pub worker_buffer: Arc<WorkerBuffer>,
     pub replication: bool,
@@ -135,6 +137,7 @@ impl Relay {
             server,
             leftover,
             ticket,
+            granted,
             cluster,
             worker_buffer,
             replication,
@@ -150,6 +153,7 @@ impl Relay {
             look: Look::default(),
             pending: PendingReplies::new(TransactionStatus::Idle),
             ticket,
+            granted,
             cluster,
             worker_buffer,
             registered: None,
@@ -218,14 +222,7 @@ impl Relay {
             match (to_server, to_client) {
                 (Turn::End(cause), _) | (_, Turn::End(cause)) => return Poll::Ready(cause),
                 (Turn::Blocked, Turn::Blocked) => {
-                    let in_flight = !self.pending.is_idle();
-                    if in_flight != self.entry().in_flight() {
-                        self.entry().set_in_flight(in_flight);
-                    }
-                    let in_transaction = !in_flight && !self.pending.between_transactions();
-                    if in_transaction != self.entry().in_transaction() {
-                        self.entry().set_in_transaction(in_transaction);
-                    }
+                    self.show_activity();
                     // An order may be due just now that both directions have come to rest.
                     return match self.obey() {
                         Some(cause) => Poll::Ready(cause),
@@ -237,6 +234,25 @@ impl Relay {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Both directions have come to rest: shows what the session does.
+    fn show_activity(&self) {
+        let entry = self.entry();
+        if !self.pending.is_idle() {
+            if !entry.in_flight() {
+                entry.begin_request();
+            }
+            return;
+        }
+        let activity = if self.pending.between_transactions() {
+            Activity::Idle
+        } else {
+            Activity::InTransaction
+        };
+        if entry.activity() != activity {
+            entry.rest(activity);
+        }
     }
 
     fn entry(&self) -> &Arc<SessionEntry> {
@@ -375,7 +391,7 @@ impl Relay {
         self.traffic.bytes_up += data.len() as u64;
         if !self.entry().in_flight() && !self.pending.is_idle() {
             // Before the server can know of the request, so that no cancel for it is taken for a late one.
-            self.entry().set_in_flight(true);
+            self.entry().begin_request();
         }
         let forwarded = self
             .to_server
@@ -541,6 +557,7 @@ impl Relay {
             ticket,
             cluster,
             server,
+            granted,
             ..
         } = self;
         let entry = ticket.entry();
@@ -549,7 +566,13 @@ impl Relay {
                 pending.server(&event);
                 if let ServerEvent::ReadyForQuery(_) = event {
                     // What was sent behind it is another request: a cancel for the one before must not hit it.
-                    entry.set_in_flight(!pending.is_idle());
+                    if !pending.is_idle() {
+                        entry.begin_request();
+                    } else if pending.between_transactions() {
+                        entry.rest(Activity::Idle);
+                    } else {
+                        entry.rest(Activity::InTransaction);
+                    }
                 }
                 match event {
                     ServerEvent::Error(report) => {
@@ -557,7 +580,7 @@ impl Relay {
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
-                        match evidence_of(code, report.is_fatal(), entry.placement.granted) {
+                        match evidence_of(code, report.is_fatal(), *granted) {
                             // A client can have as many of these as it likes.
                             Some(Evidence::ReadOnlySeen) if !due(read_only_told) => {}
                             Some(evidence) => cluster.evidence(&server.member, evidence),
@@ -567,7 +590,7 @@ impl Relay {
                     ServerEvent::Parameter {
                         name: b"in_hot_standby",
                         value: b"off",
-                    } if entry.placement.granted == GrantedRole::ReadOnly => {
+                    } if *granted == GrantedRole::ReadOnly => {
                         cluster.evidence(&server.member, Evidence::Promoted);
                         entry.order(Order::Now(Reason::Role(EndReason::Promoted(
                             server.member.clone(),

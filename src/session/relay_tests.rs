@@ -8,8 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::super::finish;
-use super::super::keys::{Incarnation, KeyIssuer};
-use super::super::registry::{self, Placement, Registry};
+use super::super::registry::{self, Origin, Registry};
 use super::*;
 use crate::config::{self, OnUnfit};
 use crate::routing::LeaveReason;
@@ -74,20 +73,14 @@ impl Play {
         let (client, ours) = pair().await;
         let (to_server, server) = pair().await;
         let registry = Arc::new(Registry::default());
-        let keys = KeyIssuer::new(Incarnation::random(), None);
         let member = MemberName::new("db1");
         let ticket = registry
-            .enter(Placement {
+            .enter(Origin {
                 client: registry::Client::app(),
                 cluster: "main".into(),
                 route: "read-write".into(),
-                granted: GrantedRole::ReadWrite,
-                member: member.clone(),
-                whereabouts: None,
-                process_id: 1,
-                key: Some(keys.issue_v30()),
-                cancel: None,
                 on_unfit: OnUnfit::default(),
+                cancel_key: None,
             })
             .unwrap();
         let entry = Arc::clone(ticket.entry());
@@ -99,6 +92,7 @@ impl Play {
             },
             leftover: Bytes::new(),
             ticket,
+            granted: GrantedRole::ReadWrite,
             cluster: cluster(),
             worker_buffer: Arc::default(),
             replication,

@@ -20,15 +20,16 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::admission::{Admitted, Knock};
+use super::candidates::{Attempt, Connector, NoPass, Wanted};
 use super::client_origin::{self, ClientOrigin};
 use super::close::{close_with_error, closing};
-use super::end::{Cause, End, Order, Reason};
+use super::end::{Cause, End};
 use super::forward::{Ended, Forward, Parts};
 use super::life::{self, Arrival};
 use super::listener_settings::ListenerSettings;
 use super::metrics::SessionGuard;
-use super::queue::{self, QueueError, Waiting};
-use super::registry::{self, Placement, Seat, Ticket, Traffic};
+use super::occupancy::Seat;
+use super::registry::{self, Origin, Placement, Ticket, Traffic};
 use super::whereabouts::{self, Question};
 use super::{Shared, attach, cancel, linger, record};
 use crate::backend::Unverified;
@@ -39,7 +40,7 @@ use crate::config::{Access, Route};
 use crate::frontend::login::LoginError;
 use crate::frontend::opening::OpeningError;
 use crate::frontend::{ClientAddress, ClientStream};
-use crate::routing::{self, Candidate, GrantedRole, Preference, SessionVerdict};
+use crate::routing::{self, Candidate, GrantedRole, Preference};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, FirstPacket, Glance, Replication};
@@ -190,17 +191,20 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
     let gauge = shared
         .metrics
         .session(&listener.route.name, member.as_str(), Some(&listener.cluster));
-    let ticket = enter(
-        shared,
-        &listener,
-        (address, accepted),
-        (&member, granted, whereabouts),
-    )?;
+    let placement = Placement {
+        member: member.clone(),
+        granted,
+        whereabouts: Some(whereabouts),
+        process_id: 0,
+        cancel: None,
+    };
+    let ticket = enter(shared, &listener, (address, accepted), placement)?;
     let forward = Forward::new(Parts {
         client,
         server: stream,
         head: head.freeze(),
         ticket,
+        member: member.clone(),
         cluster: listener.cluster.clone(),
         shared: Arc::clone(shared),
         worker_buffer,
@@ -265,90 +269,108 @@ async fn admit(
     Ok((admitted, connected))
 }
 
-/// Tries the candidates in order until one takes the connection. No byte of the client's has been forwarded before.
+/// Tries the candidates in order until one takes the connection.
 async fn connect(
     shared: &Arc<Shared>,
     listener: &ListenerSettings,
     client: &ClientStream,
     address: ClientAddress,
 ) -> Result<Connected, Refusal> {
-    let (cluster, route, registry) = (&listener.cluster, &*listener.route, &shared.registry);
-    let config = cluster.config();
-    let (name, options) = (&config.name, &config.server);
-    let waiting = Waiting {
-        queues: &registry.queues,
-        cluster,
-        route,
-        client,
-        closing: &shared.closing,
+    let wanted = Wanted {
+        gate: &listener.gate,
         metrics: &shared.metrics.queue,
+        occupancy: &shared.occupancy,
+        cluster: &listener.cluster,
+        route: &listener.route,
+        client: address.ip(),
     };
-    let attempt = || attach::take(cluster, registry, route, address.ip());
-    let (mut chosen, _) = waiting.until(attempt).await.map_err(|fault| Refusal {
-        reply: queue::busy(&config, route, fault),
-        label: match fault {
-            QueueError::HungUp => HUNG_UP,
-            QueueError::Closing => "shutdown",
-            QueueError::Full => "queue_full",
-            QueueError::Timeout => "queue_timeout",
+    let pass = wanted.pass(client.hung_up(), &shared.closing).await;
+    let mut pass = pass.map_err(|why| match why {
+        NoPass::HungUp => Refusal {
+            reply: closing(),
+            label: HUNG_UP,
+        },
+        NoPass::Closing => Refusal {
+            reply: closing(),
+            label: "shutdown",
+        },
+        NoPass::Queue(error) => Refusal {
+            reply: wanted.busy(error),
+            label: error.label(),
         },
     })?;
-    let mut last = None;
-    for (candidate, seat) in chosen.seated(cluster, registry) {
-        registry.backoff.trying(name, &candidate.member);
-        let deadline = Instant::now() + options.connect_timeout;
-        match backend::open(&candidate.host, candidate.port, options, deadline).await {
-            Ok(stream) => {
-                // More than that it takes connections cannot be seen here.
-                registry.backoff.answered(name, &candidate.member);
-                let question = Question {
-                    cluster,
-                    candidate,
-                    replication: Replication::None,
-                    begun: Instant::now(),
-                    deadline,
-                };
-                let whereabouts = match led_to(&question, &stream).await {
-                    Ok(whereabouts) => whereabouts,
-                    Err(reply) => {
-                        last = Some(reply);
-                        continue;
-                    }
-                };
-                match granted(&cluster.snapshot(), route, candidate) {
-                    Some(granted) => {
-                        return Ok(Connected {
-                            stream,
-                            member: candidate.member.clone(),
-                            granted,
-                            whereabouts,
-                            seat,
-                        });
-                    }
-                    None => last = Some(changed(&candidate.member)),
-                }
-            }
-            Err(error) => {
-                attach::report(cluster, registry, &candidate.member, &error, false);
-                if let ClientReply::Own(reply) = error.client_reply(candidate.member.as_str()) {
-                    last = Some(reply);
-                }
-                if !error.is_temporary_or_elsewhere() {
-                    break;
-                }
-            }
-        }
-    }
-    Err(match last {
+    let connector = Opener { shared, listener };
+    let connected = pass
+        .first_that_serves(&shared.occupancy, &listener.cluster, &connector)
+        .await;
+    connected.map_err(|last| match last {
         Some(reply) => Refusal {
             reply,
             label: "server_connect",
         },
         None => Refusal {
-            reply: attach::unavailable(&chosen.snapshot, route, &chosen.choice),
+            reply: pass.unavailable(&listener.route),
             label: "unavailable",
         },
     })
+}
+
+/// Opens a connection, and sees as far as it can be seen from beside whom it leads to.
+struct Opener<'a> {
+    shared: &'a Shared,
+    listener: &'a ListenerSettings,
+}
+
+impl Connector for Opener<'_> {
+    type Served = Connected;
+    type Error = ErrorReply;
+
+    async fn attempt(&self, candidate: &Candidate, seat: Seat) -> Attempt<Connected, ErrorReply> {
+        let Self { shared, listener } = *self;
+        let (cluster, occupancy, member) = (&listener.cluster, &shared.occupancy, &candidate.member);
+        let config = cluster.config();
+        let options = &config.server;
+        let deadline = Instant::now() + options.connect_timeout;
+        let stream = match backend::open(&candidate.host, candidate.port, options, deadline).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                attach::report(cluster, occupancy, member, &error, false);
+                let reply = match error.client_reply(member.as_str()) {
+                    ClientReply::Own(reply) => reply,
+                    // A server that has said something has taken the connection.
+                    ClientReply::Verbatim(_) => changed(member),
+                };
+                return if error.is_temporary_or_elsewhere() {
+                    Attempt::Next(reply)
+                } else {
+                    Attempt::Stop(reply)
+                };
+            }
+        };
+        // More than that it takes connections cannot be seen here.
+        occupancy.answered(&config.name, member);
+        let question = Question {
+            cluster,
+            candidate,
+            replication: Replication::None,
+            begun: Instant::now(),
+            deadline,
+        };
+        let whereabouts = match led_to(&question, &stream).await {
+            Ok(whereabouts) => whereabouts,
+            Err(reply) => return Attempt::Next(reply),
+        };
+        match granted(&cluster.snapshot(), &listener.route, candidate) {
+            Some(granted) => Attempt::Serves(Connected {
+                stream,
+                member: member.clone(),
+                granted,
+                whereabouts,
+                seat,
+            }),
+            None => Attempt::Next(changed(member)),
+        }
+    }
 }
 
 /// Where the connection leads, as far as that can be seen from beside it.
@@ -387,9 +409,9 @@ fn enter(
     shared: &Shared,
     listener: &ListenerSettings,
     (client, accepted): (ClientAddress, Instant),
-    (member, granted, whereabouts): (&MemberName, GrantedRole, Whereabouts),
+    placement: Placement,
 ) -> Option<Ticket> {
-    let placement = Placement {
+    let origin = Origin {
         client: registry::Client {
             address: client,
             user: Bytes::new(),
@@ -397,21 +419,15 @@ fn enter(
             tls: None,
             since: accepted,
         },
-        on_unfit: listener.route.on_unfit,
         cluster: Arc::clone(&listener.cluster.config().name),
         route: Arc::clone(&listener.route.name),
-        granted,
-        member: member.clone(),
-        whereabouts: Some(whereabouts),
-        process_id: 0,
-        key: None,
-        cancel: None,
+        on_unfit: listener.route.on_unfit,
+        cancel_key: None,
     };
-    let ticket = shared.registry.enter(placement).ok()?;
-    // The snapshot may have changed before it was in the registry, when nobody would have told it.
-    if let SessionVerdict::End(why) = ticket.entry().placement.verdict(&listener.cluster.snapshot()) {
-        ticket.entry().order(Order::Now(Reason::Role(why)));
-    }
+    let placement = Arc::new(placement);
+    let ticket = shared.registry.enter(origin).ok()?;
+    ticket.entry().place(Some(Arc::clone(&placement)));
+    life::check_placement(listener, &ticket, &placement);
     Some(ticket)
 }
 
@@ -429,7 +445,7 @@ async fn cancel(
     let may_have_it = |member: &&crate::cluster::snapshot::Member| {
         member.has_address()
             && (routing::fitness(&snapshot, &listener.route, member).is_ok()
-                || shared.registry.load(&cluster.config().name, &member.name) > 0)
+                || shared.occupancy.sessions_on(&cluster.config().name, &member.name) > 0)
     };
     let members = snapshot.members.iter().filter(may_have_it).take(MOST_CANCELLED);
     let servers: Vec<(String, u16)> = members.map(|member| (member.host.clone(), member.port)).collect();

@@ -252,7 +252,7 @@ fn sessions_wait_for_a_place_in_turn() {
     let third = waiting(&router);
     await_length(&router, 2.0);
     let (_raw, answer) = log_in(&router, 6432, from(1));
-    is_refused(&answer, "53300", FULL, "2 clients wait for one already");
+    is_refused(&answer, "53300", FULL, "2 clients wait for one to end already");
     assert_eq!(refused(&router, "queue_full"), 1.0);
     assert_eq!(
         router.metric("trunkline_queue_full_total{route=\"read-write\"}"),
@@ -316,7 +316,12 @@ fn waiting_has_an_end_and_may_be_switched_off() {
     let router = with_queue(&server, "max_queue: 0");
     let held = served(&router, 6432, from(1));
     let (_raw, answer) = log_in(&router, 6432, from(1));
-    is_refused(&answer, "53300", FULL, "Nobody may wait for one (max_queue)");
+    is_refused(
+        &answer,
+        "53300",
+        FULL,
+        "No client may wait for one to end (max_queue)",
+    );
     drop(held);
     eventually("the place is free again", PATIENCE, || {
         log_in(&router, 6432, from(1)).1.tag == b'Z'

@@ -1,0 +1,155 @@
+//! The way from a route to a server: a pass of the gate, then the candidates in order until one serves. One loop for
+//! sessions of `mode: postgres` and of `mode: tcp`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::gate::{self, Gate, QueueError};
+use super::occupancy::{Occupancy, Seat};
+use crate::cluster::ClusterHandle;
+use crate::cluster::snapshot::Snapshot;
+use crate::config::Route;
+use crate::routing::{Candidate, Choice};
+use crate::wire::message::ErrorReply;
+
+/// Candidates tried for one session; more would only make the client wait longer for the same news.
+pub(super) const MOST_TRIES: u32 = 4;
+
+/// What a session asks of the gate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) gate: &'a Gate,
+    pub(super) metrics: &'a gate::Metrics,
+    pub(super) occupancy: &'a Arc<Occupancy>,
+    pub(super) cluster: &'a ClusterHandle,
+    pub(super) route: &'a Route,
+    /// The client's address; `None` on a Unix socket.
+    pub(super) client: Option<IpAddr>,
+}
+
+/// The candidates as they were when the gate let the session pass, with a seat on the first of them that had room. Only
+/// [`Wanted::pass`] makes one.
+#[derive(Debug)]
+pub(super) struct Pass {
+    snapshot: Arc<Snapshot>,
+    choice: Choice,
+    /// `None` where there is no candidate.
+    seat: Option<Seat>,
+    /// How long the session waited for it.
+    pub(super) queued: Duration,
+}
+
+/// Why there is no pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoPass {
+    /// The queue's limits.
+    Queue(QueueError),
+    /// The client left while it waited.
+    HungUp,
+    /// The router shuts down.
+    Closing,
+}
+
+impl Wanted<'_> {
+    /// Waits for the pass, until the client hangs up or the router closes. Neither is looked at where there is no wait.
+    pub(super) async fn pass(
+        &self,
+        hung_up: impl Future<Output = ()>,
+        closing: &CancellationToken,
+    ) -> Result<Pass, NoPass> {
+        let attempt = || {
+            let snapshot = self.cluster.snapshot();
+            let config = self.cluster.config();
+            let (choice, seat) = self
+                .occupancy
+                .choose(&config, self.route, self.client, &snapshot)?;
+            Some((snapshot, choice, seat))
+        };
+        let subscribe = || self.cluster.subscribe();
+        tokio::select! {
+            biased;
+            passed = self.gate.pass(self.route, subscribe, self.metrics, attempt) => {
+                let ((snapshot, choice, seat), queued) = passed.map_err(NoPass::Queue)?;
+                Ok(Pass { snapshot, choice, seat, queued })
+            }
+            () = hung_up => Err(NoPass::HungUp),
+            () = closing.cancelled() => Err(NoPass::Closing),
+        }
+    }
+}
+
+impl Wanted<'_> {
+    /// The error that a client gets whose session waited in vain, or may not wait.
+    pub(super) fn busy(&self, error: QueueError) -> ErrorReply {
+        gate::busy(&self.cluster.config(), self.route, error)
+    }
+}
+
+/// What came of one candidate.
+pub(super) enum Attempt<T, E> {
+    Serves(T),
+    /// Another candidate may serve.
+    Next(E),
+    /// Any other would say the same.
+    Stop(E),
+}
+
+/// What is done with a candidate: connect, and whatever the session needs besides.
+pub(super) trait Connector {
+    type Served;
+    type Error;
+
+    /// Tries this one. The seat is given back where it does not serve.
+    fn attempt(
+        &self,
+        candidate: &Candidate,
+        seat: Seat,
+    ) -> impl Future<Output = Attempt<Self::Served, Self::Error>> + Send;
+}
+
+impl Pass {
+    /// Tries the candidates in order, each with a seat, until one serves; full ones are passed over. No byte of the
+    /// client's has been forwarded before, so the next one may always be tried.
+    ///
+    /// # Errors
+    /// What the last candidate came to; `None` where none was tried.
+    pub(super) async fn first_that_serves<C: Connector>(
+        &mut self,
+        occupancy: &Arc<Occupancy>,
+        cluster: &ClusterHandle,
+        connector: &C,
+    ) -> Result<C::Served, Option<C::Error>> {
+        let config = cluster.config();
+        let (mut last, mut tried) = (None, 0);
+        for candidate in &self.choice.candidates {
+            if tried == MOST_TRIES {
+                break;
+            }
+            // The first seat is taken already; the candidates before it are full.
+            let seat = match self.seat.take_if(|seat| *seat.member() == candidate.member) {
+                Some(seat) => seat,
+                None if self.seat.is_some() => continue,
+                None => match occupancy.reserve(&config.name, &candidate.member, config.max_connections) {
+                    Some(seat) => seat,
+                    None => continue,
+                },
+            };
+            tried += 1;
+            occupancy.connecting(&config.name, &candidate.member);
+            match connector.attempt(candidate, seat).await {
+                Attempt::Serves(served) => return Ok(served),
+                Attempt::Next(error) => last = Some(error),
+                Attempt::Stop(error) => return Err(Some(error)),
+            }
+        }
+        Err(last)
+    }
+
+    /// The error where there was no candidate to try.
+    pub(super) fn unavailable(&self, route: &Route) -> ErrorReply {
+        gate::unavailable(&self.snapshot, route, &self.choice)
+    }
+}

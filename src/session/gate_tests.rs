@@ -1,0 +1,252 @@
+#![allow(clippy::unwrap_used)]
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll, Wake, Waker};
+
+use super::*;
+use crate::cluster::snapshot::{Leader, NoLeader, SourceStatus};
+
+/// Counts its wake-ups.
+#[derive(Debug, Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn snapshot(version: u64) -> Arc<Snapshot> {
+    Arc::new(Snapshot {
+        cluster: "main".into(),
+        version,
+        members: Vec::new(),
+        leader: Leader::None(NoLeader::NotNamed),
+        source: SourceStatus {
+            reachable: true,
+            error: None,
+            disagreement: None,
+        },
+        system_identifier: None,
+        paused: false,
+    })
+}
+
+/// Sessions of one route, of which as many pass as there are seats.
+struct Scene {
+    gates: Gates,
+    gate: Arc<Gate>,
+    route: Arc<Route>,
+    metrics: Metrics,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    seats: Cell<u32>,
+    attempts: Cell<u32>,
+}
+
+/// A session on its way through the gate.
+struct Session<'a> {
+    passing: Pin<Box<dyn Future<Output = Result<(), QueueError>> + 'a>>,
+    woken: Arc<Count>,
+}
+
+impl Session<'_> {
+    /// `None`: it waits.
+    fn poll(&mut self) -> Option<Result<(), QueueError>> {
+        let waker = Waker::from(Arc::clone(&self.woken));
+        match self.passing.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(passed) => Some(passed),
+            Poll::Pending => None,
+        }
+    }
+
+    /// How often it was woken since the last time.
+    fn woken(&self) -> usize {
+        self.woken.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Scene {
+    fn new(most: u32) -> Self {
+        let mut route = Route::read_write("read-write", "main");
+        route.queue.most = most;
+        let gates = Gates::default();
+        Self {
+            gate: gates.of(&route),
+            gates,
+            route: Arc::new(route),
+            metrics: Metrics::register(&mut Into::default()),
+            snapshots: watch::channel(snapshot(1)).0,
+            seats: Cell::new(0),
+            attempts: Cell::new(0),
+        }
+    }
+
+    fn session(&self) -> Session<'_> {
+        let attempt = || {
+            self.attempts.set(self.attempts.get() + 1);
+            self.seats.set(self.seats.get().checked_sub(1)?);
+            Some(())
+        };
+        let passing = async move {
+            let passed = self
+                .gate
+                .pass(&self.route, || self.snapshots.subscribe(), &self.metrics, attempt);
+            passed.await.map(|((), _)| ())
+        };
+        Session {
+            // The test polls more of them at once than the budget of one task allows.
+            passing: Box::pin(tokio::task::unconstrained(passing)),
+            woken: Arc::default(),
+        }
+    }
+
+    /// A session that has to wait.
+    fn waits(&self) -> Session<'_> {
+        let mut session = self.session();
+        assert_eq!(session.poll(), None, "it waits");
+        session
+    }
+
+    /// Another session of the cluster has ended.
+    fn frees_a_seat(&self) {
+        self.seats.set(self.seats.get() + 1);
+        self.gates.freed(&"main".into());
+    }
+
+    fn passes_at_once(&self) -> Option<Result<(), QueueError>> {
+        self.session().poll()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_come_first_served_and_nobody_overtakes() {
+    let scene = Scene::new(3);
+    scene.seats.set(1);
+    assert_eq!(scene.passes_at_once(), Some(Ok(())));
+    let [mut first, mut second, third] = [(); 3].map(|()| scene.waits());
+    scene.seats.set(1);
+    assert_eq!(
+        scene.passes_at_once(),
+        Some(Err(QueueError::Full)),
+        "though it could be served"
+    );
+    scene.seats.set(0);
+    scene.gates.freed(&"other".into());
+    assert_eq!(first.woken(), 0);
+    scene.frees_a_seat();
+    assert_eq!([&first, &second, &third].map(Session::woken), [1, 0, 0]);
+    assert_eq!(second.poll(), None, "not its turn");
+    assert_eq!(first.poll(), Some(Ok(())));
+    drop(first);
+    assert_eq!(
+        [&second, &third].map(Session::woken),
+        [1, 0],
+        "it is the first now"
+    );
+    assert_eq!(second.poll(), None);
+    // A newcomer waits behind the others, and a session that leaves from the middle wakes nobody.
+    let mut fourth = scene.waits();
+    drop(third);
+    assert_eq!([&second, &fourth].map(Session::woken), [0, 0]);
+    scene.frees_a_seat();
+    scene.frees_a_seat();
+    assert_eq!(second.poll(), Some(Ok(())));
+    drop(second);
+    assert_eq!(fourth.poll(), Some(Ok(())));
+    drop(fourth);
+    assert_eq!(scene.gate.waiting(), 0, "nothing is left behind");
+    scene.seats.set(1);
+    assert_eq!(scene.passes_at_once(), Some(Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_session_that_leaves_after_it_was_woken_loses_no_seat() {
+    let scene = Scene::new(2);
+    let (first, mut second) = (scene.waits(), scene.waits());
+    scene.frees_a_seat();
+    drop(first);
+    assert_eq!(second.woken(), 1);
+    assert_eq!(second.poll(), Some(Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_queue_only_a_free_seat_counts() {
+    let scene = Scene::new(0);
+    assert_eq!(scene.passes_at_once(), Some(Err(QueueError::Full)));
+    scene.seats.set(1);
+    assert_eq!(scene.passes_at_once(), Some(Ok(())));
+    assert_eq!(scene.gate.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_ends_in_time_and_the_next_one_has_its_turn() {
+    let scene = Scene::new(2);
+    let mut first = scene.waits();
+    tokio::time::advance(scene.route.queue.timeout / 2).await;
+    let mut second = scene.waits();
+    tokio::time::advance(scene.route.queue.timeout / 2).await;
+    assert_eq!(first.poll(), Some(Err(QueueError::Timeout)));
+    drop(first);
+    assert_eq!(second.poll(), None);
+    scene.frees_a_seat();
+    assert_eq!(second.poll(), Some(Ok(())));
+}
+
+/// However many wait: one change wakes the first, and one more that is first then.
+#[tokio::test(start_paused = true)]
+async fn one_change_wakes_one_session_of_5000() {
+    let scene = Scene::new(5000);
+    let mut waiting: Vec<Session<'_>> = (0..5000).map(|_| scene.waits()).collect();
+    let woken = |waiting: &[Session<'_>]| waiting.iter().map(Session::woken).sum::<usize>();
+    scene.frees_a_seat();
+    assert_eq!(woken(&waiting), 1);
+    assert_eq!(waiting[0].poll(), Some(Ok(())));
+    drop(waiting.remove(0));
+    assert_eq!(woken(&waiting), 1);
+    assert_eq!(waiting[0].poll(), None);
+    // Another topology.
+    scene.snapshots.send_replace(snapshot(2));
+    assert_eq!(woken(&waiting), 1);
+    let before = scene.attempts.get();
+    assert_eq!(waiting[0].poll(), None);
+    assert_eq!(scene.attempts.get(), before + 1);
+    // Sessions leave from the middle without a word to the others.
+    drop(waiting.drain(1000..4000));
+    assert_eq!(woken(&waiting), 0);
+    // As many seats as sessions: each is woken once, in order.
+    for _ in 0..waiting.len() {
+        scene.frees_a_seat();
+    }
+    for mut session in waiting {
+        assert_eq!(session.poll(), Some(Ok(())));
+    }
+    assert_eq!(scene.gate.waiting(), 0);
+}
+
+#[test]
+fn a_gate_is_its_routes_and_lasts_as_long_as_it_is_used() {
+    let gates = Gates::default();
+    let route = |cluster| Route::read_write("read-write", cluster);
+    let gate = gates.of(&route("main"));
+    assert!(Arc::ptr_eq(&gate, &gates.of(&route("main"))));
+    let other = gates.of(&route("other"));
+    assert!(!Arc::ptr_eq(&gate, &other), "the name is another cluster's now");
+    drop((gate, other));
+    gates.of(&Route::read_write("second", "main"));
+    assert_eq!(gates.lock().len(), 1, "nothing is left behind");
+}
+
+#[test]
+fn a_route_that_no_member_can_serve_fails_fast_and_is_looked_at_once_for_each_snapshot() {
+    let scene = Scene::new(1);
+    let one = snapshot(1);
+    let reply = scene.gate.admits(Arc::clone(&one), &scene.route).unwrap_err();
+    assert_eq!(reply.code, SqlState::CANNOT_CONNECT_NOW);
+    let computed = scene.gate.state.load_full().unwrap();
+    assert!(scene.gate.admits(one, &scene.route).is_err());
+    assert!(Arc::ptr_eq(&computed, &scene.gate.state.load_full().unwrap()));
+    assert!(scene.gate.admits(snapshot(2), &scene.route).is_err());
+    assert!(!Arc::ptr_eq(&computed, &scene.gate.state.load_full().unwrap()));
+}

@@ -1,0 +1,229 @@
+//! Who is where: how many sessions each member has, whose turn it is, and which members could not be connected to lately.
+//!
+//! A session is counted on a member before it connects there, so that two logins at once do not choose the same. Choosing
+//! and counting happen under one lock, which is held for microseconds and in which no other lock is taken.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::connect_backoff::ConnectBackoff;
+use super::gate::{Gate, Gates};
+use crate::cluster::snapshot::{MemberName, Snapshot};
+use crate::config::{self, Route, Source};
+use crate::routing::{self, Choice, Turns};
+
+/// A cluster and one of its members.
+pub(super) type MemberKey = (Arc<str>, MemberName);
+
+/// Shared by all workers.
+#[derive(Debug, Default)]
+pub struct Occupancy {
+    inner: Mutex<Inner>,
+    gates: Gates,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Sessions on each member, those that are connecting included. No entry is 0.
+    seats: HashMap<MemberKey, usize>,
+    /// By route.
+    turns: HashMap<Arc<str>, Turns>,
+    backoff: ConnectBackoff,
+}
+
+impl Occupancy {
+    /// The gate of this route; the same one for all its listeners, and after a reload.
+    pub fn gate(&self, route: &Route) -> Arc<Gate> {
+        self.gates.of(route)
+    }
+
+    /// Who may serve a session of `client` now, in order of preference, and a seat on the first member that has room for
+    /// it. `None` where every candidate is full; no candidate at all is a choice without a seat. One turn of the route is
+    /// used up.
+    pub(super) fn choose(
+        self: &Arc<Self>,
+        cluster: &config::Cluster,
+        route: &Route,
+        client: Option<IpAddr>,
+        snapshot: &Snapshot,
+    ) -> Option<(Choice, Option<Seat>)> {
+        let mut inner = self.lock();
+        let choice = inner.choose(cluster, route, client, snapshot);
+        if choice.candidates.is_empty() {
+            return Some((choice, None));
+        }
+        let most = cluster.max_connections;
+        let free = choice.candidates.iter().find_map(|candidate| {
+            let key = (Arc::clone(&cluster.name), candidate.member.clone());
+            inner.seat(&key, most).then_some(key)
+        })?;
+        drop(inner);
+        Some((choice, Some(self.seat(free, most))))
+    }
+
+    /// A seat on this member, if it has fewer than `most` sessions; 0 is no limit.
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        cluster: &Arc<str>,
+        member: &MemberName,
+        most: u32,
+    ) -> Option<Seat> {
+        let key = (Arc::clone(cluster), member.clone());
+        let is_counted = self.lock().seat(&key, most);
+        is_counted.then(|| self.seat(key, most))
+    }
+
+    /// Sessions on a member, those connecting included.
+    pub fn sessions_on(&self, cluster: &Arc<str>, member: &MemberName) -> usize {
+        self.lock().sessions_on(cluster, member)
+    }
+
+    /// A session is about to connect to the member.
+    pub(super) fn connecting(&self, cluster: &Arc<str>, member: &MemberName) {
+        self.lock().backoff.connecting(cluster, member, Instant::now());
+    }
+
+    /// The member could not be connected to.
+    pub(super) fn failed(&self, cluster: &Arc<str>, member: &MemberName) {
+        self.lock().backoff.failed(cluster, member, Instant::now());
+    }
+
+    /// The member answered as a server does.
+    pub(super) fn answered(&self, cluster: &Arc<str>, member: &MemberName) {
+        self.lock().backoff.answered(cluster, member);
+    }
+
+    fn seat(self: &Arc<Self>, key: MemberKey, most: u32) -> Seat {
+        Seat {
+            occupancy: Arc::clone(self),
+            key,
+            is_limited: most > 0,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic while it was held leaves a count that is at worst one off; no reason to end every session.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn choose(
+        &mut self,
+        cluster: &config::Cluster,
+        route: &Route,
+        client: Option<IpAddr>,
+        snapshot: &Snapshot,
+    ) -> Choice {
+        if !self.turns.contains_key(&route.name) {
+            self.turns.insert(Arc::clone(&route.name), Turns::default());
+        }
+        let Self {
+            seats,
+            turns,
+            backoff,
+        } = self;
+        let Some(turns) = turns.get_mut(&route.name) else {
+            return Choice::default();
+        };
+        let now = Instant::now();
+        let key = |member: &MemberName| (Arc::clone(&cluster.name), member.clone());
+        let mut asked = routing::Asked {
+            client,
+            zone: cluster.placement.zone.as_deref(),
+            listed: match &cluster.source {
+                Source::Servers(servers) => servers,
+                Source::Patroni(_) => &[],
+            },
+            sessions_on: &|member| seats.get(&key(member)).copied().unwrap_or_default(),
+            is_backing_off: &|member| backoff.is_backing_off(&cluster.name, member, now),
+            chance: &mut routing::chance,
+            turns,
+        };
+        routing::candidates(snapshot, route, &mut asked)
+    }
+
+    /// Counts one more session, if there is room for it.
+    fn seat(&mut self, key: &MemberKey, most: u32) -> bool {
+        let count = self.seats.get(key).copied().unwrap_or_default();
+        let has_room = most == 0 || count < most as usize;
+        if has_room {
+            self.seats.insert(key.clone(), count + 1);
+        }
+        has_room
+    }
+
+    fn sessions_on(&self, cluster: &Arc<str>, member: &MemberName) -> usize {
+        let key = (Arc::clone(cluster), member.clone());
+        self.seats.get(&key).copied().unwrap_or_default()
+    }
+}
+
+/// One session's place on a member; given back when dropped.
+#[derive(Debug)]
+pub struct Seat {
+    occupancy: Arc<Occupancy>,
+    key: MemberKey,
+    /// Others may wait for it.
+    is_limited: bool,
+}
+
+impl Seat {
+    pub(super) fn member(&self) -> &MemberName {
+        &self.key.1
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut inner = self.occupancy.lock();
+        if let Some(count) = inner.seats.get_mut(&self.key) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                inner.seats.remove(&self.key);
+            }
+        }
+        drop(inner);
+        if self.is_limited {
+            self.occupancy.gates.freed(&self.key.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_member_with_a_limit_has_so_many_seats() {
+        let occupancy = Arc::new(Occupancy::default());
+        let (main, db1) = (Arc::from("main"), MemberName::new("db1"));
+        let one = occupancy.reserve(&main, &db1, 2).unwrap();
+        let two = occupancy.reserve(&main, &db1, 2).unwrap();
+        assert!(occupancy.reserve(&main, &db1, 2).is_none());
+        assert!(occupancy.reserve(&main, &MemberName::new("db2"), 2).is_some());
+        assert!(occupancy.reserve(&"other".into(), &db1, 2).is_some());
+        assert_eq!(one.member(), &db1);
+        drop(one);
+        assert!(occupancy.reserve(&main, &db1, 2).is_some());
+        drop(two);
+        assert!(occupancy.lock().seats.is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn a_seat_counts_as_long_as_it_is_held_and_by_cluster() {
+        let occupancy = Arc::new(Occupancy::default());
+        let (main, other): (Arc<str>, Arc<str>) = ("main".into(), "other".into());
+        let db1 = MemberName::new("db1");
+        let seats = [&main, &main, &other].map(|cluster| occupancy.reserve(cluster, &db1, 0).unwrap());
+        assert_eq!(occupancy.sessions_on(&main, &db1), 2);
+        assert_eq!(occupancy.sessions_on(&other, &db1), 1);
+        drop(seats);
+        assert_eq!(occupancy.sessions_on(&main, &db1), 0);
+        assert!(occupancy.lock().seats.is_empty(), "nothing is left behind");
+    }
+}
