@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::model::{AgentCheck, Cluster, Config, Listener, ServerTls, ServiceAccount};
-use super::reload_unit::ReloadUnit;
+use super::model::{AgentCheck, Cluster, Config, Listener, ReloadUnit, ServerTls, ServiceAccount};
 use super::tree::{self, Node};
 
 /// One difference, by the key it stands under, as `listeners.NAME`.

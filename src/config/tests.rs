@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -1204,7 +1205,7 @@ fn huge_deep_and_explosive_texts_are_refused() {
     files.one_fault(&deep, TOO_MUCH);
     let many = format!("log: [{}]", "1,".repeat(100_000));
     files.one_fault(&many, TOO_MUCH);
-    files.one_fault(&" ".repeat(MAX_FILE + 1), "is larger than 1024 KiB");
+    files.one_fault(&" ".repeat(files::MAX_CONFIG + 1), "is larger than 1024 KiB");
     let mut laughs = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n".to_owned();
     for level in 1..10 {
         let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
@@ -1226,7 +1227,7 @@ fn the_file_itself() {
     message("trunkline.yaml: does not exist");
     fs::write(&path, b"log: \xff").unwrap();
     message("is not UTF-8 text");
-    fs::write(&path, vec![b' '; MAX_FILE + 1]).unwrap();
+    fs::write(&path, vec![b' '; files::MAX_CONFIG + 1]).unwrap();
     message("is larger than 1024 KiB");
     fs::write(&path, MINIMAL).unwrap();
     assert_eq!(load(&path).unwrap().path, path);

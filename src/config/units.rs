@@ -2,6 +2,22 @@
 
 use std::time::Duration;
 
+pub(super) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub(super) const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub(super) const fn minutes(minutes: u64) -> Duration {
+    Duration::from_mins(minutes)
+}
+
+pub(super) const fn hours(hours: u64) -> Duration {
+    Duration::from_hours(hours)
+}
+
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);

@@ -8,7 +8,7 @@ use super::kind::{
     either, list, number, rate, secret, section, text, time, words,
 };
 use super::{Key, Keys};
-use crate::config::cluster::{hours, minutes, ms, secs};
+use crate::config::units::{hours, minutes, ms, secs};
 
 pub(super) static TLS: Keys = Keys(&[
     Key::new(

@@ -7,8 +7,8 @@ use super::kind::{
     FILE, HOST, NAME, SECRET, TEXT, URL, either, list, named, number, section, text, time, time_or_off, words,
 };
 use super::{Key, Keys};
-use crate::config::cluster::{hours, minutes, ms, secs};
-use crate::config::placement::MOST_WEIGHT;
+use crate::config::model::MOST_WEIGHT;
+use crate::config::units::{hours, minutes, ms, secs};
 
 pub(super) static CLUSTER: Keys = Keys(&[
     Key::new(

@@ -9,7 +9,7 @@ use super::kind::{LONGEST_SOCKET_PATH, LONGEST_TEXT};
 use super::{Key, Keys, Otherwise, ROOT, ValueKind};
 use crate::config::units::{shown_duration, shown_size};
 
-/// As [`crate::config::section`] has it.
+/// As [`crate::config::fields`] has it.
 const NAME: &str = "^[A-Za-z0-9._-]{1,63}$";
 
 pub(in crate::config) fn schema() -> Value {

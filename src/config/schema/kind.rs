@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Keys;
-use crate::config::cluster::{hours, secs};
+use crate::config::units::{hours, secs};
 
 /// Bounds include both ends.
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ use super::kind::{
 };
 use super::routes::ROUTE;
 use super::{Key, Keys};
-use crate::config::cluster::{hours, secs};
+use crate::config::units::{hours, secs};
 
 pub(in crate::config) static ROOT: Keys = Keys(&[
     Key::new(

@@ -7,7 +7,7 @@ use super::kind::{
     DAY, NAME, SCALAR, SIZE, TARGETS, TRUTH, either, list, named_at_most, number, section, time, words,
 };
 use super::{Key, Keys};
-use crate::config::cluster::{hours, minutes, ms, secs};
+use crate::config::units::{hours, minutes, ms, secs};
 
 pub(super) static ROUTE: Keys = Keys(&[
     Key::new("cluster", NAME, Said("the first"), "One of `clusters`."),

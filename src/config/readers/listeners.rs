@@ -1,15 +1,16 @@
-//! `listeners`, and that no two sockets of the file want one address.
+//! `listeners`.
 
-use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::address::{self, bind_address, overlap};
-use super::entry::{self, AdmissionRules};
-use super::front::{Routes, reference};
-use super::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls};
-use super::route::OnLeader;
-use super::section::{Field, Section, report_repeated};
+use super::addresses::{self, bind_address};
+use super::admission;
+use super::names::reference;
+use super::routes::Routes;
+use super::sockets::{SocketToBind, Speaks};
+use crate::config::fields::{Field, Section, report_repeated};
+use crate::config::model::{
+    AdmissionRules, BindAddress, ClientTls, Listener, ListenerMode, ListenerTls, OnLeader,
+};
 
 pub(super) fn listeners<'a>(
     root: &Section<'a>,
@@ -92,7 +93,7 @@ pub(super) fn listeners<'a>(
         } else {
             listener_tls(&section, can_tls)
         };
-        let entry = entry::read(&section, is_local);
+        let entry = admission::read(&section, is_local);
         let (Some((name, _)), Some((address, _)), Some(route)) = (name, address, route) else {
             continue;
         };
@@ -127,10 +128,10 @@ fn check_client_addresses(routes: &Routes<'_>, uses: &[(&str, ListenerMode)]) {
 /// A Unix socket too, unlike for HTTP.
 fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddress> {
     let mode = listener.field("socket_mode");
-    if address::is_path(field) {
-        let path = address::socket_path(field);
+    if addresses::is_path(field) {
+        let path = addresses::socket_path(field);
         let mode = match mode {
-            Some(field) => address::socket_mode(&field),
+            Some(field) => addresses::socket_mode(&field),
             None => Some(0o777),
         };
         return path
@@ -194,100 +195,5 @@ fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
         }
         (ListenerTls::Optional, _) if !can_tls => ListenerTls::Off,
         (asked, _) => asked,
-    }
-}
-
-/// What is spoken where a socket is bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Speaks {
-    /// A listener with this mode.
-    Listener(ListenerMode),
-    Http,
-    AgentCheck,
-}
-
-impl fmt::Display for Speaks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Listener(ListenerMode::Postgres) => "a listener's",
-            Self::Listener(ListenerMode::Tcp) => "a `mode: tcp` listener's",
-            Self::Http => "the HTTP port's",
-            Self::AgentCheck => "the agent check's",
-        })
-    }
-}
-
-/// A socket that will be bound, and where the file asks for it; `None` for a default.
-pub(super) struct SocketToBind<'a> {
-    address: BindAddress,
-    speaks: Speaks,
-    field: Option<Field<'a>>,
-    what: String,
-}
-
-impl<'a> SocketToBind<'a> {
-    pub(super) fn written(address: BindAddress, field: Field<'a>, speaks: Speaks) -> Self {
-        Self {
-            address,
-            speaks,
-            what: field.path.clone(),
-            field: Some(field),
-        }
-    }
-
-    pub(super) fn default(port: u16, what: &str, speaks: Speaks) -> Self {
-        Self {
-            address: BindAddress::Any { port },
-            speaks,
-            what: format!("the default of {what}"),
-            field: None,
-        }
-    }
-}
-
-/// Peers are heard by PostgreSQL listeners only. Another router's sockets are not known here; but one of ours may be
-/// named, and routers often have one configuration.
-pub(super) fn check_peer(field: &Field<'_>, (host, port): (&str, u16), places: &[SocketToBind<'_>]) {
-    let postgres = Speaks::Listener(ListenerMode::Postgres);
-    let here: Vec<&SocketToBind<'_>> = places
-        .iter()
-        .filter(|place| place.address.port() == Some(port))
-        .collect();
-    let ip = host.parse::<IpAddr>().ok();
-    let own = here
-        .iter()
-        .find(|place| ip.is_some() && place.address.ip() == ip && place.speaks != postgres);
-    if let Some(place) = own {
-        field.fault_with(
-            format!("is {} own address: {}", place.speaks, place.what),
-            "name a listener with `mode: postgres` of the other router",
-        );
-    } else if let Some(place) = here.first()
-        && here.iter().all(|place| place.speaks != postgres)
-    {
-        field.warn(format!(
-            "a peer is asked on one of its PostgreSQL listeners, and here port {port} is {}: {}",
-            place.speaks, place.what
-        ));
-    }
-}
-
-/// Two sockets on one address: the second could not be bound.
-pub(super) fn check_addresses(places: &[SocketToBind<'_>]) {
-    for (index, place) in places.iter().enumerate() {
-        let Some(first) = places[..index]
-            .iter()
-            .find(|first| overlap(&first.address, &place.address))
-        else {
-            continue;
-        };
-        // Defaults do not overlap each other, so one of the two is written.
-        let (written, other) = match &place.field {
-            Some(field) => (Some(field), first),
-            None => (first.field.as_ref(), place),
-        };
-        if let Some(field) = written {
-            field.fault(format!("overlaps {}, {}", other.what, other.address));
-        }
     }
 }

@@ -1,28 +1,8 @@
 //! `clusters.NAME.etcd`: a watch on the keys of Patroni's DCS, beside its REST interface.
 
-use std::sync::Arc;
-
-use rustls::pki_types::CertificateDer;
-
-use super::cluster::{ca, endpoints, login};
-use super::keys::{self, Unlock};
-use super::model::{BasicAuth, KeyPair};
-use super::section::{Field, Section};
-
-/// The etcd that Patroni keeps its state in (etcd 3.2 or later, by its JSON gateway).
-#[derive(Debug, PartialEq)]
-pub struct Etcd {
-    /// Base URLs without a trailing slash, `http` or `https`, at least one, no duplicates.
-    pub endpoints: Vec<String>,
-    /// What all of the cluster's keys begin with, as in `/service/main/`: Patroni's `namespace` (default `/service`) and
-    /// `scope`.
-    pub prefix: String,
-    /// Extra trusted roots; without it the system's roots.
-    pub ca: Option<Vec<CertificateDer<'static>>>,
-    pub client_certificate: Option<Arc<KeyPair>>,
-    /// For etcd's own users.
-    pub login: Option<BasicAuth>,
-}
+use super::endpoints::{authorities, endpoints, login};
+use crate::config::fields::{Field, Section, Unlock, key_pair};
+use crate::config::model::Etcd;
 
 /// `None` where there is no such section or a fault in it.
 pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
@@ -32,10 +12,10 @@ pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
     }
     let section = field.section();
     let endpoints = section.required("endpoints").map(|field| endpoints(&field));
-    let ca = ca(&section, endpoints.as_deref());
+    let ca = authorities(&section, endpoints.as_deref());
     let client_certificate = section
         .pair("cert_file", "key_file")
-        .and_then(|(cert, key)| keys::key_pair(&cert, &key, &Unlock::Never));
+        .and_then(|(cert, key)| key_pair(&cert, &key, &Unlock::Never));
     let login = login(&section);
     let namespace = match section.field("namespace") {
         Some(field) => path(&field),

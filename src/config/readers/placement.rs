@@ -1,37 +1,11 @@
-//! Weights and zones: how sessions are shared out among members that fit alike.
+//! Weights and zones of a cluster's members.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::model::Source;
-use super::section::{Field, Section};
-
-/// The greatest weight, `HAProxy`'s.
-pub const MOST_WEIGHT: u16 = 256;
-
-/// Weights and zones of one cluster's members.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Placement {
-    /// The router's own zone; its members are preferred among those that fit alike.
-    pub zone: Option<Arc<str>>,
-    /// The Patroni tag that gives a member's weight, where `members` does not.
-    pub weight_tag: Option<String>,
-    /// The Patroni tag that gives a member's zone, where `members` does not.
-    pub zone_tag: Option<String>,
-    /// How long the share of a member that has come back up grows, from a tenth to the whole; 0 is at once (default).
-    pub slow_start: Duration,
-    /// By the member's name; some may not be there (yet).
-    pub members: BTreeMap<String, MemberPlacement>,
-}
-
-/// What the file says of one member.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MemberPlacement {
-    /// 0 to 256: its share of the sessions is its weight's share of the sum; 0 is none, unless nobody else fits.
-    pub weight: Option<u16>,
-    pub zone: Option<Arc<str>>,
-}
+use crate::config::fields::{Field, Section};
+use crate::config::model::{MemberPlacement, Placement, Source};
 
 pub(super) fn read(cluster: &Section<'_>, source: Option<&Source>) -> Placement {
     let zone = cluster.field("zone").and_then(|field| zone(&field));

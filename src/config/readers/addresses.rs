@@ -1,10 +1,11 @@
-use std::net::{IpAddr, SocketAddr};
+//! Addresses: where to listen, and hosts to connect to.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use super::model::BindAddress;
-use super::schema::kind::LONGEST_SOCKET_PATH;
-use super::section::Field;
+use crate::config::fields::Field;
+use crate::config::model::BindAddress;
+use crate::config::schema::kind::LONGEST_SOCKET_PATH;
 
 /// `*:6432`, `127.0.0.1:6432` or `[::1]:6432`.
 pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
@@ -66,23 +67,6 @@ pub(super) fn socket_mode(field: &Field<'_>) -> Option<u32> {
         field.fault_with("must be from `\"0000\"` to `\"0777\"`", hint);
     }
     mode
-}
-
-/// Would the second of the two fail to bind? `*` takes both address families; `0.0.0.0` every IPv4 address and
-/// `[::]` every IPv6 address.
-pub(super) fn overlap(one: &BindAddress, other: &BindAddress) -> bool {
-    if let (BindAddress::Unix { path: one, .. }, BindAddress::Unix { path: other, .. }) = (one, other) {
-        return one == other;
-    }
-    one.port().is_some()
-        && one.port() == other.port()
-        && match (one.ip(), other.ip()) {
-            (Some(one), Some(other)) => {
-                one == other
-                    || (one.is_ipv4() == other.is_ipv4() && (one.is_unspecified() || other.is_unspecified()))
-            }
-            _ => true,
-        }
 }
 
 /// A host name or an IP address, IPv6 without brackets. Only its shape is checked: names are resolved later.
@@ -152,29 +136,7 @@ fn port_number(text: &str) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn overlapping_addresses() {
-        let any = BindAddress::Any { port: 1 };
-        let ip = |text: &str| BindAddress::Ip(text.parse().unwrap());
-        assert!(overlap(&any, &any));
-        assert!(overlap(&any, &ip("127.0.0.1:1")));
-        assert!(overlap(&ip("[::1]:1"), &any));
-        assert!(overlap(&ip("0.0.0.0:1"), &ip("127.0.0.1:1")));
-        assert!(overlap(&ip("[::1]:1"), &ip("[::]:1")));
-        assert!(!overlap(&ip("0.0.0.0:1"), &ip("[::1]:1")));
-        assert!(!overlap(&ip("127.0.0.1:1"), &ip("127.0.0.2:1")));
-        assert!(!overlap(&any, &ip("127.0.0.1:2")));
-        let unix = |path: &str, mode| BindAddress::Unix {
-            path: path.into(),
-            mode,
-        };
-        assert!(overlap(&unix("/run/a", 0o777), &unix("/run//a", 0o700)));
-        assert!(!overlap(&unix("/run/a", 0o777), &unix("/run/b", 0o777)));
-        assert!(!overlap(&unix("/run/a", 0o777), &any) && !overlap(&any, &unix("/run/a", 0o777)));
-    }
 
     #[test]
     fn hosts() {

@@ -1,5 +1,5 @@
-//! Certificates with their private keys, in every form `openssl` writes them: PKCS#8, PKCS#1, SEC1, and PKCS#8 under a
-//! passphrase that a command gives.
+//! Certificates with their private keys, in every form that `openssl` writes them: PKCS#8, PKCS#1, SEC1, and PKCS#8
+//! under a passphrase that a command gives.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,110 +9,45 @@ use base64::engine::general_purpose::STANDARD;
 use pkcs8::EncryptedPrivateKeyInfoRef;
 use pkcs8::pkcs5::EncryptionScheme;
 use pkcs8::pkcs5::pbes2::Kdf;
+use rustls::InconsistentKeys;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::sign::SingleCertAndKey;
-use rustls::{InconsistentKeys, ServerConfig, SupportedProtocolVersion};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::certificate::Validity;
-use x509_parser::extensions::GeneralName;
-use x509_parser::time::ASN1Time;
 use zeroize::Zeroizing;
 
-use super::command;
-use super::files::{Access, MAX_PEM, pem_problem, without_mark};
-use super::model::KeyPair;
-use super::section::{Context, Field};
-use crate::tls::{self, Authorities, ClientVerifier};
+use super::{Context, Field};
+use crate::config::files::{Access, MAX_PEM, pem_problem, without_mark};
+use crate::config::model::KeyPair;
+use crate::config::passphrase;
+use crate::tls;
 
 /// A certificate that ends within this time is worth a warning.
 const SOON: i64 = 14 * 24 * 3600;
-const DAY: i64 = 24 * 3600;
-/// A record carries at most 8 KiB of plaintext: `libpq` clients that poll the socket can hang on more. rustls
-/// takes the record's header (5 bytes) off this number.
-const MAX_FRAGMENT: usize = 8192;
+
 /// Work to turn a passphrase into a key: OpenSSL's default is 2048, OWASP's advice 600,000. More takes seconds.
 const MAX_ITERATIONS: u32 = 10_000_000;
+
 /// Memory for scrypt; `openssl pkcs8 -scrypt` takes 16 MiB.
 const MAX_SCRYPT_MEMORY: u64 = 256 * 1024 * 1024;
+
 const ENCRYPTED_BEGIN: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
+
 const ENCRYPTED_END: &str = "-----END ENCRYPTED PRIVATE KEY-----";
 
 /// How a key under a passphrase is opened.
-pub(super) enum Unlock<'a> {
+pub(in crate::config) enum Unlock<'a> {
     /// There is no key for a command here.
     Never,
     /// By the command under this name, if it is there.
     With(&'static str, Option<Field<'a>>),
 }
 
-/// The first certificate of a file, as the operator needs to see it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Leaf {
-    pub cert_file: PathBuf,
-    pub subject: String,
-    /// DNS names and addresses of its `subjectAltName`.
-    pub names: Vec<String>,
-    /// Unix seconds.
-    pub not_after: i64,
-}
-
-impl Leaf {
-    fn of(cert_file: &Path, chain: &[CertificateDer<'_>]) -> Self {
-        let mut leaf = Self {
-            cert_file: cert_file.to_owned(),
-            ..Self::default()
-        };
-        let parsed = chain
-            .first()
-            .and_then(|first| x509_parser::parse_x509_certificate(first).ok());
-        let Some((_, parsed)) = parsed else {
-            return leaf;
-        };
-        leaf.subject = parsed.subject().to_string().escape_debug().to_string();
-        leaf.not_after = parsed.validity().not_after.timestamp();
-        if let Ok(Some(alternative)) = parsed.subject_alternative_name() {
-            leaf.names = alternative
-                .value
-                .general_names
-                .iter()
-                .filter_map(shown_name)
-                .collect();
-        }
-        leaf
-    }
-
-    /// The end of its validity, for people.
-    pub fn expires(&self) -> String {
-        ASN1Time::from_timestamp(self.not_after).map_or_else(|_| "never".to_owned(), |time| time.to_string())
-    }
-
-    /// Whole days from `now` (Unix seconds) to the end of its validity; negative once it is over.
-    pub fn days_left(&self, now: i64) -> i64 {
-        self.not_after.saturating_sub(now).div_euclid(DAY)
-    }
-}
-
-fn shown_name(name: &GeneralName<'_>) -> Option<String> {
-    match name {
-        GeneralName::DNSName(name) => Some(name.escape_debug().to_string()),
-        GeneralName::IPAddress(bytes) => match **bytes {
-            [a, b, c, d] => Some(std::net::Ipv4Addr::new(a, b, c, d).to_string()),
-            _ => Some(std::net::Ipv6Addr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string()),
-        },
-        _ => None,
-    }
-}
-
-impl KeyPair {
-    pub fn leaf(&self) -> Leaf {
-        Leaf::of(&self.cert_file, &self.chain)
-    }
-}
-
 /// A chain and its key, checked: readable, valid now, belonging together.
-pub(super) fn key_pair(cert: &Field<'_>, key: &Field<'_>, unlock: &Unlock<'_>) -> Option<Arc<KeyPair>> {
+pub(in crate::config) fn key_pair(
+    cert: &Field<'_>,
+    key: &Field<'_>,
+    unlock: &Unlock<'_>,
+) -> Option<Arc<KeyPair>> {
     // Both files are looked at, so that the faults of both are reported.
     let chain = chain(cert);
     let key_der = private_key(key, unlock);
@@ -280,7 +215,7 @@ fn unlocked(
         ));
         return None;
     }
-    let passphrase = match command::passphrase(command.text()?, &command.context.directory) {
+    let passphrase = match passphrase::passphrase(command.text()?, &command.context.directory) {
         Ok(passphrase) => passphrase,
         Err(error) => {
             command.fault(format!("the command {error}"));
@@ -347,37 +282,4 @@ fn affordable(scheme: &EncryptionScheme) -> Result<(), &'static str> {
         }
         _ => Ok(()),
     }
-}
-
-/// Asks clients for a certificate ([`ClientVerifier`]).
-pub(super) fn client_verifier(
-    context: &Context<'_>,
-    roots: &[CertificateDer<'static>],
-    lists: &[CertificateRevocationListDer<'static>],
-) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let authorities = Authorities::new(roots).map_err(|fault| fault.to_string())?;
-    Ok(ClientVerifier::new(authorities, lists, &context.provider)?)
-}
-
-/// TLS as a server: no resumption of any kind, one application protocol.
-pub(super) fn server_config(
-    context: &Context<'_>,
-    pair: &KeyPair,
-    protocol: &[u8],
-    versions: &[&'static SupportedProtocolVersion],
-    clients: Option<Arc<dyn ClientCertVerifier>>,
-) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(context.provider.clone())
-        .with_protocol_versions(versions)?
-        .with_client_cert_verifier(clients.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(tls::certified(
-            &pair.chain,
-            &pair.key,
-            &context.provider,
-        )?)));
-    config.alpn_protocols = vec![protocol.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_fragment_size = Some(MAX_FRAGMENT);
-    Ok(Arc::new(config))
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::access;
-use super::entry::networks;
-use super::model::{Auth, RateLimit, Verifiers};
-use super::section::{Field, Section};
+use super::admission::networks;
+use super::server_credentials::server_credentials;
+use crate::config::fields::{Field, Section};
+use crate::config::model::{Auth, RateLimit, Verifiers};
 
 pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
     let section = root.section("auth");
@@ -40,7 +40,7 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
         field.fault("needs `hba_file` beside it, whose rules name the maps");
     }
     let ldap_roots = section.field("ldap_ca_file").and_then(|field| field.roots());
-    let server_credentials = access::server_credentials(&section);
+    let server_credentials = server_credentials(&section);
     let hba_file = hba_file.and_then(|field| field.rules_file());
     let ident_file = ident_file.and_then(|field| field.rules_file());
     Some(Auth {

@@ -1,11 +1,9 @@
-//! Who may come in by which rules, and how a session logs into the server where the client's own login does not carry
-//! that far. The rules themselves are read by `auth`.
+//! `auth.server_credentials`: how sessions log into the servers where the client's own login is not enough.
 
-use super::cluster;
-use super::front::{Names, reference};
-use super::keys::{self, Unlock};
-use super::model::{Auth, Console, CredentialUsers, ServerCredential, ServerSecret};
-use super::section::{Field, Section, report_repeated};
+use super::clusters;
+use super::names::user_names;
+use crate::config::fields::{Field, Section, Unlock, key_pair};
+use crate::config::model::{Auth, CredentialUsers, ServerCredential, ServerSecret};
 
 /// The list `auth.server_credentials`; empty where it is not written. `None` where an entry has a fault: what the list
 /// lacks without it is no fault of its own.
@@ -45,45 +43,12 @@ fn server_credential(field: &Field<'_>) -> Option<ServerCredential> {
     })
 }
 
-/// `None` where the section is not written.
-pub(super) fn console(root: &Section<'_>, clusters: &Names<'_>) -> Option<Console> {
-    let section = root.section("console");
-    if !section.present() {
-        return None;
-    }
-    let users = section.required("users").map(|field| names(&field));
-    let database = section.text("database")?;
-    let cluster = match section.field("cluster") {
-        Some(field) => reference(&field, clusters, "cluster")?,
-        None => clusters.as_ref()?.first()?,
-    };
-    Some(Console {
-        users: users??,
-        database: database.into(),
-        cluster: cluster.into(),
-    })
-}
-
 /// `all`, or a list of names. A role may be named `all`: as an element of a list it is that role.
 fn users(field: &Field<'_>) -> Option<CredentialUsers> {
     if !field.is_list() {
         return field.one_of(&[("all", Some(()))]).map(|()| CredentialUsers::All);
     }
-    names(field).map(CredentialUsers::Names)
-}
-
-/// A list of names, none of them twice.
-fn names(field: &Field<'_>) -> Option<Vec<String>> {
-    let mut names = Vec::new();
-    let mut whole = true;
-    for field in field.list() {
-        match field.text() {
-            Some(name) => names.push((name.to_owned(), field)),
-            None => whole = false,
-        }
-    }
-    report_repeated(&names, "user");
-    whole.then(|| names.into_iter().map(|(name, _)| name).collect())
+    user_names(field).map(CredentialUsers::Names)
 }
 
 /// One way, or none: then the servers let the router in by the cluster's own certificate.
@@ -111,13 +76,13 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
     if with_certificate {
         let unlock = Unlock::With("passphrase_command", section.field("passphrase_command"));
         let (cert, key) = pair?;
-        return keys::key_pair(&cert, &key, &unlock).map(ServerSecret::Certificate);
+        return key_pair(&cert, &key, &unlock).map(ServerSecret::Certificate);
     }
     Some(ServerSecret::ClusterCertificate)
 }
 
 /// A credential without secret of its own leans on the cluster's certificate, which every cluster must then have.
-pub(super) fn check_cluster_certificates(root: &Section<'_>, auth: &Auth, clusters: &[cluster::Draft]) {
+pub(super) fn check_cluster_certificates(root: &Section<'_>, auth: &Auth, clusters: &[clusters::Draft]) {
     let bare = |credential: &&ServerCredential| matches!(credential.secret, ServerSecret::ClusterCertificate);
     let without = clusters.iter().find(|cluster| {
         let tls = cluster.server_tls.as_ref();

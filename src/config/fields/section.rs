@@ -1,0 +1,226 @@
+//! A map whose keys are fixed.
+
+use std::time::Duration;
+
+use super::{Context, Field, join, shown_key};
+use crate::config::schema::{Key, Keys, Otherwise, ValueKind};
+use crate::config::spelling::closest;
+use crate::config::tree::{MappingEntry, Node, Value};
+
+/// A map whose keys are fixed.
+pub(in crate::config) struct Section<'a> {
+    context: &'a Context<'a>,
+    path: String,
+    line: Option<usize>,
+    entries: &'a [MappingEntry],
+    keys: &'static Keys,
+    /// It is not a map at all: this was reported, and what it lacks is not.
+    broken: bool,
+    /// The key stands in the file.
+    present: bool,
+}
+
+impl<'a> Section<'a> {
+    pub(in crate::config) fn root(context: &'a Context<'a>, node: &'a Node, keys: &'static Keys) -> Self {
+        Self::open(context, String::new(), node.line, Some(node), keys)
+    }
+
+    /// Opens the map and reports the keys in it that do not belong there.
+    pub(super) fn open(
+        context: &'a Context<'a>,
+        path: String,
+        line: Option<usize>,
+        node: Option<&'a Node>,
+        keys: &'static Keys,
+    ) -> Self {
+        let mut section = Self {
+            context,
+            path,
+            line,
+            entries: &[],
+            keys,
+            broken: false,
+            present: node.is_some(),
+        };
+        match node.map(|node| &node.value) {
+            Some(Value::Map(entries)) => section.entries = entries,
+            // A section whose keys are all commented out.
+            Some(Value::Null) | None => {}
+            Some(other) => {
+                section.broken = true;
+                section.fault(format!("expected a map of keys, found {}", other.kind()));
+            }
+        }
+        for (index, entry) in section.entries.iter().enumerate() {
+            section.check_key(entry, &section.entries[..index]);
+        }
+        section
+    }
+
+    fn check_key(&self, entry: &MappingEntry, before: &[MappingEntry]) {
+        let shown = shown_key(&entry.key);
+        let path = join(&self.path, &shown);
+        if let Some(first) = before.iter().find(|earlier| earlier.key == entry.key) {
+            let message = match first.line {
+                Some(line) => format!("`{shown}` stands here twice, first on line {line}"),
+                None => format!("`{shown}` stands here twice"),
+            };
+            self.context.fault(&path, entry.line, message, None);
+            return;
+        }
+        if self.keys.find(&entry.key).is_some() {
+            return;
+        }
+        let hint = if entry.key == "<<" {
+            Some("merge keys are not read; write the keys out".to_owned())
+        } else {
+            closest(&entry.key, self.keys.names()).map(|name| format!("did you mean `{name}`?"))
+        };
+        self.context
+            .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
+    }
+
+    fn find(&self, key: &str) -> Option<&'a MappingEntry> {
+        self.entries.iter().find(|entry| entry.key == self.key(key).name)
+    }
+
+    fn key(&self, name: &str) -> &'static Key {
+        self.keys.find(name).expect("readers ask for keys of the schema")
+    }
+
+    /// Is the key written, whatever its value?
+    pub(in crate::config) fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// Is this section itself written?
+    pub(in crate::config) fn present(&self) -> bool {
+        self.present
+    }
+
+    pub(in crate::config) fn field(&self, key: &str) -> Option<Field<'a>> {
+        self.find(key).map(|entry| Field {
+            context: self.context,
+            path: join(&self.path, key),
+            line: entry.node.line.or(entry.line),
+            node: &entry.node,
+            kind: &self.key(key).kind,
+        })
+    }
+
+    /// As [`Section::field`]; that it is missing is a fault.
+    pub(in crate::config) fn required(&self, key: &str) -> Option<Field<'a>> {
+        let field = self.field(key);
+        if field.is_none() && !self.broken {
+            let path = join(&self.path, key);
+            self.context
+                .fault(&path, self.line, format!("`{key}` is missing"), None);
+        }
+        field
+    }
+
+    /// A section below this one; one that is not written has no keys.
+    pub(in crate::config) fn section(&self, key: &str) -> Section<'a> {
+        let entry = self.find(key);
+        let keys = keys_of(&self.key(key).kind);
+        let line = entry.map_or(self.line, |entry| entry.line);
+        Self::open(
+            self.context,
+            join(&self.path, key),
+            line,
+            entry.map(|entry| &entry.node),
+            keys,
+        )
+    }
+
+    /// The number under a key that has a default.
+    pub(in crate::config) fn number(&self, key: &str) -> u32 {
+        let written = self.field(key).and_then(|field| field.number());
+        written.unwrap_or_else(|| match self.key(key).otherwise {
+            Otherwise::Number(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        })
+    }
+
+    /// The time under a key that has a default.
+    pub(in crate::config) fn duration(&self, key: &str) -> Duration {
+        let written = self.field(key).and_then(|field| field.duration());
+        written.unwrap_or_else(|| self.default_duration(key))
+    }
+
+    /// As [`Section::duration`], with `0` for off, which is `None`.
+    pub(in crate::config) fn duration_or_off(&self, key: &str) -> Option<Duration> {
+        Some(self.duration(key)).filter(|duration| !duration.is_zero())
+    }
+
+    pub(in crate::config) fn default_duration(&self, key: &str) -> Duration {
+        match self.key(key).otherwise {
+            Otherwise::Time(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        }
+    }
+
+    /// True or false, under a key that has a default.
+    pub(in crate::config) fn truth(&self, key: &str) -> bool {
+        let written = self.field(key).and_then(|field| field.truth());
+        written.unwrap_or_else(|| match self.key(key).otherwise {
+            Otherwise::Truth(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        })
+    }
+
+    /// As [`Field::one_of`], under a key that has a default.
+    pub(in crate::config) fn one_of<T: Copy>(&self, key: &str, words: &[(&str, Option<T>)]) -> Option<T> {
+        if let Some(field) = self.field(key) {
+            return field.one_of(words);
+        }
+        let default = self.default_text(key);
+        words.iter().find(|(word, _)| *word == default)?.1
+    }
+
+    pub(in crate::config) fn default_text(&self, key: &str) -> &'static str {
+        match self.key(key).otherwise {
+            Otherwise::Text(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        }
+    }
+
+    /// The text under a key that has a default; `None` after a fault.
+    pub(in crate::config) fn text(&self, key: &str) -> Option<&'a str> {
+        match self.field(key) {
+            Some(field) => field.text(),
+            None => Some(self.default_text(key)),
+        }
+    }
+
+    /// Both keys or neither.
+    pub(in crate::config) fn pair(&self, one: &str, other: &str) -> Option<(Field<'a>, Field<'a>)> {
+        match (self.field(one), self.field(other)) {
+            (Some(one), Some(other)) => Some((one, other)),
+            (Some(field), None) => {
+                field.fault(format!("`{one}` needs `{other}` beside it"));
+                None
+            }
+            (None, Some(field)) => {
+                field.fault(format!("`{other}` needs `{one}` beside it"));
+                None
+            }
+            (None, None) => None,
+        }
+    }
+
+    pub(in crate::config) fn context(&self) -> &'a Context<'a> {
+        self.context
+    }
+
+    pub(in crate::config) fn fault(&self, message: impl Into<String>) {
+        self.context.fault(&self.path, self.line, message.into(), None);
+    }
+}
+
+pub(super) fn keys_of(kind: &'static ValueKind) -> &'static Keys {
+    match kind {
+        ValueKind::Section(keys) => keys,
+        _ => unreachable!("readers open what the schema has as a map"),
+    }
+}

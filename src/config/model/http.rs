@@ -1,0 +1,71 @@
+//! The HTTP port, and the console.
+
+use std::sync::Arc;
+
+use super::{BindAddress, Leaf, ProxyProtocol};
+use crate::config::secret::Secret;
+
+/// The HTTP listener.
+#[derive(Debug, PartialEq)]
+pub struct Http {
+    /// One or more; the same is answered on each.
+    pub addresses: Vec<BindAddress>,
+    pub tls: Option<HttpTls>,
+    /// At least 16 visible ASCII characters, which whoever changes something must show; `None`: nothing can be changed.
+    pub token: Option<Secret>,
+    /// `None` where `HAProxy`'s agent check is not answered.
+    pub agent_check: Option<AgentCheck>,
+    /// `None`: a header is not understood.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// The port for `HAProxy`'s agent check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentCheck {
+    pub address: BindAddress,
+    pub about: AgentSubject,
+}
+
+/// What is behind `HAProxy`'s server line, so whose state is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AgentSubject {
+    /// This router.
+    #[default]
+    Router,
+    /// The local member of the first cluster.
+    LocalMember,
+}
+
+/// TLS of the HTTP listener.
+#[derive(Clone)]
+pub struct HttpTls {
+    pub leaf: Leaf,
+    /// Ready to use: ALPN `http/1.1`, otherwise as towards clients.
+    pub server_config: Arc<rustls::ServerConfig>,
+}
+
+/// By the certificate; what else there is comes with every configuration anew.
+impl PartialEq for HttpTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.leaf == other.leaf
+    }
+}
+
+impl std::fmt::Debug for HttpTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpTls")
+            .field("leaf", &self.leaf)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The console: a database of the router's own, on every listener for clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Console {
+    /// Who may use it once authenticated; at least one, no duplicates.
+    pub users: Vec<String>,
+    /// The name clients ask for (default `trunkline`); a database of that name in a cluster is out of reach.
+    pub database: Arc<str>,
+    /// The cluster whose users they are (default the first): a role of the same name in another one is somebody else.
+    pub cluster: Arc<str>,
+}

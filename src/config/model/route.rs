@@ -1,0 +1,242 @@
+//! A route: what a listener asks of its servers, and what it does for its sessions.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{MaxLag, OnUnfit};
+use crate::config::units::secs;
+
+/// What a listener asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub name: Arc<str>,
+    pub cluster: Arc<str>,
+    pub access: Access,
+    /// In order of preference, at least one: a later one serves where no member of an earlier one can.
+    pub targets: Vec<Tier>,
+    /// Only members that have these Patroni tags (default: none is asked for).
+    pub tags: BTreeMap<String, serde_json::Value>,
+    pub balance: Balance,
+    pub read_only_on_leader: OnLeader,
+    /// How far behind a standby may be (default: however far).
+    pub max_lag: Option<MaxLag>,
+    pub on_unfit: OnUnfit,
+    /// Where the cluster has [`Cluster::max_connections`].
+    pub queue: Queue,
+    pub client_address: ClientAddressOptions,
+}
+
+impl Route {
+    /// To the leader.
+    pub fn read_write(name: &str, cluster: &str) -> Self {
+        Self::new(name, cluster, vec![TargetRole::Leader.into()])
+    }
+
+    /// To any replica.
+    pub fn read_only(name: &str, cluster: &str) -> Self {
+        Self::new(name, cluster, vec![TargetRole::Replica.into()])
+    }
+
+    /// With everything else at its default.
+    pub fn new(name: &str, cluster: &str, targets: Vec<Tier>) -> Self {
+        Self {
+            name: Arc::from(name),
+            cluster: Arc::from(cluster),
+            access: Access::of(&targets),
+            targets,
+            tags: BTreeMap::new(),
+            balance: Balance::default(),
+            read_only_on_leader: OnLeader::default(),
+            max_lag: None,
+            on_unfit: OnUnfit::default(),
+            queue: Queue::default(),
+            client_address: ClientAddressOptions::default(),
+        }
+    }
+
+    /// Whether the leader is among the targets.
+    pub fn takes_leader(&self) -> bool {
+        self.targets.iter().any(Tier::takes_leader)
+    }
+
+    /// Targets as a person says them: `replica, then leader`.
+    pub fn wanted(&self) -> String {
+        let tiers: Vec<String> = self.targets.iter().map(Tier::to_string).collect();
+        tiers.join(", then ")
+    }
+}
+
+/// What a route's sessions may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// The targets are the verified leader and nothing else.
+    ReadWrite,
+    /// Sessions begin with `default_transaction_read_only=on`.
+    ReadOnly,
+}
+
+impl Access {
+    /// What the sessions of a route with these targets may do.
+    pub(in crate::config) fn of(targets: &[Tier]) -> Self {
+        match targets {
+            [Tier(roles)] if *roles == [TargetRole::Leader] => Self::ReadWrite,
+            _ => Self::ReadOnly,
+        }
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ReadWrite => "read-write",
+            Self::ReadOnly => "read-only",
+        })
+    }
+}
+
+/// A role that a route's server may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TargetRole {
+    /// The verified leader.
+    Leader,
+    /// Any fit standby.
+    Replica,
+    /// A standby that Patroni calls synchronous.
+    Sync,
+    /// A standby of which a quorum has confirmed each commit (Patroni 4 with `synchronous_mode: quorum`).
+    Quorum,
+    /// A standby that is neither, nor leads a standby cluster.
+    Async,
+    /// The leader or any fit standby.
+    Any,
+}
+
+pub(in crate::config) const TARGET_WORDS: [(&str, Option<TargetRole>); 6] = [
+    ("leader", Some(TargetRole::Leader)),
+    ("replica", Some(TargetRole::Replica)),
+    ("sync", Some(TargetRole::Sync)),
+    ("quorum", Some(TargetRole::Quorum)),
+    ("async", Some(TargetRole::Async)),
+    ("any", Some(TargetRole::Any)),
+];
+
+impl TargetRole {
+    /// Whether the leader has it.
+    pub fn takes_leader(self) -> bool {
+        matches!(self, Self::Leader | Self::Any)
+    }
+
+    /// What it covers, one bit each: leader, sync, quorum, async, other standbys.
+    pub(in crate::config) const fn cover(self) -> u8 {
+        match self {
+            Self::Leader => 0b1,
+            Self::Sync => 0b10,
+            Self::Quorum => 0b100,
+            Self::Async => 0b1000,
+            Self::Replica => 0b1_1110,
+            Self::Any => 0b1_1111,
+        }
+    }
+}
+
+impl fmt::Display for TargetRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = TARGET_WORDS.iter().find(|(_, role)| *role == Some(*self));
+        f.write_str(word.map_or("", |(word, _)| word))
+    }
+}
+
+/// Roles that count alike; at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tier(pub Vec<TargetRole>);
+
+impl Tier {
+    /// Whether the leader has one of the roles.
+    pub(in crate::config) fn takes_leader(&self) -> bool {
+        self.0.iter().any(|role| role.takes_leader())
+    }
+}
+
+impl From<TargetRole> for Tier {
+    fn from(role: TargetRole) -> Self {
+        Self(vec![role])
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, role) in self.0.iter().enumerate() {
+            let before = if index == 0 { "" } else { " or " };
+            write!(f, "{before}{role}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Which of several members that fit alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Balance {
+    /// The one with the fewest sessions of this router, divided by its weight.
+    #[default]
+    LeastConnections,
+    /// In turn, by weight.
+    RoundRobin,
+    /// The less loaded of two that are drawn by weight.
+    Random,
+    /// The same for the same client's address, as long as it is there; addresses are shared out by weight.
+    SourceHash,
+    /// The first by its place in a fixed list, by name with Patroni. Weights other than 0 do not matter.
+    First,
+}
+
+/// Read-only sessions on a leader, where nothing but privileges keeps a session from writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnLeader {
+    #[default]
+    Refused,
+    /// They have `default_transaction_read_only=on`, and whoever takes it back may write.
+    Unenforced,
+    /// They log in as roles of `auth.server_credentials`, which are seen to be unable to write, each time.
+    Enforced,
+}
+
+/// Sessions wait while every server of their route has `server.max_connections` sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// How long one waits (default 10 s).
+    pub timeout: Duration,
+    /// How many wait at once; 0: none, they are refused (default 100).
+    pub most: u32,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            timeout: secs(10),
+            most: 100,
+        }
+    }
+}
+
+/// What a server is told of the client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientAddressOptions {
+    /// As the setting `trunkline.client_addr` (default).
+    pub setting: bool,
+    /// Behind the client's own `application_name` (default: not).
+    pub application_name: bool,
+    /// Whether its connection is encrypted, as the setting `trunkline.client_tls` (default: not told).
+    pub tls: bool,
+}
+
+impl Default for ClientAddressOptions {
+    fn default() -> Self {
+        Self {
+            setting: true,
+            application_name: false,
+            tls: false,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! From the tree to the model: one reader for each section of the file.
+
+mod addresses;
+mod admission;
+mod auth;
+mod client_tls;
+mod clusters;
+mod console;
+mod endpoints;
+mod etcd;
+mod http;
+mod listeners;
+mod names;
+mod on_unfit;
+mod patroni;
+mod peers;
+mod placement;
+mod process;
+mod route;
+mod routes;
+mod server_credentials;
+mod server_tls;
+mod sockets;
+mod targets;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::fields::{Context, Section};
+use super::files::MAX_CONFIG;
+use super::model::{
+    Auth, ClientTls, Config, Console, Files, Http, Limits, Listener, Log, Origin, Peers, ReloadUnit, Route,
+    Shutdown,
+};
+use super::reloaded::ReloadedUnit;
+use super::schema;
+use super::tree;
+
+/// What was read; `None` where there was a fault, though there may have been one where there is a value, too.
+pub(super) struct Draft {
+    clusters: Vec<clusters::Draft>,
+    tls: Option<ClientTls>,
+    auth: Option<Auth>,
+    routes: IndexMap<String, Arc<Route>>,
+    listeners: Vec<Listener>,
+    http: Option<Http>,
+    console: Option<Console>,
+    limits: Limits,
+    peers: Option<Peers>,
+    log: Log,
+    shutdown: Shutdown,
+    workers: usize,
+    control_socket: Option<PathBuf>,
+    state_file: Option<PathBuf>,
+}
+
+impl Draft {
+    pub(super) fn finish(self, path: &Path, text: &str) -> Option<Config> {
+        let clusters = self
+            .clusters
+            .into_iter()
+            .map(|cluster| {
+                let cluster = cluster.finish()?;
+                Some((cluster.name.to_string(), Arc::new(cluster)))
+            })
+            .collect::<Option<_>>()?;
+        Some(Config {
+            path: path.to_owned(),
+            clusters,
+            tls: self.tls.map(Arc::new),
+            auth: self.auth?,
+            routes: self.routes,
+            listeners: self.listeners,
+            http: self.http?,
+            console: self.console,
+            limits: self.limits,
+            peers: self.peers,
+            log: self.log,
+            shutdown: self.shutdown,
+            workers: self.workers,
+            control_socket: self.control_socket,
+            state_file: self.state_file,
+            warnings: Vec::new(),
+            origin: Origin {
+                text: Arc::from(text),
+                files: Files::default(),
+            },
+        })
+    }
+
+    pub(super) fn materials(self) -> Vec<(ReloadUnit, ReloadedUnit)> {
+        let mut materials = Vec::new();
+        let tls = self.tls.map(|tls| ReloadedUnit::Tls(Arc::new(tls)));
+        materials.extend(tls.map(|tls| (ReloadUnit::Tls, tls)));
+        if let Some(http) = self.http {
+            materials.extend(http.tls.map(|tls| (ReloadUnit::Http, ReloadedUnit::Http(tls))));
+            materials.extend(
+                http.token
+                    .map(|token| (ReloadUnit::Token, ReloadedUnit::Token(token))),
+            );
+        }
+        materials.extend(self.auth.map(|auth| (ReloadUnit::Auth, ReloadedUnit::Auth(auth))));
+        for cluster in self.clusters {
+            let name = cluster.name;
+            let account = cluster
+                .service_account
+                .map(|account| ReloadedUnit::Password(account.password));
+            materials.extend(account.map(|account| (ReloadUnit::ServiceAccount(Arc::clone(&name)), account)));
+            let tls = cluster.server_tls.map(ReloadedUnit::ServerTls);
+            materials.extend(tls.map(|tls| (ReloadUnit::ServerTls(name), tls)));
+        }
+        materials
+    }
+}
+
+/// `None` where the text cannot be read at all, which was reported.
+pub(super) fn read(context: &Context<'_>, text: &str) -> Option<Draft> {
+    if text.len() > MAX_CONFIG {
+        context.fault(
+            "",
+            None,
+            format!("is larger than {} KiB", MAX_CONFIG / 1024),
+            None,
+        );
+        return None;
+    }
+    let tree = match tree::parse(text) {
+        Ok(tree) => tree,
+        Err(tree::NotYaml { line, message }) => {
+            let text = line
+                .and_then(|line| text.lines().nth(line - 1))
+                .unwrap_or_default();
+            let bare = text.contains("*:") || text.contains("]:");
+            let hint =
+                bare.then(|| "`*` and `[` mean something in YAML; put the address in quotes".to_owned());
+            context.fault("", line, message, hint);
+            return None;
+        }
+    };
+    let root = Section::root(context, &tree, &schema::ROOT);
+    let mut clusters = Vec::new();
+    let mut names = Vec::new();
+    for (name, field) in root
+        .required("clusters")
+        .map(|field| field.named())
+        .unwrap_or_default()
+    {
+        names.push(name);
+        clusters.push(clusters::cluster(name, &field));
+    }
+    let names = (!names.is_empty()).then_some(names);
+    let mut places = Vec::new();
+    let tls = context.within(ReloadUnit::Tls, || client_tls::client_tls(&root));
+    let auth = context.within(ReloadUnit::Auth, || auth::auth(&root));
+    let routes = routes::routes(&root, &names, &clusters, auth.as_ref());
+    let listeners = listeners::listeners(&root, &routes, tls.as_ref(), &mut places);
+    let http = context.within(ReloadUnit::Http, || http::http(&root, &mut places));
+    sockets::check_addresses(&places);
+    if let Some(auth) = &auth {
+        context.within(ReloadUnit::Auth, || {
+            server_credentials::check_cluster_certificates(&root, auth, &clusters);
+        });
+    }
+    Some(Draft {
+        clusters,
+        tls,
+        auth,
+        routes: routes.models,
+        listeners,
+        http,
+        console: console::console(&root, &names),
+        limits: process::limits(&root),
+        peers: peers::peers(&root, &places),
+        log: process::log(&root),
+        shutdown: process::shutdown(&root),
+        workers: process::workers(&root),
+        control_socket: process::control_socket(&root),
+        state_file: process::state_file(&root),
+    })
+}

@@ -1,0 +1,91 @@
+//! `http`.
+
+use super::addresses::bind_address;
+use super::admission;
+use super::client_tls::{BOTH, key_pair, server_config};
+use super::sockets::{SocketToBind, Speaks};
+use crate::config::fields::Section;
+use crate::config::model::{AgentCheck, AgentSubject, BindAddress, Http, HttpTls, ReloadUnit};
+use crate::config::secret::Secret;
+
+pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -> Option<Http> {
+    let section = root.section("http");
+    let mut addresses = Vec::new();
+    if let Some(field) = section.field("address") {
+        let fields = if field.is_list() {
+            field.list()
+        } else {
+            vec![field]
+        };
+        for field in fields {
+            if let Some(address) = bind_address(&field) {
+                addresses.push(address.clone());
+                places.push(SocketToBind::written(address, field, Speaks::Http));
+            }
+        }
+    } else {
+        places.push(SocketToBind::default(6434, "http.address", Speaks::Http));
+        addresses.push(BindAddress::Any { port: 6434 });
+    }
+    let proxy_protocol = admission::proxy_protocol(&section);
+    let tls = section.section("tls");
+    let token = token(&section);
+    let agent_check = agent_check(&section, places);
+    if !tls.present() {
+        return Some(Http {
+            addresses,
+            tls: None,
+            token,
+            agent_check,
+            proxy_protocol,
+        });
+    }
+    let pair = key_pair(&tls)?;
+    match server_config(root.context(), &pair, b"http/1.1", BOTH, None) {
+        Ok(server_config) => Some(Http {
+            addresses,
+            tls: Some(HttpTls {
+                leaf: pair.leaf(),
+                server_config,
+            }),
+            token,
+            agent_check,
+            proxy_protocol,
+        }),
+        Err(error) => {
+            tls.fault(format!("cannot be used: {error}"));
+            None
+        }
+    }
+}
+
+fn token(http: &Section<'_>) -> Option<Secret> {
+    let field = http.field("token_file")?;
+    http.context().within(ReloadUnit::Token, || {
+        let token = field.secret_file()?;
+        if token.expose().iter().all(u8::is_ascii_graphic) {
+            return Some(token);
+        }
+        field.fault("the token must be letters, digits and punctuation: it stands in a header");
+        None
+    })
+}
+
+fn agent_check<'a>(http: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -> Option<AgentCheck> {
+    let section = http.section("agent_check");
+    if !section.present() {
+        return None;
+    }
+    let words = [
+        ("router", Some(AgentSubject::Router)),
+        ("local_member", Some(AgentSubject::LocalMember)),
+    ];
+    let about = section.one_of("about", &words);
+    let field = section.required("address")?;
+    let address = bind_address(&field)?;
+    places.push(SocketToBind::written(address.clone(), field, Speaks::AgentCheck));
+    Some(AgentCheck {
+        address,
+        about: about?,
+    })
+}

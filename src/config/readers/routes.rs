@@ -1,0 +1,75 @@
+//! `routes`.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::clusters::Draft;
+use super::names::{Names, reference};
+use super::{on_unfit, route};
+use crate::config::fields::{Field, Section};
+use crate::config::model::{Auth, Route};
+
+/// What listeners need to know of `routes`.
+pub(super) struct Routes<'a> {
+    pub(super) models: IndexMap<String, Arc<Route>>,
+    pub(super) names: Names<'a>,
+    /// `client_address`, by the route that has it.
+    pub(super) client_addresses: Vec<(&'a str, Field<'a>)>,
+}
+
+pub(super) fn routes<'a>(
+    root: &Section<'a>,
+    clusters: &Names<'_>,
+    drafts: &[Draft],
+    auth: Option<&Auth>,
+) -> Routes<'a> {
+    let first = clusters.as_ref().and_then(|names| names.first().copied());
+    let mut routes = IndexMap::new();
+    let mut add = |route: Route| routes.insert(route.name.to_string(), Arc::new(route));
+    let Some(field) = root.field("routes") else {
+        let cluster = first.unwrap_or_default();
+        add(Route::read_write("read-write", cluster));
+        add(Route::read_only("read-only", cluster));
+        return Routes {
+            models: routes,
+            names: Some(vec!["read-write", "read-only"]),
+            client_addresses: Vec::new(),
+        };
+    };
+    let mut client_addresses = Vec::new();
+    let named = field.named();
+    for (name, field) in &named {
+        let section = field.section();
+        let cluster = match section.field("cluster") {
+            Some(field) => reference(&field, clusters, "cluster"),
+            None => first,
+        };
+        let draft = drafts.iter().find(|draft| Some(&*draft.name) == cluster);
+        let is_fixed = draft.is_some_and(Draft::is_fixed);
+        let is_bounded = draft.is_none_or(Draft::is_bounded);
+        if let Some(field) = section.field("resume") {
+            let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
+        }
+        client_addresses.extend(section.field("client_address").map(|field| (*name, field)));
+        let route = route::read(&section, name, cluster, is_fixed, is_bounded, auth);
+        let probe_interval = drafts
+            .iter()
+            .find(|draft| Some(&*draft.name) == cluster)
+            .map(Draft::probe_interval);
+        let (max_lag, on_unfit) = on_unfit::read(&section, route.as_ref(), probe_interval);
+        if let Some(route) = route {
+            add(Route {
+                max_lag,
+                on_unfit,
+                ..route
+            });
+        }
+    }
+    let names = (!named.is_empty()).then(|| named.into_iter().map(|(name, _)| name).collect());
+    Routes {
+        models: routes,
+        names,
+        client_addresses,
+    }
+}
