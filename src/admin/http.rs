@@ -29,8 +29,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use arc_swap::ArcSwapOption;
-use tokio::net::TcpListener;
-use tokio::runtime::Handle;
+use tokio::runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,36 +37,18 @@ use tokio_util::task::TaskTracker;
 pub use self::serve::Bounds;
 use self::serve::Settings;
 use super::handles::Handles;
-use crate::config::{self, AgentCheck, BindAddress};
-use crate::frontend::listen::{BoundPlace, Inheritance, Inherited};
+use crate::config::{self, AgentSubject, BindAddress};
+use crate::listen::{self, BindError, Bound, Handle, Inheritance, Inherited};
 
 /// Why the room could not start. `Display` is the sentence the operator sees.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    #[error("cannot listen for HTTP on {address}{}", because(.source))]
-    Listen { address: BindAddress, source: io::Error },
-    #[error("cannot listen for HAProxy's agent check (http.agent_check) on {address}{}", because(.source))]
-    ListenAgent { address: BindAddress, source: io::Error },
+    #[error("cannot listen for HTTP on {address}: {error}")]
+    Listen { address: BindAddress, error: BindError },
+    #[error("cannot listen for HAProxy's agent check (http.agent_check) on {address}: {error}")]
+    ListenAgent { address: BindAddress, error: BindError },
     #[error("cannot start the thread that answers HTTP: {0}")]
     Thread(io::Error),
-}
-
-impl AdminError {
-    /// The same of the agent check's port.
-    fn of_agent(self) -> Self {
-        match self {
-            Self::Listen { address, source } => Self::ListenAgent { address, source },
-            other => other,
-        }
-    }
-}
-
-/// The commonest reason in the words that a listener for clients has for it; the others follow as the error's source.
-fn because(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => ": it is in use by another program",
-        _ => "",
-    }
 }
 
 /// The running thread. Ends after the token it was started with is cancelled, within about a second. Dropping this
@@ -76,12 +57,12 @@ fn because(source: &io::Error) -> &'static str {
 pub struct AdminThread {
     listening: Vec<Listening>,
     /// Where `HAProxy`'s agent check is answered.
-    agent: Option<(BindAddress, std::net::TcpListener)>,
+    agent: Option<Handle>,
     shutdown: CancellationToken,
     /// Ends the agent check before the rest ends.
     leaving: CancellationToken,
     thread: thread::JoinHandle<()>,
-    runtime: Handle,
+    runtime: runtime::Handle,
     tasks: TaskTracker,
     handles: watch::Sender<Handles>,
     settings: Settings,
@@ -91,16 +72,14 @@ pub struct AdminThread {
 /// An address that is answered on.
 #[derive(Debug)]
 struct Listening {
-    address: BindAddress,
-    local: SocketAddr,
-    /// Beside the accept loop, to be passed to another process; holds the port as that does.
-    socket: std::net::TcpListener,
+    /// To be passed to another process. It holds the port, as the accept loop does.
+    handle: Handle,
     stop: CancellationToken,
 }
 
 /// Addresses that are bound and not answered on yet.
 #[derive(Debug)]
-pub struct BoundHttp(Vec<(BindAddress, std::net::TcpListener)>);
+pub struct BoundHttp(Vec<(Bound, Handle)>);
 
 impl BoundHttp {
     /// `open`: what is listened on now; what of it overlaps closes.
@@ -109,38 +88,16 @@ impl BoundHttp {
         open: &[Listening],
         inherited: &mut Inheritance,
     ) -> Result<Self, AdminError> {
-        let leaving = |address: &BindAddress| -> Vec<&std::net::TcpListener> {
-            let overlapping = open.iter().filter(|open| open.address.overlaps(address));
-            overlapping.map(|open| &open.socket).collect()
-        };
-        let bound =
-            addresses.map(|address| Ok((address.clone(), bind(address, &leaving(address), inherited)?)));
+        let open = || open.iter().map(|open| &open.handle);
+        let bound = addresses.map(|address| {
+            let leaving: Vec<&Handle> = open().filter(|open| open.address.overlaps(address)).collect();
+            listen::bind(address, &leaving, inherited).map_err(|error| AdminError::Listen {
+                address: address.clone(),
+                error,
+            })
+        });
         bound.collect::<Result<_, _>>().map(Self)
     }
-}
-
-/// Binds an address, or takes what another process has bound there.
-fn bind(
-    address: &BindAddress,
-    leaving: &[&std::net::TcpListener],
-    inherited: &mut Inheritance,
-) -> Result<std::net::TcpListener, AdminError> {
-    let bound = match inherited.take(address) {
-        Some(inherited) => {
-            let listener = std::net::TcpListener::from(inherited.socket);
-            listener.set_nonblocking(true).map(|()| listener)
-        }
-        None => serve::bind_beside(address, leaving).map_err(|error| match inherited.in_the_way(address) {
-            Some(place) if error.kind() == io::ErrorKind::AddrInUse => io::Error::other(format!(
-                "it overlaps {place}, where the process before listens; reload it with this address before the upgrade"
-            )),
-            _ => error,
-        }),
-    };
-    bound.map_err(|source| AdminError::Listen {
-        address: address.clone(),
-        source,
-    })
 }
 
 impl AdminThread {
@@ -149,20 +106,8 @@ impl AdminThread {
     /// # Errors
     /// There is no descriptor left.
     pub fn passed_on(&self) -> io::Result<Vec<Inherited>> {
-        let http = self
-            .listening
-            .iter()
-            .map(|listening| (&listening.address, &listening.socket));
-        let agent = self.agent.iter().map(|(address, socket)| (address, socket));
-        http.chain(agent)
-            .map(|(address, socket)| {
-                Ok(Inherited {
-                    place: BoundPlace::of(address),
-                    socket: socket.try_clone()?.into(),
-                    file: None,
-                })
-            })
-            .collect()
+        let http = self.listening.iter().map(|listening| &listening.handle);
+        http.chain(&self.agent).map(Handle::passed_on).collect()
     }
 
     /// The settings of the handshakes to come, which may be exchanged; empty where HTTP is in clear.
@@ -172,7 +117,8 @@ impl AdminThread {
 
     /// Where it listens, address by address: with the port chosen, where the configured one was 0.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.listening.iter().map(|listening| listening.local).collect()
+        let local = |listening: &Listening| listening.handle.local_addr();
+        self.listening.iter().filter_map(local).collect()
     }
 
     /// Binds what `config` has and this has not.
@@ -180,7 +126,8 @@ impl AdminThread {
     /// # Errors
     /// An address that cannot be listened on; nothing is bound then.
     pub fn bind(&self, config: &config::Http) -> Result<BoundHttp, AdminError> {
-        let is_new = |address: &&BindAddress| !self.listening.iter().any(|old| old.address == **address);
+        let is_new =
+            |address: &&BindAddress| !self.listening.iter().any(|old| old.handle.address == **address);
         BoundHttp::bind(
             config.addresses.iter().filter(is_new),
             &self.listening,
@@ -197,7 +144,7 @@ impl AdminThread {
             .proxies
             .store(config.proxy_protocol.clone().map(Arc::new));
         self.listening.retain(|listening| {
-            let stays = config.addresses.contains(&listening.address);
+            let stays = config.addresses.contains(&listening.handle.address);
             if !stays {
                 listening.stop.cancel();
             }
@@ -207,23 +154,10 @@ impl AdminThread {
     }
 
     fn answer(&mut self, bound: BoundHttp) {
-        for (address, listener) in bound.0 {
+        for (bound, handle) in bound.0 {
             let stop = self.shutdown.child_token();
-            let (Ok(local), Ok(socket)) = (listener.local_addr(), listener.try_clone()) else {
-                tracing::error!(%address, "there is no descriptor for HTTP");
-                continue;
-            };
-            let guard = self.runtime.enter();
-            let listener = match TcpListener::from_std(listener) {
-                Ok(listener) => listener,
-                Err(error) => {
-                    tracing::error!(%address, %error, "cannot wait for HTTP connections");
-                    continue;
-                }
-            };
-            drop(guard);
             let serving = serve::serve(
-                listener,
+                bound,
                 self.settings.clone(),
                 self.handles.subscribe(),
                 stop.clone(),
@@ -231,34 +165,15 @@ impl AdminThread {
                 self.bounds,
             );
             self.tasks.spawn_on(serving, &self.runtime);
-            self.listening.push(Listening {
-                address,
-                local,
-                socket,
-                stop,
-            });
+            self.listening.push(Listening { handle, stop });
         }
     }
 
-    /// Answers `HAProxy`'s agent check there, until the end.
-    fn tell(&mut self, check: &AgentCheck, listener: std::net::TcpListener) -> Result<(), AdminError> {
-        let failed = |source| AdminError::ListenAgent {
-            address: check.address.clone(),
-            source,
-        };
-        let socket = listener.try_clone().map_err(failed)?;
-        self.agent = Some((check.address.clone(), socket));
-        let guard = self.runtime.enter();
-        let listener = TcpListener::from_std(listener).map_err(failed)?;
-        drop(guard);
-        let telling = serve::agent(
-            listener,
-            check.about,
-            self.handles.subscribe(),
-            self.leaving.clone(),
-        );
-        self.tasks.spawn_on(telling, &self.runtime);
-        Ok(())
+    /// Answers HAProxy's agent check there, until the end.
+    fn answer_agent(&mut self, subject: AgentSubject, (bound, handle): (Bound, Handle)) {
+        let answering = serve::agent(bound, subject, self.handles.subscribe(), self.leaving.clone());
+        self.tasks.spawn_on(answering, &self.runtime);
+        self.agent = Some(handle);
     }
 
     /// Leaves what it listens on to another process: whoever is connected is answered, and nobody else.
@@ -314,10 +229,14 @@ pub fn prepare_with(
 ) -> Result<Prepared, AdminError> {
     let bound = BoundHttp::bind(config.addresses.iter(), &[], inherited)?;
     let agent = match &config.agent_check {
-        Some(check) => Some((
-            check.clone(),
-            bind(&check.address, &[], inherited).map_err(AdminError::of_agent)?,
-        )),
+        Some(check) => {
+            let bound = listen::bind(&check.address, &[], inherited);
+            let failed = |error| AdminError::ListenAgent {
+                address: check.address.clone(),
+                error,
+            };
+            Some((check.about, bound.map_err(failed)?))
+        }
         None => None,
     };
     let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));
@@ -328,7 +247,7 @@ pub fn prepare_with(
         .name("admin".into())
         // The runtime is made where it ends: it must not be dropped within another one, the caller's perhaps.
         .spawn(move || {
-            let made = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let made = runtime::Builder::new_current_thread().enable_all().build();
             match made {
                 Ok(runtime) => {
                     let _ = report.send(Ok(runtime.handle().clone()));
@@ -374,7 +293,7 @@ pub fn prepare_with(
 pub struct Prepared {
     thread: AdminThread,
     bound: BoundHttp,
-    agent: Option<(AgentCheck, std::net::TcpListener)>,
+    agent: Option<(AgentSubject, (Bound, Handle))>,
 }
 
 impl Prepared {
@@ -386,10 +305,8 @@ impl Prepared {
             agent,
         } = self;
         thread.answer(bound);
-        if let Some((check, listener)) = agent
-            && let Err(error) = thread.tell(&check, listener)
-        {
-            tracing::error!("{error}");
+        if let Some((subject, bound)) = agent {
+            thread.answer_agent(subject, bound);
         }
         thread
     }

@@ -1,35 +1,41 @@
+//! Where a client connects from.
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// Where a client is, apart from where its socket comes from: the two differ behind a balancer that says so.
+use crate::listen::{PeerAddress, PeerProcess};
+
+/// Where a client is, and where its socket comes from: the two differ behind a balancer that announces its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAddress {
     Tcp(SocketAddr),
-    /// Behind a balancer that has said so: `client` by its header, `via` by the socket.
+    /// Behind a balancer: `client` by the header that it sent, `via` by the socket.
     Proxied {
         client: SocketAddr,
         via: SocketAddr,
     },
-    /// On a Unix socket; `None` where the kernel does not say who it is.
+    /// On a Unix socket; `None` where the kernel does not say which process it is.
     Local(Option<PeerProcess>),
 }
 
-/// The process at the other end of a Unix socket, as the kernel saw it when it connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerProcess {
-    pub uid: u32,
-    pub gid: u32,
-    pub pid: Option<i32>,
+/// The address of a client that connects directly.
+impl From<PeerAddress> for ClientAddress {
+    fn from(peer: PeerAddress) -> Self {
+        match peer {
+            PeerAddress::Tcp(address) => Self::of_socket(address),
+            PeerAddress::Unix(process) => Self::Local(process),
+        }
+    }
 }
 
 impl ClientAddress {
-    /// A client that speaks for itself: its address is its socket's.
+    /// A client that connects directly: its address is its socket's.
     pub fn of_socket(address: SocketAddr) -> Self {
         // A dual-stack socket shows IPv4 clients as ::ffff:a.b.c.d; rules and logs want a.b.c.d.
         Self::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
-    /// As a trusted balancer's header has it; without an address in it, the balancer is the client.
+    /// As the header of a trusted balancer names it. Without an address in the header, the balancer is the client.
     #[must_use]
     pub fn proxied(self, client: Option<SocketAddr>) -> Self {
         match (self, client) {
@@ -41,7 +47,7 @@ impl ClientAddress {
         }
     }
 
-    /// The balancer's end of the connection, where there is one.
+    /// The address of the balancer, where there is one.
     pub fn via(&self) -> Option<SocketAddr> {
         match self {
             Self::Proxied { via, .. } => Some(*via),

@@ -12,16 +12,13 @@ pub mod certificate;
 pub mod derivations;
 pub mod interfaces;
 pub mod ldap;
-pub mod listen;
-mod local;
 pub mod login;
 pub mod opening;
-pub(crate) mod overlap;
 pub mod peer;
 pub mod proxy;
 pub mod resolve;
 mod stream;
 pub mod tls;
 
-pub use address::{ClientAddress, PeerProcess};
+pub use address::ClientAddress;
 pub use stream::{ClientStream, Left};

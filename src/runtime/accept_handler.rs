@@ -1,3 +1,5 @@
+//! What happens to a connection on a port for PostgreSQL: it gets a place, a worker and a session.
+
 use std::io::Write;
 use std::sync::Arc;
 
@@ -6,8 +8,8 @@ use tokio::time::Instant;
 
 use super::workers::Workers;
 use crate::frontend::ClientAddress;
-use crate::frontend::listen::{Accepted, ClientSocket};
-use crate::session::admission::{Full, Room};
+use crate::listen::{ClientSocket, Connection, OnAccept};
+use crate::session::admission::Full;
 use crate::session::close;
 use crate::session::life::{self, Arrival};
 use crate::session::listener_settings::ListenerSettings;
@@ -28,9 +30,7 @@ impl AcceptHandler {
             workers,
         }
     }
-}
 
-impl AcceptHandler {
     pub(super) fn settings(&self) -> Arc<ListenerSettings> {
         self.settings.load_full()
     }
@@ -41,8 +41,18 @@ impl AcceptHandler {
     }
 }
 
-impl Accepted for Arc<AcceptHandler> {
-    fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
+impl OnAccept for Arc<AcceptHandler> {
+    type Room = ();
+
+    const ANSWERS_WITHOUT_DESCRIPTOR: bool = true;
+
+    async fn room(&self) {
+        self.shared.admission.until_room().await;
+    }
+
+    fn accepted(&self, connection: Connection, (): ()) {
+        let Connection { socket, peer } = connection;
+        let address = ClientAddress::from(peer);
         let accepted = Instant::now();
         let admission = &self.shared.admission;
         let settings = self.settings.load_full();
@@ -88,15 +98,6 @@ impl Accepted for Arc<AcceptHandler> {
                 "Its operator has to raise the open-file limit or lower limits.max_clients.",
             ),
         );
-    }
-
-    fn has_room(&self) -> bool {
-        let admission = &self.shared.admission;
-        match admission.room(Instant::now()) {
-            Room::Yes | Room::Refuse => true,
-            // It may be a cancel request.
-            Room::Wait => admission.may_speak(),
-        }
     }
 }
 

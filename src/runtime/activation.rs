@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use listenfd::ListenFd;
 
-use crate::frontend::listen::{BoundPlace, Inheritance, Inherited};
+use crate::listen::{BoundPlace, Inheritance, Inherited};
 
 /// Every socket that was passed to this process; none where nobody did. The files of Unix sockets are systemd's.
 ///

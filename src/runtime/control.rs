@@ -15,8 +15,7 @@ use tracing::warn;
 
 use crate::admin::ReloadAnswer;
 use crate::config::BindAddress;
-use crate::frontend::ClientAddress;
-use crate::frontend::listen::{Accepted, ClientSocket};
+use crate::listen::{ClientSocket, Connection, OnAccept, PeerAddress};
 
 /// For a request to come whole, and for its answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -82,15 +81,18 @@ impl Desk {
     }
 }
 
-impl Accepted for Desk {
-    fn accepted(&self, socket: ClientSocket, address: ClientAddress) {
-        let ClientSocket::Unix(socket) = socket else {
+impl OnAccept for Desk {
+    type Room = ();
+
+    async fn room(&self) {}
+
+    fn accepted(&self, connection: Connection, (): ()) {
+        let (ClientSocket::Unix(socket), PeerAddress::Unix(Some(peer))) =
+            (connection.socket, connection.peer)
+        else {
             return;
         };
         let ours = nix::unistd::geteuid().as_raw();
-        let ClientAddress::Local(Some(peer)) = address else {
-            return;
-        };
         if peer.uid != ours && peer.uid != 0 {
             warn!(uid = peer.uid, "the control socket is not for this user");
             return;
@@ -108,12 +110,6 @@ impl Accepted for Desk {
             let _gone = converse(socket, requests).await;
             drop(permit);
         });
-    }
-
-    fn no_descriptor(&self, _socket: ClientSocket) {}
-
-    fn has_room(&self) -> bool {
-        true
     }
 }
 

@@ -47,7 +47,7 @@ use super::process::Process;
 use super::state_file::{self, AdminOverrides};
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
-use crate::frontend::listen::{BoundPlace, Inheritance, Inherited, PassedFile};
+use crate::listen::{BoundPlace, Inheritance, Inherited, PassedFile};
 use crate::session::generations::Generation;
 
 const VERSION: u32 = 2;

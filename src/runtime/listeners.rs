@@ -1,5 +1,4 @@
-//! The listeners that are open, one door each. Another set may take their place: an address that both have stays
-//! open throughout.
+//! The open listeners. Another set may replace them: an address that both sets have stays open throughout.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::accept_handler::AcceptHandler;
 use super::workers::Workers;
 use crate::config::{BindAddress, Listener};
-use crate::frontend::listen::{self, Bound, Handle, Inheritance, Inherited};
+use crate::listen::{self, Bound, BoundPlace, Handle, Inheritance, Inherited};
 use crate::session::Shared;
 use crate::session::listener_settings::ListenerSettings;
 
@@ -25,12 +24,12 @@ pub(super) struct Listeners {
 struct Open {
     address: BindAddress,
     handler: Arc<AcceptHandler>,
-    /// To be passed to another process; holds the port as the accept loop does.
+    /// To be passed to another process. It holds the port, as the accept loop does.
     handle: Handle,
     stop: CancellationToken,
 }
 
-/// What a listener is to be.
+/// A listener as it is configured.
 pub(super) struct WantedListener {
     pub(super) address: BindAddress,
     pub(super) settings: ListenerSettings,
@@ -46,7 +45,10 @@ impl Listeners {
         }
     }
 
-    /// Binds what is not open yet, also where it overlaps what is about to close; or says what could not be bound.
+    /// Binds what is not open yet, also where it overlaps what is about to close.
+    ///
+    /// # Errors
+    /// As [`bind`].
     pub(super) fn bind(&self, listeners: &[Listener]) -> Result<Vec<(Bound, Handle)>, Vec<String>> {
         let open: Vec<&Handle> = self.open.iter().map(|open| &open.handle).collect();
         bind(listeners, &open, &mut Inheritance::default())
@@ -60,20 +62,20 @@ impl Listeners {
         self.open.iter().map(|open| open.handle.passed_on()).collect()
     }
 
-    /// Another process has the sockets of the places `kept`: their files are its own.
-    pub(super) fn release(&self, kept: &[listen::BoundPlace]) {
+    /// Another process has the sockets of the places `kept`, and removes their files.
+    pub(super) fn release(&self, kept: &[BoundPlace]) {
         for open in &self.open {
             open.handle.release(kept);
         }
     }
 
-    /// Opens what was bound, gives those that are open their new gates, and closes what is not among `places`. Sessions
-    /// stay, and count for the listener of their name; who waits in the kernel's queue of a door that closes is refused.
-    pub(super) fn replace(&mut self, places: Vec<WantedListener>, bound: Vec<(Bound, Handle)>) {
+    /// Opens what was bound, gives those that are open their new settings, and closes what is not among `wanted`. Sessions
+    /// stay, and count for the listener of their name. The kernel refuses clients in the queue of a listener that closes.
+    pub(super) fn replace(&mut self, wanted: Vec<WantedListener>, bound: Vec<(Bound, Handle)>) {
         let before: Vec<Arc<ListenerSettings>> =
             self.open.iter().map(|open| open.handler.settings()).collect();
         self.open.retain(|open| {
-            let stays = places.iter().any(|place| place.address == open.address);
+            let stays = wanted.iter().any(|wanted| wanted.address == open.address);
             if !stays {
                 open.stop.cancel();
             }
@@ -83,7 +85,7 @@ impl Listeners {
         for WantedListener {
             address,
             mut settings,
-        } in places
+        } in wanted
         {
             if let Some(before) = before.iter().find(|before| before.name == settings.name) {
                 settings = settings.in_place_of(before);
@@ -91,7 +93,7 @@ impl Listeners {
             let settings = Arc::new(settings);
             if let Some(open) = self.open.iter().find(|open| open.address == address) {
                 open.handler.replace_settings(settings);
-            } else if let Some(index) = bound.iter().position(|(bound, _)| bound.address == address) {
+            } else if let Some(index) = bound.iter().position(|(_, handle)| handle.address == address) {
                 let (bound, handle) = bound.swap_remove(index);
                 let handler = Arc::new(AcceptHandler::new(
                     settings,
@@ -111,7 +113,7 @@ impl Listeners {
         }
     }
 
-    /// What [`Self::release`] released, here or in the process that passed the sockets on, is this process's.
+    /// This process removes the files that [`Self::release`] released, here or in the process that passed the sockets on.
     pub(super) fn claim(&self) {
         for open in &self.open {
             open.handle.claim();
@@ -128,8 +130,10 @@ impl Listeners {
     }
 }
 
-/// Binds every listener but those that are `open`, or takes what is bound for it from `inherited`; or says which could
-/// not be bound.
+/// Binds every listener that is not `open`, or takes what is bound for it from `inherited`.
+///
+/// # Errors
+/// Which listeners could not be bound, and why, a sentence each.
 pub(super) fn bind(
     listeners: &[Listener],
     open: &[&Handle],
@@ -139,22 +143,13 @@ pub(super) fn bind(
     let mut faults = Vec::new();
     let is_open = |listener: &&Listener| open.iter().any(|open| open.address == listener.address);
     for listener in listeners.iter().filter(|listener| !is_open(listener)) {
-        // What overlaps this one is not among `listeners`, so it closes. A Unix socket's file is another matter.
+        // What overlaps this one is not among `listeners`, so it closes. The file of a Unix socket cannot be shared.
         let overlapping = open
             .iter()
             .filter(|open| listener.address.port().is_some() && open.address.overlaps(&listener.address));
         let leaving: Vec<&Handle> = overlapping.copied().collect();
-        match with_handle(&listener.address, &leaving, inherited) {
+        match listen::bind(&listener.address, &leaving, inherited) {
             Ok(socket) => bound.push(socket),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                let why = match inherited.in_the_way(&listener.address) {
-                    Some(place) => format!(
-                        "overlaps {place}, where the process before listens; reload it with this listener before the upgrade"
-                    ),
-                    None => "is in use by another program".to_owned(),
-                };
-                faults.push(format!("listener {}: {} {why}", listener.name, listener.address));
-            }
             Err(error) => faults.push(format!(
                 "listener {}: cannot listen on {}: {error}",
                 listener.name, listener.address
@@ -162,18 +157,4 @@ pub(super) fn bind(
         }
     }
     if faults.is_empty() { Ok(bound) } else { Err(faults) }
-}
-
-/// Binds one address, or takes what is bound there.
-pub(super) fn with_handle(
-    address: &BindAddress,
-    leaving: &[&Handle],
-    inherited: &mut Inheritance,
-) -> io::Result<(Bound, Handle)> {
-    let bound = match inherited.take(address) {
-        Some(inherited) => listen::adopt(address, inherited)?,
-        None => listen::bind_beside(address, leaving)?,
-    };
-    let handle = bound.handle()?;
-    Ok((bound, handle))
 }

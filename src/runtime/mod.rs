@@ -45,8 +45,8 @@ use crate::auth::scram::MockSecret;
 use crate::cluster::{self, ClusterHandle, LagLimits};
 use crate::config::Config;
 use crate::frontend::auth_policy::{Around, AuthPolicy};
-use crate::frontend::listen::{self, Inheritance};
 use crate::frontend::tls::Acceptor;
+use crate::listen::{self, Inheritance};
 use crate::session::admission::Admission;
 use crate::session::generations::Generations;
 use crate::session::keys::{Incarnation, KeyIssuer};
@@ -126,7 +126,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         .map_err(|faults| anyhow!(faults.join("; ")))?;
     let control = match &config.control_socket {
         Some(path) => {
-            let bound = listeners::with_handle(&control::address(path), &[], &mut inherited);
+            let bound = listen::bind(&control::address(path), &[], &mut inherited);
             Some(bound.with_context(|| format!("control_socket: {}", path.display()))?)
         }
         None => None,

@@ -30,9 +30,9 @@ use crate::cluster::{self, ClusterHandle, PreparedCluster, WeakClusterHandle};
 use crate::config::diff::ClusterChange;
 use crate::config::{self, BindAddress, Cluster, Config, Route};
 use crate::frontend::auth_policy::{Around, AuthPolicy};
-use crate::frontend::listen::{self, Handle, Inherited};
 use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
+use crate::listen::{BoundPlace, Handle, Inherited};
 use crate::session::Shared;
 use crate::session::console::ConsoleAccess;
 use crate::session::listener_settings::ListenerSettings;
@@ -94,7 +94,7 @@ impl Service {
     }
 
     /// What is at the places `kept` is another process's: the files of its sockets.
-    pub(super) fn release(&self, kept: &[listen::BoundPlace]) {
+    pub(super) fn release(&self, kept: &[BoundPlace]) {
         self.listeners.release(kept);
         if let Some(control) = &self.control {
             control.release(kept);

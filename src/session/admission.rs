@@ -5,11 +5,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
 use super::listener_settings::ListenerSettings;
 use super::quota::Share;
@@ -67,6 +69,8 @@ struct Places {
     most: AtomicU32,
     most_per_source: AtomicU32,
     taken: Mutex<Taken>,
+    /// Wakes accept loops that wait for a place.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -89,12 +93,14 @@ impl Places {
             most: AtomicU32::new(most),
             most_per_source: AtomicU32::new(most_per_source),
             taken: Mutex::default(),
+            freed: Notify::new(),
         })
     }
 
     fn resize(&self, most: u32, most_per_source: u32) {
         self.most.store(most, Ordering::Release);
         self.most_per_source.store(most_per_source, Ordering::Release);
+        self.freed.notify_waiters();
     }
 
     fn is_full(&self) -> bool {
@@ -184,6 +190,8 @@ impl Drop for Pending {
         let mut taken = self.places.taken();
         taken.total -= 1;
         taken.forget(self.source);
+        drop(taken);
+        self.places.freed.notify_waiters();
     }
 }
 
@@ -282,6 +290,30 @@ impl Admission {
     /// Whether another connection may say what it wants: there is a place for it, or a place in the reserve.
     pub fn may_speak(&self) -> bool {
         !self.pending.is_full() || !self.reserve.is_full()
+    }
+
+    /// Until another connection can be taken: there is a place for its login or in the reserve, where it may turn out to
+    /// be a cancel request; or there has been none for [`PATIENCE`], and it is to be refused. Cancel safe.
+    pub async fn until_room(&self) {
+        loop {
+            let (mut login, mut reserve) = (
+                pin!(self.pending.freed.notified()),
+                pin!(self.reserve.freed.notified()),
+            );
+            // From here on no place that becomes free is missed.
+            login.as_mut().enable();
+            reserve.as_mut().enable();
+            let now = Instant::now();
+            if self.room(now) != Room::Wait || self.may_speak() {
+                return;
+            }
+            let since = *self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
+            tokio::select! {
+                () = login => {}
+                () = reserve => {}
+                () = sleep_until(since.unwrap_or(now) + PATIENCE) => {}
+            }
+        }
     }
 
     /// A burst waits in the kernel's queue, which costs nobody anything; a siege is told to go.
@@ -385,6 +417,34 @@ mod tests {
         drop(first);
         assert_eq!(admission.room(Instant::now()), Room::Yes);
         assert!(admission.pending(source(3)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_room_is_woken_by_a_place_and_by_the_end_of_patience() {
+        let admission = Arc::new(Admission::new(0, 1));
+        let source = |last| Some(IpAddr::from([10, 0, 0, last]));
+        let login = admission.pending(source(0)).expect("room");
+        let mut reserve: Vec<_> = (1..=8)
+            .map(|last| admission.in_reserve(source(last)).expect("room"))
+            .collect();
+        let waiting = || {
+            let admission = Arc::clone(&admission);
+            let began = Instant::now();
+            tokio::spawn(async move {
+                admission.until_room().await;
+                began.elapsed()
+            })
+        };
+        let two = [waiting(), waiting()];
+        tokio::time::sleep(PATIENCE / 4).await;
+        reserve.pop();
+        for waited in two {
+            assert_eq!(waited.await.expect("no panic"), PATIENCE / 4);
+        }
+        reserve.push(admission.in_reserve(source(9)).expect("room"));
+        assert_eq!(waiting().await.expect("no panic"), PATIENCE * 3 / 4);
+        drop(login);
+        assert_eq!(waiting().await.expect("no panic"), Duration::ZERO);
     }
 
     #[test]

@@ -375,14 +375,14 @@ fn a_new_process_that_cannot_serve_changes_nothing() {
     );
     subject
         .router
-        .await_log(&["not started", "extra", "6532 is in use"]);
+        .await_log(&["not started", "extra", "6532: it is in use"]);
     // A part of what the old process listens on, or the whole.
     let own = format!("address: \"{}:6432\"", subject.router.address);
     assert!(usual.contains(&own));
     fs::write(subject.path(), usual.replace(&own, "address: \"*:6432\"")).unwrap();
     assert_eq!(subject.command(&["upgrade"]).status.code(), Some(1));
     let why = format!(
-        "overlaps {}:6432, where the process before listens",
+        "overlaps {}:6432, where the old process listens",
         subject.router.address
     );
     subject.router.await_log(&["not started", "listener rw", &why]);

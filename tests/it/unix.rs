@@ -215,7 +215,10 @@ fn what_is_not_a_stale_socket_is_left_alone() {
     let refused = start();
     assert!(!refused.status.success());
     let error = String::from_utf8_lossy(&refused.stderr);
-    let expected = format!("listener local: {} is in use by another program", path.display());
+    let expected = format!(
+        "listener local: cannot listen on {}: it is in use by another program",
+        path.display()
+    );
     assert!(error.contains(&expected), "{error}");
     assert!(UnixStream::connect(&path).is_ok());
     drop(live);

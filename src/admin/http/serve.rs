@@ -1,8 +1,7 @@
 //! Accepting and serving connections, each wait and number bounded.
 
 use std::future::poll_fn;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -17,25 +16,25 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::super::handles::Handles;
+use super::super::metrics::Metrics;
 use super::super::{agent, local};
 use super::guard::{Caller, Guard};
 use super::node;
 use super::router::{App, router};
 use super::seats::{Seat, Seats};
 use super::stream::WriteBound;
-use crate::config::{AgentSubject, BindAddress, ProxyProtocol};
-use crate::frontend::overlap::beside;
+use crate::config::{AgentSubject, ProxyProtocol};
 use crate::frontend::proxy;
+use crate::listen::{Bound, ClientSocket, Connection, OnAccept, PeerAddress, accept_loop};
 use crate::tls::HelloStream;
 
 /// What one caller, and all together, may cost.
@@ -73,52 +72,15 @@ impl Default for Bounds {
 /// Request line and headers together; hyper's least is 8 KiB.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-const BACKLOG: i32 = 1024;
 /// Agent checks at once.
 const MAX_AGENT_CHECKS: usize = 64;
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A listening socket; `*` is dual-stack, or IPv4 where the host has no IPv6. `leaving`, which is about to be closed,
-/// listens on an address that overlaps.
-pub(super) fn bind_beside(
-    address: &BindAddress,
-    leaving: &[&std::net::TcpListener],
-) -> io::Result<std::net::TcpListener> {
-    beside(leaving, |shares| bind_as(address, shares))
-}
-
-fn bind_as(address: &BindAddress, shares: bool) -> io::Result<std::net::TcpListener> {
-    match address {
-        BindAddress::Ip(address) => listen(*address, false, shares),
-        // Refused at load.
-        BindAddress::Unix { .. } => Err(io::ErrorKind::Unsupported.into()),
-        BindAddress::Any { port } => match listen((Ipv6Addr::UNSPECIFIED, *port).into(), true, shares) {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                listen((Ipv4Addr::UNSPECIFIED, *port).into(), false, shares)
-            }
-            result => result,
-        },
-    }
-}
-
-fn listen(address: SocketAddr, dual_stack: bool, shares: bool) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!dual_stack)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shares)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Answers until `leaving` or `shutdown`. On leaving, whoever is connected may ask once more within `bounds.linger`: who
-/// was accepted is answered. At the end, what is under way has `bounds.grace`. Requests that begin are answered by the
-/// newest of `handles`.
+/// Answers until `leaving` or `shutdown`. On `leaving` it accepts nobody else, and each connection may ask once more
+/// within `bounds.linger`: what was accepted is answered. At the end, requests under way have `bounds.grace`. The newest
+/// of `handles` answer a request.
 pub(super) async fn serve(
-    listener: TcpListener,
+    bound: Bound,
     settings: Settings,
     mut handles: watch::Receiver<Handles>,
     leaving: CancellationToken,
@@ -129,73 +91,28 @@ pub(super) async fn serve(
     let connections = TaskTracker::new();
     let stop = shutdown.child_token();
     let metrics = handles.borrow().metrics.clone();
-    let (first, mut following) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
+    let first = answering(handles.borrow_and_update().clone(), &tasks, &stop);
     let server = Arc::new(Server {
-        router: ArcSwap::from_pointee(router(first)),
+        router: ArcSwap::from_pointee(router(Arc::clone(&first.0))),
         settings,
         bounds,
         leaving: leaving.clone(),
         stop: stop.clone(),
     });
     let kept = Arc::clone(&server);
-    let (left, until) = (tasks.clone(), stop.clone());
-    tasks.spawn(async move {
-        loop {
-            let changed = tokio::select! {
-                () = until.cancelled() => return,
-                changed = handles.changed() => changed,
-            };
-            if changed.is_err() {
-                return until.cancelled().await;
-            }
-            let (app, next) = answering(handles.borrow_and_update().clone(), &left, &until);
-            kept.router.store(Arc::new(router(app)));
-            // What followed the members of before ends here.
-            drop(std::mem::replace(&mut following, next));
-        }
-    });
-    let seats = Seats::new(bounds.max_connections, "HTTP", metrics.clone());
-    let mut backoff = Backoff::default();
-    loop {
-        let accepted = tokio::select! {
-            () = leaving.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, caller) = match accepted {
-            Ok((stream, address)) => {
-                backoff = Backoff::default();
-                (stream, address)
-            }
-            Err(error) => {
-                if let Some(pause) = backoff.after(&error) {
-                    tokio::select! {
-                        () = leaving.cancelled() => break,
-                        () = sleep(pause) => {}
-                    }
-                }
-                continue;
-            }
-        };
-        let source = (!server.is_announced(caller)).then(|| caller.ip());
-        let Ok(seat) = seats.take(source) else {
-            continue;
-        };
-        let open = Open::new(&metrics.connections);
-        let server = Arc::clone(&server);
-        connections.spawn(async move {
-            tokio::select! {
-                biased;
-                () = seat.needed() => tracing::debug!(client = %caller, "HTTP: closed for a new connection"),
-                () = server.connection(stream, caller, &seat) => {}
-            }
-            drop((seat, open));
-        });
-    }
-    drop(listener);
+    let publish = move |app| kept.router.store(Arc::new(router(app)));
+    tasks.spawn(follow(handles, first, tasks.clone(), stop.clone(), publish));
+    let handler = HttpHandler {
+        server,
+        seats: Seats::new(bounds.max_connections, "HTTP", metrics.clone()),
+        connections: connections.clone(),
+        metrics,
+    };
+    accept_loop(bound, handler, leaving).await;
     connections.close();
     tokio::select! {
         () = shutdown.cancelled() => {}
-        // Who is still there then asks another listener.
+        // Clients that are still there then ask another listener.
         _ = timeout(bounds.linger, connections.wait()) => {}
     }
     stop.cancel();
@@ -205,6 +122,52 @@ pub(super) async fn serve(
         tokio::join!(connections.wait(), tasks.wait());
     })
     .await;
+}
+
+/// Takes the connections for HTTP.
+struct HttpHandler {
+    server: Arc<Server>,
+    seats: Seats,
+    connections: TaskTracker,
+    metrics: Metrics,
+}
+
+impl OnAccept for HttpHandler {
+    type Room = ();
+
+    async fn room(&self) {}
+
+    fn accepted(&self, connection: Connection, (): ()) {
+        let Some((stream, caller)) = tcp(connection) else {
+            return;
+        };
+        let source = (!self.server.is_announced(caller)).then(|| caller.ip());
+        let Ok(seat) = self.seats.take(source) else {
+            return;
+        };
+        let open = Open::new(&self.metrics.connections);
+        let server = Arc::clone(&self.server);
+        self.connections.spawn(async move {
+            tokio::select! {
+                biased;
+                () = seat.needed() => tracing::debug!(client = %caller, "HTTP: closed for a new connection"),
+                () = server.connection(stream, caller, &seat) => {}
+            }
+            drop((seat, open));
+        });
+    }
+}
+
+/// A connection over the network, on this runtime. `None`: it cannot be registered there, or is another kind, which
+/// the configuration refuses.
+fn tcp(connection: Connection) -> Option<(TcpStream, SocketAddr)> {
+    match (connection.socket, connection.peer) {
+        (ClientSocket::Tcp(socket), PeerAddress::Tcp(address)) => {
+            let stream = TcpStream::from_std(socket).ok()?;
+            Some((stream, address))
+        }
+        _ => None,
+    }
 }
 
 /// The answers by `handles`, and what keeps them right as long as it is not dropped.
@@ -227,63 +190,89 @@ fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) ->
     (Arc::new(app), following.drop_guard())
 }
 
-/// Tells each that connects how things are by the newest of `handles`, until `shutdown`; who was accepted is told.
+/// Publishes the answers by the newest of `handles`, until `stop`. `current`: those that were published first.
+async fn follow(
+    mut handles: watch::Receiver<Handles>,
+    mut current: (Arc<App>, DropGuard),
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    publish: impl Fn(Arc<App>),
+) {
+    loop {
+        let changed = tokio::select! {
+            () = stop.cancelled() => return,
+            changed = handles.changed() => changed,
+        };
+        if changed.is_err() {
+            return stop.cancelled().await;
+        }
+        let next = answering(handles.borrow_and_update().clone(), &tasks, &stop);
+        publish(Arc::clone(&next.0));
+        // The tasks that follow the old members end here.
+        drop(std::mem::replace(&mut current, next));
+    }
+}
+
+/// Sends each client that connects the state of its subject, by the newest of `handles`, until `shutdown`. Clients that
+/// were accepted get their line.
 pub(super) async fn agent(
-    listener: TcpListener,
+    bound: Bound,
     about: AgentSubject,
     mut handles: watch::Receiver<Handles>,
     shutdown: CancellationToken,
 ) {
     let tasks = TaskTracker::new();
-    let told = TaskTracker::new();
+    let answers = TaskTracker::new();
     let stop = shutdown.child_token();
-    let (mut app, mut following) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
-    let mut backoff = Backoff::default();
-    let metrics = app.handles.metrics.clone();
-    let seats = Seats::new(MAX_AGENT_CHECKS, "agent check", metrics);
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            Ok(()) = handles.changed() => {
-                let next;
-                (app, next) = answering(handles.borrow_and_update().clone(), &tasks, &stop);
-                // What followed the members of before ends here.
-                drop(std::mem::replace(&mut following, next));
-                continue;
-            }
-            accepted = listener.accept() => accepted,
+    let metrics = handles.borrow().metrics.clone();
+    let first = answering(handles.borrow_and_update().clone(), &tasks, &stop);
+    let app = Arc::new(ArcSwap::new(Arc::clone(&first.0)));
+    let kept = Arc::clone(&app);
+    let publish = move |app| kept.store(app);
+    tasks.spawn(follow(handles, first, tasks.clone(), stop.clone(), publish));
+    let handler = AgentHandler {
+        app,
+        about,
+        seats: Seats::new(MAX_AGENT_CHECKS, "agent check", metrics),
+        answers: answers.clone(),
+    };
+    accept_loop(bound, handler, stop).await;
+    answers.close();
+    // Answers that take longer go on until the thread ends.
+    let _ = timeout(Bounds::default().grace, answers.wait()).await;
+}
+
+/// Answers HAProxy's agent check.
+struct AgentHandler {
+    app: Arc<ArcSwap<App>>,
+    about: AgentSubject,
+    seats: Seats,
+    answers: TaskTracker,
+}
+
+impl OnAccept for AgentHandler {
+    type Room = ();
+
+    async fn room(&self) {}
+
+    fn accepted(&self, connection: Connection, (): ()) {
+        let Some((stream, address)) = tcp(connection) else {
+            return;
         };
-        match accepted {
-            Ok((stream, address)) => {
-                backoff = Backoff::default();
-                let Ok(seat) = seats.take(Some(address.ip())) else {
-                    continue;
-                };
-                let line = node::agent(&app, about).to_string();
-                told.spawn(async move {
-                    // Whoever does not take a line is not waited for.
-                    // Whoever has to make room has been told already, unless it does not read.
-                    tokio::select! {
-                        _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)) => {}
-                        () = seat.needed() => {}
-                    }
-                    drop(seat);
-                });
+        let Ok(seat) = self.seats.take(Some(address.ip())) else {
+            return;
+        };
+        let line = node::agent(&self.app.load(), self.about).to_string();
+        self.answers.spawn(async move {
+            // A client that has to make room has its line already, unless it does not read; no client is waited for
+            // longer than that.
+            tokio::select! {
+                _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)) => {}
+                () = seat.needed() => {}
             }
-            Err(error) => {
-                if let Some(pause) = backoff.after(&error) {
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = sleep(pause) => {}
-                    }
-                }
-            }
-        }
+            drop(seat);
+        });
     }
-    drop(listener);
-    told.close();
-    // Who takes longer is told still, unless the thread ends.
-    let _ = timeout(Bounds::default().grace, told.wait()).await;
 }
 
 /// What may be exchanged for the connections to come. Cheap to clone; clones share it.
@@ -436,51 +425,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// How long to leave the listener alone after a failed accept, so that no more files than there are (EMFILE) does
-/// not become a busy loop. Logs the first failure of a row.
-#[derive(Debug, Default)]
-struct Backoff {
-    pause: Option<Duration>,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    /// `None` where the failure was that connection's only.
-    fn after(&mut self, error: &io::Error) -> Option<Duration> {
-        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-            return None;
-        }
-        let pause = match self.pause {
-            None => {
-                tracing::warn!(%error, "HTTP: cannot accept connections; trying again");
-                Self::FIRST
-            }
-            Some(pause) => (pause * 2).min(Self::LONGEST),
-        };
-        self.pause = Some(pause);
-        Some(pause)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn no_files_left_is_not_a_busy_loop() {
-        let mut backoff = Backoff::default();
-        let emfile = io::Error::from_raw_os_error(24);
-        let pauses: Vec<_> = (0..7)
-            .map(|_| backoff.after(&emfile).unwrap().as_millis())
-            .collect();
-        assert_eq!(pauses, [50, 100, 200, 400, 800, 1000, 1000]);
-        assert_eq!(backoff.after(&io::ErrorKind::ConnectionAborted.into()), None);
     }
 }

@@ -13,7 +13,7 @@ use super::fixture::*;
 use super::{AdminError, AdminThread, Bounds, prepare, prepare_with};
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{AgentCheck, AgentSubject, BindAddress, Http};
-use crate::frontend::listen::Inheritance;
+use crate::listen::Inheritance;
 
 struct Running {
     thread: Option<AdminThread>,

@@ -1,7 +1,8 @@
 //! The file of a Unix-domain listener.
 //!
-//! Guarantees: only a socket nobody listens on is ever replaced; the file has its mode before anybody can connect, and
-//! is removed when this is dropped, unless another is in its place by then, or another process has it.
+//! Guarantees: only a socket that nobody listens on is ever replaced; the file has its mode before anybody can connect.
+//! It is removed when [`SocketFile`] is dropped, unless another file is in its place by then or another process owns
+//! it.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -14,54 +15,54 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// A socket in the file system that is ours. To be dropped before its listener: while that is open the kernel gives
-/// the inode's number to nobody else, so that it tells ours from one that came after.
+/// A socket in the file system. Drop it before its listener: while the listener is open the kernel gives the inode's
+/// number to no other file, so that the number tells this file from one that came later.
 #[derive(Debug)]
 pub(super) struct SocketFile(Arc<Facts>);
 
-/// Whose a socket's file is. Clones tell of the same file.
+/// Which process removes a socket's file. Clones concern the same file.
 #[derive(Debug, Clone)]
-pub(super) struct Ours(Arc<Facts>);
+pub(super) struct FileOwnership(Arc<Facts>);
 
 #[derive(Debug)]
 struct Facts {
     path: PathBuf,
     identity: Identity,
     mode: u32,
-    /// Whether it is this process's to remove.
+    /// Whether this process removes it.
     held: AtomicBool,
-    /// Where not, the file is neither this process's nor that of who passed the socket on.
-    may_be: bool,
+    /// `false`: the file belongs neither to this process nor to the one that passed the socket on.
+    is_removable: bool,
 }
 
 impl Facts {
-    /// No other is in its place.
+    /// No other file is in its place.
     fn is_there(&self) -> bool {
         Identity::of(&self.path).is_ok_and(|found| found == self.identity)
     }
 }
 
-impl Ours {
-    /// It is another process's from now on.
+impl FileOwnership {
+    /// Another process removes it from now on.
     pub(super) fn release(&self) {
         self.0.held.store(false, Ordering::Relaxed);
     }
 
-    /// It is no other process's any more, and has the mode that it is to have here.
+    /// No other process removes it any more. It gets the mode that is configured here.
     ///
     /// # Errors
-    /// It has not.
+    /// The mode cannot be set.
     pub(super) fn claim(&self) -> io::Result<()> {
-        self.0.held.store(self.0.may_be, Ordering::Relaxed);
-        if self.0.may_be && self.0.is_there() {
+        self.0.held.store(self.0.is_removable, Ordering::Relaxed);
+        if self.0.is_removable && self.0.is_there() {
             fs::set_permissions(&self.0.path, Permissions::from_mode(self.0.mode))?;
         }
         Ok(())
     }
 
-    /// Whether this process, or who passed the socket on, removes it.
-    pub(super) fn may_be(&self) -> bool {
-        self.0.may_be
+    /// Whether this process, or the one that passed the socket on, removes it.
+    pub(super) fn is_removable(&self) -> bool {
+        self.0.is_removable
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -70,15 +71,15 @@ impl Ours {
 }
 
 impl SocketFile {
-    pub(super) fn ours(&self) -> Ours {
-        Ours(Arc::clone(&self.0))
+    pub(super) fn ownership(&self) -> FileOwnership {
+        FileOwnership(Arc::clone(&self.0))
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.0.held.load(Ordering::Relaxed) && self.0.is_there() {
-            // Nothing to do about it where that fails: the next start finds it stale.
+            // Where that fails, the next start finds the file stale.
             let _ = fs::remove_file(&self.0.path);
         }
     }
@@ -104,7 +105,7 @@ impl Identity {
 }
 
 /// # Errors
-/// `AddrInUse`: somebody listens there. `AlreadyExists`: what is there is no socket.
+/// `AddrInUse`: another process listens there. `AlreadyExists`: the file there is not a socket.
 pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(SocketFile, UnixListener)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -115,7 +116,7 @@ pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(Soc
         identity: Identity::of(path)?,
         mode,
         held: AtomicBool::new(true),
-        may_be: true,
+        is_removable: true,
     }));
     // Nobody can connect yet.
     fs::set_permissions(path, Permissions::from_mode(mode))?;
@@ -123,16 +124,16 @@ pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(Soc
     Ok((file, socket.into()))
 }
 
-/// The file of a socket that another process has bound there, who removes it until it is claimed; nothing is changed
-/// before. One that is nobody's of the two (`may_be` is false) keeps its mode for ever.
+/// The file of a socket that another process has bound at `path`. That process removes it until it is claimed here;
+/// nothing is changed before. A file that belongs to neither (`is_removable` is false) keeps its mode.
 ///
 /// # Errors
-/// It is not `passed`, which the socket belongs to, that is there.
-pub(super) fn adopt(path: &Path, mode: u32, passed: Identity, may_be: bool) -> io::Result<SocketFile> {
+/// The file at `path` is not the `passed` one, which belongs to the socket.
+pub(super) fn adopt(path: &Path, mode: u32, passed: Identity, is_removable: bool) -> io::Result<SocketFile> {
     if Identity::of(path)? != passed {
         return Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            "another file is in the place of the socket that the process before listens on",
+            "another file is in the place of the old process's socket",
         ));
     }
     Ok(SocketFile(Arc::new(Facts {
@@ -140,7 +141,7 @@ pub(super) fn adopt(path: &Path, mode: u32, passed: Identity, may_be: bool) -> i
         identity: passed,
         mode,
         held: AtomicBool::new(false),
-        may_be,
+        is_removable,
     })))
 }
 
@@ -160,14 +161,14 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !is_abandoned(path)? {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    // Somebody else may have come first.
+    // Another process may have been faster.
     if Identity::of(path)? != looked_at {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     fs::remove_file(path)
 }
 
-/// Only a refusal says so: whatever else comes of connecting (a full queue, no right to), somebody may listen.
+/// Only a refused connection proves it. After any other failure (a full queue, missing rights) a process may listen.
 fn is_abandoned(path: &Path) -> io::Result<bool> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;

@@ -1,20 +1,21 @@
 //! Binding an address that overlaps one this process listens on and is about to leave: `127.0.0.1:6432` after `*:6432`.
 //!
-//! The kernel refuses it while the old socket listens, unless both have `SO_REUSEPORT` and the same user. They have it while
-//! the new one is bound, and not for longer: else a second router of the same user could take the port unnoticed. (The kernel
-//! remembers on the port that it was shared: a program of the same user that asks for `SO_REUSEPORT` itself may join, which
-//! routers do here only.) The old socket accepts throughout, and goes on as it was where the new one cannot be bound.
+//! The kernel refuses it while the old socket listens, unless both have `SO_REUSEPORT` and the same user. They have it
+//! while the new one is bound, and not longer: otherwise a second router of the same user could take the port
+//! unnoticed. (The kernel remembers that the port was shared: a program of the same user that asks for `SO_REUSEPORT`
+//! may join, and routers ask only here.) The old socket accepts throughout. Where the new one cannot be bound, the old
+//! one continues unchanged.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use socket2::SockRef;
 
-/// Binds beside `leaving`; with an empty list, as ever. `bind` is told whether to set `SO_REUSEPORT`.
+/// Binds beside `leaving`, which may be empty. The argument of `bind` says whether to set `SO_REUSEPORT`.
 ///
 /// # Errors
 /// Those of `bind`.
-pub(crate) fn beside<T: AsFd>(
+pub(super) fn beside<T: AsFd>(
     leaving: &[impl AsFd],
     bind: impl FnOnce(bool) -> io::Result<T>,
 ) -> io::Result<T> {
@@ -59,7 +60,7 @@ mod tests {
         let in_use = |bound: io::Result<TcpListener>| bound.unwrap_err().kind() == io::ErrorKind::AddrInUse;
         assert!(in_use(listen(part, false)));
         let bound = beside(&[&whole], |shares| listen(part, shares)).unwrap();
-        // Neither can be shared any more, whoever wants it.
+        // Neither can be shared any more.
         assert!(in_use(listen(part, false)));
         assert!(in_use(listen(SocketAddr::from(([0, 0, 0, 0], port)), false)));
         let client = TcpStream::connect(part).unwrap();

@@ -1,0 +1,382 @@
+//! The accept loop: one loop, run as one task per listening socket.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::bind::{Bound, BoundSocket};
+use super::socket_file::SocketFile;
+
+/// A client that is first in the queue is accepted with the spare descriptor within this time, unless it has gone.
+const SPARE_WAIT: Duration = Duration::from_millis(5);
+/// A shortage is logged when it begins, and then at most this often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// An accepted connection, not registered with any runtime yet, so that a worker can register it with its own.
+#[derive(Debug)]
+pub struct Connection {
+    pub socket: ClientSocket,
+    pub peer: PeerAddress,
+}
+
+#[derive(Debug)]
+pub enum ClientSocket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The other end of a connection, as the kernel names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerAddress {
+    Tcp(SocketAddr),
+    /// `None` where the kernel does not say which process it is.
+    Unix(Option<PeerProcess>),
+}
+
+/// The process at the other end of a Unix socket, as the kernel saw it when it connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerProcess {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: Option<i32>,
+}
+
+/// Takes accepted connections. Its functions are called on the accept loop: they must not block.
+pub trait OnAccept: Send + Sync + 'static {
+    /// What the handler reserves before it takes a connection.
+    type Room: Send;
+
+    /// What happens to a connection when there is no descriptor left for it: the loop accepts it with a descriptor held
+    /// back for this and calls [`Self::no_descriptor`], or leaves it in the kernel's queue until there is one.
+    const ANSWERS_WITHOUT_DESCRIPTOR: bool = false;
+
+    /// Waits until the handler can take the connection that was just accepted. Connections behind it wait in the
+    /// kernel's queue. The wait must be bounded, also after the loop was told to stop: the connection was accepted, and
+    /// no other process will have it.
+    fn room(&self) -> impl Future<Output = Self::Room> + Send;
+
+    fn accepted(&self, connection: Connection, room: Self::Room);
+
+    /// There is no descriptor left for this connection: say so and hang up.
+    fn no_descriptor(&self, socket: ClientSocket) {
+        drop(socket);
+    }
+}
+
+/// Accepts until `stop`. The socket is closed when this returns, so that the port is free again.
+pub async fn accept_loop<H: OnAccept>(bound: Bound, handler: H, stop: CancellationToken) {
+    let Bound { socket, name } = bound;
+    let listener = match Listener::new(socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            error!(listen = %name, %error, "cannot wait for connections");
+            return;
+        }
+    };
+    let mut shortage = Shortage::new(name, H::ANSWERS_WITHOUT_DESCRIPTOR);
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(connection) => {
+                shortage.over();
+                let room = handler.room().await;
+                handler.accepted(connection, room);
+            }
+            Err(error) if is_of_connection(&error) => {}
+            Err(error) => {
+                let pause = shortage.seen(&error);
+                if shortage.use_spare()
+                    && let Ok(Ok(connection)) = timeout(SPARE_WAIT, listener.accept()).await
+                {
+                    handler.no_descriptor(connection.socket);
+                }
+                shortage.keep_spare();
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+/// A listening socket of either kind, on this runtime.
+enum Listener {
+    Tcp(TcpListener),
+    /// The file first, as in [`BoundSocket`].
+    Unix(
+        #[expect(dead_code, reason = "dropped with the listener")] Option<SocketFile>,
+        UnixListener,
+    ),
+}
+
+impl Listener {
+    fn new(socket: BoundSocket) -> io::Result<Self> {
+        Ok(match socket {
+            BoundSocket::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
+            BoundSocket::Unix(file, socket) => Self::Unix(file, UnixListener::from_std(socket)?),
+        })
+    }
+
+    /// Cancel safe.
+    async fn accept(&self) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(listener) => {
+                let (socket, address) = listener.accept().await?;
+                Ok(Connection {
+                    socket: ClientSocket::Tcp(socket.into_std()?),
+                    peer: PeerAddress::Tcp(address),
+                })
+            }
+            Self::Unix(_, listener) => {
+                let (socket, _unnamed) = listener.accept().await?;
+                let process = socket.peer_cred().ok().map(|peer| PeerProcess {
+                    uid: peer.uid(),
+                    gid: peer.gid(),
+                    pid: peer.pid(),
+                });
+                Ok(Connection {
+                    socket: ClientSocket::Unix(socket.into_std()?),
+                    peer: PeerAddress::Unix(process),
+                })
+            }
+        }
+    }
+}
+
+/// The failure was that connection's only (`accept(2)`): the client had gone before it was accepted.
+fn is_of_connection(error: &io::Error) -> bool {
+    use Errno::{
+        ECONNABORTED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT,
+        EOPNOTSUPP, EPERM, EPROTO,
+    };
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        errno,
+        Some(
+            ECONNABORTED
+                | ECONNRESET
+                | EHOSTDOWN
+                | EHOSTUNREACH
+                | EINTR
+                | ENETDOWN
+                | ENETUNREACH
+                | ENONET
+                | ENOPROTOOPT
+                | EOPNOTSUPP
+                | EPERM
+                | EPROTO
+        )
+    )
+}
+
+/// Accepts that failed for want of descriptors or memory: the pauses between attempts, the log lines, and the
+/// descriptor held back.
+struct Shortage {
+    listen: String,
+    answers: bool,
+    spare: Option<std::fs::File>,
+    pause: Option<Duration>,
+    logged: Option<Instant>,
+    /// The end of the shortage last logged was logged.
+    logged_over: bool,
+    failures: u64,
+}
+
+impl Shortage {
+    const FIRST_PAUSE: Duration = Duration::from_millis(50);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+    /// Where one client gets its answer after each pause.
+    const LONGEST_PAUSE_ANSWERING: Duration = Duration::from_millis(100);
+
+    fn new(listen: String, answers: bool) -> Self {
+        let mut shortage = Self {
+            listen,
+            answers,
+            spare: None,
+            pause: None,
+            logged: None,
+            logged_over: false,
+            failures: 0,
+        };
+        shortage.keep_spare();
+        shortage
+    }
+
+    /// How long to leave the socket alone now, so that the loop does not spin.
+    fn seen(&mut self, error: &io::Error) -> Duration {
+        self.failures += 1;
+        let now = Instant::now();
+        if self.logged.is_none_or(|at| now.duration_since(at) >= LOG_EVERY) {
+            self.logged = Some(now);
+            self.logged_over = false;
+            error!(
+                listen = %self.listen, %error, times = self.failures,
+                "cannot accept connections: raise the open-file limit or lower limits.max_clients"
+            );
+        }
+        let longest = if self.answers {
+            Self::LONGEST_PAUSE_ANSWERING
+        } else {
+            Self::LONGEST_PAUSE
+        };
+        let pause = self.pause.map_or(Self::FIRST_PAUSE, |pause| pause * 2);
+        *self.pause.insert(pause.min(longest))
+    }
+
+    fn over(&mut self) {
+        self.pause = None;
+        if self.failures > 0 {
+            // At the limit each connection that closes lets one in: the time of the last line stays, so that the end is
+            // logged as rarely as the beginning.
+            if !std::mem::replace(&mut self.logged_over, true) {
+                warn!(listen = %self.listen, times = self.failures, "connections are accepted again");
+            }
+            self.failures = 0;
+        }
+        self.keep_spare();
+    }
+
+    /// Frees the spare descriptor for the client that is first in the queue. `false`: there is none.
+    fn use_spare(&mut self) -> bool {
+        self.spare.take().is_some()
+    }
+
+    /// Takes the spare descriptor again, before any other part of the process does.
+    fn keep_spare(&mut self) {
+        if self.answers && self.spare.is_none() {
+            self.spare = std::fs::File::open("/dev/null").ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::sync::{Semaphore, mpsc};
+
+    use super::super::{Inheritance, bind, bind_abstract};
+    use super::*;
+    use crate::config::BindAddress;
+
+    fn pauses(answers: bool) -> Vec<u128> {
+        let mut shortage = Shortage::new(String::new(), answers);
+        let emfile = io::Error::from(Errno::EMFILE);
+        (0..7).map(|_| shortage.seen(&emfile).as_millis()).collect()
+    }
+
+    #[tokio::test]
+    async fn no_files_left_is_not_a_busy_loop() {
+        assert_eq!(pauses(false), [50, 100, 200, 400, 800, 1000, 1000]);
+        assert_eq!(pauses(true), [50, 100, 100, 100, 100, 100, 100]);
+        assert!(is_of_connection(&Errno::ECONNABORTED.into()));
+        assert!(!is_of_connection(&Errno::EMFILE.into()));
+    }
+
+    #[tokio::test]
+    async fn a_spare_descriptor_is_held_only_for_answers() {
+        let mut shortage = Shortage::new(String::new(), true);
+        assert!(shortage.use_spare());
+        assert!(!shortage.use_spare(), "it is used");
+        shortage.over();
+        assert!(shortage.use_spare(), "it is held again");
+        assert!(!Shortage::new(String::new(), false).use_spare());
+    }
+
+    /// Passes on what it takes, one connection for each permit.
+    struct Gated {
+        permits: Arc<Semaphore>,
+        waiting: mpsc::UnboundedSender<()>,
+        taken: mpsc::UnboundedSender<Connection>,
+    }
+
+    impl OnAccept for Gated {
+        type Room = ();
+
+        async fn room(&self) {
+            let _ = self.waiting.send(());
+            self.permits.acquire().await.unwrap().forget();
+        }
+
+        fn accepted(&self, connection: Connection, (): ()) {
+            self.taken.send(connection).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_accepted_connection_waits_for_room_also_at_the_end() {
+        let address = BindAddress::Ip("127.0.0.1:0".parse().unwrap());
+        let (bound, handle) = bind(&address, &[], &mut Inheritance::default()).unwrap();
+        let permits = Arc::new(Semaphore::new(0));
+        let (taken, mut connections) = mpsc::unbounded_channel();
+        let (waiting, mut asked) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let handler = Gated {
+            permits: Arc::clone(&permits),
+            waiting,
+            taken,
+        };
+        let accepting = tokio::spawn(accept_loop(bound, handler, stop.clone()));
+        let to = handle.local_addr().unwrap();
+        drop(handle);
+        let first = tokio::net::TcpStream::connect(to).await.unwrap();
+        let second = tokio::net::TcpStream::connect(to).await.unwrap();
+        asked.recv().await.unwrap();
+        assert!(connections.try_recv().is_err(), "there is no room");
+        permits.add_permits(1);
+        let connection = connections.recv().await.unwrap();
+        assert_eq!(connection.peer, PeerAddress::Tcp(first.local_addr().unwrap()));
+        asked.recv().await.unwrap();
+        stop.cancel();
+        permits.add_permits(1);
+        let connection = connections.recv().await.unwrap();
+        assert_eq!(connection.peer, PeerAddress::Tcp(second.local_addr().unwrap()));
+        accepting.await.unwrap();
+        assert!(
+            tokio::net::TcpStream::connect(to).await.is_err(),
+            "the port is free"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_peer_on_an_abstract_socket_is_named_by_its_process() {
+        let name = format!("trunkline-test-{}", std::process::id());
+        let bound = bind_abstract(&name).unwrap();
+        assert!(bind_abstract(&name).is_err(), "the name is taken");
+        let (taken, mut connections) = mpsc::unbounded_channel();
+        let (waiting, _asked) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let handler = Gated {
+            permits: Arc::new(Semaphore::new(1)),
+            waiting,
+            taken,
+        };
+        let accepting = tokio::spawn(accept_loop(bound, handler, stop.clone()));
+        let mut client = tokio::net::UnixStream::connect(format!("\0{name}"))
+            .await
+            .unwrap();
+        let connection = connections.recv().await.unwrap();
+        let PeerAddress::Unix(Some(process)) = connection.peer else {
+            panic!("{:?}", connection.peer);
+        };
+        assert_eq!(process.uid, nix::unistd::geteuid().as_raw());
+        drop(connection);
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+        stop.cancel();
+        accepting.await.unwrap();
+    }
+}

@@ -1,0 +1,224 @@
+//! Binds an address, or takes over the socket that another process has bound there.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
+
+use nix::errno::Errno;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tracing::warn;
+
+use super::overlap::beside;
+use super::place::{BoundPlace, Inheritance, Inherited, PassedFile};
+use super::socket_file::{self, FileOwnership, Identity, SocketFile};
+use crate::config::BindAddress;
+
+/// Connections the kernel keeps for us while we are busy; it may lower this to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Why an address cannot be listened on. `Display` follows the address and a colon.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("it is in use by another program")]
+    InUse,
+    #[error(
+        "it overlaps {0}, where the old process listens; reload the old process with this address before the upgrade"
+    )]
+    OverlapsInherited(BoundPlace),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// A bound socket, not yet accepting. The file of a Unix socket is removed when this is dropped, or when its accept
+/// loop ends.
+#[derive(Debug)]
+pub struct Bound {
+    pub(super) socket: BoundSocket,
+    /// For the log.
+    pub(super) name: String,
+}
+
+#[derive(Debug)]
+pub(super) enum BoundSocket {
+    Tcp(std::net::TcpListener),
+    /// The file is dropped before the socket. A socket with an abstract name has none.
+    Unix(Option<SocketFile>, UnixListener),
+}
+
+/// A bound socket, kept beside its accept loop to be passed to another process. It holds the port: drop it where the
+/// port is to be free.
+#[derive(Debug)]
+pub struct Handle {
+    pub address: BindAddress,
+    socket: OwnedFd,
+    /// Of a Unix socket.
+    file: Option<FileOwnership>,
+}
+
+impl Handle {
+    /// A second descriptor, for the other process.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn passed_on(&self) -> io::Result<Inherited> {
+        Ok(Inherited {
+            place: BoundPlace::of(&self.address),
+            socket: self.socket.try_clone()?,
+            file: self.file.as_ref().map(|file| PassedFile {
+                identity: file.identity(),
+                is_to_be_removed: file.is_removable(),
+            }),
+        })
+    }
+
+    /// The process that passed it on has released it, or the process that it was passed on to has failed: the file is
+    /// this process's, with the mode that is configured here.
+    pub fn claim(&self) {
+        if let Some(Err(error)) = self.file.as_ref().map(FileOwnership::claim) {
+            warn!(listen = %self.address, %error, "the socket's file keeps its old mode");
+        }
+    }
+
+    /// Another process has the socket, if it is among those `kept`: this one does not remove the file.
+    pub fn release(&self, kept: &[BoundPlace]) {
+        if let Some(file) = &self.file
+            && kept.contains(&BoundPlace::of(&self.address))
+        {
+            file.release();
+        }
+    }
+
+    /// Where it is bound, with the port that the kernel chose where the configured one was 0. `None`: a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        let address = SockRef::from(&self.socket).local_addr().ok()?;
+        address.as_socket()
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            BoundSocket::Tcp(socket) => socket.as_fd(),
+            BoundSocket::Unix(_, socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// Binds and listens, or takes what another process has bound at `address`. `*` is one dual-stack socket, or IPv4 where
+/// the host has no IPv6. `leaving`, which is about to be closed, may listen on addresses that overlap.
+///
+/// # Errors
+/// Why not; `leaving` listens as before.
+pub fn bind(
+    address: &BindAddress,
+    leaving: &[&Handle],
+    inherited: &mut Inheritance,
+) -> Result<(Bound, Handle), BindError> {
+    let bound = match inherited.take(address) {
+        Some(inherited) => adopt(address, inherited)?,
+        None => beside(leaving, |shares| bind_as(address, shares)).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => match inherited.in_the_way(address) {
+                Some(place) => BindError::OverlapsInherited(place.clone()),
+                None => BindError::InUse,
+            },
+            _ => error.into(),
+        })?,
+    };
+    let handle = bound.handle(address)?;
+    Ok((bound, handle))
+}
+
+/// Binds a Unix socket whose name is in the abstract namespace: it has no file, and ends with its last descriptor.
+///
+/// # Errors
+/// `AddrInUse` where another process has the name.
+pub fn bind_abstract(name: &str) -> io::Result<Bound> {
+    let socket = UnixListener::bind_addr(&UnixAddress::from_abstract_name(name)?)?;
+    socket.set_nonblocking(true)?;
+    Ok(Bound {
+        socket: BoundSocket::Unix(None, socket),
+        name: format!("@{name}"),
+    })
+}
+
+fn bind_as(address: &BindAddress, shares: bool) -> io::Result<Bound> {
+    let socket = match *address {
+        BindAddress::Unix { ref path, mode } => {
+            let (file, socket) = socket_file::listen_on(path, mode, BACKLOG)?;
+            BoundSocket::Unix(Some(file), socket)
+        }
+        BindAddress::Ip(ip) => BoundSocket::Tcp(listen_on(ip, false, shares)?),
+        BindAddress::Any { port } => {
+            let every = |address: SocketAddr| listen_on(address, true, shares);
+            BoundSocket::Tcp(match every((Ipv6Addr::UNSPECIFIED, port).into()) {
+                Err(error) if no_ipv6(&error) => every((Ipv4Addr::UNSPECIFIED, port).into())?,
+                bound => bound?,
+            })
+        }
+    };
+    Ok(Bound {
+        socket,
+        name: address.to_string(),
+    })
+}
+
+/// What another process has bound at `address`, as if it were bound here.
+fn adopt(address: &BindAddress, inherited: Inherited) -> io::Result<Bound> {
+    SockRef::from(&inherited.socket).set_nonblocking(true)?;
+    let socket = match address {
+        BindAddress::Unix { path, mode } => {
+            let (identity, is_removable) = match inherited.file {
+                Some(file) => (file.identity, file.is_to_be_removed),
+                None => (Identity::of(path)?, false),
+            };
+            let file = socket_file::adopt(path, *mode, identity, is_removable)?;
+            BoundSocket::Unix(Some(file), inherited.socket.into())
+        }
+        BindAddress::Ip(_) | BindAddress::Any { .. } => BoundSocket::Tcp(inherited.socket.into()),
+    };
+    Ok(Bound {
+        socket,
+        name: address.to_string(),
+    })
+}
+
+impl Bound {
+    fn handle(&self, address: &BindAddress) -> io::Result<Handle> {
+        let file = match &self.socket {
+            BoundSocket::Tcp(_) => None,
+            BoundSocket::Unix(file, _) => file.as_ref().map(SocketFile::ownership),
+        };
+        Ok(Handle {
+            address: address.clone(),
+            socket: self.as_fd().try_clone_to_owned()?,
+            file,
+        })
+    }
+}
+
+fn listen_on(address: SocketAddr, dual_stack: bool, shares: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shares)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!dual_stack)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// `EAFNOSUPPORT`: the kernel has no IPv6. `EADDRNOTAVAIL`: it is switched off.
+fn no_ipv6(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
+}
