@@ -29,7 +29,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::codec::Framed;
 
 use super::handles::AccessView;
-use super::http::stream::WriteBound;
+use super::write_timeout::WriteTimeout;
 use crate::frontend::ClientStream;
 use crate::session::console::{Departure, Visitor};
 use crate::session::end::{Cause, Reason};
@@ -60,7 +60,7 @@ const SETTINGS: [(&str, &str); 10] = [
     ("in_hot_standby", "off"),
 ];
 
-type Io = WriteBound<ClientStream>;
+type Io = WriteTimeout<ClientStream>;
 type Wire = Framed<Io, PgWireMessageServerCodec<&'static Command>>;
 
 /// Answers commands. One for all sessions.
@@ -115,7 +115,7 @@ impl Conversation {
         client.set_state(PgWireConnectionState::ReadyForQuery);
         let mut conversation = Self {
             wire: Framed::new(
-                WriteBound::new(stream, WRITE_TIMEOUT),
+                WriteTimeout::new(stream, WRITE_TIMEOUT),
                 PgWireMessageServerCodec::new(client),
             ),
             handler,

@@ -2,22 +2,22 @@
 //!
 //! Requests never wait: they read snapshots. The listener runs on a thread and runtime of its own.
 
-mod access;
 mod answer;
 mod api;
 #[cfg(test)]
 mod api_tests;
+mod app;
+mod connection_limit;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fixture;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod guard;
+mod hba;
 mod node;
 mod patroni;
 mod router;
-mod seats;
 mod serve;
-pub(super) mod stream;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::serve::Bounds;
+pub use self::serve::HttpLimits;
 use self::serve::Settings;
 use super::handles::Handles;
 use crate::config::{self, AgentSubject, BindAddress};
@@ -66,7 +66,7 @@ pub struct AdminThread {
     tasks: TaskTracker,
     handles: watch::Sender<Handles>,
     settings: Settings,
-    bounds: Bounds,
+    limits: HttpLimits,
 }
 
 /// An address that is answered on.
@@ -162,7 +162,7 @@ impl AdminThread {
                 self.handles.subscribe(),
                 stop.clone(),
                 self.shutdown.clone(),
-                self.bounds,
+                self.limits,
             );
             self.tasks.spawn_on(serving, &self.runtime);
             self.listening.push(Listening { handle, stop });
@@ -213,10 +213,10 @@ pub fn prepare(
     shutdown: CancellationToken,
     inherited: &mut Inheritance,
 ) -> Result<Prepared, AdminError> {
-    prepare_with(config, handles, shutdown, Bounds::default(), inherited)
+    prepare_with(config, handles, shutdown, HttpLimits::default(), inherited)
 }
 
-/// As [`prepare`], with other bounds than the default ones.
+/// As [`prepare`], with other limits than the default ones.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -224,7 +224,7 @@ pub fn prepare_with(
     config: &config::Http,
     handles: Handles,
     shutdown: CancellationToken,
-    bounds: Bounds,
+    limits: HttpLimits,
     inherited: &mut Inheritance,
 ) -> Result<Prepared, AdminError> {
     let bound = BoundHttp::bind(config.addresses.iter(), &[], inherited)?;
@@ -283,7 +283,7 @@ pub fn prepare_with(
             tls: Arc::new(ArcSwapOption::new(tls)),
             proxies: Arc::new(ArcSwapOption::new(config.proxy_protocol.clone().map(Arc::new))),
         },
-        bounds,
+        limits,
     };
     Ok(Prepared { thread, bound, agent })
 }

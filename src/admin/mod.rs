@@ -18,6 +18,7 @@ pub mod log;
 mod member_checks;
 pub mod metrics;
 mod operations;
+mod write_timeout;
 
 pub use console::Console;
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};

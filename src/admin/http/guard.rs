@@ -12,14 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 
 use super::answer::JsonAnswer;
-use super::router::App;
 use crate::auth::crypto::same;
 use crate::config::Secret;
 
@@ -75,7 +71,7 @@ pub(super) enum Right {
 }
 
 impl Right {
-    fn asked_by(method: &Method) -> Self {
+    pub(super) fn asked_by(method: &Method) -> Self {
         match *method {
             Method::GET | Method::HEAD | Method::OPTIONS => Self::Look,
             _ => Self::Change,
@@ -156,14 +152,4 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme
         .eq_ignore_ascii_case(b"bearer ")
         .then(|| token.trim_ascii())
-}
-
-/// Before every handler of `/api/v1`.
-pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let caller = request.extensions().get::<Caller>().copied();
-    let right = Right::asked_by(request.method());
-    match app.guard.admit(caller, request.headers(), right) {
-        Ok(()) => next.run(request).await,
-        Err(answer) => answer.into_response(),
-    }
 }

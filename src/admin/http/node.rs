@@ -11,7 +11,7 @@ use super::super::agent::AgentState;
 use super::super::handles::ClusterView;
 use super::super::member_checks::{self, CheckResult};
 use super::answer::JsonAnswer;
-use super::router::{App, Params, Subject};
+use super::app::{App, Params, Subject};
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
 use crate::config::{AgentSubject, Route};
 use crate::routing;

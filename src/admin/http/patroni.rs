@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::member_checks::{self, CheckResult};
 use super::answer::JsonAnswer;
-use super::router::{App, Params, Subject};
+use super::app::{App, Params, Subject};
 use crate::cluster::snapshot::{Member, Role, Snapshot};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

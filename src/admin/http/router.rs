@@ -4,105 +4,20 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, delete, on, post};
 use axum::{Extension, Router};
-use tokio::sync::watch;
 
 use super::super::exposition::Form;
-use super::super::handles::{ClusterView, Handles};
-use super::super::local::Local;
+use super::super::handles::ClusterView;
 use super::super::metrics::{self, Endpoint};
 use super::answer::{self, JsonAnswer};
-use super::guard::{self, Caller, Guard};
-use super::{access, api, node, patroni};
-use crate::cluster::snapshot::{Member, Snapshot};
-
-/// What every request reads.
-#[derive(Debug)]
-pub(super) struct App {
-    pub(super) handles: Handles,
-    /// One per cluster, in the same order.
-    pub(super) locals: Vec<watch::Receiver<Local>>,
-    pub(super) guard: Guard,
-}
-
-/// The query of a request: the first value of a name counts, as with Patroni.
-#[derive(Debug, Default)]
-pub(super) struct Params(Vec<(String, String)>);
-
-impl Params {
-    pub(super) fn of(uri: &Uri) -> Self {
-        Self(
-            Query::try_from_uri(uri)
-                .map(|Query(pairs)| pairs)
-                .unwrap_or_default(),
-        )
-    }
-
-    pub(super) fn first(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
-    }
-
-    pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
-    }
-
-    /// `?name`, `?name=1`, `?name=true`.
-    pub(super) fn is_set(&self, name: &str) -> bool {
-        matches!(self.first(name), Some("" | "1" | "true" | "on" | "yes"))
-    }
-}
-
-/// The member asked about, in the snapshot that is answered from.
-pub(super) enum Subject<'a> {
-    Member(&'a Member),
-    /// Answered with 503: it may come.
-    NotYet(&'static str),
-    /// Answered with 404: the question is wrong.
-    Missing(&'static str),
-}
-
-impl App {
-    /// The cluster asked about, with its place; the answer to give where there is none of that name.
-    pub(super) fn cluster(&self, params: &Params) -> Result<(usize, &ClusterView), JsonAnswer> {
-        let clusters = &self.handles.clusters;
-        let found = match params.first("cluster") {
-            None => clusters.first().map(|first| (0, first)),
-            Some(name) => clusters.iter().enumerate().find(|(_, view)| *view.name == *name),
-        };
-        found.ok_or_else(|| {
-            let names: Vec<&str> = clusters.iter().map(|view| &*view.name).collect();
-            JsonAnswer::not_found(
-                "there is no cluster of this name; the names are in the header X-Trunkline-Reason",
-            )
-            .because(format!(
-                "there is no cluster of this name; there is: {}",
-                names.join(", ")
-            ))
-        })
-    }
-
-    /// The member this copy runs beside.
-    pub(super) fn local<'s>(&self, cluster: usize, snapshot: &'s Snapshot) -> Subject<'s> {
-        let local = self.locals[cluster].borrow();
-        match &*local {
-            Local::Member(name) => match snapshot.member(name) {
-                Some(member) => Subject::Member(member),
-                None if snapshot.members.is_empty() => Subject::NotYet("no members are known yet"),
-                None => Subject::Missing(local.hint()),
-            },
-            Local::NotYetKnown => Subject::NotYet(local.hint()),
-            Local::Off | Local::NoneHere | Local::SeveralHere => Subject::Missing(local.hint()),
-        }
-    }
-}
+use super::app::{App, Params};
+use super::guard::{Caller, Right};
+use super::{api, hba, node, patroni};
 
 type Shared = State<Arc<App>>;
 
@@ -190,11 +105,8 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
         api::kill(app, caller, path, body).await
     };
     Router::new()
-        .route("/api/v1/hba", read(async |State(app): Shared| access::hba(&app)))
-        .route(
-            "/api/v1/ident",
-            read(async |State(app): Shared| access::ident(&app)),
-        )
+        .route("/api/v1/hba", read(async |State(app): Shared| hba::hba(&app)))
+        .route("/api/v1/ident", read(async |State(app): Shared| hba::ident(&app)))
         .route(
             "/api/v1/clusters",
             read(async |State(app): Shared| api::clusters(&app)),
@@ -239,7 +151,17 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
         )
         .route("/api/v1/sessions/{id}", delete(kill))
         .route("/api/v1/sessions/{id}/kill", post(kill))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(app), guard::guard))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(app), guard))
+}
+
+/// Before every handler of `/api/v1`.
+async fn guard(State(app): Shared, request: Request, next: Next) -> Response {
+    let caller = request.extensions().get::<Caller>().copied();
+    let right = Right::asked_by(request.method());
+    match app.guard.admit(caller, request.headers(), right) {
+        Ok(()) => next.run(request).await,
+        Err(answer) => answer.into_response(),
+    }
 }
 
 /// Around every request: counts it, and takes the body off the answer to OPTIONS, as Patroni does.

@@ -26,12 +26,13 @@ use tokio_util::task::TaskTracker;
 
 use super::super::handles::Handles;
 use super::super::metrics::Metrics;
+use super::super::write_timeout::WriteTimeout;
 use super::super::{agent, local};
+use super::app::App;
+use super::connection_limit::{ConnectionLimit, ConnectionSlot};
 use super::guard::{Caller, Guard};
 use super::node;
-use super::router::{App, router};
-use super::seats::{Seat, Seats};
-use super::stream::WriteBound;
+use super::router::router;
 use crate::config::{AgentSubject, ProxyProtocol};
 use crate::frontend::proxy;
 use crate::listen::{Bound, ClientSocket, Connection, OnAccept, PeerAddress, accept_loop};
@@ -39,13 +40,13 @@ use crate::tls::HelloStream;
 
 /// What one caller, and all together, may cost.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub struct HttpLimits {
     /// From the start of a request, or of waiting for the next one, to the end of its headers.
     pub header_timeout: Duration,
     pub handshake_timeout: Duration,
     /// Without any progress of an answer.
     pub write_timeout: Duration,
-    /// Connections at once; one source may have half of them ([`super::seats`]).
+    /// Connections at once; one source may have half of them ([`super::connection_limit`]).
     pub max_connections: usize,
     /// A connection that is older is closed after its next answer.
     pub max_age: Duration,
@@ -55,7 +56,7 @@ pub struct Bounds {
     pub linger: Duration,
 }
 
-impl Default for Bounds {
+impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(30),
@@ -77,7 +78,7 @@ const MAX_AGENT_CHECKS: usize = 64;
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Answers until `leaving` or `shutdown`. On `leaving` it accepts nobody else, and each connection may ask once more
-/// within `bounds.linger`: what was accepted is answered. At the end, requests under way have `bounds.grace`. The newest
+/// within `limits.linger`: what was accepted is answered. At the end, requests under way have `limits.grace`. The newest
 /// of `handles` answer a request.
 pub(super) async fn serve(
     bound: Bound,
@@ -85,7 +86,7 @@ pub(super) async fn serve(
     mut handles: watch::Receiver<Handles>,
     leaving: CancellationToken,
     shutdown: CancellationToken,
-    bounds: Bounds,
+    limits: HttpLimits,
 ) {
     let tasks = TaskTracker::new();
     let connections = TaskTracker::new();
@@ -95,7 +96,7 @@ pub(super) async fn serve(
     let server = Arc::new(Server {
         router: ArcSwap::from_pointee(router(Arc::clone(&first.0))),
         settings,
-        bounds,
+        limits,
         leaving: leaving.clone(),
         stop: stop.clone(),
     });
@@ -104,7 +105,7 @@ pub(super) async fn serve(
     tasks.spawn(follow(handles, first, tasks.clone(), stop.clone(), publish));
     let handler = HttpHandler {
         server,
-        seats: Seats::new(bounds.max_connections, "HTTP", metrics.clone()),
+        connection_limit: ConnectionLimit::new(limits.max_connections, "HTTP", metrics.clone()),
         connections: connections.clone(),
         metrics,
     };
@@ -113,12 +114,12 @@ pub(super) async fn serve(
     tokio::select! {
         () = shutdown.cancelled() => {}
         // Clients that are still there then ask another listener.
-        _ = timeout(bounds.linger, connections.wait()) => {}
+        _ = timeout(limits.linger, connections.wait()) => {}
     }
     stop.cancel();
     tasks.close();
     // What does not end in time ends with the runtime.
-    let _ = timeout(bounds.grace, async {
+    let _ = timeout(limits.grace, async {
         tokio::join!(connections.wait(), tasks.wait());
     })
     .await;
@@ -127,7 +128,7 @@ pub(super) async fn serve(
 /// Takes the connections for HTTP.
 struct HttpHandler {
     server: Arc<Server>,
-    seats: Seats,
+    connection_limit: ConnectionLimit,
     connections: TaskTracker,
     metrics: Metrics,
 }
@@ -142,7 +143,7 @@ impl OnAccept for HttpHandler {
             return;
         };
         let source = (!self.server.is_announced(caller)).then(|| caller.ip());
-        let Ok(seat) = self.seats.take(source) else {
+        let Ok(slot) = self.connection_limit.take(source) else {
             return;
         };
         let open = Open::new(&self.metrics.connections);
@@ -150,10 +151,10 @@ impl OnAccept for HttpHandler {
         self.connections.spawn(async move {
             tokio::select! {
                 biased;
-                () = seat.needed() => tracing::debug!(client = %caller, "HTTP: closed for a new connection"),
-                () = server.connection(stream, caller, &seat) => {}
+                () = slot.evicted() => tracing::debug!(client = %caller, "HTTP: closed for a new connection"),
+                () = server.connection(stream, caller, &slot) => {}
             }
-            drop((seat, open));
+            drop((slot, open));
         });
     }
 }
@@ -233,20 +234,20 @@ pub(super) async fn agent(
     let handler = AgentHandler {
         app,
         about,
-        seats: Seats::new(MAX_AGENT_CHECKS, "agent check", metrics),
+        connection_limit: ConnectionLimit::new(MAX_AGENT_CHECKS, "agent check", metrics),
         answers: answers.clone(),
     };
     accept_loop(bound, handler, stop).await;
     answers.close();
     // Answers that take longer go on until the thread ends.
-    let _ = timeout(Bounds::default().grace, answers.wait()).await;
+    let _ = timeout(HttpLimits::default().grace, answers.wait()).await;
 }
 
 /// Answers HAProxy's agent check.
 struct AgentHandler {
     app: Arc<ArcSwap<App>>,
     about: AgentSubject,
-    seats: Seats,
+    connection_limit: ConnectionLimit,
     answers: TaskTracker,
 }
 
@@ -259,7 +260,7 @@ impl OnAccept for AgentHandler {
         let Some((stream, address)) = tcp(connection) else {
             return;
         };
-        let Ok(seat) = self.seats.take(Some(address.ip())) else {
+        let Ok(slot) = self.connection_limit.take(Some(address.ip())) else {
             return;
         };
         let line = node::agent(&self.app.load(), self.about).to_string();
@@ -268,9 +269,9 @@ impl OnAccept for AgentHandler {
             // longer than that.
             tokio::select! {
                 _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)) => {}
-                () = seat.needed() => {}
+                () = slot.evicted() => {}
             }
-            drop(seat);
+            drop(slot);
         });
     }
 }
@@ -287,7 +288,7 @@ pub(super) struct Settings {
 struct Server {
     router: ArcSwap<Router>,
     settings: Settings,
-    bounds: Bounds,
+    limits: HttpLimits,
     /// Nobody else is accepted; one more answer for each.
     leaving: CancellationToken,
     stop: CancellationToken,
@@ -302,7 +303,7 @@ impl Server {
             .is_some_and(|proxies| proxies.trusts(address.ip()))
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, seat: &Seat) {
+    async fn connection(&self, stream: TcpStream, address: SocketAddr, slot: &ConnectionSlot) {
         // Best effort: without it an answer is only later.
         let _ = stream.set_nodelay(true);
         // Once: whether it is spoken is what the caller's rights hang on.
@@ -311,21 +312,21 @@ impl Server {
         let Some(caller) = self.identify(&stream, caller).await else {
             return;
         };
-        if self.is_announced(address) && seat.attribute(caller.address.ip()).is_err() {
+        if self.is_announced(address) && slot.attribute(caller.address.ip()).is_err() {
             return;
         }
         let Some(tls) = tls else {
-            return self.requests(stream, caller, seat).await;
+            return self.requests(stream, caller, slot).await;
         };
         let handshake = tokio::select! {
             () = self.stop.cancelled() => return,
             handshake = timeout(
-                self.bounds.handshake_timeout,
+                self.limits.handshake_timeout,
                 TlsAcceptor::from(tls).accept(HelloStream::new(stream)),
             ) => handshake,
         };
         match handshake {
-            Ok(Ok(stream)) => self.requests(stream, caller, seat).await,
+            Ok(Ok(stream)) => self.requests(stream, caller, slot).await,
             Ok(Err(error)) => tracing::debug!(%error, "HTTP: TLS handshake failed"),
             Err(_) => tracing::debug!("HTTP: TLS handshake timed out"),
         }
@@ -345,7 +346,7 @@ impl Server {
         }
         let header = tokio::select! {
             () = self.stop.cancelled() => return None,
-            header = timeout(self.bounds.handshake_timeout, proxy::read(stream)) => header,
+            header = timeout(self.limits.handshake_timeout, proxy::read(stream)) => header,
         };
         match header {
             Ok(Ok(header)) => Some(socket.announced(header.source)),
@@ -360,18 +361,18 @@ impl Server {
         }
     }
 
-    async fn requests<S>(&self, stream: S, caller: Caller, seat: &Seat)
+    async fn requests<S>(&self, stream: S, caller: Caller, slot: &ConnectionSlot)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let stream = TokioIo::new(WriteBound::new(stream, self.bounds.write_timeout));
+        let stream = TokioIo::new(WriteTimeout::new(stream, self.limits.write_timeout));
         let opened = Instant::now();
-        let turns = &seat.turns(caller.address.ip());
+        let turns = &slot.turns(caller.address.ip());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(caller);
             async move {
                 let turn = turns.take().await;
-                let busy = seat.answering();
+                let busy = slot.answering();
                 let router = Router::clone(&self.router.load());
                 let mut answering = pin!(TowerToHyperService::new(router).call(request));
                 // A turn is for the thread's time: who then waits, for a body or for something to happen, is in nobody's way.
@@ -383,7 +384,7 @@ impl Server {
                 };
                 drop(busy);
                 if let Ok(answer) = &mut answer
-                    && (self.leaving.is_cancelled() || opened.elapsed() >= self.bounds.max_age)
+                    && (self.leaving.is_cancelled() || opened.elapsed() >= self.limits.max_age)
                 {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(CONNECTION, close);
@@ -393,7 +394,7 @@ impl Server {
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.bounds.header_timeout)
+            .header_read_timeout(self.limits.header_timeout)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .serve_connection(stream, service);

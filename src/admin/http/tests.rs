@@ -16,11 +16,12 @@ use tower::ServiceExt;
 use super::super::handles::{Handles, Readiness};
 use super::super::local::Local;
 use super::answer::{MEMBER, REASON};
+use super::app::App;
 use super::fixture::*;
 use super::guard::{Caller, Guard};
 use super::node::stable_id;
 use super::patroni::{self, bytes};
-use super::router::{App, router};
+use super::router::router;
 use crate::cluster::snapshot::*;
 use crate::config::LocalMember;
 

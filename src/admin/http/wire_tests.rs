@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::fixture::*;
-use super::{AdminError, AdminThread, Bounds, prepare, prepare_with};
+use super::{AdminError, AdminThread, HttpLimits, prepare, prepare_with};
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{AgentCheck, AgentSubject, BindAddress, Http};
 use crate::listen::Inheritance;
@@ -32,7 +32,7 @@ fn somewhere() -> BindAddress {
     BindAddress::Ip("127.0.0.1:0".parse().unwrap())
 }
 
-fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bounds) -> Running {
+fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, limits: HttpLimits) -> Running {
     let handles = handles(vec![view(snapshot, named("m"))]);
     let config = Http {
         addresses: vec![somewhere()],
@@ -48,7 +48,7 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, bounds: Bou
         &config,
         handles,
         CancellationToken::new(),
-        bounds,
+        limits,
         &mut Inheritance::default(),
     )
     .unwrap()
@@ -96,7 +96,7 @@ fn body(answer: &str) -> &str {
 fn haproxys_default_check() {
     // `option httpchk` without arguments; HTTP/1.0 means close after the answer.
     for (snapshot, expected) in [(leader(), "200"), (replica(), "503")] {
-        let running = start(snapshot, None, Bounds::default());
+        let running = start(snapshot, None, HttpLimits::default());
         for request in [
             "OPTIONS / HTTP/1.0\r\n\r\n",
             "OPTIONS /primary HTTP/1.0\r\n\r\n",
@@ -113,7 +113,7 @@ fn haproxys_default_check() {
 
 #[test]
 fn one_connection_serves_many_requests() {
-    let running = start(leader(), None, Bounds::default());
+    let running = start(leader(), None, HttpLimits::default());
     let answer = exchange(
         running.address,
         b"GET /connection/is-live HTTP/1.1\r\nHost: x\r\n\r\n\
@@ -129,7 +129,7 @@ fn one_connection_serves_many_requests() {
 
 #[test]
 fn nonsense_is_refused_and_hurts_nobody() {
-    let running = start(leader(), None, Bounds::default());
+    let running = start(leader(), None, HttpLimits::default());
     let huge_line = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(20_000));
     let many_headers = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(100));
     let cases: [(&[u8], &[&str]); 9] = [
@@ -159,7 +159,7 @@ fn nonsense_is_refused_and_hurts_nobody() {
 
 #[test]
 fn a_body_is_not_waited_for() {
-    let running = start(leader(), None, Bounds::default());
+    let running = start(leader(), None, HttpLimits::default());
     let answer = exchange(
         running.address,
         b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nabc",
@@ -169,11 +169,11 @@ fn a_body_is_not_waited_for() {
 
 #[test]
 fn who_is_slow_with_the_headers_is_cut_off() {
-    let bounds = Bounds {
+    let limits = HttpLimits {
         header_timeout: Duration::from_millis(200),
-        ..Bounds::default()
+        ..HttpLimits::default()
     };
-    let running = start(leader(), None, bounds);
+    let running = start(leader(), None, limits);
     for beginning in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"] {
         // Ends only because the server closes.
         let answer = exchange(running.address, beginning);
@@ -186,7 +186,7 @@ fn who_is_slow_with_the_headers_is_cut_off() {
 
 #[test]
 fn abrupt_closes_and_many_connections() {
-    let running = start(leader(), None, Bounds::default());
+    let running = start(leader(), None, HttpLimits::default());
     for round in 0..300 {
         let mut stream = connect(running.address);
         if round % 3 > 0 {
@@ -235,9 +235,9 @@ fn whoever_has_many_half_requests_has_them_closed_and_nobody_else_notices() {
     let running = start(
         leader(),
         None,
-        Bounds {
+        HttpLimits {
             max_connections: 6,
-            ..Bounds::default()
+            ..HttpLimits::default()
         },
     );
     let other = connect_from([127, 0, 0, 2], running.address);
@@ -261,11 +261,11 @@ fn whoever_has_many_half_requests_has_them_closed_and_nobody_else_notices() {
 
 #[test]
 fn an_old_connection_is_closed_after_its_next_answer() {
-    let bounds = Bounds {
+    let limits = HttpLimits {
         max_age: Duration::ZERO,
-        ..Bounds::default()
+        ..HttpLimits::default()
     };
-    let running = start(leader(), None, bounds);
+    let running = start(leader(), None, limits);
     // Ends because the server closes.
     let answer = exchange(
         running.address,
@@ -277,7 +277,7 @@ fn an_old_connection_is_closed_after_its_next_answer() {
 
 #[test]
 fn a_port_in_use_is_one_sentence() {
-    let running = start(leader(), None, Bounds::default());
+    let running = start(leader(), None, HttpLimits::default());
     let config = Http {
         addresses: vec![BindAddress::Ip(running.address)],
         tls: None,
@@ -384,7 +384,7 @@ fn every_address_is_dual_stack() {
 
 #[test]
 fn the_end_is_bounded_and_frees_the_port() {
-    let mut running = start(leader(), None, Bounds::default());
+    let mut running = start(leader(), None, HttpLimits::default());
     let idle = connect(running.address);
     let mut half = connect(running.address);
     half.write_all(b"GET / HTTP/1.1\r\n").unwrap();
@@ -410,7 +410,7 @@ fn the_end_is_bounded_and_frees_the_port() {
 
 #[test]
 fn who_was_accepted_is_answered_when_another_process_listens() {
-    let mut running = start(leader(), None, Bounds::default());
+    let mut running = start(leader(), None, HttpLimits::default());
     let (mut silent, mut asking) = (connect(running.address), connect(running.address));
     let request = b"GET /primary HTTP/1.1\r\nHost: x\r\n\r\n";
     asking.write_all(request).unwrap();
@@ -444,11 +444,11 @@ fn https() {
         .with_no_client_auth()
         .with_single_cert(vec![issued.cert.der().clone()], key.into())
         .unwrap();
-    let bounds = Bounds {
+    let limits = HttpLimits {
         handshake_timeout: Duration::from_millis(200),
-        ..Bounds::default()
+        ..HttpLimits::default()
     };
-    let running = start(leader(), Some(Arc::new(server)), bounds);
+    let running = start(leader(), Some(Arc::new(server)), limits);
     // Plaintext, silence and half a handshake end at the handshake's bound, and cost nobody else.
     for beginning in [&b"GET / HTTP/1.0\r\n\r\n"[..], b"", b"\x16\x03\x01\x02\x00\x01"] {
         assert!(!exchange(running.address, beginning).contains("HTTP/1"));

@@ -4,7 +4,7 @@ use axum::http::StatusCode;
 use serde_json::json;
 
 use super::answer::JsonAnswer;
-use super::router::App;
+use super::app::App;
 
 pub(super) fn hba(app: &App) -> JsonAnswer {
     JsonAnswer::json(StatusCode::OK, &json!((app.handles.access.hba)()))

@@ -1,8 +1,8 @@
 //! How many connections there may be at once, in all and of one source, and who leaves when they are all taken.
 //!
-//! Guarantees: one source, an address or an IPv6 /64, has half of the seats at most; where it wants more, or all are taken,
+//! Guarantees: one source, an address or an IPv6 /64, has half of the slots at most; where it wants more, or all are taken,
 //! the connection that has been idle the longest makes room, so that whoever asks something new is heard. Only where
-//! every one of them is being answered is a new one refused. Both are told of, once a minute. The thread's time is shared
+//! every one of them is being answered is a new one refused. Both are logged of, once a minute. The thread's time is shared
 //! alike: of one source few requests are answered at the same time, the others wait for their turn, in order.
 
 use std::collections::HashMap;
@@ -18,14 +18,14 @@ use super::super::metrics::Metrics;
 use crate::auth::login_throttle::network;
 
 /// Between two lines of the log.
-const TELL_EVERY: Duration = Duration::from_mins(1);
+const LOG_EVERY: Duration = Duration::from_mins(1);
 
 /// Requests of one source that are worked on at the same time.
 const TURNS: usize = 4;
 
-/// The seats of one listener. Clones share them.
+/// The slots of one listener. Clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Seats(Arc<Shared>);
+pub(super) struct ConnectionLimit(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -43,9 +43,9 @@ struct State {
     next: u64,
     /// Of the sources that have connections with requests.
     turns: HashMap<IpAddr, Weak<Semaphore>>,
-    told: Option<Instant>,
+    logged: Option<Instant>,
     /// Connections that were closed or refused since then.
-    untold: u64,
+    unlogged: u64,
 }
 
 #[derive(Debug)]
@@ -54,15 +54,15 @@ struct Taken {
     source: Option<IpAddr>,
     /// Since its last request was answered, or it was accepted; `None` while it is being answered.
     idle: Option<Instant>,
-    leave: CancellationToken,
+    evict: CancellationToken,
 }
 
 /// One connection's, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
-    seats: Seats,
+pub(super) struct ConnectionSlot {
+    limit: ConnectionLimit,
     number: u64,
-    leave: CancellationToken,
+    evict: CancellationToken,
 }
 
 /// The turns of one source. As many wait as it has connections, since each has one request at a time.
@@ -71,13 +71,13 @@ pub(super) struct Turns(Arc<Semaphore>);
 
 /// A request that is being answered, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Answering<'a>(&'a Seat);
+pub(super) struct Answering<'a>(&'a ConnectionSlot);
 
-/// Every seat, or every one of the source's, is being answered.
+/// Every slot, or every one of the source's, is being answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
 
-impl Seats {
+impl ConnectionLimit {
     /// `what` is served, for the log.
     pub(super) fn new(most: usize, what: &'static str, metrics: Metrics) -> Self {
         Self(Arc::new(Shared {
@@ -90,11 +90,11 @@ impl Seats {
     }
 
     /// For a connection from `source`; `None` where a balancer is yet to say.
-    pub(super) fn take(&self, source: Option<IpAddr>) -> Result<Seat, Full> {
+    pub(super) fn take(&self, source: Option<IpAddr>) -> Result<ConnectionSlot, Full> {
         let source = source.map(network);
         let mut state = self.state();
         self.make_room(&mut state, source)?;
-        let leave = CancellationToken::new();
+        let evict = CancellationToken::new();
         let number = state.next;
         state.next += 1;
         state.taken.insert(
@@ -102,17 +102,17 @@ impl Seats {
             Taken {
                 source,
                 idle: Some(Instant::now()),
-                leave: leave.clone(),
+                evict: evict.clone(),
             },
         );
-        Ok(Seat {
-            seats: self.clone(),
+        Ok(ConnectionSlot {
+            limit: self.clone(),
             number,
-            leave,
+            evict,
         })
     }
 
-    /// Where there is no seat for one more of `source`, the one that is idle the longest leaves.
+    /// Where there is no slot for one more of `source`, the one that is idle the longest leaves.
     fn make_room(&self, state: &mut State, source: Option<IpAddr>) -> Result<(), Full> {
         let of_source = |taken: &Taken| source.is_some() && taken.source == source;
         let has_share = state.taken.values().filter(|taken| of_source(taken)).count() >= self.0.share;
@@ -128,24 +128,24 @@ impl Seats {
         let left = longest.and_then(|(_, number)| state.taken.remove(&number));
         match &left {
             Some(left) => {
-                left.leave.cancel();
+                left.evict.cancel();
                 self.0.metrics.evicted.inc();
             }
             None => {
                 self.0.metrics.refused.inc();
             }
         }
-        self.tell(state, has_share, source);
+        self.log(state, has_share, source);
         left.map(drop).ok_or(Full)
     }
 
-    fn tell(&self, state: &mut State, has_share: bool, source: Option<IpAddr>) {
-        state.untold += 1;
-        if state.told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+    fn log(&self, state: &mut State, has_share: bool, source: Option<IpAddr>) {
+        state.unlogged += 1;
+        if state.logged.is_some_and(|at| at.elapsed() < LOG_EVERY) {
             return;
         }
-        state.told = Some(Instant::now());
-        let connections = std::mem::take(&mut state.untold);
+        state.logged = Some(Instant::now());
+        let connections = std::mem::take(&mut state.unlogged);
         let what = self.0.what;
         let by = source.map_or_else(|| "-".to_owned(), |source| source.to_string());
         if has_share {
@@ -166,16 +166,16 @@ impl Seats {
     }
 }
 
-impl Seat {
+impl ConnectionSlot {
     /// It counts for `source` from now on, which a balancer has named.
     pub(super) fn attribute(&self, source: IpAddr) -> Result<(), Full> {
-        let mut state = self.seats.state();
+        let mut state = self.limit.state();
         // It is one of the new source's, not one more in all.
         let Some(taken) = state.taken.remove(&self.number) else {
             return Err(Full);
         };
         let source = Some(network(source));
-        self.seats.make_room(&mut state, source)?;
+        self.limit.make_room(&mut state, source)?;
         state.taken.insert(self.number, Taken { source, ..taken });
         Ok(())
     }
@@ -183,7 +183,7 @@ impl Seat {
     /// Those of the source that it is for, a client's or whoever a balancer has named.
     pub(super) fn turns(&self, source: IpAddr) -> Turns {
         let source = network(source);
-        let mut state = self.seats.state();
+        let mut state = self.limit.state();
         if let Some(turns) = state.turns.get(&source).and_then(Weak::upgrade) {
             return Turns(turns);
         }
@@ -195,8 +195,8 @@ impl Seat {
     }
 
     /// Until somebody else needs the place.
-    pub(super) async fn needed(&self) {
-        self.leave.cancelled().await;
+    pub(super) async fn evicted(&self) {
+        self.evict.cancelled().await;
     }
 
     /// It is not idle until that is dropped.
@@ -206,7 +206,7 @@ impl Seat {
     }
 
     fn set(&self, idle: Option<Instant>) {
-        if let Some(taken) = self.seats.state().taken.get_mut(&self.number) {
+        if let Some(taken) = self.limit.state().taken.get_mut(&self.number) {
             taken.idle = idle;
         }
     }
@@ -228,9 +228,9 @@ impl Drop for Answering<'_> {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.seats.state().taken.remove(&self.number);
+        self.limit.state().taken.remove(&self.number);
     }
 }
 
@@ -241,67 +241,67 @@ mod tests {
 
     use super::*;
 
-    fn seats(most: usize) -> Seats {
-        Seats::new(most, "HTTP", Metrics::default())
+    fn slots(most: usize) -> ConnectionLimit {
+        ConnectionLimit::new(most, "HTTP", Metrics::default())
     }
 
     fn ip(address: &str) -> IpAddr {
         address.parse().unwrap()
     }
 
-    async fn taken(seats: &Seats, source: Option<IpAddr>) -> Seat {
+    async fn taken(slots: &ConnectionLimit, source: Option<IpAddr>) -> ConnectionSlot {
         advance(Duration::from_secs(1)).await;
-        seats.take(source).unwrap()
+        slots.take(source).unwrap()
     }
 
-    fn leaves(seat: &Seat) -> bool {
-        seat.leave.is_cancelled()
+    fn leaves(slot: &ConnectionSlot) -> bool {
+        slot.evict.is_cancelled()
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_source_has_half_and_its_longest_idle_makes_room() {
-        let seats = seats(4);
+        let slots = slots(4);
         // The same /64, as everywhere.
         let (first, second) = (Some(ip("2001:db8::1")), Some(ip("2001:db8::2")));
-        let a = taken(&seats, first).await;
-        let b = taken(&seats, second).await;
-        let other = taken(&seats, Some(ip("10.0.0.1"))).await;
-        let c = taken(&seats, first).await;
+        let a = taken(&slots, first).await;
+        let b = taken(&slots, second).await;
+        let other = taken(&slots, Some(ip("10.0.0.1"))).await;
+        let c = taken(&slots, first).await;
         assert!(leaves(&a) && !leaves(&b) && !leaves(&other));
         // A request that is being answered stays, and counts as new afterwards.
         let answering = b.answering();
-        let d = taken(&seats, first).await;
+        let d = taken(&slots, first).await;
         assert!(leaves(&c) && !leaves(&b));
         advance(Duration::from_secs(1)).await;
         drop(answering);
-        let _e = taken(&seats, second).await;
+        let _e = taken(&slots, second).await;
         assert!(leaves(&d) && !leaves(&b), "answered last");
     }
 
     #[tokio::test(start_paused = true)]
     async fn where_all_are_taken_the_longest_idle_of_all_makes_room() {
-        let seats = seats(2);
-        let a = taken(&seats, Some(ip("10.0.0.1"))).await;
-        let b = taken(&seats, Some(ip("10.0.0.2"))).await;
-        let c = taken(&seats, Some(ip("10.0.0.3"))).await;
+        let slots = slots(2);
+        let a = taken(&slots, Some(ip("10.0.0.1"))).await;
+        let b = taken(&slots, Some(ip("10.0.0.2"))).await;
+        let c = taken(&slots, Some(ip("10.0.0.3"))).await;
         assert!(leaves(&a) && !leaves(&b));
         let _busy = (b.answering(), c.answering());
-        assert_eq!(seats.take(Some(ip("10.0.0.4"))).unwrap_err(), Full);
+        assert_eq!(slots.take(Some(ip("10.0.0.4"))).unwrap_err(), Full);
         assert!(!leaves(&b) && !leaves(&c));
         drop(a);
         assert!(
-            seats.take(Some(ip("10.0.0.4"))).is_err(),
-            "its seat is somebody else's"
+            slots.take(Some(ip("10.0.0.4"))).is_err(),
+            "its slot is somebody else's"
         );
-        assert_eq!(seats.0.metrics.evicted.get(), 1);
-        assert_eq!(seats.0.metrics.refused.get(), 2);
+        assert_eq!(slots.0.metrics.evicted.get(), 1);
+        assert_eq!(slots.0.metrics.refused.get(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_source_has_a_few_turns_and_nobody_else_waits_for_them() {
-        let seats = seats(8);
-        let first = seats.take(Some(ip("2001:db8::1"))).unwrap();
-        let second = seats.take(Some(ip("2001:db8::2"))).unwrap();
+        let slots = slots(8);
+        let first = slots.take(Some(ip("2001:db8::1"))).unwrap();
+        let second = slots.take(Some(ip("2001:db8::2"))).unwrap();
         let (turns, same) = (first.turns(ip("2001:db8::1")), second.turns(ip("2001:db8::2")));
         let mut taken = Vec::new();
         for _ in 0..TURNS {
@@ -319,23 +319,23 @@ mod tests {
         // What is kept is of sources that are there.
         drop(other);
         let _third = second.turns(ip("10.0.0.2"));
-        assert_eq!(seats.state().turns.len(), 2);
+        assert_eq!(slots.state().turns.len(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn behind_a_balancer_it_counts_for_whom_that_names() {
-        let seats = seats(4);
+        let slots = slots(4);
         let client: IpAddr = "10.0.0.1".parse().unwrap();
         let mut all = Vec::new();
         for _ in 0..3 {
-            let seat = taken(&seats, None).await;
-            seat.attribute(client).unwrap();
-            all.push(seat);
+            let slot = taken(&slots, None).await;
+            slot.attribute(client).unwrap();
+            all.push(slot);
         }
         assert!(leaves(&all[0]) && !leaves(&all[1]) && !leaves(&all[2]));
-        let busy: Vec<_> = all[1..].iter().map(Seat::answering).collect();
-        let seat = taken(&seats, None).await;
-        assert_eq!(seat.attribute(client), Err(Full));
+        let busy: Vec<_> = all[1..].iter().map(ConnectionSlot::answering).collect();
+        let slot = taken(&slots, None).await;
+        assert_eq!(slot.attribute(client), Err(Full));
         drop(busy);
     }
 }

@@ -10,14 +10,14 @@ use tokio::time::{Sleep, sleep};
 
 /// Fails a write, flush or close that makes no progress for `limit`. Reads are bounded by the caller.
 #[derive(Debug)]
-pub(in crate::admin) struct WriteBound<S> {
+pub(super) struct WriteTimeout<S> {
     inner: S,
     limit: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> WriteBound<S> {
-    pub(in crate::admin) fn new(inner: S, limit: Duration) -> Self {
+impl<S> WriteTimeout<S> {
+    pub(super) fn new(inner: S, limit: Duration) -> Self {
         Self {
             inner,
             limit,
@@ -25,11 +25,11 @@ impl<S> WriteBound<S> {
         }
     }
 
-    pub(in crate::admin) fn into_inner(self) -> S {
+    pub(super) fn into_inner(self) -> S {
         self.inner
     }
 
-    fn bound<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn limit<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if poll.is_ready() {
             self.stalled = None;
             return poll;
@@ -43,7 +43,7 @@ impl<S> WriteBound<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for WriteBound<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -53,20 +53,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteBound<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WriteBound<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.bound(cx, poll)
+        self.limit(cx, poll)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = Pin::new(&mut self.inner).poll_flush(cx);
-        self.bound(cx, poll)
+        self.limit(cx, poll)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.bound(cx, poll)
+        self.limit(cx, poll)
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_given_up() {
         let (ours, _theirs) = tokio::io::duplex(4);
-        let mut ours = WriteBound::new(ours, Duration::from_secs(5));
+        let mut ours = WriteTimeout::new(ours, Duration::from_secs(5));
         let error = ours.write_all(b"more than four").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -88,7 +88,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_is_slow_is_not() {
         let (ours, mut theirs) = tokio::io::duplex(4);
-        let mut ours = WriteBound::new(ours, Duration::from_secs(5));
+        let mut ours = WriteTimeout::new(ours, Duration::from_secs(5));
         let reader = tokio::spawn(async move {
             let mut got = Vec::new();
             while let Ok(byte) = theirs.read_u8().await {
