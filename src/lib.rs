@@ -17,6 +17,7 @@ pub mod frontend;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod labels;
 pub mod listen;
 pub mod names;
 pub mod routing;

@@ -16,9 +16,11 @@ pub mod login;
 pub mod opening;
 pub mod peer;
 pub mod proxy;
+mod refuse_reason;
 pub mod resolve;
 mod stream;
 pub mod tls;
 
 pub use address::ClientAddress;
+pub use refuse_reason::RefuseReason;
 pub use stream::{ClientStream, Left};

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::workers::Workers;
-use crate::frontend::ClientAddress;
+use crate::frontend::{ClientAddress, RefuseReason};
 use crate::listen::{ClientSocket, Connection, OnAccept};
 use crate::session::admission::Full;
 use crate::session::close;
@@ -90,7 +90,7 @@ impl OnAccept for Arc<AcceptHandler> {
     }
 
     fn no_descriptor(&self, socket: ClientSocket) {
-        self.shared.refused("no_descriptor");
+        self.shared.refused(RefuseReason::NoDescriptor);
         tell(
             &socket,
             &close::too_many(
@@ -102,7 +102,7 @@ impl OnAccept for Arc<AcceptHandler> {
 }
 
 fn refuse(shared: &Shared, socket: &ClientSocket, full: Full) {
-    shared.refused(client_origin::label(full));
+    shared.refused(client_origin::reason(full));
     let (text, hint) = login_throttle::too_many(full);
     tell(socket, &close::too_many(text, hint));
 }

@@ -25,6 +25,7 @@ use super::registry::SessionEntry;
 use super::sample::{SampleDecision, Sampler};
 use crate::backend::{CancelTarget, TlsClient, pass_cancel};
 use crate::frontend::ClientStream;
+use crate::labels::labels;
 use crate::wire::startup::CancelRequest;
 use lanes::Lanes;
 
@@ -45,40 +46,36 @@ const AGAIN: Duration = Duration::from_millis(500);
 const TOLD_SERVERS: usize = 256;
 const TELL_EVERY: Duration = Duration::from_secs(30);
 
-/// What became of a request; the label in metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CancelOutcome {
-    Forwarded,
-    /// The session has nothing under way, or not any more what it had, or its server gave no key.
-    Idle,
-    /// As many wait for the same session already.
-    Repeated,
-    /// Nobody knows the key.
-    Unknown,
-    /// It carries this router's or a peer's mark without the right seal.
-    Forged,
-    /// Another process of this router has taken it.
-    ByGeneration,
-    /// A peer has taken it.
-    ByPeer,
-    Failed,
-    /// Its turn did not come, or there was no place for it.
-    Dropped,
+labels! {
+    /// What became of a request: the label `result` of `trunkline_cancels_total`.
+    pub(super) enum CancelOutcome {
+        Forwarded = "forwarded",
+        /// The session has nothing under way, or not any more what it had, or its server gave no key.
+        Idle = "idle",
+        /// As many wait for the same session already.
+        Repeated = "repeated",
+        /// Nobody knows the key.
+        Unknown = "unknown",
+        /// It carries this router's or a peer's mark without the right seal.
+        Forged = "forged",
+        /// Another process of this router has taken it.
+        ByGeneration = "other_process",
+        /// A peer has taken it.
+        ByPeer = "peer",
+        Failed = "failed",
+        /// Its turn did not come, or there was no place for it.
+        Dropped = "dropped",
+        /// The listener refuses the address that it comes from.
+        Denied = "denied",
+    }
 }
 
-impl CancelOutcome {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Forwarded => "forwarded",
-            Self::Idle => "idle",
-            Self::Repeated => "repeated",
-            Self::Unknown => "unknown",
-            Self::Forged => "forged",
-            Self::ByGeneration => "other_process",
-            Self::ByPeer => "peer",
-            Self::Failed => "failed",
-            Self::Dropped => "dropped",
-        }
+labels! {
+    /// Whether a server took the router's own request for what a cut session ran: the label `result` of
+    /// `trunkline_cut_requests_total`.
+    pub(super) enum CutOutcome {
+        Cancelled = "cancelled",
+        Failed = "failed",
     }
 }
 
@@ -140,7 +137,7 @@ pub(super) async fn serve(
     from: Option<IpAddr>,
 ) {
     let outcome = route(shared, &request, from).await;
-    shared.metrics.cancel(outcome.label());
+    shared.metrics.cancel(outcome);
     debug!(
         process_id = request.process_id,
         outcome = outcome.label(),
@@ -208,21 +205,25 @@ pub(super) async fn pass_unread(
     request: &[u8],
     from: Option<IpAddr>,
 ) {
-    let result = match place(shared, from, false) {
-        None => "dropped",
-        Some(_) if servers.is_empty() => "unknown",
+    let outcome = match place(shared, from, false) {
+        None => CancelOutcome::Dropped,
+        Some(_) if servers.is_empty() => CancelOutcome::Unknown,
         Some(_place) => {
             let to_one = |server| pass_unread_to(shared, server, tls, request);
             let delivered = join_all(servers.iter().map(to_one)).await;
             if delivered.contains(&true) {
-                "forwarded"
+                CancelOutcome::Forwarded
             } else {
-                "failed"
+                CancelOutcome::Failed
             }
         }
     };
-    shared.metrics.cancel(result);
-    debug!(servers = servers.len(), result, "cancel request passed on unread");
+    shared.metrics.cancel(outcome);
+    debug!(
+        servers = servers.len(),
+        result = outcome.label(),
+        "cancel request passed on unread"
+    );
     let _ = timeout(UNREAD, stream.shutdown()).await;
 }
 
@@ -260,13 +261,13 @@ pub(super) fn here(shared: &Shared, request: &CancelRequest) -> Option<Arc<Sessi
 /// A peer has asked for what this session runs.
 pub(super) async fn for_peer(shared: &Shared, session: &SessionEntry) {
     let outcome = pass_on(shared, session).await;
-    shared.metrics.cancel(outcome.label());
+    shared.metrics.cancel(outcome);
 }
 
 /// Another process of this router has asked for what this session runs.
 pub(super) async fn for_relative(shared: &Shared, session: &SessionEntry) -> GenerationAnswer {
     let outcome = pass_on(shared, session).await;
-    shared.metrics.cancel(outcome.label());
+    shared.metrics.cancel(outcome);
     match outcome {
         CancelOutcome::Dropped => GenerationAnswer::Busy,
         _ => GenerationAnswer::Found,
@@ -318,9 +319,11 @@ pub(super) fn forget(shared: &Arc<Shared>, target: CancelTarget) {
     shared.tasks.spawn(async move {
         let shared = asking;
         let is_cancelled = abandon(&shared, &target).await;
-        shared
-            .metrics
-            .abandon(if is_cancelled { "cancelled" } else { "failed" });
+        shared.metrics.abandon(if is_cancelled {
+            CutOutcome::Cancelled
+        } else {
+            CutOutcome::Failed
+        });
     });
 }
 

@@ -12,7 +12,7 @@ use super::listener_settings::ListenerSettings;
 use super::{close, login_throttle};
 use crate::frontend::login::LoginError;
 use crate::frontend::proxy::{self, ProxyHeaderError};
-use crate::frontend::{ClientAddress, ClientStream};
+use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
 use crate::wire::message::ErrorReply;
 use crate::wire::proxy::ProxiedTls;
 use crate::wire::sqlstate::SqlState;
@@ -63,7 +63,7 @@ pub(super) async fn identify(
         let header = tokio::select! {
             header = timeout_at(deadline, proxy::read(tcp)) => header,
             () = shared.closing.cancelled() => {
-                shared.metrics.refuse("shutdown");
+                shared.metrics.refuse(RefuseReason::Shutdown);
                 return None;
             }
         };
@@ -74,7 +74,7 @@ pub(super) async fn identify(
                 return None;
             }
             Err(_elapsed) => {
-                shared.metrics.refuse("timeout");
+                shared.metrics.refuse(RefuseReason::Timeout);
                 return None;
             }
         };
@@ -97,14 +97,14 @@ pub(super) async fn identify(
             "connections to this port of the connection manager come through its balancer only",
         );
         let hint = "Connect to the balancer; who is one is said in its listener's proxy_protocol.";
-        caller.denied = Some(LoginError::Limit("proxy_required", reply.hint(hint)));
+        caller.denied = Some(LoginError::Limit(RefuseReason::ProxyRequired, reply.hint(hint)));
     } else if ip.is_some_and(|ip| !listener.entry.addresses.admit(ip)) {
         let reply = ErrorReply::fatal(
             SqlState::INVALID_AUTHORIZATION,
             "this address may not connect to this port of the connection manager",
         );
         let hint = "Its operator says who may with allow and deny of the listener.";
-        caller.denied = Some(LoginError::Limit("address_denied", reply.hint(hint)));
+        caller.denied = Some(LoginError::Limit(RefuseReason::AddressDenied, reply.hint(hint)));
     }
     Some(caller)
 }
@@ -255,19 +255,19 @@ pub(super) async fn login(
 pub(super) fn no_place(full: Full) -> LoginError {
     let (text, hint) = login_throttle::too_many(full);
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint);
-    LoginError::Limit(label(full), reply)
+    LoginError::Limit(reason(full), reply)
 }
 
-/// In metrics.
-pub fn label(full: Full) -> &'static str {
+/// For metrics.
+pub fn reason(full: Full) -> RefuseReason {
     match full {
-        Full::Total => "too_many_logins",
-        Full::Source => "too_many_logins_address",
+        Full::Total => RefuseReason::TooManyLogins,
+        Full::Source => RefuseReason::TooManyLoginsAddress,
     }
 }
 
 async fn too_many(shared: &Shared, stream: &mut ClientStream, full: Full) {
-    shared.metrics.refuse(label(full));
+    shared.metrics.refuse(reason(full));
     let (text, hint) = login_throttle::too_many(full);
     close::say(stream, &close::too_many(text, hint)).await;
 }
@@ -284,7 +284,7 @@ async fn not_announced(
         debug!(client = %socket, listener = %listener.name, "hung up before its PROXY protocol header");
         return;
     }
-    shared.metrics.refuse("proxy_header");
+    shared.metrics.refuse(RefuseReason::ProxyHeader);
     if let Some(skipped) = shared.failures.admit(socket.ip(), None) {
         warn!(client = %socket, listener = %listener.name, %fault, skipped, "connection refused");
     }

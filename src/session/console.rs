@@ -18,7 +18,7 @@ use super::end::{Cause, End};
 use super::record::{self, Record};
 use super::registry::Traffic;
 use crate::config;
-use crate::frontend::ClientStream;
+use crate::frontend::{ClientStream, RefuseReason};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{Replication, StartupPacket};
@@ -112,7 +112,7 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
         return;
     };
     if let Err(hint) = door.admits(&record.user, &record.listener.cluster.config().name) {
-        shared.metrics.refuse("console");
+        shared.metrics.refuse(RefuseReason::Console);
         record.refused(shared, "not one of console.users of console.cluster");
         message::error(&mut welcome, &not_admitted(&record.database, &hint));
         return close_with_error(stream, welcome).await;

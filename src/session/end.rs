@@ -4,6 +4,7 @@
 use bytes::BytesMut;
 
 use crate::cluster::snapshot::MemberName;
+use crate::labels::labels;
 use crate::routing::{EndReason, LeaveReason};
 use crate::wire::message::{self, ErrorReply, Severity};
 use crate::wire::sqlstate::SqlState;
@@ -74,19 +75,19 @@ impl Reason {
         }
     }
 
-    fn label(&self) -> &'static str {
+    fn label(&self) -> EndLabel {
         match self {
-            Self::Shutdown => "shutdown",
-            Self::Killed => "killed",
-            Self::MemberClosed(_) => "member_closed",
-            Self::Role(EndReason::Demoted(_)) => "demoted",
-            Self::Role(EndReason::OtherLeader { .. }) => "leader_changed",
-            Self::Role(EndReason::Promoted(_)) => "promoted",
-            Self::Role(EndReason::Foreign(_)) => "foreign",
-            Self::Role(EndReason::OldPrimary(_)) => "old_primary",
-            Self::Unfit(LeaveReason::Lagging(_)) => "lagging",
-            Self::Unfit(LeaveReason::Down(_)) => "member_down",
-            Self::Unfit(LeaveReason::Maintenance(_)) => "maintenance",
+            Self::Shutdown => EndLabel::Shutdown,
+            Self::Killed => EndLabel::Killed,
+            Self::MemberClosed(_) => EndLabel::MemberClosed,
+            Self::Role(EndReason::Demoted(_)) => EndLabel::Demoted,
+            Self::Role(EndReason::OtherLeader { .. }) => EndLabel::LeaderChanged,
+            Self::Role(EndReason::Promoted(_)) => EndLabel::Promoted,
+            Self::Role(EndReason::Foreign(_)) => EndLabel::Foreign,
+            Self::Role(EndReason::OldPrimary(_)) => EndLabel::OldPrimary,
+            Self::Unfit(LeaveReason::Lagging(_)) => EndLabel::Lagging,
+            Self::Unfit(LeaveReason::Down(_)) => EndLabel::MemberDown,
+            Self::Unfit(LeaveReason::Maintenance(_)) => EndLabel::Maintenance,
         }
     }
 }
@@ -125,6 +126,31 @@ pub enum Cause {
     ServerProtocol(String),
     /// A fault of ours in the console; the client is cut off.
     ConsoleFault,
+}
+
+labels! {
+    /// The label `cause` of `trunkline_sessions_ended_total` and `trunkline_outcomes_unknown_total`.
+    pub(super) enum EndLabel {
+        ClientTerminated = "client_terminated",
+        ClientGone = "client_gone",
+        ServerFatal = "server_fatal",
+        ServerGone = "server_gone",
+        ServerClosed = "server_closed",
+        Shutdown = "shutdown",
+        Killed = "killed",
+        MemberClosed = "member_closed",
+        Demoted = "demoted",
+        LeaderChanged = "leader_changed",
+        Promoted = "promoted",
+        Foreign = "foreign",
+        OldPrimary = "old_primary",
+        Lagging = "lagging",
+        MemberDown = "member_down",
+        Maintenance = "maintenance",
+        ClientProtocol = "client_protocol",
+        ServerProtocol = "server_protocol",
+        ConsoleFault = "console_fault",
+    }
 }
 
 /// What becomes of the client's last request, as far as the router knows.
@@ -172,18 +198,18 @@ impl Fate {
 }
 
 impl End {
-    /// The label in metrics; one of a fixed set.
-    pub fn label(&self) -> &'static str {
+    /// For metrics.
+    pub(super) fn label(&self) -> EndLabel {
         match &self.cause {
-            Cause::ClientTerminated => "client_terminated",
-            Cause::ClientGone => "client_gone",
-            Cause::ServerFatal { .. } => "server_fatal",
-            Cause::ServerGone => "server_gone",
-            Cause::ServerClosed => "server_closed",
+            Cause::ClientTerminated => EndLabel::ClientTerminated,
+            Cause::ClientGone => EndLabel::ClientGone,
+            Cause::ServerFatal { .. } => EndLabel::ServerFatal,
+            Cause::ServerGone => EndLabel::ServerGone,
+            Cause::ServerClosed => EndLabel::ServerClosed,
             Cause::Ordered(reason) => reason.label(),
-            Cause::ClientProtocol(_) => "client_protocol",
-            Cause::ServerProtocol(_) => "server_protocol",
-            Cause::ConsoleFault => "console_fault",
+            Cause::ClientProtocol(_) => EndLabel::ClientProtocol,
+            Cause::ServerProtocol(_) => EndLabel::ServerProtocol,
+            Cause::ConsoleFault => EndLabel::ConsoleFault,
         }
     }
 

@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout};
 use super::metrics::{GaugeGuard, RouteLabel, seconds};
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{Cluster, Route};
+use crate::frontend::RefuseReason;
 use crate::routing;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -39,11 +40,11 @@ pub(super) enum QueueError {
 }
 
 impl QueueError {
-    /// The reason in metrics.
-    pub(super) fn label(self) -> &'static str {
+    /// For metrics.
+    pub(super) fn reason(self) -> RefuseReason {
         match self {
-            Self::Full => "queue_full",
-            Self::Timeout => "queue_timeout",
+            Self::Full => RefuseReason::QueueFull,
+            Self::Timeout => RefuseReason::QueueTimeout,
         }
     }
 }

@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::admission::{Admitted, Knock, Pending};
 use super::attach::{self, AttachRequest, Attachable, NoServer, SessionState};
+use super::cancel::CancelOutcome;
 use super::candidates::Wanted;
 use super::client_address::ClientAddressReport;
 use super::client_origin::{self, ClientOrigin};
@@ -37,7 +38,7 @@ use crate::config::{Access, ListenerMode};
 use crate::frontend::login::{self, Authenticated, Destination, Exchange, LoginError};
 use crate::frontend::opening::{self, Opening};
 use crate::frontend::tls::TlsFacts;
-use crate::frontend::{ClientAddress, ClientStream};
+use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
 use crate::listen::ClientSocket;
 use crate::routing::{GrantedRole, SessionVerdict};
 use crate::wire::message::{self, ErrorReply};
@@ -137,7 +138,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         opened = timeout_at(until, opening::open(socket, &listener.offer)) => opened,
         // It has not said yet whom to answer how.
         () = shared.closing.cancelled() => {
-            shared.metrics.refuse("shutdown");
+            shared.metrics.refuse(RefuseReason::Shutdown);
             return None;
         }
     };
@@ -149,14 +150,14 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
         }
         // It never said what it wanted; PostgreSQL closes without a word too.
         Err(_elapsed) => {
-            shared.metrics.refuse("timeout");
+            shared.metrics.refuse(RefuseReason::Timeout);
             return None;
         }
     };
     let (mut stream, packet, tls) = match opening {
         Opening::Session { stream, packet, tls } => (stream, packet, tls),
         Opening::Cancel { .. } if denied.is_some() => {
-            shared.metrics.cancel("denied");
+            shared.metrics.cancel(CancelOutcome::Denied);
             return None;
         }
         Opening::Cancel { stream, request } => {
@@ -255,7 +256,7 @@ async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
             share
         }
         Err(refusal) => {
-            shared.metrics.refuse(refusal.label);
+            shared.metrics.refuse(refusal.reason);
             record.refused(&shared, &refusal.reply.message);
             message::error(&mut welcome, &refusal.reply);
             close_with_error(stream, welcome).await;
@@ -334,7 +335,10 @@ async fn authenticate(
     } = client;
     login::negotiate(stream, packet).await?;
     if let Some(setting) = settings::delay(&packet.parameters) {
-        return Err(LoginError::Limit("startup_setting", not_passed_on(setting)));
+        return Err(LoginError::Limit(
+            RefuseReason::StartupSetting,
+            not_passed_on(setting),
+        ));
     }
     login_throttle::admit(shared, listener, stream, packet, address, pending, deadline).await?;
     shared.admission.ask(listener).map_err(LoginError::TooMany)?;

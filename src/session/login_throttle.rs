@@ -116,7 +116,7 @@ pub(super) async fn admit(
         ThrottleDecision::Refuse { by, until } => return Err(refused(by, until - now)),
         ThrottleDecision::Wait { until, by } => (until, by),
     };
-    shared.metrics.delay(label(by));
+    shared.metrics.delay(by);
     let gauge = shared.metrics.waiting();
     *pending = None;
     wait(stream, until).await?;

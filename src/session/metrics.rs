@@ -13,10 +13,13 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::end::End;
+use super::cancel::{CancelOutcome, CutOutcome};
+use super::end::{End, EndLabel};
 use super::{gate, login_throttle, registry};
+use crate::auth::login_throttle::By;
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, WeakClusterHandle};
+use crate::frontend::RefuseReason;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RouteMemberLabel {
@@ -32,17 +35,22 @@ pub(super) struct RouteLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RouteCauseLabel {
     pub route: String,
-    pub cause: &'static str,
+    pub cause: EndLabel,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ReasonLabel {
-    pub reason: &'static str,
+    pub reason: RefuseReason,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ResultLabel {
-    pub result: &'static str,
+pub(super) struct CancelLabel {
+    pub result: CancelOutcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CutLabel {
+    pub result: CutOutcome,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,9 +71,9 @@ pub struct Metrics {
     pub(super) logins_waiting: Gauge,
     pub(super) login_seconds: Histogram,
     pub(super) connect_seconds: Histogram,
-    pub(super) cancels: Family<ResultLabel, Counter>,
+    pub(super) cancels: Family<CancelLabel, Counter>,
     pub(super) cancels_waiting: Gauge,
-    pub(super) abandoned: Family<ResultLabel, Counter>,
+    pub(super) abandoned: Family<CutLabel, Counter>,
     pub(super) queue: gate::Metrics,
 }
 
@@ -161,20 +169,20 @@ impl Metrics {
         metrics
     }
 
-    pub(super) fn refuse(&self, reason: &'static str) {
+    pub(super) fn refuse(&self, reason: RefuseReason) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    pub(super) fn cancel(&self, result: &'static str) {
-        self.cancels.get_or_create(&ResultLabel { result }).inc();
+    pub(super) fn cancel(&self, result: CancelOutcome) {
+        self.cancels.get_or_create(&CancelLabel { result }).inc();
     }
 
     pub(super) fn cancel_waits(&self) -> GaugeGuard {
         GaugeGuard::new(self.cancels_waiting.clone())
     }
 
-    pub(super) fn abandon(&self, result: &'static str) {
-        self.abandoned.get_or_create(&ResultLabel { result }).inc();
+    pub(super) fn abandon(&self, result: CutOutcome) {
+        self.abandoned.get_or_create(&CutLabel { result }).inc();
     }
 
     /// Counts a session; `cluster` is that of its server.
@@ -203,7 +211,8 @@ impl Metrics {
         GaugeGuard::new(self.pending_logins.clone())
     }
 
-    pub(super) fn delay(&self, by: &'static str) {
+    pub(super) fn delay(&self, by: By) {
+        let by = login_throttle::label(by);
         self.logins_delayed.get_or_create(&ByLabel { by }).inc();
     }
 
@@ -363,4 +372,67 @@ impl Collector for OffenderCollector {
 
 pub(super) fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md"));
+
+    /// The words in backticks, sorted.
+    fn words(text: &str) -> Vec<&str> {
+        let mut words: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+        words.retain(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+        words.sort_unstable();
+        words
+    }
+
+    /// The first column of the table under a heading.
+    fn listed(heading: &str) -> Vec<&'static str> {
+        let (_, section) = DOCUMENT.split_once(&format!("## {heading}\n")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| "));
+        let mut listed: Vec<&str> = rows
+            .flat_map(|row| words(row.split(" |").next().unwrap()))
+            .collect();
+        listed.sort_unstable();
+        listed
+    }
+
+    /// The values of a label that are listed in its metric's own row.
+    fn in_row(metric: &str, label: &str) -> Vec<&'static str> {
+        let row = DOCUMENT
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{metric}`")))
+            .unwrap();
+        words(row.split_once(&format!("`{label}` (")).unwrap().1)
+    }
+
+    fn sorted<T: Copy>(all: &[T], label: fn(T) -> &'static str) -> Vec<&'static str> {
+        let mut labels: Vec<&str> = all.iter().map(|one| label(*one)).collect();
+        labels.sort_unstable();
+        labels
+    }
+
+    #[test]
+    fn the_document_lists_every_label() {
+        assert_eq!(
+            sorted(RefuseReason::ALL, RefuseReason::label),
+            listed("Reasons for refused logins")
+        );
+        assert_eq!(
+            sorted(CancelOutcome::ALL, CancelOutcome::label),
+            listed("Results of cancel requests")
+        );
+        assert_eq!(
+            sorted(EndLabel::ALL, EndLabel::label),
+            in_row("trunkline_sessions_ended_total", "cause")
+        );
+        assert_eq!(
+            sorted(CutOutcome::ALL, CutOutcome::label),
+            in_row("trunkline_cut_requests_total", "result")
+        );
+    }
 }

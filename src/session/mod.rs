@@ -55,6 +55,7 @@ use tracing::warn;
 
 use crate::auth::login_throttle::network;
 use crate::auth::scram::MockSecret;
+use crate::frontend::RefuseReason;
 use crate::frontend::auth_policy::AuthPolicy;
 use crate::frontend::derivations::Derivations;
 use crate::frontend::login::{Destination, LoginContext};
@@ -93,7 +94,7 @@ pub struct Shared {
 
 impl Shared {
     /// A connection was turned away before it could say what it wanted.
-    pub fn refused(&self, reason: &'static str) {
+    pub fn refused(&self, reason: RefuseReason) {
         self.metrics.refuse(reason);
     }
 

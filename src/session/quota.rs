@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::rate::TokenBucket;
 use crate::auth::login_throttle::network;
 use crate::config;
+use crate::frontend::RefuseReason;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::text::Escaped;
@@ -106,8 +107,7 @@ impl Drop for Share {
 /// A limit that is reached.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    /// In metrics.
-    pub(super) label: &'static str,
+    pub(super) reason: RefuseReason,
     pub(super) reply: ErrorReply,
 }
 
@@ -163,12 +163,12 @@ impl Quota {
         // After the counts: what is refused by them takes nothing of the rate.
         if !listener.admits(now) {
             return Err(too_fast(
-                "connection_rate_listener",
+                RefuseReason::ConnectionRateListener,
                 "its listener's connection_rate",
             ));
         }
         if !bounds.rate.admits(now) {
-            return Err(too_fast("connection_rate", "limits.connection_rate"));
+            return Err(too_fast(RefuseReason::ConnectionRate, "limits.connection_rate"));
         }
         let whose: Vec<Whose> = wanted.into_iter().map(|(_, whose)| whose).collect();
         for whose in &whose {
@@ -187,29 +187,33 @@ impl Quota {
 }
 
 fn too_many(whose: &Whose, limit: u32) -> Refusal {
-    let (label, text) = match whose {
+    let (reason, text) = match whose {
         Whose::User(name) => (
-            "per_user",
+            RefuseReason::PerUser,
             format!("too many sessions as user \"{}\"", Escaped(name)),
         ),
         Whose::Database(name) => (
-            "per_database",
+            RefuseReason::PerDatabase,
             format!("too many sessions in database \"{}\"", Escaped(name)),
         ),
-        Whose::Address(_) => ("per_address", "too many sessions from this address".to_owned()),
+        Whose::Address(_) => (
+            RefuseReason::PerAddress,
+            "too many sessions from this address".to_owned(),
+        ),
     };
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
-        "limits.{label} of the connection manager is {limit}. Close sessions that are not needed."
+        "limits.{} of the connection manager is {limit}. Close sessions that are not needed.",
+        reason.label()
     ));
-    Refusal { label, reply }
+    Refusal { reason, reply }
 }
 
-fn too_fast(label: &'static str, bound: &str) -> Refusal {
+fn too_fast(reason: RefuseReason, bound: &str) -> Refusal {
     let text = "too many connections at once";
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
         "Try again in a second; the bound is {bound} of the connection manager."
     ));
-    Refusal { label, reply }
+    Refusal { reason, reply }
 }
 
 #[cfg(test)]
@@ -249,7 +253,7 @@ mod tests {
         let names = (&Bytes::from(user), &Bytes::from(database));
         quota
             .share(listener, Some(names), from.parse().ok(), now)
-            .map_err(|refusal| refusal.label)
+            .map_err(|refusal| refusal.reason.label())
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::listener_settings::ListenerSettings;
 use super::{Shared, close, login_throttle, registry};
 use crate::frontend::login::LoginError;
 use crate::frontend::opening::OpeningError;
-use crate::frontend::{ClientAddress, ClientStream};
+use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
 use crate::routing::GrantedRole;
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::proxy::ProxiedTls;
@@ -76,7 +76,7 @@ pub(super) fn note_opening(
     fault: &OpeningError,
 ) {
     if fault.is_refusal() {
-        shared.metrics.refuse("opening");
+        shared.metrics.refuse(RefuseReason::Opening);
     }
     if fault.is_offence() {
         login_throttle::garbage(shared, client);
@@ -103,11 +103,11 @@ pub(super) async fn refuse(
     client: ClientAddress,
     fault: LoginError,
 ) {
-    if matches!(fault, LoginError::HungUp) {
+    let Some(refused) = fault.reason() else {
         debug!(%client, listener = %listener.name, "hung up during the login");
         return;
-    }
-    shared.metrics.refuse(fault.label());
+    };
+    shared.metrics.refuse(refused);
     login_throttle::failed(shared, listener, packet, client, &fault);
     if fault.is_of_no_password() {
         // First the answer, which takes no longer for such a user than for any other.
@@ -161,7 +161,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
         None => reply.message.clone(),
     };
     let error = match error {
-        NoServer::Pass(NoPass::Closing) => return shared.metrics.refuse("shutdown"),
+        NoServer::Pass(NoPass::Closing) => return shared.metrics.refuse(RefuseReason::Shutdown),
         NoServer::Pass(NoPass::HungUp) => {
             debug!(client = %record.client, "hung up while it waited for a server");
             return;
@@ -170,13 +170,17 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
         NoServer::Attach(error) => Ok(error),
     };
     let (reason, member, text) = match error {
-        Err(queue) => (queue.label(), None, told(&wanted.busy(queue))),
-        Ok(AttachError::TooLong(reply)) => ("too_long", None, told(reply)),
-        Ok(AttachError::NoCandidate(reply)) => ("no_candidate", None, told(reply)),
-        Ok(AttachError::Server { said, member, .. }) => ("server_refused", Some(member), said.clone()),
-        Ok(AttachError::Refused { reply, member }) => ("server_connect", Some(member), told(reply)),
+        Err(queue) => (queue.reason(), None, told(&wanted.busy(queue))),
+        Ok(AttachError::TooLong(reply)) => (RefuseReason::TooLong, None, told(reply)),
+        Ok(AttachError::NoCandidate(reply)) => (RefuseReason::NoCandidate, None, told(reply)),
+        Ok(AttachError::Server { said, member, .. }) => {
+            (RefuseReason::ServerRefused, Some(member), said.clone())
+        }
+        Ok(AttachError::Refused { reply, member }) => {
+            (RefuseReason::ServerConnect, Some(member), told(reply))
+        }
         Ok(AttachError::Credential { said, member, .. }) => (
-            "server_refused",
+            RefuseReason::ServerRefused,
             Some(member),
             format!("a credential of auth.server_credentials or auth.users_file is refused: {said}"),
         ),

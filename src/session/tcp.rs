@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::admission::{Admitted, Knock};
+use super::cancel::CancelOutcome;
 use super::candidates::{Attempt, Connector, NoPass, Wanted};
 use super::client_origin::{self, ClientOrigin};
 use super::close::{close_with_error, closing};
@@ -39,7 +40,7 @@ use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{Access, Route};
 use crate::frontend::login::LoginError;
 use crate::frontend::opening::OpeningError;
-use crate::frontend::{ClientAddress, ClientStream};
+use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
 use crate::routing::{self, Candidate, GrantedRole, Preference};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
@@ -47,8 +48,6 @@ use crate::wire::startup::{self, FirstPacket, Glance, Replication};
 
 /// For a client to ask for what it will not get, and to be told so.
 const REFUSING: Duration = Duration::from_secs(5);
-/// The label of who is gone before there was a server: nobody is told.
-const HUNG_UP: &str = "hung_up";
 /// Members that are sent one cancel request.
 const MOST_CANCELLED: usize = 64;
 
@@ -100,10 +99,11 @@ struct Connected {
     seat: Seat,
 }
 
-/// Why there is none: what the client is told, and the label in metrics.
+/// Why there is none, and what the client is told.
 struct Refusal {
     reply: ErrorReply,
-    label: &'static str,
+    /// `None`: it has left, and is told nothing.
+    reason: Option<RefuseReason>,
 }
 
 async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
@@ -127,14 +127,14 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
     let glance = tokio::select! {
         glance = timeout_at(until, first(&mut client, &mut head)) => glance,
         () = shared.closing.cancelled() => {
-            shared.metrics.refuse("shutdown");
+            shared.metrics.refuse(RefuseReason::Shutdown);
             return None;
         }
     };
     match glance {
         Ok(Ok(Glance::Session)) => {}
         Ok(Ok(Glance::Cancel(_))) if denied.is_some() => {
-            shared.metrics.cancel("denied");
+            shared.metrics.cancel(CancelOutcome::Denied);
             return None;
         }
         Ok(Ok(Glance::Cancel(request))) => {
@@ -145,7 +145,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
         }
         Ok(Ok(Glance::Peer)) => {
             debug!(client = %address, listener = %listener.name, "a router asks on a port that forwards");
-            shared.metrics.refuse("opening");
+            shared.metrics.refuse(RefuseReason::Opening);
             return None;
         }
         Ok(Err(fault)) => {
@@ -153,23 +153,26 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
             return None;
         }
         Err(_elapsed) => {
-            shared.metrics.refuse("timeout");
+            shared.metrics.refuse(RefuseReason::Timeout);
             return None;
         }
     }
     let started = Instant::now();
     let connected = match denied {
-        Some(LoginError::Limit(label, reply)) => Err(Refusal { reply, label }),
+        Some(LoginError::Limit(reason, reply)) => Err(Refusal {
+            reply,
+            reason: Some(reason),
+        }),
         // Nothing else is said of an address.
         Some(_) => return None,
         None => tokio::select! {
             connected = admit(shared, &listener, &client, (address, accepted), &mut knock) => connected,
-            () = shared.closing.cancelled() => Err(Refusal { reply: closing(), label: "shutdown" }),
+            () = shared.closing.cancelled() => Err(Refusal { reply: closing(), reason: Some(RefuseReason::Shutdown) }),
         },
     };
     let (admitted, connected) = match connected {
         Ok(connected) => connected,
-        Err(Refusal { label: HUNG_UP, .. }) => return None,
+        Err(Refusal { reason: None, .. }) => return None,
         Err(refusal) => {
             refuse(shared, &listener, address, &refusal);
             say_no(client, head, &refusal.reply).await;
@@ -249,20 +252,23 @@ async fn admit(
     let place = client_origin::login(shared, client, knock.take(), accepted).await;
     *knock = place
         .map_err(|full| match client_origin::no_place(full) {
-            LoginError::Limit(label, reply) => Refusal { reply, label },
+            LoginError::Limit(reason, reply) => Refusal {
+                reply,
+                reason: Some(reason),
+            },
             fault => unreachable!("a limit, not {fault}"),
         })?
         .map(Knock::Login);
     let mut admitted = shared.admission.admit(listener).map_err(|reply| Refusal {
         reply,
-        label: "too_many",
+        reason: Some(RefuseReason::TooMany),
     })?;
     let share = shared
         .quota
         .share(&listener.rate, None, client.ip(), Instant::now());
     let share = share.map_err(|refusal| Refusal {
         reply: refusal.reply,
-        label: refusal.label,
+        reason: Some(refusal.reason),
     })?;
     admitted.keep(Arc::new(share));
     let connected = connect(shared, listener, stream, client).await?;
@@ -288,15 +294,15 @@ async fn connect(
     let mut pass = pass.map_err(|why| match why {
         NoPass::HungUp => Refusal {
             reply: closing(),
-            label: HUNG_UP,
+            reason: None,
         },
         NoPass::Closing => Refusal {
             reply: closing(),
-            label: "shutdown",
+            reason: Some(RefuseReason::Shutdown),
         },
         NoPass::Queue(error) => Refusal {
             reply: wanted.busy(error),
-            label: error.label(),
+            reason: Some(error.reason()),
         },
     })?;
     let connector = Opener { shared, listener };
@@ -306,11 +312,11 @@ async fn connect(
     connected.map_err(|last| match last {
         Some(reply) => Refusal {
             reply,
-            label: "server_connect",
+            reason: Some(RefuseReason::ServerConnect),
         },
         None => Refusal {
             reply: pass.unavailable(&listener.route),
-            label: "unavailable",
+            reason: Some(RefuseReason::Unavailable),
         },
     })
 }
@@ -453,11 +459,12 @@ async fn cancel(
 }
 
 fn refuse(shared: &Shared, listener: &ListenerSettings, client: ClientAddress, refusal: &Refusal) {
-    let Refusal { reply, label } = refusal;
-    shared.metrics.refuse(label);
+    let Refusal { reply, reason } = refusal;
+    let Some(counted) = *reason else { return };
+    shared.metrics.refuse(counted);
     let (listener, reason) = (&listener.name, &reply.message);
     let via = client.via().map(tracing::field::display);
-    if matches!(*label, "unavailable" | "shutdown") {
+    if matches!(counted, RefuseReason::Unavailable | RefuseReason::Shutdown) {
         // The topology's own lines say why, once; balancers ask every second.
         debug!(%client, %listener, mode = "tcp", %reason, "connection refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip(), None) {

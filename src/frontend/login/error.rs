@@ -3,6 +3,7 @@
 use crate::auth::login_throttle::{By, Guess};
 use crate::auth::scram::{self, ScramError};
 use crate::cluster::LookupError;
+use crate::frontend::RefuseReason;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -19,9 +20,9 @@ pub enum LoginError {
     TooMany(ErrorReply),
     #[error("{}", .0.message)]
     Unavailable(ErrorReply),
-    /// Another limit, with its label in metrics.
+    /// Another limit.
     #[error("{}", .1.message)]
-    Limit(&'static str, ErrorReply),
+    Limit(RefuseReason, ErrorReply),
     /// After too many failed logins from its address, or as its user.
     #[error("{}", .1.message)]
     RateLimited(By, ErrorReply),
@@ -127,30 +128,30 @@ impl LoginError {
         matches!(self, Self::WrongPassword(NO_PASSWORD, _))
     }
 
-    /// The label in metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::HungUp => "hung_up",
-            Self::TooMany(_) => "too_many",
-            Self::Limit(label, _) => label,
-            Self::Unavailable(_) => "unavailable",
-            Self::RateLimited(By::Address, _) => "rate_limit_address",
-            Self::RateLimited(By::User, _) => "rate_limit_user",
-            Self::RateLimited(By::UserHere, _) => "rate_limit_user_address",
-            Self::NoRule(_) => "no_rule",
-            Self::Rejected(_) => "rejected",
-            Self::Scram(fault) if fault.is_wrong_password() => "password",
-            Self::WrongPassword(..) | Self::EmptyPassword => "password",
-            Self::NoCertificate | Self::Certificate(..) => "certificate",
-            Self::Peer(_) => "peer",
-            Self::Ldap(..) => "ldap",
-            Self::Directory(_) => "directory",
-            Self::NameService(_) => "name_service",
-            Self::NoServerLogin => "no_server_login",
-            Self::Scram(_) | Self::Protocol(_) => "protocol",
-            Self::Lookup(_) | Self::Unconfirmed | Self::JustChanged => "lookup",
-            Self::Timeout => "timeout",
-        }
+    /// For metrics; `None`: the client has left, which is no refusal.
+    pub fn reason(&self) -> Option<RefuseReason> {
+        Some(match self {
+            Self::HungUp => return None,
+            Self::TooMany(_) => RefuseReason::TooMany,
+            Self::Limit(reason, _) => *reason,
+            Self::Unavailable(_) => RefuseReason::Unavailable,
+            Self::RateLimited(By::Address, _) => RefuseReason::RateLimitAddress,
+            Self::RateLimited(By::User, _) => RefuseReason::RateLimitUser,
+            Self::RateLimited(By::UserHere, _) => RefuseReason::RateLimitUserAddress,
+            Self::NoRule(_) => RefuseReason::NoRule,
+            Self::Rejected(_) => RefuseReason::Rejected,
+            Self::Scram(fault) if fault.is_wrong_password() => RefuseReason::Password,
+            Self::WrongPassword(..) | Self::EmptyPassword => RefuseReason::Password,
+            Self::NoCertificate | Self::Certificate(..) => RefuseReason::Certificate,
+            Self::Peer(_) => RefuseReason::Peer,
+            Self::Ldap(..) => RefuseReason::Ldap,
+            Self::Directory(_) => RefuseReason::Directory,
+            Self::NameService(_) => RefuseReason::NameService,
+            Self::NoServerLogin => RefuseReason::NoServerLogin,
+            Self::Scram(_) | Self::Protocol(_) => RefuseReason::Protocol,
+            Self::Lookup(_) | Self::Unconfirmed | Self::JustChanged => RefuseReason::Lookup,
+            Self::Timeout => RefuseReason::Timeout,
+        })
     }
 
     /// What the client is told. An unknown user and a wrong password read the same.
