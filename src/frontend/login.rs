@@ -77,7 +77,7 @@ pub enum Destination {
 /// What a login is decided with.
 #[derive(Debug, Clone, Copy)]
 pub struct LoginContext<'a> {
-    pub access: &'a AuthPolicy,
+    pub policy: &'a AuthPolicy,
     pub destination: Destination,
     pub cluster: &'a ClusterHandle,
     pub mock: &'a Arc<MockSecret>,
@@ -158,7 +158,7 @@ impl<'a> Exchange<'a> {
             origin: self.address.ip().map_or(Origin::Local, Origin::Tcp),
             tls: self.tls.is_some(),
         };
-        let rules = &self.context.access.rules;
+        let rules = &self.context.policy.rules;
         let interfaces = if rules.ask_for_interfaces() {
             own_interfaces()?
         } else {
@@ -203,7 +203,7 @@ impl<'a> Exchange<'a> {
             Method::Md5 => password::md5(&mut self).await?,
             Method::ScramSha256 => sasl::exchange(&mut self, sasl::LookUp::Due).await?,
             Method::Ldap(_) => {
-                let settings = self.context.access.directory(decided.index);
+                let settings = self.context.policy.directory(decided.index);
                 let settings =
                     settings.ok_or_else(|| LoginError::Directory("it is not set up".to_owned()))?;
                 password::directory(&mut self, settings).await?
@@ -226,7 +226,7 @@ impl<'a> Exchange<'a> {
             // Only a users file has passwords, and it costs nothing to look.
             (None, Proof::Nothing) => self
                 .context
-                .access
+                .policy
                 .users
                 .as_ref()
                 .and_then(|users| users.find(&self.packet.user).cloned()),
@@ -235,7 +235,7 @@ impl<'a> Exchange<'a> {
         let login = match self.context.destination {
             Destination::Console => None,
             Destination::Servers => {
-                let credentials = &self.context.access.credentials;
+                let credentials = &self.context.policy.credentials;
                 let login = credentials.login(&self.packet.user, proof, identity);
                 Some(login.ok_or(LoginError::NoServerLogin)?)
             }
@@ -254,7 +254,7 @@ impl<'a> Exchange<'a> {
     /// What is known of the user.
     async fn identity(&mut self) -> Result<Option<Identity>, LoginError> {
         let user = &self.packet.user;
-        if let Some(users) = &self.context.access.users {
+        if let Some(users) = &self.context.policy.users {
             return Ok(users.find(user).cloned());
         }
         let answer = self.context.cluster.identity(user).await;
@@ -266,7 +266,7 @@ impl<'a> Exchange<'a> {
     /// How a login ends that failed by what is known of the user. What was remembered may be older than a password that
     /// was just changed: where it could not be asked for now, nothing was shown to be wrong.
     async fn failed(&self, fault: LoginError) -> LoginError {
-        if fault.offence() == Some(Offence::Proof) && self.context.access.has_new_users().await {
+        if fault.offence() == Some(Offence::Proof) && self.context.policy.has_new_users().await {
             return LoginError::JustChanged;
         }
         verdict(fault, self.is_unconfirmed)

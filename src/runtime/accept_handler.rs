@@ -9,11 +9,12 @@ use tokio::time::Instant;
 use super::workers::Workers;
 use crate::frontend::{ClientAddress, RefuseReason};
 use crate::listen::{ClientSocket, Connection, OnAccept};
-use crate::session::admission::Full;
+use crate::session::Shared;
+use crate::session::arrival::admission::Full;
+use crate::session::arrival::{Arrival, client_origin, login_throttle};
 use crate::session::close;
-use crate::session::life::{self, Arrival};
+use crate::session::life;
 use crate::session::listener_settings::ListenerSettings;
-use crate::session::{Shared, client_origin, login_throttle};
 
 /// Takes what a listener accepts to a worker. The gate is read per accept: another one may be put in its place.
 pub(super) struct AcceptHandler {
@@ -56,13 +57,13 @@ impl OnAccept for Arc<AcceptHandler> {
         let accepted = Instant::now();
         let admission = &self.shared.admission;
         let settings = self.settings.load_full();
-        let knock = if client_origin::is_announced(&settings, address) {
-            admission.knock_unsaid()
+        let place = if client_origin::is_announced(&settings, address) {
+            admission.place_unsaid()
         } else {
-            admission.knock(address.ip())
+            admission.place(address.ip())
         };
-        let knock = match knock {
-            Ok(knock) => Ok(knock),
+        let place = match place {
+            Ok(place) => Ok(place),
             Err(full) => match admission.queued(address.ip()) {
                 Ok(queued) => Err(queued),
                 Err(_) => return refuse(&self.shared, &socket, full),
@@ -70,10 +71,10 @@ impl OnAccept for Arc<AcceptHandler> {
         };
         let shared = Arc::clone(&self.shared);
         self.workers.spawn(move |worker_buffer| async move {
-            let knock = match knock {
-                Ok(knock) => knock,
+            let place = match place {
+                Ok(place) => place,
                 Err(queued) => match client_origin::turn(&shared, address, queued, accepted).await {
-                    Ok(knock) => knock,
+                    Ok(place) => place,
                     Err(full) => return refuse(&shared, &socket, full),
                 },
             };
@@ -83,7 +84,7 @@ impl OnAccept for Arc<AcceptHandler> {
                 accepted,
                 listener: settings,
                 worker_buffer,
-                knock,
+                place,
             };
             life::serve(arrival, shared).await;
         });
@@ -94,8 +95,8 @@ impl OnAccept for Arc<AcceptHandler> {
         tell(
             &socket,
             &close::too_many(
-                "the connection manager has no file descriptor left",
-                "Its operator has to raise the open-file limit or lower limits.max_clients.",
+                "the router has no file descriptor left",
+                "Ask the operator to raise the open-file limit or lower limits.max_clients.",
             ),
         );
     }

@@ -47,13 +47,13 @@ use crate::config::Config;
 use crate::frontend::auth_policy::{Around, AuthPolicy};
 use crate::frontend::tls::Acceptor;
 use crate::listen::{self, Inheritance};
-use crate::session::admission::Admission;
+use crate::session::arrival::Quota;
+use crate::session::arrival::admission::Admission;
+use crate::session::arrival::login_throttle::SharedThrottle;
 use crate::session::generations::Generations;
 use crate::session::keys::{Incarnation, KeyIssuer};
-use crate::session::login_throttle::SharedThrottle;
 use crate::session::occupancy::Occupancy;
 use crate::session::orders;
-use crate::session::quota::Quota;
 use crate::session::registry::Registry;
 use crate::session::{self, Shared, peers::Peers};
 use administration::Administration;
@@ -174,7 +174,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     );
     let handles = Handles {
         clusters: views,
-        access: access_view(&shared.access),
+        access: access_view(&shared.auth_policy),
         operations: Arc::clone(&administration) as _,
         token: Arc::new(ArcSwapOption::new(config.http.token.clone().map(Arc::new))),
         readiness: Arc::clone(&readiness),
@@ -384,8 +384,8 @@ fn share(
         warn!("{warning}");
     }
     let login_throttle = Arc::new(SharedThrottle::new(config.auth.rate_limit.clone()));
-    let access = Arc::new(ArcSwap::from_pointee(access));
-    let console = service::console_door(config, &access);
+    let auth_policy = Arc::new(ArcSwap::from_pointee(access));
+    let console = service::console_access(config, &auth_policy);
     Ok(Shared {
         console: ArcSwapOption::new(console),
         admission: Arc::new(Admission::new(
@@ -409,7 +409,7 @@ fn share(
                 .map(|peers| Arc::new(Peers::new(peers, incarnation))),
         ),
         generations,
-        access,
+        auth_policy,
         mock,
         derivations: Arc::default(),
         login_timeout: ArcSwap::from_pointee(config.auth.login_timeout),

@@ -180,7 +180,7 @@ impl Service {
             place.store(acceptor);
         }
         self.tls = tls;
-        self.shared.access.store(access);
+        self.shared.auth_policy.store(access);
         self.settle_shared(old, new, started);
         limits::raise_open_files(&new.limits);
         self.listeners.replace(places, bound);
@@ -306,7 +306,7 @@ impl Service {
         shared.quota.resize(&new.limits);
         shared.login_throttle.replace_limit(new.auth.rate_limit.clone());
         shared.login_timeout.store(Arc::new(new.auth.login_timeout));
-        shared.console.store(console_door(new, &shared.access));
+        shared.console.store(console_access(new, &shared.auth_policy));
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
         // Keys that were issued are sealed with the secret of the start.
         let secret = started.peers.as_ref().map(|peers| peers.secret.clone());
@@ -351,7 +351,10 @@ fn is_led(handle: &ClusterHandle) -> bool {
 }
 
 /// `None` where there is no console.
-pub(super) fn console_door(config: &Config, access: &Arc<ArcSwap<AuthPolicy>>) -> Option<Arc<ConsoleAccess>> {
+pub(super) fn console_access(
+    config: &Config,
+    access: &Arc<ArcSwap<AuthPolicy>>,
+) -> Option<Arc<ConsoleAccess>> {
     config.console.clone().map(|console| {
         let answers = admin::Console::new(access_view(access));
         Arc::new(ConsoleAccess::new(console, Arc::new(answers)))

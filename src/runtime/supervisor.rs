@@ -151,7 +151,7 @@ impl Supervisor {
             self.metrics.failed(part, false);
         }
         self.read = self.config.files().clone();
-        let watched = self.service.shared.access.load().watched.clone();
+        let watched = self.service.shared.auth_policy.load().watched.clone();
         self.read.add(ReloadUnit::Auth, watched);
         let parts = self.read.parts();
         self.taken = parts
@@ -419,7 +419,7 @@ impl Supervisor {
                 self.service.admin.tls().store(Some(settings));
             }
             Ready::Token(token) => self.service.handles.token.store(Some(Arc::new(token))),
-            Ready::AuthPolicy(access) => self.service.shared.access.store(access),
+            Ready::AuthPolicy(access) => self.service.shared.auth_policy.store(access),
             Ready::ServerTls(tls) => {
                 if let Some(cluster) = cluster {
                     cluster.replace_tls(tls);
@@ -483,7 +483,7 @@ fn read(config: &Config, shared: &Shared, taken: &BTreeMap<ReloadUnit, Stamps>) 
     let own = files.of(&ReloadUnit::Auth).cloned().unwrap_or_default();
     // What the rules were read from is known by who read them.
     let watched = shared
-        .access
+        .auth_policy
         .load()
         .watched
         .keys()

@@ -9,11 +9,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::arrival::quota::Share;
 use super::candidates::{Attempt, Connector, MOST_TRIES, NoPass, Pass, Wanted};
 use super::close::closing;
 use super::linger;
 use super::occupancy::{Occupancy, Seat};
-use super::quota::Share;
+use super::state::SessionState;
 use super::whereabouts::{self, Question};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::Unverified;
@@ -29,27 +30,7 @@ use crate::config::{Access, OnLeader, Route};
 use crate::routing::{Candidate, GrantedRole, Preference};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{MAX_LENGTH, ProtocolVersion, Replication};
-
-/// What a connection must have in common with the client. Settings confirmed later and prepared statements join the
-/// startup parameters here when sessions can be rebuilt elsewhere.
-#[derive(Debug, Clone)]
-pub(super) struct SessionState {
-    pub version: ProtocolVersion,
-    /// In order, `user` and `database` among them.
-    pub parameters: Vec<(Bytes, Bytes)>,
-}
-
-impl SessionState {
-    /// With what the router adds, a startup packet may be longer than a server reads. It would close without a word, as
-    /// if it were the server's fault, and so would every other.
-    pub(super) fn fits(&self) -> bool {
-        let parameters = self.parameters.iter();
-        let length: usize = parameters.map(|(name, value)| name.len() + value.len() + 2).sum();
-        // Length and version before them, a terminator behind them.
-        length + 9 <= MAX_LENGTH
-    }
-}
+use crate::wire::startup::{MAX_LENGTH, Replication};
 
 /// A server connection whose role was verified on that very connection. Only [`attach`] makes one.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::Shared;
-use super::admission::Pending;
+use super::arrival::admission::AdmissionPlace;
 use super::generations::GenerationAnswer;
 use super::keys::Owner;
 use super::registry::SessionEntry;
@@ -182,7 +182,7 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAdd
 }
 
 /// A place for a request whose session is not known here.
-fn place(shared: &Shared, from: Option<IpAddr>, has_seal: bool) -> Option<Pending> {
+fn place(shared: &Shared, from: Option<IpAddr>, has_seal: bool) -> Option<AdmissionPlace> {
     let place = shared.admission.cancel(from, has_seal);
     if place.is_err()
         && let Some(skipped) = shared.cancels.admit(CancelFailure::TooMany)

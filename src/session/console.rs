@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Shared;
-use super::admission::Admitted;
+use super::arrival::WelcomedClient;
 use super::close::close_with_error;
 use super::end::{Cause, End};
-use super::record::{self, Record};
+use super::record;
 use super::registry::Traffic;
 use crate::config;
 use crate::frontend::{ClientStream, RefuseReason};
@@ -61,7 +61,7 @@ pub struct ConsoleAccess {
 
 impl fmt::Debug for ConsoleAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConsoleDoor")
+        f.debug_struct("ConsoleAccess")
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
@@ -88,30 +88,22 @@ impl ConsoleAccess {
         if self.config.users.iter().any(|name| name.as_bytes() == user) {
             return Ok(());
         }
-        Err("Its operator has to add the user to console.users.".to_owned())
+        Err("Ask the operator to add the user to console.users.".to_owned())
     }
 }
 
-/// A client at the console's door, authenticated.
-pub(super) struct Visit {
-    pub(super) stream: ClientStream,
-    pub(super) welcome: BytesMut,
-    pub(super) record: Box<Record>,
-    pub(super) admitted: Admitted,
-}
-
-/// From the door to the session's one log line.
-pub(super) async fn visit(visit: Visit, shared: &Shared) {
-    let Visit {
+/// Serves an authenticated client that asks for the console, to the session's one log line.
+pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
+    let WelcomedClient {
         stream,
         mut welcome,
         mut record,
         admitted,
-    } = visit;
-    let Some(door) = shared.console.load_full() else {
+    } = client;
+    let Some(access) = shared.console.load_full() else {
         return;
     };
-    if let Err(hint) = door.admits(&record.user, &record.listener.cluster.config().name) {
+    if let Err(hint) = access.admits(&record.user, &record.listener.cluster.config().name) {
         shared.metrics.refuse(RefuseReason::Console);
         record.refused(shared, "not one of console.users of console.cluster");
         message::error(&mut welcome, &not_admitted(&record.database, &hint));
@@ -125,7 +117,7 @@ pub(super) async fn visit(visit: Visit, shared: &Shared) {
         welcome,
         closing: shared.closing.clone(),
     };
-    let (cause, stream) = isolated(door.console.serve(visitor)).await;
+    let (cause, stream) = isolated(access.console.serve(visitor)).await;
     // An answer is finished before the end is looked at: nothing is under way.
     let end = End::from(cause);
     record::log_end(&end, &record, Traffic::default());
@@ -155,7 +147,7 @@ fn not_admitted(database: &[u8], hint: &str) -> ErrorReply {
         SqlState::INSUFFICIENT_PRIVILEGE,
         format!("permission denied for database \"{}\"", Escaped(database)),
     )
-    .detail("It is the connection manager's console.")
+    .detail("It is the router's console.")
     .hint(hint)
 }
 

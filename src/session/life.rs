@@ -1,62 +1,44 @@
 //! The life of a session, from the accepted socket to its one log line.
 //!
 //! ```text
-//! open → admission → rule → anybody there? → authenticate → attach → relay → end
-//!                                                         └→ console ──────────┘
+//! arrival → Waiting → Relaying → Over
+//!    └→ console         (docs/architecture.md, "The life of a session")
 //! ```
-//! Each step consumes what the one before it made; what the login needed is dropped before the relay begins.
+//! One type for each state, holding what is valid then; each step consumes the state before. What the login needed is
+//! dropped before the relay begins.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::admission::{Admitted, Knock, Pending};
-use super::attach::{self, AttachRequest, Attachable, NoServer, SessionState};
-use super::cancel::CancelOutcome;
+use super::arrival::admission::Admitted;
+use super::arrival::{Arrival, LoggedIn, SessionRequest, WelcomedClient};
+use super::attach::{self, AttachRequest, Attachable, NoServer};
 use super::candidates::Wanted;
 use super::client_address::ClientAddressReport;
-use super::client_origin::{self, ClientOrigin};
-use super::close::{close_with_error, closing};
+use super::close::close_with_error;
 use super::end::{Order, Reason};
 use super::finish::finish;
 use super::keys::ClientCancelKey;
 use super::listener_settings::ListenerSettings;
 use super::metrics::{SessionGuard, seconds};
 use super::occupancy::Seat;
-use super::quota::Share;
-use super::record::{Record, Times, note_attach, note_opening, refuse};
+use super::record::{Record, note_attach};
 use super::registry::{self, CancelKey, Origin, Placement, Ticket};
-use super::relay::{Attached, Parts, Relay, WorkerBuffer};
-use super::{Shared, cancel, client_address, console, linger, login_throttle, peers, tcp};
-use crate::auth::credentials::ServerLogin;
-use crate::config::{Access, ListenerMode};
-use crate::frontend::login::{self, Authenticated, Destination, Exchange, LoginError};
-use crate::frontend::opening::{self, Opening};
-use crate::frontend::tls::TlsFacts;
-use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
-use crate::listen::ClientSocket;
+use super::relay::{self, Attached, Parts, Relay, WorkerBuffer};
+use super::state::SessionState;
+use super::{Shared, console, linger, tcp};
+use crate::cluster::ClusterHandle;
+use crate::config::ListenerMode;
+use crate::frontend::ClientStream;
 use crate::routing::{GrantedRole, SessionVerdict};
-use crate::wire::message::{self, ErrorReply};
-use crate::wire::settings;
-use crate::wire::sqlstate::SqlState;
+use crate::wire::message;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
-
-/// A connection just accepted.
-#[derive(Debug)]
-pub struct Arrival {
-    pub socket: ClientSocket,
-    pub address: ClientAddress,
-    pub accepted: Instant,
-    pub listener: Arc<ListenerSettings>,
-    pub worker_buffer: Arc<WorkerBuffer>,
-    /// Its place among those that have not logged in yet.
-    pub knock: Knock,
-}
 
 /// Serves one connection to its end. Never panics on what a peer sends; ends by itself in bounded time once the
 /// peers are gone.
@@ -64,463 +46,264 @@ pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
     if arrival.listener.mode == ListenerMode::Tcp {
         return Box::pin(tcp::serve(arrival, shared)).await;
     }
-    // The login is a large future with large parts; the relay must not carry its weight.
-    let session = Box::pin(log_in(arrival, Arc::clone(&shared))).await;
-    match session {
-        None => {}
-        Some(LoggedIn::Session(session)) => {
-            let Session {
-                relay,
-                record,
+    // Boxed: the login is a large future with large parts, and the relay must not carry its weight.
+    let Some(relaying) = Box::pin(begin(arrival, &shared)).await else {
+        return;
+    };
+    let over = relaying.run().await;
+    // Boxed: nor must an idle session carry the weight of its end.
+    Box::pin(over.finish(&shared)).await;
+}
+
+/// Up to the relay. `None`: it did not come to that, or the client was at the console.
+async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Relaying> {
+    let identified = arrival.identify(shared).await?;
+    let named = identified.open(shared).await?;
+    match named.log_in(shared).await? {
+        LoggedIn::Session(request) => Waiting(request).attach(shared).await,
+        LoggedIn::Console(client) => {
+            Box::pin(console::visit(client, shared)).await;
+            None
+        }
+    }
+}
+
+/// A client without a server connection, which asks for one. Next: [`Relaying`].
+struct Waiting(SessionRequest);
+
+impl Waiting {
+    /// Waits at the gate of its route, attaches, and welcomes the client. `None`: the client was refused, or has left.
+    async fn attach(self, shared: &Arc<Shared>) -> Option<Relaying> {
+        let SessionRequest {
+            client,
+            packet,
+            login,
+            share,
+            worker_buffer,
+        } = self.0;
+        let WelcomedClient {
+            stream,
+            welcome: mut out,
+            mut record,
+            admitted,
+        } = client;
+        let listener = Arc::clone(&record.listener);
+        let started = Instant::now();
+        let report = ClientAddressReport {
+            how: listener.route.client_address,
+            client: record.client,
+            tls: record.tls,
+        };
+        let state = SessionState::at_login(&packet, listener.route.access, login.user.as_ref(), report);
+        let wanted = Wanted {
+            gate: &listener.gate,
+            metrics: &shared.metrics.queue,
+            occupancy: &shared.occupancy,
+            cluster: &listener.cluster,
+            route: &listener.route,
+            client: record.client.ip(),
+        };
+        let request = AttachRequest {
+            cluster: &listener.cluster,
+            occupancy: &shared.occupancy,
+            route: &listener.route,
+            state: &state,
+            login: &login,
+            replication: packet.replication,
+            share: &share,
+            closing: &shared.closing,
+        };
+        let attached = async {
+            if !state.fits() {
+                return Err(NoServer::too_long());
+            }
+            let pass = wanted.pass(stream.hung_up(), &shared.closing).await?;
+            record.times.queued = pass.queued;
+            Ok(attach::attach(&request, pass).await?)
+        };
+        let attached = attached.await;
+        record.times.connect = started.elapsed().saturating_sub(record.times.queued);
+        match attached {
+            Ok(attachable) => {
+                let parts = Begun {
+                    stream,
+                    packet: &packet,
+                    out,
+                    attachable,
+                    worker_buffer,
+                };
+                parts.welcome(shared, record, admitted).await
+            }
+            Err(error) => {
+                note_attach(shared, &record, &error, &wanted);
+                if error.write(&wanted, &mut out) {
+                    close_with_error(stream, out).await;
+                }
+                None
+            }
+        }
+    }
+}
+
+/// A client with a server connection, which has not heard of it yet.
+struct Begun<'a> {
+    stream: ClientStream,
+    packet: &'a StartupPacket,
+    out: BytesMut,
+    attachable: Attachable,
+    worker_buffer: Arc<WorkerBuffer>,
+}
+
+impl Begun<'_> {
+    /// Enters the session into the registry, and tells the client what the server has said at its login.
+    async fn welcome(
+        self,
+        shared: &Arc<Shared>,
+        mut record: Box<Record>,
+        admitted: Admitted,
+    ) -> Option<Relaying> {
+        let Self {
+            mut stream,
+            packet,
+            mut out,
+            attachable,
+            worker_buffer,
+        } = self;
+        let Attachable {
+            connection,
+            member,
+            seat,
+            granted,
+            whereabouts,
+            ..
+        } = attachable;
+        let listener = Arc::clone(&record.listener);
+        shared
+            .metrics
+            .connect_seconds
+            .observe(seconds(record.times.connect));
+        member.as_str().clone_into(&mut record.member);
+        record.granted = Some(granted);
+        if granted == GrantedRole::Unenforced {
+            shared.metrics.unenforced(&listener.route.name);
+        }
+        for notice in &connection.notices {
+            out.extend_from_slice(notice);
+        }
+        for (name, value) in &connection.parameters {
+            message::parameter_status(&mut out, name, value);
+        }
+        let placement = Arc::new(Placement {
+            member: member.clone(),
+            granted,
+            whereabouts: Some(whereabouts),
+            process_id: connection.process_id.unwrap_or_default(),
+            cancel: connection.cancel.clone(),
+        });
+        let ticket = enter(
+            shared,
+            &listener,
+            packet.served(),
+            &placement,
+            record.who(),
+            &mut out,
+        );
+        message::ready_for_query(&mut out, b'I');
+        check_placement(&listener, &ticket, &placement);
+        let welcome = timeout(**shared.login_timeout.load(), async {
+            stream.write_all(&out).await?;
+            stream.flush().await
+        });
+        if !matches!(welcome.await, Ok(Ok(()))) {
+            debug!(client = %record.client, "gone before it was served, or it does not listen");
+            return None;
+        }
+        let relay = Relay::new(Parts {
+            client: stream,
+            server: Attached {
+                stream: connection.stream,
+                member,
+            },
+            leftover: connection.leftover,
+            ticket,
+            granted,
+            cluster: listener.cluster.clone(),
+            worker_buffer,
+            replication: packet.replication != Replication::None,
+        });
+        let gauge = shared
+            .metrics
+            .session(&listener.route.name, &record.member, Some(&listener.cluster));
+        Some(Relaying {
+            relay,
+            record,
+            held: Held {
                 seat,
                 gauge,
                 admitted,
-            } = session;
-            let ended = relay.run().await;
-            let has_keepalive = record.listener.cluster.config().server.keepalive.is_some();
-            // Boxed: an idle session must not carry the weight of its end.
-            let server = Box::pin(finish(ended, *record, &shared)).await;
-            drop(gauge);
-            let held = (seat, admitted.into_share());
-            Box::pin(linger::until_ended(server, has_keepalive, &shared.closing)).await;
-            drop(held);
-        }
-        Some(LoggedIn::Console(visit)) => Box::pin(console::visit(visit, &shared)).await,
+            },
+        })
     }
 }
 
-/// A client that has logged in.
-#[allow(clippy::large_enum_variant, reason = "nearly every one is the large one")]
-enum LoggedIn {
-    /// Next: relay.
-    Session(Session),
-    /// Next: [`console::visit`].
-    Console(console::Visit),
+/// What a session counts for, until its server has ended, too.
+pub(super) struct Held {
+    pub(super) seat: Seat,
+    pub(super) gauge: SessionGuard,
+    pub(super) admitted: Admitted,
 }
 
-/// A session that is ready to relay.
-struct Session {
+impl Held {
+    /// The session is over for the client. Gives everything back when the server has ended its part of it.
+    pub(super) async fn release(
+        self,
+        server: TcpStream,
+        cluster: &ClusterHandle,
+        closing: &CancellationToken,
+    ) {
+        let Self {
+            seat,
+            gauge,
+            admitted,
+        } = self;
+        drop(gauge);
+        let held = (seat, admitted.into_share());
+        let has_keepalive = cluster.config().server.keepalive.is_some();
+        linger::until_ended(server, has_keepalive, closing).await;
+        drop(held);
+    }
+}
+
+/// Client and server talk. Next: [`Over`].
+struct Relaying {
     relay: Relay,
     record: Box<Record>,
-    seat: Seat,
-    gauge: SessionGuard,
-    admitted: Admitted,
+    held: Held,
 }
 
-async fn log_in(arrival: Arrival, shared: Arc<Shared>) -> Option<LoggedIn> {
-    let Arrival {
-        socket,
-        address,
-        accepted,
-        listener,
-        worker_buffer,
-        knock,
-    } = arrival;
-    let mut knock = Some(knock);
-    let deadline = accepted + **shared.login_timeout.load();
-    let gauge = shared.metrics.pending();
-    let mut socket = adopt(socket, &listener)?;
-    let ClientOrigin {
-        address,
-        tls: proxied_tls,
-        denied,
-    } = client_origin::identify(
-        &shared,
-        &listener,
-        &mut socket,
-        address,
-        &mut knock,
-        (accepted, deadline),
-    )
-    .await?;
-    let until = client_origin::speaks_until(knock.as_ref(), accepted, deadline);
-    let opened = tokio::select! {
-        opened = timeout_at(until, opening::open(socket, &listener.offer)) => opened,
-        // It has not said yet whom to answer how.
-        () = shared.closing.cancelled() => {
-            shared.metrics.refuse(RefuseReason::Shutdown);
-            return None;
+impl Relaying {
+    async fn run(self) -> Over {
+        Over {
+            ended: self.relay.run().await,
+            record: self.record,
+            held: self.held,
         }
-    };
-    let opening = match opened {
-        Ok(Ok(opening)) => opening,
-        Ok(Err(fault)) => {
-            note_opening(&shared, &listener, address, &fault);
-            return None;
-        }
-        // It never said what it wanted; PostgreSQL closes without a word too.
-        Err(_elapsed) => {
-            shared.metrics.refuse(RefuseReason::Timeout);
-            return None;
-        }
-    };
-    let (mut stream, packet, tls) = match opening {
-        Opening::Session { stream, packet, tls } => (stream, packet, tls),
-        Opening::Cancel { .. } if denied.is_some() => {
-            shared.metrics.cancel(CancelOutcome::Denied);
-            return None;
-        }
-        Opening::Cancel { stream, request } => {
-            // It waits for its session's server, not for a login.
-            drop((knock, gauge));
-            cancel::serve(&shared, stream, request, address.ip()).await;
-            return None;
-        }
-        Opening::Peer { stream, body } => {
-            peers::serve(&shared, stream, body, deadline, knock).await;
-            return None;
-        }
-    };
-    if let Some(fault) = denied {
-        refuse(&shared, &listener, &mut stream, &packet, address, fault).await;
-        return None;
-    }
-    let mut pending = match client_origin::login(&shared, address, knock, accepted).await {
-        Ok(pending) => pending,
-        Err(full) => {
-            let fault = client_origin::no_place(full);
-            refuse(&shared, &listener, &mut stream, &packet, address, fault).await;
-            return None;
-        }
-    };
-    let tls_done = accepted.elapsed();
-    let client = Client {
-        stream: &mut stream,
-        packet: &packet,
-        tls: tls.as_deref(),
-        address,
-    };
-    let outcome = tokio::select! {
-        outcome = timeout_at(deadline, authenticate(&shared, &listener, client, &mut pending, deadline)) => outcome,
-        () = shared.closing.cancelled() => Ok(Err(LoginError::Unavailable(closing()))),
-    };
-    let (authenticated, mut admitted) = match outcome {
-        Ok(Ok(done)) => done,
-        Ok(Err(fault)) => {
-            refuse(&shared, &listener, &mut stream, &packet, address, fault).await;
-            return None;
-        }
-        Err(_elapsed) => {
-            refuse(
-                &shared,
-                &listener,
-                &mut stream,
-                &packet,
-                address,
-                LoginError::Timeout,
-            )
-            .await;
-            return None;
-        }
-    };
-    let authenticated_at = accepted.elapsed();
-    shared.metrics.login_seconds.observe(seconds(authenticated_at));
-    // From here on the client has an account: it no longer counts as an unknown one.
-    drop((pending, gauge));
-    let mut record = Box::new(Record {
-        client: address,
-        // Copies: slices of it would keep the whole startup packet for as long as the session lives.
-        user: Bytes::copy_from_slice(&packet.user),
-        database: Bytes::copy_from_slice(&packet.database),
-        member: String::new(),
-        granted: None,
-        tls: stream.tls_description(),
-        proxied_tls,
-        is_bound: authenticated.is_bound(),
-        accepted,
-        times: Times {
-            tls: tls_done,
-            auth: authenticated_at.saturating_sub(tls_done),
-            queued: Duration::ZERO,
-            connect: Duration::ZERO,
-        },
-        listener,
-    });
-    let (login, mut welcome) = authenticated.into_parts();
-    let Some(login) = login else {
-        return Some(LoggedIn::Console(console::Visit {
-            stream,
-            welcome,
-            record,
-            admitted,
-        }));
-    };
-    let names = (&record.user, &record.database);
-    let share = shared
-        .quota
-        .share(&record.listener.rate, Some(names), address.ip(), Instant::now());
-    let share = match share {
-        Ok(share) => {
-            let share = Arc::new(share);
-            admitted.keep(Arc::clone(&share));
-            share
-        }
-        Err(refusal) => {
-            shared.metrics.refuse(refusal.reason);
-            record.refused(&shared, &refusal.reply.message);
-            message::error(&mut welcome, &refusal.reply);
-            close_with_error(stream, welcome).await;
-            return None;
-        }
-    };
-    let session = begin(
-        &shared,
-        stream,
-        &packet,
-        (&login, welcome),
-        &mut record,
-        (worker_buffer, &share),
-    )
-    .await?;
-    let Begun { relay, seat } = session;
-    let gauge = shared.metrics.session(
-        &record.listener.route.name,
-        &record.member,
-        Some(&record.listener.cluster),
-    );
-    Some(LoggedIn::Session(Session {
-        relay,
-        record,
-        seat,
-        gauge,
-        admitted,
-    }))
-}
-
-fn destination(shared: &Shared, packet: &StartupPacket) -> Destination {
-    match &*shared.console.load() {
-        Some(door) if door.is_meant(packet) => Destination::Console,
-        _ => Destination::Servers,
     }
 }
 
-/// Registers an accepted socket with this worker and sets its options.
-pub(super) fn adopt(socket: ClientSocket, listener: &ListenerSettings) -> Option<ClientStream> {
-    // Each fails only if the peer is gone already.
-    Some(match socket {
-        ClientSocket::Tcp(socket) => {
-            socket.set_nonblocking(true).ok()?;
-            let socket = TcpStream::from_std(socket).ok()?;
-            crate::backend::tune_socket(&socket, &listener.cluster.config().server).ok()?;
-            ClientStream::Plain(socket)
-        }
-        ClientSocket::Unix(socket) => {
-            socket.set_nonblocking(true).ok()?;
-            ClientStream::Unix(UnixStream::from_std(socket).ok()?)
-        }
-    })
+/// The session is over; client and server may not know yet.
+struct Over {
+    ended: relay::Ended,
+    record: Box<Record>,
+    held: Held,
 }
 
-/// A client that has said what it wants.
-struct Client<'a> {
-    stream: &'a mut ClientStream,
-    packet: &'a StartupPacket,
-    tls: Option<&'a TlsFacts>,
-    address: ClientAddress,
-}
-
-/// Its turn, admission, rules, is anybody there, and only then the exchange.
-async fn authenticate(
-    shared: &Arc<Shared>,
-    listener: &ListenerSettings,
-    client: Client<'_>,
-    pending: &mut Option<Pending>,
-    deadline: Instant,
-) -> Result<(Authenticated, Admitted), LoginError> {
-    let Client {
-        stream,
-        packet,
-        tls,
-        address,
-    } = client;
-    login::negotiate(stream, packet).await?;
-    if let Some(setting) = settings::delay(&packet.parameters) {
-        return Err(LoginError::Limit(
-            RefuseReason::StartupSetting,
-            not_passed_on(setting),
-        ));
-    }
-    login_throttle::admit(shared, listener, stream, packet, address, pending, deadline).await?;
-    shared.admission.ask(listener).map_err(LoginError::TooMany)?;
-    let access = shared.access.load_full();
-    let destination = destination(shared, packet);
-    let context = shared.context(&access, listener, destination, deadline);
-    let mut exchange = Exchange::new(stream, packet, address, tls, context);
-    let decided = exchange.decide().await?;
-    if destination == Destination::Servers {
-        let admits = listener.gate.admits(listener.cluster.snapshot(), &listener.route);
-        admits.map_err(LoginError::Unavailable)?;
-    }
-    let authenticated = exchange.run(decided).await?;
-    if authenticated.has_proven() {
-        login_throttle::succeeded(shared, listener, packet, address);
-    }
-    // Only now: whoever has no password must not use up the places of those who have.
-    let admitted = shared.admission.admit(listener).map_err(LoginError::TooMany)?;
-    Ok((authenticated, admitted))
-}
-
-/// As a server says it of a setting that is not for everybody.
-fn not_passed_on(setting: &str) -> ErrorReply {
-    let message = format!("permission denied to set parameter \"{setting}\"");
-    ErrorReply::fatal(SqlState::INSUFFICIENT_PRIVILEGE, message).hint(
-        "It makes the server wait in the middle of each login; the connection manager passes it on for nobody. \
-         Remove it from the startup parameters or from options (PGOPTIONS).",
-    )
-}
-
-struct Begun {
-    relay: Relay,
-    seat: Seat,
-}
-
-/// Attaches an authenticated client and tells it so.
-async fn begin(
-    shared: &Arc<Shared>,
-    mut stream: ClientStream,
-    packet: &StartupPacket,
-    (login, mut out): (&ServerLogin, BytesMut),
-    record: &mut Record,
-    (worker_buffer, share): (Arc<WorkerBuffer>, &Arc<Share>),
-) -> Option<Begun> {
-    let listener = Arc::clone(&record.listener);
-    let started = Instant::now();
-    let report = ClientAddressReport {
-        how: listener.route.client_address,
-        client: record.client,
-        tls: record.tls,
-    };
-    let state = session_state(packet, listener.route.access, login.user.as_ref(), report);
-    let wanted = Wanted {
-        gate: &listener.gate,
-        metrics: &shared.metrics.queue,
-        occupancy: &shared.occupancy,
-        cluster: &listener.cluster,
-        route: &listener.route,
-        client: record.client.ip(),
-    };
-    let request = AttachRequest {
-        cluster: &listener.cluster,
-        occupancy: &shared.occupancy,
-        route: &listener.route,
-        state: &state,
-        login,
-        replication: packet.replication,
-        share,
-        closing: &shared.closing,
-    };
-    let attached = async {
-        if !state.fits() {
-            return Err(NoServer::too_long());
-        }
-        let pass = wanted.pass(stream.hung_up(), &shared.closing).await;
-        let pass = pass?;
-        record.times.queued = pass.queued;
-        Ok(attach::attach(&request, pass).await?)
-    };
-    let attached: Result<Attachable, NoServer> = attached.await;
-    record.times.connect = started.elapsed().saturating_sub(record.times.queued);
-    let Attachable {
-        connection,
-        member,
-        seat,
-        granted,
-        whereabouts,
-        ..
-    } = match attached {
-        Ok(attached) => attached,
-        Err(error) => {
-            note_attach(shared, record, &error, &wanted);
-            if !error.write(&wanted, &mut out) {
-                return None;
-            }
-            close_with_error(stream, out).await;
-            return None;
-        }
-    };
-    shared
-        .metrics
-        .connect_seconds
-        .observe(seconds(record.times.connect));
-    member.as_str().clone_into(&mut record.member);
-    record.granted = Some(granted);
-    if granted == GrantedRole::Unenforced {
-        shared.metrics.unenforced(&listener.route.name);
-    }
-    for notice in &connection.notices {
-        out.extend_from_slice(notice);
-    }
-    for (name, value) in &connection.parameters {
-        message::parameter_status(&mut out, name, value);
-    }
-    let placement = Arc::new(Placement {
-        member: member.clone(),
-        granted,
-        whereabouts: Some(whereabouts),
-        process_id: connection.process_id.unwrap_or_default(),
-        cancel: connection.cancel.clone(),
-    });
-    let ticket = enter(
-        shared,
-        &listener,
-        packet.served(),
-        &placement,
-        record.who(),
-        &mut out,
-    );
-    message::ready_for_query(&mut out, b'I');
-    check_placement(&listener, &ticket, &placement);
-    let welcome = timeout(**shared.login_timeout.load(), async {
-        stream.write_all(&out).await?;
-        stream.flush().await
-    });
-    if !matches!(welcome.await, Ok(Ok(()))) {
-        debug!(client = %record.client, "gone before it was served, or it does not listen");
-        return None;
-    }
-    let relay = Relay::new(Parts {
-        client: stream,
-        server: Attached {
-            stream: connection.stream,
-            member,
-        },
-        leftover: connection.leftover,
-        ticket,
-        granted,
-        cluster: listener.cluster.clone(),
-        worker_buffer,
-        replication: packet.replication != Replication::None,
-    });
-    Some(Begun { relay, seat })
-}
-
-/// The session state a client starts with. User and database are named once, as the rule saw them: repeated, empty or
-/// overlong ones are not left to the server to read its own way. A read-only one is read-only by its last startup
-/// parameter, which no earlier one can override (promise 2).
-fn session_state(
-    packet: &StartupPacket,
-    access: Access,
-    server_user: Option<&Bytes>,
-    report: ClientAddressReport,
-) -> SessionState {
-    let user = server_user.unwrap_or(&packet.user).clone();
-    let mut parameters = vec![
-        (Bytes::from_static(b"user"), user),
-        (Bytes::from_static(b"database"), packet.database.clone()),
-    ];
-    let is_name = |name: &Bytes| matches!(name.as_ref(), b"user" | b"database");
-    let others = packet.parameters.iter().filter(|(name, _)| !is_name(name));
-    parameters.extend(others.cloned());
-    client_address::add_client_address(&mut parameters, report);
-    if access == Access::ReadOnly {
-        parameters.push((
-            Bytes::from_static(b"default_transaction_read_only"),
-            Bytes::from_static(b"on"),
-        ));
-    }
-    SessionState {
-        version: packet.served(),
-        parameters,
+impl Over {
+    /// Tells the client, writes the session's line, and waits until the server has ended its part.
+    async fn finish(self, shared: &Arc<Shared>) {
+        let cluster = self.record.listener.cluster.clone();
+        let server = finish(self.ended, *self.record, shared).await;
+        self.held.release(server, &cluster, &shared.closing).await;
     }
 }
 
@@ -578,98 +361,5 @@ fn issue(shared: &Shared, version: ProtocolVersion) -> ClientCancelKey {
 pub(super) fn check_placement(listener: &ListenerSettings, ticket: &Ticket, placement: &Placement) {
     if let SessionVerdict::End(why) = placement.verdict(&listener.cluster.snapshot()) {
         ticket.entry().order(Order::Now(Reason::Role(why)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::config::ClientAddressOptions;
-    use crate::wire::startup::{self, FirstPacket};
-
-    fn state(body: &str, access: Access, server_user: Option<&'static str>) -> SessionState {
-        let mut packet = u32::try_from(body.len() + 9).unwrap().to_be_bytes().to_vec();
-        packet.extend([0, 3, 0, 0]);
-        packet.extend(body.replace(['=', ';'], "\0").as_bytes());
-        packet.push(0);
-        let Ok(Some((FirstPacket::Startup(packet), _))) = startup::parse(&packet) else {
-            panic!("{body}")
-        };
-        let server_user = server_user.map(|name| Bytes::from_static(name.as_bytes()));
-        let report = ClientAddressReport {
-            how: ClientAddressOptions {
-                setting: false,
-                application_name: false,
-                tls: false,
-            },
-            client: ClientAddress::Local(None),
-            tls: None,
-        };
-        session_state(&packet, access, server_user.as_ref(), report)
-    }
-
-    /// What a server is told for a startup packet with these parameters.
-    fn startup_parameters(body: &str, access: Access, server_user: Option<&'static str>) -> String {
-        let state = state(body, access, server_user);
-        let shown = state.parameters.iter().map(|(name, value)| {
-            format!(
-                "{}={};",
-                String::from_utf8_lossy(name),
-                String::from_utf8_lossy(value)
-            )
-        });
-        shown.collect()
-    }
-
-    #[test]
-    fn the_server_is_told_the_names_that_the_rule_saw() {
-        let leader = |body| startup_parameters(body, Access::ReadWrite, None);
-        assert_eq!(leader("user=a;"), "user=a;database=a;");
-        assert_eq!(leader("user=a;database=;"), "user=a;database=a;");
-        assert_eq!(
-            leader("database=x;user=a;o=1;user=b;database=y;o=2;"),
-            "user=b;database=y;o=1;o=2;"
-        );
-        let long = "n".repeat(64);
-        assert_eq!(
-            leader(&format!("user={long};database={long};")),
-            format!("user={0};database={0};", &long[..63])
-        );
-        assert_eq!(
-            startup_parameters("user=a;o=1;", Access::ReadOnly, None),
-            "user=a;database=a;o=1;default_transaction_read_only=on;"
-        );
-    }
-
-    /// The longest packet that a server reads, and that is read here, has no room for what is added to it.
-    #[test]
-    fn what_a_server_would_not_read_is_known_before() {
-        let fits = |length: usize, target| {
-            let start = "user=a;database=a;options=";
-            let body = format!("{start}{};", "o".repeat(length - start.len() - 10));
-            state(&body, target, None).fits()
-        };
-        let longest = startup::MAX_LENGTH;
-        assert!(fits(longest, Access::ReadWrite));
-        let added = b"default_transaction_read_only\0on\0".len();
-        assert!(fits(longest - added, Access::ReadOnly));
-        assert!(!fits(longest - added + 1, Access::ReadOnly));
-    }
-
-    /// An empty database is the client's user, for whom the rule was asked, not the server's.
-    #[test]
-    fn another_user_on_the_server_is_in_the_same_database() {
-        for body in [
-            "user=a;",
-            "user=a;database=;",
-            "user=b;user=a;database=x;database=;",
-        ] {
-            assert_eq!(
-                startup_parameters(body, Access::ReadWrite, Some("reader")),
-                "user=reader;database=a;",
-                "{body}"
-            );
-        }
     }
 }

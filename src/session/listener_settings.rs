@@ -1,9 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use super::arrival::quota::Rate;
 use super::gate::Gate;
 use super::occupancy::Occupancy;
-use super::quota::Rate;
 use crate::cluster::ClusterHandle;
 use crate::config::{self, ListenerMode, Route};
 use crate::frontend::opening::Offer;

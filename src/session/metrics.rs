@@ -13,9 +13,10 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::arrival::login_throttle;
 use super::cancel::{CancelOutcome, CutOutcome};
 use super::end::{End, EndLabel};
-use super::{gate, login_throttle, registry};
+use super::{gate, registry};
 use crate::auth::login_throttle::By;
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, WeakClusterHandle};

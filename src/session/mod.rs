@@ -8,12 +8,11 @@
 //!
 //! Refuses: to decide who may serve (routing does), and to know why it is told to end (the order says so).
 
-pub mod admission;
+pub mod arrival;
 mod attach;
 pub mod cancel;
 mod candidates;
 mod client_address;
-pub mod client_origin;
 pub mod close;
 mod connect_backoff;
 pub mod console;
@@ -27,19 +26,17 @@ pub mod keys;
 pub mod life;
 mod linger;
 pub mod listener_settings;
-pub mod login_throttle;
 pub mod metrics;
 pub mod occupancy;
 pub mod orders;
 pub(crate) mod peer_codec;
 pub mod peers;
-pub mod quota;
-pub mod rate;
 mod record;
 pub mod registry;
 pub mod relay;
 pub mod sample;
 mod sent;
+mod state;
 mod tcp;
 mod whereabouts;
 
@@ -68,15 +65,15 @@ use sample::{SampleDecision, Sources};
 pub struct Shared {
     pub registry: Arc<registry::Registry>,
     pub occupancy: Arc<occupancy::Occupancy>,
-    pub admission: Arc<admission::Admission>,
-    pub quota: Arc<quota::Quota>,
+    pub admission: Arc<arrival::admission::Admission>,
+    pub quota: Arc<arrival::Quota>,
     pub metrics: Arc<metrics::Metrics>,
     pub keys: keys::KeyIssuer,
     /// Empty where there are none.
     pub peers: ArcSwapOption<peers::Peers>,
     pub generations: generations::Generations,
     /// Who may come in. Another one may be put in its place, for the logins to come.
-    pub access: Arc<ArcSwap<AuthPolicy>>,
+    pub auth_policy: Arc<ArcSwap<AuthPolicy>>,
     /// Empty where there is none.
     pub console: ArcSwapOption<console::ConsoleAccess>,
     pub mock: Arc<MockSecret>,
@@ -85,7 +82,7 @@ pub struct Shared {
     pub login_timeout: ArcSwap<Duration>,
     pub cancels: cancel::Cancels,
     pub failures: Failures,
-    pub login_throttle: Arc<login_throttle::SharedThrottle>,
+    pub login_throttle: Arc<arrival::login_throttle::SharedThrottle>,
     /// Small tasks that outlive the session that began them.
     pub tasks: TaskTracker,
     /// Cancelled when the doors close for good: who has not logged in by then does not get in any more.
@@ -98,17 +95,17 @@ impl Shared {
         self.metrics.refuse(reason);
     }
 
-    fn context<'a>(
+    fn login_context<'a>(
         &'a self,
-        access: &'a AuthPolicy,
-        listener_settings: &'a ListenerSettings,
+        policy: &'a AuthPolicy,
+        listener: &'a ListenerSettings,
         destination: Destination,
         deadline: Instant,
     ) -> LoginContext<'a> {
         LoginContext {
-            access,
+            policy,
             destination,
-            cluster: &listener_settings.cluster,
+            cluster: &listener.cluster,
             mock: &self.mock,
             derivations: &self.derivations,
             deadline,

@@ -8,11 +8,12 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::arrival::login_throttle;
 use super::attach::{AttachError, NoServer};
 use super::candidates::{NoPass, Wanted};
 use super::end::End;
 use super::listener_settings::ListenerSettings;
-use super::{Shared, close, login_throttle, registry};
+use super::{Shared, close, registry};
 use crate::frontend::login::LoginError;
 use crate::frontend::opening::OpeningError;
 use crate::frontend::{ClientAddress, ClientStream, RefuseReason};

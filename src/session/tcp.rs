@@ -19,20 +19,21 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::admission::{Admitted, Knock};
+use super::arrival::admission::{AdmissionPlace, Admitted, ArrivalPlace};
+use super::arrival::client_origin::{self, ClientOrigin};
+use super::arrival::{Arrival, Course, Identified};
 use super::cancel::CancelOutcome;
 use super::candidates::{Attempt, Connector, NoPass, Wanted};
-use super::client_origin::{self, ClientOrigin};
 use super::close::{close_with_error, closing};
 use super::end::{Cause, End};
 use super::forward::{Ended, Forward, Parts};
-use super::life::{self, Arrival};
+use super::life::{self, Held};
 use super::listener_settings::ListenerSettings;
-use super::metrics::SessionGuard;
+use super::metrics::GaugeGuard;
 use super::occupancy::Seat;
 use super::registry::{self, Origin, Placement, Ticket, Traffic};
 use super::whereabouts::{self, Question};
-use super::{Shared, attach, cancel, linger, record};
+use super::{Shared, attach, cancel, record};
 use crate::backend::Unverified;
 use crate::backend::{self, ClientReply};
 use crate::cluster::sight::Whereabouts;
@@ -53,31 +54,29 @@ const MOST_CANCELLED: usize = 64;
 
 /// Serves one connection to its end; as [`life::serve`].
 pub(super) async fn serve(arrival: Arrival, shared: Arc<Shared>) {
-    let Some(session) = Box::pin(begin(arrival, &shared)).await else {
+    let Some(forwarding) = Box::pin(begin(arrival, &shared)).await else {
         return;
     };
-    let Session {
+    let Forwarding {
         forward,
         record,
         held,
-    } = session;
+    } = forwarding;
     let ended = forward.run().await;
-    let has_keepalive = record.listener.cluster.config().server.keepalive.is_some();
-    let server = finish(ended, &record, &shared).await;
-    let (seat, gauge, admitted) = held;
-    drop(gauge);
-    let held = (seat, admitted.into_share());
-    // Boxed: an idle session must not carry its weight.
-    Box::pin(linger::until_ended(server, has_keepalive, &shared.closing)).await;
-    drop(held);
+    // Boxed: an idle session must not carry the weight of its end.
+    Box::pin(async {
+        let server = finish(ended, &record, &shared).await;
+        held.release(server, &record.listener.cluster, &shared.closing)
+            .await;
+    })
+    .await;
 }
 
-/// A session that is ready to forward.
-struct Session {
+/// Client and server talk.
+struct Forwarding {
     forward: Forward,
     record: Box<Record>,
-    /// Given back at the end.
-    held: (Seat, SessionGuard, Admitted),
+    held: Held,
 }
 
 /// What the log line at the end needs.
@@ -106,125 +105,172 @@ struct Refusal {
     reason: Option<RefuseReason>,
 }
 
-async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Session> {
-    let Arrival {
-        socket,
-        address,
-        accepted,
-        listener,
-        worker_buffer,
-        knock,
-    } = arrival;
-    let pending_gauge = shared.metrics.pending();
-    let deadline = accepted + **shared.login_timeout.load();
-    let mut client = life::adopt(socket, &listener)?;
-    let mut knock = Some(knock);
-    let times = (accepted, deadline);
-    let ClientOrigin { address, denied, .. } =
-        client_origin::identify(shared, &listener, &mut client, address, &mut knock, times).await?;
-    let mut head = BytesMut::new();
-    let until = client_origin::speaks_until(knock.as_ref(), accepted, deadline);
-    let glance = tokio::select! {
-        glance = timeout_at(until, first(&mut client, &mut head)) => glance,
-        () = shared.closing.cancelled() => {
-            shared.metrics.refuse(RefuseReason::Shutdown);
-            return None;
-        }
-    };
-    match glance {
-        Ok(Ok(Glance::Session)) => {}
-        Ok(Ok(Glance::Cancel(_))) if denied.is_some() => {
-            shared.metrics.cancel(CancelOutcome::Denied);
-            return None;
-        }
-        Ok(Ok(Glance::Cancel(request))) => {
-            // It waits for servers, not for a login.
-            drop((knock, pending_gauge));
-            cancel(shared, &listener, client, &request, address).await;
-            return None;
-        }
-        Ok(Ok(Glance::Peer)) => {
-            debug!(client = %address, listener = %listener.name, "a router asks on a port that forwards");
-            shared.metrics.refuse(RefuseReason::Opening);
-            return None;
-        }
-        Ok(Err(fault)) => {
-            record::note_opening(shared, &listener, address, &fault);
-            return None;
-        }
-        Err(_elapsed) => {
-            shared.metrics.refuse(RefuseReason::Timeout);
-            return None;
+/// Up to forwarding. `None`: it did not come to that.
+async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Forwarding> {
+    let identified = arrival.identify(shared).await?;
+    let opened = Opened::read(identified, shared).await?;
+    opened.connect(shared).await
+}
+
+/// A client whose first bytes are those of a session.
+struct Opened {
+    client: ClientStream,
+    /// What was read of it.
+    head: BytesMut,
+    origin: ClientOrigin,
+    place: ArrivalPlace,
+    course: Course,
+    pending: GaugeGuard,
+}
+
+impl Opened {
+    /// Reads as much as shows what the client wants, and serves it if that is not a session.
+    async fn read(identified: Identified, shared: &Arc<Shared>) -> Option<Self> {
+        let until = identified.speaks_until();
+        let Identified {
+            stream: mut client,
+            origin,
+            place,
+            course,
+            pending,
+        } = identified;
+        let mut head = BytesMut::new();
+        let glance = tokio::select! {
+            glance = timeout_at(until, first(&mut client, &mut head)) => glance,
+            () = shared.closing.cancelled() => {
+                shared.metrics.refuse(RefuseReason::Shutdown);
+                return None;
+            }
+        };
+        let (listener, address) = (&course.listener, origin.address);
+        match glance {
+            Ok(Ok(Glance::Session)) => Some(Self {
+                client,
+                head,
+                origin,
+                place,
+                course,
+                pending,
+            }),
+            Ok(Ok(Glance::Cancel(_))) if origin.denied.is_some() => {
+                shared.metrics.cancel(CancelOutcome::Denied);
+                None
+            }
+            Ok(Ok(Glance::Cancel(request))) => {
+                // It waits for servers, not for a login.
+                drop((place, pending));
+                cancel(shared, listener, client, &request, address).await;
+                None
+            }
+            Ok(Ok(Glance::Peer)) => {
+                debug!(client = %address, listener = %listener.name, "a router asks on a port that forwards");
+                shared.metrics.refuse(RefuseReason::Opening);
+                None
+            }
+            Ok(Err(error)) => {
+                record::note_opening(shared, listener, address, &error);
+                None
+            }
+            Err(_elapsed) => {
+                shared.metrics.refuse(RefuseReason::Timeout);
+                None
+            }
         }
     }
-    let started = Instant::now();
-    let connected = match denied {
-        Some(LoginError::Limit(reason, reply)) => Err(Refusal {
-            reply,
-            reason: Some(reason),
-        }),
-        // Nothing else is said of an address.
-        Some(_) => return None,
-        None => tokio::select! {
-            connected = admit(shared, &listener, &client, (address, accepted), &mut knock) => connected,
-            () = shared.closing.cancelled() => Err(Refusal { reply: closing(), reason: Some(RefuseReason::Shutdown) }),
-        },
-    };
-    let (admitted, connected) = match connected {
-        Ok(connected) => connected,
-        Err(Refusal { reason: None, .. }) => return None,
-        Err(refusal) => {
-            refuse(shared, &listener, address, &refusal);
-            say_no(client, head, &refusal.reply).await;
-            return None;
+
+    /// A place among the sessions, and a server.
+    async fn connect(self, shared: &Arc<Shared>) -> Option<Forwarding> {
+        let Self {
+            client,
+            head,
+            origin: ClientOrigin { address, denied, .. },
+            place,
+            course,
+            pending,
+        } = self;
+        let Course {
+            listener,
+            worker_buffer,
+            accepted,
+            ..
+        } = course;
+        let started = Instant::now();
+        // Until the client has heard why it is refused: refused clients are no more than the pending ones may be.
+        let mut held = None;
+        let connected = match denied {
+            Some(LoginError::Limit(reason, reply)) => Err(Refusal {
+                reply,
+                reason: Some(reason),
+            }),
+            // Nothing else is said of an address.
+            Some(_) => return None,
+            None => tokio::select! {
+                connected = admit(shared, &listener, &client, (address, accepted), place, &mut held) => connected,
+                () = shared.closing.cancelled() => Err(Refusal {
+                    reply: closing(),
+                    reason: Some(RefuseReason::Shutdown),
+                }),
+            },
+        };
+        let (admitted, connected) = match connected {
+            Ok(connected) => connected,
+            Err(Refusal { reason: None, .. }) => return None,
+            Err(refusal) => {
+                refuse(shared, &listener, address, &refusal);
+                say_no(client, head, &refusal.reply).await;
+                return None;
+            }
+        };
+        // Whether the server counts it as logged in cannot be seen.
+        drop((held, pending));
+        let Connected {
+            stream,
+            member,
+            granted,
+            whereabouts,
+            seat,
+        } = connected;
+        if granted == GrantedRole::Unenforced {
+            shared.metrics.unenforced(&listener.route.name);
         }
-    };
-    // What it is to the server from here on, pending or not, cannot be seen.
-    drop((knock, pending_gauge));
-    let Connected {
-        stream,
-        member,
-        granted,
-        whereabouts,
-        seat,
-    } = connected;
-    if granted == GrantedRole::Unenforced {
-        shared.metrics.unenforced(&listener.route.name);
+        let gauge = shared
+            .metrics
+            .session(&listener.route.name, member.as_str(), Some(&listener.cluster));
+        let placement = Placement {
+            member: member.clone(),
+            granted,
+            whereabouts: Some(whereabouts),
+            process_id: 0,
+            cancel: None,
+        };
+        let ticket = enter(shared, &listener, (address, accepted), placement)?;
+        let forward = Forward::new(Parts {
+            client,
+            server: stream,
+            head: head.freeze(),
+            ticket,
+            member: member.clone(),
+            cluster: listener.cluster.clone(),
+            shared: Arc::clone(shared),
+            worker_buffer,
+        });
+        Some(Forwarding {
+            forward,
+            record: Box::new(Record {
+                client: address,
+                listener,
+                member,
+                granted,
+                accepted,
+                connecting: started.elapsed(),
+            }),
+            held: Held {
+                seat,
+                gauge,
+                admitted,
+            },
+        })
     }
-    let gauge = shared
-        .metrics
-        .session(&listener.route.name, member.as_str(), Some(&listener.cluster));
-    let placement = Placement {
-        member: member.clone(),
-        granted,
-        whereabouts: Some(whereabouts),
-        process_id: 0,
-        cancel: None,
-    };
-    let ticket = enter(shared, &listener, (address, accepted), placement)?;
-    let forward = Forward::new(Parts {
-        client,
-        server: stream,
-        head: head.freeze(),
-        ticket,
-        member: member.clone(),
-        cluster: listener.cluster.clone(),
-        shared: Arc::clone(shared),
-        worker_buffer,
-    });
-    let record = Box::new(Record {
-        client: address,
-        listener,
-        member,
-        granted,
-        accepted,
-        connecting: started.elapsed(),
-    });
-    Some(Session {
-        forward,
-        record,
-        held: (seat, gauge, admitted),
-    })
 }
 
 /// Reads until it shows what the client wants; what was read stays in `head`. Cancel safe: `read_buf` is.
@@ -241,24 +287,25 @@ async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance,
     }
 }
 
-/// A place among the sessions, and a server. Of whom it is one more, the address alone is known.
+/// A place among the sessions, and a server. Nothing is known of the client but its address. `held` gets its place among
+/// the connections that have not logged in.
 async fn admit(
     shared: &Arc<Shared>,
     listener: &ListenerSettings,
     stream: &ClientStream,
     (client, accepted): (ClientAddress, Instant),
-    knock: &mut Option<Knock>,
+    place: ArrivalPlace,
+    held: &mut Option<AdmissionPlace>,
 ) -> Result<(Admitted, Connected), Refusal> {
-    let place = client_origin::login(shared, client, knock.take(), accepted).await;
-    *knock = place
-        .map_err(|full| match client_origin::no_place(full) {
-            LoginError::Limit(reason, reply) => Refusal {
-                reply,
-                reason: Some(reason),
-            },
-            fault => unreachable!("a limit, not {fault}"),
-        })?
-        .map(Knock::Login);
+    let place = client_origin::login_place(shared, client, place, accepted).await;
+    let place = place.map_err(|full| {
+        let (reason, reply) = client_origin::no_place(full);
+        Refusal {
+            reply,
+            reason: Some(reason),
+        }
+    })?;
+    *held = Some(place);
     let mut admitted = shared.admission.admit(listener).map_err(|reply| Refusal {
         reply,
         reason: Some(RefuseReason::TooMany),

@@ -86,12 +86,12 @@ fn addresses_are_denied_after_the_startup_packet_and_before_anything_else() {
             ..Options::default()
         },
     );
-    let text = "this address may not connect to this port of the connection manager";
+    let text = "this address may not connect to this port of the router";
     drop(served(&router, 6432, from(1)));
     for last in [2, 4] {
         let mut raw = Raw::connect_from(from(last), router.address, 6432);
         raw.startup(V3_0, &[("user", "nobody"), ("database", "app")]);
-        is_refused(&raw.message(), "28000", text, "allow and deny of the listener");
+        is_refused(&raw.message(), "28000", text, "allow or deny of the listener");
         assert_eq!(raw.rest(), b"");
     }
     // In TLS as well: from 127.0.0.1.

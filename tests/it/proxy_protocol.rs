@@ -202,7 +202,11 @@ fn nobody_else_says_who_he_is() {
     );
     let mut raw = Raw::connect_from(other, router.address, 6432);
     raw.startup(V3_0, &[("user", "app"), ("database", "app")]);
-    is_refused(&raw.message(), "28000", "come through its balancer only");
+    is_refused(
+        &raw.message(),
+        "28000",
+        "accepts connections from its balancer only",
+    );
     assert_eq!(
         router.metric("trunkline_logins_refused_total{reason=\"proxy_required\"}"),
         1.0

@@ -439,7 +439,7 @@ fn limits_hold_for_forwarded_connections() {
     assert_eq!(denied.code(), "28000");
     assert_eq!(
         denied.field(b'M').unwrap(),
-        "this address may not connect to this port of the connection manager"
+        "this address may not connect to this port of the router"
     );
     assert_eq!(refused(&router, "address_denied"), 1.0);
     let first = Client::new(&router);

@@ -70,7 +70,7 @@ pub(super) fn proven() -> Proven {
 async fn may_be(exchange: &mut Exchange<'_>, rule: &Rule, name: &[u8]) -> Result<bool, LoginError> {
     let map = rule.map.as_deref();
     loop {
-        let maps = &exchange.context.access.maps;
+        let maps = &exchange.context.policy.maps;
         match maps.check(map, name, &exchange.packet.user, exchange.memberships()) {
             Allowed::Yes => return Ok(true),
             Allowed::Needs(Need::Memberships) => exchange.look_up_memberships().await?,

@@ -76,7 +76,7 @@ pub(super) async fn directory(
 ) -> Result<Proven, LoginError> {
     let given = ask(exchange).await?;
     let user = &exchange.packet.user;
-    let tls = &exchange.context.access.ldap_tls;
+    let tls = &exchange.context.policy.ldap_tls;
     ldap::authenticate(settings, tls, user, given.expose(), exchange.context.deadline)
         .await
         .map_err(|fault| match fault {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::super::admission::Knock;
+use super::super::arrival::admission::ArrivalPlace;
 use super::super::generations::GenerationAnswer;
 use super::super::peer_codec::{self, Answered, Answering, Answers, Asked, Fate, MOST_AT_ONCE};
 use super::super::{Shared, cancel};
@@ -27,7 +27,7 @@ pub(in crate::session) async fn serve(
     mut stream: ClientStream,
     body: Bytes,
     deadline: Instant,
-    place: Option<Knock>,
+    place: ArrivalPlace,
 ) {
     let Some(peers) = shared.peers.load_full() else {
         return;

@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Shared;
-use super::admission::{Full, Pending};
-use super::listener_settings::ListenerSettings;
-use super::sample::{SampleDecision as Line, Sampler};
+use super::super::Shared;
+use super::super::listener_settings::ListenerSettings;
+use super::super::sample::{SampleDecision as Line, Sampler};
+use super::admission::{Full, LoginPlace};
 use crate::auth::login_throttle::{Attempt, By, LoginThrottle, ThrottleDecision, ThrottleStart};
 use crate::config::RateLimit;
 use crate::frontend::login::{LoginError, Offence};
@@ -49,7 +49,7 @@ impl SharedThrottle {
     }
 
     /// Addresses and users with failures that time has not made good.
-    pub(super) fn remembered(&self) -> (usize, usize) {
+    pub(in crate::session) fn remembered(&self) -> (usize, usize) {
         self.throttle().sweep(Instant::now())
     }
 
@@ -87,7 +87,7 @@ impl SharedThrottle {
 }
 
 /// The label in metrics.
-pub(super) fn label(by: By) -> &'static str {
+pub(in crate::session) fn label(by: By) -> &'static str {
     match by {
         By::Address => "address",
         By::User => "user",
@@ -95,14 +95,14 @@ pub(super) fn label(by: By) -> &'static str {
     }
 }
 
-/// Waits for this attempt's turn. `pending` is given back meanwhile; after an error it may be `None`.
-pub(super) async fn admit(
+/// Waits for this attempt's turn. The place is given up meanwhile.
+pub(in crate::session) async fn admit(
     shared: &Shared,
     listener: &ListenerSettings,
     stream: &mut ClientStream,
     packet: &StartupPacket,
     client: ClientAddress,
-    pending: &mut Option<Pending>,
+    login_place: &mut LoginPlace,
     deadline: Instant,
 ) -> Result<(), LoginError> {
     let attempt = shared.login_throttle.attempt(listener, client, &packet.user);
@@ -118,13 +118,14 @@ pub(super) async fn admit(
     };
     shared.metrics.delay(by);
     let gauge = shared.metrics.waiting();
-    *pending = None;
+    *login_place = LoginPlace::GivenUp;
     wait(stream, until).await?;
     drop((place, gauge));
-    *pending = Some(shared.admission.pending(client.ip()).map_err(|full| {
+    let again = shared.admission.pending(client.ip()).map_err(|full| {
         let (text, hint) = too_many(full);
         LoginError::TooMany(ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
-    })?);
+    })?;
+    *login_place = LoginPlace::Held(again);
     let now = Instant::now();
     let refusal = shared.login_throttle.throttle().refusal(&attempt, now);
     match refusal {
@@ -174,7 +175,7 @@ pub fn too_many(full: Full) -> (&'static str, &'static str) {
 }
 
 /// The client has proven who it is.
-pub(super) fn succeeded(
+pub(in crate::session) fn succeeded(
     shared: &Shared,
     listener: &ListenerSettings,
     packet: &StartupPacket,
@@ -188,7 +189,7 @@ pub(super) fn succeeded(
 }
 
 /// Counts a login that failed, if that says anything of the client.
-pub(super) fn failed(
+pub(in crate::session) fn failed(
     shared: &Shared,
     listener: &ListenerSettings,
     packet: &StartupPacket,
@@ -218,7 +219,7 @@ pub(super) fn failed(
 }
 
 /// Counts a connection that did not keep to the protocol.
-pub(super) fn garbage(shared: &Shared, client: ClientAddress) {
+pub(in crate::session) fn garbage(shared: &Shared, client: ClientAddress) {
     let began = shared
         .login_throttle
         .throttle()

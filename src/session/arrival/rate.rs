@@ -9,7 +9,7 @@ use tokio::time::Instant;
 ///
 /// Kept as one moment, at which the bucket will be full again, so that no fraction of a token is ever lost.
 #[derive(Debug, Clone)]
-pub struct TokenBucket {
+pub(super) struct TokenBucket {
     /// Time for one token.
     interval: Duration,
     /// Time for all tokens but one: how far ahead `full_at` may be when one more is taken.
@@ -19,7 +19,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    pub fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
+    pub(super) fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
         let interval = Duration::from_secs(1) / per_second.get();
         Self {
             interval,
@@ -29,7 +29,7 @@ impl TokenBucket {
     }
 
     /// Takes one token; `false` where there is none, which costs nothing.
-    pub fn try_take(&mut self, now: Instant) -> bool {
+    pub(super) fn try_take(&mut self, now: Instant) -> bool {
         let full_at = self.full_at.map_or(now, |at| at.max(now));
         if full_at - now > self.slack {
             return false;

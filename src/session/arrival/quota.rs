@@ -46,7 +46,7 @@ struct Bounds {
 
 /// Sessions that may begin per second, with a burst of one second. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Rate(Option<Arc<Bucket>>);
+pub(in crate::session) struct Rate(Option<Arc<Bucket>>);
 
 #[derive(Debug)]
 struct Bucket {
@@ -55,7 +55,7 @@ struct Bucket {
 }
 
 impl Rate {
-    pub(super) fn new(per_second: Option<NonZeroU32>) -> Self {
+    pub(in crate::session) fn new(per_second: Option<NonZeroU32>) -> Self {
         Self(per_second.map(|per_second| {
             Arc::new(Bucket {
                 per_second,
@@ -65,7 +65,7 @@ impl Rate {
     }
 
     /// Goes on with what is left of `before` if that is as fast.
-    pub(super) fn in_place_of(self, before: &Self) -> Self {
+    pub(in crate::session) fn in_place_of(self, before: &Self) -> Self {
         let per_second = |rate: &Self| rate.0.as_ref().map(|bucket| bucket.per_second);
         if per_second(&self) == per_second(before) {
             before.clone()
@@ -85,7 +85,7 @@ impl Rate {
 
 /// One session's part of what is limited; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(in crate::session) struct Share {
     quota: Arc<Quota>,
     whose: Vec<Whose>,
 }
@@ -106,9 +106,9 @@ impl Drop for Share {
 
 /// A limit that is reached.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) reason: RefuseReason,
-    pub(super) reply: ErrorReply,
+pub(in crate::session) struct Refusal {
+    pub(in crate::session) reason: RefuseReason,
+    pub(in crate::session) reply: ErrorReply,
 }
 
 impl Quota {
@@ -133,7 +133,7 @@ impl Quota {
 
     /// A session's share, or the limit that is in the way. `listener` is the rate of where it came in; user and database are
     /// `None` where they are not seen, `address` on a Unix socket.
-    pub(super) fn share(
+    pub(in crate::session) fn share(
         self: &Arc<Self>,
         listener: &Rate,
         names: Option<(&Bytes, &Bytes)>,

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::listener_settings::ListenerSettings;
+use super::super::listener_settings::ListenerSettings;
 use super::quota::Share;
 use crate::auth::login_throttle::network;
 use crate::wire::message::ErrorReply;
@@ -77,6 +77,15 @@ struct Places {
 struct Taken {
     total: u32,
     by_source: HashMap<Source, u32>,
+    /// The sources that connections wait for, while they do.
+    waiting: HashMap<Source, WaitingSource>,
+}
+
+/// Connections of one source that wait for a place.
+#[derive(Debug, Default)]
+struct WaitingSource {
+    connections: u32,
+    freed: Arc<Notify>,
 }
 
 /// Why there is no place.
@@ -101,24 +110,66 @@ impl Places {
         self.most.store(most, Ordering::Release);
         self.most_per_source.store(most_per_source, Ordering::Release);
         self.freed.notify_waiters();
+        for source in self.taken().waiting.values() {
+            source.freed.notify_waiters();
+        }
+    }
+
+    /// Waits for a place of this source; `wait` is woken when there may be one.
+    fn wait_for(self: &Arc<Self>, source: Source) -> PlaceWait {
+        let mut taken = self.taken();
+        let waiting = taken.waiting.entry(source).or_default();
+        waiting.connections += 1;
+        PlaceWait {
+            freed: Arc::clone(&waiting.freed),
+            places: Arc::clone(self),
+            source,
+        }
+    }
+
+    /// Wakes one connection that can have a place now: of this source if there is one, since its own place has become
+    /// free, else of any that has fewer than it may.
+    fn wake_one(&self, mut taken: MutexGuard<'_, Taken>, first: Source) {
+        if taken.total >= self.most.load(Ordering::Acquire) {
+            return;
+        }
+        let most = self.most_per_source.load(Ordering::Acquire);
+        let Taken {
+            by_source, waiting, ..
+        } = &mut *taken;
+        let has_room = |source: &Source| {
+            *source == Source::Unsaid || by_source.get(source).is_none_or(|taken| *taken < most)
+        };
+        let next = match waiting.get(&first).filter(|_| has_room(&first)) {
+            Some(next) => Some(next),
+            None => waiting
+                .iter()
+                .find(|(source, _)| has_room(source))
+                .map(|(_, next)| next),
+        };
+        let freed = next.map(|next| Arc::clone(&next.freed));
+        drop(taken);
+        if let Some(freed) = freed {
+            freed.notify_one();
+        }
     }
 
     fn is_full(&self) -> bool {
         self.taken().total >= self.most.load(Ordering::Acquire)
     }
 
-    fn take(self: &Arc<Self>, source: Option<IpAddr>) -> Result<Pending, Full> {
+    fn take(self: &Arc<Self>, source: Option<IpAddr>) -> Result<AdmissionPlace, Full> {
         self.take_for(Source::Network(source.map(network)))
     }
 
-    fn take_for(self: &Arc<Self>, source: Source) -> Result<Pending, Full> {
+    fn take_for(self: &Arc<Self>, source: Source) -> Result<AdmissionPlace, Full> {
         let mut taken = self.taken();
         if taken.total >= self.most.load(Ordering::Acquire) {
             return Err(Full::Total);
         }
         taken.count(source, self.most_per_source.load(Ordering::Acquire))?;
         taken.total += 1;
-        Ok(Pending {
+        Ok(AdmissionPlace {
             places: Arc::clone(self),
             source,
         })
@@ -129,19 +180,63 @@ impl Places {
     }
 }
 
+/// A connection that waits for a place; it stops when this is dropped, and a wake-up that it has not used goes to another.
+#[derive(Debug)]
+struct PlaceWait {
+    places: Arc<Places>,
+    source: Source,
+    freed: Arc<Notify>,
+}
+
+impl PlaceWait {
+    /// A place, as soon as there is one. Cancel safe.
+    async fn place(&self) -> AdmissionPlace {
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            // Before the attempt, so that no place that becomes free after it is missed.
+            freed.as_mut().enable();
+            if let Ok(place) = self.places.take_for(self.source) {
+                return place;
+            }
+            freed.await;
+        }
+    }
+}
+
+impl Drop for PlaceWait {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        if let Some(waiting) = taken.waiting.get_mut(&self.source) {
+            waiting.connections -= 1;
+            if waiting.connections == 0 {
+                taken.waiting.remove(&self.source);
+            }
+        }
+        self.places.wake_one(taken, self.source);
+    }
+}
+
 /// A place among the connections that are logging in, or that wait for it; given back when dropped.
 #[derive(Debug)]
-pub struct Pending {
+pub struct AdmissionPlace {
     places: Arc<Places>,
     source: Source,
 }
 
 /// How far a connection may go that has not logged in.
 #[derive(Debug)]
-pub enum Knock {
-    Login(Pending),
+pub enum ArrivalPlace {
+    Login(AdmissionPlace),
     /// As far as its first packet: a cancel request is served, a login needs another place.
-    Reserve(Pending),
+    Reserve(AdmissionPlace),
+}
+
+/// A login's place among the pending ones.
+#[derive(Debug)]
+pub(in crate::session) enum LoginPlace {
+    Held(#[allow(dead_code, reason = "held until it is dropped")] AdmissionPlace),
+    /// Given up for as long as the login waits after failed ones.
+    GivenUp,
 }
 
 /// Whom a place counts for.
@@ -173,7 +268,7 @@ impl Taken {
     }
 }
 
-impl Pending {
+impl AdmissionPlace {
     /// A balancer has said for whom it connects: counts the place for that source.
     pub fn attribute(&mut self, source: Option<IpAddr>) -> Result<(), Full> {
         let source = Source::Network(source.map(network));
@@ -185,12 +280,12 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for AdmissionPlace {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         taken.total -= 1;
         taken.forget(self.source);
-        drop(taken);
+        self.places.wake_one(taken, self.source);
         self.places.freed.notify_waiters();
     }
 }
@@ -205,12 +300,12 @@ pub struct Admitted {
 
 impl Admitted {
     /// Holds it for as long.
-    pub(super) fn keep(&mut self, share: Arc<Share>) {
+    pub(in crate::session) fn keep(&mut self, share: Arc<Share>) {
         self.share = Some(share);
     }
 
     /// The client is gone, and not all that it had.
-    pub(super) fn into_share(self) -> Option<Arc<Share>> {
+    pub(in crate::session) fn into_share(self) -> Option<Arc<Share>> {
         self.share
     }
 }
@@ -283,7 +378,11 @@ impl Admission {
     }
 
     /// A place for a cancel request whose session may be elsewhere. One source may have half of them.
-    pub(super) fn cancel(&self, source: Option<IpAddr>, has_seal: bool) -> Result<Pending, Full> {
+    pub(in crate::session) fn cancel(
+        &self,
+        source: Option<IpAddr>,
+        has_seal: bool,
+    ) -> Result<AdmissionPlace, Full> {
         self.cancels[usize::from(has_seal)].take(source)
     }
 
@@ -331,49 +430,112 @@ impl Admission {
         }
     }
 
+    /// When a login that finds no place is to be refused: `until`, or earlier where there has been no room for too long.
+    fn refuses_at(&self, until: Instant) -> Instant {
+        let full_since = *self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match full_since.filter(|_| self.pending.is_full()) {
+            Some(since) => until.min(since + PATIENCE),
+            None => until,
+        }
+    }
+
+    /// Waits for a place for a login, until then at most.
+    pub(in crate::session) async fn pending_until(
+        &self,
+        source: Option<IpAddr>,
+        until: Instant,
+    ) -> Result<AdmissionPlace, Full> {
+        let full = match self.pending(source) {
+            Ok(place) => return Ok(place),
+            Err(full) => full,
+        };
+        let wait = self.pending.wait_for(Source::Network(source.map(network)));
+        timeout_at(until, wait.place()).await.map_err(|_elapsed| full)
+    }
+
+    /// As [`Self::pending_until`]; refused earlier where there has been no room for another login for [`PATIENCE`].
+    pub(in crate::session) async fn pending_in_time(
+        &self,
+        source: Option<IpAddr>,
+        until: Instant,
+    ) -> Result<AdmissionPlace, Full> {
+        loop {
+            // Notes since when there has been no room.
+            let is_refused = self.room(Instant::now()) == Room::Refuse;
+            let now = Instant::now();
+            let at = if is_refused { now } else { self.refuses_at(until) };
+            match self.pending_until(source, at).await {
+                Err(_) if self.refuses_at(until) > Instant::now() => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Waits for a place to log in, or to say what it wants, until then at most.
+    pub(in crate::session) async fn place_until(
+        &self,
+        source: Option<IpAddr>,
+        until: Instant,
+    ) -> Result<ArrivalPlace, Full> {
+        let full = match self.place(source) {
+            Ok(place) => return Ok(place),
+            Err(full) => full,
+        };
+        let source = Source::Network(source.map(network));
+        let (login, reserve) = (self.pending.wait_for(source), self.reserve.wait_for(source));
+        let either = async {
+            tokio::select! {
+                biased;
+                place = login.place() => ArrivalPlace::Login(place),
+                place = reserve.place() => ArrivalPlace::Reserve(place),
+            }
+        };
+        timeout_at(until, either).await.map_err(|_elapsed| full)
+    }
+
     /// A place for a login. One source may have half of them, and at least one.
-    pub fn pending(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
+    pub fn pending(&self, source: Option<IpAddr>) -> Result<AdmissionPlace, Full> {
         self.pending.take(source)
     }
 
     /// A place for a connection from a balancer that is trusted to say for whom it is; count it for that source then.
-    pub fn pending_unsaid(&self) -> Result<Pending, Full> {
+    pub fn pending_unsaid(&self) -> Result<AdmissionPlace, Full> {
         self.pending.take_for(Source::Unsaid)
     }
 
     /// A place for a connection that was just accepted.
-    pub fn knock(&self, source: Option<IpAddr>) -> Result<Knock, Full> {
+    pub fn place(&self, source: Option<IpAddr>) -> Result<ArrivalPlace, Full> {
         match self.pending(source) {
-            Ok(pending) => Ok(Knock::Login(pending)),
+            Ok(pending) => Ok(ArrivalPlace::Login(pending)),
             Err(full) => self.in_reserve(source).ok_or(full),
         }
     }
 
-    /// As [`Self::knock`], for a connection from a balancer that is trusted to say for whom it is.
-    pub fn knock_unsaid(&self) -> Result<Knock, Full> {
+    /// As [`Self::place`], for a connection from a balancer that is trusted to say for whom it is.
+    pub fn place_unsaid(&self) -> Result<ArrivalPlace, Full> {
         match self.pending_unsaid() {
-            Ok(pending) => Ok(Knock::Login(pending)),
+            Ok(pending) => Ok(ArrivalPlace::Login(pending)),
             Err(full) => self
                 .reserve
                 .take_for(Source::Unsaid)
-                .map(Knock::Reserve)
+                .map(ArrivalPlace::Reserve)
                 .map_err(|_| full),
         }
     }
 
     /// A place in the reserve. One source may have half of them.
-    pub fn in_reserve(&self, source: Option<IpAddr>) -> Option<Knock> {
-        self.reserve.take(source).map(Knock::Reserve).ok()
+    pub fn in_reserve(&self, source: Option<IpAddr>) -> Option<ArrivalPlace> {
+        self.reserve.take(source).map(ArrivalPlace::Reserve).ok()
     }
 
     /// A place for a connection that waits until it may log in, or say what it wants: for [`PATIENCE`] at most, since a
     /// burst through a balancer or an address translator looks like a siege by one address.
-    pub fn queued(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
+    pub fn queued(&self, source: Option<IpAddr>) -> Result<AdmissionPlace, Full> {
         self.queued.take(source)
     }
 
     /// A place for a login that has to wait, as many as there are for those that have not: of these it holds none.
-    pub fn waiting(&self, source: Option<IpAddr>) -> Result<Pending, Full> {
+    pub fn waiting(&self, source: Option<IpAddr>) -> Result<AdmissionPlace, Full> {
         self.waiting.take(source)
     }
 
@@ -491,19 +653,19 @@ mod tests {
     fn who_wants_no_login_gets_in_where_no_login_does() {
         let admission = Admission::new(0, 2);
         let source = |last| Some(IpAddr::from([10, 0, 0, last]));
-        let held = [1, 2].map(|last| admission.knock(source(last)).expect("room"));
-        assert!(held.iter().all(|knock| matches!(knock, Knock::Login(_))));
+        let held = [1, 2].map(|last| admission.place(source(last)).expect("room"));
+        assert!(held.iter().all(|place| matches!(place, ArrivalPlace::Login(_))));
         assert!(admission.may_speak());
         // One source has half of the reserve, and what is left is for others.
-        let greedy: Vec<_> = (0..8).filter_map(|_| admission.knock(source(3)).ok()).collect();
+        let greedy: Vec<_> = (0..8).filter_map(|_| admission.place(source(3)).ok()).collect();
         assert_eq!(greedy.len(), 4);
-        let other = admission.knock(source(4)).expect("in the reserve");
-        assert!(matches!(other, Knock::Reserve(_)));
-        let unsaid: Vec<_> = (0..8).filter_map(|_| admission.knock_unsaid().ok()).collect();
+        let other = admission.place(source(4)).expect("in the reserve");
+        assert!(matches!(other, ArrivalPlace::Reserve(_)));
+        let unsaid: Vec<_> = (0..8).filter_map(|_| admission.place_unsaid().ok()).collect();
         assert_eq!(unsaid.len(), 3);
         assert!(!admission.may_speak());
         drop((held, greedy, other, unsaid));
-        assert!(matches!(admission.knock(source(3)), Ok(Knock::Login(_))));
+        assert!(matches!(admission.place(source(3)), Ok(ArrivalPlace::Login(_))));
     }
 
     #[test]
@@ -518,5 +680,62 @@ mod tests {
         assert!(admission.cancel(source(1), true).is_ok());
         drop(made_up);
         assert!(admission.cancel(source(1), false).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_becomes_free_goes_to_one_that_waits_and_may_have_it() {
+        let admission = Arc::new(Admission::new(0, 4));
+        let source = |last| Some(IpAddr::from([10, 0, 0, last]));
+        let held: Vec<_> = [1, 1, 2, 2]
+            .map(|last| admission.pending(source(last)).expect("room"))
+            .into();
+        let until = Instant::now() + PATIENCE;
+        let waits = |last| {
+            let admission = Arc::clone(&admission);
+            tokio::spawn(async move { admission.pending_until(source(last), until).await })
+        };
+        // The first two may have no more places; the third may.
+        let [mut one, mut two, mut three] = [1, 2, 3].map(waits);
+        tokio::task::yield_now().await;
+        let mut held = held.into_iter();
+        drop(held.next());
+        let place = (&mut one)
+            .await
+            .expect("no panic")
+            .expect("its own source's place");
+        drop(place);
+        drop(held.next());
+        let place = (&mut three)
+            .await
+            .expect("no panic")
+            .expect("no other source may");
+        assert!(!two.is_finished());
+        drop(place);
+        drop(held);
+        assert!((&mut two).await.expect("no panic").is_ok());
+        assert!(
+            admission.pending.taken().waiting.is_empty(),
+            "nothing is left behind"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_a_place_ends_in_time_and_earlier_in_a_siege() {
+        let admission = Admission::new(0, 1);
+        let _held = admission.pending(None).expect("room");
+        let began = Instant::now();
+        assert!(admission.pending_until(None, began + PATIENCE / 2).await.is_err());
+        assert_eq!(began.elapsed(), PATIENCE / 2);
+        assert_eq!(admission.room(Instant::now()), Room::Wait);
+        let siege = Instant::now();
+        let refused = admission.pending_in_time(None, siege + 10 * PATIENCE).await;
+        assert_eq!((refused.err(), siege.elapsed()), (Some(Full::Total), PATIENCE));
+        assert!(
+            admission
+                .pending_in_time(None, Instant::now() + PATIENCE)
+                .await
+                .is_err()
+        );
+        assert_eq!(siege.elapsed(), PATIENCE, "at once");
     }
 }
