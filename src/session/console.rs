@@ -103,17 +103,17 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
     let Some(access) = shared.console.load_full() else {
         return;
     };
-    if let Err(hint) = access.admits(&record.user, &record.listener.cluster.config().name) {
+    if let Err(hint) = access.admits(&record.client().user, &record.listener.cluster.config().name) {
         shared.metrics.refuse(RefuseReason::Console);
         record.refused(shared, "not one of console.users of console.cluster");
-        message::error(&mut welcome, &not_admitted(&record.database, &hint));
+        message::error(&mut welcome, &not_admitted(&record.client().database, &hint));
         return close_with_error(stream, welcome).await;
     }
     MEMBER.clone_into(&mut record.member);
     let gauge = shared.metrics.session(&record.listener.route.name, MEMBER, None);
     let visitor = Visitor {
         stream,
-        user: String::from_utf8_lossy(&record.user).into_owned(),
+        user: String::from_utf8_lossy(&record.client().user).into_owned(),
         welcome,
         closing: shared.closing.clone(),
     };

@@ -29,7 +29,7 @@ use super::listener_settings::ListenerSettings;
 use super::metrics::{SessionGuard, seconds};
 use super::occupancy::Seat;
 use super::record::{Record, note_attach};
-use super::registry::{self, CancelKey, Origin, Placement, Ticket};
+use super::registry::{CancelKey, Origin, Placement, Ticket};
 use super::relay::{self, Attached, Parts, Relay, WorkerBuffer};
 use super::state::SessionState;
 use super::{Shared, console, linger, tcp};
@@ -91,8 +91,8 @@ impl Waiting {
         let started = Instant::now();
         let report = ClientAddressReport {
             how: listener.route.client_address,
-            client: record.client,
-            tls: record.tls,
+            client: record.client().address,
+            tls: record.client().tls,
         };
         let state = SessionState::at_login(&packet, listener.route.access, login.user.as_ref(), report);
         let wanted = Wanted {
@@ -101,7 +101,7 @@ impl Waiting {
             occupancy: &shared.occupancy,
             cluster: &listener.cluster,
             route: &listener.route,
-            client: record.client.ip(),
+            client: record.client().address.ip(),
         };
         let request = AttachRequest {
             cluster: &listener.cluster,
@@ -200,14 +200,7 @@ impl Begun<'_> {
             process_id: connection.process_id.unwrap_or_default(),
             cancel: connection.cancel.clone(),
         });
-        let ticket = enter(
-            shared,
-            &listener,
-            packet.served(),
-            &placement,
-            record.who(),
-            &mut out,
-        );
+        let ticket = enter(shared, packet.served(), &record.origin, &placement, &mut out);
         message::ready_for_query(&mut out, b'I');
         check_placement(&listener, &ticket, &placement);
         let welcome = timeout(**shared.login_timeout.load(), async {
@@ -215,7 +208,7 @@ impl Begun<'_> {
             stream.flush().await
         });
         if !matches!(welcome.await, Ok(Ok(()))) {
-            debug!(client = %record.client, "gone before it was served, or it does not listen");
+            debug!(client = %record.client().address, "gone before it was served, or it does not listen");
             return None;
         }
         let relay = Relay::new(Parts {
@@ -310,42 +303,26 @@ impl Over {
 /// Issues a cancel key that is free, enters the session and writes BackendKeyData.
 fn enter(
     shared: &Arc<Shared>,
-    listener: &ListenerSettings,
     version: ProtocolVersion,
+    origin: &Arc<Origin>,
     placement: &Arc<Placement>,
-    client: registry::Client,
     out: &mut BytesMut,
 ) -> Ticket {
-    let new_key = || {
-        Some(CancelKey {
+    loop {
+        let key = CancelKey {
             // A server without BackendKeyData gets 0, and a cancel for it is a no-op (case 35).
             process_id: placement.process_id,
             key: issue(shared, version),
-        })
-    };
-    let mut origin = Origin {
-        client,
-        cluster: Arc::clone(&listener.cluster.config().name),
-        route: Arc::clone(&listener.route.name),
-        on_unfit: listener.route.on_unfit,
-        cancel_key: new_key(),
-    };
-    loop {
-        match shared.registry.enter(origin) {
-            Ok(ticket) => {
-                ticket.entry().place(Some(Arc::clone(placement)));
-                if let Some(CancelKey { process_id, key }) = &ticket.entry().origin.cancel_key {
-                    message::backend_key_data(out, *process_id, key.expose());
-                }
-                return ticket;
-            }
-            Err(taken) => {
-                origin = Origin {
-                    cancel_key: new_key(),
-                    ..taken
-                }
-            }
+        };
+        let Ok(ticket) = shared.registry.enter(Arc::clone(origin), Some(key)) else {
+            continue;
+        };
+        let entry = ticket.entry();
+        entry.place(Some(Arc::clone(placement)));
+        if let Some(CancelKey { process_id, key }) = &entry.cancel_key {
+            message::backend_key_data(out, *process_id, key.expose());
         }
+        return ticket;
     }
 }
 

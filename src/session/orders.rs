@@ -164,9 +164,8 @@ mod tests {
                 down: Unfit::Keep,
                 grace: GRACE,
             },
-            cancel_key: None,
         };
-        let ticket = registry.enter(origin).unwrap();
+        let ticket = registry.enter(Arc::new(origin), None).unwrap();
         ticket.entry().place(Some(Arc::new(Placement {
             member: MemberName::new("db2"),
             granted: GrantedRole::ReadOnly,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -13,7 +13,8 @@ use super::attach::{AttachError, NoServer};
 use super::candidates::{NoPass, Wanted};
 use super::end::End;
 use super::listener_settings::ListenerSettings;
-use super::{Shared, close, registry};
+use super::registry::{self, Origin};
+use super::{Shared, close};
 use crate::frontend::login::LoginError;
 use crate::frontend::opening::OpeningError;
 use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
@@ -25,38 +26,29 @@ use crate::wire::text::Escaped;
 
 /// What the log line at the end needs.
 pub(super) struct Record {
-    pub(super) client: ClientAddress,
-    pub(super) user: Bytes,
-    pub(super) database: Bytes,
+    pub(super) origin: Arc<Origin>,
     pub(super) listener: Arc<ListenerSettings>,
     pub(super) member: String,
     pub(super) granted: Option<GrantedRole>,
-    pub(super) tls: Option<&'static str>,
     /// TLS that ended at a balancer, as that says.
     pub(super) proxied_tls: Option<Box<ProxiedTls>>,
     /// The login was bound to the TLS connection.
     pub(super) is_bound: bool,
-    pub(super) accepted: Instant,
     pub(super) times: Times,
 }
 
 impl Record {
-    pub(super) fn who(&self) -> registry::Client {
-        registry::Client {
-            address: self.client,
-            user: self.user.clone(),
-            database: self.database.clone(),
-            tls: self.tls,
-            since: self.accepted,
-        }
+    pub(super) fn client(&self) -> &registry::Client {
+        &self.origin.client
     }
 
     /// Tells the operator of an authenticated client that may not use what it asks for.
     pub(super) fn refused(&self, shared: &Shared, reason: &str) {
-        if let Some(skipped) = shared.failures.admit(self.client.ip(), Some(&self.user)) {
-            let (user, database) = (Escaped(&self.user), Escaped(&self.database));
-            let via = self.client.via().map(tracing::field::display);
-            warn!(client = %self.client, via, listener = %self.listener.name, %user, %database, %reason, skipped, "login refused");
+        let client = self.client();
+        if let Some(skipped) = shared.failures.admit(client.address.ip(), Some(&client.user)) {
+            let (user, database) = (Escaped(&client.user), Escaped(&client.database));
+            let via = client.address.via().map(tracing::field::display);
+            warn!(client = %client.address, via, listener = %self.listener.name, %user, %database, %reason, skipped, "login refused");
         }
     }
 }
@@ -164,7 +156,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
     let error = match error {
         NoServer::Pass(NoPass::Closing) => return shared.metrics.refuse(RefuseReason::Shutdown),
         NoServer::Pass(NoPass::HungUp) => {
-            debug!(client = %record.client, "hung up while it waited for a server");
+            debug!(client = %record.client().address, "hung up while it waited for a server");
             return;
         }
         NoServer::Pass(NoPass::Queue(error)) => Err(*error),
@@ -187,12 +179,15 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
         ),
     };
     shared.metrics.refuse(reason);
-    if let Some(skipped) = shared.failures.admit(record.client.ip(), Some(&record.user)) {
+    if let Some(skipped) = shared
+        .failures
+        .admit(record.client().address.ip(), Some(&record.client().user))
+    {
         warn!(
-            client = %record.client,
-            via = record.client.via().map(tracing::field::display),
-            user = %Escaped(&record.user),
-            database = %Escaped(&record.database),
+            client = %record.client().address,
+            via = record.client().address.via().map(tracing::field::display),
+            user = %Escaped(&record.client().user),
+            database = %Escaped(&record.client().database),
             route = %record.listener.route.name,
             member = member.map_or("-", |member| member.as_str()),
             // As a quoted string: parts of it may be a server's words.
@@ -226,21 +221,21 @@ pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
     macro_rules! line {
         ($level:ident) => {
             $level!(
-                client = %record.client,
-                via = record.client.via().map(tracing::field::display),
-                user = %Escaped(&record.user),
-                database = %Escaped(&record.database),
+                client = %record.client().address,
+                via = record.client().address.via().map(tracing::field::display),
+                user = %Escaped(&record.client().user),
+                database = %Escaped(&record.client().database),
                 route = %record.listener.route.name,
                 member = %record.member,
                 access = %record.granted.map_or("-", shown),
-                tls = record.tls.unwrap_or("-"),
+                tls = record.client().tls.unwrap_or("-"),
                 via_tls = record.proxied_tls.as_deref().map(tracing::field::display),
                 channel_binding = if record.is_bound { "yes" } else { "no" },
                 tls_ms = %Millis(record.times.tls),
                 auth_ms = %Millis(record.times.auth),
                 queue_ms = %Millis(record.times.queued),
                 connect_ms = %Millis(record.times.connect),
-                total_ms = %Millis(record.accepted.elapsed()),
+                total_ms = %Millis(record.client().since.elapsed()),
                 bytes_up = traffic.bytes_up,
                 bytes_down = traffic.bytes_down,
                 transactions = traffic.transactions,

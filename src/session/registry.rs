@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::end::Order;
 use super::keys::ClientCancelKey;
+use super::listener_settings::ListenerSettings;
 use crate::backend::CancelTarget;
 use crate::cluster::sight::Whereabouts;
 use crate::cluster::snapshot::{MemberName, Snapshot};
@@ -91,9 +92,6 @@ pub struct Origin {
     pub cluster: Arc<str>,
     pub route: Arc<str>,
     pub on_unfit: OnUnfit,
-    /// What the client cancels with; `None` where it has a key of the server's, which the router does not know
-    /// (`mode: tcp`).
-    pub cancel_key: Option<CancelKey>,
 }
 
 /// What a client was given in BackendKeyData.
@@ -104,11 +102,19 @@ pub struct CancelKey {
 }
 
 impl Origin {
-    /// In constant time.
-    fn has_key(&self, key: &[u8]) -> bool {
-        self.cancel_key.as_ref().is_some_and(|own| own.key.matches(key))
+    pub(super) fn new(client: Client, listener: &ListenerSettings) -> Self {
+        Self {
+            client,
+            cluster: Arc::clone(&listener.cluster.config().name),
+            route: Arc::clone(&listener.route.name),
+            on_unfit: listener.route.on_unfit,
+        }
     }
 }
+
+/// Another session has this process id and key already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyTaken;
 
 /// Where a session's server connection is.
 #[derive(Debug)]
@@ -179,7 +185,10 @@ impl ActivityCell {
 #[derive(Debug)]
 pub struct SessionEntry {
     pub id: u64,
-    pub origin: Origin,
+    pub origin: Arc<Origin>,
+    /// What the client cancels with; `None` where it has a key of the server's, which the router does not know
+    /// (`mode: tcp`).
+    pub(super) cancel_key: Option<CancelKey>,
     placement: ArcSwapOption<Placement>,
     activity: ActivityCell,
     /// Requests so far.
@@ -206,22 +215,27 @@ struct Mailbox {
 }
 
 impl Registry {
-    /// Enters a session, which has no server connection yet; it leaves when the ticket is dropped. `Err` gives the origin back: that process id and key are
-    /// taken (which for a key of 32 random bits happens), so issue another key.
-    // The error is the caller's own value, handed back.
-    #[allow(clippy::result_large_err)]
-    pub fn enter(self: &Arc<Self>, origin: Origin) -> Result<Ticket, Origin> {
+    /// Enters a session, which has no server connection yet; it leaves when the ticket is dropped.
+    ///
+    /// # Errors
+    /// That process id and key are another session's (which for a key of 32 random bits happens): issue another key.
+    pub fn enter(
+        self: &Arc<Self>,
+        origin: Arc<Origin>,
+        cancel_key: Option<CancelKey>,
+    ) -> Result<Ticket, KeyTaken> {
         let mut inner = self.lock();
-        if let Some(CancelKey { process_id, key }) = &origin.cancel_key {
+        if let Some(CancelKey { process_id, key }) = &cancel_key {
             let mut others = inner.by_process_id.get(process_id).into_iter().flatten();
-            if others.any(|other| other.origin.has_key(key.expose())) {
-                return Err(origin);
+            if others.any(|other| other.has_key(key.expose())) {
+                return Err(KeyTaken);
             }
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
         let entry = Arc::new(SessionEntry {
             id,
             origin,
+            cancel_key,
             placement: ArcSwapOption::empty(),
             activity: ActivityCell::default(),
             requests: AtomicU64::new(0),
@@ -233,7 +247,7 @@ impl Registry {
             ordered: AtomicBool::new(false),
             mailbox: Mutex::default(),
         });
-        if let Some(key) = &entry.origin.cancel_key {
+        if let Some(key) = &entry.cancel_key {
             let same = inner.by_process_id.entry(key.process_id).or_default();
             same.push(Arc::clone(&entry));
         }
@@ -251,7 +265,7 @@ impl Registry {
         let inner = self.lock();
         let mut found = None;
         for entry in inner.by_process_id.get(&process_id).into_iter().flatten() {
-            if entry.origin.has_key(key) {
+            if entry.has_key(key) {
                 found = Some(Arc::clone(entry));
             }
         }
@@ -311,6 +325,11 @@ impl Registry {
 }
 
 impl SessionEntry {
+    /// In constant time.
+    fn has_key(&self, key: &[u8]) -> bool {
+        self.cancel_key.as_ref().is_some_and(|own| own.key.matches(key))
+    }
+
     /// Where its server connection is; `None` while it has none.
     pub fn placement(&self) -> Option<Arc<Placement>> {
         self.placement.load_full()
@@ -492,7 +511,7 @@ impl Drop for Ticket {
                 inner.clusters.remove(&origin.cluster);
             }
         }
-        let Some(CancelKey { process_id, .. }) = origin.cancel_key else {
+        let Some(CancelKey { process_id, .. }) = self.entry.cancel_key else {
             return;
         };
         if let Some(entries) = inner.by_process_id.get_mut(&process_id) {
@@ -516,14 +535,13 @@ mod tests {
     use super::*;
     use crate::routing::{EndReason, LeaveReason};
 
-    fn origin(process_id: u32, key: ClientCancelKey) -> Origin {
-        Origin {
+    fn origin() -> Arc<Origin> {
+        Arc::new(Origin {
             client: Client::app(),
             cluster: "main".into(),
             route: "read-write".into(),
             on_unfit: OnUnfit::default(),
-            cancel_key: Some(CancelKey { process_id, key }),
-        }
+        })
     }
 
     fn placement(member: &str) -> Arc<Placement> {
@@ -536,10 +554,8 @@ mod tests {
         })
     }
 
-    // The error is what was handed in.
-    #[allow(clippy::result_large_err)]
-    fn enter(registry: &Arc<Registry>, process_id: u32, key: ClientCancelKey) -> Result<Ticket, Origin> {
-        registry.enter(origin(process_id, key))
+    fn enter(registry: &Arc<Registry>, process_id: u32, key: ClientCancelKey) -> Result<Ticket, KeyTaken> {
+        registry.enter(origin(), Some(CancelKey { process_id, key }))
     }
 
     fn issuer() -> KeyIssuer {
@@ -571,12 +587,11 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_taken_is_given_back() {
+    fn a_key_that_is_taken_is_refused() {
         let (registry, keys) = (Arc::new(Registry::default()), issuer());
         let key = keys.issue_v30();
         let ticket = enter(&registry, 7, key.clone()).unwrap();
-        let refused = enter(&registry, 7, key.clone()).unwrap_err();
-        assert_eq!(refused.cancel_key.unwrap().process_id, 7);
+        assert_eq!(enter(&registry, 7, key.clone()).err(), Some(KeyTaken));
         assert!(enter(&registry, 8, key.clone()).is_ok(), "another process");
         drop(ticket);
         assert!(enter(&registry, 7, key).is_ok());

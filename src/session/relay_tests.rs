@@ -75,13 +75,15 @@ impl Play {
         let registry = Arc::new(Registry::default());
         let member = MemberName::new("db1");
         let ticket = registry
-            .enter(Origin {
-                client: registry::Client::app(),
-                cluster: "main".into(),
-                route: "read-write".into(),
-                on_unfit: OnUnfit::default(),
-                cancel_key: None,
-            })
+            .enter(
+                Arc::new(Origin {
+                    client: registry::Client::app(),
+                    cluster: "main".into(),
+                    route: "read-write".into(),
+                    on_unfit: OnUnfit::default(),
+                }),
+                None,
+            )
             .unwrap();
         let entry = Arc::clone(ticket.entry());
         let relay = Relay::new(Parts {

@@ -464,21 +464,16 @@ fn enter(
     (client, accepted): (ClientAddress, Instant),
     placement: Placement,
 ) -> Option<Ticket> {
-    let origin = Origin {
-        client: registry::Client {
-            address: client,
-            user: Bytes::new(),
-            database: Bytes::new(),
-            tls: None,
-            since: accepted,
-        },
-        cluster: Arc::clone(&listener.cluster.config().name),
-        route: Arc::clone(&listener.route.name),
-        on_unfit: listener.route.on_unfit,
-        cancel_key: None,
+    let client = registry::Client {
+        address: client,
+        user: Bytes::new(),
+        database: Bytes::new(),
+        tls: None,
+        since: accepted,
     };
+    let origin = Arc::new(Origin::new(client, listener));
     let placement = Arc::new(placement);
-    let ticket = shared.registry.enter(origin).ok()?;
+    let ticket = shared.registry.enter(origin, None).ok()?;
     ticket.entry().place(Some(Arc::clone(&placement)));
     life::check_placement(listener, &ticket, &placement);
     Some(ticket)

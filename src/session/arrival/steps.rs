@@ -22,6 +22,7 @@ use crate::session::close::{close_with_error, closing};
 use crate::session::listener_settings::ListenerSettings;
 use crate::session::metrics::{GaugeGuard, seconds};
 use crate::session::record::{Record, Times, note_opening, refuse};
+use crate::session::registry::{Client, Origin};
 use crate::session::relay::WorkerBuffer;
 use crate::session::{Shared, peers};
 use crate::wire::message::{self, ErrorReply};
@@ -288,16 +289,19 @@ impl Named {
             accepted,
             ..
         } = self.course;
-        let record = Box::new(Record {
-            client: self.address,
+        let client = Client {
+            address: self.address,
             user: copied(&self.packet.user),
             database: copied(&self.packet.database),
+            tls: self.stream.tls_description(),
+            since: accepted,
+        };
+        let record = Box::new(Record {
+            origin: Arc::new(Origin::new(client, &listener)),
             member: String::new(),
             granted: None,
-            tls: self.stream.tls_description(),
             proxied_tls: self.proxied_tls,
             is_bound: authenticated.is_bound(),
-            accepted,
             times: Times {
                 tls: self.opened,
                 auth: authenticated_after.saturating_sub(self.opened),
@@ -387,11 +391,12 @@ impl WelcomedClient {
     /// Its share of what user, database, address and rate may have.
     async fn share(mut self, shared: &Shared) -> Option<(Self, Arc<Share>)> {
         let record = &self.record;
-        let names = (&record.user, &record.database);
+        let client = record.client();
+        let names = (&client.user, &client.database);
         let share = shared.quota.share(
             &record.listener.rate,
             Some(names),
-            record.client.ip(),
+            client.address.ip(),
             Instant::now(),
         );
         match share {
