@@ -17,6 +17,7 @@ use super::close::close_with_error;
 use super::end::{Cause, End};
 use super::record;
 use super::registry::Traffic;
+use crate::cluster::snapshot::MemberName;
 use crate::config;
 use crate::frontend::{ClientStream, RefuseReason};
 use crate::wire::message::{self, ErrorReply};
@@ -109,8 +110,9 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
         message::error(&mut welcome, &not_admitted(&record.client().database, &hint));
         return close_with_error(stream, welcome).await;
     }
-    MEMBER.clone_into(&mut record.member);
-    let gauge = shared.metrics.session(&record.listener.route.name, MEMBER, None);
+    let member = MemberName::new(MEMBER);
+    let gauge = shared.metrics.session(&record.listener.route.name, &member, None);
+    record.member = Some(member);
     let visitor = Visitor {
         stream,
         user: String::from_utf8_lossy(&record.client().user).into_owned(),

@@ -182,7 +182,7 @@ impl Begun<'_> {
             .metrics
             .connect_seconds
             .observe(seconds(record.times.connect));
-        member.as_str().clone_into(&mut record.member);
+        record.member = Some(member.clone());
         record.granted = Some(granted);
         if granted == GrantedRole::Unenforced {
             shared.metrics.unenforced(&listener.route.name);
@@ -211,6 +211,9 @@ impl Begun<'_> {
             debug!(client = %record.client().address, "gone before it was served, or it does not listen");
             return None;
         }
+        let gauge = shared
+            .metrics
+            .session(&listener.route.name, &member, Some(&listener.cluster));
         let relay = Relay::new(Parts {
             client: stream,
             server: Attached {
@@ -224,9 +227,6 @@ impl Begun<'_> {
             worker_buffer,
             replication: packet.replication != Replication::None,
         });
-        let gauge = shared
-            .metrics
-            .session(&listener.route.name, &record.member, Some(&listener.cluster));
         Some(Relaying {
             relay,
             record,

@@ -187,19 +187,21 @@ impl Metrics {
     }
 
     /// Counts a session; `cluster` is that of its server.
-    pub(super) fn session(&self, route: &str, member: &str, cluster: Option<&ClusterHandle>) -> SessionGuard {
-        let label = RouteMemberLabel {
-            route: route.to_owned(),
-            member: member.to_owned(),
-        };
+    pub(super) fn session(
+        &self,
+        route: &Arc<str>,
+        member: &MemberName,
+        cluster: Option<&ClusterHandle>,
+    ) -> SessionGuard {
+        let key = (Arc::clone(route), member.clone());
         let mut counts = self.sessions.lock();
-        let entry = counts.entry(label.clone()).or_default();
+        let entry = counts.entry(key.clone()).or_default();
         entry.sessions += 1;
         entry.cluster = cluster.map(ClusterHandle::downgrade);
         drop(counts);
         SessionGuard {
             counts: Arc::clone(&self.sessions),
-            label,
+            key,
         }
     }
 
@@ -235,7 +237,10 @@ impl Metrics {
 
 /// Sessions by route and member.
 #[derive(Debug, Default)]
-struct SessionCounts(Mutex<HashMap<RouteMemberLabel, Count>>);
+struct SessionCounts(Mutex<Counts>);
+
+/// By route and member.
+type Counts = HashMap<(Arc<str>, MemberName), Count>;
 
 #[derive(Debug, Default)]
 struct Count {
@@ -246,18 +251,17 @@ struct Count {
 
 impl Count {
     /// Nothing is to be told any more: no session, and the member is gone.
-    fn is_over(&self, member: &str) -> bool {
-        let member = MemberName::new(member);
+    fn is_over(&self, member: &MemberName) -> bool {
         self.sessions == 0
             && self.cluster.as_ref().is_some_and(|cluster| {
                 let cluster = cluster.upgrade();
-                cluster.is_none_or(|cluster| cluster.snapshot().member(&member).is_none())
+                cluster.is_none_or(|cluster| cluster.snapshot().member(member).is_none())
             })
     }
 }
 
 impl SessionCounts {
-    fn lock(&self) -> MutexGuard<'_, HashMap<RouteMemberLabel, Count>> {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -266,16 +270,16 @@ impl SessionCounts {
 #[derive(Debug)]
 pub(super) struct SessionGuard {
     counts: Arc<SessionCounts>,
-    label: RouteMemberLabel,
+    key: (Arc<str>, MemberName),
 }
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         let mut counts = self.counts.lock();
-        if let Some(count) = counts.get_mut(&self.label) {
+        if let Some(count) = counts.get_mut(&self.key) {
             count.sessions -= 1;
-            if count.is_over(&self.label.member) {
-                counts.remove(&self.label);
+            if count.is_over(&self.key.1) {
+                counts.remove(&self.key);
             }
         }
     }
@@ -288,15 +292,21 @@ struct SessionCollector(Arc<SessionCounts>);
 impl Collector for SessionCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let mut counts = self.0.lock();
-        counts.retain(|label, count| !count.is_over(&label.member));
-        let shown: Vec<_> = counts
+        counts.retain(|(_, member), count| !count.is_over(member));
+        let sessions: Vec<_> = counts
             .iter()
-            .map(|(label, count)| (label.clone(), count.sessions))
+            .map(|((route, member), count)| {
+                let label = RouteMemberLabel {
+                    route: route.to_string(),
+                    member: member.to_string(),
+                };
+                (label, count.sessions)
+            })
             .collect();
         drop(counts);
         let help = "Sessions now, by route and member";
         let mut family = encoder.encode_descriptor("sessions", help, None, MetricType::Gauge)?;
-        for (label, sessions) in shown {
+        for (label, sessions) in sessions {
             ConstGauge::new(sessions).encode(family.encode_family(&label)?)?;
         }
         Ok(())

@@ -15,6 +15,7 @@ use super::end::End;
 use super::listener_settings::ListenerSettings;
 use super::registry::{self, Origin};
 use super::{Shared, close};
+use crate::cluster::snapshot::MemberName;
 use crate::frontend::login::LoginError;
 use crate::frontend::opening::OpeningError;
 use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
@@ -28,7 +29,7 @@ use crate::wire::text::Escaped;
 pub(super) struct Record {
     pub(super) origin: Arc<Origin>,
     pub(super) listener: Arc<ListenerSettings>,
-    pub(super) member: String,
+    pub(super) member: Option<MemberName>,
     pub(super) granted: Option<GrantedRole>,
     /// TLS that ended at a balancer, as that says.
     pub(super) proxied_tls: Option<Box<ProxiedTls>>,
@@ -226,7 +227,7 @@ pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
                 user = %Escaped(&record.client().user),
                 database = %Escaped(&record.client().database),
                 route = %record.listener.route.name,
-                member = %record.member,
+                member = record.member.as_ref().map(tracing::field::display),
                 access = %record.granted.map_or("-", shown),
                 tls = record.client().tls.unwrap_or("-"),
                 via_tls = record.proxied_tls.as_deref().map(tracing::field::display),

@@ -235,7 +235,7 @@ impl Opened {
         }
         let gauge = shared
             .metrics
-            .session(&listener.route.name, member.as_str(), Some(&listener.cluster));
+            .session(&listener.route.name, &member, Some(&listener.cluster));
         let placement = Placement {
             member: member.clone(),
             granted,

@@ -298,7 +298,7 @@ impl Named {
         };
         let record = Box::new(Record {
             origin: Arc::new(Origin::new(client, &listener)),
-            member: String::new(),
+            member: None,
             granted: None,
             proxied_tls: self.proxied_tls,
             is_bound: authenticated.is_bound(),
