@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// A room, and the paths below `crate::` that it may use. A path stands for all that is below it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("tls", &[]),
+    ("labels", &[]),
     ("names", &[]),
     ("wire", &[]),
     ("config", &["tls"]),
@@ -23,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cluster::ClusterHandle",
             "cluster::LookupError",
             "config",
+            "labels",
             "listen",
             "names",
             "tls",
@@ -32,7 +34,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "session",
         &[
-            "auth", "backend", "cluster", "config", "frontend", "listen", "names", "routing", "wire",
+            "auth", "backend", "cluster", "config", "frontend", "labels", "listen", "names", "routing",
+            "wire",
         ],
     ),
     (
