@@ -23,4 +23,4 @@ pub mod tls;
 
 pub use address::ClientAddress;
 pub use refuse_reason::RefuseReason;
-pub use stream::{ClientStream, Left};
+pub use stream::{ClientStream, ClientTlsStream, Left};

@@ -9,11 +9,11 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::ClientStream;
 use super::certificate::PeerCertificateError;
 use super::tls::{Acceptor, HandshakeError, TlsFacts};
+use super::{ClientStream, ClientTlsStream};
 use crate::config::ListenerTls;
-use crate::tls::{self, HelloStream};
+use crate::tls;
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::proxy;
 use crate::wire::sqlstate::SqlState;
@@ -167,12 +167,10 @@ async fn in_clear(
     }
 }
 
-type ServerTls = tokio_rustls::server::TlsStream<HelloStream<TcpStream>>;
-
 async fn handshake(
     socket: TcpStream,
     acceptor: &Acceptor,
-) -> Result<(ServerTls, Box<TlsFacts>), OpeningError> {
+) -> Result<(ClientTlsStream<TcpStream>, Box<TlsFacts>), OpeningError> {
     match acceptor.accept(socket).await {
         Ok((stream, facts)) => Ok((stream, Box::new(facts))),
         Err(HandshakeError::Certificate(fault)) => Err(OpeningError::Certificate(fault)),
@@ -185,7 +183,10 @@ async fn handshake(
     }
 }
 
-async fn inside_tls(stream: ServerTls, facts: Box<TlsFacts>) -> Result<Opening, OpeningError> {
+async fn inside_tls(
+    stream: ClientTlsStream<TcpStream>,
+    facts: Box<TlsFacts>,
+) -> Result<Opening, OpeningError> {
     let mut stream = ClientStream::Tls(Box::new(stream));
     let mut buffer = BytesMut::new();
     let fault = match read_packet(&mut stream, &mut buffer).await {

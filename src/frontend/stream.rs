@@ -3,8 +3,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -13,42 +12,41 @@ use crate::tls::HelloStream;
 /// Between two looks at a client that has sent something too early.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// TLS with a client, over `S`.
+pub type ClientTlsStream<S> = TlsStream<HelloStream<S>>;
+
 /// A client's connection, in clear or in TLS, or on this host.
 #[derive(Debug)]
 pub enum ClientStream {
     Plain(TcpStream),
     // Boxed: an idle session in clear must not pay for the size of a TLS one.
-    Tls(Box<TlsStream<HelloStream<TcpStream>>>),
+    Tls(Box<ClientTlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
-/// What the kernel knows of a client that is not read.
+/// What the kernel knows of a peer that is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     No,
     /// It sends no more, and may still read.
     Closed,
-    /// The connection is reset, or has failed; on a Unix socket, closed by the client.
+    /// The connection is reset, or has failed; on a Unix socket, closed by the peer.
     Broken,
 }
 
-impl ClientStream {
-    /// Whether the client has left, as far as can be seen without reading. Never waits.
-    pub fn left(&self) -> Left {
-        let both = Interest::READABLE | Interest::WRITABLE;
-        let ready = match self {
-            Self::Plain(stream) => stream.ready(both).now_or_never(),
-            Self::Tls(stream) => stream.get_ref().0.get_ref().ready(both).now_or_never(),
-            Self::Unix(stream) => stream.ready(both).now_or_never(),
-        };
+impl Left {
+    /// By what a socket is ready for, in both directions; `None`: nothing was seen.
+    pub(crate) fn of(ready: Option<&io::Result<Ready>>) -> Self {
         match ready {
-            Some(Ok(ready)) if ready.is_write_closed() => Left::Broken,
-            Some(Ok(ready)) if ready.is_read_closed() => Left::Closed,
-            Some(Err(_)) => Left::Broken,
-            Some(Ok(_)) | None => Left::No,
+            Some(Ok(ready)) if ready.is_write_closed() => Self::Broken,
+            Some(Ok(ready)) if ready.is_read_closed() => Self::Closed,
+            Some(Err(_)) => Self::Broken,
+            Some(Ok(_)) | None => Self::No,
         }
     }
+}
 
+impl ClientStream {
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }

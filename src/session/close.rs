@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::frontend::ClientStream;
+use super::stream::SessionStream;
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 
@@ -15,7 +15,7 @@ pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
 /// socket with unread data resets it, and the words would be lost, the server's own that were passed on as well.
-pub(super) async fn close_with_error(mut stream: ClientStream, out: BytesMut) {
+pub(super) async fn close_with_error(mut stream: impl SessionStream, out: BytesMut) {
     let _ = timeout(CLOSE_WITHIN, async {
         say(&mut stream, &out).await;
         let mut waste = BytesMut::with_capacity(4096);
@@ -26,7 +26,7 @@ pub(super) async fn close_with_error(mut stream: ClientStream, out: BytesMut) {
     .await;
 }
 
-pub(super) async fn say(stream: &mut ClientStream, out: &[u8]) {
+pub(super) async fn say(stream: &mut impl SessionStream, out: &[u8]) {
     // Best effort, bounded: a client that does not listen any more is closed all the same.
     let _ = timeout(CLOSE_WITHIN, async {
         if !out.is_empty() {

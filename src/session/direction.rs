@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::backend::set_user_timeout;
-use crate::frontend::{ClientStream, Left};
+use super::stream::SessionStream;
+use crate::frontend::Left;
 
 /// Between two looks at a client that is not read.
 const LOOK: Duration = Duration::from_millis(250);
@@ -38,13 +37,6 @@ pub(super) struct Direction {
     pub(super) patient: bool,
 }
 
-/// A Unix socket has none, and needs none: the kernel knows when its other end is gone.
-fn set_timeout(sink: Option<&TcpStream>, limit: Option<Duration>) {
-    if let Some(sink) = sink {
-        set_user_timeout(sink, limit);
-    }
-}
-
 impl Direction {
     /// With what has been read already.
     pub(super) fn holding(rest: Bytes) -> Self {
@@ -62,19 +54,19 @@ impl Direction {
     /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
     /// ends one that is alive and does not read: a server that waits for a lock, a client that takes its time. The
     /// two can be told apart only while less is on its way than a peer takes unread.
-    pub(super) fn count(&mut self, bytes: usize, sink: Option<&TcpStream>, limit: Option<Duration>) {
+    pub(super) fn count(&mut self, bytes: usize, sink: &impl SessionStream, limit: Option<Duration>) {
         self.unread = self.unread.saturating_add(bytes);
         if self.unread > TAKEN_UNREAD && !self.patient && limit.is_some() {
             self.patient = true;
-            set_timeout(sink, None);
+            sink.set_user_timeout(None);
         }
     }
 
     /// Its sink has read everything.
-    pub(super) fn has_read(&mut self, sink: Option<&TcpStream>, limit: Option<Duration>) {
+    pub(super) fn has_read(&mut self, sink: &impl SessionStream, limit: Option<Duration>) {
         self.unread = 0;
         if std::mem::take(&mut self.patient) {
-            set_timeout(sink, limit);
+            sink.set_user_timeout(limit);
         }
     }
 
@@ -138,7 +130,7 @@ pub(super) struct Look {
 
 impl Look {
     /// Ready once its connection is broken: what it sent before is not worth anything any more.
-    pub(super) fn poll_broken(&mut self, cx: &mut Context<'_>, client: &ClientStream) -> Poll<()> {
+    pub(super) fn poll_broken(&mut self, cx: &mut Context<'_>, client: &impl SessionStream) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(LOOK)));
         while timer.as_mut().poll(cx).is_ready() {
             match client.left() {

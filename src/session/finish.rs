@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::close::{CLOSE_WITHIN, close_with_error};
 use super::end::{Cause, End};
 use super::record::{Record, log_end};
 use super::relay::{Ended, Parting};
-use super::{Shared, cancel, linger};
-use crate::backend::ServerStream;
-use crate::frontend::ClientStream;
+use super::stream::SessionStream;
+use super::{Shared, cancel};
 use crate::wire::observe::ServerObserver;
 
 /// Of the message under way, read at once.
@@ -22,7 +20,11 @@ const PART: usize = 16 * 1024;
 
 /// Says goodbye where there is something to say, and writes the session's line. What is left is the connection to the
 /// server, which may not have ended.
-pub(super) async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) -> TcpStream {
+pub(super) async fn finish<C: SessionStream, S: SessionStream>(
+    ended: Ended<C, S>,
+    record: Record,
+    shared: &Arc<Shared>,
+) -> S {
     let Ended {
         end,
         parting,
@@ -44,7 +46,7 @@ pub(super) async fn finish(ended: Ended, record: Record, shared: &Arc<Shared>) -
 }
 
 /// The last words to the client, where there is a boundary between two messages to put them, and the end.
-pub(super) async fn part(parting: Parting, end: &End) -> TcpStream {
+pub(super) async fn part<C: SessionStream, S: SessionStream>(parting: Parting<C, S>, end: &End) -> S {
     let Parting {
         mut client,
         mut server,
@@ -65,12 +67,12 @@ pub(super) async fn part(parting: Parting, end: &End) -> TcpStream {
         Err(rest) => (BytesMut::from(rest.as_ref()), false),
     };
     // Before anybody waits for the client.
-    linger::say_end(server.tcp());
+    server.end_socket();
     if at_boundary {
         end.last_words(&mut out, ready);
     }
     close_with_error(client, out).await;
-    server.into_tcp()
+    server
 }
 
 /// What is still to be sent, without the start of a message that will not be completed. `Err`: a part of that has been
@@ -90,9 +92,9 @@ fn until_boundary(mut rest: Bytes, from_server: &ServerObserver) -> Result<Bytes
 
 /// Passes on what is left of the message under way, and nothing behind it.
 async fn complete(
-    client: &mut ClientStream,
+    client: &mut impl SessionStream,
     rest: Bytes,
-    server: &mut ServerStream,
+    server: &mut impl SessionStream,
     mut from_server: ServerObserver,
 ) -> Option<()> {
     client.write_all(&rest).await.ok()?;

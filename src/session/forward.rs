@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -17,6 +17,7 @@ use super::direction::{Direction, Look};
 use super::end::{Cause, Order};
 use super::registry::{SessionEntry, Ticket, Traffic};
 use super::relay::{TURNS, WorkerBuffer};
+use super::stream::SessionStream;
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::frontend::ClientStream;
@@ -27,9 +28,9 @@ const REST: Duration = Duration::from_millis(100);
 
 /// A connection that is passed on.
 #[derive(Debug)]
-pub(super) struct Forward {
-    client: ClientStream,
-    server: TcpStream,
+pub(super) struct Forward<C = ClientStream, S = TcpStream> {
+    client: C,
+    server: S,
     to_server: Direction,
     to_client: Direction,
     /// While the client is not read.
@@ -50,9 +51,9 @@ pub(super) struct Forward {
 
 /// What it is made of.
 #[derive(Debug)]
-pub(super) struct Parts {
-    pub client: ClientStream,
-    pub server: TcpStream,
+pub(super) struct Parts<C = ClientStream, S = TcpStream> {
+    pub client: C,
+    pub server: S,
     /// What was read from the client to see what it wants.
     pub head: Bytes,
     pub ticket: Ticket,
@@ -64,10 +65,10 @@ pub(super) struct Parts {
 
 /// What is left at the end.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(super) struct Ended<C = ClientStream, S = TcpStream> {
     pub cause: Cause,
-    pub client: ClientStream,
-    pub server: TcpStream,
+    pub client: C,
+    pub server: S,
     pub traffic: Traffic,
     /// Dropped last: the session is in the registry until its log line is written.
     pub ticket: Ticket,
@@ -80,8 +81,8 @@ enum Turn {
     End(Cause),
 }
 
-impl Forward {
-    pub(super) fn new(parts: Parts) -> Self {
+impl<C: SessionStream, S: SessionStream> Forward<C, S> {
+    pub(super) fn new(parts: Parts<C, S>) -> Self {
         let Parts {
             client,
             server,
@@ -114,7 +115,7 @@ impl Forward {
     }
 
     /// Passes bytes on until the session ends. When the server has closed, all it said has been passed on.
-    pub(super) async fn run(mut self) -> Ended {
+    pub(super) async fn run(mut self) -> Ended<C, S> {
         let cause = std::future::poll_fn(|cx| self.poll(cx)).await;
         Ended {
             cause,
@@ -200,7 +201,7 @@ impl Forward {
         }
         self.client_speaks();
         let limit = self.user_timeout();
-        self.to_server.count(data.len(), Some(&self.server), limit);
+        self.to_server.count(data.len(), &self.server, limit);
         self.traffic.bytes_up += data.len() as u64;
         match self.to_server.forward(Pin::new(&mut self.server), cx, data) {
             Ok(()) => Turn::Progress,
@@ -236,7 +237,7 @@ impl Forward {
         self.server_spoke = Some(Instant::now());
         self.traffic.bytes_down += data.len() as u64;
         let limit = self.user_timeout();
-        self.to_client.count(data.len(), self.client.tcp(), limit);
+        self.to_client.count(data.len(), &self.client, limit);
         match self.to_client.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
             Err(_) => Turn::End(Cause::ClientGone),
@@ -258,10 +259,10 @@ impl Forward {
         let is_new = at.elapsed() >= REST;
         let limit = self.user_timeout();
         if is_new || !self.to_server.patient {
-            self.to_server.has_read(Some(&self.server), limit);
+            self.to_server.has_read(&self.server, limit);
         }
         if is_new || !self.to_client.patient {
-            self.to_client.has_read(self.client.tcp(), limit);
+            self.to_client.has_read(&self.client, limit);
         }
     }
 

@@ -295,7 +295,7 @@ impl Over {
     /// Tells the client, writes the session's line, and waits until the server has ended its part.
     async fn finish(self, shared: &Arc<Shared>) {
         let cluster = self.record.listener.cluster.clone();
-        let server = finish(self.ended, *self.record, shared).await;
+        let server = finish(self.ended, *self.record, shared).await.into_tcp();
         self.held.release(server, &cluster, &shared.closing).await;
     }
 }

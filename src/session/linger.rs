@@ -6,13 +6,13 @@
 //! of them by leaving each time.
 
 use std::io;
-use std::net::Shutdown;
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+use super::stream::SessionStream;
 
 /// After a server has found out that nobody is there, until its process is gone.
 const ENDING: Duration = Duration::from_millis(200);
@@ -23,18 +23,13 @@ const BLIND: Duration = Duration::from_mins(10);
 /// waits for it; the kernel's keepalive bounds it where the server's host is gone. Ends at once when the router closes,
 /// as there are no newcomers to count then.
 pub(super) async fn until_ended(server: TcpStream, has_keepalive: bool, closing: &CancellationToken) {
-    say_end(&server);
+    // It may have been told before.
+    server.end_socket();
     let limit = if has_keepalive { Duration::MAX } else { BLIND };
     tokio::select! {
         _ = timeout(limit, ended(server)) => {}
         () = closing.cancelled() => {}
     }
-}
-
-/// A server that waits for its client ends at once; it may be told more than once.
-pub(super) fn say_end(server: &TcpStream) {
-    // It fails where the connection is gone already.
-    let _ = SockRef::from(server).shutdown(Shutdown::Write);
 }
 
 /// As [`until_ended`], in a task of its own that holds `held` for as long.

@@ -37,6 +37,7 @@ pub mod relay;
 pub mod sample;
 mod sent;
 mod state;
+pub mod stream;
 mod tcp;
 mod whereabouts;
 

@@ -5,21 +5,20 @@
 //! only what the other side does not take at once is kept, and nothing more is read in that direction until it is
 //! gone. So memory is bounded, one direction never waits for the other, and an idle session holds no buffer.
 
-use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 use tokio::time::Instant;
 
 use super::direction::{Direction, Look};
 use super::end::{Cause, End, Fate, Order, Reason};
 use super::registry::{Activity, SessionEntry, Ticket, Traffic};
 use super::sent::Sent;
+use super::stream::SessionStream;
 use crate::backend::ServerStream;
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
@@ -48,16 +47,16 @@ impl Default for WorkerBuffer {
 
 /// A server connection as the relay holds it: it can be taken away, and another put in its place.
 #[derive(Debug)]
-pub struct Attached {
-    pub stream: ServerStream,
+pub struct Attached<S = ServerStream> {
+    pub stream: S,
     pub member: MemberName,
 }
 
 /// A session between its login and its end.
 #[derive(Debug)]
-pub struct Relay {
-    client: ClientStream,
-    server: Attached,
+pub struct Relay<C = ClientStream, S = ServerStream> {
+    client: C,
+    server: Attached<S>,
     to_server: Direction,
     to_client: Direction,
     from_client: ClientObserver,
@@ -95,9 +94,9 @@ enum Turn {
 
 /// What is left when a relay has ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct Ended<C = ClientStream, S = ServerStream> {
     pub end: End,
-    pub parting: Parting,
+    pub parting: Parting<C, S>,
     pub traffic: Traffic,
     /// The session is in the registry until its log line is written.
     pub ticket: Ticket,
@@ -105,10 +104,10 @@ pub struct Ended {
 
 /// Enough to say goodbye to the client.
 #[derive(Debug)]
-pub struct Parting {
-    pub client: ClientStream,
+pub struct Parting<C = ClientStream, S = ServerStream> {
+    pub client: C,
     /// For the rest of the message under way.
-    pub server: ServerStream,
+    pub server: S,
     pub from_server: ServerObserver,
     /// The status of the `Z` that would follow an error now.
     pub ready: Option<u8>,
@@ -118,9 +117,9 @@ pub struct Parting {
 
 /// What a relay is made of.
 #[derive(Debug)]
-pub struct Parts {
-    pub client: ClientStream,
-    pub server: Attached,
+pub struct Parts<C = ClientStream, S = ServerStream> {
+    pub client: C,
+    pub server: Attached<S>,
     /// Read from the server behind its login.
     pub leftover: Bytes,
     pub ticket: Ticket,
@@ -130,8 +129,8 @@ pub struct Parts {
     pub replication: bool,
 }
 
-impl Relay {
-    pub fn new(parts: Parts) -> Self {
+impl<C: SessionStream, S: SessionStream> Relay<C, S> {
+    pub fn new(parts: Parts<C, S>) -> Self {
         let Parts {
             client,
             server,
@@ -177,7 +176,7 @@ impl Relay {
     }
 
     /// Relays until the session ends.
-    pub async fn run(mut self) -> Ended {
+    pub async fn run(mut self) -> Ended<C, S> {
         let mut cause = std::future::poll_fn(|cx| self.poll(cx)).await;
         if matches!(cause, Cause::Ordered(_)) && self.fate() == Fate::Unknown {
             // Lets the driver learn what the kernel has.
@@ -374,11 +373,10 @@ impl Relay {
         if self.pending.is_idle() && self.to_client.unread > 0 {
             // It asks anew, so it has read all answers.
             let limit = self.user_timeout();
-            self.to_client.has_read(self.client.tcp(), limit);
+            self.to_client.has_read(&self.client, limit);
         }
         let limit = self.user_timeout();
-        self.to_server
-            .count(data.len(), Some(self.server.stream.tcp()), limit);
+        self.to_server.count(data.len(), &self.server.stream, limit);
         let before = self.from_client;
         let data = match self.observe_client(data) {
             Ok(length) => &data[..length],
@@ -466,9 +464,9 @@ impl Relay {
         }
         self.traffic.bytes_down += data.len() as u64;
         let limit = self.user_timeout();
-        self.to_client.count(data.len(), self.client.tcp(), limit);
+        self.to_client.count(data.len(), &self.client, limit);
         if self.to_server.unread > 0 && self.pending.is_idle() {
-            self.to_server.has_read(Some(self.server.stream.tcp()), limit);
+            self.to_server.has_read(&self.server.stream, limit);
         }
         match self.to_client.forward(Pin::new(&mut self.client), cx, data) {
             Ok(()) => Turn::Progress,
@@ -495,8 +493,8 @@ impl Relay {
         }
         if self.to_server.broken || self.from_client.terminated() {
             // Behind a goodbye there is nothing, not even TLS's own: a server that closes with something unread resets
-            // the connection, and answers are lost. It fails where the connection is gone already.
-            let _ = SockRef::from(self.server.stream.tcp()).shutdown(Shutdown::Write);
+            // the connection, and answers are lost.
+            self.server.stream.end_socket();
         } else if Pin::new(&mut self.server.stream).poll_shutdown(cx).is_pending() {
             return Turn::Blocked;
         }

@@ -493,7 +493,9 @@ async fn a_replication_stream_that_the_server_has_completed_ends_without_a_word(
 
 fn reset(client: TcpStream) {
     let client = client.into_std().unwrap();
-    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    socket2::SockRef::from(&client)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
     drop(client);
 }
 

@@ -1,0 +1,124 @@
+//! What a session asks of a connection beyond reading and writing. A relay takes any two streams that can do this: a socket,
+//! TLS over one, or, in tests, a connection in memory.
+
+use std::net::Shutdown;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client;
+
+use crate::backend::{ServerStream, set_user_timeout};
+use crate::frontend::{ClientStream, ClientTlsStream, Left};
+
+/// A connection of a session, to the client or to the server. `poll_shutdown` ends our side in order, with TLS's own last
+/// message where there is TLS.
+pub trait SessionStream: AsyncRead + AsyncWrite + Unpin {
+    /// Whether the peer has left, as far as can be seen without reading. Never waits.
+    fn left(&self) -> Left;
+
+    /// Changes `TCP_USER_TIMEOUT`; `None` turns it off. A Unix socket has none and needs none: the kernel knows when its
+    /// other end is gone.
+    fn set_user_timeout(&self, timeout: Option<Duration>);
+
+    /// Ends our side of the socket at once, without a last message of TLS. Does nothing where the connection is gone.
+    fn end_socket(&self);
+}
+
+impl SessionStream for TcpStream {
+    fn left(&self) -> Left {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        Left::of(self.ready(both).now_or_never().as_ref())
+    }
+
+    fn set_user_timeout(&self, timeout: Option<Duration>) {
+        set_user_timeout(self, timeout);
+    }
+
+    fn end_socket(&self) {
+        let _ = SockRef::from(self).shutdown(Shutdown::Write);
+    }
+}
+
+impl SessionStream for UnixStream {
+    fn left(&self) -> Left {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        Left::of(self.ready(both).now_or_never().as_ref())
+    }
+
+    fn set_user_timeout(&self, _timeout: Option<Duration>) {}
+
+    fn end_socket(&self) {
+        let _ = SockRef::from(self).shutdown(Shutdown::Write);
+    }
+}
+
+impl<S: SessionStream> SessionStream for Box<ClientTlsStream<S>> {
+    fn left(&self) -> Left {
+        self.get_ref().0.get_ref().left()
+    }
+
+    fn set_user_timeout(&self, timeout: Option<Duration>) {
+        self.get_ref().0.get_ref().set_user_timeout(timeout);
+    }
+
+    fn end_socket(&self) {
+        self.get_ref().0.get_ref().end_socket();
+    }
+}
+
+impl<S: SessionStream> SessionStream for Box<client::TlsStream<S>> {
+    fn left(&self) -> Left {
+        self.get_ref().0.left()
+    }
+
+    fn set_user_timeout(&self, timeout: Option<Duration>) {
+        self.get_ref().0.set_user_timeout(timeout);
+    }
+
+    fn end_socket(&self) {
+        self.get_ref().0.end_socket();
+    }
+}
+
+impl SessionStream for ClientStream {
+    fn left(&self) -> Left {
+        match self {
+            Self::Plain(stream) => stream.left(),
+            Self::Tls(stream) => stream.left(),
+            Self::Unix(stream) => stream.left(),
+        }
+    }
+
+    fn set_user_timeout(&self, timeout: Option<Duration>) {
+        match self {
+            Self::Plain(stream) => stream.set_user_timeout(timeout),
+            Self::Tls(stream) => stream.set_user_timeout(timeout),
+            Self::Unix(stream) => stream.set_user_timeout(timeout),
+        }
+    }
+
+    fn end_socket(&self) {
+        match self {
+            Self::Plain(stream) => stream.end_socket(),
+            Self::Tls(stream) => stream.end_socket(),
+            Self::Unix(stream) => stream.end_socket(),
+        }
+    }
+}
+
+impl SessionStream for ServerStream {
+    fn left(&self) -> Left {
+        self.tcp().left()
+    }
+
+    fn set_user_timeout(&self, timeout: Option<Duration>) {
+        set_user_timeout(self.tcp(), timeout);
+    }
+
+    fn end_socket(&self) {
+        self.tcp().end_socket();
+    }
+}
