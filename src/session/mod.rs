@@ -36,6 +36,8 @@ pub mod registry;
 pub mod relay;
 pub mod sample;
 mod sent;
+#[cfg(test)]
+mod sizes;
 mod state;
 pub mod stream;
 mod tcp;

@@ -1,0 +1,34 @@
+//! What an idle session costs in memory: the future that its task holds, and the parts of it. Raise a ceiling only where
+//! the bytes buy something, and say what.
+
+use super::direction::Direction;
+use super::record::Record;
+use super::registry::{Placement, SessionEntry};
+use super::relay::Relay;
+use super::{forward, life, tcp};
+
+/// The future that a function returns.
+fn future<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
+    size_of::<F>()
+}
+
+fn of_run<R, F>(_: impl FnOnce(R) -> F) -> usize {
+    size_of::<F>()
+}
+
+#[test]
+fn an_idle_session_is_no_larger_than_it_was() {
+    let sizes = [
+        ("a session's task", future(life::serve), 2168),
+        ("its task, mode: tcp", future(tcp::serve), 1552),
+        ("the relay's future", of_run(<Relay>::run), 1072),
+        ("the forwarder's future", of_run(<forward::Forward>::run), 656),
+        ("Relay", size_of::<Relay>(), 504),
+        ("Direction", size_of::<Direction>(), 48),
+        ("Record", size_of::<Record>(), 272),
+        ("SessionEntry", size_of::<SessionEntry>(), 472),
+        ("Placement", size_of::<Placement>(), 192),
+    ];
+    let grown: Vec<_> = sizes.iter().filter(|(_, size, most)| size > most).collect();
+    assert!(grown.is_empty(), "larger than it was, now and before: {grown:?}");
+}
