@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo test test-compose test-systemd test-long fuzz bench build dist fmt lint deny reference check-docs install-test clean
+.PHONY: help demo test test-compose test-systemd test-long fuzz bench instructions build dist fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -46,6 +46,10 @@ test-long: ## what takes longer, before a release
 bench: ## pgbench side by side with a bare forwarder, HAProxy and PgBouncer
 	@scripts/install-packages bench
 	@scripts/bench
+
+instructions: ## instructions per transaction and per login, compared with benches/instructions.json
+	@scripts/install-packages test
+	@scripts/instructions
 
 reference: ## write the configuration's tables in docs/ and its JSON Schema in config/, from the table of keys
 	TRUNKLINE_WRITE_REFERENCE=1 cargo test --locked --lib config::tests::schema

@@ -17,6 +17,9 @@ pub mod frontend;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(any(test, feature = "instructions"))]
+#[doc(hidden)]
+pub mod instructions;
 mod labels;
 pub mod listen;
 pub mod names;

@@ -32,7 +32,7 @@ const MAX_NOTICES: usize = 100;
 const MAX_NOTICE_BYTES: usize = 64 * 1024;
 
 /// What login sends and with what.
-pub(super) struct LoginRequest<'a> {
+pub(crate) struct LoginRequest<'a> {
     pub version: ProtocolVersion,
     pub parameters: &'a [(Bytes, Bytes)],
     pub credential: &'a Credential,
@@ -51,7 +51,7 @@ pub(super) struct LoginRequest<'a> {
 
 /// What login yields.
 #[derive(Debug)]
-pub(super) struct LoggedIn {
+pub(crate) struct LoggedIn {
     pub version: ProtocolVersion,
     pub parameters: Vec<(Bytes, Bytes)>,
     pub notices: Vec<Bytes>,
@@ -62,7 +62,7 @@ pub(super) struct LoggedIn {
 
 /// A failed login, and whether the server had already let us in.
 #[derive(Debug)]
-pub(super) struct ServerLoginFailure {
+pub(crate) struct ServerLoginFailure {
     pub error: ConnectError,
     pub authenticated: bool,
 }
@@ -95,7 +95,7 @@ struct Login<'a> {
 }
 
 /// Logs in on a fresh connection. Not cancel safe: a dropped login leaves the connection unusable.
-pub(super) async fn login<S: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn login<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     request: &LoginRequest<'_>,
 ) -> Result<LoggedIn, ServerLoginFailure> {

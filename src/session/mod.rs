@@ -26,6 +26,8 @@ pub mod keys;
 pub mod life;
 mod linger;
 pub mod listener_settings;
+#[cfg(any(test, feature = "instructions"))]
+pub(crate) mod memory;
 pub mod metrics;
 pub mod occupancy;
 pub mod orders;

@@ -4,47 +4,12 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::super::finish;
-use super::super::registry::{self, Origin, Registry};
+use super::super::{finish, memory};
 use super::*;
-use crate::config::{self, OnUnfit};
 use crate::routing::LeaveReason;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The server is nobody: only sessions are tested here.
-fn cluster() -> ClusterHandle {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("password"), "x").unwrap();
-    std::fs::write(dir.path().join("users"), "\"a\" \"SCRAM-SHA-256$4096:MDEyMzQ1Njc4OWFiY2RlZg==$MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\"\n").unwrap();
-    for file in ["password", "users"] {
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        std::fs::set_permissions(dir.path().join(file), mode).unwrap();
-    }
-    let text = "clusters: {main: {servers: [{name: db1, host: 127.0.0.1, port: 1}], \
-                server_tls: {sslmode: disable}, \
-                service_account: {user: u, password_file: password}}}\n\
-                auth: {users_file: users}\n\
-                listeners: [{name: rw, address: \"127.0.0.1:1\", route: read-write}]\n";
-    let config = config::parse(&dir.path().join("trunkline.yaml"), text).unwrap();
-    let metrics = Arc::new(crate::cluster::Metrics::register(
-        &mut prometheus_client::registry::Registry::default(),
-    ));
-    let cluster = Arc::clone(config.clusters.values().next().unwrap());
-    let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-    crate::cluster::start(
-        cluster,
-        &config.auth,
-        crate::cluster::LagLimits::default(),
-        metrics,
-        &stop,
-        &tracker,
-    )
-    .unwrap()
-}
 
 /// A relay that runs, with both of its ends.
 struct Play {
@@ -72,33 +37,8 @@ impl Play {
     async fn of(replication: bool) -> Self {
         let (client, ours) = pair().await;
         let (to_server, server) = pair().await;
-        let registry = Arc::new(Registry::default());
-        let member = MemberName::new("db1");
-        let ticket = registry
-            .enter(
-                Arc::new(Origin {
-                    client: registry::Client::app(),
-                    cluster: "main".into(),
-                    route: "read-write".into(),
-                    on_unfit: OnUnfit::default(),
-                }),
-                None,
-            )
-            .unwrap();
-        let entry = Arc::clone(ticket.entry());
-        let relay = Relay::new(Parts {
-            client: ClientStream::Plain(ours),
-            server: Attached {
-                stream: ServerStream::Plain(to_server),
-                member,
-            },
-            leftover: Bytes::new(),
-            ticket,
-            granted: GrantedRole::ReadWrite,
-            cluster: cluster(),
-            worker_buffer: Arc::default(),
-            replication,
-        });
+        let client_end = ClientStream::Plain(ours);
+        let (relay, entry) = memory::relay(client_end, ServerStream::Plain(to_server), replication);
         let relay = tokio::spawn(async move {
             let Ended { end, parting, .. } = relay.run().await;
             finish::part(parting, &end).await;
