@@ -50,7 +50,10 @@ pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
     let Some(relaying) = Box::pin(begin(arrival, &shared)).await else {
         return;
     };
-    let over = relaying.run().await;
+    // Taken apart here: a future that is handed the whole keeps it beside its parts.
+    let Relaying { relay, record, held } = relaying;
+    let ended = relay.run().await;
+    let over = Over { ended, record, held };
     // Boxed: nor must an idle session carry the weight of its end.
     Box::pin(over.finish(&shared)).await;
 }
@@ -272,16 +275,6 @@ struct Relaying {
     relay: Relay,
     record: Box<Record>,
     held: Held,
-}
-
-impl Relaying {
-    async fn run(self) -> Over {
-        Over {
-            ended: self.relay.run().await,
-            record: self.record,
-            held: self.held,
-        }
-    }
 }
 
 /// The session is over; client and server may not know yet.
