@@ -23,7 +23,7 @@ fmt: ## format the code
 
 lint: ## formatting and lints, as `make test` checks them
 	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --all-targets --all-features --locked -- -D warnings
 
 deny: ## licences, banned crates, sources, vulnerabilities
 	@scripts/deny
