@@ -115,7 +115,7 @@ fn play<C: SessionStream, S: SessionStream>(
     (mut driver, to_client): (impl AsyncRead + AsyncWrite + Unpin, C),
     (mut server, to_server): (impl AsyncRead + AsyncWrite + Unpin, S),
 ) {
-    let (relay, _entry) = memory::relay(to_client, to_server, false);
+    let (mut relay, _entry) = memory::relay(to_client, to_server, false);
     let mut session = pin!(relay.run());
     let mut step = || {
         let mut context = Context::from_waker(Waker::noop());

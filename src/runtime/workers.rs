@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::session::relay::WorkerBuffer;
+use crate::session::turns::WorkerBuffer;
 
 /// The workers of this process.
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,8 +16,9 @@ use super::Shared;
 use super::direction::{Direction, Look};
 use super::end::{Cause, Order};
 use super::registry::{SessionEntry, Ticket, Traffic};
-use super::relay::{TURNS, WorkerBuffer};
+
 use super::stream::SessionStream;
+use super::turns::{self, Turn, Turns, TwoWay, WorkerBuffer};
 use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::frontend::ClientStream;
@@ -39,9 +40,7 @@ pub(super) struct Forward<C = ClientStream, S = TcpStream> {
     member: MemberName,
     cluster: ClusterHandle,
     shared: Arc<Shared>,
-    worker_buffer: Arc<WorkerBuffer>,
-    /// Whom the registry wakes; kept to see whether it is still the right one.
-    registered: Option<Waker>,
+    turns: Turns,
     /// When the server last said something; `None` once the client has spoken since.
     server_spoke: Option<Instant>,
     /// Writing to the server failed otherwise than because it had closed.
@@ -74,13 +73,6 @@ pub(super) struct Ended<C = ClientStream, S = TcpStream> {
     pub ticket: Ticket,
 }
 
-/// What a turn of one direction came to.
-enum Turn {
-    Progress,
-    Blocked,
-    End(Cause),
-}
-
 impl<C: SessionStream, S: SessionStream> Forward<C, S> {
     pub(super) fn new(parts: Parts<C, S>) -> Self {
         let Parts {
@@ -107,16 +99,20 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
             member,
             cluster,
             shared,
-            worker_buffer,
-            registered: None,
+            turns: Turns::new(worker_buffer),
             server_spoke: None,
             server_lost: false,
         }
     }
 
-    /// Passes bytes on until the session ends. When the server has closed, all it said has been passed on.
-    pub(super) async fn run(mut self) -> Ended<C, S> {
-        let cause = std::future::poll_fn(|cx| self.poll(cx)).await;
+    /// Passes bytes on until the session ends. When the server has closed, all it said has been passed on. Borrows, so that
+    /// a session's task holds it once.
+    pub(super) async fn run(&mut self) -> Cause {
+        std::future::poll_fn(|cx| turns::poll(self, cx)).await
+    }
+
+    /// What is left, for the cause that [`Self::run`] gave.
+    pub(super) fn end(self, cause: Cause) -> Ended<C, S> {
         Ended {
             cause,
             client: self.client,
@@ -126,40 +122,62 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
-        self.listen_for_orders(cx);
-        let worker_buffer = Arc::clone(&self.worker_buffer);
-        let mut buffer = worker_buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.turns(cx, &mut buffer);
-        self.entry().record(self.traffic);
-        outcome
+    fn user_timeout(&self) -> Option<Duration> {
+        self.cluster.config().server.tcp_user_timeout
     }
 
-    fn turns(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Cause> {
-        for _ in 0..TURNS {
-            // A boundary cannot be seen here: who orders an end there has to order it at once in the end.
-            if let Some(Order::Now(reason)) = self.entry().ordered() {
-                return Poll::Ready(Cause::Ordered(reason));
-            }
-            match (self.turn_to_server(cx, buffer), self.turn_to_client(cx, buffer)) {
-                (Turn::End(cause), _) | (_, Turn::End(cause)) => return Poll::Ready(cause),
-                (Turn::Blocked, Turn::Blocked) => return Poll::Pending,
-                (Turn::Progress | Turn::Blocked, Turn::Progress | Turn::Blocked) => {}
-            }
+    /// Who owes what cannot be seen, so that this is a guess: while little goes back and forth, each has read what the
+    /// other said. Where much went one way (a result, a pipeline, a COPY) it takes a rest to believe it. Guessed wrong,
+    /// a peer that is gone is found out by the kernel's own limit, not ours, or one that is alive and does not read
+    /// for `tcp_user_timeout` is cut off; the second is what [`REST`] keeps from happening.
+    fn client_speaks(&mut self) {
+        let Some(at) = self.server_spoke.take() else {
+            return;
+        };
+        let is_new = at.elapsed() >= REST;
+        let limit = self.user_timeout();
+        if is_new || !self.to_server.patient {
+            self.to_server.has_read(&self.server, limit);
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        if is_new || !self.to_client.patient {
+            self.to_client.has_read(&self.client, limit);
+        }
     }
 
-    fn entry(&self) -> &Arc<SessionEntry> {
-        self.ticket.entry()
+    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
+    fn server_takes_nothing(&mut self, error: &io::Error) -> Turn {
+        self.server_lost |= error.kind() != io::ErrorKind::BrokenPipe;
+        self.to_server.broken = true;
+        self.to_server.rest = Bytes::new();
+        Turn::Progress
     }
 
-    fn listen_for_orders(&mut self, cx: &Context<'_>) {
-        let known = self.registered.as_ref();
-        if !known.is_some_and(|waker| waker.will_wake(cx.waker())) {
-            self.registered = Some(cx.waker().clone());
-            self.entry().wake_for_orders(cx.waker());
+    fn server_ended(&self, is_lost: bool) -> Cause {
+        if self.to_server.ended {
+            return Cause::ClientGone;
+        }
+        if !is_lost {
+            return Cause::ServerClosed;
+        }
+        self.cluster.evidence(&self.member, Evidence::Terminated);
+        Cause::ServerGone
+    }
+}
+
+impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
+    fn parts(&mut self) -> (&mut Turns, &Arc<SessionEntry>) {
+        (&mut self.turns, self.ticket.entry())
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// A boundary cannot be seen here: an order to end at one has no effect until it becomes an order to end at once.
+    fn obey(&self) -> Option<Cause> {
+        match self.ticket.entry().ordered() {
+            Some(Order::Now(reason)) => Some(Cause::Ordered(reason)),
+            Some(Order::AtBoundary(_)) | None => None,
         }
     }
 
@@ -242,46 +260,5 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
             Ok(()) => Turn::Progress,
             Err(_) => Turn::End(Cause::ClientGone),
         }
-    }
-
-    fn user_timeout(&self) -> Option<Duration> {
-        self.cluster.config().server.tcp_user_timeout
-    }
-
-    /// Who owes what cannot be seen, so that this is a guess: while little goes back and forth, each has read what the
-    /// other said. Where much went one way (a result, a pipeline, a COPY) it takes a rest to believe it. Guessed wrong,
-    /// a peer that is gone is found out by the kernel's own limit, not ours, or one that is alive and does not read
-    /// for `tcp_user_timeout` is cut off; the second is what [`REST`] keeps from happening.
-    fn client_speaks(&mut self) {
-        let Some(at) = self.server_spoke.take() else {
-            return;
-        };
-        let is_new = at.elapsed() >= REST;
-        let limit = self.user_timeout();
-        if is_new || !self.to_server.patient {
-            self.to_server.has_read(&self.server, limit);
-        }
-        if is_new || !self.to_client.patient {
-            self.to_client.has_read(&self.client, limit);
-        }
-    }
-
-    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
-    fn server_takes_nothing(&mut self, error: &io::Error) -> Turn {
-        self.server_lost |= error.kind() != io::ErrorKind::BrokenPipe;
-        self.to_server.broken = true;
-        self.to_server.rest = Bytes::new();
-        Turn::Progress
-    }
-
-    fn server_ended(&self, is_lost: bool) -> Cause {
-        if self.to_server.ended {
-            return Cause::ClientGone;
-        }
-        if !is_lost {
-            return Cause::ServerClosed;
-        }
-        self.cluster.evidence(&self.member, Evidence::Terminated);
-        Cause::ServerGone
     }
 }

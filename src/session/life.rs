@@ -20,18 +20,21 @@ use super::arrival::admission::Admitted;
 use super::arrival::{Arrival, LoggedIn, SessionRequest, WelcomedClient};
 use super::attach::{self, AttachRequest, Attachable, NoServer};
 use super::candidates::Wanted;
+use super::client::Client;
 use super::client_address::ClientAddressReport;
 use super::close::close_with_error;
-use super::end::{Order, Reason};
+use super::end::{Cause, Order, Reason};
 use super::finish::finish;
 use super::keys::ClientCancelKey;
+use super::link::Link;
 use super::listener_settings::ListenerSettings;
 use super::metrics::{SessionGuard, seconds};
 use super::occupancy::Seat;
 use super::record::{Record, note_attach};
 use super::registry::{CancelKey, Origin, Placement, Ticket};
-use super::relay::{self, Attached, Parts, Relay, WorkerBuffer};
+use super::relay::{self, Relay};
 use super::state::SessionState;
+use super::turns::WorkerBuffer;
 use super::{Shared, console, linger, tcp};
 use crate::cluster::ClusterHandle;
 use crate::config::ListenerMode;
@@ -47,15 +50,12 @@ pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
         return Box::pin(tcp::serve(arrival, shared)).await;
     }
     // Boxed: the login is a large future with large parts, and the relay must not carry its weight.
-    let Some(relaying) = Box::pin(begin(arrival, &shared)).await else {
+    let Some(mut relaying) = Box::pin(begin(arrival, &shared)).await else {
         return;
     };
-    // Taken apart here: a future that is handed the whole keeps it beside its parts.
-    let Relaying { relay, record, held } = relaying;
-    let ended = relay.run().await;
-    let over = Over { ended, record, held };
+    let cause = relaying.relay.run().await;
     // Boxed: nor must an idle session carry the weight of its end.
-    Box::pin(over.finish(&shared)).await;
+    Box::pin(relaying.leave(cause).finish(&shared)).await;
 }
 
 /// Up to the relay. `None`: it did not come to that, or the client was at the console.
@@ -217,19 +217,15 @@ impl Begun<'_> {
         let gauge = shared
             .metrics
             .session(&listener.route.name, &member, Some(&listener.cluster));
-        let relay = Relay::new(Parts {
-            client: stream,
-            server: Attached {
-                stream: connection.stream,
-                member,
-            },
-            leftover: connection.leftover,
-            ticket,
-            granted,
-            cluster: listener.cluster.clone(),
+        let link = Link::new(connection.stream, placement, listener.cluster.clone());
+        let is_replication = packet.replication != Replication::None;
+        let relay = Relay::new(
+            Client::new(stream, ticket),
+            link,
+            connection.leftover,
             worker_buffer,
-            replication: packet.replication != Replication::None,
-        });
+            is_replication,
+        );
         Some(Relaying {
             relay,
             record,
@@ -275,6 +271,17 @@ struct Relaying {
     relay: Relay,
     record: Box<Record>,
     held: Held,
+}
+
+impl Relaying {
+    fn leave(self, cause: Cause) -> Over {
+        Over {
+            // A session does not move to another server yet.
+            ended: self.relay.leave(cause).end(),
+            record: self.record,
+            held: self.held,
+        }
+    }
 }
 
 /// The session is over; client and server may not know yet.

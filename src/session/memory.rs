@@ -16,8 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::registry::{Client, Origin, Registry, SessionEntry};
-use super::relay::{Attached, Parts, Relay};
+use super::client;
+use super::link::Link;
+use super::registry::{Client, Origin, Placement, Registry, SessionEntry};
+use super::relay::Relay;
 use super::stream::SessionStream;
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::MemberName;
@@ -264,18 +266,22 @@ pub(crate) fn relay<C: SessionStream, S: SessionStream>(
     let entered = registry.enter(Arc::new(origin), None);
     let ticket = entered.expect("it has no key that could be taken");
     let entry = Arc::clone(ticket.entry());
-    let relay = Relay::new(Parts {
-        client,
-        server: Attached {
-            stream: server,
-            member: MemberName::new("db1"),
-        },
-        leftover: Bytes::new(),
-        ticket,
+    let client = client::Client::new(client, ticket);
+    let link = link(server, "db1");
+    (
+        Relay::new(client, link, Bytes::new(), Arc::default(), replication),
+        entry,
+    )
+}
+
+/// A server connection of a read-write session on this member. The server was last heard at its login.
+pub(crate) fn link<S>(server: S, member: &str) -> Link<S> {
+    let placement = Placement {
+        member: MemberName::new(member),
         granted: GrantedRole::ReadWrite,
-        cluster: cluster(),
-        worker_buffer: Arc::default(),
-        replication,
-    });
-    (relay, entry)
+        whereabouts: None,
+        process_id: 1,
+        cancel: None,
+    };
+    Link::new(server, Arc::new(placement), cluster())
 }

@@ -12,6 +12,7 @@ pub mod arrival;
 mod attach;
 pub mod cancel;
 mod candidates;
+pub mod client;
 mod client_address;
 pub mod close;
 mod connect_backoff;
@@ -25,6 +26,7 @@ pub mod generations;
 pub mod keys;
 pub mod life;
 mod linger;
+pub mod link;
 pub mod listener_settings;
 #[cfg(any(test, feature = "instructions"))]
 pub(crate) mod memory;
@@ -43,6 +45,7 @@ mod sizes;
 mod state;
 pub mod stream;
 mod tcp;
+pub mod turns;
 mod whereabouts;
 
 use std::net::IpAddr;

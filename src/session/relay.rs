@@ -6,93 +6,74 @@
 //! gone. So memory is bounded, one direction never waits for the other, and an idle session holds no buffer.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::ReadBuf;
 use tokio::time::Instant;
 
-use super::direction::{Direction, Look};
+use super::client::Client;
 use super::end::{Cause, End, Fate, Order, Reason};
+use super::link::Link;
 use super::registry::{Activity, SessionEntry, Ticket, Traffic};
-use super::sent::Sent;
 use super::stream::SessionStream;
+use super::turns::{self, TURNS, Turn, Turns, TwoWay, WorkerBuffer};
 use crate::backend::ServerStream;
-use crate::cluster::snapshot::MemberName;
-use crate::cluster::{ClusterHandle, Evidence};
+use crate::cluster::Evidence;
 use crate::frontend::ClientStream;
 use crate::routing::{EndReason, GrantedRole};
-use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
-use crate::wire::pending::{PendingReplies, TransactionStatus};
+use crate::wire::observe::{ServerEvent, ServerObserver};
 
-/// Bytes read at once.
-const WORKER_BUFFER: usize = 64 * 1024;
 /// Between two hints of one session that its server may have been demoted.
 const HINT_EVERY: Duration = Duration::from_secs(1);
-/// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
-pub(super) const TURNS: usize = 16;
 
-/// A worker's one buffer, leased to a session for the length of a wake-up. Only that worker's thread uses it, so
-/// the lock is never contended.
+/// A client and its server connection.
 #[derive(Debug)]
-pub struct WorkerBuffer(pub(super) Mutex<Box<[u8]>>);
+pub struct Relay<C = ClientStream, S = ServerStream> {
+    client: Client<C>,
+    link: Link<S>,
+    turns: Turns,
+    /// What was read behind the login cannot be followed.
+    unreadable: Option<Box<str>>,
+    /// A replication stream never comes to a boundary, and its client can go on elsewhere where it stopped.
+    replication: bool,
+}
 
-impl Default for WorkerBuffer {
-    fn default() -> Self {
-        Self(Mutex::new(vec![0; WORKER_BUFFER].into_boxed_slice()))
+/// A session at rest between two transactions: nothing is owed, nothing is buffered, and both streams are between two
+/// messages. The only moment at which its server connection may be taken away, or another put in its place. Only the relay
+/// makes one.
+#[derive(Debug)]
+pub struct Boundary(());
+
+/// How a session leaves its relay.
+#[derive(Debug)]
+pub enum Leaving<C = ClientStream, S = ServerStream> {
+    /// At a boundary, where it was ordered to leave its server. Next: another server connection, or the end.
+    Detached {
+        detached: Box<Detached<C>>,
+        link: Box<Link<S>>,
+        reason: Reason,
+    },
+    Ended(Ended<C, S>),
+}
+
+/// A client without a server connection, between two transactions.
+#[derive(Debug)]
+pub struct Detached<C = ClientStream> {
+    pub client: Client<C>,
+    _boundary: Boundary,
+}
+
+impl<C> Detached<C> {
+    /// The session ends here; everything that was asked is answered.
+    pub fn end<S>(self, link: Link<S>, reason: Reason) -> Ended<C, S> {
+        Ended::new(self.client, link, Cause::Ordered(reason))
     }
 }
 
-/// A server connection as the relay holds it: it can be taken away, and another put in its place.
-#[derive(Debug)]
-pub struct Attached<S = ServerStream> {
-    pub stream: S,
-    pub member: MemberName,
-}
-
-/// A session between its login and its end.
-#[derive(Debug)]
-pub struct Relay<C = ClientStream, S = ServerStream> {
-    client: C,
-    server: Attached<S>,
-    to_server: Direction,
-    to_client: Direction,
-    from_client: ClientObserver,
-    from_server: ServerObserver,
-    /// What of the client's stream has been written to the server.
-    sent: Sent,
-    pending: PendingReplies,
-    /// While the client is not read.
-    look: Look,
-    ticket: Ticket,
-    granted: GrantedRole,
-    cluster: ClusterHandle,
-    worker_buffer: Arc<WorkerBuffer>,
-    /// Whom the registry wakes; kept to see whether it is still the right one.
-    registered: Option<Waker>,
-    /// SQLSTATE of the server's own last word.
-    fatal: Option<[u8; 5]>,
-    /// When a session's 25006 was last passed on.
-    read_only_told: Option<Instant>,
-    /// What was read behind the login cannot be followed.
-    unreadable: Option<Box<str>>,
-    /// The server has been told that nothing more comes.
-    end_passed_on: bool,
-    /// A replication stream never comes to a boundary, and its client can go on elsewhere where it stopped.
-    replication: bool,
-    traffic: Traffic,
-}
-
-/// What a turn of one direction came to.
-enum Turn {
-    Progress,
-    Blocked,
-    End(Cause),
-}
-
-/// What is left when a relay has ended.
+/// What is left when a session is over.
 #[derive(Debug)]
 pub struct Ended<C = ClientStream, S = ServerStream> {
     pub end: End,
@@ -102,7 +83,41 @@ pub struct Ended<C = ClientStream, S = ServerStream> {
     pub ticket: Ticket,
 }
 
-/// Enough to say goodbye to the client.
+impl<C, S> Leaving<C, S> {
+    /// The end of a session that does not go on elsewhere.
+    pub fn end(self) -> Ended<C, S> {
+        match self {
+            Self::Ended(ended) => ended,
+            Self::Detached {
+                detached,
+                link,
+                reason,
+            } => detached.end(*link, reason),
+        }
+    }
+}
+
+impl<C, S> Ended<C, S> {
+    fn new(client: Client<C>, link: Link<S>, cause: Cause) -> Self {
+        Self {
+            end: End {
+                cause,
+                fate: link.fate(),
+            },
+            parting: Parting {
+                client: client.stream,
+                ready: link.pending.ready_after_error(),
+                server: link.stream,
+                from_server: link.observer,
+                rest: client.answers.rest,
+            },
+            traffic: client.traffic,
+            ticket: client.ticket,
+        }
+    }
+}
+
+/// Enough to say the last words to the client.
 #[derive(Debug)]
 pub struct Parting<C = ClientStream, S = ServerStream> {
     pub client: C,
@@ -115,59 +130,30 @@ pub struct Parting<C = ClientStream, S = ServerStream> {
     pub rest: Bytes,
 }
 
-/// What a relay is made of.
-#[derive(Debug)]
-pub struct Parts<C = ClientStream, S = ServerStream> {
-    pub client: C,
-    pub server: Attached<S>,
-    /// Read from the server behind its login.
-    pub leftover: Bytes,
-    pub ticket: Ticket,
-    pub granted: GrantedRole,
-    pub cluster: ClusterHandle,
-    pub worker_buffer: Arc<WorkerBuffer>,
-    pub replication: bool,
-}
-
 impl<C: SessionStream, S: SessionStream> Relay<C, S> {
-    pub fn new(parts: Parts<C, S>) -> Self {
-        let Parts {
-            client,
-            server,
-            leftover,
-            ticket,
-            granted,
-            cluster,
-            worker_buffer,
-            replication,
-        } = parts;
+    /// Puts a client and a server connection together. `leftover` was read from the server behind the ReadyForQuery that
+    /// the client has; `replication`: the client asked for a replication connection.
+    pub fn new(
+        client: Client<C>,
+        link: Link<S>,
+        leftover: Bytes,
+        worker_buffer: Arc<WorkerBuffer>,
+        replication: bool,
+    ) -> Self {
+        let entry = client.ticket.entry();
+        entry.place(Some(Arc::clone(&link.placement)));
         let mut relay = Self {
             client,
-            server,
-            to_server: Direction::default(),
-            to_client: Direction::default(),
-            from_client: ClientObserver::default(),
-            from_server: ServerObserver::default(),
-            sent: Sent::default(),
-            look: Look::default(),
-            pending: PendingReplies::new(TransactionStatus::Idle),
-            ticket,
-            granted,
-            cluster,
-            worker_buffer,
-            registered: None,
-            fatal: None,
-            read_only_told: None,
+            link,
+            turns: Turns::new(worker_buffer),
             unreadable: None,
-            end_passed_on: false,
             replication,
-            traffic: Traffic::default(),
         };
         if !leftover.is_empty() {
             match relay.observe_server(&leftover) {
                 Ok(()) => {
-                    relay.traffic.bytes_down += leftover.len() as u64;
-                    relay.to_client.rest = leftover;
+                    relay.client.traffic.bytes_down += leftover.len() as u64;
+                    relay.client.answers.rest = leftover;
                 }
                 Err(what) => relay.unreadable = Some(what.into()),
             }
@@ -175,27 +161,33 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
         relay
     }
 
-    /// Relays until the session ends.
-    pub async fn run(mut self) -> Ended<C, S> {
-        let mut cause = std::future::poll_fn(|cx| self.poll(cx)).await;
-        if matches!(cause, Cause::Ordered(_)) && self.fate() == Fate::Unknown {
-            // Lets the driver learn what the kernel has.
-            tokio::task::yield_now().await;
-            let said = std::future::poll_fn(|cx| Poll::Ready(self.hear_out(cx))).await;
-            cause = said.unwrap_or(cause);
+    /// Relays until the session has to leave its server. Borrows the relay, so that a session's task holds it once.
+    pub async fn run(&mut self) -> Cause {
+        let cause = std::future::poll_fn(|cx| self.poll(cx)).await;
+        if !matches!(cause, Cause::Ordered(_)) || self.link.fate() != Fate::Unknown {
+            return cause;
         }
-        let fate = self.fate();
-        Ended {
-            end: End { cause, fate },
-            parting: Parting {
-                client: self.client,
-                server: self.server.stream,
-                from_server: self.from_server,
-                ready: self.pending.ready_after_error(),
-                rest: self.to_client.rest,
-            },
-            traffic: self.traffic,
-            ticket: self.ticket,
+        // Lets the driver learn what the kernel has.
+        tokio::task::yield_now().await;
+        let said = std::future::poll_fn(|cx| Poll::Ready(self.hear_out(cx))).await;
+        said.unwrap_or(cause)
+    }
+
+    /// The next state, for the cause that [`Self::run`] gave.
+    pub fn leave(self, cause: Cause) -> Leaving<C, S> {
+        match (cause, self.boundary()) {
+            (Cause::Ordered(reason), Some(boundary)) if !self.replication => {
+                self.entry().place(None);
+                Leaving::Detached {
+                    detached: Box::new(Detached {
+                        client: self.client,
+                        _boundary: boundary,
+                    }),
+                    link: Box::new(self.link),
+                    reason,
+                }
+            }
+            (cause, _) => Leaving::Ended(Ended::new(self.client, self.link, cause)),
         }
     }
 
@@ -203,217 +195,48 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
         if let Some(what) = self.unreadable.take() {
             return Poll::Ready(Cause::ServerProtocol(what.into()));
         }
-        self.listen_for_orders(cx);
-        let worker_buffer = Arc::clone(&self.worker_buffer);
-        let mut buffer = worker_buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.turns(cx, &mut buffer);
-        self.entry().record(self.traffic);
-        outcome
-    }
-
-    fn turns(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Cause> {
-        for _ in 0..TURNS {
-            if let Some(cause) = self.obey() {
-                return Poll::Ready(cause);
-            }
-            let to_server = self.turn_to_server(cx, buffer);
-            let to_client = self.turn_to_client(cx, buffer);
-            match (to_server, to_client) {
-                (Turn::End(cause), _) | (_, Turn::End(cause)) => return Poll::Ready(cause),
-                (Turn::Blocked, Turn::Blocked) => {
-                    self.show_activity();
-                    // An order may be due just now that both directions have come to rest.
-                    return match self.obey() {
-                        Some(cause) => Poll::Ready(cause),
-                        None => Poll::Pending,
-                    };
-                }
-                (Turn::Progress | Turn::Blocked, Turn::Progress | Turn::Blocked) => {}
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// Both directions have come to rest: shows what the session does.
-    fn show_activity(&self) {
-        let entry = self.entry();
-        if !self.pending.is_idle() {
-            if !entry.in_flight() {
-                entry.begin_request();
-            }
-            return;
-        }
-        let activity = if self.pending.between_transactions() {
-            Activity::Idle
-        } else {
-            Activity::InTransaction
-        };
-        if entry.activity() != activity {
-            entry.rest(activity);
-        }
+        turns::poll(self, cx)
     }
 
     fn entry(&self) -> &Arc<SessionEntry> {
-        self.ticket.entry()
-    }
-
-    fn listen_for_orders(&mut self, cx: &Context<'_>) {
-        if !self
-            .registered
-            .as_ref()
-            .is_some_and(|waker| waker.will_wake(cx.waker()))
-        {
-            self.registered = Some(cx.waker().clone());
-            self.entry().wake_for_orders(cx.waker());
-        }
-    }
-
-    /// Carries out an order that is due.
-    fn obey(&self) -> Option<Cause> {
-        let order = self.entry().ordered()?;
-        if let (Some(code), true) = (self.fatal, self.from_server.at_boundary()) {
-            // The server has said the last word already; a second one of ours would follow it.
-            return Some(Cause::ServerFatal { code });
-        }
-        if self.pending.stream_has_ended() {
-            return Some(Cause::ServerClosed);
-        }
-        match order {
-            Order::Now(reason) => Some(Cause::Ordered(reason)),
-            Order::AtBoundary(reason) if self.replication || self.is_between_transactions() => {
-                Some(Cause::Ordered(reason))
-            }
-            Order::AtBoundary(_) => None,
-        }
+        self.client.ticket.entry()
     }
 
     /// A session is cut with a request under way: what the server has said meanwhile may be the answer, or its own last
     /// word. Bounded, as the server may go on for ever.
     fn hear_out(&mut self, cx: &mut Context<'_>) -> Option<Cause> {
-        let worker_buffer = Arc::clone(&self.worker_buffer);
+        let worker_buffer = Arc::clone(&self.turns.worker_buffer);
         let mut buffer = worker_buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..TURNS {
             match self.turn_to_client(cx, &mut buffer) {
-                Turn::Progress if self.fate() == Fate::Unknown && self.fatal.is_none() => {}
+                Turn::Progress if self.link.fate() == Fate::Unknown && self.link.fatal.is_none() => {}
                 // Why the connection is lost, the order knows better.
                 Turn::Progress | Turn::Blocked | Turn::End(Cause::ServerGone) => break,
                 Turn::End(cause) => return Some(cause),
             }
         }
-        let is_said = self.from_server.at_boundary();
-        self.fatal
-            .filter(|_| is_said)
-            .map(|code| Cause::ServerFatal { code })
+        let is_said = self.link.observer.at_boundary();
+        let fatal = self.link.fatal.filter(|_| is_said);
+        fatal.map(|code| Cause::ServerFatal { code })
     }
 
-    /// What is known of the client's last request.
-    fn fate(&self) -> Fate {
-        if self.fatal.is_some() {
-            // The server's own last word, to which there is nothing to add.
-            return Fate::Settled;
-        }
-        let reached = |outstanding| outstanding > 0 && outstanding > self.sent.unsent(&self.to_server.rest);
-        match self.pending.outstanding() {
-            None => Fate::Unknown,
-            Some(outstanding) if reached(outstanding) => Fate::Unknown,
-            Some(_) if self.pending.has_executed() => Fate::Unsynced,
-            Some(_) if self.pending.is_open() => Fate::RolledBack,
-            Some(_) => Fate::Settled,
-        }
-    }
-
-    fn is_between_transactions(&self) -> bool {
-        self.pending.between_transactions()
-            && self.from_client.at_boundary()
-            && self.from_server.at_boundary()
-            && self.to_server.rest.is_empty()
-            && self.to_client.rest.is_empty()
-    }
-
-    /// Client to server.
-    fn turn_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        if self.to_server.broken || self.from_client.terminated() && self.to_server.is_empty() {
-            return self.turn_away(cx, buffer);
-        }
-        let kept = self.to_server.rest.clone();
-        let drained = self.to_server.drain(Pin::new(&mut self.server.stream), cx);
-        if !kept.is_empty() {
-            self.sent.drained(&kept[..kept.len() - self.to_server.rest.len()]);
-        }
-        match drained {
-            Poll::Pending => return self.held_back(cx),
-            Poll::Ready(Err(_)) => return self.server_takes_nothing(),
-            Poll::Ready(Ok(())) => {}
-        }
-        if self.from_client.terminated() {
-            return Turn::Progress;
-        }
-        if self.to_server.ended {
-            return self.pass_end_on(cx);
-        }
-        if self.is_full() {
-            let turn = self.held_back(cx);
-            if self.is_full() || matches!(turn, Turn::End(_)) {
-                return turn;
-            }
-        }
-        self.look.rest();
-        let mut read = ReadBuf::new(buffer);
-        match Pin::new(&mut self.client).poll_read(cx, &mut read) {
-            Poll::Pending => return Turn::Blocked,
-            Poll::Ready(Err(_)) => return Turn::End(self.client_gone()),
-            Poll::Ready(Ok(())) => {}
-        }
-        let data = read.filled();
-        if data.is_empty() {
-            self.to_server.ended = true;
-            return Turn::Progress;
-        }
-        if self.pending.is_idle() && self.to_client.unread > 0 {
-            // It asks anew, so it has read all answers.
-            let limit = self.user_timeout();
-            self.to_client.has_read(&self.client, limit);
-        }
-        let limit = self.user_timeout();
-        self.to_server.count(data.len(), &self.server.stream, limit);
-        let before = self.from_client;
-        let data = match self.observe_client(data) {
-            Ok(length) => &data[..length],
-            Err(what) => {
-                // None of it has reached the server.
-                self.to_server.rest = Bytes::copy_from_slice(data);
-                return Turn::End(Cause::ClientProtocol(what));
-            }
-        };
-        self.traffic.bytes_up += data.len() as u64;
-        if !self.entry().in_flight() && !self.pending.is_idle() {
-            // Before the server can know of the request, so that no cancel for it is taken for a late one.
-            self.entry().begin_request();
-        }
-        let forwarded = self
-            .to_server
-            .forward(Pin::new(&mut self.server.stream), cx, data);
-        self.sent
-            .forwarded(before, self.from_client, data, self.to_server.rest.len());
-        match forwarded {
-            Ok(()) => Turn::Progress,
-            Err(_) => self.server_takes_nothing(),
-        }
+    /// `None`: the session is not at a boundary.
+    fn boundary(&self) -> Option<Boundary> {
+        (self.link.is_at_boundary() && self.client.is_at_boundary()).then_some(Boundary(()))
     }
 
     /// Nothing more goes to the server: the client has said goodbye, or the server takes nothing. What the client sends
     /// is dropped, so that its leaving is seen. What was asked before is still answered.
     fn turn_away(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        if self.to_server.ended {
+        if self.link.to_server.ended {
             return self.pass_end_on(cx);
         }
         let mut read = ReadBuf::new(buffer);
-        match Pin::new(&mut self.client).poll_read(cx, &mut read) {
+        match Pin::new(&mut self.client.stream).poll_read(cx, &mut read) {
             Poll::Pending => Turn::Blocked,
             Poll::Ready(Err(_)) => Turn::End(self.client_gone()),
             Poll::Ready(Ok(())) => {
-                self.to_server.ended = read.filled().is_empty();
+                self.link.to_server.ended = read.filled().is_empty();
                 Turn::Progress
             }
         }
@@ -422,89 +245,48 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
     /// Too much waits for answers. Of a client that has closed its side no more comes than the kernel has: that is read, so
     /// that its end can be passed on.
     fn is_full(&self) -> bool {
-        self.pending.full() && !(self.look.has_closed() && self.pending.has_room())
+        self.link.pending.full() && !(self.client.look.has_closed() && self.link.pending.has_room())
     }
 
     /// The client is not read, as the server has to take or to answer something first.
     fn held_back(&mut self, cx: &mut Context<'_>) -> Turn {
-        match self.look.poll_broken(cx, &self.client) {
+        match self.client.look.poll_broken(cx, &self.client.stream) {
             Poll::Ready(()) => Turn::End(self.client_gone()),
             Poll::Pending => Turn::Blocked,
         }
     }
 
-    /// Server to client.
-    fn turn_to_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
-        match self.to_client.drain(Pin::new(&mut self.client), cx) {
-            Poll::Pending => return Turn::Blocked,
-            Poll::Ready(Err(_)) => return Turn::End(self.client_gone()),
-            Poll::Ready(Ok(())) => {}
-        }
-        if self.to_client.ended {
-            return Turn::End(self.server_gone());
-        }
-        let mut read = ReadBuf::new(buffer);
-        match Pin::new(&mut self.server.stream).poll_read(cx, &mut read) {
-            Poll::Pending => return Turn::Blocked,
-            Poll::Ready(Err(_)) => return Turn::End(self.server_gone()),
-            Poll::Ready(Ok(())) => {}
-        }
-        let data = read.filled();
-        if data.is_empty() {
-            self.to_client.ended = true;
-            return Turn::Progress;
-        }
-        if let Err(what) = self.observe_server(data) {
-            // The messages before the broken one are the client's; what is not taken now goes before our last word.
-            let whole = &data[..self.from_server.valid()];
-            return match self.to_client.forward(Pin::new(&mut self.client), cx, whole) {
-                Ok(()) => Turn::End(Cause::ServerProtocol(what)),
-                Err(_) => Turn::End(self.client_gone()),
-            };
-        }
-        self.traffic.bytes_down += data.len() as u64;
-        let limit = self.user_timeout();
-        self.to_client.count(data.len(), &self.client, limit);
-        if self.to_server.unread > 0 && self.pending.is_idle() {
-            self.to_server.has_read(&self.server.stream, limit);
-        }
-        match self.to_client.forward(Pin::new(&mut self.client), cx, data) {
-            Ok(()) => Turn::Progress,
-            Err(_) => Turn::End(self.client_gone()),
-        }
-    }
-
     fn user_timeout(&self) -> Option<Duration> {
-        self.cluster.config().server.tcp_user_timeout
+        self.link.cluster.config().server.tcp_user_timeout
     }
 
     /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read. What it has not
     /// taken stays, as it says what has not reached the server.
     fn server_takes_nothing(&mut self) -> Turn {
-        self.to_server.broken = true;
+        self.link.to_server.broken = true;
         Turn::Progress
     }
 
     /// Passes the client's end on. The server finishes, answers and closes (case 52); with
     /// `client_connection_check_interval` it ends what it runs for nobody.
     fn pass_end_on(&mut self, cx: &mut Context<'_>) -> Turn {
-        if self.end_passed_on {
+        if self.link.end_passed_on {
             return Turn::Blocked;
         }
-        if self.to_server.broken || self.from_client.terminated() {
+        if self.link.to_server.broken || self.client.observer.terminated() {
             // Behind a goodbye there is nothing, not even TLS's own: a server that closes with something unread resets
             // the connection, and answers are lost.
-            self.server.stream.end_socket();
-        } else if Pin::new(&mut self.server.stream).poll_shutdown(cx).is_pending() {
+            self.link.stream.end_socket();
+        } else if Pin::new(&mut self.link.stream).poll_shutdown(cx).is_pending() {
             return Turn::Blocked;
         }
-        self.end_passed_on = true;
-        self.to_server.broken = true;
+        self.link.end_passed_on = true;
+        self.link.to_server.broken = true;
         Turn::Progress
     }
 
     fn client_gone(&self) -> Cause {
-        if self.from_client.terminated() {
+        if self.client.observer.terminated() {
             Cause::ClientTerminated
         } else {
             Cause::ClientGone
@@ -512,17 +294,19 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
     }
 
     fn server_gone(&self) -> Cause {
-        if self.from_client.terminated() {
+        if self.client.observer.terminated() {
             return Cause::ClientTerminated;
         }
-        if let Some(code) = self.fatal {
+        if let Some(code) = self.link.fatal {
             return Cause::ServerFatal { code };
         }
-        if self.to_server.ended {
+        if self.link.to_server.ended {
             return self.client_gone();
         }
-        self.cluster.evidence(&self.server.member, Evidence::Terminated);
-        if self.pending.stream_has_ended() {
+        self.link
+            .cluster
+            .evidence(&self.link.placement.member, Evidence::Terminated);
+        if self.link.pending.stream_has_ended() {
             Cause::ServerClosed
         } else {
             Cause::ServerGone
@@ -531,11 +315,9 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
 
     /// Says how many of the bytes are the server's.
     fn observe_client(&mut self, data: &[u8]) -> Result<usize, String> {
-        let Self {
-            from_client, pending, ..
-        } = self;
+        let (observer, pending) = (&mut self.client.observer, &mut self.link.pending);
         let mut fault = None;
-        let length = from_client
+        let length = observer
             .feed(data, |tag, _length| {
                 // `full` is asked before each read: one read more than the bound is what may come on top.
                 if let Err(error) = pending.client(tag) {
@@ -547,19 +329,17 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
     }
 
     fn observe_server(&mut self, data: &[u8]) -> Result<(), String> {
-        let Self {
-            from_server,
+        let Link {
+            observer,
             pending,
             fatal,
-            read_only_told,
-            ticket,
+            read_only_reported,
             cluster,
-            server,
-            granted,
+            placement,
             ..
-        } = self;
-        let entry = ticket.entry();
-        from_server
+        } = &mut self.link;
+        let entry = self.client.ticket.entry();
+        observer
             .feed(data, |event| {
                 pending.server(&event);
                 if let ServerEvent::ReadyForQuery(_) = event {
@@ -578,28 +358,197 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
-                        match evidence_of(code, report.is_fatal(), *granted) {
+                        match evidence_of(code, report.is_fatal(), placement.granted) {
                             // A client can have as many of these as it likes.
-                            Some(Evidence::ReadOnlySeen) if !due(read_only_told) => {}
-                            Some(evidence) => cluster.evidence(&server.member, evidence),
+                            Some(Evidence::ReadOnlySeen) if !due(read_only_reported) => {}
+                            Some(evidence) => cluster.evidence(&placement.member, evidence),
                             None => {}
                         }
                     }
                     ServerEvent::Parameter {
                         name: b"in_hot_standby",
                         value: b"off",
-                    } if *granted == GrantedRole::ReadOnly => {
-                        cluster.evidence(&server.member, Evidence::Promoted);
+                    } if placement.granted == GrantedRole::ReadOnly => {
+                        cluster.evidence(&placement.member, Evidence::Promoted);
                         entry.order(Order::Now(Reason::Role(EndReason::Promoted(
-                            server.member.clone(),
+                            placement.member.clone(),
                         ))));
                     }
                     _ => {}
                 }
             })
             .map_err(|error| error.to_string())?;
-        self.traffic.transactions = self.pending.transactions();
+        self.client.traffic.transactions = self.link.pending.transactions();
         Ok(())
+    }
+}
+
+impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
+    fn parts(&mut self) -> (&mut Turns, &Arc<SessionEntry>) {
+        (&mut self.turns, self.client.ticket.entry())
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.client.traffic
+    }
+
+    fn obey(&self) -> Option<Cause> {
+        let order = self.entry().ordered()?;
+        if let (Some(code), true) = (self.link.fatal, self.link.observer.at_boundary()) {
+            // The server has said the last word already; a second one of ours would follow it.
+            return Some(Cause::ServerFatal { code });
+        }
+        if self.link.pending.stream_has_ended() {
+            return Some(Cause::ServerClosed);
+        }
+        match order {
+            Order::Now(reason) => Some(Cause::Ordered(reason)),
+            Order::AtBoundary(reason) if self.replication || self.boundary().is_some() => {
+                Some(Cause::Ordered(reason))
+            }
+            Order::AtBoundary(_) => None,
+        }
+    }
+
+    /// Shows what the session does.
+    fn rested(&self) {
+        let (entry, pending) = (self.entry(), &self.link.pending);
+        if !pending.is_idle() {
+            if !entry.in_flight() {
+                entry.begin_request();
+            }
+            return;
+        }
+        let activity = if pending.between_transactions() {
+            Activity::Idle
+        } else {
+            Activity::InTransaction
+        };
+        if entry.activity() != activity {
+            entry.rest(activity);
+        }
+    }
+
+    fn turn_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        if self.link.to_server.broken || self.client.observer.terminated() && self.link.to_server.is_empty() {
+            return self.turn_away(cx, buffer);
+        }
+        let kept = self.link.to_server.rest.clone();
+        let drained = self.link.to_server.drain(Pin::new(&mut self.link.stream), cx);
+        if !kept.is_empty() {
+            self.link
+                .sent
+                .drained(&kept[..kept.len() - self.link.to_server.rest.len()]);
+        }
+        match drained {
+            Poll::Pending => return self.held_back(cx),
+            Poll::Ready(Err(_)) => return self.server_takes_nothing(),
+            Poll::Ready(Ok(())) => {}
+        }
+        if self.client.observer.terminated() {
+            return Turn::Progress;
+        }
+        if self.link.to_server.ended {
+            return self.pass_end_on(cx);
+        }
+        if self.is_full() {
+            let turn = self.held_back(cx);
+            if self.is_full() || matches!(turn, Turn::End(_)) {
+                return turn;
+            }
+        }
+        self.client.look.rest();
+        let mut read = ReadBuf::new(buffer);
+        match Pin::new(&mut self.client.stream).poll_read(cx, &mut read) {
+            Poll::Pending => return Turn::Blocked,
+            Poll::Ready(Err(_)) => return Turn::End(self.client_gone()),
+            Poll::Ready(Ok(())) => {}
+        }
+        let data = read.filled();
+        if data.is_empty() {
+            self.link.to_server.ended = true;
+            return Turn::Progress;
+        }
+        if self.link.pending.is_idle() && self.client.answers.unread > 0 {
+            // It asks anew, so it has read all answers.
+            let limit = self.user_timeout();
+            self.client.answers.has_read(&self.client.stream, limit);
+        }
+        let limit = self.user_timeout();
+        self.link.to_server.count(data.len(), &self.link.stream, limit);
+        let before = self.client.observer;
+        let data = match self.observe_client(data) {
+            Ok(length) => &data[..length],
+            Err(what) => {
+                // None of it has reached the server.
+                self.link.to_server.rest = Bytes::copy_from_slice(data);
+                return Turn::End(Cause::ClientProtocol(what));
+            }
+        };
+        self.client.traffic.bytes_up += data.len() as u64;
+        if !self.entry().in_flight() && !self.link.pending.is_idle() {
+            // Before the server can know of the request, so that no cancel for it is taken for a late one.
+            self.entry().begin_request();
+        }
+        let forwarded = self
+            .link
+            .to_server
+            .forward(Pin::new(&mut self.link.stream), cx, data);
+        self.link
+            .sent
+            .forwarded(before, self.client.observer, data, self.link.to_server.rest.len());
+        match forwarded {
+            Ok(()) => Turn::Progress,
+            Err(_) => self.server_takes_nothing(),
+        }
+    }
+
+    fn turn_to_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
+        match self.client.answers.drain(Pin::new(&mut self.client.stream), cx) {
+            Poll::Pending => return Turn::Blocked,
+            Poll::Ready(Err(_)) => return Turn::End(self.client_gone()),
+            Poll::Ready(Ok(())) => {}
+        }
+        if self.client.answers.ended {
+            return Turn::End(self.server_gone());
+        }
+        let mut read = ReadBuf::new(buffer);
+        match Pin::new(&mut self.link.stream).poll_read(cx, &mut read) {
+            Poll::Pending => return Turn::Blocked,
+            Poll::Ready(Err(_)) => return Turn::End(self.server_gone()),
+            Poll::Ready(Ok(())) => {}
+        }
+        let data = read.filled();
+        if data.is_empty() {
+            self.client.answers.ended = true;
+            return Turn::Progress;
+        }
+        if let Err(what) = self.observe_server(data) {
+            // The messages before the broken one are the client's; what is not taken now goes before our last word.
+            let whole = &data[..self.link.observer.valid()];
+            return match self
+                .client
+                .answers
+                .forward(Pin::new(&mut self.client.stream), cx, whole)
+            {
+                Ok(()) => Turn::End(Cause::ServerProtocol(what)),
+                Err(_) => Turn::End(self.client_gone()),
+            };
+        }
+        self.client.traffic.bytes_down += data.len() as u64;
+        let limit = self.user_timeout();
+        self.client.answers.count(data.len(), &self.client.stream, limit);
+        if self.link.to_server.unread > 0 && self.link.pending.is_idle() {
+            self.link.to_server.has_read(&self.link.stream, limit);
+        }
+        match self
+            .client
+            .answers
+            .forward(Pin::new(&mut self.client.stream), cx, data)
+        {
+            Ok(()) => Turn::Progress,
+            Err(_) => Turn::End(self.client_gone()),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::super::{finish, memory};
 use super::*;
+use crate::cluster::snapshot::MemberName;
 use crate::routing::LeaveReason;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,9 +39,10 @@ impl Play {
         let (client, ours) = pair().await;
         let (to_server, server) = pair().await;
         let client_end = ClientStream::Plain(ours);
-        let (relay, entry) = memory::relay(client_end, ServerStream::Plain(to_server), replication);
+        let (mut relay, entry) = memory::relay(client_end, ServerStream::Plain(to_server), replication);
         let relay = tokio::spawn(async move {
-            let Ended { end, parting, .. } = relay.run().await;
+            let cause = relay.run().await;
+            let Ended { end, parting, .. } = relay.leave(cause).end();
             finish::part(parting, &end).await;
             end
         });

@@ -54,22 +54,12 @@ const MOST_CANCELLED: usize = 64;
 
 /// Serves one connection to its end; as [`life::serve`].
 pub(super) async fn serve(arrival: Arrival, shared: Arc<Shared>) {
-    let Some(forwarding) = Box::pin(begin(arrival, &shared)).await else {
+    let Some(mut forwarding) = Box::pin(begin(arrival, &shared)).await else {
         return;
     };
-    let Forwarding {
-        forward,
-        record,
-        held,
-    } = forwarding;
-    let ended = forward.run().await;
+    let cause = forwarding.forward.run().await;
     // Boxed: an idle session must not carry the weight of its end.
-    Box::pin(async {
-        let server = finish(ended, &record, &shared).await;
-        held.release(server, &record.listener.cluster, &shared.closing)
-            .await;
-    })
-    .await;
+    Box::pin(forwarding.finish(cause, &shared)).await;
 }
 
 /// Client and server talk.
@@ -103,6 +93,20 @@ struct Refusal {
     reply: ErrorReply,
     /// `None`: it has left, and is told nothing.
     reason: Option<RefuseReason>,
+}
+
+impl Forwarding {
+    /// Writes the session's line, and waits until the server has ended its part.
+    async fn finish(self, cause: Cause, shared: &Shared) {
+        let Self {
+            forward,
+            record,
+            held,
+        } = self;
+        let server = finish(forward.end(cause), &record, shared).await;
+        held.release(server, &record.listener.cluster, &shared.closing)
+            .await;
+    }
 }
 
 /// Up to forwarding. `None`: it did not come to that.

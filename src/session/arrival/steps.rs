@@ -23,7 +23,7 @@ use crate::session::listener_settings::ListenerSettings;
 use crate::session::metrics::{GaugeGuard, seconds};
 use crate::session::record::{Record, Times, note_opening, refuse};
 use crate::session::registry::{Client, Origin};
-use crate::session::relay::WorkerBuffer;
+use crate::session::turns::WorkerBuffer;
 use crate::session::{Shared, peers};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::proxy::ProxiedTls;
