@@ -34,6 +34,7 @@ COUNTS = {
     "pipeline_100_tls": 100,
     "row_1mb_tls": 4,
     "login": 100,
+    "gate": 5000,
 }
 # Instructions count inside this function.
 MEASURED = "*instructions::measured*"

@@ -1,9 +1,10 @@
-//! Scenarios of which `scripts/instructions` counts the instructions: a transaction through the relay, in clear and in TLS, and
-//! a login. Not part of the program: this is built for tests and with the feature `instructions` only.
+//! Scenarios of which `scripts/instructions` counts the instructions: a transaction through the relay, in clear and in TLS,
+//! a login, and a session that waits at its gate. Not part of the program: this is built for tests and with the feature `instructions` only.
 //!
 //! Peers are played in memory, on one thread, and without waiting, so that two runs do the same. Only what happens inside
 //! [`measured`] counts: the router's work, and not that of the peers.
 
+mod gate;
 mod login;
 mod relay;
 mod tls;
@@ -19,6 +20,7 @@ pub const SCENARIOS: &[(&str, Scenario)] = &[
     ("pipeline_100_tls", relay::pipeline_tls),
     ("row_1mb_tls", relay::large_row_tls),
     ("login", login::login),
+    ("gate", gate::drain),
 ];
 
 /// Runs the scenario of this name.

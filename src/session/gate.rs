@@ -336,6 +336,9 @@ impl Metrics {
     }
 }
 
+#[cfg(any(test, feature = "instructions"))]
+#[path = "gate_scene.rs"]
+pub(crate) mod gate_scene;
 #[cfg(test)]
 #[path = "gate_tests.rs"]
 mod tests;

@@ -21,7 +21,7 @@ mod direction;
 pub mod end;
 mod finish;
 mod forward;
-mod gate;
+pub(crate) mod gate;
 pub mod generations;
 pub mod keys;
 pub mod life;
