@@ -1,5 +1,6 @@
-//! The account of answers owed against a real server: generated sequences of raw messages, sent in pieces; whenever
-//! the account says idle, nothing more may come, and when the server has answered everything, it must say so.
+//! Pending replies against a real server: generated sequences of raw messages of a client and of the router, sent in
+//! pieces. When they say idle, nothing more may come; when the server has answered everything, they must say so; and
+//! what the router asked is the router's, all else the client's.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::io::{Read, Write};
@@ -15,7 +16,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use trunkline::wire::frame::{Frame, next_frame};
 use trunkline::wire::message;
 use trunkline::wire::observe::{ClientObserver, ServerObserver};
-use trunkline::wire::pending::{PendingReplies, TransactionStatus};
+use trunkline::wire::pending::{Owner, PendingReplies, TransactionStatus};
 use trunkline::wire::startup::ProtocolVersion;
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -27,7 +28,7 @@ const FIXTURES: &str = "create table t (a int); create table p (a int primary ke
     create function boom() returns trigger language plpgsql as 'begin raise exception ''boom''; end';
     create trigger boom before insert on bad for each statement execute function boom()";
 
-/// A server of its own, in a directory that goes with it.
+/// A server in a temporary directory, removed with it.
 struct Postgres {
     directory: tempfile::TempDir,
     port: u16,
@@ -64,7 +65,7 @@ impl Postgres {
         self.directory.path().join("data")
     }
 
-    /// As the user `postgres` where this is root, who may not run a server.
+    /// Runs as the user `postgres` where this is root: root may not run a server.
     fn command(&self, program: &str) -> Command {
         let program = Path::new(BIN).join(program);
         let mut command = if is_root() {
@@ -99,13 +100,16 @@ fn run(command: &mut Command) {
     assert!(status.success(), "{command:?}");
 }
 
-/// A session with an account in between, as the relay has it.
+/// A session with pending replies in between, as the relay has it.
 struct Session {
     stream: TcpStream,
     buffer: BytesMut,
     client: ClientObserver,
     server: ServerObserver,
     pending: PendingReplies,
+    /// Replies that are the router's by what is in them.
+    router_replies: usize,
+    probes: usize,
 }
 
 impl Session {
@@ -119,6 +123,8 @@ impl Session {
             client: ClientObserver::new(),
             server: ServerObserver::new(),
             pending: PendingReplies::default(),
+            router_replies: 0,
+            probes: 0,
         };
         let mut startup = BytesMut::new();
         message::startup(&mut startup, ProtocolVersion::V3_0, parameters);
@@ -129,35 +135,53 @@ impl Session {
     }
 
     fn send(&mut self, bytes: &[u8]) {
+        self.send_as(Owner::Client, bytes);
+    }
+
+    fn send_as(&mut self, owner: Owner, bytes: &[u8]) {
         let pending = &mut self.pending;
         self.client
-            .feed(bytes, |tag, _| assert!(pending.client(tag).is_ok()))
+            .feed(bytes, |tag, _| {
+                let sent = match owner {
+                    Owner::Client => pending.client(tag),
+                    Owner::Router => pending.router(tag),
+                };
+                assert!(sent.is_ok());
+            })
             .unwrap();
-        // A server that has ended the session is found out by reading.
+        // That a server has ended the session is seen by reading.
         let _ = self.stream.write_all(bytes);
     }
 
-    /// The next frame, waited for; the account has seen it.
+    /// Waits for the next frame and observes it: whose it is must be right.
     fn frame(&mut self) -> Frame {
         loop {
             if let Some(frame) = next_frame(&mut self.buffer, 1 << 20).unwrap() {
-                let mut bytes = vec![frame.tag];
-                bytes.extend(u32::try_from(frame.body.len() + 4).unwrap().to_be_bytes());
-                bytes.extend(&frame.body);
+                let bytes = framed(frame.tag, &frame.body);
                 let pending = &mut self.pending;
-                self.server.feed(&bytes, |event| pending.server(&event)).unwrap();
+                let mut owner = pending.answering();
+                self.server
+                    .feed(&bytes, |event| owner = pending.server(&event))
+                    .unwrap();
+                if let Some(asked_by) = asked_by(&frame) {
+                    assert!(
+                        owner == asked_by || pending.is_lost(),
+                        "said to be of {owner:?}: {frame:?}"
+                    );
+                    self.router_replies += usize::from(asked_by == Owner::Router);
+                }
                 return frame;
             }
             let mut read = [0; 8192];
             match self.stream.read(&mut read) {
-                Ok(0) => panic!("closed without a word"),
+                Ok(0) => panic!("closed without a FATAL error"),
                 Ok(length) => self.buffer.extend_from_slice(&read[..length]),
                 Err(error) => panic!("waited in vain: {error}; {:?}", self.pending),
             }
         }
     }
 
-    /// What is there already, or comes in a moment. Only varies the order of things: nothing depends on the time.
+    /// Takes what is there already, or comes in a moment. This only varies the order: nothing depends on the time.
     fn drain(&mut self) {
         self.stream
             .set_read_timeout(Some(Duration::from_millis(1)))
@@ -165,7 +189,7 @@ impl Session {
         let mut read = [0; 8192];
         loop {
             match self.stream.read(&mut read) {
-                // Nothing more for now; or the end, behind the last word that was read before it.
+                // Nothing more for now; or the end, behind the FATAL error that was read before it.
                 Ok(0) | Err(_) => break,
                 Ok(length) => self.buffer.extend_from_slice(&read[..length]),
             }
@@ -182,7 +206,7 @@ impl Session {
         }
     }
 
-    /// If the account says idle: the answer to a question more must be the very next thing.
+    /// If nothing is said to be pending: the answer to one more question, of either owner, must be the very next thing.
     fn check_idle_when_said(&mut self) {
         if !self.pending.is_idle() {
             return;
@@ -192,7 +216,15 @@ impl Session {
             "idle, and there is more: {:?}",
             self.buffer
         );
-        self.send(&query("select 'probe'"));
+        self.probes += 1;
+        if self.probes.is_multiple_of(2) {
+            self.send(&query("select 'probe'"));
+        } else {
+            self.send_as(
+                Owner::Router,
+                &query("select 'router' as router from generate_series(1, 7)"),
+            );
+        }
         let mut tags = String::new();
         while !tags.ends_with('Z') {
             let frame = self.frame();
@@ -200,11 +232,14 @@ impl Session {
                 tags.push(char::from(frame.tag));
             }
         }
-        assert!(tags == "TDCZ" || tags == "EZ", "idle, and {tags} came");
+        assert!(
+            ["TDCZ", "TDDDDDDDCZ", "EZ"].contains(&&*tags),
+            "idle, and {tags} came"
+        );
         assert!(self.pending.is_idle(), "{:?}", self.pending);
     }
 
-    /// Whatever is open is closed, and everything is answered. False: the server has ended the session.
+    /// Closes everything that is open, and waits for all answers. False: the server has ended the session.
     fn finish(&mut self) -> bool {
         let mut closing = framed(b'f', b"enough\0");
         closing.extend(framed(b'S', b""));
@@ -230,7 +265,7 @@ impl Session {
             self.pending
         );
         self.check_idle_when_said();
-        // What stays uncertain is what no answer can settle: such a connection is given up.
+        // What is uncertain now stays so: such a connection is given up.
         !self.pending.is_uncertain()
     }
 }
@@ -256,6 +291,58 @@ fn execute(max_rows: u8) -> Vec<u8> {
 
 fn bind() -> Vec<u8> {
     framed(b'B', &[0; 8])
+}
+
+/// Who must have asked for a reply, where its contents show it: all that the router asks has its name in it, seven rows, or is
+/// a command that the client does not use.
+fn asked_by(frame: &Frame) -> Option<Owner> {
+    let has = |word: &[u8]| frame.body.windows(word.len()).any(|part| part == word);
+    let is_router = match frame.tag {
+        b'N' | b'S' | b'A' => false,
+        b'T' | b'D' => has(b"router"),
+        b'E' if has(b"router") || has(b"DISCARD") => true,
+        b'E' if has(b"nosuch") || has(b"boom") || has(b"division by zero") => false,
+        b'C' if has(b"ROLLBACK") || has(b"BEGIN") || has(b"COMMIT") => return None,
+        b'C' => has(b"SELECT 7") || has(b"DISCARD ALL") || has(b"RESET"),
+        b'G' | b'H' | b'd' | b'c' | b'V' | b'I' | b's' => false,
+        _ => return None,
+    };
+    Some(if is_router { Owner::Router } else { Owner::Client })
+}
+
+/// What a router may ask: questions, clean-up, a statement parsed in front of a client's Bind. Its names are not the
+/// client's, so that no request of the client shows what the router has left.
+fn router_unit() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    const ASK: &str = "select 'router' as router from generate_series(1, 7)";
+    let close = || framed(b'C', b"Srouter\0");
+    let named = |sql: &str| framed(b'P', format!("router\0{sql}\0\0\0").as_bytes());
+    let simple = proptest::sample::select(vec![
+        ASK,
+        ASK,
+        "begin; select 'router' as router from generate_series(1, 7); commit",
+        "select router_nosuch",
+        "rollback",
+        "discard all",
+        "reset all",
+    ]);
+    prop_oneof![
+        4 => simple.prop_map(|sql| vec![query(sql)]),
+        2 => any::<bool>().prop_map(move |syncs| {
+            let mut unit = vec![
+                close(),
+                named(ASK),
+                framed(b'B', b"router\0router\0\0\0\0\0\0\0"),
+                framed(b'D', b"Prouter\0"),
+                framed(b'E', b"router\0\0\0\0\0"),
+            ];
+            unit.extend(syncs.then(|| framed(b'S', b"")));
+            unit
+        }),
+        2 => any::<bool>().prop_map(move |fails| {
+            vec![close(), named(if fails { "select router_nosuch" } else { ASK })]
+        }),
+        1 => Just(vec![framed(b'S', b"")]),
+    ]
 }
 
 fn statements() -> impl Strategy<Value = &'static str> {
@@ -322,8 +409,17 @@ fn unit() -> impl Strategy<Value = Vec<Vec<u8>>> {
     ]
 }
 
+/// What one side sends at a time, and how it goes on.
+fn turn() -> impl Strategy<Value = (Owner, Vec<Vec<u8>>, u8)> {
+    let unit = prop_oneof![
+        3 => unit().prop_map(|unit| (Owner::Client, unit)),
+        1 => router_unit().prop_map(|unit| (Owner::Router, unit)),
+    ];
+    (unit, 0_u8..4).prop_map(|((owner, unit), pause)| (owner, unit, pause))
+}
+
 #[test]
-fn the_account_agrees_with_postgresql() {
+fn pending_replies_agree_with_postgresql() {
     let postgres = Postgres::start();
     let mut session = Session::new(postgres.port, &[USER]);
     session.send(&query(FIXTURES));
@@ -341,24 +437,29 @@ fn the_account_agrees_with_postgresql() {
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let session = std::cell::RefCell::new(session);
     let (ended, uncertain) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
-    let sequences = vec((unit(), 0_u8..4), 1..10);
+    let router_replies = std::cell::Cell::new(0);
+    let sequences = vec(turn(), 1..12);
     let outcome = runner.run(&sequences, |sequence| {
         let mut session = session.borrow_mut();
-        let sent = sequence.iter().flat_map(|(unit, _)| unit);
+        let sent = sequence.iter().flat_map(|(_, unit, _)| unit);
         let may_be_ambiguous = sent.clone().any(|message| message[0] == b'S')
             && sent
                 .clone()
                 .any(|message| message.windows(5).any(|word| word == b"stdin"));
         let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for (unit, pause) in sequence {
-                // In one piece or message by message; waiting for an answer where one is certain, or not at all.
+            for (owner, unit, pause) in sequence {
+                // The router's at a boundary, or anywhere; in one piece or message by message; waiting for an answer where
+                // one is certain, or not at all.
+                if owner == Owner::Router && pause > 0 {
+                    session.drain();
+                }
                 let was_idle = session.pending.is_idle();
                 if pause == 0 {
                     for message in &unit {
-                        session.send(message);
+                        session.send_as(owner, message);
                     }
                 } else {
-                    session.send(&unit.concat());
+                    session.send_as(owner, &unit.concat());
                 }
                 if pause == 2 {
                     session.drain();
@@ -379,6 +480,7 @@ fn the_account_agrees_with_postgresql() {
             usable
         }));
         let usable = attempt.as_ref().copied().unwrap_or(false);
+        router_replies.set(router_replies.get() + std::mem::take(&mut session.router_replies));
         if !usable || session.pending.is_over() {
             ended.set(ended.get() + u32::from(session.pending.is_over()));
             uncertain.set(uncertain.get() + u32::from(session.pending.is_uncertain()));
@@ -392,14 +494,16 @@ fn the_account_agrees_with_postgresql() {
         Ok(())
     });
     eprintln!(
-        "{} sessions ended by the server, {} given up as uncertain",
+        "{} sessions ended by the server, {} given up as uncertain, {} replies of the router's",
         ended.get(),
-        uncertain.get()
+        uncertain.get(),
+        router_replies.get()
     );
     outcome.unwrap();
+    assert!(router_replies.get() > 5000, "the router has asked");
 }
 
-/// What a Sync behind an Execute that turns out to be COPY IN owes.
+/// How a Sync is answered that was sent behind an Execute that turns out to be COPY IN.
 fn copies_with_a_sync_inside(session: &mut Session) {
     let copy = |sql: &str| [parse(sql), bind(), execute(0), framed(b'S', b"")].concat();
 
@@ -442,7 +546,7 @@ fn answers(unit: &[Vec<u8>]) -> bool {
 }
 
 #[test]
-fn the_account_agrees_about_replication() {
+fn pending_replies_agree_about_replication() {
     let postgres = Postgres::start();
     let mut session = Session::new(postgres.port, &[USER, (b"replication", b"true")]);
     session.send(&query("IDENTIFY_SYSTEM"));

@@ -1,32 +1,40 @@
-//! The account of answers owed: when is a session between transactions?
+//! Pending replies: what the server still has to answer, and to whom. It says when a session is between transactions.
 //!
-//! A server owes one `Z` for each Query, `FunctionCall` and Sync *that it processes*. Which it processes depends on
+//! A server sends one `Z` for each Query, `FunctionCall` and Sync *that it processes*. Which ones it processes depends on
 //! its answers: after an error in the extended protocol it discards everything up to the next Sync, and during COPY
-//! IN it ignores Sync and Flush. So the account keeps the order of what was sent and not yet answered, and is fed
+//! IN it ignores Sync and Flush. So this keeps the order of the requests that were sent and not yet answered. It is fed
 //! with both directions: each type byte before it is forwarded, each event of the server as it passes
 //! (PostgreSQL documentation, chapter "Message Flow"; `PostgresMain` in `src/backend/tcop/postgres.c`;
 //! `CopyGetData` in `src/backend/commands/copyfromparse.c`).
 //!
-//! Guarantees: [`PendingReplies::is_idle`] is never true while the server owes an answer, has an extended-protocol batch
-//! open or skips to a Sync. It is pure, has no heap when nothing waits behind what is being answered, and is bounded:
+//! Each request has an owner: the client, or the router where it asks something itself on the same connection (to restore
+//! session state, to clean up). [`PendingReplies::server`] says whose each reply is, so that the router's own
+//! replies can be kept from the client.
+//!
+//! Guarantees: [`PendingReplies::is_idle`] is never true while a reply is pending, an extended-protocol batch is
+//! open, or the server skips to a Sync. The owner of a reply is exact unless [`PendingReplies::is_lost`]. This is pure,
+//! has no heap when nothing waits behind the request being answered, and has a limit:
 //! at [`FULL_AT`] runs of waiting messages the client must not be read for a while.
 //!
-//! Where the protocol itself is ambiguous it says so and is not idle. The case: a client sends Sync while COPY IN
-//! runs, and the COPY fails. Was the Sync ignored, or does it owe a `Z`? That depends on a moment only the server
-//! knows ([`PendingReplies::is_uncertain`]); the first answer to a later request tells, or all the `Z` that may come.
+//! Where the protocol itself is ambiguous, this says so and is not idle. The case: a client sends Sync while COPY IN
+//! runs, and the COPY fails. Was the Sync ignored, or is its `Z` still to come? That depends on a moment only the server
+//! knows ([`PendingReplies::is_uncertain`]). The first answer to a later request settles it, or all the `Z` that may come.
 
-use std::collections::VecDeque;
+mod queue;
 
+use queue::{RequestKind, Run, Waiting};
+
+pub use self::queue::Owner;
 use super::observe::ServerEvent;
 
 /// Runs of waiting messages at which a client must not be read until answers have come.
 pub const FULL_AT: usize = 4096;
 
-/// The same for a client that has closed its side.
+/// The same limit for a client that has closed its side.
 pub const LAST_AT: usize = 32_768;
 
-/// Runs of waiting messages beyond which [`PendingReplies::client`] fails. [`LAST_AT`] plus whatever one read of 64 KiB can
-/// hold is less.
+/// Runs of waiting messages beyond which [`PendingReplies::client`] fails. [`LAST_AT`] plus the messages that one read of
+/// 64 KiB can hold is less.
 pub const MAX_RUNS: usize = 65_536;
 
 /// What the last `Z` said.
@@ -46,11 +54,11 @@ pub enum TransactionStatus {
 #[must_use]
 pub enum Admit {
     More,
-    /// This message is taken, but the queue is full: read from the server first.
+    /// This message is accepted, but the queue is full: read from the server first.
     Full,
 }
 
-/// The client has more unanswered messages than are ever read ahead: the caller did not heed [`Admit::Full`].
+/// The client has more unanswered messages than are ever read ahead: the caller ignored [`Admit::Full`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PendingError {
     #[error("too many messages wait for an answer")]
@@ -58,43 +66,11 @@ pub enum PendingError {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum RequestKind {
-    #[default]
-    Nothing,
-    /// Parse, Bind, Describe, Execute, Close: each is completed by exactly one of `1 2 3 n T C I s`, or fails.
-    Extended,
-    /// One `Z`, whatever happens.
-    Sync,
-    Query,
-    Function,
-    /// `CopyDone`, `CopyFail`: ends COPY IN, means nothing elsewhere.
-    CopyEnd,
-}
-
-/// Messages of one kind in a row.
-#[derive(Debug, Clone, Copy, Default)]
-struct Run {
-    kind: RequestKind,
-    count: u16,
-}
-
-impl Run {
-    fn requests(self) -> usize {
-        match self.kind {
-            RequestKind::Nothing | RequestKind::CopyEnd => 0,
-            RequestKind::Extended | RequestKind::Sync | RequestKind::Query | RequestKind::Function => {
-                usize::from(self.count)
-            }
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum CopyMode {
     #[default]
     None,
-    /// The server reads copied data; `ended`: the client's `CopyDone` or `CopyFail` is on its way, or something
-    /// that has no place in a COPY.
+    /// The server reads copied data. `ended`: `CopyDone` or `CopyFail` is on its way, or a message that has no place in
+    /// a COPY.
     In {
         ended: bool,
     },
@@ -102,89 +78,9 @@ enum CopyMode {
     Both,
 }
 
-/// What waits behind the message being answered, in order. On the heap only beyond a few runs.
-#[derive(Debug, Default)]
-struct Waiting {
-    near: [Run; 4],
-    near_len: u8,
-    far: VecDeque<Run>,
-}
-
-impl Waiting {
-    fn runs(&self) -> usize {
-        usize::from(self.near_len) + self.far.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.near_len == 0
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Run> {
-        self.near[..usize::from(self.near_len)].iter().chain(&self.far)
-    }
-
-    fn requests(&self) -> usize {
-        self.iter().map(|run| run.requests()).sum()
-    }
-
-    fn front(&self) -> Option<Run> {
-        self.near[..usize::from(self.near_len)].first().copied()
-    }
-
-    fn back(&mut self) -> Option<&mut Run> {
-        match self.far.back_mut() {
-            Some(run) => Some(run),
-            None => self.near[..usize::from(self.near_len)].last_mut(),
-        }
-    }
-
-    fn push(&mut self, kind: RequestKind) -> Result<(), PendingError> {
-        if let Some(run) = self.back().filter(|run| run.kind == kind && run.count < u16::MAX) {
-            run.count += 1;
-        } else if self.runs() >= MAX_RUNS {
-            return Err(PendingError::TooManyWaiting);
-        } else if self.far.is_empty() && usize::from(self.near_len) < self.near.len() {
-            self.near[usize::from(self.near_len)] = Run { kind, count: 1 };
-            self.near_len += 1;
-        } else {
-            self.far.push_back(Run { kind, count: 1 });
-        }
-        Ok(())
-    }
-
-    fn pop(&mut self) -> Option<Run> {
-        let run = self.front()?;
-        self.near.rotate_left(1);
-        self.near_len -= 1;
-        if self.near_len == 0 {
-            while let Some(far) = (usize::from(self.near_len) < self.near.len())
-                .then(|| self.far.pop_front())
-                .flatten()
-            {
-                self.near[usize::from(self.near_len)] = far;
-                self.near_len += 1;
-            }
-            if self.far.is_empty() {
-                self.far = VecDeque::new();
-            }
-        }
-        Some(run)
-    }
-
-    /// One message of the first run.
-    fn pop_one(&mut self) {
-        match self.near.first_mut() {
-            Some(run) if self.near_len > 0 && run.count > 1 => run.count -= 1,
-            _ => {
-                self.pop();
-            }
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 pub struct PendingReplies {
-    /// What the server is answering, or will answer next.
+    /// The requests that the server is answering, or will answer next.
     current: Run,
     /// The first of `current` has been answered in part: its `Z` may come.
     started: bool,
@@ -194,23 +90,25 @@ pub struct PendingReplies {
     copy_syncs: u32,
     /// `Z` that may or may not come. While there are any, `current` may be behind the server by as many.
     uncertain: u32,
+    /// Who sent the Syncs that are counted in `copy_syncs` or `uncertain`; `None`: both did.
+    sync_owner: Option<Owner>,
     status: TransactionStatus,
-    /// Discarding up to a Sync that the client has not sent yet.
+    /// The server discards messages up to a Sync that was not sent yet.
     skipping: bool,
     /// The last extended message sent was not followed by Sync, Query or `FunctionCall`.
     batch_open: bool,
-    /// An Execute was sent since the account was last empty.
+    /// The client sent an Execute since the last moment at which no reply was pending.
     execute_sent: bool,
-    /// An Execute, or what may have been one, was answered since the last `Z`.
+    /// An Execute of the client, or what may have been one, was answered since the last `Z`.
     executed: bool,
-    /// A command was completed since the last time the server was idle.
+    /// A command of the client was completed since the last time the server was idle.
     worked: bool,
     /// A COPY in both directions was the last thing, and the server has completed it.
     stream_ended: bool,
     terminated: bool,
-    /// The server has said its last word.
+    /// The server has ended the session with a FATAL error.
     over: bool,
-    /// The server answered what nobody asked: not a PostgreSQL, or our mistake. Never idle again.
+    /// See [`PendingReplies::is_lost`].
     lost: bool,
     transactions: u64,
 }
@@ -224,8 +122,8 @@ impl PendingReplies {
         }
     }
 
-    /// Nothing is owed, no batch of the extended protocol is open, and the last `Z` was seen: the server does nothing
-    /// until the client asks. (Whether a frame is under way, the observers know.)
+    /// No reply is pending, no batch of the extended protocol is open, and the last `Z` was seen: the server does nothing
+    /// until it is asked. (The observers know whether a frame is under way.)
     pub fn is_idle(&self) -> bool {
         self.status != TransactionStatus::Unknown
             && self.current.kind == RequestKind::Nothing
@@ -243,28 +141,30 @@ impl PendingReplies {
         self.status
     }
 
-    /// How many messages the server has not answered yet; `None` where that cannot be told. What is answered need not be
-    /// settled ([`Self::has_executed`]). A stream in both directions (replication) is no request: its client can go on
-    /// elsewhere where it stopped.
+    /// How many messages of the client the server has not answered yet; `None` where that cannot be known. What is
+    /// answered need not be settled ([`Self::has_executed`]). A stream in both directions (replication) is no request: its
+    /// client can go on elsewhere where it stopped.
     pub fn outstanding(&self) -> Option<usize> {
         let is_known = self.status != TransactionStatus::Unknown && !self.is_uncertain();
         match self.copy {
             _ if self.stream_ended => Some(0),
             CopyMode::Both if !self.lost => Some(0),
             CopyMode::None | CopyMode::Out if is_known => {
-                Some(self.current.requests() + self.waiting.requests())
+                Some(self.pending().map(|run| run.client_requests()).sum())
             }
             _ => None,
         }
     }
 
-    /// If what is being answered failed now: the status that the `Z` behind the error would have; `None` where no `Z`
-    /// would come, as the client has not sent the Sync yet, or where that cannot be told.
+    /// If the client's oldest request failed now: the status that the `Z` behind the error would have; `None` where no `Z`
+    /// would come, as the client has not sent the Sync yet, or where that cannot be known.
     pub fn ready_after_error(&self) -> Option<u8> {
-        let has_sync = || self.waiting.iter().any(|run| run.kind == RequestKind::Sync);
-        let comes = match self.current.kind {
-            RequestKind::Query | RequestKind::Function | RequestKind::Sync => true,
-            RequestKind::Extended => has_sync(),
+        let mut runs = self
+            .pending()
+            .filter(|run| run.owner == Owner::Client && run.kind != RequestKind::CopyEnd);
+        let comes = match runs.next().map_or(RequestKind::Nothing, |run| run.kind) {
+            RequestKind::Query | RequestKind::FunctionCall | RequestKind::Sync => true,
+            RequestKind::Extended => runs.any(|run| run.kind == RequestKind::Sync),
             RequestKind::Nothing | RequestKind::CopyEnd => false,
         };
         let is_known = !self.over && !self.is_uncertain() && self.copy != CopyMode::Both;
@@ -274,8 +174,12 @@ impl PendingReplies {
         })
     }
 
-    /// A COPY in both directions was completed by the server, which has said nothing else since: at a shutdown a server
-    /// ends replication streams this way, and closes.
+    fn pending(&self) -> impl Iterator<Item = &Run> {
+        std::iter::once(&self.current).chain(self.waiting.iter())
+    }
+
+    /// The server completed a COPY in both directions and has said nothing since: at a shutdown a server ends replication
+    /// streams this way, and closes.
     pub fn stream_has_ended(&self) -> bool {
         self.stream_ended
     }
@@ -289,13 +193,13 @@ impl PendingReplies {
             )
     }
 
-    /// Something was executed by the extended protocol, and no `Z` has said since what became of it: COMMIT, CALL or VACUUM
-    /// commit without a Sync, anything else is rolled back without one.
+    /// Something of the client's was executed by the extended protocol, and no `Z` has confirmed it since: COMMIT, CALL or
+    /// VACUUM commit without a Sync, anything else is rolled back without one.
     pub fn has_executed(&self) -> bool {
         self.executed
     }
 
-    /// Whether the server answers messages of this type, each by itself.
+    /// Whether the server answers each message of this type.
     pub fn is_request(tag: u8) -> bool {
         matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C' | b'S')
     }
@@ -305,10 +209,16 @@ impl PendingReplies {
         self.copy != CopyMode::None
     }
 
-    /// Something was sent that could be read in two ways: not idle until an answer tells, and the server connection
-    /// should not be given to anybody else.
+    /// Something was sent that could be read in two ways: not idle until an answer settles it, and the server connection
+    /// must not be given to another client.
     pub fn is_uncertain(&self) -> bool {
         self.uncertain > 0 || self.lost
+    }
+
+    /// Replies can no longer be matched with requests, nor have they an owner: the server answered what nobody asked, or
+    /// what is uncertain has no end. Never idle again.
+    pub fn is_lost(&self) -> bool {
+        self.lost
     }
 
     /// The server has ended the session (FATAL).
@@ -331,8 +241,24 @@ impl PendingReplies {
         self.transactions
     }
 
+    /// The owner of what the server sends next without an event: rows and copied data.
+    pub fn answering(&self) -> Owner {
+        self.current.owner
+    }
+
     /// A message of the client, before it is forwarded.
     pub fn client(&mut self, tag: u8) -> Result<Admit, PendingError> {
+        self.sent(tag, Owner::Client)
+    }
+
+    /// A message of the router itself, before it is sent. It may stand between any two of the client's, though only a
+    /// boundary makes it certain that the server answers it: in a batch that has failed it is discarded.
+    pub fn router(&mut self, tag: u8) -> Result<Admit, PendingError> {
+        self.sent(tag, Owner::Router)
+    }
+
+    #[inline]
+    fn sent(&mut self, tag: u8, owner: Owner) -> Result<Admit, PendingError> {
         match tag {
             b'X' => self.terminated = true,
             // Data is consumed or ignored, never answered; Flush asks for what comes anyway.
@@ -341,14 +267,14 @@ impl PendingReplies {
                 CopyMode::In { ended } if !*ended => *ended = true,
                 CopyMode::Both => {}
                 // Ignored, unless something before it turns out to be a COPY.
-                _ if self.current.kind != RequestKind::Nothing => self.push(RequestKind::CopyEnd)?,
+                _ if self.current.kind != RequestKind::Nothing => self.push(RequestKind::CopyEnd, owner)?,
                 _ => {}
             },
             b'S' => {
                 if self.copy == (CopyMode::In { ended: false }) {
-                    self.copy_syncs = self.copy_syncs.saturating_add(1);
+                    self.add_copy_syncs(owner, 1);
                 } else {
-                    self.push(RequestKind::Sync)?;
+                    self.push(RequestKind::Sync, owner)?;
                     self.skipping = false;
                 }
                 self.batch_open = false;
@@ -356,12 +282,12 @@ impl PendingReplies {
             // Whether the server skips this depends on a Sync that it may have taken for a part of a COPY.
             _ if self.skipping && self.uncertain > 0 => self.lost = true,
             _ if self.skipping => {}
-            b'Q' => self.request(RequestKind::Query)?,
-            b'F' => self.request(RequestKind::Function)?,
+            b'Q' => self.request(RequestKind::Query, owner)?,
+            b'F' => self.request(RequestKind::FunctionCall, owner)?,
             b'P' | b'B' | b'D' | b'E' | b'C' => {
-                self.push(RequestKind::Extended)?;
+                self.push(RequestKind::Extended, owner)?;
                 self.batch_open = true;
-                self.execute_sent |= tag == b'E';
+                self.execute_sent |= tag == b'E' && owner == Owner::Client;
             }
             // The server ends the session over anything else.
             _ => {}
@@ -369,15 +295,21 @@ impl PendingReplies {
         Ok(if self.full() { Admit::Full } else { Admit::More })
     }
 
-    /// A message of the server, as it passes.
-    pub fn server(&mut self, event: &ServerEvent<'_>) {
+    /// A message of the server, as it passes; says whose it is.
+    ///
+    /// Notices, changes of parameters and notifications are always the client's: they may come at any time, and nothing in
+    /// them says which request they belong to, if any. A FATAL error belongs to the owner of the request under way, and
+    /// to the client where there is none.
+    pub fn server(&mut self, event: &ServerEvent<'_>) -> Owner {
         let was_streaming = self.copy == CopyMode::Both;
         self.stream_ended &= matches!(event, ServerEvent::Notice(_) | ServerEvent::Parameter { .. });
+        let Run { kind, owner, .. } = self.current;
+        let is_client = owner == Owner::Client;
         match *event {
-            ServerEvent::ReadyForQuery(status) => self.ready(status),
+            ServerEvent::ReadyForQuery(status) => return self.ready(status),
             ServerEvent::CommandComplete(_) => {
-                self.worked = true;
-                self.executed |= self.current.kind == RequestKind::Extended;
+                self.worked |= is_client;
+                self.executed |= is_client && kind == RequestKind::Extended;
                 if matches!(self.copy, CopyMode::In { ended: false }) {
                     self.lost = true;
                 }
@@ -385,10 +317,10 @@ impl PendingReplies {
                 self.stream_ended = was_streaming;
             }
             // The rows of a Query: nothing is done yet.
-            ServerEvent::Answer(b'T') if self.current.kind == RequestKind::Query => self.answered(),
+            ServerEvent::Answer(b'T') if kind == RequestKind::Query => self.answered(),
             ServerEvent::Answer(tag) => {
-                self.worked |= matches!(tag, b'V' | b's');
-                self.executed |= self.current.kind == RequestKind::Extended && matches!(tag, b'I' | b's');
+                self.worked |= is_client && matches!(tag, b'V' | b's');
+                self.executed |= is_client && kind == RequestKind::Extended && matches!(tag, b'I' | b's');
                 self.completed();
             }
             ServerEvent::CopyIn => self.copy_in(),
@@ -399,33 +331,33 @@ impl PendingReplies {
             ServerEvent::Notice(_)
             | ServerEvent::Parameter { .. }
             | ServerEvent::Key { .. }
-            | ServerEvent::Notification => {}
+            | ServerEvent::Notification => return Owner::Client,
         }
+        owner
     }
 
-    fn request(&mut self, kind: RequestKind) -> Result<(), PendingError> {
-        self.push(kind)?;
+    fn request(&mut self, kind: RequestKind, owner: Owner) -> Result<(), PendingError> {
+        self.push(kind, owner)?;
         // Both commit what an open batch has done.
         self.batch_open = false;
         Ok(())
     }
 
-    fn push(&mut self, kind: RequestKind) -> Result<(), PendingError> {
+    fn push(&mut self, kind: RequestKind, owner: Owner) -> Result<(), PendingError> {
         if let CopyMode::In { ended } = &mut self.copy {
             *ended = true;
         }
         if self.current.kind == RequestKind::Nothing {
-            self.current = Run { kind, count: 1 };
+            self.current = Run::one(kind, owner);
             return Ok(());
         }
-        if self.waiting.is_empty() && self.current.kind == kind && self.current.count < u16::MAX {
-            self.current.count += 1;
+        if self.waiting.is_empty() && self.current.extend(kind, owner) {
             return Ok(());
         }
-        self.waiting.push(kind)
+        self.waiting.push(kind, owner)
     }
 
-    /// One message of `current` is answered for good.
+    /// One message of `current` has its last answer.
     fn advance(&mut self) {
         self.leave_copy();
         self.started = false;
@@ -435,7 +367,16 @@ impl PendingReplies {
         }
     }
 
-    /// Says how many Syncs were sent into it.
+    fn add_copy_syncs(&mut self, owner: Owner, count: u16) {
+        if self.copy_syncs == 0 {
+            self.sync_owner = Some(owner);
+        } else if self.sync_owner != Some(owner) {
+            self.sync_owner = None;
+        }
+        self.copy_syncs = self.copy_syncs.saturating_add(u32::from(count));
+    }
+
+    /// Returns how many Syncs were sent into it.
     fn leave_copy(&mut self) -> u32 {
         self.copy = CopyMode::None;
         std::mem::take(&mut self.copy_syncs)
@@ -453,10 +394,10 @@ impl PendingReplies {
         }
     }
 
-    /// Something came that can only be about `current`: whatever was uncertain before it is settled.
+    /// Something came that can only be about `current`: what was uncertain before it is settled.
     fn answered(&mut self) {
         match self.current.kind {
-            RequestKind::Query | RequestKind::Function | RequestKind::Extended => {
+            RequestKind::Query | RequestKind::FunctionCall | RequestKind::Extended => {
                 self.uncertain = 0;
                 self.started = true;
             }
@@ -491,7 +432,7 @@ impl PendingReplies {
         while !ended && let Some(run) = self.waiting.front() {
             match run.kind {
                 RequestKind::Sync => {
-                    self.copy_syncs = self.copy_syncs.saturating_add(u32::from(run.count));
+                    self.add_copy_syncs(run.owner, run.count);
                     self.waiting.pop();
                 }
                 RequestKind::CopyEnd => {
@@ -506,26 +447,29 @@ impl PendingReplies {
 
     /// A request failed, and the session goes on.
     fn failed(&mut self) {
-        self.worked = true;
-        let may_owe = self.leave_copy();
+        let is_client = self.current.owner == Owner::Client;
+        self.worked |= is_client;
+        let syncs = self.leave_copy();
+        // Some of them are answered, and it is unknown whose.
+        self.lost |= syncs > 0 && self.sync_owner.is_none();
         match self.current.kind {
             // Its `Z` follows; then those of Syncs that were sent into the COPY, if it had not read them.
-            RequestKind::Query | RequestKind::Function => {
-                self.uncertain = may_owe;
+            RequestKind::Query | RequestKind::FunctionCall => {
+                self.uncertain = syncs;
                 self.started = true;
             }
             // At the Sync itself: deferred constraints.
             RequestKind::Sync => {}
             RequestKind::Extended => {
-                // Also a procedure that has committed before it failed.
+                // A procedure may have committed before it failed.
                 self.executed |= self.execute_sent;
-                self.uncertain = may_owe;
+                self.uncertain = syncs;
                 let more = self.current.count > 1;
                 self.next();
-                if may_owe > 0
+                if syncs > 0
                     && (more || !matches!(self.current.kind, RequestKind::Nothing | RequestKind::Sync))
                 {
-                    // Skipped or not? It cannot be told, and the two go different ways.
+                    // The server may skip it or not: this cannot be known, and what follows depends on it.
                     self.lost = true;
                 }
                 while !matches!(self.current.kind, RequestKind::Nothing | RequestKind::Sync) {
@@ -538,19 +482,25 @@ impl PendingReplies {
         }
     }
 
-    fn ready(&mut self, status: TransactionStatus) {
+    fn ready(&mut self, status: TransactionStatus) -> Owner {
         self.status = status;
         self.executed = false;
         if status == TransactionStatus::Idle && std::mem::take(&mut self.worked) {
             self.transactions += 1;
         }
+        let mut owner = self.current.owner;
         match self.current.kind {
-            RequestKind::Sync => self.advance(),
+            RequestKind::Sync => {
+                // It may be the `Z` of an uncertain Sync as well: then that one must have the same owner.
+                self.lost |= self.uncertain > 0 && self.sync_owner != Some(owner);
+                self.advance();
+            }
             // A request says something before its `Z`: if this one has not, the `Z` is one of the uncertain ones.
-            RequestKind::Query | RequestKind::Function if self.started || self.uncertain == 0 => {
+            RequestKind::Query | RequestKind::FunctionCall if self.started || self.uncertain == 0 => {
                 self.advance();
             }
             _ if self.uncertain > 0 => {
+                owner = self.sync_owner.unwrap_or_default();
                 self.uncertain -= 1;
                 // A Sync of the COPY was processed after all.
                 self.skipping = false;
@@ -558,12 +508,11 @@ impl PendingReplies {
             _ => self.lost = true,
         }
         self.execute_sent &= self.batch_open || self.current.kind != RequestKind::Nothing;
+        owner
     }
 }
 
 #[cfg(any(test, fuzzing))]
-#[path = "pending_model.rs"]
 pub(crate) mod model;
 #[cfg(test)]
-#[path = "pending_tests.rs"]
 mod tests;

@@ -1,14 +1,14 @@
-//! A server's message loop as PostgreSQL has it, an account beside it, and what the two must agree about: for the property
-//! tests and the fuzzer.
+//! A server's message loop as PostgreSQL has it, [`PendingReplies`] beside it, and what the two must agree about: for the
+//! property tests and the fuzzer.
 
-#![allow(clippy::unwrap_used, reason = "what does not hold is to be seen")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a fuzzer sees a failure")]
 
 use std::collections::VecDeque;
 
-use super::{PendingReplies, TransactionStatus};
+use super::{Owner, PendingReplies, TransactionStatus};
 use crate::wire::observe::ServerObserver;
 
-/// As `prop_assert!`, for whoever calls.
+/// As `prop_assert!`, but the error is a text.
 macro_rules! ensure {
     ($holds:expr $(,)?) => {
         ensure!($holds, "{}", stringify!($holds))
@@ -20,11 +20,13 @@ macro_rules! ensure {
     };
 }
 
-/// One message of a server as bytes, given to the account the way the relay does.
-pub(super) fn feed(pending: &mut PendingReplies, message: &[u8]) {
+/// One message of a server as bytes, observed the way the relay does; returns whose it is.
+pub(super) fn feed(pending: &mut PendingReplies, message: &[u8]) -> Owner {
+    let mut owner = pending.answering();
     ServerObserver::new()
-        .feed(message, |event| pending.server(&event))
+        .feed(message, |event| owner = pending.server(&event))
         .unwrap();
+    owner
 }
 
 /// `Z`, `Y` and `X` are ready in idle, in a transaction, in a failed one; `F` is a fatal error.
@@ -34,10 +36,11 @@ pub(super) fn server_message(tag: u8) -> &'static [u8] {
         b'Y' => b"Z\0\0\0\x05T",
         b'X' => b"Z\0\0\0\x05E",
         b'E' => b"E\0\0\0\x1aSERROR\0VERROR\0C42P01\0\0",
-        b'F' => b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0",
+        b'F' | BROKEN_COPY => b"E\0\0\0\x1aSFATAL\0VFATAL\0C57P01\0\0",
         b'C' => b"C\0\0\0\x06X\0",
         b'N' => b"N\0\0\0\x05\0",
         b'S' => b"S\0\0\0\x08a\0b\0",
+        b'A' => b"A\0\0\0\x0c\0\0\0\x01c\0p\0",
         b'1' => b"1\0\0\0\x04",
         b'2' => b"2\0\0\0\x04",
         b'3' => b"3\0\0\0\x04",
@@ -57,12 +60,17 @@ pub(super) fn server_message(tag: u8) -> &'static [u8] {
     }
 }
 
+/// The FATAL error behind a message that has no place in a COPY.
+const BROKEN_COPY: u8 = b'!';
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Done,
     Rows,
     Empty,
     Fails,
+    /// The server ends the session.
+    Fatal,
     CopyOut,
     CopyIn,
     /// COPY IN that fails by itself after this many of the messages that follow.
@@ -71,6 +79,7 @@ pub(super) enum Fate {
 
 #[derive(Debug, Clone)]
 pub(super) struct Message {
+    pub(super) owner: Owner,
     pub(super) tag: u8,
     pub(super) fates: Vec<Fate>,
 }
@@ -85,7 +94,10 @@ enum Mode {
 #[derive(Debug)]
 struct Server {
     inbox: VecDeque<Message>,
-    outbox: VecDeque<u8>,
+    /// Types of messages, and who asked for each.
+    outbox: VecDeque<(u8, Owner)>,
+    /// Who asked for what is under way.
+    owner: Owner,
     mode: Mode,
     /// Statements left of the Query under way.
     statements: VecDeque<Fate>,
@@ -99,6 +111,7 @@ impl Server {
         Self {
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
+            owner: Owner::Client,
             mode: Mode::Main,
             statements: VecDeque::new(),
             in_query: false,
@@ -107,7 +120,7 @@ impl Server {
         }
     }
 
-    /// Owes nothing, and does nothing until it is asked.
+    /// Has answered everything, and does nothing until it is asked.
     fn is_idle(&self) -> bool {
         let waits = self.mode == Mode::Main && !self.in_query && !self.skipping && !self.batch_open;
         let ignored = self.inbox.iter().all(|message| b"Hdcf".contains(&message.tag));
@@ -115,10 +128,10 @@ impl Server {
     }
 
     fn say(&mut self, tags: &str) {
-        self.outbox.extend(tags.bytes());
+        self.outbox.extend(tags.bytes().map(|tag| (tag, self.owner)));
     }
 
-    /// One message of the client, or one statement of a Query; or the failure that was to come.
+    /// Processes one message, or one statement of a Query, or fails as its fate says.
     fn step(&mut self) {
         match self.mode {
             Mode::Dead => {}
@@ -148,7 +161,9 @@ impl Server {
                         self.mode = Mode::Main;
                     }
                     _ => {
-                        self.say("EF");
+                        self.say("E");
+                        // The session ends over what was sent, not over what was asked: it has no owner that could be known.
+                        self.outbox.push_back((BROKEN_COPY, self.owner));
                         self.mode = Mode::Dead;
                     }
                 }
@@ -171,6 +186,7 @@ impl Server {
 
     fn main(&mut self, message: &Message) {
         let fate = message.fates.first().copied().unwrap_or(Fate::Done);
+        self.owner = message.owner;
         match message.tag {
             b'X' => self.mode = Mode::Dead,
             b'd' | b'c' | b'f' => {}
@@ -195,6 +211,7 @@ impl Server {
                     self.say("I");
                 }
             }
+            b'F' if fate == Fate::Fatal => self.die(),
             b'F' => {
                 self.batch_open = false;
                 self.say(if fate == Fate::Fails { "EZ" } else { "VZ" });
@@ -203,6 +220,7 @@ impl Server {
                 self.batch_open = true;
                 match (tag, fate) {
                     (_, Fate::Fails) => self.extended_failed(),
+                    (_, Fate::Fatal) => self.die(),
                     (b'P', _) => self.say("1"),
                     (b'B', _) => self.say("2"),
                     (b'C', _) => self.say("3"),
@@ -219,7 +237,8 @@ impl Server {
             Fate::Rows if extended => self.say("DDs"),
             Fate::Rows => self.say("TDDC"),
             Fate::Empty if extended => self.say("I"),
-            Fate::Done | Fate::Empty => self.say("NC"),
+            Fate::Done | Fate::Empty => self.say("NSAC"),
+            Fate::Fatal => self.die(),
             Fate::CopyOut => self.say("HddcC"),
             Fate::Fails => self.extended_failed(),
             Fate::CopyIn | Fate::CopyInFails(_) => {
@@ -235,6 +254,11 @@ impl Server {
                 };
             }
         }
+    }
+
+    fn die(&mut self) {
+        self.say("F");
+        self.mode = Mode::Dead;
     }
 
     fn copy_failed(&mut self, extended: bool) {
@@ -265,8 +289,37 @@ pub(super) enum Turn {
     Delivery,
 }
 
-/// A client, a server and an account between them, in the order given; then everything that is left. Returns whether
-/// the account was ever uncertain.
+/// Sends a message to the server, past [`PendingReplies`].
+fn send(pending: &mut PendingReplies, server: &mut Server, message: Message) {
+    let _ = match message.owner {
+        Owner::Client => pending.client(message.tag),
+        Owner::Router => pending.router(message.tag),
+    }
+    .unwrap();
+    server.inbox.push_back(message);
+}
+
+/// Delivers the server's next message, and checks whose it is said to be.
+fn deliver(pending: &mut PendingReplies, server: &mut Server) -> Result<(), String> {
+    let Some((tag, asked_by)) = server.outbox.pop_front() else {
+        return Ok(());
+    };
+    let owner = feed(pending, server_message(tag));
+    let expected = if b"NSA".contains(&tag) {
+        Owner::Client
+    } else {
+        asked_by
+    };
+    ensure!(
+        owner == expected || pending.is_lost() || tag == BROKEN_COPY,
+        "{} is said to be of {owner:?}, {pending:?}",
+        char::from(tag)
+    );
+    Ok(())
+}
+
+/// Plays a client, a router, a server and [`PendingReplies`] between them, in the order given; then everything that is left.
+/// Returns whether it was ever uncertain.
 pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bool, String> {
     let mut server = Server::new();
     let mut pending = PendingReplies::new(TransactionStatus::Idle);
@@ -277,20 +330,12 @@ pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bo
         match turns.next() {
             Some(Turn::Client) => {
                 if let Some(message) = messages.pop_front() {
-                    let _ = pending.client(message.tag).unwrap();
-                    server.inbox.push_back(message);
+                    send(&mut pending, &mut server, message);
                 }
             }
             Some(Turn::Server) => server.step(),
-            Some(Turn::Delivery) => {
-                if let Some(tag) = server.outbox.pop_front() {
-                    feed(&mut pending, server_message(tag));
-                }
-            }
-            None if !server.outbox.is_empty() => {
-                let tag = server.outbox.pop_front().unwrap();
-                feed(&mut pending, server_message(tag));
-            }
+            Some(Turn::Delivery) => deliver(&mut pending, &mut server)?,
+            None if !server.outbox.is_empty() => deliver(&mut pending, &mut server)?,
             None => {
                 let before = (
                     server.inbox.len(),
@@ -309,8 +354,7 @@ pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bo
                     let Some(message) = messages.pop_front() else {
                         break;
                     };
-                    let _ = pending.client(message.tag).unwrap();
-                    server.inbox.push_back(message);
+                    send(&mut pending, &mut server, message);
                 }
             }
         }
@@ -339,7 +383,7 @@ pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bo
 /// Messages and turns from a fuzzer's bytes: two for each message, then `0xff`, then one for each turn.
 ///
 /// # Panics
-/// The account and the server disagree.
+/// [`PendingReplies`] and the server disagree.
 pub(crate) fn play(data: &[u8]) {
     const TAGS: &[u8; 12] = b"QFPBDECSHdcf";
     let mut halves = data.splitn(2, |&byte| byte == 0xff);
@@ -348,6 +392,11 @@ pub(crate) fn play(data: &[u8]) {
         halves.next().unwrap_or_default(),
     );
     let messages = script.chunks_exact(2).take(64).map(|pair| Message {
+        owner: if usize::from(pair[0]) / TAGS.len() % 4 == 3 {
+            Owner::Router
+        } else {
+            Owner::Client
+        },
         tag: TAGS[usize::from(pair[0]) % TAGS.len()],
         fates: fates(pair[0], pair[1]),
     });
@@ -356,20 +405,21 @@ pub(crate) fn play(data: &[u8]) {
         1 => Turn::Server,
         _ => Turn::Delivery,
     });
-    if let Err(fault) = interleaved(messages.collect(), turns.collect()) {
-        panic!("{fault}");
+    if let Err(error) = interleaved(messages.collect(), turns.collect()) {
+        panic!("{error}");
     }
 }
 
 /// None to three of them.
 fn fates(first: u8, second: u8) -> Vec<Fate> {
-    let fate = |number: u8| match number % 12 {
+    let fate = |number: u8| match number % 13 {
         0 => Fate::Done,
         1 => Fate::Rows,
         2 => Fate::Empty,
         3 => Fate::Fails,
         4 => Fate::CopyOut,
         5 | 6 => Fate::CopyIn,
+        12 => Fate::Fatal,
         after => Fate::CopyInFails(after - 7),
     };
     let count = usize::from(second >> 6);

@@ -1,4 +1,4 @@
-//! The account against examples, and against a model of a server.
+//! Pending replies against examples, and against a model of a server.
 #![allow(clippy::unwrap_used)]
 
 use proptest::collection::vec;
@@ -7,20 +7,33 @@ use proptest::prelude::*;
 use super::model::{Fate, Message, Turn, feed, interleaved, server_message};
 use super::*;
 
-/// Drives an account with a script: words with `>` are what the client sends, with `<` what the server says.
-fn played(script: &str) -> PendingReplies {
+/// Follows a script: words with `>` are what the client sends, with `!` what the router sends itself, with `<` what the
+/// server says. Returns whose each message of the server is said to be: `c` or `r`.
+fn follow(script: &str) -> (PendingReplies, String) {
     let mut pending = PendingReplies::new(TransactionStatus::Idle);
+    let mut owners = String::new();
     for turn in script.split_whitespace() {
         let (side, tags) = turn.split_at(1);
         for tag in tags.bytes() {
-            if side == ">" {
-                let _ = pending.client(tag).unwrap();
-            } else {
-                feed(&mut pending, server_message(tag));
+            match side {
+                ">" => drop(pending.client(tag).unwrap()),
+                "!" => drop(pending.router(tag).unwrap()),
+                _ => owners.push(match feed(&mut pending, server_message(tag)) {
+                    Owner::Client => 'c',
+                    Owner::Router => 'r',
+                }),
             }
         }
     }
-    pending
+    (pending, owners)
+}
+
+fn played(script: &str) -> PendingReplies {
+    follow(script).0
+}
+
+fn owners(script: &str) -> String {
+    follow(script).1
 }
 
 fn idle(script: &str) -> bool {
@@ -148,7 +161,7 @@ fn what_comes_unasked_changes_nothing_but_a_fatal_error() {
     assert!(!idle(">X"));
     assert!(
         !idle("<Z") && !idle("<C") && !idle(">S <C >S <ZZ"),
-        "not a PostgreSQL, or our mistake"
+        "this server is no PostgreSQL, or the router is wrong"
     );
 }
 
@@ -207,11 +220,84 @@ fn what_is_executed_is_settled_at_the_next_ready() {
 }
 
 #[test]
-fn an_idle_account_is_small_and_has_no_heap() {
+fn each_reply_has_the_owner_of_its_request() {
+    for (script, expected) in [
+        ("!Q >Q <TDDCZTDCZ", "rrrrrcccc"),
+        (">Q !Q >Q <TDCTDCZCZEZ", "cccccccrrcc"),
+        // The router's Parse in front of a client's Bind.
+        (">P !P >BDES <11nTDCZ", "crccccc"),
+        ("!PBES >PBES <12TDCZ12TDCZ", "rrrrrrcccccc"),
+        ("!PBDE >E !S <12tTDDsDDCZ", "rrrrrrrcccr"),
+        ("!F >F <VZVZ", "rrcc"),
+        // What the router sends may be discarded too; a Sync may be the router's.
+        ("!P >BES <EZ", "rc"),
+        (">PE !Q >S !Q <EZCZ", "ccrr"),
+        (">PE <E !Q !S <Z", "cr"),
+        (">Q <G >d !f <EZ", "ccc"),
+        (">Q <G >dc !Q <CZTDCZ", "cccrrrr"),
+        ("!Q >Q <HddcCZHdcCZ", "rrrrrrccccc"),
+        (">X <", ""),
+    ] {
+        assert_eq!(owners(script), expected, "{script}");
+    }
+}
+
+#[test]
+fn what_comes_unasked_is_the_client_s() {
+    assert_eq!(owners("!Q <NSATNDSCZ >Q <NSACZ"), "cccrcrcrrccccc");
+    assert_eq!(owners("<NSA"), "ccc");
+    assert_eq!(
+        (owners("<F"), owners(">Q <F"), owners("!Q <F")),
+        ("c".into(), "c".into(), "r".into())
+    );
+    assert_eq!(owners("!Q >Q <CZTF"), "rrcc");
+}
+
+#[test]
+fn a_sync_in_a_copy_has_an_owner_or_nobody_knows_any_more() {
+    // A COPY that succeeds ignores it, whose ever it is.
+    assert!(!played(">PBE !S >S <12G >dc <C").is_lost());
+    assert_eq!(owners(">PBE !S >S <12G >dc <C !S <Z"), "ccccr");
+    // It fails: all that may still come is the client's, then the router asks.
+    assert_eq!(owners(">Q <G >dS <EZ !Q <ZTDCZ"), "ccccrrrr");
+    assert_eq!(owners(">PBES <12G >ddcS !Q <EZZTDCZ"), "ccccccrrrr");
+    assert!(!played(">PBES <12G >ddcS !Q <EZZTDCZ").is_lost());
+    assert!(
+        played(">PBES <12G >ddcS !S <EZZ").is_lost(),
+        "the second is of either"
+    );
+    assert!(
+        played(">PBE !S >S <12G >d <E").is_lost(),
+        "nothing says which of them is answered"
+    );
+}
+
+/// The router's own requests are none of the client's transactions, nor does the client's fate depend on them.
+#[test]
+fn the_router_s_requests_are_not_counted_as_the_client_s() {
+    assert_eq!(
+        played(">Q <CZ !Q <CZ !PBES <12CZ !F <VZ !Q <EZ").transactions(),
+        1
+    );
+    assert_eq!(played(">Q <CY !Q <CZ").transactions(), 1, "the router rolls back");
+    assert!(!played("!PBEH <12C").has_executed() && !played("!PBEH <12E").has_executed());
+    assert!(played(">PBEH <12C !P <1").has_executed());
+    assert_eq!(played("!QQ >Q").outstanding(), Some(1));
+    assert_eq!(played("!Q").outstanding(), Some(0));
+    let ready = |script: &str| played(script).ready_after_error();
+    assert_eq!(
+        (ready("!Q"), ready("!Q >Q"), ready("!P >B"), ready("!P >BS")),
+        (None, Some(b'I'), None, Some(b'I'))
+    );
+    assert!(!played("!Q").is_idle() && !played("!P").is_idle());
+}
+
+#[test]
+fn idle_pending_replies_are_small_and_have_no_heap() {
     assert!(size_of::<PendingReplies>() <= 112);
     let pending = played(">QQPPSQSQPSQQFS <CZCZ11ZCZZCZ1ZCZCZVZZ");
     assert!(pending.is_idle());
-    assert_eq!(pending.waiting.far.capacity(), 0);
+    assert!(!pending.waiting.uses_heap());
 }
 
 #[test]
@@ -242,6 +328,7 @@ fn fate() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::Empty),
         2 => Just(Fate::Fails),
         1 => Just(Fate::CopyOut),
+        1 => Just(Fate::Fatal),
         2 => Just(Fate::CopyIn),
         2 => (0_u8..5).prop_map(Fate::CopyInFails),
     ]
@@ -249,7 +336,8 @@ fn fate() -> impl Strategy<Value = Fate> {
 
 fn message() -> impl Strategy<Value = Message> {
     let tag = proptest::sample::select(b"QQQFPBDEEECSSSSHddcccf".to_vec());
-    (tag, vec(fate(), 0..3)).prop_map(|(tag, fates)| Message { tag, fates })
+    let owner = prop_oneof![3 => Just(Owner::Client), 1 => Just(Owner::Router)];
+    (owner, tag, vec(fate(), 0..3)).prop_map(|(owner, tag, fates)| Message { owner, tag, fates })
 }
 
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
@@ -263,7 +351,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_account_agrees_with_a_server_about_anything_a_client_may_send(
+    fn pending_replies_agree_with_a_server_about_anything_a_client_and_the_router_may_send(
         messages in vec(message(), 0..40), turns in turns(),
     ) {
         interleaved(messages, turns).map_err(TestCaseError::fail)?;
