@@ -19,6 +19,7 @@ pub use super::tls::TlsClient;
 use crate::auth::md5::Md5Hash;
 use crate::auth::scram::ClientKey;
 use crate::config::{ChannelBinding, Secret, ServerOptions, SslMode};
+use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::ProtocolVersion;
 
 /// Plain or TLS; implements `AsyncRead` and `AsyncWrite`.
@@ -184,7 +185,7 @@ fn telling(first: Failure, later: ConnectError) -> ConnectError {
     let is_before_login = |error: &ConnectError| error.suspicion() >= Suspicion::Likely;
     match (is_before_login(&first.error), is_before_login(&later)) {
         // Only an encrypted connection would have done, and why there is none is what helps.
-        (true, false) if matches!(&later, ConnectError::Server(error) if error.code == "28000") => {
+        (true, false) if matches!(&later, ConnectError::Server(error) if error.code == SqlState::INVALID_AUTHORIZATION) => {
             ConnectError::TlsThenRefused {
                 reason: first.error.to_string(),
             }
@@ -271,7 +272,8 @@ async fn attempt(
             let mut retry = false;
             if let ConnectError::Server(server) = &mut error {
                 server.hba_line = hba_line::needed(server, target.parameters, local_address.ip(), is_tls);
-                retry = !authenticated && !server.code.starts_with("53") && !server.code.starts_with("57");
+                retry =
+                    !authenticated && !server.code.is_in_class(*b"53") && !server.code.is_in_class(*b"57");
             }
             return Err(failed(error, retry));
         }

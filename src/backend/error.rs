@@ -2,6 +2,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use crate::auth::scram::ServerScramError;
 use crate::tls;
@@ -118,8 +119,7 @@ pub enum ConnectError {
 pub struct ServerError {
     /// Not localised (`V`) where the server sends it.
     pub severity: String,
-    /// SQLSTATE; empty where the server sent none.
-    pub code: String,
+    pub code: SqlState,
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
@@ -189,20 +189,23 @@ impl ServerError {
 
     /// One of the classes that tell of a server's own trouble, or of what a client can make look like it.
     fn is_in_trouble(&self) -> bool {
-        ["53", "57", "58", "XX"]
-            .iter()
-            .any(|class| self.code.starts_with(class))
-            && self.code != "57P04"
+        [*b"53", *b"57", *b"58", *b"XX"]
+            .into_iter()
+            .any(|class| self.code.is_in_class(class))
+            && self.code != SqlState::DATABASE_DROPPED
     }
 
     /// Too many connections: of the server, of the role or of the database.
     pub fn is_full(&self) -> bool {
-        self.code == "53300"
+        self.code == SqlState::TOO_MANY_CONNECTIONS
     }
 
     /// 57P01, 57P02, 57P03.
     fn is_unavailable(&self) -> bool {
-        matches!(self.code.as_str(), "57P01" | "57P02" | "57P03")
+        matches!(
+            self.code,
+            SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW
+        )
     }
 }
 
@@ -523,7 +526,10 @@ pub(crate) fn is_local(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory
-    ) || matches!(error.raw_os_error(), Some(23 | 24 | 105))
+    ) || matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NFILE | Errno::MFILE | Errno::NOBUFS)
+    )
 }
 
 /// Untrusted bytes as printable ASCII, at most `limit` bytes of input.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 use super::error::ServerError;
+use crate::wire::sqlstate::SqlState;
 
 /// The line, if `error` is a refusal by `pg_hba.conf` (28000; the file's name is in the message in every language).
 pub(super) fn needed(
@@ -13,7 +14,7 @@ pub(super) fn needed(
     router: IpAddr,
     is_tls: bool,
 ) -> Option<String> {
-    if error.code != "28000" || !error.message.contains("pg_hba.conf") {
+    if error.code != SqlState::INVALID_AUTHORIZATION || !error.message.contains("pg_hba.conf") {
         return None;
     }
     // Duplicates apply in order: the last one counts.

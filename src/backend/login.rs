@@ -22,6 +22,7 @@ use crate::auth::scram::{MECHANISM, MECHANISM_PLUS};
 use crate::config::{AuthMethod, ChannelBinding, RequireAuth, Ruling};
 use crate::wire::frame::{BodyReader, Frame, FrameError, server_login_limit};
 use crate::wire::message;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::ProtocolVersion;
 
 /// `PostgreSQL` reports 13 to 16 parameters; extensions may add some.
@@ -170,13 +171,16 @@ impl Login<'_> {
             return violation("malformed ErrorResponse");
         };
         let with_client_key = matches!(self.request.credential, Credential::ClientKey(_));
-        if error.code == "28P01" && with_client_key && matches!(self.auth, Auth::ScramProof(_)) {
+        if error.code == SqlState::INVALID_PASSWORD
+            && with_client_key
+            && matches!(self.auth, Auth::ScramProof(_))
+        {
             // The router has verified this client: it is the server that knows another password.
             return ConnectError::VerifierDiffers {
                 reason: "it refused the key of a verified client",
             };
         }
-        if error.code == "28000" {
+        if error.code == SqlState::INVALID_AUTHORIZATION {
             // The server's own words would lead the client to look for the fault at itself.
             match &self.auth {
                 Auth::Scram(exchange) if *exchange.binding() == ClientBinding::NotOffered => {

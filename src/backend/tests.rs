@@ -20,6 +20,7 @@ use crate::config::{
     AuthMethod, ChannelBinding, RequireAuth, Secret, ServerOptions, ServerTls, SslMode, SslNegotiation,
 };
 use crate::wire::message;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::ProtocolVersion;
 
 fn options() -> ServerOptions {
@@ -1082,7 +1083,7 @@ async fn the_servers_error_is_forwarded_as_it_is_and_judged_by_its_code() {
     }
     let bare = refused(&frame(b'E', b"Mno code\0\0")).await;
     assert!(
-        matches!(&bare, ConnectError::Server(error) if error.code.is_empty()),
+        matches!(&bare, ConnectError::Server(error) if error.code == SqlState::MISSING),
         "{bare}"
     );
     let after = [
@@ -1095,7 +1096,7 @@ async fn the_servers_error_is_forwarded_as_it_is_and_judged_by_its_code() {
 
 #[test]
 fn local_limits_are_not_the_servers_failure() {
-    let error = ConnectError::io(Step::Connect, std::io::Error::from_raw_os_error(24));
+    let error = ConnectError::io(Step::Connect, rustix::io::Errno::MFILE.into());
     assert!(matches!(error, ConnectError::LocalResources { .. }));
     assert!(!error.counts_against_member() && !error.is_temporary_or_elsewhere());
 }

@@ -17,6 +17,7 @@ use crate::auth::rules::Memberships;
 use crate::backend::query::simple_query;
 use crate::backend::{ConnectError, TlsClient};
 use crate::config::{self, CredentialUsers, ServerSecret, Verifiers};
+use crate::wire::sqlstate::SqlState;
 
 /// For the poll of all endpoints.
 const POLL: Duration = Duration::from_secs(5);
@@ -219,11 +220,11 @@ fn login_hint(error: &ConnectError, secrets: &str, remedy: &str) -> String {
         ConnectError::Server(server) if server.hba_line.is_some() => {
             "put the line into the server's pg_hba.conf and reload the server".to_owned()
         }
-        ConnectError::Server(server) if server.code == "28P01" => format!(
+        ConnectError::Server(server) if server.code == SqlState::INVALID_PASSWORD => format!(
             "the password in `{secrets}` is not the role's, or the role has none or an expired one: {remedy}; the \
              server's log has the reason"
         ),
-        ConnectError::Server(server) if server.code.starts_with("28") => {
+        ConnectError::Server(server) if server.code.is_in_class(*b"28") => {
             format!("the role has to exist and to have LOGIN: {remedy}; the server's log has the reason")
         }
         ConnectError::Server(_) => "the server's log has the reason".to_owned(),
@@ -276,7 +277,12 @@ async fn credentials(
 fn judged(what: String, outcome: Result<(), ConnectError>, secrets: &str) -> Finding {
     match outcome {
         Ok(()) => Finding::good(what, "the password is accepted"),
-        Err(ConnectError::Server(server)) if server.code == "42501" || server.code == "3D000" => {
+        Err(ConnectError::Server(server))
+            if matches!(
+                server.code,
+                SqlState::INSUFFICIENT_PRIVILEGE | SqlState::INVALID_CATALOG_NAME
+            ) =>
+        {
             Finding::good(what, "the password is accepted")
         }
         // Of the service account's database; the clients' may have other lines.
@@ -387,10 +393,10 @@ mod tests {
     use super::*;
     use crate::backend::ServerError;
 
-    fn server(code: &str, hba_line: Option<&str>) -> ConnectError {
+    fn server(code: SqlState, hba_line: Option<&str>) -> ConnectError {
         ConnectError::Server(Box::new(ServerError {
             severity: "FATAL".to_owned(),
-            code: code.to_owned(),
+            code,
             message: "no".to_owned(),
             detail: None,
             hint: None,
@@ -408,13 +414,16 @@ mod tests {
         let certificate = hint(certificate);
         assert!(certificate.contains("sslrootcert"), "{certificate}");
         assert!(!certificate.contains("pg_hba.conf"), "{certificate}");
-        let password = hint(server("28P01", None));
+        let password = hint(server(SqlState::INVALID_PASSWORD, None));
         assert!(
             password.contains("password") && password.contains("run the script"),
             "{password}"
         );
         assert!(!password.contains("server_tls"), "{password}");
-        let rejected = server("28000", Some("hostssl all all 10.0.0.1/32 scram-sha-256"));
+        let rejected = server(
+            SqlState::INVALID_AUTHORIZATION,
+            Some("hostssl all all 10.0.0.1/32 scram-sha-256"),
+        );
         let text = rejected.to_string();
         assert!(
             text.contains("pg_hba.conf needs, above any line that rejects this login: hostssl"),
@@ -426,15 +435,18 @@ mod tests {
     #[test]
     fn a_wrong_password_of_a_credential_is_a_fault_and_another_database_is_not() {
         let judge = |outcome| judged("login".to_owned(), outcome, "auth.server_credentials[0]");
-        let wrong = judge(Err(server("28P01", None)));
+        let wrong = judge(Err(server(SqlState::INVALID_PASSWORD, None)));
         assert!(wrong.is_bad());
         assert!(
             wrong.to_string().contains("auth.server_credentials[0]"),
             "{wrong}"
         );
-        for finding in [judge(Ok(())), judge(Err(server("42501", None)))] {
+        for finding in [
+            judge(Ok(())),
+            judge(Err(server(SqlState::INSUFFICIENT_PRIVILEGE, None))),
+        ] {
             assert!(!finding.is_bad() && !finding.is_untried(), "{finding}");
         }
-        assert!(judge(Err(server("28000", Some("host")))).is_untried());
+        assert!(judge(Err(server(SqlState::INVALID_AUTHORIZATION, Some("host")))).is_untried());
     }
 }

@@ -19,6 +19,7 @@ use super::snapshot::{MemberName, ProbeFacts};
 use super::state::{FailureKind, Observation, Pace, ProbeError};
 use crate::backend::query::{Row, simple_query};
 use crate::backend::{ConnectError, ServerConnection, Step};
+use crate::wire::sqlstate::SqlState;
 
 /// Probes on one connection before a fresh one is tried.
 const FRESH_EVERY: u32 = 10;
@@ -255,9 +256,11 @@ pub(super) fn jitter() -> f64 {
 fn failure(error: &ConnectError) -> ProbeError {
     let kind = match error {
         ConnectError::Refused { .. } => FailureKind::Certain,
-        ConnectError::Server(error) => match error.code.as_str() {
-            "57P01" | "57P02" | "57P03" => FailureKind::Certain,
-            "53300" => FailureKind::Full,
+        ConnectError::Server(error) => match error.code {
+            SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW => {
+                FailureKind::Certain
+            }
+            SqlState::TOO_MANY_CONNECTIONS => FailureKind::Full,
             _ => FailureKind::Counts,
         },
         ConnectError::LocalResources { .. } | ConnectError::Timeout { step: Step::Resolve } => {

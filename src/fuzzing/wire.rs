@@ -7,6 +7,7 @@ use crate::wire::frame::{ErrorFields, client_login_limit, fields_of, next_frame_
 use crate::wire::message;
 use crate::wire::observe::{ClientObserver, ServerEvent, ServerObserver};
 use crate::wire::proxy::{MAX_HEADER, Reader};
+use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, FirstPacket, Glance, MAX_LENGTH, MAX_NAME};
 use crate::wire::text::{Escaped, is_unsafe};
 
@@ -185,7 +186,7 @@ fn server_message(tag: u8, body: &[u8]) -> Result<Option<String>, ()> {
                 fields.find(|(code, _)| *code == wanted).map(|(_, value)| value)
             };
             let fatal = matches!(field(b'V').or_else(|| field(b'S')), Some(b"FATAL" | b"PANIC"));
-            let code: Option<[u8; 5]> = field(b'C').and_then(|code| code.try_into().ok());
+            let code = field(b'C').map_or(SqlState::MISSING, SqlState::of);
             return Ok(Some(format!("report {fatal} {code:?}")));
         }
         (b'A', _) => ServerEvent::Notification,

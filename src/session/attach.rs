@@ -290,7 +290,7 @@ pub(super) fn report(
 fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> AttachError {
     if let ConnectError::Server(server) = error
         && login.is_operators
-        && server.code.starts_with("28")
+        && server.code.is_in_class(*b"28")
         && server.hba_line.is_none()
     {
         let message =

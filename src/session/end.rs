@@ -113,7 +113,7 @@ pub enum Cause {
     ClientGone,
     /// The server ended it with a FATAL of its own, forwarded verbatim.
     ServerFatal {
-        code: [u8; 5],
+        code: SqlState,
     },
     /// The server closed without a word.
     ServerGone,
@@ -310,7 +310,7 @@ impl std::fmt::Display for End {
                 return f.write_str("client closed the connection while a request was under way");
             }
             Cause::ClientGone => f.write_str("client closed the connection"),
-            Cause::ServerFatal { code } => write!(f, "server ended it with {}", code.escape_ascii()),
+            Cause::ServerFatal { code } => write!(f, "server ended it with {}", code),
             Cause::ServerGone => f.write_str("connection to the server lost"),
             Cause::ServerClosed => f.write_str("server closed the connection"),
             Cause::Ordered(reason) => reason.fmt(f),
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_client_that_knows_or_is_gone_is_told_nothing() {
-        let code = *b"57P01";
+        let code = SqlState::ADMIN_SHUTDOWN;
         for cause in [
             Cause::ClientTerminated,
             Cause::ClientGone,
@@ -416,10 +416,10 @@ mod tests {
                 assert!(!end.is_unknown() && !end.is_abnormal(), "{end}");
                 let has_left = matches!(end.cause, Cause::ClientTerminated | Cause::ClientGone);
                 // It may have closed one side only.
-                let words = end.reply().map(|reply| reply.code.as_str());
+                let words = end.reply().map(|reply| reply.code);
                 assert_eq!(
                     words,
-                    (has_left && fate == Fate::Unknown).then_some("08007"),
+                    (has_left && fate == Fate::Unknown).then_some(SqlState::TRANSACTION_RESOLUTION_UNKNOWN),
                     "{end}"
                 );
                 assert!(!end.to_string().contains("outcome"), "{end}");

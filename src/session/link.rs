@@ -12,6 +12,7 @@ use crate::backend::ServerStream;
 use crate::cluster::ClusterHandle;
 use crate::wire::observe::ServerObserver;
 use crate::wire::pending::{PendingReplies, TransactionStatus};
+use crate::wire::sqlstate::SqlState;
 
 /// See the module.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub struct Link<S = ServerStream> {
     pub(super) placement: Arc<Placement>,
     pub(super) cluster: ClusterHandle,
     /// SQLSTATE of the server's own last word.
-    pub(super) fatal: Option<[u8; 5]>,
+    pub(super) fatal: Option<SqlState>,
     /// When a session's 25006 was last passed on.
     pub(super) read_only_reported: Option<Instant>,
     /// The server has been told that nothing more comes.

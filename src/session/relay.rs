@@ -25,6 +25,7 @@ use crate::cluster::Evidence;
 use crate::frontend::ClientStream;
 use crate::routing::{EndReason, GrantedRole};
 use crate::wire::observe::{ServerEvent, ServerObserver};
+use crate::wire::sqlstate::SqlState;
 
 /// Between two hints of one session that its server may have been demoted.
 const HINT_EVERY: Duration = Duration::from_secs(1);
@@ -354,7 +355,7 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
                 }
                 match event {
                     ServerEvent::Error(report) => {
-                        let code = report.code().unwrap_or_default();
+                        let code = report.code();
                         if report.is_fatal() {
                             *fatal = Some(code);
                         }
@@ -554,10 +555,12 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
 
 /// What a server's error says of its fitness: never more than that a probe should look. An ERROR may have any SQLSTATE a
 /// client likes (`RAISE … USING ERRCODE`), and so may a FATAL (`plpy.fatal`); the harmless 25006 is expected on a standby.
-fn evidence_of(code: [u8; 5], is_fatal: bool, granted: GrantedRole) -> Option<Evidence> {
-    match (&code, is_fatal, granted) {
-        (b"57P01" | b"57P02" | b"57P03", true, _) => Some(Evidence::Terminated),
-        (b"25006", _, GrantedRole::ReadWrite) => Some(Evidence::ReadOnlySeen),
+fn evidence_of(code: SqlState, is_fatal: bool, granted: GrantedRole) -> Option<Evidence> {
+    match (code, is_fatal, granted) {
+        (SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW, true, _) => {
+            Some(Evidence::Terminated)
+        }
+        (SqlState::READ_ONLY_TRANSACTION, _, GrantedRole::ReadWrite) => Some(Evidence::ReadOnlySeen),
         _ => None,
     }
 }

@@ -7,6 +7,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::message::MAX_TEXT;
+use super::sqlstate::SqlState;
 
 /// The largest length word of a small message, PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
 pub const SMALL_LIMIT: usize = 10_000;
@@ -150,8 +151,7 @@ impl<'a> BodyReader<'a> {
 pub struct ErrorFields {
     /// Not translated, where the server sends that (since PostgreSQL 9.6).
     pub severity: String,
-    /// SQLSTATE: five characters, or empty where the server sent none.
-    pub code: String,
+    pub code: SqlState,
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
@@ -181,13 +181,7 @@ impl ErrorFields {
             match code {
                 b'V' => severity = Some(lossy(value)),
                 b'S' => translated = Some(lossy(value)),
-                b'C' => {
-                    fields.code = lossy(value)
-                        .chars()
-                        .filter(char::is_ascii_alphanumeric)
-                        .take(5)
-                        .collect();
-                }
+                b'C' => fields.code = SqlState::of(value),
                 b'M' => fields.message = lossy(value),
                 b'D' => fields.detail = Some(lossy(value)),
                 b'H' => fields.hint = Some(lossy(value)),
@@ -340,7 +334,7 @@ mod tests {
     fn an_error_is_read_with_missing_and_strange_fields() {
         let fields = ErrorFields::parse(b"SFEHLER\0VERROR\0C42P01\0Mno \xff table\0Hh\0Xnew\0\0").unwrap();
         assert_eq!(
-            (&fields.severity[..], &fields.code[..], &fields.message[..]),
+            (&fields.severity[..], fields.code.as_str(), &fields.message[..]),
             ("ERROR", "42P01", "no \u{fffd} table")
         );
         assert_eq!(
@@ -348,7 +342,7 @@ mod tests {
             (Some("h"), None)
         );
         let fields = ErrorFields::parse(b"SFATAL\0Mno code\0\0").unwrap();
-        assert!(fields.is_fatal() && fields.code.is_empty());
+        assert!(fields.is_fatal() && fields.code == SqlState::MISSING);
         assert_eq!(ErrorFields::parse(b"\0").unwrap(), ErrorFields::default());
         for broken in [&b""[..], b"SERROR\0", b"SERROR", b"SERROR\0\0x"] {
             assert_eq!(ErrorFields::parse(broken), Err(FrameError::Body), "{broken:?}");

@@ -90,7 +90,7 @@ pub fn error(out: &mut BytesMut, reply: &ErrorReply) {
     let mut fields = Vec::with_capacity(6);
     fields.push((b'S', severity.clone()));
     fields.push((b'V', severity));
-    fields.push((b'C', reply.code.as_str().to_owned()));
+    fields.push((b'C', reply.code.to_string()));
     fields.push((b'M', bounded(&reply.message)));
     fields.extend(reply.detail.as_deref().map(|text| (b'D', bounded(text))));
     fields.extend(reply.hint.as_deref().map(|text| (b'H', bounded(text))));

@@ -11,6 +11,7 @@
 
 use super::frame::{ErrorFields, FrameError, fields_of};
 use super::pending::TransactionStatus;
+use super::sqlstate::SqlState;
 
 /// The largest length word PostgreSQL accepts from a client (`PQ_LARGE_MESSAGE_LIMIT`).
 const CLIENT_LARGE: u32 = 0x3fff_fffe;
@@ -67,9 +68,8 @@ impl Report<'_> {
         matches!(severity, Some(b"FATAL" | b"PANIC"))
     }
 
-    /// The SQLSTATE; `None` where there is none.
-    pub fn code(&self) -> Option<[u8; 5]> {
-        self.field(b'C').and_then(|code| code.try_into().ok())
+    pub fn code(&self) -> SqlState {
+        self.field(b'C').map_or(SqlState::MISSING, SqlState::of)
     }
 
     pub fn fields(&self) -> ErrorFields {
@@ -86,11 +86,8 @@ impl Report<'_> {
 impl std::fmt::Debug for Report<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Not the text: it may quote the user's data.
-        let code = self
-            .code()
-            .map(|code| String::from_utf8_lossy(&code).into_owned());
         f.debug_struct("Report")
-            .field("code", &code)
+            .field("code", &self.code())
             .finish_non_exhaustive()
     }
 }
@@ -544,13 +541,7 @@ mod tests {
     }
 
     fn shown(event: ServerEvent<'_>) -> String {
-        let report = |tag, report: Report<'_>| {
-            format!(
-                "{tag} {} {}",
-                String::from_utf8_lossy(&report.code().unwrap()),
-                report.is_fatal()
-            )
-        };
+        let report = |tag, report: Report<'_>| format!("{tag} {} {}", report.code(), report.is_fatal());
         let text = String::from_utf8_lossy;
         match event {
             ServerEvent::CommandComplete(tag) => format!("C {}", text(tag)),

@@ -1,31 +1,94 @@
-//! The SQLSTATE codes the router itself reports (PostgreSQL documentation, appendix "Error Codes").
+//! SQLSTATE codes: those that the router reports, and those that it acts on when a server reports them (PostgreSQL
+//! documentation, appendix "Error Codes").
 
-/// A five-character SQLSTATE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SqlState(&'static str);
+/// A five-character SQLSTATE, or [`SqlState::MISSING`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct SqlState([u8; 5]);
 
 impl SqlState {
-    pub const CONNECTION_FAILURE: Self = Self("08006");
-    pub const TRANSACTION_RESOLUTION_UNKNOWN: Self = Self("08007");
-    pub const PROTOCOL_VIOLATION: Self = Self("08P01");
-    pub const FEATURE_NOT_SUPPORTED: Self = Self("0A000");
-    pub const INVALID_AUTHORIZATION: Self = Self("28000");
-    pub const INVALID_PASSWORD: Self = Self("28P01");
-    pub const INSUFFICIENT_PRIVILEGE: Self = Self("42501");
-    pub const INVALID_SQL_STATEMENT_NAME: Self = Self("26000");
-    pub const INVALID_CURSOR_NAME: Self = Self("34000");
-    pub const NAME_TOO_LONG: Self = Self("42622");
-    pub const CHARACTER_NOT_IN_REPERTOIRE: Self = Self("22021");
-    pub const PROGRAM_LIMIT_EXCEEDED: Self = Self("54000");
-    pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
-    pub const INVALID_PARAMETER_VALUE: Self = Self("22023");
-    pub const QUERY_CANCELED: Self = Self("57014");
-    pub const ADMIN_SHUTDOWN: Self = Self("57P01");
-    pub const CANNOT_CONNECT_NOW: Self = Self("57P03");
-    pub const READ_ONLY_TRANSACTION: Self = Self("25006");
-    pub const INTERNAL_ERROR: Self = Self("XX000");
+    /// Of a report that has no SQLSTATE, or none of five ASCII letters and digits.
+    pub const MISSING: Self = Self([0; 5]);
 
-    pub fn as_str(self) -> &'static str {
-        self.0
+    pub const CONNECTION_FAILURE: Self = Self(*b"08006");
+    pub const TRANSACTION_RESOLUTION_UNKNOWN: Self = Self(*b"08007");
+    pub const PROTOCOL_VIOLATION: Self = Self(*b"08P01");
+    pub const FEATURE_NOT_SUPPORTED: Self = Self(*b"0A000");
+    pub const CHARACTER_NOT_IN_REPERTOIRE: Self = Self(*b"22021");
+    pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
+    pub const READ_ONLY_TRANSACTION: Self = Self(*b"25006");
+    pub const INVALID_SQL_STATEMENT_NAME: Self = Self(*b"26000");
+    pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
+    pub const INVALID_PASSWORD: Self = Self(*b"28P01");
+    pub const INVALID_CURSOR_NAME: Self = Self(*b"34000");
+    pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
+    pub const INVALID_SCHEMA_NAME: Self = Self(*b"3F000");
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
+    pub const NAME_TOO_LONG: Self = Self(*b"42622");
+    pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
+    pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
+    pub const PROGRAM_LIMIT_EXCEEDED: Self = Self(*b"54000");
+    pub const QUERY_CANCELED: Self = Self(*b"57014");
+    pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
+    pub const CRASH_SHUTDOWN: Self = Self(*b"57P02");
+    pub const CANNOT_CONNECT_NOW: Self = Self(*b"57P03");
+    pub const DATABASE_DROPPED: Self = Self(*b"57P04");
+    pub const INTERNAL_ERROR: Self = Self(*b"XX000");
+
+    /// As it stands in a report.
+    pub fn of(code: &[u8]) -> Self {
+        <[u8; 5]>::try_from(code)
+            .ok()
+            .filter(|code| code.iter().all(u8::is_ascii_alphanumeric))
+            .map_or(Self::MISSING, Self)
+    }
+
+    /// Empty where it is missing.
+    pub fn as_str(&self) -> &str {
+        match self {
+            &Self::MISSING => "",
+            Self(code) => str::from_utf8(code).expect("only ASCII is taken"),
+        }
+    }
+
+    /// The class that its first two characters name.
+    pub fn is_in_class(self, class: [u8; 2]) -> bool {
+        self.0.starts_with(&class)
+    }
+}
+
+impl std::fmt::Display for SqlState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SqlState({})", self.as_str())
+    }
+}
+
+impl PartialEq<&str> for SqlState {
+    fn eq(&self, code: &&str) -> bool {
+        self.as_str() == *code
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_has_five_letters_and_digits_or_is_missing() {
+        assert_eq!(SqlState::of(b"57P01"), SqlState::ADMIN_SHUTDOWN);
+        assert!(SqlState::of(b"57P01").is_in_class(*b"57"));
+        for code in [&b""[..], b"57P0", b"57P011", b"57P\x001", b"57P\xff1", b"57 01"] {
+            assert_eq!(SqlState::of(code), SqlState::MISSING);
+        }
+        assert_eq!(
+            (SqlState::MISSING.as_str(), SqlState::ADMIN_SHUTDOWN.as_str()),
+            ("", "57P01")
+        );
+        assert!(!SqlState::MISSING.is_in_class(*b"57"));
     }
 }

@@ -118,7 +118,7 @@ fn session(router: &Router, port: u16) -> Result<Client, ErrorFields> {
 
 /// Logs in and writes; the SQLSTATE of what stands in the way.
 fn write(router: &Router) -> Result<(), String> {
-    let mut client = session(router, 6432).map_err(|error| error.code)?;
+    let mut client = session(router, 6432).map_err(|error| error.code.to_string())?;
     client.value("INSERT INTO t DEFAULT VALUES RETURNING 1");
     Ok(())
 }
@@ -135,7 +135,7 @@ fn await_end(client: &mut Client) -> (String, String) {
     let frames = client.rest();
     let error = frames.iter().find(|frame| frame.tag == b'E');
     let error = ErrorFields::parse(&error.unwrap_or_else(|| panic!("{:?}", shown(&frames))).body).unwrap();
-    (error.code, error.message)
+    (error.code.to_string(), error.message)
 }
 
 #[test]

@@ -286,7 +286,7 @@ mod tests {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
                 if self.0 > 0 {
                     self.0 -= 1;
-                    return Err(io::Error::from_raw_os_error(28));
+                    return Err(rustix::io::Errno::NOSPC.into());
                 }
                 // As a nonblocking pipe that has little room.
                 let some = bytes.len().min(3);

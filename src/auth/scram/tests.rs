@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::sqlstate::SqlState;
 
 const RFC_CLIENT_NONCE: &str = "rOprNGfwEbeRWgbNEkqO";
 const RFC_SERVER_NONCE: &str = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
@@ -186,7 +187,7 @@ fn plus_is_read_as_postgresql_reads_it() {
             .map(|_| ())
             .map_err(|fault| {
                 let reply = fault.reply(b"app");
-                (reply.code.as_str(), reply.message, reply.detail)
+                (reply.code, reply.message, reply.detail)
             })
     };
     let plus = |data: &str| first("SCRAM-SHA-256-PLUS", data).unwrap_err();
@@ -196,7 +197,10 @@ fn plus_is_read_as_postgresql_reads_it() {
     );
     for flag in ["n", "y"] {
         let (code, message, detail) = plus(&format!("{flag},,n=,r=abc"));
-        assert_eq!((code, message.as_str()), ("08P01", "malformed SCRAM message"));
+        assert_eq!(
+            (code, message.as_str()),
+            (SqlState::PROTOCOL_VIOLATION, "malformed SCRAM message")
+        );
         assert_eq!(
             detail.unwrap(),
             "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data."
@@ -212,14 +216,14 @@ fn plus_is_read_as_postgresql_reads_it() {
         (&"x".repeat(500), &"x".repeat(30)),
     ] {
         let (code, message, _) = plus(&format!("p={kind},,n=,r=abc"));
-        assert_eq!(code, "08P01");
+        assert_eq!(code, SqlState::PROTOCOL_VIOLATION);
         assert_eq!(
             message,
             format!("unsupported SCRAM channel-binding type \"{shown}\"")
         );
     }
     let (code, ..) = plus("p=tls-server-end-point,a=root,n=,r=abc");
-    assert_eq!(code, "0A000");
+    assert_eq!(code, SqlState::FEATURE_NOT_SUPPORTED);
     for bad in [
         "p",
         "p,,n=,r=abc",
@@ -232,14 +236,17 @@ fn plus_is_read_as_postgresql_reads_it() {
         let (code, message, _) = plus(bad);
         assert_eq!(
             (code, message.as_str()),
-            ("08P01", "malformed SCRAM message"),
+            (SqlState::PROTOCOL_VIOLATION, "malformed SCRAM message"),
             "{bad}"
         );
     }
     let (code, message, detail) = first("SCRAM-SHA-256", "y,,n=,r=abc").unwrap_err();
     assert_eq!(
         (code, message.as_str()),
-        ("28000", "SCRAM channel binding negotiation error")
+        (
+            SqlState::INVALID_AUTHORIZATION,
+            "SCRAM channel binding negotiation error"
+        )
     );
     assert!(
         detail
@@ -247,12 +254,15 @@ fn plus_is_read_as_postgresql_reads_it() {
             .starts_with("The client supports SCRAM channel binding but")
     );
     let (code, _, detail) = first("SCRAM-SHA-256", "p=tls-server-end-point,,n=,r=abc").unwrap_err();
-    assert_eq!(code, "08P01");
+    assert_eq!(code, SqlState::PROTOCOL_VIOLATION);
     assert!(detail.unwrap().contains("without channel binding"));
     let mismatch = ScramError::BindingMismatch.reply(b"app");
     assert_eq!(
-        (mismatch.code.as_str(), mismatch.message.as_str()),
-        ("28000", "SCRAM channel binding check failed")
+        (mismatch.code, mismatch.message.as_str()),
+        (
+            SqlState::INVALID_AUTHORIZATION,
+            "SCRAM channel binding check failed"
+        )
     );
 }
 
@@ -447,11 +457,11 @@ fn client_first_is_read_as_postgresql_reads_it() {
             .map(|_| ())
             .map_err(|fault| {
                 let reply = fault.reply(b"app");
-                (reply.code.as_str(), reply.message)
+                (reply.code, reply.message)
             })
     };
     let scram = |data: &str| first(b"SCRAM-SHA-256", data.as_bytes());
-    let malformed = Err(("08P01", "malformed SCRAM message".to_owned()));
+    let malformed = Err((SqlState::PROTOCOL_VIOLATION, "malformed SCRAM message".to_owned()));
 
     for good in [
         "n,,n=,r=abc",
@@ -479,9 +489,18 @@ fn client_first_is_read_as_postgresql_reads_it() {
         assert_eq!(scram(bad), malformed, "{bad}");
     }
     assert_eq!(scram(&format!("n,,n=,r={}", "a".repeat(1024))), malformed);
-    assert_eq!(scram("n,a=root,n=,r=abc").unwrap_err().0, "0A000");
-    assert_eq!(scram("n,,m=x,n=,r=abc").unwrap_err().0, "0A000");
-    assert_eq!(scram("n,,n=,r=abc,m=x").unwrap_err().0, "0A000");
+    assert_eq!(
+        scram("n,a=root,n=,r=abc").unwrap_err().0,
+        SqlState::FEATURE_NOT_SUPPORTED
+    );
+    assert_eq!(
+        scram("n,,m=x,n=,r=abc").unwrap_err().0,
+        SqlState::FEATURE_NOT_SUPPORTED
+    );
+    assert_eq!(
+        scram("n,,n=,r=abc,m=x").unwrap_err().0,
+        SqlState::FEATURE_NOT_SUPPORTED
+    );
     assert_eq!(
         scram("n,,n=,r=a b").unwrap_err().1,
         "non-printable characters in SCRAM nonce"

@@ -12,6 +12,7 @@ use crate::backend::ConnectError;
 use crate::cluster::patroni::printable;
 use crate::cluster::service_account::ServiceAccount;
 use crate::cluster::snapshot::MemberName;
+use crate::wire::sqlstate::SqlState;
 
 /// Asks one member after the other. Each but the last gets half of what is left of the time.
 pub(super) async fn look_up<Q: Question>(
@@ -76,7 +77,7 @@ async fn ask<Q: Question>(
         }
     }
     let rows = match (answer, question.stand_in()) {
-        (Err(ConnectError::Server(error)), Some(stand_in)) if is_missing(&error.code) => {
+        (Err(ConnectError::Server(error)), Some(stand_in)) if is_missing(error.code) => {
             if !pooled.is_superuser() {
                 return Err(LookupError::Query(printable(&error.message, 400)));
             }
@@ -113,6 +114,6 @@ pub(in crate::cluster) async fn once<Q: Question>(
 }
 
 /// Undefined function, undefined schema.
-fn is_missing(code: &str) -> bool {
-    matches!(code, "42883" | "3F000")
+fn is_missing(code: SqlState) -> bool {
+    matches!(code, SqlState::UNDEFINED_FUNCTION | SqlState::INVALID_SCHEMA_NAME)
 }
