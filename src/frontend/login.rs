@@ -528,39 +528,40 @@ mod tests {
     fn a_certificate_for_somebody_else_ends_as_the_method_does() {
         for (method, code, message) in [
             (
-                "scram-sha-256",
+                Method::ScramSha256,
                 SqlState::INVALID_PASSWORD,
                 "password authentication failed for user \"app\"",
             ),
             (
-                "md5",
+                Method::Md5,
                 SqlState::INVALID_PASSWORD,
                 "password authentication failed for user \"app\"",
             ),
             (
-                "password",
+                Method::Password,
                 SqlState::INVALID_PASSWORD,
                 "password authentication failed for user \"app\"",
             ),
             (
-                "ldap",
+                Method::Ldap(Arc::default()),
                 SqlState::INVALID_AUTHORIZATION,
                 "LDAP authentication failed for user \"app\"",
             ),
             (
-                "trust",
+                Method::Trust,
                 SqlState::INVALID_AUTHORIZATION,
                 "\"trust\" authentication failed for user \"app\"",
             ),
             (
-                "cert",
+                Method::Cert,
                 SqlState::INVALID_AUTHORIZATION,
                 "certificate authentication failed for user \"app\"",
             ),
         ] {
+            let word = method.word();
             let reply = LoginError::Certificate(method, String::new()).reply(b"app");
             let told = reply.map(|reply| (reply.code, reply.message));
-            assert_eq!(told, Some((code, message.to_owned())), "{method}");
+            assert_eq!(told, Some((code, message.to_owned())), "{word}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Why a login fails: what the client is told, what metrics say, and whether it counts as a guess.
 
 use crate::auth::login_throttle::{By, Guess};
+use crate::auth::rules::Method;
 use crate::auth::scram::{self, ScramError};
 use crate::cluster::LookupError;
 use crate::frontend::RefuseReason;
@@ -40,9 +41,9 @@ pub enum LoginError {
     EmptyPassword,
     #[error("no client certificate")]
     NoCertificate,
-    /// A certificate for somebody else, under a rule with this method.
+    /// A certificate for another user, under a rule with this method.
     #[error("{1}")]
-    Certificate(&'static str, String),
+    Certificate(Method, String),
     #[error("{0}")]
     Peer(String),
     #[error("LDAP: {0}")]
@@ -178,11 +179,11 @@ impl LoginError {
                 .hint("Give the client a certificate and its key: sslcert and sslkey."),
             ),
             // As the method's own failure, whatever it was that failed.
-            Self::Certificate(method, _) => Some(match *method {
-                "password" | "md5" | "scram-sha-256" => scram::password_failed(user),
-                "ldap" => failed("LDAP", user),
-                "trust" => failed("\"trust\"", user),
-                _ => failed("certificate", user),
+            Self::Certificate(method, _) => Some(match method {
+                Method::Password | Method::Md5 | Method::ScramSha256 => scram::password_failed(user),
+                Method::Ldap(_) => failed("LDAP", user),
+                Method::Trust => failed("\"trust\"", user),
+                Method::Cert | Method::Peer | Method::Reject => failed("certificate", user),
             }),
             Self::Peer(_) => Some(failed("Peer", user)),
             Self::Ldap(..) => Some(failed("LDAP", user)),

@@ -19,7 +19,7 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
             Some(name) => name,
             None => {
                 return Err(LoginError::Certificate(
-                    rule.method.word(),
+                    rule.method.clone(),
                     "the certificate has no common name".to_owned(),
                 ));
             }
@@ -31,7 +31,7 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
         return Ok(());
     }
     let why = unfit(rule, "certificate", &name);
-    Err(exchange.kept_out(LoginError::Certificate(rule.method.word(), why)))
+    Err(exchange.kept_out(LoginError::Certificate(rule.method.clone(), why)))
 }
 
 /// `peer`: the operating system's user at the other end of a Unix socket.
