@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
-use trunkline::auth::ldap::{LdapOptions, LdapSettings};
+use trunkline::auth::ldap::{LdapOptions, LdapScheme, LdapSettings};
 use trunkline::config::Secret;
 use trunkline::frontend::ldap::{LdapError, MOST_BYTES, authenticate, tls_config};
 
@@ -265,7 +265,7 @@ async fn tls_works_from_the_start_or_when_asked_for() {
     let ldaps = LdapOptions {
         server: Some(slapd.host.to_string()),
         port: Some(slapd.secure),
-        scheme: Some("ldaps".to_owned()),
+        scheme: Some(LdapScheme::Ldaps),
         ..slapd.direct()
     };
     for options in [starttls, ldaps] {

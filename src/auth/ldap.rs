@@ -24,14 +24,21 @@ const LONGEST_USER: usize = 256;
 /// What stands for the user in `ldapsearchfilter`.
 const PLACEHOLDER: &str = "$username";
 
+/// `ldapscheme`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LdapScheme {
+    #[default]
+    Ldap,
+    Ldaps,
+}
+
 /// The options of a rule, as written. Names are PostgreSQL's without `ldap`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LdapOptions {
     /// Hosts, separated by spaces, each with or without `:port`.
     pub server: Option<String>,
     pub port: Option<u16>,
-    /// `ldap` (also without) or `ldaps`.
-    pub scheme: Option<String>,
+    pub scheme: Option<LdapScheme>,
     /// `StartTLS`.
     pub tls: bool,
     pub prefix: Option<String>,
@@ -41,9 +48,8 @@ pub struct LdapOptions {
     pub bindpasswd: Option<Secret>,
     pub searchattribute: Option<String>,
     pub searchfilter: Option<String>,
-    /// `base`, `one` or `sub` (also without); with a URL, `base` is what a URL without scope means.
-    pub scope: Option<String>,
-    /// `ldap[s]://host[:port]/basedn[?[attribute][?[scope][?[filter]]]]`
+    /// `ldap[s]://host[:port]/basedn[?[attribute][?[scope][?[filter]]]]`. It stands for server, port, scheme, base, attribute
+    /// and filter, none of which is then set.
     pub url: Option<String>,
 }
 
@@ -102,22 +108,19 @@ impl LdapSettings {
     /// Checks the options against each other, as PostgreSQL does when it reads the rule, and where it leaves a choice
     /// open (an option given twice, once in the URL) more strictly. An error is a sentence for whoever wrote the rule.
     pub fn new(options: LdapOptions) -> Result<Self, String> {
-        let options = match options.url.clone() {
-            Some(url) => url::merge(options, &url)?,
-            None => options,
-        };
-        let encryption = match (options.scheme.as_deref(), options.tls) {
-            (None | Some("ldap"), false) => Encryption::None,
-            (None | Some("ldap"), true) => Encryption::StartTls,
-            (Some("ldaps"), false) => Encryption::Ldaps,
-            (Some("ldaps"), true) => {
-                return Err("ldaptls cannot be used with ldaps: that is TLS already".to_owned());
+        let (options, scope) = match options.url.clone() {
+            Some(url) => {
+                let (options, scope) = url::merge(options, &url)?;
+                (options, Some(scope))
             }
-            (Some(other), _) => {
-                return Err(format!(
-                    "ldapscheme is ldap or ldaps, not \"{}\"",
-                    other.escape_default()
-                ));
+            None => (options, None),
+        };
+        let encryption = match (options.scheme.unwrap_or_default(), options.tls) {
+            (LdapScheme::Ldap, false) => Encryption::None,
+            (LdapScheme::Ldap, true) => Encryption::StartTls,
+            (LdapScheme::Ldaps, false) => Encryption::Ldaps,
+            (LdapScheme::Ldaps, true) => {
+                return Err("ldaptls cannot be used with ldaps: that is TLS already".to_owned());
             }
         };
         let default_port = match (options.port, encryption) {
@@ -130,7 +133,7 @@ impl LdapSettings {
         Ok(Self {
             servers,
             encryption,
-            mode: mode(options)?,
+            mode: mode(options, scope)?,
         })
     }
 
@@ -196,13 +199,13 @@ fn server(item: &str, default_port: u16) -> Result<LdapServer, String> {
     })
 }
 
-fn mode(options: LdapOptions) -> Result<Mode, String> {
+fn mode(options: LdapOptions, scope: Option<Scope>) -> Result<Mode, String> {
     let searches = options.basedn.is_some()
         || options.binddn.is_some()
         || options.bindpasswd.is_some()
         || options.searchattribute.is_some()
         || options.searchfilter.is_some()
-        || options.scope.is_some();
+        || scope.is_some();
     if options.prefix.is_some() || options.suffix.is_some() {
         if searches {
             return Err(
@@ -226,17 +229,6 @@ fn mode(options: LdapOptions) -> Result<Mode, String> {
             Some((name, password))
         }
         _ => return Err("ldapbinddn and ldapbindpasswd need each other".to_owned()),
-    };
-    let scope = match options.scope.as_deref() {
-        Some("base") => Scope::Base,
-        Some("one") => Scope::One,
-        None | Some("sub") => Scope::Subtree,
-        Some(other) => {
-            return Err(format!(
-                "the scope is base, one or sub, not \"{}\"",
-                other.escape_default()
-            ));
-        }
     };
     let filter = match (options.searchattribute, options.searchfilter) {
         (Some(_), Some(_)) => {
@@ -262,7 +254,7 @@ fn mode(options: LdapOptions) -> Result<Mode, String> {
     Ok(Mode::Search(Search {
         base,
         searcher,
-        scope,
+        scope: scope.unwrap_or(Scope::Subtree),
         filter,
     }))
 }

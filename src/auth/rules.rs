@@ -12,8 +12,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::hba::error::shown_path;
-use super::hba::options::LdapOptions;
 use super::hba::regex::Pattern;
+use super::ldap::LdapOptions;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::Replication;

@@ -18,17 +18,16 @@ use rustls::ClientConfig;
 use tokio::sync::Semaphore;
 
 use super::ldap;
+use crate::auth::Identity;
 use crate::auth::credentials::ServerCredentials;
-use crate::auth::hba::options::{LdapOptions, LdapScheme};
 use crate::auth::hba::{self, Files};
 use crate::auth::ident::{self, Maps};
-use crate::auth::ldap::{Encryption, LdapSettings};
+use crate::auth::ldap::{Encryption, LdapOptions, LdapSettings};
 use crate::auth::rules::{
     ClientCertificate, Connection, DatabaseMatch, Method, Rule, RuleOrigin, Rules, UserMatch,
 };
 use crate::auth::scram::MockSecret;
 use crate::auth::userlist::UserList;
-use crate::auth::{self, Identity};
 use crate::config::{
     Auth, Config, FileAccess, ListenerTls, ServerCredential, ServerSecret, Stamp, Stamps, Verifiers,
 };
@@ -275,7 +274,7 @@ impl PolicyCheck<'_> {
         let Method::Ldap(options) = &rule.method else {
             return None;
         };
-        match LdapSettings::new(settings(options)) {
+        match LdapSettings::new(LdapOptions::clone(options)) {
             Ok(settings) => Some(settings),
             Err(what) => {
                 self.fault(what);
@@ -338,27 +337,6 @@ impl PolicyCheck<'_> {
                 may_be_there || matches!(known, Some(Identity::Password(..) | Identity::Md5(_)))
             }
         }
-    }
-}
-
-fn settings(options: &LdapOptions) -> auth::ldap::LdapOptions {
-    auth::ldap::LdapOptions {
-        server: options.server.clone(),
-        port: options.port,
-        scheme: options.scheme.map(|scheme| match scheme {
-            LdapScheme::Ldap => "ldap".to_owned(),
-            LdapScheme::Ldaps => "ldaps".to_owned(),
-        }),
-        tls: options.tls,
-        prefix: options.prefix.clone(),
-        suffix: options.suffix.clone(),
-        basedn: options.basedn.clone(),
-        binddn: options.binddn.clone(),
-        bindpasswd: options.bindpasswd.clone(),
-        searchattribute: options.searchattribute.clone(),
-        searchfilter: options.searchfilter.clone(),
-        scope: None,
-        url: options.url.clone(),
     }
 }
 

@@ -23,7 +23,7 @@ use super::rules::{AddressMatch, Connection, DatabaseMatch, Method, Rule, RuleOr
 use crate::wire::startup::MAX_NAME;
 use error::shown;
 pub use error::{FaultKind, HbaError};
-use options::{LdapOptions, Options};
+use options::Options;
 use regex::Pattern;
 pub use tokens::Files;
 use tokens::Line;
@@ -219,7 +219,7 @@ fn method(token: &Token, connection: Connection) -> Result<Method, FaultKind> {
         b"password" => Method::Password,
         b"md5" => Method::Md5,
         b"scram-sha-256" => Method::ScramSha256,
-        b"ldap" => Method::Ldap(Arc::new(LdapOptions::default())),
+        b"ldap" => Method::Ldap(Arc::default()),
         b"peer" | b"ident" if connection == Connection::Local => Method::Peer,
         b"peer" => return Err(FaultKind::PeerNotLocal),
         b"cert" if connection == Connection::HostSsl => Method::Cert,

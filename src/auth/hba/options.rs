@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::error::shown;
 use super::tokens::Token;
+use crate::auth::ldap::{LdapOptions, LdapScheme};
 use crate::auth::rules::{ClientCertificate, ClientName, Connection, Method};
 use crate::config::Secret;
 
@@ -43,35 +44,6 @@ pub enum OptionError {
     LdapModes,
     #[error("cannot use ldapsearchattribute together with ldapsearchfilter")]
     LdapSearch,
-}
-
-/// `ldapscheme`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LdapScheme {
-    #[default]
-    Ldap,
-    Ldaps,
-}
-
-/// The options of `ldap`, named as in the file without their prefix. Either simple bind (`prefix`, `suffix`) or search
-/// and bind (`basedn`, or a URL with a base).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LdapOptions {
-    /// One or more, separated by blanks. `None` only with `url`.
-    pub server: Option<String>,
-    pub port: Option<u16>,
-    pub scheme: Option<LdapScheme>,
-    /// `StartTLS`.
-    pub tls: bool,
-    pub prefix: Option<String>,
-    pub suffix: Option<String>,
-    pub basedn: Option<String>,
-    pub binddn: Option<String>,
-    pub bindpasswd: Option<Secret>,
-    pub searchattribute: Option<String>,
-    pub searchfilter: Option<String>,
-    /// As written; stands for server, port, scheme, base, attribute and filter, none of which is then set.
-    pub url: Option<String>,
 }
 
 /// All options of a line.

@@ -1,15 +1,18 @@
 //! `ldapurl`: the form of RFC 4516 without extensions, read as PostgreSQL (`OpenLDAP`'s historic parser) does.
 
-use super::LdapOptions;
+use super::message::Scope;
+use super::{LdapOptions, LdapScheme};
 
-/// Puts what the URL says among the options. What both say is refused: in PostgreSQL the later of the two wins.
-pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<LdapOptions, String> {
+/// Puts what the URL says among the options; its scope beside them, since no option says that. What both say is refused:
+/// in PostgreSQL the later of the two wins.
+pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<(LdapOptions, Scope), String> {
     let fault = |why: &str| format!("ldapurl: \"{}\" {why}", url.escape_default());
     let (scheme, rest) = url.split_once("://").ok_or_else(|| fault("is not a URL"))?;
-    let scheme = scheme.to_ascii_lowercase();
-    if scheme != "ldap" && scheme != "ldaps" {
-        return Err(fault("is neither ldap:// nor ldaps://"));
-    }
+    let scheme = match &*scheme.to_ascii_lowercase() {
+        "ldap" => LdapScheme::Ldap,
+        "ldaps" => LdapScheme::Ldaps,
+        _ => return Err(fault("is neither ldap:// nor ldaps://")),
+    };
     let (path, mut query) = match rest.split_once('?') {
         Some((path, query)) => (path, query.split('?')),
         None => (rest, "".split('?')),
@@ -21,7 +24,12 @@ pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<LdapOptions, 
             .transpose()
     };
     let attributes = part()?;
-    let scope = part()?;
+    let scope = match part()?.as_deref() {
+        None | Some("base") => Scope::Base,
+        Some("one") => Scope::One,
+        Some("sub") => Scope::Subtree,
+        Some(_) => return Err(fault("has a scope that is not base, one or sub")),
+    };
     let filter = part()?;
     if part()?.is_some() {
         return Err(fault("has extensions, and none is known here"));
@@ -51,15 +59,13 @@ pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<LdapOptions, 
     )?;
     put(&mut options.searchattribute, attribute, "ldapsearchattribute")?;
     put(&mut options.searchfilter, filter, "ldapsearchfilter")?;
-    put(&mut options.scope, scope, "the scope")?;
-    options.scope.get_or_insert_with(|| "base".to_owned());
     if options.port.is_some() {
         return Err("ldapport cannot be used with ldapurl: put the port into the URL".to_owned());
     }
-    Ok(options)
+    Ok((options, scope))
 }
 
-fn put(option: &mut Option<String>, value: Option<String>, name: &str) -> Result<(), String> {
+fn put<T>(option: &mut Option<T>, value: Option<T>, name: &str) -> Result<(), String> {
     match value {
         Some(_) if option.is_some() => Err(format!("{name} cannot be used with an ldapurl that says it too")),
         Some(value) => {
