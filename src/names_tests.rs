@@ -7,16 +7,16 @@ use super::*;
 
 const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
-/// Answers as it is told to; with nothing to say it keeps the thread.
+/// Each look-up takes the next answer that is sent; until there is one it keeps its thread.
 fn scripted() -> (mpsc::Sender<NameResult>, Arc<AtomicUsize>, Names) {
-    let (tell, told) = mpsc::channel::<NameResult>();
-    let (told, asked) = (Mutex::new(told), Arc::new(AtomicUsize::new(0)));
+    let (answer, answers) = mpsc::channel::<NameResult>();
+    let (answers, asked) = (Mutex::new(answers), Arc::new(AtomicUsize::new(0)));
     let counted = Arc::clone(&asked);
     let names = Names::new(Arc::new(move |_: &str| {
         counted.fetch_add(1, Ordering::SeqCst);
-        told.lock().unwrap().recv().unwrap_or(Err(NameError::Silent))
+        answers.lock().unwrap().recv().unwrap_or(Err(NameError::Silent))
     }));
-    (tell, asked, names)
+    (answer, asked, names)
 }
 
 fn soon() -> Instant {
@@ -33,20 +33,28 @@ async fn an_address_written_out_is_not_looked_up() {
     assert!(addresses("::1", soon()).await.unwrap()[0].is_ipv6());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn while_nobody_answers_the_last_good_addresses_are_used_by_any_number() {
-    let (tell, asked, names) = scripted();
+    let (answer, asked, names) = scripted();
     let nothing = names.addresses("db", soon()).await;
     assert!(matches!(nothing, Err(NameError::Silent)), "{nothing:?}");
-    tell.send(Ok(vec![A])).unwrap();
-    // The look-up begun before is the one that is answered now.
-    assert_eq!(names.addresses("db", later()).await.unwrap(), [A]);
+    answer.send(Ok(vec![A])).unwrap();
+    // The look-up begun before is the one that is answered now; it answers until its thread has ended.
+    while lock(&names.known)["db"].is_running() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(lock(&names.known)["db"].good, Some(vec![A]));
     let before = asked.load(Ordering::SeqCst);
+    assert_eq!(before, 1);
     for _ in 0..1000 {
         assert_eq!(names.addresses("db", later()).await.unwrap(), [A]);
     }
+    while asked.load(Ordering::SeqCst) == before {
+        tokio::task::yield_now().await;
+    }
     assert_eq!(asked.load(Ordering::SeqCst), before + 1, "one thread");
-    tell.send(Err(NameError::NoSuchName("no such name".into())))
+    answer
+        .send(Err(NameError::NoSuchName("no such name".into())))
         .unwrap();
     // An answer counts, as soon as there is one, and nothing older.
     while names.addresses("db", soon()).await.is_ok() {
@@ -56,8 +64,8 @@ async fn while_nobody_answers_the_last_good_addresses_are_used_by_any_number() {
 
 #[tokio::test]
 async fn names_that_hang_leave_room_for_what_is_known() {
-    let (tell, asked, names) = scripted();
-    tell.send(Ok(vec![A])).unwrap();
+    let (answer, asked, names) = scripted();
+    answer.send(Ok(vec![A])).unwrap();
     assert_eq!(names.addresses("db", later()).await.unwrap(), [A]);
     for other in 0..3 * MAX_RUNNING {
         let nothing = names.addresses(&format!("other{other}"), Instant::now()).await;
@@ -68,7 +76,7 @@ async fn names_that_hang_leave_room_for_what_is_known() {
     }
     assert_eq!(names.addresses("db", later()).await.unwrap(), [A]);
     assert_eq!(asked.load(Ordering::SeqCst), 1 + MAX_RUNNING);
-    drop(tell);
+    drop(answer);
 }
 
 #[tokio::test]
