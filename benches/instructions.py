@@ -60,7 +60,7 @@ def callgrind(program, scenario, count, directory):
 def read(path, program):
     """Instructions of what is compiled from Rust, by function, and calls of the allocator."""
     names, functions, allocations = {}, {}, 0
-    # Where a line of cost belongs, and what a call calls.
+    # The place that a line of cost belongs to, and the function that a call calls.
     where = {}
     is_call = False
     with open(path, errors="replace") as lines:
@@ -68,7 +68,7 @@ def read(path, program):
             line = line.rstrip("\n")
             key, equals, value = line.partition("=")
             if is_call:
-                # The inclusive cost of a call, which its callee has said itself.
+                # The cost of a call. The called function has it as its own.
                 is_call = False
             elif equals and key in KINDS:
                 kind = KINDS[key]
@@ -105,7 +105,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(COUNTS))
     parser.add_argument("--write", action="store_true", help="write the figures to the file")
-    parser.add_argument("--functions", type=int, default=0, metavar="N", help="print the N dearest functions of each")
+    parser.add_argument("--functions", type=int, default=0, metavar="N", help="print the N most expensive functions of each")
     parser.add_argument("--program", default="target/release/instructions", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     unknown = [name for name in arguments.scenarios if name not in COUNTS]

@@ -1,4 +1,4 @@
-//! TLS over a connection in memory. Certificates are of no account here: the ends know each other by a raw key.
+//! TLS over a connection in memory. Certificates do not matter here: the server has a raw key, and the client accepts any.
 
 use std::pin::pin;
 use std::sync::Arc;

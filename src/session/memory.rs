@@ -44,6 +44,11 @@ struct Channel(Mutex<Flow>);
 #[derive(Debug)]
 struct Flow {
     bytes: VecDeque<u8>,
+    /// What one read gives at most.
+    most: usize,
+    /// As the writer has set it, one after the other.
+    #[cfg(test)]
+    user_timeouts: Vec<Option<Duration>>,
     state: FlowState,
     /// Nobody reads any more.
     is_deaf: bool,
@@ -64,6 +69,9 @@ pub(crate) fn connection() -> (MemoryStream, MemoryStream) {
     let channel = || {
         Arc::new(Channel(Mutex::new(Flow {
             bytes: VecDeque::new(),
+            most: usize::MAX,
+            #[cfg(test)]
+            user_timeouts: Vec::new(),
             state: FlowState::Open,
             is_deaf: false,
             reader: None,
@@ -99,7 +107,7 @@ impl Channel {
     }
 }
 
-// What stands in for the kernel is known by these two names, and does not count (`scripts/instructions`).
+// These two stand in for the kernel. scripts/instructions knows them by name and does not count them.
 impl Channel {
     #[inline(never)]
     fn read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -108,7 +116,7 @@ impl Channel {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         if !flow.bytes.is_empty() {
-            let wanted = buf.remaining().min(flow.bytes.len());
+            let wanted = buf.remaining().min(flow.bytes.len()).min(flow.most);
             let (front, back) = flow.bytes.as_slices();
             let first = wanted.min(front.len());
             buf.put_slice(&front[..first]);
@@ -153,6 +161,25 @@ impl Flow {
         for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
             waker.wake();
         }
+    }
+}
+
+#[cfg(test)]
+impl MemoryStream {
+    /// The peer gets so many bytes in one read at most.
+    pub(super) fn peer_reads_at_most(&self, most: usize) {
+        self.outgoing.flow().most = most;
+    }
+
+    /// What the peer has set for its side, one after the other.
+    pub(super) fn peers_user_timeouts(&self) -> Vec<Option<Duration>> {
+        self.incoming.flow().user_timeouts.clone()
+    }
+
+    /// Breaks the connection: what is under way, in both directions, is lost.
+    pub(super) fn reset(self) {
+        self.outgoing.end(FlowState::Reset);
+        self.incoming.end(FlowState::Reset);
     }
 }
 
@@ -202,6 +229,12 @@ impl SessionStream for MemoryStream {
         }
     }
 
+    #[cfg(test)]
+    fn set_user_timeout(&self, timeout: Option<Duration>) {
+        self.outgoing.flow().user_timeouts.push(timeout);
+    }
+
+    #[cfg(not(test))]
     fn set_user_timeout(&self, _timeout: Option<Duration>) {}
 
     fn end_socket(&self) {

@@ -41,6 +41,8 @@ pub mod relay;
 pub mod sample;
 mod sent;
 #[cfg(test)]
+mod simulator;
+#[cfg(test)]
 mod sizes;
 mod state;
 pub mod stream;

@@ -5,6 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use super::super::simulator::{frame, short};
 use super::super::{finish, memory};
 use super::*;
 use crate::cluster::snapshot::MemberName;
@@ -94,29 +95,6 @@ impl Play {
     fn order(&self, reason: Reason) {
         self.entry.order(Order::Now(reason));
     }
-}
-
-/// Types of the messages; of an error severity and SQLSTATE, of `Z` its status.
-fn short(mut bytes: &[u8]) -> String {
-    let mut said = Vec::new();
-    while let Some((&[tag, a, b, c, d], rest)) = bytes.split_first_chunk::<5>() {
-        let (body, next) = rest.split_at(u32::from_be_bytes([a, b, c, d]) as usize - 4);
-        let tag = char::from(tag);
-        let fields = crate::wire::frame::ErrorFields::of_prefix(body);
-        said.push(match tag {
-            'E' => format!("{} {}", fields.severity, fields.code),
-            'Z' => format!("Z{}", char::from(body[0])),
-            _ => tag.to_string(),
-        });
-        bytes = next;
-    }
-    assert!(bytes.is_empty(), "torn: {}", bytes.escape_ascii());
-    said.join(" ")
-}
-
-fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len() + 4).unwrap();
-    [&[tag][..], &length.to_be_bytes(), body].concat()
 }
 
 fn query() -> Vec<u8> {
