@@ -248,7 +248,7 @@ async fn a_server_may_end_the_session_between_any_two_messages() {
             let words = session.words_after(conversation, position);
             match end.cause {
                 Cause::ServerFatal { code } => {
-                    assert_eq!((&code, &words[..]), (b"57P01", "FATAL 57P01"), "{at}");
+                    assert_eq!((code.as_str(), &words[..]), ("57P01", "FATAL 57P01"), "{at}");
                 }
                 // It is carried out before anything is read where nothing is unknown.
                 Cause::Ordered(_) => assert!(is_ordered && end.fate != Fate::Unknown, "{at}"),
