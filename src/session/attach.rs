@@ -1,5 +1,6 @@
-//! Attach: give a session a server connection of a verified role whose session state equals the client's. One path,
-//! for login now and for whatever takes a connection away later.
+//! Attach: gives a session a server connection whose role is verified and whose session state
+//! equals the client's. It is the only way to a server connection: for a login today, and for every
+//! replacement of a connection later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub(super) struct Attachable {
     pub member: MemberName,
     pub seat: Seat,
     pub granted: GrantedRole,
-    /// Where it was seen to be.
+    /// Which server the router has seen at the other end.
     pub whereabouts: Whereabouts,
     _verified: (),
 }
@@ -47,29 +48,30 @@ pub(super) struct Attachable {
 /// Why there is no server for the session.
 #[derive(Debug)]
 pub(super) enum AttachError {
-    /// No server would read the startup packet.
+    /// The startup packet is longer than a server reads.
     TooLong(ErrorReply),
-    /// Nobody may serve the route, or everybody who may could not be reached.
+    /// No member may serve the route.
     NoCandidate(ErrorReply),
-    /// A server refused, and its own words go to the client.
+    /// A server refused the login, and the client gets its error unchanged.
     Server {
         frame: Bytes,
-        /// The same for the log.
-        said: String,
+        /// The same error as text.
+        log_text: String,
         member: MemberName,
     },
-    /// A server refused for a reason that we put into words.
+    /// A server could not be used, and the router made the error.
     Refused { reply: ErrorReply, member: MemberName },
-    /// A server refused what the operator gave us to log in with. What it `said` is for the log: there it names a role
-    /// and a method that are not the client's.
+    /// A server refused the credential that the operator configured.
     Credential {
         reply: ErrorReply,
-        said: String,
+        /// The server's error. It is for the log only: it names a role and a method that are not
+        /// the client's.
+        log_text: String,
         member: MemberName,
     },
 }
 
-/// Why a session does not begin.
+/// Why a session got no server.
 #[derive(Debug)]
 pub(super) enum NoServer {
     Pass(NoPass),
@@ -77,8 +79,8 @@ pub(super) enum NoServer {
 }
 
 impl From<NoPass> for NoServer {
-    fn from(why: NoPass) -> Self {
-        Self::Pass(why)
+    fn from(error: NoPass) -> Self {
+        Self::Pass(error)
     }
 }
 
@@ -89,15 +91,16 @@ impl From<AttachError> for NoServer {
 }
 
 impl NoServer {
-    /// No server would read the startup packet.
+    /// The startup packet is longer than a server reads.
     pub(super) fn too_long() -> Self {
         let reply = ErrorReply::fatal(SqlState::PROGRAM_LIMIT_EXCEEDED, "startup packet too long");
         Self::Attach(AttachError::TooLong(reply.hint(format!(
-            "With what the router adds, it may have {MAX_LENGTH} bytes; give fewer or shorter parameters."
+            "With the parameters that the router adds, the packet may have {MAX_LENGTH} bytes. Send fewer or shorter \
+             parameters."
         ))))
     }
 
-    /// Writes the error that the client gets; `false` where it has left.
+    /// Writes the error that the client gets; `false` if the client has left.
     pub(super) fn write(&self, wanted: &Wanted<'_>, out: &mut BytesMut) -> bool {
         match self {
             Self::Pass(NoPass::HungUp) => return false,
@@ -115,7 +118,7 @@ impl NoServer {
     }
 }
 
-/// What a session needs of a server connection.
+/// What a session needs from a server connection.
 #[derive(Debug)]
 pub(super) struct AttachRequest<'a> {
     pub cluster: &'a ClusterHandle,
@@ -124,16 +127,17 @@ pub(super) struct AttachRequest<'a> {
     pub state: &'a SessionState,
     pub login: &'a ServerLogin,
     pub replication: Replication,
-    /// Counted for as long as a server is busy with it.
+    /// Held as long as a server is busy with the login.
     pub share: &'a Arc<Share>,
-    /// The router shuts down.
+    /// Cancelled when the router shuts down.
     pub closing: &'a CancellationToken,
 }
 
-/// Connects to the candidates of `pass` in order, logs in and verifies, until one serves. It never sees the client.
+/// Connects to the candidates of `pass` in order, logs in and verifies, until one serves. It never
+/// sees the client.
 ///
 /// # Errors
-/// No candidate, or what the last one said.
+/// There is no candidate, or the error of the last one tried.
 pub(super) async fn attach(request: &AttachRequest<'_>, mut pass: Pass) -> Result<Attachable, AttachError> {
     let AttachRequest {
         cluster, occupancy, ..
@@ -147,7 +151,7 @@ pub(super) async fn attach(request: &AttachRequest<'_>, mut pass: Pass) -> Resul
     attached.map_err(|last| last.unwrap_or_else(|| AttachError::NoCandidate(pass.unavailable(request.route))))
 }
 
-/// Attaches to one candidate after another, until it gives up.
+/// Attaches to one candidate after another, until `give_up`.
 struct Attacher<'a> {
     request: &'a AttachRequest<'a>,
     credential: Credential,
@@ -204,16 +208,17 @@ impl Connector for Attacher<'_> {
                         whereabouts,
                         _verified: (),
                     }),
-                    Err(why) => {
-                        debug!(%member, why = %why.0, "passed over");
-                        Attempt::Next(not_verified(member, why))
+                    Err(unverified) => {
+                        debug!(%member, why = %unverified.0, "the member is skipped");
+                        Attempt::Next(not_verified(member, unverified))
                     }
                 };
             }
             Err(error) => error,
         };
         if let Some(server) = left {
-            // Its process may wait for a lock, or sleep, and hold a place there.
+            // The server's process may wait for a lock or sleep, and still counts as a connection
+            // there.
             let held = (seat, Arc::clone(request.share));
             linger::hold(
                 server.into_tcp(),
@@ -242,17 +247,18 @@ fn credential(login: &ServerLogin) -> Credential {
     }
 }
 
-/// It was tried when the file was read, so this does not happen.
+/// The certificate was tried when its file was read, so this does not happen.
 fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
     AttachError::Refused {
         reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, error.to_string())
-            .hint("The connection manager's operator has to mend auth.server_credentials."),
+            .hint("Ask the operator to fix auth.server_credentials."),
         member: member.clone(),
     }
 }
 
-/// What others should know of a failed attempt: nothing that a client can cause for itself, except that a probe should
-/// look (docs/security.md). `has_certificate`: it had a certificate of the user's own, which TLS may have failed by.
+/// Reports a failed attempt, so that other sessions avoid the member. A failure that a client can
+/// cause itself only makes a probe check the member (docs/security.md). `has_certificate`: the
+/// login used the user's own certificate, because of which TLS may have failed.
 pub(super) fn report(
     cluster: &ClusterHandle,
     occupancy: &Occupancy,
@@ -260,7 +266,7 @@ pub(super) fn report(
     error: &ConnectError,
     has_certificate: bool,
 ) {
-    debug!(%member, %error, "no connection");
+    debug!(%member, %error, "the connection to the member failed");
     let config = cluster.config();
     let name = &config.name;
     let suspicion = match error.suspicion() {
@@ -268,11 +274,11 @@ pub(super) fn report(
         suspicion => suspicion,
     };
     match suspicion {
-        // Whether others would be answered, this host being out of something, is not known.
+        // This host lacks a resource: whether the member answers others is not known.
         Suspicion::None if matches!(error, ConnectError::LocalResources { .. }) => {}
         Suspicion::None => occupancy.answered(name, member),
         Suspicion::Possible => {
-            // It took the connection; what came of the login may be this client's affair.
+            // The member accepted the connection; the login may have failed because of this client.
             occupancy.answered(name, member);
             cluster.evidence(member, Evidence::ConnectFailed);
         }
@@ -293,21 +299,20 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
         && server.code.is_in_class(*b"28")
         && server.hba_line.is_none()
     {
-        let message =
-            format!("server \"{member}\" does not accept the connection manager's login for this user");
+        let message = format!("server \"{member}\" does not accept the router's login for this user");
         return AttachError::Credential {
             reply: ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, message).hint(
-                "The operator of the connection manager has to correct the credential for this user \
-                       (auth.server_credentials); its log has the details.",
+                "Ask the operator to fix the credential for this user (auth.server_credentials). The router's log has \
+                 the details.",
             ),
-            said: server.to_string(),
+            log_text: server.to_string(),
             member: member.clone(),
         };
     }
     match error.client_reply(member.as_str()) {
         ClientReply::Verbatim(frame) => AttachError::Server {
             frame,
-            said: error.to_string(),
+            log_text: error.to_string(),
             member: member.clone(),
         },
         ClientReply::Own(reply) => AttachError::Refused {
@@ -317,17 +322,21 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
     }
 }
 
-fn not_verified(member: &MemberName, Unverified(why, hint): Unverified) -> AttachError {
+fn not_verified(member: &MemberName, Unverified(reason, hint): Unverified) -> AttachError {
     AttachError::Refused {
-        reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, format!("server \"{member}\" {why}"))
-            .hint(hint),
+        reply: ErrorReply::fatal(
+            SqlState::CANNOT_CONNECT_NOW,
+            format!("server \"{member}\" {reason}"),
+        )
+        .hint(hint),
         member: member.clone(),
     }
 }
 
-/// Promise 1: writable on this very connection, of this cluster and on the leader's timeline, and named now. Promise 2: a
-/// standby of this cluster, or the leader where the route puts up with that; `candidate` says as which of them it was
-/// chosen.
+/// Verifies the role of a connection; `candidate` says in which role the member was chosen. Promise
+/// 1: the server accepts writes on this very connection, belongs to this cluster, is on the
+/// leader's timeline, and is named leader now. Promise 2: the server is a standby of this cluster,
+/// or the leader if the route allows it.
 async fn verify(
     question: &Question<'_>,
     route: &Route,
@@ -339,7 +348,7 @@ async fn verify(
     let member = &candidate.member;
     let role = match connection.role {
         SeenRole::Unknown => ask_role(&mut connection, cluster.config().server.connect_timeout).await,
-        client_address => client_address,
+        role => role,
     };
     match (candidate.reason == Preference::Leader, role) {
         (true, SeenRole::Writable) => {
@@ -347,13 +356,13 @@ async fn verify(
             let granted = match (route.access, route.read_only_on_leader) {
                 (Access::ReadWrite, _) => GrantedRole::ReadWrite,
                 (Access::ReadOnly, OnLeader::Unenforced) => GrantedRole::Unenforced,
-                // `refused` does not come here; if it did, nothing less would do.
+                // With `refused` the leader is no candidate; the strict check is the safe one.
                 (Access::ReadOnly, OnLeader::Enforced | OnLeader::Refused) => {
                     role_audit::writes_nothing(&mut connection, question.deadline).await?;
                     GrantedRole::Enforced
                 }
             };
-            // The leader may have changed while we were logging in.
+            // The leader may have changed during the login.
             let snapshot = cluster.snapshot();
             match &snapshot.leader {
                 Leader::Verified { member: leader, .. }
@@ -381,7 +390,7 @@ async fn verify(
     }
 }
 
-/// For servers that do not report `in_hot_standby` (before PostgreSQL 14).
+/// Asks a server that does not report `in_hot_standby` (before PostgreSQL 14).
 async fn ask_role(connection: &mut ServerConnection, timeout: Duration) -> SeenRole {
     let deadline = Instant::now() + timeout;
     let rows =

@@ -4,8 +4,8 @@
 //! arrival → Waiting → Relaying → Over
 //!    └→ console         (docs/architecture.md, "The life of a session")
 //! ```
-//! One type for each state, holding what is valid then; each step consumes the state before. What the login needed is
-//! dropped before the relay begins.
+//! Each state is a type that holds only what is valid in that state, and each step consumes the
+//! state before it. What only the login needs is dropped before the relay begins.
 
 use std::sync::Arc;
 
@@ -43,22 +43,23 @@ use crate::routing::{GrantedRole, SessionVerdict};
 use crate::wire::message;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 
-/// Serves one connection to its end. Never panics on what a peer sends; ends by itself in bounded time once the
-/// peers are gone.
+/// Serves one connection to its end. It never panics on what a peer sends, and it ends within a
+/// limited time after the peers have left.
 pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
     if arrival.listener.mode == ListenerMode::Tcp {
         return Box::pin(tcp::serve(arrival, shared)).await;
     }
-    // Boxed: the login is a large future with large parts, and the relay must not carry its weight.
+    // Boxed: the future of the login is large, and the relay must not hold its memory.
     let Some(mut relaying) = Box::pin(begin(arrival, &shared)).await else {
         return;
     };
     let cause = relaying.relay.run().await;
-    // Boxed: nor must an idle session carry the weight of its end.
+    // Boxed: an idle session must not hold the memory of its end either.
     Box::pin(relaying.leave(cause).finish(&shared)).await;
 }
 
-/// Up to the relay. `None`: it did not come to that, or the client was at the console.
+/// Takes a connection as far as the relay. `None`: the connection ended before that, or the client
+/// used the console.
 async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Relaying> {
     let identified = arrival.identify(shared).await?;
     let named = identified.open(shared).await?;
@@ -71,11 +72,12 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Relaying> {
     }
 }
 
-/// A client without a server connection, which asks for one. Next: [`Relaying`].
+/// A client that asks for a server connection and has none yet. Next: [`Relaying`].
 struct Waiting(SessionRequest);
 
 impl Waiting {
-    /// Waits at the gate of its route, attaches, and welcomes the client. `None`: the client was refused, or has left.
+    /// Waits at the gate of the route, attaches, and sends the client the end of its login. `None`:
+    /// the client was refused or has left.
     async fn attach(self, shared: &Arc<Shared>) -> Option<Relaying> {
         let SessionRequest {
             client,
@@ -148,7 +150,7 @@ impl Waiting {
     }
 }
 
-/// A client with a server connection, which has not heard of it yet.
+/// A client that has a server connection and has not been sent the end of its login yet.
 struct Begun<'a> {
     stream: ClientStream,
     packet: &'a StartupPacket,
@@ -158,7 +160,8 @@ struct Begun<'a> {
 }
 
 impl Begun<'_> {
-    /// Enters the session into the registry, and tells the client what the server has said at its login.
+    /// Enters the session into the registry, and sends the client what the server sent at its
+    /// login.
     async fn welcome(
         self,
         shared: &Arc<Shared>,
@@ -211,7 +214,7 @@ impl Begun<'_> {
             stream.flush().await
         });
         if !matches!(welcome.await, Ok(Ok(()))) {
-            debug!(client = %record.client().address, "gone before it was served, or it does not listen");
+            debug!(client = %record.client().address, "the client left during its login, or does not read");
             return None;
         }
         let gauge = shared
@@ -238,7 +241,7 @@ impl Begun<'_> {
     }
 }
 
-/// What a session counts for, until its server has ended, too.
+/// The places that a session takes, until the server has ended its part too.
 pub(super) struct Held {
     pub(super) seat: Seat,
     pub(super) gauge: SessionGuard,
@@ -246,7 +249,8 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// The session is over for the client. Gives everything back when the server has ended its part of it.
+    /// The session is over for the client. Gives the places back when the server has ended its
+    /// part.
     pub(super) async fn release(
         self,
         server: TcpStream,
@@ -266,7 +270,7 @@ impl Held {
     }
 }
 
-/// Client and server talk. Next: [`Over`].
+/// A session with a server connection. Next: [`Over`].
 struct Relaying {
     relay: Relay,
     record: Box<Record>,
@@ -284,7 +288,7 @@ impl Relaying {
     }
 }
 
-/// The session is over; client and server may not know yet.
+/// A session that is over. The client and the server may not have been notified yet.
 struct Over {
     ended: relay::Ended,
     record: Box<Record>,
@@ -292,7 +296,8 @@ struct Over {
 }
 
 impl Over {
-    /// Tells the client, writes the session's line, and waits until the server has ended its part.
+    /// Notifies the client, writes the session's log line, and waits until the server has ended its
+    /// part.
     async fn finish(self, shared: &Arc<Shared>) {
         let cluster = self.record.listener.cluster.clone();
         let server = finish(self.ended, *self.record, shared).await.into_tcp();
@@ -300,7 +305,7 @@ impl Over {
     }
 }
 
-/// Issues a cancel key that is free, enters the session and writes BackendKeyData.
+/// Issues a cancel key that no other session has, enters the session and writes BackendKeyData.
 fn enter(
     shared: &Arc<Shared>,
     version: ProtocolVersion,
@@ -310,7 +315,8 @@ fn enter(
 ) -> Ticket {
     loop {
         let key = CancelKey {
-            // A server without BackendKeyData gets 0, and a cancel for it is a no-op (case 35).
+            // 0 for a server without BackendKeyData; a cancel then has no effect (docs/protocol.md,
+            // case 35).
             process_id: placement.process_id,
             key: issue(shared, version),
         };
@@ -334,9 +340,10 @@ fn issue(shared: &Shared, version: ProtocolVersion) -> ClientCancelKey {
     }
 }
 
-/// The snapshot may have changed between the choice and the entry into the registry, when no order reached this session.
+/// Ends the session if the snapshot has changed between the choice of the server and the entry into
+/// the registry, when no order could reach the session.
 pub(super) fn check_placement(listener: &ListenerSettings, ticket: &Ticket, placement: &Placement) {
-    if let SessionVerdict::End(why) = placement.verdict(&listener.cluster.snapshot()) {
-        ticket.entry().order(Order::Now(Reason::Role(why)));
+    if let SessionVerdict::End(reason) = placement.verdict(&listener.cluster.snapshot()) {
+        ticket.entry().order(Order::Now(Reason::Role(reason)));
     }
 }

@@ -1,4 +1,5 @@
-//! What is written about a connection: the session's one line, and why others came to nothing.
+//! What the log says about a connection: the one line of a session, and the reasons why other
+//! connections were refused.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,15 +26,15 @@ use crate::wire::proxy::ProxiedTls;
 use crate::wire::startup::StartupPacket;
 use crate::wire::text::Escaped;
 
-/// What the log line at the end needs.
+/// What the log line at the end of a session needs.
 pub(super) struct Record {
     pub(super) origin: Arc<Origin>,
     pub(super) listener: Arc<ListenerSettings>,
     pub(super) member: Option<MemberName>,
     pub(super) granted: Option<GrantedRole>,
-    /// TLS that ended at a balancer, as that says.
+    /// TLS that ended at a balancer, as the balancer's header describes it.
     pub(super) proxied_tls: Option<Box<ProxiedTls>>,
-    /// The login was bound to the TLS connection.
+    /// The login was bound to the TLS connection (channel binding).
     pub(super) is_bound: bool,
     pub(super) times: Times,
 }
@@ -43,7 +44,7 @@ impl Record {
         &self.origin.client
     }
 
-    /// Tells the operator of an authenticated client that may not use what it asks for.
+    /// Logs that an authenticated client may not use what it asks for.
     pub(super) fn refused(&self, shared: &Shared, reason: &str) {
         let client = self.client();
         if let Some(skipped) = shared.failures.admit(client.address.ip(), Some(&client.user)) {
@@ -67,45 +68,46 @@ pub(super) fn note_opening(
     shared: &Shared,
     listener: &ListenerSettings,
     client: ClientAddress,
-    fault: &OpeningError,
+    error: &OpeningError,
 ) {
-    if fault.is_refusal() {
+    if error.is_refusal() {
         shared.metrics.refuse(RefuseReason::Opening);
     }
-    if fault.is_offence() {
+    if error.is_offence() {
         login_throttle::garbage(shared, client);
     }
-    if fault.is_noise() {
-        debug!(%client, listener = %listener.name, %fault, "connection came to nothing");
+    if error.is_noise() {
+        debug!(%client, listener = %listener.name, fault = %error, "connection ended before its startup packet");
         return;
     }
     if let Some(skipped) = shared.failures.admit(client.ip(), None) {
         let via = client.via().map(tracing::field::display);
-        warn!(%client, via, listener = %listener.name, %fault, skipped, "connection refused");
+        warn!(%client, via, listener = %listener.name, fault = %error, skipped, "connection refused");
     }
 }
 
-/// How long a line of the log waits to know why a user has no password.
+/// How long a log line waits for the reason why a user has no password.
 const STANDING_WITHIN: Duration = Duration::from_secs(1);
 
-/// Tells the client why it may not come in, and the operator as well unless there is nothing to tell.
+/// Refuses a login: sends the client the error, counts it and logs it, unless the client just hung
+/// up.
 pub(super) async fn refuse(
     shared: &Shared,
     listener: &ListenerSettings,
     stream: &mut ClientStream,
     packet: &StartupPacket,
     client: ClientAddress,
-    fault: LoginError,
+    error: LoginError,
 ) {
-    let Some(refused) = fault.reason() else {
-        debug!(%client, listener = %listener.name, "hung up during the login");
+    let Some(refused) = error.reason() else {
+        debug!(%client, listener = %listener.name, "the client hung up during the login");
         return;
     };
     shared.metrics.refuse(refused);
-    login_throttle::failed(shared, listener, packet, client, &fault);
-    if fault.is_of_no_password() {
-        // First the answer, which takes no longer for such a user than for any other.
-        tell(stream, &fault, &packet.user).await;
+    login_throttle::failed(shared, listener, packet, client, &error);
+    if error.is_of_no_password() {
+        // The answer goes first, so that it takes no longer for such a user than for any other.
+        send_error(stream, &error, &packet.user).await;
         let skipped = shared.failures.admit(client.ip(), Some(&packet.user));
         let Some(skipped) = skipped else { return };
         let standing = listener
@@ -113,22 +115,22 @@ pub(super) async fn refuse(
             .standing(&packet.user, Instant::now() + STANDING_WITHIN);
         let reason = match standing.await {
             Some(standing) => format!("password authentication failed: {standing}"),
-            None => fault.to_string(),
+            None => error.to_string(),
         };
         return log_refusal(listener, packet, client, &reason, skipped);
     }
     let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
-    if matches!(fault, LoginError::Unavailable(_)) {
-        // The topology's own lines say why, once; balancers ask every second.
-        debug!(%client, listener = %listener.name, %user, %database, %fault, "login refused");
+    if matches!(error, LoginError::Unavailable(_)) {
+        // The log lines about the topology say why, once; balancers ask every second.
+        debug!(%client, listener = %listener.name, %user, %database, fault = %error, "login refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip(), Some(&packet.user)) {
-        log_refusal(listener, packet, client, &fault.to_string(), skipped);
+        log_refusal(listener, packet, client, &error.to_string(), skipped);
     }
-    tell(stream, &fault, &packet.user).await;
+    send_error(stream, &error, &packet.user).await;
 }
 
-async fn tell(stream: &mut ClientStream, fault: &LoginError, user: &[u8]) {
-    if let Some(reply) = fault.reply(user) {
+async fn send_error(stream: &mut ClientStream, error: &LoginError, user: &[u8]) {
+    if let Some(reply) = error.reply(user) {
         let mut out = BytesMut::new();
         message::error(&mut out, &reply);
         close::say(stream, &out).await;
@@ -147,36 +149,38 @@ fn log_refusal(
     warn!(%client, via, listener = %listener.name, %user, %database, %reason, skipped, "login refused");
 }
 
-/// Reports to the operator why a session does not begin.
+/// Counts and logs why a session got no server.
 pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wanted: &Wanted<'_>) {
-    // With the hint: where a server's pg_hba.conf lacks a line, that is the line.
-    let told = |reply: &ErrorReply| match &reply.hint {
+    // With the hint: if a server's pg_hba.conf lacks a line, the hint is that line.
+    let with_hint = |reply: &ErrorReply| match &reply.hint {
         Some(hint) => format!("{}. {hint}", reply.message),
         None => reply.message.clone(),
     };
     let error = match error {
         NoServer::Pass(NoPass::Closing) => return shared.metrics.refuse(RefuseReason::Shutdown),
         NoServer::Pass(NoPass::HungUp) => {
-            debug!(client = %record.client().address, "hung up while it waited for a server");
+            debug!(client = %record.client().address, "the client hung up while it waited for a server");
             return;
         }
         NoServer::Pass(NoPass::Queue(error)) => Err(*error),
         NoServer::Attach(error) => Ok(error),
     };
     let (reason, member, text) = match error {
-        Err(queue) => (queue.reason(), None, told(&wanted.busy(queue))),
-        Ok(AttachError::TooLong(reply)) => (RefuseReason::TooLong, None, told(reply)),
-        Ok(AttachError::NoCandidate(reply)) => (RefuseReason::NoCandidate, None, told(reply)),
-        Ok(AttachError::Server { said, member, .. }) => {
-            (RefuseReason::ServerRefused, Some(member), said.clone())
+        Err(queue) => (queue.reason(), None, with_hint(&wanted.busy(queue))),
+        Ok(AttachError::TooLong(reply)) => (RefuseReason::TooLong, None, with_hint(reply)),
+        Ok(AttachError::NoCandidate(reply)) => (RefuseReason::NoCandidate, None, with_hint(reply)),
+        Ok(AttachError::Server { log_text, member, .. }) => {
+            (RefuseReason::ServerRefused, Some(member), log_text.clone())
         }
         Ok(AttachError::Refused { reply, member }) => {
-            (RefuseReason::ServerConnect, Some(member), told(reply))
+            (RefuseReason::ServerConnect, Some(member), with_hint(reply))
         }
-        Ok(AttachError::Credential { said, member, .. }) => (
+        Ok(AttachError::Credential { log_text, member, .. }) => (
             RefuseReason::ServerRefused,
             Some(member),
-            format!("a credential of auth.server_credentials or auth.users_file is refused: {said}"),
+            format!(
+                "the server refused a credential of auth.server_credentials or auth.users_file: {log_text}"
+            ),
         ),
     };
     shared.metrics.refuse(reason);
@@ -191,7 +195,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
             database = %Escaped(&record.client().database),
             route = %record.listener.route.name,
             member = member.map_or("-", |member| member.as_str()),
-            // As a quoted string: parts of it may be a server's words.
+            // As a quoted string: parts of it may come from a server.
             reason = ?text.chars().take(1000).collect::<String>(),
             skipped,
             "no server for the session"
@@ -199,8 +203,8 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
     }
 }
 
-/// For the session's line: whether what it may do was held to.
-pub(super) fn shown(granted: GrantedRole) -> &'static str {
+/// The value of `access` in a session's log line.
+pub(super) fn access_label(granted: GrantedRole) -> &'static str {
     match granted {
         GrantedRole::ReadWrite => "read-write",
         GrantedRole::ReadOnly => "read-only",
@@ -209,7 +213,7 @@ pub(super) fn shown(granted: GrantedRole) -> &'static str {
     }
 }
 
-/// A duration as it stands in the log.
+/// A duration in milliseconds, as the log shows it.
 pub(super) struct Millis(pub(super) Duration);
 
 impl fmt::Display for Millis {
@@ -218,6 +222,7 @@ impl fmt::Display for Millis {
     }
 }
 
+/// Writes the one log line of a session.
 pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
     macro_rules! line {
         ($level:ident) => {
@@ -228,7 +233,7 @@ pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
                 database = %Escaped(&record.client().database),
                 route = %record.listener.route.name,
                 member = record.member.as_ref().map(tracing::field::display),
-                access = %record.granted.map_or("-", shown),
+                access = %record.granted.map_or("-", access_label),
                 tls = record.client().tls.unwrap_or("-"),
                 via_tls = record.proxied_tls.as_deref().map(tracing::field::display),
                 channel_binding = if record.is_bound { "yes" } else { "no" },

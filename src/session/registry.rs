@@ -1,7 +1,9 @@
-//! Every session there is. Cancel, shutdown, role changes and statistics act through it, and only through it.
+//! Every session of this process. Cancel requests, shutdown, role changes and statistics reach
+//! sessions through the registry, and only through it.
 //!
-//! What a session is (its [`Origin`]) stays for its life; where its server is (its [`Placement`]) is replaced when the
-//! session gets another server connection, and is absent while it has none.
+//! A session keeps its [`Origin`] for its whole life. Its [`Placement`] says where its server
+//! connection is: it is replaced together with the server connection, and absent while there is
+//! none.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -24,8 +26,8 @@ use crate::config::OnUnfit;
 use crate::frontend::ClientAddress;
 use crate::routing::{self, GrantedRole, SessionVerdict};
 
-/// Shared by every worker. The lock is taken when a session begins or ends, for a cancel and for statistics; never
-/// while bytes are relayed.
+/// Shared by every worker. The lock is taken when a session begins or ends, for a cancel and for
+/// statistics; never while bytes are relayed.
 #[derive(Debug, Default)]
 pub struct Registry {
     inner: Mutex<Inner>,
@@ -34,19 +36,22 @@ pub struct Registry {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// By cluster and id, so that a change of one cluster costs nothing for the sessions of another.
+    /// By cluster and id, so that a change of one cluster costs nothing for the sessions of
+    /// another.
     clusters: HashMap<Arc<str>, HashMap<u64, Arc<SessionEntry>>>,
-    /// By the process id in the client's cancel key: the server's own, so several sessions may share one.
+    /// By the process id in the client's cancel key. It is the server's process id, so several
+    /// sessions may have the same one.
     by_process_id: HashMap<u32, Vec<Arc<SessionEntry>>>,
-    /// Of the sessions that are over.
+    /// The traffic of sessions that are over.
     past: Traffic,
 }
 
-/// What a session has moved.
+/// What a session has transferred.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
-    /// From the client to the server, bytes.
+    /// From the client to the server.
     pub bytes_up: u64,
+    /// From the server to the client.
     pub bytes_down: u64,
     pub transactions: u64,
 }
@@ -59,16 +64,17 @@ impl Traffic {
     }
 }
 
-/// Whose session it is.
+/// The client of a session.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub address: ClientAddress,
-    /// As the client named them.
+    /// As the client wrote it.
     pub user: Bytes,
+    /// As the client wrote it.
     pub database: Bytes,
     /// TLS version and cipher; `None` in clear.
     pub tls: Option<&'static str>,
-    /// When it was accepted.
+    /// When its connection was accepted.
     pub since: Instant,
 }
 
@@ -85,7 +91,7 @@ impl Client {
     }
 }
 
-/// What of a session stays for its life.
+/// What does not change during a session.
 #[derive(Debug)]
 pub struct Origin {
     pub client: Client,
@@ -94,7 +100,7 @@ pub struct Origin {
     pub on_unfit: OnUnfit,
 }
 
-/// What a client was given in BackendKeyData.
+/// The process id and key that the router sent the client in BackendKeyData.
 #[derive(Debug, Clone)]
 pub struct CancelKey {
     pub process_id: u32,
@@ -121,11 +127,12 @@ pub struct KeyTaken;
 pub struct Placement {
     pub member: MemberName,
     pub granted: GrantedRole,
-    /// Where the server was seen to be, under the member's name.
+    /// Which server the router has seen under the member's name.
     pub whereabouts: Option<Whereabouts>,
-    /// The server's process; 0 where the server gave none, or where it is not seen (`mode: tcp`).
+    /// The server's process id; 0 if the server sent none, or if the router does not see it (`mode:
+    /// tcp`).
     pub process_id: u32,
-    /// `None` where the server gave no key: a cancel is then a no-op.
+    /// `None` if the server sent no key: a cancel then has no effect.
     pub cancel: Option<CancelTarget>,
 }
 
@@ -136,18 +143,19 @@ impl Placement {
     }
 }
 
-/// The number of a request within its session, so that it can be told from the one before and the one after.
+/// The number of a request within its session. It distinguishes the request from those before and
+/// after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestNumber(NonZeroU64);
 
-/// What a session does.
+/// What a session is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activity {
     /// Between two transactions.
     Idle,
-    /// A transaction is open, and the server does not work.
+    /// A transaction is open, and the server is not working on a request.
     InTransaction,
-    /// The server works on this request, the last one sent.
+    /// The server is working on this request, the last one sent.
     Active(RequestNumber),
 }
 
@@ -158,7 +166,7 @@ struct ActivityCell(AtomicU64);
 impl ActivityCell {
     const IDLE: u64 = 0;
     const IN_TRANSACTION: u64 = 1;
-    /// Numbers of requests follow.
+    /// From here on, request numbers.
     const FIRST: u64 = 2;
 
     fn load(&self) -> Activity {
@@ -176,49 +184,51 @@ impl ActivityCell {
             Activity::InTransaction => Self::IN_TRANSACTION,
             Activity::Active(RequestNumber(number)) => number.get() + (Self::FIRST - 1),
         };
-        // In one order with `SessionEntry::cancels`, see `set_activity`.
+        // Sequentially consistent with `SessionEntry::cancels`, see `set_activity`.
         self.0.store(value, Ordering::SeqCst);
     }
 }
 
-/// One session. Its owner is the session's task; others read, and give orders.
+/// One session. The session's task owns it; other tasks read it and give orders.
 #[derive(Debug)]
 pub struct SessionEntry {
     pub id: u64,
     pub origin: Arc<Origin>,
-    /// What the client cancels with; `None` where it has a key of the server's, which the router does not know
-    /// (`mode: tcp`).
+    /// The key with which the client cancels; `None` with `mode: tcp`, where the client has the
+    /// server's key and the router does not know it.
     pub(super) cancel_key: Option<CancelKey>,
     placement: ArcSwapOption<Placement>,
     activity: ActivityCell,
-    /// Requests so far.
+    /// The number of requests so far.
     requests: AtomicU64,
-    /// Cancel requests for it that are being served.
+    /// The number of cancel requests for this session that are in progress.
     cancels: AtomicU32,
-    /// Tells cancel requests that wait for their turn that the activity has changed.
+    /// Notifies waiting cancel requests of a change of the activity.
     activity_changed: Notify,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
     transactions: AtomicU64,
-    /// Whether the mailbox has an order: what the relay looks at on every wake-up.
+    /// Whether the mailbox has an order. The relay reads this on every wake-up.
     ordered: AtomicBool,
     mailbox: Mutex<Mailbox>,
 }
 
 #[derive(Debug, Default)]
 struct Mailbox {
-    /// Set, and never unset.
+    /// Never withdrawn.
     order: Option<Order>,
-    /// As long as the server is not fit.
+    /// Present while the server is not fit for the route.
     leave: Option<Order>,
     waker: Option<Waker>,
 }
 
 impl Registry {
-    /// Enters a session, which has no server connection yet; it leaves when the ticket is dropped.
+    /// Enters a session, which has no server connection yet. It leaves the registry when the ticket
+    /// is dropped.
     ///
     /// # Errors
-    /// That process id and key are another session's (which for a key of 32 random bits happens): issue another key.
+    /// Another session has this process id and key (with 32 random bits this happens): issue
+    /// another key.
     pub fn enter(
         self: &Arc<Self>,
         origin: Arc<Origin>,
@@ -260,7 +270,8 @@ impl Registry {
         })
     }
 
-    /// The session a cancel request is for. Every key under that process id is compared, each in constant time.
+    /// The session that a cancel request is for. It compares every key with that process id, each
+    /// in constant time.
     pub fn find(&self, process_id: u32, key: &[u8]) -> Option<Arc<SessionEntry>> {
         let inner = self.lock();
         let mut found = None;
@@ -272,7 +283,7 @@ impl Registry {
         found
     }
 
-    /// The session of this number.
+    /// The session with this id.
     pub fn session(&self, id: u64) -> Option<Arc<SessionEntry>> {
         let inner = self.lock();
         inner
@@ -282,7 +293,7 @@ impl Registry {
             .cloned()
     }
 
-    /// Every session there is now.
+    /// All sessions.
     pub fn sessions(&self) -> Vec<Arc<SessionEntry>> {
         let inner = self.lock();
         inner
@@ -293,7 +304,7 @@ impl Registry {
             .collect()
     }
 
-    /// Every session of this cluster.
+    /// All sessions of this cluster.
     pub fn sessions_of(&self, cluster: &str) -> Vec<Arc<SessionEntry>> {
         let inner = self.lock();
         let sessions = inner.clusters.get(cluster).into_iter();
@@ -308,7 +319,7 @@ impl Registry {
         self.len() == 0
     }
 
-    /// Moved since the start, by all sessions, past and present.
+    /// The traffic of all sessions since the start, past and present.
     pub fn traffic(&self) -> Traffic {
         let inner = self.lock();
         let mut sum = inner.past;
@@ -319,28 +330,30 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic while it was held leaves counts that are at worst one off; no reason to end every session.
+        // A panic while it is held leaves counts wrong by one at most; that is no reason to end
+        // every session.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl SessionEntry {
-    /// In constant time.
+    /// Compares in constant time.
     fn has_key(&self, key: &[u8]) -> bool {
         self.cancel_key.as_ref().is_some_and(|own| own.key.matches(key))
     }
 
-    /// Where its server connection is; `None` while it has none.
+    /// Where the server connection is; `None` while there is none.
     pub fn placement(&self) -> Option<Arc<Placement>> {
         self.placement.load_full()
     }
 
-    /// It has another server connection, or none. For the session's own task.
+    /// The session has another server connection, or none. Only the session's own task calls this.
     pub(super) fn place(&self, placement: Option<Arc<Placement>>) {
         self.placement.store(placement);
     }
 
-    /// Gives an order. A stricter one replaces a milder one; the first of equals stands.
+    /// Gives an order. A stricter order replaces a milder one; of two equally strict ones the first
+    /// stays.
     pub fn order(&self, order: Order) {
         let mut mailbox = self.mailbox();
         let replace = match (&mailbox.order, &order) {
@@ -359,8 +372,8 @@ impl SessionEntry {
         }
     }
 
-    /// Gives an order that stands until it is replaced, or taken back with `None`; it may have been carried out by then.
-    /// One of [`Self::order`] stands beside it.
+    /// Gives an order that stays until it is replaced, or withdrawn with `None`; the session may
+    /// have followed it by then. It does not replace an order of [`Self::order`].
     pub fn leave(&self, leave: Option<Order>) {
         let mut mailbox = self.mailbox();
         if mailbox.leave == leave {
@@ -377,7 +390,8 @@ impl SessionEntry {
         }
     }
 
-    /// The order given, if any, of two the stricter. One atomic load where there is none.
+    /// The order to follow, if any: the stricter one of two. Without an order this is one atomic
+    /// load.
     pub fn ordered(&self) -> Option<Order> {
         if !self.ordered.load(Ordering::Acquire) {
             return None;
@@ -390,17 +404,18 @@ impl SessionEntry {
         }
     }
 
-    /// Whom to wake for an order. Look at [`Self::ordered`] again afterwards.
+    /// Sets the waker that an order wakes. Call [`Self::ordered`] again afterwards: an order may
+    /// have come before.
     pub fn wake_for_orders(&self, waker: &Waker) {
         self.mailbox().waker = Some(waker.clone());
     }
 
-    /// What it does.
+    /// What the session is doing.
     pub fn activity(&self) -> Activity {
         self.activity.load()
     }
 
-    /// Is the server working for this session? Only then is a cancel passed on.
+    /// Whether the server is working for this session. Only then is a cancel request forwarded.
     pub fn in_flight(&self) -> bool {
         self.under_way().is_some()
     }
@@ -413,7 +428,8 @@ impl SessionEntry {
         }
     }
 
-    /// A request begins, also where another one was under way. Written by the session's own task only.
+    /// A request begins, even while another one is under way. Only the session's own task calls
+    /// this.
     pub(super) fn begin_request(&self) {
         let number = self.requests.load(Ordering::Relaxed) + 1;
         self.requests.store(number, Ordering::Relaxed);
@@ -422,24 +438,26 @@ impl SessionEntry {
         }
     }
 
-    /// The server has answered everything. Written by the session's own task only.
+    /// The server has answered every request. Only the session's own task calls this.
     pub(super) fn rest(&self, activity: Activity) {
         self.set_activity(activity);
     }
 
     fn set_activity(&self, activity: Activity) {
         self.activity.store(activity);
-        // A cancel request takes its place before it looks at the activity: one of the two sees the other.
+        // A cancel request takes its place before it reads the activity, so one of the two sees the
+        // other.
         if self.cancels.load(Ordering::SeqCst) > 0 {
             self.activity_changed.notify_waiters();
         }
     }
 
-    /// Returns once this request is not under way any more. Cancel safe. Only for who has a [`CancelPlace`].
+    /// Returns when this request is no longer under way. Cancel safe. The caller must hold a
+    /// [`CancelPlace`].
     pub(super) async fn until_over(&self, request: RequestNumber) {
         loop {
             let mut changed = std::pin::pin!(self.activity_changed.notified());
-            // Before the look, so that no change after it is missed.
+            // Before the check, so that no change after it is missed.
             changed.as_mut().enable();
             if self.under_way() != Some(request) {
                 return;
@@ -448,7 +466,8 @@ impl SessionEntry {
         }
     }
 
-    /// A place among the cancel requests for this session, of which there may be so many at a time.
+    /// A place among the cancel requests for this session; `None` if `most` are in progress
+    /// already.
     pub(super) fn cancel_place(&self, most: u32) -> Option<CancelPlace<'_>> {
         let taken = &self.cancels;
         let next = taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| {
@@ -457,7 +476,7 @@ impl SessionEntry {
         next.ok().map(|_| CancelPlace(taken))
     }
 
-    /// Written by the session's own task only.
+    /// Sets what the session has transferred so far. Only the session's own task calls this.
     pub(super) fn record(&self, traffic: Traffic) {
         self.bytes_up.store(traffic.bytes_up, Ordering::Relaxed);
         self.bytes_down.store(traffic.bytes_down, Ordering::Relaxed);
@@ -487,7 +506,7 @@ impl Drop for CancelPlace<'_> {
     }
 }
 
-/// A session's membership of the registry; it leaves when this is dropped.
+/// A session's entry in the registry; the session leaves the registry when this is dropped.
 #[derive(Debug)]
 pub struct Ticket {
     registry: Arc<Registry>,
@@ -570,7 +589,7 @@ mod tests {
     fn a_session_is_found_by_process_id_and_key_together_while_it_lasts() {
         let (registry, keys) = (Arc::new(Registry::default()), issuer());
         let (one, two) = (keys.issue_v30(), keys.issue_v32());
-        // Two members, two servers' processes of the same number.
+        // Processes of two members may have the same id.
         let first = enter(&registry, 7, one.clone()).unwrap();
         let second = enter(&registry, 7, two.clone()).unwrap();
         assert_eq!(registry.find(7, one.expose()).unwrap().id, first.entry().id);
@@ -647,7 +666,7 @@ mod tests {
     }
 
     #[test]
-    fn each_request_has_a_number_of_its_own() {
+    fn each_request_has_its_own_number() {
         let registry = Arc::new(Registry::default());
         let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         let entry = ticket.entry();
@@ -655,7 +674,7 @@ mod tests {
         entry.begin_request();
         let first = entry.under_way();
         assert!(first.is_some() && entry.in_flight());
-        // The next one, which was sent behind it.
+        // The next request, sent before the first was answered.
         entry.begin_request();
         assert_ne!(entry.under_way(), first);
         entry.rest(Activity::InTransaction);
@@ -668,7 +687,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancel_that_waits_hears_that_its_request_is_over() {
+    async fn a_waiting_cancel_is_notified_when_its_request_is_over() {
         let registry = Arc::new(Registry::default());
         let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         let entry = ticket.entry();
@@ -684,7 +703,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_can_be_moved_to_another_member_and_is_found_all_the_same() {
+    fn a_session_that_moved_to_another_member_is_found_by_the_same_key() {
         let (registry, key) = (Arc::new(Registry::default()), issuer().issue_v32());
         let ticket = enter(&registry, 7, key.clone()).unwrap();
         let member = || {
@@ -701,7 +720,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_has_so_many_cancel_requests() {
+    fn the_cancel_requests_of_a_session_are_limited() {
         let registry = Arc::new(Registry::default());
         let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         let held = [(); 2].map(|()| ticket.entry().cancel_place(2));
@@ -712,7 +731,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_before_anybody_listens_is_still_there() {
+    fn an_order_given_before_the_waker_is_set_is_kept() {
         let registry = Arc::new(Registry::default());
         let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
         ticket.entry().order(Order::Now(Reason::Shutdown));
@@ -723,15 +742,15 @@ mod tests {
     #[test]
     fn traffic_counts_sessions_past_and_present() {
         let (registry, keys) = (Arc::new(Registry::default()), issuer());
-        let moved = |bytes| Traffic {
+        let traffic = |bytes| Traffic {
             bytes_up: bytes,
             bytes_down: 2 * bytes,
             transactions: 1,
         };
         let past = enter(&registry, 1, keys.issue_v30()).unwrap();
         let present = enter(&registry, 2, keys.issue_v30()).unwrap();
-        past.entry().record(moved(10));
-        present.entry().record(moved(100));
+        past.entry().record(traffic(10));
+        present.entry().record(traffic(100));
         drop(past);
         let expected = Traffic {
             bytes_up: 110,

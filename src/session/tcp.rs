@@ -1,9 +1,11 @@
-//! The life of a connection on a listener with `mode: tcp`: a server is chosen as for every other session, and bytes
-//! are passed on unread. TLS and authentication are between the client and the server.
+//! The life of a connection on a listener with `mode: tcp`: a server is chosen as for every other
+//! session, and bytes are passed on unread. TLS and authentication are between the client and the
+//! server.
 //!
-//! Promises less than a session of `mode: postgres`: cluster, timeline and role of the server are those that a probe sees
-//! at the same address at about the same time, not seen on the connection; transactions are not seen, so that an order to end at a boundary has no effect until it becomes an
-//! order to end at once; and whoever is cut off is not told why.
+//! Promises less than a session of `mode: postgres`: cluster, timeline and role of the server are
+//! those that a probe sees at the same address at about the same time, not seen on the connection;
+//! transactions are not seen, so that an order to end at a boundary has no effect until it becomes
+//! an order to end at once; and whoever is cut off is not told why.
 //!
 //! ```text
 //! first packet → admission → choose → connect → (next candidate)* → forward → end
@@ -199,7 +201,8 @@ impl Opened {
             ..
         } = course;
         let started = Instant::now();
-        // Until the client has heard why it is refused: refused clients are no more than the pending ones may be.
+        // Until the client has heard why it is refused: refused clients are no more than the
+        // pending ones may be.
         let mut held = None;
         let connected = match denied {
             Some(LoginError::Limit(reason, reply)) => Err(Refusal {
@@ -277,7 +280,8 @@ impl Opened {
     }
 }
 
-/// Reads until it shows what the client wants; what was read stays in `head`. Cancel safe: `read_buf` is.
+/// Reads until it shows what the client wants; what was read stays in `head`. Cancel safe:
+/// `read_buf` is.
 async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance, OpeningError> {
     loop {
         if let Some(glance) = startup::glance(head).map_err(|fault| OpeningError::at_first(fault, head))? {
@@ -291,8 +295,8 @@ async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance,
     }
 }
 
-/// A place among the sessions, and a server. Nothing is known of the client but its address. `held` gets its place among
-/// the connections that have not logged in.
+/// A place among the sessions, and a server. Nothing is known of the client but its address. `held`
+/// gets its place among the connections that have not logged in.
 async fn admit(
     shared: &Arc<Shared>,
     listener: &ListenerSettings,
@@ -443,7 +447,8 @@ async fn led_to(question: &Question<'_>, stream: &TcpStream) -> Result<Whereabou
     })
 }
 
-/// On what terms the candidate serves, by what is known now that it has taken the connection; `None`: not any more.
+/// On what terms the candidate serves, by what is known now that it has taken the connection;
+/// `None`: not any more.
 fn granted(snapshot: &Snapshot, route: &Route, candidate: &Candidate) -> Option<GrantedRole> {
     let member = snapshot.member(&candidate.member)?;
     let (_, reason) = routing::fitness(snapshot, route, member).ok()?;
@@ -483,8 +488,9 @@ fn enter(
     Some(ticket)
 }
 
-/// Sends a cancel request to every member that may have the session: its key is the server's own, and only that one knows
-/// it. The client's socket is closed after theirs, which is when libpq takes the cancel for delivered.
+/// Sends a cancel request to every member that may have the session: its key is the server's own,
+/// and only that one knows it. The client's socket is closed after theirs, which is when libpq
+/// takes the cancel for delivered.
 async fn cancel(
     shared: &Shared,
     listener: &ListenerSettings,
@@ -518,8 +524,8 @@ fn refuse(shared: &Shared, listener: &ListenerSettings, client: ClientAddress, r
     }
 }
 
-/// Tells a client that speaks in clear. Encryption is declined first, as PostgreSQL's protocol has it; who insists on it
-/// hangs up, and direct TLS is closed in silence.
+/// Tells a client that speaks in clear. Encryption is declined first, as PostgreSQL's protocol has
+/// it; who insists on it hangs up, and direct TLS is closed in silence.
 async fn say_no(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply) {
     let mut declined = 0;
     let asked = timeout(REFUSING, async {
@@ -582,7 +588,7 @@ fn log_end(end: &End, record: &Record, traffic: Traffic) {
                 route = %record.listener.route.name,
                 member = %record.member,
                 mode = "tcp",
-                access = record::shown(record.granted),
+                access = record::access_label(record.granted),
                 connect_ms = %record::Millis(record.connecting),
                 total_ms = %record::Millis(record.accepted.elapsed()),
                 bytes_up = traffic.bytes_up,

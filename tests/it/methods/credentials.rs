@@ -184,7 +184,7 @@ fn the_credential_that_names_the_user_opens_the_servers() {
         let told = through.psql(user, "", "sslmode=disable").unwrap_err();
         assert_eq!(
             told,
-            "server \"s1\" does not accept the connection manager's login for this user"
+            "server \"s1\" does not accept the router's login for this user"
         );
         router.await_log(&[
             "no server for the session",
