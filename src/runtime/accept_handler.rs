@@ -58,7 +58,7 @@ impl OnAccept for Arc<AcceptHandler> {
         let admission = &self.shared.admission;
         let settings = self.settings.load_full();
         let place = if client_origin::is_announced(&settings, address) {
-            admission.place_unsaid()
+            admission.place_of_balancer()
         } else {
             admission.place(address.ip())
         };

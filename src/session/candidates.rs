@@ -1,5 +1,5 @@
-//! The way from a route to a server: a pass of the gate, then the candidates in order until one serves. One loop for
-//! sessions of `mode: postgres` and of `mode: tcp`.
+//! From a route to a server: a pass of the gate, then the candidates in order until one serves.
+//! Sessions of `mode: postgres` and of `mode: tcp` use the same loop.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use crate::config::Route;
 use crate::routing::{Candidate, Choice};
 use crate::wire::message::ErrorReply;
 
-/// Candidates tried for one session; more would only make the client wait longer for the same news.
+/// Candidates tried for one session. More would only make the client wait longer for the same
+/// error.
 pub(super) const MOST_TRIES: u32 = 4;
 
-/// What a session asks of the gate.
+/// What a session asks the gate for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
     pub(super) gate: &'a Gate,
@@ -30,22 +31,22 @@ pub(super) struct Wanted<'a> {
     pub(super) client: Option<IpAddr>,
 }
 
-/// The candidates as they were when the gate let the session pass, with a seat on the first of them that had room. Only
-/// [`Wanted::pass`] makes one.
+/// The candidates as they were when the gate let the session pass, with a seat on the first of them
+/// that had room. Only [`Wanted::pass`] makes one.
 #[derive(Debug)]
 pub(super) struct Pass {
     snapshot: Arc<Snapshot>,
     choice: Choice,
-    /// `None` where there is no candidate.
+    /// `None` if there is no candidate.
     seat: Option<Seat>,
-    /// How long the session waited for it.
+    /// How long the session waited for the pass.
     pub(super) queued: Duration,
 }
 
 /// Why there is no pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoPass {
-    /// The queue's limits.
+    /// A limit of the queue is reached.
     Queue(QueueError),
     /// The client left while it waited.
     HungUp,
@@ -54,7 +55,8 @@ pub(super) enum NoPass {
 }
 
 impl Wanted<'_> {
-    /// Waits for the pass, until the client hangs up or the router closes. Neither is looked at where there is no wait.
+    /// Waits for the pass until the client hangs up or the router shuts down. Without a wait
+    /// neither is checked.
     pub(super) async fn pass(
         &self,
         hung_up: impl Future<Output = ()>,
@@ -82,27 +84,27 @@ impl Wanted<'_> {
 }
 
 impl Wanted<'_> {
-    /// The error that a client gets whose session waited in vain, or may not wait.
+    /// The error for a client whose session waited too long, or may not wait.
     pub(super) fn busy(&self, error: QueueError) -> ErrorReply {
         gate::busy(&self.cluster.config(), self.route, error)
     }
 }
 
-/// What came of one candidate.
+/// The result of one candidate.
 pub(super) enum Attempt<T, E> {
     Serves(T),
     /// Another candidate may serve.
     Next(E),
-    /// Any other would say the same.
+    /// Every other candidate would fail in the same way.
     Stop(E),
 }
 
-/// What is done with a candidate: connect, and whatever the session needs besides.
+/// Connects to a candidate, and does what else the session needs there.
 pub(super) trait Connector {
     type Served;
     type Error;
 
-    /// Tries this one. The seat is given back where it does not serve.
+    /// Tries this candidate. The seat is given back if the candidate does not serve.
     fn attempt(
         &self,
         candidate: &Candidate,
@@ -111,11 +113,11 @@ pub(super) trait Connector {
 }
 
 impl Pass {
-    /// Tries the candidates in order, each with a seat, until one serves; full ones are passed over. No byte of the
-    /// client's has been forwarded before, so the next one may always be tried.
+    /// Tries the candidates in order, each with a seat, until one serves; it skips full ones. No
+    /// byte from the client has been forwarded yet, so it is always safe to try the next one.
     ///
     /// # Errors
-    /// What the last candidate came to; `None` where none was tried.
+    /// The error of the last candidate; `None` if none was tried.
     pub(super) async fn first_that_serves<C: Connector>(
         &mut self,
         occupancy: &Arc<Occupancy>,
@@ -128,7 +130,7 @@ impl Pass {
             if tried == MOST_TRIES {
                 break;
             }
-            // The first seat is taken already; the candidates before it are full.
+            // The gate has reserved the first seat; the candidates before it are full.
             let seat = match self.seat.take_if(|seat| *seat.member() == candidate.member) {
                 Some(seat) => seat,
                 None if self.seat.is_some() => continue,
@@ -148,7 +150,7 @@ impl Pass {
         Err(last)
     }
 
-    /// The error where there was no candidate to try.
+    /// The error if there was no candidate to try.
     pub(super) fn unavailable(&self, route: &Route) -> ErrorReply {
         gate::unavailable(&self.snapshot, route, &self.choice)
     }

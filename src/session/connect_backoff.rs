@@ -1,6 +1,6 @@
-//! Members that could not be connected to lately. A probe's standing connection may go on working where new ones are
-//! refused or are not answered, and such a member has the fewest sessions of all: without memory it would attract every
-//! next session. Pure: it is given the time.
+//! Members to which a connection failed lately. A probe's standing connection may still work while
+//! the member refuses or does not answer new ones. Such a member has the fewest sessions, so
+//! without this memory it would attract every new session. Pure: the caller passes the time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::occupancy::MemberKey;
 use crate::cluster::snapshot::MemberName;
 
-/// How long sessions prefer other members after a failed attempt. Then one session tries again, and the next ones wait
-/// for its result.
+/// How long sessions prefer other members after a failed attempt. Then one session tries again, and
+/// the others wait for its result.
 const AVOIDED: Duration = Duration::from_secs(10);
-/// A member that no session has wanted for longer than this is forgotten: it may be gone.
+/// A member that no session has tried for longer than this is forgotten: it may not exist any more.
 const FORGOTTEN: Duration = Duration::from_mins(10);
 
 /// Until when each member is avoided. Only members whose last attempt failed have an entry.
@@ -22,7 +22,7 @@ const FORGOTTEN: Duration = Duration::from_mins(10);
 pub(super) struct ConnectBackoff(HashMap<MemberKey, Instant>);
 
 impl ConnectBackoff {
-    /// Sessions prefer other members.
+    /// Whether sessions prefer other members now.
     pub(super) fn is_backing_off(&self, cluster: &Arc<str>, member: &MemberName, now: Instant) -> bool {
         // Nearly always there is no entry at all.
         !self.0.is_empty()
@@ -32,8 +32,8 @@ impl ConnectBackoff {
                 .is_some_and(|until| now < *until)
     }
 
-    /// A session is about to connect to the member. If the last attempt failed, the others keep away until this one has
-    /// its result.
+    /// A session is about to connect to the member. If the last attempt failed, other sessions
+    /// avoid the member until this one has a result.
     pub(super) fn connecting(&mut self, cluster: &Arc<str>, member: &MemberName, now: Instant) {
         if !self.0.is_empty()
             && let Some(until) = self.0.get_mut(&(Arc::clone(cluster), member.clone()))
@@ -42,7 +42,7 @@ impl ConnectBackoff {
         }
     }
 
-    /// The member could not be connected to.
+    /// A connection to the member failed.
     pub(super) fn failed(&mut self, cluster: &Arc<str>, member: &MemberName, now: Instant) {
         self.0
             .retain(|_, until| now.saturating_duration_since(*until) < FORGOTTEN);
@@ -50,7 +50,7 @@ impl ConnectBackoff {
             .insert((Arc::clone(cluster), member.clone()), now + AVOIDED);
     }
 
-    /// The member answered as a server does.
+    /// The member answered like a server.
     pub(super) fn answered(&mut self, cluster: &Arc<str>, member: &MemberName) {
         if !self.0.is_empty() {
             self.0.remove(&(Arc::clone(cluster), member.clone()));
@@ -73,15 +73,15 @@ mod tests {
         assert!(backoff.is_backing_off(&cluster, &db1, now));
         assert!(
             !backoff.is_backing_off(&"other".into(), &db1, now),
-            "another cluster's"
+            "a member of another cluster"
         );
         now += AVOIDED;
         assert!(
             !backoff.is_backing_off(&cluster, &db1, now),
-            "its turn to be tried"
+            "one session may try it"
         );
         backoff.connecting(&cluster, &db1, now);
-        assert!(backoff.is_backing_off(&cluster, &db1, now), "by one session");
+        assert!(backoff.is_backing_off(&cluster, &db1, now), "only one session");
         backoff.answered(&cluster, &db1);
         assert!(!backoff.is_backing_off(&cluster, &db1, now));
     }

@@ -1,7 +1,8 @@
-//! A session with the router's own console: no server is attached, everything else is as for any session.
+//! A session with the router's own console. It has no server; everything else is as in other
+//! sessions.
 //!
-//! What the console answers is not this room's: it is handed in, and runs in a task of its own, so that a fault in it
-//! ends that one session.
+//! The console itself belongs to another room and is passed in. It runs in a separate task, so that
+//! a fault in it ends only that one session.
 
 use std::fmt;
 use std::pin::Pin;
@@ -25,36 +26,36 @@ use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{Replication, StartupPacket};
 use crate::wire::text::Escaped;
 
-/// As the member in the log and in metrics.
+/// The name of the member in the log and in metrics.
 const MEMBER: &str = "console";
 
-/// Talks to clients that may use it. Made by `runtime`.
+/// Serves clients that may use the console. Made by `runtime`.
 pub trait Console: Send + Sync {
-    /// Until the client goes, breaks the protocol, or is sent away because the process ends.
+    /// Serves a client until it leaves or breaks the protocol, or until the process ends.
     fn serve(&self, visitor: Visitor) -> Pin<Box<dyn Future<Output = Departure> + Send>>;
 }
 
-/// A client that has proven who it is and may use the console.
+/// An authenticated client that may use the console.
 #[derive(Debug)]
 pub struct Visitor {
     pub stream: ClientStream,
-    /// As it named itself.
+    /// The user name that the client sent.
     pub user: String,
-    /// What it has to hear before anything else: the end of the authentication.
+    /// The end of the authentication. The client must get it before anything else.
     pub welcome: BytesMut,
-    /// Cancelled when it is to be sent away.
+    /// Cancelled when the session has to end.
     pub closing: CancellationToken,
 }
 
-/// The end of a conversation.
+/// The end of a session with the console.
 #[derive(Debug)]
 pub struct Departure {
-    /// Everything said so far has been written.
+    /// Every answer so far has been written to it.
     pub stream: ClientStream,
     pub cause: Cause,
 }
 
-/// The console, and whom it is for.
+/// The console, and the rules for its users.
 pub struct ConsoleAccess {
     config: config::Console,
     console: Arc<dyn Console>,
@@ -78,11 +79,12 @@ impl ConsoleAccess {
         packet.replication != Replication::Physical && packet.database == self.config.database.as_bytes()
     }
 
-    /// Or what the client is told. A name is one cluster's: whoever may make roles in another one is not meant.
+    /// Whether this user may use the console; if not, the hint for the client. A user name means a
+    /// role of one cluster: a role of the same name in another cluster is another user.
     fn admits(&self, user: &[u8], cluster: &str) -> Result<(), String> {
         if *self.config.cluster != *cluster {
             return Err(format!(
-                "It is for users of the cluster \"{}\": use a listener of that cluster.",
+                "The console is for users of the cluster \"{}\". Connect to a listener of that cluster.",
                 self.config.cluster
             ));
         }
@@ -93,7 +95,7 @@ impl ConsoleAccess {
     }
 }
 
-/// Serves an authenticated client that asks for the console, to the session's one log line.
+/// Serves an authenticated client that asks for the console, and writes the session's log line.
 pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
     let WelcomedClient {
         stream,
@@ -106,7 +108,10 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
     };
     if let Err(hint) = access.admits(&record.client().user, &record.listener.cluster.config().name) {
         shared.metrics.refuse(RefuseReason::Console);
-        record.refused(shared, "not one of console.users of console.cluster");
+        record.refused(
+            shared,
+            "the user is not in console.users, or not of console.cluster",
+        );
         message::error(&mut welcome, &not_admitted(&record.client().database, &hint));
         return close_with_error(stream, welcome).await;
     }
@@ -120,7 +125,7 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
         closing: shared.closing.clone(),
     };
     let (cause, stream) = isolated(access.console.serve(visitor)).await;
-    // An answer is finished before the end is looked at: nothing is under way.
+    // The console finishes an answer before it checks for the end, so nothing is under way.
     let end = End::from(cause);
     record::log_end(&end, &record, Traffic::default());
     shared.metrics.end(&record.listener.route.name, &end);
@@ -134,11 +139,10 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
     drop((gauge, admitted));
 }
 
-/// In a task of its own; a panic there takes the client's connection with it, and nothing else.
-async fn isolated(
-    conversation: Pin<Box<dyn Future<Output = Departure> + Send>>,
-) -> (Cause, Option<ClientStream>) {
-    match AbortOnDropHandle::new(tokio::spawn(conversation)).await {
+/// Runs the console in a separate task. A panic there closes the client's connection and nothing
+/// else.
+async fn isolated(serving: Pin<Box<dyn Future<Output = Departure> + Send>>) -> (Cause, Option<ClientStream>) {
+    match AbortOnDropHandle::new(tokio::spawn(serving)).await {
         Ok(Departure { stream, cause }) => (cause, Some(stream)),
         Err(_panicked) => (Cause::ConsoleFault, None),
     }
@@ -149,7 +153,7 @@ fn not_admitted(database: &[u8], hint: &str) -> ErrorReply {
         SqlState::INSUFFICIENT_PRIVILEGE,
         format!("permission denied for database \"{}\"", Escaped(database)),
     )
-    .detail("It is the router's console.")
+    .detail("This database is the router's console.")
     .hint(hint)
 }
 
@@ -171,6 +175,10 @@ mod tests {
         .await;
         assert_eq!(cause, Cause::ConsoleFault);
         assert!(stream.is_none());
-        assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0, "the client is cut off");
+        assert_eq!(
+            theirs.read(&mut [0]).await.unwrap(),
+            0,
+            "the connection is closed"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Why a session ended, and what is known of a request that was under way: what the client is told, what the log says,
-//! what the metrics count.
+//! Why a session ended, and what is known about a request that was under way. The client's error,
+//! the log line and the metrics follow from it.
 
 use bytes::BytesMut;
 
@@ -9,12 +9,12 @@ use crate::routing::{EndReason, LeaveReason};
 use crate::wire::message::{self, ErrorReply, Severity};
 use crate::wire::sqlstate::SqlState;
 
-/// An order to end a session, given from outside through the registry.
+/// An order to end a session, given through the registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Between transactions; what runs may finish.
+    /// End between transactions. A transaction under way may finish.
     AtBoundary(Reason),
-    /// At once, in a transaction too.
+    /// End at once, even in a transaction.
     Now(Reason),
 }
 
@@ -41,35 +41,35 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Why, and what to do, for the client.
-    fn words(&self) -> (String, &'static str) {
+    /// Message and hint for the client.
+    fn message_and_hint(&self) -> (String, &'static str) {
         match self {
             Self::Shutdown => (
-                "terminating connection: the connection manager is shutting down".to_owned(),
-                "Reconnect; another connection manager, or this one once restarted, will serve you.",
+                "terminating connection: the router is shutting down".to_owned(),
+                "Reconnect. Another router will serve you, or this one when it has restarted.",
             ),
             Self::Killed => (
                 "terminating connection due to administrator command".to_owned(),
-                "An operator of the connection manager has ended this session.",
+                "An operator of the router ended this session. Ask the operator for the reason.",
             ),
             Self::MemberClosed(member) => (
-                format!("terminating connection: an operator ends the sessions on {member}"),
-                "Reconnect to be served by another server, if this one takes no new sessions.",
+                format!("terminating connection: an operator ended the sessions on {member}"),
+                "Reconnect. Another server will serve you if this one takes no new sessions.",
             ),
-            Self::Role(why @ (EndReason::Demoted(_) | EndReason::OtherLeader { .. })) => (
-                format!("terminating connection: {why}"),
+            Self::Role(reason @ (EndReason::Demoted(_) | EndReason::OtherLeader { .. })) => (
+                format!("terminating connection: {reason}"),
                 "Reconnect to reach the leader.",
             ),
-            Self::Role(why @ (EndReason::Foreign(_) | EndReason::OldPrimary(_))) => (
-                format!("terminating connection: {why}"),
-                "Reconnect to reach a server of the cluster. What was written on the other one is not there.",
+            Self::Role(reason @ (EndReason::Foreign(_) | EndReason::OldPrimary(_))) => (
+                format!("terminating connection: {reason}"),
+                "Reconnect to reach a server of the cluster. It does not have what this session wrote.",
             ),
-            Self::Role(why @ EndReason::Promoted(_)) => (
-                format!("terminating connection: {why}"),
+            Self::Role(reason @ EndReason::Promoted(_)) => (
+                format!("terminating connection: {reason}"),
                 "Reconnect to reach a replica.",
             ),
-            Self::Unfit(why) => (
-                format!("terminating connection: {why}"),
+            Self::Unfit(reason) => (
+                format!("terminating connection: {reason}"),
                 "Reconnect to reach another server.",
             ),
         }
@@ -98,8 +98,8 @@ impl std::fmt::Display for Reason {
             Self::Shutdown => f.write_str("shutdown"),
             Self::Killed => f.write_str("ended by an operator"),
             Self::MemberClosed(member) => write!(f, "an operator ended the sessions on {member}"),
-            Self::Role(why) => why.fmt(f),
-            Self::Unfit(why) => why.fmt(f),
+            Self::Role(reason) => reason.fmt(f),
+            Self::Unfit(reason) => reason.fmt(f),
         }
     }
 }
@@ -107,29 +107,31 @@ impl std::fmt::Display for Reason {
 /// Why a relayed session ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// The client said goodbye (Terminate).
+    /// The client sent Terminate.
     ClientTerminated,
-    /// The client closed without a goodbye.
+    /// The client closed the connection without Terminate.
     ClientGone,
-    /// The server ended it with a FATAL of its own, forwarded verbatim.
+    /// The server ended the session with its own FATAL error, which the client got unchanged.
     ServerFatal {
         code: SqlState,
     },
-    /// The server closed without a word.
+    /// The server closed the connection without an error.
     ServerGone,
-    /// The server closed, and what it said before is all there is to say: a replication stream that it had completed; or
-    /// it is not known (`mode: tcp`), a refused login, or a goodbye.
+    /// The server closed the connection, and the router adds no error: the server had completed a
+    /// replication stream; or, with `mode: tcp`, the router does not see whether a refused login or
+    /// a Terminate came before.
     ServerClosed,
     Ordered(Reason),
-    /// One side broke the protocol so that frames can no longer be told apart.
+    /// One side violated the protocol, so that the router cannot find the next message.
     ClientProtocol(String),
     ServerProtocol(String),
-    /// A fault of ours in the console; the client is cut off.
+    /// A fault in the router's console; the client's connection is closed.
     ConsoleFault,
 }
 
 labels! {
-    /// The label `cause` of `trunkline_sessions_ended_total` and `trunkline_outcomes_unknown_total`.
+    /// The label `cause` of `trunkline_sessions_ended_total` and
+    /// `trunkline_outcomes_unknown_total`.
     pub(super) enum EndLabel {
         ClientTerminated = "client_terminated",
         ClientGone = "client_gone",
@@ -153,16 +155,16 @@ labels! {
     }
 }
 
-/// What becomes of the client's last request, as far as the router knows.
+/// What happened to the client's last request, as far as the router knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fate {
     /// Every request that has reached the server is answered, and no transaction is open.
     #[default]
     Settled,
-    /// The same, and a transaction is open: the server rolls it back when its connection ends.
+    /// The same, but a transaction is open: the server rolls it back when its connection ends.
     RolledBack,
-    /// Every request that has reached the server is answered, but some were executed since the last Sync: what they did is
-    /// committed already (COMMIT, CALL, VACUUM), or rolled back.
+    /// Every request that has reached the server is answered, but some were executed since the last
+    /// Sync. Their effects are committed already (COMMIT, CALL, VACUUM), or rolled back.
     Unsynced,
     /// The server has a request that it has not answered: it may take effect, now or later.
     Unknown,
@@ -185,13 +187,13 @@ impl From<Cause> for End {
     }
 }
 
-/// Behind the reason, where the fate of a request is not known.
+/// Follows the reason in the message if the fate of a request is not known.
 const UNKNOWN: &str = "the outcome of the request under way is unknown";
 const CHECK: &str = "Check whether the statement took effect before you repeat it.";
-const UNSYNCED: &str = "What was executed since the last Sync may be committed or rolled back.";
+const UNSYNCED: &str = "Statements executed since the last Sync may be committed or rolled back.";
 
 impl Fate {
-    /// What was asked may have taken effect or not.
+    /// A request may have taken effect or not.
     fn is_open(self) -> bool {
         matches!(self, Self::Unsynced | Self::Unknown)
     }
@@ -213,7 +215,7 @@ impl End {
         }
     }
 
-    /// Does the operator want to see this one at WARN?
+    /// Whether the log line is a WARN.
     pub fn is_abnormal(&self) -> bool {
         match &self.cause {
             Cause::ClientTerminated | Cause::ClientGone | Cause::ServerFatal { .. } | Cause::ServerClosed => {
@@ -233,7 +235,7 @@ impl End {
         }
     }
 
-    /// The client has asked for something, is still there, and nobody can tell it what came of that.
+    /// A client that is still connected made a request whose outcome cannot be known.
     pub fn is_unknown(&self) -> bool {
         self.fate.is_open()
             && matches!(
@@ -242,9 +244,10 @@ impl End {
             )
     }
 
-    /// Writes what the client is told, if anything. The session is over, which is FATAL; but where a request is under way
-    /// whose `ready` would follow an error, it is answered in order first, as ERROR: many drivers hide or repeat what was
-    /// asked when the connection ends before the answer is whole (docs/drivers.md).
+    /// Writes the error for the client, if there is one. The session is over, so the error is
+    /// FATAL. But if a request is under way, and `ready` is the status to send after an error, the
+    /// request gets a complete answer: ERROR, then ReadyForQuery. Many drivers hide the error or
+    /// repeat the request if the connection ends before the answer is complete (docs/drivers.md).
     pub fn last_words(&self, out: &mut BytesMut, ready: Option<u8>) {
         match (self.reply(), ready) {
             (None, _) => {}
@@ -257,15 +260,16 @@ impl End {
         }
     }
 
-    /// What the client is told; `None` where it knows or is gone. 08007 wherever the fate of a request is not known, with
-    /// the reason; what a server that shuts down would say, or what is wrong, where nothing was under way.
+    /// The error for the client; `None` if the client knows the reason or has left. If the fate of
+    /// a request is not known, it is 08007 with the reason. Otherwise it is the error that a server
+    /// sends when it shuts down, or says what is wrong.
     pub fn reply(&self) -> Option<ErrorReply> {
         let (code, message, hint) = match &self.cause {
-            // A client that has only closed its side may still wait for an answer that does not come.
+            // A client that has closed only its sending side may still wait for an answer.
             Cause::ClientTerminated | Cause::ClientGone if self.fate != Fate::Unknown => return None,
             Cause::ServerFatal { .. } | Cause::ServerClosed | Cause::ConsoleFault => return None,
             Cause::Ordered(reason) => {
-                let (message, hint) = reason.words();
+                let (message, hint) = reason.message_and_hint();
                 (SqlState::ADMIN_SHUTDOWN, message, hint)
             }
             Cause::ServerGone | Cause::ClientTerminated | Cause::ClientGone => (
@@ -273,15 +277,16 @@ impl End {
                 "the connection to the server was lost".to_owned(),
                 "Reconnect.",
             ),
-            Cause::ClientProtocol(what) => (
+            Cause::ClientProtocol(violation) => (
                 SqlState::PROTOCOL_VIOLATION,
-                what.clone(),
-                "The client, or something between it and the connection manager, sends what is no message of the protocol.",
+                violation.clone(),
+                "Check the client, and what is between it and the router: the router received bytes that are no \
+                 message of the protocol.",
             ),
             Cause::ServerProtocol(_) => (
                 SqlState::PROTOCOL_VIOLATION,
-                "the server broke the protocol; the session cannot go on".to_owned(),
-                "The connection manager's log has the details.",
+                "the server violated the protocol; the session cannot continue".to_owned(),
+                "Ask the operator to look for the details in the router's log.",
             ),
         };
         Some(match self.fate {
@@ -289,14 +294,14 @@ impl End {
             Fate::RolledBack => ErrorReply::fatal(code, message)
                 .hint(format!("{hint} The transaction that was open is rolled back.")),
             Fate::Unsynced | Fate::Unknown => {
-                let about = if self.fate == Fate::Unsynced {
+                let advice = if self.fate == Fate::Unsynced {
                     format!("{UNSYNCED} {CHECK}")
                 } else {
                     CHECK.to_owned()
                 };
                 let message = format!("{message}; {UNKNOWN}");
                 ErrorReply::fatal(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
-                    .hint(format!("{hint} {about}"))
+                    .hint(format!("{hint} {advice}"))
             }
         })
     }
@@ -305,17 +310,17 @@ impl End {
 impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.cause {
-            Cause::ClientTerminated => f.write_str("client said goodbye"),
+            Cause::ClientTerminated => f.write_str("client terminated the session"),
             Cause::ClientGone if self.fate == Fate::Unknown => {
                 return f.write_str("client closed the connection while a request was under way");
             }
             Cause::ClientGone => f.write_str("client closed the connection"),
-            Cause::ServerFatal { code } => write!(f, "server ended it with {}", code),
+            Cause::ServerFatal { code } => write!(f, "server ended the session with {}", code),
             Cause::ServerGone => f.write_str("connection to the server lost"),
             Cause::ServerClosed => f.write_str("server closed the connection"),
             Cause::Ordered(reason) => reason.fmt(f),
-            Cause::ClientProtocol(what) => write!(f, "protocol violation by the client: {what}"),
-            Cause::ServerProtocol(what) => write!(f, "protocol violation by the server: {what}"),
+            Cause::ClientProtocol(violation) => write!(f, "protocol violation by the client: {violation}"),
+            Cause::ServerProtocol(violation) => write!(f, "protocol violation by the server: {violation}"),
             Cause::ConsoleFault => f.write_str("a fault in the console"),
         }?;
         if self.is_unknown() {
@@ -346,9 +351,10 @@ mod tests {
         ]
     }
 
-    /// Whatever cuts a session: 08007 and its reason where a request is under way, and never otherwise.
+    /// The error of every cause is 08007 with its reason if a request is under way, and never
+    /// otherwise.
     #[test]
-    fn an_unknown_fate_is_never_called_anything_else() {
+    fn an_unknown_fate_is_always_08007_and_a_known_one_never() {
         let broken = "invalid length".to_owned();
         let causes = reasons()
             .into_iter()
@@ -359,27 +365,28 @@ mod tests {
             (Cause::ClientProtocol(broken), "08P01"),
         ];
         for (cause, otherwise) in causes.chain(others) {
-            let words = |fate| {
+            let reply = |fate| {
                 let cause = cause.clone();
                 End { cause, fate }.reply().unwrap()
             };
-            let settled = words(Fate::Settled);
+            let settled = reply(Fate::Settled);
             assert_eq!(settled.code.as_str(), otherwise, "{settled:?}");
-            let rolled_back = words(Fate::RolledBack);
+            let rolled_back = reply(Fate::RolledBack);
             assert_eq!(
                 (rolled_back.code, &rolled_back.message),
                 (settled.code, &settled.message)
             );
             assert!(rolled_back.hint.unwrap().ends_with("is rolled back."));
-            let unknown = words(Fate::Unknown);
+            let unknown = reply(Fate::Unknown);
             assert_eq!(unknown.code.as_str(), "08007", "{unknown:?}");
             assert!(
                 unknown.message.starts_with(&settled.message) && unknown.message.contains("is unknown"),
                 "{unknown:?}"
             );
             assert!(unknown.hint.unwrap().contains("Check whether"));
-            // What was executed without a Sync is never called rolled back, as it may be committed.
-            let unsynced = words(Fate::Unsynced);
+            // The hint never says that statements without a Sync are rolled back: they may be
+            // committed.
+            let unsynced = reply(Fate::Unsynced);
             assert_eq!(
                 (unsynced.code, &unsynced.message),
                 (unknown.code, &unknown.message)
@@ -402,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_knows_or_is_gone_is_told_nothing() {
+    fn a_client_that_knows_the_reason_or_has_left_gets_no_error() {
         let code = SqlState::ADMIN_SHUTDOWN;
         for cause in [
             Cause::ClientTerminated,
@@ -415,10 +422,10 @@ mod tests {
                 let end = End { cause, fate };
                 assert!(!end.is_unknown() && !end.is_abnormal(), "{end}");
                 let has_left = matches!(end.cause, Cause::ClientTerminated | Cause::ClientGone);
-                // It may have closed one side only.
-                let words = end.reply().map(|reply| reply.code);
+                // It may have closed only its sending side.
+                let code = end.reply().map(|reply| reply.code);
                 assert_eq!(
-                    words,
+                    code,
                     (has_left && fate == Fate::Unknown).then_some(SqlState::TRANSACTION_RESOLUTION_UNKNOWN),
                     "{end}"
                 );

@@ -1,12 +1,14 @@
-//! The gate of a route: where a session waits until a server may be given to it.
+//! The gate of a route: sessions wait here until they can have a server.
 //!
-//! Today a session waits for one reason: every candidate has as many sessions as `server.max_connections` allows. A route
-//! for which no member is fit does not wait: its gate fails fast.
+//! Today a session waits for one reason only: every candidate has as many sessions as
+//! `server.max_connections` allows. If no member is fit for a route, its sessions do not wait: the
+//! gate fails fast.
 //!
-//! Guarantees: first come, first served; a newcomer never overtakes. A change (a session has ended, the topology is
-//! another one) wakes one session, the first, however many wait; when that one leaves, the next one has its turn. A
-//! session in the middle leaves at once and costs the others nothing. Waiting is limited in number and time, and takes
-//! no thread. No lock is held while a session tries, and none is taken within another.
+//! Guarantees: first come, first served; a new session never overtakes. A change (a session ended,
+//! the topology changed) wakes only the first session, however many wait; when it leaves, the next
+//! one has its turn. A session in the middle leaves at once, at no cost for the others. The number
+//! of waiting sessions and their time are limited, and waiting takes no thread. No lock is held
+//! while a session tries, and no lock is taken within another.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,7 +37,7 @@ use crate::wire::sqlstate::SqlState;
 pub(super) enum QueueError {
     /// As many sessions wait as `max_queue` allows.
     Full,
-    /// `queue_timeout` is over.
+    /// `queue_timeout` has passed.
     Timeout,
 }
 
@@ -54,10 +56,10 @@ impl QueueError {
 pub(super) struct Gates(Mutex<HashMap<Arc<str>, Weak<Gate>>>);
 
 impl Gates {
-    /// The gate of this route, made where there is none.
+    /// The gate of this route; a new one if there is none.
     pub(super) fn of(&self, route: &Route) -> Arc<Gate> {
         let mut gates = self.lock();
-        // A route of the same name may be another cluster's after a reload.
+        // After a reload, a route of the same name may belong to another cluster.
         let found = gates.get(&route.name).and_then(Weak::upgrade);
         if let Some(gate) = found.filter(|gate| gate.cluster == route.cluster) {
             return gate;
@@ -68,15 +70,15 @@ impl Gates {
         gate
     }
 
-    /// A session of the cluster has ended, or did not come about.
+    /// A seat in the cluster is free: a session has ended, or did not begin.
     pub(super) fn freed(&self, cluster: &Arc<str>) {
-        let waited_at: Vec<Arc<Gate>> = self
+        let with_waiting: Vec<Arc<Gate>> = self
             .lock()
             .values()
             .filter_map(Weak::upgrade)
             .filter(|gate| gate.cluster == *cluster && gate.waiting() > 0)
             .collect();
-        for gate in waited_at {
+        for gate in with_waiting {
             gate.changed.notify_one();
         }
     }
@@ -91,7 +93,7 @@ impl Gates {
 enum GateState {
     /// A member may serve the route.
     Open,
-    /// No member may, and the client is told so at once.
+    /// No member may; clients get this error at once.
     FailFast(Box<ErrorReply>),
 }
 
@@ -123,9 +125,9 @@ pub struct Gate {
     cluster: Arc<str>,
     /// Computed once for each snapshot, by the first login that asks.
     state: ArcSwapOption<Computed>,
-    /// Sessions that wait.
+    /// The number of sessions that wait.
     waiting: AtomicU32,
-    /// The session that holds it is the first; the semaphore hands it on in order.
+    /// The first session holds its permit; the semaphore passes the permit on in order.
     turn: Semaphore,
     /// What the first session waits for.
     changed: Notify,
@@ -142,8 +144,8 @@ impl Gate {
         }
     }
 
-    /// Whether a session of `route` can hope for a server. Asked before authentication, so that a balancer's check sees
-    /// the error.
+    /// Whether a session of `route` can expect a server. The login asks this before authentication,
+    /// so that a balancer's check sees the error.
     ///
     /// # Errors
     /// No member may serve the route: 57P03 with the reasons.
@@ -165,11 +167,11 @@ impl Gate {
         }
     }
 
-    /// What `attempt` gives, once it gives something and it is this session's turn; and how long that took. Dropping the
-    /// future leaves the queue.
+    /// Waits until it is this session's turn and `attempt` succeeds. Returns the result of
+    /// `attempt` and the time it took to get it. Dropping the future leaves the queue.
     ///
     /// # Errors
-    /// The limits of the route's queue.
+    /// A limit of the route's queue is reached.
     pub(super) async fn pass<T>(
         &self,
         route: &Route,
@@ -200,7 +202,8 @@ impl Gate {
         }
     }
 
-    /// Waits for the turn, and tries until `attempt` gives something. Cancel safe: the turn goes to the next session.
+    /// Waits for this session's turn, and tries until `attempt` succeeds. Cancel safe: the turn
+    /// goes to the next session.
     async fn first<T>(
         &self,
         subscribe: impl Fn() -> watch::Receiver<Arc<Snapshot>>,
@@ -210,7 +213,7 @@ impl Gate {
         // Before the first attempt, so that no change after it is missed.
         let mut snapshots = subscribe();
         loop {
-            // A change that came before is kept by `Notify`; at worst one attempt is made in vain.
+            // `Notify` keeps a change that came earlier; at worst one attempt is unnecessary.
             if let Some(done) = attempt() {
                 return done;
             }
@@ -221,7 +224,7 @@ impl Gate {
         }
     }
 
-    /// A place among the sessions that wait, of which there are at most `most`.
+    /// A place among the sessions that wait; `None` if `most` wait already.
     fn wait<'a>(&'a self, most: u32, metrics: &'a Metrics, label: &RouteLabel) -> Option<Wait<'a>> {
         let counted = self
             .waiting
@@ -256,38 +259,39 @@ impl Drop for Wait<'_> {
     }
 }
 
-/// The error where no member may serve the route.
+/// The error if no member may serve the route.
 pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
     let (message, hint) = routing::unavailable(snapshot, route, choice);
     ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
 }
 
-/// The error of a client whose session waited in vain, or may not wait.
+/// The error for a client whose session waited too long, or may not wait.
 pub(super) fn busy(cluster: &Cluster, route: &Route, error: QueueError) -> ErrorReply {
     let most = cluster.max_connections;
-    let waited = match error {
+    let reason = match error {
         QueueError::Timeout => format!(
             "No session ended within {} ms (queue_timeout).",
             route.queue.timeout.as_millis()
         ),
         QueueError::Full if route.queue.most == 0 => {
-            "No client may wait for one to end (max_queue).".to_owned()
+            "Clients may not wait for a session to end (max_queue is 0).".to_owned()
         }
         QueueError::Full => format!(
-            "{} clients wait for one to end already (max_queue).",
+            "{} clients already wait for a session to end (max_queue).",
             route.queue.most
         ),
     };
     ErrorReply::fatal(
         SqlState::TOO_MANY_CONNECTIONS,
-        format!("every server for {} sessions has as many as it may have", route.access),
+        format!("every server for {} sessions is full", route.access),
     )
     .hint(format!(
-        "The router gives each server at most {most} sessions (server.max_connections). {waited} Try again later."
+        "The router gives each server at most {most} sessions (server.max_connections). {reason} Try again later, or \
+         ask the operator to raise these limits."
     ))
 }
 
-/// Of all queues.
+/// The metrics of all gates.
 #[derive(Debug)]
 pub(super) struct Metrics {
     length: Family<RouteLabel, Gauge>,
@@ -318,17 +322,17 @@ impl Metrics {
         );
         into.register(
             "queue_full",
-            "Sessions refused because as many waited as may",
+            "Sessions refused because max_queue sessions waited already",
             metrics.full.clone(),
         );
         into.register(
             "queue_timeouts",
-            "Sessions that waited for a place on a server, and got none in time",
+            "Sessions that got no place on a server within queue_timeout",
             metrics.timeouts.clone(),
         );
         into.register_with_unit(
             "queue_wait",
-            "How long sessions waited, however it ended",
+            "How long sessions waited, whatever the result",
             Unit::Seconds,
             metrics.wait_seconds.clone(),
         );

@@ -34,7 +34,7 @@ pub(super) fn snapshot(version: u64) -> Arc<Snapshot> {
     })
 }
 
-/// Sessions of one route, of which as many pass as there are seats.
+/// A gate and its sessions, of which as many pass as there are seats.
 pub(super) struct Scene {
     pub(super) gates: Gates,
     pub(super) gate: Arc<Gate>,
@@ -61,7 +61,7 @@ impl Session<'_> {
         }
     }
 
-    /// How often it was woken since the last time.
+    /// How often it was woken since the last call.
     pub(super) fn woken(&self) -> usize {
         self.woken.0.swap(0, Ordering::Relaxed)
     }

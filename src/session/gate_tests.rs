@@ -13,7 +13,7 @@ async fn first_come_first_served_and_nobody_overtakes() {
     assert_eq!(
         scene.passes_at_once(),
         Some(Err(QueueError::Full)),
-        "though it could be served"
+        "although a seat is free"
     );
     scene.seats.set(0);
     scene.gates.freed(&"other".into());
@@ -23,13 +23,9 @@ async fn first_come_first_served_and_nobody_overtakes() {
     assert_eq!(second.poll(), None, "not its turn");
     assert_eq!(first.poll(), Some(Ok(())));
     drop(first);
-    assert_eq!(
-        [&second, &third].map(Session::woken),
-        [1, 0],
-        "it is the first now"
-    );
+    assert_eq!([&second, &third].map(Session::woken), [1, 0], "it is first now");
     assert_eq!(second.poll(), None);
-    // A newcomer waits behind the others, and a session that leaves from the middle wakes nobody.
+    // A new session waits behind the others, and a session that leaves from the middle wakes none.
     let mut fourth = scene.waits();
     drop(third);
     assert_eq!([&second, &fourth].map(Session::woken), [0, 0]);
@@ -45,7 +41,7 @@ async fn first_come_first_served_and_nobody_overtakes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_session_that_leaves_after_it_was_woken_loses_no_seat() {
+async fn no_seat_is_lost_when_the_session_that_was_woken_leaves() {
     let scene = Scene::new(2);
     let (first, mut second) = (scene.waits(), scene.waits());
     scene.frees_a_seat();
@@ -64,7 +60,7 @@ async fn without_a_queue_only_a_free_seat_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_ends_in_time_and_the_next_one_has_its_turn() {
+async fn a_wait_times_out_and_the_next_session_has_its_turn() {
     let scene = Scene::new(2);
     let mut first = scene.waits();
     tokio::time::advance(scene.route.queue.timeout / 2).await;
@@ -77,7 +73,7 @@ async fn waiting_ends_in_time_and_the_next_one_has_its_turn() {
     assert_eq!(second.poll(), Some(Ok(())));
 }
 
-/// However many wait: one change wakes the first, and one more that is first then.
+/// One change wakes the first session and, when it has left, the next one, however many wait.
 #[tokio::test(start_paused = true)]
 async fn one_change_wakes_one_session_of_5000() {
     let scene = Scene::new(5000);
@@ -95,7 +91,7 @@ async fn one_change_wakes_one_session_of_5000() {
     let before = scene.attempts.get();
     assert_eq!(waiting[0].poll(), None);
     assert_eq!(scene.attempts.get(), before + 1);
-    // Sessions leave from the middle without a word to the others.
+    // Sessions that leave from the middle wake no others.
     drop(waiting.drain(1000..4000));
     assert_eq!(woken(&waiting), 0);
     // As many seats as sessions: each is woken once, in order.
@@ -109,20 +105,20 @@ async fn one_change_wakes_one_session_of_5000() {
 }
 
 #[test]
-fn a_gate_is_its_routes_and_lasts_as_long_as_it_is_used() {
+fn a_gate_belongs_to_one_route_and_exists_while_it_is_used() {
     let gates = Gates::default();
     let route = |cluster| Route::read_write("read-write", cluster);
     let gate = gates.of(&route("main"));
     assert!(Arc::ptr_eq(&gate, &gates.of(&route("main"))));
     let other = gates.of(&route("other"));
-    assert!(!Arc::ptr_eq(&gate, &other), "the name is another cluster's now");
+    assert!(!Arc::ptr_eq(&gate, &other), "a route of another cluster");
     drop((gate, other));
     gates.of(&Route::read_write("second", "main"));
     assert_eq!(gates.lock().len(), 1, "nothing is left behind");
 }
 
 #[test]
-fn a_route_that_no_member_can_serve_fails_fast_and_is_looked_at_once_for_each_snapshot() {
+fn a_route_without_a_fit_member_fails_fast_and_is_computed_once_for_each_snapshot() {
     let scene = Scene::new(1);
     let one = snapshot(1);
     let reply = scene.gate.admits(Arc::clone(&one), &scene.route).unwrap_err();

@@ -95,7 +95,7 @@ impl Waiting {
         let listener = Arc::clone(&record.listener);
         let started = Instant::now();
         let report = ClientAddressReport {
-            how: listener.route.client_address,
+            options: listener.route.client_address,
             client: record.client().address,
             tls: record.client().tls,
         };

@@ -1,3 +1,5 @@
+//! The settings of a listener, for the connections that it accepts.
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -8,20 +10,20 @@ use crate::cluster::ClusterHandle;
 use crate::config::{self, ListenerMode, Route};
 use crate::frontend::opening::Offer;
 
-/// What a listener means for the connections it accepts. Read at each accept, so that a new configuration is one
-/// pointer away and running sessions keep the one they came in by.
+/// The settings of a listener. Each accept reads the current ones: a reload replaces one pointer,
+/// and running sessions keep the settings with which they began.
 #[derive(Debug)]
 pub struct ListenerSettings {
     pub name: Arc<str>,
     pub route: Arc<Route>,
     pub cluster: ClusterHandle,
     pub mode: ListenerMode,
-    /// Of no use with [`ListenerMode::Tcp`].
+    /// Not used with [`ListenerMode::Tcp`].
     pub offer: Offer,
     /// Sessions at once; 0 is no limit.
     pub max_clients: u32,
     pub entry: config::AdmissionRules,
-    /// The route's, which all its listeners share.
+    /// The gate of the route, which all listeners of the route share.
     pub(super) gate: Arc<Gate>,
     pub(super) rate: Rate,
     pub(super) clients: Arc<AtomicU32>,
@@ -49,7 +51,7 @@ impl ListenerSettings {
         }
     }
 
-    /// Counts on where `before` stands: its sessions are this one's.
+    /// Takes over the counts of `before`, whose sessions are counted here from now on.
     #[must_use]
     pub fn in_place_of(self, before: &Self) -> Self {
         Self {

@@ -59,7 +59,8 @@ pub(super) struct ByLabel {
     pub by: &'static str,
 }
 
-/// Counters of this room; label values are of fixed sets, or names from the configuration and the cluster.
+/// The metrics of this room. Label values come from fixed sets, or are names from the configuration
+/// and the cluster.
 #[derive(Debug)]
 pub struct Metrics {
     sessions: Arc<SessionCounts>,
@@ -119,7 +120,7 @@ impl Metrics {
         );
         into.register(
             "logins_refused",
-            "Logins that came to nothing, by reason",
+            "Connections that did not become a session, by reason",
             metrics.refused.clone(),
         );
         into.register(
@@ -129,12 +130,12 @@ impl Metrics {
         );
         into.register(
             "logins_delayed",
-            "Logins that had to wait after failed ones, by what these had in common with them",
+            "Logins that had to wait because of earlier failed logins, by what they had in common with these",
             metrics.logins_delayed.clone(),
         );
         into.register(
             "logins_waiting",
-            "Logins that wait now after failed ones",
+            "Logins that wait now because of earlier failed logins",
             metrics.logins_waiting.clone(),
         );
         into.register_with_unit(
@@ -145,23 +146,19 @@ impl Metrics {
         );
         into.register_with_unit(
             "server_connect",
-            "From the choice of a server to its being ready, logged in and verified",
+            "From the choice of a server until the session is logged in there and the server's role is verified",
             Unit::Seconds,
             metrics.connect_seconds.clone(),
         );
-        into.register(
-            "cancels",
-            "Cancel requests, by what became of them",
-            metrics.cancels.clone(),
-        );
+        into.register("cancels", "Cancel requests, by result", metrics.cancels.clone());
         into.register(
             "cancels_waiting",
-            "Cancel requests now that wait for their turn at a server, or are being delivered to it",
+            "Cancel requests that wait for their turn at a server now, or are being delivered",
             metrics.cancels_waiting.clone(),
         );
         into.register(
             "cut_requests",
-            "What sessions had under way when they were cut, by whether the server took the router's cancel request for it",
+            "Requests that were under way in sessions that the router cut, by whether the server took the cancel request",
             metrics.abandoned.clone(),
         );
         into.register_collector(Box::new(SessionCollector(Arc::clone(&metrics.sessions))));
@@ -186,7 +183,7 @@ impl Metrics {
         self.abandoned.get_or_create(&CutLabel { result }).inc();
     }
 
-    /// Counts a session; `cluster` is that of its server.
+    /// Counts a session; `cluster` is the cluster of its server.
     pub(super) fn session(
         &self,
         route: &Arc<str>,
@@ -245,12 +242,12 @@ type Counts = HashMap<(Arc<str>, MemberName), Count>;
 #[derive(Debug, Default)]
 struct Count {
     sessions: i64,
-    /// Of the member; the console has none.
+    /// The cluster of the member; the console has none.
     cluster: Option<WeakClusterHandle>,
 }
 
 impl Count {
-    /// Nothing is to be told any more: no session, and the member is gone.
+    /// Nothing is left to report: there is no session, and the member has left the cluster.
     fn is_over(&self, member: &MemberName) -> bool {
         self.sessions == 0
             && self.cluster.as_ref().is_some_and(|cluster| {
@@ -266,7 +263,7 @@ impl SessionCounts {
     }
 }
 
-/// A session, counted for as long as this lives.
+/// Counts a session until it is dropped.
 #[derive(Debug)]
 pub(super) struct SessionGuard {
     counts: Arc<SessionCounts>,
@@ -285,7 +282,7 @@ impl Drop for SessionGuard {
     }
 }
 
-/// Leaves out, and forgets, members that are gone.
+/// Leaves out and forgets members that have left the cluster.
 #[derive(Debug)]
 struct SessionCollector(Arc<SessionCounts>);
 
@@ -313,7 +310,7 @@ impl Collector for SessionCollector {
     }
 }
 
-/// Counts one up for as long as it lives.
+/// Raises a gauge by one until it is dropped.
 #[derive(Debug)]
 pub(super) struct GaugeGuard(Gauge);
 
@@ -330,7 +327,8 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// Adds up at scrape time what the sessions moved, so that the relay shares no counter between workers.
+/// Adds up the sessions' traffic at scrape time, so that the relay shares no counter between
+/// workers.
 #[derive(Debug)]
 struct TrafficCollector(Arc<registry::Registry>);
 
@@ -358,7 +356,7 @@ impl Collector for TrafficCollector {
     }
 }
 
-/// Counts at scrape time, when what time has made good is forgotten.
+/// Counts at scrape time, after it has forgotten the failures that have expired.
 #[derive(Debug)]
 struct OffenderCollector(Arc<login_throttle::SharedThrottle>);
 

@@ -1,12 +1,13 @@
-//! The life of a session: attach, relay, end; the registry through which everything else acts on sessions; cancel
-//! keys and the peer channel.
+//! The life of a session: attach, relay, end; the registry through which everything else acts on
+//! sessions; cancel keys and the peer channel.
 //!
-//! Guarantees: a read-write session is only ever on a server seen writable on that very connection, seen to be of this
-//! cluster and on the leader's timeline at the address it reached, and named leader;
-//! the bytes forwarded are the bytes received; an idle session holds no buffer; every session ends with one log line
-//! that says why.
+//! Guarantees: a read-write session is only on a server that accepts writes on that very
+//! connection, that is in this cluster and on the leader's timeline at the address that the
+//! connection reached, and that is named leader. The bytes forwarded are the bytes received. An
+//! idle session holds no buffer. Every session ends with one log line that says why.
 //!
-//! Refuses: to decide who may serve (routing does), and to know why it is told to end (the order says so).
+//! Refuses: to decide which member may serve a session (routing does), and to find out why a
+//! session has to end (the order says it).
 
 pub mod arrival;
 mod attach;
@@ -79,28 +80,28 @@ pub struct Shared {
     pub quota: Arc<arrival::Quota>,
     pub metrics: Arc<metrics::Metrics>,
     pub keys: keys::KeyIssuer,
-    /// Empty where there are none.
+    /// Empty if there are none.
     pub peers: ArcSwapOption<peers::Peers>,
     pub generations: generations::Generations,
-    /// Who may come in. Another one may be put in its place, for the logins to come.
+    /// The rules for logins. A reload replaces them for the logins that follow.
     pub auth_policy: Arc<ArcSwap<AuthPolicy>>,
-    /// Empty where there is none.
+    /// Empty if there is none.
     pub console: ArcSwapOption<console::ConsoleAccess>,
     pub mock: Arc<MockSecret>,
-    /// Bounds how many passwords in clear are checked at once.
+    /// Limits how many passwords in clear are checked at once.
     pub derivations: Arc<Derivations>,
     pub login_timeout: ArcSwap<Duration>,
     pub cancels: cancel::Cancels,
     pub failures: Failures,
     pub login_throttle: Arc<arrival::login_throttle::SharedThrottle>,
-    /// Small tasks that outlive the session that began them.
+    /// Small tasks that outlive the session that started them.
     pub tasks: TaskTracker,
-    /// Cancelled when the doors close for good: who has not logged in by then does not get in any more.
+    /// Cancelled when the router shuts down: clients that have not finished logging in are refused.
     pub closing: CancellationToken,
 }
 
 impl Shared {
-    /// A connection was turned away before it could say what it wanted.
+    /// Counts a connection that was refused before its first packet.
     pub fn refused(&self, reason: RefuseReason) {
         self.metrics.refuse(reason);
     }
@@ -123,18 +124,21 @@ impl Shared {
     }
 }
 
-/// Lines about failed logins per address, user and interval; what is left out is counted and told.
+/// Log lines about failed logins per address, user and interval. Further ones are counted, and the
+/// count is logged.
 const FAILURES_LOGGED: u32 = 5;
 const FAILURES_INTERVAL: Duration = Duration::from_secs(30);
-/// Users of one address told apart; all others of it share the lines of one.
+/// Users of one address that have their own lines. All other users of the address share those of
+/// one user.
 const FAILURES_USERS: usize = 8;
-/// Addresses with their users told apart.
+/// Addresses whose users have their own lines.
 const FAILURES_ADDRESSES: usize = 4096;
 
-/// Where it comes from (Unix sockets are one address, `None`), and the user, once it is named.
+/// The client's address (Unix sockets are one address, `None`), and the user, if it is known yet.
 type FailureSources = Sources<Option<IpAddr>, Option<Box<[u8]>>>;
 
-/// Failed logins are logged, but a thousand of the same make a few lines, and one user's hide no other's.
+/// Decides which failed logins are logged: a thousand of the same kind make only a few lines, and
+/// those of one user do not hide those of another.
 #[derive(Debug)]
 pub struct Failures(Mutex<FailureSources>);
 
@@ -150,7 +154,7 @@ impl Default for Failures {
 }
 
 impl Failures {
-    /// `Some`: log it, and say how many were left out before.
+    /// `Some`: log this one, with the number of those left out before it.
     fn admit(&self, address: Option<IpAddr>, user: Option<&[u8]>) -> Option<u64> {
         let address = address.map(network);
         let user = user.map(Into::into);
@@ -160,7 +164,7 @@ impl Failures {
         }
     }
 
-    /// Tells what was left out, until `stop`.
+    /// Logs how many were left out, until `stop`.
     pub async fn summarise(&self, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -170,7 +174,7 @@ impl Failures {
             let summaries = self.sampler().summaries(Instant::now());
             for (source, times) in summaries {
                 let Some((address, user)) = source else {
-                    warn!(times, "more logins were refused, from other addresses");
+                    warn!(times, "more logins were refused from other addresses");
                     continue;
                 };
                 let client = address.map_or_else(|| "[local]".to_owned(), |address| address.to_string());
@@ -179,7 +183,7 @@ impl Failures {
                         warn!(%client, user = %Escaped(&user), times, "more logins were refused");
                     }
                     Some(None) => warn!(%client, times, "more connections were refused"),
-                    None => warn!(%client, times, "more logins were refused, as other users"),
+                    None => warn!(%client, times, "more logins were refused as other users"),
                 }
             }
         }

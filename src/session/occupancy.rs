@@ -1,7 +1,9 @@
-//! Who is where: how many sessions each member has, whose turn it is, and which members could not be connected to lately.
+//! How many sessions each member has, which member is next, and to which members a connection
+//! failed lately.
 //!
-//! A session is counted on a member before it connects there, so that two logins at once do not choose the same. Choosing
-//! and counting happen under one lock, which is held for microseconds and in which no other lock is taken.
+//! A session is counted on a member before it connects there, so that two simultaneous logins do
+//! not choose the same member. One lock covers the choice and the count. It is held for
+//! microseconds, and no other lock is taken under it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -40,9 +42,9 @@ impl Occupancy {
         self.gates.of(route)
     }
 
-    /// Who may serve a session of `client` now, in order of preference, and a seat on the first member that has room for
-    /// it. `None` where every candidate is full; no candidate at all is a choice without a seat. One turn of the route is
-    /// used up.
+    /// The members that may serve a session of `client` now, in order of preference, and a seat on
+    /// the first one that has room. `None` if every candidate is full; without any candidate the
+    /// choice has no seat. It uses one turn of the route.
     pub(super) fn choose(
         self: &Arc<Self>,
         cluster: &config::Cluster,
@@ -64,7 +66,7 @@ impl Occupancy {
         Some((choice, Some(self.seat(free, most))))
     }
 
-    /// A seat on this member, if it has fewer than `most` sessions; 0 is no limit.
+    /// A seat on this member if it has fewer than `most` sessions; 0 is no limit.
     pub(super) fn reserve(
         self: &Arc<Self>,
         cluster: &Arc<str>,
@@ -86,12 +88,12 @@ impl Occupancy {
         self.lock().backoff.connecting(cluster, member, Instant::now());
     }
 
-    /// The member could not be connected to.
+    /// A connection to the member failed.
     pub(super) fn failed(&self, cluster: &Arc<str>, member: &MemberName) {
         self.lock().backoff.failed(cluster, member, Instant::now());
     }
 
-    /// The member answered as a server does.
+    /// The member answered like a server.
     pub(super) fn answered(&self, cluster: &Arc<str>, member: &MemberName) {
         self.lock().backoff.answered(cluster, member);
     }
@@ -105,7 +107,8 @@ impl Occupancy {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic while it was held leaves a count that is at worst one off; no reason to end every session.
+        // A panic while it is held leaves a count wrong by one at most; that is no reason to end
+        // every session.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -146,7 +149,7 @@ impl Inner {
         routing::candidates(snapshot, route, &mut asked)
     }
 
-    /// Counts one more session, if there is room for it.
+    /// Counts one more session if there is room for it.
     fn seat(&mut self, key: &MemberKey, most: u32) -> bool {
         let count = self.seats.get(key).copied().unwrap_or_default();
         let has_room = most == 0 || count < most as usize;
@@ -162,12 +165,12 @@ impl Inner {
     }
 }
 
-/// One session's place on a member; given back when dropped.
+/// The place of one session on a member; given back when dropped.
 #[derive(Debug)]
 pub struct Seat {
     occupancy: Arc<Occupancy>,
     key: MemberKey,
-    /// Others may wait for it.
+    /// Other sessions may wait for the seat.
     is_limited: bool,
 }
 
@@ -199,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_with_a_limit_has_so_many_seats() {
+    fn a_member_has_as_many_seats_as_its_limit() {
         let occupancy = Arc::new(Occupancy::default());
         let (main, db1) = (Arc::from("main"), MemberName::new("db1"));
         let one = occupancy.reserve(&main, &db1, 2).unwrap();
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seat_counts_as_long_as_it_is_held_and_by_cluster() {
+    fn a_seat_counts_for_its_cluster_until_it_is_dropped() {
         let occupancy = Arc::new(Occupancy::default());
         let (main, other): (Arc<str>, Arc<str>) = ("main".into(), "other".into());
         let db1 = MemberName::new("db1");

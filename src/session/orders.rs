@@ -1,5 +1,5 @@
-//! Ends the sessions whose server is no longer the right one: at once where its role has changed, by the route's policy
-//! where it is not fit any more.
+//! Ends the sessions whose server is no longer the right one: at once if its role has changed, by
+//! the route's policy if it is no longer fit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use crate::routing::{self, Leave, SessionVerdict};
 use crate::session::end::{Order, Reason};
 use crate::session::registry::Registry;
 
-/// How often sessions are looked at while a member is not fit: some may have begun since.
+/// How often all sessions are checked while a member is not fit: new ones may have begun.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// When sessions that have to leave within a time were first told, by their id.
-type Since = HashMap<u64, Instant>;
+/// When the grace period of each session began, by the session's id.
+type GraceStarts = HashMap<u64, Instant>;
 
-/// Until `stop`, or until the cluster is gone.
+/// Ends sessions until `stop`, or until the cluster is removed.
 pub(crate) async fn enforce(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     registry: Arc<Registry>,
     stop: CancellationToken,
 ) {
-    let mut since = Since::new();
+    let mut starts = GraceStarts::new();
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let now = Instant::now();
-        let first_cut = pass(&snapshot, &registry, &mut since, now);
+        let first_cut = pass(&snapshot, &registry, &mut starts, now);
         let again = is_anybody_unfit(&snapshot).then(|| now + AGAIN);
         let next = first_cut.into_iter().chain(again).min();
         let wait = async {
@@ -47,16 +47,16 @@ pub(crate) async fn enforce(
     }
 }
 
-/// Gives and takes back orders; returns when the first session is to be cut.
-fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instant) -> Option<Instant> {
-    let mut client_address = Since::new();
+/// Gives and withdraws orders. Returns the time at which the first grace period ends.
+fn pass(snapshot: &Snapshot, registry: &Registry, starts: &mut GraceStarts, now: Instant) -> Option<Instant> {
+    let mut current_starts = GraceStarts::new();
     let mut first_cut = None;
     for entry in registry.sessions_of(&snapshot.cluster) {
-        // An order that concerns a server means nothing to a session without one.
+        // A session without a server has nothing to leave.
         let Some(place) = entry.placement() else { continue };
         let origin = &entry.origin;
-        if let SessionVerdict::End(why) = place.verdict(snapshot) {
-            entry.order(Order::Now(Reason::Role(why)));
+        if let SessionVerdict::End(reason) = place.verdict(snapshot) {
+            entry.order(Order::Now(Reason::Role(reason)));
             continue;
         }
         let Some(Leave { why, within }) =
@@ -70,8 +70,8 @@ fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instan
             entry.leave(Some(Order::AtBoundary(reason)));
             continue;
         };
-        let began = since.get(&entry.id).copied().unwrap_or(now);
-        client_address.insert(entry.id, began);
+        let began = starts.get(&entry.id).copied().unwrap_or(now);
+        current_starts.insert(entry.id, began);
         let cut = began + grace;
         if cut <= now {
             entry.leave(Some(Order::Now(reason)));
@@ -80,7 +80,7 @@ fn pass(snapshot: &Snapshot, registry: &Registry, since: &mut Since, now: Instan
             first_cut = first_cut.into_iter().chain([cut]).min();
         }
     }
-    *since = client_address;
+    *starts = current_starts;
     first_cut
 }
 
@@ -181,17 +181,17 @@ mod tests {
     }
 
     #[test]
-    fn close_waits_for_the_grace_period_and_each_spell_has_its_own() {
+    fn close_waits_for_the_grace_period_which_begins_again_with_each_lag() {
         let registry = Arc::new(Registry::default());
         let (kept, idle, close) = (
             session(&registry, Unfit::Keep),
             session(&registry, Unfit::CloseIdle),
             session(&registry, Unfit::Close),
         );
-        let (mut since, start) = (Since::new(), Instant::now());
+        let (mut starts, start) = (GraceStarts::new(), Instant::now());
         let mut at = |seconds: u64, member: Member| {
             let now = start + Duration::from_secs(seconds);
-            let cut = pass(&snapshot(member), &registry, &mut since, now);
+            let cut = pass(&snapshot(member), &registry, &mut starts, now);
             cut.map(|cut| cut.duration_since(start).as_secs())
         };
         assert_eq!(at(0, fit()), None);
@@ -207,7 +207,7 @@ mod tests {
         for ticket in [&idle, &close] {
             assert_eq!(ticket.entry().ordered(), None, "it is fit again");
         }
-        assert_eq!(at(5, lagging()), Some(10), "another spell");
+        assert_eq!(at(5, lagging()), Some(10), "the grace period begins again");
         assert_eq!(at(10, lagging()), None);
         assert_eq!(close.entry().ordered(), Some(Order::Now(because_of_lag())));
         assert_eq!(idle.entry().ordered(), Some(Order::AtBoundary(because_of_lag())));
@@ -218,30 +218,33 @@ mod tests {
     fn maintenance_closes_within_the_grace_period_and_draining_does_not() {
         let registry = Arc::new(Registry::default());
         let ticket = session(&registry, Unfit::Keep);
-        let (mut since, start) = (Since::new(), Instant::now());
+        let (mut starts, start) = (GraceStarts::new(), Instant::now());
         let administered = |admin| snapshot(Member { admin, ..fit() });
-        pass(&administered(AdminState::Drain), &registry, &mut since, start);
+        pass(&administered(AdminState::Drain), &registry, &mut starts, start);
         assert_eq!(ticket.entry().ordered(), None);
         let maint = administered(AdminState::Maint);
         let reason = || Reason::Unfit(LeaveReason::Maintenance(MemberName::new("db2")));
-        assert_eq!(pass(&maint, &registry, &mut since, start), Some(start + GRACE));
+        assert_eq!(pass(&maint, &registry, &mut starts, start), Some(start + GRACE));
         assert_eq!(ticket.entry().ordered(), Some(Order::AtBoundary(reason())));
-        pass(&administered(AdminState::Ready), &registry, &mut since, start);
+        pass(&administered(AdminState::Ready), &registry, &mut starts, start);
         assert_eq!(ticket.entry().ordered(), None);
-        pass(&maint, &registry, &mut since, start);
-        pass(&maint, &registry, &mut since, start + GRACE);
+        pass(&maint, &registry, &mut starts, start);
+        pass(&maint, &registry, &mut starts, start + GRACE);
         assert_eq!(ticket.entry().ordered(), Some(Order::Now(reason())));
     }
 
     #[test]
-    fn a_session_of_another_cluster_is_not_concerned() {
+    fn a_session_of_another_cluster_gets_no_order() {
         let registry = Arc::new(Registry::default());
         let ticket = session(&registry, Unfit::Close);
         let other = Snapshot {
             cluster: "other".into(),
             ..snapshot(lagging())
         };
-        assert_eq!(pass(&other, &registry, &mut Since::new(), Instant::now()), None);
+        assert_eq!(
+            pass(&other, &registry, &mut GraceStarts::new(), Instant::now()),
+            None
+        );
         assert_eq!(ticket.entry().ordered(), None);
     }
 }

@@ -1,5 +1,5 @@
-//! Sampling of log lines: the first few per key and interval are logged, the rest are counted, and the count is
-//! told. Pure: it is given the time.
+//! Sampling of log lines: the first few per key and interval are logged, the others are counted,
+//! and the count is logged. Pure: the caller passes the time.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -10,9 +10,10 @@ use tokio::time::Instant;
 /// What to do with one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SampleDecision {
-    /// Log it, and say that so many like it were not logged before.
+    /// Log it, with the number of similar events that were not logged before.
     Log { suppressed: u64 },
-    /// Counted; [`Sampler::summaries`] or the next line logged tells.
+    /// Do not log it. It is counted; [`Sampler::summaries`] or the next line that is logged reports
+    /// it.
     Suppress,
 }
 
@@ -22,7 +23,7 @@ pub struct Sampler<K> {
     /// Events logged per key and interval.
     burst: u32,
     interval: Duration,
-    /// Keys told apart; beyond, all others share one.
+    /// Keys that are counted separately; all others share one window.
     max_keys: usize,
     windows: HashMap<K, Window>,
     others: Option<Window>,
@@ -54,7 +55,7 @@ impl<K: Eq + Hash> Sampler<K> {
             return window.observe(burst, interval, now);
         }
         if self.windows.len() >= self.max_keys {
-            // Only what has nothing left to tell may go unseen.
+            // Windows that still have a count to report stay.
             self.windows
                 .retain(|_, window| !window.is_over(interval, now) || window.suppressed > 0);
         }
@@ -66,8 +67,9 @@ impl<K: Eq + Hash> Sampler<K> {
         window.observe(burst, interval, now)
     }
 
-    /// The keys whose interval is over, with the number of events that were not logged; `None` is all the keys
-    /// that had no room of their own. Call it now and then (about once an interval): it also frees their memory.
+    /// The keys whose interval is over, with the number of events that were not logged; `None`
+    /// stands for all keys without a separate window. Call it about once an interval: it also frees
+    /// their memory.
     pub fn summaries(&mut self, now: Instant) -> Vec<(Option<K>, u64)> {
         let interval = self.interval;
         let mut summaries: Vec<(Option<K>, u64)> = self
@@ -114,21 +116,23 @@ impl Window {
     }
 }
 
-/// A member of a source; `None` for all that are not told apart.
+/// A member of a source; `None` for all members that are not counted separately.
 pub type Member<S, M> = (S, Option<M>);
 
-/// Several sources, each with several members of its own: the first few events of each member are logged, and those of
-/// all further members of a source together. So one of them hides no other, and no source can log without end.
+/// Several sources with several members each. The first few events of each member are logged; all
+/// further members of a source are counted together. So no member hides another, and no source can
+/// log without limit.
 #[derive(Debug)]
 pub struct Sources<S, M> {
     members: Sampler<Member<S, M>>,
-    /// Members of each source that are told apart in its interval.
+    /// The members of each source that are counted separately in its interval.
     seen: HashMap<S, (Instant, HashSet<M>)>,
     most: usize,
 }
 
 impl<S: Eq + Hash + Clone, M: Eq + Hash + Clone> Sources<S, M> {
-    /// `most` members of a source are told apart, `max_keys` members of all sources.
+    /// At most `most` members of one source are counted separately, and `max_keys` members of all
+    /// sources.
     pub fn new(burst: u32, interval: Duration, most: usize, max_keys: usize) -> Self {
         Self {
             members: Sampler::new(burst, interval, max_keys),
@@ -139,12 +143,13 @@ impl<S: Eq + Hash + Clone, M: Eq + Hash + Clone> Sources<S, M> {
 
     /// An event of this member of this source happens now.
     pub fn observe(&mut self, source: &S, member: &M, now: Instant) -> SampleDecision {
-        let is_known = self.tell_apart(source, member, now);
-        let key = (source.clone(), is_known.then(|| member.clone()));
+        let is_separate = self.is_separate(source, member, now);
+        let key = (source.clone(), is_separate.then(|| member.clone()));
         self.members.observe(key, now)
     }
 
-    fn tell_apart(&mut self, source: &S, member: &M, now: Instant) -> bool {
+    /// Whether this member is counted separately; it is from now on if there is room.
+    fn is_separate(&mut self, source: &S, member: &M, now: Instant) -> bool {
         if self.seen.len() >= self.members.max_keys && !self.seen.contains_key(source) {
             self.forget(now);
             if self.seen.len() >= self.members.max_keys {
@@ -184,7 +189,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_mins(1);
 
     #[test]
-    fn the_first_are_logged_the_rest_counted_and_told() {
+    fn the_first_events_are_logged_and_the_others_counted() {
         let mut sampler = Sampler::new(2, MINUTE, 10);
         let start = Instant::now();
         let log = |suppressed| SampleDecision::Log { suppressed };
@@ -201,7 +206,7 @@ mod tests {
         assert_eq!(sampler.observe("a", start + MINUTE), SampleDecision::Suppress);
         assert_eq!(sampler.summaries(start + MINUTE), [], "its interval is not over");
         assert_eq!(sampler.summaries(start + 2 * MINUTE), [(Some("a"), 1)]);
-        assert_eq!(sampler.summaries(start + 2 * MINUTE), [], "told once");
+        assert_eq!(sampler.summaries(start + 2 * MINUTE), [], "reported once");
     }
 
     #[test]
@@ -216,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn one_member_hides_no_other_and_a_source_has_a_bound() {
+    fn one_member_hides_no_other_and_a_source_is_limited() {
         let mut sources = Sources::new(5, MINUTE, 4, 100);
         let start = Instant::now();
         let mut logged = |source: &str, member: String, now| {
@@ -233,7 +238,7 @@ mod tests {
         let made_up = (0..1000)
             .filter(|name| logged("nat", format!("u{name}"), start))
             .count();
-        assert_eq!(made_up, 2 + 5, "two of their own, the others together");
+        assert_eq!(made_up, 2 + 5, "two separately, the others together");
         assert!(logged("elsewhere", "old".to_owned(), start));
         assert!(logged("nat", "late".to_owned(), start + MINUTE));
         let summaries: u64 = sources
@@ -242,7 +247,7 @@ mod tests {
             .map(|(_, times)| times)
             .sum();
         assert_eq!(summaries, 995 + 993);
-        // Nor without end for many sources.
+        // Many sources are limited too.
         let mut sources = Sources::new(1, MINUTE, 4, 10);
         let logged = (0..1000).filter(|n| sources.observe(n, n, start) != SampleDecision::Suppress);
         assert_eq!(logged.count(), 11);
@@ -251,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_event_is_logged_or_told_once(events in proptest::collection::vec((0..8_u8, 0..90_u64, any::<bool>()), 0..300)) {
+        fn every_event_is_logged_or_counted_once(events in proptest::collection::vec((0..8_u8, 0..90_u64, any::<bool>()), 0..300)) {
             let mut sampler = Sampler::new(2, MINUTE, 4);
             let mut now = Instant::now();
             let (mut seen, mut summaries) = (0, 0);

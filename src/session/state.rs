@@ -1,4 +1,5 @@
-//! What would have to be rebuilt on another server connection for a session to go on there: today its startup parameters.
+//! What another server connection must have before a session can continue on it: today its startup
+//! parameters.
 
 use bytes::Bytes;
 
@@ -6,19 +7,21 @@ use super::client_address::{ClientAddressReport, add_client_address};
 use crate::config::Access;
 use crate::wire::startup::{MAX_LENGTH, ProtocolVersion, StartupPacket};
 
-/// What a connection must have in common with the client. Settings confirmed later and prepared statements join the
-/// startup parameters here when sessions can be rebuilt elsewhere.
+/// What a server connection must have in common with the client's session. Today it is the startup
+/// parameters; confirmed settings and prepared statements are added when sessions can move to
+/// another connection.
 #[derive(Debug, Clone)]
 pub(super) struct SessionState {
     pub version: ProtocolVersion,
-    /// In order, `user` and `database` among them.
+    /// In order, including `user` and `database`.
     pub parameters: Vec<(Bytes, Bytes)>,
 }
 
 impl SessionState {
-    /// The session state a client starts with. User and database are named once, as the rule saw them: repeated, empty or
-    /// overlong ones are not left to the server to read its own way. A read-only one is read-only by its last startup
-    /// parameter, which no earlier one can override (promise 2).
+    /// The state with which a session starts. It names user and database once, as the rule saw
+    /// them, so that the server cannot read repeated, empty or overlong ones in another way. A
+    /// read-only session is read-only by its last startup parameter, which no earlier parameter can
+    /// override (promise 2).
     pub(super) fn at_login(
         packet: &StartupPacket,
         access: Access,
@@ -46,12 +49,13 @@ impl SessionState {
         }
     }
 
-    /// With what the router adds, a startup packet may be longer than a server reads. It would close without a word, as
-    /// if it were the server's fault, and so would every other.
+    /// Whether the startup packet, with what the router adds, is short enough for a server. A
+    /// server closes the connection without an error if the packet is too long. That would look
+    /// like a fault of the server, and the next server would do the same.
     pub(super) fn fits(&self) -> bool {
         let parameters = self.parameters.iter();
         let length: usize = parameters.map(|(name, value)| name.len() + value.len() + 2).sum();
-        // Length and version before them, a terminator behind them.
+        // Length and version precede the parameters, a terminator follows.
         length + 9 <= MAX_LENGTH
     }
 }
@@ -74,7 +78,7 @@ mod tests {
         };
         let server_user = server_user.map(|name| Bytes::from_static(name.as_bytes()));
         let report = ClientAddressReport {
-            how: ClientAddressOptions {
+            options: ClientAddressOptions {
                 setting: false,
                 application_name: false,
                 tls: false,
@@ -85,7 +89,7 @@ mod tests {
         SessionState::at_login(&packet, access, server_user.as_ref(), report)
     }
 
-    /// What a server is told for a startup packet with these parameters.
+    /// The startup parameters that a server gets if the client sends these.
     fn startup_parameters(body: &str, access: Access, server_user: Option<&'static str>) -> String {
         let state = state(body, access, server_user);
         let shown = state.parameters.iter().map(|(name, value)| {
@@ -99,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_server_is_told_the_names_that_the_rule_saw() {
+    fn the_server_gets_the_names_that_the_rule_saw() {
         let leader = |body| startup_parameters(body, Access::ReadWrite, None);
         assert_eq!(leader("user=a;"), "user=a;database=a;");
         assert_eq!(leader("user=a;database=;"), "user=a;database=a;");
@@ -118,9 +122,9 @@ mod tests {
         );
     }
 
-    /// The longest packet that a server reads, and that is read here, has no room for what is added to it.
+    /// The longest packet that servers and the router read has no room for the router's additions.
     #[test]
-    fn what_a_server_would_not_read_is_known_before() {
+    fn a_packet_too_long_for_a_server_is_recognised() {
         let fits = |length: usize, target| {
             let start = "user=a;database=a;options=";
             let body = format!("{start}{};", "o".repeat(length - start.len() - 10));
@@ -133,9 +137,10 @@ mod tests {
         assert!(!fits(longest - added + 1, Access::ReadOnly));
     }
 
-    /// An empty database is the client's user, for whom the rule was asked, not the server's.
+    /// An empty database means the client's user, for which the rules were checked, not the
+    /// server's user.
     #[test]
-    fn another_user_on_the_server_is_in_the_same_database() {
+    fn another_user_on_the_server_gets_the_same_database() {
         for body in [
             "user=a;",
             "user=a;database=;",

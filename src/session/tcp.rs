@@ -1,15 +1,15 @@
-//! The life of a connection on a listener with `mode: tcp`: a server is chosen as for every other
-//! session, and bytes are passed on unread. TLS and authentication are between the client and the
-//! server.
+//! The life of a connection on a listener with `mode: tcp`: the router chooses a server as for
+//! every other session, and forwards bytes unread. TLS and authentication are between the client
+//! and the server.
 //!
-//! Promises less than a session of `mode: postgres`: cluster, timeline and role of the server are
-//! those that a probe sees at the same address at about the same time, not seen on the connection;
-//! transactions are not seen, so that an order to end at a boundary has no effect until it becomes
-//! an order to end at once; and whoever is cut off is not told why.
+//! It promises less than a session of `mode: postgres`. Cluster, timeline and role of the server
+//! are not seen on the connection itself: a probe sees them at the same address at about the same
+//! time. Transactions are not seen, so an order to end at a boundary has no effect until it becomes
+//! an order to end at once. A client whose connection is cut gets no error.
 //!
 //! ```text
 //! first packet → admission → choose → connect → (next candidate)* → forward → end
-//!      └→ cancel: to every member                    └→ nobody: 57P03, in clear
+//!      └→ cancel: to every member                    └→ no server: 57P03, in clear
 //! ```
 
 use std::sync::Arc;
@@ -49,9 +49,9 @@ use crate::wire::message::{self, ErrorReply};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, FirstPacket, Glance, Replication};
 
-/// For a client to ask for what it will not get, and to be told so.
+/// How long a client that is refused may take to send its startup packet.
 const REFUSING: Duration = Duration::from_secs(5);
-/// Members that are sent one cancel request.
+/// The most members to which one cancel request is sent.
 const MOST_CANCELLED: usize = 64;
 
 /// Serves one connection to its end; as [`life::serve`].
@@ -60,11 +60,11 @@ pub(super) async fn serve(arrival: Arrival, shared: Arc<Shared>) {
         return;
     };
     let cause = forwarding.forward.run().await;
-    // Boxed: an idle session must not carry the weight of its end.
+    // Boxed: an idle session must not hold the memory of its end.
     Box::pin(forwarding.finish(cause, &shared)).await;
 }
 
-/// Client and server talk.
+/// A client with a server connection.
 struct Forwarding {
     forward: Forward,
     record: Box<Record>,
@@ -81,7 +81,7 @@ struct Record {
     connecting: Duration,
 }
 
-/// A member that took a connection.
+/// A member that accepted a connection.
 struct Connected {
     stream: TcpStream,
     member: MemberName,
@@ -90,10 +90,10 @@ struct Connected {
     seat: Seat,
 }
 
-/// Why there is none, and what the client is told.
+/// Why there is no server, and the error for the client.
 struct Refusal {
     reply: ErrorReply,
-    /// `None`: it has left, and is told nothing.
+    /// `None`: the client has left, and gets no error.
     reason: Option<RefuseReason>,
 }
 
@@ -111,7 +111,7 @@ impl Forwarding {
     }
 }
 
-/// Up to forwarding. `None`: it did not come to that.
+/// Takes a connection as far as forwarding. `None`: the connection ended before that.
 async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Forwarding> {
     let identified = arrival.identify(shared).await?;
     let opened = Opened::read(identified, shared).await?;
@@ -121,7 +121,7 @@ async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Forwarding> {
 /// A client whose first bytes are those of a session.
 struct Opened {
     client: ClientStream,
-    /// What was read of it.
+    /// The bytes read so far.
     head: BytesMut,
     origin: ClientOrigin,
     place: ArrivalPlace,
@@ -130,9 +130,9 @@ struct Opened {
 }
 
 impl Opened {
-    /// Reads as much as shows what the client wants, and serves it if that is not a session.
+    /// Reads until it is clear what the client wants. If that is not a session, it is served here.
     async fn read(identified: Identified, shared: &Arc<Shared>) -> Option<Self> {
-        let until = identified.speaks_until();
+        let until = identified.first_packet_deadline();
         let Identified {
             stream: mut client,
             origin,
@@ -163,13 +163,13 @@ impl Opened {
                 None
             }
             Ok(Ok(Glance::Cancel(request))) => {
-                // It waits for servers, not for a login.
+                // A cancel request waits for servers, not for a login.
                 drop((place, pending));
                 cancel(shared, listener, client, &request, address).await;
                 None
             }
             Ok(Ok(Glance::Peer)) => {
-                debug!(client = %address, listener = %listener.name, "a router asks on a port that forwards");
+                debug!(client = %address, listener = %listener.name, "a router sent a peer request to a listener with mode: tcp");
                 shared.metrics.refuse(RefuseReason::Opening);
                 None
             }
@@ -184,7 +184,7 @@ impl Opened {
         }
     }
 
-    /// A place among the sessions, and a server.
+    /// Takes a place among the sessions, and connects to a server.
     async fn connect(self, shared: &Arc<Shared>) -> Option<Forwarding> {
         let Self {
             client,
@@ -201,15 +201,15 @@ impl Opened {
             ..
         } = course;
         let started = Instant::now();
-        // Until the client has heard why it is refused: refused clients are no more than the
-        // pending ones may be.
+        // Held until the client has its error, so that refused clients are limited like pending
+        // ones.
         let mut held = None;
         let connected = match denied {
             Some(LoginError::Limit(reason, reply)) => Err(Refusal {
                 reply,
                 reason: Some(reason),
             }),
-            // Nothing else is said of an address.
+            // An address is refused only by a limit.
             Some(_) => return None,
             None => tokio::select! {
                 connected = admit(shared, &listener, &client, (address, accepted), place, &mut held) => connected,
@@ -224,11 +224,11 @@ impl Opened {
             Err(Refusal { reason: None, .. }) => return None,
             Err(refusal) => {
                 refuse(shared, &listener, address, &refusal);
-                say_no(client, head, &refusal.reply).await;
+                send_refusal(client, head, &refusal.reply).await;
                 return None;
             }
         };
-        // Whether the server counts it as logged in cannot be seen.
+        // The router does not see when the client has logged in at the server.
         drop((held, pending));
         let Connected {
             stream,
@@ -280,11 +280,11 @@ impl Opened {
     }
 }
 
-/// Reads until it shows what the client wants; what was read stays in `head`. Cancel safe:
+/// Reads until it is clear what the client wants; what was read stays in `head`. Cancel safe, as
 /// `read_buf` is.
 async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance, OpeningError> {
     loop {
-        if let Some(glance) = startup::glance(head).map_err(|fault| OpeningError::at_first(fault, head))? {
+        if let Some(glance) = startup::glance(head).map_err(|error| OpeningError::at_first(error, head))? {
             return Ok(glance);
         }
         head.reserve(1024);
@@ -295,8 +295,8 @@ async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance,
     }
 }
 
-/// A place among the sessions, and a server. Nothing is known of the client but its address. `held`
-/// gets its place among the connections that have not logged in.
+/// Takes a place among the sessions, and connects to a server. Only the address of the client is
+/// known. `held` gets the client's place among the connections that have not logged in.
 async fn admit(
     shared: &Arc<Shared>,
     listener: &ListenerSettings,
@@ -330,7 +330,7 @@ async fn admit(
     Ok((admitted, connected))
 }
 
-/// Tries the candidates in order until one takes the connection.
+/// Tries the candidates in order until one accepts the connection.
 async fn connect(
     shared: &Arc<Shared>,
     listener: &ListenerSettings,
@@ -346,7 +346,7 @@ async fn connect(
         client: address.ip(),
     };
     let pass = wanted.pass(client.hung_up(), &shared.closing).await;
-    let mut pass = pass.map_err(|why| match why {
+    let mut pass = pass.map_err(|no_pass| match no_pass {
         NoPass::HungUp => Refusal {
             reply: closing(),
             reason: None,
@@ -376,7 +376,7 @@ async fn connect(
     })
 }
 
-/// Opens a connection, and sees as far as it can be seen from beside whom it leads to.
+/// Opens a connection, and checks which server it leads to, as far as probes can show it.
 struct Opener<'a> {
     shared: &'a Shared,
     listener: &'a ListenerSettings,
@@ -398,7 +398,7 @@ impl Connector for Opener<'_> {
                 attach::report(cluster, occupancy, member, &error, false);
                 let reply = match error.client_reply(member.as_str()) {
                     ClientReply::Own(reply) => reply,
-                    // A server that has said something has taken the connection.
+                    // A server that has sent an error has accepted the connection.
                     ClientReply::Verbatim(_) => changed(member),
                 };
                 return if error.is_temporary_or_elsewhere() {
@@ -408,7 +408,7 @@ impl Connector for Opener<'_> {
                 };
             }
         };
-        // More than that it takes connections cannot be seen here.
+        // The router sees only that the member accepts connections.
         occupancy.answered(&config.name, member);
         let question = Question {
             cluster,
@@ -417,7 +417,7 @@ impl Connector for Opener<'_> {
             begun: Instant::now(),
             deadline,
         };
-        let whereabouts = match led_to(&question, &stream).await {
+        let whereabouts = match confirm_server(&question, &stream).await {
             Ok(whereabouts) => whereabouts,
             Err(reply) => return Attempt::Next(reply),
         };
@@ -434,21 +434,25 @@ impl Connector for Opener<'_> {
     }
 }
 
-/// Where the connection leads, as far as that can be seen from beside it.
-async fn led_to(question: &Question<'_>, stream: &TcpStream) -> Result<Whereabouts, ErrorReply> {
+/// Which server the connection leads to, as far as probes can show it.
+async fn confirm_server(question: &Question<'_>, stream: &TcpStream) -> Result<Whereabouts, ErrorReply> {
     let member = &question.candidate.member;
     let Ok(peer) = stream.peer_addr() else {
         return Err(changed(member));
     };
     let seen = whereabouts::confirm_unasked(question, peer.ip()).await;
-    seen.map_err(|Unverified(why, hint)| {
-        debug!(%member, %why, "passed over");
-        ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, format!("server \"{member}\" {why}")).hint(hint)
+    seen.map_err(|Unverified(reason, hint)| {
+        debug!(%member, why = %reason, "the member is skipped");
+        ErrorReply::fatal(
+            SqlState::CANNOT_CONNECT_NOW,
+            format!("server \"{member}\" {reason}"),
+        )
+        .hint(hint)
     })
 }
 
-/// On what terms the candidate serves, by what is known now that it has taken the connection;
-/// `None`: not any more.
+/// The role in which the candidate serves, by what is known after it has accepted the connection;
+/// `None` if it may not serve any more.
 fn granted(snapshot: &Snapshot, route: &Route, candidate: &Candidate) -> Option<GrantedRole> {
     let member = snapshot.member(&candidate.member)?;
     let (_, reason) = routing::fitness(snapshot, route, member).ok()?;
@@ -463,10 +467,11 @@ fn granted(snapshot: &Snapshot, route: &Route, candidate: &Candidate) -> Option<
 fn changed(member: &MemberName) -> ErrorReply {
     let message = format!("server \"{member}\" changed its role");
     ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message)
-        .hint("The cluster may be changing its leader; try again in a moment.")
+        .hint("Try again in a moment. The cluster may be changing its leader.")
 }
 
-/// Enters the session. `None` cannot be: it has no cancel key that another one might have.
+/// Enters the session. It is never `None`: without a cancel key there is no other session with the
+/// same key.
 fn enter(
     shared: &Shared,
     listener: &ListenerSettings,
@@ -517,16 +522,16 @@ fn refuse(shared: &Shared, listener: &ListenerSettings, client: ClientAddress, r
     let (listener, reason) = (&listener.name, &reply.message);
     let via = client.via().map(tracing::field::display);
     if matches!(counted, RefuseReason::Unavailable | RefuseReason::Shutdown) {
-        // The topology's own lines say why, once; balancers ask every second.
+        // The log lines about the topology say why, once; balancers ask every second.
         debug!(%client, %listener, mode = "tcp", %reason, "connection refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip(), None) {
         warn!(%client, via, %listener, mode = "tcp", ?reason, skipped, "connection refused");
     }
 }
 
-/// Tells a client that speaks in clear. Encryption is declined first, as PostgreSQL's protocol has
-/// it; who insists on it hangs up, and direct TLS is closed in silence.
-async fn say_no(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply) {
+/// Sends the error to a client without TLS. It first declines encryption, as PostgreSQL's protocol
+/// defines. A client that requires encryption hangs up, and direct TLS is closed without an error.
+async fn send_refusal(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply) {
     let mut declined = 0;
     let asked = timeout(REFUSING, async {
         loop {
@@ -540,8 +545,9 @@ async fn say_no(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply
                 }
                 Ok(Some((FirstPacket::Startup(_), _))) => return Some(()),
                 Ok(Some(_)) => return None,
-                // Whatever else is wrong with it, it would not have been served.
-                Err(fault) => return fault.reply().map(|_| ()),
+                // A faulty packet gets the same error: the client would not have been served in any
+                // case.
+                Err(error) => return error.reply().map(|_| ()),
                 Ok(None) => {
                     head.reserve(1024);
                     if client.read_buf(&mut head).await.ok()? == 0 {
@@ -566,13 +572,13 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) -> TcpStream {
         traffic,
         ticket,
     } = ended;
-    // What is under way cannot be seen.
+    // The router does not see whether a request is under way.
     let end = End::from(cause);
     log_end(&end, record, traffic);
     shared.metrics.end(&record.listener.route.name, &end);
     drop(ticket);
     if let Cause::ServerClosed | Cause::ServerGone = end.cause {
-        // What the server said last must not be lost to a reset.
+        // A reset must not lose what the server sent last.
         close_with_error(client, BytesMut::new()).await;
     }
     server

@@ -1,10 +1,12 @@
-//! Is the server at the other end of a session's connection the one the router has seen under the member's name?
+//! Checks that the server at the other end of a session's connection is the one that the router has
+//! seen under the member's name.
 //!
-//! The address that the connection reached is held against the last look of the member's prober, which looks again
-//! where that is old ([`crate::cluster::sight`]): this costs the session no query. Where the address is another one,
-//! where the prober cannot tell, or where something did not fit within the last minute, that very connection is asked
-//! for system identifier, role and timeline. The functions for this may be executed by PUBLIC unless an administrator
-//! has revoked it; a role that may not is believed as far as the prober sees the same address.
+//! It compares the address that the connection reached with the last look of the member's prober,
+//! which looks again if that is old ([`crate::cluster::sight`]). This costs the session no query.
+//! If the address differs, if the prober does not know, or if something did not fit within the last
+//! minute, the router asks on this very connection for system identifier, role and timeline. PUBLIC
+//! may execute the functions for this unless an administrator has revoked it. If the session's role
+//! may not, it is enough that the prober sees the same address.
 
 use std::net::IpAddr;
 
@@ -17,23 +19,22 @@ use crate::cluster::sight::{self, Known, Sight, Whereabouts};
 use crate::routing::{Candidate, Misfit, fits};
 use crate::wire::startup::Replication;
 
-/// Tells an operator what to look at.
-const FOREIGN_HINT: &str = "Its name or address leads to another server than before; its operator has to look at name \
-                            service, virtual addresses and forwarded ports.";
-const UNKNOWN_HINT: &str = "Try again in a moment. If this goes on, PUBLIC has to be granted EXECUTE on \
-                            pg_control_system() and pg_control_checkpoint() again.";
+const FOREIGN_HINT: &str = "Ask the operator to check the name service, virtual addresses and forwarded ports: the \
+                            server's name or address leads to another server than before.";
+const UNKNOWN_HINT: &str = "Try again in a moment. If this continues, ask the operator to grant EXECUTE on \
+                            pg_control_system() and pg_control_checkpoint() to PUBLIC again.";
 
-/// A connection that is to be held against what was seen.
+/// A connection to check.
 pub(super) struct Question<'a> {
     pub(super) cluster: &'a ClusterHandle,
     pub(super) candidate: &'a Candidate,
     pub(super) replication: Replication,
-    /// When the connection stood.
+    /// When the connection was established.
     pub(super) begun: Instant,
     pub(super) deadline: Instant,
 }
 
-/// Where the connection leads, if that is where it should.
+/// Which server the connection leads to, if it is the right one.
 pub(super) async fn confirm(
     question: &Question<'_>,
     connection: &mut ServerConnection,
@@ -53,7 +54,7 @@ pub(super) async fn confirm(
         look.doubt(Instant::now());
     }
     let was_doubted = look.is_doubted(Instant::now());
-    if !was_doubted && let Some(sight) = beside(question, address).await {
+    if !was_doubted && let Some(sight) = seen_by_prober(question, address).await {
         if fits(&cluster.snapshot(), candidate, &sight).is_ok() {
             return Ok(found(sight, Known::Beside, begun));
         }
@@ -69,10 +70,10 @@ pub(super) async fn confirm(
             }
         },
         Err(error) => {
-            tracing::debug!(member = %candidate.member, %error, "it cannot be asked which server it is");
+            tracing::debug!(member = %candidate.member, %error, "the server cannot be asked for its identity");
             if error.leaves_usable()
                 && was_doubted
-                && let Some(sight) = beside(question, address).await
+                && let Some(sight) = seen_by_prober(question, address).await
             {
                 fits(&cluster.snapshot(), candidate, &sight)?;
                 return Ok(found(sight, Known::Beside, begun));
@@ -85,8 +86,8 @@ pub(super) async fn confirm(
     }
 }
 
-/// As [`confirm`], of a connection that cannot be asked (`mode: tcp`): by what the prober sees, or has seen last where it
-/// cannot look now.
+/// Like [`confirm`], for a connection on which the router cannot ask (`mode: tcp`): by what the
+/// prober sees, or has seen last if it cannot look now.
 pub(super) async fn confirm_unasked(
     question: &Question<'_>,
     address: IpAddr,
@@ -97,7 +98,7 @@ pub(super) async fn confirm_unasked(
         begun,
         ..
     } = *question;
-    let seen = beside(question, address).await;
+    let seen = seen_by_prober(question, address).await;
     let snapshot = cluster.snapshot();
     let sight = seen.or_else(|| {
         let facts = snapshot.member(&candidate.member)?.health.facts.as_ref()?;
@@ -105,7 +106,7 @@ pub(super) async fn confirm_unasked(
     });
     let Some(sight) = sight else {
         return Err(Unverified(
-            "was reached at an address where it has not been seen".into(),
+            "was reached at an address at which the router has not seen it".into(),
             FOREIGN_HINT,
         ));
     };
@@ -117,9 +118,9 @@ fn found(sight: Sight, known: Known, begun: Instant) -> Whereabouts {
     Whereabouts { sight, known, begun }
 }
 
-/// What the prober sees at that address. After a look that was begun before the connection the next probe is one, too: it
-/// shows whether the address led elsewhere in between.
-async fn beside(question: &Question<'_>, address: IpAddr) -> Option<Sight> {
+/// What the prober sees at this address. If that look began before the connection, the next probe
+/// looks again: it shows whether the address led elsewhere in between.
+async fn seen_by_prober(question: &Question<'_>, address: IpAddr) -> Option<Sight> {
     let look = question.cluster.look(&question.candidate.member)?;
     let sight = if let Some(sight) = look.recent(address, question.begun) {
         Some(sight)

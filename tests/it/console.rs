@@ -98,13 +98,13 @@ fn psql_is_answered_though_no_server_is_there() {
         "user=admin",
         "route=read-write",
         "member=console",
-        "cause=client said goodbye",
+        "cause=client terminated the session",
     ] {
         assert!(line.contains(part), "{line}");
     }
     let ended = "trunkline_sessions_ended_total{route=\"read-write\",cause=\"client_terminated\"}";
     assert!(router.metric(ended) > 0.0);
-    // An ordinary session is none the wiser.
+    // An ordinary session is not affected.
     let refused = router.psql_output(6432, "user=admin password=admin", "SELECT 1");
     assert!(
         String::from_utf8_lossy(&refused.stderr).contains("no server accepts read-write sessions"),
@@ -129,7 +129,11 @@ fn only_who_is_listed_gets_in_and_only_after_authentication() {
     );
     assert!(error.field(b'H').unwrap().contains("console.users"));
     assert_eq!(raw.rest(), b"");
-    router.await_log(&["login refused", "user=app", "reason=not one of console.users"]);
+    router.await_log(&[
+        "login refused",
+        "user=app",
+        "reason=the user is not in console.users",
+    ]);
 
     let wrong = |user: &str| {
         let error = into_console(&router, user).begin_scram("wrong").unwrap();

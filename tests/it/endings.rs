@@ -135,7 +135,7 @@ fn a_session_that_is_ended_with_a_request_under_way_says_that_the_outcome_is_unk
     let said = trunkline::wire::frame::ErrorFields::of_prefix(&last[0].body);
     assert!(
         said.message
-            .contains(&format!("an operator ends the sessions on {leader}"))
+            .contains(&format!("an operator ended the sessions on {leader}"))
             && said
                 .message
                 .contains("the outcome of the request under way is unknown"),

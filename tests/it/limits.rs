@@ -135,12 +135,7 @@ fn sessions_of_a_user_a_database_an_address() {
         let first = served(&router, 6432, from(1));
         let _second = served(&router, 6432, from(1));
         let (_raw, answer) = log_in(&router, 6432, from(1));
-        is_refused(
-            &answer,
-            "53300",
-            text,
-            &format!("limits.{key} of the connection manager is 2"),
-        );
+        is_refused(&answer, "53300", text, &format!("raise limits.{key}, which is 2"));
         assert_eq!(refused(&router, key), 1.0);
         router.await_log(&["WARN", "login refused", "too many sessions"]);
         if key == "per_address" {
@@ -185,12 +180,7 @@ fn a_storm_of_logins_is_slowed_and_checks_are_not() {
         });
         assert!(!refusals.is_empty(), "{}", router.log());
         let text = "too many connections at once";
-        is_refused(
-            &refusals[0],
-            "53300",
-            text,
-            "connection_rate of the connection manager",
-        );
+        is_refused(&refusals[0], "53300", text, "ask the operator to raise");
         #[allow(clippy::cast_precision_loss, reason = "a dozen")]
         let counted = refusals.len() as f64;
         assert_eq!(refused(&router, reason), counted);
@@ -236,7 +226,7 @@ fn with_queue(server: &Fake, keys: &str) -> Router {
     )
 }
 
-const FULL: &str = "every server for read-write sessions has as many as it may have";
+const FULL: &str = "every server for read-write sessions is full";
 
 #[test]
 fn sessions_wait_for_a_place_in_turn() {
@@ -252,7 +242,12 @@ fn sessions_wait_for_a_place_in_turn() {
     let third = waiting(&router);
     await_length(&router, 2.0);
     let (_raw, answer) = log_in(&router, 6432, from(1));
-    is_refused(&answer, "53300", FULL, "2 clients wait for one to end already");
+    is_refused(
+        &answer,
+        "53300",
+        FULL,
+        "2 clients already wait for a session to end",
+    );
     assert_eq!(refused(&router, "queue_full"), 1.0);
     assert_eq!(
         router.metric("trunkline_queue_full_total{route=\"read-write\"}"),
@@ -320,7 +315,7 @@ fn waiting_has_an_end_and_may_be_switched_off() {
         &answer,
         "53300",
         FULL,
-        "No client may wait for one to end (max_queue)",
+        "Clients may not wait for a session to end (max_queue is 0)",
     );
     drop(held);
     eventually("the place is free again", PATIENCE, || {

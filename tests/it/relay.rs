@@ -130,7 +130,7 @@ fn the_servers_own_last_word_is_passed_on_and_nothing_is_added() {
         }
     }
     assert!(said[0] == said[1] && said[2] == said[3]);
-    router.await_log(&["session ended", "server ended it with 57P01"]);
+    router.await_log(&["session ended", "server ended the session with 57P01"]);
 }
 
 /// A router whose server answers the first Query with `answer` and closes; then every other session as usual.

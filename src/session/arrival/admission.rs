@@ -1,7 +1,8 @@
-//! Limits at the door: connections that have not logged in yet, and sessions at once.
+//! Limits for connections that have not logged in yet, and for sessions.
 //!
-//! Where all places for logins are taken, or all that one source may have, a connection takes a place of a reserve until
-//! it has said what it wants: cancel requests are served then, and only logins are turned away.
+//! If all places for logins are taken, or all that one source may have, a connection takes a place
+//! in a reserve until its first packet has come. Then cancel requests are served, and only logins
+//! are refused.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,24 +20,27 @@ use crate::auth::login_throttle::network;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
-/// How long new connections wait while too many are logging in, before they are refused: in the kernel's queue where
-/// all places are taken, with us where only those of their source are.
+/// How long new connections wait while too many are logging in, before they are refused. They wait
+/// in the kernel's queue if all places are taken, and in the router if only those of their source
+/// are.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Places in the reserve, at least: enough that some are for others than the one who uses them up.
+/// The smallest reserve: it leaves some places for others if one source takes all that it may have.
 const LEAST_RESERVE: u32 = 8;
-/// Connections that may wait for a place, at least.
+/// The smallest number of connections that may wait for a place.
 const LEAST_QUEUE: u32 = 1024;
 
-/// Cancel requests whose session may be elsewhere, at the same time: as many as there may be sessions, and these where
-/// that is fewer or no limit. One source may have half.
+/// Cancel requests at the same time whose session may be elsewhere: as many as there may be
+/// sessions, but at least the first number, and the second if sessions have no limit. One source
+/// may have half.
 const LEAST_CANCELS: u32 = 1024;
 const UNLIMITED_CANCELS: u32 = 16_384;
 
-/// Of the places for logins that wait after failed ones, one address may have as many.
+/// How many places one address may have among the logins that wait because of earlier failed
+/// logins.
 const WAITING_PER_SOURCE: u32 = 8;
 
-/// Counts who is inside.
+/// Counts connections and sessions, and limits both.
 #[derive(Debug)]
 pub struct Admission {
     max_clients: AtomicU32,
@@ -45,8 +49,9 @@ pub struct Admission {
     reserve: Arc<Places>,
     queued: Arc<Places>,
     waiting: Arc<Places>,
-    /// Cancel requests whose session may be elsewhere: with a key that anybody can make up, and with one that bears a
-    /// router's seal, so that who was given it does not wait behind those who make keys up.
+    /// Cancel requests whose session may be elsewhere: first those with a key that anyone can make
+    /// up, then those with a key that has a router's seal. So clients with a real key do not wait
+    /// behind made-up ones.
     cancels: [Arc<Places>; 2],
     /// Since when there has been no room for another login.
     full_since: Mutex<Option<Instant>>,
@@ -62,8 +67,9 @@ impl Drop for AdmissionPermit {
     }
 }
 
-/// Places for connections that are not known yet, bounded in all and per source, so that no address can have all of
-/// them: an IPv4 address, an IPv6 /64, or (`None`) every Unix socket together.
+/// Places for connections that have not logged in, limited in total and per source, so that no
+/// source can have all of them. A source is an IPv4 address, an IPv6 /64, or (`None`) all Unix
+/// sockets together.
 #[derive(Debug)]
 struct Places {
     most: AtomicU32,
@@ -92,7 +98,7 @@ struct WaitingSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
     Total,
-    /// This source has as many as one may have.
+    /// This source has as many places as one source may have.
     Source,
 }
 
@@ -115,7 +121,8 @@ impl Places {
         }
     }
 
-    /// Waits for a place of this source; `wait` is woken when there may be one.
+    /// Registers a connection of this source that waits for a place; it is woken when there may be
+    /// one.
     fn wait_for(self: &Arc<Self>, source: Source) -> PlaceWait {
         let mut taken = self.taken();
         let waiting = taken.waiting.entry(source).or_default();
@@ -127,8 +134,8 @@ impl Places {
         }
     }
 
-    /// Wakes one connection that can have a place now: of this source if there is one, since its own place has become
-    /// free, else of any that has fewer than it may.
+    /// Wakes one connection that can have a place now: one of the source `first`, whose own place
+    /// has become free, or else one of any source that is below its limit.
     fn wake_one(&self, mut taken: MutexGuard<'_, Taken>, first: Source) {
         if taken.total >= self.most.load(Ordering::Acquire) {
             return;
@@ -138,7 +145,7 @@ impl Places {
             by_source, waiting, ..
         } = &mut *taken;
         let has_room = |source: &Source| {
-            *source == Source::Unsaid || by_source.get(source).is_none_or(|taken| *taken < most)
+            *source == Source::Balancer || by_source.get(source).is_none_or(|taken| *taken < most)
         };
         let next = match waiting.get(&first).filter(|_| has_room(&first)) {
             Some(next) => Some(next),
@@ -180,7 +187,8 @@ impl Places {
     }
 }
 
-/// A connection that waits for a place; it stops when this is dropped, and a wake-up that it has not used goes to another.
+/// A connection that waits for a place. It stops when this is dropped, and a wake-up that it has
+/// not used goes to another connection.
 #[derive(Debug)]
 struct PlaceWait {
     places: Arc<Places>,
@@ -223,35 +231,36 @@ pub struct AdmissionPlace {
     source: Source,
 }
 
-/// How far a connection may go that has not logged in.
+/// What a connection may do that has not logged in.
 #[derive(Debug)]
 pub enum ArrivalPlace {
+    /// Log in.
     Login(AdmissionPlace),
-    /// As far as its first packet: a cancel request is served, a login needs another place.
+    /// Send its first packet: a cancel request is served, a login needs another place.
     Reserve(AdmissionPlace),
 }
 
-/// A login's place among the pending ones.
+/// The place of a login among the pending logins.
 #[derive(Debug)]
 pub(in crate::session) enum LoginPlace {
     Held(#[allow(dead_code, reason = "held until it is dropped")] AdmissionPlace),
-    /// Given up for as long as the login waits after failed ones.
+    /// Given up while the login waits because of earlier failed logins.
     GivenUp,
 }
 
-/// Whom a place counts for.
+/// The source for which a place counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Source {
     Network(Option<IpAddr>),
-    /// A balancer has not said yet for whom it connects.
-    Unsaid,
+    /// A trusted balancer that has not named its client yet.
+    Balancer,
 }
 
 impl Taken {
-    /// There are as many entries as places are taken, at most.
+    /// `by_source` has at most as many entries as places are taken.
     fn count(&mut self, source: Source, most: u32) -> Result<(), Full> {
         let of_source = self.by_source.entry(source).or_default();
-        if *of_source >= most && source != Source::Unsaid {
+        if *of_source >= most && source != Source::Balancer {
             return Err(Full::Source);
         }
         *of_source += 1;
@@ -269,7 +278,7 @@ impl Taken {
 }
 
 impl AdmissionPlace {
-    /// A balancer has said for whom it connects: counts the place for that source.
+    /// Counts the place for the source that a balancer has named.
     pub fn attribute(&mut self, source: Option<IpAddr>) -> Result<(), Full> {
         let source = Source::Network(source.map(network));
         let mut taken = self.places.taken();
@@ -290,7 +299,7 @@ impl Drop for AdmissionPlace {
     }
 }
 
-/// A place among the sessions, of the whole and of the listener.
+/// A place among all sessions, and among those of the listener.
 #[derive(Debug)]
 pub struct Admitted {
     _total: AdmissionPermit,
@@ -299,12 +308,12 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Holds it for as long.
+    /// Holds the share as long as the place.
     pub(in crate::session) fn keep(&mut self, share: Arc<Share>) {
         self.share = Some(share);
     }
 
-    /// The client is gone, and not all that it had.
+    /// Gives the place back, because the client has left. The share is still in use.
     pub(in crate::session) fn into_share(self) -> Option<Arc<Share>> {
         self.share
     }
@@ -316,21 +325,21 @@ pub enum Room {
     Yes,
     /// Leave the connection where it is for now.
     Wait,
-    /// There has been none for too long: say so.
+    /// There has been no room for too long: refuse the connection.
     Refuse,
 }
 
-/// The places that one source may have, of so many.
+/// How many of these places one source may have.
 fn half(places: u32) -> u32 {
     (places / 2).max(1)
 }
 
-/// Connections whose first packet is awaited, beside so many that log in.
+/// How many connections may send their first packet, besides `max_pending` that log in.
 fn reserve(max_pending: u32) -> u32 {
     max_pending.max(LEAST_RESERVE)
 }
 
-/// Connections that wait for one of these places.
+/// How many connections may wait for one of these places.
 fn queue(max_pending: u32) -> u32 {
     max_pending.saturating_mul(4).max(LEAST_QUEUE)
 }
@@ -364,7 +373,7 @@ impl Admission {
         }
     }
 
-    /// Other bounds for who comes from now on; nobody who is inside has to leave.
+    /// Sets other limits for the connections that follow. Existing ones stay.
     pub fn resize(&self, max_clients: u32, max_pending: u32) {
         self.max_clients.store(max_clients, Ordering::Release);
         self.pending.resize(max_pending, half(max_pending));
@@ -377,7 +386,8 @@ impl Admission {
         }
     }
 
-    /// A place for a cancel request whose session may be elsewhere. One source may have half of them.
+    /// A place for a cancel request whose session may be elsewhere. One source may have half of
+    /// them.
     pub(in crate::session) fn cancel(
         &self,
         source: Option<IpAddr>,
@@ -386,13 +396,15 @@ impl Admission {
         self.cancels[usize::from(has_seal)].take(source)
     }
 
-    /// Whether another connection may say what it wants: there is a place for it, or a place in the reserve.
+    /// Whether another connection may send its first packet: there is a place for its login, or one
+    /// in the reserve.
     pub fn may_speak(&self) -> bool {
         !self.pending.is_full() || !self.reserve.is_full()
     }
 
-    /// Until another connection can be taken: there is a place for its login or in the reserve, where it may turn out to
-    /// be a cancel request; or there has been none for [`PATIENCE`], and it is to be refused. Cancel safe.
+    /// Waits until another connection can be accepted: there is a place for its login, or one in
+    /// the reserve, since it may be a cancel request; or there has been none for [`PATIENCE`], and
+    /// the connection is refused. Cancel safe.
     pub async fn until_room(&self) {
         loop {
             let (mut login, mut reserve) = (
@@ -415,7 +427,8 @@ impl Admission {
         }
     }
 
-    /// A burst waits in the kernel's queue, which costs nobody anything; a siege is told to go.
+    /// Whether there is room for one more login. A short burst waits in the kernel's queue, at no
+    /// cost; if there is no room for long, connections are refused.
     pub fn room(&self, now: Instant) -> Room {
         let mut full_since = self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.pending.is_full() {
@@ -430,7 +443,8 @@ impl Admission {
         }
     }
 
-    /// When a login that finds no place is to be refused: `until`, or earlier where there has been no room for too long.
+    /// When a login that finds no place is refused: at `until`, or earlier if there has been no
+    /// room for too long.
     fn refuses_at(&self, until: Instant) -> Instant {
         let full_since = *self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
         match full_since.filter(|_| self.pending.is_full()) {
@@ -439,7 +453,7 @@ impl Admission {
         }
     }
 
-    /// Waits for a place for a login, until then at most.
+    /// Waits for a place for a login, but not longer than `until`.
     pub(in crate::session) async fn pending_until(
         &self,
         source: Option<IpAddr>,
@@ -453,14 +467,15 @@ impl Admission {
         timeout_at(until, wait.place()).await.map_err(|_elapsed| full)
     }
 
-    /// As [`Self::pending_until`]; refused earlier where there has been no room for another login for [`PATIENCE`].
+    /// Like [`Self::pending_until`], but fails earlier if there has been no room for another login
+    /// for [`PATIENCE`].
     pub(in crate::session) async fn pending_in_time(
         &self,
         source: Option<IpAddr>,
         until: Instant,
     ) -> Result<AdmissionPlace, Full> {
         loop {
-            // Notes since when there has been no room.
+            // This also records since when there has been no room.
             let is_refused = self.room(Instant::now()) == Room::Refuse;
             let now = Instant::now();
             let at = if is_refused { now } else { self.refuses_at(until) };
@@ -471,7 +486,7 @@ impl Admission {
         }
     }
 
-    /// Waits for a place to log in, or to say what it wants, until then at most.
+    /// Waits for a place for a login, or one in the reserve, but not longer than `until`.
     pub(in crate::session) async fn place_until(
         &self,
         source: Option<IpAddr>,
@@ -498,9 +513,10 @@ impl Admission {
         self.pending.take(source)
     }
 
-    /// A place for a connection from a balancer that is trusted to say for whom it is; count it for that source then.
-    pub fn pending_unsaid(&self) -> Result<AdmissionPlace, Full> {
-        self.pending.take_for(Source::Unsaid)
+    /// A place for a connection from a trusted balancer. Call [`AdmissionPlace::attribute`] when
+    /// the balancer has named its client.
+    pub fn pending_of_balancer(&self) -> Result<AdmissionPlace, Full> {
+        self.pending.take_for(Source::Balancer)
     }
 
     /// A place for a connection that was just accepted.
@@ -511,13 +527,13 @@ impl Admission {
         }
     }
 
-    /// As [`Self::place`], for a connection from a balancer that is trusted to say for whom it is.
-    pub fn place_unsaid(&self) -> Result<ArrivalPlace, Full> {
-        match self.pending_unsaid() {
+    /// Like [`Self::place`], for a connection from a trusted balancer.
+    pub fn place_of_balancer(&self) -> Result<ArrivalPlace, Full> {
+        match self.pending_of_balancer() {
             Ok(pending) => Ok(ArrivalPlace::Login(pending)),
             Err(full) => self
                 .reserve
-                .take_for(Source::Unsaid)
+                .take_for(Source::Balancer)
                 .map(ArrivalPlace::Reserve)
                 .map_err(|_| full),
         }
@@ -528,19 +544,21 @@ impl Admission {
         self.reserve.take(source).map(ArrivalPlace::Reserve).ok()
     }
 
-    /// A place for a connection that waits until it may log in, or say what it wants: for [`PATIENCE`] at most, since a
-    /// burst through a balancer or an address translator looks like a siege by one address.
+    /// A place for a connection that waits for a login or the reserve, for at most [`PATIENCE`]: a
+    /// burst through a balancer or an address translator looks like an attack from one address.
     pub fn queued(&self, source: Option<IpAddr>) -> Result<AdmissionPlace, Full> {
         self.queued.take(source)
     }
 
-    /// A place for a login that has to wait, as many as there are for those that have not: of these it holds none.
+    /// A place for a login that waits because of earlier failed logins. There are as many as for
+    /// logins that do not wait, of which a waiting login holds none.
     pub fn waiting(&self, source: Option<IpAddr>) -> Result<AdmissionPlace, Full> {
         self.waiting.take(source)
     }
 
-    /// Whether there is a place for one more session: said before the client is authenticated, so that it is not asked
-    /// for a password in vain. No place is taken by who has not shown one.
+    /// Whether there is a place for one more session. The login asks this before authentication, so
+    /// that a client is not asked for a password in vain. It takes no place: only authenticated
+    /// clients have one.
     pub fn ask(&self, listener: &ListenerSettings) -> Result<(), ErrorReply> {
         self.admit(listener).map(drop)
     }
@@ -551,9 +569,9 @@ impl Admission {
             ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").hint(hint)
         };
         let total = take(&self.clients, self.max_clients.load(Ordering::Acquire))
-            .ok_or_else(|| refusal("The connection manager's limits.max_clients is reached."))?;
+            .ok_or_else(|| refusal("Ask the operator to raise limits.max_clients."))?;
         let listener = take(&listener.clients, listener.max_clients)
-            .ok_or_else(|| refusal("The max_clients of this port of the connection manager is reached."))?;
+            .ok_or_else(|| refusal("Ask the operator to raise max_clients of this listener."))?;
         Ok(Admitted {
             _total: total,
             _listener: listener,
@@ -567,7 +585,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_burst_waits_and_a_siege_is_refused() {
+    async fn a_short_burst_waits_and_a_long_one_is_refused() {
         let admission = Admission::new(0, 2);
         let source = |last| Some(IpAddr::from([10, 0, 0, last]));
         let first = admission.pending(source(1)).expect("room");
@@ -582,7 +600,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_room_is_woken_by_a_place_and_by_the_end_of_patience() {
+    async fn a_wait_for_room_ends_with_a_free_place_or_when_patience_is_over() {
         let admission = Arc::new(Admission::new(0, 1));
         let source = |last| Some(IpAddr::from([10, 0, 0, last]));
         let login = admission.pending(source(0)).expect("room");
@@ -635,9 +653,9 @@ mod tests {
         let admission = Admission::new(0, 4);
         let source = |last| Some(IpAddr::from([10, 0, 0, last]));
         let mut held: Vec<_> = (0..4)
-            .map(|_| admission.pending_unsaid().expect("room"))
+            .map(|_| admission.pending_of_balancer().expect("room"))
             .collect();
-        assert_eq!(admission.pending_unsaid().err(), Some(Full::Total));
+        assert_eq!(admission.pending_of_balancer().err(), Some(Full::Total));
         assert_eq!(held[0].attribute(source(1)), Ok(()));
         assert_eq!(held[1].attribute(source(1)), Ok(()));
         assert_eq!(held[2].attribute(source(1)), Err(Full::Source));
@@ -645,31 +663,33 @@ mod tests {
         drop(held);
         assert!(
             admission.pending.taken().by_source.is_empty(),
-            "nothing is left behind, of refusals neither"
+            "refusals leave nothing behind either"
         );
     }
 
     #[test]
-    fn who_wants_no_login_gets_in_where_no_login_does() {
+    fn connections_take_the_reserve_while_no_login_has_a_place() {
         let admission = Admission::new(0, 2);
         let source = |last| Some(IpAddr::from([10, 0, 0, last]));
         let held = [1, 2].map(|last| admission.place(source(last)).expect("room"));
         assert!(held.iter().all(|place| matches!(place, ArrivalPlace::Login(_))));
         assert!(admission.may_speak());
-        // One source has half of the reserve, and what is left is for others.
+        // One source has half of the reserve; the rest is for others.
         let greedy: Vec<_> = (0..8).filter_map(|_| admission.place(source(3)).ok()).collect();
         assert_eq!(greedy.len(), 4);
         let other = admission.place(source(4)).expect("in the reserve");
         assert!(matches!(other, ArrivalPlace::Reserve(_)));
-        let unsaid: Vec<_> = (0..8).filter_map(|_| admission.place_unsaid().ok()).collect();
-        assert_eq!(unsaid.len(), 3);
+        let balancer: Vec<_> = (0..8)
+            .filter_map(|_| admission.place_of_balancer().ok())
+            .collect();
+        assert_eq!(balancer.len(), 3);
         assert!(!admission.may_speak());
-        drop((held, greedy, other, unsaid));
+        drop((held, greedy, other, balancer));
         assert!(matches!(admission.place(source(3)), Ok(ArrivalPlace::Login(_))));
     }
 
     #[test]
-    fn made_up_keys_take_no_place_of_those_that_bear_a_seal_nor_of_other_addresses() {
+    fn made_up_keys_take_no_place_of_sealed_keys_or_of_other_addresses() {
         let admission = Admission::new(10, 1);
         let source = |last| Some(IpAddr::from([10, 0, 0, last]));
         let made_up: Vec<_> = (0..2000)
@@ -683,7 +703,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_place_that_becomes_free_goes_to_one_that_waits_and_may_have_it() {
+    async fn a_free_place_goes_to_a_waiting_connection_that_may_have_it() {
         let admission = Arc::new(Admission::new(0, 4));
         let source = |last| Some(IpAddr::from([10, 0, 0, last]));
         let held: Vec<_> = [1, 1, 2, 2]
@@ -720,22 +740,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn waiting_for_a_place_ends_in_time_and_earlier_in_a_siege() {
+    async fn a_wait_for_a_place_ends_in_time_and_earlier_if_there_was_no_room_before() {
         let admission = Admission::new(0, 1);
         let _held = admission.pending(None).expect("room");
         let began = Instant::now();
         assert!(admission.pending_until(None, began + PATIENCE / 2).await.is_err());
         assert_eq!(began.elapsed(), PATIENCE / 2);
         assert_eq!(admission.room(Instant::now()), Room::Wait);
-        let siege = Instant::now();
-        let refused = admission.pending_in_time(None, siege + 10 * PATIENCE).await;
-        assert_eq!((refused.err(), siege.elapsed()), (Some(Full::Total), PATIENCE));
+        let full_since = Instant::now();
+        let refused = admission.pending_in_time(None, full_since + 10 * PATIENCE).await;
+        assert_eq!(
+            (refused.err(), full_since.elapsed()),
+            (Some(Full::Total), PATIENCE)
+        );
         assert!(
             admission
                 .pending_in_time(None, Instant::now() + PATIENCE)
                 .await
                 .is_err()
         );
-        assert_eq!(siege.elapsed(), PATIENCE, "at once");
+        assert_eq!(full_since.elapsed(), PATIENCE, "at once");
     }
 }

@@ -1,7 +1,8 @@
-//! Who knocks: a balancer's header where there must be one, and whether the client's address may come in.
+//! Where a connection comes from: reads a balancer's header if there must be one, and checks
+//! whether the client's address may connect.
 //!
-//! A connection from a trusted balancer counts for no source until its header is read; then for the client's, which
-//! everything else goes by.
+//! A connection from a trusted balancer counts for no source until its header is read. Then it
+//! counts for the client's address, and every other rule uses that address too.
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -21,23 +22,23 @@ use crate::wire::startup::{self, Glance};
 
 use std::time::Duration;
 
-/// Between two looks whether there is a place by now.
-const LOOK: Duration = Duration::from_millis(10);
+/// The time between two checks for more bytes.
+const PEEK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// For a connection from the reserve to set up TLS and say what it wants, at most.
-const SPEAKS: Duration = Duration::from_secs(5);
+/// How long a connection from the reserve may take to set up TLS and send its first packet.
+const FIRST_PACKET_WITHIN: Duration = Duration::from_secs(5);
 
 /// A client whose address is known.
 #[derive(Debug)]
 pub(in crate::session) struct ClientOrigin {
     pub(in crate::session) address: ClientAddress,
-    /// TLS that ended at the balancer, by its header; for the log.
+    /// TLS that ended at the balancer, as its header describes it; for the log.
     pub(in crate::session) tls: Option<Box<ProxiedTls>>,
-    /// Why it is told no, once it can be: clients understand an error only after their startup packet.
+    /// The refusal. It is sent after the startup packet: clients understand no error before it.
     pub(in crate::session) denied: Option<LoginError>,
 }
 
-/// Whether a connection from there begins with a header.
+/// Whether a connection from this address must begin with a balancer's header.
 pub fn is_announced(listener: &ListenerSettings, socket: ClientAddress) -> bool {
     match (&listener.entry.proxy_protocol, socket.ip()) {
         (Some(proxies), Some(ip)) => proxies.trusts(ip),
@@ -45,7 +46,7 @@ pub fn is_announced(listener: &ListenerSettings, socket: ClientAddress) -> bool 
     }
 }
 
-/// Finds out where the client is, and counts its place for that address. `None`: it was refused, with an error.
+/// Finds out the client's address, and counts the place for it. `None`: the connection was refused.
 pub(super) async fn identify(
     shared: &Shared,
     listener: &ListenerSettings,
@@ -89,7 +90,7 @@ pub(super) async fn identify(
             }
         };
     }
-    place = match speak(shared, stream, origin.address, place, accepted).await {
+    place = match await_first_bytes(shared, stream, origin.address, place, accepted).await {
         Ok(place) => place,
         Err(full) => {
             too_many(shared, stream, full).await;
@@ -100,7 +101,7 @@ pub(super) async fn identify(
     Some((origin, place))
 }
 
-/// Why this address may not connect to the listener, if that is so.
+/// The refusal, if this address may not connect to the listener.
 fn denied(listener: &ListenerSettings, address: ClientAddress, is_announced: bool) -> Option<LoginError> {
     let proxies = listener.entry.proxy_protocol.as_ref();
     if !is_announced && proxies.is_some_and(|proxies| proxies.required) {
@@ -122,8 +123,8 @@ fn denied(listener: &ListenerSettings, address: ClientAddress, is_announced: boo
     None
 }
 
-/// Counts the place for the client from now on. Where its address has as many as it may have, the connection waits as
-/// others do, and has no place meanwhile.
+/// Counts the place for the client's address from now on. If that address has as many places as it
+/// may have, the connection waits like others, and has no place meanwhile.
 async fn attribute(
     shared: &Shared,
     address: ClientAddress,
@@ -141,7 +142,8 @@ async fn attribute(
     }
 }
 
-/// Waits for a place until others of the same address have logged in or said what they want; not for long.
+/// Waits for a place, for a short time, until others of the same address have logged in or sent
+/// their first packet.
 pub async fn turn(
     shared: &Shared,
     address: ClientAddress,
@@ -156,17 +158,17 @@ pub async fn turn(
     turn
 }
 
-/// Waits for what a connection from the reserve begins with. A cancel request in clear goes on at once. A login waits for a
-/// place; so does a connection that asks for TLS first, but not for long: whether it is a login shows then. A silent
-/// connection is refused.
-async fn speak(
+/// Waits for the first bytes of a connection from the reserve. A cancel request in clear continues
+/// at once. A login waits for a place. A connection that asks for TLS first waits too, but not
+/// long: inside TLS it shows whether it is a login. A silent connection is refused.
+async fn await_first_bytes(
     shared: &Shared,
     stream: &ClientStream,
     address: ClientAddress,
     place: ArrivalPlace,
     accepted: Instant,
 ) -> Result<ArrivalPlace, Full> {
-    // On a Unix socket there is no TLS: what the client wants is read at once.
+    // On a Unix socket there is no TLS: the client's packet is read at once.
     let (ClientStream::Plain(socket), ArrivalPlace::Reserve(_)) = (stream, &place) else {
         return Ok(place);
     };
@@ -180,7 +182,7 @@ async fn speak(
     if !wants_session {
         return Ok(place);
     }
-    // The reserve is for connections that have not spoken yet.
+    // The reserve is for connections that have sent nothing yet.
     let place = match admission.queued(address.ip()) {
         Ok(queued) => {
             drop(place);
@@ -197,7 +199,8 @@ async fn speak(
     }
 }
 
-/// Whether the first bytes are those of a session, or of something that is not the protocol. Reads nothing.
+/// Whether the first bytes are those of a session, or of something that is not the protocol. Reads
+/// nothing.
 async fn wants_session(socket: &TcpStream) -> bool {
     let mut first = [0; 8];
     loop {
@@ -210,23 +213,23 @@ async fn wants_session(socket: &TcpStream) -> bool {
             // `None` of eight bytes: the beginning of a cancel request.
             Ok(Some(Glance::Cancel(_) | Glance::Peer)) => return false,
             Ok(None) if seen == first.len() => return false,
-            // The kernel has no event for "more than these": it says that there is something to read, and goes on
-            // saying so. Eight bytes come in one piece nearly always.
-            Ok(None) => sleep(LOOK).await,
+            // The kernel has no event for "more than these": the socket stays readable. Eight bytes
+            // nearly always come in one piece.
+            Ok(None) => sleep(PEEK_INTERVAL).await,
             Ok(Some(Glance::Session)) | Err(_) => return true,
         }
     }
 }
 
-/// Until when a connection may take to say what it wants.
-pub(super) fn speaks_until(place: &ArrivalPlace, accepted: Instant, deadline: Instant) -> Instant {
+/// When the first packet of a connection must have come.
+pub(super) fn first_packet_deadline(place: &ArrivalPlace, accepted: Instant, deadline: Instant) -> Instant {
     match place {
-        ArrivalPlace::Reserve(_) => deadline.min(accepted + PATIENCE + SPEAKS),
+        ArrivalPlace::Reserve(_) => deadline.min(accepted + PATIENCE + FIRST_PACKET_WITHIN),
         ArrivalPlace::Login(_) => deadline,
     }
 }
 
-/// A place for the login of a client that has said it wants one.
+/// A place for a client whose first packet asks for a login.
 pub(in crate::session) async fn login_place(
     shared: &Shared,
     address: ClientAddress,
@@ -246,7 +249,7 @@ pub(in crate::session) async fn login_place(
     }
 }
 
-/// The refusal of a client that has said it wants to log in.
+/// The refusal of a client whose first packet asks for a login.
 pub(in crate::session) fn no_place(full: Full) -> (RefuseReason, ErrorReply) {
     let (text, hint) = login_throttle::too_many(full);
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint);
@@ -267,24 +270,25 @@ async fn too_many(shared: &Shared, stream: &mut ClientStream, full: Full) {
     close::say(stream, &close::too_many(text, hint)).await;
 }
 
-/// No header from where one must come, or a bad one: the balancer's configuration, or somebody beside it.
+/// Refuses a connection from a trusted address that sent no header, or a bad one: the balancer is
+/// not configured for it, or another program connects from there.
 async fn refuse_header(
     shared: &Shared,
     listener: &ListenerSettings,
     stream: &mut ClientStream,
     socket: ClientAddress,
-    fault: &ProxyHeaderError,
+    error: &ProxyHeaderError,
 ) {
-    if matches!(fault, ProxyHeaderError::HungUp) {
-        debug!(client = %socket, listener = %listener.name, "hung up before its PROXY protocol header");
+    if matches!(error, ProxyHeaderError::HungUp) {
+        debug!(client = %socket, listener = %listener.name, "the balancer hung up before its PROXY protocol header");
         return;
     }
     shared.metrics.refuse(RefuseReason::ProxyHeader);
     if let Some(skipped) = shared.failures.admit(socket.ip(), None) {
-        warn!(client = %socket, listener = %listener.name, %fault, skipped, "connection refused");
+        warn!(client = %socket, listener = %listener.name, fault = %error, skipped, "connection refused");
     }
-    let reply = ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, fault.to_string()).hint(
-        "This address is in proxy_protocol.trusted of the connection manager's listener: the balancer there has to send \
+    let reply = ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, error.to_string()).hint(
+        "This address is in the listener's proxy_protocol.trusted. Ask the operator to make the balancer there send \
          the header (send-proxy, send-proxy-v2).",
     );
     close::say(stream, &close::fatal(&reply)).await;

@@ -1,7 +1,8 @@
-//! The guard against guessing, at work: attempts wait for their slot or are refused before any exchange or look-up,
-//! and what comes of them is counted.
+//! Makes guessing at passwords slow: attempts wait for their turn or are refused before any
+//! exchange or look-up, and their results are counted.
 //!
-//! Who waits holds no place among the pending logins, but one among those that wait, and the login's deadline goes on.
+//! A login that waits holds no place among the pending logins, but one among the waiting ones. Its
+//! deadline does not stop.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,11 +25,11 @@ use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::StartupPacket;
 use crate::wire::text::Escaped;
 
-/// Lines about waits and refusals that begin, per kind and interval.
+/// Log lines about waits and refusals that begin, per kind and interval.
 const LINES: u32 = 5;
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// The guard, shared by all workers; locked for microseconds at a time.
+/// The login throttle, shared by all workers; locked for microseconds at a time.
 #[derive(Debug)]
 pub struct SharedThrottle {
     throttle: Mutex<LoginThrottle>,
@@ -43,17 +44,17 @@ impl SharedThrottle {
         }
     }
 
-    /// From now on; what was counted stays.
+    /// Sets another limit. What was counted stays.
     pub fn replace_limit(&self, limit: RateLimit) {
         self.throttle().replace_limit(limit);
     }
 
-    /// Addresses and users with failures that time has not made good.
+    /// How many addresses and users have failures that have not expired.
     pub(in crate::session) fn remembered(&self) -> (usize, usize) {
         self.throttle().sweep(Instant::now())
     }
 
-    /// Tells of the refusals that were left out of the log, until `stop`.
+    /// Logs how many lines about waits and refusals were left out, until `stop`.
     pub async fn summarise(&self, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -62,12 +63,12 @@ impl SharedThrottle {
             }
             let summaries = self.begun().summaries(Instant::now());
             for (by, times) in summaries {
-                let (what, begun) = match by {
+                let (by, begun) = match by {
                     Some((by, true)) => (label(by), "refusals"),
                     Some((by, false)) => (label(by), "waits"),
                     None => ("-", "waits and refusals"),
                 };
-                warn!(by = what, times, "more {begun} after failed logins began");
+                warn!(by, times, "more {begun} after failed logins began");
             }
         }
     }
@@ -95,7 +96,7 @@ pub(in crate::session) fn label(by: By) -> &'static str {
     }
 }
 
-/// Waits for this attempt's turn. The place is given up meanwhile.
+/// Waits for this attempt's turn. The login gives its place up meanwhile.
 pub(in crate::session) async fn admit(
     shared: &Shared,
     listener: &ListenerSettings,
@@ -107,11 +108,11 @@ pub(in crate::session) async fn admit(
 ) -> Result<(), LoginError> {
     let attempt = shared.login_throttle.attempt(listener, client, &packet.user);
     let now = Instant::now();
-    // Before the slot: one that may not wait must not move those behind it.
+    // Before the turn is given: an attempt that may not wait must not delay the next ones.
     let place = shared.admission.waiting(client.ip());
     let latest = if place.is_ok() { deadline } else { now };
-    let verdict = shared.login_throttle.throttle().ask(&attempt, latest, now);
-    let (until, by) = match verdict {
+    let decision = shared.login_throttle.throttle().ask(&attempt, latest, now);
+    let (until, by) = match decision {
         ThrottleDecision::Go => return Ok(()),
         ThrottleDecision::Refuse { by, until } => return Err(refused(by, until - now)),
         ThrottleDecision::Wait { until, by } => (until, by),
@@ -134,7 +135,8 @@ pub(in crate::session) async fn admit(
     }
 }
 
-/// Until the moment, or until the client leaves. It has nothing to say before it is asked.
+/// Waits until this time, or until the client leaves. The client must not send anything before the
+/// router asks.
 async fn wait(stream: &mut ClientStream, until: Instant) -> Result<(), LoginError> {
     let mut early = [0_u8; 1];
     tokio::select! {
@@ -152,29 +154,30 @@ fn refused(by: By, left: Duration) -> LoginError {
         By::User => "too many failed logins as this user",
         By::UserHere => "too many failed logins as this user from this address",
     };
-    // Rounded up: at that time it is not too early.
+    // Rounded up, so that an attempt after this time is not too early.
     let seconds = left.as_millis().div_ceil(1000);
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
-        "Try again in {seconds} s. The bound is auth.rate_limit of the connection manager."
+        "Try again in {seconds} s. The router's limit is auth.rate_limit."
     ));
     LoginError::RateLimited(by, reply)
 }
 
-/// What a connection is told for which there is no place among the pending logins: text and hint.
+/// The message and hint for a connection that finds no place among the pending logins.
 pub fn too_many(full: Full) -> (&'static str, &'static str) {
     match full {
         Full::Total => (
             "too many connections are logging in",
-            "Try again in a moment; the bound is limits.max_pending_logins of the connection manager.",
+            "Try again in a moment, or ask the operator to raise limits.max_pending_logins.",
         ),
         Full::Source => (
             "too many connections from this address are logging in",
-            "Try again in a moment; one address may have half of limits.max_pending_logins of the connection manager.",
+            "Try again in a moment, or ask the operator to raise limits.max_pending_logins. One address may have half \
+             of limits.max_pending_logins.",
         ),
     }
 }
 
-/// The client has proven who it is.
+/// Records that the client has proven its identity.
 pub(in crate::session) fn succeeded(
     shared: &Shared,
     listener: &ListenerSettings,
@@ -188,21 +191,21 @@ pub(in crate::session) fn succeeded(
         .succeeded(&attempt, Instant::now());
 }
 
-/// Counts a login that failed, if that says anything of the client.
+/// Counts a failed login, if the client is the cause.
 pub(in crate::session) fn failed(
     shared: &Shared,
     listener: &ListenerSettings,
     packet: &StartupPacket,
     client: ClientAddress,
-    fault: &LoginError,
+    error: &LoginError,
 ) {
-    match fault.offence() {
+    match error.offence() {
         Some(Offence::Proof) => {
             let attempt = shared.login_throttle.attempt(listener, client, &packet.user);
             let began = shared
                 .login_throttle
                 .throttle()
-                .failed(&attempt, fault.guess(), Instant::now());
+                .failed(&attempt, error.guess(), Instant::now());
             for (by, start) in [
                 (By::Address, began.address),
                 (By::User, began.user),
@@ -218,7 +221,7 @@ pub(in crate::session) fn failed(
     }
 }
 
-/// Counts a connection that did not keep to the protocol.
+/// Counts a connection that violated the protocol.
 pub(in crate::session) fn garbage(shared: &Shared, client: ClientAddress) {
     let began = shared
         .login_throttle
@@ -229,7 +232,8 @@ pub(in crate::session) fn garbage(shared: &Shared, client: ClientAddress) {
     }
 }
 
-/// `user` is the last that failed; `None` after something that was not the protocol.
+/// Logs that waits or refusals begin. `user` is the one of the last failed login; `None` after
+/// bytes that are not the protocol.
 fn log(
     login_throttle: &SharedThrottle,
     by: By,
@@ -245,22 +249,22 @@ fn log(
     };
     let user = Escaped(user.unwrap_or(b"-"));
     let refuse_for = login_throttle.throttle().limit().refuse_for.as_secs();
-    let (failures, for_s, what) = match start {
+    let (failures, for_s, consequence) = match start {
         ThrottleStart::Delay(failures) => (failures, None, "wait for their turn"),
         ThrottleStart::Refusal(failures) => (failures, Some(refuse_for), "are refused"),
     };
     match by {
         By::Address => warn!(
             %client, %user, failures, for_s, skipped,
-            "too many failed logins: logins from this address {what}, but for users that it has let in lately"
+            "too many failed logins: logins from this address {consequence}, except those of users that logged in from it lately"
         ),
         By::User => warn!(
             %user, last = %client, failures, for_s, skipped,
-            "too many failed logins: logins as this user {what}, but for addresses it has used lately"
+            "too many failed logins: logins as this user {consequence}, except those from addresses that it used lately"
         ),
         By::UserHere => warn!(
             %user, %client, failures, for_s, skipped,
-            "too many failed logins: logins as this user from this address {what}"
+            "too many failed logins: logins as this user from this address {consequence}"
         ),
     }
 }

@@ -1,7 +1,8 @@
-//! The way in: from an accepted socket to a client that has logged in.
+//! Arrival: from an accepted socket to a client that has logged in.
 //!
-//! One type for each step, holding what is valid then; a step consumes the one before. A step that gives `None` has
-//! ended the connection: the client was refused with an error, or was served otherwise.
+//! Each step is a type that holds only what is valid in that step, and each step consumes the one
+//! before it. A step that gives `None` has ended the connection: the client was refused, or was
+//! served in another way.
 //!
 //! ```text
 //! Arrival → Identified → Named → LoggedIn

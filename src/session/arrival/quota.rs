@@ -1,8 +1,9 @@
 //! Limits on the sessions of one user, database or address, and on how many begin per second.
 //!
-//! They count clients that have authenticated, as PostgreSQL's `CONNECTION LIMIT` does: otherwise anybody could use up
-//! the places of others without a password, and balancers' checks, which hang up when they are asked for one, would be
-//! refused while the router is busy. What has not authenticated is bounded by the pending logins.
+//! They count clients that have authenticated, as PostgreSQL's `CONNECTION LIMIT` does. Otherwise
+//! anyone could use up the places of others without a password, and balancers' checks, which hang
+//! up when they are asked for one, would be refused while the router is busy. Clients that have not
+//! authenticated are limited as pending logins.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::text::Escaped;
 
-/// Whose sessions are counted together.
+/// A user, database or address, whose sessions are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Whose {
     User(Bytes),
@@ -33,18 +34,20 @@ enum Whose {
 /// Shared by all workers; locked when a session begins or ends.
 #[derive(Debug)]
 pub struct Quota {
-    bounds: ArcSwap<Bounds>,
-    /// As many entries as there are users, databases and addresses with a session, limited or not: they may be later.
+    current: ArcSwap<CurrentLimits>,
+    /// One entry for each user, database and address with a session, even without a limit: a limit
+    /// may come later.
     taken: Mutex<HashMap<Whose, u32>>,
 }
 
 #[derive(Debug)]
-struct Bounds {
+struct CurrentLimits {
     limits: config::Limits,
     rate: Rate,
 }
 
-/// Sessions that may begin per second, with a burst of one second. Clones share it.
+/// How many sessions may begin per second, with a burst of one second. Clones share the same
+/// tokens.
 #[derive(Debug, Clone)]
 pub(in crate::session) struct Rate(Option<Arc<Bucket>>);
 
@@ -64,7 +67,7 @@ impl Rate {
         }))
     }
 
-    /// Goes on with what is left of `before` if that is as fast.
+    /// Continues with the tokens of `before` if the rate is the same.
     pub(in crate::session) fn in_place_of(self, before: &Self) -> Self {
         let per_second = |rate: &Self| rate.0.as_ref().map(|bucket| bucket.per_second);
         if per_second(&self) == per_second(before) {
@@ -114,7 +117,7 @@ pub(in crate::session) struct Refusal {
 impl Quota {
     pub fn new(limits: &config::Limits) -> Self {
         Self {
-            bounds: ArcSwap::from_pointee(Bounds {
+            current: ArcSwap::from_pointee(CurrentLimits {
                 rate: Rate::new(limits.connection_rate),
                 limits: limits.clone(),
             }),
@@ -122,17 +125,18 @@ impl Quota {
         }
     }
 
-    /// Other limits for the sessions to come; those there are count on.
+    /// Sets other limits for the sessions that follow. Existing sessions stay and count.
     pub fn resize(&self, limits: &config::Limits) {
-        let before = self.bounds.load();
-        self.bounds.store(Arc::new(Bounds {
+        let before = self.current.load();
+        self.current.store(Arc::new(CurrentLimits {
             rate: Rate::new(limits.connection_rate).in_place_of(&before.rate),
             limits: limits.clone(),
         }));
     }
 
-    /// A session's share, or the limit that is in the way. `listener` is the rate of where it came in; user and database are
-    /// `None` where they are not seen, `address` on a Unix socket.
+    /// A session's share, or the limit that is reached. `listener` is the rate of the session's
+    /// listener. `names` (user and database) is `None` if the router does not see them, `address`
+    /// on a Unix socket.
     pub(in crate::session) fn share(
         self: &Arc<Self>,
         listener: &Rate,
@@ -140,8 +144,8 @@ impl Quota {
         address: Option<IpAddr>,
         now: Instant,
     ) -> Result<Share, Refusal> {
-        let bounds = self.bounds.load();
-        let limits = &bounds.limits;
+        let current = self.current.load();
+        let limits = &current.limits;
         let wanted = [
             (limits.per_user, names.map(|(user, _)| Whose::User(user.clone()))),
             (
@@ -160,14 +164,14 @@ impl Quota {
                 return Err(too_many(whose, *limit));
             }
         }
-        // After the counts: what is refused by them takes nothing of the rate.
+        // After the counts: a session that they refuse uses nothing of the rate.
         if !listener.admits(now) {
             return Err(too_fast(
                 RefuseReason::ConnectionRateListener,
-                "its listener's connection_rate",
+                "connection_rate of the listener",
             ));
         }
-        if !bounds.rate.admits(now) {
+        if !current.rate.admits(now) {
             return Err(too_fast(RefuseReason::ConnectionRate, "limits.connection_rate"));
         }
         let whose: Vec<Whose> = wanted.into_iter().map(|(_, whose)| whose).collect();
@@ -202,16 +206,16 @@ fn too_many(whose: &Whose, limit: u32) -> Refusal {
         ),
     };
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
-        "limits.{} of the connection manager is {limit}. Close sessions that are not needed.",
+        "Close sessions that are not needed, or ask the operator to raise limits.{}, which is {limit}.",
         reason.label()
     ));
     Refusal { reason, reply }
 }
 
-fn too_fast(reason: RefuseReason, bound: &str) -> Refusal {
+fn too_fast(reason: RefuseReason, limit: &str) -> Refusal {
     let text = "too many connections at once";
     let reply = ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(format!(
-        "Try again in a second; the bound is {bound} of the connection manager."
+        "Try again in a second, or ask the operator to raise {limit}."
     ));
     Refusal { reason, reply }
 }
@@ -257,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_counts_its_own_and_is_given_back() {
+    fn each_limit_counts_separately_and_is_given_back() {
         let quota = quota(2, 3, 4, 0);
         let one = ask(&quota, "a", "x", "10.0.0.1").unwrap();
         let two = ask(&quota, "a", "y", "::ffff:10.0.0.1").unwrap();
@@ -269,10 +273,7 @@ mod tests {
         drop(one);
         assert!(ask(&quota, "a", "x", "10.0.0.1").is_ok());
         drop((two, three, four));
-        assert!(
-            quota.taken().is_empty(),
-            "nothing is left behind, of refusals neither"
-        );
+        assert!(quota.taken().is_empty(), "refusals leave nothing behind either");
     }
 
     #[test]
@@ -296,11 +297,11 @@ mod tests {
     }
 
     #[test]
-    fn other_limits_count_the_sessions_there_are_and_the_rate_goes_on() {
+    fn new_limits_count_existing_sessions_and_the_rate_continues() {
         let limits = |per_user, rate| config::Limits {
             per_user,
             connection_rate: NonZeroU32::new(rate),
-            ..quota(0, 0, 0, 0).bounds.load().limits.clone()
+            ..quota(0, 0, 0, 0).current.load().limits.clone()
         };
         let quota = quota(0, 0, 0, 2);
         let (unlimited, now) = (Rate::new(None), Instant::now());
@@ -312,7 +313,7 @@ mod tests {
         assert_eq!(
             ask("c").unwrap_err(),
             "connection_rate",
-            "as much is left as before"
+            "the tokens are those of before"
         );
         quota.resize(&limits(2, 0));
         let _second = ask("a").unwrap();
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_of_the_rate_at_once_and_the_listeners_first() {
+    fn a_burst_of_one_second_is_allowed_and_the_listeners_rate_comes_first() {
         let quota = quota(1, 0, 0, 3);
         let (listener, now) = (Rate::new(NonZeroU32::new(2)), Instant::now());
         let mut held = Vec::new();
@@ -332,7 +333,7 @@ mod tests {
         let fast = ask_at(&quota, &listener, ("c", "x"), "-", now);
         assert_eq!(fast.unwrap_err(), "connection_rate_listener");
         let free = Rate::new(None);
-        // Refused by its count: nothing of the rate is used.
+        // Refused by its count, so it uses nothing of the rate.
         assert_eq!(
             ask_at(&quota, &free, ("a", "x"), "-", now).unwrap_err(),
             "per_user"

@@ -1,4 +1,4 @@
-//! A limit on how often something may happen, without a clock of its own.
+//! A limit on how often something may happen. The caller passes the time.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 /// A bucket of `burst` tokens that gains `per_second` tokens a second. Starts full.
 ///
-/// Kept as one moment, at which the bucket will be full again, so that no fraction of a token is ever lost.
+/// It stores one time, at which the bucket will be full again, so that no fraction of a token is
+/// lost.
 #[derive(Debug, Clone)]
 pub(super) struct TokenBucket {
     /// Time for one token.
@@ -28,7 +29,7 @@ impl TokenBucket {
         }
     }
 
-    /// Takes one token; `false` where there is none, which costs nothing.
+    /// Takes one token; `false` if there is none.
     pub(super) fn try_take(&mut self, now: Instant) -> bool {
         let full_at = self.full_at.map_or(now, |at| at.max(now));
         if full_at - now > self.slack {
@@ -55,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_then_the_rate() {
+    fn a_burst_is_allowed_and_then_the_rate() {
         let start = Instant::now();
         let mut bucket = bucket(10, 3);
         let taken = (0..10).filter(|_| bucket.try_take(start)).count();
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn time_that_goes_back_gives_nothing() {
+    fn a_clock_that_goes_back_gives_no_token() {
         let start = Instant::now() + Duration::from_secs(5);
         let mut bucket = bucket(1, 1);
         assert!(bucket.try_take(start));
@@ -77,7 +78,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_than_burst_and_rate(
+        fn never_more_tokens_than_burst_and_rate_allow(
             per_second in 1u32..100, burst in 1u32..20, steps in proptest::collection::vec(0u64..50, 1..200),
         ) {
             let start = Instant::now();

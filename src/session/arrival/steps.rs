@@ -1,4 +1,4 @@
-//! The steps of a login, from the accepted socket on.
+//! The steps of a login, beginning with the accepted socket.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,12 +39,12 @@ pub struct Arrival {
     pub accepted: Instant,
     pub listener: Arc<ListenerSettings>,
     pub worker_buffer: Arc<WorkerBuffer>,
-    /// Among the connections that have not logged in yet.
+    /// Its place among the connections that have not logged in yet.
     pub place: ArrivalPlace,
 }
 
 impl Arrival {
-    /// Registers the socket with this worker and finds out where the client is.
+    /// Registers the socket with this worker and finds out the client's address.
     pub(in crate::session) async fn identify(self, shared: &Arc<Shared>) -> Option<Identified> {
         let Self {
             socket,
@@ -77,7 +77,7 @@ impl Arrival {
 
 /// Registers an accepted socket with this worker and sets its options.
 fn adopt(socket: ClientSocket, listener: &ListenerSettings) -> Option<ClientStream> {
-    // Each fails only if the peer is gone already.
+    // Each call fails only if the peer has left already.
     Some(match socket {
         ClientSocket::Tcp(socket) => {
             socket.set_nonblocking(true).ok()?;
@@ -114,14 +114,15 @@ pub(in crate::session) struct Identified {
 }
 
 impl Identified {
-    /// Until when the client may take to say what it wants.
-    pub(in crate::session) fn speaks_until(&self) -> Instant {
-        client_origin::speaks_until(&self.place, self.course.accepted, self.course.deadline)
+    /// When the client's first packet must have come.
+    pub(in crate::session) fn first_packet_deadline(&self) -> Instant {
+        client_origin::first_packet_deadline(&self.place, self.course.accepted, self.course.deadline)
     }
 
-    /// Sets up TLS if the client asks for it, and reads what it wants. Serves it, if that is not a session.
+    /// Sets up TLS if the client asks for it, and reads the client's request. If that is not a
+    /// session, it is served here.
     pub(in crate::session) async fn open(self, shared: &Arc<Shared>) -> Option<Named> {
-        let until = self.speaks_until();
+        let until = self.first_packet_deadline();
         let Self {
             stream,
             origin,
@@ -132,7 +133,7 @@ impl Identified {
         let (listener, address) = (&course.listener, origin.address);
         let opened = tokio::select! {
             opened = timeout_at(until, opening::open(stream, &listener.offer)) => opened,
-            // The client has not said yet in which way it can be answered.
+            // Before its request, no error can be sent that the client understands.
             () = shared.closing.cancelled() => {
                 shared.metrics.refuse(RefuseReason::Shutdown);
                 return None;
@@ -144,7 +145,7 @@ impl Identified {
                 note_opening(shared, listener, address, &error);
                 return None;
             }
-            // The client never said what it wanted; PostgreSQL closes without a word too.
+            // The client sent no request; PostgreSQL closes without an error too.
             Err(_elapsed) => {
                 shared.metrics.refuse(RefuseReason::Timeout);
                 return None;
@@ -157,7 +158,7 @@ impl Identified {
                 return None;
             }
             Opening::Cancel { stream, request } => {
-                // It waits for its session's server, not for a login.
+                // A cancel request waits for its session's server, not for a login.
                 drop((place, pending));
                 cancel::serve(shared, stream, request, address.ip()).await;
                 return None;
@@ -195,7 +196,7 @@ impl Identified {
     }
 }
 
-/// A client that has said who it wants to be. Next: [`LoggedIn`].
+/// A client that has sent its startup packet. Next: [`LoggedIn`].
 #[derive(Debug)]
 pub(in crate::session) struct Named {
     stream: ClientStream,
@@ -208,7 +209,7 @@ pub(in crate::session) struct Named {
     place: LoginPlace,
     course: Course,
     pending: GaugeGuard,
-    /// How long it took to get here.
+    /// The time from accept to here.
     opened: Duration,
 }
 
@@ -227,12 +228,14 @@ impl Named {
             Ok(Err(error)) => error,
             Err(_elapsed) => LoginError::Timeout,
         };
-        // The place is held until the client has heard it: refused clients are no more than the pending ones may be.
+        // The place is held until the client has its error, so that refused clients are limited
+        // like pending ones.
         self.refuse(shared, error).await;
         None
     }
 
-    /// Its turn, admission, rules, is any member fit, and only then the exchange.
+    /// Waits for the login's turn, checks admission, rules and whether a member is fit, and only
+    /// then runs the exchange.
     async fn authenticate(&mut self, shared: &Arc<Shared>) -> Result<(Authenticated, Admitted), LoginError> {
         let Self {
             stream,
@@ -268,7 +271,7 @@ impl Named {
         if authenticated.has_proven() {
             login_throttle::succeeded(shared, listener, packet, address);
         }
-        // Only now: a client without a password must not use up the places of those that have one.
+        // Only now: a client without the password must not use up the places of others.
         let admitted = shared.admission.admit(listener).map_err(LoginError::TooMany)?;
         Ok((authenticated, admitted))
     }
@@ -281,7 +284,7 @@ impl Named {
     ) -> Option<LoggedIn> {
         let authenticated_after = self.course.accepted.elapsed();
         shared.metrics.login_seconds.observe(seconds(authenticated_after));
-        // From here on the client is known: it no longer counts as one that has not logged in.
+        // The client is authenticated now, and no longer counts as one that has not logged in.
         drop((self.place, self.pending));
         let Course {
             listener,
@@ -344,12 +347,12 @@ impl Named {
     }
 }
 
-/// A slice of the packet would keep all of it for as long as the session lives.
+/// A copy: a slice of the packet would keep the whole packet as long as the session exists.
 fn copied(name: &[u8]) -> bytes::Bytes {
     bytes::Bytes::copy_from_slice(name)
 }
 
-/// Where a client that names this database is led.
+/// The destination of a client that names this database.
 fn destination(shared: &Shared, packet: &StartupPacket) -> Destination {
     match &*shared.console.load() {
         Some(console) if console.is_meant(packet) => Destination::Console,
@@ -357,12 +360,12 @@ fn destination(shared: &Shared, packet: &StartupPacket) -> Destination {
     }
 }
 
-/// As a server says it of a setting that not every role may set.
+/// The error of a server for a setting that not every role may set.
 fn not_passed_on(setting: &str) -> ErrorReply {
     let message = format!("permission denied to set parameter \"{setting}\"");
     ErrorReply::fatal(SqlState::INSUFFICIENT_PRIVILEGE, message).hint(
-        "It makes the server wait in the middle of each login, so the router passes it on for no client. \
-         Remove it from the startup parameters or from options (PGOPTIONS).",
+        "Remove it from the startup parameters or from options (PGOPTIONS). It makes the server wait in the middle \
+         of each login, so the router does not accept it.",
     )
 }
 
@@ -378,17 +381,17 @@ pub(in crate::session) enum LoggedIn {
     Console(WelcomedClient),
 }
 
-/// An authenticated client, which has not heard so yet.
+/// An authenticated client that has not been sent AuthenticationOk yet.
 pub(in crate::session) struct WelcomedClient {
     pub(in crate::session) stream: ClientStream,
-    /// The last words of the exchange and AuthenticationOk, to travel with what follows.
+    /// The last message of the exchange and AuthenticationOk, sent together with what follows.
     pub(in crate::session) welcome: BytesMut,
     pub(in crate::session) record: Box<Record>,
     pub(in crate::session) admitted: Admitted,
 }
 
 impl WelcomedClient {
-    /// Its share of what user, database, address and rate may have.
+    /// Takes the client's share of the limits for its user, database, address and rate.
     async fn share(mut self, shared: &Shared) -> Option<(Self, Arc<Share>)> {
         let record = &self.record;
         let client = record.client();
@@ -416,11 +419,11 @@ impl WelcomedClient {
     }
 }
 
-/// What an authenticated client asks of a server.
+/// An authenticated client that needs a server.
 pub(in crate::session) struct SessionRequest {
     pub(in crate::session) client: WelcomedClient,
     pub(in crate::session) packet: StartupPacket,
-    /// How the router logs into a server for it.
+    /// How the router logs into a server for the client.
     pub(in crate::session) login: ServerLogin,
     pub(in crate::session) share: Arc<Share>,
     pub(in crate::session) worker_buffer: Arc<WorkerBuffer>,
