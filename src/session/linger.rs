@@ -1,9 +1,10 @@
-//! What a session held on a server stays held until the server has ended its part, too: a place there, and the share of
-//! its user, database and address.
+//! Keeps what a session holds on a server until the server has ended its part too: a place there,
+//! and the share of its user, database and address.
 //!
-//! A server does not look at its client while it runs a statement, waits for a lock, or sleeps in a login. Its process,
-//! and the place it takes among `max_connections`, outlive the connection; without this a client could have any number
-//! of them by leaving each time.
+//! A server does not notice that its client is gone while it runs a statement, waits for a lock, or
+//! sleeps in a login. Its process outlives the connection, and so does the place that it takes
+//! among `max_connections`. Without this a client could have any number of them by leaving each
+//! time.
 
 use std::io;
 use std::time::Duration;
@@ -14,16 +15,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::stream::SessionStream;
 
-/// After a server has found out that nobody is there, until its process is gone.
+/// How long a server's process needs to end after it has noticed that its client is gone.
 const ENDING: Duration = Duration::from_millis(200);
-/// At most, where the kernel would not find out that the server's host is gone (`server.keepalive` is off).
+/// The longest wait if the kernel does not notice that the server's host is gone
+/// (`server.keepalive` is off).
 const BLIND: Duration = Duration::from_mins(10);
 
-/// Tells the server that nothing more comes, and returns when it has ended the connection, or can be assumed to. Nobody
-/// waits for it; the kernel's keepalive bounds it where the server's host is gone. Ends at once when the router closes,
-/// as there are no newcomers to count then.
+/// Notifies the server that nothing more comes, and returns when the server has ended the
+/// connection, or can be assumed to have ended it. No client waits for this; the kernel's keepalive
+/// limits it if the server's host is gone. It returns at once when the router shuts down, because
+/// there are no new sessions to count then.
 pub(super) async fn until_ended(server: TcpStream, has_keepalive: bool, closing: &CancellationToken) {
-    // It may have been told before.
+    // The session may have done this before.
     server.end_socket();
     let limit = if has_keepalive { Duration::MAX } else { BLIND };
     tokio::select! {
@@ -32,7 +35,7 @@ pub(super) async fn until_ended(server: TcpStream, has_keepalive: bool, closing:
     }
 }
 
-/// As [`until_ended`], in a task of its own that holds `held` for as long.
+/// Like [`until_ended`], in a separate task that holds `held` as long.
 pub(super) fn hold<T: Send + 'static>(
     server: TcpStream,
     has_keepalive: bool,
@@ -46,14 +49,14 @@ pub(super) fn hold<T: Send + 'static>(
     });
 }
 
-/// A server that goes on speaking is not listened to for long: closed with something unread the connection is reset, and
-/// the server finds that out when it says more.
+/// Does not read for long from a server that continues to send. Closing the connection with unread
+/// bytes resets it, and the server notices that when it sends more.
 async fn ended(server: TcpStream) {
     let readable = server.readable().await;
     if readable.is_err() {
         return;
     }
-    // The end of TLS, or the last of an answer, is followed by the end at once.
+    // The end of TLS, or of an answer, is followed by the end of the connection at once.
     if timeout(ENDING, drained(&server)).await.is_err() {
         drop(server);
         sleep(ENDING).await;
@@ -87,16 +90,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_works_on_is_waited_for() {
+    async fn the_wait_lasts_until_a_working_server_has_ended() {
         let (ours, mut server) = pair().await;
         let closing = CancellationToken::new();
         let lingering = until_ended(ours, true, &closing);
         tokio::pin!(lingering);
-        // It is told, and goes on as if nothing had been.
-        let until_told = async { server.read(&mut [0; 1]).await.unwrap() };
+        // It sees the end of the stream, and continues to work.
+        let end_of_stream = async { server.read(&mut [0; 1]).await.unwrap() };
         tokio::select! {
             () = &mut lingering => panic!("the server has not ended"),
-            read = until_told => assert_eq!(read, 0),
+            read = end_of_stream => assert_eq!(read, 0),
         }
         let moment = timeout(Duration::from_millis(50), &mut lingering).await;
         assert!(moment.is_err(), "the server has not ended");
@@ -106,16 +109,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_speaks_on_is_reset() {
+    async fn a_server_that_continues_to_send_is_reset() {
         let (ours, mut server) = pair().await;
         let closing = CancellationToken::new();
-        let speaking = tokio::spawn(async move { while server.write_all(&[0; 4096]).await.is_ok() {} });
+        let sending = tokio::spawn(async move { while server.write_all(&[0; 4096]).await.is_ok() {} });
         until_ended(ours, true, &closing).await;
-        timeout(Duration::from_secs(20), speaking).await.unwrap().unwrap();
+        timeout(Duration::from_secs(20), sending).await.unwrap().unwrap();
     }
 
     #[tokio::test]
-    async fn nothing_is_held_when_the_router_closes() {
+    async fn nothing_is_held_when_the_router_shuts_down() {
         let (ours, _server) = pair().await;
         let closing = CancellationToken::new();
         closing.cancel();

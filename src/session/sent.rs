@@ -1,16 +1,17 @@
-//! How much of the client's stream the server has been given. A request that is not whole there has no effect, so that its
-//! fate is known.
+//! How much of the client's stream has been sent to the server. A request of which the server has
+//! only a part has no effect, so its fate is known.
 
 use crate::wire::observe::ClientObserver;
 use crate::wire::pending::PendingReplies;
 
-/// Where the server is in the client's stream, which may be behind where the relay has read to.
+/// The server's position in the client's stream. It may be behind the position to which the relay
+/// has read.
 #[derive(Debug, Default)]
 pub(super) struct Sent(ClientObserver);
 
 impl Sent {
-    /// `run` was read and observed; `before` was the observer's state, `after` is. All but the last `rest` bytes of it are
-    /// written.
+    /// `run` was read and observed; `before` and `after` are the observer's states around it. All
+    /// of `run` is written but the last `rest` bytes.
     pub(super) fn forwarded(
         &mut self,
         before: ClientObserver,
@@ -26,17 +27,18 @@ impl Sent {
         }
     }
 
-    /// These bytes, which had been kept, are written.
+    /// These bytes, which the relay had kept, are written.
     pub(super) fn drained(&mut self, written: &[u8]) {
-        // They were observed before, so that they hold no fault.
+        // They were observed before, so they contain no error.
         let _ = self.0.feed(written, |_, _| {});
     }
 
-    /// Requests that are not whole at the server. `rest` was read and observed, and is not written.
+    /// The number of requests that the server does not have completely. `rest` was read and
+    /// observed, and is not written.
     pub(super) fn unsent(&self, rest: &[u8]) -> usize {
         let mut probe = self.0;
         let mut count = usize::from(probe.unfinished().is_some_and(PendingReplies::is_request));
-        // A fault ends it where it ended the account.
+        // An error ends the count where it ended the pending replies.
         let _ = probe.feed(rest, |tag, _| {
             count += usize::from(PendingReplies::is_request(tag));
         });
@@ -50,8 +52,8 @@ mod tests {
     use super::*;
     use crate::wire::pending::TransactionStatus;
 
-    /// However the stream is read and written: as long as the first request is not whole at the server, as many are unsent
-    /// as are owed, and never afterwards.
+    /// However the stream is read and written: all pending requests are unsent until the server has
+    /// the whole first request, and never afterwards.
     #[test]
     fn a_request_has_reached_the_server_when_its_last_byte_is_written() {
         let stream = b"d\0\0\0\x05xQ\0\0\0\x0aSELECTP\0\0\0\x06\0\0S\0\0\0\x04";
