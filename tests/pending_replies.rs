@@ -298,13 +298,12 @@ fn bind() -> Vec<u8> {
 fn asked_by(frame: &Frame) -> Option<Owner> {
     let has = |word: &[u8]| frame.body.windows(word.len()).any(|part| part == word);
     let is_router = match frame.tag {
-        b'N' | b'S' | b'A' => false,
+        b'N' | b'S' | b'A' | b'G' | b'H' | b'd' | b'c' | b'V' | b'I' | b's' => false,
         b'T' | b'D' => has(b"router"),
         b'E' if has(b"router") || has(b"DISCARD") => true,
         b'E' if has(b"nosuch") || has(b"boom") || has(b"division by zero") => false,
         b'C' if has(b"ROLLBACK") || has(b"BEGIN") || has(b"COMMIT") => return None,
         b'C' => has(b"SELECT 7") || has(b"DISCARD ALL") || has(b"RESET"),
-        b'G' | b'H' | b'd' | b'c' | b'V' | b'I' | b's' => false,
         _ => return None,
     };
     Some(if is_router { Owner::Router } else { Owner::Client })

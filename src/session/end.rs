@@ -315,7 +315,7 @@ impl std::fmt::Display for End {
                 return f.write_str("client closed the connection while a request was under way");
             }
             Cause::ClientGone => f.write_str("client closed the connection"),
-            Cause::ServerFatal { code } => write!(f, "server ended the session with {}", code),
+            Cause::ServerFatal { code } => write!(f, "server ended the session with {code}"),
             Cause::ServerGone => f.write_str("connection to the server lost"),
             Cause::ServerClosed => f.write_str("server closed the connection"),
             Cause::Ordered(reason) => reason.fmt(f),

@@ -24,7 +24,7 @@ use prometheus_client::registry::{Registry as Into, Unit};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
-use super::metrics::{GaugeGuard, RouteLabel, seconds};
+use super::gauges::{GaugeGuard, RouteLabel, seconds};
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{Cluster, Route};
 use crate::frontend::RefuseReason;

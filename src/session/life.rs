@@ -11,9 +11,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::arrival::admission::Admitted;
@@ -23,23 +21,21 @@ use super::candidates::Wanted;
 use super::client::Client;
 use super::client_address::ClientAddressReport;
 use super::close::close_with_error;
-use super::end::{Cause, Order, Reason};
+use super::end::Cause;
 use super::finish::finish;
+use super::gauges::seconds;
+use super::held::{Held, check_placement};
 use super::keys::ClientCancelKey;
 use super::link::Link;
-use super::listener_settings::ListenerSettings;
-use super::metrics::{SessionGuard, seconds};
-use super::occupancy::Seat;
 use super::record::{Record, note_attach};
 use super::registry::{CancelKey, Origin, Placement, Ticket};
 use super::relay::{self, Relay};
 use super::state::SessionState;
 use super::turns::WorkerBuffer;
-use super::{Shared, console, linger, tcp};
-use crate::cluster::ClusterHandle;
+use super::{Shared, console, tcp};
 use crate::config::ListenerMode;
 use crate::frontend::ClientStream;
-use crate::routing::{GrantedRole, SessionVerdict};
+use crate::routing::GrantedRole;
 use crate::wire::message;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 
@@ -241,35 +237,6 @@ impl Begun<'_> {
     }
 }
 
-/// The places that a session takes, until the server has ended its part too.
-pub(super) struct Held {
-    pub(super) seat: Seat,
-    pub(super) gauge: SessionGuard,
-    pub(super) admitted: Admitted,
-}
-
-impl Held {
-    /// The session is over for the client. Gives the places back when the server has ended its
-    /// part.
-    pub(super) async fn release(
-        self,
-        server: TcpStream,
-        cluster: &ClusterHandle,
-        closing: &CancellationToken,
-    ) {
-        let Self {
-            seat,
-            gauge,
-            admitted,
-        } = self;
-        drop(gauge);
-        let held = (seat, admitted.into_share());
-        let has_keepalive = cluster.config().server.keepalive.is_some();
-        linger::until_ended(server, has_keepalive, closing).await;
-        drop(held);
-    }
-}
-
 /// A session with a server connection. Next: [`Over`].
 struct Relaying {
     relay: Relay,
@@ -337,13 +304,5 @@ fn issue(shared: &Shared, version: ProtocolVersion) -> ClientCancelKey {
         shared.keys.issue_v32()
     } else {
         shared.keys.issue_v30()
-    }
-}
-
-/// Ends the session if the snapshot has changed between the choice of the server and the entry into
-/// the registry, when no order could reach the session.
-pub(super) fn check_placement(listener: &ListenerSettings, ticket: &Ticket, placement: &Placement) {
-    if let SessionVerdict::End(reason) = placement.verdict(&listener.cluster.snapshot()) {
-        ticket.entry().order(Order::Now(Reason::Role(reason)));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -16,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::arrival::login_throttle;
 use super::cancel::{CancelOutcome, CutOutcome};
 use super::end::{End, EndLabel};
+use super::gauges::{GaugeGuard, RouteLabel};
 use super::{gate, registry};
 use crate::auth::login_throttle::By;
 use crate::cluster::snapshot::MemberName;
@@ -26,11 +26,6 @@ use crate::frontend::RefuseReason;
 pub(super) struct RouteMemberLabel {
     pub route: String,
     pub member: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct RouteLabel {
-    pub route: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -310,23 +305,6 @@ impl Collector for SessionCollector {
     }
 }
 
-/// Raises a gauge by one until it is dropped.
-#[derive(Debug)]
-pub(super) struct GaugeGuard(Gauge);
-
-impl GaugeGuard {
-    pub(super) fn new(gauge: Gauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for GaugeGuard {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 /// Adds up the sessions' traffic at scrape time, so that the relay shares no counter between
 /// workers.
 #[derive(Debug)]
@@ -377,10 +355,6 @@ impl Collector for OffenderCollector {
         }
         Ok(())
     }
-}
-
-pub(super) fn seconds(duration: Duration) -> f64 {
-    duration.as_secs_f64()
 }
 
 #[cfg(test)]

@@ -32,11 +32,17 @@ pub(super) struct Record {
     pub(super) listener: Arc<ListenerSettings>,
     pub(super) member: Option<MemberName>,
     pub(super) granted: Option<GrantedRole>,
-    /// TLS that ended at a balancer, as the balancer's header describes it.
-    pub(super) proxied_tls: Option<Box<ProxiedTls>>,
-    /// The login was bound to the TLS connection (channel binding).
-    pub(super) is_bound: bool,
+    /// `None` with `mode: tcp`, where the router does not see the login.
+    pub(super) login: Option<LoginRecord>,
     pub(super) times: Times,
+}
+
+/// What the log line says of a login.
+pub(super) struct LoginRecord {
+    /// TLS that ended at a balancer, by the balancer's header.
+    pub(super) proxied_tls: Option<Box<ProxiedTls>>,
+    /// The login was bound to the TLS connection.
+    pub(super) is_bound: bool,
 }
 
 impl Record {
@@ -204,7 +210,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
 }
 
 /// The value of `access` in a session's log line.
-pub(super) fn access_label(granted: GrantedRole) -> &'static str {
+fn access_label(granted: GrantedRole) -> &'static str {
     match granted {
         GrantedRole::ReadWrite => "read-write",
         GrantedRole::ReadOnly => "read-only",
@@ -214,7 +220,7 @@ pub(super) fn access_label(granted: GrantedRole) -> &'static str {
 }
 
 /// A duration in milliseconds, as the log shows it.
-pub(super) struct Millis(pub(super) Duration);
+struct Millis(Duration);
 
 impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -224,27 +230,32 @@ impl fmt::Display for Millis {
 
 /// Writes the one log line of a session.
 pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
+    let client = record.client();
+    let login = record.login.as_ref();
+    // A field that a session of its mode does not have is left out.
     macro_rules! line {
         ($level:ident) => {
             $level!(
-                client = %record.client().address,
-                via = record.client().address.via().map(tracing::field::display),
-                user = %Escaped(&record.client().user),
-                database = %Escaped(&record.client().database),
+                client = %client.address,
+                via = client.address.via().map(tracing::field::display),
+                listener = login.is_none().then(|| tracing::field::display(&record.listener.name)),
+                user = login.map(|_| tracing::field::display(Escaped(&client.user))),
+                database = login.map(|_| tracing::field::display(Escaped(&client.database))),
                 route = %record.listener.route.name,
                 member = record.member.as_ref().map(tracing::field::display),
+                mode = login.is_none().then_some("tcp"),
                 access = %record.granted.map_or("-", access_label),
-                tls = record.client().tls.unwrap_or("-"),
-                via_tls = record.proxied_tls.as_deref().map(tracing::field::display),
-                channel_binding = if record.is_bound { "yes" } else { "no" },
-                tls_ms = %Millis(record.times.tls),
-                auth_ms = %Millis(record.times.auth),
-                queue_ms = %Millis(record.times.queued),
+                tls = login.map(|_| client.tls.unwrap_or("-")),
+                via_tls = login.and_then(|login| login.proxied_tls.as_deref()).map(tracing::field::display),
+                channel_binding = login.map(|login| if login.is_bound { "yes" } else { "no" }),
+                tls_ms = login.map(|_| tracing::field::display(Millis(record.times.tls))),
+                auth_ms = login.map(|_| tracing::field::display(Millis(record.times.auth))),
+                queue_ms = login.map(|_| tracing::field::display(Millis(record.times.queued))),
                 connect_ms = %Millis(record.times.connect),
-                total_ms = %Millis(record.client().since.elapsed()),
+                total_ms = %Millis(client.since.elapsed()),
                 bytes_up = traffic.bytes_up,
                 bytes_down = traffic.bytes_down,
-                transactions = traffic.transactions,
+                transactions = login.map(|_| traffic.transactions),
                 cause = %end,
                 "session ended"
             )

@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::arrival::admission::{AdmissionPlace, Admitted, ArrivalPlace};
 use super::arrival::client_origin::{self, ClientOrigin};
@@ -29,13 +29,14 @@ use super::candidates::{Attempt, Connector, NoPass, Wanted};
 use super::close::{close_with_error, closing};
 use super::end::{Cause, End};
 use super::forward::{Ended, Forward, Parts};
-use super::life::{self, Held};
+use super::gauges::GaugeGuard;
+use super::held::{Held, check_placement};
 use super::listener_settings::ListenerSettings;
-use super::metrics::GaugeGuard;
 use super::occupancy::Seat;
-use super::registry::{self, Origin, Placement, Ticket, Traffic};
+use super::record::{self, Record, Times};
+use super::registry::{self, Origin, Placement, Ticket};
 use super::whereabouts::{self, Question};
-use super::{Shared, attach, cancel, record};
+use super::{Shared, attach, cancel};
 use crate::backend::Unverified;
 use crate::backend::{self, ClientReply};
 use crate::cluster::sight::Whereabouts;
@@ -54,7 +55,7 @@ const REFUSING: Duration = Duration::from_secs(5);
 /// The most members to which one cancel request is sent.
 const MOST_CANCELLED: usize = 64;
 
-/// Serves one connection to its end; as [`life::serve`].
+/// Serves one connection to its end; as [`super::life::serve`].
 pub(super) async fn serve(arrival: Arrival, shared: Arc<Shared>) {
     let Some(mut forwarding) = Box::pin(begin(arrival, &shared)).await else {
         return;
@@ -69,16 +70,6 @@ struct Forwarding {
     forward: Forward,
     record: Box<Record>,
     held: Held,
-}
-
-/// What the log line at the end needs.
-struct Record {
-    client: ClientAddress,
-    listener: Arc<ListenerSettings>,
-    member: MemberName,
-    granted: GrantedRole,
-    accepted: Instant,
-    connecting: Duration,
 }
 
 /// A member that accepted a connection.
@@ -251,6 +242,7 @@ impl Opened {
             cancel: None,
         };
         let ticket = enter(shared, &listener, (address, accepted), placement)?;
+        let origin = Arc::clone(&ticket.entry().origin);
         let forward = Forward::new(Parts {
             client,
             server: stream,
@@ -264,12 +256,15 @@ impl Opened {
         Some(Forwarding {
             forward,
             record: Box::new(Record {
-                client: address,
+                origin,
                 listener,
-                member,
-                granted,
-                accepted,
-                connecting: started.elapsed(),
+                member: Some(member),
+                granted: Some(granted),
+                login: None,
+                times: Times {
+                    connect: started.elapsed(),
+                    ..Times::default()
+                },
             }),
             held: Held {
                 seat,
@@ -489,7 +484,7 @@ fn enter(
     let placement = Arc::new(placement);
     let ticket = shared.registry.enter(origin, None).ok()?;
     ticket.entry().place(Some(Arc::clone(&placement)));
-    life::check_placement(listener, &ticket, &placement);
+    check_placement(listener, &ticket, &placement);
     Some(ticket)
 }
 
@@ -574,7 +569,7 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) -> TcpStream {
     } = ended;
     // The router does not see whether a request is under way.
     let end = End::from(cause);
-    log_end(&end, record, traffic);
+    record::log_end(&end, record, traffic);
     shared.metrics.end(&record.listener.route.name, &end);
     drop(ticket);
     if let Cause::ServerClosed | Cause::ServerGone = end.cause {
@@ -582,31 +577,4 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) -> TcpStream {
         close_with_error(client, BytesMut::new()).await;
     }
     server
-}
-
-fn log_end(end: &End, record: &Record, traffic: Traffic) {
-    macro_rules! line {
-        ($level:ident) => {
-            $level!(
-                client = %record.client,
-                via = record.client.via().map(tracing::field::display),
-                listener = %record.listener.name,
-                route = %record.listener.route.name,
-                member = %record.member,
-                mode = "tcp",
-                access = record::access_label(record.granted),
-                connect_ms = %record::Millis(record.connecting),
-                total_ms = %record::Millis(record.accepted.elapsed()),
-                bytes_up = traffic.bytes_up,
-                bytes_down = traffic.bytes_down,
-                cause = %end,
-                "session ended"
-            )
-        };
-    }
-    if end.is_abnormal() {
-        line!(warn);
-    } else {
-        line!(info);
-    }
 }

@@ -19,9 +19,9 @@ use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
 use crate::listen::ClientSocket;
 use crate::session::cancel::{self, CancelOutcome};
 use crate::session::close::{close_with_error, closing};
+use crate::session::gauges::{GaugeGuard, seconds};
 use crate::session::listener_settings::ListenerSettings;
-use crate::session::metrics::{GaugeGuard, seconds};
-use crate::session::record::{Record, Times, note_opening, refuse};
+use crate::session::record::{LoginRecord, Record, Times, note_opening, refuse};
 use crate::session::registry::{Client, Origin};
 use crate::session::turns::WorkerBuffer;
 use crate::session::{Shared, peers};
@@ -303,8 +303,10 @@ impl Named {
             origin: Arc::new(Origin::new(client, &listener)),
             member: None,
             granted: None,
-            proxied_tls: self.proxied_tls,
-            is_bound: authenticated.is_bound(),
+            login: Some(LoginRecord {
+                proxied_tls: self.proxied_tls,
+                is_bound: authenticated.is_bound(),
+            }),
             times: Times {
                 tls: self.opened,
                 auth: authenticated_after.saturating_sub(self.opened),
