@@ -195,8 +195,8 @@ impl Server {
     fn tls(sslmode: SslMode, root: Option<&CertificateDer<'static>>) -> Arc<TlsClient> {
         let settings = ServerTls {
             sslmode,
-            sslnegotiation: SslNegotiation::default(),
-            channel_binding: ChannelBinding::default(),
+            sslnegotiation: SslNegotiation::Postgres,
+            channel_binding: ChannelBinding::Prefer,
             roots: root.map(|root| vec![root.clone()]),
             client_certificate: None,
             server_name: None,
@@ -389,12 +389,12 @@ async fn certificates(server: &Server) {
 
     let settings = ServerTls {
         sslmode: SslMode::VerifyFull,
-        sslnegotiation: SslNegotiation::default(),
-        channel_binding: ChannelBinding::default(),
+        sslnegotiation: SslNegotiation::Postgres,
+        channel_binding: ChannelBinding::Prefer,
         roots: Some(vec![root.clone()]),
         client_certificate: Some(Arc::clone(&server.certificates.client)),
         server_name: None,
-        require_auth: RequireAuth::default(),
+        require_auth: RequireAuth::Safe,
     };
     let with_certificate = TlsClient::new(&settings).unwrap();
     server

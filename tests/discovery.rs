@@ -95,12 +95,12 @@ impl Running {
             },
             server_tls: ServerTls {
                 sslmode: SslMode::Prefer,
-                sslnegotiation: SslNegotiation::default(),
-                channel_binding: ChannelBinding::default(),
+                sslnegotiation: SslNegotiation::Postgres,
+                channel_binding: ChannelBinding::Prefer,
                 roots: None,
                 client_certificate: None,
                 server_name: None,
-                require_auth: config::RequireAuth::default(),
+                require_auth: config::RequireAuth::Safe,
             },
             server: ServerOptions {
                 connect_timeout: Duration::from_secs(3),
@@ -115,7 +115,7 @@ impl Running {
             },
             max_connections: 0,
             local_member: LocalMember::None,
-            placement: config::Placement::default(),
+            placement: config::Placement::even(),
             etcd,
         };
         let auth = Auth {

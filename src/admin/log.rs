@@ -209,14 +209,14 @@ fn filter(level: LogLevel, environment: Option<&str>) -> Result<EnvFilter, LogEr
     {
         return Ok(EnvFilter::builder().parse(directives)?);
     }
-    let (ours, name) = match level {
-        LogLevel::Error => (LevelFilter::ERROR, "error"),
-        LogLevel::Warn => (LevelFilter::WARN, "warn"),
-        LogLevel::Info => (LevelFilter::INFO, "info"),
-        LogLevel::Debug => (LevelFilter::DEBUG, "debug"),
-        LogLevel::Trace => (LevelFilter::TRACE, "trace"),
+    let ours = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
     };
-    let own: Directive = format!("trunkline={name}").parse()?;
+    let own: Directive = format!("trunkline={level}").parse()?;
     let others: Directive = ours.min(LevelFilter::WARN).into();
     Ok(EnvFilter::builder()
         .with_default_directive(others)

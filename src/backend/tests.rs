@@ -41,12 +41,12 @@ fn parameters() -> Vec<(Bytes, Bytes)> {
 fn tls(sslmode: SslMode) -> Arc<TlsClient> {
     TlsClient::new(&ServerTls {
         sslmode,
-        sslnegotiation: SslNegotiation::default(),
-        channel_binding: ChannelBinding::default(),
+        sslnegotiation: SslNegotiation::Postgres,
+        channel_binding: ChannelBinding::Prefer,
         roots: None,
         client_certificate: None,
         server_name: None,
-        require_auth: RequireAuth::default(),
+        require_auth: RequireAuth::Safe,
     })
     .unwrap()
 }
@@ -909,7 +909,7 @@ async fn where_binding_is_required_nothing_is_sent_without_tls() {
         roots: None,
         client_certificate: None,
         server_name: None,
-        require_auth: RequireAuth::default(),
+        require_auth: RequireAuth::Safe,
     };
     for mode in [SslMode::Allow, SslMode::Prefer] {
         let (sender, mut sent) = tokio::sync::mpsc::unbounded_channel();
@@ -980,7 +980,7 @@ async fn direct_tls_speaks_to_servers_that_name_the_protocol_only() {
         roots: None,
         client_certificate: None,
         server_name: None,
-        require_auth: RequireAuth::default(),
+        require_auth: RequireAuth::Safe,
     };
     let tls = TlsClient::new(&settings).unwrap();
     // Older servers take the ClientHello for a startup packet; other services speak TLS without the protocol's name.

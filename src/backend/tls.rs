@@ -142,9 +142,9 @@ impl TlsClient {
     fn none() -> Self {
         Self {
             mode: SslMode::Disable,
-            negotiation: SslNegotiation::default(),
-            channel_binding: ChannelBinding::default(),
-            require_auth: RequireAuth::default(),
+            negotiation: SslNegotiation::Postgres,
+            channel_binding: ChannelBinding::Prefer,
+            require_auth: RequireAuth::Safe,
             check: NameCheck::Nothing,
             server_name: None,
             in_clear: Arc::default(),

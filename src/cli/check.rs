@@ -17,9 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::auth::scram::MockSecret;
 use crate::cluster::examine::examine;
-use crate::config::{
-    self, BindAddress, Config, Leaf, ListenerMode, ListenerTls, ReloadUnit, Source, Verifiers,
-};
+use crate::config::{self, BindAddress, Config, Leaf, ListenerMode, ReloadUnit, Source, Verifiers, Words};
 use crate::frontend::auth_policy::{Around, AuthPolicy};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
@@ -160,9 +158,7 @@ fn summary(config: &Config) -> String {
     for listener in &config.listeners {
         let tls = match listener.tls {
             _ if listener.mode == ListenerMode::Tcp => "the server's (mode tcp)",
-            ListenerTls::Off => "off",
-            ListenerTls::Optional => "optional",
-            ListenerTls::Required => "required",
+            tls => tls.word(),
         };
         let _ = writeln!(
             text,

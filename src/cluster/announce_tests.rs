@@ -22,7 +22,7 @@ fn settings(kind: SourceKind) -> Settings {
         probe_timeout: second,
         poll_interval: second,
         fast_interval: second,
-        placement: crate::config::Placement::default(),
+        placement: crate::config::Placement::even(),
         limits: LagLimits::new(),
     }
 }
@@ -204,7 +204,7 @@ fn weights_and_zones_are_told_when_they_change() {
         placement: crate::config::Placement {
             weight_tag: Some("weight".into()),
             zone_tag: Some("zone".into()),
-            ..crate::config::Placement::default()
+            ..crate::config::Placement::even()
         },
         ..settings(SourceKind::Patroni)
     };

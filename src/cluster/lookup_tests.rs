@@ -80,12 +80,12 @@ impl Served {
         let second = Duration::from_secs(1);
         let server_tls = config::ServerTls {
             sslmode: config::SslMode::Disable,
-            sslnegotiation: config::SslNegotiation::default(),
-            channel_binding: config::ChannelBinding::default(),
+            sslnegotiation: config::SslNegotiation::Postgres,
+            channel_binding: config::ChannelBinding::Prefer,
             roots: None,
             client_certificate: None,
             server_name: None,
-            require_auth: config::RequireAuth::default(),
+            require_auth: config::RequireAuth::Safe,
         };
         let tls = TlsClient::new(&server_tls).unwrap();
         let config = config::Cluster {
@@ -112,7 +112,7 @@ impl Served {
             },
             max_connections: 0,
             local_member: config::LocalMember::None,
-            placement: config::Placement::default(),
+            placement: config::Placement::even(),
             etcd: None,
         };
         let settings = Settings {
@@ -124,7 +124,7 @@ impl Served {
             probe_timeout: second,
             poll_interval: second,
             fast_interval: second,
-            placement: config::Placement::default(),
+            placement: config::Placement::even(),
             limits: LagLimits::new(),
         };
         let (_, snapshots) = watch::channel(State::new(settings, Instant::now()).snapshot());

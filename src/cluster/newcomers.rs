@@ -88,7 +88,7 @@ mod tests {
             probe_timeout: Duration::from_secs(1),
             poll_interval: Duration::from_secs(1),
             fast_interval: Duration::from_secs(1),
-            placement: Placement::default(),
+            placement: Placement::even(),
             limits: std::collections::BTreeMap::new(),
         };
         let mut state = State::new(settings, Instant::now());

@@ -339,12 +339,12 @@ pub(in crate::cluster) fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster
         },
         server_tls: config::ServerTls {
             sslmode: config::SslMode::Disable,
-            sslnegotiation: config::SslNegotiation::default(),
-            channel_binding: config::ChannelBinding::default(),
+            sslnegotiation: config::SslNegotiation::Postgres,
+            channel_binding: config::ChannelBinding::Prefer,
             roots: None,
             client_certificate: None,
             server_name: None,
-            require_auth: config::RequireAuth::default(),
+            require_auth: config::RequireAuth::Safe,
         },
         server: config::ServerOptions {
             connect_timeout: Duration::from_secs(1),
@@ -359,7 +359,7 @@ pub(in crate::cluster) fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster
         },
         max_connections: 0,
         local_member: config::LocalMember::None,
-        placement: config::Placement::default(),
+        placement: config::Placement::even(),
         etcd: None,
     })
 }

@@ -62,7 +62,7 @@ mod tests {
         let placement = Placement {
             weight_tag: Some("w".into()),
             zone_tag: Some("z".into()),
-            ..Placement::default()
+            ..Placement::even()
         };
         let tags = serde_json::from_value(tags).unwrap();
         share(&placement, &MemberName::new("db1"), &tags)
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn what_is_configured_counts_before_tags() {
         let tags = serde_json::from_value(json!({"w": 7, "z": "b"})).unwrap();
-        let mut placement = Placement::default();
+        let mut placement = Placement::even();
         let name = MemberName::new("db1");
         assert_eq!(share(&placement, &name, &tags), (1, None), "no tag is asked for");
         (placement.weight_tag, placement.zone_tag) = (Some("w".into()), Some("z".into()));

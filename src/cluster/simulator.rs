@@ -139,7 +139,7 @@ fn settings(kind: SourceKind) -> Settings {
         fast_interval: Duration::from_millis(100),
         placement: crate::config::Placement {
             slow_start: Duration::from_secs(10),
-            ..crate::config::Placement::default()
+            ..crate::config::Placement::even()
         },
         limits: BTreeMap::from([(Arc::from(LIMITED), max_lag())]),
     }

@@ -42,7 +42,7 @@ fn settings() -> Settings {
         probe_timeout: Duration::from_secs(1),
         poll_interval: Duration::from_secs(1),
         fast_interval: Duration::from_secs(1),
-        placement: Placement::default(),
+        placement: Placement::even(),
         limits: std::collections::BTreeMap::new(),
     }
 }

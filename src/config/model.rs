@@ -15,6 +15,7 @@ mod route;
 mod server_tls;
 mod tls;
 mod watched;
+mod words;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,12 +33,11 @@ pub use on_unfit::{Limit, MaxLag, OnUnfit, Unfit};
 pub use peers::{Peer, Peers};
 pub use placement::{MOST_WEIGHT, MemberPlacement, Placement};
 pub use process::{Limits, Log, LogFormat, LogLevel, Shutdown};
-pub(in crate::config) use route::TARGET_WORDS;
 pub use route::{Access, Balance, ClientAddressOptions, OnLeader, Queue, Route, TargetRole, Tier};
-pub(in crate::config) use server_tls::METHOD_NAMES;
 pub use server_tls::{AuthMethod, ChannelBinding, RequireAuth, Ruling, ServerTls, SslMode, SslNegotiation};
-pub use tls::{ClientTls, KeyPair, Leaf, ServedCertificate};
+pub use tls::{ClientTls, KeyPair, Leaf, MinVersion, ServedCertificate};
 pub use watched::{Files, ReloadUnit, Stamp, Stamps};
+pub use words::Words;
 
 /// Everything `trunkline run` needs to know. Made by [`super::load`] only.
 #[derive(Debug)]
@@ -56,10 +56,10 @@ pub struct Config {
     pub peers: Option<Peers>,
     pub log: Log,
     pub shutdown: Shutdown,
-    /// Threads that relay; each owns the sessions it was given (default: half of the processors, at least 1).
+    /// Threads that relay; each owns the sessions it was given.
     pub workers: usize,
     /// Where this process is told to reload: a Unix socket at an absolute path of at most 107 bytes, for this process's own
-    /// user and root only (default none).
+    /// user and root only.
     pub control_socket: Option<PathBuf>,
     /// Where administrative states and weights are kept over a restart; `None`: they are not.
     pub state_file: Option<PathBuf>,

@@ -14,8 +14,10 @@ mod routes;
 
 use std::time::Duration;
 
+pub(super) use clients::LISTENER;
 pub(super) use kind::ValueKind;
-pub(super) use router::ROOT;
+pub(super) use router::{DEFAULT_LISTENERS, DEFAULT_ROUTES, ROOT};
+pub(super) use routes::ROUTE;
 
 /// The keys of one kind of map, in the order of the documentation.
 #[derive(Debug)]

@@ -439,10 +439,10 @@ fn announce(config: &Config, workers: usize) {
     for listener in &config.listeners {
         let tls = match (listener.tls, &config.tls) {
             _ if listener.mode == crate::config::ListenerMode::Tcp => "the server's",
-            (crate::config::ListenerTls::Off, _) => "off",
-            (_, None) => "none: no certificate is configured",
-            (crate::config::ListenerTls::Optional, Some(_)) => "optional",
-            (crate::config::ListenerTls::Required, Some(_)) => "required",
+            (crate::config::ListenerTls::Optional | crate::config::ListenerTls::Required, None) => {
+                "none: no certificate is configured"
+            }
+            (tls, _) => crate::config::Words::word(tls),
         };
         info!(listener = %listener.name, address = %listener.address, route = %listener.route, mode = %listener.mode, tls, "listening for clients");
     }

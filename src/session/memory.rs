@@ -23,7 +23,7 @@ use super::relay::Relay;
 use super::stream::SessionStream;
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::MemberName;
-use crate::config::{self, OnUnfit};
+use crate::config;
 use crate::frontend::{ClientAddress, Left};
 use crate::routing::GrantedRole;
 
@@ -294,7 +294,7 @@ pub(crate) fn relay<C: SessionStream, S: SessionStream>(
         },
         cluster: "main".into(),
         route: "read-write".into(),
-        on_unfit: OnUnfit::default(),
+        on_unfit: config::Route::read_only("read-only", "main").on_unfit,
     };
     let entered = registry.enter(Arc::new(origin), None);
     let ticket = entered.expect("it has no key that could be taken");

@@ -559,7 +559,7 @@ mod tests {
             client: Client::app(),
             cluster: "main".into(),
             route: "read-write".into(),
-            on_unfit: OnUnfit::default(),
+            on_unfit: crate::config::Route::read_only("r", "main").on_unfit,
         })
     }
 

@@ -92,7 +92,7 @@ async fn refused(
 
 #[tokio::test]
 async fn by_default_a_stranger_gets_no_password_and_is_not_believed() {
-    let safe = RequireAuth::default();
+    let safe = RequireAuth::Safe;
     for (method, answer) in asks() {
         let error = refused(&answer, &password(), &safe, STRANGER).await;
         assert!(
@@ -122,7 +122,7 @@ async fn by_default_a_stranger_gets_no_password_and_is_not_believed() {
 
 #[tokio::test]
 async fn by_default_trust_works_where_there_is_nothing_to_prove_and_on_this_host() {
-    let safe = RequireAuth::default();
+    let safe = RequireAuth::Safe;
     // No password: `trust`, or a certificate, is what the operator has set up.
     for known in [STRANGER, HERE, VERIFIED] {
         let (heard, result) = answered(&good_login(), &Credential::None, &safe, known).await;

@@ -100,7 +100,7 @@ mod tests {
             probe_timeout: second,
             poll_interval: second,
             fast_interval: second,
-            placement: Placement::default(),
+            placement: Placement::even(),
             limits: std::collections::BTreeMap::new(),
         }
     }

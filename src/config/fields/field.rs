@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use super::section::keys_of;
 use super::{Context, Section, check_name, join, shown_key};
+use crate::config::model::Words;
 use crate::config::schema::ValueKind;
 use crate::config::schema::kind::LONGEST_TEXT;
 use crate::config::spelling::closest;
@@ -78,16 +79,25 @@ impl<'a> Field<'a> {
         Some(name)
     }
 
-    /// One of a few words; a word whose value is `None` belongs to a feature that does not work yet.
-    pub(in crate::config) fn one_of<T: Copy>(&self, words: &[(&str, Option<T>)]) -> Option<T> {
-        debug_assert!(
-            words
-                .iter()
-                .filter_map(|(word, value)| value.map(|_| *word))
-                .eq(self.kind.words().unwrap_or_default().iter().copied()),
-            "{}: other words than in the schema",
+    /// One of the words of an enum.
+    pub(in crate::config) fn one_of<T: Words>(&self) -> Option<T> {
+        debug_assert_eq!(
+            self.kind.words(),
+            Some(T::WORDS),
+            "{}: the schema has other words",
             self.path
         );
+        self.word().and_then(T::from_word)
+    }
+
+    /// One of the words that the schema has for this value.
+    pub(in crate::config) fn word(&self) -> Option<&'static str> {
+        self.word_or_later(&[])
+    }
+
+    /// As [`Self::word`]; the words in `later` belong to a feature that does not work yet.
+    pub(in crate::config) fn word_or_later(&self, later: &[&'static str]) -> Option<&'static str> {
+        let words = self.words();
         // `min_version: 1.2` without quotes is a number, and clear.
         let number;
         let word = match &self.node.value {
@@ -101,20 +111,31 @@ impl<'a> Field<'a> {
                 return None;
             }
         };
-        match words.iter().find(|(known, _)| *known == word) {
-            Some((_, Some(value))) => return Some(*value),
-            Some((_, None)) => {
-                self.fault(format!("`{word}` is not supported yet; use {}", listed(words)));
-            }
-            None => {
-                let message = format!("expected {}, found `{}`", listed(words), shown_key(word));
-                match closest(word, words.iter().map(|(known, _)| *known)) {
-                    Some(meant) => self.fault_with(message, format!("did you mean `{meant}`?")),
-                    None => self.fault(message),
-                }
-            }
+        let known = words.iter().find(|known| **known == word).copied();
+        if known.is_some() {
+            return known;
+        }
+        if later.contains(&word) {
+            self.fault(format!("`{word}` is not supported yet; use {}", listed(words)));
+            return None;
+        }
+        let message = format!("expected {}, found `{}`", listed(words), shown_key(word));
+        match closest(word, words.iter().chain(later).copied()) {
+            Some(meant) => self.fault_with(message, format!("did you mean `{meant}`?")),
+            None => self.fault(message),
         }
         None
+    }
+
+    /// Is this text one of the words that the schema has beside other texts?
+    pub(in crate::config) fn has_word(&self, text: &str) -> bool {
+        self.words().contains(&text)
+    }
+
+    fn words(&self) -> &'static [&'static str] {
+        self.kind
+            .words()
+            .unwrap_or_else(|| unreachable!("{}: no words by the schema", self.path))
     }
 
     pub(in crate::config) fn is_list(&self) -> bool {
@@ -196,14 +217,10 @@ impl<'a> Field<'a> {
     }
 }
 
-/// `a`, `b` or `c`: the words that work.
-fn listed<T>(words: &[(&str, Option<T>)]) -> String {
-    let known: Vec<String> = words
-        .iter()
-        .filter(|(_, value)| value.is_some())
-        .map(|(word, _)| format!("`{word}`"))
-        .collect();
-    match known.split_last() {
+/// `a`, `b` or `c`.
+fn listed(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    match words.split_last() {
         Some((last, [])) => last.clone(),
         Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
         None => String::new(),

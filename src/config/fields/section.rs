@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Context, Field, join, shown_key};
+use crate::config::model::Words;
 use crate::config::schema::{Key, Keys, Otherwise, ValueKind};
 use crate::config::spelling::closest;
 use crate::config::tree::{MappingEntry, Node, Value};
@@ -23,6 +24,11 @@ pub(in crate::config) struct Section<'a> {
 impl<'a> Section<'a> {
     pub(in crate::config) fn root(context: &'a Context<'a>, node: &'a Node, keys: &'static Keys) -> Self {
         Self::open(context, String::new(), node.line, Some(node), keys)
+    }
+
+    /// A section that is not written: every key has its default.
+    pub(in crate::config) fn unwritten(context: &'a Context<'a>, keys: &'static Keys) -> Self {
+        Self::open(context, String::new(), None, None, keys)
     }
 
     /// Opens the map and reports the keys in it that do not belong there.
@@ -170,12 +176,21 @@ impl<'a> Section<'a> {
     }
 
     /// As [`Field::one_of`], under a key that has a default.
-    pub(in crate::config) fn one_of<T: Copy>(&self, key: &str, words: &[(&str, Option<T>)]) -> Option<T> {
-        if let Some(field) = self.field(key) {
-            return field.one_of(words);
+    pub(in crate::config) fn one_of<T: Words>(&self, key: &str) -> Option<T> {
+        match self.field(key) {
+            Some(field) => field.one_of(),
+            None => Some(self.default_word(key)),
         }
-        let default = self.default_text(key);
-        words.iter().find(|(word, _)| *word == default)?.1
+    }
+
+    /// As [`Self::one_of`]; after an error it is the default.
+    pub(in crate::config) fn word<T: Words>(&self, key: &str) -> T {
+        self.one_of(key).unwrap_or_else(|| self.default_word(key))
+    }
+
+    pub(in crate::config) fn default_word<T: Words>(&self, key: &str) -> T {
+        T::from_word(self.default_text(key))
+            .unwrap_or_else(|| unreachable!("the default of {key} is one of its words"))
     }
 
     pub(in crate::config) fn default_text(&self, key: &str) -> &'static str {

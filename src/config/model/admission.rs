@@ -5,17 +5,17 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 /// What a listener asks of a connection before it looks at anything else.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdmissionRules {
     pub addresses: Addresses,
     /// `None`: a header is not understood.
     pub proxy_protocol: Option<ProxyProtocol>,
-    /// Sessions that may begin here per second; `None` is no limit of its own (the default).
+    /// Sessions that may begin here per second; `None` is no limit of its own.
     pub connection_rate: Option<NonZeroU32>,
 }
 
 /// The clients' addresses that may log in.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addresses {
     /// Empty: all.
     pub allow: Vec<Network>,
@@ -35,7 +35,7 @@ impl Addresses {
 pub struct ProxyProtocol {
     /// From these addresses a header must come; at least one network.
     pub trusted: Vec<Network>,
-    /// Others are refused; else they are clients without a header (the default).
+    /// Others are refused; else they are clients without a header.
     pub required: bool,
 }
 

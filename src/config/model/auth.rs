@@ -14,7 +14,7 @@ use crate::config::secret::Secret;
 pub struct Auth {
     /// Where verifiers come from.
     pub verifiers: Verifiers,
-    /// From accept to authenticated, TLS included (default 60 s).
+    /// From accept to authenticated, TLS included.
     pub login_timeout: Duration,
     pub rate_limit: RateLimit,
     /// Rules in `pg_hba.conf` syntax, read by `auth`; without it everybody authenticates by SCRAM.
@@ -39,17 +39,17 @@ pub enum Verifiers {
 /// What failed logins lead to, counted per address and per user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Failures after which each further attempt waits; 0 is no limit at all (default 5).
+    /// Failures after which each further attempt waits; 0 is no limit at all.
     pub failures: u32,
-    /// The first wait, doubled with each further failure; 0 is none (default 250 ms).
+    /// The first wait, doubled with each further failure; 0 is none.
     pub delay: Duration,
-    /// Bound on one wait, shorter than the login timeout (default 8 s).
+    /// Bound on one wait, shorter than the login timeout.
     pub max_delay: Duration,
-    /// Failures after which attempts are refused, not fewer than `failures` (default 20).
+    /// Failures after which attempts are refused, not fewer than `failures`.
     pub refuse_after: u32,
-    /// How long they are refused, at least 1 s (default 1 m).
+    /// How long they are refused, at least 1 s.
     pub refuse_for: Duration,
-    /// Clients from there are neither counted nor limited (default none).
+    /// Clients from there are neither counted nor limited.
     pub exempt: Arc<[Network]>,
 }
 

@@ -18,8 +18,7 @@ pub struct Cluster {
     pub service_account: ServiceAccount,
     pub server_tls: ServerTls,
     pub server: ServerOptions,
-    /// `server.max_connections`: this router's sessions at once on one member, those connecting included; 0 is no limit
-    /// (default 0).
+    /// `server.max_connections`: this router's sessions at once on one member, those connecting included; 0 is no limit.
     pub max_connections: u32,
     pub probe: Probe,
     pub local_member: LocalMember,
@@ -54,9 +53,9 @@ pub struct Patroni {
     pub ca: Option<Vec<CertificateDer<'static>>>,
     pub client_certificate: Option<Arc<KeyPair>>,
     pub basic_auth: Option<BasicAuth>,
-    /// Time between polls, normally (default 1 s).
+    /// Time between polls, normally.
     pub poll_interval: Duration,
-    /// Time between polls while anything is suspicious (default 100 ms).
+    /// Time between polls while anything is suspicious.
     pub fast_poll_interval: Duration,
 }
 
@@ -65,7 +64,7 @@ pub struct Patroni {
 pub struct Etcd {
     /// Base URLs without a trailing slash, `http` or `https`, at least one, no duplicates.
     pub endpoints: Vec<String>,
-    /// What all of the cluster's keys begin with, as in `/service/main/`: Patroni's `namespace` (default `/service`) and
+    /// What all of the cluster's keys begin with, as in `/service/main/`: Patroni's `namespace` and
     /// `scope`.
     pub prefix: String,
     /// Extra trusted roots; without it the system's roots.
@@ -95,33 +94,31 @@ pub struct ServiceAccount {
     pub user: String,
     pub password: Option<Secret>,
     pub dbname: String,
-    /// Connections per member for look-ups (default 4, at least 1). The probe has one of its own.
+    /// Connections per member for look-ups (at least 1). The probe has one of its own.
     pub pool_size: usize,
-    /// Bound on one look-up, connect included (default 3 s).
+    /// Bound on one look-up, connect included.
     pub timeout: Duration,
 }
 
 /// Connections to servers on behalf of clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
-    /// From the start of the TCP connect to `ReadyForQuery` (default 3 s).
+    /// From the start of the TCP connect to `ReadyForQuery`.
     pub connect_timeout: Duration,
-    /// TCP keepalive idle time and interval; `None` is off (default 15 s). Both sides.
+    /// TCP keepalive idle time and interval; `None` is off. Both sides.
     pub keepalive: Option<Duration>,
-    /// `TCP_USER_TIMEOUT`; `None` is the kernel's (default 30 s). Both sides.
+    /// `TCP_USER_TIMEOUT`; `None` is the kernel's. Both sides.
     pub tcp_user_timeout: Option<Duration>,
 }
 
 /// How members are probed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// Default 1 s.
     pub interval: Duration,
-    /// Default 1 s.
     pub timeout: Duration,
-    /// Successes in a row that make a member fit again (default 2).
+    /// Successes in a row that make a member fit again.
     pub rise: u32,
-    /// Failures in a row that make a member unfit (default 3).
+    /// Failures in a row that make a member unfit.
     pub fall: u32,
 }
 
@@ -132,4 +129,18 @@ pub enum LocalMember {
     Auto,
     None,
     Name(String),
+}
+
+impl LocalMember {
+    pub(in crate::config) const AUTO: &str = "auto";
+    const NONE: &str = "none";
+
+    /// As the file has it: one of two words, or a name.
+    pub(in crate::config) fn new(text: &str) -> Self {
+        match text {
+            Self::AUTO => Self::Auto,
+            Self::NONE => Self::None,
+            name => Self::Name(name.to_owned()),
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::words::words;
 use super::{BindAddress, Leaf, ProxyProtocol};
 use crate::config::secret::Secret;
 
@@ -26,14 +27,14 @@ pub struct AgentCheck {
     pub about: AgentSubject,
 }
 
-/// What is behind `HAProxy`'s server line, so whose state is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AgentSubject {
-    /// This router.
-    #[default]
-    Router,
-    /// The local member of the first cluster.
-    LocalMember,
+words! {
+    /// What is behind `HAProxy`'s server line, so whose state is told.
+    pub enum AgentSubject {
+        /// This router.
+        Router = "router",
+        /// The local member of the first cluster.
+        LocalMember = "local_member",
+    }
 }
 
 /// TLS of the HTTP listener.
@@ -64,8 +65,8 @@ impl std::fmt::Debug for HttpTls {
 pub struct Console {
     /// Who may use it once authenticated; at least one, no duplicates.
     pub users: Vec<String>,
-    /// The name clients ask for (default `trunkline`); a database of that name in a cluster is out of reach.
+    /// The name clients ask for; a database of that name in a cluster is out of reach.
     pub database: Arc<str>,
-    /// The cluster whose users they are (default the first): a role of the same name in another one is somebody else.
+    /// The cluster whose users they are: a role of the same name in another one is somebody else.
     pub cluster: Arc<str>,
 }

@@ -5,45 +5,37 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::AdmissionRules;
+use super::words::words;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub name: Arc<str>,
     pub address: BindAddress,
     pub route: Arc<str>,
-    /// Default [`ListenerMode::Postgres`].
     pub mode: ListenerMode,
     /// [`ListenerTls::Off`] where no certificate is configured, and with [`ListenerMode::Tcp`]; otherwise [`Config::tls`] is there.
     pub tls: ListenerTls,
-    /// Sessions at once; 0 is no limit (default 0).
+    /// Sessions at once; 0 is no limit.
     pub max_clients: u32,
     pub entry: AdmissionRules,
 }
 
-/// What a listener does with a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum ListenerMode {
-    /// Speaks PostgreSQL's protocol with the client and with the server.
-    #[default]
-    Postgres,
-    /// Passes bytes on unread, to a server of the route: TLS and authentication are between client and server.
-    Tcp,
-}
-
-impl std::fmt::Display for ListenerMode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Postgres => "postgres",
-            Self::Tcp => "tcp",
-        })
+words! {
+    /// What a listener does with a connection.
+    pub enum ListenerMode {
+        /// Speaks PostgreSQL's protocol with the client and with the server.
+        Postgres = "postgres",
+        /// Passes bytes on unread, to a server of the route: TLS and authentication are between client and server.
+        Tcp = "tcp",
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListenerTls {
-    Off,
-    Optional,
-    Required,
+words! {
+    pub enum ListenerTls {
+        Off = "off",
+        Optional = "optional",
+        Required = "required",
+    }
 }
 
 /// Where to listen. `*` is one dual-stack socket.

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::units::secs;
-
-const GRACE: Duration = secs(30);
+use super::words::words;
 
 /// How far a standby may be behind the leader; one of the two is limited at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +13,7 @@ pub struct MaxLag {
     pub time: Option<Limit<Duration>>,
 }
 
-/// A limit, and what a member that was beyond it must come down to (default: half of it).
+/// A limit, and what a member that was beyond it must come down to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit<T> {
     pub most: T,
@@ -27,31 +25,22 @@ pub struct Limit<T> {
 /// when it began. A change of the member's role ends them at once, whatever is written here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnUnfit {
-    /// It lags too far behind (default `keep`).
+    /// It lags too far behind.
     pub lag: Unfit,
-    /// It is down by our probes (default `keep`: a connection may live, and a dead one ends by itself).
+    /// It is down by our probes A connection may live, and a dead one ends by itself.
     pub down: Unfit,
-    /// How long `close`, and maintenance, wait for the end of a transaction, 0 to 24 h (default 30 s).
+    /// How long `close`, and maintenance, wait for the end of a transaction, 0 to 24 h.
     pub grace: Duration,
 }
 
-impl Default for OnUnfit {
-    fn default() -> Self {
-        Self {
-            lag: Unfit::Keep,
-            down: Unfit::Keep,
-            grace: GRACE,
-        }
+words! {
+    /// What happens to live sessions, milder first.
+    #[derive(PartialOrd, Ord)]
+    pub enum Unfit {
+        Keep = "keep",
+        /// They end between transactions, whenever that is.
+        CloseIdle = "close_idle",
+        /// They end between transactions, or when the grace period is over.
+        Close = "close",
     }
-}
-
-/// What happens to live sessions, milder first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Unfit {
-    #[default]
-    Keep,
-    /// They end between transactions, whenever that is.
-    CloseIdle,
-    /// They end between transactions, or when the grace period is over.
-    Close,
 }

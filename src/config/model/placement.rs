@@ -8,7 +8,7 @@ use std::time::Duration;
 pub const MOST_WEIGHT: u16 = 256;
 
 /// Weights and zones of one cluster's members.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// The router's own zone; its members are preferred among those that fit alike.
     pub zone: Option<Arc<str>>,
@@ -16,10 +16,23 @@ pub struct Placement {
     pub weight_tag: Option<String>,
     /// The Patroni tag that gives a member's zone, where `members` does not.
     pub zone_tag: Option<String>,
-    /// How long the share of a member that has come back up grows, from a tenth to the whole; 0 is at once (default).
+    /// How long the share of a member that has come back up grows, from a tenth to the whole; 0 is at once.
     pub slow_start: Duration,
     /// By the member's name; some may not be there (yet).
     pub members: BTreeMap<String, MemberPlacement>,
+}
+
+impl Placement {
+    /// All members alike: no weights, no zones, no slow start.
+    pub fn even() -> Self {
+        Self {
+            zone: None,
+            weight_tag: None,
+            zone_tag: None,
+            slow_start: Duration::ZERO,
+            members: BTreeMap::new(),
+        }
+    }
 }
 
 /// What the file says of one member.

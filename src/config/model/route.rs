@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::words::words;
 use super::{MaxLag, OnUnfit};
-use crate::config::units::secs;
 
 /// What a listener asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,11 +16,11 @@ pub struct Route {
     pub access: Access,
     /// In order of preference, at least one: a later one serves where no member of an earlier one can.
     pub targets: Vec<Tier>,
-    /// Only members that have these Patroni tags (default: none is asked for).
+    /// Only members that have these Patroni tags.
     pub tags: BTreeMap<String, serde_json::Value>,
     pub balance: Balance,
     pub read_only_on_leader: OnLeader,
-    /// How far behind a standby may be (default: however far).
+    /// How far behind a standby may be; `None` is no limit.
     pub max_lag: Option<MaxLag>,
     pub on_unfit: OnUnfit,
     /// Where the cluster has [`Cluster::max_connections`].
@@ -29,33 +29,6 @@ pub struct Route {
 }
 
 impl Route {
-    /// To the leader.
-    pub fn read_write(name: &str, cluster: &str) -> Self {
-        Self::new(name, cluster, vec![TargetRole::Leader.into()])
-    }
-
-    /// To any replica.
-    pub fn read_only(name: &str, cluster: &str) -> Self {
-        Self::new(name, cluster, vec![TargetRole::Replica.into()])
-    }
-
-    /// With everything else at its default.
-    pub fn new(name: &str, cluster: &str, targets: Vec<Tier>) -> Self {
-        Self {
-            name: Arc::from(name),
-            cluster: Arc::from(cluster),
-            access: Access::of(&targets),
-            targets,
-            tags: BTreeMap::new(),
-            balance: Balance::default(),
-            read_only_on_leader: OnLeader::default(),
-            max_lag: None,
-            on_unfit: OnUnfit::default(),
-            queue: Queue::default(),
-            client_address: ClientAddressOptions::default(),
-        }
-    }
-
     /// Whether the leader is among the targets.
     pub fn takes_leader(&self) -> bool {
         self.targets.iter().any(Tier::takes_leader)
@@ -96,31 +69,23 @@ impl fmt::Display for Access {
     }
 }
 
-/// A role that a route's server may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TargetRole {
-    /// The verified leader.
-    Leader,
-    /// Any fit standby.
-    Replica,
-    /// A standby that Patroni calls synchronous.
-    Sync,
-    /// A standby of which a quorum has confirmed each commit (Patroni 4 with `synchronous_mode: quorum`).
-    Quorum,
-    /// A standby that is neither, nor leads a standby cluster.
-    Async,
-    /// The leader or any fit standby.
-    Any,
+words! {
+    /// A role that a route's server may have.
+    pub enum TargetRole {
+        /// The verified leader.
+        Leader = "leader",
+        /// Any fit standby.
+        Replica = "replica",
+        /// A standby that Patroni calls synchronous.
+        Sync = "sync",
+        /// A standby of which a quorum has confirmed each commit (Patroni 4 with `synchronous_mode: quorum`).
+        Quorum = "quorum",
+        /// A standby that is neither, nor leads a standby cluster.
+        Async = "async",
+        /// The leader or any fit standby.
+        Any = "any",
+    }
 }
-
-pub(in crate::config) const TARGET_WORDS: [(&str, Option<TargetRole>); 6] = [
-    ("leader", Some(TargetRole::Leader)),
-    ("replica", Some(TargetRole::Replica)),
-    ("sync", Some(TargetRole::Sync)),
-    ("quorum", Some(TargetRole::Quorum)),
-    ("async", Some(TargetRole::Async)),
-    ("any", Some(TargetRole::Any)),
-];
 
 impl TargetRole {
     /// Whether the leader has it.
@@ -138,13 +103,6 @@ impl TargetRole {
             Self::Replica => 0b1_1110,
             Self::Any => 0b1_1111,
         }
-    }
-}
-
-impl fmt::Display for TargetRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = TARGET_WORDS.iter().find(|(_, role)| *role == Some(*self));
-        f.write_str(word.map_or("", |(word, _)| word))
     }
 }
 
@@ -175,68 +133,49 @@ impl fmt::Display for Tier {
     }
 }
 
-/// Which of several members that fit alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Balance {
-    /// The one with the fewest sessions of this router, divided by its weight.
-    #[default]
-    LeastConnections,
-    /// In turn, by weight.
-    RoundRobin,
-    /// The less loaded of two that are drawn by weight.
-    Random,
-    /// The same for the same client's address, as long as it is there; addresses are shared out by weight.
-    SourceHash,
-    /// The first by its place in a fixed list, by name with Patroni. Weights other than 0 do not matter.
-    First,
+words! {
+    /// Which of several members that fit alike.
+    pub enum Balance {
+        /// The one with the fewest sessions of this router, divided by its weight.
+        LeastConnections = "least_connections",
+        /// In turn, by weight.
+        RoundRobin = "round_robin",
+        /// The less loaded of two that are drawn by weight.
+        Random = "random",
+        /// The same for the same client's address, as long as it is there; addresses are shared out by weight.
+        SourceHash = "source_hash",
+        /// The first by its place in a fixed list, by name with Patroni. Weights other than 0 do not matter.
+        First = "first",
+    }
 }
 
-/// Read-only sessions on a leader, where nothing but privileges keeps a session from writing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum OnLeader {
-    #[default]
-    Refused,
-    /// They have `default_transaction_read_only=on`, and whoever takes it back may write.
-    Unenforced,
-    /// They log in as roles of `auth.server_credentials`, which are seen to be unable to write, each time.
-    Enforced,
+words! {
+    /// Read-only sessions on a leader, where nothing but privileges keeps a session from writing.
+    pub enum OnLeader {
+        Refused = "refused",
+        /// They have `default_transaction_read_only=on`, and whoever takes it back may write.
+        Unenforced = "unenforced",
+        /// They log in as roles of `auth.server_credentials`, which are seen to be unable to write, each time.
+        Enforced = "enforced",
+    }
 }
 
 /// Sessions wait while every server of their route has `server.max_connections` sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
-    /// How long one waits (default 10 s).
+    /// How long one waits.
     pub timeout: Duration,
-    /// How many wait at once; 0: none, they are refused (default 100).
+    /// How many wait at once; 0: none, they are refused.
     pub most: u32,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self {
-            timeout: secs(10),
-            most: 100,
-        }
-    }
 }
 
 /// What a server is told of the client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientAddressOptions {
-    /// As the setting `trunkline.client_addr` (default).
+    /// As the setting `trunkline.client_addr`.
     pub setting: bool,
-    /// Behind the client's own `application_name` (default: not).
+    /// Behind the client's own `application_name`.
     pub application_name: bool,
-    /// Whether its connection is encrypted, as the setting `trunkline.client_tls` (default: not told).
+    /// Whether its connection is encrypted, as the setting `trunkline.client_tls`.
     pub tls: bool,
-}
-
-impl Default for ClientAddressOptions {
-    fn default() -> Self {
-        Self {
-            setting: true,
-            application_name: false,
-            tls: false,
-        }
-    }
 }

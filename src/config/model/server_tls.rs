@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 
 use super::KeyPair;
+use super::words::words;
 
 /// TLS towards the servers.
 #[derive(Debug, PartialEq)]
@@ -20,61 +21,53 @@ pub struct ServerTls {
     pub require_auth: RequireAuth,
 }
 
-/// libpq's `sslmode`, with libpq's meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SslMode {
-    Disable,
-    Allow,
-    Prefer,
-    Require,
-    VerifyCa,
-    VerifyFull,
+words! {
+    /// libpq's `sslmode`, with libpq's meaning.
+    pub enum SslMode {
+        Disable = "disable",
+        Allow = "allow",
+        Prefer = "prefer",
+        Require = "require",
+        VerifyCa = "verify-ca",
+        VerifyFull = "verify-full",
+    }
 }
 
-/// libpq's `channel_binding`, with libpq's meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum ChannelBinding {
-    Disable,
-    /// SCRAM-SHA-256-PLUS where server and certificate have it.
-    #[default]
-    Prefer,
-    /// Nothing but a completed SCRAM-SHA-256-PLUS.
-    Require,
+words! {
+    /// libpq's `channel_binding`, with libpq's meaning.
+    pub enum ChannelBinding {
+        Disable = "disable",
+        /// SCRAM-SHA-256-PLUS where server and certificate have it.
+        Prefer = "prefer",
+        /// Nothing but a completed SCRAM-SHA-256-PLUS.
+        Require = "require",
+    }
 }
 
-/// libpq's `sslnegotiation`, with libpq's meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum SslNegotiation {
-    /// `SSLRequest` first.
-    #[default]
-    Postgres,
-    /// TLS from the first byte (PostgreSQL 17 and later). `sslmode` is then `require` or stronger.
-    Direct,
+words! {
+    /// libpq's `sslnegotiation`, with libpq's meaning.
+    pub enum SslNegotiation {
+        /// `SSLRequest` first.
+        Postgres = "postgres",
+        /// TLS from the first byte (PostgreSQL 17 and later). `sslmode` is then `require` or stronger.
+        Direct = "direct",
+    }
 }
 
-/// A method by the name libpq's `require_auth` has for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AuthMethod {
-    /// The server asks for nothing: `trust`, or a client certificate alone.
-    None,
-    /// In clear.
-    Password,
-    Md5,
-    Scram,
-    Gss,
-    Sspi,
-    Oauth,
+words! {
+    /// A method by the name libpq's `require_auth` has for it.
+    pub enum AuthMethod {
+        /// The server asks for nothing: `trust`, or a client certificate alone.
+        None = "none",
+        /// In clear.
+        Password = "password",
+        Md5 = "md5",
+        Scram = "scram-sha-256",
+        Gss = "gss",
+        Sspi = "sspi",
+        Oauth = "oauth",
+    }
 }
-
-pub(in crate::config) const METHOD_NAMES: [(&str, AuthMethod); 7] = [
-    ("none", AuthMethod::None),
-    ("password", AuthMethod::Password),
-    ("md5", AuthMethod::Md5),
-    ("scram-sha-256", AuthMethod::Scram),
-    ("gss", AuthMethod::Gss),
-    ("sspi", AuthMethod::Sspi),
-    ("oauth", AuthMethod::Oauth),
-];
 
 /// What is said of one method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,11 +79,10 @@ pub enum Ruling {
     IfSafe,
 }
 
-/// libpq's `require_auth`. By default nothing is said of any method.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// libpq's `require_auth`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequireAuth {
     /// Each where it is safe.
-    #[default]
     Safe,
     /// These and no other.
     Only(Vec<AuthMethod>),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::words::words;
+
 /// TLS towards clients.
 #[derive(Debug)]
 pub struct ClientTls {
@@ -55,4 +57,12 @@ pub struct Leaf {
     pub names: Vec<String>,
     /// Unix seconds.
     pub not_after: i64,
+}
+
+words! {
+    /// The oldest version of TLS that clients may use.
+    pub enum MinVersion {
+        Tls12 = "1.2",
+        Tls13 = "1.3",
+    }
 }

@@ -3,28 +3,35 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use crate::config::fields::Field;
+use crate::config::fields::{Field, Section};
 use crate::config::model::BindAddress;
 use crate::config::schema::kind::LONGEST_SOCKET_PATH;
 
 /// `*:6432`, `127.0.0.1:6432` or `[::1]:6432`.
 pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
-    let text = field.text()?;
     let hint = "an IP address or `*`, and a port: `\"*:6432\"`, `127.0.0.1:6432`, `\"[::1]:6432\"`";
-    let address = match text.strip_prefix("*:") {
-        Some(port) => port_number(port).map(|port| BindAddress::Any { port }),
-        None => text.parse::<SocketAddr>().ok().map(BindAddress::Ip),
-    };
-    match address {
+    match parse_bind_address(field.text()?) {
         None => field.fault_with("is not an address to listen on", hint),
         Some(address) if address.port() == Some(0) => field.fault_with("a port is from 1 to 65535", hint),
-        // It would listen where its IPv4 form does, and escape the comparison below.
+        // It would listen where its IPv4 form does, and no comparison with other addresses would find that.
         Some(BindAddress::Ip(SocketAddr::V6(v6))) if v6.ip().to_ipv4_mapped().is_some() => {
             field.fault("write an IPv4 address in its own form, as in `127.0.0.1:6432`");
         }
         Some(address) => return Some(address),
     }
     None
+}
+
+/// A default of the schema.
+pub(super) fn default_bind_address(text: &str) -> BindAddress {
+    parse_bind_address(text).unwrap_or_else(|| unreachable!("{text} is an address"))
+}
+
+fn parse_bind_address(text: &str) -> Option<BindAddress> {
+    match text.strip_prefix("*:") {
+        Some(port) => port_number(port).map(|port| BindAddress::Any { port }),
+        None => text.parse::<SocketAddr>().ok().map(BindAddress::Ip),
+    }
 }
 
 /// Is it meant for the path of a Unix socket?
@@ -55,18 +62,26 @@ pub(super) fn socket_path(field: &Field<'_>) -> Option<PathBuf> {
     Some(path.to_owned())
 }
 
-/// Permissions of a socket's file, in octal.
-pub(super) fn socket_mode(field: &Field<'_>) -> Option<u32> {
-    let hint = "octal digits in quotes, as in `\"0770\"`";
-    let text = field.text()?;
-    let mode = Some(text)
-        .filter(|text| (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|text| u32::from_str_radix(text, 8).ok())
-        .filter(|mode| *mode <= 0o777);
+/// Permissions of the file of a listener's Unix socket, in octal.
+pub(super) fn socket_mode(listener: &Section<'_>) -> Option<u32> {
+    let Some(field) = listener.field("socket_mode") else {
+        return parse_mode(listener.default_text("socket_mode"));
+    };
+    let mode = parse_mode(field.text()?);
     if mode.is_none() {
-        field.fault_with("must be from `\"0000\"` to `\"0777\"`", hint);
+        field.fault_with(
+            "must be from `\"0000\"` to `\"0777\"`",
+            "octal digits in quotes, as in `\"0770\"`",
+        );
     }
     mode
+}
+
+fn parse_mode(text: &str) -> Option<u32> {
+    Some(text)
+        .filter(|text| (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|text| u32::from_str_radix(text, 8).ok())
+        .filter(|mode| *mode <= 0o777)
 }
 
 /// A host name or an IP address, IPv6 without brackets. Only its shape is checked: names are resolved later.

@@ -10,7 +10,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use crate::config::fields::{self, Context, Field, Section, Unlock};
-use crate::config::model::{ClientTls, KeyPair, ServedCertificate};
+use crate::config::model::{ClientTls, KeyPair, MinVersion, ServedCertificate};
 use crate::tls::{self, Authorities, ClientVerifier};
 
 /// A record carries at most 8 KiB of plaintext: `libpq` clients that poll the socket can hang on more. rustls
@@ -26,7 +26,10 @@ pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
     if !section.present() {
         return None;
     }
-    let versions = section.one_of("min_version", &[("1.2", Some(BOTH)), ("1.3", Some(NEWEST))]);
+    let versions = section.one_of("min_version").map(|oldest| match oldest {
+        MinVersion::Tls12 => BOTH,
+        MinVersion::Tls13 => NEWEST,
+    });
     let certificates = section.required("certificates");
     let mut pairs = Vec::new();
     for field in certificates.as_ref().map(Field::list).unwrap_or_default() {

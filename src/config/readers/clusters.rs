@@ -190,9 +190,5 @@ fn probe(cluster: &Section<'_>) -> Probe {
 }
 
 fn local_member(cluster: &Section<'_>) -> Option<LocalMember> {
-    Some(match cluster.text("local_member")? {
-        "auto" => LocalMember::Auto,
-        "none" => LocalMember::None,
-        name => LocalMember::Name(name.to_owned()),
-    })
+    cluster.text("local_member").map(LocalMember::new)
 }

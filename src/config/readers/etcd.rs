@@ -19,7 +19,7 @@ pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
     let login = login(&section);
     let namespace = match section.field("namespace") {
         Some(field) => path(&field),
-        None => Some("service".to_owned()),
+        None => Some(without_slashes(section.default_text("namespace"))),
     };
     let scope = section.required("scope").and_then(|field| {
         let scope = path(&field);
@@ -50,5 +50,9 @@ fn path(field: &Field<'_>) -> Option<String> {
         field.fault("contains a control character");
         return None;
     }
-    Some(text.trim_matches('/').to_owned())
+    Some(without_slashes(text))
+}
+
+fn without_slashes(path: &str) -> String {
+    path.trim_matches('/').to_owned()
 }

@@ -1,11 +1,11 @@
 //! `http`.
 
-use super::addresses::bind_address;
+use super::addresses::{bind_address, default_bind_address};
 use super::admission;
 use super::client_tls::{BOTH, key_pair, server_config};
 use super::sockets::{SocketToBind, Speaks};
 use crate::config::fields::Section;
-use crate::config::model::{AgentCheck, AgentSubject, BindAddress, Http, HttpTls, ReloadUnit};
+use crate::config::model::{AgentCheck, Http, HttpTls, ReloadUnit};
 use crate::config::secret::Secret;
 
 pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -> Option<Http> {
@@ -24,8 +24,13 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -
             }
         }
     } else {
-        places.push(SocketToBind::default(6434, "http.address", Speaks::Http));
-        addresses.push(BindAddress::Any { port: 6434 });
+        let address = default_bind_address(section.default_text("address"));
+        places.push(SocketToBind::default(
+            address.clone(),
+            "http.address",
+            Speaks::Http,
+        ));
+        addresses.push(address);
     }
     let proxy_protocol = admission::proxy_protocol(&section);
     let tls = section.section("tls");
@@ -76,11 +81,7 @@ fn agent_check<'a>(http: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -> Op
     if !section.present() {
         return None;
     }
-    let words = [
-        ("router", Some(AgentSubject::Router)),
-        ("local_member", Some(AgentSubject::LocalMember)),
-    ];
-    let about = section.one_of("about", &words);
+    let about = section.one_of("about");
     let field = section.required("address")?;
     let address = bind_address(&field)?;
     places.push(SocketToBind::written(address.clone(), field, Speaks::AgentCheck));

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use super::addresses::{self, bind_address};
+use super::addresses::{self, bind_address, default_bind_address};
 use super::admission;
 use super::names::reference;
 use super::routes::Routes;
 use super::sockets::{SocketToBind, Speaks};
 use crate::config::fields::{Field, Section, report_repeated};
-use crate::config::model::{
-    AdmissionRules, BindAddress, ClientTls, Listener, ListenerMode, ListenerTls, OnLeader,
-};
+use crate::config::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls, OnLeader};
+use crate::config::schema::{DEFAULT_LISTENERS, LISTENER};
 
 pub(super) fn listeners<'a>(
     root: &Section<'a>,
@@ -20,37 +19,8 @@ pub(super) fn listeners<'a>(
 ) -> Vec<Listener> {
     // A certificate that is written and faulty is one fault, not one for each listener.
     let can_tls = tls.is_some() || root.has("tls");
-    let plain = if can_tls {
-        ListenerTls::Optional
-    } else {
-        ListenerTls::Off
-    };
     let Some(field) = root.field("listeners") else {
-        let defaults = [("read-write", 6432), ("read-only", 6433)];
-        if let Some(missing) = defaults
-            .iter()
-            .find(|(name, _)| routes.names.as_ref().is_some_and(|routes| !routes.contains(name)))
-        {
-            let name = missing.0;
-            root.fault(format!(
-                "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
-            ));
-        }
-        let speaks = Speaks::Listener(ListenerMode::default());
-        places.extend(
-            defaults.map(|(name, port)| SocketToBind::default(port, &format!("listener {name}"), speaks)),
-        );
-        return defaults
-            .map(|(name, port)| Listener {
-                name: Arc::from(name),
-                address: BindAddress::Any { port },
-                route: Arc::from(name),
-                mode: ListenerMode::default(),
-                tls: plain,
-                max_clients: 0,
-                entry: AdmissionRules::default(),
-            })
-            .into();
+        return default_listeners(root, routes, can_tls, places);
     };
     let (mut names, mut uses, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
     for field in field.list() {
@@ -64,7 +34,7 @@ pub(super) fn listeners<'a>(
         let route = section
             .required("route")
             .and_then(|field| reference(&field, &routes.names, "route"));
-        let mode = listener_mode(&section);
+        let mode = section.word("mode");
         uses.extend(route.map(|route| (route, mode)));
         let on_leader = route.and_then(|name| routes.models.get(name).map(|route| route.read_only_on_leader));
         if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
@@ -112,6 +82,43 @@ pub(super) fn listeners<'a>(
     listeners
 }
 
+fn default_listeners<'a>(
+    root: &Section<'a>,
+    routes: &Routes<'a>,
+    can_tls: bool,
+    places: &mut Vec<SocketToBind<'a>>,
+) -> Vec<Listener> {
+    let section = Section::unwritten(root.context(), &LISTENER);
+    let mode = section.word("mode");
+    let missing = DEFAULT_LISTENERS
+        .iter()
+        .find(|(name, _)| routes.names.as_ref().is_some_and(|routes| !routes.contains(name)));
+    if let Some((name, _)) = missing {
+        root.fault(format!(
+            "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
+        ));
+    }
+    let listener = |(name, address): (&str, &str)| {
+        let address = default_bind_address(address);
+        let what = format!("listener {name}");
+        places.push(SocketToBind::default(
+            address.clone(),
+            &what,
+            Speaks::Listener(mode),
+        ));
+        Listener {
+            name: Arc::from(name),
+            address,
+            route: Arc::from(name),
+            mode,
+            tls: listener_tls(&section, can_tls),
+            max_clients: section.number("max_clients"),
+            entry: admission::read(&section, false),
+        }
+    };
+    DEFAULT_LISTENERS.into_iter().map(listener).collect()
+}
+
 /// Where bytes are passed on unread, nothing can be told in a startup packet.
 fn check_client_addresses(routes: &Routes<'_>, uses: &[(&str, ListenerMode)]) {
     for (route, field) in &routes.client_addresses {
@@ -127,30 +134,16 @@ fn check_client_addresses(routes: &Routes<'_>, uses: &[(&str, ListenerMode)]) {
 
 /// A Unix socket too, unlike for HTTP.
 fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddress> {
-    let mode = listener.field("socket_mode");
     if addresses::is_path(field) {
-        let path = addresses::socket_path(field);
-        let mode = match mode {
-            Some(field) => addresses::socket_mode(&field),
-            None => Some(0o777),
-        };
+        let (path, mode) = (addresses::socket_path(field), addresses::socket_mode(listener));
         return path
             .zip(mode)
             .map(|(path, mode)| BindAddress::Unix { path, mode });
     }
-    if let Some(field) = mode {
+    if let Some(field) = listener.field("socket_mode") {
         field.fault("has no effect: `address` is not the path of a Unix socket");
     }
     bind_address(field)
-}
-
-fn listener_mode(listener: &Section<'_>) -> ListenerMode {
-    let words = [
-        ("postgres", Some(ListenerMode::Postgres)),
-        ("tcp", Some(ListenerMode::Tcp)),
-    ];
-    let asked = listener.field("mode").and_then(|field| field.one_of(&words));
-    asked.unwrap_or_default()
 }
 
 /// The servers decide, with their own certificates and `pg_hba.conf`.
@@ -166,13 +159,8 @@ fn no_tls(listener: &Section<'_>) -> ListenerTls {
 
 /// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.
 fn local_tls(listener: &Section<'_>) -> ListenerTls {
-    let words = [
-        ("off", Some(ListenerTls::Off)),
-        ("optional", Some(ListenerTls::Optional)),
-        ("required", Some(ListenerTls::Required)),
-    ];
     if let Some(field) = listener.field("tls")
-        && field.one_of(&words) == Some(ListenerTls::Required)
+        && field.one_of() == Some(ListenerTls::Required)
     {
         field.fault("`required` cannot be had on a Unix socket, which offers no TLS");
     }
@@ -180,20 +168,15 @@ fn local_tls(listener: &Section<'_>) -> ListenerTls {
 }
 
 /// Without a certificate `optional` offers none, which is `off`: one case less for the rest of the program.
-fn listener_tls(section: &Section<'_>, can_tls: bool) -> ListenerTls {
-    let field = section.field("tls");
-    let words = [
-        ("off", Some(ListenerTls::Off)),
-        ("optional", Some(ListenerTls::Optional)),
-        ("required", Some(ListenerTls::Required)),
-    ];
-    let asked = field.as_ref().and_then(|field| field.one_of(&words));
-    match (asked.unwrap_or(ListenerTls::Optional), field) {
-        (ListenerTls::Required, Some(field)) if !can_tls => {
-            field.fault("`required` needs a certificate in `tls.certificates`");
+fn listener_tls(listener: &Section<'_>, can_tls: bool) -> ListenerTls {
+    match listener.word("tls") {
+        ListenerTls::Required if !can_tls => {
+            if let Some(field) = listener.field("tls") {
+                field.fault("`required` needs a certificate in `tls.certificates`");
+            }
             ListenerTls::Required
         }
-        (ListenerTls::Optional, _) if !can_tls => ListenerTls::Off,
-        (asked, _) => asked,
+        ListenerTls::Optional if !can_tls => ListenerTls::Off,
+        asked => asked,
     }
 }

@@ -3,50 +3,41 @@
 use std::time::Duration;
 
 use crate::config::fields::{Field, Section};
-use crate::config::model::{Access, Limit, MaxLag, OnUnfit, Route, Unfit};
+use crate::config::model::{Access, Limit, MaxLag, OnUnfit, Unfit};
 
-/// `max_lag` and `on_unfit` of a route; `route` is `None` where the rest of it is faulty.
-pub(super) fn read(
-    section: &Section<'_>,
-    route: Option<&Route>,
+/// `access`: `None` after an error.
+pub(super) fn max_lag(
+    route: &Section<'_>,
+    access: Option<Access>,
     probe_interval: Option<Duration>,
-) -> (Option<MaxLag>, OnUnfit) {
-    let is_read_write = route.is_some_and(|route| route.access == Access::ReadWrite);
-    let max_lag = section.field("max_lag").and_then(|field| {
-        if is_read_write {
-            field.fault("has no effect: the leader is not behind itself");
-        }
-        max_lag(&field, probe_interval)
-    });
-    let on_unfit = section.section("on_unfit");
-    let policy = |key| {
-        let field = on_unfit.field(key)?;
-        let words = [
-            ("keep", Some(Unfit::Keep)),
-            ("close_idle", Some(Unfit::CloseIdle)),
-            ("close", Some(Unfit::Close)),
-        ];
-        Some((field.one_of(&words)?, field))
-    };
-    let lag = policy("lag");
-    if let Some((lag, field)) = &lag
-        && *lag != Unfit::Keep
-        && !section.has("max_lag")
+) -> Option<MaxLag> {
+    let field = route.field("max_lag")?;
+    if access == Some(Access::ReadWrite) {
+        field.fault("has no effect: the leader is not behind itself");
+    }
+    limits(&field, probe_interval)
+}
+
+pub(super) fn on_unfit(route: &Section<'_>) -> OnUnfit {
+    let section = route.section("on_unfit");
+    let lag = section.word("lag");
+    if let Some(field) = section
+        .field("lag")
+        .filter(|_| lag != Unfit::Keep && !route.has("max_lag"))
     {
         field.fault("has no effect without `max_lag`");
     }
-    if let Some(field) = on_unfit.field("role") {
-        let _ = field.one_of(&[("close", Some(()))]);
+    if let Some(field) = section.field("role") {
+        let _ = field.word();
     }
-    let on_unfit = OnUnfit {
-        lag: lag.map(|(lag, _)| lag).unwrap_or_default(),
-        down: policy("down").map(|(down, _)| down).unwrap_or_default(),
-        grace: on_unfit.duration("grace"),
-    };
-    (max_lag, on_unfit)
+    OnUnfit {
+        lag,
+        down: section.word("down"),
+        grace: section.duration("grace"),
+    }
 }
 
-fn max_lag(field: &Field<'_>, probe_interval: Option<Duration>) -> Option<MaxLag> {
+fn limits(field: &Field<'_>, probe_interval: Option<Duration>) -> Option<MaxLag> {
     let section = field.section();
     let bytes = limit(
         &section,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::admission;
 use crate::config::fields::Section;
-use crate::config::model::{Limits, Log, LogFormat, LogLevel, Shutdown};
+use crate::config::model::{Limits, Log, Shutdown};
 use crate::config::schema::kind::LONGEST_SOCKET_PATH;
 
 pub(super) fn limits(root: &Section<'_>) -> Limits {
@@ -22,23 +22,9 @@ pub(super) fn limits(root: &Section<'_>) -> Limits {
 
 pub(super) fn log(root: &Section<'_>) -> Log {
     let section = root.section("log");
-    let level = section.one_of(
-        "level",
-        &[
-            ("error", Some(LogLevel::Error)),
-            ("warn", Some(LogLevel::Warn)),
-            ("info", Some(LogLevel::Info)),
-            ("debug", Some(LogLevel::Debug)),
-            ("trace", Some(LogLevel::Trace)),
-        ],
-    );
-    let format = section.one_of(
-        "format",
-        &[("text", Some(LogFormat::Text)), ("json", Some(LogFormat::Json))],
-    );
     Log {
-        level: level.unwrap_or(LogLevel::Info),
-        format: format.unwrap_or(LogFormat::Text),
+        level: section.word("level"),
+        format: section.word("format"),
     }
 }
 

@@ -1,53 +1,114 @@
 //! One route: the members that may serve it, the queue, and what the servers learn of the client.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::on_unfit;
 use super::targets::{tags, targets};
-use crate::config::fields::{Field, Section};
+use crate::config::fields::{Context, Section};
 use crate::config::model::{
-    Access, Auth, Balance, ClientAddressOptions, CredentialUsers, OnLeader, Queue, Route, Tier,
+    Access, Auth, Balance, ClientAddressOptions, CredentialUsers, OnLeader, Queue, Route, TargetRole, Tier,
 };
+use crate::config::schema::ROUTE;
 
-/// The part of `routes.NAME` that says who may serve it. `is_fixed`: its cluster is a list of servers, of whose roles
-/// and tags nothing is known but who leads. `is_bounded`: its members may be full. `auth`: `None` where it has faults
-/// of its own.
+/// What a route's reader needs to know of other sections.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Around<'a> {
+    /// The cluster is a list of servers: of their roles and tags nothing is known but which one leads.
+    pub(super) is_fixed: bool,
+    /// The cluster has `server.max_connections`, without which nobody waits.
+    pub(super) is_bounded: bool,
+    pub(super) probe_interval: Option<Duration>,
+    /// `None` where `auth` has errors itself.
+    pub(super) auth: Option<&'a Auth>,
+}
+
+/// `cluster`: `None` after an error.
 pub(super) fn read(
     section: &Section<'_>,
     name: &str,
     cluster: Option<&str>,
-    is_fixed: bool,
-    is_bounded: bool,
-    auth: Option<&Auth>,
+    around: &Around<'_>,
 ) -> Option<Route> {
-    let queue = queue(section, is_bounded);
-    let client_address = client_address_options(section);
     let targets = section
         .required("targets")
-        .and_then(|field| targets(&field, is_fixed));
+        .and_then(|field| targets(&field, around.is_fixed));
+    with_targets(section, name, cluster, targets, around)
+}
+
+impl Route {
+    /// A route to the leader, with everything else at its default.
+    pub fn read_write(name: &str, cluster: &str) -> Self {
+        Self::new(name, cluster, vec![TargetRole::Leader.into()])
+    }
+
+    /// A route to any replica, with everything else at its default.
+    pub fn read_only(name: &str, cluster: &str) -> Self {
+        Self::new(name, cluster, vec![TargetRole::Replica.into()])
+    }
+
+    /// With everything else at its default.
+    pub fn new(name: &str, cluster: &str, targets: Vec<Tier>) -> Self {
+        let context = Context::new(Path::new(""), 0, &|_| None);
+        let section = Section::unwritten(&context, &ROUTE);
+        with_targets(&section, name, Some(cluster), Some(targets), &Around::default())
+            .unwrap_or_else(|| unreachable!("a section that is not written has no errors"))
+    }
+}
+
+fn with_targets(
+    section: &Section<'_>,
+    name: &str,
+    cluster: Option<&str>,
+    targets: Option<Vec<Tier>>,
+    around: &Around<'_>,
+) -> Option<Route> {
+    let access = targets.as_deref().map(Access::of);
+    let queue = queue(section, around.is_bounded);
+    let client_address = client_address_options(section);
     let tags = match section.field("tags") {
-        Some(field) => tags(&field, is_fixed),
+        Some(field) => tags(&field, around.is_fixed),
         None => Some(BTreeMap::new()),
     };
-    let balance_field = section.field("balance");
-    let balance = section.one_of(
-        "balance",
-        &[
-            ("least_connections", Some(Balance::LeastConnections)),
-            ("round_robin", Some(Balance::RoundRobin)),
-            ("random", Some(Balance::Random)),
-            ("source_hash", Some(Balance::SourceHash)),
-            ("first", Some(Balance::First)),
-        ],
-    );
+    let balance = section.one_of("balance");
+    let on_leader = on_leader(section, around.auth);
+    if let Some(targets) = &targets {
+        check_targets(section, targets, balance, on_leader);
+    }
+    let max_lag = on_unfit::max_lag(section, access, around.probe_interval);
+    let on_unfit = on_unfit::on_unfit(section);
+    Some(Route {
+        name: Arc::from(name),
+        cluster: Arc::from(cluster?),
+        access: access?,
+        targets: targets?,
+        tags: tags?,
+        balance: balance?,
+        read_only_on_leader: on_leader?,
+        max_lag,
+        on_unfit,
+        queue,
+        client_address,
+    })
+}
+
+/// What has no effect with these targets, or is not safe.
+fn check_targets(
+    section: &Section<'_>,
+    targets: &[Tier],
+    balance: Option<Balance>,
+    on_leader: Option<OnLeader>,
+) {
     let on_leader_field = section.field("read_only_on_leader");
-    let on_leader = match &on_leader_field {
-        Some(field) => on_leader(field, auth),
-        None => Some(OnLeader::default()),
-    };
-    let targets = targets?;
-    match (Access::of(&targets), targets.iter().any(Tier::takes_leader)) {
+    match (Access::of(targets), targets.iter().any(Tier::takes_leader)) {
         (Access::ReadWrite, _) => {
-            if let Some(field) = balance_field.filter(|_| balance.is_some_and(|b| b != Balance::default())) {
+            let default = section.default_word("balance");
+            if let Some(field) = section
+                .field("balance")
+                .filter(|_| balance.is_some_and(|balance| balance != default))
+            {
                 field.fault("has no effect: there is one leader at most");
             }
             if let Some(field) = on_leader_field {
@@ -71,23 +132,14 @@ pub(super) fn read(
         }
         (Access::ReadOnly, _) => {}
     }
-    Some(Route {
-        tags: tags?,
-        balance: balance?,
-        read_only_on_leader: on_leader?,
-        queue,
-        client_address,
-        ..Route::new(name, cluster?, targets)
-    })
 }
 
-fn on_leader(field: &Field<'_>, auth: Option<&Auth>) -> Option<OnLeader> {
-    let on_leader = field.one_of(&[
-        ("refused", Some(OnLeader::Refused)),
-        ("unenforced", Some(OnLeader::Unenforced)),
-        ("enforced", Some(OnLeader::Enforced)),
-    ])?;
-    if on_leader == OnLeader::Enforced && auth.is_some_and(|auth| !replaces_everybody(auth)) {
+fn on_leader(section: &Section<'_>, auth: Option<&Auth>) -> Option<OnLeader> {
+    let on_leader = section.one_of("read_only_on_leader")?;
+    if let Some(field) = section.field("read_only_on_leader")
+        && on_leader == OnLeader::Enforced
+        && auth.is_some_and(|auth| !replaces_everybody(auth))
+    {
         field.fault_with(
             "`enforced` needs a role that may not write for every user: `auth.server_credentials` with `server_user` in \
              each entry, the last of them for `users: all`",

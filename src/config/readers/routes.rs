@@ -6,9 +6,10 @@ use indexmap::IndexMap;
 
 use super::clusters::Draft;
 use super::names::{Names, reference};
-use super::{on_unfit, route};
+use super::route::{self, Around};
 use crate::config::fields::{Field, Section};
 use crate::config::model::{Auth, Route};
+use crate::config::schema::DEFAULT_ROUTES;
 
 /// What listeners need to know of `routes`.
 pub(super) struct Routes<'a> {
@@ -29,11 +30,12 @@ pub(super) fn routes<'a>(
     let mut add = |route: Route| routes.insert(route.name.to_string(), Arc::new(route));
     let Some(field) = root.field("routes") else {
         let cluster = first.unwrap_or_default();
-        add(Route::read_write("read-write", cluster));
-        add(Route::read_only("read-only", cluster));
+        for (name, target) in DEFAULT_ROUTES {
+            add(Route::new(name, cluster, vec![target.into()]));
+        }
         return Routes {
             models: routes,
-            names: Some(vec!["read-write", "read-only"]),
+            names: Some(DEFAULT_ROUTES.map(|(name, _)| name).into()),
             client_addresses: Vec::new(),
         };
     };
@@ -46,24 +48,18 @@ pub(super) fn routes<'a>(
             None => first,
         };
         let draft = drafts.iter().find(|draft| Some(&*draft.name) == cluster);
-        let is_fixed = draft.is_some_and(Draft::is_fixed);
-        let is_bounded = draft.is_none_or(Draft::is_bounded);
+        let around = Around {
+            is_fixed: draft.is_some_and(Draft::is_fixed),
+            is_bounded: draft.is_none_or(Draft::is_bounded),
+            probe_interval: draft.map(Draft::probe_interval),
+            auth,
+        };
         if let Some(field) = section.field("resume") {
-            let _ = field.one_of(&[("off", Some(())), ("tracked", None)]);
+            let _ = field.word_or_later(&["tracked"]);
         }
         client_addresses.extend(section.field("client_address").map(|field| (*name, field)));
-        let route = route::read(&section, name, cluster, is_fixed, is_bounded, auth);
-        let probe_interval = drafts
-            .iter()
-            .find(|draft| Some(&*draft.name) == cluster)
-            .map(Draft::probe_interval);
-        let (max_lag, on_unfit) = on_unfit::read(&section, route.as_ref(), probe_interval);
-        if let Some(route) = route {
-            add(Route {
-                max_lag,
-                on_unfit,
-                ..route
-            });
+        if let Some(route) = route::read(&section, name, cluster, &around) {
+            add(route);
         }
     }
     let names = (!named.is_empty()).then(|| named.into_iter().map(|(name, _)| name).collect());

@@ -46,7 +46,7 @@ fn server_credential(field: &Field<'_>) -> Option<ServerCredential> {
 /// `all`, or a list of names. A role may be named `all`: as an element of a list it is that role.
 fn users(field: &Field<'_>) -> Option<CredentialUsers> {
     if !field.is_list() {
-        return field.one_of(&[("all", Some(()))]).map(|()| CredentialUsers::All);
+        return field.word().map(|_| CredentialUsers::All);
     }
     user_names(field).map(CredentialUsers::Names)
 }
@@ -69,9 +69,7 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
         return file.secret_file().map(ServerSecret::Password);
     }
     if let Some(client) = client {
-        return client
-            .one_of(&[("client", Some(()))])
-            .map(|()| ServerSecret::ClientPassword);
+        return client.word().map(|_| ServerSecret::ClientPassword);
     }
     if with_certificate {
         let unlock = Unlock::With("passphrase_command", section.field("passphrase_command"));

@@ -4,28 +4,18 @@ use rustls::pki_types::ServerName;
 
 use crate::config::fields::{Field, Section, Unlock, key_pair};
 use crate::config::model::{
-    AuthMethod, ChannelBinding, METHOD_NAMES, RequireAuth, Ruling, ServerTls, SslMode, SslNegotiation,
+    AuthMethod, ChannelBinding, RequireAuth, Ruling, ServerTls, SslMode, SslNegotiation, Words,
 };
 
 pub(super) fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
     let section = cluster.section("server_tls");
-    let sslmode = section.one_of(
-        "sslmode",
-        &[
-            ("disable", Some(SslMode::Disable)),
-            ("allow", Some(SslMode::Allow)),
-            ("prefer", Some(SslMode::Prefer)),
-            ("require", Some(SslMode::Require)),
-            ("verify-ca", Some(SslMode::VerifyCa)),
-            ("verify-full", Some(SslMode::VerifyFull)),
-        ],
-    );
+    let sslmode = section.one_of("sslmode");
     let sslnegotiation = sslnegotiation(&section, sslmode);
     let channel_binding = channel_binding(&section, sslmode);
     let root = section.field("sslrootcert");
     let mut roots = None;
     match (&root, root.as_ref().and_then(Field::text)) {
-        (Some(field), Some("system")) => {
+        (Some(field), Some(text)) if field.has_word(text) => {
             // As libpq: any public authority would do, so only the name tells servers apart.
             if sslmode.is_some_and(|mode| mode != SslMode::VerifyFull) {
                 field.fault("`system` needs `sslmode: verify-full`");
@@ -66,11 +56,7 @@ pub(super) fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
 }
 
 fn sslnegotiation(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<SslNegotiation> {
-    let words = [
-        ("postgres", Some(SslNegotiation::Postgres)),
-        ("direct", Some(SslNegotiation::Direct)),
-    ];
-    let negotiation = section.one_of("sslnegotiation", &words);
+    let negotiation = section.one_of("sslnegotiation");
     // Direct TLS leaves nothing to fall back to.
     let weak = matches!(sslmode, Some(SslMode::Disable | SslMode::Allow | SslMode::Prefer));
     if let Some(field) = section
@@ -107,12 +93,7 @@ fn server_name(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Option
 }
 
 fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<ChannelBinding> {
-    let words = [
-        ("disable", Some(ChannelBinding::Disable)),
-        ("prefer", Some(ChannelBinding::Prefer)),
-        ("require", Some(ChannelBinding::Require)),
-    ];
-    let binding = section.one_of("channel_binding", &words);
+    let binding = section.one_of("channel_binding");
     if let Some(field) = section
         .field("channel_binding")
         .filter(|_| binding == Some(ChannelBinding::Require) && sslmode == Some(SslMode::Disable))
@@ -124,7 +105,7 @@ fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ch
 
 fn require_auth(section: &Section<'_>, binding: Option<ChannelBinding>) -> Option<RequireAuth> {
     let Some(field) = section.field("require_auth") else {
-        return Some(RequireAuth::default());
+        return Some(RequireAuth::Safe);
     };
     let required = required_methods(&field)?;
     if binding == Some(ChannelBinding::Require) && required.ruling(AuthMethod::Scram) == Ruling::Refused {
@@ -149,19 +130,21 @@ fn required_methods(field: &Field<'_>) -> Option<RequireAuth> {
             Some(name) => (name, &mut without),
             None => (word, &mut only),
         };
-        let Some((_, method)) = METHOD_NAMES.iter().find(|(known, _)| *known == name) else {
-            let names: Vec<&str> = METHOD_NAMES.iter().map(|(name, _)| *name).collect();
+        let Some(method) = AuthMethod::from_word(name) else {
             field.fault_with(
                 format!("`{}` is not a method", name.escape_debug()),
-                format!("there is: {}; each with `!` before it, or none", names.join(", ")),
+                format!(
+                    "there is: {}; each with `!` before it, or none",
+                    AuthMethod::WORDS.join(", ")
+                ),
             );
             return None;
         };
-        if methods.contains(method) {
+        if methods.contains(&method) {
             field.fault(format!("names `{name}` twice"));
             return None;
         }
-        methods.push(*method);
+        methods.push(method);
     }
     if !only.is_empty() && !without.is_empty() {
         field.fault("has methods with `!` and without; a list is of one kind");

@@ -44,9 +44,9 @@ impl<'a> SocketToBind<'a> {
         }
     }
 
-    pub(super) fn default(port: u16, what: &str, speaks: Speaks) -> Self {
+    pub(super) fn default(address: BindAddress, what: &str, speaks: Speaks) -> Self {
         Self {
-            address: BindAddress::Any { port },
+            address,
             speaks,
             what: format!("the default of {what}"),
             field: None,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::config::fields::Field;
-use crate::config::model::{TARGET_WORDS, TargetRole, Tier};
+use crate::config::model::{TargetRole, Tier};
 
 pub(super) fn targets(field: &Field<'_>, is_fixed: bool) -> Option<Vec<Tier>> {
     let elements = field.list();
@@ -37,7 +37,7 @@ pub(super) fn targets(field: &Field<'_>, is_fixed: bool) -> Option<Vec<Tier>> {
 }
 
 fn role(field: &Field<'_>, is_fixed: bool) -> Option<TargetRole> {
-    let role = field.one_of(&TARGET_WORDS)?;
+    let role = field.one_of()?;
     if is_fixed && matches!(role, TargetRole::Sync | TargetRole::Quorum | TargetRole::Async) {
         field.fault_with(
             format!("`{role}` is known from Patroni only, and the cluster is a list of `servers`"),

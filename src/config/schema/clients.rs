@@ -5,9 +5,10 @@ use std::time::Duration;
 use super::Otherwise::{Below, Nothing, Number, Required, Said, Text, Time, Truth};
 use super::kind::{
     ADDRESS, FILE, LONGEST_ROLE, MODE, MOST_USERS, NAME, NETWORK, SECRET, SOCKET_PATH, TEXT, TRUTH, USERS,
-    either, list, number, rate, secret, section, text, time, words,
+    either, list, number, rate, secret, section, text, time, words, words_of,
 };
 use super::{Key, Keys};
+use crate::config::model::{ListenerMode, ListenerTls, MinVersion};
 use crate::config::units::{hours, minutes, ms, secs};
 
 pub(super) static TLS: Keys = Keys(&[
@@ -20,7 +21,7 @@ pub(super) static TLS: Keys = Keys(&[
     ),
     Key::new(
         "min_version",
-        words(&["1.2", "1.3"]),
+        words_of::<MinVersion>(),
         Text("1.2"),
         "The oldest TLS version accepted.",
     ),
@@ -197,7 +198,7 @@ pub(super) static RATE_LIMIT: Keys = Keys(&[
     ),
 ]);
 
-pub(super) static LISTENER: Keys = Keys(&[
+pub(in crate::config) static LISTENER: Keys = Keys(&[
     Key::new("name", NAME, Required, "Unique; in the log and in metrics."),
     Key::new(
         "address",
@@ -218,14 +219,14 @@ pub(super) static LISTENER: Keys = Keys(&[
     Key::new("route", NAME, Required, "One of `routes`."),
     Key::new(
         "mode",
-        words(&["postgres", "tcp"]),
+        words_of::<ListenerMode>(),
         Text("postgres"),
         "`postgres`: the router speaks PostgreSQL's protocol with both sides. `tcp`: it passes bytes on \
          unread, see [below](#mode-tcp).",
     ),
     Key::new(
         "tls",
-        words(&["off", "optional", "required"]),
+        words_of::<ListenerTls>(),
         Text("optional"),
         "Whether clients have TLS; with `optional` the client decides. Without a certificate, and on a \
          Unix socket, `optional` offers no TLS and `required` is a fault. With `mode: tcp` there must be \

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::Otherwise::{Below, Nothing, Number, Or, Required, Said, Text, Time};
 use super::kind::{
-    FILE, HOST, NAME, SECRET, TEXT, URL, either, list, named, number, section, text, time, time_or_off, words,
+    FILE, HOST, NAME, SECRET, TEXT, URL, either, list, named, number, section, text, time, time_or_off,
+    words, words_of,
 };
 use super::{Key, Keys};
-use crate::config::model::MOST_WEIGHT;
+use crate::config::model::{ChannelBinding, LocalMember, MOST_WEIGHT, SslMode, SslNegotiation};
 use crate::config::units::{hours, minutes, ms, secs};
 
 pub(super) static CLUSTER: Keys = Keys(&[
@@ -54,7 +55,7 @@ pub(super) static CLUSTER: Keys = Keys(&[
     Key::new(
         "local_member",
         TEXT,
-        Text("auto"),
+        Text(LocalMember::AUTO),
         "The member this router runs beside, for the health checks: its name; `auto`, the one member \
          whose address is an address of this host; or `none`. The name may be one that is not there yet.",
     ),
@@ -232,27 +233,20 @@ pub(super) static SERVICE_ACCOUNT: Keys = Keys(&[
 pub(super) static SERVER_TLS: Keys = Keys(&[
     Key::new(
         "sslmode",
-        words(&[
-            "disable",
-            "allow",
-            "prefer",
-            "require",
-            "verify-ca",
-            "verify-full",
-        ]),
+        words_of::<SslMode>(),
         Text("prefer"),
         "Whether there is TLS, and what of the certificate is verified.",
     ),
     Key::new(
         "sslnegotiation",
-        words(&["postgres", "direct"]),
+        words_of::<SslNegotiation>(),
         Text("postgres"),
         "`postgres` asks the server for TLS first; `direct` starts with TLS, which needs PostgreSQL 17 or \
          later and `sslmode: require`, `verify-ca` or `verify-full`.",
     ),
     Key::new(
         "channel_binding",
-        words(&["disable", "prefer", "require"]),
+        words_of::<ChannelBinding>(),
         Text("prefer"),
         "Ties a login by SCRAM to the server's certificate. `prefer` where the server offers it; \
          `require` refuses every server that does not complete it, also one that trusts or asks for a \

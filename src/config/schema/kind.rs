@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Keys;
+use crate::config::model::{TargetRole, Words};
 use crate::config::units::{hours, secs};
 
 /// Bounds include both ends.
@@ -93,7 +94,7 @@ pub(super) const FILE: ValueKind = ValueKind::File;
 pub(super) const SECRET: ValueKind = secret(1, MOST_SECRET);
 /// Names of users, as clients say them.
 pub(super) const USERS: ValueKind = list(&text(LONGEST_ROLE), 1, 1024);
-pub(super) const TARGETS: ValueKind = words(&["leader", "replica", "sync", "quorum", "async", "any"]);
+pub(super) const TARGETS: ValueKind = words_of::<TargetRole>();
 pub(super) const SIZE: ValueKind = ValueKind::Size {
     least: 1 << 10,
     most: 1 << 50,
@@ -130,6 +131,11 @@ pub(super) const fn text(most: usize) -> ValueKind {
 
 pub(super) const fn words(words: &'static [&'static str]) -> ValueKind {
     ValueKind::Words(words)
+}
+
+/// The words of an enum of the model.
+pub(super) const fn words_of<T: Words>() -> ValueKind {
+    ValueKind::Words(T::WORDS)
 }
 
 pub(super) const fn secret(least: usize, most: u64) -> ValueKind {

@@ -7,11 +7,22 @@ use super::clients::{AUTH, LISTENER, TLS};
 use super::clusters::CLUSTER;
 use super::kind::{
     ADDRESS, FILE, HOST_PORT, LONGEST_ROLE, MOST_SECRET, NAME, NETWORK, SECRET, SOCKET_PATH, TEXT, TRUTH,
-    USERS, either, list, named, number, rate, secret, section, text, time, words,
+    USERS, either, list, named, number, rate, secret, section, text, time, words_of,
 };
 use super::routes::ROUTE;
 use super::{Key, Keys};
+use crate::config::model::{AgentSubject, LogFormat, LogLevel, TargetRole};
 use crate::config::units::{hours, secs};
+
+/// The routes of a file that has none: name and target.
+pub(in crate::config) static DEFAULT_ROUTES: [(&str, TargetRole); 2] = [
+    ("read-write", TargetRole::Leader),
+    ("read-only", TargetRole::Replica),
+];
+
+/// The listeners of a file that has none: the name, which is also the route's, and the address.
+pub(in crate::config) static DEFAULT_LISTENERS: [(&str, &str); 2] =
+    [("read-write", "*:6432"), ("read-only", "*:6433")];
 
 pub(in crate::config) static ROOT: Keys = Keys(&[
     Key::new(
@@ -131,7 +142,7 @@ pub(super) static AGENT_CHECK: Keys = Keys(&[
     Key::new("address", ADDRESS, Required, "Where to listen."),
     Key::new(
         "about",
-        words(&["router", "local_member"]),
+        words_of::<AgentSubject>(),
         Text("router"),
         "Whose state is told, so what HAProxy's server line leads to: `router`, this router; \
          `local_member`, the PostgreSQL server beside it (`local_member` of the first cluster).",
@@ -250,13 +261,13 @@ pub(super) static PEER: Keys = Keys(&[
 pub(super) static LOG: Keys = Keys(&[
     Key::new(
         "level",
-        words(&["error", "warn", "info", "debug", "trace"]),
+        words_of::<LogLevel>(),
         Text("info"),
         "The least grave of the lines that are written.",
     ),
     Key::new(
         "format",
-        words(&["text", "json"]),
+        words_of::<LogFormat>(),
         Text("text"),
         "`text` for people, `json` for programs: an object a line.",
     ),

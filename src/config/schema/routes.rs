@@ -5,11 +5,13 @@ use std::time::Duration;
 use super::Otherwise::{Below, Nothing, Number, Required, Said, Text, Time, Truth};
 use super::kind::{
     DAY, NAME, SCALAR, SIZE, TARGETS, TRUTH, either, list, named_at_most, number, section, time, words,
+    words_of,
 };
 use super::{Key, Keys};
+use crate::config::model::{Balance, OnLeader, Unfit};
 use crate::config::units::{hours, minutes, ms, secs};
 
-pub(super) static ROUTE: Keys = Keys(&[
+pub(in crate::config) static ROUTE: Keys = Keys(&[
     Key::new("cluster", NAME, Said("the first"), "One of `clusters`."),
     Key::new(
         "targets",
@@ -26,19 +28,13 @@ pub(super) static ROUTE: Keys = Keys(&[
     ),
     Key::new(
         "balance",
-        words(&[
-            "least_connections",
-            "round_robin",
-            "random",
-            "source_hash",
-            "first",
-        ]),
+        words_of::<Balance>(),
         Text("least_connections"),
         "Which of several that fit alike: see [Balance](#balance).",
     ),
     Key::new(
         "read_only_on_leader",
-        words(&["refused", "unenforced", "enforced"]),
+        words_of::<OnLeader>(),
         Text("refused"),
         "Of a read-only route with `leader` or `any` among its targets: see [Reading from the \
          leader](#reading-from-the-leader).",
@@ -118,14 +114,14 @@ pub(super) static MAX_LAG: Keys = Keys(&[
 pub(super) static ON_UNFIT: Keys = Keys(&[
     Key::new(
         "lag",
-        words(&["keep", "close_idle", "close"]),
+        words_of::<Unfit>(),
         Text("keep"),
         "What happens to live sessions on a standby that is beyond `max_lag`, or not known to be within \
          it.",
     ),
     Key::new(
         "down",
-        words(&["keep", "close_idle", "close"]),
+        words_of::<Unfit>(),
         Text("keep"),
         "The same of a member that is down by our probes. A connection may live though logins fail; a \
          dead one ends by itself.",

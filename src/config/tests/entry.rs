@@ -8,7 +8,8 @@ fn listener(keys: &str) -> String {
 
 #[test]
 fn every_key_has_its_value() {
-    let config = Files::new().ok(FULL);
+    let files = Files::new();
+    let config = files.ok(FULL);
     let entry = &config.listeners[0].entry;
     let shown = |networks: &[Network]| networks.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(shown(&entry.addresses.allow), ["::1/128", "10.0.0.0/8"]);
@@ -17,7 +18,7 @@ fn every_key_has_its_value() {
     assert_eq!(shown(&proxies.trusted), ["192.0.2.1/32", "2001:db8::/32"]);
     assert!(proxies.required);
     assert_eq!(entry.connection_rate.unwrap().get(), 20);
-    assert_eq!(config.listeners[1].entry, AdmissionRules::default());
+    assert_eq!(config.listeners[1].entry, files.ok(MINIMAL).listeners[0].entry);
     let http = config.http.proxy_protocol.as_ref().unwrap();
     assert_eq!(
         (shown(&http.trusted), http.required),
@@ -113,7 +114,7 @@ fn what_is_no_network_no_rate_and_no_effect() {
     }
     assert_eq!(
         files.ok(&listener("connection_rate: 0")).listeners[0].entry,
-        AdmissionRules::default()
+        files.ok(MINIMAL).listeners[0].entry
     );
     let local = |keys: &str| listener(keys).replace("\"*:1\"", "/run/.s.PGSQL.1");
     for keys in [

@@ -213,7 +213,7 @@ fn weights_and_zones_are_read_by_member() {
         placement.members.iter().collect::<Vec<_>>(),
         [(&"db3".to_owned(), &db3)]
     );
-    assert_eq!(config.clusters["other"].placement, Placement::default());
+    assert_eq!(config.clusters["other"].placement, Placement::even());
 }
 
 #[test]

@@ -34,7 +34,14 @@ fn limits_of_lag_come_with_lower_ones_to_recover() {
 #[test]
 fn what_happens_to_sessions_on_an_unfit_member() {
     let files = Files::new();
-    assert_eq!(files.ok(MINIMAL).routes["read-only"].on_unfit, OnUnfit::default());
+    assert_eq!(
+        files.ok(MINIMAL).routes["read-only"].on_unfit,
+        OnUnfit {
+            lag: default_word("routes.NAME.on_unfit", "lag"),
+            down: default_word("routes.NAME.on_unfit", "down"),
+            grace: default_time("routes.NAME.on_unfit", "grace"),
+        }
+    );
     let config = files.ok(&with_route(
         "max_lag: {bytes: 1MB}, on_unfit: {lag: close_idle, down: close, role: close, grace: 5s}",
     ));
