@@ -1,5 +1,5 @@
-//! `trunkline members`, `drain`, `maint`, `ready`, `weight`, `sessions`, `close`, `kill`, `forget-identity` and `router`: a
-//! running router, administered from a shell, in HAProxy's words.
+//! `trunkline members`, `drain`, `maint`, `ready`, `weight`, `sessions`, `close`, `kill`,
+//! `forget-identity` and `router`: a running router, administered from a shell, in HAProxy's words.
 
 #![allow(
     clippy::print_stdout,
@@ -23,7 +23,7 @@ pub(super) enum Administer {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Give a member no new sessions; those there are stay.
+    /// Give a member no new sessions; its sessions stay.
     Drain {
         #[command(flatten)]
         member: Named,
@@ -38,7 +38,7 @@ pub(super) enum Administer {
         #[command(flatten)]
         member: Named,
     },
-    /// Give a member another share of the sessions.
+    /// Change a member's share of the sessions.
     Weight {
         #[command(flatten)]
         member: Named,
@@ -61,10 +61,10 @@ pub(super) enum Administer {
     Close {
         #[command(flatten)]
         member: Named,
-        /// Cut what is left after so many seconds.
+        /// Cut the remaining sessions after this many seconds.
         #[arg(long, value_name = "SECONDS", conflicts_with = "now")]
         grace: Option<u64>,
-        /// Cut them at once, in a transaction too.
+        /// Cut them at once, even in a transaction.
         #[arg(long)]
         now: bool,
     },
@@ -73,7 +73,7 @@ pub(super) enum Administer {
         #[command(subcommand)]
         action: RouterAction,
     },
-    /// Let a cluster be another one from now on: forget its system identifier, and learn it anew.
+    /// Accept another cluster under this name: forget its system identifier, and learn it again.
     ForgetIdentity {
         /// The cluster's name.
         name: String,
@@ -84,7 +84,7 @@ pub(super) enum Administer {
     Kill {
         #[command(flatten)]
         remote: Remote,
-        /// The number `trunkline sessions` shows.
+        /// The session's id, as `trunkline sessions` shows it.
         id: u64,
     },
 }
@@ -96,12 +96,12 @@ pub(super) enum RouterAction {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Tell balancers that the router is not ready; it serves as before.
+    /// Report to load balancers that the router is not ready; it serves as before.
     Drain {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Take that back.
+    /// Report again that the router is ready.
     Ready {
         #[command(flatten)]
         remote: Remote,
@@ -259,7 +259,7 @@ fn members(remote: &Remote) -> Result<String, String> {
             let _ = writeln!(text, "no leader: {why}");
         }
         if let Some(why) = cluster["source"]["error"].as_str() {
-            let _ = writeln!(text, "the members may be others by now: {why}");
+            let _ = writeln!(text, "the list of members may be out of date: {why}");
         }
     }
     Ok(text)

@@ -1,7 +1,8 @@
-//! `trunkline check -c FILE`: is the configuration right? Every fault at once, with path and line.
+//! `trunkline check -c FILE`: is the configuration valid? Reports every error at once, with path
+//! and line.
 //!
-//! What needs the network (endpoints, the service account, its rights) is `--connect`, which begins with
-//! [`load_and_report`] as well.
+//! What needs the network (endpoints, the service account, its rights) is `--connect`, which begins
+//! with [`load_and_report`] as well.
 
 #![allow(
     clippy::print_stdout,
@@ -20,8 +21,8 @@ use crate::cluster::examine::examine;
 use crate::config::{self, BindAddress, Config, Leaf, ListenerMode, ReloadUnit, Source, Verifiers, Words};
 use crate::frontend::auth_policy::{Around, AuthPolicy};
 
-/// Checks the file and says what it would do; with `connect` it also tries what the file names. Exit code 1 if
-/// anything is wrong.
+/// Checks the file and says what it would do; with `connect` it also tries what the file names.
+/// Exit code 1 if anything is wrong.
 pub fn run(path: &Path, connect: bool) -> ExitCode {
     match load_and_report(path) {
         Some(config) if connect => try_out(&config),
@@ -39,27 +40,27 @@ fn try_out(config: &Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let (mut faults, mut untried) = (0, 0);
+    let (mut errors, mut untried) = (0, 0);
     for cluster in config.clusters.values() {
         match runtime.block_on(examine(Arc::clone(cluster), &config.auth)) {
             Ok(findings) => {
                 for finding in findings {
                     println!("{finding}");
-                    faults += usize::from(finding.is_bad());
+                    errors += usize::from(finding.is_bad());
                     untried += usize::from(finding.is_untried());
                 }
             }
             Err(error) => {
                 println!("FAILED  cluster {}: {error}", cluster.name);
-                faults += 1;
+                errors += 1;
             }
         }
     }
-    if faults == 0 {
+    if errors == 0 {
         println!("{}", all_is_well(untried));
         return ExitCode::SUCCESS;
     }
-    eprintln!("{}: {faults} of what it names failed", config.path.display());
+    eprintln!("{}: {errors} checks failed", config.path.display());
     ExitCode::FAILURE
 }
 
@@ -72,7 +73,7 @@ fn all_is_well(untried: usize) -> String {
     }
 }
 
-/// Loads the file and prints its summary and warnings, or its faults (then `None`).
+/// Loads the file and prints its summary and warnings, or its errors (then `None`).
 pub fn load_and_report(path: &Path) -> Option<Config> {
     match config::load(path) {
         Ok(config) if !access_is_right(&config) => None,
@@ -83,11 +84,11 @@ pub fn load_and_report(path: &Path) -> Option<Config> {
             }
             Some(config)
         }
-        Err(faults) => {
-            eprintln!("{faults}");
+        Err(errors) => {
+            eprintln!("{errors}");
             let (count, noun) = (
-                faults.count(),
-                if faults.count() == 1 { "fault" } else { "faults" },
+                errors.count(),
+                if errors.count() == 1 { "error" } else { "errors" },
             );
             eprintln!("{}: {count} {noun}", path.display());
             None
@@ -95,7 +96,7 @@ pub fn load_and_report(path: &Path) -> Option<Config> {
     }
 }
 
-/// Reads the files that decide who comes in, and reports every fault in them.
+/// Reads the files that decide which clients may log in, and reports every error in them.
 fn access_is_right(config: &Config) -> bool {
     let around = Around::of(config);
     match AuthPolicy::load(&config.auth, around, &MockSecret::new(None)) {
@@ -105,14 +106,14 @@ fn access_is_right(config: &Config) -> bool {
             }
             true
         }
-        Err(faults) => {
-            eprintln!("{faults}");
+        Err(errors) => {
+            eprintln!("{errors}");
             let (count, noun) = (
-                faults.lines.len(),
-                if faults.lines.len() == 1 {
-                    "fault"
+                errors.lines.len(),
+                if errors.lines.len() == 1 {
+                    "error"
                 } else {
-                    "faults"
+                    "errors"
                 },
             );
             eprintln!("{}: {count} {noun}", config.path.display());
@@ -123,7 +124,7 @@ fn access_is_right(config: &Config) -> bool {
 
 /// What would run: clusters, routes, listeners. No secrets.
 fn summary(config: &Config) -> String {
-    let mut text = format!("{} is right\n", config.path.display());
+    let mut text = format!("{} is valid\n", config.path.display());
     // Writing to a String does not fail.
     for (name, cluster) in &config.clusters {
         let source = match &cluster.source {
@@ -195,7 +196,7 @@ fn summary(config: &Config) -> String {
     text
 }
 
-/// Every certificate that is shown to somebody, with the part of the configuration it belongs to.
+/// Every certificate that the router shows, with the unit of the configuration it belongs to.
 fn certificates(config: &Config) -> Vec<(ReloadUnit, Leaf)> {
     let of_clients = config.tls.iter().flat_map(|tls| &tls.certificates);
     let mut all: Vec<(ReloadUnit, Leaf)> = of_clients

@@ -1,5 +1,5 @@
-//! `run --detach`: starts what it was called as without that, tells its number, and ends when it is told to, so that the new
-//! process is a child of nobody but who takes in orphans: the service manager.
+//! `run --detach`: starts the same command without `--detach`, prints its process id, and ends on
+//! request, so that the new process becomes a child of the service manager, which adopts orphans.
 
 #![allow(
     clippy::print_stdout,
@@ -16,13 +16,13 @@ pub(super) fn run() -> ExitCode {
     let started = Command::new(program)
         .args(arguments.filter(|argument| argument != "--detach"))
         .stdin(Stdio::null())
-        // Whoever reads this process's waits for its end.
+        // The reader of this process's output waits for its end.
         .stdout(Stdio::from(io::stderr()))
         .spawn();
     match started {
         Ok(new) => {
             println!("{}", new.id());
-            // Until then nobody else has its number, also if it has ended.
+            // Until then no other process gets its id, even if it has ended.
             let _ = io::stdin().read(&mut [0]);
             ExitCode::SUCCESS
         }

@@ -1,5 +1,5 @@
-//! `trunkline hba -c FILE --user U --database D --address A`: which rule decides about a client, and why the ones before
-//! it do not.
+//! `trunkline hba -c FILE --user U --database D --address A`: which rule decides about a client,
+//! and why the ones before it do not.
 
 #![allow(
     clippy::print_stdout,
@@ -44,19 +44,19 @@ pub(super) struct Client {
     /// The client's address, or `local` for a Unix socket.
     #[arg(short, long, default_value = "local", value_name = "ADDRESS|local")]
     address: String,
-    /// It connects by TLS.
+    /// The client connects with TLS.
     #[arg(long, alias = "tls")]
     ssl: bool,
-    /// It asks for physical replication.
+    /// The client asks for physical replication.
     #[arg(long)]
     replication: bool,
-    /// A role it is a member of, instead of asking the cluster; may be given several times.
+    /// A role that the user is a member of, instead of asking the cluster; can be repeated.
     #[arg(long, value_name = "ROLE")]
     member_of: Vec<String>,
-    /// The name of its host, instead of looking it up.
+    /// The client's host name, instead of a look-up.
     #[arg(long, value_name = "NAME")]
     host_name: Option<String>,
-    /// Of the clusters in the configuration, the one to ask for memberships; without it, the first.
+    /// The cluster to ask for memberships; without it, the first.
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
 }
@@ -80,15 +80,15 @@ pub(super) fn run(path: &Path, client: &Client) -> ExitCode {
 }
 
 fn answer(path: &Path, client: &Client) -> Result<(String, bool), String> {
-    let config = config::load(path).map_err(|faults| faults.to_string())?;
+    let config = config::load(path).map_err(|errors| errors.to_string())?;
     let access = AuthPolicy::load(&config.auth, Around::of(&config), &MockSecret::new(None))
-        .map_err(|faults| faults.to_string())?;
+        .map_err(|errors| errors.to_string())?;
     let origin = match client.address.as_str() {
         "local" => Origin::Local,
         address => Origin::Tcp(
             address
                 .parse::<IpAddr>()
-                .map_err(|_| format!("\"{address}\" is no IP address; `local` stands for a Unix socket"))?
+                .map_err(|_| format!("\"{address}\" is not an IP address; use `local` for a Unix socket"))?
                 .to_canonical(),
         ),
     };
@@ -183,7 +183,7 @@ async fn memberships(config: &Config, client: &Client) -> Result<Arc<Memberships
         .await
         .map_err(|error| {
             format!(
-                "a rule asks for the roles of \"{}\", and cluster {} does not tell: {error}\n(--member-of ROLE says them without asking)",
+                "a rule needs the roles of \"{}\", and cluster {} cannot be asked: {error}\n(or give them with --member-of ROLE)",
                 client.user, cluster.name
             )
         })
@@ -213,7 +213,7 @@ fn told(
         let why = match one.verdict {
             RuleVerdict::Matches => "decides".to_owned(),
             RuleVerdict::Differs(column) => why(one.rule, column, facts, host_name),
-            RuleVerdict::Needs(_) => "cannot be told".to_owned(),
+            RuleVerdict::Needs(_) => "cannot be decided".to_owned(),
         };
         let _ = writeln!(text, "{}: {row}\n    {why}", one.rule.place);
         if one.verdict != RuleVerdict::Matches {
@@ -359,7 +359,7 @@ mod tests {
     fn what_cannot_be_looked_up_is_said() {
         let problem = asked(RULES, &client("app", "10.1.2.3")).unwrap_err();
         assert!(
-            problem.contains("a rule asks for the roles of \"app\"") && problem.contains("--member-of"),
+            problem.contains("a rule needs the roles of \"app\"") && problem.contains("--member-of"),
             "{problem}"
         );
         let problem = asked("host all all all gss\n", &client("app", "10.1.2.3")).unwrap_err();

@@ -1,9 +1,10 @@
-//! `trunkline import FILE`: a configuration of `HAProxy` or `patroni_proxy` becomes one of Trunkline.
+//! `trunkline import FILE`: a configuration of `HAProxy` or `patroni_proxy` becomes one of
+//! Trunkline.
 //!
-//! Guarantees: what is written says the same, as far as there are words for it; everything that has no equivalent, or
-//! is different afterwards, is listed with its line and the reason, on standard error and at the end of what is
-//! written. What cannot be known from the file is a `TODO`, which `trunkline check` complains about. Secrets in the
-//! file are never repeated.
+//! Guarantees: what is written says the same, as far as there are words for it; everything that has
+//! no equivalent, or is different afterwards, is listed with its line and the reason, on standard
+//! error and at the end of what is written. What cannot be known from the file is a `TODO`, which
+//! `trunkline check` complains about. Secrets in the file are never repeated.
 //!
 //! Refuses: files that are not text or larger than 1 MiB, and to overwrite a file unasked.
 
@@ -42,13 +43,13 @@ pub(super) struct Arguments {
     /// The file to import.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Whose configuration it is; without it, what it looks like.
+    /// The program that the file belongs to; without it, the importer recognises it.
     #[arg(long, value_enum, value_name = "PROGRAM")]
     from: Option<InputKind>,
     /// What the listeners do: speak PostgreSQL, or forward bytes as the imported program did.
     #[arg(long, value_enum, default_value = "postgres")]
     mode: Mode,
-    /// Where to write; without it, to standard output.
+    /// The file to write; without it, standard output.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Overwrite that file.
@@ -96,7 +97,7 @@ enum Error {
     TooLarge(PathBuf),
     #[error("{}: is not UTF-8 text", .0.display())]
     NotText(PathBuf),
-    #[error("{}: is neither a configuration of HAProxy nor one of patroni_proxy; say which with --from", .0.display())]
+    #[error("{}: is neither a configuration of HAProxy nor one of patroni_proxy; give the program with --from", .0.display())]
     Unknown(PathBuf),
     #[error("{}: exists; --force overwrites it", .0.display())]
     Exists(PathBuf),

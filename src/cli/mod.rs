@@ -1,6 +1,7 @@
-//! The command line: `run`, `reload`, `upgrade`, `check`, `hba`, `import`, `schema`, and what administers a running router.
+//! The command line: `run`, `reload`, `upgrade`, `check`, `hba`, `import`, `schema`, and what
+//! administers a running router.
 //!
-//! Guarantees: 0 is success, 1 is a fault that was explained in one or more lines on standard error, 2 is a wrong
+//! Guarantees: exit code 0 is success, 1 is an error that standard error explains, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
 
 mod administer;
@@ -37,14 +38,14 @@ enum Command {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Take the place of the process whose control socket this is; `trunkline upgrade` does so.
+        /// Replace the process with this control socket; `trunkline upgrade` uses this.
         #[arg(long, value_name = "SOCKET")]
         take_over: Option<PathBuf>,
-        /// Start such a process, print its number, and end; it is nobody's child then.
+        /// Start such a process detached from this one, print its process id, and end.
         #[arg(long, hide = true, requires = "take_over")]
         detach: bool,
     },
-    /// Read a configuration and report every fault in it, with path and line.
+    /// Read a configuration and report every error in it, with path and line.
     Check {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
@@ -53,22 +54,22 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
-    /// Have the running process take the configuration as it is now, and say what came of it.
+    /// Make the running process reload its configuration, and print the result.
     Reload {
         /// The configuration file that the process was started with.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Have the running process start a new one in its place, which may be another version; no connection is refused.
+    /// Replace the running process with a new one, of any version, without refusing a connection.
     Upgrade {
         /// The configuration file that the process was started with.
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
-        /// Where the process listens, if `control_socket` is another one by now.
+        /// The control socket of the process, if `control_socket` has changed since it started.
         #[arg(long, value_name = "PATH")]
         socket: Option<PathBuf>,
     },
-    /// Say which authentication rule decides about a client, and why.
+    /// Show which authentication rule applies to a client, and why.
     Hba {
         /// The configuration file.
         #[arg(short, long, value_name = "FILE")]
@@ -76,7 +77,7 @@ enum Command {
         #[command(flatten)]
         client: hba::Client,
     },
-    /// Write what another program's configuration says as one of ours, and list what has no equivalent.
+    /// Convert another program's configuration to Trunkline's, and list what has no equivalent.
     Import(import::Arguments),
     /// Print the configuration's JSON Schema (draft 2020-12).
     Schema,
@@ -102,12 +103,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-// The log is not set up before the configuration is read: faults in it go to standard error as they are.
+// The log is not set up before the configuration is read: errors in it go to standard error as they
+// are.
 fn run(path: &Path, take_over: Option<&Path>) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
-        Err(faults) => {
-            say(&format!("{faults}\nnot started: {} has faults", path.display()));
+        Err(errors) => {
+            say(&format!("{errors}\nnot started: {} has errors", path.display()));
             return ExitCode::FAILURE;
         }
     };

@@ -1,4 +1,5 @@
-//! `trunkline reload -c FILE`: the running process is to take the configuration as it is now, and says what came of it.
+//! `trunkline reload -c FILE`: makes the running process reload its configuration, and prints the
+//! result.
 
 #![allow(
     clippy::print_stdout,
@@ -20,20 +21,21 @@ use crate::admin::ReloadAnswer;
 use crate::config;
 use crate::runtime::RELOAD;
 
-/// Longer than a reload or an upgrade takes: clusters have 10 s to look around, passphrase commands 10 s each.
+/// Longer than a reload or an upgrade takes: clusters have 10 s to find their members, passphrase
+/// commands 10 s each.
 const PATIENCE: Duration = Duration::from_mins(3);
-/// To be connected to, and for the request to be taken.
+/// The limit for connecting and for sending the request.
 const CONNECT: Duration = Duration::from_secs(10);
-/// More than an answer has.
+/// More than any answer.
 const MOST: u64 = 16 * 1024 * 1024;
 
-/// 0: it is in force, but for what needs a restart. 1: it is refused, or nobody could be asked.
+/// 0: it is in force, but for what needs a restart. 1: it is rejected, or no process answered.
 pub(super) fn run(path: &Path) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
-        Err(faults) => {
-            eprintln!("{faults}");
-            eprintln!("not reloaded: {} has faults", path.display());
+        Err(errors) => {
+            eprintln!("{errors}");
+            eprintln!("not reloaded: {} has errors", path.display());
             return ExitCode::FAILURE;
         }
     };
@@ -67,7 +69,7 @@ pub(super) fn ask<Answer: DeserializeOwned>(path: &Path, request: &str) -> anyho
         _ => error.into(),
     })?;
     if line.is_empty() {
-        bail!("the process hung up: it is ending, or belongs to another user");
+        bail!("the process closed the connection: it is ending, or belongs to another user");
     }
     Ok(serde_json::from_str(&line)?)
 }
@@ -84,7 +86,7 @@ fn connect(path: &Path, limit: Duration) -> anyhow::Result<UnixStream> {
                 path.display()
             )
         }
-        Err(error) => Err(error).with_context(|| format!("nobody answers on {}", path.display())),
+        Err(error) => Err(error).with_context(|| format!("no process answers on {}", path.display())),
     }
 }
 
@@ -95,14 +97,14 @@ fn tell(answer: &ReloadAnswer) -> ExitCode {
     for key in &answer.restart {
         println!("needs a restart: {key}");
     }
-    for fault in &answer.faults {
-        eprintln!("{fault}");
+    for error in &answer.faults {
+        eprintln!("{error}");
     }
     if answer.applied {
         println!("reloaded");
         ExitCode::SUCCESS
     } else {
-        eprintln!("not reloaded: what was in force stays");
+        eprintln!("not reloaded: the previous configuration stays in force");
         ExitCode::FAILURE
     }
 }
@@ -134,6 +136,6 @@ mod tests {
         );
         drop(stopped);
         let refused = connect(&path, limit).unwrap_err().to_string();
-        assert!(refused.starts_with("nobody answers on"), "{refused}");
+        assert!(refused.starts_with("no process answers on"), "{refused}");
     }
 }

@@ -24,7 +24,8 @@ const MAX_ANSWER: usize = 256 * 1024 * 1024;
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("router").required(true).args(["config", "url"]))]
 pub(super) struct Remote {
-    /// The configuration file of the router on this host: its HTTP address, certificate and token are used.
+    /// The configuration file of the router on this host: its HTTP address, certificate and token
+    /// are used.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The router's HTTP port, as `https://db1:6434`.
@@ -36,7 +37,7 @@ pub(super) struct Remote {
     /// Authorities trusted for https://, instead of the system's.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     ca_file: Option<PathBuf>,
-    /// Of several clusters, the one that is meant.
+    /// The cluster, if there are several.
     #[arg(long, value_name = "NAME")]
     pub(super) cluster: Option<String>,
     /// Print the answer as JSON.
@@ -65,7 +66,7 @@ impl Remote {
     /// `Err` is a sentence for the person at the keyboard, as everywhere here.
     pub(super) fn router(&self) -> Result<Router, String> {
         let configured = match &self.config {
-            Some(path) => Some(config::load(path).map_err(|faults| faults.to_string())?),
+            Some(path) => Some(config::load(path).map_err(|errors| errors.to_string())?),
             None => None,
         };
         let (base, tls, token) = match (&configured, &self.url) {
@@ -138,7 +139,7 @@ impl Router {
                 request = request.bearer_auth(token);
             } else {
                 return Err(format!(
-                    "the token is not sent in clear to {}: use https://, or leave --token-file out",
+                    "the token is not sent unencrypted to {}: use https://, or omit --token-file",
                     self.base
                 ));
             }
@@ -146,7 +147,7 @@ impl Router {
         if let Some(body) = body {
             request = request.body(body.to_string());
         }
-        let runtime = self.runtime.as_ref().ok_or("nobody can be asked any more")?;
+        let runtime = self.runtime.as_ref().ok_or("the router was already closed")?;
         let (status, text) = runtime
             .block_on(async {
                 let mut response = request.send().await?;
@@ -169,9 +170,10 @@ impl Router {
         let value = serde_json::from_slice::<Value>(&text);
         match (status, value) {
             (StatusCode::OK, Ok(value)) => Ok(value),
-            (StatusCode::ACCEPTED, _) => {
-                Err("it was asked for, but has not taken effect within a second; look again".to_owned())
-            }
+            (StatusCode::ACCEPTED, _) => Err(
+                "the router accepted the change, but it has not taken effect within a second; check again"
+                    .to_owned(),
+            ),
             (_, Ok(value)) if value["error"].is_string() => {
                 let error = value["error"].as_str().unwrap_or_default();
                 Err(match value["hint"].as_str() {
@@ -179,7 +181,7 @@ impl Router {
                     None => error.to_owned(),
                 })
             }
-            (status, _) => Err(format!("{} answers {status}, not as a router does", self.base)),
+            (status, _) => Err(format!("{} answers {status}, unlike a router", self.base)),
         }
     }
 }
@@ -194,9 +196,10 @@ fn with_scheme(url: &str) -> Result<&str, String> {
 
 /// Something took the connection.
 fn no_http(base: &str, why: &str) -> String {
+    let port = config::default_http_port();
     format!(
-        "{base} takes the connection, but does not answer in HTTP ({why}): is it the port of http.address (6434 by \
-         default), and does it want https://?"
+        "{base} accepts the connection, but does not answer in HTTP ({why}): check that it is the port of http.address \
+         ({port} by default), and whether it needs https://"
     )
 }
 
@@ -262,7 +265,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// The router of this configuration shows this certificate, by whatever name it is asked.
+/// The router of this configuration shows this certificate, for any name.
 fn pinned(config: &Config) -> Result<ClientConfig, String> {
     let certificate = match &config.http.tls {
         Some(tls) => Some(first_certificate(&tls.leaf.cert_file)?),

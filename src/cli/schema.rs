@@ -9,7 +9,7 @@ use crate::config;
 pub(super) fn run() -> ExitCode {
     match stdout().write_all(format!("{:#}\n", config::json_schema()).as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has seen enough.
+        // The reader has seen enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("standard output cannot be written: {error}");

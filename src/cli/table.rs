@@ -1,6 +1,6 @@
 //! Tables for people: columns as wide as their widest cell.
 
-/// Longest cell; a server's words may stand in it.
+/// The longest cell; it may contain a server's error text.
 const MAX_CELL: usize = 120;
 
 pub(super) struct Table {

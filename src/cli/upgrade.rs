@@ -1,5 +1,5 @@
-//! `trunkline upgrade -c FILE`: the running process is to start the program that is in its place by now, and to leave
-//! everything but its sessions to it.
+//! `trunkline upgrade -c FILE`: makes the running process start the program that is installed now,
+//! and hand over everything except its sessions.
 
 #![allow(
     clippy::print_stdout,
@@ -14,20 +14,19 @@ use super::reload::ask;
 use crate::config;
 use crate::runtime::{UPGRADE, UpgradeAnswer};
 
-/// 0: a new process serves. 1: the old one does, or nobody could be asked. `socket`: in place of the configured one.
+/// 0: a new process serves. 1: the old one does, or no process answered. `socket`: in place of the
+/// configured one.
 pub(super) fn run(path: &Path, socket: Option<PathBuf>) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
-        Err(faults) => {
-            eprintln!("{faults}");
-            eprintln!("not upgraded: {} has faults", path.display());
+        Err(errors) => {
+            eprintln!("{errors}");
+            eprintln!("not upgraded: {} has errors", path.display());
             return ExitCode::FAILURE;
         }
     };
     let Some(socket) = socket.or(config.control_socket) else {
-        eprintln!(
-            "not upgraded: control_socket is not set (--socket: where the process listens); restart the process"
-        );
+        eprintln!("not upgraded: control_socket is not set; give --socket, or restart the process");
         return ExitCode::FAILURE;
     };
     match ask::<UpgradeAnswer>(&socket, UPGRADE) {
@@ -52,9 +51,9 @@ fn tell(answer: &UpgradeAnswer) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    for fault in &answer.faults {
-        eprintln!("{fault}");
+    for error in &answer.faults {
+        eprintln!("{error}");
     }
-    eprintln!("not upgraded: process {old} goes on");
+    eprintln!("not upgraded: process {old} continues");
     ExitCode::FAILURE
 }

@@ -1,4 +1,5 @@
-//! What is different between two configurations: a pure comparison, by which a reload knows what to exchange.
+//! What is different between two configurations: a pure comparison, by which a reload knows what to
+//! exchange.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,7 +7,7 @@ use std::fmt;
 use super::model::{AgentCheck, Cluster, Config, Listener, ReloadUnit, ServerTls, ServiceAccount};
 use super::tree::{self, Node};
 
-/// One difference, by the key it stands under, as `listeners.NAME`.
+/// One difference, by its key, as `listeners.NAME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub key: String,
@@ -46,18 +47,18 @@ pub enum ClusterChange {
     Same,
     /// Nothing but what new connections to the servers log in with.
     Credentials,
-    /// Source, probes and look-ups begin anew.
+    /// Source, probes and look-ups start again.
     Whole,
 }
 
 impl Diff {
-    /// Certificates towards clients are compared by what the file says of them and by the stamps of their files; what
-    /// is in `hba_file` and `ident_file` is not looked at.
+    /// Certificates towards clients are compared by what the file says of them and by the stamps of
+    /// their files; what is in `hba_file` and `ident_file` is not looked at.
     pub fn of(old: &Config, new: &Config) -> Self {
         let mut diff = Self::default();
         diff.named("clusters", &old.clusters, &new.clusters, |old, new| old == new);
-        diff.part("tls", is_other_section(old, new, "tls", &ReloadUnit::Tls));
-        diff.part("auth", old.auth != new.auth);
+        diff.section("tls", is_other_section(old, new, "tls", &ReloadUnit::Tls));
+        diff.section("auth", old.auth != new.auth);
         diff.named("routes", &old.routes, &new.routes, |old, new| old == new);
         let listeners = |config: &Config| {
             let named = config.listeners.iter();
@@ -68,16 +69,16 @@ impl Diff {
         diff.named("listeners", &listeners(old), &listeners(new), |old, new| {
             old == new
         });
-        diff.part(
+        diff.section(
             "http",
             old.http != new.http || is_other_section(old, new, "http", &ReloadUnit::Http),
         );
-        diff.part("console", old.console != new.console);
-        diff.part("limits", old.limits != new.limits);
+        diff.section("console", old.console != new.console);
+        diff.section("limits", old.limits != new.limits);
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
-        diff.part("peers", members(old) != members(new));
-        diff.part("log", old.log != new.log);
-        diff.part("shutdown", old.shutdown != new.shutdown);
+        diff.section("peers", members(old) != members(new));
+        diff.section("log", old.log != new.log);
+        diff.section("shutdown", old.shutdown != new.shutdown);
         let secret = |config: &Config| config.peers.as_ref().map(|peers| peers.secret.clone());
         if new.peers.is_some() && secret(old) != secret(new) {
             diff.restart.push("peers.secret_file");
@@ -97,7 +98,7 @@ impl Diff {
         diff
     }
 
-    fn part(&mut self, key: &str, is_different: bool) {
+    fn section(&mut self, key: &str, is_different: bool) {
         if is_different {
             self.push(key.to_owned(), ChangeKind::Changed);
         }
@@ -131,8 +132,9 @@ impl Diff {
 }
 
 impl Config {
-    /// What a process that listens by `old` cannot take over in one step, a sentence each: an address from HTTP to a
-    /// listener or back, and the file of a Unix socket with another mode. The agent check stays where it began, at `agent`.
+    /// What a process that listens by `old` cannot take over in one step, a sentence each: an
+    /// address from HTTP to a listener or back, and the file of a Unix socket with another mode.
+    /// The agent check stays where it began, at `agent`.
     pub fn addresses_in_the_way(&self, old: &Self, agent: Option<&AgentCheck>) -> Vec<String> {
         let mut in_the_way = Vec::new();
         for listener in &self.listeners {
@@ -143,15 +145,15 @@ impl Config {
                 .find(|other| address.overlaps(other))
             {
                 in_the_way.push(format!(
-                    "listener {}: on {other} this process answers HTTP or the agent check itself: move that first, by a \
-                     reload of its own (the agent check by a restart)",
+                    "listener {}: this process uses {other} for HTTP or the agent check: move that first, with a separate \
+                     reload (the agent check with a restart)",
                     listener.name
                 ));
             }
             let same_file = |other: &&Listener| other.address != *address && other.address.overlaps(address);
             if address.port().is_none() && old.listeners.iter().any(|other| same_file(&other)) {
                 in_the_way.push(format!(
-                    "listener {}: the mode of {address} needs a restart, or a reload by way of another path",
+                    "listener {}: a new mode of {address} needs a restart, or a reload with another path first",
                     listener.name
                 ));
             }
@@ -159,15 +161,16 @@ impl Config {
         for address in &self.http.addresses {
             if let Some(other) = old.listeners.iter().find(|other| other.address.overlaps(address)) {
                 in_the_way.push(format!(
-                    "http: on {} this process has listener {}: move that first, by a reload of its own",
-                    other.address, other.name
+                    "http: listener {} of this process uses {}: move that first, with a separate reload",
+                    other.name, other.address
                 ));
             }
         }
         in_the_way
     }
 
-    /// How much of the cluster `name` is different from `old`'s. The verifiers' query belongs to its look-ups.
+    /// How much of the cluster `name` is different from `old`'s. The verifiers' query belongs to
+    /// its look-ups.
     pub fn cluster_change(&self, old: &Self, name: &str) -> ClusterChange {
         let (Some(before), Some(now)) = (old.clusters.get(name), self.clusters.get(name)) else {
             return ClusterChange::Whole;
@@ -181,7 +184,8 @@ impl Config {
         }
     }
 
-    /// Whether servers are asked for other verifiers than by `old`. What is in a users file is none of the clusters'.
+    /// Whether servers are asked for other verifiers than by `old`. What is in a users file is none
+    /// of the clusters'.
     fn asks(&self, old: &Self) -> bool {
         use super::model::Verifiers::UsersFile;
         match (&old.auth.verifiers, &self.auth.verifiers) {
@@ -192,13 +196,13 @@ impl Config {
 }
 
 /// By what is written and the files it names.
-fn is_other_section(old: &Config, new: &Config, key: &str, part: &ReloadUnit) -> bool {
+fn is_other_section(old: &Config, new: &Config, key: &str, unit: &ReloadUnit) -> bool {
     let (before, now) = (tree::parse(&old.origin.text), tree::parse(&new.origin.text));
     let section = |tree: &Result<Node, _>| match tree {
         Ok(tree) => tree.entry(key).cloned(),
         Err(_) => None,
     };
-    section(&before) != section(&now) || old.files().of(part) != new.files().of(part)
+    section(&before) != section(&now) || old.files().of(unit) != new.files().of(unit)
 }
 
 fn is_same_but_for_credentials(old: &Cluster, new: &Cluster) -> bool {

@@ -39,11 +39,11 @@ impl fmt::Display for ConfigError {
 pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// `faults` must not be empty: an empty list would be a refusal without a reason.
-    pub(super) fn new(mut faults: Vec<ConfigError>) -> Self {
-        debug_assert!(!faults.is_empty(), "a refusal has a reason");
-        faults.sort_by_key(|fault| fault.line);
-        Self(faults)
+    /// `errors` must not be empty: an empty list would be a refusal without a reason.
+    pub(super) fn new(mut errors: Vec<ConfigError>) -> Self {
+        debug_assert!(!errors.is_empty(), "a refusal has a reason");
+        errors.sort_by_key(|error| error.line);
+        Self(errors)
     }
 
     pub fn iter(&self) -> std::slice::Iter<'_, ConfigError> {
@@ -67,11 +67,11 @@ impl<'a> IntoIterator for &'a ConfigErrors {
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, fault) in self.0.iter().enumerate() {
+        for (index, error) in self.0.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
-            write!(f, "{fault}")?;
+            write!(f, "{error}")?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! Typed readers over the tree. Each reports what is wrong and goes on. `None` means that an error was reported,
-//! or that the key is not there; a caller may then use any value, because the configuration is refused anyway.
+//! Typed readers over the tree. Each reports what is wrong and goes on. `None` means that an error
+//! was reported, or that the key is not there; a caller may then use any value, because the
+//! configuration is refused anyway.
 
 mod context;
 mod field;
@@ -13,11 +14,11 @@ pub(super) use field::Field;
 pub(super) use key_pair::{Unlock, key_pair};
 pub(super) use section::Section;
 
-/// The first field of which a key repeats an earlier one is a fault.
+/// The first field of which a key repeats an earlier one is an error.
 pub(super) fn report_repeated<K: PartialEq>(fields: &[(K, Field<'_>)], what: &str) {
     for (index, (key, field)) in fields.iter().enumerate() {
         if let Some((_, first)) = fields[..index].iter().find(|(earlier, _)| earlier == key) {
-            field.fault(format!("the same {what} as {}", first.path));
+            field.error(format!("has the same {what} as {}", first.path));
         }
     }
 }
@@ -41,6 +42,6 @@ fn check_name(name: &str) -> Result<(), String> {
     if (1..=63).contains(&name.len()) && name.chars().all(fits) {
         Ok(())
     } else {
-        Err("a name has 1 to 63 of the characters a-z, A-Z, 0-9, `-`, `_` and `.`".to_owned())
+        Err("a name has 1 to 63 characters out of a-z, A-Z, 0-9, `-`, `_` and `.`".to_owned())
     }
 }

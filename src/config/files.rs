@@ -16,28 +16,28 @@ pub(super) const MAX_CONFIG: usize = 1024 * 1024;
 /// Certificates, chains and keys.
 pub(super) const MAX_PEM: u64 = 1024 * 1024;
 
-/// What users who are neither its owner nor of its group may do with a file. Nobody else may write it: it decides who
-/// comes in, or whom the router trusts.
+/// What users that are neither the owner nor in the group of a file may do with it. They may never
+/// write it: it decides which clients may log in, or which servers the router trusts.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
+pub(crate) enum FileAccess {
     /// Read it.
     Public,
     /// Nothing.
     Private,
 }
 
-impl Access {
-    /// What is wrong with a file's mode, and what to do.
-    pub(crate) fn fault(self, mode: u32) -> Option<(String, &'static str)> {
+impl FileAccess {
+    /// What is wrong with a file's mode, and how to fix it.
+    pub(crate) fn problem(self, mode: u32) -> Option<(String, &'static str)> {
         let mode = mode & 0o7777;
         match self {
             Self::Private if mode & 0o007 != 0 => Some((
                 format!("is open to every user (mode {mode:04o})"),
-                "`chmod o-rwx` it",
+                "run `chmod o-rwx` on it",
             )),
             Self::Public if mode & 0o002 != 0 => Some((
-                format!("may be written by every user (mode {mode:04o})"),
-                "`chmod o-w` it",
+                format!("is writable by every user (mode {mode:04o})"),
+                "run `chmod o-w` on it",
             )),
             Self::Private | Self::Public => None,
         }
@@ -54,17 +54,17 @@ impl From<io::Error> for Unreadable {
     fn from(error: io::Error) -> Self {
         let message = match error.kind() {
             io::ErrorKind::NotFound => "does not exist".to_owned(),
-            io::ErrorKind::PermissionDenied => "may not be read: permission denied".to_owned(),
+            io::ErrorKind::PermissionDenied => "cannot be read: permission denied".to_owned(),
             _ => format!("cannot be read: {error}"),
         };
         Self { message, hint: None }
     }
 }
 
-/// A secret from a file that is not named in a configuration, by the same rules: other users cannot open it, and one
-/// newline at its end is not part of it. `Err` is a sentence.
+/// A secret from a file that is not named in a configuration, by the same rules: other users cannot
+/// open it, and one newline at its end is not part of it. `Err` is a sentence.
 pub fn read_secret(path: &Path) -> Result<Secret, String> {
-    let contents = read(path, Access::Private, MOST_SECRET).map_err(|error| match error.hint {
+    let contents = read(path, FileAccess::Private, MOST_SECRET).map_err(|error| match error.hint {
         Some(hint) => format!("{}: {} ({hint})", path.display(), error.message),
         None => format!("{}: {}", path.display(), error.message),
     })?;
@@ -75,7 +75,7 @@ pub fn read_secret(path: &Path) -> Result<Secret, String> {
 
 /// The configuration file itself, as text; `Err` is a sentence.
 pub(super) fn read_text(path: &Path) -> Result<String, String> {
-    let contents = read(path, Access::Public, MAX_CONFIG as u64).map_err(|error| match error.hint {
+    let contents = read(path, FileAccess::Public, MAX_CONFIG as u64).map_err(|error| match error.hint {
         Some(hint) => format!("{} ({hint})", error.message),
         None => error.message,
     })?;
@@ -88,13 +88,13 @@ pub(super) fn read_text(path: &Path) -> Result<String, String> {
     }
 }
 
-pub(super) fn read(path: &Path, access: Access, most: u64) -> Result<Zeroizing<Vec<u8>>, Unreadable> {
+pub(super) fn read(path: &Path, access: FileAccess, most: u64) -> Result<Zeroizing<Vec<u8>>, Unreadable> {
     // Before it is opened: to open a named pipe would wait.
     check_kind(&std::fs::metadata(path)?)?;
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     check_kind(&metadata)?;
-    if let Some((message, hint)) = access.fault(metadata.mode()) {
+    if let Some((message, hint)) = access.problem(metadata.mode()) {
         return Err(Unreadable {
             message,
             hint: Some(hint.to_owned()),

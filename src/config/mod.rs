@@ -1,16 +1,17 @@
-//! Configuration: a YAML file becomes a validated model, or a list of every fault in it.
+//! Configuration: a YAML file becomes a validated model, or a list of every error in it.
 //!
-//! Guarantees: unknown keys are refused; a key whose feature does not work yet is refused; everything that is
-//! accepted has an effect; all faults are reported together, each with its path and line. What would fail in
-//! service (an unreadable certificate, a key that does not match, a world-readable secret) is a fault here.
-//! Text of any content, size or depth costs bounded time and memory.
+//! Guarantees: unknown keys are rejected, and so are keys of features that do not work yet. Every
+//! accepted key has an effect. All errors are reported together, each with its path and line. What
+//! would fail in service (an unreadable certificate, a key that does not match, a world-readable
+//! secret) is an error here. Time and memory are limited for text of any content, size or depth.
 //!
 //! Refuses: to know anything of the other rooms, and to take a secret from the command line.
 //!
-//! The text becomes a tree of values with lines ([`tree`]), compared with the table of all keys ([`schema`]) and
-//! converted by readers that go on after a fault ([`section`]) into the [`model`].
+//! The text becomes a tree of values with lines ([`tree`]), compared with the table of all keys
+//! ([`schema`]) and converted by readers that continue after an error ([`fields`], [`readers`])
+//! into the [`model`]. Modules use each other in this order, from the model at the bottom up.
 
-pub mod diff;
+mod diff;
 mod error;
 mod fields;
 mod files;
@@ -36,16 +37,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use diff::{Change, ChangeKind, ClusterChange, Diff};
 pub use error::{ConfigError, ConfigErrors};
 pub use files::read_secret;
-pub(crate) use files::{Access as FileAccess, without_mark};
+pub(crate) use files::{FileAccess, without_mark};
 pub use model::*;
 pub use reloaded::{ReloadedUnit, ReloadedUnits};
 pub use replace::{beside, replace_file};
 pub use secret::Secret;
 
 use fields::Context;
-use readers::Draft;
+use readers::ConfigDraft;
 
 /// Reads and checks a configuration file and every file it names.
 ///
@@ -66,27 +68,37 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     }
 }
 
-/// As [`load`], for text that was read already. `path` is shown in faults, and its directory is where relative
-/// file names start.
+/// As [`load`], for text that was read already. `path` is shown in errors, and its directory is
+/// where relative file names start.
 pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
     parse_at(path, text, unix_now(), &|name| std::env::var_os(name))
 }
 
-/// Reads again the files a configuration names, by the text it was made of: what is in them may have changed, what is
-/// asked for has not. Each part of it is good or not by itself. Blocks for as long as files and passphrase commands do.
+/// Reads again the files that a configuration names. Their contents may have changed; the text of
+/// the configuration is the same. Each unit succeeds or fails separately. Blocks for as long as
+/// files and passphrase commands do.
 pub fn reread(config: &Config) -> ReloadedUnits {
     reread_at(config, unix_now(), &|name| std::env::var_os(name))
 }
 
-/// Has the text of the configuration file itself changed since it was read? `Err` is a sentence: it cannot be read.
+/// Has the text of the configuration file itself changed since it was read? `Err` is a sentence: it
+/// cannot be read.
 pub fn is_edited(config: &Config) -> Result<bool, String> {
     files::read_text(&config.path).map(|text| *text != *config.origin.text)
 }
 
-/// The configuration's JSON Schema, draft 2020-12. What it accepts may still have faults that only [`load`] finds; what it
-/// refuses has one.
+/// The configuration's JSON Schema, draft 2020-12. What it accepts may still have errors that only
+/// [`load`] finds; what it refuses has one.
 pub fn json_schema() -> serde_json::Value {
     schema::json::schema()
+}
+
+/// The port of HTTP where the file gives none.
+pub(crate) fn default_http_port() -> u16 {
+    let port = schema::DEFAULT_HTTP
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse().ok());
+    port.unwrap_or_default()
 }
 
 /// Unix seconds.
@@ -106,16 +118,16 @@ fn parse_at(
 ) -> Result<Config, ConfigErrors> {
     let context = Context::new(path, now, environment);
     let config = readers::read(&context, text).and_then(|draft| draft.finish(path, text));
-    let faults = context.faults.into_inner();
+    let errors = context.errors.into_inner();
     match config {
-        Some(mut config) if faults.is_empty() => {
+        Some(mut config) if errors.is_empty() => {
             config.warnings = context.warnings.into_inner();
             config.warnings.extend(warnings::of(&config));
             config.origin.files = context.files.into_inner();
             Ok(config)
         }
         _ => Err(ConfigErrors::new(
-            faults.into_iter().map(|(_, fault)| fault).collect(),
+            errors.into_iter().map(|(_, error)| error).collect(),
         )),
     }
 }
@@ -123,23 +135,23 @@ fn parse_at(
 fn reread_at(config: &Config, now: i64, environment: &dyn Fn(&str) -> Option<OsString>) -> ReloadedUnits {
     let context = Context::new(&config.path, now, environment);
     let draft = readers::read(&context, &config.origin.text);
-    let mut faults: BTreeMap<ReloadUnit, Vec<ConfigError>> = BTreeMap::new();
-    for (part, fault) in context.faults.into_inner() {
-        faults.entry(part).or_default().push(fault);
+    let mut errors: BTreeMap<ReloadUnit, Vec<ConfigError>> = BTreeMap::new();
+    for (unit, error) in context.errors.into_inner() {
+        errors.entry(unit).or_default().push(error);
     }
-    let mut parts: BTreeMap<ReloadUnit, Result<ReloadedUnit, ConfigErrors>> = draft
+    let mut units: BTreeMap<ReloadUnit, Result<ReloadedUnit, ConfigErrors>> = draft
         .into_iter()
-        .flat_map(Draft::materials)
-        .filter(|(part, _)| !faults.contains_key(part))
-        .map(|(part, material)| (part, Ok(material)))
+        .flat_map(ConfigDraft::units)
+        .filter(|(unit, _)| !errors.contains_key(unit))
+        .map(|(unit, reloaded)| (unit, Ok(reloaded)))
         .collect();
-    parts.extend(
-        faults
+    units.extend(
+        errors
             .into_iter()
-            .map(|(part, faults)| (part, Err(ConfigErrors::new(faults)))),
+            .map(|(unit, errors)| (unit, Err(ConfigErrors::new(errors)))),
     );
     ReloadedUnits {
-        parts,
+        units,
         files: context.files.into_inner(),
         warnings: context.warnings.into_inner(),
     }

@@ -1,4 +1,5 @@
-//! The validated configuration: plain data. Nothing here reads a file, or knows how the values were written.
+//! The validated configuration: plain data. Nothing here reads a file, or knows how the values were
+//! written.
 //!
 //! This is the bottom of the room: it uses no other module of `config` but [`super::secret`].
 
@@ -35,7 +36,8 @@ pub use placement::{MOST_WEIGHT, MemberPlacement, Placement};
 pub use process::{Limits, Log, LogFormat, LogLevel, Shutdown};
 pub use route::{Access, Balance, ClientAddressOptions, OnLeader, Queue, Route, TargetRole, Tier};
 pub use server_tls::{AuthMethod, ChannelBinding, RequireAuth, Ruling, ServerTls, SslMode, SslNegotiation};
-pub use tls::{ClientTls, KeyPair, Leaf, MinVersion, ServedCertificate};
+pub(in crate::config) use tls::MinVersion;
+pub use tls::{ClientTls, KeyPair, Leaf, ServedCertificate};
 pub use watched::{Files, ReloadUnit, Stamp, Stamps};
 pub use words::Words;
 
@@ -58,12 +60,12 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// Threads that relay; each owns the sessions it was given.
     pub workers: usize,
-    /// Where this process is told to reload: a Unix socket at an absolute path of at most 107 bytes, for this process's own
-    /// user and root only.
+    /// Where this process accepts orders to reload: a Unix socket at an absolute path of at most
+    /// 107 bytes, for this process's own user and root only.
     pub control_socket: Option<PathBuf>,
     /// Where administrative states and weights are kept over a restart; `None`: they are not.
     pub state_file: Option<PathBuf>,
-    /// What is legal but odd; see [`Config::warnings`].
+    /// What is legal but probably not meant; see [`Config::warnings`].
     pub(super) warnings: Vec<String>,
     pub(super) origin: Origin,
 }
@@ -81,7 +83,8 @@ impl std::fmt::Debug for Origin {
 }
 
 impl Config {
-    /// Sentences for the log at the start: what is legal but odd, such as a certificate that ends soon.
+    /// Sentences for the log at the start: what is legal but probably not meant, and certificates
+    /// that expire soon.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.clone()
     }

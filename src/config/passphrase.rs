@@ -16,9 +16,9 @@ use super::secret::Secret;
 
 /// From its start to the end of its output.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// As PostgreSQL's bound on `ssl_passphrase_command`.
+/// PostgreSQL's limit for `ssl_passphrase_command`.
 const MAX_PASSPHRASE: usize = 1024;
-/// Of what it says on standard error.
+/// How much of its standard error is reported.
 const MAX_COMPLAINT: usize = 256;
 
 /// Why a command gave no passphrase. Never repeats what it printed on standard output.
@@ -59,8 +59,8 @@ enum News {
     Ended(std::io::Result<ExitStatus>),
 }
 
-/// Runs `text` by the shell, in `directory`; the first line of its output, without the newline, is the passphrase.
-/// Blocks for 10 s at most; what runs then is killed, with what it started.
+/// Runs `text` by the shell, in `directory`; the first line of its output, without the newline, is
+/// the passphrase. Blocks for 10 s at most; then it kills the command and its children.
 pub(super) fn passphrase(text: &str, directory: &Path) -> Result<Secret, CommandError> {
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(text);
@@ -71,7 +71,7 @@ pub(super) fn passphrase(text: &str, directory: &Path) -> Result<Secret, Command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // A group of its own, so that all of it can be killed.
+        // A separate group, so that all its processes can be killed.
         .process_group(0)
         .spawn()
         .map_err(CommandError::Start)?;
@@ -80,7 +80,7 @@ pub(super) fn passphrase(text: &str, directory: &Path) -> Result<Secret, Command
     if heard.is_err()
         && let Some(group) = group
     {
-        // Fails only if nobody is left.
+        // Fails only if no process is left.
         let _ = killpg(group, Signal::SIGKILL);
     }
     let Heard {
@@ -145,7 +145,7 @@ fn listen(news: &Receiver<News>) -> Result<Heard, CommandError> {
         complaint: String::new(),
         status: Err(std::io::Error::other("nobody waited for it")),
     };
-    // Each of the threads tells one thing.
+    // Each of the threads reports once.
     for _ in 0..3 {
         match news.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(News::Output(bytes)) => heard.output = bytes,

@@ -38,9 +38,10 @@ use super::reloaded::ReloadedUnit;
 use super::schema;
 use super::tree;
 
-/// What was read; `None` where there was a fault, though there may have been one where there is a value, too.
-pub(super) struct Draft {
-    clusters: Vec<clusters::Draft>,
+/// What was read; `None` where there was an error, though there may have been one where there is a
+/// value, too.
+pub(super) struct ConfigDraft {
+    clusters: Vec<clusters::ClusterDraft>,
     tls: Option<ClientTls>,
     auth: Option<Auth>,
     routes: IndexMap<String, Arc<Route>>,
@@ -56,7 +57,7 @@ pub(super) struct Draft {
     state_file: Option<PathBuf>,
 }
 
-impl Draft {
+impl ConfigDraft {
     pub(super) fn finish(self, path: &Path, text: &str) -> Option<Config> {
         let clusters = self
             .clusters
@@ -90,35 +91,35 @@ impl Draft {
         })
     }
 
-    pub(super) fn materials(self) -> Vec<(ReloadUnit, ReloadedUnit)> {
-        let mut materials = Vec::new();
+    pub(super) fn units(self) -> Vec<(ReloadUnit, ReloadedUnit)> {
+        let mut units = Vec::new();
         let tls = self.tls.map(|tls| ReloadedUnit::Tls(Arc::new(tls)));
-        materials.extend(tls.map(|tls| (ReloadUnit::Tls, tls)));
+        units.extend(tls.map(|tls| (ReloadUnit::Tls, tls)));
         if let Some(http) = self.http {
-            materials.extend(http.tls.map(|tls| (ReloadUnit::Http, ReloadedUnit::Http(tls))));
-            materials.extend(
+            units.extend(http.tls.map(|tls| (ReloadUnit::Http, ReloadedUnit::Http(tls))));
+            units.extend(
                 http.token
                     .map(|token| (ReloadUnit::Token, ReloadedUnit::Token(token))),
             );
         }
-        materials.extend(self.auth.map(|auth| (ReloadUnit::Auth, ReloadedUnit::Auth(auth))));
+        units.extend(self.auth.map(|auth| (ReloadUnit::Auth, ReloadedUnit::Auth(auth))));
         for cluster in self.clusters {
             let name = cluster.name;
             let account = cluster
                 .service_account
                 .map(|account| ReloadedUnit::Password(account.password));
-            materials.extend(account.map(|account| (ReloadUnit::ServiceAccount(Arc::clone(&name)), account)));
+            units.extend(account.map(|account| (ReloadUnit::ServiceAccount(Arc::clone(&name)), account)));
             let tls = cluster.server_tls.map(ReloadedUnit::ServerTls);
-            materials.extend(tls.map(|tls| (ReloadUnit::ServerTls(name), tls)));
+            units.extend(tls.map(|tls| (ReloadUnit::ServerTls(name), tls)));
         }
-        materials
+        units
     }
 }
 
 /// `None` where the text cannot be read at all, which was reported.
-pub(super) fn read(context: &Context<'_>, text: &str) -> Option<Draft> {
+pub(super) fn read(context: &Context<'_>, text: &str) -> Option<ConfigDraft> {
     if text.len() > MAX_CONFIG {
-        context.fault(
+        context.error(
             "",
             None,
             format!("is larger than {} KiB", MAX_CONFIG / 1024),
@@ -134,8 +135,8 @@ pub(super) fn read(context: &Context<'_>, text: &str) -> Option<Draft> {
                 .unwrap_or_default();
             let bare = text.contains("*:") || text.contains("]:");
             let hint =
-                bare.then(|| "`*` and `[` mean something in YAML; put the address in quotes".to_owned());
-            context.fault("", line, message, hint);
+                bare.then(|| "`*` and `[` have a meaning in YAML; put the address in quotes".to_owned());
+            context.error("", line, message, hint);
             return None;
         }
     };
@@ -163,7 +164,7 @@ pub(super) fn read(context: &Context<'_>, text: &str) -> Option<Draft> {
             server_credentials::check_cluster_certificates(&root, auth, &clusters);
         });
     }
-    Some(Draft {
+    Some(ConfigDraft {
         clusters,
         tls,
         auth,

@@ -1,5 +1,6 @@
-//! What a reload takes from files that are read again in service: certificates, keys, revocation lists, passwords
-//! and users. Each unit is taken or refused separately, so that a broken certificate does not keep out a good users file.
+//! What a reload takes from files that are read again in service: certificates, keys, revocation
+//! lists, passwords and users. Each unit is taken or refused separately, so that a broken
+//! certificate does not keep out a good users file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use super::error::ConfigErrors;
 use super::model::{Auth, ClientTls, Files, HttpTls, ReloadUnit, ServerTls};
 use super::secret::Secret;
 
-/// One part, read again.
+/// One unit, read again.
 #[derive(Debug)]
 pub enum ReloadedUnit {
     Tls(Arc<ClientTls>),
@@ -20,10 +21,10 @@ pub enum ReloadedUnit {
     Password(Option<Secret>),
 }
 
-/// Every part that is in the configuration, read again; a part with faults is not to be taken.
+/// Every unit that is in the configuration, read again; a unit with errors is not to be taken.
 #[derive(Debug)]
 pub struct ReloadedUnits {
-    pub parts: BTreeMap<ReloadUnit, Result<ReloadedUnit, ConfigErrors>>,
+    pub units: BTreeMap<ReloadUnit, Result<ReloadedUnit, ConfigErrors>>,
     /// The files as they were when they were read.
     pub files: Files,
     /// As [`super::Config::warnings`].

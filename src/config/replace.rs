@@ -5,14 +5,15 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Puts a file with `contents` in the place of `path`: the whole of it or, where that fails, nothing. What is written
-/// first is a new file beside it (`….new`); a link that somebody has put there, or at `path`, is not followed. Blocks.
+/// Puts a file with `contents` in the place of `path`: the whole of it or, where that fails,
+/// nothing. What is written first is a new file beside it (`….new`); links there or at `path` are
+/// not followed. Blocks.
 ///
 /// # Errors
-/// Why it is not there; whatever was at `path` still is.
+/// Why it was not written; what was at `path` is unchanged.
 pub fn replace_file(path: &Path, mode: u32, contents: &[u8]) -> io::Result<()> {
     let new = beside(path, "new");
-    // Left by a process that was killed, or put there by somebody.
+    // Left by a process that was killed, or put there by another user.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

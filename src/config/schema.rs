@@ -1,7 +1,7 @@
-//! Every key there is: what may stand under it, what holds without it, and what it means.
+//! Every key: its possible values, its default, and its meaning.
 //!
-//! The one source of the readers' names, bounds and defaults, of the JSON Schema that `trunkline schema` prints, and of
-//! the tables in `docs/configuration.md`.
+//! The one source of the readers' names, limits and defaults, of the JSON Schema that `trunkline
+//! schema` prints, and of the tables in `docs/configuration.md`.
 
 mod clients;
 mod clusters;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub(super) use clients::LISTENER;
 pub(super) use kind::ValueKind;
-pub(super) use router::{DEFAULT_LISTENERS, DEFAULT_ROUTES, ROOT};
+pub(super) use router::{DEFAULT_HTTP, DEFAULT_LISTENERS, DEFAULT_ROUTES, ROOT};
 pub(super) use routes::ROUTE;
 
 /// The keys of one kind of map, in the order of the documentation.
@@ -28,23 +28,23 @@ pub(super) struct Key {
     pub(super) name: &'static str,
     pub(super) kind: ValueKind,
     pub(super) otherwise: Otherwise,
-    /// In Markdown, as it stands in `docs/configuration.md`.
+    /// In Markdown, as in `docs/configuration.md`.
     pub(super) meaning: &'static str,
 }
 
-/// What holds where a key is not written.
+/// What applies if a key is not written.
 #[derive(Debug)]
 pub(super) enum Otherwise {
-    /// It must be.
+    /// It is required.
     Required,
-    /// It or this other key must be, not both.
+    /// It or this other key is required, not both.
     Or(&'static str),
     Truth(bool),
     Number(u32),
     Time(Duration),
     Text(&'static str),
     Nothing,
-    /// What the map's own keys say.
+    /// The defaults of the map's own keys.
     Below,
     /// In words, in Markdown: it depends.
     Said(&'static str),

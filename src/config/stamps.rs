@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::model::{Files, ReloadUnit, Stamp, Stamps};
 
 impl Stamp {
-    /// Follows symbolic links, so that one that is put in another's place is a change. `None` where there is no file.
+    /// Follows symbolic links, so that one that is put in another's place is a change. `None` where
+    /// there is no file.
     pub fn of(path: &Path) -> Option<Self> {
         let metadata: Metadata = std::fs::metadata(path).ok()?;
         Some(Self {
@@ -23,7 +24,8 @@ impl Stamp {
 }
 
 impl Stamp {
-    /// Whether the file was changed, or put in another's place, less than `age` ago by the host's clock.
+    /// Whether the file was changed, or put in another's place, less than `age` ago by the host's
+    /// clock.
     pub fn is_younger(&self, age: Duration) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let changed = u64::try_from(self.changed.0).unwrap_or_default();
@@ -33,9 +35,9 @@ impl Stamp {
 
 impl Files {
     /// To be called before the file is read: what is written meanwhile then differs.
-    pub(super) fn record(&mut self, part: ReloadUnit, path: &Path) {
+    pub(super) fn record(&mut self, unit: ReloadUnit, path: &Path) {
         self.0
-            .entry(part)
+            .entry(unit)
             .or_default()
             .entry(path.to_owned())
             .or_insert_with(|| Stamp::of(path));

@@ -1,8 +1,8 @@
 //! YAML as a tree in which every node knows its line.
 //!
-//! serde stops at the first fault; an operator wants them all. So the text becomes this tree first, and the
-//! conversion walks it and goes on after a fault. Only what is not YAML at all ends here. YAML of other programs is
-//! read by it as well.
+//! serde stops at the first error; an operator wants them all. So the text becomes this tree first,
+//! and the conversion walks it and goes on after an error. Only what is not YAML at all ends here.
+//! YAML of other programs is read by it as well.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use serde_saphyr::{Location, Options, Spanned};
 
 /// Nesting allowed; the schema needs six levels.
 const MAX_DEPTH: usize = 24;
-/// Nodes allowed, aliases expanded: a bound on memory and on the number of faults.
+/// Nodes allowed, aliases expanded: a limit on memory and on the number of errors.
 const MAX_NODES: usize = 20_000;
 
 #[derive(Debug, Clone)]
@@ -40,14 +40,14 @@ pub(crate) struct MappingEntry {
     pub(crate) node: Node,
 }
 
-/// Wherever it stands.
+/// Compares without the line.
 impl PartialEq for Node {
     fn eq(&self, other: &Self) -> bool {
         self.value == other.value
     }
 }
 
-/// Wherever it stands.
+/// Compares without the line.
 impl PartialEq for MappingEntry {
     fn eq(&self, other: &Self) -> bool {
         self.key == other.key && self.node == other.node
@@ -55,7 +55,7 @@ impl PartialEq for MappingEntry {
 }
 
 impl Node {
-    /// What stands under `key`, if this is a map.
+    /// The value of `key`, if this is a map.
     pub(super) fn entry(&self, key: &str) -> Option<&Self> {
         match &self.value {
             Value::Map(entries) => entries
@@ -81,7 +81,7 @@ impl Value {
     }
 }
 
-/// The text is not YAML, or goes beyond the bounds.
+/// The text is not YAML, or exceeds the limits.
 #[derive(Debug)]
 pub(crate) struct NotYaml {
     pub(crate) line: Option<usize>,
@@ -133,11 +133,11 @@ fn line_of(location: Location) -> Option<usize> {
 /// The parser's own sentence, without the position, which is reported apart.
 fn describe(error: &serde_saphyr::Error) -> String {
     match error.without_snippet() {
-        serde_saphyr::Error::MultipleDocuments { .. } => return "is more than one YAML document".to_owned(),
+        serde_saphyr::Error::MultipleDocuments { .. } => {
+            return "contains more than one YAML document".to_owned();
+        }
         serde_saphyr::Error::Budget { .. } => {
-            return format!(
-                "goes beyond the bounds: {MAX_DEPTH} levels, {MAX_NODES} values, aliases expanded"
-            );
+            return format!("exceeds the limits: {MAX_DEPTH} levels, {MAX_NODES} values, aliases expanded");
         }
         _ => {}
     }

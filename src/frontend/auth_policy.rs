@@ -361,7 +361,7 @@ impl Disk {
         };
         matches!(&rule.method, Method::Ldap(options) if options.bindpasswd.is_some()).then_some(())?;
         let mode = *self.modes.borrow().get(&**path)?;
-        let (what, hint) = FileAccess::Private.fault(mode)?;
+        let (what, hint) = FileAccess::Private.problem(mode)?;
         Some(format!(
             "{}: ldapbindpasswd is a password, and the file {what} ({hint})",
             rule.place
@@ -371,7 +371,7 @@ impl Disk {
 
 /// Nobody may write it but its owner and its group.
 fn guarded(metadata: &Metadata) -> io::Result<()> {
-    match FileAccess::Public.fault(metadata.mode()) {
+    match FileAccess::Public.problem(metadata.mode()) {
         Some((what, hint)) => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!("it {what} ({hint})"),

@@ -28,8 +28,9 @@ use super::upgrade::{Program, Upgrade};
 use crate::admin::ReloadAnswer;
 use crate::admin::metrics::{Expiry, FileMetrics};
 use crate::backend::TlsClient;
-use crate::config::diff::Diff;
-use crate::config::{self, Config, Files, KeyPair, Leaf, ReloadUnit, ReloadedUnit, Secret, Stamp, Stamps};
+use crate::config::{
+    self, Config, Diff, Files, KeyPair, Leaf, ReloadUnit, ReloadedUnit, Secret, Stamp, Stamps,
+};
 use crate::frontend::auth_policy::{Around, AuthPolicy, AuthPolicyError};
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
@@ -153,7 +154,7 @@ impl Supervisor {
         self.read = self.config.files().clone();
         let watched = self.service.shared.auth_policy.load().watched.clone();
         self.read.add(ReloadUnit::Auth, watched);
-        let parts = self.read.parts();
+        let parts = self.read.units();
         self.taken = parts
             .map(|(part, stamps)| (part.clone(), stamps.clone()))
             .collect();
@@ -491,7 +492,7 @@ fn read(config: &Config, shared: &Shared, taken: &BTreeMap<ReloadUnit, Stamps>) 
         .collect();
     files.add(ReloadUnit::Auth, watched);
     let mut outcomes = BTreeMap::new();
-    for (part, material) in materials.parts {
+    for (part, material) in materials.units {
         let outcome = match material {
             Err(faults) => UnitOutcome::Broken(faults.iter().map(ToString::to_string).collect()),
             Ok(_) if files.of(&part) == taken.get(&part) => UnitOutcome::Same,

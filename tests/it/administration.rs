@@ -279,7 +279,7 @@ fn the_token_decides_and_a_new_one_is_taken_up() {
         "--token-file",
         other.to_str().unwrap(),
     ]));
-    assert!(text(&far.stderr).contains("is not sent in clear"), "{far:?}");
+    assert!(text(&far.stderr).contains("is not sent unencrypted"), "{far:?}");
 
     fs::write(on.dir.path().join("token"), "another-token-of-mine\n").unwrap();
     eventually("the new token counts", Duration::from_secs(20), || {

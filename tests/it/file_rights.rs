@@ -111,7 +111,7 @@ fn nobody_else_may_write_what_decides_who_comes_in() {
     ] {
         let mode = place.mode(name);
         place.set_mode(name, mode | 0o002);
-        place.is_refused(name, "may be written by every user");
+        place.is_refused(name, "is writable by every user");
         // The group's members are the operator's choice, as with keys.
         place.set_mode(name, mode | 0o020);
         place.is_good(name);

@@ -370,7 +370,7 @@ fn a_new_process_that_cannot_serve_changes_nothing() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(
-        told.contains("the new process ended") && told.contains("goes on"),
+        told.contains("the new process ended") && told.contains("continues"),
         "{told}"
     );
     subject

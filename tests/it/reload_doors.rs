@@ -70,7 +70,7 @@ fn a_listener_moves_to_a_part_of_its_own_address_and_back() {
         .replace("SOON", &HTTP_PORT.to_string());
     let told = subject.refuses(&exchanged);
     assert!(
-        told.contains("this process answers HTTP") && told.contains("this process has listener rw"),
+        told.contains("for HTTP or the agent check") && told.contains("listener rw of this process"),
         "{told}"
     );
     assert!(subject.enters(PORT) && answers(elsewhere, HTTP_PORT));

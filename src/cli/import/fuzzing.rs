@@ -21,7 +21,7 @@ pub(crate) fn run(data: &[u8]) {
     for line in notes.lines("file") {
         assert!(!line.contains(char::is_control), "{line:?}");
     }
-    let root = tree::parse(&yaml).unwrap_or_else(|fault| panic!("{}\n{yaml}", fault.message));
+    let root = tree::parse(&yaml).unwrap_or_else(|error| panic!("{}\n{yaml}", error.message));
     let Value::Map(entries) = &root.value else {
         panic!("no map\n{yaml}");
     };

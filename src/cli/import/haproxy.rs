@@ -1,7 +1,9 @@
-//! `haproxy.cfg`: which server a section wants is read from its check, since `HAProxy` itself knows no roles.
+//! `haproxy.cfg`: which server a section wants is read from its check, since `HAProxy` itself knows
+//! no roles.
 //!
-//! A frontend and the section with its servers become a listener and a route; sections that share servers are one
-//! cluster. Where the check asks Patroni, Patroni is what the cluster is learned from.
+//! A frontend and the section with its servers become a listener and a route; sections that share
+//! servers are one cluster. Where the check asks Patroni, Patroni is what the cluster is learned
+//! from.
 
 mod access;
 mod bind;
@@ -100,7 +102,8 @@ pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<ImportOutcome, Re
     Ok(outcome)
 }
 
-/// `ssl-server-verify none`: servers' certificates are not verified where a server's line does not say otherwise.
+/// `ssl-server-verify none`: servers' certificates are not verified where a server's line does not
+/// say otherwise.
 fn trusts_anybody(section: &Section) -> bool {
     let says = |line: &Line| line.word(0) == "ssl-server-verify" && line.word(1) == "none";
     section.kind == SectionKind::Global && section.lines.iter().any(says)
@@ -124,7 +127,7 @@ fn other(section: &Section, notes: &mut Notes) {
         "peers" => "routers share no tables; `peers` of Trunkline is about cancel requests",
         "userlist" => "users and passwords are the cluster's, or those of `auth.users_file`",
         "mailers" => "alerts are made from `/metrics`",
-        _ => "is not known here",
+        _ => "is unknown to the importer",
     };
     notes.lost(section.line, &section.keyword, why);
 }
@@ -140,7 +143,7 @@ fn proxies(sections: &[Section], notes: &mut Notes) -> Result<Vec<Proxy>, Refusa
             notes.differs(
                 section.line,
                 &section.keyword,
-                "inherits from defaults that are not there",
+                "inherits from defaults that do not exist",
             );
         }
         match section.kind {
@@ -234,11 +237,11 @@ fn backends<'a>(
     for (line, (name, condition)) in &proxy.use_backends {
         let named = by_name.get(name.as_str()).copied();
         match (access::is_empty(condition, &proxy.acls), named, by_default) {
-            // "X, when there is nobody in the default."
+            // "X, when no server of the default is up."
             (Some((watched, true)), Some(named), Some(default)) if watched == default.name => {
                 fallback = Some(named);
             }
-            // "X, as long as there is somebody in it."
+            // "X, while one of its servers is up."
             (Some((watched, false)), Some(named), Some(default)) if watched == named.name => {
                 (first, fallback) = (Some(named), Some(default));
             }
@@ -299,7 +302,7 @@ fn route(
             notes.lost(
                 proxy.line,
                 &what(proxy),
-                "falls back to servers of another cluster; a route has one",
+                "falls back to servers of another cluster; a route has only one cluster",
             );
         }
     }
@@ -347,8 +350,9 @@ fn append(targets: &mut Targets, more: &Targets) {
     }
 }
 
-/// A backup server serves when no other does. One that is checked as the others are is a member of the same role, and
-/// waits by its weight; one that follows another section has the role of that; one that nobody checks is always there.
+/// A backup server serves when no other does. One that is checked as the others are is a member of
+/// the same role, and waits by its weight; one that follows another section has the role of that;
+/// one without checks is always available.
 fn fall_back_to_backups(
     targets: &mut Targets,
     service: &Service<'_>,
@@ -404,7 +408,7 @@ fn balance(proxy: &Proxy, notes: &mut Notes) -> &'static str {
             notes.lost(
                 *line,
                 "balance",
-                "this algorithm needs HTTP or a rule; `least_connections` stands in for it",
+                "this algorithm needs HTTP or a rule; `least_connections` replaces it",
             );
             "least_connections"
         }
@@ -475,7 +479,7 @@ fn proxy_protocol(line: usize, trusted: &[String], notes: &mut Notes) -> String 
         notes.differs(
             line,
             "bind … accept-proxy",
-            "the header is believed from trusted addresses only: TODO, say which",
+            "the header counts only from trusted addresses: TODO, list them",
         );
         return "{trusted: [\"TODO: addresses of the balancers in front\"]}".to_owned();
     }
@@ -488,7 +492,7 @@ fn add_tls(bind: &bind::Bind, outcome: &mut ImportOutcome, notes: &mut Notes) {
     notes.differs(
         bind.line,
         "bind … ssl",
-        "clients may start TLS with the first byte as before, or by SSLRequest; in `--mode tcp` TLS is the servers' business",
+        "clients may start TLS with the first byte as before, or by SSLRequest; in `--mode tcp` the servers handle TLS",
     );
     for certificate in &options.certificates {
         if !outcome.certificates.contains(certificate) {
@@ -517,7 +521,7 @@ fn add_tls(bind: &bind::Bind, outcome: &mut ImportOutcome, notes: &mut Notes) {
     );
 }
 
-/// A time within the configuration's bounds; outside of them it is noted.
+/// A time within the configuration's limits; a note reports one outside of them.
 fn within(at: (usize, Duration), what: &str, least: Duration, most: Duration, notes: &mut Notes) -> String {
     let (line, wanted) = at;
     let fits = wanted.clamp(least, most);

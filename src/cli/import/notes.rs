@@ -21,7 +21,8 @@ pub(super) enum Weight {
     Differs,
 }
 
-/// Without repetitions (what is inherited would be said for every heir), in the order of the lines.
+/// Without repetitions (inherited lines would be noted once for each section), in the order of the
+/// lines.
 #[derive(Debug, Default)]
 pub(super) struct Notes(IndexSet<Note>);
 
@@ -35,7 +36,7 @@ impl Notes {
     }
 
     fn add(&mut self, line: Option<usize>, what: &str, why: &str, weight: Weight) {
-        // From a file of anybody, onto a terminal and into comments.
+        // The text is not trusted, and goes to a terminal and into comments.
         let one_line = |text: &str| -> String {
             let shown = text.chars().take(200);
             shown.map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -59,7 +60,7 @@ impl Notes {
         let mut lines = Vec::new();
         for (weight, heading) in [
             (Weight::Lost, "Has no equivalent:"),
-            (Weight::Differs, "Is different, or has to be looked at:"),
+            (Weight::Differs, "Is different, or needs a check:"),
         ] {
             let notes = self.sorted(weight);
             if !notes.is_empty() {

@@ -1,4 +1,5 @@
-//! `patroni_proxy.yaml`: clusters with ports. Keys it does not know it ignores, so they are named here.
+//! `patroni_proxy.yaml`: clusters with ports. Keys it does not know it ignores, so they are named
+//! here.
 
 use reqwest::Url;
 
@@ -17,9 +18,9 @@ const DEFAULT_HTTP: &str = "127.0.0.1:8009";
 const LONGEST_POLL: i128 = 300;
 
 pub(super) fn convert(text: &str, notes: &mut Notes) -> Result<ImportOutcome, Refusal> {
-    let root = tree::parse(text).map_err(|fault| Refusal {
-        line: fault.line,
-        message: format!("is not YAML: {}", fault.message),
+    let root = tree::parse(text).map_err(|error| Refusal {
+        line: error.line,
+        message: format!("is not YAML: {}", error.message),
     })?;
     let mut outcome = ImportOutcome::default();
     let (mut poll, mut http, mut clusters) = (None, DEFAULT_HTTP, Vec::new());

@@ -1,14 +1,15 @@
-//! What kept clients out, or proved who a server is, is never lost without a word: it is in what was written, or
-//! `trunkline check` refuses what was written until somebody has settled it.
+//! What kept clients out, or proved who a server is, is never lost without a word: it is in what
+//! was written, or `trunkline check` rejects what was written until the operator has decided about
+//! it.
 
-use super::tests::{faults, haproxy, has, imported, section, settled};
+use super::tests::{errors, haproxy, has, imported, section, settled};
 use super::{InputKind, Mode};
 
-/// Its one fault is the entry that is to be settled.
+/// Its one error is the entry that is to be settled.
 #[track_caller]
 fn is_refused(yaml: &str) {
-    let faults = faults(&settled(yaml)).join("\n");
-    has(&faults, "listeners[0].deny[0]: is not an address or a network");
+    let errors = errors(&settled(yaml)).join("\n");
+    has(&errors, "listeners[0].deny[0]: is not an address or a network");
 }
 
 #[test]
@@ -40,7 +41,7 @@ fn a_listener_whose_rules_cannot_be_written_is_refused_by_check() {
         "  tcp-request connection accept if { src -f /etc/friends }\n",
     ] {
         let (yaml, _) = haproxy(&section("/replica", rules));
-        assert_eq!(faults(&settled(&yaml)), [""; 0], "{rules}");
+        assert_eq!(errors(&settled(&yaml)), [""; 0], "{rules}");
     }
     let (yaml, _) = haproxy(&section(
         "/replica",
@@ -92,7 +93,7 @@ fn tls_of_checks_is_written_or_listed() {
         "      ca_file: /etc/ca.crt\n      # TODO: a certificate and its key, which others must not be able to read\n      \
          cert_file: /etc/patroni-client.pem\n      key_file: /etc/patroni-client.pem\n",
     );
-    has(&faults(&settled(&yaml)).join("\n"), "/etc/patroni-client.pem");
+    has(&errors(&settled(&yaml)).join("\n"), "/etc/patroni-client.pem");
     // Nobody was verified: that is said, and has to be settled.
     for (global, of_server) in [
         ("", "verify none"),
@@ -101,7 +102,7 @@ fn tls_of_checks_is_written_or_listed() {
     ] {
         let (yaml, notes) = checked(global, of_server, of_server);
         has(&yaml, "      ca_file: TODO-patroni-ca.crt\n");
-        has(&faults(&settled(&yaml)).join("\n"), "TODO-patroni-ca.crt");
+        has(&errors(&settled(&yaml)).join("\n"), "TODO-patroni-ca.crt");
         has(
             &notes.join("\n"),
             "server a … verify none: Patroni's certificates are always verified",

@@ -26,12 +26,12 @@ pub(super) fn has(text: &str, expected: &str) {
 }
 
 /// Faults of `trunkline check`.
-pub(super) fn faults(yaml: &str) -> Vec<String> {
+pub(super) fn errors(yaml: &str) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("trunkline.yaml");
     match config::parse(&path, yaml) {
         Ok(_) => Vec::new(),
-        Err(faults) => faults.iter().map(ToString::to_string).collect(),
+        Err(errors) => errors.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -75,8 +75,8 @@ fn whole_files_become_what_was_written_by_hand() {
             assert_eq!(line, wanted, "{file}, line {} of what was written", index + 1);
         }
         assert_eq!(yaml, expected, "{file}");
-        let faults = faults(&settled(&yaml));
-        assert!(faults.is_empty(), "{file}: {faults:#?}");
+        let errors = errors(&settled(&yaml));
+        assert!(errors.is_empty(), "{file}: {errors:#?}");
     }
 }
 
@@ -86,13 +86,13 @@ fn what_is_left_to_do_is_a_fault_of_check() {
         "/replica",
         "  acl x src 1.1.1.1\n  tcp-request connection expect-proxy layer4\n",
     ));
-    let faults = faults(&yaml).join("\n");
+    let errors = errors(&yaml).join("\n");
     for todo in [
         "TODO-service-account.password",
         "TODO-server.crt",
         "TODO-server.key",
     ] {
-        has(&faults, todo);
+        has(&errors, todo);
     }
     has(&yaml, "proxy_protocol: {trusted: [\"TODO: ");
 }
@@ -128,7 +128,7 @@ fn the_path_of_the_check_is_the_role() {
             &yaml,
             "        - \"http://a1:8008\"\n        - \"http://b1:8008\"\n",
         );
-        assert_eq!(faults(&settled(&yaml)), [""; 0], "{path}");
+        assert_eq!(errors(&settled(&yaml)), [""; 0], "{path}");
     }
     // HAProxy's own default.
     let (yaml, _) = haproxy(&section("", "").replace(" GET ", ""));
@@ -238,11 +238,11 @@ fn options_of_servers() {
         "f:5: server … weight: weights are by Patroni's names",
         "f:6: server … inter: holds for the cluster; the shortest was written",
         "f:6: server b … send-proxy: PostgreSQL cannot read it",
-        "f:6: server b … disabled: it was written as any other; `trunkline maint b`",
+        "f:6: server b … disabled: it was written as enabled; `trunkline maint b`",
     ] {
         has(&notes, expected);
     }
-    assert_eq!(faults(&settled(&yaml)), [""; 0]);
+    assert_eq!(errors(&settled(&yaml)), [""; 0]);
 }
 
 #[test]
@@ -365,7 +365,7 @@ fn bytes_may_be_forwarded_as_before() {
         "  - {name: reads, address: \"*:5001\", route: reads, mode: tcp}\n",
     );
     assert!(!yaml.contains("\ntls:"), "{yaml}");
-    assert_eq!(faults(&settled(&yaml)), [""; 0]);
+    assert_eq!(errors(&settled(&yaml)), [""; 0]);
 }
 
 #[test]
@@ -405,11 +405,11 @@ fn what_is_not_known_is_said() {
     );
     let notes = notes.join("\n");
     for expected in [
-        "f:1: listen: an address beside the name",
+        "f:1: listen: current versions of HAProxy do not read an address",
         "f:6: frobnicate: is not known here",
         "f:7: timeout connect: is not a time",
         "f:9: server b … wibble: there is no such setting",
-        "f:10: server c: its address is not a host and a port that are known here",
+        "f:10: server c: its address is not a supported host and port",
     ] {
         has(&notes, expected);
     }

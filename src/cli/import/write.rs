@@ -1,6 +1,7 @@
 //! What an import comes to, and its text.
 //!
-//! Values are written once, here: everything that comes from the imported file goes through [`scalar`].
+//! Values are written once, here: everything that comes from the imported file goes through
+//! [`scalar`].
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -80,7 +81,7 @@ impl Role {
     }
 }
 
-/// In order of preference; what stands in one tier counts alike.
+/// In order of preference; the members of one tier are treated alike.
 pub(super) type Targets = Vec<Vec<Role>>;
 
 #[derive(Debug)]
@@ -104,17 +105,16 @@ pub(super) struct Listener {
     /// TLS is not a choice of the client's.
     pub(super) tls_required: bool,
     pub(super) settings: Settings,
-    /// Networks whose clients may come in; empty is all.
+    /// Networks whose clients may connect; empty is all.
     pub(super) allow: Vec<String>,
-    /// Networks whose clients may not, and what is to be settled before anybody may.
+    /// Networks whose clients may not, and what must be decided before any client may.
     pub(super) deny: Vec<String>,
-    /// Every client had to show a certificate, by what stands in this line.
+    /// Every client had to show a certificate, according to this line.
     pub(super) certificate_demanded: Option<usize>,
 }
 
 /// Why a read-only route that may land on the leader says so.
-const ON_LEADER: &str =
-    "sessions may land on the leader, where nothing but privileges keeps them from writing";
+const ON_LEADER: &str = "sessions may land on the leader, where only their privileges keep them from writing";
 
 impl ImportOutcome {
     /// The whole file. `mode` is that of every listener.
@@ -223,7 +223,7 @@ impl ImportOutcome {
             let mut deny = listener.deny.clone();
             if let (Mode::Tcp, Some(at)) = (mode, listener.certificate_demanded) {
                 deny.push(format!(
-                    "TODO: line {at}, bind … verify required: the servers must demand clients' certificates now; settle it and remove this"
+                    "TODO: line {at}, bind … verify required: the servers must require clients' certificates now; decide about it and remove this"
                 ));
             }
             for (key, networks) in [("allow", &listener.allow), ("deny", &deny)] {

@@ -19,9 +19,9 @@ pub(in crate::config) struct Context<'a> {
     /// Unix seconds.
     pub(in crate::config) now: i64,
     pub(in crate::config) provider: Arc<CryptoProvider>,
-    /// What is being read: faults and files belong to it.
-    pub(in crate::config) part: RefCell<ReloadUnit>,
-    pub(in crate::config) faults: RefCell<Vec<(ReloadUnit, ConfigError)>>,
+    /// What is being read: errors and files belong to it.
+    pub(in crate::config) unit: RefCell<ReloadUnit>,
+    pub(in crate::config) errors: RefCell<Vec<(ReloadUnit, ConfigError)>>,
     pub(in crate::config) files: RefCell<Files>,
     pub(in crate::config) warnings: RefCell<Vec<String>>,
 }
@@ -38,14 +38,14 @@ impl<'a> Context<'a> {
             environment,
             now,
             provider: crate::tls::server_provider(),
-            part: RefCell::new(ReloadUnit::Rest),
-            faults: RefCell::default(),
+            unit: RefCell::new(ReloadUnit::Rest),
+            errors: RefCell::default(),
             files: RefCell::default(),
             warnings: RefCell::default(),
         }
     }
 
-    pub(in crate::config) fn fault(
+    pub(in crate::config) fn error(
         &self,
         path: &str,
         line: Option<usize>,
@@ -53,27 +53,27 @@ impl<'a> Context<'a> {
         hint: Option<String>,
     ) {
         let file = self.file.clone();
-        let fault = ConfigError {
+        let error = ConfigError {
             file,
             path: path.to_owned(),
             line,
             message,
             hint,
         };
-        self.faults.borrow_mut().push((self.part.borrow().clone(), fault));
+        self.errors.borrow_mut().push((self.unit.borrow().clone(), error));
     }
 
-    /// Reads something whose files are taken by themselves when they change.
-    pub(in crate::config) fn within<T>(&self, part: ReloadUnit, read: impl FnOnce() -> T) -> T {
-        let before = self.part.replace(part);
+    /// Reads a unit whose files are reloaded separately when they change.
+    pub(in crate::config) fn within<T>(&self, unit: ReloadUnit, read: impl FnOnce() -> T) -> T {
+        let before = self.unit.replace(unit);
         let value = read();
-        self.part.replace(before);
+        self.unit.replace(before);
         value
     }
 
     /// A file is about to be read.
     pub(in crate::config) fn note_file(&self, path: &Path) {
-        self.files.borrow_mut().record(self.part.borrow().clone(), path);
+        self.files.borrow_mut().record(self.unit.borrow().clone(), path);
     }
 
     pub(in crate::config) fn warn(&self, warning: String) {

@@ -21,19 +21,19 @@ pub(in crate::config) struct Field<'a> {
 }
 
 impl<'a> Field<'a> {
-    pub(in crate::config) fn fault(&self, message: impl Into<String>) {
-        self.context.fault(&self.path, self.line, message.into(), None);
+    pub(in crate::config) fn error(&self, message: impl Into<String>) {
+        self.context.error(&self.path, self.line, message.into(), None);
     }
 
-    pub(in crate::config) fn fault_with(&self, message: impl Into<String>, hint: impl Into<String>) {
+    pub(in crate::config) fn error_with_hint(&self, message: impl Into<String>, hint: impl Into<String>) {
         self.context
-            .fault(&self.path, self.line, message.into(), Some(hint.into()));
+            .error(&self.path, self.line, message.into(), Some(hint.into()));
     }
 
     pub(super) fn expected(&self, what: impl Display) {
         match &self.node.value {
-            Value::Null => self.fault(format!("has no value, expected {what}")),
-            other => self.fault(format!("expected {what}, found {}", other.kind())),
+            Value::Null => self.error(format!("has no value, expected {what}")),
+            other => self.error(format!("expected {what}, found {}", other.kind())),
         }
     }
 
@@ -54,15 +54,15 @@ impl<'a> Field<'a> {
     pub(in crate::config) fn text(&self) -> Option<&'a str> {
         let most = self.kind.text().unwrap_or(LONGEST_TEXT);
         match &self.node.value {
-            Value::Text(text) if text.trim().is_empty() => self.fault("must not be empty"),
-            Value::Text(text) if text.len() > most => self.fault(format!("is longer than {most} bytes")),
+            Value::Text(text) if text.trim().is_empty() => self.error("must not be empty"),
+            Value::Text(text) if text.len() > most => self.error(format!("is longer than {most} bytes")),
             Value::Text(text) if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') => {
-                self.fault("must not contain control characters");
+                self.error("must not contain control characters");
             }
             Value::Text(text) => return Some(text),
             Value::Integer(_) | Value::Float(_) | Value::Bool(_) => {
                 let kind = self.node.value.kind();
-                self.fault_with(format!("expected text, found {kind}"), "put it in quotes");
+                self.error_with_hint(format!("expected text, found {kind}"), "put it in quotes");
             }
             _ => self.expected("text"),
         }
@@ -73,7 +73,7 @@ impl<'a> Field<'a> {
     pub(in crate::config) fn name(&self) -> Option<&'a str> {
         let name = self.text()?;
         if let Err(message) = check_name(name) {
-            self.fault(message);
+            self.error(message);
             return None;
         }
         Some(name)
@@ -116,13 +116,13 @@ impl<'a> Field<'a> {
             return known;
         }
         if later.contains(&word) {
-            self.fault(format!("`{word}` is not supported yet; use {}", listed(words)));
+            self.error(format!("`{word}` is not supported yet; use {}", listed(words)));
             return None;
         }
         let message = format!("expected {}, found `{}`", listed(words), shown_key(word));
         match closest(word, words.iter().chain(later).copied()) {
-            Some(meant) => self.fault_with(message, format!("did you mean `{meant}`?")),
-            None => self.fault(message),
+            Some(meant) => self.error_with_hint(message, format!("did you mean `{meant}`?")),
+            None => self.error(message),
         }
         None
     }
@@ -142,7 +142,7 @@ impl<'a> Field<'a> {
         matches!(self.node.value, Value::List(_))
     }
 
-    /// The elements of a list, also of one that has too few or too many, which is a fault.
+    /// The elements of a list, also of one that has too few or too many, which is an error.
     pub(in crate::config) fn list(&self) -> Vec<Field<'a>> {
         let Some((kind, least, most)) = self.kind.list() else {
             unreachable!("{}: not a list by the schema", self.path);
@@ -152,10 +152,10 @@ impl<'a> Field<'a> {
             return Vec::new();
         };
         if nodes.len() < least {
-            self.fault("must not be empty");
+            self.error("must not be empty");
         }
         if nodes.len() > most {
-            self.fault(format!(
+            self.error(format!(
                 "has {} elements, at most {most} are allowed",
                 nodes.len()
             ));
@@ -170,8 +170,8 @@ impl<'a> Field<'a> {
         nodes.iter().enumerate().map(field).collect()
     }
 
-    /// A map whose keys are names chosen by the operator; not empty. Faulty and repeated names are reported and
-    /// left out.
+    /// A map whose keys are names chosen by the operator; not empty. Invalid and repeated names are
+    /// reported and left out.
     pub(in crate::config) fn named(&self) -> Vec<(&'a str, Field<'a>)> {
         let ValueKind::Named { of: kind, most } = *self.kind else {
             unreachable!("{}: not a map of names by the schema", self.path);
@@ -181,21 +181,21 @@ impl<'a> Field<'a> {
             return Vec::new();
         };
         if entries.is_empty() {
-            self.fault("must not be empty");
+            self.error("must not be empty");
         }
         if let Some(most) = most.filter(|most| entries.len() > *most) {
-            self.fault(format!("has {} names, at most {most} are allowed", entries.len()));
+            self.error(format!("has {} names, at most {most} are allowed", entries.len()));
         }
         let mut named: Vec<(&str, Field<'_>)> = Vec::new();
         for entry in entries {
             let path = join(&self.path, &shown_key(&entry.key));
             let problem = if named.iter().any(|(name, _)| *name == entry.key) {
-                Err(format!("`{}` stands here twice", shown_key(&entry.key)))
+                Err(format!("`{}` is written twice", shown_key(&entry.key)))
             } else {
                 check_name(&entry.key)
             };
             if let Err(message) = problem {
-                self.context.fault(&path, entry.line, message, None);
+                self.context.error(&path, entry.line, message, None);
                 continue;
             }
             let field = Field {

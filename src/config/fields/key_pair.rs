@@ -1,5 +1,5 @@
-//! Certificates with their private keys, in every form that `openssl` writes them: PKCS#8, PKCS#1, SEC1, and PKCS#8
-//! under a passphrase that a command gives.
+//! Certificates with their private keys, in every form that `openssl` writes them: PKCS#8, PKCS#1,
+//! SEC1, and PKCS#8 under a passphrase that a command gives.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use x509_parser::certificate::Validity;
 use zeroize::Zeroizing;
 
 use super::{Context, Field};
-use crate::config::files::{Access, MAX_PEM, pem_problem, without_mark};
+use crate::config::files::{FileAccess, MAX_PEM, pem_problem, without_mark};
 use crate::config::model::KeyPair;
 use crate::config::passphrase;
 use crate::tls;
@@ -24,7 +24,8 @@ use crate::tls;
 /// A certificate that ends within this time is worth a warning.
 const SOON: i64 = 14 * 24 * 3600;
 
-/// Work to turn a passphrase into a key: OpenSSL's default is 2048, OWASP's advice 600,000. More takes seconds.
+/// Work to turn a passphrase into a key: OpenSSL's default is 2048, OWASP's advice 600,000. More
+/// takes seconds.
 const MAX_ITERATIONS: u32 = 10_000_000;
 
 /// Memory for scrypt; `openssl pkcs8 -scrypt` takes 16 MiB.
@@ -48,7 +49,7 @@ pub(in crate::config) fn key_pair(
     key: &Field<'_>,
     unlock: &Unlock<'_>,
 ) -> Option<Arc<KeyPair>> {
-    // Both files are looked at, so that the faults of both are reported.
+    // Both files are looked at, so that the errors of both are reported.
     let chain = chain(cert);
     let key_der = private_key(key, unlock);
     let (cert_file, chain) = chain?;
@@ -62,27 +63,27 @@ pub(in crate::config) fn key_pair(
         })),
         Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
             let certificate = cert_file.display();
-            key.fault_with(
+            key.error_with_hint(
                 format!("does not belong to the first certificate of {certificate}"),
-                "the file begins with the certificate of this key; those of the authorities follow",
+                "put the certificate of this key first, and those of the authorities after it",
             );
             None
         }
         Err(error) => {
-            cert.fault(format!("{}: cannot be used: {error}", cert_file.display()));
+            cert.error(format!("{}: cannot be used: {error}", cert_file.display()));
             None
         }
     }
 }
 
 fn chain(field: &Field<'_>) -> Option<(PathBuf, Vec<CertificateDer<'static>>)> {
-    let (path, contents) = field.contents(Access::Public, MAX_PEM)?;
+    let (path, contents) = field.contents(FileAccess::Public, MAX_PEM)?;
     let chain = field.certificates(&path, &contents)?;
     let shown = path.display().to_string();
     for (index, certificate) in chain.iter().enumerate() {
         let number = index + 1;
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
-            field.fault(format!(
+            field.error(format!(
                 "{shown}: certificate {number} is not a valid X.509 certificate"
             ));
             return None;
@@ -100,11 +101,11 @@ fn check_validity(field: &Field<'_>, what: &str, validity: &Validity) -> Option<
     let Context { now, .. } = *field.context;
     let (start, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
     if now > end {
-        field.fault(format!("{what} has expired, on {}", validity.not_after));
+        field.error(format!("{what} has expired, on {}", validity.not_after));
         return None;
     }
     if now < start {
-        field.fault(format!("{what} is not valid before {}", validity.not_before));
+        field.error(format!("{what} is not valid before {}", validity.not_before));
         return None;
     }
     if end - now < SOON {
@@ -116,7 +117,7 @@ fn check_validity(field: &Field<'_>, what: &str, validity: &Validity) -> Option<
 }
 
 fn private_key(field: &Field<'_>, unlock: &Unlock<'_>) -> Option<PrivateKeyDer<'static>> {
-    let (path, contents) = field.contents(Access::Private, MAX_PEM)?;
+    let (path, contents) = field.contents(FileAccess::Private, MAX_PEM)?;
     let shown = path.display();
     let contains = |text: &str| {
         contents
@@ -126,10 +127,11 @@ fn private_key(field: &Field<'_>, unlock: &Unlock<'_>) -> Option<PrivateKeyDer<'
     let key = if contains(ENCRYPTED_BEGIN) {
         unlocked(field, &path, &contents, unlock)?
     } else if contains("Proc-Type: 4,ENCRYPTED") {
-        // This form parses, and is rubbish; its key is one round of MD5 away from the passphrase.
-        field.fault_with(
-            format!("{shown}: the key is encrypted in OpenSSL's old way, which is not supported"),
-            "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it as PKCS#8",
+        // This form parses, but the result is unusable; its key is only one round of MD5 of the
+        // passphrase.
+        field.error_with_hint(
+            format!("{shown}: the key is encrypted in OpenSSL's old format, which is not supported"),
+            "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` converts it to PKCS#8",
         );
         return None;
     } else {
@@ -150,7 +152,7 @@ fn private_key(field: &Field<'_>, unlock: &Unlock<'_>) -> Option<PrivateKeyDer<'
         .key_provider
         .load_private_key(key.clone_key())
     {
-        field.fault(format!("{shown}: the private key cannot be used: {error}"));
+        field.error(format!("{shown}: the private key cannot be used: {error}"));
         return None;
     }
     Some(key)
@@ -160,11 +162,11 @@ fn plain(field: &Field<'_>, path: &Path, contents: &[u8]) -> Option<PrivateKeyDe
     let shown = path.display();
     match PrivateKeyDer::from_pem_slice(without_mark(contents)) {
         Ok(key) => return Some(key),
-        Err(pem::Error::NoItemsFound) => field.fault_with(
+        Err(pem::Error::NoItemsFound) => field.error_with_hint(
             format!("{shown}: contains no private key"),
             "a PEM file is expected",
         ),
-        Err(error) => field.fault(format!("{shown}: is not valid PEM: {}", pem_problem(&error))),
+        Err(error) => field.error(format!("{shown}: is not valid PEM: {}", pem_problem(&error))),
     }
     None
 }
@@ -180,37 +182,37 @@ fn unlocked(
     let command = match unlock {
         Unlock::With(_, Some(command)) => command,
         Unlock::With(key, None) => {
-            field.fault_with(
+            field.error_with_hint(
                 format!("{shown}: the key is encrypted"),
-                format!("`{key}` gives its passphrase"),
+                format!("set `{key}`, a command that prints the passphrase"),
             );
             return None;
         }
         Unlock::Never => {
-            field.fault_with(
+            field.error_with_hint(
                 format!("{shown}: the key is encrypted, which is not supported here"),
                 "`openssl pkey -in KEY -out PLAIN` decrypts it",
             );
             return None;
         }
     };
-    // Its form first: a command may ask a person, or cost something.
+    // The form is checked first: a command may ask a person, or be expensive.
     let der = match encrypted_der(contents) {
         Ok(der) => der,
         Err(problem) => {
-            field.fault(format!("{shown}: is not valid PEM: {problem}"));
+            field.error(format!("{shown}: is not valid PEM: {problem}"));
             return None;
         }
     };
     let Ok(sealed) = EncryptedPrivateKeyInfoRef::try_from(der.as_slice()) else {
-        field.fault_with(
-            format!("{shown}: the key is damaged, or encrypted in an old way that is not supported"),
-            "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it anew",
+        field.error_with_hint(
+            format!("{shown}: the key is damaged, or encrypted in an old format that is not supported"),
+            "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it again",
         );
         return None;
     };
     if let Err(problem) = affordable(&sealed.encryption_algorithm) {
-        field.fault(format!(
+        field.error(format!(
             "{shown}: the encrypted private key cannot be used: {problem}"
         ));
         return None;
@@ -218,7 +220,7 @@ fn unlocked(
     let passphrase = match passphrase::passphrase(command.text()?, &command.context.directory) {
         Ok(passphrase) => passphrase,
         Err(error) => {
-            command.fault(format!("the command {error}"));
+            command.error(format!("the command {error}"));
             return None;
         }
     };
@@ -228,15 +230,15 @@ fn unlocked(
             pkcs8::pkcs5::Error::UnsupportedAlgorithm { oid }
             | pkcs8::pkcs5::Error::AlgorithmParametersInvalid { oid },
         )) => {
-            field.fault_with(
+            field.error_with_hint(
                 format!("{shown}: the key is encrypted by an algorithm that is not supported ({oid})"),
-                "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it anew",
+                "`openssl pkcs8 -topk8 -v2 aes-256-cbc -in KEY -out NEW` encrypts it again",
             );
             None
         }
         Err(_) => {
-            field.fault(format!(
-                "{shown}: the passphrase does not open the key (it is wrong, or the file is damaged)"
+            field.error(format!(
+                "{shown}: the passphrase does not decrypt the key (it is wrong, or the file is damaged)"
             ));
             None
         }
@@ -260,14 +262,14 @@ fn encrypted_der(contents: &[u8]) -> Result<Zeroizing<Vec<u8>>, &'static str> {
     }
 }
 
-/// The file says how much work it is to open it; that is bounded here.
+/// The file decides how much work it takes to decrypt it; this limits it.
 fn affordable(scheme: &EncryptionScheme) -> Result<(), &'static str> {
     let Some(parameters) = scheme.pbes2() else {
-        return Err("it is encrypted by PBES1, an old way that is not supported");
+        return Err("it is encrypted by PBES1, an old format that is not supported");
     };
     match &parameters.kdf {
         Kdf::Pbkdf2(kdf) if kdf.iteration_count > MAX_ITERATIONS => {
-            Err("it asks for more than 10,000,000 iterations")
+            Err("it needs more than 10,000,000 iterations")
         }
         Kdf::Scrypt(kdf) => {
             let memory = kdf

@@ -15,9 +15,9 @@ pub(in crate::config) struct Section<'a> {
     line: Option<usize>,
     entries: &'a [MappingEntry],
     keys: &'static Keys,
-    /// It is not a map at all: this was reported, and what it lacks is not.
+    /// It is not a map at all. This was reported; missing keys are not.
     broken: bool,
-    /// The key stands in the file.
+    /// The key is in the file.
     present: bool,
 }
 
@@ -54,7 +54,7 @@ impl<'a> Section<'a> {
             Some(Value::Null) | None => {}
             Some(other) => {
                 section.broken = true;
-                section.fault(format!("expected a map of keys, found {}", other.kind()));
+                section.error(format!("expected a map of keys, found {}", other.kind()));
             }
         }
         for (index, entry) in section.entries.iter().enumerate() {
@@ -68,22 +68,22 @@ impl<'a> Section<'a> {
         let path = join(&self.path, &shown);
         if let Some(first) = before.iter().find(|earlier| earlier.key == entry.key) {
             let message = match first.line {
-                Some(line) => format!("`{shown}` stands here twice, first on line {line}"),
-                None => format!("`{shown}` stands here twice"),
+                Some(line) => format!("`{shown}` is written twice, first on line {line}"),
+                None => format!("`{shown}` is written twice"),
             };
-            self.context.fault(&path, entry.line, message, None);
+            self.context.error(&path, entry.line, message, None);
             return;
         }
         if self.keys.find(&entry.key).is_some() {
             return;
         }
         let hint = if entry.key == "<<" {
-            Some("merge keys are not read; write the keys out".to_owned())
+            Some("merge keys are not supported; write the keys out".to_owned())
         } else {
             closest(&entry.key, self.keys.names()).map(|name| format!("did you mean `{name}`?"))
         };
         self.context
-            .fault(&path, entry.line, format!("unknown key `{shown}`"), hint);
+            .error(&path, entry.line, format!("unknown key `{shown}`"), hint);
     }
 
     fn find(&self, key: &str) -> Option<&'a MappingEntry> {
@@ -94,7 +94,7 @@ impl<'a> Section<'a> {
         self.keys.find(name).expect("readers ask for keys of the schema")
     }
 
-    /// Is the key written, whatever its value?
+    /// Is the key written, with any value?
     pub(in crate::config) fn has(&self, key: &str) -> bool {
         self.find(key).is_some()
     }
@@ -114,13 +114,13 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// As [`Section::field`]; that it is missing is a fault.
+    /// As [`Section::field`]; that it is missing is an error.
     pub(in crate::config) fn required(&self, key: &str) -> Option<Field<'a>> {
         let field = self.field(key);
         if field.is_none() && !self.broken {
             let path = join(&self.path, key);
             self.context
-                .fault(&path, self.line, format!("`{key}` is missing"), None);
+                .error(&path, self.line, format!("`{key}` is missing"), None);
         }
         field
     }
@@ -200,7 +200,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The text under a key that has a default; `None` after a fault.
+    /// The text under a key that has a default; `None` after an error.
     pub(in crate::config) fn text(&self, key: &str) -> Option<&'a str> {
         match self.field(key) {
             Some(field) => field.text(),
@@ -213,11 +213,11 @@ impl<'a> Section<'a> {
         match (self.field(one), self.field(other)) {
             (Some(one), Some(other)) => Some((one, other)),
             (Some(field), None) => {
-                field.fault(format!("`{one}` needs `{other}` beside it"));
+                field.error(format!("`{one}` also needs `{other}`"));
                 None
             }
             (None, Some(field)) => {
-                field.fault(format!("`{other}` needs `{one}` beside it"));
+                field.error(format!("`{other}` also needs `{one}`"));
                 None
             }
             (None, None) => None,
@@ -228,8 +228,8 @@ impl<'a> Section<'a> {
         self.context
     }
 
-    pub(in crate::config) fn fault(&self, message: impl Into<String>) {
-        self.context.fault(&self.path, self.line, message.into(), None);
+    pub(in crate::config) fn error(&self, message: impl Into<String>) {
+        self.context.error(&self.path, self.line, message.into(), None);
     }
 }
 

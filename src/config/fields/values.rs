@@ -14,7 +14,7 @@ impl Field<'_> {
             Value::Bool(value) => (*value).into(),
             Value::Integer(value) => {
                 let Ok(value) = i64::try_from(*value) else {
-                    self.fault("is too large a number");
+                    self.error("is a number that is too large");
                     return None;
                 };
                 value.into()
@@ -37,7 +37,7 @@ impl Field<'_> {
         Some(*value)
     }
 
-    /// A whole number within its bounds.
+    /// A whole number within its limits.
     pub(in crate::config) fn number(&self) -> Option<u32> {
         let ValueKind::Number { least, most } = *self.kind else {
             unreachable!("{}: not a number by the schema", self.path);
@@ -50,12 +50,12 @@ impl Field<'_> {
             .ok()
             .filter(|number| (least..=most).contains(number));
         if number.is_none() {
-            self.fault(format!("must be from {least} to {most}"));
+            self.error(format!("must be from {least} to {most}"));
         }
         number
     }
 
-    /// A time within its bounds: `100ms`, `1s`, `2m`, `1h`, or `0` where they allow it.
+    /// A time within its limits: `100ms`, `1s`, `2m`, `1h`, or `0` where they allow it.
     pub(in crate::config) fn duration(&self) -> Option<Duration> {
         let ValueKind::Time { least, most, or_off } = *self.kind else {
             unreachable!("{}: not a time by the schema", self.path);
@@ -63,7 +63,7 @@ impl Field<'_> {
         self.duration_within(least, most, or_off)
     }
 
-    /// As [`Self::duration`], where something else in the file raises the lower bound.
+    /// As [`Self::duration`], where something else in the file raises the lower limit.
     pub(in crate::config) fn duration_from(&self, least: Duration) -> Option<Duration> {
         let ValueKind::Time { most, .. } = *self.kind else {
             unreachable!("{}: not a time by the schema", self.path);
@@ -78,11 +78,11 @@ impl Field<'_> {
         }
         let or = if or_off { ", or 0 for off" } else { "" };
         let (least, most) = (shown_duration(least), shown_duration(most));
-        self.fault(format!("must be from {least} to {most}{or}"));
+        self.error(format!("must be from {least} to {most}{or}"));
         None
     }
 
-    /// A number of bytes within its bounds: `512kB`, `16MiB`.
+    /// A number of bytes within its limits: `512kB`, `16MiB`.
     pub(in crate::config) fn size(&self) -> Option<u64> {
         let ValueKind::Size { least, most } = *self.kind else {
             unreachable!("{}: not a size by the schema", self.path);
@@ -99,9 +99,9 @@ impl Field<'_> {
             Some(size) if (least..=most).contains(&size) => return Some(size),
             Some(_) => {
                 let (least, most) = (shown_size(least), shown_size(most));
-                self.fault(format!("must be from {least} to {most}"));
+                self.error(format!("must be from {least} to {most}"));
             }
-            None => self.fault_with(
+            None => self.error_with_hint(
                 "is not a size",
                 "a whole number and a unit, B, kB, MB, GB or TB (PostgreSQL's, powers of 1024) or KiB, MiB, GiB or TiB",
             ),
@@ -120,7 +120,7 @@ impl Field<'_> {
             }
         };
         if duration.is_none() {
-            self.fault_with(
+            self.error_with_hint(
                 "is not a time",
                 "a whole number and a unit, ms, s, m or h, as in `500ms` or `5s`",
             );
@@ -136,7 +136,7 @@ impl Field<'_> {
         }
     }
 
-    /// The bounds of a secret in a file, in bytes.
+    /// The limits of a secret in a file, in bytes.
     pub(in crate::config) fn secret_size(&self) -> (usize, u64) {
         match *self.kind {
             ValueKind::Secret { least, most } => (least, most),

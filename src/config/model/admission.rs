@@ -10,7 +10,7 @@ pub struct AdmissionRules {
     pub addresses: Addresses,
     /// `None`: a header is not understood.
     pub proxy_protocol: Option<ProxyProtocol>,
-    /// Sessions that may begin here per second; `None` is no limit of its own.
+    /// Sessions that may begin here per second; `None` is no separate limit.
     pub connection_rate: Option<NonZeroU32>,
 }
 
@@ -63,7 +63,7 @@ impl Network {
         };
         let address: IpAddr = address.parse().map_err(|_| "is not an address or a network")?;
         if address.to_canonical() != address {
-            return Err("write an IPv4 address in its own form");
+            return Err("write an IPv4 address as IPv4");
         }
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let prefix = match prefix {
@@ -72,7 +72,7 @@ impl Network {
                 .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
                 .and_then(|digits| digits.parse().ok())
                 .filter(|prefix| *prefix <= bits)
-                .ok_or("has a prefix length that its address does not have")?,
+                .ok_or("has a prefix length that does not fit its address")?,
         };
         let network = Self { address, prefix };
         if network.host_bits() == 0 {

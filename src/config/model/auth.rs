@@ -29,10 +29,11 @@ pub struct Auth {
 
 #[derive(Debug, PartialEq)]
 pub enum Verifiers {
-    /// Contents of a file in `PgBouncer`'s `userlist.txt` form, already read; parsed by `auth::userlist`.
+    /// Contents of a file in `PgBouncer`'s `userlist.txt` form, already read; parsed by
+    /// `auth::userlist`.
     UsersFile { path: PathBuf, contents: Secret },
-    /// A query with `$1` for the user name, asked of the cluster by the service account; its first row's
-    /// columns are the user name and the verifier.
+    /// A query with `$1` for the user name, asked of the cluster by the service account; its first
+    /// row's columns are the user name and the verifier.
     Query { sql: String, cache_ttl: Duration },
 }
 
@@ -68,7 +69,7 @@ impl RateLimit {
 /// How the sessions of some users log into the servers, in place of the client's own login.
 #[derive(Debug, PartialEq)]
 pub struct ServerCredential {
-    /// Where it stands in the file, for messages.
+    /// Its place in the file, for messages.
     pub path: String,
     pub line: Option<usize>,
     pub users: CredentialUsers,
@@ -88,7 +89,7 @@ pub enum CredentialUsers {
 #[derive(Debug, PartialEq)]
 pub enum ServerSecret {
     Password(Secret),
-    /// A client certificate of its own, instead of the cluster's `sslcert`.
+    /// A separate client certificate, instead of the cluster's `sslcert`.
     Certificate(Arc<KeyPair>),
     /// The password that the client has just proven (methods `password` and `ldap`).
     ClientPassword,

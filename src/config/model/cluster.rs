@@ -18,7 +18,8 @@ pub struct Cluster {
     pub service_account: ServiceAccount,
     pub server_tls: ServerTls,
     pub server: ServerOptions,
-    /// `server.max_connections`: this router's sessions at once on one member, those connecting included; 0 is no limit.
+    /// `server.max_connections`: this router's sessions at once on one member, those connecting
+    /// included; 0 is no limit.
     pub max_connections: u32,
     pub probe: Probe,
     pub local_member: LocalMember,
@@ -94,7 +95,7 @@ pub struct ServiceAccount {
     pub user: String,
     pub password: Option<Secret>,
     pub dbname: String,
-    /// Connections per member for look-ups (at least 1). The probe has one of its own.
+    /// Connections per member for look-ups (at least 1). The probe has a separate one.
     pub pool_size: usize,
     /// Bound on one look-up, connect included.
     pub timeout: Duration,

@@ -12,7 +12,8 @@ pub struct Http {
     /// One or more; the same is answered on each.
     pub addresses: Vec<BindAddress>,
     pub tls: Option<HttpTls>,
-    /// At least 16 visible ASCII characters, which whoever changes something must show; `None`: nothing can be changed.
+    /// At least 16 visible ASCII characters, which every request for a change needs; `None`:
+    /// nothing can be changed.
     pub token: Option<Secret>,
     /// `None` where `HAProxy`'s agent check is not answered.
     pub agent_check: Option<AgentCheck>,
@@ -28,7 +29,7 @@ pub struct AgentCheck {
 }
 
 words! {
-    /// What is behind `HAProxy`'s server line, so whose state is told.
+    /// What `HAProxy`'s server line points to, and so whose state is reported.
     pub enum AgentSubject {
         /// This router.
         Router = "router",
@@ -45,7 +46,7 @@ pub struct HttpTls {
     pub server_config: Arc<rustls::ServerConfig>,
 }
 
-/// By the certificate; what else there is comes with every configuration anew.
+/// Compares the certificates; everything else is new with every configuration.
 impl PartialEq for HttpTls {
     fn eq(&self, other: &Self) -> bool {
         self.leaf == other.leaf
@@ -67,6 +68,6 @@ pub struct Console {
     pub users: Vec<String>,
     /// The name clients ask for; a database of that name in a cluster is out of reach.
     pub database: Arc<str>,
-    /// The cluster whose users they are: a role of the same name in another one is somebody else.
+    /// The cluster whose users they are: a role of the same name in another one is another user.
     pub cluster: Arc<str>,
 }

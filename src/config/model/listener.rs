@@ -25,7 +25,8 @@ words! {
     pub enum ListenerMode {
         /// Speaks PostgreSQL's protocol with the client and with the server.
         Postgres = "postgres",
-        /// Passes bytes on unread, to a server of the route: TLS and authentication are between client and server.
+        /// Passes bytes on unread, to a server of the route: TLS and authentication are between
+        /// client and server.
         Tcp = "tcp",
     }
 }
@@ -45,8 +46,8 @@ pub enum BindAddress {
         port: u16,
     },
     Ip(SocketAddr),
-    /// A Unix-domain socket at an absolute path of at most 107 bytes, with the permissions of its file. Only of
-    /// listeners for clients.
+    /// A Unix-domain socket at an absolute path of at most 107 bytes, with the permissions of its
+    /// file. Only of listeners for clients.
     Unix {
         path: PathBuf,
         mode: u32,
@@ -54,8 +55,8 @@ pub enum BindAddress {
 }
 
 impl BindAddress {
-    /// Whether one socket keeps the other from being bound, as `*:6432` and `127.0.0.1:6432` do. `*` takes both address
-    /// families; `0.0.0.0` every IPv4 address and `[::]` every IPv6 address.
+    /// Whether one socket keeps the other from being bound, as `*:6432` and `127.0.0.1:6432` do.
+    /// `*` takes both address families; `0.0.0.0` every IPv4 address and `[::]` every IPv6 address.
     pub fn overlaps(&self, other: &Self) -> bool {
         if let (Self::Unix { path: one, .. }, Self::Unix { path: other, .. }) = (self, other) {
             return one == other;

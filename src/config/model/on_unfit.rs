@@ -1,4 +1,5 @@
-//! How far a standby may lag for a route, and what happens to the sessions of a member that is no longer fit.
+//! How far a standby may lag for a route, and what happens to the sessions of a member that is no
+//! longer fit.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ pub struct MaxLag {
     pub time: Option<Limit<Duration>>,
 }
 
-/// A limit, and what a member that was beyond it must come down to.
+/// A limit, and the value that a member that exceeded it must reach again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit<T> {
     pub most: T,
@@ -21,13 +22,15 @@ pub struct Limit<T> {
     pub recover: T,
 }
 
-/// What happens to the live sessions of a member that is no longer fit for their route. A session keeps what was so
-/// when it began. A change of the member's role ends them at once, whatever is written here.
+/// What happens to the live sessions of a member that is no longer fit for their route. A session
+/// keeps what was so when it began. A change of the member's role ends them at once, regardless of
+/// this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnUnfit {
     /// It lags too far behind.
     pub lag: Unfit,
-    /// It is down by our probes A connection may live, and a dead one ends by itself.
+    /// It is down according to the probes. A connection may still live, and a dead one ends by
+    /// itself.
     pub down: Unfit,
     /// How long `close`, and maintenance, wait for the end of a transaction, 0 to 24 h.
     pub grace: Duration,

@@ -16,7 +16,8 @@ pub struct Placement {
     pub weight_tag: Option<String>,
     /// The Patroni tag that gives a member's zone, where `members` does not.
     pub zone_tag: Option<String>,
-    /// How long the share of a member that has come back up grows, from a tenth to the whole; 0 is at once.
+    /// How long the share of a member that has come back up grows, from a tenth to the whole; 0 is
+    /// at once.
     pub slow_start: Duration,
     /// By the member's name; some may not be there (yet).
     pub members: BTreeMap<String, MemberPlacement>,
@@ -38,7 +39,8 @@ impl Placement {
 /// What the file says of one member.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemberPlacement {
-    /// 0 to 256: its share of the sessions is its weight's share of the sum; 0 is none, unless nobody else fits.
+    /// 0 to 256: its share of the sessions is its weight's share of the sum; 0 is none, unless no
+    /// other member is fit.
     pub weight: Option<u16>,
     pub zone: Option<Arc<str>>,
 }

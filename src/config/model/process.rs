@@ -16,7 +16,8 @@ pub struct Limits {
     pub per_database: u32,
     /// Of one client address (IPv6: /64), likewise; a Unix socket has none.
     pub per_address: u32,
-    /// Sessions that may begin per second over all listeners, with a burst of one second; `None` is no limit.
+    /// Sessions that may begin per second over all listeners, with a burst of one second; `None` is
+    /// no limit.
     pub connection_rate: Option<NonZeroU32>,
 }
 
@@ -49,7 +50,7 @@ pub struct Shutdown {
     pub delay: Duration,
     /// From there to cutting what is left.
     pub grace: Duration,
-    /// From being replaced by another process to ending the sessions that are left, as at SIGTERM; `None`: they may go
-    /// on as long as they like.
+    /// From being replaced by another process to ending the sessions that are left, as at SIGTERM;
+    /// `None`: they may go on as long as they like.
     pub handover: Option<Duration>,
 }

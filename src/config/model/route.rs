@@ -14,7 +14,8 @@ pub struct Route {
     pub name: Arc<str>,
     pub cluster: Arc<str>,
     pub access: Access,
-    /// In order of preference, at least one: a later one serves where no member of an earlier one can.
+    /// In order of preference, at least one: a later one serves where no member of an earlier one
+    /// can.
     pub targets: Vec<Tier>,
     /// Only members that have these Patroni tags.
     pub tags: BTreeMap<String, serde_json::Value>,
@@ -78,7 +79,8 @@ words! {
         Replica = "replica",
         /// A standby that Patroni calls synchronous.
         Sync = "sync",
-        /// A standby of which a quorum has confirmed each commit (Patroni 4 with `synchronous_mode: quorum`).
+        /// A standby of which a quorum has confirmed each commit (Patroni 4 with `synchronous_mode:
+        /// quorum`).
         Quorum = "quorum",
         /// A standby that is neither, nor leads a standby cluster.
         Async = "async",
@@ -142,9 +144,11 @@ words! {
         RoundRobin = "round_robin",
         /// The less loaded of two that are drawn by weight.
         Random = "random",
-        /// The same for the same client's address, as long as it is there; addresses are shared out by weight.
+        /// The same for the same client's address, as long as it is there; addresses are shared out
+        /// by weight.
         SourceHash = "source_hash",
-        /// The first by its place in a fixed list, by name with Patroni. Weights other than 0 do not matter.
+        /// The first by its place in a fixed list, by name with Patroni. Weights other than 0 do
+        /// not matter.
         First = "first",
     }
 }
@@ -153,9 +157,10 @@ words! {
     /// Read-only sessions on a leader, where nothing but privileges keeps a session from writing.
     pub enum OnLeader {
         Refused = "refused",
-        /// They have `default_transaction_read_only=on`, and whoever takes it back may write.
+        /// They have `default_transaction_read_only=on`; a client that switches it off may write.
         Unenforced = "unenforced",
-        /// They log in as roles of `auth.server_credentials`, which are seen to be unable to write, each time.
+        /// They log in as roles of `auth.server_credentials`, which are seen to be unable to write,
+        /// each time.
         Enforced = "enforced",
     }
 }
@@ -169,7 +174,7 @@ pub struct Queue {
     pub most: u32,
 }
 
-/// What a server is told of the client's address.
+/// What a server learns about the client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientAddressOptions {
     /// As the setting `trunkline.client_addr`.

@@ -13,7 +13,8 @@ pub struct ServerTls {
     pub sslmode: SslMode,
     pub sslnegotiation: SslNegotiation,
     pub channel_binding: ChannelBinding,
-    /// Trusted roots: of `sslrootcert`, or `None` for the system's (`sslrootcert: system` or unset).
+    /// Trusted roots: of `sslrootcert`, or `None` for the system's (`sslrootcert: system` or
+    /// unset).
     pub roots: Option<Vec<CertificateDer<'static>>>,
     pub client_certificate: Option<Arc<KeyPair>>,
     /// The name to ask servers for (SNI), and to verify, in place of the member's host.
@@ -49,7 +50,8 @@ words! {
     pub enum SslNegotiation {
         /// `SSLRequest` first.
         Postgres = "postgres",
-        /// TLS from the first byte (PostgreSQL 17 and later). `sslmode` is then `require` or stronger.
+        /// TLS from the first byte (PostgreSQL 17 and later). `sslmode` is then `require` or
+        /// stronger.
         Direct = "direct",
     }
 }
@@ -72,7 +74,7 @@ words! {
 /// What is said of one method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ruling {
-    /// Listed: whatever the connection.
+    /// Listed: over any connection.
     Allowed,
     Refused,
     /// Not spoken of: where it is safe.

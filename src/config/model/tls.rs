@@ -10,7 +10,8 @@ use super::words::words;
 /// TLS towards clients.
 #[derive(Debug)]
 pub struct ClientTls {
-    /// At least one. Each serves the names of its `subjectAltName`; the first serves all others, and who names none.
+    /// At least one. Each serves the names of its `subjectAltName`; the first serves all others,
+    /// and who names none.
     pub certificates: Vec<ServedCertificate>,
     /// Clients are asked for a certificate; they may have none, but a bad one ends the handshake.
     pub asks_clients: bool,
@@ -19,8 +20,8 @@ pub struct ClientTls {
 /// A certificate for clients.
 pub struct ServedCertificate {
     pub pair: Arc<KeyPair>,
-    /// Ready to use: ALPN `postgresql`, no resumption, no tickets, at most 8 KiB of plaintext in a record, and what is
-    /// asked of clients.
+    /// Ready to use: ALPN `postgresql`, no resumption, no tickets, at most 8 KiB of plaintext in a
+    /// record, and what is asked of clients.
     pub server_config: Arc<rustls::ServerConfig>,
 }
 
@@ -61,7 +62,7 @@ pub struct Leaf {
 
 words! {
     /// The oldest version of TLS that clients may use.
-    pub enum MinVersion {
+    pub(in crate::config) enum MinVersion {
         Tls12 = "1.2",
         Tls13 = "1.3",
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A part of the configuration whose files are taken together. Prints as the key it stands under.
+/// A unit of the configuration whose files are reloaded together. Prints as its key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ReloadUnit {
     /// `tls`
@@ -38,8 +38,9 @@ impl fmt::Display for ReloadUnit {
     }
 }
 
-/// What tells one state of a file from another without reading it. The time of the last change of its attributes is
-/// part of it: a file that was unreadable and now has the right mode is another one.
+/// What tells one state of a file from another without reading it. The time of the last change of
+/// its attributes is unit of it: a file that was unreadable and now has the right mode is another
+/// one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     pub(in crate::config) device: u64,
@@ -52,28 +53,28 @@ pub struct Stamp {
 /// Files with their stamps; `None` for one that is not there.
 pub type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
-/// The files each part was read from, as they were just before that.
+/// The files each unit was read from, as they were just before that.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files(pub(in crate::config) BTreeMap<ReloadUnit, Stamps>);
 
 impl Files {
-    /// Other files for a part.
-    pub fn replace(&mut self, part: ReloadUnit, stamps: Stamps) {
-        self.0.insert(part, stamps);
+    /// Other files for a unit.
+    pub fn replace(&mut self, unit: ReloadUnit, stamps: Stamps) {
+        self.0.insert(unit, stamps);
     }
 
-    /// Adds files that somebody else has read for a part.
-    pub fn add(&mut self, part: ReloadUnit, stamps: Stamps) {
-        self.0.entry(part).or_default().extend(stamps);
+    /// Adds files that were read elsewhere for a unit.
+    pub fn add(&mut self, unit: ReloadUnit, stamps: Stamps) {
+        self.0.entry(unit).or_default().extend(stamps);
     }
 
-    /// The files of one part.
-    pub fn of(&self, part: &ReloadUnit) -> Option<&Stamps> {
-        self.0.get(part)
+    /// The files of one unit.
+    pub fn of(&self, unit: &ReloadUnit) -> Option<&Stamps> {
+        self.0.get(unit)
     }
 
-    /// Every part that has files.
-    pub fn parts(&self) -> impl Iterator<Item = (&ReloadUnit, &Stamps)> {
+    /// Every unit that has files.
+    pub fn units(&self) -> impl Iterator<Item = (&ReloadUnit, &Stamps)> {
         self.0.iter()
     }
 

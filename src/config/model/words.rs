@@ -1,5 +1,5 @@
-//! Enums whose values are words of the file. The words stand beside the values and nowhere else: the schema, the
-//! readers and the views take them from here.
+//! Enums whose values are words of the file. Each word is written beside its value and nowhere
+//! else: the schema, the readers and the views take it from here.
 
 /// An enum whose values are words of the file.
 pub trait Words: Copy + PartialEq + 'static {
@@ -26,13 +26,13 @@ pub trait Words: Copy + PartialEq + 'static {
 macro_rules! words {
     ($(
         $(#[$meta:meta])*
-        pub enum $name:ident {
+        $vis:vis enum $name:ident {
             $($(#[$value_meta:meta])* $value:ident = $word:literal,)+
         }
     )+) => {$(
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name {
+        $vis enum $name {
             $($(#[$value_meta])* $value,)+
         }
 

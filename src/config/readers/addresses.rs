@@ -11,11 +11,14 @@ use crate::config::schema::kind::LONGEST_SOCKET_PATH;
 pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
     let hint = "an IP address or `*`, and a port: `\"*:6432\"`, `127.0.0.1:6432`, `\"[::1]:6432\"`";
     match parse_bind_address(field.text()?) {
-        None => field.fault_with("is not an address to listen on", hint),
-        Some(address) if address.port() == Some(0) => field.fault_with("a port is from 1 to 65535", hint),
-        // It would listen where its IPv4 form does, and no comparison with other addresses would find that.
+        None => field.error_with_hint("is not an address to listen on", hint),
+        Some(address) if address.port() == Some(0) => {
+            field.error_with_hint("the port must be from 1 to 65535", hint)
+        }
+        // It would listen where its IPv4 form does, and no comparison with other addresses would
+        // find that.
         Some(BindAddress::Ip(SocketAddr::V6(v6))) if v6.ip().to_ipv4_mapped().is_some() => {
-            field.fault("write an IPv4 address in its own form, as in `127.0.0.1:6432`");
+            field.error("write an IPv4 address as IPv4, as in `127.0.0.1:6432`");
         }
         Some(address) => return Some(address),
     }
@@ -44,13 +47,13 @@ pub(super) fn socket_path(field: &Field<'_>) -> Option<PathBuf> {
     let text = field.text()?;
     let path = Path::new(text);
     if text.len() > LONGEST_SOCKET_PATH {
-        field.fault(format!(
+        field.error(format!(
             "is longer than the {LONGEST_SOCKET_PATH} bytes of a Unix socket's path"
         ));
         return None;
     }
     let Some(name) = path.file_name().filter(|_| !text.ends_with('/')) else {
-        field.fault("is a directory; a Unix socket needs a name in it, as in `/run/trunkline/.s.PGSQL.6432`");
+        field.error("is a directory; add the name of the socket, as in `/run/trunkline/.s.PGSQL.6432`");
         return None;
     };
     let port = name.to_str().and_then(|name| name.strip_prefix(".s.PGSQL."));
@@ -69,7 +72,7 @@ pub(super) fn socket_mode(listener: &Section<'_>) -> Option<u32> {
     };
     let mode = parse_mode(field.text()?);
     if mode.is_none() {
-        field.fault_with(
+        field.error_with_hint(
             "must be from `\"0000\"` to `\"0777\"`",
             "octal digits in quotes, as in `\"0770\"`",
         );
@@ -84,13 +87,14 @@ fn parse_mode(text: &str) -> Option<u32> {
         .filter(|mode| *mode <= 0o777)
 }
 
-/// A host name or an IP address, IPv6 without brackets. Only its shape is checked: names are resolved later.
+/// A host name or an IP address, IPv6 without brackets. Only its shape is checked: names are
+/// resolved later.
 pub(super) fn host(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
     match check_host(text) {
         Ok(()) => Some(text.to_owned()),
         Err(message) => {
-            field.fault(message);
+            field.error(message);
             None
         }
     }
@@ -103,18 +107,18 @@ pub(super) fn host_and_port(field: &Field<'_>) -> Option<(String, u16)> {
         .rsplit_once(':')
         .and_then(|(host, port)| Some((host, port_number(port)?)))
     else {
-        field.fault_with("is not a host and a port", "as in `db2:6432` or `\"[::1]:6432\"`");
+        field.error_with_hint("is not a host and a port", "as in `db2:6432` or `\"[::1]:6432\"`");
         return None;
     };
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     if bare.is_none() && host.contains(':') {
-        field.fault("an IPv6 address stands in brackets, as in `\"[::1]:6432\"`");
+        field.error("put an IPv6 address in brackets, as in `\"[::1]:6432\"`");
         return None;
     }
     match check_host(bare.unwrap_or(host)) {
         Ok(()) => Some((bare.unwrap_or(host).to_owned(), port)),
         Err(message) => {
-            field.fault(message);
+            field.error(message);
             None
         }
     }
@@ -122,7 +126,7 @@ pub(super) fn host_and_port(field: &Field<'_>) -> Option<(String, u16)> {
 
 fn check_host(host: &str) -> Result<(), &'static str> {
     if host.contains(['[', ']']) {
-        return Err("an IPv6 address stands here without brackets");
+        return Err("write an IPv6 address without brackets here");
     }
     if host.starts_with(['/', '@']) {
         return Err("a Unix-domain socket is not supported; give a host name or an IP address");

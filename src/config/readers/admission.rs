@@ -1,16 +1,18 @@
-//! The clients that may connect to a listener: addresses, the PROXY protocol, connections per second.
+//! The clients that may connect to a listener: addresses, the PROXY protocol, connections per
+//! second.
 
 use std::num::NonZeroU32;
 
 use crate::config::fields::{Field, Section};
 use crate::config::model::{Addresses, AdmissionRules, Network, ProxyProtocol};
 
-/// The part of `listeners[]` that says who may knock. `is_local`: it is a Unix socket, which has no addresses.
+/// The part of `listeners[]` that says who may knock. `is_local`: it is a Unix socket, which has no
+/// addresses.
 pub(super) fn read(listener: &Section<'_>, is_local: bool) -> AdmissionRules {
     if is_local {
         for key in ["allow", "deny", "proxy_protocol"] {
             if let Some(field) = listener.field(key) {
-                field.fault("has no effect on a Unix socket, whose clients have no addresses");
+                field.error("has no effect on a Unix socket, whose clients have no addresses");
             }
         }
     }
@@ -48,7 +50,7 @@ pub(super) fn networks(field: &Field<'_>) -> Vec<Network> {
         match Network::parse(text) {
             Ok(network) => networks.push(network),
             Err(message) => {
-                field.fault_with(message, "as in `10.0.0.0/8`, `10.1.2.3` or `\"2001:db8::/32\"`");
+                field.error_with_hint(message, "as in `10.0.0.0/8`, `10.1.2.3` or `\"2001:db8::/32\"`");
             }
         }
     }
@@ -61,7 +63,7 @@ pub(super) fn rate(of: &Section<'_>) -> Option<NonZeroU32> {
     let hint = "a whole number per second, as in `500/s`, or `0` for no limit";
     let Some(text) = field.written_text() else {
         if field.scalar()? != 0 {
-            field.fault_with("is not a rate", hint);
+            field.error_with_hint("is not a rate", hint);
         }
         return None;
     };
@@ -71,8 +73,8 @@ pub(super) fn rate(of: &Section<'_>) -> Option<NonZeroU32> {
         .and_then(|digits| digits.parse::<u32>().ok());
     match number.and_then(NonZeroU32::new) {
         Some(rate) if rate.get() <= field.most_rate() => return Some(rate),
-        Some(_) => field.fault(format!("must be at most {}/s", field.most_rate())),
-        None => field.fault_with("is not a rate", hint),
+        Some(_) => field.error(format!("must be at most {}/s", field.most_rate())),
+        None => field.error_with_hint("is not a rate", hint),
     }
     None
 }

@@ -13,13 +13,13 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
     let query = section.field("query");
     let cache_ttl = section.field("cache_ttl");
     if let (Some(_), Some(query)) = (&users_file, &query) {
-        query.fault("stands beside `users_file`; remove one of them");
+        query.error("cannot be combined with `users_file`; remove one of them");
     }
     let login_timeout = section.duration("login_timeout");
     let rate_limit = rate_limit(&section, login_timeout);
     let verifiers = if let Some(field) = users_file {
         if let Some(field) = cache_ttl {
-            field.fault("has no effect with `users_file`");
+            field.error("has no effect with `users_file`");
         }
         field
             .users_file()
@@ -37,7 +37,7 @@ pub(super) fn auth(root: &Section<'_>) -> Option<Auth> {
     let hba_file = section.field("hba_file");
     let ident_file = section.field("ident_file");
     if let (None, Some(field)) = (&hba_file, &ident_file) {
-        field.fault("needs `hba_file` beside it, whose rules name the maps");
+        field.error("needs `hba_file`, whose rules name the maps");
     }
     let ldap_roots = section.field("ldap_ca_file").and_then(|field| field.roots());
     let server_credentials = server_credentials(&section);
@@ -60,7 +60,7 @@ fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
     if failures == 0 {
         for key in ["delay", "max_delay", "refuse_after", "refuse_for", "exempt"] {
             if let Some(field) = section.field(key) {
-                field.fault("has no effect with `failures: 0`");
+                field.error("has no effect with `failures: 0`");
             }
         }
     }
@@ -72,7 +72,7 @@ fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
     let max_delay = match max_field.as_ref().and_then(Field::duration) {
         Some(max_delay) => {
             if let Some(field) = max_field.filter(|_| max_delay > longest) {
-                field.fault("must not be longer than half of `auth.login_timeout`");
+                field.error("must not be longer than half of `auth.login_timeout`");
             }
             max_delay
         }
@@ -82,12 +82,12 @@ fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
             .min(longest),
     };
     if let Some(field) = delay_field.filter(|_| delay.is_some_and(|delay| delay > max_delay)) {
-        field.fault("must not be longer than `max_delay`, nor than half of `auth.login_timeout`");
+        field.error("must not be longer than `max_delay`, nor than half of `auth.login_timeout`");
     }
     let refuse_field = section.field("refuse_after");
     let mut refuse_after = section.number("refuse_after");
     match refuse_field {
-        Some(field) if refuse_after < failures => field.fault("must not be less than `failures`"),
+        Some(field) if refuse_after < failures => field.error("must not be less than `failures`"),
         Some(_) => {}
         None => refuse_after = refuse_after.max(failures),
     }
@@ -110,7 +110,7 @@ fn rate_limit(auth: &Section<'_>, login_timeout: Duration) -> RateLimit {
 fn verifier_query(field: &Field<'_>) -> Option<String> {
     let sql = field.text()?;
     if !sql.contains("$1") {
-        field.fault("must contain `$1`, which stands for the user's name");
+        field.error("must contain `$1`, which stands for the user's name");
         return None;
     }
     Some(sql.to_owned())

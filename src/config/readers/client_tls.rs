@@ -13,8 +13,8 @@ use crate::config::fields::{self, Context, Field, Section, Unlock};
 use crate::config::model::{ClientTls, KeyPair, MinVersion, ServedCertificate};
 use crate::tls::{self, Authorities, ClientVerifier};
 
-/// A record carries at most 8 KiB of plaintext: `libpq` clients that poll the socket can hang on more. rustls
-/// takes the record's header (5 bytes) off this number.
+/// A record carries at most 8 KiB of plaintext: `libpq` clients that poll the socket can hang on
+/// more. rustls takes the record's header (5 bytes) off this number.
 const MAX_FRAGMENT: usize = 8192;
 
 pub(super) static BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
@@ -43,7 +43,7 @@ pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
         match server_config(root.context(), &pair, b"postgresql", versions?, clients.clone()) {
             Ok(server_config) => served.push(ServedCertificate { pair, server_config }),
             Err(error) => {
-                field.fault(format!("cannot be used: {error}"));
+                field.error(format!("cannot be used: {error}"));
                 return None;
             }
         }
@@ -65,7 +65,7 @@ pub(super) fn key_pair(section: &Section<'_>) -> Option<Arc<KeyPair>> {
 /// What clients' certificates are checked against; `Some(None)` where they are not asked for any.
 #[expect(
     clippy::option_option,
-    reason = "the outer one is a fault, as everywhere here"
+    reason = "the outer one is an error, as everywhere here"
 )]
 fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVerifier>>> {
     let lists = section.field("client_crl_file");
@@ -73,7 +73,7 @@ fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVer
         let Some(lists) = lists else {
             return Some(None);
         };
-        lists.fault("has no effect without `client_ca_file`");
+        lists.error("has no effect without `client_ca_file`");
         return None;
     };
     let roots = field.roots();
@@ -84,7 +84,7 @@ fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVer
     match verifier_of(section.context(), &roots?, &lists?) {
         Ok(verifier) => Some(Some(verifier)),
         Err(error) => {
-            field.fault(format!("cannot be used: {error}"));
+            field.error(format!("cannot be used: {error}"));
             None
         }
     }
@@ -96,7 +96,7 @@ fn verifier_of(
     roots: &[CertificateDer<'static>],
     lists: &[CertificateRevocationListDer<'static>],
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let authorities = Authorities::new(roots).map_err(|fault| fault.to_string())?;
+    let authorities = Authorities::new(roots).map_err(|error| error.to_string())?;
     Ok(ClientVerifier::new(authorities, lists, &context.provider)?)
 }
 

@@ -10,8 +10,8 @@ use crate::config::model::{
     ServiceAccount, Source,
 };
 
-/// What was read of a cluster; `None` where there was a fault.
-pub(super) struct Draft {
+/// What was read of a cluster; `None` where there was an error.
+pub(super) struct ClusterDraft {
     pub(super) name: Arc<str>,
     source: Option<Source>,
     etcd: Option<Etcd>,
@@ -24,7 +24,7 @@ pub(super) struct Draft {
     placement: Placement,
 }
 
-impl Draft {
+impl ClusterDraft {
     /// It is a fixed list of servers.
     pub(super) fn is_fixed(&self) -> bool {
         matches!(self.source, Some(Source::Servers(_)))
@@ -55,13 +55,13 @@ impl Draft {
     }
 }
 
-pub(super) fn cluster(name: &str, field: &Field<'_>) -> Draft {
+pub(super) fn cluster(name: &str, field: &Field<'_>) -> ClusterDraft {
     let section = field.section();
     let name: Arc<str> = Arc::from(name);
     let context = section.context();
     let source = source(&section);
     let (server, slow_start, max_connections) = server_options(&section);
-    Draft {
+    ClusterDraft {
         placement: Placement {
             slow_start,
             ..placement::read(&section, source.as_ref())
@@ -87,14 +87,14 @@ fn source(section: &Section<'_>) -> Option<Source> {
         (true, None) => patroni::patroni(&section.section("patroni")).map(Source::Patroni),
         (false, Some(servers)) => fixed_servers(&servers).map(Source::Servers),
         (true, Some(servers)) => {
-            // Only for its faults.
+            // Only to report its errors.
             let _ = patroni::patroni(&section.section("patroni"));
             let _ = fixed_servers(&servers);
-            servers.fault("`servers` stands instead of `patroni`; remove one of them");
+            servers.error("`servers` cannot be combined with `patroni`; remove one of them");
             None
         }
         (false, None) => {
-            section.fault("`patroni` is missing; a cluster without Patroni has `servers`");
+            section.error("`patroni` is missing; for a cluster without Patroni give `servers`");
             None
         }
     }
@@ -139,7 +139,7 @@ fn service_account(cluster: &Section<'_>) -> Option<ServiceAccount> {
     let file = section.field("password_file");
     let variable = section.field("password_env");
     if let (Some(_), Some(variable)) = (&file, &variable) {
-        variable.fault("stands beside `password_file`; remove one of them");
+        variable.error("cannot be combined with `password_file`; remove one of them");
     }
     let password = match (file, variable) {
         (Some(file), _) => file.secret_file(),
@@ -165,7 +165,7 @@ fn server_options(cluster: &Section<'_>) -> (ServerOptions, Duration, u32) {
         .field("keepalive")
         .filter(|_| keepalive.is_some_and(|time| time.subsec_nanos() != 0))
     {
-        field.fault("must be whole seconds");
+        field.error("must be whole seconds");
     }
     let options = ServerOptions {
         connect_timeout: section.duration("connect_timeout"),

@@ -1,4 +1,5 @@
-//! What the HTTP interfaces of Patroni and of etcd have in common: URLs, authorities, user and password.
+//! What the HTTP interfaces of Patroni and of etcd have in common: URLs, authorities, user and
+//! password.
 
 use rustls::pki_types::CertificateDer;
 
@@ -25,15 +26,15 @@ fn endpoint(field: &Field<'_>) -> Option<String> {
         .ok()
         .filter(|url| has_scheme && url.host_str().is_some());
     let Some(url) = url else {
-        field.fault_with("is not an `http://` or `https://` URL", hint);
+        field.error_with_hint("is not an `http://` or `https://` URL", hint);
         return None;
     };
     if !url.username().is_empty() || url.password().is_some() {
-        field.fault("must not contain a user or a password; use `username` and `password_file`");
+        field.error("must not contain a user or a password; use `username` and `password_file`");
         return None;
     }
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() || url.port() == Some(0) {
-        field.fault_with("is a scheme, a host and a port, without a path", hint);
+        field.error_with_hint("must be a scheme, a host and a port, without a path", hint);
         return None;
     }
     Some(url.as_str().trim_end_matches('/').to_owned())
@@ -49,7 +50,7 @@ pub(super) fn authorities(
     });
     for key in ["ca_file", "cert_file", "key_file"] {
         if let Some(field) = section.field(key).filter(|_| clear) {
-            field.fault_with(
+            field.error_with_hint(
                 "has no effect: every endpoint is `http://`",
                 "use `https://` or remove it",
             );

@@ -4,11 +4,11 @@ use super::endpoints::{authorities, endpoints, login};
 use crate::config::fields::{Field, Section, Unlock, key_pair};
 use crate::config::model::Etcd;
 
-/// `None` where there is no such section or a fault in it.
+/// `None` where there is no such section or an error in it.
 pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
     let field = cluster.field("etcd")?;
     if cluster.has("servers") && !cluster.has("patroni") {
-        field.fault("has no effect with `servers`: it is a watch on Patroni's keys");
+        field.error("has no effect with `servers`: it watches Patroni's keys");
     }
     let section = field.section();
     let endpoints = section.required("endpoints").map(|field| endpoints(&field));
@@ -24,7 +24,7 @@ pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
     let scope = section.required("scope").and_then(|field| {
         let scope = path(&field);
         if scope.as_deref() == Some("") {
-            field.fault("must not be empty");
+            field.error("must not be empty");
         }
         scope
     });
@@ -47,7 +47,7 @@ pub(super) fn read(cluster: &Section<'_>) -> Option<Etcd> {
 fn path(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
     if text.chars().any(char::is_control) {
-        field.fault("contains a control character");
+        field.error("contains a control character");
         return None;
     }
     Some(without_slashes(text))

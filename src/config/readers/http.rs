@@ -58,7 +58,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -
             proxy_protocol,
         }),
         Err(error) => {
-            tls.fault(format!("cannot be used: {error}"));
+            tls.error(format!("cannot be used: {error}"));
             None
         }
     }
@@ -71,7 +71,7 @@ fn token(http: &Section<'_>) -> Option<Secret> {
         if token.expose().iter().all(u8::is_ascii_graphic) {
             return Some(token);
         }
-        field.fault("the token must be letters, digits and punctuation: it stands in a header");
+        field.error("the token must be letters, digits and punctuation, since it is sent in a header");
         None
     })
 }

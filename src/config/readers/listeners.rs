@@ -17,7 +17,7 @@ pub(super) fn listeners<'a>(
     tls: Option<&ClientTls>,
     places: &mut Vec<SocketToBind<'a>>,
 ) -> Vec<Listener> {
-    // A certificate that is written and faulty is one fault, not one for each listener.
+    // A certificate that is written and faulty is one error, not one for each listener.
     let can_tls = tls.is_some() || root.has("tls");
     let Some(field) = root.field("listeners") else {
         return default_listeners(root, routes, can_tls, places);
@@ -40,8 +40,8 @@ pub(super) fn listeners<'a>(
         if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
             (mode, on_leader, section.field("mode"))
         {
-            field.fault_with(
-                "cannot be `tcp` where the route has `read_only_on_leader: enforced`: the client logs in as itself",
+            field.error_with_hint(
+                "cannot be `tcp` where the route has `read_only_on_leader: enforced`: the client itself logs into the server",
                 "use `mode: postgres`, or another route",
             );
         }
@@ -94,7 +94,7 @@ fn default_listeners<'a>(
         .iter()
         .find(|(name, _)| routes.names.as_ref().is_some_and(|routes| !routes.contains(name)));
     if let Some((name, _)) = missing {
-        root.fault(format!(
+        root.error(format!(
             "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
         ));
     }
@@ -119,13 +119,13 @@ fn default_listeners<'a>(
     DEFAULT_LISTENERS.into_iter().map(listener).collect()
 }
 
-/// Where bytes are passed on unread, nothing can be told in a startup packet.
+/// Where bytes are forwarded unread, the startup packet cannot carry the address.
 fn check_client_addresses(routes: &Routes<'_>, uses: &[(&str, ListenerMode)]) {
     for (route, field) in &routes.client_addresses {
         let mut modes = uses.iter().filter(|(name, _)| name == route).peekable();
         if modes.peek().is_some() && modes.all(|(_, mode)| *mode == ListenerMode::Tcp) {
-            field.fault_with(
-                "has no effect: every listener of the route has `mode: tcp`, which passes on what the client says unread",
+            field.error_with_hint(
+                "has no effect: every listener of the route has `mode: tcp`, which forwards the client's bytes unread",
                 "remove it, or give the route a listener with `mode: postgres`",
             );
         }
@@ -141,7 +141,7 @@ fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddre
             .map(|(path, mode)| BindAddress::Unix { path, mode });
     }
     if let Some(field) = listener.field("socket_mode") {
-        field.fault("has no effect: `address` is not the path of a Unix socket");
+        field.error("has no effect: `address` is not the path of a Unix socket");
     }
     bind_address(field)
 }
@@ -149,30 +149,31 @@ fn listen_address(listener: &Section<'_>, field: &Field<'_>) -> Option<BindAddre
 /// The servers decide, with their own certificates and `pg_hba.conf`.
 fn no_tls(listener: &Section<'_>) -> ListenerTls {
     if let Some(field) = listener.field("tls") {
-        field.fault_with(
+        field.error_with_hint(
             "has no effect with `mode: tcp`: TLS is between the client and the server",
-            "remove it; what the servers ask for is in their `ssl` and pg_hba.conf",
+            "remove it; the servers decide by their `ssl` and pg_hba.conf",
         );
     }
     ListenerTls::Off
 }
 
-/// Nobody listens in on a Unix socket: like PostgreSQL it offers no TLS.
+/// The network cannot see a Unix socket: like PostgreSQL's it offers no TLS.
 fn local_tls(listener: &Section<'_>) -> ListenerTls {
     if let Some(field) = listener.field("tls")
         && field.one_of() == Some(ListenerTls::Required)
     {
-        field.fault("`required` cannot be had on a Unix socket, which offers no TLS");
+        field.error("`required` is not possible on a Unix socket, which offers no TLS");
     }
     ListenerTls::Off
 }
 
-/// Without a certificate `optional` offers none, which is `off`: one case less for the rest of the program.
+/// Without a certificate `optional` offers no TLS, so it becomes `off`: one case less for the rest
+/// of the program.
 fn listener_tls(listener: &Section<'_>, can_tls: bool) -> ListenerTls {
     match listener.word("tls") {
         ListenerTls::Required if !can_tls => {
             if let Some(field) = listener.field("tls") {
-                field.fault("`required` needs a certificate in `tls.certificates`");
+                field.error("`required` needs a certificate in `tls.certificates`");
             }
             ListenerTls::Required
         }

@@ -2,7 +2,7 @@
 
 use crate::config::fields::{Field, report_repeated};
 
-/// The names given by the file, whether or not what they name is without fault.
+/// The names given by the file, whether or not what they name is without error.
 pub(super) type Names<'a> = Option<Vec<&'a str>>;
 
 /// A name that must be one of `names`; with `None` they are unknown, and any will do.
@@ -10,9 +10,9 @@ pub(super) fn reference<'a>(field: &Field<'a>, names: &Names<'_>, what: &str) ->
     let name = field.name()?;
     match names {
         Some(names) if !names.contains(&name) => {
-            field.fault_with(
+            field.error_with_hint(
                 format!("there is no {what} `{name}`"),
-                format!("there is: {}", names.join(", ")),
+                format!("the names are: {}", names.join(", ")),
             );
             None
         }

@@ -13,7 +13,7 @@ pub(super) fn max_lag(
 ) -> Option<MaxLag> {
     let field = route.field("max_lag")?;
     if access == Some(Access::ReadWrite) {
-        field.fault("has no effect: the leader is not behind itself");
+        field.error("has no effect: the leader has no lag");
     }
     limits(&field, probe_interval)
 }
@@ -25,7 +25,7 @@ pub(super) fn on_unfit(route: &Section<'_>) -> OnUnfit {
         .field("lag")
         .filter(|_| lag != Unfit::Keep && !route.has("max_lag"))
     {
-        field.fault("has no effect without `max_lag`");
+        field.error("has no effect without `max_lag`");
     }
     if let Some(field) = section.field("role") {
         let _ = field.word();
@@ -59,7 +59,7 @@ fn limits(field: &Field<'_>, probe_interval: Option<Duration>) -> Option<MaxLag>
         .iter()
         .any(|key| section.has(key))
     {
-        field.fault("needs `bytes`, `time` or both");
+        field.error("needs `bytes`, `time` or both");
     }
     Some(MaxLag { bytes, time }).filter(|max| max.bytes.is_some() || max.time.is_some())
 }
@@ -74,7 +74,7 @@ fn limit<'s, T: Copy + PartialOrd>(
     let recover = section.field(recover);
     let Some(most) = section.field(most) else {
         if let Some(field) = recover {
-            field.fault("has no effect without the limit itself");
+            field.error("has no effect without the limit itself");
         }
         return None;
     };
@@ -83,7 +83,7 @@ fn limit<'s, T: Copy + PartialOrd>(
         Some(field) => {
             let recover = read_recover(&field)?;
             if recover > most {
-                field.fault("is more than the limit itself");
+                field.error("must not be more than the limit");
             }
             recover
         }

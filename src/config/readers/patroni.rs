@@ -15,7 +15,7 @@ pub(super) fn patroni(section: &Section<'_>) -> Option<Patroni> {
     let fast = section.field("fast_poll_interval");
     let fast_poll_interval = match fast.as_ref().map(|field| (field, field.duration())) {
         Some((field, Some(fast))) if fast > poll_interval => {
-            field.fault("must not be longer than `poll_interval`");
+            field.error("must not be longer than `poll_interval`");
             fast
         }
         Some((_, Some(fast))) => fast,

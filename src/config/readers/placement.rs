@@ -13,7 +13,7 @@ pub(super) fn read(cluster: &Section<'_>, source: Option<&Source>) -> Placement 
     let zone_tag = cluster.field("zone_tag");
     if matches!(source, Some(Source::Servers(_))) {
         for field in weight_tag.iter().chain(&zone_tag) {
-            field.fault("has no effect: tags are Patroni's, and the cluster is a list of `servers`");
+            field.error("has no effect: tags are Patroni's, and the cluster is a list of `servers`");
         }
     }
     let tag = |field: Option<Field<'_>>| field.and_then(|field| field.name().map(str::to_owned));
@@ -34,9 +34,9 @@ pub(super) fn read(cluster: &Section<'_>, source: Option<&Source>) -> Placement 
             && !servers.iter().any(|server| server.name == name)
         {
             let known: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
-            field.fault_with(
+            field.error_with_hint(
                 format!("there is no server `{name}`"),
-                format!("there is: {}", known.join(", ")),
+                format!("the servers are: {}", known.join(", ")),
             );
         }
         let section = field.section();
@@ -47,7 +47,7 @@ pub(super) fn read(cluster: &Section<'_>, source: Option<&Source>) -> Placement 
         let own = section.field("zone");
         gives_zones |= own.is_some();
         if let Some(field) = own.as_ref().filter(|_| !cluster.has("zone")) {
-            field.fault("has no effect without the router's own zone, `zone` of the cluster");
+            field.error("has no effect without the router's own zone, `zone` of the cluster");
         }
         let zone = own.and_then(|field| self::zone(&field));
         placement
@@ -56,9 +56,9 @@ pub(super) fn read(cluster: &Section<'_>, source: Option<&Source>) -> Placement 
     }
     match (cluster.field("zone"), cluster.field("zone_tag")) {
         (Some(field), None) if !gives_zones => {
-            field.fault("has no effect: no member has a zone; give `zone_tag`, or `zone` in `members`");
+            field.error("has no effect: no member has a zone; give `zone_tag`, or `zone` in `members`");
         }
-        (None, Some(field)) => field.fault("has no effect without the router's own zone, `zone`"),
+        (None, Some(field)) => field.error("has no effect without the router's own zone, `zone`"),
         _ => {}
     }
     placement

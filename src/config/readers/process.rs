@@ -1,4 +1,5 @@
-//! What concerns the router as a whole: `limits`, `log`, `shutdown`, `workers`, `control_socket` and `state_file`.
+//! What concerns the router as a whole: `limits`, `log`, `shutdown`, `workers`, `control_socket`
+//! and `state_file`.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -37,8 +38,8 @@ pub(super) fn shutdown(root: &Section<'_>) -> Shutdown {
     }
 }
 
-/// Half of the processors by default: sessions that share a thread share its wake-ups, and read more at a time. The
-/// figures are in `docs/benchmarks.md`.
+/// Half of the processors by default: sessions that share a thread share its wake-ups, and read
+/// more at a time. The figures are in `docs/benchmarks.md`.
 pub(super) fn workers(root: &Section<'_>) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let asked = root.field("workers").and_then(|field| field.number());
@@ -49,7 +50,7 @@ pub(super) fn control_socket(root: &Section<'_>) -> Option<PathBuf> {
     let field = root.field("control_socket")?;
     let path = PathBuf::from(field.text()?);
     if !path.is_absolute() || path.as_os_str().as_bytes().len() > LONGEST_SOCKET_PATH {
-        field.fault(format!(
+        field.error(format!(
             "is not an absolute path of at most {LONGEST_SOCKET_PATH} bytes"
         ));
         return None;
@@ -64,12 +65,12 @@ pub(super) fn state_file(root: &Section<'_>) -> Option<PathBuf> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     match directory.map(std::fs::metadata) {
         _ if path.file_name().is_none() || path.is_dir() => {
-            field.fault(format!("{}: is not the name of a file", path.display()));
+            field.error(format!("{}: is not the name of a file", path.display()));
         }
         Some(Ok(metadata)) if !metadata.is_dir() => {
-            field.fault(format!("{}: its directory is none", path.display()));
+            field.error(format!("{}: its directory is not a directory", path.display()));
         }
-        Some(Err(error)) => field.fault(format!(
+        Some(Err(error)) => field.error(format!(
             "{}: its directory cannot be used: {error}",
             path.display()
         )),

@@ -15,10 +15,11 @@ use crate::config::schema::ROUTE;
 
 /// What a route's reader needs to know of other sections.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Around<'a> {
-    /// The cluster is a list of servers: of their roles and tags nothing is known but which one leads.
+pub(super) struct RouteContext<'a> {
+    /// The cluster is a list of servers: of their roles and tags nothing is known but which one
+    /// leads.
     pub(super) is_fixed: bool,
-    /// The cluster has `server.max_connections`, without which nobody waits.
+    /// The cluster has `server.max_connections`, without which no session waits.
     pub(super) is_bounded: bool,
     pub(super) probe_interval: Option<Duration>,
     /// `None` where `auth` has errors itself.
@@ -30,7 +31,7 @@ pub(super) fn read(
     section: &Section<'_>,
     name: &str,
     cluster: Option<&str>,
-    around: &Around<'_>,
+    around: &RouteContext<'_>,
 ) -> Option<Route> {
     let targets = section
         .required("targets")
@@ -53,8 +54,14 @@ impl Route {
     pub fn new(name: &str, cluster: &str, targets: Vec<Tier>) -> Self {
         let context = Context::new(Path::new(""), 0, &|_| None);
         let section = Section::unwritten(&context, &ROUTE);
-        with_targets(&section, name, Some(cluster), Some(targets), &Around::default())
-            .unwrap_or_else(|| unreachable!("a section that is not written has no errors"))
+        with_targets(
+            &section,
+            name,
+            Some(cluster),
+            Some(targets),
+            &RouteContext::default(),
+        )
+        .unwrap_or_else(|| unreachable!("a section that is not written has no errors"))
     }
 }
 
@@ -63,7 +70,7 @@ fn with_targets(
     name: &str,
     cluster: Option<&str>,
     targets: Option<Vec<Tier>>,
-    around: &Around<'_>,
+    around: &RouteContext<'_>,
 ) -> Option<Route> {
     let access = targets.as_deref().map(Access::of);
     let queue = queue(section, around.is_bounded);
@@ -109,25 +116,25 @@ fn check_targets(
                 .field("balance")
                 .filter(|_| balance.is_some_and(|balance| balance != default))
             {
-                field.fault("has no effect: there is one leader at most");
+                field.error("has no effect: there is one leader at most");
             }
             if let Some(field) = on_leader_field {
-                field.fault("has no effect: `targets: [leader]` is a read-write route");
+                field.error("has no effect: `targets: [leader]` is a read-write route");
             }
         }
         (Access::ReadOnly, true) if on_leader == Some(OnLeader::Refused) => {
             let place = section.field("targets").or(on_leader_field);
             if let Some(field) = place {
-                field.fault_with(
-                    "sends read-only sessions to the leader, where nothing but their privileges keeps them from writing",
-                    "leave `leader` and `any` out, or allow it with `read_only_on_leader`, `unenforced` or `enforced`; \
-                     a read-write route has the targets `[leader]` alone",
+                field.error_with_hint(
+                    "sends read-only sessions to the leader, where only their privileges keep them from writing",
+                    "remove `leader` and `any`, or set `read_only_on_leader` to `unenforced` or `enforced`; \
+                     a read-write route has `targets: [leader]`",
                 );
             }
         }
         (Access::ReadOnly, false) if on_leader.is_some_and(|on_leader| on_leader != OnLeader::Refused) => {
             if let Some(field) = on_leader_field {
-                field.fault("has no effect: neither `leader` nor `any` is among the targets");
+                field.error("has no effect: neither `leader` nor `any` is among the targets");
             }
         }
         (Access::ReadOnly, _) => {}
@@ -140,16 +147,16 @@ fn on_leader(section: &Section<'_>, auth: Option<&Auth>) -> Option<OnLeader> {
         && on_leader == OnLeader::Enforced
         && auth.is_some_and(|auth| !replaces_everybody(auth))
     {
-        field.fault_with(
-            "`enforced` needs a role that may not write for every user: `auth.server_credentials` with `server_user` in \
-             each entry, the last of them for `users: all`",
-            "or `unenforced`, where users log in as themselves",
+        field.error_with_hint(
+            "`enforced` needs a role without write privileges for every user: `auth.server_credentials` with \
+             `server_user` in each entry, the last of them for `users: all`",
+            "or use `unenforced`; users then log in as themselves",
         );
     }
     Some(on_leader)
 }
 
-/// Whether nobody's sessions log in as who they came in as.
+/// Whether every session logs into the servers as another user than its client's.
 fn replaces_everybody(auth: &Auth) -> bool {
     let credentials = &auth.server_credentials;
     credentials.iter().all(|entry| entry.server_user.is_some())
@@ -158,18 +165,19 @@ fn replaces_everybody(auth: &Auth) -> bool {
             .is_some_and(|entry| entry.users == CredentialUsers::All)
 }
 
-/// `queue_timeout` and `max_queue`. `is_bounded`: the cluster has `server.max_connections`, without which nobody waits.
+/// `queue_timeout` and `max_queue`. `is_bounded`: the cluster has `server.max_connections`, without
+/// which no session waits.
 fn queue(route: &Section<'_>, is_bounded: bool) -> Queue {
     let timeout = route.field("queue_timeout");
     let most = route.field("max_queue");
     if !is_bounded {
         for field in timeout.iter().chain(&most) {
-            field.fault("has no effect: the cluster has no `server.max_connections` to wait for");
+            field.error("has no effect: the cluster has no `server.max_connections`");
         }
     }
     let most_value = route.number("max_queue");
     if let Some(field) = timeout.as_ref().filter(|_| most_value == 0) {
-        field.fault("has no effect with `max_queue: 0`");
+        field.error("has no effect with `max_queue: 0`");
     }
     Queue {
         timeout: route.duration("queue_timeout"),

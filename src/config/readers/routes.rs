@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::clusters::Draft;
+use super::clusters::ClusterDraft;
 use super::names::{Names, reference};
-use super::route::{self, Around};
+use super::route::{self, RouteContext};
 use crate::config::fields::{Field, Section};
 use crate::config::model::{Auth, Route};
 use crate::config::schema::DEFAULT_ROUTES;
@@ -22,7 +22,7 @@ pub(super) struct Routes<'a> {
 pub(super) fn routes<'a>(
     root: &Section<'a>,
     clusters: &Names<'_>,
-    drafts: &[Draft],
+    drafts: &[ClusterDraft],
     auth: Option<&Auth>,
 ) -> Routes<'a> {
     let first = clusters.as_ref().and_then(|names| names.first().copied());
@@ -48,10 +48,10 @@ pub(super) fn routes<'a>(
             None => first,
         };
         let draft = drafts.iter().find(|draft| Some(&*draft.name) == cluster);
-        let around = Around {
-            is_fixed: draft.is_some_and(Draft::is_fixed),
-            is_bounded: draft.is_none_or(Draft::is_bounded),
-            probe_interval: draft.map(Draft::probe_interval),
+        let around = RouteContext {
+            is_fixed: draft.is_some_and(ClusterDraft::is_fixed),
+            is_bounded: draft.is_none_or(ClusterDraft::is_bounded),
+            probe_interval: draft.map(ClusterDraft::probe_interval),
             auth,
         };
         if let Some(field) = section.field("resume") {

@@ -1,12 +1,13 @@
-//! `auth.server_credentials`: how sessions log into the servers where the client's own login is not enough.
+//! `auth.server_credentials`: how sessions log into the servers where the client's own login is not
+//! enough.
 
 use super::clusters;
 use super::names::user_names;
 use crate::config::fields::{Field, Section, Unlock, key_pair};
 use crate::config::model::{Auth, CredentialUsers, ServerCredential, ServerSecret};
 
-/// The list `auth.server_credentials`; empty where it is not written. `None` where an entry has a fault: what the list
-/// lacks without it is no fault of its own.
+/// The list `auth.server_credentials`; empty where it is not written. `None` where an entry has an
+/// error: the list without it must not cause further errors.
 pub(super) fn server_credentials(auth: &Section<'_>) -> Option<Vec<ServerCredential>> {
     let Some(field) = auth.field("server_credentials") else {
         return Some(Vec::new());
@@ -18,7 +19,7 @@ pub(super) fn server_credentials(auth: &Section<'_>) -> Option<Vec<ServerCredent
         && credentials.len() == fields.len()
         && index + 1 < fields.len()
     {
-        fields[index + 1].fault(format!(
+        fields[index + 1].error(format!(
             "is never reached: {} is for all users",
             fields[index].path
         ));
@@ -59,11 +60,11 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
     let with_certificate = section.has("cert_file") || section.has("key_file");
     let ways = usize::from(file.is_some()) + usize::from(client.is_some()) + usize::from(with_certificate);
     if ways > 1 {
-        field.fault("has more than one of `password_file`, `password` and `cert_file`; leave one");
+        field.error("has more than one of `password_file`, `password` and `cert_file`; keep one of them");
         return None;
     }
     if let Some(field) = section.field("passphrase_command").filter(|_| !with_certificate) {
-        field.fault("needs `cert_file` and `key_file` beside it");
+        field.error("needs `cert_file` and `key_file`");
     }
     if let Some(file) = file {
         return file.secret_file().map(ServerSecret::Password);
@@ -79,19 +80,23 @@ fn secret(field: &Field<'_>, section: &Section<'_>) -> Option<ServerSecret> {
     Some(ServerSecret::ClusterCertificate)
 }
 
-/// A credential without secret of its own leans on the cluster's certificate, which every cluster must then have.
-pub(super) fn check_cluster_certificates(root: &Section<'_>, auth: &Auth, clusters: &[clusters::Draft]) {
+/// A credential without a secret uses the cluster's certificate, so every cluster must have one.
+pub(super) fn check_cluster_certificates(
+    root: &Section<'_>,
+    auth: &Auth,
+    clusters: &[clusters::ClusterDraft],
+) {
     let bare = |credential: &&ServerCredential| matches!(credential.secret, ServerSecret::ClusterCertificate);
     let without = clusters.iter().find(|cluster| {
         let tls = cluster.server_tls.as_ref();
         tls.is_some_and(|tls| tls.client_certificate.is_none())
     });
     if let (Some(credential), Some(cluster)) = (auth.server_credentials.iter().find(bare), without) {
-        root.context().fault(
+        root.context().error(
             &credential.path,
             credential.line,
             format!(
-                "has no secret, and cluster `{}` has no `server_tls.sslcert` that the servers could know the router by",
+                "has no secret, and cluster `{}` has no `server_tls.sslcert` by which the servers could authenticate the router",
                 cluster.name
             ),
             Some("give it `password_file`, `cert_file` and `key_file`, or `password: client`".to_owned()),

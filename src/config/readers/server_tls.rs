@@ -16,15 +16,15 @@ pub(super) fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
     let mut roots = None;
     match (&root, root.as_ref().and_then(Field::text)) {
         (Some(field), Some(text)) if field.has_word(text) => {
-            // As libpq: any public authority would do, so only the name tells servers apart.
+            // As libpq: any public authority is accepted, so only the name distinguishes servers.
             if sslmode.is_some_and(|mode| mode != SslMode::VerifyFull) {
-                field.fault("`system` needs `sslmode: verify-full`");
+                field.error("`system` needs `sslmode: verify-full`");
             }
         }
         (Some(field), Some(_)) => roots = field.roots(),
         _ => {
             if sslmode == Some(SslMode::VerifyCa) && root.is_none() {
-                section.fault("`sslmode: verify-ca` needs `sslrootcert`, a file");
+                section.error("`sslmode: verify-ca` needs `sslrootcert`, a file");
             }
         }
     }
@@ -33,12 +33,12 @@ pub(super) fn server_tls(cluster: &Section<'_>) -> Option<ServerTls> {
     if sslmode == Some(SslMode::Disable) {
         for key in ["sslrootcert", "sslcert", "sslkey", "sslpassphrase_command"] {
             if let Some(field) = section.field(key) {
-                field.fault("has no effect with `sslmode: disable`");
+                field.error("has no effect with `sslmode: disable`");
             }
         }
     }
     if let (None, Some(command)) = (section.field("sslkey"), &command) {
-        command.fault("has no effect without `sslkey`");
+        command.error("has no effect without `sslkey`");
     }
     let unlock = Unlock::With("sslpassphrase_command", command);
     let client_certificate = pair.and_then(|(cert, key)| key_pair(&cert, &key, &unlock));
@@ -63,7 +63,7 @@ fn sslnegotiation(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ssl
         .field("sslnegotiation")
         .filter(|_| negotiation == Some(SslNegotiation::Direct) && weak)
     {
-        field.fault("`direct` needs `sslmode: require`, `verify-ca` or `verify-full`");
+        field.error("`direct` needs `sslmode: require`, `verify-ca` or `verify-full`");
     }
     negotiation
 }
@@ -71,7 +71,7 @@ fn sslnegotiation(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ssl
 /// The inner `None`: the member's host.
 #[expect(
     clippy::option_option,
-    reason = "the outer one is a fault, as everywhere here"
+    reason = "the outer one is an error, as everywhere here"
 )]
 fn server_name(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Option<String>> {
     let Some(field) = section.field("server_name") else {
@@ -79,13 +79,13 @@ fn server_name(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Option
     };
     let name = field.text()?;
     if sslmode == Some(SslMode::Disable) {
-        field.fault("has no effect with `sslmode: disable`");
+        field.error("has no effect with `sslmode: disable`");
         return None;
     }
     if !matches!(ServerName::try_from(name), Ok(ServerName::DnsName(_))) {
-        field.fault_with(
+        field.error_with_hint(
             "is not a DNS name",
-            "it is the name that the servers' certificates have, as in `db.example.org`",
+            "give the name in the servers' certificates, as in `db.example.org`",
         );
         return None;
     }
@@ -98,7 +98,7 @@ fn channel_binding(section: &Section<'_>, sslmode: Option<SslMode>) -> Option<Ch
         .field("channel_binding")
         .filter(|_| binding == Some(ChannelBinding::Require) && sslmode == Some(SslMode::Disable))
     {
-        field.fault("`require` needs TLS, and `sslmode` is `disable`");
+        field.error("`require` needs TLS, and `sslmode` is `disable`");
     }
     binding
 }
@@ -109,7 +109,7 @@ fn require_auth(section: &Section<'_>, binding: Option<ChannelBinding>) -> Optio
     };
     let required = required_methods(&field)?;
     if binding == Some(ChannelBinding::Require) && required.ruling(AuthMethod::Scram) == Ruling::Refused {
-        field.fault("leaves out `scram-sha-256`, which `channel_binding: require` needs");
+        field.error("leaves out `scram-sha-256`, which `channel_binding: require` needs");
         return None;
     }
     Some(required)
@@ -131,23 +131,23 @@ fn required_methods(field: &Field<'_>) -> Option<RequireAuth> {
             None => (word, &mut only),
         };
         let Some(method) = AuthMethod::from_word(name) else {
-            field.fault_with(
+            field.error_with_hint(
                 format!("`{}` is not a method", name.escape_debug()),
                 format!(
-                    "there is: {}; each with `!` before it, or none",
+                    "the methods are: {}; write `!` before each of them, or before none",
                     AuthMethod::WORDS.join(", ")
                 ),
             );
             return None;
         };
         if methods.contains(&method) {
-            field.fault(format!("names `{name}` twice"));
+            field.error(format!("names `{name}` twice"));
             return None;
         }
         methods.push(method);
     }
     if !only.is_empty() && !without.is_empty() {
-        field.fault("has methods with `!` and without; a list is of one kind");
+        field.error("mixes methods with and without `!`; use only one kind");
         return None;
     }
     let required = if without.is_empty() {
@@ -165,9 +165,9 @@ fn required_methods(field: &Field<'_>) -> Option<RequireAuth> {
         .iter()
         .all(|method| required.ruling(*method) == Ruling::Refused)
     {
-        field.fault_with(
-            "leaves nothing that the router can answer",
-            "it can answer `scram-sha-256`, `md5`, `password` and `none`",
+        field.error_with_hint(
+            "allows no method that the router supports",
+            "the router supports `scram-sha-256`, `md5`, `password` and `none`",
         );
         return None;
     }

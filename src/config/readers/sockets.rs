@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::config::fields::Field;
 use crate::config::model::{BindAddress, ListenerMode};
 
-/// What is spoken where a socket is bound.
+/// The protocol on a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Speaks {
     /// A listener with this mode.
@@ -18,10 +18,10 @@ pub(super) enum Speaks {
 impl fmt::Display for Speaks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Listener(ListenerMode::Postgres) => "a listener's",
-            Self::Listener(ListenerMode::Tcp) => "a `mode: tcp` listener's",
-            Self::Http => "the HTTP port's",
-            Self::AgentCheck => "the agent check's",
+            Self::Listener(ListenerMode::Postgres) => "a listener",
+            Self::Listener(ListenerMode::Tcp) => "a `mode: tcp` listener",
+            Self::Http => "the HTTP port",
+            Self::AgentCheck => "the agent check",
         })
     }
 }
@@ -54,8 +54,8 @@ impl<'a> SocketToBind<'a> {
     }
 }
 
-/// Peers are heard by PostgreSQL listeners only. Another router's sockets are not known here; but one of ours may be
-/// named, and routers often have one configuration.
+/// Peers are heard by PostgreSQL listeners only. Another router's sockets are not known here; but
+/// one of ours may be named, and routers often have one configuration.
 pub(super) fn check_peer(field: &Field<'_>, (host, port): (&str, u16), places: &[SocketToBind<'_>]) {
     let postgres = Speaks::Listener(ListenerMode::Postgres);
     let here: Vec<&SocketToBind<'_>> = places
@@ -67,15 +67,18 @@ pub(super) fn check_peer(field: &Field<'_>, (host, port): (&str, u16), places: &
         .iter()
         .find(|place| ip.is_some() && place.address.ip() == ip && place.speaks != postgres);
     if let Some(place) = own {
-        field.fault_with(
-            format!("is {} own address: {}", place.speaks, place.what),
+        field.error_with_hint(
+            format!(
+                "is the address of {} of this router: {}",
+                place.speaks, place.what
+            ),
             "name a listener with `mode: postgres` of the other router",
         );
     } else if let Some(place) = here.first()
         && here.iter().all(|place| place.speaks != postgres)
     {
         field.warn(format!(
-            "a peer is asked on one of its PostgreSQL listeners, and here port {port} is {}: {}",
+            "peers are reached on a PostgreSQL listener, but port {port} of this router belongs to {}: {}",
             place.speaks, place.what
         ));
     }
@@ -96,7 +99,7 @@ pub(super) fn check_addresses(places: &[SocketToBind<'_>]) {
             None => (first.field.as_ref(), place),
         };
         if let Some(field) = written {
-            field.fault(format!("overlaps {}, {}", other.what, other.address));
+            field.error(format!("overlaps {}, {}", other.what, other.address));
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn targets(field: &Field<'_>, is_fixed: bool) -> Option<Vec<Tier>> {
                 continue;
             };
             if role.cover() & !seen == 0 {
-                field.fault(format!("`{role}` adds nothing to what stands before it"));
+                field.error(format!("`{role}` adds nothing to the targets before it"));
             }
             seen |= role.cover();
             tier.push(role);
@@ -39,7 +39,7 @@ pub(super) fn targets(field: &Field<'_>, is_fixed: bool) -> Option<Vec<Tier>> {
 fn role(field: &Field<'_>, is_fixed: bool) -> Option<TargetRole> {
     let role = field.one_of()?;
     if is_fixed && matches!(role, TargetRole::Sync | TargetRole::Quorum | TargetRole::Async) {
-        field.fault_with(
+        field.error_with_hint(
             format!("`{role}` is known from Patroni only, and the cluster is a list of `servers`"),
             "use `replica`",
         );
@@ -51,7 +51,7 @@ fn role(field: &Field<'_>, is_fixed: bool) -> Option<TargetRole> {
 pub(super) fn tags(field: &Field<'_>, is_fixed: bool) -> Option<BTreeMap<String, Value>> {
     let named = field.named();
     if is_fixed {
-        field.fault("has no effect: tags are Patroni's, and the cluster is a list of `servers`");
+        field.error("has no effect: tags are Patroni's, and the cluster is a list of `servers`");
     }
     named
         .into_iter()

@@ -16,29 +16,30 @@ pub(super) static TLS: Keys = Keys(&[
         "certificates",
         list(&section(&CERTIFICATE), 1, 64),
         Required,
-        "The certificates shown to clients. Each serves the names in its `subjectAltName`, `*` for one \
-         label; a client that asks for another name, or none, is shown the first.",
+        "The certificates shown to clients. Each serves the names in its `subjectAltName`; `*` \
+         stands for one label. A client that asks for another name, or for none, gets the first \
+         certificate.",
     ),
     Key::new(
         "min_version",
         words_of::<MinVersion>(),
         Text("1.2"),
-        "The oldest TLS version accepted.",
+        "The oldest TLS version that is accepted.",
     ),
     Key::new(
         "client_ca_file",
         FILE,
         Nothing,
-        "Certificates of the authorities trusted for clients. With it clients are asked for a \
-         certificate; they may have none, but with one that is not good the handshake fails.",
+        "Certificates of the authorities trusted for clients. With it, clients are asked for a \
+         certificate. They may have none, but the handshake fails with an invalid one.",
     ),
     Key::new(
         "client_crl_file",
         FILE,
         Nothing,
-        "Revocation lists (PEM, one or more) for `client_ca_file`. As in PostgreSQL the whole chain is \
-         checked: once there is a list, a certificate of an authority without one, or whose list should \
-         have been renewed, is refused.",
+        "Revocation lists (PEM, one or more) for `client_ca_file`. As in PostgreSQL the whole \
+         chain is checked: once there is a list, a certificate is rejected if its authority has no \
+         list or an expired one.",
     ),
 ]);
 
@@ -54,7 +55,7 @@ pub(super) static CERTIFICATE: Keys = Keys(&[
         "passphrase_command",
         TEXT,
         Nothing,
-        "Gives the passphrase of `key_file`.",
+        "A command that prints the passphrase of `key_file`.",
     ),
 ]);
 
@@ -70,33 +71,35 @@ pub(super) static AUTH: Keys = Keys(&[
         "query",
         TEXT,
         Text("SELECT * FROM trunkline.user_lookup($1)"),
-        "SQL, asked of the cluster by the service account. `$1` is the user's name; the first row's \
-         columns are the name and the verifier. Text other than ASCII is in the encoding of the account's \
-         database.",
+        "SQL that the service account runs on the cluster. `$1` is the user's name; the first \
+         row's columns are the name and the verifier. Text other than ASCII is in the encoding of \
+         the account's database.",
     ),
     Key::new(
         "cache_ttl",
         time(Duration::ZERO, hours(24)),
         Time(secs(60)),
-        "How long an answer of `query` may be used without being confirmed; `0` is never. Each login asks \
-         anew; logins of one user at the same time share a query. Only if that fails, or takes longer than \
-         250 ms, the remembered answer counts. So a changed password, a dropped role, `NOLOGIN` and `VALID \
-         UNTIL` count at the next login, and an outage or failover stops no login before this time is over. \
-         A password that does not fit a remembered answer is 57P03, and where no server checks the client \
-         itself, a remembered answer does not let it in. Refused with `users_file`.",
+        "How long an answer of `query` may be used without being confirmed; `0` is never. Each \
+         login asks again; logins of one user at the same time share a query. The remembered answer \
+         counts only if the query fails, or takes longer than 250 ms. So a changed password, a \
+         dropped role, `NOLOGIN` and `VALID UNTIL` take effect at the next login, and an outage or \
+         failover prevents no login until this time is over. A password that does not match a \
+         remembered answer is 57P03. Where no server checks the client itself, a remembered answer \
+         does not admit it. Rejected with `users_file`.",
     ),
     Key::new(
         "login_timeout",
         time(ms(100), minutes(10)),
         Time(secs(60)),
-        "From accept to authenticated, TLS included.",
+        "From accept until the client is authenticated, TLS included.",
     ),
     Key::new(
         "hba_file",
         FILE,
         Nothing,
-        "Who may come in, from where, and how, in `pg_hba.conf` syntax; see \
-         [authentication](authentication.md). Without it every client authenticates with SCRAM-SHA-256.",
+        "Which clients may log in, from where, and how, in `pg_hba.conf` syntax; see \
+         [authentication](authentication.md). Without it every client authenticates with \
+         SCRAM-SHA-256.",
     ),
     Key::new(
         "ident_file",
@@ -114,13 +117,13 @@ pub(super) static AUTH: Keys = Keys(&[
         "server_credentials",
         list(&section(&SERVER_CREDENTIAL), 1, 1024),
         Nothing,
-        "How the sessions of some users log into the servers; the first entry for a user counts.",
+        "How the sessions of some users log into the servers. The first entry for a user counts.",
     ),
     Key::new(
         "rate_limit",
         section(&RATE_LIMIT),
         Below,
-        "What failed logins lead to.",
+        "What happens after failed logins.",
     ),
 ]);
 
@@ -129,7 +132,7 @@ pub(super) static SERVER_CREDENTIAL: Keys = Keys(&[
         "users",
         either(&[words(&["all"]), USERS]),
         Required,
-        "The users, as clients name them, that the entry is for.",
+        "The users that the entry is for, by the names that clients give.",
     ),
     Key::new(
         "server_user",
@@ -142,7 +145,7 @@ pub(super) static SERVER_CREDENTIAL: Keys = Keys(&[
         "password",
         words(&["client"]),
         Nothing,
-        "The password that the client has just proven, by the methods `password` and `ldap`.",
+        "The password that the client has just given, with the methods `password` and `ldap`.",
     ),
     Key::new(
         "cert_file",
@@ -159,105 +162,106 @@ pub(super) static RATE_LIMIT: Keys = Keys(&[
         "failures",
         number(0, 1000),
         Number(5),
-        "After this many, each further attempt waits for a turn of its own. `0` counts nothing; the other \
-         keys are then refused.",
+        "After this many failures each further attempt waits for its turn. `0` counts nothing; the \
+         other keys are then rejected.",
     ),
     Key::new(
         "delay",
         time(Duration::ZERO, minutes(1)),
         Time(ms(250)),
-        "The first wait between two turns; it doubles with each further failure. `0`: nobody waits, there \
-         is only refusal.",
+        "The first wait between two turns; it doubles with each further failure. `0`: attempts do \
+         not wait, they are only refused.",
     ),
     Key::new(
         "max_delay",
         time(ms(1), minutes(5)),
         Time(secs(8)),
-        "The longest wait between two turns; not longer than half of `login_timeout`, where it is the \
-         default if that is shorter.",
+        "The longest wait between two turns. Not longer than half of `login_timeout`, which is the \
+         default if it is shorter.",
     ),
     Key::new(
         "refuse_after",
         number(1, 10_000),
         Number(20),
-        "After this many, attempts are refused (53300). Not less than `failures`; where that is more than \
-         20, it is the default.",
+        "After this many failures attempts are refused (53300). Not less than `failures`, which is \
+         the default if it is more than 20.",
     ),
     Key::new(
         "refuse_for",
         time(secs(1), hours(24)),
         Time(minutes(1)),
-        "For how long. This much time without a failure makes good one of them.",
+        "How long attempts are refused. Each such time without a failure takes one failure off the \
+         count.",
     ),
     Key::new(
         "exempt",
         list(&NETWORK, 1, 1024),
         Nothing,
-        "Clients from these networks are neither counted nor limited, for example a host whose jobs must \
-         not wait for each other. Whoever can connect from there can guess without a bound.",
+        "Clients from these networks are neither counted nor limited, for example a host whose \
+         jobs must not wait for each other. Clients from there can guess passwords without a limit.",
     ),
 ]);
 
 pub(in crate::config) static LISTENER: Keys = Keys(&[
-    Key::new("name", NAME, Required, "Unique; in the log and in metrics."),
+    Key::new("name", NAME, Required, "Unique; used in the log and in metrics."),
     Key::new(
         "address",
         either(&[ADDRESS, SOCKET_PATH]),
         Required,
         "Where to listen: an address, or the path of a Unix socket. libpq looks for \
-         `/run/trunkline/.s.PGSQL.6432` with `host=/run/trunkline port=6432`; another name is a warning. \
-         The directory must exist. A socket nobody listens on is replaced, anything else there is not; it \
-         is removed at the end.",
+         `/run/trunkline/.s.PGSQL.6432` with `host=/run/trunkline port=6432`; another name is a \
+         warning. The directory must exist. The router replaces a socket on which nothing listens, \
+         and no other file. It removes the socket when it ends.",
     ),
     Key::new(
         "socket_mode",
         MODE,
         Text("0777"),
-        "Who may connect: permissions of the Unix socket, as PostgreSQL's `unix_socket_permissions`. \
-         Refused for other addresses.",
+        "Which users may connect: permissions of the Unix socket, as PostgreSQL's \
+         `unix_socket_permissions`. Rejected for other addresses.",
     ),
     Key::new("route", NAME, Required, "One of `routes`."),
     Key::new(
         "mode",
         words_of::<ListenerMode>(),
         Text("postgres"),
-        "`postgres`: the router speaks PostgreSQL's protocol with both sides. `tcp`: it passes bytes on \
-         unread, see [below](#mode-tcp).",
+        "`postgres`: the router speaks PostgreSQL's protocol with both sides. `tcp`: it forwards \
+         bytes without reading them, see [below](#mode-tcp).",
     ),
     Key::new(
         "tls",
         words_of::<ListenerTls>(),
         Text("optional"),
-        "Whether clients have TLS; with `optional` the client decides. Without a certificate, and on a \
-         Unix socket, `optional` offers no TLS and `required` is a fault. With `mode: tcp` there must be \
-         no `tls`.",
+        "Whether clients use TLS; with `optional` the client decides. Without a certificate, and \
+         on a Unix socket, `optional` offers no TLS and `required` is an error. With `mode: tcp`, \
+         `tls` is an error.",
     ),
     Key::new(
         "max_clients",
         number(0, 1_000_000),
         Number(0),
-        "Sessions at once on this listener; `0` is no limit of its own.",
+        "Concurrent sessions on this listener; `0` is no separate limit.",
     ),
     Key::new(
         "proxy_protocol",
         section(&PROXY_PROTOCOL),
         Nothing,
-        "Understand the PROXY protocol of balancers in front.",
+        "Understand the PROXY protocol of load balancers in front.",
     ),
     Key::new(
         "allow",
         list(&NETWORK, 0, 1024),
         Said("all"),
-        "Clients' addresses that may log in here: `10.0.0.0/8`, `10.1.2.3`, `\"2001:db8::/32\"`. An empty \
-         list is all.",
+        "Addresses of clients that may log in here: `10.0.0.0/8`, `10.1.2.3`, `\"2001:db8::/32\"`. \
+         An empty list is all.",
     ),
     Key::new(
         "deny",
         list(&NETWORK, 0, 1024),
         Nothing,
-        "Those that may not; counts before `allow`. They are told so (28000) after their startup packet, \
-         before any rule or look-up; their cancel requests are dropped. Peers are known by their secret \
-         and always come in.",
+        "Addresses of clients that may not; it is checked before `allow`. These clients get an \
+         error (28000) after their startup packet, before any rule or look-up. Their cancel \
+         requests are ignored. Peers identify themselves by their secret and are always admitted.",
     ),
     Key::new(
         "connection_rate",
@@ -272,15 +276,15 @@ pub(super) static PROXY_PROTOCOL: Keys = Keys(&[
         "trusted",
         list(&NETWORK, 1, 1024),
         Required,
-        "The balancers. A connection from there must begin with a header, else it is refused: nobody \
-         behind a balancer that sends none can make one up. Rules for `127.0.0.1` or `samehost` hold for \
-         whoever they say is there.",
+        "The load balancers. A connection from there must begin with a header, else it is refused: \
+         behind a balancer that sends no header, a client could otherwise send a false one. Rules \
+         for `127.0.0.1` or `samehost` apply to the address in the header.",
     ),
     Key::new(
         "required",
         TRUTH,
         Truth(false),
-        "Refuse all others (28000). Else they are clients without a header; what looks like one from them \
-         is a broken startup packet.",
+        "Refuse all other connections (28000). Without it they are clients without a header; a \
+         header from them is an invalid startup packet.",
     ),
 ]);

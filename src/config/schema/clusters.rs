@@ -16,67 +16,64 @@ pub(super) static CLUSTER: Keys = Keys(&[
         "patroni",
         section(&PATRONI),
         Or("servers"),
-        "Learn the members from Patroni.",
+        "Get the members from Patroni.",
     ),
     Key::new(
         "servers",
         list(&section(&SERVER_OF_LIST), 1, 256),
         Or("patroni"),
-        "A fixed list; the leader is found by probing.",
+        "A fixed list of servers; the router finds the leader by probing.",
     ),
     Key::new(
         "etcd",
         section(&ETCD),
         Nothing,
-        "Watch Patroni's keys in etcd as well: a change of the leader is then known at once. Only with \
-         `patroni`.",
+        "Also watch Patroni's keys in etcd: a change of the leader is then known at once. Only \
+         with `patroni`.",
     ),
     Key::new(
         "service_account",
         section(&SERVICE_ACCOUNT),
         Required,
-        "The router's own account on the servers: probes, and look-ups of verifiers and memberships.",
+        "The router's own account on the servers, for probes and look-ups of verifiers and \
+         memberships.",
     ),
-    Key::new(
-        "server_tls",
-        section(&SERVER_TLS),
-        Below,
-        "TLS towards the servers.",
-    ),
+    Key::new("server_tls", section(&SERVER_TLS), Below, "TLS to the servers."),
     Key::new("server", section(&SERVER), Below, "Connections to the servers."),
     Key::new("probe", section(&PROBE), Below, "How members are probed."),
     Key::new(
         "members",
         named(&section(&MEMBER)),
         Nothing,
-        "Weights and zones of members, by their names. A name that no member has is a fault in a fixed \
-         list; Patroni's member may come later.",
+        "Weights and zones of members, by their names. A name that no member has is an error with \
+         a fixed list. With Patroni, the member may appear later.",
     ),
     Key::new(
         "local_member",
         TEXT,
         Text(LocalMember::AUTO),
-        "The member this router runs beside, for the health checks: its name; `auto`, the one member \
-         whose address is an address of this host; or `none`. The name may be one that is not there yet.",
+        "The member on the same host as this router, for the health checks: its name; `auto`, the \
+         one member whose address belongs to this host; or `none`. The named member may appear \
+         later.",
     ),
     Key::new(
         "zone",
         NAME,
         Nothing,
-        "The router's own zone. Where members fit alike, those of this zone come first.",
+        "The router's own zone. Among members that are equally fit, those of this zone come first.",
     ),
     Key::new(
         "weight_tag",
         NAME,
         Nothing,
-        "The Patroni tag that gives a member's weight: a whole number, 0 to 256. Any other value counts \
+        "The Patroni tag with a member's weight: a whole number, 0 to 256. Any other value counts \
          as none.",
     ),
     Key::new(
         "zone_tag",
         NAME,
         Nothing,
-        "The Patroni tag that gives a member's zone. Needs `zone`.",
+        "The Patroni tag with a member's zone. Needs `zone`.",
     ),
 ]);
 
@@ -85,8 +82,9 @@ pub(super) static MEMBER: Keys = Keys(&[
         "weight",
         number(0, MOST_WEIGHT as u32),
         Said("by `weight_tag`, else `1`"),
-        "Its share of the sessions, beside members that fit alike: its weight's part of their sum. `0` \
-         gets none, unless nobody else of the same target can serve.",
+        "Its share of the sessions among members that are equally fit: its weight divided by the \
+         sum of their weights. A member with `0` gets sessions only if no other member of the same \
+         target can serve.",
     ),
     Key::new(
         "zone",
@@ -101,8 +99,8 @@ pub(super) static PATRONI: Keys = Keys(&[
         "endpoints",
         list(&URL, 1, 64),
         Required,
-        "Patroni's REST interface on each member: `http://` or `https://`, host, port; no path, user or \
-         password. All are asked.",
+        "Patroni's REST interface on each member: `http://` or `https://`, host, port; no path, \
+         user or password. The router asks all of them.",
     ),
     Key::new(
         "ca_file",
@@ -129,15 +127,15 @@ pub(super) static PATRONI: Keys = Keys(&[
         time(ms(10), minutes(5)),
         Time(secs(1)),
         "Between two polls, normally. An endpoint that does not answer in time is asked only for \
-         `/patroni` until its `dcs_last_seen` moves on (30 s at most): `/cluster` would hang as long as \
-         Patroni cannot reach its DCS, and take up its threads.",
+         `/patroni` until its `dcs_last_seen` changes (30 s at most): `/cluster` would hang while \
+         Patroni cannot reach its DCS, and would occupy its threads.",
     ),
     Key::new(
         "fast_poll_interval",
         time(ms(10), minutes(5)),
         Time(ms(100)),
-        "Between two polls while anything is suspicious. Not longer than `poll_interval`; where that is \
-         shorter than 100ms, it is the default.",
+        "Between two polls while anything is suspicious. Not longer than `poll_interval`, which is \
+         the default if it is shorter than 100ms.",
     ),
 ]);
 
@@ -146,8 +144,9 @@ pub(super) static ETCD: Keys = Keys(&[
         "endpoints",
         list(&URL, 1, 64),
         Required,
-        "etcd's clients' addresses: `http://` or `https://`, host, port; no path, user or password. One \
-         is watched, the others are asked when it falls silent, and are tried in turn when it fails.",
+        "The client addresses of etcd: `http://` or `https://`, host, port; no path, user or \
+         password. The router watches one. It asks the others when that one is silent, and tries \
+         them in turn when it fails.",
     ),
     Key::new(
         "namespace",
@@ -171,8 +170,8 @@ pub(super) static ETCD: Keys = Keys(&[
         "cert_file",
         FILE,
         Nothing,
-        "Client certificate for `https://`; with `key_file`. etcd's gateway does not take it for a user's \
-         name.",
+        "Client certificate for `https://`; with `key_file`. etcd's gateway does not use it as a \
+         user's name.",
     ),
     Key::new("key_file", SECRET, Nothing, "Its key."),
     Key::new("username", TEXT, Nothing, "A user of etcd; with `password_file`."),
@@ -201,8 +200,8 @@ pub(super) static SERVICE_ACCOUNT: Keys = Keys(&[
         "password_file",
         SECRET,
         Nothing,
-        "Its password. Without this and `password_env` the server must let it in by another method (a \
-         client certificate, `trust`).",
+        "Its password. Without this and `password_env` the server must admit it by another method \
+         (a client certificate, `trust`).",
     ),
     Key::new(
         "password_env",
@@ -220,13 +219,13 @@ pub(super) static SERVICE_ACCOUNT: Keys = Keys(&[
         "pool_size",
         number(1, 100),
         Number(4),
-        "Connections for look-ups, per member. The probe has one of its own.",
+        "Connections for look-ups, per member. The probe has a separate one.",
     ),
     Key::new(
         "timeout",
         time(ms(100), minutes(1)),
         Time(secs(3)),
-        "Bound on one look-up, connecting included.",
+        "Limit for one look-up, connecting included.",
     ),
 ]);
 
@@ -235,7 +234,7 @@ pub(super) static SERVER_TLS: Keys = Keys(&[
         "sslmode",
         words_of::<SslMode>(),
         Text("prefer"),
-        "Whether there is TLS, and what of the certificate is verified.",
+        "Whether TLS is used, and how the server's certificate is verified.",
     ),
     Key::new(
         "sslnegotiation",
@@ -248,9 +247,9 @@ pub(super) static SERVER_TLS: Keys = Keys(&[
         "channel_binding",
         words_of::<ChannelBinding>(),
         Text("prefer"),
-        "Ties a login by SCRAM to the server's certificate. `prefer` where the server offers it; \
-         `require` refuses every server that does not complete it, also one that trusts or asks for a \
-         password; `disable` never.",
+        "Binds a SCRAM login to the server's certificate. `prefer` does so if the server offers \
+         it. `require` rejects every server that does not complete it, including one that trusts \
+         the router or asks for a password. `disable` never does so.",
     ),
     Key::new(
         "sslrootcert",
@@ -263,17 +262,18 @@ pub(super) static SERVER_TLS: Keys = Keys(&[
         "server_name",
         TEXT,
         Said("the member's host"),
-        "The name to ask the servers for (SNI), and to verify with `verify-full`: for members given by address \
-         whose certificates have a name, and for PostgreSQL 19 with `ssl_sni = on`, which looks the name up in its \
-         `pg_hosts.conf`.",
+        "The name to send to the servers (SNI), and to verify with `verify-full`: for members that \
+         are given by address but have certificates with a name, and for PostgreSQL 19 with \
+         `ssl_sni = on`, which looks the name up in its `pg_hosts.conf`.",
     ),
     Key::new(
         "require_auth",
         either(&[TEXT, list(&TEXT, 1, 7)]),
         Said("each method where it is safe"),
-        "What a server may ask the router for: `scram-sha-256`, `md5`, `password`, `none`, as a list or with commas; \
-         with `!` before each, the default without these. By default `scram-sha-256` always, and the others where the \
-         server's certificate is verified. [docs/tls.md](tls.md#who-proves-what-to-whom) has the exact rule.",
+        "Which authentication a server may ask the router for: `scram-sha-256`, `md5`, `password`, \
+         `none`, as a list or with commas. With `!` before each: the default without these. By \
+         default `scram-sha-256` is always allowed, and the others if the server's certificate is \
+         verified. [docs/tls.md](tls.md#who-proves-what-to-whom) has the exact rule.",
     ),
     Key::new("sslcert", FILE, Nothing, "Client certificate; with `sslkey`."),
     Key::new("sslkey", SECRET, Nothing, "Its key."),
@@ -281,7 +281,7 @@ pub(super) static SERVER_TLS: Keys = Keys(&[
         "sslpassphrase_command",
         TEXT,
         Nothing,
-        "Gives the passphrase of `sslkey`.",
+        "A command that prints the passphrase of `sslkey`.",
     ),
 ]);
 
@@ -296,29 +296,29 @@ pub(super) static SERVER: Keys = Keys(&[
         "keepalive",
         time_or_off(secs(1), hours(9)),
         Time(secs(15)),
-        "TCP keepalive, in whole seconds: idle time and interval, towards servers and clients. `0` is \
-         off.",
+        "TCP keepalive, in whole seconds: idle time and interval, for connections to servers and \
+         clients. `0` is off.",
     ),
     Key::new(
         "tcp_user_timeout",
         time_or_off(ms(100), hours(24)),
         Time(secs(30)),
-        "How long sent data may stay unacknowledged, towards servers and clients. `0` leaves it to the \
-         kernel.",
+        "How long sent data may stay unacknowledged, for connections to servers and clients. `0` \
+         leaves it to the kernel.",
     ),
     Key::new(
         "slow_start",
         time(Duration::ZERO, hours(1)),
         Time(Duration::ZERO),
-        "A server that comes back up, or joins later, is given a tenth of its share at first, and the \
-         whole after this time: see [Slow start](#slow-start). `0`: the whole at once.",
+        "A server that comes back up, or joins later, first gets a tenth of its share, and the \
+         whole share after this time: see [Slow start](#slow-start). `0`: the whole share at once.",
     ),
     Key::new(
         "max_connections",
         number(0, 1_000_000),
         Number(0),
-        "Sessions of this router at once on one member, those connecting included; `0` is no limit. A \
-         member that has as many is passed over for the next one; where all have, logins wait: \
+        "Concurrent sessions of this router on one member, including those that are connecting; \
+         `0` is no limit. The router skips a member that has reached it. If all have, logins wait: \
          `queue_timeout`. Probes and look-ups do not count.",
     ),
 ]);
@@ -340,12 +340,12 @@ pub(super) static PROBE: Keys = Keys(&[
         "rise",
         number(1, 100),
         Number(2),
-        "Successes in a row that make a member fit again.",
+        "Consecutive successes that make a member fit again.",
     ),
     Key::new(
         "fall",
         number(1, 100),
         Number(3),
-        "Failures in a row that make a member unfit.",
+        "Consecutive failures that make a member unfit.",
     ),
 ]);

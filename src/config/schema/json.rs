@@ -1,7 +1,7 @@
 //! The table as JSON Schema, draft 2020-12: for editors, and for checks without the program.
 //!
-//! It refuses nothing that the readers accept. What it cannot say (bounds of times and sizes, what two keys mean for each
-//! other, what is in a file) `trunkline check` says.
+//! It refuses nothing that the readers accept. What it cannot say (limits of times and sizes, how
+//! two keys depend on each other, what is in a file) `trunkline check` says.
 
 use serde_json::{Map, Value, json};
 
@@ -165,7 +165,7 @@ fn without_links(markdown: &str) -> String {
             break;
         };
         if text.contains(['[', ']']) {
-            // Brackets of its own, and the link is further on.
+            // The text has brackets itself, and the link is further on.
             plain.push_str(before);
             plain.push('[');
             rest = link;

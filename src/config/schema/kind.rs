@@ -1,4 +1,4 @@
-//! What may stand under a key.
+//! Which values a key may have.
 
 use std::time::Duration;
 
@@ -73,8 +73,8 @@ pub(in crate::config) const LONGEST_TEXT: usize = 4096;
 pub(in crate::config) const MOST_SECRET: u64 = 64 * 1024;
 /// Largest users file, in bytes: more than a hundred thousand verifiers.
 pub(super) const MOST_USERS: u64 = 16 * 1024 * 1024;
-/// The longest name of a role (`NAMEDATALEN` - 1). Clients' names are cut there, so that a longer one would never be
-/// met; the server would cut it and log in somebody else.
+/// The longest name of a role (`NAMEDATALEN` - 1). Clients' names are cut there, so a longer one
+/// would never match; the server would cut it and log in another user.
 pub(super) const LONGEST_ROLE: usize = 63;
 /// What a Unix socket's address can hold, its terminator not counted (`sun_path`).
 pub(in crate::config) const LONGEST_SOCKET_PATH: usize = 107;

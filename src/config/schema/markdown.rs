@@ -1,4 +1,5 @@
-//! The table as the tables of `docs/configuration.md`, each between `<!-- keys: PLACE -->` and `<!-- end -->`.
+//! The table as the tables of `docs/configuration.md`, each between `<!-- keys: PLACE -->` and
+//! `<!-- end -->`.
 
 use std::fmt::Write as _;
 
@@ -6,7 +7,8 @@ use super::kind::{LONGEST_SOCKET_PATH, LONGEST_TEXT, MOST_SECRET};
 use super::{Key, Keys, Otherwise, ROOT, ValueKind};
 use crate::config::units::{shown_duration, shown_size};
 
-/// Every map with fixed keys and its place, as the documentation's headings write it: `clusters.NAME.probe`.
+/// Every map with fixed keys and its place, as the documentation's headings write it:
+/// `clusters.NAME.probe`.
 pub(in crate::config) fn sections() -> Vec<(String, &'static Keys)> {
     let mut sections = vec![(String::new(), &ROOT)];
     below("", &ROOT, &mut sections);
@@ -32,7 +34,8 @@ fn below(place: &str, keys: &'static Keys, sections: &mut Vec<(String, &'static 
     }
 }
 
-/// The document with its tables as they are to be. A place that is not there, or twice, is a panic: the test's answer.
+/// The document with its tables as they are to be. A place that is not there, or twice, is a panic:
+/// the test's answer.
 pub(in crate::config) fn with_tables(document: &str) -> String {
     let mut text = document.to_owned();
     for (place, keys) in sections() {

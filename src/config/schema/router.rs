@@ -14,6 +14,9 @@ use super::{Key, Keys};
 use crate::config::model::{AgentSubject, LogFormat, LogLevel, TargetRole};
 use crate::config::units::{hours, secs};
 
+/// Where HTTP is answered by default.
+pub(in crate::config) const DEFAULT_HTTP: &str = "*:6434";
+
 /// The routes of a file that has none: name and target.
 pub(in crate::config) static DEFAULT_ROUTES: [(&str, TargetRole); 2] = [
     ("read-write", TargetRole::Leader),
@@ -29,13 +32,14 @@ pub(in crate::config) static ROOT: Keys = Keys(&[
         "clusters",
         named(&section(&CLUSTER)),
         Required,
-        "The PostgreSQL clusters. The first is the default of routes and of HTTP.",
+        "The PostgreSQL clusters. The first is the default for routes and for HTTP.",
     ),
     Key::new(
         "tls",
         section(&TLS),
         Nothing,
-        "TLS towards clients. Without it, clients connect in clear, and the log says so at the start.",
+        "TLS to clients. Without it clients connect without encryption, and the router logs that \
+         at the start.",
     ),
     Key::new("auth", section(&AUTH), Below, "How clients are authenticated."),
     Key::new(
@@ -62,9 +66,9 @@ pub(in crate::config) static ROOT: Keys = Keys(&[
         "console",
         section(&CONSOLE),
         Nothing,
-        "The router's own console, over the PostgreSQL protocol.",
+        "The router's own console, by the PostgreSQL protocol.",
     ),
-    Key::new("limits", section(&LIMITS), Below, "Bounds over all listeners."),
+    Key::new("limits", section(&LIMITS), Below, "Limits over all listeners."),
     Key::new(
         "peers",
         section(&PEERS),
@@ -76,30 +80,30 @@ pub(in crate::config) static ROOT: Keys = Keys(&[
         "shutdown",
         section(&SHUTDOWN),
         Below,
-        "What happens to sessions at the end.",
+        "What happens to sessions when the router ends.",
     ),
     Key::new(
         "state_file",
         FILE,
         Nothing,
-        "Where administrative states and weights that operators set are kept over a restart: see \
-         [operations](operations.md#administration). Its directory must exist, and the router must be \
-         able to write there.",
+        "The file that keeps administrative states and weights over a restart: see \
+         [operations](operations.md#administration). Its directory must exist and be writable for \
+         the router.",
     ),
     Key::new(
         "control_socket",
         SOCKET_PATH,
         Nothing,
-        "A Unix socket for `trunkline reload` and `trunkline upgrade`. Its mode is 600; nobody but root and the user that the \
-         process runs as is listened to.",
+        "A Unix socket for `trunkline reload` and `trunkline upgrade`. Its mode is 600; the router \
+         accepts only root and the user that it runs as.",
     ),
     Key::new(
         "workers",
         number(1, 1024),
         Said("half of the processors, at least 1"),
-        "Threads that relay. Each owns the sessions it was given. More of them serve more small requests \
-         at once; fewer cost less processor time, above all for large answers. \
-         [Benchmarks](benchmarks.md) has figures for both.",
+        "Threads that relay. Each keeps the sessions that it gets. More threads serve more \
+         concurrent small requests; fewer threads use less processor time, especially for large \
+         answers. [Benchmarks](benchmarks.md) has numbers for both.",
     ),
 ]);
 
@@ -107,8 +111,8 @@ pub(super) static HTTP: Keys = Keys(&[
     Key::new(
         "address",
         either(&[ADDRESS, list(&ADDRESS, 1, 16)]),
-        Text("*:6434"),
-        "Where to listen; the same is answered on each.",
+        Text(DEFAULT_HTTP),
+        "Where to listen. Every address answers the same.",
     ),
     Key::new(
         "tls",
@@ -120,9 +124,9 @@ pub(super) static HTTP: Keys = Keys(&[
         "token_file",
         secret(16, MOST_SECRET),
         Nothing,
-        "The token of those who change something, or ask from another host, in visible ASCII characters: \
-         see [HTTP](http.md#administration). Without it nothing can be changed. Read again when it \
-         changes.",
+        "The token that is required to change something, or to ask from another host, in visible \
+         ASCII characters: see [HTTP](http.md#administration). Without it nothing can be changed. \
+         The router reads the file again when it changes.",
     ),
     Key::new(
         "agent_check",
@@ -134,7 +138,7 @@ pub(super) static HTTP: Keys = Keys(&[
         "proxy_protocol",
         section(&HTTP_PROXY_PROTOCOL),
         Nothing,
-        "Understand the PROXY protocol of balancers in front.",
+        "Understand the PROXY protocol of load balancers in front.",
     ),
 ]);
 
@@ -144,8 +148,9 @@ pub(super) static AGENT_CHECK: Keys = Keys(&[
         "about",
         words_of::<AgentSubject>(),
         Text("router"),
-        "Whose state is told, so what HAProxy's server line leads to: `router`, this router; \
-         `local_member`, the PostgreSQL server beside it (`local_member` of the first cluster).",
+        "Whose state is reported, depending on what HAProxy's server line points to: `router`, \
+         this router; `local_member`, the PostgreSQL server on the same host (`local_member` of the \
+         first cluster).",
     ),
 ]);
 
@@ -154,10 +159,15 @@ pub(super) static HTTP_PROXY_PROTOCOL: Keys = Keys(&[
         "trusted",
         list(&NETWORK, 1, 1024),
         Required,
-        "From there a header must come, from checks as well (`check-send-proxy`); else the connection is \
-         closed.",
+        "Connections from there must begin with a header, including checks (`check-send-proxy`). \
+         The router closes them otherwise.",
     ),
-    Key::new("required", TRUTH, Truth(false), "Close all others at once."),
+    Key::new(
+        "required",
+        TRUTH,
+        Truth(false),
+        "Close all other connections at once.",
+    ),
 ]);
 
 pub(super) static HTTP_TLS: Keys = Keys(&[
@@ -171,21 +181,21 @@ pub(super) static CONSOLE: Keys = Keys(&[
         "users",
         USERS,
         Required,
-        "Who may use it, as clients name themselves. They authenticate as for any database; others are \
-         refused afterwards.",
+        "The users that may use it, by the names that clients give. They authenticate as for any \
+         database. The router rejects other users afterwards.",
     ),
     Key::new(
         "database",
         text(LONGEST_ROLE),
         Text("trunkline"),
-        "The database's name. One of that name in a cluster is out of reach.",
+        "The database's name. A database with this name in a cluster is not reachable.",
     ),
     Key::new(
         "cluster",
         NAME,
         Said("the first"),
-        "The cluster whose users they are. A role of the same name in another cluster is somebody else: on \
-         listeners of that cluster's routes nobody may use the console.",
+        "The cluster that the users belong to. A role with the same name in another cluster is \
+         another user: listeners of that cluster's routes do not admit users to the console.",
     ),
 ]);
 
@@ -194,36 +204,36 @@ pub(super) static LIMITS: Keys = Keys(&[
         "max_clients",
         number(0, 1_000_000),
         Number(5000),
-        "Sessions at once over all listeners; `0` is no limit.",
+        "Concurrent sessions over all listeners; `0` is no limit.",
     ),
     Key::new(
         "max_pending_logins",
         number(1, 100_000),
         Number(200),
-        "Connections between accept and authenticated. One address may have half of them (at least 1), \
-         127.0.0.1 and a balancer in front as well; more of it wait a second for their turn, then are \
-         refused. When these places are taken, as many connections again (at least 8, half of them of one address) \
-         are read up to their first packet, so that cancel requests are still served; logins among them are \
-         refused. As many again may wait after failed logins \
-         (`auth.rate_limit`), at most 8 of an address.",
+        "Connections between accept and authenticated. One address may have half of them (at least \
+         1); this includes 127.0.0.1 and a load balancer in front. Further connections of that \
+         address wait for one second, then they are refused. When all places are taken, the router \
+         still reads the first packet of as many more connections (at least 8, half of them from \
+         one address), so that it can serve cancel requests; it refuses logins among them. As many \
+         again may wait after failed logins (`auth.rate_limit`), at most 8 from one address.",
     ),
     Key::new(
         "per_user",
         number(0, 1_000_000),
         Number(0),
-        "Sessions at once of one user name, over all listeners and clusters; `0` is no limit.",
+        "Concurrent sessions of one user name, over all listeners and clusters; `0` is no limit.",
     ),
     Key::new(
         "per_database",
         number(0, 1_000_000),
         Number(0),
-        "Of one database name.",
+        "The same for one database name.",
     ),
     Key::new(
         "per_address",
         number(0, 1_000_000),
         Number(0),
-        "Of one client address: IPv4, or IPv6 /64. Unix sockets have none.",
+        "The same for one client address: IPv4, or IPv6 /64. Unix sockets have none.",
     ),
     Key::new(
         "connection_rate",
@@ -244,7 +254,7 @@ pub(super) static PEERS: Keys = Keys(&[
         "members",
         list(&section(&PEER), 1, 64),
         Required,
-        "The other routers; this one may be among them.",
+        "The other routers; the list may include this one.",
     ),
 ]);
 
@@ -254,7 +264,10 @@ pub(super) static PEER: Keys = Keys(&[
         "address",
         HOST_PORT,
         Required,
-        "Any listener of that router with `mode: postgres`, `db2:6432` or `[::1]:6432`: others do not hear peers. What the other router has there is not looked at; this router's own HTTP port or `mode: tcp` listener is a fault, their port on another host a warning. Unique in the list.",
+        "Any listener of that router with `mode: postgres`, `db2:6432` or `[::1]:6432`; its other \
+         ports do not accept peers. The router does not check what the other router has there. This \
+         router's own HTTP port or `mode: tcp` listener is an error, the same port on another host \
+         a warning. Unique in the list.",
     ),
 ]);
 
@@ -263,13 +276,13 @@ pub(super) static LOG: Keys = Keys(&[
         "level",
         words_of::<LogLevel>(),
         Text("info"),
-        "The least grave of the lines that are written.",
+        "The lowest level that is logged.",
     ),
     Key::new(
         "format",
         words_of::<LogFormat>(),
         Text("text"),
-        "`text` for people, `json` for programs: an object a line.",
+        "`text` for people, `json` for programs: one object per line.",
     ),
 ]);
 
@@ -278,22 +291,23 @@ pub(super) static SHUTDOWN: Keys = Keys(&[
         "delay",
         time(Duration::ZERO, hours(1)),
         Time(Duration::ZERO),
-        "After SIGTERM the router is not ready (`/connection/is-ready` and the agent check say so), but accepts and serves \
-         connections for this time, so that balancers have stopped sending clients by the time the ports close. Make it longer than they \
-         need to notice: see [operations](operations.md#shutdown).",
+        "After SIGTERM the router is not ready (`/connection/is-ready` and the agent check say \
+         so), but accepts and serves connections for this time, so that load balancers stop sending \
+         clients before the ports close. It must be longer than they need to notice: see \
+         [operations](operations.md#shutdown).",
     ),
     Key::new(
         "grace",
         time(Duration::ZERO, hours(24)),
         Time(secs(30)),
-        "After SIGTERM sessions end at their next transaction end; what is left after this time is cut. \
-         `0` cuts at once.",
+        "After SIGTERM sessions end at their next transaction end. After this time the router cuts \
+         the rest. `0` cuts at once.",
     ),
     Key::new(
         "handover",
         time(Duration::ZERO, hours(168)),
         Nothing,
-        "After an [upgrade](operations.md#upgrade) the sessions of the old process are ended, as after SIGTERM, when this \
-         time is over. Without it they go on as long as they like.",
+        "After an [upgrade](operations.md#upgrade) the old process ends its sessions, as after \
+         SIGTERM, when this time is over. Without it they continue until the clients end them.",
     ),
 ]);

@@ -17,8 +17,8 @@ pub(in crate::config) static ROUTE: Keys = Keys(&[
         "targets",
         list(&either(&[TARGETS, list(&TARGETS, 1, 6)]), 1, 16),
         Required,
-        "Who may serve, in order of preference: see [Targets](#targets). `[leader]` makes a read-write \
-         route, everything else a read-only one.",
+        "Which members may serve, in order of preference: see [Targets](#targets). `[leader]` \
+         makes a read-write route, everything else a read-only one.",
     ),
     Key::new(
         "tags",
@@ -30,46 +30,48 @@ pub(in crate::config) static ROUTE: Keys = Keys(&[
         "balance",
         words_of::<Balance>(),
         Text("least_connections"),
-        "Which of several that fit alike: see [Balance](#balance).",
+        "How to choose among members that are equally fit: see [Balance](#balance).",
     ),
     Key::new(
         "read_only_on_leader",
         words_of::<OnLeader>(),
         Text("refused"),
-        "Of a read-only route with `leader` or `any` among its targets: see [Reading from the \
+        "For a read-only route with `leader` or `any` among its targets: see [Reading from the \
          leader](#reading-from-the-leader).",
     ),
     Key::new(
         "resume",
         words(&["off"]),
         Text("off"),
-        "What a session does when its server is lost: `off` ends it. `tracked`: *not yet*.",
+        "What happens to a session when its server is lost: `off` ends it. `tracked`: *not yet*.",
     ),
     Key::new(
         "queue_timeout",
         time(ms(10), minutes(10)),
         Time(secs(10)),
         "How long an authenticated client waits while every server of the route has \
-         `server.max_connections` sessions; then it is told so (53300). First come, first served. Refused \
-         where the cluster has no `max_connections`.",
+         `server.max_connections` sessions; then it gets an error (53300). Clients are served in \
+         order of arrival. Rejected if the cluster has no `max_connections`.",
     ),
     Key::new(
         "max_queue",
         number(0, 100_000),
         Number(100),
-        "How many wait at once; more are refused at once (53300). With `0` nobody waits.",
+        "How many clients may wait; further ones get an error at once (53300). With `0` no client \
+         waits.",
     ),
     Key::new(
         "client_address",
         section(&CLIENT_ADDRESS),
         Below,
-        "What the servers are told of the client's address.",
+        "What the servers learn about the client's address.",
     ),
     Key::new(
         "max_lag",
         section(&MAX_LAG),
         Said("no limit"),
-        "How far behind the leader a standby may be: see [Lag](#lag). Refused for `targets: [leader]`.",
+        "How far a standby may lag behind the leader: see [Lag](#lag). Rejected for `targets: \
+         [leader]`.",
     ),
     Key::new(
         "on_unfit",
@@ -85,23 +87,23 @@ pub(super) static MAX_LAG: Keys = Keys(&[
         "bytes",
         SIZE,
         Said("no limit"),
-        "WAL that the leader has written and the standby not replayed. `bytes`, `time` or both are \
-         written. Sizes have a unit: `B`, `kB`, `MB`, `GB`, `TB` as PostgreSQL has them (powers of 1024), \
-         or `KiB`, `MiB`, `GiB`, `TiB`, which are the same.",
+        "WAL that the leader has written and the standby has not replayed. Give `bytes`, `time` or \
+         both. Sizes have a unit: `B`, `kB`, `MB`, `GB`, `TB` as in PostgreSQL (powers of 1024), or \
+         `KiB`, `MiB`, `GiB`, `TiB`, which are the same.",
     ),
     Key::new(
         "time",
         DAY,
         Said("no limit"),
-        "How long the standby has lacked anything that the leader had written. Not less than two \
-         `probe.interval`s.",
+        "How long the standby has been missing anything that the leader had written. Not less than \
+         two `probe.interval`s.",
     ),
     Key::new(
         "recover_bytes",
         SIZE,
         Said("half of `bytes`"),
-        "A standby that was beyond a limit is fit again when it is within this and `recover_time`. Not \
-         more than `bytes`.",
+        "A standby that exceeded a limit is fit again when it is within this and `recover_time`. \
+         Not more than `bytes`.",
     ),
     Key::new(
         "recover_time",
@@ -116,21 +118,21 @@ pub(super) static ON_UNFIT: Keys = Keys(&[
         "lag",
         words_of::<Unfit>(),
         Text("keep"),
-        "What happens to live sessions on a standby that is beyond `max_lag`, or not known to be within \
-         it.",
+        "What happens to live sessions on a standby that exceeds `max_lag`, or whose lag is not \
+         known.",
     ),
     Key::new(
         "down",
         words_of::<Unfit>(),
         Text("keep"),
-        "The same of a member that is down by our probes. A connection may live though logins fail; a \
-         dead one ends by itself.",
+        "The same for a member that is down according to the router's probes. A connection may \
+         still work when logins fail; a dead one ends by itself.",
     ),
     Key::new(
         "role",
         words(&["close"]),
         Text("close"),
-        "Sessions on a server that changes its role end at once; there is no other choice.",
+        "Sessions on a server that changes its role end at once. There is no other value.",
     ),
     Key::new(
         "grace",
@@ -146,24 +148,26 @@ pub(super) static CLIENT_ADDRESS: Keys = Keys(&[
         TRUTH,
         Truth(true),
         "The session begins with the setting `trunkline.client_addr`: `SELECT \
-         current_setting('trunkline.client_addr', true)`, which is NULL in a session without it. Without the port; \
-         empty for a client on a Unix socket. What the client says under that name does not count, but once logged in it may `SET` it: \
-         good for logs and statistics, not for deciding who may do what. Switch it off where the servers \
-         stand behind a pooler that refuses startup parameters it does not know.",
+         current_setting('trunkline.client_addr', true)`, which is NULL in a session without it. \
+         The value has no port; it is empty for a client on a Unix socket. The router overwrites a \
+         value that the client gives at login, but after login the client may `SET` it: use it for \
+         logs and statistics, not to decide about rights. Switch it off if the servers are behind a \
+         pooler that rejects unknown startup parameters.",
     ),
     Key::new(
         "application_name",
         TRUTH,
         Truth(false),
-        "`application_name` ends with the address: `psql from 10.1.2.3:4567`. The client's own part is \
-         cut so that all of it has 63 bytes. The client sees it, too.",
+        "`application_name` ends with the address: `psql from 10.1.2.3:4567`. The client's own \
+         part is cut so that the whole has 63 bytes. The client sees it, too.",
     ),
     Key::new(
         "tls",
         TRUTH,
         Truth(false),
-        "The session begins with the setting `trunkline.client_tls`: the version of TLS between client and \
-         router, `TLSv1.3` or `TLSv1.2`; empty in clear and on a Unix socket. `pg_stat_ssl` shows the router's \
-         own connection to the server instead. As with `setting`, a client may `SET` it once logged in.",
+        "The session begins with the setting `trunkline.client_tls`: the version of TLS between \
+         client and router, `TLSv1.3` or `TLSv1.2`; empty without TLS and on a Unix socket. \
+         `pg_stat_ssl` shows the router's own connection to the server instead. As with `setting`, \
+         a client may `SET` it after login.",
     ),
 ]);

@@ -44,7 +44,7 @@ fn each_key_has_its_effect() {
 #[test]
 fn the_clusters_certificate_must_be_there_where_it_is_leant_on() {
     let files = Files::new();
-    files.one_fault(&with_credential("{users: all}"), "has no `server_tls.sslcert`");
+    files.one_error(&with_credential("{users: all}"), "has no `server_tls.sslcert`");
     let text = with_credential("{users: all, server_user: b}").replace(
         "\ntls:",
         "\n    server_tls: {sslmode: require, sslcert: s.crt, sslkey: s.key}\ntls:",
@@ -59,7 +59,7 @@ fn the_clusters_certificate_must_be_there_where_it_is_leant_on() {
 #[test]
 fn a_missing_file_of_rules_is_reported_beside_all_other_faults() {
     let files = Files::new();
-    let faults = files.faults(&format!(
+    let errors = files.errors(&format!(
         "{}authx: 1\n",
         with_auth("hba_file: nope.conf\n  ident_file: also-nope.conf")
     ));
@@ -69,55 +69,55 @@ fn a_missing_file_of_rules_is_reported_beside_all_other_faults() {
         "authx: unknown key",
     ] {
         assert!(
-            faults.iter().any(|fault| fault.contains(expected)),
-            "{expected}: {faults:#?}"
+            errors.iter().any(|error| error.contains(expected)),
+            "{expected}: {errors:#?}"
         );
     }
-    assert_eq!(faults.len(), 3, "{faults:#?}");
+    assert_eq!(errors.len(), 3, "{errors:#?}");
 }
 
 #[test]
-fn faults() {
+fn errors() {
     let files = Files::new();
-    files.one_fault(
+    files.one_error(
         &with_auth("ident_file: pg_ident.conf"),
-        "needs `hba_file` beside it",
+        "needs `hba_file`, whose rules",
     );
-    files.one_fault(&with_credential("{password_file: pw}"), "`users` is missing");
-    files.one_fault(
+    files.one_error(&with_credential("{password_file: pw}"), "`users` is missing");
+    files.one_error(
         &with_credential("{users: some, password_file: pw}"),
         "expected `all`",
     );
-    files.one_fault(
+    files.one_error(
         &with_credential("{users: [], password_file: pw}"),
         "must not be empty",
     );
-    files.one_fault(
+    files.one_error(
         &with_credential("{users: [a, a], password_file: pw}"),
         "the same user as",
     );
-    files.one_fault(
+    files.one_error(
         &with_credential("{users: [a], password_file: pw, password: client}"),
         "more than one of",
     );
     let long = "n".repeat(64);
-    files.one_fault(
+    files.one_error(
         &with_credential(&format!("{{users: [{long}], password_file: pw}}")),
         "longer than 63 bytes",
     );
-    files.one_fault(
+    files.one_error(
         &with_credential(&format!("{{users: [a], server_user: {long}, password_file: pw}}")),
         "longer than 63 bytes",
     );
-    files.one_fault(
+    files.one_error(
         &with_credential("{users: [a], password: mine}"),
         "expected `client`",
     );
-    files.one_fault(
+    files.one_error(
         &with_credential("{users: [a], cert_file: s.crt}"),
-        "`cert_file` needs `key_file`",
+        "`cert_file` also needs `key_file`",
     );
-    files.one_fault(
+    files.one_error(
         &with_credential("{users: all, password: client}, {users: [a], password_file: pw}"),
         "is never reached",
     );

@@ -26,19 +26,19 @@ fn the_token_is_a_secret_of_visible_characters() {
     assert_eq!(config.http.token.as_ref().unwrap().expose(), b"0123456789abcdef");
     assert!(config.files().of(&ReloadUnit::Token).is_some(), "it is watched");
     assert!(!format!("{config:?}").contains("0123456789abcdef"));
-    let materials = reread(&config);
+    let reloaded = reread(&config);
     assert!(matches!(
-        materials.parts.get(&ReloadUnit::Token),
+        reloaded.units.get(&ReloadUnit::Token),
         Some(Ok(ReloadedUnit::Token(_)))
     ));
     for (contents, mode, expected) in [
         ("0123456789abcde", 0o600, "is shorter than 16 bytes"),
         ("0123456789abcdef", 0o604, "is open to every user"),
-        ("0123456789 abcdef", 0o600, "stands in a header"),
-        ("0123456789äbcdef", 0o600, "stands in a header"),
+        ("0123456789 abcdef", 0o600, "sent in a header"),
+        ("0123456789äbcdef", 0o600, "sent in a header"),
     ] {
         token(&files, contents, mode);
-        files.one_fault(&text, expected);
+        files.one_error(&text, expected);
     }
 }
 
@@ -65,7 +65,7 @@ fn the_agent_check_has_an_address_of_its_own() {
             "expected `router` or `local_member`",
         ),
     ] {
-        files.one_fault(&with_http(&format!("agent_check: {keys}")), expected);
+        files.one_error(&with_http(&format!("agent_check: {keys}")), expected);
     }
 }
 
@@ -78,6 +78,6 @@ fn the_state_file_may_be_new_its_directory_not() {
         files.ok(&with("state.json")).state_file,
         Some(files.path("state.json"))
     );
-    files.one_fault(&with("missing/state.json"), "its directory cannot be used");
-    files.one_fault(&with("\".\""), "is not the name of a file");
+    files.one_error(&with("missing/state.json"), "its directory cannot be used");
+    files.one_error(&with("\".\""), "is not the name of a file");
 }

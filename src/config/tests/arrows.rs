@@ -1,5 +1,5 @@
-//! The modules of this room use each other in one direction: the model at the bottom, then the table of keys, the typed
-//! readers, the readers of sections, and the room's own functions.
+//! The modules of this room use each other in one direction: the model at the bottom, then the
+//! table of keys, the typed readers, the readers of sections, and the room's own functions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -70,7 +70,7 @@ fn named(module: &[String], text: &str) -> Vec<Vec<String>> {
         // `{a, b::c}` or one path; what is nested deeper is below one of these.
         let list = rest.strip_prefix('{').map(|list| {
             let mut depth = 1;
-            let closed = list.find(|c| {
+            let closed = list.find(|c: char| {
                 depth += i32::from(c == '{') - i32::from(c == '}');
                 depth == 0
             });
@@ -119,7 +119,8 @@ fn a_module_uses_only_its_own_layer_and_those_below() {
     }
 }
 
-/// The readers of sections are the only layer whose modules are many: none of them uses one that uses it.
+/// The readers of sections are the only layer whose modules are many: none of them uses one that
+/// uses it.
 #[test]
 fn the_readers_of_sections_have_no_cycle() {
     let uses: BTreeMap<String, BTreeSet<String>> = modules()

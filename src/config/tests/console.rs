@@ -19,7 +19,7 @@ fn each_key_has_its_effect_and_there_is_none_by_default() {
 }
 
 #[test]
-fn faults() {
+fn errors() {
     let files = Files::new();
     for (value, expected) in [
         ("{}", "`users` is missing"),
@@ -31,10 +31,10 @@ fn faults() {
         ("{users: [a], cluster: mian}", "there is no cluster `mian`"),
         ("{users: [a], user: b}", "did you mean `users`?"),
     ] {
-        files.one_fault(&with_console(value), expected);
+        files.one_error(&with_console(value), expected);
     }
     let long = "x".repeat(64);
-    files.one_fault(
+    files.one_error(
         &with_console(&format!("{{users: [a], database: {long}}}")),
         "longer than 63 bytes",
     );

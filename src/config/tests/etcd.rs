@@ -32,37 +32,37 @@ fn each_key_has_its_effect() {
 }
 
 #[test]
-fn faults() {
+fn errors() {
     let files = Files::new();
     let good = "endpoints: [\"http://db1:2379\"], scope: main";
-    files.one_fault(
+    files.one_error(
         &with_etcd("endpoints: [\"http://db1:2379\"]"),
         "`scope` is missing",
     );
-    files.one_fault(&with_etcd("scope: main"), "`endpoints` is missing");
-    files.one_fault(
+    files.one_error(&with_etcd("scope: main"), "`endpoints` is missing");
+    files.one_error(
         &with_etcd("endpoints: [\"http://db1:2379/v3\"], scope: main"),
         "without a path",
     );
-    files.one_fault(&with_etcd(&format!("{good}, ca_file: ca.crt")), "has no effect");
-    files.one_fault(
+    files.one_error(&with_etcd(&format!("{good}, ca_file: ca.crt")), "has no effect");
+    files.one_error(
         &with_etcd(&format!("{good}, username: u")),
         "needs `password_file`",
     );
-    files.one_fault(
+    files.one_error(
         &with_etcd("endpoints: [\"http://db1:2379\"], scope: /"),
         "must not be empty",
     );
-    files.one_fault(
+    files.one_error(
         &with_etcd(&format!("{good}, namespace: \"a\\tb\"")),
         "control character",
     );
     let long = "n".repeat(256);
-    files.one_fault(
+    files.one_error(
         &with_etcd(&format!("{good}, namespace: {long}")),
         "longer than 255 bytes",
     );
-    files.one_fault(
+    files.one_error(
         &with_etcd(good).replace(
             "patroni: {endpoints: [\"http://db1:8008\"]}",
             "servers: [{name: a, host: db1}]",

@@ -1,5 +1,5 @@
-//! Keys in every form, passphrase commands, several certificates, and what is asked of clients; with the files that
-//! `openssl` makes.
+//! Keys in every form, passphrase commands, several certificates, and what is asked of clients;
+//! with the files that `openssl` makes.
 
 use std::process::Command;
 
@@ -91,16 +91,16 @@ fn a_key_may_be_under_a_passphrase() {
     files.ok(&with_cluster_key(
         "server_tls: {sslcert: k.crt, sslkey: k.key, sslpassphrase_command: cat phrase}",
     ));
-    files.one_fault(
+    files.one_error(
         &with(""),
-        "key_file: k.key: the key is encrypted (`passphrase_command` gives its passphrase)",
+        "key_file: k.key: the key is encrypted (set `passphrase_command`, a command that prints the passphrase)",
     );
-    files.one_fault(
+    files.one_error(
         &with_cluster_key("server_tls: {sslcert: k.crt, sslkey: k.key}"),
-        "(`sslpassphrase_command` gives its passphrase)",
+        "(set `sslpassphrase_command`, a command that prints the passphrase)",
     );
     // Where there is no command, there is a way out.
-    files.one_fault(
+    files.one_error(
         &MINIMAL.replace(
             "{endpoints: [\"http://db1:8008\"]}",
             "{endpoints: [\"https://db1:8008\"], cert_file: k.crt, key_file: k.key}",
@@ -113,11 +113,11 @@ fn a_key_may_be_under_a_passphrase() {
 #[test]
 fn a_passphrase_command_is_text_whatever_the_key_is() {
     let files = made("genpkey -algorithm ed25519 -out k.key");
-    files.one_fault(
+    files.one_error(
         &with(", passphrase_command: [cat, phrase]"),
         "expected text, found a list",
     );
-    files.one_fault(&with(", passphrase_command: \"\""), "must not be empty");
+    files.one_error(&with(", passphrase_command: \"\""), "must not be empty");
 }
 
 #[test]
@@ -126,26 +126,26 @@ fn a_passphrase_command_that_fails() {
         "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -aes-256-cbc -pass pass:geheim -out k.key",
     );
     let command = |command: &str| with(&format!(", passphrase_command: \"{command}\""));
-    files.one_fault(&command("echo falsch"), "the passphrase does not open the key");
-    let faults = files.faults(&command("echo streng; echo no vault today >&2; exit 3"));
+    files.one_error(&command("echo falsch"), "the passphrase does not decrypt the key");
+    let errors = files.errors(&command("echo streng; echo no vault today >&2; exit 3"));
     assert_eq!(
-        faults,
+        errors,
         ["6: tls.certificates[0].passphrase_command: the command failed with exit code 3: no vault today"],
         "what it printed on standard output is nobody's business"
     );
-    files.one_fault(&command("kill -9 $$"), "the command was killed by signal 9");
-    files.one_fault(&command("true"), "the command printed nothing");
-    files.one_fault(&command("echo"), "the command printed nothing");
-    files.one_fault(
+    files.one_error(&command("kill -9 $$"), "the command was killed by signal 9");
+    files.one_error(&command("true"), "the command printed nothing");
+    files.one_error(&command("echo"), "the command printed nothing");
+    files.one_error(
         &command("head -c 2000 /dev/zero | tr '\\\\0' x"),
         "the command printed a line longer than 1024 bytes",
     );
-    files.one_fault(&command(""), "must not be empty");
+    files.one_error(&command(""), "must not be empty");
     // More than a pipe holds, on both sides.
     files.ok(&command(
         "echo geheim; head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2",
     ));
-    files.one_fault(
+    files.one_error(
         &with_cluster_key("server_tls: {sslpassphrase_command: cat phrase}"),
         "sslpassphrase_command: has no effect without `sslkey`",
     );
@@ -166,7 +166,7 @@ fn a_passphrase_command_that_hangs_is_killed_with_what_it_started() {
     );
     let text =
         with(", passphrase_command: \"echo waiting for a person >&2; sleep 600 & echo $! > child; wait\"");
-    files.one_fault(&text, "passphrase_command: the command did not end within 10 s");
+    files.one_error(&text, "passphrase_command: the command did not end within 10 s");
     let child = fs::read_to_string(files.path("child")).unwrap();
     // The kernel takes a moment to end what was killed.
     let gone = (0..500).any(|_| {
@@ -190,20 +190,20 @@ fn a_locked_key_that_is_damaged_or_too_much_work() {
     let whole = fs::read_to_string(files.path("k.key")).unwrap();
     files.secret("whole.key", &whole);
     fs::rename(files.path("old.key"), files.path("k.key")).unwrap();
-    files.one_fault(&text, "an old way that is not supported");
+    files.one_error(&text, "an old format that is not supported");
     openssl(
         &files,
         "pkcs8 -topk8 -v2 aes-128-cbc -v2prf hmacWithSHA1 -in whole.key -passin pass:geheim -passout pass:geheim -out k.key",
     );
-    files.one_fault(
+    files.one_error(
         &text,
         "by an algorithm that is not supported (1.2.840.113549.2.7)",
     );
     fs::remove_file(files.path("ran")).unwrap();
     files.secret("k.key", &whole[..whole.len() / 2]);
-    files.one_fault(&text, "is not valid PEM: a section does not end");
+    files.one_error(&text, "is not valid PEM: a section does not end");
     files.secret("k.key", &whole.replacen('\n', "\n!!", 1));
-    files.one_fault(&text, "the base64 text is damaged");
+    files.one_error(&text, "the base64 text is damaged");
     assert!(!files.path("ran").exists(), "nobody was asked in vain");
 }
 
@@ -227,10 +227,10 @@ fn several_certificates() {
         .map(|served| served.pair.leaf().names)
         .collect();
     assert_eq!(names, [vec!["localhost"], vec!["*.example", "::1"]]);
-    let faults = files.faults(&list(&format!("{}, {}", pair("gone"), pair("lost"))));
-    assert_eq!(faults.len(), 4, "{faults:#?}");
+    let errors = files.errors(&list(&format!("{}, {}", pair("gone"), pair("lost"))));
+    assert_eq!(errors.len(), 4, "{errors:#?}");
     let many = vec![pair("s"); 65].join(", ");
-    files.one_fault(&list(&many), "has 65 elements, at most 64 are allowed");
+    files.one_error(&list(&many), "has 65 elements, at most 64 are allowed");
 }
 
 #[test]
@@ -239,20 +239,20 @@ fn what_is_asked_of_clients() {
     let tls = |keys: &str| MINIMAL.replace("tls: {", &format!("tls: {{{keys}, "));
     assert!(!files.ok(MINIMAL).tls.unwrap().asks_clients);
     assert!(files.ok(&tls("client_ca_file: ca.crt")).tls.unwrap().asks_clients);
-    files.one_fault(&tls("client_ca_file: pw"), "pw: contains no certificate");
-    files.one_fault(&tls("client_ca_file: gone"), "gone: does not exist");
-    files.one_fault(
+    files.one_error(&tls("client_ca_file: pw"), "pw: contains no certificate");
+    files.one_error(&tls("client_ca_file: gone"), "gone: does not exist");
+    files.one_error(
         &tls("client_crl_file: ca.crl"),
         "client_crl_file: has no effect without `client_ca_file`",
     );
     let lists = "client_ca_file: ca.crt, client_crl_file: ca.crl";
-    files.one_fault(&tls(lists), "ca.crl: does not exist");
+    files.one_error(&tls(lists), "ca.crl: does not exist");
     files.write("ca.crl", "nothing", 0o644);
-    files.one_fault(&tls(lists), "ca.crl: contains no revocation list");
+    files.one_error(&tls(lists), "ca.crl: contains no revocation list");
     files.write(
         "ca.crl",
         "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
         0o644,
     );
-    files.one_fault(&tls(lists), "ca.crl: revocation list 1 cannot be read");
+    files.one_error(&tls(lists), "ca.crl: revocation list 1 cannot be read");
 }

@@ -1,8 +1,8 @@
-//! The files of a configuration, read again: part by part.
+//! The files of a configuration, read again: unit by unit.
 
 use super::*;
 
-/// A configuration in which every part has a file.
+/// A configuration in which every unit has a file.
 const PARTS: &str = r#"
 clusters:
   main:
@@ -25,13 +25,13 @@ fn again(config: &Config) -> ReloadedUnits {
     reread_at(config, unix_now(), &|_| None)
 }
 
-/// The parts that are good, and the faults of those that are not.
-fn outcome(materials: &ReloadedUnits) -> (Vec<String>, Vec<String>) {
+/// The parts that are good, and the errors of those that are not.
+fn outcome(reloaded: &ReloadedUnits) -> (Vec<String>, Vec<String>) {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
-    for (part, result) in &materials.parts {
+    for (unit, result) in &reloaded.units {
         match result {
-            Ok(_) => good.push(part.to_string()),
-            Err(faults) => bad.extend(faults.iter().map(|fault| format!("{part}: {}", fault.message))),
+            Ok(_) => good.push(unit.to_string()),
+            Err(errors) => bad.extend(errors.iter().map(|error| format!("{unit}: {}", error.message))),
         }
     }
     (good, bad)
@@ -52,7 +52,7 @@ fn each_part_is_good_or_not_by_itself() {
         outcome(&again(&config)),
         (all.map(str::to_owned).to_vec(), vec![])
     );
-    for (file, part) in [
+    for (file, unit) in [
         ("s.crt", "tls"),
         ("h.key", "http"),
         ("users", "auth"),
@@ -64,14 +64,14 @@ fn each_part_is_good_or_not_by_itself() {
         let (from, to) = (files.path(file), files.path("away"));
         fs::rename(&from, &to).unwrap();
         let (good, bad) = outcome(&again(&config));
-        assert!(!good.contains(&part.to_owned()), "{file}: {good:?}");
+        assert!(!good.contains(&unit.to_owned()), "{file}: {good:?}");
         assert_eq!(
             good.len(),
-            all.iter().filter(|other| **other != part).count(),
+            all.iter().filter(|other| **other != unit).count(),
             "{file}"
         );
         assert!(
-            bad.len() == 1 && bad[0].starts_with(part) && bad[0].ends_with("does not exist"),
+            bad.len() == 1 && bad[0].starts_with(unit) && bad[0].ends_with("does not exist"),
             "{file}: {bad:?}"
         );
         fs::rename(&to, &from).unwrap();
@@ -92,19 +92,20 @@ fn what_is_in_the_files_is_new() {
     assert_eq!(is_edited(&config), Ok(true));
     fs::write(files.path("trunkline.yaml"), PARTS).unwrap();
     assert_eq!(is_edited(&config), Ok(false));
-    let mut materials = again(&config);
-    let Some(Ok(ReloadedUnit::Tls(tls))) = materials.parts.remove(&ReloadUnit::Tls) else {
+    let mut reloaded = again(&config);
+    let Some(Ok(ReloadedUnit::Tls(tls))) = reloaded.units.remove(&ReloadUnit::Tls) else {
         panic!()
     };
     assert_eq!(tls.certificates[0].pair.leaf().names, ["other.example"]);
     let account = ReloadUnit::ServiceAccount(Arc::from("main"));
-    let Some(Ok(ReloadedUnit::Password(Some(password)))) = materials.parts.remove(&account) else {
+    let Some(Ok(ReloadedUnit::Password(Some(password)))) = reloaded.units.remove(&account) else {
         panic!()
     };
     assert_eq!(password.expose(), b"another");
 }
 
-/// A look sees what is written in place, put in place, and what a symbolic link on the way leads to.
+/// A look sees what is written in place, put in place, and what a symbolic link on the way leads
+/// to.
 #[test]
 fn a_look_sees_every_kind_of_change() {
     let files = files();

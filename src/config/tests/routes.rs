@@ -98,7 +98,7 @@ fn unenforced_reading_on_the_leader_is_warned_of() {
         config
             .warnings()
             .iter()
-            .any(|warning| warning.contains("route `r`: nothing but their privileges")),
+            .any(|warning| warning.contains("route `r`: only their privileges")),
         "{:?}",
         config.warnings()
     );
@@ -116,7 +116,7 @@ fn routes_that_would_not_do_what_they_say_are_refused() {
         ),
         (
             "r: {targets: [replica, sync]}",
-            "targets[1]: `sync` adds nothing to what stands before it",
+            "targets[1]: `sync` adds nothing to the targets before it",
         ),
         (
             "r: {targets: [replica, replica]}",
@@ -132,7 +132,7 @@ fn routes_that_would_not_do_what_they_say_are_refused() {
         ),
         (
             "r: {targets: [replica, leader]}",
-            "leave `leader` and `any` out, or allow it with `read_only_on_leader`, `unenforced` or `enforced`",
+            "remove `leader` and `any`, or set `read_only_on_leader` to `unenforced` or `enforced`",
         ),
         (
             "r: {targets: [any], read_only_on_leader: refused}",
@@ -140,7 +140,7 @@ fn routes_that_would_not_do_what_they_say_are_refused() {
         ),
         (
             "r: {targets: [any], read_only_on_leader: enforced}",
-            "`enforced` needs a role that may not write for every user",
+            "`enforced` needs a role without write privileges for every user",
         ),
         (
             "r: {targets: [any], read_only_on_leader: maybe}",
@@ -169,10 +169,10 @@ fn routes_that_would_not_do_what_they_say_are_refused() {
         ),
         (
             "r: {targets: [replica], tags: {a: 9223372036854775808}}",
-            "is too large a number",
+            "is a number that is too large",
         ),
     ] {
-        files.one_fault(&with_routes(route), expected);
+        files.one_error(&with_routes(route), expected);
     }
 }
 
@@ -182,11 +182,11 @@ fn a_fixed_list_has_neither_patronis_roles_nor_tags() {
     for role in ["sync", "quorum", "async"] {
         let routes =
             format!("routes: {{read-write: {{targets: [leader]}}, read-only: {{targets: [{role}]}}}}\n");
-        files.one_fault(&fixed("", &routes), "is known from Patroni only");
+        files.one_error(&fixed("", &routes), "is known from Patroni only");
     }
     let routes = "routes: {read-write: {targets: [leader]}, read-only: {targets: [replica], tags: {a: b}}}\n";
-    files.one_fault(&fixed("", routes), "tags are Patroni's");
-    files.one_fault(&fixed(", weight_tag: w", ""), "tags are Patroni's");
+    files.one_error(&fixed("", routes), "tags are Patroni's");
+    files.one_error(&fixed(", weight_tag: w", ""), "tags are Patroni's");
     let routes = "routes: {read-write: {targets: [leader]}, read-only: {targets: [[replica, leader]], balance: first, \
                   read_only_on_leader: unenforced}}\n";
     files.ok(&fixed(", zone: a, members: {b: {zone: a, weight: 0}}", routes));
@@ -222,7 +222,7 @@ fn weights_and_zones_without_effect_are_refused() {
     for (extra, expected) in [
         (
             ", members: {c: {weight: 1}}",
-            "there is no server `c` (there is: a, b)",
+            "there is no server `c` (the servers are: a, b)",
         ),
         (", members: {a: {weight: 257}}", "must be from 0 to 256"),
         (
@@ -232,10 +232,10 @@ fn weights_and_zones_without_effect_are_refused() {
         (", zone: x", "no member has a zone"),
         (", members: {a: {wait: 1}}", "unknown key `wait`"),
     ] {
-        files.one_fault(&fixed(extra, ""), expected);
+        files.one_error(&fixed(extra, ""), expected);
     }
     let of_patroni = MINIMAL.replace("    service_account", "    zone_tag: z\n    service_account");
-    files.one_fault(&of_patroni, "has no effect without the router's own zone, `zone`");
+    files.one_error(&of_patroni, "has no effect without the router's own zone, `zone`");
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn enforced_reading_on_the_leader_needs_another_role_for_every_user() {
         "{users: [a], server_user: x, password_file: pw}, {users: all, server_user: y, password_file: pw}",
     ));
     assert_eq!(config.routes["r"].read_only_on_leader, OnLeader::Enforced);
-    // A bad file is the only fault: the entry is there.
+    // A bad file is the only error: the entry is there.
     files.secret("empty", "");
     files.secret("marked", "\u{feff}geheim\n");
     for (file, expected) in [
@@ -258,16 +258,16 @@ fn enforced_reading_on_the_leader_needs_another_role_for_every_user() {
         ("nope", "does not exist"),
     ] {
         let credentials = format!("{{users: all, server_user: y, password_file: {file}}}");
-        files.one_fault(&with(&credentials), expected);
+        files.one_error(&with(&credentials), expected);
     }
     for credentials in [
         "{users: all, password_file: pw}",
         "{users: [a], server_user: x, password_file: pw}",
         "{users: [a], password_file: pw}, {users: all, server_user: y, password_file: pw}",
     ] {
-        files.one_fault(
+        files.one_error(
             &with(credentials),
-            "needs a role that may not write for every user",
+            "needs a role without write privileges for every user",
         );
     }
 }

@@ -1,4 +1,5 @@
-//! The table of keys against the readers, the documentation, and the JSON Schema that is made of it.
+//! The table of keys against the readers, the documentation, and the JSON Schema that is made of
+//! it.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -14,7 +15,8 @@ use super::*;
 /// Set, the committed files that are made of the table are written anew: `make reference`.
 const WRITE: &str = "TRUNKLINE_WRITE_REFERENCE";
 
-/// Beside `FULL` and `MINIMAL`: the keys that cannot stand beside theirs. Most of its files are not there.
+/// Beside `FULL` and `MINIMAL`: the keys that cannot stand beside theirs. Most of its files are not
+/// there.
 const REST: &str = r#"
 clusters:
   main:
@@ -140,7 +142,8 @@ fn the_schema_accepts_what_is_right() {
     }
 }
 
-/// Every place of a key in a document: the path to the map it stands in, as a JSON pointer, and the key.
+/// Every place of a key in a document: the path to the map it stands in, as a JSON pointer, and the
+/// key.
 fn places(document: &Value, pointer: &str, keys: &'static Keys, places: &mut Vec<(String, &'static Key)>) {
     let Value::Object(map) = document else { return };
     for (name, value) in map {
@@ -286,12 +289,12 @@ fn the_schema_refuses_what_the_readers_refuse_and_nothing_else() {
         if is_right {
             continue;
         }
-        let Err(faults) = files.parse(&document.to_string()) else {
+        let Err(errors) = files.parse(&document.to_string()) else {
             panic!("accepted: {case}")
         };
         let (path, _) = case.split_once(": ").unwrap();
         let name = path.rsplit('/').next().unwrap();
-        assert!(faults.to_string().contains(name), "{case}: {faults}");
+        assert!(errors.to_string().contains(name), "{case}: {errors}");
     }
 }
 

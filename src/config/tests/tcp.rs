@@ -34,7 +34,7 @@ fn what_has_no_effect_on_a_forwarding_listener_is_a_fault() {
     let files = Files::new();
     for address in ["*:1", "/run/trunkline/.s.PGSQL.1"] {
         for tls in ["off", "optional", "required"] {
-            files.one_fault(
+            files.one_error(
                 &with_listeners(&format!(
                     "  - {{name: a, address: \"{address}\", route: read-write, mode: tcp, tls: {tls}}}\n"
                 )),
@@ -42,7 +42,7 @@ fn what_has_no_effect_on_a_forwarding_listener_is_a_fault() {
             );
         }
     }
-    files.one_fault(
+    files.one_error(
         &with_listeners("  - {name: a, address: \"*:1\", route: read-write, mode: udp}\n"),
         "expected `postgres` or `tcp`, found `udp`",
     );
@@ -75,7 +75,7 @@ fn nobody_can_be_told_an_address_where_every_listener_of_the_route_forwards() {
              - {{name: c, address: \"*:3\", route: ro}}\n"
         )
     };
-    files.one_fault(
+    files.one_error(
         &text("tcp", "tcp"),
         "routes.rw.client_address: has no effect: every listener of the route has `mode: tcp`",
     );
@@ -95,18 +95,27 @@ fn peers_are_asked_where_postgresql_is_spoken() {
         ))
     };
     let own = "peers.members[0].address: is";
-    files.one_fault(
+    files.one_error(
         &text("127.0.0.1:2"),
-        &format!("{own} a `mode: tcp` listener's own address: listeners[1].address"),
+        &format!("{own} the address of a `mode: tcp` listener of this router: listeners[1].address"),
     );
-    files.one_fault(
+    files.one_error(
         &text("127.0.0.1:3"),
-        &format!("{own} the HTTP port's own address: http.address"),
+        &format!("{own} the address of the HTTP port of this router: http.address"),
     );
     for (peer, told) in [
-        ("db2:2", Some("here port 2 is a `mode: tcp` listener's")),
-        ("127.0.0.2:3", Some("here port 3 is the HTTP port's")),
-        ("127.0.0.1:4", Some("here port 4 is the agent check's")),
+        (
+            "db2:2",
+            Some("port 2 of this router belongs to a `mode: tcp` listener"),
+        ),
+        (
+            "127.0.0.2:3",
+            Some("port 3 of this router belongs to the HTTP port"),
+        ),
+        (
+            "127.0.0.1:4",
+            Some("port 4 of this router belongs to the agent check"),
+        ),
         ("127.0.0.1:1", None),
         ("db2:1", None),
         ("db2:5", None),

@@ -67,7 +67,7 @@ fn what_would_have_no_effect_or_never_recover_is_refused() {
         (
             "max_lag: {bytes: 1MB, recover_bytes: 2MB}",
             "routes.r.max_lag.recover_bytes",
-            "is more than the limit itself",
+            "must not be more than the limit",
         ),
         (
             "max_lag: {bytes: 1MB, recover_time: 2s}",
@@ -95,20 +95,17 @@ fn what_would_have_no_effect_or_never_recover_is_refused() {
             "expected `keep`, `close_idle` or `close`, found `maybe`",
         ),
     ] {
-        let faults = files.faults(&with_route(rest));
+        let errors = files.errors(&with_route(rest));
         assert!(
-            faults
+            errors
                 .iter()
-                .any(|fault| fault.contains(path) && fault.contains(message)),
-            "{rest}: {faults:?}"
+                .any(|error| error.contains(path) && error.contains(message)),
+            "{rest}: {errors:?}"
         );
     }
     let text = with_route("max_lag: {time: 10s}").replace("[leader]}", "[leader], max_lag: {time: 10s}}");
-    let faults = files.faults(&text);
-    assert!(
-        faults[0].contains("the leader is not behind itself"),
-        "{faults:?}"
-    );
+    let errors = files.errors(&text);
+    assert!(errors[0].contains("the leader has no lag"), "{errors:?}");
 }
 
 #[test]

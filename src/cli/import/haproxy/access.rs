@@ -1,4 +1,5 @@
-//! Conditions: who may connect, and which section is empty. Only addresses and `nbsrv` are understood.
+//! Conditions: who may connect, and which section is empty. Only addresses and `nbsrv` are
+//! understood.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,8 +15,8 @@ const REJECT: &str = "reject";
 #[derive(Debug, Default)]
 pub(super) struct Access {
     pub(super) allow: Vec<String>,
-    /// A rule that turns clients away and that has no equivalent is a TODO in here: `trunkline check` refuses it, so that
-    /// nobody opens a listener by mistake.
+    /// A rule that turns clients away and that has no equivalent is a TODO in here: `trunkline
+    /// check` refuses it, so that nobody opens a listener by mistake.
     pub(super) deny: Vec<String>,
     /// Who sends PROXY headers; empty is everybody.
     pub(super) proxy_from: Option<Vec<String>>,
@@ -60,7 +61,9 @@ pub(super) fn settings(proxy: &Proxy, notes: &mut Notes) -> Access {
 
 /// An entry that no network is, so that `trunkline check` refuses it.
 pub(super) fn todo(line: usize, what: &str) -> String {
-    format!("TODO: line {line}, {what}: what it kept out has no equivalent; settle it and remove this")
+    format!(
+        "TODO: line {line}, {what}: it rejected clients and has no equivalent; decide about it and remove this"
+    )
 }
 
 /// The test a condition consists of, and whether it is turned round.
@@ -127,7 +130,7 @@ fn network(text: &str) -> Option<String> {
     }
 }
 
-/// `nbsrv(X)` compared with nobody or somebody: X, and whether it is to be empty.
+/// `nbsrv(X)` compared with zero: X, and whether it must be empty.
 pub(super) fn is_empty<'a>(condition: &'a [String], acls: &'a Acls) -> Option<(&'a str, bool)> {
     let (turned, tests) = test(condition, acls)?;
     let [test] = tests.as_slice() else { return None };

@@ -134,7 +134,7 @@ fn options(line: &Line, notes: &mut Notes) -> Options {
                     );
                 }
             }
-            // The kernel's defaults are the router's, or the case by itself.
+            // The router has the kernel's defaults, or does this always.
             "v4v6" | "v6only" | "tfo" | "defer-accept" | "transparent" | "no-alpn" => {
                 if word == "transparent" {
                     notes.lost(
@@ -159,7 +159,7 @@ fn options(line: &Line, notes: &mut Notes) -> Options {
                         "one accept loop serves each listener; `workers` is the number of threads that relay"
                     }
                     "interface" | "namespace" => {
-                        "listen on an address of that interface; a network namespace is the service manager's matter"
+                        "listen on an address of that interface; a network namespace is configured in the service manager"
                     }
                     "crt-list" => {
                         "name the certificates in `tls.certificates`; they are chosen by the names in them"

@@ -20,7 +20,7 @@ pub(super) struct Meaning {
     pub(super) asks_patroni: bool,
     /// The servers are routers in front of PostgreSQL, by their port or their check.
     pub(super) through_routers: bool,
-    /// Nothing but a name told the role.
+    /// Only a name indicated the role.
     pub(super) is_guessed: bool,
 }
 
@@ -128,7 +128,7 @@ fn by_port_or_name(proxy: &Proxy, notes: &mut Notes) -> Meaning {
         proxy.check.line.unwrap_or(proxy.line),
         &super::what(proxy),
         format!(
-            "the check does not tell the leader from a replica; `{}` was taken because of {why}",
+            "the check does not distinguish the leader from a replica; `{}` was chosen because of {why}",
             role.word()
         ),
     );

@@ -123,7 +123,8 @@ fn endpoints(sections: &[(&Proxy, &Meaning)]) -> Vec<String> {
     endpoints
 }
 
-/// TLS towards Patroni. There is one set of files for all endpoints, and certificates are always verified.
+/// TLS towards Patroni. There is one set of files for all endpoints, and certificates are always
+/// verified.
 fn patroni_tls(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
     let checked = || {
         let of_tls = sections
@@ -171,7 +172,7 @@ fn patroni_tls(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Settings {
     settings
 }
 
-/// Patroni says where its members are, whatever port the file has.
+/// Patroni announces the addresses of its members; the ports in the file do not count.
 fn of_patroni(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) {
     for (proxy, meaning) in sections {
         for server in &proxy.servers {
@@ -199,7 +200,7 @@ fn servers(sections: &[(&Proxy, &Meaning)], notes: &mut Notes) -> Vec<write::Ser
                     server.line,
                     &format!("server {}", server.name),
                     format!(
-                        "port {} is a router's, which Trunkline replaces; PostgreSQL itself was taken to be on {POSTGRES}",
+                        "port {} belongs to a router that Trunkline replaces; {POSTGRES} was written as PostgreSQL's port",
                         server.port.unwrap_or_default()
                     ),
                 );

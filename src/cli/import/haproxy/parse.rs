@@ -1,12 +1,14 @@
 //! `haproxy.cfg`: from text to sections of lines of words.
 //!
-//! Quotes, escapes and comments as in the manual's chapter "Quoting and escaping". Lenient: indentation means
-//! nothing, a quote that is not closed ends with its line, and words that are no directive are reported later.
+//! Quotes, escapes and comments as in the manual's chapter "Quoting and escaping". Lenient:
+//! indentation means nothing, a quote that is not closed ends with its line, and words that are no
+//! directive are reported later.
 
 use crate::cli::import::Refusal;
 use crate::cli::import::notes::Notes;
 
-/// Sections that are proxies. Each inherits the lines of its `defaults`, so their number bounds the work.
+/// Sections that are proxies. Each inherits the lines of its `defaults`, so their number limits the
+/// work.
 const MAX_PROXIES: usize = 512;
 
 /// A directive: at least one word.
@@ -89,7 +91,7 @@ pub(super) fn sections(text: &str, notes: &mut Notes) -> Result<Vec<Section>, Re
                 notes.lost(
                     line.number,
                     first,
-                    "an address beside the name is read by no HAProxy of today; write `bind`",
+                    "current versions of HAProxy do not read an address after the name; write `bind`",
                 );
             }
             sections.push(section);
@@ -99,7 +101,7 @@ pub(super) fn sections(text: &str, notes: &mut Notes) -> Result<Vec<Section>, Re
             notes.differs(
                 line.number,
                 first,
-                "conditions are not weighed: all branches were read",
+                "conditions are not evaluated: all branches were read",
             );
             continue;
         }
@@ -108,7 +110,7 @@ pub(super) fn sections(text: &str, notes: &mut Notes) -> Result<Vec<Section>, Re
         }
         match sections.last_mut() {
             Some(section) => section.lines.push(line),
-            None => notes.lost(line.number, first, "stands before any section"),
+            None => notes.lost(line.number, first, "is before any section"),
         }
     }
     let is_proxy = |section: &&Section| {
@@ -172,7 +174,7 @@ fn add(number: usize, raw: &str, lines: &mut Vec<Line>, notes: &mut Notes) {
         notes.differs(
             number,
             first,
-            "a quote is not closed; it was taken to end with the line",
+            "a quote is not closed; it was closed at the end of the line",
         );
     }
     lines.push(Line { number, words });

@@ -34,7 +34,7 @@ pub(super) struct BackendCheck {
     pub(super) tls: bool,
 }
 
-/// A value and where it stands.
+/// A value and its line.
 pub(super) type At<T> = (usize, T);
 
 #[derive(Debug)]
@@ -226,7 +226,7 @@ impl Proxy {
                     notes.differs(
                         line.number,
                         "http-check expect",
-                        "is not weighed: the path of the check decided about the role",
+                        "is not evaluated: the path of the check decides the role",
                     );
                 }
             }

@@ -112,11 +112,7 @@ pub(super) fn read(line: &Line, defaults: &Options, notes: &mut Notes) -> Option
         );
     }
     let Some((host, port)) = address(line.word(at)) else {
-        notes.lost(
-            line.number,
-            &what,
-            "its address is not a host and a port that are known here",
-        );
+        notes.lost(line.number, &what, "its address is not a supported host and port");
         return None;
     };
     let mut options = defaults.clone();
@@ -130,7 +126,7 @@ pub(super) fn read(line: &Line, defaults: &Options, notes: &mut Notes) -> Option
         notes.differs(
             line.number,
             &format!("{what} … disabled"),
-            format!("it was written as any other; `trunkline maint {name}` takes it out"),
+            format!("it was written as enabled; `trunkline maint {name}` takes it out of service"),
         );
     }
     Some(Server {
@@ -195,7 +191,7 @@ impl Options {
                 }
                 "crt" => self.certificate = Some(argument().to_owned()),
                 "track" => self.track = argument().split('/').next().map(str::to_owned),
-                // Names are resolved again, and members looked for, whatever is said.
+                // Names are always resolved again, and members looked for.
                 "init-addr" | "resolvers" | "resolve-prefer" | "resolve-opts" | "resolve-net" | "id"
                 | "guid" => {
                     let _ = argument();
@@ -230,7 +226,7 @@ fn reason(word: &str) -> &'static str {
             "what live sessions see of a server (refused, reset, 57P01 to 57P03) always counts at once"
         }
         "on-marked-up" => "sessions on a member that is fit stay there",
-        "minconn" => "the limit on a member's connections does not move",
+        "minconn" => "the limit on a member's connections is fixed",
         "maxqueue" => "the queue is bounded by route: `max_queue`",
         "agent-check" | "agent-addr" | "agent-inter" | "agent-port" | "agent-send" => {
             "members are drained by `trunkline drain`, or a tag in Patroni; an agent is not asked"
@@ -239,10 +235,10 @@ fn reason(word: &str) -> &'static str {
         "source" | "usesrc" | "interface" | "namespace" => {
             "the kernel chooses the address the router connects from"
         }
-        "tcp-ut" => "is `server.tcp_user_timeout` of the cluster (30s)",
+        "tcp-ut" => "use `server.tcp_user_timeout` of the cluster",
         "check-sni" => "the name asked for is the host of Patroni's endpoint",
         "crl-file" => "lists of revoked certificates are not read for servers; those for clients are",
-        "sni" | "alpn" | "check-alpn" | "npn" => "PostgreSQL's name and protocol are sent by themselves",
+        "sni" | "alpn" | "check-alpn" | "npn" => "PostgreSQL's name and protocol are always sent",
         _ => "there is no such setting",
     }
 }

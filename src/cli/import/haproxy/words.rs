@@ -101,13 +101,13 @@ fn reason(what: &str) -> Option<&'static str> {
             return None;
         }
         "timeout client" | "timeout server" | "timeout tunnel" | "clitimeout" | "srvtimeout" => {
-            "idle sessions are not cut; peers that have vanished are noticed by `server.keepalive` and \
+            "idle sessions are not cut; lost peers are noticed by `server.keepalive` and \
              `server.tcp_user_timeout`, and PostgreSQL has `idle_session_timeout`"
         }
         "timeout client-fin" | "timeout server-fin" => {
-            "a half-closed connection is bounded by `server.tcp_user_timeout`"
+            "a half-closed connection is limited by `server.tcp_user_timeout`"
         }
-        "timeout" => "there is no such time",
+        "timeout" => "there is no such timeout",
         "retries" => {
             "a connection that fails is tried on the next member that is fit, within `server.connect_timeout` for each"
         }
@@ -118,26 +118,26 @@ fn reason(what: &str) -> Option<&'static str> {
             "how bytes are moved is not a setting"
         }
         "option persist" | "stick" | "stick-table" | "cookie" | "persist" | "appsession" => {
-            "the nearest is `balance: source_hash`"
+            "the closest is `balance: source_hash`"
         }
         "hash-type" | "hash-balance-factor" => {
             "`balance: source_hash` moves as few clients as consistent hashing does"
         }
-        "fullconn" => "the limit on a member's connections does not move",
+        "fullconn" => "the limit on a member's connections is fixed",
         "source" => "the kernel chooses the address the router connects from",
-        "option allbackups" => "members of one tier of `targets` always count alike",
+        "option allbackups" => "members of one tier of `targets` are always treated alike",
         "option tcp-check" | "tcp-check" | "external-check" => "members are probed by SQL",
         "dispatch" | "transparent" | "option transparent" => "servers are named in `clusters`",
         "user" | "group" | "uid" | "gid" | "chroot" | "pidfile" | "ulimit-n" | "setcap" => {
-            "is the service manager's matter"
+            "is configured in the service manager"
         }
         "stats socket" | "stats timeout" => {
-            "administration is by `trunkline members`, `drain`, `sessions` and so on, or the HTTP API"
+            "use `trunkline members`, `drain`, `sessions` and so on, or the HTTP API"
         }
         "nbthread" | "nbproc" | "cpu-map" | "thread-groups" => {
             "`workers` is the number of threads that relay; its default fits most hosts"
         }
-        "maxconnrate" | "maxsessrate" | "maxsslrate" => "is `limits.connection_rate`",
+        "maxconnrate" | "maxsessrate" | "maxsslrate" => "use `limits.connection_rate`",
         "ssl-default-bind-options"
         | "ssl-default-bind-ciphers"
         | "ssl-default-bind-ciphersuites"
@@ -150,12 +150,12 @@ fn reason(what: &str) -> Option<&'static str> {
         | "ssl-dh-param-file" => {
             "TLS is 1.2 and 1.3 with good ciphers; `tls.min_version` raises it, `server_tls` is TLS to the servers"
         }
-        "hard-stop-after" | "grace" => "is `shutdown.grace`",
-        "server-state-file" | "server-state-base" | "load-server-state-from-file" => "is `state_file`",
-        "spread-checks" | "max-spread-checks" => "probes are spread by themselves",
+        "hard-stop-after" | "grace" => "use `shutdown.grace`",
+        "server-state-file" | "server-state-base" | "load-server-state-from-file" => "use `state_file`",
+        "spread-checks" | "max-spread-checks" => "probes are always spread",
         "tcp-request inspect-delay" | "tcp-response inspect-delay" => "nothing is inspected",
         "tcp-request connection" | "tcp-request session" | "tcp-request content" => {
-            "of these rules only `accept`, `reject` and `expect-proxy` by the client's address are known here"
+            "of these rules only `accept`, `reject` and `expect-proxy` by the client's address are supported"
         }
         "email-alert" | "mailers" => "alerts are made from `/metrics`",
         "http-check disable-on-404" => "members are drained by `trunkline drain`, or a tag in Patroni",
@@ -163,7 +163,7 @@ fn reason(what: &str) -> Option<&'static str> {
         _ if what.starts_with("tune.") => "buffers and limits of this kind are not settings",
         _ if what.starts_with("lua-") => "there are no scripts",
         _ if what.starts_with("http-") || what.starts_with("capture") => "is for HTTP",
-        _ => "is not known here",
+        _ => "is unknown to the importer",
     })
 }
 

@@ -83,17 +83,14 @@ fn what_is_no_network_no_rate_and_no_effect() {
         ("allow: [all]", "allow[0]: is not an address or a network"),
         (
             "allow: [10.0.0.0/33]",
-            "has a prefix length that its address does not have",
+            "has a prefix length that does not fit its address",
         ),
         (
             "allow: [10.0.0.0/+8]",
-            "has a prefix length that its address does not have",
+            "has a prefix length that does not fit its address",
         ),
         ("allow: [10.0.0.1/8]", "has bits beyond its prefix length"),
-        (
-            "deny: [\"::ffff:10.0.0.0/104\"]",
-            "write an IPv4 address in its own form",
-        ),
+        ("deny: [\"::ffff:10.0.0.0/104\"]", "write an IPv4 address as IPv4"),
         ("deny: 10.0.0.0/8", "expected a list, found text"),
         ("proxy_protocol: {}", "`trusted` is missing"),
         (
@@ -110,7 +107,7 @@ fn what_is_no_network_no_rate_and_no_effect() {
         ("connection_rate: +1/s", "is not a rate"),
         ("connection_rate: 1000001/s", "must be at most 1000000/s"),
     ] {
-        files.one_fault(&listener(keys), expected);
+        files.one_error(&listener(keys), expected);
     }
     assert_eq!(
         files.ok(&listener("connection_rate: 0")).listeners[0].entry,
@@ -122,7 +119,7 @@ fn what_is_no_network_no_rate_and_no_effect() {
         "deny: []",
         "proxy_protocol: {trusted: [10.0.0.1]}",
     ] {
-        files.one_fault(&local(keys), "has no effect on a Unix socket");
+        files.one_error(&local(keys), "has no effect on a Unix socket");
     }
     assert!(files.parse(&local("connection_rate: 5/s")).is_ok());
 }
@@ -138,25 +135,25 @@ fn a_queue_needs_something_to_wait_for() {
     };
     for key in ["queue_timeout: 1s", "max_queue: 5"] {
         assert!(files.parse(&text("max_connections: 1", key)).is_ok(), "{key}");
-        files.one_fault(
+        files.one_error(
             &text("max_connections: 0", key),
-            "has no `server.max_connections` to wait for",
+            "has no `server.max_connections`",
         );
     }
-    files.one_fault(
+    files.one_error(
         &text("max_connections: 1", "max_queue: 0, queue_timeout: 1s"),
         "has no effect with `max_queue: 0`",
     );
-    files.one_fault(
+    files.one_error(
         &text("max_connections: 1", "queue_timeout: 0"),
         "must be from 10ms to 10m",
     );
-    files.one_fault(
+    files.one_error(
         &text("max_connections: 1", "max_queue: 100001"),
         "must be from 0 to 100000",
     );
-    files.one_fault(&text("", "client_address: true"), "expected a map of keys");
-    files.one_fault(
+    files.one_error(&text("", "client_address: true"), "expected a map of keys");
+    files.one_error(
         &text("", "client_address: {setting: 1}"),
         "expected true or false, found a number",
     );
