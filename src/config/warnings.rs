@@ -12,7 +12,7 @@ pub(super) fn of(config: &Config) -> Vec<String> {
         .collect();
     match (&config.tls, offers.as_slice()) {
         (None, [_, ..]) => {
-            warnings.push("no certificate is configured: clients connect without TLS".to_owned())
+            warnings.push("no certificate is configured: clients connect without TLS".to_owned());
         }
         (Some(_), []) => {
             warnings.push("a certificate is configured, but every listener has `mode: tcp`".to_owned());

@@ -13,7 +13,7 @@ pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
     match parse_bind_address(field.text()?) {
         None => field.error_with_hint("is not an address to listen on", hint),
         Some(address) if address.port() == Some(0) => {
-            field.error_with_hint("the port must be from 1 to 65535", hint)
+            field.error_with_hint("the port must be from 1 to 65535", hint);
         }
         // It would listen where its IPv4 form does, and no comparison with other addresses would
         // find that.
