@@ -18,10 +18,12 @@ pub mod log;
 mod member_checks;
 pub mod metrics;
 mod operations;
+mod views;
 mod write_timeout;
 
 pub use console::Console;
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub use http::{AdminError, AdminThread, prepare};
 pub use metrics::Metrics;
-pub use operations::{Activity, Change, Ending, Operations, ReloadAnswer, SessionView};
+pub use operations::{Change, Ending, Operations, ReloadAnswer};
+pub use views::{Activity, ClusterSummary, MemberView, RouterView, SessionView};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::views::SessionView;
 use crate::cluster::Busy;
 use crate::cluster::snapshot::{AdminState, MemberName};
 
@@ -69,41 +70,4 @@ pub enum Ending {
         grace: Option<Duration>,
     },
     Now,
-}
-
-/// What a session is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum Activity {
-    #[serde(rename = "active")]
-    Active,
-    #[serde(rename = "idle")]
-    Idle,
-    #[serde(rename = "idle in transaction")]
-    IdleInTransaction,
-}
-
-/// One session, as operators see it.
-#[derive(Debug, Clone, Serialize)]
-pub struct SessionView {
-    /// Unique in this process.
-    pub id: u64,
-    /// Address and port, or `[local]`.
-    pub client: String,
-    pub user: String,
-    pub database: String,
-    pub cluster: String,
-    pub route: String,
-    pub member: String,
-    /// The server's process, as in `pg_stat_activity`.
-    pub process_id: u32,
-    pub state: Activity,
-    /// Seconds since it was accepted.
-    pub age_s: u64,
-    /// From the client to the server.
-    pub bytes_up: u64,
-    pub bytes_down: u64,
-    pub transactions: u64,
-    pub tls: Option<&'static str>,
-    /// Why it is about to end.
-    pub ending: Option<String>,
 }

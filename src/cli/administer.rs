@@ -11,10 +11,12 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::remote::{Remote, Router, encoded};
 use super::table::Table;
+use crate::admin::{ClusterSummary, MemberView, RouterView, SessionView};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Administer {
@@ -153,7 +155,7 @@ fn answer(command: &Administer) -> Result<String, String> {
         Administer::Sessions { remote, member, user } => {
             let query = remote.query(&[("member", member.as_deref()), ("user", user.as_deref())]);
             let all = remote.router()?.look(&format!("/api/v1/sessions{query}"))?;
-            Ok(printed(remote, &all, |all| session_table(list(all))))
+            printed(remote, &all, |all: Vec<SessionView>| session_table(&all))
         }
         Administer::Close { member, grace, now } => {
             let body = match (now, grace) {
@@ -162,28 +164,26 @@ fn answer(command: &Administer) -> Result<String, String> {
                 (false, None) => json!({"when": "boundary"}),
             };
             let answer = post(member, "close-sessions", Some(&body))?;
-            Ok(printed(&member.remote, &answer, |answer| {
+            printed(&member.remote, &answer, |answer: Value| {
                 format!("{}: {} sessions are ending\n", member.name, answer["sessions"])
-            }))
+            })
         }
         Administer::Router { action } => router(action),
         Administer::ForgetIdentity { name, remote } => {
             let path = format!("/api/v1/clusters/{}/forget-identity", encoded(name));
             let answer = remote.router()?.change(&path, None)?;
-            Ok(printed(remote, &answer, |answer| {
+            printed(remote, &answer, |answer: Value| {
                 match answer["forgotten"].as_str() {
                     Some(identifier) => format!("{name}: system identifier {identifier} is forgotten\n"),
                     None => format!("{name}: no system identifier was known\n"),
                 }
-            }))
+            })
         }
         Administer::Kill { remote, id } => {
             let session = remote
                 .router()?
                 .change(&format!("/api/v1/sessions/{id}/kill"), None)?;
-            Ok(printed(remote, &session, |session| {
-                session_table(std::slice::from_ref(session))
-            }))
+            printed(remote, &session, |session: SessionView| session_table(&[session]))
         }
     }
 }
@@ -199,16 +199,17 @@ fn router(action: &RouterAction) -> Result<String, String> {
         None => router.look("/api/v1/router")?,
         Some(path) => router.change(path, None)?,
     };
-    Ok(printed(remote, &state, router_table))
+    printed(remote, &state, |state: RouterView| router_table(&state))
 }
 
-fn router_table(state: &Value) -> String {
+fn router_table(router: &RouterView) -> String {
     let mut table = Table::new(&["STATE", "SESSIONS", "PID", "VERSION"]).right(&["SESSIONS", "PID"]);
-    table.row(
-        ["state", "sessions", "process_id", "version"]
-            .map(|key| word(&state[key]))
-            .to_vec(),
-    );
+    table.row(vec![
+        router.state.clone(),
+        router.sessions.to_string(),
+        router.process_id.to_string(),
+        router.version.clone(),
+    ]);
     table.text()
 }
 
@@ -223,9 +224,16 @@ fn post(member: &Named, action: &str, body: Option<&Value>) -> Result<Value, Str
 
 fn change(member: &Named, action: &str, body: Option<&Value>) -> Result<String, String> {
     let answer = post(member, action, body)?;
-    Ok(printed(&member.remote, &answer, |answer| {
-        member_table(std::slice::from_ref(answer))
-    }))
+    printed(&member.remote, &answer, member_answer)
+}
+
+/// The router answers with the name alone where the cluster does not have the member any more.
+fn member_answer(answer: Value) -> String {
+    let name = answer["name"].as_str().unwrap_or_default().to_owned();
+    match serde_json::from_value(answer) {
+        Ok(member) => member_table(&[member]),
+        Err(_) => format!("{name}: it is set, and the cluster has no such member now\n"),
+    }
 }
 
 /// Of one cluster, or of each after its name.
@@ -233,13 +241,12 @@ fn members(remote: &Remote) -> Result<String, String> {
     let router = remote.router()?;
     if remote.cluster.is_some() {
         let all = router.look(&format!("/api/v1/members{}", remote.query(&[])))?;
-        return Ok(printed(remote, &all, |all| member_table(list(all))));
+        return printed(remote, &all, |all: Vec<MemberView>| member_table(&all));
     }
-    let clusters = router.look("/api/v1/clusters")?;
+    let clusters: Vec<ClusterSummary> = understood(&router.look("/api/v1/clusters")?)?;
     let mut found = Vec::new();
-    for cluster in list(&clusters) {
-        let name = cluster["name"].as_str().unwrap_or_default();
-        let members = of_cluster(&router, name)?;
+    for cluster in clusters {
+        let members = of_cluster(&router, &cluster.name)?;
         found.push((cluster, members));
     }
     if remote.json {
@@ -252,13 +259,13 @@ fn members(remote: &Remote) -> Result<String, String> {
         if several {
             let lead = if text.is_empty() { "" } else { "\n" };
             // Writing to a String does not fail.
-            let _ = writeln!(text, "{lead}cluster {}", word(&cluster["name"]));
+            let _ = writeln!(text, "{lead}cluster {}", cluster.name);
         }
-        text.push_str(&member_table(list(members)));
-        if let Some(why) = cluster["no_leader"].as_str() {
+        text.push_str(&member_table(&understood::<Vec<MemberView>>(members)?));
+        if let Some(why) = &cluster.no_leader {
             let _ = writeln!(text, "no leader: {why}");
         }
-        if let Some(why) = cluster["source"]["error"].as_str() {
+        if let Some(why) = &cluster.source.error {
             let _ = writeln!(text, "the list of members may be out of date: {why}");
         }
     }
@@ -269,12 +276,21 @@ fn of_cluster(router: &Router, name: &str) -> Result<Value, String> {
     router.look(&format!("/api/v1/members?cluster={}", encoded(name)))
 }
 
-fn printed(remote: &Remote, answer: &Value, table: impl FnOnce(&Value) -> String) -> String {
+/// The answer as it came, or in words.
+fn printed<T: DeserializeOwned>(
+    remote: &Remote,
+    answer: &Value,
+    words: impl FnOnce(T) -> String,
+) -> Result<String, String> {
     if remote.json {
-        format!("{answer:#}\n")
-    } else {
-        table(answer)
+        return Ok(format!("{answer:#}\n"));
     }
+    understood(answer).map(words)
+}
+
+fn understood<T: DeserializeOwned>(answer: &Value) -> Result<T, String> {
+    let read = T::deserialize(answer);
+    read.map_err(|error| format!("the router's answer is not understood; is it of another version? {error}"))
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -282,16 +298,15 @@ fn list(value: &Value) -> &[Value] {
 }
 
 /// As a cell: `-` where there is nothing.
-fn word(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) if text.is_empty() => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
+fn word(text: &str) -> String {
+    if text.is_empty() { "-" } else { text }.to_owned()
 }
 
-fn member_table(members: &[Value]) -> String {
+fn optional(value: Option<&impl ToString>) -> String {
+    word(&value.map(ToString::to_string).unwrap_or_default())
+}
+
+fn member_table(members: &[MemberView]) -> String {
     let mut table = Table::new(&[
         "NAME",
         "ADDRESS",
@@ -310,66 +325,57 @@ fn member_table(members: &[Value]) -> String {
     ])
     .right(&["WEIGHT", "TL", "LAG", "SESSIONS"]);
     for member in members {
-        let routes: Vec<&str> = list(&member["routes"])
-            .iter()
-            .filter(|route| route["fit"] == true)
-            .filter_map(|route| route["route"].as_str())
-            .collect();
-        let address = match (member["host"].as_str(), member["port"].as_u64()) {
-            (Some(host), Some(port)) if !host.is_empty() && host.contains(':') => format!("[{host}]:{port}"),
-            (Some(host), Some(port)) if !host.is_empty() => format!("{host}:{port}"),
-            _ => "-".to_owned(),
-        };
-        let routes = if routes.is_empty() {
-            "-".to_owned()
-        } else {
-            routes.join(",")
+        let fit = member.routes.iter().filter(|route| route.fit);
+        let routes: Vec<&str> = fit.map(|route| route.route.as_str()).collect();
+        let address = match (member.host.as_str(), member.port) {
+            ("", _) => "-".to_owned(),
+            (host, port) if host.contains(':') => format!("[{host}]:{port}"),
+            (host, port) => format!("{host}:{port}"),
         };
         table.row(vec![
-            word(&member["name"]),
+            word(&member.name),
             address,
-            word(&member["role"]),
-            word(&member["state"]),
-            word(&member["status"]),
-            word(&member["admin"]),
-            word(&member["weight"]),
-            word(&member["zone"]),
-            word(&member["timeline"]),
-            member["lag"].as_u64().map_or_else(|| "-".to_owned(), bytes),
-            word(&member["sessions"]),
-            word(&member["check"]["status"]),
-            routes,
-            word(&member["check"]["text"]),
+            optional(member.role.as_ref()),
+            word(&member.state),
+            member.status.to_string(),
+            word(&member.admin),
+            member.weight.to_string(),
+            optional(member.zone.as_ref()),
+            optional(member.timeline.as_ref()),
+            optional(member.lag.map(bytes).as_ref()),
+            member.sessions.to_string(),
+            word(&member.check.status),
+            word(&routes.join(",")),
+            optional(member.check.text.as_ref()),
         ]);
     }
     table.text()
 }
 
-fn session_table(sessions: &[Value]) -> String {
+fn session_table(sessions: &[SessionView]) -> String {
     let mut table = Table::new(&[
         "ID", "CLIENT", "USER", "DATABASE", "ROUTE", "MEMBER", "PID", "STATE", "AGE", "XACTS", "IN", "OUT",
         "TLS",
     ])
     .right(&["ID", "PID", "AGE", "XACTS", "IN", "OUT"]);
     for session in sessions {
-        let amount = |key: &str| session[key].as_u64().map_or_else(|| "-".to_owned(), bytes);
         table.row(vec![
-            word(&session["id"]),
-            word(&session["client"]),
-            word(&session["user"]),
-            word(&session["database"]),
-            word(&session["route"]),
-            word(&session["member"]),
-            word(&session["process_id"]),
-            match &session["ending"] {
-                Value::Null => word(&session["state"]),
-                ending => format!("{} (ending: {})", word(&session["state"]), word(ending)),
+            session.id.to_string(),
+            word(&session.client),
+            word(&session.user),
+            word(&session.database),
+            word(&session.route),
+            word(&session.member),
+            session.process_id.to_string(),
+            match &session.ending {
+                None => session.state.to_string(),
+                Some(ending) => format!("{} (ending: {ending})", session.state),
             },
-            session["age_s"].as_u64().map_or_else(|| "-".to_owned(), age),
-            word(&session["transactions"]),
-            amount("bytes_up"),
-            amount("bytes_down"),
-            word(&session["tls"]),
+            age(session.age_s),
+            session.transactions.to_string(),
+            bytes(session.bytes_up),
+            bytes(session.bytes_down),
+            optional(session.tls.as_ref()),
         ]);
     }
     table.text()
@@ -417,11 +423,13 @@ mod tests {
     #[test]
     fn a_member_is_one_aligned_line() {
         let member = json!({
-            "name": "db1", "host": "10.0.0.1", "port": 5432, "role": "replica", "state": "streaming",
-            "status": "DRAIN", "admin": "drain", "weight": 1, "zone": null, "timeline": 3, "lag": 0, "sessions": 2,
-            "check": {"status": "L7OK", "text": "answered in 0.5 ms"},
+            "name": "db1", "cluster": "main", "host": "10.0.0.1", "port": 5432, "role": "replica", "leader": false,
+            "state": "streaming", "status": "DRAIN", "admin": "drain", "weight": 1, "zone": null, "timeline": 3, "lag": 0,
+            "lag_seconds": null, "tags": {}, "sessions": 2,
+            "check": {"status": "L7OK", "text": "answered in 0.5 ms", "in_a_row": 2, "age_ms": 1},
             "routes": [{"route": "read-write", "fit": false, "reason": "is being drained"}],
         });
+        let member = understood(&member).expect("a member");
         let text = member_table(&[member]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);

@@ -357,7 +357,7 @@ fn view(entry: &SessionEntry) -> SessionView {
         bytes_up: traffic.bytes_up,
         bytes_down: traffic.bytes_down,
         transactions: traffic.transactions,
-        tls: origin.client.tls,
+        tls: origin.client.tls.map(str::to_owned),
         ending: entry.ordered().map(|order| order.reason().to_string()),
     }
 }

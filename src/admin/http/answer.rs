@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 
 use super::super::exposition::Form;
 use super::super::member_checks::CheckResult;
@@ -52,7 +53,9 @@ impl JsonAnswer {
         }
     }
 
-    pub(super) fn json(status: StatusCode, value: &serde_json::Value) -> Self {
+    /// An object's keys are in the order of the alphabet.
+    pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Self {
+        let value = serde_json::to_value(value).expect("views have keys that are text, and finite numbers");
         Self {
             status,
             content_type: JSON,

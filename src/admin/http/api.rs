@@ -12,14 +12,13 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::super::handles::{ClusterView, Phase};
-use super::super::member_checks;
 use super::super::operations::{Change, Ending};
+use super::super::views::{ClusterSummary, MemberView, RouterView};
 use super::answer::JsonAnswer;
 use super::app::{App, Params};
 use super::guard::Caller;
-use crate::cluster::snapshot::{AdminState, Leader, Member, MemberName, NamedBy, Role, Snapshot};
+use crate::cluster::snapshot::{AdminState, Member, MemberName, Snapshot};
 use crate::config::MOST_WEIGHT;
-use crate::routing;
 
 /// A request's body.
 const MAX_BODY: usize = 4096;
@@ -32,39 +31,8 @@ type CalledBy = Option<Extension<Caller>>;
 
 /// `GET /api/v1/clusters`
 pub(super) fn clusters(app: &App) -> JsonAnswer {
-    let all: Vec<Value> = app.handles.clusters.iter().map(cluster).collect();
-    JsonAnswer::json(StatusCode::OK, &Value::Array(all))
-}
-
-fn cluster(view: &ClusterView) -> Value {
-    let snapshot = view.snapshot.borrow().clone();
-    let (leader, reason) = match &snapshot.leader {
-        Leader::Verified {
-            member,
-            timeline,
-            named_by,
-        } => (
-            json!({"member": member.as_str(), "timeline": timeline, "named_by": match named_by {
-                NamedBy::LeaderKey => "leader key",
-                NamedBy::Failsafe => "failsafe",
-                NamedBy::HighestTimeline => "highest timeline",
-            }}),
-            None,
-        ),
-        Leader::None(why) => (Value::Null, Some(why.to_string())),
-    };
-    json!({
-        "name": &*view.name,
-        "leader": leader,
-        "no_leader": reason,
-        "members": snapshot.members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(),
-        "source": {"reachable": snapshot.source.reachable, "error": snapshot.source.error,
-                   "disagreement": snapshot.source.disagreement},
-        // More than a JSON number holds everywhere.
-        "system_identifier": snapshot.system_identifier.map(|identifier| identifier.to_string()),
-        "paused": snapshot.paused,
-        "version": snapshot.version,
-    })
+    let all: Vec<ClusterSummary> = app.handles.clusters.iter().map(ClusterSummary::new).collect();
+    JsonAnswer::json(StatusCode::OK, &all)
 }
 
 /// `GET /api/v1/members`
@@ -74,84 +42,17 @@ pub(super) fn members(app: &App, uri: &Uri) -> JsonAnswer {
         Err(answer) => return answer,
     };
     let snapshot = view.snapshot.borrow().clone();
-    let all: Vec<Value> = snapshot
+    let all: Vec<MemberView> = snapshot
         .members
         .iter()
         .map(|member| shown(app, view, &snapshot, member))
         .collect();
-    JsonAnswer::json(StatusCode::OK, &Value::Array(all))
+    JsonAnswer::json(StatusCode::OK, &all)
 }
 
-fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
-    let is_leader =
-        matches!(&snapshot.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
-    let facts = member.health.facts.as_ref();
-    let role = match &member.role {
-        Role::Leader => Some("leader"),
-        Role::StandbyLeader => Some("standby_leader"),
-        Role::Replica => Some("replica"),
-        Role::SyncStandby => Some("sync_standby"),
-        Role::QuorumStandby => Some("quorum_standby"),
-        Role::Other(name) => Some(name.as_str()),
-        Role::Unnamed if is_leader => Some("leader"),
-        Role::Unnamed => facts.filter(|facts| facts.in_recovery).map(|_| "replica"),
-    };
-    let routes: Vec<Value> = view
-        .read_write
-        .iter()
-        .chain(&view.read_only)
-        .map(|route| {
-            let fitness = routing::fitness(snapshot, route, member);
-            json!({
-                "route": &*route.name,
-                "fit": fitness.is_ok(),
-                "reason": match fitness {
-                    Ok((_, preference)) => preference.to_string(),
-                    Err(reason) => reason.to_string(),
-                },
-            })
-        })
-        .collect();
-    let health = &member.health;
-    json!({
-        "name": member.name.as_str(),
-        "cluster": &*view.name,
-        "host": member.host,
-        "port": member.port,
-        "role": role,
-        "leader": is_leader,
-        "state": member.state,
-        "timeline": facts.map(|facts| facts.timeline).or(member.timeline),
-        "lag": if is_leader { None } else { member_checks::replay_lag(member) },
-        "lag_seconds": member.measured.filter(|_| !is_leader).and_then(|lag| lag.time).map(|time| time.as_secs_f64()),
-        "tags": member.tags,
-        "status": status(member),
-        "check": {
-            "status": health.check.as_str(),
-            "text": health.error.clone().or_else(|| facts.map(|facts| {
-                format!("answered in {:.1} ms", facts.latency.as_secs_f64() * 1e3)
-            })),
-            "in_a_row": health.streak,
-            "age_ms": health.last_probe.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
-        },
-        "admin": member.admin.as_str(),
-        "weight": member.weight,
-        "zone": member.zone.as_deref(),
-        "sessions": app.handles.operations.sessions_on(&view.name, &member.name),
-        "routes": routes,
-    })
-}
-
-/// As the column `status` of HAProxy's statistics has it.
-fn status(member: &Member) -> &'static str {
-    match member.admin {
-        AdminState::Maint => "MAINT",
-        _ if !member.health.up && member.health.error.is_none() => "INI",
-        _ if !member.health.up => "DOWN",
-        AdminState::Drain => "DRAIN",
-        AdminState::Ready if member.weight == 0 => "DRAIN",
-        AdminState::Ready => "UP",
-    }
+fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> MemberView {
+    let sessions = app.handles.operations.sessions_on(&view.name, &member.name);
+    MemberView::new(view, snapshot, member, sessions)
 }
 
 /// `GET /api/v1/sessions`
@@ -168,7 +69,7 @@ pub(super) fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
             _ => {}
         }
     }
-    JsonAnswer::json(StatusCode::OK, &json!(all))
+    JsonAnswer::json(StatusCode::OK, &all)
 }
 
 /// `POST /api/v1/members/NAME/ACTION`
@@ -310,22 +211,15 @@ pub(super) async fn kill(
         session = session.id, client = session.client, user = ?session.user, member = session.member,
         how = %how(ending), by = %shown_caller(caller), "ending a session"
     );
-    JsonAnswer::json(StatusCode::OK, &json!(session))
+    JsonAnswer::json(StatusCode::OK, &session)
 }
 
 /// `GET /api/v1/router`
 pub(super) fn router(app: &App) -> JsonAnswer {
-    let phase = app.handles.readiness.phase();
+    let sessions = app.handles.operations.sessions().len();
     JsonAnswer::json(
         StatusCode::OK,
-        &json!({
-            "state": phase.word(),
-            "ready": phase.not_ready().is_none(),
-            "reason": phase.not_ready(),
-            "sessions": app.handles.operations.sessions().len(),
-            "process_id": std::process::id(),
-            "version": env!("CARGO_PKG_VERSION"),
-        }),
+        &RouterView::new(app.handles.readiness.phase(), sessions),
     )
 }
 
@@ -400,8 +294,8 @@ pub(super) fn forget_identity(
 pub(super) async fn reload(app: Arc<App>, caller: CalledBy) -> JsonAnswer {
     tracing::info!(by = %shown_caller(caller), "a reload is asked for");
     match app.handles.operations.reload().await {
-        Ok(answer) if answer.applied => JsonAnswer::json(StatusCode::OK, &json!(answer)),
-        Ok(answer) => JsonAnswer::json(StatusCode::UNPROCESSABLE_ENTITY, &json!(answer)),
+        Ok(answer) if answer.applied => JsonAnswer::json(StatusCode::OK, &answer),
+        Ok(answer) => JsonAnswer::json(StatusCode::UNPROCESSABLE_ENTITY, &answer),
         Err(_ending) => JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, "the router is ending", ""),
     }
 }

@@ -11,7 +11,7 @@ use axum::http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::super::operations::{Activity, SessionView};
+use super::super::views::{Activity, ClusterSummary, MemberView, RouterView, SessionView};
 use super::fixture::*;
 use super::guard::Caller;
 use super::router::router;
@@ -318,6 +318,47 @@ async fn what_is_not_understood_changes_nothing() {
         assert!(answer["error"].is_string());
         assert_eq!(setting.told(), [""; 0], "{path}");
     }
+}
+
+#[tokio::test]
+async fn what_is_sent_reads_back_and_keeps_its_bytes() {
+    let setting = setting();
+    let (members, clusters, sessions, router) = (
+        setting.look("/api/v1/members").await,
+        setting.look("/api/v1/clusters").await,
+        setting.look("/api/v1/sessions").await,
+        setting.look("/api/v1/router").await,
+    );
+    let leader = json!({
+        "admin": "ready", "check": {"age_ms": null, "in_a_row": 2, "status": "L7OK", "text": "answered in 1.0 ms"},
+        "cluster": "main", "host": "db1.example", "lag": null, "lag_seconds": null, "leader": true, "name": "db1",
+        "port": 5432, "role": "leader",
+        "routes": [{"fit": true, "reason": "verified leader", "route": "read-write"},
+                   {"fit": false, "reason": "is the leader", "route": "read-only"}],
+        "sessions": 1, "state": "running", "status": "UP", "tags": {}, "timeline": 3, "weight": 1, "zone": null
+    });
+    assert_eq!(members[0].to_string(), leader.to_string());
+    assert_eq!(members[1]["lag_seconds"], Value::Null);
+    let cluster = json!([{
+        "leader": {"member": "db1", "named_by": "leader key", "timeline": 3}, "members": ["db1", "db2"], "name": "main",
+        "no_leader": null, "paused": false, "source": {"disagreement": null, "error": null, "reachable": true},
+        "system_identifier": "7", "version": 1
+    }]);
+    assert_eq!(clusters.to_string(), cluster.to_string());
+    let session = json!([{
+        "age_s": 3, "bytes_down": 20, "bytes_up": 10, "client": "10.0.0.9:5000", "cluster": "main", "database": "app",
+        "ending": null, "id": 7, "member": "db1", "process_id": 4711, "route": "read-write",
+        "state": "idle in transaction", "tls": null, "transactions": 1, "user": "app"
+    }]);
+    assert_eq!(sessions.to_string(), session.to_string());
+    let again: Vec<MemberView> = serde_json::from_value(members.clone()).unwrap();
+    assert_eq!(json!(again), members);
+    let again: Vec<ClusterSummary> = serde_json::from_value(clusters.clone()).unwrap();
+    assert_eq!(json!(again), clusters);
+    let again: Vec<SessionView> = serde_json::from_value(sessions.clone()).unwrap();
+    assert_eq!(json!(again), sessions);
+    let again: RouterView = serde_json::from_value(router.clone()).unwrap();
+    assert_eq!(json!(again), router);
 }
 
 #[test]
