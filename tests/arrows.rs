@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// A room, and the paths below `crate::` that it may use. A path stands for all that is below it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("tls", &[]),
+    ("events", &[]),
     ("labels", &[]),
     ("names", &[]),
     ("wire", &[]),
@@ -15,7 +16,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("listen", &["config"]),
     ("auth", &["config", "wire"]),
     ("backend", &["auth", "config", "names", "tls", "wire"]),
-    ("cluster", &["auth", "backend", "config", "names", "tls", "wire"]),
+    (
+        "cluster",
+        &["auth", "backend", "config", "events", "names", "tls", "wire"],
+    ),
     ("routing", &["config", "cluster::sight", "cluster::snapshot"]),
     (
         "frontend",
@@ -41,13 +45,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "admin",
         &[
-            "auth", "cluster", "config", "frontend", "listen", "names", "routing", "session", "tls", "wire",
+            "auth", "cluster", "config", "events", "frontend", "listen", "names", "routing", "session",
+            "tls", "wire",
         ],
     ),
     (
         "runtime",
         &[
-            "admin", "auth", "backend", "cluster", "config", "frontend", "listen", "session", "wire",
+            "admin", "auth", "backend", "cluster", "config", "events", "frontend", "listen", "session",
+            "wire",
         ],
     ),
     (

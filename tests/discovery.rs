@@ -11,11 +11,12 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::cluster::snapshot::{Leader, NamedBy, Snapshot};
-use trunkline::cluster::{self as room, ClusterHandle, LagLimits, LookupError, Metrics};
+use trunkline::cluster::{self as room, ClusterHandle, LagLimits, LookupError, Metrics, Reporting};
 use trunkline::config::{
     Auth, ChannelBinding, LocalMember, Patroni, Probe, Secret, Server, ServerOptions, ServerTls,
     ServiceAccount, Source, SslMode, SslNegotiation, Verifiers,
 };
+use trunkline::events::Events;
 use trunkline::{config, routing};
 
 #[path = "cluster/mod.rs"]
@@ -135,13 +136,16 @@ impl Running {
             },
         };
         let mut registry = Registry::default();
-        let metrics = Arc::new(Metrics::register(&mut registry));
+        let reporting = Reporting {
+            metrics: Arc::new(Metrics::register(&mut registry)),
+            events: Events::new(),
+        };
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let handle = room::start(
             Arc::new(config),
             &auth,
             LagLimits::new(),
-            metrics,
+            reporting,
             &stop,
             &tracker,
         )

@@ -14,6 +14,7 @@ use crate::auth::hba::rows::HbaRow;
 use crate::auth::ident::IdentRow;
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{LocalMember, Route, Secret};
+use crate::events::Events;
 
 /// Everything the room reads. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -29,6 +30,7 @@ pub struct Handles {
     pub registry: Arc<Registry>,
     /// Registered in `registry`.
     pub metrics: Metrics,
+    pub events: Events,
 }
 
 /// Who may log in, as rows: what is in service when it is asked.

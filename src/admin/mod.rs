@@ -26,4 +26,4 @@ pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub use http::{AdminError, AdminThread, prepare};
 pub use metrics::Metrics;
 pub use operations::{Change, Ending, Operations, ReloadAnswer};
-pub use views::{Activity, ClusterSummary, MemberView, RouterView, SessionView};
+pub use views::{Activity, ClusterSummary, EventView, MemberView, RouterView, SessionView};

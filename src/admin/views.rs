@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::handles::{ClusterView, Phase};
 use super::member_checks;
 use crate::cluster::snapshot::{AdminState, Leader, Member, NamedBy, Role, Snapshot};
+use crate::events::{Event, Level, RecordedEvent};
 use crate::routing;
 
 /// The router itself.
@@ -324,4 +326,36 @@ pub struct SessionView {
     pub tls: Option<String>,
     /// Why it is about to end.
     pub ending: Option<String>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EventView {
+    pub number: u64,
+    /// Milliseconds since 1970.
+    pub time_ms: u64,
+    pub level: Level,
+    /// The message of its line in the log.
+    pub text: String,
+    /// Its kind and its fields.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl EventView {
+    pub(super) fn new(recorded: &RecordedEvent) -> Self {
+        let RecordedEvent { number, at, event } = recorded;
+        Self {
+            number: *number,
+            time_ms: millis(*at),
+            level: event.level(),
+            text: event.to_string(),
+            event: event.clone(),
+        }
+    }
+}
+
+fn millis(at: SystemTime) -> u64 {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

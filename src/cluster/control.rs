@@ -10,12 +10,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::ClusterError;
 use super::announce::Announcer;
 use super::etcd::Watcher;
 use super::fixed;
 use super::frozen::Frozen;
-use super::metrics::{Metrics, ProbeResult};
+use super::metrics::ProbeResult;
 use super::newcomers::Newcomers;
 use super::patroni::{Patroni, Reply, choose, printable};
 use super::probe::{Poke, Prober, wait};
@@ -23,6 +22,7 @@ use super::service_account::ServiceAccount;
 use super::sight::Looks;
 use super::snapshot::{Identity, MemberName, Snapshot};
 use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
+use super::{ClusterError, Reporting};
 use crate::config::{self, Source};
 
 /// How often time alone is looked at.
@@ -36,7 +36,7 @@ pub(super) struct Control {
     state: State,
     announcer: Announcer,
     account: Arc<ServiceAccount>,
-    metrics: Arc<Metrics>,
+    reporting: Reporting,
     limits: watch::Receiver<LagLimits>,
     reports: mpsc::Receiver<Observation>,
     observations: mpsc::Receiver<Observation>,
@@ -98,7 +98,7 @@ impl Control {
         account: Arc<ServiceAccount>,
         mut limits: watch::Receiver<LagLimits>,
         reports: mpsc::Receiver<Observation>,
-        metrics: Arc<Metrics>,
+        reporting: Reporting,
         published: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
         stop: CancellationToken,
         tracker: TaskTracker,
@@ -115,7 +115,7 @@ impl Control {
             announcer: Announcer::default(),
             limits,
             account,
-            metrics,
+            reporting,
             reports,
             observations,
             observers,
@@ -146,7 +146,7 @@ impl Control {
             Arc::clone(&self.account.config),
             Arc::clone(&self.check_key),
             self.observers.clone(),
-            Arc::clone(&self.metrics),
+            Arc::clone(&self.reporting.metrics),
         )
     }
 
@@ -253,7 +253,9 @@ impl Control {
                     Err(_) => ProbeResult::Failure,
                 };
                 let cluster = &self.account.config.name;
-                self.metrics.probed(cluster, member, outcome, started.elapsed());
+                self.reporting
+                    .metrics
+                    .probed(cluster, member, outcome, started.elapsed());
             }
         }
         self.observe(observation);
@@ -261,7 +263,7 @@ impl Control {
 
     fn show_measures(&self) {
         if self.published.get().is_some() && !self.stop.is_cancelled() {
-            self.metrics.measure(&self.state.snapshot());
+            self.reporting.metrics.measure(&self.state.snapshot());
         }
     }
 
@@ -280,10 +282,14 @@ impl Control {
                     "Patroni lists too many new members at once; some are left out for now"
                 );
             }
-            self.metrics.polled(&snapshot.cluster, ProbeResult::Success);
+            self.reporting
+                .metrics
+                .polled(&snapshot.cluster, ProbeResult::Success);
             self.observe(Observation::Polled { report, begun });
         } else {
-            self.metrics.polled(&snapshot.cluster, ProbeResult::Failure);
+            self.reporting
+                .metrics
+                .polled(&snapshot.cluster, ProbeResult::Failure);
             let mut reasons: Vec<&str> = replies
                 .iter()
                 .flatten()
@@ -313,18 +319,18 @@ impl Control {
             .get()
             .filter(|_| !self.stop.is_cancelled())
             .cloned();
-        for line in self.announcer.changes(old, &new, Instant::now()) {
+        for change in self.announcer.changes(old, &new, Instant::now()) {
             if published.is_none() {
-                tracing::debug!(cluster = %new.cluster, "not in service yet: {}", line.text);
+                tracing::debug!(cluster = %new.cluster, "not in service yet: {change}");
             } else {
-                line.log(&new.cluster);
+                self.reporting.change(&new.cluster, change);
             }
         }
         if new.version != old.version {
             self.keep_probers(&new);
             if published.is_some() {
-                self.metrics.show(old, &new);
-                self.metrics.measure(&new);
+                self.reporting.metrics.show(old, &new);
+                self.reporting.metrics.measure(&new);
             }
         }
         // Our own look-ups first: whoever is woken by what is shown may ask them at once.

@@ -52,6 +52,7 @@ use crate::auth::lookup::{LookupAnswer, Standing};
 use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
 use crate::config;
+use crate::events::{ClusterChange, ClusterEvent, Events};
 
 /// Why a cluster's machinery cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,20 @@ pub enum ClusterError {
     /// The TLS settings towards the servers cannot be used.
     #[error("TLS towards the servers: {0}")]
     ServerTls(String),
+}
+
+/// Where a cluster reports to.
+#[derive(Debug, Clone)]
+pub struct Reporting {
+    pub metrics: Arc<Metrics>,
+    pub events: Events,
+}
+
+impl Reporting {
+    fn change(&self, cluster: &str, change: ClusterChange) {
+        let cluster = cluster.to_owned();
+        self.events.emit(ClusterEvent { cluster, change });
+    }
 }
 
 /// Too many reports wait: nothing was done, and the same may be asked again.
@@ -99,12 +114,12 @@ struct Shared {
     snapshots: Arc<watch::Sender<Arc<Snapshot>>>,
     /// The first receiver: whoever gets a clone is woken for what was published before.
     first: watch::Receiver<Arc<Snapshot>>,
-    metrics: Arc<Metrics>,
+    reporting: Reporting,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.metrics.forget(&self.snapshots.borrow());
+        self.reporting.metrics.forget(&self.snapshots.borrow());
     }
 }
 
@@ -171,12 +186,12 @@ impl ClusterHandle {
         let _ = tasks.published.set(Arc::clone(&self.shared.snapshots));
         self.shared.tasks.store(Arc::new(tasks));
         // The successor has kept to itself what it saw before.
-        for line in Announcer::default().changes(&before, &snapshot, Instant::now()) {
-            line.log(&snapshot.cluster);
+        for change in Announcer::default().changes(&before, &snapshot, Instant::now()) {
+            self.shared.reporting.change(&snapshot.cluster, change);
         }
-        self.shared.metrics.show(&before, &snapshot);
+        self.shared.reporting.metrics.show(&before, &snapshot);
         if self.config().etcd.is_none() {
-            self.shared.metrics.forget_watch(&snapshot.cluster);
+            self.shared.reporting.metrics.forget_watch(&snapshot.cluster);
         }
         self.shared.snapshots.send_replace(snapshot);
     }
@@ -353,13 +368,13 @@ pub fn start(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
     limits: LagLimits,
-    metrics: Arc<Metrics>,
+    reporting: Reporting,
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> Result<ClusterHandle, ClusterError> {
-    let PreparedCluster { tasks } = prepare(config, auth, limits, Arc::clone(&metrics), stop, tracker)?;
+    let PreparedCluster { tasks } = prepare(config, auth, limits, reporting.clone(), stop, tracker)?;
     let snapshot = Arc::clone(&tasks.own.borrow());
-    metrics.show(&snapshot, &snapshot);
+    reporting.metrics.show(&snapshot, &snapshot);
     let (snapshots, first) = watch::channel(snapshot);
     let snapshots = Arc::new(snapshots);
     // Nobody else sets it.
@@ -369,7 +384,7 @@ pub fn start(
             tasks: ArcSwap::from_pointee(tasks),
             snapshots,
             first,
-            metrics,
+            reporting,
         }),
     })
 }
@@ -379,7 +394,7 @@ pub fn prepare(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
     limits: LagLimits,
-    metrics: Arc<Metrics>,
+    reporting: Reporting,
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> Result<PreparedCluster, ClusterError> {
@@ -396,11 +411,12 @@ pub fn prepare(
         Arc::clone(&account),
         limited,
         reports,
-        Arc::clone(&metrics),
+        reporting.clone(),
         Arc::clone(&published),
         watching.clone(),
         tracker.clone(),
     );
+    let metrics = reporting.metrics;
     let (watcher, looks) = (control.watcher()?, control.looks());
     let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), own.clone()));
     let (identities, cache_ttl) = match &auth.verifiers {

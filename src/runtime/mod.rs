@@ -42,8 +42,9 @@ use crate::admin::log::LogHandle;
 use crate::admin::metrics::FileMetrics;
 use crate::admin::{self, AccessView, Handles, Readiness};
 use crate::auth::scram::MockSecret;
-use crate::cluster::{self, ClusterHandle, LagLimits};
+use crate::cluster::{self, ClusterHandle, LagLimits, Reporting};
 use crate::config::Config;
+use crate::events::{Events, ProcessEvent, ReloadEvent};
 use crate::frontend::auth_policy::{Around, AuthPolicy};
 use crate::frontend::tls::Acceptor;
 use crate::listen::{self, Inheritance};
@@ -110,7 +111,8 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         mut inherited,
         take_over,
     } = begin;
-    let mut signals = shutdown::Signals::listen().context("cannot listen for signals")?;
+    let events = Events::new();
+    let mut signals = shutdown::Signals::listen(events.clone()).context("cannot listen for signals")?;
     let mut hangup = shutdown::hangup().context("cannot listen for signals")?;
     let generations = Generations::default();
     let mut taken = match take_over {
@@ -141,7 +143,11 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
     admin_metrics.follow(&mut metrics, &readiness);
     let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
     let cluster_metrics = Arc::new(cluster::Metrics::register(ours));
-    let clusters = start_clusters(&config, &cluster_metrics, &stop, &tracker)?;
+    let reporting = Reporting {
+        metrics: Arc::clone(&cluster_metrics),
+        events: events.clone(),
+    };
+    let clusters = start_clusters(&config, &reporting, &stop, &tracker)?;
     let registry = Arc::new(Registry::default());
     let occupancy = Arc::new(Occupancy::default());
     let (ask, requests) = mpsc::channel(1);
@@ -180,6 +186,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         readiness: Arc::clone(&readiness),
         registry: Arc::new(metrics),
         metrics: admin_metrics,
+        events: events.clone(),
     };
     let admin = admin::prepare(
         &config.http,
@@ -239,7 +246,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         tracker.spawn(listen::accept_loop(bound, desk, asking.clone()));
         handle
     });
-    announce(&config, workers.len());
+    announce(&config, workers.len(), &events);
     let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
     let service = Service {
         tls,
@@ -263,11 +270,14 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
         service.claim();
         service.administration.claim();
         match successor.serving().await {
-            Ok(()) => info!(
+            Ok(()) => events.emit(ProcessEvent::TookOver {
                 process_id,
-                "took over from the process before, which finishes its sessions"
-            ),
-            Err(error) => warn!(process_id, %error, "took over; the process before seems to have ended"),
+                error: None,
+            }),
+            Err(error) => events.emit(ProcessEvent::TookOver {
+                process_id,
+                error: Some(error.to_string()),
+            }),
         }
     }
     notifier.ready();
@@ -341,7 +351,7 @@ async fn serve(config: Arc<Config>, log: LogHandle, begin: Begin) -> anyhow::Res
 
 fn start_clusters(
     config: &Config,
-    metrics: &Arc<cluster::Metrics>,
+    reporting: &Reporting,
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> anyhow::Result<HashMap<Arc<str>, ClusterHandle>> {
@@ -351,7 +361,7 @@ fn start_clusters(
             Arc::clone(cluster),
             &config.auth,
             lag_limits(config, &cluster.name),
-            Arc::clone(metrics),
+            reporting.clone(),
             stop,
             tracker,
         )
@@ -429,13 +439,12 @@ fn access_view(access: &Arc<ArcSwap<AuthPolicy>>) -> AccessView {
     }
 }
 
-fn announce(config: &Config, workers: usize) {
-    info!(
-        version = env!("CARGO_PKG_VERSION"),
-        config = %config.path.display(),
+fn announce(config: &Config, workers: usize, events: &Events) {
+    events.emit(ProcessEvent::Started {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        config: config.path.display().to_string(),
         workers,
-        "started"
-    );
+    });
     for listener in &config.listeners {
         let tls = match (listener.tls, &config.tls) {
             _ if listener.mode == crate::config::ListenerMode::Tcp => "the server's",
@@ -453,6 +462,7 @@ fn announce(config: &Config, workers: usize) {
         info!(address = %check.address, "listening for HAProxy's agent check");
     }
     for warning in config.warnings() {
-        warn!("{warning}");
+        let at_start = true;
+        events.emit(ReloadEvent::ConfigurationWarning { warning, at_start });
     }
 }

@@ -14,7 +14,6 @@ use arc_swap::ArcSwap;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
 
 use super::administration::Administration;
 use super::files::FileReader;
@@ -26,8 +25,9 @@ use crate::admin::log::LogHandle;
 use crate::admin::{self, AdminThread, ClusterView, Handles};
 use crate::backend::TlsClient;
 use crate::cluster::snapshot::Leader;
-use crate::cluster::{self, ClusterHandle, PreparedCluster, WeakClusterHandle};
+use crate::cluster::{self, ClusterHandle, PreparedCluster, Reporting, WeakClusterHandle};
 use crate::config::{self, BindAddress, Cluster, ClusterChange, Config, Route};
+use crate::events;
 use crate::frontend::auth_policy::{Around, AuthPolicy};
 use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
@@ -217,12 +217,22 @@ impl Service {
                     WARM_UP.as_secs()
                 )),
                 Next::New(handle) if !is_led(handle) => {
-                    warn!(cluster = %name, "no leader was seen yet");
+                    self.handles.events.emit(events::ClusterEvent {
+                        cluster: name.to_string(),
+                        change: events::ClusterChange::NoLeaderYet,
+                    });
                 }
                 _ => {}
             }
         }
         if faults.is_empty() { Ok(next) } else { Err(faults) }
+    }
+
+    fn reporting(&self) -> Reporting {
+        Reporting {
+            metrics: Arc::clone(&self.cluster_metrics),
+            events: self.handles.events.clone(),
+        }
     }
 
     fn next_cluster(&self, old: &Config, new: &Config, cluster: &Arc<Cluster>) -> anyhow::Result<Next> {
@@ -236,10 +246,9 @@ impl Service {
             // Its sessions are still there, and are its own again.
             (handle, ClusterChange::Whole)
         } else {
-            let metrics = Arc::clone(&self.cluster_metrics);
             let limits = lag_limits(new, &cluster.name);
             let (config, auth) = (Arc::clone(cluster), &new.auth);
-            let handle = cluster::start(config, auth, limits, metrics, &self.stop, &self.tracker)?;
+            let handle = cluster::start(config, auth, limits, self.reporting(), &self.stop, &self.tracker)?;
             self.administration.brief(&cluster.name, &handle);
             return Ok(Next::New(handle));
         };
@@ -250,10 +259,10 @@ impl Service {
                 Next::Credentials(handle, tls)
             }
             ClusterChange::Whole => {
-                let metrics = Arc::clone(&self.cluster_metrics);
                 let limits = lag_limits(new, &cluster.name);
                 let (config, auth) = (Arc::clone(cluster), &new.auth);
-                let successor = cluster::prepare(config, auth, limits, metrics, &self.stop, &self.tracker)?;
+                let successor =
+                    cluster::prepare(config, auth, limits, self.reporting(), &self.stop, &self.tracker)?;
                 if cluster.source.is_same_place(&handle.config().source) {
                     // Another source may be another cluster; this one is not.
                     successor.keep_identity(&handle)?;

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::workers::Workers;
 use crate::config;
+use crate::events::{Events, ProcessEvent};
 use crate::session::end::{Order, Reason};
 use crate::session::registry::Registry;
 
@@ -21,13 +22,15 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    events: Events,
 }
 
 impl Signals {
-    pub(super) fn listen() -> io::Result<Self> {
+    pub(super) fn listen(events: Events) -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            events,
         })
     }
 
@@ -37,7 +40,8 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         };
-        info!(signal = name, "shutting down");
+        let signal = name.to_owned();
+        self.events.emit(ProcessEvent::ShuttingDown { signal });
     }
 
     /// What `doing` comes to.

@@ -15,10 +15,9 @@ use rustls::ServerConfig;
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
-use tracing::{error, info, warn};
 
+use self::handover::failed;
 pub(super) use self::handover::{ENDING, REPLACED};
-use self::handover::{failed, too_late};
 use super::control::ControlRequest;
 use super::files::FileReader;
 use super::handover::Heir;
@@ -31,6 +30,7 @@ use crate::backend::TlsClient;
 use crate::config::{
     self, Config, Diff, Files, KeyPair, Leaf, ReloadUnit, ReloadedUnit, Secret, Stamp, Stamps,
 };
+use crate::events::{Event, ReloadEvent};
 use crate::frontend::auth_policy::{Around, AuthPolicy, AuthPolicyError};
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
@@ -217,7 +217,7 @@ impl Supervisor {
     pub(super) async fn watch(&mut self, why: &str) {
         loop {
             tokio::select! {
-                Some(request) = self.requests.recv() => too_late(request, why),
+                Some(request) = self.requests.recv() => self.too_late(request, why),
                 () = sleep(LOOK) => self.look().await,
             }
         }
@@ -229,13 +229,15 @@ impl Supervisor {
             Ok(now) => now,
             Err(error) => {
                 if !std::mem::replace(&mut self.looks.fails, true) {
-                    warn!(%error, "changes of the files that the configuration names are not seen");
+                    self.emit(ReloadEvent::FilesUnseen {
+                        error: error.to_string(),
+                    });
                 }
                 return;
             }
         };
         if std::mem::take(&mut self.looks.fails) {
-            info!("changes of the files that the configuration names are seen again");
+            self.emit(ReloadEvent::FilesSeen);
         }
         let steady = now == self.looks.seen;
         self.looks.seen = now;
@@ -294,15 +296,20 @@ impl Supervisor {
         self.begin();
         self.metrics.replaced(true);
         for warning in self.warned.difference(&known) {
-            warn!("{warning}");
+            self.warn(warning.clone());
         }
         for (part, leaves) in self.leaves.iter().filter(|(_, leaves)| !leaves.is_empty()) {
-            report(part, leaves);
+            self.loaded(part, leaves);
         }
         let changed: Vec<String> = diff.changes.iter().map(ToString::to_string).collect();
-        info!(config = %self.config.path.display(), changed = %listed(&changed), "configuration reloaded");
+        self.emit(ReloadEvent::ConfigurationApplied {
+            config: self.config.path.display().to_string(),
+            changed: changed.clone(),
+        });
         for key in &restart {
-            warn!(%key, "is different from what this process began with, and needs a restart");
+            self.emit(ReloadEvent::RestartNeeded {
+                key: (*key).to_owned(),
+            });
         }
         ReloadAnswer {
             applied: true,
@@ -314,10 +321,12 @@ impl Supervisor {
 
     fn refuse(&self, faults: Vec<String>) -> ReloadAnswer {
         for fault in &faults {
-            error!("configuration not reloaded: {fault}");
+            self.emit(ReloadEvent::ConfigurationFault { fault: fault.clone() });
         }
-        let config = self.config.path.display();
-        error!(%config, faults = faults.len(), "configuration refused: all of what was in force stays");
+        self.emit(ReloadEvent::ConfigurationRefused {
+            config: self.config.path.display().to_string(),
+            faults: faults.len(),
+        });
         self.metrics.replaced(false);
         ReloadAnswer {
             applied: false,
@@ -341,7 +350,9 @@ impl Supervisor {
         let (mut fresh, before) = (Vec::new(), self.broken.len());
         if let (Some(old), Some(new)) = (self.read.of(&ReloadUnit::Rest), read.files.of(&ReloadUnit::Rest)) {
             for (path, _) in new.iter().filter(|(path, stamp)| old.get(*path) != Some(*stamp)) {
-                warn!(file = %path.display(), "has changed, and is read with the whole configuration only: reload it (SIGHUP)");
+                self.emit(ReloadEvent::ReloadNeeded {
+                    file: path.display().to_string(),
+                });
             }
         }
         self.read = read.files;
@@ -355,7 +366,7 @@ impl Supervisor {
                     self.put(&part, ready);
                     self.mended(&part);
                     self.metrics.reloaded(true);
-                    report(&part, &leaves);
+                    self.loaded(&part, &leaves);
                     self.leaves.insert(part.clone(), leaves);
                     fresh.push(part.to_string());
                 }
@@ -364,15 +375,18 @@ impl Supervisor {
         }
         for warning in read.warnings {
             if self.warned.insert(warning.clone()) || why == Why::Asked {
-                warn!("{warning}");
+                self.warn(warning);
             }
         }
         self.show_expiry();
         if why == Why::Asked {
             let broken: Vec<String> = self.broken.keys().map(ReloadUnit::to_string).collect();
-            info!(changed = %listed(&fresh), broken = %listed(&broken), "SIGHUP: files read again");
+            self.emit(ReloadEvent::FilesReread {
+                changed: fresh.clone(),
+                broken,
+            });
         } else if before > 0 && self.broken.is_empty() {
-            info!("every file is right again");
+            self.emit(ReloadEvent::FilesRight);
         }
         ReloadAnswer {
             applied: self.broken.is_empty(),
@@ -396,7 +410,11 @@ impl Supervisor {
                 _ => "what was loaded before stays in service",
             };
             for fault in &faults {
-                error!(%part, "{fault}; {meanwhile}");
+                self.emit(ReloadEvent::FilesRefused {
+                    part: part.to_string(),
+                    fault: fault.clone(),
+                    meanwhile: meanwhile.to_owned(),
+                });
             }
             self.metrics.reloaded(false);
         }
@@ -434,6 +452,33 @@ impl Supervisor {
         }
     }
 
+    fn emit(&self, event: impl Into<Event>) {
+        self.service.handles.events.emit(event);
+    }
+
+    fn warn(&self, warning: String) {
+        let at_start = false;
+        self.emit(ReloadEvent::ConfigurationWarning { warning, at_start });
+    }
+
+    /// One event for each certificate; one for a part without.
+    fn loaded(&self, part: &ReloadUnit, leaves: &[Leaf]) {
+        for leaf in leaves {
+            self.emit(ReloadEvent::CertificateLoaded {
+                part: part.to_string(),
+                file: leaf.cert_file.display().to_string(),
+                subject: leaf.subject.clone(),
+                names: leaf.names.join(","),
+                expires: leaf.expires(),
+            });
+        }
+        if leaves.is_empty() {
+            self.emit(ReloadEvent::FilesLoaded {
+                part: part.to_string(),
+            });
+        }
+    }
+
     fn show_expiry(&self) {
         let expiries = self.leaves.iter().flat_map(|(part, leaves)| {
             leaves.iter().map(|leaf| Expiry {
@@ -443,13 +488,6 @@ impl Supervisor {
             })
         });
         self.metrics.certificates(expiries.collect());
-    }
-}
-
-fn listed(parts: &[String]) -> String {
-    match parts {
-        [] => "none".to_owned(),
-        parts => parts.join(", "),
     }
 }
 
@@ -549,21 +587,4 @@ fn ready(material: ReloadedUnit, around: Around<'_>, shared: &Shared) -> Result<
         }
         ReloadedUnit::Password(password) => (Ready::Password(password), Vec::new()),
     })
-}
-
-/// One line for each certificate; one for a part without.
-fn report(part: &ReloadUnit, leaves: &[Leaf]) {
-    for leaf in leaves {
-        info!(
-            %part,
-            file = %leaf.cert_file.display(),
-            subject = leaf.subject,
-            names = leaf.names.join(","),
-            expires = leaf.expires(),
-            "certificate loaded"
-        );
-    }
-    if leaves.is_empty() {
-        info!(%part, "files loaded");
-    }
 }

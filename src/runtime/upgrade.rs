@@ -13,11 +13,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::warn;
 
 use super::control::UpgradeAnswer;
 use super::handover::{PATIENCE, START};
 use super::process::Process;
+use crate::events::{Events, ProcessEvent};
 
 /// A process number and its newline.
 const MOST_TOLD: u64 = 32;
@@ -139,6 +139,7 @@ impl Upgrade {
         config: &Path,
         control: Option<&Path>,
         answer: oneshot::Sender<UpgradeAnswer>,
+        events: &Events,
     ) -> Option<Self> {
         let deadline = Instant::now() + START;
         let started = match (hindrance(), control) {
@@ -153,7 +154,7 @@ impl Upgrade {
                 deadline,
             }),
             Err(fault) => {
-                refuse(answer, fault);
+                refuse(answer, fault, events);
                 None
             }
         }
@@ -175,8 +176,8 @@ impl Upgrade {
         }
     }
 
-    pub(super) fn refuse(self, fault: String) {
-        refuse(self.answer, fault);
+    pub(super) fn refuse(self, fault: String, events: &Events) {
+        refuse(self.answer, fault, events);
     }
 
     pub(super) fn into_answer(self) -> oneshot::Sender<UpgradeAnswer> {
@@ -184,8 +185,8 @@ impl Upgrade {
     }
 }
 
-pub(super) fn refuse(answer: oneshot::Sender<UpgradeAnswer>, fault: String) {
-    warn!("no upgrade: {fault}");
+pub(super) fn refuse(answer: oneshot::Sender<UpgradeAnswer>, fault: String, events: &Events) {
+    events.emit(ProcessEvent::UpgradeFailed { error: fault.clone() });
     // Whoever asked may be gone.
     let _ = answer.send(UpgradeAnswer {
         process_id: None,

@@ -253,9 +253,12 @@ fn still_cluster() -> ClusterHandle {
                 server_tls: {sslmode: disable}, service_account: {user: u}}}\n\
                 listeners: [{name: rw, address: \"127.0.0.1:1\", route: read-write}]\n";
     let config = config::parse(std::path::Path::new("trunkline.yaml"), text).expect("it is well formed");
-    let metrics = Arc::new(crate::cluster::Metrics::register(
-        &mut prometheus_client::registry::Registry::default(),
-    ));
+    let reporting = crate::cluster::Reporting {
+        metrics: Arc::new(crate::cluster::Metrics::register(
+            &mut prometheus_client::registry::Registry::default(),
+        )),
+        events: crate::events::Events::new(),
+    };
     let cluster = Arc::clone(config.clusters.values().next().expect("there is one"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -267,7 +270,7 @@ fn still_cluster() -> ClusterHandle {
             cluster,
             &config.auth,
             crate::cluster::LagLimits::default(),
-            metrics,
+            reporting,
             &CancellationToken::new(),
             &TaskTracker::new(),
         )

@@ -13,12 +13,13 @@ use tokio::time::timeout;
 
 use super::super::handles::{ClusterView, Phase};
 use super::super::operations::{Change, Ending};
-use super::super::views::{ClusterSummary, MemberView, RouterView};
+use super::super::views::{ClusterSummary, EventView, MemberView, RouterView};
 use super::answer::JsonAnswer;
 use super::app::{App, Params};
 use super::guard::Caller;
 use crate::cluster::snapshot::{AdminState, Member, MemberName, Snapshot};
 use crate::config::MOST_WEIGHT;
+use crate::events::OperatorEvent;
 
 /// A request's body.
 const MAX_BODY: usize = 4096;
@@ -69,6 +70,30 @@ pub(super) fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
             _ => {}
         }
     }
+    JsonAnswer::json(StatusCode::OK, &all)
+}
+
+/// `GET /api/v1/events`
+pub(super) fn events(app: &App, uri: &Uri) -> JsonAnswer {
+    let params = Params::of(uri);
+    let since = match params.first("since").map(str::parse::<u64>) {
+        None => 0,
+        Some(Ok(since)) => since,
+        Some(Err(_)) => {
+            return JsonAnswer::problem(
+                StatusCode::BAD_REQUEST,
+                "`since` is not a number",
+                "send the `number` of the last event that you have, or leave `since` out",
+            );
+        }
+    };
+    let all: Vec<EventView> = app
+        .handles
+        .events
+        .since(since)
+        .iter()
+        .map(|recorded| EventView::new(recorded))
+        .collect();
     JsonAnswer::json(StatusCode::OK, &all)
 }
 
@@ -130,16 +155,22 @@ async fn change_member(
     if let Err(busy) = app.handles.operations.administer(&view.name, name, change) {
         return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
     }
-    let (cluster, by) = (&*view.name, shown_caller(caller));
-    match change {
-        Change::Admin(state) => {
-            tracing::info!(%cluster, member = %name, %state, %by, "administrative state set");
-        }
-        Change::Weight(Some(weight)) => tracing::info!(%cluster, member = %name, weight, %by, "weight set"),
-        Change::Weight(None) => {
-            tracing::info!(%cluster, member = %name, %by, "weight given back to the configuration");
-        }
-    }
+    let (cluster, member, by) = (view.name.to_string(), name.to_string(), shown_caller(caller));
+    app.handles.events.emit(match change {
+        Change::Admin(state) => OperatorEvent::AdminStateSet {
+            cluster,
+            member,
+            state: state.to_string(),
+            by,
+        },
+        Change::Weight(Some(weight)) => OperatorEvent::WeightSet {
+            cluster,
+            member,
+            weight,
+            by,
+        },
+        Change::Weight(None) => OperatorEvent::WeightReset { cluster, member, by },
+    });
     let is_seen = |member: &Member| match change {
         Change::Admin(state) => member.admin == state,
         Change::Weight(Some(weight)) => member.weight == weight,
@@ -180,7 +211,13 @@ fn close_sessions(
         Err(answer) => return answer,
     };
     let sessions = app.handles.operations.end_sessions_on(&view.name, name, ending);
-    tracing::info!(cluster = %view.name, member = %name, sessions, how = %how(ending), by = %shown_caller(caller), "ending the sessions on a member");
+    app.handles.events.emit(OperatorEvent::SessionsEnded {
+        cluster: view.name.to_string(),
+        member: name.to_string(),
+        sessions,
+        how: how(ending),
+        by: shown_caller(caller),
+    });
     JsonAnswer::json(StatusCode::OK, &json!({"sessions": sessions}))
 }
 
@@ -207,10 +244,14 @@ pub(super) async fn kill(
             "GET /api/v1/sessions has the numbers",
         );
     };
-    tracing::info!(
-        session = session.id, client = session.client, user = ?session.user, member = session.member,
-        how = %how(ending), by = %shown_caller(caller), "ending a session"
-    );
+    app.handles.events.emit(OperatorEvent::SessionEnded {
+        session: session.id,
+        client: session.client.clone(),
+        user: session.user.clone(),
+        member: session.member.clone(),
+        how: how(ending),
+        by: shown_caller(caller),
+    });
     JsonAnswer::json(StatusCode::OK, &session)
 }
 
@@ -251,11 +292,11 @@ pub(super) fn administer_router(
         return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
     }
     let by = shown_caller(caller);
-    if is_drained {
-        tracing::info!(%by, "the router is drained: it serves as before, and tells balancers that it is not ready");
+    app.handles.events.emit(if is_drained {
+        OperatorEvent::RouterDrained { by }
     } else {
-        tracing::info!(%by, "the router is ready again");
-    }
+        OperatorEvent::RouterReady { by }
+    });
     router(app)
 }
 
@@ -280,10 +321,11 @@ pub(super) fn forget_identity(
     if let Err(busy) = app.handles.operations.forget_identity(&view.name) {
         return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
     }
-    tracing::warn!(
-        cluster = %view.name, identifier = before, by = %shown_caller(caller),
-        "the cluster's system identifier is forgotten; it is learned anew"
-    );
+    app.handles.events.emit(OperatorEvent::IdentityForgotten {
+        cluster: view.name.to_string(),
+        identifier: before,
+        by: shown_caller(caller),
+    });
     JsonAnswer::json(
         StatusCode::OK,
         &json!({"name": &*view.name, "forgotten": before.map(|identifier| identifier.to_string())}),
@@ -292,7 +334,8 @@ pub(super) fn forget_identity(
 
 /// `POST /api/v1/reload`
 pub(super) async fn reload(app: Arc<App>, caller: CalledBy) -> JsonAnswer {
-    tracing::info!(by = %shown_caller(caller), "a reload is asked for");
+    let by = shown_caller(caller);
+    app.handles.events.emit(OperatorEvent::ReloadAsked { by });
     match app.handles.operations.reload().await {
         Ok(answer) if answer.applied => JsonAnswer::json(StatusCode::OK, &answer),
         Ok(answer) => JsonAnswer::json(StatusCode::UNPROCESSABLE_ENTITY, &answer),

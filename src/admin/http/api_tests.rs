@@ -130,7 +130,7 @@ async fn who_may_look_and_who_may_change() {
         (safely, Some(other), 401, 401),
         (safely, Some(good.as_str()), 200, 200),
     ] {
-        for path in ["clusters", "members", "sessions", "hba", "ident"] {
+        for path in ["clusters", "members", "sessions", "events", "hba", "ident"] {
             let path = format!("/api/v1/{path}");
             let (status, body) = setting.ask(Method::GET, &path, from, token, "").await;
             assert_eq!(status, look, "{from:?} {token:?} {path}");
@@ -361,6 +361,38 @@ async fn what_is_sent_reads_back_and_keeps_its_bytes() {
     assert_eq!(json!(again), router);
 }
 
+#[tokio::test]
+async fn events_are_read_from_a_number_on() {
+    let setting = setting();
+    assert_eq!(setting.look("/api/v1/events").await, json!([]));
+    setting.change("/api/v1/router/drain", "").await;
+    setting
+        .change("/api/v1/members/db1/weight", "{\"weight\": 5}")
+        .await;
+    let all = setting.look("/api/v1/events?since=0").await;
+    assert!(all[0]["time_ms"].as_u64().unwrap() > 1_600_000_000_000, "{all}");
+    let mut newest = setting.look("/api/v1/events?since=1").await;
+    assert!(newest[0].as_object_mut().unwrap().remove("time_ms").is_some());
+    assert_eq!(
+        newest,
+        json!([{
+            "number": 2, "level": "info", "text": "weight set", "event": "weight_set", "cluster": "main", "member": "db1",
+            "weight": 5, "by": "127.0.0.1:5000"
+        }])
+    );
+    assert_eq!(setting.look("/api/v1/events?since=2").await, json!([]));
+    let (status, _) = setting
+        .ask(
+            Method::GET,
+            "/api/v1/events?since=x",
+            ("127.0.0.1", false),
+            None,
+            "",
+        )
+        .await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
 #[test]
 fn every_path_is_documented() {
     let documented = include_str!("../../../docs/http.md");
@@ -368,6 +400,7 @@ fn every_path_is_documented() {
         "clusters",
         "members",
         "sessions",
+        "events",
         "members/NAME/ready",
         "members/NAME/drain",
         "members/NAME/maint",

@@ -22,6 +22,7 @@ use crate::cluster::Busy;
 use crate::cluster::check::CheckStatus;
 use crate::cluster::snapshot::*;
 use crate::config::{LocalMember, Route};
+use crate::events::Events;
 
 pub(in crate::admin) fn snapshot() -> Snapshot {
     Snapshot {
@@ -179,6 +180,7 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
         readiness,
         registry: Arc::new(registry),
         metrics,
+        events: Events::new(),
     }
 }
 

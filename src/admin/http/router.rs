@@ -120,6 +120,10 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
             read(async |State(app): Shared, uri: Uri| api::sessions(&app, &uri)),
         )
         .route(
+            "/api/v1/events",
+            read(async |State(app): Shared, uri: Uri| api::events(&app, &uri)),
+        )
+        .route(
             "/api/v1/members/{name}/{action}",
             post(
                 async |State(app): Shared,

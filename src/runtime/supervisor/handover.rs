@@ -5,10 +5,11 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::Signal;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::warn;
 
 use super::Supervisor;
 use crate::admin::ReloadAnswer;
+use crate::events::ProcessEvent;
 use crate::runtime::control::{ControlRequest, UpgradeAnswer};
 use crate::runtime::handover::{self, Heir, Offer, START};
 use crate::runtime::upgrade::{self, Upgrade};
@@ -16,22 +17,23 @@ use crate::runtime::upgrade::{self, Upgrade};
 impl Supervisor {
     pub(super) async fn begin_upgrade(&mut self, answer: oneshot::Sender<UpgradeAnswer>) {
         if self.upgrade.is_some() {
-            return upgrade::refuse(answer, "another upgrade is under way".to_owned());
+            let fault = "another upgrade is under way".to_owned();
+            return upgrade::refuse(answer, fault, &self.service.handles.events);
         }
-        let control = self.service.control_path();
-        self.upgrade = Upgrade::begin(&self.program, &self.config.path, control, answer).await;
+        let (control, events) = (self.service.control_path(), &self.service.handles.events);
+        self.upgrade = Upgrade::begin(&self.program, &self.config.path, control, answer, events).await;
     }
 
     pub(super) fn refuse_upgrade(&mut self, fault: String) {
         if let Some(upgrade) = self.upgrade.take() {
-            upgrade.refuse(fault);
+            upgrade.refuse(fault, &self.service.handles.events);
         }
     }
 
     /// Offers everything, until the other process is ready or has failed. Nothing else is done meanwhile: what is in
     /// service is what it was told of. Dropped in between nothing has changed.
     pub(super) async fn offer(&mut self, socket: UnixStream) -> Option<Heir> {
-        info!("another process is to take the place of this one");
+        self.emit(ProcessEvent::HandoverBegun);
         let (kept, is_drained) = self.service.administration.freeze();
         let deadline = self.upgrade.as_ref().map(Upgrade::deadline);
         let deadline = deadline.unwrap_or_else(|| Instant::now() + START);
@@ -54,7 +56,9 @@ impl Supervisor {
             Ok(heir) => Some(heir),
             Err(error) => {
                 self.service.administration.go_on();
-                warn!("the other process does not take over, and this one goes on: {error}");
+                self.emit(ProcessEvent::HandoverFailed {
+                    error: error.to_string(),
+                });
                 None
             }
         }
@@ -66,10 +70,10 @@ impl Supervisor {
         let process_id = heir.process.id();
         if let Err(fault) = self.give_place(&mut heir).await {
             drop(heir);
-            error!(
+            self.emit(ProcessEvent::HandoverUndone {
                 process_id,
-                "the other process did not take over, and this one goes on: {fault}"
-            );
+                error: fault.clone(),
+            });
             self.service.claim();
             self.service.administration.claim();
             self.service.administration.go_on();
@@ -78,11 +82,10 @@ impl Supervisor {
         }
         // Not before: a main process that has ended is the end of the service, for a service manager.
         if let Err(error) = self.notifier.main_process(process_id).await {
-            error!(
+            self.emit(ProcessEvent::ServiceManagerUnaware {
                 process_id,
-                %error,
-                "the service manager does not know the new process, and may end it with this one: restart the service"
-            );
+                error: error.to_string(),
+            });
         }
         heir.dismiss().await;
         self.service.leave().await;
@@ -96,13 +99,10 @@ impl Supervisor {
             warn!(%error, "SIGHUP came during the handover and is lost: send it again");
         }
         while let Ok(request) = self.requests.try_recv() {
-            too_late(request, REPLACED);
+            self.too_late(request, REPLACED);
         }
         let sessions = self.service.shared.registry.len();
-        info!(
-            process_id,
-            sessions, "replaced: another process accepts connections now, and the sessions here finish"
-        );
+        self.emit(ProcessEvent::Replaced { process_id, sessions });
         if let Some(upgrade) = self.upgrade.take() {
             // Whoever asked may be gone.
             let _ = upgrade.into_answer().send(UpgradeAnswer {
@@ -131,6 +131,24 @@ impl Supervisor {
         told.map_err(|error| format!("the service manager cannot be told (NOTIFY_SOCKET): {error}"))?;
         heir.commit().await.map_err(|error| error.to_string())
     }
+
+    /// Refuses what is asked of a process that is on its way out.
+    pub(super) fn too_late(&self, request: ControlRequest, why: &str) {
+        let fault = why.to_owned();
+        match request {
+            ControlRequest::Reload(answer) => {
+                // Whoever asked may be gone.
+                let _ = answer.send(ReloadAnswer {
+                    applied: false,
+                    changed: Vec::new(),
+                    restart: Vec::new(),
+                    faults: vec![fault],
+                });
+            }
+            ControlRequest::Upgrade(answer) => upgrade::refuse(answer, fault, &self.service.handles.events),
+            ControlRequest::HandOver(socket) => drop(socket),
+        }
+    }
 }
 
 /// Until the new process has ended; for ever where there is none.
@@ -146,21 +164,3 @@ pub(in crate::runtime) const REPLACED: &str =
     "another process has taken the place of this one just now; ask again";
 /// This one ends soon.
 pub(in crate::runtime) const ENDING: &str = "the router is shutting down";
-
-/// Refuses what is asked of a process that is on its way out.
-pub(super) fn too_late(request: ControlRequest, why: &str) {
-    let fault = why.to_owned();
-    match request {
-        ControlRequest::Reload(answer) => {
-            // Whoever asked may be gone.
-            let _ = answer.send(ReloadAnswer {
-                applied: false,
-                changed: Vec::new(),
-                restart: Vec::new(),
-                faults: vec![fault],
-            });
-        }
-        ControlRequest::Upgrade(answer) => upgrade::refuse(answer, fault),
-        ControlRequest::HandOver(socket) => drop(socket),
-    }
-}

@@ -1,0 +1,326 @@
+//! Changes of a cluster as the router sees it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Level, log_at};
+
+/// What changed, in which cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClusterEvent {
+    pub cluster: String,
+    #[serde(flatten)]
+    pub change: ClusterChange,
+}
+
+impl ClusterEvent {
+    pub(super) fn log(&self) {
+        let cluster = self.cluster.as_str();
+        log_at!(
+            self.change.level(),
+            "trunkline::cluster::announce",
+            cluster,
+            "{}",
+            self.change
+        );
+    }
+}
+
+/// One change. `Display` is a sentence for an operator.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ClusterChange {
+    SourceLost {
+        error: String,
+    },
+    SourceBack,
+    EndpointsDisagree {
+        how: String,
+    },
+    EndpointsAgree,
+    /// Patroni's `pause`.
+    PatroniPaused,
+    PatroniResumed,
+    MemberAppeared {
+        member: String,
+        /// `None`: the source gives none.
+        address: Option<String>,
+    },
+    MemberLeft {
+        member: String,
+    },
+    MemberUp {
+        member: String,
+        facts: Option<MemberFacts>,
+    },
+    MemberDown {
+        member: String,
+        error: String,
+    },
+    /// For another reason than before.
+    MemberStillDown {
+        member: String,
+        error: String,
+    },
+    /// It has no connection left for the router's probe.
+    MemberFull {
+        member: String,
+        error: String,
+        is_role_known: bool,
+    },
+    MemberNotFull {
+        member: String,
+    },
+    MemberPromoted {
+        member: String,
+    },
+    MemberDemoted {
+        member: String,
+    },
+    /// It belongs to another cluster.
+    MemberForeign {
+        member: String,
+    },
+    /// It belongs to this cluster again.
+    MemberFamiliar {
+        member: String,
+    },
+    WeightChanged {
+        member: String,
+        weight: u16,
+    },
+    ZoneChanged {
+        member: String,
+        zone: Option<String>,
+    },
+    /// It is too far behind for a route. `bytes` is `None` where the lag is not known, `seconds` where it is not known for
+    /// how long.
+    MemberLagging {
+        member: String,
+        route: String,
+        bytes: Option<u64>,
+        seconds: Option<f64>,
+    },
+    MemberCaughtUp {
+        member: String,
+        route: String,
+    },
+    LeaderChanged {
+        member: String,
+        timeline: u32,
+        named_by: LeaderSource,
+    },
+    /// The last leader stays, while no Patroni endpoint can be reached.
+    LeaderKept {
+        member: String,
+    },
+    /// The leader that was kept is named by the leader key again.
+    LeaderConfirmed {
+        member: String,
+        timeline: u32,
+    },
+    LeaderLost {
+        member: String,
+        why: String,
+    },
+    NoLeader {
+        why: String,
+    },
+    /// A cluster that a reload has added, or changed, has not seen a leader in time.
+    NoLeaderYet,
+}
+
+/// What a probe saw of a member that is up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MemberFacts {
+    pub in_recovery: bool,
+    pub timeline: u32,
+    /// As in `server_version_num`.
+    pub server_version: u32,
+}
+
+/// What names a leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaderSource {
+    LeaderKey,
+    Failsafe,
+    HighestTimeline,
+}
+
+impl ClusterChange {
+    pub fn level(&self) -> Level {
+        match self {
+            Self::SourceLost { .. }
+            | Self::EndpointsDisagree { .. }
+            | Self::MemberDown { .. }
+            | Self::MemberStillDown { .. }
+            | Self::MemberFull { .. }
+            | Self::MemberForeign { .. }
+            | Self::LeaderKept { .. }
+            | Self::LeaderLost { .. }
+            | Self::NoLeader { .. }
+            | Self::NoLeaderYet => Level::Warn,
+            // At the router's start the lag is not known yet.
+            Self::MemberLagging { bytes, .. } if bytes.is_some() => Level::Warn,
+            _ => Level::Info,
+        }
+    }
+}
+
+impl fmt::Display for ClusterChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SourceLost { error } => write!(f, "the source of the list of members is lost: {error}"),
+            Self::SourceBack => f.write_str("the source of the list of members is back"),
+            Self::EndpointsDisagree { how } => write!(f, "Patroni's endpoints disagree: {how}"),
+            Self::EndpointsAgree => f.write_str("Patroni's endpoints agree again"),
+            Self::PatroniPaused => f.write_str("Patroni is in pause: there is no automatic failover"),
+            Self::PatroniResumed => f.write_str("Patroni is out of pause"),
+            Self::LeaderChanged {
+                member,
+                timeline,
+                named_by,
+            } => write!(
+                f,
+                "{member} is the leader: seen to accept writes on timeline {timeline}, {named_by}"
+            ),
+            Self::LeaderKept { member } => write!(
+                f,
+                "{member} stays the leader while no Patroni endpoint can be reached, as long as it accepts writes"
+            ),
+            Self::LeaderConfirmed { member, timeline } => write!(
+                f,
+                "{member} is the leader (timeline {timeline}), named by the leader key"
+            ),
+            Self::LeaderLost { member, why } => write!(f, "{member} is no longer the leader: {why}"),
+            Self::NoLeader { why } => write!(f, "there is no leader: {why}"),
+            Self::NoLeaderYet => f.write_str("no leader was seen yet"),
+            member => member.fmt_member(f),
+        }
+    }
+}
+
+impl ClusterChange {
+    /// The changes that concern one member.
+    fn fmt_member(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MemberAppeared {
+                member,
+                address: Some(address),
+            } => write!(f, "{member} at {address} is a member"),
+            Self::MemberAppeared {
+                member,
+                address: None,
+            } => {
+                write!(f, "{member} is a member without an address; it is not used")
+            }
+            Self::MemberLeft { member } => write!(f, "{member} is no longer a member"),
+            Self::MemberUp { member, facts: None } => write!(f, "{member} is up"),
+            Self::MemberUp {
+                member,
+                facts: Some(facts),
+            } => write!(f, "{member} is up ({facts})"),
+            Self::MemberDown { member, error } => write!(f, "{member} is down: {error}"),
+            Self::MemberStillDown { member, error } => write!(f, "{member} is still down: {error}"),
+            Self::MemberFull {
+                member,
+                error,
+                is_role_known,
+            } => {
+                let role = if *is_role_known {
+                    "the role last seen counts for now"
+                } else {
+                    "its role is not known, so each session has to find out whether it accepts writes"
+                };
+                write!(
+                    f,
+                    "{member} is up and full: {error}; {role}. Let the service account use reserved connections"
+                )
+            }
+            Self::MemberNotFull { member } => write!(f, "{member} is not full any more"),
+            Self::MemberPromoted { member } => write!(f, "{member} has been promoted: it accepts writes"),
+            Self::MemberDemoted { member } => write!(f, "{member} has been demoted: it is a standby now"),
+            Self::MemberForeign { member } => write!(
+                f,
+                "{member} belongs to another cluster (by its system identifier); it is not used. Look at name service, \
+                 virtual addresses and forwarded ports; if the cluster was made anew, run trunkline forget-identity"
+            ),
+            Self::MemberFamiliar { member } => write!(f, "{member} belongs to this cluster now"),
+            Self::WeightChanged { member, weight } => write!(f, "{member} has weight {weight}"),
+            Self::ZoneChanged {
+                member,
+                zone: Some(zone),
+            } => write!(f, "{member} is in zone {}", zone.escape_debug()),
+            Self::ZoneChanged { member, zone: None } => write!(f, "{member} is in no zone"),
+            Self::MemberLagging {
+                member,
+                route,
+                bytes,
+                seconds,
+            } => {
+                write!(f, "{member} gets no sessions of route {route}: ")?;
+                match (bytes, seconds) {
+                    (Some(bytes), Some(seconds)) => {
+                        write!(f, "it is {bytes} bytes and {seconds:.1} s behind the leader")
+                    }
+                    (Some(bytes), None) => write!(
+                        f,
+                        "it is {bytes} bytes behind the leader, for how long is not known"
+                    ),
+                    (None, _) => f.write_str("how far it is behind the leader is not known"),
+                }
+            }
+            Self::MemberCaughtUp { member, route } => {
+                write!(f, "{member} is not too far behind for route {route} any more")
+            }
+            // The others are the cluster's.
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for MemberFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = if self.in_recovery {
+            "standby"
+        } else {
+            "accepts writes"
+        };
+        let (major, minor) = (self.server_version / 10_000, self.server_version % 10_000);
+        write!(f, "{role}, timeline {}, PostgreSQL {major}", self.timeline)?;
+        // A test version of 19 (`19rc1`) has the number of 19.0, so that a minor number of 0 says nothing.
+        if minor == 0 { Ok(()) } else { write!(f, ".{minor}") }
+    }
+}
+
+impl fmt::Display for LeaderSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeaderKey => "named by the leader key",
+            Self::Failsafe => "the last one named; no Patroni endpoint can be reached",
+            Self::HighestTimeline => "it has the highest timeline",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_shown_as_far_as_its_number_says_it() {
+        for (server_version, shown) in [(150_020, "15.20"), (180_006, "18.6"), (190_000, "19")] {
+            let facts = MemberFacts {
+                in_recovery: true,
+                timeline: 3,
+                server_version,
+            };
+            assert_eq!(
+                facts.to_string(),
+                format!("standby, timeline 3, PostgreSQL {shown}")
+            );
+        }
+    }
+}

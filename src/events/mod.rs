@@ -1,0 +1,218 @@
+//! What happens to the router and to its clusters, as typed values: a leader changes, a member fails, a reload is refused.
+//!
+//! Guarantees: an event is logged as one line when it is emitted, and the newest [`KEPT`] events can be read back, in
+//! order, each with a number that never repeats in this process. Texts from outside are bounded before they get here, so
+//! that the events need bounded memory.
+//!
+//! Refuses: to know sessions. What happens to one session is its own line in the log.
+
+mod cluster;
+mod operator;
+mod process;
+mod reload;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+pub use cluster::{ClusterChange, ClusterEvent, LeaderSource, MemberFacts};
+pub use operator::OperatorEvent;
+pub use process::ProcessEvent;
+pub use reload::ReloadEvent;
+
+/// How many events can be read back.
+pub const KEPT: usize = 1000;
+
+/// How much an event matters to an operator; the level of its line in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+/// Logs at a level that is known only when the program runs.
+macro_rules! log_at {
+    ($level:expr, $target:literal, $($line:tt)+) => {
+        match $level {
+            $crate::events::Level::Info => tracing::info!(target: $target, $($line)+),
+            $crate::events::Level::Warn => tracing::warn!(target: $target, $($line)+),
+            $crate::events::Level::Error => tracing::error!(target: $target, $($line)+),
+        }
+    };
+}
+use log_at;
+
+/// Something that an operator may want to know. As JSON it is one object: its kind is `event`, and its fields are beside
+/// that.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Event {
+    Cluster(ClusterEvent),
+    Reload(ReloadEvent),
+    Process(ProcessEvent),
+    Operator(OperatorEvent),
+}
+
+impl Event {
+    pub fn level(&self) -> Level {
+        match self {
+            Self::Cluster(event) => event.change.level(),
+            Self::Reload(event) => event.level(),
+            Self::Process(event) => event.level(),
+            Self::Operator(event) => event.level(),
+        }
+    }
+
+    fn log(&self) {
+        match self {
+            Self::Cluster(event) => event.log(),
+            Self::Reload(event) => event.log(),
+            Self::Process(event) => event.log(),
+            Self::Operator(event) => event.log(),
+        }
+    }
+}
+
+/// The message of its line in the log.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster(event) => event.change.fmt(f),
+            Self::Reload(event) => event.fmt(f),
+            Self::Process(event) => event.fmt(f),
+            Self::Operator(event) => event.fmt(f),
+        }
+    }
+}
+
+impl From<ClusterEvent> for Event {
+    fn from(event: ClusterEvent) -> Self {
+        Self::Cluster(event)
+    }
+}
+
+impl From<ReloadEvent> for Event {
+    fn from(event: ReloadEvent) -> Self {
+        Self::Reload(event)
+    }
+}
+
+impl From<ProcessEvent> for Event {
+    fn from(event: ProcessEvent) -> Self {
+        Self::Process(event)
+    }
+}
+
+impl From<OperatorEvent> for Event {
+    fn from(event: OperatorEvent) -> Self {
+        Self::Operator(event)
+    }
+}
+
+/// An event that has been emitted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedEvent {
+    /// From 1, without gaps.
+    pub number: u64,
+    pub at: SystemTime,
+    pub event: Event,
+}
+
+/// The events of one process. Cheap to clone; clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Events(Arc<Mutex<Ring>>);
+
+#[derive(Debug, Default)]
+struct Ring {
+    /// Of the newest event.
+    number: u64,
+    kept: VecDeque<Arc<RecordedEvent>>,
+}
+
+impl Events {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Logs the event, and keeps it.
+    pub fn emit(&self, event: impl Into<Event>) {
+        let event = event.into();
+        event.log();
+        let mut ring = self.ring();
+        ring.number += 1;
+        if ring.kept.len() == KEPT {
+            ring.kept.pop_front();
+        }
+        let recorded = RecordedEvent {
+            number: ring.number,
+            at: SystemTime::now(),
+            event,
+        };
+        ring.kept.push_back(Arc::new(recorded));
+    }
+
+    /// The events after this number that are kept, oldest first. Where the first of them has not the next number, the
+    /// ones between are not kept any more.
+    pub fn since(&self, number: u64) -> Vec<Arc<RecordedEvent>> {
+        let ring = self.ring();
+        let from = ring.kept.partition_point(|recorded| recorded.number <= number);
+        ring.kept.range(from..).cloned().collect()
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_events_are_read_back_by_number() {
+        let events = Events::new();
+        assert!(events.since(0).is_empty());
+        for _ in 0..KEPT + 5 {
+            events.emit(ReloadEvent::FilesRight);
+        }
+        let numbers = |since| -> Vec<u64> {
+            let found = events.clone().since(since);
+            found.iter().map(|recorded| recorded.number).collect()
+        };
+        let newest = KEPT as u64 + 5;
+        assert_eq!(numbers(0), (6..=newest).collect::<Vec<u64>>());
+        assert_eq!(numbers(newest - 2), [newest - 1, newest]);
+        for since in [newest, u64::MAX] {
+            assert_eq!(numbers(since), [0; 0]);
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_flat_object() {
+        let event = Event::from(ClusterEvent {
+            cluster: "main".to_owned(),
+            change: ClusterChange::MemberDown {
+                member: "db1".to_owned(),
+                error: "connection refused".to_owned(),
+            },
+        });
+        assert_eq!(event.level(), Level::Warn);
+        assert_eq!(event.to_string(), "db1 is down: connection refused");
+        assert_eq!(
+            serde_json::to_value(&event).ok(),
+            Some(serde_json::json!({
+                "event": "member_down", "cluster": "main", "member": "db1", "error": "connection refused"
+            }))
+        );
+        let event = Event::from(OperatorEvent::RouterReady { by: "-".to_owned() });
+        assert_eq!(
+            serde_json::to_value(&event).ok(),
+            Some(serde_json::json!({"event": "router_ready", "by": "-"}))
+        );
+    }
+}

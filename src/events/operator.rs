@@ -1,0 +1,137 @@
+//! What operators do to the router while it runs.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Level, log_at};
+
+/// One act. `by` is the address that asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum OperatorEvent {
+    AdminStateSet {
+        cluster: String,
+        member: String,
+        /// `ready`, `drain` or `maint`.
+        state: String,
+        by: String,
+    },
+    WeightSet {
+        cluster: String,
+        member: String,
+        weight: u16,
+        by: String,
+    },
+    /// To what the configuration and the tags say.
+    WeightReset {
+        cluster: String,
+        member: String,
+        by: String,
+    },
+    /// The sessions on a member are told to end.
+    SessionsEnded {
+        cluster: String,
+        member: String,
+        sessions: usize,
+        how: String,
+        by: String,
+    },
+    /// One session is told to end.
+    SessionEnded {
+        session: u64,
+        client: String,
+        user: String,
+        member: String,
+        how: String,
+        by: String,
+    },
+    RouterDrained {
+        by: String,
+    },
+    RouterReady {
+        by: String,
+    },
+    IdentityForgotten {
+        cluster: String,
+        /// What was known before.
+        identifier: Option<u64>,
+        by: String,
+    },
+    ReloadAsked {
+        by: String,
+    },
+}
+
+impl OperatorEvent {
+    pub(super) fn level(&self) -> Level {
+        match self {
+            Self::IdentityForgotten { .. } => Level::Warn,
+            _ => Level::Info,
+        }
+    }
+
+    pub(super) fn log(&self) {
+        macro_rules! line {
+            ($($fields:tt)+) => {
+                log_at!(self.level(), "trunkline::admin::http::api", $($fields)+, "{self}")
+            };
+        }
+        match self {
+            Self::AdminStateSet {
+                cluster,
+                member,
+                state,
+                by,
+            } => line!(%cluster, %member, %state, %by),
+            Self::WeightSet {
+                cluster,
+                member,
+                weight,
+                by,
+            } => line!(%cluster, %member, weight, %by),
+            Self::WeightReset { cluster, member, by } => line!(%cluster, %member, %by),
+            Self::SessionsEnded {
+                cluster,
+                member,
+                sessions,
+                how,
+                by,
+            } => line!(%cluster, %member, sessions, %how, %by),
+            Self::SessionEnded {
+                session,
+                client,
+                user,
+                member,
+                how,
+                by,
+            } => line!(session, client, ?user, member, %how, %by),
+            Self::RouterDrained { by } | Self::RouterReady { by } | Self::ReloadAsked { by } => line!(%by),
+            Self::IdentityForgotten {
+                cluster,
+                identifier,
+                by,
+            } => line!(%cluster, identifier, %by),
+        }
+    }
+}
+
+impl fmt::Display for OperatorEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AdminStateSet { .. } => "administrative state set",
+            Self::WeightSet { .. } => "weight set",
+            Self::WeightReset { .. } => "weight given back to the configuration",
+            Self::SessionsEnded { .. } => "ending the sessions on a member",
+            Self::SessionEnded { .. } => "ending a session",
+            Self::RouterDrained { .. } => {
+                "the router is drained: it serves as before, and tells balancers that it is not ready"
+            }
+            Self::RouterReady { .. } => "the router is ready again",
+            Self::IdentityForgotten { .. } => {
+                "the cluster's system identifier is forgotten; it is learned anew"
+            }
+            Self::ReloadAsked { .. } => "a reload is asked for",
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! The configuration and its files: read again, in use, or refused.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Level, log_at};
+
+/// `part` is one of the parts of the configuration whose files are read for themselves, as in docs/metrics.md.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ReloadEvent {
+    /// The whole configuration was read, and is in use.
+    ConfigurationApplied {
+        config: String,
+        changed: Vec<String>,
+    },
+    /// A key that differs from what the process began with.
+    RestartNeeded {
+        key: String,
+    },
+    /// One of the faults for which a configuration is refused.
+    ConfigurationFault {
+        fault: String,
+    },
+    ConfigurationRefused {
+        config: String,
+        faults: usize,
+    },
+    /// Something in a configuration that is in use, such as a certificate that expires soon.
+    ConfigurationWarning {
+        warning: String,
+        /// It is of the configuration that the process starts with.
+        at_start: bool,
+    },
+    /// An operator asked for a reload, and only files had changed.
+    FilesReread {
+        changed: Vec<String>,
+        broken: Vec<String>,
+    },
+    FilesRight,
+    /// One of the faults of a part's files.
+    FilesRefused {
+        part: String,
+        fault: String,
+        /// What is in use meanwhile.
+        meanwhile: String,
+    },
+    FilesLoaded {
+        part: String,
+    },
+    CertificateLoaded {
+        part: String,
+        file: String,
+        subject: String,
+        names: String,
+        expires: String,
+    },
+    /// A file that is read with the whole configuration only.
+    ReloadNeeded {
+        file: String,
+    },
+    /// The files cannot be looked at.
+    FilesUnseen {
+        error: String,
+    },
+    FilesSeen,
+}
+
+impl ReloadEvent {
+    pub(super) fn level(&self) -> Level {
+        match self {
+            Self::ConfigurationApplied { .. }
+            | Self::FilesReread { .. }
+            | Self::FilesRight
+            | Self::FilesLoaded { .. }
+            | Self::CertificateLoaded { .. }
+            | Self::FilesSeen => Level::Info,
+            Self::RestartNeeded { .. }
+            | Self::ConfigurationWarning { .. }
+            | Self::ReloadNeeded { .. }
+            | Self::FilesUnseen { .. } => Level::Warn,
+            Self::ConfigurationFault { .. }
+            | Self::ConfigurationRefused { .. }
+            | Self::FilesRefused { .. } => Level::Error,
+        }
+    }
+
+    pub(super) fn log(&self) {
+        macro_rules! line {
+            ($($fields:tt)+) => {
+                log_at!(self.level(), "trunkline::runtime::supervisor", $($fields)+)
+            };
+        }
+        match self {
+            Self::ConfigurationApplied { config, changed } => {
+                line!(%config, changed = %listed(changed), "{self}");
+            }
+            Self::RestartNeeded { key } => line!(%key, "{self}"),
+            Self::ConfigurationRefused { config, faults } => line!(%config, faults, "{self}"),
+            Self::ConfigurationWarning { at_start: true, .. } => {
+                log_at!(self.level(), "trunkline::runtime", "{self}");
+            }
+            Self::FilesReread { changed, broken } => {
+                line!(changed = %listed(changed), broken = %listed(broken), "{self}");
+            }
+            Self::FilesRefused { part, .. } | Self::FilesLoaded { part } => line!(%part, "{self}"),
+            Self::CertificateLoaded {
+                part,
+                file,
+                subject,
+                names,
+                expires,
+            } => line!(%part, %file, subject, names, expires, "{self}"),
+            Self::ReloadNeeded { file } => line!(%file, "{self}"),
+            Self::FilesUnseen { error } => line!(%error, "{self}"),
+            Self::ConfigurationFault { .. }
+            | Self::ConfigurationWarning { .. }
+            | Self::FilesRight
+            | Self::FilesSeen => line!("{self}"),
+        }
+    }
+}
+
+fn listed(parts: &[String]) -> String {
+    match parts {
+        [] => "none".to_owned(),
+        parts => parts.join(", "),
+    }
+}
+
+impl fmt::Display for ReloadEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ConfigurationApplied { .. } => f.write_str("configuration reloaded"),
+            Self::RestartNeeded { .. } => {
+                f.write_str("is different from what this process began with, and needs a restart")
+            }
+            Self::ConfigurationFault { fault } => write!(f, "configuration not reloaded: {fault}"),
+            Self::ConfigurationRefused { .. } => {
+                f.write_str("configuration refused: all of what was in force stays")
+            }
+            Self::ConfigurationWarning { warning, .. } => f.write_str(warning),
+            Self::FilesReread { .. } => f.write_str("SIGHUP: files read again"),
+            Self::FilesRight => f.write_str("every file is right again"),
+            Self::FilesRefused { fault, meanwhile, .. } => write!(f, "{fault}; {meanwhile}"),
+            Self::FilesLoaded { .. } => f.write_str("files loaded"),
+            Self::CertificateLoaded { .. } => f.write_str("certificate loaded"),
+            Self::ReloadNeeded { .. } => {
+                f.write_str("has changed, and is read with the whole configuration only: reload it (SIGHUP)")
+            }
+            Self::FilesUnseen { .. } => {
+                f.write_str("changes of the files that the configuration names are not seen")
+            }
+            Self::FilesSeen => {
+                f.write_str("changes of the files that the configuration names are seen again")
+            }
+        }
+    }
+}
