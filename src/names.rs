@@ -1,10 +1,10 @@
 //! Addresses of hosts that are given by name: servers, Patroni, etcd, directories, peers.
 //!
 //! Guarantees: a look-up blocks no worker, and no place for blocking tasks, however long the host's resolver takes;
-//! look-ups of one name at the same time are one; those that run, and what is remembered, are bounded; while the name
-//! service does not *answer*, the last good addresses of a name are used, and the log tells once.
+//! look-ups of one name at the same time are one; the number of look-ups that run, and of names remembered, is limited;
+//! while the name service does not *answer*, the last good addresses of a name are used, and one log line says so.
 //!
-//! Refuses: to use an old answer instead of a new one. A name that is not there any more has no addresses.
+//! It never uses an old answer instead of a new one. A name that no longer exists has no addresses.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,15 +18,15 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
-/// A name with more addresses than this is only used so far.
+/// Addresses of one name; more are ignored.
 const MAX_ADDRESSES: usize = 16;
-/// Look-ups at the same time; each has a thread for as long as the resolver takes.
+/// Look-ups at the same time; each has a thread while the resolver works.
 const MAX_RUNNING: usize = 32;
-/// Names remembered; those used longest ago go first.
+/// Names remembered; those used longest ago are removed first.
 const MAX_NAMES: usize = 1024;
-/// How long an answer is waited for where there is an earlier one.
+/// How long a look-up waits for an answer where there is an earlier one.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long one is waited for where the asker has no limit of its own.
+/// How long it waits where the caller has no deadline.
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// The resolver's configuration is the host's, so there is one for the process.
@@ -35,13 +35,13 @@ static NAMES: LazyLock<Names> = LazyLock::new(|| Names::new(Arc::new(look_up)));
 /// Why a name has no addresses.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NameError {
-    /// It did not answer, or not in time, and nothing is known from before.
+    /// It did not answer in time, and there is no earlier answer.
     #[error("the name service does not answer")]
     Silent,
-    /// It says that there is no such name, or none with an address.
+    /// There is no such name, or it has no address.
     #[error("{0}")]
     NoSuchName(Arc<str>),
-    /// This host is out of threads or memory.
+    /// This host has no threads or memory left.
     #[error("the name cannot be looked up: {0}")]
     Local(Arc<str>),
 }
@@ -57,16 +57,16 @@ impl From<NameError> for io::Error {
     }
 }
 
-/// All addresses of a host, in the resolver's order, at least one; an address written out is itself.
-pub async fn addresses(host: &str, deadline: Instant) -> Result<Vec<IpAddr>, NameError> {
+/// All addresses of a host, in the resolver's order, at least one. An address needs no look-up.
+pub(crate) async fn addresses(host: &str, deadline: Instant) -> Result<Vec<IpAddr>, NameError> {
     match host.parse() {
         Ok(address) => Ok(vec![address]),
         Err(_) => NAMES.addresses(host, deadline).await,
     }
 }
 
-/// A connection to the first address of a host that takes one, without a limit but the caller's.
-pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+/// Connects to the first address of a host that accepts. Only the caller limits the time.
+pub(crate) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     let addresses = addresses(host, Instant::now() + LONGEST).await?;
     let addresses: Vec<SocketAddr> = addresses.into_iter().map(|ip| (ip, port).into()).collect();
     TcpStream::connect(&addresses[..]).await
@@ -74,7 +74,7 @@ pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 
 /// For clients of HTTP.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct HttpNames;
+pub(crate) struct HttpNames;
 
 impl reqwest::dns::Resolve for HttpNames {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
@@ -104,11 +104,11 @@ impl fmt::Debug for Names {
 /// What is known of a name.
 #[derive(Debug)]
 struct NameRecord {
-    /// Of the last look-up that was answered, if it found any.
+    /// The addresses of the last answer, if it had any.
     good: Option<Vec<IpAddr>>,
-    /// Nothing has come of the last look-up, and the log was told.
+    /// The last look-up was not answered, and that was logged.
     silent: bool,
-    /// `None` in it until it has ended.
+    /// It holds `None` until the look-up has ended.
     running: Option<watch::Receiver<Option<NameResult>>>,
     used: Instant,
 }
@@ -140,8 +140,8 @@ impl Names {
         let Some(mut running) = running else {
             return self.instead(host);
         };
-        let told = timeout_at(self.until(host, deadline), running.wait_for(Option::is_some)).await;
-        match told {
+        let answer = timeout_at(self.until(host, deadline), running.wait_for(Option::is_some)).await;
+        match answer {
             Ok(Ok(outcome)) => match &*outcome {
                 Some(Ok(found)) => Ok(found.clone()),
                 Some(Err(NameError::NoSuchName(why))) => Err(NameError::NoSuchName(Arc::clone(why))),
@@ -150,12 +150,12 @@ impl Names {
                     self.instead(host)
                 }
             },
-            // Its thread came to nothing, or takes too long.
+            // Its thread failed, or takes too long.
             Ok(Err(_)) | Err(_) => self.instead(host),
         }
     }
 
-    /// How long a look-up is waited for: where there is an earlier answer not for long, and not at all while the name
+    /// How long to wait for a look-up: a short time where there is an earlier answer, and not at all while the name
     /// service is known to be silent.
     fn until(&self, host: &str, deadline: Instant) -> Instant {
         let now = Instant::now();
@@ -172,7 +172,7 @@ impl Names {
         }
     }
 
-    /// The look-up that runs, or one that begins now if there is a permit for it.
+    /// The look-up that runs, or one that begins now if a permit is free.
     fn begin(
         &self,
         host: &str,
@@ -188,14 +188,14 @@ impl Names {
         }
         let permit = permit.or_else(|| Arc::clone(&self.running).try_acquire_owned().ok())?;
         make_room(&mut known);
-        let (tell, told) = watch::channel(None);
+        let (sender, receiver) = watch::channel(None);
         let entry = known.entry(host.to_owned()).or_insert_with(|| NameRecord {
             good: None,
             silent: false,
             running: None,
             used: now,
         });
-        entry.running = Some(told.clone());
+        entry.running = Some(receiver.clone());
         drop(known);
         let (look_up, known, name) = (
             Arc::clone(&self.look_up),
@@ -206,16 +206,16 @@ impl Names {
         let begun = thread.spawn(move || {
             let outcome = look_up(&name);
             note(&known, &name, &outcome);
-            tell.send_replace(Some(outcome));
+            sender.send_replace(Some(outcome));
             drop(permit);
         });
         if let Err(error) = begun {
             tracing::debug!(%error, "no thread for a look-up");
         }
-        Some(told)
+        Some(receiver)
     }
 
-    /// What is used in the place of an answer.
+    /// The addresses to use without an answer.
     fn instead(&self, host: &str) -> NameResult {
         let mut known = lock(&self.known);
         let Some(entry) = known.get_mut(host) else {
@@ -230,7 +230,7 @@ impl Names {
     }
 }
 
-/// Keeps what a look-up has told.
+/// Keeps the result of a look-up.
 fn note(known: &Mutex<HashMap<String, NameRecord>>, host: &str, outcome: &NameResult) {
     let mut known = lock(known);
     let Some(entry) = known.get_mut(host) else {
@@ -268,7 +268,7 @@ fn lock(known: &Mutex<HashMap<String, NameRecord>>) -> MutexGuard<'_, HashMap<St
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Those that run are never more than [`MAX_RUNNING`].
+/// Removes the name that was used longest ago; those of look-ups that run stay, at most [`MAX_RUNNING`].
 fn make_room(known: &mut HashMap<String, NameRecord>) {
     if known.len() < MAX_NAMES {
         return;
@@ -282,7 +282,7 @@ fn make_room(known: &mut HashMap<String, NameRecord>) {
     }
 }
 
-/// Asks the host's resolver, for as long as that takes.
+/// Asks the host's resolver, however long that takes.
 fn look_up(host: &str) -> NameResult {
     let hints = AddrInfoHints {
         socktype: SockType::Stream.into(),

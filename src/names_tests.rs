@@ -80,7 +80,7 @@ async fn names_that_hang_leave_room_for_what_is_known() {
 }
 
 #[tokio::test]
-async fn what_is_remembered_is_bounded() {
+async fn what_is_remembered_is_limited() {
     let names = Names::new(Arc::new(|_: &str| Ok(vec![A])));
     for name in 0..MAX_NAMES + 100 {
         names.addresses(&format!("n{name}"), later()).await.unwrap();

@@ -1078,8 +1078,8 @@ fn a_name_that_nobody_can_have_is_refused() {
             hba::read(&One(&text), Path::new("/etc/pg_hba.conf")).rules()
         };
         assert!(rules(&longest).is_ok(), "{line}");
-        let faults = rules(&longer).unwrap_err();
-        assert!(faults[0].to_string().contains("63 bytes"), "{}", faults[0]);
+        let errors = rules(&longer).unwrap_err();
+        assert!(errors[0].to_string().contains("63 bytes"), "{}", errors[0]);
     }
 }
 
@@ -1100,8 +1100,8 @@ fn every_fault_is_reported_with_file_and_line_and_without_secrets() {
         watched,
         ["/etc/other.conf", "/etc/pg_hba.conf", "/etc/third.conf"]
     );
-    let faults = file.rules().unwrap_err();
-    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    let errors = file.rules().unwrap_err();
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
     let expected = [
         ("2", "method gss is not supported"),
         ("5", "method radius is not supported"),
@@ -1113,13 +1113,13 @@ fn every_fault_is_reported_with_file_and_line_and_without_secrets() {
         ("11", "\"sslmode\""),
         ("12", "/etc/other.conf"),
     ];
-    assert_eq!(faults.len(), expected.len(), "{faults:#?}");
-    for (fault, (line, what)) in faults.iter().zip(expected) {
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
+    for (error, (line, what)) in errors.iter().zip(expected) {
         assert!(
-            fault.starts_with(&format!("/etc/pg_hba.conf:{line}: ")) && fault.contains(what),
-            "{fault}"
+            error.starts_with(&format!("/etc/pg_hba.conf:{line}: ")) && error.contains(what),
+            "{error}"
         );
-        assert!(!fault.contains("s3cret"), "{fault}");
+        assert!(!error.contains("s3cret"), "{error}");
     }
 }
 
@@ -1142,17 +1142,17 @@ fn a_bind_password_is_never_shown() {
 
 #[test]
 fn an_ldap_url_stands_for_other_options_and_does_not_mix_with_them() {
-    let fault = |options: &str| {
+    let error = |options: &str| {
         let text: &'static str = format!("host all all all ldap {options}\n").leak();
-        let faults = hba::read(&One(text), Path::new("/etc/pg_hba.conf")).rules().err();
-        faults.map(|faults| faults[0].to_string())
+        let errors = hba::read(&One(text), Path::new("/etc/pg_hba.conf")).rules().err();
+        errors.map(|errors| errors[0].to_string())
     };
     for right in [
         "ldapurl=ldap://h/dc=x",
         "ldapurl=ldaps://h:636/dc=x?uid?sub",
         "\"ldapurl=ldap://h/dc=x??one?(uid=$username)\"",
     ] {
-        assert_eq!(fault(right), None, "{right}");
+        assert_eq!(error(right), None, "{right}");
     }
     for (wrong, what) in [
         ("ldapurl=http://h/dc=x", "LDAP URL"),
@@ -1167,9 +1167,9 @@ fn an_ldap_url_stands_for_other_options_and_does_not_mix_with_them() {
         ("ldapserver=h ldapprefix=a ldapport=65536", "ldapport"),
     ] {
         assert!(
-            fault(wrong).is_some_and(|fault| fault.contains(what)),
+            error(wrong).is_some_and(|error| error.contains(what)),
             "{wrong}: {:?}",
-            fault(wrong)
+            error(wrong)
         );
     }
 }
@@ -1193,10 +1193,10 @@ proptest! {
             prop_assert_eq!(row.error.is_some(), row.rule_number.is_none());
         }
         prop_assert!(file.watched().contains(path));
-        let faults = file.faults().count();
+        let errors = file.errors().count();
         match file.rules() {
-            Ok(_) => prop_assert_eq!(faults, 0),
-            Err(reported) => prop_assert_eq!(reported.len(), faults),
+            Ok(_) => prop_assert_eq!(errors, 0),
+            Err(reported) => prop_assert_eq!(reported.len(), errors),
         }
         let _ = ident::read(&Same(&bytes), path).maps();
         let _ = Pattern::new(&bytes);

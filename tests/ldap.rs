@@ -243,7 +243,7 @@ async fn a_search_is_made_by_whom_the_rule_names() {
     assert_refused(&login(slapd.search_as_router("router-secret"), &tls, "carol", "wrong").await);
     // Nobody in particular may not see her.
     assert_refused(&login(slapd.search(), &tls, "carol", "carol-secret").await);
-    // Not the user's fault.
+    // Not the user's error.
     let result = login(
         slapd.search_as_router("stale-secret"),
         &tls,

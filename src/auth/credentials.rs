@@ -1,5 +1,5 @@
-//! With what a session logs into the servers: what the client's own login leaves in the router's hands, or what
-//! `auth.server_credentials` says for its user.
+//! The credential with which a session logs into the servers: the one that the client's own login leaves with the router, or
+//! that of `auth.server_credentials` for its user.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::md5::Md5Hash;
 use super::scram::ClientKey;
 use crate::config::{CredentialUsers, KeyPair, Secret, ServerCredential, ServerSecret};
 
-/// What a client has proven in its login, as far as it is of use at a server.
+/// A client's proof in its login, as far as it is of use at a server.
 #[derive(Debug, Clone)]
 pub enum Proof {
     /// By SCRAM: its key, recovered.
@@ -20,7 +20,7 @@ pub enum Proof {
     Password(Secret),
     /// By md5: the role's hash.
     Md5(Md5Hash),
-    /// By something that is no secret of the router's: a certificate, an operating system's user, nothing at all.
+    /// Without a secret that the router could use: by a certificate, an operating system's user, or not at all.
     Nothing,
 }
 
@@ -30,12 +30,11 @@ pub struct ServerLogin {
     /// The role on the server, where it is not the client's own.
     pub user: Option<Bytes>,
     pub with: ServerProof,
-    /// The client has shown nothing of it: the server takes the router's word, and where it refuses, that is the
-    /// operator's to mend.
+    /// The credential does not come from the client: if the server refuses it, the operator must fix that, not the client.
     pub is_operators: bool,
 }
 
-/// What the router shows a server.
+/// What the router sends to a server.
 #[derive(Debug, Clone)]
 pub enum ServerProof {
     Key(ClientKey),
@@ -81,11 +80,11 @@ impl ServerCredentials {
     /// The first entry for a user, as clients name it.
     pub fn find(&self, user: &[u8]) -> Option<&ServerCredential> {
         let index = self.by_user.get(user).copied();
-        // The entry for all is the last of the list: a name before it goes first.
+        // The entry for all is the last of the list, behind all names.
         index.or(self.everybody).map(|index| &self.entries[index])
     }
 
-    /// The entry for every user that none names.
+    /// The entry for every user that no other entry names.
     pub fn for_all(&self) -> Option<&ServerCredential> {
         self.everybody.map(|index| &self.entries[index])
     }
@@ -94,8 +93,8 @@ impl ServerCredentials {
         &self.entries
     }
 
-    /// How `user`, authenticated with `proof`, logs into the servers. `None` where there is nothing to log in with;
-    /// rules that would lead there are refused at load.
+    /// How `user`, authenticated with `proof`, logs into the servers. `None` without a credential;
+    /// rules that would lead to that are refused at load.
     pub fn login(&self, user: &[u8], proof: Proof, identity: Option<Identity>) -> Option<ServerLogin> {
         let has_shown_nothing = matches!(proof, Proof::Nothing);
         if let Some(entry) = self.find(user) {
@@ -124,7 +123,7 @@ impl ServerCredentials {
     }
 }
 
-/// What the user's own login opens.
+/// The credential from the user's own login.
 fn own(proof: Proof, identity: Option<Identity>) -> Option<ServerProof> {
     Some(match (proof, identity) {
         // A users file has the password; the key recovered from the client fits the file's salt, not the server's.

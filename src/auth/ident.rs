@@ -1,8 +1,8 @@
 //! `pg_ident.conf`: which system users may log in as which database users (PostgreSQL documentation, "User Name Maps").
-//! Same syntax and same includes as `pg_hba.conf`, same way with faults.
+//! The syntax, the includes and the treatment of errors are those of `pg_hba.conf`.
 //!
-//! A `\1` in a database user stands for the first group of the system user's regular expression; where that could come
-//! out differently from PostgreSQL, the line is refused.
+//! A `\1` in a database user stands for the first group of the system user's regular expression. Where the result could
+//! differ from PostgreSQL's, the line is refused.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::hba::regex::{Pattern, PatternError};
 use super::hba::tokens::{self, Line};
-use super::hba::{self, FaultKind, Files, HbaError, Token};
+use super::hba::{self, Files, HbaError, HbaErrorKind, Token};
 use super::rules::{Holds, Known, Memberships, Need, UserMatch};
 
 /// What the first column but one matches.
@@ -27,7 +27,7 @@ enum SystemUser {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum DatabaseUser {
     Fixed(UserMatch),
-    /// The first group of the system user's expression between two texts; a name, whatever it comes to.
+    /// The first group of the system user's expression between two texts; the result is a name, never a keyword.
     Group {
         before: Bytes,
         after: Bytes,
@@ -69,7 +69,7 @@ pub struct IdentFile {
 /// One row of the view `pg_ident_file_mappings`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct IdentRow {
-    /// From 1; none for a line with a fault.
+    /// From 1; none for a line with an error.
     pub map_number: Option<u32>,
     pub file_name: String,
     pub line_number: Option<u32>,
@@ -79,7 +79,7 @@ pub struct IdentRow {
     pub error: Option<String>,
 }
 
-/// Reads a file and what it includes. Bounded in bytes, files and depth. Unlike `pg_hba.conf` it may be empty.
+/// Reads a file and its includes, with limits on bytes, files and depth. Unlike `pg_hba.conf` it may be empty.
 pub fn read(files: &dyn Files, path: &Path) -> IdentFile {
     let tokens = tokens::read(files, path);
     IdentFile {
@@ -94,24 +94,24 @@ impl IdentFile {
         &self.watched
     }
 
-    /// The maps, or every fault.
+    /// The maps, or every error.
     pub fn maps(self) -> Result<Maps, Vec<HbaError>> {
         let mut mappings = Vec::new();
-        let mut faults = Vec::new();
+        let mut errors = Vec::new();
         for line in self.lines {
             match line {
                 Ok(mapping) => mappings.push(mapping),
-                Err(fault) => faults.push(fault),
+                Err(error) => errors.push(error),
             }
         }
-        if faults.is_empty() {
+        if errors.is_empty() {
             Ok(Maps { mappings })
         } else {
-            Err(faults)
+            Err(errors)
         }
     }
 
-    /// As the view shows it; lines with faults too.
+    /// As the view shows it; lines with errors too.
     pub fn rows(&self) -> Vec<IdentRow> {
         let mut number = 0;
         let rows = self.lines.iter().map(|line| match line {
@@ -119,14 +119,14 @@ impl IdentFile {
                 number += 1;
                 mapping.row(number)
             }
-            Err(fault) => IdentRow {
+            Err(error) => IdentRow {
                 map_number: None,
-                file_name: fault.path.display().to_string(),
-                line_number: (fault.line > 0).then_some(fault.line),
+                file_name: error.path.display().to_string(),
+                line_number: (error.line > 0).then_some(error.line),
                 map_name: None,
                 sys_name: None,
                 pg_username: None,
-                error: Some(fault.kind.to_string()),
+                error: Some(error.kind.to_string()),
             },
         });
         rows.collect()
@@ -134,7 +134,7 @@ impl IdentFile {
 }
 
 impl Maps {
-    /// Whether a rule may name this map: one without lines allows nobody.
+    /// Whether a rule may name this map: one without lines allows no user.
     pub fn contains(&self, map: &[u8]) -> bool {
         self.mappings.iter().any(|mapping| mapping.map == map)
     }
@@ -220,18 +220,18 @@ impl Mapping {
 
 fn mapping(line: &Line) -> Result<Mapping, HbaError> {
     match &line.fields {
-        Ok(fields) => parse(fields, line).map_err(|kind| line.fault(kind)),
-        Err(kind) => Err(line.fault(kind.clone())),
+        Ok(fields) => parse(fields, line).map_err(|kind| line.error(kind)),
+        Err(kind) => Err(line.error(kind.clone())),
     }
 }
 
 /// Fields after the third are ignored, as in PostgreSQL.
-fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Mapping, FaultKind> {
+fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Mapping, HbaErrorKind> {
     let mut fields = fields.iter().map(Vec::as_slice);
     let mut field = |what| match fields.next() {
         Some([token]) => Ok(token),
-        Some([]) | None => Err(FaultKind::Missing(what)),
-        Some(_) => Err(FaultKind::Multiple(what)),
+        Some([]) | None => Err(HbaErrorKind::Missing(what)),
+        Some(_) => Err(HbaErrorKind::Multiple(what)),
     };
     let map = field("map name")?;
     let system_user = field("system user")?;
@@ -242,7 +242,7 @@ fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Mapping, FaultKind> {
     };
     let database_user = match (hba::user(database_user)?, &system_user) {
         (UserMatch::Name(name), SystemUser::Pattern(pattern)) => {
-            grouped(name, pattern).map_err(FaultKind::Group)?
+            grouped(name, pattern).map_err(HbaErrorKind::Group)?
         }
         (user, _) => DatabaseUser::Fixed(user),
     };

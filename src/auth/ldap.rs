@@ -1,7 +1,7 @@
 //! What `ldap` in a rule means (PostgreSQL's chapter "LDAP Authentication"): the options and their cross checks, the
 //! name to bind as, the filter to search with.
 //!
-//! Guarantees: what a user types as his name is one value, never part of a name's or a filter's structure; an option
+//! Guarantees: a user name is one value, never part of a name's or a filter's structure; an option
 //! that would have no effect is refused.
 
 pub(crate) mod message;
@@ -53,7 +53,7 @@ pub struct LdapOptions {
     pub url: Option<String>,
 }
 
-/// A directory and how it is asked about a user; cannot be wrong in itself.
+/// A directory and how to ask it about a user; checked.
 #[derive(Debug, Clone)]
 pub struct LdapSettings {
     servers: Vec<LdapServer>,
@@ -64,7 +64,7 @@ pub struct LdapSettings {
 /// One server of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LdapServer {
-    /// A name or an address, without brackets: also what its certificate must be for.
+    /// A name or an address, without brackets. Its certificate must be for it.
     pub host: String,
     pub port: u16,
 }
@@ -89,24 +89,24 @@ pub(crate) enum Mode {
 #[derive(Debug, Clone)]
 pub(crate) struct Search {
     pub(crate) base: String,
-    /// Who searches; without, nobody in particular.
+    /// The name and password to search with; without them the search is anonymous.
     pub(crate) searcher: Option<(String, Secret)>,
     pub(crate) scope: Scope,
     filter: String,
 }
 
-/// A user name that is never asked about.
+/// A user name that is never sent to a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UnfitName {
-    #[error("the user name is empty, too long or no UTF-8")]
+    #[error("the user name is empty, too long or not UTF-8")]
     Malformed,
-    #[error("the user name has a character that means something in LDAP")]
+    #[error("the user name has a character with a meaning in LDAP")]
     Character,
 }
 
 impl LdapSettings {
     /// Checks the options against each other, as PostgreSQL does when it reads the rule, and where it leaves a choice
-    /// open (an option given twice, once in the URL) more strictly. An error is a sentence for whoever wrote the rule.
+    /// open (an option given twice, once in the URL) more strictly. An error is a sentence for the author of the rule.
     pub fn new(options: LdapOptions) -> Result<Self, String> {
         let (options, scope) = match options.url.clone() {
             Some(url) => {
@@ -166,7 +166,7 @@ fn servers(list: &str, default_port: u16) -> Result<Vec<LdapServer>, String> {
 
 /// Reads `host`, `host:port`, `[IPv6]`, `[IPv6]:port` or a bare IPv6 address.
 fn server(item: &str, default_port: u16) -> Result<LdapServer, String> {
-    let fault = || {
+    let error = || {
         format!(
             "ldapserver: \"{}\" is not a host with or without a port",
             item.escape_default()
@@ -174,11 +174,11 @@ fn server(item: &str, default_port: u16) -> Result<LdapServer, String> {
     };
     let (host, port) = match item.strip_prefix('[') {
         Some(rest) => {
-            let (host, port) = rest.split_once(']').ok_or_else(fault)?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| fault())?;
+            let (host, port) = rest.split_once(']').ok_or_else(error)?;
+            host.parse::<std::net::Ipv6Addr>().map_err(|_| error())?;
             match port {
                 "" => (host, None),
-                _ => (host, Some(port.strip_prefix(':').ok_or_else(fault)?)),
+                _ => (host, Some(port.strip_prefix(':').ok_or_else(error)?)),
             }
         }
         None if item.parse::<std::net::Ipv6Addr>().is_ok() => (item, None),
@@ -187,10 +187,10 @@ fn server(item: &str, default_port: u16) -> Result<LdapServer, String> {
             None => (item, None),
         },
     };
-    // Before anything is looked up: what is no name in a certificate could never be verified.
-    rustls::pki_types::ServerName::try_from(host).map_err(|_| fault())?;
+    // Before any look-up: what cannot be a name in a certificate could never be verified.
+    rustls::pki_types::ServerName::try_from(host).map_err(|_| error())?;
     let port = match port {
-        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(fault)?,
+        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(error)?,
         None => default_port,
     };
     Ok(LdapServer {
@@ -260,7 +260,7 @@ fn mode(options: LdapOptions, scope: Option<Scope>) -> Result<Mode, String> {
 }
 
 fn check_filter(filter: &str) -> Result<(), String> {
-    let fault = |why: &str| Err(format!("ldapsearchfilter: \"{}\" {why}", filter.escape_default()));
+    let error = |why: &str| Err(format!("ldapsearchfilter: \"{}\" {why}", filter.escape_default()));
     if filter.len() > LONGEST_FILTER {
         return Err(format!("ldapsearchfilter is longer than {LONGEST_FILTER} bytes"));
     }
@@ -272,15 +272,15 @@ fn check_filter(filter: &str) -> Result<(), String> {
             _ => {}
         }
         if depth > DEEPEST_FILTER {
-            return fault("is nested too deeply");
+            return error("is nested too deeply");
         }
     }
     if !filter.contains(PLACEHOLDER) {
-        // The same entry for everybody: whoever knows its password would be any user.
-        return fault("does not have $username");
+        // The same entry for every user: its password would let a client in as any user.
+        return error("does not have $username");
     }
     if encode_filter(&filter.replace(PLACEHOLDER, "user")).is_none() {
-        return fault("is not a filter (RFC 4515)");
+        return error("is not a filter (RFC 4515)");
     }
     Ok(())
 }
@@ -296,7 +296,7 @@ impl Search {
     /// The filter for this user, as it travels (RFC 4511, 4.5.1.7).
     pub(crate) fn filter(&self, user: &[u8]) -> Result<Vec<u8>, UnfitName> {
         let user = plain(user)?;
-        // PostgreSQL's choice: no name is refused that somebody has, and nothing needs escaping. We escape besides.
+        // As in PostgreSQL, names with these characters are refused. The router escapes the rest as well.
         if user.contains(['*', '(', ')', '\\', '/']) {
             return Err(UnfitName::Character);
         }
@@ -306,8 +306,8 @@ impl Search {
 
 /// The name to bind as in the direct mode.
 ///
-/// PostgreSQL puts any name between prefix and suffix, so that `bob,ou=staff` with the prefix `uid=` is somebody else's
-/// entry. Here such a name is refused. Escaping (RFC 4514) would be right for distinguished names only: Active
+/// PostgreSQL puts any name between prefix and suffix, so that `bob,ou=staff` with the prefix `uid=` is the entry of another
+/// user. The router refuses such a name. Escaping (RFC 4514) would be right for distinguished names only: Active
 /// Directory also takes `user@domain` and `DOMAIN\user`, where a backslash is the separator, not an escape.
 pub(crate) fn direct_name(prefix: &str, user: &[u8], suffix: &str) -> Result<String, UnfitName> {
     let user = plain(user)?;
@@ -332,7 +332,7 @@ fn plain(user: &[u8]) -> Result<&str, UnfitName> {
     Ok(user)
 }
 
-/// Everything but letters and digits as `\xx`: always allowed, and nothing can be forgotten.
+/// Writes everything but letters and digits as `\xx`, which is always allowed.
 fn escape(user: &str) -> String {
     use std::fmt::Write as _;
     user.bytes().fold(String::new(), |mut escaped, byte| {

@@ -1,33 +1,33 @@
-//! Failed logins make the next ones from the same address, and as the same user, wait and then be refused. Pure: it
-//! is given the time.
+//! Failed logins make the next ones from the same address, and as the same user, wait and later be refused. Pure: the
+//! caller passes the time.
 //!
 //! - An address is an IPv4 address or an IPv6 /64; a Unix socket has none. A user is a name of one cluster, known or
-//!   not: nothing here tells the two apart.
-//! - From `failures` failures on, each attempt gets a slot of its own, a growing delay behind the one before it, so
+//!   not: both are treated alike.
+//! - From `failures` failures on, each attempt gets a separate slot, a growing delay behind the one before it, so
 //!   that attempts made in parallel wait for each other. From `refuse_after` on, all are refused for `refuse_for`;
 //!   the first failure after that begins the next refusal.
-//! - The same wrong secret for the same user is one failure, however often and from wherever it comes: it is no guess,
-//!   but a program that nobody has told of a new password. What was given is kept as a keyed hash.
-//! - By SCRAM and md5 nobody can tell one wrong secret from another: each proof depends on numbers of its own. There a
+//! - The same wrong secret for the same user is one failure, however often and from wherever it comes: it is not a guess,
+//!   but a program with an old password. The secret is kept as a keyed hash.
+//! - With SCRAM and md5 two wrong secrets cannot be distinguished: each proof depends on new random numbers. There a
 //!   user's failures from one address count once for the address and for the user as a whole, so that such a program
 //!   keeps neither its neighbours out nor that user elsewhere; all of them count for that user from that address, with
 //!   the same limits.
-//! - So that guesses at one user from many addresses are bounded whatever the number of addresses, an address that goes
+//! - So that guesses at one user are limited for any number of addresses, an address that goes
 //!   on failing counts for the user again, once for each `refuse_for`. The first of them in each `refuse_for` is passed
 //!   over: it may be such a program. Where the user has more than `failures`, every failure counts, and only an address
 //!   that is at `refuse_after` is passed over.
-//! - A success forgives nothing: otherwise whoever has one account could guess at all others without end. Quiet
+//! - A success does not reset the count: otherwise the owner of one account could guess at all others without end. Time
 //!   does: one failure for each `refuse_for` without another, refusals not included.
 //! - A user's success makes its address *familiar* to it for [`FAMILIAR_FOR`]. There that user is not subject to its
-//!   own limit, so that nobody is locked out by guesses made elsewhere, nor to the address's, so that one wrong
+//!   own limit, so that guesses made elsewhere lock no user out, nor to the address's, so that one wrong
 //!   password behind a NAT does not lock out its neighbours; the latter only as long as that user itself has failed
 //!   fewer than `failures` times there. From then on the address's limit holds, on a Unix socket the user's own, and in
 //!   both cases that of the user from there.
 //! - Exempt networks are not counted and not limited.
-//! - What is remembered has a fixed bound. At the bound a quarter is forgotten, the fewest failures first, among
+//! - Memory has a fixed limit. At the limit a quarter is forgotten, the fewest failures first, among
 //!   equals the oldest.
 //!
-//! What has begun cannot be called back: the attempts under way at once before the first of them fails are bounded
+//! Attempts that have begun are not stopped: how many of them run before the first one fails is limited
 //! by the places of one address among the pending logins, not here.
 
 use std::collections::HashMap;
@@ -47,17 +47,17 @@ const MOST_FAMILIAR: usize = 16_384;
 /// Wrong secrets remembered.
 const MOST_SECRETS: usize = 16_384;
 /// How long an address stays familiar after a user's last success there.
-pub const FAMILIAR_FOR: Duration = Duration::from_hours(1);
+pub(crate) const FAMILIAR_FOR: Duration = Duration::from_hours(1);
 
-/// The part of an address that one party is taken to have to itself: all of IPv4, the /64 of IPv6.
-pub fn network(address: IpAddr) -> IpAddr {
+/// The part of an address that is counted as one client: all of IPv4, the /64 of IPv6.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
     }
 }
 
-/// Whose failures stand in the way.
+/// Whose failures refuse an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum By {
     Address,
@@ -66,7 +66,7 @@ pub enum By {
     UserHere,
 }
 
-/// A secret that was given and was wrong, as a hash that nobody outside can compute.
+/// A wrong secret, as a hash with a key of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Guess(u64);
 
@@ -79,7 +79,7 @@ impl Guess {
 
 /// What to do with an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ThrottleDecision {
+pub(crate) enum ThrottleDecision {
     Go,
     /// Its slot is reserved: ask [`LoginThrottle::refusal`] then, and go.
     Wait {
@@ -92,9 +92,9 @@ pub enum ThrottleDecision {
     },
 }
 
-/// What a failure began for one of the three it counts for.
+/// What a failure began for one of the three counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ThrottleStart {
+pub(crate) enum ThrottleStart {
     /// Attempts wait from now on, after so many failures.
     Delay(u32),
     /// Attempts are refused from now on, after so many failures.
@@ -102,33 +102,33 @@ pub enum ThrottleStart {
 }
 
 impl ThrottleStart {
-    pub fn is_refusal(self) -> bool {
+    pub(crate) fn is_refusal(self) -> bool {
         matches!(self, Self::Refusal(_))
     }
 }
 
 /// What a failure began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Began {
+pub(crate) struct Began {
     pub address: Option<ThrottleStart>,
     /// Except where the user is familiar.
     pub user: Option<ThrottleStart>,
     pub user_here: Option<ThrottleStart>,
 }
 
-/// Who tries to log in from where. Names and addresses are kept as keyed hashes: of a fixed size, and nobody outside
-/// can make two of them meet.
+/// The user and the address of an attempt. Names and addresses are kept as keyed hashes: they have a fixed size, and no client
+/// can make two of them collide.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     address: Option<u64>,
     user: u64,
     pair: u64,
     is_exempt: bool,
 }
 
-/// Counts failures and says what follows from them.
+/// Counts failures and decides what follows from them.
 #[derive(Debug)]
-pub struct LoginThrottle {
+pub(crate) struct LoginThrottle {
     limit: RateLimit,
     keys: RandomState,
     addresses: Records,
@@ -140,7 +140,7 @@ pub struct LoginThrottle {
 }
 
 impl LoginThrottle {
-    pub fn new(limit: RateLimit) -> Self {
+    pub(crate) fn new(limit: RateLimit) -> Self {
         Self {
             limit,
             keys: RandomState::new(),
@@ -152,17 +152,17 @@ impl LoginThrottle {
         }
     }
 
-    pub fn limit(&self) -> &RateLimit {
+    pub(crate) fn limit(&self) -> &RateLimit {
         &self.limit
     }
 
-    /// For what comes from now on; what was counted stays.
-    pub fn replace_limit(&mut self, limit: RateLimit) {
+    /// Applies from now on; the counts stay.
+    pub(crate) fn replace_limit(&mut self, limit: RateLimit) {
         self.limit = limit;
     }
 
     /// `source` is the client's address, `None` on a Unix socket; `realm` the cluster that `user` is a name of.
-    pub fn attempt(&self, source: Option<IpAddr>, realm: &str, user: &[u8]) -> Attempt {
+    pub(crate) fn attempt(&self, source: Option<IpAddr>, realm: &str, user: &[u8]) -> Attempt {
         let network = source.map(network);
         Attempt {
             address: network.map(|network| self.keys.hash_one(network)),
@@ -173,7 +173,7 @@ impl LoginThrottle {
     }
 
     /// May this attempt begin? A slot that would come after `latest` is not reserved: refused until then.
-    pub fn ask(&mut self, attempt: &Attempt, latest: Instant, now: Instant) -> ThrottleDecision {
+    pub(crate) fn ask(&mut self, attempt: &Attempt, latest: Instant, now: Instant) -> ThrottleDecision {
         if let Some(refused) = self.refusal(attempt, now) {
             return refused;
         }
@@ -205,8 +205,8 @@ impl LoginThrottle {
         ThrottleDecision::Wait { until, by }
     }
 
-    /// Is this attempt refused now? For one that has waited, in whose stead others may have failed meanwhile.
-    pub fn refusal(&mut self, attempt: &Attempt, now: Instant) -> Option<ThrottleDecision> {
+    /// Is this attempt refused now? For one that has waited, while others may have failed.
+    pub(crate) fn refusal(&mut self, attempt: &Attempt, now: Instant) -> Option<ThrottleDecision> {
         self.subject(attempt, now).into_iter().find_map(|(by, key)| {
             let until = self.records(by).refused_until(key?, now)?;
             Some(ThrottleDecision::Refuse { by, until })
@@ -215,7 +215,7 @@ impl LoginThrottle {
 
     /// A proof was given and it was wrong: a password, a certificate, an unknown user. `guess` is the secret, where it
     /// is known.
-    pub fn failed(&mut self, attempt: &Attempt, guess: Option<Guess>, now: Instant) -> Began {
+    pub(crate) fn failed(&mut self, attempt: &Attempt, guess: Option<Guess>, now: Instant) -> Began {
         if !self.limit.is_on() || attempt.is_exempt {
             return Began::default();
         }
@@ -260,8 +260,8 @@ impl LoginThrottle {
         is_due && !self.users.begins_span(attempt.user, &self.limit, now)
     }
 
-    /// What came from this address was not the protocol.
-    pub fn garbage(&mut self, source: Option<IpAddr>, now: Instant) -> Option<ThrottleStart> {
+    /// This address sent something that is not the protocol.
+    pub(crate) fn garbage(&mut self, source: Option<IpAddr>, now: Instant) -> Option<ThrottleStart> {
         let source = source.filter(|_| self.limit.is_on() && !self.is_exempt(source))?;
         let key = self.keys.hash_one(network(source));
         self.addresses.fail(key, &self.limit, now)
@@ -272,14 +272,14 @@ impl LoginThrottle {
     }
 
     /// The user has proven who it is.
-    pub fn succeeded(&mut self, attempt: &Attempt, now: Instant) {
+    pub(crate) fn succeeded(&mut self, attempt: &Attempt, now: Instant) {
         if self.limit.is_on() {
             self.familiar.welcome(attempt.pair, now);
         }
     }
 
-    /// Forgets what time has made good; the addresses and users left.
-    pub fn sweep(&mut self, now: Instant) -> (usize, usize) {
+    /// Forgets records that have expired; returns the addresses and users left.
+    pub(crate) fn sweep(&mut self, now: Instant) -> (usize, usize) {
         self.addresses.forgive_all(&self.limit, now);
         self.users.forgive_all(&self.limit, now);
         self.pairs.forgive_all(&self.limit, now);
@@ -353,7 +353,7 @@ struct Record {
     /// The last slot given away.
     slot: Instant,
     refused_until: Option<Instant>,
-    /// When the span began in which nothing of a pair counts for its user again. Of a user: in which no other pair is
+    /// When the time began in which no failure of a pair counts for its user again. Of a user: in which no other pair is
     /// passed over.
     span: Option<Instant>,
     /// The last success; only of pairs.
@@ -387,7 +387,7 @@ impl Record {
     }
 }
 
-/// A bounded number of records.
+/// A limited number of records.
 #[derive(Debug)]
 struct Records {
     records: HashMap<u64, Record>,
@@ -439,7 +439,7 @@ impl Records {
     fn fail(&mut self, key: u64, limit: &RateLimit, now: Instant) -> Option<ThrottleStart> {
         let record = self.entry(key, now);
         record.forgive(limit, now);
-        // Counted no further: quiet has to make it good again in a time that is known.
+        // Counted no further: it must expire in a known time.
         record.failures = (record.failures + 1).min(limit.refuse_after);
         if record.refused_until.is_some_and(|until| until > now) {
             return None;
@@ -454,7 +454,7 @@ impl Records {
         Some(ThrottleStart::Refusal(record.failures))
     }
 
-    /// Begins a span of `refuse_for`, unless one is under way.
+    /// Begins a time of `refuse_for`, unless one runs.
     fn begins_span(&mut self, key: u64, limit: &RateLimit, now: Instant) -> bool {
         let span = &mut self.entry(key, now).span;
         let begins = span.is_none_or(|at| now.saturating_duration_since(at) >= limit.refuse_for);

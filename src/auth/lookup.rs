@@ -1,4 +1,4 @@
-//! What the cluster says about a user's password, and for how long that is believed. The look-up itself is not here.
+//! The cluster's answers about users' passwords, and how long they are valid. The look-up itself is not here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use super::scram::{Verifier, VerifierError};
 
 /// What a look-up returned for one user.
 #[derive(Debug, Clone)]
-pub enum LookedUp {
+pub(crate) enum LookedUp {
     Known(Identity),
     /// No such user, or one without password. Its login fails.
     NoPassword,
-    /// A password that cannot be used. The client is told what an unknown user is told; the operator gets a line.
+    /// A password that cannot be used. The client gets the answer for an unknown user; the operator gets a log line.
     Unsupported(Unsupported),
 }
 
-/// Why the look-up has nothing for a user. For the log only: to a client they are all a wrong password.
+/// Why the look-up has nothing for a user. For the log only: a client sees a wrong password in each case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Standing {
     #[default]
@@ -43,14 +43,14 @@ impl std::fmt::Display for Standing {
 
 /// Why a stored password cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unsupported {
+pub(crate) enum Unsupported {
     #[error("its stored password is not a SCRAM-SHA-256 verifier: {0}")]
     Other(VerifierError),
 }
 
 impl LookedUp {
     /// Reads the second column of the look-up's row (`rolpassword`): NULL, empty, or text.
-    pub fn parse(password: Option<&[u8]>) -> Self {
+    pub(crate) fn parse(password: Option<&[u8]>) -> Self {
         let Some(password) = password.filter(|text| !text.is_empty()) else {
             return Self::NoPassword;
         };
@@ -62,12 +62,12 @@ impl LookedUp {
             .and_then(Verifier::parse);
         match parsed {
             Ok(verifier) => Self::Known(Identity::Verifier(Arc::new(verifier))),
-            Err(fault) => Self::Unsupported(Unsupported::Other(fault)),
+            Err(error) => Self::Unsupported(Unsupported::Other(error)),
         }
     }
 
-    /// What the login is checked against; `None` fails.
-    pub fn identity(self) -> Option<Identity> {
+    /// What to check the login with; with `None` it fails.
+    pub(crate) fn identity(self) -> Option<Identity> {
         match self {
             Self::Known(identity) => Some(identity),
             Self::NoPassword | Self::Unsupported(_) => None,
@@ -75,18 +75,18 @@ impl LookedUp {
     }
 }
 
-/// After an attempt that gave no answer a user is not asked about again for so long: an outage must not cost a query for
+/// After an attempt without an answer there is no new one for the same user for so long: an outage must not cost a query for
 /// each login.
-pub const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// No role has a longer name (NAMEDATALEN is 64, unless PostgreSQL was built otherwise): bounds the memory of a key.
-pub const MAX_NAME: usize = 255;
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// No role has a longer name (NAMEDATALEN is 64, unless PostgreSQL was built otherwise): limits the memory of a key.
+pub(crate) const MAX_NAME: usize = 255;
 
 /// What is known about one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LookupAnswer<V> {
     pub found: V,
-    /// Asked for after it was wanted. What is not may be out of date: it can let in a client that the server checks as
-    /// well, but it makes nobody's password wrong.
+    /// The question was asked after the login began. An older answer may be out of date: it can let in a client that the server
+    /// checks as well, but it does not prove a password wrong.
     pub is_confirmed: bool,
 }
 
@@ -108,17 +108,17 @@ impl<V> LookupAnswer<V> {
 
 /// What is remembered about one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cached<V> {
-    /// To be asked again, and used, unconfirmed, only if no answer is to be had in time.
+pub(crate) enum Cached<V> {
+    /// Ask again, and use it unconfirmed only if no answer comes in time.
     Known(V),
-    /// The last attempt to confirm it, less than [`RETRY_AFTER`] ago, gave no answer: to be used, unconfirmed, as it is.
+    /// The last attempt to confirm it, less than [`RETRY_AFTER`] ago, gave no answer: use it unconfirmed.
     Tried(V),
     Miss,
 }
 
 impl<V> Cached<V> {
     /// Where it could not be asked again.
-    pub fn unconfirmed(self) -> Option<LookupAnswer<V>> {
+    pub(crate) fn unconfirmed(self) -> Option<LookupAnswer<V>> {
         match self {
             Self::Known(found) | Self::Tried(found) => Some(LookupAnswer::unconfirmed(found)),
             Self::Miss => None,
@@ -126,12 +126,12 @@ impl<V> Cached<V> {
     }
 }
 
-/// Remembers answers about users, those about unknown ones like any other. At its bound the oldest goes: somebody who
-/// makes up users costs look-ups, not memory.
+/// Remembers answers about users, also about unknown ones. At its limit the oldest is removed: a client that invents
+/// users costs look-ups, not memory.
 ///
 /// An answer counts from when it was asked, not from when it came: what changed in between may not be in it.
 #[derive(Debug)]
-pub struct AnswerCache<V> {
+pub(crate) struct AnswerCache<V> {
     entries: HashMap<Arc<[u8]>, CachedAnswer<V>>,
     /// The same keys in the order they were put.
     order: BTreeMap<u64, Arc<[u8]>>,
@@ -152,9 +152,9 @@ struct CachedAnswer<V> {
 }
 
 impl<V: Clone> AnswerCache<V> {
-    /// `ttl` is how long an answer may be used without being confirmed; `capacity` bounds the weights together. With
+    /// `ttl` is how long an answer may be used without being confirmed; `capacity` limits the sum of the weights. With
     /// either at zero nothing is remembered.
-    pub fn new(ttl: Duration, capacity: usize) -> Self {
+    pub(crate) fn new(ttl: Duration, capacity: usize) -> Self {
         Self {
             entries: HashMap::new(),
             order: BTreeMap::new(),
@@ -165,7 +165,7 @@ impl<V: Clone> AnswerCache<V> {
         }
     }
 
-    pub fn get(&mut self, user: &[u8], now: Instant) -> Cached<V> {
+    pub(crate) fn get(&mut self, user: &[u8], now: Instant) -> Cached<V> {
         let Some(entry) = self.entries.get(user) else {
             return Cached::Miss;
         };
@@ -184,7 +184,7 @@ impl<V: Clone> AnswerCache<V> {
     }
 
     /// Remembers the answer to a question asked at `asked`, in place of an earlier one. `weight` is at least 1.
-    pub fn put(&mut self, user: &[u8], value: V, weight: usize, asked: Instant) {
+    pub(crate) fn put(&mut self, user: &[u8], value: V, weight: usize, asked: Instant) {
         self.remove(user);
         if user.len() > MAX_NAME || weight > self.capacity || self.ttl.is_zero() {
             return;
@@ -214,9 +214,9 @@ impl<V: Clone> AnswerCache<V> {
     }
 
     /// An attempt that ended at `at` gave no answer: the remembered one is used unconfirmed for [`RETRY_AFTER`], within its
-    /// time to live. It is not forgotten: a client that sends wrong passwords while nobody can be asked would lock the
+    /// time to live. It is not forgotten: otherwise a client that sends wrong passwords during an outage would lock the
     /// user out.
-    pub fn not_confirmed(&mut self, user: &[u8], at: Instant) {
+    pub(crate) fn not_confirmed(&mut self, user: &[u8], at: Instant) {
         if let Some(entry) = self.entries.get_mut(user) {
             entry.tried = Some(at);
         }
@@ -229,11 +229,13 @@ impl<V: Clone> AnswerCache<V> {
         }
     }
 
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.entries.len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 }

@@ -1,5 +1,5 @@
 //! Passwords stored as md5 (`password_encryption = md5`): PostgreSQL's older form, deprecated since 18. Its hash opens a
-//! server that still knows the role by md5; it can never take part in SCRAM (case 26).
+//! server that still knows the role by md5; it can never take part in SCRAM (docs/protocol.md, case 26).
 //!
 //! Both sides of `AuthenticationMD5Password`: [`Md5Hash::answer`] towards servers, [`Md5Hash::verify`] towards clients.
 

@@ -1,25 +1,24 @@
-//! The HBA method `password`: a password in clear, checked against whatever is known of the user.
+//! The HBA method `password`: a password in clear, checked with the verifier or hash of the user.
 
 use super::Identity;
 use super::md5::Md5Hash;
 use super::scram::{MAX_PASSWORD, MAX_VERIFIER_ITERATIONS, MockSecret};
 
 /// The most iterations [`verify`] computes: about 250 ms of a processor.
-pub const MAX_ITERATIONS: u32 = MAX_VERIFIER_ITERATIONS;
+pub(crate) const MAX_ITERATIONS: u32 = MAX_VERIFIER_ITERATIONS;
 
 /// Whether `password` (without its terminator) is the user's. An empty one never is, nor one over [`MAX_PASSWORD`]
 /// bytes, nor one with a zero byte, which the protocol cannot carry and HMAC cannot tell from a shorter one.
 ///
 /// Computes as many PBKDF2 iterations as the verifier has, up to [`MAX_ITERATIONS`], and blocks for so long: the caller
-/// runs it off the data path (`spawn_blocking`), with a bound on how many run at once. A user that does not exist, and
-/// one whose password is stored as md5, cost what a verifier of PostgreSQL's default of iterations costs, so that the
-/// time tells none of them from a wrong password. Who has a verifier with another number of iterations is told by
-/// SCRAM's first message anyway.
-pub fn verify(identity: Option<&Identity>, user: &[u8], password: &[u8], mock: &MockSecret) -> bool {
+/// runs it off the data path (`spawn_blocking`), with a limit on how many run at once. A user that does not exist, and
+/// one whose password is stored as md5, cost as much as a verifier with PostgreSQL's default number of iterations, so that the
+/// time does not distinguish them from a wrong password. SCRAM's first message shows another number of iterations anyway.
+pub(crate) fn verify(identity: Option<&Identity>, user: &[u8], password: &[u8], mock: &MockSecret) -> bool {
     if password.is_empty() || password.len() > MAX_PASSWORD || password.contains(&0) {
         return false;
     }
-    // Computed for everybody.
+    // Computed for every user.
     let stranger = mock.verifier(user);
     let digest = Md5Hash::of(password, user);
     let verifier = identity

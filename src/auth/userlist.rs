@@ -1,5 +1,5 @@
 //! A users file in the form of PgBouncer's `userlist.txt`: one user a line, `"name" "secret"`, a quote inside doubled,
-//! the rest of the line ignored. Lines that are empty, or start with `;` or `#`, are comments (`#` is ours).
+//! the rest of the line ignored. Lines that are empty, or start with `;` or `#`, are comments (PgBouncer does not know `#`).
 //!
 //! A secret is a SCRAM verifier or an md5 hash as in `pg_authid`, or a password.
 
@@ -21,17 +21,17 @@ pub struct UserList {
     users: HashMap<Box<[u8]>, Identity>,
 }
 
-/// One fault of a users file. It names the user where there is one, and never repeats a secret.
+/// One error of a users file. It names the user where there is one, and never repeats a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {kind}")]
 pub struct UserListError {
     /// From 1.
     pub line: usize,
-    pub kind: UserListFaultKind,
+    pub kind: UserListErrorKind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UserListFaultKind {
+pub enum UserListErrorKind {
     #[error("expected \"user\" \"secret\", both in double quotes")]
     Form,
     #[error("a double quote is not closed on this line")]
@@ -42,21 +42,21 @@ pub enum UserListFaultKind {
     Empty { user: String },
     #[error("the password of user \"{user}\" is longer than {MAX_PASSWORD} bytes or contains a zero byte")]
     Password { user: String },
-    #[error("user \"{user}\": {fault}")]
-    Verifier { user: String, fault: VerifierError },
+    #[error("user \"{user}\": {error}")]
+    Verifier { user: String, error: VerifierError },
     #[error("user \"{user}\" is already on line {first}")]
     Duplicate { user: String, first: usize },
 }
 
 impl UserList {
-    /// Reads a whole file, or reports every fault in it.
+    /// Reads a whole file, or reports every error in it.
     ///
-    /// A password costs about a millisecond here, to compute a verifier: read large files off the data path. Its salt
-    /// is the one the user would have if it were unknown, so that being in the file, with a password, shows nowhere.
+    /// Each password costs about a millisecond, to compute a verifier: read large files off the data path. Its salt
+    /// is the one that an unknown user of this name has, so that a client cannot see whether a user is in the file.
     pub fn parse(contents: &Secret, mock: &MockSecret) -> Result<Self, Vec<UserListError>> {
         let mut users = HashMap::new();
         let mut seen: HashMap<Box<[u8]>, usize> = HashMap::new();
-        let mut faults = Vec::new();
+        let mut errors = Vec::new();
         let iterations = NonZeroU32::new(DEFAULT_ITERATIONS).expect("4096 is not zero");
         for (index, text) in without_mark(contents.expose())
             .split(|&byte| byte == b'\n')
@@ -69,7 +69,7 @@ impl UserList {
             }
             let entry = UserRecord::parse(text).and_then(|entry| {
                 if let Some(&first) = seen.get(&*entry.user) {
-                    return Err(UserListFaultKind::Duplicate {
+                    return Err(UserListErrorKind::Duplicate {
                         user: shown(&entry.user),
                         first,
                     });
@@ -83,8 +83,8 @@ impl UserList {
                     let identity = match stored {
                         Stored::Verifier(verifier) => Identity::Verifier(Arc::new(verifier)),
                         Stored::Md5(hash) => Identity::Md5(hash),
-                        // Faults make the whole result useless: do not compute on.
-                        Stored::Password if !faults.is_empty() => continue,
+                        // After an error the result is not used: compute nothing more.
+                        Stored::Password if !errors.is_empty() => continue,
                         Stored::Password => {
                             let salt = mock.salt(&entry.user);
                             let verifier = Verifier::from_password(&entry.secret, &salt, iterations);
@@ -93,13 +93,13 @@ impl UserList {
                     };
                     users.insert(entry.user, identity);
                 }
-                Err(kind) => faults.push(UserListError { line, kind }),
+                Err(kind) => errors.push(UserListError { line, kind }),
             }
         }
-        if faults.is_empty() {
+        if errors.is_empty() {
             Ok(Self { users })
         } else {
-            Err(faults)
+            Err(errors)
         }
     }
 
@@ -129,11 +129,11 @@ enum Stored {
 }
 
 impl UserRecord {
-    fn parse(line: &[u8]) -> Result<Self, UserListFaultKind> {
+    fn parse(line: &[u8]) -> Result<Self, UserListErrorKind> {
         let (user, rest) = quoted(line)?;
         let (secret, _ignored) = quoted(rest.trim_ascii_start())?;
         if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) {
-            return Err(UserListFaultKind::Name);
+            return Err(UserListErrorKind::Name);
         }
         Ok(Self {
             user: user.as_slice().into(),
@@ -141,10 +141,10 @@ impl UserRecord {
         })
     }
 
-    fn stored(&self) -> Result<Stored, UserListFaultKind> {
+    fn stored(&self) -> Result<Stored, UserListErrorKind> {
         let user = || shown(&self.user);
         if self.secret.is_empty() {
-            return Err(UserListFaultKind::Empty { user: user() });
+            return Err(UserListErrorKind::Empty { user: user() });
         }
         if let Some(hash) = Md5Hash::parse(&self.secret) {
             return Ok(Stored::Md5(hash));
@@ -154,19 +154,19 @@ impl UserRecord {
                 .map_err(|_| VerifierError::Form)
                 .and_then(Verifier::parse)
                 .map(Stored::Verifier)
-                .map_err(|fault| UserListFaultKind::Verifier { user: user(), fault });
+                .map_err(|error| UserListErrorKind::Verifier { user: user(), error });
         }
         if self.secret.len() > MAX_PASSWORD || self.secret.contains(&0) {
-            return Err(UserListFaultKind::Password { user: user() });
+            return Err(UserListErrorKind::Password { user: user() });
         }
         Ok(Stored::Password)
     }
 }
 
 /// A string in double quotes at the start of `text`, and what follows it.
-fn quoted(text: &[u8]) -> Result<(Zeroizing<Vec<u8>>, &[u8]), UserListFaultKind> {
+fn quoted(text: &[u8]) -> Result<(Zeroizing<Vec<u8>>, &[u8]), UserListErrorKind> {
     let Some((b'"', mut rest)) = text.split_first() else {
-        return Err(UserListFaultKind::Form);
+        return Err(UserListErrorKind::Form);
     };
     // Never grows beyond this, so that no copy of a secret stays behind unwiped.
     let mut value = Zeroizing::new(Vec::with_capacity(rest.len()));
@@ -181,12 +181,12 @@ fn quoted(text: &[u8]) -> Result<(Zeroizing<Vec<u8>>, &[u8]), UserListFaultKind>
                 value.push(*byte);
                 rest = tail;
             }
-            [] => return Err(UserListFaultKind::Unclosed),
+            [] => return Err(UserListErrorKind::Unclosed),
         }
     }
 }
 
-/// A name fit for a message: at most 63 characters, no control characters.
+/// A name for a message: at most 63 characters, no control characters.
 fn shown(user: &[u8]) -> String {
     String::from_utf8_lossy(user)
         .chars()
@@ -209,7 +209,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<UserList, Vec<String>> {
         UserList::parse(&Secret::new(text.as_bytes()), &MockSecret::new(None))
-            .map_err(|faults| faults.iter().map(ToString::to_string).collect())
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect())
     }
 
     const VERIFIER: &str = "SCRAM-SHA-256$4096:8P7FSGLy2sNDJgWP8lmsaA==$jrIVfxqOLsiCAyDSdZ+FBuybVcmcxB0MXLCW6d7tE/M=:fWZIbs7wubKmoZ5vfpGgJ3y9MKsVS8J88lPztXtfFI8=";
@@ -258,10 +258,10 @@ mod tests {
         let text = "\"a\" \"hidden1\"\n\"b\" hidden2\nc hidden3\n\"d\" \"hidden4\n\"\" \"hidden5\"\n\"e\" \"\"\n\
                     \"f\" \"hid\0den\"\n\"g\" \"SCRAM-SHA-256$1:hidden6\"\n\"a\" \"hidden7\"\n\
                     \"h\" \"hid\0den\"\n\"i\"";
-        let faults = parse(text).unwrap_err();
-        let lines: Vec<_> = faults
+        let errors = parse(text).unwrap_err();
+        let lines: Vec<_> = errors
             .iter()
-            .map(|fault| fault.split_once(':').unwrap().0)
+            .map(|error| error.split_once(':').unwrap().0)
             .collect();
         assert_eq!(
             lines,
@@ -270,16 +270,16 @@ mod tests {
                 .to_vec()
         );
         assert!(
-            faults[5].contains("the password of user \"f\" is longer"),
+            errors[5].contains("the password of user \"f\" is longer"),
             "{}",
-            faults[5]
+            errors[5]
         );
         assert!(
-            faults[7].contains("user \"a\" is already on line 1"),
+            errors[7].contains("user \"a\" is already on line 1"),
             "{}",
-            faults[7]
+            errors[7]
         );
-        assert!(faults.iter().all(|fault| !fault.contains("hid")));
+        assert!(errors.iter().all(|error| !error.contains("hid")));
         assert!(!format!("{:?}", parse("\"a\" \"hidden\"")).contains("hidden"));
     }
 
@@ -291,8 +291,8 @@ mod tests {
 
     #[test]
     fn a_duplicate_of_a_faulty_line_is_a_duplicate() {
-        let faults = parse("\"a\" \"\"\n\"a\" \"x\"").unwrap_err();
-        assert_eq!(faults.len(), 2);
+        let errors = parse("\"a\" \"\"\n\"a\" \"x\"").unwrap_err();
+        assert_eq!(errors.len(), 2);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use crate::wire::message;
 
 impl CancelTarget {
     /// Sends the request to the address the session is connected to, over TLS if the session is, and waits until the
-    /// server has closed the connection: then the signal was sent, and what the session runs next is not hit by it.
-    /// All of it within `timeout`. `Ok` does not say that anything was cancelled.
+    /// server has closed the connection: then the signal was sent, and it cannot hit the session's next statement.
+    /// `timeout` limits all of it. `Ok` does not mean that anything was cancelled (docs/protocol.md, cases 32 and 33).
     pub async fn send(self, timeout: Duration) -> Result<(), ConnectError> {
         let deadline = Instant::now() + timeout;
         let options = ServerOptions {
@@ -29,7 +29,7 @@ impl CancelTarget {
         let mut stream = match &self.tls {
             None => ServerStream::Plain(stream),
             Some(tls) => match tls.negotiate(stream, &self.host, address, deadline).await? {
-                // The key does not go in clear where the session's did not.
+                // The key is not sent in clear if the session's was not.
                 ServerStream::Plain(_) => return Err(ConnectError::TlsRefused),
                 encrypted @ ServerStream::Tls(_) => encrypted,
             },
@@ -40,8 +40,8 @@ impl CancelTarget {
     }
 }
 
-/// Sends a request that came in clear with a server's own key, encrypted as far as sessions there would be: in clear only
-/// where they might be, too. Otherwise as [`CancelTarget::send`].
+/// Sends a request that came in clear with a server's own key. It is encrypted as sessions with this server are: in clear only
+/// where a session may be, too. Otherwise like [`CancelTarget::send`].
 pub async fn pass_cancel(
     host: &str,
     port: u16,
@@ -74,7 +74,7 @@ pub async fn pass_cancel(
     deliver(&mut stream, request, deadline).await
 }
 
-/// Until the server has hung up: then the signal was sent.
+/// Waits until the server has closed: then the signal was sent.
 async fn deliver(stream: &mut ServerStream, request: &[u8], deadline: Instant) -> Result<(), ConnectError> {
     timeout_at(deadline, async {
         send(stream, request, Step::Cancel).await?;

@@ -40,7 +40,7 @@ pub enum Credential {
     Md5(Md5Hash),
 }
 
-/// Whom to connect to, and as whom.
+/// The server to connect to, and the login.
 #[derive(Debug, Clone)]
 pub struct Target<'a> {
     pub host: &'a str,
@@ -53,7 +53,7 @@ pub struct Target<'a> {
     pub credential: &'a Credential,
 }
 
-/// What it takes to cancel what runs on a server connection.
+/// What a cancel request for a server connection needs.
 #[derive(Clone)]
 pub struct CancelTarget {
     pub address: SocketAddr,
@@ -70,7 +70,7 @@ pub enum SeenRole {
     /// `in_hot_standby=off` (or `pg_is_in_recovery()` false).
     Writable,
     Standby,
-    /// Not told (a server before `PostgreSQL` 14).
+    /// Not reported (a server before `PostgreSQL` 14).
     Unknown,
 }
 
@@ -78,11 +78,11 @@ pub enum SeenRole {
 #[derive(Debug)]
 pub struct ServerConnection {
     pub stream: ServerStream,
-    /// As asked for, or the older one the server serves.
+    /// The requested version, or an older one that the server supports.
     pub version: ProtocolVersion,
     /// `ParameterStatus` as sent at login, in order.
     pub parameters: Vec<(Bytes, Bytes)>,
-    /// `NoticeResponse` frames sent during login, verbatim, bounded.
+    /// `NoticeResponse` frames sent during login, verbatim, limited in number and bytes.
     pub notices: Vec<Bytes>,
     /// Bytes read behind `ReadyForQuery`.
     pub leftover: Bytes,
@@ -95,11 +95,11 @@ pub struct ServerConnection {
     pub cancel: Option<CancelTarget>,
 }
 
-/// A server that is still there takes a goodbye at once.
+/// A server that is still there accepts Terminate at once.
 const GOODBYE: Duration = Duration::from_millis(200);
 
 impl ServerConnection {
-    /// Says goodbye and closes TLS in order: a server writes a line about each connection that just ends in TLS.
+    /// Sends Terminate and closes TLS in order: a server logs each TLS connection that ends without that.
     /// Best effort; ends within 200 ms.
     pub async fn close(mut self) {
         let _ = timeout(GOODBYE, async {
@@ -124,8 +124,8 @@ struct Failure {
     error: ConnectError,
     /// The server that answered, for a second attempt on it.
     address: Option<SocketAddr>,
-    /// The handshake failed, or the server refused us before `AuthenticationOk` for a reason that encryption may
-    /// change: its `pg_hba.conf` tells `hostssl` from `hostnossl`.
+    /// The handshake failed, or the server refused the login before `AuthenticationOk` for a reason that encryption may
+    /// change: its `pg_hba.conf` has `hostssl` and `hostnossl`.
     may_depend_on_encryption: bool,
     was_tls: bool,
 }
@@ -135,13 +135,13 @@ struct Failure {
 /// As in libpq, `prefer` tries again without TLS, and `allow` again with TLS, on a new connection, where the TLS
 /// handshake failed or the server refused the login before `AuthenticationOk`. Unlike libpq not after SQLSTATE classes
 /// 53 and 57 (full, starting, stopping), which encryption does not change. Where both attempts fail, the error of the
-/// one that got further is returned, else that of the encrypted one. With `channel_binding: require` nothing is tried without
-/// TLS, not even sent.
+/// one that got further is returned, else that of the encrypted one. With `channel_binding: require` the router does not even
+/// try without TLS.
 pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConnection, ConnectError> {
     connect_leaving(target, deadline, &mut None).await
 }
 
-/// As [`connect`]. Where the deadline passes in the middle of the login, the connection is `left`: the server may be busy
+/// Like [`connect`]. If the deadline passes during the login, the connection is `left`: the server may be busy
 /// with it, and does not notice that it is closed.
 pub async fn connect_leaving(
     target: Target<'_>,
@@ -180,11 +180,11 @@ pub async fn connect_leaving(
     }
 }
 
-/// Which of two attempts' errors tells more: of a server that answered one of them, its answer.
+/// The more useful error of two attempts: if the server answered one of them, its answer.
 fn telling(first: Failure, later: ConnectError) -> ConnectError {
     let is_before_login = |error: &ConnectError| error.suspicion() >= Suspicion::Likely;
     match (is_before_login(&first.error), is_before_login(&later)) {
-        // Only an encrypted connection would have done, and why there is none is what helps.
+        // Only an encrypted connection would be admitted: report why there is none.
         (true, false) if matches!(&later, ConnectError::Server(error) if error.code == SqlState::INVALID_AUTHORIZATION) => {
             ConnectError::TlsThenRefused {
                 reason: first.error.to_string(),

@@ -1,11 +1,11 @@
-//! What passwords give at servers: derived off the workers, and remembered.
+//! Keys derived from passwords for logins at servers: computed outside the workers, and remembered.
 //!
 //! A password, a salt and a number of iterations give the same keys each time, and a server asks for the same ones at
 //! each login. With many iterations that is much work (PostgreSQL's `scram_iterations`; OWASP's advice is 600,000, about
 //! 150 ms), which is done once. A login that runs out of time leaves the work to the next one.
 //!
-//! Bounded: [`AT_ONCE`] derivations at once; [`MOST_PASSWORDS`] passwords, with [`MOST_SALTS`] salts each, so that a
-//! server that makes up salts pushes out nobody else's. Which password it was is kept as a keyed digest.
+//! Limits: [`AT_ONCE`] derivations at once; [`MOST_PASSWORDS`] passwords, with [`MOST_SALTS`] salts each, so that a
+//! server that invents salts displaces only those of its own password. The password itself is kept as a keyed digest.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -42,7 +42,7 @@ impl Remembered {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<([u8; 32], OfPassword)>> {
-        // Entries are moved whole: nothing a panic could have left half done.
+        // Entries are moved whole: a panic leaves nothing half done.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,7 +84,7 @@ impl Remembered {
     }
 }
 
-/// The keys of a password. Dropping the future leaves the work to its end, and what comes of it is remembered.
+/// The keys of a password. If the future is dropped, the work goes on and its result is remembered.
 pub(super) async fn keys(work: &Derivation) -> Keys {
     let remembered = &*REMEMBERED;
     let digest = remembered.digest(work);
@@ -92,7 +92,7 @@ pub(super) async fn keys(work: &Derivation) -> Keys {
         return keys;
     }
     let permit = Arc::clone(&remembered.permits).acquire_owned().await;
-    // Somebody else may have had the same to do.
+    // Another login may have done the same work.
     if let Some(keys) = remembered.find(&digest, work) {
         return keys;
     }
@@ -140,7 +140,7 @@ mod tests {
             ..mine.clone()
         };
         assert!(!knows(&other), "another number of iterations");
-        // A server that makes up salts pushes out those of this password only.
+        // A server that invents salts displaces only those of this password.
         for salt in 0..1000 {
             keep(&work("theirs", salt));
         }

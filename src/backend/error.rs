@@ -488,8 +488,8 @@ impl ConnectError {
         }
     }
 
-    pub(crate) fn scram(fault: ServerScramError) -> Self {
-        match fault {
+    pub(crate) fn scram(error: ServerScramError) -> Self {
+        match error {
             ServerScramError::VerifierDiffers => Self::VerifierDiffers {
                 reason: "its salt or iteration count is another one",
             },

@@ -1,4 +1,4 @@
-//! The line a server's `pg_hba.conf` lacks, where it refused the router's address.
+//! The line that is missing in a server's `pg_hba.conf`, where it refused the router's address.
 
 use std::net::IpAddr;
 

@@ -28,7 +28,7 @@ use crate::wire::startup::ProtocolVersion;
 /// `PostgreSQL` reports 13 to 16 parameters; extensions may add some.
 const MAX_PARAMETERS: usize = 200;
 const MAX_PARAMETER_BYTES: usize = 128 * 1024;
-/// Notices over these bounds are dropped: login goes on without them.
+/// Notices over these limits are dropped, and the login goes on.
 const MAX_NOTICES: usize = 100;
 const MAX_NOTICE_BYTES: usize = 64 * 1024;
 
@@ -46,11 +46,11 @@ pub(crate) struct LoginRequest<'a> {
     pub is_verified: bool,
     /// The server is on this host.
     pub is_local: bool,
-    /// The server has said something on this connection; for whom the login runs out of time.
+    /// The server has sent something on this connection; read where the login runs out of time.
     pub has_answered: AtomicBool,
 }
 
-/// What login yields.
+/// The result of a login.
 #[derive(Debug)]
 pub(crate) struct LoggedIn {
     pub version: ProtocolVersion,
@@ -61,7 +61,7 @@ pub(crate) struct LoggedIn {
     pub leftover: Bytes,
 }
 
-/// A failed login, and whether the server had already let us in.
+/// A failed login, and whether the server had already sent `AuthenticationOk`.
 #[derive(Debug)]
 pub(crate) struct ServerLoginFailure {
     pub error: ConnectError,
@@ -70,7 +70,7 @@ pub(crate) struct ServerLoginFailure {
 
 /// How far authentication has come.
 enum Auth {
-    /// Next: `Sent`, `Scram`, or `Done` (the server trusts us).
+    /// Next: `Sent`, `Scram`, or `Done` (the server trusts the router).
     Start,
     /// A password was sent, in clear or as md5. Next: `Done`.
     Sent,
@@ -175,17 +175,17 @@ impl Login<'_> {
             && with_client_key
             && matches!(self.auth, Auth::ScramProof(_))
         {
-            // The router has verified this client: it is the server that knows another password.
+            // The router has verified this client: the server knows another password.
             return ConnectError::VerifierDiffers {
                 reason: "it refused the key of a verified client",
             };
         }
         if error.code == SqlState::INVALID_AUTHORIZATION {
-            // The server's own words would lead the client to look for the fault at itself.
+            // The server's own text would make the client look for the cause at itself.
             match &self.auth {
                 Auth::Scram(exchange) if *exchange.binding() == ClientBinding::NotOffered => {
                     return ConnectError::ChannelBinding {
-                        reason: "the server does offer it, but somebody took it from its list of mechanisms",
+                        reason: "the server offers it, but something in between removed it from the list of mechanisms",
                     };
                 }
                 Auth::ScramProof(exchange) if exchange.is_bound() => {
@@ -321,9 +321,9 @@ impl Login<'_> {
         Ok(())
     }
 
-    /// Whether the server may ask for this ([`RequireAuth`]). Where the configuration says nothing, a method that proves
-    /// nothing of the server, or gives it what a guess can be checked with, is for servers that are known: by a
-    /// certificate, or because there is nothing to give.
+    /// Whether the server may ask for this ([`RequireAuth`]). Where the configuration says nothing, a method that does not
+    /// authenticate the server, or gives it something to check guesses with, is only for servers that a certificate has
+    /// authenticated, or for logins without a secret.
     fn permit(&self, method: AuthMethod) -> Result<(), ConnectError> {
         let (what, name) = match method {
             AuthMethod::None => ("no authentication", "none"),
@@ -342,7 +342,7 @@ impl Login<'_> {
                     Credential::ClientKey(_) | Credential::Md5(_) => self.request.is_local,
                     Credential::Password(_) => false,
                 },
-                // Without TLS it has an error of its own.
+                // Without TLS there is a separate error.
                 AuthMethod::Password => {
                     !self.request.is_tls || !matches!(credential, Credential::Password(_))
                 }
@@ -393,7 +393,7 @@ impl Login<'_> {
         Ok(Auth::Sent)
     }
 
-    /// The name the server has been told: the last one counts, as in PostgreSQL.
+    /// The user name in the startup packet: the last one counts, as in PostgreSQL.
     fn user(&self) -> &[u8] {
         let mut names = self.request.parameters.iter().rev();
         let user = names.find(|(name, _)| name.as_ref() == b"user");
@@ -418,8 +418,8 @@ impl Login<'_> {
         Ok(Auth::Scram(next))
     }
 
-    /// The mechanism and the flag that what is offered, what is possible and what is configured lead to, as in libpq.
-    /// Unlike there, a certificate without hash means plain SCRAM and not the end, unless binding is required.
+    /// The mechanism and the flag, from the server's offer, the connection and the configuration, as in libpq. Unlike there, a
+    /// certificate without a hash means plain SCRAM and no error, unless binding is required.
     fn binding(&self, offered: Offered) -> Result<ClientBinding, ConnectError> {
         let LoginRequest {
             is_tls,
@@ -469,7 +469,7 @@ impl Login<'_> {
     }
 }
 
-/// What of a server's list of SASL mechanisms is spoken here.
+/// The SASL mechanisms in a server's list that the router supports.
 #[derive(Debug, Clone, Copy)]
 struct Offered {
     plain: bool,
@@ -477,7 +477,7 @@ struct Offered {
 }
 
 impl Offered {
-    /// The list is looked through whole: the order in it says nothing (case 23).
+    /// Searches the whole list: the order in it means nothing (docs/protocol.md, case 23).
     fn parse(list: &[u8]) -> Result<Self, ConnectError> {
         let malformed = |_: FrameError| violation("malformed list of SASL mechanisms");
         let mut list = BodyReader::new(list);
@@ -500,7 +500,7 @@ impl Offered {
 }
 
 /// The body of `NegotiateProtocolVersion`; the names of unknown options are only checked for their form. The
-/// documentation says "minor version", so the major one may be 0; servers send the whole number.
+/// documentation says "minor version", so the major one may be 0; servers send both.
 fn newest_version(body: &[u8]) -> Result<(u16, u16), FrameError> {
     let mut body = BodyReader::new(body);
     let version = body.u32()?;

@@ -1,4 +1,4 @@
-//! What a server says at login, against any bytes.
+//! The login at a server that sends any bytes.
 
 use std::sync::atomic::AtomicBool;
 

@@ -2,12 +2,12 @@
 //! account.
 //!
 //! Guarantees: every step has a deadline; an answer before TLS is untrusted text; a server must prove in SCRAM that
-//! it knows the verifier; bytes after `S` are refused; nothing a server sends panics or grows without bound.
+//! it knows the verifier; bytes after `S` are refused; nothing that a server sends causes a panic or unlimited growth.
 //!
-//! Refuses: to know routes, sessions or clients.
+//! It knows nothing of routes, sessions or clients.
 
 mod cancel;
-pub mod connection;
+pub(crate) mod connection;
 mod derived;
 mod error;
 mod hba_line;

@@ -13,14 +13,14 @@ use crate::wire::message;
 /// One row: text values, `None` for NULL.
 pub type Row = Vec<Option<Vec<u8>>>;
 
-/// Bound on the rows of one answer together, as received.
+/// The limit for all rows of one answer together, as received.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// Bound on the messages of one answer that are neither rows nor the end of a statement.
+/// The limit for messages of one answer that are neither rows nor the end of a statement.
 const MAX_ASIDES: usize = 1000;
 
 /// Runs one statement and returns its rows (at most `max_rows`, at most 1 MiB), reading up to `ReadyForQuery`. After
-/// an `Err` other than one the server reported ([`ConnectError::leaves_usable`]), the connection must not be used
-/// again; nor after this future was dropped unfinished. Keeps [`ServerConnection::role`] true to what the server
+/// an `Err` other than one that the server reported ([`ConnectError::leaves_usable`]), do not use the connection
+/// again; nor after this future was dropped unfinished. Updates [`ServerConnection::role`] from what the server
 /// reports meanwhile.
 pub async fn simple_query(
     connection: &mut ServerConnection,

@@ -1,4 +1,4 @@
-//! Whole small frames from a server, each bounded before it is read.
+//! Whole small frames from a server; the length of each is checked before it is read.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -32,13 +32,13 @@ impl FrameReader {
             match next_frame_by(&mut self.buffer, &limit) {
                 Ok(Some(frame)) => return Ok(frame),
                 Ok(None) => {}
-                Err(fault) => {
+                Err(error) => {
                     let seen = escape(&self.buffer, 64);
-                    return Err(ConnectError::protocol(self.step, format!("{fault} (\"{seen}\")")));
+                    return Err(ConnectError::protocol(self.step, format!("{error} (\"{seen}\")")));
                 }
             }
             self.buffer.reserve(READ_SIZE);
-            // Not the whole spare capacity: a frame of the limit's size must not invite as much again.
+            // Not the whole spare capacity: after a frame of the limit's size that would be as much again.
             let mut part = (&mut self.buffer).limit(READ_SIZE);
             let read = stream
                 .read_buf(&mut part)
@@ -50,7 +50,7 @@ impl FrameReader {
         }
     }
 
-    /// Bytes read behind the last frame, in memory of their own.
+    /// Bytes read behind the last frame, in separate memory.
     pub(super) fn into_leftover(self) -> Bytes {
         Bytes::copy_from_slice(&self.buffer)
     }
@@ -61,7 +61,7 @@ pub(super) fn verbatim(frame: &Frame) -> Bytes {
     let mut out = BytesMut::with_capacity(frame.body.len() + 5);
     out.put_u8(frame.tag);
     // A frame that was read is far below 4 GiB.
-    out.put_u32(u32::try_from(frame.body.len() + 4).expect("frames are bounded"));
+    out.put_u32(u32::try_from(frame.body.len() + 4).expect("frames have a limit"));
     out.put_slice(&frame.body);
     out.freeze()
 }

@@ -1,18 +1,18 @@
 //! `read_only_on_leader: enforced`: a session on the leader whose role has been seen, on that very connection, to be
-//! unable to write. What it may do is read from the catalogs, for it and for every role it can become.
+//! unable to write. Its rights are read from the catalogs, for it and for every role it can become.
 //!
-//! It may write nothing means:
+//! "Unable to write" means:
 //! - no attribute that lets it (SUPERUSER, CREATEROLE, CREATEDB, REPLICATION, BYPASSRLS), no predefined role that writes;
 //! - it owns nothing anywhere, may not CREATE or have temporary tables in this database, nor CREATE in a schema of it;
 //! - it may not change, maintain or put a trigger on a table, view, sequence or large object in it, nor make servers or
-//!   user mappings of foreign data, nor SET or ALTER SYSTEM a parameter that is not everybody's;
+//!   user mappings of foreign data, nor SET or ALTER SYSTEM a parameter that is not for all roles;
 //! - it may not call a function there that makes large objects, writes messages into the WAL or runs with its owner's rights,
 //!   nor an aggregate with such a function, for which the aggregate's owner needs the right and not its caller;
 //! - it may grant nothing (ADMIN OPTION, GRANT OPTION);
-//! - it has no settings of its own: one session can make them (`ALTER ROLE … SET` of itself), and all others would begin
+//! - it has no role settings: one session can make them (`ALTER ROLE … SET` of itself), and all others would begin
 //!   with them.
 //!
-//! What no privilege keeps a role from is listed in `docs/configuration.md`, "Reading from the leader".
+//! What no privilege can prevent is listed in `docs/configuration.md`, "Reading from the leader".
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -20,15 +20,15 @@ use tokio::time::Instant;
 use super::Unverified;
 use crate::backend::{ConnectError, ServerConnection, query};
 
-/// The client's or its role's `statement_timeout` must not end the examination: by one of 1 ms nobody could be told why
-/// the role is refused. A message of its own, since the time of one message is measured from its beginning.
+/// The client's or its role's `statement_timeout` must not end the examination: with 1 ms it could not report why
+/// the role is refused. A separate message, since PostgreSQL measures the time of one message from its beginning.
 const UNHURRIED: &str = "SET statement_timeout = 0";
 const AS_BEFORE: &str = "RESET statement_timeout";
 
-/// How often [`UNHURRIED`] is tried, which may itself be too slow for the time-out it is to end.
+/// How often [`UNHURRIED`] is tried, which may itself be too slow for the timeout that it ends.
 const TRIES: u32 = 5;
 
-/// Gives the first thing found, or no row. The client's settings must not bend it: `search_path` is its own.
+/// Returns the first right found, or no row. The client's settings must not influence it: it sets `search_path`.
 const BEGINNING: &str = "\
 BEGIN READ ONLY; SET LOCAL search_path = pg_catalog; \
 WITH me AS MATERIALIZED ( \
@@ -46,7 +46,7 @@ WITH me AS MATERIALIZED ( \
   UNION ALL SELECT fdwacl, format('the wrapper %I', fdwname) FROM pg_foreign_data_wrapper WHERE fdwacl IS NOT NULL \
   UNION ALL SELECT srvacl, format('the server %I', srvname) FROM pg_foreign_server WHERE srvacl IS NOT NULL \
   UNION ALL SELECT lomacl, format('the large object %s', oid) FROM pg_largeobject_metadata WHERE lomacl IS NOT NULL \
-), faults (n, why) AS ( \
+), findings (n, why) AS ( \
   SELECT CASE WHEN rolname = session_user THEN 0 ELSE 1 END, \
          format(CASE WHEN rolname = session_user THEN 'has %2$s' ELSE 'is a member of %1$I, which has %2$s' END, \
                 rolname, concat_ws(' and ', CASE WHEN rolsuper THEN 'SUPERUSER' END, \
@@ -133,9 +133,9 @@ const MAINTAIN: &str = " \
   SELECT 17, format('may maintain %s', c.oid::regclass) FROM me, pg_class c \
    WHERE c.relkind IN ('r', 'p', 'm') AND has_table_privilege(me.oid, c.oid, 'MAINTAIN')";
 
-const END: &str = ") SELECT why, session_user FROM faults ORDER BY n LIMIT 1; COMMIT";
+const END: &str = ") SELECT why, session_user FROM findings ORDER BY n LIMIT 1; COMMIT";
 
-/// What is asked of a server of this major version; of an unknown one, everything.
+/// The questions for a server of this major version; for an unknown one, all of them.
 fn examination(major: Option<u32>) -> String {
     let has = |since: u32| major.is_none_or(|major| major >= since);
     let mut text = BEGINNING.to_owned();
@@ -172,7 +172,7 @@ async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Vec
     Ok(rows)
 }
 
-/// `Err` tells what the role that the connection is logged in as may write, or that this could not be found out.
+/// `Err` says what the role of the connection may write, or that this could not be found out.
 pub(crate) async fn writes_nothing(
     connection: &mut ServerConnection,
     deadline: Instant,
@@ -180,7 +180,7 @@ pub(crate) async fn writes_nothing(
     let rows = ask(connection, deadline).await.map_err(|error| {
         Unverified(
             format!("is the leader, and the role of this session could not be examined: {error}").into(),
-            "Try again in a moment; the connection manager's log has the details.",
+            "Try again in a moment. The router's log has the details.",
         )
     })?;
     match rows.first() {
@@ -189,9 +189,9 @@ pub(crate) async fn writes_nothing(
     }
 }
 
-/// What is said of a row that [`examination`] gave: the first fault, and whose it is.
+/// The error for a row of [`examination`]: the first right that the role must not have, and the role that has it.
 fn refusal(row: &query::Row) -> Unverified {
-    // Names in it are the cluster's.
+    // Names in it come from the cluster.
     let text = |column: usize, most: usize| -> String {
         let value = row.get(column).and_then(Option::as_deref).unwrap_or_default();
         let value = String::from_utf8_lossy(value);

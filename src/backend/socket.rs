@@ -33,8 +33,8 @@ pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()
     Ok(())
 }
 
-/// Changes `TCP_USER_TIMEOUT` of a live connection; `None` turns it off. It fails only where the connection is gone,
-/// which shows otherwise.
+/// Changes `TCP_USER_TIMEOUT` of a live connection; `None` turns it off. It fails only if the connection is gone,
+/// which the next read shows.
 pub fn set_user_timeout(stream: &TcpStream, timeout: Option<Duration>) {
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(stream).set_tcp_user_timeout(timeout);
@@ -42,7 +42,7 @@ pub fn set_user_timeout(stream: &TcpStream, timeout: Option<Duration>) {
     let _ = (stream, timeout);
 }
 
-/// A connection on which nothing has been said, before `deadline`: all addresses of the host in order.
+/// Opens a connection on which nothing is sent yet, before `deadline`: tries all addresses of the host in order.
 pub async fn open(
     host: &str,
     port: u16,
@@ -74,8 +74,8 @@ pub(super) async fn resolve(
     Ok(addresses.into_iter().map(|ip| (ip, port).into()).collect())
 }
 
-/// Connects to the first address that answers. What is left of the time is shared evenly among the addresses left,
-/// so that a black hole does not eat all of it. The error is that of the last address.
+/// Connects to the first address that answers. The time that is left is shared evenly among the addresses left,
+/// so that one that never answers does not use it up. The error is that of the last address.
 pub(super) async fn dial(
     addresses: &[SocketAddr],
     options: &ServerOptions,
@@ -106,7 +106,7 @@ async fn dial_one(address: SocketAddr, until: Instant) -> Result<TcpStream, Conn
         Ok(Err(source)) if is_local(&source) => Err(ConnectError::LocalResources { source }),
         Ok(Err(source)) => Err(match source.kind() {
             io::ErrorKind::ConnectionRefused => ConnectError::Refused { address },
-            // The kernel's own timeout, before ours.
+            // The kernel's own timeout, before the router's.
             io::ErrorKind::TimedOut => ConnectError::Timeout { step: Step::Connect },
             _ => ConnectError::Unreachable { address, source },
         }),

@@ -14,7 +14,7 @@ impl ServerStream {
         matches!(self, Self::Tls(_))
     }
 
-    /// The socket below, without its TLS: nothing more is said, nor understood.
+    /// The socket below, without its TLS: nothing more can be sent or read in plain.
     pub fn into_tcp(self) -> TcpStream {
         match self {
             Self::Plain(stream) => stream,

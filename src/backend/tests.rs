@@ -738,11 +738,11 @@ async fn honest_server(
         };
         let mut out = BytesMut::new();
         match ServerExchange::start(lookup, theirs, Nonce::random()).client_first(mechanism, data) {
-            Err(fault) => message::error(&mut out, &fault.reply(b"app")),
+            Err(error) => message::error(&mut out, &error.reply(b"app")),
             Ok((exchange, data)) => {
                 far.write_all(&r(11, &data)).await?;
                 match exchange.client_final(&password_message(&mut far).await?) {
-                    Err(fault) => message::error(&mut out, &fault.reply(b"app")),
+                    Err(error) => message::error(&mut out, &error.reply(b"app")),
                     Ok((data, _)) => {
                         out.extend_from_slice(&r(12, &data));
                         out.extend_from_slice(&good_login());

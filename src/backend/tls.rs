@@ -49,11 +49,11 @@ pub struct TlsClient {
     connector: Option<TlsConnector>,
 }
 
-/// Servers towards which `prefer` has fallen back to clear, and which were warned of.
+/// Servers with which `prefer` has fallen back to clear text, and for which that was logged.
 #[derive(Debug, Default)]
 struct InClear(Mutex<BTreeSet<SocketAddr>>);
 
-/// Of that many servers it is remembered; beyond, each time is worth a warning.
+/// The number of servers that are remembered. Beyond it each fallback is logged.
 const MOST_IN_CLEAR: usize = 1024;
 
 impl std::fmt::Debug for TlsClient {
@@ -164,12 +164,12 @@ impl TlsClient {
         &self.require_auth
     }
 
-    /// Whether a server with which there is TLS has shown a certificate that somebody trusted vouches for.
+    /// Whether a server with TLS has shown a certificate that a trusted authority signed.
     pub(super) fn verifies(&self) -> bool {
         self.check != NameCheck::Nothing
     }
 
-    /// `prefer` goes on in clear after TLS came to nothing: one warning until TLS works again.
+    /// `prefer` goes on in clear text after TLS failed: one warning until TLS works again.
     pub(super) fn fell_back(&self, address: SocketAddr, why: &ConnectError) {
         let mut known = self.in_clear.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = if known.len() < MOST_IN_CLEAR {
@@ -182,7 +182,7 @@ impl TlsClient {
             tracing::warn!(
                 server = %address,
                 reason = %why,
-                "connections to a server go on in clear (sslmode: prefer); sslmode: require refuses that"
+                "connections to a server go on in clear text (sslmode: prefer); sslmode: require refuses that"
             );
         }
     }
@@ -196,8 +196,8 @@ impl TlsClient {
             .remove(&address);
     }
 
-    /// Sets up TLS on a fresh connection, after `SSLRequest` or at once. `Ok(Plain)` where the server said `N`: whether
-    /// that will do is the caller's decision.
+    /// Sets up TLS on a fresh connection, after `SSLRequest` or at once. `Ok(Plain)` where the server answered `N`: the
+    /// caller decides whether that is acceptable.
     pub(super) async fn negotiate(
         &self,
         mut stream: TcpStream,
@@ -231,7 +231,7 @@ impl TlsClient {
                 step: Step::TlsHandshake,
             })?
             .map_err(|error| self.handshake_failed(error, asked))?;
-        // Who does not name the protocol may be another service, or an older server behind something that speaks TLS.
+        // A peer without ALPN may be another service, or an older server behind a proxy that terminates TLS.
         if self.negotiation == SslNegotiation::Direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(ConnectError::DirectTls {
                 reason: "it did not agree on the protocol \"postgresql\" (ALPN)",
@@ -270,7 +270,7 @@ impl TlsClient {
     }
 }
 
-/// Whether a server that ended the handshake so may have missed a name, or not known it.
+/// Whether this end of a handshake may mean that the server expected a name, or did not know the one it got.
 fn wants_name(alert: AlertDescription, asked: bool) -> bool {
     match alert {
         AlertDescription::UnrecognisedName => true,
@@ -285,7 +285,7 @@ fn resolver(pair: &KeyPair, provider: &CryptoProvider) -> Result<Arc<SingleCertA
         .map_err(TlsSettingsError::ClientCertificate)
 }
 
-/// What the server's certificate on this connection hashes to; `None` without TLS, or where it has no hash.
+/// The hash of the server's certificate on this connection; `None` without TLS, or where it has none.
 pub(super) fn end_point(stream: &ServerStream) -> Option<Vec<u8>> {
     match stream {
         ServerStream::Plain(_) => None,
@@ -293,7 +293,7 @@ pub(super) fn end_point(stream: &ServerStream) -> Option<Vec<u8>> {
     }
 }
 
-/// What a server said to `SSLRequest`.
+/// A server's answer to `SSLRequest`.
 enum Offer {
     Tls,
     Nothing,
@@ -325,7 +325,7 @@ async fn ask(stream: &mut TcpStream) -> Result<u8, ConnectError> {
     stream.read_u8().await.map_err(failed)
 }
 
-/// Nothing may follow `S` before our `ClientHello` (CVE-2021-23222). Bytes that arrive later than this look end up in
+/// Nothing may follow `S` before the router's `ClientHello` (CVE-2021-23222). Bytes that arrive later than this look end up in
 /// the handshake, never in the encrypted stream, because only one byte was read.
 fn refuse_early_bytes(stream: &TcpStream) -> Result<(), ConnectError> {
     let mut byte = [std::mem::MaybeUninit::uninit(); 1];
@@ -345,7 +345,7 @@ fn refuse_early_bytes(stream: &TcpStream) -> Result<(), ConnectError> {
 async fn early_error(stream: &mut TcpStream, deadline: Instant) -> ConnectError {
     let until = deadline.min(Instant::now() + EARLY_ERROR_WAIT);
     let mut text = Vec::new();
-    // However it ends, what has come is what can be shown.
+    // However it ends, the text that has come can be shown.
     let _ = timeout_at(
         until,
         stream.take(EARLY_ERROR_BYTES as u64).read_to_end(&mut text),
@@ -356,7 +356,7 @@ async fn early_error(stream: &mut TcpStream, deadline: Instant) -> ConnectError 
     }
 }
 
-/// What the settings ask of a server's certificate.
+/// How the settings verify a server's certificate.
 fn check(settings: &ServerTls) -> NameCheck {
     match settings.sslmode {
         SslMode::VerifyFull => NameCheck::ChainAndName,

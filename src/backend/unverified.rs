@@ -4,7 +4,7 @@ use std::borrow::Cow;
 #[derive(Debug)]
 pub(crate) struct Unverified(pub(crate) Cow<'static, str>, pub(crate) &'static str);
 
-/// The hint where nobody has to do anything.
+/// The hint where no action is needed.
 pub(crate) const CHANGING_HINT: &str = "The cluster may be changing its leader; try again in a moment.";
 
 impl From<&'static str> for Unverified {

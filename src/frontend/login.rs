@@ -1,5 +1,5 @@
 //! Login of a client: version negotiation, the rule that decides, and the exchange it asks for (protocol chapter,
-//! "Start-up" and "SASL Authentication"; cases 8–29). One module for each kind of exchange.
+//! "Start-up" and "SASL Authentication"; docs/protocol.md, cases 8–29). One module for each kind of exchange.
 
 use std::net::IpAddr;
 use std::sync::Arc;

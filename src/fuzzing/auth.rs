@@ -22,7 +22,7 @@ use crate::wire::text::is_unsafe;
 /// Files `0`, `1`, … of one folder: what is between lines of `%%%`. The first is the one that is read.
 struct Folder<'a> {
     files: Vec<&'a [u8]>,
-    /// Files that include each other are read a thousand times, which is bounded and slow.
+    /// Files that include each other are read a thousand times, which is limited but slow.
     reads_left: Cell<u32>,
 }
 
@@ -70,11 +70,11 @@ impl hba::Files for Folder<'_> {
     }
 }
 
-/// `pg_hba.conf`, and what its rules say of somebody.
+/// `pg_hba.conf`, and what its rules decide about a client.
 pub(super) fn hba(data: &[u8]) {
     let file = hba::read(&Folder::new(data), Path::new("0"));
-    for fault in file.faults() {
-        assert!(!fault.to_string().chars().any(is_unsafe), "{fault}");
+    for error in file.errors() {
+        assert!(!error.to_string().chars().any(is_unsafe), "{error}");
     }
     let _ = file.rows();
     let Ok(rules) = file.rules() else { return };
@@ -103,7 +103,7 @@ pub(super) fn hba(data: &[u8]) {
     }
 }
 
-/// `pg_ident.conf`, and whom its maps allow.
+/// `pg_ident.conf`, and the users that its maps allow.
 pub(super) fn ident(data: &[u8]) {
     let file = ident::read(&Folder::new(data), Path::new("0"));
     let rows = file.rows();
@@ -118,15 +118,15 @@ pub(super) fn ident(data: &[u8]) {
                 }
             }
         }
-        Err(faults) => {
-            for fault in faults {
-                assert!(!fault.to_string().chars().any(is_unsafe), "{fault}");
+        Err(errors) => {
+            for error in errors {
+                assert!(!error.to_string().chars().any(is_unsafe), "{error}");
             }
         }
     }
 }
 
-/// The file of users, and what a server stores of a password.
+/// The file of users, and the verifier of a password.
 pub(super) fn users(data: &[u8]) {
     let _ = LookedUp::parse(Some(data)).identity();
     let _ = Md5Hash::parse(data);
@@ -140,15 +140,15 @@ pub(super) fn users(data: &[u8]) {
     let file = Secret::new(&data[..end.map_or(data.len(), |(at, _)| at)]);
     match UserList::parse(&file, &MockSecret::new(Some(&file))) {
         Ok(users) => assert!(users.len() <= 5),
-        Err(faults) => {
-            for fault in faults {
-                assert!(!fault.kind.to_string().chars().any(is_unsafe), "{fault:?}");
+        Err(errors) => {
+            for error in errors {
+                assert!(!error.kind.to_string().chars().any(is_unsafe), "{error:?}");
             }
         }
     }
 }
 
-/// What a directory answers, and what may be configured of one.
+/// A directory's answers, and the options for one.
 pub(super) fn ldap(data: &[u8]) {
     if let Ok(Some(length)) = message_length(data) {
         assert!(length <= LARGEST_ANSWER);

@@ -1,15 +1,15 @@
-//! What a fuzzer runs: a target for every parser of bytes from outside. Not part of the program: this is built for tests and with
-//! `--cfg fuzzing` only.
+//! Fuzz targets: one for every parser of bytes from outside. They are not part of the program: this is built only for tests and
+//! with `--cfg fuzzing`.
 //!
-//! A target takes any bytes and returns. It panics where the code it calls does, and where two accounts of the same bytes differ: in one
-//! piece and split, a parser and its writer, an observer and a second, slower telling. `fuzz/` has a program for each target, for
-//! libFuzzer; `fuzz/seeds/NAME/` has inputs, which the tests below run as well.
+//! A target takes any bytes and returns. It panics where the code it calls does, and where two readings of the same bytes differ: in
+//! one piece and split, a parser and its writer, an observer and a second, slower implementation. `fuzz/` has a program for each target,
+//! for libFuzzer; `fuzz/seeds/NAME/` has inputs, which the tests below run as well.
 
 mod auth;
 mod outside;
 mod wire;
 
-/// What takes any bytes and returns.
+/// Takes any bytes and returns.
 pub type Target = fn(&[u8]);
 
 macro_rules! targets {
@@ -51,7 +51,7 @@ targets! {
 /// Runs the target of this name.
 ///
 /// # Panics
-/// There is none, or what it is there to find.
+/// There is no target of this name, or it has found an error.
 pub fn run(name: &str, data: &[u8]) {
     let target = TARGETS.iter().find(|(target, _)| *target == name);
     let (_, target) = target.unwrap_or_else(|| panic!("there is no target {name}"));

@@ -1,4 +1,4 @@
-//! The configuration, and what Patroni says.
+//! The configuration, and Patroni's answers.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::cluster::patroni;
 use crate::config::tree::{self, Node, Value};
 use crate::wire::text::is_unsafe;
 
-/// A configuration as a whole. Not where it would run a command.
+/// A whole configuration, unless it would run a command.
 pub(super) fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -21,8 +21,8 @@ pub(super) fn config(data: &[u8]) {
     match crate::config::parse(Path::new("/nowhere/trunkline.yaml"), text) {
         // What is accepted is read the same once more.
         Ok(_) => assert!(crate::config::parse(Path::new("/nowhere/trunkline.yaml"), text).is_ok()),
-        Err(faults) => {
-            let shown = faults.to_string();
+        Err(errors) => {
+            let shown = errors.to_string();
             assert!(!shown.is_empty());
             assert!(!shown.chars().any(|c| is_unsafe(c) && c != '\n'), "{shown:?}");
         }
@@ -52,6 +52,6 @@ pub(super) fn patroni(data: &[u8]) {
                 );
             }
         }
-        Err(fault) => assert!(!fault.is_empty()),
+        Err(error) => assert!(!error.is_empty()),
     }
 }

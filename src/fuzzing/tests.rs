@@ -43,7 +43,7 @@ fn every_seed_passes() {
         for entry in std::fs::read_dir(folder().join("seeds").join(name)).unwrap() {
             let path = entry.unwrap().path();
             let data = std::fs::read(&path).unwrap();
-            // What fails is to be named, as the panic does not.
+            // Names the input that fails, as the panic does not.
             let outcome = std::panic::catch_unwind(|| target(&data));
             assert!(outcome.is_ok(), "{}", path.display());
             seeds += 1;

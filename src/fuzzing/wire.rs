@@ -15,7 +15,7 @@ use crate::wire::text::{Escaped, is_unsafe};
 pub(super) fn startup(data: &[u8]) {
     let whole = startup::parse(data);
     let glance = startup::glance(data);
-    // A part of a packet is no other packet.
+    // A part of a packet is not another packet.
     for end in [4, 7, 8, 11, 12, 16, data.len().saturating_sub(1)] {
         let part = startup::parse(&data[..end.min(data.len())]);
         match (&part, &whole) {
@@ -26,9 +26,9 @@ pub(super) fn startup(data: &[u8]) {
     let (packet, length) = match whole {
         Ok(Some(parsed)) => parsed,
         Ok(None) => return assert!(data.len() < MAX_LENGTH),
-        Err(fault) => {
+        Err(error) => {
             let mut out = BytesMut::new();
-            if let Some(reply) = fault.reply() {
+            if let Some(reply) = error.reply() {
                 message::error(&mut out, &reply);
             }
             return;
@@ -48,7 +48,7 @@ pub(super) fn startup(data: &[u8]) {
                     &negotiation.unknown_options,
                 );
             }
-            // What a server is told reads the same.
+            // The packet for a server reads the same.
             let parameters: Vec<_> = packet.server_parameters().collect();
             let mut out = BytesMut::new();
             message::startup(&mut out, packet.version, &parameters);
@@ -70,7 +70,7 @@ pub(super) fn startup(data: &[u8]) {
     }
 }
 
-/// What reaches a log is one safe word.
+/// Text for a log is one safe word.
 fn shown(packet: &FirstPacket) -> bool {
     match packet {
         FirstPacket::Startup(packet) => {
@@ -103,7 +103,7 @@ pub(super) fn frames(data: &[u8]) {
     }
 }
 
-/// What the observer reports, how far the stream is good, and whether it ends between two frames.
+/// What the observer reports, how far the stream is valid, and whether it ends between two frames.
 type Told = (Vec<String>, usize, bool);
 
 fn server_split(data: &[u8], seed: u8) -> Told {
@@ -180,7 +180,7 @@ fn server_message(tag: u8, body: &[u8]) -> Result<Option<String>, ()> {
         }
         (b'Z' | b'C' | b'S' | b'K', _) => return Err(()),
         (b'E' | b'N', _) => {
-            // Of a long one the beginning counts.
+            // Only the beginning of a long one counts.
             let field = |wanted| {
                 let mut fields = fields_of(&body[..body.len().min(10_000)]);
                 fields.find(|(code, _)| *code == wanted).map(|(_, value)| value)
@@ -229,7 +229,7 @@ fn client_told(data: &[u8]) -> (Vec<(u8, u32)>, bool) {
         }
         frames.push((tag, u32::try_from(length).expect("it was one")));
         at += 1 + length;
-        // Nothing follows a whole goodbye.
+        // Nothing follows a whole Terminate.
         if tag == b'X' && at <= data.len() {
             return (frames, true);
         }
@@ -264,7 +264,7 @@ pub(super) fn proxy(data: &[u8]) {
                 }
                 assert_eq!(taken, end, "bytes of a header are left");
             }
-            Err(fault) => return assert_eq!(whole, Err(fault)),
+            Err(error) => return assert_eq!(whole, Err(error)),
         }
     }
     assert!(matches!(whole, Ok((used, None)) if used == data.len()));

@@ -1,5 +1,5 @@
 //! Cancel requests: to the session they are for, in this process, in another one of this router that hands over or took
-//! over, or on a peer (cases 30–38).
+//! over, or on a peer (docs/protocol.md, cases 30–38).
 //!
 //! Never answered, whatever comes of it; the client's socket is closed only after the server has closed ours, which
 //! is when libpq takes the cancel for delivered. A request with the right key waits for its turn at its server, in a

@@ -181,7 +181,7 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
         }
     }
 
-    /// Client to server; the client's end of sending is passed on, and the server may go on answering (case 52).
+    /// Client to server; the client's end of sending is passed on, and the server may go on answering (docs/protocol.md, case 52).
     fn turn_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         if self.to_server.broken {
             return Turn::Blocked;

@@ -1,5 +1,5 @@
 //! The relay: forwards the bytes received, in both directions at once, and observes what it must know from frame
-//! headers and a few small messages (cases 39–58).
+//! headers and a few small messages (docs/protocol.md, cases 39–58).
 //!
 //! One task owns a session and polls both directions. A direction reads into the worker's buffer and writes from it;
 //! only what the other side does not take at once is kept, and nothing more is read in that direction until it is

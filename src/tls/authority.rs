@@ -1,5 +1,5 @@
-//! Authorities, and what they vouch for. As in OpenSSL, and unlike in rustls, an authority is held to its own
-//! certificate: to its time, to being an authority at all, to its purpose, to the number of authorities below it.
+//! Authorities, and the certificates that they may sign. As in OpenSSL, and unlike in rustls, an authority's own certificate
+//! is checked: its time, that it is an authority at all, its purpose, the number of authorities below it.
 
 use std::cell::RefCell;
 
@@ -13,7 +13,7 @@ use x509_parser::x509::X509Version;
 
 use super::error::{TrustError, from_webpki};
 
-/// Which side of a connection a certificate is to identify.
+/// The side of a connection that a certificate identifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Party {
     Client,
@@ -74,16 +74,16 @@ impl Party {
     }
 }
 
-/// What is trusted: authorities, and certificates for themselves.
+/// What is trusted: authorities, and single certificates.
 #[derive(Debug)]
-pub struct Authorities {
+pub(crate) struct Authorities {
     /// In the order of `known`.
     anchors: Vec<TrustAnchor<'static>>,
     known: Vec<Authority>,
     certificates: Vec<CertificateDer<'static>>,
 }
 
-/// What an authority's certificate says of it.
+/// The parts of an authority's certificate that are checked.
 #[derive(Debug)]
 struct Authority {
     subject: String,
@@ -110,7 +110,7 @@ pub struct AuthorityError {
 
 impl Authorities {
     /// These, at least one of them; each is also trusted itself.
-    pub fn new(certificates: &[CertificateDer<'static>]) -> Result<Self, AuthorityError> {
+    pub(crate) fn new(certificates: &[CertificateDer<'static>]) -> Result<Self, AuthorityError> {
         let mut all = Self::none();
         for (index, certificate) in certificates.iter().enumerate() {
             all.add(certificate).map_err(|reason| AuthorityError {
@@ -123,7 +123,7 @@ impl Authorities {
     }
 
     /// The host's own. What cannot be read of them is left out.
-    pub fn system() -> Self {
+    pub(crate) fn system() -> Self {
         let mut all = Self::none();
         for certificate in rustls_native_certs::load_native_certs().certs {
             let _ = all.add(&certificate);
@@ -131,8 +131,8 @@ impl Authorities {
         all
     }
 
-    /// Nobody is trusted.
-    pub fn none() -> Self {
+    /// Trusts no certificate.
+    pub(crate) fn none() -> Self {
         Self {
             anchors: Vec::new(),
             known: Vec::new(),
@@ -140,7 +140,7 @@ impl Authorities {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.anchors.is_empty()
     }
 
@@ -153,8 +153,8 @@ impl Authorities {
         Ok(())
     }
 
-    /// What is worth a warning, one line each: certificates that vouch for nobody.
-    pub fn warnings(&self, now: i64) -> Vec<String> {
+    /// Warnings, one line each: certificates that are not trusted to sign others.
+    pub(crate) fn warnings(&self, now: i64) -> Vec<String> {
         let mut warnings = Vec::new();
         for (index, authority) in self.known.iter().enumerate() {
             let number = index + 1;
@@ -162,23 +162,23 @@ impl Authorities {
             if now > authority.not_after {
                 let end = moment(authority.not_after);
                 warnings.push(format!(
-                    "certificate {number} ({subject}) has expired, on {end}: it vouches for nobody"
+                    "certificate {number} ({subject}) expired on {end}: no certificate that it signed is accepted"
                 ));
             } else if now < authority.not_before {
                 let start = moment(authority.not_before);
                 warnings.push(format!(
-                    "certificate {number} ({subject}) is not valid before {start}: it vouches for nobody until then"
+                    "certificate {number} ({subject}) is not valid before {start}: no certificate that it signed is accepted until then"
                 ));
             } else if !authority.may_sign_others {
                 warnings.push(format!(
-                    "certificate {number} ({subject}) is none of an authority: it is trusted itself, and vouches for nobody"
+                    "certificate {number} ({subject}) is not an authority: it is trusted itself, but no certificate that it signed is accepted"
                 ));
             }
         }
         warnings
     }
 
-    /// The names a client is told to choose its certificate by.
+    /// The names of authorities that are sent to a client, so that it chooses its certificate.
     pub(super) fn subjects(&self) -> Vec<DistinguishedName> {
         let roots = self.anchors.clone();
         RootCertStore { roots }.subjects()
@@ -191,7 +191,7 @@ impl Authorities {
             .any(|known| known.as_ref() == certificate.as_ref())
     }
 
-    /// Whether an authority vouches for a certificate, by way of the ones that were sent with it.
+    /// Whether a trusted authority signed a certificate, directly or through the ones that were sent with it.
     pub(super) fn check(
         &self,
         certificate: &CertificateDer<'_>,
@@ -205,7 +205,7 @@ impl Authorities {
             .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let is_revocable = revocation.is_some();
         match self.check_path(certificate, sent, party, now, algorithms, revocation) {
-            // OpenSSL takes both; webpki has no way to.
+            // OpenSSL accepts both; webpki cannot.
             Err(webpki::Error::UnsupportedCertVersion) if !is_revocable => {
                 self.check_direct(&parsed, party, now, algorithms, TrustError::VersionOne)?;
             }
@@ -244,7 +244,7 @@ impl Authorities {
         .map(|_| ())
     }
 
-    /// What webpki does not ask of those who sign.
+    /// The checks of authorities that webpki does not make.
     fn check_issuers(
         &self,
         path: &VerifiedPath<'_>,
@@ -260,14 +260,14 @@ impl Authorities {
             }
             below += 1;
         }
-        // The same key and name may stand in several certificates: one that is good will do.
+        // The same key and name may stand in several certificates: one valid certificate is enough.
         let anchor = path.anchor();
         let mut last = webpki::Error::UnknownIssuer;
         for (known, authority) in self.anchors.iter().zip(&self.known) {
             if known.subject == anchor.subject
                 && known.subject_public_key_info == anchor.subject_public_key_info
             {
-                match authority.vouches(party, seconds(now), below) {
+                match authority.may_sign(party, seconds(now), below) {
                     Ok(()) => return Ok(()),
                     Err(_) => last = webpki::Error::EndEntityUsedAsCa,
                 }
@@ -276,7 +276,7 @@ impl Authorities {
         Err(last)
     }
 
-    /// In place of webpki's word, the fault of an authority that the certificate names.
+    /// In place of webpki's error, what is wrong with an authority that the certificate names.
     fn explain(
         &self,
         error: webpki::Error,
@@ -306,11 +306,11 @@ impl Authorities {
         self.known
             .iter()
             .filter(|authority| issuers.contains(&authority.name))
-            .find_map(|authority| authority.vouches(party, seconds(now), sent.len()).err())
+            .find_map(|authority| authority.may_sign(party, seconds(now), sent.len()).err())
             .map_or_else(|| from_webpki(error), rustls::Error::from)
     }
 
-    /// A certificate that one of the authorities signed itself. `otherwise` is what is said where none did.
+    /// A certificate that one of the authorities signed itself. `otherwise` is the error where none did.
     fn check_direct(
         &self,
         parsed: &X509Certificate<'_>,
@@ -319,22 +319,22 @@ impl Authorities {
         algorithms: &WebPkiSupportedAlgorithms,
         otherwise: TrustError,
     ) -> Result<(), rustls::Error> {
-        let fault = RefCell::new(otherwise);
+        let error = RefCell::new(otherwise);
         let signed = self.known.iter().any(|authority| {
             if authority.name != parsed.issuer().as_raw() || !authority.has_signed(parsed, algorithms) {
                 return false;
             }
-            match authority.vouches(party, seconds(now), 0) {
-                // Constraints are webpki's to check, and it cannot here.
+            match authority.may_sign(party, seconds(now), 0) {
+                // Only webpki checks constraints, and it cannot here.
                 Ok(()) => !authority.has_name_constraints,
                 Err(why) => {
-                    *fault.borrow_mut() = why;
+                    *error.borrow_mut() = why;
                     false
                 }
             }
         });
         if !signed {
-            return Err(fault.into_inner().into());
+            return Err(error.into_inner().into());
         }
         check_time(parsed, now)?;
         if !party.is_purpose_of(parsed) {
@@ -388,7 +388,7 @@ impl Authority {
     }
 
     /// `below`: how many authorities stand between it and the certificate.
-    fn vouches(&self, party: Party, now: i64, below: usize) -> Result<(), TrustError> {
+    fn may_sign(&self, party: Party, now: i64, below: usize) -> Result<(), TrustError> {
         self.is_current(now)?;
         if !self.may_sign_others {
             return Err(TrustError::NotAnAuthority(self.subject.clone()));
@@ -409,7 +409,7 @@ impl Authority {
         Ok(())
     }
 
-    /// By any algorithm there is: what counts is that its key made the signature.
+    /// With any supported algorithm: what counts is that its key made the signature.
     fn has_signed(&self, parsed: &X509Certificate<'_>, algorithms: &WebPkiSupportedAlgorithms) -> bool {
         let Ok(key) = RawPublicKeyEntity::try_from(&self.key) else {
             return false;

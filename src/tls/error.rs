@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::{CertificateError, OtherError};
 
-/// What the names of rustls' own errors do not tell.
+/// Errors that rustls' own error names do not express.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
     #[error(
@@ -17,7 +17,7 @@ pub enum TrustError {
          without CA:TRUE, or trust this very certificate"
     )]
     IsAuthority,
-    #[error("the authority that signed it, {0}, has expired, on {1}; renew the authority's certificate")]
+    #[error("the authority that signed it, {0}, expired on {1}; renew the authority's certificate")]
     AuthorityExpired(String, String),
     #[error("the authority that signed it, {0}, is not valid before {1}")]
     AuthorityNotYetValid(String, String),
@@ -46,13 +46,13 @@ pub enum TrustError {
 }
 
 impl From<TrustError> for rustls::Error {
-    fn from(fault: TrustError) -> Self {
-        CertificateError::Other(OtherError(Arc::new(fault))).into()
+    fn from(error: TrustError) -> Self {
+        CertificateError::Other(OtherError(Arc::new(error))).into()
     }
 }
 
 /// An error for people: rustls prints only the names of some of its own.
-pub fn explain(error: &rustls::Error) -> String {
+pub(crate) fn explain(error: &rustls::Error) -> String {
     let reason = match error {
         rustls::Error::InvalidCertificate(reason) => reason,
         rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
@@ -61,7 +61,7 @@ pub fn explain(error: &rustls::Error) -> String {
         error => return error.to_string(),
     };
     let reason = match reason {
-        CertificateError::Other(OtherError(fault)) => fault.to_string(),
+        CertificateError::Other(OtherError(error)) => error.to_string(),
         CertificateError::UnknownIssuer => "no trusted authority signed it (UnknownIssuer)".to_owned(),
         CertificateError::BadSignature => {
             "its key did not sign the handshake: the peer does not have it (BadSignature)".to_owned()
@@ -72,7 +72,7 @@ pub fn explain(error: &rustls::Error) -> String {
 }
 
 /// The TLS error in one of IO, if there is one.
-pub fn of_io(error: &std::io::Error) -> Option<&rustls::Error> {
+pub(crate) fn of_io(error: &std::io::Error) -> Option<&rustls::Error> {
     let inner = error.get_ref()?;
     // Wrapped twice by some libraries.
     let again = || inner.downcast_ref::<std::io::Error>().and_then(of_io);
@@ -80,7 +80,7 @@ pub fn of_io(error: &std::io::Error) -> Option<&rustls::Error> {
 }
 
 /// The sentence of the TLS error among an error's causes, which may be wrapped in one of IO; `None`: TLS did not fail.
-pub fn among_causes(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+pub(crate) fn among_causes(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(found) = cause {
         let io = found.downcast_ref::<std::io::Error>().and_then(of_io);

@@ -1,13 +1,13 @@
-//! Names in a `ClientHello` that are no DNS names.
+//! Names in a `ClientHello` that are not DNS names.
 //!
-//! libpq asks by SNI for whatever `host=` says, unless it looks like an address. rustls ends the handshake where that is
-//! no DNS name (`db-.internal`, `a..b`), and libpq's `sslmode=prefer` then goes on in clear. OpenSSL, so PostgreSQL, takes
-//! it for a name that it does not have.
+//! libpq sends the value of `host=` as SNI, unless it looks like an address. rustls ends the handshake if that is
+//! not a DNS name (`db-.internal`, `a..b`), and libpq's `sslmode=prefer` then goes on in clear text. OpenSSL, and so
+//! PostgreSQL, treats it as an unknown name.
 //!
 //! rustls has no setting for this. So [`HelloStream`] gives the extension another number in what rustls reads: it then
 //! sees a client that asks for no name. Both sides hash the handshake, and the client's hash is over what it sent: the
 //! hash functions of [`server_provider`] put the number back before they hash. No byte of the handshake is trusted more
-//! than before, and one that somebody in between changes still changes the hash.
+//! than before, and a change made by an attacker in between still changes the hash.
 
 use std::io;
 use std::pin::Pin;
@@ -35,7 +35,7 @@ const LONGEST_HELLO: usize = 0xffff;
 /// Records may be short; a longer hello than this is left to rustls.
 const MOST_BYTES: usize = LONGEST_HELLO * 2;
 
-/// A client's socket, on its way into rustls. Everything but names that are none passes through unchanged.
+/// A client's socket, on its way into rustls. Everything but invalid names passes through unchanged.
 #[derive(Debug)]
 pub struct HelloStream<S> {
     inner: S,
@@ -109,7 +109,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for HelloStream<S> {
                         if !chunk.filled().is_empty() {
                             continue;
                         }
-                        // The end: what there is goes on as it is, and rustls reads the end once more.
+                        // The end: what has come is passed on as it is, and rustls reads the end once more.
                         found = Look::Leave;
                     }
                     let mut raw = std::mem::take(raw);
@@ -153,12 +153,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HelloStream<S> {
     }
 }
 
-/// What the bytes so far tell.
+/// What the bytes so far show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     More,
     Leave,
-    /// A name that is none: where the extension's number stands, byte by byte (records may part it), and where the
+    /// An invalid name: where the extension's number stands, byte by byte (records may part it), and where the
     /// hello's last record ends.
     Hide {
         places: [usize; 2],
@@ -172,7 +172,7 @@ fn look(raw: &[u8], is_second: bool) -> Look {
     let mut at = 0;
     loop {
         let Some(header) = raw.get(at..at + RECORD_HEADER) else {
-            // Whatever begins otherwise is not ours to wait for.
+            // Anything that begins differently is passed on at once.
             return match raw.get(at) {
                 Some(&HANDSHAKE) | None => Look::More,
                 Some(&CHANGE_CIPHER_SPEC) if is_second => Look::More,
@@ -268,7 +268,7 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*a, *b]))
 }
 
-/// A list of one name that rustls would not take. What is malformed otherwise is left to it.
+/// A list of one name that rustls would refuse. Anything else that is malformed is left to rustls.
 fn names_nobody(body: &[u8]) -> bool {
     let Some(list) = body.get(2..) else {
         return false;
@@ -353,7 +353,7 @@ impl HashContext for TranscriptContext {
     }
 }
 
-/// rustls wants its cipher suites for ever: they are made once.
+/// rustls wants cipher suites with a static lifetime: they are made once.
 static SUITES: LazyLock<Vec<SupportedCipherSuite>> = LazyLock::new(|| {
     let suites = aws_lc_rs::default_provider().cipher_suites;
     suites.into_iter().map(hashing_the_original).collect()
@@ -387,7 +387,7 @@ fn hashing_the_original(suite: SupportedCipherSuite) -> SupportedCipherSuite {
 }
 
 /// For servers whose clients' bytes come through a [`HelloStream`].
-pub fn server_provider() -> Arc<CryptoProvider> {
+pub(crate) fn server_provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites: SUITES.clone(),
         ..aws_lc_rs::default_provider()

@@ -10,7 +10,7 @@ use x509_parser::extensions::GeneralName;
 use super::error::from_webpki;
 
 /// Whether the certificate is for the name.
-pub fn fits_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
+pub(crate) fn fits_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
     let error = match EndEntityCert::try_from(certificate) {
         Ok(leaf) => match leaf.verify_is_valid_for_subject_name(name) {
             Ok(()) => return Ok(()),
@@ -48,7 +48,7 @@ fn common_name_fits(parsed: &X509Certificate<'_>, host: &str) -> bool {
     let Some(name) = parsed.subject().iter_common_name().next() else {
         return false;
     };
-    // A name with a zero byte is not text here, and fits nothing.
+    // A name with a zero byte is not text, and matches nothing.
     str::from_utf8(name.attr_value().data)
         .is_ok_and(|pattern| !pattern.contains('\0') && fits_pattern(pattern, host))
 }

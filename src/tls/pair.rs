@@ -8,7 +8,7 @@ use rustls::{Error, InconsistentKeys};
 use super::signature::public_key;
 
 /// As [`CertifiedKey::from_der`], and a version 1 certificate as well.
-pub fn certified(
+pub(crate) fn certified(
     chain: &[CertificateDer<'static>],
     key: &PrivateKeyDer<'static>,
     provider: &CryptoProvider,
@@ -21,7 +21,7 @@ pub fn certified(
         return Err(refused);
     };
     let key = provider.key_provider.load_private_key(key.clone_key())?;
-    // A key that cannot tell its public part cannot be compared.
+    // A key without access to its public part cannot be compared.
     let own = key.public_key().ok_or(refused)?;
     if own.as_ref() != public_key(leaf)?.as_ref() {
         return Err(InconsistentKeys::KeyMismatch.into());

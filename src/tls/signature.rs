@@ -1,5 +1,5 @@
-//! The signature of a handshake: the proof that the peer has the key of the certificate it shows, which is public. It is
-//! what channel binding rests on, so it is verified wherever there is a certificate. OpenSSL does the same.
+//! The signature of a handshake: it proves that the peer has the key of the certificate it shows, since certificates are
+//! public. Channel binding relies on it, so it is verified wherever there is a certificate. OpenSSL does the same.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
@@ -19,7 +19,7 @@ pub(super) fn public_key(certificate: &[u8]) -> Result<SubjectPublicKeyInfoDer<'
 }
 
 /// `CertificateVerify` of TLS 1.3.
-pub fn tls13(
+pub(crate) fn tls13(
     message: &[u8],
     certificate: &CertificateDer<'_>,
     signed: &DigitallySignedStruct,
@@ -30,7 +30,7 @@ pub fn tls13(
 
 /// `ServerKeyExchange` or `CertificateVerify` of TLS 1.2. The scheme does not name the curve there, so that each
 /// algorithm of the scheme that fits the key is tried.
-pub fn tls12(
+pub(crate) fn tls12(
     message: &[u8],
     certificate: &CertificateDer<'_>,
     signed: &DigitallySignedStruct,

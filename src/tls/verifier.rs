@@ -18,9 +18,9 @@ use super::hello::restored;
 use super::name::fits_name;
 use super::signature;
 
-/// What is asked of a server's certificate. That its key signed the handshake is asked always.
+/// The checks of a server's certificate. That its key signed the handshake is always checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NameCheck {
+pub(crate) enum NameCheck {
     Nothing,
     Chain,
     ChainAndName,
@@ -28,14 +28,14 @@ pub enum NameCheck {
 
 /// Verifies servers: PostgreSQL, Patroni, etcd, LDAP, other routers.
 #[derive(Debug)]
-pub struct ServerVerifier {
+pub(crate) struct ServerVerifier {
     check: NameCheck,
     authorities: Authorities,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerVerifier {
-    pub fn new(check: NameCheck, authorities: Authorities, provider: &CryptoProvider) -> Arc<Self> {
+    pub(crate) fn new(check: NameCheck, authorities: Authorities, provider: &CryptoProvider) -> Arc<Self> {
         Arc::new(Self {
             check,
             authorities,
@@ -99,11 +99,11 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Asks clients for a certificate, which they may leave out; one that is shown must be good. With revocation lists the
-/// whole chain is checked, as PostgreSQL does (`X509_V_FLAG_CRL_CHECK_ALL`): an authority without a list, or with one
-/// that should have been renewed, has no good certificates.
+/// Asks clients for a certificate, which they may leave out; one that is shown must be valid. With revocation lists the
+/// whole chain is checked, as PostgreSQL does (`X509_V_FLAG_CRL_CHECK_ALL`): certificates of an authority without a list, or with
+/// an overdue one, are refused.
 #[derive(Debug)]
-pub struct ClientVerifier {
+pub(crate) struct ClientVerifier {
     authorities: Authorities,
     subjects: Vec<DistinguishedName>,
     lists: Vec<CertRevocationList<'static>>,
@@ -112,7 +112,7 @@ pub struct ClientVerifier {
 
 impl ClientVerifier {
     /// `Err` is a sentence.
-    pub fn new(
+    pub(crate) fn new(
         authorities: Authorities,
         lists: &[CertificateRevocationListDer<'static>],
         provider: &CryptoProvider,
@@ -205,7 +205,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        // Signed is the whole handshake so far, as the client knows it.
+        // The signature covers the whole handshake so far, as the client knows it.
         let original = restored(message);
         signature::tls12(
             original.as_deref().unwrap_or(message),

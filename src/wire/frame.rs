@@ -1,8 +1,8 @@
 //! Frames: one type byte, a 32-bit length that counts itself but not the type byte, a body.
 //!
-//! Here for the login phase, where frames are few and looked into: a cutter that takes exactly one frame from a
-//! buffer, and readers for bodies. Both are pure, so a reader that is cancelled between two reads has lost nothing.
-//! What is relayed after login is never cut into frames: see [`super::observe`].
+//! For the login phase, where frames are few and their contents matter: a function that takes exactly one frame from a
+//! buffer, and a reader for bodies. Both are pure, so a task that is cancelled between two reads has lost nothing.
+//! The stream after login is never cut into frames: see [`super::observe`].
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -13,7 +13,7 @@ use super::sqlstate::SqlState;
 pub const SMALL_LIMIT: usize = 10_000;
 /// The largest length word of a client's `p`: passwords (tokens of clouds) of up to 65 535 bytes and a terminator.
 pub const PASSWORD_LIMIT: usize = 65_540;
-/// The largest length word of a `ParameterStatus` while logging in, libpq's bound. PostgreSQL 18 reports `search_path`,
+/// The largest length word of a `ParameterStatus` while logging in, libpq's limit. PostgreSQL 18 reports `search_path`,
 /// which a role may set to anything.
 pub const PARAMETER_LIMIT: usize = 30_000;
 /// The largest length word of an error or a notice from a server while logging in.
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Frame {
 /// Why a frame is refused. The two sides no longer agree on where a frame starts: the connection must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The length word does not even count itself, or is above the bound of its phase and type.
+    /// The length word does not even count itself, or is above the limit of its phase and type.
     #[error("invalid length {length} of message type 0x{tag:02x}")]
     Length { tag: u8, length: u32 },
     /// The body ends early, goes on where it should have ended, or lacks a terminator.
@@ -54,7 +54,7 @@ pub fn client_login_limit(tag: u8) -> usize {
     if tag == b'p' { PASSWORD_LIMIT } else { SMALL_LIMIT }
 }
 
-/// Largest length word of a frame from a server that is logging us in. As libpq: its bound for messages that may be
+/// Largest length word of a frame from a server while the router logs in. As in libpq: its limit for messages that may be
 /// long at this time is 30,000 bytes, and it is lenient with errors.
 pub fn server_login_limit(tag: u8) -> usize {
     match tag {
@@ -64,22 +64,22 @@ pub fn server_login_limit(tag: u8) -> usize {
     }
 }
 
-/// Takes one frame from the start of `buf`, or nothing if it is not all there. `limit` bounds the length word, and is
+/// Takes one frame from the start of `buf`, or nothing while it is incomplete. `limit` applies to the length word and is
 /// checked as soon as the header is there: `buf` never needs to hold more than `limit + 1` bytes.
 pub fn next_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Frame>, FrameError> {
     next_frame_by(buf, |_| limit)
 }
 
-/// As [`next_frame`], with a bound for each type.
+/// As [`next_frame`], with a limit for each type.
 pub fn next_frame_by(buf: &mut BytesMut, limit: impl Fn(u8) -> usize) -> Result<Option<Frame>, FrameError> {
     let Some(&[tag, a, b, c, d]) = buf.first_chunk::<HEADER>() else {
         return Ok(None);
     };
     let length = u32::from_be_bytes([a, b, c, d]);
-    let fault = FrameError::Length { tag, length };
-    let whole = usize::try_from(length).map_err(|_| fault)?;
+    let error = FrameError::Length { tag, length };
+    let whole = usize::try_from(length).map_err(|_| error)?;
     if !(4..=limit(tag)).contains(&whole) {
-        return Err(fault);
+        return Err(error);
     }
     if buf.len() <= whole {
         return Ok(None);
@@ -127,7 +127,7 @@ impl<'a> BodyReader<'a> {
         Ok(taken)
     }
 
-    /// All there is left.
+    /// Everything that is left.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
@@ -145,8 +145,8 @@ impl<'a> BodyReader<'a> {
     }
 }
 
-/// What an error or a notice says. Text that is not UTF-8 has replacement characters; each field is cut at
-/// [`MAX_TEXT`] bytes. It comes from a server: before that server is known, do not show it to anybody.
+/// The fields of an error or a notice. Text that is not UTF-8 has replacement characters; each field is cut at
+/// [`MAX_TEXT`] bytes. It comes from a server: do not show it to a client before that server is authenticated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErrorFields {
     /// Not translated, where the server sends that (since PostgreSQL 9.6).
@@ -158,13 +158,13 @@ pub struct ErrorFields {
 }
 
 impl ErrorFields {
-    /// Of a whole body.
+    /// Parses a whole body.
     pub fn parse(body: &[u8]) -> Result<Self, FrameError> {
         let (fields, whole) = Self::scan(body);
         if whole { Ok(fields) } else { Err(FrameError::Body) }
     }
 
-    /// Of the start of a body: what is there of it.
+    /// Parses the start of a body: the fields that are there.
     pub fn of_prefix(body: &[u8]) -> Self {
         Self::scan(body).0
     }
@@ -208,7 +208,7 @@ pub struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    /// Whether the list was ended by its terminator and nothing follows; to be asked after the last field.
+    /// Whether the terminator has ended the list and nothing follows it. Ask after the last field.
     pub fn is_whole(&self) -> bool {
         self.ended && self.body.is_empty()
     }

@@ -1,10 +1,10 @@
 //! Messages the router originates, encoded with pgwire's message types.
 //!
-//! Guarantees: an encoder never fails, panics or leaves half a message behind; its length word is that of what was
-//! written. Text in an [`ErrorReply`] is cut at [`MAX_TEXT`] bytes and loses its NUL bytes; names and values taken
+//! Guarantees: an encoder never fails, panics or leaves half a message behind; its length word matches what was
+//! written. Text in an [`ErrorReply`] is cut at [`MAX_TEXT`] bytes and loses its NUL bytes; names and values given
 //! as bytes lose only NUL, which the protocol cannot carry.
 //!
-//! By hand, because pgwire keeps text as UTF-8 strings in a sorted map: the startup packet, `S` and `v`. pgwire's
+//! The startup packet, `S` and `v` are encoded here, because pgwire keeps text as UTF-8 strings in a sorted map. pgwire's
 //! own framing is not used, because it leaves a lone type byte behind when it refuses a length.
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -41,7 +41,7 @@ impl Severity {
     }
 }
 
-/// An error the router itself reports to a client: a sentence, what is behind it, and what to do.
+/// An error that the router itself reports to a client: a sentence, the cause, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorReply {
     pub severity: Severity,
@@ -150,7 +150,7 @@ pub fn backend_key_data(out: &mut BytesMut, process_id: u32, key: &[u8]) {
 pub fn ready_for_query(out: &mut BytesMut, status: u8) {
     match TransactionStatus::try_from(status) {
         Ok(status) => put(out, &ReadyForQuery::new(status)),
-        // A status of a later protocol: the observer lets none pass, and there is no better answer than the same.
+        // A status of a later protocol: the observer refuses it, and there is no better answer than the same.
         Err(_) => framed(out, Some(b'Z'), |out| out.put_u8(status)),
     }
 }

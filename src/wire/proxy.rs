@@ -1,8 +1,8 @@
-//! Headers of the PROXY protocol, versions 1 and 2 ("The PROXY protocol", `HAProxy`'s doc/proxy-protocol.txt): for whom
-//! a balancer connects.
+//! Headers of the PROXY protocol, versions 1 and 2 ("The PROXY protocol", `HAProxy`'s doc/proxy-protocol.txt): for which
+//! client a balancer connects.
 //!
-//! A header is at most [`MAX_HEADER`] bytes. [`Reader`] says how many of the bytes at hand belong to it, so that not one
-//! of those behind it is taken.
+//! A header is at most [`MAX_HEADER`] bytes. [`Reader`] says how many of the bytes at hand belong to it, so that none
+//! behind it is consumed.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,7 +16,7 @@ const LONGEST_LINE: usize = 107;
 /// Of version 2, before what its length counts.
 const FIXED: usize = 16;
 /// Of version 2; senders use a few hundred bytes.
-pub const MAX_HEADER: usize = 4096;
+pub(crate) const MAX_HEADER: usize = 4096;
 
 const TLV_CRC32C: u8 = 0x03;
 const TLV_SSL: u8 = 0x20;
@@ -29,17 +29,17 @@ const CLIENT_CERT_CONN: u8 = 0x02;
 /// What a header says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Header {
-    /// The client's address; `None` where the balancer speaks for itself (`LOCAL`, as its checks do), does not know it
+    /// The client's address; `None` where the balancer connects for itself (`LOCAL`, as its checks do), does not know it
     /// (`UNKNOWN`), or the client is on a Unix socket of its host.
     pub source: Option<SocketAddr>,
-    /// The client's TLS towards the balancer, as that tells it.
+    /// The client's TLS towards the balancer, as the balancer reports it.
     pub tls: Option<ProxiedTls>,
 }
 
 /// TLS that ended at a balancer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProxiedTls {
-    /// As sent: `TLSv1.3`. Not checked for anything.
+    /// As sent: `TLSv1.3`. Not validated.
     pub version: Vec<u8>,
     /// The common name of a certificate that the client gave and the balancer verified.
     pub common_name: Option<Vec<u8>>,
@@ -56,7 +56,7 @@ impl fmt::Display for ProxiedTls {
     }
 }
 
-/// Why bytes are no header.
+/// Why bytes are not a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
     #[error("no PROXY protocol header, which this listener requires from this address")]
@@ -74,7 +74,7 @@ pub enum ProxyError {
 }
 
 /// Whether this looks like the beginning of a header where none is expected.
-pub fn begins(bytes: &[u8]) -> bool {
+pub(crate) fn begins(bytes: &[u8]) -> bool {
     let is = |with: &[u8]| {
         bytes.len() >= VERSION_1.len() && bytes.iter().zip(with).all(|(one, other)| one == other)
     };
@@ -83,14 +83,14 @@ pub fn begins(bytes: &[u8]) -> bool {
 
 /// Collects one header.
 #[derive(Debug, Default)]
-pub struct Reader {
+pub(crate) struct Reader {
     taken: Vec<u8>,
 }
 
 impl Reader {
-    /// How many of the bytes `at_hand` belong to the header, and the header once it is whole; bytes that belong to it are
-    /// to be consumed and not shown again. None of what is behind it is ever taken.
-    pub fn push(&mut self, at_hand: &[u8]) -> Result<(usize, Option<Header>), ProxyError> {
+    /// Returns how many of the bytes `at_hand` belong to the header, and the header once it is whole. Consume those bytes
+    /// and do not pass them again. Nothing behind the header is ever taken.
+    pub(crate) fn push(&mut self, at_hand: &[u8]) -> Result<(usize, Option<Header>), ProxyError> {
         let mut used = 0;
         loop {
             let wanted = self.wanted(&at_hand[used..])?;
@@ -124,7 +124,7 @@ impl Reader {
             return Err(ProxyError::Missing);
         }
         match taken.len() {
-            // Byte by byte: what does not begin like a header is none of ours.
+            // Byte by byte: if it does not begin like a header, nothing of it may be consumed.
             0..6 => Ok(1),
             _ if taken.ends_with(b"\r\n") => Ok(0),
             LONGEST_LINE.. => Err(ProxyError::Malformed),

@@ -99,7 +99,7 @@ fn version_2() {
     for body in [&b""[..], &v4(), b"\x03rubbish"] {
         assert_eq!(source(&binary(0x20, 0x11, body)), None);
     }
-    for (command, family, body, fault) in [
+    for (command, family, body, error) in [
         (0x21, 0x11, &v4()[..11], ProxyError::Malformed),
         (0x21, 0x21, &v6[..35], ProxyError::Malformed),
         (0x21, 0x31, &[0; 215], ProxyError::Malformed),
@@ -112,7 +112,7 @@ fn version_2() {
     ] {
         assert_eq!(
             whole(&binary(command, family, body)),
-            Err(fault),
+            Err(error),
             "{command:x} {family:x}"
         );
     }

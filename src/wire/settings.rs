@@ -1,21 +1,21 @@
-//! Settings that a startup packet asks for, where the router must know of them: as parameters of their own, and in
+//! Settings in a startup packet that the router refuses: among the parameters, and in
 //! `options`, which a server reads as it reads its own command line.
 //!
 //! Follows `pg_split_opts` in `src/backend/utils/init/postinit.c`, `process_postgres_switches` in
-//! `src/backend/tcop/postgres.c`, `ParseLongOption` and `find_option` in `src/backend/utils/misc/guc.c`. What cannot be
-//! told for sure counts as asked for: a server refuses options that it does not know.
+//! `src/backend/tcop/postgres.c`, `ParseLongOption` and `find_option` in `src/backend/utils/misc/guc.c`. If in
+//! doubt, a setting counts as present: a server refuses options that it does not know.
 
 use bytes::Bytes;
 
-/// Settings that make a server wait at a login, for developers with a debugger. While it waits it holds a place for a
-/// connection, and does not notice that nobody is there any more.
+/// Settings that make a server wait at a login, for developers with a debugger. While it waits it occupies a place for a
+/// connection, and does not notice that the client has gone.
 const DELAYS: [&str; 2] = ["post_auth_delay", "pre_auth_delay"];
 
 /// Switches with an argument; of every version since 9.x. `W` is `post_auth_delay`.
 const WITH_ARGUMENT: &[u8] = b"BCDSWcdfhkNprtv-";
 
 /// The setting among the parameters that makes the server wait, if there is one.
-pub fn delay(parameters: &[(Bytes, Bytes)]) -> Option<&'static str> {
+pub(crate) fn delay(parameters: &[(Bytes, Bytes)]) -> Option<&'static str> {
     parameters.iter().find_map(|(name, value)| {
         if name == "options" {
             in_options(value)

@@ -1,19 +1,19 @@
-//! Bytes from outside (names of users, databases, members; messages of servers) as text that may stand in a log
+//! Bytes from outside (names of users, databases, members; messages of servers) as text that is safe in a log
 //! line, an error or a header.
 
 use std::fmt::{self, Write};
 
-/// Shows bytes so that they can neither forge a log line nor act on a terminal: bounded, one word.
+/// Shows bytes so that they can neither forge a log line nor act on a terminal: short, and one word.
 ///
 /// Letters, digits and a few marks stand for themselves; a value with anything else is put in double quotes, with
 /// control characters, invisible and direction-changing characters, quotes and backslashes escaped as in Rust, and
 /// bytes that are not UTF-8 as `\xNN`. What is longer than [`Escaped::MAX_CHARS`] ends in `…`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Escaped<'a>(pub &'a [u8]);
+pub(crate) struct Escaped<'a>(pub &'a [u8]);
 
 impl Escaped<'_> {
     /// Characters shown, escapes counted as written, quotes and the ellipsis not.
-    pub const MAX_CHARS: usize = 64;
+    pub(crate) const MAX_CHARS: usize = 64;
     /// Bytes looked at; enough for the characters shown.
     const MAX_BYTES: usize = Self::MAX_CHARS * 4;
 }
@@ -45,7 +45,7 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// The same as `Display`, so that no way of formatting lets the bytes through.
+/// The same as `Display`, so that no way of formatting shows the raw bytes.
 impl fmt::Debug for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -74,7 +74,7 @@ impl Piece {
 
 /// Characters that must not reach a log or a terminal as they are: controls, line and paragraph separators,
 /// characters without width, and those that change the direction of the text (Unicode Technical Report 36).
-pub fn is_unsafe(c: char) -> bool {
+pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_is_bounded() {
+    fn the_length_is_limited() {
         assert_eq!(Escaped(&[b'a'; 64]).to_string(), "a".repeat(64));
         assert_eq!(Escaped(&[b'a'; 65]).to_string(), "a".repeat(64) + "…");
         let shown = Escaped(&vec![0; 1 << 20]).to_string();

@@ -204,7 +204,7 @@ fn every_driver_with_every_kind_of_certificate_while_the_file_changes() {
     assert!(!sessions.is_bound(&mut pgjdbc(&router, dir)));
 }
 
-/// Ed25519 has no hash to bind with (case 21): nothing is offered, nobody is misled, and only who insists stays out.
+/// Ed25519 has no hash to bind with (docs/protocol.md, case 21): -PLUS is not offered, and only a client that insists on it is refused.
 #[test]
 fn with_ed25519_nothing_is_offered() {
     let dir = tempfile::tempdir().unwrap();

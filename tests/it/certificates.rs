@@ -143,7 +143,7 @@ fn the_log_says_why_a_clients_certificate_is_refused() {
         ..Options::default()
     };
     let router = Router::before(Cluster::shared(), options);
-    router.await_log(&["WARN", "none.crt", "vouches for nobody"]);
+    router.await_log(&["WARN", "none.crt", "is not an authority"]);
     let extra = format!(
         "sslmode=require sslcert={} sslkey={}",
         at("app.crt"),

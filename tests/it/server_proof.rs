@@ -119,7 +119,7 @@ fn prefer_says_once_that_it_goes_on_in_clear() {
     for _ in 0..3 {
         assert_eq!(router.psql(6432, "SELECT 'in'"), "in");
     }
-    let words = "connections to a server go on in clear (sslmode: prefer)";
+    let words = "connections to a server go on in clear text (sslmode: prefer)";
     let line = router.await_log(&["WARN", words]);
     assert!(
         line.contains(&server.address.to_string()) && line.contains("another one has the same name"),

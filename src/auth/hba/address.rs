@@ -2,15 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::error::{FaultKind, shown};
+use super::error::{HbaErrorKind, shown};
 use super::tokens::Token;
 use crate::auth::rules::{AddressMatch, Network};
 
 /// Reads the address column; `mask` gives the next field, which only an address without prefix length needs.
 pub(super) fn parse<'a>(
     token: &Token,
-    mask: impl FnOnce() -> Result<&'a Token, FaultKind>,
-) -> Result<AddressMatch, FaultKind> {
+    mask: impl FnOnce() -> Result<&'a Token, HbaErrorKind>,
+) -> Result<AddressMatch, HbaErrorKind> {
     for (keyword, address) in [
         (&b"all"[..], AddressMatch::All),
         (b"samehost", AddressMatch::SameHost),
@@ -26,21 +26,21 @@ pub(super) fn parse<'a>(
     };
     let Some(address) = numeric(text) else {
         if has_scope(text) {
-            return Err(FaultKind::Scope(shown(text)));
+            return Err(HbaErrorKind::Scope(shown(text)));
         }
         return match length {
-            Some(_) => Err(FaultKind::HostWithMask(shown(&token.text))),
+            Some(_) => Err(HbaErrorKind::HostWithMask(shown(&token.text))),
             None => Ok(AddressMatch::Host(token.text.clone())),
         };
     };
     if let Some(length) = length {
         let network = number(length).and_then(|length| Network::new(address, u8::try_from(length).ok()?));
-        let network = network.ok_or_else(|| FaultKind::PrefixLength(shown(&token.text)))?;
+        let network = network.ok_or_else(|| HbaErrorKind::PrefixLength(shown(&token.text)))?;
         return Ok(AddressMatch::Network(network));
     }
     let text = &mask()?.text;
-    let mask = numeric(text).ok_or_else(|| FaultKind::Mask(shown(text)))?;
-    let network = Network::with_mask(address, mask).ok_or(FaultKind::MaskFamily)?;
+    let mask = numeric(text).ok_or_else(|| HbaErrorKind::Mask(shown(text)))?;
+    let network = Network::with_mask(address, mask).ok_or(HbaErrorKind::MaskFamily)?;
     Ok(AddressMatch::Network(network))
 }
 

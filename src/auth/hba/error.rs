@@ -8,13 +8,13 @@ use super::regex::PatternError;
 use crate::wire::startup::MAX_NAME;
 use crate::wire::text::is_unsafe;
 
-/// One fault, and where.
+/// One error, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HbaError {
     pub path: Arc<Path>,
     /// From 1; 0 is the file as a whole.
     pub line: u32,
-    pub kind: FaultKind,
+    pub kind: HbaErrorKind,
 }
 
 impl std::fmt::Display for HbaError {
@@ -31,7 +31,7 @@ impl std::error::Error for HbaError {}
 
 /// Texts from the file are escaped and cut; values that may be secret do not occur.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FaultKind {
+pub enum HbaErrorKind {
     #[error("could not open \"{path}\": {error}")]
     Open { path: String, error: String },
     #[error("could not open \"{0}\": maximum nesting depth exceeded")]
@@ -54,8 +54,8 @@ pub enum FaultKind {
     LongName(String),
     #[error("invalid connection type \"{0}\"")]
     ConnectionType(String),
-    #[error("regular expression \"{pattern}\": {fault}")]
-    Pattern { pattern: String, fault: PatternError },
+    #[error("regular expression \"{pattern}\": {error}")]
+    Pattern { pattern: String, error: PatternError },
     #[error("specifying both host name and CIDR mask is invalid: \"{0}\"")]
     HostWithMask(String),
     #[error("invalid CIDR mask in address \"{0}\"")]
@@ -80,7 +80,7 @@ pub enum FaultKind {
     Group(PatternError),
 }
 
-/// Text of a file as a fault may show it.
+/// Text of a file as an error may show it.
 pub(crate) fn shown(text: &[u8]) -> String {
     const MOST: usize = 200;
     let mut shown = text[..text.len().min(MOST)].escape_ascii().to_string();
@@ -90,7 +90,7 @@ pub(crate) fn shown(text: &[u8]) -> String {
     shown
 }
 
-/// The name of a file as a fault, a line of the log and an answer may show it: the file that includes it may hold anything.
+/// The name of a file as an error, a log line and an answer may show it: the file that includes it may contain anything.
 pub(crate) fn shown_path(path: &Path) -> String {
     let mut shown = String::new();
     for c in path.to_string_lossy().chars() {

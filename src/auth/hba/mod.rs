@@ -1,9 +1,9 @@
 //! `pg_hba.conf`, as PostgreSQL 18 reads it: syntax, includes and checks (PostgreSQL documentation, "The `pg_hba.conf`
 //! File"; `src/backend/libpq/hba.c`).
 //!
-//! Every fault is reported, each with file and line, and one is enough to refuse the whole: a line that is skipped may
-//! be the one that keeps somebody out. Refused besides what PostgreSQL refuses: methods and options the router does not
-//! have, regular expressions it might read differently ([`regex`]), addresses with a scope, names longer than any role's
+//! Every error is reported, each with file and line, and one is enough to refuse the whole: a line that is skipped may
+//! be one that rejects a client. The router refuses more than PostgreSQL: methods and options that it does not
+//! have, regular expressions that it might read differently ([`regex`]), addresses with a scope, names longer than any role's
 //! or database's, zero bytes, fields that consist of empty included files. No IO: files come through [`Files`].
 
 mod address;
@@ -22,7 +22,7 @@ use bytes::Bytes;
 use super::rules::{AddressMatch, Connection, DatabaseMatch, Method, Rule, RuleOrigin, Rules, UserMatch};
 use crate::wire::startup::MAX_NAME;
 use error::shown;
-pub use error::{FaultKind, HbaError};
+pub use error::{HbaError, HbaErrorKind};
 use options::Options;
 use regex::Pattern;
 pub use tokens::Files;
@@ -32,21 +32,21 @@ pub(super) use tokens::Token;
 /// A file that has been read, and those it includes.
 #[derive(Debug)]
 pub struct HbaFile {
-    /// What each line came to, in order.
+    /// The rule or the error of each line, in order.
     lines: Vec<Result<Rule, HbaError>>,
     watched: BTreeSet<PathBuf>,
 }
 
-/// Reads a file and what it includes. Bounded in bytes, files and depth.
+/// Reads a file and its includes, with limits on bytes, files and depth.
 pub fn read(files: &dyn Files, path: &Path) -> HbaFile {
     let tokens = tokens::read(files, path);
     let mut lines: Vec<_> = tokens.lines.iter().map(rule).collect();
-    // As with PostgreSQL: a file that lets nobody in is a mistake.
+    // As in PostgreSQL: a file without rules is a mistake.
     if lines.is_empty() {
         lines.push(Err(HbaError {
             path: path.into(),
             line: 0,
-            kind: FaultKind::NoEntries,
+            kind: HbaErrorKind::NoEntries,
         }));
     }
     HbaFile {
@@ -61,41 +61,41 @@ impl HbaFile {
         &self.watched
     }
 
-    /// The rules, or every fault.
+    /// The rules, or every error.
     pub fn rules(self) -> Result<Rules, Vec<HbaError>> {
         let mut rules = Vec::new();
-        let mut faults = Vec::new();
+        let mut errors = Vec::new();
         for line in self.lines {
             match line {
                 Ok(rule) => rules.push(rule),
-                Err(fault) => faults.push(fault),
+                Err(error) => errors.push(error),
             }
         }
-        if faults.is_empty() {
+        if errors.is_empty() {
             Ok(Rules::new(rules))
         } else {
-            Err(faults)
+            Err(errors)
         }
     }
 
-    /// Rules and faults, in the order of the lines.
+    /// Rules and errors, in the order of the lines.
     pub fn lines(&self) -> impl Iterator<Item = &Result<Rule, HbaError>> {
         self.lines.iter()
     }
 
-    pub fn faults(&self) -> impl Iterator<Item = &HbaError> {
+    pub fn errors(&self) -> impl Iterator<Item = &HbaError> {
         self.lines.iter().filter_map(|line| line.as_ref().err())
     }
 }
 
 fn rule(line: &Line) -> Result<Rule, HbaError> {
     match &line.fields {
-        Ok(fields) => parse(fields, line).map_err(|kind| line.fault(kind)),
-        Err(kind) => Err(line.fault(kind.clone())),
+        Ok(fields) => parse(fields, line).map_err(|kind| line.error(kind)),
+        Err(kind) => Err(line.error(kind.clone())),
     }
 }
 
-fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Rule, FaultKind> {
+fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Rule, HbaErrorKind> {
     let mut fields = fields.iter().map(Vec::as_slice);
     let connection = connection(one(fields.next(), "connection type")?)?;
     let databases = all(fields.next(), "database specification", database)?;
@@ -108,7 +108,7 @@ fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Rule, FaultKind> {
         })?
     };
     let method = method(one(fields.next(), "authentication method")?, connection)?;
-    let options = Options::parse(fields.flatten(), connection, &method).map_err(FaultKind::Option)?;
+    let options = Options::parse(fields.flatten(), connection, &method).map_err(HbaErrorKind::Option)?;
     Ok(Rule {
         place: RuleOrigin::File {
             path: Arc::clone(&line.path),
@@ -129,24 +129,28 @@ fn parse(fields: &[Vec<Token>], line: &Line) -> Result<Rule, FaultKind> {
 }
 
 /// The only value of a field.
-fn one<'a>(field: Option<&'a [Token]>, what: &'static str) -> Result<&'a Token, FaultKind> {
+fn one<'a>(field: Option<&'a [Token]>, what: &'static str) -> Result<&'a Token, HbaErrorKind> {
     match field {
         Some([token]) => Ok(token),
-        Some([]) | None => Err(FaultKind::Missing(what)),
-        Some(_) => Err(FaultKind::Multiple(what)),
+        Some([]) | None => Err(HbaErrorKind::Missing(what)),
+        Some(_) => Err(HbaErrorKind::Multiple(what)),
     }
 }
 
 fn all<T>(
     field: Option<&[Token]>,
     what: &'static str,
-    parse: fn(&Token) -> Result<T, FaultKind>,
-) -> Result<Vec<T>, FaultKind> {
-    field.ok_or(FaultKind::Missing(what))?.iter().map(parse).collect()
+    parse: fn(&Token) -> Result<T, HbaErrorKind>,
+) -> Result<Vec<T>, HbaErrorKind> {
+    field
+        .ok_or(HbaErrorKind::Missing(what))?
+        .iter()
+        .map(parse)
+        .collect()
 }
 
 /// Quotes make no difference here.
-fn connection(token: &Token) -> Result<Connection, FaultKind> {
+fn connection(token: &Token) -> Result<Connection, HbaErrorKind> {
     Ok(match &token.text[..] {
         b"local" => Connection::Local,
         b"host" => Connection::Host,
@@ -154,11 +158,11 @@ fn connection(token: &Token) -> Result<Connection, FaultKind> {
         b"hostnossl" => Connection::HostNoSsl,
         b"hostgssenc" => Connection::HostGssEnc,
         b"hostnogssenc" => Connection::HostNoGssEnc,
-        other => return Err(FaultKind::ConnectionType(shown(other))),
+        other => return Err(HbaErrorKind::ConnectionType(shown(other))),
     })
 }
 
-fn database(token: &Token) -> Result<DatabaseMatch, FaultKind> {
+fn database(token: &Token) -> Result<DatabaseMatch, HbaErrorKind> {
     for (keyword, database) in [
         (&b"all"[..], DatabaseMatch::All),
         (b"sameuser", DatabaseMatch::SameUser),
@@ -177,7 +181,7 @@ fn database(token: &Token) -> Result<DatabaseMatch, FaultKind> {
 }
 
 /// An entry of the user column, or the database user of a map.
-pub(super) fn user(token: &Token) -> Result<UserMatch, FaultKind> {
+pub(super) fn user(token: &Token) -> Result<UserMatch, HbaErrorKind> {
     if token.is_keyword(b"all") {
         return Ok(UserMatch::All);
     }
@@ -190,29 +194,29 @@ pub(super) fn user(token: &Token) -> Result<UserMatch, FaultKind> {
     })
 }
 
-/// A longer name is nobody's: a rule against it would keep nobody out.
-fn possible(name: &Bytes) -> Result<Bytes, FaultKind> {
+/// No role or database has a longer name: a rule for it would have no effect.
+fn possible(name: &Bytes) -> Result<Bytes, HbaErrorKind> {
     if name.len() > MAX_NAME {
-        return Err(FaultKind::LongName(shown(name)));
+        return Err(HbaErrorKind::LongName(shown(name)));
     }
     Ok(name.clone())
 }
 
 /// A regular expression, if there is a slash before it; quotes make no difference.
-pub(super) fn pattern(text: &Bytes) -> Result<Option<Pattern>, FaultKind> {
+pub(super) fn pattern(text: &Bytes) -> Result<Option<Pattern>, HbaErrorKind> {
     let Some(source) = text.strip_prefix(b"/") else {
         return Ok(None);
     };
     Pattern::new(source)
         .map(Some)
-        .map_err(|fault| FaultKind::Pattern {
+        .map_err(|error| HbaErrorKind::Pattern {
             pattern: shown(source),
-            fault,
+            error,
         })
 }
 
 /// Quotes make no difference here.
-fn method(token: &Token, connection: Connection) -> Result<Method, FaultKind> {
+fn method(token: &Token, connection: Connection) -> Result<Method, HbaErrorKind> {
     Ok(match &token.text[..] {
         b"trust" => Method::Trust,
         b"reject" => Method::Reject,
@@ -221,16 +225,16 @@ fn method(token: &Token, connection: Connection) -> Result<Method, FaultKind> {
         b"scram-sha-256" => Method::ScramSha256,
         b"ldap" => Method::Ldap(Arc::default()),
         b"peer" | b"ident" if connection == Connection::Local => Method::Peer,
-        b"peer" => return Err(FaultKind::PeerNotLocal),
+        b"peer" => return Err(HbaErrorKind::PeerNotLocal),
         b"cert" if connection == Connection::HostSsl => Method::Cert,
-        b"cert" => return Err(FaultKind::CertNotSsl),
+        b"cert" => return Err(HbaErrorKind::CertNotSsl),
         other => {
             let unsupported = ["ident", "gss", "sspi", "pam", "bsd", "radius", "oauth"]
                 .into_iter()
                 .find(|known| known.as_bytes() == other);
             return Err(match unsupported {
-                Some(method) => FaultKind::Unsupported(method),
-                None => FaultKind::Method(shown(other)),
+                Some(method) => HbaErrorKind::Unsupported(method),
+                None => HbaErrorKind::Method(shown(other)),
             });
         }
     })

@@ -194,8 +194,8 @@ impl LdapOptions {
         Ok(())
     }
 
-    /// What PostgreSQL checks across options. Unlike there, a server must be named (no DNS SRV records), and `ldapurl`
-    /// does not mix with what it stands for, where PostgreSQL lets the order decide.
+    /// PostgreSQL's checks across options. Unlike there, a server must be named (no DNS SRV records), and `ldapurl`
+    /// cannot be combined with the options that it stands for, where PostgreSQL lets the order decide.
     fn check(&self) -> Result<(), OptionError> {
         let url = self.url.as_deref().map(UrlParts::parse).transpose()?;
         if url.is_some() {

@@ -1,9 +1,9 @@
 //! Regular expressions of `pg_hba.conf` and `pg_ident.conf`: a `/` and PostgreSQL's advanced regular expression
 //! (PostgreSQL documentation, "Regular Expression Details"), over bytes, in the C collation.
 //!
-//! Only what PostgreSQL's engine and ours read alike is accepted: literals, `.`, brackets with ranges and POSIX classes,
-//! `\d \s \w \D \S \W`, groups, alternation, greedy quantifiers, `^` and `$`. An expression is parsed here and handed
-//! to the engine as sets of bytes, so that no syntax of the engine's own can slip in. The rest is refused.
+//! Accepted is only what PostgreSQL's engine and this one read alike: literals, `.`, brackets with ranges and POSIX classes,
+//! `\d \s \w \D \S \W`, groups, alternation, greedy quantifiers, `^` and `$`. An expression is parsed here and given
+//! to the engine as sets of bytes, so that none of the engine's own syntax applies. The rest is refused.
 
 use std::fmt::Write as _;
 
@@ -14,9 +14,9 @@ use regex::bytes::{Regex, RegexBuilder};
 pub const MAX_PATTERN: usize = 1024;
 /// The most nested groups.
 const MAX_DEPTH: usize = 20;
-/// The most single-byte steps after repetitions are written out; PostgreSQL has a bound of its own above it.
+/// The most single-byte steps after repetitions are written out; PostgreSQL has a higher limit.
 const MAX_STEPS: usize = 4096;
-/// PostgreSQL's bound on `{m,n}`.
+/// PostgreSQL's limit for `{m,n}`.
 const MAX_REPEAT: u16 = 255;
 
 /// Why an expression is refused.

@@ -11,7 +11,7 @@ use crate::auth::rules::{
 /// One row, with the view's columns in the view's order. What is not UTF-8 is replaced, a bind password is `***`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HbaRow {
-    /// From 1, in the order in which rules are tried; none for a line with a fault.
+    /// From 1, in the order in which rules are tried; none for a line with an error.
     pub rule_number: Option<u32>,
     /// None for the built-in rules.
     pub file_name: Option<String>,
@@ -59,7 +59,7 @@ impl Rules {
 }
 
 impl HbaFile {
-    /// Lines with faults too.
+    /// Lines with errors too.
     pub fn rows(&self) -> Vec<HbaRow> {
         let mut number = 0;
         let rows = self.lines.iter().map(|line| match line {
@@ -67,7 +67,7 @@ impl HbaFile {
                 number += 1;
                 row(rule, number)
             }
-            Err(fault) => fault_row(fault),
+            Err(error) => error_row(error),
         });
         rows.collect()
     }
@@ -105,11 +105,11 @@ fn row(rule: &Rule, number: u32) -> HbaRow {
     }
 }
 
-fn fault_row(fault: &HbaError) -> HbaRow {
+fn error_row(error: &HbaError) -> HbaRow {
     HbaRow {
         rule_number: None,
-        file_name: Some(fault.path.display().to_string()),
-        line_number: (fault.line > 0).then_some(fault.line),
+        file_name: Some(error.path.display().to_string()),
+        line_number: (error.line > 0).then_some(error.line),
         connection: None,
         database: None,
         user_name: None,
@@ -117,7 +117,7 @@ fn fault_row(fault: &HbaError) -> HbaRow {
         netmask: None,
         auth_method: None,
         options: None,
-        error: Some(fault.kind.to_string()),
+        error: Some(error.kind.to_string()),
     }
 }
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::error::{FaultKind, HbaError, shown};
+use super::error::{HbaError, HbaErrorKind, shown};
 use crate::config::without_mark;
 
-/// The deepest inclusion; PostgreSQL's bound.
+/// The deepest inclusion; PostgreSQL's limit.
 const MAX_DEPTH: u32 = 10;
 /// The most bytes read for one configuration, whichever files they come from; a file counts each time it is included.
 const MAX_BYTES: usize = 16 << 20;
@@ -50,12 +50,12 @@ pub(crate) struct Line {
     pub(crate) path: Arc<Path>,
     /// Of its first physical line, from 1.
     pub(crate) number: u32,
-    /// Never empty, and neither is any field; the fault where the line could not be read.
-    pub(crate) fields: Result<Vec<Vec<Token>>, FaultKind>,
+    /// Never empty, and neither is any field; the error where the line could not be read.
+    pub(crate) fields: Result<Vec<Vec<Token>>, HbaErrorKind>,
 }
 
 impl Line {
-    pub(crate) fn fault(&self, kind: FaultKind) -> HbaError {
+    pub(crate) fn error(&self, kind: HbaErrorKind) -> HbaError {
         HbaError {
             path: Arc::clone(&self.path),
             line: self.number,
@@ -82,8 +82,8 @@ pub(crate) fn read(files: &dyn Files, path: &Path) -> Tokens {
         tokens_left: MAX_TOKENS,
     };
     let mut lines = Vec::new();
-    if let Err(fault) = reader.file(path, 0, &mut lines) {
-        let fields = Err(fault.kind());
+    if let Err(error) = reader.file(path, 0, &mut lines) {
+        let fields = Err(error.kind());
         lines.push(Line {
             path: path.into(),
             number: 0,
@@ -107,12 +107,12 @@ struct Reader<'a> {
 
 /// Why a file was not read.
 enum Unread {
-    Missing(FaultKind),
-    Other(FaultKind),
+    Missing(HbaErrorKind),
+    Other(HbaErrorKind),
 }
 
 impl Unread {
-    fn kind(self) -> FaultKind {
+    fn kind(self) -> HbaErrorKind {
         match self {
             Self::Missing(kind) | Self::Other(kind) => kind,
         }
@@ -120,10 +120,10 @@ impl Unread {
 }
 
 impl Reader<'_> {
-    /// Appends the lines of one file; faults in them are theirs.
+    /// Appends the lines of one file, each with its error.
     fn file(&mut self, path: &Path, depth: u32, lines: &mut Vec<Line>) -> Result<(), Unread> {
         if depth > MAX_DEPTH {
-            return Err(Unread::Other(FaultKind::TooDeep(shown(
+            return Err(Unread::Other(HbaErrorKind::TooDeep(shown(
                 path.as_os_str().as_bytes(),
             ))));
         }
@@ -131,12 +131,12 @@ impl Reader<'_> {
         self.watched.insert(path.to_owned());
         let contents = match self.files.read(path, self.bytes_left) {
             Ok(contents) if contents.len() <= self.bytes_left => contents,
-            Ok(_) => return Err(Unread::Other(FaultKind::TooMuch)),
+            Ok(_) => return Err(Unread::Other(HbaErrorKind::TooMuch)),
             Err(error) => {
-                let kind = open_fault(path, &error);
+                let kind = open_error(path, &error);
                 return Err(match error.kind() {
                     io::ErrorKind::NotFound => Unread::Missing(kind),
-                    io::ErrorKind::FileTooLarge => Unread::Other(FaultKind::TooMuch),
+                    io::ErrorKind::FileTooLarge => Unread::Other(HbaErrorKind::TooMuch),
                     _ => Unread::Other(kind),
                 });
             }
@@ -155,12 +155,12 @@ impl Reader<'_> {
     }
 
     /// Whether one more file may be opened.
-    fn take_file(&mut self) -> Result<(), FaultKind> {
-        self.files_left = self.files_left.checked_sub(1).ok_or(FaultKind::TooMuch)?;
+    fn take_file(&mut self) -> Result<(), HbaErrorKind> {
+        self.files_left = self.files_left.checked_sub(1).ok_or(HbaErrorKind::TooMuch)?;
         Ok(())
     }
 
-    /// Only a bound that is used up ends the file.
+    /// Only a limit that is reached ends the file.
     fn line(
         &mut self,
         text: &[u8],
@@ -168,7 +168,7 @@ impl Reader<'_> {
         number: u32,
         depth: u32,
         lines: &mut Vec<Line>,
-    ) -> Result<(), FaultKind> {
+    ) -> Result<(), HbaErrorKind> {
         let fields = match self.fields(text, path, depth) {
             Ok(fields) if fields.is_empty() => return Ok(()),
             Ok(fields) => self.include(fields, path, depth, lines),
@@ -179,7 +179,7 @@ impl Reader<'_> {
             Ok(Some(fields)) => Ok(fields),
             Err(kind) => Err(kind),
         };
-        self.lines_left = self.lines_left.checked_sub(1).ok_or(FaultKind::TooMuch)?;
+        self.lines_left = self.lines_left.checked_sub(1).ok_or(HbaErrorKind::TooMuch)?;
         lines.push(Line {
             path: Arc::clone(path),
             number,
@@ -188,9 +188,9 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn fields(&mut self, text: &[u8], path: &Path, depth: u32) -> Result<Vec<Vec<Token>>, FaultKind> {
+    fn fields(&mut self, text: &[u8], path: &Path, depth: u32) -> Result<Vec<Vec<Token>>, HbaErrorKind> {
         if text.contains(&0) {
-            return Err(FaultKind::ZeroByte);
+            return Err(HbaErrorKind::ZeroByte);
         }
         let mut fields = Vec::new();
         let mut at = 0;
@@ -204,7 +204,7 @@ impl Reader<'_> {
                         self.expand(&located(name, path), depth + 1, &mut field)?;
                     }
                     _ => {
-                        self.tokens_left = self.tokens_left.checked_sub(1).ok_or(FaultKind::TooMuch)?;
+                        self.tokens_left = self.tokens_left.checked_sub(1).ok_or(HbaErrorKind::TooMuch)?;
                         field.push(lexed.token);
                     }
                 }
@@ -213,7 +213,7 @@ impl Reader<'_> {
                 }
             }
             if is_any && field.is_empty() {
-                return Err(FaultKind::EmptyField);
+                return Err(HbaErrorKind::EmptyField);
             }
             if !field.is_empty() {
                 fields.push(field);
@@ -223,7 +223,7 @@ impl Reader<'_> {
     }
 
     /// `@file`: every token in it.
-    fn expand(&mut self, path: &Path, depth: u32, field: &mut Vec<Token>) -> Result<(), FaultKind> {
+    fn expand(&mut self, path: &Path, depth: u32, field: &mut Vec<Token>) -> Result<(), HbaErrorKind> {
         let mut lines = Vec::new();
         self.file(path, depth, &mut lines).map_err(Unread::kind)?;
         for line in lines {
@@ -240,7 +240,7 @@ impl Reader<'_> {
         path: &Path,
         depth: u32,
         lines: &mut Vec<Line>,
-    ) -> Result<Option<Vec<Vec<Token>>>, FaultKind> {
+    ) -> Result<Option<Vec<Vec<Token>>>, HbaErrorKind> {
         let [first, second] = &fields[..] else {
             return Ok(Some(fields));
         };
@@ -264,19 +264,19 @@ impl Reader<'_> {
         directory: &Path,
         depth: u32,
         lines: &mut Vec<Line>,
-    ) -> Result<(), FaultKind> {
+    ) -> Result<(), HbaErrorKind> {
         if name
             .iter()
             .all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n'))
         {
-            return Err(FaultKind::EmptyDirectoryName);
+            return Err(HbaErrorKind::EmptyDirectoryName);
         }
         self.take_file()?;
         self.watched.insert(directory.to_owned());
         let entries = self
             .files
             .list(directory)
-            .map_err(|error| open_fault(directory, &error))?;
+            .map_err(|error| open_error(directory, &error))?;
         let mut names: Vec<_> = entries
             .iter()
             .filter_map(|path| path.file_name())
@@ -286,17 +286,17 @@ impl Reader<'_> {
             })
             .collect();
         names.sort_unstable();
-        let mut first_fault = None;
+        let mut first_error = None;
         for name in names {
             if let Err(unread) = self.file(&canonical(&directory.join(name)), depth, lines) {
-                first_fault.get_or_insert(unread.kind());
+                first_error.get_or_insert(unread.kind());
             }
         }
-        first_fault.map_or(Ok(()), Err)
+        first_error.map_or(Ok(()), Err)
     }
 }
 
-/// Takes a line, its continuations included; says how many physical lines they are.
+/// Takes a line, its continuations included; returns the number of physical lines.
 fn logical_line(rest: &mut &[u8]) -> (Vec<u8>, u32) {
     let mut text = Vec::new();
     let mut physical = 0;
@@ -373,8 +373,8 @@ fn next_token(line: &[u8], at: &mut usize) -> Option<Lexed> {
     })
 }
 
-fn open_fault(path: &Path, error: &io::Error) -> FaultKind {
-    FaultKind::Open {
+fn open_error(path: &Path, error: &io::Error) -> HbaErrorKind {
+    HbaErrorKind::Open {
         path: shown(path.as_os_str().as_bytes()),
         error: error.to_string(),
     }

@@ -1,8 +1,8 @@
 //! The few LDAP messages that authentication needs (RFC 4511), in BER with definite lengths.
 //!
-//! Guarantees: an answer is read without recursion and without allocation beyond what it holds; nothing in it can
-//! panic; its length is known to be within [`LARGEST_ANSWER`] before it is waited for. A general-purpose decoder builds
-//! a tree, recursively, of whatever the peer nests: one answer of some kilobytes then overflows the stack, which ends
+//! Guarantees: an answer is read without recursion and without allocating more than its contents; nothing in it causes a
+//! panic; its length is checked against [`LARGEST_ANSWER`] before the rest is read. A general-purpose decoder builds
+//! a tree recursively: a deeply nested answer of some kilobytes overflows the stack, which ends
 //! the whole process.
 
 use zeroize::Zeroizing;
@@ -32,7 +32,7 @@ pub(crate) enum Scope {
     Subtree = 2,
 }
 
-/// What [`super::super::ldap`]'s IO sends.
+/// A request to a directory.
 pub(crate) enum LdapRequest<'a> {
     Bind {
         name: &'a str,
@@ -117,7 +117,7 @@ fn put(out: &mut Vec<u8>, tag: u8, content: &[u8]) {
 /// What a server answers.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct LdapAnswer {
-    /// 0 for what the server says of itself (a notice of disconnection).
+    /// 0 for a message without request (a notice of disconnection).
     pub(crate) id: i32,
     pub(crate) operation: Operation,
 }
@@ -142,7 +142,7 @@ pub(crate) struct LdapResult {
     pub(crate) diagnostic: Vec<u8>,
 }
 
-/// An answer that is not LDAP, or more than is ever needed.
+/// An answer that is not LDAP, or is too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageError {
     #[error("the answer is not LDAP")]
@@ -151,7 +151,7 @@ pub(crate) enum MessageError {
     TooLarge,
 }
 
-/// How long the message at the start of `bytes` is; `None` until that is known.
+/// The length of the message at the start of `bytes`; `None` until it is known.
 pub(crate) fn message_length(bytes: &[u8]) -> Result<Option<usize>, MessageError> {
     match bytes.first() {
         None => return Ok(None),
@@ -169,7 +169,7 @@ pub(crate) fn message_length(bytes: &[u8]) -> Result<Option<usize>, MessageError
     }
 }
 
-/// How long a length is and what it says; `None` where bytes are missing.
+/// The size of a length field and its value; `None` where bytes are missing.
 fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, MessageError> {
     let Some((&first, rest)) = bytes.split_first() else {
         return Ok(None);
@@ -212,7 +212,7 @@ impl LdapAnswer {
             0x78 => Operation::Extended(LdapResult::decode(content)?),
             _ => Operation::Other,
         };
-        // Controls may follow: nothing was asked for that could change the answer's meaning.
+        // Controls may follow: the request has none that could change the answer's meaning.
         Ok(Self { id, operation })
     }
 }

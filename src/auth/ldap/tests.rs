@@ -28,7 +28,7 @@ fn with_url(url: &str) -> LdapOptions {
     }
 }
 
-fn fault(options: LdapOptions) -> String {
+fn error(options: LdapOptions) -> String {
     LdapSettings::new(options).unwrap_err()
 }
 
@@ -95,7 +95,7 @@ fn servers_that_cannot_be_are_refused() {
             prefix: text(""),
             ..LdapOptions::default()
         };
-        assert!(fault(options).starts_with("ldapserver: "), "{server}");
+        assert!(error(options).starts_with("ldapserver: "), "{server}");
     }
     for server in [None, text(""), text("  ")] {
         let options = LdapOptions {
@@ -103,14 +103,14 @@ fn servers_that_cannot_be_are_refused() {
             prefix: text("uid="),
             ..LdapOptions::default()
         };
-        assert_eq!(fault(options), "ldapserver is needed");
+        assert_eq!(error(options), "ldapserver is needed");
     }
     let many = LdapOptions {
         server: Some("h ".repeat(17)),
         prefix: text(""),
         ..LdapOptions::default()
     };
-    assert!(fault(many).contains("more than 16"));
+    assert!(error(many).contains("more than 16"));
 }
 
 #[test]
@@ -119,14 +119,14 @@ fn the_two_modes_do_not_mix() {
         prefix: text("uid="),
         ..with_base()
     };
-    assert!(fault(both).starts_with("ldapprefix and ldapsuffix bind directly"));
+    assert!(error(both).starts_with("ldapprefix and ldapsuffix bind directly"));
     let url = LdapOptions {
         suffix: text("@x"),
         ..with_url("ldap://h/dc=x?uid?sub")
     };
-    assert!(fault(url).starts_with("ldapprefix and ldapsuffix bind directly"));
+    assert!(error(url).starts_with("ldapprefix and ldapsuffix bind directly"));
     assert_eq!(
-        fault(on_server()),
+        error(on_server()),
         "ldap needs ldapbasedn, ldapprefix or ldapsuffix"
     );
 }
@@ -217,7 +217,7 @@ fn options_that_contradict_are_refused() {
     ];
     for (options, start) in cases {
         let shown = format!("{options:?}");
-        assert!(fault(options).starts_with(start), "{shown}");
+        assert!(error(options).starts_with(start), "{shown}");
     }
 }
 
@@ -287,7 +287,7 @@ fn a_url_that_is_wrong_or_repeats_an_option_is_refused() {
         "ldap://h/dc=x?uid?subtree",
         "ldap://h%20i/dc=x",
     ] {
-        assert!(fault(with_url(url)).starts_with("ldapurl: "), "{url}");
+        assert!(error(with_url(url)).starts_with("ldapurl: "), "{url}");
     }
     let url = "ldap://h/dc=x?uid?sub";
     let twice = [
@@ -313,7 +313,7 @@ fn a_url_that_is_wrong_or_repeats_an_option_is_refused() {
         },
     ];
     for options in twice {
-        assert!(fault(options).contains("ldapurl"));
+        assert!(error(options).contains("ldapurl"));
     }
 }
 

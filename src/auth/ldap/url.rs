@@ -6,12 +6,12 @@ use super::{LdapOptions, LdapScheme};
 /// Puts what the URL says among the options; its scope beside them, since no option says that. What both say is refused:
 /// in PostgreSQL the later of the two wins.
 pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<(LdapOptions, Scope), String> {
-    let fault = |why: &str| format!("ldapurl: \"{}\" {why}", url.escape_default());
-    let (scheme, rest) = url.split_once("://").ok_or_else(|| fault("is not a URL"))?;
+    let error = |why: &str| format!("ldapurl: \"{}\" {why}", url.escape_default());
+    let (scheme, rest) = url.split_once("://").ok_or_else(|| error("is not a URL"))?;
     let scheme = match &*scheme.to_ascii_lowercase() {
         "ldap" => LdapScheme::Ldap,
         "ldaps" => LdapScheme::Ldaps,
-        _ => return Err(fault("is neither ldap:// nor ldaps://")),
+        _ => return Err(error("is neither ldap:// nor ldaps://")),
     };
     let (path, mut query) = match rest.split_once('?') {
         Some((path, query)) => (path, query.split('?')),
@@ -20,7 +20,7 @@ pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<(LdapOptions,
     let (host, base) = path.split_once('/').unwrap_or((path, ""));
     let mut part = || {
         let text = query.next().filter(|text| !text.is_empty());
-        text.map(|text| decode(text).ok_or_else(|| fault("has a wrong %")))
+        text.map(|text| decode(text).ok_or_else(|| error("has a wrong %")))
             .transpose()
     };
     let attributes = part()?;
@@ -28,22 +28,22 @@ pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<(LdapOptions,
         None | Some("base") => Scope::Base,
         Some("one") => Scope::One,
         Some("sub") => Scope::Subtree,
-        Some(_) => return Err(fault("has a scope that is not base, one or sub")),
+        Some(_) => return Err(error("has a scope that is not base, one or sub")),
     };
     let filter = part()?;
     if part()?.is_some() {
-        return Err(fault("has extensions, and none is known here"));
+        return Err(error("has extensions, and none is known here"));
     }
     let attribute = attributes.map(|list| {
         let first = list.split(',').next().unwrap_or_default();
         first.to_owned()
     });
     if attribute.is_some() && filter.is_some() {
-        return Err(fault("has an attribute and a filter: only one can be used"));
+        return Err(error("has an attribute and a filter: only one can be used"));
     }
-    let host = decode(host).ok_or_else(|| fault("has a wrong %"))?;
+    let host = decode(host).ok_or_else(|| error("has a wrong %"))?;
     if host.contains(char::is_whitespace) {
-        return Err(fault("has a space in its host"));
+        return Err(error("has a space in its host"));
     }
 
     put(&mut options.scheme, Some(scheme), "ldapscheme")?;
@@ -54,7 +54,7 @@ pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<(LdapOptions,
     )?;
     put(
         &mut options.basedn,
-        Some(decode(base).ok_or_else(|| fault("has a wrong %"))?),
+        Some(decode(base).ok_or_else(|| error("has a wrong %"))?),
         "ldapbasedn",
     )?;
     put(&mut options.searchattribute, attribute, "ldapsearchattribute")?;

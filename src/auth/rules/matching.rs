@@ -1,4 +1,4 @@
-//! Whether a rule matches what is known of a client, or what has to be looked up to say so.
+//! Whether a rule matches what is known of a client, or what must be looked up first.
 
 use super::{
     AddressMatch, Column, DatabaseMatch, Facts, HostName, Interface, Known, Need, Network, Origin, Rule,

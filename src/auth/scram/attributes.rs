@@ -5,7 +5,7 @@ use super::ScramError;
 /// What is wrong with a list of attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AttributeError {
-    /// This attribute was due.
+    /// This attribute was expected.
     Expected(u8),
     /// Not a letter and `=`.
     NotAnAttribute,
@@ -55,8 +55,8 @@ impl<'a> Attributes<'a> {
 }
 
 impl From<AttributeError> for ScramError {
-    fn from(fault: AttributeError) -> Self {
-        Self::Malformed(match fault {
+    fn from(error: AttributeError) -> Self {
+        Self::Malformed(match error {
             AttributeError::Expected(name) => format!("Expected attribute \"{}\".", char::from(name)),
             AttributeError::NotAnAttribute => "Attribute expected, but found invalid character.".to_owned(),
             AttributeError::End => "Attribute expected, but found end of string.".to_owned(),

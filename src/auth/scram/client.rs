@@ -17,7 +17,7 @@ use super::{
 };
 use crate::config::Secret;
 
-/// The most iterations computed at a server's word, as many as a verifier may have: about 250 ms of a processor.
+/// The most iterations that a server may demand, as many as a verifier may have: about 250 ms of a processor.
 pub const MAX_ITERATIONS: u32 = MAX_VERIFIER_ITERATIONS;
 
 /// What the router logs in with.
@@ -33,8 +33,8 @@ pub enum ClientSecret {
 pub enum ClientBinding {
     /// `n`: no TLS, no hash of the server's certificate, or not wanted.
     No,
-    /// `y`: we could, and the server offered no -PLUS. A server that did offer it then knows that somebody took it from
-    /// its list, and refuses.
+    /// `y`: the router could bind, and the server offered no -PLUS. A server that did offer it then knows that an attacker
+    /// removed it from its list, and refuses.
     NotOffered,
     /// What [`super::tls_server_end_point`] gives for the server's certificate. The mechanism is -PLUS.
     EndPoint(Vec<u8>),
@@ -109,7 +109,7 @@ impl ClientExchange {
     }
 }
 
-/// Our nonce has been sent. Next: [`AwaitServerFinal`].
+/// The router's nonce has been sent. Next: [`AwaitServerFinal`].
 #[derive(Debug)]
 pub struct AwaitServerFirst {
     exchange: ClientExchange,
@@ -175,7 +175,7 @@ impl AwaitServerFirst {
     }
 }
 
-/// A server's first message, read; what is missing are the keys.
+/// A server's first message, parsed; the keys are still missing.
 #[derive(Debug)]
 pub struct Challenge {
     known: Known,
@@ -244,7 +244,7 @@ impl Challenge {
     }
 }
 
-/// Our proof has been sent. Next: [`ServerProven`].
+/// The router's proof has been sent. Next: [`ServerProven`].
 pub struct AwaitServerFinal {
     /// What the server must answer.
     signature: Zeroizing<[u8; 32]>,

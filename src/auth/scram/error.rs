@@ -1,4 +1,4 @@
-//! What goes wrong in an exchange, and what the client is told.
+//! Errors of an exchange, and the answer to the client.
 
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -18,24 +18,24 @@ pub enum ScramError {
     NonceCharacters,
     #[error("unexpected SCRAM channel-binding attribute in client-final-message")]
     ChannelBinding,
-    /// The client could bind and was told that we cannot: somebody took -PLUS from the list it was sent.
+    /// The client could bind and saw no offer: an attacker removed -PLUS from the list.
     #[error("SCRAM channel binding negotiation error")]
     Downgrade,
     /// At most 30 characters of the type, printable ASCII.
     #[error("unsupported SCRAM channel-binding type \"{0}\"")]
     BindingType(String),
-    /// The client saw another certificate than the one it was shown: a man in the middle.
+    /// The client saw another certificate than the router's: a man in the middle.
     #[error("SCRAM channel binding check failed")]
     BindingMismatch,
     #[error("invalid SCRAM response: Nonce does not match.")]
     Nonce,
-    /// A wrong password, or no such user, or a user without password: told apart nowhere.
+    /// A wrong password, or no such user, or a user without password: never distinguished.
     #[error("password authentication failed")]
     Proof,
 }
 
 impl ScramError {
-    /// What the client is told: 28P01 for a failed proof, else what PostgreSQL says to a broken client.
+    /// The answer to the client: 28P01 for a failed proof, else PostgreSQL's error for a broken client.
     pub fn reply(&self, user: &[u8]) -> ErrorReply {
         let violation = |text: &str| ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, text);
         match self {
@@ -62,7 +62,7 @@ impl ScramError {
     }
 }
 
-/// PostgreSQL's one answer to everybody who does not get in by a password.
+/// PostgreSQL's one answer to every failed login by password.
 pub fn password_failed(user: &[u8]) -> ErrorReply {
     let user = String::from_utf8_lossy(user);
     ErrorReply::fatal(
@@ -71,15 +71,15 @@ pub fn password_failed(user: &[u8]) -> ErrorReply {
     )
 }
 
-/// Why a login into a server is given up. Never shown to a client: the caller says what it means there.
+/// Why a login into a server is given up. Never shown to a client: the caller maps it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServerScramError {
     #[error("malformed SCRAM message from the server: {0}")]
     Malformed(&'static str),
     #[error("the server requires an unsupported SCRAM extension")]
     Extension,
-    /// It does not continue our nonce, or adds nothing to it: a replayed exchange.
-    #[error("the server's SCRAM nonce does not continue ours")]
+    /// It does not continue the router's nonce, or adds nothing to it: a replayed exchange.
+    #[error("the server's SCRAM nonce does not continue the router's")]
     Nonce,
     /// Work that only a hostile server asks for (case of CVE-2026-42198).
     #[error(
@@ -92,7 +92,7 @@ pub enum ServerScramError {
     /// replica that has not replayed a password change. Another server may still fit.
     #[error("the server's SCRAM verifier is not the one the client was authenticated against")]
     VerifierDiffers,
-    /// It could not show that it knows the verifier: not the server it seems to be, or another verifier.
+    /// It did not prove that it knows the verifier: an impostor, or a server with another verifier.
     #[error("the server's SCRAM signature is wrong")]
     Signature,
     /// An `e=` answer, printable ASCII, at most 100 bytes.

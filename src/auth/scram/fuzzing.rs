@@ -55,14 +55,14 @@ fn server(which: u8, first: &[u8], last: &[u8]) {
     let is_bound = exchange.is_bound();
     assert_eq!(is_bound, mechanism == MECHANISM_PLUS);
     if let Ok((_, key)) = exchange.client_final(last) {
-        // Only somebody with the password, and over the connection that it is bound to.
+        // Only with the password, and over the connection that it is bound to.
         assert!(which & 4 == 0 && (!is_bound || binding.is_some()));
         assert!(key.verifier.is_of(PASSWORD));
     }
 }
 
 fn client(which: u8, first: &[u8], last: &[u8]) {
-    // The iterations that a server asks for are computed, up to a bound that is too slow here.
+    // The iterations that a server asks for are computed, up to a limit that is too slow here.
     let is_dear = first
         .windows(4)
         .any(|digits| digits.iter().all(u8::is_ascii_digit));

@@ -1,9 +1,9 @@
 //! SCRAM-SHA-256 without IO (RFC 5802, RFC 7677; PostgreSQL documentation, "SASL Authentication"): [`server`] is the
 //! router towards clients, [`client`] the router towards servers.
 //!
-//! Guarantees: every message is bounded before it is looked at; a client is told nothing before its proof but a
-//! salt and a number of iterations, and those also of a user that does not exist; a server is believed only after
-//! it has shown that it knows the verifier.
+//! Guarantees: the length of every message is checked before it is parsed; before its proof a client learns only a
+//! salt and a number of iterations, and it gets those for a user that does not exist, too; a server is trusted only after
+//! it has proven that it knows the verifier.
 //!
 //! Channel binding (SCRAM-SHA-256-PLUS) on both sides, with `tls-server-end-point`: [`binding`].
 //!
@@ -49,9 +49,9 @@ pub const DEFAULT_SALT_LEN: usize = 16;
 pub const MAX_VERIFIER_ITERATIONS: u32 = 1_000_000;
 /// The longest salt accepted, in base64.
 const MAX_SALT_BASE64: usize = 1024;
-/// PostgreSQL's bound on a message from a client (`PG_MAX_SASL_MESSAGE_LENGTH`).
+/// PostgreSQL's limit for a message from a client (`PG_MAX_SASL_MESSAGE_LENGTH`).
 pub const MAX_CLIENT_MESSAGE: usize = 1024;
-/// Bound on a message from a server: nonces and the longest salt fit.
+/// The limit for a message from a server: nonces and the longest salt fit.
 pub const MAX_SERVER_MESSAGE: usize = 4096;
 /// The longest password, as in PostgreSQL (tokens are passwords too).
 pub const MAX_PASSWORD: usize = 65_535;
@@ -65,7 +65,7 @@ pub fn mechanisms(binding: Option<&[u8]>) -> &'static [&'static str] {
     }
 }
 
-/// What a server stores of a password: `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`.
+/// The form in which a server stores a password: `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Verifier {
     /// 1 to [`MAX_VERIFIER_ITERATIONS`].
@@ -75,7 +75,7 @@ pub struct Verifier {
     pub server_key: [u8; 32],
 }
 
-/// Why a text is not a verifier. None of the sentences repeats any of it.
+/// Why a text is not a verifier. No message repeats any of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum VerifierError {
     #[error("a SCRAM verifier has the form SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>")]
@@ -182,7 +182,7 @@ impl Nonce {
         Self(BASE64.encode(random::<18>()))
     }
 
-    /// A nonce of the caller's; only fit for tests, where it must be known beforehand.
+    /// A given nonce; for tests, where it must be known beforehand.
     #[cfg(any(test, fuzzing))]
     fn fixed(text: &str) -> Self {
         Self(text.to_owned())
@@ -198,7 +198,7 @@ impl Nonce {
 pub struct MockSecret(Zeroizing<[u8; 32]>);
 
 impl MockSecret {
-    /// With peers the salts agree between routers; without a shared secret they are this process's own.
+    /// With peers the salts agree between routers; without a shared secret each process has its own.
     pub fn new(peers_secret: Option<&Secret>) -> Self {
         match peers_secret {
             Some(secret) => Self(hmac_sha256(secret.expose(), &[b"trunkline mock verifier v1"])),
@@ -206,19 +206,19 @@ impl MockSecret {
         }
     }
 
-    /// The salt of `user`, where we choose it.
+    /// The salt of `user`, where the router chooses it.
     pub fn salt(&self, user: &[u8]) -> [u8; DEFAULT_SALT_LEN] {
         let mut salt = [0; DEFAULT_SALT_LEN];
         salt.copy_from_slice(&hmac_sha256(&*self.0, &[b"salt:", user])[..DEFAULT_SALT_LEN]);
         salt
     }
 
-    /// An md5 hash nobody has the password of: what a user that does not exist is checked against.
+    /// An md5 hash without a password, to check a user that does not exist.
     pub fn md5(&self, user: &[u8]) -> Md5Hash {
         Md5Hash::of(&*hmac_sha256(&*self.0, &[b"md5:", user]), user)
     }
 
-    /// A verifier nobody has the password of.
+    /// A verifier without a password.
     pub(super) fn verifier(&self, user: &[u8]) -> Verifier {
         Verifier {
             iterations: DEFAULT_ITERATIONS,

@@ -14,7 +14,7 @@ use super::{
     Verifier, decode_key, hmac_sha256, same, sha256, xor,
 };
 
-/// What was found of a user.
+/// The result of the look-up of a user.
 #[derive(Debug)]
 pub struct Lookup<'a> {
     pub user: &'a [u8],
@@ -33,7 +33,7 @@ impl ServerExchange {
     /// `binding` is the hash of the certificate shown on this very connection ([`super::tls_server_end_point`]), and
     /// says that -PLUS was offered ([`super::mechanisms`]); `None` without TLS, or where the certificate has no hash.
     pub fn start(lookup: Lookup<'_>, binding: Option<&[u8]>, nonce: Nonce) -> AwaitFirst {
-        // Computed for everybody, so that the time does not tell.
+        // Computed for every user, so that the time shows nothing.
         let mock = lookup.mock.verifier(lookup.user);
         let known = lookup.verifier.is_some();
         AwaitFirst {
@@ -101,7 +101,7 @@ impl AwaitFirst {
     }
 }
 
-/// Salt and nonce have been sent. Next: in, or out.
+/// Salt and nonce have been sent. Next: the client is authenticated, or refused.
 #[derive(Debug)]
 pub struct AwaitFinal {
     verifier: Arc<Verifier>,
@@ -124,7 +124,7 @@ impl AwaitFinal {
     pub fn client_final(self, data: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramError> {
         check_bounds(data)?;
         let mut attributes = Attributes::new(data);
-        // Nothing secret: anybody may see the certificate.
+        // Nothing secret: the certificate is public.
         if attributes.required(b'c')? != self.bound.as_bytes() {
             return Err(match self.choice {
                 Choice::Plus => ScramError::BindingMismatch,
@@ -287,7 +287,7 @@ fn malformed(detail: impl Into<String>) -> ScramError {
     ScramError::Malformed(detail.into())
 }
 
-/// A byte of a client's, fit to be shown.
+/// A byte of a client as text.
 fn shown(byte: u8) -> String {
     if byte.is_ascii_graphic() {
         char::from(byte).to_string()

@@ -185,8 +185,8 @@ fn plus_is_read_as_postgresql_reads_it() {
         start_bound(Some(&stored), &mock, Some(b"hash"))
             .client_first(mechanism.as_bytes(), data.as_bytes())
             .map(|_| ())
-            .map_err(|fault| {
-                let reply = fault.reply(b"app");
+            .map_err(|error| {
+                let reply = error.reply(b"app");
                 (reply.code, reply.message, reply.detail)
             })
     };
@@ -365,7 +365,7 @@ fn a_long_password_works() {
 fn malformed_verifiers_are_refused() {
     let good = verifier(b"x", 4096).to_text();
     let keys = good.rsplit_once('$').unwrap().1;
-    for (text, fault) in [
+    for (text, error) in [
         (String::new(), VerifierError::Form),
         (
             "md5900150983cd24fb0d6963f7d28e17f72".to_owned(),
@@ -390,7 +390,7 @@ fn malformed_verifiers_are_refused() {
         (format!("SCRAM-SHA-256$1:QUFB${keys} "), VerifierError::Key),
         ("SCRAM-SHA-256$1:QUFB$QUFB:QUFB".to_owned(), VerifierError::Key),
     ] {
-        assert_eq!(Verifier::parse(&text).unwrap_err(), fault, "{text}");
+        assert_eq!(Verifier::parse(&text).unwrap_err(), error, "{text}");
     }
     assert!(Verifier::parse(&format!("SCRAM-SHA-256$1000000:{}${keys}", "QUFB".repeat(256))).is_ok());
 }
@@ -400,10 +400,10 @@ fn a_wrong_password_and_an_unknown_user_look_the_same() {
     let wrong = log_in(password(b"nope"), Some(&verifier(b"right", 4096))).unwrap_err();
     let unknown = log_in(password(b"nope"), None).unwrap_err();
     assert_eq!(wrong, unknown);
-    let Failure::Client(fault) = unknown else {
-        panic!("a client's fault")
+    let Failure::Client(error) = unknown else {
+        panic!("a client's error")
     };
-    let reply = fault.reply(b"app");
+    let reply = error.reply(b"app");
     assert_eq!(reply.code.as_str(), "28P01");
     assert_eq!(reply.message, "password authentication failed for user \"app\"");
     assert_eq!((reply.detail, reply.hint), (None, None));
@@ -455,8 +455,8 @@ fn client_first_is_read_as_postgresql_reads_it() {
         start(Some(&stored), &mock)
             .client_first(mechanism, data)
             .map(|_| ())
-            .map_err(|fault| {
-                let reply = fault.reply(b"app");
+            .map_err(|error| {
+                let reply = error.reply(b"app");
                 (reply.code, reply.message)
             })
     };
@@ -579,8 +579,8 @@ fn client_final_is_read_strictly() {
         |n: &str, p: &str| format!("c=biws,r={n},p={p}\0"),
         |n: &str, p: &str| format!("c=biws,r={n},x={},p={p}", "a".repeat(1024)),
     ] {
-        let fault = answer("n", &|nonce| bad(nonce, &proof));
-        assert!(matches!(fault, ScramError::Malformed(_)), "{fault:?}");
+        let error = answer("n", &|nonce| bad(nonce, &proof));
+        assert!(matches!(error, ScramError::Malformed(_)), "{error:?}");
     }
 }
 

@@ -1,5 +1,5 @@
 //! SCRAM-SHA-256, with channel binding where the connection has something to bind to (protocol chapter, "SASL
-//! Authentication"; cases 17–24).
+//! Authentication"; docs/protocol.md, cases 17–24).
 
 use std::sync::Arc;
 
