@@ -18,9 +18,10 @@ use tokio_util::task::TaskTracker;
 use super::administration::Administration;
 use super::files::FileReader;
 use super::listeners::{Listeners, WantedListener};
+use super::start::access_view;
 use super::state_file::MemberOverrides;
 use super::supervisor::READ_PATIENCE;
-use super::{access_view, lag_limits, limits};
+use super::{lag_limits, limits};
 use crate::admin::log::LogHandle;
 use crate::admin::{self, AdminThread, ClusterView, Handles};
 use crate::backend::TlsClient;
@@ -111,10 +112,15 @@ impl Service {
     /// Leaves everything but the sessions to another process. No connection that was accepted is cut by that, and no
     /// request over HTTP.
     pub(super) async fn leave(&mut self) {
+        self.close_ports().await;
+        self.admin.leave();
+    }
+
+    /// Stops accepting clients, and requests over the control socket; every port is free when this returns.
+    pub(super) async fn close_ports(&mut self) {
         self.asking.cancel();
         self.control = None;
         self.listeners.close().await;
-        self.admin.leave();
     }
 
     /// Where this process is asked for an upgrade.

@@ -175,6 +175,12 @@ impl Supervisor {
         &self.notifier
     }
 
+    /// The old process has released its files, and this one owns them.
+    pub(super) fn claim(&self) {
+        self.service.claim();
+        self.service.administration.claim();
+    }
+
     /// The configuration in force, and what it made.
     pub(super) fn into_parts(self) -> (Arc<Config>, Service) {
         (self.config, self.service)

@@ -345,7 +345,7 @@ fn what_was_set_outlives_a_restart() {
     let third = Administered::with(state.path(), Options::default());
     third
         .router
-        .await_log(&["WARN", "the state file is no state file"]);
+        .await_log(&["WARN", "the state file is not a state file"]);
     assert_eq!(third.member(&one)["admin"], "ready");
     assert!(state.path().join("state.json.broken").exists());
     third.ok(&["drain", &one]);

@@ -346,6 +346,10 @@ fn prepare_functions() -> String {
     text[start..end].to_owned()
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "a list of statements, each with its outcome"
+)]
 fn enforced(version_18: bool) {
     let server = Postgres::start(&ServerOptions {
         version_18,

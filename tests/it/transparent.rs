@@ -170,6 +170,7 @@ fn function_call(arguments: &[&str]) -> Vec<u8> {
 }
 
 /// Exchanges after which the session goes on, with the number of ReadyForQuery they bring.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn exchanges() -> Vec<(&'static str, Vec<Step>)> {
     let ready = |bytes: Vec<u8>, count: usize| vec![(bytes, Until::Tags(b'Z', count))];
     let copy_in = || query("CREATE TEMP TABLE IF NOT EXISTS c (a int, b text); COPY c FROM STDIN");

@@ -127,6 +127,7 @@ fn any_of(groups: &[&[&'static str]]) -> Vec<&'static str> {
         .collect()
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of paths and statuses")]
 #[tokio::test]
 async fn the_table_of_patroni() {
     let leading = &[

@@ -1,0 +1,119 @@
+//! A process that serves, and its end: another process has replaced it, or a signal ends it.
+//!
+//! The shutdown has phases, each bounded: not ready (`shutdown.delay`), stop accepting, end sessions at their next boundary, cut
+//! what is left, exit. A replaced process has stopped accepting, and exits when its sessions have finished. It stays
+//! ready until then, as the service is.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::Signal;
+use tracing::{info, warn};
+
+use super::service::Service;
+use super::shutdown::{self, Signals};
+use super::supervisor::{ENDING, REPLACED, Supervisor};
+use super::workers::Workers;
+use crate::admin::Readiness;
+use crate::session::Shared;
+
+pub(super) struct Running {
+    pub(super) supervisor: Supervisor,
+    pub(super) workers: Arc<Workers>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) readiness: Arc<Readiness>,
+}
+
+/// Why a process stops serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EndCause {
+    Signal,
+    Replaced,
+}
+
+impl Running {
+    /// Serves until a signal, or until another process has replaced this one and its sessions have finished.
+    pub(super) async fn until_end(mut self, signals: &mut Signals, hangup: &mut Signal) {
+        match self.serve(signals, hangup).await {
+            EndCause::Replaced => self.finish(signals).await,
+            EndCause::Signal => self.shut_down(signals).await,
+        }
+        info!("stopped");
+    }
+
+    async fn serve(&mut self, signals: &mut Signals, hangup: &mut Signal) -> EndCause {
+        loop {
+            let heir = tokio::select! {
+                () = signals.wait() => return EndCause::Signal,
+                heir = self.supervisor.run(hangup) => heir,
+            };
+            if self.supervisor.commit(heir, hangup).await {
+                return EndCause::Replaced;
+            }
+        }
+    }
+
+    /// Another process accepts connections. The sessions here have `shutdown.handover` to finish.
+    async fn finish(mut self, signals: &mut Signals) {
+        let limit = self.supervisor.config().shutdown.handover;
+        let has_finished = tokio::select! {
+            has_finished = shutdown::finish(&self.shared.registry, &self.workers, limit, signals) => has_finished,
+            () = self.supervisor.watch(REPLACED) => false,
+        };
+        let (config, service) = self.supervisor.into_parts();
+        if !has_finished {
+            self.shared.closing.cancel();
+            let grace = config.shutdown.grace;
+            shutdown::drain(&self.shared.registry, &self.workers, grace, signals).await;
+        }
+        end(service, self.workers, EndCause::Replaced).await;
+    }
+
+    async fn shut_down(mut self, signals: &mut Signals) {
+        self.readiness.leaving();
+        let config = self.supervisor.config().shutdown.clone();
+        if config.delay.is_zero() {
+            self.supervisor.notifier().stopping();
+        } else {
+            let longest = shutdown::longest(&config);
+            self.supervisor.notifier().stopping_within(longest);
+            tokio::select! {
+                () = shutdown::delay(config.delay, signals) => {}
+                () = self.supervisor.watch(ENDING) => {}
+            }
+        }
+        let (_, mut service) = self.supervisor.into_parts();
+        self.readiness.draining();
+        service.close_ports().await;
+        self.shared.closing.cancel();
+        shutdown::drain(&self.shared.registry, &self.workers, config.grace, signals).await;
+        end(service, self.workers, EndCause::Signal).await;
+    }
+}
+
+/// No session is left, or what is left was cut: ends tasks and threads.
+async fn end(service: Service, workers: Arc<Workers>, cause: EndCause) {
+    let Service {
+        admin,
+        clusters,
+        listeners,
+        shared,
+        stop,
+        tracker,
+        ..
+    } = service;
+    drop(listeners);
+    // Where all sessions have finished by themselves, peers may still be connected.
+    shared.closing.cancel();
+    stop.cancel();
+    drop((clusters, shared));
+    tracker.close();
+    shutdown::bounded("tasks", tracker.wait()).await;
+    if cause == EndCause::Replaced {
+        admin.answered().await;
+    }
+    admin.stop();
+    match Arc::try_unwrap(workers) {
+        Ok(workers) => workers.stop(),
+        Err(_still_shared) => warn!("a session outlived the shutdown"),
+    }
+}
