@@ -56,7 +56,9 @@ mod eligibility;
 mod full;
 mod key;
 mod leader;
+mod member;
 
+use self::member::{MemberState, ProbeHistory};
 use super::check::CheckStatus;
 use super::lag::History;
 pub use super::observation::{
@@ -95,79 +97,6 @@ pub struct Settings {
     /// Weights and zones, and how shares grow.
     pub placement: Placement,
     pub limits: LagLimits,
-}
-
-#[derive(Debug)]
-struct MemberState {
-    listed: Listed,
-    /// When its address was learned; a probe started earlier went elsewhere.
-    since: Instant,
-    health: Health,
-    been_up: bool,
-    probed: bool,
-    /// Start of the probe that saw `health.facts`.
-    facts_from: Option<Instant>,
-    /// The role in `health.facts` is from a session's report, not yet from a probe.
-    unconfirmed: bool,
-    /// The timeline on which probes see it accept writes, and when the first of them ended.
-    primary_since: Option<(u32, Instant)>,
-    /// The last report that counted at once; probes started earlier do not count.
-    evidence_at: Option<Instant>,
-    /// Start of the last probe that it answered to be full.
-    full_from: Option<Instant>,
-    /// Last known, also while it is down.
-    identifier: Option<u64>,
-    /// It was not there when the router began: its first rise is a slow one, too.
-    is_late: bool,
-    /// When it last came up, but for the router's own start.
-    risen: Option<Instant>,
-    lag: Option<Lag>,
-    /// Routes of which it has been beyond the limit, and not below the lower one since. Kept while it is down.
-    lagging: BTreeSet<Arc<str>>,
-    /// These, and those of which it is not known to be within the limit.
-    unfit_for: BTreeSet<Arc<str>>,
-}
-
-impl MemberState {
-    fn new(listed: Listed, is_late: bool, now: Instant) -> Self {
-        Self {
-            listed,
-            since: now,
-            health: Health::default(),
-            been_up: false,
-            probed: false,
-            facts_from: None,
-            unconfirmed: false,
-            primary_since: None,
-            evidence_at: None,
-            full_from: None,
-            identifier: None,
-            is_late,
-            risen: None,
-            lag: None,
-            lagging: BTreeSet::new(),
-            unfit_for: BTreeSet::new(),
-        }
-    }
-
-    fn has_address(&self) -> bool {
-        !self.listed.host.is_empty() && self.listed.port != 0
-    }
-
-    fn down(&mut self, check: CheckStatus, message: String, fall: u32) {
-        self.health.check = check;
-        self.health.up = false;
-        self.health.streak = fall;
-        self.health.error = Some(message);
-        self.not_full();
-        self.forget_facts();
-    }
-
-    fn forget_facts(&mut self) {
-        self.health.facts = None;
-        self.facts_from = None;
-        self.unconfirmed = false;
-    }
 }
 
 /// Everything the router knows of one cluster.
@@ -416,7 +345,7 @@ impl State {
             self.wants.probe.insert(name.clone());
             return;
         }
-        member.probed = true;
+        member.probes = member.probes.max(ProbeHistory::NeverUp);
         member.health.last_probe = Some(now);
         match result {
             Ok(facts) => {
@@ -437,12 +366,13 @@ impl State {
                 member.health.facts = Some(facts);
                 member.facts_from = Some(started);
                 member.unconfirmed = false;
-                if !member.been_up || successes >= rise {
-                    if !member.health.up && (member.been_up || member.is_late) {
+                let has_been_up = member.probes == ProbeHistory::BeenUp;
+                if !has_been_up || successes >= rise {
+                    if !member.health.up && (has_been_up || member.is_late) {
                         member.risen = Some(now);
                     }
                     member.health.up = true;
-                    member.been_up = true;
+                    member.probes = ProbeHistory::BeenUp;
                 }
             }
             Err(ProbeError {

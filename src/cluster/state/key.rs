@@ -14,7 +14,8 @@ use super::{Named, SourceReport, State};
 const BEHIND: Duration = Duration::from_millis(100);
 /// How long a member that has just been named is probed at the pace of [`CHASE`].
 const CHASE_FOR: Duration = Duration::from_secs(5);
-/// Between two probes of it. Patroni names a member about a tenth of a second before it accepts writes.
+/// Between two probes of it. Patroni names a member about a tenth of a second before it accepts writes, and PostgreSQL
+/// does not announce a promotion to a connection that waits: it has to be asked.
 pub(super) const CHASE: Duration = Duration::from_millis(10);
 
 /// The leader key, by the watch.

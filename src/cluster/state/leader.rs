@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{History, MemberState, Named, SourceKind, State};
+use super::{History, MemberState, Named, ProbeHistory, SourceKind, State};
 use crate::cluster::snapshot::{
     Identity, Leader, MemberName, NamedBy, NoLeader, ProbeFacts, Role, VerifiedAt,
 };
@@ -70,7 +70,7 @@ impl State {
         if self
             .members
             .values()
-            .any(|member| member.has_address() && !member.probed)
+            .any(|member| member.has_address() && member.probes == ProbeHistory::Unprobed)
         {
             return None;
         }
@@ -196,7 +196,7 @@ impl State {
             NoLeader::StandbyCluster(name.clone())
         } else if let Some(full) = self.named_full() {
             full
-        } else if member.probed && !member.health.up {
+        } else if member.probes != ProbeHistory::Unprobed && !member.health.up {
             NoLeader::NotReachable(name.clone())
         } else {
             NoLeader::NotWritable(name.clone())
@@ -229,7 +229,7 @@ impl State {
         if self
             .members
             .values()
-            .any(|member| member.has_address() && !member.probed)
+            .any(|member| member.has_address() && member.probes == ProbeHistory::Unprobed)
         {
             return Err(NoLeader::NotYetKnown);
         }
