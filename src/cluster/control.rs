@@ -25,7 +25,8 @@ use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
 use super::{ClusterError, Reporting};
 use crate::config::{self, Source};
 
-/// How often time alone is looked at.
+/// How often the state is compared with the time. Many ages and deadlines depend on it (answers, probes, lag, windows of
+/// fast polling), and none needs more precision: one tick costs less than a timer for each.
 const TICK: Duration = Duration::from_millis(250);
 /// Observations that wait to be folded in; a prober waits for its turn.
 const MAX_OBSERVATIONS: usize = 256;

@@ -1,16 +1,12 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use crate::tls::HelloStream;
-
-/// Between two looks at a client that has sent something too early.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// TLS with a client, over `S`.
 pub type ClientTlsStream<S> = TlsStream<HelloStream<S>>;
@@ -60,20 +56,16 @@ impl ClientStream {
         }
     }
 
-    /// Returns once the client has closed its side, a moment late if it has sent something before. Reads nothing, so
-    /// nothing is lost. Cancel safe.
+    /// Returns once the client has closed its side, also where it has sent something before. Reads nothing, so nothing is
+    /// lost. Cancel safe.
     pub async fn hung_up(&self) {
-        loop {
-            let ready = match self {
-                Self::Plain(stream) => stream.ready(Interest::READABLE).await,
-                Self::Tls(stream) => stream.get_ref().0.get_ref().ready(Interest::READABLE).await,
-                Self::Unix(stream) => stream.ready(Interest::READABLE).await,
-            };
-            match ready {
-                Ok(ready) if !ready.is_read_closed() => tokio::time::sleep(LOOK).await,
-                Ok(_) | Err(_) => return,
-            }
-        }
+        // Urgent data is not registered for, so what satisfies this interest is the end of the stream only.
+        let end = Interest::PRIORITY;
+        let _ = match self {
+            Self::Plain(stream) => stream.ready(end).await,
+            Self::Tls(stream) => stream.get_ref().0.get_ref().ready(end).await,
+            Self::Unix(stream) => stream.ready(end).await,
+        };
     }
 
     /// Protocol and cipher of the TLS session, for the log.
@@ -122,5 +114,48 @@ impl AsyncWrite for ClientStream {
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A client that sends something and stays is not gone; it is noticed when it leaves, and its bytes are still there.
+    async fn leaves(mut stream: ClientStream, mut client: impl AsyncWrite + Unpin) {
+        client.write_all(b"early").await.unwrap();
+        assert!(
+            timeout(Duration::from_millis(50), stream.hung_up())
+                .await
+                .is_err(),
+            "it is there"
+        );
+        {
+            let mut waiting = std::pin::pin!(stream.hung_up());
+            assert!(waiting.as_mut().now_or_never().is_none(), "it waits for an event");
+            drop(client);
+            timeout(Duration::from_secs(20), waiting).await.unwrap();
+        }
+        let mut early = [0; 2];
+        stream.read_exact(&mut early).await.unwrap();
+        assert_eq!(&early, b"ea");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_something_early_is_noticed_when_it_leaves() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        leaves(ClientStream::Plain(stream), client).await;
+        let (stream, client) = UnixStream::pair().unwrap();
+        leaves(ClientStream::Unix(stream), client).await;
     }
 }

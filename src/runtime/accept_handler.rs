@@ -16,7 +16,8 @@ use crate::session::close;
 use crate::session::life;
 use crate::session::listener_settings::ListenerSettings;
 
-/// Takes what a listener accepts to a worker. The gate is read per accept: another one may be put in its place.
+/// Gives the connections of a listener to the workers. It reads the settings for each connection, since a reload may
+/// replace them.
 pub(super) struct AcceptHandler {
     settings: ArcSwap<ListenerSettings>,
     shared: Arc<Shared>,
@@ -92,7 +93,7 @@ impl OnAccept for Arc<AcceptHandler> {
 
     fn no_descriptor(&self, socket: ClientSocket) {
         self.shared.refused(RefuseReason::NoDescriptor);
-        tell(
+        send(
             &socket,
             &close::too_many(
                 "the router has no file descriptor left",
@@ -105,17 +106,18 @@ impl OnAccept for Arc<AcceptHandler> {
 fn refuse(shared: &Shared, socket: &ClientSocket, full: Full) {
     shared.refused(client_origin::reason(full));
     let (text, hint) = login_throttle::too_many(full);
-    tell(socket, &close::too_many(text, hint));
+    send(socket, &close::too_many(text, hint));
 }
 
-/// Last words at the accept loop: as much as the socket takes at once, which for a new one is everything.
-fn tell(socket: &ClientSocket, words: &[u8]) {
+/// Sends a client its last message from the accept loop: as much as the socket takes at once, which is everything for a
+/// new one.
+fn send(socket: &ClientSocket, message: &[u8]) {
     let _ = match socket {
         ClientSocket::Tcp(socket) => socket
             .set_nonblocking(true)
-            .and_then(|()| (&*socket).write(words)),
+            .and_then(|()| (&*socket).write(message)),
         ClientSocket::Unix(socket) => socket
             .set_nonblocking(true)
-            .and_then(|()| (&*socket).write(words)),
+            .and_then(|()| (&*socket).write(message)),
     };
 }

@@ -5,10 +5,10 @@ use listenfd::ListenFd;
 
 use crate::listen::{BoundPlace, Inheritance, Inherited};
 
-/// Every socket that was passed to this process; none where nobody did. The files of Unix sockets are systemd's.
+/// Every socket that was passed to this process. The files of Unix sockets stay systemd's.
 ///
 /// # Errors
-/// One of them is nothing that can be listened on.
+/// The router cannot listen on one of them.
 pub(super) fn sockets() -> anyhow::Result<Inheritance> {
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
@@ -16,11 +16,11 @@ pub(super) fn sockets() -> anyhow::Result<Inheritance> {
         let number = index + 3;
         let socket = match passed.take_tcp_listener(index) {
             Ok(Some(listener)) => listener.into(),
-            Ok(None) => bail!("descriptor {number} from systemd is not there"),
+            Ok(None) => bail!("descriptor {number} from systemd is missing"),
             Err(_not_tcp) => match passed.take_unix_listener(index) {
                 Ok(Some(listener)) => listener.into(),
                 _ => {
-                    bail!("descriptor {number} from systemd is neither a TCP nor a Unix socket that listens")
+                    bail!("descriptor {number} from systemd is not a listening TCP or Unix socket")
                 }
             },
         };

@@ -1,5 +1,5 @@
-//! The control socket: a process of the same user, or root's, asks for something by a line, and gets one line of JSON;
-//! or is another router that takes this one's place.
+//! The control socket. A process of the same user or of root sends a request, one line, and gets one line of JSON; or it
+//! is a new process of this router, which takes over.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -17,20 +17,20 @@ use crate::admin::ReloadAnswer;
 use crate::config::BindAddress;
 use crate::listen::{ClientSocket, Connection, OnAccept, PeerAddress};
 
-/// For a request to come whole, and for its answer to be taken.
+/// Time for a request to arrive, and for its answer to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Conversations at once.
 const MOST: usize = 8;
-/// The request for a reload, a line.
+/// The request for a reload.
 pub(crate) const RELOAD: &str = "reload\n";
-/// The request for a new process in the place of this one.
+/// The request for a new process that replaces this one.
 pub(crate) const UPGRADE: &str = "upgrade\n";
-/// From a process that is to take the place of this one.
+/// The request of a new process that replaces this one.
 pub(super) const HANDOVER: &str = "handover\n";
-/// As long as the longest request.
+/// The length of the longest request.
 const MOST_ASKED: usize = HANDOVER.len();
 
-/// What the control thread is asked to do, one at a time. The answer comes once it is done.
+/// A request to the control thread, which carries out one at a time and answers at the end.
 #[derive(Debug)]
 pub(super) enum ControlRequest {
     Reload(oneshot::Sender<ReloadAnswer>),
@@ -38,22 +38,22 @@ pub(super) enum ControlRequest {
     HandOver(tokio::net::UnixStream),
 }
 
-/// Asks the control thread. Cheap to clone.
+/// Sends requests to the control thread. Cheap to clone.
 pub(super) type Requests = mpsc::Sender<ControlRequest>;
 
-/// What came of an upgrade, for who asked for it.
+/// The outcome of an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UpgradeAnswer {
     /// The process that serves now; `None`: the old one does.
     pub(crate) process_id: Option<u32>,
-    /// Of the program that this process is; empty where there is none.
+    /// The version of that process; empty where there is none.
     pub(crate) release: String,
-    /// The process that was asked, which finishes its sessions if it has been replaced.
+    /// The process that got the request. It finishes its sessions if it has been replaced.
     pub(crate) old_process_id: u32,
     pub(crate) old_release: String,
-    /// How many those are.
+    /// The number of those sessions.
     pub(crate) sessions: usize,
-    /// Why not, a sentence each.
+    /// Why the upgrade failed, a sentence each.
     pub(crate) faults: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ pub(super) fn address(path: &Path) -> BindAddress {
     }
 }
 
-/// Serves those who connect.
+/// Serves the clients of the control socket.
 pub(super) struct Desk {
     pub(super) requests: Requests,
     pub(super) tracker: TaskTracker,
@@ -94,19 +94,19 @@ impl OnAccept for Desk {
         };
         let ours = nix::unistd::geteuid().as_raw();
         if peer.uid != ours && peer.uid != 0 {
-            warn!(uid = peer.uid, "the control socket is not for this user");
+            warn!(uid = peer.uid, "the control socket does not serve this user");
             return;
         }
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             warn!(
                 most = MOST,
-                "too many ask over the control socket at once; one is not heard"
+                "the control socket serves too many requests at once; one was refused"
             );
             return;
         };
         let requests = self.requests.clone();
         self.tracker.spawn(async move {
-            // Whoever asked may be gone before it is answered.
+            // The client may be gone before its answer is there.
             let _gone = converse(socket, requests).await;
             drop(permit);
         });
@@ -127,7 +127,7 @@ async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()>
             ask(&mut socket, &requests, ControlRequest::Upgrade(answer), answered).await
         }
         asked if asked == HANDOVER.as_bytes() => {
-            // Where nobody takes it the process is ending, and the other one hears the socket close.
+            // If the control thread takes no requests any more, the process is ending, and the socket closes.
             let _ = requests.send(ControlRequest::HandOver(socket)).await;
             Ok(())
         }
@@ -135,7 +135,7 @@ async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()>
     }
 }
 
-/// What is asked, with its newline; not a byte more.
+/// The request with its newline, and no byte after it.
 async fn line(socket: &mut tokio::net::UnixStream) -> std::io::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(MOST_ASKED);
     while line.len() < MOST_ASKED && !line.ends_with(b"\n") {

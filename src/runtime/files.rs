@@ -1,5 +1,5 @@
-//! Files that are read while the router serves: a file system that does not answer (NFS without its server) is given up
-//! on, and holds one thread at most.
+//! Files that are read while the router serves. The router stops waiting for a file system that does not answer (NFS
+//! without its server); it holds one thread at most.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,23 +11,23 @@ use tokio::time::timeout;
 /// Why nothing was read. `Display` is a sentence for the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unread {
-    #[error("the files were not read within {} s; look at the file systems they are on", .0.as_secs())]
+    #[error("the files were not read within {} s; check the file systems they are on", .0.as_secs())]
     Late(Duration),
     #[error("the files are not read: an earlier attempt still waits for their file system")]
     Hangs,
-    #[error("the files were not read: a fault of this program, which its log has")]
+    #[error("the files were not read because of an error in the router; see its log")]
     Panicked,
 }
 
-/// Reads one thing at a time, off the thread that asks.
+/// Reads one thing at a time, on another thread.
 #[derive(Debug, Default)]
 pub(super) struct FileReader {
-    /// What was given up on, and may never end.
+    /// A read that took too long. It may never end.
     late: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl FileReader {
-    /// What `read` comes to, within `limit`.
+    /// The result of `read`, within `limit`.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -39,7 +39,7 @@ impl FileReader {
         }
         let (give, given) = oneshot::channel();
         let reading = spawn_blocking(move || {
-            // Whoever asked may have given up.
+            // The caller may have stopped waiting.
             let _ = give.send(read());
         });
         match timeout(limit, given).await {

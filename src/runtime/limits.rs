@@ -4,10 +4,10 @@ use tracing::{info, warn};
 
 use crate::config::Limits;
 
-/// Descriptors beside those of sessions: listeners, runtimes, pools, HTTP, log, some air.
+/// Descriptors beside those of sessions: listeners, runtimes, pools, HTTP, log, and some to spare.
 const RESERVE: u64 = 256;
 
-/// Raises the soft limit as far as it goes, and says so if that is too low for what is configured.
+/// Raises the soft limit as far as possible, and logs whether that is too low for the configuration.
 pub(super) fn raise_open_files(limits: &Limits) {
     let raised = rlimit::increase_nofile_limit(u64::MAX);
     let limit = match raised {
@@ -34,7 +34,7 @@ pub(super) fn raise_open_files(limits: &Limits) {
     }
 }
 
-/// Two descriptors a session, one for each pending login, and as many for logins that wait after failed ones.
+/// Two descriptors for each session, one for each pending login, and as many for logins that wait after failed ones.
 fn needed(limits: &Limits) -> u64 {
     (u64::from(limits.max_clients) + u64::from(limits.max_pending_logins)) * 2 + RESERVE
 }

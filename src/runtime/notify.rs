@@ -1,4 +1,4 @@
-//! Tells the service manager where the process is in its life: systemd's `sd_notify` protocol, one datagram each.
+//! Notifies the service manager of the state of the process: systemd's `sd_notify` protocol, one datagram each.
 
 use std::ffi::OsStr;
 use std::io;
@@ -8,15 +8,13 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::warn;
 
-/// For the service manager to take what it must know.
+/// Time for a busy service manager to take a datagram that it must get.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two attempts.
-const AGAIN: Duration = Duration::from_millis(10);
 
-/// Where nobody wants to know, nothing is told.
+/// Without `NOTIFY_SOCKET` it does nothing.
 #[derive(Debug)]
 pub(super) struct Notifier(Option<(UnixDatagram, SocketAddr)>);
 
@@ -29,61 +27,60 @@ impl Notifier {
         match open(name) {
             Ok(open) => Self(Some(open)),
             Err(error) => {
-                warn!(%error, "NOTIFY_SOCKET cannot be used: the service manager is told nothing");
+                warn!(%error, "NOTIFY_SOCKET cannot be used: the service manager is not notified");
                 Self(None)
             }
         }
     }
 
-    /// It serves, by the configuration that was asked for or by the one before.
+    /// The process serves, with the new configuration or the old one.
     pub(super) fn ready(&self) {
-        self.tell("READY=1");
+        self.send("READY=1");
     }
 
-    /// Until it says [`Self::ready`] again.
+    /// The process reloads until [`Self::ready`].
     pub(super) fn reloading(&self) {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
         let microseconds = now.map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000);
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// Which process is the one to watch, and to be listened to. A service manager that is busy is waited for.
+    /// Names the process that the service manager is to watch. Waits for a busy service manager.
     ///
     /// # Errors
-    /// It does not know.
+    /// The service manager does not have the datagram.
     pub(super) async fn main_process(&self, process_id: u32) -> io::Result<()> {
-        let Some((socket, address)) = &self.0 else {
+        let Some((_, address)) = &self.0 else {
             return Ok(());
         };
         let state = format!("MAINPID={process_id}");
-        let telling = async {
-            loop {
-                match socket.send_to_addr(state.as_bytes(), address) {
-                    Ok(_) => return Ok(()),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(AGAIN).await,
-                    Err(error) => return Err(error),
-                }
-            }
+        let sending = async {
+            // Only a connected socket is woken when the service manager has taken datagrams off its queue.
+            let socket = UnixDatagram::unbound()?;
+            socket.set_nonblocking(true)?;
+            socket.connect_addr(address)?;
+            let socket = tokio::net::UnixDatagram::from_std(socket)?;
+            socket.send(state.as_bytes()).await.map(drop)
         };
-        timeout(PATIENCE, telling)
+        timeout(PATIENCE, sending)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     pub(super) fn stopping(&self) {
-        self.tell("STOPPING=1");
+        self.send("STOPPING=1");
     }
 
-    /// It ends, which may take as long as that: longer than the service manager would wait, perhaps.
+    /// The process ends within `time`, which may be longer than the service manager would wait otherwise.
     pub(super) fn stopping_within(&self, time: Duration) {
-        self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", time.as_micros()));
+        self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", time.as_micros()));
     }
 
-    fn tell(&self, state: &str) {
+    fn send(&self, state: &str) {
         if let Some((socket, address)) = &self.0
             && let Err(error) = socket.send_to_addr(state.as_bytes(), address)
         {
-            warn!(%error, "the service manager could not be told");
+            warn!(%error, "the service manager could not be notified");
         }
     }
 }
@@ -94,7 +91,32 @@ fn open(name: &[u8]) -> io::Result<(UnixDatagram, SocketAddr)> {
         None => SocketAddr::from_pathname(OsStr::from_bytes(name))?,
     };
     let socket = UnixDatagram::unbound()?;
-    // The service manager may be stuck; we are not, for its sake.
+    // A service manager that is stuck does not delay the router.
     socket.set_nonblocking(true)?;
     Ok((socket, address))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_busy_service_manager_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let filling = UnixDatagram::unbound().unwrap();
+        filling.set_nonblocking(true).unwrap();
+        while filling.send_to(b"full", &path).is_ok() {}
+        let notifier = Notifier::new(Some(path.as_os_str()));
+        let mut sending = std::pin::pin!(notifier.main_process(7));
+        let early = timeout(Duration::from_millis(20), &mut sending).await;
+        assert!(early.is_err(), "there is no room for it");
+        let mut heard = [0; 64];
+        while manager.set_nonblocking(true).is_ok() && manager.recv(&mut heard).is_ok() {}
+        sending.await.unwrap();
+        let length = manager.recv(&mut heard).unwrap();
+        assert_eq!(&heard[..length], b"MAINPID=7");
+    }
 }

@@ -1,4 +1,5 @@
-//! Another process, by a descriptor: its number may be another one's once it has ended, the descriptor never is.
+//! Another process, by a descriptor. The kernel gives the number of an ended process to a new one; the descriptor always
+//! means the same process.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,14 +15,14 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// To be called on a runtime, while it is certain that the number is that process's.
+    /// Call this on a runtime, while the number certainly belongs to that process.
     ///
     /// # Errors
-    /// It has ended and is forgotten; there is no descriptor left.
+    /// The process has ended and was reaped; there is no descriptor left.
     pub(super) fn open(id: u32) -> io::Result<Self> {
         let number = Pid::from_raw(id.cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
         let descriptor = pidfd_open(number, PidfdFlags::empty())?;
-        // What replaces it is `unsafe`, for the sake of other types than an owned descriptor.
+        // Its replacement is `unsafe`, because it also takes types other than an owned descriptor.
         #[expect(deprecated, reason = "sound with an owned descriptor")]
         let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
         Ok(Self { id, descriptor })
@@ -31,18 +32,18 @@ impl Process {
         self.id
     }
 
-    /// Until it has ended. Cancel safe.
+    /// Waits until it has ended. Cancel safe.
     pub(super) async fn ended(&self) {
         // It fails only where the runtime is ending.
         let _ = self.descriptor.readable().await;
     }
 
     pub(super) fn kill(&self) {
-        // It has ended, or is another user's.
+        // It has ended, or belongs to another user.
         let _ = pidfd_send_signal(&self.descriptor, Signal::KILL);
     }
 
-    /// Has it read its configuration again.
+    /// Makes it read its configuration again.
     pub(super) fn hang_up(&self) -> io::Result<()> {
         Ok(pidfd_send_signal(&self.descriptor, Signal::HUP)?)
     }

@@ -1,8 +1,8 @@
-//! The state file: what operators have set for members, over a restart.
+//! The state file keeps the operators' settings for members over a restart.
 //!
-//! Guarantees: the file is whole, the old one or the new one (written beside it, flushed, renamed); what cannot be
-//! read or written is told and never stops the router; nothing waits for it. Members and clusters that are not there
-//! are kept.
+//! Guarantees: the file is complete, the old one or the new one (written beside it, flushed, renamed). A file that cannot
+//! be read or written is logged and never stops the router; nothing waits for it. Settings for members and clusters that
+//! are absent are kept.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,29 +22,29 @@ use crate::cluster::snapshot::AdminState;
 use crate::config::{MOST_WEIGHT, beside, replace_file};
 
 const VERSION: u64 = 1;
-/// Far more than operators set.
+/// Far more than operators need.
 const MAX_FILE: u64 = 1024 * 1024;
-/// After a write that failed.
+/// Time between a failed write and the next attempt.
 const RETRY: Duration = Duration::from_secs(30);
-/// A write that takes longer is told of.
+/// A write that takes longer is logged.
 const SLOW: Duration = Duration::from_secs(10);
 
-/// What was set, by cluster and member; what is not in here is at its default.
+/// The operators' settings, by cluster and member. Members that are absent here have the defaults.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct AdminOverrides(pub(super) BTreeMap<String, MemberOverrides>);
 
-/// Of one cluster, by member.
+/// The settings of one cluster, by member.
 pub(super) type MemberOverrides = BTreeMap<String, AdminOverride>;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct AdminOverride {
     pub(super) admin: AdminState,
-    /// In place of the configured one.
+    /// Replaces the configured one.
     pub(super) weight: Option<u16>,
 }
 
 impl AdminOverrides {
-    /// Changes one member's; at its defaults it is forgotten.
+    /// Changes the settings of one member. A member with the defaults is removed.
     pub(super) fn change(&mut self, cluster: &str, member: &str, change: impl FnOnce(&mut AdminOverride)) {
         let members = self.0.entry(cluster.to_owned()).or_default();
         let overrides = members.entry(member.to_owned()).or_default();
@@ -81,14 +81,14 @@ fn ready() -> String {
     AdminState::Ready.to_string()
 }
 
-/// Why the file is of no use.
+/// Why the file cannot be used. `Display` follows "the state file".
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StateFileError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
     #[error("is larger than {} KiB", MAX_FILE / 1024)]
     TooLarge,
-    #[error("is no state file: {0}")]
+    #[error("is not a state file: {0}")]
     Json(#[from] serde_json::Error),
     #[error("is of version {0}, and this router knows version {VERSION}")]
     Version(u64),
@@ -98,7 +98,7 @@ pub(super) enum StateFileError {
     Weight { member: String, weight: u16 },
 }
 
-/// Reads the file at the start. One that is not there is empty; a broken one is told of, set aside and ignored.
+/// Reads the file at the start. A missing file counts as an empty one. A broken one is logged, renamed and ignored.
 pub(super) fn load(path: &Path) -> AdminOverrides {
     match read(path) {
         Ok(overrides) => {
@@ -106,7 +106,7 @@ pub(super) fn load(path: &Path) -> AdminOverrides {
                 for (member, AdminOverride { admin, weight }) in members {
                     let weight =
                         weight.map_or_else(|| "as configured".to_owned(), |weight| weight.to_string());
-                    info!(%cluster, %member, state = %admin, %weight, "administrative state as before the restart");
+                    info!(%cluster, %member, state = %admin, %weight, "the administrative state is as before the restart");
                 }
             }
             overrides
@@ -115,16 +115,16 @@ pub(super) fn load(path: &Path) -> AdminOverrides {
             let aside = beside(path, "broken");
             let what = match fs::rename(path, &aside) {
                 Ok(()) => format!("set aside as {}", aside.display()),
-                Err(error) => format!("it cannot be set aside: {error}"),
+                Err(error) => format!("it cannot be renamed: {error}"),
             };
-            warn!(file = %path.display(), "the state file {error}; every member is ready, and has its configured weight ({what})");
+            warn!(file = %path.display(), "the state file {error}; every member is ready and has its configured weight ({what})");
             AdminOverrides::default()
         }
     }
 }
 
 fn read(path: &Path) -> Result<AdminOverrides, StateFileError> {
-    // Before it is opened: to open a named pipe would wait.
+    // Checked before it is opened: opening a named pipe would wait.
     match fs::metadata(path) {
         Ok(found) if found.is_file() => {}
         Ok(_) => return Err(io::Error::other("it is not a regular file").into()),
@@ -141,7 +141,7 @@ fn read(path: &Path) -> Result<AdminOverrides, StateFileError> {
 }
 
 pub(super) fn parse(text: &[u8]) -> Result<AdminOverrides, StateFileError> {
-    // Another version may look different otherwise.
+    // The rest of another version may look different.
     let value: serde_json::Value = serde_json::from_slice(text)?;
     match value.get("version").and_then(serde_json::Value::as_u64) {
         Some(VERSION) | None => {}
@@ -210,16 +210,16 @@ pub(super) async fn keep(
         let written = match timeout(SLOW, &mut writing).await {
             Ok(written) => written,
             Err(_elapsed) => {
-                warn!(file = %path.display(), "the state file is still being written; look at its file system");
+                warn!(file = %path.display(), "the state file is still being written; check its file system");
                 writing.await
             }
         };
         let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
         let failed = written.is_err();
         match written {
-            Ok(()) if failing => info!(file = %path.display(), "the state file can be written again"),
+            Ok(()) if failing => info!(file = %path.display(), "the router can write the state file again"),
             Err(error) if !failing => {
-                warn!(file = %path.display(), %error, "the state file cannot be written: what is set does not outlive a restart");
+                warn!(file = %path.display(), %error, "the router cannot write the state file: settings for members are lost at a restart");
             }
             Ok(()) | Err(_) => {}
         }
@@ -230,7 +230,7 @@ pub(super) async fn keep(
     }
 }
 
-/// Until there is something new, or it is time to try again.
+/// Waits until there is a change, or until it is time to try again.
 async fn wait(
     changes: &mut watch::Receiver<Arc<AdminOverrides>>,
     failing: bool,

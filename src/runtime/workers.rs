@@ -1,5 +1,5 @@
-//! Worker threads: each has a runtime of its own, and sessions stay on the worker they were handed to. No session
-//! ever wakes another thread, and no buffer is shared between them.
+//! Worker threads. Each has a separate runtime, and a session stays on the worker that got it. No session wakes another
+//! thread, and threads share no buffer.
 
 use std::io;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Counts a task on a worker for as long as it lives.
+/// Counts a task on a worker while the task lives.
 struct Busy(Arc<AtomicUsize>);
 
 impl Drop for Busy {
@@ -55,7 +55,7 @@ impl Workers {
         self.threads.len()
     }
 
-    /// Runs a task on the worker that has the fewest.
+    /// Runs a task on the worker that has the fewest tasks.
     pub(super) fn spawn<F, T>(&self, task: F)
     where
         F: FnOnce(Arc<WorkerBuffer>) -> T,
@@ -80,13 +80,13 @@ impl Workers {
         );
     }
 
-    /// Waits until no task is left.
+    /// Waits until every task has ended.
     pub(super) async fn idle(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
 
-    /// Ends the threads; what still runs on them is dropped.
+    /// Ends the threads and drops the tasks that are left.
     pub(super) fn stop(mut self) {
         self.stop.cancel();
         for worker in &mut self.threads {
@@ -106,7 +106,7 @@ impl Worker {
             .name(format!("worker-{number}"))
             .spawn(move || {
                 runtime.block_on(stop.cancelled());
-                // Not by dropping it, which waits for the name service and whatever else blocks a thread.
+                // Dropping the runtime would wait for the name service and everything else that blocks a thread.
                 runtime.shutdown_background();
             })?;
         Ok(Self {
