@@ -406,7 +406,7 @@ fn what_is_not_known_is_said() {
     let notes = notes.join("\n");
     for expected in [
         "f:1: listen: current versions of HAProxy do not read an address",
-        "f:6: frobnicate: is not known here",
+        "f:6: frobnicate: is unknown to the importer",
         "f:7: timeout connect: is not a time",
         "f:9: server b … wibble: there is no such setting",
         "f:10: server c: its address is not a supported host and port",
