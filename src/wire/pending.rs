@@ -300,16 +300,26 @@ impl PendingReplies {
     /// Notices, changes of parameters and notifications are always the client's: they may come at any time, and nothing in
     /// them says which request they belong to, if any. A FATAL error belongs to the owner of the request under way, and
     /// to the client where there is none.
+    #[inline]
     pub fn server(&mut self, event: &ServerEvent<'_>) -> Owner {
+        // Nearly everything is the client's: one comparison, and nothing else depends on the owner.
+        if self.current.owner == Owner::Client {
+            self.server_says::<true>(event)
+        } else {
+            self.server_says::<false>(event)
+        }
+    }
+
+    #[inline]
+    fn server_says<const IS_CLIENT: bool>(&mut self, event: &ServerEvent<'_>) -> Owner {
         let was_streaming = self.copy == CopyMode::Both;
         self.stream_ended &= matches!(event, ServerEvent::Notice(_) | ServerEvent::Parameter { .. });
-        let Run { kind, owner, .. } = self.current;
-        let is_client = owner == Owner::Client;
+        let kind = self.current.kind;
         match *event {
             ServerEvent::ReadyForQuery(status) => return self.ready(status),
             ServerEvent::CommandComplete(_) => {
-                self.worked |= is_client;
-                self.executed |= is_client && kind == RequestKind::Extended;
+                self.worked |= IS_CLIENT;
+                self.executed |= IS_CLIENT && kind == RequestKind::Extended;
                 if matches!(self.copy, CopyMode::In { ended: false }) {
                     self.lost = true;
                 }
@@ -319,8 +329,8 @@ impl PendingReplies {
             // The rows of a Query: nothing is done yet.
             ServerEvent::Answer(b'T') if kind == RequestKind::Query => self.answered(),
             ServerEvent::Answer(tag) => {
-                self.worked |= is_client && matches!(tag, b'V' | b's');
-                self.executed |= is_client && kind == RequestKind::Extended && matches!(tag, b'I' | b's');
+                self.worked |= IS_CLIENT && matches!(tag, b'V' | b's');
+                self.executed |= IS_CLIENT && kind == RequestKind::Extended && matches!(tag, b'I' | b's');
                 self.completed();
             }
             ServerEvent::CopyIn => self.copy_in(),
@@ -333,7 +343,7 @@ impl PendingReplies {
             | ServerEvent::Key { .. }
             | ServerEvent::Notification => return Owner::Client,
         }
-        owner
+        if IS_CLIENT { Owner::Client } else { Owner::Router }
     }
 
     fn request(&mut self, kind: RequestKind, owner: Owner) -> Result<(), PendingError> {
