@@ -25,5 +25,5 @@ pub use console::Console;
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub use http::{AdminError, AdminThread, prepare};
 pub use metrics::Metrics;
-pub use operations::{Change, Ending, Operations, ReloadAnswer};
+pub use operations::{Change, Ending, Gathered, Operations, ReloadAnswer};
 pub use views::{Activity, ClusterSummary, EventView, MemberView, RouterView, SessionView};

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -11,33 +12,70 @@ use super::views::SessionView;
 use crate::cluster::Busy;
 use crate::cluster::snapshot::{AdminState, MemberName};
 
-/// Sessions and members, as an operator handles them. Everything returns at once.
-pub trait Operations: fmt::Debug + Send + Sync {
-    /// Every session there is now, by number.
-    fn sessions(&self) -> Vec<SessionView>;
+/// An answer of all processes of this router: after an upgrade there are several, as long as earlier ones have sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gathered<T> {
+    /// What the processes that answered say.
+    pub value: T,
+    /// A sentence for each process that did not answer: the value is without it.
+    pub missing: Vec<String>,
+}
 
-    /// Sessions on a member, those connecting included.
+impl<T> Gathered<T> {
+    /// Every process answered.
+    pub fn whole(value: T) -> Self {
+        Self {
+            value,
+            missing: Vec::new(),
+        }
+    }
+}
+
+/// Sessions and members, as an operator handles them. Futures are ready after a few seconds at most: that is the time that
+/// another process has for its answer. Everything else returns at once.
+pub trait Operations: fmt::Debug + Send + Sync {
+    /// Asks the other processes for their counts, for [`Self::session_count`], [`Self::sessions_on`] and the metrics. Returns
+    /// a sentence for each process that did not answer.
+    fn refresh(&self) -> BoxFuture<'_, Vec<String>>;
+
+    /// Every session there is now, by number.
+    fn sessions(&self) -> BoxFuture<'_, Gathered<Vec<SessionView>>>;
+
+    /// How many sessions there are, by the last [`Self::refresh`].
+    fn session_count(&self) -> usize;
+
+    /// Sessions on a member, those connecting included, by the last [`Self::refresh`].
     fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize;
 
-    /// Ends one session; `None`: there is none of this number.
-    fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView>;
+    /// Ends one session; `None`: there is none of this number in the processes that answered.
+    fn end_session(&self, id: u64, ending: Ending) -> BoxFuture<'_, Gathered<Option<SessionView>>>;
 
-    /// Ends the sessions on a member and says how many there are.
-    fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize;
+    /// Ends the sessions on a member, and returns how many there are.
+    fn end_sessions_on<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+        ending: Ending,
+    ) -> BoxFuture<'a, Gathered<usize>>;
 
     /// Whether something was set for this member and kept, though it may not be there now.
     fn has_kept(&self, cluster: &str, member: &MemberName) -> bool;
 
-    /// Changes how a member is used; it is seen in a snapshot soon.
-    fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy>;
+    /// Changes how a member is used; it is seen in a snapshot soon. `Err`: nothing was changed.
+    fn administer<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+        change: Change,
+    ) -> BoxFuture<'a, Result<Gathered<()>, Busy>>;
 
-    /// Drains the router, or takes that back: it serves as ever, and says whether it is ready.
+    /// Drains the router, or reverses that: it serves as before, and reports whether it is ready.
     fn drain_router(&self, is_drained: bool) -> Result<(), Busy>;
 
-    /// The cluster may be another one from now on: its system identifier is learned anew.
+    /// The cluster may be another one from now on: its system identifier is learned again.
     fn forget_identity(&self, cluster: &str) -> Result<(), Busy>;
 
-    /// Has the configuration read again; it goes on if nobody waits for the answer, which does not come while ending.
+    /// Reads the configuration again; it goes on if nobody waits for the answer, which does not come while ending.
     fn reload(&self) -> oneshot::Receiver<ReloadAnswer>;
 }
 

@@ -305,7 +305,7 @@ impl fmt::Display for Activity {
 /// One session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionView {
-    /// Unique in this process.
+    /// Unique in all processes of this router.
     pub id: u64,
     /// Address and port, or `[local]`.
     pub client: String,
@@ -326,6 +326,9 @@ pub struct SessionView {
     pub tls: Option<String>,
     /// Why it is about to end.
     pub ending: Option<String>,
+    /// The process of this router that has the session; 0 if the router does not say.
+    #[serde(default)]
+    pub router_process_id: u32,
 }
 
 /// Something that happened.

@@ -355,9 +355,9 @@ fn member_table(members: &[MemberView]) -> String {
 fn session_table(sessions: &[SessionView]) -> String {
     let mut table = Table::new(&[
         "ID", "CLIENT", "USER", "DATABASE", "ROUTE", "MEMBER", "PID", "STATE", "AGE", "XACTS", "IN", "OUT",
-        "TLS",
+        "TLS", "PROCESS",
     ])
-    .right(&["ID", "PID", "AGE", "XACTS", "IN", "OUT"]);
+    .right(&["ID", "PID", "AGE", "XACTS", "IN", "OUT", "PROCESS"]);
     for session in sessions {
         table.row(vec![
             session.id.to_string(),
@@ -376,6 +376,7 @@ fn session_table(sessions: &[SessionView]) -> String {
             bytes(session.bytes_up),
             bytes(session.bytes_down),
             optional(session.tls.as_ref()),
+            optional((session.router_process_id > 0).then_some(session.router_process_id)),
         ]);
     }
     table.text()

@@ -17,6 +17,8 @@ use crate::config::{self, BindAddress, Config, Secret};
 use crate::tls::{self, Authorities, NameCheck, ServerVerifier, signature};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Processes of the router that did not answer: see docs/http.md.
+const INCOMPLETE: &str = "x-trunkline-incomplete";
 /// An answer; a session takes a few hundred bytes.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
 
@@ -148,9 +150,10 @@ impl Router {
             request = request.body(body.to_string());
         }
         let runtime = self.runtime.as_ref().ok_or("the router was already closed")?;
-        let (status, text) = runtime
+        let (status, text, incomplete) = runtime
             .block_on(async {
                 let mut response = request.send().await?;
+                let incomplete = response.headers().get(INCOMPLETE).cloned();
                 let mut text = Vec::new();
                 while let Some(chunk) = response.chunk().await? {
                     text.extend_from_slice(&chunk);
@@ -158,7 +161,7 @@ impl Router {
                         break;
                     }
                 }
-                Ok((response.status(), text))
+                Ok((response.status(), text, incomplete))
             })
             .map_err(|error: reqwest::Error| match tls::among_causes(&error) {
                 Some(reason) => format!("TLS with {} failed: {reason}", self.base),
@@ -168,6 +171,11 @@ impl Router {
                 None => no_http(&self.base, &causes(&error)),
             })?;
         let value = serde_json::from_slice::<Value>(&text);
+        if let Some(incomplete) = incomplete.as_ref().and_then(|text| text.to_str().ok())
+            && status.is_success()
+        {
+            warn_of(incomplete);
+        }
         match (status, value) {
             (StatusCode::OK, Ok(value)) => Ok(value),
             (StatusCode::ACCEPTED, _) => Err(
@@ -184,6 +192,11 @@ impl Router {
             (status, _) => Err(format!("{} answers {status}, unlike a router", self.base)),
         }
     }
+}
+
+#[expect(clippy::print_stderr, reason = "for the person who runs the command")]
+fn warn_of(incomplete: &str) {
+    eprintln!("not complete: earlier processes of the router did not take part: {incomplete}");
 }
 
 /// `127.0.0.1:6434` would be a host to some and a scheme to others.

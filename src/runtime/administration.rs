@@ -15,8 +15,9 @@ use tokio_util::task::TaskTracker;
 
 use super::control::{ControlRequest, Requests};
 use super::handover::PATIENCE;
+use super::processes::NotFollowed;
 use super::state_file::{self, AdminOverrides, MemberOverrides};
-use crate::admin::{Activity, Change, Ending, Operations, Readiness, ReloadAnswer, SessionView};
+use crate::admin::{Activity, Change, Ending, Readiness, ReloadAnswer, SessionView};
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::cluster::{Busy, ClusterHandle, PreparedCluster};
 use crate::session::end::{Order, Reason};
@@ -220,24 +221,38 @@ impl Administration {
     }
 }
 
-impl Operations for Administration {
-    fn sessions(&self) -> Vec<SessionView> {
+/// What operators do in this process. Everything returns at once.
+impl Administration {
+    /// Every session of this process, by number.
+    pub(super) fn sessions(&self) -> Vec<SessionView> {
         let mut all: Vec<SessionView> = self.registry.sessions().iter().map(|entry| view(entry)).collect();
         all.sort_unstable_by_key(|session| session.id);
         all
     }
 
-    fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize {
+    pub(super) fn session_count(&self) -> usize {
+        self.registry.len()
+    }
+
+    /// Sessions on a member, those connecting included.
+    pub(super) fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize {
         self.occupancy.sessions_on(&Arc::from(cluster), member)
     }
 
-    fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
+    /// Ends one session; `None`: this process has no session of this number.
+    pub(super) fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
         let entry = self.registry.session(id)?;
+        // It may have no server any more once it is told.
+        let session = view(&entry);
         self.end(vec![Arc::clone(&entry)], ending, &Reason::Killed);
-        Some(view(&entry))
+        Some(SessionView {
+            ending: entry.ordered().map(|order| order.reason().to_string()),
+            ..session
+        })
     }
 
-    fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
+    /// Ends the sessions on a member, and returns how many there are.
+    pub(super) fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
         let mut entries = self.registry.sessions_of(cluster);
         entries.retain(|entry| {
             let is_there = |place: Arc<Placement>| place.member == *member;
@@ -248,13 +263,15 @@ impl Operations for Administration {
         sessions
     }
 
-    fn has_kept(&self, cluster: &str, member: &MemberName) -> bool {
+    /// Whether something was set for this member and kept, though it may not be there now.
+    pub(super) fn has_kept(&self, cluster: &str, member: &MemberName) -> bool {
         let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         let overrides = overrides.borrow();
         overrides.member(cluster, member.as_str()).is_some()
     }
 
-    fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
+    /// Changes how a member is used; it is seen in a snapshot soon.
+    pub(super) fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
         let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(handle) = clusters.get(cluster) else {
             return Ok(());
@@ -276,7 +293,27 @@ impl Operations for Administration {
         Ok(())
     }
 
-    fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {
+    /// The process that serves now has set this for a member: sessions here are treated accordingly. Nothing is kept, as the
+    /// state file is that process's.
+    pub(super) fn follow(
+        &self,
+        cluster: &str,
+        member: &MemberName,
+        change: Change,
+    ) -> Result<(), NotFollowed> {
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_handing_over.load(Ordering::Relaxed) {
+            return Err(NotFollowed::Serves);
+        }
+        match clusters.get(cluster) {
+            Some(handle) => on(handle)(member, change).map_err(NotFollowed::Busy),
+            // It has no sessions of this cluster.
+            None => Ok(()),
+        }
+    }
+
+    /// Drains the router, or reverses that: it serves as before, and reports whether it is ready.
+    pub(super) fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {
         // Held, so that nothing is set between what another process is told and its word.
         let _kept = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_handing_over.load(Ordering::Relaxed) {
@@ -286,14 +323,16 @@ impl Operations for Administration {
         Ok(())
     }
 
-    fn forget_identity(&self, cluster: &str) -> Result<(), Busy> {
+    /// The cluster may be another one from now on: its system identifier is learned again.
+    pub(super) fn forget_identity(&self, cluster: &str) -> Result<(), Busy> {
         let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         clusters
             .get(cluster)
             .map_or(Ok(()), ClusterHandle::forget_identity)
     }
 
-    fn reload(&self) -> oneshot::Receiver<ReloadAnswer> {
+    /// Reads the configuration again; it goes on if nobody waits for the answer, which does not come while ending.
+    pub(super) fn reload(&self) -> oneshot::Receiver<ReloadAnswer> {
         let (answer, answered) = oneshot::channel();
         let requests = self.requests.clone();
         self.tracker.spawn_on(
@@ -359,5 +398,6 @@ fn view(entry: &SessionEntry) -> SessionView {
         transactions: traffic.transactions,
         tls: origin.client.tls.map(str::to_owned),
         ending: entry.ordered().map(|order| order.reason().to_string()),
+        router_process_id: std::process::id(),
     }
 }

@@ -1,27 +1,27 @@
-//! A process takes the place of another on the same host: the conversation by which it gets the listening sockets and
-//! whatever else a client or an operator would miss.
+//! A process takes the place of another on the same host: the conversation in which it gets the listening sockets and
+//! everything else that a client or an operator would miss.
 //!
 //! ```text
 //! new process                       old process
-//! "handover\n", who it is       →
+//! "handover\n", its identity     →
 //!                               ←   its offer, and each socket
-//! looks around, has everything
-//! bound, accepts nothing
+//! probes the clusters, binds
+//! everything, accepts nothing
 //! "ready", and what it keeps    →
 //!                                   writes the state file for the last time, leaves the files of
 //!                                   sockets
 //!                               ←   "yours": the commit
 //! accepts, answers HTTP
 //! "serving"                     →
-//!                                   tells systemd
+//!                                   notifies systemd
 //!                               ←   end of what it says
-//! tells systemd that it serves      stops accepting; its sessions finish
+//! notifies systemd                  stops accepting; its sessions finish
 //! ```
-//! Guarantees: up to "yours" the old process serves and the new one changes nothing; whatever becomes of the new one, the
-//! old one goes on as if nothing had been asked, and without "yours" the new one ends. From "yours" on the new one serves; if
-//! it ends before it has said so, the old one, which accepts still, takes everything back. So there is always one of
-//! the two that accepts, and never two for longer than this takes. Sessions never move. Only processes of the same user
-//! and root's talk to each other. Every wait is bounded; whoever is dropped in the middle hangs up.
+//! Guarantees: until "yours" the old process serves and the new one changes nothing. If the new one fails, the old one
+//! goes on as if nothing had been asked; without "yours" the new one ends. From "yours" on the new one serves. If it ends
+//! before it has said so, the old one, which still accepts, takes everything back. So one of the two always accepts, and
+//! both for no longer than this takes. Sessions never move. Only processes of the same user and of root talk to each
+//! other. Every wait has a limit. A side that is dropped in the middle hangs up.
 //!
 //! The conversation goes over the control socket (`docs/operations.md`, "Upgrade").
 
@@ -51,23 +51,24 @@ use crate::listen::{BoundPlace, Inheritance, Inherited, PassedFile};
 use crate::session::generations::Generation;
 
 const VERSION: u32 = 2;
-/// For each step but the new process's start.
+/// Time limit of each step except the new process's start.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// For the new process to be ready, from its start: clusters have 10 s to look around, passphrase commands 10 s each.
+/// Time limit for the new process to be ready, from its start: probing the clusters takes up to 10 s, each passphrase
+/// command 10 s.
 pub(super) const START: Duration = Duration::from_mins(2);
-/// The new process gives up as much sooner than the old one.
+/// The new process gives up this much sooner than the old one.
 const SOONER: Duration = Duration::from_secs(15);
-/// For the new process to see what the old one sees.
+/// Time limit for the new process to see what the old one sees.
 const WARM_UP: Duration = Duration::from_secs(10);
-/// Far more than an offer has.
+/// Limit of a message: far more than an offer has.
 const MOST_BYTES: u32 = 4 * 1024 * 1024;
-/// Far more than there are listeners.
+/// Limit of sockets: far more than there are listeners.
 const MOST_SOCKETS: usize = 1024;
 
 /// Why a process does not take the place of another.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandoverError {
-    #[error("nobody answers on {}: start without --take-over", .0.display())]
+    #[error("no process answers on {}: start without --take-over", .0.display())]
     Nobody(PathBuf, #[source] io::Error),
     #[error("the process on the control socket belongs to another user")]
     Stranger,
@@ -77,7 +78,7 @@ pub(super) enum HandoverError {
     Late,
     #[error("the other process's handover is version {0}, and this one's {VERSION}: restart instead")]
     Version(u64),
-    #[error("the other process said what makes no sense: {0}")]
+    #[error("a message of the other process makes no sense: {0}")]
     Nonsense(String),
     #[error("{}", .0.join("; "))]
     Cold(Vec<String>),
@@ -102,22 +103,22 @@ impl From<tokio::time::error::Elapsed> for HandoverError {
     }
 }
 
-/// Who the new process is.
+/// What the new process says of itself.
 #[derive(Debug, Serialize, Deserialize)]
 struct Asks {
     version: u32,
     /// Of the program.
     release: String,
-    /// Where it is asked about cancel requests.
+    /// The name of its socket for other processes of the router.
     #[serde(rename = "relative")]
     generation: String,
 }
 
-/// What the old process gives beside the sockets.
+/// What the old process gives besides the sockets.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Offer {
     version: u32,
-    /// Its own. The credentials of a listening socket that it has got itself are those of who made it.
+    /// Its own. The credentials of a listening socket that it inherited itself are those of the process that made it.
     process_id: u32,
     /// For the new process to be ready.
     limit_ms: u64,
@@ -127,12 +128,15 @@ pub(super) struct Offer {
     clusters: BTreeMap<String, Seen>,
     /// What operators have set, as the state file has it.
     kept: serde_json::Value,
-    /// Where it and those before it are asked about cancel requests.
+    /// It and the processes before it, as other processes reach them.
     #[serde(rename = "relatives")]
     generations: Vec<Generation>,
     /// Whether an operator has drained the router.
     #[serde(default)]
     is_drained: bool,
+    /// The numbers of the new process's sessions are higher: no two sessions of one router have the same.
+    #[serde(default)]
+    first_session: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -147,18 +151,18 @@ struct Seen {
     up: Vec<String>,
 }
 
-/// That the new process waits for nothing but the word.
+/// The new process waits for nothing but the commit.
 #[derive(Debug, Serialize, Deserialize)]
 struct Ready {
     /// What it listens on of what it has got.
     kept: Vec<BoundPlace>,
 }
 
-/// That the place is the new process's.
+/// The commit: the new process serves from now on.
 #[derive(Debug, Serialize, Deserialize)]
 struct Yours {}
 
-/// That the new process serves.
+/// The new process serves.
 #[derive(Debug, Serialize, Deserialize)]
 struct Serving {}
 
@@ -194,6 +198,7 @@ impl Offer {
         kept: &AdminOverrides,
         is_drained: bool,
         generations: Vec<Generation>,
+        last_session: u64,
     ) -> Self {
         let passed = |inherited: &Inherited| Passed {
             place: inherited.place.clone(),
@@ -211,11 +216,20 @@ impl Offer {
             kept: serde_json::from_slice(&state_file::text(kept)).unwrap_or_default(),
             generations,
             is_drained,
+            first_session: first_session(last_session),
         }
     }
 }
 
-/// The new process, which is ready and waits for the word.
+/// Far more than the sessions that begin in the old process while the new one gets ready.
+const SESSION_NUMBERS: u64 = 1_000_000;
+
+/// The next round number that sessions of the old process do not reach.
+fn first_session(last: u64) -> u64 {
+    (last / SESSION_NUMBERS + 2) * SESSION_NUMBERS
+}
+
+/// The new process, which is ready and waits for the commit.
 #[derive(Debug)]
 pub(super) struct Heir {
     socket: UnixStream,
@@ -227,7 +241,7 @@ pub(super) struct Heir {
     pub(super) kept: Vec<BoundPlace>,
 }
 
-/// Gives everything to whoever asked on `socket`, and waits until it is ready. Dropped in between it hangs up.
+/// Gives everything to the process at the other end of `socket`, and waits until it is ready. Dropped in between it hangs up.
 ///
 /// # Errors
 /// It is not by `deadline`, and has nothing then.
@@ -241,7 +255,7 @@ pub(super) async fn give(
         release, generation, ..
     } = match timeout(PATIENCE, read_versioned(&mut socket)).await? {
         Err(error @ HandoverError::Version(_)) => {
-            // So that it knows, too.
+            // So that the other process can name it, too.
             write(&mut socket, &serde_json::json!({ "version": VERSION })).await?;
             return Err(error);
         }
@@ -280,7 +294,7 @@ impl Heir {
         let _ = self.socket.shutdown().await;
     }
 
-    /// Gives it the word, and waits until it serves.
+    /// Commits, and waits until it serves.
     ///
     /// # Errors
     /// It does not say so, and is no more.
@@ -294,7 +308,7 @@ impl Heir {
         if let Err(error) = &serves
             && !matches!(error, HandoverError::HungUp)
         {
-            // It may have got the word and be about to serve. Who hangs up has ended.
+            // It may have got the commit and be about to serve. One that hangs up has ended.
             self.process.kill();
             // Where it may not be killed there is nothing more to do.
             let _ = timeout(PATIENCE, self.process.ended()).await;
@@ -316,10 +330,12 @@ pub(super) struct Taken {
     pub(super) generations: Vec<Generation>,
     /// Whether an operator has drained the router.
     pub(super) is_drained: bool,
+    /// The numbers of this process's sessions are higher.
+    pub(super) first_session: u64,
 }
 
-/// Asks the process whose control socket is at `path` for everything. `generation`: where this one is asked about cancel
-/// requests.
+/// Asks the process whose control socket is at `path` for everything. `generation`: the name of this process's socket for
+/// other processes of the router.
 ///
 /// # Errors
 /// Why there is nothing.
@@ -365,8 +381,9 @@ pub(super) async fn take(path: &Path, generation: &str) -> Result<(Taken, Inheri
         kept,
         generations: offer.generations,
         is_drained: offer.is_drained,
+        first_session: offer.first_session,
     };
-    // Of another user's process it knows nothing that counts here.
+    // The word of another user's process does not count for names of a third user.
     taken
         .generations
         .retain(|generation| [own, peer, 0].contains(&generation.uid));
@@ -415,12 +432,12 @@ impl Taken {
         }
     }
 
-    /// Says that nothing is missing but the word, and waits for it. `left`: what of the other one's sockets nobody
-    /// listens on here.
+    /// Says that nothing is missing but the commit, and waits for it. `left`: the sockets that this process does not listen
+    /// on.
     ///
     /// # Errors
-    /// It does not come: the other process serves, and this one must not.
-    pub(super) async fn ready(mut self, left: &[BoundPlace]) -> Result<PreparedCluster, HandoverError> {
+    /// The commit does not come: the other process serves, and this one must not.
+    pub(super) async fn ready(mut self, left: &[BoundPlace]) -> Result<Committed, HandoverError> {
         self.places.retain(|place| !left.contains(place));
         let kept = self.places;
         let word = async {
@@ -428,20 +445,20 @@ impl Taken {
             read(&mut self.socket).await
         };
         let Yours {} = timeout_at(self.deadline, word).await??;
-        Ok(PreparedCluster(self.socket))
+        Ok(Committed(self.socket))
     }
 }
 
-/// The new process, whose the place is.
+/// The new process after the commit.
 #[derive(Debug)]
-pub(super) struct PreparedCluster(UnixStream);
+pub(super) struct Committed(UnixStream);
 
-impl PreparedCluster {
-    /// Says that this process serves, and waits until the other one has told the service manager, which listens to the main
-    /// process alone.
+impl Committed {
+    /// Says that this process serves, and waits until the other one has notified the service manager, which listens to the
+    /// main process only.
     ///
     /// # Errors
-    /// The other process is no more, most likely.
+    /// The other process has ended, most likely.
     pub(super) async fn serving(mut self) -> Result<(), HandoverError> {
         write(&mut self.0, &Serving {}).await?;
         match timeout(PATIENCE, hung_up(&self.0)).await? {
@@ -455,7 +472,7 @@ fn nonsense(error: impl std::fmt::Display) -> HandoverError {
     HandoverError::Nonsense(error.to_string())
 }
 
-/// Until the other process has, which has nothing to say now. Cancel safe.
+/// Until the other process hangs up; it has nothing to say now. Cancel safe.
 async fn hung_up(socket: &UnixStream) -> HandoverError {
     loop {
         if let Err(error) = socket.readable().await {
@@ -463,14 +480,14 @@ async fn hung_up(socket: &UnixStream) -> HandoverError {
         }
         match socket.try_read(&mut [0]) {
             Ok(0) => return HandoverError::HungUp,
-            Ok(_) => return HandoverError::Nonsense("a word too early".to_owned()),
+            Ok(_) => return HandoverError::Nonsense("a message too early".to_owned()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return error.into(),
         }
     }
 }
 
-/// A length of four bytes, and JSON.
+/// Writes a length of four bytes, and JSON.
 async fn write(socket: &mut UnixStream, message: &impl Serialize) -> Result<(), HandoverError> {
     let text = serde_json::to_vec(message).map_err(nonsense)?;
     let length = u32::try_from(text.len()).map_err(nonsense)?;
@@ -479,7 +496,7 @@ async fn write(socket: &mut UnixStream, message: &impl Serialize) -> Result<(), 
     Ok(timeout(PATIENCE, socket.write_all(&bytes)).await??)
 }
 
-/// Not a byte more than the message: descriptors may follow.
+/// Reads no byte more than the message: descriptors may follow.
 async fn read<T: DeserializeOwned>(socket: &mut UnixStream) -> Result<T, HandoverError> {
     let length = socket.read_u32().await?;
     if length > MOST_BYTES {
@@ -493,7 +510,7 @@ async fn read<T: DeserializeOwned>(socket: &mut UnixStream) -> Result<T, Handove
     serde_json::from_slice(&text).map_err(nonsense)
 }
 
-/// Its version first: another one may look different otherwise.
+/// Looks at the version first: a message of another version may have another form.
 async fn read_versioned<T: DeserializeOwned>(socket: &mut UnixStream) -> Result<T, HandoverError> {
     let message: serde_json::Value = read(socket).await?;
     match message.get("version").and_then(serde_json::Value::as_u64) {
@@ -535,218 +552,5 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 pub(crate) mod fuzzing;
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use std::net::{TcpListener, TcpStream};
-
-    use tokio::net::UnixListener;
-
-    use super::super::control::HANDOVER;
-    use super::*;
-    use crate::config::BindAddress;
-
-    async fn asked(control: &UnixListener) -> UnixStream {
-        let (mut socket, _) = control.accept().await.unwrap();
-        let mut asked = [0; HANDOVER.len()];
-        socket.read_exact(&mut asked).await.unwrap();
-        socket
-    }
-
-    #[tokio::test]
-    async fn sockets_pass_with_all_that_is_said_of_them() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let inherited = |place| Inherited {
-            place,
-            socket: listener.try_clone().unwrap().into(),
-            file: None,
-        };
-        let (here, elsewhere) = (BoundPlace::Ip(address), BoundPlace::Any(1));
-        let sockets = vec![inherited(here.clone()), inherited(elsewhere.clone())];
-        let before = Generation {
-            name: "a".to_owned(),
-            uid: nix::unistd::geteuid().as_raw(),
-        };
-        let stranger = Generation {
-            uid: 4_000_000,
-            ..before.clone()
-        };
-        let generations = vec![before.clone(), stranger];
-        let offer = Offer::new(
-            &sockets,
-            &HashMap::new(),
-            &AdminOverrides::default(),
-            true,
-            generations,
-        );
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control");
-        let control = UnixListener::bind(&path).unwrap();
-        let old = tokio::spawn(async move {
-            let deadline = Instant::now() + START;
-            let mut heir = give(asked(&control).await, offer, sockets, deadline)
-                .await
-                .unwrap();
-            let about = (heir.process.id(), heir.generation.name.clone(), heir.kept.clone());
-            heir.commit().await.unwrap();
-            about
-        });
-        let (mut taken, mut inheritance) = take(&path, "b").await.unwrap();
-        assert_eq!(taken.process_id, std::process::id());
-        assert_eq!(taken.generations, [before]);
-        assert!(taken.is_drained);
-        assert!(
-            inheritance
-                .take(&BindAddress::Any { port: address.port() })
-                .is_none()
-        );
-        let socket = inheritance.take(&BindAddress::Ip(address)).unwrap().socket;
-        assert_eq!(inheritance.places(), [elsewhere]);
-        taken.warm(&HashMap::new()).await.unwrap();
-        let successor = taken.ready(&inheritance.places()).await.unwrap();
-        successor.serving().await.unwrap();
-        assert_eq!(
-            old.await.unwrap(),
-            (std::process::id(), "b".to_owned(), vec![here])
-        );
-        drop(listener);
-        let listener = TcpListener::from(socket);
-        listener.set_nonblocking(false).unwrap();
-        let _client = TcpStream::connect(address).unwrap();
-        listener.accept().unwrap();
-    }
-
-    fn message(text: &str) -> Vec<u8> {
-        let mut bytes = u32::try_from(text.len()).unwrap().to_be_bytes().to_vec();
-        bytes.extend(text.as_bytes());
-        bytes
-    }
-
-    /// Why nothing is taken from who says this.
-    async fn told(bytes: Vec<u8>) -> String {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control");
-        let control = UnixListener::bind(&path).unwrap();
-        let old = tokio::spawn(async move {
-            let mut socket = asked(&control).await;
-            let Asks { generation, .. } = read_versioned(&mut socket).await.unwrap();
-            assert_eq!(generation, "b");
-            let _ = socket.write_all(&bytes).await;
-        });
-        let error = take(&path, "b").await.unwrap_err().to_string();
-        old.await.unwrap();
-        error
-    }
-
-    #[tokio::test]
-    async fn who_makes_no_sense_gets_nowhere() {
-        let offer = |sockets: &str| {
-            message(&format!(
-                r#"{{"version":{VERSION},"process_id":1,"limit_ms":9,"sockets":[{sockets}],"clusters":{{}},"kept":{{"version":1,"clusters":{{}}}},"relatives":[]}}"#
-            ))
-        };
-        assert!(told(Vec::new()).await.contains("hung up"));
-        assert!(told(vec![0, 0, 0, 9, b'{']).await.contains("hung up"));
-        assert!(told(vec![255; 8]).await.contains("4294967295 bytes"));
-        assert!(told(message("[]")).await.contains("no sense"));
-        // However it looks otherwise.
-        assert!(told(message(r#"{"version":9}"#)).await.contains("is version 9"));
-        let socket = r#"{"place":{"any":5},"file":null}"#;
-        assert!(told(offer(socket)).await.contains("hung up"));
-        let mut without = offer(socket);
-        without.push(b'S');
-        assert!(told(without).await.contains("without its descriptor"));
-        let nowhere = take(Path::new("/nonexistent"), "b")
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(nowhere.contains("without --take-over"), "{nowhere}");
-    }
-
-    #[tokio::test]
-    async fn another_version_is_told_so_on_both_sides() {
-        let (mut new, old) = UnixStream::pair().unwrap();
-        let offer = Offer::new(
-            &[],
-            &HashMap::new(),
-            &AdminOverrides::default(),
-            false,
-            Vec::new(),
-        );
-        let asks = serde_json::json!({"version": 9, "new": "words"});
-        write(&mut new, &asks).await.unwrap();
-        let error = give(old, offer, Vec::new(), Instant::now() + START)
-            .await
-            .unwrap_err();
-        assert!(error.to_string().contains("is version 9"), "{error}");
-        let answer: serde_json::Value = read(&mut new).await.unwrap();
-        assert_eq!(answer["version"], VERSION);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_is_late_is_given_up_and_the_new_process_gives_up_first() {
-        let (mut new, old) = UnixStream::pair().unwrap();
-        let offer = Offer::new(
-            &[],
-            &HashMap::new(),
-            &AdminOverrides::default(),
-            false,
-            Vec::new(),
-        );
-        let deadline = Instant::now() + START;
-        let giving = tokio::spawn(give(old, offer, Vec::new(), deadline));
-        let asks = Asks {
-            version: VERSION,
-            release: "1".to_owned(),
-            generation: "b".to_owned(),
-        };
-        write(&mut new, &asks).await.unwrap();
-        let offer: Offer = read_versioned(&mut new).await.unwrap();
-        let limit = Duration::from_millis(offer.limit_ms);
-        assert!(limit > START / 2 && limit + SOONER <= START, "{limit:?}");
-        // It is never ready.
-        let late = giving.await.unwrap().unwrap_err();
-        assert!(matches!(late, HandoverError::Late), "{late}");
-        assert!(Instant::now() >= deadline);
-
-        let (_old, socket) = UnixStream::pair().unwrap();
-        let taken = Taken {
-            socket,
-            deadline: Instant::now() + limit,
-            process_id: 1,
-            places: Vec::new(),
-            clusters: BTreeMap::new(),
-            kept: AdminOverrides::default(),
-            generations: Vec::new(),
-            is_drained: false,
-        };
-        let late = taken.ready(&[]).await.unwrap_err();
-        assert!(matches!(late, HandoverError::Late), "{late}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_has_the_word_and_is_silent_is_killed() {
-        let mut sleeping = tokio::process::Command::new("sleep")
-            .arg("600")
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let (mut new, socket) = UnixStream::pair().unwrap();
-        let mut heir = Heir {
-            socket,
-            process: Process::open(sleeping.id().unwrap()).unwrap(),
-            release: String::new(),
-            generation: Generation {
-                name: String::new(),
-                uid: 0,
-            },
-            kept: Vec::new(),
-        };
-        let late = heir.commit().await.unwrap_err();
-        assert!(matches!(late, HandoverError::Late), "{late}");
-        let Yours {} = read(&mut new).await.unwrap();
-        let status = sleeping.wait().await.unwrap();
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
-    }
-}
+#[path = "handover_tests.rs"]
+mod tests;

@@ -19,6 +19,7 @@ mod limits;
 mod listeners;
 mod notify;
 mod process;
+mod processes;
 mod running;
 mod service;
 mod shutdown;

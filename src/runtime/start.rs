@@ -22,6 +22,7 @@ use super::handover::{self, Taken};
 use super::lag_limits;
 use super::listeners::{self, Listeners, WantedListener};
 use super::notify::Notifier;
+use super::processes::{self, AllProcesses};
 use super::running::Running;
 use super::service::{self, Service};
 use super::shutdown::Signals;
@@ -66,7 +67,7 @@ pub(super) struct Sockets {
     events: Events,
     log: LogHandle,
     program: Program,
-    generations: Generations,
+    generations: Arc<Generations>,
     /// What the old process has passed on.
     taken: Option<Taken>,
     listeners: Vec<(Bound, Handle)>,
@@ -89,7 +90,7 @@ impl Begin {
             mut inherited,
             take_over,
         } = self;
-        let generations = Generations::default();
+        let generations = Arc::new(Generations::default());
         let mut taken = None;
         if let Some(path) = take_over {
             let asking = handover::take(&path, generations.own());
@@ -165,7 +166,7 @@ impl Sockets {
         let file_metrics = FileMetrics::register(metrics.sub_registry_with_prefix(admin::metrics::PREFIX));
         let readiness = Arc::new(Readiness::new());
         admin_metrics.follow(&mut metrics, &readiness);
-        let generations = std::mem::take(&mut self.generations);
+        let generations = Arc::clone(&self.generations);
         let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
         let reporting = Reporting {
             metrics: Arc::new(cluster::Metrics::register(ours)),
@@ -185,7 +186,10 @@ impl Sockets {
         let handles = Handles {
             clusters: views,
             access: access_view(&parts.shared.auth_policy),
-            operations: Arc::clone(&parts.administration) as _,
+            operations: Arc::new(AllProcesses {
+                administration: Arc::clone(&parts.administration),
+                generations: Arc::clone(&self.generations),
+            }),
             token: Arc::new(ArcSwapOption::new(self.config.http.token.clone().map(Arc::new))),
             readiness: Arc::clone(&parts.readiness),
             registry: Arc::new(metrics),
@@ -213,8 +217,7 @@ impl Sockets {
         let occupancy = &parts.shared.occupancy;
         let wanted = service::wanted_listeners(&self.config, &parts.clusters, tls.as_ref(), occupancy)?;
         if self.config.control_socket.is_some() || self.taken.is_some() {
-            session::generations::answer(&parts.shared, parts.stop.clone())
-                .context("cannot listen for cancel requests")?;
+            parts.answer_processes()?;
         }
         Ok(Prepared {
             config: self.config,
@@ -241,7 +244,7 @@ impl Parts {
     fn start(
         config: &Config,
         mut taken: Option<&mut Taken>,
-        generations: Generations,
+        generations: Arc<Generations>,
         readiness: Arc<Readiness>,
         reporting: Reporting,
         metrics: &mut Metrics,
@@ -251,6 +254,7 @@ impl Parts {
         let tracker = TaskTracker::new();
         let clusters = start_clusters(config, &reporting, &stop, &tracker)?;
         let registry = Arc::new(Registry::default());
+        registry.number_from(taken.as_ref().map_or(0, |taken| taken.first_session));
         let occupancy = Arc::new(Occupancy::default());
         let (ask, requests) = mpsc::channel(1);
         let administration = Arc::new(Administration::begin(
@@ -274,6 +278,17 @@ impl Parts {
             stop,
             tracker,
         })
+    }
+
+    /// Answers the other processes of this router.
+    fn answer_processes(&self) -> anyhow::Result<()> {
+        let responder = Arc::new(processes::Local {
+            shared: Arc::clone(&self.shared),
+            administration: Arc::clone(&self.administration),
+        });
+        let generations = &self.shared.generations;
+        session::generations::answer(generations, responder, &self.tracker, self.stop.clone())
+            .context("cannot listen for other processes of this router")
     }
 
     fn spawn_tasks(&self) {
@@ -327,6 +342,11 @@ impl Prepared {
                 }),
             }
         }
+        // What the processes before move from now on counts in the metrics.
+        let generations = Arc::clone(&shared.generations);
+        shared.tasks.spawn(async move {
+            generations.refresh_totals().await;
+        });
         supervisor.notifier().ready();
         Ok(Running {
             supervisor,
@@ -414,7 +434,7 @@ fn start_clusters(
 fn share(
     config: &Config,
     (registry, occupancy): (Arc<Registry>, Arc<Occupancy>),
-    generations: Generations,
+    generations: Arc<Generations>,
     metrics: &mut Metrics,
     tasks: &TaskTracker,
 ) -> anyhow::Result<Shared> {
@@ -439,6 +459,7 @@ fn share(
             metrics,
             Arc::clone(&registry),
             Arc::clone(&login_throttle),
+            Arc::clone(&generations),
         )),
         login_throttle,
         registry,

@@ -1,56 +1,57 @@
-//! Other processes of this router on this host: those that handed their listeners over and finish their sessions, and
-//! the one that took them. A client's cancel request comes to whoever listens now, and is asked of all of them.
+//! The other processes of this router on this host: those that handed their listeners over and finish their sessions,
+//! and the one that took them. Clients and operators reach the process that listens now; it asks the others.
 //!
 //! Each process answers on an abstract Unix socket whose name it draws at its start, so that nothing is left behind
-//! however it ends. Guarantees: a name is asked only where its user listens that it was told with, so that nobody else is
-//! who takes the name of a process that has ended; only processes of the same user, root's and those of such names are
-//! answered; one question a connection, one hop; every wait and number is bounded.
+//! however it ends. Guarantees: a process asks a name only if the user listens there that it was given with the name,
+//! because another user can take the name of a process that has ended. A process answers the same user, root and the
+//! users of such names. One request a connection, one hop. Every wait and every number has a limit ([`codec`]). A process
+//! that does not answer is named, so that nobody takes an answer without it as complete.
+//!
+//! Refuses: to know what a request means; that is for [`Responder`].
 
+mod answering;
+pub(crate) mod codec;
+pub mod totals;
+
+use std::fmt;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{self, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::net;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::{Shared, cancel};
 use crate::auth::crypto::random;
-use crate::wire::message::CANCEL_KEY_LENGTHS;
 use crate::wire::startup::CancelRequest;
+pub use answering::{Responder, answer};
+pub use codec::{Answer, RequestKind};
+use codec::{CodecError, Opening};
+use totals::{OtherTotals, Totals};
 
-/// For one question to be asked, and for the answer whether the session is there.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// For a session that was found: its turn at the server, the cancel, and the server's hanging up.
+/// Time limit for a session that was found: its turn at the server, the cancel, and the server's hanging up.
 const WORK: Duration = Duration::from_mins(2);
-/// Questions of relatives that are being read. Those whose session is here are bounded by the sessions.
-const MOST_READ: usize = 64;
-/// Processes remembered: those that have ended are forgotten first, then the oldest.
+/// Processes remembered. Those that have ended are forgotten first, then the oldest.
 const MOST: usize = 32;
-const FOUND: u8 = b'Y';
-/// It has the session; another answer says when all is done.
-const AT_WORK: u8 = b'W';
-const NOT_FOUND: u8 = b'N';
-/// It has too much to do to look.
-const BUSY: u8 = b'B';
+/// Answers of version 1, a byte each.
+const OLD_FOUND: u8 = b'Y';
+const OLD_AT_WORK: u8 = b'W';
+const OLD_NOT_FOUND: u8 = b'N';
+const OLD_BUSY: u8 = b'B';
 
-/// What the others know of a cancel request.
+/// What the other processes know of a cancel request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum GenerationAnswer {
+pub enum CancelAnswer {
     /// One of them has the session, and has done what was to be done.
     Found,
     NotFound,
-    /// Too much is being asked, of this process or of another one.
+    /// This process or another one has too many requests.
     Busy,
     /// One of them could not be asked, and no other has the session.
     Unasked,
@@ -65,11 +66,87 @@ pub struct Generation {
     pub uid: u32,
 }
 
+/// Why another process did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// It has no sessions any more, so there is nothing to ask.
+    #[error("it has ended")]
+    Ended,
+    #[error("it did not answer within {} s", .0.as_secs())]
+    Late(Duration),
+    #[error("it hung up without an answer")]
+    HungUp,
+    #[error("it speaks version {0} of the protocol between processes, and this one version {own}", own = codec::VERSION)]
+    Version(u8),
+    #[error("it has too many requests of this kind")]
+    Busy,
+    #[error("its release does not support the request")]
+    Unsupported,
+    #[error("its release does not know the request")]
+    UnknownKind,
+    #[error("it says: {0}")]
+    Refused(String),
+    #[error("{0}")]
+    Codec(CodecError),
+}
+
+impl From<CodecError> for AskError {
+    fn from(error: CodecError) -> Self {
+        match error {
+            CodecError::Io(error) => error.into(),
+            error => Self::Codec(error),
+        }
+    }
+}
+
+impl From<io::Error> for AskError {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionRefused, ConnectionReset, PermissionDenied, UnexpectedEof,
+        };
+        match error.kind() {
+            // Another user has the name: the process that had it has ended.
+            ConnectionRefused | PermissionDenied => Self::Ended,
+            UnexpectedEof | ConnectionReset | BrokenPipe => Self::HungUp,
+            _ => Self::Codec(error.into()),
+        }
+    }
+}
+
+/// What one other process says.
+#[derive(Debug)]
+pub struct Heard {
+    /// Of its socket.
+    name: String,
+    /// `None`: it could not be connected to.
+    pub process_id: Option<u32>,
+    pub answer: Result<Answer, AskError>,
+}
+
+impl Heard {
+    /// Why the answer of this process is missing, in a sentence.
+    pub fn missing(&self, error: &dyn fmt::Display) -> String {
+        match self.process_id {
+            Some(id) => format!("process {id}: {error}"),
+            None => format!("a process: {error}"),
+        }
+    }
+}
+
 /// The other processes.
 #[derive(Debug)]
 pub struct Generations {
     own: String,
-    others: Mutex<Vec<Generation>>,
+    others: Mutex<Vec<Other>>,
+    /// What they said of their sessions.
+    totals: OtherTotals,
+}
+
+#[derive(Debug)]
+struct Other {
+    generation: Generation,
+    /// The version that the log has named.
+    version: Option<u8>,
 }
 
 impl Default for Generations {
@@ -78,6 +155,7 @@ impl Default for Generations {
         Self {
             own: format!("trunkline-{own:032x}"),
             others: Mutex::default(),
+            totals: OtherTotals::default(),
         }
     }
 }
@@ -88,10 +166,10 @@ impl Generations {
         &self.own
     }
 
-    /// This process and the others that live, those that were there first before those that came later.
+    /// This process and the others that live, the oldest first.
     pub fn family(&self) -> Vec<Generation> {
         self.forget_ended();
-        let mut family = self.others().clone();
+        let mut family = self.all();
         family.push(Generation {
             name: self.own.clone(),
             uid: geteuid().as_raw(),
@@ -99,12 +177,18 @@ impl Generations {
         family
     }
 
-    /// From now on these are asked as well.
+    /// Asks these as well from now on.
     pub fn add(&self, generations: impl IntoIterator<Item = Generation>) {
         let mut others = self.others();
         for generation in generations {
-            if generation.name != self.own && !others.iter().any(|other| other.name == generation.name) {
-                others.push(generation);
+            let is_known = others
+                .iter()
+                .any(|other| other.generation.name == generation.name);
+            if generation.name != self.own && !is_known {
+                others.push(Other {
+                    generation,
+                    version: None,
+                });
             }
         }
         let is_full = others.len() > MOST;
@@ -116,85 +200,181 @@ impl Generations {
             if excess > 0 {
                 warn!(
                     processes = excess,
-                    "too many processes of this router live; cancel requests do not find the sessions of the oldest"
+                    "too many processes of this router live; cancel requests and operators do not reach the oldest"
                 );
             }
             others.drain(..excess);
         }
     }
 
-    /// Whether there is nobody to ask.
+    /// Whether there is no other process.
     pub(super) fn is_alone(&self) -> bool {
         self.others().is_empty()
     }
 
-    /// Asks all of them at once. How many do so at a time is the caller's to bound.
-    pub(super) async fn ask(&self, request: &CancelRequest) -> GenerationAnswer {
-        let others = self.others().clone();
-        if others.is_empty() {
-            return GenerationAnswer::NotFound;
-        }
+    /// Asks all other processes at once. Those that have ended are forgotten, and not in the result.
+    pub async fn ask(&self, kind: RequestKind, body: &[u8]) -> Vec<Heard> {
+        self.ask_these(self.all(), kind, body).await
+    }
+
+    async fn ask_these(&self, these: Vec<Generation>, kind: RequestKind, body: &[u8]) -> Vec<Heard> {
         let mut asked = JoinSet::new();
-        for generation in others {
-            let question = question(request);
+        for generation in these {
+            let body = body.to_vec();
             asked.spawn(async move {
-                let answer = ask_one(&generation, &question).await;
-                (generation, answer)
+                let heard = ask_one(&generation, kind, &body).await;
+                (generation, heard)
             });
         }
-        let mut all = GenerationAnswer::NotFound;
+        let mut all = Vec::new();
         while let Some(joined) = asked.join_next().await {
-            match joined {
-                Ok((_, Ok(GenerationAnswer::Found))) => return GenerationAnswer::Found,
-                Ok((_, Ok(GenerationAnswer::NotFound))) => {}
-                Ok((_, Ok(answer))) => all = answer,
-                // It has ended, and no other process can have its name.
-                Ok((generation, Err(error))) if has_ended(&error) => {
-                    self.others().retain(|other| *other != generation);
-                }
-                Ok((Generation { name, .. }, Err(error))) => {
-                    debug!(name, %error, "another process of this router cannot be asked");
-                    if all == GenerationAnswer::NotFound {
-                        all = GenerationAnswer::Unasked;
-                    }
-                }
-                Err(_panicked) => {}
+            // A panic was logged; the process counts as silent.
+            let Ok((generation, heard)) = joined else { continue };
+            if self.note(&generation, &heard) {
+                all.push(heard);
             }
+        }
+        // In the order of their starts, as far as numbers of processes tell.
+        all.sort_by_key(|heard| heard.process_id);
+        all
+    }
+
+    /// Asks all of them at once whether one has the session. The caller limits how many requests do so at a time.
+    pub async fn ask_cancel(&self, request: &CancelRequest) -> CancelAnswer {
+        let mut asked = JoinSet::new();
+        for generation in self.all() {
+            let request = request.clone();
+            asked.spawn(async move {
+                let heard = ask_one_cancel(&generation, &request).await;
+                (generation, heard)
+            });
+        }
+        let mut all = CancelAnswer::NotFound;
+        while let Some(joined) = asked.join_next().await {
+            let Ok((generation, (heard, is_old))) = joined else {
+                continue;
+            };
+            if is_old {
+                self.name_version(&generation, 1);
+            }
+            match &heard.answer {
+                Ok(Answer::Done(_)) => return CancelAnswer::Found,
+                Ok(Answer::Busy) | Err(AskError::Busy) => all = CancelAnswer::Busy,
+                Err(error) if all == CancelAnswer::NotFound && !matches!(error, AskError::Ended) => {
+                    all = CancelAnswer::Unasked;
+                }
+                _ => {}
+            }
+            self.note(&generation, &heard);
         }
         all
     }
 
-    /// Nobody answers by their names any more.
-    fn forget_ended(&self) {
-        let ended = |generation: &Generation| knock(generation).is_err_and(|error| has_ended(&error));
-        // A connection that is made and closed is a question that was not asked.
-        self.others().retain(|generation| !ended(generation));
+    /// Asks the others for their totals, and returns a sentence for each process whose totals are missing. Concurrent
+    /// callers share one round of questions, and there is at most one round a second.
+    pub async fn refresh_totals(&self) -> Vec<String> {
+        if self.is_alone() {
+            // Some that had sessions may have ended since.
+            self.totals.keep_only(&[]);
+            return Vec::new();
+        }
+        let Some(round) = self.totals.begin_round().await else {
+            return self.totals.missing();
+        };
+        self.forget_ended();
+        let these = self.all();
+        self.totals.keep_only(&these);
+        let due: Vec<Generation> = these
+            .into_iter()
+            .filter(|generation| self.totals.is_due(&generation.name))
+            .collect();
+        for heard in self.ask_these(due, RequestKind::Totals, b"{}").await {
+            let said: Result<Totals, String> = match &heard.answer {
+                Ok(Answer::Done(body)) => {
+                    serde_json::from_slice(body).map_err(|_| heard.missing(&"its totals make no sense"))
+                }
+                Ok(_) => Err(heard.missing(&"it has no totals")),
+                Err(error) => Err(heard.missing(error)),
+            };
+            self.totals.take(&heard.name, said);
+        }
+        drop(round);
+        self.totals.missing()
     }
 
-    /// Whether whoever asks may.
+    pub fn totals(&self) -> &OtherTotals {
+        &self.totals
+    }
+
+    /// Logs what is new about a process, and forgets one that has ended. `false`: it has.
+    fn note(&self, generation: &Generation, heard: &Heard) -> bool {
+        match &heard.answer {
+            // No other process can have its name.
+            Err(AskError::Ended) => {
+                self.others().retain(|other| other.generation != *generation);
+                false
+            }
+            Err(AskError::Version(version)) => {
+                self.name_version(generation, *version);
+                true
+            }
+            Err(error) => {
+                debug!(name = generation.name, process_id = heard.process_id, %error, "another process of this router cannot be asked");
+                true
+            }
+            Ok(_) => true,
+        }
+    }
+
+    /// Once for each process.
+    fn name_version(&self, generation: &Generation, version: u8) {
+        let mut others = self.others();
+        let other = others
+            .iter_mut()
+            .find(|other| other.generation == *generation && other.version != Some(version));
+        let Some(other) = other else { return };
+        other.version = Some(version);
+        drop(others);
+        info!(
+            name = generation.name,
+            version,
+            own_version = codec::VERSION,
+            "another process of this router speaks another version of the protocol between processes: operators do not \
+             reach its sessions through this process"
+        );
+    }
+
+    /// Nobody answers by their names any more.
+    fn forget_ended(&self) {
+        // A connection that is made and closed is a question that was not asked.
+        let ended = |other: &Other| {
+            knock(&other.generation).is_err_and(|error| matches!(AskError::from(error), AskError::Ended))
+        };
+        self.others().retain(|other| !ended(other));
+    }
+
+    /// Whether this process answers the process at the other end.
     fn knows(&self, stream: &UnixStream) -> bool {
         let own = geteuid().as_raw();
         stream.peer_cred().is_ok_and(|peer| {
             let uid = peer.uid();
-            uid == own || uid == 0 || self.others().iter().any(|other| other.uid == uid)
+            uid == own || uid == 0 || self.others().iter().any(|other| other.generation.uid == uid)
         })
     }
 
-    fn others(&self) -> std::sync::MutexGuard<'_, Vec<Generation>> {
+    fn all(&self) -> Vec<Generation> {
+        self.others()
+            .iter()
+            .map(|other| other.generation.clone())
+            .collect()
+    }
+
+    fn others(&self) -> MutexGuard<'_, Vec<Other>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The process id, the key's length, the key.
-fn question(request: &CancelRequest) -> Vec<u8> {
-    let mut question = request.process_id.to_be_bytes().to_vec();
-    let length = u16::try_from(request.key.len()).unwrap_or(u16::MAX);
-    question.extend(length.to_be_bytes());
-    question.extend(&request.key);
-    question
-}
-
-/// Connects, or says why not, at once.
+/// Connects, or fails, at once.
 fn knock(generation: &Generation) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // A full queue is an error then, not a wait.
@@ -203,206 +383,138 @@ fn knock(generation: &Generation) -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn ask_one(generation: &Generation, question: &[u8]) -> io::Result<GenerationAnswer> {
-    let mut stream = UnixStream::from_std(net::UnixStream::from(knock(generation)?))?;
-    if stream.peer_cred()?.uid() != generation.uid {
-        // Somebody else has the name: the process that had it has ended.
+/// A connection to a process, and the process's number.
+fn connect(generation: &Generation) -> io::Result<(UnixStream, Option<u32>)> {
+    let stream = UnixStream::from_std(net::UnixStream::from(knock(generation)?))?;
+    let peer = stream.peer_cred()?;
+    if peer.uid() != generation.uid {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
+    Ok((stream, peer.pid().and_then(|id| u32::try_from(id).ok())))
+}
+
+async fn ask_one(generation: &Generation, kind: RequestKind, body: &[u8]) -> Heard {
+    let mut process_id = None;
+    let limit = kind.limits().time;
+    let asking = converse(generation, kind, body, &mut process_id);
+    let mut answer = timeout(limit, asking).await.unwrap_or(Err(AskError::Late(limit)));
+    if matches!(answer, Err(AskError::HungUp)) && is_old(generation).await {
+        answer = Err(AskError::Version(1));
+    }
+    Heard {
+        name: generation.name.clone(),
+        process_id,
+        answer,
+    }
+}
+
+async fn converse(
+    generation: &Generation,
+    kind: RequestKind,
+    body: &[u8],
+    process_id: &mut Option<u32>,
+) -> Result<Answer, AskError> {
+    let (mut stream, number) = connect(generation)?;
+    *process_id = number;
+    begin(&mut stream, kind, body).await?;
+    said(codec::read_answer(&mut stream, kind).await?)
+}
+
+/// Asks, and reads the other one's hello.
+async fn begin(stream: &mut UnixStream, kind: RequestKind, body: &[u8]) -> Result<(), AskError> {
+    stream.write_all(&codec::request(kind, body)?).await?;
+    match codec::read_opening(stream).await? {
+        Opening::Hello(codec::VERSION) => Ok(()),
+        Opening::Hello(version) => Err(AskError::Version(version)),
+        Opening::Old { .. } => Err(CodecError::Foreign.into()),
+    }
+}
+
+fn said(answer: Answer) -> Result<Answer, AskError> {
+    match answer {
+        Answer::Done(_) | Answer::AtWork | Answer::NotFound => Ok(answer),
+        Answer::Busy => Err(AskError::Busy),
+        Answer::Unsupported => Err(AskError::Unsupported),
+        Answer::UnknownKind => Err(AskError::UnknownKind),
+        Answer::Malformed => Err(CodecError::Malformed.into()),
+        Answer::Refused(why) => Err(AskError::Refused(why)),
+    }
+}
+
+/// Asks a process for a cancel, in its version; whether that is version 1.
+async fn ask_one_cancel(generation: &Generation, request: &CancelRequest) -> (Heard, bool) {
+    let mut process_id = None;
+    let mut answer = ask_found(generation, request, &mut process_id).await;
+    let mut is_old = false;
+    if matches!(answer, Err(AskError::HungUp)) {
+        let again = ask_old(generation, request).await;
+        is_old = again.is_ok();
+        answer = again.or(answer);
+    }
+    let heard = Heard {
+        name: generation.name.clone(),
+        process_id,
+        answer,
+    };
+    (heard, is_old)
+}
+
+async fn ask_found(
+    generation: &Generation,
+    request: &CancelRequest,
+    process_id: &mut Option<u32>,
+) -> Result<Answer, AskError> {
+    let kind = RequestKind::Cancel;
+    let limit = kind.limits().time;
+    let (mut stream, number) = connect(generation)?;
+    *process_id = number;
     let asked = async {
-        stream.write_all(question).await?;
+        begin(&mut stream, kind, &codec::cancel_body(request)).await?;
+        said(codec::read_answer(&mut stream, kind).await?)
+    };
+    let answer = timeout(limit, asked)
+        .await
+        .unwrap_or(Err(AskError::Late(limit)))?;
+    if answer != Answer::AtWork {
+        return Ok(answer);
+    }
+    let done = timeout(WORK, codec::read_answer(&mut stream, kind)).await;
+    said(done.map_err(|_| AskError::Late(WORK))??)
+}
+
+/// A question of version 1, and its answer.
+async fn ask_old(generation: &Generation, request: &CancelRequest) -> Result<Answer, AskError> {
+    let limit = RequestKind::Cancel.limits().time;
+    let (mut stream, _) = connect(generation)?;
+    let length = u16::try_from(request.key.len()).map_err(|_| CodecError::Malformed)?;
+    let mut question = request.process_id.to_be_bytes().to_vec();
+    question.extend(length.to_be_bytes());
+    question.extend(&request.key);
+    let asked = async {
+        stream.write_all(&question).await?;
         stream.read_u8().await
     };
-    let mut answer = timeout(PATIENCE, asked).await??;
-    if answer == AT_WORK {
-        answer = timeout(WORK, stream.read_u8()).await??;
+    let mut answer = timeout(limit, asked).await.map_err(|_| AskError::Late(limit))??;
+    if answer == OLD_AT_WORK {
+        let done = timeout(WORK, stream.read_u8()).await;
+        answer = done.map_err(|_| AskError::Late(WORK))??;
     }
-    Ok(match answer {
-        FOUND => GenerationAnswer::Found,
-        NOT_FOUND => GenerationAnswer::NotFound,
-        _ => GenerationAnswer::Busy,
-    })
+    match answer {
+        OLD_FOUND => Ok(Answer::Done(Vec::new())),
+        OLD_NOT_FOUND => Ok(Answer::NotFound),
+        OLD_BUSY => Ok(Answer::Busy),
+        _ => Err(CodecError::Malformed.into()),
+    }
 }
 
-fn has_ended(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, PermissionDenied};
-    matches!(error.kind(), ConnectionRefused | PermissionDenied)
-}
-
-/// Answers the others' questions until `stop`, on the runtime it is called on.
-///
-/// # Errors
-/// The socket cannot be made.
-pub fn answer(shared: &Arc<Shared>, stop: CancellationToken) -> io::Result<()> {
-    let address = SocketAddr::from_abstract_name(shared.generations.own())?;
-    let listener = net::UnixListener::bind_addr(&address)?;
-    listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener)?;
-    let permits = Arc::new(Semaphore::new(MOST_READ));
-    let accepting = Arc::clone(shared);
-    shared.tasks.spawn(async move {
-        loop {
-            // Those that come meanwhile wait in the socket's queue; whoever asks has a bound of its own.
-            let next = async {
-                let permit = Arc::clone(&permits).acquire_owned().await;
-                (permit, listener.accept().await)
-            };
-            let (permit, accepted) = tokio::select! {
-                () = stop.cancelled() => return,
-                next = next => next,
-            };
-            let Ok((stream, _unnamed)) = accepted else {
-                // Out of descriptors, most likely.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            if !accepting.generations.knows(&stream) {
-                continue;
-            }
-            let shared = Arc::clone(&accepting);
-            accepting.tasks.spawn(async move {
-                // Whoever asked may be gone.
-                let _ = converse(&shared, stream, permit).await;
-            });
-        }
-    });
-    Ok(())
-}
-
-/// One question and its answer. `permit` is for the reading.
-async fn converse<P>(shared: &Arc<Shared>, mut stream: UnixStream, permit: P) -> io::Result<()> {
-    let request = timeout(PATIENCE, read(&mut stream)).await??;
-    drop(permit);
-    let answer = match cancel::here(shared, &request) {
-        None => NOT_FOUND,
-        Some(session) => {
-            // A byte finds room in a new connection.
-            stream.write_u8(AT_WORK).await?;
-            match cancel::for_relative(shared, &session).await {
-                GenerationAnswer::Found => FOUND,
-                GenerationAnswer::NotFound => NOT_FOUND,
-                GenerationAnswer::Busy | GenerationAnswer::Unasked => BUSY,
-            }
-        }
+/// Whether a process that hung up at the hello answers in version 1. It is asked about a key that no session has.
+async fn is_old(generation: &Generation) -> bool {
+    let nobody = CancelRequest {
+        process_id: 0,
+        key: bytes::Bytes::copy_from_slice(&random::<32>()),
     };
-    stream.write_u8(answer).await
-}
-
-async fn read(stream: &mut UnixStream) -> io::Result<CancelRequest> {
-    let process_id = stream.read_u32().await?;
-    let length = usize::from(stream.read_u16().await?);
-    if !CANCEL_KEY_LENGTHS.contains(&length) {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut key = vec![0; length];
-    stream.read_exact(&mut key).await?;
-    Ok(CancelRequest {
-        process_id,
-        key: Bytes::from(key),
-    })
+    ask_old(generation, &nobody).await.is_ok()
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use std::io::{Read, Write};
-
-    use super::*;
-
-    fn request() -> CancelRequest {
-        CancelRequest {
-            process_id: 7,
-            key: Bytes::from_static(b"0123"),
-        }
-    }
-
-    fn listen(name: &str) -> net::UnixListener {
-        net::UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap()
-    }
-
-    fn named(name: &str) -> Generation {
-        Generation {
-            name: name.to_owned(),
-            uid: geteuid().as_raw(),
-        }
-    }
-
-    /// A process that says this, and what it was asked.
-    fn answering(name: &str, answer: u8) -> std::thread::JoinHandle<[u8; 10]> {
-        let listener = listen(name);
-        std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut asked = [0; 10];
-            stream.read_exact(&mut asked).unwrap();
-            stream.write_all(&[answer]).unwrap();
-            asked
-        })
-    }
-
-    #[tokio::test]
-    async fn who_has_ended_is_forgotten_and_who_is_silent_holds_nobody_up() {
-        let generations = Generations::default();
-        assert_eq!(generations.ask(&request()).await, GenerationAnswer::NotFound);
-        let (silent, knowing) = (Generations::default(), Generations::default());
-        let _silent = listen(silent.own());
-        let answering = answering(knowing.own(), FOUND);
-        generations.add([silent.own(), "trunkline-gone", knowing.own()].map(named));
-        generations.add([generations.own(), silent.own()].map(named));
-        // The silent one would take PATIENCE.
-        let found = timeout(PATIENCE / 2, generations.ask(&request())).await;
-        assert_eq!(found.unwrap(), GenerationAnswer::Found);
-        assert_eq!(&answering.join().unwrap(), b"\0\0\0\x07\0\x040123");
-        let family = generations.family();
-        let expected = [silent.own(), generations.own()].map(named);
-        assert_eq!(family, expected, "who lives, neither itself nor anybody twice");
-    }
-
-    #[tokio::test]
-    async fn who_cannot_look_is_told_from_who_has_nothing() {
-        let (first, second) = (Generations::default(), Generations::default());
-        let generations = Generations::default();
-        let (nothing, busy) = (answering(first.own(), NOT_FOUND), answering(second.own(), BUSY));
-        generations.add([first.own(), second.own()].map(named));
-        assert_eq!(generations.ask(&request()).await, GenerationAnswer::Busy);
-        nothing.join().unwrap();
-        busy.join().unwrap();
-        assert_eq!(
-            generations.ask(&request()).await,
-            GenerationAnswer::NotFound,
-            "both have ended"
-        );
-        // It hangs up.
-        let third = Generations::default();
-        let listener = listen(third.own());
-        generations.add([named(third.own())]);
-        let hanging_up = std::thread::spawn(move || drop(listener.accept().unwrap()));
-        assert_eq!(generations.ask(&request()).await, GenerationAnswer::Unasked);
-        hanging_up.join().unwrap();
-    }
-
-    #[tokio::test]
-    async fn who_takes_the_name_of_another_user_is_not_asked() {
-        let (generations, squatter) = (Generations::default(), Generations::default());
-        let listener = listen(squatter.own());
-        generations.add([Generation {
-            name: squatter.own().to_owned(),
-            uid: geteuid().as_raw() + 1,
-        }]);
-        assert_eq!(generations.ask(&request()).await, GenerationAnswer::NotFound);
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).unwrap();
-        assert!(heard.is_empty());
-        assert_eq!(generations.family().len(), 1, "it is forgotten");
-    }
-
-    #[test]
-    fn those_that_have_ended_make_room_for_those_that_live() {
-        let (generations, alive) = (Generations::default(), Generations::default());
-        let _alive = listen(alive.own());
-        generations.add([named(alive.own())]);
-        generations.add((0..MOST + 3).map(|number| named(&format!("trunkline-ended-{number}"))));
-        assert_eq!(generations.family(), [alive.own(), generations.own()].map(named));
-    }
-}
+mod tests;

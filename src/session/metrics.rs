@@ -16,6 +16,8 @@ use super::arrival::login_throttle;
 use super::cancel::{CancelOutcome, CutOutcome};
 use super::end::{End, EndLabel};
 use super::gauges::{GaugeGuard, RouteLabel};
+use super::generations::Generations;
+use super::generations::totals::ProcessCollector;
 use super::{gate, registry};
 use crate::auth::login_throttle::By;
 use crate::cluster::snapshot::MemberName;
@@ -45,6 +47,11 @@ pub(super) struct CancelLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerLabel {
+    peer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct CutLabel {
     pub result: CutOutcome,
 }
@@ -70,6 +77,7 @@ pub struct Metrics {
     pub(super) connect_seconds: Histogram,
     pub(super) cancels: Family<CancelLabel, Counter>,
     pub(super) cancels_waiting: Gauge,
+    peer_versions: Family<PeerLabel, Gauge>,
     pub(super) abandoned: Family<CutLabel, Counter>,
     pub(super) queue: gate::Metrics,
 }
@@ -80,6 +88,7 @@ impl Metrics {
         into: &mut Registry,
         sessions: Arc<registry::Registry>,
         login_throttle: Arc<login_throttle::SharedThrottle>,
+        generations: Arc<Generations>,
     ) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
         let metrics = Self {
@@ -95,6 +104,7 @@ impl Metrics {
             connect_seconds: seconds(),
             cancels: Family::default(),
             cancels_waiting: Gauge::default(),
+            peer_versions: Family::default(),
             abandoned: Family::default(),
             queue: gate::Metrics::register(into),
         };
@@ -152,12 +162,21 @@ impl Metrics {
             metrics.cancels_waiting.clone(),
         );
         into.register(
+            "peer_version",
+            "The version of the peer protocol in which a peer last answered",
+            metrics.peer_versions.clone(),
+        );
+        into.register(
             "cut_requests",
             "Requests that were under way in sessions that the router cut, by whether the server took the cancel request",
             metrics.abandoned.clone(),
         );
-        into.register_collector(Box::new(SessionCollector(Arc::clone(&metrics.sessions))));
-        into.register_collector(Box::new(TrafficCollector(sessions)));
+        into.register_collector(Box::new(SessionCollector(
+            Arc::clone(&metrics.sessions),
+            Arc::clone(&generations),
+        )));
+        into.register_collector(Box::new(TrafficCollector(sessions, Arc::clone(&generations))));
+        into.register_collector(Box::new(ProcessCollector(generations)));
         into.register_collector(Box::new(OffenderCollector(login_throttle)));
         metrics
     }
@@ -168,6 +187,14 @@ impl Metrics {
 
     pub(super) fn cancel(&self, result: CancelOutcome) {
         self.cancels.get_or_create(&CancelLabel { result }).inc();
+    }
+
+    /// A peer answered in this version of the peer protocol.
+    pub(super) fn peer_version(&self, peer: &str, version: u8) {
+        let peer = peer.to_owned();
+        self.peer_versions
+            .get_or_create(&PeerLabel { peer })
+            .set(version.into());
     }
 
     pub(super) fn cancel_waits(&self) -> GaugeGuard {
@@ -195,6 +222,14 @@ impl Metrics {
             counts: Arc::clone(&self.sessions),
             key,
         }
+    }
+
+    /// Sessions of this process by route and member, where there are any.
+    pub fn sessions(&self) -> Vec<(String, String, i64)> {
+        let all = self.sessions.by_label().into_iter();
+        all.filter(|(_, sessions)| *sessions > 0)
+            .map(|(label, sessions)| (label.route, label.member, sessions))
+            .collect()
     }
 
     pub(super) fn unenforced(&self, route: &str) {
@@ -253,6 +288,20 @@ impl Count {
 }
 
 impl SessionCounts {
+    /// Those of members that are still there.
+    fn by_label(&self) -> Vec<(RouteMemberLabel, i64)> {
+        let mut counts = self.lock();
+        counts.retain(|(_, member), count| !count.is_over(member));
+        let sessions = counts.iter().map(|((route, member), count)| {
+            let label = RouteMemberLabel {
+                route: route.to_string(),
+                member: member.to_string(),
+            };
+            (label, count.sessions)
+        });
+        sessions.collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,25 +326,18 @@ impl Drop for SessionGuard {
     }
 }
 
-/// Leaves out and forgets members that have left the cluster.
+/// Leaves out and forgets members that have left the cluster. Adds the sessions of the other
+/// processes of this router.
 #[derive(Debug)]
-struct SessionCollector(Arc<SessionCounts>);
+struct SessionCollector(Arc<SessionCounts>, Arc<Generations>);
 
 impl Collector for SessionCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let mut counts = self.0.lock();
-        counts.retain(|(_, member), count| !count.is_over(member));
-        let sessions: Vec<_> = counts
-            .iter()
-            .map(|((route, member), count)| {
-                let label = RouteMemberLabel {
-                    route: route.to_string(),
-                    member: member.to_string(),
-                };
-                (label, count.sessions)
-            })
-            .collect();
-        drop(counts);
+        let own = self.0.by_label().into_iter();
+        let mut sessions: HashMap<RouteMemberLabel, i64> = own.collect();
+        for ((route, member), others) in self.1.totals().sessions() {
+            *sessions.entry(RouteMemberLabel { route, member }).or_default() += others;
+        }
         let help = "Sessions now, by route and member";
         let mut family = encoder.encode_descriptor("sessions", help, None, MetricType::Gauge)?;
         for (label, sessions) in sessions {
@@ -307,24 +349,30 @@ impl Collector for SessionCollector {
 
 /// Adds up the sessions' traffic at scrape time, so that the relay shares no counter between
 /// workers.
+/// Adds the traffic of the other processes of this router.
 #[derive(Debug)]
-struct TrafficCollector(Arc<registry::Registry>);
+struct TrafficCollector(Arc<registry::Registry>, Arc<Generations>);
 
 impl Collector for TrafficCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let traffic = self.0.traffic();
+        let others = self.1.totals().moved();
         let counters = [
             (
                 "client_bytes_received",
                 "Bytes forwarded from clients to servers",
-                traffic.bytes_up,
+                traffic.bytes_up + others.bytes_up,
             ),
             (
                 "client_bytes_sent",
                 "Bytes forwarded from servers to clients",
-                traffic.bytes_down,
+                traffic.bytes_down + others.bytes_down,
             ),
-            ("transactions", "Transactions that ended", traffic.transactions),
+            (
+                "transactions",
+                "Transactions that ended",
+                traffic.transactions + others.transactions,
+            ),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);

@@ -26,7 +26,6 @@ pub(crate) mod gate;
 mod gauges;
 pub mod generations;
 mod held;
-pub mod keys;
 pub mod life;
 mod linger;
 pub mod link;
@@ -36,8 +35,6 @@ pub(crate) mod memory;
 pub mod metrics;
 pub mod occupancy;
 pub mod orders;
-pub(crate) mod peer_codec;
-pub mod peers;
 mod record;
 pub mod registry;
 pub mod relay;
@@ -70,6 +67,7 @@ use crate::frontend::auth_policy::AuthPolicy;
 use crate::frontend::derivations::Derivations;
 use crate::frontend::login::{Destination, LoginContext};
 use crate::wire::text::Escaped;
+pub use cancel::{keys, peers};
 use listener_settings::ListenerSettings;
 use sample::{SampleDecision, Sources};
 
@@ -84,7 +82,7 @@ pub struct Shared {
     pub keys: keys::KeyIssuer,
     /// Empty if there are none.
     pub peers: ArcSwapOption<peers::Peers>,
-    pub generations: generations::Generations,
+    pub generations: Arc<generations::Generations>,
     /// The rules for logins. A reload replaces them for the logins that follow.
     pub auth_policy: Arc<ArcSwap<AuthPolicy>>,
     /// Empty if there is none.

@@ -83,6 +83,16 @@ impl Occupancy {
         self.lock().sessions_on(cluster, member)
     }
 
+    /// Sessions on each member, those connecting included.
+    pub fn loads(&self) -> Vec<((Arc<str>, MemberName), usize)> {
+        let inner = self.lock();
+        inner
+            .seats
+            .iter()
+            .map(|(key, load)| (key.clone(), *load))
+            .collect()
+    }
+
     /// A session is about to connect to the member.
     pub(super) fn connecting(&self, cluster: &Arc<str>, member: &MemberName) {
         self.lock().backoff.connecting(cluster, member, Instant::now());

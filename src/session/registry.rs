@@ -270,6 +270,16 @@ impl Registry {
         })
     }
 
+    /// The next sessions have higher numbers than this: those of the process before this one have the numbers up to it.
+    pub fn number_from(&self, number: u64) {
+        self.next_id.fetch_max(number, Ordering::Relaxed);
+    }
+
+    /// The highest number that a session has had.
+    pub fn last_number(&self) -> u64 {
+        self.next_id.load(Ordering::Relaxed)
+    }
+
     /// The session that a cancel request is for. It compares every key with that process id, each
     /// in constant time.
     pub fn find(&self, process_id: u32, key: &[u8]) -> Option<Arc<SessionEntry>> {

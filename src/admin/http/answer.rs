@@ -14,6 +14,8 @@ use super::super::member_checks::CheckResult;
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-trunkline-reason");
 /// The router's own state where it is not ready, on every answer about a node or a connection.
 pub(super) const ROUTER: HeaderName = HeaderName::from_static("x-trunkline-router");
+/// Processes of this router that did not answer: the answer is without them.
+pub(super) const INCOMPLETE: HeaderName = HeaderName::from_static("x-trunkline-incomplete");
 /// The member the answer is about.
 pub(super) const MEMBER: HeaderName = HeaderName::from_static("x-trunkline-member");
 
@@ -29,6 +31,7 @@ pub(super) struct JsonAnswer {
     body: Cow<'static, str>,
     reason: Option<String>,
     member: Option<String>,
+    incomplete: Option<String>,
     /// Asks for a token.
     challenge: bool,
 }
@@ -49,6 +52,7 @@ impl JsonAnswer {
             body: body.into(),
             reason: None,
             member: None,
+            incomplete: None,
             challenge: false,
         }
     }
@@ -62,6 +66,7 @@ impl JsonAnswer {
             body: value.to_string().into(),
             reason: None,
             member: None,
+            incomplete: None,
             challenge: false,
         }
     }
@@ -88,6 +93,7 @@ impl JsonAnswer {
             body: form.of(text).into(),
             reason: None,
             member: None,
+            incomplete: None,
             challenge: false,
         }
     }
@@ -99,6 +105,12 @@ impl JsonAnswer {
 
     pub(super) fn because(mut self, reason: impl Into<String>) -> Self {
         self.reason = Some(reason.into());
+        self
+    }
+
+    /// The answer is without what these processes of this router would have said.
+    pub(super) fn without(mut self, missing: &[String]) -> Self {
+        self.incomplete = (!missing.is_empty()).then(|| missing.join("; "));
         self
     }
 
@@ -119,6 +131,9 @@ impl IntoResponse for JsonAnswer {
         }
         if let Some(reason) = self.reason {
             headers.insert(REASON, visible(&reason));
+        }
+        if let Some(incomplete) = self.incomplete {
+            headers.insert(INCOMPLETE, visible(&incomplete));
         }
         if let Some(member) = self.member {
             headers.insert(MEMBER, visible(&member));

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::super::handles::{ClusterView, Phase};
-use super::super::operations::{Change, Ending};
+use super::super::operations::{Change, Ending, Gathered};
 use super::super::views::{ClusterSummary, EventView, MemberView, RouterView};
 use super::answer::JsonAnswer;
 use super::app::{App, Params};
@@ -37,18 +37,19 @@ pub(super) fn clusters(app: &App) -> JsonAnswer {
 }
 
 /// `GET /api/v1/members`
-pub(super) fn members(app: &App, uri: &Uri) -> JsonAnswer {
+pub(super) async fn members(app: &App, uri: &Uri) -> JsonAnswer {
     let view = match find(app, uri) {
         Ok(view) => view,
         Err(answer) => return answer,
     };
+    let missing = app.handles.operations.refresh().await;
     let snapshot = view.snapshot.borrow().clone();
     let all: Vec<MemberView> = snapshot
         .members
         .iter()
         .map(|member| shown(app, view, &snapshot, member))
         .collect();
-    JsonAnswer::json(StatusCode::OK, &all)
+    JsonAnswer::json(StatusCode::OK, &all).without(&missing)
 }
 
 fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> MemberView {
@@ -57,9 +58,12 @@ fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) ->
 }
 
 /// `GET /api/v1/sessions`
-pub(super) fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
+pub(super) async fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
     let params = Params::of(uri);
-    let mut all = app.handles.operations.sessions();
+    let Gathered {
+        value: mut all,
+        missing,
+    } = app.handles.operations.sessions().await;
     for (key, wanted) in params.pairs() {
         match key {
             "cluster" => all.retain(|session| session.cluster == wanted),
@@ -70,7 +74,7 @@ pub(super) fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
             _ => {}
         }
     }
-    JsonAnswer::json(StatusCode::OK, &all)
+    JsonAnswer::json(StatusCode::OK, &all).without(&missing)
 }
 
 /// `GET /api/v1/events`
@@ -131,7 +135,7 @@ pub(super) async fn administer(
             Ok(weight) => Change::Weight(weight),
             Err(answer) => return answer,
         },
-        ("close-sessions", _) => return close_sessions(&app, caller, view, &name, &body),
+        ("close-sessions", _) => return close_sessions(&app, caller, view, &name, &body).await,
         _ => {
             return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
@@ -152,9 +156,12 @@ async fn change_member(
 ) -> JsonAnswer {
     let mut snapshots = view.snapshot.clone();
     snapshots.mark_unchanged();
-    if let Err(busy) = app.handles.operations.administer(&view.name, name, change) {
-        return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
-    }
+    let missing = match app.handles.operations.administer(&view.name, name, change).await {
+        Ok(Gathered { missing, .. }) => missing,
+        Err(busy) => {
+            return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
+        }
+    };
     let (cluster, member, by) = (view.name.to_string(), name.to_string(), shown_caller(caller));
     app.handles.events.emit(match change {
         Change::Admin(state) => OperatorEvent::AdminStateSet {
@@ -193,13 +200,22 @@ async fn change_member(
     } else {
         StatusCode::ACCEPTED
     };
-    match snapshot.member(name) {
+    let answer = match snapshot.member(name) {
         Some(member) => JsonAnswer::json(status, &shown(app, view, &snapshot, member)),
         None => JsonAnswer::json(status, &json!({"name": name.as_str(), "cluster": &*view.name})),
+    };
+    warn_of(&missing, "a member's state");
+    answer.without(&missing)
+}
+
+/// An operator's order that did not reach every process.
+fn warn_of(missing: &[String], what: &str) {
+    for process in missing {
+        tracing::warn!(what, "another process of this router was not reached: {process}");
     }
 }
 
-fn close_sessions(
+async fn close_sessions(
     app: &App,
     caller: CalledBy,
     view: &ClusterView,
@@ -210,7 +226,11 @@ fn close_sessions(
         Ok(ending) => ending,
         Err(answer) => return answer,
     };
-    let sessions = app.handles.operations.end_sessions_on(&view.name, name, ending);
+    let operations = &app.handles.operations;
+    let Gathered {
+        value: sessions,
+        missing,
+    } = operations.end_sessions_on(&view.name, name, ending).await;
     app.handles.events.emit(OperatorEvent::SessionsEnded {
         cluster: view.name.to_string(),
         member: name.to_string(),
@@ -218,7 +238,8 @@ fn close_sessions(
         how: how(ending),
         by: shown_caller(caller),
     });
-    JsonAnswer::json(StatusCode::OK, &json!({"sessions": sessions}))
+    warn_of(&missing, "the end of the sessions on a member");
+    JsonAnswer::json(StatusCode::OK, &json!({"sessions": sessions})).without(&missing)
 }
 
 /// `DELETE /api/v1/sessions/ID`, `POST /api/v1/sessions/ID/kill`
@@ -237,7 +258,22 @@ pub(super) async fn kill(
         Err(answer) => return answer,
     };
     let id = path.ok().and_then(|Path(id)| id.parse::<u64>().ok());
-    let Some(session) = id.and_then(|id| app.handles.operations.end_session(id, ending)) else {
+    let Gathered {
+        value: found,
+        missing,
+    } = match id {
+        Some(id) => app.handles.operations.end_session(id, ending).await,
+        None => Gathered::whole(None),
+    };
+    let Some(session) = found else {
+        if !missing.is_empty() {
+            return JsonAnswer::problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the processes that answer have no session of this number",
+                &missing.join("; "),
+            )
+            .without(&missing);
+        }
         return JsonAnswer::problem(
             StatusCode::NOT_FOUND,
             "there is no session of this number",
@@ -256,16 +292,18 @@ pub(super) async fn kill(
 }
 
 /// `GET /api/v1/router`
-pub(super) fn router(app: &App) -> JsonAnswer {
-    let sessions = app.handles.operations.sessions().len();
+pub(super) async fn router(app: &App) -> JsonAnswer {
+    let missing = app.handles.operations.refresh().await;
+    let sessions = app.handles.operations.session_count();
     JsonAnswer::json(
         StatusCode::OK,
         &RouterView::new(app.handles.readiness.phase(), sessions),
     )
+    .without(&missing)
 }
 
 /// `POST /api/v1/router/drain`, `POST /api/v1/router/ready`
-pub(super) fn administer_router(
+pub(super) async fn administer_router(
     app: &App,
     caller: CalledBy,
     path: &Result<Path<String>, PathRejection>,
@@ -297,7 +335,7 @@ pub(super) fn administer_router(
     } else {
         OperatorEvent::RouterReady { by }
     });
-    router(app)
+    router(app).await
 }
 
 /// `POST /api/v1/clusters/NAME/forget-identity`

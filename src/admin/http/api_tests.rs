@@ -64,6 +64,7 @@ fn session() -> SessionView {
         transactions: 1,
         tls: None,
         ending: None,
+        router_process_id: 4711,
     }
 }
 
@@ -348,7 +349,7 @@ async fn what_is_sent_reads_back_and_keeps_its_bytes() {
     let session = json!([{
         "age_s": 3, "bytes_down": 20, "bytes_up": 10, "client": "10.0.0.9:5000", "cluster": "main", "database": "app",
         "ending": null, "id": 7, "member": "db1", "process_id": 4711, "route": "read-write",
-        "state": "idle in transaction", "tls": null, "transactions": 1, "user": "app"
+        "router_process_id": 4711, "state": "idle in transaction", "tls": null, "transactions": 1, "user": "app"
     }]);
     assert_eq!(sessions.to_string(), session.to_string());
     let again: Vec<MemberView> = serde_json::from_value(members.clone()).unwrap();

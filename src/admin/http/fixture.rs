@@ -5,6 +5,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::{oneshot, watch};
@@ -12,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
-use super::super::operations::{Change, Ending, Operations, ReloadAnswer};
+use super::super::operations::{Change, Ending, Gathered, Operations, ReloadAnswer};
 use super::super::views::SessionView;
 use super::app::App;
 use super::guard::Guard;
@@ -191,37 +193,66 @@ pub(super) struct Nothing {
     pub(super) session: Option<SessionView>,
     /// Why a reload is refused; `None`: the process is ending.
     pub(super) faults: Option<Vec<String>>,
+    /// Processes that do not answer.
+    pub(super) missing: Vec<String>,
+}
+
+impl Nothing {
+    fn gathered<T: Send + 'static>(&self, value: T) -> BoxFuture<'static, Gathered<T>> {
+        let missing = self.missing.clone();
+        ready(Gathered { value, missing }).boxed()
+    }
 }
 
 impl Operations for Nothing {
-    fn sessions(&self) -> Vec<SessionView> {
-        self.session.iter().cloned().collect()
+    fn refresh(&self) -> BoxFuture<'_, Vec<String>> {
+        ready(self.missing.clone()).boxed()
+    }
+
+    fn sessions(&self) -> BoxFuture<'_, Gathered<Vec<SessionView>>> {
+        self.gathered(self.session.iter().cloned().collect())
+    }
+
+    fn session_count(&self) -> usize {
+        self.session.iter().len()
     }
 
     fn sessions_on(&self, _: &str, _: &MemberName) -> usize {
         self.session.iter().len()
     }
 
-    fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
-        let found = self.session.clone().filter(|session| session.id == id)?;
-        self.told.lock().unwrap().push(format!("{id} {ending:?}"));
-        Some(found)
+    fn end_session(&self, id: u64, ending: Ending) -> BoxFuture<'_, Gathered<Option<SessionView>>> {
+        let found = self.session.clone().filter(|session| session.id == id);
+        if found.is_some() {
+            self.told.lock().unwrap().push(format!("{id} {ending:?}"));
+        }
+        self.gathered(found)
     }
 
-    fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
+    fn end_sessions_on<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+        ending: Ending,
+    ) -> BoxFuture<'a, Gathered<usize>> {
         let told = format!("{cluster} {member} {ending:?}");
         self.told.lock().unwrap().push(told);
-        self.session.iter().len()
+        self.gathered(self.session.iter().len())
     }
 
     fn has_kept(&self, _: &str, member: &MemberName) -> bool {
         member.as_str() == "kept"
     }
 
-    fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
+    fn administer<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+        change: Change,
+    ) -> BoxFuture<'a, Result<Gathered<()>, Busy>> {
         let told = format!("{cluster} {member} {change:?}");
         self.told.lock().unwrap().push(told);
-        Ok(())
+        self.gathered(()).map(Ok).boxed()
     }
 
     fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {

@@ -59,7 +59,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/liveness", read(async || patroni::liveness()))
         .route(
             "/metrics",
-            read(async |State(app): Shared, headers: HeaderMap| metrics_text(&app, &headers)),
+            read(async |State(app): Shared, headers: HeaderMap| metrics_text(&app, &headers).await),
         )
         .route(
             "/update_clusters",
@@ -113,11 +113,11 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
         )
         .route(
             "/api/v1/members",
-            read(async |State(app): Shared, uri: Uri| api::members(&app, &uri)),
+            read(async |State(app): Shared, uri: Uri| api::members(&app, &uri).await),
         )
         .route(
             "/api/v1/sessions",
-            read(async |State(app): Shared, uri: Uri| api::sessions(&app, &uri)),
+            read(async |State(app): Shared, uri: Uri| api::sessions(&app, &uri).await),
         )
         .route(
             "/api/v1/events",
@@ -135,12 +135,12 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
         )
         .route(
             "/api/v1/router",
-            read(async |State(app): Shared| api::router(&app)),
+            read(async |State(app): Shared| api::router(&app).await),
         )
         .route(
             "/api/v1/router/{action}",
             post(async |State(app): Shared, caller: CalledBy, path: Name<String>| {
-                api::administer_router(&app, caller, &path)
+                api::administer_router(&app, caller, &path).await
             }),
         )
         .route(
@@ -200,9 +200,10 @@ fn endpoint(path: &str) -> Endpoint {
     }
 }
 
-fn metrics_text(app: &App, headers: &HeaderMap) -> JsonAnswer {
+async fn metrics_text(app: &App, headers: &HeaderMap) -> JsonAnswer {
+    let missing = app.handles.operations.refresh().await;
     match metrics::exposition(&app.handles.registry) {
-        Ok(text) => JsonAnswer::exposition(text, Form::wanted(headers)),
+        Ok(text) => JsonAnswer::exposition(text, Form::wanted(headers)).without(&missing),
         Err(_) => JsonAnswer::text(
             StatusCode::INTERNAL_SERVER_ERROR,
             "the metrics could not be written",

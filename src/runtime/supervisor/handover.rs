@@ -30,8 +30,8 @@ impl Supervisor {
         }
     }
 
-    /// Offers everything, until the other process is ready or has failed. Nothing else is done meanwhile: what is in
-    /// service is what it was told of. Dropped in between nothing has changed.
+    /// Offers everything, until the other process is ready or has failed. Nothing else is done meanwhile, so that what is in
+    /// service stays as it was offered. Dropped in between nothing has changed.
     pub(super) async fn offer(&mut self, socket: UnixStream) -> Option<Heir> {
         self.emit(ProcessEvent::HandoverBegun);
         let (kept, is_drained) = self.service.administration.freeze();
@@ -40,7 +40,14 @@ impl Supervisor {
         let given = match self.service.passed_on() {
             Ok(sockets) => {
                 let generations = self.service.shared.generations.family();
-                let offer = Offer::new(&sockets, &self.service.clusters, &kept, is_drained, generations);
+                let offer = Offer::new(
+                    &sockets,
+                    &self.service.clusters,
+                    &kept,
+                    is_drained,
+                    generations,
+                    self.service.shared.registry.last_number(),
+                );
                 let mut giving = std::pin::pin!(handover::give(socket, offer, sockets, deadline));
                 loop {
                     tokio::select! {
@@ -64,8 +71,8 @@ impl Supervisor {
         }
     }
 
-    /// Leaves its place to the other process. `false`: that one has ended, and this one goes on as before.
-    /// To be awaited to the end.
+    /// Leaves its place to the other process. `false`: that one has ended, and this one goes on as before. The caller must
+    /// await it to the end.
     pub(in crate::runtime) async fn commit(&mut self, mut heir: Heir, hangup: &mut Signal) -> bool {
         let process_id = heir.process.id();
         if let Err(fault) = self.give_place(&mut heir).await {
@@ -104,7 +111,7 @@ impl Supervisor {
         let sessions = self.service.shared.registry.len();
         self.emit(ProcessEvent::Replaced { process_id, sessions });
         if let Some(upgrade) = self.upgrade.take() {
-            // Whoever asked may be gone.
+            // The one that asked may be gone.
             let _ = upgrade.into_answer().send(UpgradeAnswer {
                 process_id: Some(process_id),
                 release: heir.release,
@@ -118,7 +125,7 @@ impl Supervisor {
     }
 
     /// # Errors
-    /// Why the other process has not got the place, in a sentence; it does not live any more, or has no right to it.
+    /// Why the other process does not take over, in a sentence; it has ended, or must not serve.
     async fn give_place(&mut self, heir: &mut Heir) -> Result<(), String> {
         let service = &self.service;
         // Before it has sessions, which cancel requests that come here may be for.
@@ -126,7 +133,7 @@ impl Supervisor {
         let released = service.administration.release().await;
         released.map_err(|_| "the state file cannot be written in time".to_owned())?;
         service.release(&heir.kept);
-        // Nothing new; whether it can be told of the other process is to be known before the word.
+        // The message says nothing new; it shows before the commit whether the service manager can be notified.
         let told = self.notifier.main_process(std::process::id()).await;
         told.map_err(|error| format!("the service manager cannot be told (NOTIFY_SOCKET): {error}"))?;
         heir.commit().await.map_err(|error| error.to_string())
@@ -151,7 +158,7 @@ impl Supervisor {
     }
 }
 
-/// Until the new process has ended; for ever where there is none.
+/// Until the new process has ended; forever if there is none.
 pub(super) async fn failed(upgrade: Option<&Upgrade>) -> String {
     match upgrade {
         Some(upgrade) => upgrade.failed().await,
@@ -159,8 +166,8 @@ pub(super) async fn failed(upgrade: Option<&Upgrade>) -> String {
     }
 }
 
-/// Another process serves by now.
+/// Another process serves now.
 pub(in crate::runtime) const REPLACED: &str =
     "another process has taken the place of this one just now; ask again";
-/// This one ends soon.
+/// This process ends soon.
 pub(in crate::runtime) const ENDING: &str = "the router is shutting down";

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// process there.
 const AT_ONCE: usize = 32;
 
-/// All lanes; one is there only while somebody uses it.
+/// All lanes; a lane exists only while it is used.
 #[derive(Debug)]
 pub(super) struct Lanes<K: Eq + Hash + Clone>(Mutex<HashMap<K, Lane>>);
 
@@ -42,8 +42,8 @@ struct LanePosition<'a, K: Eq + Hash + Clone> {
 }
 
 impl<K: Eq + Hash + Clone> Lanes<K> {
-    /// Waits for a turn at this server: first come, first served. How many wait and for how long is the caller's to
-    /// bound. Cancel safe.
+    /// Waits for a turn at this server: first come, first served. The caller limits how many wait, and for how long. Cancel
+    /// safe.
     pub(super) async fn turn(&self, server: K) -> Turn<'_, K> {
         let (turns, place) = self.enter(server);
         let permit = turns.acquire_owned().await;

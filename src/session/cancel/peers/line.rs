@@ -15,16 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::super::keys::Incarnation;
-use super::super::peer_codec::{self, Answers, Asked, Asking, CHALLENGE_LEN, Fate, MOST_AT_ONCE, PeerKey};
 use super::PATIENCE;
+use super::codec::{self, Answers, Asked, Asking, Fate, MOST_AT_ONCE, OLD_VERSION, PeerKey, Reply, VERSION};
 use crate::config;
 use crate::names;
 use crate::wire::startup::CancelRequest;
 
 /// A conversation without questions ends after so long.
 const IDLE: Duration = Duration::from_secs(30);
-/// A question that a conversation of before did not answer is asked once more in a new one: the peer may have been
-/// restarted, or something in between have forgotten the connection.
+/// A question that an earlier conversation did not answer is asked once more in a new one: the peer may have restarted, or
+/// something in between may have forgotten the connection.
 const MOST_TRIES: u8 = 2;
 
 /// What the peer says of a key.
@@ -32,14 +32,16 @@ const MOST_TRIES: u8 = 2;
 pub(super) struct PeerVerdict {
     pub(super) is_found: bool,
     pub(super) incarnation: Incarnation,
+    /// Of the peer protocol, in which it answered.
+    pub(super) version: u8,
 }
 
-/// What is still to come of a question.
+/// What is still to come after a question.
 #[derive(Debug)]
 pub(super) struct Awaited {
     /// Or why it could not be asked.
     pub(super) verdict: oneshot::Receiver<Result<PeerVerdict, String>>,
-    /// All that a found key stands for is done, or the conversation has ended.
+    /// The request with a found key is carried out, or the conversation has ended.
     pub(super) done: oneshot::Receiver<()>,
 }
 
@@ -47,13 +49,13 @@ pub(super) struct Awaited {
 struct Question {
     request: CancelRequest,
     tries: u8,
-    /// Taken when it is told.
+    /// Taken when it is sent.
     verdict: Option<oneshot::Sender<Result<PeerVerdict, String>>>,
-    /// Closed where nobody waits any more.
+    /// Closed once nothing waits for it any more.
     done: oneshot::Sender<()>,
 }
 
-/// A peer, and what is to be asked of it.
+/// A peer, and the questions for it.
 #[derive(Debug)]
 pub(super) struct Line {
     key: PeerKey,
@@ -62,11 +64,11 @@ pub(super) struct Line {
     wake: Notify,
 }
 
-/// How many wait is bounded by the places for cancel requests whose session may be elsewhere.
+/// The places for cancel requests whose session may be elsewhere limit how many questions wait.
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Question>,
-    /// A task carries the conversation on.
+    /// A task runs the conversation.
     is_open: bool,
 }
 
@@ -148,8 +150,7 @@ impl Line {
         }
     }
 
-    /// One conversation. `Err`: it did not come about, or broke before anything was answered; nobody will answer what
-    /// waits.
+    /// One conversation. `Err`: it did not begin, or broke before anything was answered; what waits gets no answer either.
     async fn talk(&self) -> Result<(), String> {
         let opened = timeout(PATIENCE, Conversation::open(&self.key, &self.peer)).await;
         let mut conversation = opened
@@ -202,7 +203,7 @@ impl Line {
         }
     }
 
-    /// The next to be asked. Whom nobody waits for is not.
+    /// The next questions, without those that nothing waits for any more.
     fn batch(&self) -> Vec<Question> {
         let mut state = self.state();
         let mut batch = Vec::new();
@@ -214,7 +215,7 @@ impl Line {
             }
         }
         if !state.waiting.is_empty() {
-            // After this one has been sent, and what has come been read.
+            // After this batch has been sent, and what has arrived has been read.
             self.wake.notify_one();
         }
         batch
@@ -235,6 +236,11 @@ fn described(error: &io::Error) -> String {
     }
 }
 
+fn is_hang_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
 impl Question {
     fn fail(self, error: &str) {
         if let Some(verdict) = self.verdict {
@@ -245,20 +251,33 @@ impl Question {
 
 impl Conversation {
     async fn open(key: &PeerKey, peer: &config::Peer) -> io::Result<Self> {
-        let mut stream = names::connect(&peer.host, peer.port).await?;
-        stream.set_nodelay(true)?;
-        let (opened, packet) = peer_codec::open(key);
-        stream.write_all(&packet).await?;
-        let mut challenge = [0; CHALLENGE_LEN];
-        stream.read_exact(&mut challenge).await?;
+        let (stream, asking) = match Self::open_in(VERSION, key, peer).await {
+            // A router of version 2 hangs up, as does anything that is no router.
+            Err(error) if is_hang_up(&error) => Self::open_in(OLD_VERSION, key, peer).await?,
+            opened => opened?,
+        };
         Ok(Self {
             stream,
-            asking: opened.challenge(&challenge).map_err(io::Error::other)?,
+            asking,
             read: BytesMut::new(),
             under_way: HashMap::new(),
             next: 0,
             has_answered: false,
         })
+    }
+
+    async fn open_in(version: u8, key: &PeerKey, peer: &config::Peer) -> io::Result<(TcpStream, Asking)> {
+        let mut stream = names::connect(&peer.host, peer.port).await?;
+        stream.set_nodelay(true)?;
+        let (opened, packet) = codec::open(key, version);
+        stream.write_all(&packet).await?;
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).await?;
+        let mut challenge = length.to_vec();
+        challenge.resize(codec::challenge_length(length).map_err(io::Error::other)?, 0);
+        stream.read_exact(&mut challenge[length.len()..]).await?;
+        let asking = opened.challenge(&challenge).map_err(io::Error::other)?;
+        Ok((stream, asking))
     }
 
     async fn send(&mut self, batch: Vec<Question>) -> Result<(), String> {
@@ -281,12 +300,16 @@ impl Conversation {
     }
 
     fn take_answers(&mut self) -> Result<(), String> {
-        while let Some(Answers { incarnation, answers }) = self
+        while let Some(reply) = self
             .asking
-            .answers(&mut self.read)
+            .reply(&mut self.read)
             .map_err(|fault| fault.to_string())?
         {
             self.has_answered = true;
+            let Answers { incarnation, answers } = match reply {
+                Reply::Answers(answers) => answers,
+                Reply::Refused(refusal) => return Err(refusal.to_string()),
+            };
             for answer in answers {
                 let Some((_, question)) = self.under_way.get_mut(&answer.number) else {
                     continue;
@@ -296,6 +319,7 @@ impl Conversation {
                     let _ = verdict.send(Ok(PeerVerdict {
                         is_found,
                         incarnation,
+                        version: self.asking.version(),
                     }));
                 }
                 if answer.fate != Fate::Found
@@ -308,7 +332,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// When to look next.
+    /// When to check for late answers next.
     fn patience(&self) -> Instant {
         let unanswered = self
             .under_way
@@ -321,7 +345,7 @@ impl Conversation {
         }
     }
 
-    /// Forgets those that nobody waits for. `Err`: it should have answered by now.
+    /// Forgets the questions that nothing waits for. `Err`: the peer should have answered by now.
     fn look(&mut self, now: Instant) -> Result<(), String> {
         self.under_way.retain(|_, (asked, question)| {
             !question.done.is_closed() || (question.verdict.is_some() && now < *asked + PATIENCE)

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio::net::TcpListener;
 
-use super::super::super::peer_codec::{Answered, Answering, OPENING_LEN};
+use super::super::codec::{self, Answered, Answering, OPENING_LEN, Question as PeerQuestion};
 use super::*;
 use crate::config::Secret;
 
@@ -49,11 +49,21 @@ impl Peer {
     }
 
     async fn accept(&self) -> End {
-        let (mut stream, _) = self.listener.accept().await.unwrap();
-        let mut opening = [0; OPENING_LEN];
-        stream.read_exact(&mut opening).await.unwrap();
+        self.accept_in(VERSION).await
+    }
+
+    /// A router that speaks nothing else than this version.
+    async fn accept_in(&self, version: u8) -> End {
+        let (mut stream, opening) = loop {
+            let (mut stream, _) = self.listener.accept().await.unwrap();
+            let mut opening = [0; OPENING_LEN];
+            stream.read_exact(&mut opening).await.unwrap();
+            if opening[8] == version {
+                break (stream, opening);
+            }
+        };
         let key = PeerKey::new(&Secret::new(KEY));
-        let (answering, challenge) = peer_codec::answer(&key, &opening[8..]).unwrap();
+        let (answering, challenge) = codec::answer(&key, &opening[8..]).unwrap();
         stream.write_all(&challenge).await.unwrap();
         End {
             stream,
@@ -66,8 +76,10 @@ impl Peer {
 impl End {
     async fn question(&mut self) -> Vec<Asked> {
         loop {
-            if let Some(question) = self.answering.question(&mut self.read).unwrap() {
-                return question;
+            match self.answering.question(&mut self.read).unwrap() {
+                Some(PeerQuestion::Cancel(question)) => return question,
+                Some(PeerQuestion::Other(other)) => panic!("{other}"),
+                None => {}
             }
             assert_ne!(self.stream.read_buf(&mut self.read).await.unwrap(), 0);
         }
@@ -144,6 +156,41 @@ async fn what_a_lost_conversation_did_not_answer_is_asked_once_more() {
     drop(end);
     let error = third.verdict.await.unwrap().unwrap_err();
     assert!(error.contains("hung up") || error.contains("reset"), "{error}");
+}
+
+#[tokio::test]
+async fn a_router_of_version_2_is_asked_in_version_2() {
+    let peer = Peer::new().await;
+    let first = peer.ask(1);
+    let mut end = peer.accept_in(OLD_VERSION).await;
+    let question = end.question().await;
+    end.say([(question[0].number, Fate::Done)]).await;
+    let verdict = first.verdict.await.unwrap().unwrap();
+    assert!(verdict.is_found);
+    assert_eq!(verdict.version, 2);
+    // It is upgraded: the next conversation is of version 3.
+    drop(end);
+    let second = peer.ask(2);
+    let mut end = peer.accept().await;
+    let question = end.question().await;
+    end.say([(question[0].number, Fate::NotFound)]).await;
+    assert_eq!(second.verdict.await.unwrap().unwrap().version, 3);
+}
+
+#[tokio::test]
+async fn a_router_of_a_later_version_is_named() {
+    let peer = Peer::new().await;
+    let asked = peer.ask(1);
+    let (mut stream, _) = peer.listener.accept().await.unwrap();
+    stream.read_exact(&mut [0; OPENING_LEN]).await.unwrap();
+    let mut versions = codec::versions();
+    versions[8..10].copy_from_slice(&[5, 6]);
+    stream.write_all(&versions).await.unwrap();
+    let error = asked.verdict.await.unwrap().unwrap_err();
+    assert!(
+        error.contains("speaks versions 5 to 6") && error.contains("this router 2 to 3"),
+        "{error}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

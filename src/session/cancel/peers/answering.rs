@@ -1,4 +1,4 @@
-//! The other end of a line: another router asks. One that does not know the secret is told nothing.
+//! The answering side: another router asks. A router without the secret learns nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,18 +8,20 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::debug;
 
-use super::super::arrival::admission::ArrivalPlace;
-use super::super::generations::GenerationAnswer;
-use super::super::peer_codec::{self, Answered, Answering, Answers, Asked, Fate, MOST_AT_ONCE};
-use super::super::{Shared, cancel};
+use super::super::super::Shared;
+use super::super::super::arrival::admission::ArrivalPlace;
+use super::super::super::generations::CancelAnswer;
+use super::super::delivery;
+use super::codec::{
+    self, Answered, Answering, Answers, Asked, Fate, MOST_AT_ONCE, PeerError, Question, QuestionKind,
+};
 use super::{Conversation, PATIENCE, Peers};
 use crate::frontend::ClientStream;
 
-/// Whoever asks hangs up earlier.
+/// A conversation without questions ends after so long. The asking router hangs up earlier.
 const IDLE: Duration = Duration::from_mins(2);
-/// Of one conversation: more is not read until there are fewer.
-const MOST_UNDER_WAY: usize = 4096;
 
 /// Serves another router. Until it has shown that it knows the secret it is one of the pending connections.
 pub(in crate::session) async fn serve(
@@ -65,20 +67,34 @@ pub(in crate::session) async fn serve(
     });
 }
 
-/// Up to the first question: who can ask one has the secret.
+/// Until the first question: a router that can ask one has the secret.
 async fn begin(
     peers: &Peers,
     stream: &mut ClientStream,
     body: &[u8],
     address: Option<SocketAddr>,
-) -> Option<(Answering, BytesMut, Vec<Asked>)> {
-    let (mut answering, packet) = peer_codec::answer(&peers.key, body).ok()?;
+) -> Option<(Answering, BytesMut, Question)> {
+    let (mut answering, packet) = match codec::answer(&peers.key, body) {
+        Ok(begun) => begun,
+        Err(fault) => {
+            if let PeerError::Version(version) = fault {
+                peers.name_version(address, version);
+                stream.write_all(&codec::versions()).await.ok()?;
+                stream.flush().await.ok()?;
+            }
+            return None;
+        }
+    };
     stream.write_all(&packet).await.ok()?;
     stream.flush().await.ok()?;
     let mut read = BytesMut::new();
     loop {
         match answering.question(&mut read) {
-            Ok(Some(question)) => return Some((answering, read, question)),
+            Ok(Some(question)) => {
+                // From here on it is known to be a peer.
+                peers.name_version(address, answering.version());
+                return Some((answering, read, question));
+            }
             Ok(None) => {}
             Err(fault) => {
                 peers.refuse(address, fault);
@@ -98,9 +114,9 @@ struct Answerer {
     stream: ClientStream,
     answering: Answering,
     read: BytesMut,
-    /// Known, and not yet said.
+    /// Known, and not yet sent.
     ready: Vec<Answered>,
-    /// Questions whose last answer is not known.
+    /// Keys whose last answer is not known.
     under_way: usize,
     tell: mpsc::Sender<Answered>,
     answered: mpsc::Receiver<Answered>,
@@ -108,19 +124,20 @@ struct Answerer {
 }
 
 impl Answerer {
-    /// Until the other side hangs up, breaks off, or is silent for long. What it asked for is done all the same.
-    async fn converse(mut self, first: Vec<Asked>) -> Option<()> {
-        self.take(first);
+    /// Until the other side hangs up, breaks the protocol, or is silent for long. What it asked for is done all the same.
+    async fn converse(mut self, first: Question) -> Option<()> {
+        self.take(first).await?;
+        let most = QuestionKind::Cancel.limits().under_way;
         loop {
             while let Some(question) = self.answering.question(&mut self.read).ok()? {
-                self.take(question);
+                self.take(question).await?;
             }
             while let Ok(answered) = self.answered.try_recv() {
                 self.note(answered);
             }
             self.say().await?;
             tokio::select! {
-                read = self.stream.read_buf(&mut self.read), if self.under_way < MOST_UNDER_WAY => {
+                read = self.stream.read_buf(&mut self.read), if self.under_way < most => {
                     if read.ok()? == 0 {
                         return None;
                     }
@@ -131,16 +148,32 @@ impl Answerer {
         }
     }
 
-    fn take(&mut self, question: Vec<Asked>) {
+    async fn take(&mut self, question: Question) -> Option<()> {
+        match question {
+            Question::Cancel(asked) => self.take_cancels(asked),
+            Question::Other(refusal) => {
+                debug!(
+                    kind = refusal.kind,
+                    "a peer asked a question that this release does not answer"
+                );
+                let packet = self.answering.refuse(refusal);
+                self.send(&packet).await?;
+            }
+        }
+        Some(())
+    }
+
+    fn take_cancels(&mut self, question: Vec<Asked>) {
         for Asked { number, request } in question {
             let known = move |fate| Answered { number, fate };
             let (shared, tell) = (Arc::clone(&self.shared), self.tell.clone());
-            match cancel::here(&shared, &request) {
+            match delivery::find(&shared, &request) {
                 Some(session) => {
                     self.ready.push(known(Fate::Found));
                     self.under_way += 1;
                     self.shared.tasks.spawn(async move {
-                        cancel::for_peer(&shared, &session).await;
+                        let outcome = delivery::deliver(&shared, &session).await;
+                        shared.metrics.cancel(outcome);
                         let _ = tell.send(known(Fate::Done)).await;
                     });
                 }
@@ -148,8 +181,8 @@ impl Answerer {
                 None => {
                     self.under_way += 1;
                     self.shared.tasks.spawn(async move {
-                        let fate = match shared.generations.ask(&request).await {
-                            GenerationAnswer::Found => Fate::Done,
+                        let fate = match shared.generations.ask_cancel(&request).await {
+                            CancelAnswer::Found => Fate::Done,
                             _ => Fate::NotFound,
                         };
                         let _ = tell.send(known(fate)).await;
@@ -170,12 +203,16 @@ impl Answerer {
                 incarnation: self.peers.incarnation,
                 answers: answers.to_vec(),
             });
-            let written = timeout(PATIENCE, async {
-                self.stream.write_all(&packet).await?;
-                self.stream.flush().await
-            });
-            written.await.ok()?.ok()?;
+            self.send(&packet).await?;
         }
         Some(())
+    }
+
+    async fn send(&mut self, packet: &[u8]) -> Option<()> {
+        let written = timeout(PATIENCE, async {
+            self.stream.write_all(packet).await?;
+            self.stream.flush().await
+        });
+        written.await.ok()?.ok()
     }
 }

@@ -1,14 +1,15 @@
-//! The peer channel: routers before the same cluster ask one another whose a cancel request is. Over a PostgreSQL
-//! port, authenticated and sealed with the peers' secret, one conversation with each peer, one hop.
+//! The peer channel: routers in front of the same cluster ask each other which of them has a cancel request's session.
+//! Over a PostgreSQL port, authenticated and sealed with the peers' secret, one conversation with each peer, one hop.
 //!
-//! How much is asked is bounded by the places for cancel requests whose session may be elsewhere, of which one address
-//! has half; many keys go into one question, so that keys which are made up cost the peers next to nothing.
+//! The places for cancel requests whose session may be elsewhere limit how much is asked; one address has half of them.
+//! Many keys go into one question, so keys that are made up cost the peers next to nothing.
 
 mod answering;
+pub(crate) mod codec;
 mod line;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,23 +17,23 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::Shared;
+use super::super::Shared;
 use super::keys::Incarnation;
-use super::peer_codec::{PeerError, PeerKey};
 use crate::config;
 use crate::wire::startup::CancelRequest;
-pub(super) use answering::serve;
+pub(in crate::session) use answering::serve;
+use codec::{PeerError, PeerKey};
 use line::{Awaited, Line, PeerVerdict};
 
-/// For a peer to take a conversation up, and for it to say whether it has a key.
+/// Time limit for a peer to begin a conversation, and for its answer whether it has a key.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Until a question has been asked, and asked again in another conversation.
+/// Time limit for a question to be asked, and asked again in another conversation.
 const VERDICT: Duration = Duration::from_secs(12);
-/// For a session that was found: its turn at the server, the cancel, and the server's hanging up.
+/// Time limit for a session that was found: its turn at the server, the cancel, and the server's hanging up.
 const WORK: Duration = Duration::from_mins(2);
-/// Conversations that peers carry on with this router: each has one, and one more for each process of an upgrade.
+/// Conversations that peers may have with this router: each has one, and one more for each process of an upgrade.
 const MOST_CONVERSATIONS: u32 = 256;
 
 /// The other routers.
@@ -49,19 +50,28 @@ pub struct Peers {
 struct State {
     /// Which member had this incarnation when it last answered.
     known: HashMap<Incarnation, usize>,
-    /// When each was last said.
+    /// When each was last logged.
     warned: HashMap<Warning, Instant>,
+    /// In which version each member last answered.
+    answered_in: HashMap<usize, u8>,
+    /// In which version the peer at this address last asked.
+    asked_in: HashMap<Option<IpAddr>, u8>,
 }
 
-/// What the operator is told, each at most once in [`WARN_EVERY`]: strangers can cause most of them.
+/// What the log warns of, each at most once in [`WARN_EVERY`]: strangers can cause most of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Warning {
     /// This member cannot be asked.
     Peer(usize),
-    /// Somebody asked without the secret.
+    /// A stranger without the secret asked.
     Refused,
     TooManyConversations,
+    /// An opening in an unknown version.
+    Version,
 }
+
+/// Addresses of peers whose versions are remembered.
+const MOST_ADDRESSES: usize = 256;
 
 const WARN_EVERY: Duration = Duration::from_secs(30);
 
@@ -88,7 +98,7 @@ impl Peers {
         }
     }
 
-    /// Asks the owner if it is known, else everybody at once. `true`: one of them has taken the request, and done what
+    /// Asks the owner if it is known, otherwise all peers at once. `true`: one of them has taken the request, and done what
     /// was to be done.
     pub(super) async fn ask(
         &self,
@@ -99,12 +109,12 @@ impl Peers {
         let known = owner.and_then(|owner| self.state().known.get(&owner).copied());
         if let Some(index) = known
             && let Some(verdict) = self.ask_some(shared, &[index], request).await
-            // A process that took over from the owner answers for it, as somebody else.
+            // A process that took over from the owner answers for it under its own id.
             && (verdict.is_found || owner == Some(verdict.incarnation))
         {
             return verdict.is_found;
         }
-        // Not known, gone, or restarted since: everybody, once.
+        // Not known, gone, or restarted since: all peers, once.
         let others: Vec<usize> = (0..self.lines.len())
             .filter(|index| Some(*index) != known)
             .collect();
@@ -139,9 +149,10 @@ impl Peers {
             match verdict {
                 Ok(verdict) => {
                     self.learn(verdict.incarnation, index);
+                    self.learn_version(shared, verdict.version, index);
                     last = Some(verdict);
                     if verdict.is_found {
-                        // Ended where the conversation has: nobody knows more then.
+                        // It also ends with the conversation: then there is nothing more to know.
                         let _ = timeout(WORK, done).await;
                         return last;
                     }
@@ -162,6 +173,57 @@ impl Peers {
         state.known.insert(incarnation, index);
     }
 
+    /// A peer has answered in this version. One line for each change.
+    fn learn_version(&self, shared: &Shared, version: u8, index: usize) {
+        let before = self.state().answered_in.insert(index, version);
+        if before == Some(version) {
+            return;
+        }
+        let peer = self.lines[index].name();
+        shared.metrics.peer_version(peer, version);
+        if version != codec::VERSION || before.is_some() {
+            info!(
+                %peer,
+                version,
+                own_version = codec::VERSION,
+                "a peer runs another release: it is asked in its version of the peer protocol"
+            );
+        }
+    }
+
+    /// A router at this address asks in this version. One line for each change; one that is refused may be anybody, and is
+    /// named once in [`WARN_EVERY`].
+    fn name_version(&self, address: Option<SocketAddr>, version: u8) {
+        let own_version = codec::VERSION;
+        let ip = address.map(|address| address.ip());
+        if !(codec::OLD_VERSION..=codec::VERSION).contains(&version) {
+            if self.may_warn(Warning::Version) {
+                warn!(
+                    ?ip,
+                    version,
+                    own_version,
+                    "a peer asked in a version of the peer protocol that this router does not speak"
+                );
+            }
+            return;
+        }
+        let mut state = self.state();
+        let asked_in = &mut state.asked_in;
+        if asked_in.len() >= MOST_ADDRESSES && !asked_in.contains_key(&ip) {
+            return;
+        }
+        let before = asked_in.insert(ip, version);
+        drop(state);
+        if before != Some(version) && (version != own_version || before.is_some()) {
+            info!(
+                ?ip,
+                version,
+                own_version,
+                "a peer runs another release: it is answered in its version of the peer protocol"
+            );
+        }
+    }
+
     fn complain(&self, index: usize, error: &str) {
         let peer = self.lines[index].name();
         if self.may_warn(Warning::Peer(index)) {
@@ -177,7 +239,7 @@ impl Peers {
         }
     }
 
-    /// A place for one more conversation that somebody with the secret has begun.
+    /// A place for one more conversation that a router with the secret has begun.
     fn conversation(&self) -> Option<Conversation> {
         let taken = &self.conversations;
         let next = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {

@@ -1,8 +1,8 @@
 //! The cancel keys handed to clients. A server's own key never leaves the router.
 //!
 //! Protocol 3.0 has room for 4 bytes: random, nothing else. Protocol 3.2 gets 32: the id of this incarnation of this
-//! router (8), random (16), and a MAC over both with the peers' secret (8), so that any router can tell whose key it is,
-//! and that nobody made it up, before it asks another one.
+//! router (8), random (16), and a MAC over both with the peers' secret (8). So any router can see which router issued the
+//! key, and that it is not made up, before it asks another one.
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -69,19 +69,19 @@ impl std::fmt::Debug for ClientCancelKey {
     }
 }
 
-/// Whose a presented key is, as far as the key itself tells.
+/// Which router issued a presented key, as far as the key itself shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
     Mine,
     /// Another router with the same peers' secret, or an earlier process of this one.
     Peer(Incarnation),
-    /// It has the form of our keys and a wrong MAC: nobody with the secret issued it. Asked of nobody.
+    /// It has the form of a router's keys and a wrong MAC: no router with the secret issued it. No peer is asked.
     Forged,
-    /// 4 bytes, or a length we never issue: the registry knows, or the peers.
+    /// 4 bytes, or a length that no router issues: the registry knows, or the peers.
     Unknown,
 }
 
-/// Makes keys, and recognises them.
+/// Issues keys, and recognises them.
 pub struct KeyIssuer {
     incarnation: Incarnation,
     mac_key: Zeroizing<[u8; 32]>,
@@ -116,7 +116,7 @@ impl KeyIssuer {
         ClientCancelKey::V32(key)
     }
 
-    /// Whose `key` is.
+    /// Which router issued `key`.
     pub fn owner(&self, key: &[u8]) -> Owner {
         if key.len() != V32_LEN {
             return Owner::Unknown;

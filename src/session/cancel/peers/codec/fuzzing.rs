@@ -4,10 +4,10 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::keys::{Incarnation, KeyIssuer, Owner};
+use super::super::super::keys::{Incarnation, KeyIssuer, Owner};
 use super::{
-    Answered, Answers, Asked, Fate, PeerKey, answer, decode_answers, decode_question, encode_answers,
-    encode_question, open,
+    Answered, Answers, Asked, Fate, PeerKey, Question, Reply, VERSION, answer, decode_answers,
+    decode_question, decode_reply, encode_answers, encode_question, encode_refusal, open, with_kind,
 };
 use crate::config::Secret;
 use crate::fuzzing::choice;
@@ -16,25 +16,26 @@ use crate::wire::startup::CancelRequest;
 pub(crate) fn run(data: &[u8]) {
     let key = PeerKey::new(&Secret::new(&b"shared"[..]));
     let (which, packet) = choice(data);
-    match which % 6 {
+    match which % 7 {
         0 => {
             if let Ok((mut answering, challenge)) = answer(&key, packet) {
-                assert_eq!(challenge.len(), super::CHALLENGE_LEN);
+                let lengths = [super::OLD_CHALLENGE_LEN, super::CHALLENGE_LEN];
+                assert!(lengths.contains(&challenge.len()));
                 // Nobody without the secret gets further.
                 let question = answering.question(&mut BytesMut::from(packet));
                 assert!(!matches!(question, Ok(Some(_))));
             }
         }
         1 => {
-            if let Ok(mut asking) = open(&key).0.challenge(packet) {
+            if let Ok(mut asking) = open(&key, 2 + which / 7 % 2).0.challenge(packet) {
                 assert_eq!(asking.ask(&[]).len(), 284);
-                let answers = asking.answers(&mut BytesMut::from(packet));
+                let answers = asking.reply(&mut BytesMut::from(packet));
                 assert!(!matches!(answers, Ok(Some(_))));
             }
         }
         // What only somebody with the secret can say. Behind it there are zeros.
         2 => {
-            if let Ok(asked) = decode_question(packet) {
+            if let Ok(Question::Cancel(asked)) = decode_question(packet) {
                 let said = encode_question(&asked);
                 assert_eq!(&packet[..said.len()], said.as_slice());
             }
@@ -47,6 +48,15 @@ pub(crate) fn run(data: &[u8]) {
             let issued = issuer.issue_v32();
             assert_eq!(issuer.owner(issued.expose()), Owner::Mine);
             assert_eq!(issued.matches(packet), issued.expose() == packet);
+        }
+        5 => {
+            let said = match decode_reply(packet) {
+                Ok(Reply::Answers(answers)) => with_kind(1, &encode_answers(&answers)),
+                // Any other byte than 1 is no.
+                Ok(Reply::Refused(refusal)) if packet[2] <= 1 => encode_refusal(refusal),
+                _ => return,
+            };
+            assert_eq!(&packet[..said.len()], said.as_slice());
         }
         _ => {
             if let Ok(answers) = decode_answers(packet) {
@@ -79,12 +89,12 @@ fn whole(key: &PeerKey, data: &[u8]) {
         },
     };
     let outcome = || {
-        let (opened, opening) = open(key);
+        let (opened, opening) = open(key, VERSION);
         let (mut answering, challenge) = answer(key, &altered(opening, 0, 8)[8..]).ok()?;
         let mut asking = opened.challenge(&altered(challenge, 1, 0)).ok()?;
         let question = asking.ask(std::slice::from_ref(&asked));
         let question = answering.question(&mut heard(altered(question, 2, 0))).ok()??;
-        assert_eq!(question, std::slice::from_ref(&asked));
+        assert_eq!(question, Question::Cancel(vec![asked.clone()]));
         let answer = answering.answer(&Answers {
             incarnation: Incarnation([3; 8]),
             answers: vec![Answered {
@@ -92,7 +102,7 @@ fn whole(key: &PeerKey, data: &[u8]) {
                 fate: Fate::Done,
             }],
         });
-        asking.answers(&mut heard(altered(answer, 3, 0))).ok()?
+        asking.reply(&mut heard(altered(answer, 3, 0))).ok()?
     };
     let lengths = [super::OPENING_LEN - 8, super::CHALLENGE_LEN, 284, 84];
     let reached = change.iter().take(lengths[usize::from(step % 4)]);
