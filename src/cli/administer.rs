@@ -376,7 +376,7 @@ fn session_table(sessions: &[SessionView]) -> String {
             bytes(session.bytes_up),
             bytes(session.bytes_down),
             optional(session.tls.as_ref()),
-            optional((session.router_process_id > 0).then_some(session.router_process_id)),
+            optional((session.router_process_id > 0).then_some(&session.router_process_id)),
         ]);
     }
     table.text()

@@ -2,11 +2,16 @@
 
 use std::cell::Cell;
 use std::pin::Pin;
-use std::sync::atomic::AtomicUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::*;
-use crate::cluster::snapshot::{Leader, NoLeader, SourceStatus};
+use super::{Gate, Gates, Metrics, QueueError};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::cluster::snapshot::{Leader, NoLeader, Snapshot, SourceStatus};
+use crate::config::Route;
 
 /// Counts its wake-ups.
 #[derive(Debug, Default)]
@@ -76,7 +81,7 @@ impl Scene {
             gate: gates.of(&route),
             gates,
             route: Arc::new(route),
-            metrics: Metrics::register(&mut Into::default()),
+            metrics: Metrics::register(&mut Registry::default()),
             snapshots: watch::channel(snapshot(1)).0,
             seats: Cell::new(0),
             attempts: Cell::new(0),
@@ -103,6 +108,7 @@ impl Scene {
     }
 
     /// A session that has to wait.
+    #[cfg(test)]
     pub(super) fn waits(&self) -> Session<'_> {
         let mut session = self.session();
         assert_eq!(session.poll(), None, "it waits");
@@ -115,6 +121,7 @@ impl Scene {
         self.gates.freed(&"main".into());
     }
 
+    #[cfg(test)]
     pub(super) fn passes_at_once(&self) -> Option<Result<(), QueueError>> {
         self.session().poll()
     }
