@@ -277,9 +277,9 @@ mod tests {
         let path = directory.path().join("state.json");
         let large = " ".repeat(usize::try_from(MAX_FILE).unwrap() + 1);
         for (text, why) in [
-            ("", "no state file"),
-            ("[]", "no state file"),
-            ("{\"version\": 1}", "no state file"),
+            ("", "not a state file"),
+            ("[]", "not a state file"),
+            ("{\"version\": 1}", "not a state file"),
             ("{\"version\": 2, \"clusters\": {}}", "of version 2"),
             (
                 "{\"version\": 1, \"clusters\": {\"main\": {\"db1\": {\"admin\": \"off\"}}}}",
