@@ -326,7 +326,7 @@ fn what_was_set_outlives_a_restart() {
     // A drained leader would serve nobody: it is the replica that is.
     let second = Administered::with(state.path(), Options::default());
     let line = second.router.await_log(&[
-        "administrative state as before the restart",
+        "the administrative state is as before the restart",
         &format!("member={one}"),
     ]);
     assert!(line.contains("state=drain"), "{line}");
