@@ -477,7 +477,7 @@ fn what_a_peer_said_cannot_be_said_again() {
     for _ in 0..3 {
         let mut replay = Stream::connect(at(&routers[1], 6432), How::Plain);
         replay.write_all(&recorded[..41]).unwrap();
-        let mut challenge = [0; 40];
+        let mut challenge = [0; 41];
         replay.read_exact(&mut challenge).unwrap();
         replay.write_all(&recorded[41..]).unwrap();
         let mut answer = Vec::new();
@@ -528,7 +528,7 @@ fn a_peer_with_another_secret_is_refused_and_one_that_is_away_is_not_waited_for(
     let lines = |router: &Router| {
         let log = router.log();
         log.lines()
-            .filter(|line| line.contains("WARN") && line.contains("session::peers"))
+            .filter(|line| line.contains("WARN") && line.contains("cancel::peers"))
             .count()
     };
     // Said, but not once for each.
