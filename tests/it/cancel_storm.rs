@@ -334,7 +334,7 @@ fn who_has_shown_no_password_takes_no_place_of_a_session() {
         assert_eq!(error.code(), "53300");
         assert!(error.field(b'H').unwrap().contains(hint), "{error:?}");
     };
-    refused(6432, "this port");
+    refused(6432, "this listener");
     let _third = Client::login(at(&router, 6433), Login::default());
     refused(6433, "limits.max_clients");
     // By the time it gives its password there is none.

@@ -625,7 +625,7 @@ fn max_clients_of_the_router_and_of_a_port() {
         error.field(b'H').unwrap()
     };
     let (mut first, _second) = (log_in(6432), log_in(6432));
-    assert!(refused(6432).contains("this port"));
+    assert!(refused(6432).contains("this listener"));
     let third = log_in(6433);
     assert!(refused(6433).contains("limits.max_clients"));
     assert_eq!(first.value("SELECT 1"), "1");
