@@ -14,7 +14,7 @@
 //! | unit: role, state, lag, tag; least connections | routing `replicas_are_passed_over_with_the_reason`, `noloadbalance_in_any_spelling`, `read_only_goes_to_the_replica_with_the_least_sessions`; cluster `lag_that_flaps_between_the_limits_does_not_flap_fitness` |
 //! | unit: a listener that stops, a server that is removed | it::reload `listeners_come_go_and_change_while_sessions_stay`; `without_a_leader_new_clients_are_told_and_live_sessions_stay` |
 //! | unit: endpoints that fail are asked last | `dead_endpoints_cost_one_timeout_and_one_that_is_unwell_names_nobody` |
-//! | unit: the configuration and its differences | config `wrong_types_and_bounds`, `each_difference_is_named_by_its_key` |
+//! | unit: the configuration and its differences | config `wrong_values_in_a_cluster`, `each_difference_is_named_by_its_key` |
 //! | unit: passing on, stopping, no connection | it::tcp `much_goes_both_ways_and_arrives_whole`, `a_server_that_stops_ends_its_connections`, `with_nobody_to_serve_it_a_client_is_told_so` |
 //!
 //! | what it does not test | shown by |
@@ -31,7 +31,7 @@
 //!
 //! | what it gets wrong | shown by |
 //! |---|---|
-//! | unknown keys accepted; an interval of 0 is a hot loop | config `unknown_keys_of_every_section_are_reported_with_its_path`, `wrong_types_and_bounds` |
+//! | unknown keys accepted; an interval of 0 is a hot loop | config `unknown_keys_of_every_section_are_reported_with_its_path`, `wrong_values_in_a_cluster` |
 //! | `tls` read and not used | `tls_towards_patroni_is_verified_and_shows_who_asks`; cli `every_key_of_patroni_proxy` |
 //! | endpoints one after the other, 5 s each | `dead_endpoints_cost_one_timeout_and_one_that_is_unwell_names_nobody`; cluster `a_slow_endpoint_does_not_delay_what_most_agree_on` |
 //! | the first answer is believed | cluster `where_answers_differ`, `a_stale_endpoint_does_not_bring_the_old_leader_back` |
