@@ -150,7 +150,7 @@ fn a_unix_sockets_mode_is_not_changed_in_passing() {
     subject.takes(&with("0777"));
     let told = subject.refuses(&with("0700"));
     assert!(
-        told.contains("listener local: the mode of ") && told.contains("needs a restart"),
+        told.contains("listener local: a new mode of ") && told.contains("needs a restart"),
         "{told}"
     );
     subject.takes(usual);
