@@ -97,7 +97,7 @@ fn tls_and_scram_are_between_the_client_and_the_server() {
         leader.as_str(),
         "mode=\"tcp\"",
         "route=read-write",
-        "access=\"read-write\"",
+        "access=read-write",
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
@@ -105,7 +105,7 @@ fn tls_and_scram_are_between_the_client_and_the_server() {
         !line.contains("bytes_up=0 ") && !line.contains("bytes_down=0 "),
         "{line}"
     );
-    router.await_log(&["session ended", "listener=ro", "access=\"read-only\""]);
+    router.await_log(&["session ended", "listener=ro", "access=read-only"]);
     assert!(router.metric("trunkline_client_bytes_sent_total") > 1000.0);
 }
 
