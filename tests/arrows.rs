@@ -45,8 +45,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "admin",
         &[
-            "auth", "cluster", "config", "events", "frontend", "listen", "names", "routing", "session",
-            "tls", "wire",
+            "auth", "cluster", "config", "events", "frontend", "labels", "listen", "names", "routing",
+            "session", "tls", "wire",
         ],
     ),
     (

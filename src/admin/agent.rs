@@ -1,7 +1,7 @@
-//! HAProxy's agent check: a line for whoever connects (HAProxy's configuration manual, `agent-check`).
+//! HAProxy's agent check: one line for each client (HAProxy's configuration manual, `agent-check`).
 //!
-//! Every line says everything that the agent may say about a server that takes sessions: HAProxy leaves as it was what
-//! is not told, and a drained server would stay so.
+//! Every line says everything that the agent can say about a server that gets sessions: HAProxy
+//! keeps the state that a line does not mention, and a drained server would stay drained.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,12 +24,12 @@ pub(super) enum AgentState {
     Drain,
     /// Out of service.
     Maint,
-    /// Out of order. The reason is shown in HAProxy's statistics.
+    /// Not usable. HAProxy's statistics show the reason.
     Down(&'static str),
 }
 
 impl AgentState {
-    /// The router itself; `serves`: for a route of some cluster there is somebody.
+    /// The state of the router itself; `serves`: a member can serve a route of some cluster.
     pub(super) fn of_router(phase: Phase, serves: bool) -> Self {
         match phase {
             Phase::Starting => Self::Down("starting"),
@@ -39,7 +39,7 @@ impl AgentState {
         }
     }
 
-    /// A member that HAProxy sends sessions to itself.
+    /// The state of a member that gets sessions from HAProxy directly.
     pub(super) fn of_member(snapshot: &Snapshot, member: &Member) -> Self {
         match member.admin {
             AdminState::Maint => Self::Maint,
@@ -68,11 +68,12 @@ impl fmt::Display for AgentState {
     }
 }
 
-/// Says it and hangs up.
-pub(super) async fn tell(mut stream: TcpStream, line: &str) -> std::io::Result<()> {
+/// Sends the line and closes the connection.
+pub(super) async fn send(mut stream: TcpStream, line: &str) -> std::io::Result<()> {
     stream.write_all(line.as_bytes()).await?;
     stream.shutdown().await?;
-    // Closed with something unread, the line could be lost to a reset: an agent may be sent a string first.
+    // If it closed with bytes unread, a reset could destroy the line: HAProxy may send a string
+    // first (`agent-send`).
     let mut waste = [0; 256];
     let rest = async { while matches!(stream.read(&mut waste).await, Ok(read) if read > 0) {} };
     let _ = timeout(HANG_UP, rest).await;

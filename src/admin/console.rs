@@ -1,8 +1,9 @@
 //! The console over the PostgreSQL protocol: `psql "host=… port=6432 dbname=trunkline user=admin"`.
 //!
-//! Clients come authenticated, over TLS where they asked for it. pgwire's handlers answer; in front of them every frame
-//! is cut by length, read with bounds and checked ([`request`]), because pgwire's own decoders panic on a truncated
-//! message, read past a frame's end and allocate what a client asks for.
+//! Clients are authenticated before they get here, over TLS if they asked for it. pgwire's handlers
+//! answer. In front of them, every frame is cut by its length, read within limits and checked
+//! ([`request`]), because pgwire's own decoders panic on a truncated message, read past the end of
+//! a frame and allocate as much as a client asks for.
 //!
 //! Refuses: transactions (nothing here could be rolled back), parameters, several commands in one query.
 
@@ -42,8 +43,9 @@ use request::{Change, ConsoleRequest, Names};
 /// For an answer that makes no progress because the client does not read it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Settings of a session, as drivers read them: the oldest PostgreSQL that the router serves, so that no driver expects
-/// more of it; and `off` where one looks for a server that it may write to.
+/// Settings of a session, as drivers read them: the version of the oldest PostgreSQL that the
+/// router supports, so that no driver expects more, and `off` for drivers that look for a server
+/// that accepts writes.
 const SETTINGS: [(&str, &str); 10] = [
     (
         "server_version",
@@ -93,7 +95,7 @@ struct Conversation {
     wire: Wire,
     handler: Arc<Handler>,
     names: Names,
-    /// Read and not yet looked at; never more than one frame and one read.
+    /// Read and not handled yet; never more than one frame and one read.
     buffer: BytesMut,
 }
 
@@ -110,7 +112,7 @@ impl Conversation {
         }
         message::parameter_status(&mut welcome, b"session_authorization", user.as_bytes());
         message::ready_for_query(&mut welcome, b'I');
-        // pgwire wants an address, and nothing here asks for it.
+        // pgwire requires an address, and nothing here uses it.
         let mut client = DefaultClient::new(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), stream.is_tls());
         client.set_state(PgWireConnectionState::ReadyForQuery);
         let mut conversation = Self {
@@ -124,7 +126,7 @@ impl Conversation {
         };
         let cause = match conversation.greet(&welcome).await {
             Ok(()) => loop {
-                // An answer is finished before the end is looked at.
+                // An answer is finished before the end of the process counts.
                 let frame = tokio::select! {
                     biased;
                     () = closing.cancelled() => break Cause::Ordered(Reason::Shutdown),
@@ -152,7 +154,7 @@ impl Conversation {
         io.flush().await
     }
 
-    /// The next frame. Cancel safe: what is read stays in the buffer.
+    /// The next frame. Cancel safe: bytes that were read stay in the buffer.
     async fn frame(&mut self) -> Result<Frame, Cause> {
         loop {
             if let Some(&tag) = self.buffer.first()
@@ -180,7 +182,7 @@ impl Conversation {
     }
 
     async fn answer(&mut self, frame: Frame) -> Result<(), Cause> {
-        // Until Sync, nothing after a failed request is looked at.
+        // After a failed request everything up to the next Sync is skipped.
         let is_skipping = matches!(self.wire.state(), PgWireConnectionState::AwaitingSync);
         if is_skipping && !matches!(frame.tag, b'S' | b'X') {
             return Ok(());

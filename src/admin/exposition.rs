@@ -1,7 +1,7 @@
-//! The two forms of the metrics' text, and which one a request asks for.
+//! The two forms of the metrics' text, and how a request chooses one.
 //!
-//! `OpenMetrics` 1.0 is what the library writes. Prometheus' text format 0.0.4, which every scraper reads, is made of it:
-//! other names in the comments, no units, no end.
+//! The library writes `OpenMetrics` 1.0. Prometheus' text format 0.0.4, which every scraper reads,
+//! is derived from it: with other names in the comments, without units and without an end mark.
 
 use axum::http::{HeaderMap, header};
 
@@ -20,7 +20,7 @@ impl Form {
         }
     }
 
-    /// `OpenMetrics` for whoever asks for it, and prefers nothing else.
+    /// `OpenMetrics` for clients that accept it and prefer nothing else.
     pub(super) fn wanted(headers: &HeaderMap) -> Self {
         let (mut open, mut plain) = (0, 0);
         let values = headers.get_all(header::ACCEPT).iter();
@@ -63,7 +63,7 @@ impl Form {
     }
 }
 
-/// A weight from 0 to 1, as `0.25`; what is none counts for nothing.
+/// A weight from 0 to 1, such as `0.25`; other text counts as 0.
 fn thousandths(text: &str) -> u32 {
     let weight: f64 = text.parse().unwrap_or_default();
     #[expect(
@@ -80,7 +80,7 @@ fn plain(text: &str) -> String {
     let mut help: Option<(&str, &str)> = None;
     for line in text.lines() {
         if let Some((name, words)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-            // The name in the text to come depends on the type.
+            // The name in the derived text depends on the type.
             help = Some((name, words));
         } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
         {

@@ -1,4 +1,4 @@
-//! Who is fit for which route, reckoned at each scrape.
+//! Which member is fit for which route, computed at each scrape.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::routing;
 #[derive(Debug)]
 struct FitMetric(Arc<ArcSwap<Vec<ClusterView>>>);
 
-/// Registers it where names get the prefix of ours, for the clusters that are in `clusters` when it is scraped.
+/// Registers the metric in a registry with our prefix. A scrape shows the clusters that are in
+/// `clusters` then.
 pub fn register(ours: &mut Registry, clusters: Arc<ArcSwap<Vec<ClusterView>>>) {
     ours.register_collector(Box::new(FitMetric(clusters)));
 }

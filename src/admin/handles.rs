@@ -1,4 +1,4 @@
-//! What the room is given of the others: values to read, and what to ask for.
+//! What this room gets from the others: values to read, and operations to ask for.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,11 +19,12 @@ use crate::events::Events;
 /// Everything the room reads. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handles {
-    /// In the order of the configuration; the first is the one meant without `?cluster=`.
+    /// In the order of the configuration; requests without `?cluster=` are about the first.
     pub clusters: Vec<ClusterView>,
     pub access: AccessView,
     pub operations: Arc<dyn Operations>,
-    /// Of `http.token_file`; exchanged when the file or the key changes, empty where there is none.
+    /// The content of `http.token_file`; replaced when the file or the key changes, empty if there
+    /// is none.
     pub token: Arc<ArcSwapOption<Secret>>,
     pub readiness: Arc<Readiness>,
     /// Complete: nothing is registered after it is shared.
@@ -33,7 +34,7 @@ pub struct Handles {
     pub events: Events,
 }
 
-/// Who may log in, as rows: what is in service when it is asked.
+/// The rules of authentication as rows: those in use at the moment of the call.
 #[derive(Clone)]
 pub struct AccessView {
     pub hba: Arc<dyn Fn() -> Vec<HbaRow> + Send + Sync>,
@@ -58,14 +59,14 @@ pub struct ClusterView {
     pub read_write: Vec<Arc<Route>>,
     /// The read-only routes to it that a listener has.
     pub read_only: Vec<Arc<Route>>,
-    /// Read-write clients are held while there is no leader, so `is-ready-rw` stays true meanwhile.
+    /// Read-write clients are held while there is no leader, so `is-ready-rw` stays true.
     pub holds_read_write: bool,
-    /// Asks the sources and probes to look again now. Must return at once; whoever makes it bounds its rate.
+    /// Starts polls and probes now. It must return at once; its maker limits its rate.
     pub look_again: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl ClusterView {
-    /// The route that "fit to read from" means where none is named: `read-only`, else the first.
+    /// The route for questions without one: `read-only`, else the first.
     pub fn default_read_only(&self) -> Option<&Route> {
         let named = self.read_only.iter().find(|route| &*route.name == "read-only");
         named.or(self.read_only.first()).map(|route| &**route)
@@ -87,16 +88,16 @@ pub enum Phase {
     /// Not every listener is bound yet.
     Starting,
     Accepting,
-    /// An operator has drained it: it serves as ever, and says that it is not ready.
+    /// An operator has drained it: it serves as before, and reports that it is not ready.
     Drained,
-    /// Ending soon: it serves as ever, and says that it is not ready.
+    /// Ending soon: it serves as before, and reports that it is not ready.
     Leaving,
     /// Ending: no new sessions.
     Draining,
 }
 
 impl Phase {
-    /// One word, for the interface and the metrics.
+    /// The word for it in HTTP and metrics.
     pub fn word(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -117,7 +118,8 @@ impl Phase {
     }
 }
 
-/// A latch, which only ever goes forward, and beside it what an operator has set. Set by the runtime, read by everyone.
+/// A latch, which only goes forward, and beside it the operator's choice. The runtime sets it,
+/// everything reads it.
 #[derive(Debug, Default)]
 pub struct Readiness {
     step: AtomicU8,
@@ -144,7 +146,7 @@ impl Readiness {
         self.step.fetch_max(3, Ordering::AcqRel);
     }
 
-    /// What an operator wants: no more clients, or clients again.
+    /// The operator's choice: no more clients, or clients again.
     pub fn drain(&self, is_drained: bool) {
         self.is_drained.store(is_drained, Ordering::Release);
     }

@@ -1,6 +1,6 @@
 //! The HTTP side: paths, statuses and headers are in `docs/http.md`.
 //!
-//! Requests never wait: they read snapshots. The listener runs on a thread and runtime of its own.
+//! Requests never wait: they read snapshots. The listener runs on a separate thread and runtime.
 
 mod answer;
 mod api;
@@ -34,13 +34,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::serve::HttpLimits;
-use self::serve::Settings;
+use self::serve::{HttpLimits, Settings};
 use super::handles::Handles;
 use crate::config::{self, AgentSubject, BindAddress};
 use crate::listen::{self, BindError, Bound, Handle, Inheritance, Inherited};
 
-/// Why the room could not start. `Display` is the sentence the operator sees.
+/// Why the room cannot start. `Display` is the sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     #[error("cannot listen for HTTP on {address}: {error}")]
@@ -51,12 +50,12 @@ pub enum AdminError {
     Thread(io::Error),
 }
 
-/// The running thread. Ends after the token it was started with is cancelled, within about a second. Dropping this
-/// leaves it running.
+/// The running thread. It ends about a second after its token is cancelled. It goes on if this is
+/// dropped.
 #[derive(Debug)]
 pub struct AdminThread {
     listening: Vec<Listening>,
-    /// Where `HAProxy`'s agent check is answered.
+    /// The port that answers HAProxy's agent check.
     agent: Option<Handle>,
     shutdown: CancellationToken,
     /// Ends the agent check before the rest ends.
@@ -69,7 +68,7 @@ pub struct AdminThread {
     limits: HttpLimits,
 }
 
-/// An address that is answered on.
+/// An address with an accept loop.
 #[derive(Debug)]
 struct Listening {
     /// To be passed to another process. It holds the port, as the accept loop does.
@@ -77,12 +76,12 @@ struct Listening {
     stop: CancellationToken,
 }
 
-/// Addresses that are bound and not answered on yet.
+/// Addresses that are bound, and do not answer yet.
 #[derive(Debug)]
 pub struct BoundHttp(Vec<(Bound, Handle)>);
 
 impl BoundHttp {
-    /// `open`: what is listened on now; what of it overlaps closes.
+    /// `open`: the addresses that listen now. Those that overlap will close.
     fn bind<'a>(
         addresses: impl Iterator<Item = &'a BindAddress>,
         open: &[Listening],
@@ -110,21 +109,21 @@ impl AdminThread {
         http.chain(&self.agent).map(Handle::passed_on).collect()
     }
 
-    /// The settings of the handshakes to come, which may be exchanged; empty where HTTP is in clear.
+    /// The settings of new handshakes, which may be replaced; empty without TLS.
     pub fn tls(&self) -> Arc<ArcSwapOption<rustls::ServerConfig>> {
         Arc::clone(&self.settings.tls)
     }
 
-    /// Where it listens, address by address: with the port chosen, where the configured one was 0.
+    /// The addresses that listen, with the port that the kernel chose if the configured one is 0.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         let local = |listening: &Listening| listening.handle.local_addr();
         self.listening.iter().filter_map(local).collect()
     }
 
-    /// Binds what `config` has and this has not.
+    /// Binds the addresses of `config` that do not listen yet.
     ///
     /// # Errors
-    /// An address that cannot be listened on; nothing is bound then.
+    /// An address cannot be bound; then none is.
     pub fn bind(&self, config: &config::Http) -> Result<BoundHttp, AdminError> {
         let is_new =
             |address: &&BindAddress| !self.listening.iter().any(|old| old.handle.address == **address);
@@ -135,7 +134,8 @@ impl AdminThread {
         )
     }
 
-    /// Answers by other handles, on what was bound for `config`, and no longer where that says nothing of.
+    /// Answers by other handles, also on the addresses that were bound for `config`, and not on
+    /// addresses that it does not have.
     pub fn replace(&mut self, config: &config::Http, bound: BoundHttp, handles: Handles) {
         self.handles.send_replace(handles);
         let tls = config.tls.as_ref().map(|tls| Arc::clone(&tls.server_config));
@@ -176,7 +176,8 @@ impl AdminThread {
         self.agent = Some(handle);
     }
 
-    /// Leaves what it listens on to another process: whoever is connected is answered, and nobody else.
+    /// Leaves its ports to another process: clients that are connected get their answers, and no
+    /// new ones are accepted.
     pub fn leave(&mut self) {
         for listening in self.listening.drain(..) {
             listening.stop.cancel();
@@ -185,13 +186,14 @@ impl AdminThread {
         self.leaving.cancel();
     }
 
-    /// After [`Self::leave`]: until whoever was connected has been answered, or has asked nothing for long enough.
+    /// After [`Self::leave`]: until every connected client has its answer, or has asked for nothing
+    /// in time.
     pub async fn answered(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Ends it and waits for the end, about a second at most; blocks the calling thread meanwhile.
+    /// Ends the thread and waits for its end, about a second at most; blocks the caller.
     pub fn stop(mut self) {
         self.shutdown.cancel();
         self.listening.clear();
@@ -202,11 +204,11 @@ impl AdminThread {
     }
 }
 
-/// Listens, where no other process has for this one, for a thread named `admin` with a runtime of its own to answer
-/// until `shutdown`, once what this returns is opened.
+/// Binds the ports, or takes them from `inherited`. A thread named `admin`, with its own runtime,
+/// answers until `shutdown`, once the returned value is opened.
 ///
 /// # Errors
-/// The port is in use or may not be used, or there is no room for another thread; nothing runs then.
+/// The port is in use or may not be used, or no thread can start; nothing runs then.
 pub fn prepare(
     config: &config::Http,
     handles: Handles,
@@ -220,7 +222,7 @@ pub fn prepare(
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn prepare_with(
+fn prepare_with(
     config: &config::Http,
     handles: Handles,
     shutdown: CancellationToken,
@@ -245,7 +247,8 @@ pub fn prepare_with(
     let (report, started) = mpsc::sync_channel(1);
     let thread = thread::Builder::new()
         .name("admin".into())
-        // The runtime is made where it ends: it must not be dropped within another one, the caller's perhaps.
+        // The runtime is created where it ends: it must not be dropped within another runtime, such
+        // as the caller's.
         .spawn(move || {
             let made = runtime::Builder::new_current_thread().enable_all().build();
             match made {
@@ -256,7 +259,7 @@ pub fn prepare_with(
                         left.close();
                         left.wait().await;
                     });
-                    // Not by dropping it, which waits for a name service that does not answer.
+                    // Dropping it would wait for a name service that does not answer.
                     runtime.shutdown_background();
                 }
                 Err(error) => {
@@ -288,7 +291,7 @@ pub fn prepare_with(
     Ok(Prepared { thread, bound, agent })
 }
 
-/// Listens, and answers nobody yet.
+/// Bound, and not answering yet.
 #[derive(Debug)]
 pub struct Prepared {
     thread: AdminThread,

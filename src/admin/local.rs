@@ -15,10 +15,10 @@ use crate::cluster::snapshot::{Member, MemberName, Snapshot};
 use crate::config::LocalMember;
 use crate::names;
 
-/// How long a look-up is good for. The addresses of the host are looked at again as often.
+/// How long the result of a look-up counts. The router checks the addresses of its host as often.
 const REFRESH: Duration = Duration::from_secs(30);
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Hosts looked up for one cluster; members beyond are never the local one.
+/// How many hosts of one cluster are looked up; later members are never the local one.
 const MAX_HOSTS: usize = 128;
 
 /// The local member, or why there is none.
@@ -38,7 +38,7 @@ impl Local {
         match self {
             Self::Member(_) => "no member of the cluster has the name that local_member gives",
             Self::Off => "local_member is none: ask for /node/NAME/",
-            Self::NotYetKnown => "the members have not been looked up yet",
+            Self::NotYetKnown => "the router has not looked up the members' hosts yet",
             Self::NoneHere => {
                 "no member has an address of this host: set local_member, or ask for /node/NAME/"
             }
@@ -47,7 +47,7 @@ impl Local {
     }
 }
 
-/// The answer as far as it is known without looking anything up.
+/// The answer that needs no look-up.
 pub(super) fn initial(configured: &LocalMember) -> Local {
     match configured {
         LocalMember::Name(name) => Local::Member(MemberName::new(name.as_str())),
@@ -56,7 +56,8 @@ pub(super) fn initial(configured: &LocalMember) -> Local {
     }
 }
 
-/// Keeps `out` up to date for `local_member: auto`; ends with the token or when nobody can publish or read.
+/// Keeps `out` up to date for `local_member: auto`. It ends with the token, and when nothing can
+/// publish or read any more.
 pub(super) async fn follow(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     out: watch::Sender<Local>,
@@ -109,7 +110,7 @@ async fn is_here(member: &Member, cache: &mut HashMap<String, (Instant, bool)>) 
     }
     let found = match literal {
         Some(ip) => is_own_address(ip),
-        // A name server that is away for a moment does not make the member remote.
+        // A name server that is unavailable for a moment does not make the member remote.
         None => match names::addresses(&member.host, Instant::now() + LOOK_UP_TIMEOUT).await {
             Ok(addresses) => any_own(addresses.into_iter().map(is_own_address)),
             Err(_) => None,
@@ -120,7 +121,8 @@ async fn is_here(member: &Member, cache: &mut HashMap<String, (Instant, bool)>) 
     here
 }
 
-/// Whether one of the addresses is an address of this host; `None` where none is and one cannot be told.
+/// Whether one of the addresses belongs to this host; `None` if no address is known to, and one is
+/// uncertain.
 fn any_own(addresses: impl Iterator<Item = Option<bool>>) -> Option<bool> {
     let mut any = Some(false);
     for own in addresses {
@@ -133,10 +135,11 @@ fn any_own(addresses: impl Iterator<Item = Option<bool>>) -> Option<bool> {
     any
 }
 
-/// Is it an address of this host? The kernel's choice of a source address tells: towards an address of its own
-/// it is that same address. (Whether one can bind to it would not do: `ip_nonlocal_bind`, common on hosts with
-/// floating addresses, allows any.) Nothing is sent. `None` where the kernel knows no way there: a host that has lost its
-/// network has not become another one.
+/// Whether this is an address of this host. The kernel shows it by the source address that it
+/// chooses: towards an own address it is the same address. (A test by `bind` would be wrong:
+/// `ip_nonlocal_bind`, common on hosts with floating addresses, allows any address.) Nothing is
+/// sent. `None` if the kernel has no route: a host that has lost its network is still the same
+/// host.
 fn is_own_address(ip: IpAddr) -> Option<bool> {
     let ip = ip.to_canonical();
     if ip.is_loopback() {
@@ -167,7 +170,7 @@ mod tests {
         for address in ["127.0.0.1", "127.0.0.11", "::ffff:127.0.0.1"] {
             assert_eq!(own(address), Some(true), "{address}");
         }
-        // TEST-NET-3, no host's address; without a network nobody can tell.
+        // TEST-NET-3, the address of no host. Without a network the answer is uncertain.
         assert_ne!(own("203.0.113.1"), Some(true));
         assert_eq!(own("0.0.0.0"), Some(false));
         assert_eq!(own("224.0.0.1"), Some(false));

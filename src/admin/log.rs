@@ -1,7 +1,7 @@
 //! The log: one line per event on the standard error stream, text or JSON, times in UTC.
 //!
-//! Guarantees: an event is one line, whatever is in its values; no colours unless the stream is a terminal; nobody waits
-//! for the stream but a thread of the log's own ([`queue`]), a panic included.
+//! Guarantees: an event is one line, whatever its values contain. No colours unless the stream is a
+//! terminal. Only one thread of the log waits for the stream ([`queue`]), also for a panic.
 
 mod queue;
 
@@ -27,13 +27,13 @@ use self::queue::Queue;
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::wire::text;
 
-/// For what is logged last to be written, and for [`say`].
+/// For the last lines to be written, and for [`say`].
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// Refused rather than ignored: who sets it wants to see something.
+    /// Refused and not ignored: a person sets it in order to see something.
     #[error("the environment variable RUST_LOG is not understood: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("the log is already set up")]
@@ -42,13 +42,13 @@ pub enum LogError {
     Io(#[from] io::Error),
 }
 
-/// The log that was set up, to be changed.
+/// The log, once it is set up, to change it.
 #[derive(Clone)]
 pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
     layer: reload::Handle<Box<dyn Layer<Registry> + Send + Sync>, Registry>,
     queue: Queue,
-    /// Of the lines that the queue makes itself.
+    /// The format of the queue's own lines.
     format: Arc<Mutex<LogFormat>>,
 }
 
@@ -59,25 +59,25 @@ impl std::fmt::Debug for LogHandle {
 }
 
 impl LogHandle {
-    /// Another level and format, for the lines to come. `RUST_LOG`, as ever, replaces the level.
+    /// Sets another level and format for the next lines. `RUST_LOG` still replaces the level.
     ///
     /// # Errors
     /// As [`init`].
     pub fn replace(&self, config: &Log) -> Result<(), LogError> {
         let filter = filter(config.level, environment().as_deref())?;
-        // Each fails only where the subscriber is gone, which is global.
+        // Each fails only if the subscriber is gone, which is global.
         let _ = self.filter.reload(filter);
         let _ = self.layer.reload(queued(config.format, &self.queue));
         *self.format.lock().unwrap_or_else(PoisonError::into_inner) = config.format;
         Ok(())
     }
 
-    /// Counts the lines that nobody will read.
+    /// Counts the lines that were lost.
     pub fn lost(&self) -> Counter {
         self.queue.lost()
     }
 
-    /// Has what is logged until then written when it is dropped, which takes a second at most.
+    /// When it is dropped, waits until all lines are written, for a second at most.
     pub fn at_end(&self) -> Flush {
         Flush(self.queue.clone())
     }
@@ -89,7 +89,7 @@ pub struct Flush(Queue);
 
 impl Drop for Flush {
     fn drop(&mut self) {
-        // What is not written by then stays unread: the process ends.
+        // Lines that are not written by then are lost: the process ends.
         let _ = self.0.flush(PATIENCE);
     }
 }
@@ -101,7 +101,7 @@ impl Drop for Flush {
 pub fn init(config: &Log) -> Result<LogHandle, LogError> {
     let filter = filter(config.level, environment().as_deref())?;
     let (filter, filter_handle) = reload::Layer::new(filter);
-    // Not by `io::stderr`: its lock would be held while nobody reads.
+    // Not `io::stderr`: its lock would be held while the reader is slow.
     let stream = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let format = Arc::new(Mutex::new(config.format));
     let of_notice = Arc::clone(&format);
@@ -126,7 +126,7 @@ pub fn init(config: &Log) -> Result<LogHandle, LogError> {
     })
 }
 
-/// A panic is an event as others are: its own way to standard error waits for the reader.
+/// A panic is an event like others: its default way to standard error would wait for the reader.
 fn panicked(place: &str, payload: &(dyn Any + Send)) {
     let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
         (Some(text), _) => text,
@@ -143,8 +143,8 @@ fn panicked(place: &str, payload: &(dyn Any + Send)) {
     }
 }
 
-/// Writes a line to standard error without the log, for whoever is about to end the process: in a second at most,
-/// whether anybody reads it or not.
+/// Writes a line to standard error without the log, for a caller that is about to end the process.
+/// It takes a second at most, also if nothing reads the stream.
 pub fn say(line: &str) {
     let text = format!("{line}\n");
     let (tell, told) = mpsc::channel();
@@ -157,7 +157,7 @@ pub fn say(line: &str) {
     }
 }
 
-/// The line that says how many are missing before it, whatever the level.
+/// The line that says how many lines are missing before it, whatever the level.
 fn notice(format: LogFormat, colours: bool, lost: u64) -> Vec<u8> {
     let line = Line::default();
     let stream = line.clone();
@@ -172,7 +172,7 @@ fn notice(format: LogFormat, colours: bool, lost: u64) -> Vec<u8> {
     std::mem::take(&mut *line)
 }
 
-/// A line that is made and not written.
+/// A line that is formatted and not written.
 #[derive(Clone, Default)]
 struct Line(Arc<Mutex<Vec<u8>>>);
 
@@ -234,7 +234,7 @@ where
         LogFormat::Text => tracing_subscriber::fmt::layer()
             .compact()
             .with_ansi(colours)
-            // They would go to standard error by a way that waits.
+            // They would go to standard error in a way that waits.
             .log_internal_errors(false)
             .with_writer(move || OneLine {
                 stream: stream(),
@@ -252,11 +252,11 @@ where
     }
 }
 
-/// The last guard against a forged line: control characters inside an event are escaped, whoever put them there.
-/// Values from outside go through `wire::text::Escaped` long before.
+/// The last protection against a forged line: control characters within an event are escaped,
+/// whatever put them there. Values from outside pass through `wire::text::Escaped` before.
 struct OneLine<W> {
     stream: W,
-    /// The formatter's own escape sequences; those in values it has escaped itself.
+    /// The formatter's own escape sequences; it has escaped those in values.
     colours: bool,
 }
 

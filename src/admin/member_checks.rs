@@ -1,6 +1,7 @@
 //! What a snapshot says about one member, as sentences for a person. Pure.
 //!
-//! Who may be given sessions is `routing`'s to say; here its answer is put beside what Patroni's checks ask.
+//! `routing` decides which member may get sessions; here its answer stands beside what Patroni's
+//! checks ask.
 
 use crate::cluster::snapshot::{Member, Role, Snapshot};
 use crate::config::Route;
@@ -98,7 +99,7 @@ fn not_leading(member: &Member) -> CheckResult {
     Ok(())
 }
 
-/// Kept out of balancing it is a standby all the same.
+/// A standby that its tags keep out of balancing is a standby.
 fn whatever_its_tag<T>(result: Result<T, Reason>) -> Result<(), Reason> {
     match result {
         Ok(_) | Err(Reason::NoLoadBalance) => Ok(()),
@@ -106,7 +107,7 @@ fn whatever_its_tag<T>(result: Result<T, Reason>) -> Result<(), Reason> {
     }
 }
 
-/// For anybody who asks: what exactly a probe met, a server's own words among it, is for the log and the API.
+/// For every caller: the exact words of a probe or a server are for the log and the API.
 fn sentence<T>(member: &Member, result: Result<T, Reason>) -> CheckResult {
     result.map(drop).map_err(|reason| match reason {
         Reason::Down(_) => format!("{} is down: {}", member.name, member.health.check.words()),
@@ -114,7 +115,7 @@ fn sentence<T>(member: &Member, result: Result<T, Reason>) -> CheckResult {
     })
 }
 
-/// What is to be said of a cluster whose leader is full, though it is ready.
+/// The note about a cluster whose leader is full, although the cluster is ready.
 pub(super) fn full_leader(snapshot: &Snapshot) -> Option<String> {
     let leader = leader(snapshot).filter(|leader| leader.health.full)?;
     Some(format!(

@@ -8,9 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
-};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -20,11 +18,12 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::handles::Readiness;
 use crate::config::ReloadUnit;
+use crate::labels::labels;
 
 /// The prefix of every metric of ours; each room is given a registry with it.
 pub const PREFIX: &str = "trunkline";
 
-/// This room's own metrics. Clones count together.
+/// The metrics of this room. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -33,39 +32,24 @@ pub struct Metrics {
     pub(super) evicted: Counter,
 }
 
-/// Which kind of path was asked for; never the path itself, which a caller chooses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Endpoint {
-    Connection,
-    Node,
-    Group,
-    Api,
-    Patroni,
-    Metrics,
-    UpdateClusters,
-    Other,
+labels! {
+    /// The label `endpoint`: the kind of path, never the path itself, which a caller chooses.
+    pub(super) enum Endpoint {
+        Connection = "connection",
+        Node = "node",
+        Group = "group",
+        Api = "api",
+        Patroni = "patroni",
+        Metrics = "metrics",
+        UpdateClusters = "update_clusters",
+        Other = "other",
+    }
 }
 
 impl Endpoint {
     /// What balancers ask.
     pub(super) fn is_check(self) -> bool {
         matches!(self, Self::Connection | Self::Node | Self::Group | Self::Patroni)
-    }
-}
-
-impl EncodeLabelValue for Endpoint {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
-        let label = match self {
-            Self::Connection => "connection",
-            Self::Node => "node",
-            Self::Group => "group",
-            Self::Api => "api",
-            Self::Patroni => "patroni",
-            Self::Metrics => "metrics",
-            Self::UpdateClusters => "update_clusters",
-            Self::Other => "other",
-        };
-        EncodeLabelValue::encode(&label, encoder)
     }
 }
 
@@ -92,7 +76,7 @@ impl Metrics {
         );
         ours.register(
             "log_lines_lost",
-            "Lines of the log that were not written: nobody read them fast enough, or the stream failed",
+            "Log lines that were not written: the reader was too slow, or the stream failed",
             lost,
         );
         let metrics = Self::default();
@@ -188,7 +172,7 @@ impl FileMetrics {
         let metrics = Self::default();
         ours.register(
             "file_reload_failed",
-            "1 while the files of a part of the configuration are broken, and older ones in service",
+            "1 while the files of a part of the configuration are broken, and older ones are in use",
             metrics.failed.clone(),
         );
         ours.register(
@@ -203,7 +187,7 @@ impl FileMetrics {
         );
         ours.register(
             "config_reload_refused",
-            "1 while the configuration that was asked for last is refused, and an older one in force",
+            "1 while the newest configuration is refused, and an older one is in use",
             metrics.refused.clone(),
         );
         ours.register_collector(Box::new(Certificates(Arc::clone(&metrics.certificates))));
@@ -217,7 +201,7 @@ impl FileMetrics {
         self.failed.get_or_create(&labels).set(i64::from(failed));
     }
 
-    /// A part was taken, or was not.
+    /// A part of the configuration was read and is in use, or was refused.
     pub fn reloaded(&self, success: bool) {
         let result = if success { "success" } else { "failure" };
         self.reloads.get_or_create(&ResultLabels { result }).inc();
@@ -236,7 +220,7 @@ impl FileMetrics {
     }
 }
 
-/// Reckons at each scrape.
+/// Computed at each scrape.
 #[derive(Debug)]
 struct Certificates(Arc<ArcSwap<Vec<Expiry>>>);
 
@@ -248,15 +232,15 @@ impl Collector for Certificates {
         }
         let mut metric = encoder.encode_descriptor(
             "tls_certificate_expiry_days",
-            "Days until a certificate in service ends; negative once it has",
+            "Days until a certificate in use expires; negative once it has expired",
             None,
             MetricType::Gauge,
         )?;
-        let mut told = BTreeSet::new();
+        let mut shown = BTreeSet::new();
         for expiry in all.iter() {
             let labels = [("part", expiry.part.as_str()), ("file", expiry.file.as_str())];
             // The same file may stand twice in a list, but not in a scrape.
-            if told.insert(labels) {
+            if shown.insert(labels) {
                 let days = (unix(expiry.not_after) - unix_now()) / 86_400.0;
                 ConstGauge::new(days).encode(metric.encode_family(&labels)?)?;
             }
@@ -421,6 +405,12 @@ pub(super) mod tests {
             assert!(
                 documented.contains(&format!("`{name}`")),
                 "{name} is not documented"
+            );
+        }
+        for endpoint in Endpoint::ALL {
+            assert!(
+                documented.contains(&format!("`{}`", endpoint.label())),
+                "{endpoint:?}"
             );
         }
         assert!(

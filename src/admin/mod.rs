@@ -1,18 +1,18 @@
 //! What operators and balancers ask: HTTP, the console, metrics, the log.
 //!
-//! Guarantees: answers while the data path is busy (a thread and runtime of its own); `/node` and `/connection`
-//! bodies contain the word `true` only when the answer is true; HTTP/1.0 and 1.1, GET, HEAD and OPTIONS; every
-//! wait, buffer and number of connections is bounded.
+//! Guarantees: it answers while the data path is busy, on a separate thread and runtime. Bodies of
+//! `/node` and `/connection` contain the word `true` only if the answer is true. HTTP/1.0 and 1.1,
+//! GET, HEAD and OPTIONS. Every wait, buffer and number of connections has a limit.
 //!
-//! Refuses: to change anything for who does not show the token, but "look again now"; and to reach into another room: what an
-//! operator asks for goes through [`Operations`].
+//! Refuses: to change anything for a caller without the token, except to poll and probe again now;
+//! and to reach into another room: the operators' requests go through [`Operations`].
 
 mod agent;
-pub mod console;
+mod console;
 mod exposition;
 pub mod fit_metric;
 mod handles;
-pub mod http;
+mod http;
 mod local;
 pub mod log;
 mod member_checks;
@@ -22,8 +22,12 @@ mod views;
 mod write_timeout;
 
 pub use console::Console;
+#[cfg(any(test, fuzzing))]
+pub(crate) use console::fuzzing as console_fuzzing;
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
-pub use http::{AdminError, AdminThread, prepare};
+#[cfg(any(test, fuzzing))]
+pub(crate) use http::fuzzing as http_fuzzing;
+pub use http::{AdminError, AdminThread, BoundHttp, Prepared, prepare};
 pub use metrics::Metrics;
 pub use operations::{Change, Ending, Gathered, Operations, ReloadAnswer};
 pub use views::{Activity, ClusterSummary, EventView, MemberView, RouterView, SessionView};

@@ -1,5 +1,4 @@
-//! What an operator may do, handed in by whoever composes the process: sessions to look at and to end, members to
-//! administer.
+//! What an operator may do, provided by the runtime: see and end sessions, administer members.
 
 use std::fmt;
 use std::time::Duration;
@@ -58,10 +57,10 @@ pub trait Operations: fmt::Debug + Send + Sync {
         ending: Ending,
     ) -> BoxFuture<'a, Gathered<usize>>;
 
-    /// Whether something was set for this member and kept, though it may not be there now.
+    /// Whether an operator's setting for this member is kept, although the member may be absent.
     fn has_kept(&self, cluster: &str, member: &MemberName) -> bool;
 
-    /// Changes how a member is used; it is seen in a snapshot soon. `Err`: nothing was changed.
+    /// Changes how a member is used; a snapshot shows it soon. `Err`: nothing was changed.
     fn administer<'a>(
         &'a self,
         cluster: &'a str,
@@ -69,41 +68,43 @@ pub trait Operations: fmt::Debug + Send + Sync {
         change: Change,
     ) -> BoxFuture<'a, Result<Gathered<()>, Busy>>;
 
-    /// Drains the router, or reverses that: it serves as before, and reports whether it is ready.
+    /// Drains the router, or makes it ready again: it serves as before, and reports whether it is
+    /// ready.
     fn drain_router(&self, is_drained: bool) -> Result<(), Busy>;
 
-    /// The cluster may be another one from now on: its system identifier is learned again.
+    /// From now on the cluster may be another one: the router learns its system identifier again.
     fn forget_identity(&self, cluster: &str) -> Result<(), Busy>;
 
-    /// Reads the configuration again; it goes on if nobody waits for the answer, which does not come while ending.
+    /// Reads the configuration again, also if nothing waits for the answer. While the router shuts
+    /// down, there is no answer.
     fn reload(&self) -> oneshot::Receiver<ReloadAnswer>;
 }
 
-/// What came of a reload, for who asked for it.
+/// The result of a reload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadAnswer {
-    /// What was asked for is in force, but for `restart`.
+    /// The new configuration is in use, except the keys in `restart`.
     pub applied: bool,
-    /// Keys of the configuration, and parts whose files were other ones.
+    /// Keys of the configuration, and parts whose files changed.
     pub changed: Vec<String>,
-    /// Keys that are different from what the process began with, and need a restart.
+    /// Keys that differ from the start of the process, and need a restart.
     pub restart: Vec<String>,
-    /// Why not, a sentence each.
+    /// Why it was refused: one sentence for each fault.
     pub faults: Vec<String>,
 }
 
-/// What is changed of a member.
+/// A change of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     Admin(AdminState),
-    /// `None`: by configuration and tags again.
+    /// `None`: the weight by configuration and tags again.
     Weight(Option<u16>),
 }
 
-/// How a session is ended.
+/// How to end a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// At its next transaction end; what is left after `grace` is cut. `None`: however long it takes.
+    /// At the end of its transaction; after `grace` it is cut. `None`: without a limit of time.
     AtBoundary {
         grace: Option<Duration>,
     },

@@ -1,4 +1,4 @@
-//! A stream whose peer must take what is written to it.
+//! A stream whose peer must read what the router writes to it.
 
 use std::io;
 use std::pin::Pin;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Fails a write, flush or close that makes no progress for `limit`. Reads are bounded by the caller.
+/// Fails a write, a flush or a close that makes no progress for `limit`. The caller limits reads.
 #[derive(Debug)]
 pub(super) struct WriteTimeout<S> {
     inner: S,

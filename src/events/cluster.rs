@@ -244,8 +244,9 @@ impl ClusterChange {
             Self::MemberDemoted { member } => write!(f, "{member} has been demoted: it is a standby now"),
             Self::MemberForeign { member } => write!(
                 f,
-                "{member} belongs to another cluster (by its system identifier); it is not used. Look at name service, \
-                 virtual addresses and forwarded ports; if the cluster was made anew, run trunkline forget-identity"
+                "{member} belongs to another cluster (by its system identifier); it is not used. Check the name \
+                 service, virtual addresses and forwarded ports; if the cluster was created again, run trunkline \
+                 forget-identity"
             ),
             Self::MemberFamiliar { member } => write!(f, "{member} belongs to this cluster now"),
             Self::WeightChanged { member, weight } => write!(f, "{member} has weight {weight}"),

@@ -121,17 +121,17 @@ impl fmt::Display for OperatorEvent {
         f.write_str(match self {
             Self::AdminStateSet { .. } => "administrative state set",
             Self::WeightSet { .. } => "weight set",
-            Self::WeightReset { .. } => "weight given back to the configuration",
+            Self::WeightReset { .. } => "weight reset to the configured one",
             Self::SessionsEnded { .. } => "ending the sessions on a member",
             Self::SessionEnded { .. } => "ending a session",
             Self::RouterDrained { .. } => {
-                "the router is drained: it serves as before, and tells balancers that it is not ready"
+                "the router is drained: it serves as before, and reports to balancers that it is not ready"
             }
             Self::RouterReady { .. } => "the router is ready again",
             Self::IdentityForgotten { .. } => {
-                "the cluster's system identifier is forgotten; it is learned anew"
+                "the cluster's system identifier is forgotten; the router learns it again"
             }
-            Self::ReloadAsked { .. } => "a reload is asked for",
+            Self::ReloadAsked { .. } => "an operator asks for a reload",
         })
     }
 }

@@ -106,7 +106,7 @@ impl fmt::Display for ProcessEvent {
         match self {
             Self::Started { .. } => f.write_str("started"),
             Self::ShuttingDown { .. } => f.write_str("shutting down"),
-            Self::HandoverBegun => f.write_str("another process is to take the place of this one"),
+            Self::HandoverBegun => f.write_str("another process asks to replace this one"),
             Self::HandoverFailed { error } => write!(
                 f,
                 "the other process does not take over, and this one goes on: {error}"
@@ -119,10 +119,10 @@ impl fmt::Display for ProcessEvent {
                 "replaced: another process accepts connections now, and the sessions here finish",
             ),
             Self::TookOver { error: None, .. } => {
-                f.write_str("took over from the process before, which finishes its sessions")
+                f.write_str("took over from the old process, which finishes its sessions")
             }
             Self::TookOver { error: Some(_), .. } => {
-                f.write_str("took over; the process before seems to have ended")
+                f.write_str("took over; the old process seems to have ended")
             }
             Self::ServiceManagerUnaware { .. } => f.write_str(
                 "the service manager does not know the new process, and may end it with this one: restart the service",

@@ -134,27 +134,25 @@ impl fmt::Display for ReloadEvent {
         match self {
             Self::ConfigurationApplied { .. } => f.write_str("configuration reloaded"),
             Self::RestartNeeded { .. } => {
-                f.write_str("is different from what this process began with, and needs a restart")
+                f.write_str("this key differs from the start of the process, and needs a restart")
             }
             Self::ConfigurationFault { fault } => write!(f, "configuration not reloaded: {fault}"),
             Self::ConfigurationRefused { .. } => {
-                f.write_str("configuration refused: all of what was in force stays")
+                f.write_str("configuration refused: the old one stays in use")
             }
             Self::ConfigurationWarning { warning, .. } => f.write_str(warning),
             Self::FilesReread { .. } => f.write_str("SIGHUP: files read again"),
-            Self::FilesRight => f.write_str("every file is right again"),
+            Self::FilesRight => f.write_str("all files are valid again"),
             Self::FilesRefused { fault, meanwhile, .. } => write!(f, "{fault}; {meanwhile}"),
             Self::FilesLoaded { .. } => f.write_str("files loaded"),
             Self::CertificateLoaded { .. } => f.write_str("certificate loaded"),
-            Self::ReloadNeeded { .. } => {
-                f.write_str("has changed, and is read with the whole configuration only: reload it (SIGHUP)")
-            }
+            Self::ReloadNeeded { .. } => f.write_str(
+                "this file has changed, and counts only with the whole configuration: reload it (SIGHUP)",
+            ),
             Self::FilesUnseen { .. } => {
-                f.write_str("changes of the files that the configuration names are not seen")
+                f.write_str("the router cannot check the files that the configuration names for changes")
             }
-            Self::FilesSeen => {
-                f.write_str("changes of the files that the configuration names are seen again")
-            }
+            Self::FilesSeen => f.write_str("the router checks the files that the configuration names again"),
         }
     }
 }

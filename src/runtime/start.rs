@@ -138,7 +138,7 @@ pub(super) struct Prepared {
     workers: Arc<Workers>,
     handles: Handles,
     fit: Arc<ArcSwap<Vec<ClusterView>>>,
-    admin: admin::http::Prepared,
+    admin: admin::Prepared,
 }
 
 /// What the configuration makes below HTTP, and the tasks that belong to it.

@@ -262,7 +262,8 @@ fn the_token_decides_and_a_new_one_is_taken_up() {
     let other = secret(on.dir.path(), "other", "another-token-of-mine");
     let with_other = ["drain", &leader, "--token-file", other.to_str().unwrap()];
     assert!(on.refused(&with_other).contains("the token is wrong"));
-    on.router.await_log(&["a wrong token was shown", "by=127."]);
+    on.router
+        .await_log(&["a request came with a wrong token", "by=127."]);
     let url = format!("http://{}:6434", on.router.address);
     let bare = output(Command::new(env!("CARGO_BIN_EXE_trunkline")).args(["drain", &leader, "--url", &url]));
     assert_eq!(bare.status.code(), Some(1));

@@ -76,7 +76,7 @@ fn psql_is_answered_though_no_server_is_there() {
         );
         let lines: Vec<&str> = told.lines().collect();
         assert_eq!(lines[0], version, "{told}");
-        assert!(lines.contains(&"SHOW HELP|The commands there are"), "{told}");
+        assert!(lines.contains(&"SHOW HELP|The commands of the console"), "{told}");
         assert!(
             told.contains("ERROR:  0A000: the console does not know this command"),
             "{told}"

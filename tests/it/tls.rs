@@ -357,7 +357,7 @@ fn a_broken_new_file_keeps_the_old_one_in_service_and_says_so() {
     router.await_log(&["SIGHUP: files read again", "changed=none", "broken=tls"]);
     assert_eq!(errors(&router), 2, "and once more for who asks");
     replace(&path, &good);
-    router.await_log(&["every file is right again"]);
+    router.await_log(&["all files are valid again"]);
     assert_eq!(router.metric(failed), 0.0);
     let check = succeed(
         Command::new(env!("CARGO_BIN_EXE_trunkline"))

@@ -21,7 +21,7 @@ pub(super) struct Command {
 #[derive(Debug)]
 pub(super) enum Effect {
     Rows(&'static [Column], fn(&AccessView) -> Vec<Row>),
-    /// Taken because drivers send it of their own accord, and nothing here depends on it.
+    /// Accepted because drivers send it on their own, and nothing here depends on it.
     Nothing {
         tag: &'static str,
     },
@@ -69,13 +69,8 @@ const fn nothing(text: &'static str, tag: &'static str) -> Command {
 }
 
 pub(super) static COMMANDS: [Command; 8] = [
-    rows("SHOW HELP", "The commands there are", HELP, help),
-    rows(
-        "SHOW VERSION",
-        "The version of the connection manager",
-        VERSION,
-        version,
-    ),
+    rows("SHOW HELP", "The commands of the console", HELP, help),
+    rows("SHOW VERSION", "The version of the router", VERSION, version),
     rows("SHOW HBA", "The rules that decide on logins, in order", HBA, hba),
     rows("SHOW IDENT", "The user name maps", IDENT, ident),
     rows("SELECT * FROM pg_hba_file_rules", "As SHOW HBA", HBA, hba),
@@ -182,8 +177,8 @@ pub(super) fn find(sql: &str) -> Result<Option<&'static Command>, ErrorReply> {
             "the console does not know this command",
         )
         .hint(
-            "SHOW HELP lists those it knows. It takes one at a time and has no transactions: a driver has to be in \
-             autocommit mode.",
+            "SHOW HELP lists the commands. The console runs one command at a time, without transactions: put the driver \
+             into autocommit mode.",
         )
     })
 }

@@ -1,4 +1,5 @@
-//! Frames from a client, read with bounds into pgwire's messages. pgwire's own decoders never see a client's bytes.
+//! Reads a client's frames, within limits, into pgwire's messages. pgwire's own decoders never see
+//! a client's bytes.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +36,7 @@ pub(super) enum ConsoleRequest {
     Terminate,
 }
 
-/// Named statements and portals there are, to bound them. Unnamed ones replace each other.
+/// The named statements and portals, to limit their number. Unnamed ones replace each other.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     statements: BTreeSet<String>,
@@ -100,7 +101,7 @@ impl Names {
 /// Reads one frame, all of it.
 ///
 /// # Errors
-/// What the client is told; the next frame is unharmed.
+/// The error for the client; the next frame is not affected.
 pub(super) fn read(frame: &Frame, names: &Names) -> Result<ConsoleRequest, ErrorReply> {
     let mut body = BodyReader::new(&frame.body);
     let request = match frame.tag {

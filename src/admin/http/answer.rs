@@ -12,7 +12,7 @@ use super::super::member_checks::CheckResult;
 
 /// Why the answer is no. Not in the body: `HAProxy` looks for `true` anywhere in a body.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-trunkline-reason");
-/// The router's own state where it is not ready, on every answer about a node or a connection.
+/// The router's own state while it is not ready, on every answer about a node or a connection.
 pub(super) const ROUTER: HeaderName = HeaderName::from_static("x-trunkline-router");
 /// Processes of this router that did not answer: the answer is without them.
 pub(super) const INCOMPLETE: HeaderName = HeaderName::from_static("x-trunkline-incomplete");
@@ -98,7 +98,8 @@ impl JsonAnswer {
         }
     }
 
-    /// 404; the hint is the body too, so it must be a constant without the word balancers look for.
+    /// 404. The hint is the body too, so it must be a constant without the word that balancers look
+    /// for.
     pub(super) fn not_found(hint: &'static str) -> Self {
         Self::text(StatusCode::NOT_FOUND, hint).because(hint)
     }
@@ -142,7 +143,7 @@ impl IntoResponse for JsonAnswer {
     }
 }
 
-/// Text as a header value: visible ASCII and spaces stay, the rest is escaped; bounded.
+/// Text as a header value of limited length: visible ASCII and spaces stay, the rest is escaped.
 pub(super) fn visible(text: &str) -> HeaderValue {
     let mut value = String::new();
     for c in text.chars() {

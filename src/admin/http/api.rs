@@ -185,7 +185,7 @@ async fn change_member(
     };
     let seen = async {
         if change == Change::Weight(None) {
-            // What it will be is for others to know, and it may be what it was.
+            // This task does not know the new weight, which may be the same as before.
             let _ = timeout(EFFECT / 5, snapshots.changed()).await;
             return;
         }
@@ -323,7 +323,7 @@ pub(super) async fn administer_router(
         return JsonAnswer::problem(
             StatusCode::CONFLICT,
             "the router is shutting down",
-            "its state cannot be changed any more",
+            "its state cannot change any more",
         );
     }
     if let Err(busy) = app.handles.operations.drain_router(is_drained) {
@@ -377,7 +377,9 @@ pub(super) async fn reload(app: Arc<App>, caller: CalledBy) -> JsonAnswer {
     match app.handles.operations.reload().await {
         Ok(answer) if answer.applied => JsonAnswer::json(StatusCode::OK, &answer),
         Ok(answer) => JsonAnswer::json(StatusCode::UNPROCESSABLE_ENTITY, &answer),
-        Err(_ending) => JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, "the router is ending", ""),
+        Err(_ending) => {
+            JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, "the router is shutting down", "")
+        }
     }
 }
 
@@ -417,7 +419,7 @@ async fn object(body: Body) -> Result<Map<String, Value>, JsonAnswer> {
     };
     let bytes = match timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => return bad("the body is too large, or broke off"),
+        Ok(Err(_)) => return bad("the body is too large, or incomplete"),
         Err(_) => return bad("the body took too long"),
     };
     if bytes.is_empty() {
@@ -425,7 +427,7 @@ async fn object(body: Body) -> Result<Map<String, Value>, JsonAnswer> {
     }
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(_) | Err(_) => bad("the body is no JSON object"),
+        Ok(_) | Err(_) => bad("the body is not a JSON object"),
     }
 }
 
@@ -442,7 +444,7 @@ fn weight(body: &Map<String, Value>) -> Result<Option<u16>, JsonAnswer> {
         .ok_or_else(|| {
             JsonAnswer::problem(
                 StatusCode::BAD_REQUEST,
-                "no weight is given",
+                "the weight is missing or not valid",
                 "send {\"weight\": N}, 0 to 256, or null for the configured one",
             )
         })
@@ -453,7 +455,7 @@ fn ending(body: &Map<String, Value>, default: Ending) -> Result<Ending, JsonAnsw
     let bad = || {
         JsonAnswer::problem(
             StatusCode::BAD_REQUEST,
-            "how to end sessions is not understood",
+            "the body does not say how to end the sessions",
             "send {\"when\": \"now\"} or {\"when\": \"boundary\", \"grace_s\": 30}; grace_s is 0 to 86400",
         )
     };

@@ -1,9 +1,11 @@
-//! How many connections there may be at once, in all and of one source, and who leaves when they are all taken.
+//! Limits the connections of a listener, in all and of one source, and closes idle ones for new
+//! ones.
 //!
-//! Guarantees: one source, an address or an IPv6 /64, has half of the slots at most; where it wants more, or all are taken,
-//! the connection that has been idle the longest makes room, so that whoever asks something new is heard. Only where
-//! every one of them is being answered is a new one refused. Both are logged of, once a minute. The thread's time is shared
-//! alike: of one source few requests are answered at the same time, the others wait for their turn, in order.
+//! Guarantees: one source, an address or an IPv6 /64, has at most half of the slots. If it needs
+//! more, or no slot is free, the connection that has been idle the longest is closed, so that new
+//! requests are answered. A new connection is refused only if every slot is answering a request.
+//! The log reports both, once a minute. Sources share the thread's time: a few requests of one
+//! source are answered at the same time, and the others wait for their turn, in order.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,7 +22,7 @@ use crate::auth::login_throttle::network;
 /// Between two lines of the log.
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
-/// Requests of one source that are worked on at the same time.
+/// Requests of one source that are answered at the same time.
 const TURNS: usize = 4;
 
 /// The slots of one listener. Clones share them.
@@ -50,14 +52,15 @@ struct State {
 
 #[derive(Debug)]
 struct Taken {
-    /// `None`: a balancer has not said yet for whom it connects.
+    /// `None`: the balancer has not named its client yet.
     source: Option<IpAddr>,
-    /// Since its last request was answered, or it was accepted; `None` while it is being answered.
+    /// When its last request was answered, or it was accepted; `None` while a request is being
+    /// answered.
     idle: Option<Instant>,
     evict: CancellationToken,
 }
 
-/// One connection's, given back when dropped.
+/// The slot of one connection; free again when dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     limit: ConnectionLimit,
@@ -65,7 +68,8 @@ pub(super) struct ConnectionSlot {
     evict: CancellationToken,
 }
 
-/// The turns of one source. As many wait as it has connections, since each has one request at a time.
+/// The turns of one source. At most as many requests wait as it has connections: each has one
+/// request at a time.
 #[derive(Debug)]
 pub(super) struct Turns(Arc<Semaphore>);
 
@@ -73,12 +77,12 @@ pub(super) struct Turns(Arc<Semaphore>);
 #[derive(Debug)]
 pub(super) struct Answering<'a>(&'a ConnectionSlot);
 
-/// Every slot, or every one of the source's, is being answered.
+/// Every slot, or every slot of the source, is answering a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
 
 impl ConnectionLimit {
-    /// `what` is served, for the log.
+    /// `what`: the service, for the log.
     pub(super) fn new(most: usize, what: &'static str, metrics: Metrics) -> Self {
         Self(Arc::new(Shared {
             state: Mutex::default(),
@@ -89,7 +93,7 @@ impl ConnectionLimit {
         }))
     }
 
-    /// For a connection from `source`; `None` where a balancer is yet to say.
+    /// For a connection from `source`; `None` if a balancer has not named its client yet.
     pub(super) fn take(&self, source: Option<IpAddr>) -> Result<ConnectionSlot, Full> {
         let source = source.map(network);
         let mut state = self.state();
@@ -112,7 +116,7 @@ impl ConnectionLimit {
         })
     }
 
-    /// Where there is no slot for one more of `source`, the one that is idle the longest leaves.
+    /// If `source` may have no further slot, closes the connection that has been idle the longest.
     fn make_room(&self, state: &mut State, source: Option<IpAddr>) -> Result<(), Full> {
         let of_source = |taken: &Taken| source.is_some() && taken.source == source;
         let has_share = state.taken.values().filter(|taken| of_source(taken)).count() >= self.0.share;
@@ -151,12 +155,12 @@ impl ConnectionLimit {
         if has_share {
             tracing::warn!(
                 %by, connections, most = self.0.share,
-                "{what}: one address has all the connections it may have; those that are idle the longest are closed"
+                "{what}: one address has all the connections that it may have; the longest idle ones close"
             );
         } else {
             tracing::warn!(
                 %by, connections, most = self.0.most,
-                "{what}: all connections are taken; those that are idle the longest are closed"
+                "{what}: all connections are in use; the longest idle ones close"
             );
         }
     }
@@ -167,10 +171,10 @@ impl ConnectionLimit {
 }
 
 impl ConnectionSlot {
-    /// It counts for `source` from now on, which a balancer has named.
+    /// Counts the connection for `source`, which a balancer has named.
     pub(super) fn attribute(&self, source: IpAddr) -> Result<(), Full> {
         let mut state = self.limit.state();
-        // It is one of the new source's, not one more in all.
+        // The connection moves to the new source, and is not one more in all.
         let Some(taken) = state.taken.remove(&self.number) else {
             return Err(Full);
         };
@@ -180,26 +184,26 @@ impl ConnectionSlot {
         Ok(())
     }
 
-    /// Those of the source that it is for, a client's or whoever a balancer has named.
+    /// The turns of a source: a client, or the client that a balancer has named.
     pub(super) fn turns(&self, source: IpAddr) -> Turns {
         let source = network(source);
         let mut state = self.limit.state();
         if let Some(turns) = state.turns.get(&source).and_then(Weak::upgrade) {
             return Turns(turns);
         }
-        // Those of sources that have left.
+        // Sources without connections.
         state.turns.retain(|_, turns| turns.strong_count() > 0);
         let turns = Arc::new(Semaphore::new(TURNS));
         state.turns.insert(source, Arc::downgrade(&turns));
         Turns(turns)
     }
 
-    /// Until somebody else needs the place.
+    /// Until a new connection needs the slot.
     pub(super) async fn evicted(&self) {
         self.evict.cancelled().await;
     }
 
-    /// It is not idle until that is dropped.
+    /// The connection is not idle until the value is dropped.
     pub(super) fn answering(&self) -> Answering<'_> {
         self.set(None);
         Answering(self)
@@ -213,8 +217,8 @@ impl ConnectionSlot {
 }
 
 impl Turns {
-    /// First come, first served; over when it is dropped. It is nobody's turn before the thread has looked for whoever else
-    /// asks. `None`: never.
+    /// In order of arrival; the turn ends when it is dropped. First the thread looks for other
+    /// requests. `None` never happens: the semaphore stays open.
     pub(super) async fn take(&self) -> Option<SemaphorePermit<'_>> {
         let turn = self.0.acquire().await.ok();
         tokio::task::yield_now().await;
@@ -316,7 +320,7 @@ mod tests {
         taken.pop();
         assert!(waiting.await.is_some());
         drop(taken);
-        // What is kept is of sources that are there.
+        // Sources with connections are kept.
         drop(other);
         let _third = second.turns(ip("10.0.0.2"));
         assert_eq!(slots.state().turns.len(), 2);

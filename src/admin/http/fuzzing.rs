@@ -19,7 +19,8 @@ thread_local! {
     static SERVER: OnceCell<(Runtime, Router)> = const { OnceCell::new() };
 }
 
-/// A cluster of two, asked beside one of them, by somebody on this host; the token is `t`.
+/// A cluster of two members. A caller on this host asks, and one of the members is the local one;
+/// the token is `t`.
 fn server() -> (Runtime, Router) {
     let handles = handles(vec![view(led(vec![primary("db1"), member("db2")]), named("db2"))]);
     handles.token.store(Some(Arc::new(Secret::new(&b"t"[..]))));
@@ -37,7 +38,7 @@ pub(crate) fn run(data: &[u8]) {
         let service = TowerToHyperService::new(router.clone());
         let mut builder = http1::Builder::new();
         let serving = builder.half_close(true).serve_connection(io, service);
-        // What is no HTTP is an error.
+        // Input that is not HTTP is an error.
         let _ = runtime.block_on(serving);
         assert!(out.is_empty() || out.starts_with(b"HTTP/1."));
         assert!(!out.windows(12).any(|bytes| bytes.starts_with(b"HTTP/1.1 500")));

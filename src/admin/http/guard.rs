@@ -1,10 +1,10 @@
-//! Who may ask for what under `/api/v1`.
+//! Which caller may ask for what under `/api/v1`.
 //!
 //! | caller | look | change |
 //! |---|---|---|
-//! | on this host | everybody | with the token |
+//! | on this host | every caller | with the token |
 //! | elsewhere, by HTTPS | with the token | with the token |
-//! | elsewhere, in clear | nobody | nobody |
+//! | elsewhere, without TLS | no caller | no caller |
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,14 +20,15 @@ use crate::auth::crypto::same;
 use crate::config::Secret;
 
 /// Between two lines about wrong tokens.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// Where a request comes from: the other end of its connection.
+/// Where a request comes from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller {
     pub(super) address: SocketAddr,
     pub(super) tls: bool,
-    /// A balancer has connected, and not said for whom (`UNKNOWN`, `LOCAL`): it may be anybody.
+    /// A balancer has connected without its client's address (`UNKNOWN`, `LOCAL`): the client may
+    /// be anywhere.
     is_unnamed: bool,
 }
 
@@ -40,7 +41,8 @@ impl Caller {
         }
     }
 
-    /// For whom a balancer connects. Its own host's loopback is not ours: then it stays the caller itself.
+    /// The client of a balancer. The loopback of another host is not ours: then the balancer stays
+    /// the caller.
     pub(super) fn announced(self, client: Option<SocketAddr>) -> Self {
         let is_local = |address: SocketAddr| address.ip().to_canonical().is_loopback();
         match client {
@@ -79,22 +81,22 @@ impl Right {
     }
 }
 
-/// The token, and when a wrong one was last told of.
+/// The token, and when a wrong one was last logged.
 #[derive(Debug)]
 pub(super) struct Guard {
     token: Arc<ArcSwapOption<Secret>>,
-    told: Mutex<Option<Instant>>,
+    logged: Mutex<Option<Instant>>,
 }
 
 impl Guard {
     pub(super) fn new(token: Arc<ArcSwapOption<Secret>>) -> Self {
         Self {
             token,
-            told: Mutex::new(None),
+            logged: Mutex::new(None),
         }
     }
 
-    /// `None` is nobody's: it is refused.
+    /// Without a caller the request is refused.
     pub(super) fn admit(
         &self,
         caller: Option<Caller>,
@@ -108,39 +110,42 @@ impl Guard {
         }
         if !is_here && !tls {
             return refuse(
-                "in clear, this is answered to callers on the same host only",
-                "ask there, or set http.tls and http.token_file",
+                "without TLS, only callers on the same host get an answer",
+                "ask on that host, or set http.tls and http.token_file",
             );
         }
         let Some(token) = self.token.load_full() else {
-            return refuse("this needs a token, and there is none", "set http.token_file");
+            return refuse(
+                "this needs a token, and none is configured",
+                "set http.token_file",
+            );
         };
         let Some(shown) = bearer(headers) else {
             return Err(JsonAnswer::problem(
                 StatusCode::UNAUTHORIZED,
                 "this needs the token",
-                "send `Authorization: Bearer TOKEN`, with what is in http.token_file",
+                "send `Authorization: Bearer TOKEN`, with the content of http.token_file",
             )
             .challenging());
         };
         if same(token.expose(), shown) {
             return Ok(());
         }
-        self.tell(caller);
+        self.log(caller);
         Err(JsonAnswer::problem(
             StatusCode::UNAUTHORIZED,
             "the token is wrong",
-            "it is in http.token_file; a new one counts within seconds",
+            "send the content of http.token_file; a new token counts within seconds",
         )
         .challenging())
     }
 
-    fn tell(&self, caller: Option<Caller>) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            *told = Some(Instant::now());
+    fn log(&self, caller: Option<Caller>) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            *logged = Some(Instant::now());
             let by = caller.map_or_else(|| "-".to_owned(), |caller| caller.to_string());
-            tracing::warn!(%by, "HTTP: a wrong token was shown");
+            tracing::warn!(%by, "HTTP: a request came with a wrong token");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Who may log in, as JSON: the rows of PostgreSQL's views.
+//! The rules of authentication as JSON: the rows of PostgreSQL's views.
 
 use axum::http::StatusCode;
 

@@ -47,7 +47,7 @@ pub(super) fn local(app: &App, uri: &Uri, question: Question) -> JsonAnswer {
     }
 }
 
-/// `/node/NAME/…`; `name` is `None` where it is not UTF-8, and then no member's.
+/// `/node/NAME/…`; `name` is `None` if it is not UTF-8, and then no member has it.
 pub(super) fn named(app: &App, uri: &Uri, name: Option<&str>, question: Question) -> JsonAnswer {
     let (_, view) = match app.cluster(&Params::of(uri)) {
         Ok(found) => found,
@@ -209,8 +209,8 @@ fn entry(view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
     })
 }
 
-/// The same for the same name, everywhere and for ever: the first four bytes of its SHA-256, big-endian, without
-/// the sign bit, and never 0.
+/// The same number for the same name, everywhere and always: the first four bytes of its SHA-256,
+/// big-endian, without the sign bit, and never 0.
 pub(super) fn stable_id(name: &MemberName) -> u32 {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, name.as_str().as_bytes());
     let head: [u8; 4] = digest.as_ref()[..4].try_into().expect("SHA-256 has 32 bytes");

@@ -1,8 +1,9 @@
-//! The paths of Patroni's REST interface (its documentation, chapter "Patroni REST API"), answered for the local
-//! member, and only with what our own probes confirm.
+//! The paths of Patroni's REST interface (its documentation, chapter "Patroni REST API"), answered
+//! for the local member, and only by what the router's own probes confirm.
 //!
-//! Where we differ: a leader is one seen to accept writes, not one that holds a lock; lag is that of our probes; an
-//! unknown lag is not within a limit; members drained here or in maintenance are unfit.
+//! Differences: a leader has been seen to accept writes, and does not only hold a lock; the
+//! router's probes measure the lag; an unknown lag is not within a limit; members that are drained
+//! or in maintenance here are unfit.
 
 use axum::http::{StatusCode, Uri};
 use serde_json::{Value, json};
@@ -193,8 +194,8 @@ fn has_tags(member: &Member, params: &Params) -> CheckResult {
     Ok(())
 }
 
-/// A number of bytes as `PostgreSQL` and Patroni write it: `1048576`, `1024kB`, `10MB`, `1.5GB`. `None` for anything
-/// else, which Patroni, too, takes as no limit.
+/// A number of bytes as PostgreSQL and Patroni write it: `1048576`, `1024kB`, `10MB`, `1.5GB`.
+/// `None` for any other text, which means no limit, also for Patroni.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let split = text
@@ -223,7 +224,7 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     Some(bytes)
 }
 
-/// A status document with Patroni's names for what we know.
+/// A status document with Patroni's names.
 fn document(snapshot: &Snapshot, member: &Member) -> Value {
     let facts = member.health.facts.as_ref();
     let role = if member_checks::is_leader(snapshot, member).is_ok() {

@@ -97,7 +97,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// `/api/v1`, behind its guard.
+/// `/api/v1`, behind the check of the token.
 fn api(app: &Arc<App>) -> Router<Arc<App>> {
     type Name<T> = Result<Path<T>, PathRejection>;
     type CalledBy = Option<Extension<Caller>>;
@@ -168,7 +168,7 @@ async fn guard(State(app): Shared, request: Request, next: Next) -> Response {
     }
 }
 
-/// Around every request: counts it, and takes the body off the answer to OPTIONS, as Patroni does.
+/// Around every request: counts it, and removes the body of the answer to OPTIONS, as Patroni does.
 async fn count(State(app): Shared, request: Request, next: Next) -> Response {
     let endpoint = endpoint(request.uri().path());
     let method = request.method().clone();
@@ -211,7 +211,7 @@ async fn metrics_text(app: &App, headers: &HeaderMap) -> JsonAnswer {
     }
 }
 
-/// `patroni_proxy`'s: look again now. Does not wait for what is seen.
+/// The path of `patroni_proxy`: starts polls and probes, and does not wait for them.
 fn look_again(app: &App, method: &Method, uri: &Uri) -> JsonAnswer {
     let params = Params::of(uri);
     let asked: Vec<&ClusterView> = if params.first("cluster").is_some() {
@@ -222,7 +222,7 @@ fn look_again(app: &App, method: &Method, uri: &Uri) -> JsonAnswer {
     } else {
         app.handles.clusters.iter().collect()
     };
-    // HEAD and OPTIONS are safe methods that tools send on their own account.
+    // HEAD and OPTIONS are safe methods, which tools send on their own.
     if matches!(*method, Method::GET | Method::POST) {
         for view in asked {
             (view.look_again)();

@@ -1,4 +1,4 @@
-//! Accepting and serving connections, each wait and number bounded.
+//! Accepts and serves connections, with a limit for each wait and each number.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -38,22 +38,23 @@ use crate::frontend::proxy;
 use crate::listen::{Bound, ClientSocket, Connection, OnAccept, PeerAddress, accept_loop};
 use crate::tls::HelloStream;
 
-/// What one caller, and all together, may cost.
+/// What one caller, and all callers together, may use.
 #[derive(Debug, Clone, Copy)]
-pub struct HttpLimits {
+pub(super) struct HttpLimits {
     /// From the start of a request, or of waiting for the next one, to the end of its headers.
-    pub header_timeout: Duration,
-    pub handshake_timeout: Duration,
+    pub(super) header_timeout: Duration,
+    pub(super) handshake_timeout: Duration,
     /// Without any progress of an answer.
-    pub write_timeout: Duration,
+    pub(super) write_timeout: Duration,
     /// Connections at once; one source may have half of them ([`super::connection_limit`]).
-    pub max_connections: usize,
+    pub(super) max_connections: usize,
     /// A connection that is older is closed after its next answer.
-    pub max_age: Duration,
-    /// For answers under way at the end.
-    pub grace: Duration,
-    /// For whoever is connected to ask once more, where another listener answers the next ones.
-    pub linger: Duration,
+    pub(super) max_age: Duration,
+    /// For requests under way at the end.
+    pub(super) grace: Duration,
+    /// For clients that are connected to ask once more, while another process answers new
+    /// connections.
+    pub(super) linger: Duration,
 }
 
 impl Default for HttpLimits {
@@ -171,7 +172,7 @@ fn tcp(connection: Connection) -> Option<(TcpStream, SocketAddr)> {
     }
 }
 
-/// The answers by `handles`, and what keeps them right as long as it is not dropped.
+/// The answers by `handles`. What follows the members ends when the guard is dropped.
 fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) -> (Arc<App>, DropGuard) {
     let following = stop.child_token();
     let mut locals = Vec::new();
@@ -268,7 +269,7 @@ impl OnAccept for AgentHandler {
             // A client that has to make room has its line already, unless it does not read; no client is waited for
             // longer than that.
             tokio::select! {
-                _ = timeout(AGENT_TIMEOUT, agent::tell(stream, &line)) => {}
+                _ = timeout(AGENT_TIMEOUT, agent::send(stream, &line)) => {}
                 () = slot.evicted() => {}
             }
             drop(slot);
@@ -279,9 +280,9 @@ impl OnAccept for AgentHandler {
 /// What may be exchanged for the connections to come. Cheap to clone; clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
-    /// What handshakes are made with; empty where HTTP is in clear.
+    /// The settings of new handshakes; empty without TLS.
     pub(super) tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
-    /// Whose headers are believed; empty where none is understood.
+    /// The balancers whose headers count; empty if none are read.
     pub(super) proxies: Arc<ArcSwapOption<ProxyProtocol>>,
 }
 
@@ -289,13 +290,13 @@ struct Server {
     router: ArcSwap<Router>,
     settings: Settings,
     limits: HttpLimits,
-    /// Nobody else is accepted; one more answer for each.
+    /// No new connections; each open one gets one more answer.
     leaving: CancellationToken,
     stop: CancellationToken,
 }
 
 impl Server {
-    /// Whether a balancer of there says for whom it connects.
+    /// Whether a balancer at this address sends its clients' addresses.
     fn is_announced(&self, address: SocketAddr) -> bool {
         let proxies = self.settings.proxies.load();
         proxies
@@ -304,9 +305,9 @@ impl Server {
     }
 
     async fn connection(&self, stream: TcpStream, address: SocketAddr, slot: &ConnectionSlot) {
-        // Best effort: without it an answer is only later.
+        // It only makes answers faster.
         let _ = stream.set_nodelay(true);
-        // Once: whether it is spoken is what the caller's rights hang on.
+        // Loaded once: the caller's rights depend on whether this connection has TLS.
         let tls = self.settings.tls.load_full();
         let caller = Caller::new(address, tls.is_some());
         let Some(caller) = self.identify(&stream, caller).await else {
@@ -332,7 +333,8 @@ impl Server {
         }
     }
 
-    /// By the header of the PROXY protocol, where there must be one. `None`: there is none, or a bad one.
+    /// The caller by the PROXY protocol's header, if the connection must have one. `None`: it has
+    /// none, or a wrong one.
     async fn identify(&self, stream: &TcpStream, socket: Caller) -> Option<Caller> {
         let Some(proxies) = self.settings.proxies.load_full() else {
             return Some(socket);
@@ -375,7 +377,8 @@ impl Server {
                 let busy = slot.answering();
                 let router = Router::clone(&self.router.load());
                 let mut answering = pin!(TowerToHyperService::new(router).call(request));
-                // A turn is for the thread's time: who then waits, for a body or for something to happen, is in nobody's way.
+                // A turn is for the thread's time: a request that then waits, for a body or for an
+                // event, delays no other request.
                 let at_once = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await;
                 drop(turn);
                 let mut answer = match at_once {
@@ -407,7 +410,7 @@ impl Server {
             }
         };
         if let Err(error) = result {
-            // Balancers hang up in the middle of an answer all day.
+            // Balancers often hang up in the middle of an answer.
             tracing::debug!(%error, "HTTP: connection ended");
         }
     }

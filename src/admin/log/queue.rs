@@ -1,8 +1,9 @@
 //! Lines on their way to standard error, and the thread that writes them.
 //!
-//! Guarantees: whoever logs never waits for the stream, however long its reader takes; the lines that wait are bounded in
-//! number and bytes; a line that does not fit, or cannot be written, is counted, and the next line that is written says
-//! how many there were. A line is one write, so that lines of several processes on one pipe stay whole.
+//! Guarantees: a caller never waits for the stream, however slow its reader is. The queue has a
+//! limit of lines and one of bytes. A line that does not fit, or cannot be written, is counted, and
+//! the next line that is written says how many were lost. A line is one write, so that the lines of
+//! several processes on one pipe stay whole.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 const MOST_LINES: usize = 4096;
 /// What they may take together.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
-/// Between two attempts, where somebody else has made the stream a nonblocking one.
+/// Between two attempts, if another process has made the stream nonblocking.
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// The lines that wait. Clones are the same queue.
@@ -67,7 +68,8 @@ impl Queue {
         }))
     }
 
-    /// Starts the thread that writes to `stream`. `notice` formats the line that tells how many were lost.
+    /// Starts the thread that writes to `stream`. `notice` formats the line that says how many
+    /// lines were lost.
     ///
     /// # Errors
     /// There is no room for another thread.
@@ -129,7 +131,7 @@ impl Queue {
 
     /// The thread: for as long as the process lives.
     fn drain(&self, mut stream: impl Write, notice: impl Fn(u64) -> Vec<u8>) {
-        // Those that the stream has refused, and those that did not fit, which nobody was told of yet.
+        // Lines that the stream refused, and lines that did not fit: no line has reported them yet.
         let mut untold = 0;
         loop {
             let (lost, text) = self.next();
@@ -181,7 +183,7 @@ fn put(stream: &mut impl Write, mut text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What is written at once is a line.
+/// One write is one line.
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -207,7 +209,7 @@ mod tests {
         format!("{lost} lost\n").into_bytes()
     }
 
-    /// Gives what is written to whoever takes it, and waits for that.
+    /// Sends each write to the test, and waits until the test takes it.
     struct Pipe(SyncSender<String>);
 
     impl Write for Pipe {
