@@ -98,8 +98,8 @@ impl JsonAnswer {
         }
     }
 
-    /// 404. The hint is the body too, so it must be a constant without the word that balancers look
-    /// for.
+    /// Status 404. The hint is the body too, so it must be a constant without the word that
+    /// balancers look for.
     pub(super) fn not_found(hint: &'static str) -> Self {
         Self::text(StatusCode::NOT_FOUND, hint).because(hint)
     }
