@@ -51,9 +51,6 @@ pub(super) fn fatal(reply: &ErrorReply) -> BytesMut {
 
 /// As a server that shuts down says it to who wants to log in.
 pub(super) fn closing() -> ErrorReply {
-    ErrorReply::fatal(
-        SqlState::CANNOT_CONNECT_NOW,
-        "the connection manager is shutting down",
-    )
-    .hint("Reconnect; another connection manager, or this one once restarted, will serve you.")
+    ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, "the router is shutting down")
+        .hint("Reconnect. Another router will serve you, or this one when it has restarted.")
 }

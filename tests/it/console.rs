@@ -81,7 +81,7 @@ fn psql_is_answered_though_no_server_is_there() {
             told.contains("ERROR:  0A000: the console does not know this command"),
             "{told}"
         );
-        assert!(told.contains("HINT:  SHOW HELP lists those it knows."), "{told}");
+        assert!(told.contains("HINT:  SHOW HELP lists the commands."), "{told}");
     }
     // As psql's users see the one built-in rule, with a heading.
     let mut psql = Command::new("psql");

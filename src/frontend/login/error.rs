@@ -190,21 +190,21 @@ impl LoginError {
             Self::Directory(_) => Some(
                 ErrorReply::fatal(
                     SqlState::CANNOT_CONNECT_NOW,
-                    "the connection manager cannot ask the LDAP directory at the moment",
+                    "the router cannot ask the LDAP directory at the moment",
                 )
-                .hint("Try again in a moment. The connection manager's log says why."),
+                .hint("Try again in a moment. The router's log says why."),
             ),
             Self::NameService(_) => Some(
                 ErrorReply::fatal(
                     SqlState::CANNOT_CONNECT_NOW,
-                    "the connection manager cannot look up the name of this client's host at the moment",
+                    "the router cannot look up the name of this client's host at the moment",
                 )
                 .hint("Try again in a moment. A rule of its HBA file names a host, and its name service does not answer."),
             ),
             Self::NoServerLogin => Some(
                 ErrorReply::fatal(
                     SqlState::INVALID_AUTHORIZATION,
-                    "the connection manager has no credential to log into the servers as this user",
+                    "the router has no credential to log into the servers as this user",
                 )
                 .hint("Its operator has to add one to auth.server_credentials."),
             ),
@@ -212,14 +212,14 @@ impl LoginError {
             Self::Lookup(_) | Self::Unconfirmed => Some(
                 ErrorReply::fatal(
                     SqlState::CANNOT_CONNECT_NOW,
-                    "the connection manager cannot ask the servers about this user at the moment",
+                    "the router cannot ask the servers about this user at the moment",
                 )
-                .hint("Try again in a moment. The connection manager's log says why the look-up fails."),
+                .hint("Try again in a moment. The router's log says why the look-up fails."),
             ),
             Self::JustChanged => Some(
                 ErrorReply::fatal(
                     SqlState::CANNOT_CONNECT_NOW,
-                    "the users file of the connection manager has just been changed",
+                    "the users file of the router has just been changed",
                 )
                 .hint("Try again in two seconds: the new file is in use by then."),
             ),
