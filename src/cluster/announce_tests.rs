@@ -283,10 +283,10 @@ fn lag_is_told_when_it_begins_and_ends_for_each_route() {
     assert_eq!(texts(&one, &lagging(None, &["r"])), [""; 0]);
     assert_eq!(
         texts(&one, &lagging(None, &["r", "s"])),
-        ["a gets no sessions of route s: it is 5000 bytes behind the leader, for how long is not known"]
+        ["a gets no sessions of route s: it is 5000 bytes behind the leader; the duration is unknown"]
     );
     assert_eq!(
         texts(&one, &fit),
-        ["a is not too far behind for route r any more"]
+        ["a is close enough to the leader for route r again"]
     );
 }

@@ -1,4 +1,4 @@
-//! Changes of a cluster as the router sees it.
+//! The changes that the router sees in a cluster.
 
 use std::fmt;
 
@@ -58,12 +58,12 @@ pub enum ClusterChange {
         member: String,
         error: String,
     },
-    /// For another reason than before.
+    /// It is still down, and the reason has changed.
     MemberStillDown {
         member: String,
         error: String,
     },
-    /// It has no connection left for the router's probe.
+    /// It has no free connection for the router's probe.
     MemberFull {
         member: String,
         error: String,
@@ -94,8 +94,8 @@ pub enum ClusterChange {
         member: String,
         zone: Option<String>,
     },
-    /// It is too far behind for a route. `bytes` is `None` where the lag is not known, `seconds` where it is not known for
-    /// how long.
+    /// It is too far behind the leader for a route. `bytes` is `None` if the lag is unknown.
+    /// `seconds` is `None` if its duration is unknown.
     MemberLagging {
         member: String,
         route: String,
@@ -111,11 +111,11 @@ pub enum ClusterChange {
         timeline: u32,
         named_by: LeaderSource,
     },
-    /// The last leader stays, while no Patroni endpoint can be reached.
+    /// The last leader stays while no Patroni endpoint can be reached.
     LeaderKept {
         member: String,
     },
-    /// The leader that was kept is named by the leader key again.
+    /// The leader key names the kept leader again.
     LeaderConfirmed {
         member: String,
         timeline: u32,
@@ -127,11 +127,11 @@ pub enum ClusterChange {
     NoLeader {
         why: String,
     },
-    /// A cluster that a reload has added, or changed, has not seen a leader in time.
+    /// A reload added or changed the cluster, and no leader was seen in time.
     NoLeaderYet,
 }
 
-/// What a probe saw of a member that is up.
+/// The facts that a probe read from a member that is up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MemberFacts {
     pub in_recovery: bool,
@@ -140,7 +140,7 @@ pub struct MemberFacts {
     pub server_version: u32,
 }
 
-/// What names a leader.
+/// How the router determined the leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaderSource {
@@ -176,8 +176,8 @@ impl fmt::Display for ClusterChange {
             Self::SourceBack => f.write_str("the source of the list of members is back"),
             Self::EndpointsDisagree { how } => write!(f, "Patroni's endpoints disagree: {how}"),
             Self::EndpointsAgree => f.write_str("Patroni's endpoints agree again"),
-            Self::PatroniPaused => f.write_str("Patroni is in pause: there is no automatic failover"),
-            Self::PatroniResumed => f.write_str("Patroni is out of pause"),
+            Self::PatroniPaused => f.write_str("Patroni is paused: there is no automatic failover"),
+            Self::PatroniResumed => f.write_str("Patroni is no longer paused"),
             Self::LeaderChanged {
                 member,
                 timeline,
@@ -230,22 +230,23 @@ impl ClusterChange {
                 is_role_known,
             } => {
                 let role = if *is_role_known {
-                    "the role last seen counts for now"
+                    "the router keeps the role that it saw last"
                 } else {
-                    "its role is not known, so each session has to find out whether it accepts writes"
+                    "its role is unknown, so each session checks whether it accepts writes"
                 };
                 write!(
                     f,
-                    "{member} is up and full: {error}; {role}. Let the service account use reserved connections"
+                    "{member} is up and has no free connection: {error}; {role}. Let the service account use reserved \
+                     connections"
                 )
             }
-            Self::MemberNotFull { member } => write!(f, "{member} is not full any more"),
+            Self::MemberNotFull { member } => write!(f, "{member} has free connections again"),
             Self::MemberPromoted { member } => write!(f, "{member} has been promoted: it accepts writes"),
             Self::MemberDemoted { member } => write!(f, "{member} has been demoted: it is a standby now"),
             Self::MemberForeign { member } => write!(
                 f,
                 "{member} belongs to another cluster (by its system identifier); it is not used. Check the name \
-                 service, virtual addresses and forwarded ports; if the cluster was created again, run trunkline \
+                 service, virtual addresses and forwarded ports. If the cluster was created again, run trunkline \
                  forget-identity"
             ),
             Self::MemberFamiliar { member } => write!(f, "{member} belongs to this cluster now"),
@@ -268,15 +269,18 @@ impl ClusterChange {
                     }
                     (Some(bytes), None) => write!(
                         f,
-                        "it is {bytes} bytes behind the leader, for how long is not known"
+                        "it is {bytes} bytes behind the leader; the duration is unknown"
                     ),
-                    (None, _) => f.write_str("how far it is behind the leader is not known"),
+                    (None, _) => f.write_str("its lag behind the leader is unknown"),
                 }
             }
             Self::MemberCaughtUp { member, route } => {
-                write!(f, "{member} is not too far behind for route {route} any more")
+                write!(
+                    f,
+                    "{member} is close enough to the leader for route {route} again"
+                )
             }
-            // The others are the cluster's.
+            // The other changes concern the whole cluster.
             _ => Ok(()),
         }
     }
@@ -291,7 +295,7 @@ impl fmt::Display for MemberFacts {
         };
         let (major, minor) = (self.server_version / 10_000, self.server_version % 10_000);
         write!(f, "{role}, timeline {}, PostgreSQL {major}", self.timeline)?;
-        // A test version of 19 (`19rc1`) has the number of 19.0, so that a minor number of 0 says nothing.
+        // A pre-release (`19rc1`) has the number of 19.0, so a minor version of 0 is not shown.
         if minor == 0 { Ok(()) } else { write!(f, ".{minor}") }
     }
 }
@@ -311,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_shown_as_far_as_its_number_says_it() {
+    fn a_minor_version_of_zero_is_not_shown() {
         for (server_version, shown) in [(150_020, "15.20"), (180_006, "18.6"), (190_000, "19")] {
             let facts = MemberFacts {
                 in_recovery: true,

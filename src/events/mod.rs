@@ -1,10 +1,11 @@
-//! What happens to the router and to its clusters, as typed values: a leader changes, a member fails, a reload is refused.
+//! Events of the router and of its clusters as typed values, such as a new leader, a failed member
+//! or a refused reload.
 //!
-//! Guarantees: an event is logged as one line when it is emitted, and the newest [`KEPT`] events can be read back, in
-//! order, each with a number that never repeats in this process. Texts from outside are bounded before they get here, so
-//! that the events need bounded memory.
+//! Guarantees: an event is logged as one line when it is emitted. The newest [`KEPT`] events can be
+//! read back in order, each with a number that never repeats in this process. Callers limit the
+//! length of texts from outside, so that the events need limited memory.
 //!
-//! Refuses: to know sessions. What happens to one session is its own line in the log.
+//! Refuses: events of single sessions. A session writes its own log lines.
 
 mod cluster;
 mod operator;
@@ -23,10 +24,10 @@ pub use operator::OperatorEvent;
 pub use process::ProcessEvent;
 pub use reload::ReloadEvent;
 
-/// How many events can be read back.
+/// The number of events that can be read back.
 pub const KEPT: usize = 1000;
 
-/// How much an event matters to an operator; the level of its line in the log.
+/// The severity of an event for an operator, and the level of its log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -35,7 +36,7 @@ pub enum Level {
     Error,
 }
 
-/// Logs at a level that is known only when the program runs.
+/// Logs at a level that is known only at run time.
 macro_rules! log_at {
     ($level:expr, $target:literal, $($line:tt)+) => {
         match $level {
@@ -47,8 +48,8 @@ macro_rules! log_at {
 }
 use log_at;
 
-/// Something that an operator may want to know. As JSON it is one object: its kind is `event`, and its fields are beside
-/// that.
+/// An event that an operator may want to know. Its JSON is one flat object: `event` holds the kind,
+/// and the event's fields stand beside it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Event {
@@ -78,7 +79,7 @@ impl Event {
     }
 }
 
-/// The message of its line in the log.
+/// The message of the event's log line.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -129,7 +130,7 @@ pub struct Events(Arc<Mutex<Ring>>);
 
 #[derive(Debug, Default)]
 struct Ring {
-    /// Of the newest event.
+    /// The number of the newest event.
     number: u64,
     kept: VecDeque<Arc<RecordedEvent>>,
 }
@@ -139,7 +140,7 @@ impl Events {
         Self::default()
     }
 
-    /// Logs the event, and keeps it.
+    /// Logs the event and keeps it.
     pub fn emit(&self, event: impl Into<Event>) {
         let event = event.into();
         event.log();
@@ -156,8 +157,8 @@ impl Events {
         ring.kept.push_back(Arc::new(recorded));
     }
 
-    /// The events after this number that are kept, oldest first. Where the first of them has not the next number, the
-    /// ones between are not kept any more.
+    /// The kept events after this number, oldest first. If the first one does not have the next
+    /// number, the events between have been dropped.
     pub fn since(&self, number: u64) -> Vec<Arc<RecordedEvent>> {
         let ring = self.ring();
         let from = ring.kept.partition_point(|recorded| recorded.number <= number);

@@ -1,4 +1,4 @@
-//! What operators do to the router while it runs.
+//! The actions of operators on the running router.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{Level, log_at};
 
-/// One act. `by` is the address that asked for it.
+/// One action. `by` is the address that requested it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum OperatorEvent {
@@ -23,13 +23,13 @@ pub enum OperatorEvent {
         weight: u16,
         by: String,
     },
-    /// To what the configuration and the tags say.
+    /// The configuration and the tags set the weight again.
     WeightReset {
         cluster: String,
         member: String,
         by: String,
     },
-    /// The sessions on a member are told to end.
+    /// The router ends the sessions on a member.
     SessionsEnded {
         cluster: String,
         member: String,
@@ -37,7 +37,7 @@ pub enum OperatorEvent {
         how: String,
         by: String,
     },
-    /// One session is told to end.
+    /// The router ends one session.
     SessionEnded {
         session: u64,
         client: String,
@@ -54,7 +54,7 @@ pub enum OperatorEvent {
     },
     IdentityForgotten {
         cluster: String,
-        /// What was known before.
+        /// The identifier that was known before.
         identifier: Option<u64>,
         by: String,
     },
@@ -121,7 +121,7 @@ impl fmt::Display for OperatorEvent {
         f.write_str(match self {
             Self::AdminStateSet { .. } => "administrative state set",
             Self::WeightSet { .. } => "weight set",
-            Self::WeightReset { .. } => "weight reset to the configured one",
+            Self::WeightReset { .. } => "weight reset to the configured value",
             Self::SessionsEnded { .. } => "ending the sessions on a member",
             Self::SessionEnded { .. } => "ending a session",
             Self::RouterDrained { .. } => {

@@ -1,4 +1,4 @@
-//! The life of the process: its start, its end, and another process in its place.
+//! The start and the end of the process, and its replacement by another process.
 
 use std::fmt;
 
@@ -17,23 +17,23 @@ pub enum ProcessEvent {
     ShuttingDown {
         signal: String,
     },
-    /// Another process asks for the place of this one.
+    /// Another process asks to replace this one.
     HandoverBegun,
     /// The other process ended, or took too long, before it was ready.
     HandoverFailed {
         error: String,
     },
-    /// The other process was ready, and did not take over.
+    /// The other process was ready and did not take over.
     HandoverUndone {
         process_id: u32,
         error: String,
     },
-    /// This process has given its place to another one.
+    /// Another process has replaced this one.
     Replaced {
         process_id: u32,
         sessions: usize,
     },
-    /// This process has the place of another one; `error`: that one seems to have ended.
+    /// This process has replaced another one. `error` is set if that one seems to have ended.
     TookOver {
         process_id: u32,
         error: Option<String>,
@@ -109,11 +109,11 @@ impl fmt::Display for ProcessEvent {
             Self::HandoverBegun => f.write_str("another process asks to replace this one"),
             Self::HandoverFailed { error } => write!(
                 f,
-                "the other process does not take over, and this one goes on: {error}"
+                "the other process does not take over, and this one continues: {error}"
             ),
             Self::HandoverUndone { error, .. } => write!(
                 f,
-                "the other process did not take over, and this one goes on: {error}"
+                "the other process did not take over, and this one continues: {error}"
             ),
             Self::Replaced { .. } => f.write_str(
                 "replaced: another process accepts connections now, and the sessions here finish",
@@ -125,7 +125,7 @@ impl fmt::Display for ProcessEvent {
                 f.write_str("took over; the old process seems to have ended")
             }
             Self::ServiceManagerUnaware { .. } => f.write_str(
-                "the service manager does not know the new process, and may end it with this one: restart the service",
+                "the service manager does not know the new process and may end it together with this one: restart the service",
             ),
             Self::UpgradeFailed { error } => write!(f, "no upgrade: {error}"),
         }

@@ -1,4 +1,4 @@
-//! The configuration and its files: read again, in use, or refused.
+//! Reloads of the configuration and of its files.
 
 use std::fmt;
 
@@ -6,20 +6,20 @@ use serde::Serialize;
 
 use super::{Level, log_at};
 
-/// `part` is one of the parts of the configuration whose files are read for themselves, as in docs/metrics.md.
+/// `part` is a part of the configuration whose files are read separately, as in docs/metrics.md.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum ReloadEvent {
-    /// The whole configuration was read, and is in use.
+    /// The whole configuration was read and is in use.
     ConfigurationApplied {
         config: String,
         changed: Vec<String>,
     },
-    /// A key that differs from what the process began with.
+    /// A key differs from its value at the start of the process.
     RestartNeeded {
         key: String,
     },
-    /// One of the faults for which a configuration is refused.
+    /// One fault of a refused configuration.
     ConfigurationFault {
         fault: String,
     },
@@ -27,10 +27,10 @@ pub enum ReloadEvent {
         config: String,
         faults: usize,
     },
-    /// Something in a configuration that is in use, such as a certificate that expires soon.
+    /// A warning about the configuration in use, such as a certificate that expires soon.
     ConfigurationWarning {
         warning: String,
-        /// It is of the configuration that the process starts with.
+        /// The warning concerns the configuration at the start of the process.
         at_start: bool,
     },
     /// An operator asked for a reload, and only files had changed.
@@ -39,11 +39,11 @@ pub enum ReloadEvent {
         broken: Vec<String>,
     },
     FilesRight,
-    /// One of the faults of a part's files.
+    /// One fault of a part's files.
     FilesRefused {
         part: String,
         fault: String,
-        /// What is in use meanwhile.
+        /// The consequence while the fault lasts.
         meanwhile: String,
     },
     FilesLoaded {
@@ -56,11 +56,11 @@ pub enum ReloadEvent {
         names: String,
         expires: String,
     },
-    /// A file that is read with the whole configuration only.
+    /// A file has changed that is read only with the whole configuration.
     ReloadNeeded {
         file: String,
     },
-    /// The files cannot be looked at.
+    /// The router cannot check the files for changes.
     FilesUnseen {
         error: String,
     },
@@ -133,9 +133,9 @@ impl fmt::Display for ReloadEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ConfigurationApplied { .. } => f.write_str("configuration reloaded"),
-            Self::RestartNeeded { .. } => {
-                f.write_str("this key differs from the start of the process, and needs a restart")
-            }
+            Self::RestartNeeded { .. } => f.write_str(
+                "this key differs from its value at the start of the process: restart the router to apply it",
+            ),
             Self::ConfigurationFault { fault } => write!(f, "configuration not reloaded: {fault}"),
             Self::ConfigurationRefused { .. } => {
                 f.write_str("configuration refused: the old one stays in use")
@@ -147,7 +147,7 @@ impl fmt::Display for ReloadEvent {
             Self::FilesLoaded { .. } => f.write_str("files loaded"),
             Self::CertificateLoaded { .. } => f.write_str("certificate loaded"),
             Self::ReloadNeeded { .. } => f.write_str(
-                "this file has changed, and counts only with the whole configuration: reload it (SIGHUP)",
+                "this file has changed and is read only with the whole configuration: reload it (SIGHUP)",
             ),
             Self::FilesUnseen { .. } => {
                 f.write_str("the router cannot check the files that the configuration names for changes")

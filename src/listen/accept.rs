@@ -1,4 +1,4 @@
-//! The accept loop: one loop, run as one task per listening socket.
+//! The accept loop. Each listening socket runs it as one task.
 
 use std::future::Future;
 use std::io;
@@ -15,12 +15,13 @@ use tracing::{error, warn};
 use super::bind::{Bound, BoundSocket};
 use super::socket_file::SocketFile;
 
-/// A client that is first in the queue is accepted with the spare descriptor within this time, unless it has gone.
+/// Time to accept the first client of the queue with the spare descriptor. The client may have
+/// gone.
 const SPARE_WAIT: Duration = Duration::from_millis(5);
 /// A shortage is logged when it begins, and then at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// An accepted connection, not registered with any runtime yet, so that a worker can register it with its own.
+/// An accepted connection. No runtime has registered it yet, so a worker can do so.
 #[derive(Debug)]
 pub struct Connection {
     pub socket: ClientSocket,
@@ -37,7 +38,7 @@ pub enum ClientSocket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerAddress {
     Tcp(SocketAddr),
-    /// `None` where the kernel does not say which process it is.
+    /// `None` if the kernel does not name the process.
     Unix(Option<PeerProcess>),
 }
 
@@ -49,29 +50,30 @@ pub struct PeerProcess {
     pub pid: Option<i32>,
 }
 
-/// Takes accepted connections. Its functions are called on the accept loop: they must not block.
+/// Handles accepted connections. The accept loop calls these functions, so they must not block.
 pub trait OnAccept: Send + Sync + 'static {
-    /// What the handler reserves before it takes a connection.
+    /// The capacity that the handler reserves before it takes a connection.
     type Room: Send;
 
-    /// What happens to a connection when there is no descriptor left for it: the loop accepts it with a descriptor held
-    /// back for this and calls [`Self::no_descriptor`], or leaves it in the kernel's queue until there is one.
+    /// Whether a client gets an answer when no descriptor is left. If so, the loop accepts the
+    /// connection with a spare descriptor and calls [`Self::no_descriptor`]. Otherwise the
+    /// connection waits in the kernel's queue.
     const ANSWERS_WITHOUT_DESCRIPTOR: bool = false;
 
-    /// Waits until the handler can take the connection that was just accepted. Connections behind it wait in the
-    /// kernel's queue. The wait must be bounded, also after the loop was told to stop: the connection was accepted, and
-    /// no other process will have it.
+    /// Waits until the handler can take the connection that was just accepted. Later connections
+    /// wait in the kernel's queue. The wait must have a time limit, even after `stop`: no other
+    /// process can serve the accepted connection.
     fn room(&self) -> impl Future<Output = Self::Room> + Send;
 
     fn accepted(&self, connection: Connection, room: Self::Room);
 
-    /// There is no descriptor left for this connection: say so and hang up.
+    /// No descriptor is left for this connection. Sends the client an error and hangs up.
     fn no_descriptor(&self, socket: ClientSocket) {
         drop(socket);
     }
 }
 
-/// Accepts until `stop`. The socket is closed when this returns, so that the port is free again.
+/// Accepts until `stop`. The socket is closed when this returns, and the port is free.
 pub async fn accept_loop<H: OnAccept>(bound: Bound, handler: H, stop: CancellationToken) {
     let Bound { socket, name } = bound;
     let listener = match Listener::new(socket) {
@@ -111,10 +113,10 @@ pub async fn accept_loop<H: OnAccept>(bound: Bound, handler: H, stop: Cancellati
     }
 }
 
-/// A listening socket of either kind, on this runtime.
+/// A listening TCP or Unix socket on this runtime.
 enum Listener {
     Tcp(TcpListener),
-    /// The file first, as in [`BoundSocket`].
+    /// The file is dropped first, as in [`BoundSocket`].
     Unix(
         #[expect(dead_code, reason = "dropped with the listener")] Option<SocketFile>,
         UnixListener,
@@ -155,7 +157,8 @@ impl Listener {
     }
 }
 
-/// The failure was that connection's only (`accept(2)`): the client had gone before it was accepted.
+/// Whether the failure concerns only that connection (`accept(2)`): the client had gone before it
+/// was accepted.
 fn is_of_connection(error: &io::Error) -> bool {
     use Errno::{
         ECONNABORTED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT,
@@ -181,15 +184,15 @@ fn is_of_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Accepts that failed for want of descriptors or memory: the pauses between attempts, the log lines, and the
-/// descriptor held back.
+/// A shortage of descriptors or memory: the pause between two attempts to accept, the state of the
+/// log lines, and the spare descriptor.
 struct Shortage {
     listen: String,
     answers: bool,
     spare: Option<std::fs::File>,
     pause: Option<Duration>,
     logged: Option<Instant>,
-    /// The end of the shortage last logged was logged.
+    /// Whether the end of the last logged shortage was logged.
     logged_over: bool,
     failures: u64,
 }
@@ -197,7 +200,7 @@ struct Shortage {
 impl Shortage {
     const FIRST_PAUSE: Duration = Duration::from_millis(50);
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-    /// Where one client gets its answer after each pause.
+    /// One client gets an answer after each pause.
     const LONGEST_PAUSE_ANSWERING: Duration = Duration::from_millis(100);
 
     fn new(listen: String, answers: bool) -> Self {
@@ -214,7 +217,7 @@ impl Shortage {
         shortage
     }
 
-    /// How long to leave the socket alone now, so that the loop does not spin.
+    /// The pause before the next attempt, so that the loop does not spin.
     fn seen(&mut self, error: &io::Error) -> Duration {
         self.failures += 1;
         let now = Instant::now();
@@ -238,8 +241,8 @@ impl Shortage {
     fn over(&mut self) {
         self.pause = None;
         if self.failures > 0 {
-            // At the limit each connection that closes lets one in: the time of the last line stays, so that the end is
-            // logged as rarely as the beginning.
+            // At the limit each closed connection admits one client. `logged` stays set, so that
+            // the end is logged as rarely as the beginning.
             if !std::mem::replace(&mut self.logged_over, true) {
                 warn!(listen = %self.listen, times = self.failures, "connections are accepted again");
             }
@@ -248,12 +251,12 @@ impl Shortage {
         self.keep_spare();
     }
 
-    /// Frees the spare descriptor for the client that is first in the queue. `false`: there is none.
+    /// Frees the spare descriptor for the first client of the queue. `false`: there is none.
     fn use_spare(&mut self) -> bool {
         self.spare.take().is_some()
     }
 
-    /// Takes the spare descriptor again, before any other part of the process does.
+    /// Reserves the spare descriptor again before another part of the process takes it.
     fn keep_spare(&mut self) {
         if self.answers && self.spare.is_none() {
             self.spare = std::fs::File::open("/dev/null").ok();
@@ -280,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_files_left_is_not_a_busy_loop() {
+    async fn a_shortage_of_descriptors_does_not_make_the_loop_spin() {
         assert_eq!(pauses(false), [50, 100, 200, 400, 800, 1000, 1000]);
         assert_eq!(pauses(true), [50, 100, 100, 100, 100, 100, 100]);
         assert!(is_of_connection(&Errno::ECONNABORTED.into()));
@@ -297,7 +300,7 @@ mod tests {
         assert!(!Shortage::new(String::new(), false).use_spare());
     }
 
-    /// Passes on what it takes, one connection for each permit.
+    /// Passes connections on, one for each permit.
     struct Gated {
         permits: Arc<Semaphore>,
         waiting: mpsc::UnboundedSender<()>,
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_accepted_connection_waits_for_room_also_at_the_end() {
+    async fn an_accepted_connection_waits_for_room_even_after_stop() {
         let address = BindAddress::Ip("127.0.0.1:0".parse().unwrap());
         let (bound, handle) = bind(&address, &[], &mut Inheritance::default()).unwrap();
         let permits = Arc::new(Semaphore::new(0));
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_on_an_abstract_socket_is_named_by_its_process() {
+    async fn the_peer_of_an_abstract_socket_has_its_process_id() {
         let name = format!("trunkline-test-{}", std::process::id());
         let bound = bind_abstract(&name).unwrap();
         assert!(bind_abstract(&name).is_err(), "the name is taken");

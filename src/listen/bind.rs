@@ -15,10 +15,11 @@ use super::place::{BoundPlace, Inheritance, Inherited, PassedFile};
 use super::socket_file::{self, FileOwnership, Identity, SocketFile};
 use crate::config::BindAddress;
 
-/// Connections the kernel keeps for us while we are busy; it may lower this to `net.core.somaxconn`.
+/// The kernel queues this many connections while the router is busy. It may lower this to
+/// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Why an address cannot be listened on. `Display` follows the address and a colon.
+/// Why the router cannot listen on an address. `Display` follows the address and a colon.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error("it is in use by another program")]
@@ -47,21 +48,21 @@ pub(super) enum BoundSocket {
     Unix(Option<SocketFile>, UnixListener),
 }
 
-/// A bound socket, kept beside its accept loop to be passed to another process. It holds the port: drop it where the
-/// port is to be free.
+/// A second descriptor of a bound socket, to be passed to another process. It keeps the port in
+/// use: drop it to free the port.
 #[derive(Debug)]
 pub struct Handle {
     pub address: BindAddress,
     socket: OwnedFd,
-    /// Of a Unix socket.
+    /// Set for a Unix socket.
     file: Option<FileOwnership>,
 }
 
 impl Handle {
-    /// A second descriptor, for the other process.
+    /// Another descriptor of the socket, for another process.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// No descriptor is left.
     pub fn passed_on(&self) -> io::Result<Inherited> {
         Ok(Inherited {
             place: BoundPlace::of(&self.address),
@@ -73,15 +74,17 @@ impl Handle {
         })
     }
 
-    /// The process that passed it on has released it, or the process that it was passed on to has failed: the file is
-    /// this process's, with the mode that is configured here.
+    /// This process owns the socket's file from now on and gives it the configured mode. To be
+    /// called when the process that passed the socket on has released it, or when the process that
+    /// received it has failed.
     pub fn claim(&self) {
         if let Some(Err(error)) = self.file.as_ref().map(FileOwnership::claim) {
             warn!(listen = %self.address, %error, "the socket's file keeps its old mode");
         }
     }
 
-    /// Another process has the socket, if it is among those `kept`: this one does not remove the file.
+    /// Another process owns the socket's file if the socket is among `kept`. Then this process does
+    /// not remove the file.
     pub fn release(&self, kept: &[BoundPlace]) {
         if let Some(file) = &self.file
             && kept.contains(&BoundPlace::of(&self.address))
@@ -90,7 +93,8 @@ impl Handle {
         }
     }
 
-    /// Where it is bound, with the port that the kernel chose where the configured one was 0. `None`: a Unix socket.
+    /// The bound address, with the port that the kernel chose if the configured one is 0. `None`
+    /// for a Unix socket.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         let address = SockRef::from(&self.socket).local_addr().ok()?;
         address.as_socket()
@@ -112,11 +116,12 @@ impl AsFd for Bound {
     }
 }
 
-/// Binds and listens, or takes what another process has bound at `address`. `*` is one dual-stack socket, or IPv4 where
-/// the host has no IPv6. `leaving`, which is about to be closed, may listen on addresses that overlap.
+/// Binds and listens, or takes over the socket that another process has bound at `address`. `*` is
+/// one dual-stack socket, or an IPv4 socket if the host has no IPv6. The sockets in `leaving` are
+/// about to be closed; their addresses may overlap `address`.
 ///
 /// # Errors
-/// Why not; `leaving` listens as before.
+/// The address cannot be bound. `leaving` listens as before.
 pub fn bind(
     address: &BindAddress,
     leaving: &[&Handle],
@@ -125,7 +130,7 @@ pub fn bind(
     let bound = match inherited.take(address) {
         Some(inherited) => adopt(address, inherited)?,
         None => beside(leaving, |shares| bind_as(address, shares)).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => match inherited.in_the_way(address) {
+            io::ErrorKind::AddrInUse => match inherited.overlapping(address) {
                 Some(place) => BindError::OverlapsInherited(place.clone()),
                 None => BindError::InUse,
             },
@@ -136,10 +141,11 @@ pub fn bind(
     Ok((bound, handle))
 }
 
-/// Binds a Unix socket whose name is in the abstract namespace: it has no file, and ends with its last descriptor.
+/// Binds a Unix socket with a name in the abstract namespace. It has no file and ends with its last
+/// descriptor.
 ///
 /// # Errors
-/// `AddrInUse` where another process has the name.
+/// `AddrInUse` if another process has the name.
 pub fn bind_abstract(name: &str) -> io::Result<Bound> {
     let socket = UnixListener::bind_addr(&UnixAddress::from_abstract_name(name)?)?;
     socket.set_nonblocking(true)?;
@@ -170,7 +176,7 @@ fn bind_as(address: &BindAddress, shares: bool) -> io::Result<Bound> {
     })
 }
 
-/// What another process has bound at `address`, as if it were bound here.
+/// Makes a bound socket of one that another process has bound at `address`.
 fn adopt(address: &BindAddress, inherited: Inherited) -> io::Result<Bound> {
     SockRef::from(&inherited.socket).set_nonblocking(true)?;
     let socket = match address {

@@ -1,9 +1,10 @@
-//! Listening sockets: one way to bind, one way to take over what another process has bound, one accept loop. The ports
-//! for PostgreSQL, HTTP and the agent check use them, and so do the control socket and the socket between processes.
+//! Listening sockets: how they are bound, how they are taken over from another process, and the
+//! accept loop. The ports for PostgreSQL, HTTP and the agent check use this room, and so do the
+//! control socket and the socket between processes.
 //!
-//! Guarantees: an address that stays in the configuration is never closed in between; only a Unix socket that nobody
-//! listens on is replaced; an accept loop that finds no descriptor waits instead of spinning, and where its handler
-//! wants that, the next client gets an answer.
+//! Guarantees: a reload never closes an address that stays in the configuration. Only a Unix socket
+//! without a listener is replaced. An accept loop without a free descriptor waits instead of
+//! spinning; if its handler requests it, the next client gets an answer.
 //!
 //! Refuses: to read or write a connection. A handler ([`OnAccept`]) does that.
 

@@ -1,20 +1,23 @@
-//! Binding an address that overlaps one this process listens on and is about to leave: `127.0.0.1:6432` after `*:6432`.
+//! Binds an address that overlaps one which this process is about to close, such as
+//! `127.0.0.1:6432` after `*:6432`.
 //!
-//! The kernel refuses it while the old socket listens, unless both have `SO_REUSEPORT` and the same user. They have it
-//! while the new one is bound, and not longer: otherwise a second router of the same user could take the port
-//! unnoticed. (The kernel remembers that the port was shared: a program of the same user that asks for `SO_REUSEPORT`
-//! may join, and routers ask only here.) The old socket accepts throughout. Where the new one cannot be bound, the old
-//! one continues unchanged.
+//! The kernel refuses this while the old socket listens, unless both sockets have `SO_REUSEPORT`
+//! and the same user. They have the option only while the new one is bound. Otherwise a second
+//! router of the same user could bind the port unnoticed. (The kernel remembers that the port was
+//! shared. A program of the same user that sets `SO_REUSEPORT` may bind it too, and routers set it
+//! only here.) The old socket accepts throughout. If the new one cannot be bound, the old one
+//! continues unchanged.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use socket2::SockRef;
 
-/// Binds beside `leaving`, which may be empty. The argument of `bind` says whether to set `SO_REUSEPORT`.
+/// Binds while the sockets in `leaving` still listen. `leaving` may be empty. The argument of
+/// `bind` says whether to set `SO_REUSEPORT`.
 ///
 /// # Errors
-/// Those of `bind`.
+/// The errors of `bind`.
 pub(super) fn beside<T: AsFd>(
     leaving: &[impl AsFd],
     bind: impl FnOnce(bool) -> io::Result<T>,
@@ -53,30 +56,30 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_ones_own_address_can_be_bound_and_nobody_elses() {
+    fn an_address_that_overlaps_a_closing_one_can_be_bound_by_this_process_only() {
         let whole = listen("0.0.0.0:0".parse().unwrap(), false).unwrap();
         let port = whole.local_addr().unwrap().port();
         let part: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
         let in_use = |bound: io::Result<TcpListener>| bound.unwrap_err().kind() == io::ErrorKind::AddrInUse;
         assert!(in_use(listen(part, false)));
         let bound = beside(&[&whole], |shares| listen(part, shares)).unwrap();
-        // Neither can be shared any more.
+        // No other socket can share either address now.
         assert!(in_use(listen(part, false)));
         assert!(in_use(listen(SocketAddr::from(([0, 0, 0, 0], port)), false)));
         let client = TcpStream::connect(part).unwrap();
         assert_eq!(
             bound.accept().unwrap().1,
             client.local_addr().unwrap(),
-            "the closer one"
+            "the more specific address accepts"
         );
         drop(bound);
         let client = TcpStream::connect(part).unwrap();
         assert_eq!(
             whole.accept().unwrap().1,
             client.local_addr().unwrap(),
-            "it listens still"
+            "the old socket still listens"
         );
-        // And back.
+        // The other way round.
         let bound = beside(&[&whole], |shares| listen(part, shares)).unwrap();
         drop(whole);
         let again = beside(&[&bound], |shares| {
@@ -89,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_another_program_stays_its_own() {
+    fn a_port_of_another_program_cannot_be_bound() {
         let (ours, theirs) = (
             listen("127.0.0.1:0".parse().unwrap(), false).unwrap(),
             listen("127.0.0.2:0".parse().unwrap(), false).unwrap(),

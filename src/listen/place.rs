@@ -1,4 +1,4 @@
-//! Where a socket is bound, and sockets that another process has bound for this one.
+//! The places where sockets are bound, and the sockets that another process has bound.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use socket2::{SockRef, Type};
 use super::socket_file::Identity;
 use crate::config::BindAddress;
 
-/// Where a socket that was passed on is bound.
+/// The place where a socket is bound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BoundPlace {
-    /// Every address, by a dual-stack socket or IPv4 alone.
+    /// Every address: a dual-stack socket, or IPv4 alone.
     Any(u16),
     Ip(SocketAddr),
     Unix(PathBuf),
@@ -30,10 +30,11 @@ impl BoundPlace {
         }
     }
 
-    /// Where a listening stream socket is bound.
+    /// The place of a listening stream socket.
     ///
     /// # Errors
-    /// `InvalidInput` where it is not a listening stream socket, or of a kind that the router does not listen on.
+    /// `InvalidInput` if it is not a listening stream socket, or if the router does not listen on
+    /// sockets of its kind.
     pub fn of_socket(socket: &impl AsFd) -> io::Result<Self> {
         let socket = SockRef::from(socket);
         if socket.r#type()? != Type::STREAM || !socket.is_listener()? {
@@ -74,7 +75,7 @@ impl std::fmt::Display for BoundPlace {
 pub struct Inherited {
     pub place: BoundPlace,
     pub socket: OwnedFd,
-    /// Of a Unix socket.
+    /// Set for a Unix socket.
     pub file: Option<PassedFile>,
 }
 
@@ -86,7 +87,8 @@ pub struct PassedFile {
     pub is_to_be_removed: bool,
 }
 
-/// Listening sockets from another process. Each part of this process takes those that it is to listen on.
+/// Listening sockets from another process. Each part of this process takes the ones that it listens
+/// on.
 #[derive(Debug, Default)]
 pub struct Inheritance(Vec<Inherited>);
 
@@ -102,13 +104,13 @@ impl Inheritance {
         Some(self.0.swap_remove(index))
     }
 
-    /// Where the sockets that are left are bound.
+    /// The places of the remaining sockets.
     pub fn places(&self) -> Vec<BoundPlace> {
         self.0.iter().map(|inherited| inherited.place.clone()).collect()
     }
 
-    /// A place that overlaps this address, and is not taken.
-    pub(super) fn in_the_way(&self, address: &BindAddress) -> Option<&BoundPlace> {
+    /// The place of a remaining socket that overlaps this address.
+    pub(super) fn overlapping(&self, address: &BindAddress) -> Option<&BoundPlace> {
         let overlaps = |place: &&BoundPlace| match place {
             BoundPlace::Any(port) => BindAddress::Any { port: *port }.overlaps(address),
             BoundPlace::Ip(place) => BindAddress::Ip(*place).overlaps(address),

@@ -1,8 +1,8 @@
 //! The file of a Unix-domain listener.
 //!
-//! Guarantees: only a socket that nobody listens on is ever replaced; the file has its mode before anybody can connect.
-//! It is removed when [`SocketFile`] is dropped, unless another file is in its place by then or another process owns
-//! it.
+//! Guarantees: only a socket without a listener is replaced. The file has its mode before a client
+//! can connect. Dropping [`SocketFile`] removes the file, unless another file has replaced it or
+//! another process owns it.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// A socket in the file system. Drop it before its listener: while the listener is open the kernel gives the inode's
-/// number to no other file, so that the number tells this file from one that came later.
+/// A socket in the file system. Drop it before its listener: while the listener is open, the kernel
+/// does not reuse the inode's number, so the number distinguishes this file from a later one.
 #[derive(Debug)]
 pub(super) struct SocketFile(Arc<Facts>);
 
@@ -36,7 +36,7 @@ struct Facts {
 }
 
 impl Facts {
-    /// No other file is in its place.
+    /// Whether the path still leads to this file.
     fn is_there(&self) -> bool {
         Identity::of(&self.path).is_ok_and(|found| found == self.identity)
     }
@@ -48,7 +48,7 @@ impl FileOwnership {
         self.0.held.store(false, Ordering::Relaxed);
     }
 
-    /// No other process removes it any more. It gets the mode that is configured here.
+    /// This process removes it from now on and gives it the configured mode.
     ///
     /// # Errors
     /// The mode cannot be set.
@@ -79,13 +79,13 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.0.held.load(Ordering::Relaxed) && self.0.is_there() {
-            // Where that fails, the next start finds the file stale.
+            // If this fails, the next start replaces the stale file.
             let _ = fs::remove_file(&self.0.path);
         }
     }
 }
 
-/// Which file it is, whatever its name.
+/// The identity of a file, independent of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     device: u64,
@@ -118,14 +118,15 @@ pub(super) fn listen_on(path: &Path, mode: u32, backlog: i32) -> io::Result<(Soc
         held: AtomicBool::new(true),
         is_removable: true,
     }));
-    // Nobody can connect yet.
+    // No client can connect before `listen`.
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     socket.listen(backlog)?;
     Ok((file, socket.into()))
 }
 
-/// The file of a socket that another process has bound at `path`. That process removes it until it is claimed here;
-/// nothing is changed before. A file that belongs to neither (`is_removable` is false) keeps its mode.
+/// The file of a socket that another process has bound at `path`. Until [`FileOwnership::claim`]
+/// that process removes it, and nothing changes. A file of neither process (`is_removable` is
+/// false) keeps its mode.
 ///
 /// # Errors
 /// The file at `path` is not the `passed` one, which belongs to the socket.
@@ -157,18 +158,19 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             "there is a file that is not a socket",
         ));
     }
-    let looked_at = Identity::of(path)?;
+    let checked = Identity::of(path)?;
     if !is_abandoned(path)? {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    // Another process may have been faster.
-    if Identity::of(path)? != looked_at {
+    // Another process may have replaced the file meanwhile.
+    if Identity::of(path)? != checked {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     fs::remove_file(path)
 }
 
-/// Only a refused connection proves it. After any other failure (a full queue, missing rights) a process may listen.
+/// Whether no process listens on the socket. Only a refused connection proves that: after any other
+/// failure (a full queue, missing permissions) a process may still listen.
 fn is_abandoned(path: &Path) -> io::Result<bool> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -182,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stale_ones_are_replaced_live_ones_and_other_files_are_not() {
+    fn only_stale_sockets_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".s.PGSQL.6432");
         let (file, live) = listen_on(&path, 0o640, 1).unwrap();
@@ -190,7 +192,8 @@ mod tests {
         assert_eq!(mode & 0o7777, 0o640);
         let error = listen_on(&path, 0o777, 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        // Those that only looked still stand in the queue until they are accepted; filled without ever waiting.
+        // The connections of the checks stay in the queue until they are accepted. Fill the queue
+        // without blocking.
         let address = SockAddr::unix(&path).unwrap();
         let waiting: Vec<_> = (0..8)
             .map(|_| {
@@ -202,13 +205,13 @@ mod tests {
         assert!(waiting.iter().any(|(connected, _)| connected.is_err()));
         let error = listen_on(&path, 0o777, 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "its queue is full");
-        // Taken away by hand, and another in its place: that one stays.
+        // An operator removes the file and another one replaces it: the new one stays.
         fs::remove_file(&path).unwrap();
         let (second, second_live) = listen_on(&path, 0o777, 1).unwrap();
         drop(file);
         drop(live);
         assert!(path.exists());
-        // As a crash leaves it: nobody listens, the file is there.
+        // After a crash the file exists and no process listens.
         drop(second_live);
         std::mem::forget(second);
         let (third, _live) = listen_on(&path, 0o777, 1).unwrap();

@@ -1,11 +1,11 @@
-//! Whom a route may choose, said a second time: from the documentation, not from the code.
+//! A second implementation of a route's choice, from the documentation instead of the code.
 
 use proptest::sample::select;
 
 use super::*;
 use crate::config::Balance;
 
-/// By which of the route's targets, counted from 0, `member` may serve; `None` is not at all.
+/// The index of the route's target by which `member` may serve. `None`: it may not serve.
 fn allowed(cluster: &Snapshot, route: &Route, member: &Member) -> Option<usize> {
     let is_usable = member.health.up
         && !member.host.is_empty()
@@ -47,7 +47,7 @@ fn allowed(cluster: &Snapshot, route: &Route, member: &Member) -> Option<usize> 
 }
 
 prop_compose! {
-    /// More often fit than not.
+    /// A member that is fit more often than not.
     fn likely(index: usize)(
         member in any_member(index),
         is_fit in prop::bool::weighted(0.7),
@@ -86,7 +86,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn candidates_are_those_allowed_and_no_others(
+    fn exactly_the_allowed_members_are_candidates(
         members in (likely(0), likely(1), likely(2), likely(3)),
         leader in proptest::option::of(0_usize..4),
         tiers in proptest::collection::vec(roles(), 1..4),
@@ -94,8 +94,8 @@ proptest! {
         balance in select(vec![
             Balance::LeastConnections, Balance::RoundRobin, Balance::Random, Balance::SourceHash, Balance::First,
         ]),
-        own in proptest::option::of(select(vec!["a", "b"])),
-        trouble in 0_usize..6,
+        zone in proptest::option::of(select(vec!["a", "b"])),
+        backing_off in 0_usize..6,
         loads in proptest::array::uniform4(0_usize..5),
         chances in proptest::collection::vec(any::<u64>(), 1..8),
     ) {
@@ -107,7 +107,7 @@ proptest! {
             route.tags.insert("disk".into(), json!(disk));
         }
         let index = |name: &MemberName| name.as_str()[1..].parse::<usize>().unwrap();
-        let is_backing_off = |name: &MemberName| index(name) == trouble;
+        let is_backing_off = |name: &MemberName| index(name) == backing_off;
         let mut expected: Vec<&str> = cluster
             .members
             .iter()
@@ -118,16 +118,16 @@ proptest! {
         let mut turns = Turns::default();
         let mut chances = chances.into_iter().cycle();
         for client in 0..5_u32 {
-            let mut asked = Asked {
+            let mut input = ChoiceInput {
                 client: Some(std::net::Ipv4Addr::from(client).into()),
-                zone: own,
+                zone,
                 listed: &[],
                 sessions_on: &|name| loads[index(name)],
                 is_backing_off: &is_backing_off,
                 chance: &mut || chances.next().unwrap(),
                 turns: &mut turns,
             };
-            let choice = candidates(&cluster, &route, &mut asked);
+            let choice = candidates(&cluster, &route, &mut input);
             let order: Vec<_> = choice.candidates.iter().map(|candidate| {
                 let member = cluster.member(&candidate.member).unwrap();
                 (is_backing_off(&member.name), allowed(&cluster, &route, member), member.weight == 0)

@@ -1,24 +1,24 @@
-//! Which of several that fit alike: pure, but for the turns, which their owner keeps.
+//! Orders members that fit equally well. Pure except for the turns, which their owner keeps.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::policy::{Asked, Candidate};
+use super::policy::{Candidate, ChoiceInput};
 use crate::cluster::snapshot::MemberName;
 use crate::config::Balance;
 
-/// What one of them may have.
+/// One member's share of the sessions.
 #[derive(Debug)]
 pub(super) struct Share {
     pub(super) candidate: Candidate,
-    /// In percent: a member's weight, or less while it starts slowly. At least 1.
+    /// The member's weight in percent, less during a slow start. At least 1.
     pub(super) weight: u16,
     pub(super) sessions: usize,
 }
 
-/// Whose turn it is: how far each member is behind its share of the sessions given out (smooth weighted round robin).
-/// One for each route.
+/// The state of one route's smooth weighted round robin: how far each member is behind its share of
+/// the sessions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Turns(BTreeMap<MemberName, i64>);
 
@@ -27,7 +27,8 @@ impl Turns {
         self.0.get(&share.candidate.member).copied().unwrap_or_default()
     }
 
-    /// Sorts by who is furthest behind, and counts the first as served. Who is not there any more is forgotten.
+    /// Sorts the member that is furthest behind first, and counts a session for it. Members that
+    /// are no longer present are forgotten.
     fn take<R>(&mut self, alike: &mut [(R, Share)]) {
         let mut next = BTreeMap::new();
         for (_, share) in alike.iter() {
@@ -47,22 +48,28 @@ impl Turns {
     }
 }
 
-/// Puts `alike` in order. `is_first`: the session goes to one of these, if it can be reached.
-pub(super) fn order<R>(balance: Balance, alike: &mut [(R, Share)], asked: &mut Asked<'_>, is_first: bool) {
+/// Sorts `alike`. `is_first`: no candidate comes before these, so the session goes to one of them
+/// if it can be reached.
+pub(super) fn order<R>(
+    balance: Balance,
+    alike: &mut [(R, Share)],
+    input: &mut ChoiceInput<'_>,
+    is_first: bool,
+) {
     match balance {
         Balance::LeastConnections => {
-            shuffle(alike, asked.chance);
+            shuffle(alike, input.chance);
             alike.sort_by(|(_, a), (_, b)| load(a, b));
         }
         Balance::RoundRobin => {
             if is_first {
-                asked.turns.take(alike);
+                input.turns.take(alike);
             } else {
-                shuffle(alike, asked.chance);
+                shuffle(alike, input.chance);
             }
         }
         Balance::Random => {
-            shuffle(alike, asked.chance);
+            shuffle(alike, input.chance);
             if let [(_, one), (_, two), ..] = alike
                 && load(two, one) == Ordering::Less
             {
@@ -70,41 +77,41 @@ pub(super) fn order<R>(balance: Balance, alike: &mut [(R, Share)], asked: &mut A
             }
         }
         Balance::SourceHash => {
-            let client = asked.client;
+            let client = input.client;
             alike.sort_by_cached_key(|(_, share)| {
-                arrival(draw(client, &share.candidate.member), share.weight)
+                sort_key(draw(client, &share.candidate.member), share.weight)
             });
         }
         Balance::First => alike.sort_by_key(|(_, share)| {
             let name = share.candidate.member.as_str();
-            asked.listed.iter().position(|server| server.name == name)
+            input.listed.iter().position(|server| server.name == name)
         }),
     }
 }
 
-/// Who would have fewer sessions for its weight, with one more.
+/// Compares the members' sessions per weight, with one more session for each.
 fn load(a: &Share, b: &Share) -> Ordering {
     let load = |one: &Share, other: &Share| (one.sessions as u128 + 1) * u128::from(other.weight);
     load(a, b).cmp(&load(b, a))
 }
 
-/// By chance, each place drawn by weight from those that are left.
+/// A random order: each place is drawn by weight from the remaining members.
 fn shuffle<R>(alike: &mut [(R, Share)], chance: &mut dyn FnMut() -> u64) {
-    alike.sort_by_cached_key(|(_, share)| arrival(chance(), share.weight));
+    alike.sort_by_cached_key(|(_, share)| sort_key(chance(), share.weight));
 }
 
-/// When it would arrive in a race (least is first) that each wins as often as its weight has it in the sum of weights:
-/// exponential times, of which weight is the rate. With a hash in place of chance it is rendezvous hashing: a member
-/// that comes or goes moves only what it takes or leaves.
+/// A sort key: the smallest comes first. The keys are exponentially distributed with the weight as
+/// the rate, so each member comes first in proportion to its weight. With a hash as the draw this
+/// is rendezvous hashing: a new or removed member moves only its own clients.
 #[expect(clippy::cast_precision_loss, reason = "53 bits are kept, and are enough")]
-fn arrival(draw: u64, weight: u16) -> u64 {
+fn sort_key(draw: u64, weight: u16) -> u64 {
     let uniform = ((draw >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
     let time = uniform.ln().abs() / f64::from(weight);
-    // Floats that are not negative are in the order of their bits.
+    // Floats that are not negative sort as their bits do.
     time.to_bits()
 }
 
-/// The same in every router, for a client's address and a member.
+/// A hash of the client's address and the member. It is the same in every router.
 fn draw(client: Option<IpAddr>, member: &MemberName) -> u64 {
     let mut key = Vec::with_capacity(16 + member.as_str().len());
     match client {

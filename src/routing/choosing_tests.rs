@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::config::{Balance, Server};
 
-/// A leader, and standbys of every kind by their names.
+/// A leader, and standbys of every kind, named after their kind.
 fn five() -> Snapshot {
     snapshot(
         vec![
@@ -19,7 +19,7 @@ fn five() -> Snapshot {
     )
 }
 
-/// So many streaming replicas `m0`, `m1`, … without a leader.
+/// Streaming replicas `m0`, `m1`, … of these weights, without a leader.
 fn replicas(weights: &[u16]) -> Snapshot {
     let members = weights.iter().enumerate().map(|(index, weight)| Member {
         weight: *weight,
@@ -28,7 +28,7 @@ fn replicas(weights: &[u16]) -> Snapshot {
     snapshot(members.collect(), None)
 }
 
-/// A sequence of numbers that is the same in each run.
+/// A random sequence that is the same in each run.
 fn sequence() -> impl FnMut() -> u64 {
     let mut state = 42_u64;
     move || {
@@ -45,7 +45,7 @@ struct Logins {
     turns: Turns,
     chance: Box<dyn FnMut() -> u64>,
     sessions: BTreeMap<MemberName, usize>,
-    in_trouble: Vec<&'static str>,
+    backing_off: Vec<&'static str>,
     zone: Option<&'static str>,
     listed: Vec<Server>,
 }
@@ -60,7 +60,7 @@ impl Logins {
             turns: Turns::default(),
             chance: Box::new(sequence()),
             sessions: BTreeMap::new(),
-            in_trouble: Vec::new(),
+            backing_off: Vec::new(),
             zone: None,
             listed: Vec::new(),
         }
@@ -68,27 +68,28 @@ impl Logins {
 
     fn order(&mut self, cluster: &Snapshot, client: u32) -> Vec<String> {
         let sessions = self.sessions.clone();
-        let mut asked = Asked {
+        let mut input = ChoiceInput {
             client: Some(Ipv4Addr::from(client).into()),
             zone: self.zone,
             listed: &self.listed,
             sessions_on: &|name| sessions.get(name).copied().unwrap_or_default(),
-            is_backing_off: &|name| self.in_trouble.contains(&name.as_str()),
+            is_backing_off: &|name| self.backing_off.contains(&name.as_str()),
             chance: &mut *self.chance,
             turns: &mut self.turns,
         };
-        let choice = candidates(cluster, &self.route, &mut asked);
+        let choice = candidates(cluster, &self.route, &mut input);
         names(&choice).into_iter().map(str::to_owned).collect()
     }
 
-    /// The member it is given; it stays.
+    /// The member that the next session gets. The session stays.
     fn next(&mut self, cluster: &Snapshot, client: u32) -> String {
         let member = self.order(cluster, client)[0].clone();
         *self.sessions.entry(MemberName::new(member.as_str())).or_default() += 1;
         member
     }
 
-    /// How many of so many logins, from as many addresses, each member is given.
+    /// The number of sessions that each member gets from this many logins, each from another
+    /// address.
     fn shares(&mut self, cluster: &Snapshot, logins: u32) -> Vec<usize> {
         let mut shares: BTreeMap<String, usize> = BTreeMap::new();
         for client in 0..logins {
@@ -100,7 +101,7 @@ impl Logins {
 }
 
 #[test]
-fn targets_are_taken_in_order_and_roles_of_one_target_alike() {
+fn targets_are_used_in_order_and_roles_of_one_target_are_equal() {
     use TargetRole::{Any, Async, Leader, Quorum, Replica, Sync};
     #[allow(clippy::type_complexity, reason = "a table")]
     let cases: [(&[&[TargetRole]], &[&[&str]]); 7] = [
@@ -134,7 +135,7 @@ fn targets_are_taken_in_order_and_roles_of_one_target_alike() {
 }
 
 #[test]
-fn a_later_target_serves_once_no_member_of_an_earlier_one_can() {
+fn a_later_target_serves_when_no_member_of_an_earlier_one_can() {
     let route = to(&[&[TargetRole::Replica], &[TargetRole::Leader]]);
     let mut cluster = three();
     for index in [1, 2] {
@@ -143,16 +144,16 @@ fn a_later_target_serves_once_no_member_of_an_earlier_one_can() {
     let choice = choose(&cluster, &route);
     assert_eq!(names(&choice), ["db1"]);
     assert_eq!(choice.candidates[0].reason, Preference::Leader);
-    assert!(anybody(&cluster, &route).is_ok());
+    assert!(check_available(&cluster, &route).is_ok());
     cluster.members[0].health = Health::default();
-    let refused = anybody(&cluster, &route).unwrap_err();
+    let refused = check_available(&cluster, &route).unwrap_err();
     let (message, hint) = unavailable(&cluster, &route, &refused);
     assert_eq!(message, "no server accepts read-only sessions now");
     assert!(hint.contains("db2 has not been reached yet"), "{hint}");
 }
 
 #[test]
-fn members_are_passed_over_with_the_reason_that_says_most() {
+fn refused_members_have_the_most_specific_reason() {
     let reason = |cluster: &Snapshot, route: &Route, name: &str| {
         let refused = choose(cluster, route).refused;
         let found = refused.into_iter().find(|(member, _)| member.as_str() == name);
@@ -164,7 +165,7 @@ fn members_are_passed_over_with_the_reason_that_says_most() {
     assert_eq!(reason(&cluster, &sync_first, "async"), wanted);
     assert_eq!(
         wanted.to_string(),
-        "is not what the route asks for: sync, then leader"
+        "does not match the targets of the route: sync, then leader"
     );
     let mut drained = five();
     drained.members[0].admin = AdminState::Drain;
@@ -200,7 +201,7 @@ fn only_members_with_the_tags_serve() {
 }
 
 #[test]
-fn a_read_only_session_that_began_on_a_leader_stays_whatever_becomes_of_it() {
+fn an_unenforced_session_on_a_leader_stays_after_a_demotion() {
     let db1 = MemberName::new("db1");
     let mut cluster = three();
     let verdict = |cluster: &Snapshot| verdict(cluster, GrantedRole::Unenforced, &db1, None);
@@ -215,7 +216,7 @@ fn a_read_only_session_that_began_on_a_leader_stays_whatever_becomes_of_it() {
 }
 
 #[test]
-fn whoever_failed_lately_comes_after_all_others() {
+fn members_that_failed_recently_come_last() {
     for balance in [
         Balance::LeastConnections,
         Balance::RoundRobin,
@@ -224,7 +225,7 @@ fn whoever_failed_lately_comes_after_all_others() {
         Balance::First,
     ] {
         let mut logins = Logins::by(balance);
-        logins.in_trouble = vec!["m0"];
+        logins.backing_off = vec!["m0"];
         for client in 0..50 {
             assert_eq!(
                 logins.order(&replicas(&[256, 1, 1]), client)[2],
@@ -232,20 +233,20 @@ fn whoever_failed_lately_comes_after_all_others() {
                 "{balance:?}"
             );
         }
-        assert_eq!(logins.order(&replicas(&[1]), 1), ["m0"], "nobody else is there");
+        assert_eq!(logins.order(&replicas(&[1]), 1), ["m0"], "it is the only member");
     }
     let mut logins = Logins::by(Balance::First);
     logins.route = to(&[&[TargetRole::Replica], &[TargetRole::Leader]]);
-    logins.in_trouble = vec!["async", "quorum", "sync", "sync2"];
+    logins.backing_off = vec!["async", "quorum", "sync", "sync2"];
     assert_eq!(
         logins.order(&five(), 1)[0],
         "leader",
-        "the next target, not the black hole"
+        "the next target, not a member that fails"
     );
 }
 
 #[test]
-fn members_of_the_own_zone_come_first_and_others_all_the_same() {
+fn members_of_the_routers_zone_come_first() {
     let mut cluster = replicas(&[1, 1, 1]);
     cluster.members[1].zone = Some("b".into());
     cluster.members[2].zone = Some("a".into());
@@ -265,7 +266,7 @@ fn members_of_the_own_zone_come_first_and_others_all_the_same() {
 }
 
 #[test]
-fn a_member_of_weight_0_serves_when_nobody_else_can() {
+fn a_member_of_weight_0_serves_when_no_other_can() {
     for balance in [Balance::LeastConnections, Balance::RoundRobin, Balance::Random] {
         let mut cluster = replicas(&[0, 2]);
         let mut logins = Logins::by(balance);
@@ -276,7 +277,7 @@ fn a_member_of_weight_0_serves_when_nobody_else_can() {
 }
 
 #[test]
-fn round_robin_is_smooth_and_forgets_who_has_gone() {
+fn round_robin_is_smooth_and_forgets_removed_members() {
     let mut logins = Logins::by(Balance::RoundRobin);
     let cluster = replicas(&[3, 1]);
     let given: Vec<String> = (0..8).map(|client| logins.next(&cluster, client)).collect();
@@ -290,7 +291,7 @@ fn round_robin_is_smooth_and_forgets_who_has_gone() {
 }
 
 #[test]
-fn first_is_by_name_or_as_a_fixed_list_has_it() {
+fn first_is_by_name_or_by_the_order_of_a_fixed_list() {
     let cluster = replicas(&[1, 5, 1]);
     let mut logins = Logins::by(Balance::First);
     assert_eq!(logins.order(&cluster, 1), ["m0", "m1", "m2"]);
@@ -324,7 +325,7 @@ proptest! {
     }
 
     #[test]
-    fn source_hash_moves_only_what_a_member_takes_or_leaves(
+    fn source_hash_moves_only_the_clients_of_a_removed_member(
         weights in proptest::collection::vec(1_u16..=4, 2..6),
         gone in any::<proptest::sample::Index>(),
         clients in proptest::collection::vec(any::<u32>(), 1..200),
@@ -340,7 +341,7 @@ proptest! {
     }
 
     #[test]
-    fn a_candidate_is_never_one_whose_reason_says_no(
+    fn candidates_and_fitness_agree(
         cluster in any_snapshot(),
         tiers in proptest::collection::vec(
             proptest::collection::vec(proptest::sample::select(vec![
@@ -355,7 +356,7 @@ proptest! {
         let route = Route { balance, ..to(&tiers) };
         let choice = choose(&cluster, &route);
         prop_assert_eq!(choice.candidates.len() + choice.refused.len(), cluster.members.len());
-        prop_assert_eq!(anybody(&cluster, &route).is_ok(), !choice.candidates.is_empty());
+        prop_assert_eq!(check_available(&cluster, &route).is_ok(), !choice.candidates.is_empty());
         let mut tiers = Vec::new();
         for candidate in &choice.candidates {
             let member = cluster.member(&candidate.member).unwrap();
@@ -402,7 +403,7 @@ fn a_standby_that_lags_for_a_route_does_not_serve_that_route() {
 }
 
 #[test]
-fn a_member_that_starts_slowly_has_that_much_less_of_its_share() {
+fn a_member_in_slow_start_gets_a_smaller_share() {
     let mut cluster = replicas(&[2, 2, 2]);
     cluster.members[1].share = 10;
     for balance in [

@@ -1,5 +1,5 @@
-//! Who is asked to leave: what it means for a live session that its server is no longer fit for its route, though its
-//! role is still the right one.
+//! Decides whether a live session must leave a server that has the right role but is no longer fit
+//! for the session's route.
 
 use std::time::Duration;
 
@@ -17,28 +17,30 @@ pub enum LeaveReason {
     Maintenance(MemberName),
 }
 
-/// A session has to end between transactions; as long as its server stays unfit.
+/// The session has to end between transactions, while its server stays unfit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leave {
     pub why: LeaveReason,
-    /// After which it is cut in a transaction, too; `None` is never.
+    /// After this time the session ends even within a transaction. `None`: never.
     pub within: Option<Duration>,
 }
 
-/// What `snapshot` asks of a session of `route` on `member`, whose route had `policy` when it began; `None` is to stay, as
-/// on a member that is drained. Of several reasons the one that asks for more counts.
+/// Whether a session of `route` must leave `member`. `policy` is the route's policy when the
+/// session began. `None`: it stays, for example on a drained member. Of several reasons the
+/// strictest counts.
 pub fn leave(snapshot: &Snapshot, route: &str, policy: OnUnfit, member: &MemberName) -> Option<Leave> {
-    let shown = snapshot.member(member)?;
+    let current = snapshot.member(member)?;
     let reasons = [
-        (shown.admin == AdminState::Maint).then_some((Unfit::Close, LeaveReason::Maintenance as fn(_) -> _)),
-        // Not before it has been probed at all.
-        (!shown.health.up && shown.health.error.is_some()).then_some((policy.down, LeaveReason::Down)),
-        shown
+        (current.admin == AdminState::Maint)
+            .then_some((Unfit::Close, LeaveReason::Maintenance as fn(_) -> _)),
+        // A member that was never probed is not down.
+        (!current.health.up && current.health.error.is_some()).then_some((policy.down, LeaveReason::Down)),
+        current
             .lagging
             .contains(route)
             .then_some((policy.lag, LeaveReason::Lagging)),
     ];
-    // The last of equals would be taken.
+    // `max_by_key` returns the last of equals.
     let (what, why) = reasons
         .into_iter()
         .rev()
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_is_not_listed_any_more_keeps_its_sessions() {
+    fn a_removed_member_keeps_its_sessions() {
         let policy = OnUnfit {
             lag: Unfit::Close,
             down: Unfit::Close,

@@ -1,12 +1,13 @@
-//! Who may serve a route, and who does: pure functions of the snapshot, the route, the sessions there are and a
-//! source of chance, giving candidates in order of preference with the reason, and for the others the reason why not.
+//! Chooses the members that may serve a route. Pure functions of the snapshot, the route, the
+//! current sessions and a random source return the candidates in order of preference, each with its
+//! reason, and the reason for each refused member.
 //!
-//! Guarantees: a leader candidate is the snapshot's verified leader; a replica candidate has been seen in recovery by
-//! this router's own probe; members of another cluster, without an address, or not administratively ready are never
-//! candidates.
+//! Guarantees: a leader candidate is the snapshot's verified leader. This router's own probe has
+//! seen a replica candidate in recovery. A member of another cluster, without an address, or not
+//! administratively ready is never a candidate.
 //!
-//! Refuses: IO, clocks, and state of its own. (`chance` is the one source of chance callers hand in, `Turns` what they
-//! keep between two choices.)
+//! Refuses: I/O, clocks and state. (The caller passes the random source `chance`, and keeps `Turns`
+//! between two choices.)
 
 mod balance;
 mod leave;
@@ -17,7 +18,7 @@ mod verdict;
 pub use balance::Turns;
 pub use leave::{Leave, LeaveReason, leave};
 pub use policy::{
-    Asked, Candidate, Choice, Preference, Reason, anybody, candidates, chance, fitness, leader_reason,
-    replica_reason, unavailable,
+    Candidate, Choice, ChoiceInput, Preference, Reason, candidates, chance, check_available, fitness,
+    leader_reason, replica_reason, unavailable,
 };
 pub use verdict::{EndReason, GrantedRole, Misfit, SessionVerdict, fits, verdict};

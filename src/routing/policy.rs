@@ -1,4 +1,4 @@
-//! Who may be given a session.
+//! Decides which members may serve a session, and in which order.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,14 +24,16 @@ pub enum Preference {
     Leader,
     /// A standby that streams.
     Streaming,
-    /// A standby that is not seen to stream: `running` by Patroni before 3.1, `in archive recovery`, or a fixed list's.
+    /// A standby that is not seen to stream: it is `running` according to Patroni before 3.1, it is
+    /// `in archive recovery`, or it belongs to a fixed list.
     Running,
-    /// It leads a standby cluster: a standby too, after its own replicas.
+    /// It leads a standby cluster. It is a standby too, and serves after its own replicas.
     StandbyLeader,
 }
 
 impl Preference {
-    /// Among members of targets that count alike; less is better. Where both may serve, leader and standby are alike.
+    /// The order among members of one target; less is better. A leader and a standby that may both
+    /// serve are equal.
     fn rank(self) -> u8 {
         match self {
             Self::Leader | Self::Streaming => 0,
@@ -69,7 +71,7 @@ pub enum Reason {
     NotYetProbed,
     #[error("is down: {0}")]
     Down(String),
-    #[error("has no connection left for the router to see its role")]
+    #[error("has no free connection, so the router cannot see its role")]
     Full,
     #[error("is not the leader")]
     NotLeader,
@@ -83,17 +85,17 @@ pub enum Reason {
     Promoting,
     #[error("has the unknown role {0:?}")]
     Role(String),
-    #[error("is not fit to be read from: its state is {0:?}")]
+    #[error("cannot serve reads: its state is {0:?}")]
     State(String),
     #[error("is tagged noloadbalance")]
     NoLoadBalance,
-    #[error("is not what the route asks for: {0}")]
+    #[error("does not match the targets of the route: {0}")]
     NotWanted(String),
     #[error("does not have the tag {0}")]
     Tag(String),
     #[error("is too far behind the leader")]
     Lagging,
-    #[error("is behind the leader, how far is not known")]
+    #[error("has an unknown lag behind the leader")]
     LagUnknown,
 }
 
@@ -106,51 +108,52 @@ impl Reason {
     }
 }
 
-/// The candidates in order of preference, and why the other members are none.
+/// The candidates in order of preference, and the reason for each refused member.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
     pub candidates: Vec<Candidate>,
     pub refused: Vec<(MemberName, Reason)>,
 }
 
-/// What is asked besides the route: who asks, and what is so now.
-pub struct Asked<'a> {
-    /// The client's address; `None` of one on a Unix socket.
+/// The input of a choice besides the snapshot and the route.
+pub struct ChoiceInput<'a> {
+    /// The client's address; `None` for a client on a Unix socket.
     pub client: Option<IpAddr>,
     /// The router's own zone.
     pub zone: Option<&'a str>,
     /// The order of a fixed list; empty with Patroni.
     pub listed: &'a [Server],
     pub sessions_on: &'a dyn Fn(&MemberName) -> usize,
-    /// Whether attempts to connect to it have failed lately.
+    /// Whether recent attempts to connect to the member have failed.
     pub is_backing_off: &'a dyn Fn(&MemberName) -> bool,
     pub chance: &'a mut dyn FnMut() -> u64,
-    /// Of this route; moved on by [`balance::Turns`].
+    /// The route's turns. A choice advances them.
     pub turns: &'a mut Turns,
 }
 
-impl fmt::Debug for Asked<'_> {
+impl fmt::Debug for ChoiceInput<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asked")
+        f.debug_struct("ChoiceInput")
             .field("client", &self.client)
             .field("zone", &self.zone)
             .finish_non_exhaustive()
     }
 }
 
-/// Who may serve `route`, in order of preference: members that sessions and the last probe could reach, then by target, members with a
-/// weight, by [`Preference`], members of the own zone, and as the route balances.
-pub fn candidates(snapshot: &Snapshot, route: &Route, asked: &mut Asked<'_>) -> Choice {
+/// The members that may serve `route`, in order of preference. Members that sessions and the last
+/// probe could reach come first. The next criteria are the target, a weight above 0, the
+/// [`Preference`], the router's own zone, and the route's balance.
+pub fn candidates(snapshot: &Snapshot, route: &Route, input: &mut ChoiceInput<'_>) -> Choice {
     let mut choice = Choice::default();
     let mut ranked = Vec::with_capacity(snapshot.members.len());
     for member in &snapshot.members {
         match fitness(snapshot, route, member) {
             Ok((tier, reason)) => {
-                let is_far = asked.zone.is_some() && asked.zone != member.zone.as_deref();
-                // Its last probe failed, though not often enough yet; or it is full.
+                let is_far = input.zone.is_some() && input.zone != member.zone.as_deref();
+                // Its last probe failed, but not often enough for it to be down; or it is full.
                 let is_doubtful = member.health.error.is_some();
                 let rank = (
-                    is_doubtful || (asked.is_backing_off)(&member.name),
+                    is_doubtful || (input.is_backing_off)(&member.name),
                     tier,
                     member.weight == 0,
                     reason.rank(),
@@ -163,9 +166,9 @@ pub fn candidates(snapshot: &Snapshot, route: &Route, asked: &mut Asked<'_>) -> 
                         port: member.port,
                         reason,
                     },
-                    // Members without weight, among themselves, share alike.
+                    // Members of weight 0 share equally among themselves.
                     weight: member.weight.max(1) * u16::from(member.share),
-                    sessions: (asked.sessions_on)(&member.name),
+                    sessions: (input.sessions_on)(&member.name),
                 };
                 ranked.push((rank, share));
             }
@@ -174,15 +177,18 @@ pub fn candidates(snapshot: &Snapshot, route: &Route, asked: &mut Asked<'_>) -> 
     }
     ranked.sort_by_key(|(rank, _)| *rank);
     for alike in ranked.chunk_by_mut(|(a, _), (b, _)| a == b) {
-        balance::order(route.balance, alike, asked, choice.candidates.is_empty());
+        balance::order(route.balance, alike, input, choice.candidates.is_empty());
         let shares = alike.iter_mut().map(|(_, share)| share.candidate.clone());
         choice.candidates.extend(shares);
     }
     choice
 }
 
-/// Whether anybody may serve `route`; else why nobody may.
-pub fn anybody(snapshot: &Snapshot, route: &Route) -> Result<(), Choice> {
+/// Checks that at least one member may serve `route`.
+///
+/// # Errors
+/// The reason for each member.
+pub fn check_available(snapshot: &Snapshot, route: &Route) -> Result<(), Choice> {
     let mut choice = Choice::default();
     for member in &snapshot.members {
         match fitness(snapshot, route, member) {
@@ -193,7 +199,7 @@ pub fn anybody(snapshot: &Snapshot, route: &Route) -> Result<(), Choice> {
     Err(choice)
 }
 
-/// Whether `member` may serve `route`: by which of its targets, counted from 0, and why.
+/// Whether `member` may serve `route`: the index of the matching target, and the reason.
 pub fn fitness(snapshot: &Snapshot, route: &Route, member: &Member) -> Result<(usize, Preference), Reason> {
     let mut refused: Option<Reason> = None;
     for (tier, Tier(roles)) in route.targets.iter().enumerate() {
@@ -206,7 +212,7 @@ pub fn fitness(snapshot: &Snapshot, route: &Route, member: &Member) -> Result<(u
                     }
                     return Ok((tier, reason));
                 }
-                // What else is wrong with it says more than that its role is another one.
+                // Any other reason says more than a wrong role.
                 Err(reason) => match &refused {
                     Some(known) if reason.is_about_role() || !known.is_about_role() => {}
                     _ => refused = Some(reason),
@@ -243,7 +249,7 @@ fn role_reason(snapshot: &Snapshot, member: &Member, target: TargetRole) -> Resu
             Ok(_) if no_load_balance(member) => Err(Reason::NoLoadBalance),
             Ok(reason) => Ok(reason),
             Err(why) => replica_reason(snapshot, member).map_err(|reason| match reason {
-                // It may serve as the leader only, and why not is known.
+                // It could serve only as the leader, so the leader's reason counts.
                 Reason::IsLeader => why,
                 reason => reason,
             }),
@@ -265,7 +271,7 @@ fn standby_reason(
     }
 }
 
-/// A source of chance for [`candidates`]: not predictable, not secret.
+/// A random number for [`candidates`]: not predictable, not secret.
 pub fn chance() -> u64 {
     let mut bytes = [0_u8; 8];
     // Without randomness ties go to the same member each time.
@@ -276,7 +282,7 @@ pub fn chance() -> u64 {
 /// Whether `member` may serve as the leader.
 pub fn leader_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference, Reason> {
     match (usable(member), &snapshot.leader) {
-        // Of a full one that was never seen otherwise not even that is known; its session must show all of it.
+        // A member that was full at every probe has no known identity. Its session must verify it.
         (Err(Reason::Full), Leader::None(NoLeader::Full { .. })) => {}
         (usable, _) => usable?,
     }
@@ -320,7 +326,7 @@ pub fn replica_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference
         Role::StandbyLeader | Role::Replica | Role::SyncStandby | Role::QuorumStandby => {}
     }
     match member.state.as_str() {
-        // The last two are what Patroni since 3.1 says of one that it called running before.
+        // Patroni since 3.1 reports the last two where it reported `running` before.
         "running" | "streaming" | "in archive recovery" if member.role == Role::StandbyLeader => {
             Ok(Preference::StandbyLeader)
         }
@@ -329,7 +335,7 @@ pub fn replica_reason(snapshot: &Snapshot, member: &Member) -> Result<Preference
     }
 }
 
-/// What every target asks of a member.
+/// Checks the conditions that every target has for a member.
 fn usable(member: &Member) -> Result<(), Reason> {
     if !member.has_address() {
         return Err(Reason::NoAddress);
@@ -372,7 +378,7 @@ fn no_load_balance(member: &Member) -> bool {
     }
 }
 
-/// What a client is told (57P03) when a choice has no candidate: a sentence and a hint.
+/// The message and the hint of the error (57P03) that a client gets when a choice has no candidate.
 pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (String, String) {
     let message = match (route.access, &snapshot.leader) {
         (Access::ReadWrite, Leader::None(why)) => {
@@ -391,7 +397,8 @@ pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (Stri
         .iter()
         .filter(|(_, reason)| !matches!(reason, Reason::NoLeader(_)))
         .take(16)
-        // Whoever connects hears this, before any login: not what a server, or somebody on the way, has said.
+        // Every client sees this before it logs in, so the text must not repeat what a server or
+        // the network sent.
         .map(|(member, reason)| match reason {
             Reason::Down(_) => format!("{member} is down."),
             _ => format!("{member} {reason}."),
@@ -404,13 +411,14 @@ pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (Stri
         ));
     }
     if snapshot.source.error.is_some() {
-        // What exactly fails is for the log: this is said before any login.
-        hints.push("No Patroni endpoint can be reached; what is known of the members may be old.".to_owned());
+        // Only the log has the details: clients see this before they log in.
+        hints
+            .push("No Patroni endpoint can be reached; the state of the members may be outdated.".to_owned());
     } else if snapshot.members.is_empty() {
         hints.push("No member of the cluster is known.".to_owned());
     }
     if matches!(snapshot.leader, Leader::None(NoLeader::Full { .. })) {
-        hints.push("Try again later: it has all the sessions it takes.".to_owned());
+        hints.push("Try again later: the server has no free connection.".to_owned());
     } else if route.access == Access::ReadWrite {
         hints.push("Try again: a failover usually ends within a minute.".to_owned());
     }

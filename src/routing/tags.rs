@@ -1,11 +1,12 @@
-//! A route's `tags` against a member's: YAML values, compared as text.
+//! Compares a route's `tags` with a member's: YAML values, compared as text.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// `Err` tells the first tag, `key: value`, that the member does not have.
+/// `Err` holds the first tag, `key: value`, that the member does not have. A missing tag counts as
+/// false, because Patroni omits some tags that are false.
 pub(super) fn check(wanted: &BTreeMap<String, Value>, has: &BTreeMap<String, Value>) -> Result<(), String> {
     match wanted
         .iter()
@@ -16,9 +17,9 @@ pub(super) fn check(wanted: &BTreeMap<String, Value>, has: &BTreeMap<String, Val
     }
 }
 
-/// A tag that is not there is false: Patroni leaves some of those out.
+/// Whether two values are equal, as truth values or as text.
 fn same(wanted: &Value, has: &Value) -> bool {
-    // One side's YAML may read `yes` as true where the other's reads it as text.
+    // One YAML reader may read `yes` as true, the other one as text.
     match (truth(wanted), truth(has)) {
         (Some(wanted), Some(has)) => wanted == has,
         _ => text(wanted) == text(has),
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tag_counts_and_one_that_is_not_there_is_false() {
+    fn every_tag_must_match_and_a_missing_tag_is_false() {
         let tags =
             |value: Value| serde_json::from_value::<BTreeMap<String, Value>>(value).unwrap_or_default();
         let has = tags(json!({"disk": "ssd", "site": 2}));

@@ -99,7 +99,7 @@ fn to_replica() -> Route {
     Route::read_only("ro", "main")
 }
 
-/// As in the file, with `read_only_on_leader: unenforced`.
+/// A route with these targets and `read_only_on_leader: unenforced`.
 fn to(tiers: &[&[TargetRole]]) -> Route {
     let targets = tiers.iter().map(|roles| Tier(roles.to_vec())).collect();
     Route {
@@ -114,7 +114,7 @@ fn choose_with(
     sessions_on: &dyn Fn(&MemberName) -> usize,
     chance: &mut dyn FnMut() -> u64,
 ) -> Choice {
-    let mut asked = Asked {
+    let mut input = ChoiceInput {
         client: None,
         zone: None,
         listed: &[],
@@ -123,7 +123,7 @@ fn choose_with(
         chance,
         turns: &mut Turns::default(),
     };
-    candidates(snapshot, route, &mut asked)
+    candidates(snapshot, route, &mut input)
 }
 
 fn choose(snapshot: &Snapshot, route: &Route) -> Choice {
@@ -171,14 +171,14 @@ fn a_standby_that_restores_from_an_archive_serves_after_those_that_stream() {
     let choice = choose_with(&cluster, &to_replica(), &sessions, &mut || 0);
     assert_eq!(names(&choice), ["db3", "db2"]);
     assert_eq!(choice.candidates[1].reason, Preference::Running);
-    // What our own probe saw is newer than what Patroni says.
+    // The router's own probe is newer than Patroni's state.
     cluster.members[1].health.facts.as_mut().unwrap().streaming = true;
     let choice = choose_with(&cluster, &to_replica(), &sessions, &mut || 0);
     assert_eq!(names(&choice), ["db2", "db3"]);
 }
 
 #[test]
-fn ties_are_left_to_chance() {
+fn ties_are_broken_at_random() {
     let mut cluster = three();
     cluster.members[2].health.facts.as_mut().unwrap().streaming = true;
     let mut first = BTreeMap::new();
@@ -196,7 +196,7 @@ fn ties_are_left_to_chance() {
 }
 
 #[test]
-fn replicas_are_passed_over_with_the_reason() {
+fn refused_replicas_have_a_reason() {
     #[allow(clippy::type_complexity, reason = "a table")]
     let change: [(&dyn Fn(&mut Member), &str); 10] = [
         (&|m| m.host.clear(), "db2 has no known address"),
@@ -243,7 +243,7 @@ fn replicas_are_passed_over_with_the_reason() {
 }
 
 #[test]
-fn noloadbalance_in_any_spelling() {
+fn noloadbalance_is_read_in_any_spelling() {
     for (value, excluded) in [
         (json!(true), true),
         (json!("yes"), true),
@@ -270,7 +270,7 @@ fn noloadbalance_in_any_spelling() {
 }
 
 #[test]
-fn a_standby_cluster_serves_read_only_its_leader_last() {
+fn the_leader_of_a_standby_cluster_serves_reads_last() {
     let mut cluster = three();
     cluster.leader = Leader::None(NoLeader::StandbyCluster(MemberName::new("db1")));
     cluster.members[0] = member("db1", Role::StandbyLeader, "streaming", true);
@@ -279,7 +279,7 @@ fn a_standby_cluster_serves_read_only_its_leader_last() {
 }
 
 #[test]
-fn a_fixed_lists_standbys_are_fit_by_their_probe() {
+fn standbys_of_a_fixed_list_are_known_by_their_probe() {
     let cluster = snapshot(
         vec![
             member("a", Role::Unnamed, "", false),
@@ -389,7 +389,7 @@ proptest! {
                 if granted == GrantedRole::ReadOnly {
                     prop_assert!(member.health.facts.as_ref().unwrap().in_recovery);
                     prop_assert!(!member.tags.contains_key("noloadbalance"));
-                    // A candidate never has to leave again at once.
+                    // A candidate never has to leave at once.
                     prop_assert_eq!(verdict(&cluster, granted, &candidate.member, None), SessionVerdict::Stay);
                 }
             }

@@ -1,20 +1,20 @@
-//! Who must leave: what a new snapshot means for a live session.
+//! Decides whether a live session may stay on its server after a new snapshot.
 
 use super::policy::{Candidate, Preference};
 use crate::cluster::sight::{Known, Sight, Whereabouts};
 use crate::cluster::snapshot::{Identity, Leader, MemberName, NoLeader, ProbeFacts, Snapshot};
 use crate::config::Access;
 
-/// What a session was promised of its server.
+/// The role that a session's server was granted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GrantedRole {
     /// It is the verified leader.
     ReadWrite,
     /// It is a standby.
     ReadOnly,
-    /// Nothing: it was the leader, on a route that puts up with that.
+    /// No role: it was the leader, on a route that allows this without enforcement.
     Unenforced,
-    /// Nothing: it was the leader, where the session's role may write nothing.
+    /// No role: it was the leader, and the session's role cannot write.
     Enforced,
 }
 
@@ -40,9 +40,10 @@ pub enum Misfit {
     NoLongerLeader,
 }
 
-/// Whether what was seen of a session's server is the member that was chosen, as what it was chosen for.
+/// Whether the server that a session sees is the chosen member, in the role for which it was
+/// chosen.
 pub fn fits(snapshot: &Snapshot, candidate: &Candidate, sight: &Sight) -> Result<(), Misfit> {
-    // Where the servers are full since the start, no probe has told the identifier yet.
+    // If the servers have been full since the start, no probe has read the identifier yet.
     let is_unknown = snapshot.system_identifier.is_none()
         && matches!(snapshot.leader, Leader::None(NoLeader::Full { .. }));
     if snapshot.system_identifier != Some(sight.system_identifier) && !is_unknown {
@@ -112,8 +113,9 @@ fn is_outdated(snapshot: &Snapshot, member: &MemberName, place: &Whereabouts) ->
     is_behind || seen_since(snapshot, member, place).is_some_and(|facts| facts.timeline < mine)
 }
 
-/// What a probe sees now at the address of a session whose own connection was not asked, unless the session's server was
-/// seen there over a connection that is younger than the session's: then the session is not where this was seen.
+/// The facts that a probe sees at the address of a session whose own connection was not asked.
+/// `None` if the session's server was verified there over a connection that is younger than the
+/// session's: then the session is not on the server of these facts.
 fn seen_since<'a>(
     snapshot: &'a Snapshot,
     member: &MemberName,
@@ -129,8 +131,9 @@ fn seen_since<'a>(
     (is_here && is_younger && !is_confirmed).then_some(facts)
 }
 
-/// What `snapshot` means for a session that was given `member` on `granted`, seen to be at `place`. A member that is merely
-/// unknown, down or unreachable keeps its sessions: their own connections tell best.
+/// Whether a session on `member`, chosen for `granted` and seen at `place`, may stay. A member that
+/// is only unknown, down or unreachable keeps its sessions: their own connections show best whether
+/// it works.
 pub fn verdict(
     snapshot: &Snapshot,
     granted: GrantedRole,
@@ -145,7 +148,7 @@ pub fn verdict(
             return SessionVerdict::End(EndReason::OldPrimary(member.clone()));
         }
     }
-    // A namesake of another cluster tells nothing of it.
+    // A member of the same name in another cluster says nothing about this one.
     let in_recovery = snapshot
         .member(member)
         .filter(|member| member.identity != Identity::Foreign)

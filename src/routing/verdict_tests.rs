@@ -1,4 +1,4 @@
-//! Sessions and where they were seen to be; the member has system identifier 7 and is on timeline 3.
+//! Sessions whose server was seen. The member has system identifier 7 and is on timeline 3.
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -32,7 +32,8 @@ fn place(known: Known, begun: Instant) -> Whereabouts {
     }
 }
 
-/// A probe that connected so long after (or before) the session saw this on db1, at the session's address.
+/// A probe saw this on db1, at the session's address. It connected `later` seconds after the
+/// session (before it if negative).
 fn seen(identifier: u64, timeline: u32, begun: Instant, later: i64) -> Snapshot {
     let mut cluster = three();
     let offset = Duration::from_secs(later.unsigned_abs());
@@ -63,7 +64,7 @@ fn old_primary() -> SessionVerdict {
 }
 
 #[test]
-fn a_session_that_was_led_to_another_cluster_ends_whatever_it_was_promised() {
+fn a_session_on_a_server_of_another_cluster_ends_in_every_granted_role() {
     let begun = begun();
     for granted in [
         GrantedRole::ReadWrite,
@@ -77,7 +78,7 @@ fn a_session_that_was_led_to_another_cluster_ends_whatever_it_was_promised() {
             foreign(),
             "{granted:?}"
         );
-        // Its own connection was asked: the other server is only a namesake.
+        // Its own connection was asked: the other server only has the same name.
         assert_eq!(
             of(&cluster, granted, &place(Known::Asked, begun)),
             SessionVerdict::Stay,
@@ -87,7 +88,7 @@ fn a_session_that_was_led_to_another_cluster_ends_whatever_it_was_promised() {
 }
 
 #[test]
-fn a_session_whose_server_was_seen_before_and_after_it_began_stays_where_it_is() {
+fn a_session_whose_server_was_verified_after_it_began_stays() {
     let begun = begun();
     let beside = place(Known::Beside, begun);
     for (identifier, timeline) in [(666, 9), (7, 2)] {
@@ -125,7 +126,7 @@ fn a_session_whose_server_was_seen_before_and_after_it_began_stays_where_it_is()
 }
 
 #[test]
-fn what_was_seen_elsewhere_or_before_says_nothing_of_a_session() {
+fn a_probe_elsewhere_or_before_the_session_does_not_end_it() {
     let begun = begun();
     let beside = place(Known::Beside, begun);
     assert_eq!(
@@ -159,7 +160,7 @@ fn a_read_write_session_ends_when_the_leader_of_its_name_is_on_a_newer_timeline(
             SessionVerdict::Stay
         );
     }
-    // The other way round: led to the old primary.
+    // The other way round: the session may be on the old primary.
     assert_eq!(
         of(
             &seen(7, 2, begun, 1),
@@ -179,7 +180,7 @@ fn a_read_write_session_ends_when_the_leader_of_its_name_is_on_a_newer_timeline(
 }
 
 #[test]
-fn once_the_cluster_is_another_one_sessions_on_the_old_servers_end() {
+fn sessions_on_the_old_servers_end_when_the_cluster_has_a_new_identity() {
     let begun = begun();
     let mut cluster = three();
     cluster.system_identifier = None;
@@ -196,7 +197,7 @@ fn once_the_cluster_is_another_one_sessions_on_the_old_servers_end() {
 }
 
 #[test]
-fn a_candidate_is_held_against_what_was_seen_of_it() {
+fn a_candidate_must_match_the_server_that_was_seen() {
     let cluster = three();
     let candidate = |name: &str, reason| Candidate {
         member: MemberName::new(name),
@@ -250,9 +251,10 @@ fn a_candidate_is_held_against_what_was_seen_of_it() {
     assert_eq!(fit(&replica, foreign), Err(Misfit::Foreign));
 }
 
-/// No probe can look at a full server: its sessions tell which one it is, also where no probe has told before.
+/// No probe can connect to a full server, so its sessions verify it. Any identifier is accepted
+/// while none is known.
 #[test]
-fn a_full_leader_is_held_against_what_is_known() {
+fn a_full_leader_must_match_the_known_identity() {
     let mut cluster = three();
     let member = MemberName::new("db1");
     cluster.leader = Leader::None(NoLeader::Full {

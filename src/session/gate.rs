@@ -107,7 +107,7 @@ struct Computed {
 
 impl Computed {
     fn new(snapshot: Arc<Snapshot>, route: &Arc<Route>) -> Self {
-        let state = match routing::anybody(&snapshot, route) {
+        let state = match routing::check_available(&snapshot, route) {
             Ok(()) => GateState::Open,
             Err(choice) => GateState::FailFast(Box::new(unavailable(&snapshot, route, &choice))),
         };

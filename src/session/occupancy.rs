@@ -144,7 +144,7 @@ impl Inner {
         };
         let now = Instant::now();
         let key = |member: &MemberName| (Arc::clone(&cluster.name), member.clone());
-        let mut asked = routing::Asked {
+        let mut asked = routing::ChoiceInput {
             client,
             zone: cluster.placement.zone.as_deref(),
             listed: match &cluster.source {

@@ -176,7 +176,10 @@ fn a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_wh
     returning.query("COMMIT");
     assert_eq!(returning.server(), behind.address, "the order was taken back");
     assert_eq!(kept.server(), behind.address);
-    router.await_log(&[&behind.name, "is not too far behind for route read-only any more"]);
+    router.await_log(&[
+        &behind.name,
+        "is close enough to the leader for route read-only again",
+    ]);
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! | replicas: another one comes; one lags | `a_replica_that_comes_moves_nobody_and_one_that_lags_loses_its_own` |
 //! | state-filter: `starting`, `stopped` are unused | `replicas_that_are_stopped_are_unused_until_they_run`, `every_state_and_role_of_a_member_counts_for_what_it_is` |
 //! | state-filter: available after `/update_clusters` | `replicas_that_are_stopped_are_unused_until_they_run`, `an_update_is_at_once_and_a_cluster_or_host_that_is_removed_is_asked_no_more` |
-//! | unit: role, state, lag, tag; least connections | routing `replicas_are_passed_over_with_the_reason`, `noloadbalance_in_any_spelling`, `read_only_goes_to_the_replica_with_the_least_sessions`; cluster `lag_that_flaps_between_the_limits_does_not_flap_fitness` |
+//! | unit: role, state, lag, tag; least connections | routing `refused_replicas_have_a_reason`, `noloadbalance_is_read_in_any_spelling`, `read_only_goes_to_the_replica_with_the_least_sessions`; cluster `lag_that_flaps_between_the_limits_does_not_flap_fitness` |
 //! | unit: a listener that stops, a server that is removed | it::reload `listeners_come_go_and_change_while_sessions_stay`; `without_a_leader_new_clients_are_told_and_live_sessions_stay` |
 //! | unit: endpoints that fail are asked last | `dead_endpoints_cost_one_timeout_and_one_that_is_unwell_names_nobody` |
 //! | unit: the configuration and its differences | config `wrong_values_in_a_cluster`, `each_difference_is_named_by_its_key` |
@@ -41,7 +41,7 @@
 //! | no leader named, no members: all are cut off | `without_a_leader_new_clients_are_told_and_live_sessions_stay` |
 //! | two leaders share the sessions | failover `two_leaders_are_none_and_a_server_of_another_cluster_is_never_used`; `without_a_leader_new_clients_are_told_and_live_sessions_stay`; cluster `two_writable_servers_and_only_the_named_one_leads`, `in_a_fixed_list_the_highest_timeline_leads_and_a_tie_is_none` |
 //! | one spike of lag cuts readers off | failover `a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_when_it_has_caught_up`; routing `each_cause_has_its_policy` |
-//! | `streaming`, `in archive recovery`, `quorum_standby`, `standby_leader` unknown | `every_state_and_role_of_a_member_counts_for_what_it_is`; routing `a_standby_that_restores_from_an_archive_serves_after_those_that_stream`, `a_standby_cluster_serves_read_only_its_leader_last` |
+//! | `streaming`, `in archive recovery`, `quorum_standby`, `standby_leader` unknown | `every_state_and_role_of_a_member_counts_for_what_it_is`; routing `a_standby_that_restores_from_an_archive_serves_after_those_that_stream`, `the_leader_of_a_standby_cluster_serves_reads_last` |
 //! | `promoted` and whatever comes next | `every_state_and_role_of_a_member_counts_for_what_it_is`; failover `a_standby_promoted_behind_patronis_back_never_gets_writers_and_loses_its_readers` |
 //! | lag `unknown` or missing is within the limit | `a_member_that_lacks_something_spoils_nothing_and_a_lag_nobody_knows_is_too_much` |
 //! | one member without host fails the whole | `a_member_that_lacks_something_spoils_nothing_and_a_lag_nobody_knows_is_too_much`; cluster `one_strange_member_never_spoils_the_others` |

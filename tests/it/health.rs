@@ -165,7 +165,7 @@ fn a_full_server_is_up_and_decides_itself_who_comes_in() {
         server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'trunkline'");
         fill(&mut fillers).await;
         eventually("the probe finds it full", Duration::from_secs(20), || {
-            router.log().contains("s1 is up and full")
+            router.log().contains("s1 is up and has no free connection")
         });
         let second = Router::launch(
             None,
@@ -175,7 +175,7 @@ fn a_full_server_is_up_and_decides_itself_who_comes_in() {
                 ..Options::default()
             },
         );
-        second.await_log(&["s1 is up and full", "its role is not known"]);
+        second.await_log(&["s1 is up and has no free connection", "its role is unknown"]);
         for router in [&router, &second] {
             let (status, body) = router.http("/connection/is-ready-rw").unwrap();
             assert_eq!((status, body.as_str()), (200, "true"));
@@ -189,7 +189,7 @@ fn a_full_server_is_up_and_decides_itself_who_comes_in() {
             assert!(!router.log().contains("s1 is down"), "{}", router.log());
         }
         drop(fillers);
-        second.await_log(&["s1 is not full any more"]);
+        second.await_log(&["s1 has free connections again"]);
         enter(&through(&second, "app")).await.unwrap();
     });
 }

@@ -160,7 +160,9 @@ fn roles_tags_and_the_leader_as_a_last_resort() {
     let hint = error.hint.unwrap();
     let one = &cluster.replicas()[0];
     assert!(
-        hint.contains(&format!("{one} is not what the route asks for: sync or quorum.")),
+        hint.contains(&format!(
+            "{one} does not match the targets of the route: sync or quorum."
+        )),
         "{hint}"
     );
     let (held, places) = spread(&router, 6447, 4);

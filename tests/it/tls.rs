@@ -381,7 +381,7 @@ fn a_hangup_reads_everything_and_says_what_needs_a_restart() {
     authority.sign("server", "DNS:after.example");
     router.signal("HUP");
     router.await_log(&["configuration reloaded", "tls"]);
-    router.await_log(&["WARN", "workers", "needs a restart"]);
+    router.await_log(&["WARN", "workers", "restart the router to apply it"]);
     router.await_log(&["certificate loaded", "after.example"]);
     assert_eq!(router.psql(6432, "SELECT 1"), "1");
 }

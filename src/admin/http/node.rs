@@ -101,7 +101,7 @@ fn read_write(view: &ClusterView, strict: bool) -> CheckResult {
         return Err("no listener has a read-write route to this cluster".into());
     }
     let snapshot = view.snapshot.borrow().clone();
-    let serves = |route: &Arc<Route>| routing::anybody(&snapshot, route).is_ok();
+    let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
     if view.read_write.iter().any(serves) || (view.holds_read_write && !strict) {
         return Ok(());
     }
@@ -124,7 +124,7 @@ fn read_only(view: &ClusterView) -> CheckResult {
         return Err("no listener has a read-only route to this cluster".into());
     }
     let snapshot = view.snapshot.borrow().clone();
-    let serves = |route: &Arc<Route>| routing::anybody(&snapshot, route).is_ok();
+    let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
     if view.read_only.iter().any(serves) {
         return Ok(());
     }

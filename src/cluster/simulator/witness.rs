@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::config::{OnLeader, Route, TargetRole, Tier};
-use crate::routing::{Asked, Candidate, Preference, Turns, candidates};
+use crate::routing::{Candidate, ChoiceInput, Preference, Turns, candidates};
 
 /// Three intervals and two timeouts of [`settings`].
 const FRESH: Duration = Duration::from_secs(5);
@@ -511,7 +511,7 @@ fn route(name: &str, tiers: &[&[TargetRole]]) -> Route {
 
 /// Whom routing would send a session to.
 fn choose(snapshot: &Snapshot, route: &Route) -> Vec<Candidate> {
-    let mut asked = Asked {
+    let mut asked = ChoiceInput {
         client: None,
         zone: None,
         listed: &[],

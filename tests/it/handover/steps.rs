@@ -87,7 +87,7 @@ fn a_new_process_that_ends_at_any_step_changes_nothing() {
     assert_eq!(told(), "READY=1");
     let goes_on = |times: usize| {
         eventually("it goes on", SOON, || {
-            subject.router.log().matches("this one goes on").count() == times
+            subject.router.log().matches("this one continues").count() == times
         });
         serves(&subject);
     };
@@ -232,7 +232,9 @@ fn sockets_with_files_are_as_the_new_configuration_has_them() {
     let with_second = fs::read_to_string(subject.path()).unwrap();
     fs::write(subject.path(), with_second.replace("control.sock", "other.sock")).unwrap();
     signal(subject.process, "HUP");
-    subject.router.await_log(&["needs a restart", "control_socket"]);
+    subject
+        .router
+        .await_log(&["restart the router to apply it", "control_socket"]);
     // A listener less, another mode, another control socket.
     let other = usual
         .replace("\"0777\"", "\"0750\"")
