@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use trunkline::auth::ldap::{LdapOptions, LdapScheme, LdapSettings};
 use trunkline::config::Secret;
-use trunkline::frontend::ldap::{LdapError, MOST_BYTES, authenticate, tls_config};
+use trunkline::frontend::ldap::{LdapError, MAX_BYTES, authenticate, tls_config};
 
 use cluster::fresh_address;
 use cluster::slapd::{BASE, ROUTER, Slapd, certificates, free_port};
@@ -507,7 +507,7 @@ async fn a_search_without_end_is_given_up() {
     let large = Hostile::start(|_| Behaviour::Repeat(message(1, 0x73, &element(4, &[b'x'; 8000])))).await;
     assert_unavailable(
         &ask(&large, large.search()).await,
-        &format!("more than {MOST_BYTES} bytes"),
+        &format!("more than {MAX_BYTES} bytes"),
     );
     let small = Hostile::start(|_| Behaviour::Repeat(message(1, 0x73, b""))).await;
     assert_unavailable(&ask(&small, small.search()).await, "does not end");

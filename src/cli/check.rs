@@ -19,7 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::auth::scram::MockSecret;
 use crate::cluster::examine::examine;
 use crate::config::{self, BindAddress, Config, Leaf, ListenerMode, ReloadUnit, Source, Verifiers, Words};
-use crate::frontend::auth_policy::{Around, AuthPolicy};
+use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names.
 /// Exit code 1 if anything is wrong.
@@ -98,7 +98,7 @@ pub fn load_and_report(path: &Path) -> Option<Config> {
 
 /// Reads the files that decide which clients may log in, and reports every error in them.
 fn access_is_right(config: &Config) -> bool {
-    let around = Around::of(config);
+    let around = PolicyContext::of(config);
     match AuthPolicy::load(&config.auth, around, &MockSecret::new(None)) {
         Ok(access) => {
             for warning in access.warnings(around) {

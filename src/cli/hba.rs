@@ -25,7 +25,7 @@ use crate::auth::rules::{
 use crate::auth::scram::MockSecret;
 use crate::cluster;
 use crate::config::{self, Config};
-use crate::frontend::auth_policy::{Around, AuthPolicy};
+use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
 use crate::frontend::{interfaces, resolve};
 use crate::wire::startup::Replication;
 
@@ -81,7 +81,7 @@ pub(super) fn run(path: &Path, client: &Client) -> ExitCode {
 
 fn answer(path: &Path, client: &Client) -> Result<(String, bool), String> {
     let config = config::load(path).map_err(|errors| errors.to_string())?;
-    let access = AuthPolicy::load(&config.auth, Around::of(&config), &MockSecret::new(None))
+    let access = AuthPolicy::load(&config.auth, PolicyContext::of(&config), &MockSecret::new(None))
         .map_err(|errors| errors.to_string())?;
     let origin = match client.address.as_str() {
         "local" => Origin::Local,

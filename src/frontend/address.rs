@@ -5,16 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::listen::{PeerAddress, PeerProcess};
 
-/// Where a client is, and where its socket comes from: the two differ behind a balancer that announces its clients.
+/// The address of a client, and the address of its socket. They differ behind a balancer that sends
+/// PROXY protocol headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAddress {
     Tcp(SocketAddr),
-    /// Behind a balancer: `client` by the header that it sent, `via` by the socket.
+    /// Behind a balancer: `client` comes from its header, `via` from the socket.
     Proxied {
         client: SocketAddr,
         via: SocketAddr,
     },
-    /// On a Unix socket; `None` where the kernel does not say which process it is.
+    /// On a Unix socket; `None` if the kernel does not report the process.
     Local(Option<PeerProcess>),
 }
 
@@ -31,11 +32,12 @@ impl From<PeerAddress> for ClientAddress {
 impl ClientAddress {
     /// A client that connects directly: its address is its socket's.
     pub fn of_socket(address: SocketAddr) -> Self {
-        // A dual-stack socket shows IPv4 clients as ::ffff:a.b.c.d; rules and logs want a.b.c.d.
+        // A dual-stack socket shows IPv4 clients as ::ffff:a.b.c.d; rules and logs use a.b.c.d.
         Self::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
-    /// As the header of a trusted balancer names it. Without an address in the header, the balancer is the client.
+    /// The address in the header of a trusted balancer. If the header has no address, the balancer
+    /// is the client.
     #[must_use]
     pub fn proxied(self, client: Option<SocketAddr>) -> Self {
         match (self, client) {
@@ -47,7 +49,7 @@ impl ClientAddress {
         }
     }
 
-    /// The address of the balancer, where there is one.
+    /// The address of the balancer, if there is one.
     pub fn via(&self) -> Option<SocketAddr> {
         match self {
             Self::Proxied { via, .. } => Some(*via),

@@ -1,8 +1,8 @@
-//! The files that decide who comes in (rules, maps, users), read and checked together: what would fail at a login fails
-//! here, with file and line.
+//! Reads and checks the files that decide about logins (rules, maps, users) together. A fault that
+//! would fail a login is reported here, with file and line.
 //!
-//! Refuses: a rule after which the router could not log into the servers; a rule that names a map or a certificate
-//! authority that is not there. A rule is never skipped.
+//! A rule is refused if the router could not log into the servers after it, or if it names a map or
+//! needs a certificate authority that does not exist. A rule is never skipped.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -32,35 +32,38 @@ use crate::config::{
     Auth, Config, FileAccess, ListenerTls, ServerCredential, ServerSecret, Stamp, Stamps, Verifiers,
 };
 
-/// How long a users file that is not read yet may be the reason why a password is wrong. One with a fault never is read.
+/// How long after a change of the users file a wrong password may be caused by the old contents.
+/// The limit is needed because a file with a fault is never read.
 const NEW_FOR: Duration = Duration::from_secs(5);
-/// How long a look at it may take.
-const LOOK_WITHIN: Duration = Duration::from_millis(250);
+/// Time limit for reading the file's metadata.
+const STAT_WITHIN: Duration = Duration::from_millis(250);
 
-/// Everything a login is decided with. Replaced whole when a file changes; logins under way keep theirs.
+/// Everything that decides a login. A change of a file replaces it as a whole; running logins keep
+/// the old one.
 #[derive(Debug)]
 pub struct AuthPolicy {
     pub rules: Rules,
     pub maps: Maps,
-    /// `None` where the cluster is asked.
+    /// `None` if the cluster is asked for verifiers.
     pub users: Option<UserList>,
-    /// The users file as it was when it was read.
+    /// The users file and its stamp when it was read.
     users_file: Option<(PathBuf, Option<Stamp>)>,
-    /// One look at it at a time: a file system that does not answer takes one thread.
-    looks: Arc<Semaphore>,
+    /// One check of the file at a time: a file system that does not answer occupies only one
+    /// thread.
+    stat_slot: Arc<Semaphore>,
     pub credentials: ServerCredentials,
     pub ldap_tls: Arc<ClientConfig>,
-    /// By the number of the rule; `None` where its method is another.
+    /// By the number of the rule; `None` if its method is not `ldap`.
     directories: Vec<Option<LdapSettings>>,
-    /// The files looked at, found or not, as they were just before.
+    /// The stamps of all files and directories that were read or looked for, taken just before.
     pub watched: Stamps,
 }
 
-/// What is wrong, each fault one line with its place.
+/// All faults, each in one line with its file and line.
 #[derive(Debug)]
 pub struct AuthPolicyError {
     pub lines: Vec<String>,
-    /// As [`AuthPolicy::watched`]: a change in any may mend it.
+    /// As [`AuthPolicy::watched`]: a change of one of them may fix the fault.
     pub watched: Stamps,
 }
 
@@ -72,18 +75,18 @@ impl fmt::Display for AuthPolicyError {
 
 impl std::error::Error for AuthPolicyError {}
 
-/// What of the rest of the configuration makes a rule possible.
+/// The parts of the rest of the configuration that rules depend on.
 #[derive(Debug, Clone, Copy)]
-pub struct Around<'a> {
+pub struct PolicyContext<'a> {
     /// Clients' certificates can be checked: `tls.client_ca_file`.
     pub has_client_ca: bool,
     /// Some listener offers TLS.
     pub has_tls: bool,
-    /// The console's database: behind it there is no server to log into.
+    /// The console's database. It needs no login to a server.
     pub console: Option<&'a str>,
 }
 
-impl<'a> Around<'a> {
+impl<'a> PolicyContext<'a> {
     pub fn of(config: &'a Config) -> Self {
         Self {
             has_client_ca: config.tls.as_ref().is_some_and(|tls| tls.asks_clients),
@@ -97,11 +100,11 @@ impl<'a> Around<'a> {
 }
 
 impl AuthPolicy {
-    /// Reads and checks everything; blocks. Reports all faults of all files at once.
+    /// Reads and checks everything. Blocks. Reports all faults of all files together.
     ///
     /// # Errors
     /// Every fault, in the order of the files.
-    pub fn load(auth: &Auth, around: Around<'_>, mock: &MockSecret) -> Result<Self, AuthPolicyError> {
+    pub fn load(auth: &Auth, context: PolicyContext<'_>, mock: &MockSecret) -> Result<Self, AuthPolicyError> {
         let disk = Disk::default();
         let mut others = Vec::new();
         let maps = match &auth.ident_file {
@@ -129,19 +132,20 @@ impl AuthPolicy {
             None => Some(Rules::builtin()),
             Some(path) => {
                 let file = hba::read(&disk, path);
-                // Line by line, so that a rule that cannot be read hides no other that cannot work.
+                // Line by line, so that a rule that cannot be read does not hide the faults of
+                // other rules.
                 for line in file.lines() {
                     match line {
                         Err(fault) => faults.push(fault.to_string()),
                         Ok(rule) => {
-                            faults.extend(disk.has_open_secret(rule));
+                            faults.extend(disk.exposed_secret(rule));
                             let mut check = PolicyCheck {
                                 rule,
                                 maps: maps.as_ref(),
                                 users: users.as_ref().and_then(Option::as_ref),
                                 has_unread_users: users.is_none(),
                                 credentials: &credentials,
-                                around,
+                                context,
                                 faults: &mut faults,
                             };
                             directories.push(check.run());
@@ -166,7 +170,7 @@ impl AuthPolicy {
                 maps,
                 users,
                 users_file,
-                looks: Arc::new(Semaphore::new(1)),
+                stat_slot: Arc::new(Semaphore::new(1)),
                 credentials,
                 ldap_tls,
                 directories,
@@ -179,21 +183,22 @@ impl AuthPolicy {
         }
     }
 
-    /// Whether there is another users file by now, which has been there for a moment only: it counts once two looks are
-    /// alike. Bounded in time, since a file system may not answer.
+    /// Whether the users file has changed in the last seconds and was not read again yet. (A change
+    /// is read once two checks see the same stamp.) Limited in time, since a file system may not
+    /// answer.
     pub(super) async fn has_new_users(&self) -> bool {
         let Some((path, known)) = self.users_file.clone() else {
             return false;
         };
-        let look = async {
-            let place = Arc::clone(&self.looks).acquire_owned().await.ok()?;
-            let look = tokio::task::spawn_blocking(move || {
-                let _place = place;
+        let stamp = async {
+            let slot = Arc::clone(&self.stat_slot).acquire_owned().await.ok()?;
+            let stamp = tokio::task::spawn_blocking(move || {
+                let _slot = slot;
                 Stamp::of(&path)
             });
-            look.await.ok()
+            stamp.await.ok()
         };
-        match tokio::time::timeout(LOOK_WITHIN, look).await {
+        match tokio::time::timeout(STAT_WITHIN, stamp).await {
             Ok(Some(now)) => now != known && now.is_some_and(|now| now.is_younger(NEW_FOR)),
             Ok(None) | Err(_) => false,
         }
@@ -204,21 +209,22 @@ impl AuthPolicy {
         self.directories.get(index)?.as_ref()
     }
 
-    /// Sentences about rules that are right and cannot do what they seem to.
-    pub fn warnings(&self, around: Around<'_>) -> Vec<String> {
-        let is_idle = |rule: &&Rule| {
+    /// Warnings about rules that are valid but have no effect.
+    pub fn warnings(&self, context: PolicyContext<'_>) -> Vec<String> {
+        let is_unused = |rule: &&Rule| {
             rule.connection == Connection::HostGssEnc
-                || (rule.connection == Connection::HostSsl && !around.has_tls)
+                || (rule.connection == Connection::HostSsl && !context.has_tls)
         };
-        let idle = self.rules.iter().filter(is_idle);
-        idle.map(|rule| {
-            let why = match rule.connection {
-                Connection::HostGssEnc => "the router offers no GSSAPI encryption",
-                _ => "no listener offers TLS",
-            };
-            format!("{}: this rule never matches, since {why}", rule.place)
-        })
-        .collect()
+        let unused = self.rules.iter().filter(is_unused);
+        unused
+            .map(|rule| {
+                let why = match rule.connection {
+                    Connection::HostGssEnc => "the router offers no GSSAPI encryption",
+                    _ => "no listener offers TLS",
+                };
+                format!("{}: this rule never matches, because {why}", rule.place)
+            })
+            .collect()
     }
 }
 
@@ -232,16 +238,16 @@ fn collect<T, E: fmt::Display>(result: Result<T, Vec<E>>, faults: &mut Vec<Strin
     }
 }
 
-/// One rule, held against everything else.
+/// One rule, checked against everything else.
 struct PolicyCheck<'a> {
     rule: &'a Rule,
-    /// `None` where there are faults in their file: what it lacks is not known.
+    /// `None` if their file has faults: then it is not known which maps are missing.
     maps: Option<&'a Maps>,
     users: Option<&'a UserList>,
-    /// There is a users file, with faults in it.
+    /// There is a users file, and it has faults.
     has_unread_users: bool,
     credentials: &'a ServerCredentials,
-    around: Around<'a>,
+    context: PolicyContext<'a>,
     faults: &'a mut Vec<String>,
 }
 
@@ -250,12 +256,12 @@ impl PolicyCheck<'_> {
         self.faults.push(format!("{}: {what}", self.rule.place));
     }
 
-    /// Gives the rule's directory, if it asks one.
+    /// Returns the settings of the rule's LDAP directory, if it has one.
     fn run(&mut self) -> Option<LdapSettings> {
         let rule = self.rule;
         let asks = rule.method == Method::Cert || rule.client_certificate != ClientCertificate::Off;
-        if asks && !self.around.has_client_ca {
-            self.fault("clients' certificates cannot be checked: set tls.client_ca_file");
+        if asks && !self.context.has_client_ca {
+            self.fault("the router cannot check clients' certificates: set tls.client_ca_file");
         }
         if let Some(map) = rule
             .map
@@ -283,9 +289,10 @@ impl PolicyCheck<'_> {
         }
     }
 
-    /// Such a login leaves nothing in the router's hands that opens a server: something else must.
+    /// Such a login leaves no secret for the login to the servers, so the configuration must
+    /// provide one.
     fn check_server_login(&mut self) {
-        let console = self.around.console.map(str::as_bytes);
+        let console = self.context.console.map(str::as_bytes);
         let is_console = |database: &DatabaseMatch| matches!(database, DatabaseMatch::Name(name) if Some(&name[..]) == console);
         if self.rule.databases.iter().all(is_console) {
             return;
@@ -295,7 +302,8 @@ impl PolicyCheck<'_> {
         for user in &self.rule.users {
             let opens = match user {
                 UserMatch::Name(name) => self.opens(self.credentials.find(name), Some(name)),
-                // Whoever it turns out to be, the entry for all is there for him at least.
+                // Any user may match, so there must be an entry for all users, and every entry must
+                // work.
                 UserMatch::All | UserMatch::MemberOf(_) | UserMatch::Pattern(_) => {
                     self.credentials.for_all().is_some()
                         && self
@@ -312,12 +320,12 @@ impl PolicyCheck<'_> {
         if let Some(user) = without {
             let hint = match method {
                 Method::Ldap(_) => {
-                    "add an entry to auth.server_credentials; `password: client` passes on the password that the directory accepted"
+                    "add an entry to auth.server_credentials; `password: client` uses the password that the directory accepted"
                 }
                 _ => "add an entry to auth.server_credentials, or the password to auth.users_file",
             };
             let what = format!(
-                "after method \"{}\" the router has nothing to log into the servers with as {}: {hint}",
+                "after method \"{}\" the router has no credential to log into the servers as {}: {hint}",
                 method.word(),
                 hba::rows::user(user)
             );
@@ -340,22 +348,22 @@ impl PolicyCheck<'_> {
     }
 }
 
-/// The file system, with what was looked at and how it was just before.
+/// The file system. It records the stamps of everything that was read or looked for.
 #[derive(Default)]
 struct Disk {
     stamps: RefCell<Stamps>,
-    /// Of the files that were read.
+    /// The modes of the files that were read.
     modes: RefCell<HashMap<PathBuf, u32>>,
 }
 
 impl Disk {
-    fn note(&self, path: &Path) {
+    fn record(&self, path: &Path) {
         let mut seen = self.stamps.borrow_mut();
         seen.entry(path.to_owned()).or_insert_with(|| Stamp::of(path));
     }
 
-    /// What is wrong with a rule that has a password, in a file that everybody can read.
-    fn has_open_secret(&self, rule: &Rule) -> Option<String> {
+    /// The fault of a rule with a password in a file that other users can read.
+    fn exposed_secret(&self, rule: &Rule) -> Option<String> {
         let RuleOrigin::File { path, .. } = &rule.place else {
             return None;
         };
@@ -363,14 +371,14 @@ impl Disk {
         let mode = *self.modes.borrow().get(&**path)?;
         let (what, hint) = FileAccess::Private.problem(mode)?;
         Some(format!(
-            "{}: ldapbindpasswd is a password, and the file {what} ({hint})",
+            "{}: ldapbindpasswd contains a password, and the file {what} ({hint})",
             rule.place
         ))
     }
 }
 
-/// Nobody may write it but its owner and its group.
-fn guarded(metadata: &Metadata) -> io::Result<()> {
+/// Checks that only the owner and the group may write to it.
+fn check_writers(metadata: &Metadata) -> io::Result<()> {
     match FileAccess::Public.problem(metadata.mode()) {
         Some((what, hint)) => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
@@ -382,15 +390,15 @@ fn guarded(metadata: &Metadata) -> io::Result<()> {
 
 impl Files for Disk {
     fn read(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-        self.note(path);
-        // Before it is opened: to open a named pipe would wait.
+        self.record(path);
+        // Checked before it is opened, because opening a named pipe would block.
         if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         let mut contents = Vec::new();
         let file = File::open(path)?;
         let metadata = file.metadata()?;
-        guarded(&metadata)?;
+        check_writers(&metadata)?;
         self.modes.borrow_mut().insert(path.to_owned(), metadata.mode());
         file.take(limit as u64 + 1).read_to_end(&mut contents)?;
         if contents.starts_with(b"\xff\xfe") || contents.starts_with(b"\xfe\xff") {
@@ -406,9 +414,9 @@ impl Files for Disk {
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
-        self.note(directory);
-        // Anybody could add a file to it.
-        guarded(&std::fs::metadata(directory)?)?;
+        self.record(directory);
+        // Users with write access could add a file.
+        check_writers(&std::fs::metadata(directory)?)?;
         let mut entries = Vec::new();
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();

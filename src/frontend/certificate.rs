@@ -1,5 +1,6 @@
-//! Who a client's certificate names, in the forms PostgreSQL compares (`be-secure-openssl.c`): the common name as it
-//! is, and the distinguished name as OpenSSL prints it (`XN_FLAG_RFC2253`).
+//! The subject of a client's certificate in the two forms that PostgreSQL compares
+//! (`be-secure-openssl.c`): the common name, unchanged, and the distinguished name as OpenSSL
+//! prints it (`XN_FLAG_RFC2253`).
 
 use std::fmt::Write as _;
 
@@ -9,18 +10,19 @@ use x509_parser::x509::X509Name;
 /// The identity in a client's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
-    /// The first common name; never with a zero byte.
+    /// The first common name. It never contains a zero byte.
     pub common_name: Option<Vec<u8>>,
-    /// RFC 2253: the last part first, as in `CN=app,O=Example`.
+    /// RFC 2253: the last part comes first, as in `CN=app,O=Example`.
     pub distinguished_name: String,
 }
 
-/// Why a certificate that was verified is refused nevertheless.
+/// Why a verified certificate is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PeerCertificateError {
     #[error("the client's certificate cannot be read")]
     Unreadable,
-    /// A program that took it for the end of a string would see another name (CVE-2009-4034).
+    /// A program that treats the zero byte as the end of the string would see another name
+    /// (CVE-2009-4034).
     #[error("the common name of the client's certificate contains a zero byte")]
     ZeroByte,
 }
@@ -45,8 +47,8 @@ impl PeerCertificate {
     }
 }
 
-/// OpenSSL's short names of the attributes that subjects have. One that is not here is written as its OID, with its
-/// value in hexadecimal, as RFC 2253 has it for unknown ones.
+/// OpenSSL's short names of subject attributes. An attribute that is not in this table is written
+/// as its OID with the value in hexadecimal, as RFC 2253 requires for unknown attributes.
 const SHORT_NAMES: &[(&str, &str)] = &[
     ("2.5.4.3", "CN"),
     ("2.5.4.4", "SN"),
@@ -84,7 +86,8 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("1.3.6.1.4.1.311.60.2.1.3", "jurisdictionC"),
 ];
 
-/// From the last part to the first, a set of values too; `,` between parts, `+` within one.
+/// From the last part to the first, and likewise within a part. `,` separates parts, `+` separates
+/// the values of one part.
 fn distinguished_name(name: &X509Name<'_>) -> String {
     let mut out = String::new();
     let parts: Vec<_> = name.iter_rdn().collect();
@@ -117,14 +120,15 @@ fn short_name(oid: &Oid<'_>) -> Option<&'static str> {
         .map(|(_, short)| *short)
 }
 
-/// The characters of a string type; `None` for other types, and for one that is not what it says.
+/// The characters of a string type. `None` for other types, and if the bytes are not valid for the
+/// type.
 fn text(value: &Any<'_>) -> Option<Vec<char>> {
     if value.class() != Class::Universal {
         return None;
     }
     match value.tag() {
         Tag::Utf8String => Some(str::from_utf8(value.data).ok()?.chars().collect()),
-        // Taken for ISO 8859-1.
+        // Read as ISO 8859-1.
         Tag::NumericString
         | Tag::PrintableString
         | Tag::T61String
@@ -147,10 +151,11 @@ fn text(value: &Any<'_>) -> Option<Vec<char>> {
     }
 }
 
-/// What is special is escaped by `\`; control characters and bytes of UTF-8 beyond ASCII are `\XX`.
+/// Special characters are escaped with `\`. Control characters and UTF-8 bytes beyond ASCII are
+/// written as `\XX`.
 fn escape(out: &mut String, characters: &[char]) {
     for (index, &character) in characters.iter().enumerate() {
-        // OpenSSL takes an only character for the last, not the first.
+        // OpenSSL treats a single character as the last one, not the first.
         let last = index + 1 == characters.len();
         let first = index == 0 && !last;
         match character {
@@ -202,8 +207,9 @@ mod tests {
 
     use super::*;
 
-    /// A certificate whose subject `openssl req` makes of `subject`, and the name that OpenSSL itself prints for it.
-    fn made(subject: &str, options: &[&str]) -> (Vec<u8>, String) {
+    /// A certificate that `openssl req` creates for `subject`, and the name that OpenSSL prints for
+    /// it.
+    fn create(subject: &str, options: &[&str]) -> (Vec<u8>, String) {
         let directory = tempfile::tempdir().unwrap();
         let openssl = |arguments: &[&str]| {
             let output = Command::new("openssl")
@@ -211,8 +217,8 @@ mod tests {
                 .current_dir(directory.path())
                 .output()
                 .unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{arguments:?}: {said}");
+            let printed = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{arguments:?}: {printed}");
             output.stdout
         };
         let mut request = vec![
@@ -264,29 +270,29 @@ mod tests {
             ("/CN=\u{1f511}", r"CN=\F0\9F\94\91"),
             ("/CN=a\tb\u{7f}", r"CN=a\09b\7F"),
         ] {
-            let (certificate, printed) = made(subject, &["-utf8"]);
+            let (certificate, printed) = create(subject, &["-utf8"]);
             let read = PeerCertificate::read(&certificate).unwrap();
             assert_eq!(read.distinguished_name, printed, "{subject}");
             assert_eq!(read.distinguished_name, expected, "{subject}");
         }
     }
 
-    /// OpenSSL's own table of names, where its `req` can be made to write them all.
+    /// Compares with OpenSSL's own names: `req` writes all of them into one certificate.
     #[test]
     fn every_short_name_is_openssls() {
         let subject: String = SHORT_NAMES
             .iter()
             .map(|(oid, short)| format!("/{oid}={}", if short.ends_with('C') { "DE" } else { "x" }))
             .collect();
-        let (certificate, printed) = made(&subject, &[]);
+        let (certificate, printed) = create(&subject, &[]);
         let read = PeerCertificate::read(&certificate).unwrap();
         assert_eq!(read.distinguished_name, printed);
     }
 
     #[test]
-    fn the_common_name_is_the_first_and_as_it_is() {
+    fn the_common_name_is_the_first_one_unchanged() {
         let of = |subject: &str| {
-            let (certificate, _) = made(subject, &["-utf8"]);
+            let (certificate, _) = create(subject, &["-utf8"]);
             PeerCertificate::read(&certificate).unwrap().common_name
         };
         assert_eq!(of("/CN=first/CN=second").unwrap(), b"first");
@@ -294,7 +300,7 @@ mod tests {
         assert_eq!(of("/O=nobody"), None);
     }
 
-    /// A zero byte would end the name for a program that takes it for a C string.
+    /// A program that reads the name as a C string would end it at the zero byte.
     #[test]
     fn a_zero_byte_in_the_common_name_is_refused() {
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -307,7 +313,7 @@ mod tests {
             PeerCertificate::read(certificate.der()),
             Err(PeerCertificateError::ZeroByte)
         );
-        // Two bytes a character: every other one is zero, as PostgreSQL would find.
+        // With two bytes per character every other byte is zero. PostgreSQL refuses this too.
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
         let wide = rcgen::string::BmpString::try_from("app").unwrap();
         params
@@ -321,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn other_types_are_dumped_and_garbage_is_refused() {
+    fn unknown_attributes_are_written_as_hexadecimal_and_garbage_is_refused() {
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
         // An attribute that has no short name.

@@ -9,7 +9,8 @@ use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::sys::socket::SockaddrStorage;
 use tokio::time::Instant;
 
-/// They are read again when older than this: addresses come and go, with a failover's virtual one for instance.
+/// The addresses are read again when they are older than this, because they change, for instance
+/// when a virtual address moves in a failover.
 const REUSED_FOR: Duration = Duration::from_secs(1);
 
 type Addresses = Vec<(IpAddr, IpAddr)>;
@@ -36,8 +37,8 @@ fn address_and_mask(interface: &InterfaceAddress) -> Option<(IpAddr, IpAddr)> {
     Some((address, mask(address, interface.netmask.as_ref().and_then(ip))))
 }
 
-/// A mask that is missing, empty or of another family holds the address alone, as in PostgreSQL
-/// (`pg_foreach_ifaddr`).
+/// If the mask is missing, empty or of another family, the net contains only the address, as in
+/// PostgreSQL (`pg_foreach_ifaddr`).
 fn mask(address: IpAddr, given: Option<IpAddr>) -> IpAddr {
     match given {
         Some(mask) if mask.is_ipv4() == address.is_ipv4() && !mask.is_unspecified() => mask,
@@ -46,7 +47,7 @@ fn mask(address: IpAddr, given: Option<IpAddr>) -> IpAddr {
     }
 }
 
-/// `None` for what is no internet address, as the link layer's.
+/// `None` for an address of another kind, for instance of the link layer.
 fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(v4.ip().into());
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_are_of_the_addresss_family_and_not_empty() {
+    fn a_mask_of_another_family_or_an_empty_mask_is_replaced() {
         let v4: IpAddr = [10, 0, 0, 1].into();
         let v6: IpAddr = Ipv6Addr::LOCALHOST.into();
         let slash_8: IpAddr = [255, 0, 0, 0].into();

@@ -1,11 +1,17 @@
-//! Asks a directory whether a client's password is right (PostgreSQL's method `ldap`).
+//! Asks an LDAP directory whether a client's password is right (PostgreSQL's method `ldap`).
 //!
-//! Guarantees: one deadline bounds everything, and each server gets a share of what is left of it, so that a silent one
-//! does not cost the others their turn; a server can make us hold at most [`LARGEST_ANSWER`] bytes (and one read) and
-//! read [`MOST_BYTES`]; with TLS asked for, certificate and name are verified, and nothing is sent in clear text but the
-//! request for it; no task outlives the call, and no connection.
+//! Guarantees:
 //!
-//! Refuses: referrals, aliases, an empty password (which many servers take for an anonymous bind and accept).
+//! - One deadline covers everything. Each server gets a share of the time that is left, so that a
+//!   server that does not answer leaves time for the others.
+//! - A server can make the router hold at most [`LARGEST_ANSWER`] bytes (and one read), and read at
+//!   most [`MAX_BYTES`].
+//! - With TLS, certificate and name are verified, and only the `StartTLS` request is sent in clear
+//!   text.
+//! - No task and no connection outlives the call.
+//!
+//! Referrals and aliases are not followed. An empty password is refused: many servers take it for
+//! an anonymous bind and accept it.
 
 use std::fmt;
 use std::io;
@@ -27,20 +33,21 @@ use crate::auth::ldap::{Encryption, LdapServer, LdapSettings, Mode, Search, Unfi
 use crate::names;
 use crate::tls::{self, Authorities, AuthorityError, NameCheck, ServerVerifier};
 
-/// Bytes read from one server in one login.
-pub const MOST_BYTES: usize = 256 * 1024;
-/// Messages of one search: references to other parts of the directory are passed over.
-const MOST_MESSAGES: usize = 1000;
-/// Bytes of a server's own words that are logged.
+/// Limit of bytes read from one server in one login.
+pub const MAX_BYTES: usize = 256 * 1024;
+/// Limit of messages in one search: references to other parts of the directory are skipped.
+const MAX_MESSAGES: usize = 1000;
+/// Limit of bytes of a server's diagnostic message in the log.
 const LONGEST_DIAGNOSTIC: usize = 200;
-/// Enough to know that there is more than one.
+/// Two entries are enough to know that there is more than one.
 const ENTRIES: u8 = 2;
 
 /// Result codes (RFC 4511, appendix A.1).
 const SUCCESS: u32 = 0;
 const SIZE_LIMIT_EXCEEDED: u32 = 4;
-/// Those that say something of the user and his password. Every other one says that the server or the rule is at fault.
-const VERDICTS: [u32; 9] = [
+/// Result codes that concern the user or the password. All others mean that the server or the rule
+/// is at fault.
+const USER_FAULTS: [u32; 9] = [
     10, // referral: the entry is elsewhere
     16, // noSuchAttribute
     19, // constraintViolation: locked, by some password policies
@@ -52,13 +59,15 @@ const VERDICTS: [u32; 9] = [
     53, // unwillingToPerform: locked, in some directories
 ];
 
-/// Why a client is not let in. Both reasons are for the log, never for the client; no password is in them.
+/// Why a client is refused. Both reasons go to the log, never to the client, and contain no
+/// password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LdapError {
-    /// The directory says no, or would not even be asked: as after a wrong password.
+    /// The directory refuses the login, or the request is not even sent. The client sees the error
+    /// of a wrong password.
     #[error("{0}")]
     Refused(String),
-    /// Nobody could tell (57P03).
+    /// No directory gave a usable answer (57P03).
     #[error("{0}")]
     Unavailable(String),
 }
@@ -69,10 +78,12 @@ impl From<UnfitName> for LdapError {
     }
 }
 
-/// Why TLS towards directories cannot be set up.
+/// Why TLS to directories cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LdapTlsError {
-    #[error("no usable root certificate for LDAP, neither configured nor in the system's store")]
+    #[error(
+        "there is no usable root certificate for LDAP, neither in the configuration nor in the system's store"
+    )]
     NoRoots,
     #[error("a root certificate for LDAP: {0}")]
     Root(#[from] AuthorityError),
@@ -80,7 +91,8 @@ pub enum LdapTlsError {
     Setup(rustls::Error),
 }
 
-/// TLS towards directories: with these roots, or the system's. Certificate and name are always verified.
+/// TLS to directories with these roots, or with the system's. Certificate and name are always
+/// verified.
 pub fn tls_config(roots: Option<Vec<CertificateDer<'static>>>) -> Result<Arc<ClientConfig>, LdapTlsError> {
     let authorities = match roots {
         Some(roots) => Authorities::new(&roots)?,
@@ -89,15 +101,16 @@ pub fn tls_config(roots: Option<Vec<CertificateDer<'static>>>) -> Result<Arc<Cli
     if authorities.is_empty() {
         return Err(LdapTlsError::NoRoots);
     }
-    trusting(authorities)
+    client_config(authorities)
 }
 
-/// TLS for rules that ask for none: it trusts nobody, and needs no certificate of the system's, where there may be none.
+/// TLS for rules that do not use it: it trusts no certificate, and does not need the system's
+/// store, which may be empty.
 pub fn no_tls_config() -> Result<Arc<ClientConfig>, LdapTlsError> {
-    trusting(Authorities::none())
+    client_config(Authorities::none())
 }
 
-fn trusting(authorities: Authorities) -> Result<Arc<ClientConfig>, LdapTlsError> {
+fn client_config(authorities: Authorities) -> Result<Arc<ClientConfig>, LdapTlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = ServerVerifier::new(NameCheck::ChainAndName, authorities, &provider);
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -110,7 +123,7 @@ fn trusting(authorities: Authorities) -> Result<Arc<ClientConfig>, LdapTlsError>
     Ok(Arc::new(config))
 }
 
-/// Whether `password` is this user's, by the first server that can tell.
+/// Checks `password` for this user with the first server that gives a usable answer.
 ///
 /// Dropping the future closes the connection.
 pub async fn authenticate(
@@ -123,16 +136,16 @@ pub async fn authenticate(
     if password.is_empty() {
         return Err(LdapError::Refused("the password is empty".to_owned()));
     }
-    let question = Question::new(settings.mode(), user, password)?;
+    let request = LoginRequest::new(settings.mode(), user, password)?;
     let mut reasons = Vec::new();
     for (tried, server) in settings.servers().iter().enumerate() {
         let left = u32::try_from(settings.servers().len() - tried).unwrap_or(u32::MAX);
         let now = Instant::now();
         let until = now + deadline.saturating_duration_since(now) / left;
-        let asked = timeout_at(until, ask(server, settings.encryption(), tls, &question, until));
-        let reason = match asked.await {
+        let answer = timeout_at(until, ask(server, settings.encryption(), tls, &request, until));
+        let reason = match answer.await {
             Ok(Err(LdapError::Unavailable(reason))) => reason,
-            Ok(verdict) => return verdict,
+            Ok(result) => return result,
             Err(_) => "no answer in time".to_owned(),
         };
         reasons.push(format!("{server}: {reason}"));
@@ -150,8 +163,9 @@ impl fmt::Display for LdapServer {
     }
 }
 
-/// What every server is asked, made before the first connection: an unfit name costs none.
-struct Question<'a> {
+/// The request to each server. It is built before the first connection, so that an unusable name
+/// costs no connection.
+struct LoginRequest<'a> {
     target: Target<'a>,
     password: &'a [u8],
 }
@@ -161,7 +175,7 @@ enum Target<'a> {
     Find { search: &'a Search, filter: Vec<u8> },
 }
 
-impl<'a> Question<'a> {
+impl<'a> LoginRequest<'a> {
     fn new(mode: &'a Mode, user: &[u8], password: &'a [u8]) -> Result<Self, UnfitName> {
         let target = match mode {
             Mode::Direct { prefix, suffix } => Target::Name(direct_name(prefix, user, suffix)?),
@@ -178,24 +192,24 @@ async fn ask(
     server: &LdapServer,
     encryption: Encryption,
     tls: &Arc<ClientConfig>,
-    question: &Question<'_>,
+    request: &LoginRequest<'_>,
     until: Instant,
 ) -> Result<(), LdapError> {
     let stream = names::connect(&server.host, server.port)
         .await
-        .map_err(|error| lost(&error))?;
-    // Small messages, each waited for.
-    stream.set_nodelay(true).map_err(|error| lost(&error))?;
+        .map_err(|error| io_fault(&error))?;
+    // The messages are small, and each waits for the answer to the one before.
+    stream.set_nodelay(true).map_err(|error| io_fault(&error))?;
     match encryption {
-        Encryption::None => Exchange::new(stream).answer(question, until).await,
+        Encryption::None => Exchange::new(stream).answer(request, until).await,
         Encryption::Ldaps => {
             let stream = encrypt(stream, server, tls).await?;
-            Exchange::new(stream).answer(question, until).await
+            Exchange::new(stream).answer(request, until).await
         }
         Encryption::StartTls => {
             let stream = Exchange::new(stream).start_tls().await?;
             let stream = encrypt(stream, server, tls).await?;
-            Exchange::new(stream).answer(question, until).await
+            Exchange::new(stream).answer(request, until).await
         }
     }
 }
@@ -205,8 +219,9 @@ async fn encrypt(
     server: &LdapServer,
     tls: &Arc<ClientConfig>,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, LdapError> {
-    let name = ServerName::try_from(server.host.clone())
-        .map_err(|_| LdapError::Unavailable("its host is not a name a certificate can have".to_owned()))?;
+    let name = ServerName::try_from(server.host.clone()).map_err(|_| {
+        LdapError::Unavailable("its host is not a name that a certificate can contain".to_owned())
+    })?;
     TlsConnector::from(Arc::clone(tls))
         .connect(name, stream)
         .await
@@ -216,7 +231,7 @@ async fn encrypt(
         })
 }
 
-fn lost(error: &io::Error) -> LdapError {
+fn io_fault(error: &io::Error) -> LdapError {
     LdapError::Unavailable(error.to_string())
 }
 
@@ -228,7 +243,7 @@ fn unexpected() -> LdapError {
     LdapError::Unavailable("the answer does not belong to the request".to_owned())
 }
 
-/// One connection; a request is sent when the one before is answered.
+/// One connection. A request is sent only after the one before was answered.
 struct Exchange<S> {
     stream: S,
     received: Vec<u8>,
@@ -247,40 +262,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
         }
     }
 
-    async fn answer(mut self, question: &Question<'_>, until: Instant) -> Result<(), LdapError> {
-        let verdict = match &question.target {
-            Target::Name(name) => self.prove(name, question.password).await,
+    async fn answer(mut self, request: &LoginRequest<'_>, until: Instant) -> Result<(), LdapError> {
+        let result = match &request.target {
+            Target::Name(name) => self.bind_as_user(name, request.password).await,
             Target::Find { search, filter } => {
                 let name = self.find(search, filter, until).await?;
-                self.prove(&name, question.password).await
+                self.bind_as_user(&name, request.password).await
             }
         };
-        // A courtesy: closing would do, and the verdict does not wait for it.
+        // Optional: closing the connection is enough, and the result does not wait for it.
         tokio::select! {
             biased;
             _ = self.send(&LdapRequest::Unbind) => {}
             () = std::future::ready(()) => {}
         }
-        verdict
+        result
     }
 
     /// Binds as the user.
-    async fn prove(&mut self, name: &str, password: &[u8]) -> Result<(), LdapError> {
-        let outcome = self.bind(name, password).await?;
-        let reason = || format!("bind as the user: {}", describe(&outcome, password));
-        match outcome.code {
+    async fn bind_as_user(&mut self, name: &str, password: &[u8]) -> Result<(), LdapError> {
+        let result = self.bind(name, password).await?;
+        let reason = || format!("bind as the user: {}", describe(&result, password));
+        match result.code {
             SUCCESS => Ok(()),
-            code if VERDICTS.contains(&code) => Err(LdapError::Refused(reason())),
+            code if USER_FAULTS.contains(&code) => Err(LdapError::Refused(reason())),
             _ => Err(LdapError::Unavailable(reason())),
         }
     }
 
-    /// The name of the one entry that is this user.
+    /// The name of the one entry that matches this user.
     async fn find(&mut self, search: &Search, filter: &[u8], until: Instant) -> Result<String, LdapError> {
         if let Some((name, password)) = &search.searcher {
-            let outcome = self.bind(name, password.expose()).await?;
-            if outcome.code != SUCCESS {
-                let reason = describe(&outcome, password.expose());
+            let result = self.bind(name, password.expose()).await?;
+            if result.code != SUCCESS {
+                let reason = describe(&result, password.expose());
                 return Err(LdapError::Unavailable(format!("bind as ldapbinddn: {reason}")));
             }
         }
@@ -296,13 +311,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
             .await?;
         let mut found = None;
         let several = || LdapError::Refused("several entries match the user".to_owned());
-        for _ in 0..MOST_MESSAGES {
+        for _ in 0..MAX_MESSAGES {
             match self.receive(id).await? {
                 Operation::Entry(_) if found.is_some() => return Err(several()),
                 Operation::Entry(name) => found = Some(name),
-                Operation::Searched(outcome) if outcome.code == SUCCESS => {
+                Operation::Searched(result) if result.code == SUCCESS => {
                     return match found {
-                        // The root's name is empty, and a bind without a name is anonymous.
+                        // The root entry's name is empty, and a bind without a name is anonymous.
                         Some(name) if !name.is_empty() => Ok(name),
                         _ => Err(LdapError::Refused("no entry matches the user".to_owned())),
                     };
@@ -313,10 +328,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
                 }) if found.is_some() => {
                     return Err(several());
                 }
-                Operation::Searched(outcome) => {
+                Operation::Searched(result) => {
                     return Err(LdapError::Unavailable(format!(
                         "search: {}",
-                        describe(&outcome, b"")
+                        describe(&result, b"")
                     )));
                 }
                 Operation::Reference | Operation::Other => {}
@@ -331,7 +346,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
     async fn bind(&mut self, name: &str, password: &[u8]) -> Result<LdapResult, LdapError> {
         let id = self.send(&LdapRequest::Bind { name, password }).await?;
         match self.receive(id).await? {
-            Operation::Bound(outcome) => Ok(outcome),
+            Operation::Bound(result) => Ok(result),
             _ => Err(unexpected()),
         }
     }
@@ -342,8 +357,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
         self.stream
             .write_all(&message)
             .await
-            .map_err(|error| lost(&error))?;
-        self.stream.flush().await.map_err(|error| lost(&error))?;
+            .map_err(|error| io_fault(&error))?;
+        self.stream.flush().await.map_err(|error| io_fault(&error))?;
         Ok(i32::from(self.last_id))
     }
 
@@ -359,8 +374,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
         let answer = LdapAnswer::decode(&self.received[..length]).map_err(not_ldap)?;
         self.received.drain(..length);
         match answer.operation {
-            Operation::Extended(outcome) if answer.id == 0 => {
-                let reason = describe(&outcome, b"");
+            Operation::Extended(result) if answer.id == 0 => {
+                let reason = describe(&result, b"");
                 Err(LdapError::Unavailable(format!(
                     "the server ends the connection: {reason}"
                 )))
@@ -372,16 +387,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
 
     async fn read(&mut self) -> Result<(), LdapError> {
         let mut chunk = [0; 4096];
-        let count = self.stream.read(&mut chunk).await.map_err(|error| lost(&error))?;
+        let count = self
+            .stream
+            .read(&mut chunk)
+            .await
+            .map_err(|error| io_fault(&error))?;
         if count == 0 {
             return Err(LdapError::Unavailable(
                 "the server closed the connection".to_owned(),
             ));
         }
         self.total += count;
-        if self.total > MOST_BYTES {
+        if self.total > MAX_BYTES {
             return Err(LdapError::Unavailable(format!(
-                "more than {MOST_BYTES} bytes of answers"
+                "more than {MAX_BYTES} bytes of answers"
             )));
         }
         self.received.extend_from_slice(&chunk[..count]);
@@ -391,20 +410,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
 }
 
 impl Exchange<TcpStream> {
-    /// The stream, when the server is ready for the handshake.
+    /// The stream, once the server is ready for the handshake.
     async fn start_tls(mut self) -> Result<TcpStream, LdapError> {
         let id = self.send(&LdapRequest::StartTls).await?;
         match self.receive(id).await? {
-            Operation::Extended(outcome) if outcome.code == SUCCESS => {}
-            Operation::Extended(outcome) => {
+            Operation::Extended(result) if result.code == SUCCESS => {}
+            Operation::Extended(result) => {
                 return Err(LdapError::Unavailable(format!(
                     "StartTLS: {}",
-                    describe(&outcome, b"")
+                    describe(&result, b"")
                 )));
             }
             _ => return Err(unexpected()),
         }
-        // Bytes from before the handshake are not the server's word (as in CVE-2011-0411).
+        // Bytes from before the handshake are not authenticated (as in CVE-2011-0411).
         if !self.received.is_empty() {
             return Err(LdapError::Unavailable(
                 "StartTLS: clear text after the answer".to_owned(),
@@ -414,14 +433,14 @@ impl Exchange<TcpStream> {
     }
 }
 
-/// An outcome for the log; without the server's words if they repeat the password.
-fn describe(outcome: &LdapResult, password: &[u8]) -> String {
-    let words = &outcome.diagnostic;
-    let repeats = !password.is_empty() && words.windows(password.len()).any(|window| window == password);
-    let shown = &words[..words.len().min(LONGEST_DIAGNOSTIC)];
-    if words.is_empty() || repeats {
-        format!("result {}", outcome.code)
+/// A result for the log, without the server's message if that repeats the password.
+fn describe(result: &LdapResult, password: &[u8]) -> String {
+    let message = &result.diagnostic;
+    let repeats = !password.is_empty() && message.windows(password.len()).any(|window| window == password);
+    let shown = &message[..message.len().min(LONGEST_DIAGNOSTIC)];
+    if message.is_empty() || repeats {
+        format!("result {}", result.code)
     } else {
-        format!("result {} ({})", outcome.code, shown.escape_ascii())
+        format!("result {} ({})", result.code, shown.escape_ascii())
     }
 }

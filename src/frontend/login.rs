@@ -1,5 +1,6 @@
-//! Login of a client: version negotiation, the rule that decides, and the exchange it asks for (protocol chapter,
-//! "Start-up" and "SASL Authentication"; docs/protocol.md, cases 8–29). One module for each kind of exchange.
+//! Login of a client: version negotiation, the choice of the rule, and the exchange that the rule
+//! requires (protocol chapter, "Start-up" and "SASL Authentication"; docs/protocol.md, cases 8–29).
+//! There is one module for each kind of exchange.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,54 +35,57 @@ mod sasl;
 
 pub use error::{LoginError, Offence};
 
-/// The longest password there is, its end, and the length word. Some cloud providers' tokens come near it (case 25);
-/// PostgreSQL itself reads five bytes less.
+/// The longest password, its terminating zero and the length field. Tokens of some cloud providers
+/// are almost as long (case 25). PostgreSQL itself accepts five bytes less.
 const LARGEST_PASSWORD_MESSAGE: usize = scram::MAX_PASSWORD + 1 + 4;
 
-/// A client that has proven who it is. Only [`Exchange::run`] makes one.
+/// Proof that a client is authenticated. Only [`Exchange::run`] creates it.
 #[derive(Debug)]
 pub struct Authenticated {
     server_login: Option<ServerLogin>,
     has_proven: bool,
     is_bound: bool,
-    /// The last words of the exchange and AuthenticationOk, held back to travel with what follows.
-    welcome: BytesMut,
+    /// The last message of the exchange and AuthenticationOk. They are sent together with the
+    /// messages that follow.
+    final_messages: BytesMut,
 }
 
 impl Authenticated {
-    /// Whether it has shown anything: `trust` asks for nothing, and such a login makes good no failures before it.
+    /// Whether the client has proven anything. `trust` asks for no proof, so such a login does not
+    /// reset the count of failed logins.
     pub fn has_proven(&self) -> bool {
         self.has_proven
     }
 
-    /// Whether its proof is tied to the certificate it was shown (SCRAM-SHA-256-PLUS).
+    /// Whether the proof is bound to the certificate that the router presented
+    /// (SCRAM-SHA-256-PLUS).
     pub fn is_bound(&self) -> bool {
         self.is_bound
     }
 
-    /// How to log into a server as this client, `None` where there is none; and what the client has to hear before
-    /// anything else.
+    /// How to log into a server as this client (`None` for the console), and the messages that the
+    /// client must receive first.
     pub fn into_parts(self) -> (Option<ServerLogin>, BytesMut) {
-        (self.server_login, self.welcome)
+        (self.server_login, self.final_messages)
     }
 }
 
-/// What a client gets once it is in.
+/// What an authenticated client is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destination {
     Servers,
-    /// The router's own console: there is no server to log into.
+    /// The router's console, which needs no server.
     Console,
 }
 
-/// What a login is decided with.
+/// Everything that a login depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct LoginContext<'a> {
     pub policy: &'a AuthPolicy,
     pub destination: Destination,
     pub cluster: &'a ClusterHandle,
     pub mock: &'a Arc<MockSecret>,
-    /// Bounds how many passwords in clear are checked at once.
+    /// Limits how many cleartext passwords are checked at once.
     pub derivations: &'a Arc<Derivations>,
     pub deadline: Instant,
 }
@@ -96,7 +100,7 @@ pub async fn negotiate(stream: &mut ClientStream, packet: &StartupPacket) -> Res
     send(stream, &out).await
 }
 
-/// One login on its way.
+/// One running login.
 #[derive(Debug)]
 pub struct Exchange<'a> {
     stream: &'a mut ClientStream,
@@ -105,9 +109,9 @@ pub struct Exchange<'a> {
     tls: Option<&'a TlsFacts>,
     context: LoginContext<'a>,
     memberships: Option<LookupAnswer<Arc<Memberships>>>,
-    /// What the proof was held against may no longer hold, and nobody can be asked.
+    /// The proof was checked against a remembered answer that no server can confirm now.
     is_unconfirmed: bool,
-    /// Read and not yet looked at.
+    /// Bytes that were read and not parsed yet.
     buffer: BytesMut,
 }
 
@@ -118,14 +122,14 @@ pub struct Decided<'a> {
     rule: &'a Rule,
 }
 
-/// What a method has shown.
-struct Proven {
+/// The result of an authentication method.
+struct ExchangeResult {
     proof: Proof,
-    /// As far as it was looked up.
+    /// `None` if it was not looked up, or not found.
     identity: Option<Identity>,
-    /// The last words of the exchange, before AuthenticationOk.
-    farewell: BytesMut,
-    /// To the TLS connection.
+    /// The last message of the exchange, before AuthenticationOk.
+    last_message: BytesMut,
+    /// Bound to the TLS connection.
     is_bound: bool,
 }
 
@@ -149,7 +153,8 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The first rule that matches decides. What rules need looked up is looked up; if that fails, so does the login.
+    /// The first rule that matches decides. Look-ups that rules need are made here; if one fails,
+    /// the login fails.
     pub async fn decide(&mut self) -> Result<Decided<'a>, LoginError> {
         let facts = Facts {
             user: &self.packet.user,
@@ -174,18 +179,18 @@ impl<'a> Exchange<'a> {
             match rules.decide(&facts, &known) {
                 Step::Decided(Decision::Match(matched)) => {
                     let (index, rule) = (matched.index, matched.rule);
-                    // Before the method, a `reject` too, as in PostgreSQL.
-                    let is_certified = self.tls.is_some_and(|tls| tls.certificate.is_some());
-                    if rule.client_certificate != ClientCertificate::Off && !is_certified {
-                        return Err(self.kept_out(LoginError::NoCertificate));
+                    // Checked before the method, also before `reject`, as in PostgreSQL.
+                    let has_certificate = self.tls.is_some_and(|tls| tls.certificate.is_some());
+                    if rule.client_certificate != ClientCertificate::Off && !has_certificate {
+                        return Err(self.refused(LoginError::NoCertificate));
                     }
                     if rule.method == Method::Reject {
-                        return Err(self.kept_out(LoginError::Rejected(facts.rejected())));
+                        return Err(self.refused(LoginError::Rejected(facts.rejected())));
                     }
                     return Ok(Decided { index, rule });
                 }
                 Step::Decided(Decision::NoMatch) => {
-                    return Err(self.kept_out(LoginError::NoRule(facts.no_entry())));
+                    return Err(self.refused(LoginError::NoRule(facts.no_entry())));
                 }
                 Step::Needs(Need::Memberships) => self.look_up_memberships().await?,
                 Step::Needs(Need::HostName) => host_name = Some(self.host_name(facts.origin).await?),
@@ -193,37 +198,39 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The exchange the rule asks for. One frame at a time is read, and nothing may follow it unasked.
+    /// Runs the exchange that the rule requires. It reads one frame at a time, and no bytes may
+    /// follow a frame before the next request.
     pub async fn run(mut self, decided: Decided<'_>) -> Result<Authenticated, LoginError> {
         let rule = decided.rule;
-        let proven = match &rule.method {
-            Method::Trust | Method::Cert => name::proven(),
+        let result = match &rule.method {
+            Method::Trust | Method::Cert => name::without_secret(),
             Method::Reject => return Err(LoginError::Protocol("rejected".to_owned())),
             Method::Password => password::clear(&mut self).await?,
             Method::Md5 => password::md5(&mut self).await?,
             Method::ScramSha256 => sasl::exchange(&mut self, sasl::LookUp::Due).await?,
             Method::Ldap(_) => {
                 let settings = self.context.policy.directory(decided.index);
-                let settings =
-                    settings.ok_or_else(|| LoginError::Directory("it is not set up".to_owned()))?;
+                let settings = settings.ok_or_else(|| {
+                    LoginError::Directory("the directory of this rule is not set up".to_owned())
+                })?;
                 password::directory(&mut self, settings).await?
             }
             Method::Peer => {
                 name::operating_system(&mut self, rule).await?;
-                name::proven()
+                name::without_secret()
             }
         };
         if rule.method == Method::Cert || rule.client_certificate == ClientCertificate::VerifyFull {
             name::certificate(&mut self, rule).await?;
         }
-        let Proven {
+        let ExchangeResult {
             proof,
             identity,
-            farewell: mut welcome,
+            last_message: mut final_messages,
             is_bound,
-        } = proven;
+        } = result;
         let identity = match (identity, &proof) {
-            // Only a users file has passwords, and it costs nothing to look.
+            // Only a users file has passwords, and looking there costs nothing.
             (None, Proof::Nothing) => self
                 .context
                 .policy
@@ -240,18 +247,18 @@ impl<'a> Exchange<'a> {
                 Some(login.ok_or(LoginError::NoServerLogin)?)
             }
         };
-        let server_login = certain(login, self.hangs_on_memory())?;
-        message::authentication_ok(&mut welcome);
+        let server_login = require_confirmed(login, self.is_any_unconfirmed())?;
+        message::authentication_ok(&mut final_messages);
         Ok(Authenticated {
             server_login,
             has_proven: rule.method != Method::Trust
                 || rule.client_certificate == ClientCertificate::VerifyFull,
             is_bound,
-            welcome,
+            final_messages,
         })
     }
 
-    /// What is known of the user.
+    /// The stored identity of the user.
     async fn identity(&mut self) -> Result<Option<Identity>, LoginError> {
         let user = &self.packet.user;
         if let Some(users) = &self.context.policy.users {
@@ -263,18 +270,19 @@ impl<'a> Exchange<'a> {
         Ok(answer.found)
     }
 
-    /// How a login ends that failed by what is known of the user. What was remembered may be older than a password that
-    /// was just changed: where it could not be asked for now, nothing was shown to be wrong.
+    /// The error of a login that failed against the stored identity. A remembered identity may be
+    /// older than a password change: if no server could confirm it now, the proof was not shown to
+    /// be wrong.
     async fn failed(&self, fault: LoginError) -> LoginError {
         if fault.offence() == Some(Offence::Proof) && self.context.policy.has_new_users().await {
             return LoginError::JustChanged;
         }
-        verdict(fault, self.is_unconfirmed)
+        unless_unconfirmed(fault, self.is_unconfirmed)
     }
 
-    /// Anything that speaks for the client may no longer hold: what its proof was held against, or the memberships that a
-    /// rule or a map asked for, also a rule that was passed by for them.
-    fn hangs_on_memory(&self) -> bool {
+    /// Whether anything that supports the client is unconfirmed: the identity its proof was checked
+    /// against, or the memberships that a rule or a map asked for, also if that rule did not match.
+    fn is_any_unconfirmed(&self) -> bool {
         let are_confirmed = |answer: &LookupAnswer<_>| answer.is_confirmed;
         self.is_unconfirmed || !self.memberships.as_ref().is_none_or(are_confirmed)
     }
@@ -294,9 +302,9 @@ impl<'a> Exchange<'a> {
         self.memberships.as_ref().map(|answer| &*answer.found)
     }
 
-    /// How a login ends that rules or maps do not let in. What was remembered of its memberships, and could not be
-    /// confirmed, may be older than a GRANT.
-    fn kept_out(&self, fault: LoginError) -> LoginError {
+    /// The error of a login that rules or maps refuse. Remembered memberships that could not be
+    /// confirmed may be older than a GRANT.
+    fn refused(&self, fault: LoginError) -> LoginError {
         match &self.memberships {
             Some(answer) if !answer.is_confirmed => LoginError::Lookup(LookupError::Unconfirmed),
             _ => fault,
@@ -323,7 +331,7 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// What the log says of a proof that was none. A method that takes SCRAM only has no use for md5.
+/// The log's reason for a wrong proof. A method that accepts only SCRAM cannot use md5.
 fn wrong_password(identity: Option<&Identity>, is_scram: bool, guess: Option<Guess>) -> LoginError {
     let why = match identity {
         None => error::NO_PASSWORD,
@@ -335,17 +343,21 @@ fn wrong_password(identity: Option<&Identity>, is_scram: bool, guess: Option<Gue
     LoginError::WrongPassword(why, guess)
 }
 
-/// Neither a wrong password nor an unknown user is told by an answer that nobody could confirm.
-fn verdict(fault: LoginError, is_unconfirmed: bool) -> LoginError {
+/// An unconfirmed answer proves neither a wrong password nor an unknown user.
+fn unless_unconfirmed(fault: LoginError, is_unconfirmed: bool) -> LoginError {
     if is_unconfirmed && fault.offence() == Some(Offence::Proof) {
         return LoginError::Unconfirmed;
     }
     fault
 }
 
-/// An answer that nobody could confirm lets in only a client that the server checks as well, under its own name: the
-/// password may have been changed, the role be gone, or its membership revoked. Behind the console there is no server.
-fn certain(login: Option<ServerLogin>, is_unconfirmed: bool) -> Result<Option<ServerLogin>, LoginError> {
+/// An unconfirmed answer admits only a client that the server also checks, under its own name: the
+/// password may have been changed, the role dropped, or its membership revoked. The console has no
+/// server that checks.
+fn require_confirmed(
+    login: Option<ServerLogin>,
+    is_unconfirmed: bool,
+) -> Result<Option<ServerLogin>, LoginError> {
     let is_checked = |login: &ServerLogin| !login.is_operators && login.user.is_none();
     if is_unconfirmed && !login.as_ref().is_some_and(is_checked) {
         return Err(LoginError::Lookup(LookupError::Unconfirmed));
@@ -353,19 +365,20 @@ fn certain(login: Option<ServerLogin>, is_unconfirmed: bool) -> Result<Option<Se
     Ok(login)
 }
 
-/// For `samehost` and `samenet`. An address that cannot be read would be a rule that is silently skipped.
+/// For `samehost` and `samenet`. A failure is an error, because the rule would otherwise be skipped
+/// silently.
 fn own_interfaces() -> Result<Vec<Interface>, LoginError> {
     let pairs = interfaces::interfaces().map_err(|error| {
         LoginError::Lookup(LookupError::Unavailable(format!(
-            "this host's own addresses: {error}"
+            "this host's addresses cannot be read: {error}"
         )))
     })?;
     let interface = |(address, netmask)| Interface { address, netmask };
     Ok(pairs.into_iter().map(interface).collect())
 }
 
-/// Exactly one `p`, whose bytes nobody else holds: it may be a password, to be wiped. Cancel safe: `read_buf` is, and
-/// what it read stays in `buffer`.
+/// Reads exactly one `p` message. No other buffer shares its bytes, so that a password in it can be
+/// wiped. Cancel safe: `read_buf` is, and the bytes it read stay in `buffer`.
 async fn read_password_message(
     stream: &mut ClientStream,
     buffer: &mut BytesMut,
@@ -403,7 +416,7 @@ async fn read_password_message(
     }
 }
 
-/// For more of a message, without a copy of what is there left behind.
+/// Makes room for more of a message, and wipes the old copy.
 fn make_room(buffer: &mut BytesMut) {
     if buffer.len() < buffer.capacity() {
         return;
@@ -428,7 +441,7 @@ mod tests {
     use crate::config::{Secret, ServerSecret};
     use crate::wire::sqlstate::SqlState;
 
-    /// Of a message that somebody else holds as well, no byte can be wiped.
+    /// A message can be wiped only if no other buffer shares its bytes.
     #[tokio::test]
     async fn a_password_message_can_be_wiped() {
         for length in [8, 1019, 1020, 5000, 60_000] {
@@ -454,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unconfirmed_answer_lets_in_only_whom_the_server_checks() {
+    fn an_unconfirmed_answer_admits_only_clients_that_the_server_checks() {
         let entry = |secret| crate::config::ServerCredential {
             path: "auth.server_credentials[0]".to_owned(),
             line: None,
@@ -480,8 +493,8 @@ mod tests {
         let console = (None, false);
         logins.push(console);
         for (login, is_own) in logins {
-            assert!(certain(login.clone(), false).is_ok());
-            match certain(login, true) {
+            assert!(require_confirmed(login.clone(), false).is_ok());
+            match require_confirmed(login, true) {
                 Ok(_) => assert!(is_own),
                 Err(fault) => {
                     assert!(!is_own && fault.offence().is_none());
@@ -500,12 +513,12 @@ mod tests {
             ]
         };
         for fault in wrong() {
-            let fault = verdict(fault, true);
+            let fault = unless_unconfirmed(fault, true);
             assert!(matches!(fault, LoginError::Unconfirmed));
             assert_eq!(
                 fault.offence(),
                 Some(Offence::Garbage),
-                "of the address, not of the user"
+                "counts for the address, not for the user"
             );
             assert_eq!(
                 fault.reply(b"app").map(|reply| reply.code),
@@ -513,19 +526,19 @@ mod tests {
             );
         }
         for fault in wrong() {
-            let fault = verdict(fault, false);
+            let fault = unless_unconfirmed(fault, false);
             assert_eq!(fault.offence(), Some(Offence::Proof));
             assert_eq!(
                 fault.reply(b"app").map(|reply| reply.code),
                 Some(SqlState::INVALID_PASSWORD)
             );
         }
-        let garbage = verdict(LoginError::Protocol("garbage".to_owned()), true);
+        let garbage = unless_unconfirmed(LoginError::Protocol("garbage".to_owned()), true);
         assert_eq!(garbage.offence(), Some(Offence::Garbage));
     }
 
     #[test]
-    fn a_certificate_for_somebody_else_ends_as_the_method_does() {
+    fn a_certificate_of_another_user_gets_the_error_of_the_method() {
         for (method, code, message) in [
             (
                 Method::ScramSha256,
@@ -560,8 +573,8 @@ mod tests {
         ] {
             let word = method.word();
             let reply = LoginError::Certificate(method, String::new()).reply(b"app");
-            let told = reply.map(|reply| (reply.code, reply.message));
-            assert_eq!(told, Some((code, message.to_owned())), "{word}");
+            let sent = reply.map(|reply| (reply.code, reply.message));
+            assert_eq!(sent, Some((code, message.to_owned())), "{word}");
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Connections from clients: listening, TLS, startup, login.
 //!
-//! Guarantees: one deadline from accept to authenticated; no answer before authentication that tells more than
-//! PostgreSQL would; bytes after an encryption request are refused; a connection that only looks (health check, port
-//! scan) makes no noise; before authentication a peer costs a bounded amount of memory.
+//! Guarantees: one deadline covers everything from accept to the end of the login. An answer before
+//! authentication reveals no more than PostgreSQL's would. Bytes after an encryption request are
+//! refused. Health checks and port scans write no log lines. A peer that has not authenticated uses
+//! a limited amount of memory.
 //!
-//! Refuses: to know servers or sessions.
+//! This room knows nothing of servers or sessions.
 
 mod address;
 pub mod auth_policy;

@@ -19,16 +19,16 @@ use crate::wire::proxy;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, CancelRequest, FirstPacket, StartupError, StartupPacket, TLS_HANDSHAKE};
 
-/// PostgreSQL's registered protocol name; demanded with direct TLS (case 4).
+/// PostgreSQL's registered ALPN protocol name. Direct TLS requires it (case 4).
 const ALPN: &[u8] = b"postgresql";
 
-/// What a client turned out to want.
+/// What the client asks for with its first packets.
 #[derive(Debug)]
 pub enum Opening {
     Session {
         stream: ClientStream,
         packet: StartupPacket,
-        /// `None` in clear. For the login only: an idle session does without.
+        /// `None` without TLS. Only the login needs it; an idle session does not keep it.
         tls: Option<Box<TlsFacts>>,
     },
     Cancel {
@@ -41,21 +41,22 @@ pub enum Opening {
     },
 }
 
-/// Why an opening came to nothing.
+/// Why an opening failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpeningError {
-    /// It connected and left, or never said anything that needs an answer: a health check, a port scan.
+    /// The peer connected and left, or sent nothing that needs an answer: a health check, a port
+    /// scan.
     #[error("hung up")]
     HungUp,
     #[error("{0}")]
     Startup(#[from] StartupError),
     #[error("received unencrypted data after an encryption request")]
     Injected,
-    #[error("an encryption request inside TLS, or a second one")]
+    #[error("an encryption request inside TLS, or a second encryption request")]
     EncryptionTwice,
     #[error("direct TLS without ALPN protocol \"postgresql\"")]
     NoAlpn,
-    #[error("direct TLS on a port that offers none")]
+    #[error("direct TLS on a port that does not offer TLS")]
     TlsNotOffered,
     #[error("TLS handshake: {}", tls::of_io(.0).map_or_else(|| .0.to_string(), tls::explain))]
     Handshake(io::Error),
@@ -63,27 +64,29 @@ pub enum OpeningError {
     Certificate(PeerCertificateError),
     /// From an address that is not among `proxy_protocol.trusted`.
     #[error(
-        "a PROXY protocol header, which this listener does not take from this address: set its proxy_protocol.trusted \
-         to the balancer's address, or remove send-proxy there"
+        "a PROXY protocol header from an address that this listener does not trust: add the balancer's address to the \
+         listener's proxy_protocol.trusted, or remove send-proxy at the balancer"
     )]
     ProxyHeader,
     #[error("this port requires TLS")]
     TlsRequired,
 }
 
-/// What is offered to the client on this listener.
+/// The encryption that this listener offers.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    /// Shared by all listeners; another one may be put in its place, for the handshakes that begin after that.
+    /// All listeners share it. A reload replaces it; handshakes that begin later use the new one.
     pub tls: Option<Arc<ArcSwap<Acceptor>>>,
     pub mode: ListenerTls,
 }
 
-/// Reads up to and including the startup packet. Answers faults itself where PostgreSQL would.
+/// Reads up to and including the startup packet. Where PostgreSQL would answer a fault, this
+/// function answers it.
 pub async fn open(stream: ClientStream, offer: &Offer) -> Result<Opening, OpeningError> {
     match stream {
         ClientStream::Plain(socket) => over_network(socket, offer).await,
-        // No TLS on this host, as with PostgreSQL; the first byte of direct TLS is no length of a startup packet.
+        // A Unix socket has no TLS, as in PostgreSQL. The first byte of direct TLS is not a valid
+        // length of a startup packet.
         local => in_clear(local, None, ListenerTls::Off).await,
     }
 }
@@ -103,7 +106,7 @@ async fn over_network(socket: TcpStream, offer: &Offer) -> Result<Opening, Openi
         };
         let (stream, facts) = handshake(socket, &acceptor).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-            // No PostgreSQL client: a cross-protocol request must learn nothing.
+            // This is no PostgreSQL client. A cross-protocol attack must get no answer.
             return Err(OpeningError::NoAlpn);
         }
         return inside_tls(stream, facts).await;
@@ -148,7 +151,7 @@ async fn in_clear(
             return Err(answer(&mut stream, OpeningError::EncryptionTwice).await);
         }
         if !buffer.is_empty() {
-            // CVE-2021-23214: what came behind the request would be taken for encrypted data.
+            // CVE-2021-23214: the bytes after the request would be taken for encrypted data.
             return Err(answer(&mut stream, OpeningError::Injected).await);
         }
         let is_ssl = matches!(packet, FirstPacket::SslRequest);
@@ -159,7 +162,7 @@ async fn in_clear(
             .map_err(|_| OpeningError::HungUp)?;
         if let Some(acceptor) = accept {
             let ClientStream::Plain(socket) = stream else {
-                unreachable!("not yet encrypted, and no TLS on a Unix socket")
+                unreachable!("the stream is not encrypted yet, and a Unix socket has no TLS")
             };
             let (stream, facts) = handshake(socket, acceptor).await?;
             return inside_tls(stream, facts).await;
@@ -210,7 +213,7 @@ async fn inside_tls(
     Err(answer(&mut stream, fault).await)
 }
 
-/// Nothing may follow the packet: the client has to wait for our answer.
+/// No bytes may follow the packet: the client has to wait for the answer.
 async fn finish(
     mut stream: ClientStream,
     rest: &BytesMut,
@@ -223,8 +226,8 @@ async fn finish(
     }
 }
 
-/// Reads until one first packet is whole. What was read beyond it stays in `buffer`, which never holds more than
-/// the largest packet and one read. Cancel safe: `read_buf` is.
+/// Reads until one first packet is complete. Bytes after it stay in `buffer`, which never holds
+/// more than the largest packet and one read. Cancel safe, because `read_buf` is.
 async fn read_packet(stream: &mut ClientStream, buffer: &mut BytesMut) -> Result<FirstPacket, OpeningError> {
     loop {
         let parsed = startup::parse(buffer).map_err(|fault| OpeningError::at_first(fault, buffer))?;
@@ -240,20 +243,20 @@ async fn read_packet(stream: &mut ClientStream, buffer: &mut BytesMut) -> Result
     }
 }
 
-/// Tells the client, where PostgreSQL would, and passes the fault on.
+/// Sends an error to the client where PostgreSQL would, and returns the fault.
 async fn answer(stream: &mut ClientStream, fault: OpeningError) -> OpeningError {
     if let Some(reply) = fault.reply() {
         let mut out = BytesMut::new();
         message::error(&mut out, &reply);
-        // Best effort: it is being refused, and may be gone.
+        // Best effort: the client is refused, and may have left.
         let _ = stream.write_all(&out).await;
         let _ = stream.shutdown().await;
     }
     fault
 }
 
-/// Not a TLS message at all, or not one that begins a handshake. An alert or versions that do not meet are worth a
-/// line: somebody's client does not get in.
+/// The bytes are not TLS, or not the start of a handshake. An alert or a version mismatch is
+/// logged, because a real client cannot connect.
 fn is_garbage(error: &io::Error) -> bool {
     matches!(
         tls::of_io(error),
@@ -265,13 +268,13 @@ fn is_garbage(error: &io::Error) -> bool {
     )
 }
 
-/// The client's own certificate was refused.
+/// The client's certificate was refused.
 fn is_bad_certificate(error: &io::Error) -> bool {
     matches!(tls::of_io(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
 impl OpeningError {
-    /// What is wrong with a first packet that begins with `read`.
+    /// The error for a first packet that begins with `read`.
     pub fn at_first(fault: StartupError, read: &[u8]) -> Self {
         match fault {
             StartupError::Length if proxy::begins(read) => Self::ProxyHeader,
@@ -279,7 +282,7 @@ impl OpeningError {
         }
     }
 
-    /// What the client is told; `None` is a silent close.
+    /// The error that the client receives; `None` closes the connection without an answer.
     pub fn reply(&self) -> Option<ErrorReply> {
         match self {
             Self::HungUp
@@ -295,7 +298,7 @@ impl OpeningError {
             ),
             Self::EncryptionTwice => Some(ErrorReply::fatal(
                 SqlState::PROTOCOL_VIOLATION,
-                "an encryption request may be sent once, and not inside TLS",
+                "a client may send an encryption request only once, and not inside TLS",
             )),
             Self::TlsRequired => Some(
                 ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, "this port accepts TLS connections only")
@@ -304,10 +307,11 @@ impl OpeningError {
         }
     }
 
-    /// Is it worth a line in the log? Health checks and port scans are not.
+    /// Whether the log leaves it out, as for health checks and port scans.
     pub fn is_noise(&self) -> bool {
         match self {
-            // Not PostgreSQL's protocol, or a TLS that no PostgreSQL client speaks: PostgreSQL logs neither.
+            // Not the PostgreSQL protocol, or TLS that no PostgreSQL client would use. PostgreSQL
+            // does not log these either.
             Self::HungUp | Self::Startup(StartupError::Length) | Self::NoAlpn | Self::TlsNotOffered => true,
             Self::Handshake(error) => is_garbage(error),
             Self::Startup(_)
@@ -319,8 +323,8 @@ impl OpeningError {
         }
     }
 
-    /// Does it speak against the peer, for the limits on guessing? What a health check, a port scan, an old driver
-    /// or a client that does not trust our certificate does, does not.
+    /// Whether it counts against the peer in the limits on password guessing. Health checks, port
+    /// scans, old drivers and clients that do not trust our certificate do not count.
     pub fn is_offence(&self) -> bool {
         match self {
             Self::HungUp
@@ -334,7 +338,7 @@ impl OpeningError {
         }
     }
 
-    /// Did the peer want something that it was refused?
+    /// Whether the peer asked for something and was refused.
     pub fn is_refusal(&self) -> bool {
         !matches!(self, Self::HungUp | Self::Startup(StartupError::Length))
     }
@@ -345,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_of_a_balancer_is_told_from_noise() {
+    fn a_balancers_header_is_distinguished_from_noise() {
         let fault = |read: &[u8]| OpeningError::at_first(StartupError::Length, read);
         let header = fault(b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n");
         assert!(!header.is_noise() && header.is_refusal() && !header.is_offence());

@@ -1,4 +1,4 @@
-//! The header of the PROXY protocol, read off a socket.
+//! Reads the header of the PROXY protocol from a socket.
 
 use std::io;
 
@@ -6,8 +6,8 @@ use tokio::net::TcpStream;
 
 use crate::wire::proxy::{Header, ProxyError, Reader};
 
-/// One look at what has come.
-const LOOK: usize = 512;
+/// Bytes that one peek may return.
+const PEEK: usize = 512;
 
 /// Why there is no header.
 #[derive(Debug, thiserror::Error)]
@@ -24,16 +24,17 @@ impl From<io::Error> for ProxyHeaderError {
     }
 }
 
-/// Takes the header, and no byte behind it. Bounded in memory; the caller bounds the time. Not cancel safe.
+/// Reads the header and no byte after it. Memory is limited here, time by the caller. Not cancel
+/// safe.
 pub async fn read(socket: &TcpStream) -> Result<Header, ProxyHeaderError> {
     let mut reader = Reader::default();
-    let mut look = [0; LOOK];
+    let mut peeked = [0; PEEK];
     loop {
-        let seen = socket.peek(&mut look).await?;
+        let seen = socket.peek(&mut peeked).await?;
         if seen == 0 {
             return Err(ProxyHeaderError::HungUp);
         }
-        let (used, header) = reader.push(&look[..seen])?;
+        let (used, header) = reader.push(&peeked[..seen])?;
         consume(socket, used).await?;
         if let Some(header) = header {
             return Ok(header);
@@ -41,12 +42,12 @@ pub async fn read(socket: &TcpStream) -> Result<Header, ProxyHeaderError> {
     }
 }
 
-/// They have been seen, so they are there.
+/// Reads bytes that a peek has already seen.
 async fn consume(socket: &TcpStream, mut left: usize) -> io::Result<()> {
-    let mut waste = [0; LOOK];
+    let mut discarded = [0; PEEK];
     while left > 0 {
         socket.readable().await?;
-        match socket.try_read(&mut waste[..left]) {
+        match socket.try_read(&mut discarded[..left]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => left -= read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

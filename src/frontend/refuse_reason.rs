@@ -3,7 +3,7 @@
 use crate::labels::labels;
 
 labels! {
-    /// The label `reason` of `trunkline_logins_refused_total`; docs/metrics.md says what each means.
+    /// The label `reason` of `trunkline_logins_refused_total`. docs/metrics.md explains each value.
     pub enum RefuseReason {
         Opening = "opening",
         ProxyHeader = "proxy_header",

@@ -1,12 +1,17 @@
-//! Names of clients' addresses, for rules that name hosts.
+//! Host names of clients' addresses, for rules that name hosts.
 //!
-//! Guarantees: a name counts only if it leads back to the address, as in PostgreSQL (`check_hostname`); a look-up never
-//! blocks a worker, and is bounded in time for whoever waits; look-ups of one address at the same time are one; those
-//! that run, those of one network among them, and what is remembered, are bounded; where the resolver does not answer,
-//! the last name counts, and it is not asked again for a while; an address that cannot be looked up because others take
-//! all places is no address without a name.
+//! Guarantees:
 //!
-//! Refuses: a name that is an address written out.
+//! - A name counts only if it resolves back to the address, as in PostgreSQL (`check_hostname`).
+//! - A look-up never blocks a worker. A login waits for it only for a limited time.
+//! - Simultaneous look-ups of one address are one look-up. The number of look-ups, in total and per
+//!   network, and the number of remembered answers are limited.
+//! - If the resolver does not answer, the last name is used, and the resolver is not asked again
+//!   for a while.
+//! - An address that cannot be looked up because all slots are taken is not treated as an address
+//!   without a name.
+//!
+//! A name that is an address in digits is refused.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,38 +22,40 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
-/// How long an answer is used again: a resolver caches too, this is against bursts.
+/// How long an answer is reused. A resolver caches too; this covers bursts.
 const REMEMBERED_FOR: Duration = Duration::from_secs(10);
-/// How long the last answer is used where the resolver gives none.
+/// How long the last answer is used while the resolver does not answer.
 const KEPT_FOR: Duration = Duration::from_hours(1);
-/// A resolver that has found no name after so long did not answer: one that says so takes no time.
+/// A look-up without a name that took at least this long counts as no answer. A resolver that
+/// reports that there is no name does so quickly.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
-/// An address is not asked about again for so long after the resolver did not answer.
+/// How long an address is not looked up again after the resolver did not answer.
 const SILENT_FOR: Duration = Duration::from_mins(1);
-/// How long a login waits for an answer where an earlier one is known. The look-up itself goes on.
+/// How long a login waits for a new answer if an earlier one is known. The look-up itself
+/// continues.
 const CONFIRM_WITHIN: Duration = Duration::from_millis(250);
-/// How long a login waits for a place among the look-ups.
-const PLACE_WITHIN: Duration = Duration::from_secs(5);
-/// Look-ups at the same time; each has a thread for as long as the resolver takes.
+/// How long a login waits for a free look-up slot.
+const SLOT_WITHIN: Duration = Duration::from_secs(5);
+/// Limit of simultaneous look-ups. Each occupies a thread until the resolver returns.
 const MAX_RUNNING: usize = 64;
-/// Those of one network, whose owner may keep them from being answered.
+/// The same limit per network: the owner of a network can make its look-ups hang.
 const MAX_RUNNING_OF_NETWORK: usize = 16;
-/// Addresses remembered.
+/// Limit of remembered addresses.
 const MAX_REMEMBERED: usize = 4096;
 
-/// The resolver's configuration is the host's, so there is one for the process.
+/// There is one for the process, because the host has one resolver configuration.
 static RESOLVER: LazyLock<Resolver> = LazyLock::new(|| Resolver::new(host_name, addresses));
 
-/// Too many look-ups are under way: nothing is known of this address.
+/// Too many look-ups are running, so nothing is known about this address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many look-ups of clients' host names are under way")]
+#[error("too many look-ups of clients' host names are running")]
 pub struct Busy;
 
-/// The name of the client's address, as the host's resolver has it; `None` if there is none that leads back to the
-/// address, or none is known by `deadline`.
+/// The host name of the client's address, from the host's resolver. `None` if no name resolves back
+/// to the address, or if none is known by `deadline`.
 ///
 /// # Errors
-/// [`Busy`] where it could not be looked up at all.
+/// [`Busy`] if the address could not be looked up at all.
 pub async fn verified_host_name(ip: IpAddr, deadline: Instant) -> Result<Option<String>, Busy> {
     RESOLVER.verified_host_name(ip, deadline).await
 }
@@ -60,35 +67,35 @@ type Forward = fn(&str) -> Vec<IpAddr>;
 struct Resolver {
     reverse: Reverse,
     forward: Forward,
-    places: Arc<Semaphore>,
-    known: Arc<Mutex<Known>>,
+    slots: Arc<Semaphore>,
+    known: Arc<Mutex<Memory>>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct Memory {
     answers: HashMap<IpAddr, ResolverAnswer>,
-    /// Closed without a value if the look-up came to nothing.
-    running: HashMap<IpAddr, watch::Receiver<Told>>,
+    /// Closed without a value if the look-up failed.
+    running: HashMap<IpAddr, watch::Receiver<LookupState>>,
 }
 
 #[derive(Debug, Clone)]
 struct ResolverAnswer {
     name: Option<String>,
-    /// When the resolver said so.
+    /// When the resolver answered.
     answered: Instant,
-    /// Until then it is used without asking.
+    /// Until then the answer is used without a look-up.
     fresh_until: Instant,
 }
 
-/// What was last found.
+/// The last answer for an address.
 #[derive(Debug, Clone)]
 struct Last(Option<String>);
 
-/// What a look-up that runs has told.
+/// The state of a look-up.
 #[derive(Debug)]
-enum Told {
-    Nothing,
-    Name(Option<String>),
+enum LookupState {
+    Running,
+    Done(Option<String>),
 }
 
 impl Resolver {
@@ -96,7 +103,7 @@ impl Resolver {
         Self {
             reverse,
             forward,
-            places: Arc::new(Semaphore::new(MAX_RUNNING)),
+            slots: Arc::new(Semaphore::new(MAX_RUNNING)),
             known: Arc::default(),
         }
     }
@@ -104,24 +111,24 @@ impl Resolver {
     async fn verified_host_name(&self, ip: IpAddr, deadline: Instant) -> Result<Option<String>, Busy> {
         // A listener on `::` sees IPv4 clients as ::ffff:0:0/96.
         let ip = ip.to_canonical();
-        let (mut running, last) = match self.look(ip, None)? {
-            Look::Found(name) => return Ok(name),
-            Look::Running(running, last) => (running, last),
-            Look::Unknown(last) => {
-                let patience = if last.is_some() {
+        let (mut running, last) = match self.known_or_begin(ip, None)? {
+            Known::Found(name) => return Ok(name),
+            Known::Running(running, last) => (running, last),
+            Known::Unknown(last) => {
+                let within = if last.is_some() {
                     CONFIRM_WITHIN
                 } else {
-                    PLACE_WITHIN
+                    SLOT_WITHIN
                 };
-                let place = Arc::clone(&self.places).acquire_owned();
-                let place = timeout_at(deadline.min(Instant::now() + patience), place).await;
-                let Ok(Ok(place)) = place else {
+                let slot = Arc::clone(&self.slots).acquire_owned();
+                let slot = timeout_at(deadline.min(Instant::now() + within), slot).await;
+                let Ok(Ok(slot)) = slot else {
                     return last.map(|last| last.0).ok_or(Busy);
                 };
-                match self.look(ip, Some(place))? {
-                    Look::Found(name) => return Ok(name),
-                    Look::Running(running, last) => (running, last),
-                    Look::Unknown(last) => return last.map(|last| last.0).ok_or(Busy),
+                match self.known_or_begin(ip, Some(slot))? {
+                    Known::Found(name) => return Ok(name),
+                    Known::Running(running, last) => (running, last),
+                    Known::Unknown(last) => return last.map(|last| last.0).ok_or(Busy),
                 }
             }
         };
@@ -129,24 +136,24 @@ impl Resolver {
             Some(_) => deadline.min(Instant::now() + CONFIRM_WITHIN),
             None => deadline,
         };
-        let told = running.wait_for(|told| matches!(told, Told::Name(_)));
+        let state = running.wait_for(|state| matches!(state, LookupState::Done(_)));
         let last = last.and_then(|last| last.0);
-        Ok(match timeout_at(until, told).await {
-            Ok(Ok(told)) => match &*told {
-                Told::Name(name) => name.clone(),
-                Told::Nothing => last,
+        Ok(match timeout_at(until, state).await {
+            Ok(Ok(state)) => match &*state {
+                LookupState::Done(name) => name.clone(),
+                LookupState::Running => last,
             },
             Ok(Err(_)) | Err(_) => last,
         })
     }
 
-    /// What is known of `ip`; if nothing is, a look-up is begun, given a place.
-    fn look(&self, ip: IpAddr, place: Option<OwnedSemaphorePermit>) -> Result<Look, Busy> {
+    /// What is known about `ip`. If nothing is known and there is a `slot`, a look-up begins.
+    fn known_or_begin(&self, ip: IpAddr, slot: Option<OwnedSemaphorePermit>) -> Result<Known, Busy> {
         let now = Instant::now();
         let mut known = lock(&self.known);
         let answer = known.answers.get(&ip);
         if let Some(answer) = answer.filter(|answer| now < answer.fresh_until) {
-            return Ok(Look::Found(answer.name.clone()));
+            return Ok(Known::Found(answer.name.clone()));
         }
         let last = answer
             .filter(|answer| answer.is_kept(now))
@@ -154,7 +161,7 @@ impl Resolver {
         if let Some(running) = known.running.get(&ip)
             && running.has_changed().is_ok()
         {
-            return Ok(Look::Running(running.clone(), last));
+            return Ok(Known::Running(running.clone(), last));
         }
         known.running.retain(|_, running| running.has_changed().is_ok());
         let network = network(ip);
@@ -163,24 +170,24 @@ impl Resolver {
             .keys()
             .filter(|other| self::network(**other) == network);
         if neighbours.count() >= MAX_RUNNING_OF_NETWORK {
-            return last.map(|last| Look::Found(last.0)).ok_or(Busy);
+            return last.map(|last| Known::Found(last.0)).ok_or(Busy);
         }
-        let Some(place) = place else {
-            return Ok(Look::Unknown(last));
+        let Some(slot) = slot else {
+            return Ok(Known::Unknown(last));
         };
-        let (tell, told) = watch::channel(Told::Nothing);
-        known.running.insert(ip, told.clone());
+        let (sender, state) = watch::channel(LookupState::Running);
+        known.running.insert(ip, state.clone());
         drop(known);
         let (reverse, forward, known) = (self.reverse, self.forward, Arc::clone(&self.known));
-        // Not awaited: a resolver that takes longer than one client has time still answers the next.
+        // Nothing awaits it: an answer that is too late for this client serves the next one.
         spawn_blocking(move || {
             let began = Instant::now();
             let name = verify(ip, reverse, forward);
-            let name = lock(&known).put(ip, name, began);
-            tell.send_replace(Told::Name(name));
-            drop(place);
+            let name = lock(&known).store(ip, name, began);
+            sender.send_replace(LookupState::Done(name));
+            drop(slot);
         });
-        Ok(Look::Running(told, last))
+        Ok(Known::Running(state, last))
     }
 }
 
@@ -190,9 +197,10 @@ impl ResolverAnswer {
     }
 }
 
-impl Known {
-    /// What counts from now on, after a look-up that began at `began`.
-    fn put(&mut self, ip: IpAddr, name: Option<String>, began: Instant) -> Option<String> {
+impl Memory {
+    /// Stores the result of a look-up that began at `began`, and returns the name to use from now
+    /// on.
+    fn store(&mut self, ip: IpAddr, name: Option<String>, began: Instant) -> Option<String> {
         let now = Instant::now();
         self.running.remove(&ip);
         let is_silent = name.is_none() && now.saturating_duration_since(began) >= SILENT_AFTER;
@@ -214,7 +222,7 @@ impl Known {
         name
     }
 
-    /// What is too old to be used goes, and if need be the half that was answered longest ago.
+    /// Removes answers that are too old to be used, and if necessary the older half of the rest.
     fn make_room(&mut self, now: Instant) {
         if self.answers.len() < MAX_REMEMBERED {
             return;
@@ -228,25 +236,25 @@ impl Known {
         let middle = *middle;
         let mut excess = MAX_REMEMBERED / 2;
         self.answers.retain(|_, answer| {
-            let goes = excess > 0 && answer.answered <= middle;
-            excess -= usize::from(goes);
-            !goes
+            let is_removed = excess > 0 && answer.answered <= middle;
+            excess -= usize::from(is_removed);
+            !is_removed
         });
     }
 }
 
-enum Look {
+enum Known {
     Found(Option<String>),
-    /// And the last answer, where there is one.
-    Running(watch::Receiver<Told>, Option<Last>),
+    /// With the last answer, if there is one.
+    Running(watch::Receiver<LookupState>, Option<Last>),
     Unknown(Option<Last>),
 }
 
-fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+fn lock(known: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whose name servers one party is taken to have: an IPv4 /24, an IPv6 /48.
+/// The network whose name servers are assumed to have one owner: an IPv4 /24 or an IPv6 /48.
 fn network(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & !0xff).into(),
@@ -255,7 +263,7 @@ fn network(ip: IpAddr) -> IpAddr {
 }
 
 fn verify(ip: IpAddr, reverse: Reverse, forward: Forward) -> Option<String> {
-    // Whoever owns the address's zone may write anything there, an address in digits too.
+    // The owner of the reverse zone can enter anything as a name, also an address in digits.
     let name = reverse(ip).filter(|name| name.parse::<IpAddr>().is_err())?;
     forward(&name)
         .iter()
@@ -263,7 +271,7 @@ fn verify(ip: IpAddr, reverse: Reverse, forward: Forward) -> Option<String> {
         .then_some(name)
 }
 
-/// With `NI_NAMEREQD`: no name is an error, not the address in digits.
+/// With `NI_NAMEREQD`, a missing name is an error instead of the address in digits.
 fn host_name(ip: IpAddr) -> Option<String> {
     dns_lookup::lookup_addr(&ip).ok()
 }

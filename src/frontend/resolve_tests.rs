@@ -1,7 +1,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "a test that is left out says so"
+    reason = "a skipped test reports it"
 )]
 
 use std::process::Command;
@@ -16,7 +16,7 @@ fn soon() -> Instant {
 }
 
 #[test]
-fn a_name_counts_only_if_it_leads_back() {
+fn a_name_counts_only_if_it_resolves_back() {
     let name: Reverse = |_| Some("client.example".to_owned());
     let back: Forward = |_| vec![[192, 0, 2, 7].into(), V4];
     assert_eq!(verify(V4, name, back).as_deref(), Some("client.example"));
@@ -36,7 +36,7 @@ async fn localhost_has_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_look_up_serves_all_for_a_while_whatever_it_found() {
+async fn one_look_up_serves_all_logins_for_a_while_with_or_without_a_name() {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     let resolver = Resolver::new(
         |_| {
@@ -56,7 +56,7 @@ async fn one_look_up_serves_all_for_a_while_whatever_it_found() {
 }
 
 #[tokio::test]
-async fn a_resolver_that_hangs_costs_the_deadline_and_bounded_threads() {
+async fn a_resolver_that_hangs_costs_the_deadline_and_a_limited_number_of_threads() {
     static RUNNING: AtomicUsize = AtomicUsize::new(0);
     static RELEASE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let held = RELEASE.lock().await;
@@ -73,24 +73,25 @@ async fn a_resolver_that_hangs_costs_the_deadline_and_bounded_threads() {
         },
     );
     let deadline = Instant::now() + Duration::from_millis(300);
-    // One network and others.
+    // Half of the addresses are in one network.
     let ips = (0..200).map(|last| IpAddr::from([192, 0, if last < 100 { 2 } else { last }, last]));
     let all = ips.map(|ip| resolver.verified_host_name(ip, deadline));
     let names = futures_util::future::join_all(all).await;
     assert!(names.iter().all(|name| !matches!(name, Ok(Some(_)))));
     assert_eq!(RUNNING.load(Ordering::SeqCst), MAX_RUNNING);
-    // Those that were not looked up are not taken for addresses without a name; one network has its share.
+    // Addresses that were not looked up do not count as addresses without a name. One network gets
+    // only its share.
     let busy = |names: &[Result<_, _>]| names.iter().filter(|name| **name == Err(Busy)).count();
     assert_eq!(busy(&names), 200 - MAX_RUNNING);
     assert_eq!(busy(&names[..100]), 100 - MAX_RUNNING_OF_NETWORK);
     drop(held);
-    // What was begun for somebody who has given up serves the next.
+    // A look-up whose client has given up serves the next client.
     let name = resolver.verified_host_name([192, 0, 2, 0].into(), soon()).await;
     assert_eq!(name, Ok(Some("slow.example".to_owned())));
 }
 
 #[tokio::test]
-async fn what_is_remembered_is_bounded() {
+async fn the_number_of_remembered_answers_is_limited() {
     let resolver = Resolver::new(|_| None, |_| Vec::new());
     for number in 0..2 * u32::try_from(MAX_REMEMBERED).unwrap() {
         let ip = Ipv4Addr::from_bits(number).into();
@@ -100,7 +101,7 @@ async fn what_is_remembered_is_bounded() {
     }
 }
 
-/// The resolver falls silent: whom it has named before keeps the name, at no cost.
+/// The resolver stops answering. An address with a known name keeps it, and its logins do not wait.
 #[tokio::test(start_paused = true)]
 async fn the_last_name_counts_while_the_resolver_is_silent() {
     static IS_SILENT: AtomicUsize = AtomicUsize::new(0);
@@ -115,32 +116,32 @@ async fn the_last_name_counts_while_the_resolver_is_silent() {
     let name = Ok(Some("client.example".to_owned()));
     assert_eq!(resolver.verified_host_name(V4, soon()).await, name);
     IS_SILENT.store(1, Ordering::SeqCst);
-    // As it ends after ten seconds, without an answer.
+    // A look-up that ends after ten seconds without an answer.
     let ten_seconds_ago = Instant::now();
     tokio::time::advance(REMEMBERED_FOR).await;
     assert_eq!(
-        lock(&resolver.known).put(V4, None, ten_seconds_ago),
+        lock(&resolver.known).store(V4, None, ten_seconds_ago),
         name.clone().unwrap()
     );
     for _ in 0..100 {
         assert_eq!(resolver.verified_host_name(V4, soon()).await, name);
     }
     assert_eq!(ASKED.load(Ordering::SeqCst), 1, "not asked again for a while");
-    // No name, and at once, is an answer.
+    // A quick result without a name is an answer.
     tokio::time::advance(SILENT_FOR).await;
     assert_eq!(resolver.verified_host_name(V4, soon()).await, Ok(None));
-    // Nor does one without a last name cost its ten seconds each time.
+    // An address without a last name does not cost ten seconds each time either.
     let other = IpAddr::from([192, 0, 2, 2]);
     let before = Instant::now();
     tokio::time::advance(REMEMBERED_FOR).await;
-    assert_eq!(lock(&resolver.known).put(other, None, before), None);
+    assert_eq!(lock(&resolver.known).store(other, None, before), None);
     assert_eq!(resolver.verified_host_name(other, soon()).await, Ok(None));
     assert_eq!(ASKED.load(Ordering::SeqCst), 2);
 }
 
-/// Somebody whose name was found before waits no longer than a moment for a look-up that hangs.
+/// A client whose name is known waits only briefly for a look-up that hangs.
 #[tokio::test]
-async fn a_look_up_that_hangs_holds_up_nobody_with_a_name() {
+async fn a_look_up_that_hangs_delays_no_client_with_a_known_name() {
     static RELEASE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let held = RELEASE.lock().await;
     let resolver = Resolver::new(
@@ -163,7 +164,7 @@ async fn a_look_up_that_hangs_holds_up_nobody_with_a_name() {
     drop(held);
 }
 
-/// The machine's own resolver with another `/etc/hosts`, in a mount namespace of this test's.
+/// The host's resolver with another `/etc/hosts`, in a separate mount namespace.
 #[test]
 fn the_hosts_file_decides() {
     const INSIDE: &str = "TRUNKLINE_TEST_HOSTS";
@@ -177,14 +178,14 @@ fn the_hosts_file_decides() {
     }
     let can = Command::new("unshare").args(["-m", "true"]).output();
     if !can.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: a mount namespace is not to be had here (root?)");
+        eprintln!("SKIPPED: this user cannot create a mount namespace (root?)");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let hosts = dir.path().join("hosts");
     let lines = "192.0.2.1 one.example\n192.0.2.2 two.example alias.example\n192.0.2.3 192.0.2.3\n";
     std::fs::write(&hosts, lines).unwrap();
-    // Nobody outside is asked.
+    // No name server is asked.
     let switch = dir.path().join("nsswitch.conf");
     std::fs::write(&switch, "hosts: files\n").unwrap();
     let output = Command::new("unshare")
@@ -197,10 +198,10 @@ fn the_hosts_file_decides() {
         .env(INSIDE, "1")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{said}{}",
+        output.status.success() && printed.contains("1 passed"),
+        "{printed}{}",
         String::from_utf8_lossy(&output.stderr)
     );
 }

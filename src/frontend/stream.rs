@@ -11,27 +11,27 @@ use crate::tls::HelloStream;
 /// TLS with a client, over `S`.
 pub type ClientTlsStream<S> = TlsStream<HelloStream<S>>;
 
-/// A client's connection, in clear or in TLS, or on this host.
+/// A client's connection: TCP without or with TLS, or a Unix socket.
 #[derive(Debug)]
 pub enum ClientStream {
     Plain(TcpStream),
-    // Boxed: an idle session in clear must not pay for the size of a TLS one.
+    // Boxed, so that an idle session without TLS does not need the memory of one with TLS.
     Tls(Box<ClientTlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
-/// What the kernel knows of a peer that is not read.
+/// What the kernel reports about a peer without reading from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     No,
-    /// It sends no more, and may still read.
+    /// The peer sends no more, but may still read.
     Closed,
-    /// The connection is reset, or has failed; on a Unix socket, closed by the peer.
+    /// The connection was reset or has failed. On a Unix socket: the peer closed it.
     Broken,
 }
 
 impl Left {
-    /// By what a socket is ready for, in both directions; `None`: nothing was seen.
+    /// From the readiness of a socket in both directions; `None` means that no event was seen.
     pub(crate) fn of(ready: Option<&io::Result<Ready>>) -> Self {
         match ready {
             Some(Ok(ready)) if ready.is_write_closed() => Self::Broken,
@@ -47,7 +47,7 @@ impl ClientStream {
         matches!(self, Self::Tls(_))
     }
 
-    /// The TCP socket underneath; a Unix socket is none.
+    /// The TCP socket; `None` for a Unix socket.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),
@@ -56,10 +56,11 @@ impl ClientStream {
         }
     }
 
-    /// Returns once the client has closed its side, also where it has sent something before. Reads nothing, so nothing is
-    /// lost. Cancel safe.
+    /// Returns once the client has closed its side, also if it sent bytes before. It reads nothing,
+    /// so nothing is lost. Cancel safe.
     pub async fn hung_up(&self) {
-        // Urgent data is not registered for, so what satisfies this interest is the end of the stream only.
+        // tokio does not register for urgent data, so only the end of the stream satisfies this
+        // interest.
         let end = Interest::PRIORITY;
         let _ = match self {
             Self::Plain(stream) => stream.ready(end).await,
@@ -129,18 +130,22 @@ mod tests {
 
     use super::*;
 
-    /// A client that sends something and stays is not gone; it is noticed when it leaves, and its bytes are still there.
-    async fn leaves(mut stream: ClientStream, mut client: impl AsyncWrite + Unpin) {
+    /// A client that sends bytes and stays connected has not hung up. When it leaves, the router
+    /// notices, and the bytes can still be read.
+    async fn check_hang_up(mut stream: ClientStream, mut client: impl AsyncWrite + Unpin) {
         client.write_all(b"early").await.unwrap();
         assert!(
             timeout(Duration::from_millis(50), stream.hung_up())
                 .await
                 .is_err(),
-            "it is there"
+            "the client is still connected"
         );
         {
             let mut waiting = std::pin::pin!(stream.hung_up());
-            assert!(waiting.as_mut().now_or_never().is_none(), "it waits for an event");
+            assert!(
+                waiting.as_mut().now_or_never().is_none(),
+                "hung_up waits for an event"
+            );
             drop(client);
             timeout(Duration::from_secs(20), waiting).await.unwrap();
         }
@@ -150,12 +155,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_sends_something_early_is_noticed_when_it_leaves() {
+    async fn the_end_of_a_client_that_sent_bytes_early_is_noticed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        leaves(ClientStream::Plain(stream), client).await;
+        check_hang_up(ClientStream::Plain(stream), client).await;
         let (stream, client) = UnixStream::pair().unwrap();
-        leaves(ClientStream::Unix(stream), client).await;
+        check_hang_up(ClientStream::Unix(stream), client).await;
     }
 }

@@ -1,4 +1,5 @@
-//! TLS towards clients: which certificate is shown, and what is known of the client when the handshake is done.
+//! TLS with clients: which certificate the router presents, and what the handshake shows about the
+//! client.
 
 use std::io;
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use crate::auth::scram::binding::tls_server_end_point;
 use crate::config::ClientTls;
 use crate::tls::{HelloStream, fits_name};
 
-/// Ready to take TLS handshakes; made once for each set of certificates.
+/// Accepts TLS handshakes. Made once for each set of certificates.
 #[derive(Debug)]
 pub struct Acceptor {
-    /// At least one; the first is for who names none of the others.
+    /// At least one. The first is for clients that do not ask for the name of another one.
     served: Vec<Served>,
 }
 
@@ -29,16 +30,17 @@ struct Served {
     binding: Option<Arc<[u8]>>,
 }
 
-/// What a login needs to know of the TLS connection it runs on.
+/// What a login needs to know about its TLS connection.
 #[derive(Debug, Clone)]
 pub struct TlsFacts {
-    /// `tls-server-end-point` of the certificate that was shown; `None` where its signature has no hash (RFC 5929).
+    /// `tls-server-end-point` of the presented certificate; `None` if its signature has no hash
+    /// (RFC 5929).
     pub binding: Option<Arc<[u8]>>,
-    /// The client's, verified against `tls.client_ca_file`.
+    /// The client's certificate, verified against `tls.client_ca_file`.
     pub certificate: Option<PeerCertificate>,
 }
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
     #[error(transparent)]
@@ -62,9 +64,9 @@ impl Acceptor {
         }
     }
 
-    /// The certificate for the name a client asks for, by the rules a client checks it with: `*` is one whole label, the
-    /// first. Unknown names, none, and what is
-    /// no name get the first certificate, as PostgreSQL shows its only one.
+    /// The certificate for the name that a client asks for, matched by the rules that clients use:
+    /// `*` stands for the whole first label. A client that asks for no name, an unknown name or an
+    /// invalid name gets the first certificate, as PostgreSQL presents its only one.
     fn choose(&self, asked: Option<&str>) -> Option<&Served> {
         let first = self.served.first();
         if self.served.len() < 2 {
@@ -77,7 +79,7 @@ impl Acceptor {
         self.served.iter().find(fits).or(first)
     }
 
-    /// The whole handshake. The caller bounds its time.
+    /// Performs the whole handshake. The caller limits its time.
     pub(super) async fn accept(
         &self,
         socket: TcpStream,

@@ -29,7 +29,7 @@ use crate::cluster::snapshot::Leader;
 use crate::cluster::{self, ClusterHandle, PreparedCluster, Reporting, WeakClusterHandle};
 use crate::config::{self, BindAddress, Cluster, ClusterChange, Config, Route};
 use crate::events;
-use crate::frontend::auth_policy::{Around, AuthPolicy};
+use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
 use crate::frontend::opening::Offer;
 use crate::frontend::tls::Acceptor;
 use crate::listen::{BoundPlace, Handle, Inherited};
@@ -146,7 +146,7 @@ impl Service {
             return Err(in_the_way);
         }
         let (config, shared) = (Arc::clone(new), Arc::clone(&self.shared));
-        let load = move || AuthPolicy::load(&config.auth, Around::of(&config), &shared.mock);
+        let load = move || AuthPolicy::load(&config.auth, PolicyContext::of(&config), &shared.mock);
         let access = match self.files.read(READ_PATIENCE, load).await {
             Ok(Ok(access)) => Arc::new(access),
             Ok(Err(faults)) => return Err(faults.lines),

@@ -36,7 +36,7 @@ use crate::auth::scram::MockSecret;
 use crate::cluster::{self, ClusterHandle, Reporting};
 use crate::config::{Config, ListenerMode, ListenerTls, Words};
 use crate::events::{Events, ProcessEvent, ReloadEvent};
-use crate::frontend::auth_policy::{Around, AuthPolicy};
+use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
 use crate::frontend::tls::Acceptor;
 use crate::listen::{self, Bound, BoundPlace, Handle, Inheritance};
 use crate::session::arrival::Quota;
@@ -441,8 +441,8 @@ fn share(
     let incarnation = Incarnation::random();
     let secret = config.peers.as_ref().map(|peers| &peers.secret);
     let mock = Arc::new(MockSecret::new(secret));
-    let access = AuthPolicy::load(&config.auth, Around::of(config), &mock)?;
-    for warning in access.warnings(Around::of(config)) {
+    let access = AuthPolicy::load(&config.auth, PolicyContext::of(config), &mock)?;
+    for warning in access.warnings(PolicyContext::of(config)) {
         warn!("{warning}");
     }
     let login_throttle = Arc::new(SharedThrottle::new(config.auth.rate_limit.clone()));

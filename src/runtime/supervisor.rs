@@ -31,7 +31,7 @@ use crate::config::{
     self, Config, Diff, Files, KeyPair, Leaf, ReloadUnit, ReloadedUnit, Secret, Stamp, Stamps,
 };
 use crate::events::{Event, ReloadEvent};
-use crate::frontend::auth_policy::{Around, AuthPolicy, AuthPolicyError};
+use crate::frontend::auth_policy::{AuthPolicy, AuthPolicyError, PolicyContext};
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
 
@@ -540,7 +540,7 @@ fn read(config: &Config, shared: &Shared, taken: &BTreeMap<ReloadUnit, Stamps>) 
         let outcome = match material {
             Err(faults) => UnitOutcome::Broken(faults.iter().map(ToString::to_string).collect()),
             Ok(_) if files.of(&part) == taken.get(&part) => UnitOutcome::Same,
-            Ok(material) => match ready(material, Around::of(config), shared) {
+            Ok(material) => match ready(material, PolicyContext::of(config), shared) {
                 Ok((ready, leaves)) => {
                     if let Ready::AuthPolicy(access) = &ready {
                         files.replace(ReloadUnit::Auth, own.clone());
@@ -571,7 +571,11 @@ struct Faulty {
     watched: Stamps,
 }
 
-fn ready(material: ReloadedUnit, around: Around<'_>, shared: &Shared) -> Result<(Ready, Vec<Leaf>), Faulty> {
+fn ready(
+    material: ReloadedUnit,
+    around: PolicyContext<'_>,
+    shared: &Shared,
+) -> Result<(Ready, Vec<Leaf>), Faulty> {
     Ok(match material {
         ReloadedUnit::Tls(tls) => (Ready::Tls(Acceptor::new(&tls)), of_clients(&tls)),
         ReloadedUnit::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),

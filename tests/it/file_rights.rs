@@ -135,7 +135,7 @@ fn a_rule_with_a_password_is_for_nobody_elses_eyes() {
         place.write(name, rules.as_bytes(), 0o640);
         place.is_good(name);
         place.set_mode(name, 0o644);
-        place.is_refused(name, "ldapbindpasswd is a password");
+        place.is_refused(name, "ldapbindpasswd contains a password");
     }
 }
 

@@ -1,4 +1,5 @@
-//! Why a login fails: what the client is told, what metrics say, and whether it counts as a guess.
+//! Why a login fails: the error for the client, the label for metrics, and whether it counts as a
+//! password guess.
 
 use crate::auth::login_throttle::{By, Guess};
 use crate::auth::rules::Method;
@@ -8,23 +9,24 @@ use crate::frontend::RefuseReason;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
-/// Of a user for whom the look-up has nothing.
+/// For a user that the look-up does not find.
 pub(super) const NO_PASSWORD: &str = "there is no such user, or it cannot log in with a password";
 
-/// Why a login came to nothing.
+/// Why a login failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// After our request for a password: psql does so to ask its user, balancers to see that we are there.
+    /// After the request for a password. psql disconnects to ask its user for one; balancers do so
+    /// as a health check.
     #[error("hung up")]
     HungUp,
     #[error("{}", .0.message)]
     TooMany(ErrorReply),
     #[error("{}", .0.message)]
     Unavailable(ErrorReply),
-    /// Another limit.
+    /// A client exceeds another limit.
     #[error("{}", .1.message)]
     Limit(RefuseReason, ErrorReply),
-    /// After too many failed logins from its address, or as its user.
+    /// There were too many failed logins from this address, or as this user.
     #[error("{}", .1.message)]
     RateLimited(By, ErrorReply),
     #[error("no authentication rule matches")]
@@ -33,57 +35,61 @@ pub enum LoginError {
     Rejected(ErrorReply),
     #[error("{0}")]
     Scram(ScramError),
-    /// A wrong password, an unknown user, a user without a password: told apart in the log only, by this text.
-    /// With the password where it is known.
+    /// A wrong password, an unknown user or a user without a password. Only the log distinguishes
+    /// them, by this text. With the password if it is known.
     #[error("password authentication failed: {0}")]
     WrongPassword(&'static str, Option<Guess>),
     #[error("an empty password")]
     EmptyPassword,
     #[error("no client certificate")]
     NoCertificate,
-    /// A certificate for another user, under a rule with this method.
+    /// The certificate belongs to another user, under a rule with this method.
     #[error("{1}")]
     Certificate(Method, String),
     #[error("{0}")]
     Peer(String),
     #[error("LDAP: {0}")]
     Ldap(String, Guess),
-    /// The directory cannot be asked.
+    /// The LDAP directory gave no usable answer.
     #[error("LDAP: {0}")]
     Directory(String),
-    /// A rule names a host, and the client's could not be looked up.
+    /// A rule names a host, and the client's host name could not be looked up.
     #[error("{0}")]
     NameService(String),
-    /// The rule let it in, and the servers would not: what was checked at the start no longer holds.
-    #[error("authenticated, but there is nothing to log into the servers with")]
+    /// The rule accepts the client, but the router has no credential for the servers: what was
+    /// checked at the start no longer holds.
+    #[error("authenticated, but the router has no credential to log into the servers as this user")]
     NoServerLogin,
     #[error("protocol violation: {0}")]
     Protocol(String),
     #[error("the user could not be looked up: {0}")]
     Lookup(LookupError),
-    /// A proof that does not fit what was remembered, while nobody can confirm that.
-    #[error("the password does not fit a remembered answer, which could not be confirmed")]
+    /// The proof does not match a remembered answer, and no server can confirm that answer now.
+    #[error("the password does not match a remembered answer, and no server could confirm that answer")]
     Unconfirmed,
-    /// A proof that does not fit the users file as it was read; by now there is another one.
-    #[error("the password does not fit the users file, which has just been changed and is not read yet")]
+    /// The proof does not match the users file as it was read, and the file has changed since.
+    #[error(
+        "the password does not match the users file, which has just changed and has not been read again yet"
+    )]
     JustChanged,
     #[error("login took too long")]
     Timeout,
 }
 
-/// What a failed login says of the client, for the limits on guessing.
+/// How a failed login counts against the client in the limits on password guessing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offence {
-    /// It gave a proof, and that was wrong. An unknown user's always is.
+    /// The client gave a wrong proof. An unknown user's proof is always wrong.
     Proof,
-    /// It did not keep to the protocol, or its proof fits nothing that could be confirmed: whoever can make look-ups slow
-    /// must not guess without bounds, and no user may be locked out by it.
+    /// The client violated the protocol, or its proof could not be checked against a confirmed
+    /// answer. It counts for the address only: a client that can slow down look-ups must not guess
+    /// without limit, and must not lock out a user.
     Garbage,
 }
 
 impl LoginError {
-    /// `None` where the client has shown nothing wrong: an outage, a limit, a rule that lets nobody prove anything,
-    /// one that hung up or fell silent when it was asked for a password.
+    /// `None` if the client gave no wrong proof: an outage, a limit, a rule without a proof, a
+    /// client that hung up or did not answer the request for a password.
     pub fn offence(&self) -> Option<Offence> {
         match self {
             Self::Scram(fault) if fault.is_wrong_password() => Some(Offence::Proof),
@@ -104,32 +110,33 @@ impl LoginError {
             | Self::Directory(_)
             | Self::NameService(_)
             | Self::NoServerLogin
-            // For a few seconds after each change, which no client makes.
+            // It happens only for a few seconds after a change of the file, and clients cannot
+            // cause one.
             | Self::JustChanged
             | Self::Lookup(_)
             | Self::Timeout => None,
         }
     }
 
-    /// What was shown and was wrong: the same again is no new guess. `None` where nobody can tell one wrong secret from
-    /// another, since a proof by SCRAM or md5 depends on numbers of its own.
+    /// The wrong secret: the same secret again is no new guess. `None` if wrong secrets cannot be
+    /// distinguished, since a proof by SCRAM or md5 depends on a random nonce or salt.
     pub fn guess(&self) -> Option<Guess> {
         match self {
             Self::WrongPassword(_, guess) => *guess,
             Self::Ldap(_, guess) => Some(*guess),
             Self::EmptyPassword => Some(Guess::of(b"")),
-            // They say whose certificate or process it is.
+            // The text names the owner of the certificate or process.
             Self::Certificate(_, who) | Self::Peer(who) => Some(Guess::of(who.as_bytes())),
             _ => None,
         }
     }
 
-    /// Whether it failed since the look-up has nothing for the user.
+    /// Whether it failed because the look-up did not find the user.
     pub fn is_of_no_password(&self) -> bool {
         matches!(self, Self::WrongPassword(NO_PASSWORD, _))
     }
 
-    /// For metrics; `None`: the client has left, which is no refusal.
+    /// The reason for metrics. `None`: the client left, which is no refusal.
     pub fn reason(&self) -> Option<RefuseReason> {
         Some(match self {
             Self::HungUp => return None,
@@ -155,7 +162,7 @@ impl LoginError {
         })
     }
 
-    /// What the client is told. An unknown user and a wrong password read the same.
+    /// The error that the client receives. An unknown user and a wrong password get the same error.
     pub fn reply(&self, user: &[u8]) -> Option<ErrorReply> {
         match self {
             Self::HungUp => None,
@@ -178,7 +185,7 @@ impl LoginError {
                 )
                 .hint("Give the client a certificate and its key: sslcert and sslkey."),
             ),
-            // As the method's own failure, whatever it was that failed.
+            // The error of the method, also if only the certificate is wrong.
             Self::Certificate(method, _) => Some(match method {
                 Method::Password | Method::Md5 | Method::ScramSha256 => scram::password_failed(user),
                 Method::Ldap(_) => failed("LDAP", user),
@@ -199,14 +206,14 @@ impl LoginError {
                     SqlState::CANNOT_CONNECT_NOW,
                     "the router cannot look up the name of this client's host at the moment",
                 )
-                .hint("Try again in a moment. A rule of its HBA file names a host, and its name service does not answer."),
+                .hint("Try again in a moment. A rule in the router's HBA file names a host, and the router's name service does not answer."),
             ),
             Self::NoServerLogin => Some(
                 ErrorReply::fatal(
                     SqlState::INVALID_AUTHORIZATION,
                     "the router has no credential to log into the servers as this user",
                 )
-                .hint("Its operator has to add one to auth.server_credentials."),
+                .hint("Ask the router's operator to add one to auth.server_credentials."),
             ),
             Self::Protocol(what) => Some(ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, what.clone())),
             Self::Lookup(_) | Self::Unconfirmed => Some(
@@ -219,9 +226,9 @@ impl LoginError {
             Self::JustChanged => Some(
                 ErrorReply::fatal(
                     SqlState::CANNOT_CONNECT_NOW,
-                    "the users file of the router has just been changed",
+                    "the router's users file has just been changed",
                 )
-                .hint("Try again in two seconds: the new file is in use by then."),
+                .hint("Try again in two seconds. The router will have read the new file by then."),
             ),
             Self::Timeout => Some(ErrorReply::fatal(
                 SqlState::QUERY_CANCELED,
@@ -231,7 +238,7 @@ impl LoginError {
     }
 }
 
-/// As PostgreSQL words it; why is for the log only.
+/// In PostgreSQL's words. Only the log has the reason.
 fn failed(method: &str, user: &[u8]) -> ErrorReply {
     ErrorReply::fatal(
         SqlState::INVALID_AUTHORIZATION,

@@ -1,9 +1,9 @@
-//! Methods where somebody else vouches for a name: a certificate, or this host's operating system. The name must be the
-//! user's, or a map must say that it may be.
+//! Methods that take the client's name from a certificate or from this host's operating system. The
+//! name must be the user's, or a map must allow it.
 
 use bytes::BytesMut;
 
-use super::{Exchange, LoginError, Proven};
+use super::{Exchange, ExchangeResult, LoginError};
 use crate::auth::credentials::Proof;
 use crate::auth::ident::Allowed;
 use crate::auth::rules::{ClientName, Need, Rule};
@@ -27,18 +27,18 @@ pub(super) async fn certificate(exchange: &mut Exchange<'_>, rule: &Rule) -> Res
         ClientName::Dn => certificate.distinguished_name.as_bytes(),
     };
     let name = name.to_vec();
-    if may_be(exchange, rule, &name).await? {
+    if is_allowed(exchange, rule, &name).await? {
         return Ok(());
     }
-    let why = unfit(rule, "certificate", &name);
-    Err(exchange.kept_out(LoginError::Certificate(rule.method.clone(), why)))
+    let why = mismatch(rule, "certificate", &name);
+    Err(exchange.refused(LoginError::Certificate(rule.method.clone(), why)))
 }
 
 /// `peer`: the operating system's user at the other end of a Unix socket.
 pub(super) async fn operating_system(exchange: &mut Exchange<'_>, rule: &Rule) -> Result<(), LoginError> {
     let Some(uid) = exchange.address.peer().map(|peer| peer.uid) else {
         return Err(LoginError::Peer(
-            "the operating system does not say who it is".to_owned(),
+            "the operating system does not report the client's user".to_owned(),
         ));
     };
     let name = match peer::user_name(uid).await {
@@ -50,43 +50,43 @@ pub(super) async fn operating_system(exchange: &mut Exchange<'_>, rule: &Rule) -
             )));
         }
     };
-    if may_be(exchange, rule, name.as_bytes()).await? {
+    if is_allowed(exchange, rule, name.as_bytes()).await? {
         return Ok(());
     }
-    let what = unfit(rule, "operating system user", name.as_bytes());
-    Err(exchange.kept_out(LoginError::Peer(what)))
+    let why = mismatch(rule, "operating system user", name.as_bytes());
+    Err(exchange.refused(LoginError::Peer(why)))
 }
 
-/// Nothing is left in the router's hands that would open a server.
-pub(super) fn proven() -> Proven {
-    Proven {
+/// The login leaves no secret that the router could use to log into a server.
+pub(super) fn without_secret() -> ExchangeResult {
+    ExchangeResult {
         proof: Proof::Nothing,
         identity: None,
-        farewell: BytesMut::new(),
+        last_message: BytesMut::new(),
         is_bound: false,
     }
 }
 
-async fn may_be(exchange: &mut Exchange<'_>, rule: &Rule, name: &[u8]) -> Result<bool, LoginError> {
+async fn is_allowed(exchange: &mut Exchange<'_>, rule: &Rule, name: &[u8]) -> Result<bool, LoginError> {
     let map = rule.map.as_deref();
     loop {
         let maps = &exchange.context.policy.maps;
         match maps.check(map, name, &exchange.packet.user, exchange.memberships()) {
             Allowed::Yes => return Ok(true),
             Allowed::Needs(Need::Memberships) => exchange.look_up_memberships().await?,
-            // Maps know no hosts.
+            // Maps have no host names.
             Allowed::No | Allowed::Needs(Need::HostName) => return Ok(false),
         }
     }
 }
 
-fn unfit(rule: &Rule, what: &str, name: &[u8]) -> String {
+fn mismatch(rule: &Rule, subject: &str, name: &[u8]) -> String {
     let name = name.escape_ascii();
     match rule.map.as_deref().filter(|map| !map.is_empty()) {
         Some(map) => format!(
-            "{what} \"{name}\" may not be this user by the map \"{}\"",
+            "the map \"{}\" does not allow {subject} \"{name}\" to be this user",
             map.escape_ascii()
         ),
-        None => format!("{what} \"{name}\" is not this user, and the rule names no map"),
+        None => format!("{subject} \"{name}\" is not this user, and the rule names no map"),
     }
 }

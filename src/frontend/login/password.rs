@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use super::sasl::{self, LookUp};
-use super::{Exchange, LoginError, Proven, wrong_password};
+use super::{Exchange, ExchangeResult, LoginError, wrong_password};
 use crate::auth::Identity;
 use crate::auth::credentials::Proof;
 use crate::auth::ldap::LdapSettings;
@@ -18,25 +18,27 @@ use crate::config::Secret;
 use crate::frontend::ldap::{self, LdapError};
 use crate::wire::message;
 
-/// `password`: in clear, checked against whatever is known of the user.
-pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<Proven, LoginError> {
-    let given = ask(exchange).await?;
+/// `password`: a cleartext password, checked against the stored verifier, hash or password of the
+/// user.
+pub(super) async fn clear(exchange: &mut Exchange<'_>) -> Result<ExchangeResult, LoginError> {
+    let password = ask(exchange).await?;
     let identity = exchange.identity().await?;
-    if !verify(exchange, identity.clone(), given.clone()).await? {
-        let guess = Guess::of(given.expose());
+    if !verify(exchange, identity.clone(), password.clone()).await? {
+        let guess = Guess::of(password.expose());
         let fault = wrong_password(identity.as_ref(), false, Some(guess));
         return Err(exchange.failed(fault).await);
     }
-    Ok(Proven {
-        proof: Proof::Password(given),
+    Ok(ExchangeResult {
+        proof: Proof::Password(password),
         identity,
-        farewell: BytesMut::new(),
+        last_message: BytesMut::new(),
         is_bound: false,
     })
 }
 
-/// `md5`: SCRAM for who has a SCRAM verifier, and for who is unknown, as PostgreSQL does; md5 for who is stored so.
-pub(super) async fn md5(exchange: &mut Exchange<'_>) -> Result<Proven, LoginError> {
+/// `md5`: users with an md5 hash get md5. Users with a SCRAM verifier and unknown users get SCRAM,
+/// as in PostgreSQL.
+pub(super) async fn md5(exchange: &mut Exchange<'_>) -> Result<ExchangeResult, LoginError> {
     let identity = exchange.identity().await?;
     let hash = match &identity {
         Some(Identity::Md5(hash)) => hash.clone(),
@@ -51,7 +53,7 @@ async fn md5_of(
     exchange: &mut Exchange<'_>,
     hash: Md5Hash,
     identity: Option<Identity>,
-) -> Result<Proven, LoginError> {
+) -> Result<ExchangeResult, LoginError> {
     let salt = crypto::random();
     let mut out = BytesMut::new();
     message::authentication_md5_password(&mut out, salt);
@@ -61,49 +63,50 @@ async fn md5_of(
         let fault = wrong_password(identity.as_ref(), false, None);
         return Err(exchange.failed(fault).await);
     }
-    Ok(Proven {
+    Ok(ExchangeResult {
         proof: Proof::Md5(hash),
         identity,
-        farewell: BytesMut::new(),
+        last_message: BytesMut::new(),
         is_bound: false,
     })
 }
 
-/// `ldap`: the directory decides. What the cluster knows of the user does not matter here.
+/// `ldap`: the directory decides. The cluster's verifier of the user is not used.
 pub(super) async fn directory(
     exchange: &mut Exchange<'_>,
     settings: &LdapSettings,
-) -> Result<Proven, LoginError> {
-    let given = ask(exchange).await?;
+) -> Result<ExchangeResult, LoginError> {
+    let password = ask(exchange).await?;
     let user = &exchange.packet.user;
     let tls = &exchange.context.policy.ldap_tls;
-    ldap::authenticate(settings, tls, user, given.expose(), exchange.context.deadline)
+    ldap::authenticate(settings, tls, user, password.expose(), exchange.context.deadline)
         .await
         .map_err(|fault| match fault {
-            LdapError::Refused(reason) => LoginError::Ldap(reason, Guess::of(given.expose())),
+            LdapError::Refused(reason) => LoginError::Ldap(reason, Guess::of(password.expose())),
             LdapError::Unavailable(reason) => LoginError::Directory(reason),
         })?;
-    Ok(Proven {
-        proof: Proof::Password(given),
+    Ok(ExchangeResult {
+        proof: Proof::Password(password),
         identity: None,
-        farewell: BytesMut::new(),
+        last_message: BytesMut::new(),
         is_bound: false,
     })
 }
 
-/// Asks for a password in clear. An empty one is never right, and a directory would take it for an anonymous bind.
+/// Asks for a cleartext password. An empty password is never right, and a directory would take it
+/// for an anonymous bind.
 async fn ask(exchange: &mut Exchange<'_>) -> Result<Secret, LoginError> {
     let mut out = BytesMut::new();
     message::authentication_cleartext_password(&mut out);
     exchange.send(&out).await?;
-    let given = terminated(exchange.password_message().await?)?;
-    if given.expose().is_empty() {
+    let password = terminated(exchange.password_message().await?)?;
+    if password.expose().is_empty() {
         return Err(LoginError::EmptyPassword);
     }
-    Ok(given)
+    Ok(password)
 }
 
-/// The one terminated text of a `PasswordMessage`; the message itself is wiped.
+/// The terminated text of a `PasswordMessage`. The message itself is wiped.
 fn terminated(body: Bytes) -> Result<Secret, LoginError> {
     let secret = match body.split_last() {
         Some((0, text)) if !text.contains(&0) => Ok(Secret::new(text)),
@@ -115,43 +118,43 @@ fn terminated(body: Bytes) -> Result<Secret, LoginError> {
     secret
 }
 
-/// PBKDF2 takes milliseconds, and with many iterations more: not on a worker, only so many at once, and not again for a
-/// secret that is known to be wrong.
+/// PBKDF2 takes milliseconds, or longer with many iterations. It does not run on a worker, a
+/// limited number run at once, and a secret that is known to be wrong is not computed again.
 async fn verify(
     exchange: &Exchange<'_>,
     identity: Option<Identity>,
-    given: Secret,
+    password: Secret,
 ) -> Result<bool, LoginError> {
     let context = exchange.context;
     let user = exchange.packet.user.clone();
     let mock = Arc::clone(context.mock);
     let derivations = Arc::clone(context.derivations);
     let verifier = identity.as_ref().and_then(Identity::verifier);
-    let mark = verifier.and_then(|verifier| derivations.mark(verifier, given.expose()));
-    let known_wrong = || derivations.known_wrong(mark.as_ref()?, Instant::now());
+    let digest = verifier.and_then(|verifier| derivations.digest(verifier, password.expose()));
+    let known_wrong = || derivations.known_wrong(digest.as_ref()?, Instant::now());
     if let Some(took) = known_wrong() {
         tokio::time::sleep(took).await;
         return Ok(false);
     }
-    let party = derivations.party(exchange.address.ip(), &context.cluster.config().name, &user);
-    let place = derivations.place(party).await;
-    // Somebody else may have given the same meanwhile.
+    let requester = derivations.requester(exchange.address.ip(), &context.cluster.config().name, &user);
+    let permit = derivations.acquire(requester).await;
+    // Another client may have tried the same secret meanwhile.
     if let Some(took) = known_wrong() {
-        drop(place);
+        drop(permit);
         tokio::time::sleep(took).await;
         return Ok(false);
     }
     let verified = tokio::task::spawn_blocking(move || {
-        let _place = place;
+        let _permit = permit;
         let began = Instant::now();
-        let is_right = password::verify(identity.as_ref(), &user, given.expose(), &mock);
-        if let Some(mark) = mark
+        let is_right = password::verify(identity.as_ref(), &user, password.expose(), &mock);
+        if let Some(digest) = digest
             && !is_right
         {
-            derivations.was_wrong(mark, began.elapsed(), Instant::now());
+            derivations.remember_wrong(digest, began.elapsed(), Instant::now());
         }
         is_right
     });
-    // A panic in there lets nobody in.
+    // A panic in the thread refuses the client.
     Ok(verified.await.unwrap_or(false))
 }

@@ -1,24 +1,28 @@
-//! SCRAM-SHA-256, with channel binding where the connection has something to bind to (protocol chapter, "SASL
-//! Authentication"; docs/protocol.md, cases 17–24).
+//! SCRAM-SHA-256, with channel binding where the TLS connection supports it (protocol chapter,
+//! "SASL Authentication"; docs/protocol.md, cases 17–24).
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Exchange, LoginError, Proven, wrong_password};
+use super::{Exchange, ExchangeResult, LoginError, wrong_password};
 use crate::auth::Identity;
 use crate::auth::credentials::Proof;
 use crate::auth::scram::{self, Lookup, Nonce, ServerExchange};
 use crate::wire::message;
 
 pub(super) enum LookUp {
-    /// Once the client has answered: a balancer's check hangs up before and must cost none.
+    /// Look up once the client has answered. A balancer's check hangs up before that and must not
+    /// cause a look-up.
     Due,
-    /// The method needed it to choose SCRAM.
+    /// The method already looked up the user to choose SCRAM.
     Done(Option<Identity>),
 }
 
-pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Result<Proven, LoginError> {
+pub(super) async fn exchange(
+    exchange: &mut Exchange<'_>,
+    look_up: LookUp,
+) -> Result<ExchangeResult, LoginError> {
     let binding = exchange.tls.and_then(|tls| tls.binding.clone());
     let mechanisms: &[&str] = if binding.is_some() {
         &[scram::MECHANISM_PLUS, scram::MECHANISM]
@@ -58,15 +62,16 @@ pub(super) async fn exchange(exchange: &mut Exchange<'_>, look_up: LookUp) -> Re
     };
     out.clear();
     message::authentication_sasl_final(&mut out, &reply);
-    Ok(Proven {
+    Ok(ExchangeResult {
         proof: Proof::Key(key),
         identity,
-        farewell: out,
+        last_message: out,
         is_bound,
     })
 }
 
-/// `SASLInitialResponse`: mechanism, terminated; length of the response; the response. −1 is none.
+/// `SASLInitialResponse`: the terminated name of the mechanism, the length of the response, the
+/// response. The length −1 means no response.
 fn initial(body: &Bytes) -> Result<(&[u8], &[u8]), LoginError> {
     let malformed = || LoginError::Protocol("malformed SASL initial response".to_owned());
     let end = body.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;

@@ -165,7 +165,7 @@ fn what_is_remembered_lets_in_whom_it_fits_and_makes_nobodys_password_wrong() {
     }
     router.await_log(&[
         "login refused",
-        "the password does not fit a remembered answer, which could not be confirmed",
+        "the password does not match a remembered answer, and no server could confirm that answer",
     ]);
     server.sql(SHOW);
     server.sql("GRANT SELECT ON pg_auth_members TO PUBLIC");

@@ -37,16 +37,16 @@ const LINES: &[(&str, &str)] = &[
     ("host all with_verifier all scram-sha-256", ""),
     (
         "host all stranger all trust",
-        "nothing to log into the servers with as stranger",
+        "no credential to log into the servers as stranger",
     ),
     ("host all with_password all trust", ""),
     (
         "hostssl all stranger all cert",
-        "nothing to log into the servers with as stranger",
+        "no credential to log into the servers as stranger",
     ),
     (
         "local all stranger peer",
-        "nothing to log into the servers with as stranger",
+        "no credential to log into the servers as stranger",
     ),
     ("local all with_password,with_verifier peer", "as with_verifier"),
     (
