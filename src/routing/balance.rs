@@ -29,18 +29,18 @@ impl Turns {
 
     /// Sorts the member that is furthest behind first, and counts a session for it. Members that
     /// are no longer present are forgotten.
-    fn take<R>(&mut self, alike: &mut [(R, Share)]) {
+    fn take<R>(&mut self, tied: &mut [(R, Share)]) {
         let mut next = BTreeMap::new();
-        for (_, share) in alike.iter() {
+        for (_, share) in tied.iter() {
             next.insert(
                 share.candidate.member.clone(),
                 self.behind(share) + i64::from(share.weight),
             );
         }
         self.0 = next;
-        alike.sort_by_key(|(_, share)| std::cmp::Reverse(self.behind(share)));
-        let sum: i64 = alike.iter().map(|(_, share)| i64::from(share.weight)).sum();
-        if let Some((_, first)) = alike.first()
+        tied.sort_by_key(|(_, share)| std::cmp::Reverse(self.behind(share)));
+        let sum: i64 = tied.iter().map(|(_, share)| i64::from(share.weight)).sum();
+        if let Some((_, first)) = tied.first()
             && let Some(behind) = self.0.get_mut(&first.candidate.member)
         {
             *behind -= sum;
@@ -48,41 +48,41 @@ impl Turns {
     }
 }
 
-/// Sorts `alike`. `is_first`: no candidate comes before these, so the session goes to one of them
+/// Sorts `tied`. `is_first`: no candidate comes before these, so the session goes to one of them
 /// if it can be reached.
 pub(super) fn order<R>(
     balance: Balance,
-    alike: &mut [(R, Share)],
+    tied: &mut [(R, Share)],
     input: &mut ChoiceInput<'_>,
     is_first: bool,
 ) {
     match balance {
         Balance::LeastConnections => {
-            shuffle(alike, input.chance);
-            alike.sort_by(|(_, a), (_, b)| load(a, b));
+            shuffle(tied, input.chance);
+            tied.sort_by(|(_, a), (_, b)| load(a, b));
         }
         Balance::RoundRobin => {
             if is_first {
-                input.turns.take(alike);
+                input.turns.take(tied);
             } else {
-                shuffle(alike, input.chance);
+                shuffle(tied, input.chance);
             }
         }
         Balance::Random => {
-            shuffle(alike, input.chance);
-            if let [(_, one), (_, two), ..] = alike
+            shuffle(tied, input.chance);
+            if let [(_, one), (_, two), ..] = tied
                 && load(two, one) == Ordering::Less
             {
-                alike.swap(0, 1);
+                tied.swap(0, 1);
             }
         }
         Balance::SourceHash => {
             let client = input.client;
-            alike.sort_by_cached_key(|(_, share)| {
+            tied.sort_by_cached_key(|(_, share)| {
                 sort_key(draw(client, &share.candidate.member), share.weight)
             });
         }
-        Balance::First => alike.sort_by_key(|(_, share)| {
+        Balance::First => tied.sort_by_key(|(_, share)| {
             let name = share.candidate.member.as_str();
             input.listed.iter().position(|server| server.name == name)
         }),
@@ -96,8 +96,8 @@ fn load(a: &Share, b: &Share) -> Ordering {
 }
 
 /// A random order: each place is drawn by weight from the remaining members.
-fn shuffle<R>(alike: &mut [(R, Share)], chance: &mut dyn FnMut() -> u64) {
-    alike.sort_by_cached_key(|(_, share)| sort_key(chance(), share.weight));
+fn shuffle<R>(tied: &mut [(R, Share)], chance: &mut dyn FnMut() -> u64) {
+    tied.sort_by_cached_key(|(_, share)| sort_key(chance(), share.weight));
 }
 
 /// A sort key: the smallest comes first. The keys are exponentially distributed with the weight as

@@ -176,9 +176,9 @@ pub fn candidates(snapshot: &Snapshot, route: &Route, input: &mut ChoiceInput<'_
         }
     }
     ranked.sort_by_key(|(rank, _)| *rank);
-    for alike in ranked.chunk_by_mut(|(a, _), (b, _)| a == b) {
-        balance::order(route.balance, alike, input, choice.candidates.is_empty());
-        let shares = alike.iter_mut().map(|(_, share)| share.candidate.clone());
+    for tied in ranked.chunk_by_mut(|(a, _), (b, _)| a == b) {
+        balance::order(route.balance, tied, input, choice.candidates.is_empty());
+        let shares = tied.iter_mut().map(|(_, share)| share.candidate.clone());
         choice.candidates.extend(shares);
     }
     choice

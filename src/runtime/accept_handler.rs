@@ -1,4 +1,4 @@
-//! What happens to a connection on a port for PostgreSQL: it gets a place, a worker and a session.
+//! Handles a connection on a port for PostgreSQL: gives it a place, a worker and a session.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::session::close;
 use crate::session::life;
 use crate::session::listener_settings::ListenerSettings;
 
-/// Gives the connections of a listener to the workers. It reads the settings for each connection, since a reload may
-/// replace them.
+/// Gives the connections of a listener to the workers. It reads the settings for each connection,
+/// because a reload may replace them.
 pub(super) struct AcceptHandler {
     settings: ArcSwap<ListenerSettings>,
     shared: Arc<Shared>,
@@ -37,7 +37,7 @@ impl AcceptHandler {
         self.settings.load_full()
     }
 
-    /// For the connections accepted from now on.
+    /// The settings apply to connections that are accepted from now on.
     pub(super) fn replace_settings(&self, settings: Arc<ListenerSettings>) {
         self.settings.store(settings);
     }
@@ -109,8 +109,8 @@ fn refuse(shared: &Shared, socket: &ClientSocket, full: Full) {
     send(socket, &close::too_many(text, hint));
 }
 
-/// Sends a client its last message from the accept loop: as much as the socket takes at once, which is everything for a
-/// new one.
+/// Sends a client its last message from the accept loop, without waiting. A new socket takes the
+/// whole message at once.
 fn send(socket: &ClientSocket, message: &[u8]) {
     let _ = match socket {
         ClientSocket::Tcp(socket) => socket

@@ -5,7 +5,7 @@ use listenfd::ListenFd;
 
 use crate::listen::{BoundPlace, Inheritance, Inherited};
 
-/// Every socket that was passed to this process. The files of Unix sockets stay systemd's.
+/// Every socket that was passed to this process. systemd still owns the files of Unix sockets.
 ///
 /// # Errors
 /// The router cannot listen on one of them.

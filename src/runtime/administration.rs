@@ -1,4 +1,4 @@
-//! What operators ask for, carried out on clusters and sessions.
+//! Carries out operators' requests on clusters and sessions.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::control::{ControlRequest, Requests};
-use super::handover::PATIENCE;
+use super::handover::STEP_LIMIT;
 use super::processes::NotFollowed;
 use super::state_file::{self, AdminOverrides, MemberOverrides};
 use crate::admin::{Activity, Change, Ending, Readiness, ReloadAnswer, SessionView};
@@ -27,44 +27,45 @@ use crate::wire::text::Escaped;
 
 #[derive(Debug)]
 pub(super) struct Administration {
-    /// Those that are configured now.
+    /// The clusters of the current configuration.
     clusters: Mutex<HashMap<Arc<str>, ClusterHandle>>,
     registry: Arc<Registry>,
     occupancy: Arc<Occupancy>,
     readiness: Arc<Readiness>,
-    /// Held over a change, so that two at once are kept in the order in which they are done.
+    /// Locked during a change, so that concurrent changes are kept in the order of their execution.
     overrides: Mutex<watch::Sender<Arc<AdminOverrides>>>,
     requests: Requests,
-    /// While another process is told what was set: a change would be lost.
+    /// Set while another process receives the overrides: a change would be lost.
     is_handing_over: AtomicBool,
     state_file: Option<PathBuf>,
-    /// The task that writes it, and what ends that.
+    /// The task that writes the state file, and the token that ends it.
     writing: Mutex<Option<(CancellationToken, JoinHandle<()>)>>,
-    /// Where what takes time goes on.
+    /// The runtime for work that takes time.
     control: Handle,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Administration {
-    /// Takes up what was set before the restart, or what the process that is replaced has `told`: before the clusters'
-    /// first look, if nothing was waited for since they were started. To be called on the control runtime.
+    /// Applies the overrides `received` from the old process, or those from before the restart. The
+    /// clusters have them before their first check if the caller has not waited since it started
+    /// them. To be called on the control runtime.
     pub(super) fn begin(
         state_file: Option<PathBuf>,
-        told: Option<AdminOverrides>,
+        received: Option<AdminOverrides>,
         clusters: HashMap<Arc<str>, ClusterHandle>,
         (registry, occupancy): (Arc<Registry>, Arc<Occupancy>),
         readiness: Arc<Readiness>,
         requests: Requests,
         (stop, tracker): (&CancellationToken, &TaskTracker),
     ) -> Self {
-        let is_told = told.is_some();
-        let overrides = told
+        let is_received = received.is_some();
+        let overrides = received
             .or_else(|| state_file.as_deref().map(state_file::load))
             .unwrap_or_default();
         for (name, cluster) in &clusters {
             if let Some(members) = overrides.0.get(&**name) {
-                brief(members, name, on(cluster));
+                apply(members, name, on(cluster));
             }
         }
         let administration = Self {
@@ -81,13 +82,13 @@ impl Administration {
             tracker: tracker.clone(),
             stop: stop.clone(),
         };
-        if !is_told {
+        if !is_received {
             administration.write(false);
         }
         administration
     }
 
-    /// Writes changes to the state file from now on, and what is set already where `at_once`.
+    /// Writes changes to the state file from now on. `at_once` writes the present overrides too.
     fn write(&self, at_once: bool) {
         let Some(path) = self.state_file.clone() else {
             return;
@@ -103,43 +104,44 @@ impl Administration {
         *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = Some((stop, task));
     }
 
-    /// Tells a cluster that has begun, before its first look if nothing was waited for since, what is set for its
-    /// members.
-    pub(super) fn brief(&self, name: &str, cluster: &ClusterHandle) {
-        brief(&self.overrides(name), name, on(cluster));
+    /// Applies the overrides to a cluster that has started. It has them before its first check if
+    /// the caller has not waited since the start.
+    pub(super) fn apply(&self, name: &str, cluster: &ClusterHandle) {
+        apply(&self.overrides(name), name, on(cluster));
     }
 
-    /// As [`Self::brief`]; returns what was told.
-    pub(super) fn brief_successor(&self, name: &str, successor: &PreparedCluster) -> MemberOverrides {
+    /// As [`Self::apply`], for a prepared cluster. Returns the overrides.
+    pub(super) fn apply_to_prepared(&self, name: &str, successor: &PreparedCluster) -> MemberOverrides {
         let overrides = self.overrides(name);
-        brief(&overrides, name, |member, change| match change {
+        apply(&overrides, name, |member, change| match change {
             Change::Admin(state) => successor.set_admin(member, state),
             Change::Weight(weight) => successor.set_weight(member, weight),
         });
         overrides
     }
 
-    /// After a successor has taken over: tells it what was set since it was told `before`.
-    pub(super) fn catch_up(&self, name: &str, cluster: &ClusterHandle, before: &MemberOverrides) {
+    /// Applies the changes since the overrides were `before`, after a prepared cluster is in
+    /// service.
+    pub(super) fn apply_changes(&self, name: &str, cluster: &ClusterHandle, before: &MemberOverrides) {
         let now = self.overrides(name);
         let set = on(cluster);
         let of =
             |overrides: &MemberOverrides, member: &String| overrides.get(member).copied().unwrap_or_default();
         for member in before.keys().chain(now.keys()) {
-            let (told, overrides) = (of(before, member), of(&now, member));
-            if told == overrides {
+            let (old, overrides) = (of(before, member), of(&now, member));
+            if old == overrides {
                 continue;
             }
             let name = MemberName::new(member.as_str());
             let admin = set(&name, Change::Admin(overrides.admin));
             if admin.and(set(&name, Change::Weight(overrides.weight))).is_err() {
-                tracing::warn!(member = %name, "too much was set during the reload; set it again");
+                tracing::warn!(member = %name, "too many settings were changed during the reload; set them again");
             }
         }
     }
 
-    /// Everything that is set for members, and whether the router is drained. Nothing can be changed from now on, until
-    /// [`Self::go_on`].
+    /// All overrides of members, and whether the router is drained. Operators can change nothing
+    /// from now on, until [`Self::unfreeze`].
     pub(super) fn freeze(&self) -> (AdminOverrides, bool) {
         let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_handing_over.store(true, Ordering::Relaxed);
@@ -147,24 +149,25 @@ impl Administration {
         (AdminOverrides::clone(&overrides.borrow()), is_drained)
     }
 
-    pub(super) fn go_on(&self) {
+    pub(super) fn unfreeze(&self) {
         self.is_handing_over.store(false, Ordering::Relaxed);
     }
 
-    /// The state file is this process's from now on, and is written.
+    /// This process owns the state file from now on, and writes it.
     pub(super) fn claim(&self) {
         self.write(true);
     }
 
-    /// The state file is another process's when this returns: what was set is written, and nothing more will be.
+    /// Gives up the state file: when this returns, the overrides are written, and this process
+    /// writes no more.
     ///
     /// # Errors
-    /// That takes too long.
+    /// The write takes too long.
     pub(super) async fn release(&self) -> Result<(), Elapsed> {
         let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((stop, mut task)) = writing {
             stop.cancel();
-            let ended = timeout(PATIENCE, &mut task).await;
+            let ended = timeout(STEP_LIMIT, &mut task).await;
             if ended.is_err() {
                 *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = Some((stop, task));
             }
@@ -173,12 +176,12 @@ impl Administration {
         Ok(())
     }
 
-    /// These are configured from now on.
+    /// Replaces the clusters after a reload.
     pub(super) fn replace(&self, clusters: HashMap<Arc<str>, ClusterHandle>) {
         *self.clusters.lock().unwrap_or_else(PoisonError::into_inner) = clusters;
     }
 
-    /// Once no change is under way.
+    /// The overrides of a cluster, once no change is in progress.
     fn overrides(&self, cluster: &str) -> MemberOverrides {
         let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         let overrides = overrides.borrow();
@@ -221,7 +224,7 @@ impl Administration {
     }
 }
 
-/// What operators do in this process. Everything returns at once.
+/// The actions of operators in this process. No function waits.
 impl Administration {
     /// Every session of this process, by number.
     pub(super) fn sessions(&self) -> Vec<SessionView> {
@@ -234,15 +237,15 @@ impl Administration {
         self.registry.len()
     }
 
-    /// Sessions on a member, those connecting included.
+    /// Sessions on a member, including those that are connecting.
     pub(super) fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize {
         self.occupancy.sessions_on(&Arc::from(cluster), member)
     }
 
-    /// Ends one session; `None`: this process has no session of this number.
+    /// Ends one session. `None`: this process has no session with this number.
     pub(super) fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
         let entry = self.registry.session(id)?;
-        // It may have no server any more once it is told.
+        // The session may lose its server once it is ordered to end.
         let session = view(&entry);
         self.end(vec![Arc::clone(&entry)], ending, &Reason::Killed);
         Some(SessionView {
@@ -251,7 +254,7 @@ impl Administration {
         })
     }
 
-    /// Ends the sessions on a member, and returns how many there are.
+    /// Ends the sessions on a member, and returns their number.
     pub(super) fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
         let mut entries = self.registry.sessions_of(cluster);
         entries.retain(|entry| {
@@ -263,14 +266,14 @@ impl Administration {
         sessions
     }
 
-    /// Whether something was set for this member and kept, though it may not be there now.
+    /// Whether an override for this member is kept, even if the member is absent now.
     pub(super) fn has_kept(&self, cluster: &str, member: &MemberName) -> bool {
         let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         let overrides = overrides.borrow();
         overrides.member(cluster, member.as_str()).is_some()
     }
 
-    /// Changes how a member is used; it is seen in a snapshot soon.
+    /// Changes how a member is used. A later snapshot shows it.
     pub(super) fn administer(&self, cluster: &str, member: &MemberName, change: Change) -> Result<(), Busy> {
         let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(handle) = clusters.get(cluster) else {
@@ -293,8 +296,8 @@ impl Administration {
         Ok(())
     }
 
-    /// The process that serves now has set this for a member: sessions here are treated accordingly. Nothing is kept, as the
-    /// state file is that process's.
+    /// Applies a change that the serving process has made to a member to the sessions here. Nothing
+    /// is kept, because that process owns the state file.
     pub(super) fn follow(
         &self,
         cluster: &str,
@@ -307,14 +310,15 @@ impl Administration {
         }
         match clusters.get(cluster) {
             Some(handle) => on(handle)(member, change).map_err(NotFollowed::Busy),
-            // It has no sessions of this cluster.
+            // This process has no sessions of the cluster.
             None => Ok(()),
         }
     }
 
-    /// Drains the router, or reverses that: it serves as before, and reports whether it is ready.
+    /// Drains the router, or reverses that. A drained router serves as before and reports that it
+    /// is not ready.
     pub(super) fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {
-        // Held, so that nothing is set between what another process is told and its word.
+        // Locked, so that nothing changes between the offer to another process and its answer.
         let _kept = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_handing_over.load(Ordering::Relaxed) {
             return Err(Busy);
@@ -323,7 +327,7 @@ impl Administration {
         Ok(())
     }
 
-    /// The cluster may be another one from now on: its system identifier is learned again.
+    /// Forgets the cluster's system identifier. The router learns it again.
     pub(super) fn forget_identity(&self, cluster: &str) -> Result<(), Busy> {
         let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         clusters
@@ -331,13 +335,14 @@ impl Administration {
             .map_or(Ok(()), ClusterHandle::forget_identity)
     }
 
-    /// Reads the configuration again; it goes on if nobody waits for the answer, which does not come while ending.
+    /// Reads the configuration again. The reload continues if the caller stops waiting. While the
+    /// process is ending, no answer comes.
     pub(super) fn reload(&self) -> oneshot::Receiver<ReloadAnswer> {
         let (answer, answered) = oneshot::channel();
         let requests = self.requests.clone();
         self.tracker.spawn_on(
             async move {
-                // Nobody takes it any more: the process is ending.
+                // It fails only while the process is ending.
                 let _ = requests.send(ControlRequest::Reload(answer)).await;
             },
             &self.control,
@@ -353,8 +358,8 @@ fn on(cluster: &ClusterHandle) -> impl Fn(&MemberName, Change) -> Result<(), Bus
     }
 }
 
-/// Tells of everything that is not at its default.
-fn brief(overrides: &MemberOverrides, cluster: &str, set: impl Fn(&MemberName, Change) -> Result<(), Busy>) {
+/// Applies every override that differs from the default.
+fn apply(overrides: &MemberOverrides, cluster: &str, set: impl Fn(&MemberName, Change) -> Result<(), Busy>) {
     for (name, member) in overrides {
         let name = MemberName::new(name.as_str());
         let admin = match member.admin {
@@ -366,7 +371,7 @@ fn brief(overrides: &MemberOverrides, cluster: &str, set: impl Fn(&MemberName, C
             weight => set(&name, Change::Weight(weight)),
         };
         if admin.and(weight).is_err() {
-            tracing::warn!(cluster, member = %name, "states are set for too many members; not all are taken up");
+            tracing::warn!(cluster, member = %name, "states are set for too many members; not all are applied");
         }
     }
 }

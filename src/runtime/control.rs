@@ -1,5 +1,5 @@
-//! The control socket. A process of the same user or of root sends a request, one line, and gets one line of JSON; or it
-//! is a new process of this router, which takes over.
+//! The control socket. A process of the same user or of root sends a request in one line and gets
+//! one line of JSON, or it is a new process of this router that takes over.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -17,10 +17,10 @@ use crate::admin::ReloadAnswer;
 use crate::config::BindAddress;
 use crate::listen::{ClientSocket, Connection, OnAccept, PeerAddress};
 
-/// Time for a request to arrive, and for its answer to be read.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Conversations at once.
-const MOST: usize = 8;
+/// Time limit for a request to arrive, and for its answer to be read.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Concurrent conversations.
+const MAX_CONVERSATIONS: usize = 8;
 /// The request for a reload.
 pub(crate) const RELOAD: &str = "reload\n";
 /// The request for a new process that replaces this one.
@@ -28,7 +28,7 @@ pub(crate) const UPGRADE: &str = "upgrade\n";
 /// The request of a new process that replaces this one.
 pub(super) const HANDOVER: &str = "handover\n";
 /// The length of the longest request.
-const MOST_ASKED: usize = HANDOVER.len();
+const MAX_REQUEST_BYTES: usize = HANDOVER.len();
 
 /// A request to the control thread, which carries out one at a time and answers at the end.
 #[derive(Debug)]
@@ -65,23 +65,23 @@ pub(super) fn address(path: &Path) -> BindAddress {
 }
 
 /// Serves the clients of the control socket.
-pub(super) struct Desk {
+pub(super) struct ControlHandler {
     pub(super) requests: Requests,
     pub(super) tracker: TaskTracker,
     permits: Arc<Semaphore>,
 }
 
-impl Desk {
+impl ControlHandler {
     pub(super) fn new(requests: Requests, tracker: TaskTracker) -> Self {
         Self {
             requests,
             tracker,
-            permits: Arc::new(Semaphore::new(MOST)),
+            permits: Arc::new(Semaphore::new(MAX_CONVERSATIONS)),
         }
     }
 }
 
-impl OnAccept for Desk {
+impl OnAccept for ControlHandler {
     type Room = ();
 
     async fn room(&self) {}
@@ -99,14 +99,14 @@ impl OnAccept for Desk {
         }
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             warn!(
-                most = MOST,
+                most = MAX_CONVERSATIONS,
                 "the control socket serves too many requests at once; one was refused"
             );
             return;
         };
         let requests = self.requests.clone();
         self.tracker.spawn(async move {
-            // The client may be gone before its answer is there.
+            // The client may be gone before it gets the answer.
             let _gone = converse(socket, requests).await;
             drop(permit);
         });
@@ -116,18 +116,18 @@ impl OnAccept for Desk {
 async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()> {
     socket.set_nonblocking(true)?;
     let mut socket = tokio::net::UnixStream::from_std(socket)?;
-    let asked = timeout(PATIENCE, line(&mut socket)).await??;
-    match &*asked {
-        asked if asked == RELOAD.as_bytes() => {
+    let request = timeout(REQUEST_LIMIT, line(&mut socket)).await??;
+    match &*request {
+        bytes if bytes == RELOAD.as_bytes() => {
             let (answer, answered) = oneshot::channel();
             ask(&mut socket, &requests, ControlRequest::Reload(answer), answered).await
         }
-        asked if asked == UPGRADE.as_bytes() => {
+        bytes if bytes == UPGRADE.as_bytes() => {
             let (answer, answered) = oneshot::channel();
             ask(&mut socket, &requests, ControlRequest::Upgrade(answer), answered).await
         }
-        asked if asked == HANDOVER.as_bytes() => {
-            // If the control thread takes no requests any more, the process is ending, and the socket closes.
+        bytes if bytes == HANDOVER.as_bytes() => {
+            // It fails only while the process is ending; then the socket closes.
             let _ = requests.send(ControlRequest::HandOver(socket)).await;
             Ok(())
         }
@@ -137,8 +137,8 @@ async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()>
 
 /// The request with its newline, and no byte after it.
 async fn line(socket: &mut tokio::net::UnixStream) -> std::io::Result<Vec<u8>> {
-    let mut line = Vec::with_capacity(MOST_ASKED);
-    while line.len() < MOST_ASKED && !line.ends_with(b"\n") {
+    let mut line = Vec::with_capacity(MAX_REQUEST_BYTES);
+    while line.len() < MAX_REQUEST_BYTES && !line.ends_with(b"\n") {
         line.push(socket.read_u8().await?);
     }
     Ok(line)
@@ -158,5 +158,5 @@ async fn ask(
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
-    timeout(PATIENCE, socket.write_all(&line)).await?
+    timeout(REQUEST_LIMIT, socket.write_all(&line)).await?
 }

@@ -1,4 +1,4 @@
-//! What one process says to another, and the state file, against any bytes.
+//! Fuzzes the messages between processes and the state file.
 
 use std::cell::OnceCell;
 
@@ -6,7 +6,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use super::super::state_file;
-use super::{Asks, HandoverError, Offer, Ready, Serving, Yours, read, read_versioned, receive};
+use super::{Commit, HandoverError, HandoverRequest, Offer, Ready, Serving, read, read_versioned, receive};
 use crate::fuzzing::choice;
 
 thread_local! {
@@ -19,18 +19,18 @@ pub(crate) fn run(data: &[u8]) {
         assert_eq!(again.ok(), Some(kept));
     }
     let (which, message) = choice(data);
-    // What finds room in a socket's buffer.
+    // A socket's buffer has room for this much.
     let message = &message[..message.len().min(16 * 1024)];
     RUNTIME.with(|cell| {
         let runtime = cell.get_or_init(|| {
             let mut builder = tokio::runtime::Builder::new_current_thread();
             builder.enable_all().build().expect("a runtime")
         });
-        runtime.block_on(said(which, message));
+        runtime.block_on(read_message(which, message));
     });
 }
 
-async fn said(which: u8, message: &[u8]) {
+async fn read_message(which: u8, message: &[u8]) {
     let Ok((mut ours, theirs)) = UnixStream::pair() else {
         return;
     };
@@ -39,13 +39,13 @@ async fn said(which: u8, message: &[u8]) {
     }
     drop(theirs);
     let outcome = match which % 6 {
-        0 => read_versioned::<Asks>(&mut ours).await.map(drop),
+        0 => read_versioned::<HandoverRequest>(&mut ours).await.map(drop),
         1 => read_versioned::<Offer>(&mut ours).await.map(|offer| {
             let kept = serde_json::to_vec(&offer.kept).expect("it was JSON");
             let _ = state_file::parse(&kept);
         }),
         2 => read::<Ready>(&mut ours).await.map(drop),
-        3 => read::<Yours>(&mut ours).await.map(drop),
+        3 => read::<Commit>(&mut ours).await.map(drop),
         4 => read::<Serving>(&mut ours).await.map(drop),
         _ => receive(&ours)
             .map_err(HandoverError::from)

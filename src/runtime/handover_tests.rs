@@ -8,15 +8,15 @@ use super::super::control::HANDOVER;
 use super::*;
 use crate::config::BindAddress;
 
-async fn asked(control: &UnixListener) -> UnixStream {
+async fn accept_request(control: &UnixListener) -> UnixStream {
     let (mut socket, _) = control.accept().await.unwrap();
-    let mut asked = [0; HANDOVER.len()];
-    socket.read_exact(&mut asked).await.unwrap();
+    let mut request = [0; HANDOVER.len()];
+    socket.read_exact(&mut request).await.unwrap();
     socket
 }
 
 #[tokio::test]
-async fn sockets_pass_with_all_that_is_said_of_them() {
+async fn sockets_and_the_offer_arrive() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let inherited = |place| Inherited {
@@ -30,11 +30,11 @@ async fn sockets_pass_with_all_that_is_said_of_them() {
         name: "a".to_owned(),
         uid: nix::unistd::geteuid().as_raw(),
     };
-    let stranger = Generation {
+    let other_user = Generation {
         uid: 4_000_000,
         ..before.clone()
     };
-    let generations = vec![before.clone(), stranger];
+    let generations = vec![before.clone(), other_user];
     let offer = Offer::new(
         &sockets,
         &HashMap::new(),
@@ -47,19 +47,23 @@ async fn sockets_pass_with_all_that_is_said_of_them() {
     let path = dir.path().join("control");
     let control = UnixListener::bind(&path).unwrap();
     let old = tokio::spawn(async move {
-        let deadline = Instant::now() + START;
-        let mut heir = give(asked(&control).await, offer, sockets, deadline)
+        let deadline = Instant::now() + START_LIMIT;
+        let mut new_process = give(accept_request(&control).await, offer, sockets, deadline)
             .await
             .unwrap();
-        let about = (heir.process.id(), heir.generation.name.clone(), heir.kept.clone());
-        heir.commit().await.unwrap();
+        let about = (
+            new_process.process.id(),
+            new_process.generation.name.clone(),
+            new_process.kept.clone(),
+        );
+        new_process.commit().await.unwrap();
         about
     });
-    let (mut taken, mut inheritance) = take(&path, "b").await.unwrap();
-    assert_eq!(taken.process_id, std::process::id());
-    assert_eq!(taken.generations, [before]);
-    assert!(taken.is_drained);
-    assert_eq!(taken.first_session, 3_000_000);
+    let (mut old_process, mut inheritance) = take(&path, "b").await.unwrap();
+    assert_eq!(old_process.process_id, std::process::id());
+    assert_eq!(old_process.generations, [before]);
+    assert!(old_process.is_drained);
+    assert_eq!(old_process.first_session, 3_000_000);
     assert!(
         inheritance
             .take(&BindAddress::Any { port: address.port() })
@@ -67,9 +71,9 @@ async fn sockets_pass_with_all_that_is_said_of_them() {
     );
     let socket = inheritance.take(&BindAddress::Ip(address)).unwrap().socket;
     assert_eq!(inheritance.places(), [elsewhere]);
-    taken.warm(&HashMap::new()).await.unwrap();
-    let successor = taken.ready(&inheritance.places()).await.unwrap();
-    successor.serving().await.unwrap();
+    old_process.wait_for_same_view(&HashMap::new()).await.unwrap();
+    let committed = old_process.ready(&inheritance.places()).await.unwrap();
+    committed.serving().await.unwrap();
     assert_eq!(
         old.await.unwrap(),
         (std::process::id(), "b".to_owned(), vec![here])
@@ -87,14 +91,14 @@ fn message(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Why nothing is taken from a process that says this.
-async fn told(bytes: Vec<u8>) -> String {
+/// The error of a handover from a process that sends these bytes.
+async fn error_after(bytes: Vec<u8>) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control");
     let control = UnixListener::bind(&path).unwrap();
     let old = tokio::spawn(async move {
-        let mut socket = asked(&control).await;
-        let Asks { generation, .. } = read_versioned(&mut socket).await.unwrap();
+        let mut socket = accept_request(&control).await;
+        let HandoverRequest { generation, .. } = read_versioned(&mut socket).await.unwrap();
         assert_eq!(generation, "b");
         let _ = socket.write_all(&bytes).await;
     });
@@ -104,23 +108,27 @@ async fn told(bytes: Vec<u8>) -> String {
 }
 
 #[tokio::test]
-async fn a_process_that_makes_no_sense_gets_nowhere() {
+async fn malformed_messages_are_refused() {
     let offer = |sockets: &str| {
         message(&format!(
             r#"{{"version":{VERSION},"process_id":1,"limit_ms":9,"sockets":[{sockets}],"clusters":{{}},"kept":{{"version":1,"clusters":{{}}}},"relatives":[]}}"#
         ))
     };
-    assert!(told(Vec::new()).await.contains("hung up"));
-    assert!(told(vec![0, 0, 0, 9, b'{']).await.contains("hung up"));
-    assert!(told(vec![255; 8]).await.contains("4294967295 bytes"));
-    assert!(told(message("[]")).await.contains("no sense"));
-    // However it looks otherwise.
-    assert!(told(message(r#"{"version":9}"#)).await.contains("is version 9"));
+    assert!(error_after(Vec::new()).await.contains("hung up"));
+    assert!(error_after(vec![0, 0, 0, 9, b'{']).await.contains("hung up"));
+    assert!(error_after(vec![255; 8]).await.contains("4294967295 bytes"));
+    assert!(error_after(message("[]")).await.contains("malformed"));
+    // The rest of the message does not matter.
+    assert!(
+        error_after(message(r#"{"version":9}"#))
+            .await
+            .contains("is version 9")
+    );
     let socket = r#"{"place":{"any":5},"file":null}"#;
-    assert!(told(offer(socket)).await.contains("hung up"));
+    assert!(error_after(offer(socket)).await.contains("hung up"));
     let mut without = offer(socket);
     without.push(b'S');
-    assert!(told(without).await.contains("without its descriptor"));
+    assert!(error_after(without).await.contains("without its descriptor"));
     let nowhere = take(Path::new("/nonexistent"), "b")
         .await
         .unwrap_err()
@@ -129,7 +137,7 @@ async fn a_process_that_makes_no_sense_gets_nowhere() {
 }
 
 #[tokio::test]
-async fn another_version_is_named_on_both_sides() {
+async fn both_sides_report_another_version() {
     let (mut new, old) = UnixStream::pair().unwrap();
     let offer = Offer::new(
         &[],
@@ -139,9 +147,9 @@ async fn another_version_is_named_on_both_sides() {
         Vec::new(),
         0,
     );
-    let asks = serde_json::json!({"version": 9, "new": "words"});
-    write(&mut new, &asks).await.unwrap();
-    let error = give(old, offer, Vec::new(), Instant::now() + START)
+    let request = serde_json::json!({"version": 9, "new": "fields"});
+    write(&mut new, &request).await.unwrap();
+    let error = give(old, offer, Vec::new(), Instant::now() + START_LIMIT)
         .await
         .unwrap_err();
     assert!(error.to_string().contains("is version 9"), "{error}");
@@ -150,7 +158,7 @@ async fn another_version_is_named_on_both_sides() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_process_is_given_up_and_the_new_process_gives_up_first() {
+async fn both_sides_time_out_and_the_new_process_first() {
     let (mut new, old) = UnixStream::pair().unwrap();
     let offer = Offer::new(
         &[],
@@ -160,24 +168,27 @@ async fn a_late_process_is_given_up_and_the_new_process_gives_up_first() {
         Vec::new(),
         0,
     );
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + START_LIMIT;
     let giving = tokio::spawn(give(old, offer, Vec::new(), deadline));
-    let asks = Asks {
+    let request = HandoverRequest {
         version: VERSION,
         release: "1".to_owned(),
         generation: "b".to_owned(),
     };
-    write(&mut new, &asks).await.unwrap();
+    write(&mut new, &request).await.unwrap();
     let offer: Offer = read_versioned(&mut new).await.unwrap();
     let limit = Duration::from_millis(offer.limit_ms);
-    assert!(limit > START / 2 && limit + SOONER <= START, "{limit:?}");
+    assert!(
+        limit > START_LIMIT / 2 && limit + START_MARGIN <= START_LIMIT,
+        "{limit:?}"
+    );
     // It is never ready.
     let late = giving.await.unwrap().unwrap_err();
-    assert!(matches!(late, HandoverError::Late), "{late}");
+    assert!(matches!(late, HandoverError::TimedOut), "{late}");
     assert!(Instant::now() >= deadline);
 
     let (_old, socket) = UnixStream::pair().unwrap();
-    let taken = Taken {
+    let old_process = OldProcess {
         socket,
         deadline: Instant::now() + limit,
         process_id: 1,
@@ -188,8 +199,8 @@ async fn a_late_process_is_given_up_and_the_new_process_gives_up_first() {
         is_drained: false,
         first_session: 0,
     };
-    let late = taken.ready(&[]).await.unwrap_err();
-    assert!(matches!(late, HandoverError::Late), "{late}");
+    let late = old_process.ready(&[]).await.unwrap_err();
+    assert!(matches!(late, HandoverError::TimedOut), "{late}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -200,7 +211,7 @@ async fn a_process_that_is_silent_after_the_commit_is_killed() {
         .spawn()
         .unwrap();
     let (mut new, socket) = UnixStream::pair().unwrap();
-    let mut heir = Heir {
+    let mut new_process = NewProcess {
         socket,
         process: Process::open(sleeping.id().unwrap()).unwrap(),
         release: String::new(),
@@ -210,9 +221,9 @@ async fn a_process_that_is_silent_after_the_commit_is_killed() {
         },
         kept: Vec::new(),
     };
-    let late = heir.commit().await.unwrap_err();
-    assert!(matches!(late, HandoverError::Late), "{late}");
-    let Yours {} = read(&mut new).await.unwrap();
+    let late = new_process.commit().await.unwrap_err();
+    assert!(matches!(late, HandoverError::TimedOut), "{late}");
+    let Commit {} = read(&mut new).await.unwrap();
     let status = sleeping.wait().await.unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
 }

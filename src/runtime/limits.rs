@@ -4,10 +4,10 @@ use tracing::{info, warn};
 
 use crate::config::Limits;
 
-/// Descriptors beside those of sessions: listeners, runtimes, pools, HTTP, log, and some to spare.
+/// Descriptors besides those of sessions: listeners, runtimes, pools, HTTP, log, and a reserve.
 const RESERVE: u64 = 256;
 
-/// Raises the soft limit as far as possible, and logs whether that is too low for the configuration.
+/// Raises the soft limit as far as possible, and logs if it is too low for the configuration.
 pub(super) fn raise_open_files(limits: &Limits) {
     let raised = rlimit::increase_nofile_limit(u64::MAX);
     let limit = match raised {
@@ -29,12 +29,13 @@ pub(super) fn raise_open_files(limits: &Limits) {
             open_files = limit,
             needed,
             max_clients = limits.max_clients,
-            "the open-file limit is too low for limits.max_clients: raise it (LimitNOFILE=, ulimit -Hn) or lower the other"
+            "the open-file limit is too low for limits.max_clients: raise it (LimitNOFILE=, ulimit -Hn) or lower limits.max_clients"
         );
     }
 }
 
-/// Two descriptors for each session, one for each pending login, and as many for logins that wait after failed ones.
+/// Two descriptors for each session, one for each pending login, and as many for logins that are
+/// delayed after failures.
 fn needed(limits: &Limits) -> u64 {
     (u64::from(limits.max_clients) + u64::from(limits.max_pending_logins)) * 2 + RESERVE
 }

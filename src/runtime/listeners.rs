@@ -1,4 +1,5 @@
-//! The open listeners. Another set may replace them: an address that both sets have stays open throughout.
+//! The open listeners. A reload may replace them. An address that is in both sets stays open
+//! throughout.
 
 use std::io;
 use std::sync::Arc;
@@ -24,12 +25,12 @@ pub(super) struct Listeners {
 struct Open {
     address: BindAddress,
     handler: Arc<AcceptHandler>,
-    /// To be passed to another process. It holds the port, as the accept loop does.
+    /// To be passed to another process. It keeps the port in use, as the accept loop does.
     handle: Handle,
     stop: CancellationToken,
 }
 
-/// A listener as it is configured.
+/// A configured listener.
 pub(super) struct WantedListener {
     pub(super) address: BindAddress,
     pub(super) settings: ListenerSettings,
@@ -45,7 +46,8 @@ impl Listeners {
         }
     }
 
-    /// Binds what is not open yet, also where it overlaps what is about to close.
+    /// Binds the listeners that are not open yet, even if one overlaps an address that is about to
+    /// close.
     ///
     /// # Errors
     /// As [`bind`].
@@ -54,23 +56,24 @@ impl Listeners {
         bind(listeners, &open, &mut Inheritance::default())
     }
 
-    /// The sockets, for another process to listen on as well.
+    /// The sockets, so that another process can listen on them too.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// No descriptor is left.
     pub(super) fn passed_on(&self) -> io::Result<Vec<Inherited>> {
         self.open.iter().map(|open| open.handle.passed_on()).collect()
     }
 
-    /// Another process has the sockets of the places `kept`, and removes their files.
+    /// Another process keeps the sockets at the places `kept`, and removes their files.
     pub(super) fn release(&self, kept: &[BoundPlace]) {
         for open in &self.open {
             open.handle.release(kept);
         }
     }
 
-    /// Opens what was bound, gives those that are open their new settings, and closes what is not among `wanted`. Sessions
-    /// stay, and count for the listener of their name. The kernel refuses clients in the queue of a listener that closes.
+    /// Opens the `bound` listeners, gives new settings to the open ones, and closes those that are
+    /// not `wanted`. Sessions stay and count for the listener of the same name. The kernel refuses
+    /// the clients in the queue of a listener that closes.
     pub(super) fn replace(&mut self, wanted: Vec<WantedListener>, bound: Vec<(Bound, Handle)>) {
         let before: Vec<Arc<ListenerSettings>> =
             self.open.iter().map(|open| open.handler.settings()).collect();
@@ -113,7 +116,8 @@ impl Listeners {
         }
     }
 
-    /// This process removes the files that [`Self::release`] released, here or in the process that passed the sockets on.
+    /// This process owns the sockets' files again after [`Self::release`], here or in the process
+    /// that passed the sockets on.
     pub(super) fn claim(&self) {
         for open in &self.open {
             open.handle.claim();
@@ -130,10 +134,10 @@ impl Listeners {
     }
 }
 
-/// Binds every listener that is not `open`, or takes what is bound for it from `inherited`.
+/// Binds every listener that is not `open`, or takes its socket from `inherited`.
 ///
 /// # Errors
-/// Which listeners could not be bound, and why, a sentence each.
+/// A sentence for each listener that could not be bound.
 pub(super) fn bind(
     listeners: &[Listener],
     open: &[&Handle],
@@ -143,7 +147,8 @@ pub(super) fn bind(
     let mut faults = Vec::new();
     let is_open = |listener: &&Listener| open.iter().any(|open| open.address == listener.address);
     for listener in listeners.iter().filter(|listener| !is_open(listener)) {
-        // What overlaps this one is not among `listeners`, so it closes. The file of a Unix socket cannot be shared.
+        // An open listener that overlaps this one is not among `listeners`, so it closes. The file
+        // of a Unix socket cannot be shared.
         let overlapping = open
             .iter()
             .filter(|open| listener.address.port().is_some() && open.address.overlaps(&listener.address));

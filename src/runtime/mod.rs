@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! main      control: sources, probes, look-ups, accept loops, signals
-//! worker-N  sessions, each on the worker it was handed to
+//! worker-N  sessions, each on one worker
 //! admin     HTTP
 //! ```
-//! Shutdown has phases, each bounded: not ready (`shutdown.delay`), stop accepting, end sessions at their next boundary, cut what is
-//! left, exit. A process that another one replaces stops accepting, and exits when its sessions have finished; it is ready
-//! to the end, as the service is.
+//! A shutdown has phases, each with a time limit: not ready (`shutdown.delay`), stop accepting, end
+//! sessions at their next boundary, cut the remaining sessions, exit. A process that is replaced by
+//! another one stops accepting and exits when its sessions have finished. It stays ready until
+//! then, because the service is.
 
 mod accept_handler;
 mod activation;
@@ -44,13 +45,14 @@ use upgrade::Program;
 
 pub(crate) use control::{RELOAD, UPGRADE, UpgradeAnswer};
 
-/// Serves until SIGTERM or SIGINT, or until another process does so in its place and the last session has finished.
-/// With `take_over` it takes the place of the process whose control socket that is.
+/// Serves until SIGTERM or SIGINT, or until another process has replaced this one and the last
+/// session has finished. `take_over` is the control socket of a process that this one replaces.
 ///
 /// # Errors
-/// What keeps it from starting: a port in use, a thread that cannot be made. Once it serves it does not fail.
+/// The process cannot start: a port is in use, or a thread cannot be started. Once it serves it
+/// does not fail.
 pub fn run(config: Config, take_over: Option<&Path>) -> anyhow::Result<()> {
-    // The first thing that has to do with descriptors: those passed by number are not others' yet.
+    // Before anything opens a descriptor: the passed ones are known by number only.
     let inherited = activation::sockets()?;
     let program = Program::of_this_process();
     let log = admin::log::init(&config.log)?;
@@ -69,7 +71,7 @@ pub fn run(config: Config, take_over: Option<&Path>) -> anyhow::Result<()> {
         take_over: take_over.map(Path::to_owned),
     };
     let outcome = control.block_on(serve(begin));
-    // A passphrase command may be under way: nothing waits for it.
+    // A passphrase command may still run: nothing waits for it.
     control.shutdown_background();
     outcome
 }

@@ -11,8 +11,8 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::time::timeout;
 use tracing::warn;
 
-/// Time for a busy service manager to take a datagram that it must get.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a busy service manager to accept a datagram that it must get.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
 
 /// Without `NOTIFY_SOCKET` it does nothing.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Notifier {
         }
     }
 
-    /// The process serves, with the new configuration or the old one.
+    /// The process serves, with the new or the old configuration.
     pub(super) fn ready(&self) {
         self.send("READY=1");
     }
@@ -48,21 +48,22 @@ impl Notifier {
     /// Names the process that the service manager is to watch. Waits for a busy service manager.
     ///
     /// # Errors
-    /// The service manager does not have the datagram.
+    /// The service manager did not accept the datagram.
     pub(super) async fn main_process(&self, process_id: u32) -> io::Result<()> {
         let Some((_, address)) = &self.0 else {
             return Ok(());
         };
         let state = format!("MAINPID={process_id}");
         let sending = async {
-            // Only a connected socket is woken when the service manager has taken datagrams off its queue.
+            // Only a connected socket wakes when the service manager has read datagrams from its
+            // queue.
             let socket = UnixDatagram::unbound()?;
             socket.set_nonblocking(true)?;
             socket.connect_addr(address)?;
             let socket = tokio::net::UnixDatagram::from_std(socket)?;
             socket.send(state.as_bytes()).await.map(drop)
         };
-        timeout(PATIENCE, sending)
+        timeout(SEND_LIMIT, sending)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -71,7 +72,7 @@ impl Notifier {
         self.send("STOPPING=1");
     }
 
-    /// The process ends within `time`, which may be longer than the service manager would wait otherwise.
+    /// The process ends within `time`. This may be longer than the service manager's own limit.
     pub(super) fn stopping_within(&self, time: Duration) {
         self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", time.as_micros()));
     }
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_busy_service_manager_is_waited_for() {
+    async fn the_notifier_waits_for_a_busy_service_manager() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();

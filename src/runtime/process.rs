@@ -1,5 +1,5 @@
-//! Another process, by a descriptor. The kernel gives the number of an ended process to a new one; the descriptor always
-//! means the same process.
+//! Another process, identified by a descriptor. The kernel may reuse the number of an ended
+//! process; the descriptor always means the same process.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,10 +15,10 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Call this on a runtime, while the number certainly belongs to that process.
+    /// To be called on a runtime, while the number certainly belongs to that process.
     ///
     /// # Errors
-    /// The process has ended and was reaped; there is no descriptor left.
+    /// The process has ended and was reaped; no descriptor is left.
     pub(super) fn open(id: u32) -> io::Result<Self> {
         let number = Pid::from_raw(id.cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
         let descriptor = pidfd_open(number, PidfdFlags::empty())?;
@@ -32,18 +32,18 @@ impl Process {
         self.id
     }
 
-    /// Waits until it has ended. Cancel safe.
+    /// Waits until the process has ended. Cancel safe.
     pub(super) async fn ended(&self) {
-        // It fails only where the runtime is ending.
+        // It fails only while the runtime is ending.
         let _ = self.descriptor.readable().await;
     }
 
     pub(super) fn kill(&self) {
-        // It has ended, or belongs to another user.
+        // It fails if the process has ended or belongs to another user.
         let _ = pidfd_send_signal(&self.descriptor, Signal::KILL);
     }
 
-    /// Makes it read its configuration again.
+    /// Makes the process read its configuration again.
     pub(super) fn hang_up(&self) -> io::Result<()> {
         Ok(pidfd_send_signal(&self.descriptor, Signal::HUP)?)
     }

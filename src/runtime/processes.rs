@@ -1,9 +1,11 @@
-//! The processes of this router as one: an operator who asks this process reaches the sessions of the processes before it,
-//! too, and those carry out what this one passes on.
+//! All processes of this router as one. The requests of an operator to this process reach the
+//! sessions of the processes before it, too. Those processes carry out the orders that this one
+//! passes on.
 //!
-//! This process is asked first. The others are asked over [`generations`], each at most once, and pass nothing on. A
-//! process that cannot be asked is named in the answer. The state of the process that serves is set by its own operators
-//! only: it refuses to have a member's state set by another process.
+//! This process is asked first. It asks the others over [`generations`], each at most once, and
+//! they pass nothing on. The answer names a process that cannot be asked. Only its own operators
+//! change the state of the serving process: it refuses to have a member's state set by another
+//! process.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,10 +28,10 @@ use crate::session::generations::totals::{MemberSessions, Moved, RouteSessions, 
 use crate::session::generations::{Answer, CancelAnswer, Generations, Heard, RequestKind, Responder};
 use crate::wire::startup::CancelRequest;
 
-/// An answer with sessions is cut before it is longer than the protocol allows.
+/// A list of sessions is cut this much below the protocol's limit.
 const SPARE: usize = 1024;
 
-/// How a session is ended, as another process reads it.
+/// How a session ends, in the form that another process reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "when")]
 enum EndingOrder {
@@ -84,7 +86,7 @@ struct MemberOrder {
     change: ChangeOrder,
 }
 
-/// What is set for a member, as another process reads it.
+/// A change of a member, in the form that another process reads.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum ChangeOrder {
@@ -102,7 +104,7 @@ impl From<Change> for ChangeOrder {
 }
 
 impl ChangeOrder {
-    /// `None`: a later release has a state that this one does not know.
+    /// `None`: this release does not know the state.
     fn change(&self) -> Option<Change> {
         match self {
             Self::State(state) => AdminState::named(state).map(Change::Admin),
@@ -120,13 +122,13 @@ struct SessionList<'a> {
 
 #[derive(Debug, Deserialize)]
 struct ListedSessions {
-    /// Each is read for itself: a release may have other words.
+    /// Each is read separately: another release may have other values.
     sessions: Vec<Value>,
     #[serde(default)]
     left_out: usize,
 }
 
-/// Carries out on this process what another one asks for.
+/// Carries out the requests of other processes in this one.
 pub(super) struct Local {
     pub(super) shared: Arc<Shared>,
     pub(super) administration: Arc<Administration>,
@@ -252,7 +254,7 @@ fn done(value: &impl Serialize) -> Answer {
     }
 }
 
-/// What operators do, in all processes of this router.
+/// The actions of operators in all processes of this router.
 #[derive(Debug)]
 pub(super) struct AllProcesses {
     pub(super) administration: Arc<Administration>,
@@ -260,7 +262,8 @@ pub(super) struct AllProcesses {
 }
 
 impl AllProcesses {
-    /// Asks the others. `read` makes a value of an answer, or says why there is none.
+    /// Asks the other processes. `read` makes a value of an answer, or returns the reason why there
+    /// is none.
     async fn ask<T>(
         &self,
         kind: RequestKind,
@@ -288,9 +291,9 @@ fn body<T: for<'de> Deserialize<'de>>(answer: &Answer) -> Result<Option<T>, Stri
     match answer {
         Answer::Done(body) => serde_json::from_slice(body)
             .map(Some)
-            .map_err(|_| "its answer makes no sense".to_owned()),
+            .map_err(|_| "its answer is malformed".to_owned()),
         Answer::NotFound => Ok(None),
-        _ => Err("its answer makes no sense".to_owned()),
+        _ => Err("its answer is malformed".to_owned()),
     }
 }
 
@@ -317,7 +320,7 @@ impl Operations for AllProcesses {
                 );
                 let left_out = list.left_out + listed - (all.len() - before);
                 if left_out > 0 {
-                    missing.push(format!("{left_out} sessions of another process are left out"));
+                    missing.push(format!("{left_out} sessions of another process are not listed"));
                 }
             }
             all.sort_unstable_by_key(|session| session.id);
@@ -353,7 +356,7 @@ impl Operations for AllProcesses {
                 .ask(RequestKind::Kill, order, |answer| body::<SessionView>(&answer))
                 .await;
             match found.pop() {
-                // The others do not have it.
+                // The other processes do not have this session.
                 Some(session) => Gathered::whole(Some(session)),
                 None => Gathered { value: None, missing },
             }
@@ -427,7 +430,7 @@ impl Operations for AllProcesses {
 /// Why a process does not follow another one's order.
 #[derive(Debug)]
 pub(super) enum NotFollowed {
-    /// It serves.
+    /// This process serves.
     Serves,
     Busy(Busy),
 }
@@ -435,7 +438,7 @@ pub(super) enum NotFollowed {
 impl fmt::Display for NotFollowed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Serves => f.write_str("it serves: its state is set by its own operators"),
+            Self::Serves => f.write_str("it serves: only its own operators set its state"),
             Self::Busy(busy) => busy.fmt(f),
         }
     }
@@ -474,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_with_words_of_a_later_release_is_read_as_far_as_it_is_known() {
+    fn a_list_of_a_later_release_is_read_as_far_as_possible() {
         let text = r#"{"sessions":[{"id":1,"state":"sleeping on a beach"}],"left_out":3,"more":true}"#;
         let list: ListedSessions = serde_json::from_str(text).unwrap();
         assert_eq!((list.sessions.len(), list.left_out), (1, 3));

@@ -1,8 +1,9 @@
 //! A process that serves, and its end: another process has replaced it, or a signal ends it.
 //!
-//! The shutdown has phases, each bounded: not ready (`shutdown.delay`), stop accepting, end sessions at their next boundary, cut
-//! what is left, exit. A replaced process has stopped accepting, and exits when its sessions have finished. It stays
-//! ready until then, as the service is.
+//! The shutdown has phases, each with a time limit: not ready (`shutdown.delay`), stop accepting,
+//! end sessions at their next boundary, cut the remaining sessions, exit. A replaced process has
+//! stopped accepting and exits when its sessions have finished. It stays ready until then, because
+//! the service is.
 
 use std::sync::Arc;
 
@@ -42,11 +43,11 @@ impl Running {
 
     async fn serve(&mut self, signals: &mut Signals, hangup: &mut Signal) -> EndCause {
         loop {
-            let heir = tokio::select! {
+            let new_process = tokio::select! {
                 () = signals.wait() => return EndCause::Signal,
-                heir = self.supervisor.run(hangup) => heir,
+                new_process = self.supervisor.run(hangup) => new_process,
             };
-            if self.supervisor.commit(heir, hangup).await {
+            if self.supervisor.commit(new_process, hangup).await {
                 return EndCause::Replaced;
             }
         }
@@ -90,7 +91,7 @@ impl Running {
     }
 }
 
-/// No session is left, or what is left was cut: ends tasks and threads.
+/// Ends tasks and threads, after all sessions have ended or were cut.
 async fn end(service: Service, workers: Arc<Workers>, cause: EndCause) {
     let Service {
         admin,
@@ -102,18 +103,18 @@ async fn end(service: Service, workers: Arc<Workers>, cause: EndCause) {
         ..
     } = service;
     drop(listeners);
-    // Where all sessions have finished by themselves, peers may still be connected.
+    // If all sessions have finished by themselves, peers may still be connected.
     shared.closing.cancel();
     stop.cancel();
     drop((clusters, shared));
     tracker.close();
-    shutdown::bounded("tasks", tracker.wait()).await;
+    shutdown::await_end("tasks", tracker.wait()).await;
     if cause == EndCause::Replaced {
         admin.answered().await;
     }
     admin.stop();
     match Arc::try_unwrap(workers) {
         Ok(workers) => workers.stop(),
-        Err(_still_shared) => warn!("a session outlived the shutdown"),
+        Err(_still_shared) => warn!("a session still runs after the shutdown"),
     }
 }

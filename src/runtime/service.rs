@@ -1,7 +1,9 @@
-//! What is in service, by one configuration, and how another takes its place: whole, or not at all.
+//! Everything that serves by one configuration, and its replacement by another configuration:
+//! whole, or not at all.
 //!
-//! Everything that can fail or takes time is done first, with nothing in force changed; then everything is exchanged in
-//! one step. No live session is touched, but by what its own cluster shows from then on.
+//! A reload first does everything that can fail or takes time, without a change to the running
+//! service. Then it exchanges everything in one step. A live session changes only by the later
+//! snapshots of its own cluster.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,7 +22,7 @@ use super::files::FileReader;
 use super::listeners::{Listeners, WantedListener};
 use super::start::access_view;
 use super::state_file::MemberOverrides;
-use super::supervisor::READ_PATIENCE;
+use super::supervisor::READ_LIMIT;
 use super::{lag_limits, limits};
 use crate::admin::log::LogHandle;
 use crate::admin::{self, AdminThread, ClusterView, Handles};
@@ -40,28 +42,29 @@ use crate::session::occupancy::Occupancy;
 use crate::session::orders::enforce;
 use crate::session::peers::Peers;
 
-/// For a cluster with new settings to see what it saw before, and for a new one to see its leader.
+/// Time limit for a cluster with new settings to see what it saw before, and for a new one to see
+/// its leader.
 const WARM_UP: Duration = Duration::from_secs(10);
 
-/// Everything a configuration made.
+/// Everything that serves by the current configuration.
 pub(super) struct Service {
-    /// Empty where no certificate is configured.
+    /// `None` if no certificate is configured.
     pub(super) tls: Option<Arc<ArcSwap<Acceptor>>>,
     pub(super) clusters: HashMap<Arc<str>, ClusterHandle>,
-    /// Configured no longer, and there as long as they have sessions.
+    /// Clusters that are no longer configured. They exist while they have sessions.
     pub(super) retired: HashMap<Arc<str>, WeakClusterHandle>,
     pub(super) shared: Arc<Shared>,
     pub(super) listeners: Listeners,
     pub(super) admin: AdminThread,
-    /// With the clusters of the first configuration; what else is in it stays.
+    /// A reload replaces the clusters. Everything else stays.
     pub(super) handles: Handles,
-    /// What is scraped of the clusters.
-    pub(super) fit: Arc<ArcSwap<Vec<ClusterView>>>,
+    /// The clusters, as the metrics show them.
+    pub(super) metric_views: Arc<ArcSwap<Vec<ClusterView>>>,
     pub(super) administration: Arc<Administration>,
-    /// Of the control socket.
+    /// The control socket.
     pub(super) control: Option<Handle>,
-    /// Ends its accept loop.
-    pub(super) asking: CancellationToken,
+    /// Ends the accept loop of the control socket.
+    pub(super) control_stop: CancellationToken,
     pub(super) log: LogHandle,
     pub(super) files: FileReader,
     pub(super) cluster_metrics: Arc<cluster::Metrics>,
@@ -69,21 +72,21 @@ pub(super) struct Service {
     pub(super) tracker: TaskTracker,
 }
 
-/// What becomes of a cluster.
-enum Next {
-    Stays(ClusterHandle),
-    /// Other passwords and TLS towards the servers.
+/// A cluster of the new configuration.
+enum NextCluster {
+    Unchanged(ClusterHandle),
+    /// It has other passwords or other TLS settings towards the servers.
     Credentials(ClusterHandle, Arc<TlsClient>),
-    /// And what the successor was told of administrative states and weights.
-    Succeeded(ClusterHandle, Box<PreparedCluster>, MemberOverrides),
+    /// New settings, with the administrative states and weights that the prepared cluster has.
+    Replaced(ClusterHandle, Box<PreparedCluster>, MemberOverrides),
     New(ClusterHandle),
 }
 
 impl Service {
-    /// Every socket this process listens on, for another one to do so as well.
+    /// Every socket on which this process listens, so that another one can listen on it too.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// No descriptor is left.
     pub(super) fn passed_on(&self) -> io::Result<Vec<Inherited>> {
         let mut sockets = self.listeners.passed_on()?;
         sockets.extend(self.admin.passed_on()?);
@@ -93,7 +96,7 @@ impl Service {
         Ok(sockets)
     }
 
-    /// What is at the places `kept` is another process's: the files of its sockets.
+    /// Another process owns the files of the sockets at the places `kept`.
     pub(super) fn release(&self, kept: &[BoundPlace]) {
         self.listeners.release(kept);
         if let Some(control) = &self.control {
@@ -101,7 +104,7 @@ impl Service {
         }
     }
 
-    /// What this process listens on is its own, as far as files go.
+    /// This process owns the files of its sockets.
     pub(super) fn claim(&self) {
         self.listeners.claim();
         if let Some(control) = &self.control {
@@ -109,21 +112,22 @@ impl Service {
         }
     }
 
-    /// Leaves everything but the sessions to another process. No connection that was accepted is cut by that, and no
-    /// request over HTTP.
+    /// Leaves everything but the sessions to another process. Accepted connections and HTTP
+    /// requests continue.
     pub(super) async fn leave(&mut self) {
         self.close_ports().await;
         self.admin.leave();
     }
 
-    /// Stops accepting clients, and requests over the control socket; every port is free when this returns.
+    /// Stops accepting clients and requests over the control socket. Every port is free when this
+    /// returns.
     pub(super) async fn close_ports(&mut self) {
-        self.asking.cancel();
+        self.control_stop.cancel();
         self.control = None;
         self.listeners.close().await;
     }
 
-    /// Where this process is asked for an upgrade.
+    /// The path of the control socket.
     pub(super) fn control_path(&self) -> Option<&Path> {
         match &self.control.as_ref()?.address {
             BindAddress::Unix { path, .. } => Some(path),
@@ -131,10 +135,10 @@ impl Service {
         }
     }
 
-    /// Puts `new` in the place of `old`. `started` is what the process began with.
+    /// Replaces the configuration `old` by `new`. `started` is the one at the start of the process.
     ///
     /// # Errors
-    /// Each reason why not, a sentence each; everything is as it was then.
+    /// A sentence for each reason. Then nothing has changed.
     pub(super) async fn replace(
         &mut self,
         old: &Config,
@@ -147,13 +151,14 @@ impl Service {
         }
         let (config, shared) = (Arc::clone(new), Arc::clone(&self.shared));
         let load = move || AuthPolicy::load(&config.auth, PolicyContext::of(&config), &shared.mock);
-        let access = match self.files.read(READ_PATIENCE, load).await {
+        let access = match self.files.read(READ_LIMIT, load).await {
             Ok(Ok(access)) => Arc::new(access),
             Ok(Err(faults)) => return Err(faults.lines),
             Err(unread) => return Err(vec![unread.to_string()]),
         };
         let clusters = self.next_clusters(old, new).await?;
-        // From here on nothing waits: those who connect to what is bound are served, or nothing is bound.
+        // From here on nothing waits, so that the sockets that are bound now serve their clients,
+        // or are closed at once.
         let bound = self.listeners.bind(&new.listeners)?;
         let http = self
             .admin
@@ -164,40 +169,45 @@ impl Service {
             .map(|(name, next)| (Arc::clone(name), next.handle().clone()))
             .collect();
         let acceptor = new.tls.as_ref().map(|tls| Arc::new(Acceptor::new(tls)));
-        // The same place for every listener and every time, so that a certificate is exchanged in one.
+        // All listeners share one acceptor, so that a new certificate is stored in one place.
         let tls = acceptor.as_ref().map(|acceptor| match &self.tls {
-            Some(place) => Arc::clone(place),
+            Some(shared) => Arc::clone(shared),
             None => Arc::new(ArcSwap::new(Arc::clone(acceptor))),
         });
-        let places = wanted_listeners(new, &handles, tls.as_ref(), &self.shared.occupancy)
+        let wanted = wanted_listeners(new, &handles, tls.as_ref(), &self.shared.occupancy)
             .map_err(|error| vec![error.to_string()])?;
         self.log
             .replace(&new.log)
             .map_err(|error| vec![error.to_string()])?;
 
         for (name, next) in clusters {
-            self.settle(&name, next, new);
+            self.apply_cluster(&name, next, new);
         }
         self.administration.replace(handles.clone());
         let gone = std::mem::replace(&mut self.clusters, handles);
         self.retire(gone);
-        if let (Some(place), Some(acceptor)) = (&tls, acceptor) {
-            place.store(acceptor);
+        if let (Some(shared), Some(acceptor)) = (&tls, acceptor) {
+            shared.store(acceptor);
         }
         self.tls = tls;
         self.shared.auth_policy.store(access);
-        self.settle_shared(old, new, started);
+        self.apply_shared(old, new, started);
         limits::raise_open_files(&new.limits);
-        self.listeners.replace(places, bound);
+        self.listeners.replace(wanted, bound);
         self.handles.clusters = views(new, &self.clusters);
         self.handles.token.store(new.http.token.clone().map(Arc::new));
-        self.fit.store(Arc::new(self.handles.clusters.clone()));
+        self.metric_views.store(Arc::new(self.handles.clusters.clone()));
         self.admin.replace(&new.http, http, self.handles.clone());
         Ok(())
     }
 
-    /// Those with new settings, and new ones, have looked around when this returns.
-    async fn next_clusters(&self, old: &Config, new: &Config) -> Result<Vec<(Arc<str>, Next)>, Vec<String>> {
+    /// The clusters of the new configuration. Those that are new or have new settings have been
+    /// checked when this returns.
+    async fn next_clusters(
+        &self,
+        old: &Config,
+        new: &Config,
+    ) -> Result<Vec<(Arc<str>, NextCluster)>, Vec<String>> {
         let mut next = Vec::new();
         let mut faults = Vec::new();
         for cluster in new.clusters.values() {
@@ -209,20 +219,20 @@ impl Service {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let warm = async {
+        let ready = async {
             for (_, next) in &next {
-                next.warm().await;
+                next.wait_until_ready().await;
             }
         };
-        // What is not ready by then is looked at below.
-        let _ = timeout(WARM_UP, warm).await;
+        // The loop below handles clusters that are not ready by then.
+        let _ = timeout(WARM_UP, ready).await;
         for (name, next) in &next {
             match next {
-                Next::Succeeded(handle, successor, _) if !successor.has_leader_of(handle) => faults.push(format!(
-                    "clusters.{name}: with the new settings no leader was seen within {} s, and there is one",
+                NextCluster::Replaced(handle, successor, _) if !successor.has_leader_of(handle) => faults.push(format!(
+                    "clusters.{name}: the router saw no leader within {} s with the new settings, and sees one with the old settings",
                     WARM_UP.as_secs()
                 )),
-                Next::New(handle) if !is_led(handle) => {
+                NextCluster::New(handle) if !is_led(handle) => {
                     self.handles.events.emit(events::ClusterEvent {
                         cluster: name.to_string(),
                         change: events::ClusterChange::NoLeaderYet,
@@ -241,7 +251,12 @@ impl Service {
         }
     }
 
-    fn next_cluster(&self, old: &Config, new: &Config, cluster: &Arc<Cluster>) -> anyhow::Result<Next> {
+    fn next_cluster(
+        &self,
+        old: &Config,
+        new: &Config,
+        cluster: &Arc<Cluster>,
+    ) -> anyhow::Result<NextCluster> {
         let (handle, change) = if let Some(handle) = self.clusters.get(&cluster.name) {
             (handle.clone(), new.cluster_change(old, &cluster.name))
         } else if let Some(handle) = self
@@ -249,20 +264,20 @@ impl Service {
             .get(&cluster.name)
             .and_then(WeakClusterHandle::upgrade)
         {
-            // Its sessions are still there, and are its own again.
+            // The cluster still has its sessions.
             (handle, ClusterChange::Whole)
         } else {
             let limits = lag_limits(new, &cluster.name);
             let (config, auth) = (Arc::clone(cluster), &new.auth);
             let handle = cluster::start(config, auth, limits, self.reporting(), &self.stop, &self.tracker)?;
-            self.administration.brief(&cluster.name, &handle);
-            return Ok(Next::New(handle));
+            self.administration.apply(&cluster.name, &handle);
+            return Ok(NextCluster::New(handle));
         };
         Ok(match change {
-            ClusterChange::Same => Next::Stays(handle),
+            ClusterChange::Same => NextCluster::Unchanged(handle),
             ClusterChange::Credentials => {
                 let tls = TlsClient::new(&cluster.server_tls)?;
-                Next::Credentials(handle, tls)
+                NextCluster::Credentials(handle, tls)
             }
             ClusterChange::Whole => {
                 let limits = lag_limits(new, &cluster.name);
@@ -270,30 +285,30 @@ impl Service {
                 let successor =
                     cluster::prepare(config, auth, limits, self.reporting(), &self.stop, &self.tracker)?;
                 if cluster.source.is_same_place(&handle.config().source) {
-                    // Another source may be another cluster; this one is not.
+                    // Only another source can lead to another cluster.
                     successor.keep_identity(&handle)?;
                 }
-                let told = self.administration.brief_successor(&cluster.name, &successor);
-                Next::Succeeded(handle, Box::new(successor), told)
+                let overrides = self.administration.apply_to_prepared(&cluster.name, &successor);
+                NextCluster::Replaced(handle, Box::new(successor), overrides)
             }
         })
     }
 
-    fn settle(&self, name: &Arc<str>, next: Next, new: &Config) {
+    fn apply_cluster(&self, name: &Arc<str>, next: NextCluster, new: &Config) {
         match next {
-            Next::Stays(handle) => handle.replace_limits(lag_limits(new, name)),
-            Next::Credentials(handle, tls) => {
+            NextCluster::Unchanged(handle) => handle.replace_limits(lag_limits(new, name)),
+            NextCluster::Credentials(handle, tls) => {
                 handle.replace_limits(lag_limits(new, name));
                 handle.replace_tls(tls);
                 let cluster = new.clusters.get(&**name);
                 handle
                     .replace_password(cluster.and_then(|cluster| cluster.service_account.password.as_ref()));
             }
-            Next::Succeeded(handle, successor, told) => {
+            NextCluster::Replaced(handle, successor, overrides) => {
                 handle.succeed(*successor);
-                self.administration.catch_up(name, &handle, &told);
+                self.administration.apply_changes(name, &handle, &overrides);
             }
-            Next::New(handle) => self.watch(&handle),
+            NextCluster::New(handle) => self.watch(&handle),
         }
     }
 
@@ -312,7 +327,7 @@ impl Service {
             .retain(|name, handle| !clusters.contains_key(name) && handle.upgrade().is_some());
     }
 
-    fn settle_shared(&self, old: &Config, new: &Config, started: &Config) {
+    fn apply_shared(&self, old: &Config, new: &Config, started: &Config) {
         let shared = &self.shared;
         shared
             .admission
@@ -322,7 +337,7 @@ impl Service {
         shared.login_timeout.store(Arc::new(new.auth.login_timeout));
         shared.console.store(console_access(new, &shared.auth_policy));
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
-        // Keys that were issued are sealed with the secret of the start.
+        // Issued keys are sealed with the secret from the start.
         let secret = started.peers.as_ref().map(|peers| peers.secret.clone());
         if members(old) != members(new) {
             let peers = members(new).zip(secret).map(|(members, secret)| {
@@ -334,21 +349,21 @@ impl Service {
     }
 }
 
-impl Next {
+impl NextCluster {
     fn handle(&self) -> &ClusterHandle {
         match self {
-            Self::Stays(handle)
+            Self::Unchanged(handle)
             | Self::Credentials(handle, _)
-            | Self::Succeeded(handle, ..)
+            | Self::Replaced(handle, ..)
             | Self::New(handle) => handle,
         }
     }
 
-    /// Until nobody would notice the change.
-    async fn warm(&self) {
+    /// Waits until the new cluster can replace the old one without a gap.
+    async fn wait_until_ready(&self) {
         match self {
-            Self::Stays(_) | Self::Credentials(..) => {}
-            Self::Succeeded(handle, successor, _) => successor.ready(handle).await,
+            Self::Unchanged(_) | Self::Credentials(..) => {}
+            Self::Replaced(handle, successor, _) => successor.ready(handle).await,
             Self::New(handle) => {
                 let mut snapshots = handle.subscribe();
                 // The sender lives as long as the handle.
@@ -364,7 +379,7 @@ fn is_led(handle: &ClusterHandle) -> bool {
     matches!(handle.snapshot().leader, Leader::Verified { .. })
 }
 
-/// `None` where there is no console.
+/// `None` if no console is configured.
 pub(super) fn console_access(
     config: &Config,
     access: &Arc<ArcSwap<AuthPolicy>>,
@@ -375,20 +390,20 @@ pub(super) fn console_access(
     })
 }
 
-/// One place for each listener.
+/// The configured listeners with their settings.
 pub(super) fn wanted_listeners(
     config: &Config,
     clusters: &HashMap<Arc<str>, ClusterHandle>,
     tls: Option<&Arc<ArcSwap<Acceptor>>>,
     occupancy: &Occupancy,
 ) -> anyhow::Result<Vec<WantedListener>> {
-    let place = |listener: &config::Listener| {
+    let wanted = |listener: &config::Listener| {
         Ok(WantedListener {
             address: listener.address.clone(),
             settings: settings(config, listener, clusters, tls, occupancy)?,
         })
     };
-    config.listeners.iter().map(place).collect()
+    config.listeners.iter().map(wanted).collect()
 }
 
 pub(super) fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {

@@ -15,8 +15,8 @@ use crate::events::{Events, ProcessEvent};
 use crate::session::end::{Order, Reason};
 use crate::session::registry::Registry;
 
-/// For sessions to say their last words after they were cut, and for tasks to end.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+/// Time limit for sessions to send their last message after they were cut, and for tasks to end.
+const END_LIMIT: Duration = Duration::from_secs(3);
 
 /// SIGTERM and SIGINT end the process.
 pub(super) struct Signals {
@@ -34,7 +34,7 @@ impl Signals {
         })
     }
 
-    /// Until the process is to end.
+    /// Waits for a signal to end the process.
     pub(super) async fn wait(&mut self) {
         let name = tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -44,34 +44,34 @@ impl Signals {
         self.events.emit(ProcessEvent::ShuttingDown { signal });
     }
 
-    /// What `doing` comes to.
+    /// The result of `work`.
     ///
     /// # Errors
-    /// The process is to end, and `doing` was dropped.
-    pub(super) async fn unless_ended<T>(&mut self, doing: impl Future<Output = T>) -> anyhow::Result<T> {
+    /// A signal came, and `work` was dropped.
+    pub(super) async fn unless_ended<T>(&mut self, work: impl Future<Output = T>) -> anyhow::Result<T> {
         tokio::select! {
-            () = self.wait() => bail!("a signal ended it before it served"),
-            done = doing => Ok(done),
+            () = self.wait() => bail!("a signal ended the process before it served"),
+            done = work => Ok(done),
         }
     }
 }
 
-/// SIGHUP: files are to be read again.
+/// SIGHUP: the router reads files again.
 pub(super) fn hangup() -> io::Result<Signal> {
     signal(SignalKind::hangup())
 }
 
-/// How long an end may take.
+/// The longest time that a shutdown may take.
 pub(super) fn longest(config: &config::Shutdown) -> Duration {
     // The accept loops, sessions and tasks, HTTP, the log.
-    config.delay + config.grace + LAST_WORDS * 4
+    config.delay + config.grace + END_LIMIT * 4
 }
 
-/// Serves on for `delay`, or until a second signal.
+/// Continues to serve for `delay`, or until a second signal.
 pub(super) async fn delay(delay: Duration, signals: &mut Signals) {
     info!(
         delay_s = delay.as_secs(),
-        "not ready any more, and accepting connections for so long; a second signal ends that"
+        "the router is not ready any more, and accepts connections until the delay is over; a second signal ends the delay"
     );
     tokio::select! {
         () = sleep(delay) => {}
@@ -79,14 +79,15 @@ pub(super) async fn delay(delay: Duration, signals: &mut Signals) {
     }
 }
 
-/// Waits until every session has finished by itself, for `limit` at most, or until a signal; `false`: some are left.
+/// Waits until every session has finished by itself, for at most `limit`, or until a signal.
+/// `false`: sessions are left.
 pub(super) async fn finish(
     registry: &Registry,
     workers: &Workers,
     limit: Option<Duration>,
     signals: &mut Signals,
 ) -> bool {
-    let over = async {
+    let time_limit = async {
         match limit {
             Some(limit) => sleep(limit).await,
             None => std::future::pending().await,
@@ -94,17 +95,18 @@ pub(super) async fn finish(
     };
     tokio::select! {
         () = workers.idle() => return true,
-        () = over => {}
+        () = time_limit => {}
         () = signals.wait() => return false,
     }
     warn!(
         sessions = registry.len(),
-        "shutdown.handover is over for the sessions that are left"
+        "the time of shutdown.handover is over; ending the remaining sessions"
     );
     false
 }
 
-/// Ends sessions at their next boundary, and cuts what is left after `grace` or at a second signal.
+/// Ends sessions at their next boundary. Cuts the remaining ones after `grace` or at a second
+/// signal.
 pub(super) async fn drain(
     registry: &Arc<Registry>,
     workers: &Workers,
@@ -120,7 +122,7 @@ pub(super) async fn drain(
         );
     }
     let orders = async {
-        // Logins that were under way when the doors closed turn into sessions: order again.
+        // Logins in progress when the ports closed become sessions: repeat the order.
         loop {
             for entry in registry.sessions() {
                 entry.order(Order::AtBoundary(Reason::Shutdown));
@@ -128,7 +130,7 @@ pub(super) async fn drain(
             sleep(Duration::from_millis(100)).await;
         }
     };
-    let patience = async {
+    let cut_time = async {
         tokio::select! {
             () = sleep(grace) => {}
             () = signals.wait() => {}
@@ -137,21 +139,21 @@ pub(super) async fn drain(
     tokio::select! {
         () = workers.idle() => return,
         () = orders => {}
-        () = patience => {}
+        () = cut_time => {}
     }
     let left = registry.sessions();
     if !left.is_empty() {
-        warn!(sessions = left.len(), "cutting the sessions that are left");
+        warn!(sessions = left.len(), "cutting the remaining sessions");
     }
     for entry in left {
         entry.order(Order::Now(Reason::Shutdown));
     }
-    bounded("sessions", workers.idle()).await;
+    await_end("sessions", workers.idle()).await;
 }
 
-/// Waits for the end of something that was told to end.
-pub(super) async fn bounded(what: &str, end: impl Future<Output = ()>) {
-    if timeout(LAST_WORDS, end).await.is_err() {
+/// Waits for something to end, with a time limit.
+pub(super) async fn await_end(what: &str, end: impl Future<Output = ()>) {
+    if timeout(END_LIMIT, end).await.is_err() {
         warn!(what, "did not end in time");
     }
 }

@@ -1,7 +1,8 @@
-//! The start of a process, a type for each phase: [`Begin`] binds the sockets, [`Sockets`] makes everything that serves,
-//! [`Prepared`] takes over from the old process where there is one, and opens.
+//! The start of a process. Each phase has a type: [`Begin`] binds the sockets, [`Sockets`] makes
+//! everything that serves, [`Prepared`] takes over from an old process if there is one, and opens.
 //!
-//! Everything that can fail comes before the last phase. Dropped before it, a phase leaves the old process as it was.
+//! Everything that can fail comes before the last phase. If an earlier phase is dropped, the old
+//! process stays as it was.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,9 +17,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::administration::Administration;
-use super::control::{self, ControlRequest, Desk, Requests};
+use super::control::{self, ControlHandler, ControlRequest, Requests};
 use super::files::FileReader;
-use super::handover::{self, Taken};
+use super::handover::{self, OldProcess};
 use super::lag_limits;
 use super::listeners::{self, Listeners, WantedListener};
 use super::notify::Notifier;
@@ -49,7 +50,7 @@ use crate::session::orders;
 use crate::session::registry::Registry;
 use crate::session::{self, Shared, peers::Peers};
 
-/// What a process has at its start.
+/// The input of a start.
 pub(super) struct Begin {
     pub(super) config: Arc<Config>,
     pub(super) events: Events,
@@ -61,26 +62,26 @@ pub(super) struct Begin {
     pub(super) take_over: Option<PathBuf>,
 }
 
-/// The ports are bound or taken over, and accept nothing yet.
+/// The phase after the ports are bound or taken over. They accept nothing yet.
 pub(super) struct Sockets {
     config: Arc<Config>,
     events: Events,
     log: LogHandle,
     program: Program,
     generations: Arc<Generations>,
-    /// What the old process has passed on.
-    taken: Option<Taken>,
+    /// The old process, if this one takes over.
+    old_process: Option<OldProcess>,
     listeners: Vec<(Bound, Handle)>,
     control: Option<(Bound, Handle)>,
-    /// Those for HTTP, and those that nothing here listens on.
+    /// The sockets for HTTP, and those on which this process does not listen.
     inherited: Inheritance,
 }
 
 impl Begin {
-    /// Binds the ports for clients and the control socket, or takes over those of the old process.
+    /// Binds the ports for clients and the control socket, or takes them over from the old process.
     ///
     /// # Errors
-    /// A port is in use; the old process passes nothing on; a signal.
+    /// A port is in use; the old process passes nothing on; a signal came.
     pub(super) async fn bind(self, signals: &mut Signals) -> anyhow::Result<Sockets> {
         let Self {
             config,
@@ -91,12 +92,12 @@ impl Begin {
             take_over,
         } = self;
         let generations = Arc::new(Generations::default());
-        let mut taken = None;
+        let mut old_process = None;
         if let Some(path) = take_over {
-            let asking = handover::take(&path, generations.own());
-            let (offered, sockets) = signals.unless_ended(asking).await?.context("cannot take over")?;
+            let taking = handover::take(&path, generations.own());
+            let (offered, sockets) = signals.unless_ended(taking).await?.context("cannot take over")?;
             inherited = sockets;
-            taken = Some(offered);
+            old_process = Some(offered);
         }
         let listeners = listeners::bind(&config.listeners, &[], &mut inherited)
             .map_err(|faults| anyhow!(faults.join("; ")))?;
@@ -113,7 +114,7 @@ impl Begin {
             log,
             program,
             generations,
-            taken,
+            old_process,
             listeners,
             control,
             inherited,
@@ -121,13 +122,13 @@ impl Begin {
     }
 }
 
-/// Everything that serves is there, and nothing is served yet.
+/// The phase after everything that serves has been made. Nothing is served yet.
 pub(super) struct Prepared {
     config: Arc<Config>,
     log: LogHandle,
     program: Program,
-    taken: Option<Taken>,
-    /// Where the old process listens and this one does not.
+    old_process: Option<OldProcess>,
+    /// The places where the old process listens and this one does not.
     left: Vec<BoundPlace>,
     listeners: Vec<(Bound, Handle)>,
     control: Option<(Bound, Handle)>,
@@ -137,17 +138,17 @@ pub(super) struct Prepared {
     file_metrics: FileMetrics,
     workers: Arc<Workers>,
     handles: Handles,
-    fit: Arc<ArcSwap<Vec<ClusterView>>>,
+    metric_views: Arc<ArcSwap<Vec<ClusterView>>>,
     admin: admin::Prepared,
 }
 
-/// What the configuration makes below HTTP, and the tasks that belong to it.
+/// Everything below HTTP that serves by the configuration, and its tasks.
 struct Parts {
     clusters: HashMap<Arc<str>, ClusterHandle>,
     cluster_metrics: Arc<cluster::Metrics>,
     shared: Arc<Shared>,
     administration: Arc<Administration>,
-    ask: Requests,
+    request_sender: Requests,
     requests: mpsc::Receiver<ControlRequest>,
     readiness: Arc<Readiness>,
     stop: CancellationToken,
@@ -155,11 +156,11 @@ struct Parts {
 }
 
 impl Sockets {
-    /// Makes everything that serves. The clusters have looked around, where there is an old process, as long as it may
-    /// take to see what that one sees.
+    /// Makes everything that serves. If there is an old process, the clusters have had time to see
+    /// what it sees.
     ///
     /// # Errors
-    /// What keeps the process from starting; a signal.
+    /// The process cannot start; a signal came.
     pub(super) async fn prepare(mut self, signals: &mut Signals) -> anyhow::Result<Prepared> {
         let mut metrics = Metrics::default();
         let admin_metrics = admin::Metrics::register(&mut metrics, self.log.lost());
@@ -172,17 +173,17 @@ impl Sockets {
             metrics: Arc::new(cluster::Metrics::register(ours)),
             events: self.events.clone(),
         };
-        let taken = self.taken.as_mut();
-        let parts = Parts::start(&self.config, taken, generations, readiness, reporting, ours)?;
+        let old_process = self.old_process.as_mut();
+        let parts = Parts::start(&self.config, old_process, generations, readiness, reporting, ours)?;
         let workers = Arc::new(Workers::start(self.config.workers)?);
-        if let Some(taken) = &mut self.taken {
-            let warming = taken.warm(&parts.clusters);
-            signals.unless_ended(warming).await?.context("cannot take over")?;
+        if let Some(old_process) = &mut self.old_process {
+            let waiting = old_process.wait_for_same_view(&parts.clusters);
+            signals.unless_ended(waiting).await?.context("cannot take over")?;
         }
         let views = service::views(&self.config, &parts.clusters);
-        let fit = Arc::new(ArcSwap::from_pointee(views.clone()));
+        let metric_views = Arc::new(ArcSwap::from_pointee(views.clone()));
         let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
-        admin::fit_metric::register(ours, Arc::clone(&fit));
+        admin::fit_metric::register(ours, Arc::clone(&metric_views));
         let handles = Handles {
             clusters: views,
             access: access_view(&parts.shared.auth_policy),
@@ -204,10 +205,10 @@ impl Sockets {
             &mut self.inherited,
         )?;
         let left = self.inherited.places();
-        if self.taken.is_none() && !left.is_empty() {
+        if self.old_process.is_none() && !left.is_empty() {
             let left: Vec<String> = left.iter().map(ToString::to_string).collect();
             bail!(
-                "systemd listens on {}, and nothing in the configuration does",
+                "systemd passed sockets for {}, and no listener in the configuration uses them",
                 left.join(", ")
             );
         }
@@ -216,14 +217,14 @@ impl Sockets {
         let tls = certificate.map(|tls| Arc::new(ArcSwap::from_pointee(Acceptor::new(tls))));
         let occupancy = &parts.shared.occupancy;
         let wanted = service::wanted_listeners(&self.config, &parts.clusters, tls.as_ref(), occupancy)?;
-        if self.config.control_socket.is_some() || self.taken.is_some() {
+        if self.config.control_socket.is_some() || self.old_process.is_some() {
             parts.answer_processes()?;
         }
         Ok(Prepared {
             config: self.config,
             log: self.log,
             program: self.program,
-            taken: self.taken,
+            old_process: self.old_process,
             left,
             listeners: self.listeners,
             control: self.control,
@@ -233,37 +234,48 @@ impl Sockets {
             file_metrics,
             workers,
             handles,
-            fit,
+            metric_views,
             admin,
         })
     }
 }
 
 impl Parts {
-    /// Nothing is waited for, so that the clusters get what operators have set before their first look.
+    /// Starts everything without waiting, so that the clusters have the operators' settings before
+    /// their first check.
     fn start(
         config: &Config,
-        mut taken: Option<&mut Taken>,
+        mut old_process: Option<&mut OldProcess>,
         generations: Arc<Generations>,
         readiness: Arc<Readiness>,
         reporting: Reporting,
         metrics: &mut Metrics,
     ) -> anyhow::Result<Self> {
-        readiness.drain(taken.as_ref().is_some_and(|taken| taken.is_drained));
+        readiness.drain(
+            old_process
+                .as_ref()
+                .is_some_and(|old_process| old_process.is_drained),
+        );
         let stop = CancellationToken::new();
         let tracker = TaskTracker::new();
         let clusters = start_clusters(config, &reporting, &stop, &tracker)?;
         let registry = Arc::new(Registry::default());
-        registry.number_from(taken.as_ref().map_or(0, |taken| taken.first_session));
+        registry.number_from(
+            old_process
+                .as_ref()
+                .map_or(0, |old_process| old_process.first_session),
+        );
         let occupancy = Arc::new(Occupancy::default());
-        let (ask, requests) = mpsc::channel(1);
+        let (request_sender, requests) = mpsc::channel(1);
         let administration = Arc::new(Administration::begin(
             config.state_file.clone(),
-            taken.as_mut().map(|taken| std::mem::take(&mut taken.kept)),
+            old_process
+                .as_mut()
+                .map(|old_process| std::mem::take(&mut old_process.kept)),
             clusters.clone(),
             (Arc::clone(&registry), Arc::clone(&occupancy)),
             Arc::clone(&readiness),
-            ask.clone(),
+            request_sender.clone(),
             (&stop, &tracker),
         ));
         let shared = share(config, (registry, occupancy), generations, metrics, &tracker)?;
@@ -272,7 +284,7 @@ impl Parts {
             cluster_metrics: reporting.metrics,
             shared: Arc::new(shared),
             administration,
-            ask,
+            request_sender,
             requests,
             readiness,
             stop,
@@ -308,18 +320,20 @@ impl Parts {
 }
 
 impl Prepared {
-    /// Takes over from the old process where there is one, and serves.
+    /// Takes over from the old process if there is one, and serves.
     ///
     /// # Errors
-    /// The old process does not hand over; a signal.
+    /// The old process does not hand over; a signal came.
     pub(super) async fn open(mut self, signals: &mut Signals) -> anyhow::Result<Running> {
         let shared = Arc::clone(&self.parts.shared);
-        let successor = match self.taken.take() {
+        let committed = match self.old_process.take() {
             None => None,
-            Some(mut taken) => {
-                shared.generations.add(std::mem::take(&mut taken.generations));
-                let process_id = taken.process_id;
-                let waiting = signals.unless_ended(taken.ready(&self.left));
+            Some(mut old_process) => {
+                shared
+                    .generations
+                    .add(std::mem::take(&mut old_process.generations));
+                let process_id = old_process.process_id;
+                let waiting = signals.unless_ended(old_process.ready(&self.left));
                 Some((process_id, waiting.await?.context("cannot take over")?))
             }
         };
@@ -329,9 +343,9 @@ impl Prepared {
         let workers = Arc::clone(&self.workers);
         readiness.accepting();
         let supervisor = self.serve();
-        if let Some((process_id, successor)) = successor {
+        if let Some((process_id, committed)) = committed {
             supervisor.claim();
-            match successor.serving().await {
+            match committed.serving().await {
                 Ok(()) => events.emit(ProcessEvent::TookOver {
                     process_id,
                     error: None,
@@ -342,7 +356,7 @@ impl Prepared {
                 }),
             }
         }
-        // What the processes before move from now on counts in the metrics.
+        // The metrics include the traffic of the processes before from now on.
         let generations = Arc::clone(&shared.generations);
         shared.tasks.spawn(async move {
             generations.refresh_totals().await;
@@ -363,7 +377,7 @@ impl Prepared {
             cluster_metrics,
             shared,
             administration,
-            ask,
+            request_sender,
             requests,
             readiness: _,
             stop,
@@ -372,10 +386,10 @@ impl Prepared {
         let mut listeners = Listeners::new(Arc::clone(&shared), Arc::clone(&self.workers));
         listeners.replace(self.wanted, self.listeners);
         let admin = self.admin.open();
-        let asking = CancellationToken::new();
+        let control_stop = CancellationToken::new();
         let control = self.control.map(|(bound, handle)| {
-            let desk = Desk::new(ask, tracker.clone());
-            tracker.spawn(listen::accept_loop(bound, desk, asking.clone()));
+            let handler = ControlHandler::new(request_sender, tracker.clone());
+            tracker.spawn(listen::accept_loop(bound, handler, control_stop.clone()));
             handle
         });
         announce(&self.config, self.workers.len(), &self.handles.events);
@@ -387,10 +401,10 @@ impl Prepared {
             listeners,
             admin,
             handles: self.handles,
-            fit: self.fit,
+            metric_views: self.metric_views,
             administration,
             control,
-            asking,
+            control_stop,
             log: self.log,
             files: FileReader::default(),
             cluster_metrics,
@@ -483,7 +497,7 @@ fn share(
     })
 }
 
-/// The rules in service, whenever they are asked for.
+/// A view of the rules that are in service at the time of a request.
 pub(super) fn access_view(access: &Arc<ArcSwap<AuthPolicy>>) -> AccessView {
     let (rules, maps) = (Arc::clone(access), Arc::clone(access));
     AccessView {

@@ -1,8 +1,8 @@
 //! The state file keeps the operators' settings for members over a restart.
 //!
-//! Guarantees: the file is complete, the old one or the new one (written beside it, flushed, renamed). A file that cannot
-//! be read or written is logged and never stops the router; nothing waits for it. Settings for members and clusters that
-//! are absent are kept.
+//! Guarantees: the file is always complete, the old one or the new one (written beside it, flushed,
+//! renamed). A file that cannot be read or written is logged and never stops the router; nothing
+//! waits for it. Settings for absent members and clusters are kept.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ use crate::cluster::snapshot::AdminState;
 use crate::config::{MOST_WEIGHT, beside, replace_file};
 
 const VERSION: u64 = 1;
-/// Far more than operators need.
+/// The largest file in bytes: far more than operators need.
 const MAX_FILE: u64 = 1024 * 1024;
 /// Time between a failed write and the next attempt.
 const RETRY: Duration = Duration::from_secs(30);
@@ -90,7 +90,7 @@ pub(super) enum StateFileError {
     TooLarge,
     #[error("is not a state file: {0}")]
     Json(#[from] serde_json::Error),
-    #[error("is of version {0}, and this router knows version {VERSION}")]
+    #[error("has version {0}, and this router supports version {VERSION}")]
     Version(u64),
     #[error("gives {member} the unknown state \"{}\"", .state.escape_debug())]
     State { member: String, state: String },
@@ -124,7 +124,7 @@ pub(super) fn load(path: &Path) -> AdminOverrides {
 }
 
 fn read(path: &Path) -> Result<AdminOverrides, StateFileError> {
-    // Checked before it is opened: opening a named pipe would wait.
+    // The check comes before the opening, because opening a named pipe would wait.
     match fs::metadata(path) {
         Ok(found) if found.is_file() => {}
         Ok(_) => return Err(io::Error::other("it is not a regular file").into()),
@@ -141,7 +141,7 @@ fn read(path: &Path) -> Result<AdminOverrides, StateFileError> {
 }
 
 pub(super) fn parse(text: &[u8]) -> Result<AdminOverrides, StateFileError> {
-    // The rest of another version may look different.
+    // A file of another version may have another form.
     let value: serde_json::Value = serde_json::from_slice(text)?;
     match value.get("version").and_then(serde_json::Value::as_u64) {
         Some(VERSION) | None => {}
@@ -187,7 +187,7 @@ fn write(path: &Path, overrides: &AdminOverrides) -> io::Result<()> {
     replace_file(path, 0o644, &text(overrides))
 }
 
-/// Writes each change, the last one at the end, until `stop`.
+/// Writes each change until `stop`, then the last one.
 pub(super) async fn keep(
     path: PathBuf,
     mut changes: watch::Receiver<Arc<AdminOverrides>>,
@@ -230,7 +230,7 @@ pub(super) async fn keep(
     }
 }
 
-/// Waits until there is a change, or until it is time to try again.
+/// Waits for a change, or for the next attempt.
 async fn wait(
     changes: &mut watch::Receiver<Arc<AdminOverrides>>,
     failing: bool,
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_the_defaults_are_forgotten() {
+    fn written_settings_are_read_back_and_defaults_are_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
         assert_eq!(read(&path).unwrap(), AdminOverrides::default(), "none yet");
@@ -280,7 +280,7 @@ mod tests {
             ("", "not a state file"),
             ("[]", "not a state file"),
             ("{\"version\": 1}", "not a state file"),
-            ("{\"version\": 2, \"clusters\": {}}", "of version 2"),
+            ("{\"version\": 2, \"clusters\": {}}", "has version 2"),
             (
                 "{\"version\": 1, \"clusters\": {\"main\": {\"db1\": {\"admin\": \"off\"}}}}",
                 "db1 the unknown state \"off\"",
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_change_is_written_at_the_end_too() {
+    async fn the_last_change_is_written_after_the_stop() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
         let (changes, seen) = watch::channel(Arc::new(AdminOverrides::default()));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_fails_is_tried_again() {
+    async fn a_failed_write_is_retried() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
         let path = missing.join("state.json");

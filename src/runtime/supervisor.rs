@@ -1,9 +1,9 @@
-//! What is read again while sessions go on: the configuration when it is asked for, the files it names when they change,
-//! too.
+//! The control loop of a process. It reloads the configuration on request, and the files that the
+//! configuration names also when they change. It starts upgrades and handovers.
 //!
-//! Guarantees: the configuration is applied whole or refused whole. A broken new file keeps the old one in service and
-//! says so; each part's files are taken by themselves. What is in service is exchanged for logins and connections to
-//! come, never for a live session.
+//! Guarantees: the configuration is applied whole or refused whole. If a new file is broken, the
+//! router logs that and keeps the old one in service. The files of each unit are loaded separately.
+//! A reload applies to later logins and connections, never to a live session.
 
 mod handover;
 
@@ -20,7 +20,7 @@ use self::handover::failed;
 pub(super) use self::handover::{ENDING, REPLACED};
 use super::control::ControlRequest;
 use super::files::FileReader;
-use super::handover::Heir;
+use super::handover::NewProcess;
 use super::notify::Notifier;
 use super::service::Service;
 use super::upgrade::{Program, Upgrade};
@@ -35,54 +35,56 @@ use crate::frontend::auth_policy::{AuthPolicy, AuthPolicyError, PolicyContext};
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
 
-/// Between two looks at the files. A change is taken when two in a row see the same, so that a file is not read while
-/// it is being written, and a certificate not without its key.
-const LOOK: Duration = Duration::from_secs(1);
-/// A part that is broken is tried again this often: a passphrase command may fail for reasons that no file shows.
+/// Time between two checks of the files. A change counts when two checks in a row see the same, so
+/// that a file is not read while it is being written, and a certificate is not read without its
+/// key.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A broken unit is read again this often: a passphrase command may fail for reasons that no file
+/// shows.
 const RETRY: Duration = Duration::from_mins(1);
-/// For a look at the files: only their attributes.
-const LOOK_PATIENCE: Duration = Duration::from_secs(10);
-/// For everything to be read; a passphrase command may take 10 s.
-pub(super) const READ_PATIENCE: Duration = Duration::from_mins(1);
+/// Time limit for a check of the files, which reads only their attributes.
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// Time limit to read all files; a passphrase command may take 10 s.
+pub(super) const READ_LIMIT: Duration = Duration::from_mins(1);
 
-/// Keeps what is in service as the files have it.
+/// Keeps the service up to date with the files, and carries out requests to the process.
 pub(super) struct Supervisor {
-    /// What the process began with.
+    /// The configuration at the start of the process.
     started: Arc<Config>,
-    /// What is in force.
+    /// The configuration in service.
     config: Arc<Config>,
     service: Service,
     metrics: FileMetrics,
-    /// As they were when they were read last, for better or worse.
+    /// The files as they were when they were last read, valid or not.
     read: Files,
-    /// Of each part, what is in service was made of these.
-    taken: BTreeMap<ReloadUnit, Stamps>,
+    /// The files of each unit that are in service.
+    applied: BTreeMap<ReloadUnit, Stamps>,
     /// The certificates in service.
     leaves: BTreeMap<ReloadUnit, Vec<Leaf>>,
-    /// Parts whose files are not right, with what is wrong.
+    /// The faults of units whose files are broken.
     broken: BTreeMap<ReloadUnit, Vec<String>>,
     warned: BTreeSet<String>,
     requests: mpsc::Receiver<ControlRequest>,
     notifier: Notifier,
     program: Program,
     upgrade: Option<Upgrade>,
-    looks: Looks,
+    checks: FileChecks,
     files: FileReader,
 }
 
-/// What the looks at the files have come to.
-struct Looks {
-    /// By the last one.
+/// The state of the checks of the files.
+struct FileChecks {
+    /// The files at the last check.
     seen: Stamps,
-    /// When something was done about them.
+    /// When the files were last read, or a request was carried out.
     last: Instant,
     files: FileReader,
-    /// The last one did not come to its end, and that was told.
+    /// The last check failed, and this was logged.
     fails: bool,
 }
 
-/// One part, made ready for service.
-enum Ready {
+/// One unit, ready for service.
+enum ReadyUnit {
     Tls(Acceptor),
     Http(Arc<ServerConfig>),
     Token(Secret),
@@ -92,21 +94,23 @@ enum Ready {
 }
 
 enum UnitOutcome {
-    /// Right, and what is in service.
+    /// The files are valid and in service.
     Same,
-    New(Ready, Vec<Leaf>),
+    New(ReadyUnit, Vec<Leaf>),
     Broken(Vec<String>),
 }
 
-struct Read {
+/// The result of reading all units again.
+struct Reread {
     outcomes: BTreeMap<ReloadUnit, UnitOutcome>,
     files: Files,
     warnings: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
-    Asked,
+/// Why files are read again.
+enum Trigger {
+    Requested,
     Changed,
     Retry,
 }
@@ -120,13 +124,13 @@ impl Supervisor {
         notifier: Notifier,
         program: Program,
     ) -> Self {
-        let mut reload = Self {
+        let mut supervisor = Self {
             started: Arc::clone(&config),
             config,
             service,
             metrics,
             read: Files::default(),
-            taken: BTreeMap::new(),
+            applied: BTreeMap::new(),
             leaves: BTreeMap::new(),
             broken: BTreeMap::new(),
             warned: BTreeSet::new(),
@@ -134,7 +138,7 @@ impl Supervisor {
             notifier,
             program,
             upgrade: None,
-            looks: Looks {
+            checks: FileChecks {
                 seen: Stamps::new(),
                 last: Instant::now(),
                 files: FileReader::default(),
@@ -142,27 +146,27 @@ impl Supervisor {
             },
             files: FileReader::default(),
         };
-        reload.begin();
-        reload
+        supervisor.reset();
+        supervisor
     }
 
-    /// Everything is as the configuration in force was made.
-    fn begin(&mut self) {
-        for part in self.taken.keys() {
-            self.metrics.failed(part, false);
+    /// Resets the state after the whole configuration was loaded.
+    fn reset(&mut self) {
+        for unit in self.applied.keys() {
+            self.metrics.failed(unit, false);
         }
         self.read = self.config.files().clone();
         let watched = self.service.shared.auth_policy.load().watched.clone();
         self.read.add(ReloadUnit::Auth, watched);
-        let parts = self.read.units();
-        self.taken = parts
-            .map(|(part, stamps)| (part.clone(), stamps.clone()))
+        let units = self.read.units();
+        self.applied = units
+            .map(|(unit, stamps)| (unit.clone(), stamps.clone()))
             .collect();
         self.leaves = leaves(&self.config);
         self.broken.clear();
         self.warned = self.config.warnings().into_iter().collect();
-        for part in self.taken.keys() {
-            self.metrics.failed(part, false);
+        for unit in self.applied.keys() {
+            self.metrics.failed(unit, false);
         }
         self.show_expiry();
     }
@@ -175,34 +179,34 @@ impl Supervisor {
         &self.notifier
     }
 
-    /// The old process has released its files, and this one owns them.
+    /// This process owns the files that the old one has released.
     pub(super) fn claim(&self) {
         self.service.claim();
         self.service.administration.claim();
     }
 
-    /// The configuration in force, and what it made.
+    /// The configuration and the service.
     pub(super) fn into_parts(self) -> (Arc<Config>, Service) {
         (self.config, self.service)
     }
 
-    /// Until it is dropped, or another process is ready to take the place of this one. What it was doing then is done
-    /// whole or not at all.
-    pub(super) async fn run(&mut self, hangup: &mut Signal) -> Heir {
+    /// Runs until it is dropped, or until another process is ready to replace this one. An action
+    /// in progress is done whole or not at all.
+    pub(super) async fn run(&mut self, hangup: &mut Signal) -> NewProcess {
         loop {
             tokio::select! {
                 _ = hangup.recv() => {
-                    self.reload_and_tell().await;
+                    self.reload_and_notify().await;
                 }
                 Some(request) = self.requests.recv() => match request {
                     ControlRequest::Reload(answer) => {
-                        // Whoever asked may be gone.
-                        let _ = answer.send(self.reload_and_tell().await);
+                        // The client may be gone.
+                        let _ = answer.send(self.reload_and_notify().await);
                     }
                     ControlRequest::Upgrade(answer) => self.begin_upgrade(answer).await,
                     ControlRequest::HandOver(socket) => {
-                        if let Some(heir) = self.offer(socket).await {
-                            return heir;
+                        if let Some(new_process) = self.offer(socket).await {
+                            return new_process;
                         }
                     }
                 },
@@ -210,31 +214,32 @@ impl Supervisor {
                     self.refuse_upgrade(fault);
                     continue;
                 }
-                () = sleep(LOOK) => {
-                    self.look().await;
+                () = sleep(CHECK_INTERVAL) => {
+                    self.check_files().await;
                     continue;
                 }
             }
-            self.looks.last = Instant::now();
+            self.checks.last = Instant::now();
         }
     }
 
-    /// Only looks at the files, on the way out, and refuses everything else with `why`: until it is dropped.
+    /// Runs while the process is ending, until it is dropped: checks the files and refuses all
+    /// requests with `why`.
     pub(super) async fn watch(&mut self, why: &str) {
         loop {
             tokio::select! {
-                Some(request) = self.requests.recv() => self.too_late(request, why),
-                () = sleep(LOOK) => self.look().await,
+                Some(request) = self.requests.recv() => self.refuse_request(request, why),
+                () = sleep(CHECK_INTERVAL) => self.check_files().await,
             }
         }
     }
 
-    async fn look(&mut self) {
+    async fn check_files(&mut self) {
         let read = self.read.clone();
-        let now = match self.looks.files.read(LOOK_PATIENCE, move || read.look()).await {
+        let now = match self.checks.files.read(CHECK_LIMIT, move || read.look()).await {
             Ok(now) => now,
             Err(error) => {
-                if !std::mem::replace(&mut self.looks.fails, true) {
+                if !std::mem::replace(&mut self.checks.fails, true) {
                     self.emit(ReloadEvent::FilesUnseen {
                         error: error.to_string(),
                     });
@@ -242,50 +247,51 @@ impl Supervisor {
                 return;
             }
         };
-        if std::mem::take(&mut self.looks.fails) {
+        if std::mem::take(&mut self.checks.fails) {
             self.emit(ReloadEvent::FilesSeen);
         }
-        let steady = now == self.looks.seen;
-        self.looks.seen = now;
-        let why = if steady && !self.read.changed(&self.looks.seen).is_empty() {
-            Why::Changed
-        } else if !self.broken.is_empty() && self.looks.last.elapsed() >= RETRY {
-            Why::Retry
+        let steady = now == self.checks.seen;
+        self.checks.seen = now;
+        let trigger = if steady && !self.read.changed(&self.checks.seen).is_empty() {
+            Trigger::Changed
+        } else if !self.broken.is_empty() && self.checks.last.elapsed() >= RETRY {
+            Trigger::Retry
         } else {
             return;
         };
-        self.reread(why).await;
-        self.looks.last = Instant::now();
+        self.reread(trigger).await;
+        self.checks.last = Instant::now();
     }
 
-    async fn reload_and_tell(&mut self) -> ReloadAnswer {
+    async fn reload_and_notify(&mut self) -> ReloadAnswer {
         self.notifier.reloading();
         let answer = self.reload().await;
         self.notifier.ready();
         answer
     }
 
-    /// The whole configuration if it, or a file that is read with it only, is another one by now; else the files.
+    /// Reloads the whole configuration if it has changed, or a file that is read only with it.
+    /// Otherwise reads the other files again.
     async fn reload(&mut self) -> ReloadAnswer {
         let (config, read) = (Arc::clone(&self.config), self.read.of(&ReloadUnit::Rest).cloned());
-        let edited = self.files.read(READ_PATIENCE, move || {
+        let edited = self.files.read(READ_LIMIT, move || {
             let other_files = read
                 .iter()
                 .flatten()
                 .any(|(path, stamp)| Stamp::of(path) != *stamp);
-            // What cannot be read is for the whole reload to tell.
+            // If the configuration cannot be read, the whole reload reports that.
             other_files || config::is_edited(&config).unwrap_or(true)
         });
         match edited.await {
             Ok(true) => self.replace().await,
-            Ok(false) => self.reread(Why::Asked).await,
+            Ok(false) => self.reread(Trigger::Requested).await,
             Err(unread) => self.refuse(vec![unread.to_string()]),
         }
     }
 
     async fn replace(&mut self) -> ReloadAnswer {
         let path = self.config.path.clone();
-        let loaded = self.files.read(READ_PATIENCE, move || config::load(&path)).await;
+        let loaded = self.files.read(READ_LIMIT, move || config::load(&path)).await;
         let new = match loaded {
             Ok(Ok(new)) => Arc::new(new),
             Ok(Err(faults)) => return self.refuse(faults.iter().map(ToString::to_string).collect()),
@@ -299,13 +305,13 @@ impl Supervisor {
         }
         let known = std::mem::take(&mut self.warned);
         self.config = new;
-        self.begin();
+        self.reset();
         self.metrics.replaced(true);
         for warning in self.warned.difference(&known) {
             self.warn(warning.clone());
         }
-        for (part, leaves) in self.leaves.iter().filter(|(_, leaves)| !leaves.is_empty()) {
-            self.loaded(part, leaves);
+        for (unit, leaves) in self.leaves.iter().filter(|(_, leaves)| !leaves.is_empty()) {
+            self.loaded(unit, leaves);
         }
         let changed: Vec<String> = diff.changes.iter().map(ToString::to_string).collect();
         self.emit(ReloadEvent::ConfigurationApplied {
@@ -342,15 +348,15 @@ impl Supervisor {
         }
     }
 
-    async fn reread(&mut self, why: Why) -> ReloadAnswer {
+    async fn reread(&mut self, trigger: Trigger) -> ReloadAnswer {
         let (config, shared) = (Arc::clone(&self.config), Arc::clone(&self.service.shared));
-        let taken = self.taken.clone();
+        let applied = self.applied.clone();
         let reading = self
             .files
-            .read(READ_PATIENCE, move || read(&config, &shared, &taken));
+            .read(READ_LIMIT, move || read_units(&config, &shared, &applied));
         let read = match reading.await {
             Ok(read) => read,
-            // The next look tries again.
+            // The next check tries again.
             Err(unread) => return self.refuse(vec![unread.to_string()]),
         };
         let (mut fresh, before) = (Vec::new(), self.broken.len());
@@ -362,30 +368,30 @@ impl Supervisor {
             }
         }
         self.read = read.files;
-        for (part, outcome) in read.outcomes {
+        for (unit, outcome) in read.outcomes {
             match outcome {
-                UnitOutcome::Same => self.mended(&part),
+                UnitOutcome::Same => self.fixed(&unit),
                 UnitOutcome::New(ready, leaves) => {
-                    if let Some(stamps) = self.read.of(&part) {
-                        self.taken.insert(part.clone(), stamps.clone());
+                    if let Some(stamps) = self.read.of(&unit) {
+                        self.applied.insert(unit.clone(), stamps.clone());
                     }
-                    self.put(&part, ready);
-                    self.mended(&part);
+                    self.put_in_service(&unit, ready);
+                    self.fixed(&unit);
                     self.metrics.reloaded(true);
-                    self.loaded(&part, &leaves);
-                    self.leaves.insert(part.clone(), leaves);
-                    fresh.push(part.to_string());
+                    self.loaded(&unit, &leaves);
+                    self.leaves.insert(unit.clone(), leaves);
+                    fresh.push(unit.to_string());
                 }
-                UnitOutcome::Broken(faults) => self.fail(part, faults, why),
+                UnitOutcome::Broken(faults) => self.fail(unit, faults, trigger),
             }
         }
         for warning in read.warnings {
-            if self.warned.insert(warning.clone()) || why == Why::Asked {
+            if self.warned.insert(warning.clone()) || trigger == Trigger::Requested {
                 self.warn(warning);
             }
         }
         self.show_expiry();
-        if why == Why::Asked {
+        if trigger == Trigger::Requested {
             let broken: Vec<String> = self.broken.keys().map(ReloadUnit::to_string).collect();
             self.emit(ReloadEvent::FilesReread {
                 changed: fresh.clone(),
@@ -402,55 +408,55 @@ impl Supervisor {
         }
     }
 
-    fn mended(&mut self, part: &ReloadUnit) {
-        self.broken.remove(part);
-        self.metrics.failed(part, false);
+    fn fixed(&mut self, unit: &ReloadUnit) {
+        self.broken.remove(unit);
+        self.metrics.failed(unit, false);
     }
 
-    fn fail(&mut self, part: ReloadUnit, faults: Vec<String>, why: Why) {
-        if why == Why::Asked || self.broken.get(&part) != Some(&faults) {
-            let meanwhile = match part {
+    fn fail(&mut self, unit: ReloadUnit, faults: Vec<String>, trigger: Trigger) {
+        if trigger == Trigger::Requested || self.broken.get(&unit) != Some(&faults) {
+            let meanwhile = match unit {
                 ReloadUnit::Rest => {
-                    "it is read with the whole configuration only, which would be refused now"
+                    "it is read only with the whole configuration, which would be refused now"
                 }
-                _ => "what was loaded before stays in service",
+                _ => "the files loaded before stay in service",
             };
             for fault in &faults {
                 self.emit(ReloadEvent::FilesRefused {
-                    part: part.to_string(),
+                    part: unit.to_string(),
                     fault: fault.clone(),
                     meanwhile: meanwhile.to_owned(),
                 });
             }
             self.metrics.reloaded(false);
         }
-        self.metrics.failed(&part, true);
-        self.broken.insert(part, faults);
+        self.metrics.failed(&unit, true);
+        self.broken.insert(unit, faults);
     }
 
-    /// Takes it into service, for what begins from now on.
-    fn put(&self, part: &ReloadUnit, ready: Ready) {
-        let cluster = match part {
+    /// Puts a unit in service for later logins and connections.
+    fn put_in_service(&self, unit: &ReloadUnit, ready: ReadyUnit) {
+        let cluster = match unit {
             ReloadUnit::ServerTls(name) | ReloadUnit::ServiceAccount(name) => self.service.clusters.get(name),
             _ => None,
         };
         match ready {
-            Ready::Tls(acceptor) => {
+            ReadyUnit::Tls(acceptor) => {
                 if let Some(tls) = &self.service.tls {
                     tls.store(Arc::new(acceptor));
                 }
             }
-            Ready::Http(settings) => {
+            ReadyUnit::Http(settings) => {
                 self.service.admin.tls().store(Some(settings));
             }
-            Ready::Token(token) => self.service.handles.token.store(Some(Arc::new(token))),
-            Ready::AuthPolicy(access) => self.service.shared.auth_policy.store(access),
-            Ready::ServerTls(tls) => {
+            ReadyUnit::Token(token) => self.service.handles.token.store(Some(Arc::new(token))),
+            ReadyUnit::AuthPolicy(access) => self.service.shared.auth_policy.store(access),
+            ReadyUnit::ServerTls(tls) => {
                 if let Some(cluster) = cluster {
                     cluster.replace_tls(tls);
                 }
             }
-            Ready::Password(password) => {
+            ReadyUnit::Password(password) => {
                 if let Some(cluster) = cluster {
                     cluster.replace_password(password.as_ref());
                 }
@@ -467,11 +473,11 @@ impl Supervisor {
         self.emit(ReloadEvent::ConfigurationWarning { warning, at_start });
     }
 
-    /// One event for each certificate; one for a part without.
-    fn loaded(&self, part: &ReloadUnit, leaves: &[Leaf]) {
+    /// Emits one event for each certificate, or one event for a unit without certificates.
+    fn loaded(&self, unit: &ReloadUnit, leaves: &[Leaf]) {
         for leaf in leaves {
             self.emit(ReloadEvent::CertificateLoaded {
-                part: part.to_string(),
+                part: unit.to_string(),
                 file: leaf.cert_file.display().to_string(),
                 subject: leaf.subject.clone(),
                 names: leaf.names.join(","),
@@ -480,15 +486,15 @@ impl Supervisor {
         }
         if leaves.is_empty() {
             self.emit(ReloadEvent::FilesLoaded {
-                part: part.to_string(),
+                part: unit.to_string(),
             });
         }
     }
 
     fn show_expiry(&self) {
-        let expiries = self.leaves.iter().flat_map(|(part, leaves)| {
+        let expiries = self.leaves.iter().flat_map(|(unit, leaves)| {
             leaves.iter().map(|leaf| Expiry {
-                part: part.to_string(),
+                part: unit.to_string(),
                 file: leaf.cert_file.display().to_string(),
                 not_after: leaf.not_after,
             })
@@ -497,7 +503,7 @@ impl Supervisor {
     }
 }
 
-/// The certificates a configuration was loaded with.
+/// The certificates of a configuration.
 fn leaves(config: &Config) -> BTreeMap<ReloadUnit, Vec<Leaf>> {
     let mut leaves = BTreeMap::new();
     if let Some(tls) = &config.tls {
@@ -521,12 +527,13 @@ fn of_servers(pair: Option<&Arc<KeyPair>>) -> Vec<Leaf> {
     pair.map(|pair| pair.leaf()).into_iter().collect()
 }
 
-/// Blocking: files, passphrase commands, verifiers of plain passwords.
-fn read(config: &Config, shared: &Shared, taken: &BTreeMap<ReloadUnit, Stamps>) -> Read {
-    let materials = config::reread(config);
-    let mut files = materials.files;
+/// Reads all units again. It blocks: it reads files, runs passphrase commands and derives verifiers
+/// of plain passwords.
+fn read_units(config: &Config, shared: &Shared, applied: &BTreeMap<ReloadUnit, Stamps>) -> Reread {
+    let reread = config::reread(config);
+    let mut files = reread.files;
     let own = files.of(&ReloadUnit::Auth).cloned().unwrap_or_default();
-    // What the rules were read from is known by who read them.
+    // Only the loaded rules know the files that they include.
     let watched = shared
         .auth_policy
         .load()
@@ -536,65 +543,66 @@ fn read(config: &Config, shared: &Shared, taken: &BTreeMap<ReloadUnit, Stamps>) 
         .collect();
     files.add(ReloadUnit::Auth, watched);
     let mut outcomes = BTreeMap::new();
-    for (part, material) in materials.units {
-        let outcome = match material {
+    for (unit, unit_files) in reread.units {
+        let outcome = match unit_files {
             Err(faults) => UnitOutcome::Broken(faults.iter().map(ToString::to_string).collect()),
-            Ok(_) if files.of(&part) == taken.get(&part) => UnitOutcome::Same,
-            Ok(material) => match ready(material, PolicyContext::of(config), shared) {
+            Ok(_) if files.of(&unit) == applied.get(&unit) => UnitOutcome::Same,
+            Ok(reloaded) => match prepare(reloaded, PolicyContext::of(config), shared) {
                 Ok((ready, leaves)) => {
-                    if let Ready::AuthPolicy(access) = &ready {
+                    if let ReadyUnit::AuthPolicy(access) = &ready {
                         files.replace(ReloadUnit::Auth, own.clone());
                         files.add(ReloadUnit::Auth, access.watched.clone());
                     }
                     UnitOutcome::New(ready, leaves)
                 }
-                Err(Faulty { faults, watched }) => {
-                    files.add(part.clone(), watched);
+                Err(UnitFaults { faults, watched }) => {
+                    files.add(unit.clone(), watched);
                     UnitOutcome::Broken(faults)
                 }
             },
         };
-        outcomes.insert(part, outcome);
+        outcomes.insert(unit, outcome);
     }
-    // A part that is right is not told of; this one has no material.
+    // `config::reread` reports this unit only if it is broken.
     outcomes.entry(ReloadUnit::Rest).or_insert(UnitOutcome::Same);
-    Read {
+    Reread {
         outcomes,
         files,
-        warnings: materials.warnings,
+        warnings: reread.warnings,
     }
 }
 
-/// What is wrong with a part, and what else was read of it.
-struct Faulty {
+/// The faults of a unit, and the other files that it includes.
+struct UnitFaults {
     faults: Vec<String>,
     watched: Stamps,
 }
 
-fn ready(
-    material: ReloadedUnit,
-    around: PolicyContext<'_>,
+/// Makes a unit ready for service.
+fn prepare(
+    reloaded: ReloadedUnit,
+    context: PolicyContext<'_>,
     shared: &Shared,
-) -> Result<(Ready, Vec<Leaf>), Faulty> {
-    Ok(match material {
-        ReloadedUnit::Tls(tls) => (Ready::Tls(Acceptor::new(&tls)), of_clients(&tls)),
-        ReloadedUnit::Http(tls) => (Ready::Http(tls.server_config), vec![tls.leaf]),
-        ReloadedUnit::Token(token) => (Ready::Token(token), Vec::new()),
-        ReloadedUnit::Auth(auth) => match AuthPolicy::load(&auth, around, &shared.mock) {
-            Ok(access) => (Ready::AuthPolicy(Arc::new(access)), Vec::new()),
+) -> Result<(ReadyUnit, Vec<Leaf>), UnitFaults> {
+    Ok(match reloaded {
+        ReloadedUnit::Tls(tls) => (ReadyUnit::Tls(Acceptor::new(&tls)), of_clients(&tls)),
+        ReloadedUnit::Http(tls) => (ReadyUnit::Http(tls.server_config), vec![tls.leaf]),
+        ReloadedUnit::Token(token) => (ReadyUnit::Token(token), Vec::new()),
+        ReloadedUnit::Auth(auth) => match AuthPolicy::load(&auth, context, &shared.mock) {
+            Ok(access) => (ReadyUnit::AuthPolicy(Arc::new(access)), Vec::new()),
             Err(AuthPolicyError {
                 lines: faults,
                 watched,
-            }) => return Err(Faulty { faults, watched }),
+            }) => return Err(UnitFaults { faults, watched }),
         },
         ReloadedUnit::ServerTls(tls) => {
             let leaves = of_servers(tls.client_certificate.as_ref());
-            let client = TlsClient::new(&tls).map_err(|error| Faulty {
+            let client = TlsClient::new(&tls).map_err(|error| UnitFaults {
                 faults: vec![error.to_string()],
                 watched: Stamps::new(),
             })?;
-            (Ready::ServerTls(client), leaves)
+            (ReadyUnit::ServerTls(client), leaves)
         }
-        ReloadedUnit::Password(password) => (Ready::Password(password), Vec::new()),
+        ReloadedUnit::Password(password) => (ReadyUnit::Password(password), Vec::new()),
     })
 }

@@ -1,8 +1,9 @@
-//! A new process in the place of this one, started by this one: `trunkline upgrade`.
+//! This process starts a new one that replaces it: `trunkline upgrade`.
 //!
-//! The new process is the program that is at this one's path by now, with this one's configuration file, and asks for
-//! everything itself ([`super::handover`]). This one watches whether it ends before. It is nobody's child but the
-//! service manager's: a process in between starts it and ends, so that its end is noticed by who restarts it.
+//! The new process runs the program that is at this one's path now, with the same configuration
+//! file. It starts the handover itself ([`super::handover`]). This process watches whether it ends
+//! before that. The new process is a child of the service manager: a launcher process starts it and
+//! ends, so that the service manager notices its end and can restart it.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,12 +16,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::control::UpgradeAnswer;
-use super::handover::{PATIENCE, START};
+use super::handover::{START_LIMIT, STEP_LIMIT};
 use super::process::Process;
 use crate::events::{Events, ProcessEvent};
 
 /// A process number and its newline.
-const MOST_TOLD: u64 = 32;
+const MAX_ANNOUNCED_BYTES: u64 = 32;
 
 /// A new process that has been started and does not serve yet.
 #[derive(Debug)]
@@ -30,36 +31,36 @@ pub(super) struct Upgrade {
     deadline: Instant,
 }
 
-/// How a process of this program is started.
+/// The program that a new process runs.
 #[derive(Debug)]
 pub(super) struct Program {
-    /// Where this program was when it was started; a newer one may be there by now.
+    /// The path of this program at its start. A newer program may be there now.
     path: io::Result<PathBuf>,
 }
 
 impl Program {
-    /// To be called before the working directory or `PATH` are other ones.
+    /// To be called before the working directory or `PATH` change.
     pub(super) fn of_this_process() -> Self {
         let called = std::env::args_os().next().unwrap_or_default();
         let path = match found(Path::new(&called), std::env::var_os("PATH").as_deref()) {
-            // As it was called: a symbolic link may lead to a newer one by then.
+            // The path as it was called: a symbolic link may lead to a newer program by then.
             Some(path) => Ok(path),
             None => std::env::current_exe(),
         };
         Self { path }
     }
 
-    /// Starts a process of it that takes the place of the one that listens on `control`.
+    /// Starts a process that replaces the one that listens on `control`.
     ///
     /// # Errors
-    /// Why not, in a sentence.
+    /// A sentence with the reason.
     async fn start(&self, config: &Path, control: &Path) -> Result<Process, String> {
         let path = match &self.path {
             Ok(path) => path,
-            Err(error) => return Err(format!("it is not known where this program is: {error}")),
+            Err(error) => return Err(format!("the path of this program is unknown: {error}")),
         };
         let failed = |error: io::Error| format!("{} cannot be started: {error}", path.display());
-        let mut between = Command::new(path)
+        let mut launcher = Command::new(path)
             .args(["run", "-c"])
             .arg(config)
             .arg("--take-over")
@@ -67,32 +68,32 @@ impl Program {
             .arg("--detach")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Those were for this process.
+            // These variables were for this process.
             .env_remove("LISTEN_FDS")
             .env_remove("LISTEN_FDNAMES")
             .env_remove("LISTEN_PID")
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
-        let mut told = String::new();
-        if let Some(stdout) = between.stdout.take() {
-            let mut stdout = BufReader::new(stdout.take(MOST_TOLD));
-            // What is not told makes no number.
-            let _ = timeout(PATIENCE, stdout.read_line(&mut told)).await;
+        let mut announced = String::new();
+        if let Some(stdout) = launcher.stdout.take() {
+            let mut stdout = BufReader::new(stdout.take(MAX_ANNOUNCED_BYTES));
+            // A failure leaves no number, which is an error below.
+            let _ = timeout(STEP_LIMIT, stdout.read_line(&mut announced)).await;
         }
-        let process_id = told.trim_end().parse();
+        let process_id = announced.trim_end().parse();
         let process_id =
-            process_id.map_err(|_| "the new process cannot be started; its log says why".to_owned())?;
-        // It waits for this, so that the number is still that process's.
+            process_id.map_err(|_| "the new process cannot be started; see its log".to_owned())?;
+        // The launcher still waits, so the number still belongs to the new process.
         let process = Process::open(process_id).map_err(failed)?;
-        drop(between.stdin.take());
-        // Else it is killed.
-        let _ = timeout(PATIENCE, between.wait()).await;
+        drop(launcher.stdin.take());
+        // It is killed if it does not end in time.
+        let _ = timeout(STEP_LIMIT, launcher.wait()).await;
         Ok(process)
     }
 }
 
-/// Where a program that was called like this is, links as they are.
+/// The path of a program that was called like this. Symbolic links stay.
 fn found(called: &Path, search: Option<&OsStr>) -> Option<PathBuf> {
     if called.as_os_str().is_empty() {
         return None;
@@ -107,12 +108,13 @@ fn found(called: &Path, search: Option<&OsStr>) -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-/// What of this process's surroundings would end the new one, or take it for none.
-fn hindrance() -> Option<&'static str> {
+/// Why the environment of this process does not allow an upgrade: it would end the new process, or
+/// not know it.
+fn obstacle() -> Option<&'static str> {
     let own = std::process::id();
     if own == 1 {
         return Some(
-            "this is process 1, with which every other one ends (a container?); start another container beside this one",
+            "this is process 1, and all other processes end with it (a container?); start another container beside this one",
         );
     }
     let variable = |name| std::env::var(name).ok();
@@ -124,16 +126,16 @@ fn hindrance() -> Option<&'static str> {
         };
     if is_service && variable("NOTIFY_SOCKET").is_none() {
         return Some(
-            "systemd would not know the new process, and end it with this one; write Type=notify-reload or Type=notify \
-             into the unit, and restart it once",
+            "systemd would not know the new process and would end it with this one; set Type=notify-reload or \
+             Type=notify in the unit, and restart it once",
         );
     }
     None
 }
 
 impl Upgrade {
-    /// Starts the new process, for the place of the one that listens on `control`; `None` where that fails, which
-    /// `answer` is told.
+    /// Starts a new process that replaces the one that listens on `control`. `None`: this failed,
+    /// and `answer` has the reason.
     pub(super) async fn begin(
         program: &Program,
         config: &Path,
@@ -141,9 +143,9 @@ impl Upgrade {
         answer: oneshot::Sender<UpgradeAnswer>,
         events: &Events,
     ) -> Option<Self> {
-        let deadline = Instant::now() + START;
-        let started = match (hindrance(), control) {
-            (Some(hindrance), _) => Err(hindrance.to_owned()),
+        let deadline = Instant::now() + START_LIMIT;
+        let started = match (obstacle(), control) {
+            (Some(obstacle), _) => Err(obstacle.to_owned()),
             (None, None) => Err("control_socket is not set".to_owned()),
             (None, Some(control)) => program.start(config, control).await,
         };
@@ -160,18 +162,18 @@ impl Upgrade {
         }
     }
 
-    /// When the new process has to be ready.
+    /// The time at which the new process must be ready.
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Until the new process has ended; at the deadline it is ended. Cancel safe.
+    /// Waits until the new process has ended. Kills it at the deadline. Cancel safe.
     pub(super) async fn failed(&self) -> String {
         tokio::select! {
-            () = self.process.ended() => "the new process ended; its log says why".to_owned(),
+            () = self.process.ended() => "the new process ended; see its log".to_owned(),
             () = sleep_until(self.deadline) => {
                 self.process.kill();
-                format!("the new process did not serve within {} s, and was killed", START.as_secs())
+                format!("the new process did not serve within {} s, and was killed", START_LIMIT.as_secs())
             }
         }
     }
@@ -187,7 +189,7 @@ impl Upgrade {
 
 pub(super) fn refuse(answer: oneshot::Sender<UpgradeAnswer>, fault: String, events: &Events) {
     events.emit(ProcessEvent::UpgradeFailed { error: fault.clone() });
-    // Whoever asked may be gone.
+    // The client may be gone.
     let _ = answer.send(UpgradeAnswer {
         process_id: None,
         release: String::new(),

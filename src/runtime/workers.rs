@@ -1,5 +1,5 @@
-//! Worker threads. Each has a separate runtime, and a session stays on the worker that got it. No session wakes another
-//! thread, and threads share no buffer.
+//! Worker threads. Each has a separate runtime, and a session stays on its worker. No session wakes
+//! another thread, and threads share no buffer.
 
 use std::io;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Workers {
         self.tracker.wait().await;
     }
 
-    /// Ends the threads and drops the tasks that are left.
+    /// Ends the threads and drops the remaining tasks.
     pub(super) fn stop(mut self) {
         self.stop.cancel();
         for worker in &mut self.threads {

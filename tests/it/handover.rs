@@ -398,7 +398,7 @@ fn a_new_process_that_cannot_serve_changes_nothing() {
     assert_eq!(output.status.code(), Some(1), "{told}");
     subject
         .router
-        .await_log(&["not started", "no leader was seen within 10 s"]);
+        .await_log(&["not started", "saw no leader within 10 s"]);
     drop(taken);
 
     fs::write(subject.path(), &usual).unwrap();
@@ -450,7 +450,7 @@ fn what_operators_have_set_goes_along_and_old_sessions_have_their_time() {
     assert!(!session.wait().unwrap().success());
     subject
         .router
-        .await_log(&["shutdown.handover is over", "sessions=1"]);
+        .await_log(&["the time of shutdown.handover is over", "sessions=1"]);
 }
 
 /// As systemd starts a process that it listens for.
@@ -514,6 +514,7 @@ fn sockets_of_systemd_are_served() {
     let output = process.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");
-    let line = format!("systemd listens on {address}:6432, and nothing in the configuration does");
+    let line =
+        format!("systemd passed sockets for {address}:6432, and no listener in the configuration uses them");
     assert!(told.contains(&line), "{told}");
 }

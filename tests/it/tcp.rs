@@ -417,7 +417,7 @@ fn a_shutdown_cuts_connections_when_its_grace_is_over() {
     let mut router = Router::before(Cluster::shared(), options(LISTENERS, "shutdown: {grace: 1s}\n"));
     let mut client = Client::new(&router);
     router.signal("TERM");
-    router.await_log(&["cutting the sessions that are left"]);
+    router.await_log(&["cutting the remaining sessions"]);
     assert!(client.next().is_none(), "nothing is said");
     assert_eq!(router.await_exit(Duration::from_secs(10)), 0);
     assert!(router.log().contains("cause=shutdown"));

@@ -1,5 +1,6 @@
-//! Another process takes the place of this one: begun, offered, and given or taken back. In the loop that reloads, so that
-//! what is in service stays as it was offered.
+//! Another process replaces this one: the upgrade begins, this process offers everything, and then
+//! hands over or continues. This runs in the loop that reloads, so that the service stays as it was
+//! offered.
 
 use tokio::net::UnixStream;
 use tokio::signal::unix::Signal;
@@ -11,13 +12,13 @@ use super::Supervisor;
 use crate::admin::ReloadAnswer;
 use crate::events::ProcessEvent;
 use crate::runtime::control::{ControlRequest, UpgradeAnswer};
-use crate::runtime::handover::{self, Heir, Offer, START};
+use crate::runtime::handover::{self, NewProcess, Offer, START_LIMIT};
 use crate::runtime::upgrade::{self, Upgrade};
 
 impl Supervisor {
     pub(super) async fn begin_upgrade(&mut self, answer: oneshot::Sender<UpgradeAnswer>) {
         if self.upgrade.is_some() {
-            let fault = "another upgrade is under way".to_owned();
+            let fault = "another upgrade is in progress".to_owned();
             return upgrade::refuse(answer, fault, &self.service.handles.events);
         }
         let (control, events) = (self.service.control_path(), &self.service.handles.events);
@@ -30,13 +31,14 @@ impl Supervisor {
         }
     }
 
-    /// Offers everything, until the other process is ready or has failed. Nothing else is done meanwhile, so that what is in
-    /// service stays as it was offered. Dropped in between nothing has changed.
-    pub(super) async fn offer(&mut self, socket: UnixStream) -> Option<Heir> {
+    /// Offers everything, and waits until the other process is ready or has failed. Nothing else is
+    /// done meanwhile, so that the service stays as it was offered. If this is dropped, nothing has
+    /// changed.
+    pub(super) async fn offer(&mut self, socket: UnixStream) -> Option<NewProcess> {
         self.emit(ProcessEvent::HandoverBegun);
         let (kept, is_drained) = self.service.administration.freeze();
         let deadline = self.upgrade.as_ref().map(Upgrade::deadline);
-        let deadline = deadline.unwrap_or_else(|| Instant::now() + START);
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + START_LIMIT);
         let given = match self.service.passed_on() {
             Ok(sockets) => {
                 let generations = self.service.shared.generations.family();
@@ -52,7 +54,8 @@ impl Supervisor {
                 loop {
                     tokio::select! {
                         given = &mut giving => break given,
-                        // It may be another one that has asked; if not, it has hung up.
+                        // The process of the upgrade may not be the one at `socket`. If it is, it
+                        // has hung up.
                         fault = failed(self.upgrade.as_ref()) => self.refuse_upgrade(fault),
                     }
                 }
@@ -60,9 +63,9 @@ impl Supervisor {
             Err(error) => Err(error.into()),
         };
         match given {
-            Ok(heir) => Some(heir),
+            Ok(new_process) => Some(new_process),
             Err(error) => {
-                self.service.administration.go_on();
+                self.service.administration.unfreeze();
                 self.emit(ProcessEvent::HandoverFailed {
                     error: error.to_string(),
                 });
@@ -71,50 +74,54 @@ impl Supervisor {
         }
     }
 
-    /// Leaves its place to the other process. `false`: that one has ended, and this one goes on as before. The caller must
-    /// await it to the end.
-    pub(in crate::runtime) async fn commit(&mut self, mut heir: Heir, hangup: &mut Signal) -> bool {
-        let process_id = heir.process.id();
-        if let Err(fault) = self.give_place(&mut heir).await {
-            drop(heir);
+    /// Hands over to the new process. `false`: the new process has ended, and this one continues as
+    /// before. The caller must await this to the end.
+    pub(in crate::runtime) async fn commit(
+        &mut self,
+        mut new_process: NewProcess,
+        hangup: &mut Signal,
+    ) -> bool {
+        let process_id = new_process.process.id();
+        if let Err(fault) = self.hand_over(&mut new_process).await {
+            drop(new_process);
             self.emit(ProcessEvent::HandoverUndone {
                 process_id,
                 error: fault.clone(),
             });
             self.service.claim();
             self.service.administration.claim();
-            self.service.administration.go_on();
+            self.service.administration.unfreeze();
             self.refuse_upgrade(format!("the new process did not take over: {fault}"));
             return false;
         }
-        // Not before: a main process that has ended is the end of the service, for a service manager.
+        // Not earlier: if the main process ends, the service manager ends the service.
         if let Err(error) = self.notifier.main_process(process_id).await {
             self.emit(ProcessEvent::ServiceManagerUnaware {
                 process_id,
                 error: error.to_string(),
             });
         }
-        heir.dismiss().await;
+        new_process.finish().await;
         self.service.leave().await;
-        // What was asked of this process in the meantime.
-        let is_asked = tokio::select! {
+        // Requests to this process in the meantime.
+        let is_reload_requested = tokio::select! {
             biased;
             _ = hangup.recv() => true,
             () = std::future::ready(()) => false,
         };
-        if is_asked && let Err(error) = heir.process.hang_up() {
+        if is_reload_requested && let Err(error) = new_process.process.hang_up() {
             warn!(%error, "SIGHUP came during the handover and is lost: send it again");
         }
         while let Ok(request) = self.requests.try_recv() {
-            self.too_late(request, REPLACED);
+            self.refuse_request(request, REPLACED);
         }
         let sessions = self.service.shared.registry.len();
         self.emit(ProcessEvent::Replaced { process_id, sessions });
         if let Some(upgrade) = self.upgrade.take() {
-            // The one that asked may be gone.
+            // The client may be gone.
             let _ = upgrade.into_answer().send(UpgradeAnswer {
                 process_id: Some(process_id),
-                release: heir.release,
+                release: new_process.release,
                 old_process_id: std::process::id(),
                 old_release: env!("CARGO_PKG_VERSION").to_owned(),
                 sessions,
@@ -125,26 +132,29 @@ impl Supervisor {
     }
 
     /// # Errors
-    /// Why the other process does not take over, in a sentence; it has ended, or must not serve.
-    async fn give_place(&mut self, heir: &mut Heir) -> Result<(), String> {
+    /// A sentence with the reason why the new process does not take over. It has ended, or must not
+    /// serve.
+    async fn hand_over(&mut self, new_process: &mut NewProcess) -> Result<(), String> {
         let service = &self.service;
-        // Before it has sessions, which cancel requests that come here may be for.
-        service.shared.generations.add([heir.generation.clone()]);
+        // Before the new process has sessions: cancel requests for them may come here.
+        service.shared.generations.add([new_process.generation.clone()]);
         let released = service.administration.release().await;
         released.map_err(|_| "the state file cannot be written in time".to_owned())?;
-        service.release(&heir.kept);
-        // The message says nothing new; it shows before the commit whether the service manager can be notified.
-        let told = self.notifier.main_process(std::process::id()).await;
-        told.map_err(|error| format!("the service manager cannot be told (NOTIFY_SOCKET): {error}"))?;
-        heir.commit().await.map_err(|error| error.to_string())
+        service.release(&new_process.kept);
+        // The message changes nothing. It shows before the commit whether the service manager can
+        // be notified.
+        let notified = self.notifier.main_process(std::process::id()).await;
+        notified
+            .map_err(|error| format!("the service manager cannot be notified (NOTIFY_SOCKET): {error}"))?;
+        new_process.commit().await.map_err(|error| error.to_string())
     }
 
-    /// Refuses what is asked of a process that is on its way out.
-    pub(super) fn too_late(&self, request: ControlRequest, why: &str) {
+    /// Refuses a request to a process that is ending.
+    pub(super) fn refuse_request(&self, request: ControlRequest, why: &str) {
         let fault = why.to_owned();
         match request {
             ControlRequest::Reload(answer) => {
-                // Whoever asked may be gone.
+                // The client may be gone.
                 let _ = answer.send(ReloadAnswer {
                     applied: false,
                     changed: Vec::new(),
@@ -158,7 +168,7 @@ impl Supervisor {
     }
 }
 
-/// Until the new process has ended; forever if there is none.
+/// Waits until the new process has ended. Waits forever if there is none.
 pub(super) async fn failed(upgrade: Option<&Upgrade>) -> String {
     match upgrade {
         Some(upgrade) => upgrade.failed().await,
@@ -167,7 +177,6 @@ pub(super) async fn failed(upgrade: Option<&Upgrade>) -> String {
 }
 
 /// Another process serves now.
-pub(in crate::runtime) const REPLACED: &str =
-    "another process has taken the place of this one just now; ask again";
+pub(in crate::runtime) const REPLACED: &str = "another process has just replaced this one; ask again";
 /// This process ends soon.
 pub(in crate::runtime) const ENDING: &str = "the router is shutting down";

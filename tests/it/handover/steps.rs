@@ -119,12 +119,12 @@ fn a_new_process_that_ends_at_any_step_changes_nothing() {
     assert!(!sleeping.wait_with_output().unwrap().status.success());
     assert_eq!(subject.cancels("forwarded"), 1.0);
 
-    // The service manager cannot be told: nobody else would be watched.
+    // The service manager cannot be notified: it would watch no other process.
     drop(manager);
     let output = subject.command(&["upgrade"]);
     assert_eq!(output.status.code(), Some(1));
     let fault = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(fault.contains("service manager cannot be told"), "{fault}");
+    assert!(fault.contains("service manager cannot be notified"), "{fault}");
     serves(&subject);
     signal(subject.process, "TERM");
     subject.router.await_log(&["stopped"]);
@@ -176,7 +176,7 @@ fn an_old_process_that_is_ended_before_the_word_ends_as_ever() {
             assert!(log.contains("not started: cannot take over"), "{log}");
             assert!(!log.contains("took over"), "{log}");
         } else {
-            subject.router.await_log(&["goes on"]);
+            subject.router.await_log(&["this one continues"]);
             serves(&subject);
         }
     }
@@ -329,7 +329,7 @@ fn where_a_new_process_would_be_ended_no_upgrade_begins() {
     let run = "exec \"$PROGRAM\" run -c \"$CONFIG\"";
     let service = format!("export SYSTEMD_EXEC_PID=$$; {run}");
     let mut child = start(&["sh", "-c", &service], &path, &[("INVOCATION_ID", "1")]);
-    refused(&mut child, "write Type=notify-reload");
+    refused(&mut child, "set Type=notify-reload");
     signal(child.id(), "TERM");
     child.wait().unwrap();
 
