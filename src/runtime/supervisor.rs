@@ -419,7 +419,7 @@ impl Supervisor {
                 ReloadUnit::Rest => {
                     "it is read only with the whole configuration, which would be refused now"
                 }
-                _ => "the files loaded before stay in service",
+                _ => "the old version stays in service",
             };
             for fault in &faults {
                 self.emit(ReloadEvent::FilesRefused {
