@@ -1,4 +1,4 @@
-//! Changes of the topology as events, once per change.
+//! Reports changes of the topology as events, once per change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,18 +8,19 @@ use tokio::time::Instant;
 use super::snapshot::{Identity, Lag, Leader, Member, MemberName, NamedBy, NoLeader, Snapshot};
 use crate::events::{ClusterChange, LeaderSource, MemberFacts};
 
-/// How often an event says that a member is down for another reason than before. The first reason is often not the one
-/// that helps: a terminated session hides the refusal behind it.
+/// How often an event reports that a member is down for another reason than before. The first
+/// reason is often not the helpful one: a terminated session is reported before the refused
+/// connection.
 const REASON_EVERY: Duration = Duration::from_secs(5);
 
-/// The reasons that were reported of the members that are down: no more than there are members.
+/// The reasons that were reported for the members that are down; at most one for each member.
 #[derive(Debug, Default)]
 pub(super) struct Announcer {
     reported: BTreeMap<MemberName, (String, Instant)>,
 }
 
 impl Announcer {
-    /// What happened between two snapshots, the second being of `now`.
+    /// The changes between two snapshots. The second one is from `now`.
     pub(super) fn changes(&mut self, old: &Snapshot, new: &Snapshot, now: Instant) -> Vec<ClusterChange> {
         let mut all = changes(old, new);
         self.reported
@@ -138,7 +139,7 @@ fn identity(old: Option<&Member>, new: &Member) -> Option<ClusterChange> {
     }
 }
 
-/// Of a new member only what is not the default.
+/// For a new member only values other than the default.
 fn share(old: Option<&Member>, new: &Member, all: &mut Vec<ClusterChange>) {
     let member = || new.name.to_string();
     if old.map_or(1, |old| old.weight) != new.weight {
@@ -155,7 +156,8 @@ fn share(old: Option<&Member>, new: &Member, all: &mut Vec<ClusterChange>) {
     }
 }
 
-/// For each route once when it begins to lag, and once when it no longer does; nothing of one that is down.
+/// For each route once when the member begins to lag, and once when it has caught up. Nothing for a
+/// member that is down.
 fn lag(old: Option<&Member>, new: &Member, all: &mut Vec<ClusterChange>) {
     let nothing = BTreeSet::new();
     let before = old.map_or(&nothing, |old| &old.lagging);

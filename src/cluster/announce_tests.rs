@@ -28,7 +28,7 @@ fn settings(kind: SourceKind) -> Settings {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_reason_for_being_down_is_told_now_and_then() {
+async fn another_reason_for_being_down_is_reported_at_intervals() {
     let mut state = State::new(settings(SourceKind::Fixed), Instant::now());
     let server = Listed {
         name: MemberName::new("a"),
@@ -49,7 +49,7 @@ async fn another_reason_for_being_down_is_told_now_and_then() {
     };
     state.observe(Observation::Source(report), Instant::now());
     let mut announcer = Announcer::default();
-    let mut tell = |error: &str| {
+    let mut changes_after = |error: &str| {
         let old = state.snapshot();
         let probe = Observation::Probe {
             member: MemberName::new("a"),
@@ -65,14 +65,14 @@ async fn another_reason_for_being_down_is_told_now_and_then() {
         let texts = lines.iter().map(ToString::to_string);
         texts.filter(|text| text.contains("down")).collect::<Vec<_>>()
     };
-    assert_eq!(tell("57P01"), ["a is down: 57P01"]);
-    assert_eq!(tell("28000"), [""; 0]);
+    assert_eq!(changes_after("57P01"), ["a is down: 57P01"]);
+    assert_eq!(changes_after("28000"), [""; 0]);
     tokio::time::advance(REASON_EVERY).await;
-    assert_eq!(tell("57P01"), [""; 0]);
-    assert_eq!(tell("28000"), ["a is still down: 28000"]);
-    assert_eq!(tell("57P01"), [""; 0]);
+    assert_eq!(changes_after("57P01"), [""; 0]);
+    assert_eq!(changes_after("28000"), ["a is still down: 28000"]);
+    assert_eq!(changes_after("57P01"), [""; 0]);
     tokio::time::advance(REASON_EVERY).await;
-    assert_eq!(tell("28000"), [""; 0]);
+    assert_eq!(changes_after("28000"), [""; 0]);
 }
 
 fn texts(old: &Snapshot, new: &Snapshot) -> Vec<String> {
@@ -83,7 +83,7 @@ fn texts(old: &Snapshot, new: &Snapshot) -> Vec<String> {
 fn each_change_is_one_sentence_and_no_change_is_none() {
     let mut now = Instant::now();
     let mut state = State::new(settings(SourceKind::Patroni), now);
-    let mut tell = |observation: Observation| {
+    let mut changes_after = |observation: Observation| {
         now += Duration::from_millis(10);
         let observation = match observation {
             Observation::Probe { member, result, .. } => Observation::Probe {
@@ -144,15 +144,18 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
     };
 
     assert_eq!(
-        tell(Observation::SourceFailed("no route".into())),
+        changes_after(Observation::SourceFailed("no route".into())),
         [
             "the source of the list of members is lost: no route",
             "there is no leader: no Patroni endpoint can be reached"
         ]
     );
-    assert_eq!(tell(Observation::SourceFailed("no route".into())), [""; 0]);
     assert_eq!(
-        tell(report(None)),
+        changes_after(Observation::SourceFailed("no route".into())),
+        [""; 0]
+    );
+    assert_eq!(
+        changes_after(report(None)),
         [
             "the source of the list of members is back",
             "a at h:5432 is a member",
@@ -161,44 +164,44 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
         ]
     );
     assert_eq!(
-        tell(probe(seen(false))),
+        changes_after(probe(seen(false))),
         [
             "a is up (accepts writes, timeline 1, PostgreSQL 15.20)",
             "a is the leader: seen to accept writes on timeline 1, named by the leader key"
         ]
     );
-    assert_eq!(tell(probe(seen(false))), [""; 0]);
+    assert_eq!(changes_after(probe(seen(false))), [""; 0]);
     assert_eq!(
-        tell(report(Some("they name a, b"))),
+        changes_after(report(Some("they name a, b"))),
         ["Patroni's endpoints disagree: they name a, b"]
     );
-    assert_eq!(tell(report(None)), ["Patroni's endpoints agree again"]);
+    assert_eq!(changes_after(report(None)), ["Patroni's endpoints agree again"]);
     assert_eq!(
-        tell(Observation::SourceFailed("no route".into())),
+        changes_after(Observation::SourceFailed("no route".into())),
         [
             "the source of the list of members is lost: no route",
             "a stays the leader while no Patroni endpoint can be reached, as long as it accepts writes"
         ]
     );
     assert_eq!(
-        tell(report(None)),
+        changes_after(report(None)),
         [
             "the source of the list of members is back",
             "a is the leader (timeline 1), named by the leader key"
         ]
     );
     assert_eq!(
-        tell(probe(refused())),
+        changes_after(probe(refused())),
         [
             "a is down: refused",
             "a is no longer the leader: a holds the leader key but cannot be reached"
         ]
     );
-    assert_eq!(tell(probe(refused())), [""; 0]);
+    assert_eq!(changes_after(probe(refused())), [""; 0]);
 }
 
 #[test]
-fn weights_and_zones_are_told_when_they_change() {
+fn weights_and_zones_are_reported_when_they_change() {
     let now = Instant::now();
     let settings = Settings {
         placement: crate::config::Placement {
@@ -209,7 +212,7 @@ fn weights_and_zones_are_told_when_they_change() {
         ..settings(SourceKind::Patroni)
     };
     let mut state = State::new(settings, now);
-    let mut tell = |tags: serde_json::Value| {
+    let mut changes_after = |tags: serde_json::Value| {
         let listed = Listed {
             name: MemberName::new("a"),
             host: "h".into(),
@@ -230,23 +233,29 @@ fn weights_and_zones_are_told_when_they_change() {
         let old = state.snapshot();
         state.observe(Observation::Source(report), now);
         let version = state.snapshot().version - old.version;
-        let told: Vec<String> = texts(&old, &state.snapshot())
+        let reported: Vec<String> = texts(&old, &state.snapshot())
             .into_iter()
             .filter(|text| text.contains("weight") || text.contains("zone"))
             .collect();
-        assert!(told.is_empty() || version == 1, "readers are woken");
-        told
+        assert!(reported.is_empty() || version == 1, "readers are woken");
+        reported
     };
     assert_eq!(
-        tell(serde_json::json!({"weight": 5, "zone": "b"})),
+        changes_after(serde_json::json!({"weight": 5, "zone": "b"})),
         ["a has weight 5", "a is in zone b"]
     );
-    assert_eq!(tell(serde_json::json!({"weight": 5, "zone": "b"})), [""; 0]);
-    assert_eq!(tell(serde_json::json!({})), ["a has weight 1", "a is in no zone"]);
+    assert_eq!(
+        changes_after(serde_json::json!({"weight": 5, "zone": "b"})),
+        [""; 0]
+    );
+    assert_eq!(
+        changes_after(serde_json::json!({})),
+        ["a has weight 1", "a is in no zone"]
+    );
 }
 
 #[test]
-fn lag_is_told_when_it_begins_and_ends_for_each_route() {
+fn lag_is_reported_when_it_begins_and_ends_for_each_route() {
     use std::time::Duration as Time;
     let listed = Listed {
         name: MemberName::new("a"),

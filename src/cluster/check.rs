@@ -1,4 +1,4 @@
-//! How a probe ended, in the words of HAProxy's `check_status`: the layer that failed, and how.
+//! The result of a probe in the terms of HAProxy's `check_status`: the layer that failed, and how.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ pub enum CheckStatus {
     /// `INI`: not probed yet.
     #[default]
     Initializing,
-    /// `SOCKERR`: this host is out of something.
+    /// `SOCKERR`: this host lacks a resource.
     SocketError,
     /// `L4CON`: no connection.
     Layer4Connection,
@@ -22,9 +22,9 @@ pub enum CheckStatus {
     Layer6Timeout,
     /// `L7OK`: the probe's query was answered.
     Layer7Ok,
-    /// `L7RSP`: what answers does not speak as a server does, or hung up.
+    /// `L7RSP`: the peer is not a PostgreSQL server, or closed the connection.
     Layer7Response,
-    /// `L7TOUT`: connected, and no answer in time.
+    /// `L7TOUT`: connected, but no answer in time.
     Layer7Timeout,
     /// `L7STS`: the server answered with an error.
     Layer7Status,
@@ -46,23 +46,24 @@ impl CheckStatus {
         }
     }
 
-    /// As the end of a sentence, for anybody: nothing of what a server, or somebody on the way, has said.
+    /// As the end of a sentence, for unauthenticated readers: it contains no text from a server or
+    /// from a third party.
     pub fn words(self) -> &'static str {
         match self {
             Self::Initializing => "it has not been probed yet",
             Self::SocketError => "this host has no connections left to probe it with",
             Self::Layer4Connection => "no connection can be made",
-            Self::Layer4Timeout => "no connection came about in time",
+            Self::Layer4Timeout => "no connection was established in time",
             Self::Layer6Response => "TLS failed",
             Self::Layer6Timeout => "TLS took too long",
             Self::Layer7Ok => "it answers",
-            Self::Layer7Response => "it closed the connection, or what answers is no PostgreSQL server",
+            Self::Layer7Response => "it closed the connection, or is not a PostgreSQL server",
             Self::Layer7Timeout => "no answer came in time",
             Self::Layer7Status => "it answered the probe with an error",
         }
     }
 
-    /// What a probe's failure is called.
+    /// The status for a probe's failure.
     pub(super) fn of(error: &ConnectError) -> Self {
         match error {
             ConnectError::LocalResources { .. } => Self::SocketError,
@@ -110,9 +111,9 @@ impl fmt::Display for CheckStatus {
 mod tests {
     use super::*;
 
-    /// The layers as HAProxy's management guide has them, section 9.1, `check_status`.
+    /// The layers are those of HAProxy's management guide, section 9.1, `check_status`.
     #[test]
-    fn the_layer_that_failed_is_told() {
+    fn the_layer_that_failed_is_reported() {
         let timeout = |step| CheckStatus::of(&ConnectError::Timeout { step }).as_str();
         assert_eq!(timeout(Step::Connect), "L4TOUT");
         assert_eq!(timeout(Step::TlsHandshake), "L6TOUT");

@@ -1,5 +1,5 @@
-//! The task that owns the state: it takes observations, keeps one prober per member, polls the source, publishes
-//! snapshots and tells the log what changed.
+//! The task that owns the state. It takes observations, keeps one prober for each member, polls the
+//! source, publishes snapshots and reports changes as events.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -15,9 +15,9 @@ use super::etcd::Watcher;
 use super::fixed;
 use super::frozen::Frozen;
 use super::metrics::ProbeResult;
-use super::newcomers::Newcomers;
+use super::new_members::NewMemberLimit;
 use super::patroni::{Patroni, Reply, choose, printable};
-use super::probe::{Poke, Prober, wait};
+use super::probe::{ProbeTrigger, Prober, wait};
 use super::service_account::ServiceAccount;
 use super::sight::Looks;
 use super::snapshot::{Identity, MemberName, Snapshot};
@@ -25,12 +25,13 @@ use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
 use super::{ClusterError, Reporting};
 use crate::config::{self, Source};
 
-/// How often the state is compared with the time. Many ages and deadlines depend on it (answers, probes, lag, windows of
-/// fast polling), and none needs more precision: one tick costs less than a timer for each.
+/// How often the state is updated with the time. Many ages and deadlines depend on it (answers,
+/// probes, lag, windows of fast polling). None needs more precision, and one tick costs less than a
+/// timer for each.
 const TICK: Duration = Duration::from_millis(250);
-/// Observations that wait to be folded in; a prober waits for its turn.
+/// Limit of observations that wait to be folded in. A prober waits for space.
 const MAX_OBSERVATIONS: usize = 256;
-/// Between looks while anything is suspicious, in a fixed list.
+/// Interval of fast probes in a fixed list.
 const FAST: Duration = Duration::from_millis(100);
 
 pub(super) struct Control {
@@ -43,29 +44,29 @@ pub(super) struct Control {
     observations: mpsc::Receiver<Observation>,
     observers: mpsc::Sender<Observation>,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    /// Once there is one, everybody sees what this task sees.
+    /// Once it is set, the snapshots of this task are public.
     published: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
     pace: watch::Sender<Pace>,
     poll_now: Arc<Notify>,
     check_key: Arc<Notify>,
     fast_interval: Duration,
-    probers: BTreeMap<MemberName, Running>,
-    newcomers: Newcomers,
+    probers: BTreeMap<MemberName, RunningProber>,
+    new_members: NewMemberLimit,
     frozen: Frozen,
     looks: Arc<Looks>,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
 
-/// A prober at work; dropping it ends its task.
-struct Running {
+/// A running prober. Dropping this ends its task.
+struct RunningProber {
     host: String,
     port: u16,
-    poke: Arc<Poke>,
+    trigger: Arc<ProbeTrigger>,
     stop: CancellationToken,
 }
 
-impl Drop for Running {
+impl Drop for RunningProber {
     fn drop(&mut self) {
         self.stop.cancel();
     }
@@ -127,7 +128,7 @@ impl Control {
             check_key: Arc::new(Notify::new()),
             fast_interval,
             probers: BTreeMap::new(),
-            newcomers: Newcomers::new(now),
+            new_members: NewMemberLimit::new(now),
             frozen: Frozen::new(now),
             looks: Arc::default(),
             stop,
@@ -136,12 +137,12 @@ impl Control {
         (control, readers)
     }
 
-    /// Where the members' addresses lead.
+    /// The checks of the members' addresses.
     pub(super) fn looks(&self) -> Arc<Looks> {
         Arc::clone(&self.looks)
     }
 
-    /// What watches the cluster's DCS, if there is one to watch.
+    /// The watcher of the cluster's DCS, if one is configured.
     pub(super) fn watcher(&self) -> Result<Option<Watcher>, ClusterError> {
         Watcher::new(
             Arc::clone(&self.account.config),
@@ -187,7 +188,7 @@ impl Control {
             }
             (None, Source::Patroni(_)) => {}
         }
-        // What was asked for before the start is so from the first snapshot on.
+        // Requests made before the start are in effect from the first snapshot on.
         while let Ok(observation) = self.reports.try_recv() {
             self.observe(observation);
         }
@@ -219,7 +220,7 @@ impl Control {
         }
     }
 
-    /// Whether this process stood still: then time has passed in which nobody looked.
+    /// Handles a freeze of this process: time has passed without probes.
     fn notice_freeze(&mut self) {
         let now = Instant::now();
         let Some(gap) = self.frozen.passed(now) else {
@@ -228,7 +229,7 @@ impl Control {
         if self.published.get().is_some() {
             tracing::warn!(
                 cluster = %self.account.config.name,
-                "this process was stopped for {:.1} s: what it had seen of the servers before counts until it has looked again",
+                "this process was stopped for {:.1} s: earlier probe results count until the next probes end",
                 gap.as_secs_f64()
             );
         }
@@ -244,7 +245,7 @@ impl Control {
             result,
         } = &observation
         {
-            if result.is_err() && self.frozen.spoilt(*started) {
+            if result.is_err() && self.frozen.was_frozen_since(*started) {
                 return;
             }
             let is_member = self.state.snapshot().member(member).is_some();
@@ -272,15 +273,15 @@ impl Control {
         let answers: Vec<_> = replies.iter().flatten().flatten().collect();
         let snapshot = self.state.snapshot();
         let seen = |name: &MemberName| seen_writable(&snapshot, name);
-        if answers.is_empty() && self.frozen.spoilt(begun) {
+        if answers.is_empty() && self.frozen.was_frozen_since(begun) {
             self.poll_now.notify_one();
         } else if let Some(mut report) = choose(&answers, &seen, &snapshot) {
-            let left_out = self.newcomers.admit(&mut report, &snapshot, Instant::now());
+            let left_out = self.new_members.admit(&mut report, &snapshot, Instant::now());
             if left_out > 0 {
                 tracing::warn!(
                     cluster = %snapshot.cluster,
                     left_out,
-                    "Patroni lists too many new members at once; some are left out for now"
+                    "Patroni lists too many new members at once; the router leaves some of them out for now"
                 );
             }
             self.reporting
@@ -312,7 +313,7 @@ impl Control {
         self.settled(&old);
     }
 
-    /// Acts on a new snapshot.
+    /// Publishes a new snapshot, and acts on it.
     fn settled(&mut self, old: &Snapshot) {
         let new = self.state.snapshot();
         let published = self
@@ -334,7 +335,8 @@ impl Control {
                 self.reporting.metrics.measure(&new);
             }
         }
-        // Our own look-ups first: whoever is woken by what is shown may ask them at once.
+        // This cluster's look-ups get the snapshot first: a reader that the published snapshot
+        // wakes may use them at once.
         for snapshots in [&self.snapshots].into_iter().chain(published.as_deref()) {
             snapshots.send_if_modified(|current| {
                 let noticeable = current.version != new.version;
@@ -357,7 +359,7 @@ impl Control {
         }
         for member in &wants.probe {
             if let Some(prober) = self.probers.get(member) {
-                prober.poke.look(wants.anew.contains(member));
+                prober.trigger.request(wants.anew.contains(member));
             }
         }
     }
@@ -375,10 +377,10 @@ impl Control {
             if self.probers.contains_key(&member.name) {
                 continue;
             }
-            let running = Running {
+            let running = RunningProber {
                 host: member.host.clone(),
                 port: member.port,
-                poke: Arc::default(),
+                trigger: Arc::default(),
                 stop: self.stop.child_token(),
             };
             let prober = Prober {
@@ -387,7 +389,7 @@ impl Control {
                 port: member.port,
                 account: Arc::clone(&self.account),
                 pace: self.pace.subscribe(),
-                poke: Arc::clone(&running.poke),
+                trigger: Arc::clone(&running.trigger),
                 look: self.looks.begin(&member.name),
                 fast_interval: self.fast_interval,
                 observations: self.observers.clone(),
@@ -399,14 +401,14 @@ impl Control {
     }
 }
 
-/// What the task wakes up for.
+/// The events that wake the task.
 enum Happened {
     Observed(Observation),
     Polled(Instant, Vec<Option<Reply>>),
     Tick,
 }
 
-/// On which timeline our own probes see a member of this cluster accept writes.
+/// The timeline on which this router's probes see a member of this cluster accept writes.
 pub(super) fn seen_writable(snapshot: &Snapshot, name: &MemberName) -> Option<u32> {
     let member = snapshot.member(name)?;
     let facts = member.health.facts.as_ref()?;
@@ -414,7 +416,7 @@ pub(super) fn seen_writable(snapshot: &Snapshot, name: &MemberName) -> Option<u3
     (is_ours && !facts.in_recovery).then_some(facts.timeline)
 }
 
-/// Polls Patroni for ever.
+/// Polls Patroni until the receiver is dropped.
 async fn poll(
     mut patroni: Patroni,
     mut pace: watch::Receiver<Pace>,
@@ -427,7 +429,7 @@ async fn poll(
     loop {
         let started = Instant::now();
         let replies = patroni.poll().await;
-        // Of answers that this process was too late for, being stopped, nothing is said.
+        // Failures are not logged if this process was frozen and read the answers too late.
         let in_time = started.elapsed() < patroni.timeout() + Frozen::SHORTEST;
         for ((endpoint, failing), reply) in patroni.endpoints().iter().zip(&mut failing).zip(&replies) {
             match reply {

@@ -1,17 +1,20 @@
-//! A watch on Patroni's keys in etcd, by its JSON gateway: the leader key, a switchover that is asked for, members that come
-//! and go. It is a head start only; members and everything else come from Patroni's REST interface.
+//! A watch on Patroni's keys in etcd through its JSON gateway: the leader key, a requested
+//! switchover, and members that are added or removed. It only makes the router react earlier; the
+//! members and everything else come from Patroni's REST interface.
 //!
-//! Guarantees: what is told of the leader key was read through etcd's quorum, or came as an event from an etcd that is not
-//! known to be behind. Every request is bounded in time, every message in size; retries in their pace.
+//! Guarantees: each reported value of the leader key was read through etcd's quorum, or was an
+//! event from an etcd member that is not known to be behind. Every request has a time limit, every
+//! message a size limit, and retries have a minimum interval.
 //!
-//! # When a watch is not to be believed
+//! # Silent and outdated watches
 //!
-//! An etcd that has lost its peers says nothing, and neither does one whose watch has been cancelled or whose host is gone;
-//! so does one where nothing happens. So a watch without an event for [`QUIET`], or one that Patroni contradicts, is
-//! checked: the leader key is read, through the quorum, at several endpoints at once. If none answers, the watch is lost. An
-//! answer that differs counts at once, and the watch has [`CATCH_UP`] to say the same. An endpoint whose cluster is another
-//! one, whose raft term goes back, or whose revision does, is left alone; what these are compared with is forgotten after
-//! [`FORGET`] without an endpoint that fits (etcd may have been made anew).
+//! An etcd member that has lost its peers sends nothing. Neither does one whose watch was
+//! cancelled, whose host is gone, or where nothing happens. So a watch without an event for
+//! [`QUIET`], or one that Patroni contradicts, is checked: the leader key is read, through the
+//! quorum, at several endpoints at once. If none answers, the watch is lost. A different answer
+//! counts at once, and the watch has [`CATCH_UP`] to deliver the same. An endpoint of another etcd
+//! cluster, or with an older raft term or revision, is not used. The values it is compared with are
+//! dropped after [`FORGET`] without a matching endpoint (etcd may have been created again).
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -40,30 +43,31 @@ use super::state::{Named, Observation};
 use super::{ClusterError, patroni};
 use crate::config;
 
-/// Bound on everything until a watch is set up.
+/// Time limit for the set-up of a watch.
 const OPEN: Duration = Duration::from_secs(3);
-/// A watch that says nothing for so long is checked.
+/// A watch without an event for this time is checked.
 const QUIET: Duration = Duration::from_secs(5);
-/// Bound on a check.
+/// Time limit of a check.
 const CHECK: Duration = Duration::from_secs(1);
-/// Between two checks.
+/// Minimum interval of checks.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
 /// Endpoints asked in a check.
 const CHECKED: usize = 4;
 /// How long a watch may be behind what a check has read.
 const CATCH_UP: Duration = Duration::from_secs(1);
-/// After so long without a good endpoint, another cluster id, an older term or revision is taken.
+/// After this time without a usable endpoint, another cluster id, an older term or an older
+/// revision is accepted.
 const FORGET: Duration = Duration::from_mins(1);
-/// Between two attempts: the first, and the longest.
+/// Delay between two attempts: the first, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A watch that lived for so long was a good one.
+/// A watch that lasted this long resets the delay.
 const GOOD: Duration = Duration::from_secs(10);
 
-/// Why a request or a watch came to nothing. What an operator sees.
+/// Why a request or a watch failed, as the operator sees it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EtcdError {
     #[error("no answer in time")]
-    Late,
+    Timeout,
     #[error("{0}")]
     Request(String),
     #[error("it answered with HTTP status {0}: {1}")]
@@ -73,24 +77,24 @@ pub(super) enum EtcdError {
     #[error("it has no JSON gateway (no /v3, /v3beta or /v3alpha)")]
     NoGateway,
     #[error("it answered with {0}")]
-    Senseless(&'static str),
+    InvalidAnswer(&'static str),
     #[error("it answered with more than 4 MiB")]
     TooLong,
     #[error("it cancelled the watch: {0}")]
     Cancelled(String),
-    #[error("it has dropped the history that the watch was to begin with")]
+    #[error("it has dropped the history from which the watch should begin")]
     Compacted,
     #[error("it ended the watch")]
     Ended,
     #[error("it belongs to another etcd cluster than before")]
     OtherCluster,
-    #[error("it is behind the others")]
+    #[error("it is behind the other etcd members")]
     Behind,
-    #[error("nobody is there to be told")]
-    Unheard,
+    #[error("the task that receives the events has ended")]
+    NoReceiver,
 }
 
-/// The newest that was seen of etcd.
+/// The newest state of etcd that was seen.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     cluster: Option<u64>,
@@ -99,7 +103,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Compares with what was known before the request: answers may overtake each other.
+    /// Compares with the state before the request, since answers may overtake each other.
     fn admit(&self, header: &Header) -> Result<(), EtcdError> {
         if self.cluster.is_some_and(|cluster| cluster != header.cluster) {
             return Err(EtcdError::OtherCluster);
@@ -110,28 +114,28 @@ impl Seen {
         Ok(())
     }
 
-    fn note(&mut self, header: &Header) {
+    fn record(&mut self, header: &Header) {
         self.cluster = Some(header.cluster);
         self.revision = self.revision.max(header.revision);
         self.term = self.term.max(header.term);
     }
 }
 
-/// What one watch knows of the leader key.
+/// The leader key, as one watch knows it.
 struct Key {
-    /// As last told.
-    told: Option<MemberName>,
-    /// The revision up to which that takes everything into account.
+    /// The holder that was reported last.
+    reported: Option<MemberName>,
+    /// The revision up to which this includes all changes.
     as_of: i64,
-    /// By the watch alone.
+    /// The holder by the watch alone.
     by_watch: Option<MemberName>,
-    /// Since when a check says something else than the watch.
+    /// Since when a check differs from the watch.
     behind: Option<Instant>,
 }
 
 type PendingCheck = Pin<Box<dyn Future<Output = Result<Single, EtcdError>> + Send>>;
 
-/// The task that watches, for ever.
+/// The task that watches the keys.
 pub(super) struct Watcher {
     gateway: Arc<Gateway>,
     cluster: Arc<str>,
@@ -140,14 +144,14 @@ pub(super) struct Watcher {
     observations: mpsc::Sender<Observation>,
     metrics: Arc<Metrics>,
     seen: Seen,
-    /// When an answer was last admitted.
+    /// When an answer was last accepted.
     admitted: Instant,
     /// Since when the watch is up.
     up: Option<Instant>,
 }
 
 impl Watcher {
-    /// `None` where there is no etcd to watch.
+    /// `None` if no etcd is configured.
     pub(super) fn new(
         config: Arc<config::Cluster>,
         check_now: Arc<Notify>,
@@ -170,12 +174,12 @@ impl Watcher {
     pub(super) async fn run(mut self) {
         let cluster = Arc::clone(&self.cluster);
         let (mut endpoint, mut failures) = (0, 0_u32);
-        // One warning for each loss, however many endpoints are tried.
+        // One warning for each loss, no matter how many endpoints are tried.
         let mut warned = false;
         self.metrics.watched(&cluster, false);
         loop {
             let Err(error) = self.watch(endpoint, warned).await;
-            if matches!(error, EtcdError::Unheard) {
+            if matches!(error, EtcdError::NoReceiver) {
                 return;
             }
             self.gateway.forget(endpoint);
@@ -189,12 +193,12 @@ impl Watcher {
                 warned = false;
             }
             if warned {
-                tracing::debug!(%cluster, endpoint = %name, %error, "etcd cannot be watched");
+                tracing::debug!(%cluster, endpoint = %name, %error, "the router cannot watch etcd");
             } else {
                 let what = if lived.is_some() {
-                    "the watch on etcd is lost; until it is back, Patroni's REST interface alone names the leader"
+                    "the watch on etcd is lost; until it is restored, only Patroni's REST interface names the leader"
                 } else {
-                    "etcd cannot be watched; until it can, Patroni's REST interface alone names the leader"
+                    "the router cannot watch etcd; until it can, only Patroni's REST interface names the leader"
                 };
                 tracing::warn!(%cluster, endpoint = %name, %error, "{what}");
                 warned = true;
@@ -208,14 +212,14 @@ impl Watcher {
                 failures.saturating_add(1)
             };
             endpoint = (endpoint + 1) % self.gateway.size();
-            // The first round goes through the endpoints without growing slower.
+            // The first round tries all endpoints with the shortest delay.
             let rounds = failures / u32::try_from(self.gateway.size()).unwrap_or(1);
             let (first, longest) = BACKOFF;
             sleep((first * 2_u32.pow(rounds.min(6))).min(longest).mul_f64(jitter())).await;
         }
     }
 
-    /// Reads the keys, then watches them until something is wrong.
+    /// Reads the keys, then watches them until a fault.
     async fn watch(&mut self, endpoint: usize, again: bool) -> Result<std::convert::Infallible, EtcdError> {
         let deadline = Instant::now() + OPEN;
         let gateway = Arc::clone(&self.gateway);
@@ -231,27 +235,27 @@ impl Watcher {
         while !early.iter().any(|update: &Update| update.created) {
             let chunk = timeout_at(deadline, stream.chunk())
                 .await
-                .map_err(|_| EtcdError::Late)?;
+                .map_err(|_| EtcdError::Timeout)?;
             early.extend(lines.push(&received(chunk)?)?);
         }
         let holder = leader.value.as_deref().and_then(member);
         let name = gateway.name(endpoint);
         if again {
-            tracing::info!(cluster = %self.cluster, endpoint = %name, "etcd is watched again");
+            tracing::info!(cluster = %self.cluster, endpoint = %name, "the router watches etcd again");
         } else {
-            tracing::info!(cluster = %self.cluster, endpoint = %name, "etcd is watched");
+            tracing::info!(cluster = %self.cluster, endpoint = %name, "the router watches etcd");
         }
         self.up = Some(Instant::now());
         self.metrics.watched(&self.cluster, true);
         let mut key = Key {
-            told: holder.clone(),
+            reported: holder.clone(),
             as_of: leader.header.revision,
             by_watch: holder,
             behind: None,
         };
-        self.tell_key(&key).await?;
+        self.report_key(&key).await?;
         if asks_for_switchover(switchover.value.as_deref()) {
-            self.tell(Observation::SwitchoverAsked).await?;
+            self.report(Observation::SwitchoverAsked).await?;
         }
         for update in early {
             self.updated(&update, &mut key, &mut last).await?;
@@ -291,30 +295,30 @@ impl Watcher {
 
     fn admit(&mut self, header: &Header) -> Result<(), EtcdError> {
         self.seen.admit(header)?;
-        self.seen.note(header);
+        self.seen.record(header);
         self.admitted = Instant::now();
         Ok(())
     }
 
-    /// Folds one message in. Whether something has happened in etcd.
+    /// Folds one message in. Returns whether it has changes.
     async fn updated(&mut self, update: &Update, key: &mut Key, last: &mut i64) -> Result<bool, EtcdError> {
         let Header { revision, .. } = update.header;
-        // A check may have told of later revisions: only its own count against a watch.
+        // A check may have seen later revisions. A watch is compared only with its own.
         let mut before = self.seen;
         before.revision = if update.created { 0 } else { *last };
         before.admit(&update.header)?;
-        self.seen.note(&update.header);
+        self.seen.record(&update.header);
         *last = revision.max(*last);
         let prefix = self.gateway.prefix().len();
         for change in &update.changes {
             match change.key.get(prefix..).unwrap_or_default() {
                 b"leader" => self.leader_changed(change, key).await?,
                 b"failover" if asks_for_switchover(change.value.as_deref()) => {
-                    tracing::info!(cluster = %self.cluster, "a switchover has been asked for");
-                    self.tell(Observation::SwitchoverAsked).await?;
+                    tracing::info!(cluster = %self.cluster, "a switchover was requested");
+                    self.report(Observation::SwitchoverAsked).await?;
                 }
                 name if name.starts_with(b"members/") && (change.created || change.value.is_none()) => {
-                    self.tell(Observation::LookAgain).await?;
+                    self.report(Observation::LookAgain).await?;
                 }
                 _ => {}
             }
@@ -329,20 +333,20 @@ impl Watcher {
             return Ok(());
         }
         key.as_of = change.revision;
-        if key.told != holder {
+        if key.reported != holder {
             let what = holder
                 .as_ref()
-                .map_or_else(|| "is gone".to_owned(), |name| format!("names {name}"));
+                .map_or_else(|| "was deleted".to_owned(), |name| format!("names {name}"));
             tracing::info!(cluster = %self.cluster, "the leader key {what}");
         }
-        key.told = holder;
-        self.tell_key(key).await
+        key.reported = holder;
+        self.report_key(key).await
     }
 
-    /// Reads the leader key at some endpoints at once; the first good answer counts.
+    /// Reads the leader key at several endpoints at once. The first valid answer counts.
     fn check(&self, endpoint: usize) -> PendingCheck {
         let size = self.gateway.size();
-        // Others first, the own one last.
+        // The watched endpoint is the last one.
         let asked = (1..=size)
             .map(|step| (endpoint + step) % size)
             .skip(size.saturating_sub(CHECKED));
@@ -359,18 +363,18 @@ impl Watcher {
         Box::pin(async move { asks.await.map(|(single, _)| single) })
     }
 
-    /// Folds a check in. How soon the next one is due.
+    /// Folds a check in. Returns the delay until the next one.
     async fn checked(&mut self, single: Single, key: &mut Key) -> Result<Duration, EtcdError> {
-        self.seen.note(&single.header);
+        self.seen.record(&single.header);
         self.admitted = Instant::now();
         let holder = single.value.as_deref().and_then(member);
         if single.header.revision < key.as_of {
-            // The watch has said something newer meanwhile.
+            // The watch has delivered a newer value meanwhile.
             return Ok(QUIET);
         }
         key.as_of = single.header.revision;
-        key.told.clone_from(&holder);
-        self.tell_key(key).await?;
+        key.reported.clone_from(&holder);
+        self.report_key(key).await?;
         if holder == key.by_watch {
             key.behind = None;
             return Ok(QUIET);
@@ -382,24 +386,24 @@ impl Watcher {
         Ok(CATCH_UP)
     }
 
-    async fn tell_key(&self, key: &Key) -> Result<(), EtcdError> {
-        let named = match &key.told {
+    async fn report_key(&self, key: &Key) -> Result<(), EtcdError> {
+        let named = match &key.reported {
             Some(name) => Named::One(name.clone()),
             None => Named::Nobody,
         };
         let at = Instant::now();
-        self.tell(Observation::Key { named, at }).await
+        self.report(Observation::Key { named, at }).await
     }
 
-    async fn tell(&self, observation: Observation) -> Result<(), EtcdError> {
+    async fn report(&self, observation: Observation) -> Result<(), EtcdError> {
         self.observations
             .send(observation)
             .await
-            .map_err(|_| EtcdError::Unheard)
+            .map_err(|_| EtcdError::NoReceiver)
     }
 }
 
-/// Who holds the leader key by each endpoint, asked once: for a check of the configuration.
+/// Reads the holder of the leader key once at each endpoint, for a check of the configuration.
 pub(super) async fn ask_all(
     config: Arc<config::Cluster>,
 ) -> Result<Vec<(String, Result<Option<MemberName>, String>)>, ClusterError> {
@@ -432,7 +436,7 @@ fn member(value: &[u8]) -> Option<MemberName> {
     usable.then(|| MemberName::new(name))
 }
 
-/// Whether the `failover` key asks for a change now: not once it is done, and not for later.
+/// Whether the `failover` key requests a change now: not one that is done or scheduled for later.
 fn asks_for_switchover(value: Option<&[u8]>) -> bool {
     let Some(Value::Object(asked)) = value.and_then(|value| serde_json::from_slice(value).ok()) else {
         return false;

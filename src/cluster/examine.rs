@@ -1,5 +1,5 @@
-//! `trunkline check --connect`: tries, once, what the router will rely on: the source, the service account on every
-//! member, its rights, and the look-up of verifiers.
+//! `trunkline check --connect`: tries once everything that the router will rely on: the source, the
+//! service account on every member, its rights, and the look-up of verifiers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::backend::{ConnectError, TlsClient};
 use crate::config::{self, CredentialUsers, ServerSecret, Verifiers};
 use crate::wire::sqlstate::SqlState;
 
-/// For the poll of all endpoints.
+/// Time limit for the poll of all endpoints.
 const POLL: Duration = Duration::from_secs(5);
 
-/// What was tried, and what came of it.
+/// What was tried, and the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     pub what: String,
@@ -32,12 +32,12 @@ pub struct Finding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeOutcome {
     Good(String),
-    /// It will not work so; with what to do about it.
+    /// It does not work; `hint` says what to do.
     Bad {
         error: String,
         hint: String,
     },
-    /// Nothing is known of it, and why.
+    /// It was not tried, for this reason.
     Untried(String),
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The roles a user is a member of, asked once.
+/// The roles that a user is a member of, with one look-up.
 pub async fn memberships(config: Arc<config::Cluster>, user: &[u8]) -> Result<Arc<Memberships>, LookupError> {
     let unavailable = |error: ClusterError| LookupError::Unavailable(error.to_string());
     let tls =
@@ -109,7 +109,7 @@ pub async fn memberships(config: Arc<config::Cluster>, user: &[u8]) -> Result<Ar
     Err(last)
 }
 
-/// Examines one cluster. Every step is bounded by the configuration's own timeouts.
+/// Examines one cluster. The timeouts of the configuration limit every step.
 pub async fn examine(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
@@ -133,9 +133,9 @@ pub async fn examine(
     Ok(findings)
 }
 
-/// Something answers there: the fault is in certificates, or in `http` and `https`.
-const TLS_HINT: &str = "something answers there, so the address is right: is it `https://` it speaks, did an authority in \
-                        `ca_file` sign its certificate, and is that for the name in the address?";
+/// The endpoint answers, so the fault is in certificates, or in `http` and `https`.
+const TLS_HINT: &str = "the endpoint answers, so the address is right: does it use `https://`, did an authority in \
+                        `ca_file` sign its certificate, and is the certificate for the name in the address?";
 
 fn leader_key(
     config: &config::Cluster,
@@ -147,8 +147,8 @@ fn leader_key(
         Ok(Some(name)) => Finding::good(what, format!("{name} holds the leader key")),
         Ok(None) => Finding::bad(
             what,
-            "nobody holds the leader key",
-            "are `namespace` and `scope` as in Patroni's configuration?",
+            "no member holds the leader key",
+            "do `namespace` and `scope` match Patroni's configuration?",
         ),
         Err(error) => {
             let hint = if error.starts_with(TLS_FAILED) {
@@ -197,19 +197,20 @@ async fn endpoints(
             None => findings.push(Finding::bad(
                 what,
                 "no answer in time",
-                "is Patroni running there, and may this host reach it?",
+                "is Patroni running there, and can this host reach it?",
             )),
         }
     }
     members
 }
 
-/// What to do about a failed login; `secrets` is the key that has the password, `remedy` says how the role gets it.
+/// The hint for a failed login. `secrets` is the key that has the password, `remedy` says how the
+/// role gets it.
 fn login_hint(error: &ConnectError, secrets: &str, remedy: &str) -> String {
     match error {
         ConnectError::Certificate { .. } => {
-            "`server_tls.sslrootcert` must have the authority that signed the certificate, and with `verify-full` the \
-             certificate must have the member's name or `server_tls.server_name`"
+            "`server_tls.sslrootcert` must contain the authority that signed the certificate, and with `verify-full` the \
+             certificate must be for the member's name or `server_tls.server_name`"
                 .to_owned()
         }
         ConnectError::TlsRefused
@@ -221,11 +222,11 @@ fn login_hint(error: &ConnectError, secrets: &str, remedy: &str) -> String {
             "put the line into the server's pg_hba.conf and reload the server".to_owned()
         }
         ConnectError::Server(server) if server.code == SqlState::INVALID_PASSWORD => format!(
-            "the password in `{secrets}` is not the role's, or the role has none or an expired one: {remedy}; the \
+            "the password in `{secrets}` is not the role's password, or the role has no password or an expired one: {remedy}; the \
              server's log has the reason"
         ),
         ConnectError::Server(server) if server.code.is_in_class(*b"28") => {
-            format!("the role has to exist and to have LOGIN: {remedy}; the server's log has the reason")
+            format!("the role must exist and have LOGIN: {remedy}; the server's log has the reason")
         }
         ConnectError::Server(_) => "the server's log has the reason".to_owned(),
         ConnectError::NoCredential { .. } => {
@@ -236,13 +237,13 @@ fn login_hint(error: &ConnectError, secrets: &str, remedy: &str) -> String {
         | ConnectError::Unreachable { .. }
         | ConnectError::Timeout { .. }
         | ConnectError::Lost { .. }
-        | ConnectError::Closed { .. } => "is PostgreSQL running there, and may this host reach it?".to_owned(),
+        | ConnectError::Closed { .. } => "is PostgreSQL running there, and can this host reach it?".to_owned(),
         _ => "compare the server's pg_hba.conf with `server_tls`".to_owned(),
     }
 }
 
-/// The logins of `auth.server_credentials` that have a password of their own. They go to the service account's database,
-/// since the clients' databases are not in the configuration.
+/// Tries the logins of `auth.server_credentials` that have a password. They use the service
+/// account's database, since the clients' databases are not in the configuration.
 async fn credentials(
     account: &Arc<ServiceAccount>,
     member: &Listed,
@@ -253,7 +254,7 @@ async fn credentials(
     for entry in auth.server_credentials.iter() {
         let what = |role: &str| format!("{place}: login as {role}, by {}", entry.path);
         let ServerSecret::Password(password) = &entry.secret else {
-            let why = "only logins with a `password_file` are tried".to_owned();
+            let why = "this check tries only logins with a `password_file`".to_owned();
             findings.push(Finding::untried(what("its users"), why));
             continue;
         };
@@ -261,7 +262,7 @@ async fn credentials(
             (Some(role), _) => std::slice::from_ref(role),
             (None, CredentialUsers::Names(names)) => names.as_slice(),
             (None, CredentialUsers::All) => {
-                let why = "it is for all users, who are not in the configuration".to_owned();
+                let why = "it is for all users, and the configuration does not list them".to_owned();
                 findings.push(Finding::untried(what("its users"), why));
                 continue;
             }
@@ -273,7 +274,7 @@ async fn credentials(
     }
 }
 
-/// What a login with a credential shows. A server checks the password before the database.
+/// The finding for a login with a credential. A server checks the password before the database.
 fn judged(what: String, outcome: Result<(), ConnectError>, secrets: &str) -> Finding {
     match outcome {
         Ok(()) => Finding::good(what, "the password is accepted"),
@@ -285,13 +286,14 @@ fn judged(what: String, outcome: Result<(), ConnectError>, secrets: &str) -> Fin
         {
             Finding::good(what, "the password is accepted")
         }
-        // Of the service account's database; the clients' may have other lines.
+        // The line concerns the service account's database; the clients' databases may have other
+        // lines.
         Err(ConnectError::Server(server)) if server.hba_line.is_some() => Finding::untried(
             what,
             format!("pg_hba.conf does not admit the role to the service account's database: {server}"),
         ),
         Err(error) => {
-            let hint = login_hint(&error, secrets, "ALTER ROLE on the leader sets it");
+            let hint = login_hint(&error, secrets, "set it with ALTER ROLE on the leader");
             Finding::bad(what, error, hint)
         }
     }
@@ -319,7 +321,7 @@ async fn member(
             let hint = login_hint(
                 &error,
                 "service_account",
-                "config/service-account.sql, run on the leader, sets it",
+                "run config/service-account.sql on the leader to set it",
             );
             findings.push(Finding::bad(what, error, hint));
             return;
@@ -327,7 +329,11 @@ async fn member(
     };
     findings.push(Finding::good(
         what,
-        if connection.is_tls { "with TLS" } else { "in clear" },
+        if connection.is_tls {
+            "with TLS"
+        } else {
+            "without TLS"
+        },
     ));
     let what = format!("{place}: probe");
     match probe::ask(&mut connection, deadline).await {
@@ -362,7 +368,11 @@ async fn member(
             "the account is not a member of pg_monitor",
             format!("GRANT pg_monitor TO \"{}\"", settings.user.replace('"', "\"\"")),
         )),
-        Err(error) => findings.push(Finding::bad(what, error, "the server answers no simple query")),
+        Err(error) => findings.push(Finding::bad(
+            what,
+            error,
+            "the server did not answer a simple query",
+        )),
     }
     credentials(account, member, &place, auth, findings).await;
     if let Verifiers::Query { sql, cache_ttl } = &auth.verifiers {
@@ -406,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_is_for_the_kind_of_the_failure() {
+    fn the_hint_fits_the_kind_of_the_failure() {
         let hint = |error| login_hint(&error, "service_account", "run the script");
         let certificate = ConnectError::Certificate {
             reason: "r".to_owned(),

@@ -1,4 +1,4 @@
-//! A cluster without Patroni: a fixed list of servers, the leader found by probing.
+//! A cluster without Patroni: a fixed list of servers. Probes find the leader.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use super::snapshot::{MemberName, Role};
 use super::state::{Listed, Named, SourceReport};
 use crate::config::Server;
 
-/// The one report there is.
+/// The only report of a fixed list.
 pub(super) fn report(servers: &[Server]) -> SourceReport {
     let members = servers.iter().map(|server| Listed {
         name: MemberName::new(server.name.as_str()),

@@ -1,19 +1,19 @@
-//! Whether this process stood still (SIGSTOP, a suspended virtual machine, a host without a moment for it).
+//! Detects that this process was frozen (SIGSTOP, a suspended virtual machine, an overloaded host).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When the control task was last seen to run. It wakes up several times a second.
+/// When the control task last ran. It wakes up several times a second.
 #[derive(Debug)]
 pub(super) struct Frozen {
     last: Instant,
-    /// When the last standstill ended.
+    /// When the last freeze ended.
     until: Option<Instant>,
 }
 
 impl Frozen {
-    /// Shorter ones are those of a busy host, and no answer is missed for them.
+    /// Shorter gaps happen on a busy host, and no answer is missed because of them.
     pub(super) const SHORTEST: Duration = Duration::from_secs(2);
 
     pub(super) fn new(now: Instant) -> Self {
@@ -23,7 +23,7 @@ impl Frozen {
         }
     }
 
-    /// The task runs; for how long it did not, if that was long.
+    /// Records that the task runs. Returns how long it did not run, if that was a freeze.
     pub(super) fn passed(&mut self, now: Instant) -> Option<Duration> {
         let gap = now.saturating_duration_since(std::mem::replace(&mut self.last, now));
         if gap < Self::SHORTEST {
@@ -33,8 +33,8 @@ impl Frozen {
         Some(gap)
     }
 
-    /// Whether what was begun then has run out of time for that reason.
-    pub(super) fn spoilt(&self, begun: Instant) -> bool {
+    /// Whether an operation begun at `begun` may have run out of time because of a freeze.
+    pub(super) fn was_frozen_since(&self, begun: Instant) -> bool {
         self.until.is_some_and(|until| begun < until)
     }
 }
@@ -44,14 +44,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_standstill_spoils_what_was_begun_before_its_end() {
+    fn a_freeze_affects_operations_begun_before_its_end() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut frozen = Frozen::new(start);
         assert_eq!(frozen.passed(at(250)), None);
-        assert!(!frozen.spoilt(start));
+        assert!(!frozen.was_frozen_since(start));
         assert_eq!(frozen.passed(at(12_250)), Some(Duration::from_secs(12)));
-        assert!(frozen.spoilt(at(200)) && !frozen.spoilt(at(12_250)));
+        assert!(frozen.was_frozen_since(at(200)) && !frozen.was_frozen_since(at(12_250)));
         assert_eq!(frozen.passed(at(12_500)), None);
     }
 }

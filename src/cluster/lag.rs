@@ -1,7 +1,7 @@
-//! How far standbys are behind, by this router's own history of where the primary was.
+//! How far standbys are behind, measured against this router's history of the primary's position.
 //!
-//! `now() - pg_last_xact_replay_timestamp()` on the standby would grow while the primary is idle. Here a standby that has
-//! replayed everything is not behind, however long ago that was written.
+//! `now() - pg_last_xact_replay_timestamp()` on the standby would grow while the primary is idle.
+//! Here a standby that has replayed everything is not behind, no matter how old the last write is.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use tokio::time::Instant;
 use super::snapshot::{Lag, ProbeFacts};
 use crate::config::{Limit, MaxLag};
 
-/// Positions remembered: enough for a day, ten probes a second.
-const MOST: usize = 1024;
-/// Once there are so many, those go that are closer together than this part of their age. What is long ago is known less
-/// exactly, and counts as longer ago.
+/// Limit of remembered positions: enough for a day at ten probes a second.
+const MAX_SIGHTINGS: usize = 1024;
+/// At the limit, positions that are closer together than this fraction of their age are dropped. So
+/// old positions are less exact, and an old lag counts as slightly longer.
 const CLOSE: u32 = 64;
-/// How long the last position counts while no primary can be seen: above Patroni's default `ttl` + `loop_wait`, so that
-/// a failover does not take the replicas away, too.
+/// How long the last position counts while no primary can be seen: longer than Patroni's default
+/// `ttl` + `loop_wait`, so that replicas stay in use during a failover.
 const FORGET: Duration = Duration::from_mins(1);
 
-/// Where the primary was, and when. Positions grow, and so do times.
+/// The primary's positions and their times, both in ascending order.
 #[derive(Debug, Default)]
 pub(super) struct History {
     timeline: u32,
@@ -33,13 +33,13 @@ pub(super) struct History {
 struct Sighting {
     position: u64,
     first: Instant,
-    /// Then the primary had written nothing beyond.
+    /// The last time at which the primary was still at this position.
     last: Instant,
 }
 
 impl History {
-    /// A probe begun at `at` found the primary there. What had been seen beyond belongs to a timeline that was left, or
-    /// was lost in a crash.
+    /// Records the position that a probe begun at `at` saw. Higher positions seen before belong to
+    /// a timeline that was left, or were lost in a crash.
     pub(super) fn primary(&mut self, at: Instant, timeline: u32, position: u64) {
         if self.last.is_some_and(|last| at <= last) {
             return;
@@ -56,7 +56,7 @@ impl History {
             newest.last = at;
             return;
         }
-        if self.seen.len() >= MOST {
+        if self.seen.len() >= MAX_SIGHTINGS {
             let mut kept: Option<Instant> = None;
             self.seen.retain(|sighting| {
                 let age = at.saturating_duration_since(sighting.first);
@@ -66,7 +66,7 @@ impl History {
                 }
                 is_far
             });
-            while self.seen.len() >= MOST {
+            while self.seen.len() >= MAX_SIGHTINGS {
                 self.seen.pop_front();
             }
         }
@@ -77,7 +77,8 @@ impl History {
         });
     }
 
-    /// How far behind a standby was when its last probe ended, at `seen`. `None`: not known.
+    /// How far behind a standby was when its last probe ended, at `seen`. `None` if it is not
+    /// known.
     pub(super) fn lag(&self, standby: &ProbeFacts, seen: Instant, now: Instant) -> Option<Lag> {
         if standby.position == 0 || now.saturating_duration_since(self.last?) > FORGET {
             return None;
@@ -87,10 +88,10 @@ impl History {
             && standby.timeline < self.timeline
             && self.seen.back().is_some_and(|newest| replayed > newest.position);
         if is_apart {
-            // It has replayed what the primary of now never wrote.
+            // It has replayed WAL that the current primary never wrote.
             return None;
         }
-        // What the primary wrote after the standby was asked is not what the standby lacked.
+        // WAL that the primary wrote after the standby's probe does not count as missing.
         let known = self
             .seen
             .partition_point(|sighting| sighting.first <= seen)
@@ -106,13 +107,13 @@ impl History {
             complete.map(|sighting| seen.saturating_duration_since(sighting.last))
         };
         Some(Lag {
-            // What it has received tells of the primary, too.
+            // The received position also shows how far the primary is.
             bytes: newest.position.max(standby.received).saturating_sub(replayed),
             time,
         })
     }
 
-    /// How long the primary has been watched before `seen`.
+    /// How long the primary had been watched at `seen`.
     pub(super) fn watched(&self, seen: Instant) -> Duration {
         self.seen.front().map_or(Duration::ZERO, |oldest| {
             seen.saturating_duration_since(oldest.first)
@@ -120,27 +121,27 @@ impl History {
     }
 }
 
-/// What a lag means for a route.
+/// The result of comparing a lag with a route's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Judgement {
     Fit,
     Lagging,
-    /// Not fit; but it need not come down to the lower limit.
+    /// Not fit, but it need not fall below the lower limit to become fit.
     Unknown,
 }
 
-/// `was_lagging`: it has been beyond the limit, and not below the lower one since. A lag of unknown length is longer than
-/// the primary has been `watched`.
+/// `was_lagging`: the lag exceeded the limit, and has not fallen below the lower limit since. A lag
+/// of unknown duration is longer than the primary has been `watched`.
 pub(super) fn judge(max: &MaxLag, lag: Option<Lag>, watched: Duration, was_lagging: bool) -> Judgement {
     let Some(lag) = lag else {
         return Judgement::Unknown;
     };
     let beyond_bytes = max
         .bytes
-        .is_some_and(|limit| lag.bytes > bound(limit, was_lagging));
+        .is_some_and(|limit| lag.bytes > limit_of(limit, was_lagging));
     let beyond_time = max
         .time
-        .is_some_and(|limit| lag.time.unwrap_or(watched) > bound(limit, was_lagging));
+        .is_some_and(|limit| lag.time.unwrap_or(watched) > limit_of(limit, was_lagging));
     if beyond_bytes || beyond_time {
         Judgement::Lagging
     } else if max.time.is_some() && lag.time.is_none() {
@@ -150,7 +151,7 @@ pub(super) fn judge(max: &MaxLag, lag: Option<Lag>, watched: Duration, was_laggi
     }
 }
 
-fn bound<T>(limit: Limit<T>, was_lagging: bool) -> T {
+fn limit_of<T>(limit: Limit<T>, was_lagging: bool) -> T {
     if was_lagging { limit.recover } else { limit.most }
 }
 
@@ -181,7 +182,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// A primary that writes a MiB a second, seen each second for so many.
+    /// A primary that writes a MiB each second and is seen each second.
     fn busy(start: Instant, seconds: u64) -> History {
         let mut history = History::default();
         for second in 0..seconds {
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn lag_is_bytes_not_replayed_and_the_time_since_nothing_was_missing() {
+    fn lag_is_the_bytes_not_replayed_and_the_time_since_nothing_was_missing() {
         let start = Instant::now();
         let (history, now) = (busy(start, 60), start + secs(59));
         let lag = |position| history.lag(&standby(position), now, now).unwrap();
@@ -212,7 +213,11 @@ mod tests {
             time: None,
         };
         assert_eq!(lag(99 * MIB), before_all);
-        assert_eq!(history.lag(&standby(0), now, now), None, "it has not told");
+        assert_eq!(
+            history.lag(&standby(0), now, now),
+            None,
+            "it has reported no position"
+        );
         assert_eq!(History::default().lag(&standby(1), now, now), None);
         let receiving = ProbeFacts {
             received: 170 * MIB,
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_primary_lets_nobody_lag() {
+    fn no_standby_lags_while_the_primary_is_idle() {
         let start = Instant::now();
         let mut history = busy(start, 10);
         for second in 10..5000 {
@@ -231,14 +236,14 @@ mod tests {
         let now = start + secs(4999);
         let lag = history.lag(&standby(109 * MIB), now, now).unwrap();
         assert_eq!((lag.bytes, lag.time), (0, Some(Duration::ZERO)));
-        // And one byte more is missing since a second at most.
+        // Then one more byte is missing, for one second at most.
         history.primary(now + secs(1), 1, 109 * MIB + 1);
         let lag = history.lag(&standby(109 * MIB), now + secs(1), now + secs(1));
         assert_eq!(lag.unwrap().time, Some(secs(1)));
     }
 
     #[test]
-    fn a_last_position_counts_for_a_minute() {
+    fn the_last_position_counts_for_a_minute() {
         let start = Instant::now();
         let (history, now) = (busy(start, 10), start + secs(9));
         let at = |seconds| {
@@ -250,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promotion_forgets_what_the_new_primary_does_not_have() {
+    fn a_promotion_drops_positions_that_the_new_primary_does_not_have() {
         let start = Instant::now();
         let mut history = busy(start, 10);
         let now = start + secs(20);
@@ -273,10 +278,10 @@ mod tests {
     }
 
     #[test]
-    fn the_history_is_bounded_and_old_lag_counts_as_longer_at_most() {
+    fn the_history_is_limited_and_an_old_lag_counts_as_slightly_longer() {
         let start = Instant::now();
         let history = busy(start, 100_000);
-        assert!(history.seen.len() <= MOST);
+        assert!(history.seen.len() <= MAX_SIGHTINGS);
         let now = start + secs(99_999);
         for behind in [1, 10, 50, 100, 500, 3600, 50_000] {
             let position = (100 + 99_999 - behind) * MIB;
@@ -288,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn between_the_limits_it_stays_as_it_was() {
+    fn between_the_limits_the_judgement_stays_the_same() {
         let max = MaxLag {
             bytes: Some(Limit {
                 most: 100,

@@ -1,14 +1,22 @@
-//! Look-ups of credentials and memberships by the service account, for sessions on other threads.
+//! Look-ups of verifiers and memberships by the service account, for sessions on other threads.
 //!
-//! Guarantees: a look-up is asked of the leader first, else of a replica that is up, and ends within its deadline;
-//! an answer belongs to a query that began after the login asked, so that a change made before the login is in it;
-//! answers are remembered, and used only where the query fails or takes longer than [`CONFIRM_WITHIN`]: then as what they
-//! are, [unconfirmed](auth::lookup::Answer); for one user one query runs at a time, and all who ask meanwhile share the
-//! next, so that no number of logins costs more; known and unknown users cost the same queries; connections are a bounded
-//! pool per member, checked before use; nothing waits without a limit; an outage is never taken for an unknown user;
-//! probes are not delayed (they have connections of their own).
+//! Guarantees:
 //!
-//! Refuses: to let a user's name be anything but a value in the query.
+//! - A look-up goes to the leader first, otherwise to a replica that is up, and ends within its
+//!   deadline.
+//! - An answer comes from a query that began after the login asked, so it includes every change
+//!   made before the login.
+//! - Answers are remembered, but used only if the query fails or takes longer than
+//!   [`CONFIRM_WITHIN`], and then marked as [unconfirmed](auth::lookup::Answer).
+//! - At most one query runs for a user, and all logins that ask meanwhile share the next one, so
+//!   the number of logins does not increase the cost. Known and unknown users cost the same
+//!   queries.
+//! - Connections are in a limited pool for each member, and are checked before use. Every wait is
+//!   limited.
+//! - An outage never counts as an unknown user. Probes are not delayed, since they have separate
+//!   connections.
+//!
+//! A user's name can only be a value in the query.
 
 mod ask;
 mod pools;
@@ -32,16 +40,16 @@ use super::metrics::{LookUpResult, Metrics};
 use crate::auth;
 use crate::auth::lookup::{AnswerCache, Cached, LookupAnswer, MAX_NAME};
 
-/// Look-ups waiting to be taken up.
+/// Limit of look-ups that wait in the queue.
 const MAX_WAITING: usize = 1024;
-/// Users looked up at the same time.
+/// Limit of users that are looked up at the same time.
 const MAX_IN_FLIGHT: usize = 256;
-/// How long a login waits for a remembered answer to be confirmed. The query itself goes on.
+/// How long a login waits until a remembered answer is confirmed. The query itself continues.
 const CONFIRM_WITHIN: Duration = Duration::from_millis(250);
-/// Between two warnings that look-ups fail.
+/// Minimum interval of warnings about failed look-ups.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// Why a look-up gave no answer. The client is told 57P03, never 28P01.
+/// Why a look-up gave no answer. The client gets 57P03, never 28P01.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// Verifiers come from a file.
@@ -51,19 +59,20 @@ pub enum LookupError {
     Busy,
     #[error("the look-up was not answered in time")]
     Timeout,
-    #[error("no member can be asked: {0}")]
+    #[error("no member could answer the look-up: {0}")]
     Unavailable(String),
     /// The server refused the query: a missing function or right.
     #[error("the look-up query failed: {0}")]
     Query(String),
-    /// A login failed by an answer that was remembered, or hung on it alone: nobody can say whether it still holds.
+    /// A login failed against a remembered answer, or depended on it alone, and no server could
+    /// confirm that the answer is still valid.
     #[error("a remembered answer could not be confirmed")]
     Unconfirmed,
     #[error("the router is shutting down")]
     Stopped,
 }
 
-/// What a user's login is checked against; `None` for one that cannot log in.
+/// What a user's login is checked against; `None` for a user that cannot log in.
 pub type Lookup = Option<auth::Identity>;
 
 type Asked<F> = Result<LookupAnswer<F>, LookupError>;
@@ -73,13 +82,13 @@ struct LookupRequest<F> {
     answer: oneshot::Sender<Asked<F>>,
 }
 
-/// Somebody who asked.
+/// A waiting caller.
 struct Waiter<F> {
     since: Instant,
     answer: oneshot::Sender<Asked<F>>,
 }
 
-/// Asks from any thread and runtime.
+/// Sends look-ups from any thread and runtime.
 #[derive(Debug)]
 pub(super) struct Lookups<F> {
     requests: mpsc::Sender<LookupRequest<F>>,
@@ -87,7 +96,7 @@ pub(super) struct Lookups<F> {
 
 impl<F: Default> Lookups<F> {
     pub(super) async fn ask(&self, user: &[u8], deadline: Instant) -> Asked<F> {
-        // PostgreSQL has no such user, and the query could not name it.
+        // PostgreSQL cannot have such a user, and the query could not contain its name.
         if user.is_empty() || user.len() > MAX_NAME || user.contains(&0) {
             return Ok(LookupAnswer::confirmed(F::default()));
         }
@@ -109,7 +118,7 @@ impl<F: Default> Lookups<F> {
     }
 }
 
-/// The task that answers one kind of question; to be spawned on the control runtime.
+/// The task that answers one kind of look-up. It runs on the control runtime.
 pub(super) struct Service<Q: Question> {
     requests: mpsc::Receiver<LookupRequest<Q::Found>>,
     pools: Arc<Pools>,
@@ -117,9 +126,9 @@ pub(super) struct Service<Q: Question> {
     metrics: Arc<Metrics>,
     cache: AnswerCache<Q::Found>,
     in_flight: HashMap<Vec<u8>, InFlight<Q::Found>>,
-    /// Who waits for a confirmation, and until when: soonest first.
+    /// The users whose callers wait for a confirmation, and until when; the earliest first.
     late: VecDeque<(Instant, Vec<u8>)>,
-    /// When a failure was last told, and how many were not since.
+    /// When a failure was last logged, and how many were left out since.
     warned: Option<Instant>,
     left_out: u64,
 }
@@ -127,9 +136,10 @@ pub(super) struct Service<Q: Question> {
 /// A query about one user.
 struct InFlight<F> {
     asked: Instant,
-    /// Asked before it began.
+    /// Callers that asked before the query began.
     waiting: Vec<Waiter<F>>,
-    /// Asked since: what has changed meanwhile may not be in its answer, so for them it is asked again.
+    /// Callers that asked since. The running query may miss later changes, so another query follows
+    /// for them.
     next: Vec<Waiter<F>>,
 }
 
@@ -167,7 +177,7 @@ impl<Q: Question> Service<Q> {
                         self.finish(user, &answer, &mut running);
                     }
                     if running.is_empty() {
-                        // A task that panicked leaves nobody waiting.
+                        // After a panic in a task no caller must keep waiting.
                         self.in_flight.clear();
                     }
                 }
@@ -285,7 +295,8 @@ impl<Q: Question> Service<Q> {
         }
     }
 
-    /// Whoever has waited long enough for a confirmation gets what is remembered, if it still is.
+    /// Callers that have waited long enough for a confirmation get the remembered answer, if there
+    /// still is one.
     fn answer_late(&mut self) {
         let now = Instant::now();
         while let Some((_, user)) = self.late.pop_front_if(|(at, _)| *at <= now) {
@@ -316,7 +327,8 @@ impl<Q: Question> Service<Q> {
         self.metrics.looked_up(&self.pools.account().config.name, result);
     }
 
-    /// During an outage every login fails so, and anybody can try to log in.
+    /// During an outage every login causes this failure, and anyone can cause logins, so the rate
+    /// is limited.
     fn warn(&mut self, error: &LookupError, now: Instant) {
         let is_due = self
             .warned

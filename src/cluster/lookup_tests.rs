@@ -13,7 +13,7 @@ use crate::backend::query::Row;
 use crate::config;
 
 #[tokio::test]
-async fn names_that_no_user_can_have_are_not_asked() {
+async fn names_that_no_user_can_have_cause_no_query() {
     let (requests, mut received) = mpsc::channel(1);
     let lookups = Lookups::<Lookup> { requests };
     let deadline = Instant::now() + Duration::from_mins(1);
@@ -35,7 +35,7 @@ async fn a_look_up_ends_at_its_deadline_and_a_full_queue_at_once() {
     assert_eq!(lookups.ask(b"bob", deadline).await, Err(LookupError::Stopped));
 }
 
-/// A number for each user; asked of nobody, for the tests give the answers.
+/// A number for each user. No server is asked, since the tests give the answers.
 struct Numbers;
 
 impl Question for Numbers {
@@ -69,7 +69,8 @@ impl Question for Numbers {
     }
 }
 
-/// The service before a cluster that nobody has looked at yet: whatever is asked fails, unless the test answers first.
+/// The service for a cluster that has not been probed yet: every query fails, unless the test
+/// answers first.
 struct Served {
     service: Service<Numbers>,
     running: Running<Option<u8>>,
@@ -144,7 +145,7 @@ impl Served {
         answered
     }
 
-    /// The query about a user that is under way ends so.
+    /// Ends the running query about a user with this result.
     fn end(&mut self, user: &str, answer: &Result<Option<u8>, LookupError>) {
         self.service
             .finish(user.as_bytes().to_vec(), answer, &mut self.running);
@@ -155,7 +156,7 @@ impl Served {
     }
 }
 
-#[allow(clippy::unnecessary_wraps)] // In the shape it is compared in.
+#[allow(clippy::unnecessary_wraps)] // The tests compare this type.
 fn answer(found: Option<u8>, is_confirmed: bool) -> Asked<Option<u8>> {
     Ok(LookupAnswer { found, is_confirmed })
 }
@@ -178,7 +179,7 @@ async fn an_outage_leaves_the_answer_unconfirmed_for_known_and_unknown_users() {
             assert!(served.is_asked(user));
             served.end(user, &outage());
             assert_eq!(again.await.unwrap(), answer(found, false));
-            // For a tenth of a second.
+            // The failure is remembered for a tenth of a second.
             advance(RETRY_AFTER.saturating_sub(MS)).await;
             assert_eq!(served.ask(user).await.unwrap(), answer(found, false));
             assert!(!served.is_asked(user), "an outage costs no query for each login");
@@ -205,11 +206,11 @@ async fn an_answer_that_is_late_is_unconfirmed_and_remembered_when_it_comes() {
     advance(MS).await;
     served.service.answer_late();
     assert_eq!(late.await.unwrap(), answer(Some(1), false));
-    assert!(later.try_recv().is_err(), "it has not waited as long");
+    assert!(later.try_recv().is_err(), "this login has not waited long enough");
     assert_eq!(
         served.ask("app").await.unwrap(),
         answer(Some(1), false),
-        "nobody waits any more"
+        "no caller waits any more"
     );
     advance(CONFIRM_WITHIN).await;
     served.service.answer_late();
@@ -220,7 +221,8 @@ async fn an_answer_that_is_late_is_unconfirmed_and_remembered_when_it_comes() {
     assert_eq!(next.await.unwrap(), answer(Some(2), false));
 }
 
-/// A change that was made before a login is in its answer; and however many ask, one query runs.
+/// A login's answer includes every change made before it. Only one query runs, no matter how many
+/// logins ask.
 #[tokio::test(start_paused = true)]
 async fn an_answer_is_asked_for_after_the_login_and_shared_by_all_who_wait_for_it() {
     let mut served = Served::new();
@@ -229,7 +231,10 @@ async fn an_answer_is_asked_for_after_the_login_and_shared_by_all_who_wait_for_i
         let later: Vec<_> = (0..1000).map(|_| served.ask("app")).collect();
         served.end("app", &Ok(Some(1)));
         assert_eq!(first.try_recv().unwrap(), answer(Some(1), true), "{known}");
-        assert!(served.is_asked("app"), "its answer may be older than they are");
+        assert!(
+            served.is_asked("app"),
+            "its answer may be older than these logins"
+        );
         served.end("app", &Ok(Some(2)));
         for mut later in later {
             assert_eq!(later.try_recv().unwrap(), answer(Some(2), true));
@@ -239,7 +244,7 @@ async fn an_answer_is_asked_for_after_the_login_and_shared_by_all_who_wait_for_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_query_that_fails_is_made_again_for_those_who_came_later() {
+async fn a_query_that_fails_is_repeated_for_logins_that_came_later() {
     let mut served = Served::new();
     let first = served.ask("app");
     let second = served.ask("app");

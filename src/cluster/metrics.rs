@@ -1,4 +1,4 @@
-//! What this room counts.
+//! The metrics of this room.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -50,10 +50,10 @@ pub(super) enum ProbeResult {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum LookUpResult {
-    /// Answered from the cache: fresh, or not confirmed in time.
+    /// Answered from the cache, because the answer was fresh or was not confirmed in time.
     Cached,
     Found,
-    /// No such user, no password, or one that cannot be used.
+    /// No such user, no password, or a password that cannot be used.
     NotFound,
     /// No member could be asked.
     Failed,
@@ -81,7 +81,7 @@ impl EncodeLabelValue for LookUpResult {
     }
 }
 
-/// The room's metrics; clones share the counts, the label `cluster` tells clusters apart.
+/// The room's metrics. Clones share the counts; the label `cluster` distinguishes clusters.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     member_up: Family<MemberLabels, Gauge>,
@@ -144,7 +144,7 @@ impl Metrics {
         } = metrics.clone();
         registry.register(
             "cluster_member_up",
-            "1 while the member is fit to be given sessions",
+            "1 while the member may get sessions",
             member_up,
         );
         registry.register(
@@ -160,12 +160,12 @@ impl Metrics {
         registry.register("cluster_member_weight", "Weight, 0 to 256", member_weight);
         registry.register(
             "cluster_member_lag_bytes",
-            "What the leader has written and the standby not replayed; not there where it is not known",
+            "Bytes that the leader has written and the standby has not replayed; absent while not known",
             lag_bytes,
         );
         registry.register(
             "cluster_member_lag_seconds",
-            "How long the standby has lacked anything; not there where it is not known",
+            "How long the standby has been behind the leader; absent while not known",
             lag_seconds,
         );
         registry.register("cluster_leader", "1 while there is a verified leader", leader);
@@ -200,7 +200,8 @@ impl Metrics {
         metrics
     }
 
-    /// To be called for members that are shown, by the one that shows them: else it stays for ever.
+    /// Call it only for published members, from the task that publishes them. Otherwise the series
+    /// is never removed.
     pub(super) fn probed(&self, cluster: &str, member: &MemberName, result: ProbeResult, took: Duration) {
         let (cluster, member) = (cluster.to_owned(), member.as_str().to_owned());
         self.probe_seconds
@@ -227,7 +228,7 @@ impl Metrics {
             .inc();
     }
 
-    /// The watch on etcd is up, or not.
+    /// Sets whether the watch on etcd is up.
     pub(super) fn watched(&self, cluster: &str, up: bool) {
         let cluster = cluster.to_owned();
         self.etcd_up
@@ -251,7 +252,7 @@ impl Metrics {
             .inc();
     }
 
-    /// Shows what changes all the time.
+    /// Updates the values that change all the time.
     pub(super) fn measure(&self, new: &Snapshot) {
         for member in &new.members {
             let labels = MemberLabels {
@@ -272,7 +273,7 @@ impl Metrics {
         }
     }
 
-    /// Shows a new snapshot, and forgets members that are gone.
+    /// Updates the metrics from a new snapshot, and removes members that are gone.
     pub(super) fn show(&self, old: &Snapshot, new: &Snapshot) {
         let cluster = || ClusterLabels {
             cluster: new.cluster.to_string(),
@@ -317,7 +318,7 @@ impl Metrics {
         }
     }
 
-    /// The cluster is gone.
+    /// Removes the series of a cluster that is gone.
     pub(super) fn forget(&self, snapshot: &Snapshot) {
         let cluster = snapshot.cluster.to_string();
         for gone in &snapshot.members {
@@ -346,7 +347,7 @@ impl Metrics {
         self.source_up.remove(&labels);
     }
 
-    /// There is no watch on etcd.
+    /// Removes the series of the watch on etcd.
     pub(super) fn forget_watch(&self, cluster: &str) {
         let cluster = cluster.to_owned();
         for result in [ProbeResult::Success, ProbeResult::Failure] {

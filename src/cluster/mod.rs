@@ -1,12 +1,16 @@
-//! What is known of a cluster: sources publish observations, one pure function folds observations and the time into
-//! the next snapshot, everything else reads snapshots.
+//! The state of a cluster. Sources publish observations, one pure function folds the observations
+//! and the time into the next snapshot, and everything else reads snapshots.
 //!
-//! Guarantees: a snapshot is immutable and versioned; its leader is one this router has itself seen to be writable
-//! and that is named by the leader key (or still the last one named while the DCS cannot be reached; or, in a fixed
-//! list, has the highest timeline); a tie is no leader; a member of another cluster is never used, and which cluster
-//! this is does not change by itself once a leader has been verified.
+//! Guarantees:
 //!
-//! Refuses: a home-made consensus, and to trust a lock as a health check.
+//! - A snapshot is immutable and versioned.
+//! - Its leader is a member that this router itself has seen to be writable, and that the leader
+//!   key names (or was the last to name, while the DCS cannot be reached; or, in a fixed list, that
+//!   has the highest timeline). In a tie there is no leader.
+//! - A member of another cluster is never used. Once a leader has been verified, the identity of
+//!   the cluster does not change by itself.
+//!
+//! This room has no consensus protocol of its own, and does not treat a lock as a health check.
 
 mod announce;
 pub mod check;
@@ -18,7 +22,7 @@ mod frozen;
 mod lag;
 pub mod lookup;
 mod metrics;
-mod newcomers;
+mod new_members;
 pub mod observation;
 pub mod patroni;
 pub mod probe;
@@ -54,24 +58,24 @@ use crate::backend::TlsClient;
 use crate::config;
 use crate::events::{ClusterChange, ClusterEvent, Events};
 
-/// Why a cluster's machinery cannot be started.
+/// Why the tasks of a cluster cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// The TLS settings towards Patroni cannot be used.
-    #[error("TLS towards Patroni: {0}")]
+    /// The TLS settings for Patroni cannot be used.
+    #[error("TLS with Patroni: {0}")]
     Tls(String),
     /// The HTTP client cannot be made.
     #[error("the HTTP client for Patroni: {0}")]
     Client(String),
-    /// What etcd would be watched with cannot be made.
+    /// The HTTP client for etcd cannot be made.
     #[error("the HTTP client for etcd: {0}")]
     Etcd(String),
-    /// The TLS settings towards the servers cannot be used.
-    #[error("TLS towards the servers: {0}")]
+    /// The TLS settings for the servers cannot be used.
+    #[error("TLS with the servers: {0}")]
     ServerTls(String),
 }
 
-/// Where a cluster reports to.
+/// Where a cluster reports its changes.
 #[derive(Debug, Clone)]
 pub struct Reporting {
     pub metrics: Arc<Metrics>,
@@ -85,24 +89,26 @@ impl Reporting {
     }
 }
 
-/// Too many reports wait: nothing was done, and the same may be asked again.
+/// Too many requests wait. Nothing was done, and the caller may try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too much is waiting to be done; try again in a moment")]
+#[error("too many requests are waiting; try again in a moment")]
 pub struct Busy;
 
-/// How long memberships may be used without being confirmed where `cache_ttl` is not to be set: its default.
+/// How long unconfirmed memberships may be used where `cache_ttl` cannot be set: the default of
+/// `cache_ttl`.
 const MEMBERSHIPS_TTL: Duration = Duration::from_mins(1);
-/// Reports of sessions that wait to be folded in; more are dropped (they say the same).
+/// Limit of sessions' reports that wait to be folded in. Further reports are dropped, since they
+/// repeat the same facts.
 const MAX_EVIDENCE: usize = 256;
 
-/// One cluster, as the other rooms see it. Cheap to clone, usable from every thread and runtime. What keeps its snapshot
-/// may be exchanged for another ([`Self::succeed`]) and ends with the last clone.
+/// One cluster, as the other rooms see it. Cheap to clone, usable from every thread and runtime.
+/// Its tasks can be replaced ([`Self::replace_tasks`]) and end with the last clone.
 #[derive(Debug, Clone)]
 pub struct ClusterHandle {
     shared: Arc<Shared>,
 }
 
-/// Finds a cluster that is no longer configured, as long as somebody uses it.
+/// Finds a cluster that is no longer configured, as long as a handle exists.
 #[derive(Debug, Clone)]
 pub struct WeakClusterHandle {
     shared: Weak<Shared>,
@@ -112,7 +118,7 @@ pub struct WeakClusterHandle {
 struct Shared {
     tasks: ArcSwap<ClusterTasks>,
     snapshots: Arc<watch::Sender<Arc<Snapshot>>>,
-    /// The first receiver: whoever gets a clone is woken for what was published before.
+    /// The first receiver. Its clones are woken for snapshots that were published before.
     first: watch::Receiver<Arc<Snapshot>>,
     reporting: Reporting,
 }
@@ -123,35 +129,35 @@ impl Drop for Shared {
     }
 }
 
-/// What keeps a cluster's snapshot by one configuration of it.
+/// The tasks that keep a cluster's snapshot, for one configuration.
 #[derive(Debug)]
 struct ClusterTasks {
     account: Arc<ServiceAccount>,
     evidence: mpsc::Sender<Observation>,
-    /// Of the routes.
+    /// The lag limits of the routes.
     limits: watch::Sender<LagLimits>,
     /// `None` with a users file.
     identities: Option<Lookups<Lookup>>,
     memberships: Lookups<Arc<Memberships>>,
     standings: Lookups<Standing>,
-    /// Where the members' addresses lead.
+    /// Which server each member's address leads to.
     looks: Arc<sight::Looks>,
-    /// As these works see it, shown to the others or not yet.
+    /// The snapshot of these tasks, published or not.
     own: watch::Receiver<Arc<Snapshot>>,
     published: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
-    /// Ends source and probes; look-ups under way go on until the last user is gone.
+    /// Ends source and probes. Running look-ups continue until the last handle is dropped.
     watching: CancellationToken,
     _all: DropGuard,
 }
 
 impl ClusterTasks {
-    fn tell(&self, observation: Observation) -> Result<(), Busy> {
+    fn send(&self, observation: Observation) -> Result<(), Busy> {
         self.evidence.try_send(observation).map_err(|_| Busy)
     }
 }
 
 impl WeakClusterHandle {
-    /// `None` once nobody uses it.
+    /// `None` once no handle exists.
     pub fn upgrade(&self) -> Option<ClusterHandle> {
         self.shared.upgrade().map(|shared| ClusterHandle { shared })
     }
@@ -163,7 +169,8 @@ impl ClusterHandle {
         Arc::clone(&self.shared.snapshots.borrow())
     }
 
-    /// Wakes at each new version. (What changes all the time, as positions do, is renewed without waking anybody.)
+    /// Wakes at each new version. (Values that change all the time, such as positions, are updated
+    /// without waking readers.)
     pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.shared.first.clone()
     }
@@ -174,18 +181,18 @@ impl ClusterHandle {
         }
     }
 
-    /// Other works take over, with what they have seen: for everybody who has this handle, from now on. To be called on
-    /// the control runtime.
-    pub fn succeed(&self, successor: PreparedCluster) {
-        let PreparedCluster { tasks } = successor;
+    /// Replaces the tasks. From now on every clone of this handle sees the snapshots of the new
+    /// ones. Call it on the control runtime.
+    pub fn replace_tasks(&self, prepared: PreparedCluster) {
+        let PreparedCluster { tasks } = prepared;
         let old = self.shared.tasks.load_full();
         old.watching.cancel();
         let snapshot = Arc::clone(&tasks.own.borrow());
         let before = self.snapshot();
-        // Nobody else sets it.
+        // It is set only here.
         let _ = tasks.published.set(Arc::clone(&self.shared.snapshots));
         self.shared.tasks.store(Arc::new(tasks));
-        // The successor has kept to itself what it saw before.
+        // The new tasks have not reported their changes before.
         for change in Announcer::default().changes(&before, &snapshot, Instant::now()) {
             self.shared.reporting.change(&snapshot.cluster, change);
         }
@@ -196,7 +203,7 @@ impl ClusterHandle {
         self.shared.snapshots.send_replace(snapshot);
     }
 
-    /// Reports what a live session noticed. Never waits; dropped when too many wait.
+    /// Reports what a live session noticed. Never waits; the report is dropped if too many wait.
     pub fn evidence(&self, member: &MemberName, evidence: Evidence) {
         let observation = Observation::Evidence {
             member: member.clone(),
@@ -206,32 +213,32 @@ impl ClusterHandle {
         let _ = self.shared.tasks.load().evidence.try_send(observation);
     }
 
-    /// Where a member's address leads; `None` of one that is not probed.
+    /// The checks of a member's address; `None` if the member is not probed.
     pub fn look(&self, member: &MemberName) -> Option<Arc<sight::Look>> {
         self.shared.tasks.load().looks.of(member)
     }
 
-    /// The cluster may be another one from now on: its system identifier is learned anew.
+    /// The cluster may be another one from now on: its system identifier is determined again.
     pub fn forget_identity(&self) -> Result<(), Busy> {
-        self.tell(Observation::ForgetIdentity)
+        self.send(Observation::ForgetIdentity)
     }
 
-    /// Sets a member's administrative state. It stays while the member is away. `Err`: too much is waiting to be
-    /// folded in; try again.
+    /// Sets a member's administrative state. It is kept while the member is not listed.
     pub fn set_admin(&self, member: &MemberName, state: AdminState) -> Result<(), Busy> {
-        self.tell(Observation::Admin(member.clone(), state))
+        self.send(Observation::Admin(member.clone(), state))
     }
 
-    /// Sets a member's weight, 0 to 256, in place of the configuration's and the tag's; `None` gives it back to them.
+    /// Sets a member's weight, 0 to 256, which overrides the configuration and the tag; `None`
+    /// removes the override.
     pub fn set_weight(&self, member: &MemberName, weight: Option<u16>) -> Result<(), Busy> {
-        self.tell(Observation::Weight(member.clone(), weight))
+        self.send(Observation::Weight(member.clone(), weight))
     }
 
-    fn tell(&self, observation: Observation) -> Result<(), Busy> {
-        self.shared.tasks.load().tell(observation)
+    fn send(&self, observation: Observation) -> Result<(), Busy> {
+        self.shared.tasks.load().send(observation)
     }
 
-    /// Other limits of the routes to it.
+    /// Replaces the lag limits of the routes to it.
     pub fn replace_limits(&self, limits: LagLimits) {
         self.shared.tasks.load().limits.send_if_modified(|current| {
             let differs = *current != limits;
@@ -240,14 +247,15 @@ impl ClusterHandle {
         });
     }
 
-    /// Asks the source and probes every member now.
+    /// Polls the source and probes every member now.
     pub fn look_again(&self) {
         let _ = self.shared.tasks.load().evidence.try_send(Observation::LookAgain);
     }
 
-    /// What the cluster has to check `user`'s login against; `None` for one that cannot log in. Asked for after this call,
-    /// or, while it cannot be confirmed, no older than `cache_ttl`; bounded by the service account's `timeout`. A login
-    /// that fails by an unconfirmed one ends with [`LookupError::Unconfirmed`].
+    /// What `user`'s login is checked against; `None` for a user that cannot log in. The answer is
+    /// from a query made after this call, or, while it cannot be confirmed, at most `cache_ttl`
+    /// old. The service account's `timeout` limits the time. A login that fails against an
+    /// unconfirmed answer ends with [`LookupError::Unconfirmed`].
     pub async fn identity(&self, user: &[u8]) -> Result<LookupAnswer<Lookup>, LookupError> {
         let tasks = self.shared.tasks.load_full();
         match &tasks.identities {
@@ -259,9 +267,10 @@ impl ClusterHandle {
         }
     }
 
-    /// The roles `user` is a member of, as PostgreSQL's `+role` has it; none for an unknown user. As old as an identity
-    /// at most (with a users file, as one with the default `cache_ttl`). A login that unconfirmed ones keep out ends with
-    /// [`LookupError::Unconfirmed`].
+    /// The roles `user` is a member of, in the sense of PostgreSQL's `+role`; none for an unknown
+    /// user. The answer is at most as old as one of [`Self::identity`] (with a users file, as one
+    /// with the default `cache_ttl`). A login that is refused because of unconfirmed memberships
+    /// ends with [`LookupError::Unconfirmed`].
     pub async fn memberships(
         &self,
         user: &[u8],
@@ -271,7 +280,8 @@ impl ClusterHandle {
         tasks.memberships.ask(user, deadline).await
     }
 
-    /// Why there is no [`Self::identity`] for `user`, if a server tells by `deadline`; never with a users file.
+    /// Why there is no [`Self::identity`] for `user`, if a server answers by `deadline`; `None`
+    /// with a users file.
     pub async fn standing(&self, user: &[u8], deadline: Instant) -> Option<Standing> {
         let tasks = self.shared.tasks.load_full();
         tasks.identities.as_ref()?;
@@ -279,53 +289,55 @@ impl ClusterHandle {
         Some(answer.found)
     }
 
-    /// TLS towards the servers, for a connection that begins now.
+    /// TLS with the servers, for a connection that begins now.
     pub fn tls(&self) -> Arc<TlsClient> {
         self.shared.tasks.load().account.tls()
     }
 
-    /// Other TLS settings for the connections to come.
+    /// Replaces the TLS settings for later connections.
     pub fn replace_tls(&self, tls: Arc<TlsClient>) {
         self.shared.tasks.load().account.replace_tls(tls);
     }
 
-    /// Another password of the service account, for the logins to come.
+    /// Replaces the password of the service account for later logins.
     pub fn replace_password(&self, password: Option<&config::Secret>) {
         self.shared.tasks.load().account.replace_password(password);
     }
 
-    /// As it is in service now.
+    /// The configuration in use now.
     pub fn config(&self) -> Arc<config::Cluster> {
         Arc::clone(&self.shared.tasks.load().account.config)
     }
 }
 
-/// Works that have begun and are not shown to anybody yet. They end when this is dropped.
+/// Tasks that run and are not published yet. They end when this is dropped.
 #[derive(Debug)]
 pub struct PreparedCluster {
     tasks: ClusterTasks,
 }
 
 impl PreparedCluster {
-    /// It is the cluster that `handle` has, if that is known. To be called before its first look.
+    /// Takes over the system identifier of `handle`, if that is known. Call it before the first
+    /// probe.
     pub fn keep_identity(&self, handle: &ClusterHandle) -> Result<(), Busy> {
         match handle.snapshot().system_identifier {
-            Some(identifier) => self.tasks.tell(Observation::Identity(identifier)),
+            Some(identifier) => self.tasks.send(Observation::Identity(identifier)),
             None => Ok(()),
         }
     }
 
     /// As [`ClusterHandle::set_admin`].
     pub fn set_admin(&self, member: &MemberName, state: AdminState) -> Result<(), Busy> {
-        self.tasks.tell(Observation::Admin(member.clone(), state))
+        self.tasks.send(Observation::Admin(member.clone(), state))
     }
 
     /// As [`ClusterHandle::set_weight`].
     pub fn set_weight(&self, member: &MemberName, weight: Option<u16>) -> Result<(), Busy> {
-        self.tasks.tell(Observation::Weight(member.clone(), weight))
+        self.tasks.send(Observation::Weight(member.clone(), weight))
     }
 
-    /// Until it sees what `handle` sees: a verified leader if there is one, and as fit every member it has in common.
+    /// Waits until these tasks have seen as much as `handle`: a verified leader if `handle` has
+    /// one, and every member that both list at least as fit.
     pub async fn ready(&self, handle: &ClusterHandle) {
         let mut own = self.tasks.own.clone();
         let mut other = handle.subscribe();
@@ -343,13 +355,13 @@ impl PreparedCluster {
         }
     }
 
-    /// Whether it has a verified leader, or `handle` has none either.
+    /// Whether these tasks have a verified leader, or `handle` has none either.
     pub fn has_leader_of(&self, handle: &ClusterHandle) -> bool {
-        is_led(&self.tasks.own.borrow()) || !is_led(&handle.snapshot())
+        has_leader(&self.tasks.own.borrow()) || !has_leader(&handle.snapshot())
     }
 }
 
-fn is_led(snapshot: &Snapshot) -> bool {
+fn has_leader(snapshot: &Snapshot) -> bool {
     matches!(snapshot.leader, Leader::Verified { .. })
 }
 
@@ -359,11 +371,12 @@ fn is_as_good(new: &Snapshot, old: &Snapshot) -> bool {
             .is_some_and(|member| !member.health.up || !member.lagging.is_subset(&before.lagging))
     };
     let mut fit = old.members.iter().filter(|member| member.health.up);
-    (is_led(new) || !is_led(old)) && !fit.any(is_missed)
+    (has_leader(new) || !has_leader(old)) && !fit.any(is_missed)
 }
 
-/// Starts everything that keeps one cluster's snapshot: to be called on the control runtime. It runs until `stop`
-/// is cancelled or the last handle is dropped; its tasks are in `tracker`. `limits` are those of the routes to it.
+/// Starts the tasks that keep one cluster's snapshot. Call it on the control runtime. They run
+/// until `stop` is cancelled or the last handle is dropped, and are in `tracker`. `limits` are the
+/// lag limits of the routes to it.
 pub fn start(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
@@ -377,7 +390,7 @@ pub fn start(
     reporting.metrics.show(&snapshot, &snapshot);
     let (snapshots, first) = watch::channel(snapshot);
     let snapshots = Arc::new(snapshots);
-    // Nobody else sets it.
+    // It is set only here.
     let _ = tasks.published.set(Arc::clone(&snapshots));
     Ok(ClusterHandle {
         shared: Arc::new(Shared {
@@ -389,7 +402,7 @@ pub fn start(
     })
 }
 
-/// As [`start`], for a handle that is there already.
+/// As [`start`], for a handle that already exists.
 pub fn prepare(
     config: Arc<config::Cluster>,
     auth: &config::Auth,

@@ -1,4 +1,4 @@
-//! What the reducer is told, and what it asks for.
+//! The observations that the reducer takes, and the requests that it makes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::check::CheckStatus;
 use super::snapshot::{AdminState, MemberName, ProbeFacts, Role};
 use super::state::LagLimits;
 
-/// Where the list of members comes from, which decides who names the leader.
+/// Where the list of members comes from. It decides how the leader is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceKind {
     Patroni,
@@ -29,7 +29,7 @@ pub struct Listed {
     pub tags: BTreeMap<String, serde_json::Value>,
 }
 
-/// Whom the source names as the leader.
+/// The leader that the source names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Named {
     Nobody,
@@ -43,9 +43,10 @@ pub struct SourceReport {
     pub members: Vec<Listed>,
     pub named: Named,
     pub paused: bool,
-    /// How the endpoints' answers differed, if they did.
+    /// How the endpoints' answers differ, if they do.
     pub disagreement: Option<String>,
-    /// Members that some endpoints name on a newer timeline than the one named here: not seen there yet.
+    /// Members that some endpoints name on a newer timeline than the leader named here, and that no
+    /// probe has seen there yet.
     pub rivals: Vec<MemberName>,
 }
 
@@ -57,16 +58,17 @@ pub struct ProbeError {
     pub kind: FailureKind,
 }
 
-/// What a probe's failure says of the member.
+/// What a probe's failure means for the member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// It does not do what a server does: down after `fall` in a row.
+    /// The member is down after `fall` such failures in a row.
     Counts,
-    /// There is no doubt (refused, shutting down): down at once.
+    /// A certain failure (refused, shutting down): the member is down at once.
     Certain,
-    /// It is up, and has no connection left (53300).
+    /// The member is up but has no free connection (53300).
     Full,
-    /// The probe never came as far as the member: this host is out of something, or the name service does not answer.
+    /// The probe did not reach the member: this host lacks a resource, or the name service does not
+    /// answer.
     NotTried,
 }
 
@@ -75,11 +77,12 @@ pub enum FailureKind {
 pub enum Evidence {
     /// The server's port refused the connection: counts at once.
     ConnectRefused,
-    /// A connection or a login failed in another way: look again, with a new connection.
+    /// A connection or a login failed in another way: probe again, with a new connection.
     ConnectFailed,
-    /// 57P01 to 57P03, or a connection lost: a shutdown, or one session terminated; look again, with a new connection.
+    /// 57P01 to 57P03, or a lost connection: a shutdown, or one terminated session. Probe again,
+    /// with a new connection.
     Terminated,
-    /// 25006: a demoted server, or a read-only transaction; look again.
+    /// 25006: a demoted server, or a read-only transaction. Probe again.
     ReadOnlySeen,
     /// `in_hot_standby=off` seen where a standby was expected: counts at once.
     Promoted,
@@ -87,28 +90,28 @@ pub enum Evidence {
     Demoted,
 }
 
-/// What the reducer is told.
+/// An input of the reducer.
 #[derive(Debug, Clone)]
 pub enum Observation {
-    /// What the source says now.
+    /// The current answer of the source.
     Source(SourceReport),
-    /// A poll of the source that was answered; `begun` tells what it may have missed.
+    /// A poll of the source that was answered. It may have missed changes after `begun`.
     Polled {
         report: SourceReport,
         begun: Instant,
     },
     /// No endpoint gave a usable answer.
     SourceFailed(String),
-    /// The leader key as a watch on the DCS shows it; `at`: when it was known to be so.
+    /// The leader key as the watch on the DCS shows it, valid at `at`.
     Key {
         named: Named,
         at: Instant,
     },
     /// The watch is lost, until the next [`Self::Key`].
     KeyLost,
-    /// The DCS says that somebody asks for a switchover or failover now: look harder.
+    /// The DCS shows a request for a switchover or failover now: probe and poll faster.
     SwitchoverAsked,
-    /// A probe ended; `started` tells what it may have missed.
+    /// A probe ended. It may have missed changes after `started`.
     Probe {
         member: MemberName,
         started: Instant,
@@ -121,31 +124,31 @@ pub enum Observation {
         at: Instant,
     },
     Admin(MemberName, AdminState),
-    /// In place of the configured weight; `None` gives it back.
+    /// Overrides the configured weight; `None` removes the override.
     Weight(MemberName, Option<u16>),
     /// The system identifier by which a leader was verified before the configuration was read again.
     Identity(u64),
-    /// An operator says that the cluster may be another one from now on.
+    /// An operator has declared that the cluster may be another one from now on.
     ForgetIdentity,
-    /// Other limits of the routes.
+    /// New lag limits of the routes.
     Limits(LagLimits),
-    /// Someone asks to look again now.
+    /// A request to poll and probe now.
     LookAgain,
 }
 
-/// How often to look.
+/// How often to poll and probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pace {
     pub poll: Duration,
     pub probe: Duration,
     /// Between probes of `chased`.
     pub chase: Duration,
-    /// Named just now, and about to accept writes. Bounded in time.
+    /// The member that was just named and is about to accept writes. Limited in time.
     pub chased: Option<MemberName>,
 }
 
 impl Pace {
-    /// Between two probes of this member.
+    /// The interval between two probes of this member.
     pub fn of(&self, member: &MemberName) -> Duration {
         if self.chased.as_ref() == Some(member) {
             self.chase
@@ -155,13 +158,14 @@ impl Pace {
     }
 }
 
-/// What to look at now, without waiting for the pace.
+/// What to poll and probe now, without waiting for the interval.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wants {
     pub poll: bool,
-    /// Ask the DCS whether what the watch last said is still so.
+    /// Check with the DCS whether the watch's last value is still valid.
     pub check_key: bool,
     pub probe: BTreeSet<MemberName>,
-    /// Of these, with a new connection: the standing one may go on where no other comes about.
+    /// The members of `probe` that need a new connection: the existing one may still work while new
+    /// ones fail.
     pub anew: BTreeSet<MemberName>,
 }

@@ -1,25 +1,37 @@
-//! Patroni's REST interface: `/cluster` asked of all endpoints in parallel, read leniently.
+//! Patroni's REST interface: polls `/cluster` at all endpoints in parallel, and reads the answers
+//! leniently.
 //!
-//! Guarantees: one member that makes no sense never spoils the others; an answer is at most 1 MiB and 256 members;
-//! every poll ends within its deadline, and a slow endpoint does not delay it once most of the others agree.
+//! Guarantees: one invalid member never invalidates the others. An answer has at most 1 MiB and 256
+//! members. Every poll ends within its deadline, and a slow endpoint does not delay it once a
+//! majority of the others agree.
 //!
-//! # Where answers differ
+//! # Different answers
 //!
-//! They are grouped by the leader they name and that leader's timeline. (1) A leader counts as *seen* when our own
-//! probes saw it accept writes, as a member of this cluster, on at least the timeline that the answer gives it. A
-//! timeline only grows: answers that name a leader on an older timeline than a seen one are old, and do not count.
-//! (2) A timeline that is only claimed counts for nothing: of the other answers, those that name nobody included, the
-//! group with the most is taken, if it is more than half of all answers or its leader is seen. (3) In a tie, the one
-//! whose leader our own probes have seen writable, if there is exactly one. (4) Else nobody is named. Who the members
-//! are, and what is said of each, is decided by the most of all answers ([`votes`](super::votes)). A leader that is
-//! claimed on a newer timeline than the one taken is a *rival*: it is listed too, so that probes look at it.
+//! Answers are grouped by the leader that they name and its timeline.
+//!
+//! 1. A leader counts as *seen* if this router's probes saw it accept writes, as a member of this
+//! cluster, on at least the timeline that the answer gives it. Timelines only grow: answers that
+//! name a leader on an older timeline than a seen leader are old and do not count.
+//!
+//! 2. A timeline that is only claimed does not count. The largest group of the other answers is
+//! chosen, including the group of answers without a leader, if it is more than half of all answers
+//! or its leader is seen.
+//!
+//! 3. In a tie the group whose leader is seen is chosen, if there is exactly one.
+//!
+//! 4. Otherwise no leader is named.
+//!
+//! A majority of all answers decides which members are listed and with which values
+//! ([`votes`](super::votes)). A leader that is claimed on a newer timeline than the chosen one is a
+//! *rival*: it is listed too, so that it is probed.
 //!
 //! # While Patroni cannot reach its DCS
 //!
-//! `/cluster` then hangs for Patroni's `retry_timeout` and keeps one of its REST threads, of which Patroni 4.1 has five.
-//! Asked again and again it has none left for the `POST /failsafe` that lets a leader go on under `failsafe_mode`: the
-//! polls would bring the leader down. So an endpoint that once does not answer in time is asked for `/patroni`, which
-//! needs no DCS, until its `dcs_last_seen` moves on, or for [`STALL`].
+//! `/cluster` then hangs for Patroni's `retry_timeout` and occupies one of its REST threads;
+//! Patroni 4.1 has five. With repeated polls no thread is left for `POST /failsafe`, with which a
+//! leader continues under `failsafe_mode`, so the polls would demote the leader. Therefore an
+//! endpoint that has once not answered in time is asked for `/patroni`, which needs no DCS, until
+//! its `dcs_last_seen` increases, or for [`STALL`].
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -41,25 +53,25 @@ use crate::config;
 use crate::names::HttpNames;
 use crate::tls::{self, Authorities, NameCheck, ServerVerifier, certified};
 
-/// Largest body that is read.
+/// Limit of a body in bytes.
 const MAX_BODY: usize = 1024 * 1024;
-/// Members beyond are left out.
+/// Limit of members; further ones are left out.
 const MAX_MEMBERS: usize = 256;
-/// Longest name of a member, in bytes.
+/// Limit of a member's name in bytes.
 pub(super) const MAX_NAME: usize = 128;
-/// How long others may still answer once most of the endpoints agree.
+/// How long the others may still answer once most endpoints agree.
 const GRACE: Duration = Duration::from_millis(30);
 
-/// How long an endpoint that did not answer in time is asked only whether it has seen its DCS again.
+/// How long an endpoint that did not answer in time is asked only for `dcs_last_seen`.
 const STALL: Duration = Duration::from_secs(30);
-/// What is said of an endpoint that did not answer in time.
+/// The error of an endpoint that did not answer in time.
 const LATE: &str = "no answer in time";
 
 /// An endpoint that did not answer `/cluster` in time.
 #[derive(Debug, Clone, Copy)]
 struct Stalled {
     since: Instant,
-    /// Its `dcs_last_seen` then, once it has told.
+    /// Its first `dcs_last_seen` after that.
     last_seen: Option<u64>,
 }
 
@@ -69,13 +81,13 @@ pub struct Patroni {
     client: reqwest::Client,
     config: Arc<config::Cluster>,
     timeout: Duration,
-    /// Whether each endpoint answered the last poll it took part in; those that did are waited for.
+    /// Whether each endpoint answered its last poll. Polls wait only for these.
     answering: Vec<bool>,
-    /// By endpoint. Shared with the request under way, which notes what it learns.
+    /// By endpoint. Shared with the running request, which updates it.
     stalled: Vec<Arc<Mutex<Option<Stalled>>>>,
 }
 
-/// What one endpoint said.
+/// The answer of one endpoint.
 pub type Reply = Result<SourceReport, String>;
 
 impl Patroni {
@@ -129,12 +141,12 @@ impl Patroni {
         &self.settings().endpoints
     }
 
-    /// In which a poll ends.
+    /// Time limit of a poll.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Asks every endpoint. `None` for those whose answer was not waited for.
+    /// Polls every endpoint. `None` for endpoints that the poll did not wait for.
     pub async fn poll(&mut self) -> Vec<Option<Reply>> {
         let deadline = Instant::now() + self.timeout;
         let mut tasks = JoinSet::new();
@@ -156,7 +168,7 @@ impl Patroni {
         for (answering, reply) in self.answering.iter_mut().zip(&replies) {
             match reply {
                 Some(reply) => *answering = reply.is_ok(),
-                // Slow now: not waited for until it answers in time again.
+                // It is slow: polls do not wait for it until it answers in time again.
                 None => *answering = false,
             }
         }
@@ -176,11 +188,11 @@ impl Patroni {
 }
 
 fn lock(stalled: &Mutex<Option<Stalled>>) -> MutexGuard<'_, Option<Stalled>> {
-    // One value, written whole: nothing a panic could have left half done.
+    // One value that is written as a whole, so a panic cannot leave it incomplete.
     stalled.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asks one endpoint, unless it would only hang.
+/// Polls one endpoint, unless the request would only hang.
 async fn ask(
     status: reqwest::RequestBuilder,
     cluster: reqwest::RequestBuilder,
@@ -196,20 +208,20 @@ async fn ask(
             });
         }
         if seen.is_none() || was.last_seen.is_none() || seen <= was.last_seen {
-            return Err("it cannot reach its DCS, or was too slow".to_owned());
+            return Err("it cannot reach its DCS, or it was too slow".to_owned());
         }
     }
     *lock(stalled) = None;
     parse(&fetch(cluster, true).await?)
 }
 
-/// When Patroni last read its DCS, seconds since 1970 by its own clock.
+/// When Patroni last read its DCS, in seconds since 1970 by Patroni's clock.
 fn last_seen(status: &[u8]) -> Option<u64> {
     serde_json::from_slice::<Value>(status).ok()?["dcs_last_seen"].as_u64()
 }
 
-/// Collects replies until all expected endpoints have replied, or most of them agree and the grace is over, or the
-/// deadline. What is missing at the deadline is a failure.
+/// Collects replies until all expected endpoints have replied, until most of them agree and the
+/// grace period is over, or until the deadline. A missing reply at the deadline is a failure.
 async fn gather(
     mut tasks: JoinSet<(usize, Reply)>,
     answering: &[bool],
@@ -217,7 +229,7 @@ async fn gather(
 ) -> Vec<Option<Reply>> {
     let mut replies: Vec<Option<Reply>> = vec![None; answering.len()];
     let mut grace: Option<Instant> = None;
-    // With none expected, all are waited for.
+    // If no endpoint is expected, the poll waits for all.
     let expected = |index: usize| answering[index] || !answering.contains(&true);
     loop {
         let until = grace.unwrap_or(deadline).min(deadline);
@@ -259,7 +271,7 @@ fn most_agree(replies: &[Option<Reply>], answering: &[bool]) -> bool {
     groups.len() == 1 && groups.values().any(|count| *count >= needed)
 }
 
-/// A body; `/patroni` has one whatever its status.
+/// Reads a body. `/patroni` has a body with every status.
 async fn fetch(request: reqwest::RequestBuilder, must_be_ok: bool) -> Result<Vec<u8>, String> {
     let mut response = request.send().await.map_err(|error| describe(&error))?;
     if must_be_ok && response.status() != reqwest::StatusCode::OK {
@@ -271,7 +283,7 @@ async fn fetch(request: reqwest::RequestBuilder, must_be_ok: bool) -> Result<Vec
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| describe(&error))? {
         if body.len() + chunk.len() > MAX_BODY {
-            return Err("answered with more than 1 MiB".to_owned());
+            return Err("the answer is larger than 1 MiB".to_owned());
         }
         body.extend_from_slice(&chunk);
     }
@@ -302,7 +314,7 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
     printable(&text, 300)
 }
 
-/// What an error begins with when something answered, and TLS with it failed.
+/// The beginning of an error if the endpoint answered but TLS failed.
 pub(super) const TLS_FAILED: &str = "TLS failed: ";
 
 /// At most `limit` characters, without control characters.
@@ -313,7 +325,7 @@ pub(crate) fn printable(text: &str, limit: usize) -> String {
         .collect()
 }
 
-/// TLS towards endpoints; without `ca` the system's authorities are trusted.
+/// TLS with endpoints. Without `ca` the system's authorities are trusted.
 pub(super) fn tls(
     ca: Option<&[CertificateDer<'static>]>,
     endpoints: &[String],
@@ -347,12 +359,12 @@ pub(super) fn tls(
     })
 }
 
-/// Reads the body of `/cluster`. Fails only where it is not such a body at all.
+/// Reads the body of `/cluster`. Fails only if it is not such a body at all.
 pub fn parse(body: &[u8]) -> Reply {
-    let value: Value = serde_json::from_slice(body)
-        .map_err(|error| format!("answered with something else than JSON: {error}"))?;
+    let value: Value =
+        serde_json::from_slice(body).map_err(|error| format!("the answer is not JSON: {error}"))?;
     let Some(list) = value.get("members").and_then(Value::as_array) else {
-        return Err("answered without a list of members".to_owned());
+        return Err("the answer has no list of members".to_owned());
     };
     let mut members: Vec<Listed> = Vec::new();
     for member in list.iter().filter_map(member).take(MAX_MEMBERS) {
@@ -378,7 +390,7 @@ pub fn parse(body: &[u8]) -> Reply {
     })
 }
 
-/// One member; `None` where it has no usable name.
+/// One member; `None` if it has no usable name.
 fn member(value: &Value) -> Option<Listed> {
     let name = value.get("name")?.as_str()?;
     if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
@@ -432,7 +444,7 @@ fn member(value: &Value) -> Option<Listed> {
     })
 }
 
-/// Whom an answer names, and that leader's timeline (0 where not told).
+/// The leader that an answer names, and its timeline (0 if there is none).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Nobody,
@@ -457,16 +469,17 @@ fn key(report: &SourceReport) -> Key {
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Nobody => f.write_str("nobody"),
+            Self::Nobody => f.write_str("no leader"),
             Self::Several => f.write_str("several leaders"),
             Self::Leader { timeline, name } => write!(f, "{name} on timeline {timeline}"),
         }
     }
 }
 
-/// Makes one report of several answers, by the rule at the top of this file; `None` without an answer. `seen` tells on
-/// which timeline our own probes see a member accept writes; `None` of one that does not, or is not known to be ours.
-/// `published`: what the answers before have led to.
+/// Makes one report from several answers, by the rules at the top of this file; `None` without an
+/// answer. `seen` returns the timeline on which this router's probes see a member accept writes;
+/// `None` if it does not, or is not known to belong to this cluster. `published` is the result of
+/// earlier answers.
 pub fn choose(
     answers: &[&SourceReport],
     seen: &dyn Fn(&MemberName) -> Option<u32>,
@@ -537,23 +550,23 @@ pub fn choose(
             add_rival(&mut report, answer);
         }
     }
-    let mut said: Vec<String> = keys.iter().map(ToString::to_string).collect();
-    said.sort();
-    said.dedup();
+    let mut leaders: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    leaders.sort();
+    leaders.dedup();
     let moved = votes.moved();
-    if said.len() > 1 {
-        report.disagreement = Some(format!("they name {}", said.join(", ")));
+    if leaders.len() > 1 {
+        report.disagreement = Some(format!("they name {}", leaders.join(", ")));
     } else if !moved.is_empty() {
         let names: Vec<&str> = moved.iter().map(|name| name.as_str()).collect();
         report.disagreement = Some(format!(
-            "they give different addresses of {}",
+            "they give different addresses for {}",
             printable(&names.join(", "), 200)
         ));
     }
     Some(report)
 }
 
-/// Lists the leader of `answer` too, as one that nobody has named: probes shall look at it.
+/// Adds the leader of `answer` as a member that is not named leader, so that it is probed.
 fn add_rival(report: &mut SourceReport, answer: &SourceReport) {
     let Named::One(name) = &answer.named else {
         return;
@@ -578,7 +591,7 @@ impl Key {
     }
 }
 
-/// Runs `poll` before a deadline of the caller's; used by a check of the configuration.
+/// Runs `poll` with the caller's deadline, for a check of the configuration.
 pub async fn poll_once(patroni: &mut Patroni, deadline: Instant) -> Vec<Option<Reply>> {
     let endpoints = patroni.endpoints().len();
     timeout_at(deadline, patroni.poll())

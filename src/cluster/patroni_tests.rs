@@ -47,7 +47,7 @@ fn reads_patroni_4_1() {
 }
 
 #[test]
-fn one_strange_member_never_spoils_the_others() {
+fn one_invalid_member_never_invalidates_the_others() {
     let report = read(&json!({"members": [
         {"name": "new", "role": "replica", "state": "creating replica", "lag": "unknown"},
         {"name": 5}, null, "x", [], {}, {"name": ""}, {"name": "a\nb"},
@@ -74,7 +74,7 @@ fn one_strange_member_never_spoils_the_others() {
 }
 
 #[test]
-fn what_is_no_such_answer_is_a_failure() {
+fn an_invalid_answer_is_a_failure() {
     for body in [
         &b""[..],
         b"{}",
@@ -92,7 +92,7 @@ fn what_is_no_such_answer_is_a_failure() {
 }
 
 #[test]
-fn the_number_of_members_is_bounded() {
+fn the_number_of_members_is_limited() {
     let members: Vec<Value> = (0..1000)
         .map(|n| json!({"name": format!("m{n}"), "role": "replica"}))
         .collect();
@@ -122,7 +122,8 @@ proptest! {
     }
 }
 
-/// An answer that names `leader` on `timeline`; its list holds a member that tells it from others.
+/// An answer that names `leader` on `timeline`. The member `mark` in its list distinguishes it from
+/// other answers.
 fn naming(leader: Option<&str>, timeline: u32, mark: &str) -> SourceReport {
     let mut members = vec![json!({"name": mark, "role": "replica"})];
     if let Some(leader) = leader {
@@ -131,7 +132,7 @@ fn naming(leader: Option<&str>, timeline: u32, mark: &str) -> SourceReport {
     read(&json!({ "members": members }))
 }
 
-/// What is published before anything is known.
+/// The snapshot before the first answer.
 fn nothing() -> Snapshot {
     Snapshot {
         cluster: "main".into(),
@@ -148,7 +149,7 @@ fn nothing() -> Snapshot {
     }
 }
 
-/// `seen`: who is seen to accept writes, on which timeline.
+/// `seen`: the members that are seen to accept writes, and their timelines.
 fn chosen(answers: &[SourceReport], seen: &[(&str, u32)]) -> SourceReport {
     let answers: Vec<&SourceReport> = answers.iter().collect();
     let on = |name: &MemberName| {
@@ -166,7 +167,7 @@ fn named(report: &SourceReport) -> Option<&str> {
 }
 
 #[test]
-fn where_answers_differ() {
+fn a_leader_is_chosen_from_different_answers() {
     let a5 = || naming(Some("a"), 5, "first");
     let b6 = || naming(Some("b"), 6, "second");
     let b5 = || naming(Some("b"), 5, "second");
@@ -174,7 +175,7 @@ fn where_answers_differ() {
 
     let same = chosen(&[a5(), a5()], &[]);
     assert_eq!((named(&same), &same.disagreement), (Some("a"), &None));
-    // The highest timeline, also against a majority, where it has been seen.
+    // The highest timeline wins if it has been seen, also against a majority.
     let newest = chosen(&[a5(), a5(), b6()], &[("a", 5), ("b", 6)]);
     assert_eq!(named(&newest), Some("b"));
     assert_eq!(newest.members[0].name.as_str(), "second");
@@ -183,11 +184,11 @@ fn where_answers_differ() {
         newest.disagreement.unwrap(),
         "they name a on timeline 5, b on timeline 6"
     );
-    // On one timeline the majority, of those that name nobody too.
+    // On one timeline the majority wins, including answers without a leader.
     assert_eq!(named(&chosen(&[a5(), b5(), b5()], &[("a", 5)])), Some("b"));
     assert_eq!(named(&chosen(&[a5(), nobody(), nobody()], &[("a", 5)])), None);
     assert_eq!(named(&chosen(&[a5(), a5(), nobody()], &[])), Some("a"));
-    // In a tie the one that accepts writes, if there is exactly one.
+    // In a tie the member that accepts writes wins, if there is exactly one.
     assert_eq!(named(&chosen(&[a5(), b5()], &[("b", 5)])), Some("b"));
     assert_eq!(named(&chosen(&[a5(), b5()], &[("a", 5), ("b", 5)])), None);
     assert_eq!(named(&chosen(&[a5(), b5()], &[])), None);
@@ -196,30 +197,30 @@ fn where_answers_differ() {
     assert!(choose(&[], &|_| Some(5), &nothing()).is_none());
 }
 
-/// One endpoint says of a member that it leads on a timeline that nobody has seen.
+/// One endpoint claims that a member leads on a timeline that no probe has seen.
 #[test]
-fn a_timeline_that_is_only_claimed_outvotes_nobody() {
+fn a_timeline_that_is_only_claimed_outvotes_no_leader() {
     let a1 = || naming(Some("a"), 1, "first");
     for claimed in [2, 99, u32::MAX] {
         let z = || naming(Some("z"), claimed, "second");
         for seen in [&[("a", 1)][..], &[("a", 1), ("z", claimed - 1)]] {
             let report = chosen(&[a1(), a1(), z()], seen);
             assert_eq!(named(&report), Some("a"), "{claimed} {seen:?}");
-            assert_eq!(report.rivals, [MemberName::new("z")], "it is looked at");
+            assert_eq!(report.rivals, [MemberName::new("z")], "it is probed");
             assert_eq!(
                 named(&chosen(&[z(), a1()], seen)),
                 Some("a"),
                 "{claimed} {seen:?}"
             );
         }
-        assert_eq!(named(&chosen(&[a1(), z()], &[])), None, "nobody has been seen");
+        assert_eq!(named(&chosen(&[a1(), z()], &[])), None, "no leader has been seen");
         assert_eq!(named(&chosen(&[a1(), z(), z()], &[("a", 1)])), Some("z"));
     }
-    // Of the named one itself.
+    // The claim is about the named leader itself.
     let a99 = || naming(Some("a"), 99, "first");
     let report = chosen(&[a1(), a99(), a1()], &[("a", 1)]);
     assert_eq!(report.members[1].timeline, a1().members[1].timeline);
-    // Less than half, and nobody seen.
+    // Less than half, and no leader is seen.
     let c5 = || naming(Some("c"), 5, "third");
     assert_eq!(
         named(&chosen(&[a1(), a1(), c5(), naming(None, 0, "x")], &[])),
@@ -227,9 +228,10 @@ fn a_timeline_that_is_only_claimed_outvotes_nobody() {
     );
 }
 
-/// Whom a minority names is listed, at the address it gives, and not under a name that is somebody else's.
+/// A leader named by a minority is listed at the address that the minority gives, but does not
+/// replace a listed member of the same name.
 #[test]
-fn a_rival_is_listed_but_takes_nobodys_place() {
+fn a_rival_is_listed_but_replaces_no_member() {
     let a1 = || naming(Some("a"), 1, "first");
     let mut stranger = naming(Some("z"), 99, "second");
     stranger.members.retain(|member| member.name.as_str() == "z");
@@ -265,7 +267,7 @@ async fn a_slow_endpoint_does_not_delay_what_most_agree_on() {
     assert!(replies[0].is_some() && replies[1].is_none() && replies[2].is_some());
     assert!(start.elapsed() < Duration::from_millis(50));
 
-    // One that did not answer the last time is not waited for.
+    // The poll does not wait for an endpoint that did not answer the last time.
     let start = Instant::now();
     let deadline = start + Duration::from_secs(1);
     let replies = gather(replying(&[(5, a()), (5000, a())]), &[true, false], deadline).await;
@@ -274,7 +276,7 @@ async fn a_slow_endpoint_does_not_delay_what_most_agree_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_endpoints_differ_all_are_waited_for_until_the_deadline() {
+async fn if_endpoints_differ_the_poll_waits_for_all_until_the_deadline() {
     let a = || Ok(naming(Some("a"), 5, "x"));
     let b = || Ok(naming(Some("b"), 6, "x"));
     let deadline = Instant::now() + Duration::from_secs(1);
@@ -365,7 +367,7 @@ pub(in crate::cluster) fn cluster(endpoints: Vec<String>) -> Arc<config::Cluster
 }
 
 #[tokio::test]
-async fn every_kind_of_bad_endpoint_is_told_apart_and_costs_one_deadline() {
+async fn every_kind_of_bad_endpoint_is_distinguished_and_costs_one_deadline() {
     let good = json!({"members": [{"name": "a", "role": "leader", "host": "h", "port": 1}]}).to_string();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let closed = {
@@ -388,10 +390,10 @@ async fn every_kind_of_bad_endpoint_is_told_apart_and_costs_one_deadline() {
         .map(|reply| reply.unwrap().unwrap_err())
         .collect();
     for (error, expected) in errors.iter().zip([
-        "else than JSON",
+        "not JSON",
         "status 503",
         "status 302",
-        "more than 1 MiB",
+        "larger than 1 MiB",
         "",
         "cannot connect",
         "in time",

@@ -1,8 +1,10 @@
-//! Probes: one task per member asks it for its role, timeline, identity and position.
+//! Probes: one task for each member queries its role, timeline, identity and position.
 //!
-//! A standing connection is used, and every tenth time, after half a minute, after each failure, where a session's login
-//! failed, and when a session wants to know where the address leads now ([`super::sight`]), a fresh one: a server that
-//! refuses logins is not fit, and a host name may lead elsewhere by now. A standing connection that breaks is no failure yet, one that cannot be replaced is.
+//! A prober keeps one connection. It makes a new one every tenth time, after half a minute, after
+//! each failure, after a session's login failed, and when a session needs to know which server the
+//! address leads to now ([`super::sight`]): a server that refuses logins is not fit, and a host
+//! name may lead to another server by now. A kept connection that breaks is no failure yet; one
+//! that cannot be replaced is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,17 +23,16 @@ use crate::backend::query::{Row, simple_query};
 use crate::backend::{ConnectError, ServerConnection, Step};
 use crate::wire::sqlstate::SqlState;
 
-/// Probes on one connection before a fresh one is tried.
+/// Probes on one connection before a new one is made.
 const FRESH_EVERY: u32 = 10;
-/// And its age: a name may lead elsewhere by now.
+/// Age of a connection before a new one is made: a name may lead to another server by now.
 const FRESH_AFTER: Duration = Duration::from_secs(30);
-/// A new connection that somebody asks for comes no sooner after the one before: clients can make logins fail.
-const ANEW_AFTER: Duration = Duration::from_secs(1);
+/// Minimum interval between new connections on request: clients can cause failed logins.
+const REQUESTED_FRESH_AFTER: Duration = Duration::from_secs(1);
 
-/// One row: in recovery, system identifier, timeline, position, position received, WAL receiver streams,
-/// version. Works on primaries and
-/// standbys of PostgreSQL 14 and later; without `pg_monitor` a standby's timeline is that of its last checkpoint and
-/// streaming is not seen.
+/// One row: in recovery, system identifier, timeline, position, received position, WAL receiver is
+/// streaming, version. It works on primaries and standbys of PostgreSQL 14 and later. Without
+/// `pg_monitor` a standby's timeline is that of its last checkpoint, and streaming is not visible.
 pub const PROBE_SQL: &str = "\
 SELECT r.recovery::text, s.system_identifier::text, \
 CASE WHEN r.recovery THEN coalesce(w.received_tli, c.timeline_id) \
@@ -44,57 +45,57 @@ FROM (SELECT pg_is_in_recovery() AS recovery OFFSET 0) r \
 CROSS JOIN pg_control_system() s CROSS JOIN pg_control_checkpoint() c \
 LEFT JOIN pg_stat_wal_receiver w ON true";
 
-/// What a prober needs; one per member and address.
+/// A prober. There is one for each member and address.
 pub(super) struct Prober {
     pub(super) member: MemberName,
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) account: Arc<ServiceAccount>,
     pub(super) pace: watch::Receiver<Pace>,
-    /// Probe now; not sooner after the last probe than `fast_interval`.
-    pub(super) poke: Arc<Poke>,
-    /// Looks over a fresh connection, for those who ask for one.
+    /// Requests a probe now, but not earlier than `fast_interval` after the last one.
+    pub(super) trigger: Arc<ProbeTrigger>,
+    /// Checks of the address over a new connection, for sessions that request one.
     pub(super) look: Arc<Look>,
     pub(super) fast_interval: Duration,
     pub(super) observations: mpsc::Sender<Observation>,
     pub(super) stop: CancellationToken,
 }
 
-/// Asks a prober to look now.
+/// Requests a probe now.
 #[derive(Debug, Default)]
-pub(super) struct Poke {
+pub(super) struct ProbeTrigger {
     now: Notify,
-    /// With a new connection.
-    anew: AtomicBool,
+    /// The request needs a new connection.
+    fresh: AtomicBool,
 }
 
-impl Poke {
-    pub(super) fn look(&self, anew: bool) {
-        if anew {
-            self.anew.store(true, Ordering::Relaxed);
+impl ProbeTrigger {
+    pub(super) fn request(&self, fresh: bool) {
+        if fresh {
+            self.fresh.store(true, Ordering::Relaxed);
         }
         self.now.notify_one();
     }
 
-    /// Whether it was asked for a new connection, which is being made now.
-    fn take_anew(&self) -> bool {
-        self.anew.swap(false, Ordering::Relaxed)
+    /// Whether a new connection was requested. Resets the request.
+    fn take_fresh(&self) -> bool {
+        self.fresh.swap(false, Ordering::Relaxed)
     }
 }
 
-/// The standing connection, how often it has been used, and since when.
-struct Standing {
+/// The kept connection.
+struct KeptConnection {
     connection: Option<ServerConnection>,
     begun: Instant,
     used: u32,
-    /// It was begun, or could not be replaced, then.
+    /// When the connection began, or could last not be replaced.
     since: Instant,
 }
 
 impl Prober {
     pub(super) async fn run(mut self) {
         let stop = self.stop.clone();
-        let mut standing = Standing {
+        let mut kept = KeptConnection {
             connection: None,
             begun: Instant::now(),
             used: 0,
@@ -102,17 +103,17 @@ impl Prober {
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.probe_on(&mut standing) => {}
+            () = self.probe_on(&mut kept) => {}
         }
-        if let Some(connection) = standing.connection {
+        if let Some(connection) = kept.connection {
             connection.close().await;
         }
     }
 
-    async fn probe_on(&mut self, standing: &mut Standing) {
+    async fn probe_on(&mut self, kept: &mut KeptConnection) {
         loop {
             let started = Instant::now();
-            let result = self.probe(standing).await;
+            let result = self.probe(kept).await;
             let result = result.map_err(|error| failure(&error));
             let observation = Observation::Probe {
                 member: self.member.clone(),
@@ -125,42 +126,44 @@ impl Prober {
             let member = &self.member;
             let next = wait(
                 &mut self.pace,
-                &self.poke.now,
+                &self.trigger.now,
                 started,
                 self.fast_interval,
                 |pace| pace.of(member),
             );
             tokio::select! {
                 () = next => {}
-                // Sessions wait for it; they share one, so that this does not come more often than looks grow old.
+                // Sessions wait for this check. They share one, so that the rate is limited by the
+                // maximum age of a check.
                 () = self.look.poked(started) => {}
             }
         }
     }
 
-    async fn probe(&self, standing: &mut Standing) -> Result<ProbeFacts, ConnectError> {
+    async fn probe(&self, kept: &mut KeptConnection) -> Result<ProbeFacts, ConnectError> {
         let timeout = self.account.config.probe.timeout;
-        // One that is about to accept writes is asked as often as it can answer.
+        // A member that is about to accept writes is probed as often as it can answer.
         let chased = self.pace.borrow().chased.as_ref() == Some(&self.member);
-        standing.used += u32::from(!chased);
-        let age = standing.since.elapsed();
-        let is_due = standing.used >= FRESH_EVERY || age >= FRESH_AFTER;
+        kept.used += u32::from(!chased);
+        let age = kept.since.elapsed();
+        let is_due = kept.used >= FRESH_EVERY || age >= FRESH_AFTER;
         let wanted = self.look.take_wanted();
-        let refresh = wanted || !chased && (is_due || age >= ANEW_AFTER && self.poke.take_anew());
-        if let (false, Some(connection)) = (refresh, &mut standing.connection) {
+        let refresh =
+            wanted || !chased && (is_due || age >= REQUESTED_FRESH_AFTER && self.trigger.take_fresh());
+        if let (false, Some(connection)) = (refresh, &mut kept.connection) {
             match ask(connection, Instant::now() + timeout).await {
                 Ok(facts) => {
-                    let connected = Some(standing.begun);
+                    let connected = Some(kept.begun);
                     return Ok(ProbeFacts { connected, ..facts });
                 }
-                // Silence is a failure; a broken connection may have been only this one.
+                // A timeout is a failure. A broken connection may concern only this connection.
                 Err(error @ ConnectError::Timeout { .. }) => {
-                    standing.connection = None;
+                    kept.connection = None;
                     return Err(error);
                 }
                 Err(error) => {
-                    tracing::debug!(member = %self.member, %error, "the standing probe connection is gone");
-                    standing.connection = None;
+                    tracing::debug!(member = %self.member, %error, "the kept probe connection is lost");
+                    kept.connection = None;
                 }
             }
         }
@@ -183,8 +186,8 @@ impl Prober {
         match fresh {
             Ok((connection, facts)) => {
                 let old = std::mem::replace(
-                    standing,
-                    Standing {
+                    kept,
+                    KeptConnection {
                         connection: Some(connection),
                         begun: began,
                         used: 0,
@@ -196,32 +199,34 @@ impl Prober {
                 }
                 Ok(facts)
             }
-            // A full server, a password changed: says nothing against the member while the old one works.
+            // A full server or a changed password does not count against the member while the old
+            // connection works.
             Err(error) if !error.counts_against_member() => {
-                let Some(connection) = &mut standing.connection else {
+                let Some(connection) = &mut kept.connection else {
                     return Err(error);
                 };
-                standing.used = 0;
-                standing.since = Instant::now();
+                kept.used = 0;
+                kept.since = Instant::now();
                 let answer = ask(connection, Instant::now() + timeout).await;
                 if answer.is_err() {
-                    standing.connection = None;
+                    kept.connection = None;
                 }
-                let connected = Some(standing.begun);
+                let connected = Some(kept.begun);
                 answer.map(|facts| ProbeFacts { connected, ..facts })
             }
             Err(error) => {
-                standing.connection = None;
+                kept.connection = None;
                 Err(error)
             }
         }
     }
 }
 
-/// Waits for the next turn: an interval after `started`, or a poke; the interval may change meanwhile.
+/// Waits for the next probe: an interval after `started`, or a request. The interval may change
+/// meanwhile.
 pub(super) async fn wait(
     pace: &mut watch::Receiver<Pace>,
-    poke: &Notify,
+    trigger: &Notify,
     started: Instant,
     shortest: Duration,
     interval: impl Fn(&Pace) -> Duration,
@@ -231,7 +236,7 @@ pub(super) async fn wait(
         let length = interval(&pace.borrow_and_update()).mul_f64(share);
         tokio::select! {
             () = sleep_until(started + length) => return,
-            () = poke.notified() => {
+            () = trigger.notified() => {
                 sleep_until(started + shortest.min(length)).await;
                 return;
             }
@@ -245,10 +250,10 @@ pub(super) async fn wait(
     }
 }
 
-/// 0.9 to 1.1, so that many routers do not ask at the same moment.
+/// 0.9 to 1.1, so that many routers do not probe at the same moment.
 pub(super) fn jitter() -> f64 {
     let mut byte = [0_u8];
-    // Without randomness there is merely no jitter.
+    // Without randomness there is only no jitter.
     let _ = aws_lc_rs::rand::fill(&mut byte);
     0.9 + f64::from(byte[0]) / 255.0 * 0.2
 }
@@ -291,7 +296,7 @@ pub(super) async fn ask(
         })
         .ok_or_else(|| ConnectError::Protocol {
             step: Step::Query,
-            what: "the probe's answer makes no sense".to_owned(),
+            what: "the answer to the probe is invalid".to_owned(),
         })
 }
 
@@ -316,7 +321,7 @@ fn facts(row: &Row) -> Option<ProbeFacts> {
     };
     Some(ProbeFacts {
         in_recovery: text(recovery)?.parse().ok()?,
-        // A bigint: above 2^63 it is shown as negative.
+        // A bigint: a value of 2^63 or more is shown as negative.
         system_identifier: text(identifier)?.parse::<i64>().ok()?.cast_unsigned(),
         timeline: text(timeline)?.parse::<i32>().ok()?.cast_unsigned(),
         position: text(position).and_then(|text| text.parse().ok()).unwrap_or(0),

@@ -10,18 +10,18 @@ use crate::backend::{ConnectError, Credential, ServerConnection, Target, TlsClie
 use crate::config::{self, Secret};
 use crate::wire::startup::ProtocolVersion;
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Probe,
     LookUp,
 }
 
-/// How the router itself logs in to the members of one cluster.
+/// How the router logs into the members of one cluster for its own purposes.
 #[derive(Debug)]
 pub(super) struct ServiceAccount {
     pub(super) config: Arc<config::Cluster>,
-    /// Of the connections to come; those that are there keep theirs.
+    /// For new connections; existing ones keep theirs.
     tls: ArcSwap<TlsClient>,
     credential: ArcSwap<Credential>,
 }
@@ -67,12 +67,12 @@ impl ServiceAccount {
             Purpose::Probe => {
                 parameters.push(pair("application_name", "trunkline probe"));
                 parameters.push(pair("client_encoding", "UTF8"));
-                // Nobody's functions stand in for PostgreSQL's.
+                // No other function can shadow PostgreSQL's.
                 parameters.push(pair("search_path", "pg_catalog"));
             }
             Purpose::LookUp => {
                 parameters.push(pair("application_name", "trunkline look-up"));
-                // Names of roles are bytes: none are converted on their way.
+                // Names of roles are bytes. The server must not convert them.
                 parameters.push(pair("client_encoding", "SQL_ASCII"));
             }
         }
@@ -91,8 +91,8 @@ impl ServiceAccount {
 }
 
 impl ServiceAccount {
-    /// Whether a server lets this role in with this password, for the examination before the start. To the service
-    /// account's database.
+    /// Whether a server accepts this role with this password, for the check before the start. It
+    /// connects to the service account's database.
     pub(super) async fn try_login(
         &self,
         host: &str,

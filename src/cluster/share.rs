@@ -1,4 +1,4 @@
-//! A member's weight and zone: as the configuration has them, else as its Patroni tags do.
+//! A member's weight and zone, from the configuration or else from its Patroni tags.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use serde_json::Value;
 use super::snapshot::MemberName;
 use crate::config::{MOST_WEIGHT, Placement};
 
-/// HAProxy's too.
+/// HAProxy's default, too.
 const DEFAULT_WEIGHT: u16 = 1;
-/// As long as names are in the configuration.
+/// The limit for names in the configuration.
 const MAX_ZONE: usize = 63;
 
-/// A tag that is not a weight, or not a zone, counts as one that is not there.
+/// A tag that is not a valid weight or zone is ignored.
 pub(super) fn share(
     placement: &Placement,
     name: &MemberName,
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_give_weight_and_zone_if_they_are_that() {
+    fn valid_tags_give_weight_and_zone() {
         assert_eq!(tagged(json!({"w": 256, "z": "b"})), (256, Some("b".into())));
         assert_eq!(tagged(json!({"w": "0", "z": 2})), (0, Some("2".into())));
         for odd in [
@@ -88,11 +88,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_configured_counts_before_tags() {
+    fn the_configuration_takes_precedence_over_tags() {
         let tags = serde_json::from_value(json!({"w": 7, "z": "b"})).unwrap();
         let mut placement = Placement::even();
         let name = MemberName::new("db1");
-        assert_eq!(share(&placement, &name, &tags), (1, None), "no tag is asked for");
+        assert_eq!(share(&placement, &name, &tags), (1, None), "no tag is configured");
         (placement.weight_tag, placement.zone_tag) = (Some("w".into()), Some("z".into()));
         let member = MemberPlacement {
             weight: Some(0),

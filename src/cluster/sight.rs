@@ -1,9 +1,10 @@
-//! Where a session is, as the router has seen it to be, and looks at where an address leads now.
+//! Which server a session is on, and checks of which server an address leads to now.
 //!
-//! A name, a virtual address or a forwarded port may lead elsewhere at any moment, and a standing connection does not
-//! notice. A session's connection is therefore held against a look over a connection that was begun at most
-//! [`LOOK_AGE`] before it stood, to the same address; where there is none, the member's prober looks now. One look serves all
-//! sessions that come at the same time, so that a login costs no query of its own.
+//! A name, a virtual address or a forwarded port may lead to another server at any moment, and an
+//! existing connection does not notice. So a session's connection is compared with a check over a
+//! probe's connection to the same address, begun at most [`LOOK_AGE`] earlier. If there is no such
+//! check, the member's prober makes one now. One check serves all sessions that arrive at the same
+//! time, so that a login does not need a query of its own.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,27 +20,28 @@ use crate::backend::query::{Row, simple_query};
 use crate::backend::{ConnectError, SeenRole, ServerConnection, Step};
 use crate::wire::startup::Replication;
 
-/// How much older than a session's connection the one may be on which a probe has looked.
+/// How much older than a session's connection the connection of a check may be.
 pub const LOOK_AGE: Duration = Duration::from_millis(250);
-/// How long a look that is wanted soon may be put off.
+/// Within which time a check that is requested soon runs.
 const LOOK_SOON: Duration = Duration::from_secs(1);
-/// How long each session's own connection is asked after something did not fit: two servers may answer by turns.
+/// How long each session's own connection is checked after a mismatch: two servers may answer in
+/// turn.
 const DOUBT: Duration = Duration::from_mins(1);
 
-/// What was seen of a server, over a connection to it.
+/// The identity of a server, as seen over a connection to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sight {
     pub system_identifier: u64,
-    /// Of a primary: the one it writes; of a standby: as good as known.
+    /// Primary: the timeline that it writes. Standby: the best known value.
     pub timeline: u32,
     pub in_recovery: bool,
     pub address: IpAddr,
-    /// When the connection was begun.
+    /// When the connection began.
     pub connected: Instant,
 }
 
 impl Sight {
-    /// What a probe has seen; `None` where it did not note over which connection.
+    /// The result of a probe; `None` if it did not record its connection.
     pub fn of(facts: &ProbeFacts) -> Option<Self> {
         Some(Self {
             system_identifier: facts.system_identifier,
@@ -50,22 +52,23 @@ impl Sight {
         })
     }
 
-    /// Whether it tells of a connection to `address` that was begun at `connected`.
-    fn tells_of(&self, address: IpAddr, connected: Instant) -> bool {
+    /// Whether it is valid for a connection to `address` that began at `connected`.
+    fn is_valid_for(&self, address: IpAddr, connected: Instant) -> bool {
         self.address == address && self.connected + LOOK_AGE >= connected
     }
 
-    /// Whether both are of the same server, as far as can be seen.
+    /// Whether both are the same server, as far as can be seen.
     fn is_like(&self, other: &Self) -> bool {
         (self.system_identifier, self.timeline, self.address)
             == (other.system_identifier, other.timeline, other.address)
     }
 }
 
-/// Which server it is: in recovery, system identifier, timeline of its last checkpoint, and of a primary the name of
-/// its current WAL file, which begins with the timeline. Everything is qualified and nothing is cast: the settings are a
-/// client's. The transaction of its own is for the same reason: it may have asked for one that waits, or for one that
-/// no standby has.
+/// Identifies the server: in recovery, system identifier, timeline of its last checkpoint, and for
+/// a primary the name of its current WAL file, which begins with the timeline. Everything is
+/// qualified and nothing is cast, since the session has the client's settings. It runs in a
+/// separate transaction for the same reason: the client may have asked for transactions that wait,
+/// or that no standby has.
 const SQL: &str = "\
 BEGIN ISOLATION LEVEL READ COMMITTED, READ ONLY, NOT DEFERRABLE; \
 SELECT pg_catalog.pg_is_in_recovery(), (pg_catalog.pg_control_system()).system_identifier, \
@@ -73,15 +76,15 @@ SELECT pg_catalog.pg_is_in_recovery(), (pg_catalog.pg_control_system()).system_i
 CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END; \
 COMMIT";
 
-/// Asks the server at the other end of a session's own connection which one it is. After an error that
-/// [leaves it usable](ConnectError::leaves_usable) the connection is between transactions again.
+/// Identifies the server over a session's own connection. After an error that [leaves it
+/// usable](ConnectError::leaves_usable) the connection is between transactions again.
 pub async fn ask(
     connection: &mut ServerConnection,
     replication: Replication,
     begun: Instant,
     deadline: Instant,
 ) -> Result<Sight, ConnectError> {
-    // A physical replication connection takes no SQL.
+    // A physical replication connection accepts no SQL.
     let sql = if replication == Replication::Physical {
         "IDENTIFY_SYSTEM"
     } else {
@@ -94,15 +97,15 @@ pub async fn ask(
         }
         answer => answer?,
     };
-    let told = rows.first().and_then(|row| {
+    let identity = rows.first().and_then(|row| {
         if replication == Replication::Physical {
             identified(row, connection.role == SeenRole::Standby)
         } else {
-            told(row)
+            identity(row)
         }
     });
-    let Some((in_recovery, system_identifier, timeline)) = told else {
-        let what = "the answer to which server it is makes no sense";
+    let Some((in_recovery, system_identifier, timeline)) = identity else {
+        let what = "the server's answer about its identity is invalid";
         return Err(ConnectError::protocol(Step::Query, what));
     };
     Ok(Sight {
@@ -119,7 +122,7 @@ fn text(value: Option<&Vec<u8>>) -> Option<&str> {
 }
 
 /// Reads the row of [`SQL`].
-fn told(row: &Row) -> Option<(bool, u64, u32)> {
+fn identity(row: &Row) -> Option<(bool, u64, u32)> {
     let [recovery, identifier, checkpoint, file] = row.as_slice() else {
         return None;
     };
@@ -145,28 +148,28 @@ fn identified(row: &Row, in_recovery: bool) -> Option<(bool, u64, u32)> {
     Some((in_recovery, text(identifier.as_ref())?.parse().ok()?, timeline?))
 }
 
-/// How a session's server is known.
+/// How a session's server was identified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// The session's own connection was asked.
+    /// By a query on the session's own connection.
     Asked,
-    /// A probe has looked at the same address, at the same time.
+    /// By a probe of the same address at the same time.
     Beside,
 }
 
-/// Where a session is.
+/// The server that a session is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Whereabouts {
     pub sight: Sight,
     pub known: Known,
-    /// When the session's own connection stood.
+    /// When the session's own connection began.
     pub begun: Instant,
 }
 
-/// A look over a connection of its own: when that was begun, and what it saw, if anything.
+/// A check over a new connection: when that began, and the result, if any.
 type Looked = Option<(Instant, Option<Sight>)>;
 
-/// Where one member's address leads, and who asks for another look.
+/// The checks of one member's address, and the requests for new ones.
 #[derive(Debug)]
 pub struct Look {
     wanted: AtomicBool,
@@ -178,7 +181,7 @@ pub struct Look {
 
 #[derive(Debug, Default)]
 struct Memory {
-    /// The last thing that was seen, also before looks that saw nothing.
+    /// The last result, also if later checks failed.
     seen: Option<Sight>,
     doubted: Option<Instant>,
 }
@@ -196,22 +199,22 @@ impl Default for Look {
 }
 
 impl Look {
-    /// What is known of a connection to `address` that was begun then, without waiting.
+    /// The result that is valid for a connection to `address` begun at `begun`, without waiting.
     pub fn recent(&self, address: IpAddr, begun: Instant) -> Option<Sight> {
         let sight = self.last()?;
-        sight.tells_of(address, begun).then_some(sight)
+        sight.is_valid_for(address, begun).then_some(sight)
     }
 
-    /// The last look, if it saw anything.
+    /// The result of the last check, if it had one.
     pub fn last(&self) -> Option<Sight> {
         self.last.borrow().and_then(|(_, sight)| sight)
     }
 
-    /// As [`Self::recent`]; has the prober look where nothing is known. `None`: it could not tell in time, or is at
-    /// another address.
+    /// As [`Self::recent`], but requests a check if none is valid. `None`: there was no result in
+    /// time, or it is for another address.
     pub async fn ask(&self, address: IpAddr, begun: Instant, deadline: Instant) -> Option<Sight> {
         let mut looks = self.last.subscribe();
-        let told = timeout_at(deadline, async {
+        let identity = timeout_at(deadline, async {
             loop {
                 match *looks.borrow_and_update() {
                     Some((connected, sight)) if connected + LOOK_AGE >= begun => return sight,
@@ -222,23 +225,23 @@ impl Look {
                 }
             }
         });
-        let sight = told.await.ok().flatten();
-        sight.filter(|sight| sight.tells_of(address, begun))
+        let sight = identity.await.ok().flatten();
+        sight.filter(|sight| sight.is_valid_for(address, begun))
     }
 
-    /// Has the prober look now.
+    /// Requests a check now.
     pub fn want(&self) {
         self.wanted.store(true, Ordering::Relaxed);
         self.poke.notify_one();
     }
 
-    /// Has the next probe be a look, [`LOOK_SOON`] after the one before at most.
+    /// Requests that the next probe is a check, at most [`LOOK_SOON`] after the one before.
     pub fn want_soon(&self) {
         self.wanted.store(true, Ordering::Relaxed);
         self.soon.notify_one();
     }
 
-    /// Something did not fit: what a probe sees is not enough for a while.
+    /// Records a mismatch: for a while a probe's result is not enough.
     pub fn doubt(&self, now: Instant) {
         self.memory().doubted = Some(now);
     }
@@ -253,13 +256,13 @@ impl Look {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For the prober: whether a look is wanted; it is then no longer.
+    /// For the prober: whether a check is requested. Resets the request.
     pub(super) fn take_wanted(&self) -> bool {
         self.wanted.swap(false, Ordering::Relaxed)
     }
 
-    /// For the prober: until somebody wants a look now, or it is time for one that is wanted soon; the last probe was
-    /// begun at `started`.
+    /// For the prober: waits until a check is requested now, or a check requested soon is due. The
+    /// last probe began at `started`.
     pub(super) async fn poked(&self, started: Instant) {
         let soon = async {
             self.soon.notified().await;
@@ -271,7 +274,7 @@ impl Look {
         }
     }
 
-    /// For the prober: what a connection begun at `connected` has shown.
+    /// For the prober: publishes the result of a connection begun at `connected`.
     pub(super) fn show(&self, connected: Instant, sight: Option<Sight>) {
         let mut memory = self.memory();
         if let Some(now) = sight
@@ -285,7 +288,7 @@ impl Look {
     }
 }
 
-/// Of every member that is probed.
+/// The checks of every probed member.
 #[derive(Debug, Default)]
 pub(super) struct Looks(Mutex<BTreeMap<MemberName, Arc<Look>>>);
 
@@ -294,7 +297,7 @@ impl Looks {
         self.lock().get(member).cloned()
     }
 
-    /// A member is probed at an address from now on.
+    /// From now on a member is probed at an address.
     pub(super) fn begin(&self, member: &MemberName) -> Arc<Look> {
         let look = Arc::new(Look::default());
         self.lock().insert(member.clone(), Arc::clone(&look));
@@ -332,22 +335,22 @@ mod tests {
     }
 
     #[test]
-    fn a_server_tells_which_one_it_is() {
+    fn a_servers_answer_about_its_identity_is_read() {
         let row = |values: &[Option<&str>]| -> Row {
             let bytes = |value: Option<&str>| value.map(|text| text.as_bytes().to_vec());
             values.iter().copied().map(bytes).collect()
         };
         let newest = row(&[Some("f"), Some("-2"), Some("1"), Some("FFFFFFFF0000000000000001")]);
-        assert_eq!(told(&newest), Some((false, u64::MAX - 1, u32::MAX)));
+        assert_eq!(identity(&newest), Some((false, u64::MAX - 1, u32::MAX)));
         let standby = row(&[Some("t"), Some("7"), Some("-1"), None]);
-        assert_eq!(told(&standby), Some((true, 7, u32::MAX)));
+        assert_eq!(identity(&standby), Some((true, 7, u32::MAX)));
         for nonsense in [
             vec![],
             vec![Some("t"), None, Some("1"), None],
             vec![Some("f"), Some("7"), Some("1"), Some("short")],
             vec![Some("false"), Some("77"), Some("1"), Some("1000"), Some("0")],
         ] {
-            assert_eq!(told(&row(&nonsense)), None);
+            assert_eq!(identity(&row(&nonsense)), None);
         }
         for (timeline, expected) in [("3", 3), ("4294967295", u32::MAX), ("-1", u32::MAX)] {
             let answer = row(&[Some("18446744073709551614"), Some(timeline), Some("0/1"), None]);
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_look_tells_of_connections_of_its_time_to_its_address() {
+    async fn a_check_is_valid_for_connections_of_its_time_to_its_address() {
         let look = Look::default();
         let start = Instant::now() + Duration::from_secs(10);
         assert_eq!(look.recent(HERE, start), None);
@@ -364,13 +367,13 @@ mod tests {
         assert!(look.recent(HERE, start).is_some());
         assert!(look.recent(HERE, start + LOOK_AGE).is_some());
         assert_eq!(look.recent(HERE, start + LOOK_AGE * 2), None, "too old");
-        assert_eq!(look.recent(ELSEWHERE, start), None, "another server");
+        assert_eq!(look.recent(ELSEWHERE, start), None, "another address");
         look.show(start, None);
-        assert_eq!(look.recent(HERE, start), None, "it saw nothing");
+        assert_eq!(look.recent(HERE, start), None, "the check had no result");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_look_serves_all_that_come_at_the_same_time() {
+    async fn one_check_serves_all_sessions_that_arrive_at_the_same_time() {
         let look = Arc::new(Look::default());
         let begun = Instant::now();
         let waiting: Vec<_> = (0..20)
@@ -390,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_look_that_was_begun_too_early_is_not_taken_for_an_answer() {
+    async fn a_check_that_began_too_early_is_no_answer() {
         let look = Arc::new(Look::default());
         let early = Instant::now();
         let begun = early + LOOK_AGE * 2;
@@ -400,15 +403,15 @@ mod tests {
         assert!(look.take_wanted());
         look.show(early, Some(sight(early)));
         look.poked(Instant::now()).await;
-        assert!(look.take_wanted(), "asked for again");
+        assert!(look.take_wanted(), "requested again");
         look.show(begun, Some(sight(begun)));
         assert_eq!(waiter.await.unwrap(), Some(sight(begun)));
         let never = look.ask(HERE, begun + LOOK_AGE * 2, Instant::now() + LOOK_AGE);
-        assert_eq!(never.await, None, "bounded");
+        assert_eq!(never.await, None, "the deadline is kept");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_look_that_is_wanted_soon_comes_within_a_second() {
+    async fn a_check_that_is_requested_soon_runs_within_a_second() {
         let look = Look::default();
         let started = Instant::now();
         look.want_soon();
@@ -418,7 +421,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_changes_is_doubted_for_a_while() {
+    async fn an_address_that_leads_to_another_server_is_doubted_for_a_while() {
         let look = Look::default();
         let start = Instant::now();
         look.show(start, Some(sight(start)));

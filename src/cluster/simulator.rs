@@ -1,4 +1,5 @@
-//! A model of a cluster, its Patronis and the network, and what must hold of every snapshot whatever happens to them.
+//! A model of a cluster, its Patroni instances and the network, and the invariants of every
+//! snapshot for any sequence of events.
 
 #![allow(clippy::unwrap_used)]
 
@@ -38,34 +39,34 @@ const RISE: u32 = 2;
 const FALL: u32 = 3;
 const STEP: Duration = Duration::from_millis(50);
 
-/// One server and the Patroni beside it, as they really are.
+/// The real state of one server and its Patroni.
 #[derive(Debug, Clone)]
 struct Node {
     running: bool,
     primary: bool,
     timeline: u32,
     identifier: u64,
-    /// The router reaches PostgreSQL.
+    /// The router can reach PostgreSQL.
     connected: bool,
     rest: Rest,
     addressed: bool,
     lag: Option<u64>,
-    /// Bytes of what the primary has written; `None` is all.
+    /// Replayed bytes of the primary's WAL; `None` means all.
     replayed: Option<u64>,
 }
 
-/// What its Patroni answers.
+/// The answer of its Patroni.
 #[derive(Debug, Clone)]
 enum Rest {
     Live,
-    /// Cut from the DCS: what it last knew.
+    /// Disconnected from the DCS: its last known state.
     Stale(SourceReport),
-    /// Two leaders at once.
+    /// It names two leaders.
     Double,
     Dead,
 }
 
-/// The real cluster, the observations under way, and what the router was told so far.
+/// The real cluster, the running polls and probes, and the router's state.
 struct World {
     nodes: Vec<Node>,
     key: Option<usize>,
@@ -74,23 +75,23 @@ struct World {
     now: Instant,
     next_poll: Instant,
     next_probe: Vec<Instant>,
-    /// The poll under way: when it ends, when it was begun, what it brings.
+    /// The running poll: when it ends, when it began, and its result.
     polling: Option<(Instant, Instant, Option<SourceReport>)>,
-    /// Probes under way: when they end, what they saw.
+    /// The running probes: when they end, and their results.
     flying: Vec<(Instant, usize, Instant, Result<ProbeFacts, ProbeError>)>,
     slow: bool,
-    /// By the primary.
+    /// Bytes written by the primary.
     written: u64,
-    /// By the primary, in bytes a second.
+    /// The primary's write rate in bytes per second.
     rate: u64,
     watch: Watch,
     next_check: Instant,
     witness: Witness,
-    /// Servers to which the addresses of these nodes lead, in place of their own.
+    /// The servers to which the addresses of these nodes lead instead of their own.
     elsewhere: BTreeMap<usize, Node>,
-    /// The probes' standing connections: when they were begun, and to which server if not to the node's own.
+    /// The probers' connections: when they began, and to which server if not to the node's own.
     standing: BTreeMap<usize, (Instant, Option<Node>)>,
-    /// Where the nodes' addresses lead, as sessions are told.
+    /// The checks of the nodes' addresses, as sessions use them.
     looks: BTreeMap<usize, Look>,
     sessions: Vec<places::Session>,
 }
@@ -98,10 +99,10 @@ struct World {
 /// The router's watch on the leader key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Watch {
-    /// There is none, or it is lost.
+    /// There is no watch, or it is lost.
     Down,
     Live,
-    /// It says nothing more. `quorum`: a check finds that out, else it finds nobody.
+    /// It sends no more messages. `quorum`: a check reads the key; otherwise the check fails.
     Silent {
         quorum: bool,
     },
@@ -224,7 +225,7 @@ impl World {
             kind,
         };
         if !node.connected {
-            return Err(failure("time ran out", FailureKind::Counts));
+            return Err(failure("timeout", FailureKind::Counts));
         }
         if !node.running {
             return Err(failure("refused", FailureKind::Certain));
@@ -246,8 +247,8 @@ impl World {
         })
     }
 
-    /// Folds one observation in, and checks what must always hold.
-    fn tell(&mut self, observation: Observation) {
+    /// Folds one observation in, and checks the invariants.
+    fn observe(&mut self, observation: Observation) {
         self.witness.hear(&observation, self.now);
         let before = self.state.snapshot();
         self.state.observe(observation, self.now);
@@ -260,11 +261,11 @@ impl World {
         self.witness.check(&before, &self.state.snapshot(), self.now);
     }
 
-    /// What etcd itself has, as an event or the answer to a read through its quorum.
-    fn tell_key(&mut self) {
+    /// The key in etcd, as an event or as the answer to a read through its quorum.
+    fn observe_key(&mut self) {
         let named = self.key.map_or(Named::Nobody, |index| Named::One(name(index)));
         let at = self.now;
-        self.tell(Observation::Key { named, at });
+        self.observe(Observation::Key { named, at });
     }
 
     fn set_watch(&mut self, watch: Watch) {
@@ -272,10 +273,10 @@ impl World {
             return;
         }
         if watch == Watch::Down && self.watch != Watch::Down {
-            self.tell(Observation::KeyLost);
+            self.observe(Observation::KeyLost);
         }
         if watch == Watch::Live && self.watch != Watch::Live {
-            self.tell_key();
+            self.observe_key();
         }
         self.watch = watch;
         self.next_check = self.now + Duration::from_secs(5);
@@ -285,7 +286,7 @@ impl World {
         self.next_check = self.now + Duration::from_secs(5);
         match self.watch {
             Watch::Down => {}
-            Watch::Live | Watch::Silent { quorum: true } => self.tell_key(),
+            Watch::Live | Watch::Silent { quorum: true } => self.observe_key(),
             Watch::Silent { quorum: false } => self.set_watch(Watch::Down),
         }
     }
@@ -294,7 +295,7 @@ impl World {
         if self.kind == SourceKind::Fixed {
             if self.state.snapshot().members.is_empty() {
                 let view = self.view();
-                self.tell(Observation::Source(view));
+                self.observe(Observation::Source(view));
             }
             return;
         }
@@ -320,20 +321,20 @@ impl World {
         self.polled();
     }
 
-    /// Ends the poll under way, if it is time.
+    /// Ends the running poll if it is due.
     fn polled(&mut self) {
         match self.polling.take() {
             Some((at, begun, Some(report))) if at <= self.now => {
-                self.tell(Observation::Polled { report, begun });
+                self.observe(Observation::Polled { report, begun });
             }
             Some((at, _, None)) if at <= self.now => {
-                self.tell(Observation::SourceFailed("none answers".into()));
+                self.observe(Observation::SourceFailed("no endpoint answers".into()));
             }
             pending => self.polling = pending,
         }
     }
 
-    /// Lets time pass: probes and polls at the pace the state asks for.
+    /// Lets time pass: probes and polls at the pace that the state requests.
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -378,7 +379,7 @@ impl World {
             let landed: Vec<(Instant, usize, Instant, _)> = landed;
             for (_, index, started, result) in landed {
                 self.show_look(index, &result);
-                self.tell(Observation::Probe {
+                self.observe(Observation::Probe {
                     member: name(index),
                     started,
                     result,
@@ -403,7 +404,7 @@ impl World {
             Action::Key(index) => {
                 self.key = index.map(at);
                 if self.watch == Watch::Live {
-                    self.tell_key();
+                    self.observe_key();
                 }
             }
             Action::Watch(watch) => self.set_watch(*watch),
@@ -424,7 +425,7 @@ impl World {
             Action::Foreign(index) => self.nodes[at(*index)].identifier = 666,
             Action::Address(index, addressed) => self.nodes[at(*index)].addressed = *addressed,
             Action::Lag(index, lag) => self.nodes[at(*index)].lag = *lag,
-            Action::Admin(index, state) => self.tell(Observation::Admin(name(at(*index)), *state)),
+            Action::Admin(index, state) => self.observe(Observation::Admin(name(at(*index)), *state)),
             Action::Jump(seconds) => {
                 self.now += Duration::from_secs(*seconds);
                 self.tick();
@@ -433,7 +434,7 @@ impl World {
             Action::Evidence(index, evidence) => {
                 let member = name(at(*index));
                 let at = self.now;
-                self.tell(Observation::Evidence {
+                self.observe(Observation::Evidence {
                     member,
                     evidence: *evidence,
                     at,
@@ -467,15 +468,15 @@ impl World {
         self.slow = false;
     }
 
-    /// The first leader may have been of another cluster: by itself that never changes.
-    fn forget_strangers(&mut self) {
+    /// The first leader may have been of another cluster, and that never changes by itself.
+    fn forget_foreign_identity(&mut self) {
         if self
             .state
             .snapshot()
             .system_identifier
             .is_some_and(|known| known != OURS)
         {
-            self.tell(Observation::ForgetIdentity);
+            self.observe(Observation::ForgetIdentity);
         }
     }
 
@@ -499,7 +500,7 @@ impl World {
         self.state.snapshot().member(&name(index)).unwrap().share
     }
 
-    /// Replay of a node stops, and so many bytes are written.
+    /// Replay of a node stops, and the primary writes this many bytes.
     fn leave_behind(&mut self, index: usize, bytes: u64) {
         self.nodes[index].replayed = Some(self.written);
         self.written += bytes;
@@ -525,14 +526,14 @@ enum Action {
     RestDead(usize),
     RestLive(usize),
     RestDouble(usize),
-    /// The router and the first so many lose each other.
+    /// The network between the router and the first so many members fails.
     Cut(usize),
     Outage,
     Foreign(usize),
     Address(usize, bool),
     Lag(usize, Option<u64>),
     Admin(usize, AdminState),
-    /// The router stands still for so many seconds.
+    /// The router is frozen for this many seconds.
     Jump(u64),
     Slow(bool),
     Evidence(usize, Evidence),

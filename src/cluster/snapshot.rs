@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::check::CheckStatus;
 
-/// A member's name as Patroni (or the fixed list) gives it.
+/// A member's name from Patroni or the fixed list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberName(Arc<str>);
 
@@ -30,7 +30,7 @@ impl fmt::Display for MemberName {
     }
 }
 
-/// Everything known of a cluster at one moment.
+/// The state of a cluster at one moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub cluster: Arc<str>,
@@ -40,8 +40,9 @@ pub struct Snapshot {
     pub members: Vec<Member>,
     pub leader: Leader,
     pub source: SourceStatus,
-    /// The identifier members must have to be used: the named leader's where it is known, else the one the
-    /// majority of the members has; `None` until that is clear. It stays once a leader has been verified by it.
+    /// The identifier that usable members must have: the named leader's if it is known, else the
+    /// identifier of the majority; `None` until that is clear. It stays once a leader has been
+    /// verified by it.
     pub system_identifier: Option<u64>,
     /// Patroni's `pause`.
     pub paused: bool,
@@ -70,16 +71,16 @@ pub enum Leader {
 pub enum NamedBy {
     /// The DCS, as Patroni's `/cluster` shows it.
     LeaderKey,
-    /// It was the last one named, and the DCS (every endpoint) cannot be reached.
+    /// It was named last, and the DCS (every endpoint) cannot be reached.
     Failsafe,
-    /// The fixed list: it alone has the highest timeline.
+    /// In a fixed list: it alone has the highest timeline.
     HighestTimeline,
 }
 
-/// Why there is no leader. `Display` is the sentence an operator and a client see.
+/// Why there is no leader. `Display` is the sentence that operators and clients see.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoLeader {
-    #[error("the cluster has not been looked at yet")]
+    #[error("the members have not been probed yet")]
     NotYetKnown,
     #[error("no Patroni endpoint can be reached")]
     SourceUnreachable,
@@ -89,9 +90,9 @@ pub enum NoLeader {
     NotWritable(MemberName),
     #[error("{0} holds the leader key but cannot be reached")]
     NotReachable(MemberName),
-    /// Sessions may try: their own connections must show that they lead where the leader would be, on no older timeline
-    /// than `newest`.
-    #[error("{member} has no connection left for the router to see whether it accepts writes")]
+    /// Sessions may try: their own connections must show a server that accepts writes, on no older
+    /// timeline than `newest`.
+    #[error("{member} has no free connection for the router to check whether it accepts writes")]
     Full { member: MemberName, newest: u32 },
     #[error("{0} leads a standby cluster, which accepts no writes")]
     StandbyCluster(MemberName),
@@ -100,10 +101,12 @@ pub enum NoLeader {
     #[error("Patroni names several leaders at once")]
     SeveralNamed,
     #[error(
-        "{newer} accepts writes on a newer timeline than {last}, the last leader named, and no Patroni endpoint can be reached"
+        "{newer} accepts writes on a newer timeline than {last}, the last named leader, and no Patroni endpoint can be reached"
     )]
     Superseded { last: MemberName, newer: MemberName },
-    #[error("{newer} accepts writes on a newer timeline than {named}, the last known to hold the leader key")]
+    #[error(
+        "{newer} accepts writes on a newer timeline than {named}, the last known holder of the leader key"
+    )]
     Overtaken { named: MemberName, newer: MemberName },
     #[error("{0} is named as the leader but belongs to another cluster")]
     NamedForeign(MemberName),
@@ -121,7 +124,7 @@ pub enum NoLeader {
         timeline: u32,
         newest: u32,
     },
-    #[error("the members belong to different clusters, and none to the majority")]
+    #[error("the members belong to different clusters, and no cluster has the majority")]
     MixedClusters,
     #[error("several members accept writes on the same timeline")]
     Tie,
@@ -133,9 +136,9 @@ pub enum NoLeader {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceStatus {
     pub reachable: bool,
-    /// Why not, for the log and the hint; `None` while reachable.
+    /// The reason why it is not reachable, for the log and the hint; `None` while reachable.
     pub error: Option<String>,
-    /// How the endpoints' answers differ, while they do.
+    /// How the endpoints' answers differ, if they do.
     pub disagreement: Option<String>,
 }
 
@@ -143,9 +146,9 @@ pub struct SourceStatus {
 #[derive(Debug, Clone)]
 pub struct Member {
     pub name: MemberName,
-    /// Empty where the source gives none: the member is then shown, and never used.
+    /// Empty if the source gives none: the member is then displayed, but never used.
     pub host: String,
-    /// 0 where the source gives none.
+    /// 0 if the source gives none.
     pub port: u16,
     /// Role by the source.
     pub role: Role,
@@ -159,33 +162,37 @@ pub struct Member {
     pub health: Health,
     pub identity: Identity,
     pub admin: AdminState,
-    /// How far it is behind the leader, by our own probes; `None` where it is not known, and of who accepts writes.
+    /// How far it is behind the leader, by this router's probes; `None` if it is not known, and for
+    /// a member that accepts writes.
     pub measured: Option<Lag>,
-    /// Routes of which it is beyond `max_lag` (and has not come down to the lower limit since), or not known to be within.
+    /// Routes whose `max_lag` it exceeds (and has not fallen below the lower limit since), or for
+    /// which its lag is not known.
     pub lagging: BTreeSet<Arc<str>>,
-    /// Percent of its weight that counts, 10 to 100: less than [`WHOLE_SHARE`] for a while after it has come back up.
+    /// Percent of its weight that counts, 10 to 100: less than [`WHOLE_SHARE`] for a while after it
+    /// came back up.
     pub share: u8,
     /// 0 to 256, 1 by default; HAProxy's meaning.
     pub weight: u16,
     pub zone: Option<Arc<str>>,
 }
 
-/// [`Member::share`] of a member that has been up for long.
+/// [`Member::share`] of a member that has been up for a long time.
 pub const WHOLE_SHARE: u8 = 100;
 
 /// How far a standby is behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lag {
-    /// What the primary had written and it had not replayed.
+    /// Bytes that the primary had written and the standby had not replayed.
     pub bytes: u64,
-    /// How long ago nothing was missing; 0 if nothing is. `None`: longer than this router has watched the primary.
+    /// How long ago nothing was missing; 0 if nothing is missing. `None`: longer than this router
+    /// has watched the primary.
     pub time: Option<Duration>,
 }
 
 /// Whether a member belongs to this cluster, by its system identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Identity {
-    /// It has not told yet, or it is not yet clear which identifier is this cluster's.
+    /// Its identifier is not known yet, or the cluster's identifier is not known yet.
     Unknown,
     Same,
     /// A member of another cluster: never used.
@@ -207,15 +214,15 @@ pub enum Role {
     Replica,
     SyncStandby,
     QuorumStandby,
-    /// Not known to us (then never eligible), or a fixed list's, where probing decides.
+    /// An unknown role; the member is then never eligible.
     Other(String),
     Unnamed,
 }
 
-/// What our own probes say.
+/// What this router's probes have seen.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
-    /// After `rise` and `fall`: may be given sessions.
+    /// After `rise` and `fall`: the member may get sessions.
     pub up: bool,
     /// Successes (up to `rise`) or failures (up to `fall`) in a row.
     pub streak: u32,
@@ -225,18 +232,20 @@ pub struct Health {
     pub facts: Option<ProbeFacts>,
     /// Of the last failed probe; cleared by a success.
     pub error: Option<String>,
-    /// The last connection over which a probe saw it to belong to this cluster, on the newest timeline it has had.
+    /// The last connection on which a probe saw that it belongs to this cluster, on its newest
+    /// timeline.
     pub verified: Option<VerifiedAt>,
-    /// How the last probe ended, or what a session has seen since.
+    /// The result of the last probe, or what a session has seen since.
     pub check: CheckStatus,
-    /// It answered the last probe that it has no connection left (53300). It is up; its facts may be minutes old.
+    /// It answered the last probe with 53300 (no free connection). It is up; its facts may be
+    /// minutes old.
     pub full: bool,
 }
 
-/// A connection of a probe's.
+/// A connection of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerifiedAt {
-    /// When it was begun.
+    /// When the connection began.
     pub at: Instant,
     pub timeline: u32,
 }
@@ -247,7 +256,8 @@ pub struct ProbeFacts {
     /// `pg_is_in_recovery()`.
     pub in_recovery: bool,
     pub system_identifier: u64,
-    /// Of a primary: of its current WAL file; of a standby: `received_tli`, else of the last checkpoint.
+    /// Primary: the timeline of its current WAL file. Standby: `received_tli`, else the timeline of
+    /// the last checkpoint.
     pub timeline: u32,
     /// Primary: current write position; standby: last replayed; 0 where unknown.
     pub position: u64,
@@ -260,7 +270,8 @@ pub struct ProbeFacts {
     pub latency: Duration,
     /// The address the probe was connected to.
     pub address: Option<IpAddr>,
-    /// When the connection it was asked on was begun: where the address leads since, that connection does not tell.
+    /// When the connection of the probe began. It does not show whether the address has led to
+    /// another server since.
     pub connected: Option<Instant>,
 }
 
@@ -282,7 +293,7 @@ impl AdminState {
         }
     }
 
-    /// The state of this name.
+    /// The state with this name.
     pub fn named(name: &str) -> Option<Self> {
         [Self::Ready, Self::Drain, Self::Maint]
             .into_iter()

@@ -1,50 +1,58 @@
-//! The reducer: observations and the time become the next snapshot. No IO, no clock of its own.
+//! The reducer: it folds observations and the time into the next snapshot. It does no IO and has no
+//! clock.
 //!
 //! # Who is the leader
 //!
-//! With Patroni, the member that holds the leader key, once this router's own probe has seen it writable. Whom the key
-//! names is told by a watch on the DCS, where there is one ([`key`]), else by Patroni's REST interface. While neither
-//! answers, the one named by the *last answer* stays leader as long as probes see it writable, unless
-//! another member of the cluster is seen writable on a newer timeline (then somebody was promoted that we were not
-//! told of, and there is no leader). An answer that names nobody counts as an answer: there is no leader then, also
-//! in pause. (`/cluster` reads the DCS for each request: during a DCS outage it fails or still shows the last state
-//! of its cache, it does not answer "nobody".)
+//! With Patroni, the leader is the member that holds the leader key, once this router's own probe
+//! has seen it writable. A watch on the DCS shows who holds the key, if it is configured ([`key`]);
+//! otherwise Patroni's REST interface does. While neither answers, the member named by the *last
+//! answer* stays leader as long as probes see it writable. The exception: another member of the
+//! cluster is seen writable on a newer timeline. Then it was promoted without the router's
+//! knowledge, and there is no leader. An answer that names no leader counts as an answer: there is
+//! no leader then, also in pause. (`/cluster` reads the DCS for each request. During a DCS outage
+//! it fails or still shows the last state of its cache; it does not answer that there is no
+//! leader.)
 //!
-//! The one named must be seen on at least the timeline that the source gives it: an older one is another server under
-//! that name, or the source is wrong.
+//! The named member must be seen on at least the timeline that the source gives it. On an older
+//! timeline it is another server under that name, or the source is wrong.
 //!
-//! Another member that is first seen writable on a newer timeline speaks against the one named until it has been asked
-//! again who holds the key: Patroni gives the key away before it promotes, so that the last answer may be old.
+//! If another member is first seen writable on a newer timeline, there is no leader until the key
+//! has been read again: Patroni moves the key before it promotes, so the last answer may be old.
 //!
-//! In a fixed list, the writable member that alone has the highest timeline; not one that is older than any timeline
-//! seen in this cluster, a standby's included; and not before each server has been probed once.
+//! In a fixed list, the leader is the writable member that alone has the highest timeline. Its
+//! timeline must not be older than any timeline seen in this cluster, including those of standbys.
+//! There is no leader before each server has been probed once.
 //!
 //! # Which members belong to the cluster
 //!
-//! Those with the system identifier of the named leader, where it is known: Patroni lets nobody else take the key.
-//! Else the one that most members have, once each has been probed; a tie leaves it as it was. Once a leader (or the
-//! leader of a standby cluster) has been verified by an identifier, that one stays: a name or an address that leads to
-//! another cluster, and endpoints that name one, change nothing. Another cluster is another configuration, or an
-//! operator says so ([`Observation::ForgetIdentity`]).
+//! The members with the system identifier of the named leader, if that is known: Patroni does not
+//! let other servers take the key. Otherwise the identifier that most members have counts, once
+//! each member has been probed; a tie changes nothing. Once a leader (or the leader of a standby
+//! cluster) has been verified with an identifier, that identifier stays: a name or an address that
+//! leads to another cluster, and endpoints that name one, change nothing. Only another
+//! configuration or an operator ([`Observation::ForgetIdentity`]) can change it.
 //!
 //! # Up and down
 //!
-//! A member is up after its first success, and after `rise` in a row when it had been up before; down after `fall`
-//! failures in a row, or at once where the failure leaves no doubt (refused, shutting down). A role that a probe
-//! sees counts at once. What live sessions report about a role, or of a closed port, counts at once too; what a session
-//! can cause by itself (`pg_terminate_backend`, a login that fails, a read-only transaction) only makes the router look
+//! A member is up after its first success, or after `rise` successes in a row if it had been up
+//! before. It is down after `fall` failures in a row, or at once if the failure is certain
+//! (refused, shutting down). A role that a probe sees counts at once. Sessions' reports of a role
+//! or of a closed port count at once, too. Events that a session can cause by itself
+//! (`pg_terminate_backend`, a failed login, a read-only transaction) only make the router probe
 //! again.
 //!
 //! # Full
 //!
-//! A server that answers 53300 to a probe is up. The role last seen counts on for a while; after that, and where none was
-//! seen, a session may find out on its own connection whether it is the leader ([`NoLeader::Full`]).
+//! A server that answers 53300 to a probe is up. The role seen last stays valid for a while. After
+//! that, or if none was seen, a session may check on its own connection whether the server is the
+//! leader ([`NoLeader::Full`]).
 //!
 //! # Lag
 //!
-//! A standby is measured against where the leader has been seen. Beyond a route's limit it lags for that route until it
-//! is below the lower one; while its lag is not known it is not fit either. In a standby cluster what its standby leader
-//! has received stands for the leader's position: how far behind the other cluster that is, nobody here can see.
+//! A standby's position is compared with the leader's. A standby that exceeds a route's limit lags
+//! for that route until it is below the lower limit. While its lag is not known, it is not fit
+//! either. In a standby cluster the position that the standby leader has received replaces the
+//! leader's: the lag behind the other cluster cannot be seen from here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -70,19 +78,20 @@ use super::snapshot::{
 };
 use crate::config::{MOST_WEIGHT, MaxLag, Placement};
 
-/// Longest time of fast polling for one loss of the leader: above Patroni's default `ttl` + `loop_wait`.
+/// Longest time of fast polling for one loss of the leader: longer than Patroni's default `ttl` +
+/// `loop_wait`.
 const LEADERLESS: Duration = Duration::from_mins(1);
 /// Fast polling after a member failed or the source was lost.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Fast polling after a hint from a session, or a new leader.
 const AFTER_HINT: Duration = Duration::from_secs(3);
-/// Probe intervals after which what a probe saw no longer counts.
+/// Probe intervals after which a probe's result is too old.
 const STALE_INTERVALS: u32 = 3;
 
-/// How far behind a standby may be, by route; routes without a limit are not there.
+/// How far behind a standby may be, by route. Routes without a limit are absent.
 pub type LagLimits = BTreeMap<Arc<str>, MaxLag>;
 
-/// What the reducer needs to know of the configuration.
+/// The part of the configuration that the reducer needs.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub cluster: Arc<str>,
@@ -92,44 +101,45 @@ pub struct Settings {
     pub probe_interval: Duration,
     pub probe_timeout: Duration,
     pub poll_interval: Duration,
-    /// Between polls, and between probes, while anything is suspicious.
+    /// Interval of polls and probes while something is suspicious.
     pub fast_interval: Duration,
     /// Weights and zones, and how shares grow.
     pub placement: Placement,
     pub limits: LagLimits,
 }
 
-/// Everything the router knows of one cluster.
+/// Everything that the router knows about one cluster.
 #[derive(Debug)]
 pub struct State {
     settings: Settings,
     members: BTreeMap<MemberName, MemberState>,
-    /// Administrative states outlive a member's absence; bounded by who sets them.
+    /// Administrative states. They are kept while a member is absent. Their number is limited by
+    /// the callers that set them.
     admin: HashMap<MemberName, AdminState>,
-    /// As are weights, which count instead of the configured ones.
+    /// Weights that override the configured ones; kept in the same way.
     weights: HashMap<MemberName, u16>,
-    /// Whom the best source there is names.
+    /// The leader named by the best available source.
     named: Option<Named>,
-    /// Whom the last answer of the source names.
+    /// The leader named by the last answer of the source.
     by_source: Option<Named>,
-    /// The leader key, where the DCS is watched.
+    /// The leader key, if the DCS is watched.
     key: key::Key,
-    /// The member named is probed at the fastest pace until then.
+    /// Until then the named member is probed at the fastest pace.
     chase_until: Instant,
     paused: bool,
     source: SourceStatus,
     polled: bool,
-    /// When the last poll that was answered was begun.
+    /// When the last answered poll began.
     answered: Option<Instant>,
     identifier: Option<u64>,
-    /// A leader has been verified by `identifier`, which therefore stays.
+    /// A leader has been verified with `identifier`, which therefore stays.
     is_verified: bool,
     /// The highest timeline seen under `identifier`.
     newest_timeline: u32,
     history: History,
-    /// Fast polling until then, while there is no leader.
+    /// Until then polling is fast while there is no leader.
     leaderless_until: Instant,
-    /// Fast polling until then, in any case.
+    /// Until then polling is fast in any case.
     hinted_until: Instant,
     wants: Wants,
     snapshot: Arc<Snapshot>,
@@ -223,12 +233,13 @@ impl State {
         self.settle(now);
     }
 
-    /// Lets time pass: what probes saw long ago no longer counts.
+    /// Lets time pass: old probe results expire.
     pub fn tick(&mut self, now: Instant) {
         self.settle(now);
     }
 
-    /// This process stood still for `gap`: what was seen before is no older for that, and is looked at again now.
+    /// This process was frozen for `gap`. The freeze does not make earlier probe results older, and
+    /// everything is probed again now.
     pub fn resume(&mut self, gap: Duration, now: Instant) {
         for member in self.members.values_mut() {
             for at in [&mut member.facts_from, &mut member.full_from] {
@@ -246,7 +257,7 @@ impl State {
         Arc::clone(&self.snapshot)
     }
 
-    /// Whether to look more often. Bounded: for each cause it ends by itself.
+    /// Whether to poll and probe fast. For each cause this ends by itself.
     pub fn suspicious(&self, now: Instant) -> bool {
         now < self.hinted_until
             || (matches!(self.snapshot.leader, Leader::None(_)) && now < self.leaderless_until)
@@ -278,7 +289,7 @@ impl State {
         }
     }
 
-    /// What to look at now; each wish is told once.
+    /// What to poll and probe now. Each request is returned once.
     pub fn wants(&mut self) -> Wants {
         std::mem::take(&mut self.wants)
     }
@@ -315,7 +326,7 @@ impl State {
         self.paused = paused;
         self.polled = true;
         if disagreement.is_some() && self.source.disagreement.is_none() {
-            // Somebody may just be taking over: probes tell soon who is right.
+            // A takeover may be in progress. Probes will soon show which answer is right.
             self.wants.probe.extend(rivals);
             self.hint(now, AFTER_FAILURE);
         }
@@ -341,7 +352,7 @@ impl State {
             return;
         }
         if result.is_ok() && member.evidence_at.is_some_and(|at| started <= at) {
-            // It may have looked before what a session saw: ask again.
+            // The probe may have run before the event that a session saw: probe again.
             self.wants.probe.insert(name.clone());
             return;
         }
@@ -380,7 +391,7 @@ impl State {
                 check,
                 kind: FailureKind::Full,
             }) => member.full(check, message, started),
-            // What was seen before counts until it is too old.
+            // The earlier result counts until it is too old.
             Err(ProbeError {
                 message,
                 check,
@@ -398,7 +409,7 @@ impl State {
                 let was_up = member.health.up;
                 let certain = kind == FailureKind::Certain;
                 member.not_full();
-                // One that is about to come up is not down before that, either: what was seen of it still counts.
+                // A member that is about to come up keeps its probe result until then.
                 if certain || failures >= fall || member.health.facts.is_none() {
                     member.down(check, message, failures.min(fall));
                 } else {
@@ -427,9 +438,13 @@ impl State {
             _ if outdated => {}
             Evidence::ConnectRefused => {
                 member.evidence_at = Some(at);
-                // What is said of one that is down already stays.
+                // A member that is already down keeps its error.
                 if member.health.facts.is_some() {
-                    member.down(CheckStatus::Layer4Connection, "refused a connection".into(), fall);
+                    member.down(
+                        CheckStatus::Layer4Connection,
+                        "it refused a connection".into(),
+                        fall,
+                    );
                 }
             }
             Evidence::Promoted | Evidence::Demoted => {
@@ -448,7 +463,7 @@ impl State {
         self.hint(now, AFTER_HINT);
     }
 
-    /// Derives what follows from the observations, and makes the next snapshot.
+    /// Derives the state from the observations, and makes the next snapshot.
     fn settle(&mut self, now: Instant) {
         self.drop_stale(now);
         self.identify();
@@ -470,7 +485,7 @@ impl State {
                 self.wants.check_key = true;
             }
             if let Leader::None(NoLeader::NotOnTimeline { member, .. }) = &leader {
-                // It may have been promoted since it was looked at.
+                // It may have been promoted since the last probe.
                 self.wants.probe.insert(member.clone());
             }
         }
@@ -512,7 +527,7 @@ impl State {
             {
                 let (check, message) = match member.health.error.take() {
                     Some(message) => (member.health.check, message),
-                    None => (CheckStatus::Layer7Timeout, "no probe has ended in time".into()),
+                    None => (CheckStatus::Layer7Timeout, "no probe ended in time".into()),
                 };
                 member.down(check, message, fall);
             }
@@ -544,7 +559,8 @@ impl State {
     }
 }
 
-/// Whether a reader could notice: not times, positions, lag, shares and the wording of a failure, which change all the time.
+/// Whether a reader could notice a difference. Times, positions, lag, shares and the text of a
+/// failure do not count, because they change all the time.
 fn differs(a: &Snapshot, b: &Snapshot) -> bool {
     let same_member = |a: &Member, b: &Member| {
         let facts = |member: &Member| {

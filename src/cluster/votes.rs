@@ -1,14 +1,19 @@
-//! One list of members out of several endpoints' answers: each member, and each thing said of it, by the most of them.
+//! Makes one list of members from several endpoints' answers. A majority of the answers decides
+//! about each member and each of its values.
 //!
-//! - A member is listed if more than half of the answers list it; of exactly half, it stays as it was.
-//! - Its address (host and port together), role, state, timeline and tags are each what more than half of the answers
-//!   that list it say. Without such a majority what was published last stays, if one of them says so; else the first
-//!   answer counts. The address at which it has been seen to belong to this cluster stays in any case.
-//! - Its lag is the middle one. Each endpoint reads it at another moment, so that there need be no majority though all
-//!   are right; the highest would let one endpoint alone say what is shown. It is shown only: probes measure lag.
-//! - A name that comes twice in one answer has one vote, for the entry that is first.
+//! - A member is listed if more than half of the answers list it. If exactly half do, the published
+//!   state stays.
+//! - Its address (host and port together), role, state, timeline and tags are the values that more
+//!   than half of the answers that list it give. Without such a majority the value published last
+//!   stays if one of the answers gives it; otherwise the first answer counts. An address at which
+//!   the member has been seen to belong to this cluster always stays in that case.
+//! - Its lag is the median. Each endpoint reads it at another moment, so correct answers need not
+//!   have a majority; with the maximum, one endpoint alone would decide the value. It is only
+//!   displayed: probes measure the lag that counts.
+//! - A name that appears twice in one answer has one vote, for its first entry.
 //!
-//! So endpoints that are one poll behind the others change nothing back and forth, and what all say counts at once.
+//! So an endpoint that is one poll behind the others does not switch values back and forth, and a
+//! value that all endpoints give counts at once.
 
 use super::snapshot::{Identity, Member, MemberName, Role, Snapshot};
 use super::state::{Listed, SourceReport};
@@ -22,12 +27,12 @@ pub(super) fn rival() -> Role {
 
 /// The answers of one poll.
 pub(super) struct Votes<'a> {
-    /// All that came.
+    /// All answers.
     pub(super) all: &'a [&'a SourceReport],
-    /// Those of them that are not known to be old. Old ones tell addresses, tags and who is there, and nothing that
-    /// changes with the leader.
+    /// The answers that are not known to be old. Old answers count for addresses, tags and the list
+    /// of members, but not for values that change with the leader.
     pub(super) current: &'a [&'a SourceReport],
-    /// The leader taken, and those that name it, on the timeline taken.
+    /// The chosen leader, and the answers that name it on the chosen timeline.
     pub(super) leader: Option<(&'a MemberName, &'a [&'a SourceReport])>,
     pub(super) published: &'a Snapshot,
 }
@@ -53,12 +58,12 @@ impl Votes<'_> {
         members
     }
 
-    /// Members at whose addresses the answers differ.
+    /// Members for which the answers give different addresses.
     pub(super) fn moved(&self) -> Vec<&MemberName> {
         let mut names: Vec<&MemberName> = Vec::new();
         for listed in self.all.iter().flat_map(|answer| &answer.members) {
             let differs = |other: &Listed| address(other) != address(listed);
-            if said(self.all, &listed.name).into_iter().any(differs) && !names.contains(&&listed.name) {
+            if entries(self.all, &listed.name).into_iter().any(differs) && !names.contains(&&listed.name) {
                 names.push(&listed.name);
             }
         }
@@ -89,25 +94,25 @@ impl Votes<'_> {
     }
 
     fn member(&self, name: &MemberName) -> Listed {
-        let all = said(self.all, name);
-        let current = match said(self.current, name) {
+        let all = entries(self.all, name);
+        let current = match entries(self.current, name) {
             none if none.is_empty() => all.clone(),
             current => current,
         };
         let last = self.published(name);
         let of_leader = self.leader.filter(|(leader, _)| *leader == name);
-        let (host, port) = place(&all, last);
-        let told = match of_leader {
-            Some((_, naming)) => said(naming, name),
+        let (host, port) = address_of(&all, last);
+        let leader_votes = match of_leader {
+            Some((_, naming)) => entries(naming, name),
             None => current.clone(),
         };
         let mut role = most(
-            &each(&told, |listed| listed.role.clone()),
+            &each(&leader_votes, |listed| listed.role.clone()),
             last.map(|last| &last.role),
         )
         .unwrap_or_else(rival);
         if self.leader.is_some() && of_leader.is_none() && leads(&role) {
-            // Only one leads.
+            // Only one member can lead.
             role = last
                 .map(|last| &last.role)
                 .into_iter()
@@ -129,7 +134,7 @@ impl Votes<'_> {
             )
             .unwrap_or_default(),
             timeline: most(
-                &each(&told, |listed| listed.timeline),
+                &each(&leader_votes, |listed| listed.timeline),
                 last.map(|last| &last.timeline),
             )
             .flatten(),
@@ -143,8 +148,8 @@ impl Votes<'_> {
     }
 }
 
-/// Where a member is.
-fn place(all: &[&Listed], last: Option<&Member>) -> (String, u16) {
+/// The address of a member.
+fn address_of(all: &[&Listed], last: Option<&Member>) -> (String, u16) {
     let addresses = each(all, address);
     let was = last.map(|last| (last.host.clone(), last.port));
     if majority(&addresses).is_none()
@@ -165,7 +170,7 @@ fn address(listed: &Listed) -> (String, u16) {
     (listed.host.clone(), listed.port)
 }
 
-fn said<'a>(answers: &[&'a SourceReport], name: &MemberName) -> Vec<&'a Listed> {
+fn entries<'a>(answers: &[&'a SourceReport], name: &MemberName) -> Vec<&'a Listed> {
     let of = |answer: &&'a SourceReport| answer.members.iter().find(|member| member.name == *name);
     answers.iter().filter_map(of).collect()
 }
@@ -179,7 +184,7 @@ fn majority<T: PartialEq>(votes: &[T]) -> Option<&T> {
     votes.iter().find(|vote| count(vote) * 2 > votes.len())
 }
 
-/// What more than half say, else `last` where it is among them, else the first.
+/// The value of more than half, else `last` if it is one of the values, else the first value.
 fn most<T: PartialEq + Clone>(votes: &[T], last: Option<&T>) -> Option<T> {
     majority(votes)
         .or_else(|| last.filter(|last| votes.contains(last)))

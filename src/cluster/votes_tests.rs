@@ -21,15 +21,15 @@ fn member(name: &str, role: &str) -> Value {
            "timeline": 1, "lag": 0, "tags": {}})
 }
 
-fn truth() -> Value {
+fn correct() -> Value {
     json!({"members": [member("n1", "leader"), member("n2", "replica"), member("n3", "sync_standby")]})
 }
 
-/// The truth, with `change` made to it.
-fn lie(change: impl Fn(&mut Value)) -> SourceReport {
-    let mut said = truth();
-    change(&mut said["members"]);
-    read(&said)
+/// The correct answer with `change` applied.
+fn wrong(change: impl Fn(&mut Value)) -> SourceReport {
+    let mut members = correct();
+    change(&mut members["members"]);
+    read(&members)
 }
 
 fn settings() -> Settings {
@@ -47,11 +47,11 @@ fn settings() -> Settings {
     }
 }
 
-/// A router that has been told the truth, and has seen each member to belong to the cluster.
-fn knowing() -> State {
+/// A router that has the correct answer, and has seen that each member belongs to the cluster.
+fn informed() -> State {
     let now = Instant::now();
     let mut state = State::new(settings(), now);
-    state.observe(Observation::Source(read(&truth())), now);
+    state.observe(Observation::Source(read(&correct())), now);
     for name in ["n1", "n2", "n3"] {
         let facts = ProbeFacts {
             in_recovery: name != "n1",
@@ -82,142 +82,149 @@ fn polled(published: &Snapshot, answers: &[SourceReport]) -> SourceReport {
     choose(&answers, &|name| seen_writable(published, name), published).unwrap()
 }
 
-/// By name, since the order means nothing.
+/// Sorted by name, since the order does not matter.
 fn sorted(report: &SourceReport) -> Vec<Listed> {
     let mut members = report.members.clone();
     members.sort_by(|a, b| a.name.cmp(&b.name));
     members
 }
 
-fn lies() -> Vec<(&'static str, SourceReport)> {
-    let swap = |said: &mut Value| {
-        said[0]["host"] = json!("host-n2");
-        said[1]["host"] = json!("host-n1");
+fn wrong_answers() -> Vec<(&'static str, SourceReport)> {
+    let swap = |members: &mut Value| {
+        members[0]["host"] = json!("host-n2");
+        members[1]["host"] = json!("host-n1");
     };
     vec![
         (
             "the leader's host",
-            lie(|said| said[0]["host"] = json!("elsewhere")),
+            wrong(|members| members[0]["host"] = json!("elsewhere")),
         ),
-        ("the leader's port", lie(|said| said[0]["port"] = json!(5999))),
-        ("no address", lie(|said| said[0]["host"] = json!(""))),
-        ("hosts exchanged", lie(swap)),
+        (
+            "the leader's port",
+            wrong(|members| members[0]["port"] = json!(5999)),
+        ),
+        ("no address", wrong(|members| members[0]["host"] = json!(""))),
+        ("hosts exchanged", wrong(swap)),
         (
             "no replicas",
-            lie(|said| said.as_array_mut().unwrap().truncate(1)),
+            wrong(|members| members.as_array_mut().unwrap().truncate(1)),
         ),
         (
             "a replica's host",
-            lie(|said| said[1]["host"] = json!("elsewhere")),
+            wrong(|members| members[1]["host"] = json!("elsewhere")),
         ),
-        ("stopped", lie(|said| said[1]["state"] = json!("stopped"))),
+        ("stopped", wrong(|members| members[1]["state"] = json!("stopped"))),
         (
             "a tag",
-            lie(|said| said[1]["tags"] = json!({"noloadbalance": true})),
+            wrong(|members| members[1]["tags"] = json!({"noloadbalance": true})),
         ),
-        ("a role", lie(|said| said[2]["role"] = json!("replica"))),
-        ("a timeline", lie(|said| said[1]["timeline"] = json!(9))),
+        ("a role", wrong(|members| members[2]["role"] = json!("replica"))),
+        ("a timeline", wrong(|members| members[1]["timeline"] = json!(9))),
         (
             "a stranger",
-            lie(|said| said.as_array_mut().unwrap().push(member("n9", "replica"))),
+            wrong(|members| members.as_array_mut().unwrap().push(member("n9", "replica"))),
         ),
         (
             "an entry of that name in front",
-            lie(|said| {
+            wrong(|members| {
                 let mut other = member("n1", "leader");
                 other["host"] = json!("elsewhere");
-                said.as_array_mut().unwrap().insert(0, other);
+                members.as_array_mut().unwrap().insert(0, other);
             }),
         ),
         (
             "another leader",
-            lie(|said| {
-                said[0]["role"] = json!("replica");
-                said[1]["role"] = json!("leader");
+            wrong(|members| {
+                members[0]["role"] = json!("replica");
+                members[1]["role"] = json!("leader");
             }),
         ),
-        ("nobody leads", lie(|said| said[0]["role"] = json!("replica"))),
-        ("none at all", lie(|said| *said = json!([]))),
+        (
+            "nobody leads",
+            wrong(|members| members[0]["role"] = json!("replica")),
+        ),
+        ("none at all", wrong(|members| *members = json!([]))),
         ("paused", {
-            let mut report = read(&truth());
+            let mut report = read(&correct());
             report.paused = true;
             report
         }),
     ]
 }
 
-/// Whatever one endpoint of three says, wherever it stands in the configuration, and also before anything is known.
+/// For every wrong answer, at every position in the configuration, and also before anything is
+/// known.
 #[tokio::test(start_paused = true)]
 async fn one_endpoint_of_three_changes_nothing_but_lag() {
     let nothing = State::new(settings(), Instant::now()).snapshot();
-    for (what, lie) in lies() {
-        for published in [knowing().snapshot(), std::sync::Arc::clone(&nothing)] {
-            for liar in 0..3 {
-                let mut answers = vec![read(&truth()); 3];
-                answers[liar] = lie.clone();
+    for (what, wrong) in wrong_answers() {
+        for published in [informed().snapshot(), std::sync::Arc::clone(&nothing)] {
+            for index in 0..3 {
+                let mut answers = vec![read(&correct()); 3];
+                answers[index] = wrong.clone();
                 let report = polled(&published, &answers);
-                assert_eq!(sorted(&report), read(&truth()).members, "{what}, {liar}");
-                assert_eq!(report.named, Named::One(MemberName::new("n1")), "{what}, {liar}");
-                assert!(!report.paused, "{what}, {liar}");
+                assert_eq!(sorted(&report), read(&correct()).members, "{what}, {index}");
+                assert_eq!(report.named, Named::One(MemberName::new("n1")), "{what}, {index}");
+                assert!(!report.paused, "{what}, {index}");
             }
         }
     }
 }
 
-/// One against one: what was published stays, until the two agree.
+/// One against one: the published state stays until the two agree.
 #[tokio::test(start_paused = true)]
 async fn two_endpoints_that_differ_change_nothing() {
-    let mut state = knowing();
-    for (what, lie) in lies() {
-        for liar in 0..2 {
-            let mut answers = vec![read(&truth()); 2];
-            answers[liar] = lie.clone();
+    let mut state = informed();
+    for (what, wrong) in wrong_answers() {
+        for index in 0..2 {
+            let mut answers = vec![read(&correct()); 2];
+            answers[index] = wrong.clone();
             let report = polled(&state.snapshot(), &answers);
-            assert_eq!(sorted(&report), read(&truth()).members, "{what}, {liar}");
-            assert!(!report.paused, "{what}, {liar}");
+            assert_eq!(sorted(&report), read(&correct()).members, "{what}, {index}");
+            assert!(!report.paused, "{what}, {index}");
             state.observe(Observation::Source(report), Instant::now());
         }
     }
 }
 
-/// Two of three are believed, as they are the most; where they differ from each other, what was seen stays.
+/// Two of three are the majority. If they differ from each other, the seen state stays.
 #[tokio::test(start_paused = true)]
-async fn two_liars_of_three_must_agree() {
-    let published = knowing().snapshot();
-    let elsewhere = |host: &str| lie(|said| said[1]["host"] = json!(host));
+async fn two_wrong_endpoints_of_three_must_agree() {
+    let published = informed().snapshot();
+    let elsewhere = |host: &str| wrong(|members| members[1]["host"] = json!(host));
     for honest in 0..3 {
         let mut answers = vec![elsewhere("x"); 3];
-        answers[honest] = read(&truth());
+        answers[honest] = read(&correct());
         assert_eq!(sorted(&polled(&published, &answers))[1].host, "x");
         answers[(honest + 1) % 3] = elsewhere("y");
         assert_eq!(sorted(&polled(&published, &answers))[1].host, "host-n2");
-        // Also where the honest one does not answer.
+        // Also if the correct endpoint does not answer.
         answers.remove(honest);
         let report = polled(&published, &answers);
         assert_eq!(sorted(&report)[1].host, "host-n2");
         assert_eq!(
             report.disagreement.as_deref(),
-            Some("they give different addresses of n2")
+            Some("they give different addresses for n2")
         );
     }
-    let gone = lie(|said| said.as_array_mut().unwrap().truncate(1));
+    let gone = wrong(|members| members.as_array_mut().unwrap().truncate(1));
     assert_eq!(
-        polled(&published, &[read(&truth()), gone.clone(), gone])
+        polled(&published, &[read(&correct()), gone.clone(), gone])
             .members
             .len(),
         1
     );
 }
 
-/// A change arrives at the endpoints one after the other: it is followed once, when most have it.
+/// A change arrives at one endpoint after the other. It is applied once, when most have it.
 #[tokio::test(start_paused = true)]
-async fn a_change_that_endpoints_learn_one_after_another_is_made_once() {
-    let new = || lie(|said| said[1]["host"] = json!("new"));
+async fn a_change_that_reaches_one_endpoint_after_another_is_applied_once() {
+    let new = || wrong(|members| members[1]["host"] = json!("new"));
     for endpoints in [2, 3] {
         for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
             let order: Vec<usize> = order.into_iter().filter(|index| *index < endpoints).collect();
-            let mut state = knowing();
-            let mut answers = vec![read(&truth()); endpoints];
+            let mut state = informed();
+            let mut answers = vec![read(&correct()); endpoints];
             let mut hosts = Vec::new();
             for index in order {
                 answers[index] = new();
@@ -229,8 +236,8 @@ async fn a_change_that_endpoints_learn_one_after_another_is_made_once() {
             assert_eq!(hosts, expected);
         }
     }
-    // All at once.
-    let report = polled(&knowing().snapshot(), &[new(), new(), new()]);
+    // All endpoints at once.
+    let report = polled(&informed().snapshot(), &[new(), new(), new()]);
     assert_eq!(
         (sorted(&report)[1].host.as_str(), report.disagreement),
         ("new", None)
@@ -238,9 +245,9 @@ async fn a_change_that_endpoints_learn_one_after_another_is_made_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lag_is_the_middle_one() {
-    let published = knowing().snapshot();
-    let lagging = |lag: u64| lie(|said| said[1]["lag"] = json!(lag));
+async fn the_lag_is_the_median() {
+    let published = informed().snapshot();
+    let lagging = |lag: u64| wrong(|members| members[1]["lag"] = json!(lag));
     for (lags, expected) in [([5, 6, 7], 6), ([u64::MAX, 6, 7], 7), ([0, 7, 6], 6)] {
         let report = polled(&published, &lags.map(lagging));
         assert_eq!(sorted(&report)[1].lag, Some(expected));

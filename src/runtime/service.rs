@@ -305,7 +305,7 @@ impl Service {
                     .replace_password(cluster.and_then(|cluster| cluster.service_account.password.as_ref()));
             }
             NextCluster::Replaced(handle, successor, overrides) => {
-                handle.succeed(*successor);
+                handle.replace_tasks(*successor);
                 self.administration.apply_changes(name, &handle, &overrides);
             }
             NextCluster::New(handle) => self.watch(&handle),

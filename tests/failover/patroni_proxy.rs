@@ -24,7 +24,7 @@
 //! | `streaming`; a member without host | `every_state_and_role_of_a_member_counts_for_what_it_is`; `a_member_that_lacks_something_spoils_nothing_and_a_lag_nobody_knows_is_too_much` |
 //! | a replica that refuses | `a_dead_replica_attracts_nobody`; it::routing `a_replica_that_takes_no_new_connections_neither_attracts_nor_delays_sessions` |
 //! | a port that changes and keeps its address | `a_port_that_moves_keeps_its_sessions`; it::reload `it_is_all_or_nothing` |
-//! | lag unknown | `a_member_that_lacks_something_spoils_nothing_and_a_lag_nobody_knows_is_too_much`; cluster `a_lag_that_is_not_known_is_too_much_and_a_failover_is_waited_for` |
+//! | lag unknown | `a_member_that_lacks_something_spoils_nothing_and_a_lag_nobody_knows_is_too_much`; cluster `an_unknown_lag_exceeds_the_limit_and_a_last_position_counts_during_a_failover` |
 //! | half-close | it::tcp `a_client_that_has_no_more_to_say_is_still_answered` |
 //! | SIGTERM | it::tcp `a_shutdown_cuts_connections_when_its_grace_is_over`; failover `sigterm_ends_sessions_at_their_next_boundary` |
 //! | no descriptors left | it::bad_input `without_descriptors_who_is_in_stays_and_who_comes_is_told` |
@@ -34,8 +34,8 @@
 //! | unknown keys accepted; an interval of 0 is a hot loop | config `unknown_keys_of_every_section_are_reported_with_its_path`, `wrong_values_in_a_cluster` |
 //! | `tls` read and not used | `tls_towards_patroni_is_verified_and_shows_who_asks`; cli `every_key_of_patroni_proxy` |
 //! | endpoints one after the other, 5 s each | `dead_endpoints_cost_one_timeout_and_one_that_is_unwell_names_nobody`; cluster `a_slow_endpoint_does_not_delay_what_most_agree_on` |
-//! | the first answer is believed | cluster `where_answers_differ`, `a_stale_endpoint_does_not_bring_the_old_leader_back` |
-//! | a body is believed whatever its status; the environment's proxy is asked | `dead_endpoints_cost_one_timeout_and_one_that_is_unwell_names_nobody`; cluster `every_kind_of_bad_endpoint_is_told_apart_and_costs_one_deadline` |
+//! | the first answer is believed | cluster `a_leader_is_chosen_from_different_answers`, `a_stale_endpoint_does_not_bring_the_old_leader_back` |
+//! | a body is believed whatever its status; the environment's proxy is asked | `dead_endpoints_cost_one_timeout_and_one_that_is_unwell_names_nobody`; cluster `every_kind_of_bad_endpoint_is_distinguished_and_costs_one_deadline` |
 //! | the last topology counts for ever | failover `with_every_patroni_dead_the_verified_leader_serves_on`; cluster `an_outage_of_every_endpoint_keeps_the_last_leader_while_it_accepts_writes` |
 //! | Patroni never seen: healthy, and closes | failover `with_no_endpoint_at_the_start_it_lives_says_why_and_recovers_by_itself` |
 //! | no leader named, no members: all are cut off | `without_a_leader_new_clients_are_told_and_live_sessions_stay` |
@@ -44,7 +44,7 @@
 //! | `streaming`, `in archive recovery`, `quorum_standby`, `standby_leader` unknown | `every_state_and_role_of_a_member_counts_for_what_it_is`; routing `a_standby_that_restores_from_an_archive_serves_after_those_that_stream`, `the_leader_of_a_standby_cluster_serves_reads_last` |
 //! | `promoted` and whatever comes next | `every_state_and_role_of_a_member_counts_for_what_it_is`; failover `a_standby_promoted_behind_patronis_back_never_gets_writers_and_loses_its_readers` |
 //! | lag `unknown` or missing is within the limit | `a_member_that_lacks_something_spoils_nothing_and_a_lag_nobody_knows_is_too_much` |
-//! | one member without host fails the whole | `a_member_that_lacks_something_spoils_nothing_and_a_lag_nobody_knows_is_too_much`; cluster `one_strange_member_never_spoils_the_others` |
+//! | one member without host fails the whole | `a_member_that_lacks_something_spoils_nothing_and_a_lag_nobody_knows_is_too_much`; cluster `one_invalid_member_never_invalidates_the_others` |
 //! | names, IPv6, two servers of one host | `members_have_names_ipv6_addresses_and_neighbours_on_one_host`; it::places `a_host_name_that_leads_elsewhere_is_followed`, `clusters_of_one_process_are_apart_also_on_one_host_and_over_ipv6` |
 //! | a black hole gets 19 of 20 | `a_replica_that_refuses_gets_nobody_and_costs_nobody`, `a_dead_replica_attracts_nobody`; it::routing `a_replica_that_takes_no_new_connections_neither_attracts_nor_delays_sessions` |
 //! | no timeout of connecting, no second try | failover `a_frozen_leader_costs_bounded_time_and_its_sessions_end_when_another_leads`, `a_replica_that_freezes_stalls_nobody_and_its_idle_sessions_are_told` |
@@ -63,7 +63,7 @@
 //! | no check of the configuration, no word to the service manager, no PROXY protocol, no Unix socket, no limits | it::bad_input `a_key_that_others_can_read_is_refused`; it::reload `the_service_manager_is_told`; it::tcp `a_balancers_header_says_who_it_is`, `a_unix_socket_forwards_too`, `limits_hold_for_forwarded_connections` |
 //! | failovers are not logged | cluster `each_change_is_one_sentence_and_no_change_is_none` |
 //! | a cancel goes to any replica | it::tcp `a_cancel_in_clear_reaches_the_right_one_of_two_replicas` |
-//! | no probes, no ejection, no slow start, no weights, no zones | cluster `a_dead_leader_is_down_at_once_and_a_silent_one_after_three_probes`, `a_member_that_comes_back_takes_its_share_slowly_and_one_that_was_there_does_not`; it::routing `sessions_are_shared_out_by_weight_and_zone` |
+//! | no probes, no ejection, no slow start, no weights, no zones | cluster `a_dead_leader_is_down_at_once_and_a_silent_one_after_three_probes`, `the_share_of_a_member_that_comes_back_grows_slowly_and_others_keep_theirs`; it::routing `sessions_are_shared_out_by_weight_and_zone` |
 //! | the DCS is not watched | discovery `the_leader_key_in_etcd_counts_more_than_rest_until_the_watch_is_lost` |
 #![allow(clippy::format_push_string)]
 

@@ -29,7 +29,7 @@ fn check(router: &Router) -> String {
 fn the_watch_shows_in_the_log_the_metrics_and_the_check() {
     let cluster = Cluster::shared();
     let router = Router::before(cluster, options(cluster, cluster.text("scope")));
-    router.await_log(&["etcd is watched", "endpoint=http://"]);
+    router.await_log(&["the router watches etcd", "endpoint=http://"]);
     eventually("the metric says so", Duration::from_secs(10), || {
         router.metric("trunkline_cluster_etcd_up{cluster=\"main\"}") > 0.5
     });
@@ -45,10 +45,10 @@ fn the_watch_shows_in_the_log_the_metrics_and_the_check() {
 fn a_wrong_scope_is_told_and_does_no_harm() {
     let cluster = Cluster::shared();
     let router = Router::before(cluster, options(cluster, "elsewhere"));
-    router.await_log(&["WARN", "leader key names nobody", "`scope`"]);
+    router.await_log(&["WARN", "leader key names no leader", "`scope`"]);
     assert_eq!(router.psql(6432, "SELECT pg_is_in_recovery()"), "f");
     assert!(
-        check(&router).contains("nobody holds the leader key"),
+        check(&router).contains("no member holds the leader key"),
         "{}",
         check(&router)
     );
@@ -91,7 +91,7 @@ fn a_reload_begins_changes_and_ends_the_watch() {
     eventually("etcd is watched", Duration::from_secs(10), is_up);
     reload(
         &watching("elsewhere"),
-        &["WARN", "leader key names nobody", "`scope`"],
+        &["WARN", "leader key names no leader", "`scope`"],
     );
     reload(&usual, &[changed]);
     eventually("it is watched no longer", Duration::from_secs(10), || !is_up());

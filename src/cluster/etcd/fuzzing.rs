@@ -1,4 +1,4 @@
-//! Answers of etcd's gateway against any bytes.
+//! Reads arbitrary bytes as answers of etcd's gateway.
 
 use super::message::{Lines, MAX_MESSAGE, error, single, token, update};
 use crate::fuzzing::{choice, reads};
@@ -16,7 +16,7 @@ pub(crate) fn run(data: &[u8]) {
     let _ = super::member(data);
     let _ = super::asks_for_switchover(Some(data));
     assert!(!error(data).chars().any(is_unsafe));
-    // However a stream is split, it says the same.
+    // The messages do not depend on how the stream is split.
     let mut lines = Lines::default();
     let mut split = Vec::new();
     let mut fault = None;
@@ -34,7 +34,7 @@ pub(crate) fn run(data: &[u8]) {
         .iter()
         .rposition(|&byte| byte == b'\n')
         .map_or(&[][..], |end| &data[..end]);
-    let told = complete
+    let result = complete
         .split(|&byte| byte == b'\n')
         .filter(|line| !line.trim_ascii().is_empty())
         .try_for_each(|line| {
@@ -42,7 +42,7 @@ pub(crate) fn run(data: &[u8]) {
             Ok::<_, super::EtcdError>(())
         });
     if data.len() < MAX_MESSAGE {
-        assert_eq!(fault, told.err().map(|error| error.to_string()));
+        assert_eq!(fault, result.err().map(|error| error.to_string()));
         if fault.is_none() {
             assert_eq!(split, whole);
         }

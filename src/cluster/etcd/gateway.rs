@@ -1,4 +1,5 @@
-//! Requests to etcd's JSON gateway: each bounded in time and size, with the user's token where there is one.
+//! Requests to etcd's JSON gateway. Each has a limit of time and size, and the user's token if
+//! there is one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +17,9 @@ use crate::cluster::patroni::{describe, tls};
 use crate::config;
 use crate::names::HttpNames;
 
-/// Where the gateway is: etcd 3.4 and later, 3.3, 3.2.
+/// Paths of the gateway in etcd 3.4 and later, 3.3 and 3.2.
 const VERSIONS: [&str; 3] = ["v3", "v3beta", "v3alpha"];
-/// A peer that does not acknowledge is given up after about this long.
+/// A connection to a peer that does not acknowledge ends after about this time.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 pub(super) struct Gateway {
@@ -27,7 +28,7 @@ pub(super) struct Gateway {
     endpoints: Vec<Endpoint>,
 }
 
-/// What was learned of an endpoint.
+/// What is known about an endpoint.
 #[derive(Default)]
 struct Endpoint {
     version: AtomicUsize,
@@ -35,7 +36,7 @@ struct Endpoint {
 }
 
 impl Gateway {
-    /// `None` where there is no etcd to watch.
+    /// `None` if no etcd is configured.
     pub(super) fn new(config: Arc<config::Cluster>) -> Result<Option<Self>, ClusterError> {
         let Some(etcd) = &config.etcd else {
             return Ok(None);
@@ -70,7 +71,10 @@ impl Gateway {
     }
 
     fn etcd(&self) -> &config::Etcd {
-        self.config.etcd.as_ref().expect("made from such a section only")
+        self.config
+            .etcd
+            .as_ref()
+            .expect("a gateway is made only with an `etcd` section")
     }
 
     pub(super) fn size(&self) -> usize {
@@ -85,7 +89,7 @@ impl Gateway {
         &self.etcd().prefix
     }
 
-    /// One key below the prefix, read through etcd's quorum.
+    /// Reads one key below the prefix through etcd's quorum.
     pub(super) async fn read(
         &self,
         endpoint: usize,
@@ -97,7 +101,7 @@ impl Gateway {
         message::single(&read_all(&mut answer, deadline).await?)
     }
 
-    /// A watch on everything below the prefix, which answers for as long as it lives.
+    /// Begins a watch on everything below the prefix. Its response lasts as long as the watch.
     pub(super) async fn watch(
         &self,
         endpoint: usize,
@@ -108,7 +112,7 @@ impl Gateway {
         self.authorised(endpoint, "watch", &body, deadline).await
     }
 
-    /// With a token, and once more with another where that one has expired.
+    /// Sends a request with a token, and a second time with a new token if the first has expired.
     async fn authorised(
         &self,
         endpoint: usize,
@@ -127,7 +131,7 @@ impl Gateway {
         }
     }
 
-    /// The next request logs in anew.
+    /// Drops the token: the next request logs in again.
     pub(super) fn forget(&self, endpoint: usize) {
         *lock(&self.endpoints[endpoint].token) = None;
     }
@@ -146,8 +150,8 @@ impl Gateway {
             .post(endpoint, "auth/authenticate", &body, None, deadline)
             .await?;
         let token = message::token(&read_all(&mut answer, deadline).await?)?;
-        let mut token =
-            HeaderValue::from_str(&token).map_err(|_| EtcdError::Senseless("a token of odd characters"))?;
+        let mut token = HeaderValue::from_str(&token)
+            .map_err(|_| EtcdError::InvalidAnswer("a token with invalid characters"))?;
         token.set_sensitive(true);
         *lock(&self.endpoints[endpoint].token) = Some(token.clone());
         Ok(Some(token))
@@ -171,7 +175,7 @@ impl Gateway {
             }
             let mut answer = timeout_at(deadline, request.send())
                 .await
-                .map_err(|_| EtcdError::Late)?
+                .map_err(|_| EtcdError::Timeout)?
                 .map_err(|error| EtcdError::Request(describe(&error)))?;
             let status = answer.status();
             if status == StatusCode::OK {
@@ -194,7 +198,7 @@ impl Gateway {
 }
 
 fn lock(token: &Mutex<Option<HeaderValue>>) -> MutexGuard<'_, Option<HeaderValue>> {
-    // One value, written whole: nothing a panic could have left half done.
+    // One value that is written as a whole, so a panic cannot leave it incomplete.
     token.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -203,7 +207,7 @@ async fn read_all(answer: &mut reqwest::Response, deadline: Instant) -> Result<V
     loop {
         let chunk = timeout_at(deadline, answer.chunk())
             .await
-            .map_err(|_| EtcdError::Late)?
+            .map_err(|_| EtcdError::Timeout)?
             .map_err(|error| EtcdError::Request(describe(&error)))?;
         let Some(chunk) = chunk else {
             return Ok(body);

@@ -1,4 +1,5 @@
-//! What etcd's JSON gateway says: 64-bit numbers as strings, keys and values in base64, what is zero or false left out.
+//! Messages of etcd's JSON gateway. 64-bit numbers are strings, keys and values are base64, and
+//! zero and false are left out.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -7,10 +8,10 @@ use serde_json::{Value, json};
 use super::EtcdError;
 use crate::cluster::patroni::printable;
 
-/// Longest message of a watch, and largest body of an answer. etcd's own bound on a request is 1.5 MiB.
+/// Limit of a watch's message and of an answer's body. etcd's own limit of a request is 1.5 MiB.
 pub(super) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
-/// Where etcd was when it answered.
+/// The state of etcd when it answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) cluster: u64,
@@ -31,7 +32,7 @@ pub(super) struct Change {
     pub(super) key: Vec<u8>,
     /// `None`: deleted.
     pub(super) value: Option<Vec<u8>>,
-    /// It was not there before.
+    /// The key did not exist before.
     pub(super) created: bool,
     pub(super) revision: i64,
 }
@@ -51,7 +52,7 @@ pub(super) fn range_request(key: &str) -> Value {
 
 /// All keys that begin with `prefix`, from a revision on.
 pub(super) fn watch_request(prefix: &str, start: i64) -> Value {
-    // It ends with a slash, whose successor is `0`.
+    // The prefix ends with a slash; the next character is `0`.
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
         *last += 1;
@@ -69,7 +70,7 @@ pub(super) fn single(body: &[u8]) -> Result<Single, EtcdError> {
     let value = match answer.get("kvs").and_then(Value::as_array).map(Vec::as_slice) {
         None | Some([]) => None,
         Some([only]) => Some(bytes(only, "value")?),
-        Some(_) => return Err(EtcdError::Senseless("several values of one key")),
+        Some(_) => return Err(EtcdError::InvalidAnswer("several values of one key")),
     };
     Ok(Single {
         header: header(&answer)?,
@@ -83,10 +84,10 @@ pub(super) fn token(body: &[u8]) -> Result<String, EtcdError> {
     let token = answer.get("token").and_then(Value::as_str);
     token
         .map(str::to_owned)
-        .ok_or(EtcdError::Senseless("no token for the user"))
+        .ok_or(EtcdError::InvalidAnswer("no token for the user"))
 }
 
-/// The message of an error, whatever its form.
+/// The message of an error in any of its forms.
 pub(super) fn error(body: &[u8]) -> String {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = ["message", "error"]
@@ -102,9 +103,11 @@ pub(super) fn update(line: &[u8]) -> Result<Update, EtcdError> {
         let text = error.get("message").and_then(Value::as_str).unwrap_or_default();
         return Err(EtcdError::Cancelled(printable(text, 200)));
     }
-    let result = message.get("result").ok_or(EtcdError::Senseless("no result"))?;
+    let result = message
+        .get("result")
+        .ok_or(EtcdError::InvalidAnswer("no result"))?;
     let flag = |key: &str| result.get(key).and_then(Value::as_bool).unwrap_or(false);
-    // The stream may stay open, and silent, after this.
+    // After this the stream may stay open without further messages.
     if flag("canceled") {
         if number(result, "compact_revision").is_some_and(|revision| revision != 0) {
             return Err(EtcdError::Compacted);
@@ -130,9 +133,10 @@ pub(super) fn update(line: &[u8]) -> Result<Update, EtcdError> {
 fn change(event: &Value) -> Result<Change, EtcdError> {
     let pair = event
         .get("kv")
-        .ok_or(EtcdError::Senseless("an event without a key"))?;
+        .ok_or(EtcdError::InvalidAnswer("an event without a key"))?;
     let deleted = event.get("type").and_then(Value::as_str) == Some("DELETE");
-    let revision = number(pair, "mod_revision").ok_or(EtcdError::Senseless("an event without a revision"))?;
+    let revision =
+        number(pair, "mod_revision").ok_or(EtcdError::InvalidAnswer("an event without a revision"))?;
     Ok(Change {
         key: bytes(pair, "key")?,
         value: if deleted {
@@ -146,10 +150,11 @@ fn change(event: &Value) -> Result<Change, EtcdError> {
 }
 
 fn header(answer: &Value) -> Result<Header, EtcdError> {
-    let header = answer.get("header").ok_or(EtcdError::Senseless("no header"))?;
-    let field = |key| number(header, key).ok_or(EtcdError::Senseless("a header that lacks something"));
-    let positive =
-        |key| unsigned(header.get(key)).ok_or(EtcdError::Senseless("a header that lacks something"));
+    let header = answer
+        .get("header")
+        .ok_or(EtcdError::InvalidAnswer("no header"))?;
+    let field = |key| number(header, key).ok_or(EtcdError::InvalidAnswer("an incomplete header"));
+    let positive = |key| unsigned(header.get(key)).ok_or(EtcdError::InvalidAnswer("an incomplete header"));
     Ok(Header {
         cluster: positive("cluster_id")?,
         revision: field("revision")?,
@@ -158,7 +163,7 @@ fn header(answer: &Value) -> Result<Header, EtcdError> {
 }
 
 fn json(body: &[u8]) -> Result<Value, EtcdError> {
-    serde_json::from_slice(body).map_err(|_| EtcdError::Senseless("something else than JSON"))
+    serde_json::from_slice(body).map_err(|_| EtcdError::InvalidAnswer("something that is not JSON"))
 }
 
 fn number(object: &Value, key: &str) -> Option<i64> {
@@ -181,14 +186,14 @@ fn bytes(object: &Value, key: &str) -> Result<Vec<u8>, EtcdError> {
         Some(value) => value
             .as_str()
             .and_then(|text| BASE64_STANDARD.decode(text).ok())
-            .ok_or(EtcdError::Senseless("a key or value that is not base64")),
+            .ok_or(EtcdError::InvalidAnswer("a key or value that is not base64")),
     }
 }
 
 /// Cuts a stream into its lines, one message each.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    /// The beginning of a line whose end has not come.
+    /// The beginning of an incomplete line.
     rest: Vec<u8>,
 }
 

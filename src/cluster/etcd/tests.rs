@@ -32,7 +32,7 @@ fn event(key: &str, value: Option<&str>, revision: i64) -> Value {
 }
 
 #[test]
-fn messages_are_read_wherever_they_are_cut() {
+fn messages_are_read_from_chunks_of_any_size() {
     let created = json!({"result": {"header": header(7, 5, 2), "created": true}}).to_string();
     let changed = json!({"result": {"header": header(7, 6, 2), "events": [
         event("/service/main/leader", Some("db2"), 6), event("/service/main/members/db1", None, 6)]}})
@@ -60,9 +60,9 @@ fn messages_are_read_wherever_they_are_cut() {
 }
 
 #[test]
-fn what_makes_no_sense_is_a_fault() {
+fn an_invalid_message_is_an_error() {
     for (line, expected) in [
-        ("nonsense", "else than JSON"),
+        ("nonsense", "not JSON"),
         ("{}", "no result"),
         (
             r#"{"error": {"message": "gone\u0007"}}"#,
@@ -76,10 +76,10 @@ fn what_makes_no_sense_is_a_fault() {
             r#"{"result": {"canceled": true, "compact_revision": "9"}}"#,
             "dropped the history",
         ),
-        (r#"{"result": {"header": {}}}"#, "lacks something"),
+        (r#"{"result": {"header": {}}}"#, "incomplete header"),
         (
             r#"{"result": {"header": {"cluster_id": "-1", "revision": "1", "raft_term": "1"}}}"#,
-            "lacks",
+            "incomplete",
         ),
         (r#"{"result": {"events": [{}]}}"#, "without a key"),
         (
@@ -96,7 +96,7 @@ fn what_makes_no_sense_is_a_fault() {
 }
 
 #[test]
-fn a_switchover_is_asked_for_now_or_not_at_all() {
+fn only_a_switchover_for_now_counts_as_requested() {
     let asked = |text: &str| asks_for_switchover(Some(text.as_bytes()));
     assert!(asked(r#"{"leader": "db1", "member": "db2"}"#));
     assert!(asked(r#"{"member": "db2", "scheduled_at": null}"#));
@@ -107,7 +107,7 @@ fn a_switchover_is_asked_for_now_or_not_at_all() {
 }
 
 #[test]
-fn older_answers_and_other_clusters_are_not_admitted() {
+fn answers_that_are_older_or_from_other_clusters_are_refused() {
     let of = |cluster, revision, term| Header {
         cluster,
         revision,
@@ -122,18 +122,18 @@ fn older_answers_and_other_clusters_are_not_admitted() {
     assert!(matches!(seen.admit(&of(7, 6, 1)), Err(EtcdError::Behind)));
 }
 
-/// One etcd that answers from a script.
+/// An etcd endpoint that answers from a script.
 #[derive(Debug, Clone)]
 struct Script {
     version: &'static str,
     header: (u64, i64, u64),
-    /// What a read of the leader key finds.
+    /// The value of the leader key.
     leader: Option<&'static str>,
-    /// What the watch says once it is set up; then it is silent, and stays open.
+    /// The messages of the watch after it is set up. Then it stays open without messages.
     watch: Vec<Value>,
-    /// And what it says later, once.
+    /// Messages that follow later, once.
     later: Vec<Value>,
-    /// Answers of 401 before a token is taken.
+    /// Number of 401 answers before a token is accepted.
     expired: usize,
 }
 
@@ -275,10 +275,10 @@ impl Watched {
         }
     }
 
-    /// What is told next, in words.
+    /// The next observation as a word.
     async fn next(&mut self) -> String {
-        let told = timeout(Duration::from_secs(8), self.observations.recv());
-        match told.await.expect("something is told").unwrap() {
+        let observed = timeout(Duration::from_secs(8), self.observations.recv());
+        match observed.await.expect("an observation").unwrap() {
             Observation::Key {
                 named: Named::One(name),
                 ..
@@ -291,7 +291,7 @@ impl Watched {
         }
     }
 
-    async fn tells(&mut self, expected: &[&str]) {
+    async fn expect(&mut self, expected: &[&str]) {
         let mut expected: VecDeque<&str> = expected.iter().copied().collect();
         while let Some(word) = expected.pop_front() {
             assert_eq!(self.next().await, word, "then {expected:?}");
@@ -300,7 +300,7 @@ impl Watched {
 }
 
 #[tokio::test]
-async fn events_are_told_as_they_come() {
+async fn events_are_reported_as_they_arrive() {
     let mut script = Script::new("db1");
     script.version = "v3beta";
     let prefix = "/service/main/";
@@ -327,11 +327,13 @@ async fn events_are_told_as_they_come() {
     ];
     let (address, _) = etcd(script).await;
     let mut watched = Watched::start(vec![address], false);
-    watched.tells(&["db1", "asked", "nobody", "members", "db2"]).await;
+    watched
+        .expect(&["db1", "asked", "nobody", "members", "db2"])
+        .await;
 }
 
 #[tokio::test]
-async fn a_watch_that_was_cancelled_or_went_back_is_left_for_another_endpoint() {
+async fn a_watch_that_was_cancelled_or_went_back_is_replaced_at_another_endpoint() {
     let cancelled = json!({"result": {"header": header(7, 5, 2), "canceled": true}});
     let compacted = json!({"result": {"header": header(7, 5, 2), "canceled": true, "compact_revision": "9"}});
     let older = json!({"result": {"header": header(7, 4, 2)}});
@@ -343,37 +345,37 @@ async fn a_watch_that_was_cancelled_or_went_back_is_left_for_another_endpoint() 
         other.header = (7, 6, 2);
         let (second, _) = etcd(other).await;
         let mut watched = Watched::start(vec![first, second], false);
-        watched.tells(&["db1"]).await;
+        watched.expect(&["db1"]).await;
         shared.lock().unwrap().later = vec![bad];
-        watched.tells(&["lost", "db2"]).await;
+        watched.expect(&["lost", "db2"]).await;
     }
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_behind_or_of_another_cluster_is_passed_over() {
+async fn an_endpoint_that_is_behind_or_of_another_cluster_is_skipped() {
     for header in [(7, 4, 2), (7, 6, 1), (9, 6, 2)] {
         let (first, shared) = etcd(Script::new("db1")).await;
         let mut script = Script::new("wrong");
         script.header = header;
         let (second, _) = etcd(script).await;
         let mut watched = Watched::start(vec![first, second], false);
-        watched.tells(&["db1"]).await;
+        watched.expect(&["db1"]).await;
         {
             let mut script = shared.lock().unwrap();
             script.later = vec![json!({"result": {"header": self::header(7, 5, 2), "canceled": true}})];
             script.leader = Some("db3");
         }
-        watched.tells(&["lost", "db3"]).await;
+        watched.expect(&["lost", "db3"]).await;
     }
 }
 
 #[tokio::test]
-async fn a_silent_watch_is_checked_at_another_endpoint_and_given_up_when_it_stays_behind() {
+async fn a_silent_watch_is_checked_at_another_endpoint_and_ended_when_it_stays_behind() {
     let (first, one) = etcd(Script::new("db1")).await;
     let (second, two) = etcd(Script::new("db1")).await;
     let mut watched = Watched::start(vec![first, second], false);
-    watched.tells(&["db1"]).await;
-    // The first hears nothing of it.
+    watched.expect(&["db1"]).await;
+    // The first endpoint does not get the change.
     one.lock().unwrap().header = (7, 5, 1);
     {
         let mut script = two.lock().unwrap();
@@ -381,7 +383,7 @@ async fn a_silent_watch_is_checked_at_another_endpoint_and_given_up_when_it_stay
         script.leader = Some("db2");
     }
     watched.check_now.notify_one();
-    watched.tells(&["db2", "db2", "lost", "db2"]).await;
+    watched.expect(&["db2", "db2", "lost", "db2"]).await;
 }
 
 #[tokio::test]
@@ -390,8 +392,8 @@ async fn an_expired_token_is_replaced() {
     script.expired = 1;
     let (address, shared) = etcd(script).await;
     let mut watched = Watched::start(vec![address], true);
-    watched.tells(&["db1"]).await;
+    watched.expect(&["db1"]).await;
     shared.lock().unwrap().expired = 1;
     watched.check_now.notify_one();
-    watched.tells(&["db1"]).await;
+    watched.expect(&["db1"]).await;
 }

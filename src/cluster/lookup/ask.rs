@@ -1,4 +1,4 @@
-//! One look-up, asked of the members in order.
+//! One look-up, which tries the members in order.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use crate::cluster::service_account::ServiceAccount;
 use crate::cluster::snapshot::MemberName;
 use crate::wire::sqlstate::SqlState;
 
-/// Asks one member after the other. Each but the last gets half of what is left of the time.
+/// Asks one member after the other. Each one except the last gets half of the remaining time.
 pub(super) async fn look_up<Q: Question>(
     user: &[u8],
     question: &Q,
     pools: Vec<(MemberName, Pool)>,
     deadline: Instant,
 ) -> Result<Q::Found, LookupError> {
-    let mut error = LookupError::Unavailable("none is up".to_owned());
+    let mut error = LookupError::Unavailable("no member is up".to_owned());
     let last = pools.len().saturating_sub(1);
     for (index, (member, pool)) in pools.into_iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -33,7 +33,7 @@ pub(super) async fn look_up<Q: Question>(
             Ok(found) => return Ok(found),
             Err(refused @ LookupError::Query(_)) => return Err(refused),
             Err(other) => {
-                tracing::debug!(%member, error = %other, "a look-up is asked of the next member");
+                tracing::debug!(%member, error = %other, "a look-up failed and tries the next member");
                 error = other;
             }
         }
@@ -57,7 +57,7 @@ async fn ask<Q: Question>(
     let mut pooled = match timeout_at(deadline, get).await {
         Ok(Ok(pooled)) => pooled,
         Err(_) | Ok(Err(PoolError::Timeout(_))) => return Err(LookupError::Timeout),
-        // Without the pool's own words about it.
+        // Without the pool's text around it.
         Ok(Err(PoolError::Backend(error))) => return Err(LookupError::Unavailable(error.to_string())),
         Ok(Err(other)) => return Err(LookupError::Unavailable(other.to_string())),
     };
@@ -65,7 +65,8 @@ async fn ask<Q: Question>(
     let reused = managed::Object::metrics(&pooled).recycle_count > 0;
     let mut answer = pooled.run(&sql, Q::MAX_ROWS, deadline).await;
     if reused && answer.as_ref().is_err_and(broken) {
-        // The server ended this connection while it was checked: that says nothing about the member yet.
+        // The server ended this connection while it was idle. That says nothing about the member
+        // yet.
         let again = Timeouts {
             wait: left(),
             create: left(),
@@ -96,12 +97,12 @@ async fn ask<Q: Question>(
     }
 }
 
-/// The connection is gone, not only the answer late.
+/// Whether the connection is lost, and not only the answer late.
 fn broken(error: &ConnectError) -> bool {
     !error.leaves_usable() && !matches!(error, ConnectError::Timeout { .. })
 }
 
-/// One look-up, remembered nowhere.
+/// One look-up without the cache.
 pub(in crate::cluster) async fn once<Q: Question>(
     account: &Arc<ServiceAccount>,
     host: &str,

@@ -1,4 +1,4 @@
-//! Connections of the service account for look-ups: a bounded pool per member.
+//! Connections of the service account for look-ups: a limited pool for each member.
 
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
@@ -17,14 +17,14 @@ use crate::cluster::probe;
 use crate::cluster::service_account::{Purpose, ServiceAccount};
 use crate::cluster::snapshot::{Identity, Leader, Member, MemberName, ProbeFacts, Snapshot};
 
-/// A connection is used no longer: a host name may lead elsewhere by now.
+/// Maximum age of a connection: after that, a host name may lead to another server.
 const MAX_AGE: Duration = Duration::from_mins(1);
-/// Members asked before a look-up gives up.
+/// Limit of members that one look-up tries.
 const MAX_MEMBERS: usize = 4;
 
 pub(super) type Pool = managed::Pool<Connector>;
 
-/// One pool for each member that was asked; every kind of look-up uses the same.
+/// One pool for each member that was asked. All kinds of look-ups share it.
 pub(in crate::cluster) struct Pools {
     account: Arc<ServiceAccount>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -43,7 +43,7 @@ impl Pools {
         }
     }
 
-    /// Closes what is idle, and waits until the servers know: 200 ms at most for each connection.
+    /// Closes idle connections with a Terminate message. Each takes at most 200 ms.
     pub(super) async fn close(&self) {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
         for (_, _, pool) in open.into_values() {
@@ -59,8 +59,8 @@ impl Pools {
         &self.account
     }
 
-    /// The pools of the members to ask, in order: the leader first. Pools of members that are gone or moved are
-    /// closed.
+    /// The pools of the members to ask, the leader first. Closes the pools of members that are gone
+    /// or have moved.
     pub(super) fn in_order(&self) -> Vec<(MemberName, Pool)> {
         let snapshot = Arc::clone(&self.snapshots.borrow());
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +102,8 @@ fn can_be_asked(member: &Member) -> bool {
     member.health.up && member.has_address() && member.identity == Identity::Same
 }
 
-/// `snapshots` tell which cluster the server has to belong to; without them anything that answers is asked.
+/// `snapshots` give the cluster that the server must belong to. Without them any server is
+/// accepted.
 pub(super) fn pool(
     account: &Arc<ServiceAccount>,
     host: &str,
@@ -138,7 +139,8 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// Whether a server of which this was seen may be asked about users: one of the cluster, and no old primary.
+    /// Whether a server with these facts may be asked about users: it must belong to the cluster,
+    /// and must not be an old primary.
     fn may_be_asked(&self, seen: Option<&ProbeFacts>) -> bool {
         let Some(snapshots) = &self.snapshots else {
             return true;
@@ -153,11 +155,12 @@ impl Connector {
     }
 }
 
-/// A pooled connection, and whether it is between statements. The server is told when it goes, or it would write a line.
+/// A pooled connection, and whether it is between statements. When it is dropped, it sends
+/// Terminate, because the server would otherwise log a lost connection.
 pub(super) struct Pooled {
-    /// There until it goes.
+    /// `None` once it is closed.
     connection: Option<ServerConnection>,
-    /// Which server it was when the connection was made.
+    /// The server's facts when the connection was made.
     seen: Option<ProbeFacts>,
     clean: bool,
 }
@@ -194,7 +197,7 @@ impl Pooled {
         self.parameter("is_superuser") == Some(b"on")
     }
 
-    /// That of the database, as the server names it.
+    /// The encoding of the database, as the server names it.
     pub(super) fn encoding(&self) -> Option<&[u8]> {
         self.parameter("server_encoding")
     }
@@ -216,14 +219,15 @@ impl managed::Manager for Connector {
             .account
             .connect(&self.host, self.port, Purpose::LookUp, deadline)
             .await?;
-        // The address may lead elsewhere since it was probed: no other server tells who may come in.
+        // The address may lead to another server since the last probe, and another server must not
+        // decide about logins.
         let seen = match self.snapshots {
             Some(_) => Some(probe::ask(&mut connection, deadline).await?),
             None => None,
         };
         if !self.may_be_asked(seen.as_ref()) {
             connection.close().await;
-            let what = "the server belongs to another cluster, or is an old primary";
+            let what = "the server belongs to another cluster or is an old primary";
             return Err(ConnectError::protocol(Step::Query, what));
         }
         Ok(Pooled {
@@ -239,16 +243,18 @@ impl managed::Manager for Connector {
             .as_ref()
             .filter(|connection| pooled.clean && connection.leftover.is_empty())
         else {
-            return Err(RecycleError::message("left in the middle of an answer"));
+            return Err(RecycleError::message("the last answer was not read completely"));
         };
         if !self.may_be_asked(pooled.seen.as_ref()) {
-            return Err(RecycleError::message("of another cluster, or an old primary"));
+            return Err(RecycleError::message(
+                "the server belongs to another cluster or is an old primary",
+            ));
         }
         if metrics.age() >= MAX_AGE {
-            return Err(RecycleError::message("old"));
+            return Err(RecycleError::message("the connection is too old"));
         }
-        // An idle server has nothing to say: a byte or an end means that the connection is of no more use. The socket
-        // itself is asked, as tokio's readiness may lag behind it.
+        // An idle server sends nothing: a byte or an end of stream means that the connection cannot
+        // be used. The socket itself is checked, since tokio's readiness may be late.
         let socket = socket2::SockRef::from(connection.stream.tcp());
         match socket.peek(&mut [MaybeUninit::uninit(); 1]) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),

@@ -1,4 +1,4 @@
-//! What is asked about a user, and how the answer is read.
+//! The queries about a user, and how their answers are read.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -10,18 +10,19 @@ use crate::auth::lookup::{LookedUp, Standing};
 use crate::auth::rules::Memberships;
 use crate::backend::query::Row;
 
-/// What a superuser asks where the default look-up function does not exist.
+/// The query of a superuser if the default look-up function does not exist.
 const SUPERUSER_QUERY: &str = "SELECT rolname, rolpassword FROM pg_catalog.pg_authid \
 WHERE rolname = $1 AND rolcanlogin AND (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now())";
-/// The function of the default query; only where it is asked may the query above stand in.
+/// The function of the default query. Only that query may be replaced by the one above.
 const DEFAULT_FUNCTION: &str = "trunkline.user_lookup(";
 
-/// The most roles one user may be a member of.
+/// Limit of roles that one user may be a member of.
 const MAX_ROLES: usize = 10_000;
-/// What `+role` in `pg_hba.conf` means (PostgreSQL's `is_member_of_role_nosuper`): memberships of every kind, also those
-/// without INHERIT or SET, and none for being a superuser. The catalogs are readable by every role. A name is compared
-/// as text, as the type `name` would cut it short; one row more than allowed shows that there are more. Nothing of it
-/// depends on the account's `search_path`.
+/// The meaning of `+role` in `pg_hba.conf` (PostgreSQL's `is_member_of_role_nosuper`): memberships
+/// of every kind, also those without INHERIT or SET, and no implicit memberships of superusers.
+/// Every role can read the catalogs. The name is compared as text, since the type `name` would
+/// truncate it. One row above the limit shows that there are more. The query does not depend on the
+/// account's `search_path`.
 const MEMBERSHIPS_QUERY: &str = "WITH RECURSIVE member_of(oid) AS (\
 SELECT r.oid FROM pg_catalog.pg_roles AS r WHERE r.rolname::pg_catalog.text OPERATOR(pg_catalog.=) $1::pg_catalog.text \
 UNION SELECT m.roleid FROM member_of AS o \
@@ -32,37 +33,37 @@ const STANDING_QUERY: &str = "SELECT r.rolcanlogin, \
 coalesce(r.rolvaliduntil OPERATOR(pg_catalog.<=) pg_catalog.now(), false) FROM pg_catalog.pg_roles AS r \
 WHERE r.rolname::pg_catalog.text OPERATOR(pg_catalog.=) $1::pg_catalog.text";
 
-/// A question about a user that is put to a member as one statement.
+/// A kind of look-up: one statement about a user.
 pub(in crate::cluster) trait Question: Send + Sync + 'static {
-    /// The answer; its default is what is known of a name that no role can have.
+    /// The answer. Its default is the answer for a name that no role can have.
     type Found: Clone + Default + Send + 'static;
-    /// As the log calls it.
+    /// Its name in the log.
     const WHAT: &'static str;
-    /// Bound on the weights of all answers remembered.
+    /// Limit of the weights of all remembered answers.
     const CAPACITY: usize;
     const MAX_ROWS: usize;
-    /// Whether the metrics have it.
+    /// Whether the metrics count it.
     const IS_COUNTED: bool = true;
 
     /// The statement, with the user's name as `$1`.
     fn sql(&self) -> &str;
 
-    /// What a superuser asks where a function or schema of `sql` does not exist.
+    /// The query of a superuser if a function or schema of `sql` does not exist.
     fn stand_in(&self) -> Option<&'static str>;
 
-    /// How long an answer may be used without being confirmed.
+    /// How long an unconfirmed answer may be used.
     fn ttl(&self) -> Duration;
 
     fn read(rows: Vec<Row>, user: &[u8]) -> Result<Self::Found, LookupError>;
 
-    /// For the metrics: not an unknown user.
+    /// Whether the metrics count the user as known.
     fn is_known(found: &Self::Found) -> bool;
 
     /// At least 1.
     fn weight(found: &Self::Found) -> usize;
 }
 
-/// The configured query (of [`crate::config::Verifiers::Query`]): what is the user's login checked against?
+/// The configured query (of [`crate::config::Verifiers::Query`]) for the verifier of a user.
 #[derive(Debug, Clone)]
 pub struct Query {
     pub sql: String,
@@ -104,7 +105,7 @@ impl Question for Query {
     }
 }
 
-/// Which roles is the user a member of?
+/// The query for the roles that the user is a member of.
 #[derive(Debug, Clone)]
 pub(in crate::cluster) struct MembershipsQuery {
     pub(in crate::cluster) cache_ttl: Duration,
@@ -113,7 +114,7 @@ pub(in crate::cluster) struct MembershipsQuery {
 impl Question for MembershipsQuery {
     type Found = Arc<Memberships>;
     const WHAT: &'static str = "memberships";
-    /// Roles' names, and a little for each user: some megabytes.
+    /// Names of roles and a small constant for each user: some megabytes.
     const CAPACITY: usize = 50_000;
     const MAX_ROWS: usize = MAX_ROLES + 1;
 
@@ -150,7 +151,7 @@ impl Question for MembershipsQuery {
     }
 }
 
-/// Why is there nothing to check the user's login against? The catalog is readable by every role.
+/// The query for the reason why a user has no verifier. Every role can read the catalog.
 #[derive(Debug, Clone)]
 pub(in crate::cluster) struct StandingQuery;
 
@@ -192,28 +193,28 @@ impl Question for StandingQuery {
     }
 }
 
-/// The first row's second column, if its first is the user asked for.
+/// The second column of the first row, if the first column is the requested user.
 fn first(rows: &[Row], user: &[u8]) -> Result<LookedUp, LookupError> {
     let Some(row) = rows.first() else {
         return Ok(LookedUp::NoPassword);
     };
     let [name, password, ..] = row.as_slice() else {
         return Err(LookupError::Query(
-            "it must return two columns, the user's name and its verifier".into(),
+            "the query must return two columns, the user's name and the verifier".into(),
         ));
     };
     match name {
-        // A function may answer one row of NULLs for an unknown user.
+        // A function may return one row of NULLs for an unknown user.
         None => Ok(LookedUp::NoPassword),
         Some(name) if name == user => Ok(LookedUp::parse(password.as_deref())),
         Some(_) => Err(LookupError::Query(
-            "it returned another user than the one asked for".into(),
+            "the query returned another user than the requested one".into(),
         )),
     }
 }
 
-/// Puts the user's name in place of each `$1` outside of quotes and comments. `encoding` is that of the server's
-/// database. The name must be without NUL ([`super::Lookups::ask`] sees to that).
+/// Replaces each `$1` outside of quotes and comments with the user's name. `encoding` is the
+/// database's encoding. The name must not contain NUL ([`super::Lookups::ask`] checks this).
 pub(super) fn bind(sql: &str, user: &[u8], encoding: Option<&[u8]>) -> String {
     let literal = value(user, encoding);
     let mut bound = String::with_capacity(sql.len() + literal.len());
@@ -226,7 +227,7 @@ pub(super) fn bind(sql: &str, user: &[u8], encoding: Option<&[u8]>) -> String {
         } else if next == '\'' || next == '"' {
             rest[1..].find(next).map_or(rest.len(), |end| end + 2)
         } else if next.is_alphanumeric() || next == '_' {
-            // An identifier may hold a dollar sign; it is no parameter then.
+            // An identifier may contain a dollar sign, which is then no parameter.
             rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '$')
                 .unwrap_or(rest.len())
         } else if rest.starts_with("$1") && !rest[2..].starts_with(|c: char| c.is_ascii_digit()) {
@@ -243,9 +244,10 @@ pub(super) fn bind(sql: &str, user: &[u8], encoding: Option<&[u8]>) -> String {
     bound
 }
 
-/// A user's name as a value of SQL, byte for byte as the server has it. A role's name has no encoding: every database of
-/// the server shows the same bytes, and a startup packet's are compared with them as they are. A constant of other bytes
-/// than ASCII is checked against the database's encoding, so one that may not fit it is found by its bytes.
+/// A user's name as an SQL value with exactly the server's bytes. A role's name has no encoding:
+/// every database of the server shows the same bytes, and the bytes of a startup packet are
+/// compared with them unchanged. The server checks a non-ASCII constant against the database's
+/// encoding, so a name that may not be valid in it is selected by its bytes.
 fn value(user: &[u8], encoding: Option<&[u8]>) -> Cow<'static, str> {
     match str::from_utf8(user) {
         Ok(name) if name.is_ascii() || encoding == Some(b"UTF8") => literal(name),
@@ -253,7 +255,7 @@ fn value(user: &[u8], encoding: Option<&[u8]>) -> Cow<'static, str> {
     }
 }
 
-/// NULL where no role has these bytes for a name.
+/// NULL if no role's name has these bytes.
 fn by_bytes(user: &[u8]) -> String {
     let mut digits = String::with_capacity(2 * user.len());
     for byte in user {
@@ -265,8 +267,8 @@ fn by_bytes(user: &[u8]) -> String {
     )
 }
 
-/// A string constant that means the same whatever `standard_conforming_strings` is (PostgreSQL documentation,
-/// "String Constants with C-Style Escapes").
+/// A string constant that does not depend on `standard_conforming_strings` (PostgreSQL
+/// documentation, "String Constants with C-Style Escapes").
 fn literal(text: &str) -> Cow<'static, str> {
     let mut quoted = String::with_capacity(text.len() + 8);
     quoted.push_str(" E'");

@@ -30,7 +30,7 @@ fn a_name_is_only_ever_a_value() {
 }
 
 #[test]
-fn a_name_that_may_not_fit_the_databases_encoding_is_found_by_its_bytes() {
+fn a_name_that_may_be_invalid_in_the_databases_encoding_is_selected_by_its_bytes() {
     let bound = |name: &[u8], encoding: &str| bind("f($1)", name, Some(encoding.as_bytes()));
     assert_eq!(bound("ren\u{e9}".as_bytes(), "UTF8"), "f( E'ren\u{e9}')");
     for (name, encoding, digits) in [
@@ -47,7 +47,7 @@ fn a_name_that_may_not_fit_the_databases_encoding_is_found_by_its_bytes() {
     }
 }
 
-/// Reads a constant as PostgreSQL's lexer does; `None` where it ends early.
+/// Reads a constant as PostgreSQL's lexer does; `None` if it ends early.
 fn lex(constant: &str) -> Option<String> {
     let body = constant.trim_start().strip_prefix("E'")?;
     let mut text = String::new();
@@ -79,7 +79,7 @@ proptest! {
 }
 
 #[test]
-fn the_row_must_be_the_users() {
+fn the_row_must_belong_to_the_requested_user() {
     let row = |name: Option<&str>, password: Option<&str>| {
         vec![vec![
             name.map(|n| n.as_bytes().to_vec()),

@@ -24,7 +24,7 @@ fn the_network_between_the_router_and_half_of_the_members_fails() {
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
 }
 
-/// The cut of the first `count`, and what was there before: nothing is changed but the network.
+/// Restores the network to the first `count` members. Nothing else changes.
 fn heal(world: &mut World, count: usize) {
     for index in 0..count {
         world.apply(&Action::Connect(index, true));
@@ -32,7 +32,8 @@ fn heal(world: &mut World, count: usize) {
     }
 }
 
-/// The key moves to db2 behind the back of db0, which goes on accepting writes, and whose Patroni, as db1's, knows nothing.
+/// The key moves to db2. db0 does not notice and still accepts writes; the Patroni instances of db0
+/// and db1 do not know of the change.
 fn split(world: &mut World) {
     world.apply(&Action::Stale(0));
     world.apply(&Action::Stale(1));
@@ -40,7 +41,7 @@ fn split(world: &mut World) {
     world.apply(&Action::Key(Some(2)));
 }
 
-/// The router reaches the first two only, or also asks the others by SQL.
+/// The router reaches only the first two members, or also probes the others.
 fn only_the_minority_answers(world: &mut World, probes_too: bool) {
     for index in 2..4 {
         world.apply(&Action::RestDead(index));
@@ -54,7 +55,7 @@ fn up(world: &World) -> Vec<bool> {
 }
 
 #[test]
-fn with_the_leader_on_our_side_a_cut_takes_replicas_away_and_healing_brings_them_back() {
+fn a_partition_with_the_leader_on_the_routers_side_removes_the_other_replicas_until_it_heals() {
     let mut world = World::new(4, SourceKind::Patroni);
     world.apply(&Action::Key(Some(2)));
     world.apply(&Action::Demote(0));
@@ -74,7 +75,7 @@ fn with_the_leader_on_our_side_a_cut_takes_replicas_away_and_healing_brings_them
 }
 
 #[test]
-fn our_side_elects_another_and_the_old_one_comes_back_writable_and_deaf() {
+fn the_routers_side_elects_a_leader_and_the_old_one_comes_back_writable_without_its_dcs() {
     let mut world = calm(4);
     world.apply(&Action::Stale(0));
     let stale = world.nodes[0].rest.clone();
@@ -106,18 +107,18 @@ fn our_side_elects_another_and_the_old_one_comes_back_writable_and_deaf() {
 }
 
 #[test]
-fn on_the_side_of_the_minority_the_old_leader_serves_until_patroni_is_heard_from_the_other() {
+fn on_the_minority_side_the_old_leader_serves_until_a_patroni_of_the_majority_answers() {
     let mut world = calm(4);
     split(&mut world);
     only_the_minority_answers(&mut world, true);
     world.pass(Duration::from_secs(10));
-    // Nothing that can be heard speaks against it; Patroni demotes it within its ttl.
+    // No reachable source contradicts it. Patroni demotes it within its ttl.
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
-    // The first half to heal: SQL gets through, Patroni does not.
+    // SQL works again first, Patroni does not yet.
     world.apply(&Action::Connect(2, true));
     world.apply(&Action::Connect(3, true));
     world.pass(Duration::from_secs(10));
-    // Asked again, Patroni still names db0: a server promoted by hand would look the same.
+    // Polled again, Patroni still names db0. A manually promoted server would look the same.
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
     world.apply(&Action::RestLive(3));
     world.pass(Duration::from_secs(2));
@@ -125,14 +126,14 @@ fn on_the_side_of_the_minority_the_old_leader_serves_until_patroni_is_heard_from
 }
 
 #[test]
-fn a_newer_leader_that_a_probe_has_seen_speaks_against_an_old_answer_at_once() {
+fn a_newer_leader_that_a_probe_has_seen_contradicts_an_old_answer_at_once() {
     let mut world = calm(4);
     let stale = world.view();
     split(&mut world);
     only_the_minority_answers(&mut world, false);
     let result = world.look(2);
     let started = world.now;
-    world.tell(Observation::Probe {
+    world.observe(Observation::Probe {
         member: name(2),
         started,
         result,
@@ -140,24 +141,24 @@ fn a_newer_leader_that_a_probe_has_seen_speaks_against_an_old_answer_at_once() {
     assert!(world.leader().is_none());
     assert_eq!(
         world.reason(),
-        "db2 accepts writes on a newer timeline than db0, the last known to hold the leader key"
+        "db2 accepts writes on a newer timeline than db0, the last known holder of the leader key"
     );
-    assert!(world.state.wants().poll, "Patroni is asked at once");
+    assert!(world.state.wants().poll, "Patroni is polled at once");
     let begun = world.now - STEP;
-    world.tell(Observation::Polled { report: stale, begun });
-    assert!(world.leader().is_none(), "that was asked before");
+    world.observe(Observation::Polled { report: stale, begun });
+    assert!(world.leader().is_none(), "that poll began before");
     world.apply(&Action::RestLive(3));
     world.pass(Duration::from_secs(2));
     assert_eq!(world.leader(), Some(("db2".into(), NamedBy::LeaderKey)));
 }
 
 #[test]
-fn a_server_promoted_by_hand_takes_the_leader_away_only_until_patroni_is_asked() {
+fn a_manually_promoted_server_removes_the_leader_only_until_patroni_is_polled() {
     let mut world = calm(3);
     world.apply(&Action::Promote(1));
     let result = world.look(1);
     let started = world.now;
-    world.tell(Observation::Probe {
+    world.observe(Observation::Probe {
         member: name(1),
         started,
         result,
@@ -171,7 +172,7 @@ fn a_server_promoted_by_hand_takes_the_leader_away_only_until_patroni_is_asked()
 }
 
 #[test]
-fn a_leader_that_patroni_names_and_no_probe_reaches_is_none() {
+fn a_named_leader_that_no_probe_reaches_is_no_leader() {
     let mut world = calm(4);
     world.apply(&Action::Connect(0, false));
     world.apply(&Action::Connect(1, false));
@@ -191,7 +192,7 @@ fn probes_alone_keep_the_last_leader_until_a_newer_one_is_seen() {
     }
     world.pass(Duration::from_mins(1));
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::Failsafe)));
-    // It comes back, and one look is enough to speak against another.
+    // It comes back. One probe is enough to contradict another leader.
     world.apply(&Action::Run(2, false));
     world.pass(Duration::from_secs(3));
     world.apply(&Action::Promote(2));
@@ -201,7 +202,7 @@ fn probes_alone_keep_the_last_leader_until_a_newer_one_is_seen() {
         ..world.look(1).unwrap()
     });
     let started = world.now;
-    world.tell(Observation::Probe {
+    world.observe(Observation::Probe {
         member: name(2),
         started,
         result,
@@ -222,7 +223,7 @@ fn probes_alone_keep_the_last_leader_until_a_newer_one_is_seen() {
 }
 
 #[test]
-fn half_of_the_patronis_are_enough_and_those_cut_off_are_outvoted() {
+fn half_of_the_patroni_endpoints_are_enough_and_disconnected_ones_are_outvoted() {
     let mut world = calm(4);
     world.apply(&Action::RestDead(0));
     world.apply(&Action::RestDead(1));
@@ -236,7 +237,7 @@ fn half_of_the_patronis_are_enough_and_those_cut_off_are_outvoted() {
 }
 
 #[test]
-fn a_watch_that_is_cut_off_with_the_old_leader_is_looked_through() {
+fn a_watch_that_is_cut_off_with_the_old_leader_is_detected() {
     for quorum in [false, true] {
         let mut world = calm(4);
         world.apply(&Action::Watch(Watch::Live));
@@ -246,7 +247,7 @@ fn a_watch_that_is_cut_off_with_the_old_leader_is_looked_through() {
         only_the_minority_answers(&mut world, false);
         world.pass(Duration::from_secs(2));
         if !quorum {
-            // The watch is given up, and Patroni heard from the other side, too.
+            // The watch ends, and a Patroni of the other side answers, too.
             world.apply(&Action::RestLive(3));
             world.pass(Duration::from_secs(2));
         }
@@ -255,7 +256,7 @@ fn a_watch_that_is_cut_off_with_the_old_leader_is_looked_through() {
 }
 
 #[test]
-fn the_key_as_the_watch_knows_it_outweighs_a_newer_timeline() {
+fn the_watched_key_takes_precedence_over_a_newer_timeline() {
     let mut world = calm(3);
     world.apply(&Action::Watch(Watch::Live));
     world.pass(Duration::from_secs(6));

@@ -1,4 +1,4 @@
-//! The watch on the leader key, beside REST: lost, silent, ahead of it, contradicted.
+//! The watch on the leader key compared with REST: lost, silent, ahead of it, contradicted.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn watched() -> World {
     world
 }
 
-/// The key moves to another, of which no Patroni's REST knows yet.
+/// The key moves to another member, and no Patroni's REST interface shows it yet.
 fn hidden_switchover(world: &mut World) {
     for index in 0..3 {
         world.apply(&Action::Stale(index));
@@ -20,7 +20,7 @@ fn hidden_switchover(world: &mut World) {
 }
 
 #[test]
-fn the_key_counts_at_once_and_rest_does_not_turn_it_back() {
+fn the_key_counts_at_once_and_rest_does_not_revert_it() {
     let mut world = watched();
     hidden_switchover(&mut world);
     world.apply(&Action::Promote(1));
@@ -31,14 +31,14 @@ fn the_key_counts_at_once_and_rest_does_not_turn_it_back() {
 }
 
 #[test]
-fn the_first_leader_is_the_leader_also_where_the_watch_tells_of_it_before_rest_does() {
+fn the_first_leader_is_accepted_also_if_the_watch_shows_it_before_rest() {
     let mut world = World::new(3, SourceKind::Patroni);
     world.apply(&Action::Key(None));
     world.apply(&Action::Watch(Watch::Live));
     world.pass(Duration::from_secs(2));
     assert_eq!(world.reason(), "no member holds the leader key");
     world.apply(&Action::Key(Some(0)));
-    // Sooner than a quiet watch is checked: a busy one is not.
+    // Earlier than a quiet watch is checked: a busy watch is not checked.
     world.pass(Duration::from_secs(2));
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
 }
@@ -64,14 +64,14 @@ fn after_a_loss_only_a_poll_begun_after_the_last_event_counts() {
     world.apply(&Action::Promote(1));
     world.pass(Duration::from_millis(200));
     world.apply(&Action::Watch(Watch::Down));
-    // It was under way when the key moved, and comes in last.
-    world.tell(Observation::Polled {
+    // This poll was running when the key moved, and its answer arrives last.
+    world.observe(Observation::Polled {
         report: old.clone(),
         begun,
     });
     assert_eq!(world.leader(), Some(("db1".into(), NamedBy::LeaderKey)));
     let begun = world.now;
-    world.tell(Observation::Polled { report: old, begun });
+    world.observe(Observation::Polled { report: old, begun });
     assert_eq!(world.reason(), "db0 holds the leader key but cannot be reached");
 }
 
@@ -93,12 +93,12 @@ fn a_silent_watch_that_rest_contradicts_is_checked_and_corrected() {
 }
 
 #[test]
-fn without_rest_the_watch_names_and_without_both_the_last_one_named_stays() {
+fn without_rest_the_watch_names_the_leader_and_without_both_the_last_named_leader_stays() {
     let mut world = watched();
     world.apply(&Action::Outage);
     world.pass(Duration::from_secs(3));
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
-    // The whole DCS is gone, and the leader goes on by failsafe mode.
+    // The whole DCS is unavailable, and the leader continues in failsafe mode.
     world.apply(&Action::Watch(Watch::Down));
     world.pass(Duration::from_mins(2));
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::Failsafe)));
@@ -113,7 +113,7 @@ fn keys_that_have_never_agreed_with_rest_do_not_count() {
     let at = world.now;
     world.watch = Watch::Silent { quorum: false };
     world.next_check = at + Duration::from_mins(1);
-    world.tell(Observation::Key { named, at });
+    world.observe(Observation::Key { named, at });
     world.pass(Duration::from_secs(2));
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
     let disagreement = world.state.snapshot().source.disagreement.clone().unwrap();
@@ -121,7 +121,7 @@ fn keys_that_have_never_agreed_with_rest_do_not_count() {
 }
 
 #[test]
-fn a_member_just_named_is_probed_fast_until_it_accepts_writes_and_not_for_ever() {
+fn a_member_just_named_is_probed_fast_until_it_accepts_writes_for_a_limited_time() {
     let mut world = watched();
     assert_eq!(world.state.pace(world.now).chased, None);
     world.apply(&Action::Run(0, false));
@@ -136,11 +136,11 @@ fn a_member_just_named_is_probed_fast_until_it_accepts_writes_and_not_for_ever()
 }
 
 #[test]
-fn a_switchover_that_is_asked_for_makes_it_look_harder() {
+fn a_requested_switchover_makes_polls_and_probes_faster() {
     let mut world = watched();
     world.pass(Duration::from_secs(10));
     assert!(!world.state.suspicious(world.now));
-    world.tell(Observation::SwitchoverAsked);
+    world.observe(Observation::SwitchoverAsked);
     assert_eq!(world.state.pace(world.now).probe, Duration::from_millis(100));
     world.pass(Duration::from_secs(15));
     assert!(!world.state.suspicious(world.now));

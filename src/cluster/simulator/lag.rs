@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn flapping_lag_is_not_a_new_version() {
+fn flapping_lag_makes_no_new_version() {
     let mut world = calm(3);
     let version = world.state.snapshot().version;
     for round in 0..50 {
@@ -20,7 +20,7 @@ fn lag_that_flaps_between_the_limits_does_not_flap_fitness() {
     assert!(!world.is_lagging(1));
     for round in 0..20 {
         world.leave_behind(1, if round % 2 == 0 { 9 * MIB } else { 15 * MIB });
-        // Less than the limit in time.
+        // Below the time limit.
         world.pass(Duration::from_secs(1));
         assert!(!world.is_lagging(1), "{round}");
     }
@@ -52,7 +52,7 @@ fn a_standby_that_stops_replaying_lags_by_time_only_while_it_lacks_something() {
     let mut world = calm(2);
     world.leave_behind(1, 0);
     world.pass(Duration::from_mins(5));
-    assert!(!world.is_lagging(1), "nothing is missing");
+    assert!(!world.is_lagging(1), "it has replayed everything");
     world.rate = 20_000;
     world.pass(Duration::from_secs(9));
     assert!(!world.is_lagging(1));
@@ -60,7 +60,7 @@ fn a_standby_that_stops_replaying_lags_by_time_only_while_it_lacks_something() {
     assert!(world.is_lagging(1));
     let lag = world.state.snapshot().member(&name(1)).unwrap().measured.unwrap();
     assert!(lag.bytes < 300_000, "{lag:?}");
-    // It catches up to six seconds: above the lower limit.
+    // It catches up to six seconds, which is above the lower limit.
     world.nodes[1].replayed = Some(world.written - 6 * 20_000);
     world.rate = 0;
     world.pass(Duration::from_millis(1100));
@@ -71,7 +71,7 @@ fn a_standby_that_stops_replaying_lags_by_time_only_while_it_lacks_something() {
 }
 
 #[test]
-fn a_lag_that_is_not_known_is_too_much_and_a_failover_is_waited_for() {
+fn an_unknown_lag_exceeds_the_limit_and_a_last_position_counts_during_a_failover() {
     let mut world = World::new(3, SourceKind::Patroni);
     world.apply(&Action::Run(0, false));
     world.pass(Duration::from_secs(3));
@@ -79,7 +79,7 @@ fn a_lag_that_is_not_known_is_too_much_and_a_failover_is_waited_for() {
     world.apply(&Action::Run(0, true));
     world.pass(Duration::from_secs(3));
     assert!(!world.is_lagging(1));
-    // The leader dies: what it last wrote counts for a minute.
+    // The leader dies. Its last position counts for a minute.
     world.apply(&Action::Run(0, false));
     world.pass(Duration::from_secs(55));
     assert!(!world.is_lagging(1) && !world.is_lagging(2));
@@ -115,16 +115,16 @@ fn other_limits_count_at_once_and_from_the_beginning() {
             recover: 1 << 20,
         },
     );
-    world.tell(limited(wide));
-    assert!(!world.is_lagging(1), "it has never been beyond this one");
-    world.tell(limited(narrow));
+    world.observe(limited(wide));
+    assert!(!world.is_lagging(1), "it has never exceeded this limit");
+    world.observe(limited(narrow));
     assert!(world.is_lagging(1) && !world.is_lagging(2));
-    world.tell(Observation::Limits(BTreeMap::new()));
+    world.observe(Observation::Limits(BTreeMap::new()));
     assert!(!world.is_lagging(1));
 }
 
 #[test]
-fn a_busy_router_start_finds_nobody_lagging() {
+fn no_standby_lags_at_the_start_of_a_router() {
     let mut world = World::new(3, SourceKind::Patroni);
     world.rate = 100 << 20;
     world.pass(Duration::from_secs(3));
@@ -132,7 +132,7 @@ fn a_busy_router_start_finds_nobody_lagging() {
 }
 
 #[test]
-fn a_member_that_comes_back_takes_its_share_slowly_and_one_that_was_there_does_not() {
+fn the_share_of_a_member_that_comes_back_grows_slowly_and_others_keep_theirs() {
     let mut world = calm(3);
     assert_eq!([0, 1, 2].map(|index| world.share(index)), [100; 3]);
     world.apply(&Action::Evidence(1, Evidence::ConnectRefused));
@@ -156,10 +156,10 @@ fn a_member_that_comes_back_takes_its_share_slowly_and_one_that_was_there_does_n
     assert_eq!(
         world.state.snapshot().version,
         version,
-        "nobody is woken for that"
+        "no reader is woken for that"
     );
 
-    // Not seen before, but long after the start.
+    // A member that appears long after the start.
     let node = world.nodes[1].clone();
     world.nodes.push(node);
     world.next_probe.push(world.now);
@@ -168,11 +168,11 @@ fn a_member_that_comes_back_takes_its_share_slowly_and_one_that_was_there_does_n
 }
 
 #[test]
-fn maintenance_and_draining_are_shown_and_wake_readers() {
+fn maintenance_and_draining_are_published_and_wake_readers() {
     let mut world = calm(2);
     for state in [AdminState::Drain, AdminState::Maint, AdminState::Ready] {
         let version = world.state.snapshot().version;
-        world.tell(Observation::Admin(name(1), state));
+        world.observe(Observation::Admin(name(1), state));
         assert_eq!(world.state.snapshot().member(&name(1)).unwrap().admin, state);
         assert_eq!(world.state.snapshot().version, version + 1);
     }

@@ -1,4 +1,4 @@
-//! Who leads: named, seen to accept writes, and not contradicted.
+//! Which member leads: it is named, seen to accept writes, and not contradicted.
 
 use super::super::snapshot::Identity;
 use super::*;
@@ -91,7 +91,8 @@ fn a_stale_endpoint_does_not_bring_the_old_leader_back() {
             .unwrap()
             .contains("db0")
     );
-    // Only the stale one answers: it names db0, on the older timeline; the key is believed, as it must be.
+    // Only the stale endpoint answers. It names db0 on the older timeline, and the router must
+    // accept the key.
     world.apply(&Action::RestLive(0));
     world.apply(&Action::Demote(0));
     world.pass(Duration::from_secs(3));
@@ -120,7 +121,7 @@ fn a_member_of_another_cluster_is_never_used() {
     world.pass(Duration::from_secs(3));
     assert_eq!(
         world.reason(),
-        "the members belong to different clusters, and none to the majority"
+        "the members belong to different clusters, and no cluster has the majority"
     );
 }
 
@@ -174,7 +175,7 @@ fn a_dead_leader_is_down_at_once_and_a_silent_one_after_three_probes() {
 }
 
 #[test]
-fn one_session_terminated_or_read_only_takes_nothing_away() {
+fn one_terminated_or_read_only_session_changes_nothing() {
     let mut world = calm(3);
     for evidence in [
         Evidence::Terminated,
@@ -190,7 +191,7 @@ fn one_session_terminated_or_read_only_takes_nothing_away() {
 }
 
 #[test]
-fn a_demotion_seen_by_a_session_outweighs_a_probe_that_looked_before() {
+fn a_demotion_seen_by_a_session_takes_precedence_over_an_earlier_probe() {
     let mut world = calm(3);
     let early = world.now;
     let seen = world.look(0);
@@ -202,7 +203,7 @@ fn a_demotion_seen_by_a_session_outweighs_a_probe_that_looked_before() {
         "db0 holds the leader key but has not been seen to accept writes"
     );
     world.now += STEP;
-    world.tell(Observation::Probe {
+    world.observe(Observation::Probe {
         member: name(0),
         started: early,
         result: seen,
@@ -211,7 +212,7 @@ fn a_demotion_seen_by_a_session_outweighs_a_probe_that_looked_before() {
 }
 
 #[test]
-fn a_promotion_seen_by_a_session_shows_at_once_but_makes_no_leader() {
+fn a_promotion_seen_by_a_session_is_shown_at_once_but_makes_no_leader() {
     let mut world = calm(3);
     world.apply(&Action::Key(Some(1)));
     world.pass(Duration::from_secs(2));
@@ -234,7 +235,7 @@ fn a_promotion_seen_by_a_session_shows_at_once_but_makes_no_leader() {
 }
 
 #[test]
-fn what_a_probe_saw_long_ago_does_not_count() {
+fn an_old_probe_result_does_not_count() {
     let mut world = calm(1);
     world.now += Duration::from_secs(30);
     world.tick();
@@ -242,7 +243,7 @@ fn what_a_probe_saw_long_ago_does_not_count() {
 }
 
 #[test]
-fn fast_polling_is_bounded_in_time() {
+fn fast_polling_is_limited_in_time() {
     let mut world = calm(3);
     assert!(!world.state.suspicious(world.now));
     world.apply(&Action::Run(0, false));
@@ -255,16 +256,16 @@ fn fast_polling_is_bounded_in_time() {
 }
 
 #[test]
-fn a_member_that_moves_is_looked_at_anew() {
+fn a_member_that_moves_is_probed_again() {
     let mut world = calm(2);
     let early = world.now;
     let seen = world.look(0);
     world.now += STEP;
     let mut view = world.view();
     view.members[0].host = "10.9.9.9".into();
-    world.tell(Observation::Source(view));
+    world.observe(Observation::Source(view));
     assert!(world.leader().is_none());
-    world.tell(Observation::Probe {
+    world.observe(Observation::Probe {
         member: name(0),
         started: early,
         result: seen,
@@ -273,31 +274,31 @@ fn a_member_that_moves_is_looked_at_anew() {
 }
 
 #[test]
-fn patronis_that_name_two_leaders_name_none() {
+fn a_patroni_that_names_two_leaders_names_none() {
     let mut world = calm(3);
     for index in 0..3 {
         world.apply(&Action::RestDouble(index));
     }
     world.pass(Duration::from_secs(2));
     assert_eq!(world.reason(), "Patroni names several leaders at once");
-    // Two that know better are more.
+    // Two correct endpoints are the majority.
     world.apply(&Action::RestLive(1));
     world.apply(&Action::RestLive(2));
     world.pass(Duration::from_secs(2));
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
 }
 
-/// Evidence, a probe, or evidence again come in the wrong order.
+/// Reports of sessions and probes arrive in the wrong order.
 #[test]
-fn what_a_session_saw_last_counts_whatever_is_told_after_it() {
+fn the_last_event_a_session_saw_counts_although_older_reports_arrive_later() {
     let mut world = calm(2);
     let early = world.now;
     let seen = world.look(0);
     world.now += STEP;
     let later = world.now;
     world.now += STEP;
-    let tell = |world: &mut World, evidence, at| {
-        world.tell(Observation::Evidence {
+    let observe = |world: &mut World, evidence, at| {
+        world.observe(Observation::Evidence {
             member: name(0),
             evidence,
             at,
@@ -305,27 +306,27 @@ fn what_a_session_saw_last_counts_whatever_is_told_after_it() {
     };
     let probe = |world: &mut World, started| {
         let result = seen.clone();
-        world.tell(Observation::Probe {
+        world.observe(Observation::Probe {
             member: name(0),
             started,
             result,
         });
     };
-    tell(&mut world, Evidence::Demoted, later);
-    tell(&mut world, Evidence::Promoted, early);
+    observe(&mut world, Evidence::Demoted, later);
+    observe(&mut world, Evidence::Promoted, early);
     probe(&mut world, early + STEP / 2);
-    assert!(world.leader().is_none(), "it was looked at before it was demoted");
+    assert!(world.leader().is_none(), "that probe ran before the demotion");
 
     let mut world = calm(2);
     let later = world.now + STEP;
     world.now += STEP * 3;
-    tell(&mut world, Evidence::ConnectRefused, later);
+    observe(&mut world, Evidence::ConnectRefused, later);
     probe(&mut world, later - STEP / 2);
     world.now += STEP;
     probe(&mut world, later + STEP);
     assert!(
         world.leader().is_none(),
-        "of two that are needed one was too early"
+        "one of the two required probes was too early"
     );
     world.now += STEP;
     let now = world.now;
@@ -334,7 +335,7 @@ fn what_a_session_saw_last_counts_whatever_is_told_after_it() {
 }
 
 #[test]
-fn in_a_fixed_list_one_look_at_a_rival_is_enough_for_a_tie() {
+fn in_a_fixed_list_one_probe_of_a_rival_is_enough_for_a_tie() {
     let mut world = World::new(2, SourceKind::Fixed);
     world.pass(Duration::from_secs(3));
     world.apply(&Action::Run(1, false));
@@ -344,7 +345,7 @@ fn in_a_fixed_list_one_look_at_a_rival_is_enough_for_a_tie() {
     world.nodes[1].running = true;
     let result = world.look(1);
     let started = world.now;
-    world.tell(Observation::Probe {
+    world.observe(Observation::Probe {
         member: name(1),
         started,
         result,

@@ -1,5 +1,5 @@
-//! Addresses that lead elsewhere: to a server of another cluster, to an old primary, and back. The witness here knows on
-//! which server each session really is.
+//! Addresses that lead to another server: of another cluster, to an old primary, and back. The
+//! model knows which server each session is really on.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -11,23 +11,24 @@ use crate::routing::{Candidate, EndReason, GrantedRole, Preference, SessionVerdi
 
 /// Another cluster.
 const THEIRS: u64 = 666;
-/// A probe keeps its connection for so long unless a look is wanted.
+/// How long a prober keeps its connection unless a check is requested.
 const STANDING: Duration = Duration::from_secs(10);
-/// How long a session may be on the wrong server before it is ended: until the next probe has come back.
+/// How long a session may be on the wrong server before it is ended: until the next probe has
+/// ended.
 const NOTICED: Duration = Duration::from_secs(2);
 
 pub(super) fn address(index: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, 0, u8::try_from(index).unwrap()))
 }
 
-/// A read-write session, what the router knows of it, and the server it really is on.
+/// A read-write session, the router's knowledge about it, and the server it is really on.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     member: usize,
     place: Whereabouts,
     /// System identifier and timeline.
     on: (u64, u32),
-    /// It was on a wrong one from its beginning.
+    /// It was on a wrong server from its beginning.
     is_misled: bool,
     pub(super) ended: Option<EndReason>,
 }
@@ -92,7 +93,7 @@ impl World {
         self.elsewhere.remove(&index);
     }
 
-    /// A read-write session, as attach gives it a server; `None` where it is refused.
+    /// Attaches a read-write session to a server; `None` if it is refused.
     fn attach(&mut self) -> Option<usize> {
         let snapshot = self.state.snapshot();
         let Leader::Verified { member, .. } = &snapshot.leader else {
@@ -145,7 +146,8 @@ impl World {
         Some(self.sessions.len() - 1)
     }
 
-    /// Ends those whose server is the wrong one, and fails where one should have been ended, or should not.
+    /// Ends the sessions on a wrong server. Fails if a session should have been ended and was not,
+    /// or the reverse.
     pub(super) fn judge_sessions(&mut self) {
         let snapshot = self.state.snapshot();
         for session in self.sessions.iter_mut().filter(|session| session.ended.is_none()) {
@@ -160,10 +162,13 @@ impl World {
                 let is_beside = session.place.known == Known::Beside;
                 assert!(
                     is_beside,
-                    "a server that was asked was the wrong one: {session:?}"
+                    "a server that was checked was the wrong one: {session:?}"
                 );
                 let begun = session.place.begun;
-                assert!(self.now < begun + NOTICED, "nobody has noticed: {session:?}");
+                assert!(
+                    self.now < begun + NOTICED,
+                    "the router has not noticed: {session:?}"
+                );
             }
         }
     }
@@ -174,7 +179,7 @@ impl World {
 }
 
 #[test]
-fn an_address_that_leads_to_another_cluster_is_given_no_session_and_comes_back() {
+fn an_address_that_leads_to_another_cluster_gets_no_session_until_it_leads_back() {
     for kind in [SourceKind::Patroni, SourceKind::Fixed] {
         let mut world = World::new(1, kind);
         world.pass(Duration::from_secs(30));
@@ -191,7 +196,11 @@ fn an_address_that_leads_to_another_cluster_is_given_no_session_and_comes_back()
             "{}",
             world.reason()
         );
-        assert_eq!(world.end_of(before), None, "it is still on its own server");
+        assert_eq!(
+            world.end_of(before),
+            None,
+            "the session is still on its own server"
+        );
         assert_eq!(world.state.snapshot().system_identifier, Some(OURS));
 
         world.lead_back(0);
@@ -202,20 +211,20 @@ fn an_address_that_leads_to_another_cluster_is_given_no_session_and_comes_back()
     }
 }
 
-/// Between a look and the next one is the only time in which it can happen.
+/// It can happen only between two checks.
 #[test]
-fn a_session_that_was_led_elsewhere_just_after_a_look_is_ended_and_does_not_come_back_with_the_address() {
+fn a_session_that_reached_another_server_just_after_a_check_is_ended_also_if_the_address_leads_back() {
     for (identifier, timeline) in [(THEIRS, 2), (THEIRS, 9), (OURS, 1)] {
         let mut world = calm(1);
         world.apply(&Action::Promote(0));
-        // Until that is no longer a reason to ask each connection.
+        // Until the mismatch is no longer a reason to check each connection.
         world.pass(Duration::from_secs(80));
-        // The look that this one asks for serves the next.
+        // The check that this session requests serves the next one.
         world.attach().unwrap();
         world.look_now(0);
         world.pass(STEP * 2);
         world.lead(0, identifier, timeline);
-        let led = world.attach().expect("nobody can know yet");
+        let led = world.attach().expect("the router cannot know yet");
         assert_eq!(world.sessions[led].on, (identifier, timeline));
         world.pass(NOTICED);
         let end = world.end_of(led).cloned();
@@ -235,7 +244,7 @@ fn a_virtual_address_that_moves_to_the_promoted_standby_ends_the_sessions_on_the
     world.pass(Duration::from_secs(30));
     let old = world.attach().unwrap();
     world.pass(Duration::from_secs(2));
-    // That one is the server of the address from now on.
+    // From now on the address leads to that server.
     world.nodes[0].timeline = 2;
     world.look_now(0);
     let new = loop {
@@ -254,7 +263,7 @@ fn a_virtual_address_that_moves_to_the_promoted_standby_ends_the_sessions_on_the
 
 /// Two endpoints name db0, on timeline 1. The third begins to list only a server of another cluster, on timeline 99.
 #[test]
-fn one_endpoint_does_not_outvote_two_by_a_timeline_that_it_claims() {
+fn one_endpoint_does_not_outvote_two_with_a_claimed_timeline() {
     let mut world = World::new(4, SourceKind::Patroni);
     world.nodes[3].identifier = THEIRS;
     world.nodes[3].primary = true;
@@ -286,7 +295,7 @@ fn one_endpoint_does_not_outvote_two_by_a_timeline_that_it_claims() {
         assert_eq!(world.state.snapshot().system_identifier, Some(OURS));
         assert_eq!(world.end_of(session), None);
     }
-    // All of them now: that is no cluster of ours, and nobody is led there.
+    // Now all endpoints: it is not this router's cluster, and no session goes there.
     for index in 0..3 {
         world.nodes[index].rest = Rest::Stale(stranger.clone());
     }
@@ -295,20 +304,21 @@ fn one_endpoint_does_not_outvote_two_by_a_timeline_that_it_claims() {
         world.reason(),
         "db3 is named as the leader but belongs to another cluster"
     );
-    assert_eq!(world.end_of(session), None, "its server is none of theirs");
-    // Until an operator says that it is.
-    world.tell(Observation::ForgetIdentity);
+    assert_eq!(world.end_of(session), None, "its server is not one of theirs");
+    // Until an operator declares that it is.
+    world.observe(Observation::ForgetIdentity);
     world.pass(Duration::from_secs(3));
     assert_eq!(world.leader(), Some(("db3".into(), NamedBy::LeaderKey)));
     assert!(
         world.end_of(session).is_some(),
-        "its server is another cluster's now"
+        "its server belongs to another cluster now"
     );
 }
 
-/// The leader key in etcd is no better than an endpoint: who it names must be of this cluster.
+/// The leader key in etcd has no more authority than an endpoint: the named member must belong to
+/// this cluster.
 #[test]
-fn a_leader_key_that_names_a_server_of_another_cluster_leads_nobody_there() {
+fn no_session_goes_to_a_server_of_another_cluster_that_the_leader_key_names() {
     let mut world = calm(3);
     world.apply(&Action::Watch(Watch::Live));
     world.pass(Duration::from_secs(1));
@@ -346,7 +356,8 @@ fn a_leader_is_used_on_the_timeline_by_which_it_is_named_and_not_on_an_older_one
     assert!(world.leader().is_some());
 }
 
-/// A fixed list of one that never accepted writes: nobody was verified, and sessions were given out all the same.
+/// A fixed list of one server that never accepted writes: no leader was verified, but sessions were
+/// given out.
 #[test]
 fn one_replica_alone_does_not_make_another_cluster() {
     let mut world = World::new(1, SourceKind::Fixed);
@@ -380,10 +391,11 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Wherever an address leads, at intervals in which that can be noticed: nobody stays on a wrong server, which
-    /// [`World::judge_sessions`] sees, and who is on the right one stays there.
+    /// Addresses lead to arbitrary servers, at intervals in which the router can notice it. No
+    /// session stays on a wrong server ([`World::judge_sessions`] checks that), and sessions on the
+    /// right one stay there.
     #[test]
-    fn wherever_an_address_leads_sessions_are_on_their_own_server(
+    fn sessions_are_on_their_own_server_wherever_an_address_leads(
         fixed in any::<bool>(),
         turns in proptest::collection::vec(prop_oneof![
             2 => prop_oneof![Just(Turn::Lead(THEIRS, 1)), Just(Turn::Lead(THEIRS, 50)), Just(Turn::Lead(OURS, 1))],
@@ -407,7 +419,7 @@ proptest! {
                     world.lead_back(0);
                 }
                 Turn::Promote => {
-                    // A server that is promoted has no sessions then.
+                    // A server has no sessions when it is promoted.
                     world.sessions.clear();
                     world.apply(&Action::Promote(0));
                     world.standing.clear();

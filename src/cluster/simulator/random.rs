@@ -1,4 +1,4 @@
-//! Anything may happen to the cluster, its Patronis, etcd and the network.
+//! Random events in the cluster, its Patroni instances, etcd and the network.
 
 use proptest::test_runner::RngSeed;
 
@@ -57,7 +57,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_happens_the_leader_is_named_and_seen_writable_and_calm_finds_the_right_one(
+    fn the_leader_is_always_named_and_seen_writable_and_after_repair_it_is_the_right_one(
         size in 1_usize..5,
         fixed in any::<bool>(),
         actions in proptest::collection::vec(action(), 0..60),
@@ -77,7 +77,7 @@ proptest! {
         let snapshot = world.state.snapshot();
         prop_assert!(snapshot.members.iter().all(|member| member.health.up), "{:?}", snapshot);
         prop_assert!(snapshot.members.iter().all(|member| member.lagging.is_empty()), "{:?}", snapshot);
-        // Fast polling ends by itself, and so do new versions.
+        // Fast polling ends by itself, and no new versions follow.
         prop_assert!(!world.state.suspicious(world.now));
         world.pass(Duration::from_secs(5));
         prop_assert_eq!(world.state.snapshot().version, snapshot.version);

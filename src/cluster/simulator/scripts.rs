@@ -1,5 +1,6 @@
-//! Scripts of observations that need not make sense together: no cluster behaves so, and a router that is cut off, late or
-//! lied to sees it all the same. `PROPTEST_RNG_SEED` plays one other seed; what fails is printed as the shortest script.
+//! Scripts of arbitrary observations. No real cluster behaves so, but a router that is
+//! disconnected, late or gets wrong answers may see such sequences. `PROPTEST_RNG_SEED` selects
+//! another seed. A failure is printed as the shortest script.
 
 use std::cell::Cell;
 
@@ -10,30 +11,31 @@ use proptest::test_runner::{RngSeed, TestError, TestRunner};
 
 use super::*;
 
-/// As many seeds as there are of these, each with so many scripts.
+/// One run for each of these seeds, with this many scripts each.
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 const SCRIPTS: u32 = 500;
 const MEMBERS: usize = 4;
 
 #[derive(Debug, Clone)]
 enum Event {
-    /// Patroni's REST: the answers there are, begun so many milliseconds ago. None is an outage.
+    /// Answers of Patroni's REST interface to a poll begun this many milliseconds ago. No answer is
+    /// an outage.
     Rest(u64, Vec<PatroniAnswer>),
-    /// The leader key as the watch shows it, so many milliseconds ago.
+    /// The leader key as the watch showed it this many milliseconds ago.
     Key(u64, Option<usize>),
     KeyLost,
-    /// A probe that was begun so many milliseconds ago.
+    /// A probe that began this many milliseconds ago.
     Probe(usize, u64, Sight),
-    /// What a session noticed so many milliseconds ago.
+    /// An event that a session noticed this many milliseconds ago.
     Session(usize, u64, Evidence),
     Admin(usize, AdminState),
-    /// Milliseconds in which nothing is heard.
+    /// Milliseconds without an event.
     Wait(u64),
 }
 
 #[derive(Debug, Clone)]
 struct PatroniAnswer {
-    /// More than one is several leaders.
+    /// More than one means several leaders.
     named: Vec<usize>,
     members: Vec<Shown>,
 }
@@ -139,19 +141,19 @@ impl Sight {
     }
 }
 
-/// A router that hears a script.
+/// A router that gets a script.
 struct Stage {
     kind: SourceKind,
     state: State,
     witness: Witness,
     now: Instant,
-    /// When the last probe of each ended: the next begins after.
+    /// When the last probe of each member ended: the next begins later.
     probed: [Instant; MEMBERS],
 }
 
 impl Stage {
     fn new(kind: SourceKind) -> Self {
-        // What was begun before does not fall before the beginning of time.
+        // The clock begins late enough for polls and probes that began earlier.
         let now = Instant::now() + Duration::from_hours(1);
         Self {
             kind,
@@ -162,7 +164,7 @@ impl Stage {
         }
     }
 
-    fn tell(&mut self, observation: Observation) {
+    fn observe(&mut self, observation: Observation) {
         self.witness.hear(&observation, self.now);
         let before = self.state.snapshot();
         self.state.observe(observation, self.now);
@@ -180,13 +182,13 @@ impl Stage {
             Event::Key(millis, index) => {
                 let named = index.map_or(Named::Nobody, |index| Named::One(name(index)));
                 let at = ago(*millis);
-                self.tell(Observation::Key { named, at });
+                self.observe(Observation::Key { named, at });
             }
-            Event::KeyLost => self.tell(Observation::KeyLost),
+            Event::KeyLost => self.observe(Observation::KeyLost),
             Event::Probe(index, millis, sight) => {
                 let started = ago(*millis).max(self.probed[*index]);
                 self.probed[*index] = self.now;
-                self.tell(Observation::Probe {
+                self.observe(Observation::Probe {
                     member: name(*index),
                     started,
                     result: sight.result(),
@@ -194,13 +196,13 @@ impl Stage {
             }
             Event::Session(index, millis, evidence) => {
                 let at = ago(*millis);
-                self.tell(Observation::Evidence {
+                self.observe(Observation::Evidence {
                     member: name(*index),
                     evidence: *evidence,
                     at,
                 });
             }
-            Event::Admin(index, state) => self.tell(Observation::Admin(name(*index), *state)),
+            Event::Admin(index, state) => self.observe(Observation::Admin(name(*index), *state)),
             Event::Wait(millis) => {
                 self.now += Duration::from_millis(*millis);
                 let before = self.state.snapshot();
@@ -210,7 +212,7 @@ impl Stage {
         }
     }
 
-    /// As a poll does it.
+    /// Folds the answers in as a poll does.
     fn rest(&mut self, begun: Instant, answers: &[PatroniAnswer]) {
         let reports: Vec<SourceReport> = answers.iter().map(PatroniAnswer::report).collect();
         let reports: Vec<&SourceReport> = reports.iter().collect();
@@ -224,11 +226,11 @@ impl Stage {
                     member.state.clear();
                     member.timeline = None;
                 }
-                self.tell(Observation::Source(report));
+                self.observe(Observation::Source(report));
             }
-            Some(report) => self.tell(Observation::Polled { report, begun }),
+            Some(report) => self.observe(Observation::Polled { report, begun }),
             None if self.kind == SourceKind::Fixed => {}
-            None => self.tell(Observation::SourceFailed("as scripted".into())),
+            None => self.observe(Observation::SourceFailed("as scripted".into())),
         }
     }
 }
@@ -261,7 +263,7 @@ fn answer() -> impl Strategy<Value = PatroniAnswer> {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    // Often of the first two, or nothing would come of it.
+    // Often about the first two members, so that leaders occur often enough.
     let member = || prop_oneof![3 => 0..2_usize, 1 => 0..MEMBERS];
     let ago = || prop_oneof![3 => Just(0), 1 => 0..400_u64, 1 => 0..8000_u64];
     let place = (1_u32..4, 1_u64..6, prop::bool::weighted(0.03))
@@ -299,7 +301,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 #[test]
-fn whatever_the_router_hears_nobody_is_given_a_session_without_proof() {
+fn no_observations_make_the_router_give_a_session_without_proof() {
     let (written, read, withheld) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let default = ProptestConfig::default();
     let seeds = match default.rng_seed {
@@ -332,7 +334,7 @@ fn whatever_the_router_hears_nobody_is_given_a_session_without_proof() {
             panic!("seed {seed}, {kind:?}: {why}{}", script.concat());
         }
     }
-    // Else it shows nothing.
+    // Otherwise the test shows nothing.
     let moments = (written.get(), read.get(), withheld.get());
     assert!(
         moments.0 > 1000 && moments.1 > 100 && moments.2 > 1000,

@@ -1,8 +1,8 @@
-//! A standby cluster: nobody writes, and all follow another cluster.
+//! A standby cluster: no member accepts writes, and all follow another cluster.
 
 use super::*;
 
-/// Nobody writes: all follow another cluster, db0 first.
+/// No member accepts writes: all follow another cluster, through db0.
 fn standby_cluster(size: usize) -> World {
     let mut world = World::new(size, SourceKind::Patroni);
     for node in &mut world.nodes {
@@ -34,7 +34,7 @@ impl World {
 #[test]
 fn in_a_standby_cluster_lag_is_measured_against_what_its_standby_leader_has() {
     let mut world = standby_cluster(3);
-    assert_eq!(world.leader(), None, "nobody accepts writes");
+    assert_eq!(world.leader(), None, "no member accepts writes");
     assert!(!world.is_lagging(0) && !world.is_lagging(1));
     world.rate = 4 << 20;
     world.leave_behind(1, 0);
@@ -42,7 +42,7 @@ fn in_a_standby_cluster_lag_is_measured_against_what_its_standby_leader_has() {
     assert!(world.is_lagging(1) && !world.is_lagging(0) && !world.is_lagging(2));
     let lag = world.state.snapshot().member(&name(1)).unwrap().measured.unwrap();
     assert!((20 << 20..=24 << 20).contains(&lag.bytes), "{lag:?}");
-    // It is gone: what it last had counts for a minute.
+    // The standby leader is gone: its last position counts for a minute.
     world.apply(&Action::Run(0, false));
     world.pass_led_by_standby(Duration::from_secs(50));
     assert!(!world.is_lagging(2));
@@ -55,7 +55,7 @@ fn in_a_standby_cluster_lag_is_measured_against_what_its_standby_leader_has() {
 }
 
 #[test]
-fn a_standby_leader_is_no_measure_once_somebody_writes() {
+fn a_standby_leader_is_no_reference_once_another_member_accepts_writes() {
     let mut world = standby_cluster(3);
     world.rate = 4 << 20;
     world.nodes[0].replayed = Some(world.written);
@@ -65,5 +65,5 @@ fn a_standby_leader_is_no_measure_once_somebody_writes() {
     world.pass_led_by_standby(Duration::from_secs(5));
     assert_eq!(world.leader(), None, "it is not named");
     world.pass_led_by_standby(Duration::from_mins(1));
-    assert!(world.is_lagging(2), "how far is not known");
+    assert!(world.is_lagging(2), "its lag is not known");
 }

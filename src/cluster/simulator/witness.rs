@@ -1,16 +1,20 @@
-//! What the observations said, kept apart from the state, and what must hold of every snapshot because of it.
+//! An independent record of the observations, and the invariants of every snapshot that follow from
+//! it.
 //!
-//! - A read-write session goes to one member at most: one that a probe has seen accept writes, not longer ago than
-//!   [`FRESH`], with nothing known since that says otherwise; that is named; and on the newest timeline on which a member
-//!   accepts writes, unless it was asked who holds the leader key since the newer one was seen.
-//! - A read-only session goes to a member that was last seen in recovery, as lately, or, where the route takes the leader,
-//!   to whoever is given read-write sessions.
-//! - Where a route limits lag, nobody whose lag is not known, or beyond, is given its sessions; it is measured against the
-//!   leader, in a standby cluster against the standby leader.
-//! - Nobody of another cluster, without an address, down or not administratively ready is given any.
-//! - The leader has the system identifier of the first one, until an operator has it forgotten, and was seen on the
-//!   timeline that the source gives it.
-//! - Whatever changes one of these is a new version.
+//! - A read-write session goes to at most one member. A probe has seen it accept writes at most
+//!   [`FRESH`] ago, and nothing known since contradicts that. It is named. It is on the newest
+//!   timeline on which a member accepts writes, unless the leader key has been read since the newer
+//!   one was seen.
+//! - A read-only session goes to a member that was last seen in recovery, equally recently, or, if
+//!   the route includes the leader, to the member that gets read-write sessions.
+//! - A route with a lag limit gives no sessions to a member whose lag is not known or exceeds the
+//!   limit. The lag is measured against the leader, or in a standby cluster against the standby
+//!   leader.
+//! - A member of another cluster, without an address, down or not administratively ready gets no
+//!   sessions.
+//! - The leader has the system identifier of the first leader until an operator resets it, and was
+//!   seen on the timeline that the source gives it.
+//! - A change of one of these makes a new version.
 
 use std::collections::BTreeMap;
 
@@ -25,13 +29,13 @@ const MEASURED: Duration = Duration::from_mins(1);
 /// How far Patroni may be behind the leader key.
 const BEHIND: Duration = Duration::from_millis(100);
 
-/// What was said of a member, at the address it has.
+/// The observations of a member at its current address.
 struct Seen {
     listed: Listed,
     since: Instant,
-    /// Start and findings of the last successful probe; none since it went down.
+    /// Start and facts of the last successful probe; `None` after it went down.
     probe: Option<(Instant, ProbeFacts)>,
-    /// Its timeline, and when probes first saw it accept writes on it.
+    /// Its timeline, and when a probe first saw it accept writes there.
     primary_since: Option<(u32, Instant)>,
     probed: bool,
     been_up: bool,
@@ -71,7 +75,7 @@ impl Seen {
         self.successes = 0;
     }
 
-    /// Whether nothing that was seen before `started` counts any more.
+    /// Whether results from before `started` no longer count.
     fn outweighs(&self, started: Instant) -> bool {
         let role = self.role.map(|(at, _)| at);
         self.refused.max(role).is_some_and(|at| at >= started)
@@ -125,7 +129,7 @@ impl Seen {
         }
     }
 
-    /// What is known of it and still counts.
+    /// The facts that are still valid.
     fn facts(&self, now: Instant) -> Option<&ProbeFacts> {
         let (started, facts) = self.probe.as_ref()?;
         (now.saturating_duration_since(*started) <= FRESH).then_some(facts)
@@ -141,7 +145,7 @@ impl Seen {
     }
 }
 
-/// What was said of a cluster, and what was seen of it.
+/// The observations of a cluster.
 pub(super) struct Witness {
     kind: SourceKind,
     members: BTreeMap<MemberName, Seen>,
@@ -154,19 +158,19 @@ pub(super) struct Witness {
     key_at: Option<Instant>,
     agreed: bool,
     reachable: bool,
-    /// Begin of the last poll that was answered.
+    /// Start of the last poll that was answered.
     answered: Option<Instant>,
-    /// By which the first leader was verified.
+    /// The identifier with which the first leader was verified.
     identifier: Option<u64>,
     /// The highest timeline seen under the cluster's identifier.
     newest: u32,
     /// Start of the last probe that saw the leader, or the standby leader of a cluster without one.
     led: Option<Instant>,
-    /// Whom each route had before.
+    /// The candidates of each route before.
     chosen: BTreeMap<Arc<str>, Vec<MemberName>>,
     routes: Vec<Route>,
-    /// Moments at which there was somebody for a read-write session, for a read-only one, and nobody to write to although
-    /// the source names somebody.
+    /// Number of moments with a candidate for a read-write session, with one for a read-only
+    /// session, and without a writable member although the source names a leader.
     pub(super) written: usize,
     pub(super) read: usize,
     pub(super) withheld: usize,
@@ -271,7 +275,7 @@ impl Witness {
         }
     }
 
-    /// Fails unless all that must hold does, after one step.
+    /// Checks all invariants after one step.
     pub(super) fn check(&mut self, before: &Snapshot, snapshot: &Snapshot, now: Instant) {
         if before.system_identifier != snapshot.system_identifier {
             self.newest = 0;
@@ -323,13 +327,13 @@ impl Witness {
         assert!(snapshot.version >= before.version);
         assert!(
             !differs || snapshot.version > before.version,
-            "whoever waits for a change must be woken"
+            "readers that wait for a change must be woken"
         );
         self.written += chosen.len();
         self.withheld += usize::from(chosen.is_empty() && matches!(self.by_source, Some(Named::One(_))));
     }
 
-    /// Whether others may serve `route` than before.
+    /// Whether the candidates of `route` have changed.
     fn chosen_differ(&mut self, route: &Route, candidates: &[Candidate]) -> bool {
         let mut members: Vec<_> = candidates
             .iter()
@@ -340,7 +344,7 @@ impl Witness {
         before.unwrap_or_default() != members
     }
 
-    /// What must hold of whoever leads, or is given any session.
+    /// Checks a member that leads or gets any session.
     fn check_known(&self, snapshot: &Snapshot, member: &MemberName, now: Instant) -> (&Seen, &ProbeFacts) {
         let seen = self
             .members
@@ -359,7 +363,7 @@ impl Witness {
         (seen, facts)
     }
 
-    /// What must hold of whoever is given any session.
+    /// Checks a member that gets any session.
     fn check_use(&self, snapshot: &Snapshot, candidate: &Candidate, now: Instant) -> &Seen {
         let Candidate {
             member, host, port, ..
@@ -372,7 +376,7 @@ impl Witness {
         seen
     }
 
-    /// What must hold of whoever leads, given sessions or not.
+    /// Checks the leader, with or without sessions.
     fn check_leader(
         &mut self,
         snapshot: &Snapshot,
@@ -454,7 +458,8 @@ impl Witness {
         self.identifier = Some(identifier);
     }
 
-    /// Start of the last probe of who leads a standby cluster: a standby that is named, while nobody accepts writes.
+    /// Start of the last probe of the leader of a standby cluster: a named standby while no member
+    /// accepts writes.
     fn standby_leader(&self, now: Instant) -> Option<Instant> {
         let Some(Named::One(name)) = &self.named else {
             return None;
@@ -482,7 +487,7 @@ impl Witness {
         }
         if let Some(limit) = self.limits.get(&route.name) {
             let lag = snapshot.member(member).unwrap().measured;
-            let lag = lag.unwrap_or_else(|| panic!("nobody knows how far {member} is behind"));
+            let lag = lag.unwrap_or_else(|| panic!("the lag of {member} is not known"));
             if let Some(bytes) = limit.bytes {
                 assert!(lag.bytes <= bytes.most, "{member}: {lag:?}");
             }
@@ -509,7 +514,7 @@ fn route(name: &str, tiers: &[&[TargetRole]]) -> Route {
     }
 }
 
-/// Whom routing would send a session to.
+/// The members to which routing would send a session.
 fn choose(snapshot: &Snapshot, route: &Route) -> Vec<Candidate> {
     let mut asked = ChoiceInput {
         client: None,

@@ -1,4 +1,4 @@
-//! What a member's lag and its time since it came back mean for who is given sessions.
+//! How a member's lag and the time since it came back up affect which sessions it gets.
 
 use std::sync::Arc;
 
@@ -8,11 +8,12 @@ use super::{LagLimits, MemberState, Named, State};
 use crate::cluster::lag::{Judgement, judge};
 use crate::cluster::snapshot::{Identity, Leader, Role, WHOLE_SHARE};
 
-/// Percent of its share that a member begins with when it has come back up.
+/// Percent of its share with which a member begins after it came back up.
 const FIRST_SHARE: u8 = WHOLE_SHARE / 10;
 
 impl State {
-    /// Other limits count from now on; where a route's limit has changed, what was beyond the one before does not.
+    /// Replaces the lag limits. If a route's limit has changed, members that exceeded the old one
+    /// begin again as not lagging.
     pub(super) fn limit(&mut self, limits: LagLimits) {
         let before = std::mem::replace(&mut self.settings.limits, limits);
         let limits = &self.settings.limits;
@@ -33,7 +34,7 @@ impl State {
             && let (Some(facts), Some(from)) = (&reference.health.facts, reference.facts_from)
             && facts.position > 0
         {
-            // What a standby leader has received it passes on, replayed or not.
+            // A standby leader forwards what it has received, replayed or not.
             let has = facts.position.max(facts.received);
             self.history.primary(from, facts.timeline, has);
         }
@@ -66,7 +67,8 @@ impl State {
         }
     }
 
-    /// Who leads the standby cluster: named by the last answer, and nobody has been promoted since.
+    /// The leader of a standby cluster: named by the last answer, and no member has been promoted
+    /// since.
     pub(super) fn standby_leader(&self) -> Option<&MemberState> {
         let Some(Named::One(name)) = &self.named else {
             return None;
@@ -80,7 +82,7 @@ impl State {
                 .as_ref()
                 .is_some_and(|facts| facts.in_recovery)
             && self.identity(member) == Identity::Same;
-        // Also by a session's word alone: what is behind then is not known.
+        // A session's report is enough: then the lag is not known.
         let is_promoted = self.members.values().any(|member| {
             let writes = member
                 .health
@@ -92,7 +94,7 @@ impl State {
         (is_standby && !is_promoted).then_some(member)
     }
 
-    /// Percent of its weight that counts.
+    /// Percent of the member's weight that counts.
     pub(super) fn share(&self, member: &MemberState, now: Instant) -> u8 {
         let whole = self.settings.placement.slow_start;
         let Some(risen) = member.risen.filter(|_| !whole.is_zero()) else {

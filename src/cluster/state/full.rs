@@ -1,4 +1,4 @@
-//! Servers without a connection left for a probe: up, and of the role last seen.
+//! Servers without a free connection for a probe: they are up and keep the role seen last.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use super::{MemberState, Named, State};
 use crate::cluster::check::CheckStatus;
 use crate::cluster::snapshot::{Identity, MemberName, NoLeader};
 
-/// How long the role last seen counts while no probe gets in. A server changes it without ending all its sessions only
-/// when it is promoted, and then its sessions are told.
+/// How long the role seen last counts while no probe can connect. A server changes its role without
+/// ending its sessions only when it is promoted, and then it notifies its sessions.
 const KEEP: Duration = Duration::from_mins(5);
 
 impl MemberState {
-    /// It answered a probe begun at `started` that it is full.
+    /// It answered a probe begun at `started` with 53300.
     pub(super) fn full(&mut self, check: CheckStatus, message: String, started: Instant) {
         self.health.check = check;
         self.health.error = Some(message);
@@ -28,16 +28,16 @@ impl MemberState {
         self.full_from = None;
     }
 
-    /// Whether it said so no longer than `bound` ago.
-    pub(super) fn is_full(&mut self, bound: Duration, now: Instant) -> bool {
-        let is_fresh = |from: &Instant| now.saturating_duration_since(*from) <= bound;
+    /// Whether it answered so at most `max_age` ago.
+    pub(super) fn is_full(&mut self, max_age: Duration, now: Instant) -> bool {
+        let is_fresh = |from: &Instant| now.saturating_duration_since(*from) <= max_age;
         if !self.full_from.as_ref().is_some_and(is_fresh) {
             self.not_full();
         }
         self.health.full
     }
 
-    /// Forgets what was seen long ago, or is not so any more if it has the leader key.
+    /// Drops an old role, and a standby's role if the member now has the leader key.
     pub(super) fn drop_old_role(&mut self, is_named: bool, now: Instant) {
         let is_old = |from: Instant| now.saturating_duration_since(from) > KEEP;
         let was_standby = self.health.facts.as_ref().is_some_and(|facts| facts.in_recovery);
@@ -46,14 +46,14 @@ impl MemberState {
         }
     }
 
-    /// Whether it may be the leader without having been seen as that.
+    /// Whether it may be the leader although no probe has seen it as the leader.
     fn may_lead(&self) -> bool {
         self.health.full && self.has_address() && (self.health.facts.is_none() || self.unconfirmed)
     }
 }
 
 impl State {
-    /// `name` may be the leader: it is full.
+    /// The result if `name` may be the leader but is full.
     pub(super) fn full_leader(&self, name: &MemberName, member: &MemberState) -> Option<NoLeader> {
         let is_possible = member.may_lead() && self.identity(member) != Identity::Foreign;
         is_possible.then(|| NoLeader::Full {
@@ -62,7 +62,7 @@ impl State {
         })
     }
 
-    /// In a fixed list, where nobody is seen to accept writes: the only one that may.
+    /// In a fixed list in which no server is seen to accept writes: the only full one.
     pub(super) fn only_full(&self) -> Option<NoLeader> {
         let mut full = self
             .members
@@ -71,7 +71,7 @@ impl State {
         full.next().filter(|_| full.next().is_none())
     }
 
-    /// As named by the source.
+    /// The named leader, if it is full.
     pub(super) fn named_full(&self) -> Option<NoLeader> {
         let Some(Named::One(name)) = &self.named else {
             return None;
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_leader_stays_up_and_the_leader_and_later_its_sessions_must_show_it() {
+    fn a_full_leader_stays_the_leader_and_later_sessions_must_verify_it() {
         let mut world = World::new(SourceKind::Fixed, &["a"]);
         assert!(is_leader(&world.probe("a", Ok((false, 3))), "a"));
         for second in 1..=300 {
@@ -193,7 +193,7 @@ mod tests {
             seen.leader
         );
         assert!(is_leader(&world.probe("a", Ok((false, 3))), "a"));
-        // Full is no failure, and hides none.
+        // Being full is no failure, and does not hide failures.
         world.probe("a", Err(FailureKind::Full));
         world.probe("a", Err(FailureKind::Counts));
         assert!(is_leader(&world.probe("a", Err(FailureKind::Counts)), "a"));
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_full_from_the_start_may_lead_unless_another_does() {
+    fn a_server_that_is_full_from_the_start_may_lead_unless_another_server_leads() {
         let mut world = World::new(SourceKind::Fixed, &["a", "b"]);
         world.probe("a", Err(FailureKind::Full));
         let seen = world.probe("b", Ok((true, 4)));
@@ -213,12 +213,12 @@ mod tests {
         let seen = world.probe("b", Err(FailureKind::Full));
         assert!(
             matches!(seen.leader, Leader::None(NoLeader::NoneWritable)),
-            "which?"
+            "two servers may be the leader"
         );
     }
 
     #[test]
-    fn one_that_stops_answering_is_full_no_longer() {
+    fn a_full_server_that_stops_answering_is_no_longer_full() {
         let mut world = World::new(SourceKind::Fixed, &["a"]);
         world.probe("a", Ok((false, 3)));
         world.probe("a", Err(FailureKind::Full));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_was_not_tried_takes_nothing_away_until_what_was_seen_is_old() {
+    fn a_probe_that_was_not_tried_changes_nothing_until_the_last_result_is_old() {
         let mut world = World::new(SourceKind::Fixed, &["a"]);
         world.probe("a", Ok((false, 3)));
         for _ in 0..4 {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_old_because_this_process_stood_still() {
+    fn a_freeze_of_this_process_makes_no_probe_result_old() {
         let mut world = World::new(SourceKind::Fixed, &["a"]);
         world.probe("a", Ok((false, 3)));
         world.now += Duration::from_secs(12);

@@ -1,8 +1,9 @@
-//! What the watch on the DCS says of the leader key, beside what Patroni's REST interface says.
+//! The leader key as the watch on the DCS shows it, compared with Patroni's REST interface.
 //!
-//! The watch counts more: it is what Patroni itself goes by, and REST answers lag behind it. It counts from the moment the
-//! two have named the same leader (else the watch may be on another cluster's keys) until it is lost. Then its last word
-//! stands until a poll that was begun after it is answered. Where the two differ, the watch is to be checked.
+//! The watch takes precedence: Patroni itself uses the key, and REST answers are later. It counts
+//! once both have named the same leader (before that it may watch another cluster's keys) and until
+//! it is lost. After a loss its last value stays until a poll that began later is answered. If the
+//! two differ, the watch is checked.
 
 use std::time::Duration;
 
@@ -10,33 +11,33 @@ use tokio::time::Instant;
 
 use super::{Named, SourceReport, State};
 
-/// How far Patroni's own watch may be behind ours; 4 to 20 ms were measured.
+/// How far Patroni's own watch may be behind this one; 4 to 20 ms were measured.
 const BEHIND: Duration = Duration::from_millis(100);
-/// How long a member that has just been named is probed at the pace of [`CHASE`].
+/// How long a member that has just been named is probed every [`CHASE`].
 const CHASE_FOR: Duration = Duration::from_secs(5);
-/// Between two probes of it. Patroni names a member about a tenth of a second before it accepts writes, and PostgreSQL
-/// does not announce a promotion to a connection that waits: it has to be asked.
+/// Interval of these probes. Patroni names a member about a tenth of a second before it accepts
+/// writes, and PostgreSQL does not notify an idle connection of a promotion, so it must be probed.
 pub(super) const CHASE: Duration = Duration::from_millis(10);
 
-/// The leader key, by the watch.
+/// The leader key as the watch shows it.
 #[derive(Debug, Default)]
 pub(super) struct Key {
     /// The watch is up.
     live: bool,
-    /// It and the source have named the same leader once.
+    /// The watch and the source have once named the same leader.
     agreed: bool,
     named: Option<Named>,
-    /// When that was known to be so.
+    /// When this value was known to be valid.
     at: Option<Instant>,
 }
 
 impl Key {
-    /// It names the leader now, whatever the source says.
+    /// Whether the watch decides who is named, independent of the source.
     pub(super) fn counts(&self) -> bool {
         self.live && self.agreed
     }
 
-    /// Whether it was still so at `moment`.
+    /// Whether the value was still valid at `moment`.
     pub(super) fn is_as_new_as(&self, moment: Instant) -> bool {
         self.at.is_some_and(|at| at >= moment)
     }
@@ -46,7 +47,7 @@ impl Key {
         self.agreed |= self.live && both;
     }
 
-    /// Whether a poll begun then may know what the watch knows.
+    /// Whether a poll begun at `begun` may include the watch's value.
     fn known_to(&self, begun: Instant) -> bool {
         self.at.is_none_or(|at| begun >= at + BEHIND)
     }
@@ -71,7 +72,8 @@ impl State {
         self.wants.poll = true;
     }
 
-    /// Takes from a poll's answer whom it names, if that is the last word, and how it differs from the watch.
+    /// Takes the named leader from a poll's answer if it is the newest information, and notes how
+    /// the answer differs from the watch.
     pub(super) fn source_named(&mut self, report: &mut SourceReport, begun: Instant, now: Instant) {
         let named = report.named.clone();
         self.by_source = Some(named.clone());
@@ -79,7 +81,7 @@ impl State {
         let differs = self.key.live && self.key.named.as_ref() != Some(&named);
         if differs && !self.key.agreed && report.disagreement.is_none() {
             report.disagreement = Some(format!(
-                "etcd's leader key names {}, they name {}; is the `scope` of `etcd` right?",
+                "etcd's leader key names {}, the endpoints name {}; is the `scope` of `etcd` right?",
                 shown(self.key.named.as_ref()),
                 shown(Some(&named))
             ));
@@ -89,7 +91,7 @@ impl State {
             self.wants.check_key = true;
         }
         if self.key.counts() {
-            // Perhaps as of now: they may have just agreed for the first time.
+            // The two may have just agreed for the first time.
             if let Some(named) = self.key.named.clone() {
                 self.name(named, now);
             }
@@ -98,7 +100,8 @@ impl State {
         }
     }
 
-    /// The member to be probed at once and again, because it was named just now and does not accept writes yet.
+    /// The member to probe at the fastest pace, because it was just named and does not accept
+    /// writes yet.
     pub(super) fn chased(&self, now: Instant) -> Option<&super::MemberName> {
         let Some(Named::One(name)) = &self.named else {
             return None;
@@ -108,7 +111,7 @@ impl State {
         soon.then_some(name)
     }
 
-    /// Somebody else is named, or nobody.
+    /// Sets the named leader, if it has changed.
     fn name(&mut self, named: Named, now: Instant) {
         if self.named.as_ref() == Some(&named) {
             return;
@@ -128,7 +131,7 @@ impl State {
 fn shown(named: Option<&Named>) -> String {
     match named {
         Some(Named::One(name)) => name.to_string(),
-        Some(Named::Several) => "several".to_owned(),
-        Some(Named::Nobody) | None => "nobody".to_owned(),
+        Some(Named::Several) => "several leaders".to_owned(),
+        Some(Named::Nobody) | None => "no leader".to_owned(),
     }
 }

@@ -1,4 +1,5 @@
-//! Which members belong to the cluster, and who leads it: the rules of the parent's header.
+//! Which members belong to the cluster, and which one leads it, by the rules in the parent's
+//! header.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,8 @@ use crate::cluster::snapshot::{
 };
 
 impl State {
-    /// Decides which system identifier is this cluster's. Once a leader has been verified by it, it stays.
+    /// Decides which system identifier is this cluster's. Once a leader has been verified with it,
+    /// it stays.
     pub(super) fn identify(&mut self) {
         if !self.is_verified {
             let decided = self.named_identifier().or_else(|| self.majority());
@@ -36,8 +38,9 @@ impl State {
         }
     }
 
-    /// Whether `new` may take the place of the identifier there is: sessions have been given to its members. One server
-    /// that leads elsewhere now, or is named and has another one than all the others, is not enough.
+    /// Whether `new` may replace the current identifier, to whose members sessions have been given.
+    /// One server whose address leads to another cluster, or one named server with another
+    /// identifier than all others, is not enough.
     fn outweighs(&self, new: u64) -> bool {
         let having = |identifier: u64| {
             let has = |member: &&MemberState| member.identifier == Some(identifier);
@@ -52,7 +55,7 @@ impl State {
         }
     }
 
-    /// An operator says that the cluster may be another one from now on.
+    /// An operator has declared that the cluster may be another one from now on.
     pub(super) fn forget_identity(&mut self) {
         self.is_verified = false;
         self.identifier = None;
@@ -65,7 +68,8 @@ impl State {
         self.wants.probe.extend(self.members.keys().cloned());
     }
 
-    /// The identifier that more members have than any other; none before each has been probed once.
+    /// The identifier that most members have; `None` in a tie, and before each member has been
+    /// probed once.
     pub(super) fn majority(&self) -> Option<u64> {
         if self
             .members
@@ -97,7 +101,7 @@ impl State {
         }
     }
 
-    /// Notes the connections on which members have been seen to belong to the cluster.
+    /// Records the connections on which probes have seen that members belong to the cluster.
     pub(super) fn verify_members(&mut self) {
         let ours = self.identifier;
         for member in self
@@ -120,13 +124,14 @@ impl State {
         }
     }
 
-    /// Facts of a member that this router itself has seen to be writable, lately, and that may be used.
+    /// The facts of a member that this router has recently seen to be writable and that may be
+    /// used.
     pub(super) fn writable<'a>(&self, member: &'a MemberState) -> Option<&'a ProbeFacts> {
         self.accepts_writes(member).filter(|_| member.health.up)
     }
 
-    /// As [`Self::writable`], also of a member that has to be seen more often before it is used: enough to speak against
-    /// another.
+    /// As [`Self::writable`], also for a member that needs more successful probes before it may be
+    /// used: one is enough to contradict another leader.
     fn accepts_writes<'a>(&self, member: &'a MemberState) -> Option<&'a ProbeFacts> {
         let facts = member.health.facts.as_ref()?;
         let ours = member.has_address() && !member.unconfirmed && self.identity(member) == Identity::Same;
@@ -141,7 +146,7 @@ impl State {
         })
     }
 
-    /// Whether `newer` has been promoted since it was last asked who holds the leader key.
+    /// Whether `newer` has been promoted since the leader key was last read.
     fn is_news(&self, newer: &MemberState) -> bool {
         let Some((_, seen)) = newer.primary_since else {
             return false;
@@ -242,8 +247,8 @@ impl State {
             if let Some(full) = self.only_full() {
                 return Err(full);
             }
-            let told = self.members.values().any(|member| member.identifier.is_some());
-            return Err(if self.identifier.is_none() && told {
+            let any_identifier = self.members.values().any(|member| member.identifier.is_some());
+            return Err(if self.identifier.is_none() && any_identifier {
                 NoLeader::MixedClusters
             } else if let Some(name) = self.foreign_primary() {
                 NoLeader::Foreign(name.clone())
@@ -274,7 +279,7 @@ impl State {
         })
     }
 
-    /// A server of another cluster that accepts writes where one of ours was listed.
+    /// A listed member that accepts writes but belongs to another cluster.
     fn foreign_primary(&self) -> Option<&MemberName> {
         let is_foreign = |(_, member): &(&MemberName, &MemberState)| {
             let writes = member
@@ -288,7 +293,8 @@ impl State {
     }
 }
 
-/// A leader is on the timeline by which it was named, or what was seen is not the server that was named.
+/// A leader must be on the timeline on which it was named. Otherwise the probed server is not the
+/// named one.
 fn on_claimed(name: &MemberName, member: &MemberState, seen: u32) -> Result<(), NoLeader> {
     match member.listed.timeline {
         Some(claimed) if claimed > seen => Err(NoLeader::NotOnTimeline {

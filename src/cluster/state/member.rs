@@ -1,4 +1,4 @@
-//! What the router knows of one member.
+//! The state of one member.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::{CheckStatus, Health, Lag, Listed};
 #[derive(Debug)]
 pub(super) struct MemberState {
     pub(super) listed: Listed,
-    /// When its address was learned; a probe started earlier went elsewhere.
+    /// When its address became known. A probe that started earlier went to another address.
     pub(super) since: Instant,
     pub(super) health: Health,
     pub(super) probes: ProbeHistory,
@@ -18,22 +18,24 @@ pub(super) struct MemberState {
     pub(super) facts_from: Option<Instant>,
     /// The role in `health.facts` is from a session's report, not yet from a probe.
     pub(super) unconfirmed: bool,
-    /// The timeline on which probes see it accept writes, and when the first of them ended.
+    /// The timeline on which probes see it accept writes, and when the first such probe ended.
     pub(super) primary_since: Option<(u32, Instant)>,
-    /// The last report that counted at once; probes started earlier do not count.
+    /// The last report of a session that counted at once. Probes that started earlier do not count.
     pub(super) evidence_at: Option<Instant>,
-    /// Start of the last probe that it answered to be full.
+    /// Start of the last probe that it answered with 53300.
     pub(super) full_from: Option<Instant>,
-    /// Last known, also while it is down.
+    /// The last known identifier, also while the member is down.
     pub(super) identifier: Option<u64>,
-    /// The source listed it after the router had begun: its first rise is a slow one, too.
+    /// The source listed it after the router's start, so its share grows slowly from the first time
+    /// it is up.
     pub(super) is_late: bool,
-    /// When it last came up, except at the router's start.
+    /// When it last came up; `None` if it was up at the router's start.
     pub(super) risen: Option<Instant>,
     pub(super) lag: Option<Lag>,
-    /// Routes of which it has been beyond the limit, and not below the lower one since. Kept while it is down.
+    /// Routes whose limit it has exceeded without falling below the lower limit since. Kept while
+    /// it is down.
     pub(super) lagging: BTreeSet<Arc<str>>,
-    /// These, and those of which it is not known to be within the limit.
+    /// These routes, and those for which its lag is not known.
     pub(super) unfit_for: BTreeSet<Arc<str>>,
 }
 
@@ -78,7 +80,7 @@ impl MemberState {
     }
 }
 
-/// What the probes of a member have found so far.
+/// The results of a member's probes so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) enum ProbeHistory {
     #[default]

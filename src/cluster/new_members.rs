@@ -1,5 +1,5 @@
-//! Bounds how many members that were not there before a source may list: each one costs a prober, connections, a place in
-//! every table and lines in the log.
+//! Limits how many new members a source may list: each one costs a prober, connections, entries in
+//! every table and log lines.
 
 use std::time::Duration;
 
@@ -8,32 +8,32 @@ use tokio::time::Instant;
 use super::snapshot::Snapshot;
 use super::state::{Named, SourceReport};
 
-/// New members at once; a cluster that is moved to other hosts has fewer.
+/// New members at once. A cluster that moves to other hosts has fewer.
 const BURST: u32 = 32;
-/// Until there may be one more.
+/// Time after which one more is allowed.
 const EACH: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub(super) struct Newcomers {
+pub(super) struct NewMemberLimit {
     allowed: u32,
     since: Instant,
-    /// There has been a list.
-    begun: bool,
+    /// The first list has been seen.
+    has_list: bool,
 }
 
-impl Newcomers {
+impl NewMemberLimit {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             allowed: BURST,
             since: now,
-            begun: false,
+            has_list: false,
         }
     }
 
-    /// Takes from the report the members that are too many, and tells how many. The first list there is, and the leader
-    /// named, are taken in any case.
+    /// Removes the members above the limit from the report, and returns their number. The first
+    /// list and the named leader are always accepted.
     pub(super) fn admit(&mut self, report: &mut SourceReport, known: &Snapshot, now: Instant) -> usize {
-        if !std::mem::replace(&mut self.begun, true) {
+        if !std::mem::replace(&mut self.has_list, true) {
             return 0;
         }
         let earned = now.saturating_duration_since(self.since).as_secs() / EACH.as_secs();
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_source_that_lists_others_each_time_is_followed_slowly() {
+    async fn a_source_that_lists_other_members_each_time_is_followed_slowly() {
         let settings = Settings {
             cluster: "main".into(),
             kind: SourceKind::Patroni,
@@ -92,14 +92,14 @@ mod tests {
             limits: std::collections::BTreeMap::new(),
         };
         let mut state = State::new(settings, Instant::now());
-        let mut newcomers = Newcomers::new(Instant::now());
+        let mut limit = NewMemberLimit::new(Instant::now());
         let mut poll = |from: u32| {
             let mut report = report(from..from + 200);
-            let left_out = newcomers.admit(&mut report, &state.snapshot(), Instant::now());
+            let left_out = limit.admit(&mut report, &state.snapshot(), Instant::now());
             state.observe(Observation::Source(report), Instant::now());
             (left_out, state.snapshot().members.len())
         };
-        assert_eq!(poll(0), (0, 200), "what it finds at the start");
+        assert_eq!(poll(0), (0, 200), "the first list");
         let mut most = 0;
         for second in 1..=60 {
             tokio::time::advance(Duration::from_secs(1)).await;
