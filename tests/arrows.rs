@@ -20,7 +20,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "cluster",
         &["auth", "backend", "config", "events", "names", "tls", "wire"],
     ),
-    ("routing", &["config", "cluster::sight", "cluster::snapshot"]),
+    (
+        "routing",
+        &["config", "cluster::server_identity", "cluster::snapshot"],
+    ),
     (
         "frontend",
         &[

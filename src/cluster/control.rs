@@ -18,8 +18,8 @@ use super::metrics::ProbeResult;
 use super::new_members::NewMemberLimit;
 use super::patroni::{Patroni, Reply, choose, printable};
 use super::probe::{ProbeTrigger, Prober, wait};
+use super::server_identity::AddressChecks;
 use super::service_account::ServiceAccount;
-use super::sight::Looks;
 use super::snapshot::{Identity, MemberName, Snapshot};
 use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
 use super::{ClusterError, Reporting};
@@ -53,7 +53,7 @@ pub(super) struct Control {
     probers: BTreeMap<MemberName, RunningProber>,
     new_members: NewMemberLimit,
     frozen: Frozen,
-    looks: Arc<Looks>,
+    checks: Arc<AddressChecks>,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
@@ -130,7 +130,7 @@ impl Control {
             probers: BTreeMap::new(),
             new_members: NewMemberLimit::new(now),
             frozen: Frozen::new(now),
-            looks: Arc::default(),
+            checks: Arc::default(),
             stop,
             tracker,
         };
@@ -138,8 +138,8 @@ impl Control {
     }
 
     /// The checks of the members' addresses.
-    pub(super) fn looks(&self) -> Arc<Looks> {
-        Arc::clone(&self.looks)
+    pub(super) fn checks(&self) -> Arc<AddressChecks> {
+        Arc::clone(&self.checks)
     }
 
     /// The watcher of the cluster's DCS, if one is configured.
@@ -372,7 +372,7 @@ impl Control {
                 .is_some_and(|member| (&member.host, member.port) == (&running.host, running.port))
         });
         let probers = &self.probers;
-        self.looks.retain(|name| probers.contains_key(name));
+        self.checks.retain(|name| probers.contains_key(name));
         for member in snapshot.members.iter().filter(|member| member.has_address()) {
             if self.probers.contains_key(&member.name) {
                 continue;
@@ -390,7 +390,7 @@ impl Control {
                 account: Arc::clone(&self.account),
                 pace: self.pace.subscribe(),
                 trigger: Arc::clone(&running.trigger),
-                look: self.looks.begin(&member.name),
+                check: self.checks.begin(&member.name),
                 fast_interval: self.fast_interval,
                 observations: self.observers.clone(),
                 stop: running.stop.clone(),

@@ -26,9 +26,9 @@ mod new_members;
 pub mod observation;
 pub mod patroni;
 pub mod probe;
+pub mod server_identity;
 mod service_account;
 mod share;
-pub mod sight;
 #[cfg(test)]
 mod simulator;
 pub mod snapshot;
@@ -141,7 +141,7 @@ struct ClusterTasks {
     memberships: Lookups<Arc<Memberships>>,
     standings: Lookups<Standing>,
     /// Which server each member's address leads to.
-    looks: Arc<sight::Looks>,
+    checks: Arc<server_identity::AddressChecks>,
     /// The snapshot of these tasks, published or not.
     own: watch::Receiver<Arc<Snapshot>>,
     published: Arc<OnceLock<Arc<watch::Sender<Arc<Snapshot>>>>>,
@@ -214,8 +214,8 @@ impl ClusterHandle {
     }
 
     /// The checks of a member's address; `None` if the member is not probed.
-    pub fn look(&self, member: &MemberName) -> Option<Arc<sight::Look>> {
-        self.shared.tasks.load().looks.of(member)
+    pub fn address_check(&self, member: &MemberName) -> Option<Arc<server_identity::AddressCheck>> {
+        self.shared.tasks.load().checks.of(member)
     }
 
     /// The cluster may be another one from now on: its system identifier is determined again.
@@ -430,7 +430,7 @@ pub fn prepare(
         tracker.clone(),
     );
     let metrics = reporting.metrics;
-    let (watcher, looks) = (control.watcher()?, control.looks());
+    let (watcher, checks) = (control.watcher()?, control.checks());
     let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), own.clone()));
     let (identities, cache_ttl) = match &auth.verifiers {
         config::Verifiers::UsersFile { .. } => (None, MEMBERSHIPS_TTL),
@@ -458,7 +458,7 @@ pub fn prepare(
             identities,
             memberships,
             standings,
-            looks,
+            checks,
             own,
             published,
             watching,

@@ -10,12 +10,12 @@
 //! Answers are grouped by the leader that they name and its timeline.
 //!
 //! 1. A leader counts as *seen* if this router's probes saw it accept writes, as a member of this
-//! cluster, on at least the timeline that the answer gives it. Timelines only grow: answers that
-//! name a leader on an older timeline than a seen leader are old and do not count.
+//!    cluster, on at least the timeline that the answer gives it. Timelines only grow: answers that
+//!    name a leader on an older timeline than a seen leader are old and do not count.
 //!
 //! 2. A timeline that is only claimed does not count. The largest group of the other answers is
-//! chosen, including the group of answers without a leader, if it is more than half of all answers
-//! or its leader is seen.
+//!    chosen, including the group of answers without a leader, if it is more than half of all answers
+//!    or its leader is seen.
 //!
 //! 3. In a tie the group whose leader is seen is chosen, if there is exactly one.
 //!

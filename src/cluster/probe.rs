@@ -2,9 +2,9 @@
 //!
 //! A prober keeps one connection. It makes a new one every tenth time, after half a minute, after
 //! each failure, after a session's login failed, and when a session needs to know which server the
-//! address leads to now ([`super::sight`]): a server that refuses logins is not fit, and a host
-//! name may lead to another server by now. A kept connection that breaks is no failure yet; one
-//! that cannot be replaced is.
+//! address leads to now ([`super::server_identity`]): a server that refuses logins is not fit, and
+//! a host name may lead to another server by now. A kept connection that breaks is no failure yet;
+//! one that cannot be replaced is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::check::CheckStatus;
+use super::server_identity::{AddressCheck, ServerIdentity};
 use super::service_account::{Purpose, ServiceAccount};
-use super::sight::{Look, Sight};
 use super::snapshot::{MemberName, ProbeFacts};
 use super::state::{FailureKind, Observation, Pace, ProbeError};
 use crate::backend::query::{Row, simple_query};
@@ -55,7 +55,7 @@ pub(super) struct Prober {
     /// Requests a probe now, but not earlier than `fast_interval` after the last one.
     pub(super) trigger: Arc<ProbeTrigger>,
     /// Checks of the address over a new connection, for sessions that request one.
-    pub(super) look: Arc<Look>,
+    pub(super) check: Arc<AddressCheck>,
     pub(super) fast_interval: Duration,
     pub(super) observations: mpsc::Sender<Observation>,
     pub(super) stop: CancellationToken,
@@ -135,7 +135,7 @@ impl Prober {
                 () = next => {}
                 // Sessions wait for this check. They share one, so that the rate is limited by the
                 // maximum age of a check.
-                () = self.look.poked(started) => {}
+                () = self.check.due(started) => {}
             }
         }
     }
@@ -147,7 +147,7 @@ impl Prober {
         kept.used += u32::from(!chased);
         let age = kept.since.elapsed();
         let is_due = kept.used >= FRESH_EVERY || age >= FRESH_AFTER;
-        let wanted = self.look.take_wanted();
+        let wanted = self.check.take_request();
         let refresh =
             wanted || !chased && (is_due || age >= REQUESTED_FRESH_AFTER && self.trigger.take_fresh());
         if let (false, Some(connection)) = (refresh, &mut kept.connection) {
@@ -181,8 +181,11 @@ impl Prober {
             let connected = Some(began);
             (connection, ProbeFacts { connected, ..facts })
         });
-        let seen = fresh.as_ref().ok().and_then(|(_, facts)| Sight::of(facts));
-        self.look.show(began, seen);
+        let seen = fresh
+            .as_ref()
+            .ok()
+            .and_then(|(_, facts)| ServerIdentity::of(facts));
+        self.check.publish(began, seen);
         match fresh {
             Ok((connection, facts)) => {
                 let old = std::mem::replace(

@@ -14,7 +14,7 @@ use super::check::CheckStatus;
 use super::control::seen_writable;
 use super::observation::FailureKind;
 use super::patroni::choose;
-use super::sight::Look;
+use super::server_identity::AddressCheck;
 use super::snapshot::{AdminState, Leader, MemberName, NamedBy, ProbeFacts, Role, Snapshot};
 use super::state::{
     Evidence, LagLimits, Listed, Named, Observation, ProbeError, Settings, SourceKind, SourceReport, State,
@@ -92,7 +92,7 @@ struct World {
     /// The probers' connections: when they began, and to which server if not to the node's own.
     standing: BTreeMap<usize, (Instant, Option<Node>)>,
     /// The checks of the nodes' addresses, as sessions use them.
-    looks: BTreeMap<usize, Look>,
+    checks: BTreeMap<usize, AddressCheck>,
     sessions: Vec<places::Session>,
 }
 
@@ -180,7 +180,7 @@ impl World {
             witness: Witness::new(kind),
             elsewhere: BTreeMap::new(),
             standing: BTreeMap::new(),
-            looks: BTreeMap::new(),
+            checks: BTreeMap::new(),
             sessions: Vec::new(),
         }
     }
@@ -217,7 +217,7 @@ impl World {
         }
     }
 
-    fn look(&self, index: usize) -> Result<ProbeFacts, ProbeError> {
+    fn check(&self, index: usize) -> Result<ProbeFacts, ProbeError> {
         let node = self.probed(index);
         let failure = |message: &str, kind| ProbeError {
             check: CheckStatus::Layer4Connection,
@@ -363,7 +363,7 @@ impl World {
                 if due && !busy && listed.contains(&name(index)) {
                     self.next_probe[index] = self.now + pace.probe;
                     self.keep_connection(index);
-                    let seen = self.look(index);
+                    let seen = self.check(index);
                     let takes = match &seen {
                         Err(failure) if failure.kind == FailureKind::Counts => Duration::from_secs(1),
                         _ if self.slow => Duration::from_millis(400),

@@ -1,7 +1,7 @@
 //! Decides whether a live session may stay on its server after a new snapshot.
 
 use super::policy::{Candidate, Preference};
-use crate::cluster::sight::{Known, Sight, Whereabouts};
+use crate::cluster::server_identity::{IdentifiedBy, ServerIdentity, ServerLocation};
 use crate::cluster::snapshot::{Identity, Leader, MemberName, NoLeader, ProbeFacts, Snapshot};
 use crate::config::Access;
 
@@ -42,17 +42,17 @@ pub enum Misfit {
 
 /// Whether the server that a session sees is the chosen member, in the role for which it was
 /// chosen.
-pub fn fits(snapshot: &Snapshot, candidate: &Candidate, sight: &Sight) -> Result<(), Misfit> {
+pub fn fits(snapshot: &Snapshot, candidate: &Candidate, identity: &ServerIdentity) -> Result<(), Misfit> {
     // If the servers have been full since the start, no probe has read the identifier yet.
     let is_unknown = snapshot.system_identifier.is_none()
         && matches!(snapshot.leader, Leader::None(NoLeader::Full { .. }));
-    if snapshot.system_identifier != Some(sight.system_identifier) && !is_unknown {
+    if snapshot.system_identifier != Some(identity.system_identifier) && !is_unknown {
         return Err(Misfit::Foreign);
     }
     if candidate.reason != Preference::Leader {
         return Ok(());
     }
-    if sight.in_recovery {
+    if identity.in_recovery {
         return Err(Misfit::NotWritable);
     }
     match &snapshot.leader {
@@ -61,7 +61,7 @@ pub fn fits(snapshot: &Snapshot, candidate: &Candidate, sight: &Sight) -> Result
             member,
             newest: timeline,
         }) if *member == candidate.member => {
-            if sight.timeline < *timeline {
+            if identity.timeline < *timeline {
                 Err(Misfit::OldPrimary)
             } else {
                 Ok(())
@@ -94,18 +94,18 @@ pub enum EndReason {
 }
 
 /// Whether the session's server belongs to another cluster.
-fn is_foreign(snapshot: &Snapshot, member: &MemberName, place: &Whereabouts) -> bool {
+fn is_foreign(snapshot: &Snapshot, member: &MemberName, place: &ServerLocation) -> bool {
     let Some(ours) = snapshot.system_identifier else {
         return false;
     };
-    place.sight.system_identifier != ours
+    place.identity.system_identifier != ours
         || seen_since(snapshot, member, place).is_some_and(|facts| facts.system_identifier != ours)
 }
 
 /// Whether the session's server is a primary on an older timeline than the leader. A primary stays on its timeline as
 /// long as it has sessions.
-fn is_outdated(snapshot: &Snapshot, member: &MemberName, place: &Whereabouts) -> bool {
-    let mine = place.sight.timeline;
+fn is_outdated(snapshot: &Snapshot, member: &MemberName, place: &ServerLocation) -> bool {
+    let mine = place.identity.timeline;
     let is_behind = matches!(
         &snapshot.leader,
         Leader::Verified { member: leader, timeline, .. } if leader == member && *timeline > mine
@@ -119,14 +119,14 @@ fn is_outdated(snapshot: &Snapshot, member: &MemberName, place: &Whereabouts) ->
 fn seen_since<'a>(
     snapshot: &'a Snapshot,
     member: &MemberName,
-    place: &Whereabouts,
+    place: &ServerLocation,
 ) -> Option<&'a ProbeFacts> {
     let health = &snapshot.member(member)?.health;
     let facts = health.facts.as_ref()?;
-    let is_here = place.known == Known::Beside && facts.address == Some(place.sight.address);
+    let is_here = place.known == IdentifiedBy::Prober && facts.address == Some(place.identity.address);
     let is_confirmed = health
         .verified
-        .is_some_and(|verified| verified.at >= place.begun && verified.timeline >= place.sight.timeline);
+        .is_some_and(|verified| verified.at >= place.begun && verified.timeline >= place.identity.timeline);
     let is_younger = facts.connected.is_some_and(|connected| connected >= place.begun);
     (is_here && is_younger && !is_confirmed).then_some(facts)
 }
@@ -138,7 +138,7 @@ pub fn verdict(
     snapshot: &Snapshot,
     granted: GrantedRole,
     member: &MemberName,
-    place: Option<&Whereabouts>,
+    place: Option<&ServerLocation>,
 ) -> SessionVerdict {
     if let Some(place) = place {
         if is_foreign(snapshot, member, place) {

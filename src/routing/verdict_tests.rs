@@ -18,9 +18,9 @@ fn begun() -> Instant {
     Instant::now() + Duration::from_secs(100)
 }
 
-fn place(known: Known, begun: Instant) -> Whereabouts {
-    Whereabouts {
-        sight: Sight {
+fn place(known: IdentifiedBy, begun: Instant) -> ServerLocation {
+    ServerLocation {
+        identity: ServerIdentity {
             system_identifier: 7,
             timeline: 3,
             in_recovery: false,
@@ -51,7 +51,7 @@ fn seen(identifier: u64, timeline: u32, begun: Instant, later: i64) -> Snapshot 
     cluster
 }
 
-fn of(cluster: &Snapshot, granted: GrantedRole, place: &Whereabouts) -> SessionVerdict {
+fn of(cluster: &Snapshot, granted: GrantedRole, place: &ServerLocation) -> SessionVerdict {
     verdict(cluster, granted, &MemberName::new("db1"), Some(place))
 }
 
@@ -74,13 +74,13 @@ fn a_session_on_a_server_of_another_cluster_ends_in_every_granted_role() {
     ] {
         let cluster = seen(666, 9, begun, 1);
         assert_eq!(
-            of(&cluster, granted, &place(Known::Beside, begun)),
+            of(&cluster, granted, &place(IdentifiedBy::Prober, begun)),
             foreign(),
             "{granted:?}"
         );
         // Its own connection was asked: the other server only has the same name.
         assert_eq!(
-            of(&cluster, granted, &place(Known::Asked, begun)),
+            of(&cluster, granted, &place(IdentifiedBy::Session, begun)),
             SessionVerdict::Stay,
             "{granted:?}"
         );
@@ -90,7 +90,7 @@ fn a_session_on_a_server_of_another_cluster_ends_in_every_granted_role() {
 #[test]
 fn a_session_whose_server_was_verified_after_it_began_stays() {
     let begun = begun();
-    let beside = place(Known::Beside, begun);
+    let beside = place(IdentifiedBy::Prober, begun);
     for (identifier, timeline) in [(666, 9), (7, 2)] {
         let mut cluster = seen(identifier, timeline, begun, 50);
         cluster.leader = Leader::None(NoLeader::NotNamed);
@@ -128,7 +128,7 @@ fn a_session_whose_server_was_verified_after_it_began_stays() {
 #[test]
 fn a_probe_elsewhere_or_before_the_session_does_not_end_it() {
     let begun = begun();
-    let beside = place(Known::Beside, begun);
+    let beside = place(IdentifiedBy::Prober, begun);
     assert_eq!(
         of(&seen(666, 9, begun, -1), GrantedRole::ReadWrite, &beside),
         SessionVerdict::Stay
@@ -150,7 +150,7 @@ fn a_read_write_session_ends_when_the_leader_of_its_name_is_on_a_newer_timeline(
         timeline: 4,
         named_by: crate::cluster::snapshot::NamedBy::LeaderKey,
     };
-    for known in [Known::Asked, Known::Beside] {
+    for known in [IdentifiedBy::Session, IdentifiedBy::Prober] {
         assert_eq!(
             of(&cluster, GrantedRole::ReadWrite, &place(known, begun)),
             old_primary()
@@ -165,7 +165,7 @@ fn a_read_write_session_ends_when_the_leader_of_its_name_is_on_a_newer_timeline(
         of(
             &seen(7, 2, begun, 1),
             GrantedRole::ReadWrite,
-            &place(Known::Beside, begun)
+            &place(IdentifiedBy::Prober, begun)
         ),
         old_primary()
     );
@@ -173,7 +173,7 @@ fn a_read_write_session_ends_when_the_leader_of_its_name_is_on_a_newer_timeline(
         of(
             &seen(7, 2, begun, 1),
             GrantedRole::ReadWrite,
-            &place(Known::Asked, begun)
+            &place(IdentifiedBy::Session, begun)
         ),
         SessionVerdict::Stay
     );
@@ -185,13 +185,21 @@ fn sessions_on_the_old_servers_end_when_the_cluster_has_a_new_identity() {
     let mut cluster = three();
     cluster.system_identifier = None;
     assert_eq!(
-        of(&cluster, GrantedRole::ReadWrite, &place(Known::Asked, begun)),
+        of(
+            &cluster,
+            GrantedRole::ReadWrite,
+            &place(IdentifiedBy::Session, begun)
+        ),
         SessionVerdict::Stay,
         "not known yet"
     );
     cluster.system_identifier = Some(8);
     assert_eq!(
-        of(&cluster, GrantedRole::ReadOnly, &place(Known::Asked, begun)),
+        of(
+            &cluster,
+            GrantedRole::ReadOnly,
+            &place(IdentifiedBy::Session, begun)
+        ),
         foreign()
     );
 }
@@ -206,45 +214,45 @@ fn a_candidate_must_match_the_server_that_was_seen() {
         reason,
     };
     let leader = candidate("db1", Preference::Leader);
-    let good = place(Known::Asked, begun()).sight;
-    let fit = |candidate: &Candidate, sight: Sight| fits(&cluster, candidate, &sight);
+    let good = place(IdentifiedBy::Session, begun()).identity;
+    let fit = |candidate: &Candidate, identity: ServerIdentity| fits(&cluster, candidate, &identity);
     assert_eq!(fit(&leader, good), Ok(()));
     assert_eq!(
-        fit(&leader, Sight { timeline: 4, ..good }),
+        fit(&leader, ServerIdentity { timeline: 4, ..good }),
         Ok(()),
         "newer than the last probe"
     );
-    for (sight, misfit) in [
+    for (identity, misfit) in [
         (
-            Sight {
+            ServerIdentity {
                 system_identifier: 666,
                 ..good
             },
             Misfit::Foreign,
         ),
-        (Sight { timeline: 2, ..good }, Misfit::OldPrimary),
+        (ServerIdentity { timeline: 2, ..good }, Misfit::OldPrimary),
         (
-            Sight {
+            ServerIdentity {
                 in_recovery: true,
                 ..good
             },
             Misfit::NotWritable,
         ),
     ] {
-        assert_eq!(fit(&leader, sight), Err(misfit));
+        assert_eq!(fit(&leader, identity), Err(misfit));
     }
     assert_eq!(
         fit(&candidate("db2", Preference::Leader), good),
         Err(Misfit::NoLongerLeader)
     );
     let replica = candidate("db2", Preference::Streaming);
-    let standby = Sight {
+    let standby = ServerIdentity {
         in_recovery: true,
         timeline: 2,
         ..good
     };
     assert_eq!(fit(&replica, standby), Ok(()));
-    let foreign = Sight {
+    let foreign = ServerIdentity {
         system_identifier: 666,
         ..standby
     };
@@ -267,15 +275,15 @@ fn a_full_leader_must_match_the_known_identity() {
         port: 0,
         reason: Preference::Leader,
     };
-    let good = place(Known::Asked, begun()).sight;
-    let foreign = Sight {
+    let good = place(IdentifiedBy::Session, begun()).identity;
+    let foreign = ServerIdentity {
         system_identifier: 666,
         ..good
     };
     assert_eq!(fits(&cluster, &candidate, &good), Ok(()));
     assert_eq!(fits(&cluster, &candidate, &foreign), Err(Misfit::Foreign));
     assert_eq!(
-        fits(&cluster, &candidate, &Sight { timeline: 2, ..good }),
+        fits(&cluster, &candidate, &ServerIdentity { timeline: 2, ..good }),
         Err(Misfit::OldPrimary)
     );
     cluster.system_identifier = None;

@@ -24,7 +24,7 @@ use crate::backend::{
     self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Suspicion, Target,
     TlsSettingsError,
 };
-use crate::cluster::sight::Whereabouts;
+use crate::cluster::server_identity::ServerLocation;
 use crate::cluster::snapshot::{Leader, MemberName, NoLeader};
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::{Access, OnLeader, Route};
@@ -41,7 +41,7 @@ pub(super) struct Attachable {
     pub seat: Seat,
     pub granted: GrantedRole,
     /// Which server the router has seen at the other end.
-    pub whereabouts: Whereabouts,
+    pub whereabouts: ServerLocation,
     _verified: (),
 }
 
@@ -341,7 +341,7 @@ async fn verify(
     question: &Question<'_>,
     route: &Route,
     mut connection: ServerConnection,
-) -> Result<(ServerConnection, GrantedRole, Whereabouts), Unverified> {
+) -> Result<(ServerConnection, GrantedRole, ServerLocation), Unverified> {
     let Question {
         cluster, candidate, ..
     } = *question;

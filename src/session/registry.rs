@@ -20,7 +20,7 @@ use super::end::Order;
 use super::keys::ClientCancelKey;
 use super::listener_settings::ListenerSettings;
 use crate::backend::CancelTarget;
-use crate::cluster::sight::Whereabouts;
+use crate::cluster::server_identity::ServerLocation;
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::OnUnfit;
 use crate::frontend::ClientAddress;
@@ -128,7 +128,7 @@ pub struct Placement {
     pub member: MemberName,
     pub granted: GrantedRole,
     /// Which server the router has seen under the member's name.
-    pub whereabouts: Option<Whereabouts>,
+    pub whereabouts: Option<ServerLocation>,
     /// The server's process id; 0 if the server sent none, or if the router does not see it (`mode:
     /// tcp`).
     pub process_id: u32,

@@ -39,7 +39,7 @@ use super::whereabouts::{self, Question};
 use super::{Shared, attach, cancel};
 use crate::backend::Unverified;
 use crate::backend::{self, ClientReply};
-use crate::cluster::sight::Whereabouts;
+use crate::cluster::server_identity::ServerLocation;
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{Access, Route};
 use crate::frontend::login::LoginError;
@@ -77,7 +77,7 @@ struct Connected {
     stream: TcpStream,
     member: MemberName,
     granted: GrantedRole,
-    whereabouts: Whereabouts,
+    whereabouts: ServerLocation,
     seat: Seat,
 }
 
@@ -430,7 +430,7 @@ impl Connector for Opener<'_> {
 }
 
 /// Which server the connection leads to, as far as probes can show it.
-async fn confirm_server(question: &Question<'_>, stream: &TcpStream) -> Result<Whereabouts, ErrorReply> {
+async fn confirm_server(question: &Question<'_>, stream: &TcpStream) -> Result<ServerLocation, ErrorReply> {
     let member = &question.candidate.member;
     let Ok(peer) = stream.peer_addr() else {
         return Err(changed(member));

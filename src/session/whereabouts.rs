@@ -1,12 +1,12 @@
 //! Checks that the server at the other end of a session's connection is the one that the router has
 //! seen under the member's name.
 //!
-//! It compares the address that the connection reached with the last look of the member's prober,
-//! which looks again if that is old ([`crate::cluster::sight`]). This costs the session no query.
-//! If the address differs, if the prober does not know, or if something did not fit within the last
-//! minute, the router asks on this very connection for system identifier, role and timeline. PUBLIC
-//! may execute the functions for this unless an administrator has revoked it. If the session's role
-//! may not, it is enough that the prober sees the same address.
+//! It compares the address that the connection reached with the last check of the member's prober,
+//! which checks again if that is old ([`crate::cluster::server_identity`]). This costs the session
+//! no query. If the address differs, if the prober does not know, or if something did not fit
+//! within the last minute, the router asks on this very connection for system identifier, role and
+//! timeline. PUBLIC may execute the functions for this unless an administrator has revoked it. If
+//! the session's role may not, it is enough that the prober sees the same address.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::backend::ServerConnection;
 use crate::backend::{CHANGING_HINT, Unverified};
 use crate::cluster::ClusterHandle;
-use crate::cluster::sight::{self, Known, Sight, Whereabouts};
+use crate::cluster::server_identity::{self, IdentifiedBy, ServerIdentity, ServerLocation};
 use crate::routing::{Candidate, Misfit, fits};
 use crate::wire::startup::Replication;
 
@@ -38,7 +38,7 @@ pub(super) struct Question<'a> {
 pub(super) async fn confirm(
     question: &Question<'_>,
     connection: &mut ServerConnection,
-) -> Result<Whereabouts, Unverified> {
+) -> Result<ServerLocation, Unverified> {
     let Question {
         cluster,
         candidate,
@@ -47,25 +47,25 @@ pub(super) async fn confirm(
         ..
     } = *question;
     let address = connection.address.ip();
-    let Some(look) = cluster.look(&candidate.member) else {
+    let Some(check) = cluster.address_check(&candidate.member) else {
         return Err("is no longer a member of the cluster".into());
     };
-    if look.last().is_some_and(|last| last.address != address) {
-        look.doubt(Instant::now());
+    if check.last().is_some_and(|last| last.address != address) {
+        check.doubt(Instant::now());
     }
-    let was_doubted = look.is_doubted(Instant::now());
-    if !was_doubted && let Some(sight) = seen_by_prober(question, address).await {
-        if fits(&cluster.snapshot(), candidate, &sight).is_ok() {
-            return Ok(found(sight, Known::Beside, begun));
+    let was_doubted = check.is_doubted(Instant::now());
+    if !was_doubted && let Some(identity) = seen_by_prober(question, address).await {
+        if fits(&cluster.snapshot(), candidate, &identity).is_ok() {
+            return Ok(found(identity, IdentifiedBy::Prober, begun));
         }
-        look.doubt(Instant::now());
+        check.doubt(Instant::now());
     }
-    match sight::ask(connection, question.replication, begun, deadline).await {
-        Ok(sight) => match fits(&cluster.snapshot(), candidate, &sight) {
-            Ok(()) => Ok(found(sight, Known::Asked, begun)),
+    match server_identity::ask(connection, question.replication, begun, deadline).await {
+        Ok(identity) => match fits(&cluster.snapshot(), candidate, &identity) {
+            Ok(()) => Ok(found(identity, IdentifiedBy::Session, begun)),
             Err(misfit) => {
-                look.doubt(Instant::now());
-                look.want();
+                check.doubt(Instant::now());
+                check.request();
                 Err(misfit.into())
             }
         },
@@ -73,10 +73,10 @@ pub(super) async fn confirm(
             tracing::debug!(member = %candidate.member, %error, "the server cannot be asked for its identity");
             if error.leaves_usable()
                 && was_doubted
-                && let Some(sight) = seen_by_prober(question, address).await
+                && let Some(identity) = seen_by_prober(question, address).await
             {
-                fits(&cluster.snapshot(), candidate, &sight)?;
-                return Ok(found(sight, Known::Beside, begun));
+                fits(&cluster.snapshot(), candidate, &identity)?;
+                return Ok(found(identity, IdentifiedBy::Prober, begun));
             }
             Err(Unverified(
                 "could not be confirmed to belong to the cluster".into(),
@@ -87,11 +87,11 @@ pub(super) async fn confirm(
 }
 
 /// Like [`confirm`], for a connection on which the router cannot ask (`mode: tcp`): by what the
-/// prober sees, or has seen last if it cannot look now.
+/// prober sees, or has seen last if it cannot check now.
 pub(super) async fn confirm_unasked(
     question: &Question<'_>,
     address: IpAddr,
-) -> Result<Whereabouts, Unverified> {
+) -> Result<ServerLocation, Unverified> {
     let Question {
         cluster,
         candidate,
@@ -100,39 +100,43 @@ pub(super) async fn confirm_unasked(
     } = *question;
     let seen = seen_by_prober(question, address).await;
     let snapshot = cluster.snapshot();
-    let sight = seen.or_else(|| {
+    let identity = seen.or_else(|| {
         let facts = snapshot.member(&candidate.member)?.health.facts.as_ref()?;
-        Sight::of(facts).filter(|last| last.address == address)
+        ServerIdentity::of(facts).filter(|last| last.address == address)
     });
-    let Some(sight) = sight else {
+    let Some(identity) = identity else {
         return Err(Unverified(
             "was reached at an address at which the router has not seen it".into(),
             FOREIGN_HINT,
         ));
     };
-    fits(&snapshot, candidate, &sight)?;
-    Ok(found(sight, Known::Beside, begun))
+    fits(&snapshot, candidate, &identity)?;
+    Ok(found(identity, IdentifiedBy::Prober, begun))
 }
 
-fn found(sight: Sight, known: Known, begun: Instant) -> Whereabouts {
-    Whereabouts { sight, known, begun }
+fn found(identity: ServerIdentity, known: IdentifiedBy, begun: Instant) -> ServerLocation {
+    ServerLocation {
+        identity,
+        known,
+        begun,
+    }
 }
 
-/// What the prober sees at this address. If that look began before the connection, the next probe
+/// What the prober sees at this address. If that check began before the connection, the next probe
 /// looks again: it shows whether the address led elsewhere in between.
-async fn seen_by_prober(question: &Question<'_>, address: IpAddr) -> Option<Sight> {
-    let look = question.cluster.look(&question.candidate.member)?;
-    let sight = if let Some(sight) = look.recent(address, question.begun) {
-        Some(sight)
+async fn seen_by_prober(question: &Question<'_>, address: IpAddr) -> Option<ServerIdentity> {
+    let check = question.cluster.address_check(&question.candidate.member)?;
+    let identity = if let Some(identity) = check.recent(address, question.begun) {
+        Some(identity)
     } else {
         let now = Instant::now();
         let share = question.deadline.saturating_duration_since(now) / 2;
-        look.ask(address, question.begun, now + share).await
+        check.ask(address, question.begun, now + share).await
     };
-    if sight.is_some_and(|sight| sight.connected < question.begun) {
-        look.want_soon();
+    if identity.is_some_and(|identity| identity.connected < question.begun) {
+        check.request_soon();
     }
-    sight
+    identity
 }
 
 impl From<Misfit> for Unverified {

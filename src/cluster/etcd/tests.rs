@@ -115,7 +115,7 @@ fn answers_that_are_older_or_from_other_clusters_are_refused() {
     };
     let mut seen = Seen::default();
     seen.admit(&of(7, 5, 2)).unwrap();
-    seen.note(&of(7, 5, 2));
+    seen.record(&of(7, 5, 2));
     seen.admit(&of(7, 5, 2)).unwrap();
     assert!(matches!(seen.admit(&of(8, 6, 3)), Err(EtcdError::OtherCluster)));
     assert!(matches!(seen.admit(&of(7, 4, 2)), Err(EtcdError::Behind)));

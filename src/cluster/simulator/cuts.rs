@@ -131,7 +131,7 @@ fn a_newer_leader_that_a_probe_has_seen_contradicts_an_old_answer_at_once() {
     let stale = world.view();
     split(&mut world);
     only_the_minority_answers(&mut world, false);
-    let result = world.look(2);
+    let result = world.check(2);
     let started = world.now;
     world.observe(Observation::Probe {
         member: name(2),
@@ -156,7 +156,7 @@ fn a_newer_leader_that_a_probe_has_seen_contradicts_an_old_answer_at_once() {
 fn a_manually_promoted_server_removes_the_leader_only_until_patroni_is_polled() {
     let mut world = calm(3);
     world.apply(&Action::Promote(1));
-    let result = world.look(1);
+    let result = world.check(1);
     let started = world.now;
     world.observe(Observation::Probe {
         member: name(1),
@@ -199,7 +199,7 @@ fn probes_alone_keep_the_last_leader_until_a_newer_one_is_seen() {
     let result = Ok(ProbeFacts {
         timeline: 2,
         in_recovery: false,
-        ..world.look(1).unwrap()
+        ..world.check(1).unwrap()
     });
     let started = world.now;
     world.observe(Observation::Probe {

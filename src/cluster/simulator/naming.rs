@@ -194,7 +194,7 @@ fn one_terminated_or_read_only_session_changes_nothing() {
 fn a_demotion_seen_by_a_session_takes_precedence_over_an_earlier_probe() {
     let mut world = calm(3);
     let early = world.now;
-    let seen = world.look(0);
+    let seen = world.check(0);
     world.now += STEP;
     world.nodes[0].primary = false;
     world.apply(&Action::Evidence(0, Evidence::Demoted));
@@ -259,7 +259,7 @@ fn fast_polling_is_limited_in_time() {
 fn a_member_that_moves_is_probed_again() {
     let mut world = calm(2);
     let early = world.now;
-    let seen = world.look(0);
+    let seen = world.check(0);
     world.now += STEP;
     let mut view = world.view();
     view.members[0].host = "10.9.9.9".into();
@@ -293,7 +293,7 @@ fn a_patroni_that_names_two_leaders_names_none() {
 fn the_last_event_a_session_saw_counts_although_older_reports_arrive_later() {
     let mut world = calm(2);
     let early = world.now;
-    let seen = world.look(0);
+    let seen = world.check(0);
     world.now += STEP;
     let later = world.now;
     world.now += STEP;
@@ -343,7 +343,7 @@ fn in_a_fixed_list_one_probe_of_a_rival_is_enough_for_a_tie() {
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::HighestTimeline)));
     world.nodes[1].primary = true;
     world.nodes[1].running = true;
-    let result = world.look(1);
+    let result = world.check(1);
     let started = world.now;
     world.observe(Observation::Probe {
         member: name(1),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::test_runner::RngSeed;
 
-use super::super::sight::{Known, Sight, Whereabouts};
+use super::super::server_identity::{IdentifiedBy, ServerIdentity, ServerLocation};
 use super::*;
 use crate::routing::{Candidate, EndReason, GrantedRole, Preference, SessionVerdict, fits, verdict};
 
@@ -25,7 +25,7 @@ pub(super) fn address(index: usize) -> IpAddr {
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     member: usize,
-    place: Whereabouts,
+    place: ServerLocation,
     /// System identifier and timeline.
     on: (u64, u32),
     /// It was on a wrong server from its beginning.
@@ -48,7 +48,7 @@ impl World {
     }
 
     pub(super) fn keep_connection(&mut self, index: usize) {
-        let wanted = self.looks.entry(index).or_default().take_wanted();
+        let wanted = self.checks.entry(index).or_default().take_request();
         let is_kept = self
             .standing
             .get(&index)
@@ -60,14 +60,16 @@ impl World {
     }
 
     pub(super) fn show_look(&mut self, index: usize, result: &Result<ProbeFacts, ProbeError>) {
-        let sight = result.as_ref().ok().and_then(Sight::of);
-        let look = self.looks.entry(index).or_default();
-        let known = look.last().map(|last| last.connected);
-        match sight {
-            Some(sight) if known < Some(sight.connected) => look.show(sight.connected, Some(sight)),
+        let identity = result.as_ref().ok().and_then(ServerIdentity::of);
+        let check = self.checks.entry(index).or_default();
+        let known = check.last().map(|last| last.connected);
+        match identity {
+            Some(identity) if known < Some(identity.connected) => {
+                check.publish(identity.connected, Some(identity));
+            }
             Some(_) => {}
             None => {
-                look.show(self.now, None);
+                check.publish(self.now, None);
                 self.standing.remove(&index);
             }
         }
@@ -85,7 +87,7 @@ impl World {
     }
 
     fn look_now(&mut self, index: usize) {
-        self.looks.entry(index).or_default().want();
+        self.checks.entry(index).or_default().request();
         self.next_probe[index] = self.now;
     }
 
@@ -112,33 +114,38 @@ impl World {
         if !server.running || !server.connected || !server.primary {
             return None;
         }
-        let asked = Sight {
+        let asked = ServerIdentity {
             system_identifier: server.identifier,
             timeline: server.timeline,
             in_recovery: false,
             address: address(index),
             connected: self.now,
         };
-        let look = self.looks.entry(index).or_default();
-        let recent = look
+        let check = self.checks.entry(index).or_default();
+        let recent = check
             .recent(address(index), self.now)
-            .filter(|_| !look.is_doubted(self.now));
-        let (sight, known) = match recent.filter(|sight| fits(&snapshot, &candidate, sight).is_ok()) {
-            Some(sight) => (sight, Known::Beside),
-            None => (asked, Known::Asked),
+            .filter(|_| !check.is_doubted(self.now));
+        let (identity, known) = match recent.filter(|identity| fits(&snapshot, &candidate, identity).is_ok())
+        {
+            Some(identity) => (identity, IdentifiedBy::Prober),
+            None => (asked, IdentifiedBy::Session),
         };
-        if sight.connected < self.now {
-            look.want_soon();
+        if identity.connected < self.now {
+            check.request_soon();
         }
-        if fits(&snapshot, &candidate, &sight).is_err() {
-            look.doubt(self.now);
+        if fits(&snapshot, &candidate, &identity).is_err() {
+            check.doubt(self.now);
             self.next_probe[index] = self.now;
             return None;
         }
         let begun = self.now;
         self.sessions.push(Session {
             member: index,
-            place: Whereabouts { sight, known, begun },
+            place: ServerLocation {
+                identity,
+                known,
+                begun,
+            },
             on: (server.identifier, server.timeline),
             is_misled: (server.identifier, server.timeline) != (own.identifier, own.timeline),
             ended: None,
@@ -159,7 +166,7 @@ impl World {
                 continue;
             }
             if session.is_misled {
-                let is_beside = session.place.known == Known::Beside;
+                let is_beside = session.place.known == IdentifiedBy::Prober;
                 assert!(
                     is_beside,
                     "a server that was checked was the wrong one: {session:?}"
@@ -251,7 +258,7 @@ fn a_virtual_address_that_moves_to_the_promoted_standby_ends_the_sessions_on_the
         world.pass(STEP);
         if let Some(new) = world
             .attach()
-            .filter(|new| world.sessions[*new].place.sight.timeline == 2)
+            .filter(|new| world.sessions[*new].place.identity.timeline == 2)
         {
             break new;
         }
@@ -437,7 +444,7 @@ proptest! {
         prop_assert_eq!(world.end_of(settled.unwrap()), None);
         for session in &world.sessions {
             let is_right = session.on == (OURS, world.nodes[0].timeline);
-            let is_certain = session.place.known == Known::Asked;
+            let is_certain = session.place.known == IdentifiedBy::Session;
             prop_assert!(!(is_right && is_certain) || session.ended.is_none(), "{:?}", session);
             prop_assert!(is_right || session.ended.is_some(), "{:?}", session);
         }

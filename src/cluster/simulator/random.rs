@@ -70,7 +70,7 @@ proptest! {
         let last = last % size;
         world.repair(last);
         world.pass(Duration::from_secs(3));
-        world.forget_strangers();
+        world.forget_foreign_identity();
         world.pass(Duration::from_secs(15));
         let named_by = if fixed { NamedBy::HighestTimeline } else { NamedBy::LeaderKey };
         prop_assert_eq!(world.leader(), Some((name(last).to_string(), named_by)));

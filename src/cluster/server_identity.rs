@@ -2,9 +2,9 @@
 //!
 //! A name, a virtual address or a forwarded port may lead to another server at any moment, and an
 //! existing connection does not notice. So a session's connection is compared with a check over a
-//! probe's connection to the same address, begun at most [`LOOK_AGE`] earlier. If there is no such
-//! check, the member's prober makes one now. One check serves all sessions that arrive at the same
-//! time, so that a login does not need a query of its own.
+//! probe's connection to the same address, begun at most [`MAX_CHECK_AGE`] earlier. If there is no
+//! such check, the member's prober makes one now. One check serves all sessions that arrive at the
+//! same time, so that a login does not need a query of its own.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,16 +21,16 @@ use crate::backend::{ConnectError, SeenRole, ServerConnection, Step};
 use crate::wire::startup::Replication;
 
 /// How much older than a session's connection the connection of a check may be.
-pub const LOOK_AGE: Duration = Duration::from_millis(250);
+pub const MAX_CHECK_AGE: Duration = Duration::from_millis(250);
 /// Within which time a check that is requested soon runs.
-const LOOK_SOON: Duration = Duration::from_secs(1);
+const CHECK_SOON_WITHIN: Duration = Duration::from_secs(1);
 /// How long each session's own connection is checked after a mismatch: two servers may answer in
 /// turn.
 const DOUBT: Duration = Duration::from_mins(1);
 
 /// The identity of a server, as seen over a connection to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sight {
+pub struct ServerIdentity {
     pub system_identifier: u64,
     /// Primary: the timeline that it writes. Standby: the best known value.
     pub timeline: u32,
@@ -40,7 +40,7 @@ pub struct Sight {
     pub connected: Instant,
 }
 
-impl Sight {
+impl ServerIdentity {
     /// The result of a probe; `None` if it did not record its connection.
     pub fn of(facts: &ProbeFacts) -> Option<Self> {
         Some(Self {
@@ -54,7 +54,7 @@ impl Sight {
 
     /// Whether it is valid for a connection to `address` that began at `connected`.
     fn is_valid_for(&self, address: IpAddr, connected: Instant) -> bool {
-        self.address == address && self.connected + LOOK_AGE >= connected
+        self.address == address && self.connected + MAX_CHECK_AGE >= connected
     }
 
     /// Whether both are the same server, as far as can be seen.
@@ -83,7 +83,7 @@ pub async fn ask(
     replication: Replication,
     begun: Instant,
     deadline: Instant,
-) -> Result<Sight, ConnectError> {
+) -> Result<ServerIdentity, ConnectError> {
     // A physical replication connection accepts no SQL.
     let sql = if replication == Replication::Physical {
         "IDENTIFY_SYSTEM"
@@ -101,14 +101,14 @@ pub async fn ask(
         if replication == Replication::Physical {
             identified(row, connection.role == SeenRole::Standby)
         } else {
-            identity(row)
+            read_identity(row)
         }
     });
     let Some((in_recovery, system_identifier, timeline)) = identity else {
         let what = "the server's answer about its identity is invalid";
         return Err(ConnectError::protocol(Step::Query, what));
     };
-    Ok(Sight {
+    Ok(ServerIdentity {
         system_identifier,
         timeline,
         in_recovery,
@@ -122,7 +122,7 @@ fn text(value: Option<&Vec<u8>>) -> Option<&str> {
 }
 
 /// Reads the row of [`SQL`].
-fn identity(row: &Row) -> Option<(bool, u64, u32)> {
+fn read_identity(row: &Row) -> Option<(bool, u64, u32)> {
     let [recovery, identifier, checkpoint, file] = row.as_slice() else {
         return None;
     };
@@ -150,47 +150,47 @@ fn identified(row: &Row, in_recovery: bool) -> Option<(bool, u64, u32)> {
 
 /// How a session's server was identified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
+pub enum IdentifiedBy {
     /// By a query on the session's own connection.
-    Asked,
+    Session,
     /// By a probe of the same address at the same time.
-    Beside,
+    Prober,
 }
 
 /// The server that a session is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whereabouts {
-    pub sight: Sight,
-    pub known: Known,
+pub struct ServerLocation {
+    pub identity: ServerIdentity,
+    pub known: IdentifiedBy,
     /// When the session's own connection began.
     pub begun: Instant,
 }
 
 /// A check over a new connection: when that began, and the result, if any.
-type Looked = Option<(Instant, Option<Sight>)>;
+type CheckResult = Option<(Instant, Option<ServerIdentity>)>;
 
 /// The checks of one member's address, and the requests for new ones.
 #[derive(Debug)]
-pub struct Look {
-    wanted: AtomicBool,
-    poke: Notify,
+pub struct AddressCheck {
+    requested: AtomicBool,
+    now: Notify,
     soon: Notify,
-    last: watch::Sender<Looked>,
+    last: watch::Sender<CheckResult>,
     memory: Mutex<Memory>,
 }
 
 #[derive(Debug, Default)]
 struct Memory {
     /// The last result, also if later checks failed.
-    seen: Option<Sight>,
+    seen: Option<ServerIdentity>,
     doubted: Option<Instant>,
 }
 
-impl Default for Look {
+impl Default for AddressCheck {
     fn default() -> Self {
         Self {
-            wanted: AtomicBool::new(false),
-            poke: Notify::new(),
+            requested: AtomicBool::new(false),
+            now: Notify::new(),
             soon: Notify::new(),
             last: watch::Sender::new(None),
             memory: Mutex::default(),
@@ -198,46 +198,46 @@ impl Default for Look {
     }
 }
 
-impl Look {
+impl AddressCheck {
     /// The result that is valid for a connection to `address` begun at `begun`, without waiting.
-    pub fn recent(&self, address: IpAddr, begun: Instant) -> Option<Sight> {
-        let sight = self.last()?;
-        sight.is_valid_for(address, begun).then_some(sight)
+    pub fn recent(&self, address: IpAddr, begun: Instant) -> Option<ServerIdentity> {
+        let identity = self.last()?;
+        identity.is_valid_for(address, begun).then_some(identity)
     }
 
     /// The result of the last check, if it had one.
-    pub fn last(&self) -> Option<Sight> {
-        self.last.borrow().and_then(|(_, sight)| sight)
+    pub fn last(&self) -> Option<ServerIdentity> {
+        self.last.borrow().and_then(|(_, identity)| identity)
     }
 
     /// As [`Self::recent`], but requests a check if none is valid. `None`: there was no result in
     /// time, or it is for another address.
-    pub async fn ask(&self, address: IpAddr, begun: Instant, deadline: Instant) -> Option<Sight> {
-        let mut looks = self.last.subscribe();
+    pub async fn ask(&self, address: IpAddr, begun: Instant, deadline: Instant) -> Option<ServerIdentity> {
+        let mut checks = self.last.subscribe();
         let identity = timeout_at(deadline, async {
             loop {
-                match *looks.borrow_and_update() {
-                    Some((connected, sight)) if connected + LOOK_AGE >= begun => return sight,
-                    _ => self.want(),
+                match *checks.borrow_and_update() {
+                    Some((connected, identity)) if connected + MAX_CHECK_AGE >= begun => return identity,
+                    _ => self.request(),
                 }
-                if looks.changed().await.is_err() {
+                if checks.changed().await.is_err() {
                     return None;
                 }
             }
         });
-        let sight = identity.await.ok().flatten();
-        sight.filter(|sight| sight.is_valid_for(address, begun))
+        let identity = identity.await.ok().flatten();
+        identity.filter(|identity| identity.is_valid_for(address, begun))
     }
 
     /// Requests a check now.
-    pub fn want(&self) {
-        self.wanted.store(true, Ordering::Relaxed);
-        self.poke.notify_one();
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::Relaxed);
+        self.now.notify_one();
     }
 
-    /// Requests that the next probe is a check, at most [`LOOK_SOON`] after the one before.
-    pub fn want_soon(&self) {
-        self.wanted.store(true, Ordering::Relaxed);
+    /// Requests that the next probe is a check, at most [`CHECK_SOON_WITHIN`] after the one before.
+    pub fn request_soon(&self) {
+        self.requested.store(true, Ordering::Relaxed);
         self.soon.notify_one();
     }
 
@@ -257,58 +257,58 @@ impl Look {
     }
 
     /// For the prober: whether a check is requested. Resets the request.
-    pub(super) fn take_wanted(&self) -> bool {
-        self.wanted.swap(false, Ordering::Relaxed)
+    pub(super) fn take_request(&self) -> bool {
+        self.requested.swap(false, Ordering::Relaxed)
     }
 
     /// For the prober: waits until a check is requested now, or a check requested soon is due. The
     /// last probe began at `started`.
-    pub(super) async fn poked(&self, started: Instant) {
+    pub(super) async fn due(&self, started: Instant) {
         let soon = async {
             self.soon.notified().await;
-            sleep_until(started + LOOK_SOON).await;
+            sleep_until(started + CHECK_SOON_WITHIN).await;
         };
         tokio::select! {
-            () = self.poke.notified() => {}
+            () = self.now.notified() => {}
             () = soon => {}
         }
     }
 
     /// For the prober: publishes the result of a connection begun at `connected`.
-    pub(super) fn show(&self, connected: Instant, sight: Option<Sight>) {
+    pub(super) fn publish(&self, connected: Instant, identity: Option<ServerIdentity>) {
         let mut memory = self.memory();
-        if let Some(now) = sight
+        if let Some(now) = identity
             && let Some(before) = memory.seen.replace(now)
             && !before.is_like(&now)
         {
             memory.doubted = Some(connected);
         }
         drop(memory);
-        self.last.send_replace(Some((connected, sight)));
+        self.last.send_replace(Some((connected, identity)));
     }
 }
 
 /// The checks of every probed member.
 #[derive(Debug, Default)]
-pub(super) struct Looks(Mutex<BTreeMap<MemberName, Arc<Look>>>);
+pub(super) struct AddressChecks(Mutex<BTreeMap<MemberName, Arc<AddressCheck>>>);
 
-impl Looks {
-    pub(super) fn of(&self, member: &MemberName) -> Option<Arc<Look>> {
+impl AddressChecks {
+    pub(super) fn of(&self, member: &MemberName) -> Option<Arc<AddressCheck>> {
         self.lock().get(member).cloned()
     }
 
     /// From now on a member is probed at an address.
-    pub(super) fn begin(&self, member: &MemberName) -> Arc<Look> {
-        let look = Arc::new(Look::default());
-        self.lock().insert(member.clone(), Arc::clone(&look));
-        look
+    pub(super) fn begin(&self, member: &MemberName) -> Arc<AddressCheck> {
+        let check = Arc::new(AddressCheck::default());
+        self.lock().insert(member.clone(), Arc::clone(&check));
+        check
     }
 
     pub(super) fn retain(&self, is_probed: impl Fn(&MemberName) -> bool) {
         self.lock().retain(|member, _| is_probed(member));
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<MemberName, Arc<Look>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<MemberName, Arc<AddressCheck>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -324,8 +324,8 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
     const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 
-    fn sight(connected: Instant) -> Sight {
-        Sight {
+    fn identity(connected: Instant) -> ServerIdentity {
+        ServerIdentity {
             system_identifier: 42,
             timeline: 1,
             in_recovery: false,
@@ -341,16 +341,16 @@ mod tests {
             values.iter().copied().map(bytes).collect()
         };
         let newest = row(&[Some("f"), Some("-2"), Some("1"), Some("FFFFFFFF0000000000000001")]);
-        assert_eq!(identity(&newest), Some((false, u64::MAX - 1, u32::MAX)));
+        assert_eq!(read_identity(&newest), Some((false, u64::MAX - 1, u32::MAX)));
         let standby = row(&[Some("t"), Some("7"), Some("-1"), None]);
-        assert_eq!(identity(&standby), Some((true, 7, u32::MAX)));
+        assert_eq!(read_identity(&standby), Some((true, 7, u32::MAX)));
         for nonsense in [
             vec![],
             vec![Some("t"), None, Some("1"), None],
             vec![Some("f"), Some("7"), Some("1"), Some("short")],
             vec![Some("false"), Some("77"), Some("1"), Some("1000"), Some("0")],
         ] {
-            assert_eq!(identity(&row(&nonsense)), None);
+            assert_eq!(read_identity(&row(&nonsense)), None);
         }
         for (timeline, expected) in [("3", 3), ("4294967295", u32::MAX), ("-1", u32::MAX)] {
             let answer = row(&[Some("18446744073709551614"), Some(timeline), Some("0/1"), None]);
@@ -360,78 +360,78 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_check_is_valid_for_connections_of_its_time_to_its_address() {
-        let look = Look::default();
+        let check = AddressCheck::default();
         let start = Instant::now() + Duration::from_secs(10);
-        assert_eq!(look.recent(HERE, start), None);
-        look.show(start, Some(sight(start)));
-        assert!(look.recent(HERE, start).is_some());
-        assert!(look.recent(HERE, start + LOOK_AGE).is_some());
-        assert_eq!(look.recent(HERE, start + LOOK_AGE * 2), None, "too old");
-        assert_eq!(look.recent(ELSEWHERE, start), None, "another address");
-        look.show(start, None);
-        assert_eq!(look.recent(HERE, start), None, "the check had no result");
+        assert_eq!(check.recent(HERE, start), None);
+        check.publish(start, Some(identity(start)));
+        assert!(check.recent(HERE, start).is_some());
+        assert!(check.recent(HERE, start + MAX_CHECK_AGE).is_some());
+        assert_eq!(check.recent(HERE, start + MAX_CHECK_AGE * 2), None, "too old");
+        assert_eq!(check.recent(ELSEWHERE, start), None, "another address");
+        check.publish(start, None);
+        assert_eq!(check.recent(HERE, start), None, "the check had no result");
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_check_serves_all_sessions_that_arrive_at_the_same_time() {
-        let look = Arc::new(Look::default());
+        let check = Arc::new(AddressCheck::default());
         let begun = Instant::now();
         let waiting: Vec<_> = (0..20)
             .map(|_| {
-                let look = Arc::clone(&look);
-                tokio::spawn(async move { look.ask(HERE, begun, begun + Duration::from_secs(1)).await })
+                let check = Arc::clone(&check);
+                tokio::spawn(async move { check.ask(HERE, begun, begun + Duration::from_secs(1)).await })
             })
             .collect();
-        look.poked(Instant::now()).await;
-        assert!(look.take_wanted());
+        check.due(Instant::now()).await;
+        assert!(check.take_request());
         tokio::task::yield_now().await;
         let now = Instant::now();
-        look.show(now, Some(sight(now)));
+        check.publish(now, Some(identity(now)));
         for waiter in waiting {
-            assert_eq!(waiter.await.unwrap(), Some(sight(now)));
+            assert_eq!(waiter.await.unwrap(), Some(identity(now)));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_check_that_began_too_early_is_no_answer() {
-        let look = Arc::new(Look::default());
+        let check = Arc::new(AddressCheck::default());
         let early = Instant::now();
-        let begun = early + LOOK_AGE * 2;
-        let asked = Arc::clone(&look);
-        let waiter = tokio::spawn(async move { asked.ask(HERE, begun, begun + LOOK_AGE * 10).await });
-        look.poked(Instant::now()).await;
-        assert!(look.take_wanted());
-        look.show(early, Some(sight(early)));
-        look.poked(Instant::now()).await;
-        assert!(look.take_wanted(), "requested again");
-        look.show(begun, Some(sight(begun)));
-        assert_eq!(waiter.await.unwrap(), Some(sight(begun)));
-        let never = look.ask(HERE, begun + LOOK_AGE * 2, Instant::now() + LOOK_AGE);
+        let begun = early + MAX_CHECK_AGE * 2;
+        let asked = Arc::clone(&check);
+        let waiter = tokio::spawn(async move { asked.ask(HERE, begun, begun + MAX_CHECK_AGE * 10).await });
+        check.due(Instant::now()).await;
+        assert!(check.take_request());
+        check.publish(early, Some(identity(early)));
+        check.due(Instant::now()).await;
+        assert!(check.take_request(), "requested again");
+        check.publish(begun, Some(identity(begun)));
+        assert_eq!(waiter.await.unwrap(), Some(identity(begun)));
+        let never = check.ask(HERE, begun + MAX_CHECK_AGE * 2, Instant::now() + MAX_CHECK_AGE);
         assert_eq!(never.await, None, "the deadline is kept");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_check_that_is_requested_soon_runs_within_a_second() {
-        let look = Look::default();
+        let check = AddressCheck::default();
         let started = Instant::now();
-        look.want_soon();
-        look.poked(started).await;
-        assert_eq!(Instant::now() - started, LOOK_SOON);
-        assert!(look.take_wanted());
+        check.request_soon();
+        check.due(started).await;
+        assert_eq!(Instant::now() - started, CHECK_SOON_WITHIN);
+        assert!(check.take_request());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_address_that_leads_to_another_server_is_doubted_for_a_while() {
-        let look = Look::default();
+        let check = AddressCheck::default();
         let start = Instant::now();
-        look.show(start, Some(sight(start)));
-        assert!(!look.is_doubted(start));
-        let foreign = Sight {
+        check.publish(start, Some(identity(start)));
+        assert!(!check.is_doubted(start));
+        let foreign = ServerIdentity {
             system_identifier: 666,
-            ..sight(start)
+            ..identity(start)
         };
-        look.show(start, Some(foreign));
-        assert!(look.is_doubted(start));
-        assert!(!look.is_doubted(start + DOUBT));
+        check.publish(start, Some(foreign));
+        assert!(check.is_doubted(start));
+        assert!(!check.is_doubted(start + DOUBT));
     }
 }
