@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::Shared;
+use super::close::close_with_error;
 use super::direction::{Direction, Look};
-use super::end::{Cause, Order};
+use super::end::{Cause, End, Order};
+use super::occupancy::Occupancy;
 use super::registry::{SessionEntry, Ticket, Traffic};
-
 use super::stream::SessionStream;
 use super::turns::{self, Turn, Turns, TwoWay, WorkerBuffer};
 use crate::cluster::snapshot::MemberName;
@@ -39,7 +39,7 @@ pub(super) struct Forward<C = ClientStream, S = TcpStream> {
     ticket: Ticket,
     member: MemberName,
     cluster: ClusterHandle,
-    shared: Arc<Shared>,
+    occupancy: Arc<Occupancy>,
     turns: Turns,
     /// When the server last said something; `None` once the client has spoken since.
     server_spoke: Option<Instant>,
@@ -58,7 +58,7 @@ pub(super) struct Parts<C = ClientStream, S = TcpStream> {
     pub ticket: Ticket,
     pub member: MemberName,
     pub cluster: ClusterHandle,
-    pub shared: Arc<Shared>,
+    pub occupancy: Arc<Occupancy>,
     pub worker_buffer: Arc<WorkerBuffer>,
 }
 
@@ -82,7 +82,7 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
             ticket,
             member,
             cluster,
-            shared,
+            occupancy,
             worker_buffer,
         } = parts;
         Self {
@@ -98,7 +98,7 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
             ticket,
             member,
             cluster,
-            shared,
+            occupancy,
             turns: Turns::new(worker_buffer),
             server_spoke: None,
             server_lost: false,
@@ -250,7 +250,7 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
         }
         if self.traffic.bytes_down == 0 {
             let cluster = &self.ticket.entry().origin.cluster;
-            self.shared.occupancy.answered(cluster, &self.member);
+            self.occupancy.answered(cluster, &self.member);
         }
         self.server_spoke = Some(Instant::now());
         self.traffic.bytes_down += data.len() as u64;
@@ -260,5 +260,12 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
             Ok(()) => Turn::Progress,
             Err(_) => Turn::End(Cause::ClientGone),
         }
+    }
+}
+
+/// Closes the client's side. What the server sent last still arrives: a reset would lose it.
+pub(super) async fn part(client: impl SessionStream, end: &End) {
+    if let Cause::ServerClosed | Cause::ServerGone = end.cause {
+        close_with_error(client, BytesMut::new()).await;
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::client;
 use super::link::Link;
-use super::registry::{Client, Origin, Placement, Registry, SessionEntry};
+use super::registry::{Client, Origin, Placement, Registry, SessionEntry, Ticket};
 use super::relay::Relay;
 use super::stream::SessionStream;
 use crate::cluster::ClusterHandle;
@@ -286,7 +286,28 @@ pub(crate) fn relay<C: SessionStream, S: SessionStream>(
     server: S,
     replication: bool,
 ) -> (Relay<C, S>, Arc<SessionEntry>) {
-    let registry = Arc::new(Registry::default());
+    relay_in(&Arc::default(), client, server, replication)
+}
+
+/// As [`relay`], with this registry.
+pub(super) fn relay_in<C: SessionStream, S: SessionStream>(
+    registry: &Arc<Registry>,
+    client: C,
+    server: S,
+    replication: bool,
+) -> (Relay<C, S>, Arc<SessionEntry>) {
+    let ticket = ticket(registry);
+    let entry = Arc::clone(ticket.entry());
+    let client = client::Client::new(client, ticket);
+    let link = link(server, "db1");
+    (
+        Relay::new(client, link, Bytes::new(), Arc::default(), replication),
+        entry,
+    )
+}
+
+/// A session of the route `read-write`.
+pub(super) fn ticket(registry: &Arc<Registry>) -> Ticket {
     let origin = Origin {
         client: Client {
             address: ClientAddress::Local(None),
@@ -300,24 +321,21 @@ pub(crate) fn relay<C: SessionStream, S: SessionStream>(
         on_unfit: config::Route::read_only("read-only", "main").on_unfit,
     };
     let entered = registry.enter(Arc::new(origin), None);
-    let ticket = entered.expect("it has no key that could be taken");
-    let entry = Arc::clone(ticket.entry());
-    let client = client::Client::new(client, ticket);
-    let link = link(server, "db1");
-    (
-        Relay::new(client, link, Bytes::new(), Arc::default(), replication),
-        entry,
-    )
+    entered.expect("it has no key that could be taken")
 }
 
 /// A server connection of a read-write session on this member. The server was last heard at its login.
 pub(crate) fn link<S>(server: S, member: &str) -> Link<S> {
-    let placement = Placement {
+    Link::new(server, placement(member), cluster())
+}
+
+/// Of a read-write session.
+pub(super) fn placement(member: &str) -> Arc<Placement> {
+    Arc::new(Placement {
         member: MemberName::new(member),
         granted: GrantedRole::ReadWrite,
         whereabouts: None,
         process_id: 1,
         cancel: None,
-    };
-    Link::new(server, Arc::new(placement), cluster())
+    })
 }

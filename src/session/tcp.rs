@@ -28,7 +28,7 @@ use super::cancel::CancelOutcome;
 use super::candidates::{Attempt, Connector, NoPass, Wanted};
 use super::close::{close_with_error, closing};
 use super::end::{Cause, End};
-use super::forward::{Ended, Forward, Parts};
+use super::forward::{self, Ended, Forward, Parts};
 use super::gauges::GaugeGuard;
 use super::held::{Held, check_placement};
 use super::listener_settings::ListenerSettings;
@@ -250,7 +250,7 @@ impl Opened {
             ticket,
             member: member.clone(),
             cluster: listener.cluster.clone(),
-            shared: Arc::clone(shared),
+            occupancy: Arc::clone(&shared.occupancy),
             worker_buffer,
         });
         Some(Forwarding {
@@ -572,9 +572,6 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) -> TcpStream {
     record::log_end(&end, record, traffic);
     shared.metrics.end(&record.listener.route.name, &end);
     drop(ticket);
-    if let Cause::ServerClosed | Cause::ServerGone = end.cause {
-        // A reset must not lose what the server sent last.
-        close_with_error(client, BytesMut::new()).await;
-    }
+    forward::part(client, &end).await;
     server
 }

@@ -5,7 +5,10 @@
 //! two runs do the same.
 
 mod conversation;
+mod forward;
+mod play;
 mod relay;
+mod topology;
 
 use std::fmt;
 use std::pin::Pin;
@@ -19,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::end::{End, Order};
 use super::finish;
 use super::memory::{self, MemoryStream};
-use super::registry::SessionEntry;
+use super::registry::{Registry, SessionEntry};
 use super::relay::Ended;
 
 /// The longest a session may take to end once its peers have left or do not listen.
@@ -134,11 +137,13 @@ impl Peer {
     }
 }
 
-/// A relay and what follows it, to the end of the session.
+/// A relay of either mode and what follows it, to the end of the session.
 pub(super) struct Simulation {
     client: Peer,
     server: Peer,
     entry: Arc<SessionEntry>,
+    /// The session is in it until it has ended.
+    registry: Arc<Registry>,
     session: Pin<Box<dyn Future<Output = End>>>,
     woken: Arc<Woken>,
     end: Option<End>,
@@ -153,20 +158,34 @@ impl fmt::Debug for Simulation {
 }
 
 impl Simulation {
-    fn new() -> Self {
+    /// A session of `mode: postgres`.
+    fn of_relay() -> Self {
         let (client, to_client) = memory::connection();
         let (to_server, server) = memory::connection();
-        let (mut relay, entry) = memory::relay(to_client, to_server, false);
+        let registry = Arc::default();
+        let (mut relay, entry) = memory::relay_in(&registry, to_client, to_server, false);
         let session = async move {
             let cause = relay.run().await;
-            let Ended { end, parting, .. } = relay.leave(cause).end();
+            let Ended {
+                end, parting, ticket, ..
+            } = relay.leave(cause).end();
+            drop(ticket);
             finish::part(parting, &end).await;
             end
         };
+        Self::new((client, server), (registry, entry), session)
+    }
+
+    fn new(
+        (client, server): (MemoryStream, MemoryStream),
+        (registry, entry): (Arc<Registry>, Arc<SessionEntry>),
+        session: impl Future<Output = End> + 'static,
+    ) -> Self {
         Self {
             client: Peer::new(client),
             server: Peer::new(server),
             entry,
+            registry,
             session: Box::pin(session),
             woken: Arc::new(Woken(AtomicBool::new(true))),
             end: None,
@@ -217,6 +236,7 @@ impl Simulation {
                 }
             }
             if let Some(end) = &self.end {
+                assert!(self.registry.is_empty(), "it has left the registry");
                 return end.clone();
             }
             left = left.checked_sub(TICK).expect("the session ends in time");

@@ -3,85 +3,28 @@
 use std::time::Duration;
 
 use super::conversation::{Conversation, Known, Side, Step, conversations};
+use super::play::{self, Position, demoted};
 use super::{Leaving, Simulation, frame, short};
-use crate::cluster::snapshot::MemberName;
-use crate::routing::EndReason;
 use crate::session::end::{Cause, Fate, Order, Reason};
-
-type Position = (usize, usize);
-
-impl Simulation {
-    async fn say(&mut self, side: Side, bytes: &[u8]) {
-        let peer = match side {
-            Side::Client => &mut self.client,
-            Side::Server => &mut self.server,
-        };
-        assert_eq!(peer.say(bytes), bytes.len(), "there is room");
-        self.settle().await;
-    }
-
-    /// Plays a conversation up to a position. Whatever is said is heard at once, and nothing else.
-    async fn play(&mut self, conversation: &Conversation, position: Position) {
-        let (step, sent) = position;
-        for Step { side, bytes, .. } in &conversation.steps[..step] {
-            self.say(*side, bytes).await;
-        }
-        if sent > 0 {
-            let Step { side, bytes, .. } = &conversation.steps[step];
-            self.say(*side, &bytes[..sent]).await;
-        }
-        self.has_forwarded(conversation, position);
-    }
-
-    fn has_forwarded(&self, conversation: &Conversation, position: Position) {
-        let at = || format!("{} at {position:?}: {:?}", conversation.name, self.end);
-        let [asked, said] = [Side::Client, Side::Server].map(|side| conversation.said(side, position));
-        assert!(
-            self.server.heard == asked,
-            "the server hears the client: {}",
-            at()
-        );
-        assert!(self.client.heard == said, "the client hears the server: {}", at());
-    }
-
-    /// What the client has heard from there on.
-    fn words_after(&self, conversation: &Conversation, position: Position) -> String {
-        let said = conversation.said(Side::Server, position);
-        let words = self.client.heard.strip_prefix(&said[..]);
-        short(words.expect("what the server said comes first"))
-    }
-}
-
-fn demoted() -> Reason {
-    Reason::Role(EndReason::Demoted(MemberName::new("db1")))
-}
 
 /// Whether a message of the server's is under way there.
 fn tears(conversation: &Conversation, (step, sent): Position) -> bool {
     sent > 0 && conversation.steps[step].side == Side::Server
 }
 
-/// Every position of every conversation, with a session of its own that has come there.
-async fn at_every_position<F>(mut then: F)
+/// As [`play::at_every_position`], with a relay that knows the protocol.
+async fn at_every_position<F>(then: F)
 where
     F: AsyncFnMut(&mut Simulation, &Conversation, Position, Known),
 {
-    for conversation in conversations() {
-        for position in conversation.positions() {
-            let mut session = Simulation::new();
-            session.play(&conversation, position).await;
-            assert!(session.end.is_none(), "{} at {position:?}", conversation.name);
-            let known = conversation.known_at(position);
-            then(&mut session, &conversation, position, known).await;
-        }
-    }
+    play::at_every_position(Simulation::of_relay, then).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_byte_is_forwarded_as_it_comes_and_in_order() {
     for conversation in conversations() {
         // Byte by byte.
-        let mut session = Simulation::new();
+        let mut session = Simulation::of_relay();
         for position in conversation.positions() {
             session.has_forwarded(&conversation, position);
             if let Some(Step { side, bytes, .. }) = conversation.steps.get(position.0) {
@@ -90,7 +33,7 @@ async fn every_byte_is_forwarded_as_it_comes_and_in_order() {
         }
         // Each message in two parts, cut everywhere.
         for (step, sent) in conversation.positions() {
-            let mut session = Simulation::new();
+            let mut session = Simulation::of_relay();
             session.play(&conversation, (step, sent)).await;
             for (at, Step { side, bytes, .. }) in conversation.steps.iter().enumerate().skip(step) {
                 session
@@ -108,7 +51,7 @@ async fn it_does_not_matter_how_much_is_read_at_once() {
     for conversation in conversations() {
         let whole = (conversation.steps.len(), 0);
         for most in 1..40 {
-            let mut session = Simulation::new();
+            let mut session = Simulation::of_relay();
             session.client.stream().peer_reads_at_most(most);
             session.server.stream().peer_reads_at_most(most);
             for Step { side, bytes, .. } in &conversation.steps {
@@ -291,7 +234,7 @@ async fn an_order_ends_a_session_at_every_position() {
 async fn an_order_for_a_boundary_waits_for_one() {
     for conversation in conversations() {
         for (step, sent) in conversation.positions() {
-            let mut session = Simulation::new();
+            let mut session = Simulation::of_relay();
             session.play(&conversation, (step, sent)).await;
             session.entry.order(Order::AtBoundary(Reason::Shutdown));
             session.settle().await;
@@ -328,7 +271,7 @@ async fn an_order_for_a_boundary_waits_for_one() {
 /// What the router holds for a client that does not read is one read; the other direction goes on; nothing is lost.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_holds_up_only_itself() {
-    let mut session = Simulation::new();
+    let mut session = Simulation::of_relay();
     session.client.listens = false;
     session.say(Side::Client, &frame(b'Q', b"SELECT\0")).await;
     let row = frame(b'D', &[7; 1000]);
@@ -383,7 +326,7 @@ async fn a_client_that_does_not_read_holds_up_only_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_client_may_leave_while_the_server_does_not_read() {
     for how in [Leaving::Closes, Leaving::Resets] {
-        let mut session = Simulation::new();
+        let mut session = Simulation::of_relay();
         session.server.listens = false;
         let data = [frame(b'Q', b"COPY\0"), frame(b'd', &vec![7; 400_000])].concat();
         let mut rest = &data[..];
@@ -418,7 +361,7 @@ async fn a_client_may_leave_while_the_server_does_not_read() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_hang_up_is_not_waited_for() {
     for is_deaf in [false, true] {
-        let mut session = Simulation::new();
+        let mut session = Simulation::of_relay();
         session.say(Side::Client, &frame(b'Q', b"SELECT\0")).await;
         if is_deaf {
             session.client.listens = false;
