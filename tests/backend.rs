@@ -603,7 +603,7 @@ async fn await_certificate(server: &Server) {
     loop {
         assert!(Instant::now() < until, "the server keeps its old certificate");
         let connection = server.connect("cleartext", SslMode::Require).await.unwrap();
-        let ServerStream::Tls(stream) = &connection.stream else {
+        let ServerStream::Tls(stream) = &*connection.stream else {
             panic!("without TLS")
         };
         if stream.get_ref().1.peer_certificates().unwrap()[0] == expected {
@@ -695,7 +695,7 @@ async fn connections_to_postgresql_18() {
                 .unwrap();
             assert!(connection.is_tls);
             assert_eq!(connection.version, ProtocolVersion::V3_2);
-            let alpn = match &connection.stream {
+            let alpn = match &*connection.stream {
                 ServerStream::Tls(stream) => stream.get_ref().1.alpn_protocol(),
                 ServerStream::Plain(_) => None,
             };

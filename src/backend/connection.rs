@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{ConnectError, Step, Suspicion};
 use super::hba_line;
 use super::login::{LoggedIn, LoginRequest, ServerLoginFailure, login};
+use super::orderly::{OrderlyStream, TERMINATE};
 use super::socket::{dial, resolve};
 use super::tls;
 pub use super::tls::TlsClient;
@@ -76,8 +77,8 @@ pub enum SeenRole {
 
 /// A connection after login's `ReadyForQuery`.
 #[derive(Debug)]
-pub struct ServerConnection {
-    pub stream: ServerStream,
+pub struct ServerConnection<S: AsyncWrite + Unpin = ServerStream> {
+    pub stream: OrderlyStream<S>,
     /// The requested version, or an older one that the server supports.
     pub version: ProtocolVersion,
     /// `ParameterStatus` as sent at login, in order.
@@ -101,10 +102,11 @@ const GOODBYE: Duration = Duration::from_millis(200);
 impl ServerConnection {
     /// Sends Terminate and closes TLS in order: a server logs each TLS connection that ends without that.
     /// Best effort; ends within 200 ms.
-    pub async fn close(mut self) {
+    pub async fn close(self) {
+        let mut stream = self.stream.release();
         let _ = timeout(GOODBYE, async {
-            self.stream.write_all(b"X\0\0\0\x04").await?;
-            self.stream.shutdown().await
+            stream.write_all(TERMINATE).await?;
+            stream.shutdown().await
         })
         .await;
     }
@@ -119,9 +121,21 @@ enum Encryption {
     Required,
 }
 
+/// A connection on which nothing has been said but to set up TLS.
+#[derive(Debug)]
+pub(crate) struct OpenedStream<S> {
+    pub stream: S,
+    pub address: SocketAddr,
+    pub local_address: SocketAddr,
+    pub is_tls: bool,
+    /// The hash of the server's certificate; `None` without TLS, or where it has none.
+    pub end_point: Option<Vec<u8>>,
+}
+
 /// A failed attempt, and what the other one needs to know.
-struct Failure {
-    error: ConnectError,
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub error: ConnectError,
     /// The server that answered, for a second attempt on it.
     address: Option<SocketAddr>,
     /// The handshake failed, or the server refused the login before `AuthenticationOk` for a reason that encryption may
@@ -146,7 +160,7 @@ pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConn
 pub async fn connect_leaving(
     target: Target<'_>,
     deadline: Instant,
-    left: &mut Option<ServerStream>,
+    left: &mut Option<OrderlyStream<ServerStream>>,
 ) -> Result<ServerConnection, ConnectError> {
     let addresses = resolve(target.host, target.port, deadline).await?;
     let is_bound = target.tls.channel_binding() == ChannelBinding::Require;
@@ -202,7 +216,7 @@ async fn attempt(
     addresses: &[SocketAddr],
     encryption: Encryption,
     deadline: Instant,
-    left: &mut Option<ServerStream>,
+    left: &mut Option<OrderlyStream<ServerStream>>,
 ) -> Result<ServerConnection, Failure> {
     let (stream, address) = dial(addresses, target.options, deadline)
         .await
@@ -212,7 +226,7 @@ async fn attempt(
             may_depend_on_encryption: false,
             was_tls: false,
         })?;
-    let mut stream = match encryption {
+    let stream = match encryption {
         Encryption::Plain => ServerStream::Plain(stream),
         Encryption::IfOffered | Encryption::Required => target
             .tls
@@ -243,19 +257,50 @@ async fn attempt(
         .tcp()
         .local_addr()
         .map_err(|error| failed(ConnectError::io(Step::Connect, error), false))?;
+    let opened = OpenedStream {
+        end_point: tls::end_point(&stream),
+        stream,
+        address,
+        local_address,
+        is_tls,
+    };
+    log_in(opened, target, deadline, left).await
+}
+
+/// Logs in before `deadline`, which, if it passes, leaves the connection in `left`.
+pub(crate) async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
+    opened: OpenedStream<S>,
+    target: &Target<'_>,
+    deadline: Instant,
+    left: &mut Option<OrderlyStream<S>>,
+) -> Result<ServerConnection<S>, Failure> {
+    let OpenedStream {
+        stream,
+        address,
+        local_address,
+        is_tls,
+        end_point,
+    } = opened;
+    let mut stream = OrderlyStream::new(stream);
+    let failed = |error, may_depend_on_encryption| Failure {
+        error,
+        address: Some(address),
+        may_depend_on_encryption,
+        was_tls: is_tls,
+    };
     let request = LoginRequest {
         version: target.version,
         parameters: target.parameters,
         credential: target.credential,
         is_tls,
         channel_binding: target.tls.channel_binding(),
-        end_point: tls::end_point(&stream),
+        end_point,
         require_auth: target.tls.require_auth(),
         is_verified: is_tls && target.tls.verifies(),
         is_local: address.ip().is_loopback(),
         has_answered: AtomicBool::new(is_tls),
     };
-    let logged_in = match timeout_at(deadline, login(&mut stream, &request)).await {
+    let logged_in = match timeout_at(deadline, login(&mut *stream, &request)).await {
         Err(_) => {
             let step = if request.has_answered.load(Ordering::Relaxed) {
                 Step::Start
@@ -293,7 +338,7 @@ async fn attempt(
         leftover,
     } = logged_in;
     Ok(ServerConnection {
-        stream,
+        stream: stream.logged_in(),
         version,
         parameters,
         notices,

@@ -12,6 +12,7 @@ mod derived;
 mod error;
 mod hba_line;
 pub(crate) mod login;
+mod orderly;
 pub mod query;
 mod reader;
 pub(crate) mod role_audit;
@@ -28,6 +29,7 @@ pub use connection::{
     connect_leaving,
 };
 pub use error::{ClientReply, ConnectError, ServerError, Step, Suspicion};
+pub use orderly::OrderlyStream;
 pub use socket::{open, set_user_timeout, tune_socket};
 pub use tls::TlsSettingsError;
 pub(crate) use unverified::{CHANGING_HINT, Unverified};

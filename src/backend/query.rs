@@ -1,6 +1,7 @@
 //! A small simple-query client for the service account: probes and look-ups.
 
 use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ConnectError, ServerError, Step};
@@ -22,8 +23,8 @@ const MAX_ASIDES: usize = 1000;
 /// an `Err` other than one that the server reported ([`ConnectError::leaves_usable`]), do not use the connection
 /// again; nor after this future was dropped unfinished. Updates [`ServerConnection::role`] from what the server
 /// reports meanwhile.
-pub async fn simple_query(
-    connection: &mut ServerConnection,
+pub async fn simple_query<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut ServerConnection<S>,
     sql: &str,
     max_rows: usize,
     deadline: Instant,
@@ -40,14 +41,14 @@ fn violation(what: impl Into<String>) -> ConnectError {
     ConnectError::protocol(Step::Query, what)
 }
 
-async fn run(
-    connection: &mut ServerConnection,
+async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut ServerConnection<S>,
     sql: &str,
     max_rows: usize,
 ) -> Result<Vec<Row>, ConnectError> {
     let mut out = BytesMut::new();
     message::query(&mut out, sql);
-    send(&mut connection.stream, &out, Step::Query).await?;
+    send(&mut *connection.stream, &out, Step::Query).await?;
 
     let mut reader = FrameReader::new(Step::Query, &std::mem::take(&mut connection.leftover));
     let mut rows: Vec<Row> = Vec::new();
@@ -56,7 +57,7 @@ async fn run(
     let mut failure: Option<Box<ServerError>> = None;
     loop {
         let frame = reader
-            .next(&mut connection.stream, |tag| match tag {
+            .next(&mut *connection.stream, |tag| match tag {
                 b'D' => MAX_ANSWER,
                 b'T' => REPORT_LIMIT,
                 other => server_login_limit(other),

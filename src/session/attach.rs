@@ -221,7 +221,7 @@ impl Connector for Attacher<'_> {
             // there.
             let held = (seat, Arc::clone(request.share));
             linger::hold(
-                server.into_tcp(),
+                server.release().into_tcp(),
                 options.keepalive.is_some(),
                 request.closing,
                 held,

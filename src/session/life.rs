@@ -216,7 +216,7 @@ impl Begun<'_> {
         let gauge = shared
             .metrics
             .session(&listener.route.name, &member, Some(&listener.cluster));
-        let link = Link::new(connection.stream, placement, listener.cluster.clone());
+        let link = Link::new(connection.stream.release(), placement, listener.cluster.clone());
         let is_replication = packet.replication != Replication::None;
         let relay = Relay::new(
             Client::new(stream, ticket),
