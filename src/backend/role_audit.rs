@@ -15,6 +15,7 @@
 //! What no privilege can prevent is listed in `docs/configuration.md`, "Reading from the leader".
 
 use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::Unverified;
@@ -158,7 +159,10 @@ fn major(parameters: &[(Bytes, Bytes)]) -> Option<u32> {
     std::str::from_utf8(&version[..digits]).ok()?.parse().ok()
 }
 
-async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Vec<query::Row>, ConnectError> {
+async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut ServerConnection<S>,
+    deadline: Instant,
+) -> Result<Vec<query::Row>, ConnectError> {
     let text = examination(major(&connection.parameters));
     let mut tries = 0;
     while let Err(error) = query::simple_query(connection, UNHURRIED, 0, deadline).await {
@@ -173,8 +177,8 @@ async fn ask(connection: &mut ServerConnection, deadline: Instant) -> Result<Vec
 }
 
 /// `Err` says what the role of the connection may write, or that this could not be found out.
-pub(crate) async fn writes_nothing(
-    connection: &mut ServerConnection,
+pub(crate) async fn writes_nothing<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut ServerConnection<S>,
     deadline: Instant,
 ) -> Result<(), Unverified> {
     let rows = ask(connection, deadline).await.map_err(|error| {

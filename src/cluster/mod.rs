@@ -26,6 +26,8 @@ mod new_members;
 pub mod observation;
 pub mod patroni;
 pub mod probe;
+#[cfg(test)]
+pub(crate) mod scripted;
 pub mod server_identity;
 mod service_account;
 mod share;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -78,8 +79,8 @@ COMMIT";
 
 /// Identifies the server over a session's own connection. After an error that [leaves it
 /// usable](ConnectError::leaves_usable) the connection is between transactions again.
-pub async fn ask(
-    connection: &mut ServerConnection,
+pub async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut ServerConnection<S>,
     replication: Replication,
     begun: Instant,
     deadline: Instant,

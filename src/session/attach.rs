@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -16,13 +18,14 @@ use super::close::closing;
 use super::linger;
 use super::occupancy::{Occupancy, Seat};
 use super::state::SessionState;
+use super::stream::SessionStream;
 use super::whereabouts::{self, Question};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::Unverified;
 use crate::backend::role_audit;
 use crate::backend::{
-    self, ClientReply, ConnectError, Credential, SeenRole, ServerConnection, Suspicion, Target,
-    TlsSettingsError,
+    self, ClientReply, ConnectError, Credential, OrderlyStream, SeenRole, ServerConnection, ServerStream,
+    Suspicion, Target, TlsSettingsError,
 };
 use crate::cluster::server_identity::ServerLocation;
 use crate::cluster::snapshot::{Leader, MemberName, NoLeader};
@@ -35,8 +38,8 @@ use crate::wire::startup::{MAX_LENGTH, Replication};
 
 /// A server connection whose role was verified on that very connection. Only [`attach`] makes one.
 #[derive(Debug)]
-pub(super) struct Attachable {
-    pub connection: ServerConnection,
+pub(super) struct Attachable<S: AsyncWrite + Unpin = ServerStream> {
+    pub connection: ServerConnection<S>,
     pub member: MemberName,
     pub seat: Seat,
     pub granted: GrantedRole,
@@ -133,16 +136,64 @@ pub(super) struct AttachRequest<'a> {
     pub closing: &'a CancellationToken,
 }
 
+/// Connects to a server and logs in.
+pub(super) trait Login: Sync {
+    type Stream: SessionStream + Send + 'static;
+    /// What is left of a connection on which nothing more is said.
+    type Socket: SessionStream + Send + 'static;
+
+    /// As [`backend::connect_leaving`].
+    fn connect(
+        &self,
+        target: Target<'_>,
+        deadline: Instant,
+        left: &mut Option<OrderlyStream<Self::Stream>>,
+    ) -> impl Future<Output = Result<ServerConnection<Self::Stream>, ConnectError>> + Send;
+
+    fn socket(left: Self::Stream) -> Self::Socket;
+}
+
+/// Over sockets.
+struct Sockets;
+
+impl Login for Sockets {
+    type Stream = ServerStream;
+    type Socket = TcpStream;
+
+    fn connect(
+        &self,
+        target: Target<'_>,
+        deadline: Instant,
+        left: &mut Option<OrderlyStream<ServerStream>>,
+    ) -> impl Future<Output = Result<ServerConnection, ConnectError>> + Send {
+        backend::connect_leaving(target, deadline, left)
+    }
+
+    fn socket(left: ServerStream) -> TcpStream {
+        left.into_tcp()
+    }
+}
+
 /// Connects to the candidates of `pass` in order, logs in and verifies, until one serves. It never
 /// sees the client.
 ///
 /// # Errors
 /// There is no candidate, or the error of the last one tried.
-pub(super) async fn attach(request: &AttachRequest<'_>, mut pass: Pass) -> Result<Attachable, AttachError> {
+pub(super) async fn attach(request: &AttachRequest<'_>, pass: Pass) -> Result<Attachable, AttachError> {
+    attach_by(&Sockets, request, pass).await
+}
+
+/// As [`attach`], with logins of this kind.
+pub(super) async fn attach_by<L: Login>(
+    login: &L,
+    request: &AttachRequest<'_>,
+    mut pass: Pass,
+) -> Result<Attachable<L::Stream>, AttachError> {
     let AttachRequest {
         cluster, occupancy, ..
     } = *request;
     let connector = Attacher {
+        login,
         request,
         credential: credential(request.login),
         give_up: Instant::now() + cluster.config().server.connect_timeout * MOST_TRIES,
@@ -152,17 +203,18 @@ pub(super) async fn attach(request: &AttachRequest<'_>, mut pass: Pass) -> Resul
 }
 
 /// Attaches to one candidate after another, until `give_up`.
-struct Attacher<'a> {
+struct Attacher<'a, L> {
+    login: &'a L,
     request: &'a AttachRequest<'a>,
     credential: Credential,
     give_up: Instant,
 }
 
-impl Connector for Attacher<'_> {
-    type Served = Attachable;
+impl<L: Login> Connector for Attacher<'_, L> {
+    type Served = Attachable<L::Stream>;
     type Error = AttachError;
 
-    async fn attempt(&self, candidate: &Candidate, seat: Seat) -> Attempt<Attachable, AttachError> {
+    async fn attempt(&self, candidate: &Candidate, seat: Seat) -> Attempt<Self::Served, AttachError> {
         let request = self.request;
         let AttachRequest {
             cluster, occupancy, ..
@@ -187,7 +239,7 @@ impl Connector for Attacher<'_> {
             credential: &self.credential,
         };
         let mut left = None;
-        let connected = backend::connect_leaving(target, deadline, &mut left).await;
+        let connected = self.login.connect(target, deadline, &mut left).await;
         let question = Question {
             cluster,
             candidate,
@@ -221,7 +273,7 @@ impl Connector for Attacher<'_> {
             // there.
             let held = (seat, Arc::clone(request.share));
             linger::hold(
-                server.release().into_tcp(),
+                L::socket(server.release()),
                 options.keepalive.is_some(),
                 request.closing,
                 held,
@@ -337,11 +389,11 @@ fn not_verified(member: &MemberName, Unverified(reason, hint): Unverified) -> At
 /// 1: the server accepts writes on this very connection, belongs to this cluster, is on the
 /// leader's timeline, and is named leader now. Promise 2: the server is a standby of this cluster,
 /// or the leader if the route allows it.
-async fn verify(
+async fn verify<S: SessionStream>(
     question: &Question<'_>,
     route: &Route,
-    mut connection: ServerConnection,
-) -> Result<(ServerConnection, GrantedRole, ServerLocation), Unverified> {
+    mut connection: ServerConnection<S>,
+) -> Result<(ServerConnection<S>, GrantedRole, ServerLocation), Unverified> {
     let Question {
         cluster, candidate, ..
     } = *question;
@@ -391,7 +443,7 @@ async fn verify(
 }
 
 /// Asks a server that does not report `in_hot_standby` (before PostgreSQL 14).
-async fn ask_role(connection: &mut ServerConnection, timeout: Duration) -> SeenRole {
+async fn ask_role<S: SessionStream>(connection: &mut ServerConnection<S>, timeout: Duration) -> SeenRole {
     let deadline = Instant::now() + timeout;
     let rows =
         backend::query::simple_query(connection, "SELECT pg_catalog.pg_is_in_recovery()", 1, deadline).await;

@@ -6,10 +6,9 @@
 //! among `max_connections`. Without this a client could have any number of them by leaving each
 //! time.
 
-use std::io;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +24,11 @@ const BLIND: Duration = Duration::from_mins(10);
 /// connection, or can be assumed to have ended it. No client waits for this; the kernel's keepalive
 /// limits it if the server's host is gone. It returns at once when the router shuts down, because
 /// there are no new sessions to count then.
-pub(super) async fn until_ended(server: TcpStream, has_keepalive: bool, closing: &CancellationToken) {
+pub(super) async fn until_ended(
+    server: impl SessionStream,
+    has_keepalive: bool,
+    closing: &CancellationToken,
+) {
     // The session may have done this before.
     server.end_socket();
     let limit = if has_keepalive { Duration::MAX } else { BLIND };
@@ -37,7 +40,7 @@ pub(super) async fn until_ended(server: TcpStream, has_keepalive: bool, closing:
 
 /// Like [`until_ended`], in a separate task that holds `held` as long.
 pub(super) fn hold<T: Send + 'static>(
-    server: TcpStream,
+    server: impl SessionStream + Send + 'static,
     has_keepalive: bool,
     closing: &CancellationToken,
     held: T,
@@ -51,34 +54,28 @@ pub(super) fn hold<T: Send + 'static>(
 
 /// Does not read for long from a server that continues to send. Closing the connection with unread
 /// bytes resets it, and the server notices that when it sends more.
-async fn ended(server: TcpStream) {
-    let readable = server.readable().await;
-    if readable.is_err() {
+async fn ended(mut server: impl SessionStream) {
+    // A long wait holds no buffer.
+    if !matches!(server.read(&mut [0; 1]).await, Ok(1..)) {
         return;
     }
     // The end of TLS, or of an answer, is followed by the end of the connection at once.
-    if timeout(ENDING, drained(&server)).await.is_err() {
+    if timeout(ENDING, drained(&mut server)).await.is_err() {
         drop(server);
         sleep(ENDING).await;
     }
 }
 
-async fn drained(server: &TcpStream) {
+async fn drained(server: &mut impl SessionStream) {
     let mut waste = vec![0; 4096];
-    while server.readable().await.is_ok() {
-        match server.try_read(&mut waste) {
-            Ok(1..) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(0) | Err(_) => return,
-        }
-    }
+    while matches!(server.read(&mut waste).await, Ok(1..)) {}
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 

@@ -10,6 +10,7 @@
 
 use std::net::IpAddr;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::backend::ServerConnection;
@@ -35,9 +36,9 @@ pub(super) struct Question<'a> {
 }
 
 /// Which server the connection leads to, if it is the right one.
-pub(super) async fn confirm(
+pub(super) async fn confirm<S: AsyncRead + AsyncWrite + Unpin>(
     question: &Question<'_>,
-    connection: &mut ServerConnection,
+    connection: &mut ServerConnection<S>,
 ) -> Result<ServerLocation, Unverified> {
     let Question {
         cluster,

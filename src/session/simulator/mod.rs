@@ -4,6 +4,7 @@
 //! passes. After each of these the session runs until it waits ([`Simulation::settle`]), so that a test waits for no time and
 //! two runs do the same.
 
+mod attach;
 mod conversation;
 mod forward;
 mod play;
