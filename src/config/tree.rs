@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Visitor, Deserialize, Deserializer, MapAccess, SeqAccess};
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Location, Options, Spanned};
 
@@ -113,7 +113,6 @@ fn options() -> Options {
             max_inclusion_depth: 0,
         },
         alias_limits: aliases,
-        emit_comments: false,
         // Seen by the conversion, which reports all of them.
         duplicate_keys: DuplicateKeyPolicy::LastWins,
         merge_keys: MergeKeyPolicy::AsOrdinary,
