@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PG_BIN = Path("/usr/lib/postgresql/15/bin")
 HOST = "127.0.0.1"
 PG_PORT, FWD_PORT, HAP_PORT, BOUNCER_PORT, TL_PORT, TL_RO_PORT, TL_HTTP_PORT, TL_TCP_PORT = range(27432, 27440)
+OTHER_BUILDS = 27440  # and the ports above it, two for each
 USER, PASSWORD, DATABASE = "app", "app", "app"
 
 SELECT = "\\set aid random(1, 100000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
@@ -203,6 +204,26 @@ http: {{address: "{HOST}:{TL_HTTP_PORT}"}}
         self.start("trunkline", [ROOT / "target/release/trunkline", "run", "-c", conf], TL_PORT)
         self.wait_sql(TL_PORT)
 
+    def other_build(self, name, binary, port, http_port):
+        """Another build of Trunkline, with only keys that every version has."""
+        certs = self.certificates()
+        conf = self.dir / f"{name}.yaml"
+        conf.write_text(f"""clusters:
+  bench:
+    servers: [{{name: pg, host: {HOST}, port: {PG_PORT}}}]
+    service_account: {{user: trunkline, password_file: {self.dir / "service-password"}}}
+    server_tls: {{sslmode: disable}}
+tls:
+  certificates: [{{cert_file: {certs}/server.crt, key_file: {certs}/server.key}}]
+limits: {{max_clients: 4000}}
+log: {{level: warn}}
+listeners:
+  - {{name: rw, address: "{HOST}:{port}", route: read-write}}
+http: {{address: "{HOST}:{http_port}"}}
+""")
+        self.start(name, [binary, "run", "-c", conf], port)
+        self.wait_sql(port)
+
     def run_round(self, workload, port, sslmode):
         script, clients, threads, protocol, extra = WORKLOADS[workload]
         path = self.dir / f"{workload}.sql"
@@ -356,6 +377,8 @@ def main():
     parser.add_argument("--targets", nargs="*")
     parser.add_argument("--idle-clients", type=int, default=200)
     parser.add_argument("--refused-logins", type=int, default=1000, help="of each kind; 0 is none")
+    parser.add_argument("--build", nargs=2, action="append", default=[], metavar=("NAME", "BINARY"),
+                        help="another build of Trunkline, measured in the same rounds, in clear; may be given again")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     bench = Bench(args)
@@ -375,8 +398,14 @@ def main():
             "trunkline-tls": (TL_PORT, "require", "trunkline"),
             "trunkline-tcp": (TL_TCP_PORT, "disable", "trunkline"),
         }
+        others = {}
+        for number, (name, binary) in enumerate(args.build):
+            port = OTHER_BUILDS + 2 * number
+            bench.other_build(name, Path(binary).resolve(), port, port + 1)
+            others[name] = (port, "disable", name)
         if args.targets:
             targets = {name: value for name, value in targets.items() if name in args.targets or name == "direct"}
+        targets |= others
         report = {"machine": f"{os.cpu_count()} cores, {os.uname().release}", "workloads": {}}
         for workload in args.workloads:
             figures = {name: {"tps": [], "ratio": [], "cpu_us": []} for name in targets}

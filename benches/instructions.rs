@@ -1,4 +1,5 @@
-//! Runs one scenario so many times: `instructions SCENARIO COUNT`. scripts/instructions runs it under callgrind.
+//! Runs one scenario so many times: `instructions SCENARIO COUNT`. scripts/instructions runs it
+//! under callgrind.
 
 use anyhow::Context as _;
 
