@@ -5,7 +5,8 @@
 //! ([`request`]), because pgwire's own decoders panic on a truncated message, read past the end of
 //! a frame and allocate as much as a client asks for.
 //!
-//! Refuses: transactions (nothing here could be rolled back), parameters, several commands in one query.
+//! Refuses: transactions (nothing here could be rolled back), parameters, several commands in one
+//! query.
 
 mod command;
 #[cfg(any(test, fuzzing))]
@@ -32,7 +33,7 @@ use tokio_util::codec::Framed;
 use super::handles::AccessView;
 use super::write_timeout::WriteTimeout;
 use crate::frontend::ClientStream;
-use crate::session::console::{Departure, Visitor};
+use crate::session::console::{ConsoleClient, ConsoleEnd};
 use crate::session::end::{Cause, Reason};
 use crate::wire::frame::{self, Frame};
 use crate::wire::message;
@@ -85,8 +86,8 @@ impl Console {
 }
 
 impl crate::session::console::Console for Console {
-    fn serve(&self, visitor: Visitor) -> Pin<Box<dyn Future<Output = Departure> + Send>> {
-        Box::pin(Conversation::begin(Arc::clone(&self.handler), visitor))
+    fn serve(&self, client: ConsoleClient) -> Pin<Box<dyn Future<Output = ConsoleEnd> + Send>> {
+        Box::pin(Conversation::begin(Arc::clone(&self.handler), client))
     }
 }
 
@@ -100,13 +101,13 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn begin(handler: Arc<Handler>, visitor: Visitor) -> Departure {
-        let Visitor {
+    async fn begin(handler: Arc<Handler>, client: ConsoleClient) -> ConsoleEnd {
+        let ConsoleClient {
             stream,
             user,
             mut welcome,
             closing,
-        } = visitor;
+        } = client;
         for (name, value) in SETTINGS {
             message::parameter_status(&mut welcome, name.as_bytes(), value.as_bytes());
         }
@@ -142,7 +143,7 @@ impl Conversation {
             },
             Err(_gone) => gone(),
         };
-        Departure {
+        ConsoleEnd {
             stream: conversation.wire.into_inner().into_inner(),
             cause,
         }

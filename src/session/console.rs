@@ -32,12 +32,12 @@ const MEMBER: &str = "console";
 /// Serves clients that may use the console. Made by `runtime`.
 pub trait Console: Send + Sync {
     /// Serves a client until it leaves or breaks the protocol, or until the process ends.
-    fn serve(&self, visitor: Visitor) -> Pin<Box<dyn Future<Output = Departure> + Send>>;
+    fn serve(&self, client: ConsoleClient) -> Pin<Box<dyn Future<Output = ConsoleEnd> + Send>>;
 }
 
 /// An authenticated client that may use the console.
 #[derive(Debug)]
-pub struct Visitor {
+pub struct ConsoleClient {
     pub stream: ClientStream,
     /// The user name that the client sent.
     pub user: String,
@@ -49,7 +49,7 @@ pub struct Visitor {
 
 /// The end of a session with the console.
 #[derive(Debug)]
-pub struct Departure {
+pub struct ConsoleEnd {
     /// Every answer so far has been written to it.
     pub stream: ClientStream,
     pub cause: Cause,
@@ -118,13 +118,13 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
     let member = MemberName::new(MEMBER);
     let gauge = shared.metrics.session(&record.listener.route.name, &member, None);
     record.member = Some(member);
-    let visitor = Visitor {
+    let client = ConsoleClient {
         stream,
         user: String::from_utf8_lossy(&record.client().user).into_owned(),
         welcome,
         closing: shared.closing.clone(),
     };
-    let (cause, stream) = isolated(access.console.serve(visitor)).await;
+    let (cause, stream) = isolated(access.console.serve(client)).await;
     // The console finishes an answer before it checks for the end, so nothing is under way.
     let end = End::from(cause);
     record::log_end(&end, &record, Traffic::default());
@@ -141,9 +141,11 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
 
 /// Runs the console in a separate task. A panic there closes the client's connection and nothing
 /// else.
-async fn isolated(serving: Pin<Box<dyn Future<Output = Departure> + Send>>) -> (Cause, Option<ClientStream>) {
+async fn isolated(
+    serving: Pin<Box<dyn Future<Output = ConsoleEnd> + Send>>,
+) -> (Cause, Option<ClientStream>) {
     match AbortOnDropHandle::new(tokio::spawn(serving)).await {
-        Ok(Departure { stream, cause }) => (cause, Some(stream)),
+        Ok(ConsoleEnd { stream, cause }) => (cause, Some(stream)),
         Err(_panicked) => (Cause::ConsoleFault, None),
     }
 }

@@ -248,7 +248,7 @@ impl End {
     /// FATAL. But if a request is under way, and `ready` is the status to send after an error, the
     /// request gets a complete answer: ERROR, then ReadyForQuery. Many drivers hide the error or
     /// repeat the request if the connection ends before the answer is complete (docs/drivers.md).
-    pub fn last_words(&self, out: &mut BytesMut, ready: Option<u8>) {
+    pub fn write_error(&self, out: &mut BytesMut, ready: Option<u8>) {
         match (self.reply(), ready) {
             (None, _) => {}
             (Some(reply), Some(status)) if self.fate.is_open() => {

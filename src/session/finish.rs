@@ -69,7 +69,7 @@ pub(super) async fn part<C: SessionStream, S: SessionStream>(parting: Parting<C,
     // Before anybody waits for the client.
     server.end_socket();
     if at_boundary {
-        end.last_words(&mut out, ready);
+        end.write_error(&mut out, ready);
     }
     close_with_error(client, out).await;
     server

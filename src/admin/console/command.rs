@@ -11,7 +11,8 @@ use crate::wire::sqlstate::SqlState;
 /// One command.
 #[derive(Debug)]
 pub(super) struct Command {
-    /// As it is typed, blanks between words, letters in any case; `…` at the end is one or more words of any kind.
+    /// As it is typed, blanks between words, letters in any case; `…` at the end is one or more
+    /// words of any kind.
     pub(super) text: &'static str,
     /// One line for `SHOW HELP`.
     pub(super) about: &'static str,

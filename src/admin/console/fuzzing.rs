@@ -1,4 +1,5 @@
-//! A session against any bytes: whatever comes, the console answers in whole frames and ends when the client does.
+//! A session against any bytes: whatever comes, the console answers in whole frames and ends when
+//! the client does.
 
 use std::cell::OnceCell;
 
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::http::fixture;
 use super::Console;
 use crate::frontend::ClientStream;
-use crate::session::console::{Console as _, Visitor};
+use crate::session::console::{Console as _, ConsoleClient};
 use crate::wire::frame::next_frame;
 
 thread_local! {
@@ -33,7 +34,7 @@ async fn session(data: &[u8]) {
         return;
     };
     let console = Console::new(fixture::access());
-    let serving = console.serve(Visitor {
+    let serving = console.serve(ConsoleClient {
         stream: ClientStream::Unix(ours),
         user: "admin".into(),
         welcome: BytesMut::new(),

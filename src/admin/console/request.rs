@@ -21,8 +21,8 @@ const MAX_NAME: usize = 63;
 const MAX_STATEMENTS: usize = 64;
 /// Each may hold the rest of its rows.
 const MAX_PORTALS: usize = 8;
-/// Rows for one Execute. Who asks for more gets these and `PortalSuspended`; pgwire makes room for as many as are asked
-/// for, before there is any.
+/// Rows for one Execute. Who asks for more gets these and `PortalSuspended`; pgwire makes room for
+/// as many as are asked for, before there is any.
 const MAX_ROWS: u32 = 10_000;
 
 /// The types there is an answer to. Those of a copy are not among them: nothing here copies.

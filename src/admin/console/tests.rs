@@ -110,7 +110,7 @@ fn kind(cell: &Cell) -> CommandKind {
 struct Client {
     socket: UnixStream,
     buffer: BytesMut,
-    console: JoinHandle<Departure>,
+    console: JoinHandle<ConsoleEnd>,
 }
 
 impl Client {
@@ -121,7 +121,7 @@ impl Client {
     async fn with(closing: CancellationToken) -> Self {
         let (ours, socket) = UnixStream::pair().unwrap();
         let console = Console::new(fixture::access());
-        let conversation = console.serve(Visitor {
+        let conversation = console.serve(ConsoleClient {
             stream: ClientStream::Unix(ours),
             user: "admin".into(),
             welcome: BytesMut::new(),
@@ -352,11 +352,11 @@ async fn a_session_ends_when_it_is_told_to_between_answers() {
     let closing = CancellationToken::new();
     let client = Client::with(closing.clone()).await;
     closing.cancel();
-    let departure = timeout(Duration::from_secs(30), client.console)
+    let end = timeout(Duration::from_secs(30), client.console)
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(departure.cause, Cause::Ordered(Reason::Shutdown));
+    assert_eq!(end.cause, Cause::Ordered(Reason::Shutdown));
 }
 
 proptest! {
