@@ -15,6 +15,10 @@ use super::stream::SessionStream;
 use crate::frontend::Left;
 
 /// Between two looks at a client that is not read.
+///
+/// A timer, because there is no event to wait for. epoll reports the end of the stream as readiness to
+/// read, tokio keeps that readiness while something is unread, and a second registration of the same
+/// socket would cost each session a descriptor.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
