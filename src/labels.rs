@@ -1,6 +1,8 @@
-//! Labels of metrics as types: a fixed set each, so that a label that no document knows does not compile into one.
+//! Labels of metrics as types: a fixed set each, so that a label that no document knows does not
+//! compile into one.
 
-/// An enum whose variants are the values of a label, each with its text: `label()`, and `ALL` of them in order.
+/// An enum whose variants are the values of a label, each with its text: `label()`, and `ALL` of
+/// them in order.
 macro_rules! labels {
     ($(#[$about:meta])* $vis:vis enum $name:ident { $($(#[$doc:meta])* $variant:ident = $label:literal,)+ }) => {
         $(#[$about])*

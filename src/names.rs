@@ -1,8 +1,9 @@
 //! Addresses of hosts that are given by name: servers, Patroni, etcd, directories, peers.
 //!
-//! Guarantees: a look-up blocks no worker, and no place for blocking tasks, however long the host's resolver takes;
-//! look-ups of one name at the same time are one; the number of look-ups that run, and of names remembered, is limited;
-//! while the name service does not *answer*, the last good addresses of a name are used, and one log line says so.
+//! Guarantees: a look-up blocks no worker, and no place for blocking tasks, however long the host's
+//! resolver takes; look-ups of one name at the same time are one; the number of look-ups that run,
+//! and of names remembered, is limited; while the name service does not *answer*, the last good
+//! addresses of a name are used, and one log line says so.
 //!
 //! It never uses an old answer instead of a new one. A name that no longer exists has no addresses.
 
@@ -155,8 +156,8 @@ impl Names {
         }
     }
 
-    /// How long to wait for a look-up: a short time where there is an earlier answer, and not at all while the name
-    /// service is known to be silent.
+    /// How long to wait for a look-up: a short time where there is an earlier answer, and not at
+    /// all while the name service is known to be silent.
     fn until(&self, host: &str, deadline: Instant) -> Instant {
         let now = Instant::now();
         match lock(&self.known).get(host) {
@@ -268,7 +269,8 @@ fn lock(known: &Mutex<HashMap<String, NameRecord>>) -> MutexGuard<'_, HashMap<St
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes the name that was used longest ago; those of look-ups that run stay, at most [`MAX_RUNNING`].
+/// Removes the name that was used longest ago; those of look-ups that run stay, at most
+/// [`MAX_RUNNING`].
 fn make_room(known: &mut HashMap<String, NameRecord>) {
     if known.len() < MAX_NAMES {
         return;

@@ -39,7 +39,8 @@ async fn while_nobody_answers_the_last_good_addresses_are_used_by_any_number() {
     let nothing = names.addresses("db", soon()).await;
     assert!(matches!(nothing, Err(NameError::Silent)), "{nothing:?}");
     answer.send(Ok(vec![A])).unwrap();
-    // The look-up begun before is the one that is answered now; it answers until its thread has ended.
+    // The look-up begun before is the one that is answered now; it answers until its thread has
+    // ended.
     while lock(&names.known)["db"].is_running() {
         tokio::task::yield_now().await;
     }

@@ -1,5 +1,7 @@
-//! The arrows between the rooms of `src/`, as docs/architecture.md explains them: which room may use which. Code for tests,
-//! fuzzing and measurements may use everything.
+//! The arrows between the rooms of `src/`, as docs/architecture.md explains them: which room may
+//! use which. Code for tests, fuzzing and measurements may use everything. And how wide comments
+//! are, which rustfmt does not hold.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -113,6 +115,42 @@ fn rooms_use_only_what_their_arrows_allow() {
     assert!(unused.is_empty(), "no code needs these arrows: {unused:?}");
 }
 
+#[test]
+fn comments_wrap_at_100_columns() {
+    let mut folders: Vec<PathBuf> = ["src", "tests", "benches", "fuzz/fuzz_targets"]
+        .iter()
+        .map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))
+        .collect();
+    let (mut comments, mut wide) = (0, Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                for (number, line) in (1..).zip(text.lines()) {
+                    let Some(comment) = line.trim_start().strip_prefix("//") else {
+                        continue;
+                    };
+                    comments += 1;
+                    let is_row = comment.trim_start_matches(['/', '!', ' ']).starts_with('|');
+                    // Neither a link nor a row of a table can be wrapped.
+                    if line.chars().count() > 100 && !is_row && !line.contains("://") {
+                        wide.push(format!("{}:{number}", path.display()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(comments > 5000, "the comments are read: {comments}");
+    assert!(
+        wide.is_empty(),
+        "wrap these comments at 100 columns:\n{}",
+        wide.join("\n")
+    );
+}
+
 /// What the code of every room uses, but for tests, fuzzing and measurements.
 fn uses() -> Vec<Use> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -159,7 +197,8 @@ fn room(name: &str, folder: &Path, path: &[String], uses: &mut Vec<Use>) {
     }
 }
 
-/// The text of a file, with comments and the items for tests, fuzzing and measurements left empty, so that lines keep their numbers.
+/// The text of a file, with comments and the items for tests, fuzzing and measurements left empty,
+/// so that lines keep their numbers.
 fn code(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let mut code = String::new();

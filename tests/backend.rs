@@ -546,7 +546,8 @@ async fn channel_binding(server: &Server) {
     assert!(matches!(error, ConnectError::ChannelBinding { .. }), "{error}");
 }
 
-/// The server's hash of its certificate is ours, whatever it was signed with; where it has none, nothing is bound.
+/// The server's hash of its certificate is ours, whatever it was signed with; where it has none,
+/// nothing is bound.
 async fn certificates_of_all_kinds(server: &Server) {
     let path = server.directory.path();
     let (certificate, key) = (path.join("server.crt"), path.join("server.key"));

@@ -254,7 +254,8 @@ async fn looks_up_verifiers() {
     }
     assert_eq!(running.handle.identity(b"app").await.unwrap().found, verifier);
 
-    // The function is in another database: an ordinary account gets no answer, a superuser asks pg_authid.
+    // The function is in another database: an ordinary account gets no answer, a superuser asks
+    // pg_authid.
     let elsewhere = Running::start(patroni(cluster), "trunkline", "trunkline", "app");
     elsewhere.until("healthy", healthy).await;
     assert!(matches!(
@@ -399,7 +400,8 @@ async fn connections_terminated_by_an_administrator_take_nothing_away() {
     running.end().await;
 }
 
-/// Patroni's `failsafe_mode` keeps the primary running while etcd is away; so does the router keep its leader.
+/// Patroni's `failsafe_mode` keeps the primary running while etcd is away; so does the router keep
+/// its leader.
 async fn an_outage_of_the_dcs_keeps_the_leader_in_failsafe_mode(cluster: &Cluster) {
     let running = Running::start(patroni(cluster), "trunkline", "trunkline", "postgres");
     let healthy = running.until("healthy", healthy).await;

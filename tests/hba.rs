@@ -1,4 +1,5 @@
-//! `pg_hba.conf` and `pg_ident.conf` as read here, next to what real servers make of the same files.
+//! `pg_hba.conf` and `pg_ident.conf` as read here, next to what real servers make of the same
+//! files.
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
@@ -342,7 +343,8 @@ fn view(server: &Postgres, view: &str) -> Vec<Value> {
     serde_json::from_str(&rows).unwrap_or_else(|error| panic!("{error}: {rows}"))
 }
 
-/// Whether the router refuses on purpose what PostgreSQL takes; the reasons are in the room's own description.
+/// Whether the router refuses on purpose what PostgreSQL takes; the reasons are in the room's own
+/// description.
 fn is_on_purpose(error: &str) -> bool {
     [
         "is not supported",
@@ -376,7 +378,8 @@ fn compare_rows(server: &Postgres, text: &str) -> usize {
     for (ours, mut theirs) in ours.iter_mut().zip(theirs) {
         let context = format!("{text}\nours: {ours}\ntheirs: {theirs}");
         let their_error = theirs["error"].as_str().unwrap_or_default().to_owned();
-        // PostgreSQL's messages for a wrong `clientcert` or `clientname` get lost on their way to the view.
+        // PostgreSQL's messages for a wrong `clientcert` or `clientname` get lost on their way to
+        // the view.
         let is_their_fault = !their_error.is_empty() || theirs["type"].is_null();
         let our_error = ours["error"].as_str().unwrap_or_default().to_owned();
         // Builds without GSSAPI and LDAP.
@@ -531,7 +534,8 @@ const FRAGMENTS: &[&str] = &[
     "[[]",
 ];
 
-/// What the first group matches, `-` for no match or no group, `!` for an expression that is refused.
+/// What the first group matches, `-` for no match or no group, `!` for an expression that is
+/// refused.
 const MATCH_FUNCTIONS: &str = "
 CREATE OR REPLACE FUNCTION matches(text, text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN RETURN CASE WHEN $1 COLLATE \"C\" ~ $2 THEN 'yes' ELSE 'no' END; EXCEPTION WHEN OTHERS THEN RETURN '!'; END $$;
@@ -914,7 +918,8 @@ fn client() -> impl Strategy<Value = Client> {
     })
 }
 
-/// Puts files in place and waits until the server has them: a rule that only this call knows is in force.
+/// Puts files in place and waits until the server has them: a rule that only this call knows is in
+/// force.
 fn put(server: &Postgres, hba: &str, ident: &str, number: usize) {
     let marker = format!("marker{number}");
     let text = format!("local postgres postgres trust\nhost all {marker} all reject\n{hba}\n");

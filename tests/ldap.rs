@@ -1,4 +1,5 @@
-//! Passwords asked of a directory: a real slapd, in clear text and with TLS, and servers that mean harm.
+//! Passwords asked of a directory: a real slapd, in clear text and with TLS, and servers that mean
+//! harm.
 #![allow(clippy::unwrap_used)]
 
 #[path = "cluster/mod.rs"]
@@ -331,7 +332,7 @@ async fn a_refusal_is_not_taken_to_the_next_server() {
     assert_eq!(next.connections.load(Ordering::SeqCst), 0);
 }
 
-// --- Servers that mean harm --------------------------------------------------------------------------------------
+// --- Servers that mean harm ----------------------------------------------------------------------
 
 enum Behaviour {
     Silence,
@@ -343,11 +344,13 @@ enum Behaviour {
 
 type Deed = fn(usize) -> Behaviour;
 
-/// A server that does one thing with each message it hears, told the number of the message on its connection.
+/// A server that does one thing with each message it hears, told the number of the message on its
+/// connection.
 struct Hostile {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
-    /// Of the last connection: what it heard, and the bytes it could send; there when the connection is over.
+    /// Of the last connection: what it heard, and the bytes it could send; there when the
+    /// connection is over.
     report: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<(Vec<u8>, usize)>>,
     _stop: oneshot::Sender<()>,
 }

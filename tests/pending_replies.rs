@@ -1,6 +1,7 @@
-//! Pending replies against a real server: generated sequences of raw messages of a client and of the router, sent in
-//! pieces. When they say idle, nothing more may come; when the server has answered everything, they must say so; and
-//! what the router asked is the router's, all else the client's.
+//! Pending replies against a real server: generated sequences of raw messages of a client and of
+//! the router, sent in pieces. When they say idle, nothing more may come; when the server has
+//! answered everything, they must say so; and what the router asked is the router's, all else the
+//! client's.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::io::{Read, Write};
@@ -181,7 +182,8 @@ impl Session {
         }
     }
 
-    /// Takes what is there already, or comes in a moment. This only varies the order: nothing depends on the time.
+    /// Takes what is there already, or comes in a moment. This only varies the order: nothing
+    /// depends on the time.
     fn drain(&mut self) {
         self.stream
             .set_read_timeout(Some(Duration::from_millis(1)))
@@ -206,7 +208,8 @@ impl Session {
         }
     }
 
-    /// If nothing is said to be pending: the answer to one more question, of either owner, must be the very next thing.
+    /// If nothing is said to be pending: the answer to one more question, of either owner, must be
+    /// the very next thing.
     fn check_idle_when_said(&mut self) {
         if !self.pending.is_idle() {
             return;
@@ -239,7 +242,8 @@ impl Session {
         assert!(self.pending.is_idle(), "{:?}", self.pending);
     }
 
-    /// Closes everything that is open, and waits for all answers. False: the server has ended the session.
+    /// Closes everything that is open, and waits for all answers. False: the server has ended the
+    /// session.
     fn finish(&mut self) -> bool {
         let mut closing = framed(b'f', b"enough\0");
         closing.extend(framed(b'S', b""));
@@ -293,8 +297,8 @@ fn bind() -> Vec<u8> {
     framed(b'B', &[0; 8])
 }
 
-/// Who must have asked for a reply, where its contents show it: all that the router asks has its name in it, seven rows, or is
-/// a command that the client does not use.
+/// Who must have asked for a reply, where its contents show it: all that the router asks has its
+/// name in it, seven rows, or is a command that the client does not use.
 fn asked_by(frame: &Frame) -> Option<Owner> {
     let has = |word: &[u8]| frame.body.windows(word.len()).any(|part| part == word);
     let is_router = match frame.tag {
@@ -309,8 +313,8 @@ fn asked_by(frame: &Frame) -> Option<Owner> {
     Some(if is_router { Owner::Router } else { Owner::Client })
 }
 
-/// What a router may ask: questions, clean-up, a statement parsed in front of a client's Bind. Its names are not the
-/// client's, so that no request of the client shows what the router has left.
+/// What a router may ask: questions, clean-up, a statement parsed in front of a client's Bind. Its
+/// names are not the client's, so that no request of the client shows what the router has left.
 fn router_unit() -> impl Strategy<Value = Vec<Vec<u8>>> {
     const ASK: &str = "select 'router' as router from generate_series(1, 7)";
     let close = || framed(b'C', b"Srouter\0");
@@ -447,8 +451,8 @@ fn pending_replies_agree_with_postgresql() {
                 .any(|message| message.windows(5).any(|word| word == b"stdin"));
         let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for (owner, unit, pause) in sequence {
-                // The router's at a boundary, or anywhere; in one piece or message by message; waiting for an answer where
-                // one is certain, or not at all.
+                // The router's at a boundary, or anywhere; in one piece or message by message;
+                // waiting for an answer where one is certain, or not at all.
                 if owner == Owner::Router && pause > 0 {
                     session.drain();
                 }

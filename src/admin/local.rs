@@ -1,6 +1,7 @@
 //! Which member this copy of the router runs beside.
 //!
-//! A request never waits for a look-up: one task per cluster resolves the members' hosts and publishes the answer.
+//! A request never waits for a look-up: one task per cluster resolves the members' hosts and
+//! publishes the answer.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};

@@ -94,7 +94,8 @@ impl Drop for Flush {
     }
 }
 
-/// Sets up the log of the process. `RUST_LOG`, where it is set and not empty, replaces the configured level.
+/// Sets up the log of the process. `RUST_LOG`, where it is set and not empty, replaces the
+/// configured level.
 ///
 /// # Errors
 /// A `RUST_LOG` that is not understood; a second call.

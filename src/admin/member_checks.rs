@@ -23,7 +23,8 @@ pub(super) fn is_leader(snapshot: &Snapshot, member: &Member) -> CheckResult {
     sentence(member, leader_reason(snapshot, member))
 }
 
-/// May it, as a replica, be given sessions of the read-only route `route` now? Without one: any read-only sessions.
+/// May it, as a replica, be given sessions of the read-only route `route` now? Without one: any
+/// read-only sessions.
 pub(super) fn is_fit_replica(snapshot: &Snapshot, route: Option<&Route>, member: &Member) -> CheckResult {
     let fit = replica_reason(snapshot, member).and_then(|_| match route {
         Some(route) => fitness(snapshot, route, member).map(drop),

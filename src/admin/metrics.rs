@@ -1,4 +1,5 @@
-//! The process's own metrics and the exposition. Names are documented in `docs/metrics.md` and stable.
+//! The process's own metrics and the exposition. Names are documented in `docs/metrics.md` and
+//! stable.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -60,8 +61,8 @@ struct RequestLabels {
 }
 
 impl Metrics {
-    /// Registers the process's metrics (with their usual names, without a prefix) and this room's. `lost` counts lines of
-    /// the log.
+    /// Registers the process's metrics (with their usual names, without a prefix) and this room's.
+    /// `lost` counts lines of the log.
     pub fn register(root: &mut Registry, lost: Counter) -> Self {
         root.register_collector(Box::new(Process { started: unix_now() }));
         let ours = root.sub_registry_with_prefix(PREFIX);
@@ -351,7 +352,8 @@ pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
     use super::*;
 
-    /// Every sample line is `name{labels} value`, every name is described, the text ends with `# EOF`.
+    /// Every sample line is `name{labels} value`, every name is described, the text ends with
+    /// `# EOF`.
     pub(in crate::admin) fn parses(text: &str) -> std::collections::BTreeMap<String, f64> {
         let mut samples = std::collections::BTreeMap::new();
         let mut described = Vec::new();

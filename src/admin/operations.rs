@@ -11,7 +11,8 @@ use super::views::SessionView;
 use crate::cluster::Busy;
 use crate::cluster::snapshot::{AdminState, MemberName};
 
-/// An answer of all processes of this router: after an upgrade there are several, as long as earlier ones have sessions.
+/// An answer of all processes of this router: after an upgrade there are several, as long as
+/// earlier ones have sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gathered<T> {
     /// What the processes that answered say.
@@ -30,11 +31,12 @@ impl<T> Gathered<T> {
     }
 }
 
-/// Sessions and members, as an operator handles them. Futures are ready after a few seconds at most: that is the time that
-/// another process has for its answer. Everything else returns at once.
+/// Sessions and members, as an operator handles them. Futures are ready after a few seconds at
+/// most: that is the time that another process has for its answer. Everything else returns at once.
 pub trait Operations: fmt::Debug + Send + Sync {
-    /// Asks the other processes for their counts, for [`Self::session_count`], [`Self::sessions_on`] and the metrics. Returns
-    /// a sentence for each process that did not answer.
+    /// Asks the other processes for their counts, for [`Self::session_count`],
+    /// [`Self::sessions_on`] and the metrics. Returns a sentence for each process that did not
+    /// answer.
     fn refresh(&self) -> BoxFuture<'_, Vec<String>>;
 
     /// Every session there is now, by number.

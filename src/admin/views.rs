@@ -1,8 +1,8 @@
-//! What operators see of the router, its clusters, members and sessions: one value of each, which HTTP sends, the
-//! command line reads back, and every other surface shows.
+//! What operators see of the router, its clusters, members and sessions: one value of each, which
+//! HTTP sends, the command line reads back, and every other surface shows.
 //!
-//! The fields' names are those of `docs/http.md`. JSON has them in the order of the alphabet, and `null` for what is
-//! not known.
+//! The fields' names are those of `docs/http.md`. JSON has them in the order of the alphabet, and
+//! `null` for what is not known.
 
 use std::collections::BTreeMap;
 use std::fmt;

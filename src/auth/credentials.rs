@@ -1,5 +1,5 @@
-//! The credential with which a session logs into the servers: the one that the client's own login leaves with the router, or
-//! that of `auth.server_credentials` for its user.
+//! The credential with which a session logs into the servers: the one that the client's own login
+//! leaves with the router, or that of `auth.server_credentials` for its user.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +20,8 @@ pub enum Proof {
     Password(Secret),
     /// By md5: the role's hash.
     Md5(Md5Hash),
-    /// Without a secret that the router could use: by a certificate, an operating system's user, or not at all.
+    /// Without a secret that the router could use: by a certificate, an operating system's user, or
+    /// not at all.
     Nothing,
 }
 
@@ -30,7 +31,8 @@ pub struct ServerLogin {
     /// The role on the server, where it is not the client's own.
     pub user: Option<Bytes>,
     pub with: ServerProof,
-    /// The credential does not come from the client: if the server refuses it, the operator must fix that, not the client.
+    /// The credential does not come from the client: if the server refuses it, the operator must
+    /// fix that, not the client.
     pub is_operators: bool,
 }
 
@@ -126,7 +128,8 @@ impl ServerCredentials {
 /// The credential from the user's own login.
 fn own(proof: Proof, identity: Option<Identity>) -> Option<ServerProof> {
     Some(match (proof, identity) {
-        // A users file has the password; the key recovered from the client fits the file's salt, not the server's.
+        // A users file has the password; the key recovered from the client fits the file's salt,
+        // not the server's.
         (Proof::Password(password), _) | (_, Some(Identity::Password(password, _))) => {
             ServerProof::Password(password)
         }

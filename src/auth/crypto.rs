@@ -3,8 +3,8 @@
 use aws_lc_rs::{constant_time, hmac, rand};
 use zeroize::Zeroizing;
 
-/// HMAC-SHA-256 over the concatenation of `parts`. A caller with several parts of variable length must make the
-/// concatenation unambiguous.
+/// HMAC-SHA-256 over the concatenation of `parts`. A caller with several parts of variable length
+/// must make the concatenation unambiguous.
 pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
     for part in parts {

@@ -1,8 +1,9 @@
-//! `pg_ident.conf`: which system users may log in as which database users (PostgreSQL documentation, "User Name Maps").
-//! The syntax, the includes and the treatment of errors are those of `pg_hba.conf`.
+//! `pg_ident.conf`: which system users may log in as which database users (PostgreSQL
+//! documentation, "User Name Maps"). The syntax, the includes and the treatment of errors are those
+//! of `pg_hba.conf`.
 //!
-//! A `\1` in a database user stands for the first group of the system user's regular expression. Where the result could
-//! differ from PostgreSQL's, the line is refused.
+//! A `\1` in a database user stands for the first group of the system user's regular expression.
+//! Where the result could differ from PostgreSQL's, the line is refused.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,8 @@ enum SystemUser {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum DatabaseUser {
     Fixed(UserMatch),
-    /// The first group of the system user's expression between two texts; the result is a name, never a keyword.
+    /// The first group of the system user's expression between two texts; the result is a name,
+    /// never a keyword.
     Group {
         before: Bytes,
         after: Bytes,
@@ -79,7 +81,8 @@ pub struct IdentRow {
     pub error: Option<String>,
 }
 
-/// Reads a file and its includes, with limits on bytes, files and depth. Unlike `pg_hba.conf` it may be empty.
+/// Reads a file and its includes, with limits on bytes, files and depth. Unlike `pg_hba.conf` it
+/// may be empty.
 pub fn read(files: &dyn Files, path: &Path) -> IdentFile {
     let tokens = tokens::read(files, path);
     IdentFile {
@@ -145,8 +148,9 @@ impl Maps {
         numbered.map(|(mapping, number)| mapping.row(number)).collect()
     }
 
-    /// Whether `system_user`, already authenticated, may log in as `database_user`. Without a map, or with the empty
-    /// name for one, the two must be equal. `memberships` are those of `database_user`.
+    /// Whether `system_user`, already authenticated, may log in as `database_user`. Without a map,
+    /// or with the empty name for one, the two must be equal. `memberships` are those of
+    /// `database_user`.
     pub fn check(
         &self,
         map: Option<&[u8]>,

@@ -1,5 +1,5 @@
-//! What `ldap` in a rule means (PostgreSQL's chapter "LDAP Authentication"): the options and their cross checks, the
-//! name to bind as, the filter to search with.
+//! What `ldap` in a rule means (PostgreSQL's chapter "LDAP Authentication"): the options and their
+//! cross checks, the name to bind as, the filter to search with.
 //!
 //! Guarantees: a user name is one value, never part of a name's or a filter's structure; an option
 //! that would have no effect is refused.
@@ -48,8 +48,8 @@ pub struct LdapOptions {
     pub bindpasswd: Option<Secret>,
     pub searchattribute: Option<String>,
     pub searchfilter: Option<String>,
-    /// `ldap[s]://host[:port]/basedn[?[attribute][?[scope][?[filter]]]]`. It stands for server, port, scheme, base, attribute
-    /// and filter, none of which is then set.
+    /// `ldap[s]://host[:port]/basedn[?[attribute][?[scope][?[filter]]]]`. It stands for server,
+    /// port, scheme, base, attribute and filter, none of which is then set.
     pub url: Option<String>,
 }
 
@@ -105,8 +105,9 @@ pub enum UnfitName {
 }
 
 impl LdapSettings {
-    /// Checks the options against each other, as PostgreSQL does when it reads the rule, and where it leaves a choice
-    /// open (an option given twice, once in the URL) more strictly. An error is a sentence for the author of the rule.
+    /// Checks the options against each other, as PostgreSQL does when it reads the rule, and where
+    /// it leaves a choice open (an option given twice, once in the URL) more strictly. An error is
+    /// a sentence for the author of the rule.
     pub fn new(options: LdapOptions) -> Result<Self, String> {
         let (options, scope) = match options.url.clone() {
             Some(url) => {
@@ -296,7 +297,8 @@ impl Search {
     /// The filter for this user, as it travels (RFC 4511, 4.5.1.7).
     pub(crate) fn filter(&self, user: &[u8]) -> Result<Vec<u8>, UnfitName> {
         let user = plain(user)?;
-        // As in PostgreSQL, names with these characters are refused. The router escapes the rest as well.
+        // As in PostgreSQL, names with these characters are refused. The router escapes the rest as
+        // well.
         if user.contains(['*', '(', ')', '\\', '/']) {
             return Err(UnfitName::Character);
         }
@@ -306,9 +308,10 @@ impl Search {
 
 /// The name to bind as in the direct mode.
 ///
-/// PostgreSQL puts any name between prefix and suffix, so that `bob,ou=staff` with the prefix `uid=` is the entry of another
-/// user. The router refuses such a name. Escaping (RFC 4514) would be right for distinguished names only: Active
-/// Directory also takes `user@domain` and `DOMAIN\user`, where a backslash is the separator, not an escape.
+/// PostgreSQL puts any name between prefix and suffix, so that `bob,ou=staff` with the prefix
+/// `uid=` is the entry of another user. The router refuses such a name. Escaping (RFC 4514) would
+/// be right for distinguished names only: Active Directory also takes `user@domain` and
+/// `DOMAIN\user`, where a backslash is the separator, not an escape.
 pub(crate) fn direct_name(prefix: &str, user: &[u8], suffix: &str) -> Result<String, UnfitName> {
     let user = plain(user)?;
     let structure = user.contains([',', '+', '"', '\\', '<', '>', ';', '=', '/'])

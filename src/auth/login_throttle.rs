@@ -1,34 +1,38 @@
-//! Failed logins make the next ones from the same address, and as the same user, wait and later be refused. Pure: the
-//! caller passes the time.
+//! Failed logins make the next ones from the same address, and as the same user, wait and later be
+//! refused. Pure: the caller passes the time.
 //!
-//! - An address is an IPv4 address or an IPv6 /64; a Unix socket has none. A user is a name of one cluster, known or
-//!   not: both are treated alike.
-//! - From `failures` failures on, each attempt gets a separate slot, a growing delay behind the one before it, so
-//!   that attempts made in parallel wait for each other. From `refuse_after` on, all are refused for `refuse_for`;
-//!   the first failure after that begins the next refusal.
-//! - The same wrong secret for the same user is one failure, however often and from wherever it comes: it is not a guess,
-//!   but a program with an old password. The secret is kept as a keyed hash.
-//! - With SCRAM and md5 two wrong secrets cannot be distinguished: each proof depends on new random numbers. There a
-//!   user's failures from one address count once for the address and for the user as a whole, so that such a program
-//!   keeps neither its neighbours out nor that user elsewhere; all of them count for that user from that address, with
-//!   the same limits.
-//! - So that guesses at one user are limited for any number of addresses, an address that goes
-//!   on failing counts for the user again, once for each `refuse_for`. The first of them in each `refuse_for` is passed
-//!   over: it may be such a program. Where the user has more than `failures`, every failure counts, and only an address
-//!   that is at `refuse_after` is passed over.
-//! - A success does not reset the count: otherwise the owner of one account could guess at all others without end. Time
-//!   does: one failure for each `refuse_for` without another, refusals not included.
-//! - A user's success makes its address *familiar* to it for [`FAMILIAR_FOR`]. There that user is not subject to its
-//!   own limit, so that guesses made elsewhere lock no user out, nor to the address's, so that one wrong
-//!   password behind a NAT does not lock out its neighbours; the latter only as long as that user itself has failed
-//!   fewer than `failures` times there. From then on the address's limit holds, on a Unix socket the user's own, and in
-//!   both cases that of the user from there.
+//! - An address is an IPv4 address or an IPv6 /64; a Unix socket has none. A user is a name of one
+//!   cluster, known or not: both are treated alike.
+//! - From `failures` failures on, each attempt gets a separate slot, a growing delay behind the one
+//!   before it, so that attempts made in parallel wait for each other. From `refuse_after` on, all
+//!   are refused for `refuse_for`; the first failure after that begins the next refusal.
+//! - The same wrong secret for the same user is one failure, however often and from wherever it
+//!   comes: it is not a guess, but a program with an old password. The secret is kept as a keyed
+//!   hash.
+//! - With SCRAM and md5 two wrong secrets cannot be distinguished: each proof depends on new random
+//!   numbers. There a user's failures from one address count once for the address and for the user
+//!   as a whole, so that such a program keeps neither its neighbours out nor that user elsewhere;
+//!   all of them count for that user from that address, with the same limits.
+//! - So that guesses at one user are limited for any number of addresses, an address that goes on
+//!   failing counts for the user again, once for each `refuse_for`. The first of them in each
+//!   `refuse_for` is passed over: it may be such a program. Where the user has more than
+//!   `failures`, every failure counts, and only an address that is at `refuse_after` is passed
+//!   over.
+//! - A success does not reset the count: otherwise the owner of one account could guess at all
+//!   others without end. Time does: one failure for each `refuse_for` without another, refusals not
+//!   included.
+//! - A user's success makes its address *familiar* to it for [`FAMILIAR_FOR`]. There that user is
+//!   not subject to its own limit, so that guesses made elsewhere lock no user out, nor to the
+//!   address's, so that one wrong password behind a NAT does not lock out its neighbours; the
+//!   latter only as long as that user itself has failed fewer than `failures` times there. From
+//!   then on the address's limit holds, on a Unix socket the user's own, and in both cases that of
+//!   the user from there.
 //! - Exempt networks are not counted and not limited.
-//! - Memory has a fixed limit. At the limit a quarter is forgotten, the fewest failures first, among
-//!   equals the oldest.
+//! - Memory has a fixed limit. At the limit a quarter is forgotten, the fewest failures first,
+//!   among equals the oldest.
 //!
-//! Attempts that have begun are not stopped: how many of them run before the first one fails is limited
-//! by the places of one address among the pending logins, not here.
+//! Attempts that have begun are not stopped: how many of them run before the first one fails is
+//! limited by the places of one address among the pending logins, not here.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -116,8 +120,8 @@ pub(crate) struct Began {
     pub user_here: Option<ThrottleStart>,
 }
 
-/// The user and the address of an attempt. Names and addresses are kept as keyed hashes: they have a fixed size, and no client
-/// can make two of them collide.
+/// The user and the address of an attempt. Names and addresses are kept as keyed hashes: they have
+/// a fixed size, and no client can make two of them collide.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempt {
     address: Option<u64>,
@@ -161,7 +165,8 @@ impl LoginThrottle {
         self.limit = limit;
     }
 
-    /// `source` is the client's address, `None` on a Unix socket; `realm` the cluster that `user` is a name of.
+    /// `source` is the client's address, `None` on a Unix socket; `realm` the cluster that `user`
+    /// is a name of.
     pub(crate) fn attempt(&self, source: Option<IpAddr>, realm: &str, user: &[u8]) -> Attempt {
         let network = source.map(network);
         Attempt {
@@ -172,7 +177,8 @@ impl LoginThrottle {
         }
     }
 
-    /// May this attempt begin? A slot that would come after `latest` is not reserved: refused until then.
+    /// May this attempt begin? A slot that would come after `latest` is not reserved: refused until
+    /// then.
     pub(crate) fn ask(&mut self, attempt: &Attempt, latest: Instant, now: Instant) -> ThrottleDecision {
         if let Some(refused) = self.refusal(attempt, now) {
             return refused;
@@ -213,8 +219,8 @@ impl LoginThrottle {
         })
     }
 
-    /// A proof was given and it was wrong: a password, a certificate, an unknown user. `guess` is the secret, where it
-    /// is known.
+    /// A proof was given and it was wrong: a password, a certificate, an unknown user. `guess` is
+    /// the secret, where it is known.
     pub(crate) fn failed(&mut self, attempt: &Attempt, guess: Option<Guess>, now: Instant) -> Began {
         if !self.limit.is_on() || attempt.is_exempt {
             return Began::default();
@@ -249,7 +255,8 @@ impl LoginThrottle {
         }
     }
 
-    /// Does a failure count for the user though its address has failed before? That has `before` failures as this user.
+    /// Does a failure count for the user though its address has failed before? That has `before`
+    /// failures as this user.
     fn counts_again(&mut self, attempt: &Attempt, before: u32, now: Instant) -> bool {
         let is_due = self.pairs.begins_span(attempt.pair, &self.limit, now);
         let failures = self.users.failures(attempt.user, &self.limit, now);
@@ -353,8 +360,8 @@ struct Record {
     /// The last slot given away.
     slot: Instant,
     refused_until: Option<Instant>,
-    /// When the time began in which no failure of a pair counts for its user again. Of a user: in which no other pair is
-    /// passed over.
+    /// When the time began in which no failure of a pair counts for its user again. Of a user: in
+    /// which no other pair is passed over.
     span: Option<Instant>,
     /// The last success; only of pairs.
     success: Option<Instant>,
@@ -497,8 +504,8 @@ impl Records {
         self.records.entry(key).or_insert_with(|| Record::new(now))
     }
 
-    /// Forgets a quarter, so that the work is done once in many additions. Of pairs, those whose success is longest
-    /// ago go first.
+    /// Forgets a quarter, so that the work is done once in many additions. Of pairs, those whose
+    /// success is longest ago go first.
     fn make_room(&mut self) {
         let rank = |record: &Record| match record.success {
             Some(success) => (0, success),

@@ -173,7 +173,8 @@ fn a_success_behind_a_nat_helps_its_own_user_and_nobody_else() {
         Err((By::Address, 60_000)),
         "nothing is forgiven"
     );
-    // Guesses at the familiar user's own password use up its freedom; successes in between give none of it back.
+    // Guesses at the familiar user's own password use up its freedom; successes in between give
+    // none of it back.
     scene.fail(2, "app", 1);
     assert_eq!(scene.ask("app", 1), Ok(0));
     scene.succeed("app", 1);
@@ -181,7 +182,8 @@ fn a_success_behind_a_nat_helps_its_own_user_and_nobody_else() {
     assert!(matches!(scene.ask("app", 1), Err((By::Address, _))));
 }
 
-/// On a Unix socket no address's limit takes over: whoever else is on this host could guess without end.
+/// On a Unix socket no address's limit takes over: whoever else is on this host could guess without
+/// end.
 #[test]
 fn a_success_on_a_unix_socket_frees_nobody_to_guess() {
     let mut scene = Scene::new(limit());
@@ -384,7 +386,8 @@ fn one_user_failing_by_scram_keeps_neither_its_neighbours_out_nor_itself_elsewhe
     assert_eq!(scene.ask("app", 2), Err((By::User, 60_000)));
 }
 
-/// What a program with an old password does by SCRAM, or who guesses: asks, waits, is wrong, and comes again at once.
+/// What a program with an old password does by SCRAM, or who guesses: asks, waits, is wrong, and
+/// comes again at once.
 struct Knocking {
     attempt: Attempt,
     from: Instant,
@@ -439,7 +442,8 @@ fn quick_limit() -> RateLimit {
     }
 }
 
-/// Whether all addresses begin at once or one more in each `refuse_for`, in which one failure is made good.
+/// Whether all addresses begin at once or one more in each `refuse_for`, in which one failure is
+/// made good.
 #[test]
 fn guesses_at_one_user_from_many_addresses_are_bounded_for_the_user() {
     for apart in [Duration::ZERO, 2 * SECOND] {

@@ -1,4 +1,5 @@
-//! The cluster's answers about users' passwords, and how long they are valid. The look-up itself is not here.
+//! The cluster's answers about users' passwords, and how long they are valid. The look-up itself is
+//! not here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,11 +17,13 @@ pub(crate) enum LookedUp {
     Known(Identity),
     /// No such user, or one without password. Its login fails.
     NoPassword,
-    /// A password that cannot be used. The client gets the answer for an unknown user; the operator gets a log line.
+    /// A password that cannot be used. The client gets the answer for an unknown user; the operator
+    /// gets a log line.
     Unsupported(Unsupported),
 }
 
-/// Why the look-up has nothing for a user. For the log only: a client sees a wrong password in each case.
+/// Why the look-up has nothing for a user. For the log only: a client sees a wrong password in each
+/// case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Standing {
     #[default]
@@ -75,18 +78,19 @@ impl LookedUp {
     }
 }
 
-/// After an attempt without an answer there is no new one for the same user for so long: an outage must not cost a query for
-/// each login.
+/// After an attempt without an answer there is no new one for the same user for so long: an outage
+/// must not cost a query for each login.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// No role has a longer name (NAMEDATALEN is 64, unless PostgreSQL was built otherwise): limits the memory of a key.
+/// No role has a longer name (NAMEDATALEN is 64, unless PostgreSQL was built otherwise): limits the
+/// memory of a key.
 pub(crate) const MAX_NAME: usize = 255;
 
 /// What is known about one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LookupAnswer<V> {
     pub found: V,
-    /// The question was asked after the login began. An older answer may be out of date: it can let in a client that the server
-    /// checks as well, but it does not prove a password wrong.
+    /// The question was asked after the login began. An older answer may be out of date: it can let
+    /// in a client that the server checks as well, but it does not prove a password wrong.
     pub is_confirmed: bool,
 }
 
@@ -111,7 +115,8 @@ impl<V> LookupAnswer<V> {
 pub(crate) enum Cached<V> {
     /// Ask again, and use it unconfirmed only if no answer comes in time.
     Known(V),
-    /// The last attempt to confirm it, less than [`RETRY_AFTER`] ago, gave no answer: use it unconfirmed.
+    /// The last attempt to confirm it, less than [`RETRY_AFTER`] ago, gave no answer: use it
+    /// unconfirmed.
     Tried(V),
     Miss,
 }
@@ -126,10 +131,11 @@ impl<V> Cached<V> {
     }
 }
 
-/// Remembers answers about users, also about unknown ones. At its limit the oldest is removed: a client that invents
-/// users costs look-ups, not memory.
+/// Remembers answers about users, also about unknown ones. At its limit the oldest is removed: a
+/// client that invents users costs look-ups, not memory.
 ///
-/// An answer counts from when it was asked, not from when it came: what changed in between may not be in it.
+/// An answer counts from when it was asked, not from when it came: what changed in between may not
+/// be in it.
 #[derive(Debug)]
 pub(crate) struct AnswerCache<V> {
     entries: HashMap<Arc<[u8]>, CachedAnswer<V>>,
@@ -152,8 +158,8 @@ struct CachedAnswer<V> {
 }
 
 impl<V: Clone> AnswerCache<V> {
-    /// `ttl` is how long an answer may be used without being confirmed; `capacity` limits the sum of the weights. With
-    /// either at zero nothing is remembered.
+    /// `ttl` is how long an answer may be used without being confirmed; `capacity` limits the sum
+    /// of the weights. With either at zero nothing is remembered.
     pub(crate) fn new(ttl: Duration, capacity: usize) -> Self {
         Self {
             entries: HashMap::new(),
@@ -183,7 +189,8 @@ impl<V: Clone> AnswerCache<V> {
         }
     }
 
-    /// Remembers the answer to a question asked at `asked`, in place of an earlier one. `weight` is at least 1.
+    /// Remembers the answer to a question asked at `asked`, in place of an earlier one. `weight` is
+    /// at least 1.
     pub(crate) fn put(&mut self, user: &[u8], value: V, weight: usize, asked: Instant) {
         self.remove(user);
         if user.len() > MAX_NAME || weight > self.capacity || self.ttl.is_zero() {
@@ -213,9 +220,9 @@ impl<V: Clone> AnswerCache<V> {
         self.next += 1;
     }
 
-    /// An attempt that ended at `at` gave no answer: the remembered one is used unconfirmed for [`RETRY_AFTER`], within its
-    /// time to live. It is not forgotten: otherwise a client that sends wrong passwords during an outage would lock the
-    /// user out.
+    /// An attempt that ended at `at` gave no answer: the remembered one is used unconfirmed for
+    /// [`RETRY_AFTER`], within its time to live. It is not forgotten: otherwise a client that sends
+    /// wrong passwords during an outage would lock the user out.
     pub(crate) fn not_confirmed(&mut self, user: &[u8], at: Instant) {
         if let Some(entry) = self.entries.get_mut(user) {
             entry.tried = Some(at);

@@ -1,15 +1,17 @@
-//! Passwords stored as md5 (`password_encryption = md5`): PostgreSQL's older form, deprecated since 18. Its hash opens a
-//! server that still knows the role by md5; it can never take part in SCRAM (docs/protocol.md, case 26).
+//! Passwords stored as md5 (`password_encryption = md5`): PostgreSQL's older form, deprecated since
+//! 18. Its hash opens a server that still knows the role by md5; it can never take part in SCRAM
+//! (docs/protocol.md, case 26).
 //!
-//! Both sides of `AuthenticationMD5Password`: [`Md5Hash::answer`] towards servers, [`Md5Hash::verify`] towards clients.
+//! Both sides of `AuthenticationMD5Password`: [`Md5Hash::answer`] towards servers,
+//! [`Md5Hash::verify`] towards clients.
 
 use md5::{Digest, Md5};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::crypto::same;
 
-/// What a server stores: md5 of password and user name. As good as the password itself towards a server that asks for
-/// md5.
+/// What a server stores: md5 of password and user name. As good as the password itself towards a
+/// server that asks for md5.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Md5Hash([u8; 32]);
 
@@ -28,7 +30,8 @@ impl Md5Hash {
         Self(*digest(password, user))
     }
 
-    /// What `PasswordMessage` answers to a server's salt, without its terminator: `md5` and 32 digits.
+    /// What `PasswordMessage` answers to a server's salt, without its terminator: `md5` and 32
+    /// digits.
     pub fn answer(&self, salt: [u8; 4]) -> Zeroizing<[u8; 35]> {
         let mut answer = Zeroizing::new([0; 35]);
         answer[..3].copy_from_slice(b"md5");
@@ -36,8 +39,8 @@ impl Md5Hash {
         answer
     }
 
-    /// Whether a client's `PasswordMessage`, without its terminator, answers `salt` with this hash. In constant time.
-    /// The salt must be fresh and random, or the answer may be a replayed one.
+    /// Whether a client's `PasswordMessage`, without its terminator, answers `salt` with this hash.
+    /// In constant time. The salt must be fresh and random, or the answer may be a replayed one.
     pub fn verify(&self, answer: &[u8], salt: [u8; 4]) -> bool {
         same(answer, &*self.answer(salt))
     }

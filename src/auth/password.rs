@@ -7,13 +7,15 @@ use super::scram::{MAX_PASSWORD, MAX_VERIFIER_ITERATIONS, MockSecret};
 /// The most iterations [`verify`] computes: about 250 ms of a processor.
 pub(crate) const MAX_ITERATIONS: u32 = MAX_VERIFIER_ITERATIONS;
 
-/// Whether `password` (without its terminator) is the user's. An empty one never is, nor one over [`MAX_PASSWORD`]
-/// bytes, nor one with a zero byte, which the protocol cannot carry and HMAC cannot tell from a shorter one.
+/// Whether `password` (without its terminator) is the user's. An empty one never is, nor one over
+/// [`MAX_PASSWORD`] bytes, nor one with a zero byte, which the protocol cannot carry and HMAC
+/// cannot tell from a shorter one.
 ///
-/// Computes as many PBKDF2 iterations as the verifier has, up to [`MAX_ITERATIONS`], and blocks for so long: the caller
-/// runs it off the data path (`spawn_blocking`), with a limit on how many run at once. A user that does not exist, and
-/// one whose password is stored as md5, cost as much as a verifier with PostgreSQL's default number of iterations, so that the
-/// time does not distinguish them from a wrong password. SCRAM's first message shows another number of iterations anyway.
+/// Computes as many PBKDF2 iterations as the verifier has, up to [`MAX_ITERATIONS`], and blocks for
+/// so long: the caller runs it off the data path (`spawn_blocking`), with a limit on how many run
+/// at once. A user that does not exist, and one whose password is stored as md5, cost as much as a
+/// verifier with PostgreSQL's default number of iterations, so that the time does not distinguish
+/// them from a wrong password. SCRAM's first message shows another number of iterations anyway.
 pub(crate) fn verify(identity: Option<&Identity>, user: &[u8], password: &[u8], mock: &MockSecret) -> bool {
     if password.is_empty() || password.len() > MAX_PASSWORD || password.contains(&0) {
         return false;

@@ -1,8 +1,9 @@
-//! Which users may try to log in, from where, and how: an ordered list of rules, of which the first that matches decides, as in
-//! `pg_hba.conf` (PostgreSQL documentation, "The `pg_hba.conf` File"). [`super::hba`] reads the file.
+//! Which users may try to log in, from where, and how: an ordered list of rules, of which the first
+//! that matches decides, as in `pg_hba.conf` (PostgreSQL documentation, "The `pg_hba.conf` File").
+//! [`super::hba`] reads the file.
 //!
-//! Deciding does no IO. Where a rule depends only on something that has to be looked up, the answer says
-//! what to look up; the caller does so and asks again.
+//! Deciding does no IO. Where a rule depends only on something that has to be looked up, the answer
+//! says what to look up; the caller does so and asks again.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -38,7 +39,8 @@ impl std::fmt::Display for RuleOrigin {
     }
 }
 
-/// The connection type. The router has no GSSAPI encryption: `hostgssenc` never matches, `hostnogssenc` is `host`.
+/// The connection type. The router has no GSSAPI encryption: `hostgssenc` never matches,
+/// `hostnogssenc` is `host`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connection {
     Local,
@@ -74,7 +76,8 @@ impl Connection {
     }
 }
 
-/// One entry of the database column. Physical replication asks for no database, and only `replication` lets it in.
+/// One entry of the database column. Physical replication asks for no database, and only
+/// `replication` lets it in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatabaseMatch {
     /// Every database, but not physical replication.
@@ -122,7 +125,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// `None` where the address has fewer bits than `prefix`. Bits beyond the prefix are ignored, as in PostgreSQL.
+    /// `None` where the address has fewer bits than `prefix`. Bits beyond the prefix are ignored,
+    /// as in PostgreSQL.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
         let prefix = u32::from(prefix);
         let mask: IpAddr = match address {
@@ -215,7 +219,8 @@ pub enum ClientName {
     Dn,
 }
 
-/// One line: the user, the database, the address, and the method. In each list one match is enough; an empty list matches nothing.
+/// One line: the user, the database, the address, and the method. In each list one match is enough;
+/// an empty list matches nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     pub place: RuleOrigin,
@@ -250,7 +255,8 @@ pub struct Facts<'a> {
     pub tls: bool,
 }
 
-/// The roles a user is a member of, directly or not, itself included; none for a user that does not exist.
+/// The roles a user is a member of, directly or not, itself included; none for a user that does not
+/// exist.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Memberships(HashSet<Bytes>);
 
@@ -381,9 +387,10 @@ impl Rules {
         Self { rules }
     }
 
-    /// `host all all all scram-sha-256`, the same for `local`, and for `replication`: unlike in `pg_hba.conf`, where
-    /// `all` leaves physical replication out, the default lets it in. The router only authenticates; whether a role may
-    /// replicate is for its REPLICATION attribute and the server's own `pg_hba.conf` to say.
+    /// `host all all all scram-sha-256`, the same for `local`, and for `replication`: unlike in
+    /// `pg_hba.conf`, where `all` leaves physical replication out, the default lets it in. The
+    /// router only authenticates; whether a role may replicate is for its REPLICATION attribute and
+    /// the server's own `pg_hba.conf` to say.
     pub fn builtin() -> Self {
         let rule = |connection| Rule {
             place: RuleOrigin::Builtin,
@@ -409,8 +416,8 @@ impl Rules {
         self.rules.iter().any(asks)
     }
 
-    /// The first rule that matches decides; a failed login does not fall through to the next. Something is needed only
-    /// where a rule matches in everything else.
+    /// The first rule that matches decides; a failed login does not fall through to the next.
+    /// Something is needed only where a rule matches in everything else.
     pub fn decide(&self, facts: &Facts<'_>, known: &Known<'_>) -> Step<'_> {
         for (index, rule) in self.rules.iter().enumerate() {
             match rule.verdict(facts, known) {
@@ -422,7 +429,8 @@ impl Rules {
         Step::Decided(Decision::NoMatch)
     }
 
-    /// The verdict of each rule about a client, in order. Those after the first that matches have no effect.
+    /// The verdict of each rule about a client, in order. Those after the first that matches have
+    /// no effect.
     pub fn describe(&self, facts: &Facts<'_>, known: &Known<'_>) -> Vec<Considered<'_>> {
         let rules = self.rules.iter().enumerate();
         rules

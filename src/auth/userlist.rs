@@ -1,5 +1,6 @@
-//! A users file in the form of PgBouncer's `userlist.txt`: one user a line, `"name" "secret"`, a quote inside doubled,
-//! the rest of the line ignored. Lines that are empty, or start with `;` or `#`, are comments (PgBouncer does not know `#`).
+//! A users file in the form of PgBouncer's `userlist.txt`: one user a line, `"name" "secret"`, a
+//! quote inside doubled, the rest of the line ignored. Lines that are empty, or start with `;` or
+//! `#`, are comments (PgBouncer does not know `#`).
 //!
 //! A secret is a SCRAM verifier or an md5 hash as in `pg_authid`, or a password.
 
@@ -51,8 +52,9 @@ pub enum UserListErrorKind {
 impl UserList {
     /// Reads a whole file, or reports every error in it.
     ///
-    /// Each password costs about a millisecond, to compute a verifier: read large files off the data path. Its salt
-    /// is the one that an unknown user of this name has, so that a client cannot see whether a user is in the file.
+    /// Each password costs about a millisecond, to compute a verifier: read large files off the
+    /// data path. Its salt is the one that an unknown user of this name has, so that a client
+    /// cannot see whether a user is in the file.
     pub fn parse(contents: &Secret, mock: &MockSecret) -> Result<Self, Vec<UserListError>> {
         let mut users = HashMap::new();
         let mut seen: HashMap<Box<[u8]>, usize> = HashMap::new();

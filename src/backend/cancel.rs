@@ -15,9 +15,10 @@ use crate::config::{ServerOptions, SslMode};
 use crate::wire::message;
 
 impl CancelTarget {
-    /// Sends the request to the address the session is connected to, over TLS if the session is, and waits until the
-    /// server has closed the connection: then the signal was sent, and it cannot hit the session's next statement.
-    /// `timeout` limits all of it. `Ok` does not mean that anything was cancelled (docs/protocol.md, cases 32 and 33).
+    /// Sends the request to the address the session is connected to, over TLS if the session is,
+    /// and waits until the server has closed the connection: then the signal was sent, and it
+    /// cannot hit the session's next statement. `timeout` limits all of it. `Ok` does not mean that
+    /// anything was cancelled (docs/protocol.md, cases 32 and 33).
     pub async fn send(self, timeout: Duration) -> Result<(), ConnectError> {
         let deadline = Instant::now() + timeout;
         let options = ServerOptions {
@@ -40,8 +41,9 @@ impl CancelTarget {
     }
 }
 
-/// Sends a request that came in clear with a server's own key. It is encrypted as sessions with this server are: in clear only
-/// where a session may be, too. Otherwise like [`CancelTarget::send`].
+/// Sends a request that came in clear with a server's own key. It is encrypted as sessions with
+/// this server are: in clear only where a session may be, too. Otherwise like
+/// [`CancelTarget::send`].
 pub async fn pass_cancel(
     host: &str,
     port: u16,

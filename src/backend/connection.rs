@@ -100,8 +100,8 @@ pub struct ServerConnection<S: AsyncWrite + Unpin = ServerStream> {
 const GOODBYE: Duration = Duration::from_millis(200);
 
 impl ServerConnection {
-    /// Sends Terminate and closes TLS in order: a server logs each TLS connection that ends without that.
-    /// Best effort; ends within 200 ms.
+    /// Sends Terminate and closes TLS in order: a server logs each TLS connection that ends without
+    /// that. Best effort; ends within 200 ms.
     pub async fn close(self) {
         let mut stream = self.stream.release();
         let _ = timeout(GOODBYE, async {
@@ -138,25 +138,26 @@ pub(crate) struct Failure {
     pub error: ConnectError,
     /// The server that answered, for a second attempt on it.
     address: Option<SocketAddr>,
-    /// The handshake failed, or the server refused the login before `AuthenticationOk` for a reason that encryption may
-    /// change: its `pg_hba.conf` has `hostssl` and `hostnossl`.
+    /// The handshake failed, or the server refused the login before `AuthenticationOk` for a reason
+    /// that encryption may change: its `pg_hba.conf` has `hostssl` and `hostnossl`.
     may_depend_on_encryption: bool,
     was_tls: bool,
 }
 
-/// Connects and logs in before `deadline`: all addresses of the host in order, then TLS, then login.
+/// Connects and logs in before `deadline`: all addresses of the host in order, then TLS, then
+/// login.
 ///
-/// As in libpq, `prefer` tries again without TLS, and `allow` again with TLS, on a new connection, where the TLS
-/// handshake failed or the server refused the login before `AuthenticationOk`. Unlike libpq not after SQLSTATE classes
-/// 53 and 57 (full, starting, stopping), which encryption does not change. Where both attempts fail, the error of the
-/// one that got further is returned, else that of the encrypted one. With `channel_binding: require` the router does not even
-/// try without TLS.
+/// As in libpq, `prefer` tries again without TLS, and `allow` again with TLS, on a new connection,
+/// where the TLS handshake failed or the server refused the login before `AuthenticationOk`. Unlike
+/// libpq not after SQLSTATE classes 53 and 57 (full, starting, stopping), which encryption does not
+/// change. Where both attempts fail, the error of the one that got further is returned, else that
+/// of the encrypted one. With `channel_binding: require` the router does not even try without TLS.
 pub async fn connect(target: Target<'_>, deadline: Instant) -> Result<ServerConnection, ConnectError> {
     connect_leaving(target, deadline, &mut None).await
 }
 
-/// Like [`connect`]. If the deadline passes during the login, the connection is `left`: the server may be busy
-/// with it, and does not notice that it is closed.
+/// Like [`connect`]. If the deadline passes during the login, the connection is `left`: the server
+/// may be busy with it, and does not notice that it is closed.
 pub async fn connect_leaving(
     target: Target<'_>,
     deadline: Instant,

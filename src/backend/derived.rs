@@ -1,11 +1,13 @@
 //! Keys derived from passwords for logins at servers: computed outside the workers, and remembered.
 //!
-//! A password, a salt and a number of iterations give the same keys each time, and a server asks for the same ones at
-//! each login. With many iterations that is much work (PostgreSQL's `scram_iterations`; OWASP's advice is 600,000, about
-//! 150 ms), which is done once. A login that runs out of time leaves the work to the next one.
+//! A password, a salt and a number of iterations give the same keys each time, and a server asks
+//! for the same ones at each login. With many iterations that is much work (PostgreSQL's
+//! `scram_iterations`; OWASP's advice is 600,000, about 150 ms), which is done once. A login that
+//! runs out of time leaves the work to the next one.
 //!
-//! Limits: [`AT_ONCE`] derivations at once; [`MOST_PASSWORDS`] passwords, with [`MOST_SALTS`] salts each, so that a
-//! server that invents salts displaces only those of its own password. The password itself is kept as a keyed digest.
+//! Limits: [`AT_ONCE`] derivations at once; [`MOST_PASSWORDS`] passwords, with [`MOST_SALTS`] salts
+//! each, so that a server that invents salts displaces only those of its own password. The password
+//! itself is kept as a keyed digest.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};

@@ -18,8 +18,9 @@ pub enum Step {
     TlsRequest,
     TlsHandshake,
     Login,
-    /// The login of a server that has answered on this connection. Settings of the client's can make it slow
-    /// (`post_auth_delay`), and the server keeps `AuthenticationOk` back until the session is ready.
+    /// The login of a server that has answered on this connection. Settings of the client's can
+    /// make it slow (`post_auth_delay`), and the server keeps `AuthenticationOk` back until the
+    /// session is ready.
     Start,
     Query,
     Cancel,
@@ -40,8 +41,8 @@ impl std::fmt::Display for Step {
     }
 }
 
-/// Why there is no server connection, or no answer on it. `Display` is for the operator's log; a client is shown
-/// [`ConnectError::client_reply`] only.
+/// Why there is no server connection, or no answer on it. `Display` is for the operator's log; a
+/// client is shown [`ConnectError::client_reply`] only.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("cannot resolve \"{host}\": {source}")]
@@ -64,12 +65,14 @@ pub enum ConnectError {
     Closed { step: Step },
     #[error("the server refused TLS, which the configured sslmode demands")]
     TlsRefused,
-    /// Anybody on the network can have written this text (CVE-2024-10977): escaped and cut, for the log only.
+    /// Anybody on the network can have written this text (CVE-2024-10977): escaped and cut, for the
+    /// log only.
     #[error("the server answered the TLS request with an error (unauthenticated text: \"{text}\")")]
     ErrorBeforeTls { text: String },
     #[error("TLS failed: {reason}")]
     Tls { reason: String },
-    /// With `prefer`: encrypted it came to nothing, and in clear the server does not admit this login.
+    /// With `prefer`: encrypted it came to nothing, and in clear the server does not admit this
+    /// login.
     #[error("TLS failed: {reason}; without TLS the server does not admit this login")]
     TlsThenRefused { reason: String },
     #[error(
@@ -84,15 +87,16 @@ pub enum ConnectError {
     /// The server's own `ErrorResponse`.
     #[error(transparent)]
     Server(#[from] Box<ServerError>),
-    /// The client's key does not fit this server, though it fitted the verifier it was checked against: a replica
-    /// that has not replayed a password change, or a change since the last look-up.
+    /// The client's key does not fit this server, though it fitted the verifier it was checked
+    /// against: a replica that has not replayed a password change, or a change since the last
+    /// look-up.
     #[error("the verifier of this user differs on this server ({reason})")]
     VerifierDiffers { reason: &'static str },
     /// The server did not prove that it knows the verifier.
     #[error("the server did not prove its identity in SCRAM: {reason}")]
     NotProven { reason: String },
-    /// SCRAM was not, or could not be, bound to the TLS connection: a server that is set up otherwise than
-    /// `channel_binding: require` demands, or a man in the middle.
+    /// SCRAM was not, or could not be, bound to the TLS connection: a server that is set up
+    /// otherwise than `channel_binding: require` demands, or a man in the middle.
     #[error("no channel binding with the server: {reason}")]
     ChannelBinding { reason: &'static str },
     #[error("the server asks for {method} authentication, which the router cannot answer for this user")]
@@ -113,8 +117,8 @@ pub enum ConnectError {
     AnswerTooLarge,
 }
 
-/// An `ErrorResponse` (`PostgreSQL` documentation, "Error and Notice Message Fields"). Text that is not UTF-8 is replaced
-/// in the fields, never in `frame`.
+/// An `ErrorResponse` (`PostgreSQL` documentation, "Error and Notice Message Fields"). Text that is
+/// not UTF-8 is replaced in the fields, never in `frame`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerError {
     /// Not localised (`V`) where the server sends it.
@@ -179,15 +183,17 @@ impl ServerError {
         self.severity != "ERROR"
     }
 
-    /// Whether another server may answer otherwise: out of something (53), ended or not open by an operator's will (57),
-    /// failures of its system (58) and its own (XX). A dropped database (57P04) is dropped everywhere. A `pg_hba.conf` that
-    /// does not let the router in is this server's own: each has another file, and one that was forgotten must not
-    /// take all logins, which it attracts because it never has sessions.
+    /// Whether another server may answer otherwise: out of something (53), ended or not open by an
+    /// operator's will (57), failures of its system (58) and its own (XX). A dropped database
+    /// (57P04) is dropped everywhere. A `pg_hba.conf` that does not let the router in is this
+    /// server's own: each has another file, and one that was forgotten must not take all logins,
+    /// which it attracts because it never has sessions.
     fn may_be_this_server(&self) -> bool {
         self.hba_line.is_some() || self.is_in_trouble()
     }
 
-    /// One of the classes that tell of a server's own trouble, or of what a client can make look like it.
+    /// One of the classes that tell of a server's own trouble, or of what a client can make look
+    /// like it.
     fn is_in_trouble(&self) -> bool {
         [*b"53", *b"57", *b"58", *b"XX"]
             .into_iter()
@@ -218,16 +224,18 @@ pub enum ClientReply {
     Own(ErrorReply),
 }
 
-/// What a failed login says of the server, where the login was a client's. A role can make its own logins wait, end and
-/// fail as it likes: by locks on catalogs, `pg_terminate_backend`, `DROP DATABASE … (FORCE)`, settings of the role and
-/// the database, login triggers that raise any SQLSTATE. So that only what comes before the startup packet is believed.
+/// What a failed login says of the server, where the login was a client's. A role can make its own
+/// logins wait, end and fail as it likes: by locks on catalogs, `pg_terminate_backend`,
+/// `DROP DATABASE … (FORCE)`, settings of the role and the database, login triggers that raise any
+/// SQLSTATE. So that only what comes before the startup packet is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Suspicion {
     /// The server answered this login, or the router could not even try.
     None,
     /// The server may be unfit, or this login only: a probe has to look.
     Possible,
-    /// Nothing of the login's was sent yet: other logins are likely to fail, too. A probe has to look.
+    /// Nothing of the login's was sent yet: other logins are likely to fail, too. A probe has to
+    /// look.
     Likely,
     /// The server's port is closed.
     Certain,
@@ -268,7 +276,8 @@ impl ConnectError {
         }
     }
 
-    /// Whether the next candidate may be tried: what failed is this server or the way to it, not the client's login.
+    /// Whether the next candidate may be tried: what failed is this server or the way to it, not
+    /// the client's login.
     pub fn is_temporary_or_elsewhere(&self) -> bool {
         match self {
             Self::Resolve { .. }
@@ -297,9 +306,9 @@ impl ConnectError {
         }
     }
 
-    /// Whether a probe that fails so is evidence that the member is not fit; of a client's login see
-    /// [`Self::suspicion`]. A wrong password, a missing database, a full server, a name service that does not answer and
-    /// this host's own limits are not.
+    /// Whether a probe that fails so is evidence that the member is not fit; of a client's login
+    /// see [`Self::suspicion`]. A wrong password, a missing database, a full server, a name service
+    /// that does not answer and this host's own limits are not.
     pub fn counts_against_member(&self) -> bool {
         match self {
             // The owner of the service account's database can make sessions there start slowly.
@@ -370,7 +379,8 @@ impl ConnectError {
         }
     }
 
-    /// What an authenticated client is told; `server` is the member's name. Nothing here comes from `Display`.
+    /// What an authenticated client is told; `server` is the member's name. Nothing here comes from
+    /// `Display`.
     pub fn client_reply(&self, server: &str) -> ClientReply {
         let now = |message: String| ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message);
         let failure = |message: String| ErrorReply::fatal(SqlState::CONNECTION_FAILURE, message);
@@ -521,7 +531,8 @@ fn refused_because(name: &str, is_configured: bool) -> String {
     }
 }
 
-/// Whether an IO error tells of this host's limits (EMFILE, ENFILE, ENOBUFS, ENOMEM, no free local port).
+/// Whether an IO error tells of this host's limits (EMFILE, ENFILE, ENOBUFS, ENOMEM, no free local
+/// port).
 pub(crate) fn is_local(error: &io::Error) -> bool {
     matches!(
         error.kind(),

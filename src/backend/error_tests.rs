@@ -10,8 +10,8 @@ fn said(code: &str) -> ConnectError {
         .into()
 }
 
-/// Login triggers may raise any SQLSTATE, and a role may terminate its own logins: the server's word for a client's login
-/// never takes the server down.
+/// Login triggers may raise any SQLSTATE, and a role may terminate its own logins: the server's
+/// word for a client's login never takes the server down.
 #[test]
 fn what_a_server_says_to_a_clients_login_is_at_most_a_reason_to_look() {
     for (code, suspicion, elsewhere) in [

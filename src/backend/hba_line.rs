@@ -7,7 +7,8 @@ use bytes::Bytes;
 use super::error::ServerError;
 use crate::wire::sqlstate::SqlState;
 
-/// The line, if `error` is a refusal by `pg_hba.conf` (28000; the file's name is in the message in every language).
+/// The line, if `error` is a refusal by `pg_hba.conf` (28000; the file's name is in the message in
+/// every language).
 pub(super) fn needed(
     error: &ServerError,
     parameters: &[(Bytes, Bytes)],
@@ -45,7 +46,8 @@ fn is_true(mode: &Bytes) -> bool {
     matches!(mode.as_slice(), b"1" | b"on") || b"true".starts_with(&mode) || b"yes".starts_with(&mode)
 }
 
-/// Quotes a name where `pg_hba.conf` would read it as a keyword, a list, a pattern or several words.
+/// Quotes a name where `pg_hba.conf` would read it as a keyword, a list, a pattern or several
+/// words.
 fn quote(name: &[u8]) -> String {
     const KEYWORDS: [&str; 5] = ["all", "sameuser", "samerole", "samegroup", "replication"];
     let text = String::from_utf8_lossy(name);

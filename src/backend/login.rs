@@ -217,7 +217,8 @@ impl Login<'_> {
         Ok(())
     }
 
-    /// `NegotiateProtocolVersion`: the server serves an older minor version, or does not know some `_pq_.` option.
+    /// `NegotiateProtocolVersion`: the server serves an older minor version, or does not know some
+    /// `_pq_.` option.
     fn negotiated(&mut self, body: &Bytes) -> Result<(), ConnectError> {
         if self.version.is_some() || matches!(self.auth, Auth::Done) {
             return Err(violation("NegotiateProtocolVersion out of turn"));
@@ -321,9 +322,9 @@ impl Login<'_> {
         Ok(())
     }
 
-    /// Whether the server may ask for this ([`RequireAuth`]). Where the configuration says nothing, a method that does not
-    /// authenticate the server, or gives it something to check guesses with, is only for servers that a certificate has
-    /// authenticated, or for logins without a secret.
+    /// Whether the server may ask for this ([`RequireAuth`]). Where the configuration says nothing,
+    /// a method that does not authenticate the server, or gives it something to check guesses with,
+    /// is only for servers that a certificate has authenticated, or for logins without a secret.
     fn permit(&self, method: AuthMethod) -> Result<(), ConnectError> {
         let (what, name) = match method {
             AuthMethod::None => ("no authentication", "none"),
@@ -418,8 +419,9 @@ impl Login<'_> {
         Ok(Auth::Scram(next))
     }
 
-    /// The mechanism and the flag, from the server's offer, the connection and the configuration, as in libpq. Unlike there, a
-    /// certificate without a hash means plain SCRAM and no error, unless binding is required.
+    /// The mechanism and the flag, from the server's offer, the connection and the configuration,
+    /// as in libpq. Unlike there, a certificate without a hash means plain SCRAM and no error,
+    /// unless binding is required.
     fn binding(&self, offered: Offered) -> Result<ClientBinding, ConnectError> {
         let LoginRequest {
             is_tls,
@@ -499,8 +501,8 @@ impl Offered {
     }
 }
 
-/// The body of `NegotiateProtocolVersion`; the names of unknown options are only checked for their form. The
-/// documentation says "minor version", so the major one may be 0; servers send both.
+/// The body of `NegotiateProtocolVersion`; the names of unknown options are only checked for their
+/// form. The documentation says "minor version", so the major one may be 0; servers send both.
 fn newest_version(body: &[u8]) -> Result<(u16, u16), FrameError> {
     let mut body = BodyReader::new(body);
     let version = body.u32()?;
@@ -525,7 +527,8 @@ pub(super) fn role(parameters: &[(Bytes, Bytes)]) -> SeenRole {
     }
 }
 
-/// Moves the parameters into one allocation of just their size, so that they do not keep read buffers alive.
+/// Moves the parameters into one allocation of just their size, so that they do not keep read
+/// buffers alive.
 fn compact(parameters: &[(Bytes, Bytes)]) -> Vec<(Bytes, Bytes)> {
     let size = parameters
         .iter()

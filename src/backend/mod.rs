@@ -1,8 +1,9 @@
-//! Connections to `PostgreSQL` servers: TCP, TLS, login, cancel, and a small simple-query client for the service
-//! account.
+//! Connections to `PostgreSQL` servers: TCP, TLS, login, cancel, and a small simple-query client
+//! for the service account.
 //!
-//! Guarantees: every step has a deadline; an answer before TLS is untrusted text; a server must prove in SCRAM that
-//! it knows the verifier; bytes after `S` are refused; nothing that a server sends causes a panic or unlimited growth.
+//! Guarantees: every step has a deadline; an answer before TLS is untrusted text; a server must
+//! prove in SCRAM that it knows the verifier; bytes after `S` are refused; nothing that a server
+//! sends causes a panic or unlimited growth.
 //!
 //! It knows nothing of routes, sessions or clients.
 

@@ -9,10 +9,11 @@ use tokio::io::AsyncWrite;
 /// Terminate.
 pub(super) const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
-/// A connection from the beginning of its login until a session takes it. A deadline may pass, or the router may stop, while
-/// the server answers: a socket that is closed with unread bytes is reset, and the server logs that it "could not receive
-/// data from client". When this is dropped, the server is notified first: by Terminate after the login, by the end of TLS,
-/// and by the end of the stream, which is all that a server sees of what follows. Nothing is waited for.
+/// A connection from the beginning of its login until a session takes it. A deadline may pass, or
+/// the router may stop, while the server answers: a socket that is closed with unread bytes is
+/// reset, and the server logs that it "could not receive data from client". When this is dropped,
+/// the server is notified first: by Terminate after the login, by the end of TLS, and by the end of
+/// the stream, which is all that a server sees of what follows. Nothing is waited for.
 #[derive(Debug)]
 pub struct OrderlyStream<S: AsyncWrite + Unpin> {
     /// There until it is released.
@@ -81,7 +82,8 @@ mod tests {
 
     use super::*;
 
-    /// The server sees the end of the stream, not a reset, whether its answer has come or comes later.
+    /// The server sees the end of the stream, not a reset, whether its answer has come or comes
+    /// later.
     #[tokio::test]
     async fn a_connection_that_is_dropped_with_an_answer_unread_is_not_reset() {
         for (is_logged_in, heard) in [(false, &b""[..]), (true, TERMINATE)] {

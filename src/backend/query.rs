@@ -19,10 +19,10 @@ const MAX_ANSWER: usize = 1024 * 1024;
 /// The limit for messages of one answer that are neither rows nor the end of a statement.
 const MAX_ASIDES: usize = 1000;
 
-/// Runs one statement and returns its rows (at most `max_rows`, at most 1 MiB), reading up to `ReadyForQuery`. After
-/// an `Err` other than one that the server reported ([`ConnectError::leaves_usable`]), do not use the connection
-/// again; nor after this future was dropped unfinished. Updates [`ServerConnection::role`] from what the server
-/// reports meanwhile.
+/// Runs one statement and returns its rows (at most `max_rows`, at most 1 MiB), reading up to
+/// `ReadyForQuery`. After an `Err` other than one that the server reported
+/// ([`ConnectError::leaves_usable`]), do not use the connection again; nor after this future was
+/// dropped unfinished. Updates [`ServerConnection::role`] from what the server reports meanwhile.
 pub async fn simple_query<S: AsyncRead + AsyncWrite + Unpin>(
     connection: &mut ServerConnection<S>,
     sql: &str,

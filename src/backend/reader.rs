@@ -21,8 +21,8 @@ impl FrameReader {
         }
     }
 
-    /// The next frame; one whose length is over `limit(tag)` is refused at its header. Cancel safe: what was read
-    /// stays in the buffer.
+    /// The next frame; one whose length is over `limit(tag)` is refused at its header. Cancel safe:
+    /// what was read stays in the buffer.
     pub(super) async fn next<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
@@ -38,7 +38,8 @@ impl FrameReader {
                 }
             }
             self.buffer.reserve(READ_SIZE);
-            // Not the whole spare capacity: after a frame of the limit's size that would be as much again.
+            // Not the whole spare capacity: after a frame of the limit's size that would be as much
+            // again.
             let mut part = (&mut self.buffer).limit(READ_SIZE);
             let read = stream
                 .read_buf(&mut part)

@@ -1,16 +1,21 @@
-//! `read_only_on_leader: enforced`: a session on the leader whose role has been seen, on that very connection, to be
-//! unable to write. Its rights are read from the catalogs, for it and for every role it can become.
+//! `read_only_on_leader: enforced`: a session on the leader whose role has been seen, on that very
+//! connection, to be unable to write. Its rights are read from the catalogs, for it and for every
+//! role it can become.
 //!
 //! "Unable to write" means:
-//! - no attribute that lets it (SUPERUSER, CREATEROLE, CREATEDB, REPLICATION, BYPASSRLS), no predefined role that writes;
-//! - it owns nothing anywhere, may not CREATE or have temporary tables in this database, nor CREATE in a schema of it;
-//! - it may not change, maintain or put a trigger on a table, view, sequence or large object in it, nor make servers or
-//!   user mappings of foreign data, nor SET or ALTER SYSTEM a parameter that is not for all roles;
-//! - it may not call a function there that makes large objects, writes messages into the WAL or runs with its owner's rights,
-//!   nor an aggregate with such a function, for which the aggregate's owner needs the right and not its caller;
+//! - no attribute that lets it (SUPERUSER, CREATEROLE, CREATEDB, REPLICATION, BYPASSRLS), no
+//!   predefined role that writes;
+//! - it owns nothing anywhere, may not CREATE or have temporary tables in this database, nor CREATE
+//!   in a schema of it;
+//! - it may not change, maintain or put a trigger on a table, view, sequence or large object in it,
+//!   nor make servers or user mappings of foreign data, nor SET or ALTER SYSTEM a parameter that is
+//!   not for all roles;
+//! - it may not call a function there that makes large objects, writes messages into the WAL or
+//!   runs with its owner's rights, nor an aggregate with such a function, for which the aggregate's
+//!   owner needs the right and not its caller;
 //! - it may grant nothing (ADMIN OPTION, GRANT OPTION);
-//! - it has no role settings: one session can make them (`ALTER ROLE … SET` of itself), and all others would begin
-//!   with them.
+//! - it has no role settings: one session can make them (`ALTER ROLE … SET` of itself), and all
+//!   others would begin with them.
 //!
 //! What no privilege can prevent is listed in `docs/configuration.md`, "Reading from the leader".
 
@@ -21,15 +26,17 @@ use tokio::time::Instant;
 use super::Unverified;
 use crate::backend::{ConnectError, ServerConnection, query};
 
-/// The client's or its role's `statement_timeout` must not end the examination: with 1 ms it could not report why
-/// the role is refused. A separate message, since PostgreSQL measures the time of one message from its beginning.
+/// The client's or its role's `statement_timeout` must not end the examination: with 1 ms it could
+/// not report why the role is refused. A separate message, since PostgreSQL measures the time of
+/// one message from its beginning.
 const UNHURRIED: &str = "SET statement_timeout = 0";
 const AS_BEFORE: &str = "RESET statement_timeout";
 
 /// How often [`UNHURRIED`] is tried, which may itself be too slow for the timeout that it ends.
 const TRIES: u32 = 5;
 
-/// Returns the first right found, or no row. The client's settings must not influence it: it sets `search_path`.
+/// Returns the first right found, or no row. The client's settings must not influence it: it sets
+/// `search_path`.
 const BEGINNING: &str = "\
 BEGIN READ ONLY; SET LOCAL search_path = pg_catalog; \
 WITH me AS MATERIALIZED ( \
@@ -193,7 +200,8 @@ pub(crate) async fn writes_nothing<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// The error for a row of [`examination`]: the first right that the role must not have, and the role that has it.
+/// The error for a row of [`examination`]: the first right that the role must not have, and the
+/// role that has it.
 fn refusal(row: &query::Row) -> Unverified {
     // Names in it come from the cluster.
     let text = |column: usize, most: usize| -> String {

@@ -12,8 +12,9 @@ use super::error::{ConnectError, Step, is_local};
 use crate::config::ServerOptions;
 use crate::names::{self, NameError};
 
-/// Sets `TCP_NODELAY`, keepalive (idle time and interval the same, 3 probes) and `TCP_USER_TIMEOUT`; for connections to
-/// servers and from clients. The kernel counts keepalive in whole seconds: less than one becomes one.
+/// Sets `TCP_NODELAY`, keepalive (idle time and interval the same, 3 probes) and
+/// `TCP_USER_TIMEOUT`; for connections to servers and from clients. The kernel counts keepalive in
+/// whole seconds: less than one becomes one.
 pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -33,8 +34,8 @@ pub fn tune_socket(stream: &TcpStream, options: &ServerOptions) -> io::Result<()
     Ok(())
 }
 
-/// Changes `TCP_USER_TIMEOUT` of a live connection; `None` turns it off. It fails only if the connection is gone,
-/// which the next read shows.
+/// Changes `TCP_USER_TIMEOUT` of a live connection; `None` turns it off. It fails only if the
+/// connection is gone, which the next read shows.
 pub fn set_user_timeout(stream: &TcpStream, timeout: Option<Duration>) {
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(stream).set_tcp_user_timeout(timeout);
@@ -42,7 +43,8 @@ pub fn set_user_timeout(stream: &TcpStream, timeout: Option<Duration>) {
     let _ = (stream, timeout);
 }
 
-/// Opens a connection on which nothing is sent yet, before `deadline`: tries all addresses of the host in order.
+/// Opens a connection on which nothing is sent yet, before `deadline`: tries all addresses of the
+/// host in order.
 pub async fn open(
     host: &str,
     port: u16,
@@ -74,8 +76,9 @@ pub(super) async fn resolve(
     Ok(addresses.into_iter().map(|ip| (ip, port).into()).collect())
 }
 
-/// Connects to the first address that answers. The time that is left is shared evenly among the addresses left,
-/// so that one that never answers does not use it up. The error is that of the last address.
+/// Connects to the first address that answers. The time that is left is shared evenly among the
+/// addresses left, so that one that never answers does not use it up. The error is that of the last
+/// address.
 pub(super) async fn dial(
     addresses: &[SocketAddr],
     options: &ServerOptions,

@@ -711,8 +711,9 @@ fn bound_request<'a>(
     }
 }
 
-/// A server that knows the password, has a certificate that hashes to `theirs`, and whose list of mechanisms arrives as
-/// `list`. Returns the mechanism and the gs2 flag it saw, if any, and how the login ended.
+/// A server that knows the password, has a certificate that hashes to `theirs`, and whose list of
+/// mechanisms arrives as `list`. Returns the mechanism and the gs2 flag it saw, if any, and how the
+/// login ended.
 async fn honest_server(
     credential: &Credential,
     bound: &Bound,
@@ -983,7 +984,8 @@ async fn direct_tls_speaks_to_servers_that_name_the_protocol_only() {
         require_auth: RequireAuth::Safe,
     };
     let tls = TlsClient::new(&settings).unwrap();
-    // Older servers take the ClientHello for a startup packet; other services speak TLS without the protocol's name.
+    // Older servers take the ClientHello for a startup packet; other services speak TLS without the
+    // protocol's name.
     let closing = server(|mut stream| async move {
         assert_eq!(stream.read_u8().await.unwrap(), 0x16, "a TLS handshake, at once");
     })

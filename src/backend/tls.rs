@@ -33,10 +33,10 @@ const ALPN: &[u8] = b"postgresql";
 
 /// Ready-made TLS settings towards the servers of one cluster (from [`ServerTls`]).
 ///
-/// As in libpq: with roots of the configuration the chain is verified in every mode that uses TLS; without, only in
-/// `verify-ca` and `verify-full`, against the system's roots. The name (or IP address) is verified in `verify-full`
-/// only. A server certificate that is itself one of the configured roots is
-/// trusted (a self-signed certificate given as `sslrootcert`).
+/// As in libpq: with roots of the configuration the chain is verified in every mode that uses TLS;
+/// without, only in `verify-ca` and `verify-full`, against the system's roots. The name (or IP
+/// address) is verified in `verify-full` only. A server certificate that is itself one of the
+/// configured roots is trusted (a self-signed certificate given as `sslrootcert`).
 #[derive(Clone)]
 pub struct TlsClient {
     mode: SslMode,
@@ -196,8 +196,8 @@ impl TlsClient {
             .remove(&address);
     }
 
-    /// Sets up TLS on a fresh connection, after `SSLRequest` or at once. `Ok(Plain)` where the server answered `N`: the
-    /// caller decides whether that is acceptable.
+    /// Sets up TLS on a fresh connection, after `SSLRequest` or at once. `Ok(Plain)` where the
+    /// server answered `N`: the caller decides whether that is acceptable.
     pub(super) async fn negotiate(
         &self,
         mut stream: TcpStream,
@@ -231,7 +231,8 @@ impl TlsClient {
                 step: Step::TlsHandshake,
             })?
             .map_err(|error| self.handshake_failed(error, asked))?;
-        // A peer without ALPN may be another service, or an older server behind a proxy that terminates TLS.
+        // A peer without ALPN may be another service, or an older server behind a proxy that
+        // terminates TLS.
         if self.negotiation == SslNegotiation::Direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(ConnectError::DirectTls {
                 reason: "it did not agree on the protocol \"postgresql\" (ALPN)",
@@ -257,7 +258,8 @@ impl TlsClient {
             return ConnectError::Tls { reason };
         }
         match ConnectError::io(Step::TlsHandshake, error) {
-            // What a server before PostgreSQL 17 does: it takes the ClientHello for a broken startup packet.
+            // What a server before PostgreSQL 17 does: it takes the ClientHello for a broken
+            // startup packet.
             ConnectError::Closed { .. } | ConnectError::Lost { .. }
                 if self.negotiation == SslNegotiation::Direct =>
             {
@@ -270,7 +272,8 @@ impl TlsClient {
     }
 }
 
-/// Whether this end of a handshake may mean that the server expected a name, or did not know the one it got.
+/// Whether this end of a handshake may mean that the server expected a name, or did not know the
+/// one it got.
 fn wants_name(alert: AlertDescription, asked: bool) -> bool {
     match alert {
         AlertDescription::UnrecognisedName => true,
@@ -285,7 +288,8 @@ fn resolver(pair: &KeyPair, provider: &CryptoProvider) -> Result<Arc<SingleCertA
         .map_err(TlsSettingsError::ClientCertificate)
 }
 
-/// The hash of the server's certificate on this connection; `None` without TLS, or where it has none.
+/// The hash of the server's certificate on this connection; `None` without TLS, or where it has
+/// none.
 pub(super) fn end_point(stream: &ServerStream) -> Option<Vec<u8>> {
     match stream {
         ServerStream::Plain(_) => None,
@@ -325,8 +329,9 @@ async fn ask(stream: &mut TcpStream) -> Result<u8, ConnectError> {
     stream.read_u8().await.map_err(failed)
 }
 
-/// Nothing may follow `S` before the router's `ClientHello` (CVE-2021-23222). Bytes that arrive later than this look end up in
-/// the handshake, never in the encrypted stream, because only one byte was read.
+/// Nothing may follow `S` before the router's `ClientHello` (CVE-2021-23222). Bytes that arrive
+/// later than this look end up in the handshake, never in the encrypted stream, because only one
+/// byte was read.
 fn refuse_early_bytes(stream: &TcpStream) -> Result<(), ConnectError> {
     let mut byte = [std::mem::MaybeUninit::uninit(); 1];
     match SockRef::from(stream).peek(&mut byte) {

@@ -4,7 +4,8 @@ use std::fmt;
 
 use crate::backend::{ConnectError, Step};
 
-/// HAProxy's names, with HAProxy's meaning: layer 4 is the connection, layer 6 is TLS, layer 7 is the protocol.
+/// HAProxy's names, with HAProxy's meaning: layer 4 is the connection, layer 6 is TLS, layer 7 is
+/// the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum CheckStatus {
     /// `INI`: not probed yet.

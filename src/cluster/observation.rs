@@ -126,7 +126,8 @@ pub enum Observation {
     Admin(MemberName, AdminState),
     /// Overrides the configured weight; `None` removes the override.
     Weight(MemberName, Option<u16>),
-    /// The system identifier by which a leader was verified before the configuration was read again.
+    /// The system identifier by which a leader was verified before the configuration was read
+    /// again.
     Identity(u64),
     /// An operator has declared that the cluster may be another one from now on.
     ForgetIdentity,

@@ -14,8 +14,8 @@
 //!    name a leader on an older timeline than a seen leader are old and do not count.
 //!
 //! 2. A timeline that is only claimed does not count. The largest group of the other answers is
-//!    chosen, including the group of answers without a leader, if it is more than half of all answers
-//!    or its leader is seen.
+//!    chosen, including the group of answers without a leader, if it is more than half of all
+//!    answers or its leader is seen.
 //!
 //! 3. In a tie the group whose leader is seen is chosen, if there is exactly one.
 //!

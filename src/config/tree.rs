@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use serde::de::{Visitor, Deserialize, Deserializer, MapAccess, SeqAccess};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Location, Options, Spanned};
 

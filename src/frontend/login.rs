@@ -90,7 +90,8 @@ pub struct LoginContext<'a> {
     pub deadline: Instant,
 }
 
-/// Answers a newer minor version or unknown protocol options with one NegotiateProtocolVersion (case 8).
+/// Answers a newer minor version or unknown protocol options with one NegotiateProtocolVersion
+/// (case 8).
 pub async fn negotiate(stream: &mut ClientStream, packet: &StartupPacket) -> Result<(), LoginError> {
     let Some(negotiation) = packet.negotiation() else {
         return Ok(());

@@ -1,5 +1,5 @@
-//! From the first byte to the startup packet: SSLRequest, GSSENCRequest, direct TLS, CancelRequest, peer request
-//! (protocol chapter, "Session Encryption"; docs/protocol.md, cases 1–8).
+//! From the first byte to the startup packet: SSLRequest, GSSENCRequest, direct TLS, CancelRequest,
+//! peer request (protocol chapter, "Session Encryption"; docs/protocol.md, cases 1–8).
 
 use std::io;
 use std::sync::Arc;

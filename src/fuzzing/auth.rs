@@ -19,7 +19,8 @@ use crate::frontend::certificate::PeerCertificate;
 use crate::wire::startup::Replication;
 use crate::wire::text::is_unsafe;
 
-/// Files `0`, `1`, … of one folder: what is between lines of `%%%`. The first is the one that is read.
+/// Files `0`, `1`, … of one folder: what is between lines of `%%%`. The first is the one that is
+/// read.
 struct Folder<'a> {
     files: Vec<&'a [u8]>,
     /// Files that include each other are read a thousand times, which is limited but slow.

@@ -1,9 +1,10 @@
-//! Fuzz targets: one for every parser of bytes from outside. They are not part of the program: this is built only for tests and
-//! with `--cfg fuzzing`.
+//! Fuzz targets: one for every parser of bytes from outside. They are not part of the program: this
+//! is built only for tests and with `--cfg fuzzing`.
 //!
-//! A target takes any bytes and returns. It panics where the code it calls does, and where two readings of the same bytes differ: in
-//! one piece and split, a parser and its writer, an observer and a second, slower implementation. `fuzz/` has a program for each target,
-//! for libFuzzer; `fuzz/seeds/NAME/` has inputs, which the tests below run as well.
+//! A target takes any bytes and returns. It panics where the code it calls does, and where two
+//! readings of the same bytes differ: in one piece and split, a parser and its writer, an observer
+//! and a second, slower implementation. `fuzz/` has a program for each target, for libFuzzer;
+//! `fuzz/seeds/NAME/` has inputs, which the tests below run as well.
 
 mod auth;
 mod outside;

@@ -114,7 +114,8 @@ fn server_split(data: &[u8], seed: u8) -> Told {
             .feed(read, |event| events.push(event_told(&event)))
             .is_err()
         {
-            // A message that began in an earlier read has passed in part: only what is before it counts here.
+            // A message that began in an earlier read has passed in part: only what is before it
+            // counts here.
             good += observer.valid();
             let whole = server_told(data).1;
             assert!(good >= whole, "{good} {whole}");

@@ -1,4 +1,5 @@
-//! A login by SCRAM: the router checks the client, and then logs into a server with the client's key.
+//! A login by SCRAM: the router checks the client, and then logs into a server with the client's
+//! key.
 
 use std::num::NonZeroU32;
 use std::pin::{Pin, pin};

@@ -1,8 +1,9 @@
-//! Scenarios of which `scripts/instructions` counts the instructions: a transaction through the relay, in clear and in TLS,
-//! a login, and a session that waits at its gate. Not part of the program: this is built for tests and with the feature `instructions` only.
+//! Scenarios of which `scripts/instructions` counts the instructions: a transaction through the
+//! relay, in clear and in TLS, a login, and a session that waits at its gate. Not part of the
+//! program: this is built for tests and with the feature `instructions` only.
 //!
-//! Peers are played in memory, on one thread, and without waiting, so that two runs do the same. Only what happens inside
-//! [`measured`] counts: the router's work, and not that of the peers.
+//! Peers are played in memory, on one thread, and without waiting, so that two runs do the same.
+//! Only what happens inside [`measured`] counts: the router's work, and not that of the peers.
 
 mod gate;
 mod login;

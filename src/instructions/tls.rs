@@ -1,4 +1,5 @@
-//! TLS over a connection in memory. Certificates do not matter here: the server has a raw key, and the client accepts any.
+//! TLS over a connection in memory. Certificates do not matter here: the server has a raw key, and
+//! the client accepts any.
 
 use std::pin::pin;
 use std::sync::Arc;

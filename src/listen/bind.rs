@@ -32,8 +32,8 @@ pub enum BindError {
     Io(#[from] io::Error),
 }
 
-/// A bound socket, not yet accepting. The file of a Unix socket is removed when this is dropped, or when its accept
-/// loop ends.
+/// A bound socket, not yet accepting. The file of a Unix socket is removed when this is dropped, or
+/// when its accept loop ends.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) socket: BoundSocket,

@@ -102,8 +102,8 @@ fn is_foreign(snapshot: &Snapshot, member: &MemberName, place: &ServerLocation) 
         || seen_since(snapshot, member, place).is_some_and(|facts| facts.system_identifier != ours)
 }
 
-/// Whether the session's server is a primary on an older timeline than the leader. A primary stays on its timeline as
-/// long as it has sessions.
+/// Whether the session's server is a primary on an older timeline than the leader. A primary stays
+/// on its timeline as long as it has sessions.
 fn is_outdated(snapshot: &Snapshot, member: &MemberName, place: &ServerLocation) -> bool {
     let mine = place.identity.timeline;
     let is_behind = matches!(

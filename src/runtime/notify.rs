@@ -1,4 +1,5 @@
-//! Notifies the service manager of the state of the process: systemd's `sd_notify` protocol, one datagram each.
+//! Notifies the service manager of the state of the process: systemd's `sd_notify` protocol, one
+//! datagram each.
 
 use std::ffi::OsStr;
 use std::io;

@@ -32,7 +32,8 @@ enum EndCause {
 }
 
 impl Running {
-    /// Serves until a signal, or until another process has replaced this one and its sessions have finished.
+    /// Serves until a signal, or until another process has replaced this one and its sessions have
+    /// finished.
     pub(super) async fn until_end(mut self, signals: &mut Signals, hangup: &mut Signal) {
         match self.serve(signals, hangup).await {
             EndCause::Replaced => self.finish(signals).await,

@@ -98,7 +98,8 @@ pub(super) enum StateFileError {
     Weight { member: String, weight: u16 },
 }
 
-/// Reads the file at the start. A missing file counts as an empty one. A broken one is logged, renamed and ignored.
+/// Reads the file at the start. A missing file counts as an empty one. A broken one is logged,
+/// renamed and ignored.
 pub(super) fn load(path: &Path) -> AdminOverrides {
     match read(path) {
         Ok(overrides) => {

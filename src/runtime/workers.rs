@@ -106,7 +106,8 @@ impl Worker {
             .name(format!("worker-{number}"))
             .spawn(move || {
                 runtime.block_on(stop.cancelled());
-                // Dropping the runtime would wait for the name service and everything else that blocks a thread.
+                // Dropping the runtime would wait for the name service and everything else that
+                // blocks a thread.
                 runtime.shutdown_background();
             })?;
         Ok(Self {

@@ -1,4 +1,5 @@
-//! The client's side of a session. It lives as long as the session, whichever server connection serves it.
+//! The client's side of a session. It lives as long as the session, whichever server connection
+//! serves it.
 
 use super::direction::{Direction, Look};
 use super::registry::{Ticket, Traffic};

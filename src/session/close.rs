@@ -13,8 +13,9 @@ use crate::wire::sqlstate::SqlState;
 /// For the last words to a client, and for it to hang up after them.
 pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Last words, and the end. What the client has sent meanwhile is read and thrown away for a moment: closing a
-/// socket with unread data resets it, and the words would be lost, the server's own that were passed on as well.
+/// Last words, and the end. What the client has sent meanwhile is read and thrown away for a
+/// moment: closing a socket with unread data resets it, and the words would be lost, the server's
+/// own that were passed on as well.
 pub(super) async fn close_with_error(mut stream: impl SessionStream, out: BytesMut) {
     let _ = timeout(CLOSE_WITHIN, async {
         say(&mut stream, &out).await;

@@ -1,5 +1,5 @@
-//! One direction of a relay: what was read is written at once as far as the sink takes it, the rest is kept, and nothing
-//! more is read until it is gone.
+//! One direction of a relay: what was read is written at once as far as the sink takes it, the rest
+//! is kept, and nothing more is read until it is gone.
 
 use std::future::Future;
 use std::io;
@@ -16,12 +16,13 @@ use crate::frontend::Left;
 
 /// Between two looks at a client that is not read.
 ///
-/// A timer, because there is no event to wait for. epoll reports the end of the stream as readiness to
-/// read, tokio keeps that readiness while something is unread, and a second registration of the same
-/// socket would cost each session a descriptor.
+/// A timer, because there is no event to wait for. epoll reports the end of the stream as readiness
+/// to read, tokio keeps that readiness while something is unread, and a second registration of the
+/// same socket would cost each session a descriptor.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that is busy.
+/// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that
+/// is busy.
 const TAKEN_UNREAD: usize = 16 * 1024;
 
 /// What one direction of a relay has read and not yet passed on.
@@ -55,9 +56,10 @@ impl Direction {
         self.rest.is_empty() && !self.unflushed
     }
 
-    /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to it, but it also
-    /// ends one that is alive and does not read: a server that waits for a lock, a client that takes its time. The
-    /// two can be told apart only while less is on its way than a peer takes unread.
+    /// `TCP_USER_TIMEOUT` (`limit`) finds out a peer that is gone while something is on its way to
+    /// it, but it also ends one that is alive and does not read: a server that waits for a lock, a
+    /// client that takes its time. The two can be told apart only while less is on its way than a
+    /// peer takes unread.
     pub(super) fn count(&mut self, bytes: usize, sink: &impl SessionStream, limit: Option<Duration>) {
         self.unread = self.unread.saturating_add(bytes);
         if self.unread > TAKEN_UNREAD && !self.patient && limit.is_some() {
@@ -97,7 +99,8 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes `data` as far as the sink takes it now, and keeps a copy of the rest, also of what it refuses.
+    /// Writes `data` as far as the sink takes it now, and keeps a copy of the rest, also of what it
+    /// refuses.
     pub(super) fn forward<W: AsyncWrite>(
         &mut self,
         mut sink: Pin<&mut W>,
@@ -124,8 +127,8 @@ impl Direction {
     }
 }
 
-/// Looks now and then at a client that is not read because the server has to take, or to answer, something first: it may
-/// leave meanwhile.
+/// Looks now and then at a client that is not read because the server has to take, or to answer,
+/// something first: it may leave meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Look {
     timer: Option<Pin<Box<Sleep>>>,
@@ -152,7 +155,8 @@ impl Look {
         self.has_closed
     }
 
-    /// The client is read again. An idle session has no timer, and a busy one does not make one for each read.
+    /// The client is read again. An idle session has no timer, and a busy one does not make one for
+    /// each read.
     pub(super) fn rest(&mut self) {
         self.timer.take_if(|timer| timer.is_elapsed());
     }

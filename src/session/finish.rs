@@ -1,5 +1,5 @@
-//! The end of a relayed session: what is under way on the server is cancelled, the client hears the last words, and the log
-//! has one line.
+//! The end of a relayed session: what is under way on the server is cancelled, the client hears the
+//! last words, and the log has one line.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use crate::wire::observe::ServerObserver;
 /// Of the message under way, read at once.
 const PART: usize = 16 * 1024;
 
-/// Says goodbye where there is something to say, and writes the session's line. What is left is the connection to the
-/// server, which may not have ended.
+/// Says goodbye where there is something to say, and writes the session's line. What is left is the
+/// connection to the server, which may not have ended.
 pub(super) async fn finish<C: SessionStream, S: SessionStream>(
     ended: Ended<C, S>,
     record: Record,
@@ -45,7 +45,8 @@ pub(super) async fn finish<C: SessionStream, S: SessionStream>(
     part(parting, &end).await
 }
 
-/// The last words to the client, where there is a boundary between two messages to put them, and the end.
+/// The last words to the client, where there is a boundary between two messages to put them, and
+/// the end.
 pub(super) async fn part<C: SessionStream, S: SessionStream>(parting: Parting<C, S>, end: &End) -> S {
     let Parting {
         mut client,
@@ -75,8 +76,8 @@ pub(super) async fn part<C: SessionStream, S: SessionStream>(parting: Parting<C,
     server
 }
 
-/// What is still to be sent, without the start of a message that will not be completed. `Err`: a part of that has been
-/// sent.
+/// What is still to be sent, without the start of a message that will not be completed. `Err`: a
+/// part of that has been sent.
 fn until_boundary(mut rest: Bytes, from_server: &ServerObserver) -> Result<Bytes, Bytes> {
     if from_server.is_torn() {
         return Err(rest);

@@ -1,5 +1,6 @@
-//! The relay of `mode: tcp`: bytes are passed on unread, in both directions at once, through the worker's buffer. An
-//! idle session holds no buffer here either, and at most one read of each direction is kept for a sink that is slow.
+//! The relay of `mode: tcp`: bytes are passed on unread, in both directions at once, through the
+//! worker's buffer. An idle session holds no buffer here either, and at most one read of each
+//! direction is kept for a sink that is slow.
 
 use std::io;
 use std::pin::Pin;
@@ -23,8 +24,8 @@ use crate::cluster::snapshot::MemberName;
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::frontend::ClientStream;
 
-/// A client that speaks again after the server has been silent for this long has read what the server sent, and the
-/// server what the client did: it is a new request.
+/// A client that speaks again after the server has been silent for this long has read what the
+/// server sent, and the server what the client did: it is a new request.
 const REST: Duration = Duration::from_millis(100);
 
 /// A connection that is passed on.
@@ -105,8 +106,8 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
         }
     }
 
-    /// Passes bytes on until the session ends. When the server has closed, all it said has been passed on. Borrows, so that
-    /// a session's task holds it once.
+    /// Passes bytes on until the session ends. When the server has closed, all it said has been
+    /// passed on. Borrows, so that a session's task holds it once.
     pub(super) async fn run(&mut self) -> Cause {
         std::future::poll_fn(|cx| turns::poll(self, cx)).await
     }
@@ -126,10 +127,11 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
         self.cluster.config().server.tcp_user_timeout
     }
 
-    /// Who owes what cannot be seen, so that this is a guess: while little goes back and forth, each has read what the
-    /// other said. Where much went one way (a result, a pipeline, a COPY) it takes a rest to believe it. Guessed wrong,
-    /// a peer that is gone is found out by the kernel's own limit, not ours, or one that is alive and does not read
-    /// for `tcp_user_timeout` is cut off; the second is what [`REST`] keeps from happening.
+    /// Who owes what cannot be seen, so that this is a guess: while little goes back and forth,
+    /// each has read what the other said. Where much went one way (a result, a pipeline, a COPY) it
+    /// takes a rest to believe it. Guessed wrong, a peer that is gone is found out by the kernel's
+    /// own limit, not ours, or one that is alive and does not read for `tcp_user_timeout` is cut
+    /// off; the second is what [`REST`] keeps from happening.
     fn client_speaks(&mut self) {
         let Some(at) = self.server_spoke.take() else {
             return;
@@ -144,7 +146,8 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
         }
     }
 
-    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read.
+    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be
+    /// read.
     fn server_takes_nothing(&mut self, error: &io::Error) -> Turn {
         self.server_lost |= error.kind() != io::ErrorKind::BrokenPipe;
         self.to_server.broken = true;
@@ -173,7 +176,8 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
         self.traffic
     }
 
-    /// A boundary cannot be seen here: an order to end at one has no effect until it becomes an order to end at once.
+    /// A boundary cannot be seen here: an order to end at one has no effect until it becomes an
+    /// order to end at once.
     fn obey(&self) -> Option<Cause> {
         match self.ticket.entry().ordered() {
             Some(Order::Now(reason)) => Some(Cause::Ordered(reason)),
@@ -181,7 +185,8 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
         }
     }
 
-    /// Client to server; the client's end of sending is passed on, and the server may go on answering (docs/protocol.md, case 52).
+    /// Client to server; the client's end of sending is passed on, and the server may go on
+    /// answering (docs/protocol.md, case 52).
     fn turn_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         if self.to_server.broken {
             return Turn::Blocked;
@@ -227,7 +232,8 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
         }
     }
 
-    /// Server to client. A server that closes closes both ways: nothing is to be passed up any more.
+    /// Server to client. A server that closes closes both ways: nothing is to be passed up any
+    /// more.
     fn turn_to_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         match self.to_client.drain(Pin::new(&mut self.client), cx) {
             Poll::Pending => return Turn::Blocked,

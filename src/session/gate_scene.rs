@@ -127,8 +127,8 @@ impl Scene {
     }
 }
 
-/// `count` sessions wait, then get a seat one after the other; each poll of a session runs in `measured`, which gives back
-/// whether it has passed. Returns how often a session was woken.
+/// `count` sessions wait, then get a seat one after the other; each poll of a session runs in
+/// `measured`, which gives back whether it has passed. Returns how often a session was woken.
 ///
 /// # Panics
 /// A session passes out of turn, or is woken in vain more than once.

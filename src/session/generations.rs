@@ -1,10 +1,12 @@
-//! The other processes of this router on this host: those that handed their listeners over and finish their sessions,
-//! and the one that took them. Clients and operators reach the process that listens now; it asks the others.
+//! The other processes of this router on this host: those that handed their listeners over and
+//! finish their sessions, and the one that took them. Clients and operators reach the process that
+//! listens now; it asks the others.
 //!
-//! Each process answers on an abstract Unix socket whose name it draws at its start, so that nothing is left behind
-//! however it ends. Guarantees: a process asks a name only if the user listens there that it was given with the name,
-//! because another user can take the name of a process that has ended. A process answers the same user, root and the
-//! users of such names. One request a connection, one hop. Every wait and every number has a limit ([`codec`]). A process
+//! Each process answers on an abstract Unix socket whose name it draws at its start, so that
+//! nothing is left behind however it ends. Guarantees: a process asks a name only if the user
+//! listens there that it was given with the name, because another user can take the name of a
+//! process that has ended. A process answers the same user, root and the users of such names. One
+//! request a connection, one hop. Every wait and every number has a limit ([`codec`]). A process
 //! that does not answer is named, so that nobody takes an answer without it as complete.
 //!
 //! Refuses: to know what a request means; that is for [`Responder`].
@@ -35,7 +37,8 @@ pub use codec::{Answer, RequestKind};
 use codec::{CodecError, Opening};
 use totals::{OtherTotals, Totals};
 
-/// Time limit for a session that was found: its turn at the server, the cancel, and the server's hanging up.
+/// Time limit for a session that was found: its turn at the server, the cancel, and the server's
+/// hanging up.
 const WORK: Duration = Duration::from_mins(2);
 /// Processes remembered. Those that have ended are forgotten first, then the oldest.
 const MOST: usize = 32;
@@ -212,7 +215,8 @@ impl Generations {
         self.others().is_empty()
     }
 
-    /// Asks all other processes at once. Those that have ended are forgotten, and not in the result.
+    /// Asks all other processes at once. Those that have ended are forgotten, and not in the
+    /// result.
     pub async fn ask(&self, kind: RequestKind, body: &[u8]) -> Vec<Heard> {
         self.ask_these(self.all(), kind, body).await
     }
@@ -239,7 +243,8 @@ impl Generations {
         all
     }
 
-    /// Asks all of them at once whether one has the session. The caller limits how many requests do so at a time.
+    /// Asks all of them at once whether one has the session. The caller limits how many requests do
+    /// so at a time.
     pub async fn ask_cancel(&self, request: &CancelRequest) -> CancelAnswer {
         let mut asked = JoinSet::new();
         for generation in self.all() {
@@ -270,8 +275,9 @@ impl Generations {
         all
     }
 
-    /// Asks the others for their totals, and returns a sentence for each process whose totals are missing. Concurrent
-    /// callers share one round of questions, and there is at most one round a second.
+    /// Asks the others for their totals, and returns a sentence for each process whose totals are
+    /// missing. Concurrent callers share one round of questions, and there is at most one round a
+    /// second.
     pub async fn refresh_totals(&self) -> Vec<String> {
         if self.is_alone() {
             // Some that had sessions may have ended since.
@@ -507,7 +513,8 @@ async fn ask_old(generation: &Generation, request: &CancelRequest) -> Result<Ans
     }
 }
 
-/// Whether a process that hung up at the hello answers in version 1. It is asked about a key that no session has.
+/// Whether a process that hung up at the hello answers in version 1. It is asked about a key that
+/// no session has.
 async fn is_old(generation: &Generation) -> bool {
     let nobody = CancelRequest {
         process_id: 0,

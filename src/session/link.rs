@@ -1,4 +1,5 @@
-//! One server connection while a session has it: what was asked on it, what it owes, and where it is.
+//! One server connection while a session has it: what was asked on it, what it owes, and where it
+//! is.
 
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
-//! Connections in memory, and a relay between two of them: what tests and measurements run instead of sockets. Not part of
-//! the program.
+//! Connections in memory, and a relay between two of them: what tests and measurements run instead
+//! of sockets. Not part of the program.
 //!
-//! A connection behaves as TCP on one host does: bytes arrive in order, a writer waits where its peer does not read, one side
-//! can end while the other goes on, and a connection that is dropped with something unread is reset.
+//! A connection behaves as TCP on one host does: bytes arrive in order, a writer waits where its
+//! peer does not read, one side can end while the other goes on, and a connection that is dropped
+//! with something unread is reset.
 
 use std::collections::VecDeque;
 use std::io;
@@ -107,7 +108,8 @@ impl Channel {
     }
 }
 
-// These two stand in for the kernel. scripts/instructions knows them by name and does not count them.
+// These two stand in for the kernel. scripts/instructions knows them by name and does not count
+// them.
 impl Channel {
     #[inline(never)]
     fn read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -280,7 +282,8 @@ fn still_cluster() -> ClusterHandle {
     started.expect("nothing is opened")
 }
 
-/// A relay of a read-write session on the member `db1`, between these two. The server was last heard at its login.
+/// A relay of a read-write session on the member `db1`, between these two. The server was last
+/// heard at its login.
 pub(crate) fn relay<C: SessionStream, S: SessionStream>(
     client: C,
     server: S,
@@ -324,7 +327,8 @@ pub(super) fn ticket(registry: &Arc<Registry>) -> Ticket {
     entered.expect("it has no key that could be taken")
 }
 
-/// A server connection of a read-write session on this member. The server was last heard at its login.
+/// A server connection of a read-write session on this member. The server was last heard at its
+/// login.
 pub(crate) fn link<S>(server: S, member: &str) -> Link<S> {
     Link::new(server, placement(member), cluster())
 }

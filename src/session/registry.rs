@@ -270,7 +270,8 @@ impl Registry {
         })
     }
 
-    /// The next sessions have higher numbers than this: those of the process before this one have the numbers up to it.
+    /// The next sessions have higher numbers than this: those of the process before this one have
+    /// the numbers up to it.
     pub fn number_from(&self, number: u64) {
         self.next_id.fetch_max(number, Ordering::Relaxed);
     }

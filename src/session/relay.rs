@@ -1,9 +1,10 @@
-//! The relay: forwards the bytes received, in both directions at once, and observes what it must know from frame
-//! headers and a few small messages (docs/protocol.md, cases 39–58).
+//! The relay: forwards the bytes received, in both directions at once, and observes what it must
+//! know from frame headers and a few small messages (docs/protocol.md, cases 39–58).
 //!
-//! One task owns a session and polls both directions. A direction reads into the worker's buffer and writes from it;
-//! only what the other side does not take at once is kept, and nothing more is read in that direction until it is
-//! gone. So memory is bounded, one direction never waits for the other, and an idle session holds no buffer.
+//! One task owns a session and polls both directions. A direction reads into the worker's buffer
+//! and writes from it; only what the other side does not take at once is kept, and nothing more is
+//! read in that direction until it is gone. So memory is bounded, one direction never waits for the
+//! other, and an idle session holds no buffer.
 
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
@@ -38,20 +39,22 @@ pub struct Relay<C = ClientStream, S = ServerStream> {
     turns: Turns,
     /// What was read behind the login cannot be followed.
     unreadable: Option<Box<str>>,
-    /// A replication stream never comes to a boundary, and its client can go on elsewhere where it stopped.
+    /// A replication stream never comes to a boundary, and its client can go on elsewhere where it
+    /// stopped.
     replication: bool,
 }
 
-/// A session at rest between two transactions: nothing is owed, nothing is buffered, and both streams are between two
-/// messages. The only moment at which its server connection may be taken away, or another put in its place. Only the relay
-/// makes one.
+/// A session at rest between two transactions: nothing is owed, nothing is buffered, and both
+/// streams are between two messages. The only moment at which its server connection may be taken
+/// away, or another put in its place. Only the relay makes one.
 #[derive(Debug)]
 pub struct Boundary(());
 
 /// How a session leaves its relay.
 #[derive(Debug)]
 pub enum Leaving<C = ClientStream, S = ServerStream> {
-    /// At a boundary, where it was ordered to leave its server. Next: another server connection, or the end.
+    /// At a boundary, where it was ordered to leave its server. Next: another server connection, or
+    /// the end.
     Detached {
         detached: Box<Detached<C>>,
         link: Box<Link<S>>,
@@ -132,8 +135,9 @@ pub struct Parting<C = ClientStream, S = ServerStream> {
 }
 
 impl<C: SessionStream, S: SessionStream> Relay<C, S> {
-    /// Puts a client and a server connection together. `leftover` was read from the server behind the ReadyForQuery that
-    /// the client has; `replication`: the client asked for a replication connection.
+    /// Puts a client and a server connection together. `leftover` was read from the server behind
+    /// the ReadyForQuery that the client has; `replication`: the client asked for a replication
+    /// connection.
     pub fn new(
         client: Client<C>,
         link: Link<S>,
@@ -162,7 +166,8 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
         relay
     }
 
-    /// Relays until the session has to leave its server. Borrows the relay, so that a session's task holds it once.
+    /// Relays until the session has to leave its server. Borrows the relay, so that a session's
+    /// task holds it once.
     pub async fn run(&mut self) -> Cause {
         let cause = std::future::poll_fn(|cx| self.poll(cx)).await;
         if !matches!(cause, Cause::Ordered(_)) || self.link.fate() != Fate::Unknown {
@@ -203,8 +208,8 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
         self.client.ticket.entry()
     }
 
-    /// A session is cut with a request under way: what the server has said meanwhile may be the answer, or its own last
-    /// word. Bounded, as the server may go on for ever.
+    /// A session is cut with a request under way: what the server has said meanwhile may be the
+    /// answer, or its own last word. Bounded, as the server may go on for ever.
     fn hear_out(&mut self, cx: &mut Context<'_>) -> Option<Cause> {
         let worker_buffer = Arc::clone(&self.turns.worker_buffer);
         let mut buffer = worker_buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,8 +231,9 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
         (self.link.is_at_boundary() && self.client.is_at_boundary()).then_some(Boundary(()))
     }
 
-    /// Nothing more goes to the server: the client has said goodbye, or the server takes nothing. What the client sends
-    /// is dropped, so that its leaving is seen. What was asked before is still answered.
+    /// Nothing more goes to the server: the client has said goodbye, or the server takes nothing.
+    /// What the client sends is dropped, so that its leaving is seen. What was asked before is
+    /// still answered.
     fn turn_away(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn {
         if self.link.to_server.ended {
             return self.pass_end_on(cx);
@@ -243,8 +249,8 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
         }
     }
 
-    /// Too much waits for answers. Of a client that has closed its side no more comes than the kernel has: that is read, so
-    /// that its end can be passed on.
+    /// Too much waits for answers. Of a client that has closed its side no more comes than the
+    /// kernel has: that is read, so that its end can be passed on.
     fn is_full(&self) -> bool {
         self.link.pending.full() && !(self.client.look.has_closed() && self.link.pending.has_room())
     }
@@ -261,8 +267,8 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
         self.link.cluster.config().server.tcp_user_timeout
     }
 
-    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be read. What it has not
-    /// taken stays, as it says what has not reached the server.
+    /// The server's socket refuses our bytes: it has ended, and what it said last is still to be
+    /// read. What it has not taken stays, as it says what has not reached the server.
     fn server_takes_nothing(&mut self) -> Turn {
         self.link.to_server.broken = true;
         Turn::Progress
@@ -275,8 +281,8 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
             return Turn::Blocked;
         }
         if self.link.to_server.broken || self.client.observer.terminated() {
-            // Behind a goodbye there is nothing, not even TLS's own: a server that closes with something unread resets
-            // the connection, and answers are lost.
+            // Behind a goodbye there is nothing, not even TLS's own: a server that closes with
+            // something unread resets the connection, and answers are lost.
             self.link.stream.end_socket();
         } else if Pin::new(&mut self.link.stream).poll_shutdown(cx).is_pending() {
             return Turn::Blocked;
@@ -320,7 +326,8 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
         let mut fault = None;
         let length = observer
             .feed(data, |tag, _length| {
-                // `full` is asked before each read: one read more than the bound is what may come on top.
+                // `full` is asked before each read: one read more than the bound is what may come
+                // on top.
                 if let Err(error) = pending.client(tag) {
                     fault.get_or_insert(error.to_string());
                 }
@@ -344,7 +351,8 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
             .feed(data, |event| {
                 pending.server(&event);
                 if let ServerEvent::ReadyForQuery(_) = event {
-                    // What was sent behind it is another request: a cancel for the one before must not hit it.
+                    // What was sent behind it is another request: a cancel for the one before must
+                    // not hit it.
                     if !pending.is_idle() {
                         entry.begin_request();
                     } else if pending.between_transactions() {
@@ -488,7 +496,8 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
         };
         self.client.traffic.bytes_up += data.len() as u64;
         if !self.entry().in_flight() && !self.link.pending.is_idle() {
-            // Before the server can know of the request, so that no cancel for it is taken for a late one.
+            // Before the server can know of the request, so that no cancel for it is taken for a
+            // late one.
             self.entry().begin_request();
         }
         let forwarded = self
@@ -525,7 +534,8 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
             return Turn::Progress;
         }
         if let Err(what) = self.observe_server(data) {
-            // The messages before the broken one are the client's; what is not taken now goes before our last word.
+            // The messages before the broken one are the client's; what is not taken now goes
+            // before our last word.
             let whole = &data[..self.link.observer.valid()];
             return match self
                 .client
@@ -553,8 +563,9 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
     }
 }
 
-/// What a server's error says of its fitness: never more than that a probe should look. An ERROR may have any SQLSTATE a
-/// client likes (`RAISE … USING ERRCODE`), and so may a FATAL (`plpy.fatal`); the harmless 25006 is expected on a standby.
+/// What a server's error says of its fitness: never more than that a probe should look. An ERROR
+/// may have any SQLSTATE a client likes (`RAISE … USING ERRCODE`), and so may a FATAL
+/// (`plpy.fatal`); the harmless 25006 is expected on a standby.
 fn evidence_of(code: SqlState, is_fatal: bool, granted: GrantedRole) -> Option<Evidence> {
     match (code, is_fatal, granted) {
         (SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW, true, _) => {

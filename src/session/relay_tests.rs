@@ -1,4 +1,5 @@
-//! The relay between a client and a server that the test plays both, and what the client hears at the end.
+//! The relay between a client and a server that the test plays both, and what the client hears at
+//! the end.
 #![allow(clippy::unwrap_used)]
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -141,7 +142,8 @@ async fn a_request_under_way_is_of_unknown_outcome_whatever_cuts_the_session() {
     }
 }
 
-/// What each conversation leaves unknown, when the session is cut: what the client sent, what the server said.
+/// What each conversation leaves unknown, when the session is cut: what the client sent, what the
+/// server said.
 #[tokio::test]
 async fn only_what_the_server_may_do_is_unknown() {
     let [parse, bind, execute, sync, flush] = [b'P', b'B', b'E', b'S', b'H'].map(|tag| frame(tag, b""));
@@ -292,7 +294,8 @@ async fn what_never_reached_the_server_is_not_unknown() {
     writer.await.unwrap();
 }
 
-/// A message that the client has in part is completed, so that it can be told; the server has more to say than that.
+/// A message that the client has in part is completed, so that it can be told; the server has more
+/// to say than that.
 #[tokio::test]
 async fn a_client_in_the_middle_of_a_row_is_told_behind_it() {
     let mut play = Play::new().await;
@@ -419,8 +422,8 @@ fn reset(client: TcpStream) {
     drop(client);
 }
 
-/// Neither half a goodbye, nor a whole one behind a request, nor what follows it hides that the client leaves: the server
-/// hears of the end at once, and a reset ends the session.
+/// Neither half a goodbye, nor a whole one behind a request, nor what follows it hides that the
+/// client leaves: the server hears of the end at once, and a reset ends the session.
 #[tokio::test]
 async fn a_goodbye_does_not_hide_that_the_client_leaves() {
     let goodbye = frame(b'X', b"with a body");
@@ -462,7 +465,8 @@ async fn a_goodbye_does_not_hide_that_the_client_leaves() {
     }
 }
 
-/// One that goes on sending behind its goodbye is not read into the server, and still gets its answer.
+/// One that goes on sending behind its goodbye is not read into the server, and still gets its
+/// answer.
 #[tokio::test]
 async fn behind_a_goodbye_answers_come_and_nothing_goes_to_the_server() {
     let mut play = Play::new().await;
@@ -482,7 +486,8 @@ async fn behind_a_goodbye_answers_come_and_nothing_goes_to_the_server() {
     assert_eq!(Play::ended(play.relay).await.cause, Cause::ClientTerminated);
 }
 
-/// The client is not read while too much waits for answers, or while the server takes nothing. Its leaving is seen.
+/// The client is not read while too much waits for answers, or while the server takes nothing. Its
+/// leaving is seen.
 #[tokio::test]
 async fn a_client_that_is_not_read_may_leave() {
     let many = [frame(b'P', b"\0\0\0\0"), frame(b'S', b"")].concat().repeat(5000);
@@ -505,7 +510,8 @@ async fn a_client_that_is_not_read_may_leave() {
             assert_eq!(Play::ended(play.relay).await.cause, Cause::ClientGone);
             continue;
         }
-        // A client that has closed its side: everything it said reaches the server, and then the end.
+        // A client that has closed its side: everything it said reaches the server, and then the
+        // end.
         drop(play.client);
         loop {
             let read = tokio::time::timeout(PATIENCE, play.server.read(&mut buffer));

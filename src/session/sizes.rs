@@ -1,5 +1,5 @@
-//! What an idle session costs in memory: the future that its task holds, and the parts of it. Raise a ceiling only where
-//! the bytes buy something, and say what.
+//! What an idle session costs in memory: the future that its task holds, and the parts of it. Raise
+//! a ceiling only where the bytes buy something, and say what.
 
 use super::direction::Direction;
 use super::record::Record;

@@ -1,5 +1,5 @@
-//! What a session asks of a connection beyond reading and writing. A relay takes any two streams that can do this: a socket,
-//! TLS over one, or, in tests, a connection in memory.
+//! What a session asks of a connection beyond reading and writing. A relay takes any two streams
+//! that can do this: a socket, TLS over one, or, in tests, a connection in memory.
 
 use std::net::Shutdown;
 use std::time::Duration;
@@ -13,17 +13,18 @@ use tokio_rustls::client;
 use crate::backend::{ServerStream, set_user_timeout};
 use crate::frontend::{ClientStream, ClientTlsStream, Left};
 
-/// A connection of a session, to the client or to the server. `poll_shutdown` ends our side in order, with TLS's own last
-/// message where there is TLS.
+/// A connection of a session, to the client or to the server. `poll_shutdown` ends our side in
+/// order, with TLS's own last message where there is TLS.
 pub trait SessionStream: AsyncRead + AsyncWrite + Unpin {
     /// Whether the peer has left, as far as can be seen without reading. Never waits.
     fn left(&self) -> Left;
 
-    /// Changes `TCP_USER_TIMEOUT`; `None` turns it off. A Unix socket has none and needs none: the kernel knows when its
-    /// other end is gone.
+    /// Changes `TCP_USER_TIMEOUT`; `None` turns it off. A Unix socket has none and needs none: the
+    /// kernel knows when its other end is gone.
     fn set_user_timeout(&self, timeout: Option<Duration>);
 
-    /// Ends our side of the socket at once, without a last message of TLS. Does nothing where the connection is gone.
+    /// Ends our side of the socket at once, without a last message of TLS. Does nothing where the
+    /// connection is gone.
     fn end_socket(&self);
 }
 

@@ -1,5 +1,5 @@
-//! What the two relays share: one task polls both directions by turns, in the worker's buffer, and obeys the orders of its
-//! registry entry.
+//! What the two relays share: one task polls both directions by turns, in the worker's buffer, and
+//! obeys the orders of its registry entry.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -12,8 +12,8 @@ const WORKER_BUFFER: usize = 64 * 1024;
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
 pub(super) const TURNS: usize = 16;
 
-/// A worker's one buffer, which a session has for the length of a wake-up. Only that worker's thread uses it, so the lock is
-/// never contended.
+/// A worker's one buffer, which a session has for the length of a wake-up. Only that worker's
+/// thread uses it, so the lock is never contended.
 #[derive(Debug)]
 pub struct WorkerBuffer(pub(super) Mutex<Box<[u8]>>);
 

@@ -1,5 +1,6 @@
-//! Authorities, and the certificates that they may sign. As in OpenSSL, and unlike in rustls, an authority's own certificate
-//! is checked: its time, that it is an authority at all, its purpose, the number of authorities below it.
+//! Authorities, and the certificates that they may sign. As in OpenSSL, and unlike in rustls, an
+//! authority's own certificate is checked: its time, that it is an authority at all, its purpose,
+//! the number of authorities below it.
 
 use std::cell::RefCell;
 
@@ -191,7 +192,8 @@ impl Authorities {
             .any(|known| known.as_ref() == certificate.as_ref())
     }
 
-    /// Whether a trusted authority signed a certificate, directly or through the ones that were sent with it.
+    /// Whether a trusted authority signed a certificate, directly or through the ones that were
+    /// sent with it.
     pub(super) fn check(
         &self,
         certificate: &CertificateDer<'_>,
@@ -310,7 +312,8 @@ impl Authorities {
             .map_or_else(|| from_webpki(error), rustls::Error::from)
     }
 
-    /// A certificate that one of the authorities signed itself. `otherwise` is the error where none did.
+    /// A certificate that one of the authorities signed itself. `otherwise` is the error where none
+    /// did.
     fn check_direct(
         &self,
         parsed: &X509Certificate<'_>,

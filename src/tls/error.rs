@@ -79,7 +79,8 @@ pub(crate) fn of_io(error: &std::io::Error) -> Option<&rustls::Error> {
     inner.downcast_ref().or_else(again)
 }
 
-/// The sentence of the TLS error among an error's causes, which may be wrapped in one of IO; `None`: TLS did not fail.
+/// The sentence of the TLS error among an error's causes, which may be wrapped in one of IO;
+/// `None`: TLS did not fail.
 pub(crate) fn among_causes(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(found) = cause {

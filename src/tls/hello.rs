@@ -1,13 +1,14 @@
 //! Names in a `ClientHello` that are not DNS names.
 //!
-//! libpq sends the value of `host=` as SNI, unless it looks like an address. rustls ends the handshake if that is
-//! not a DNS name (`db-.internal`, `a..b`), and libpq's `sslmode=prefer` then goes on in clear text. OpenSSL, and so
-//! PostgreSQL, treats it as an unknown name.
+//! libpq sends the value of `host=` as SNI, unless it looks like an address. rustls ends the
+//! handshake if that is not a DNS name (`db-.internal`, `a..b`), and libpq's `sslmode=prefer` then
+//! goes on in clear text. OpenSSL, and so PostgreSQL, treats it as an unknown name.
 //!
-//! rustls has no setting for this. So [`HelloStream`] gives the extension another number in what rustls reads: it then
-//! sees a client that asks for no name. Both sides hash the handshake, and the client's hash is over what it sent: the
-//! hash functions of [`server_provider`] put the number back before they hash. No byte of the handshake is trusted more
-//! than before, and a change made by an attacker in between still changes the hash.
+//! rustls has no setting for this. So [`HelloStream`] gives the extension another number in what
+//! rustls reads: it then sees a client that asks for no name. Both sides hash the handshake, and
+//! the client's hash is over what it sent: the hash functions of [`server_provider`] put the number
+//! back before they hash. No byte of the handshake is trusted more than before, and a change made
+//! by an attacker in between still changes the hash.
 
 use std::io;
 use std::pin::Pin;
@@ -21,7 +22,8 @@ use rustls::{SupportedCipherSuite, Tls12CipherSuite, Tls13CipherSuite};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 const SERVER_NAME: [u8; 2] = [0, 0];
-/// Of the numbers for private use (RFC 8446, section 11): no client sends it. One that does cannot finish its handshake.
+/// Of the numbers for private use (RFC 8446, section 11): no client sends it. One that does cannot
+/// finish its handshake.
 const HIDDEN: [u8; 2] = [0xff, 0x74];
 
 const CLIENT_HELLO: u8 = 1;
@@ -35,7 +37,8 @@ const LONGEST_HELLO: usize = 0xffff;
 /// Records may be short; a longer hello than this is left to rustls.
 const MOST_BYTES: usize = LONGEST_HELLO * 2;
 
-/// A client's socket, on its way into rustls. Everything but invalid names passes through unchanged.
+/// A client's socket, on its way into rustls. Everything but invalid names passes through
+/// unchanged.
 #[derive(Debug)]
 pub struct HelloStream<S> {
     inner: S,
@@ -109,7 +112,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for HelloStream<S> {
                         if !chunk.filled().is_empty() {
                             continue;
                         }
-                        // The end: what has come is passed on as it is, and rustls reads the end once more.
+                        // The end: what has come is passed on as it is, and rustls reads the end
+                        // once more.
                         found = Look::Leave;
                     }
                     let mut raw = std::mem::take(raw);
@@ -158,8 +162,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HelloStream<S> {
 enum Look {
     More,
     Leave,
-    /// An invalid name: where the extension's number stands, byte by byte (records may part it), and where the
-    /// hello's last record ends.
+    /// An invalid name: where the extension's number stands, byte by byte (records may part it),
+    /// and where the hello's last record ends.
     Hide {
         places: [usize; 2],
         end: usize,
@@ -287,7 +291,8 @@ fn names_nobody(body: &[u8]) -> bool {
     }
 }
 
-/// Handshake bytes that begin with a hello whose name is hidden, as the client sent them; `None` for others.
+/// Handshake bytes that begin with a hello whose name is hidden, as the client sent them; `None`
+/// for others.
 pub(super) fn restored(data: &[u8]) -> Option<Vec<u8>> {
     let Whole::Yes(hello) = whole_hello(data) else {
         return None;

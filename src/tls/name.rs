@@ -1,5 +1,6 @@
-//! Whether a certificate is for a name, as libpq, curl and `OpenLDAP` decide it: by its `subjectAltName`, and by the common
-//! name where that has none of the kind (libpq's `pq_verify_peer_name_matches_certificate_name`).
+//! Whether a certificate is for a name, as libpq, curl and `OpenLDAP` decide it: by its
+//! `subjectAltName`, and by the common name where that has none of the kind (libpq's
+//! `pq_verify_peer_name_matches_certificate_name`).
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CertificateError, Error};

@@ -1,5 +1,6 @@
-//! The signature of a handshake: it proves that the peer has the key of the certificate it shows, since certificates are
-//! public. Channel binding relies on it, so it is verified wherever there is a certificate. OpenSSL does the same.
+//! The signature of a handshake: it proves that the peer has the key of the certificate it shows,
+//! since certificates are public. Channel binding relies on it, so it is verified wherever there is
+//! a certificate. OpenSSL does the same.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
@@ -28,8 +29,8 @@ pub(crate) fn tls13(
     verify_tls13_signature_with_raw_key(message, &public_key(certificate)?, signed, algorithms)
 }
 
-/// `ServerKeyExchange` or `CertificateVerify` of TLS 1.2. The scheme does not name the curve there, so that each
-/// algorithm of the scheme that fits the key is tried.
+/// `ServerKeyExchange` or `CertificateVerify` of TLS 1.2. The scheme does not name the curve there,
+/// so that each algorithm of the scheme that fits the key is tried.
 pub(crate) fn tls12(
     message: &[u8],
     certificate: &CertificateDer<'_>,

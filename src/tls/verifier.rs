@@ -99,9 +99,9 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Asks clients for a certificate, which they may leave out; one that is shown must be valid. With revocation lists the
-/// whole chain is checked, as PostgreSQL does (`X509_V_FLAG_CRL_CHECK_ALL`): certificates of an authority without a list, or with
-/// an overdue one, are refused.
+/// Asks clients for a certificate, which they may leave out; one that is shown must be valid. With
+/// revocation lists the whole chain is checked, as PostgreSQL does (`X509_V_FLAG_CRL_CHECK_ALL`):
+/// certificates of an authority without a list, or with an overdue one, are refused.
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     authorities: Authorities,
@@ -133,7 +133,8 @@ impl ClientVerifier {
         }))
     }
 
-    /// A certificate that is trusted itself, where there are revocation lists: one of its issuer has to be among them.
+    /// A certificate that is trusted itself, where there are revocation lists: one of its issuer
+    /// has to be among them.
     fn check_listed(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         if self.lists.is_empty() {
             return Ok(());

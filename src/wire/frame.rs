@@ -1,8 +1,9 @@
 //! Frames: one type byte, a 32-bit length that counts itself but not the type byte, a body.
 //!
-//! For the login phase, where frames are few and their contents matter: a function that takes exactly one frame from a
-//! buffer, and a reader for bodies. Both are pure, so a task that is cancelled between two reads has lost nothing.
-//! The stream after login is never cut into frames: see [`super::observe`].
+//! For the login phase, where frames are few and their contents matter: a function that takes
+//! exactly one frame from a buffer, and a reader for bodies. Both are pure, so a task that is
+//! cancelled between two reads has lost nothing. The stream after login is never cut into frames:
+//! see [`super::observe`].
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -11,10 +12,11 @@ use super::sqlstate::SqlState;
 
 /// The largest length word of a small message, PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
 pub const SMALL_LIMIT: usize = 10_000;
-/// The largest length word of a client's `p`: passwords (tokens of clouds) of up to 65 535 bytes and a terminator.
+/// The largest length word of a client's `p`: passwords (tokens of clouds) of up to 65 535 bytes
+/// and a terminator.
 pub const PASSWORD_LIMIT: usize = 65_540;
-/// The largest length word of a `ParameterStatus` while logging in, libpq's limit. PostgreSQL 18 reports `search_path`,
-/// which a role may set to anything.
+/// The largest length word of a `ParameterStatus` while logging in, libpq's limit. PostgreSQL 18
+/// reports `search_path`, which a role may set to anything.
 pub const PARAMETER_LIMIT: usize = 30_000;
 /// The largest length word of an error or a notice from a server while logging in.
 pub const REPORT_LIMIT: usize = 65_536;
@@ -38,7 +40,8 @@ impl std::fmt::Debug for Frame {
     }
 }
 
-/// Why a frame is refused. The two sides no longer agree on where a frame starts: the connection must end.
+/// Why a frame is refused. The two sides no longer agree on where a frame starts: the connection
+/// must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The length word does not even count itself, or is above the limit of its phase and type.
@@ -54,8 +57,8 @@ pub fn client_login_limit(tag: u8) -> usize {
     if tag == b'p' { PASSWORD_LIMIT } else { SMALL_LIMIT }
 }
 
-/// Largest length word of a frame from a server while the router logs in. As in libpq: its limit for messages that may be
-/// long at this time is 30,000 bytes, and it is lenient with errors.
+/// Largest length word of a frame from a server while the router logs in. As in libpq: its limit
+/// for messages that may be long at this time is 30,000 bytes, and it is lenient with errors.
 pub fn server_login_limit(tag: u8) -> usize {
     match tag {
         b'E' | b'N' => REPORT_LIMIT,
@@ -64,8 +67,9 @@ pub fn server_login_limit(tag: u8) -> usize {
     }
 }
 
-/// Takes one frame from the start of `buf`, or nothing while it is incomplete. `limit` applies to the length word and is
-/// checked as soon as the header is there: `buf` never needs to hold more than `limit + 1` bytes.
+/// Takes one frame from the start of `buf`, or nothing while it is incomplete. `limit` applies to
+/// the length word and is checked as soon as the header is there: `buf` never needs to hold more
+/// than `limit + 1` bytes.
 pub fn next_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Frame>, FrameError> {
     next_frame_by(buf, |_| limit)
 }
@@ -89,7 +93,8 @@ pub fn next_frame_by(buf: &mut BytesMut, limit: impl Fn(u8) -> usize) -> Result<
     Ok(Some(Frame { tag, body: frame }))
 }
 
-/// Reads a body from its start; every step is checked, and [`Self::finish`] refuses what is left over.
+/// Reads a body from its start; every step is checked, and [`Self::finish`] refuses what is left
+/// over.
 #[derive(Debug)]
 pub struct BodyReader<'a>(&'a [u8]);
 
@@ -145,8 +150,9 @@ impl<'a> BodyReader<'a> {
     }
 }
 
-/// The fields of an error or a notice. Text that is not UTF-8 has replacement characters; each field is cut at
-/// [`MAX_TEXT`] bytes. It comes from a server: do not show it to a client before that server is authenticated.
+/// The fields of an error or a notice. Text that is not UTF-8 has replacement characters; each
+/// field is cut at [`MAX_TEXT`] bytes. It comes from a server: do not show it to a client before
+/// that server is authenticated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErrorFields {
     /// Not translated, where the server sends that (since PostgreSQL 9.6).

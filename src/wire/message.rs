@@ -1,11 +1,12 @@
 //! Messages the router originates, encoded with pgwire's message types.
 //!
-//! Guarantees: an encoder never fails, panics or leaves half a message behind; its length word matches what was
-//! written. Text in an [`ErrorReply`] is cut at [`MAX_TEXT`] bytes and loses its NUL bytes; names and values given
-//! as bytes lose only NUL, which the protocol cannot carry.
+//! Guarantees: an encoder never fails, panics or leaves half a message behind; its length word
+//! matches what was written. Text in an [`ErrorReply`] is cut at [`MAX_TEXT`] bytes and loses its
+//! NUL bytes; names and values given as bytes lose only NUL, which the protocol cannot carry.
 //!
-//! The startup packet, `S` and `v` are encoded here, because pgwire keeps text as UTF-8 strings in a sorted map. pgwire's
-//! own framing is not used, because it leaves a lone type byte behind when it refuses a length.
+//! The startup packet, `S` and `v` are encoded here, because pgwire keeps text as UTF-8 strings in
+//! a sorted map. pgwire's own framing is not used, because it leaves a lone type byte behind when
+//! it refuses a length.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use pgwire::messages::Message;
@@ -138,7 +139,8 @@ pub fn parameter_status(out: &mut BytesMut, name: &[u8], value: &[u8]) {
     });
 }
 
-/// `K`; 4 bytes of key in protocol 3.0, up to 256 in 3.2. Any other length is not a key: nothing is written.
+/// `K`; 4 bytes of key in protocol 3.0, up to 256 in 3.2. Any other length is not a key: nothing is
+/// written.
 pub fn backend_key_data(out: &mut BytesMut, process_id: u32, key: &[u8]) {
     if CANCEL_KEY_LENGTHS.contains(&key.len()) {
         let key = SecretKey::Bytes(Bytes::copy_from_slice(key));
@@ -150,13 +152,14 @@ pub fn backend_key_data(out: &mut BytesMut, process_id: u32, key: &[u8]) {
 pub fn ready_for_query(out: &mut BytesMut, status: u8) {
     match TransactionStatus::try_from(status) {
         Ok(status) => put(out, &ReadyForQuery::new(status)),
-        // A status of a later protocol: the observer refuses it, and there is no better answer than the same.
+        // A status of a later protocol: the observer refuses it, and there is no better answer than
+        // the same.
         Err(_) => framed(out, Some(b'Z'), |out| out.put_u8(status)),
     }
 }
 
-/// `v`: the newest version served (as the full 32-bit number, which every libpq understands), and the `_pq_.`
-/// options not known.
+/// `v`: the newest version served (as the full 32-bit number, which every libpq understands), and
+/// the `_pq_.` options not known.
 pub fn negotiate_protocol_version(out: &mut BytesMut, newest: ProtocolVersion, unknown_options: &[&[u8]]) {
     framed(out, Some(b'v'), |out| {
         out.put_u32(newest.number());
@@ -188,8 +191,8 @@ pub fn ssl_request(out: &mut BytesMut) {
     put(out, &SslRequest::new());
 }
 
-/// `CancelRequest` towards a server, with that server's own process id and key (4–256 bytes; any other length is
-/// not a key: nothing is written).
+/// `CancelRequest` towards a server, with that server's own process id and key (4–256 bytes; any
+/// other length is not a key: nothing is written).
 pub fn cancel_request(out: &mut BytesMut, process_id: u32, key: &[u8]) {
     if CANCEL_KEY_LENGTHS.contains(&key.len()) {
         let key = SecretKey::Bytes(Bytes::copy_from_slice(key));

@@ -1,9 +1,9 @@
-//! The PostgreSQL frontend/backend protocol: frames, startup packets, observers and the messages the router
-//! originates (PostgreSQL documentation, chapter "Frontend/Backend Protocol").
+//! The PostgreSQL frontend/backend protocol: frames, startup packets, observers and the messages
+//! the router originates (PostgreSQL documentation, chapter "Frontend/Backend Protocol").
 //!
-//! Guarantees: no IO and no clock; nothing from a peer panics; each phase limits lengths before anything is
-//! allocated; a parser takes exactly one frame and must consume all of it; observers look at headers in place and
-//! copy only small messages.
+//! Guarantees: no IO and no clock; nothing from a peer panics; each phase limits lengths before
+//! anything is allocated; a parser takes exactly one frame and must consume all of it; observers
+//! look at headers in place and copy only small messages.
 //!
 //! It does not decode rows, and does not re-encode what is forwarded.
 

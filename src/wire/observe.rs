@@ -1,13 +1,14 @@
-//! Observers of the relayed stream: they walk the headers of what passes, in place, and report the few messages the
-//! session needs to know of.
+//! Observers of the relayed stream: they walk the headers of what passes, in place, and report the
+//! few messages the session needs to know of.
 //!
-//! Guarantees: the stream may be split into reads anywhere; a frame larger than a read is a counter, not a buffer;
-//! only small messages that are reported *and* split over reads are copied, into a buffer that is freed when
-//! they are complete; an observer at a boundary has nothing on the heap. A row costs its header's five
-//! bytes and no call.
+//! Guarantees: the stream may be split into reads anywhere; a frame larger than a read is a
+//! counter, not a buffer; only small messages that are reported *and* split over reads are copied,
+//! into a buffer that is freed when they are complete; an observer at a boundary has nothing on the
+//! heap. A row costs its header's five bytes and no call.
 //!
-//! Refuses: lengths that no PostgreSQL sends or accepts. After such an error it is unknown where the next frame starts, so
-//! both connections must end. Unknown message types pass: they concern only the peers.
+//! Refuses: lengths that no PostgreSQL sends or accepts. After such an error it is unknown where
+//! the next frame starts, so both connections must end. Unknown message types pass: they concern
+//! only the peers.
 
 use super::frame::{ErrorFields, FrameError, fields_of};
 use super::pending::TransactionStatus;
@@ -23,7 +24,8 @@ const SERVER_SMALL: u32 = 30_000;
 /// Bytes kept of an error or a notice that is split over reads. Severity and SQLSTATE come first.
 const REPORT_KEPT: usize = 10_000;
 
-/// A message that passed from the server, borrowed from the read. One without contents here is reported at its end.
+/// A message that passed from the server, borrowed from the read. One without contents here is
+/// reported at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerEvent<'a> {
     /// `Z`
@@ -46,12 +48,13 @@ pub enum ServerEvent<'a> {
     CopyOut,
     /// `W`
     CopyBoth,
-    /// Any other answer that ends a request of the extended protocol or starts one of the simple protocol:
-    /// `1`, `2`, `3`, `n`, `T`, `s`, `I`, `V`. Rows and copied data are not reported.
+    /// Any other answer that ends a request of the extended protocol or starts one of the simple
+    /// protocol: `1`, `2`, `3`, `n`, `T`, `s`, `I`, `V`. Rows and copied data are not reported.
     Answer(u8),
 }
 
-/// An error or a notice, as it stands in the message (its first 10 000 bytes); it is parsed only on demand.
+/// An error or a notice, as it stands in the message (its first 10 000 bytes); it is parsed only on
+/// demand.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Report<'a>(&'a [u8]);
 
@@ -191,8 +194,8 @@ impl ServerObserver {
         Self::default()
     }
 
-    /// No frame is under way: the next byte is a type byte. After an error: the valid part of the stream ends with a
-    /// whole frame.
+    /// No frame is under way: the next byte is a type byte. After an error: the valid part of the
+    /// stream ends with a whole frame.
     pub fn at_boundary(&self) -> bool {
         self.cursor.at_boundary() && !self.torn
     }
@@ -207,8 +210,8 @@ impl ServerObserver {
         usize::try_from(passed).unwrap_or(usize::MAX)
     }
 
-    /// How many more bytes may be read without reading into the next frame: none at a boundary, never more than the
-    /// frame under way has.
+    /// How many more bytes may be read without reading into the next frame: none at a boundary,
+    /// never more than the frame under way has.
     pub fn missing(&self) -> usize {
         match self.cursor {
             Cursor { have, .. } if have > 0 => 5 - usize::from(have),
@@ -226,8 +229,8 @@ impl ServerObserver {
         usize::try_from(self.valid).unwrap_or_default()
     }
 
-    /// Takes the next bytes of the stream and reports what they complete, in order. After an error do not feed it any more;
-    /// [`Self::valid`] says how far the run was valid.
+    /// Takes the next bytes of the stream and reports what they complete, in order. After an error
+    /// do not feed it any more; [`Self::valid`] says how far the run was valid.
     pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(ServerEvent<'_>)) -> Result<(), FrameError> {
         let mut rest = run;
         if !self.cursor.at_boundary() {
@@ -326,7 +329,8 @@ impl ServerObserver {
         Ok(())
     }
 
-    /// At most [`REPORT_KEPT`] bytes of a report; all of the others, which are no longer than [`SERVER_SMALL`].
+    /// At most [`REPORT_KEPT`] bytes of a report; all of the others, which are no longer than
+    /// [`SERVER_SMALL`].
     fn keep(&mut self, part: &[u8]) {
         let room = if matches!(self.tag, b'E' | b'N') {
             REPORT_KEPT - self.kept.len()
@@ -397,7 +401,8 @@ impl ClientObserver {
         self.cursor.at_boundary()
     }
 
-    /// The client has sent the whole of `X`. A server reads its body before it ends, so a header alone does not count.
+    /// The client has sent the whole of `X`. A server reads its body before it ends, so a header
+    /// alone does not count.
     pub fn terminated(&self) -> bool {
         self.terminated
     }
@@ -407,8 +412,9 @@ impl ClientObserver {
         (self.cursor.remaining > 0).then_some(self.cursor.header[0])
     }
 
-    /// Takes the next bytes of the stream and reports each frame at its header: its type, and its length word. Returns how
-    /// many of the bytes are for the server: all of them, but nothing behind a whole `X`.
+    /// Takes the next bytes of the stream and reports each frame at its header: its type, and its
+    /// length word. Returns how many of the bytes are for the server: all of them, but nothing
+    /// behind a whole `X`.
     pub fn feed(&mut self, run: &[u8], mut sink: impl FnMut(u8, u32)) -> Result<usize, FrameError> {
         if self.terminated {
             return Ok(0);

@@ -1,24 +1,28 @@
-//! Pending replies: what the server still has to answer, and to whom. It says when a session is between transactions.
+//! Pending replies: what the server still has to answer, and to whom. It says when a session is
+//! between transactions.
 //!
-//! A server sends one `Z` for each Query, `FunctionCall` and Sync *that it processes*. Which ones it processes depends on
-//! its answers: after an error in the extended protocol it discards everything up to the next Sync, and during COPY
-//! IN it ignores Sync and Flush. So this keeps the order of the requests that were sent and not yet answered. It is fed
-//! with both directions: each type byte before it is forwarded, each event of the server as it passes
-//! (PostgreSQL documentation, chapter "Message Flow"; `PostgresMain` in `src/backend/tcop/postgres.c`;
+//! A server sends one `Z` for each Query, `FunctionCall` and Sync *that it processes*. Which ones
+//! it processes depends on its answers: after an error in the extended protocol it discards
+//! everything up to the next Sync, and during COPY IN it ignores Sync and Flush. So this keeps the
+//! order of the requests that were sent and not yet answered. It is fed with both directions: each
+//! type byte before it is forwarded, each event of the server as it passes (PostgreSQL
+//! documentation, chapter "Message Flow"; `PostgresMain` in `src/backend/tcop/postgres.c`;
 //! `CopyGetData` in `src/backend/commands/copyfromparse.c`).
 //!
-//! Each request has an owner: the client, or the router where it asks something itself on the same connection (to restore
-//! session state, to clean up). [`PendingReplies::server`] says whose each reply is, so that the router's own
-//! replies can be kept from the client.
+//! Each request has an owner: the client, or the router where it asks something itself on the same
+//! connection (to restore session state, to clean up). [`PendingReplies::server`] says whose each
+//! reply is, so that the router's own replies can be kept from the client.
 //!
-//! Guarantees: [`PendingReplies::is_idle`] is never true while a reply is pending, an extended-protocol batch is
-//! open, or the server skips to a Sync. The owner of a reply is exact unless [`PendingReplies::is_lost`]. This is pure,
-//! has no heap when nothing waits behind the request being answered, and has a limit:
-//! at [`FULL_AT`] runs of waiting messages the client must not be read for a while.
+//! Guarantees: [`PendingReplies::is_idle`] is never true while a reply is pending, an
+//! extended-protocol batch is open, or the server skips to a Sync. The owner of a reply is exact
+//! unless [`PendingReplies::is_lost`]. This is pure, has no heap when nothing waits behind the
+//! request being answered, and has a limit: at [`FULL_AT`] runs of waiting messages the client must
+//! not be read for a while.
 //!
-//! Where the protocol itself is ambiguous, this says so and is not idle. The case: a client sends Sync while COPY IN
-//! runs, and the COPY fails. Was the Sync ignored, or is its `Z` still to come? That depends on a moment only the server
-//! knows ([`PendingReplies::is_uncertain`]). The first answer to a later request settles it, or all the `Z` that may come.
+//! Where the protocol itself is ambiguous, this says so and is not idle. The case: a client sends
+//! Sync while COPY IN runs, and the COPY fails. Was the Sync ignored, or is its `Z` still to come?
+//! That depends on a moment only the server knows ([`PendingReplies::is_uncertain`]). The first
+//! answer to a later request settles it, or all the `Z` that may come.
 
 mod queue;
 
@@ -33,8 +37,8 @@ pub const FULL_AT: usize = 4096;
 /// The same limit for a client that has closed its side.
 pub const LAST_AT: usize = 32_768;
 
-/// Runs of waiting messages beyond which [`PendingReplies::client`] fails. [`LAST_AT`] plus the messages that one read of
-/// 64 KiB can hold is less.
+/// Runs of waiting messages beyond which [`PendingReplies::client`] fails. [`LAST_AT`] plus the
+/// messages that one read of 64 KiB can hold is less.
 pub const MAX_RUNS: usize = 65_536;
 
 /// What the last `Z` said.
@@ -58,7 +62,8 @@ pub enum Admit {
     Full,
 }
 
-/// The client has more unanswered messages than are ever read ahead: the caller ignored [`Admit::Full`].
+/// The client has more unanswered messages than are ever read ahead: the caller ignored
+/// [`Admit::Full`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PendingError {
     #[error("too many messages wait for an answer")]
@@ -69,8 +74,8 @@ pub enum PendingError {
 enum CopyMode {
     #[default]
     None,
-    /// The server reads copied data. `ended`: `CopyDone` or `CopyFail` is on its way, or a message that has no place in
-    /// a COPY.
+    /// The server reads copied data. `ended`: `CopyDone` or `CopyFail` is on its way, or a message
+    /// that has no place in a COPY.
     In {
         ended: bool,
     },
@@ -88,7 +93,8 @@ pub struct PendingReplies {
     copy: CopyMode,
     /// Syncs sent into the COPY IN under way: ignored if it succeeds.
     copy_syncs: u32,
-    /// `Z` that may or may not come. While there are any, `current` may be behind the server by as many.
+    /// `Z` that may or may not come. While there are any, `current` may be behind the server by as
+    /// many.
     uncertain: u32,
     /// Who sent the Syncs that are counted in `copy_syncs` or `uncertain`; `None`: both did.
     sync_owner: Option<Owner>,
@@ -122,8 +128,9 @@ impl PendingReplies {
         }
     }
 
-    /// No reply is pending, no batch of the extended protocol is open, and the last `Z` was seen: the server does nothing
-    /// until it is asked. (The observers know whether a frame is under way.)
+    /// No reply is pending, no batch of the extended protocol is open, and the last `Z` was seen:
+    /// the server does nothing until it is asked. (The observers know whether a frame is under
+    /// way.)
     pub fn is_idle(&self) -> bool {
         self.status != TransactionStatus::Unknown
             && self.current.kind == RequestKind::Nothing
@@ -141,9 +148,9 @@ impl PendingReplies {
         self.status
     }
 
-    /// How many messages of the client the server has not answered yet; `None` where that cannot be known. What is
-    /// answered need not be settled ([`Self::has_executed`]). A stream in both directions (replication) is no request: its
-    /// client can go on elsewhere where it stopped.
+    /// How many messages of the client the server has not answered yet; `None` where that cannot be
+    /// known. What is answered need not be settled ([`Self::has_executed`]). A stream in both
+    /// directions (replication) is no request: its client can go on elsewhere where it stopped.
     pub fn outstanding(&self) -> Option<usize> {
         let is_known = self.status != TransactionStatus::Unknown && !self.is_uncertain();
         match self.copy {
@@ -156,8 +163,9 @@ impl PendingReplies {
         }
     }
 
-    /// If the client's oldest request failed now: the status that the `Z` behind the error would have; `None` where no `Z`
-    /// would come, as the client has not sent the Sync yet, or where that cannot be known.
+    /// If the client's oldest request failed now: the status that the `Z` behind the error would
+    /// have; `None` where no `Z` would come, as the client has not sent the Sync yet, or where that
+    /// cannot be known.
     pub fn ready_after_error(&self) -> Option<u8> {
         let mut runs = self
             .pending()
@@ -178,13 +186,14 @@ impl PendingReplies {
         std::iter::once(&self.current).chain(self.waiting.iter())
     }
 
-    /// The server completed a COPY in both directions and has said nothing since: at a shutdown a server ends replication
-    /// streams this way, and closes.
+    /// The server completed a COPY in both directions and has said nothing since: at a shutdown a
+    /// server ends replication streams this way, and closes.
     pub fn stream_has_ended(&self) -> bool {
         self.stream_ended
     }
 
-    /// Something is not committed yet: a transaction block is open, or a batch of the extended protocol without its Sync.
+    /// Something is not committed yet: a transaction block is open, or a batch of the extended
+    /// protocol without its Sync.
     pub fn is_open(&self) -> bool {
         self.batch_open
             || matches!(
@@ -193,8 +202,9 @@ impl PendingReplies {
             )
     }
 
-    /// Something of the client's was executed by the extended protocol, and no `Z` has confirmed it since: COMMIT, CALL or
-    /// VACUUM commit without a Sync, anything else is rolled back without one.
+    /// Something of the client's was executed by the extended protocol, and no `Z` has confirmed it
+    /// since: COMMIT, CALL or VACUUM commit without a Sync, anything else is rolled back without
+    /// one.
     pub fn has_executed(&self) -> bool {
         self.executed
     }
@@ -209,14 +219,14 @@ impl PendingReplies {
         self.copy != CopyMode::None
     }
 
-    /// Something was sent that could be read in two ways: not idle until an answer settles it, and the server connection
-    /// must not be given to another client.
+    /// Something was sent that could be read in two ways: not idle until an answer settles it, and
+    /// the server connection must not be given to another client.
     pub fn is_uncertain(&self) -> bool {
         self.uncertain > 0 || self.lost
     }
 
-    /// Replies can no longer be matched with requests, nor have they an owner: the server answered what nobody asked, or
-    /// what is uncertain has no end. Never idle again.
+    /// Replies can no longer be matched with requests, nor have they an owner: the server answered
+    /// what nobody asked, or what is uncertain has no end. Never idle again.
     pub fn is_lost(&self) -> bool {
         self.lost
     }
@@ -251,8 +261,9 @@ impl PendingReplies {
         self.sent(tag, Owner::Client)
     }
 
-    /// A message of the router itself, before it is sent. It may stand between any two of the client's, though only a
-    /// boundary makes it certain that the server answers it: in a batch that has failed it is discarded.
+    /// A message of the router itself, before it is sent. It may stand between any two of the
+    /// client's, though only a boundary makes it certain that the server answers it: in a batch
+    /// that has failed it is discarded.
     pub fn router(&mut self, tag: u8) -> Result<Admit, PendingError> {
         self.sent(tag, Owner::Router)
     }
@@ -279,7 +290,8 @@ impl PendingReplies {
                 }
                 self.batch_open = false;
             }
-            // Whether the server skips this depends on a Sync that it may have taken for a part of a COPY.
+            // Whether the server skips this depends on a Sync that it may have taken for a part of
+            // a COPY.
             _ if self.skipping && self.uncertain > 0 => self.lost = true,
             _ if self.skipping => {}
             b'Q' => self.request(RequestKind::Query, owner)?,
@@ -297,9 +309,9 @@ impl PendingReplies {
 
     /// A message of the server, as it passes; says whose it is.
     ///
-    /// Notices, changes of parameters and notifications are always the client's: they may come at any time, and nothing in
-    /// them says which request they belong to, if any. A FATAL error belongs to the owner of the request under way, and
-    /// to the client where there is none.
+    /// Notices, changes of parameters and notifications are always the client's: they may come at
+    /// any time, and nothing in them says which request they belong to, if any. A FATAL error
+    /// belongs to the owner of the request under way, and to the client where there is none.
     #[inline]
     pub fn server(&mut self, event: &ServerEvent<'_>) -> Owner {
         // Nearly everything is the client's: one comparison, and nothing else depends on the owner.
@@ -436,8 +448,9 @@ impl PendingReplies {
     /// The server now reads what follows the COPY, up to `CopyDone` or `CopyFail`, as part of it.
     fn copy_in(&mut self) {
         self.answered();
-        // Anything but data, Sync, Flush and its end breaks the COPY: then the server ends the session, unless the
-        // COPY had failed before; so what follows that is not part of the COPY either way.
+        // Anything but data, Sync, Flush and its end breaks the COPY: then the server ends the
+        // session, unless the COPY had failed before; so what follows that is not part of the COPY
+        // either way.
         let mut ended = self.current.count > 1;
         while !ended && let Some(run) = self.waiting.front() {
             match run.kind {
@@ -463,7 +476,8 @@ impl PendingReplies {
         // Some of them are answered, and it is unknown whose.
         self.lost |= syncs > 0 && self.sync_owner.is_none();
         match self.current.kind {
-            // Its `Z` follows; then those of Syncs that were sent into the COPY, if it had not read them.
+            // Its `Z` follows; then those of Syncs that were sent into the COPY, if it had not read
+            // them.
             RequestKind::Query | RequestKind::FunctionCall => {
                 self.uncertain = syncs;
                 self.started = true;
@@ -479,7 +493,8 @@ impl PendingReplies {
                 if syncs > 0
                     && (more || !matches!(self.current.kind, RequestKind::Nothing | RequestKind::Sync))
                 {
-                    // The server may skip it or not: this cannot be known, and what follows depends on it.
+                    // The server may skip it or not: this cannot be known, and what follows depends
+                    // on it.
                     self.lost = true;
                 }
                 while !matches!(self.current.kind, RequestKind::Nothing | RequestKind::Sync) {
@@ -501,11 +516,13 @@ impl PendingReplies {
         let mut owner = self.current.owner;
         match self.current.kind {
             RequestKind::Sync => {
-                // It may be the `Z` of an uncertain Sync as well: then that one must have the same owner.
+                // It may be the `Z` of an uncertain Sync as well: then that one must have the same
+                // owner.
                 self.lost |= self.uncertain > 0 && self.sync_owner != Some(owner);
                 self.advance();
             }
-            // A request says something before its `Z`: if this one has not, the `Z` is one of the uncertain ones.
+            // A request says something before its `Z`: if this one has not, the `Z` is one of the
+            // uncertain ones.
             RequestKind::Query | RequestKind::FunctionCall if self.started || self.uncertain == 0 => {
                 self.advance();
             }

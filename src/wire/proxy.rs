@@ -1,8 +1,8 @@
-//! Headers of the PROXY protocol, versions 1 and 2 ("The PROXY protocol", `HAProxy`'s doc/proxy-protocol.txt): for which
-//! client a balancer connects.
+//! Headers of the PROXY protocol, versions 1 and 2 ("The PROXY protocol", `HAProxy`'s
+//! doc/proxy-protocol.txt): for which client a balancer connects.
 //!
-//! A header is at most [`MAX_HEADER`] bytes. [`Reader`] says how many of the bytes at hand belong to it, so that none
-//! behind it is consumed.
+//! A header is at most [`MAX_HEADER`] bytes. [`Reader`] says how many of the bytes at hand belong
+//! to it, so that none behind it is consumed.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -29,8 +29,8 @@ const CLIENT_CERT_CONN: u8 = 0x02;
 /// What a header says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Header {
-    /// The client's address; `None` where the balancer connects for itself (`LOCAL`, as its checks do), does not know it
-    /// (`UNKNOWN`), or the client is on a Unix socket of its host.
+    /// The client's address; `None` where the balancer connects for itself (`LOCAL`, as its checks
+    /// do), does not know it (`UNKNOWN`), or the client is on a Unix socket of its host.
     pub source: Option<SocketAddr>,
     /// The client's TLS towards the balancer, as the balancer reports it.
     pub tls: Option<ProxiedTls>,
@@ -88,8 +88,9 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Returns how many of the bytes `at_hand` belong to the header, and the header once it is whole. Consume those bytes
-    /// and do not pass them again. Nothing behind the header is ever taken.
+    /// Returns how many of the bytes `at_hand` belong to the header, and the header once it is
+    /// whole. Consume those bytes and do not pass them again. Nothing behind the header is ever
+    /// taken.
     pub(crate) fn push(&mut self, at_hand: &[u8]) -> Result<(usize, Option<Header>), ProxyError> {
         let mut used = 0;
         loop {

@@ -166,8 +166,8 @@ fn additions_of_version_2() {
     }
 }
 
-/// The value for "123456789" is the standard's check value; here it is computed from the definition, bit by bit, over
-/// polynomial coefficients.
+/// The value for "123456789" is the standard's check value; here it is computed from the
+/// definition, bit by bit, over polynomial coefficients.
 fn castagnoli(bytes: &[u8]) -> u32 {
     let table = |index: u32| {
         (0..8).fold(index, |c, _| {
@@ -218,7 +218,8 @@ fn any_header() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    /// However it comes in pieces, and whatever is behind it: it is the same, and nothing behind it is taken.
+    /// However it comes in pieces, and whatever is behind it: it is the same, and nothing behind it
+    /// is taken.
     #[test]
     fn pieces_make_no_difference(
         header in any_header(), behind in prop::collection::vec(any::<u8>(), 0..30), cut in any::<prop::sample::Index>(),

@@ -2,13 +2,14 @@
 //! `options`, which a server reads as it reads its own command line.
 //!
 //! Follows `pg_split_opts` in `src/backend/utils/init/postinit.c`, `process_postgres_switches` in
-//! `src/backend/tcop/postgres.c`, `ParseLongOption` and `find_option` in `src/backend/utils/misc/guc.c`. If in
-//! doubt, a setting counts as present: a server refuses options that it does not know.
+//! `src/backend/tcop/postgres.c`, `ParseLongOption` and `find_option` in
+//! `src/backend/utils/misc/guc.c`. If in doubt, a setting counts as present: a server refuses
+//! options that it does not know.
 
 use bytes::Bytes;
 
-/// Settings that make a server wait at a login, for developers with a debugger. While it waits it occupies a place for a
-/// connection, and does not notice that the client has gone.
+/// Settings that make a server wait at a login, for developers with a debugger. While it waits it
+/// occupies a place for a connection, and does not notice that the client has gone.
 const DELAYS: [&str; 2] = ["post_auth_delay", "pre_auth_delay"];
 
 /// Switches with an argument; of every version since 9.x. `W` is `post_auth_delay`.

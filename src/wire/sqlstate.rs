@@ -1,5 +1,5 @@
-//! SQLSTATE codes: those that the router reports, and those that it acts on when a server reports them (PostgreSQL
-//! documentation, appendix "Error Codes").
+//! SQLSTATE codes: those that the router reports, and those that it acts on when a server reports
+//! them (PostgreSQL documentation, appendix "Error Codes").
 
 /// A five-character SQLSTATE, or [`SqlState::MISSING`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]

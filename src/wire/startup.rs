@@ -1,10 +1,10 @@
-//! The first packets of a connection: `SSLRequest`, `GSSENCRequest`, `CancelRequest`, the startup packet, and the
-//! router's own peer request.
+//! The first packets of a connection: `SSLRequest`, `GSSENCRequest`, `CancelRequest`, the startup
+//! packet, and the router's own peer request.
 //!
-//! [`parse`] takes exactly one packet from the start of a buffer, or says that more is needed. It checks the length
-//! as soon as its four bytes are there, so that no client makes the reader wait for, or buffer, more than
-//! [`MAX_LENGTH`] bytes (docs/protocol.md, cases 1–12). Errors are PostgreSQL's own, from `ProcessStartupPacket` in
-//! `src/backend/tcop/backend_startup.c`.
+//! [`parse`] takes exactly one packet from the start of a buffer, or says that more is needed. It
+//! checks the length as soon as its four bytes are there, so that no client makes the reader wait
+//! for, or buffer, more than [`MAX_LENGTH`] bytes (docs/protocol.md, cases 1–12). Errors are
+//! PostgreSQL's own, from `ProcessStartupPacket` in `src/backend/tcop/backend_startup.c`.
 
 use bytes::Bytes;
 
@@ -14,12 +14,12 @@ use super::sqlstate::SqlState;
 /// The largest packet accepted before a connection has a type byte, its length word included.
 pub const MAX_LENGTH: usize = 10_000;
 
-/// The most parameters in one startup packet. PostgreSQL has no such limit, but no client comes near it, and a client
-/// must cost little before it is authenticated.
+/// The most parameters in one startup packet. PostgreSQL has no such limit, but no client comes
+/// near it, and a client must cost little before it is authenticated.
 pub const MAX_PARAMETERS: usize = 512;
 
-/// The longest name of a user or a database, in bytes (`NAMEDATALEN` - 1). `ProcessStartupPacket` cuts longer ones short,
-/// between any two bytes.
+/// The longest name of a user or a database, in bytes (`NAMEDATALEN` - 1). `ProcessStartupPacket`
+/// cuts longer ones short, between any two bytes.
 pub const MAX_NAME: usize = 63;
 
 /// First byte of a TLS handshake record; no length of a first packet begins with it.
@@ -45,7 +45,8 @@ impl ProtocolVersion {
     }
 }
 
-/// A packet without a type byte, as the first one of a connection (or after a refused encryption request).
+/// A packet without a type byte, as the first one of a connection (or after a refused encryption
+/// request).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FirstPacket {
     SslRequest,
@@ -56,7 +57,8 @@ pub enum FirstPacket {
     Peer(Bytes),
 }
 
-/// The code of a peer request, where a startup packet has its version: "TRKL", which no PostgreSQL uses.
+/// The code of a peer request, where a startup packet has its version: "TRKL", which no PostgreSQL
+/// uses.
 pub const PEER_REQUEST_CODE: u32 = 0x5452_4b4c;
 
 /// A `CancelRequest` as received. The key's length is that of the packet.
@@ -83,7 +85,8 @@ pub enum Replication {
     Logical,
 }
 
-/// A startup packet: an ordered list of byte strings; duplicates apply in order; non-UTF-8 is legal.
+/// A startup packet: an ordered list of byte strings; duplicates apply in order; non-UTF-8 is
+/// legal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartupPacket {
     /// As asked for; may be newer than the router serves.
@@ -116,8 +119,8 @@ impl StartupPacket {
         }
     }
 
-    /// Whether one `v` must be sent before authentication, and what it says: the client asked for a version that is
-    /// not served as such, or for any `_pq_.` option (none is known so far).
+    /// Whether one `v` must be sent before authentication, and what it says: the client asked for a
+    /// version that is not served as such, or for any `_pq_.` option (none is known so far).
     pub fn negotiation(&self) -> Option<Negotiation<'_>> {
         let served = self.served();
         (served != self.version || !self.protocol_options.is_empty()).then(|| Negotiation {
@@ -126,8 +129,8 @@ impl StartupPacket {
         })
     }
 
-    /// The parameters for a server: all of them, in order, byte for byte, `user` among them. `_pq_.` options
-    /// are negotiated with the router and end here.
+    /// The parameters for a server: all of them, in order, byte for byte, `user` among them.
+    /// `_pq_.` options are negotiated with the router and end here.
     pub fn server_parameters(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.parameters
             .iter()
@@ -187,8 +190,8 @@ impl StartupError {
     }
 }
 
-/// Takes one packet from the start of `buf` and returns its length too. `None`: more is needed, never more than
-/// [`MAX_LENGTH`] bytes in all.
+/// Takes one packet from the start of `buf` and returns its length too. `None`: more is needed,
+/// never more than [`MAX_LENGTH`] bytes in all.
 pub fn parse(buf: &[u8]) -> Result<Option<(FirstPacket, usize)>, StartupError> {
     let Some(length) = word(buf, 0) else {
         return Ok(None);
@@ -228,7 +231,8 @@ pub enum Glance {
     Peer,
 }
 
-/// Classifies what `buf` begins with. `None`: more is needed, at most as many bytes as a `CancelRequest` may have.
+/// Classifies what `buf` begins with. `None`: more is needed, at most as many bytes as a
+/// `CancelRequest` may have.
 pub fn glance(buf: &[u8]) -> Result<Option<Glance>, StartupError> {
     if buf.first() == Some(&TLS_HANDSHAKE) {
         return Ok(Some(Glance::Session));
@@ -256,7 +260,8 @@ fn word(buf: &[u8], at: usize) -> Option<u32> {
         .map(|&bytes| u32::from_be_bytes(bytes))
 }
 
-/// The list behind the version: names and values in turn, ended by an empty name that is the last byte.
+/// The list behind the version: names and values in turn, ended by an empty name that is the last
+/// byte.
 fn startup(version: u32, list: &[u8]) -> Result<StartupPacket, StartupError> {
     let [major_high, major_low, minor_high, minor_low] = version.to_be_bytes();
     let minor = u16::from_be_bytes([minor_high, minor_low]);
@@ -267,8 +272,8 @@ fn startup(version: u32, list: &[u8]) -> Result<StartupPacket, StartupError> {
     let list = Bytes::copy_from_slice(list);
     let (mut parameters, mut protocol_options) = (Vec::new(), Vec::new());
     let (mut user, mut database) = (Bytes::new(), Bytes::new());
-    // PostgreSQL keeps two flags, and never clears that of `database`: `database`, `true` is logical, while
-    // `database`, `off` is an ordinary session.
+    // PostgreSQL keeps two flags, and never clears that of `database`: `database`, `true` is
+    // logical, while `database`, `off` is an ordinary session.
     let (mut is_walsender, mut is_logical) = (false, false);
     let mut rest = 0;
     loop {
@@ -330,7 +335,8 @@ fn cstr(list: &Bytes, rest: &mut usize) -> Result<Bytes, StartupError> {
     Ok(list.slice(start..start + length))
 }
 
-/// PostgreSQL's `parse_bool`: any unique prefix of true, false, yes, no, on, off, in any case, and 1 and 0.
+/// PostgreSQL's `parse_bool`: any unique prefix of true, false, yes, no, on, off, in any case, and
+/// 1 and 0.
 fn boolean(value: &[u8]) -> Option<bool> {
     // `o` alone could be either.
     let words = [

@@ -1,13 +1,15 @@
-//! Bytes from outside (names of users, databases, members; messages of servers) as text that is safe in a log
-//! line, an error or a header.
+//! Bytes from outside (names of users, databases, members; messages of servers) as text that is
+//! safe in a log line, an error or a header.
 
 use std::fmt::{self, Write};
 
-/// Shows bytes so that they can neither forge a log line nor act on a terminal: short, and one word.
+/// Shows bytes so that they can neither forge a log line nor act on a terminal: short, and one
+/// word.
 ///
-/// Letters, digits and a few marks stand for themselves; a value with anything else is put in double quotes, with
-/// control characters, invisible and direction-changing characters, quotes and backslashes escaped as in Rust, and
-/// bytes that are not UTF-8 as `\xNN`. What is longer than [`Escaped::MAX_CHARS`] ends in `…`.
+/// Letters, digits and a few marks stand for themselves; a value with anything else is put in
+/// double quotes, with control characters, invisible and direction-changing characters, quotes and
+/// backslashes escaped as in Rust, and bytes that are not UTF-8 as `\xNN`. What is longer than
+/// [`Escaped::MAX_CHARS`] ends in `…`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Escaped<'a>(pub &'a [u8]);
 
@@ -72,8 +74,9 @@ impl Piece {
     }
 }
 
-/// Characters that must not reach a log or a terminal as they are: controls, line and paragraph separators,
-/// characters without width, and those that change the direction of the text (Unicode Technical Report 36).
+/// Characters that must not reach a log or a terminal as they are: controls, line and paragraph
+/// separators, characters without width, and those that change the direction of the text (Unicode
+/// Technical Report 36).
 pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,

@@ -1,8 +1,9 @@
 //! The harness: a real Patroni cluster, and routers before it.
 //!
-//! The cluster is made by `scripts/cluster.py`. Tests that leave it as it is share one, which `make test` (or
-//! `scripts/test-cluster up`) starts and names in `TRUNKLINE_TEST_CLUSTER`; tests that break things start their own
-//! with [`Cluster::start`]. Each router listens on an address of its own, so that tests run side by side.
+//! The cluster is made by `scripts/cluster.py`. Tests that leave it as it is share one, which
+//! `make test` (or `scripts/test-cluster up`) starts and names in `TRUNKLINE_TEST_CLUSTER`; tests
+//! that break things start their own with [`Cluster::start`]. Each router listens on an address of
+//! its own, so that tests run side by side.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(
     clippy::unwrap_used,
@@ -48,8 +49,8 @@ pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// A loopback address nobody else of this run uses, between 127.64.0.1 and 127.127.255.255: twelve bits of the process,
-/// ten of a counter.
+/// A loopback address nobody else of this run uses, between 127.64.0.1 and 127.127.255.255: twelve
+/// bits of the process, ten of a counter.
 pub fn fresh_address() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -113,8 +114,8 @@ impl Cluster {
         })
     }
 
-    /// One of the test's own, to be broken; it is gone when this is dropped. `options` are `cluster.py up`'s.
-    /// `base` must be an address no other cluster of the test run uses.
+    /// One of the test's own, to be broken; it is gone when this is dropped. `options` are
+    /// `cluster.py up`'s. `base` must be an address no other cluster of the test run uses.
     pub fn start(base: &str, etcd_port: u16, options: &[&str]) -> Self {
         Self::start_in(&[], base, etcd_port, options)
     }
@@ -360,7 +361,8 @@ pub struct Options {
 }
 
 impl Router {
-    /// Before the shared cluster, with everything at its default; serves both ports when this returns.
+    /// Before the shared cluster, with everything at its default; serves both ports when this
+    /// returns.
     pub fn shared() -> Self {
         Self::before(Cluster::shared(), Options::default())
     }
@@ -542,7 +544,8 @@ impl Router {
         Some((status, body))
     }
 
-    /// The value of a metric with exactly these labels in the text (`name{a="b"}`); 0 where it is not there.
+    /// The value of a metric with exactly these labels in the text (`name{a="b"}`); 0 where it is
+    /// not there.
     pub fn metric(&self, name: &str) -> f64 {
         let (_, body) = self.http("/metrics").unwrap();
         body.lines()

@@ -44,8 +44,8 @@ pub struct Options {
     pub port: Option<u16>,
 }
 
-/// A server that runs until this is dropped: TLS, users `app` and `postgres` (passwords alike), database `app`, and
-/// the service account.
+/// A server that runs until this is dropped: TLS, users `app` and `postgres` (passwords alike),
+/// database `app`, and the service account.
 #[derive(Debug)]
 pub struct Postgres {
     dir: TempDir,
@@ -334,7 +334,8 @@ impl Pair18 {
         Self { primary, standby }
     }
 
-    /// `clusters:` with both; each server has a certificate authority of its own, so nothing is verified.
+    /// `clusters:` with both; each server has a certificate authority of its own, so nothing is
+    /// verified.
     pub fn yaml(&self) -> String {
         fixed_list(&[&self.primary, &self.standby], "{sslmode: require}")
     }

@@ -1,4 +1,5 @@
-//! A watch on a real etcd with TLS and users, whose leader key the test writes as it likes, beside a real Patroni's REST.
+//! A watch on a real etcd with TLS and users, whose leader key the test writes as it likes, beside
+//! a real Patroni's REST.
 
 use std::fs;
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
-//! Look-ups of identities and memberships before PostgreSQL servers of a test's own: what is changed there counts
-//! at once, and costs a known number of queries.
+//! Look-ups of identities and memberships before PostgreSQL servers of a test's own: what is
+//! changed there counts at once, and costs a known number of queries.
 
 use std::time::Duration;
 
@@ -96,7 +96,8 @@ async fn client(server: &Postgres) -> tokio_postgres::Client {
     client
 }
 
-/// Waits until an answer asked at `asked` at the latest is older than `age`: the clock is the condition here.
+/// Waits until an answer asked at `asked` at the latest is older than `age`: the clock is the
+/// condition here.
 async fn older(asked: Instant, age: Duration) {
     tokio::time::sleep_until(asked + age + Duration::from_millis(5)).await;
 }
@@ -194,7 +195,8 @@ async fn remembered_answers_serve_while_the_server_is_down_for_cache_ttl_at_most
     running.end().await;
 }
 
-/// The query is slow: the remembered answer is used after 250 ms, and the query's own is remembered when it comes.
+/// The query is slow: the remembered answer is used after 250 ms, and the query's own is remembered
+/// when it comes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_answer_holds_nobody_up_and_is_not_lost() {
     let server = start(false);
@@ -313,8 +315,9 @@ async fn memberships_are_those_of_the_servers_own_rules() {
     }
 }
 
-/// Every role, and whether the server takes `user` for a member of it. (`pg_has_role` takes a superuser for a member of
-/// all, which `+role` does not; the superusers here are members of nothing.)
+/// Every role, and whether the server takes `user` for a member of it. (`pg_has_role` takes a
+/// superuser for a member of all, which `+role` does not; the superusers here are members of
+/// nothing.)
 fn memberships(server: &Postgres, user: &str) -> Vec<(String, bool)> {
     let found = sql(
         server,
@@ -361,7 +364,8 @@ async fn a_user_with_too_many_roles_is_an_error_and_a_long_name_nobody() {
     running.end().await;
 }
 
-/// The server does not allow roles to be members of each other, which the query relies on only for speed.
+/// The server does not allow roles to be members of each other, which the query relies on only for
+/// speed.
 #[tokio::test(flavor = "multi_thread")]
 async fn cycles_of_memberships_are_refused_by_the_server() {
     let server = start(false);

@@ -106,7 +106,8 @@ impl fmt::Debug for HaProxy {
 }
 
 impl HaProxy {
-    /// With the file as it is, but for its hosts (the `nodes`, in order) and the addresses it listens on.
+    /// With the file as it is, but for its hosts (the `nodes`, in order) and the addresses it
+    /// listens on.
     pub fn start(way: &'static Way, nodes: &[Node]) -> Self {
         let address = fresh_address();
         let mut text =
@@ -222,8 +223,8 @@ impl Visit {
     }
 }
 
-/// Applications of one way and access: one after the other opens a session, looks where it is, writes a row or not, and
-/// leaves.
+/// Applications of one way and access: one after the other opens a session, looks where it is,
+/// writes a row or not, and leaves.
 pub struct Visitors {
     pub way: &'static Way,
     pub access: Access,

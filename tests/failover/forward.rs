@@ -59,9 +59,11 @@ fn forwarded_connections_end_when_their_server_changes_its_role() {
     for (server, session) in &mut staying {
         assert_eq!(session.server(), *server, "readers on the other replica go on");
     }
-    // On one timeline, or who is elected next may begin the same one once more, and the two never be told apart.
+    // On one timeline, or who is elected next may begin the same one once more, and the two never
+    // be told apart.
     cluster.control("wait", &[]);
-    // A leader that goes silent, too: nothing comes from it, and its connections end once another one is verified.
+    // A leader that goes silent, too: nothing comes from it, and its connections end once another
+    // one is verified.
     cluster.control("freeze", &[&new.name]);
     let end = session.end(Duration::from_secs(60));
     assert!(end.closed && end.frames.is_empty(), "{end:?}");

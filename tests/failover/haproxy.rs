@@ -1,5 +1,6 @@
-//! HAProxy before three nodes with a router beside each, in the three ways of `config/`, all at once: through the routers,
-//! straight to the servers with the routers as health targets, and likewise with Patroni's paths.
+//! HAProxy before three nodes with a router beside each, in the three ways of `config/`, all at
+//! once: through the routers, straight to the servers with the routers as health targets, and
+//! likewise with Patroni's paths.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,9 +13,11 @@ use super::session::{Session, spread};
 
 /// Patroni's ttl and the election, with room for a busy machine.
 const FAILOVER: Duration = Duration::from_mins(1);
-/// From the moment that the routers agree until HAProxy does: three checks, 3 s apart, and what is under way; with room.
+/// From the moment that the routers agree until HAProxy does: three checks, 3 s apart, and what is
+/// under way; with room.
 const MARKED: Duration = Duration::from_secs(20);
-/// Until HAProxy gives up a host that is silent: three checks that wait 5 s each, 3 s apart; with room.
+/// Until HAProxy gives up a host that is silent: three checks that wait 5 s each, 3 s apart; with
+/// room.
 const SILENCE: Duration = Duration::from_secs(40);
 
 struct Site {
@@ -83,8 +86,8 @@ impl Site {
         None
     }
 
-    /// HAProxy shows what the routers say, then applications find what they came for, and nothing else: writers the
-    /// leader, readers all of `replicas` and nobody else. Returns since when.
+    /// HAProxy shows what the routers say, then applications find what they came for, and nothing
+    /// else: writers the leader, readers all of `replicas` and nobody else. Returns since when.
     fn settle(&self, leader: &str, replicas: &BTreeSet<String>) -> Instant {
         let began = Instant::now();
         while let Some(last) = self.disagreement() {
@@ -192,7 +195,8 @@ impl Site {
             for visit in visits.iter().filter(|visit| visit.is_astray(visitors.access)) {
                 astray += 1;
                 if visitors.way.routed {
-                    // A standby may be promoted between the login and the question; the session is told to leave.
+                    // A standby may be promoted between the login and the question; the session is
+                    // told to leave.
                     assert!(
                         visitors.access == Access::Read && visit.ended,
                         "through a router: {visit:?}"
@@ -412,8 +416,8 @@ fn the_leaders_host_goes_silent(site: &mut Site, silent: &str) {
             assert!(!state.is_up(), "{what}: {state:?}");
             eprintln!("{what}: closed within {:?}, {state:?}", begun.elapsed());
         } else if standing.server == site.address(silent) || standing.server == site.address(&new) {
-            // Its server has lost, or changed, its role. HAProxy marks the writers' section of every router down while
-            // there is no leader, and may be the first to close.
+            // Its server has lost, or changed, its role. HAProxy marks the writers' section of
+            // every router down while there is no leader, and may be the first to close.
             let end = standing.session.end(MARKED);
             assert!(end.closed, "{what}: {end:?}");
             let router_says_so = haproxy.way.routed && standing.access == Access::Read;

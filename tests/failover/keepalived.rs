@@ -1,7 +1,8 @@
 //! keepalived with `config/keepalived.conf` moves the address to a host whose router serves.
 //!
-//! Two hosts are two network namespaces with a cable between them; who answers for a router there is a stand-in (that real
-//! routers are seen for what they are is a test of the file's own). Needs root; without it the test says so and is over.
+//! Two hosts are two network namespaces with a cable between them; who answers for a router there
+//! is a stand-in (that real routers are seen for what they are is a test of the file's own). Needs
+//! root; without it the test says so and is over.
 
 use std::fs;
 use std::path::PathBuf;

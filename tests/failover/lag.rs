@@ -1,4 +1,5 @@
-//! A replica that falls behind, and one that freezes: who is given new sessions, and what happens to live ones.
+//! A replica that falls behind, and one that freezes: who is given new sessions, and what happens
+//! to live ones.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -122,7 +123,8 @@ fn a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_wh
     let (_sessions, places) = spread(router.address, 6437, 6);
     assert!(places.contains_key(&behind.address), "a route without a limit");
 
-    // To a router that is told of the two alone, as of a standby cluster, the one that follows stands for the leader.
+    // To a router that is told of the two alone, as of a standby cluster, the one that follows
+    // stands for the leader.
     let address = fresh_address();
     let told = json!([
         member(other, &other.name, "standby_leader"),

@@ -1,6 +1,8 @@
-//! What clients see while a cluster changes or breaks, and when the router itself goes: real Patroni, 3.0 and 4.1.
+//! What clients see while a cluster changes or breaks, and when the router itself goes: real
+//! Patroni, 3.0 and 4.1.
 //!
-//! A test that breaks a cluster starts its own, on addresses and ports that no other uses; they may run side by side.
+//! A test that breaks a cluster starts its own, on addresses and ports that no other uses; they may
+//! run side by side.
 #![allow(
     clippy::unwrap_used,
     clippy::duration_suboptimal_units,

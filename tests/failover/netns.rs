@@ -1,7 +1,8 @@
-//! A leader that goes silent because packets are lost on the way: nobody resets anything, nobody says goodbye.
+//! A leader that goes silent because packets are lost on the way: nobody resets anything, nobody
+//! says goodbye.
 //!
-//! The cluster lives in a network namespace; a wire of tun devices leads there, and drops what the test tells it to.
-//! Needs root and `/dev/net/tun`; without them the test says so and is over.
+//! The cluster lives in a network namespace; a wire of tun devices leads there, and drops what the
+//! test tells it to. Needs root and `/dev/net/tun`; without them the test says so and is over.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};

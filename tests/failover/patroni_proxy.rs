@@ -1,7 +1,9 @@
-//! The scenarios of `patroni_proxy` itself with real Patroni, 3.0 and 4.1, on ports that forward (it knows no others)
-//! and, where clients see a difference, on ports that speak PostgreSQL; and, in [`wrong`], what it gets wrong.
+//! The scenarios of `patroni_proxy` itself with real Patroni, 3.0 and 4.1, on ports that forward
+//! (it knows no others) and, where clients see a difference, on ports that speak PostgreSQL; and,
+//! in [`wrong`], what it gets wrong.
 //!
-//! What is shown elsewhere is not shown twice. A name is that of a test here, in `wrong`, or in the module before it.
+//! What is shown elsewhere is not shown twice. A name is that of a test here, in `wrong`, or in the
+//! module before it.
 //!
 //! | its scenario | shown by |
 //! |---|---|
@@ -294,7 +296,8 @@ impl Scenarios {
         }
     }
 
-    /// "basic-proxy", and what the scenario on replicas has in its title only: the fewest connections.
+    /// "basic-proxy", and what the scenario on replicas has in its title only: the fewest
+    /// connections.
     fn leader_and_replicas_are_served(&self) {
         for (master, replicas) in [(MASTER, REPLICAS), (PG_MASTER, PG_REPLICAS)] {
             assert_eq!(

@@ -73,8 +73,8 @@ impl Answer {
         Some(String::from_utf8_lossy(&row[..length]).into_owned())
     }
 
-    /// The session was ended as a server would end it: one FATAL, nothing ready after it, and closed. A request whose
-    /// outcome is not known is answered in order first.
+    /// The session was ended as a server would end it: one FATAL, nothing ready after it, and
+    /// closed. A request whose outcome is not known is answered in order first.
     pub fn ended(&self) -> Report {
         let errors = self.errors();
         assert!(self.closed, "not closed: {self:?}");
@@ -185,7 +185,8 @@ impl Session {
         self.read(limit, false)
     }
 
-    /// What has come without having been asked for, without waiting for more than a moment of the runtime's.
+    /// What has come without having been asked for, without waiting for more than a moment of the
+    /// runtime's.
     pub fn is_open(&mut self) -> bool {
         !self.read(Duration::from_millis(1), false).closed
     }

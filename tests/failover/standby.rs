@@ -78,7 +78,8 @@ fn replicas_share_sessions_and_stand_in_for_each_other() {
         places.len() == 2
     });
 
-    // A router that has not noticed yet that a replica is gone: the first choice refuses, nobody sees it.
+    // A router that has not noticed yet that a replica is gone: the first choice refuses, nobody
+    // sees it.
     let slow = Options {
         cluster_extra: "probe: {interval: 1m, timeout: 1s}".into(),
         ..Options::default()

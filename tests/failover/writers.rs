@@ -1,4 +1,5 @@
-//! Applications that write without pause and reconnect when they must, and the account of what they wrote.
+//! Applications that write without pause and reconnect when they must, and the account of what they
+//! wrote.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;

@@ -311,14 +311,16 @@ fn a_superuser_needs_no_function_and_a_changed_password_is_learned() {
     for user in ["nologin", "expired", "nobody"] {
         assert_eq!(refused(&router, user, "secret").code(), "28P01", "{user}");
     }
-    // The old verifier is remembered for a second: a login with the new password may fail, and makes it forgotten.
+    // The old verifier is remembered for a second: a login with the new password may fail, and
+    // makes it forgotten.
     server.sql("ALTER ROLE app PASSWORD 'new'");
     eventually("the new password opens", Duration::from_secs(5), || {
         log_in(&router, "app", "new").is_ok()
     });
     assert_eq!(refused(&router, "app", "app").code(), "28P01");
-    // With the old password of a verifier still remembered the server is asked, which knows better; that is no 28P01,
-    // for the router has accepted it. On a slow machine the second is over, and the router knows better itself.
+    // With the old password of a verifier still remembered the server is asked, which knows better;
+    // that is no 28P01, for the router has accepted it. On a slow machine the second is over, and
+    // the router knows better itself.
     server.sql("CREATE ROLE second LOGIN PASSWORD 'old'");
     assert_eq!(log_in(&router, "second", "old").as_deref(), Ok("second"));
     server.sql("ALTER ROLE second PASSWORD 'new'");

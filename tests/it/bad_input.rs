@@ -1,4 +1,5 @@
-//! Bad input from everywhere but clients: Patroni, the configuration, certificates, ports, and the open-file limit.
+//! Bad input from everywhere but clients: Patroni, the configuration, certificates, ports, and the
+//! open-file limit.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};

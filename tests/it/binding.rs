@@ -1,5 +1,5 @@
-//! Channel binding, with several drivers and certificates; men in the middle on both sides of the router; and what who
-//! does not get in may learn from that.
+//! Channel binding, with several drivers and certificates; men in the middle on both sides of the
+//! router; and what who does not get in may learn from that.
 
 mod middle;
 mod strangers;
@@ -111,7 +111,7 @@ impl<'a> Sessions<'a> {
     }
 }
 
-// --- clients -------------------------------------------------------------------------------------------------------
+// --- clients -------------------------------------------------------------------------------------
 
 fn psycopg(router: &Router, mode: &str) -> Command {
     let mut command = Command::new(cache().join("drivers-python/bin/python"));
@@ -154,7 +154,8 @@ fn node_pg(router: &Router, enable: bool) -> Command {
     command
 }
 
-/// The Debian version, 42.5, has no channel binding: it takes SCRAM-SHA-256 from the list, and says `n`.
+/// The Debian version, 42.5, has no channel binding: it takes SCRAM-SHA-256 from the list, and says
+/// `n`.
 fn pgjdbc(router: &Router, dir: &Path) -> Command {
     let program = "public class Bound { public static void main(String[] a) throws Exception {\n\
                    try (var c = java.sql.DriverManager.getConnection(a[0], \"app\", \"app\");\n\
@@ -204,7 +205,8 @@ fn every_driver_with_every_kind_of_certificate_while_the_file_changes() {
     assert!(!sessions.is_bound(&mut pgjdbc(&router, dir)));
 }
 
-/// Ed25519 has no hash to bind with (docs/protocol.md, case 21): -PLUS is not offered, and only a client that insists on it is refused.
+/// Ed25519 has no hash to bind with (docs/protocol.md, case 21): -PLUS is not offered, and only a
+/// client that insists on it is refused.
 #[test]
 fn with_ed25519_nothing_is_offered() {
     let dir = tempfile::tempdir().unwrap();
@@ -284,7 +286,7 @@ fn without_tls_nothing_is_bound() {
     assert!(!sessions.psql_is_bound(Command::new("psql"), "sslmode=disable channel_binding=prefer"));
 }
 
-// --- between client and router -------------------------------------------------------------------------------------
+// --- between client and router -------------------------------------------------------------------
 
 /// Somebody between the clients and `router`, with a certificate of his own.
 fn before_router(router: &Router, play: Play) -> Middle {
@@ -431,7 +433,8 @@ fn who_denies_tls_gets_no_further_than_the_rules() {
             "server does not support SSL",
         );
     }
-    // He has TLS with the router for himself: the list gives him away, and binding cannot be had from him.
+    // He has TLS with the router for himself: the list gives him away, and binding cannot be had
+    // from him.
     let encrypted = denies(Some((
         Certificates::shared().file("ca.crt"),
         "localhost".to_owned(),
@@ -457,7 +460,7 @@ fn who_denies_tls_gets_no_further_than_the_rules() {
     }
 }
 
-// --- between router and server -------------------------------------------------------------------------------------
+// --- between router and server -------------------------------------------------------------------
 
 /// A server, and somebody before it.
 fn behind(
@@ -555,7 +558,8 @@ fn strips_a_servers_plus(version_18: bool) {
     assert_eq!(router.psql(6432, "SELECT 'in'"), "in", "nothing is noticed");
 }
 
-/// The server's certificate is public, and channel binding is to it: what counts is that its key signs the handshake.
+/// The server's certificate is public, and channel binding is to it: what counts is that its key
+/// signs the handshake.
 #[test]
 fn who_has_the_servers_certificate_and_not_its_key_gets_neither_look_ups_nor_sessions() {
     let mut key = None;
@@ -600,8 +604,8 @@ fn who_shows_the_router_another_certificate_is_refused_by_postgresql_18() {
 
 fn shows_another_certificate(version_18: bool) {
     let own = |_: &Postgres| Certificates::make(&["server.example".to_owned()]);
-    // The router's account gives its password in clear, as configured, which binds nothing, and so does not keep `app`
-    // from trying.
+    // The router's account gives its password in clear, as configured, which binds nothing, and so
+    // does not keep `app` from trying.
     let (server, middle) = behind(
         version_18,
         "hostssl all trunkline 127.0.0.0/8 password\nhostssl all all 127.0.0.0/8 scram-sha-256",

@@ -179,7 +179,8 @@ fn the_clients_connection_is_closed_after_the_servers() {
     let router = server.router("");
     let mut client = Client::new(&router);
     client.send(&query("long"));
-    // In flight as soon as the router has it: a later session's login is a later thing on the same listener.
+    // In flight as soon as the router has it: a later session's login is a later thing on the same
+    // listener.
     eventually("the cancel reaches the server", PATIENCE, || {
         if server.cancels.lock().unwrap().is_empty() {
             drop(send_cancel(
@@ -283,8 +284,8 @@ fn a_cancel_goes_to_the_server_as_the_session_does_in_tls() {
     }
 }
 
-/// Three routers that are peers, each with `clusters`; the addresses of their read-write ports in their configurations
-/// may be changed by `heard_at`.
+/// Three routers that are peers, each with `clusters`; the addresses of their read-write ports in
+/// their configurations may be changed by `heard_at`.
 pub fn peers(
     clusters: &str,
     rest: &str,
@@ -431,7 +432,8 @@ fn thirty_two_bytes_lead_straight_to_their_router() {
     cancel(at(&routers[1], 6432), How::Plain, first.process_id, &first.key);
     assert_cancelled(&mut first);
 
-    // Its process finishes the session while another one has its port: that one asks it, for its clients and for peers.
+    // Its process finishes the session while another one has its port: that one asks it, for its
+    // clients and for peers.
     let _new = upgrade(&routers[1]);
     let mut second = Client::login(at(&routers[1], 6432), newest());
     for asked in [&routers[1], &routers[0], &routers[0], &routers[2]] {
@@ -561,7 +563,8 @@ fn a_peer_with_another_secret_is_refused_and_one_that_is_away_is_not_waited_for(
     );
 }
 
-/// Case 35: a server that gives no key (some managed ones). The client has one all the same, and it cancels nothing.
+/// Case 35: a server that gives no key (some managed ones). The client has one all the same, and it
+/// cancels nothing.
 #[test]
 fn a_server_without_keys_cannot_be_cancelled_and_is_not_harmed() {
     let fake = Fake::keyless(|mut session| async move {

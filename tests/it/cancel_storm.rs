@@ -1,4 +1,5 @@
-//! Cancel requests when there are many: applications time out together, servers stop, strangers knock.
+//! Cancel requests when there are many: applications time out together, servers stop, strangers
+//! knock.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Read;
@@ -491,7 +492,8 @@ fn after_an_upgrade_every_session_of_the_process_before_is_cancelled() {
     assert_eq!(metric(&router, "other_process"), count(clients.len()));
 }
 
-/// `mode: tcp`: the key is the server's own. It came in clear, and goes on as sessions of the router's would.
+/// `mode: tcp`: the key is the server's own. It came in clear, and goes on as sessions of the
+/// router's would.
 #[test]
 fn what_is_passed_on_unread_is_encrypted_on_its_way_to_the_server() {
     let server = trusting(false);

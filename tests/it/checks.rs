@@ -183,7 +183,8 @@ fn haproxys_checks_see_what_is_there_and_make_no_noise() {
         let new: Vec<&str> = log[before.len()..]
             .lines()
             .filter(|line| !line.contains("trunkline::cluster"))
-            // Each configuration that is made writes the password's file anew, which those that run may see late.
+            // Each configuration that is made writes the password's file anew, which those that run
+            // may see late.
             .filter(|line| !line.contains("files loaded part=clusters.main.service_account"))
             .collect();
         assert!(new.is_empty(), "{new:?}");

@@ -1,4 +1,5 @@
-//! The files in `config/` that a person copies: each program takes its own, and they say what their documentation says.
+//! The files in `config/` that a person copies: each program takes its own, and they say what their
+//! documentation says.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

@@ -1,8 +1,9 @@
-//! What a person reads first is right: links lead somewhere, and commands do what stands below them.
+//! What a person reads first is right: links lead somewhere, and commands do what stands below
+//! them.
 //!
-//! Blocks marked `sh` and `console` are run in order, in one shell; one after a comment `<!-- not run: why -->` is not. In a
-//! `console` block a line that begins with `$ ` is a command and what follows is its output; `…` is for whatever stands
-//! there, alone on a line for any lines.
+//! Blocks marked `sh` and `console` are run in order, in one shell; one after a comment
+//! `<!-- not run: why -->` is not. In a `console` block a line that begins with `$ ` is a command
+//! and what follows is its output; `…` is for whatever stands there, alone on a line for any lines.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -53,7 +54,8 @@ struct Said {
     output: PathBuf,
 }
 
-/// Runs a document's blocks with the replacements made in them, each of which must be for something.
+/// Runs a document's blocks with the replacements made in them, each of which must be for
+/// something.
 fn run(document: &str, replacements: &[(&str, String)], dir: &Path) {
     let mut text = fs::read_to_string(project().join(document)).unwrap();
     for (from, to) in replacements {

@@ -1,5 +1,5 @@
-//! A router that wants no more clients says so, and serves on: for `shutdown.delay` before it ends, and for as long as an
-//! operator likes.
+//! A router that wants no more clients says so, and serves on: for `shutdown.delay` before it ends,
+//! and for as long as an operator likes.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Read;

@@ -1,5 +1,6 @@
-//! Drivers through both ports, each with TLS and SCRAM: queries, prepared statements, COPY, cancel, notices and
-//! notifications, as their users use them. Those of other languages are programs in `tests/drivers`.
+//! Drivers through both ports, each with TLS and SCRAM: queries, prepared statements, COPY, cancel,
+//! notices and notifications, as their users use them. Those of other languages are programs in
+//! `tests/drivers`.
 #![allow(clippy::unwrap_used)]
 
 use std::future::{Future, poll_fn};
@@ -84,7 +85,7 @@ fn pgjdbc_with_large_objects_and_target_server_type() {
     run(command);
 }
 
-// --- tokio-postgres ------------------------------------------------------------------------------------------------
+// --- tokio-postgres ------------------------------------------------------------------------------
 
 /// tokio-postgres over rustls, with the router's CA.
 #[derive(Clone)]
@@ -221,8 +222,8 @@ async fn reads(client: &Client) {
     cancelled(client).await;
 }
 
-/// Cancelled over TLS, once the statement runs. The driver does not wait for the cancel's delivery, so a second one might
-/// hit what comes next.
+/// Cancelled over TLS, once the statement runs. The driver does not wait for the cancel's delivery,
+/// so a second one might hit what comes next.
 async fn cancelled(client: &Client) {
     static MARKS: AtomicU32 = AtomicU32::new(0);
     let mark = format!(
@@ -308,7 +309,8 @@ async fn tokio_postgres_reads_writes_and_listens() {
     assert_eq!(error.code().unwrap().code(), "25006");
 }
 
-/// What is wrong with a startup parameter, only the server knows; and only who has logged in is told.
+/// What is wrong with a startup parameter, only the server knows; and only who has logged in is
+/// told.
 #[tokio::test]
 async fn the_servers_refusal_of_a_startup_parameter_comes_after_the_password() {
     let router = Router::shared();
@@ -329,7 +331,7 @@ async fn the_servers_refusal_of_a_startup_parameter_comes_after_the_password() {
     }
 }
 
-// --- psql and libpq ------------------------------------------------------------------------------------------------
+// --- psql and libpq ------------------------------------------------------------------------------
 
 /// `psql` over TLS that checks the name, with a script on its standard input.
 fn psql(router: &Router, port: u16, script: &str, libpq: Option<&PathBuf>) -> String {
@@ -393,8 +395,8 @@ CREATE TEMP TABLE t (a int);
 SELECT sum(a) FROM t;
 ";
 
-/// Debian's psql, and the same one with PostgreSQL 18's libpq: protocol 3.2, 32-byte cancel keys, TLS from the first
-/// byte, cancel over TLS.
+/// Debian's psql, and the same one with PostgreSQL 18's libpq: protocol 3.2, 32-byte cancel keys,
+/// TLS from the first byte, cancel over TLS.
 fn psql_does_its_work(libpq: Option<&PathBuf>) {
     let router = Router::shared();
     for port in [6432, 6433] {
@@ -453,7 +455,8 @@ fn psql_with_the_libpq_of_postgresql_18() {
     psql_does_its_work(Some(&library));
 }
 
-/// In clear and encrypted, as the client wants it; what cannot be had is refused by libpq, not by a hang.
+/// In clear and encrypted, as the client wants it; what cannot be had is refused by libpq, not by a
+/// hang.
 #[test]
 fn every_sslmode_of_libpq() {
     let router = Router::shared();
@@ -496,8 +499,8 @@ fn every_sslmode_of_libpq() {
     }
 }
 
-/// libpq asks the server what it is, or believes its ParameterStatus: over any list of routers and ports it decides as
-/// it would over the servers themselves.
+/// libpq asks the server what it is, or believes its ParameterStatus: over any list of routers and
+/// ports it decides as it would over the servers themselves.
 #[test]
 fn target_session_attrs_decides_rightly_over_several_routers_and_ports() {
     let (one, two) = (Router::shared(), Router::shared());

@@ -1,5 +1,5 @@
-//! Sessions that end: by a client that leaves in the middle of something, by an operator, by the server. Nothing is left
-//! behind, and what a client hears is what is known.
+//! Sessions that end: by a client that leaves in the middle of something, by an operator, by the
+//! server. Nothing is left behind, and what a client hears is what is known.
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Child, Command, Stdio};
@@ -60,8 +60,8 @@ fn clients_that_leave_within_their_goodbye_leave_nothing_behind() {
     assert!(!router.log().contains("while a request was under way"));
 }
 
-/// With `client_connection_check_interval` a server ends what it runs for nobody. Through the router it does, too, whatever
-/// the client has sent behind its request.
+/// With `client_connection_check_interval` a server ends what it runs for nobody. Through the
+/// router it does, too, whatever the client has sent behind its request.
 #[test]
 fn a_server_that_looks_after_its_client_sees_it_leave() {
     let router = Router::before(Cluster::shared(), Options::default());
@@ -210,7 +210,8 @@ fn drivers_show_that_the_outcome_is_unknown() {
     eventually("nobody asks again", PATIENCE, || leader.sql(asked) == "0");
 }
 
-/// A server that shuts down completes the replication streams and closes. Nobody's outcome is unknown.
+/// A server that shuts down completes the replication streams and closes. Nobody's outcome is
+/// unknown.
 #[test]
 fn a_replication_stream_that_ends_at_a_shutdown_ends_without_a_word() {
     let server = Postgres::start(&postgres::Options {
@@ -240,8 +241,8 @@ fn a_replication_stream_that_ends_at_a_shutdown_ends_without_a_word() {
     assert!(!router.log().contains("outcome unknown"));
 }
 
-/// A goodbye behind which the server never answers: the session ends with the client's connection, not with the server's
-/// patience.
+/// A goodbye behind which the server never answers: the session ends with the client's connection,
+/// not with the server's patience.
 #[test]
 fn a_silent_server_keeps_no_session_of_a_client_that_is_gone() {
     let server = Fake::start(|mut session| async move {
@@ -260,8 +261,8 @@ fn a_silent_server_keeps_no_session_of_a_client_that_is_gone() {
     });
 }
 
-/// A place on a server, and the share of its user, are counted until the server's process is gone: whoever leaves without
-/// waiting for that must not have any number of them.
+/// A place on a server, and the share of its user, are counted until the server's process is gone:
+/// whoever leaves without waiting for that must not have any number of them.
 #[test]
 fn who_leaves_while_the_server_is_busy_keeps_what_is_counted() {
     let server = trusting(false);

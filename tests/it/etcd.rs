@@ -1,4 +1,5 @@
-//! The watch on etcd as an operator sees it: configuration, check, log, metrics. What it does is tested in `discovery`.
+//! The watch on etcd as an operator sees it: configuration, check, log, metrics. What it does is
+//! tested in `discovery`.
 
 use std::process::Command;
 use std::time::Duration;

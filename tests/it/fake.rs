@@ -1,4 +1,5 @@
-//! A server that only logs in, and then does what the test tells it: for what a real PostgreSQL never does.
+//! A server that only logs in, and then does what the test tells it: for what a real PostgreSQL
+//! never does.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::future::Future;
@@ -175,7 +176,8 @@ impl Fake {
         }
     }
 
-    /// A router before this server alone, with user `app`, password `app`, whose verifier is cheap to check.
+    /// A router before this server alone, with user `app`, password `app`, whose verifier is cheap
+    /// to check.
     pub fn router(&self, extra: &str) -> Router {
         router_before(
             self.address.ip().to_string().as_str(),

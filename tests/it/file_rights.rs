@@ -1,5 +1,5 @@
-//! Files that decide who comes in: nobody else may write them, nor read one with a password in it; and a byte order mark,
-//! which some editors put first, changes nothing.
+//! Files that decide who comes in: nobody else may write them, nor read one with a password in it;
+//! and a byte order mark, which some editors put first, changes nothing.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! What the cluster says of a user counts as of the very login that asks, as in PostgreSQL; and what nobody can confirm
-//! lets in only a client that a server checks as well.
+//! What the cluster says of a user counts as of the very login that asks, as in PostgreSQL; and
+//! what nobody can confirm lets in only a client that a server checks as well.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;

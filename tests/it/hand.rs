@@ -203,7 +203,8 @@ impl Raw {
         self.send(&startup(version, &parameters));
     }
 
-    /// Answers the request for SCRAM with this user's password. The messages up to ReadyForQuery or an error.
+    /// Answers the request for SCRAM with this user's password. The messages up to ReadyForQuery or
+    /// an error.
     pub fn authenticate(&mut self, password: &str) -> Vec<Message> {
         self.begin_scram(password).unwrap()
     }

@@ -1,5 +1,5 @@
-//! A new process in the place of the old one: nobody who connects is refused, nobody who is there notices, and cancel
-//! requests find their session wherever it is.
+//! A new process in the place of the old one: nobody who connects is refused, nobody who is there
+//! notices, and cancel requests find their session wherever it is.
 
 mod administered;
 mod steps;

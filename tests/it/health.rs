@@ -1,4 +1,5 @@
-//! A member's health: nobody but the member itself changes it. What a role does to its own logins stays its own affair.
+//! A member's health: nobody but the member itself changes it. What a role does to its own logins
+//! stays its own affair.
 #![allow(clippy::unwrap_used)]
 
 use std::net::{Ipv4Addr, UdpSocket};
@@ -57,8 +58,8 @@ fn code(error: &tokio_postgres::Error) -> String {
         .map_or_else(|| error.to_string(), |code| code.code().to_owned())
 }
 
-/// The owner of a database makes its own logins wait for a lock on a catalog there, and terminates them. Others log in
-/// all the while, and none of them is refused.
+/// The owner of a database makes its own logins wait for a lock on a catalog there, and terminates
+/// them. Others log in all the while, and none of them is refused.
 #[test]
 fn a_role_that_terminates_its_own_logins_takes_no_server_down() {
     // Without passwords, so that it is the logins that take the time.
@@ -135,8 +136,8 @@ fn a_role_that_terminates_its_own_logins_takes_no_server_down() {
     assert!(!log.contains("s1 is down"), "{log}");
 }
 
-/// Its connections are used up, then the probe's own is lost, and a second router starts: the server is up for both, and the
-/// superuser gets in by the connections that are reserved for it.
+/// Its connections are used up, then the probe's own is lost, and a second router starts: the
+/// server is up for both, and the superuser gets in by the connections that are reserved for it.
 #[test]
 fn a_full_server_is_up_and_decides_itself_who_comes_in() {
     let server = Postgres::start(&postgres::Options {

@@ -34,7 +34,8 @@ fn a_client_cannot_make_the_router_believe_that_the_leader_is_down() {
     assert!(!log.contains("no longer the leader"), "{log}");
 }
 
-/// Logins beyond `max_pending_logins` wait in the kernel's queue for a moment; only a siege is refused.
+/// Logins beyond `max_pending_logins` wait in the kernel's queue for a moment; only a siege is
+/// refused.
 #[test]
 fn a_burst_of_logins_waits_for_those_before_it() {
     let router = Router::before(
@@ -61,8 +62,8 @@ fn a_burst_of_logins_waits_for_those_before_it() {
     assert_eq!(&answer, b"S");
 }
 
-/// What comes with the end of a server's login is read with it; a session whose server is out of step from there on
-/// must not begin to relay.
+/// What comes with the end of a server's login is read with it; a session whose server is out of
+/// step from there on must not begin to relay.
 #[test]
 fn a_server_out_of_step_behind_its_login_is_noticed() {
     let fake = Fake::saying(b"Z\0\0\0\x03", Session::answer_all);

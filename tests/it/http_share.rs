@@ -69,8 +69,8 @@ fn half_requests_and_silent_agents_from_one_address_keep_nobody_out() {
     drop((greedy, agents));
 }
 
-/// What one address asks for, one request behind the other on each of its connections, is answered a few at a time, so that
-/// a health check of another address is answered in between.
+/// What one address asks for, one request behind the other on each of its connections, is answered
+/// a few at a time, so that a health check of another address is answered in between.
 #[test]
 fn many_requests_from_one_address_delay_nobody_elses_health_check() {
     let server = Fake::start(Session::answer_all);

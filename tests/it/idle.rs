@@ -60,7 +60,8 @@ fn a_thousand_idle_clients_before_a_real_server() {
 
 #[test]
 fn nine_thousand_idle_clients() {
-    // A client, its session on the router and its end at the stand-in: the first and the last are ours.
+    // A client, its session on the router and its end at the stand-in: the first and the last are
+    // ours.
     let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap();
     assert!(
         limit >= 18_500,

@@ -1,4 +1,5 @@
-//! Live sessions on a member that is taken into maintenance, or that is down though their connections are there.
+//! Live sessions on a member that is taken into maintenance, or that is down though their
+//! connections are there.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Addresses that lead to another server than before: of another cluster, or an old primary. Nothing is written there.
+//! Addresses that lead to another server than before: of another cluster, or an old primary.
+//! Nothing is written there.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -123,7 +124,8 @@ fn write(router: &Router) -> Result<(), String> {
     Ok(())
 }
 
-/// The probe's connection is as old as it may not be for a login to rely on it, and younger than every login.
+/// The probe's connection is as old as it may not be for a login to rely on it, and younger than
+/// every login.
 fn await_quiet(server: &Postgres) {
     let sql = "SELECT min(backend_start) < clock_timestamp() - interval '400 ms' FROM pg_stat_activity \
                WHERE application_name = 'trunkline probe' AND backend_start > (SELECT max(at) FROM t)";
@@ -170,7 +172,8 @@ fn nothing_is_written_to_a_server_of_another_cluster() {
     assert_eq!(rows(&ours), written + 2);
 }
 
-/// Just after a look, a session may be led there before anybody can know. It is ended, and stays so.
+/// Just after a look, a session may be led there before anybody can know. It is ended, and stays
+/// so.
 #[test]
 fn sessions_that_were_led_to_another_cluster_are_ended_and_do_not_come_back_with_the_address() {
     let (ours, theirs) = (server(), server());
@@ -274,7 +277,8 @@ fn a_cluster_that_was_made_anew_is_used_once_an_operator_says_so() {
     assert!(why.contains("another cluster"), "{why}");
 }
 
-/// A virtual address that moves to the promoted standby, and back to the primary that was left behind.
+/// A virtual address that moves to the promoted standby, and back to the primary that was left
+/// behind.
 #[test]
 fn an_old_primary_of_the_same_cluster_is_not_the_leader() {
     let pair = Pair18::start();

@@ -259,7 +259,8 @@ fn sessions_wait_for_a_place_in_turn() {
     await_length(&router, 1.0);
     assert!(!third.is_finished());
 
-    // One that leaves while it waits, with a FIN or a reset, has waited for nothing; those behind it move up.
+    // One that leaves while it waits, with a FIN or a reset, has waited for nothing; those behind
+    // it move up.
     let mut leaves = Raw::connect_from(from(9), router.address, 6432);
     leaves.startup(V3_0, &[("user", "app"), ("database", "app")]);
     let leaver = thread::spawn(move || {

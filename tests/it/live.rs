@@ -1,5 +1,5 @@
-//! What takes effect without a restart: whatever is altered on the server, and files that change. New logins go by it;
-//! live sessions never notice.
+//! What takes effect without a restart: whatever is altered on the server, and files that change.
+//! New logins go by it; live sessions never notice.
 
 mod files;
 mod outages;
@@ -20,8 +20,8 @@ use crate::cluster::{Options, Router, output};
 
 /// Two looks at the files, a second apart, and some.
 const SOON: Duration = Duration::from_secs(20);
-/// An answer older than a second is confirmed before it is used. A slow machine may take longer, but nothing near the
-/// minute for which answers are remembered.
+/// An answer older than a second is confirmed before it is used. A slow machine may take longer,
+/// but nothing near the minute for which answers are remembered.
 const AT_ONCE: Duration = Duration::from_secs(10);
 /// Wrong passwords are not what is limited here.
 const UNLIMITED: &str = "rate_limit: {failures: 0}";
@@ -63,8 +63,8 @@ async fn first_value(client: &Client, sql: &str) -> Result<String, tokio_postgre
     Ok(value.unwrap_or_default())
 }
 
-/// Logs in, by whichever method the router asks for, and asks who it is. Else the error's code and text; a connection
-/// that ends without one fails the test.
+/// Logs in, by whichever method the router asks for, and asks who it is. Else the error's code and
+/// text; a connection that ends without one fails the test.
 fn enter(place: &Config) -> Result<(Session, String), String> {
     let entered = runtime().block_on(async {
         let (client, connection) = place.connect(NoTls).await?;
@@ -146,7 +146,8 @@ fn check(router: &Router) -> Output {
     )
 }
 
-/// Users of each kind are named `KIND_…`; a role of the kind `hash` has an md5 hash on the server, the others verifiers.
+/// Users of each kind are named `KIND_…`; a role of the kind `hash` has an md5 hash on the server,
+/// the others verifiers.
 const RULES: &str = "host all /^scram_ all scram-sha-256\nhost all /^clear_ all password\n\
                      host all /^either_ all md5\nhost all /^hash_ all md5\n";
 const KINDS: [&str; 4] = ["scram", "clear", "either", "hash"];
@@ -158,7 +159,8 @@ fn encryption(kind: &str) -> &'static str {
     if kind == "hash" { "md5" } else { "scram-sha-256" }
 }
 
-/// Runs `sql` for each kind, with the kind for `KIND`. Passwords in it are stored as the kind has it.
+/// Runs `sql` for each kind, with the kind for `KIND`. Passwords in it are stored as the kind has
+/// it.
 fn for_each_kind(server: &Postgres, sql: &str) {
     for kind in KINDS {
         server.sql(&format!(

@@ -1,5 +1,5 @@
-//! Every type, keyword and method of `pg_hba.conf` by a real client, through a router and, with the same file, at a
-//! PostgreSQL without one: both must let in the same, and refuse in the same words.
+//! Every type, keyword and method of `pg_hba.conf` by a real client, through a router and, with the
+//! same file, at a PostgreSQL without one: both must let in the same, and refuse in the same words.
 
 mod check;
 mod credentials;
@@ -98,7 +98,8 @@ fn write(dir: &Path, name: &str, contents: &str) -> PathBuf {
     path
 }
 
-/// PostgreSQL 18 with this very `pg_hba.conf`, and `pg_ident.conf` beside it. The file must let `postgres` in locally.
+/// PostgreSQL 18 with this very `pg_hba.conf`, and `pg_ident.conf` beside it. The file must let
+/// `postgres` in locally.
 fn reference(hba: &Path, ident: &Path, roles: &str, conf: &str) -> (Postgres, Place) {
     let server = Postgres::start(&postgres::Options {
         version_18: true,
@@ -118,7 +119,8 @@ fn reference(hba: &Path, ident: &Path, roles: &str, conf: &str) -> (Postgres, Pl
     (server, place)
 }
 
-/// A router on two ports (the second has the Unix socket `dir/.s.PGSQL.6432` beside it) with `auth` as its section.
+/// A router on two ports (the second has the Unix socket `dir/.s.PGSQL.6432` beside it) with `auth`
+/// as its section.
 fn router(server: &Postgres, dir: &Path, auth: &str, rest: Options) -> (Router, Place) {
     let router = Router::launch(
         None,

@@ -1,4 +1,5 @@
-//! Where servers are: several clusters in one process, two instances on one host, IPv6, host names that move.
+//! Where servers are: several clusters in one process, two instances on one host, IPv6, host names
+//! that move.
 
 use std::fs;
 use std::process::Command;
@@ -98,8 +99,8 @@ fn clusters_of_one_process_are_apart_also_on_one_host_and_over_ipv6() {
     drop(two);
 }
 
-/// To the promoted standby, as after a failover; a name that leads to another cluster is not followed, which
-/// `led.rs` shows.
+/// To the promoted standby, as after a failover; a name that leads to another cluster is not
+/// followed, which `led.rs` shows.
 #[test]
 fn a_host_name_that_leads_elsewhere_is_followed() {
     let pair = Pair18::start();

@@ -268,7 +268,8 @@ impl Client {
                     return None;
                 }
                 Ok(length) => self.buffer.extend_from_slice(&read[..length]),
-                // A signal to the test's process; only reads without a timeout are begun again by the kernel.
+                // A signal to the test's process; only reads without a timeout are begun again by
+                // the kernel.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("waited in vain: {error}; there is {:?}", self.buffer),
             }

@@ -133,7 +133,8 @@ fn the_servers_own_last_word_is_passed_on_and_nothing_is_added() {
     router.await_log(&["session ended", "server ended the session with 57P01"]);
 }
 
-/// A router whose server answers the first Query with `answer` and closes; then every other session as usual.
+/// A router whose server answers the first Query with `answer` and closes; then every other session
+/// as usual.
 fn dying_server(answer: &[u8]) -> (Fake, Router) {
     let answer = answer.to_vec();
     let server = Fake::start(move |mut session| {
@@ -444,7 +445,8 @@ fn copy_in_every_direction() {
         .sql("SELECT pg_current_wal_flush_lsn()");
     stream.send(&query(&format!("START_REPLICATION PHYSICAL {position}")));
     assert_eq!(stream.frame().tag, b'W');
-    // A keepalive that asks for an answer gets one; the server's answer comes while we may still write.
+    // A keepalive that asks for an answer gets one; the server's answer comes while we may still
+    // write.
     let status = [&b"r"[..], &[0; 32], &[1]].concat();
     stream.send(&framed(b'd', &status));
     assert_eq!(stream.frame().tag, b'd');
@@ -750,8 +752,8 @@ fn a_crash_of_one_backend_is_told_to_all_as_postgres_tells_it() {
     let address = std::net::SocketAddr::from((server.address, 5432));
     let mut direct = Client::login(address, Login::default());
     crate::cluster::succeed(std::process::Command::new("kill").args(["-9", &killed.process_id.to_string()]));
-    // The one that died says nothing; others may be warned before they lose their connections, and no word of the
-    // server's is lost or changed.
+    // The one that died says nothing; others may be warned before they lose their connections, and
+    // no word of the server's is lost or changed.
     assert_eq!(shown(&killed.rest()), ["E08006 FATAL"]);
     // (A backend that is just writing drops its warning.)
     for (client, last) in [

@@ -1,4 +1,5 @@
-//! The whole configuration, reloaded: nobody who is not concerned notices, and it is all or nothing.
+//! The whole configuration, reloaded: nobody who is not concerned notices, and it is all or
+//! nothing.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -415,8 +416,8 @@ fn clusters_change_and_their_sessions_stay() {
     session.goes_on();
 }
 
-/// `reloads` of everything there is to reload while pgbench runs, with sessions that stay and a connection for each
-/// transaction.
+/// `reloads` of everything there is to reload while pgbench runs, with sessions that stay and a
+/// connection for each transaction.
 fn under_load(reloads: u32) {
     let server = Postgres::start(&postgres::Options::default());
     let subject = Subject::before(&server);

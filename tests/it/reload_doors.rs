@@ -1,4 +1,5 @@
-//! What a reload does to listeners: where they are, how they are spoken to, and who may speak for whom.
+//! What a reload does to listeners: where they are, how they are spoken to, and who may speak for
+//! whom.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -114,7 +115,8 @@ fn proxy_protocol_and_mode_count_for_connections_to_come() {
     subject.takes(usual);
     assert!(subject.enters(6432));
 
-    // The server's own certificate is seen through a listener that forwards, and the router's otherwise.
+    // The server's own certificate is seen through a listener that forwards, and the router's
+    // otherwise.
     let sees_server = || {
         let root = server.certificates.file("ca.crt");
         let keys = format!("sslmode=verify-ca sslrootcert={}", root.display());

@@ -214,7 +214,8 @@ const OPEN: u8 = 0;
 const SILENT: u8 = 1;
 const CLOSING: u8 = 2;
 
-/// Passes connections on to a server, until new ones are to be left without an answer; those that are there go on.
+/// Passes connections on to a server, until new ones are to be left without an answer; those that
+/// are there go on.
 struct Hole {
     address: Ipv4Addr,
     state: Arc<AtomicU8>,

@@ -1,4 +1,5 @@
-//! What servers may ask the router for, which name it asks them for, and how much work it does at their word.
+//! What servers may ask the router for, which name it asks them for, and how much work it does at
+//! their word.
 
 use crate::binding::UNLIMITED;
 use crate::cluster::postgres::{Options as ServerOptions, Postgres};

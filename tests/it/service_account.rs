@@ -1,4 +1,5 @@
-//! `config/service-account.sql`: whatever others have made or granted before, the account alone may look up verifiers.
+//! `config/service-account.sql`: whatever others have made or granted before, the account alone may
+//! look up verifiers.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -69,7 +70,8 @@ fn rights_given_before(version_18: bool) {
     );
     assert!(run_again(&server).status.success());
     only_the_account_reads(&server);
-    // Members of the account, those whom they have made members, and what the account itself was put into.
+    // Members of the account, those whom they have made members, and what the account itself was
+    // put into.
     server.sql(
         "CREATE ROLE friend; GRANT trunkline TO mallory WITH ADMIN OPTION; \
          GRANT pg_read_all_data, app TO trunkline; SET ROLE mallory; GRANT trunkline TO friend",

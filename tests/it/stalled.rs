@@ -1,4 +1,5 @@
-//! What is outside of the process may stall: who reads the log, the name service. Nobody waits for it.
+//! What is outside of the process may stall: who reads the log, the name service. Nobody waits for
+//! it.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
@@ -15,7 +16,8 @@ use crate::cluster::{Options, Router, eventually, fresh_address, output};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs the command with a pipe of 4 KiB as standard error, whose other end, descriptor 19, nobody reads.
+/// Runs the command with a pipe of 4 KiB as standard error, whose other end, descriptor 19, nobody
+/// reads.
 const STALLED: &str = "import fcntl, os, sys
 r, w = os.pipe()
 fcntl.fcntl(w, 1031, 4096)

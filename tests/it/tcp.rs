@@ -1,4 +1,5 @@
-//! Listeners with `mode: tcp`: TLS and logins are the server's own, and choosing the server is the router's.
+//! Listeners with `mode: tcp`: TLS and logins are the server's own, and choosing the server is the
+//! router's.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
@@ -423,7 +424,8 @@ fn a_shutdown_cuts_connections_when_its_grace_is_over() {
     assert!(router.log().contains("cause=shutdown"));
 }
 
-/// What bounds other sessions bounds these as well: the address, how many it may have, and the servers' places.
+/// What bounds other sessions bounds these as well: the address, how many it may have, and the
+/// servers' places.
 #[test]
 fn limits_hold_for_forwarded_connections() {
     let server = Postgres::start(&postgres::Options::default());

@@ -1,5 +1,5 @@
-//! TLS towards clients: which certificate is shown to whom, certificates of clients, and files that change while the
-//! router runs. The certificates are made by `openssl`, as operators make them.
+//! TLS towards clients: which certificate is shown to whom, certificates of clients, and files that
+//! change while the router runs. The certificates are made by `openssl`, as operators make them.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

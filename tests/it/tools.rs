@@ -1,5 +1,5 @@
-//! PostgreSQL's own programs through both ports (benchmark, dump and restore, base backup, WAL and logical streaming),
-//! and one very large value.
+//! PostgreSQL's own programs through both ports (benchmark, dump and restore, base backup, WAL and
+//! logical streaming), and one very large value.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -316,7 +316,8 @@ fn a_logical_slot_streams_changes() {
     );
 }
 
-/// Peak memory of a process, in bytes. The kernel counts by processor and sums up roughly, so that it may seem to fall.
+/// Peak memory of a process, in bytes. The kernel counts by processor and sums up roughly, so that
+/// it may seem to fall.
 fn peak(process: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -1,5 +1,5 @@
-//! The bytes a client gets through the router are those the server sends: the same raw requests, to the server itself
-//! and through the router, whole and in pieces.
+//! The bytes a client gets through the router are those the server sends: the same raw requests, to
+//! the server itself and through the router, whole and in pieces.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{ErrorKind, Read, Write};

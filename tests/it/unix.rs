@@ -69,7 +69,8 @@ fn sessions_cancel_and_limits() {
     assert_eq!(told(&mut psql(dir.path(), "SELECT 6 * 7")), "42");
     let line = router.await_log(&["session ended", "client=[local]"]);
     assert!(line.contains("tls=\"-\"") && line.contains("user=app"), "{line}");
-    // One client: pgbench's first connection, which only looks around, may still be ending, and two is the limit.
+    // One client: pgbench's first connection, which only looks around, may still be ending, and two
+    // is the limit.
     let bench = told(
         Command::new("pgbench")
             .args(["-n", "-c1", "-t400", "-f", "/dev/stdin"])

@@ -1,4 +1,5 @@
-//! What the handlers share: the state that every request reads, its query, and the member it is about.
+//! What the handlers share: the state that every request reads, its query, and the member it is
+//! about.
 
 use axum::extract::Query;
 use axum::http::Uri;
@@ -59,7 +60,8 @@ pub(super) enum Subject<'a> {
 }
 
 impl App {
-    /// The cluster asked about, with its place; the answer to give where there is none of that name.
+    /// The cluster asked about, with its place; the answer to give where there is none of that
+    /// name.
     pub(super) fn cluster(&self, params: &Params) -> Result<(usize, &ClusterView), JsonAnswer> {
         let clusters = &self.handles.clusters;
         let found = match params.first("cluster") {

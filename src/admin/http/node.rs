@@ -1,6 +1,7 @@
 //! `/connection`, `/node` and `/group`: the paths of EDB's Connection Manager.
 //!
-//! No body of the first two contains `true` unless that is the answer: names and reasons go into headers.
+//! No body of the first two contains `true` unless that is the answer: names and reasons go into
+//! headers.
 
 use std::sync::Arc;
 

@@ -174,7 +174,8 @@ fn within(lag: Option<u64>, limit: u64) -> CheckResult {
     }
 }
 
-/// Every `tag_NAME=VALUE` is there; values that are not strings compare as Python prints them, in lower case.
+/// Every `tag_NAME=VALUE` is there; values that are not strings compare as Python prints them, in
+/// lower case.
 fn has_tags(member: &Member, params: &Params) -> CheckResult {
     for (key, wanted) in params.pairs() {
         let Some(name) = key.strip_prefix("tag_") else {

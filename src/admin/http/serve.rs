@@ -78,9 +78,9 @@ const MAX_HEADERS: usize = 64;
 const MAX_AGENT_CHECKS: usize = 64;
 const AGENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Answers until `leaving` or `shutdown`. On `leaving` it accepts nobody else, and each connection may ask once more
-/// within `limits.linger`: what was accepted is answered. At the end, requests under way have `limits.grace`. The newest
-/// of `handles` answer a request.
+/// Answers until `leaving` or `shutdown`. On `leaving` it accepts nobody else, and each connection
+/// may ask once more within `limits.linger`: what was accepted is answered. At the end, requests
+/// under way have `limits.grace`. The newest of `handles` answer a request.
 pub(super) async fn serve(
     bound: Bound,
     settings: Settings,
@@ -160,8 +160,8 @@ impl OnAccept for HttpHandler {
     }
 }
 
-/// A connection over the network, on this runtime. `None`: it cannot be registered there, or is another kind, which
-/// the configuration refuses.
+/// A connection over the network, on this runtime. `None`: it cannot be registered there, or is
+/// another kind, which the configuration refuses.
 fn tcp(connection: Connection) -> Option<(TcpStream, SocketAddr)> {
     match (connection.socket, connection.peer) {
         (ClientSocket::Tcp(socket), PeerAddress::Tcp(address)) => {
@@ -192,7 +192,8 @@ fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) ->
     (Arc::new(app), following.drop_guard())
 }
 
-/// Publishes the answers by the newest of `handles`, until `stop`. `current`: those that were published first.
+/// Publishes the answers by the newest of `handles`, until `stop`. `current`: those that were
+/// published first.
 async fn follow(
     mut handles: watch::Receiver<Handles>,
     mut current: (Arc<App>, DropGuard),
@@ -215,8 +216,8 @@ async fn follow(
     }
 }
 
-/// Sends each client that connects the state of its subject, by the newest of `handles`, until `shutdown`. Clients that
-/// were accepted get their line.
+/// Sends each client that connects the state of its subject, by the newest of `handles`, until
+/// `shutdown`. Clients that were accepted get their line.
 pub(super) async fn agent(
     bound: Bound,
     about: AgentSubject,
@@ -266,8 +267,8 @@ impl OnAccept for AgentHandler {
         };
         let line = node::agent(&self.app.load(), self.about).to_string();
         self.answers.spawn(async move {
-            // A client that has to make room has its line already, unless it does not read; no client is waited for
-            // longer than that.
+            // A client that has to make room has its line already, unless it does not read; no
+            // client is waited for longer than that.
             tokio::select! {
                 _ = timeout(AGENT_TIMEOUT, agent::send(stream, &line)) => {}
                 () = slot.evicted() => {}

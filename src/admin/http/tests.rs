@@ -1,4 +1,5 @@
-//! Every path against hand-built snapshots; what Patroni answers is from its documentation, chapter "Patroni REST API".
+//! Every path against hand-built snapshots; what Patroni answers is from its documentation, chapter
+//! "Patroni REST API".
 #![allow(clippy::unwrap_used)]
 
 use std::net::IpAddr;
@@ -860,7 +861,7 @@ proptest! {
     }
 }
 
-// --- who may log in ------------------------------------------------------------------------------------------------
+// --- who may log in ------------------------------------------------------------------------------
 
 async fn get_from(router: &Router, uri: &str, caller: &str) -> Got {
     let caller = Caller::new((caller.parse::<IpAddr>().unwrap(), 5000).into(), false);

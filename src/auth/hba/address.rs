@@ -1,4 +1,5 @@
-//! Addresses, masks and host names as `pg_hba.conf` has them, read as PostgreSQL on Linux reads them.
+//! Addresses, masks and host names as `pg_hba.conf` has them, read as PostgreSQL on Linux reads
+//! them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,7 +7,8 @@ use super::error::{HbaErrorKind, shown};
 use super::tokens::Token;
 use crate::auth::rules::{AddressMatch, Network};
 
-/// Reads the address column; `mask` gives the next field, which only an address without prefix length needs.
+/// Reads the address column; `mask` gives the next field, which only an address without prefix
+/// length needs.
 pub(super) fn parse<'a>(
     token: &Token,
     mask: impl FnOnce() -> Result<&'a Token, HbaErrorKind>,
@@ -44,7 +46,8 @@ pub(super) fn parse<'a>(
     Ok(AddressMatch::Network(network))
 }
 
-/// An address in figures, as `getaddrinfo` takes them: for IPv4 that is everything `inet_aton` knows.
+/// An address in figures, as `getaddrinfo` takes them: for IPv4 that is everything `inet_aton`
+/// knows.
 fn numeric(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?;
     let v4 = inet_aton(text).map(IpAddr::V4);
@@ -87,7 +90,8 @@ fn c_number(text: &str) -> Option<u64> {
     u32::from_str_radix(digits, radix).ok().map(u64::from)
 }
 
-/// What C's `strtol` makes of the whole of `text`, base 10; only numbers that can be a prefix length.
+/// What C's `strtol` makes of the whole of `text`, base 10; only numbers that can be a prefix
+/// length.
 fn number(text: &[u8]) -> Option<u32> {
     let start = text
         .iter()

@@ -90,7 +90,8 @@ pub(crate) fn shown(text: &[u8]) -> String {
     shown
 }
 
-/// The name of a file as an error, a log line and an answer may show it: the file that includes it may contain anything.
+/// The name of a file as an error, a log line and an answer may show it: the file that includes it
+/// may contain anything.
 pub(crate) fn shown_path(path: &Path) -> String {
     let mut shown = String::new();
     for c in path.to_string_lossy().chars() {

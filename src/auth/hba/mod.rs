@@ -1,10 +1,11 @@
-//! `pg_hba.conf`, as PostgreSQL 18 reads it: syntax, includes and checks (PostgreSQL documentation, "The `pg_hba.conf`
-//! File"; `src/backend/libpq/hba.c`).
+//! `pg_hba.conf`, as PostgreSQL 18 reads it: syntax, includes and checks (PostgreSQL documentation,
+//! "The `pg_hba.conf` File"; `src/backend/libpq/hba.c`).
 //!
-//! Every error is reported, each with file and line, and one is enough to refuse the whole: a line that is skipped may
-//! be one that rejects a client. The router refuses more than PostgreSQL: methods and options that it does not
-//! have, regular expressions that it might read differently ([`regex`]), addresses with a scope, names longer than any role's
-//! or database's, zero bytes, fields that consist of empty included files. No IO: files come through [`Files`].
+//! Every error is reported, each with file and line, and one is enough to refuse the whole: a line
+//! that is skipped may be one that rejects a client. The router refuses more than PostgreSQL:
+//! methods and options that it does not have, regular expressions that it might read differently
+//! ([`regex`]), addresses with a scope, names longer than any role's or database's, zero bytes,
+//! fields that consist of empty included files. No IO: files come through [`Files`].
 
 mod address;
 pub mod error;
@@ -56,7 +57,8 @@ pub fn read(files: &dyn Files, path: &Path) -> HbaFile {
 }
 
 impl HbaFile {
-    /// The files looked for, found or not, and the directories listed: a change in any may change the rules.
+    /// The files looked for, found or not, and the directories listed: a change in any may change
+    /// the rules.
     pub fn watched(&self) -> &BTreeSet<PathBuf> {
         &self.watched
     }

@@ -194,8 +194,9 @@ impl LdapOptions {
         Ok(())
     }
 
-    /// PostgreSQL's checks across options. Unlike there, a server must be named (no DNS SRV records), and `ldapurl`
-    /// cannot be combined with the options that it stands for, where PostgreSQL lets the order decide.
+    /// PostgreSQL's checks across options. Unlike there, a server must be named (no DNS SRV
+    /// records), and `ldapurl` cannot be combined with the options that it stands for, where
+    /// PostgreSQL lets the order decide.
     fn check(&self) -> Result<(), OptionError> {
         let url = self.url.as_deref().map(UrlParts::parse).transpose()?;
         if url.is_some() {
@@ -237,7 +238,8 @@ impl LdapOptions {
         Ok(())
     }
 
-    /// In the order and form of `pg_hba_file_rules`, the password hidden. A URL is shown as it is written.
+    /// In the order and form of `pg_hba_file_rules`, the password hidden. A URL is shown as it is
+    /// written.
     pub(super) fn texts(&self) -> Vec<String> {
         let mut texts = Vec::new();
         let mut push = |name: &str, value: Option<&str>| {

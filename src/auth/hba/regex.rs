@@ -1,9 +1,11 @@
-//! Regular expressions of `pg_hba.conf` and `pg_ident.conf`: a `/` and PostgreSQL's advanced regular expression
-//! (PostgreSQL documentation, "Regular Expression Details"), over bytes, in the C collation.
+//! Regular expressions of `pg_hba.conf` and `pg_ident.conf`: a `/` and PostgreSQL's advanced
+//! regular expression (PostgreSQL documentation, "Regular Expression Details"), over bytes, in the
+//! C collation.
 //!
-//! Accepted is only what PostgreSQL's engine and this one read alike: literals, `.`, brackets with ranges and POSIX classes,
-//! `\d \s \w \D \S \W`, groups, alternation, greedy quantifiers, `^` and `$`. An expression is parsed here and given
-//! to the engine as sets of bytes, so that none of the engine's own syntax applies. The rest is refused.
+//! Accepted is only what PostgreSQL's engine and this one read alike: literals, `.`, brackets with
+//! ranges and POSIX classes, `\d \s \w \D \S \W`, groups, alternation, greedy quantifiers, `^` and
+//! `$`. An expression is parsed here and given to the engine as sets of bytes, so that none of the
+//! engine's own syntax applies. The rest is refused.
 
 use std::fmt::Write as _;
 
@@ -130,8 +132,8 @@ impl Pattern {
         self.regex.is_match(text)
     }
 
-    /// Whether [`Pattern::group`] is certain to be what PostgreSQL finds; PostgreSQL prefers the longest match and this
-    /// engine the first one.
+    /// Whether [`Pattern::group`] is certain to be what PostgreSQL finds; PostgreSQL prefers the
+    /// longest match and this engine the first one.
     pub fn has_certain_group(&self) -> Result<(), PatternError> {
         self.group
     }
@@ -273,8 +275,8 @@ impl Node {
         }
     }
 
-    /// With both ends fixed and one length to choose before the group and one in it, "the longest that still lets the
-    /// rest match" and "as much as possible, then backtrack" are the same.
+    /// With both ends fixed and one length to choose before the group and one in it, "the longest
+    /// that still lets the rest match" and "as much as possible, then backtrack" are the same.
     fn certain_group(&self) -> Result<(), PatternError> {
         if !self.has_group() {
             return Err(PatternError::NoGroup);

@@ -1,4 +1,5 @@
-//! The rules as the view `pg_hba_file_rules` shows them (PostgreSQL documentation, "`pg_hba_file_rules`").
+//! The rules as the view `pg_hba_file_rules` shows them (PostgreSQL documentation,
+//! "`pg_hba_file_rules`").
 
 use serde::Serialize;
 
@@ -8,7 +9,8 @@ use crate::auth::rules::{
     AddressMatch, ClientCertificate, Connection, DatabaseMatch, Method, Rule, RuleOrigin, Rules, UserMatch,
 };
 
-/// One row, with the view's columns in the view's order. What is not UTF-8 is replaced, a bind password is `***`.
+/// One row, with the view's columns in the view's order. What is not UTF-8 is replaced, a bind
+/// password is `***`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HbaRow {
     /// From 1, in the order in which rules are tried; none for a line with an error.

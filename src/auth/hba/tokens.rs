@@ -13,7 +13,8 @@ use crate::config::without_mark;
 
 /// The deepest inclusion; PostgreSQL's limit.
 const MAX_DEPTH: u32 = 10;
-/// The most bytes read for one configuration, whichever files they come from; a file counts each time it is included.
+/// The most bytes read for one configuration, whichever files they come from; a file counts each
+/// time it is included.
 const MAX_BYTES: usize = 16 << 20;
 /// The most times a file is opened or a directory listed for one configuration.
 const MAX_FILES: u32 = 1_000;
@@ -232,8 +233,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The lines of another file where `fields` include one, and `fields` where they do not. As in PostgreSQL, quotes
-    /// make no difference to the three words.
+    /// The lines of another file where `fields` include one, and `fields` where they do not. As in
+    /// PostgreSQL, quotes make no difference to the three words.
     fn include(
         &mut self,
         fields: Vec<Vec<Token>>,

@@ -1,13 +1,14 @@
 //! The few LDAP messages that authentication needs (RFC 4511), in BER with definite lengths.
 //!
-//! Guarantees: an answer is read without recursion and without allocating more than its contents; nothing in it causes a
-//! panic; its length is checked against [`LARGEST_ANSWER`] before the rest is read. A general-purpose decoder builds
-//! a tree recursively: a deeply nested answer of some kilobytes overflows the stack, which ends
-//! the whole process.
+//! Guarantees: an answer is read without recursion and without allocating more than its contents;
+//! nothing in it causes a panic; its length is checked against [`LARGEST_ANSWER`] before the rest
+//! is read. A general-purpose decoder builds a tree recursively: a deeply nested answer of some
+//! kilobytes overflows the stack, which ends the whole process.
 
 use zeroize::Zeroizing;
 
-/// Bytes of one answer. An entry without attributes is a name; a result is a code, a name and a sentence.
+/// Bytes of one answer. An entry without attributes is a name; a result is a code, a name and a
+/// sentence.
 pub(crate) const LARGEST_ANSWER: usize = 64 * 1024;
 
 const BOOLEAN: u8 = 0x01;

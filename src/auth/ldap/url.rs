@@ -1,10 +1,11 @@
-//! `ldapurl`: the form of RFC 4516 without extensions, read as PostgreSQL (`OpenLDAP`'s historic parser) does.
+//! `ldapurl`: the form of RFC 4516 without extensions, read as PostgreSQL (`OpenLDAP`'s historic
+//! parser) does.
 
 use super::message::Scope;
 use super::{LdapOptions, LdapScheme};
 
-/// Puts what the URL says among the options; its scope beside them, since no option says that. What both say is refused:
-/// in PostgreSQL the later of the two wins.
+/// Puts what the URL says among the options; its scope beside them, since no option says that. What
+/// both say is refused: in PostgreSQL the later of the two wins.
 pub(super) fn merge(mut options: LdapOptions, url: &str) -> Result<(LdapOptions, Scope), String> {
     let error = |why: &str| format!("ldapurl: \"{}\" {why}", url.escape_default());
     let (scheme, rest) = url.split_once("://").ok_or_else(|| error("is not a URL"))?;

@@ -64,7 +64,8 @@ impl From<AttributeError> for ScramError {
     }
 }
 
-/// Whether this can be (part of) a nonce: printable ASCII without the comma (RFC 5802, `printable`).
+/// Whether this can be (part of) a nonce: printable ASCII without the comma (RFC 5802,
+/// `printable`).
 pub(super) fn is_printable(nonce: &[u8]) -> bool {
     nonce.iter().all(|&byte| byte.is_ascii_graphic() && byte != b',')
 }

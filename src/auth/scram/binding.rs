@@ -1,5 +1,5 @@
-//! `tls-server-end-point` (RFC 5929, section 4): the hash of the certificate the server of a connection has shown, which
-//! ties a SCRAM exchange to the TLS connection it runs on.
+//! `tls-server-end-point` (RFC 5929, section 4): the hash of the certificate the server of a
+//! connection has shown, which ties a SCRAM exchange to the TLS connection it runs on.
 
 use aws_lc_rs::digest::{self, Algorithm};
 use x509_parser::certificate::X509Certificate;
@@ -9,11 +9,12 @@ use x509_parser::signature_algorithm::SignatureAlgorithm;
 /// The one type of channel binding PostgreSQL knows.
 pub(super) const BINDING_TYPE: &str = "tls-server-end-point";
 
-/// The hash of a leaf certificate, by the hash function of its signature; SHA-256 in place of MD5 and SHA-1. With
-/// RSASSA-PSS the hash function is that of its parameters, as PostgreSQL has it since 15.2.
+/// The hash of a leaf certificate, by the hash function of its signature; SHA-256 in place of MD5
+/// and SHA-1. With RSASSA-PSS the hash function is that of its parameters, as PostgreSQL has it
+/// since 15.2.
 ///
-/// `None` where the signature has no hash function of its own (Ed25519, Ed448), or one not known here, or where the
-/// certificate cannot be parsed: then neither side can bind.
+/// `None` where the signature has no hash function of its own (Ed25519, Ed448), or one not known
+/// here, or where the certificate cannot be parsed: then neither side can bind.
 pub fn tls_server_end_point(leaf_der: &[u8]) -> Option<Vec<u8>> {
     let (_, certificate) = X509Certificate::from_der(leaf_der).ok()?;
     // The outer field: RFC 5929 names it, and OpenSSL looks there.

@@ -1,8 +1,9 @@
-//! The router as the client of an exchange: logs into a server, with a password or with a client's own key.
+//! The router as the client of an exchange: logs into a server, with a password or with a client's
+//! own key.
 //!
 //! [`ClientExchange::new`] → [`ClientExchange::first`] → [`AwaitServerFirst::server_first`] →
-//! [`AwaitServerFinal::server_final`] → [`ServerProven`]. `AuthenticationOk` must not be believed without that value:
-//! it is the server's proof that it knows the verifier.
+//! [`AwaitServerFinal::server_final`] → [`ServerProven`]. `AuthenticationOk` must not be believed
+//! without that value: it is the server's proof that it knows the verifier.
 
 use std::num::NonZeroU32;
 
@@ -17,7 +18,8 @@ use super::{
 };
 use crate::config::Secret;
 
-/// The most iterations that a server may demand, as many as a verifier may have: about 250 ms of a processor.
+/// The most iterations that a server may demand, as many as a verifier may have: about 250 ms of a
+/// processor.
 pub const MAX_ITERATIONS: u32 = MAX_VERIFIER_ITERATIONS;
 
 /// What the router logs in with.
@@ -33,10 +35,11 @@ pub enum ClientSecret {
 pub enum ClientBinding {
     /// `n`: no TLS, no hash of the server's certificate, or not wanted.
     No,
-    /// `y`: the router could bind, and the server offered no -PLUS. A server that did offer it then knows that an attacker
-    /// removed it from its list, and refuses.
+    /// `y`: the router could bind, and the server offered no -PLUS. A server that did offer it then
+    /// knows that an attacker removed it from its list, and refuses.
     NotOffered,
-    /// What [`super::tls_server_end_point`] gives for the server's certificate. The mechanism is -PLUS.
+    /// What [`super::tls_server_end_point`] gives for the server's certificate. The mechanism is
+    /// -PLUS.
     EndPoint(Vec<u8>),
 }
 
@@ -120,8 +123,9 @@ impl AwaitServerFirst {
         &self.exchange.binding
     }
 
-    /// Takes the data of `AuthenticationSASLContinue`, returns the data of `SASLResponse`. With a password this computes
-    /// up to [`MAX_ITERATIONS`] rounds, and blocks for so long; [`Self::read`] leaves that to the caller.
+    /// Takes the data of `AuthenticationSASLContinue`, returns the data of `SASLResponse`. With a
+    /// password this computes up to [`MAX_ITERATIONS`] rounds, and blocks for so long;
+    /// [`Self::read`] leaves that to the caller.
     pub fn server_first(self, data: &[u8]) -> Result<(AwaitServerFinal, Vec<u8>), ServerScramError> {
         let challenge = self.read(data)?;
         let keys = challenge.derivation().map(Derivation::run);
@@ -221,7 +225,8 @@ impl Challenge {
         }
     }
 
-    /// The data of `SASLResponse`. `derived` is what [`Self::derivation`] gives when it is run; without, it is run here.
+    /// The data of `SASLResponse`. `derived` is what [`Self::derivation`] gives when it is run;
+    /// without, it is run here.
     pub fn answer(self, derived: Option<Keys>) -> (AwaitServerFinal, Vec<u8>) {
         let Self {
             known,
@@ -289,7 +294,8 @@ impl std::fmt::Debug for AwaitServerFinal {
     }
 }
 
-/// The server has shown that it knows the verifier. Made by [`AwaitServerFinal::server_final`] only.
+/// The server has shown that it knows the verifier. Made by [`AwaitServerFinal::server_final`]
+/// only.
 #[derive(Debug)]
 pub struct ServerProven {
     is_bound: bool,

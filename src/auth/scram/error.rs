@@ -35,7 +35,8 @@ pub enum ScramError {
 }
 
 impl ScramError {
-    /// The answer to the client: 28P01 for a failed proof, else PostgreSQL's error for a broken client.
+    /// The answer to the client: 28P01 for a failed proof, else PostgreSQL's error for a broken
+    /// client.
     pub fn reply(&self, user: &[u8]) -> ErrorReply {
         let violation = |text: &str| ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, text);
         match self {
@@ -56,7 +57,8 @@ impl ScramError {
         }
     }
 
-    /// Whether the login was well-formed and merely wrong: the kind worth counting as a failed login.
+    /// Whether the login was well-formed and merely wrong: the kind worth counting as a failed
+    /// login.
     pub fn is_wrong_password(&self) -> bool {
         matches!(self, Self::Proof)
     }
@@ -88,8 +90,9 @@ pub enum ServerScramError {
         max = super::client::MAX_ITERATIONS
     )]
     Iterations,
-    /// The server's salt or iterations are not those of the verifier the client's key belongs to: for instance a
-    /// replica that has not replayed a password change. Another server may still fit.
+    /// The server's salt or iterations are not those of the verifier the client's key belongs to:
+    /// for instance a replica that has not replayed a password change. Another server may still
+    /// fit.
     #[error("the server's SCRAM verifier is not the one the client was authenticated against")]
     VerifierDiffers,
     /// It did not prove that it knows the verifier: an impostor, or a server with another verifier.

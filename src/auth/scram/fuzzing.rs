@@ -1,4 +1,5 @@
-//! Both sides of an exchange against any bytes. Nonces are fixed, so that messages with a good proof can be among the seeds.
+//! Both sides of an exchange against any bytes. Nonces are fixed, so that messages with a good
+//! proof can be among the seeds.
 
 #![allow(clippy::unwrap_used, reason = "of what is made here")]
 
@@ -24,8 +25,8 @@ fn verifier() -> &'static Arc<Verifier> {
     })
 }
 
-/// The first byte chooses side, mechanism and what the other one knows; the rest are two messages with a zero byte
-/// between them.
+/// The first byte chooses side, mechanism and what the other one knows; the rest are two messages
+/// with a zero byte between them.
 pub(crate) fn run(data: &[u8]) {
     let (which, data) = choice(data);
     let mut messages = data.splitn(2, |&byte| byte == 0);

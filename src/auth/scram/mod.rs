@@ -1,9 +1,9 @@
-//! SCRAM-SHA-256 without IO (RFC 5802, RFC 7677; PostgreSQL documentation, "SASL Authentication"): [`server`] is the
-//! router towards clients, [`client`] the router towards servers.
+//! SCRAM-SHA-256 without IO (RFC 5802, RFC 7677; PostgreSQL documentation, "SASL Authentication"):
+//! [`server`] is the router towards clients, [`client`] the router towards servers.
 //!
-//! Guarantees: the length of every message is checked before it is parsed; before its proof a client learns only a
-//! salt and a number of iterations, and it gets those for a user that does not exist, too; a server is trusted only after
-//! it has proven that it knows the verifier.
+//! Guarantees: the length of every message is checked before it is parsed; before its proof a
+//! client learns only a salt and a number of iterations, and it gets those for a user that does not
+//! exist, too; a server is trusted only after it has proven that it knows the verifier.
 //!
 //! Channel binding (SCRAM-SHA-256-PLUS) on both sides, with `tls-server-end-point`: [`binding`].
 //!
@@ -56,8 +56,9 @@ pub const MAX_SERVER_MESSAGE: usize = 4096;
 /// The longest password, as in PostgreSQL (tokens are passwords too).
 pub const MAX_PASSWORD: usize = 65_535;
 
-/// The mechanisms to offer a client, the stronger one first. `binding` is what [`tls_server_end_point`] gives for the
-/// certificate shown to this very client, and must be what [`ServerExchange::start`] is given.
+/// The mechanisms to offer a client, the stronger one first. `binding` is what
+/// [`tls_server_end_point`] gives for the certificate shown to this very client, and must be what
+/// [`ServerExchange::start`] is given.
 pub fn mechanisms(binding: Option<&[u8]>) -> &'static [&'static str] {
     match binding {
         Some(_) => &[MECHANISM_PLUS, MECHANISM],
@@ -65,7 +66,8 @@ pub fn mechanisms(binding: Option<&[u8]>) -> &'static [&'static str] {
     }
 }
 
-/// The form in which a server stores a password: `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`.
+/// The form in which a server stores a password:
+/// `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Verifier {
     /// 1 to [`MAX_VERIFIER_ITERATIONS`].
@@ -117,8 +119,8 @@ impl Verifier {
         ))
     }
 
-    /// Whether this is the verifier of `password`. Costs what [`Self::from_password`] costs with as many iterations;
-    /// the comparison takes constant time.
+    /// Whether this is the verifier of `password`. Costs what [`Self::from_password`] costs with as
+    /// many iterations; the comparison takes constant time.
     pub fn is_of(&self, password: &[u8]) -> bool {
         let Some(iterations) = NonZeroU32::new(self.iterations) else {
             return false;
@@ -129,7 +131,8 @@ impl Verifier {
         )
     }
 
-    /// Computes the verifier of a password. Takes about a millisecond of processor time for 4096 iterations.
+    /// Computes the verifier of a password. Takes about a millisecond of processor time for 4096
+    /// iterations.
     pub fn from_password(password: &[u8], salt: &[u8], iterations: NonZeroU32) -> Self {
         let keys = Keys::derive(password, salt, iterations);
         Self {
@@ -159,7 +162,8 @@ impl std::fmt::Debug for Verifier {
     }
 }
 
-/// A client's key, recovered from its proof: with it one can log in as that client wherever the verifier is the same.
+/// A client's key, recovered from its proof: with it one can log in as that client wherever the
+/// verifier is the same.
 #[derive(Clone)]
 pub struct ClientKey {
     pub key: Zeroizing<[u8; 32]>,
@@ -193,12 +197,14 @@ impl Nonce {
     }
 }
 
-/// Where the verifiers of users without one come from. An unknown user gets the same salt at every attempt, at every
-/// router with the same peers' secret, and after a restart: a salt that changes would give it away.
+/// Where the verifiers of users without one come from. An unknown user gets the same salt at every
+/// attempt, at every router with the same peers' secret, and after a restart: a salt that changes
+/// would give it away.
 pub struct MockSecret(Zeroizing<[u8; 32]>);
 
 impl MockSecret {
-    /// With peers the salts agree between routers; without a shared secret each process has its own.
+    /// With peers the salts agree between routers; without a shared secret each process has its
+    /// own.
     pub fn new(peers_secret: Option<&Secret>) -> Self {
         match peers_secret {
             Some(secret) => Self(hmac_sha256(secret.expose(), &[b"trunkline mock verifier v1"])),
@@ -270,7 +276,8 @@ impl Keys {
     }
 }
 
-/// `SASLprep` (RFC 4013) as PostgreSQL applies it: what is not UTF-8, is prohibited, or has nothing left, is used raw.
+/// `SASLprep` (RFC 4013) as PostgreSQL applies it: what is not UTF-8, is prohibited, or has nothing
+/// left, is used raw.
 fn prepare(password: &[u8]) -> Zeroizing<Vec<u8>> {
     let prepared = std::str::from_utf8(password)
         .ok()

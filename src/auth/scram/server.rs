@@ -1,7 +1,8 @@
 //! The router as the server of an exchange: checks a client, and recovers its key.
 //!
-//! [`ServerExchange::start`] → [`AwaitFirst::client_first`] → [`AwaitFinal::client_final`]. Each step consumes the
-//! one before; only the last one gives a [`ClientKey`], which is the proof that the client knows the password.
+//! [`ServerExchange::start`] → [`AwaitFirst::client_first`] → [`AwaitFinal::client_final`]. Each
+//! step consumes the one before; only the last one gives a [`ClientKey`], which is the proof that
+//! the client knows the password.
 
 use std::sync::Arc;
 
@@ -30,8 +31,9 @@ pub struct ServerExchange;
 impl ServerExchange {
     /// A user without verifier gets a mock one and goes the same way, to the same failure.
     ///
-    /// `binding` is the hash of the certificate shown on this very connection ([`super::tls_server_end_point`]), and
-    /// says that -PLUS was offered ([`super::mechanisms`]); `None` without TLS, or where the certificate has no hash.
+    /// `binding` is the hash of the certificate shown on this very connection
+    /// ([`super::tls_server_end_point`]), and says that -PLUS was offered ([`super::mechanisms`]);
+    /// `None` without TLS, or where the certificate has no hash.
     pub fn start(lookup: Lookup<'_>, binding: Option<&[u8]>, nonce: Nonce) -> AwaitFirst {
         // Computed for every user, so that the time shows nothing.
         let mock = lookup.mock.verifier(lookup.user);
@@ -55,8 +57,9 @@ pub struct AwaitFirst {
 }
 
 impl AwaitFirst {
-    /// Takes `SASLInitialResponse`'s mechanism and data, returns the data of `AuthenticationSASLContinue`. A client that
-    /// sends no data with its choice is sent an empty continuation, and its next message is passed in here.
+    /// Takes `SASLInitialResponse`'s mechanism and data, returns the data of
+    /// `AuthenticationSASLContinue`. A client that sends no data with its choice is sent an empty
+    /// continuation, and its next message is passed in here.
     pub fn client_first(self, mechanism: &[u8], data: &[u8]) -> Result<(AwaitFinal, Vec<u8>), ScramError> {
         let choice = match (mechanism, &self.binding) {
             (plain, offered) if plain == MECHANISM.as_bytes() => Choice::Plain {
@@ -120,7 +123,8 @@ impl AwaitFinal {
         self.choice == Choice::Plus
     }
 
-    /// Takes `SASLResponse`'s data; returns the data of `AuthenticationSASLFinal` and the client's key.
+    /// Takes `SASLResponse`'s data; returns the data of `AuthenticationSASLFinal` and the client's
+    /// key.
     pub fn client_final(self, data: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramError> {
         check_bounds(data)?;
         let mut attributes = Attributes::new(data);

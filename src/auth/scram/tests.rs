@@ -317,8 +317,8 @@ fn certificates_hash_as_openssl_says() {
     assert_eq!(tls_server_end_point(b""), None);
 }
 
-/// Passwords and what PostgreSQL 15.20 made of them: plain, with `SASLprep` at work, prohibited (a bell), and with a
-/// direction that changes.
+/// Passwords and what PostgreSQL 15.20 made of them: plain, with `SASLprep` at work, prohibited (a
+/// bell), and with a direction that changes.
 #[test]
 fn verifiers_are_those_of_postgresql() {
     let cases = [

@@ -171,7 +171,8 @@ async fn what_is_listed_is_allowed_and_nothing_else() {
     assert!(heard.is_empty() && matches!(result, Err(ConnectError::CleartextRefused)));
 }
 
-/// What PostgreSQL 19 with `ssl_sni = on` does with a client that asks for no name, or one it does not know.
+/// What PostgreSQL 19 with `ssl_sni = on` does with a client that asks for no name, or one it does
+/// not know.
 #[tokio::test]
 async fn a_server_that_wants_another_name_is_explained() {
     for (host, alert, words) in [

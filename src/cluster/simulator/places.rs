@@ -268,7 +268,8 @@ fn a_virtual_address_that_moves_to_the_promoted_standby_ends_the_sessions_on_the
     assert_eq!(world.end_of(new), None);
 }
 
-/// Two endpoints name db0, on timeline 1. The third begins to list only a server of another cluster, on timeline 99.
+/// Two endpoints name db0, on timeline 1. The third begins to list only a server of another
+/// cluster, on timeline 99.
 #[test]
 fn one_endpoint_does_not_outvote_two_with_a_claimed_timeline() {
     let mut world = World::new(4, SourceKind::Patroni);

@@ -1,8 +1,9 @@
 //! Delivers the cancel requests whose session is in this process to that session's server.
 //!
-//! A request with the right key waits for its turn at its server, in a queue as long as there are sessions. When its
-//! turn comes it is passed on only if the session still runs what it ran when the request came. A request whose session
-//! is not here takes a place of its address's share while the router looks for it elsewhere.
+//! A request with the right key waits for its turn at its server, in a queue as long as there are
+//! sessions. When its turn comes it is passed on only if the session still runs what it ran when
+//! the request came. A request whose session is not here takes a place of its address's share while
+//! the router looks for it elsewhere.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,15 +24,19 @@ use crate::backend::{CancelTarget, TlsClient, pass_cancel};
 use crate::frontend::ClientStream;
 use crate::wire::startup::CancelRequest;
 
-/// Time limit of one cancel: connecting to the server, delivering the request, and the server's hanging up.
+/// Time limit of one cancel: connecting to the server, delivering the request, and the server's
+/// hanging up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// Time limit of the wait for its turn. A server needs milliseconds for each request: after so long it takes none.
+/// Time limit of the wait for its turn. A server needs milliseconds for each request: after so long
+/// it takes none.
 const TURN: Duration = Duration::from_mins(1);
-/// Time limit of a request whose key is a server's own: it goes to several servers, and most do not know the key.
+/// Time limit of a request whose key is a server's own: it goes to several servers, and most do not
+/// know the key.
 const UNREAD: Duration = Duration::from_secs(1);
 /// Cancel requests for one session at the same time.
 const MOST_PER_SESSION: u32 = 4;
-/// How long the router tries to cancel what ran in a session that was cut; and while the process ends.
+/// How long the router tries to cancel what ran in a session that was cut; and while the process
+/// ends.
 const ABANDONED: Duration = Duration::from_secs(30);
 const ABANDONED_AT_THE_END: Duration = Duration::from_secs(2);
 /// Between two attempts.
@@ -104,8 +109,8 @@ pub(super) fn place(shared: &Shared, from: Option<IpAddr>, has_seal: bool) -> Op
     place.ok()
 }
 
-/// Serves a request that came in clear to a port of `mode: tcp`: the key is that of one of these servers, and only that
-/// server knows it.
+/// Serves a request that came in clear to a port of `mode: tcp`: the key is that of one of these
+/// servers, and only that server knows it.
 pub(in crate::session) async fn pass_unread(
     shared: &Shared,
     servers: &[(String, u16)],
@@ -188,8 +193,9 @@ pub(super) async fn deliver(shared: &Shared, entry: &SessionEntry) -> CancelOutc
     }
 }
 
-/// Cancels what a session that was taken off its server had under way, in the background. While the server does not take
-/// the request the router tries again, for a limited time; then the log says that the statement may go on.
+/// Cancels what a session that was taken off its server had under way, in the background. While the
+/// server does not take the request the router tries again, for a limited time; then the log says
+/// that the statement may go on.
 pub(in crate::session) fn forget(shared: &Arc<Shared>, target: CancelTarget) {
     let asking = Arc::clone(shared);
     shared.tasks.spawn(async move {

@@ -1,8 +1,9 @@
 //! The cancel keys handed to clients. A server's own key never leaves the router.
 //!
-//! Protocol 3.0 has room for 4 bytes: random, nothing else. Protocol 3.2 gets 32: the id of this incarnation of this
-//! router (8), random (16), and a MAC over both with the peers' secret (8). So any router can see which router issued the
-//! key, and that it is not made up, before it asks another one.
+//! Protocol 3.0 has room for 4 bytes: random, nothing else. Protocol 3.2 gets 32: the id of this
+//! incarnation of this router (8), random (16), and a MAC over both with the peers' secret (8). So
+//! any router can see which router issued the key, and that it is not made up, before it asks
+//! another one.
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -16,7 +17,8 @@ pub const V32_LEN: usize = 32;
 const INCARNATION_LEN: usize = 8;
 const SIGNED_LEN: usize = 24;
 
-/// One run of one router: random, new at every start, so that old and new process differ during an upgrade. Not secret.
+/// One run of one router: random, new at every start, so that old and new process differ during an
+/// upgrade. Not secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Incarnation(pub [u8; INCARNATION_LEN]);
 
@@ -48,8 +50,8 @@ impl ClientCancelKey {
         }
     }
 
-    /// Whether a `CancelRequest` carries this key; in constant time. The length is that of the request: its connection
-    /// has no protocol version.
+    /// Whether a `CancelRequest` carries this key; in constant time. The length is that of the
+    /// request: its connection has no protocol version.
     pub fn matches(&self, presented: &[u8]) -> bool {
         same(self.expose(), presented)
     }
@@ -75,7 +77,8 @@ pub enum Owner {
     Mine,
     /// Another router with the same peers' secret, or an earlier process of this one.
     Peer(Incarnation),
-    /// It has the form of a router's keys and a wrong MAC: no router with the secret issued it. No peer is asked.
+    /// It has the form of a router's keys and a wrong MAC: no router with the secret issued it. No
+    /// peer is asked.
     Forged,
     /// 4 bytes, or a length that no router issues: the registry knows, or the peers.
     Unknown,
@@ -88,7 +91,8 @@ pub struct KeyIssuer {
 }
 
 impl KeyIssuer {
-    /// Without peers the MAC is made with a secret of this process: keys of other routers then count as forged.
+    /// Without peers the MAC is made with a secret of this process: keys of other routers then
+    /// count as forged.
     pub fn new(incarnation: Incarnation, peers_secret: Option<&Secret>) -> Self {
         let mac_key = match peers_secret {
             Some(secret) => hmac_sha256(secret.expose(), &[b"trunkline cancel key v1"]),
@@ -101,7 +105,8 @@ impl KeyIssuer {
         self.incarnation
     }
 
-    /// A key for protocol 3.0. Only 32 bits: the caller draws again where a session with the same process id has it.
+    /// A key for protocol 3.0. Only 32 bits: the caller draws again where a session with the same
+    /// process id has it.
     pub fn issue_v30(&self) -> ClientCancelKey {
         ClientCancelKey::V30(random())
     }

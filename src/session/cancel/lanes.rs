@@ -1,4 +1,5 @@
-//! Turns for cancel requests, a lane for each server: cancels for one server never wait for another server.
+//! Turns for cancel requests, a lane for each server: cancels for one server never wait for another
+//! server.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Cancel requests that are being delivered to one server at the same time. Each takes a descriptor here and a
-/// process there.
+/// Cancel requests that are being delivered to one server at the same time. Each takes a descriptor
+/// here and a process there.
 const AT_ONCE: usize = 32;
 
 /// All lanes; a lane exists only while it is used.
@@ -42,8 +43,8 @@ struct LanePosition<'a, K: Eq + Hash + Clone> {
 }
 
 impl<K: Eq + Hash + Clone> Lanes<K> {
-    /// Waits for a turn at this server: first come, first served. The caller limits how many wait, and for how long. Cancel
-    /// safe.
+    /// Waits for a turn at this server: first come, first served. The caller limits how many wait,
+    /// and for how long. Cancel safe.
     pub(super) async fn turn(&self, server: K) -> Turn<'_, K> {
         let (turns, place) = self.enter(server);
         let permit = turns.acquire_owned().await;

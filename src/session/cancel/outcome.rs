@@ -6,7 +6,8 @@ labels! {
     /// The outcome of a request: the label `result` of `trunkline_cancels_total`.
     pub(crate) enum CancelOutcome {
         Forwarded = "forwarded",
-        /// The session runs nothing, or no longer what it ran when the request came, or its server gave no key.
+        /// The session runs nothing, or no longer what it ran when the request came, or its server
+        /// gave no key.
         Idle = "idle",
         /// Enough requests for the same session wait already.
         Repeated = "repeated",
@@ -27,8 +28,8 @@ labels! {
 }
 
 labels! {
-    /// Whether a server took the router's own request for what a cut session ran: the label `result` of
-    /// `trunkline_cut_requests_total`.
+    /// Whether a server took the router's own request for what a cut session ran: the label
+    /// `result` of `trunkline_cut_requests_total`.
     pub(crate) enum CutOutcome {
         Cancelled = "cancelled",
         Failed = "failed",

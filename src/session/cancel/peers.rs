@@ -1,8 +1,10 @@
-//! The peer channel: routers in front of the same cluster ask each other which of them has a cancel request's session.
-//! Over a PostgreSQL port, authenticated and sealed with the peers' secret, one conversation with each peer, one hop.
+//! The peer channel: routers in front of the same cluster ask each other which of them has a cancel
+//! request's session. Over a PostgreSQL port, authenticated and sealed with the peers' secret, one
+//! conversation with each peer, one hop.
 //!
-//! The places for cancel requests whose session may be elsewhere limit how much is asked; one address has half of them.
-//! Many keys go into one question, so keys that are made up cost the peers next to nothing.
+//! The places for cancel requests whose session may be elsewhere limit how much is asked; one
+//! address has half of them. Many keys go into one question, so keys that are made up cost the
+//! peers next to nothing.
 
 mod answering;
 pub(crate) mod codec;
@@ -31,9 +33,11 @@ use line::{Awaited, Line, PeerVerdict};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time limit for a question to be asked, and asked again in another conversation.
 const VERDICT: Duration = Duration::from_secs(12);
-/// Time limit for a session that was found: its turn at the server, the cancel, and the server's hanging up.
+/// Time limit for a session that was found: its turn at the server, the cancel, and the server's
+/// hanging up.
 const WORK: Duration = Duration::from_mins(2);
-/// Conversations that peers may have with this router: each has one, and one more for each process of an upgrade.
+/// Conversations that peers may have with this router: each has one, and one more for each process
+/// of an upgrade.
 const MOST_CONVERSATIONS: u32 = 256;
 
 /// The other routers.
@@ -98,8 +102,8 @@ impl Peers {
         }
     }
 
-    /// Asks the owner if it is known, otherwise all peers at once. `true`: one of them has taken the request, and done what
-    /// was to be done.
+    /// Asks the owner if it is known, otherwise all peers at once. `true`: one of them has taken
+    /// the request, and done what was to be done.
     pub(super) async fn ask(
         &self,
         shared: &Shared,
@@ -122,7 +126,8 @@ impl Peers {
         verdict.is_some_and(|verdict| verdict.is_found)
     }
 
-    /// Asks several at once; the first that has found it ends the search, else the last answer counts.
+    /// Asks several at once; the first that has found it ends the search, else the last answer
+    /// counts.
     async fn ask_some(
         &self,
         shared: &Shared,
@@ -191,8 +196,8 @@ impl Peers {
         }
     }
 
-    /// A router at this address asks in this version. One line for each change; one that is refused may be anybody, and is
-    /// named once in [`WARN_EVERY`].
+    /// A router at this address asks in this version. One line for each change; one that is refused
+    /// may be anybody, and is named once in [`WARN_EVERY`].
     fn name_version(&self, address: Option<SocketAddr>, version: u8) {
         let own_version = codec::VERSION;
         let ip = address.map(|address| address.ip());

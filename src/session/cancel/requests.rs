@@ -1,4 +1,5 @@
-//! Where a client's cancel request goes: to a session of this process, to the other processes of this router, to peers.
+//! Where a client's cancel request goes: to a session of this process, to the other processes of
+//! this router, to peers.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -49,7 +50,8 @@ async fn route(shared: &Arc<Shared>, request: &CancelRequest, from: Option<IpAdd
     let Some(_place) = delivery::place(shared, from, has_seal) else {
         return CancelOutcome::Dropped;
     };
-    // Without peers each process has a secret of its own, and the keys of another process look forged.
+    // Without peers each process has a secret of its own, and the keys of another process look
+    // forged.
     let asked = shared.generations.ask_cancel(request).await;
     match asked {
         CancelAnswer::Found => return CancelOutcome::ByGeneration,
@@ -86,8 +88,8 @@ async fn local(shared: &Shared, request: &CancelRequest) -> Option<CancelOutcome
     Some(delivery::deliver(shared, &session).await)
 }
 
-/// Another process of this router asks. `None`: no session of this process has that key; otherwise the future delivers
-/// the request.
+/// Another process of this router asks. `None`: no session of this process has that key; otherwise
+/// the future delivers the request.
 pub fn for_generation(
     shared: &Arc<Shared>,
     request: &CancelRequest,

@@ -60,7 +60,8 @@ pub fn answer(
     let accepting = tasks.clone();
     tasks.spawn(async move {
         loop {
-            // Connections wait in the socket's queue meanwhile; the process that asks has a time limit of its own.
+            // Connections wait in the socket's queue meanwhile; the process that asks has a time
+            // limit of its own.
             let next = async {
                 let permit = Arc::clone(&desk.reading).acquire_owned().await;
                 (permit, listener.accept().await)
@@ -78,7 +79,8 @@ pub fn answer(
                 continue;
             }
             let desk = Arc::clone(&desk);
-            // Not ended by `stop`: a cancel may be what ends the last session, and its answer is still to be sent.
+            // Not ended by `stop`: a cancel may be what ends the last session, and its answer is
+            // still to be sent.
             accepting.spawn(async move {
                 if let Err(error) = desk.converse(stream, permit.ok()).await {
                     // A process that only looks whether this one lives hangs up at once.
@@ -174,7 +176,8 @@ impl Desk {
         let said = match found {
             None => Answer::NotFound,
             Some(delivering) => {
-                // Those that were found are limited by the sessions: each has few cancel requests at a time.
+                // Those that were found are limited by the sessions: each has few cancel requests
+                // at a time.
                 send(stream, &codec::answer(Some(kind), &Answer::AtWork)?).await?;
                 match delivering.await {
                     CancelAnswer::Found => Answer::Done(Vec::new()),

@@ -1,4 +1,5 @@
-//! The protocol between the processes of one router: hello, one request, its answer. No clock, no socket of its own.
+//! The protocol between the processes of one router: hello, one request, its answer. No clock, no
+//! socket of its own.
 //!
 //! ```text
 //! asking      "TRNK" FF version        6 bytes: the hello
@@ -7,15 +8,17 @@
 //!             length status body       the answer; before it, `AT_WORK` if the request takes time
 //! ```
 //!
-//! A length has 4 bytes, big-endian, and counts what follows it. Each kind has its own [`Limits`], and a length is
-//! checked against them before anything is read. Bodies are JSON, because the two processes are of two releases most of
-//! the time: a release may add fields, and the other one ignores them. Only the body of a cancel request is binary
-//! (process id, key): it is the one request that anybody can cause, and its key does not belong into a text.
+//! A length has 4 bytes, big-endian, and counts what follows it. Each kind has its own [`Limits`],
+//! and a length is checked against them before anything is read. Bodies are JSON, because the two
+//! processes are of two releases most of the time: a release may add fields, and the other one
+//! ignores them. Only the body of a cancel request is binary (process id, key): it is the one
+//! request that anybody can cause, and its key does not belong into a text.
 //!
-//! Version 1 had no hello: its only question was a cancel request (process id, length of the key in two bytes, key). The
-//! fifth byte of such a question is 0 or 1, because a key has at most 256 bytes; in a hello it is FF. So the key of a
-//! client, which a process of version 1 passes on, is never taken for a request of version 2. A process of version 1
-//! hangs up when it reads a hello. A process of a later version answers with its own hello, so both name the other one.
+//! Version 1 had no hello: its only question was a cancel request (process id, length of the key in
+//! two bytes, key). The fifth byte of such a question is 0 or 1, because a key has at most 256
+//! bytes; in a hello it is FF. So the key of a client, which a process of version 1 passes on, is
+//! never taken for a request of version 2. A process of version 1 hangs up when it reads a hello. A
+//! process of a later version answers with its own hello, so both name the other one.
 
 use std::io;
 use std::time::Duration;
@@ -66,7 +69,8 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// Requests of this kind that a process works on at the same time.
     pub at_once: usize,
-    /// From the connection to the answer. A cancel request that was found has more time after `AT_WORK`.
+    /// From the connection to the answer. A cancel request that was found has more time after
+    /// `AT_WORK`.
     pub time: Duration,
 }
 

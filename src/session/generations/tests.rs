@@ -89,7 +89,8 @@ fn run() -> Running {
     running
 }
 
-/// A process of version 1, which answers each of its questions with the next of these; what it was asked.
+/// A process of version 1, which answers each of its questions with the next of these; what it was
+/// asked.
 fn old(name: &str, answers: &'static [u8]) -> tokio::task::JoinHandle<Vec<Vec<u8>>> {
     let listener = listen(name);
     tokio::spawn(async move {

@@ -1,8 +1,10 @@
-//! What the other processes of this router say of their sessions, for the metrics and the list of members.
+//! What the other processes of this router say of their sessions, for the metrics and the list of
+//! members.
 //!
-//! Sessions are a sum. For what sessions moved, a process counts only what another one moved since this process first
-//! asked it: so the counters begin at 0 with the process, grow only, and do not jump when another process is heard late
-//! or ends. A process that is silent keeps what it said last, and is counted as silent.
+//! Sessions are a sum. For what sessions moved, a process counts only what another one moved since
+//! this process first asked it: so the counters begin at 0 with the process, grow only, and do not
+//! jump when another process is heard late or ends. A process that is silent keeps what it said
+//! last, and is counted as silent.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,5 @@
-//! Attach and the gate before it: scripted servers, of which each connection is cut, silent or false in another way.
+//! Attach and the gate before it: scripted servers, of which each connection is cut, silent or
+//! false in another way.
 
 use std::collections::VecDeque;
 use std::future::{pending, poll_fn};
@@ -511,7 +512,8 @@ async fn the_next_candidate_serves_where_one_does_not() {
     }
 }
 
-/// Its login is cut at every byte, or stops there. The other candidate serves; a session without one hears why.
+/// Its login is cut at every byte, or stops there. The other candidate serves; a session without
+/// one hears why.
 #[tokio::test(start_paused = true)]
 async fn a_server_may_be_lost_at_every_byte_of_its_login() {
     for then in [
@@ -557,7 +559,8 @@ async fn a_server_may_be_lost_at_every_byte_of_its_login() {
     }
 }
 
-/// An error that every candidate would give reaches the client as it came, and no other one is asked.
+/// An error that every candidate would give reaches the client as it came, and no other one is
+/// asked.
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_clients_own_is_the_last_word() {
     let mut scene = Scene::read_only(3);
@@ -580,7 +583,8 @@ async fn an_error_of_the_clients_own_is_the_last_word() {
     scene.all_is_given_back("the operator's").await;
 }
 
-/// A read-write session gets the leader or nothing: whatever the leader was, it must accept writes on this connection.
+/// A read-write session gets the leader or nothing: whatever the leader was, it must accept writes
+/// on this connection.
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_accepts_no_writes_serves_no_session_that_writes() {
     let mut scene = Scene::read_write();
@@ -684,7 +688,8 @@ async fn a_server_of_another_cluster_serves_nobody() {
     assert!(read_write.attach().await.is_ok());
 }
 
-/// A session tries a few candidates and gives up. A server that is busy with its login counts until it has noticed the end.
+/// A session tries a few candidates and gives up. A server that is busy with its login counts until
+/// it has noticed the end.
 #[tokio::test(start_paused = true)]
 async fn silent_servers_are_left_after_their_time_and_count_while_they_work() {
     let scene = Scene::read_only(7);
@@ -719,7 +724,8 @@ async fn silent_servers_are_left_after_their_time_and_count_while_they_work() {
     scene.all_is_given_back("at shutdown").await;
 }
 
-/// A member to which no connection can be made is avoided for a while; one that answers anything is not.
+/// A member to which no connection can be made is avoided for a while; one that answers anything is
+/// not.
 #[tokio::test(start_paused = true)]
 async fn a_member_that_refuses_connections_is_avoided() {
     let scene = Scene::read_only(3);
@@ -820,7 +826,8 @@ async fn who_waits_is_served_in_order() {
     full.scene.all_is_given_back("all have been served").await;
 }
 
-/// Whichever of them leaves, and whether it waits or its server does not answer: its place goes to the next one.
+/// Whichever of them leaves, and whether it waits or its server does not answer: its place goes to
+/// the next one.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_gives_its_place_back() {
     for leaving in 0..3 {

@@ -85,7 +85,8 @@ impl Conversation {
         self
     }
 
-    /// Every position: before each byte of each message, and the end. A position is a message and how much of it was sent.
+    /// Every position: before each byte of each message, and the end. A position is a message and
+    /// how much of it was sent.
     pub(super) fn positions(&self) -> impl Iterator<Item = (usize, usize)> {
         let within = self.steps.iter().enumerate();
         within
@@ -93,8 +94,8 @@ impl Conversation {
             .chain([(self.steps.len(), 0)])
     }
 
-    /// What is known at a position. A message that is not whole changes nothing, but that a batch counts as open once the type
-    /// and the length of its first message are there.
+    /// What is known at a position. A message that is not whole changes nothing, but that a batch
+    /// counts as open once the type and the length of its first message are there.
     pub(super) fn known_at(&self, (step, sent): (usize, usize)) -> Known {
         let before = step
             .checked_sub(1)

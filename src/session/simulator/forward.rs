@@ -20,7 +20,8 @@ use crate::session::stream::SessionStream;
 use crate::session::{memory, orders};
 
 impl Simulation {
-    /// A session on the member `db1`, of whose client the router has read `head` to see what it wants.
+    /// A session on the member `db1`, of whose client the router has read `head` to see what it
+    /// wants.
     fn of_forwarder(head: &'static [u8]) -> Self {
         let (client, to_client) = memory::connection();
         let (to_server, server) = memory::connection();
@@ -56,7 +57,8 @@ impl Simulation {
         Self::new((client, server), (registry, entry), session)
     }
 
-    /// Each side has heard what the other one said up to this position, and nothing else, and has seen the end.
+    /// Each side has heard what the other one said up to this position, and nothing else, and has
+    /// seen the end.
     fn has_ended_at(&self, conversation: &Conversation, position: Position) {
         self.has_forwarded(conversation, position);
         let at = || format!("{} at {position:?}: {:?}", conversation.name, self.end);
@@ -183,7 +185,8 @@ async fn answers_reach_a_client_that_has_ended_its_side() {
     }
 }
 
-/// A server that ends its side has ended both, as PostgreSQL's does: what the client says then reaches nobody.
+/// A server that ends its side has ended both, as PostgreSQL's does: what the client says then
+/// reaches nobody.
 #[tokio::test(start_paused = true)]
 async fn a_server_may_end_the_session_at_every_position() {
     for how in [None, Some(Leaving::Closes), Some(Leaving::Resets)] {
@@ -311,7 +314,8 @@ async fn a_session_is_cut_at_every_position_when_its_server_leads_no_more() {
     .await;
 }
 
-/// What the router holds for it is one read; the other direction goes on; nothing is lost, also where the server has ended.
+/// What the router holds for it is one read; the other direction goes on; nothing is lost, also
+/// where the server has ended.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_holds_up_only_itself() {
     let mut session = Simulation::of_forwarder(b"");

@@ -1,8 +1,8 @@
 //! A session in memory, with a scripted peer at either end, on a paused clock.
 //!
-//! The test decides what happens next, byte by byte: a peer writes, reads, ends its side or leaves; an order comes; time
-//! passes. After each of these the session runs until it waits ([`Simulation::settle`]), so that a test waits for no time and
-//! two runs do the same.
+//! The test decides what happens next, byte by byte: a peer writes, reads, ends its side or leaves;
+//! an order comes; time passes. After each of these the session runs until it waits
+//! ([`Simulation::settle`]), so that a test waits for no time and two runs do the same.
 
 mod attach;
 mod conversation;
@@ -99,7 +99,8 @@ impl Peer {
         Pin::new(self.stream.as_mut().expect("it has not left"))
     }
 
-    /// Writes as much as there is room for, and says how much. Where the router listens no more that is nothing.
+    /// Writes as much as there is room for, and says how much. Where the router listens no more
+    /// that is nothing.
     fn say(&mut self, data: &[u8]) -> usize {
         let mut context = Context::from_waker(Waker::noop());
         match self.stream().poll_write(&mut context, data) {
@@ -193,7 +194,8 @@ impl Simulation {
         }
     }
 
-    /// Until the session waits for its peers, for an order or for time. Peers that listen read all that comes meanwhile.
+    /// Until the session waits for its peers, for an order or for time. Peers that listen read all
+    /// that comes meanwhile.
     async fn settle(&mut self) {
         let waker = Waker::from(Arc::clone(&self.woken));
         loop {
@@ -225,7 +227,8 @@ impl Simulation {
         self.settle().await;
     }
 
-    /// Plays the rest: a peer that sees the router end its side leaves, as drivers and servers do. The end must come in time.
+    /// Plays the rest: a peer that sees the router end its side leaves, as drivers and servers do.
+    /// The end must come in time.
     async fn ended(&mut self) -> End {
         let mut left = END_WITHIN;
         loop {

@@ -147,7 +147,8 @@ async fn a_client_may_say_goodbye_between_any_two_messages() {
     .await;
 }
 
-/// The client hears all that the server has said, and why there is no more, unless a message is torn.
+/// The client hears all that the server has said, and why there is no more, unless a message is
+/// torn.
 #[tokio::test(start_paused = true)]
 async fn a_server_may_be_lost_at_every_position() {
     for how in [Leaving::Closes, Leaving::Resets] {
@@ -202,7 +203,8 @@ async fn a_server_may_end_the_session_between_any_two_messages() {
     }
 }
 
-/// At once: a message under way is completed, the client hears why, and nothing is forwarded any more.
+/// At once: a message under way is completed, the client hears why, and nothing is forwarded any
+/// more.
 #[tokio::test(start_paused = true)]
 async fn an_order_ends_a_session_at_every_position() {
     at_every_position(async |session, conversation, (step, sent), known| {
@@ -268,7 +270,8 @@ async fn an_order_for_a_boundary_waits_for_one() {
     }
 }
 
-/// What the router holds for a client that does not read is one read; the other direction goes on; nothing is lost.
+/// What the router holds for a client that does not read is one read; the other direction goes on;
+/// nothing is lost.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_holds_up_only_itself() {
     let mut session = Simulation::of_relay();
@@ -322,7 +325,8 @@ async fn a_client_that_does_not_read_holds_up_only_itself() {
     );
 }
 
-/// A server that does not read: the client is read no further, its end reaches the server in order, a reset is seen soon.
+/// A server that does not read: the client is read no further, its end reaches the server in order,
+/// a reset is seen soon.
 #[tokio::test(start_paused = true)]
 async fn a_client_may_leave_while_the_server_does_not_read() {
     for how in [Leaving::Closes, Leaving::Resets] {
@@ -357,7 +361,8 @@ async fn a_client_may_leave_while_the_server_does_not_read() {
     }
 }
 
-/// Neither a client that does not listen to its last words, nor one that does not hang up, is waited for.
+/// Neither a client that does not listen to its last words, nor one that does not hang up, is
+/// waited for.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_hang_up_is_not_waited_for() {
     for is_deaf in [false, true] {

@@ -9,7 +9,8 @@ use tokio_rustls::LazyConfigAcceptor;
 
 use super::*;
 
-/// One connection of `openssl s_client`; the name the server was asked for, and what the client printed.
+/// One connection of `openssl s_client`; the name the server was asked for, and what the client
+/// printed.
 async fn connect(dir: &Dir, config: Arc<ServerConfig>, arguments: &[&str]) -> (Option<String>, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

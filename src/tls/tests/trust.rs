@@ -144,7 +144,8 @@ fn expired(dir: &Dir) {
     std::fs::write(dir.path("expired.key"), key.serialize_pem()).unwrap();
 }
 
-/// OpenSSL refuses each of these authorities; rustls looks at the name and the key of an authority only.
+/// OpenSSL refuses each of these authorities; rustls looks at the name and the key of an authority
+/// only.
 #[test]
 fn an_expired_authority_or_a_certificate_of_none_may_not_sign() {
     let dir = Dir::new();

@@ -12,8 +12,8 @@ fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Wherever the stream is split, its valid part is what comes before the invalid message; if a part of
-/// that message has passed already, nothing may be put behind it.
+/// Wherever the stream is split, its valid part is what comes before the invalid message; if a part
+/// of that message has passed already, nothing may be put behind it.
 #[test]
 fn an_error_says_how_far_the_stream_is_valid() {
     let good = [

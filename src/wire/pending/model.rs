@@ -1,5 +1,5 @@
-//! A server's message loop as PostgreSQL has it, [`PendingReplies`] beside it, and what the two must agree about: for the
-//! property tests and the fuzzer.
+//! A server's message loop as PostgreSQL has it, [`PendingReplies`] beside it, and what the two
+//! must agree about: for the property tests and the fuzzer.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a fuzzer sees a failure")]
 
@@ -162,7 +162,8 @@ impl Server {
                     }
                     _ => {
                         self.say("E");
-                        // The session ends over what was sent, not over what was asked: it has no owner that could be known.
+                        // The session ends over what was sent, not over what was asked: it has no
+                        // owner that could be known.
                         self.outbox.push_back((BROKEN_COPY, self.owner));
                         self.mode = Mode::Dead;
                     }
@@ -318,8 +319,8 @@ fn deliver(pending: &mut PendingReplies, server: &mut Server) -> Result<(), Stri
     Ok(())
 }
 
-/// Plays a client, a router, a server and [`PendingReplies`] between them, in the order given; then everything that is left.
-/// Returns whether it was ever uncertain.
+/// Plays a client, a router, a server and [`PendingReplies`] between them, in the order given; then
+/// everything that is left. Returns whether it was ever uncertain.
 pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bool, String> {
     let mut server = Server::new();
     let mut pending = PendingReplies::new(TransactionStatus::Idle);
@@ -380,7 +381,8 @@ pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bo
     Ok(uncertain)
 }
 
-/// Messages and turns from a fuzzer's bytes: two for each message, then `0xff`, then one for each turn.
+/// Messages and turns from a fuzzer's bytes: two for each message, then `0xff`, then one for each
+/// turn.
 ///
 /// # Panics
 /// [`PendingReplies`] and the server disagree.

@@ -1,5 +1,5 @@
-//! The queue behind [`super::PendingReplies`]: requests in the order in which they were sent, messages of one kind and
-//! one owner in a row counted as one run.
+//! The queue behind [`super::PendingReplies`]: requests in the order in which they were sent,
+//! messages of one kind and one owner in a row counted as one run.
 
 use std::collections::VecDeque;
 
@@ -18,7 +18,8 @@ pub enum Owner {
 pub(super) enum RequestKind {
     #[default]
     Nothing,
-    /// Parse, Bind, Describe, Execute, Close: each is completed by exactly one of `1 2 3 n T C I s`, or fails.
+    /// Parse, Bind, Describe, Execute, Close: each is completed by exactly one of
+    /// `1 2 3 n T C I s`, or fails.
     Extended,
     /// One `Z`, whatever happens.
     Sync,

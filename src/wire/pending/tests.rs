@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use super::model::{Fate, Message, Turn, feed, interleaved, server_message};
 use super::*;
 
-/// Follows a script: words with `>` are what the client sends, with `!` what the router sends itself, with `<` what the
-/// server says. Returns whose each message of the server is said to be: `c` or `r`.
+/// Follows a script: words with `>` are what the client sends, with `!` what the router sends
+/// itself, with `<` what the server says. Returns whose each message of the server is said to be:
+/// `c` or `r`.
 fn follow(script: &str) -> (PendingReplies, String) {
     let mut pending = PendingReplies::new(TransactionStatus::Idle);
     let mut owners = String::new();
@@ -182,8 +183,8 @@ fn transactions_are_counted_when_the_server_is_idle_after_work() {
     );
 }
 
-/// The answers to Parse, Bind, Describe and Close prove nothing and leave nothing; an Execute may have committed until a
-/// `Z` says what became of it.
+/// The answers to Parse, Bind, Describe and Close prove nothing and leave nothing; an Execute may
+/// have committed until a `Z` says what became of it.
 #[test]
 fn what_is_executed_is_settled_at_the_next_ready() {
     for script in [
@@ -272,7 +273,8 @@ fn a_sync_in_a_copy_has_an_owner_or_nobody_knows_any_more() {
     );
 }
 
-/// The router's own requests are none of the client's transactions, nor does the client's fate depend on them.
+/// The router's own requests are none of the client's transactions, nor does the client's fate
+/// depend on them.
 #[test]
 fn the_router_s_requests_are_not_counted_as_the_client_s() {
     assert_eq!(

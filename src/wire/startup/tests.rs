@@ -24,7 +24,8 @@ fn startup_packet(body: &[u8]) -> Result<StartupPacket, StartupError> {
     }
 }
 
-/// Parses a packet that comes one byte at a time: each prefix asks for more, or is refused as the whole is.
+/// Parses a packet that comes one byte at a time: each prefix asks for more, or is refused as the
+/// whole is.
 fn whole(packet: &[u8]) -> Result<FirstPacket, StartupError> {
     let outcome = parse(packet).map(|parsed| {
         let (first, length) = parsed.unwrap();
@@ -360,7 +361,8 @@ proptest! {
     }
 }
 
-/// Every prefix asks for more until the kind is known, and none for more than a cancel request's length.
+/// Every prefix asks for more until the kind is known, and none for more than a cancel request's
+/// length.
 #[test]
 fn a_glance_needs_eight_bytes_or_a_whole_cancel_request() {
     let session = Ok(Some(Glance::Session));

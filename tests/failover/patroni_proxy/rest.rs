@@ -1,4 +1,5 @@
-//! A Patroni that says what the test wants it to say, counts who asks, and may want to see a certificate.
+//! A Patroni that says what the test wants it to say, counts who asks, and may want to see a
+//! certificate.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -39,7 +40,8 @@ impl Rest {
         rest
     }
 
-    /// Over TLS, for those who have a certificate of the same authority, and `user:password` in base64.
+    /// Over TLS, for those who have a certificate of the same authority, and `user:password` in
+    /// base64.
     pub fn guarded(login: &str, members: &Value) -> (Self, Certificates) {
         let address = fresh_address();
         let certificates = Certificates::make(&[address.to_string()]);

@@ -1,5 +1,5 @@
-//! What `patroni_proxy` gets wrong: a Patroni that says what real ones say now and then, before the real servers that the
-//! tests share. Nothing here changes them.
+//! What `patroni_proxy` gets wrong: a Patroni that says what real ones say now and then, before the
+//! real servers that the tests share. Nothing here changes them.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -358,7 +358,8 @@ fn dead_endpoints_cost_one_timeout_and_one_that_is_unwell_names_nobody() {
         members.contains("stopped") && !members.contains(&two.name)
     });
 
-    // Then none is well. Whom it knew is the leader as long as it accepts writes; nobody is cut off.
+    // Then none is well. Whom it knew is the leader as long as it accepts writes; nobody is cut
+    // off.
     let asked = rest.asked();
     rest.answer(503, &others);
     eventually("it has been asked again", LIMIT, || rest.asked() > asked + 1);
@@ -661,7 +662,8 @@ fn a_connection_whose_peer_does_not_read_can_be_ended() {
     router.await_log(&["session ended", "mode=\"tcp\""]);
 }
 
-/// Timers that run for established TCP connections with this local or remote port: `02` is keepalive's.
+/// Timers that run for established TCP connections with this local or remote port: `02` is
+/// keepalive's.
 fn timers(
     local: Option<(std::net::Ipv4Addr, u16)>,
     remote: Option<(std::net::Ipv4Addr, u16)>,
@@ -682,7 +684,8 @@ fn timers(
         .collect()
 }
 
-/// How long each end may be gone is shown where packets are lost, in `netns`: here that the kernel looks at all.
+/// How long each end may be gone is shown where packets are lost, in `netns`: here that the kernel
+/// looks at all.
 #[test]
 fn a_peer_that_has_vanished_is_looked_for_on_both_sides() {
     let all = shared();

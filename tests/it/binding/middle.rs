@@ -1,4 +1,5 @@
-//! Somebody between two parties of a connection, who ends TLS on both sides and reads, and changes, what goes by.
+//! Somebody between two parties of a connection, who ends TLS on both sides and reads, and changes,
+//! what goes by.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ pub(super) struct Plan {
     pub own: Option<Certificates>,
     pub port: u16,
     pub upstream: SocketAddr,
-    /// The certificate authority and name of the server, with which he has TLS; without, he speaks in clear.
+    /// The certificate authority and name of the server, with which he has TLS; without, he speaks
+    /// in clear.
     pub peer: Option<(PathBuf, String)>,
     pub play: Play,
 }

@@ -1,4 +1,5 @@
-//! What somebody who does not get in can learn of who exists: nothing, by any method, from a file or from the cluster.
+//! What somebody who does not get in can learn of who exists: nothing, by any method, from a file
+//! or from the cluster.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -46,7 +47,8 @@ impl Way {
         }
     }
 
-    /// Look-ups that an attempt takes: of who the user is where no file says so, and of its memberships.
+    /// Look-ups that an attempt takes: of who the user is where no file says so, and of its
+    /// memberships.
     fn look_ups(self, users: &Users) -> f64 {
         let identity = if *users == Users::Looked { 1.0 } else { 0.0 };
         identity + if self == Self::Groups { 1.0 } else { 0.0 }
@@ -67,8 +69,8 @@ fn fresh_source() -> Ipv4Addr {
     Ipv4Addr::new(127, 200, high, low)
 }
 
-/// Everything the router says to who logs in with the password `wrong`, to the end of the connection. Nonces, salts and
-/// the user's own name are blanked, and keep their lengths.
+/// Everything the router says to who logs in with the password `wrong`, to the end of the
+/// connection. Nonces, salts and the user's own name are blanked, and keep their lengths.
 fn said(router: &Router, from: Ipv4Addr, way: Way, user: &str) -> Vec<Message> {
     let mut raw = Raw::connect_from(from, router.address, 6432);
     if way != Way::Plain {
@@ -137,8 +139,8 @@ fn since(before: [f64; 4], router: &Router) -> [f64; 4] {
     std::array::from_fn(|index| now[index] - before[index])
 }
 
-/// The lines about a user's refused logins, without what is the login's own (time, address, name), and up to where they
-/// tell the operator more than the client is told.
+/// The lines about a user's refused logins, without what is the login's own (time, address, name),
+/// and up to where they tell the operator more than the client is told.
 fn lines(router: &Router, way: Way, user: &str) -> Vec<String> {
     const TOLD: &str = "reason=password authentication failed";
     let (named, database) = (format!(" user={user} "), format!(" database={} ", way.database()));
@@ -237,7 +239,8 @@ fn server_with_strangers() -> Postgres {
     server
 }
 
-/// `nop` has no password; the password of `nol` and `exp` is right, and they may not log in; `nob` does not exist.
+/// `nop` has no password; the password of `nol` and `exp` is right, and they may not log in; `nob`
+/// does not exist.
 const STRANGERS: [&str; 5] = ["app", "nob", "nop", "nol", "exp"];
 
 #[test]
@@ -272,7 +275,8 @@ fn asked_for_once_each() {
     }
 }
 
-/// A file knows passwords in clear as well (`pla`), and md5 (`md5`), which only the method `md5` asks for.
+/// A file knows passwords in clear as well (`pla`), and md5 (`md5`), which only the method `md5`
+/// asks for.
 #[test]
 fn read_from_a_file() {
     let server = server_with_strangers();
@@ -289,7 +293,8 @@ fn read_from_a_file() {
     nothing_tells_them_apart(&router(), &["app", "nob", "pla"], &Users::File, &[Way::Md5]);
 }
 
-/// Who guesses is stopped after as many attempts, and told the same, whether the user exists or not.
+/// Who guesses is stopped after as many attempts, and told the same, whether the user exists or
+/// not.
 #[test]
 fn limits_on_guessing() {
     let limit = "rate_limit: {failures: 2, delay: 10ms, max_delay: 10ms, refuse_after: 4, refuse_for: 1m}";

@@ -91,7 +91,8 @@ fn an_old_process_is_administered_with_the_new_one() {
     assert_eq!(refused.status.code(), Some(1));
     eventually("it is gone", SOON, || json(&subject, &["sessions"]).0.len() == 2);
 
-    // Maintenance ends the sessions on the member in both processes, and the old one has nothing left to do.
+    // Maintenance ends the sessions on the member in both processes, and the old one has nothing
+    // left to do.
     assert!(subject.command(&["maint", "s1"]).status.success());
     is_ended(&mut second, "s1 is in maintenance");
     is_ended(&mut third, "s1 is in maintenance");

@@ -1,5 +1,5 @@
-//! What becomes of the service when either process ends at any step of the conversation, or something in it is
-//! another's.
+//! What becomes of the service when either process ends at any step of the conversation, or
+//! something in it is another's.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -101,8 +101,8 @@ fn a_new_process_that_ends_at_any_step_changes_nothing() {
     let mut taker = Taker::ask(&subject);
     taker.get_ready();
     assert_eq!(taker.hear(), json!({}));
-    // Whether the service manager can be told is known before. Whoever does not serve is not the main process, since the end of
-    // that one is the end of the service.
+    // Whether the service manager can be told is known before. Whoever does not serve is not the
+    // main process, since the end of that one is the end of the service.
     assert_eq!(told(), format!("MAINPID={}", subject.process));
     drop(taker);
     goes_on(3);
@@ -258,7 +258,8 @@ fn sockets_with_files_are_as_the_new_configuration_has_them() {
     subject.upgrade();
     assert_eq!(subject.psql_unix(), "2");
 
-    // A file that some program has put in the socket's place stays as it is, and nothing is taken over.
+    // A file that some program has put in the socket's place stays as it is, and nothing is taken
+    // over.
     fs::remove_file(subject.unix_socket()).unwrap();
     fs::write(subject.unix_socket(), "theirs").unwrap();
     let told = subject.command(&["upgrade"]);

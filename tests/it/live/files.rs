@@ -235,8 +235,8 @@ fn another_authority_of_the_directory_is_for_new_logins() {
     session.goes_on();
 }
 
-/// The account's password is altered on the server first: until the router has read it, it lives by the connections it
-/// has, and by what it remembers.
+/// The account's password is altered on the server first: until the router has read it, it lives by
+/// the connections it has, and by what it remembers.
 #[test]
 fn the_service_account_changes_its_password_and_nobody_notices() {
     let server = Postgres::start(&postgres::Options::default());

@@ -1,4 +1,5 @@
-//! Nobody can be asked: no wrong password, no way in, and nobody is locked out by what others try meanwhile.
+//! Nobody can be asked: no wrong password, no way in, and nobody is locked out by what others try
+//! meanwhile.
 
 use tokio::time::Instant;
 
@@ -33,7 +34,8 @@ fn users() -> Vec<String> {
     kinds.chain(["member".to_owned()]).collect()
 }
 
-/// Waits until an answer asked at `asked` at the latest has to be confirmed: the clock is the condition here.
+/// Waits until an answer asked at `asked` at the latest has to be confirmed: the clock is the
+/// condition here.
 fn older(asked: Instant, age: Duration) {
     pause((asked + age + Duration::from_millis(20)).saturating_duration_since(Instant::now()));
 }
@@ -250,7 +252,8 @@ fn without_a_leader_a_remembered_user_is_told_so() {
     }
 }
 
-/// Whoever can make look-ups fail or late must not be able to guess without a bound; and no user is locked out by it.
+/// Whoever can make look-ups fail or late must not be able to guess without a bound; and no user is
+/// locked out by it.
 #[test]
 fn guesses_during_an_outage_count_for_the_address() {
     let server = start();

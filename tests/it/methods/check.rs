@@ -1,4 +1,5 @@
-//! Rules that cannot work are refused before anybody comes: all of them, each with its file and line.
+//! Rules that cannot work are refused before anybody comes: all of them, each with its file and
+//! line.
 
 use super::*;
 use crate::cluster::fresh_address;

@@ -1,10 +1,11 @@
-//! With what the router logs in where the client's own login leaves it nothing, and passwords in clear: the servers'
-//! side of `auth.server_credentials`, `auth.users_file`, `password` and `ldap`.
+//! With what the router logs in where the client's own login leaves it nothing, and passwords in
+//! clear: the servers' side of `auth.server_credentials`, `auth.users_file`, `password` and `ldap`.
 
 use super::*;
 use crate::cluster::slapd::{BASE, ROUTER, Slapd};
 
-/// The rules for directories, the same at the router and at the server; `HOST`, `PORT`, `BASE` and `ROUTER` are filled in.
+/// The rules for directories, the same at the router and at the server; `HOST`, `PORT`, `BASE` and
+/// `ROUTER` are filled in.
 const DIRECTORY: &str = r#"
 host all alice,keyless,nobody_d all ldap ldapserver=HOST ldapport=PORT ldapprefix="uid=" ldapsuffix=",ou=people,BASE"
 host all carol,twin,nobody_s    all ldap ldapserver=HOST ldapport=PORT ldapbasedn="BASE" ldapbinddn="ROUTER" ldapbindpasswd=router-secret ldapsearchattribute=uid
@@ -192,8 +193,8 @@ fn the_credential_that_names_the_user_opens_the_servers() {
             &format!("28P01: password authentication failed for user \\\"{role}"),
         ]);
     }
-    // The directory's answers, and of one who is in the directory and no role. What a role is called on the server
-    // does not matter to who comes in.
+    // The directory's answers, and of one who is in the directory and no role. What a role is
+    // called on the server does not matter to who comes in.
     for (user, password) in [
         ("alice", "alice-secret"),
         ("alice", "carol-secret"),
@@ -235,7 +236,8 @@ fn the_credential_that_names_the_user_opens_the_servers() {
         Ok("reader")
     );
 
-    // In clear at the server too PostgreSQL reads 65,530 bytes; where it asks for SCRAM, the router's own bound counts.
+    // In clear at the server too PostgreSQL reads 65,530 bytes; where it asks for SCRAM, the
+    // router's own bound counts.
     let long = |length: usize| "x".repeat(length - 1) + "y";
     for (user, length) in [("long", 65_000), ("long", 65_530), ("in_clear", 65_535)] {
         server.sql(&format!("ALTER ROLE {user} PASSWORD '{}'", long(length)));

@@ -1,4 +1,5 @@
-//! Which rule a client falls under: types, databases, users, addresses, and files that are included.
+//! Which rule a client falls under: types, databases, users, addresses, and files that are
+//! included.
 
 use super::*;
 
@@ -169,7 +170,8 @@ const SOURCES: &[(&str, [u8; 4], Outcome)] = &[
     ("first", [127, 0, 0, 2], In),
 ];
 
-/// With a rule that trusts: a session, or the server's word that the database it asks for is not there.
+/// With a rule that trusts: a session, or the server's word that the database it asks for is not
+/// there.
 fn outcome(told: &Told) -> Outcome {
     match told {
         Ok(_) => In,

@@ -1,4 +1,5 @@
-//! What a method asks of a client: passwords in each form, certificates, the operating system's user.
+//! What a method asks of a client: passwords in each form, certificates, the operating system's
+//! user.
 
 use super::*;
 

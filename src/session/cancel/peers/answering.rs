@@ -23,7 +23,8 @@ use crate::frontend::ClientStream;
 /// A conversation without questions ends after so long. The asking router hangs up earlier.
 const IDLE: Duration = Duration::from_mins(2);
 
-/// Serves another router. Until it has shown that it knows the secret it is one of the pending connections.
+/// Serves another router. Until it has shown that it knows the secret it is one of the pending
+/// connections.
 pub(in crate::session) async fn serve(
     shared: &Arc<Shared>,
     mut stream: ClientStream,
@@ -124,7 +125,8 @@ struct Answerer {
 }
 
 impl Answerer {
-    /// Until the other side hangs up, breaks the protocol, or is silent for long. What it asked for is done all the same.
+    /// Until the other side hangs up, breaks the protocol, or is silent for long. What it asked for
+    /// is done all the same.
     async fn converse(mut self, first: Question) -> Option<()> {
         self.take(first).await?;
         let most = QuestionKind::Cancel.limits().under_way;

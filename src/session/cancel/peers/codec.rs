@@ -1,31 +1,34 @@
 //! The peer protocol: how one router asks another, without IO.
 //!
-//! It runs over any PostgreSQL listener, as its own kind of first packet. A conversation is kept: many questions, answered
-//! in whatever order the answers are known.
+//! It runs over any PostgreSQL listener, as its own kind of first packet. A conversation is kept:
+//! many questions, answered in whatever order the answers are known.
 //!
 //! ```text
 //! asking   [length][PEER_REQUEST_CODE][version][nonce 32]       41 bytes
 //! asked    [length][PEER_REQUEST_CODE][version][nonce 32]       41 bytes
-//! asking   [length][sealed question]                           284 bytes, or a multiple of 264 more
+//! asking   [length][sealed question]                          284 bytes, or a multiple of 264 more
 //! asked    [length][sealed answer]                              84 bytes, or a multiple of 64 more
 //! ```
 //!
-//! Lengths are big-endian and include themselves. Questions and answers are sealed with AES-256-GCM under two keys of
-//! the conversation (HMAC-SHA-256 of the peers' secret over a label for version and direction and both nonces), with the
-//! number of the message as nonce. So nothing can be replayed, reflected, left out or altered, and an onlooker learns no
-//! more than that there was something to ask. (Whoever records the traffic and later gets the secret can read old
-//! questions: keys of sessions that are gone.)
+//! Lengths are big-endian and include themselves. Questions and answers are sealed with AES-256-GCM
+//! under two keys of the conversation (HMAC-SHA-256 of the peers' secret over a label for version
+//! and direction and both nonces), with the number of the message as nonce. So nothing can be
+//! replayed, reflected, left out or altered, and an onlooker learns no more than that there was
+//! something to ask. (Whoever records the traffic and later gets the secret can read old questions:
+//! keys of sessions that are gone.)
 //!
-//! A question begins with its kind, and each kind has its own [`Limits`]. Kinds that are reserved or unknown are answered
-//! as such, and the conversation goes on.
+//! A question begins with its kind, and each kind has its own [`Limits`]. Kinds that are reserved
+//! or unknown are answered as such, and the conversation goes on.
 //!
-//! **Versions.** The keys depend on the version, so two routers never take one version for another. Version 2 had cancel
-//! requests only: their questions look the same, the challenge has no version (40 bytes), answers have no kind. A router of
-//! version 3 talks to one of version 2 in version 2. A router of version 2 closes the connection at an opening of version
-//! 3, so that is asked again in version 2. An opening of any other version is answered by a packet that names the versions
-//! of this router; a router of version 2 takes that as "not a peer packet of version 2".
+//! **Versions.** The keys depend on the version, so two routers never take one version for another.
+//! Version 2 had cancel requests only: their questions look the same, the challenge has no version
+//! (40 bytes), answers have no kind. A router of version 3 talks to one of version 2 in version 2.
+//! A router of version 2 closes the connection at an opening of version 3, so that is asked again
+//! in version 2. An opening of any other version is answered by a packet that names the versions of
+//! this router; a router of version 2 takes that as "not a peer packet of version 2".
 //!
-//! Refuses: to answer anything to a peer that does not have the secret, and to pass a question on: it has one hop.
+//! Refuses: to answer anything to a peer that does not have the secret, and to pass a question on:
+//! it has one hop.
 
 mod message;
 
@@ -111,7 +114,8 @@ impl Seal {
         Nonce::assume_unique_for_key(nonce)
     }
 
-    /// The whole packet: length (authenticated), then `body` sealed, filled up to a multiple of `unit`.
+    /// The whole packet: length (authenticated), then `body` sealed, filled up to a multiple of
+    /// `unit`.
     fn close(&mut self, mut body: Zeroizing<Vec<u8>>, unit: usize) -> Vec<u8> {
         let filled = body.len().next_multiple_of(unit);
         body.resize(filled, 0);
@@ -252,13 +256,14 @@ impl Asking {
         self.version
     }
 
-    /// Returns the packet to send. At most [`MOST_AT_ONCE`] keys, each of a length that a cancel request may have.
+    /// Returns the packet to send. At most [`MOST_AT_ONCE`] keys, each of a length that a cancel
+    /// request may have.
     pub(super) fn ask(&mut self, asked: &[Asked]) -> Vec<u8> {
         self.questions.close(encode_question(asked), QUESTION_UNIT)
     }
 
-    /// Takes one packet from the start of what has come; `None`: more is needed. Only a router with the secret can have
-    /// made it.
+    /// Takes one packet from the start of what has come; `None`: more is needed. Only a router with
+    /// the secret can have made it.
     pub(super) fn reply(&mut self, buffer: &mut BytesMut) -> Result<Option<Reply>, PeerError> {
         let Some(packet) = whole(buffer, LARGEST_ANSWER)? else {
             return Ok(None);
@@ -278,8 +283,8 @@ pub(super) struct Answering {
     version: u8,
 }
 
-/// Takes the body of a first packet, behind length and code; returns the challenge to send. For [`PeerError::Version`]
-/// the answer is [`versions`].
+/// Takes the body of a first packet, behind length and code; returns the challenge to send. For
+/// [`PeerError::Version`] the answer is [`versions`].
 pub(super) fn answer(key: &PeerKey, body: &[u8]) -> Result<(Answering, Vec<u8>), PeerError> {
     let (&version, asking) = body.split_first().ok_or(PeerError::Length)?;
     if !(OLD_VERSION..=VERSION).contains(&version) {
@@ -320,8 +325,8 @@ impl Answering {
         self.version
     }
 
-    /// Takes one packet from the start of what has come; `None`: more is needed. What it returns comes from a peer with
-    /// the secret, now.
+    /// Takes one packet from the start of what has come; `None`: more is needed. What it returns
+    /// comes from a peer with the secret, now.
     pub(super) fn question(&mut self, buffer: &mut BytesMut) -> Result<Option<Question>, PeerError> {
         let Some(packet) = whole(buffer, LARGEST_QUESTION)? else {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! The line to one peer: one conversation, opened when there is something to ask and kept while there is, with many
-//! questions under way.
+//! The line to one peer: one conversation, opened when there is something to ask and kept while
+//! there is, with many questions under way.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -23,8 +23,8 @@ use crate::wire::startup::CancelRequest;
 
 /// A conversation without questions ends after so long.
 const IDLE: Duration = Duration::from_secs(30);
-/// A question that an earlier conversation did not answer is asked once more in a new one: the peer may have restarted, or
-/// something in between may have forgotten the connection.
+/// A question that an earlier conversation did not answer is asked once more in a new one: the peer
+/// may have restarted, or something in between may have forgotten the connection.
 const MOST_TRIES: u8 = 2;
 
 /// What the peer says of a key.
@@ -150,7 +150,8 @@ impl Line {
         }
     }
 
-    /// One conversation. `Err`: it did not begin, or broke before anything was answered; what waits gets no answer either.
+    /// One conversation. `Err`: it did not begin, or broke before anything was answered; what waits
+    /// gets no answer either.
     async fn talk(&self) -> Result<(), String> {
         let opened = timeout(PATIENCE, Conversation::open(&self.key, &self.peer)).await;
         let mut conversation = opened

@@ -42,7 +42,8 @@ pub(crate) fn run(data: &[u8]) {
         }
         3 => whole(&key, packet),
         4 => {
-            // A secret for this run alone: libFuzzer notes what is compared, issued keys too, and tries it.
+            // A secret for this run alone: libFuzzer notes what is compared, issued keys too, and
+            // tries it.
             let issuer = KeyIssuer::new(Incarnation([3; 8]), None);
             assert_ne!(issuer.owner(packet), Owner::Mine, "a key that was not issued");
             let issued = issuer.issue_v32();
@@ -67,7 +68,8 @@ pub(crate) fn run(data: &[u8]) {
     }
 }
 
-/// A conversation between two that have the secret, of which one packet is altered: it ends well where nothing was.
+/// A conversation between two that have the secret, of which one packet is altered: it ends well
+/// where nothing was.
 fn whole(key: &PeerKey, data: &[u8]) {
     let (step, change) = choice(data);
     // Behind the length and the code, which the reader of first packets has seen.

@@ -44,7 +44,8 @@ pub(crate) enum QuestionKind {
 pub(crate) struct Limits {
     /// Of a question, without padding.
     pub bytes: usize,
-    /// Questions of one conversation without their last answer: more are not read until there are fewer.
+    /// Questions of one conversation without their last answer: more are not read until there are
+    /// fewer.
     pub under_way: usize,
 }
 
@@ -101,7 +102,8 @@ pub(crate) struct Refusal {
     pub kind: u8,
     /// Chosen by the router that asks.
     pub number: u32,
-    /// The kind is reserved, and this release does nothing with it. Otherwise it does not know the kind.
+    /// The kind is reserved, and this release does nothing with it. Otherwise it does not know the
+    /// kind.
     pub is_known: bool,
 }
 
