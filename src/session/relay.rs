@@ -20,13 +20,16 @@ use super::end::{Cause, End, Fate, Order, Reason};
 use super::link::Link;
 use super::registry::{Activity, SessionEntry, Ticket, Traffic};
 use super::stream::SessionStream;
-use super::turns::{self, TURNS, Turn, Turns, TwoWay, WorkerBuffer};
+use super::turns::{self, Turn, Turns, TwoWay, WorkerBuffer};
 use crate::backend::ServerStream;
 use crate::cluster::Evidence;
 use crate::frontend::ClientStream;
 use crate::routing::{EndReason, GrantedRole};
 use crate::wire::observe::{ServerEvent, ServerObserver};
 use crate::wire::sqlstate::SqlState;
+
+/// Reads from a server whose session is cut.
+const HEAR_OUT_TURNS: usize = 16;
 
 /// Between two hints of one session that its server may have been demoted.
 const HINT_EVERY: Duration = Duration::from_secs(1);
@@ -213,7 +216,7 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
     fn hear_out(&mut self, cx: &mut Context<'_>) -> Option<Cause> {
         let worker_buffer = Arc::clone(&self.turns.worker_buffer);
         let mut buffer = worker_buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for _ in 0..TURNS {
+        for _ in 0..HEAR_OUT_TURNS {
             match self.turn_to_client(cx, &mut buffer) {
                 Turn::Progress if self.link.fate() == Fate::Unknown && self.link.fatal.is_none() => {}
                 // Why the connection is lost, the order knows better.

@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -311,6 +311,31 @@ fn a_slow_reader_costs_little_memory_and_nobody_elses_time() {
         let grown = peak_kib(router.process_id()) - before;
         assert!(grown < 4096, "{how:?}: {grown} KiB more for one slow reader");
     }
+}
+
+#[test]
+fn a_client_that_floods_its_session_takes_nobody_elses_time() {
+    let router = Router::shared();
+    // A Flush asks for nothing and costs its sender next to nothing.
+    let flood = flush().repeat(10_000);
+    let mut flooding = Client::new(&router);
+    let mut other = Client::new(&router);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&is_over);
+    let sender = thread::spawn(move || {
+        let mut sent = 0_u64;
+        while !until.load(Ordering::Relaxed) {
+            flooding.send(&flood);
+            sent += 1;
+        }
+        sent
+    });
+    // Each answer has [`PATIENCE`], and the flood lasts until all have come.
+    for _ in 0..50 {
+        assert_eq!(other.value("SELECT 1"), "1");
+    }
+    is_over.store(true, Ordering::Relaxed);
+    assert!(sender.join().unwrap() > 0);
 }
 
 #[test]
