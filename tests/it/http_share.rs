@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -113,6 +113,32 @@ fn many_requests_from_one_address_delay_nobody_elses_health_check() {
         .collect();
     for reader in readers {
         assert_eq!(reader.join().unwrap(), 30);
+    }
+    drop(router);
+}
+
+#[test]
+fn a_client_that_closes_its_half_behind_its_request_gets_its_answer() {
+    let server = Fake::start(Session::answer_all);
+    let address = fresh_address();
+    let router = before(
+        &server,
+        "",
+        Options {
+            address: Some(address),
+            ..Options::default()
+        },
+    );
+    for path in ["/connection/is-ready", "/metrics"] {
+        for _ in 0..20 {
+            let mut stream = connect(GREEDY, (address, 6434));
+            let request = format!("GET {path} HTTP/1.1\r\nHost: router\r\n\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+        }
     }
     drop(router);
 }
