@@ -52,6 +52,9 @@ pub enum OpeningError {
     Startup(#[from] StartupError),
     #[error("received unencrypted data after an encryption request")]
     Injected,
+    /// PostgreSQL would read on where the login needs no answer; no known driver relies on that.
+    #[error("received data after the startup packet, before its answer")]
+    Early,
     #[error("an encryption request inside TLS, or a second encryption request")]
     EncryptionTwice,
     #[error("direct TLS without ALPN protocol \"postgresql\"")]
@@ -129,9 +132,8 @@ async fn in_clear(
         let asked = match packet {
             FirstPacket::SslRequest => &mut ssl_asked,
             FirstPacket::GssEncRequest => &mut gss_asked,
-            FirstPacket::Cancel(request) => {
-                return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await;
-            }
+            // As in PostgreSQL, nothing behind the request is read.
+            FirstPacket::Cancel(request) => return Ok(Opening::Cancel { stream, request }),
             FirstPacket::Peer(body) => {
                 return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await;
             }
@@ -201,9 +203,7 @@ async fn inside_tls(
             })
             .await;
         }
-        Ok(FirstPacket::Cancel(request)) => {
-            return finish(stream, &buffer, |stream| Opening::Cancel { stream, request }).await;
-        }
+        Ok(FirstPacket::Cancel(request)) => return Ok(Opening::Cancel { stream, request }),
         Ok(FirstPacket::Peer(body)) => {
             return finish(stream, &buffer, |stream| Opening::Peer { stream, body }).await;
         }
@@ -222,7 +222,7 @@ async fn finish(
     if rest.is_empty() {
         Ok(done(stream))
     } else {
-        Err(answer(&mut stream, OpeningError::Injected).await)
+        Err(answer(&mut stream, OpeningError::Early).await)
     }
 }
 
@@ -296,6 +296,13 @@ impl OpeningError {
                 ErrorReply::fatal(SqlState::PROTOCOL_VIOLATION, "received unencrypted data after an encryption request")
                     .detail("This could be either a client-software bug or evidence of an attempted man-in-the-middle attack."),
             ),
+            Self::Early => Some(
+                ErrorReply::fatal(
+                    SqlState::PROTOCOL_VIOLATION,
+                    "received data after the startup packet, before its answer",
+                )
+                .hint("The client has to wait for the answer to its startup packet."),
+            ),
             Self::EncryptionTwice => Some(ErrorReply::fatal(
                 SqlState::PROTOCOL_VIOLATION,
                 "a client may send an encryption request only once, and not inside TLS",
@@ -316,6 +323,7 @@ impl OpeningError {
             Self::Handshake(error) => is_garbage(error),
             Self::Startup(_)
             | Self::Injected
+            | Self::Early
             | Self::EncryptionTwice
             | Self::ProxyHeader
             | Self::TlsRequired
@@ -331,6 +339,7 @@ impl OpeningError {
             | Self::Startup(StartupError::Length | StartupError::Version { .. })
             | Self::NoAlpn
             | Self::TlsNotOffered
+            | Self::Early
             | Self::ProxyHeader
             | Self::TlsRequired => false,
             Self::Handshake(error) => is_bad_certificate(error),

@@ -99,7 +99,10 @@ fn bytes_injected_behind_an_encryption_request_are_refused() {
     // Behind a startup packet, too, nothing can follow unasked.
     let mut raw = Raw::connect(router.address, 6432);
     raw.send(&[startup(V3_0, &[(b"user", b"app")]), message(b'Q', b"SELECT 1\0")].concat());
-    assert_eq!(raw.last_error().code(), "08P01");
+    let error = raw.last_error();
+    assert_eq!(error.code(), "08P01");
+    let text = error.field(b'M').unwrap();
+    assert!(text.contains("after the startup packet"), "{error:?}");
 }
 
 #[test]
