@@ -435,7 +435,7 @@ fn one_patroni_endpoint_does_not_outvote_two() {
     eventually("it is heard", LIMIT, || {
         write(&router).unwrap();
         let clusters = router.http("/api/v1/clusters").unwrap().1;
-        clusters.contains("different addresses of db1")
+        clusters.contains("different addresses for db1")
     });
     write(&router).unwrap();
     assert_eq!(kept.value("SELECT 1"), "1");
