@@ -53,20 +53,30 @@ impl QueueError {
 
 /// All gates. A gate lives as long as a listener or a session uses it.
 #[derive(Debug, Default)]
-pub(super) struct Gates(Mutex<HashMap<Arc<str>, Weak<Gate>>>);
+pub(super) struct Gates(Mutex<HashMap<GateKey, Weak<Gate>>>);
+
+/// A route and its cluster. After a reload, a route of the same name may belong to another cluster,
+/// while sessions still wait for a server of the old one.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct GateKey {
+    route: Arc<str>,
+    cluster: Arc<str>,
+}
 
 impl Gates {
     /// The gate of this route; a new one if there is none.
     pub(super) fn of(&self, route: &Route) -> Arc<Gate> {
         let mut gates = self.lock();
-        // After a reload, a route of the same name may belong to another cluster.
-        let found = gates.get(&route.name).and_then(Weak::upgrade);
-        if let Some(gate) = found.filter(|gate| gate.cluster == route.cluster) {
+        let key = GateKey {
+            route: Arc::clone(&route.name),
+            cluster: Arc::clone(&route.cluster),
+        };
+        if let Some(gate) = gates.get(&key).and_then(Weak::upgrade) {
             return gate;
         }
         gates.retain(|_, gate| gate.strong_count() > 0);
-        let gate = Arc::new(Gate::new(Arc::clone(&route.cluster)));
-        gates.insert(Arc::clone(&route.name), Arc::downgrade(&gate));
+        let gate = Arc::new(Gate::new());
+        gates.insert(key, Arc::downgrade(&gate));
         gate
     }
 
@@ -74,16 +84,17 @@ impl Gates {
     pub(super) fn freed(&self, cluster: &Arc<str>) {
         let with_waiting: Vec<Arc<Gate>> = self
             .lock()
-            .values()
-            .filter_map(Weak::upgrade)
-            .filter(|gate| gate.cluster == *cluster && gate.waiting() > 0)
+            .iter()
+            .filter(|(key, _)| key.cluster == *cluster)
+            .filter_map(|(_, gate)| gate.upgrade())
+            .filter(|gate| gate.waiting() > 0)
             .collect();
         for gate in with_waiting {
             gate.changed.notify_one();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Weak<Gate>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<GateKey, Weak<Gate>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -122,7 +133,6 @@ impl Computed {
 /// One route's gate.
 #[derive(Debug)]
 pub struct Gate {
-    cluster: Arc<str>,
     /// Computed once for each snapshot, by the first login that asks.
     state: ArcSwapOption<Computed>,
     /// The number of sessions that wait.
@@ -134,9 +144,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    fn new(cluster: Arc<str>) -> Self {
+    fn new() -> Self {
         Self {
-            cluster,
             state: ArcSwapOption::empty(),
             waiting: AtomicU32::new(0),
             turn: Semaphore::new(1),

@@ -104,6 +104,20 @@ async fn one_change_wakes_one_session_of_5000() {
     assert_eq!(scene.gate.waiting(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_session_that_waits_is_woken_after_its_route_has_moved_to_another_cluster() {
+    let scene = Scene::new(1);
+    let mut waiting = scene.waits();
+    // A reload, and the first login after it.
+    let moved = scene.gates.of(&Route::read_write("read-write", "other"));
+    assert!(!Arc::ptr_eq(&moved, &scene.gate));
+    scene.gates.freed(&"other".into());
+    assert_eq!(waiting.woken(), 0, "it waits for a server of its own cluster");
+    scene.frees_a_seat();
+    assert_eq!(waiting.woken(), 1);
+    assert_eq!(waiting.poll(), Some(Ok(())));
+}
+
 #[test]
 fn a_gate_belongs_to_one_route_and_exists_while_it_is_used() {
     let gates = Gates::default();
@@ -112,6 +126,10 @@ fn a_gate_belongs_to_one_route_and_exists_while_it_is_used() {
     assert!(Arc::ptr_eq(&gate, &gates.of(&route("main"))));
     let other = gates.of(&route("other"));
     assert!(!Arc::ptr_eq(&gate, &other), "a route of another cluster");
+    assert!(
+        Arc::ptr_eq(&gate, &gates.of(&route("main"))),
+        "the route moves back"
+    );
     drop((gate, other));
     gates.of(&Route::read_write("second", "main"));
     assert_eq!(gates.lock().len(), 1, "nothing is left behind");
