@@ -53,7 +53,11 @@ impl QueueError {
 
 /// All gates. A gate lives as long as a listener or a session uses it.
 #[derive(Debug, Default)]
-pub(super) struct Gates(Mutex<HashMap<GateKey, Weak<Gate>>>);
+pub(super) struct Gates {
+    gates: Mutex<HashMap<GateKey, Weak<Gate>>>,
+    /// The number of sessions that wait at all gates.
+    waiting: Arc<AtomicU32>,
+}
 
 /// A route and its cluster. After a reload, a route of the same name may belong to another cluster,
 /// while sessions still wait for a server of the old one.
@@ -75,13 +79,19 @@ impl Gates {
             return gate;
         }
         gates.retain(|_, gate| gate.strong_count() > 0);
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(Gate::new(Arc::clone(&self.waiting)));
         gates.insert(key, Arc::downgrade(&gate));
         gate
     }
 
-    /// A seat in the cluster is free: a session has ended, or did not begin.
+    /// A seat in the cluster is free: a session has ended, or did not begin. Takes no lock while no
+    /// session waits.
     pub(super) fn freed(&self, cluster: &Arc<str>) {
+        // A session counts as waiting before it looks for a seat. One that is not counted here has
+        // not looked yet, and will see the free seat: the lock of the seats orders the two.
+        if self.waiting.load(Ordering::Acquire) == 0 {
+            return;
+        }
         let with_waiting: Vec<Arc<Gate>> = self
             .lock()
             .iter()
@@ -95,7 +105,7 @@ impl Gates {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<GateKey, Weak<Gate>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,6 +147,8 @@ pub struct Gate {
     state: ArcSwapOption<Computed>,
     /// The number of sessions that wait.
     waiting: AtomicU32,
+    /// The same for all gates.
+    waiting_anywhere: Arc<AtomicU32>,
     /// The first session holds its permit; the semaphore passes the permit on in order.
     turn: Semaphore,
     /// What the first session waits for.
@@ -144,10 +156,11 @@ pub struct Gate {
 }
 
 impl Gate {
-    fn new() -> Self {
+    fn new(waiting_anywhere: Arc<AtomicU32>) -> Self {
         Self {
             state: ArcSwapOption::empty(),
             waiting: AtomicU32::new(0),
+            waiting_anywhere,
             turn: Semaphore::new(1),
             changed: Notify::new(),
         }
@@ -240,7 +253,9 @@ impl Gate {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
                 (waiting < most).then(|| waiting + 1)
             });
-        counted.ok().map(|_| Wait {
+        counted.ok()?;
+        self.waiting_anywhere.fetch_add(1, Ordering::AcqRel);
+        Some(Wait {
             gate: self,
             began: Instant::now(),
             duration: &metrics.wait_seconds,
@@ -264,6 +279,7 @@ struct Wait<'a> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         self.gate.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.gate.waiting_anywhere.fetch_sub(1, Ordering::AcqRel);
         self.duration.observe(seconds(self.began.elapsed()));
     }
 }

@@ -23,7 +23,7 @@ impl Wake for Count {
     }
 }
 
-pub(super) fn snapshot(version: u64) -> Arc<Snapshot> {
+pub(in crate::session) fn snapshot(version: u64) -> Arc<Snapshot> {
     Arc::new(Snapshot {
         cluster: "main".into(),
         version,

@@ -63,7 +63,7 @@ impl Occupancy {
             inner.seat(&key, most).then_some(key)
         })?;
         drop(inner);
-        Some((choice, Some(self.seat(free, most))))
+        Some((choice, Some(self.seat(free))))
     }
 
     /// A seat on this member if it has fewer than `most` sessions; 0 is no limit.
@@ -75,7 +75,7 @@ impl Occupancy {
     ) -> Option<Seat> {
         let key = (Arc::clone(cluster), member.clone());
         let is_counted = self.lock().seat(&key, most);
-        is_counted.then(|| self.seat(key, most))
+        is_counted.then(|| self.seat(key))
     }
 
     /// Sessions on a member, those connecting included.
@@ -108,11 +108,10 @@ impl Occupancy {
         self.lock().backoff.answered(cluster, member);
     }
 
-    fn seat(self: &Arc<Self>, key: MemberKey, most: u32) -> Seat {
+    fn seat(self: &Arc<Self>, key: MemberKey) -> Seat {
         Seat {
             occupancy: Arc::clone(self),
             key,
-            is_limited: most > 0,
         }
     }
 
@@ -180,8 +179,6 @@ impl Inner {
 pub struct Seat {
     occupancy: Arc<Occupancy>,
     key: MemberKey,
-    /// Other sessions may wait for the seat.
-    is_limited: bool,
 }
 
 impl Seat {
@@ -200,15 +197,21 @@ impl Drop for Seat {
             }
         }
         drop(inner);
-        if self.is_limited {
-            self.occupancy.gates.freed(&self.key.0);
-        }
+        // Sessions may wait for a seat that was taken when there was no limit.
+        self.occupancy.gates.freed(&self.key.0);
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+    use prometheus_client::registry::Registry;
+    use tokio::sync::watch;
+
+    use super::super::gate::{self, gate_scene};
     use super::*;
 
     #[test]
@@ -225,6 +228,30 @@ mod tests {
         assert!(occupancy.reserve(&main, &db1, 2).is_some());
         drop(two);
         assert!(occupancy.lock().seats.is_empty(), "nothing is left behind");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seat_taken_without_a_limit_wakes_a_session_that_waits_under_one() {
+        let occupancy = Arc::new(Occupancy::default());
+        let (main, db1) = (Arc::from("main"), MemberName::new("db1"));
+        let unlimited = occupancy.reserve(&main, &db1, 0).unwrap();
+        // A reload has set a limit.
+        let mut route = Route::read_write("read-write", "main");
+        route.queue.most = 1;
+        let gate = occupancy.gate(&route);
+        let metrics = gate::Metrics::register(&mut Registry::default());
+        let snapshots = watch::channel(gate_scene::snapshot(1)).0;
+        let mut passing = pin!(gate.pass(
+            &route,
+            || snapshots.subscribe(),
+            &metrics,
+            || occupancy.reserve(&main, &db1, 1)
+        ));
+        let waits = passing.as_mut().now_or_never().is_none();
+        assert!(waits, "the member is full");
+        drop(unlimited);
+        let passed = passing.now_or_never().expect("it was woken");
+        assert_eq!(passed.unwrap().0.member(), &db1);
     }
 
     #[test]
