@@ -195,32 +195,37 @@ impl Opened {
         // Held until the client has its error, so that refused clients are limited like pending
         // ones.
         let mut held = None;
-        let connected = match denied {
+        let admitted = match denied {
             Some(LoginError::Limit(reason, reply)) => Err(Refusal {
                 reply,
                 reason: Some(reason),
             }),
             // An address is refused only by a limit.
             Some(_) => return None,
-            None => tokio::select! {
-                connected = admit(shared, &listener, &client, (address, accepted), place, &mut held) => connected,
-                () = shared.closing.cancelled() => Err(Refusal {
-                    reply: closing(),
-                    reason: Some(RefuseReason::Shutdown),
-                }),
-            },
+            None => {
+                let admitted = admit(shared, &listener, (address, accepted), place, &mut held);
+                unless_closing(shared, admitted).await
+            }
         };
-        let (admitted, connected) = match connected {
-            Ok(connected) => connected,
-            Err(Refusal { reason: None, .. }) => return None,
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
             Err(refusal) => {
-                refuse(shared, &listener, address, &refusal);
-                send_refusal(client, head, &refusal.reply).await;
+                turn_away(shared, &listener, address, (client, head), &refusal).await;
                 return None;
             }
         };
-        // The router does not see when the client has logged in at the server.
+        // A client that waits for a server must not keep others from logging in. The router does
+        // not see when the client has logged in at the server. From here on the place among the
+        // sessions limits refused clients, too.
         drop((held, pending));
+        let connected = connect(shared, &listener, &client, address);
+        let connected = match unless_closing(shared, connected).await {
+            Ok(connected) => connected,
+            Err(refusal) => {
+                turn_away(shared, &listener, address, (client, head), &refusal).await;
+                return None;
+            }
+        };
         let Connected {
             stream,
             member,
@@ -290,16 +295,29 @@ async fn first(client: &mut ClientStream, head: &mut BytesMut) -> Result<Glance,
     }
 }
 
-/// Takes a place among the sessions, and connects to a server. Only the address of the client is
-/// known. `held` gets the client's place among the connections that have not logged in.
+/// The result of `step`, unless the router shuts down before.
+async fn unless_closing<T>(
+    shared: &Shared,
+    step: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    tokio::select! {
+        done = step => done,
+        () = shared.closing.cancelled() => Err(Refusal {
+            reply: closing(),
+            reason: Some(RefuseReason::Shutdown),
+        }),
+    }
+}
+
+/// Takes a place among the sessions. Only the address of the client is known. `held` gets the
+/// client's place among the connections that have not logged in.
 async fn admit(
-    shared: &Arc<Shared>,
+    shared: &Shared,
     listener: &ListenerSettings,
-    stream: &ClientStream,
     (client, accepted): (ClientAddress, Instant),
     place: ArrivalPlace,
     held: &mut Option<AdmissionPlace>,
-) -> Result<(Admitted, Connected), Refusal> {
+) -> Result<Admitted, Refusal> {
     let place = client_origin::login_place(shared, client, place, accepted).await;
     let place = place.map_err(|full| {
         let (reason, reply) = client_origin::no_place(full);
@@ -321,11 +339,10 @@ async fn admit(
         reason: Some(refusal.reason),
     })?;
     admitted.keep(Arc::new(share));
-    let connected = connect(shared, listener, stream, client).await?;
-    Ok((admitted, connected))
+    Ok(admitted)
 }
 
-/// Tries the candidates in order until one accepts the connection.
+/// Waits at the gate of the route, and tries the candidates in order until one accepts the connection.
 async fn connect(
     shared: &Arc<Shared>,
     listener: &ListenerSettings,
@@ -508,6 +525,20 @@ async fn cancel(
     let members = snapshot.members.iter().filter(may_have_it).take(MOST_CANCELLED);
     let servers: Vec<(String, u16)> = members.map(|member| (member.host.clone(), member.port)).collect();
     cancel::pass_unread(shared, &servers, &cluster.tls(), client, request, address.ip()).await;
+}
+
+/// Logs the refusal, and sends the error to the client if it is still there.
+async fn turn_away(
+    shared: &Shared,
+    listener: &ListenerSettings,
+    address: ClientAddress,
+    (client, head): (ClientStream, BytesMut),
+    refusal: &Refusal,
+) {
+    if refusal.reason.is_some() {
+        refuse(shared, listener, address, refusal);
+        send_refusal(client, head, &refusal.reply).await;
+    }
 }
 
 fn refuse(shared: &Shared, listener: &ListenerSettings, client: ClientAddress, refusal: &Refusal) {

@@ -294,6 +294,43 @@ fn sessions_wait_for_a_place_in_turn() {
     assert_eq!(router.await_exit(PATIENCE), 0);
 }
 
+/// There are two places for logins, and one address may have one of them.
+#[test]
+fn forwarded_connections_that_wait_hold_no_place_of_a_login() {
+    let server = Fake::start(Session::answer_all);
+    let router = before(
+        &server,
+        "max_connections: 1",
+        Options {
+            listeners: Some(
+                "  - {name: rw, address: \"{address}:6432\", route: read-write}\n  \
+                 - {name: forwarding, address: \"{address}:6436\", route: read-write, mode: tcp}\n"
+                    .to_owned(),
+            ),
+            extra: "limits: {max_pending_logins: 2}\n\
+                    routes: {read-write: {targets: [leader], queue_timeout: 1m, max_queue: 9}}\n"
+                .to_owned(),
+            ..Options::default()
+        },
+    );
+    let first = served(&router, 6432, from(1));
+    let mut forwarded = Vec::new();
+    for (last, length) in [(1, 1.0), (1, 2.0), (2, 3.0), (3, 4.0)] {
+        let mut raw = Raw::connect_from(from(last), router.address, 6436);
+        raw.startup(V3_0, &[("user", "app"), ("database", "app")]);
+        forwarded.push(raw);
+        await_length(&router, length);
+    }
+    assert_eq!(router.metric("trunkline_pending_logins"), 0.0);
+    let last = waiting(&router);
+    await_length(&router, 5.0);
+    drop(first);
+    assert_eq!(forwarded[0].message().tag, b'R', "the server answers in its turn");
+    drop(forwarded);
+    let (_raw, answer) = last.join().unwrap();
+    assert_eq!(answer.tag, b'Z', "{answer:?}");
+}
+
 #[test]
 fn waiting_has_an_end_and_may_be_switched_off() {
     let server = Fake::start(Session::answer_all);
