@@ -45,9 +45,13 @@ fn tell(answer: &UpgradeAnswer) -> ExitCode {
             "upgraded: process {new} ({}, before: {}) serves",
             answer.release, answer.old_release
         );
-        match answer.sessions {
-            0 => println!("process {old} has no session and ends"),
-            sessions => println!("process {old} ends when its sessions have ended: {sessions}"),
+        match (answer.sessions, answer.other_connections) {
+            (0, 0) => println!("process {old} has no session and ends"),
+            (0, others) => println!(
+                "process {old} has no session, and ends when its other connections (logins, clients that wait for a \
+                 server) have ended: {others}"
+            ),
+            (sessions, _) => println!("process {old} ends when its sessions have ended: {sessions}"),
         }
         return ExitCode::SUCCESS;
     }

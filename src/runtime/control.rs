@@ -53,6 +53,10 @@ pub(crate) struct UpgradeAnswer {
     pub(crate) old_release: String,
     /// The number of those sessions.
     pub(crate) sessions: usize,
+    /// The number of its other connections: clients that log in or wait for a server, and
+    /// connections that are ending.
+    #[serde(default)]
+    pub(crate) other_connections: usize,
     /// Why the upgrade failed, a sentence each.
     pub(crate) faults: Vec<String>,
 }

@@ -46,6 +46,11 @@ impl Listeners {
         }
     }
 
+    /// The number of accepted connections that have not ended.
+    pub(super) fn connections(&self) -> usize {
+        self.workers.tasks()
+    }
+
     /// Binds the listeners that are not open yet, even if one overlaps an address that is about to
     /// close.
     ///

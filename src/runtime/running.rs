@@ -56,6 +56,8 @@ impl Running {
 
     /// Another process accepts connections. The sessions here have `shutdown.handover` to finish.
     async fn finish(mut self, signals: &mut Signals) {
+        // Nothing shows them or ends them in this process, and the new one has the console too.
+        self.shared.console_closing.cancel();
         let limit = self.supervisor.config().shutdown.handover;
         let has_finished = tokio::select! {
             has_finished = shutdown::finish(&self.shared.registry, &self.workers, limit, signals) => has_finished,

@@ -462,6 +462,7 @@ fn share(
     let login_throttle = Arc::new(SharedThrottle::new(config.auth.rate_limit.clone()));
     let auth_policy = Arc::new(ArcSwap::from_pointee(access));
     let console = service::console_access(config, &auth_policy);
+    let closing = CancellationToken::new();
     Ok(Shared {
         console: ArcSwapOption::new(console),
         admission: Arc::new(Admission::new(
@@ -493,7 +494,8 @@ fn share(
         cancels: session::cancel::Cancels::default(),
         failures: session::Failures::default(),
         tasks: tasks.clone(),
-        closing: CancellationToken::new(),
+        console_closing: closing.child_token(),
+        closing,
     })
 }
 

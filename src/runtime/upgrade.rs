@@ -196,6 +196,7 @@ pub(super) fn refuse(answer: oneshot::Sender<UpgradeAnswer>, fault: String, even
         old_process_id: std::process::id(),
         old_release: env!("CARGO_PKG_VERSION").to_owned(),
         sessions: 0,
+        other_connections: 0,
         faults: vec![fault],
     });
 }

@@ -55,6 +55,11 @@ impl Workers {
         self.threads.len()
     }
 
+    /// The number of tasks that have not ended.
+    pub(super) fn tasks(&self) -> usize {
+        self.tracker.len()
+    }
+
     /// Runs a task on the worker that has the fewest tasks.
     pub(super) fn spawn<F, T>(&self, task: F)
     where

@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Shared;
 use super::arrival::WelcomedClient;
 use super::close::close_with_error;
-use super::end::{Cause, End};
+use super::end::{Cause, End, Reason};
 use super::record;
 use super::registry::Traffic;
 use crate::cluster::snapshot::MemberName;
@@ -31,7 +31,7 @@ const MEMBER: &str = "console";
 
 /// Serves clients that may use the console. Made by `runtime`.
 pub trait Console: Send + Sync {
-    /// Serves a client until it leaves or breaks the protocol, or until the process ends.
+    /// Serves a client until it leaves or breaks the protocol, or until its session has to end.
     fn serve(&self, client: ConsoleClient) -> Pin<Box<dyn Future<Output = ConsoleEnd> + Send>>;
 }
 
@@ -122,9 +122,14 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
         stream,
         user: String::from_utf8_lossy(&record.client().user).into_owned(),
         welcome,
-        closing: shared.closing.clone(),
+        closing: shared.console_closing.clone(),
     };
     let (cause, stream) = isolated(access.console.serve(client)).await;
+    let cause = match cause {
+        // The console knows only that the session had to end.
+        Cause::Ordered(_) if !shared.closing.is_cancelled() => Cause::Ordered(Reason::Replaced),
+        cause => cause,
+    };
     // The console finishes an answer before it checks for the end, so nothing is under way.
     let end = End::from(cause);
     record::log_end(&end, &record, Traffic::default());

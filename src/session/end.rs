@@ -30,6 +30,8 @@ impl Order {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
     Shutdown,
+    /// Another process has replaced this one. It ends only sessions with the console.
+    Replaced,
     /// The server's role has changed.
     Role(EndReason),
     /// An operator ends this one session.
@@ -47,6 +49,10 @@ impl Reason {
             Self::Shutdown => (
                 "terminating connection: the router is shutting down".to_owned(),
                 "Reconnect. Another router will serve you, or this one when it has restarted.",
+            ),
+            Self::Replaced => (
+                "terminating connection: a new process of the router has replaced this one".to_owned(),
+                "Reconnect. The new process will serve you.",
             ),
             Self::Killed => (
                 "terminating connection due to administrator command".to_owned(),
@@ -78,6 +84,7 @@ impl Reason {
     fn label(&self) -> EndLabel {
         match self {
             Self::Shutdown => EndLabel::Shutdown,
+            Self::Replaced => EndLabel::Replaced,
             Self::Killed => EndLabel::Killed,
             Self::MemberClosed(_) => EndLabel::MemberClosed,
             Self::Role(EndReason::Demoted(_)) => EndLabel::Demoted,
@@ -96,6 +103,7 @@ impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Shutdown => f.write_str("shutdown"),
+            Self::Replaced => f.write_str("replaced by a new process"),
             Self::Killed => f.write_str("ended by an operator"),
             Self::MemberClosed(member) => write!(f, "an operator ended the sessions on {member}"),
             Self::Role(reason) => reason.fmt(f),
@@ -139,6 +147,7 @@ labels! {
         ServerGone = "server_gone",
         ServerClosed = "server_closed",
         Shutdown = "shutdown",
+        Replaced = "replaced",
         Killed = "killed",
         MemberClosed = "member_closed",
         Demoted = "demoted",
@@ -223,6 +232,7 @@ impl End {
             }
             Cause::Ordered(
                 Reason::Shutdown
+                | Reason::Replaced
                 | Reason::Killed
                 | Reason::MemberClosed(_)
                 | Reason::Unfit(LeaveReason::Maintenance(_)),
@@ -340,6 +350,7 @@ mod tests {
         let leader = MemberName::new("db2");
         vec![
             Reason::Shutdown,
+            Reason::Replaced,
             Reason::Killed,
             Reason::MemberClosed(db1()),
             Reason::Role(EndReason::Demoted(db1())),

@@ -98,6 +98,9 @@ pub struct Shared {
     pub tasks: TaskTracker,
     /// Cancelled when the router shuts down: clients that have not finished logging in are refused.
     pub closing: CancellationToken,
+    /// Cancelled with `closing`, or earlier when another process has replaced this one: sessions
+    /// with the console end.
+    pub console_closing: CancellationToken,
 }
 
 impl Shared {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Options, Router, eventually, fresh_address, output, pause, secret, succeed};
+use crate::hand::{Raw, V3_0};
 use crate::service_manager::ServiceManager;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -454,6 +455,41 @@ fn what_operators_have_set_goes_along_and_old_sessions_have_their_time() {
 }
 
 /// As systemd starts a process that it listens for.
+#[test]
+fn a_console_session_ends_with_the_upgrade_and_does_not_keep_the_old_process() {
+    let server = Postgres::start(&postgres::Options::default());
+    let users = "console: {users: [app]}\n";
+    let mut subject = Subject::before(&server, users);
+    let into_console = |subject: &Subject| {
+        let mut raw = Raw::tls(subject.router.address, 6432);
+        raw.startup(V3_0, &[("user", "app"), ("database", "trunkline")]);
+        let last = raw.authenticate("app").pop().unwrap();
+        assert_eq!(last.tag, b'Z', "{last:?}");
+        raw
+    };
+    let mut inside = into_console(&subject);
+    let mut logging_in = Raw::tls(subject.router.address, 6432);
+    logging_in.startup(V3_0, &[("user", "app"), ("database", "app")]);
+    assert_eq!(logging_in.message().tag, b'R');
+    let answer = subject.upgrade();
+    assert!(
+        answer.contains("has no session, and ends when its other connections"),
+        "{answer}"
+    );
+    let error = inside.last_error();
+    assert_eq!(error.code(), "57P01");
+    let text = "terminating connection: a new process of the router has replaced this one";
+    assert_eq!(error.field(b'M').unwrap(), text);
+    subject
+        .router
+        .await_log(&["session ended", "member=console", "replaced by a new process"]);
+    assert!(is_alive(subject.all[0]), "a client is logging in");
+    drop((inside, logging_in));
+    let mut inside = into_console(&subject);
+    eventually("the old process has ended", SOON, || !is_alive(subject.all[0]));
+    assert!(inside.value("SHOW VERSION").starts_with("Trunkline "));
+}
+
 #[test]
 fn sockets_of_systemd_are_served() {
     let server = Postgres::start(&postgres::Options::default());

@@ -116,6 +116,7 @@ impl Supervisor {
             self.refuse_request(request, REPLACED);
         }
         let sessions = self.service.shared.registry.len();
+        let connections = self.service.listeners.connections();
         self.emit(ProcessEvent::Replaced { process_id, sessions });
         if let Some(upgrade) = self.upgrade.take() {
             // The client may be gone.
@@ -125,6 +126,7 @@ impl Supervisor {
                 old_process_id: std::process::id(),
                 old_release: env!("CARGO_PKG_VERSION").to_owned(),
                 sessions,
+                other_connections: connections.saturating_sub(sessions),
                 faults: Vec::new(),
             });
         }
