@@ -68,6 +68,38 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     }
 }
 
+/// How to reach the HTTP port of the router that serves by this file. Looks only at `http`, so that
+/// a fault elsewhere in the file does not hide a router that runs.
+///
+/// # Errors
+/// The file is not YAML, or `http.address` has a fault.
+pub fn http_access(path: &Path) -> Result<HttpAccess, ConfigErrors> {
+    let environment = |name: &str| std::env::var_os(name);
+    let context = Context::new(path, unix_now(), &environment);
+    let access = match files::read_text(path) {
+        Ok(text) => readers::http_access(&context, &text),
+        Err(message) => {
+            context.error("", None, message, None);
+            None
+        }
+    };
+    let errors = context.errors.into_inner();
+    access.ok_or_else(|| ConfigErrors::new(errors.into_iter().map(|(_, error)| error).collect()))
+}
+
+/// Whether `file` is read only when the process starts: a reload does not apply a change of it.
+pub fn is_read_at_start(config: &Config, file: &Path) -> bool {
+    let Ok(tree) = tree::parse(&config.origin.text) else {
+        return false;
+    };
+    let secret = tree.entry("peers").and_then(|peers| peers.entry("secret_file"));
+    let directory = config.path.parent().unwrap_or(Path::new(""));
+    match secret.map(|secret| &secret.value) {
+        Some(tree::Value::Text(name)) => directory.join(name) == file,
+        _ => false,
+    }
+}
+
 /// As [`load`], for text that was read already. `path` is shown in errors, and its directory is
 /// where relative file names start.
 pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {

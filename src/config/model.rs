@@ -28,7 +28,7 @@ pub use auth::{Auth, CredentialUsers, RateLimit, ServerCredential, ServerSecret,
 pub use cluster::{
     BasicAuth, Cluster, Etcd, LocalMember, Patroni, Probe, Server, ServerOptions, ServiceAccount, Source,
 };
-pub use http::{AgentCheck, AgentSubject, Console, Http, HttpTls};
+pub use http::{AgentCheck, AgentSubject, Console, Http, HttpAccess, HttpTls};
 pub use listener::{BindAddress, Listener, ListenerMode, ListenerTls};
 pub use on_unfit::{Limit, MaxLag, OnUnfit, Unfit};
 pub use peers::{Peer, Peers};

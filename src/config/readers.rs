@@ -31,12 +31,12 @@ use indexmap::IndexMap;
 use super::fields::{Context, Section};
 use super::files::MAX_CONFIG;
 use super::model::{
-    Auth, ClientTls, Config, Console, Files, Http, Limits, Listener, Log, Origin, Peers, ReloadUnit, Route,
-    Shutdown,
+    Auth, ClientTls, Config, Console, Files, Http, HttpAccess, Limits, Listener, Log, Origin, Peers,
+    ReloadUnit, Route, Shutdown,
 };
 use super::reloaded::ReloadedUnit;
 use super::schema;
-use super::tree;
+use super::tree::{self, Node};
 
 /// What was read; `None` where there was an error, though there may have been one where there is a
 /// value, too.
@@ -116,6 +116,45 @@ impl ConfigDraft {
     }
 }
 
+/// `None` where the text is not YAML, which was reported.
+fn tree_of(context: &Context<'_>, text: &str) -> Option<Node> {
+    match tree::parse(text) {
+        Ok(tree) => Some(tree),
+        Err(tree::NotYaml { line, message }) => {
+            let line_text = line
+                .and_then(|line| text.lines().nth(line - 1))
+                .unwrap_or_default();
+            let hint = not_yaml_hint(line_text, &message);
+            context.error("", line, message, hint.map(str::to_owned));
+            None
+        }
+    }
+}
+
+fn not_yaml_hint(line: &str, message: &str) -> Option<&'static str> {
+    let indent = line.len() - line.trim_start().len();
+    if message.contains("tabs") || line[..indent].contains('\t') {
+        Some("use spaces, not tabs")
+    } else if line.contains("*:") || line.contains("]:") {
+        Some("`*` and `[` have a meaning in YAML; put the address in quotes")
+    } else {
+        None
+    }
+}
+
+/// What `http` says of the way to reach the router; nothing else in the file is looked at. `None`
+/// after an error in it, which was reported.
+pub(super) fn http_access(context: &Context<'_>, text: &str) -> Option<HttpAccess> {
+    let tree = tree_of(context, text)?;
+    let root = Section::root(context, &tree, &schema::ROOT);
+    let access = http::access(&root);
+    // Opening the maps reported keys that do not matter here.
+    context.errors.borrow_mut().retain(|(_, error)| {
+        access.is_none() && (error.path == "http" || error.path.starts_with("http.address"))
+    });
+    access
+}
+
 /// `None` where the text cannot be read at all, which was reported.
 pub(super) fn read(context: &Context<'_>, text: &str) -> Option<ConfigDraft> {
     if text.len() > MAX_CONFIG {
@@ -127,19 +166,7 @@ pub(super) fn read(context: &Context<'_>, text: &str) -> Option<ConfigDraft> {
         );
         return None;
     }
-    let tree = match tree::parse(text) {
-        Ok(tree) => tree,
-        Err(tree::NotYaml { line, message }) => {
-            let text = line
-                .and_then(|line| text.lines().nth(line - 1))
-                .unwrap_or_default();
-            let bare = text.contains("*:") || text.contains("]:");
-            let hint =
-                bare.then(|| "`*` and `[` have a meaning in YAML; put the address in quotes".to_owned());
-            context.error("", line, message, hint);
-            return None;
-        }
-    };
+    let tree = tree_of(context, text)?;
     let root = Section::root(context, &tree, &schema::ROOT);
     let mut clusters = Vec::new();
     let mut names = Vec::new();

@@ -14,6 +14,28 @@ pub(super) fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> O
         .map(|(_, candidate)| candidate)
 }
 
+/// Words of other programs, and what is meant by them where that is one of the known words.
+const SYNONYMS: &[(&str, &str)] = &[
+    ("password", "password_file"),
+    ("secret", "secret_file"),
+    ("token", "token_file"),
+    ("primary", "leader"),
+    ("master", "leader"),
+    ("standby", "replica"),
+    ("secondary", "replica"),
+    ("slave", "replica"),
+    ("warning", "warn"),
+    ("err", "error"),
+    ("fatal", "error"),
+];
+
+/// The known word that other programs call `word`.
+pub(super) fn meant<'k>(word: &str, mut known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let word = word.to_ascii_lowercase();
+    let (_, ours) = SYNONYMS.iter().find(|(theirs, _)| *theirs == word)?;
+    known.find(|known| known == ours)
+}
+
 /// Edit distance (Levenshtein), over characters.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
@@ -42,5 +64,13 @@ mod tests {
         assert_eq!(closest("logs", known.into_iter()), Some("log"));
         assert_eq!(closest("Poll-Interval", known.into_iter()), Some("poll_interval"));
         assert_eq!(closest("frobnicate", known.into_iter()), None);
+    }
+
+    #[test]
+    fn the_words_of_other_programs_are_known_where_they_fit() {
+        let known = ["leader", "replica"];
+        assert_eq!(meant("Primary", known.into_iter()), Some("leader"));
+        assert_eq!(meant("standby", known.into_iter()), Some("replica"));
+        assert_eq!(meant("warning", known.into_iter()), None);
     }
 }

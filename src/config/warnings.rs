@@ -35,7 +35,8 @@ pub(super) fn of(config: &Config) -> Vec<String> {
     for (name, route) in &config.routes {
         if route.read_only_on_leader == OnLeader::Unenforced {
             warnings.push(format!(
-                "route `{name}`: only their privileges keep its sessions on the leader from writing"
+                "route `{name}`: read-only sessions of this route may be on the leader; there only the role's privileges \
+                 prevent writes"
             ));
         }
     }

@@ -7,7 +7,7 @@ use super::{Context, Section, check_name, join, shown_key};
 use crate::config::model::Words;
 use crate::config::schema::ValueKind;
 use crate::config::schema::kind::LONGEST_TEXT;
-use crate::config::spelling::closest;
+use crate::config::spelling::{closest, meant};
 use crate::config::tree::{Node, Value};
 
 /// One value, with its place.
@@ -120,7 +120,8 @@ impl<'a> Field<'a> {
             return None;
         }
         let message = format!("expected {}, found `{}`", listed(words), shown_key(word));
-        match closest(word, words.iter().chain(later).copied()) {
+        let known = || words.iter().chain(later).copied();
+        match closest(word, known()).or_else(|| meant(word, known())) {
             Some(meant) => self.error_with_hint(message, format!("did you mean `{meant}`?")),
             None => self.error(message),
         }

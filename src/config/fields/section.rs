@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Context, Field, join, shown_key};
 use crate::config::model::Words;
 use crate::config::schema::{Key, Keys, Otherwise, ValueKind};
-use crate::config::spelling::closest;
+use crate::config::spelling::{closest, meant};
 use crate::config::tree::{MappingEntry, Node, Value};
 
 /// A map whose keys are fixed.
@@ -77,10 +77,15 @@ impl<'a> Section<'a> {
         if self.keys.find(&entry.key).is_some() {
             return;
         }
+        let glued = entry.key.split_once(':');
         let hint = if entry.key == "<<" {
             Some("merge keys are not supported; write the keys out".to_owned())
+        } else if glued.is_some_and(|(key, _)| self.keys.find(key).is_some()) {
+            Some("a blank is missing after the colon".to_owned())
         } else {
-            closest(&entry.key, self.keys.names()).map(|name| format!("did you mean `{name}`?"))
+            let names = || self.keys.names();
+            let meant = closest(&entry.key, names()).or_else(|| meant(&entry.key, names()));
+            meant.map(|name| format!("did you mean `{name}`?"))
         };
         self.context
             .error(&path, entry.line, format!("unknown key `{shown}`"), hint);
@@ -102,6 +107,11 @@ impl<'a> Section<'a> {
     /// Is this section itself written?
     pub(in crate::config) fn present(&self) -> bool {
         self.present
+    }
+
+    /// Is it written, and not a map? That was reported.
+    pub(in crate::config) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     pub(in crate::config) fn field(&self, key: &str) -> Option<Field<'a>> {

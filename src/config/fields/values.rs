@@ -28,10 +28,30 @@ impl Field<'_> {
         })
     }
 
+    /// The whole number that is written, if it is one; nothing is reported.
+    pub(in crate::config) fn whole_number(&self) -> Option<i128> {
+        match &self.node.value {
+            Value::Integer(number) => Some(*number),
+            _ => None,
+        }
+    }
+
     /// True or false.
     pub(in crate::config) fn truth(&self) -> Option<bool> {
         let Value::Bool(value) = &self.node.value else {
-            self.expected("true or false");
+            let meant = self
+                .written_text()
+                .and_then(|text| match &*text.to_ascii_lowercase() {
+                    "yes" | "on" | "y" => Some("true"),
+                    "no" | "off" | "n" => Some("false"),
+                    _ => None,
+                });
+            match meant {
+                Some(word) => {
+                    self.error_with_hint("expected true or false, found text", format!("write `{word}`"));
+                }
+                None => self.expected("true or false"),
+            }
             return None;
         };
         Some(*value)

@@ -1,5 +1,6 @@
 //! The HTTP port, and the console.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::words::words;
@@ -36,6 +37,18 @@ words! {
         /// The local member of the first cluster.
         LocalMember = "local_member",
     }
+}
+
+/// How a client on this host reaches the router's HTTP port.
+#[derive(Debug)]
+pub struct HttpAccess {
+    /// One or more.
+    pub addresses: Vec<BindAddress>,
+    pub has_tls: bool,
+    /// The certificate that the router shows.
+    pub cert_file: Option<PathBuf>,
+    /// `Err`: why the token cannot be used. Most questions need none on this host.
+    pub token: Result<Option<Secret>, String>,
 }
 
 /// TLS of the HTTP listener.

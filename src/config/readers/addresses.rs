@@ -9,6 +9,17 @@ use crate::config::schema::kind::LONGEST_SOCKET_PATH;
 
 /// `*:6432`, `127.0.0.1:6432` or `[::1]:6432`.
 pub(super) fn bind_address(field: &Field<'_>) -> Option<BindAddress> {
+    if let Some(number) = field.whole_number() {
+        let port = u16::try_from(number).ok().filter(|port| *port > 0);
+        field.error_with_hint(
+            "expected text, found a number",
+            format!(
+                "an address and a port in quotes, as in `\"*:{}\"`",
+                port.unwrap_or(6432)
+            ),
+        );
+        return None;
+    }
     let hint = "an IP address or `*`, and a port: `\"*:6432\"`, `127.0.0.1:6432`, `\"[::1]:6432\"`";
     match parse_bind_address(field.text()?) {
         None => field.error_with_hint("is not an address to listen on", hint),

@@ -5,7 +5,7 @@ use super::admission;
 use super::client_tls::{BOTH, key_pair, server_config};
 use super::sockets::{SocketToBind, Speaks};
 use crate::config::fields::Section;
-use crate::config::model::{AgentCheck, Http, HttpTls, ReloadUnit};
+use crate::config::model::{AgentCheck, Http, HttpAccess, HttpTls, ReloadUnit};
 use crate::config::secret::Secret;
 
 pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -> Option<Http> {
@@ -62,6 +62,38 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -
             None
         }
     }
+}
+
+/// Where the router's HTTP is, and what a client of it needs. Faults of the certificate and of the
+/// key do not matter to a client.
+pub(super) fn access(root: &Section<'_>) -> Option<HttpAccess> {
+    let section = root.section("http");
+    if section.is_broken() {
+        return None;
+    }
+    let addresses = match section.field("address") {
+        None => vec![default_bind_address(section.default_text("address"))],
+        Some(field) if field.is_list() => {
+            let all = field.list();
+            all.iter().map(bind_address).collect::<Option<_>>()?
+        }
+        Some(field) => vec![bind_address(&field)?],
+    };
+    let tls = section.section("tls");
+    let context = root.context();
+    let before = context.errors.borrow().len();
+    let token = token(&section);
+    let faults = context.errors.borrow_mut().split_off(before);
+    let token = match faults.into_iter().next() {
+        Some((_, fault)) => Err(fault.to_string()),
+        None => Ok(token),
+    };
+    Some(HttpAccess {
+        addresses,
+        has_tls: tls.present(),
+        cert_file: tls.field("cert_file").and_then(|field| field.path()),
+        token,
+    })
 }
 
 fn token(http: &Section<'_>) -> Option<Secret> {

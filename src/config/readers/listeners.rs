@@ -90,13 +90,21 @@ fn default_listeners<'a>(
 ) -> Vec<Listener> {
     let section = Section::unwritten(root.context(), &LISTENER);
     let mode = section.word("mode");
-    let missing = DEFAULT_LISTENERS
-        .iter()
-        .find(|(name, _)| routes.names.as_ref().is_some_and(|routes| !routes.contains(name)));
-    if let Some((name, _)) = missing {
-        root.error(format!(
-            "`listeners` is missing, and the default ones need a route `{name}`, which `routes` does not have"
-        ));
+    let is_missing = |name: &&str| routes.names.as_ref().is_some_and(|routes| !routes.contains(name));
+    let defaults = DEFAULT_LISTENERS.iter().map(|(name, _)| *name);
+    let missing: Vec<String> = defaults
+        .filter(is_missing)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    if let (false, Some(field)) = (missing.is_empty(), root.field("routes")) {
+        let noun = if missing.len() == 1 { "a route" } else { "routes" };
+        field.error_with_hint(
+            format!(
+                "`listeners` is missing, and the default listeners need {noun} {}",
+                missing.join(" and ")
+            ),
+            "write `listeners` for your routes, or give your routes these names",
+        );
     }
     let listener = |(name, address): (&str, &str)| {
         let address = default_bind_address(address);

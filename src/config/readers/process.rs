@@ -2,7 +2,7 @@
 //! and `state_file`.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::admission;
 use crate::config::fields::Section;
@@ -54,6 +54,15 @@ pub(super) fn control_socket(root: &Section<'_>) -> Option<PathBuf> {
             "is not an absolute path of at most {LONGEST_SOCKET_PATH} bytes"
         ));
         return None;
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    // The service manager may create it later.
+    if !directory.is_dir() {
+        field.warn(format_args!(
+            "the directory {} does not exist, and the router does not start without it: with \
+             `RuntimeDirectory=trunkline` systemd creates /run/trunkline; otherwise create the directory for the user of the router",
+            directory.display()
+        ));
     }
     Some(path)
 }

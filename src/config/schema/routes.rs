@@ -93,7 +93,8 @@ pub(super) static MAX_LAG: Keys = Keys(&[
     ),
     Key::new(
         "time",
-        DAY,
+        // Two of the shortest probe intervals.
+        time(ms(20), hours(24)),
         Said("no limit"),
         "How long the standby has been missing anything that the leader had written. Not less than \
          two `probe.interval`s.",

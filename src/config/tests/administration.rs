@@ -70,6 +70,21 @@ fn the_agent_check_has_an_address_of_its_own() {
 }
 
 #[test]
+fn a_control_socket_without_its_directory_is_a_warning() {
+    let files = Files::new();
+    let with = |path: std::path::PathBuf| format!("{MINIMAL}control_socket: {}\n", path.display());
+    let found = |text: &str| {
+        let warnings = files.ok(text).warnings();
+        warnings
+            .iter()
+            .any(|warning| warning.contains("does not start without it"))
+    };
+    assert!(!found(&with(files.path("control.sock"))));
+    // A service manager may create the directory later, so this is no error.
+    assert!(found(&with(files.path("gone").join("control.sock"))));
+}
+
+#[test]
 fn the_state_file_may_be_new_its_directory_not() {
     let files = Files::new();
     assert_eq!(files.ok(MINIMAL).state_file, None);

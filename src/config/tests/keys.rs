@@ -256,3 +256,10 @@ fn what_is_asked_of_clients() {
     );
     files.one_error(&tls(lists), "ca.crl: revocation list 1 cannot be read");
 }
+
+#[test]
+fn the_password_is_in_a_file() {
+    let files = Files::new();
+    let text = MINIMAL.replace("password_file: pw", "password: secret");
+    files.one_error(&text, "did you mean `password_file`?");
+}

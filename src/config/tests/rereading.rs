@@ -80,6 +80,17 @@ fn each_part_is_good_or_not_by_itself() {
 }
 
 #[test]
+fn the_secret_of_peers_is_read_at_the_start_only() {
+    let files = files();
+    let config = files.ok(&format!(
+        "{MINIMAL}peers: {{secret_file: peers.key, members: [{{name: p, address: \"h:1\"}}]}}\n"
+    ));
+    assert!(is_read_at_start(&config, &files.path("peers.key")));
+    assert!(!is_read_at_start(&config, &files.path("pw")));
+    assert!(!is_read_at_start(&files.ok(MINIMAL), &files.path("peers.key")));
+}
+
+#[test]
 fn what_is_in_the_files_is_new() {
     let files = files();
     let config = files.ok(PARTS);

@@ -98,7 +98,8 @@ fn unenforced_reading_on_the_leader_is_warned_of() {
         config
             .warnings()
             .iter()
-            .any(|warning| warning.contains("route `r`: only their privileges")),
+            .any(|warning| warning
+                .contains("route `r`: read-only sessions of this route may be on the leader")),
         "{:?}",
         config.warnings()
     );

@@ -16,6 +16,7 @@ fn what_is_not_yaml_has_a_line() {
         "listeners:\n  - {name: a, address: [::1]:6432}\n",
         "put the address in quotes",
     );
+    files.one_error("clusters:\n\tmain: \"*:1\"\n", "use spaces, not tabs");
     files.one_error("a: 1\n---\nb: 2\n", "contains more than one YAML document");
     files.one_error("clusters: !!python/object {}\n", "1: ");
     files.one_error(&format!("{MINIMAL}log: *missing\n"), "7:");

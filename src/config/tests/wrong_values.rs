@@ -128,8 +128,11 @@ const OUTSIDE_CLUSTERS: &[(&str, &str)] = &[
         "has no effect with `failures: 0`",
     ),
     ("log: {level: inf}", "did you mean `info`?"),
+    ("log: {level: WARNING}", "did you mean `warn`?"),
     ("log: {format: xml}", "expected `text` or `json`"),
     ("http: {address: 6434}", "expected text, found a number"),
+    ("http: {address: 6434}", "as in `\"*:6434\"`"),
+    ("http: {address:\"*:6434\"}", "a blank is missing after the colon"),
     (
         "http: {address: \"localhost:6434\"}",
         "is not an address to listen on",
@@ -163,7 +166,23 @@ const OUTSIDE_CLUSTERS: &[(&str, &str)] = &[
     ),
     (
         "routes: {x: {targets: [leader]}}",
-        "the default ones need a route `read-write`",
+        "routes: `listeners` is missing, and the default listeners need routes `read-write` and `read-only`",
+    ),
+    (
+        "routes: {read-write: {targets: [leader]}}",
+        "the default listeners need a route `read-only`",
+    ),
+    (
+        "routes: {read-write: {targets: [primary]}, read-only: {targets: [replica]}}",
+        "did you mean `leader`?",
+    ),
+    (
+        "routes: {read-write: {targets: [leader]}, read-only: {targets: [standby]}}",
+        "did you mean `replica`?",
+    ),
+    (
+        "routes: {read-write: {targets: [leader], client_address: {setting: yes}}, read-only: {targets: [replica]}}",
+        "write `true`",
     ),
     ("listeners: []", "must not be empty"),
     (
