@@ -29,7 +29,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// More than any answer.
 const MOST: u64 = 16 * 1024 * 1024;
 
-/// 0: it is in force, but for what needs a restart. 1: it is rejected, or no process answered.
+/// 0: it is in force, but for what needs an upgrade or a restart. 1: it is rejected, or no process
+/// answered.
 pub(super) fn run(path: &Path) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
@@ -86,6 +87,11 @@ fn connect(path: &Path, limit: Duration) -> anyhow::Result<UnixStream> {
                 path.display()
             )
         }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+            "the running process has no control socket at {}: it was started without this `control_socket`, or no router \
+             runs here. Reload with SIGHUP; the socket exists after a restart",
+            path.display()
+        ),
         Err(error) => Err(error).with_context(|| format!("no process answers on {}", path.display())),
     }
 }
@@ -95,7 +101,7 @@ fn tell(answer: &ReloadAnswer) -> ExitCode {
         println!("changed: {change}");
     }
     for key in &answer.restart {
-        println!("needs a restart: {key}");
+        println!("takes effect after `trunkline upgrade` (sessions stay) or a restart: {key}");
     }
     for error in &answer.faults {
         eprintln!("{error}");
@@ -137,5 +143,12 @@ mod tests {
         drop(stopped);
         let refused = connect(&path, limit).unwrap_err().to_string();
         assert!(refused.starts_with("no process answers on"), "{refused}");
+        std::fs::remove_file(&path).unwrap();
+        let refused = connect(&path, limit).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("the running process has no control socket at"),
+            "{refused}"
+        );
+        assert!(refused.contains("Reload with SIGHUP"), "{refused}");
     }
 }

@@ -26,7 +26,10 @@ pub(super) fn run(path: &Path, socket: Option<PathBuf>) -> ExitCode {
         }
     };
     let Some(socket) = socket.or(config.control_socket) else {
-        eprintln!("not upgraded: control_socket is not set; give --socket, or restart the process");
+        eprintln!(
+            "not upgraded: control_socket is not set in {}. An upgrade needs it: set it and restart the router, or give --socket",
+            path.display()
+        );
         return ExitCode::FAILURE;
     };
     match ask::<UpgradeAnswer>(&socket, UPGRADE) {
@@ -51,7 +54,8 @@ fn tell(answer: &UpgradeAnswer) -> ExitCode {
                 "process {old} has no session, and ends when its other connections (logins, clients that wait for a \
                  server) have ended: {others}"
             ),
-            (sessions, _) => println!("process {old} ends when its sessions have ended: {sessions}"),
+            (1, _) => println!("process {old} ends when its 1 session has ended"),
+            (sessions, _) => println!("process {old} ends when its {sessions} sessions have ended"),
         }
         return ExitCode::SUCCESS;
     }

@@ -17,6 +17,7 @@ use crate::auth::rules::Memberships;
 use crate::backend::query::simple_query;
 use crate::backend::{ConnectError, TlsClient};
 use crate::config::{self, CredentialUsers, ServerSecret, Verifiers};
+use crate::tls::NO_TLS;
 use crate::wire::sqlstate::SqlState;
 
 /// Time limit for the poll of all endpoints.
@@ -137,6 +138,15 @@ pub async fn examine(
 const TLS_HINT: &str = "the endpoint answers, so the address is right: does it use `https://`, did an authority in \
                         `ca_file` sign its certificate, and is the certificate for the name in the address?";
 
+/// Names the program that answers at an endpoint.
+fn tls_hint(error: &str, program: &str) -> String {
+    if error.contains(NO_TLS) {
+        format!("the port answers without TLS: write http://, or switch on TLS in {program}")
+    } else {
+        TLS_HINT.to_owned()
+    }
+}
+
 fn leader_key(
     config: &config::Cluster,
     endpoint: &str,
@@ -152,9 +162,9 @@ fn leader_key(
         ),
         Err(error) => {
             let hint = if error.starts_with(TLS_FAILED) {
-                TLS_HINT
+                tls_hint(&error, "etcd")
             } else {
-                "is the address right, and may the user read the cluster's keys?"
+                "is the address right, and may the user read the cluster's keys?".to_owned()
             };
             Finding::bad(what, error, hint)
         }
@@ -188,9 +198,9 @@ async fn endpoints(
             }
             Some(Err(error)) => {
                 let hint = if error.starts_with(TLS_FAILED) {
-                    TLS_HINT
+                    tls_hint(&error, "Patroni")
                 } else {
-                    "is Patroni running there, and is the address right?"
+                    "is Patroni running there, and is the address right?".to_owned()
                 };
                 findings.push(Finding::bad(what, error, hint));
             }

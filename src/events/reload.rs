@@ -60,6 +60,10 @@ pub enum ReloadEvent {
     ReloadNeeded {
         file: String,
     },
+    /// A file has changed that is read only at the start of the process.
+    UpgradeNeeded {
+        file: String,
+    },
     /// The router cannot check the files for changes.
     FilesUnseen {
         error: String,
@@ -79,6 +83,7 @@ impl ReloadEvent {
             Self::RestartNeeded { .. }
             | Self::ConfigurationWarning { .. }
             | Self::ReloadNeeded { .. }
+            | Self::UpgradeNeeded { .. }
             | Self::FilesUnseen { .. } => Level::Warn,
             Self::ConfigurationFault { .. }
             | Self::ConfigurationRefused { .. }
@@ -112,7 +117,7 @@ impl ReloadEvent {
                 names,
                 expires,
             } => line!(%part, %file, subject, names, expires, "{self}"),
-            Self::ReloadNeeded { file } => line!(%file, "{self}"),
+            Self::ReloadNeeded { file } | Self::UpgradeNeeded { file } => line!(%file, "{self}"),
             Self::FilesUnseen { error } => line!(%error, "{self}"),
             Self::ConfigurationFault { .. }
             | Self::ConfigurationWarning { .. }
@@ -134,20 +139,25 @@ impl fmt::Display for ReloadEvent {
         match self {
             Self::ConfigurationApplied { .. } => f.write_str("configuration reloaded"),
             Self::RestartNeeded { .. } => f.write_str(
-                "this key differs from its value at the start of the process: restart the router to apply it",
+                "this key differs from its value at the start of the process: it takes effect after `trunkline \
+                 upgrade` (sessions stay) or a restart",
             ),
             Self::ConfigurationFault { fault } => write!(f, "configuration not reloaded: {fault}"),
             Self::ConfigurationRefused { .. } => {
                 f.write_str("configuration refused: the old one stays in use")
             }
             Self::ConfigurationWarning { warning, .. } => f.write_str(warning),
-            Self::FilesReread { .. } => f.write_str("SIGHUP: files read again"),
+            Self::FilesReread { .. } => f.write_str("reload: files read again"),
             Self::FilesRight => f.write_str("all files are valid again"),
             Self::FilesRefused { fault, meanwhile, .. } => write!(f, "{fault}; {meanwhile}"),
             Self::FilesLoaded { .. } => f.write_str("files loaded"),
             Self::CertificateLoaded { .. } => f.write_str("certificate loaded"),
             Self::ReloadNeeded { .. } => f.write_str(
-                "this file has changed and is read only with the whole configuration: reload it (SIGHUP)",
+                "this file has changed and is read only with the whole configuration: use `trunkline reload` or SIGHUP",
+            ),
+            Self::UpgradeNeeded { .. } => f.write_str(
+                "this file has changed and is read only at the start of the process: it takes effect after \
+                 `trunkline upgrade` (sessions stay) or a restart",
             ),
             Self::FilesUnseen { .. } => {
                 f.write_str("the router cannot check the files that the configuration names for changes")

@@ -322,6 +322,10 @@ impl PolicyCheck<'_> {
                 Method::Ldap(_) => {
                     "add an entry to auth.server_credentials; `password: client` uses the password that the directory accepted"
                 }
+                Method::Peer => {
+                    "if the router has no listener on a Unix socket, delete this line; otherwise add an entry to \
+                     auth.server_credentials, or the password to auth.users_file"
+                }
                 _ => "add an entry to auth.server_credentials, or the password to auth.users_file",
             };
             let what = format!(

@@ -61,7 +61,7 @@ pub enum OpeningError {
     NoAlpn,
     #[error("direct TLS on a port that does not offer TLS")]
     TlsNotOffered,
-    #[error("TLS handshake: {}", tls::of_io(.0).map_or_else(|| .0.to_string(), tls::explain))]
+    #[error("TLS handshake: {}", tls::of_io(.0).map_or_else(|| .0.to_string(), tls::explain_client))]
     Handshake(io::Error),
     #[error("{0}")]
     Certificate(PeerCertificateError),

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -28,8 +29,37 @@ pub enum BindError {
         "it overlaps {0}, where the old process listens; reload the old process with this address before the upgrade"
     )]
     OverlapsInherited(BoundPlace),
+    #[error("this host does not have that address")]
+    NoSuchAddress,
+    #[error("permission denied: ports below 1024 need CAP_NET_BIND_SERVICE")]
+    LowPort,
+    #[error("the directory {} does not exist; create it for the user of the router", .0.display())]
+    NoDirectory(PathBuf),
+    // Not a source: the text is shown once.
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+impl From<io::Error> for BindError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl BindError {
+    fn of(address: &BindAddress, error: io::Error) -> Self {
+        match (error.kind(), address) {
+            (io::ErrorKind::AddrInUse, _) => Self::InUse,
+            (io::ErrorKind::AddrNotAvailable, _) => Self::NoSuchAddress,
+            (io::ErrorKind::PermissionDenied, address) if address.port().is_some_and(|port| port < 1024) => {
+                Self::LowPort
+            }
+            (io::ErrorKind::NotFound, BindAddress::Unix { path, .. }) => {
+                Self::NoDirectory(path.parent().unwrap_or(path).to_owned())
+            }
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// A bound socket, not yet accepting. The file of a Unix socket is removed when this is dropped, or
@@ -129,12 +159,11 @@ pub fn bind(
 ) -> Result<(Bound, Handle), BindError> {
     let bound = match inherited.take(address) {
         Some(inherited) => adopt(address, inherited)?,
-        None => beside(leaving, |shares| bind_as(address, shares)).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => match inherited.overlapping(address) {
-                Some(place) => BindError::OverlapsInherited(place.clone()),
-                None => BindError::InUse,
-            },
-            _ => error.into(),
+        None => beside(leaving, |shares| bind_as(address, shares)).map_err(|error| {
+            match (BindError::of(address, error), inherited.overlapping(address)) {
+                (BindError::InUse, Some(place)) => BindError::OverlapsInherited(place.clone()),
+                (error, _) => error,
+            }
         })?,
     };
     let handle = bound.handle(address)?;
@@ -227,4 +256,30 @@ fn listen_on(address: SocketAddr, dual_stack: bool, shares: bool) -> io::Result<
 fn no_ipv6(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_reason_is_told_once_and_in_words() {
+        let told = |address: &BindAddress| {
+            let error = bind(address, &[], &mut Inheritance::default()).unwrap_err();
+            assert!(std::error::Error::source(&error).is_none(), "{error:?}");
+            error.to_string()
+        };
+        let elsewhere = BindAddress::Ip("192.0.2.1:7".parse().unwrap());
+        assert_eq!(told(&elsewhere), "this host does not have that address");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gone").join("control.sock");
+        let told = told(&BindAddress::Unix { path, mode: 0o600 });
+        assert!(told.contains("/gone does not exist; create it"), "{told}");
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let low = BindError::of(&BindAddress::Any { port: 432 }, denied()).to_string();
+        assert!(low.contains("CAP_NET_BIND_SERVICE"), "{low}");
+        let high = BindError::of(&BindAddress::Any { port: 6432 }, denied()).to_string();
+        assert!(!high.contains("CAP_NET_BIND_SERVICE"), "{high}");
+    }
 }

@@ -36,10 +36,15 @@ impl Running {
     /// finished.
     pub(super) async fn until_end(mut self, signals: &mut Signals, hangup: &mut Signal) {
         match self.serve(signals, hangup).await {
-            EndCause::Replaced => self.finish(signals).await,
-            EndCause::Signal => self.shut_down(signals).await,
+            EndCause::Replaced => {
+                self.finish(signals).await;
+                info!("this process has finished its sessions after the upgrade, and ends");
+            }
+            EndCause::Signal => {
+                self.shut_down(signals).await;
+                info!("stopped");
+            }
         }
-        info!("stopped");
     }
 
     async fn serve(&mut self, signals: &mut Signals, hangup: &mut Signal) -> EndCause {

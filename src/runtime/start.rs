@@ -104,7 +104,7 @@ impl Begin {
         let control = match &config.control_socket {
             Some(path) => {
                 let bound = listen::bind(&control::address(path), &[], &mut inherited);
-                Some(bound.with_context(|| format!("control_socket: {}", path.display()))?)
+                Some(bound.with_context(|| format!("control_socket: cannot listen on {}", path.display()))?)
             }
             None => None,
         };

@@ -81,6 +81,17 @@ struct FileChecks {
     files: FileReader,
     /// The last check failed, and this was logged.
     fails: bool,
+    config_file: ConfigFile,
+}
+
+/// The configuration file itself, at its path.
+#[derive(Default)]
+struct ConfigFile {
+    /// At the last check.
+    seen: Option<Stamp>,
+    /// Its text was compared with the configuration in use, and the file as it was then.
+    is_compared: bool,
+    compared: Option<Stamp>,
 }
 
 /// One unit, ready for service.
@@ -143,6 +154,7 @@ impl Supervisor {
                 last: Instant::now(),
                 files: FileReader::default(),
                 fails: false,
+                config_file: ConfigFile::default(),
             },
             files: FileReader::default(),
         };
@@ -164,6 +176,7 @@ impl Supervisor {
             .collect();
         self.leaves = leaves(&self.config);
         self.broken.clear();
+        self.checks.config_file.is_compared = false;
         self.warned = self.config.warnings().into_iter().collect();
         for unit in self.applied.keys() {
             self.metrics.failed(unit, false);
@@ -235,8 +248,9 @@ impl Supervisor {
     }
 
     async fn check_files(&mut self) {
-        let read = self.read.clone();
-        let now = match self.checks.files.read(CHECK_LIMIT, move || read.look()).await {
+        let (read, path) = (self.read.clone(), self.config.path.clone());
+        let look = move || (read.look(), Stamp::of(&path));
+        let (now, config_file) = match self.checks.files.read(CHECK_LIMIT, look).await {
             Ok(now) => now,
             Err(error) => {
                 if !std::mem::replace(&mut self.checks.fails, true) {
@@ -250,6 +264,7 @@ impl Supervisor {
         if std::mem::take(&mut self.checks.fails) {
             self.emit(ReloadEvent::FilesSeen);
         }
+        self.check_config_file(config_file).await;
         let steady = now == self.checks.seen;
         self.checks.seen = now;
         let trigger = if steady && !self.read.changed(&self.checks.seen).is_empty() {
@@ -261,6 +276,28 @@ impl Supervisor {
         };
         self.reread(trigger).await;
         self.checks.last = Instant::now();
+    }
+
+    /// Reports once that the text of the configuration file has changed. `now` is the file.
+    async fn check_config_file(&mut self, now: Option<Stamp>) {
+        let file = &mut self.checks.config_file;
+        let is_steady = std::mem::replace(&mut file.seen, now) == now;
+        if !is_steady || file.is_compared && file.compared == now {
+            return;
+        }
+        let config = Arc::clone(&self.config);
+        // If it cannot be read, a reload reports that.
+        let compare = move || config::is_edited(&config).unwrap_or(true);
+        // The next check tries again.
+        if let Ok(is_edited) = self.checks.files.read(CHECK_LIMIT, compare).await {
+            let file = &mut self.checks.config_file;
+            (file.is_compared, file.compared) = (true, now);
+            if is_edited {
+                self.emit(ReloadEvent::ReloadNeeded {
+                    file: self.config.path.display().to_string(),
+                });
+            }
+        }
     }
 
     async fn reload_and_notify(&mut self) -> ReloadAnswer {
@@ -298,7 +335,6 @@ impl Supervisor {
             Err(unread) => return self.refuse(vec![unread.to_string()]),
         };
         let diff = Diff::of(&self.config, &new);
-        let restart = Diff::of(&self.started, &new).restart;
         let (old, started) = (Arc::clone(&self.config), Arc::clone(&self.started));
         if let Err(faults) = self.service.replace(&old, &new, &started).await {
             return self.refuse(faults);
@@ -318,17 +354,22 @@ impl Supervisor {
             config: self.config.path.display().to_string(),
             changed: changed.clone(),
         });
-        for key in &restart {
-            self.emit(ReloadEvent::RestartNeeded {
-                key: (*key).to_owned(),
-            });
-        }
         ReloadAnswer {
             applied: true,
             changed,
-            restart: restart.into_iter().map(str::to_owned).collect(),
+            restart: self.name_waiting_keys(),
             faults: Vec::new(),
         }
+    }
+
+    /// The keys that differ from their values at the start of the process, which are logged.
+    fn name_waiting_keys(&self) -> Vec<String> {
+        let waiting = Diff::of(&self.started, &self.config).restart;
+        let keys: Vec<String> = waiting.into_iter().map(str::to_owned).collect();
+        for key in &keys {
+            self.emit(ReloadEvent::RestartNeeded { key: key.clone() });
+        }
+        keys
     }
 
     fn refuse(&self, faults: Vec<String>) -> ReloadAnswer {
@@ -362,8 +403,11 @@ impl Supervisor {
         let (mut fresh, before) = (Vec::new(), self.broken.len());
         if let (Some(old), Some(new)) = (self.read.of(&ReloadUnit::Rest), read.files.of(&ReloadUnit::Rest)) {
             for (path, _) in new.iter().filter(|(path, stamp)| old.get(*path) != Some(*stamp)) {
-                self.emit(ReloadEvent::ReloadNeeded {
-                    file: path.display().to_string(),
+                let file = path.display().to_string();
+                self.emit(if config::is_read_at_start(&self.config, path) {
+                    ReloadEvent::UpgradeNeeded { file }
+                } else {
+                    ReloadEvent::ReloadNeeded { file }
                 });
             }
         }
@@ -391,7 +435,9 @@ impl Supervisor {
             }
         }
         self.show_expiry();
+        let mut restart = Vec::new();
         if trigger == Trigger::Requested {
+            restart = self.name_waiting_keys();
             let broken: Vec<String> = self.broken.keys().map(ReloadUnit::to_string).collect();
             self.emit(ReloadEvent::FilesReread {
                 changed: fresh.clone(),
@@ -403,7 +449,7 @@ impl Supervisor {
         ReloadAnswer {
             applied: self.broken.is_empty(),
             changed: fresh,
-            restart: Vec::new(),
+            restart,
             faults: self.broken.values().flatten().cloned().collect(),
         }
     }

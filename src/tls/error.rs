@@ -4,6 +4,12 @@ use std::sync::Arc;
 
 use rustls::{CertificateError, OtherError};
 
+/// The sentence for a peer that answers without TLS.
+pub(crate) const NO_TLS: &str = "the other side does not speak TLS";
+
+/// How the sentence for a certificate that is not accepted begins.
+pub(crate) const NOT_TRUSTED: &str = "invalid peer certificate";
+
 /// Errors that rustls' own error names do not express.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
@@ -56,7 +62,7 @@ pub(crate) fn explain(error: &rustls::Error) -> String {
     let reason = match error {
         rustls::Error::InvalidCertificate(reason) => reason,
         rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
-            return "the other side does not speak TLS".to_owned();
+            return NO_TLS.to_owned();
         }
         error => return error.to_string(),
     };
@@ -68,7 +74,25 @@ pub(crate) fn explain(error: &rustls::Error) -> String {
         }
         other => other.to_string(),
     };
-    format!("invalid peer certificate: {reason}")
+    format!("{NOT_TRUSTED}: {reason}")
+}
+
+/// As [`explain`], for what a client of the router does.
+pub(crate) fn explain_client(error: &rustls::Error) -> String {
+    use rustls::AlertDescription as Alert;
+    let rustls::Error::AlertReceived(alert) = error else {
+        return explain(error);
+    };
+    let meaning = match alert {
+        Alert::UnknownCA => "the client does not trust the router's certificate (its sslrootcert)",
+        Alert::CertificateExpired => "the router's certificate has expired, the client says",
+        Alert::BadCertificate | Alert::CertificateUnknown | Alert::UnsupportedCertificate => {
+            "the client does not accept the router's certificate"
+        }
+        Alert::ProtocolVersion => "the client and the router have no TLS version in common (tls.min_version)",
+        _ => return explain(error),
+    };
+    format!("{error}: {meaning}")
 }
 
 /// The TLS error in one of IO, if there is one.
@@ -117,4 +141,23 @@ pub(super) fn from_webpki(error: webpki::Error) -> rustls::Error {
         other => return TrustError::Other(other.to_string()).into(),
     };
     known.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::AlertDescription;
+
+    use super::*;
+
+    #[test]
+    fn a_clients_alert_says_what_the_client_objects_to() {
+        let told = explain_client(&rustls::Error::AlertReceived(AlertDescription::UnknownCA));
+        assert!(told.contains("UnknownCA"), "{told}");
+        assert!(
+            told.ends_with("the router's certificate (its sslrootcert)"),
+            "{told}"
+        );
+        let other = rustls::Error::AlertReceived(AlertDescription::InternalError);
+        assert_eq!(explain_client(&other), explain(&other));
+    }
 }

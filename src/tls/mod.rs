@@ -21,7 +21,7 @@ mod verifier;
 mod tests;
 
 pub(crate) use authority::{Authorities, AuthorityError};
-pub(crate) use error::{among_causes, explain, of_io};
+pub(crate) use error::{NO_TLS, NOT_TRUSTED, among_causes, explain, explain_client, of_io};
 pub(crate) use hello::{HelloStream, server_provider};
 pub(crate) use name::fits_name;
 pub(crate) use pair::certified;

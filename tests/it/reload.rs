@@ -233,10 +233,14 @@ fn limits_log_http_console_and_what_needs_a_restart() {
 
     let told = subject.takes(&format!("{usual}limits: {{max_clients: 1}}\nworkers: 7\n"));
     assert!(
-        told.contains("changed: limits") && told.contains("needs a restart: workers"),
+        told.contains("changed: limits")
+            && told.contains("`trunkline upgrade` (sessions stay) or a restart: workers"),
         "{told}"
     );
     router.await_log(&["WARN", "workers", "restart"]);
+    // The next reload names it again, while it differs.
+    let told = subject.takes(&format!("{usual}limits: {{max_clients: 1}}\nworkers: 7\n"));
+    assert!(told.contains("(sessions stay) or a restart: workers"), "{told}");
     let output = router.psql_output(6432, "", "SELECT 1");
     assert!(
         String::from_utf8_lossy(&output.stderr).contains("too many clients"),
@@ -329,6 +333,7 @@ fn what_was_set_for_members_stays_and_a_reload_may_be_asked_for_by_http() {
         "{output:?}"
     );
     fs::write(subject.path(), format!("{slow}nonsense: 1\n")).unwrap();
+    router.await_log(&["WARN", "trunkline.yaml", "this file has changed"]);
     let (status, answer) = post(router, "/api/v1/reload", "");
     assert!(status == 422 && answer.contains("nonsense"), "{status} {answer}");
 
@@ -340,7 +345,10 @@ fn what_was_set_for_members_stays_and_a_reload_may_be_asked_for_by_http() {
     let state = router.dir().join("state.json");
     let told = subject.takes(&format!("{}state_file: {}\n", set(&agent), state.display()));
     for key in ["http.agent_check", "state_file"] {
-        assert!(told.contains(&format!("needs a restart: {key}\n")), "{told}");
+        assert!(
+            told.contains(&format!("(sessions stay) or a restart: {key}\n")),
+            "{told}"
+        );
     }
     subject.takes(usual);
     assert_eq!(post(router, "/api/v1/reload", "").0, 403, "the token is gone");

@@ -354,7 +354,7 @@ fn a_broken_new_file_keeps_the_old_one_in_service_and_says_so() {
     );
 
     router.signal("HUP");
-    router.await_log(&["SIGHUP: files read again", "changed=none", "broken=tls"]);
+    router.await_log(&["reload: files read again", "changed=none", "broken=tls"]);
     assert_eq!(errors(&router), 2, "and once more for who asks");
     replace(&path, &good);
     router.await_log(&["all files are valid again"]);
@@ -374,14 +374,14 @@ fn a_hangup_reads_everything_and_says_what_needs_a_restart() {
     authority.issue("server", "DNS:router.example");
     let router = router(&format!("certificates: [{{{}}}]", authority.entry("server")));
     router.signal("HUP");
-    router.await_log(&["SIGHUP: files read again", "changed=none", "broken=none"]);
+    router.await_log(&["reload: files read again", "changed=none", "broken=none"]);
     let path = router.dir().join("trunkline.yaml");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, format!("{text}\nworkers: 3\n")).unwrap();
     authority.sign("server", "DNS:after.example");
     router.signal("HUP");
     router.await_log(&["configuration reloaded", "tls"]);
-    router.await_log(&["WARN", "workers", "restart the router to apply it"]);
+    router.await_log(&["WARN", "workers", "takes effect after `trunkline upgrade`"]);
     router.await_log(&["certificate loaded", "after.example"]);
     assert_eq!(router.psql(6432, "SELECT 1"), "1");
 }

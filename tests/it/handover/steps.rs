@@ -234,7 +234,7 @@ fn sockets_with_files_are_as_the_new_configuration_has_them() {
     signal(subject.process, "HUP");
     subject
         .router
-        .await_log(&["restart the router to apply it", "control_socket"]);
+        .await_log(&["takes effect after `trunkline upgrade`", "control_socket"]);
     // A listener less, another mode, another control socket.
     let other = usual
         .replace("\"0777\"", "\"0750\"")

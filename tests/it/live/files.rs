@@ -26,7 +26,7 @@ fn rules_that_change_are_for_new_logins() {
     // Asked to, the router does not wait for a second look.
     put("pg_hba.conf", usual);
     router.signal("HUP");
-    router.await_log(&["SIGHUP: files read again", "changed=auth", "broken=none"]);
+    router.await_log(&["reload: files read again", "changed=auth", "broken=none"]);
     assert!(let_in());
 
     put("more.conf", reject);
@@ -93,7 +93,7 @@ fn broken_rules_leave_the_old_ones_in_service_and_are_told_everywhere() {
             "{told}"
         );
     }
-    router.await_log(&["SIGHUP: files read again", "changed=none", "broken=auth"]);
+    router.await_log(&["reload: files read again", "changed=none", "broken=auth"]);
 
     put("pg_hba.conf", usual);
     eventually("mended", SOON, || router.metric(FAILED) == 0.0);
