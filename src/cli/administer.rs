@@ -30,7 +30,10 @@ pub(super) enum Administer {
         #[command(flatten)]
         member: Named,
     },
-    /// Take a member out of service.
+    /// Take a member out of service; its live sessions end, too.
+    ///
+    /// Each session ends at the end of its transaction, at the latest after the route's
+    /// `on_unfit.grace`. `drain` keeps them.
     Maint {
         #[command(flatten)]
         member: Named,
@@ -87,6 +90,7 @@ pub(super) enum Administer {
         #[command(flatten)]
         remote: Remote,
         /// The session's id, as `trunkline sessions` shows it.
+        #[arg(value_parser = session_id)]
         id: u64,
     },
 }
@@ -132,6 +136,19 @@ fn weight(text: &str) -> Result<Weight, String> {
     }
 }
 
+fn session_id(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| "a session's id is a number, as `trunkline sessions` shows it".to_owned())
+}
+
+/// `1 session`, `2 sessions`
+fn sessions_in_words(count: u64) -> String {
+    match count {
+        1 => "1 session".to_owned(),
+        count => format!("{count} sessions"),
+    }
+}
+
 pub(super) fn run(command: &Administer) -> ExitCode {
     match answer(command) {
         Ok(text) => {
@@ -154,7 +171,11 @@ fn answer(command: &Administer) -> Result<String, String> {
         Administer::Weight { member, weight } => change(member, "weight", Some(&json!({"weight": weight.0}))),
         Administer::Sessions { remote, member, user } => {
             let query = remote.query(&[("member", member.as_deref()), ("user", user.as_deref())]);
-            let all = remote.router()?.look(&format!("/api/v1/sessions{query}"))?;
+            let router = remote.router()?;
+            let all = router.look(&format!("/api/v1/sessions{query}"))?;
+            if let (Some(name), []) = (member, list(&all)) {
+                is_a_member(&router, remote, name)?;
+            }
             printed(remote, &all, |all: Vec<SessionView>| session_table(&all))
         }
         Administer::Close { member, grace, now } => {
@@ -165,7 +186,9 @@ fn answer(command: &Administer) -> Result<String, String> {
             };
             let answer = post(member, "close-sessions", Some(&body))?;
             printed(&member.remote, &answer, |answer: Value| {
-                format!("{}: {} sessions are ending\n", member.name, answer["sessions"])
+                let ending = answer["sessions"].as_u64().unwrap_or_default();
+                let verb = if ending == 1 { "is" } else { "are" };
+                format!("{}: {} {verb} ending\n", member.name, sessions_in_words(ending))
             })
         }
         Administer::Router { action } => router(action),
@@ -241,9 +264,17 @@ fn members(remote: &Remote) -> Result<String, String> {
     let router = remote.router()?;
     if remote.cluster.is_some() {
         let all = router.look(&format!("/api/v1/members{}", remote.query(&[])))?;
-        return printed(remote, &all, |all: Vec<MemberView>| member_table(&all));
+        if remote.json {
+            return Ok(format!("{all:#}\n"));
+        }
+        let clusters = clusters(&router)?;
+        let cluster = clusters
+            .iter()
+            .find(|cluster| Some(&cluster.name) == remote.cluster.as_ref());
+        let members: Vec<MemberView> = understood(&all)?;
+        return Ok(member_table(&members) + &remarks(cluster, &members));
     }
-    let clusters: Vec<ClusterSummary> = understood(&router.look("/api/v1/clusters")?)?;
+    let clusters = clusters(&router)?;
     let mut found = Vec::new();
     for cluster in clusters {
         let members = of_cluster(&router, &cluster.name)?;
@@ -261,15 +292,68 @@ fn members(remote: &Remote) -> Result<String, String> {
             // Writing to a String does not fail.
             let _ = writeln!(text, "{lead}cluster {}", cluster.name);
         }
-        text.push_str(&member_table(&understood::<Vec<MemberView>>(members)?));
-        if let Some(why) = &cluster.no_leader {
-            let _ = writeln!(text, "no leader: {why}");
-        }
-        if let Some(why) = &cluster.source.error {
-            let _ = writeln!(text, "the list of members may be out of date: {why}");
-        }
+        let members: Vec<MemberView> = understood(members)?;
+        text.push_str(&member_table(&members));
+        text.push_str(&remarks(Some(cluster), &members));
     }
     Ok(text)
+}
+
+fn clusters(router: &Router) -> Result<Vec<ClusterSummary>, String> {
+    understood(&router.look("/api/v1/clusters")?)
+}
+
+/// What the table of a cluster's members does not say, one line each.
+fn remarks(cluster: Option<&ClusterSummary>, members: &[MemberView]) -> String {
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    if let Some(why) = cluster.and_then(|cluster| cluster.no_leader.as_ref()) {
+        let _ = writeln!(text, "no leader: {why}");
+    }
+    for leader in members.iter().filter(|member| member.leader) {
+        let state = match leader.admin.as_str() {
+            "maint" => "in maintenance",
+            "drain" => "being drained",
+            _ => continue,
+        };
+        let _ = writeln!(
+            text,
+            "the leader {0} is {state}: new read-write sessions find no server until `trunkline ready {0}`, or until \
+             Patroni has promoted another member",
+            leader.name
+        );
+    }
+    if cluster.is_some_and(|cluster| cluster.paused) {
+        text.push_str("Patroni is paused: it does not fail over by itself (`patronictl resume` ends that)\n");
+    }
+    if let Some(why) = cluster.and_then(|cluster| cluster.source.error.as_ref()) {
+        let _ = writeln!(text, "the list of members may be out of date: {why}");
+    }
+    text
+}
+
+/// `Err`: no cluster has a member of this name.
+fn is_a_member(router: &Router, remote: &Remote, name: &str) -> Result<(), String> {
+    let mut clusters = clusters(router)?;
+    clusters.retain(|cluster| {
+        remote
+            .cluster
+            .as_ref()
+            .is_none_or(|wanted| *wanted == cluster.name)
+    });
+    if clusters
+        .iter()
+        .any(|cluster| cluster.members.iter().any(|member| member == name))
+    {
+        return Ok(());
+    }
+    let place = match clusters.as_slice() {
+        [cluster] => format!("cluster {} has", cluster.name),
+        _ => "the clusters have".to_owned(),
+    };
+    Err(format!(
+        "{place} no member {name} (`trunkline members` shows the names)"
+    ))
 }
 
 fn of_cluster(router: &Router, name: &str) -> Result<Value, String> {
@@ -441,6 +525,43 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    fn member_named(name: &str, leader: bool, admin: &str) -> MemberView {
+        let member = json!({
+            "name": name, "cluster": "main", "host": "10.0.0.1", "port": 5432, "role": "leader", "leader": leader,
+            "state": "running", "status": "MAINT", "admin": admin, "weight": 1, "zone": null, "timeline": 3, "lag": null,
+            "lag_seconds": null, "tags": {}, "sessions": 0,
+            "check": {"status": "L7OK", "text": null, "in_a_row": 2, "age_ms": 1}, "routes": [],
+        });
+        understood(&member).expect("a member")
+    }
+
+    #[test]
+    fn remarks_say_what_the_table_does_not() {
+        let cluster = json!({
+            "name": "main", "leader": null, "no_leader": null, "members": ["db1"], "paused": true, "version": 1,
+            "source": {"disagreement": null, "error": null, "reachable": true}, "system_identifier": null,
+        });
+        let cluster: ClusterSummary = understood(&cluster).expect("a cluster");
+        let members = [
+            member_named("db1", true, "maint"),
+            member_named("db2", false, "maint"),
+        ];
+        let told = remarks(Some(&cluster), &members);
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(lines.len(), 2, "{told}");
+        assert!(lines[0].starts_with("the leader db1 is in maintenance"), "{told}");
+        assert!(lines[1].starts_with("Patroni is paused"), "{told}");
+        assert_eq!(remarks(None, &[member_named("db1", true, "ready")]), "");
+    }
+
+    #[test]
+    fn numbers_of_sessions() {
+        assert_eq!(sessions_in_words(1), "1 session");
+        assert_eq!(sessions_in_words(2), "2 sessions");
+        let told = session_id("abc").expect_err("no number");
+        assert!(told.contains("`trunkline sessions` shows it"), "{told}");
     }
 
     #[test]

@@ -60,16 +60,20 @@ fn try_out(config: &Config) -> ExitCode {
         println!("{}", all_is_well(untried));
         return ExitCode::SUCCESS;
     }
-    eprintln!("{}: {errors} checks failed", config.path.display());
+    let noun = if errors == 1 { "check" } else { "checks" };
+    eprintln!("{}: {errors} {noun} failed", config.path.display());
     ExitCode::FAILURE
 }
 
 /// The last line, which promises no more than was tried.
 fn all_is_well(untried: usize) -> String {
     match untried {
-        0 => "everything answers".to_owned(),
-        1 => "everything that was tried answers; 1 login was not tried".to_owned(),
-        _ => format!("everything that was tried answers; {untried} logins were not tried"),
+        0 => "everything answers; no client's login was tried".to_owned(),
+        1 => "everything that was tried answers; 1 login to a server was not tried, and no client's login"
+            .to_owned(),
+        _ => format!(
+            "everything that was tried answers; {untried} logins to servers were not tried, and no client's login"
+        ),
     }
 }
 
@@ -255,9 +259,9 @@ mod tests {
 
     #[test]
     fn the_last_line_promises_no_more_than_was_tried() {
-        assert_eq!(all_is_well(0), "everything answers");
-        assert!(all_is_well(1).ends_with("1 login was not tried"));
-        assert!(all_is_well(2).ends_with("2 logins were not tried"));
+        assert_eq!(all_is_well(0), "everything answers; no client's login was tried");
+        assert!(all_is_well(1).contains("1 login to a server was not tried"));
+        assert!(all_is_well(2).contains("2 logins to servers were not tried"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::auth::rules::{
 };
 use crate::auth::scram::MockSecret;
 use crate::cluster;
-use crate::config::{self, Config};
+use crate::config::{self, Cluster, Config};
 use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
 use crate::frontend::{interfaces, resolve};
 use crate::wire::startup::Replication;
@@ -81,6 +81,9 @@ pub(super) fn run(path: &Path, client: &Client) -> ExitCode {
 
 fn answer(path: &Path, client: &Client) -> Result<(String, bool), String> {
     let config = config::load(path).map_err(|errors| errors.to_string())?;
+    if let Some(name) = &client.cluster {
+        cluster_named(&config, name)?;
+    }
     let access = AuthPolicy::load(&config.auth, PolicyContext::of(&config), &MockSecret::new(None))
         .map_err(|errors| errors.to_string())?;
     let origin = match client.address.as_str() {
@@ -167,12 +170,19 @@ async fn considered(
     }
 }
 
+fn cluster_named<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Cluster>, String> {
+    config.clusters.get(name).ok_or_else(|| {
+        let names: Vec<&str> = config.clusters.keys().map(String::as_str).collect();
+        format!(
+            "the configuration has no cluster \"{name}\"; it has: {}",
+            names.join(", ")
+        )
+    })
+}
+
 async fn memberships(config: &Config, client: &Client) -> Result<Arc<Memberships>, String> {
     let cluster = match &client.cluster {
-        Some(name) => config
-            .clusters
-            .get(name)
-            .ok_or_else(|| format!("the configuration has no cluster \"{name}\""))?,
+        Some(name) => cluster_named(config, name)?,
         None => config
             .clusters
             .values()
@@ -267,12 +277,13 @@ fn why(rule: &Rule, column: Column, facts: &Facts<'_>, host_name: Option<&HostNa
 }
 
 fn server_login(facts: &Facts<'_>, access: &AuthPolicy) -> String {
+    let own_name = String::from_utf8_lossy(facts.user);
     match access.credentials.find(facts.user) {
-        None => "logs into the servers as itself".to_owned(),
+        None => format!("logs into the servers as user {own_name}, with the client's own key"),
         Some(entry) => {
             let user = match &entry.server_user {
-                Some(user) => format!("as {user}"),
-                None => "as itself".to_owned(),
+                Some(user) => format!("as user {user}"),
+                None => format!("as user {own_name}"),
             };
             format!("logs into the servers {user}, by {}", entry.path)
         }
@@ -334,7 +345,9 @@ mod tests {
         );
         let (text, may_try) = asked(RULES, &client("app", "local")).unwrap();
         assert!(
-            may_try && text.contains("authenticates by scram-sha-256\n"),
+            may_try
+                && text.contains("authenticates by scram-sha-256\n")
+                && text.contains("logs into the servers as user app, with the client's own key"),
             "{text}"
         );
     }
@@ -368,5 +381,11 @@ mod tests {
             "{problem}"
         );
         assert!(asked(RULES, &client("app", "nowhere")).is_err());
+        let elsewhere = Client {
+            cluster: Some("x".to_owned()),
+            ..client("app", "local")
+        };
+        let problem = asked(RULES, &elsewhere).unwrap_err();
+        assert_eq!(problem, "the configuration has no cluster \"x\"; it has: main");
     }
 }

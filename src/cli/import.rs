@@ -97,7 +97,7 @@ enum Error {
     TooLarge(PathBuf),
     #[error("{}: is not UTF-8 text", .0.display())]
     NotText(PathBuf),
-    #[error("{}: is neither a configuration of HAProxy nor one of patroni_proxy; give the program with --from", .0.display())]
+    #[error("{}: is neither HAProxy's nor patroni_proxy's configuration (if it is one of them, name the program with --from)", .0.display())]
     Unknown(PathBuf),
     #[error("{}: exists; --force overwrites it", .0.display())]
     Exists(PathBuf),

@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 
-use crate::config::{self, BindAddress, Config, Secret};
+use crate::config::{self, BindAddress, HttpAccess, Secret};
 use crate::tls::{self, Authorities, NameCheck, ServerVerifier, signature};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,6 +21,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const INCOMPLETE: &str = "x-trunkline-incomplete";
 /// An answer; a session takes a few hundred bytes.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
+
+/// What works while the configuration file does not.
+const OTHER_WAY: &str = "Use --url http://HOST:6434 --token-file FILE.";
 
 /// Which router is asked, and how the answer is printed.
 #[derive(Debug, Args)]
@@ -51,7 +54,10 @@ pub(super) struct Remote {
 pub(super) struct Router {
     client: reqwest::Client,
     base: String,
-    token: Option<Secret>,
+    /// `Err`: why the configured one cannot be used.
+    token: Result<Option<Secret>, String>,
+    /// It is the router of a configuration file, on this host.
+    is_local: bool,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -68,19 +74,19 @@ impl Remote {
     /// `Err` is a sentence for the person at the keyboard, as everywhere here.
     pub(super) fn router(&self) -> Result<Router, String> {
         let configured = match &self.config {
-            Some(path) => Some(config::load(path).map_err(|errors| errors.to_string())?),
+            Some(path) => Some(config::http_access(path).map_err(|errors| format!("{errors}\n{OTHER_WAY}"))?),
             None => None,
         };
         let (base, tls, token) = match (&configured, &self.url) {
-            (Some(config), _) => (base(config)?, pinned(config)?, config.http.token.clone()),
+            (Some(access), _) => (base(access)?, pinned(access)?, access.token.clone()),
             (None, Some(url)) => {
                 let base = with_scheme(url)?.trim_end_matches('/').to_owned();
-                (base, trusting(self.ca_file.as_deref())?, None)
+                (base, trusting(self.ca_file.as_deref())?, Ok(None))
             }
             (None, None) => return Err("give --config or --url".to_owned()),
         };
         let token = match &self.token_file {
-            Some(path) => Some(config::read_secret(path)?),
+            Some(path) => Ok(Some(config::read_secret(path)?)),
             None => token,
         };
         let client = reqwest::Client::builder()
@@ -100,6 +106,7 @@ impl Remote {
             client,
             base,
             token,
+            is_local: configured.is_some(),
             runtime: Some(runtime),
         })
     }
@@ -125,15 +132,19 @@ impl Router {
     }
 
     pub(super) fn change(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
-        if self.token.is_none() {
-            return Err("this needs the token: set http.token_file, or give --token-file".to_owned());
+        match &self.token {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                return Err("this needs the token: set http.token_file, or give --token-file".to_owned());
+            }
+            Err(fault) => return Err(format!("this needs the token: {fault}\n{OTHER_WAY}")),
         }
         self.ask(Method::POST, path, body)
     }
 
     fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
         let mut request = self.client.request(method, format!("{}{path}", self.base));
-        if let Some(token) = &self.token {
+        if let Ok(Some(token)) = &self.token {
             // A token in clear over a network is one that others have.
             if self.base.starts_with("https:") || is_here(&self.base) {
                 let token =
@@ -164,9 +175,14 @@ impl Router {
                 Ok((response.status(), text, incomplete))
             })
             .map_err(|error: reqwest::Error| match tls::among_causes(&error) {
-                Some(reason) => format!("TLS with {} failed: {reason}", self.base),
+                Some(reason) => format!("TLS with {} failed: {reason}{}", self.base, tls_hint(&reason)),
                 None if error.is_connect() || error.is_timeout() => {
-                    format!("{} does not answer: {}", self.base, causes(&error))
+                    let hint = if self.is_local {
+                        " (is the router running on this host?)"
+                    } else {
+                        ""
+                    };
+                    format!("{} does not answer: {}{hint}", self.base, causes(&error))
                 }
                 None => no_http(&self.base, &causes(&error)),
             })?;
@@ -197,6 +213,17 @@ impl Router {
 #[expect(clippy::print_stderr, reason = "for the person who runs the command")]
 fn warn_of(incomplete: &str) {
     eprintln!("not complete: earlier processes of the router did not take part: {incomplete}");
+}
+
+/// What the person can do about a failure of TLS with a router.
+fn tls_hint(reason: &str) -> &'static str {
+    if reason.contains(tls::NO_TLS) {
+        " (the port answers without TLS: write http://)"
+    } else if reason.starts_with(tls::NOT_TRUSTED) {
+        " (give its authority, or this very certificate, with --ca-file)"
+    } else {
+        ""
+    }
 }
 
 /// `127.0.0.1:6434` would be a host to some and a scheme to others.
@@ -237,13 +264,9 @@ fn is_here(base: &str) -> bool {
 }
 
 /// The first address the router listens on, from this host.
-fn base(config: &Config) -> Result<String, String> {
-    let scheme = if config.http.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    let mut addresses = config.http.addresses.iter();
+fn base(access: &HttpAccess) -> Result<String, String> {
+    let scheme = if access.has_tls { "https" } else { "http" };
+    let mut addresses = access.addresses.iter();
     let address = addresses.find_map(|address| match address {
         BindAddress::Any { port } => Some(format!("127.0.0.1:{port}")),
         BindAddress::Ip(address) if address.ip().is_unspecified() && address.is_ipv4() => {
@@ -279,10 +302,11 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The router of this configuration shows this certificate, for any name.
-fn pinned(config: &Config) -> Result<ClientConfig, String> {
-    let certificate = match &config.http.tls {
-        Some(tls) => Some(first_certificate(&tls.leaf.cert_file)?),
-        None => None,
+fn pinned(access: &HttpAccess) -> Result<ClientConfig, String> {
+    let certificate = match (access.has_tls, &access.cert_file) {
+        (false, _) => None,
+        (true, Some(path)) => Some(first_certificate(path).map_err(|error| format!("{error}\n{OTHER_WAY}"))?),
+        (true, None) => return Err(format!("http.tls.cert_file is not set\n{OTHER_WAY}")),
     };
     let verifier = Pinned {
         certificate,
@@ -435,8 +459,81 @@ mod tests {
             answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         ));
         assert!(told.contains("the other side does not speak TLS"), "{told}");
+        assert!(told.contains("write http://"), "{told}");
         let told = asking("127.0.0.1:6434".to_owned());
         assert!(told.contains("begin the URL with http://"), "{told}");
+    }
+
+    fn by_configuration(text: &str) -> (tempfile::TempDir, Remote) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("trunkline.yaml");
+        std::fs::write(&path, text).expect("written");
+        let remote = Remote {
+            config: Some(path),
+            url: None,
+            token_file: None,
+            ca_file: None,
+            cluster: None,
+            json: false,
+        };
+        (directory, remote)
+    }
+
+    #[test]
+    fn faults_elsewhere_in_the_file_do_not_hide_the_router() {
+        let address = answering(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]",
+        );
+        let text = format!(
+            "clusters: {{main: {{patroni: {{endpoints: [nonsense]}}, pool: 1}}}}\nlistenres: 7\n\
+             tls: {{certificates: [{{cert_file: gone.crt, key_file: gone.key}}]}}\n\
+             http: {{address: \"{address}\", token_file: gone.token, agent_check: 3}}\n"
+        );
+        let (directory, remote) = by_configuration(&text);
+        let router = remote.router().expect("found");
+        assert_eq!(router.look("/api/v1/members"), Ok(serde_json::json!([])));
+        let told = router.change("/api/v1/router/drain", None).expect_err("no token");
+        assert!(
+            told.contains("http.token_file") && told.contains(OTHER_WAY),
+            "{told}"
+        );
+        // A token that every user can read.
+        let token = directory.path().join("gone.token");
+        std::fs::write(&token, "0123456789abcdef").expect("written");
+        let told = remote
+            .router()
+            .and_then(|router| router.change("/api/v1/router/drain", None))
+            .expect_err("a token that is open");
+        assert!(told.contains("is open to every user"), "{told}");
+    }
+
+    #[test]
+    fn a_file_that_does_not_lead_to_the_router_is_told_with_another_way() {
+        for (text, fault) in [
+            ("http:\n\taddress: 1\n", "use spaces, not tabs"),
+            ("http: {address: 6434}\n", "as in `\"*:6434\"`"),
+            ("http: [1]\n", "expected a map"),
+        ] {
+            let (_directory, remote) = by_configuration(text);
+            let told = remote.router().err().expect("a fault");
+            assert!(
+                told.contains(fault) && told.contains("--url http://HOST:6434"),
+                "{told}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_router_that_does_not_run_is_asked_about() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a port");
+        let (_directory, remote) = by_configuration(&format!("http: {{address: \"{free}\"}}\n"));
+        let told = remote
+            .router()
+            .and_then(|router| router.look("/api/v1/members"))
+            .expect_err("nothing listens");
+        assert!(told.contains("is the router running on this host?"), "{told}");
     }
 
     #[test]

@@ -231,7 +231,7 @@ fn sessions_are_shown_and_ended() {
 
     // At the transaction's end, not before it.
     let told = on.ok(&["close", &leader]);
-    assert_eq!(told, format!("{leader}: 1 sessions are ending\n"));
+    assert_eq!(told, format!("{leader}: 1 session is ending\n"));
     assert!(
         on.ok(&["sessions"])
             .contains("(ending: an operator ended the sessions on")

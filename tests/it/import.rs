@@ -162,7 +162,7 @@ fn what_cannot_be_imported_is_said() {
     for (path, expected) in [
         (
             file("ini", b"[databases]\n"),
-            "is neither a configuration of HAProxy nor one of patroni_proxy",
+            "is neither HAProxy's nor patroni_proxy's configuration",
         ),
         (file("binary", b"global\n\xff\n"), "is not UTF-8 text"),
         (

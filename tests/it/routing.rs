@@ -185,7 +185,7 @@ fn roles_tags_and_the_leader_as_a_last_resort() {
     assert_eq!(unenforced(), 1.0);
     drop(reader);
     router.await_log(&["session ended", "route=sync-or-leader", "access=unenforced"]);
-    router.await_log(&["WARN", "route `any`", "only their privileges"]);
+    router.await_log(&["WARN", "route `any`", "only the role's privileges"]);
     drop(held);
     eventually("leader and standbys count alike", Duration::from_secs(5), || {
         let (_held, places) = spread(&router, 6448, 9);

@@ -178,10 +178,20 @@ pub(super) fn find(sql: &str) -> Result<Option<&'static Command>, ErrorReply> {
             "the console does not know this command",
         )
         .hint(
-            "SHOW HELP lists the commands. The console runs one command at a time, without transactions: put the driver \
-             into autocommit mode.",
+            if is_transaction(words[0]) {
+                "The console has no transactions: put the driver into autocommit mode. SHOW HELP lists the commands."
+            } else {
+                "SHOW HELP lists the commands. For sessions and members use `trunkline sessions`, `trunkline members`."
+            },
         )
     })
+}
+
+/// Whether the command begins or ends a transaction, as drivers send it by themselves.
+fn is_transaction(word: &str) -> bool {
+    ["begin", "start", "commit", "rollback", "end"]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(word))
 }
 
 impl Command {

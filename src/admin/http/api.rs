@@ -125,8 +125,12 @@ pub(super) async fn administer(
     if !is_here && !app.handles.operations.has_kept(&view.name, &name) {
         return JsonAnswer::problem(
             StatusCode::NOT_FOUND,
-            "the cluster has no member of this name",
-            "GET /api/v1/members has the names",
+            &format!("cluster {} has no member of this name", view.name),
+            if app.handles.clusters.len() > 1 {
+                "`trunkline members` (GET /api/v1/members) shows the names; give the cluster with --cluster (?cluster=)"
+            } else {
+                "`trunkline members` (GET /api/v1/members) shows the names"
+            },
         );
     }
     let change = match (action.as_str(), AdminState::named(&action)) {
@@ -277,7 +281,7 @@ pub(super) async fn kill(
         return JsonAnswer::problem(
             StatusCode::NOT_FOUND,
             "there is no session of this number",
-            "GET /api/v1/sessions has the numbers",
+            "`trunkline sessions` (GET /api/v1/sessions) shows the numbers",
         );
     };
     app.handles.events.emit(OperatorEvent::SessionEnded {
@@ -352,7 +356,7 @@ pub(super) fn forget_identity(
         return JsonAnswer::problem(
             StatusCode::NOT_FOUND,
             "there is no cluster of this name",
-            "GET /api/v1/clusters has the names",
+            "`trunkline members` (GET /api/v1/clusters) shows the names",
         );
     };
     let before = view.snapshot.borrow().system_identifier;
