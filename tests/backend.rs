@@ -293,7 +293,7 @@ fn hba_hint(error: &ConnectError) -> String {
     assert!(
         error
             .to_string()
-            .contains("its pg_hba.conf needs, above any line that rejects"),
+            .contains("pg_hba.conf needs, above any line that rejects"),
         "{error}"
     );
     reply.hint.unwrap()

@@ -150,7 +150,7 @@ impl std::fmt::Display for ServerError {
         if let Some(line) = &self.hba_line {
             write!(
                 f,
-                " (its pg_hba.conf needs, above any line that rejects this login: {line})"
+                " (on every server, pg_hba.conf needs, above any line that rejects this login: {line})"
             )?;
         }
         Ok(())
@@ -190,6 +190,12 @@ impl ServerError {
     /// which it attracts because it never has sessions.
     fn may_be_this_server(&self) -> bool {
         self.hba_line.is_some() || self.is_in_trouble()
+    }
+
+    /// Whether the server works and refused this login: a wrong database, user or password, a
+    /// missing right, or a line of `pg_hba.conf`.
+    pub(crate) fn refuses_login(&self) -> bool {
+        !self.is_in_trouble()
     }
 
     /// One of the classes that tell of a server's own trouble, or of what a client can make look
@@ -386,7 +392,7 @@ impl ConnectError {
         let failure = |message: String| ErrorReply::fatal(SqlState::CONNECTION_FAILURE, message);
         ClientReply::Own(match self {
             Self::Server(error) => match &error.hba_line {
-                Some(line) => hba_reply(error, server, line),
+                Some(line) => hba_reply(error, line),
                 None => return ClientReply::Verbatim(error.frame.clone()),
             },
             Self::Resolve { .. } => now(format!(
@@ -510,9 +516,10 @@ impl ConnectError {
     }
 }
 
-fn hba_reply(error: &ServerError, server: &str, line: &str) -> ErrorReply {
+fn hba_reply(error: &ServerError, line: &str) -> ErrorReply {
     let reply = ErrorReply::fatal(SqlState::INVALID_AUTHORIZATION, error.message.clone()).hint(format!(
-        "Server \"{server}\" must admit the router; its pg_hba.conf needs, above any line that rejects this login: {line}"
+        "Ask the operator to admit the router on every server (with Patroni: `patronictl edit-config`, `postgresql.pg_hba`): \
+         pg_hba.conf needs, above any line that rejects this login: {line}"
     ));
     match &error.detail {
         Some(detail) => reply.detail(detail.clone()),

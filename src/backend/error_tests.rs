@@ -82,8 +82,37 @@ fn a_server_whose_pg_hba_conf_does_not_let_the_router_in_is_passed_over() {
     );
     error.hba_line = Some("hostssl all app 10.0.0.1/32 scram-sha-256".to_owned());
     let error = ConnectError::Server(error);
+    let ClientReply::Own(reply) = error.client_reply("db1") else {
+        panic!("the hint is the router's")
+    };
+    let hint = reply.hint.unwrap();
+    for words in [
+        "on every server",
+        "`postgresql.pg_hba`",
+        "hostssl all app 10.0.0.1/32",
+    ] {
+        assert!(hint.contains(words), "{hint}");
+    }
     assert!(error.is_temporary_or_elsewhere());
     assert_eq!(error.suspicion(), Suspicion::None);
+}
+
+#[test]
+fn a_server_that_answers_a_login_refuses_it_or_is_in_trouble() {
+    for (code, refuses) in [
+        ("3D000", true),
+        ("28000", true),
+        ("28P01", true),
+        ("42501", true),
+        ("57P04", true),
+        ("57P03", false),
+        ("53300", false),
+    ] {
+        let ConnectError::Server(error) = said(code) else {
+            panic!("it is the server's")
+        };
+        assert_eq!(error.refuses_login(), refuses, "{code}");
+    }
 }
 
 #[test]

@@ -229,7 +229,9 @@ fn login_hint(error: &ConnectError, secrets: &str, remedy: &str) -> String {
         | ConnectError::TlsThenRefused { .. }
         | ConnectError::DirectTls { .. } => "compare `server_tls` with the server's ssl settings".to_owned(),
         ConnectError::Server(server) if server.hba_line.is_some() => {
-            "put the line into the server's pg_hba.conf and reload the server".to_owned()
+            "put the line into pg_hba.conf on every server (with Patroni: `patronictl edit-config`, `postgresql.pg_hba`), and \
+             reload the servers"
+                .to_owned()
         }
         ConnectError::Server(server) if server.code == SqlState::INVALID_PASSWORD => format!(
             "the password in `{secrets}` is not the role's password, or the role has no password or an expired one: {remedy}; the \

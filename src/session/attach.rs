@@ -61,9 +61,16 @@ pub(super) enum AttachError {
         /// The same error as text.
         log_text: String,
         member: MemberName,
+        /// The server works; it refused this login.
+        refuses_login: bool,
     },
     /// A server could not be used, and the router made the error.
-    Refused { reply: ErrorReply, member: MemberName },
+    Refused {
+        reply: ErrorReply,
+        member: MemberName,
+        /// As in [`Self::Server`].
+        refuses_login: bool,
+    },
     /// A server refused the credential that the operator configured.
     Credential {
         reply: ErrorReply,
@@ -90,6 +97,26 @@ impl From<NoPass> for NoServer {
 impl From<AttachError> for NoServer {
     fn from(error: AttachError) -> Self {
         Self::Attach(error)
+    }
+}
+
+impl AttachError {
+    /// The server that answered and refused this login. Then nothing is wrong with the cluster.
+    pub(super) fn refused_by(&self) -> Option<&MemberName> {
+        match self {
+            Self::Server {
+                member,
+                refuses_login: true,
+                ..
+            }
+            | Self::Refused {
+                member,
+                refuses_login: true,
+                ..
+            }
+            | Self::Credential { member, .. } => Some(member),
+            Self::TooLong(_) | Self::NoCandidate(_) | Self::Server { .. } | Self::Refused { .. } => None,
+        }
     }
 }
 
@@ -305,6 +332,7 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
         reply: ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, error.to_string())
             .hint("Ask the operator to fix auth.server_credentials."),
         member: member.clone(),
+        refuses_login: false,
     }
 }
 
@@ -361,15 +389,18 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
             member: member.clone(),
         };
     }
+    let refuses_login = matches!(error, ConnectError::Server(server) if server.refuses_login());
     match error.client_reply(member.as_str()) {
         ClientReply::Verbatim(frame) => AttachError::Server {
             frame,
             log_text: error.to_string(),
             member: member.clone(),
+            refuses_login,
         },
         ClientReply::Own(reply) => AttachError::Refused {
             reply,
             member: member.clone(),
+            refuses_login,
         },
     }
 }
@@ -382,6 +413,7 @@ fn not_verified(member: &MemberName, Unverified(reason, hint): Unverified) -> At
         )
         .hint(hint),
         member: member.clone(),
+        refuses_login: false,
     }
 }
 

@@ -55,8 +55,8 @@ impl Reason {
                 "Reconnect. The new process will serve you.",
             ),
             Self::Killed => (
-                "terminating connection due to administrator command".to_owned(),
-                "An operator of the router ended this session. Ask the operator for the reason.",
+                "terminating connection: an operator of the router ended this session".to_owned(),
+                "Ask the operator for the reason.",
             ),
             Self::MemberClosed(member) => (
                 format!("terminating connection: an operator ended the sessions on {member}"),
@@ -360,6 +360,22 @@ mod tests {
             Reason::Unfit(LeaveReason::Down(db1())),
             Reason::Unfit(LeaveReason::Maintenance(db1())),
         ]
+    }
+
+    /// Applications distinguish the router's words from the server's (docs/drivers.md).
+    #[test]
+    fn no_error_of_the_router_has_the_servers_words() {
+        for reason in reasons() {
+            let (message, _) = reason.message_and_hint();
+            assert!(message.starts_with("terminating connection: "), "{message}");
+        }
+        let cause = Cause::Ordered(Reason::Killed);
+        let fate = Fate::Unknown;
+        assert_eq!(
+            End { cause, fate }.reply().unwrap().message,
+            "terminating connection: an operator of the router ended this session; the outcome of the request under way is \
+             unknown"
+        );
     }
 
     /// The error of every cause is 08007 with its reason if a request is under way, and never

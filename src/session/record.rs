@@ -171,6 +171,10 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
         NoServer::Pass(NoPass::Queue(error)) => Err(*error),
         NoServer::Attach(error) => Ok(error),
     };
+    let title = match error.ok().and_then(AttachError::refused_by) {
+        Some(member) => format!("{member} refused the login"),
+        None => "no server for the session".to_owned(),
+    };
     let (reason, member, text) = match error {
         Err(queue) => (queue.reason(), None, with_hint(&wanted.busy(queue))),
         Ok(AttachError::TooLong(reply)) => (RefuseReason::TooLong, None, with_hint(reply)),
@@ -178,7 +182,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
         Ok(AttachError::Server { log_text, member, .. }) => {
             (RefuseReason::ServerRefused, Some(member), log_text.clone())
         }
-        Ok(AttachError::Refused { reply, member }) => {
+        Ok(AttachError::Refused { reply, member, .. }) => {
             (RefuseReason::ServerConnect, Some(member), with_hint(reply))
         }
         Ok(AttachError::Credential { log_text, member, .. }) => (
@@ -204,7 +208,7 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
             // As a quoted string: parts of it may come from a server.
             reason = ?text.chars().take(1000).collect::<String>(),
             skipped,
-            "no server for the session"
+            "{title}"
         );
     }
 }

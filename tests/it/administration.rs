@@ -218,7 +218,7 @@ fn sessions_are_shown_and_ended() {
     assert_eq!(error.code(), "57P01");
     assert_eq!(
         error.field(b'M').unwrap(),
-        "terminating connection due to administrator command"
+        "terminating connection: an operator of the router ended this session"
     );
     on.router
         .await_log(&["session ended", "cause=ended by an operator"]);

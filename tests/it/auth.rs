@@ -402,7 +402,7 @@ fn the_line_that_pg_hba_conf_lacks_is_told_to_both() {
     let line = "hostssl app app 127.0.0.1/32 scram-sha-256";
     let error = try_in(&router, "app", "app").err().unwrap();
     assert!(error.contains("28000") && error.contains(line), "{error}");
-    router.await_log(&["no server for the session", line]);
+    router.await_log(&["s1 refused the login", line]);
     server.set_hba(&format!("{service}\n{line}"));
     eventually("the line helps", Duration::from_secs(5), || {
         log_in(&router, "app", "app").is_ok()

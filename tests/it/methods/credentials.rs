@@ -188,7 +188,7 @@ fn the_credential_that_names_the_user_opens_the_servers() {
             "server \"s1\" does not accept the router's login for this user"
         );
         router.await_log(&[
-            "no server for the session",
+            "s1 refused the login",
             &format!("user={user} "),
             &format!("28P01: password authentication failed for user \\\"{role}"),
         ]);
