@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::snapshot::{Identity, Lag, Leader, Member, MemberName, NamedBy, NoLeader, Snapshot};
+use super::snapshot::{AdminState, Identity, Lag, Leader, Member, MemberName, NamedBy, NoLeader, Snapshot};
 use crate::events::{ClusterChange, LeaderSource, MemberFacts};
 
 /// How often an event reports that a member is down for another reason than before. The first
@@ -13,16 +13,22 @@ use crate::events::{ClusterChange, LeaderSource, MemberFacts};
 /// connection.
 const REASON_EVERY: Duration = Duration::from_secs(5);
 
-/// The reasons that were reported for the members that are down; at most one for each member.
+/// What was reported, as far as later changes depend on it.
 #[derive(Debug, Default)]
 pub(super) struct Announcer {
+    /// The reasons for the members that are down; at most one for each member.
     reported: BTreeMap<MemberName, (String, Instant)>,
+    /// There is no leader, and this is not reported before the named member's first probe has
+    /// ended.
+    is_unprobed: bool,
 }
 
 impl Announcer {
     /// The changes between two snapshots. The second one is from `now`.
     pub(super) fn changes(&mut self, old: &Snapshot, new: &Snapshot, now: Instant) -> Vec<ClusterChange> {
         let mut all = changes(old, new);
+        all.extend(self.leader(old, new));
+        all.extend(out_of_service(old, new));
         self.reported
             .retain(|name, _| new.member(name).is_some_and(|member| !member.health.up));
         for member in &new.members {
@@ -43,11 +49,63 @@ impl Announcer {
         }
         all
     }
+
+    fn leader(&mut self, old: &Snapshot, new: &Snapshot) -> Option<ClusterChange> {
+        let is_new = old.leader != new.leader;
+        let was_unprobed = self.is_unprobed;
+        self.is_unprobed = (is_new || was_unprobed)
+            && !matches!(old.leader, Leader::Verified { .. })
+            && matches!(&new.leader, Leader::None(NoLeader::NotWritable(named)) if is_unprobed(new, named));
+        if self.is_unprobed || !(is_new || was_unprobed) || is_same_failure(&old.leader, &new.leader) {
+            return None;
+        }
+        leader(&old.leader, new)
+    }
+}
+
+fn is_unprobed(snapshot: &Snapshot, name: &MemberName) -> bool {
+    snapshot
+        .member(name)
+        .is_none_or(|member| member.health.last_probe.is_none())
+}
+
+/// Whether probes of the same member fail, in another way than before. The events about the member
+/// report that.
+fn is_same_failure(old: &Leader, new: &Leader) -> bool {
+    let failing = |leader: &Leader| match leader {
+        Leader::None(NoLeader::NotReachable(member) | NoLeader::ProbeFails { member, .. }) => {
+            Some(member.clone())
+        }
+        _ => None,
+    };
+    failing(old).is_some() && failing(old) == failing(new)
+}
+
+/// The leader that an operator has taken out of service at this router.
+fn unused_leader(snapshot: &Snapshot) -> Option<(&MemberName, AdminState)> {
+    match &snapshot.leader {
+        Leader::Verified { member, .. } => {
+            let admin = snapshot.member(member)?.admin;
+            (admin != AdminState::Ready).then_some((member, admin))
+        }
+        Leader::None(_) => None,
+    }
+}
+
+fn out_of_service(old: &Snapshot, new: &Snapshot) -> Option<ClusterChange> {
+    let (member, admin) = unused_leader(new).filter(|now| unused_leader(old) != Some(*now))?;
+    Some(ClusterChange::LeaderOutOfService {
+        member: member.to_string(),
+        draining: admin == AdminState::Drain,
+    })
 }
 
 fn changes(old: &Snapshot, new: &Snapshot) -> Vec<ClusterChange> {
     let mut all = Vec::new();
     match (&old.source.error, &new.source.error) {
+        (None, Some(error)) if !old.source.reachable => {
+            all.push(ClusterChange::NoSourceYet { error: error.clone() });
+        }
         (_, Some(error)) if old.source.reachable || old.source.error.is_none() => {
             all.push(ClusterChange::SourceLost { error: error.clone() });
         }
@@ -86,9 +144,6 @@ fn changes(old: &Snapshot, new: &Snapshot) -> Vec<ClusterChange> {
     all.extend(gone.map(|member| ClusterChange::MemberLeft {
         member: member.name.to_string(),
     }));
-    if old.leader != new.leader {
-        all.extend(leader(&old.leader, &new.leader));
-    }
     all
 }
 
@@ -185,16 +240,32 @@ fn lag(old: Option<&Member>, new: &Member, all: &mut Vec<ClusterChange>) {
     }
 }
 
-fn leader(old: &Leader, new: &Leader) -> Option<ClusterChange> {
-    let (member, timeline, named_by) = match new {
+/// Why there is no leader, for the log: with the words of the probe.
+fn why(no_leader: &NoLeader, snapshot: &Snapshot) -> String {
+    let NoLeader::ProbeFails { member, .. } = no_leader else {
+        return no_leader.to_string();
+    };
+    match snapshot
+        .member(member)
+        .and_then(|member| member.health.error.as_deref())
+    {
+        Some(error) => format!(
+            "{member} holds the leader key, but the router's probe fails: {error}; run `trunkline check --connect`"
+        ),
+        None => no_leader.to_string(),
+    }
+}
+
+fn leader(old: &Leader, new: &Snapshot) -> Option<ClusterChange> {
+    let (member, timeline, named_by) = match &new.leader {
         Leader::Verified {
             member,
             timeline,
             named_by,
         } => (member.to_string(), *timeline, *named_by),
         Leader::None(NoLeader::NotYetKnown) => return None,
-        Leader::None(why) => {
-            let why = why.to_string();
+        Leader::None(no_leader) => {
+            let why = why(no_leader, new);
             return Some(match old {
                 Leader::Verified { member, .. } => ClusterChange::LeaderLost {
                     member: member.to_string(),

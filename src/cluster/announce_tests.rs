@@ -76,13 +76,19 @@ async fn another_reason_for_being_down_is_reported_at_intervals() {
 }
 
 fn texts(old: &Snapshot, new: &Snapshot) -> Vec<String> {
-    changes(old, new).iter().map(ToString::to_string).collect()
+    texts_by(&mut Announcer::default(), old, new)
+}
+
+fn texts_by(announcer: &mut Announcer, old: &Snapshot, new: &Snapshot) -> Vec<String> {
+    let all = announcer.changes(old, new, Instant::now());
+    all.iter().map(ToString::to_string).collect()
 }
 
 #[test]
 fn each_change_is_one_sentence_and_no_change_is_none() {
     let mut now = Instant::now();
     let mut state = State::new(settings(SourceKind::Patroni), now);
+    let mut announcer = Announcer::default();
     let mut changes_after = |observation: Observation| {
         now += Duration::from_millis(10);
         let observation = match observation {
@@ -95,7 +101,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
         };
         let old = state.snapshot();
         state.observe(observation, now);
-        texts(&old, &state.snapshot())
+        texts_by(&mut announcer, &old, &state.snapshot())
     };
     let report = |disagreement: Option<&str>| {
         let listed = |name: &str, role, host: &str| Listed {
@@ -146,8 +152,8 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
     assert_eq!(
         changes_after(Observation::SourceFailed("no route".into())),
         [
-            "the source of the list of members is lost: no route",
-            "there is no leader: no Patroni endpoint can be reached"
+            "there is no list of members yet: no route",
+            "there is no leader: no Patroni endpoint gives a usable answer"
         ]
     );
     assert_eq!(
@@ -159,8 +165,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
         [
             "the source of the list of members is back",
             "a at h:5432 is a member",
-            "b is a member without an address; it is not used",
-            "there is no leader: a holds the leader key but has not been seen to accept writes"
+            "b is a member without an address; it is not used"
         ]
     );
     assert_eq!(
@@ -172,15 +177,18 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
     );
     assert_eq!(changes_after(probe(seen(false))), [""; 0]);
     assert_eq!(
-        changes_after(report(Some("they name a, b"))),
+        changes_after(report(Some("Patroni's endpoints disagree: they name a, b"))),
         ["Patroni's endpoints disagree: they name a, b"]
     );
-    assert_eq!(changes_after(report(None)), ["Patroni's endpoints agree again"]);
+    assert_eq!(
+        changes_after(report(None)),
+        ["Patroni's endpoints, and etcd if it is configured, agree again"]
+    );
     assert_eq!(
         changes_after(Observation::SourceFailed("no route".into())),
         [
             "the source of the list of members is lost: no route",
-            "a stays the leader while no Patroni endpoint can be reached, as long as it accepts writes"
+            "a stays the leader while no Patroni endpoint gives a usable answer, as long as it accepts writes"
         ]
     );
     assert_eq!(
@@ -198,6 +206,132 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
         ]
     );
     assert_eq!(changes_after(probe(refused())), [""; 0]);
+}
+
+#[test]
+fn the_reason_for_which_the_probe_of_the_leader_fails_is_in_the_log() {
+    let leader = leader_in(AdminState::Ready);
+    let member = || MemberName::new("a");
+    let reason = "password authentication failed for user \"trunkline\"";
+    let mut failed = leader.clone();
+    failed.members[0].health.error = Some(reason.into());
+    let check = crate::cluster::check::CheckStatus::Layer7Status;
+    let no_leader = NoLeader::ProbeFails {
+        member: member(),
+        check,
+    };
+    // Clients do not get the server's words.
+    assert_eq!(
+        no_leader.to_string(),
+        "a holds the leader key, but the router's probe fails: it answered the probe with an error"
+    );
+    failed.leader = Leader::None(no_leader);
+    assert_eq!(
+        texts(&leader, &failed),
+        [
+            format!("a is down: {reason}"),
+            format!(
+                "a is no longer the leader: a holds the leader key, but the router's probe fails: {reason}; run `trunkline \
+                 check --connect`"
+            )
+        ]
+    );
+    // Another reason is reported as the member's, at intervals.
+    let mut refused = failed.clone();
+    refused.leader = Leader::None(NoLeader::NotReachable(member()));
+    assert_eq!(texts(&failed, &refused), [""; 0]);
+}
+
+#[test]
+fn an_answer_of_patroni_without_a_leader_is_not_an_unreachable_patroni() {
+    let now = Instant::now();
+    let mut state = State::new(settings(SourceKind::Patroni), now);
+    state.observe(Observation::SourceFailed("no route".into()), now);
+    let old = state.snapshot();
+    state.observe(Observation::DcsFailed("HTTP status 503".into()), now);
+    assert_eq!(
+        texts(&old, &state.snapshot()),
+        ["there is no leader: Patroni answers, but reports no leader: it may not reach its DCS"]
+    );
+}
+
+/// A leader that is named and not probed yet is no fault, at the router's start. If its first probe
+/// fails or shows a standby, that is reported then.
+#[test]
+fn no_leader_is_reported_before_the_named_members_first_probe_has_ended() {
+    let old = leader_in(AdminState::Ready);
+    let unprobed = Snapshot {
+        leader: Leader::None(NoLeader::NotWritable(MemberName::new("a"))),
+        ..old.clone()
+    };
+    let mut start = unprobed.clone();
+    start.leader = Leader::None(NoLeader::NotYetKnown);
+    let mut probed = unprobed.clone();
+    probed.members[0].health.last_probe = Some(Instant::now());
+    let mut announcer = Announcer::default();
+    assert_eq!(texts_by(&mut announcer, &start, &unprobed), [""; 0]);
+    assert_eq!(texts_by(&mut announcer, &unprobed, &unprobed), [""; 0]);
+    let expected = ["there is no leader: a holds the leader key but has not been seen to accept writes"];
+    assert_eq!(texts_by(&mut announcer, &unprobed, &probed), expected);
+    assert_eq!(texts_by(&mut announcer, &probed, &probed), [""; 0]);
+    // The loss of a leader is always reported.
+    assert_eq!(texts(&old, &unprobed).len(), 1);
+}
+
+/// A snapshot whose verified leader has this administrative state.
+fn leader_in(admin: AdminState) -> Snapshot {
+    let listed = Listed {
+        name: MemberName::new("a"),
+        host: "h".into(),
+        port: 5432,
+        role: Role::Leader,
+        state: "running".into(),
+        timeline: Some(1),
+        lag: None,
+        tags: BTreeMap::new(),
+    };
+    let report = SourceReport {
+        members: vec![listed],
+        named: Named::One(MemberName::new("a")),
+        paused: false,
+        disagreement: None,
+        rivals: Vec::new(),
+    };
+    let mut state = State::new(settings(SourceKind::Patroni), Instant::now());
+    state.observe(Observation::Source(report), Instant::now());
+    let mut snapshot = Snapshot::clone(&state.snapshot());
+    snapshot.members[0].admin = admin;
+    snapshot.leader = Leader::Verified {
+        member: MemberName::new("a"),
+        timeline: 1,
+        named_by: NamedBy::LeaderKey,
+    };
+    snapshot
+}
+
+#[test]
+fn a_leader_that_an_operator_has_taken_out_of_service_is_reported_once() {
+    let [ready, maint, drain] = [AdminState::Ready, AdminState::Maint, AdminState::Drain].map(leader_in);
+    let words = [
+        "a is the leader, but it is in maintenance at this router: read-write sessions get no server. Run `trunkline ready a`",
+    ];
+    assert_eq!(texts(&ready, &maint), words);
+    assert_eq!(texts(&maint, &maint), [""; 0]);
+    assert_eq!(
+        texts(&ready, &drain),
+        [
+            "a is the leader, but it is being drained at this router: new read-write sessions get no server. Run `trunkline \
+             ready a`"
+        ]
+    );
+    assert_eq!(texts(&maint, &ready), [""; 0]);
+    // It becomes the leader.
+    let mut other = maint.clone();
+    other.leader = Leader::None(NoLeader::NotNamed);
+    let appeared = texts(&other, &maint);
+    assert_eq!(appeared.last().unwrap(), words[0], "{appeared:?}");
+    let warns = out_of_service(&other, &maint).unwrap();
+    assert_eq!(warns.level(), crate::events::Level::Warn);
 }
 
 #[test]

@@ -56,12 +56,20 @@ impl CheckStatus {
             Self::Layer4Connection => "no connection can be made",
             Self::Layer4Timeout => "no connection was established in time",
             Self::Layer6Response => "TLS failed",
-            Self::Layer6Timeout => "TLS took too long",
+            Self::Layer6Timeout => "it accepts connections, but TLS was not set up in time",
             Self::Layer7Ok => "it answers",
             Self::Layer7Response => "it closed the connection, or is not a PostgreSQL server",
-            Self::Layer7Timeout => "no answer came in time",
+            Self::Layer7Timeout => "it accepts connections, but did not answer in time",
             Self::Layer7Status => "it answered the probe with an error",
         }
+    }
+
+    /// Whether a probe with this result got a connection.
+    pub(super) fn is_connected(self) -> bool {
+        !matches!(
+            self,
+            Self::Initializing | Self::SocketError | Self::Layer4Connection | Self::Layer4Timeout
+        )
     }
 
     /// The status for a probe's failure.

@@ -16,7 +16,7 @@ use super::fixed;
 use super::frozen::Frozen;
 use super::metrics::ProbeResult;
 use super::new_members::NewMemberLimit;
-use super::patroni::{Patroni, Reply, choose, printable};
+use super::patroni::{Patroni, Reply, choose, is_without_dcs, printable};
 use super::probe::{ProbeTrigger, Prober, wait};
 use super::server_identity::AddressChecks;
 use super::service_account::ServiceAccount;
@@ -37,6 +37,7 @@ const FAST: Duration = Duration::from_millis(100);
 pub(super) struct Control {
     state: State,
     announcer: Announcer,
+    without_dcs: WithoutDcs,
     account: Arc<ServiceAccount>,
     reporting: Reporting,
     limits: watch::Receiver<LagLimits>,
@@ -115,6 +116,7 @@ impl Control {
         let control = Self {
             state,
             announcer: Announcer::default(),
+            without_dcs: WithoutDcs::default(),
             limits,
             account,
             reporting,
@@ -287,6 +289,7 @@ impl Control {
             self.reporting
                 .metrics
                 .polled(&snapshot.cluster, ProbeResult::Success);
+            self.without_dcs = WithoutDcs::default();
             self.observe(Observation::Polled { report, begun });
         } else {
             self.reporting
@@ -303,7 +306,14 @@ impl Control {
                 "no Patroni endpoint gave a usable answer ({})",
                 reasons.join("; ")
             );
-            self.observe(Observation::SourceFailed(printable(&text, 500)));
+            let text = printable(&text, 500);
+            let is_seen = reasons.iter().any(|reason| is_without_dcs(reason));
+            let observation = if self.without_dcs.holds(is_seen) {
+                Observation::DcsFailed(text)
+            } else {
+                Observation::SourceFailed(text)
+            };
+            self.observe(observation);
         }
     }
 
@@ -401,6 +411,20 @@ impl Control {
     }
 }
 
+/// Whether Patroni runs but may not reach its DCS, by polls without a usable answer. An endpoint
+/// that has shown this is asked for the list of members again from time to time, and is late then.
+#[derive(Debug, Default)]
+struct WithoutDcs {
+    last_poll: bool,
+}
+
+impl WithoutDcs {
+    /// `is_seen`: whether an endpoint showed it in this poll. That holds for one more poll.
+    fn holds(&mut self, is_seen: bool) -> bool {
+        std::mem::replace(&mut self.last_poll, is_seen) || is_seen
+    }
+}
+
 /// The events that wake the task.
 enum Happened {
     Observed(Observation),
@@ -448,5 +472,20 @@ async fn poll(
             return;
         }
         wait(&mut pace, &now, started, fast_interval, |pace| pace.poll).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::WithoutDcs;
+
+    #[test]
+    fn one_late_poll_does_not_change_what_is_said_of_patroni() {
+        let mut without = WithoutDcs::default();
+        let polls = [false, true, false, true, false, false];
+        assert_eq!(
+            polls.map(|is_seen| without.holds(is_seen)),
+            [false, true, true, true, true, false]
+        );
     }
 }

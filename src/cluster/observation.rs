@@ -102,6 +102,8 @@ pub enum Observation {
     },
     /// No endpoint gave a usable answer.
     SourceFailed(String),
+    /// The same, but an endpoint answered: Patroni runs, and may not reach its DCS.
+    DcsFailed(String),
     /// The leader key as the watch on the DCS shows it, valid at `at`.
     Key {
         named: Named,

@@ -67,6 +67,19 @@ const STALL: Duration = Duration::from_secs(30);
 /// The error of an endpoint that did not answer in time.
 const LATE: &str = "no answer in time";
 
+/// The error of an endpoint that has read nothing from its DCS since it did not answer in time.
+const NO_DCS: &str = "it cannot reach its DCS, or it was too slow";
+/// The beginning of the error for an answer without a list of members.
+const STATUS: &str = "answered with HTTP status ";
+
+/// Whether the error of a reply shows that Patroni runs there but may not reach its DCS.
+pub(super) fn is_without_dcs(error: &str) -> bool {
+    error == NO_DCS
+        || error
+            .strip_prefix(STATUS)
+            .is_some_and(|status| status.starts_with('5'))
+}
+
 /// An endpoint that did not answer `/cluster` in time.
 #[derive(Debug, Clone, Copy)]
 struct Stalled {
@@ -208,7 +221,7 @@ async fn ask(
             });
         }
         if seen.is_none() || was.last_seen.is_none() || seen <= was.last_seen {
-            return Err("it cannot reach its DCS, or it was too slow".to_owned());
+            return Err(NO_DCS.to_owned());
         }
     }
     *lock(stalled) = None;
@@ -275,10 +288,7 @@ fn most_agree(replies: &[Option<Reply>], answering: &[bool]) -> bool {
 async fn fetch(request: reqwest::RequestBuilder, must_be_ok: bool) -> Result<Vec<u8>, String> {
     let mut response = request.send().await.map_err(|error| describe(&error))?;
     if must_be_ok && response.status() != reqwest::StatusCode::OK {
-        return Err(format!(
-            "answered with HTTP status {}",
-            response.status().as_u16()
-        ));
+        return Err(format!("{STATUS}{}", response.status().as_u16()));
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| describe(&error))? {
@@ -555,11 +565,14 @@ pub fn choose(
     leaders.dedup();
     let moved = votes.moved();
     if leaders.len() > 1 {
-        report.disagreement = Some(format!("they name {}", leaders.join(", ")));
+        report.disagreement = Some(format!(
+            "Patroni's endpoints disagree: they name {}",
+            leaders.join(", ")
+        ));
     } else if !moved.is_empty() {
         let names: Vec<&str> = moved.iter().map(|name| name.as_str()).collect();
         report.disagreement = Some(format!(
-            "they give different addresses for {}",
+            "Patroni's endpoints disagree: they give different addresses for {}",
             printable(&names.join(", "), 200)
         ));
     }

@@ -13,6 +13,19 @@ fn read(value: &Value) -> SourceReport {
 }
 
 #[test]
+fn an_answer_without_members_shows_that_patroni_runs() {
+    for (error, expected) in [
+        (NO_DCS, true),
+        ("answered with HTTP status 503", true),
+        ("answered with HTTP status 401", false),
+        (LATE, false),
+        ("cannot connect: Connection refused (os error 111)", false),
+    ] {
+        assert_eq!(is_without_dcs(error), expected, "{error}");
+    }
+}
+
+#[test]
 fn reads_patroni_3_0() {
     let report = read(&json!({"members": [
         {"name": "db1", "role": "leader", "state": "running", "api_url": "http://x", "host": "127.0.0.11",
@@ -182,7 +195,7 @@ fn a_leader_is_chosen_from_different_answers() {
     assert_eq!(newest.rivals, []);
     assert_eq!(
         newest.disagreement.unwrap(),
-        "they name a on timeline 5, b on timeline 6"
+        "Patroni's endpoints disagree: they name a on timeline 5, b on timeline 6"
     );
     // On one timeline the majority wins, including answers without a leader.
     assert_eq!(named(&chosen(&[a5(), b5(), b5()], &[("a", 5)])), Some("b"));

@@ -114,7 +114,7 @@ impl Prober {
         loop {
             let started = Instant::now();
             let result = self.probe(kept).await;
-            let result = result.map_err(|error| failure(&error));
+            let result = result.map_err(|error| failure(&error, self.account.config.probe.timeout));
             let observation = Observation::Probe {
                 member: self.member.clone(),
                 started,
@@ -261,7 +261,7 @@ pub(super) fn jitter() -> f64 {
     0.9 + f64::from(byte[0]) / 255.0 * 0.2
 }
 
-fn failure(error: &ConnectError) -> ProbeError {
+fn failure(error: &ConnectError, limit: Duration) -> ProbeError {
     let kind = match error {
         ConnectError::Refused { .. } => FailureKind::Certain,
         ConnectError::Server(error) => match error.code {
@@ -276,10 +276,28 @@ fn failure(error: &ConnectError) -> ProbeError {
         }
         _ => FailureKind::Counts,
     };
+    let message = match error {
+        ConnectError::Timeout { step } if CheckStatus::of(error).is_connected() => format!(
+            "it accepts connections, but did not answer within {} ({step})",
+            shown(limit)
+        ),
+        ConnectError::Timeout {
+            step: Step::Connect, ..
+        } => format!("no connection was established within {}", shown(limit)),
+        error => error.to_string(),
+    };
     ProbeError {
         check: CheckStatus::of(error),
-        message: super::patroni::printable(&error.to_string(), 400),
+        message: super::patroni::printable(&message, 400),
         kind,
+    }
+}
+
+fn shown(limit: Duration) -> String {
+    if limit.subsec_nanos() == 0 {
+        format!("{} s", limit.as_secs())
+    } else {
+        format!("{} ms", limit.as_millis())
     }
 }
 
@@ -347,6 +365,26 @@ mod tests {
         values
             .map(|value| value.map(|text| text.as_bytes().to_vec()))
             .to_vec()
+    }
+
+    #[test]
+    fn a_frozen_server_is_said_to_accept_connections() {
+        let message = |step, millis| {
+            let limit = Duration::from_millis(millis);
+            failure(&ConnectError::Timeout { step }, limit).message
+        };
+        assert_eq!(
+            message(Step::TlsRequest, 1000),
+            "it accepts connections, but did not answer within 1 s (the TLS request)"
+        );
+        assert_eq!(
+            message(Step::Connect, 1500),
+            "no connection was established within 1500 ms"
+        );
+        assert_eq!(
+            message(Step::Resolve, 1000),
+            "time ran out during name resolution"
+        );
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub enum Leader {
 pub enum NamedBy {
     /// The DCS, as Patroni's `/cluster` shows it.
     LeaderKey,
-    /// It was named last, and the DCS (every endpoint) cannot be reached.
+    /// It was named last, and no endpoint gives a usable answer.
     Failsafe,
     /// In a fixed list: it alone has the highest timeline.
     HighestTimeline,
@@ -82,14 +82,21 @@ pub enum NamedBy {
 pub enum NoLeader {
     #[error("the members have not been probed yet")]
     NotYetKnown,
-    #[error("no Patroni endpoint can be reached")]
+    #[error("no Patroni endpoint gives a usable answer")]
     SourceUnreachable,
+    /// An endpoint answers, so Patroni runs.
+    #[error("Patroni answers, but reports no leader: it may not reach its DCS")]
+    DcsUnreachable,
     #[error("no member holds the leader key")]
     NotNamed,
     #[error("{0} holds the leader key but has not been seen to accept writes")]
     NotWritable(MemberName),
     #[error("{0} holds the leader key but cannot be reached")]
     NotReachable(MemberName),
+    /// It accepts connections, and the probe fails later. Clients see this sentence before they log
+    /// in, so it has no text from the server.
+    #[error("{member} holds the leader key, but the router's probe fails: {}", check.words())]
+    ProbeFails { member: MemberName, check: CheckStatus },
     /// Sessions may try: their own connections must show a server that accepts writes, on no older
     /// timeline than `newest`.
     #[error("{member} has no free connection for the router to check whether it accepts writes")]
@@ -101,7 +108,7 @@ pub enum NoLeader {
     #[error("Patroni names several leaders at once")]
     SeveralNamed,
     #[error(
-        "{newer} accepts writes on a newer timeline than {last}, the last named leader, and no Patroni endpoint can be reached"
+        "{newer} accepts writes on a newer timeline than {last}, the last named leader, and no Patroni endpoint gives a usable answer"
     )]
     Superseded { last: MemberName, newer: MemberName },
     #[error(

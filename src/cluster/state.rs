@@ -128,6 +128,8 @@ pub struct State {
     chase_until: Instant,
     paused: bool,
     source: SourceStatus,
+    /// While no endpoint gives a list of members: Patroni answers nevertheless.
+    is_dcs_silent: bool,
     polled: bool,
     /// When the last answered poll began.
     answered: Option<Instant>,
@@ -172,6 +174,7 @@ impl State {
             chase_until: now,
             paused: false,
             source,
+            is_dcs_silent: false,
             polled: false,
             answered: None,
             identifier: None,
@@ -193,17 +196,8 @@ impl State {
             Observation::Key { named, at } => self.key_seen(named, at, now),
             Observation::KeyLost => self.key_lost(),
             Observation::SwitchoverAsked => self.hint(now, AFTER_FAILURE),
-            Observation::SourceFailed(error) => {
-                if self.source.reachable {
-                    self.hint(now, AFTER_FAILURE);
-                }
-                self.polled = true;
-                self.source = SourceStatus {
-                    reachable: false,
-                    error: Some(error),
-                    disagreement: None,
-                };
-            }
+            Observation::SourceFailed(error) => self.source_failed(error, false, now),
+            Observation::DcsFailed(error) => self.source_failed(error, true, now),
             Observation::Probe {
                 member,
                 started,
@@ -334,6 +328,19 @@ impl State {
             reachable: true,
             error: None,
             disagreement,
+        };
+    }
+
+    fn source_failed(&mut self, error: String, is_dcs_silent: bool, now: Instant) {
+        if self.source.reachable {
+            self.hint(now, AFTER_FAILURE);
+        }
+        self.polled = true;
+        self.is_dcs_silent = is_dcs_silent;
+        self.source = SourceStatus {
+            reachable: false,
+            error: Some(error),
+            disagreement: None,
         };
     }
 

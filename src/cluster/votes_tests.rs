@@ -204,7 +204,7 @@ async fn two_wrong_endpoints_of_three_must_agree() {
         assert_eq!(sorted(&report)[1].host, "host-n2");
         assert_eq!(
             report.disagreement.as_deref(),
-            Some("they give different addresses for n2")
+            Some("Patroni's endpoints disagree: they give different addresses for n2")
         );
     }
     let gone = wrong(|members| members.as_array_mut().unwrap().truncate(1));

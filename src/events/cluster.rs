@@ -34,6 +34,10 @@ pub enum ClusterChange {
     SourceLost {
         error: String,
     },
+    /// Since the router's start no endpoint has given a list of members.
+    NoSourceYet {
+        error: String,
+    },
     SourceBack,
     EndpointsDisagree {
         how: String,
@@ -111,7 +115,7 @@ pub enum ClusterChange {
         timeline: u32,
         named_by: LeaderSource,
     },
-    /// The last leader stays while no Patroni endpoint can be reached.
+    /// The last leader stays while no Patroni endpoint gives a usable answer.
     LeaderKept {
         member: String,
     },
@@ -123,6 +127,12 @@ pub enum ClusterChange {
     LeaderLost {
         member: String,
         why: String,
+    },
+    /// An operator has put the leader into maintenance or drains it, or such a member is the leader
+    /// now.
+    LeaderOutOfService {
+        member: String,
+        draining: bool,
     },
     NoLeader {
         why: String,
@@ -153,6 +163,8 @@ impl ClusterChange {
     pub fn level(&self) -> Level {
         match self {
             Self::SourceLost { .. }
+            | Self::NoSourceYet { .. }
+            | Self::LeaderOutOfService { .. }
             | Self::EndpointsDisagree { .. }
             | Self::MemberDown { .. }
             | Self::MemberStillDown { .. }
@@ -174,8 +186,11 @@ impl fmt::Display for ClusterChange {
         match self {
             Self::SourceLost { error } => write!(f, "the source of the list of members is lost: {error}"),
             Self::SourceBack => f.write_str("the source of the list of members is back"),
-            Self::EndpointsDisagree { how } => write!(f, "Patroni's endpoints disagree: {how}"),
-            Self::EndpointsAgree => f.write_str("Patroni's endpoints agree again"),
+            Self::NoSourceYet { error } => write!(f, "there is no list of members yet: {error}"),
+            Self::EndpointsDisagree { how } => f.write_str(how),
+            Self::EndpointsAgree => {
+                f.write_str("Patroni's endpoints, and etcd if it is configured, agree again")
+            }
             Self::PatroniPaused => f.write_str("Patroni is paused: there is no automatic failover"),
             Self::PatroniResumed => f.write_str("Patroni is no longer paused"),
             Self::LeaderChanged {
@@ -188,13 +203,25 @@ impl fmt::Display for ClusterChange {
             ),
             Self::LeaderKept { member } => write!(
                 f,
-                "{member} stays the leader while no Patroni endpoint can be reached, as long as it accepts writes"
+                "{member} stays the leader while no Patroni endpoint gives a usable answer, as long as it accepts writes"
             ),
             Self::LeaderConfirmed { member, timeline } => write!(
                 f,
                 "{member} is the leader (timeline {timeline}), named by the leader key"
             ),
             Self::LeaderLost { member, why } => write!(f, "{member} is no longer the leader: {why}"),
+            Self::LeaderOutOfService { member, draining } => {
+                let (state, sessions) = if *draining {
+                    ("is being drained", "new read-write sessions")
+                } else {
+                    ("is in maintenance", "read-write sessions")
+                };
+                write!(
+                    f,
+                    "{member} is the leader, but it {state} at this router: {sessions} get no server. Run `trunkline \
+                     ready {member}`"
+                )
+            }
             Self::NoLeader { why } => write!(f, "there is no leader: {why}"),
             Self::NoLeaderYet => f.write_str("no leader was seen yet"),
             member => member.fmt_member(f),
@@ -304,7 +331,7 @@ impl fmt::Display for LeaderSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::LeaderKey => "named by the leader key",
-            Self::Failsafe => "the last one named; no Patroni endpoint can be reached",
+            Self::Failsafe => "the last one named; no Patroni endpoint gives a usable answer",
             Self::HighestTimeline => "it has the highest timeline",
         })
     }

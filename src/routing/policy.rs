@@ -378,6 +378,71 @@ fn no_load_balance(member: &Member) -> bool {
     }
 }
 
+/// Members that a client's hint names.
+const MOST_NAMED: usize = 16;
+
+/// Why a member does not serve, for a client's hint. Every client sees this before it logs in, so
+/// the text must not repeat what a server or the network sent.
+fn refusal(snapshot: &Snapshot, member: &MemberName, reason: &Reason) -> String {
+    let facts = || snapshot.member(member)?.health.facts.as_ref();
+    match reason {
+        Reason::Down(_) => format!("{member} is down."),
+        // The message says why there is no leader.
+        Reason::NoLeader(_) => match facts() {
+            Some(facts) if facts.in_recovery => format!("{member} is a standby."),
+            Some(_) => format!("{member} accepts writes, but is not the verified leader."),
+            None => format!("{member} is not the verified leader."),
+        },
+        _ => format!("{member} {reason}."),
+    }
+}
+
+/// The verified leader and its state, if an operator has taken it out of service.
+fn leader_out_of_service<'a>(
+    snapshot: &'a Snapshot,
+    choice: &Choice,
+) -> Option<(&'a MemberName, &'static str)> {
+    let Leader::Verified { member: leader, .. } = &snapshot.leader else {
+        return None;
+    };
+    let (_, reason) = choice.refused.iter().find(|(member, _)| member == leader)?;
+    match reason {
+        Reason::Maintenance => Some((leader, "is in maintenance")),
+        Reason::Draining => Some((leader, "is being drained")),
+        _ => None,
+    }
+}
+
+/// What a client can do, or whom it can ask, while there is no leader.
+fn advice(snapshot: &Snapshot, why: &NoLeader) -> &'static str {
+    match why {
+        NoLeader::Full { .. } => "Try again later: the server has no free connection.",
+        NoLeader::NotYetKnown => "Try again in a moment.",
+        NoLeader::SourceUnreachable => "Ask the operator to check Patroni, and the router's log.",
+        NoLeader::DcsUnreachable => "Ask the operator to check Patroni's DCS, for example etcd.",
+        NoLeader::ProbeFails { .. } => {
+            "Try again later. If this lasts, ask the operator to run `trunkline check --connect`."
+        }
+        NoLeader::StandbyCluster(_) => "Only read-only sessions can be served here.",
+        NoLeader::NotNamed
+        | NoLeader::NotWritable(_)
+        | NoLeader::NotReachable(_)
+        | NoLeader::SeveralNamed
+        | NoLeader::Overtaken { .. }
+        | NoLeader::NotOnTimeline { .. }
+        | NoLeader::NoneWritable
+            if !snapshot.members.is_empty() =>
+        {
+            if snapshot.paused {
+                "Patroni is paused, so there is no automatic failover. Ask the operator."
+            } else {
+                "Try again: a failover usually ends within a minute."
+            }
+        }
+        _ => "Ask the operator to read the router's log.",
+    }
+}
+
 /// The message and the hint of the error (57P03) that a client gets when a choice has no candidate.
 pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (String, String) {
     let message = match (route.access, &snapshot.leader) {
@@ -392,35 +457,38 @@ pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (Stri
         }
         (Access::ReadOnly, _) => "no replica accepts read-only sessions now".to_owned(),
     };
+    let out_of_service = leader_out_of_service(snapshot, choice);
     let mut hints: Vec<String> = choice
         .refused
         .iter()
-        .filter(|(_, reason)| !matches!(reason, Reason::NoLeader(_)))
-        .take(16)
-        // Every client sees this before it logs in, so the text must not repeat what a server or
-        // the network sent.
-        .map(|(member, reason)| match reason {
-            Reason::Down(_) => format!("{member} is down."),
-            _ => format!("{member} {reason}."),
-        })
+        .filter(|(member, _)| out_of_service.is_none_or(|(leader, _)| leader != member))
+        .take(MOST_NAMED)
+        .map(|(member, reason)| refusal(snapshot, member, reason))
         .collect();
-    if choice.refused.len() > 16 {
-        hints.push(format!(
-            "{} more members are not listed.",
-            choice.refused.len() - 16
-        ));
+    let unnamed = choice.refused.len() - hints.len() - usize::from(out_of_service.is_some());
+    if unnamed > 0 {
+        hints.push(format!("{unnamed} more members are not listed."));
     }
     if snapshot.source.error.is_some() {
         // Only the log has the details: clients see this before they log in.
-        hints
-            .push("No Patroni endpoint can be reached; the state of the members may be outdated.".to_owned());
+        hints.push(
+            "No Patroni endpoint gives a list of members; the state of the members may be outdated."
+                .to_owned(),
+        );
     } else if snapshot.members.is_empty() {
         hints.push("No member of the cluster is known.".to_owned());
     }
-    if matches!(snapshot.leader, Leader::None(NoLeader::Full { .. })) {
-        hints.push("Try again later: the server has no free connection.".to_owned());
-    } else if route.access == Access::ReadWrite {
-        hints.push("Try again: a failover usually ends within a minute.".to_owned());
+    if let Some((leader, state)) = out_of_service {
+        hints.push(format!(
+            "{leader}, the leader, {state} at this router. Ask the operator to run `trunkline ready {leader}`."
+        ));
+    } else if let Leader::None(why) = &snapshot.leader
+        && (route.access == Access::ReadWrite || matches!(why, NoLeader::Full { .. }))
+    {
+        hints.push(advice(snapshot, why).to_owned());
+    }
+    if hints.is_empty() {
+        hints.push("Try again later.".to_owned());
     }
     (message, hints.join(" "))
 }

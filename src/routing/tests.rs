@@ -141,11 +141,82 @@ fn read_write_goes_to_the_verified_leader_only() {
     };
     let choice = choose(&none, &to_leader());
     assert!(choice.candidates.is_empty());
-    let (message, _) = unavailable(&none, &to_leader(), &choice);
+    let (message, hint) = unavailable(&none, &to_leader(), &choice);
     assert_eq!(
         message,
         "no server accepts read-write sessions now: no member holds the leader key"
     );
+    assert_eq!(
+        hint,
+        "db1 accepts writes, but is not the verified leader. db2 is a standby. db3 is a standby. Try again: a failover \
+         usually ends within a minute."
+    );
+}
+
+fn hint(snapshot: &Snapshot) -> String {
+    let choice = choose(snapshot, &to_leader());
+    assert!(choice.candidates.is_empty());
+    unavailable(snapshot, &to_leader(), &choice).1
+}
+
+#[test]
+fn a_leader_in_maintenance_is_named_with_the_command_that_ends_it() {
+    let mut cluster = three();
+    cluster.members[0].admin = AdminState::Maint;
+    assert_eq!(
+        hint(&cluster),
+        "db2 is not the leader. db3 is not the leader. db1, the leader, is in maintenance at this router. Ask the \
+         operator to run `trunkline ready db1`."
+    );
+    cluster.members[0].admin = AdminState::Drain;
+    let draining = hint(&cluster);
+    assert!(
+        draining.contains("db1, the leader, is being drained at this router."),
+        "{draining}"
+    );
+}
+
+#[test]
+fn only_where_a_failover_can_be_under_way_does_the_hint_mention_one() {
+    let db1 = || MemberName::new("db1");
+    let check = crate::cluster::check::CheckStatus::Layer7Status;
+    for (why, has_failover, words) in [
+        (NoLeader::NotNamed, true, ""),
+        (NoLeader::NotWritable(db1()), true, ""),
+        (NoLeader::NotReachable(db1()), true, ""),
+        (NoLeader::NoneWritable, true, ""),
+        (NoLeader::DcsUnreachable, false, "check Patroni's DCS"),
+        (NoLeader::SourceUnreachable, false, "check Patroni"),
+        (
+            NoLeader::ProbeFails { member: db1(), check },
+            false,
+            "`trunkline check --connect`",
+        ),
+        (NoLeader::StandbyCluster(db1()), false, "read-only"),
+        (NoLeader::Tie, false, "Ask the operator"),
+    ] {
+        let mut cluster = three();
+        cluster.leader = Leader::None(why.clone());
+        let text = hint(&cluster);
+        assert_eq!(text.contains("failover"), has_failover, "{why}: {text}");
+        assert!(text.contains(words), "{why}: {text}");
+        for member in ["db1 ", "db2 ", "db3 "] {
+            assert!(text.contains(member), "each member is named: {text}");
+        }
+    }
+    let mut paused = three();
+    paused.leader = Leader::None(NoLeader::NotNamed);
+    paused.paused = true;
+    let text = hint(&paused);
+    assert!(text.contains("Patroni is paused"), "{text}");
+}
+
+#[test]
+fn the_hint_names_a_limited_number_of_members() {
+    let members = (10..30).map(|index| member(&format!("db{index}"), Role::Replica, "streaming", true));
+    let text = hint(&snapshot(members.collect(), None));
+    assert_eq!(text.matches("is a standby.").count(), 16, "{text}");
+    assert!(text.contains("4 more members are not listed."), "{text}");
 }
 
 #[test]

@@ -288,7 +288,10 @@ async fn keys_of_another_cluster_or_a_refused_user_take_nothing_away() {
         .until("told of the scope", |s| s.source.disagreement.is_some())
         .await;
     let how = snapshot.source.disagreement.clone().unwrap();
-    assert!(how.contains("names no leader") && how.contains("scope"), "{how}");
+    assert!(
+        how.contains("has no leader key") && how.contains("`etcd.scope`"),
+        "{how}"
+    );
     let snapshot = running.until("healthy", healthy).await;
     assert_eq!(leader(&snapshot), Some(cluster.leader()));
     running.end().await;

@@ -117,7 +117,7 @@ fn keys_that_have_never_agreed_with_rest_do_not_count() {
     world.pass(Duration::from_secs(2));
     assert_eq!(world.leader(), Some(("db0".into(), NamedBy::LeaderKey)));
     let disagreement = world.state.snapshot().source.disagreement.clone().unwrap();
-    assert!(disagreement.contains("scope"), "{disagreement}");
+    assert!(disagreement.contains("`etcd.scope`"), "{disagreement}");
 }
 
 #[test]

@@ -213,7 +213,7 @@ impl Witness {
         match observation {
             Observation::Source(report) => self.answered(report, now, now),
             Observation::Polled { report, begun } => self.answered(report, *begun, now),
-            Observation::SourceFailed(_) => self.reachable = false,
+            Observation::SourceFailed(_) | Observation::DcsFailed(_) => self.reachable = false,
             Observation::Key { named, at } => {
                 self.key = Some(named.clone());
                 self.key_at = Some(*at);

@@ -80,11 +80,18 @@ impl State {
         self.key.agree(Some(&named));
         let differs = self.key.live && self.key.named.as_ref() != Some(&named);
         if differs && !self.key.agreed && report.disagreement.is_none() {
-            report.disagreement = Some(format!(
-                "etcd's leader key names {}, the endpoints name {}; is the `scope` of `etcd` right?",
-                shown(self.key.named.as_ref()),
-                shown(Some(&named))
-            ));
+            let check = "check `etcd.scope` and `etcd.namespace`";
+            report.disagreement = Some(match &self.key.named {
+                None | Some(Named::Nobody) => format!(
+                    "etcd has no leader key under the configured scope and namespace, but Patroni names {}: {check}",
+                    shown(Some(&named))
+                ),
+                other => format!(
+                    "etcd's leader key names {}, but Patroni names {}: {check}",
+                    shown(other.as_ref()),
+                    shown(Some(&named))
+                ),
+            });
         }
         let late = self.key.known_to(begun);
         if differs && self.key.agreed && late {

@@ -168,7 +168,7 @@ impl State {
 
     pub(super) fn named_leader(&self) -> Result<Leader, NoLeader> {
         let name = match &self.named {
-            None if self.polled => return Err(NoLeader::SourceUnreachable),
+            None if self.polled => return Err(self.source_silent()),
             None => return Err(NoLeader::NotYetKnown),
             Some(_) if !self.source.reachable && !self.key.counts() => return self.failsafe_leader(),
             Some(Named::Nobody) => return Err(NoLeader::NotNamed),
@@ -202,7 +202,12 @@ impl State {
         } else if let Some(full) = self.named_full() {
             full
         } else if member.probes != ProbeHistory::Unprobed && !member.health.up {
-            NoLeader::NotReachable(name.clone())
+            let (member, check) = (name.clone(), member.health.check);
+            if check.is_connected() {
+                NoLeader::ProbeFails { member, check }
+            } else {
+                NoLeader::NotReachable(member)
+            }
         } else {
             NoLeader::NotWritable(name.clone())
         })
@@ -210,11 +215,11 @@ impl State {
 
     pub(super) fn failsafe_leader(&self) -> Result<Leader, NoLeader> {
         let Some(Named::One(name)) = &self.named else {
-            return Err(NoLeader::SourceUnreachable);
+            return Err(self.source_silent());
         };
         let member = self.members.get(name);
         let Some((member, facts)) = member.and_then(|member| Some((member, self.writable(member)?))) else {
-            return Err(NoLeader::SourceUnreachable);
+            return Err(self.source_silent());
         };
         on_claimed(name, member, facts.timeline)?;
         if let Some((newer, _)) = self.newer(facts.timeline).next() {
@@ -228,6 +233,15 @@ impl State {
             timeline: facts.timeline,
             named_by: NamedBy::Failsafe,
         })
+    }
+
+    /// Why nobody is named while no endpoint gives a list of members.
+    fn source_silent(&self) -> NoLeader {
+        if self.is_dcs_silent {
+            NoLeader::DcsUnreachable
+        } else {
+            NoLeader::SourceUnreachable
+        }
     }
 
     pub(super) fn newest_leader(&self) -> Result<Leader, NoLeader> {
