@@ -342,7 +342,8 @@ async fn admit(
     Ok(admitted)
 }
 
-/// Waits at the gate of the route, and tries the candidates in order until one accepts the connection.
+/// Waits at the gate of the route, and tries the candidates in order until one accepts the
+/// connection.
 async fn connect(
     shared: &Arc<Shared>,
     listener: &ListenerSettings,

@@ -398,7 +398,8 @@ impl Server {
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            // A client may close its sending side behind its request (`nc -N`), and gets its answer.
+            // A client may close its sending side behind its request (`nc -N`), and gets its
+            // answer.
             .half_close(true)
             .header_read_timeout(self.limits.header_timeout)
             .max_buf_size(MAX_HEAD)
