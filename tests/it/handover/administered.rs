@@ -85,7 +85,7 @@ fn an_old_process_is_administered_with_the_new_one() {
         is_first.then(|| session["id"].to_string())
     });
     assert!(subject.command(&["kill", &id.unwrap()]).status.success());
-    is_ended(&mut first, "administrator command");
+    is_ended(&mut first, "an operator of the router ended this session");
     assert_eq!(second.value("SELECT 6 * 7"), "42");
     let refused = subject.command(&["kill", "999999999"]);
     assert_eq!(refused.status.code(), Some(1));
@@ -180,5 +180,5 @@ fn a_process_that_hangs_is_named_and_not_waited_for() {
     assert_eq!((listed.len(), warned.as_str()), (1, ""));
     assert!(subject.command(&["ready", "s1"]).status.success());
     assert!(subject.command(&["kill", &id]).status.success());
-    is_ended(&mut client, "administrator command");
+    is_ended(&mut client, "an operator of the router ended this session");
 }
