@@ -36,7 +36,8 @@ fn a_shutdown(signal: &str) {
     in_transaction.query("BEGIN");
     let mut statement = Session::open(at, 6432).unwrap();
     let marker = format!("statement-at-{signal}");
-    statement.send(&format!("SELECT '{marker}', pg_sleep(1)"));
+    // Long enough to be seen at work by another connection of a busy machine.
+    statement.send(&format!("SELECT '{marker}', pg_sleep(4)"));
     let leader = Cluster::shared().node(&Cluster::shared().leader());
     let running = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT ''{marker}%' AND state = 'active'"
@@ -58,7 +59,7 @@ fn a_shutdown(signal: &str) {
     });
     assert_eq!(router.http("/connection/is-ready").unwrap().0, 503);
     assert_eq!(router.http("/connection/is-live").unwrap().0, 200);
-    let answer = statement.end(Duration::from_secs(5));
+    let answer = statement.end(Duration::from_secs(20));
     assert_eq!(answer.tags(), "TDCZE", "its answer, and only then the end");
     told_of_the_shutdown(&answer.errors()[0]);
 
