@@ -76,7 +76,7 @@ fn a_shutdown(signal: &str) {
     drop((idle, reader, in_transaction, statement));
     assert_eq!(router.await_exit(Duration::from_secs(10)), 0);
     assert!(
-        begun.elapsed() < Duration::from_secs(8),
+        begun.elapsed() < Duration::from_secs(30),
         "long before the grace: {:?}",
         begun.elapsed()
     );
