@@ -13,27 +13,20 @@ import argparse
 import base64
 import json
 import os
-import pwd
 import re
-import shutil
-import signal
 import socket
 import statistics
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PG_BIN = Path("/usr/lib/postgresql/15/bin")
-HOST = "127.0.0.1"
-PG_PORT, FWD_PORT, HAP_PORT, BOUNCER_PORT, TL_PORT, TL_RO_PORT, TL_HTTP_PORT, TL_TCP_PORT = range(27432, 27440)
-OTHER_BUILDS = 27440  # and the ports above it, two for each
-USER, PASSWORD, DATABASE = "app", "app", "app"
+from rig import DATABASE, HOST, PASSWORD, PG_BIN, PG_PORT, ROOT, SELECT, USER, Rig, cpu_ns, pss, spread
 
-SELECT = "\\set aid random(1, 100000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
+FWD_PORT, HAP_PORT, BOUNCER_PORT, TL_PORT, TL_RO_PORT, TL_HTTP_PORT, TL_TCP_PORT = range(PG_PORT + 1, PG_PORT + 8)
+OTHER_BUILDS = PG_PORT + 8  # and the ports above it, two for each
+
 ROWS = "\\set aid random(1, 90000)\nSELECT aid, bid, abalance, filler FROM pgbench_accounts WHERE aid BETWEEN :aid AND :aid + 99;\n"
 BULK = "SELECT value FROM bulk;\n"
 
@@ -49,78 +42,10 @@ WORKLOADS = {
 }
 
 
-class Bench:
+class Bench(Rig):
     def __init__(self, args):
+        super().__init__()
         self.args = args
-        self.dir = Path(tempfile.mkdtemp(prefix="trunkline-bench-"))
-        self.dir.chmod(0o755)
-        self.children = []
-        self.pids = {}
-        self.as_root = os.geteuid() == 0
-
-    def unprivileged(self, command):
-        return ["runuser", "-u", "postgres", "--", *command] if self.as_root else command
-
-    def start(self, name, command, port, unprivileged=False, **kwargs):
-        log = open(self.dir / f"{name}.log", "ab")
-        if unprivileged:
-            command = self.unprivileged(command)
-        child = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, cwd=self.dir, **kwargs)
-        self.children.append(child)
-        deadline = time.monotonic() + 30
-        while True:
-            if child.poll() is not None:
-                sys.exit(f"{name} ended at once:\n{(self.dir / f'{name}.log').read_text()[-2000:]}")
-            try:
-                socket.create_connection((HOST, port), 1).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    sys.exit(f"{name} does not listen on {port}")
-                time.sleep(0.05)
-        self.pids[name] = tree(child.pid)
-        return child
-
-    def psql(self, port, sql, user=USER, password=PASSWORD, database=DATABASE, sslmode="disable"):
-        return subprocess.run(
-            ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", f"host={HOST} port={port} user={user} dbname={database} sslmode={sslmode}"],
-            input=sql, text=True, check=True, capture_output=True, env={**os.environ, "PGPASSWORD": password},
-        ).stdout.strip()
-
-    def postgres(self):
-        data = self.dir / "data"
-        data.mkdir(mode=0o700)
-        pwfile = self.dir / "pwfile"
-        pwfile.write_text("postgres\n")
-        if self.as_root:
-            entry = pwd.getpwnam("postgres")
-            for path in (data, pwfile, self.dir):
-                os.chown(path, entry.pw_uid, entry.pw_gid)
-        subprocess.run(
-            self.unprivileged([str(PG_BIN / "initdb"), "-D", str(data), "-U", "postgres", "--auth=scram-sha-256",
-                               f"--pwfile={pwfile}", "--no-sync", "-E", "UTF8", "--no-locale"]),
-            check=True, stdout=subprocess.DEVNULL)
-        self.start("postgres", [PG_BIN / "postgres", "-D", data, "-p", PG_PORT, "-k", self.dir, "-h", HOST,
-                                "-c", "fsync=off", "-c", "max_connections=1200", "-c", "shared_buffers=256MB",
-                                "-c", "logging_collector=off", "-c", "log_min_messages=fatal"], PG_PORT, True)
-        self.wait_sql(PG_PORT, "postgres", "postgres", "postgres")
-        self.psql(PG_PORT, f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'; CREATE DATABASE {DATABASE} OWNER {USER}", "postgres", "postgres", "postgres")
-        subprocess.run(["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-v", "password=trunkline", "-f", ROOT / "config/service-account.sql",
-                        f"host={HOST} port={PG_PORT} user=postgres dbname=postgres"],
-                       check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PGPASSWORD": "postgres"})
-        subprocess.run([PG_BIN / "pgbench", "-i", "-q", "-h", HOST, "-p", str(PG_PORT), "-U", USER, DATABASE],
-                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PGPASSWORD": PASSWORD})
-        self.psql(PG_PORT, "CREATE TABLE bulk AS SELECT repeat('x', 10 * 1024 * 1024) AS value; VACUUM ANALYZE bulk")
-
-    def wait_sql(self, port, user=USER, password=PASSWORD, database=DATABASE):
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                return self.psql(port, "SELECT 1", user, password, database)
-            except subprocess.CalledProcessError as error:
-                if time.monotonic() > deadline:
-                    sys.exit(f"port {port} does not serve: {error.stderr}")
-                time.sleep(0.2)
 
     def forwarder(self):
         binary = self.dir / "forwarder"
@@ -141,88 +66,6 @@ listen bench
     server pg {HOST}:{PG_PORT}
 """)
         self.start("haproxy", ["haproxy", "-db", "-f", conf], HAP_PORT)
-
-    def pgbouncer(self):
-        users = self.dir / "userlist.txt"
-        verifier = self.psql(PG_PORT, f"SELECT rolpassword FROM pg_authid WHERE rolname = '{USER}'", "postgres", "postgres", "postgres")
-        users.write_text(f'"{USER}" "{verifier}"\n')
-        conf = self.dir / "pgbouncer.ini"
-        conf.write_text(f"""[databases]
-* = host={HOST} port={PG_PORT}
-[pgbouncer]
-listen_addr = {HOST}
-listen_port = {BOUNCER_PORT}
-unix_socket_dir =
-auth_type = scram-sha-256
-auth_file = {users}
-pool_mode = session
-max_client_conn = 4000
-default_pool_size = 1100
-logfile = {self.dir}/pgbouncer-own.log
-pidfile =
-log_connections = 0
-log_disconnections = 0
-""")
-        certs = self.certificates()
-        shutil.copy(certs / "server.key", self.dir / "pgbouncer.key")
-        conf.write_text(conf.read_text() + f"""client_tls_sslmode = allow
-client_tls_cert_file = {certs}/server.crt
-client_tls_key_file = {self.dir}/pgbouncer.key
-""")
-        for path in (users, conf, self.dir / "pgbouncer.key"):
-            path.chmod(0o644)
-        self.start("pgbouncer", ["pgbouncer", conf], BOUNCER_PORT, unprivileged=True)
-
-    def certificates(self):
-        certs = self.dir / "certs"
-        if not certs.exists():
-            subprocess.run([ROOT / "certs/make-certs", "--dir", certs], check=True, stdout=subprocess.DEVNULL)
-            certs.chmod(0o755)
-        return certs
-
-    def trunkline(self):
-        certs = self.certificates()
-        secret = self.dir / "service-password"
-        secret.write_text("trunkline\n")
-        secret.chmod(0o600)
-        conf = self.dir / "trunkline.yaml"
-        conf.write_text(f"""clusters:
-  bench:
-    servers: [{{name: pg, host: {HOST}, port: {PG_PORT}}}]
-    service_account: {{user: trunkline, password_file: {secret}}}
-    server_tls: {{sslmode: disable}}
-tls:
-  certificates: [{{cert_file: {certs}/server.crt, key_file: {certs}/server.key}}]
-auth: {{rate_limit: {{failures: 0}}}}
-limits: {{max_clients: 4000}}
-log: {{level: warn}}
-listeners:
-  - {{name: rw, address: "{HOST}:{TL_PORT}", route: read-write}}
-  - {{name: tcp, address: "{HOST}:{TL_TCP_PORT}", route: read-write, mode: tcp}}
-http: {{address: "{HOST}:{TL_HTTP_PORT}"}}
-""")
-        self.start("trunkline", [ROOT / "target/release/trunkline", "run", "-c", conf], TL_PORT)
-        self.wait_sql(TL_PORT)
-
-    def other_build(self, name, binary, port, http_port):
-        """Another build of Trunkline, with only keys that every version has."""
-        certs = self.certificates()
-        conf = self.dir / f"{name}.yaml"
-        conf.write_text(f"""clusters:
-  bench:
-    servers: [{{name: pg, host: {HOST}, port: {PG_PORT}}}]
-    service_account: {{user: trunkline, password_file: {self.dir / "service-password"}}}
-    server_tls: {{sslmode: disable}}
-tls:
-  certificates: [{{cert_file: {certs}/server.crt, key_file: {certs}/server.key}}]
-limits: {{max_clients: 4000}}
-log: {{level: warn}}
-listeners:
-  - {{name: rw, address: "{HOST}:{port}", route: read-write}}
-http: {{address: "{HOST}:{http_port}"}}
-""")
-        self.start(name, [binary, "run", "-c", conf], port)
-        self.wait_sql(port)
 
     def run_round(self, workload, port, sslmode):
         script, clients, threads, protocol, extra = WORKLOADS[workload]
@@ -251,21 +94,6 @@ http: {{address: "{HOST}:{http_port}"}}
         for session in sessions:
             session.close()
         return idle, after
-
-    def stop(self):
-        for child in reversed(self.children):
-            if child.poll() is None:
-                for pid in reversed(tree(child.pid)):
-                    try:
-                        os.kill(pid, signal.SIGINT if "postgres" in comm(pid) else signal.SIGTERM)
-                    except ProcessLookupError:
-                        pass
-        for child in self.children:
-            try:
-                child.wait(10)
-            except subprocess.TimeoutExpired:
-                child.kill()
-        shutil.rmtree(self.dir, ignore_errors=True)
 
 
 class Session:
@@ -327,48 +155,6 @@ def refused_logins(port, times):
     return took, shapes
 
 
-def comm(pid):
-    try:
-        return Path(f"/proc/{pid}/comm").read_text()
-    except OSError:
-        return ""
-
-
-def tree(pid):
-    pids = [pid]
-    for parent in pids:
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                pids += [int(child) for child in task.read_text().split()]
-            except OSError:
-                pass
-    return pids
-
-
-def cpu_ns(pids):
-    total = 0
-    for pid in pids:
-        for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            try:
-                total += int(stat.read_text().split()[0])
-            except OSError:
-                pass
-    return total
-
-
-def pss(pids):
-    total = 0
-    for pid in pids:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])
-    return total
-
-
-def spread(values, digits=0):
-    middle = statistics.median(values)
-    return f"{middle:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -384,10 +170,15 @@ def main():
     bench = Bench(args)
     try:
         bench.postgres()
+        bench.psql(PG_PORT, "CREATE TABLE bulk AS SELECT repeat('x', 10 * 1024 * 1024) AS value; VACUUM ANALYZE bulk")
         bench.forwarder()
         bench.haproxy()
-        bench.pgbouncer()
-        bench.trunkline()
+        bench.pgbouncer("pgbouncer", BOUNCER_PORT, "session", 1100)
+        bench.trunkline("trunkline", TL_PORT, TL_HTTP_PORT, f"""auth: {{rate_limit: {{failures: 0}}}}
+listeners:
+  - {{name: rw, address: "{HOST}:{TL_PORT}", route: read-write}}
+  - {{name: tcp, address: "{HOST}:{TL_TCP_PORT}", route: read-write, mode: tcp}}
+""")
         targets = {
             "direct": (PG_PORT, "disable", None),
             "forwarder": (FWD_PORT, "disable", "forwarder"),
@@ -401,7 +192,9 @@ def main():
         others = {}
         for number, (name, binary) in enumerate(args.build):
             port = OTHER_BUILDS + 2 * number
-            bench.other_build(name, Path(binary).resolve(), port, port + 1)
+            # With only keys that every version has.
+            listener = f'{{name: rw, address: "{HOST}:{port}", route: read-write}}'
+            bench.trunkline(name, port, port + 1, f"listeners: [{listener}]\n", Path(binary).resolve())
             others[name] = (port, "disable", name)
         if args.targets:
             targets = {name: value for name, value in targets.items() if name in args.targets or name == "direct"}
