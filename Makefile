@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo test test-compose test-systemd test-long fuzz bench instructions build dist fmt lint deny reference check-docs install-test clean
+.PHONY: help demo test test-compose test-systemd test-drivers test-bouncer test-long test-suites fuzz bench bench-pool instructions build dist fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -37,15 +37,29 @@ test-compose: ## the demo in containers, as docs/demo.md walks through it
 test-systemd: ## the unit config/trunkline.service under a real systemd
 	@scripts/test-systemd
 
+test-drivers: ## drivers with pools of their own before pools of the router, also those that CI leaves out
+	@scripts/test-drivers
+
+test-bouncer: ## the column of PgBouncer in the table of isolation; PGBOUNCER names the program
+	@scripts/install-packages test $(if $(PGBOUNCER),,bench)
+	cargo test --locked --test it pooling::bouncer -- --include-ignored --nocapture
+
 fuzz: ## every parser of bytes from outside, a minute each
 	@scripts/fuzz
 
 test-long: ## what takes longer, before a release
 	@scripts/test --long
 
+test-suites: ## suites of PostgreSQL and of drivers: direct, and through each mode of the pools
+	@scripts/suites
+
 bench: ## pgbench side by side with a bare forwarder, HAProxy and PgBouncer
 	@scripts/install-packages bench
 	@scripts/bench
+
+bench-pool: ## pooling side by side with PgBouncer
+	@scripts/install-packages bench
+	@scripts/bench-pool
 
 instructions: ## instructions per transaction and per login, compared with benches/instructions.json
 	@scripts/install-packages test

@@ -35,6 +35,9 @@ COUNTS = {
     "row_1mb_tls": 4,
     "login": 100,
     "gate": 5000,
+    "pool": 1000,
+    "pool_wait": 1000,
+    "pool_wait_prepared": 1000,
 }
 # Instructions count inside this function.
 MEASURED = "*instructions::measured*"

@@ -28,9 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cluster import Cluster, ClusterError, Deadline, PROJECT, SERVICE_PASSWORD  # noqa: E402
 from cluster import http, in_use, locked, print_status, tail  # noqa: E402
 
-# Good enough for a try, and built in a fraction of the time that the release binary takes.
-PROFILE = "quick"
-BINARY = PROJECT / "target" / PROFILE / "trunkline"
+# What developers build: good enough for a try, and there in a fraction of the time that the release binary takes.
+BINARY = PROJECT / "target" / "debug" / "trunkline"
 CERTS = PROJECT / "certs"
 DIR = Path(os.environ.get("TRUNKLINE_DEMO_DIR") or Path(tempfile.gettempdir()) / f"trunkline-demo-{os.geteuid()}")
 READ_WRITE, READ_ONLY, HTTP = 6432, 6433, 6434
@@ -47,7 +46,7 @@ def build():
     print("building the router (the first time takes some minutes)", flush=True)
     path = os.environ.get("PATH", "") + os.pathsep + os.path.expanduser("~/.cargo/bin")
     try:
-        subprocess.run(["cargo", "build", "--profile", PROFILE, "--bin", "trunkline", "--locked", "--quiet"], cwd=PROJECT, check=True,
+        subprocess.run(["cargo", "build", "--bin", "trunkline", "--locked", "--quiet"], cwd=PROJECT, check=True,
                        env=os.environ | {"PATH": path, "CARGO_TARGET_DIR": str(PROJECT / "target")})  # fmt: skip
     except FileNotFoundError:
         raise ClusterError("cargo is missing: install Rust with rustup (https://rustup.rs)") from None

@@ -1,4 +1,4 @@
-//! Which member is fit for which route, computed at each scrape.
+//! Which member is fit for which route, and which routes are disabled, computed at each scrape.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,14 +12,40 @@ use prometheus_client::registry::Registry;
 
 use super::handles::ClusterView;
 use crate::routing;
+use crate::session::disabled::DisabledRoutes;
 
 #[derive(Debug)]
 struct FitMetric(Arc<ArcSwap<Vec<ClusterView>>>);
 
-/// Registers the metric in a registry with our prefix. A scrape shows the clusters that are in
+#[derive(Debug)]
+struct DisabledMetric(Arc<ArcSwap<Vec<ClusterView>>>, Arc<DisabledRoutes>);
+
+/// Registers the metrics in a registry with our prefix. A scrape shows the clusters that are in
 /// `clusters` then.
-pub fn register(ours: &mut Registry, clusters: Arc<ArcSwap<Vec<ClusterView>>>) {
-    ours.register_collector(Box::new(FitMetric(clusters)));
+pub fn register(
+    ours: &mut Registry,
+    clusters: Arc<ArcSwap<Vec<ClusterView>>>,
+    disabled: Arc<DisabledRoutes>,
+) {
+    ours.register_collector(Box::new(FitMetric(Arc::clone(&clusters))));
+    ours.register_collector(Box::new(DisabledMetric(clusters, disabled)));
+}
+
+impl Collector for DisabledMetric {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut metric = encoder.encode_descriptor(
+            "route_disabled",
+            "1 while an operator has disabled the route",
+            None,
+            MetricType::Gauge,
+        )?;
+        for route in self.0.load().iter().flat_map(ClusterView::routes) {
+            let labels = [("route", &*route.name)];
+            let is_disabled = i64::from(self.1.has(&route.name));
+            ConstGauge::new(is_disabled).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
 }
 
 impl Collector for FitMetric {
@@ -58,13 +84,15 @@ mod tests {
     use crate::config::LocalMember;
 
     #[test]
-    fn each_member_is_fit_or_not_for_each_route() {
+    fn each_member_is_fit_or_not_for_each_route_and_a_disabled_route_is_shown() {
         let mut lagging = member("m");
         lagging.lagging = ["read-only".into()].into();
         let snapshot = led(vec![primary("p"), lagging, member("n")]);
         let mut registry = Registry::default();
         let views = vec![view(snapshot, LocalMember::None)];
-        register(&mut registry, Arc::new(ArcSwap::from_pointee(views)));
+        let disabled = Arc::new(DisabledRoutes::default());
+        disabled.replace(["read-only".to_owned()].into());
+        register(&mut registry, Arc::new(ArcSwap::from_pointee(views)), disabled);
         let samples = parses(&exposition(&registry).unwrap());
         let fit: Vec<&str> = samples
             .iter()
@@ -76,8 +104,9 @@ mod tests {
             [
                 "cluster_member_fit{cluster=\"main\",member=\"n\",route=\"read-only\"}",
                 "cluster_member_fit{cluster=\"main\",member=\"p\",route=\"read-write\"}",
+                "route_disabled{route=\"read-only\"}",
             ]
         );
-        assert_eq!(samples.len(), 6);
+        assert_eq!(samples.len(), 8);
     }
 }

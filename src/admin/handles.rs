@@ -15,6 +15,7 @@ use crate::auth::ident::IdentRow;
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{LocalMember, Route, Secret};
 use crate::events::Events;
+use crate::session::disabled::DisabledRoutes;
 
 /// Everything the room reads. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub struct Handles {
     /// is none.
     pub token: Arc<ArcSwapOption<Secret>>,
     pub readiness: Arc<Readiness>,
+    /// [`Operations::disable_route`] changes it.
+    pub disabled_routes: Arc<DisabledRoutes>,
     /// Complete: nothing is registered after it is shared.
     pub registry: Arc<Registry>,
     /// Registered in `registry`.
@@ -66,6 +69,11 @@ pub struct ClusterView {
 }
 
 impl ClusterView {
+    /// The routes to it that a listener has.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.read_write.iter().chain(&self.read_only)
+    }
+
     /// The route for questions without one: `read-only`, else the first.
     pub fn default_read_only(&self) -> Option<&Route> {
         let named = self.read_only.iter().find(|route| &*route.name == "read-only");

@@ -17,6 +17,7 @@ mod hba;
 mod node;
 mod patroni;
 mod router;
+mod routes;
 mod serve;
 #[cfg(test)]
 mod tests;

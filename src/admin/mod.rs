@@ -29,5 +29,8 @@ pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub(crate) use http::fuzzing as http_fuzzing;
 pub use http::{AdminError, AdminThread, BoundHttp, Prepared, prepare};
 pub use metrics::Metrics;
-pub use operations::{Change, Ending, Gathered, Operations, ReloadAnswer};
-pub use views::{Activity, ClusterSummary, EventView, MemberView, RouterView, SessionView};
+pub use operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
+pub use views::{
+    Activity, ClusterSummary, EventView, IdleConnectionView, MemberView, PoolMemberView, PoolView, RouteView,
+    RouterView, ServerConnectionView, SessionView,
+};

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::views::SessionView;
+use super::views::{PoolView, SessionView};
 use crate::cluster::Busy;
 use crate::cluster::snapshot::{AdminState, MemberName};
 
@@ -59,6 +59,13 @@ pub trait Operations: fmt::Debug + Send + Sync {
         ending: Ending,
     ) -> BoxFuture<'a, Gathered<usize>>;
 
+    /// Every pool there is now, in every process.
+    fn pools(&self) -> BoxFuture<'_, Gathered<Vec<PoolView>>>;
+
+    /// Server connections of pools that exist now are not used for another transaction or session.
+    /// Returns how many there are.
+    fn reconnect<'a>(&'a self, which: &'a Reconnection) -> BoxFuture<'a, Gathered<usize>>;
+
     /// Whether an operator's setting for this member is kept, although the member may be absent.
     fn has_kept(&self, cluster: &str, member: &MemberName) -> bool;
 
@@ -69,6 +76,13 @@ pub trait Operations: fmt::Debug + Send + Sync {
         member: &'a MemberName,
         change: Change,
     ) -> BoxFuture<'a, Result<Gathered<()>, Busy>>;
+
+    /// How many sessions a route has, by the last [`Self::refresh`].
+    fn sessions_of(&self, route: &str) -> usize;
+
+    /// Disables a route, which gets no new sessions from now on, or enables it again. `Err`:
+    /// nothing was changed.
+    fn disable_route(&self, route: &str, is_disabled: bool) -> Result<(), Busy>;
 
     /// Drains the router, or makes it ready again: it serves as before, and reports whether it is
     /// ready.
@@ -101,6 +115,25 @@ pub enum Change {
     Admin(AdminState),
     /// `None`: the weight by configuration and tags again.
     Weight(Option<u16>),
+}
+
+/// Which server connections of pools are replaced. Another process reads it too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reconnection {
+    Member { cluster: String, member: String },
+    Route(String),
+    All,
+}
+
+impl fmt::Display for Reconnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member { cluster, member } => write!(f, "member {member} of cluster {cluster}"),
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::All => f.write_str("all"),
+        }
+    }
 }
 
 /// How to end a session.

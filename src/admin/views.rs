@@ -4,7 +4,7 @@
 //! The fields' names are those of `docs/http.md`. JSON has them in the order of the alphabet, and
 //! `null` for what is not known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::handles::{ClusterView, Phase};
 use super::member_checks;
 use crate::cluster::snapshot::{AdminState, Leader, Member, NamedBy, Role, Snapshot};
+use crate::config::Route;
 use crate::events::{Event, Level, RecordedEvent};
 use crate::routing;
 
@@ -27,10 +28,13 @@ pub struct RouterView {
     pub sessions: usize,
     pub process_id: u32,
     pub version: String,
+    /// Routes that an operator has disabled.
+    #[serde(default)]
+    pub disabled_routes: Vec<String>,
 }
 
 impl RouterView {
-    pub(super) fn new(phase: Phase, sessions: usize) -> Self {
+    pub(super) fn new(phase: Phase, sessions: usize, disabled: &BTreeSet<String>) -> Self {
         Self {
             state: phase.word().to_owned(),
             ready: phase.not_ready().is_none(),
@@ -38,8 +42,66 @@ impl RouterView {
             sessions,
             process_id: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            disabled_routes: disabled.iter().cloned().collect(),
         }
     }
+}
+
+/// A route that a listener has, or one that is disabled and that no listener has now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteView {
+    pub name: String,
+    /// `null` if no listener has the route.
+    pub cluster: Option<String>,
+    /// `read-write` or `read-only`.
+    pub access: Option<String>,
+    /// `enabled` or `disabled`.
+    pub admin: String,
+    /// The mode of its pool; `off` without one.
+    pub pool: String,
+    /// Those that may serve it now.
+    pub members: Vec<String>,
+    pub sessions: usize,
+}
+
+impl RouteView {
+    pub(super) fn new(view: &ClusterView, route: &Route, is_disabled: bool, sessions: usize) -> Self {
+        let snapshot = view.snapshot.borrow().clone();
+        let fit = snapshot
+            .members
+            .iter()
+            .filter(|member| routing::fitness(&snapshot, route, member).is_ok());
+        Self {
+            name: route.name.to_string(),
+            cluster: Some(view.name.to_string()),
+            access: Some(route.access.to_string()),
+            admin: admin_word(is_disabled),
+            pool: route
+                .pool
+                .as_ref()
+                .map_or_else(|| "off".to_owned(), |pool| pool.mode.to_string()),
+            members: fit.map(|member| member.name.to_string()).collect(),
+            sessions,
+        }
+    }
+
+    /// A disabled route that no listener has.
+    pub(super) fn absent(name: &str, is_disabled: bool, sessions: usize) -> Self {
+        Self {
+            name: name.to_owned(),
+            cluster: None,
+            access: None,
+            admin: admin_word(is_disabled),
+            pool: "off".to_owned(),
+            members: Vec::new(),
+            sessions,
+        }
+    }
+}
+
+fn admin_word(is_disabled: bool) -> String {
+    let word = if is_disabled { "disabled" } else { "enabled" };
+    word.to_owned()
 }
 
 /// One cluster, without its members' details.
@@ -313,10 +375,21 @@ pub struct SessionView {
     pub database: String,
     pub cluster: String,
     pub route: String,
+    /// Empty while it has no server connection.
     pub member: String,
     /// The server's process, as in `pg_stat_activity`.
     pub process_id: u32,
     pub state: Activity,
+    /// With a pool: `relaying`, `detached`, `waiting` or `pinned`; `relaying` without one, and if
+    /// another process does not say.
+    #[serde(default = "relaying")]
+    pub phase: String,
+    /// Why it keeps its server connection between transactions.
+    #[serde(default)]
+    pub pins: Vec<String>,
+    /// With a pool: for how many seconds it has had its server connection.
+    #[serde(default)]
+    pub held_s: Option<u64>,
     /// Seconds since it was accepted.
     pub age_s: u64,
     /// From the client to the server.
@@ -329,6 +402,133 @@ pub struct SessionView {
     /// The process of this router that has the session; 0 if the router does not say.
     #[serde(default)]
     pub router_process_id: u32,
+}
+
+fn relaying() -> String {
+    "relaying".to_owned()
+}
+
+/// One pool in one process of this router: the server connections of a route for one server user
+/// and one database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    pub route: String,
+    pub cluster: String,
+    /// The role on the server.
+    pub user: String,
+    pub database: String,
+    /// To each member.
+    pub max_connections: usize,
+    /// To each member, on top, for sessions that have waited long.
+    pub reserve: usize,
+    /// Sessions that wait for a connection.
+    pub waiting: usize,
+    /// Of the session that waits first.
+    pub longest_wait_ms: u64,
+    /// Those with connections.
+    pub members: Vec<PoolMemberView>,
+    /// The process of this router that has the pool.
+    pub router_process_id: u32,
+}
+
+/// The connections of a pool to one member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolMemberView {
+    pub member: String,
+    pub idle: usize,
+    /// The pinned ones included.
+    pub leased: usize,
+    pub opening: usize,
+    /// Those that sessions keep between transactions.
+    pub pinned: usize,
+    /// The reasons with their connections; a connection may have several.
+    pub pins: BTreeMap<String, usize>,
+    /// The idle ones.
+    #[serde(default)]
+    pub idle_connections: Vec<IdleConnectionView>,
+}
+
+/// A server connection of a pool that no session has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdleConnectionView {
+    /// The server's process, as in `pg_stat_activity`.
+    pub process_id: u32,
+    pub idle_ms: u64,
+    /// How often sessions have had it.
+    pub leases: u64,
+}
+
+/// One server connection: of a session, or idle in a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerConnectionView {
+    pub member: String,
+    /// The server's process, as in `pg_stat_activity`.
+    pub process_id: u32,
+    pub cluster: String,
+    pub route: String,
+    pub user: String,
+    pub database: String,
+    /// `idle` in a pool, `leased` to a session or its own, or `pinned`: the session keeps it
+    /// between transactions.
+    pub state: String,
+    /// The session that has it.
+    pub session: Option<u64>,
+    /// Of one of a pool that a session has: for how many seconds.
+    #[serde(default)]
+    pub held_s: Option<u64>,
+    /// Of an idle one: since its last session gave it back, or since it was opened.
+    pub idle_ms: Option<u64>,
+    /// Of an idle one: how often sessions have had it.
+    pub leases: Option<u64>,
+    /// The process of this router that has it; 0 if the router does not say.
+    pub router_process_id: u32,
+}
+
+impl ServerConnectionView {
+    /// `None`: the session has no server connection now.
+    pub(super) fn of_session(session: SessionView) -> Option<Self> {
+        let state = if session.phase == "pinned" {
+            "pinned"
+        } else {
+            "leased"
+        };
+        (!session.member.is_empty()).then(|| Self {
+            member: session.member,
+            process_id: session.process_id,
+            cluster: session.cluster,
+            route: session.route,
+            user: session.user,
+            database: session.database,
+            state: state.to_owned(),
+            session: Some(session.id),
+            held_s: session.held_s,
+            idle_ms: None,
+            leases: None,
+            router_process_id: session.router_process_id,
+        })
+    }
+
+    /// Those that are idle in a pool.
+    pub(super) fn idle_in(pool: &PoolView) -> impl Iterator<Item = Self> {
+        let all = pool
+            .members
+            .iter()
+            .flat_map(|member| member.idle_connections.iter().map(move |idle| (member, idle)));
+        all.map(|(member, idle)| Self {
+            member: member.member.clone(),
+            process_id: idle.process_id,
+            cluster: pool.cluster.clone(),
+            route: pool.route.clone(),
+            user: pool.user.clone(),
+            database: pool.database.clone(),
+            state: "idle".to_owned(),
+            session: None,
+            held_s: None,
+            idle_ms: Some(idle.idle_ms),
+            leases: Some(idle.leases),
+            router_process_id: pool.router_process_id,
+        })
+    }
 }
 
 /// Something that happened.

@@ -2,11 +2,13 @@
 //! leaves with the router, or that of `auth.server_credentials` for its user.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::Identity;
+use super::crypto::hmac_sha256;
 use super::md5::Md5Hash;
 use super::scram::ClientKey;
 use crate::config::{CredentialUsers, KeyPair, Secret, ServerCredential, ServerSecret};
@@ -46,6 +48,35 @@ pub enum ServerProof {
     Certificate(Arc<KeyPair>),
     /// The cluster's `sslcert`, or nothing.
     Nothing,
+}
+
+/// Distinguishes the credentials of server logins without containing them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fingerprint(***)")
+    }
+}
+
+impl ServerLogin {
+    /// `secret` is random and belongs to this process: outside it, a fingerprint says nothing about
+    /// a password.
+    pub fn fingerprint(&self, secret: &[u8; 32]) -> Fingerprint {
+        let of = |kind: &[u8], parts: &[&[u8]]| {
+            // All parts but the last have a fixed length for each kind.
+            let parts: Vec<&[u8]> = std::iter::once(kind).chain(parts.iter().copied()).collect();
+            Fingerprint(*hmac_sha256(secret, &parts))
+        };
+        match &self.with {
+            ServerProof::Key(key) => of(b"k", &[&key.verifier.stored_key, &*key.key]),
+            ServerProof::Password(password) => of(b"p", &[password.expose()]),
+            ServerProof::Md5(hash) => of(b"m", &[hash.expose()]),
+            ServerProof::Certificate(pair) => of(b"c", &[pair.chain.first().map_or(&[], |leaf| leaf)]),
+            ServerProof::Nothing => of(b"n", &[]),
+        }
+    }
 }
 
 /// The list `auth.server_credentials`, by user.

@@ -16,6 +16,12 @@ use super::crypto::same;
 pub struct Md5Hash([u8; 32]);
 
 impl Md5Hash {
+    /// The hash itself, which is as good as the password. Callers must not let it reach a log, an
+    /// error or a `Debug`.
+    pub(crate) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Reads PostgreSQL's form, `md5` and 32 lower-case hexadecimal digits.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let digits: [u8; 32] = text.strip_prefix(b"md5")?.try_into().ok()?;

@@ -17,8 +17,9 @@ use crate::wire::message;
 impl CancelTarget {
     /// Sends the request to the address the session is connected to, over TLS if the session is,
     /// and waits until the server has closed the connection: then the signal was sent, and it
-    /// cannot hit the session's next statement. `timeout` limits all of it. `Ok` does not mean that
-    /// anything was cancelled (docs/protocol.md, cases 32 and 33).
+    /// cannot hit the session's next statement. After an error, a reset included, it may still hit
+    /// one. `timeout` limits all of it. `Ok` does not mean that anything was cancelled
+    /// (docs/protocol.md, cases 32 and 33).
     pub async fn send(self, timeout: Duration) -> Result<(), ConnectError> {
         let deadline = Instant::now() + timeout;
         let options = ServerOptions {
@@ -83,15 +84,10 @@ async fn deliver(stream: &mut ServerStream, request: &[u8], deadline: Instant) -
         match stream.read(&mut [0; 1]).await {
             Ok(0) => Ok(()),
             Ok(_) => Err(ConnectError::protocol(Step::Cancel, "an answer to CancelRequest")),
-            // Without close_notify, or reset: closed all the same.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
-                ) =>
-            {
-                Ok(())
-            }
+            // Closed in order, but for TLS's close_notify, which PostgreSQL does not send. A reset
+            // is no such end: it may come from something in between, while the request is still on
+            // its way.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
             Err(error) => Err(ConnectError::io(Step::Cancel, error)),
         }
     })

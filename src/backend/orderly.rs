@@ -1,10 +1,11 @@
 //! A connection to a server that ends in order wherever it is dropped.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Terminate.
 pub(super) const TERMINATE: &[u8] = b"X\0\0\0\x04";
@@ -24,7 +25,7 @@ pub struct OrderlyStream<S: AsyncWrite + Unpin> {
 
 impl<S: AsyncWrite + Unpin> OrderlyStream<S> {
     /// A connection on which the login begins.
-    pub(super) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         Self {
             stream: Some(stream),
             is_logged_in: false,
@@ -32,9 +33,20 @@ impl<S: AsyncWrite + Unpin> OrderlyStream<S> {
     }
 
     /// The server has said that it takes messages.
-    pub(super) fn logged_in(mut self) -> Self {
+    pub(crate) fn logged_in(mut self) -> Self {
         self.is_logged_in = true;
         self
+    }
+
+    /// The connection becomes what `change` makes of it.
+    ///
+    /// # Errors
+    /// Those of `change`; the connection is lost.
+    pub fn change(&mut self, change: impl FnOnce(S) -> io::Result<S>) -> io::Result<()> {
+        if let Some(stream) = self.stream.take() {
+            self.stream = Some(change(stream)?);
+        }
+        Ok(())
     }
 
     /// The connection itself, which the caller ends.
@@ -57,6 +69,26 @@ impl<S: AsyncWrite + Unpin> Deref for OrderlyStream<S> {
 impl<S: AsyncWrite + Unpin> DerefMut for OrderlyStream<S> {
     fn deref_mut(&mut self) -> &mut S {
         self.stream.as_mut().expect(RELEASED)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for OrderlyStream<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.get_mut()).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for OrderlyStream<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut **self.get_mut()).poll_write(cx, data)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.get_mut()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.get_mut()).poll_shutdown(cx)
     }
 }
 

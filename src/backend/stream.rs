@@ -14,6 +14,18 @@ impl ServerStream {
         matches!(self, Self::Tls(_))
     }
 
+    /// Makes the reactor of the runtime that calls this drive the connection. One with TLS stays
+    /// where it is: wake-ups then cross threads.
+    ///
+    /// # Errors
+    /// The socket could not be registered. The connection is lost.
+    pub fn rehome(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Plain(stream) => Self::Plain(TcpStream::from_std(stream.into_std()?)?),
+            Self::Tls(stream) => Self::Tls(stream),
+        })
+    }
+
     /// The socket below, without its TLS: nothing more can be sent or read in plain.
     pub fn into_tcp(self) -> TcpStream {
         match self {

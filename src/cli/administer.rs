@@ -1,5 +1,6 @@
-//! `trunkline members`, `drain`, `maint`, `ready`, `weight`, `sessions`, `close`, `kill`,
-//! `forget-identity` and `router`: a running router, administered from a shell, in HAProxy's words.
+//! `trunkline members`, `drain`, `maint`, `ready`, `weight`, `routes`, `disable`, `enable`,
+//! `sessions`, `pools`, `servers`, `reconnect`, `close`, `kill`, `forget-identity` and `router`: a
+//! running router, administered from a shell, in HAProxy's words.
 
 #![allow(
     clippy::print_stdout,
@@ -16,7 +17,10 @@ use serde_json::{Value, json};
 
 use super::remote::{Remote, Router, encoded};
 use super::table::Table;
-use crate::admin::{ClusterSummary, MemberView, RouterView, SessionView};
+use super::tables::{member_table, pool_table, route_table, server_table, session_table};
+use crate::admin::{
+    ClusterSummary, MemberView, PoolView, RouteView, RouterView, ServerConnectionView, SessionView,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Administer {
@@ -51,6 +55,21 @@ pub(super) enum Administer {
         #[arg(value_parser = weight)]
         weight: Weight,
     },
+    /// Show the routes: whether they get new sessions, and which members may serve them.
+    Routes {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Give a route no new sessions: clients get an error at their login; its sessions go on.
+    Disable {
+        #[command(flatten)]
+        route: NamedRoute,
+    },
+    /// Give a route new sessions again.
+    Enable {
+        #[command(flatten)]
+        route: NamedRoute,
+    },
     /// Show the sessions.
     Sessions {
         #[command(flatten)]
@@ -61,6 +80,44 @@ pub(super) enum Administer {
         /// Only those of this user.
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+        /// Only those of this route.
+        #[arg(long, value_name = "NAME")]
+        route: Option<String>,
+    },
+    /// Show the pools: their connections to each member, and the sessions that wait.
+    Pools {
+        #[command(flatten)]
+        remote: Remote,
+        /// Only those of this route.
+        #[arg(long, value_name = "NAME")]
+        route: Option<String>,
+    },
+    /// Show the server connections: those of sessions, and those that are idle in pools.
+    Servers {
+        #[command(flatten)]
+        remote: Remote,
+        /// Only those to this member.
+        #[arg(long, value_name = "NAME")]
+        member: Option<String>,
+        /// Only those of this route.
+        #[arg(long, value_name = "NAME")]
+        route: Option<String>,
+    },
+    /// Replace server connections of pools: idle ones close now, the others when their session
+    /// gives them back.
+    #[command(group = clap::ArgGroup::new("which").required(true).args(["member", "route", "all"]))]
+    Reconnect {
+        #[command(flatten)]
+        remote: Remote,
+        /// Those to this member.
+        #[arg(long, value_name = "NAME")]
+        member: Option<String>,
+        /// Those of this route.
+        #[arg(long, value_name = "NAME")]
+        route: Option<String>,
+        /// All.
+        #[arg(long)]
+        all: bool,
     },
     /// End the sessions on a member at their next transaction end.
     Close {
@@ -122,6 +179,14 @@ pub(super) struct Named {
     remote: Remote,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct NamedRoute {
+    /// The route's name.
+    name: String,
+    #[command(flatten)]
+    remote: Remote,
+}
+
 /// A weight, or the configured one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weight(Option<u16>);
@@ -169,12 +234,27 @@ fn answer(command: &Administer) -> Result<String, String> {
         Administer::Maint { member } => change(member, "maint", None),
         Administer::Ready { member } => change(member, "ready", None),
         Administer::Weight { member, weight } => change(member, "weight", Some(&json!({"weight": weight.0}))),
-        Administer::Sessions { remote, member, user } => {
-            let query = remote.query(&[("member", member.as_deref()), ("user", user.as_deref())]);
+        Administer::Routes { remote } => {
+            let all = remote.router()?.look("/api/v1/routes")?;
+            printed(remote, &all, |all: Vec<RouteView>| route_table(&all))
+        }
+        Administer::Disable { route } => set_route(route, "disable"),
+        Administer::Enable { route } => set_route(route, "enable"),
+        Administer::Sessions {
+            remote,
+            member,
+            user,
+            route,
+        } => {
+            let query = remote.query(&[
+                ("member", member.as_deref()),
+                ("user", user.as_deref()),
+                ("route", route.as_deref()),
+            ]);
             let router = remote.router()?;
             let all = router.look(&format!("/api/v1/sessions{query}"))?;
-            if let (Some(name), []) = (member, list(&all)) {
-                is_a_member(&router, remote, name)?;
+            if list(&all).is_empty() {
+                exist(&router, remote, member.as_deref(), route.as_deref())?;
             }
             printed(remote, &all, |all: Vec<SessionView>| session_table(&all))
         }
@@ -189,6 +269,48 @@ fn answer(command: &Administer) -> Result<String, String> {
                 let ending = answer["sessions"].as_u64().unwrap_or_default();
                 let verb = if ending == 1 { "is" } else { "are" };
                 format!("{}: {} {verb} ending\n", member.name, sessions_in_words(ending))
+            })
+        }
+        Administer::Pools { remote, route } => {
+            let query = remote.query(&[("route", route.as_deref())]);
+            let router = remote.router()?;
+            let all = router.look(&format!("/api/v1/pools{query}"))?;
+            if list(&all).is_empty() {
+                exist(&router, remote, None, route.as_deref())?;
+            }
+            printed(remote, &all, |all: Vec<PoolView>| pool_table(&all))
+        }
+        Administer::Servers {
+            remote,
+            member,
+            route,
+        } => {
+            let query = remote.query(&[("member", member.as_deref()), ("route", route.as_deref())]);
+            let router = remote.router()?;
+            let all = router.look(&format!("/api/v1/servers{query}"))?;
+            if list(&all).is_empty() {
+                exist(&router, remote, member.as_deref(), route.as_deref())?;
+            }
+            printed(remote, &all, |all: Vec<ServerConnectionView>| server_table(&all))
+        }
+        Administer::Reconnect {
+            remote,
+            member,
+            route,
+            ..
+        } => {
+            let body = match (member, route) {
+                (Some(member), _) => json!({"member": member}),
+                (None, Some(route)) => json!({"route": route}),
+                (None, None) => json!({"all": true}),
+            };
+            let path = format!("/api/v1/pools/reconnect{}", remote.query(&[]));
+            let answer = remote.router()?.change(&path, Some(&body))?;
+            printed(remote, &answer, |answer: Value| {
+                match answer["connections"].as_u64().unwrap_or_default() {
+                    1 => "1 connection is replaced\n".to_owned(),
+                    count => format!("{count} connections are replaced\n"),
+                }
             })
         }
         Administer::Router { action } => router(action),
@@ -225,6 +347,20 @@ fn router(action: &RouterAction) -> Result<String, String> {
     printed(remote, &state, |state: RouterView| router_table(&state))
 }
 
+fn set_route(route: &NamedRoute, action: &str) -> Result<String, String> {
+    let path = format!("/api/v1/routes/{}/{action}", encoded(&route.name));
+    let answer = route.remote.router()?.change(&path, None)?;
+    printed(&route.remote, &answer, |route: RouteView| {
+        let sessions = sessions_in_words(u64::try_from(route.sessions).unwrap_or(u64::MAX));
+        match (route.admin.as_str(), route.sessions) {
+            ("disabled", 0) => format!("{}: disabled\n", route.name),
+            ("disabled", 1) => format!("{}: disabled; {sessions} goes on\n", route.name),
+            ("disabled", _) => format!("{}: disabled; {sessions} go on\n", route.name),
+            (admin, _) => format!("{}: {admin}\n", route.name),
+        }
+    })
+}
+
 fn router_table(router: &RouterView) -> String {
     let mut table = Table::new(&["STATE", "SESSIONS", "PID", "VERSION"]).right(&["SESSIONS", "PID"]);
     table.row(vec![
@@ -233,7 +369,16 @@ fn router_table(router: &RouterView) -> String {
         router.process_id.to_string(),
         router.version.clone(),
     ]);
-    table.text()
+    let mut text = table.text();
+    if !router.disabled_routes.is_empty() {
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            text,
+            "disabled routes, which get no new sessions until `trunkline enable NAME`: {}",
+            router.disabled_routes.join(", ")
+        );
+    }
+    text
 }
 
 fn post(member: &Named, action: &str, body: Option<&Value>) -> Result<Value, String> {
@@ -332,9 +477,37 @@ fn remarks(cluster: Option<&ClusterSummary>, members: &[MemberView]) -> String {
     text
 }
 
+/// An empty list is no answer to a name that nothing has.
+///
+/// # Errors
+/// There is no such cluster, member or route; in words, for the user.
+fn exist(router: &Router, remote: &Remote, member: Option<&str>, route: Option<&str>) -> Result<(), String> {
+    let clusters = clusters(router)?;
+    if let Some(name) = &remote.cluster
+        && !clusters.iter().any(|cluster| cluster.name == *name)
+    {
+        let names: Vec<&str> = clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        return Err(format!(
+            "the router has no cluster {name} (it has: {})",
+            names.join(", ")
+        ));
+    }
+    if let Some(name) = member {
+        is_a_member(clusters, remote, name)?;
+    }
+    if let Some(name) = route {
+        let routes: Vec<RouteView> = understood(&router.look("/api/v1/routes")?)?;
+        if !routes.iter().any(|route| route.name == name) {
+            return Err(format!(
+                "the router has no route {name} (`trunkline routes` shows the names)"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// `Err`: no cluster has a member of this name.
-fn is_a_member(router: &Router, remote: &Remote, name: &str) -> Result<(), String> {
-    let mut clusters = clusters(router)?;
+fn is_a_member(mut clusters: Vec<ClusterSummary>, remote: &Remote, name: &str) -> Result<(), String> {
     clusters.retain(|cluster| {
         remote
             .cluster
@@ -381,151 +554,9 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// As a cell: `-` where there is nothing.
-fn word(text: &str) -> String {
-    if text.is_empty() { "-" } else { text }.to_owned()
-}
-
-fn optional(value: Option<&impl ToString>) -> String {
-    word(&value.map(ToString::to_string).unwrap_or_default())
-}
-
-fn member_table(members: &[MemberView]) -> String {
-    let mut table = Table::new(&[
-        "NAME",
-        "ADDRESS",
-        "ROLE",
-        "STATE",
-        "STATUS",
-        "ADMIN",
-        "WEIGHT",
-        "ZONE",
-        "TL",
-        "LAG",
-        "SESSIONS",
-        "CHECK",
-        "ROUTES",
-        "LAST CHECK",
-    ])
-    .right(&["WEIGHT", "TL", "LAG", "SESSIONS"]);
-    for member in members {
-        let fit = member.routes.iter().filter(|route| route.fit);
-        let routes: Vec<&str> = fit.map(|route| route.route.as_str()).collect();
-        let address = match (member.host.as_str(), member.port) {
-            ("", _) => "-".to_owned(),
-            (host, port) if host.contains(':') => format!("[{host}]:{port}"),
-            (host, port) => format!("{host}:{port}"),
-        };
-        table.row(vec![
-            word(&member.name),
-            address,
-            optional(member.role.as_ref()),
-            word(&member.state),
-            member.status.to_string(),
-            word(&member.admin),
-            member.weight.to_string(),
-            optional(member.zone.as_ref()),
-            optional(member.timeline.as_ref()),
-            optional(member.lag.map(bytes).as_ref()),
-            member.sessions.to_string(),
-            word(&member.check.status),
-            word(&routes.join(",")),
-            optional(member.check.text.as_ref()),
-        ]);
-    }
-    table.text()
-}
-
-fn session_table(sessions: &[SessionView]) -> String {
-    let mut table = Table::new(&[
-        "ID", "CLIENT", "USER", "DATABASE", "ROUTE", "MEMBER", "PID", "STATE", "AGE", "XACTS", "IN", "OUT",
-        "TLS", "PROCESS",
-    ])
-    .right(&["ID", "PID", "AGE", "XACTS", "IN", "OUT", "PROCESS"]);
-    for session in sessions {
-        table.row(vec![
-            session.id.to_string(),
-            word(&session.client),
-            word(&session.user),
-            word(&session.database),
-            word(&session.route),
-            word(&session.member),
-            session.process_id.to_string(),
-            match &session.ending {
-                None => session.state.to_string(),
-                Some(ending) => format!("{} (ending: {ending})", session.state),
-            },
-            age(session.age_s),
-            session.transactions.to_string(),
-            bytes(session.bytes_up),
-            bytes(session.bytes_down),
-            optional(session.tls.as_ref()),
-            optional((session.router_process_id > 0).then_some(&session.router_process_id)),
-        ]);
-    }
-    table.text()
-}
-
-/// `512`, `1.5k`, `20M`, `3G`
-fn bytes(amount: u64) -> String {
-    let units = [("G", 1_u64 << 30), ("M", 1 << 20), ("k", 1 << 10)];
-    match units.iter().find(|(_, size)| amount >= *size) {
-        Some((unit, size)) => {
-            let tenths = u128::from(amount) * 10 / u128::from(*size);
-            if tenths < 100 {
-                format!("{}.{}{unit}", tenths / 10, tenths % 10)
-            } else {
-                format!("{}{unit}", tenths / 10)
-            }
-        }
-        None => amount.to_string(),
-    }
-}
-
-/// `12s`, `5m12s`, `3h5m`, `2d3h`
-fn age(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m{}s", seconds % 60),
-        (0, hours, minutes) => format!("{hours}h{}m", minutes % 60),
-        (days, hours, _) => format!("{days}d{}h", hours % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn amounts_and_ages_are_short() {
-        let shown = [0, 1023, 1536, 10_240, 20 << 20, 3 << 30].map(bytes);
-        assert_eq!(shown, ["0", "1023", "1.5k", "10k", "20M", "3.0G"]);
-        let shown = [12, 312, 11_100, 183_600].map(age);
-        assert_eq!(shown, ["12s", "5m12s", "3h5m", "2d3h"]);
-    }
-
-    #[test]
-    fn a_member_is_one_aligned_line() {
-        let member = json!({
-            "name": "db1", "cluster": "main", "host": "10.0.0.1", "port": 5432, "role": "replica", "leader": false,
-            "state": "streaming", "status": "DRAIN", "admin": "drain", "weight": 1, "zone": null, "timeline": 3, "lag": 0,
-            "lag_seconds": null, "tags": {}, "sessions": 2,
-            "check": {"status": "L7OK", "text": "answered in 0.5 ms", "in_a_row": 2, "age_ms": 1},
-            "routes": [{"route": "read-write", "fit": false, "reason": "is being drained"}],
-        });
-        let member = understood(&member).expect("a member");
-        let text = member_table(&[member]);
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 2);
-        for (heading, cell) in [("STATUS", "DRAIN"), ("CHECK", "L7OK"), ("ADMIN", "drain")] {
-            assert_eq!(
-                lines[0].find(heading),
-                lines[1].find(&format!(" {cell} ")).map(|at| at + 1),
-                "{text}"
-            );
-        }
-    }
 
     fn member_named(name: &str, leader: bool, admin: &str) -> MemberView {
         let member = json!({

@@ -18,7 +18,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::auth::scram::MockSecret;
 use crate::cluster::examine::examine;
-use crate::config::{self, BindAddress, Config, Leaf, ListenerMode, ReloadUnit, Source, Verifiers, Words};
+use crate::config::{
+    self, BindAddress, Config, Leaf, ListenerMode, Pool, ReloadUnit, Route, Source, Verifiers, Words,
+    shown_duration,
+};
 use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
 
 /// Checks the file and says what it would do; with `connect` it also tries what the file names.
@@ -154,10 +157,14 @@ fn summary(config: &Config) -> String {
     for (name, route) in &config.routes {
         let _ = writeln!(
             text,
-            "route {name}: {}, {} of {}",
+            "route {name}: {}, {} of {}{}",
             route.access,
             route.wanted(),
-            route.cluster
+            route.cluster,
+            route
+                .pool
+                .as_ref()
+                .map_or_else(String::new, |pool| pool_in_words(route, pool))
         );
     }
     for listener in &config.listeners {
@@ -197,6 +204,48 @@ fn summary(config: &Config) -> String {
         Verifiers::Query { .. } => "the cluster".to_owned(),
     };
     let _ = writeln!(text, "users: from {verifiers}");
+    text
+}
+
+/// What matters most of a route's pool, defaults included, in the words of the configuration.
+fn pool_in_words(route: &Route, pool: &Pool) -> String {
+    let limits = &pool.limits;
+    let or_off = |time: Option<std::time::Duration>| time.map_or_else(|| "off".to_owned(), shown_duration);
+    let mut text = format!(
+        "; pool: {}, max_connections {}",
+        pool.mode, limits.max_connections
+    );
+    // Writing to a String does not fail.
+    for (key, count) in [
+        ("min_connections", limits.min_connections),
+        ("reserve", limits.reserve),
+    ] {
+        if count > 0 {
+            let _ = write!(text, ", {key} {count}");
+        }
+    }
+    let _ = write!(
+        text,
+        ", idle_timeout {}, max_lifetime {}, queue_timeout {}",
+        or_off(limits.idle_timeout),
+        shown_duration(limits.max_lifetime),
+        shown_duration(route.queue.timeout)
+    );
+    for (key, time) in [
+        ("query_timeout", limits.query_timeout),
+        ("transaction_timeout", limits.transaction_timeout),
+        ("idle_transaction_timeout", limits.idle_transaction_timeout),
+        ("batch_timeout", limits.batch_timeout),
+    ] {
+        if let Some(time) = time {
+            let _ = write!(text, ", {key} {}", shown_duration(time));
+        }
+    }
+    match pool.overrides.len() {
+        0 => {}
+        1 => text.push_str(", 1 override"),
+        count => _ = write!(text, ", {count} overrides"),
+    }
     text
 }
 
@@ -253,6 +302,33 @@ mod tests {
             "listener read-write: *:6432, route read-write, TLS off",
             "HTTP: *:6434",
         ] {
+            assert!(text.contains(expected), "{expected} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_summary_shows_the_pool_of_a_route() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trunkline.yaml");
+        for (pool, expected) in [
+            ("", "route rw: read-write, leader of main\n"),
+            (
+                ", pool: {mode: session}",
+                "route rw: read-write, leader of main; pool: session, max_connections 20, idle_timeout 10m, \
+                 max_lifetime 1h, queue_timeout 10s\n",
+            ),
+            (
+                ", queue_timeout: 2s, pool: {mode: transaction, max_connections: 5, min_connections: 1, reserve: 2, \
+                 idle_timeout: 0, query_timeout: 90s, overrides: [{user: a, reserve: 3}, {user: b, reserve: 4}]}",
+                "route rw: read-write, leader of main; pool: transaction, max_connections 5, min_connections 1, \
+                 reserve 2, idle_timeout off, max_lifetime 1h, queue_timeout 2s, query_timeout 90s, 2 overrides\n",
+            ),
+        ] {
+            let routes = format!(
+                "routes:\n  rw: {{targets: [leader]{pool}}}\nlisteners: [{{name: a, address: \"*:1\", route: rw}}]\n"
+            );
+            std::fs::write(&path, format!("{PLAIN}{routes}")).unwrap();
+            let text = summary(&config::load(&path).unwrap());
             assert!(text.contains(expected), "{expected} is not in:\n{text}");
         }
     }

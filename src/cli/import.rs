@@ -1,5 +1,5 @@
-//! `trunkline import FILE`: a configuration of `HAProxy` or `patroni_proxy` becomes one of
-//! Trunkline.
+//! `trunkline import FILE`: a configuration of `HAProxy`, `patroni_proxy` or `PgBouncer` becomes
+//! one of Trunkline.
 //!
 //! Guarantees: what is written says the same, as far as there are words for it; everything that has
 //! no equivalent, or is different afterwards, is listed with its line and the reason, on standard
@@ -19,6 +19,7 @@ pub(crate) mod fuzzing;
 mod haproxy;
 mod notes;
 mod patroni_proxy;
+mod pgbouncer;
 mod write;
 
 use std::fs::File;
@@ -64,6 +65,8 @@ enum InputKind {
     Haproxy,
     #[value(name = "patroni_proxy")]
     PatroniProxy,
+    #[value(name = "pgbouncer")]
+    PgBouncer,
 }
 
 impl InputKind {
@@ -71,6 +74,7 @@ impl InputKind {
         match self {
             Self::Haproxy => "HAProxy",
             Self::PatroniProxy => "patroni_proxy",
+            Self::PgBouncer => "PgBouncer",
         }
     }
 }
@@ -97,7 +101,7 @@ enum Error {
     TooLarge(PathBuf),
     #[error("{}: is not UTF-8 text", .0.display())]
     NotText(PathBuf),
-    #[error("{}: is neither HAProxy's nor patroni_proxy's configuration (if it is one of them, name the program with --from)", .0.display())]
+    #[error("{}: is no configuration of HAProxy, patroni_proxy or PgBouncer (if it is one of them, name the program with --from)", .0.display())]
     Unknown(PathBuf),
     #[error("{}: exists; --force overwrites it", .0.display())]
     Exists(PathBuf),
@@ -163,6 +167,13 @@ fn convert(kind: InputKind, text: &str, file: &str, mode: Mode) -> Result<(Strin
     let outcome: ImportOutcome = match kind {
         InputKind::Haproxy => haproxy::convert(text, &mut notes)?,
         InputKind::PatroniProxy => patroni_proxy::convert(text, &mut notes)?,
+        InputKind::PgBouncer if mode == Mode::Tcp => {
+            return Err(Refusal {
+                line: None,
+                message: "becomes pools, which `--mode tcp` cannot have".to_owned(),
+            });
+        }
+        InputKind::PgBouncer => pgbouncer::convert(text, &mut notes)?,
     };
     let yaml = outcome.yaml(kind.program(), file, mode, &notes);
     Ok((yaml, notes))
@@ -210,13 +221,14 @@ fn shown(path: &Path) -> String {
         .collect()
 }
 
-/// By the first line that only one of the two could have.
+/// By the first line that only one of them could have.
 fn recognise(text: &str) -> Option<InputKind> {
     text.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().take(2).collect();
         match *words.first()? {
             "global" | "defaults" => Some(InputKind::Haproxy),
             "listen" | "frontend" | "backend" if words.len() > 1 => Some(InputKind::Haproxy),
+            "[databases]" | "[pgbouncer]" | "[users]" | "[peers]" => Some(InputKind::PgBouncer),
             "clusters:" | "cluster_update_interval:" | "listen_address:" => Some(InputKind::PatroniProxy),
             _ => None,
         }

@@ -13,6 +13,7 @@ mod reload;
 mod remote;
 mod schema;
 mod table;
+mod tables;
 mod upgrade;
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@
 //! - An answer comes from a query that began after the login asked, so it includes every change
 //!   made before the login.
 //! - Answers are remembered, but used only if the query fails or takes longer than
-//!   [`CONFIRM_WITHIN`], and then marked as [unconfirmed](auth::lookup::Answer).
+//!   [`CONFIRM_WITHIN`], and then marked as [unconfirmed](crate::auth::lookup).
 //! - At most one query runs for a user, and all logins that ask meanwhile share the next one, so
 //!   the number of logins does not increase the cost. Known and unknown users cost the same
 //!   queries.

@@ -26,7 +26,7 @@ mod new_members;
 pub mod observation;
 pub mod patroni;
 pub mod probe;
-#[cfg(test)]
+#[cfg(any(test, feature = "instructions"))]
 pub(crate) mod scripted;
 pub mod server_identity;
 mod service_account;

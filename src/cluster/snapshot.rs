@@ -242,6 +242,9 @@ pub struct Health {
     /// The last connection on which a probe saw that it belongs to this cluster, on its newest
     /// timeline.
     pub verified: Option<VerifiedAt>,
+    /// The last time that a probe was led to another server. Kept when the address leads back:
+    /// who looks at snapshots may not have seen each of them.
+    pub strayed: Option<Strayed>,
     /// The result of the last probe, or what a session has seen since.
     pub check: CheckStatus,
     /// It answered the last probe with 53300 (no free connection). It is up; its facts may be
@@ -255,6 +258,17 @@ pub struct VerifiedAt {
     /// When the connection began.
     pub at: Instant,
     pub timeline: u32,
+}
+
+/// A probe of a member that was on a server of another cluster, or on an older timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strayed {
+    /// What it saw there.
+    pub facts: ProbeFacts,
+    /// When that was known. The probe was there before, and so may be sessions that began before.
+    pub known: Instant,
+    /// [`Health::verified`] before it.
+    pub before: Option<VerifiedAt>,
 }
 
 /// What a successful probe saw.

@@ -474,7 +474,7 @@ impl State {
     fn settle(&mut self, now: Instant) {
         self.drop_stale(now);
         self.identify();
-        self.verify_members();
+        self.verify_members(now);
         let leader = self.leader();
         self.is_verified |= matches!(leader, Leader::Verified { .. }) || self.standby_leader().is_some();
         self.measure(&leader, now);

@@ -15,6 +15,7 @@ mod on_unfit;
 mod patroni;
 mod peers;
 mod placement;
+mod pool;
 mod process;
 mod route;
 mod routes;

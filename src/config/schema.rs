@@ -9,6 +9,7 @@ pub(super) mod json;
 pub(super) mod kind;
 #[cfg(test)]
 pub(super) mod markdown;
+mod pools;
 mod router;
 mod routes;
 
@@ -42,6 +43,8 @@ pub(super) enum Otherwise {
     Truth(bool),
     Number(u32),
     Time(Duration),
+    /// Bytes.
+    Size(u64),
     Text(&'static str),
     Nothing,
     /// The defaults of the map's own keys.

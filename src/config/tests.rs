@@ -25,6 +25,7 @@ mod diff;
 mod etcd;
 mod every_key;
 mod keys;
+mod pool;
 mod rereading;
 mod routes;
 mod schema;
@@ -79,7 +80,15 @@ routes:
       client_address: {setting: false, application_name: true, tls: true}}
   r: {targets: [[sync, quorum], replica, leader], tags: {disk: ssd, old: false, site: 2}, balance: source_hash,
       read_only_on_leader: unenforced, max_lag: {bytes: 4MiB, time: 8s, recover_bytes: 1MiB, recover_time: 3s},
-      on_unfit: {lag: close, down: close_idle, role: close, grace: 7s}}
+      on_unfit: {lag: close, down: close_idle, role: close, grace: 7s},
+      pool: {mode: transaction, max_connections: 21, min_connections: 2, reserve: 3, reserve_delay: 4s, idle_timeout: 6m,
+             max_lifetime: 2h, connects: 5, reset_timeout: 3s, ignore_startup_parameters: [extra_float_digits, Search_Path],
+             settings: [app.Tenant, work_mem], verify: always, custom_settings: close, max_statements: 300,
+             max_statement_bytes: 1MiB, wait_notify: 2s, query_timeout: 30s, transaction_timeout: 60s,
+             idle_transaction_timeout: 20s, batch_timeout: 10s,
+             overrides: [{user: batch, database: app, max_connections: 5, min_connections: 1, reserve: 0, idle_timeout: 1m,
+                          max_lifetime: 30m, query_timeout: 0, transaction_timeout: 2h, idle_transaction_timeout: 1m,
+                          batch_timeout: 1m}, {user: web, reserve: 9, reserve_delay: 1s}, {database: app, max_connections: 40}]}}
 listeners:
   - {name: one, address: "127.0.0.1:7001", route: w, mode: postgres, tls: required, max_clients: 11, allow: ["::1", 10.0.0.0/8],
      deny: [10.1.0.0/16], proxy_protocol: {trusted: [192.0.2.1, "2001:db8::/32"], required: true}, connection_rate: 20/s}

@@ -56,7 +56,8 @@ pub(super) fn shown_size(size: u64) -> String {
     format!("{}{}", size >> (10 * power), units[power])
 }
 
-pub(super) fn shown_duration(duration: Duration) -> String {
+/// As it is written in the configuration, in the largest unit that it is a whole number of.
+pub fn shown_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     for (unit, name) in [(3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
         if millis >= unit && millis.is_multiple_of(unit) {

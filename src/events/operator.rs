@@ -46,6 +46,21 @@ pub enum OperatorEvent {
         how: String,
         by: String,
     },
+    /// Server connections of pools are replaced.
+    Reconnect {
+        which: String,
+        connections: usize,
+        by: String,
+    },
+    /// The route gets no new sessions.
+    RouteDisabled {
+        route: String,
+        by: String,
+    },
+    RouteEnabled {
+        route: String,
+        by: String,
+    },
     RouterDrained {
         by: String,
     },
@@ -106,6 +121,12 @@ impl OperatorEvent {
                 how,
                 by,
             } => line!(session, client, ?user, member, %how, %by),
+            Self::Reconnect {
+                which,
+                connections,
+                by,
+            } => line!(%which, connections, %by),
+            Self::RouteDisabled { route, by } | Self::RouteEnabled { route, by } => line!(%route, %by),
             Self::RouterDrained { by } | Self::RouterReady { by } | Self::ReloadAsked { by } => line!(%by),
             Self::IdentityForgotten {
                 cluster,
@@ -124,6 +145,11 @@ impl fmt::Display for OperatorEvent {
             Self::WeightReset { .. } => "weight reset to the configured value",
             Self::SessionsEnded { .. } => "ending the sessions on a member",
             Self::SessionEnded { .. } => "ending a session",
+            Self::Reconnect { .. } => "connections of pools are replaced",
+            Self::RouteDisabled { .. } => {
+                "the route is disabled: it gets no new sessions, and its sessions go on"
+            }
+            Self::RouteEnabled { .. } => "the route is enabled again",
             Self::RouterDrained { .. } => {
                 "the router is drained: it serves as before, and reports to balancers that it is not ready"
             }

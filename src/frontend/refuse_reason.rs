@@ -37,6 +37,7 @@ labels! {
         ConnectionRateListener = "connection_rate_listener",
         QueueFull = "queue_full",
         QueueTimeout = "queue_timeout",
+        Disabled = "disabled",
         Unavailable = "unavailable",
         NoCandidate = "no_candidate",
         ServerConnect = "server_connect",

@@ -47,6 +47,7 @@ targets! {
     scram: crate::auth::scram::fuzzing::run,
     server_login: crate::backend::login::fuzzing::run,
     startup: wire::startup,
+    statements: crate::session::pool::statements::fuzzing::run,
     users: auth::users,
 }
 

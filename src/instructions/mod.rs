@@ -1,12 +1,13 @@
 //! Scenarios of which `scripts/instructions` counts the instructions: a transaction through the
-//! relay, in clear and in TLS, a login, and a session that waits at its gate. Not part of the
-//! program: this is built for tests and with the feature `instructions` only.
+//! relay, in clear and in TLS, a login, a session that waits at its gate, and sessions of a pool.
+//! Not part of the program: this is built for tests and with the feature `instructions` only.
 //!
 //! Peers are played in memory, on one thread, and without waiting, so that two runs do the same.
 //! Only what happens inside [`measured`] counts: the router's work, and not that of the peers.
 
 mod gate;
 mod login;
+mod pool;
 mod relay;
 mod tls;
 
@@ -22,6 +23,9 @@ pub const SCENARIOS: &[(&str, Scenario)] = &[
     ("row_1mb_tls", relay::large_row_tls),
     ("login", login::login),
     ("gate", gate::drain),
+    ("pool", pool::simple_free),
+    ("pool_wait", pool::simple_wait),
+    ("pool_wait_prepared", pool::prepared_wait),
 ];
 
 /// Runs the scenario of this name.

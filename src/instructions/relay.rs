@@ -58,19 +58,19 @@ impl Transaction {
     }
 }
 
-fn row_description() -> Vec<u8> {
+pub(super) fn row_description() -> Vec<u8> {
     frame(
         b'T',
         b"\0\x01abalance\0\0\0\x40\x0c\0\x03\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0",
     )
 }
 
-fn data_row(value: &[u8]) -> Vec<u8> {
+pub(super) fn data_row(value: &[u8]) -> Vec<u8> {
     let length = u32::try_from(value.len()).expect("it is short");
     frame(b'D', &[&b"\0\x01"[..], &length.to_be_bytes(), value].concat())
 }
 
-fn ready() -> Vec<u8> {
+pub(super) fn ready() -> Vec<u8> {
     frame(b'Z', b"I")
 }
 
@@ -143,7 +143,7 @@ fn play<C: SessionStream, S: SessionStream>(
 }
 
 /// Writes what there is room for, and returns the rest.
-fn give<'a>(stream: &mut (impl AsyncWrite + Unpin), mut data: &'a [u8]) -> &'a [u8] {
+pub(super) fn give<'a>(stream: &mut (impl AsyncWrite + Unpin), mut data: &'a [u8]) -> &'a [u8] {
     let mut context = Context::from_waker(Waker::noop());
     while !data.is_empty() {
         match Pin::new(&mut *stream).poll_write(&mut context, data) {
@@ -158,7 +158,11 @@ fn give<'a>(stream: &mut (impl AsyncWrite + Unpin), mut data: &'a [u8]) -> &'a [
 }
 
 /// Reads what is there, which is what is expected, and returns what is expected next.
-fn take<'a>(stream: &mut (impl AsyncRead + Unpin), buffer: &mut [u8], mut expected: &'a [u8]) -> &'a [u8] {
+pub(super) fn take<'a>(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut [u8],
+    mut expected: &'a [u8],
+) -> &'a [u8] {
     let mut context = Context::from_waker(Waker::noop());
     loop {
         let mut read = ReadBuf::new(buffer);
@@ -169,5 +173,20 @@ fn take<'a>(stream: &mut (impl AsyncRead + Unpin), buffer: &mut [u8], mut expect
         let read = read.filled();
         assert!(!read.is_empty(), "the router has closed");
         expected = expected.strip_prefix(read).expect("what was sent comes");
+    }
+}
+
+/// Reads what is there.
+pub(super) fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> Vec<u8> {
+    let mut context = Context::from_waker(Waker::noop());
+    let mut all = Vec::new();
+    loop {
+        let mut read = ReadBuf::new(buffer);
+        match Pin::new(&mut *stream).poll_read(&mut context, &mut read) {
+            Poll::Ready(outcome) => outcome.expect("the router is there"),
+            Poll::Pending => return all,
+        }
+        assert!(!read.filled().is_empty(), "the router has closed");
+        all.extend_from_slice(read.filled());
     }
 }

@@ -1,5 +1,6 @@
 //! The accept loop. Each listening socket runs it as one task.
 
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -90,6 +91,12 @@ pub async fn accept_loop<H: OnAccept>(bound: Bound, handler: H, stop: Cancellati
             accepted = listener.accept() => accepted,
         };
         match accepted {
+            // The connection has taken the last descriptor. Freed again it is the spare one,
+            // without which all who come later would wait unanswered.
+            Ok(connection) if !shortage.has_spare() => {
+                handler.no_descriptor(connection.socket);
+                shortage.keep_spare();
+            }
             Ok(connection) => {
                 shortage.over();
                 let room = handler.room().await;
@@ -189,7 +196,8 @@ fn is_of_connection(error: &io::Error) -> bool {
 struct Shortage {
     listen: String,
     answers: bool,
-    spare: Option<std::fs::File>,
+    spare: Option<File>,
+    open_spare: fn() -> Option<File>,
     pause: Option<Duration>,
     logged: Option<Instant>,
     /// Whether the end of the last logged shortage was logged.
@@ -208,6 +216,7 @@ impl Shortage {
             listen,
             answers,
             spare: None,
+            open_spare: || File::open("/dev/null").ok(),
             pause: None,
             logged: None,
             logged_over: false,
@@ -251,6 +260,12 @@ impl Shortage {
         self.keep_spare();
     }
 
+    /// Whether there is a spare descriptor, or none is needed.
+    fn has_spare(&mut self) -> bool {
+        self.keep_spare();
+        self.spare.is_some() || !self.answers
+    }
+
     /// Frees the spare descriptor for the first client of the queue. `false`: there is none.
     fn use_spare(&mut self) -> bool {
         self.spare.take().is_some()
@@ -259,7 +274,7 @@ impl Shortage {
     /// Reserves the spare descriptor again before another part of the process takes it.
     fn keep_spare(&mut self) {
         if self.answers && self.spare.is_none() {
-            self.spare = std::fs::File::open("/dev/null").ok();
+            self.spare = (self.open_spare)();
         }
     }
 }
@@ -298,6 +313,20 @@ mod tests {
         shortage.over();
         assert!(shortage.use_spare(), "it is held again");
         assert!(!Shortage::new(String::new(), false).use_spare());
+    }
+
+    #[tokio::test]
+    async fn nobody_is_let_in_with_the_last_descriptor() {
+        let mut shortage = Shortage::new(String::new(), true);
+        assert!(shortage.use_spare());
+        // Another part of the process was faster.
+        shortage.open_spare = || None;
+        assert!(!shortage.has_spare());
+        shortage.open_spare = || File::open("/dev/null").ok();
+        assert!(shortage.has_spare());
+        assert!(shortage.use_spare());
+        let mut silent = Shortage::new(String::new(), false);
+        assert!(silent.has_spare(), "who answers nobody needs none");
     }
 
     /// Passes connections on, one for each permit.

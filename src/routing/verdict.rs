@@ -1,8 +1,10 @@
 //! Decides whether a live session may stay on its server after a new snapshot.
 
+use tokio::time::Instant;
+
 use super::policy::{Candidate, Preference};
 use crate::cluster::server_identity::{IdentifiedBy, ServerIdentity, ServerLocation};
-use crate::cluster::snapshot::{Identity, Leader, MemberName, NoLeader, ProbeFacts, Snapshot};
+use crate::cluster::snapshot::{Identity, Leader, MemberName, NoLeader, ProbeFacts, Snapshot, VerifiedAt};
 use crate::config::Access;
 
 /// The role that a session's server was granted for.
@@ -99,7 +101,7 @@ fn is_foreign(snapshot: &Snapshot, member: &MemberName, place: &ServerLocation) 
         return false;
     };
     place.identity.system_identifier != ours
-        || seen_since(snapshot, member, place).is_some_and(|facts| facts.system_identifier != ours)
+        || seen_since(snapshot, member, place).any(|facts| facts.system_identifier != ours)
 }
 
 /// Whether the session's server is a primary on an older timeline than the leader. A primary stays
@@ -110,25 +112,36 @@ fn is_outdated(snapshot: &Snapshot, member: &MemberName, place: &ServerLocation)
         &snapshot.leader,
         Leader::Verified { member: leader, timeline, .. } if leader == member && *timeline > mine
     );
-    is_behind || seen_since(snapshot, member, place).is_some_and(|facts| facts.timeline < mine)
+    is_behind || seen_since(snapshot, member, place).any(|facts| facts.timeline < mine)
 }
 
-/// The facts that a probe sees at the address of a session whose own connection was not asked.
-/// `None` if the session's server was verified there over a connection that is younger than the
-/// session's: then the session is not on the server of these facts.
+/// The facts that a probe sees, or has once seen, at the address of a session whose own connection
+/// was not asked. Not those before which the session's server was verified there over a connection
+/// that is younger than the session's: then the session is not on the server of these facts.
 fn seen_since<'a>(
     snapshot: &'a Snapshot,
     member: &MemberName,
-    place: &ServerLocation,
-) -> Option<&'a ProbeFacts> {
-    let health = &snapshot.member(member)?.health;
-    let facts = health.facts.as_ref()?;
-    let is_here = place.known == IdentifiedBy::Prober && facts.address == Some(place.identity.address);
-    let is_confirmed = health
-        .verified
-        .is_some_and(|verified| verified.at >= place.begun && verified.timeline >= place.identity.timeline);
-    let is_younger = facts.connected.is_some_and(|connected| connected >= place.begun);
-    (is_here && is_younger && !is_confirmed).then_some(facts)
+    place: &'a ServerLocation,
+) -> impl Iterator<Item = &'a ProbeFacts> {
+    let health = snapshot.member(member).map(|member| &member.health);
+    let now = health.and_then(|health| {
+        let facts = health.facts.as_ref()?;
+        Some((facts, facts.connected, health.verified))
+    });
+    let once = health.and_then(|health| health.strayed.as_ref());
+    let once = once.map(|strayed| (&strayed.facts, Some(strayed.known), strayed.before));
+    let of_this_place = |(facts, at, verified): &(&ProbeFacts, Option<Instant>, Option<VerifiedAt>)| {
+        let is_here = place.known == IdentifiedBy::Prober && facts.address == Some(place.identity.address);
+        let is_confirmed = verified.is_some_and(|verified| {
+            verified.at >= place.begun && verified.timeline >= place.identity.timeline
+        });
+        let is_younger = at.is_some_and(|at| at >= place.begun);
+        is_here && is_younger && !is_confirmed
+    };
+    now.into_iter()
+        .chain(once)
+        .filter(of_this_place)
+        .map(|(facts, ..)| facts)
 }
 
 /// Whether a session on `member`, chosen for `granted` and seen at `place`, may stay. A member that

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::super::policy::tests::three;
 use super::*;
-use crate::cluster::snapshot::VerifiedAt;
+use crate::cluster::snapshot::{Strayed, VerifiedAt};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
@@ -122,6 +122,51 @@ fn a_session_whose_server_was_verified_after_it_began_stays() {
             SessionVerdict::Stay,
             "before it began"
         );
+    }
+}
+
+#[test]
+fn a_session_that_was_led_elsewhere_ends_even_if_nobody_looked_before_the_address_led_back() {
+    let begun = begun();
+    let beside = place(IdentifiedBy::Prober, begun);
+    for (identifier, timeline, expected) in [(666, 9, foreign()), (7, 2, old_primary())] {
+        let there = seen(identifier, timeline, begun, 1).members[0]
+            .health
+            .facts
+            .clone();
+        let mut cluster = seen(7, 3, begun, 2);
+        cluster.leader = Leader::None(NoLeader::NotNamed);
+        let health = &mut cluster.members[0].health;
+        health.verified = Some(VerifiedAt {
+            at: begun + Duration::from_secs(2),
+            timeline: 3,
+        });
+        assert_eq!(
+            of(&cluster, GrantedRole::ReadWrite, &beside),
+            SessionVerdict::Stay
+        );
+        cluster.members[0].health.strayed = Some(Strayed {
+            facts: there.unwrap(),
+            known: begun + Duration::from_secs(2),
+            before: None,
+        });
+        assert_eq!(of(&cluster, GrantedRole::ReadWrite, &beside), expected.clone());
+        // Verified between its begin and the probe that strayed.
+        let strayed = cluster.members[0].health.strayed.as_mut().unwrap();
+        strayed.before = Some(VerifiedAt {
+            at: begun,
+            timeline: 3,
+        });
+        assert_eq!(
+            of(&cluster, GrantedRole::ReadWrite, &beside),
+            SessionVerdict::Stay
+        );
+        // Begun when the probe was already there and had not told; and after that.
+        cluster.members[0].health.strayed.as_mut().unwrap().before = None;
+        for (later, expected) in [(1500, &expected), (2500, &SessionVerdict::Stay)] {
+            let later = place(IdentifiedBy::Prober, begun + Duration::from_millis(later));
+            assert_eq!(of(&cluster, GrantedRole::ReadWrite, &later), *expected);
+        }
     }
 }
 

@@ -71,23 +71,29 @@ impl OnAccept for Arc<AcceptHandler> {
             },
         };
         let shared = Arc::clone(&self.shared);
-        self.workers.spawn(move |worker_buffer| async move {
-            let place = match place {
-                Ok(place) => place,
-                Err(queued) => match client_origin::turn(&shared, address, queued, accepted).await {
+        self.workers.spawn(move |worker_buffer| {
+            let serving = Arc::clone(&shared);
+            let arriving = async move {
+                let place = match place {
                     Ok(place) => place,
-                    Err(full) => return refuse(&shared, &socket, full),
-                },
+                    Err(queued) => match client_origin::turn(&shared, address, queued, accepted).await {
+                        Ok(place) => place,
+                        Err(full) => {
+                            refuse(&shared, &socket, full);
+                            return None;
+                        }
+                    },
+                };
+                Some(Arrival {
+                    socket,
+                    address,
+                    accepted,
+                    listener: settings,
+                    worker_buffer,
+                    place,
+                })
             };
-            let arrival = Arrival {
-                socket,
-                address,
-                accepted,
-                listener: settings,
-                worker_buffer,
-                place,
-            };
-            life::serve(arrival, shared).await;
+            life::serve(arriving, serving)
         });
     }
 

@@ -17,11 +17,17 @@ use super::control::{ControlRequest, Requests};
 use super::handover::STEP_LIMIT;
 use super::processes::NotFollowed;
 use super::state_file::{self, AdminOverrides, MemberOverrides};
-use crate::admin::{Activity, Change, Ending, Readiness, ReloadAnswer, SessionView};
+use crate::admin::{
+    Activity, Change, Ending, IdleConnectionView, PoolMemberView, PoolView, Readiness, Reconnection,
+    ReloadAnswer, SessionView,
+};
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::cluster::{Busy, ClusterHandle, PreparedCluster};
+use crate::session::disabled::DisabledRoutes;
 use crate::session::end::{Order, Reason};
 use crate::session::occupancy::Occupancy;
+use crate::session::pool::pools::{Pools, Reconnect};
+use crate::session::pool::view;
 use crate::session::registry::{self, Placement, Registry, SessionEntry};
 use crate::wire::text::Escaped;
 
@@ -31,6 +37,8 @@ pub(super) struct Administration {
     clusters: Mutex<HashMap<Arc<str>, ClusterHandle>>,
     registry: Arc<Registry>,
     occupancy: Arc<Occupancy>,
+    pools: Arc<Pools>,
+    disabled_routes: Arc<DisabledRoutes>,
     readiness: Arc<Readiness>,
     /// Locked during a change, so that concurrent changes are kept in the order of their execution.
     overrides: Mutex<watch::Sender<Arc<AdminOverrides>>>,
@@ -46,6 +54,9 @@ pub(super) struct Administration {
     stop: CancellationToken,
 }
 
+/// What sessions and administration share.
+type SharedParts = (Arc<Registry>, Arc<Occupancy>, Arc<Pools>, Arc<DisabledRoutes>);
+
 impl Administration {
     /// Applies the overrides `received` from the old process, or those from before the restart. The
     /// clusters have them before their first check if the caller has not waited since it started
@@ -54,7 +65,7 @@ impl Administration {
         state_file: Option<PathBuf>,
         received: Option<AdminOverrides>,
         clusters: HashMap<Arc<str>, ClusterHandle>,
-        (registry, occupancy): (Arc<Registry>, Arc<Occupancy>),
+        (registry, occupancy, pools, disabled_routes): SharedParts,
         readiness: Arc<Readiness>,
         requests: Requests,
         (stop, tracker): (&CancellationToken, &TaskTracker),
@@ -64,14 +75,17 @@ impl Administration {
             .or_else(|| state_file.as_deref().map(state_file::load))
             .unwrap_or_default();
         for (name, cluster) in &clusters {
-            if let Some(members) = overrides.0.get(&**name) {
+            if let Some(members) = overrides.members.get(&**name) {
                 apply(members, name, on(cluster));
             }
         }
+        disabled_routes.replace(overrides.disabled_routes.clone());
         let administration = Self {
             clusters: Mutex::new(clusters),
             registry,
             occupancy,
+            pools,
+            disabled_routes,
             readiness,
             overrides: Mutex::new(watch::Sender::new(Arc::new(overrides))),
             requests,
@@ -185,10 +199,10 @@ impl Administration {
     fn overrides(&self, cluster: &str) -> MemberOverrides {
         let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         let overrides = overrides.borrow();
-        overrides.0.get(cluster).cloned().unwrap_or_default()
+        overrides.members.get(cluster).cloned().unwrap_or_default()
     }
 
-    fn end(&self, entries: Vec<Arc<SessionEntry>>, ending: Ending, reason: &Reason) {
+    fn end(&self, entries: Vec<Addressee>, ending: Ending, reason: &Reason) {
         let grace = match ending {
             Ending::Now => None,
             Ending::AtBoundary { grace } => {
@@ -201,7 +215,7 @@ impl Administration {
                 Some(grace)
             }
         };
-        let cut = move |entries: Vec<Arc<SessionEntry>>, reason: &Reason| {
+        let cut = move |entries: Vec<Addressee>, reason: &Reason| {
             for entry in entries {
                 entry.order(Order::Now(reason.clone()));
             }
@@ -224,11 +238,31 @@ impl Administration {
     }
 }
 
+/// Who gets an order: a session, or a session as long as it has this server connection.
+struct Addressee {
+    entry: Arc<SessionEntry>,
+    placement: Option<Arc<Placement>>,
+}
+
+impl Addressee {
+    fn order(&self, order: Order) {
+        match &self.placement {
+            Some(placement) => self.entry.order_on(placement, order),
+            None => self.entry.order(order),
+        }
+    }
+}
+
 /// The actions of operators in this process. No function waits.
 impl Administration {
     /// Every session of this process, by number.
     pub(super) fn sessions(&self) -> Vec<SessionView> {
-        let mut all: Vec<SessionView> = self.registry.sessions().iter().map(|entry| view(entry)).collect();
+        let mut all: Vec<SessionView> = self
+            .registry
+            .sessions()
+            .iter()
+            .map(|entry| session_view(entry))
+            .collect();
         all.sort_unstable_by_key(|session| session.id);
         all
     }
@@ -246,8 +280,12 @@ impl Administration {
     pub(super) fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
         let entry = self.registry.session(id)?;
         // The session may lose its server once it is ordered to end.
-        let session = view(&entry);
-        self.end(vec![Arc::clone(&entry)], ending, &Reason::Killed);
+        let session = session_view(&entry);
+        let addressee = Addressee {
+            entry: Arc::clone(&entry),
+            placement: None,
+        };
+        self.end(vec![addressee], ending, &Reason::Killed);
         Some(SessionView {
             ending: entry.ordered().map(|order| order.reason().to_string()),
             ..session
@@ -256,14 +294,38 @@ impl Administration {
 
     /// Ends the sessions on a member, and returns their number.
     pub(super) fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
-        let mut entries = self.registry.sessions_of(cluster);
-        entries.retain(|entry| {
-            let is_there = |place: Arc<Placement>| place.member == *member;
-            entry.placement().is_some_and(is_there)
-        });
+        let on_member = |entry: Arc<SessionEntry>| {
+            let placement = entry.placement().filter(|place| place.member == *member)?;
+            let placement = Some(placement);
+            Some(Addressee { entry, placement })
+        };
+        let sessions = self.registry.sessions_of(cluster);
+        let entries: Vec<Addressee> = sessions.into_iter().filter_map(on_member).collect();
         let sessions = entries.len();
         self.end(entries, ending, &Reason::MemberClosed(member.clone()));
         sessions
+    }
+
+    /// Every pool of this process, in the order of their names.
+    pub(super) fn pools(&self) -> Vec<PoolView> {
+        let mut all: Vec<PoolView> = self.pools.views_with_idle().iter().map(pool_view).collect();
+        all.sort_unstable_by(|one, other| {
+            let name = |pool: &PoolView| (pool.route.clone(), pool.user.clone(), pool.database.clone());
+            name(one).cmp(&name(other))
+        });
+        all
+    }
+
+    /// Connections of pools that exist now are not used again. Returns their number.
+    pub(super) fn reconnect(&self, which: &Reconnection) -> usize {
+        match which {
+            Reconnection::Member { cluster, member } => self.pools.reconnect(Reconnect::Member {
+                cluster,
+                member: &MemberName::new(member.as_str()),
+            }),
+            Reconnection::Route(route) => self.pools.reconnect(Reconnect::Route(route)),
+            Reconnection::All => self.pools.reconnect(Reconnect::All),
+        }
     }
 
     /// Whether an override for this member is kept, even if the member is absent now.
@@ -313,6 +375,30 @@ impl Administration {
             // This process has no sessions of the cluster.
             None => Ok(()),
         }
+    }
+
+    /// Sessions of a route, with and without a server.
+    pub(super) fn sessions_of(&self, route: &str) -> usize {
+        self.registry.len_of(route)
+    }
+
+    /// Disables a route, or enables it again. It counts for logins from now on.
+    pub(super) fn disable_route(&self, route: &str, is_disabled: bool) -> Result<(), Busy> {
+        let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_handing_over.load(Ordering::Relaxed) {
+            return Err(Busy);
+        }
+        overrides.send_modify(|overrides| {
+            let names = &mut Arc::make_mut(overrides).disabled_routes;
+            if is_disabled {
+                names.insert(route.to_owned());
+            } else {
+                names.remove(route);
+            }
+        });
+        let names = overrides.borrow().disabled_routes.clone();
+        self.disabled_routes.replace(names);
+        Ok(())
     }
 
     /// Drains the router, or reverses that. A drained router serves as before and reports that it
@@ -376,7 +462,7 @@ fn apply(overrides: &MemberOverrides, cluster: &str, set: impl Fn(&MemberName, C
     }
 }
 
-fn view(entry: &SessionEntry) -> SessionView {
+fn session_view(entry: &SessionEntry) -> SessionView {
     let origin = &entry.origin;
     let placement = entry.placement();
     let traffic = entry.traffic();
@@ -397,12 +483,52 @@ fn view(entry: &SessionEntry) -> SessionView {
             registry::Activity::InTransaction => Activity::IdleInTransaction,
             registry::Activity::Idle => Activity::Idle,
         },
+        phase: entry.phase().as_str().to_owned(),
+        pins: entry
+            .pins()
+            .iter()
+            .map(|reason| reason.label().to_owned())
+            .collect(),
+        held_s: entry.held_s(),
         age_s: origin.client.since.elapsed().as_secs(),
         bytes_up: traffic.bytes_up,
         bytes_down: traffic.bytes_down,
         transactions: traffic.transactions,
         tls: origin.client.tls.map(str::to_owned),
         ending: entry.ordered().map(|order| order.reason().to_string()),
+        router_process_id: std::process::id(),
+    }
+}
+
+fn pool_view(pool: &view::PoolView) -> PoolView {
+    let idle = |idle: &view::IdleConnectionView| IdleConnectionView {
+        process_id: idle.process_id,
+        idle_ms: u64::try_from(idle.idle.as_millis()).unwrap_or(u64::MAX),
+        leases: idle.leases,
+    };
+    let member = |member: &view::PoolMemberView| PoolMemberView {
+        member: member.member.as_str().to_owned(),
+        idle: member.idle,
+        leased: member.leased,
+        opening: member.opening,
+        pinned: member.pinned.connections,
+        pins: member
+            .pinned
+            .reasons()
+            .map(|(reason, count)| (reason.label().to_owned(), count))
+            .collect(),
+        idle_connections: member.idle_connections.iter().map(idle).collect(),
+    };
+    PoolView {
+        route: pool.name.route.to_string(),
+        cluster: pool.name.cluster.to_string(),
+        user: Escaped(&pool.name.user).to_string(),
+        database: Escaped(&pool.name.database).to_string(),
+        max_connections: pool.max_connections,
+        reserve: pool.reserve,
+        waiting: pool.waiting,
+        longest_wait_ms: u64::try_from(pool.longest_wait.as_millis()).unwrap_or(u64::MAX),
+        members: pool.members.iter().map(member).collect(),
         router_process_id: std::process::id(),
     }
 }

@@ -2,10 +2,10 @@
 //! sessions of the processes before it, too. Those processes carry out the orders that this one
 //! passes on.
 //!
-//! This process is asked first. It asks the others over [`generations`], each at most once, and
-//! they pass nothing on. The answer names a process that cannot be asked. Only its own operators
-//! change the state of the serving process: it refuses to have a member's state set by another
-//! process.
+//! This process is asked first. It asks the others over [`crate::session::generations`], each at
+//! most once, and they pass nothing on. The answer names a process that cannot be asked. Only its
+//! own operators change the state of the serving process: it refuses to have a member's state set
+//! by another process.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tracing::info;
 
 use super::administration::Administration;
-use crate::admin::{Change, Ending, Gathered, Operations, ReloadAnswer, SessionView};
+use crate::admin::{Change, Ending, Gathered, Operations, PoolView, Reconnection, ReloadAnswer, SessionView};
 use crate::cluster::Busy;
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::session::Shared;
@@ -128,6 +128,25 @@ struct ListedSessions {
     left_out: usize,
 }
 
+#[derive(Debug, Serialize)]
+struct PoolList<'a> {
+    pools: &'a [PoolView],
+    /// Pools that did not fit.
+    left_out: usize,
+}
+
+#[derive(Debug, Deserialize)]
+struct ListedPools {
+    pools: Vec<Value>,
+    #[serde(default)]
+    left_out: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Reconnected {
+    connections: usize,
+}
+
 /// Carries out the requests of other processes in this one.
 pub(super) struct Local {
     pub(super) shared: Arc<Shared>,
@@ -153,6 +172,11 @@ impl Responder for Local {
             },
             RequestKind::Member => match serde_json::from_slice(body) {
                 Ok(order) => self.member(&order),
+                Err(_) => Answer::Malformed,
+            },
+            RequestKind::Pools => self.pools(),
+            RequestKind::Reconnect => match serde_json::from_slice(body) {
+                Ok(which) => self.reconnect(&which),
                 Err(_) => Answer::Malformed,
             },
             RequestKind::Cancel | RequestKind::Hold | RequestKind::Release | RequestKind::Pause => {
@@ -230,6 +254,32 @@ impl Local {
         let sessions = self.administration.end_sessions_on(cluster, &member, ending);
         info!(cluster, %member, sessions, "another process of this router passes on: end the sessions on a member");
         done(&Closed { sessions })
+    }
+
+    fn pools(&self) -> Answer {
+        let mut pools = self.administration.pools();
+        let most = RequestKind::Pools.limits().answer_bytes - SPARE;
+        let all = pools.len();
+        loop {
+            let left_out = all - pools.len();
+            match serde_json::to_vec(&PoolList {
+                pools: &pools,
+                left_out,
+            }) {
+                Ok(body) if body.len() <= most => return Answer::Done(body),
+                Ok(_) => pools.truncate(pools.len() / 2),
+                Err(error) => return Answer::Refused(error.to_string()),
+            }
+        }
+    }
+
+    fn reconnect(&self, which: &Reconnection) -> Answer {
+        let connections = self.administration.reconnect(which);
+        info!(
+            connections,
+            "another process of this router passes on: reconnect {which}"
+        );
+        done(&Reconnected { connections })
     }
 
     fn member(&self, order: &MemberOrder) -> Answer {
@@ -389,6 +439,45 @@ impl Operations for AllProcesses {
         .boxed()
     }
 
+    fn pools(&self) -> BoxFuture<'_, Gathered<Vec<PoolView>>> {
+        async {
+            let mut all = self.administration.pools();
+            let (lists, mut missing) = self
+                .ask(RequestKind::Pools, json!({}), |answer| {
+                    body::<ListedPools>(&answer)
+                })
+                .await;
+            for list in lists {
+                let (listed, before) = (list.pools.len(), all.len());
+                let read = list.pools.into_iter().map(serde_json::from_value);
+                all.extend(read.filter_map(Result::ok));
+                let left_out = list.left_out + listed - (all.len() - before);
+                if left_out > 0 {
+                    missing.push(format!("{left_out} pools of another process are not listed"));
+                }
+            }
+            Gathered { value: all, missing }
+        }
+        .boxed()
+    }
+
+    fn reconnect<'a>(&'a self, which: &'a Reconnection) -> BoxFuture<'a, Gathered<usize>> {
+        async move {
+            let own = self.administration.reconnect(which);
+            let (others, missing) = self
+                .ask(RequestKind::Reconnect, json!(which), |answer| {
+                    body::<Reconnected>(&answer)
+                })
+                .await;
+            let others = others.iter().map(|other| other.connections);
+            Gathered {
+                value: own + others.sum::<usize>(),
+                missing,
+            }
+        }
+        .boxed()
+    }
+
     fn has_kept(&self, cluster: &str, member: &MemberName) -> bool {
         self.administration.has_kept(cluster, member)
     }
@@ -412,6 +501,18 @@ impl Operations for AllProcesses {
             Ok(Gathered { value: (), missing })
         }
         .boxed()
+    }
+
+    fn sessions_of(&self, route: &str) -> usize {
+        let others = self.generations.totals().sessions();
+        let others = others.iter().filter(|((of, _), _)| of == route);
+        let others = others.filter_map(|(_, sessions)| usize::try_from(*sessions).ok());
+        self.administration.sessions_of(route) + others.sum::<usize>()
+    }
+
+    // The other processes accept no connections.
+    fn disable_route(&self, route: &str, is_disabled: bool) -> Result<(), Busy> {
+        self.administration.disable_route(route, is_disabled)
     }
 
     fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {

@@ -119,9 +119,10 @@ impl Service {
         self.admin.leave();
     }
 
-    /// Stops accepting clients and requests over the control socket. Every port is free when this
-    /// returns.
+    /// Stops accepting clients and requests over the control socket, and keeps no idle connection
+    /// of pools. Every port is free when this returns.
     pub(super) async fn close_ports(&mut self) {
+        self.shared.pools.retire();
         self.control_stop.cancel();
         self.control = None;
         self.listeners.close().await;
@@ -194,6 +195,8 @@ impl Service {
         self.apply_shared(old, new, started);
         limits::raise_open_files(&new.limits);
         self.listeners.replace(wanted, bound);
+        let routes: Vec<Arc<Route>> = new.routes.values().cloned().collect();
+        self.shared.pools.reconfigure(&routes);
         self.handles.clusters = views(new, &self.clusters);
         self.handles.token.store(new.http.token.clone().map(Arc::new));
         self.metric_views.store(Arc::new(self.handles.clusters.clone()));

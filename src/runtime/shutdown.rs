@@ -14,6 +14,7 @@ use crate::config;
 use crate::events::{Events, ProcessEvent};
 use crate::session::end::{Order, Reason};
 use crate::session::registry::Registry;
+use crate::session::replaced::end_detached;
 
 /// Time limit for sessions to send their last message after they were cut, and for tasks to end.
 const END_LIMIT: Duration = Duration::from_secs(3);
@@ -80,7 +81,8 @@ pub(super) async fn delay(delay: Duration, signals: &mut Signals) {
 }
 
 /// Waits until every session has finished by itself, for at most `limit`, or until a signal.
-/// `false`: sessions are left.
+/// Without a limit, sessions that have no server connection end after some minutes. `false`:
+/// sessions are left.
 pub(super) async fn finish(
     registry: &Registry,
     workers: &Workers,
@@ -90,7 +92,7 @@ pub(super) async fn finish(
     let time_limit = async {
         match limit {
             Some(limit) => sleep(limit).await,
-            None => std::future::pending().await,
+            None => end_detached(registry).await,
         }
     };
     tokio::select! {

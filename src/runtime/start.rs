@@ -33,6 +33,7 @@ use super::workers::Workers;
 use crate::admin::log::LogHandle;
 use crate::admin::metrics::FileMetrics;
 use crate::admin::{self, AccessView, ClusterView, Handles, Readiness};
+use crate::auth::crypto::random;
 use crate::auth::scram::MockSecret;
 use crate::cluster::{self, ClusterHandle, Reporting};
 use crate::config::{Config, ListenerMode, ListenerTls, Words};
@@ -47,6 +48,8 @@ use crate::session::generations::Generations;
 use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::occupancy::Occupancy;
 use crate::session::orders;
+use crate::session::pool::open;
+use crate::session::pool::pools::{Pools, Spare};
 use crate::session::registry::Registry;
 use crate::session::{self, Shared, peers::Peers};
 
@@ -150,10 +153,15 @@ struct Parts {
     administration: Arc<Administration>,
     request_sender: Requests,
     requests: mpsc::Receiver<ControlRequest>,
+    /// Taken by the task that opens them.
+    spares: Option<mpsc::Receiver<Spare>>,
     readiness: Arc<Readiness>,
     stop: CancellationToken,
     tracker: TaskTracker,
 }
+
+/// Connections of pools that wait to be opened. The pools ask again for what does not fit.
+const SPARES: usize = 64;
 
 impl Sockets {
     /// Makes everything that serves. If there is an old process, the clusters have had time to see
@@ -174,7 +182,7 @@ impl Sockets {
             events: self.events.clone(),
         };
         let old_process = self.old_process.as_mut();
-        let parts = Parts::start(&self.config, old_process, generations, readiness, reporting, ours)?;
+        let mut parts = Parts::start(&self.config, old_process, generations, readiness, reporting, ours)?;
         let workers = Arc::new(Workers::start(self.config.workers)?);
         if let Some(old_process) = &mut self.old_process {
             let waiting = old_process.wait_for_same_view(&parts.clusters);
@@ -183,7 +191,8 @@ impl Sockets {
         let views = service::views(&self.config, &parts.clusters);
         let metric_views = Arc::new(ArcSwap::from_pointee(views.clone()));
         let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
-        admin::fit_metric::register(ours, Arc::clone(&metric_views));
+        let disabled_routes = Arc::clone(&parts.shared.disabled_routes);
+        admin::fit_metric::register(ours, Arc::clone(&metric_views), Arc::clone(&disabled_routes));
         let handles = Handles {
             clusters: views,
             access: access_view(&parts.shared.auth_policy),
@@ -193,6 +202,7 @@ impl Sockets {
             }),
             token: Arc::new(ArcSwapOption::new(self.config.http.token.clone().map(Arc::new))),
             readiness: Arc::clone(&parts.readiness),
+            disabled_routes,
             registry: Arc::new(metrics),
             metrics: admin_metrics,
             events: self.events,
@@ -267,22 +277,37 @@ impl Parts {
         );
         let occupancy = Arc::new(Occupancy::default());
         let (request_sender, requests) = mpsc::channel(1);
+        let (spare_sender, spares) = mpsc::channel(SPARES);
+        let shared = share(
+            config,
+            (Arc::clone(&registry), Arc::clone(&occupancy)),
+            generations,
+            metrics,
+            (&tracker, spare_sender),
+        )?;
+        let shared = Arc::new(shared);
         let administration = Arc::new(Administration::begin(
             config.state_file.clone(),
             old_process
                 .as_mut()
                 .map(|old_process| std::mem::take(&mut old_process.kept)),
             clusters.clone(),
-            (Arc::clone(&registry), Arc::clone(&occupancy)),
+            (
+                registry,
+                occupancy,
+                Arc::clone(&shared.pools),
+                Arc::clone(&shared.disabled_routes),
+            ),
             Arc::clone(&readiness),
             request_sender.clone(),
             (&stop, &tracker),
         ));
-        let shared = share(config, (registry, occupancy), generations, metrics, &tracker)?;
+        shared.opener.attend(&shared);
         Ok(Self {
             clusters,
             cluster_metrics: reporting.metrics,
-            shared: Arc::new(shared),
+            shared,
+            spares: Some(spares),
             administration,
             request_sender,
             requests,
@@ -303,7 +328,14 @@ impl Parts {
             .context("cannot listen for other processes of this router")
     }
 
-    fn spawn_tasks(&self) {
+    fn spawn_tasks(&mut self) {
+        if let Some(spares) = self.spares.take() {
+            let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
+            self.tracker.spawn(async move {
+                let pools = Arc::clone(&shared.pools).keep(stop.clone());
+                tokio::join!(pools, shared.opener.serve(&shared, spares, stop));
+            });
+        }
         for cluster in self.clusters.values() {
             let registry = Arc::clone(&self.shared.registry);
             let enforcing = orders::enforce(cluster.subscribe(), registry, self.stop.clone());
@@ -373,6 +405,7 @@ impl Prepared {
     /// Accepts connections from now on.
     fn serve(self) -> Supervisor {
         let Parts {
+            spares: _,
             clusters,
             cluster_metrics,
             shared,
@@ -450,7 +483,7 @@ fn share(
     (registry, occupancy): (Arc<Registry>, Arc<Occupancy>),
     generations: Arc<Generations>,
     metrics: &mut Metrics,
-    tasks: &TaskTracker,
+    (tasks, spares): (&TaskTracker, mpsc::Sender<Spare>),
 ) -> anyhow::Result<Shared> {
     let incarnation = Incarnation::random();
     let secret = config.peers.as_ref().map(|peers| &peers.secret);
@@ -463,19 +496,26 @@ fn share(
     let auth_policy = Arc::new(ArcSwap::from_pointee(access));
     let console = service::console_access(config, &auth_policy);
     let closing = CancellationToken::new();
+    let session_metrics = session::metrics::Metrics::new(
+        metrics,
+        Arc::clone(&registry),
+        Arc::clone(&login_throttle),
+        Arc::clone(&generations),
+    );
+    let pool_metrics = session_metrics.pools(metrics);
+    let pools = Pools::new(Arc::clone(&occupancy), pool_metrics, open::rehome, spares);
+    pools.register_connections(metrics);
     Ok(Shared {
+        pools,
+        opener: Arc::default(),
+        pool_secret: random(),
         console: ArcSwapOption::new(console),
         admission: Arc::new(Admission::new(
             config.limits.max_clients,
             config.limits.max_pending_logins,
         )),
         quota: Arc::new(Quota::new(&config.limits)),
-        metrics: Arc::new(session::metrics::Metrics::new(
-            metrics,
-            Arc::clone(&registry),
-            Arc::clone(&login_throttle),
-            Arc::clone(&generations),
-        )),
+        metrics: Arc::new(session_metrics),
         login_throttle,
         registry,
         occupancy,
@@ -491,6 +531,7 @@ fn share(
         mock,
         derivations: Arc::default(),
         login_timeout: ArcSwap::from_pointee(config.auth.login_timeout),
+        disabled_routes: Arc::default(),
         cancels: session::cancel::Cancels::default(),
         failures: session::Failures::default(),
         tasks: tasks.clone(),

@@ -1,10 +1,10 @@
-//! The state file keeps the operators' settings for members over a restart.
+//! The state file keeps the operators' settings for members and routes over a restart.
 //!
 //! Guarantees: the file is always complete, the old one or the new one (written beside it, flushed,
 //! renamed). A file that cannot be read or written is logged and never stops the router; nothing
-//! waits for it. Settings for absent members and clusters are kept.
+//! waits for it. Settings for absent members, clusters and routes are kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -29,9 +29,14 @@ const RETRY: Duration = Duration::from_secs(30);
 /// A write that takes longer is logged.
 const SLOW: Duration = Duration::from_secs(10);
 
-/// The operators' settings, by cluster and member. Members that are absent here have the defaults.
+/// The operators' settings. Members and routes that are absent here have the defaults.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct AdminOverrides(pub(super) BTreeMap<String, MemberOverrides>);
+pub(super) struct AdminOverrides {
+    /// By cluster.
+    pub(super) members: BTreeMap<String, MemberOverrides>,
+    /// Names.
+    pub(super) disabled_routes: BTreeSet<String>,
+}
 
 /// The settings of one cluster, by member.
 pub(super) type MemberOverrides = BTreeMap<String, AdminOverride>;
@@ -46,19 +51,19 @@ pub(super) struct AdminOverride {
 impl AdminOverrides {
     /// Changes the settings of one member. A member with the defaults is removed.
     pub(super) fn change(&mut self, cluster: &str, member: &str, change: impl FnOnce(&mut AdminOverride)) {
-        let members = self.0.entry(cluster.to_owned()).or_default();
+        let members = self.members.entry(cluster.to_owned()).or_default();
         let overrides = members.entry(member.to_owned()).or_default();
         change(overrides);
         if *overrides == AdminOverride::default() {
             members.remove(member);
         }
         if members.is_empty() {
-            self.0.remove(cluster);
+            self.members.remove(cluster);
         }
     }
 
     pub(super) fn member(&self, cluster: &str, member: &str) -> Option<&AdminOverride> {
-        self.0.get(cluster)?.get(member)
+        self.members.get(cluster)?.get(member)
     }
 }
 
@@ -67,6 +72,8 @@ impl AdminOverrides {
 struct Document {
     version: u64,
     clusters: BTreeMap<String, BTreeMap<String, SavedOverride>>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    disabled_routes: BTreeSet<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -103,7 +110,10 @@ pub(super) enum StateFileError {
 pub(super) fn load(path: &Path) -> AdminOverrides {
     match read(path) {
         Ok(overrides) => {
-            for (cluster, members) in &overrides.0 {
+            for route in &overrides.disabled_routes {
+                info!(%route, "the route is disabled, as before the restart");
+            }
+            for (cluster, members) in &overrides.members {
                 for (member, AdminOverride { admin, weight }) in members {
                     let weight =
                         weight.map_or_else(|| "as configured".to_owned(), |weight| weight.to_string());
@@ -118,7 +128,7 @@ pub(super) fn load(path: &Path) -> AdminOverrides {
                 Ok(()) => format!("set aside as {}", aside.display()),
                 Err(error) => format!("it cannot be renamed: {error}"),
             };
-            warn!(file = %path.display(), "the state file {error}; every member is ready and has its configured weight ({what})");
+            warn!(file = %path.display(), "the state file {error}; every member is ready and has its configured weight, and every route is enabled ({what})");
             AdminOverrides::default()
         }
     }
@@ -149,7 +159,10 @@ pub(super) fn parse(text: &[u8]) -> Result<AdminOverrides, StateFileError> {
         Some(version) => return Err(StateFileError::Version(version)),
     }
     let document: Document = serde_json::from_value(value)?;
-    let mut overrides = AdminOverrides::default();
+    let mut overrides = AdminOverrides {
+        disabled_routes: document.disabled_routes,
+        ..AdminOverrides::default()
+    };
     for (cluster, members) in document.clusters {
         for (member, SavedOverride { admin, weight }) in members {
             let Some(state) = AdminState::named(&admin) else {
@@ -171,13 +184,14 @@ pub(super) fn text(overrides: &AdminOverrides) -> Vec<u8> {
         admin: member.admin.to_string(),
         weight: member.weight,
     };
-    let clusters = overrides.0.iter().map(|(cluster, members)| {
+    let clusters = overrides.members.iter().map(|(cluster, members)| {
         let members = members.iter().map(|(name, member)| (name.clone(), entry(member)));
         (cluster.clone(), members.collect())
     });
     let document = Document {
         version: VERSION,
         clusters: clusters.collect(),
+        disabled_routes: overrides.disabled_routes.clone(),
     };
     let mut text = serde_json::to_vec_pretty(&document).unwrap_or_default();
     text.push(b'\n');
@@ -220,7 +234,7 @@ pub(super) async fn keep(
         match written {
             Ok(()) if failing => info!(file = %path.display(), "the router can write the state file again"),
             Err(error) if !failing => {
-                warn!(file = %path.display(), %error, "the router cannot write the state file: settings for members are lost at a restart");
+                warn!(file = %path.display(), %error, "the router cannot write the state file: settings for members and routes are lost at a restart");
             }
             Ok(()) | Err(_) => {}
         }
@@ -252,6 +266,7 @@ mod tests {
         overrides.change("main", "db1", |member| member.admin = AdminState::Drain);
         overrides.change("main", "db2", |member| member.weight = Some(7));
         overrides.change("gone", "x", |member| member.admin = AdminState::Maint);
+        overrides.disabled_routes.insert("rw".to_owned());
         overrides
     }
 
@@ -265,7 +280,7 @@ mod tests {
         assert_eq!(read(&path).unwrap(), overrides);
         overrides.change("gone", "x", |member| member.admin = AdminState::Ready);
         overrides.change("main", "db2", |member| member.weight = None);
-        assert_eq!(overrides.0.len(), 1);
+        assert_eq!(overrides.members.len(), 1);
         write(&path, &overrides).unwrap();
         assert_eq!(read(&path).unwrap(), overrides);
         let names: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
@@ -289,6 +304,10 @@ mod tests {
             (
                 "{\"version\": 1, \"clusters\": {\"main\": {\"db1\": {\"weight\": 300}}}}",
                 "db1 the weight 300",
+            ),
+            (
+                "{\"version\": 1, \"clusters\": {}, \"disabled_routes\": \"rw\"}",
+                "not a state file",
             ),
             (&large, "larger than"),
         ] {

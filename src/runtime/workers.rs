@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
+use futures_util::FutureExt;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -77,10 +78,8 @@ impl Workers {
         let busy = Busy(Arc::clone(&worker.tasks));
         let task = task(Arc::clone(&worker.buffer));
         self.tracker.spawn_on(
-            async move {
-                task.await;
-                drop(busy);
-            },
+            // Not in an async block, which would have room for the task twice.
+            task.map(move |()| drop(busy)),
             &worker.handle,
         );
     }

@@ -32,7 +32,8 @@ use crate::cluster::snapshot::{Leader, MemberName, NoLeader};
 use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::{Access, OnLeader, Route};
 use crate::routing::{Candidate, GrantedRole, Preference};
-use crate::wire::message::{self, ErrorReply};
+use crate::wire::frame::ErrorFields;
+use crate::wire::message::{self, ErrorReply, Severity};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{MAX_LENGTH, Replication};
 
@@ -70,6 +71,8 @@ pub(super) enum AttachError {
         member: MemberName,
         /// As in [`Self::Server`].
         refuses_login: bool,
+        /// The server has another password of the user than the client has logged in with.
+        has_other_password: bool,
     },
     /// A server refused the credential that the operator configured.
     Credential {
@@ -101,6 +104,26 @@ impl From<AttachError> for NoServer {
 }
 
 impl AttachError {
+    /// The error for the client.
+    pub(super) fn reply(&self) -> ErrorReply {
+        match self {
+            Self::TooLong(reply)
+            | Self::NoCandidate(reply)
+            | Self::Refused { reply, .. }
+            | Self::Credential { reply, .. } => reply.clone(),
+            Self::Server { frame, .. } => {
+                let fields = ErrorFields::of_prefix(frame.get(5..).unwrap_or_default());
+                ErrorReply {
+                    severity: Severity::Fatal,
+                    code: fields.code,
+                    message: fields.message,
+                    detail: fields.detail,
+                    hint: fields.hint,
+                }
+            }
+        }
+    }
+
     /// The server that answered and refused this login. Then nothing is wrong with the cluster.
     pub(super) fn refused_by(&self) -> Option<&MemberName> {
         match self {
@@ -116,6 +139,22 @@ impl AttachError {
             }
             | Self::Credential { member, .. } => Some(member),
             Self::TooLong(_) | Self::NoCandidate(_) | Self::Server { .. } | Self::Refused { .. } => None,
+        }
+    }
+}
+
+impl AttachError {
+    /// The server does not take the password with which the session's client logged in.
+    pub(super) fn refuses_password(&self) -> bool {
+        match self {
+            Self::Server { frame, .. } => {
+                let fields = ErrorFields::of_prefix(frame.get(5..).unwrap_or_default());
+                fields.code == SqlState::INVALID_PASSWORD
+            }
+            Self::Refused {
+                has_other_password, ..
+            } => *has_other_password,
+            Self::TooLong(_) | Self::NoCandidate(_) | Self::Credential { .. } => false,
         }
     }
 }
@@ -158,7 +197,7 @@ pub(super) struct AttachRequest<'a> {
     pub login: &'a ServerLogin,
     pub replication: Replication,
     /// Held as long as a server is busy with the login.
-    pub share: &'a Arc<Share>,
+    pub share: Option<&'a Arc<Share>>,
     /// Cancelled when the router shuts down.
     pub closing: &'a CancellationToken,
 }
@@ -208,6 +247,21 @@ impl Login for Sockets {
 /// There is no candidate, or the error of the last one tried.
 pub(super) async fn attach(request: &AttachRequest<'_>, pass: Pass) -> Result<Attachable, AttachError> {
     attach_by(&Sockets, request, pass).await
+}
+
+/// As [`attach`], to this one member, on which the caller has a seat.
+pub(super) async fn attach_to(
+    request: &AttachRequest<'_>,
+    candidate: &Candidate,
+    seat: Seat,
+) -> Attempt<Attachable, AttachError> {
+    let connector = Attacher {
+        login: &Sockets,
+        request,
+        credential: credential(request.login),
+        give_up: Instant::now() + request.cluster.config().server.connect_timeout,
+    };
+    connector.attempt(candidate, seat).await
 }
 
 /// As [`attach`], with logins of this kind.
@@ -298,7 +352,7 @@ impl<L: Login> Connector for Attacher<'_, L> {
         if let Some(server) = left {
             // The server's process may wait for a lock or sleep, and still counts as a connection
             // there.
-            let held = (seat, Arc::clone(request.share));
+            let held = (seat, request.share.map(Arc::clone));
             linger::hold(
                 L::socket(server.release()),
                 options.keepalive.is_some(),
@@ -333,6 +387,7 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
             .hint("Ask the operator to fix auth.server_credentials."),
         member: member.clone(),
         refuses_login: false,
+        has_other_password: false,
     }
 }
 
@@ -401,6 +456,8 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
             reply,
             member: member.clone(),
             refuses_login,
+            // One that the operator has configured is none of the client's.
+            has_other_password: !login.is_operators && matches!(error, ConnectError::VerifierDiffers { .. }),
         },
     }
 }
@@ -414,6 +471,7 @@ fn not_verified(member: &MemberName, Unverified(reason, hint): Unverified) -> At
         .hint(hint),
         member: member.clone(),
         refuses_login: false,
+        has_other_password: false,
     }
 }
 

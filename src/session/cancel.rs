@@ -18,7 +18,7 @@ pub mod peers;
 mod requests;
 
 pub use delivery::Cancels;
-pub(super) use delivery::{forget, pass_unread};
+pub(super) use delivery::{deliver, forget, pass_unread, settle};
 pub(super) use outcome::{CancelOutcome, CutOutcome};
 pub use requests::for_generation;
 pub(super) use requests::serve;

@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::{self, Gate, QueueError};
 use super::occupancy::{Occupancy, Seat};
+use super::pool::pools::Pools;
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::Snapshot;
 use crate::config::Route;
-use crate::routing::{Candidate, Choice};
+use crate::routing::{self, Candidate, Choice};
 use crate::wire::message::ErrorReply;
 
 /// Candidates tried for one session. More would only make the client wait longer for the same
@@ -25,6 +26,8 @@ pub(super) struct Wanted<'a> {
     pub(super) gate: &'a Gate,
     pub(super) metrics: &'a gate::Metrics,
     pub(super) occupancy: &'a Arc<Occupancy>,
+    /// Whose idle connections make room; `None` in tests.
+    pub(super) pools: Option<&'a Pools>,
     pub(super) cluster: &'a ClusterHandle,
     pub(super) route: &'a Route,
     /// The client's address; `None` on a Unix socket.
@@ -65,9 +68,12 @@ impl Wanted<'_> {
         let attempt = || {
             let snapshot = self.cluster.snapshot();
             let config = self.cluster.config();
-            let (choice, seat) = self
-                .occupancy
-                .choose(&config, self.route, self.client, &snapshot)?;
+            let choose = || self.occupancy.choose(&config, self.route, self.client, &snapshot);
+            let chosen = choose().or_else(|| {
+                let is_made = self.make_room(&config.name, &snapshot);
+                is_made.then(choose).flatten()
+            });
+            let (choice, seat) = chosen?;
             Some((snapshot, choice, seat))
         };
         let subscribe = || self.cluster.subscribe();
@@ -84,6 +90,18 @@ impl Wanted<'_> {
 }
 
 impl Wanted<'_> {
+    /// Closes an idle connection of a pool on a member that may serve the route. `false`: there is
+    /// none.
+    fn make_room(&self, cluster: &str, snapshot: &Snapshot) -> bool {
+        let Some(pools) = self.pools else { return false };
+        let fit = snapshot
+            .members
+            .iter()
+            .filter(|member| routing::fitness(snapshot, self.route, member).is_ok());
+        fit.into_iter()
+            .any(|member| pools.evict_oldest_idle_on(cluster, &member.name))
+    }
+
     /// The error for a client whose session waited too long, or may not wait.
     pub(super) fn busy(&self, error: QueueError) -> ErrorReply {
         gate::busy(&self.cluster.config(), self.route, error)

@@ -132,7 +132,7 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
     };
     // The console finishes an answer before it checks for the end, so nothing is under way.
     let end = End::from(cause);
-    record::log_end(&end, &record, Traffic::default());
+    record::log_end(&end, &record, Traffic::default(), None);
     shared.metrics.end(&record.listener.route.name, &end);
     if let Some(stream) = stream {
         let mut out = BytesMut::new();

@@ -51,6 +51,17 @@ impl Direction {
         }
     }
 
+    /// Something of the router's own, behind what is left over.
+    pub(super) fn push(&mut self, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        let mut rest = BytesMut::from(&self.rest[..]);
+        rest.extend_from_slice(data);
+        self.rest = rest.freeze();
+        self.unflushed = true;
+    }
+
     /// Nothing is left over, in TLS neither.
     pub(super) fn is_empty(&self) -> bool {
         self.rest.is_empty() && !self.unflushed

@@ -30,7 +30,8 @@ impl Order {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
     Shutdown,
-    /// Another process has replaced this one. It ends only sessions with the console.
+    /// Another process has replaced this one. It ends sessions with the console, and those that
+    /// have no server connection.
     Replaced,
     /// The server's role has changed.
     Role(EndReason),
@@ -40,9 +41,37 @@ pub enum Reason {
     MemberClosed(MemberName),
     /// The server is no longer fit for the session's route.
     Unfit(LeaveReason),
+    /// A time limit of the route's pool is over.
+    TimedOut(SessionTimeout),
+    /// The leader has another password of the user, so that the session can get no further server
+    /// connection.
+    OtherPassword,
+}
+
+/// A time limit that ends a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionTimeout {
+    Transaction,
+    IdleTransaction,
+    Batch,
 }
 
 impl Reason {
+    /// The session has to leave its server connection; with another one it could go on.
+    pub(super) fn is_about_server(&self) -> bool {
+        matches!(self, Self::Role(_) | Self::Unfit(_) | Self::MemberClosed(_))
+    }
+
+    fn code(&self) -> SqlState {
+        match self {
+            Self::TimedOut(SessionTimeout::Transaction) => SqlState::TRANSACTION_TIMEOUT,
+            Self::TimedOut(SessionTimeout::IdleTransaction | SessionTimeout::Batch) => {
+                SqlState::IDLE_IN_TRANSACTION_TIMEOUT
+            }
+            _ => SqlState::ADMIN_SHUTDOWN,
+        }
+    }
+
     /// Message and hint for the client.
     fn message_and_hint(&self) -> (String, &'static str) {
         match self {
@@ -78,6 +107,15 @@ impl Reason {
                 format!("terminating connection: {reason}"),
                 "Reconnect to reach another server.",
             ),
+            Self::TimedOut(timeout) => (
+                format!("terminating connection: {timeout}"),
+                "Keep transactions shorter, or ask the operator to raise the limit in the route's pool.",
+            ),
+            Self::OtherPassword => (
+                "terminating connection: the server does not take the password of this session any more"
+                    .to_owned(),
+                "The password or the role has been changed since the session began. Log in again.",
+            ),
         }
     }
 
@@ -95,7 +133,23 @@ impl Reason {
             Self::Unfit(LeaveReason::Lagging(_)) => EndLabel::Lagging,
             Self::Unfit(LeaveReason::Down(_)) => EndLabel::MemberDown,
             Self::Unfit(LeaveReason::Maintenance(_)) => EndLabel::Maintenance,
+            Self::TimedOut(SessionTimeout::Transaction) => EndLabel::TransactionTimeout,
+            Self::TimedOut(SessionTimeout::IdleTransaction) => EndLabel::IdleTransactionTimeout,
+            Self::TimedOut(SessionTimeout::Batch) => EndLabel::BatchTimeout,
+            Self::OtherPassword => EndLabel::OtherPassword,
         }
+    }
+}
+
+impl std::fmt::Display for SessionTimeout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Transaction => "the transaction took longer than the pool's transaction_timeout",
+            Self::IdleTransaction => {
+                "the transaction was idle longer than the pool's idle_transaction_timeout"
+            }
+            Self::Batch => "the client left a batch open longer than the pool's batch_timeout",
+        })
     }
 }
 
@@ -108,6 +162,10 @@ impl std::fmt::Display for Reason {
             Self::MemberClosed(member) => write!(f, "an operator ended the sessions on {member}"),
             Self::Role(reason) => reason.fmt(f),
             Self::Unfit(reason) => reason.fmt(f),
+            Self::TimedOut(timeout) => timeout.fmt(f),
+            Self::OtherPassword => {
+                f.write_str("the server does not take the session's password any more: it was changed")
+            }
         }
     }
 }
@@ -158,6 +216,10 @@ labels! {
         Lagging = "lagging",
         MemberDown = "member_down",
         Maintenance = "maintenance",
+        TransactionTimeout = "transaction_timeout",
+        IdleTransactionTimeout = "idle_transaction_timeout",
+        BatchTimeout = "batch_timeout",
+        OtherPassword = "other_password",
         ClientProtocol = "client_protocol",
         ServerProtocol = "server_protocol",
         ConsoleFault = "console_fault",
@@ -280,7 +342,7 @@ impl End {
             Cause::ServerFatal { .. } | Cause::ServerClosed | Cause::ConsoleFault => return None,
             Cause::Ordered(reason) => {
                 let (message, hint) = reason.message_and_hint();
-                (SqlState::ADMIN_SHUTDOWN, message, hint)
+                (reason.code(), message, hint)
             }
             Cause::ServerGone | Cause::ClientTerminated | Cause::ClientGone => (
                 SqlState::CONNECTION_FAILURE,
@@ -359,6 +421,7 @@ mod tests {
             Reason::Unfit(LeaveReason::Lagging(db1())),
             Reason::Unfit(LeaveReason::Down(db1())),
             Reason::Unfit(LeaveReason::Maintenance(db1())),
+            Reason::OtherPassword,
         ]
     }
 

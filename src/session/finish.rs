@@ -39,7 +39,7 @@ pub(super) async fn finish<C: SessionStream, S: SessionStream>(
             cancel::forget(shared, target);
         }
     }
-    log_end(&end, &record, traffic);
+    log_end(&end, &record, traffic, None);
     shared.metrics.end(&record.listener.route.name, &end);
     drop(ticket);
     part(parting, &end).await

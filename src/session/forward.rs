@@ -168,6 +168,8 @@ impl<C: SessionStream, S: SessionStream> Forward<C, S> {
 }
 
 impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
+    type Stop = Cause;
+
     fn parts(&mut self) -> (&mut Turns, &Arc<SessionEntry>) {
         (&mut self.turns, self.ticket.entry())
     }
@@ -178,7 +180,7 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
 
     /// A boundary cannot be seen here: an order to end at one has no effect until it becomes an
     /// order to end at once.
-    fn obey(&self) -> Option<Cause> {
+    fn obey(&mut self) -> Option<Cause> {
         match self.ticket.entry().ordered() {
             Some(Order::Now(reason)) => Some(Cause::Ordered(reason)),
             Some(Order::AtBoundary(_)) | None => None,

@@ -316,14 +316,14 @@ pub(super) fn busy(cluster: &Cluster, route: &Route, error: QueueError) -> Error
     ))
 }
 
-/// The metrics of all gates.
-#[derive(Debug)]
+/// The metrics of all gates, and of sessions that wait in pools.
+#[derive(Debug, Clone)]
 pub(super) struct Metrics {
-    length: Family<RouteLabel, Gauge>,
-    entered: Family<RouteLabel, Counter>,
-    full: Family<RouteLabel, Counter>,
-    timeouts: Family<RouteLabel, Counter>,
-    wait_seconds: Histogram,
+    pub(super) length: Family<RouteLabel, Gauge>,
+    pub(super) entered: Family<RouteLabel, Counter>,
+    pub(super) full: Family<RouteLabel, Counter>,
+    pub(super) timeouts: Family<RouteLabel, Counter>,
+    pub(super) wait_seconds: Histogram,
 }
 
 impl Metrics {

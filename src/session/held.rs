@@ -1,5 +1,7 @@
 //! What a session has from the moment it is attached until its server has ended its part.
 
+use std::sync::Arc;
+
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -44,8 +46,10 @@ impl Held {
 
 /// Ends the session if the snapshot has changed between the choice of the server and the entry into
 /// the registry, when no order could reach the session.
-pub(super) fn check_placement(listener: &ListenerSettings, ticket: &Ticket, placement: &Placement) {
+pub(super) fn check_placement(listener: &ListenerSettings, ticket: &Ticket, placement: &Arc<Placement>) {
     if let SessionVerdict::End(reason) = placement.verdict(&listener.cluster.snapshot()) {
-        ticket.entry().order(Order::Now(Reason::Role(reason)));
+        ticket
+            .entry()
+            .order_on(placement, Order::Now(Reason::Role(reason)));
     }
 }

@@ -7,6 +7,7 @@
 //! Each state is a type that holds only what is valid in that state, and each step consumes the
 //! state before it. What only the login needs is dropped before the relay begins.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -27,6 +28,7 @@ use super::gauges::seconds;
 use super::held::{Held, check_placement};
 use super::keys::ClientCancelKey;
 use super::link::Link;
+use super::pool::{self, begin::Pooled};
 use super::record::{Record, note_attach};
 use super::registry::{CancelKey, Origin, Placement, Ticket};
 use super::relay::{self, Relay};
@@ -40,27 +42,61 @@ use crate::wire::message;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 
 /// Serves one connection to its end. It never panics on what a peer sends, and it ends within a
-/// limited time after the peers have left.
-pub async fn serve(arrival: Arrival, shared: Arc<Shared>) {
-    if arrival.listener.mode == ListenerMode::Tcp {
-        return Box::pin(tcp::serve(arrival, shared)).await;
+/// limited time after the peers have left. `arriving` is `None` if the connection was refused.
+///
+/// The login is in a box from the start, outside the future that is returned: a future keeps the
+/// room of its arguments for as long as it lives, and an idle session must not hold the memory of
+/// its login.
+pub fn serve<A>(arriving: A, shared: Arc<Shared>) -> impl Future<Output = ()> + Send
+where
+    A: Future<Output = Option<Arrival>> + Send,
+{
+    let beginning = Box::pin(begin(arriving, Arc::clone(&shared)));
+    async move {
+        let begun = beginning.await;
+        match begun {
+            Some(Begun::Relaying(mut relaying)) => {
+                let cause = relaying.relay.run().await;
+                // Boxed: an idle session must not hold the memory of its end either.
+                Box::pin(relaying.leave(cause).finish(&shared)).await;
+            }
+            Some(Begun::Pooled(pooled)) => pooled.serve(&shared).await,
+            Some(Begun::Tcp(arrival)) => Box::pin(tcp::serve(*arrival, shared)).await,
+            None => {}
+        }
     }
-    // Boxed: the future of the login is large, and the relay must not hold its memory.
-    let Some(mut relaying) = Box::pin(begin(arrival, &shared)).await else {
-        return;
-    };
-    let cause = relaying.relay.run().await;
-    // Boxed: an idle session must not hold the memory of its end either.
-    Box::pin(relaying.leave(cause).finish(&shared)).await;
 }
 
-/// Takes a connection as far as the relay. `None`: the connection ended before that, or the client
-/// used the console.
-async fn begin(arrival: Arrival, shared: &Arc<Shared>) -> Option<Relaying> {
+/// What a connection has come to.
+enum Begun {
+    Relaying(Box<Relaying>),
+    Pooled(Box<Pooled>),
+    /// `mode: tcp`, which has no login.
+    Tcp(Box<Arrival>),
+}
+
+/// Takes a connection as far as the relay. `None`: it ended before that, or the client used the
+/// console.
+async fn begin(arriving: impl Future<Output = Option<Arrival>>, shared: Arc<Shared>) -> Option<Begun> {
+    let arrival = arriving.await?;
+    if arrival.listener.mode == ListenerMode::Tcp {
+        return Some(Begun::Tcp(Box::new(arrival)));
+    }
+    let shared = &shared;
     let identified = arrival.identify(shared).await?;
     let named = identified.open(shared).await?;
     match named.log_in(shared).await? {
-        LoggedIn::Session(request) => Waiting(request).attach(shared).await,
+        LoggedIn::Session(request) => {
+            let route = Arc::clone(&request.client.record.listener.route);
+            // A replication connection has state that no other session could take over.
+            let pool = route.pool.as_ref();
+            if let Some(pool) = pool.filter(|_| request.packet.replication == Replication::None) {
+                let pooled = pool::begin::begin(request, pool, shared).await?;
+                return Some(Begun::Pooled(Box::new(pooled)));
+            }
+            let relaying = Waiting(request).attach(shared).await?;
+            Some(Begun::Relaying(Box::new(relaying)))
+        }
         LoggedIn::Console(client) => {
             Box::pin(console::visit(client, shared)).await;
             None
@@ -100,6 +136,7 @@ impl Waiting {
             gate: &listener.gate,
             metrics: &shared.metrics.queue,
             occupancy: &shared.occupancy,
+            pools: Some(&shared.pools),
             cluster: &listener.cluster,
             route: &listener.route,
             client: record.client().address.ip(),
@@ -111,7 +148,7 @@ impl Waiting {
             state: &state,
             login: &login,
             replication: packet.replication,
-            share: &share,
+            share: Some(&share),
             closing: &shared.closing,
         };
         let attached = async {
@@ -126,7 +163,7 @@ impl Waiting {
         record.times.connect = started.elapsed().saturating_sub(record.times.queued);
         match attached {
             Ok(attachable) => {
-                let parts = Begun {
+                let parts = Attached {
                     stream,
                     packet: &packet,
                     out,
@@ -147,7 +184,7 @@ impl Waiting {
 }
 
 /// A client that has a server connection and has not been sent the end of its login yet.
-struct Begun<'a> {
+struct Attached<'a> {
     stream: ClientStream,
     packet: &'a StartupPacket,
     out: BytesMut,
@@ -155,7 +192,7 @@ struct Begun<'a> {
     worker_buffer: Arc<WorkerBuffer>,
 }
 
-impl Begun<'_> {
+impl Attached<'_> {
     /// Enters the session into the registry, and sends the client what the server sent at its
     /// login.
     async fn welcome(
@@ -299,7 +336,7 @@ fn enter(
     }
 }
 
-fn issue(shared: &Shared, version: ProtocolVersion) -> ClientCancelKey {
+pub(super) fn issue(shared: &Shared, version: ProtocolVersion) -> ClientCancelKey {
     if version >= ProtocolVersion::V3_2 {
         shared.keys.issue_v32()
     } else {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::direction::Direction;
 use super::end::Fate;
+use super::hearing::Hearing;
 use super::registry::Placement;
 use super::sent::Sent;
 use crate::backend::ServerStream;
@@ -58,14 +59,28 @@ impl<S> Link<S> {
             // The server's own last word, to which there is nothing to add.
             return Fate::Settled;
         }
-        let reached = |outstanding| outstanding > 0 && outstanding > self.sent.unsent(&self.to_server.rest);
+        // What is not sent includes messages of the router's own.
+        let reached = |unanswered: usize| unanswered > self.sent.unsent(&self.to_server.rest);
         match self.pending.outstanding() {
             None => Fate::Unknown,
-            Some(outstanding) if reached(outstanding) => Fate::Unknown,
+            Some(1..) if self.pending.unanswered().is_none_or(reached) => Fate::Unknown,
             Some(_) if self.pending.has_executed() => Fate::Unsynced,
             Some(_) if self.pending.is_open() => Fate::RolledBack,
             Some(_) => Fate::Settled,
         }
+    }
+
+    /// The observer of the server's stream, and what it reports to.
+    #[inline]
+    pub(super) fn hearing(&mut self) -> (&mut ServerObserver, Hearing<'_>) {
+        let hearing = Hearing {
+            pending: &mut self.pending,
+            fatal: &mut self.fatal,
+            read_only_reported: &mut self.read_only_reported,
+            placement: &self.placement,
+            cluster: &self.cluster,
+        };
+        (&mut self.observer, hearing)
     }
 
     /// Nothing is owed, no transaction is open, and nothing is on its way to the server.

@@ -242,6 +242,11 @@ impl SessionStream for MemoryStream {
     fn end_socket(&self) {
         self.outgoing.end(FlowState::Ended);
     }
+
+    fn has_input(&self) -> bool {
+        let flow = self.incoming.flow();
+        !flow.bytes.is_empty() || flow.state != FlowState::Open
+    }
 }
 
 /// A cluster that nobody watches: its tasks never run. One for all, as it never changes.

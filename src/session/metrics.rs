@@ -18,6 +18,7 @@ use super::end::{End, EndLabel};
 use super::gauges::{GaugeGuard, RouteLabel};
 use super::generations::Generations;
 use super::generations::totals::ProcessCollector;
+use super::pool::metrics::PoolMetrics;
 use super::{gate, registry};
 use crate::auth::login_throttle::By;
 use crate::cluster::snapshot::MemberName;
@@ -181,6 +182,11 @@ impl Metrics {
         metrics
     }
 
+    /// The metrics of pools, registered behind these.
+    pub fn pools(&self, into: &mut Registry) -> PoolMetrics {
+        PoolMetrics::register(into, &self.queue)
+    }
+
     pub(super) fn refuse(&self, reason: RefuseReason) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
@@ -222,6 +228,11 @@ impl Metrics {
             counts: Arc::clone(&self.sessions),
             key,
         }
+    }
+
+    /// Counts a session with a pool, which is on no member for long.
+    pub(super) fn pooled_session(&self, route: &Arc<str>) -> SessionGuard {
+        self.session(route, &MemberName::new(""), None)
     }
 
     /// Sessions of this process by route and member, where there are any.
@@ -408,6 +419,10 @@ impl Collector for OffenderCollector {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::pool::metrics::{
+        CloseReason, DiscardReason, ExchangeKind, RefusedReason, STATEMENT_EVENTS,
+    };
+    use super::super::pool::state::PinReason;
     use super::*;
 
     const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md"));
@@ -464,6 +479,30 @@ mod tests {
         assert_eq!(
             sorted(CutOutcome::ALL, CutOutcome::label),
             in_row("trunkline_cut_requests_total", "result")
+        );
+        assert_eq!(
+            sorted(CloseReason::ALL, CloseReason::label),
+            in_row("trunkline_pool_closed_total", "reason")
+        );
+        assert_eq!(
+            sorted(&PinReason::ALL, PinReason::label),
+            in_row("trunkline_pool_pins_total", "reason")
+        );
+        assert_eq!(
+            sorted(DiscardReason::ALL, DiscardReason::label),
+            in_row("trunkline_pool_discarded_total", "reason")
+        );
+        assert_eq!(
+            sorted(RefusedReason::ALL, RefusedReason::label),
+            in_row("trunkline_pool_refused_total", "reason")
+        );
+        assert_eq!(
+            sorted(ExchangeKind::ALL, ExchangeKind::label),
+            in_row("trunkline_pool_exchanges_total", "kind")
+        );
+        assert_eq!(
+            sorted(STATEMENT_EVENTS, |event| event),
+            in_row("trunkline_pool_statements_total", "event")
         );
     }
 }

@@ -19,12 +19,14 @@ pub mod close;
 mod connect_backoff;
 pub mod console;
 mod direction;
+pub mod disabled;
 pub mod end;
 mod finish;
 mod forward;
 pub(crate) mod gate;
 mod gauges;
 pub mod generations;
+mod hearing;
 mod held;
 pub mod life;
 mod linger;
@@ -35,9 +37,11 @@ pub(crate) mod memory;
 pub mod metrics;
 pub mod occupancy;
 pub mod orders;
+pub mod pool;
 mod record;
 pub mod registry;
 pub mod relay;
+pub(crate) mod replaced;
 pub mod sample;
 mod sent;
 #[cfg(test)]
@@ -47,6 +51,8 @@ mod sizes;
 mod state;
 pub mod stream;
 mod tcp;
+#[cfg(any(test, feature = "instructions"))]
+mod topology;
 pub mod turns;
 mod whereabouts;
 
@@ -91,9 +97,16 @@ pub struct Shared {
     /// Limits how many passwords in clear are checked at once.
     pub derivations: Arc<Derivations>,
     pub login_timeout: ArcSwap<Duration>,
+    pub disabled_routes: Arc<disabled::DisabledRoutes>,
     pub cancels: cancel::Cancels,
     pub failures: Failures,
     pub login_throttle: Arc<arrival::login_throttle::SharedThrottle>,
+    /// Server connections that sessions share.
+    pub pools: Arc<pool::pools::Pools>,
+    /// Opens their connections.
+    pub opener: Arc<pool::open::SocketOpener>,
+    /// Random: distinguishes credentials in the keys of pools.
+    pub pool_secret: [u8; 32],
     /// Small tasks that outlive the session that started them.
     pub tasks: TaskTracker,
     /// Cancelled when the router shuts down: clients that have not finished logging in are refused.

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connect_backoff::ConnectBackoff;
@@ -25,6 +26,8 @@ pub(super) type MemberKey = (Arc<str>, MemberName);
 pub struct Occupancy {
     inner: Mutex<Inner>,
     gates: Gates,
+    /// A seat was given back.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +109,24 @@ impl Occupancy {
     /// The member answered like a server.
     pub(super) fn answered(&self, cluster: &Arc<str>, member: &MemberName) {
         self.lock().backoff.answered(cluster, member);
+    }
+
+    /// Whether sessions prefer other members now, because a connection to this one failed.
+    pub(super) fn is_backing_off(&self, cluster: &Arc<str>, member: &MemberName) -> bool {
+        self.lock()
+            .backoff
+            .is_backing_off(cluster, member, Instant::now())
+    }
+
+    /// A connection of a pool of this cluster idles: a session that waits for a place may have it.
+    pub(super) fn idles(&self, cluster: &Arc<str>) {
+        self.gates.freed(cluster);
+    }
+
+    /// Waits until a seat is given back anywhere; one that was given back since the last call
+    /// counts. For one waiter.
+    pub(super) async fn seat_freed(&self) {
+        self.freed.notified().await;
     }
 
     fn seat(self: &Arc<Self>, key: MemberKey) -> Seat {
@@ -199,6 +220,7 @@ impl Drop for Seat {
         drop(inner);
         // Sessions may wait for a seat that was taken when there was no limit.
         self.occupancy.gates.freed(&self.key.0);
+        self.occupancy.freed.notify_one();
     }
 }
 

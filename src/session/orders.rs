@@ -56,27 +56,27 @@ fn pass(snapshot: &Snapshot, registry: &Registry, starts: &mut GraceStarts, now:
         let Some(place) = entry.placement() else { continue };
         let origin = &entry.origin;
         if let SessionVerdict::End(reason) = place.verdict(snapshot) {
-            entry.order(Order::Now(Reason::Role(reason)));
+            entry.order_on(&place, Order::Now(Reason::Role(reason)));
             continue;
         }
         let Some(Leave { why, within }) =
             routing::leave(snapshot, &origin.route, origin.on_unfit, &place.member)
         else {
-            entry.leave(None);
+            entry.leave(&place, None);
             continue;
         };
         let reason = Reason::Unfit(why);
         let Some(grace) = within else {
-            entry.leave(Some(Order::AtBoundary(reason)));
+            entry.leave(&place, Some(Order::AtBoundary(reason)));
             continue;
         };
         let began = starts.get(&entry.id).copied().unwrap_or(now);
         current_starts.insert(entry.id, began);
         let cut = began + grace;
         if cut <= now {
-            entry.leave(Some(Order::Now(reason)));
+            entry.leave(&place, Some(Order::Now(reason)));
         } else {
-            entry.leave(Some(Order::AtBoundary(reason)));
+            entry.leave(&place, Some(Order::AtBoundary(reason)));
             first_cut = first_cut.into_iter().chain([cut]).min();
         }
     }

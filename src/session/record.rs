@@ -14,6 +14,8 @@ use super::attach::{AttachError, NoServer};
 use super::candidates::{NoPass, Wanted};
 use super::end::End;
 use super::listener_settings::ListenerSettings;
+use super::pool::session::LeaseTotals;
+use super::pool::wait::Refusal;
 use super::registry::{self, Origin};
 use super::{Shared, close};
 use crate::cluster::snapshot::MemberName;
@@ -126,8 +128,9 @@ pub(super) async fn refuse(
         return log_refusal(listener, packet, client, &reason, skipped);
     }
     let (user, database) = (Escaped(&packet.user), Escaped(&packet.database));
-    if matches!(error, LoginError::Unavailable(_)) {
-        // The log lines about the topology say why, once; balancers ask every second.
+    if matches!(error, LoginError::Unavailable(_) | LoginError::Disabled(_)) {
+        // The log lines about the topology, or of the operator's command, say why, once; balancers
+        // ask every second.
         debug!(%client, listener = %listener.name, %user, %database, fault = %error, "login refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip(), Some(&packet.user)) {
         log_refusal(listener, packet, client, &error.to_string(), skipped);
@@ -213,6 +216,26 @@ pub(super) fn note_attach(shared: &Shared, record: &Record, error: &NoServer, wa
     }
 }
 
+/// Counts and logs why a session with a pool got no server connection at its login.
+pub(super) fn note_refusal(shared: &Shared, record: &Record, refusal: &Refusal, reply: &ErrorReply) {
+    shared.metrics.refuse(refusal.reason());
+    let client = record.client();
+    if let Some(skipped) = shared.failures.admit(client.address.ip(), Some(&client.user)) {
+        warn!(
+            client = %client.address,
+            via = client.address.via().map(tracing::field::display),
+            user = %Escaped(&client.user),
+            database = %Escaped(&client.database),
+            route = %record.listener.route.name,
+            // As a quoted string: parts of it may come from a server.
+            reason = ?reply.message.chars().take(1000).collect::<String>(),
+            hint = reply.hint.as_deref(),
+            skipped,
+            "no server connection for the session"
+        );
+    }
+}
+
 /// The value of `access` in a session's log line.
 fn access_label(granted: GrantedRole) -> &'static str {
     match granted {
@@ -232,8 +255,8 @@ impl fmt::Display for Millis {
     }
 }
 
-/// Writes the one log line of a session.
-pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
+/// Writes the one log line of a session. `leases`: of one with a pool.
+pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic, leases: Option<LeaseTotals>) {
     let client = record.client();
     let login = record.login.as_ref();
     // A field that a session of its mode does not have is left out.
@@ -256,6 +279,8 @@ pub(super) fn log_end(end: &End, record: &Record, traffic: registry::Traffic) {
                 auth_ms = login.map(|_| tracing::field::display(Millis(record.times.auth))),
                 queue_ms = login.map(|_| tracing::field::display(Millis(record.times.queued))),
                 connect_ms = %Millis(record.times.connect),
+                leases = leases.map(|leases| leases.leases),
+                waited_ms = leases.map(|leases| tracing::field::display(Millis(leases.waited))),
                 total_ms = %Millis(client.since.elapsed()),
                 bytes_up = traffic.bytes_up,
                 bytes_down = traffic.bytes_down,

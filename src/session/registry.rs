@@ -5,18 +5,20 @@
 //! connection is: it is replaced together with the server connection, and absent while there is
 //! none.
 
-use std::collections::HashMap;
-use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+mod activity;
+mod entry;
+mod mailbox;
 
-use arc_swap::ArcSwapOption;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use bytes::Bytes;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::end::Order;
+pub use activity::{Activity, RequestNumber};
+pub use entry::{Phase, SessionEntry};
+
 use super::keys::ClientCancelKey;
 use super::listener_settings::ListenerSettings;
 use crate::backend::CancelTarget;
@@ -32,6 +34,7 @@ use crate::routing::{self, GrantedRole, SessionVerdict};
 pub struct Registry {
     inner: Mutex<Inner>,
     next_id: AtomicU64,
+    next_pooled: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -143,85 +146,6 @@ impl Placement {
     }
 }
 
-/// The number of a request within its session. It distinguishes the request from those before and
-/// after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RequestNumber(NonZeroU64);
-
-/// What a session is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activity {
-    /// Between two transactions.
-    Idle,
-    /// A transaction is open, and the server is not working on a request.
-    InTransaction,
-    /// The server is working on this request, the last one sent.
-    Active(RequestNumber),
-}
-
-/// An [`Activity`] in one atomic.
-#[derive(Debug, Default)]
-struct ActivityCell(AtomicU64);
-
-impl ActivityCell {
-    const IDLE: u64 = 0;
-    const IN_TRANSACTION: u64 = 1;
-    /// From here on, request numbers.
-    const FIRST: u64 = 2;
-
-    fn load(&self) -> Activity {
-        match self.0.load(Ordering::SeqCst) {
-            Self::IDLE => Activity::Idle,
-            Self::IN_TRANSACTION => Activity::InTransaction,
-            request => NonZeroU64::new(request - (Self::FIRST - 1))
-                .map_or(Activity::Idle, |number| Activity::Active(RequestNumber(number))),
-        }
-    }
-
-    fn store(&self, activity: Activity) {
-        let value = match activity {
-            Activity::Idle => Self::IDLE,
-            Activity::InTransaction => Self::IN_TRANSACTION,
-            Activity::Active(RequestNumber(number)) => number.get() + (Self::FIRST - 1),
-        };
-        // Sequentially consistent with `SessionEntry::cancels`, see `set_activity`.
-        self.0.store(value, Ordering::SeqCst);
-    }
-}
-
-/// One session. The session's task owns it; other tasks read it and give orders.
-#[derive(Debug)]
-pub struct SessionEntry {
-    pub id: u64,
-    pub origin: Arc<Origin>,
-    /// The key with which the client cancels; `None` with `mode: tcp`, where the client has the
-    /// server's key and the router does not know it.
-    pub(super) cancel_key: Option<CancelKey>,
-    placement: ArcSwapOption<Placement>,
-    activity: ActivityCell,
-    /// The number of requests so far.
-    requests: AtomicU64,
-    /// The number of cancel requests for this session that are in progress.
-    cancels: AtomicU32,
-    /// Notifies waiting cancel requests of a change of the activity.
-    activity_changed: Notify,
-    bytes_up: AtomicU64,
-    bytes_down: AtomicU64,
-    transactions: AtomicU64,
-    /// Whether the mailbox has an order. The relay reads this on every wake-up.
-    ordered: AtomicBool,
-    mailbox: Mutex<Mailbox>,
-}
-
-#[derive(Debug, Default)]
-struct Mailbox {
-    /// Never withdrawn.
-    order: Option<Order>,
-    /// Present while the server is not fit for the route.
-    leave: Option<Order>,
-    waker: Option<Waker>,
-}
-
 impl Registry {
     /// Enters a session, which has no server connection yet. It leaves the registry when the ticket
     /// is dropped.
@@ -242,21 +166,7 @@ impl Registry {
             }
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let entry = Arc::new(SessionEntry {
-            id,
-            origin,
-            cancel_key,
-            placement: ArcSwapOption::empty(),
-            activity: ActivityCell::default(),
-            requests: AtomicU64::new(0),
-            cancels: AtomicU32::new(0),
-            activity_changed: Notify::new(),
-            bytes_up: AtomicU64::new(0),
-            bytes_down: AtomicU64::new(0),
-            transactions: AtomicU64::new(0),
-            ordered: AtomicBool::new(false),
-            mailbox: Mutex::default(),
-        });
+        let entry = Arc::new(SessionEntry::new(id, origin, cancel_key));
         if let Some(key) = &entry.cancel_key {
             let same = inner.by_process_id.entry(key.process_id).or_default();
             same.push(Arc::clone(&entry));
@@ -268,6 +178,14 @@ impl Registry {
             registry: Arc::clone(self),
             entry,
         })
+    }
+
+    /// A process id for the cancel key of a session with a pool, whose server process changes:
+    /// above those that Linux gives.
+    pub(super) fn pooled_process_id(&self) -> u32 {
+        const FIRST: u64 = 1 << 30;
+        let next = self.next_pooled.fetch_add(1, Ordering::Relaxed) % FIRST;
+        u32::try_from(FIRST + next).unwrap_or(u32::MAX)
     }
 
     /// The next sessions have higher numbers than this: those of the process before this one have
@@ -326,6 +244,13 @@ impl Registry {
         self.lock().clusters.values().map(HashMap::len).sum()
     }
 
+    /// Sessions of a route.
+    pub fn len_of(&self, route: &str) -> usize {
+        let inner = self.lock();
+        let sessions = inner.clusters.values().flat_map(HashMap::values);
+        sessions.filter(|entry| &*entry.origin.route == route).count()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -344,176 +269,6 @@ impl Registry {
         // A panic while it is held leaves counts wrong by one at most; that is no reason to end
         // every session.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl SessionEntry {
-    /// Compares in constant time.
-    fn has_key(&self, key: &[u8]) -> bool {
-        self.cancel_key.as_ref().is_some_and(|own| own.key.matches(key))
-    }
-
-    /// Where the server connection is; `None` while there is none.
-    pub fn placement(&self) -> Option<Arc<Placement>> {
-        self.placement.load_full()
-    }
-
-    /// The session has another server connection, or none. Only the session's own task calls this.
-    pub(super) fn place(&self, placement: Option<Arc<Placement>>) {
-        self.placement.store(placement);
-    }
-
-    /// Gives an order. A stricter order replaces a milder one; of two equally strict ones the first
-    /// stays.
-    pub fn order(&self, order: Order) {
-        let mut mailbox = self.mailbox();
-        let replace = match (&mailbox.order, &order) {
-            (None, _) | (Some(Order::AtBoundary(_)), Order::Now(_)) => true,
-            (Some(_), _) => false,
-        };
-        if !replace {
-            return;
-        }
-        mailbox.order = Some(order);
-        self.ordered.store(true, Ordering::Release);
-        let waker = mailbox.waker.clone();
-        drop(mailbox);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// Gives an order that stays until it is replaced, or withdrawn with `None`; the session may
-    /// have followed it by then. It does not replace an order of [`Self::order`].
-    pub fn leave(&self, leave: Option<Order>) {
-        let mut mailbox = self.mailbox();
-        if mailbox.leave == leave {
-            return;
-        }
-        let is_given = leave.is_some();
-        mailbox.leave = leave;
-        self.ordered
-            .store(is_given || mailbox.order.is_some(), Ordering::Release);
-        let waker = mailbox.waker.clone().filter(|_| is_given);
-        drop(mailbox);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// The order to follow, if any: the stricter one of two. Without an order this is one atomic
-    /// load.
-    pub fn ordered(&self) -> Option<Order> {
-        if !self.ordered.load(Ordering::Acquire) {
-            return None;
-        }
-        let mailbox = self.mailbox();
-        match (&mailbox.order, &mailbox.leave) {
-            (None | Some(Order::AtBoundary(_)), Some(leave @ Order::Now(_))) => Some(leave.clone()),
-            (Some(order), _) => Some(order.clone()),
-            (None, leave) => leave.clone(),
-        }
-    }
-
-    /// Sets the waker that an order wakes. Call [`Self::ordered`] again afterwards: an order may
-    /// have come before.
-    pub fn wake_for_orders(&self, waker: &Waker) {
-        self.mailbox().waker = Some(waker.clone());
-    }
-
-    /// What the session is doing.
-    pub fn activity(&self) -> Activity {
-        self.activity.load()
-    }
-
-    /// Whether the server is working for this session. Only then is a cancel request forwarded.
-    pub fn in_flight(&self) -> bool {
-        self.under_way().is_some()
-    }
-
-    /// Which request the server is working on.
-    pub(super) fn under_way(&self) -> Option<RequestNumber> {
-        match self.activity() {
-            Activity::Active(request) => Some(request),
-            Activity::Idle | Activity::InTransaction => None,
-        }
-    }
-
-    /// A request begins, even while another one is under way. Only the session's own task calls
-    /// this.
-    pub(super) fn begin_request(&self) {
-        let number = self.requests.load(Ordering::Relaxed) + 1;
-        self.requests.store(number, Ordering::Relaxed);
-        if let Some(number) = NonZeroU64::new(number) {
-            self.set_activity(Activity::Active(RequestNumber(number)));
-        }
-    }
-
-    /// The server has answered every request. Only the session's own task calls this.
-    pub(super) fn rest(&self, activity: Activity) {
-        self.set_activity(activity);
-    }
-
-    fn set_activity(&self, activity: Activity) {
-        self.activity.store(activity);
-        // A cancel request takes its place before it reads the activity, so one of the two sees the
-        // other.
-        if self.cancels.load(Ordering::SeqCst) > 0 {
-            self.activity_changed.notify_waiters();
-        }
-    }
-
-    /// Returns when this request is no longer under way. Cancel safe. The caller must hold a
-    /// [`CancelPlace`].
-    pub(super) async fn until_over(&self, request: RequestNumber) {
-        loop {
-            let mut changed = std::pin::pin!(self.activity_changed.notified());
-            // Before the check, so that no change after it is missed.
-            changed.as_mut().enable();
-            if self.under_way() != Some(request) {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    /// A place among the cancel requests for this session; `None` if `most` are in progress
-    /// already.
-    pub(super) fn cancel_place(&self, most: u32) -> Option<CancelPlace<'_>> {
-        let taken = &self.cancels;
-        let next = taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| {
-            (taken < most).then(|| taken + 1)
-        });
-        next.ok().map(|_| CancelPlace(taken))
-    }
-
-    /// Sets what the session has transferred so far. Only the session's own task calls this.
-    pub(super) fn record(&self, traffic: Traffic) {
-        self.bytes_up.store(traffic.bytes_up, Ordering::Relaxed);
-        self.bytes_down.store(traffic.bytes_down, Ordering::Relaxed);
-        self.transactions.store(traffic.transactions, Ordering::Relaxed);
-    }
-
-    pub fn traffic(&self) -> Traffic {
-        Traffic {
-            bytes_up: self.bytes_up.load(Ordering::Relaxed),
-            bytes_down: self.bytes_down.load(Ordering::Relaxed),
-            transactions: self.transactions.load(Ordering::Relaxed),
-        }
-    }
-
-    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
-        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A place among a session's cancel requests; given back when dropped.
-#[derive(Debug)]
-pub(super) struct CancelPlace<'a>(&'a AtomicU32);
-
-impl Drop for CancelPlace<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -558,9 +313,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::sync::atomic::AtomicUsize;
-    use std::task::Wake;
+    use std::task::{Wake, Waker};
 
-    use super::super::end::Reason;
+    use super::super::end::{Order, Reason};
     use super::super::keys::{Incarnation, KeyIssuer};
     use super::*;
     use crate::routing::{EndReason, LeaveReason};
@@ -658,22 +413,61 @@ mod tests {
     fn an_order_to_leave_can_be_taken_back_and_others_cannot() {
         let registry = Arc::new(Registry::default());
         let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
-        let entry = ticket.entry();
+        let (entry, place) = (ticket.entry(), placement("db1"));
         let lagging = || Reason::Unfit(LeaveReason::Lagging(MemberName::new("db1")));
-        entry.leave(Some(Order::AtBoundary(lagging())));
+        entry.leave(&place, Some(Order::AtBoundary(lagging())));
         assert_eq!(entry.ordered(), Some(Order::AtBoundary(lagging())));
-        entry.leave(None);
+        entry.leave(&place, None);
         assert_eq!(entry.ordered(), None);
         entry.order(Order::AtBoundary(Reason::Shutdown));
-        entry.leave(Some(Order::AtBoundary(lagging())));
+        entry.leave(&place, Some(Order::AtBoundary(lagging())));
         assert_eq!(entry.ordered(), Some(Order::AtBoundary(Reason::Shutdown)));
-        entry.leave(Some(Order::Now(lagging())));
+        entry.leave(&place, Some(Order::Now(lagging())));
         assert_eq!(entry.ordered(), Some(Order::Now(lagging())));
-        entry.leave(None);
+        entry.leave(&place, None);
         assert_eq!(entry.ordered(), Some(Order::AtBoundary(Reason::Shutdown)));
         entry.order(Order::Now(demoted()));
-        entry.leave(Some(Order::Now(lagging())));
+        entry.leave(&place, Some(Order::Now(lagging())));
         assert_eq!(entry.ordered(), Some(Order::Now(demoted())));
+    }
+
+    #[test]
+    fn an_order_about_a_connection_means_nothing_on_another_one() {
+        let registry = Arc::new(Registry::default());
+        let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
+        let (entry, old, new) = (ticket.entry(), placement("db1"), placement("db1"));
+        entry.order_on(&old, Order::Now(demoted()));
+        assert_eq!(entry.ordered_on(Some(&old)), Some(Order::Now(demoted())));
+        assert_eq!(entry.ordered_on(Some(&new)), None);
+        assert_eq!(entry.ordered_on(Some(&old)), None, "it is gone");
+        // One about the new connection takes the place of one about the old.
+        entry.order_on(&old, Order::Now(demoted()));
+        entry.order_on(&new, Order::AtBoundary(demoted()));
+        assert_eq!(entry.ordered_on(Some(&new)), Some(Order::AtBoundary(demoted())));
+        entry.order(Order::AtBoundary(Reason::Shutdown));
+        assert_eq!(entry.ordered_on(None), Some(Order::AtBoundary(Reason::Shutdown)));
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_not_free_before_its_cancel_requests_have_ended() {
+        let registry = Arc::new(Registry::default());
+        let ticket = enter(&registry, 1, issuer().issue_v30()).unwrap();
+        let entry = ticket.entry();
+        assert!(!entry.until_no_cancels().await);
+        let place = entry.cancel_place(4).unwrap();
+        let free = entry.until_no_cancels();
+        tokio::pin!(free);
+        assert!(futures_util::poll!(&mut free).is_pending());
+        place.may_be_late();
+        drop(place);
+        assert!(free.await, "the request may still arrive");
+        assert!(!entry.until_no_cancels().await);
+        // The same if it failed before anybody waited for its end.
+        assert!(!entry.has_cancels());
+        entry.cancel_place(4).unwrap().may_be_late();
+        assert!(entry.has_cancels());
+        assert!(entry.until_no_cancels().await);
+        assert!(!entry.has_cancels());
     }
 
     #[test]
@@ -711,6 +505,26 @@ mod tests {
         entry.begin_request();
         assert!(futures_util::poll!(&mut over).is_ready());
         entry.until_over(request).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn for_how_long_a_connection_is_held_counts_from_its_lease() {
+        let registry = Arc::new(Registry::default());
+        let ticket = enter(&registry, 7, issuer().issue_v30()).unwrap();
+        let entry = ticket.entry();
+        entry.place(Some(placement("db1")));
+        assert_eq!(entry.held_s(), None, "without a pool");
+        tokio::time::advance(std::time::Duration::from_secs(100)).await;
+        entry.set_held_since(Instant::now());
+        assert_eq!(entry.held_s(), Some(0));
+        tokio::time::advance(std::time::Duration::from_secs(30)).await;
+        assert_eq!(entry.held_s(), Some(30));
+        entry.place(None);
+        assert_eq!(entry.held_s(), None, "given back");
+        // It idled before the session came.
+        entry.place(Some(placement("db1")));
+        entry.set_held_since(entry.origin.client.since - std::time::Duration::from_millis(1));
+        assert_eq!(entry.held_s(), Some(130));
     }
 
     #[test]

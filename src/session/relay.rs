@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::ReadBuf;
-use tokio::time::Instant;
 
 use super::client::Client;
 use super::end::{Cause, End, Fate, Order, Reason};
@@ -24,15 +23,11 @@ use super::turns::{self, Turn, Turns, TwoWay, WorkerBuffer};
 use crate::backend::ServerStream;
 use crate::cluster::Evidence;
 use crate::frontend::ClientStream;
-use crate::routing::{EndReason, GrantedRole};
-use crate::wire::observe::{ServerEvent, ServerObserver};
-use crate::wire::sqlstate::SqlState;
+
+use crate::wire::observe::ServerObserver;
 
 /// Reads from a server whose session is cut.
 const HEAR_OUT_TURNS: usize = 16;
-
-/// Between two hints of one session that its server may have been demoted.
-const HINT_EVERY: Duration = Duration::from_secs(1);
 
 /// A client and its server connection.
 #[derive(Debug)]
@@ -340,54 +335,11 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
     }
 
     fn observe_server(&mut self, data: &[u8]) -> Result<(), String> {
-        let Link {
-            observer,
-            pending,
-            fatal,
-            read_only_reported,
-            cluster,
-            placement,
-            ..
-        } = &mut self.link;
         let entry = self.client.ticket.entry();
+        let (observer, mut hearing) = self.link.hearing();
         observer
             .feed(data, |event| {
-                pending.server(&event);
-                if let ServerEvent::ReadyForQuery(_) = event {
-                    // What was sent behind it is another request: a cancel for the one before must
-                    // not hit it.
-                    if !pending.is_idle() {
-                        entry.begin_request();
-                    } else if pending.between_transactions() {
-                        entry.rest(Activity::Idle);
-                    } else {
-                        entry.rest(Activity::InTransaction);
-                    }
-                }
-                match event {
-                    ServerEvent::Error(report) => {
-                        let code = report.code();
-                        if report.is_fatal() {
-                            *fatal = Some(code);
-                        }
-                        match evidence_of(code, report.is_fatal(), placement.granted) {
-                            // A client can have as many of these as it likes.
-                            Some(Evidence::ReadOnlySeen) if !due(read_only_reported) => {}
-                            Some(evidence) => cluster.evidence(&placement.member, evidence),
-                            None => {}
-                        }
-                    }
-                    ServerEvent::Parameter {
-                        name: b"in_hot_standby",
-                        value: b"off",
-                    } if placement.granted == GrantedRole::ReadOnly => {
-                        cluster.evidence(&placement.member, Evidence::Promoted);
-                        entry.order(Order::Now(Reason::Role(EndReason::Promoted(
-                            placement.member.clone(),
-                        ))));
-                    }
-                    _ => {}
-                }
+                hearing.hear(entry, &event);
             })
             .map_err(|error| error.to_string())?;
         self.client.traffic.transactions = self.link.pending.transactions();
@@ -396,6 +348,8 @@ impl<C: SessionStream, S: SessionStream> Relay<C, S> {
 }
 
 impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
+    type Stop = Cause;
+
     fn parts(&mut self) -> (&mut Turns, &Arc<SessionEntry>) {
         (&mut self.turns, self.client.ticket.entry())
     }
@@ -404,7 +358,7 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
         self.client.traffic
     }
 
-    fn obey(&self) -> Option<Cause> {
+    fn obey(&mut self) -> Option<Cause> {
         let order = self.entry().ordered()?;
         if let (Some(code), true) = (self.link.fatal, self.link.observer.at_boundary()) {
             // The server has said the last word already; a second one of ours would follow it.
@@ -564,29 +518,6 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
             Err(_) => Turn::End(self.client_gone()),
         }
     }
-}
-
-/// What a server's error says of its fitness: never more than that a probe should look. An ERROR
-/// may have any SQLSTATE a client likes (`RAISE … USING ERRCODE`), and so may a FATAL
-/// (`plpy.fatal`); the harmless 25006 is expected on a standby.
-fn evidence_of(code: SqlState, is_fatal: bool, granted: GrantedRole) -> Option<Evidence> {
-    match (code, is_fatal, granted) {
-        (SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW, true, _) => {
-            Some(Evidence::Terminated)
-        }
-        (SqlState::READ_ONLY_TRANSACTION, _, GrantedRole::ReadWrite) => Some(Evidence::ReadOnlySeen),
-        _ => None,
-    }
-}
-
-/// Whether [`HINT_EVERY`] is over since the last time, which is now then.
-fn due(last: &mut Option<Instant>) -> bool {
-    let now = Instant::now();
-    let is_due = last.is_none_or(|at| now.saturating_duration_since(at) >= HINT_EVERY);
-    if is_due {
-        *last = Some(now);
-    }
-    is_due
 }
 
 #[cfg(test)]

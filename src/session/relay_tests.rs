@@ -10,7 +10,7 @@ use super::super::simulator::{frame, short};
 use super::super::{finish, memory};
 use super::*;
 use crate::cluster::snapshot::MemberName;
-use crate::routing::LeaveReason;
+use crate::routing::{EndReason, LeaveReason};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -1,6 +1,8 @@
 //! What a session asks of a connection beyond reading and writing. A relay takes any two streams
 //! that can do this: a socket, TLS over one, or, in tests, a connection in memory.
 
+use std::io;
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client;
 
-use crate::backend::{ServerStream, set_user_timeout};
+use crate::backend::{OrderlyStream, ServerStream, set_user_timeout};
 use crate::frontend::{ClientStream, ClientTlsStream, Left};
 
 /// A connection of a session, to the client or to the server. `poll_shutdown` ends our side in
@@ -26,6 +28,21 @@ pub trait SessionStream: AsyncRead + AsyncWrite + Unpin {
     /// Ends our side of the socket at once, without a last message of TLS. Does nothing where the
     /// connection is gone.
     fn end_socket(&self);
+
+    /// Whether anything can be read, or the peer has ended the connection: the kernel is asked, and
+    /// what TLS has read already counts too. Reads nothing, never waits.
+    fn has_input(&self) -> bool;
+}
+
+/// TLS wants to read only while nothing that it has read waits for us.
+fn has_read_ahead(wants_read: bool) -> bool {
+    !wants_read
+}
+
+/// Asks the kernel, since a reactor may not have heard of the newest bytes yet.
+fn socket_has_input(socket: &SockRef<'_>) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    !matches!(socket.peek(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 impl SessionStream for TcpStream {
@@ -41,6 +58,10 @@ impl SessionStream for TcpStream {
     fn end_socket(&self) {
         let _ = SockRef::from(self).shutdown(Shutdown::Write);
     }
+
+    fn has_input(&self) -> bool {
+        socket_has_input(&SockRef::from(self))
+    }
 }
 
 impl SessionStream for UnixStream {
@@ -53,6 +74,10 @@ impl SessionStream for UnixStream {
 
     fn end_socket(&self) {
         let _ = SockRef::from(self).shutdown(Shutdown::Write);
+    }
+
+    fn has_input(&self) -> bool {
+        socket_has_input(&SockRef::from(self))
     }
 }
 
@@ -68,6 +93,11 @@ impl<S: SessionStream> SessionStream for Box<ClientTlsStream<S>> {
     fn end_socket(&self) {
         self.get_ref().0.get_ref().end_socket();
     }
+
+    fn has_input(&self) -> bool {
+        let (socket, tls) = self.get_ref();
+        has_read_ahead(tls.wants_read()) || socket.get_ref().has_input()
+    }
 }
 
 impl<S: SessionStream> SessionStream for Box<client::TlsStream<S>> {
@@ -81,6 +111,11 @@ impl<S: SessionStream> SessionStream for Box<client::TlsStream<S>> {
 
     fn end_socket(&self) {
         self.get_ref().0.end_socket();
+    }
+
+    fn has_input(&self) -> bool {
+        let (socket, tls) = self.get_ref();
+        has_read_ahead(tls.wants_read()) || socket.has_input()
     }
 }
 
@@ -108,6 +143,14 @@ impl SessionStream for ClientStream {
             Self::Unix(stream) => stream.end_socket(),
         }
     }
+
+    fn has_input(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.has_input(),
+            Self::Tls(stream) => stream.has_input(),
+            Self::Unix(stream) => stream.has_input(),
+        }
+    }
 }
 
 impl SessionStream for ServerStream {
@@ -121,5 +164,30 @@ impl SessionStream for ServerStream {
 
     fn end_socket(&self) {
         self.tcp().end_socket();
+    }
+
+    fn has_input(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.has_input(),
+            Self::Tls(stream) => stream.has_input(),
+        }
+    }
+}
+
+impl<S: SessionStream> SessionStream for OrderlyStream<S> {
+    fn left(&self) -> Left {
+        S::left(self)
+    }
+
+    fn set_user_timeout(&self, timeout: Option<Duration>) {
+        S::set_user_timeout(self, timeout);
+    }
+
+    fn end_socket(&self) {
+        S::end_socket(self);
+    }
+
+    fn has_input(&self) -> bool {
+        S::has_input(self)
     }
 }

@@ -327,6 +327,11 @@ async fn admit(
         }
     })?;
     *held = Some(place);
+    let is_enabled = shared.disabled_routes.admits(&listener.route.name);
+    is_enabled.map_err(|reply| Refusal {
+        reply,
+        reason: Some(RefuseReason::Disabled),
+    })?;
     let mut admitted = shared.admission.admit(listener).map_err(|reply| Refusal {
         reply,
         reason: Some(RefuseReason::TooMany),
@@ -354,6 +359,7 @@ async fn connect(
         gate: &listener.gate,
         metrics: &shared.metrics.queue,
         occupancy: &shared.occupancy,
+        pools: Some(&shared.pools),
         cluster: &listener.cluster,
         route: &listener.route,
         client: address.ip(),
@@ -548,8 +554,12 @@ fn refuse(shared: &Shared, listener: &ListenerSettings, client: ClientAddress, r
     shared.metrics.refuse(counted);
     let (listener, reason) = (&listener.name, &reply.message);
     let via = client.via().map(tracing::field::display);
-    if matches!(counted, RefuseReason::Unavailable | RefuseReason::Shutdown) {
-        // The log lines about the topology say why, once; balancers ask every second.
+    let is_known = matches!(
+        counted,
+        RefuseReason::Unavailable | RefuseReason::Disabled | RefuseReason::Shutdown
+    );
+    if is_known {
+        // Another log line says why, once; balancers ask every second.
         debug!(%client, %listener, mode = "tcp", %reason, "connection refused");
     } else if let Some(skipped) = shared.failures.admit(client.ip(), None) {
         warn!(%client, via, %listener, mode = "tcp", ?reason, skipped, "connection refused");
@@ -601,7 +611,7 @@ async fn finish(ended: Ended, record: &Record, shared: &Shared) -> TcpStream {
     } = ended;
     // The router does not see whether a request is under way.
     let end = End::from(cause);
-    record::log_end(&end, record, traffic);
+    record::log_end(&end, record, traffic, None);
     shared.metrics.end(&record.listener.route.name, &end);
     drop(ticket);
     forward::part(client, &end).await;

@@ -29,10 +29,10 @@ impl Default for WorkerBuffer {
 }
 
 /// What a turn of one direction came to.
-pub(super) enum Turn {
+pub(super) enum Turn<E = Cause> {
     Progress,
     Blocked,
-    End(Cause),
+    End(E),
 }
 
 /// What a relay takes its turns with.
@@ -51,7 +51,8 @@ impl Turns {
         }
     }
 
-    fn listen_for_orders(&mut self, entry: &SessionEntry, cx: &Context<'_>) {
+    /// Orders wake this task from now on.
+    pub(super) fn listen_for_orders(&mut self, entry: &SessionEntry, cx: &Context<'_>) {
         let known = self.registered.as_ref();
         if !known.is_some_and(|waker| waker.will_wake(cx.waker())) {
             self.registered = Some(cx.waker().clone());
@@ -62,16 +63,19 @@ impl Turns {
 
 /// Two directions between a client and a server.
 pub(super) trait TwoWay {
+    /// Why it stops taking turns.
+    type Stop;
+
     fn parts(&mut self) -> (&mut Turns, &Arc<SessionEntry>);
 
     /// Carries out an order that is due.
-    fn obey(&self) -> Option<Cause>;
+    fn obey(&mut self) -> Option<Self::Stop>;
 
     /// Client to server.
-    fn turn_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn;
+    fn turn_to_server(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn<Self::Stop>;
 
     /// Server to client.
-    fn turn_to_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn;
+    fn turn_to_client(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Turn<Self::Stop>;
 
     /// Both directions have come to rest.
     fn rested(&self) {}
@@ -80,7 +84,7 @@ pub(super) trait TwoWay {
 }
 
 /// One wake-up of a relay.
-pub(super) fn poll(relay: &mut impl TwoWay, cx: &mut Context<'_>) -> Poll<Cause> {
+pub(super) fn poll<R: TwoWay>(relay: &mut R, cx: &mut Context<'_>) -> Poll<R::Stop> {
     let (turns, entry) = relay.parts();
     turns.listen_for_orders(entry, cx);
     let worker_buffer = Arc::clone(&turns.worker_buffer);
@@ -91,7 +95,7 @@ pub(super) fn poll(relay: &mut impl TwoWay, cx: &mut Context<'_>) -> Poll<Cause>
     outcome
 }
 
-fn take_turns(relay: &mut impl TwoWay, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Cause> {
+fn take_turns<R: TwoWay>(relay: &mut R, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<R::Stop> {
     for _ in 0..TURNS {
         if let Some(cause) = relay.obey() {
             return Poll::Ready(cause);

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::backend::ServerConnection;
 use crate::backend::{CHANGING_HINT, Unverified};
 use crate::cluster::ClusterHandle;
-use crate::cluster::server_identity::{self, IdentifiedBy, ServerIdentity, ServerLocation};
+use crate::cluster::server_identity::{self, IdentifiedBy, MAX_CHECK_AGE, ServerIdentity, ServerLocation};
 use crate::routing::{Candidate, Misfit, fits};
 use crate::wire::startup::Replication;
 
@@ -76,8 +76,7 @@ pub(super) async fn confirm<S: AsyncRead + AsyncWrite + Unpin>(
                 && was_doubted
                 && let Some(identity) = seen_by_prober(question, address).await
             {
-                fits(&cluster.snapshot(), candidate, &identity)?;
-                return Ok(found(identity, IdentifiedBy::Prober, begun));
+                return judge(question, identity).await;
             }
             Err(Unverified(
                 "could not be confirmed to belong to the cluster".into(),
@@ -94,14 +93,11 @@ pub(super) async fn confirm_unasked(
     address: IpAddr,
 ) -> Result<ServerLocation, Unverified> {
     let Question {
-        cluster,
-        candidate,
-        begun,
-        ..
+        cluster, candidate, ..
     } = *question;
     let seen = seen_by_prober(question, address).await;
-    let snapshot = cluster.snapshot();
     let identity = seen.or_else(|| {
+        let snapshot = cluster.snapshot();
         let facts = snapshot.member(&candidate.member)?.health.facts.as_ref()?;
         ServerIdentity::of(facts).filter(|last| last.address == address)
     });
@@ -111,8 +107,32 @@ pub(super) async fn confirm_unasked(
             FOREIGN_HINT,
         ));
     };
-    fits(&snapshot, candidate, &identity)?;
-    Ok(found(identity, IdentifiedBy::Prober, begun))
+    judge(question, identity).await
+}
+
+/// Whether the server fits by what the prober has seen. A check from before the connection may
+/// show a standby that has been promoted since, so it refuses nobody: the prober checks once more.
+async fn judge(question: &Question<'_>, identity: ServerIdentity) -> Result<ServerLocation, Unverified> {
+    let Question {
+        cluster,
+        candidate,
+        begun,
+        deadline,
+        ..
+    } = *question;
+    let judged = |identity| match fits(&cluster.snapshot(), candidate, &identity) {
+        Ok(()) => Ok(found(identity, IdentifiedBy::Prober, begun)),
+        Err(misfit) => Err(misfit),
+    };
+    let misfit = match judged(identity) {
+        Err(misfit) if identity.connected < begun => misfit,
+        verdict => return verdict.map_err(Unverified::from),
+    };
+    let newer = match cluster.address_check(&candidate.member) {
+        Some(check) => check.ask(identity.address, begun + MAX_CHECK_AGE, deadline).await,
+        None => None,
+    };
+    newer.map_or(Err(misfit), judged).map_err(Unverified::from)
 }
 
 fn found(identity: ServerIdentity, known: IdentifiedBy, begun: Instant) -> ServerLocation {
@@ -147,5 +167,84 @@ impl From<Misfit> for Unverified {
             Misfit::NotWritable | Misfit::NoLongerLeader => CHANGING_HINT,
         };
         Self(misfit.to_string().into(), hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use futures_util::poll;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::cluster::scripted::Script;
+    use crate::cluster::snapshot::MemberName;
+    use crate::routing::Preference;
+    use crate::session::topology::{SYSTEM, TIMELINE, member, snapshot};
+
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const TEXT: &str = "clusters: {main: {servers: [{name: db1, host: 127.0.0.1, port: 1}], \
+                        server_tls: {sslmode: disable}, service_account: {user: u}}}\n\
+                        listeners: [{name: rw, address: \"127.0.0.1:1\", route: read-write}]\n";
+
+    fn seen(in_recovery: bool) -> ServerIdentity {
+        ServerIdentity {
+            system_identifier: SYSTEM,
+            timeline: TIMELINE,
+            in_recovery,
+            address: ADDRESS,
+            connected: Instant::now(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_from_before_a_promotion_refuses_nobody() {
+        let script = Script::new(TEXT, snapshot(Some("db1"), vec![member("db1", false)]));
+        let candidate = Candidate {
+            member: MemberName::new("db1"),
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            reason: Preference::Leader,
+        };
+        let check = script.cluster.address_check(&candidate.member).unwrap();
+        let question = || Question {
+            cluster: &script.cluster,
+            candidate: &candidate,
+            replication: Replication::None,
+            begun: Instant::now(),
+            deadline: Instant::now() + Duration::from_secs(1),
+        };
+        for (is_standby_still, expected) in [
+            (Some(false), None),
+            (Some(true), Some("does not accept writes")),
+            // Nobody can check any more.
+            (None, Some("does not accept writes")),
+        ] {
+            Script::checked(&check, Some(seen(true)));
+            advance(Duration::from_millis(100)).await;
+            let question = question();
+            let judging = confirm_unasked(&question, ADDRESS);
+            tokio::pin!(judging);
+            assert!(poll!(&mut judging).is_pending(), "it looks once more");
+            if let Some(in_recovery) = is_standby_still {
+                advance(Duration::from_millis(10)).await;
+                Script::checked(&check, Some(seen(in_recovery)));
+            }
+            let refused = judging.await.err().map(|Unverified(reason, _)| reason);
+            assert_eq!(refused.as_deref(), expected);
+        }
+        // What has been checked since the connection began is enough.
+        Script::checked(&check, Some(seen(true)));
+        let question = question();
+        let judging = confirm_unasked(&question, ADDRESS);
+        tokio::pin!(judging);
+        assert!(matches!(
+            poll!(&mut judging),
+            std::task::Poll::Ready(Err(Unverified(..)))
+        ));
     }
 }

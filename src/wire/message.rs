@@ -11,7 +11,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use pgwire::messages::Message;
 use pgwire::messages::cancel::CancelRequest;
-use pgwire::messages::response::{ErrorResponse, ReadyForQuery, TransactionStatus};
+use pgwire::messages::response::{ErrorResponse, NoticeResponse, ReadyForQuery, TransactionStatus};
 use pgwire::messages::simplequery::Query;
 use pgwire::messages::startup::{
     Authentication, BackendKeyData, SASLInitialResponse, SASLResponse, SecretKey, SslRequest,
@@ -72,6 +72,15 @@ impl ErrorReply {
         }
     }
 
+    /// The same, and the session ends with it.
+    #[must_use]
+    pub fn into_fatal(self) -> Self {
+        Self {
+            severity: Severity::Fatal,
+            ..self
+        }
+    }
+
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
@@ -96,6 +105,24 @@ pub fn error(out: &mut BytesMut, reply: &ErrorReply) {
     fields.extend(reply.detail.as_deref().map(|text| (b'D', bounded(text))));
     fields.extend(reply.hint.as_deref().map(|text| (b'H', bounded(text))));
     put(out, &ErrorResponse::new(fields));
+}
+
+/// `N`: a NOTICE that the client may show to its user.
+pub fn notice(out: &mut BytesMut, text: &str, detail: &str) {
+    let severity = || "NOTICE".to_owned();
+    let fields = vec![
+        (b'S', severity()),
+        (b'V', severity()),
+        (b'C', "00000".to_owned()),
+        (b'M', bounded(text)),
+        (b'D', bounded(detail)),
+    ];
+    put(out, &NoticeResponse::new(fields));
+}
+
+/// A message as it was received.
+pub fn put_frame(out: &mut BytesMut, tag: u8, body: &[u8]) {
+    framed(out, Some(tag), |out| out.put_slice(body));
 }
 
 /// `R` 3: asks for the password in clear.

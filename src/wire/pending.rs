@@ -163,6 +163,32 @@ impl PendingReplies {
         }
     }
 
+    /// As [`Self::outstanding`], with the router's own messages.
+    pub fn unanswered(&self) -> Option<usize> {
+        self.outstanding()
+            .map(|_| self.pending().map(|run| run.requests()).sum())
+    }
+
+    /// The server answers nothing more before the client goes on: it reads copied data, or a batch
+    /// is open whose answers it may keep until the Sync. (A Flush makes it send what it has.)
+    pub fn waits_for_client(&self) -> bool {
+        match self.copy {
+            CopyMode::In { ended } => !ended,
+            CopyMode::Out | CopyMode::Both => false,
+            CopyMode::None => {
+                self.batch_open
+                    && self
+                        .pending()
+                        .all(|run| matches!(run.kind, RequestKind::Nothing | RequestKind::Extended))
+            }
+        }
+    }
+
+    /// The COPY under way is part of a batch of the extended protocol.
+    pub fn is_copying_in_batch(&self) -> bool {
+        self.in_copy() && self.current.kind == RequestKind::Extended
+    }
+
     /// If the client's oldest request failed now: the status that the `Z` behind the error would
     /// have; `None` where no `Z` would come, as the client has not sent the Sync yet, or where that
     /// cannot be known.
@@ -223,6 +249,17 @@ impl PendingReplies {
     /// the server connection must not be given to another client.
     pub fn is_uncertain(&self) -> bool {
         self.uncertain > 0 || self.lost
+    }
+
+    /// Everything is answered and no transaction is open, but Syncs were sent into a COPY that
+    /// failed: it is not known whether the server has read them as a part of it, or answers them.
+    /// The answer to the next request settles it.
+    pub fn has_only_doubtful_syncs(&self) -> bool {
+        self.uncertain > 0
+            && self.status == TransactionStatus::Idle
+            && self.current.kind == RequestKind::Nothing
+            && self.copy == CopyMode::None
+            && !(self.skipping || self.batch_open || self.terminated || self.over || self.lost)
     }
 
     /// Replies can no longer be matched with requests, nor have they an owner: the server answered

@@ -23,11 +23,16 @@ impl SqlState {
     pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
     pub const INVALID_SCHEMA_NAME: Self = Self(*b"3F000");
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
+    pub const DUPLICATE_PREPARED_STATEMENT: Self = Self(*b"42P05");
     pub const NAME_TOO_LONG: Self = Self(*b"42622");
     pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
+    pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
+    pub const CONFIGURATION_LIMIT_EXCEEDED: Self = Self(*b"53400");
     pub const PROGRAM_LIMIT_EXCEEDED: Self = Self(*b"54000");
     pub const QUERY_CANCELED: Self = Self(*b"57014");
+    pub const IDLE_IN_TRANSACTION_TIMEOUT: Self = Self(*b"25P03");
+    pub const TRANSACTION_TIMEOUT: Self = Self(*b"25P04");
     pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
     pub const CRASH_SHUTDOWN: Self = Self(*b"57P02");
     pub const CANNOT_CONNECT_NOW: Self = Self(*b"57P03");

@@ -26,6 +26,7 @@ mod keepalived;
 mod lag;
 mod netns;
 mod patroni_proxy;
+mod pooled;
 mod session;
 mod shutdown;
 mod standby;

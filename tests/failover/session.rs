@@ -168,9 +168,14 @@ impl Session {
         frame.extend_from_slice(&i32::try_from(sql.len() + 5).unwrap().to_be_bytes());
         frame.extend_from_slice(sql.as_bytes());
         frame.push(0);
+        self.send_bytes(&frame);
+    }
+
+    /// The same with whole messages.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
         let stream = &mut self.connection.stream;
         let _ = self.runtime.block_on(async {
-            stream.write_all(&frame).await?;
+            stream.write_all(bytes).await?;
             stream.flush().await
         });
     }

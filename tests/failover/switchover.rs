@@ -1,8 +1,9 @@
-//! A planned switchover, under writers.
+//! A planned switchover, under writers, without a pool and with one.
 
 use std::time::Duration;
 
 use super::cluster::{Cluster, Options, Router, eventually};
+use super::pooled::Pooled;
 use super::session::{Report, Session, spread};
 use super::writers::Writers;
 
@@ -47,6 +48,7 @@ fn a_switchover(patroni: &str, base: &str, etcd_port: u16) {
         .map(|mut session| (session.server(), session))
         .partition(|(server, _)| *server == new.address);
     assert_eq!((promoted.len(), staying.len()), (2, 2), "least connections");
+    let pooled = Pooled::start(&cluster);
     let writers = Writers::start(at, 3);
 
     assert_eq!(
@@ -64,6 +66,7 @@ fn a_switchover(patroni: &str, base: &str, etcd_port: u16) {
             &["has been promoted", "is the leader now"],
         );
     }
+    pooled.check(&cluster.node(&old), &new);
     writers.await_more(50);
     let mut session = Session::open(at, 6432).unwrap();
     assert_eq!(session.server(), new.address);

@@ -313,9 +313,10 @@ fn what_was_set_outlives_a_restart() {
     let first = Administered::with(state.path(), Options::default());
     first.ok(&["drain", &one]);
     first.ok(&["weight", &leader, "7"]);
+    first.ok(&["disable", "read-only"]);
     let kept = || fs::read_to_string(&file).unwrap_or_default();
     eventually("it is written", Duration::from_secs(10), || {
-        kept().contains("\"weight\": 7")
+        kept().contains("\"weight\": 7") && kept().contains("read-only")
     });
     drop(first);
     let text = kept().replace(
@@ -333,12 +334,18 @@ fn what_was_set_outlives_a_restart() {
     assert!(line.contains("state=drain"), "{line}");
     assert_eq!(second.member(&one)["admin"], "drain");
     assert_eq!(second.member(&leader)["weight"], 7);
+    second
+        .router
+        .await_log(&["the route is disabled, as before the restart", "route=read-only"]);
+    let status = second.ok(&["router", "status"]);
+    assert!(status.contains("`trunkline enable NAME`: read-only"), "{status}");
+    second.ok(&["enable", "read-only"]);
     second.ok(&["ready", &one]);
     second.ok(&["weight", &leader, "default"]);
     eventually(
         "what is at its default is forgotten, others are kept",
         Duration::from_secs(10),
-        || kept().contains("gone") && !kept().contains("\"main\""),
+        || kept().contains("gone") && !kept().contains("\"main\"") && !kept().contains("read-only"),
     );
     drop(second);
 

@@ -434,10 +434,9 @@ fn sources(folders: &[&str]) -> Vec<PathBuf> {
     found
 }
 
-/// A claim without a test is a wish.
-#[test]
-fn what_security_md_names_exists() {
-    let text = fs::read_to_string(project().join("docs/security.md")).unwrap();
+/// How many tests this document names; all of them exist. A name has so many underscores or more.
+fn tests_named(document: &str, underscores: usize) -> usize {
+    let text = fs::read_to_string(project().join(document)).unwrap();
     let all: Vec<String> = sources(&["src", "tests"])
         .iter()
         .map(|path| fs::read_to_string(path).unwrap())
@@ -446,7 +445,7 @@ fn what_security_md_names_exists() {
     for (index, line) in prose(&text) {
         // What looks like a test's name.
         for name in line.split('`').skip(1).step_by(2) {
-            let is_test = name.matches('_').count() >= 4
+            let is_test = name.matches('_').count() >= underscores
                 && name
                     .chars()
                     .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
@@ -455,12 +454,20 @@ fn what_security_md_names_exists() {
                 let definition = format!("fn {name}(");
                 assert!(
                     all.iter().any(|source| source.contains(&definition)),
-                    "docs/security.md:{}: there is no test {name}",
+                    "{document}:{}: there is no test {name}",
                     index + 1
                 );
             }
         }
     }
+    named
+}
+
+/// A claim without a test is a wish.
+#[test]
+fn what_security_md_names_exists() {
+    let text = fs::read_to_string(project().join("docs/security.md")).unwrap();
+    let named = tests_named("docs/security.md", 4);
     assert!(named > 20, "only {named} tests are named");
     // Each target of the fuzzer has its line.
     for entry in fs::read_dir(project().join("fuzz/fuzz_targets")).unwrap() {
@@ -477,6 +484,27 @@ fn what_security_md_names_exists() {
     for row in shared.lines().filter(|line| line.starts_with("| ")).skip(1) {
         let last = row.trim_end_matches('|').rsplit('|').next().unwrap();
         assert!(last.contains('`'), "no test: {row}");
+    }
+}
+
+/// Each case has a test, or says that it has none; its links lead somewhere.
+#[test]
+fn what_the_cases_of_pooling_name_exists() {
+    let document = "tests/it/pooling/README.md";
+    let named = tests_named(document, 3);
+    assert!(named > 80, "only {named} tests are named");
+    let text = fs::read_to_string(project().join(document)).unwrap();
+    let cases: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();
+    let cases = cases.into_iter().filter(|line| !line.starts_with("| |"));
+    for (index, line) in cases.enumerate() {
+        assert!(line.starts_with(&format!("| {} | ", index + 1)), "{line}");
+        let last = line.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        assert!(!last.is_empty(), "{line}");
+    }
+    for target in text.split("](").skip(1) {
+        let path = target.split([')', '#']).next().unwrap();
+        let folder = project().join(document);
+        assert!(folder.parent().unwrap().join(path).exists(), "{path}");
     }
 }
 

@@ -188,3 +188,71 @@ fn an_operator_drains_the_router_and_takes_it_back_over_reload_and_upgrade() {
     subject.ok(&["router", "ready"]);
     subject.assert_is("ready");
 }
+
+impl Subject {
+    /// What a client gets at its login while the route is disabled.
+    #[track_caller]
+    fn assert_disabled(&self) {
+        let mut raw = Raw::connect(self.router.address, 6432);
+        raw.startup(V3_0, &[("user", "app"), ("database", "app")]);
+        let error = raw.last_error();
+        assert_eq!(error.code(), "57P03");
+        assert_eq!(error.field(b'M').unwrap(), "the route read-write is disabled");
+        let hint = error.field(b'H').unwrap();
+        assert!(hint.contains("`trunkline enable read-write`"), "{hint}");
+        let disabled = self
+            .router
+            .metric("trunkline_route_disabled{route=\"read-write\"}");
+        assert_eq!(disabled, 1.0);
+    }
+}
+
+#[test]
+fn a_disabled_route_gets_no_new_sessions_over_reload_and_upgrade() {
+    let subject = Subject::start("grace: 5s", Vec::new());
+    let mut session = subject.served();
+    assert_eq!(subject.ok(&["enable", "read-write"]), "read-write: enabled\n");
+    let said = subject.ok(&["disable", "read-write"]);
+    assert_eq!(said, "read-write: disabled; 1 session goes on\n");
+    subject.router.await_log(&["the route is disabled", "by=127."]);
+    subject.assert_disabled();
+    let refused = subject
+        .router
+        .metric("trunkline_logins_refused_total{reason=\"disabled\"}");
+    assert_eq!(refused, 1.0);
+    assert_eq!(session.value("SELECT 1"), "1");
+    // The other route, and the server, are as before.
+    assert_eq!(subject.readiness(), [503, 503]);
+    assert_eq!(subject.router.http("/node/one/is-read-write").unwrap().0, 200);
+    assert_eq!(subject.agent(), "up drain\n");
+    let routes = subject.ok(&["routes"]);
+    let line = routes
+        .lines()
+        .find(|line| line.starts_with("read-write "))
+        .unwrap();
+    assert!(line.contains(" disabled "), "{routes}");
+    let status = subject.ok(&["router", "status"]);
+    assert!(
+        status.contains("until `trunkline enable NAME`: read-write"),
+        "{status}"
+    );
+    subject.ok(&["reload"]);
+    subject.assert_disabled();
+    let new = upgrade(&subject.router);
+    eventually("the new process answers", PATIENCE, || {
+        subject.ok(&["router", "status"]).contains(&new.0.to_string())
+    });
+    subject.assert_disabled();
+    assert_eq!(session.value("SELECT 1"), "1");
+    // It counts the sessions of the process before it.
+    let said = subject.ok(&["disable", "read-write"]);
+    assert_eq!(said, "read-write: disabled; 1 session goes on\n");
+    assert_eq!(subject.ok(&["enable", "read-write"]), "read-write: enabled\n");
+    assert_eq!(subject.readiness(), [200, 200]);
+    drop(subject.served());
+    let unknown = subject.refused(&["disable", "other"]);
+    assert!(
+        unknown.contains("no listener has a route of this name"),
+        "{unknown}"
+    );
+}

@@ -35,9 +35,12 @@ fn driver(file: &str) -> PathBuf {
 }
 
 /// Runs a driver's program against a router of its own; it must end well and say so.
-fn run(mut command: Command) {
+fn run(command: Command) {
+    run_before(&Router::shared(), command);
+}
+
+pub(crate) fn run_before(router: &Router, mut command: Command) {
     let cluster = Cluster::shared();
-    let router = Router::shared();
     let output = output(
         command
             .env("HOST", router.address.to_string())
@@ -55,34 +58,50 @@ fn run(mut command: Command) {
 
 #[test]
 fn psycopg_3() {
+    run(psycopg());
+}
+
+pub(crate) fn psycopg() -> Command {
     let mut command = Command::new(cache().join("drivers-python/bin/python"));
     command.arg(driver("psycopg3.py"));
-    run(command);
+    command
 }
 
 #[test]
 fn asyncpg() {
+    run(asyncpg_driver());
+}
+
+pub(crate) fn asyncpg_driver() -> Command {
     let mut command = Command::new(cache().join("drivers-python/bin/python"));
     command.arg(driver("asyncpg_driver.py"));
-    run(command);
+    command
 }
 
 #[test]
 fn node_pg() {
+    run(node());
+}
+
+pub(crate) fn node() -> Command {
     let mut command = Command::new("node");
     command
         .arg(driver("node_pg.js"))
         .env("NODE_PATH", cache().join("drivers-node/node_modules"));
-    run(command);
+    command
 }
 
 #[test]
 fn pgjdbc_with_large_objects_and_target_server_type() {
+    run(pgjdbc());
+}
+
+pub(crate) fn pgjdbc() -> Command {
     let mut command = Command::new("java");
     command
         .args(["-XX:TieredStopAtLevel=1", "-cp", "/usr/share/java/postgresql.jar"])
         .arg(driver("Jdbc.java"));
-    run(command);
+    command
 }
 
 // --- tokio-postgres ------------------------------------------------------------------------------

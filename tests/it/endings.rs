@@ -293,11 +293,25 @@ fn who_leaves_while_the_server_is_busy_keeps_what_is_counted() {
     assert_eq!(server.sql(&count), "2");
     assert!(refused(), "the server works on for them");
     server.sql(&format!("SELECT pg_terminate_backend(pid) {own}"));
+    let mut since = String::new();
+    let start = "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
     eventually("they are given back", PATIENCE, || {
-        login().is_ok_and(|mut client| client.value("SELECT 1") == "1")
+        login().is_ok_and(|mut client| {
+            since = client.value(start);
+            !since.is_empty()
+        })
     });
     // In the middle of the login, by a time-out: a lock that every login waits for.
     eventually("nobody is left", PATIENCE, || server.sql(&count) == "0");
+    // Within a second of a login the prober logs in anew. If that waits for the lock, the server is
+    // down, and nobody is refused for anything else.
+    let probes = format!(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'trunkline probe' AND state = 'idle' \
+         AND backend_start > '{since}'"
+    );
+    eventually("the prober has logged in", PATIENCE, || {
+        server.sql(&probes) == "t"
+    });
     let mut locking = Client::login(
         (server.address, server.port).into(),
         Login {

@@ -2,6 +2,7 @@
 //! notices, and cancel requests find their session wherever it is.
 
 mod administered;
+mod pooled;
 mod steps;
 
 use std::fs;

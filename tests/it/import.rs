@@ -161,8 +161,12 @@ fn what_cannot_be_imported_is_said() {
     };
     for (path, expected) in [
         (
+            file("toml", b"[server]\nport = 1\n"),
+            "is no configuration of HAProxy, patroni_proxy or PgBouncer",
+        ),
+        (
             file("ini", b"[databases]\n"),
-            "is neither HAProxy's nor patroni_proxy's configuration",
+            "has no database in its section [databases]",
         ),
         (file("binary", b"global\n\xff\n"), "is not UTF-8 text"),
         (

@@ -47,6 +47,8 @@ mod main_job;
 mod methods;
 mod mutating;
 mod places;
+mod pool_operations;
+mod pooling;
 mod proxied_tls;
 mod proxy_protocol;
 mod raw;

@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::super::handles::{ClusterView, Phase};
-use super::super::operations::{Change, Ending, Gathered};
-use super::super::views::{ClusterSummary, EventView, MemberView, RouterView};
+use super::super::operations::{Change, Ending, Gathered, Reconnection};
+use super::super::views::{ClusterSummary, EventView, MemberView, RouterView, ServerConnectionView};
 use super::answer::JsonAnswer;
 use super::app::{App, Params};
 use super::guard::Caller;
@@ -77,6 +77,110 @@ pub(super) async fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
     JsonAnswer::json(StatusCode::OK, &all).without(&missing)
 }
 
+/// `GET /api/v1/pools`
+pub(super) async fn pools(app: &App, uri: &Uri) -> JsonAnswer {
+    let params = Params::of(uri);
+    let Gathered {
+        value: mut all,
+        missing,
+    } = app.handles.operations.pools().await;
+    for (key, wanted) in params.pairs() {
+        match key {
+            "cluster" => all.retain(|pool| pool.cluster == wanted),
+            "route" => all.retain(|pool| pool.route == wanted),
+            "user" => all.retain(|pool| pool.user == wanted),
+            "database" => all.retain(|pool| pool.database == wanted),
+            _ => {}
+        }
+    }
+    JsonAnswer::json(StatusCode::OK, &all).without(&missing)
+}
+
+/// `GET /api/v1/servers`
+pub(super) async fn servers(app: &App, uri: &Uri) -> JsonAnswer {
+    let params = Params::of(uri);
+    let operations = &app.handles.operations;
+    // Pools first: a connection that is leased in between is listed twice rather than not at all.
+    let pools = operations.pools().await;
+    let sessions = operations.sessions().await;
+    let mut missing = pools.missing;
+    // Of one process they say the same.
+    missing.extend(sessions.missing);
+    missing.sort_unstable();
+    missing.dedup();
+    let idle = pools.value.iter().flat_map(ServerConnectionView::idle_in);
+    let held = sessions
+        .value
+        .into_iter()
+        .filter_map(ServerConnectionView::of_session);
+    let mut all: Vec<_> = held.chain(idle).collect();
+    for (key, wanted) in params.pairs() {
+        match key {
+            "cluster" => all.retain(|server| server.cluster == wanted),
+            "member" => all.retain(|server| server.member == wanted),
+            "route" => all.retain(|server| server.route == wanted),
+            "user" => all.retain(|server| server.user == wanted),
+            "database" => all.retain(|server| server.database == wanted),
+            _ => {}
+        }
+    }
+    JsonAnswer::json(StatusCode::OK, &all).without(&missing)
+}
+
+/// `POST /api/v1/pools/reconnect`
+pub(super) async fn reconnect(app: Arc<App>, caller: CalledBy, uri: Uri, body: Body) -> JsonAnswer {
+    let body = match object(body).await {
+        Ok(body) => body,
+        Err(answer) => return answer,
+    };
+    let which = match (body.len(), body.iter().next()) {
+        (1, Some((key, Value::String(name)))) if key == "member" => {
+            let view = match find(&app, &uri) {
+                Ok(view) => view,
+                Err(answer) => return answer,
+            };
+            let member = MemberName::new(name.as_str());
+            if view.snapshot.borrow().member(&member).is_none() {
+                return no_member(&app, view);
+            }
+            Reconnection::Member {
+                cluster: view.name.to_string(),
+                member: name.clone(),
+            }
+        }
+        (1, Some((key, Value::String(name)))) if key == "route" => {
+            let mut routes = app.handles.clusters.iter().flat_map(ClusterView::routes);
+            if !routes.any(|route| *route.name == **name) {
+                return JsonAnswer::problem(
+                    StatusCode::NOT_FOUND,
+                    "there is no route of this name with a listener",
+                    "`trunkline pools` (GET /api/v1/pools) shows the pools and their routes",
+                );
+            }
+            Reconnection::Route(name.clone())
+        }
+        (1, Some((key, Value::Bool(true)))) if key == "all" => Reconnection::All,
+        _ => {
+            return JsonAnswer::problem(
+                StatusCode::BAD_REQUEST,
+                "the body does not say which connections are to be replaced",
+                "send {\"member\": \"NAME\"}, {\"route\": \"NAME\"} or {\"all\": true}",
+            );
+        }
+    };
+    let Gathered {
+        value: connections,
+        missing,
+    } = app.handles.operations.reconnect(&which).await;
+    app.handles.events.emit(OperatorEvent::Reconnect {
+        which: which.to_string(),
+        connections,
+        by: shown_caller(caller),
+    });
+    warn_of(&missing, "new server connections of pools");
+    JsonAnswer::json(StatusCode::OK, &json!({"connections": connections})).without(&missing)
+}
+
 /// `GET /api/v1/events`
 pub(super) fn events(app: &App, uri: &Uri) -> JsonAnswer {
     let params = Params::of(uri);
@@ -123,15 +227,7 @@ pub(super) async fn administer(
     };
     let is_here = view.snapshot.borrow().member(&name).is_some();
     if !is_here && !app.handles.operations.has_kept(&view.name, &name) {
-        return JsonAnswer::problem(
-            StatusCode::NOT_FOUND,
-            &format!("cluster {} has no member of this name", view.name),
-            if app.handles.clusters.len() > 1 {
-                "`trunkline members` (GET /api/v1/members) shows the names; give the cluster with --cluster (?cluster=)"
-            } else {
-                "`trunkline members` (GET /api/v1/members) shows the names"
-            },
-        );
+        return no_member(&app, view);
     }
     let change = match (action.as_str(), AdminState::named(&action)) {
         (_, Some(state)) => Change::Admin(state),
@@ -149,6 +245,18 @@ pub(super) async fn administer(
         }
     };
     change_member(&app, caller, view, &name, change).await
+}
+
+fn no_member(app: &App, view: &ClusterView) -> JsonAnswer {
+    JsonAnswer::problem(
+        StatusCode::NOT_FOUND,
+        &format!("cluster {} has no member of this name", view.name),
+        if app.handles.clusters.len() > 1 {
+            "`trunkline members` (GET /api/v1/members) shows the names; give the cluster with --cluster (?cluster=)"
+        } else {
+            "`trunkline members` (GET /api/v1/members) shows the names"
+        },
+    )
 }
 
 async fn change_member(
@@ -301,7 +409,11 @@ pub(super) async fn router(app: &App) -> JsonAnswer {
     let sessions = app.handles.operations.session_count();
     JsonAnswer::json(
         StatusCode::OK,
-        &RouterView::new(app.handles.readiness.phase(), sessions),
+        &RouterView::new(
+            app.handles.readiness.phase(),
+            sessions,
+            &app.handles.disabled_routes.names(),
+        ),
     )
     .without(&missing)
 }
@@ -397,7 +509,7 @@ fn how(ending: Ending) -> String {
     }
 }
 
-fn shown_caller(caller: CalledBy) -> String {
+pub(super) fn shown_caller(caller: CalledBy) -> String {
     caller.map_or_else(|| "-".to_owned(), |Extension(caller)| caller.to_string())
 }
 

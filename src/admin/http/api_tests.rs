@@ -58,6 +58,9 @@ fn session() -> SessionView {
         member: "db1".into(),
         process_id: 4711,
         state: Activity::IdleInTransaction,
+        phase: "pinned".into(),
+        pins: vec!["listen".into()],
+        held_s: Some(2),
         age_s: 3,
         bytes_up: 10,
         bytes_down: 20,
@@ -275,6 +278,12 @@ async fn what_is_asked_for_is_done() {
             "main db1 Now",
         ),
         ("clusters/main/forget-identity", "", "forget-identity main"),
+        (
+            "pools/reconnect",
+            "{\"member\": \"db1\"}",
+            "reconnect member db1 of cluster main",
+        ),
+        ("pools/reconnect", "{\"all\": true}", "reconnect all"),
         ("sessions/7/kill", "", "7 Now"),
         (
             "sessions/7/kill",
@@ -294,6 +303,11 @@ async fn what_is_not_understood_changes_nothing() {
     let large = " ".repeat(5000);
     for (path, body, expected) in [
         ("members/db9/drain", "", 404),
+        ("pools/reconnect", "", 400),
+        ("pools/reconnect", "{\"all\": false}", 400),
+        ("pools/reconnect", "{\"member\": \"db1\", \"route\": \"r\"}", 400),
+        ("pools/reconnect", "{\"member\": \"db9\"}", 404),
+        ("pools/reconnect", "{\"route\": \"nowhere\"}", 404),
         ("clusters/other/forget-identity", "", 404),
         ("members/db1/stop", "", 404),
         ("members/db1/drain?cluster=other", "", 404),
@@ -348,7 +362,8 @@ async fn what_is_sent_reads_back_and_keeps_its_bytes() {
     assert_eq!(clusters.to_string(), cluster.to_string());
     let session = json!([{
         "age_s": 3, "bytes_down": 20, "bytes_up": 10, "client": "10.0.0.9:5000", "cluster": "main", "database": "app",
-        "ending": null, "id": 7, "member": "db1", "process_id": 4711, "route": "read-write",
+        "ending": null, "held_s": 2, "id": 7, "member": "db1", "phase": "pinned", "pins": ["listen"], "process_id": 4711,
+        "route": "read-write",
         "router_process_id": 4711, "state": "idle in transaction", "tls": null, "transactions": 1, "user": "app"
     }]);
     assert_eq!(sessions.to_string(), session.to_string());
@@ -409,6 +424,9 @@ fn every_path_is_documented() {
         "members/NAME/close-sessions",
         "sessions/ID",
         "sessions/ID/kill",
+        "routes",
+        "routes/NAME/disable",
+        "routes/NAME/enable",
         "reload",
     ] {
         assert!(documented.contains(&format!("/api/v1/{path}`")), "{path}");
@@ -439,4 +457,69 @@ async fn the_router_itself_is_drained_and_taken_back() {
         .ask(Method::POST, path, ("127.0.0.1", false), None, "")
         .await;
     assert_eq!(status, StatusCode::UNAUTHORIZED, "without the token");
+}
+
+#[tokio::test]
+async fn a_route_is_disabled_and_enabled_by_name() {
+    let setting = setting();
+    let routes = setting.look("/api/v1/routes").await;
+    assert_eq!(
+        routes[0],
+        json!({
+            "name": "read-write", "cluster": "main", "access": "read-write", "admin": "enabled", "pool": "off",
+            "members": ["db1"], "sessions": 1
+        })
+    );
+    assert_eq!(routes[1]["name"], "read-only");
+    assert_eq!(routes[1]["members"], json!([]));
+    for (action, told) in [
+        ("disable", "route read-write disabled true"),
+        ("enable", "route read-write disabled false"),
+    ] {
+        let path = format!("/api/v1/routes/read-write/{action}");
+        let (status, answer) = setting.change(&path, "").await;
+        assert_eq!((status, &answer["name"]), (StatusCode::OK, &json!("read-write")));
+        assert_eq!(setting.told(), [told]);
+        let ask = setting.ask(Method::POST, &path, ("127.0.0.1", false), None, "");
+        assert_eq!(ask.await.0, StatusCode::UNAUTHORIZED, "without the token");
+    }
+    let events = setting.look("/api/v1/events").await;
+    assert_eq!(events[0]["event"], "route_disabled");
+    assert_eq!(events[1]["event"], "route_enabled");
+    assert_eq!(events[1]["route"], "read-write");
+    for (path, error) in [
+        (
+            "/api/v1/routes/other/disable",
+            "no listener has a route of this name",
+        ),
+        ("/api/v1/routes/read-write/drain", "there is no such action"),
+    ] {
+        let (status, answer) = setting.change(path, "").await;
+        assert_eq!((status, &answer["error"]), (StatusCode::NOT_FOUND, &json!(error)));
+    }
+    assert_eq!(setting.told(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_disabled_route_is_shown_even_if_no_listener_has_it() {
+    let handles = handles(vec![view(led(vec![primary("db1")]), LocalMember::None)]);
+    let disabled = ["gone", "read-only"].map(str::to_owned);
+    handles.disabled_routes.replace(disabled.into());
+    let setting = Setting {
+        router: router(app(handles)),
+        operations: Arc::default(),
+        token: Arc::default(),
+    };
+    let routes = setting.look("/api/v1/routes").await;
+    let shown = routes.as_array().unwrap().iter();
+    let shown: Vec<_> = shown.map(|route| (&route["name"], &route["admin"])).collect();
+    let expected = [
+        (&json!("read-write"), &json!("enabled")),
+        (&json!("read-only"), &json!("disabled")),
+        (&json!("gone"), &json!("disabled")),
+    ];
+    assert_eq!(shown, expected);
+    assert_eq!(routes[2]["cluster"], Value::Null);
+    let router = setting.look("/api/v1/router").await;
+    assert_eq!(router["disabled_routes"], json!(["gone", "read-only"]));
 }

@@ -14,8 +14,8 @@ use tokio::sync::{oneshot, watch};
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
-use super::super::operations::{Change, Ending, Gathered, Operations, ReloadAnswer};
-use super::super::views::SessionView;
+use super::super::operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
+use super::super::views::{PoolView, SessionView};
 use super::app::App;
 use super::guard::Guard;
 use crate::auth::ident::IdentRow;
@@ -59,6 +59,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
             last_probe: None,
             error: None,
             verified: None,
+            strayed: None,
             check: CheckStatus::Layer7Ok,
             full: false,
             facts: Some(ProbeFacts {
@@ -178,6 +179,7 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
         clusters,
         access: access(),
         operations: Arc::new(Nothing::default()),
+        disabled_routes: Arc::default(),
         token: Arc::default(),
         readiness,
         registry: Arc::new(registry),
@@ -191,6 +193,7 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
 pub(super) struct Nothing {
     pub(super) told: Mutex<Vec<String>>,
     pub(super) session: Option<SessionView>,
+    pub(super) pool: Option<PoolView>,
     /// Why a reload is refused; `None`: the process is ending.
     pub(super) faults: Option<Vec<String>>,
     /// Processes that do not answer.
@@ -240,6 +243,15 @@ impl Operations for Nothing {
         self.gathered(self.session.iter().len())
     }
 
+    fn pools(&self) -> BoxFuture<'_, Gathered<Vec<PoolView>>> {
+        self.gathered(self.pool.iter().cloned().collect())
+    }
+
+    fn reconnect<'a>(&'a self, which: &'a Reconnection) -> BoxFuture<'a, Gathered<usize>> {
+        self.told.lock().unwrap().push(format!("reconnect {which}"));
+        self.gathered(3)
+    }
+
     fn has_kept(&self, _: &str, member: &MemberName) -> bool {
         member.as_str() == "kept"
     }
@@ -253,6 +265,17 @@ impl Operations for Nothing {
         let told = format!("{cluster} {member} {change:?}");
         self.told.lock().unwrap().push(told);
         self.gathered(()).map(Ok).boxed()
+    }
+
+    fn sessions_of(&self, route: &str) -> usize {
+        let mut sessions = self.session.iter();
+        usize::from(sessions.any(|session| session.route == route))
+    }
+
+    fn disable_route(&self, route: &str, is_disabled: bool) -> Result<(), Busy> {
+        let told = format!("route {route} disabled {is_disabled}");
+        self.told.lock().unwrap().push(told);
+        Ok(())
     }
 
     fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {

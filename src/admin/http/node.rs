@@ -9,13 +9,14 @@ use axum::http::{StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::super::agent::AgentState;
-use super::super::handles::ClusterView;
+use super::super::handles::{ClusterView, Phase};
 use super::super::member_checks::{self, CheckResult};
 use super::answer::JsonAnswer;
 use super::app::{App, Params, Subject};
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
 use crate::config::{AgentSubject, Route};
 use crate::routing;
+use crate::session::disabled::DisabledRoutes;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question {
@@ -65,17 +66,21 @@ pub(super) fn named(app: &App, uri: &Uri, name: Option<&str>, question: Question
 }
 
 pub(super) fn is_ready(app: &App, uri: &Uri) -> JsonAnswer {
+    let disabled = &app.handles.disabled_routes;
     readiness(app, uri, |view, strict| {
-        read_write(view, strict).or_else(|rw| read_only(view).map_err(|ro| format!("{rw}; {ro}")))
+        let rw = read_write(view, strict, disabled);
+        rw.or_else(|rw| read_only(view, disabled).map_err(|ro| format!("{rw}; {ro}")))
     })
 }
 
 pub(super) fn is_ready_rw(app: &App, uri: &Uri) -> JsonAnswer {
-    readiness(app, uri, read_write)
+    let disabled = &app.handles.disabled_routes;
+    readiness(app, uri, |view, strict| read_write(view, strict, disabled))
 }
 
 pub(super) fn is_ready_ro(app: &App, uri: &Uri) -> JsonAnswer {
-    readiness(app, uri, |view, _| read_only(view))
+    let disabled = &app.handles.disabled_routes;
+    readiness(app, uri, |view, _| read_only(view, disabled))
 }
 
 fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> CheckResult) -> JsonAnswer {
@@ -97,13 +102,14 @@ fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> CheckRe
 }
 
 /// Can a read-write session be served, or, unless `strict`, held until it can?
-fn read_write(view: &ClusterView, strict: bool) -> CheckResult {
+fn read_write(view: &ClusterView, strict: bool, disabled: &DisabledRoutes) -> CheckResult {
     if view.read_write.is_empty() {
         return Err("no listener has a read-write route to this cluster".into());
     }
+    let enabled = enabled(&view.read_write, disabled)?;
     let snapshot = view.snapshot.borrow().clone();
     let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
-    if view.read_write.iter().any(serves) || (view.holds_read_write && !strict) {
+    if enabled.into_iter().any(serves) || (view.holds_read_write && !strict) {
         return Ok(());
     }
     Err(match &snapshot.leader {
@@ -120,16 +126,31 @@ fn read_write(view: &ClusterView, strict: bool) -> CheckResult {
     })
 }
 
-fn read_only(view: &ClusterView) -> CheckResult {
+/// The routes that an operator has not disabled.
+///
+/// # Errors
+/// There is none.
+fn enabled<'a>(routes: &'a [Arc<Route>], disabled: &DisabledRoutes) -> Result<Vec<&'a Arc<Route>>, String> {
+    let enabled = routes.iter().filter(|route| !disabled.has(&route.name));
+    let enabled: Vec<_> = enabled.collect();
+    match (enabled.is_empty(), routes) {
+        (true, [route]) => Err(format!("the route {} is disabled", route.name)),
+        (true, _) => Err("its routes are disabled".into()),
+        (false, _) => Ok(enabled),
+    }
+}
+
+fn read_only(view: &ClusterView, disabled: &DisabledRoutes) -> CheckResult {
     if view.read_only.is_empty() {
         return Err("no listener has a read-only route to this cluster".into());
     }
+    let enabled = enabled(&view.read_only, disabled)?;
     let snapshot = view.snapshot.borrow().clone();
     let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
-    if view.read_only.iter().any(serves) {
+    if enabled.iter().copied().any(serves) {
         return Ok(());
     }
-    let can_lead = view.read_only.iter().any(|route| route.takes_leader());
+    let can_lead = enabled.iter().any(|route| route.takes_leader());
     Err(if can_lead {
         "no server is fit to read from"
     } else {
@@ -142,12 +163,21 @@ fn read_only(view: &ClusterView) -> CheckResult {
 pub(super) fn agent(app: &App, about: AgentSubject) -> AgentState {
     match about {
         AgentSubject::Router => {
-            let serves = |view: &ClusterView| read_write(view, false).or_else(|_| read_only(view));
-            let clusters = &app.handles.clusters;
-            AgentState::of_router(
-                app.handles.readiness.phase(),
-                clusters.iter().any(|view| serves(view).is_ok()),
-            )
+            let serves = |disabled: &DisabledRoutes| {
+                let mut clusters = app.handles.clusters.iter();
+                let serves = |view: &ClusterView| {
+                    read_write(view, false, disabled).or_else(|_| read_only(view, disabled))
+                };
+                clusters.any(|view| serves(view).is_ok())
+            };
+            let phase = app.handles.readiness.phase();
+            match AgentState::of_router(phase, serves(&app.handles.disabled_routes)) {
+                // Its sessions go on, so it is not down.
+                AgentState::Down(_) if phase == Phase::Accepting && serves(&DisabledRoutes::default()) => {
+                    AgentState::Drain
+                }
+                state => state,
+            }
         }
         AgentSubject::LocalMember => {
             let Some(view) = app.handles.clusters.first() else {

@@ -17,7 +17,7 @@ use super::super::metrics::{self, Endpoint};
 use super::answer::{self, JsonAnswer};
 use super::app::{App, Params};
 use super::guard::{Caller, Right};
-use super::{api, hba, node, patroni};
+use super::{api, hba, node, patroni, routes};
 
 type Shared = State<Arc<App>>;
 
@@ -120,6 +120,22 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
             read(async |State(app): Shared, uri: Uri| api::sessions(&app, &uri).await),
         )
         .route(
+            "/api/v1/servers",
+            read(async |State(app): Shared, uri: Uri| api::servers(&app, &uri).await),
+        )
+        .route(
+            "/api/v1/pools",
+            read(async |State(app): Shared, uri: Uri| api::pools(&app, &uri).await),
+        )
+        .route(
+            "/api/v1/pools/reconnect",
+            post(
+                async |State(app): Shared, caller: CalledBy, uri: Uri, body: Body| {
+                    api::reconnect(app, caller, uri, body).await
+                },
+            ),
+        )
+        .route(
             "/api/v1/events",
             read(async |State(app): Shared, uri: Uri| api::events(&app, &uri)),
         )
@@ -131,6 +147,18 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
                        path: Name<(String, String)>,
                        uri: Uri,
                        body: Body| { api::administer(app, caller, path, uri, body).await },
+            ),
+        )
+        .route(
+            "/api/v1/routes",
+            read(async |State(app): Shared| routes::routes(&app).await),
+        )
+        .route(
+            "/api/v1/routes/{name}/{action}",
+            post(
+                async |State(app): Shared, caller: CalledBy, path: Name<(String, String)>| {
+                    routes::administer(&app, caller, path).await
+                },
             ),
         )
         .route(

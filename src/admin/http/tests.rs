@@ -24,7 +24,7 @@ use super::node::stable_id;
 use super::patroni::{self, bytes};
 use super::router::router;
 use crate::cluster::snapshot::*;
-use crate::config::LocalMember;
+use crate::config::{AgentSubject, LocalMember};
 
 struct Got {
     status: StatusCode,
@@ -602,6 +602,36 @@ async fn connection_readiness_follows_the_process_and_the_listeners() {
     handles.clusters[0].read_write.clear();
     assert_eq!(status(&handles, "is-ready-rw").await, 503, "no such listener");
     assert_eq!(status(&handles, "is-ready").await, 200);
+}
+
+#[tokio::test]
+async fn a_disabled_route_is_not_ready_and_says_nothing_about_servers() {
+    let snapshot = led(vec![primary("p"), member("m")]);
+    let handles = handles(vec![view(snapshot, LocalMember::None)]);
+    let router = routes(handles.clone());
+    let agent = || super::node::agent(&app(handles.clone()), AgentSubject::Router).to_string();
+    for (disabled, ready, rw, ro, line) in [
+        (&[][..], 200, 200, 200, "up ready 100%\n"),
+        (&["read-write"], 200, 503, 200, "up ready 100%\n"),
+        (&["read-only"], 200, 200, 503, "up ready 100%\n"),
+        (&["read-only", "read-write"], 503, 503, 503, "up drain\n"),
+    ] {
+        let names = disabled.iter().map(|name: &&str| (*name).to_owned());
+        handles.disabled_routes.replace(names.collect());
+        for (path, status) in [
+            ("/connection/is-ready", ready),
+            ("/connection/is-ready-rw", rw),
+            ("/connection/is-ready-ro", ro),
+            ("/connection/is-live", 200),
+            ("/node/p/is-read-write", 200),
+            ("/node/m/is-read-only", 200),
+        ] {
+            assert_eq!(get(&router, path).await.status, status, "{disabled:?}: {path}");
+        }
+        assert_eq!(agent(), line, "{disabled:?}");
+    }
+    let got = get(&router, "/connection/is-ready-rw").await;
+    assert_eq!(got.reason(), "the route read-write is disabled");
 }
 
 #[tokio::test]

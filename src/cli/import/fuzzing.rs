@@ -9,10 +9,10 @@ pub(crate) fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(text) else {
         return;
     };
-    let kind = if which & 1 == 0 {
-        InputKind::Haproxy
-    } else {
-        InputKind::PatroniProxy
+    let kind = match which & 5 {
+        0 => InputKind::Haproxy,
+        1 => InputKind::PatroniProxy,
+        _ => InputKind::PgBouncer,
     };
     let mode = if which & 2 == 0 { Mode::Postgres } else { Mode::Tcp };
     let Ok((yaml, notes)) = convert(kind, text, "file", mode) else {

@@ -20,8 +20,10 @@ use std::time::Duration;
 use super::Refusal;
 use super::notes::Notes;
 use super::write::{
-    ImportOutcome, Listener, Names, Role, Route, Settings, Targets, is_read_write, list, size, time,
+    Certificate, ImportOutcome, Listener, Names, Role, Route, Settings, Targets, is_read_write, list, size,
+    time,
 };
+use crate::config::ListenerTls;
 use check::Meaning;
 use parse::{Line, Section, SectionKind};
 use proxy::Proxy;
@@ -112,7 +114,13 @@ fn trusts_anybody(section: &Section) -> bool {
 fn global(section: &Section, outcome: &mut ImportOutcome, notes: &mut Notes) {
     for line in &section.lines {
         match line.word(0) {
-            "maxconn" => outcome.max_clients = words::number(line, notes),
+            "maxconn" => {
+                let most = words::number(line, notes);
+                outcome.limits.retain(|(key, _)| *key != "max_clients");
+                outcome
+                    .limits
+                    .extend(most.map(|most| ("max_clients", most.to_string())));
+            }
             // Every server's TLS has it, and says so there.
             "ssl-server-verify" => {}
             _ => words::without_equivalent(line, notes),
@@ -339,6 +347,7 @@ fn route(
         cluster,
         targets,
         settings,
+        pool: None,
     }
 }
 
@@ -465,7 +474,11 @@ fn add_listeners(
             name: names.take(options.name.as_deref().unwrap_or(&proxy.name)),
             address: bind.address.clone(),
             route: route.to_owned(),
-            tls_required: options.is_tls,
+            tls: if options.is_tls {
+                ListenerTls::Required
+            } else {
+                ListenerTls::Optional
+            },
             settings,
             allow: access.allow.clone(),
             deny,
@@ -495,8 +508,13 @@ fn add_tls(bind: &bind::Bind, outcome: &mut ImportOutcome, notes: &mut Notes) {
         "clients may start TLS with the first byte as before, or by SSLRequest; in `--mode tcp` the servers handle TLS",
     );
     for certificate in &options.certificates {
-        if !outcome.certificates.contains(certificate) {
-            outcome.certificates.push(certificate.clone());
+        // The key is in the same file.
+        let certificate = Certificate {
+            cert_file: certificate.clone(),
+            key_file: certificate.clone(),
+        };
+        if !outcome.certificates.contains(&certificate) {
+            outcome.certificates.push(certificate);
         }
     }
     let mut set = |key: &'static str, value: Option<String>| {

@@ -8,6 +8,7 @@ use super::notes::Notes;
 use super::write::{
     Cluster, ImportOutcome, Listener, Names, Role, Route, Settings, Source, is_read_write, scalar, size,
 };
+use crate::config::ListenerTls;
 use crate::config::tree::{self, MappingEntry, Node, Value};
 
 /// The most clusters, and ports of all clusters: what a configuration takes of listeners.
@@ -335,12 +336,13 @@ fn port(
         cluster: cluster.to_owned(),
         targets,
         settings,
+        pool: None,
     });
     outcome.listeners.push(Listener {
         name: name.clone(),
         address: address.to_owned(),
         route: name,
-        tls_required: false,
+        tls: ListenerTls::Optional,
         settings: Settings::new(),
         allow: Vec::new(),
         deny: Vec::new(),

@@ -494,7 +494,9 @@ fn the_kind_is_seen() {
     assert_eq!(recognise("  listen x\n"), Some(InputKind::Haproxy));
     assert_eq!(recognise("clusters:\n"), Some(InputKind::PatroniProxy));
     assert_eq!(recognise("listen_address: x\n"), Some(InputKind::PatroniProxy));
-    assert_eq!(recognise("[databases]\n"), None);
+    assert_eq!(recognise("; x\n[databases]\n"), Some(InputKind::PgBouncer));
+    assert_eq!(recognise("[pgbouncer]\n"), Some(InputKind::PgBouncer));
+    assert_eq!(recognise("[server]\n"), None);
 }
 
 #[test]

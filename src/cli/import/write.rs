@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::Mode;
 use super::notes::Notes;
+use crate::config::ListenerTls;
 
 /// Keys with values that are YAML already.
 pub(super) type Settings = Vec<(&'static str, String)>;
@@ -21,12 +22,33 @@ pub(super) struct ImportOutcome {
     pub(super) listeners: Vec<Listener>,
     /// Where HTTP is answered; empty is the default.
     pub(super) http: Vec<String>,
-    /// Sessions at once over all listeners.
-    pub(super) max_clients: Option<u64>,
-    /// Files with a certificate and its key, in this order.
-    pub(super) certificates: Vec<String>,
+    /// Limits over all listeners.
+    pub(super) limits: Settings,
+    /// Files with certificates, in this order.
+    pub(super) certificates: Vec<Certificate>,
     /// The rest of `tls`.
     pub(super) tls: Settings,
+    pub(super) console: Settings,
+    /// The imported program was itself a server to the clients, and this is how it let them in.
+    /// `None`: it forwarded bytes.
+    pub(super) auth: Option<Auth>,
+}
+
+/// A certificate and its key, which may be one file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Certificate {
+    pub(super) cert_file: String,
+    pub(super) key_file: String,
+}
+
+/// `auth`.
+#[derive(Debug, Default)]
+pub(super) struct Auth {
+    pub(super) settings: Settings,
+    /// Lines that a file of rules is to have, which is a TODO; empty is no file.
+    pub(super) rules: Vec<String>,
+    /// `server_credentials` for all users.
+    pub(super) credential: Settings,
 }
 
 #[derive(Debug)]
@@ -90,6 +112,13 @@ pub(super) struct Route {
     pub(super) cluster: String,
     pub(super) targets: Targets,
     pub(super) settings: Settings,
+    pub(super) pool: Option<Pool>,
+}
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) settings: Settings,
+    pub(super) overrides: Vec<Settings>,
 }
 
 /// Does a route with these targets serve writes?
@@ -102,8 +131,7 @@ pub(super) struct Listener {
     pub(super) name: String,
     pub(super) address: String,
     pub(super) route: String,
-    /// TLS is not a choice of the client's.
-    pub(super) tls_required: bool,
+    pub(super) tls: ListenerTls,
     pub(super) settings: Settings,
     /// Networks whose clients may connect; empty is all.
     pub(super) allow: Vec<String>,
@@ -128,8 +156,12 @@ impl ImportOutcome {
             cluster.write(&mut text);
         }
         if mode == Mode::Postgres {
-            self.write_tls(&mut text);
-            if self
+            if self.offers_tls() {
+                self.write_tls(&mut text);
+            }
+            if let Some(auth) = &self.auth {
+                auth.write(&mut text);
+            } else if self
                 .listeners
                 .iter()
                 .any(|listener| listener.certificate_demanded.is_some())
@@ -157,8 +189,10 @@ impl ImportOutcome {
                 );
             }
         }
-        if let Some(most) = self.max_clients {
-            line(&mut text, &format!("\nlimits: {{max_clients: {most}}}"));
+        for (key, settings) in [("console", &self.console), ("limits", &self.limits)] {
+            if !settings.is_empty() {
+                line(&mut text, &format!("\n{key}: {}", flow(settings)));
+            }
         }
         let lines = notes.lines(file);
         if !lines.is_empty() {
@@ -170,6 +204,15 @@ impl ImportOutcome {
         text
     }
 
+    /// A program that forwarded bytes left TLS to the servers.
+    fn offers_tls(&self) -> bool {
+        self.auth.is_none()
+            || self
+                .listeners
+                .iter()
+                .any(|listener| listener.tls != ListenerTls::Off)
+    }
+
     fn write_tls(&self, text: &mut String) {
         text.push_str("\n# The router ends the clients' TLS, so it needs a certificate for the names they connect to.\n");
         text.push_str("tls:\n");
@@ -178,9 +221,12 @@ impl ImportOutcome {
             text.push_str("  certificates: [{cert_file: TODO-server.crt, key_file: TODO-server.key}]\n");
         } else {
             text.push_str("  # The key in each file must not be readable by others.\n  certificates:\n");
-            for file in &self.certificates {
-                let file = scalar(file);
-                line(text, &format!("    - {{cert_file: {file}, key_file: {file}}}"));
+            for Certificate { cert_file, key_file } in &self.certificates {
+                let (certificate, key) = (scalar(cert_file), scalar(key_file));
+                line(
+                    text,
+                    &format!("    - {{cert_file: {certificate}, key_file: {key}}}"),
+                );
             }
         }
         for (key, value) in &self.tls {
@@ -190,6 +236,9 @@ impl ImportOutcome {
 
     fn write_listeners(&self, text: &mut String, mode: Mode) {
         text.push_str(match mode {
+            Mode::Postgres if self.auth.is_some() => {
+                "\n# The router needs the service account above, and rules for its own address in each server's pg_hba.conf.\n"
+            }
             Mode::Postgres => {
                 "\n# `mode: postgres` is more than was there before: the router ends TLS, authenticates the clients and\n\
                  # keeps read-only sessions read-only. It needs the service account and the certificate above, and\n\
@@ -209,13 +258,8 @@ impl ImportOutcome {
             ];
             match mode {
                 Mode::Postgres => {
-                    let tls = if listener.tls_required {
-                        "required"
-                    } else {
-                        "optional"
-                    };
                     settings.push(("mode", "postgres".to_owned()));
-                    settings.push(("tls", tls.to_owned()));
+                    settings.push(("tls", listener.tls.to_string()));
                 }
                 Mode::Tcp => settings.push(("mode", "tcp".to_owned())),
             }
@@ -306,7 +350,52 @@ impl Route {
             settings.push(("read_only_on_leader", "unenforced".to_owned()));
         }
         settings.extend(self.settings.iter().cloned());
-        line(text, &format!("  {}: {}", scalar(&self.name), flow(&settings)));
+        let Some(pool) = &self.pool else {
+            line(text, &format!("  {}: {}", scalar(&self.name), flow(&settings)));
+            return;
+        };
+        line(text, &format!("  {}:", scalar(&self.name)));
+        for (key, value) in &settings {
+            line(text, &format!("    {key}: {value}"));
+        }
+        text.push_str("    pool:\n");
+        for (key, value) in &pool.settings {
+            line(text, &format!("      {key}: {value}"));
+        }
+        if !pool.overrides.is_empty() {
+            text.push_str("      overrides:\n");
+        }
+        for entry in &pool.overrides {
+            line(text, &format!("        - {}", flow(entry)));
+        }
+    }
+}
+
+impl Auth {
+    fn write(&self, text: &mut String) {
+        if self.settings.is_empty() && self.rules.is_empty() && self.credential.is_empty() {
+            return;
+        }
+        text.push('\n');
+        if !self.rules.is_empty() {
+            text.push_str("# TODO: a file with these rules, or with your own:\n");
+        }
+        for rule in &self.rules {
+            line(text, &format!("#   {rule}"));
+        }
+        text.push_str("auth:\n");
+        if !self.rules.is_empty() {
+            text.push_str("  hba_file: TODO-pg_hba.conf\n");
+        }
+        for (key, value) in &self.settings {
+            line(text, &format!("  {key}: {value}"));
+        }
+        if !self.credential.is_empty() {
+            line(
+                text,
+                &format!("  server_credentials: [{}]", flow(&self.credential)),
+            );
+        }
     }
 }
 

@@ -109,6 +109,18 @@ fn a_member_of_another_cluster_is_never_used() {
     let identities: Vec<Identity> = snapshot.members.iter().map(|member| member.identity).collect();
     assert_eq!(identities, [Identity::Same, Identity::Foreign, Identity::Same]);
 
+    // Whoever has not seen that can still see it when the address leads back.
+    world.nodes[1].identifier = world.nodes[0].identifier;
+    world.pass(Duration::from_secs(3));
+    let member = &world.state.snapshot().members[1];
+    assert_eq!(member.identity, Identity::Same);
+    let strayed = member
+        .health
+        .strayed
+        .as_ref()
+        .map(|strayed| strayed.facts.system_identifier);
+    assert_eq!(strayed, Some(666));
+
     // In a fixed list the majority decides, also against a newer timeline.
     let mut world = World::new(3, SourceKind::Fixed);
     world.apply(&Action::Foreign(1));

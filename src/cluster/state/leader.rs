@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use tokio::time::Instant;
+
 use super::{History, MemberState, Named, ProbeHistory, SourceKind, State};
 use crate::cluster::snapshot::{
-    Identity, Leader, MemberName, NamedBy, NoLeader, ProbeFacts, Role, VerifiedAt,
+    Health, Identity, Leader, MemberName, NamedBy, NoLeader, ProbeFacts, Role, Strayed, VerifiedAt,
 };
 
 impl State {
@@ -63,6 +65,7 @@ impl State {
         self.history = History::default();
         for member in self.members.values_mut() {
             member.health.verified = None;
+            member.health.strayed = None;
         }
         self.wants.poll = true;
         self.wants.probe.extend(self.members.keys().cloned());
@@ -101,9 +104,29 @@ impl State {
         }
     }
 
-    /// Records the connections on which probes have seen that members belong to the cluster.
-    pub(super) fn verify_members(&mut self) {
+    /// Records the connections on which probes have seen that members belong to the cluster, or
+    /// that they do not.
+    pub(super) fn verify_members(&mut self, now: Instant) {
         let ours = self.identifier;
+        for Health {
+            facts,
+            verified,
+            strayed,
+            ..
+        } in self.members.values_mut().map(|member| &mut member.health)
+        {
+            if let (Some(facts), Some(ours)) = (facts, ours)
+                && (facts.system_identifier != ours
+                    || verified.is_some_and(|known| known.timeline > facts.timeline))
+                && strayed.as_ref().is_none_or(|strayed| strayed.facts != *facts)
+            {
+                *strayed = Some(Strayed {
+                    facts: facts.clone(),
+                    known: now,
+                    before: *verified,
+                });
+            }
+        }
         for member in self
             .members
             .values_mut()

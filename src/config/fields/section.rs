@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Context, Field, join, shown_key};
 use crate::config::model::Words;
 use crate::config::schema::{Key, Keys, Otherwise, ValueKind};
-use crate::config::spelling::{closest, meant};
+use crate::config::spelling::{closest, meant, of_pgbouncer};
 use crate::config::tree::{MappingEntry, Node, Value};
 
 /// A map whose keys are fixed.
@@ -19,6 +19,8 @@ pub(in crate::config) struct Section<'a> {
     broken: bool,
     /// The key is in the file.
     present: bool,
+    /// Keys that do not belong here, with the one that is probably meant.
+    unknown: Vec<Option<&'static str>>,
 }
 
 impl<'a> Section<'a> {
@@ -47,6 +49,7 @@ impl<'a> Section<'a> {
             keys,
             broken: false,
             present: node.is_some(),
+            unknown: Vec::new(),
         };
         match node.map(|node| &node.value) {
             Some(Value::Map(entries)) => section.entries = entries,
@@ -57,13 +60,14 @@ impl<'a> Section<'a> {
                 section.error(format!("expected a map of keys, found {}", other.kind()));
             }
         }
-        for (index, entry) in section.entries.iter().enumerate() {
-            section.check_key(entry, &section.entries[..index]);
+        let entries = section.entries;
+        for (index, entry) in entries.iter().enumerate() {
+            section.check_key(entry, &entries[..index]);
         }
         section
     }
 
-    fn check_key(&self, entry: &MappingEntry, before: &[MappingEntry]) {
+    fn check_key(&mut self, entry: &MappingEntry, before: &[MappingEntry]) {
         let shown = shown_key(&entry.key);
         let path = join(&self.path, &shown);
         if let Some(first) = before.iter().find(|earlier| earlier.key == entry.key) {
@@ -78,17 +82,46 @@ impl<'a> Section<'a> {
             return;
         }
         let glued = entry.key.split_once(':');
-        let hint = if entry.key == "<<" {
-            Some("merge keys are not supported; write the keys out".to_owned())
-        } else if glued.is_some_and(|(key, _)| self.keys.find(key).is_some()) {
-            Some("a blank is missing after the colon".to_owned())
+        let is_known = |key: &str| self.keys.find(key).is_some();
+        let glued = glued.and_then(|(key, _)| self.keys.find(key));
+        let (hint, meant) = if entry.key == "<<" {
+            let hint = "merge keys are not supported; write the keys out".to_owned();
+            (Some(hint), None)
+        } else if let Some(key) = glued {
+            (
+                Some("a blank is missing after the colon".to_owned()),
+                Some(key.name),
+            )
+        } else if let Some(place) = of_pgbouncer(&entry.key, &self.path, is_known) {
+            let meant = self.keys.find(&place).map(|key| key.name);
+            (Some(format!("did you mean `{place}`?")), meant)
         } else {
             let names = || self.keys.names();
             let meant = closest(&entry.key, names()).or_else(|| meant(&entry.key, names()));
-            meant.map(|name| format!("did you mean `{name}`?"))
+            let place = meant.map(str::to_owned).or_else(|| self.below(&entry.key));
+            (place.map(|place| format!("did you mean `{place}`?")), meant)
         };
         self.context
             .error(&path, entry.line, format!("unknown key `{shown}`"), hint);
+        self.unknown.push(meant);
+    }
+
+    /// The only section here that has this key.
+    fn below(&self, key: &str) -> Option<String> {
+        let sections = self.keys.names().filter(|name| match self.key(name).kind {
+            ValueKind::Section(keys) => keys.find(key).is_some(),
+            _ => false,
+        });
+        let found: Vec<&str> = sections.collect();
+        match found.as_slice() {
+            [section] => Some(format!("{section}.{key}")),
+            _ => None,
+        }
+    }
+
+    /// Some key does not belong here. That was reported.
+    pub(in crate::config) fn has_unknown(&self) -> bool {
+        !self.unknown.is_empty()
     }
 
     fn find(&self, key: &str) -> Option<&'a MappingEntry> {
@@ -114,6 +147,14 @@ impl<'a> Section<'a> {
         self.broken
     }
 
+    /// Every key that is written, in the order of the file. `None`: it does not belong here.
+    pub(in crate::config) fn fields(&self) -> impl Iterator<Item = (&'a str, Option<Field<'a>>)> {
+        self.entries.iter().map(|entry| {
+            let known = self.keys.find(&entry.key);
+            (&*entry.key, known.and_then(|key| self.field(key.name)))
+        })
+    }
+
     pub(in crate::config) fn field(&self, key: &str) -> Option<Field<'a>> {
         self.find(key).map(|entry| Field {
             context: self.context,
@@ -127,7 +168,9 @@ impl<'a> Section<'a> {
     /// As [`Section::field`]; that it is missing is an error.
     pub(in crate::config) fn required(&self, key: &str) -> Option<Field<'a>> {
         let field = self.field(key);
-        if field.is_none() && !self.broken {
+        // A misspelt key is one fault, not two.
+        let is_misspelt = self.unknown.contains(&Some(self.key(key).name));
+        if field.is_none() && !self.broken && !is_misspelt {
             let path = join(&self.path, key);
             self.context
                 .error(&path, self.line, format!("`{key}` is missing"), None);
@@ -174,6 +217,15 @@ impl<'a> Section<'a> {
             Otherwise::Time(default) => default,
             _ => unreachable!("the schema has a default for {key}"),
         }
+    }
+
+    /// The size under a key that has a default.
+    pub(in crate::config) fn size(&self, key: &str) -> u64 {
+        let written = self.field(key).and_then(|field| field.size());
+        written.unwrap_or_else(|| match self.key(key).otherwise {
+            Otherwise::Size(default) => default,
+            _ => unreachable!("the schema has a default for {key}"),
+        })
     }
 
     /// True or false, under a key that has a default.

@@ -14,7 +14,7 @@ pub struct Listener {
     pub route: Arc<str>,
     pub mode: ListenerMode,
     /// [`ListenerTls::Off`] where no certificate is configured, and with [`ListenerMode::Tcp`];
-    /// otherwise [`Config::tls`] is there.
+    /// otherwise [`Config::tls`](crate::config::Config::tls) is there.
     pub tls: ListenerTls,
     /// Sessions at once; 0 is no limit.
     pub max_clients: u32,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::words::words;
-use super::{MaxLag, OnUnfit};
+use super::{MaxLag, OnUnfit, Pool};
 
 /// What a listener asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +24,10 @@ pub struct Route {
     /// How far behind a standby may be; `None` is no limit.
     pub max_lag: Option<MaxLag>,
     pub on_unfit: OnUnfit,
-    /// Where the cluster has [`Cluster::max_connections`].
+    /// Where the cluster has `server.max_connections`, or the route has a pool.
     pub queue: Queue,
+    /// `None`: each session has a server connection of its own.
+    pub pool: Option<Pool>,
     pub client_address: ClientAddressOptions,
 }
 

@@ -34,9 +34,9 @@ impl ClusterDraft {
         self.probe.interval
     }
 
-    /// Its members may be full.
-    pub(super) fn is_bounded(&self) -> bool {
-        self.max_connections > 0
+    /// `server.max_connections`; `None` is no limit.
+    pub(super) fn max_connections(&self) -> Option<u32> {
+        Some(self.max_connections).filter(|most| *most > 0)
     }
 
     pub(super) fn finish(self) -> Option<Cluster> {

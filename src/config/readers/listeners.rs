@@ -8,7 +8,7 @@ use super::names::reference;
 use super::routes::Routes;
 use super::sockets::{SocketToBind, Speaks};
 use crate::config::fields::{Field, Section, report_repeated};
-use crate::config::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls, OnLeader};
+use crate::config::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls, OnLeader, Route};
 use crate::config::schema::{DEFAULT_LISTENERS, LISTENER};
 
 pub(super) fn listeners<'a>(
@@ -36,14 +36,9 @@ pub(super) fn listeners<'a>(
             .and_then(|field| reference(&field, &routes.names, "route"));
         let mode = section.word("mode");
         uses.extend(route.map(|route| (route, mode)));
-        let on_leader = route.and_then(|name| routes.models.get(name).map(|route| route.read_only_on_leader));
-        if let (ListenerMode::Tcp, Some(OnLeader::Enforced), Some(field)) =
-            (mode, on_leader, section.field("mode"))
-        {
-            field.error_with_hint(
-                "cannot be `tcp` where the route has `read_only_on_leader: enforced`: the client itself logs into the server",
-                "use `mode: postgres`, or another route",
-            );
+        let of_route = route.and_then(|name| routes.models.get(name));
+        if let (ListenerMode::Tcp, Some(of_route), Some(field)) = (mode, of_route, section.field("mode")) {
+            check_forwarding(of_route, &field);
         }
         if let Some((name, field)) = &name {
             names.push((*name, field.clone()));
@@ -125,6 +120,23 @@ fn default_listeners<'a>(
         }
     };
     DEFAULT_LISTENERS.into_iter().map(listener).collect()
+}
+
+/// What a route cannot do for a client that logs into the server itself.
+fn check_forwarding(route: &Route, mode: &Field<'_>) {
+    let asked = [
+        (
+            route.read_only_on_leader == OnLeader::Enforced,
+            "`read_only_on_leader: enforced`",
+        ),
+        (route.pool.is_some(), "a `pool`"),
+    ];
+    for (_, what) in asked.iter().filter(|(is_asked, _)| *is_asked) {
+        mode.error_with_hint(
+            format!("cannot be `tcp` where the route has {what}: the client itself logs into the server"),
+            "use `mode: postgres`, or another route",
+        );
+    }
 }
 
 /// Where bytes are forwarded unread, the startup packet cannot carry the address.

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::on_unfit;
 use super::targets::{tags, targets};
+use super::{on_unfit, pool};
 use crate::config::fields::{Context, Section};
 use crate::config::model::{
-    Access, Auth, Balance, ClientAddressOptions, CredentialUsers, OnLeader, Queue, Route, TargetRole, Tier,
+    Access, Auth, Balance, ClientAddressOptions, CredentialUsers, OnLeader, Pool, Queue, Route, TargetRole,
+    Tier,
 };
 use crate::config::schema::ROUTE;
 
@@ -19,8 +20,10 @@ pub(super) struct RouteContext<'a> {
     /// The cluster is a list of servers: of their roles and tags nothing is known but which one
     /// leads.
     pub(super) is_fixed: bool,
-    /// The cluster has `server.max_connections`, without which no session waits.
-    pub(super) is_bounded: bool,
+    /// The cluster's `server.max_connections`, if it has a limit.
+    pub(super) max_connections: Option<u32>,
+    /// The cluster has errors itself: whether sessions may have to wait is not known.
+    pub(super) is_cluster_unknown: bool,
     pub(super) probe_interval: Option<Duration>,
     /// `None` where `auth` has errors itself.
     pub(super) auth: Option<&'a Auth>,
@@ -73,8 +76,8 @@ fn with_targets(
     around: &RouteContext<'_>,
 ) -> Option<Route> {
     let access = targets.as_deref().map(Access::of);
-    let queue = queue(section, around.is_bounded);
-    let client_address = client_address_options(section);
+    let (queue, pool) = queue_and_pool(section, around);
+    let client_address = client_address_options(section, pool.is_some());
     let tags = match section.field("tags") {
         Some(field) => tags(&field, around.is_fixed),
         None => Some(BTreeMap::new()),
@@ -97,6 +100,7 @@ fn with_targets(
         max_lag,
         on_unfit,
         queue,
+        pool,
         client_address,
     })
 }
@@ -165,30 +169,32 @@ fn replaces_everybody(auth: &Auth) -> bool {
             .is_some_and(|entry| entry.users == CredentialUsers::All)
 }
 
-/// `queue_timeout` and `max_queue`. `is_bounded`: the cluster has `server.max_connections`, without
-/// which no session waits.
-fn queue(route: &Section<'_>, is_bounded: bool) -> Queue {
+/// `queue_timeout` and `max_queue`, and `pool`, which gives sessions a reason to wait.
+fn queue_and_pool(route: &Section<'_>, around: &RouteContext<'_>) -> (Queue, Option<Pool>) {
+    let queue = Queue {
+        timeout: route.duration("queue_timeout"),
+        most: route.number("max_queue"),
+    };
+    let pool = pool::read(&route.section("pool"), &queue, around.max_connections);
     let timeout = route.field("queue_timeout");
     let most = route.field("max_queue");
-    if !is_bounded {
+    if around.max_connections.is_none() && !around.is_cluster_unknown && pool.is_none() {
         for field in timeout.iter().chain(&most) {
-            field.error("has no effect: the cluster has no `server.max_connections`");
+            field.error("has no effect: the cluster has no `server.max_connections`, and the route no pool");
         }
     }
-    let most_value = route.number("max_queue");
-    if let Some(field) = timeout.as_ref().filter(|_| most_value == 0) {
+    if let Some(field) = timeout.as_ref().filter(|_| queue.most == 0) {
         field.error("has no effect with `max_queue: 0`");
     }
-    Queue {
-        timeout: route.duration("queue_timeout"),
-        most: most_value,
-    }
+    (queue, pool)
 }
 
-fn client_address_options(route: &Section<'_>) -> ClientAddressOptions {
+/// What is told each client's server at login separates pools, so it is not told unasked.
+fn client_address_options(route: &Section<'_>, has_pool: bool) -> ClientAddressOptions {
     let section = route.section("client_address");
+    let setting = section.field("setting").and_then(|field| field.truth());
     ClientAddressOptions {
-        setting: section.truth("setting"),
+        setting: setting.unwrap_or(!has_pool),
         application_name: section.truth("application_name"),
         tls: section.truth("tls"),
     }

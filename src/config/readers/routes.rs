@@ -50,7 +50,8 @@ pub(super) fn routes<'a>(
         let draft = drafts.iter().find(|draft| Some(&*draft.name) == cluster);
         let around = RouteContext {
             is_fixed: draft.is_some_and(ClusterDraft::is_fixed),
-            is_bounded: draft.is_none_or(ClusterDraft::is_bounded),
+            max_connections: draft.and_then(ClusterDraft::max_connections),
+            is_cluster_unknown: draft.is_none(),
             probe_interval: draft.map(ClusterDraft::probe_interval),
             auth,
         };

@@ -69,6 +69,7 @@ fn property(key: &Key) -> Map<String, Value> {
         Otherwise::Number(value) => json!(value),
         Otherwise::Time(time) if time.is_zero() => json!(0),
         Otherwise::Time(time) => json!(shown_duration(*time)),
+        Otherwise::Size(size) => json!(shown_size(*size)),
         Otherwise::Text(text) => json!(text),
         Otherwise::Required
         | Otherwise::Or(_)

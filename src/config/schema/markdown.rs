@@ -78,6 +78,7 @@ fn otherwise(key: &Key) -> String {
         Otherwise::Truth(value) => format!("`{value}`"),
         Otherwise::Number(value) => format!("`{value}`"),
         Otherwise::Time(time) => format!("`{}`", shown_duration(*time)),
+        Otherwise::Size(size) => format!("`{}`", shown_size(*size)),
         Otherwise::Text(text) => quoted(text),
         Otherwise::Nothing => "none".to_owned(),
         Otherwise::Below => "see below".to_owned(),

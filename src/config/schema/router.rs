@@ -308,6 +308,8 @@ pub(super) static SHUTDOWN: Keys = Keys(&[
         time(Duration::ZERO, hours(168)),
         Nothing,
         "After an [upgrade](operations.md#upgrade) the old process ends its sessions, as after \
-         SIGTERM, when this time is over. Without it they continue until the clients end them.",
+         SIGTERM, when this time is over. Without it they continue until the clients end them; in \
+         transaction mode of a [pool](pooling.md), those that have no server connection end after 10 \
+         minutes (57P01).",
     ),
 ]);

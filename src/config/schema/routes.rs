@@ -7,6 +7,7 @@ use super::kind::{
     DAY, NAME, SCALAR, SIZE, TARGETS, TRUTH, either, list, named_at_most, number, section, time, words,
     words_of,
 };
+use super::pools::POOL;
 use super::{Key, Keys};
 use crate::config::model::{Balance, OnLeader, Unfit};
 use crate::config::units::{hours, minutes, ms, secs};
@@ -50,8 +51,9 @@ pub(in crate::config) static ROUTE: Keys = Keys(&[
         time(ms(10), minutes(10)),
         Time(secs(10)),
         "How long an authenticated client waits while every server of the route has \
-         `server.max_connections` sessions; then it gets an error (53300). Clients are served in \
-         order of arrival. Rejected if the cluster has no `max_connections`.",
+         `server.max_connections` sessions, or its pool `max_connections` connections in use; then it \
+         gets an error (53300). Clients are served in order of arrival. Rejected if the cluster has \
+         no `max_connections` and the route no pool.",
     ),
     Key::new(
         "max_queue",
@@ -59,6 +61,12 @@ pub(in crate::config) static ROUTE: Keys = Keys(&[
         Number(100),
         "How many clients may wait; further ones get an error at once (53300). With `0` no client \
          waits.",
+    ),
+    Key::new(
+        "pool",
+        section(&POOL),
+        Said("off"),
+        "Sessions share server connections. Rejected if a listener of the route has `mode: tcp`.",
     ),
     Key::new(
         "client_address",
@@ -147,20 +155,22 @@ pub(super) static CLIENT_ADDRESS: Keys = Keys(&[
     Key::new(
         "setting",
         TRUTH,
-        Truth(true),
+        Said("`true`; `false` if the route has a pool"),
         "The session begins with the setting `trunkline.client_addr`: `SELECT \
          current_setting('trunkline.client_addr', true)`, which is NULL in a session without it. \
          The value has no port; it is empty for a client on a Unix socket. The router overwrites a \
          value that the client gives at login, but after login the client may `SET` it: use it for \
          logs and statistics, not to decide about rights. Switch it off if the servers are behind a \
-         pooler that rejects unknown startup parameters.",
+         pooler that rejects unknown startup parameters. With a pool, only sessions from the same \
+         address share connections, and `max_connections` counts all of them.",
     ),
     Key::new(
         "application_name",
         TRUTH,
         Truth(false),
         "`application_name` ends with the address: `psql from 10.1.2.3:4567`. The client's own \
-         part is cut so that the whole has 63 bytes. The client sees it, too.",
+         part is cut so that the whole has 63 bytes. The client sees it, too. With a pool, a connection that another client \
+         had is told the new name first.",
     ),
     Key::new(
         "tls",
@@ -169,6 +179,7 @@ pub(super) static CLIENT_ADDRESS: Keys = Keys(&[
         "The session begins with the setting `trunkline.client_tls`: the version of TLS between \
          client and router, `TLSv1.3` or `TLSv1.2`; empty without TLS and on a Unix socket. \
          `pg_stat_ssl` shows the router's own connection to the server instead. As with `setting`, \
-         a client may `SET` it after login.",
+         a client may `SET` it after login. With a pool, only sessions with the same version share \
+         connections.",
     ),
 ]);

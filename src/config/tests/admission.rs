@@ -38,8 +38,9 @@ fn every_key_has_its_value() {
     let other = &config.routes["r"];
     let (timeout, most) = (Duration::from_secs(10), 100);
     assert_eq!(other.queue, Queue { timeout, most });
+    // It has a pool.
     let told = ClientAddressOptions {
-        setting: true,
+        setting: false,
         application_name: false,
         tls: false,
     };

@@ -44,6 +44,7 @@ fn each_difference_is_named_by_its_key() {
             "listeners.two",
         ),
         ("[replica]", "[replica], max_lag: {bytes: 64MB}", "routes.ro"),
+        ("[replica]", "[replica], pool: {mode: session}", "routes.ro"),
     ] {
         assert_eq!(changes(&files, USUAL, &USUAL.replace(from, to)), [key], "{to}");
     }

@@ -308,7 +308,7 @@ clusters:
     etcd: {endpoints: ["http://db1:2379"], scope: main}
     service_account: {user: trunkline, password_file: pw}
     server_tls: {}
-    server: {max_connections: 3}
+    server: {max_connections: 30}
     probe: {}
     members: {a: {weight: 2}}
   other:
@@ -317,7 +317,9 @@ clusters:
 tls: {certificates: [{cert_file: s.crt, key_file: s.key}]}
 auth: {rate_limit: {}, server_credentials: [{users: all, password_file: pw}]}
 routes:
-  r: {cluster: main, targets: [replica], max_lag: {bytes: 1MB}, on_unfit: {}, client_address: {}}
+  r: {cluster: main, targets: [replica], max_lag: {bytes: 1MB}, on_unfit: {}, client_address: {},
+      pool: {mode: transaction, reserve: 1}}
+  w: {cluster: main, targets: [leader], pool: {}}
 listeners:
   - {name: a, address: "*:1", route: r, proxy_protocol: {trusted: [10.0.0.1]}}
   - {name: b, address: /run/.s.PGSQL.1, route: r}

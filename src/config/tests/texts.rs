@@ -138,9 +138,16 @@ fn the_examples_are_right() {
         for line in ["peers:", "  secret_file:", "  members:", "    - {name: router2"] {
             all = instead(&format!("# {line}"), line, &all);
         }
+        let (_, pooled) = all.split_once("  # pooled:\n").unwrap();
+        let (pooled, _) = pooled.split_once("  # Synchronous").unwrap();
+        let lines = pooled.lines().map(|line| line.replacen("# ", "", 1) + "\n");
+        let uncommented = format!("  pooled:\n{}", lines.collect::<String>());
+        all = instead(&format!("  # pooled:\n{pooled}"), &uncommented, &all);
         fs::write(&path, &all).unwrap();
         let config = load(&path).unwrap_or_else(|errors| panic!("{errors}"));
         assert!(config.peers.is_some() && config.http.tls.is_some());
+        let pool = config.routes["pooled"].pool.as_ref().unwrap();
+        assert_eq!(pool.limits_for("reports", "app").max_connections, 5);
         let users = instead("# users_file", "users_file", text);
         let users = instead(
             "  query:",

@@ -23,6 +23,9 @@ pub enum LoginError {
     TooMany(ErrorReply),
     #[error("{}", .0.message)]
     Unavailable(ErrorReply),
+    /// An operator has disabled the route.
+    #[error("{}", .0.message)]
+    Disabled(ErrorReply),
     /// A client exceeds another limit.
     #[error("{}", .1.message)]
     Limit(RefuseReason, ErrorReply),
@@ -102,6 +105,7 @@ impl LoginError {
             Self::HungUp
             | Self::TooMany(_)
             | Self::Unavailable(_)
+            | Self::Disabled(_)
             | Self::Limit(..)
             | Self::RateLimited(..)
             | Self::NoRule(_)
@@ -143,6 +147,7 @@ impl LoginError {
             Self::TooMany(_) => RefuseReason::TooMany,
             Self::Limit(reason, _) => *reason,
             Self::Unavailable(_) => RefuseReason::Unavailable,
+            Self::Disabled(_) => RefuseReason::Disabled,
             Self::RateLimited(By::Address, _) => RefuseReason::RateLimitAddress,
             Self::RateLimited(By::User, _) => RefuseReason::RateLimitUser,
             Self::RateLimited(By::UserHere, _) => RefuseReason::RateLimitUserAddress,
@@ -168,6 +173,7 @@ impl LoginError {
             Self::HungUp => None,
             Self::TooMany(reply)
             | Self::Unavailable(reply)
+            | Self::Disabled(reply)
             | Self::Limit(_, reply)
             | Self::RateLimited(_, reply)
             | Self::NoRule(reply)

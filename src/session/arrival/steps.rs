@@ -264,12 +264,17 @@ impl Named {
         let mut exchange = Exchange::new(stream, packet, address, tls.as_deref(), context);
         let decided = exchange.decide().await?;
         if destination == Destination::Servers {
+            admits_route(shared, listener)?;
             let admits = listener.gate.admits(listener.cluster.snapshot(), &listener.route);
             admits.map_err(LoginError::Unavailable)?;
         }
         let authenticated = exchange.run(decided).await?;
         if authenticated.has_proven() {
             login_throttle::succeeded(shared, listener, packet, address);
+        }
+        if destination == Destination::Servers {
+            // An operator may have disabled it while the client looked for its password.
+            admits_route(shared, listener)?;
         }
         // Only now: a client without the password must not use up the places of others.
         let admitted = shared.admission.admit(listener).map_err(LoginError::TooMany)?;
@@ -352,6 +357,11 @@ impl Named {
 /// A copy: a slice of the packet would keep the whole packet as long as the session exists.
 fn copied(name: &[u8]) -> bytes::Bytes {
     bytes::Bytes::copy_from_slice(name)
+}
+
+fn admits_route(shared: &Shared, listener: &ListenerSettings) -> Result<(), LoginError> {
+    let admits = shared.disabled_routes.admits(&listener.route.name);
+    admits.map_err(LoginError::Disabled)
 }
 
 /// The destination of a client that names this database.

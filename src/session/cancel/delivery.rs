@@ -162,14 +162,22 @@ pub(super) fn find(shared: &Shared, request: &CancelRequest) -> Option<Arc<Sessi
 }
 
 /// Cancels what the session runs now, when its turn comes, and nothing that it runs later.
-pub(super) async fn deliver(shared: &Shared, entry: &SessionEntry) -> CancelOutcome {
-    let placement = entry.placement();
-    let target = placement.as_ref().and_then(|placement| placement.cancel.as_ref());
-    let (Some(target), Some(request)) = (target, entry.under_way()) else {
+pub(in crate::session) async fn deliver(shared: &Shared, entry: &SessionEntry) -> CancelOutcome {
+    if entry.cancel_wait() {
+        return CancelOutcome::Forwarded;
+    }
+    let Some(request) = entry.under_way() else {
         return CancelOutcome::Idle;
     };
-    let Some(_place) = entry.cancel_place(MOST_PER_SESSION) else {
+    // Before the session's placement is read: while the place is held and the request is under way,
+    // the session keeps its server connection, and nobody else gets it.
+    let Some(place) = entry.cancel_place(MOST_PER_SESSION) else {
         return CancelOutcome::Repeated;
+    };
+    let placement = entry.placement();
+    let target = placement.as_ref().and_then(|placement| placement.cancel.as_ref());
+    let Some(target) = target.filter(|_| entry.under_way() == Some(request)) else {
+        return CancelOutcome::Idle;
     };
     let _gauge = shared.metrics.cancel_waits();
     let _turn = tokio::select! {
@@ -187,6 +195,7 @@ pub(super) async fn deliver(shared: &Shared, entry: &SessionEntry) -> CancelOutc
     match target.clone().send(PATIENCE).await {
         Ok(()) => CancelOutcome::Forwarded,
         Err(error) => {
+            place.may_be_late();
             shared.cancels.not_delivered(target, &error);
             CancelOutcome::Failed
         }
@@ -207,6 +216,21 @@ pub(in crate::session) fn forget(shared: &Arc<Shared>, target: CancelTarget) {
             CutOutcome::Failed
         });
     });
+}
+
+/// As [`forget`], where another session gets the server connection next: once. `false`: the server
+/// may carry the request out later, so the connection must serve nobody.
+pub(in crate::session) async fn settle(shared: &Shared, target: &CancelTarget) -> bool {
+    let is_over = match timeout(PATIENCE, shared.cancels.lanes.turn(target.address)).await {
+        Ok(_turn) => target.clone().send(PATIENCE).await.is_ok(),
+        Err(_elapsed) => false,
+    };
+    shared.metrics.abandon(if is_over {
+        CutOutcome::Cancelled
+    } else {
+        CutOutcome::Failed
+    });
+    is_over
 }
 
 async fn abandon(shared: &Shared, target: &CancelTarget) -> bool {

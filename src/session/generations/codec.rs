@@ -58,6 +58,10 @@ pub enum RequestKind {
     Release,
     /// Hold the requests of a whole cluster. Reserved.
     Pause,
+    /// List the pools.
+    Pools,
+    /// Replace server connections of pools.
+    Reconnect,
 }
 
 /// The limits of one kind of request.
@@ -75,7 +79,7 @@ pub struct Limits {
 }
 
 impl RequestKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Cancel,
         Self::Sessions,
         Self::Totals,
@@ -85,6 +89,8 @@ impl RequestKind {
         Self::Hold,
         Self::Release,
         Self::Pause,
+        Self::Pools,
+        Self::Reconnect,
     ];
 
     pub(super) const fn code(self) -> u8 {
@@ -98,6 +104,8 @@ impl RequestKind {
             Self::Hold => 7,
             Self::Release => 8,
             Self::Pause => 9,
+            Self::Pools => 10,
+            Self::Reconnect => 11,
         }
     }
 
@@ -112,7 +120,8 @@ impl RequestKind {
             Self::Totals => (KIB, 4 * MIB, 4, 1),
             Self::Kill => (KIB, 16 * KIB, 16, 2),
             Self::Member => (4 * KIB, KIB, 16, 2),
-            Self::Close | Self::Hold | Self::Release | Self::Pause => (4 * KIB, KIB, 4, 2),
+            Self::Pools => (KIB, 4 * MIB, 2, 2),
+            Self::Close | Self::Hold | Self::Release | Self::Pause | Self::Reconnect => (4 * KIB, KIB, 4, 2),
         };
         Limits {
             request_bytes,

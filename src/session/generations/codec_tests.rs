@@ -52,7 +52,7 @@ fn every_kind_has_a_code_and_limits_of_its_own() {
         assert!(limits.at_once > 0 && !limits.time.is_zero() && limits.request_bytes > 0);
     }
     assert_eq!(RequestKind::of(0), None);
-    assert_eq!(RequestKind::of(10), None);
+    assert_eq!(RequestKind::of(12), None);
 }
 
 #[tokio::test]

@@ -17,7 +17,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::topology::{SYSTEM, TIMELINE, member, snapshot};
 use super::{Leaving, frame, short};
 use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::connection::{OpenedStream, log_in};
@@ -36,6 +35,7 @@ use crate::session::gate::{self, Gate};
 use crate::session::memory::{self, MemoryStream};
 use crate::session::occupancy::Occupancy;
 use crate::session::state::SessionState;
+use crate::session::topology::{SYSTEM, TIMELINE, member, snapshot};
 use crate::wire::startup::{ProtocolVersion, Replication};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -380,6 +380,7 @@ impl Scene {
             gate: &self.gate,
             metrics: &self.metrics,
             occupancy: &self.occupancy,
+            pools: None,
             cluster: &self.script.cluster,
             route: &self.route,
             client: None,
@@ -391,7 +392,7 @@ impl Scene {
             state: &self.state,
             login: &self.login,
             replication: Replication::None,
-            share: &self.share,
+            share: Some(&self.share),
             closing: &self.closing,
         };
         let attached = async {

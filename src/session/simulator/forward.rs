@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::conversation::{Conversation, Side, Step, conversations};
 use super::play::{self, Position, demoted};
-use super::topology::{member, snapshot};
 use super::{Leaving, Simulation, frame};
 use crate::cluster::snapshot::{AdminState, Member, MemberName};
 use crate::routing::{EndReason, LeaveReason};
@@ -17,6 +16,7 @@ use crate::session::end::{Cause, End, Fate, Order, Reason};
 use crate::session::forward::{self, Ended, Forward, Parts};
 use crate::session::registry::Registry;
 use crate::session::stream::SessionStream;
+use crate::session::topology::{member, snapshot};
 use crate::session::{memory, orders};
 
 impl Simulation {

@@ -9,7 +9,6 @@ mod conversation;
 mod forward;
 mod play;
 mod relay;
-mod topology;
 
 use std::fmt;
 use std::pin::Pin;

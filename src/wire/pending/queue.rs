@@ -55,9 +55,16 @@ impl Run {
 
     /// How many messages of the client the server has to answer.
     pub(super) fn client_requests(self) -> usize {
+        match self.owner {
+            Owner::Client => self.requests(),
+            Owner::Router => 0,
+        }
+    }
+
+    /// Messages that the server answers.
+    pub(super) fn requests(self) -> usize {
         match self.kind {
             RequestKind::Nothing | RequestKind::CopyEnd => 0,
-            _ if self.owner == Owner::Router => 0,
             RequestKind::Extended | RequestKind::Sync | RequestKind::Query | RequestKind::FunctionCall => {
                 usize::from(self.count)
             }

@@ -17,8 +17,8 @@
 //! something to ask. (Whoever records the traffic and later gets the secret can read old questions:
 //! keys of sessions that are gone.)
 //!
-//! A question begins with its kind, and each kind has its own [`Limits`]. Kinds that are reserved
-//! or unknown are answered as such, and the conversation goes on.
+//! A question begins with its kind, and each kind has its own [`Limits`](message::Limits). Kinds
+//! that are reserved or unknown are answered as such, and the conversation goes on.
 //!
 //! **Versions.** The keys depend on the version, so two routers never take one version for another.
 //! Version 2 had cancel requests only: their questions look the same, the challenge has no version

@@ -11,11 +11,11 @@ use crate::cluster::snapshot::{
     SourceStatus, WHOLE_SHARE,
 };
 
-pub(super) const SYSTEM: u64 = 42;
-pub(super) const TIMELINE: u32 = 1;
+pub(in crate::session) const SYSTEM: u64 = 42;
+pub(in crate::session) const TIMELINE: u32 = 1;
 
 /// A member that is up, in recovery or not.
-pub(super) fn member(name: &str, in_recovery: bool) -> Member {
+pub(in crate::session) fn member(name: &str, in_recovery: bool) -> Member {
     Member {
         name: MemberName::new(name),
         host: "127.0.0.1".to_owned(),
@@ -52,7 +52,7 @@ pub(super) fn member(name: &str, in_recovery: bool) -> Member {
 }
 
 /// The members in order of their names.
-pub(super) fn snapshot(leader: Option<&str>, members: Vec<Member>) -> Arc<Snapshot> {
+pub(in crate::session) fn snapshot(leader: Option<&str>, members: Vec<Member>) -> Arc<Snapshot> {
     let leader = leader.map_or(Leader::None(NoLeader::NoneWritable), |leader| Leader::Verified {
         member: MemberName::new(leader),
         timeline: TIMELINE,

@@ -1,0 +1,239 @@
+//! The wait of a session for a server connection of its pool.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::time::Instant;
+
+use super::connection::{PooledConnection, WorkerId};
+use super::inner::Found;
+use super::key::ConnectionKey;
+use super::permit::OpenPermit;
+use super::pool::Pool;
+use super::waiters::{Slot, Ticket, Waiter};
+use super::work::Work;
+use crate::backend::ServerStream;
+use crate::cluster::snapshot::MemberName;
+use crate::routing::Choice;
+use crate::session::gate::QueueError;
+use crate::session::gauges::GaugeGuard;
+use crate::session::stream::SessionStream;
+
+/// What a session asks a pool for.
+#[derive(Debug, Clone)]
+pub(in crate::session) struct Want {
+    /// From [`Pool::intern`].
+    pub(in crate::session) key: Arc<ConnectionKey>,
+    /// The client's address; `None` on a Unix socket.
+    pub(in crate::session) client: Option<IpAddr>,
+    /// The worker of the session.
+    pub(in crate::session) worker: WorkerId,
+    /// Members where this session has failed to open a connection; it gets none there.
+    pub(in crate::session) tried: Vec<MemberName>,
+}
+
+/// What a session gets.
+#[derive(Debug)]
+pub(in crate::session) enum Grant<S: SessionStream = ServerStream> {
+    /// It is quiet, and driven by the session's worker unless it has TLS.
+    Connection(Box<PooledConnection<S>>),
+    /// The session opens a connection itself, to this member.
+    Open(OpenPermit<S>),
+}
+
+/// Why a session gets nothing.
+#[derive(Debug)]
+pub(in crate::session) enum NoLease {
+    /// A limit of the queue is reached.
+    Queue(QueueError),
+    /// No member may serve the route, or the session has tried all that may. With the reasons.
+    NoCandidate(Box<Choice>),
+}
+
+/// What a session's wait comes to.
+pub(in crate::session) type Acquired<S = ServerStream> = Result<Grant<S>, NoLease>;
+
+/// Something that a waiting session learns.
+#[derive(Debug)]
+pub(in crate::session) enum Waited<S: SessionStream = ServerStream> {
+    /// It has waited for `wait_notify` and goes on waiting. At most once.
+    Notice,
+    Done(Acquired<S>),
+}
+
+/// A session's wait; see [`Pool::acquire`]. As a future it skips the notice. Dropping it leaves the
+/// queue and gives back what was granted.
+#[derive(Debug)]
+pub(in crate::session) struct Acquire<S: SessionStream = ServerStream> {
+    pool: Arc<Pool<S>>,
+    want: Want,
+    /// `None` before the first poll, and at the end.
+    wait: Option<Wait<S>>,
+}
+
+/// A place in the queue.
+#[derive(Debug)]
+struct Wait<S: SessionStream> {
+    ticket: Ticket,
+    since: Instant,
+    slot: Arc<Slot<S>>,
+    _length: GaugeGuard,
+}
+
+/// What a session finds when it comes.
+enum Entered<S: SessionStream> {
+    Done(Acquired<S>),
+    /// Its place in the queue.
+    Waits(Ticket),
+}
+
+impl<S: SessionStream> Acquire<S> {
+    pub(super) fn new(pool: Arc<Pool<S>>, want: Want) -> Self {
+        Self {
+            pool,
+            want,
+            wait: None,
+        }
+    }
+
+    pub(super) fn want(&self) -> &Want {
+        &self.want
+    }
+
+    /// The next thing that happens. Ready with `Done` once; not to be polled after that.
+    pub(in crate::session) fn poll_waited(&mut self, cx: &mut Context<'_>) -> Poll<Waited<S>> {
+        if self.wait.is_none()
+            && let Some(result) = self.enter()
+        {
+            return Poll::Ready(Waited::Done(result));
+        }
+        loop {
+            let Some(wait) = &self.wait else {
+                return Poll::Pending;
+            };
+            let result = match wait.slot.poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Waited::Notice) => return Poll::Ready(Waited::Notice),
+                Poll::Ready(Waited::Done(result)) => result,
+            };
+            let result = match result {
+                Ok(Grant::Connection(connection)) => {
+                    match self.pool.make_ready(connection, self.want.worker) {
+                        Ok(connection) => Ok(Grant::Connection(connection)),
+                        Err(unusable) => {
+                            // Its places are free for the first session, which may be this one.
+                            self.wait_again();
+                            drop(unusable);
+                            continue;
+                        }
+                    }
+                }
+                other => other,
+            };
+            return Poll::Ready(Waited::Done(self.end(result)));
+        }
+    }
+
+    /// The result if there is one at once; otherwise the session has a place in the queue.
+    fn enter(&mut self) -> Option<Acquired<S>> {
+        let slot = Arc::new(Slot::default());
+        let since = Instant::now();
+        loop {
+            let mut work = Work::default();
+            let entered = self.pool.change(&mut work, |inner, work| {
+                let result = match inner.enter(&self.pool, &self.want, work) {
+                    Found::Grant(grant) => Ok(grant),
+                    Found::NoCandidate(choice) => Err(NoLease::NoCandidate(choice)),
+                    Found::Nothing if inner.waiters.len() >= inner.limits.max_queue => {
+                        Err(NoLease::Queue(QueueError::Full))
+                    }
+                    Found::Nothing => {
+                        return Entered::Waits(inner.waiters.push(Waiter {
+                            want: self.want.clone(),
+                            since,
+                            slot: Arc::clone(&slot),
+                        }));
+                    }
+                };
+                Entered::Done(result)
+            });
+            let has_made_room = work.finish(&self.pool);
+            match entered {
+                Entered::Waits(ticket) => {
+                    self.wait = Some(Wait {
+                        ticket,
+                        since,
+                        slot,
+                        _length: self.pool.meters.waits(),
+                    });
+                    if has_made_room {
+                        self.pool.pump();
+                    }
+                    return None;
+                }
+                Entered::Done(Err(NoLease::Queue(QueueError::Full))) if has_made_room => {}
+                Entered::Done(Ok(Grant::Connection(connection))) => {
+                    if let Ok(connection) = self.pool.make_ready(connection, self.want.worker) {
+                        return Some(self.end(Ok(Grant::Connection(connection))));
+                    }
+                }
+                Entered::Done(result) => return Some(self.end(result)),
+            }
+        }
+    }
+
+    fn wait_again(&self) {
+        let Some(wait) = &self.wait else { return };
+        let waiter = Waiter {
+            want: self.want.clone(),
+            since: wait.since,
+            slot: Arc::clone(&wait.slot),
+        };
+        self.pool
+            .with(|inner, _| inner.waiters.put_back(wait.ticket, waiter));
+    }
+
+    /// Counts what came of it.
+    fn end(&mut self, result: Acquired<S>) -> Acquired<S> {
+        let meters = &self.pool.meters;
+        if let Some(wait) = self.wait.take() {
+            meters.waited(wait.since.elapsed());
+        }
+        match &result {
+            Ok(Grant::Connection(_)) => meters.hit(),
+            Ok(Grant::Open(_)) => meters.miss(),
+            Err(NoLease::Queue(error)) => meters.refused(*error),
+            Err(NoLease::NoCandidate(_)) => {}
+        }
+        result
+    }
+}
+
+impl<S: SessionStream> Future for Acquire<S> {
+    type Output = Acquired<S>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            match self.poll_waited(cx) {
+                Poll::Ready(Waited::Notice) => {}
+                Poll::Ready(Waited::Done(result)) => return Poll::Ready(result),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl<S: SessionStream> Drop for Acquire<S> {
+    fn drop(&mut self) {
+        let Some(wait) = self.wait.take() else { return };
+        self.pool.meters.waited(wait.since.elapsed());
+        let waiter = self.pool.with(|inner, _| inner.waiters.remove(wait.ticket));
+        if waiter.is_none()
+            && let Some(Ok(grant)) = wait.slot.leave()
+        {
+            self.pool.give_back(grant);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What a server says to a client of a pool: message by message, so that the answers to the
+//! router's own messages are kept from the client.
+
+use bytes::BytesMut;
+
+use super::session::PooledSession;
+use super::statements::{Answer, Rewriter};
+use crate::session::stream::SessionStream;
+use crate::wire::frame::ErrorFields;
+use crate::wire::message::{self, ErrorReply};
+use crate::wire::observe::ServerEvent;
+use crate::wire::pending::Owner;
+use crate::wire::sqlstate::SqlState;
+
+/// The longest message that is kept until it is whole. Rows and copied data are never kept.
+const MAX_KEPT: usize = 1024 * 1024;
+
+/// What the client is told where `query_timeout` has cancelled its statement: the server says the
+/// same as if a user had.
+fn timed_out(body: &[u8]) -> Option<ErrorReply> {
+    let is_cancelled = ErrorFields::of_prefix(body).code == SqlState::QUERY_CANCELED;
+    is_cancelled.then(|| {
+        let text = "canceling statement due to the router's query_timeout";
+        ErrorReply::error(SqlState::QUERY_CANCELED, text).hint(
+            "It is a limit of the route's pool: make the statement faster, or ask the operator to raise it.",
+        )
+    })
+}
+
+/// What of a run of the server's bytes is dealt with.
+#[derive(Default)]
+pub(super) struct Answers {
+    /// Bytes of the run.
+    pub(super) at: usize,
+    /// What goes to the client in place of the run's first `copied` bytes, if that differs.
+    pub(super) out: BytesMut,
+    pub(super) copied: usize,
+}
+
+impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
+    /// In session mode nothing is changed.
+    pub(super) fn hear_unchanged(&mut self, run: &[u8], answers: &mut Answers) -> Result<(), String> {
+        let Some(lease) = &mut self.lease else {
+            return Ok(());
+        };
+        let entry = self.client.ticket.entry();
+        let (told, now) = (&mut self.memory.told, &mut lease.state.now);
+        let role = &mut lease.state.role;
+        let (observer, mut hearing) = lease.link.hearing();
+        let fed = observer.feed(run, |event| {
+            hearing.hear(entry, &event);
+            match event {
+                ServerEvent::Parameter { name, value } => {
+                    now.set(name, value);
+                    told.set(name, value);
+                }
+                ServerEvent::Error(report) => role.error(report.code()),
+                _ => {}
+            }
+        });
+        answers.at = if fed.is_ok() { run.len() } else { observer.valid() };
+        fed.map_err(|error| error.to_string())
+    }
+
+    pub(super) fn hear_messages(&mut self, run: &[u8], answers: &mut Answers) -> Result<(), String> {
+        let Some(lease) = &mut self.lease else {
+            return Ok(());
+        };
+        let (memory, entry) = (&mut self.memory, self.client.ticket.entry());
+        let has_cancelled = self.timers.has_cancelled();
+        let interner = self.home.pool.interner();
+        while answers.at < run.len() {
+            let rest = &run[answers.at..];
+            if !lease.link.observer.at_boundary() {
+                // The rest of a long row, or of what a function has returned.
+                let part = lease.link.observer.missing().min(rest.len());
+                let (observer, mut hearing) = lease.link.hearing();
+                let mut ended = None;
+                let fed = observer.feed(&rest[..part], |event| ended = Some(hearing.hear(entry, &event)));
+                fed.map_err(|error| error.to_string())?;
+                if let Some(owner) = ended {
+                    let (session, connection) = (&mut memory.statements, &mut lease.state.statements);
+                    let mut rewriter = Rewriter::new(interner, session, connection, None);
+                    // It is the client's: the router calls no function in this way.
+                    let _ = rewriter.answered(owner, b'V', b"");
+                }
+                answers.at += part;
+                continue;
+            }
+            let Some(&[tag, a, b, c, d]) = rest.first_chunk::<5>() else {
+                break;
+            };
+            let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+            let length = length.saturating_add(1);
+            if matches!(tag, b'D' | b'd') || tag == b'V' && rest.len() < length {
+                let part = length.min(rest.len());
+                if part < length || length < 5 {
+                    let fed = lease.link.observer.feed(&rest[..part], |_| {});
+                    fed.map_err(|error| error.to_string())?;
+                }
+                answers.at += part;
+                continue;
+            }
+            if rest.len() < length {
+                if length > MAX_KEPT {
+                    return Err(format!("a message '{}' of {length} bytes", tag.escape_ascii()));
+                }
+                break;
+            }
+            // For `t`, which the observer does not report.
+            let (frame, mut owner) = (&rest[..length], lease.link.pending.answering());
+            let (now, role) = (&mut lease.state.now, &mut lease.state.role);
+            let (observer, mut hearing) = lease.link.hearing();
+            let fed = observer.feed(frame, |event| {
+                owner = hearing.hear(entry, &event);
+                match event {
+                    ServerEvent::Parameter { name, value } => {
+                        now.set(name, value);
+                        memory.told.set(name, value);
+                        memory.doubts.parameter(name);
+                    }
+                    ServerEvent::CommandComplete(tag) if owner == Owner::Client => memory.doubts.tag(tag),
+                    ServerEvent::Error(report) => {
+                        memory.hints.failed();
+                        role.error(report.code());
+                    }
+                    _ => {}
+                }
+            });
+            fed.map_err(|error| error.to_string())?;
+            let mut rewriter = Rewriter::new(
+                interner,
+                &mut memory.statements,
+                &mut lease.state.statements,
+                None,
+            );
+            match rewriter.answered(owner, tag, &frame[5..]) {
+                Answer::Forward if tag == b'E' && has_cancelled => {
+                    if let Some(reply) = timed_out(&frame[5..]) {
+                        answers.out.extend_from_slice(&run[answers.copied..answers.at]);
+                        message::error(&mut answers.out, &reply);
+                        answers.copied = answers.at + length;
+                    }
+                }
+                Answer::Forward => {}
+                Answer::Swallow => {
+                    answers.out.extend_from_slice(&run[answers.copied..answers.at]);
+                    answers.copied = answers.at + length;
+                }
+                Answer::Instead(bytes) => {
+                    answers.out.extend_from_slice(&run[answers.copied..answers.at]);
+                    answers.out.extend_from_slice(&bytes);
+                    answers.copied = answers.at + length;
+                }
+            }
+            answers.at += length;
+        }
+        Ok(())
+    }
+}

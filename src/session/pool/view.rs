@@ -1,0 +1,47 @@
+//! What can be seen of pools.
+
+use std::time::Duration;
+
+use super::key::PoolName;
+use super::pinned::PinCounts;
+use crate::cluster::snapshot::MemberName;
+
+/// The numbers of a pool at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolView {
+    pub name: PoolName,
+    /// Those that have connections.
+    pub members: Vec<PoolMemberView>,
+    /// To each member.
+    pub max_connections: usize,
+    /// To each member, on top.
+    pub reserve: usize,
+    /// Sessions that wait for a connection.
+    pub waiting: usize,
+    /// Of the session that waits first.
+    pub longest_wait: Duration,
+}
+
+/// The connections of a pool to one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolMemberView {
+    pub member: MemberName,
+    pub idle: usize,
+    pub leased: usize,
+    pub opening: usize,
+    /// Of the leased ones: sessions keep them between transactions.
+    pub pinned: PinCounts,
+    /// The idle ones, if they were asked for.
+    pub idle_connections: Vec<IdleConnectionView>,
+}
+
+/// A connection that no session has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdleConnectionView {
+    /// The server's process.
+    pub process_id: u32,
+    /// Since its last session gave it back, or since it was opened.
+    pub idle: Duration,
+    /// Sessions that have had it, one after the other.
+    pub leases: u64,
+}

@@ -1,0 +1,314 @@
+//! The wait for a server connection: an idle one, or one that is opened for the session.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::acquire::{Acquire, Grant, NoLease, Waited, Want};
+use super::connection::{PooledConnection, WorkerId};
+use super::metrics::{DiscardReason, RefusedReason};
+use super::open::OpenError;
+use super::permit::OpenPermit;
+use super::session::{Home, Pause, PooledSession};
+use crate::config::Access;
+use crate::frontend::RefuseReason;
+use crate::session::attach::AttachError;
+use crate::session::candidates::MOST_TRIES;
+use crate::session::end::{Cause, Reason};
+use crate::session::gate::QueueError;
+use crate::session::registry::Phase;
+use crate::session::stream::SessionStream;
+use crate::wire::message::{self, ErrorReply};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::text::Escaped;
+
+/// What a session that waits for a connection learns.
+pub(super) enum Got<S: SessionStream> {
+    /// It has waited for `wait_notify`.
+    Notice,
+    Lease(Box<PooledConnection<S>>),
+    Refused(Refusal),
+}
+
+/// Why there is no connection for a session.
+#[derive(Debug)]
+pub(in crate::session) enum Refusal {
+    NoLease(NoLease),
+    /// The last member that was tried.
+    Attach(AttachError),
+}
+
+impl Refusal {
+    /// For metrics.
+    pub(in crate::session) fn reason(&self) -> RefuseReason {
+        match self {
+            Self::NoLease(NoLease::Queue(error)) => error.reason(),
+            Self::NoLease(NoLease::NoCandidate(_)) => RefuseReason::NoCandidate,
+            Self::Attach(error) if error.refused_by().is_some() => RefuseReason::ServerRefused,
+            Self::Attach(_) => RefuseReason::ServerConnect,
+        }
+    }
+}
+
+impl Refusal {
+    /// For metrics, in the middle of a session.
+    fn of_statement(&self) -> RefusedReason {
+        match self {
+            Self::NoLease(NoLease::Queue(QueueError::Full)) => RefusedReason::QueueFull,
+            Self::NoLease(NoLease::Queue(QueueError::Timeout)) => RefusedReason::QueueTimeout,
+            Self::NoLease(NoLease::NoCandidate(_)) => RefusedReason::NoCandidate,
+            Self::Attach(error) if error.refused_by().is_some() => RefusedReason::ServerRefused,
+            Self::Attach(_) => RefusedReason::ServerConnect,
+        }
+    }
+}
+
+/// A connection on its way. Dropping it gives up the wait; what is being opened then serves others.
+pub(super) struct Acquisition<S: SessionStream> {
+    /// Why the last connection was not opened.
+    failed: Option<AttachError>,
+    state: State<S>,
+}
+
+enum State<S: SessionStream> {
+    Waiting(Acquire<S>),
+    Opening(
+        Want,
+        oneshot::Receiver<Result<Box<PooledConnection<S>>, OpenError>>,
+    ),
+}
+
+impl<S: SessionStream + Send + 'static> Acquisition<S> {
+    /// `client`: its address.
+    pub(super) fn new(home: &Home<S>, client: Option<IpAddr>) -> Self {
+        let want = Want {
+            client,
+            ..home.want.clone()
+        };
+        Self {
+            state: State::Waiting(home.pool.acquire(want)),
+            failed: None,
+        }
+    }
+
+    /// The next thing that happens. Not to be polled after a lease or a refusal. `home` is that of
+    /// [`Self::new`].
+    pub(super) fn poll(&mut self, home: &Home<S>, cx: &mut Context<'_>) -> Poll<Got<S>> {
+        loop {
+            match &mut self.state {
+                State::Waiting(acquire) => {
+                    let waited = std::task::ready!(acquire.poll_waited(cx));
+                    match waited {
+                        Waited::Notice => return Poll::Ready(Got::Notice),
+                        Waited::Done(Ok(Grant::Connection(lease))) => return Poll::Ready(Got::Lease(lease)),
+                        Waited::Done(Err(error)) => {
+                            let failed = self.failed.take();
+                            return Poll::Ready(Got::Refused(match (error, failed) {
+                                // What a member said tells more than that there is no other.
+                                (NoLease::NoCandidate(_), Some(failed)) => Refusal::Attach(failed),
+                                (error, _) => Refusal::NoLease(error),
+                            }));
+                        }
+                        Waited::Done(Ok(Grant::Open(permit))) => {
+                            let want = acquire.want().clone();
+                            let opened = open(home, permit, want.worker);
+                            self.state = State::Opening(want, opened);
+                        }
+                    }
+                }
+                State::Opening(want, opened) => {
+                    let opened = std::task::ready!(std::pin::Pin::new(opened).poll(cx));
+                    match opened {
+                        Ok(Ok(lease)) => return Poll::Ready(Got::Lease(lease)),
+                        Ok(Err(error)) => {
+                            let tried = want.tried.len() + 1;
+                            if !error.is_elsewhere || tried >= MOST_TRIES as usize {
+                                return Poll::Ready(Got::Refused(Refusal::Attach(error.error)));
+                            }
+                            want.tried.push(error.member);
+                            self.failed = Some(error.error);
+                            self.state = State::Waiting(home.pool.acquire(want.clone()));
+                        }
+                        // The task has ended without a word: the router shuts down.
+                        Err(_closed) => {
+                            self.state = State::Waiting(home.pool.acquire(want.clone()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Opens a connection in a task of its own: a login is not given up half-way when the session
+/// leaves. Then the connection serves others.
+fn open<S: SessionStream + Send + 'static>(
+    home: &Home<S>,
+    permit: OpenPermit<S>,
+    worker: WorkerId,
+) -> oneshot::Receiver<Result<Box<PooledConnection<S>>, OpenError>> {
+    let (notify, opened) = oneshot::channel();
+    let opening = home.opener.open(permit, Arc::clone(&home.recipe), worker);
+    let pool = Arc::clone(&home.pool);
+    tokio::spawn(async move {
+        if let Err(Ok(lease)) = notify.send(opening.await) {
+            pool.release(lease);
+        }
+    });
+    opened
+}
+
+/// Something that ends a wait, or interrupts it.
+enum Event<S: SessionStream> {
+    Got(Got<S>),
+    End(Cause),
+    Cancelled,
+}
+
+impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
+    /// Waits for a connection for the request that is there.
+    pub(super) async fn wait(&mut self) -> Result<Option<Pause>, Cause> {
+        let entry = Arc::clone(self.entry());
+        entry.take_wait_cancelled();
+        entry.set_phase(Phase::Waiting);
+        let begun = Instant::now();
+        let mut acquisition = Acquisition::new(&self.home, self.address);
+        let outcome = loop {
+            let event = std::future::poll_fn(|cx| self.poll_event(&mut acquisition, cx)).await;
+            match event {
+                Event::Got(Got::Notice) => self.notify_of_wait(),
+                Event::Got(Got::Lease(lease)) if self.is_foreign(&lease) => {
+                    self.home.pool.meters.discarded(DiscardReason::CustomSettings);
+                    drop(lease);
+                    acquisition = Acquisition::new(&self.home, self.address);
+                }
+                Event::Got(Got::Lease(lease)) => break Ok(lease),
+                Event::Got(Got::Refused(refusal)) => {
+                    let reply = self.home.reply(&refusal);
+                    self.home.pool.refused(refusal.of_statement(), &reply);
+                    if self.home.is_over(&refusal) {
+                        return Err(Cause::Ordered(Reason::OtherPassword));
+                    }
+                    break Err(reply);
+                }
+                Event::Cancelled => {
+                    break Err(ErrorReply::error(
+                        SqlState::QUERY_CANCELED,
+                        "canceling statement due to user request",
+                    )
+                    .detail("The statement waited for a server connection. No server has received it."));
+                }
+                Event::End(cause) => return Err(cause),
+            }
+        };
+        self.totals.waited += begun.elapsed();
+        match outcome {
+            Ok(lease) => {
+                self.is_resumed = true;
+                Ok(self.adopt(lease))
+            }
+            Err(reply) => self.answer_error(reply).map_or(Ok(None), Err),
+        }
+    }
+
+    fn poll_event(&mut self, acquisition: &mut Acquisition<S>, cx: &mut Context<'_>) -> Poll<Event<S>> {
+        let entry = self.client.ticket.entry();
+        self.turns.listen_for_orders(entry, cx);
+        if let Some(order) = entry.ordered_on(None) {
+            return Poll::Ready(Event::End(Cause::Ordered(order.reason().clone())));
+        }
+        if entry.take_wait_cancelled() {
+            return Poll::Ready(Event::Cancelled);
+        }
+        if let Poll::Ready(got) = acquisition.poll(&self.home, cx) {
+            return Poll::Ready(Event::Got(got));
+        }
+        let drained = self
+            .client
+            .answers
+            .drain(std::pin::Pin::new(&mut self.client.stream), cx);
+        let is_broken = matches!(drained, Poll::Ready(Err(_)))
+            || self.client.look.poll_broken(cx, &self.client.stream).is_ready();
+        if is_broken {
+            return Poll::Ready(Event::End(self.client_gone()));
+        }
+        Poll::Pending
+    }
+
+    fn notify_of_wait(&mut self) {
+        let mut out = BytesMut::new();
+        let text = "waiting for a server connection: all of this pool are in use";
+        message::notice(
+            &mut out,
+            text,
+            "The statement runs as soon as a connection is free.",
+        );
+        self.client.answers.push(&out);
+    }
+}
+
+impl<S: SessionStream> Home<S> {
+    /// The error for a client that waited too long, or may not wait.
+    fn busy(&self, error: QueueError) -> ErrorReply {
+        let queue = &self.route.queue;
+        let reason = match error {
+            QueueError::Timeout => format!(
+                "None became free within {} ms (queue_timeout).",
+                queue.timeout.as_millis()
+            ),
+            QueueError::Full if queue.most == 0 => {
+                "Sessions may not wait for one (max_queue is 0).".to_owned()
+            }
+            QueueError::Full => format!("{} sessions already wait for one (max_queue).", queue.most),
+        };
+        let most = self.cluster.config().max_connections;
+        if most > 0 && !self.pool.is_full() {
+            // The pool itself may have more.
+            return ErrorReply::error(
+                SqlState::TOO_MANY_CONNECTIONS,
+                format!("every server for {} sessions is full", self.route.access),
+            )
+            .hint(format!(
+                "The router has at most {most} connections to each server, over all pools and sessions \
+                 (server.max_connections). {reason} Try again later, or ask the operator to raise this limit: \
+                 `trunkline servers` shows who has them."
+            ));
+        }
+        let name = self.pool.name();
+        ErrorReply::error(
+            SqlState::TOO_MANY_CONNECTIONS,
+            format!(
+                "every server connection of the pool for user \"{}\" and database \"{}\" is in use",
+                Escaped(&name.user),
+                Escaped(&name.database)
+            ),
+        )
+        .hint(format!(
+            "{reason}{} Keep transactions shorter, try again later, or ask the operator to raise max_connections of \
+             the route's pool: `trunkline servers` shows who has them.",
+            self.pool.pinned_in_words()
+        ))
+    }
+
+    /// The session can get no connection any more: the leader has another password of its user. A
+    /// replica may only be late.
+    fn is_over(&self, refusal: &Refusal) -> bool {
+        self.route.access == Access::ReadWrite
+            && matches!(refusal, Refusal::Attach(error) if error.refuses_password())
+    }
+
+    /// The error for the client.
+    pub(super) fn reply(&self, refusal: &Refusal) -> ErrorReply {
+        match refusal {
+            Refusal::NoLease(NoLease::Queue(error)) => self.busy(*error),
+            Refusal::NoLease(NoLease::NoCandidate(choice)) => {
+                crate::session::gate::unavailable(&self.cluster.snapshot(), &self.route, choice)
+            }
+            Refusal::Attach(error) => error.reply(),
+        }
+    }
+}
