@@ -249,6 +249,25 @@ impl Node {
 
     /// As the superuser, on this very server; `None` if it does not answer.
     pub fn sql_try(&self, sql: &str) -> Option<String> {
+        self.psql(sql).ok()
+    }
+
+    /// A server that takes no connection for a moment, on a busy machine or while it is full, is
+    /// asked again.
+    pub fn sql(&self, sql: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            match self.psql(sql) {
+                Ok(answer) => return answer,
+                Err(said) if said.contains("connection to server") && Instant::now() < deadline => {
+                    pause(Duration::from_millis(200));
+                }
+                Err(said) => panic!("{} does not answer {sql}: {said}", self.name),
+            }
+        }
+    }
+
+    fn psql(&self, sql: &str) -> Result<String, String> {
         let output = output(
             Command::new("psql")
                 .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql])
@@ -258,15 +277,11 @@ impl Node {
                 ))
                 .env("PGPASSWORD", "postgres"),
         );
-        output
-            .status
-            .success()
-            .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    }
-
-    pub fn sql(&self, sql: &str) -> String {
-        self.sql_try(sql)
-            .unwrap_or_else(|| panic!("{} does not answer {sql}", self.name))
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+        }
     }
 }
 
