@@ -3,27 +3,8 @@
 //!
 //! Guarantees: one invalid member never invalidates the others. An answer has at most 1 MiB and 256
 //! members. Every poll ends within its deadline, and a slow endpoint does not delay it once a
-//! majority of the others agree.
-//!
-//! # Different answers
-//!
-//! Answers are grouped by the leader that they name and its timeline.
-//!
-//! 1. A leader counts as *seen* if this router's probes saw it accept writes, as a member of this
-//!    cluster, on at least the timeline that the answer gives it. Timelines only grow: answers that
-//!    name a leader on an older timeline than a seen leader are old and do not count.
-//!
-//! 2. A timeline that is only claimed does not count. The largest group of the other answers is
-//!    chosen, including the group of answers without a leader, if it is more than half of all
-//!    answers or its leader is seen.
-//!
-//! 3. In a tie the group whose leader is seen is chosen, if there is exactly one.
-//!
-//! 4. Otherwise no leader is named.
-//!
-//! A majority of all answers decides which members are listed and with which values
-//! ([`votes`](super::votes)). A leader that is claimed on a newer timeline than the chosen one is a
-//! *rival*: it is listed too, so that it is probed.
+//! majority of the others agree. What a body says is read by `body`; which of several different
+//! answers counts is decided by `agreement`.
 //!
 //! # While Patroni cannot reach its DCS
 //!
@@ -32,6 +13,9 @@
 //! leader continues under `failsafe_mode`, so the polls would demote the leader. Therefore an
 //! endpoint that has once not answered in time is asked for `/patroni`, which needs no DCS, until
 //! its `dcs_last_seen` increases, or for [`STALL`].
+
+mod agreement;
+mod body;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -45,10 +29,12 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+pub use self::agreement::choose;
+use self::agreement::{Key, key};
+pub use self::body::parse;
+
 use super::ClusterError;
-use super::snapshot::{MemberName, Role, Snapshot};
-use super::state::{Listed, Named, SourceReport};
-use super::votes::{Votes, rival};
+use super::state::SourceReport;
 use crate::config;
 use crate::names::HttpNames;
 use crate::tls::{self, Authorities, NameCheck, ServerVerifier, certified};
@@ -367,241 +353,6 @@ pub(super) fn tls(
         }
         None => builder.with_no_client_auth(),
     })
-}
-
-/// Reads the body of `/cluster`. Fails only if it is not such a body at all.
-pub fn parse(body: &[u8]) -> Reply {
-    let value: Value =
-        serde_json::from_slice(body).map_err(|error| format!("the answer is not JSON: {error}"))?;
-    let Some(list) = value.get("members").and_then(Value::as_array) else {
-        return Err("the answer has no list of members".to_owned());
-    };
-    let mut members: Vec<Listed> = Vec::new();
-    for member in list.iter().filter_map(member).take(MAX_MEMBERS) {
-        if members.iter().all(|known| known.name != member.name) {
-            members.push(member);
-        }
-    }
-    let mut leaders = members
-        .iter()
-        .filter(|member| matches!(member.role, Role::Leader | Role::StandbyLeader));
-    let named = match (leaders.next(), leaders.next()) {
-        (None, _) => Named::Nobody,
-        (Some(leader), None) => Named::One(leader.name.clone()),
-        (Some(_), Some(_)) => Named::Several,
-    };
-    let paused = value.get("pause").and_then(Value::as_bool).unwrap_or(false);
-    Ok(SourceReport {
-        members,
-        named,
-        paused,
-        disagreement: None,
-        rivals: Vec::new(),
-    })
-}
-
-/// One member; `None` if it has no usable name.
-fn member(value: &Value) -> Option<Listed> {
-    let name = value.get("name")?.as_str()?;
-    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
-        return None;
-    }
-    let text = |key: &str| {
-        value
-            .get(key)
-            .and_then(Value::as_str)
-            .map(|text| printable(text, 64))
-    };
-    let usable = |host: &&str| {
-        !host.is_empty() && host.len() <= 255 && !host.chars().any(|c| c.is_control() || c.is_whitespace())
-    };
-    let host = value
-        .get("host")
-        .and_then(Value::as_str)
-        .filter(usable)
-        .unwrap_or_default()
-        .to_owned();
-    let port = match value.get("port") {
-        Some(Value::Number(number)) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
-        Some(Value::String(text)) => text.parse().ok(),
-        _ => None,
-    };
-    let role = match text("role").unwrap_or_default().as_str() {
-        "leader" | "master" | "primary" => Role::Leader,
-        "standby_leader" => Role::StandbyLeader,
-        "replica" => Role::Replica,
-        "sync_standby" => Role::SyncStandby,
-        "quorum_standby" => Role::QuorumStandby,
-        other => Role::Other(other.to_owned()),
-    };
-    let number = |key: &str| value.get(key).and_then(Value::as_u64);
-    let tags = match value.get("tags") {
-        Some(Value::Object(tags)) => tags
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect(),
-        _ => BTreeMap::new(),
-    };
-    Some(Listed {
-        name: MemberName::new(name),
-        host,
-        port: port.unwrap_or(0),
-        role,
-        state: text("state").unwrap_or_default(),
-        timeline: number("timeline").and_then(|timeline| u32::try_from(timeline).ok()),
-        lag: number("lag"),
-        tags,
-    })
-}
-
-/// The leader that an answer names, and its timeline (0 if there is none).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Nobody,
-    Several,
-    Leader { timeline: u32, name: MemberName },
-}
-
-fn key(report: &SourceReport) -> Key {
-    match &report.named {
-        Named::Nobody => Key::Nobody,
-        Named::Several => Key::Several,
-        Named::One(name) => {
-            let leader = report.members.iter().find(|member| member.name == *name);
-            Key::Leader {
-                timeline: leader.and_then(|leader| leader.timeline).unwrap_or(0),
-                name: name.clone(),
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Nobody => f.write_str("no leader"),
-            Self::Several => f.write_str("several leaders"),
-            Self::Leader { timeline, name } => write!(f, "{name} on timeline {timeline}"),
-        }
-    }
-}
-
-/// Makes one report from several answers, by the rules at the top of this file; `None` without an
-/// answer. `seen` returns the timeline on which this router's probes see a member accept writes;
-/// `None` if it does not, or is not known to belong to this cluster. `published` is the result of
-/// earlier answers.
-pub fn choose(
-    answers: &[&SourceReport],
-    seen: &dyn Fn(&MemberName) -> Option<u32>,
-    published: &Snapshot,
-) -> Option<SourceReport> {
-    let keys: Vec<Key> = answers.iter().map(|answer| key(answer)).collect();
-    if answers.iter().all(|answer| *answer == answers[0]) {
-        return answers.first().map(|answer| (*answer).clone());
-    }
-    let is_seen = |key: &Key| match key {
-        Key::Leader { timeline, name } => seen(name).is_some_and(|seen| seen >= *timeline),
-        Key::Nobody | Key::Several => false,
-    };
-    let newest = keys
-        .iter()
-        .filter(|key| is_seen(key))
-        .filter_map(Key::timeline)
-        .max();
-    let mut groups: BTreeMap<&Key, usize> = BTreeMap::new();
-    for key in keys
-        .iter()
-        .filter(|key| key.timeline().is_none() || key.timeline() >= newest)
-    {
-        *groups.entry(key).or_default() += 1;
-    }
-    let most = groups.values().max().copied().unwrap_or(0);
-    let tied: Vec<&Key> = groups
-        .iter()
-        .filter(|(_, count)| **count == most)
-        .map(|(key, _)| *key)
-        .collect();
-    let seen: Vec<&Key> = tied.iter().copied().filter(|key| is_seen(key)).collect();
-    let chosen = match (tied.as_slice(), seen.as_slice()) {
-        ([only], _) if most * 2 > keys.len() => Some(*only),
-        (_, [only]) => Some(*only),
-        _ => None,
-    };
-    let taken = chosen.or(tied.first().copied());
-    let picked = |is_picked: &dyn Fn(&Key) -> bool| -> Vec<&SourceReport> {
-        let pairs = keys.iter().zip(answers);
-        pairs
-            .filter(|(key, _)| is_picked(key))
-            .map(|(_, answer)| *answer)
-            .collect()
-    };
-    let naming = picked(&|key| Some(key) == taken);
-    let votes = Votes {
-        all: answers,
-        current: &picked(&|key| groups.contains_key(key)),
-        leader: chosen.and_then(|key| match key {
-            Key::Leader { name, .. } => Some((name, naming.as_slice())),
-            Key::Nobody | Key::Several => None,
-        }),
-        published,
-    };
-    let mut report = SourceReport {
-        members: votes.members(MAX_MEMBERS),
-        named: match (chosen, naming.first()) {
-            (Some(_), Some(answer)) => answer.named.clone(),
-            _ => Named::Nobody,
-        },
-        paused: votes.is_paused(),
-        disagreement: None,
-        rivals: Vec::new(),
-    };
-    for (key, answer) in keys.iter().zip(answers) {
-        if key.timeline() > chosen.and_then(Key::timeline) {
-            add_rival(&mut report, answer);
-        }
-    }
-    let mut leaders: Vec<String> = keys.iter().map(ToString::to_string).collect();
-    leaders.sort();
-    leaders.dedup();
-    let moved = votes.moved();
-    if leaders.len() > 1 {
-        report.disagreement = Some(format!(
-            "Patroni's endpoints disagree: they name {}",
-            leaders.join(", ")
-        ));
-    } else if !moved.is_empty() {
-        let names: Vec<&str> = moved.iter().map(|name| name.as_str()).collect();
-        report.disagreement = Some(format!(
-            "Patroni's endpoints disagree: they give different addresses for {}",
-            printable(&names.join(", "), 200)
-        ));
-    }
-    Some(report)
-}
-
-/// Adds the leader of `answer` as a member that is not named leader, so that it is probed.
-fn add_rival(report: &mut SourceReport, answer: &SourceReport) {
-    let Named::One(name) = &answer.named else {
-        return;
-    };
-    let is_listed = report.members.iter().any(|member| member.name == *name);
-    let named = answer.members.iter().find(|member| member.name == *name);
-    if let Some(named) = named.filter(|_| !is_listed && report.members.len() < MAX_MEMBERS) {
-        report.members.push(Listed {
-            role: rival(),
-            ..named.clone()
-        });
-    }
-    report.rivals.push(name.clone());
-}
-
-impl Key {
-    fn timeline(&self) -> Option<u32> {
-        match self {
-            Self::Leader { timeline, .. } => Some(*timeline),
-            Self::Nobody | Self::Several => None,
-        }
-    }
 }
 
 /// Runs `poll` with the caller's deadline, for a check of the configuration.

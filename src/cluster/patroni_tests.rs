@@ -6,7 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::cluster::snapshot::{Leader, NoLeader, SourceStatus};
+use crate::cluster::snapshot::{Leader, MemberName, NoLeader, Role, Snapshot, SourceStatus};
+use crate::cluster::state::Named;
 
 fn read(value: &Value) -> SourceReport {
     parse(value.to_string().as_bytes()).unwrap()
