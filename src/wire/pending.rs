@@ -116,6 +116,8 @@ pub struct PendingReplies {
     over: bool,
     /// See [`PendingReplies::is_lost`].
     lost: bool,
+    /// It is lost because of what the server said.
+    out_of_step: bool,
     transactions: u64,
 }
 
@@ -266,6 +268,16 @@ impl PendingReplies {
     /// what nobody asked, or what is uncertain has no end. Never idle again.
     pub fn is_lost(&self) -> bool {
         self.lost
+    }
+
+    /// The server has answered what nobody asked.
+    pub fn is_out_of_step(&self) -> bool {
+        self.out_of_step
+    }
+
+    /// Only what may come at any time (`N`, `S`, `A`) is to come, or FATAL.
+    pub fn owes_nothing(&self) -> bool {
+        self.current.kind == RequestKind::Nothing && !(self.uncertain > 0 || self.over || self.lost)
     }
 
     /// The server has ended the session (FATAL).
@@ -453,6 +465,11 @@ impl PendingReplies {
         }
     }
 
+    fn unasked(&mut self) {
+        self.out_of_step |= !self.lost;
+        self.lost = true;
+    }
+
     /// Something came that can only be about `current`: what was uncertain before it is settled.
     fn answered(&mut self) {
         match self.current.kind {
@@ -460,7 +477,7 @@ impl PendingReplies {
                 self.uncertain = 0;
                 self.started = true;
             }
-            RequestKind::Nothing | RequestKind::Sync | RequestKind::CopyEnd => self.lost = true,
+            RequestKind::Nothing | RequestKind::Sync | RequestKind::CopyEnd => self.unasked(),
         }
     }
 
@@ -540,7 +557,7 @@ impl PendingReplies {
                 self.skipping = self.current.kind == RequestKind::Nothing;
             }
             // Nothing was asked: only FATAL comes unasked.
-            RequestKind::Nothing | RequestKind::CopyEnd => self.lost = true,
+            RequestKind::Nothing | RequestKind::CopyEnd => self.unasked(),
         }
     }
 
@@ -569,7 +586,7 @@ impl PendingReplies {
                 // A Sync of the COPY was processed after all.
                 self.skipping = false;
             }
-            _ => self.lost = true,
+            _ => self.unasked(),
         }
         self.execute_sent &= self.batch_open || self.current.kind != RequestKind::Nothing;
         owner

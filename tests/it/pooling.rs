@@ -26,6 +26,7 @@ mod sequences;
 mod servers;
 mod sessions;
 mod table;
+mod unasked;
 
 /// A router with one route and one listener for each `pool:`, in order from this port on.
 const FIRST_PORT: u16 = 6440;

@@ -3,10 +3,12 @@
 
 use bytes::BytesMut;
 
-use super::session::PooledSession;
+use super::connection::PooledConnection;
+use super::session::{Memory, PooledSession};
+use super::state::StateOptions;
 use super::statements::{Answer, Rewriter};
 use crate::session::stream::SessionStream;
-use crate::wire::frame::ErrorFields;
+use crate::wire::frame::{ErrorFields, FrameError};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::observe::ServerEvent;
 use crate::wire::pending::Owner;
@@ -27,6 +29,36 @@ fn timed_out(body: &[u8]) -> Option<ErrorReply> {
     })
 }
 
+/// A server's message that is not what it should be at this point. Nothing of it is the client's,
+/// and the connection serves nobody any more.
+pub(super) enum Amiss {
+    /// Not a message of the protocol, or one in the wrong place.
+    Violation(String),
+    /// The same, or FATAL, where the session needs nothing of the connection: it has no transaction
+    /// there, and what else it has is known.
+    Parts(String),
+}
+
+impl From<FrameError> for Amiss {
+    fn from(error: FrameError) -> Self {
+        Self::Violation(error.to_string())
+    }
+}
+
+/// A message of this type in answer to nothing. Without its text, which may quote a user's data.
+fn unasked(tag: u8, body: &[u8]) -> String {
+    if tag == b'E' {
+        return format!(
+            "an error ({}) that answers nothing",
+            ErrorFields::of_prefix(body).code
+        );
+    }
+    format!("a message '{}' that answers nothing", tag.escape_ascii())
+}
+
+/// Answers that do not fit what was asked.
+const OUT_OF_STEP: &str = "an answer that does not belong to what was asked";
+
 /// What of a run of the server's bytes is dealt with.
 #[derive(Default)]
 pub(super) struct Answers {
@@ -39,7 +71,7 @@ pub(super) struct Answers {
 
 impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     /// In session mode nothing is changed.
-    pub(super) fn hear_unchanged(&mut self, run: &[u8], answers: &mut Answers) -> Result<(), String> {
+    pub(super) fn hear_unchanged(&mut self, run: &[u8], answers: &mut Answers) -> Result<(), Amiss> {
         let Some(lease) = &mut self.lease else {
             return Ok(());
         };
@@ -47,7 +79,20 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         let (told, now) = (&mut self.memory.told, &mut lease.state.now);
         let role = &mut lease.state.role;
         let (observer, mut hearing) = lease.link.hearing();
+        let mut is_unasked = false;
         let fed = observer.feed(run, |event| {
+            is_unasked |= hearing.pending.owes_nothing()
+                && match event {
+                    ServerEvent::Error(report) => !report.is_fatal(),
+                    ServerEvent::Notice(_) | ServerEvent::Notification | ServerEvent::Parameter { .. } => {
+                        false
+                    }
+                    _ => true,
+                };
+            if is_unasked {
+                // What was asked before is answered, and stays so.
+                return;
+            }
             hearing.hear(entry, &event);
             match event {
                 ServerEvent::Parameter { name, value } => {
@@ -59,10 +104,14 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             }
         });
         answers.at = if fed.is_ok() { run.len() } else { observer.valid() };
-        fed.map_err(|error| error.to_string())
+        fed?;
+        if is_unasked || lease.link.pending.is_out_of_step() {
+            return Err(Amiss::Violation(OUT_OF_STEP.to_owned()));
+        }
+        Ok(())
     }
 
-    pub(super) fn hear_messages(&mut self, run: &[u8], answers: &mut Answers) -> Result<(), String> {
+    pub(super) fn hear_messages(&mut self, run: &[u8], answers: &mut Answers) -> Result<(), Amiss> {
         let Some(lease) = &mut self.lease else {
             return Ok(());
         };
@@ -77,7 +126,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 let (observer, mut hearing) = lease.link.hearing();
                 let mut ended = None;
                 let fed = observer.feed(&rest[..part], |event| ended = Some(hearing.hear(entry, &event)));
-                fed.map_err(|error| error.to_string())?;
+                fed?;
                 if let Some(owner) = ended {
                     let (session, connection) = (&mut memory.statements, &mut lease.state.statements);
                     let mut rewriter = Rewriter::new(interner, session, connection, None);
@@ -92,18 +141,40 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             };
             let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
             let length = length.saturating_add(1);
+            if lease.link.pending.owes_nothing()
+                && !matches!(tag, b'N' | b'S' | b'A')
+                // Whether an error is FATAL shows in its body.
+                && (tag != b'E' || rest.len() >= length)
+            {
+                let body = rest.get(5..length).unwrap_or_default();
+                let loses_nothing =
+                    self.passing == 0 && parts_without_loss(memory, lease, &self.home.options);
+                if loses_nothing {
+                    if tag == b'E' {
+                        // For what it says of the server.
+                        let (observer, mut hearing) = lease.link.hearing();
+                        observer.feed(&rest[..length], |event| {
+                            hearing.hear(entry, &event);
+                        })?;
+                    }
+                    return Err(Amiss::Parts(unasked(tag, body)));
+                }
+                if tag != b'E' || !ErrorFields::of_prefix(body).is_fatal() {
+                    return Err(Amiss::Violation(unasked(tag, body)));
+                }
+            }
             if matches!(tag, b'D' | b'd') || tag == b'V' && rest.len() < length {
                 let part = length.min(rest.len());
                 if part < length || length < 5 {
-                    let fed = lease.link.observer.feed(&rest[..part], |_| {});
-                    fed.map_err(|error| error.to_string())?;
+                    lease.link.observer.feed(&rest[..part], |_| {})?;
                 }
                 answers.at += part;
                 continue;
             }
             if rest.len() < length {
                 if length > MAX_KEPT {
-                    return Err(format!("a message '{}' of {length} bytes", tag.escape_ascii()));
+                    let what = format!("a message '{}' of {length} bytes", tag.escape_ascii());
+                    return Err(Amiss::Violation(what));
                 }
                 break;
             }
@@ -127,7 +198,10 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                     _ => {}
                 }
             });
-            fed.map_err(|error| error.to_string())?;
+            fed?;
+            if lease.link.pending.is_out_of_step() {
+                return Err(Amiss::Violation(OUT_OF_STEP.to_owned()));
+            }
             let mut rewriter = Rewriter::new(
                 interner,
                 &mut memory.statements,
@@ -154,7 +228,25 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 }
             }
             answers.at += length;
+            if lease.link.fatal.is_some() {
+                // It was the server's last word.
+                break;
+            }
         }
         Ok(())
     }
+}
+
+/// At a boundary: the session needs nothing of its connection. Nothing can be asked on it any more.
+fn parts_without_loss<S: SessionStream>(
+    memory: &mut Memory,
+    lease: &PooledConnection<S>,
+    options: &StateOptions,
+) -> bool {
+    if !lease.link.is_at_boundary() {
+        return false;
+    }
+    let (login, now) = (&lease.state.login, &lease.state.now);
+    let question = memory.doubts.settle(&mut memory.confirmed, login, now, options);
+    question.is_none() && memory.confirmed.pins.is_empty()
 }

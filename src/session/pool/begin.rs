@@ -29,7 +29,7 @@ use crate::session::arrival::{SessionRequest, WelcomedClient};
 use crate::session::attach::NoServer;
 use crate::session::client::Client;
 use crate::session::client_address::ClientAddressReport;
-use crate::session::close::{close_with_error, closing};
+use crate::session::close::{CLOSE_WITHIN, close_with_error, closing};
 use crate::session::end::{Cause, End, Fate};
 use crate::session::finish::part;
 use crate::session::gauges::seconds;
@@ -390,6 +390,8 @@ impl Pooled {
             crate::session::cancel::forget(shared, target);
         }
         home.pool.meters.discarded(DiscardReason::SessionEnd);
+        // Of such a server nobody knows whether it ever ends its part.
+        let is_amiss = lease.link.fatal.is_some() || matches!(end.cause, Cause::ServerProtocol(_));
         let (link, places) = lease.into_parts();
         let cluster = link.cluster.clone();
         let parting = Parting {
@@ -403,7 +405,8 @@ impl Pooled {
         drop(gauge);
         let has_keepalive = cluster.config().server.keepalive.is_some();
         let held = (places, admitted.into_share());
-        linger::until_ended(server, has_keepalive, &shared.closing).await;
+        let limit = if is_amiss { CLOSE_WITHIN } else { Duration::MAX };
+        let _ = timeout(limit, linger::until_ended(server, has_keepalive, &shared.closing)).await;
         drop(held);
     }
 }

@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::connection::{PooledConnection, RoleState};
-use super::exchange::{Exchanged, exchange};
+use super::exchange::{ExchangeError, Exchanged, exchange};
 use super::metrics::{DiscardReason, ExchangeKind};
 use super::session::{Pause, PooledSession};
 use super::state::{BeforeIdle, Question, Restore};
@@ -58,6 +58,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             }
             Err(error) => {
                 tracing::debug!(%error, "the question about a session's state was not answered");
+                if let ExchangeError::Protocol = error {
+                    return Err(Cause::ServerProtocol(error.to_string()));
+                }
                 false
             }
         };

@@ -1,10 +1,12 @@
 //! A server connection that sessions share, one after the other.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::key::ConnectionKey;
 use super::permit::Permit;
@@ -14,6 +16,7 @@ use super::statements::{ConnectionStatements, Interner, Limits, Rewriter};
 use crate::backend::{OrderlyStream, ServerStream};
 use crate::cluster::snapshot::MemberName;
 use crate::config;
+use crate::session::close::CLOSE_WITHIN;
 use crate::session::link::Link;
 use crate::session::occupancy::Seat;
 use crate::session::stream::SessionStream;
@@ -45,6 +48,8 @@ pub(in crate::session) struct PooledConnection<S: SessionStream = ServerStream> 
     pub(super) state: ConnectionState,
     /// The server has closed it.
     pub(super) has_ended: bool,
+    /// From the server's last word on: how long it is waited for to close the connection.
+    pub(super) ending: Option<Pin<Box<Sleep>>>,
     /// Its place among all sessions and connections on the member.
     pub(super) seat: Seat,
     /// Its place among the connections of its pool.
@@ -79,6 +84,15 @@ impl<S: SessionStream> PooledConnection<S> {
     /// The stream, and the places that the connection takes on the server.
     pub(super) fn into_parts(self) -> (Link<OrderlyStream<S>>, (Seat, Permit<S>)) {
         (self.link, (self.seat, self.permit))
+    }
+
+    /// Ready: the server has ended its session (FATAL), and not the connection.
+    pub(super) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.link.fatal.is_none() {
+            return Poll::Pending;
+        }
+        let ending = self.ending.get_or_insert_with(|| Box::pin(sleep(CLOSE_WITHIN)));
+        ending.as_mut().poll(cx)
     }
 
     /// Nothing has come since the last answer. Whatever comes unasked (an error, a notification,

@@ -82,7 +82,7 @@ pub(super) async fn send_and_read<S: SessionStream>(
         .map_err(|_| ExchangeError::Timeout)?
 }
 
-/// Reads to the next `Z`.
+/// Reads to the next `Z`. Behind an error, and behind the `Z`, may only be what comes unasked.
 async fn read_to_ready<S: SessionStream>(
     link: &mut Link<S>,
     mut sink: impl FnMut(u8, &[u8]),
@@ -93,8 +93,7 @@ async fn read_to_ready<S: SessionStream>(
     loop {
         while let Some((tag, body)) = whole_frame(&buffer)? {
             match (tag, body) {
-                (b'Z', &[status]) => ready = Some(status),
-                (b'Z', _) => return Err(ExchangeError::Protocol),
+                (b'Z', &[status]) if ready.is_none() => ready = Some(status),
                 (b'E', body) => {
                     let fields = ErrorFields::of_prefix(body);
                     let said = ServerSaid {
@@ -104,8 +103,13 @@ async fn read_to_ready<S: SessionStream>(
                     if fields.is_fatal() {
                         return Err(ExchangeError::Fatal(said.code));
                     }
-                    error.get_or_insert(said);
+                    if ready.is_some() || error.replace(said).is_some() {
+                        return Err(ExchangeError::Protocol);
+                    }
                 }
+                (b'N' | b'S' | b'A', body) => sink(tag, body),
+                (b'Z', _) => return Err(ExchangeError::Protocol),
+                _ if ready.is_some() || error.is_some() => return Err(ExchangeError::Protocol),
                 (tag, body) => sink(tag, body),
             }
             let length = body.len() + 5;

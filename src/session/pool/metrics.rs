@@ -103,6 +103,8 @@ pub(in crate::session) enum DiscardReason {
     NotCleaned,
     /// The role that had logged in on it was dropped.
     RoleGone,
+    /// The server ended it or sent something unasked, while its session needed nothing of it.
+    Unquiet,
 }
 
 impl DiscardReason {
@@ -115,6 +117,7 @@ impl DiscardReason {
         Self::SessionEnd,
         Self::NotCleaned,
         Self::RoleGone,
+        Self::Unquiet,
     ];
 
     pub(in crate::session) fn label(self) -> &'static str {
@@ -126,6 +129,7 @@ impl DiscardReason {
             Self::SessionEnd => "session_end",
             Self::NotCleaned => "not_cleaned",
             Self::RoleGone => "role_gone",
+            Self::Unquiet => "unquiet",
         }
     }
 }

@@ -62,3 +62,5 @@ mod session_tests;
 mod stage;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unasked_tests;

@@ -15,6 +15,12 @@ pub(super) enum Trouble {
     Dies,
     /// No answer at all.
     Hangs,
+    /// FATAL, and it keeps the connection.
+    Ends,
+    /// It answers, and says something more behind its `Z`.
+    Babbles,
+    /// It goes on behind an error.
+    Stumbles,
 }
 
 /// See the module.
@@ -74,6 +80,12 @@ fn error(out: &mut Vec<u8>, code: &str, text: &str) {
     out.extend(frame(b'E', body.as_bytes()));
 }
 
+/// An error that ends the session.
+pub(super) fn fatal(code: &str, text: &str) -> Vec<u8> {
+    let body = format!("SFATAL\0VFATAL\0C{code}\0M{text}\0\0");
+    frame(b'E', body.as_bytes())
+}
+
 fn complete(out: &mut Vec<u8>, tag: &str) {
     out.extend(frame(b'C', format!("{tag}\0").as_bytes()));
 }
@@ -121,7 +133,8 @@ impl ModelServer {
         let mut out = Vec::new();
         while let Some(&[tag, a, b, c, d]) = self.input.first_chunk::<5>() {
             let length = u32::from_be_bytes([a, b, c, d]) as usize + 1;
-            if self.input.len() < length || self.is_over || self.is_hung {
+            // Terminate is seen also by a server that answers nothing.
+            if self.input.len() < length || self.is_over || self.is_hung && tag != b'X' {
                 break;
             }
             let message: Vec<u8> = self.input.drain(..length).collect();
@@ -206,6 +219,20 @@ impl ModelServer {
             Some(Trouble::Hangs) => {
                 self.is_hung = true;
                 return;
+            }
+            Some(Trouble::Ends) => {
+                out.extend(fatal("57P01", "terminating connection"));
+                self.is_hung = true;
+                return;
+            }
+            Some(Trouble::Babbles) => {
+                complete(out, "COMMIT");
+                self.ready(out);
+                return error(out, "XX000", "something");
+            }
+            Some(Trouble::Stumbles) => {
+                error(out, "XX000", "something");
+                complete(out, "COMMIT");
             }
         }
         self.ready(out);

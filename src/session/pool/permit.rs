@@ -116,6 +116,7 @@ impl<S: SessionStream> OpenPermit<S> {
             leases: 1,
             state,
             has_ended: false,
+            ending: None,
             seat,
             permit,
         })

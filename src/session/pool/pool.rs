@@ -54,6 +54,7 @@ pub(in crate::session) struct Pool<S: SessionStream = ServerStream> {
     /// Of the lines about statements that got no connection.
     refusals: Mutex<Sampler<()>>,
     roles_gone: Mutex<Sampler<()>>,
+    unasked: Mutex<Sampler<()>>,
     inner: Mutex<Inner<S>>,
 }
 
@@ -86,6 +87,7 @@ impl<S: SessionStream> Pool<S> {
             waiting: AtomicUsize::new(0),
             refusals: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
             roles_gone: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
+            unasked: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
             inner: Mutex::new(Inner::new(Arc::clone(route), limits, fit)),
         }))
     }
@@ -219,6 +221,20 @@ impl<S: SessionStream> Pool<S> {
                 connections,
                 skipped,
                 "the role of a pool's connections was dropped: they are replaced"
+            );
+        }
+    }
+
+    /// A server has said this on a connection, on which its session had asked for nothing.
+    pub(super) fn out_of_use(&self, member: &MemberName, what: &str) {
+        if let Some(skipped) = admitted(&self.unasked) {
+            warn!(
+                route = %self.name.route,
+                user = %Escaped(&self.name.user),
+                database = %Escaped(&self.name.database),
+                %member,
+                skipped,
+                "a server connection was replaced: the server sent {what}"
             );
         }
     }

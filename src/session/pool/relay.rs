@@ -8,8 +8,9 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::answers::Answers;
+use super::answers::{Amiss, Answers};
 use super::connection::RoleState;
+use super::metrics::DiscardReason;
 use super::session::{Pause, PooledSession};
 use super::statements::Rewriter;
 use super::timers::{Doing, Expired};
@@ -49,7 +50,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
                 && self.memory.doubts.is_empty()
                 && self.memory.confirmed.pins.is_empty();
             if order.reason().is_about_server() && is_at_boundary && may_leave {
-                return Some(Pause::Discard);
+                return Some(Pause::Discard(DiscardReason::Ordered));
             }
         }
         match order {
@@ -221,6 +222,14 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
 
     /// Takes what the server has said, and passes on what is the client's.
     fn server_said(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Turn<Pause> {
+        if self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.link.fatal.is_some())
+        {
+            // It has said its last word, and goes on.
+            return Turn::End(Pause::End(self.server_gone()));
+        }
         let mut answers = Answers::default();
         let joined = self.lease.as_mut().and_then(|lease| lease.state.join(data));
         let run = joined.as_deref().unwrap_or(data);
@@ -236,7 +245,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             &out[..]
         };
         if let Some(lease) = &mut self.lease {
-            if at < run.len() {
+            if at < run.len() && heard.is_ok() && lease.link.fatal.is_none() {
                 lease.state.partial = BytesMut::from(&run[at..]);
             }
             let pending = &lease.link.pending;
@@ -256,7 +265,15 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 // Before the answer goes out: the connection serves the next one as soon as it can.
                 self.at_boundary()
             }
-            Err(what) => Some(Pause::End(Cause::ServerProtocol(what))),
+            Err(Amiss::Violation(what)) => Some(Pause::End(Cause::ServerProtocol(what))),
+            Err(Amiss::Parts(what)) => {
+                self.note_settled();
+                // An operator may end connections as often as he likes.
+                if let Some(lease) = self.lease.as_ref().filter(|lease| lease.link.fatal.is_none()) {
+                    self.home.pool.out_of_use(lease.member(), &what);
+                }
+                Some(Pause::Discard(DiscardReason::Unquiet))
+            }
         };
         self.client.traffic.bytes_down += for_client.len() as u64;
         match self
@@ -309,10 +326,10 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         self.settled()
     }
 
-    /// At a boundary, with everything known about the session's state.
-    pub(super) fn settled(&mut self) -> Option<Pause> {
+    /// What is known of the session's state counts for its connection, too.
+    fn note_settled(&mut self) {
         let memory = &mut self.memory;
-        let lease = self.lease.as_mut()?;
+        let Some(lease) = &mut self.lease else { return };
         memory.hints.at_boundary();
         for name in memory.doubts.take_custom_names() {
             memory.keep_custom_name(&name);
@@ -323,6 +340,13 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             memory.give_own();
             memory.path = super::connection::path_of(&memory.confirmed.settings);
         }
+    }
+
+    /// At a boundary, with everything known about the session's state.
+    pub(super) fn settled(&mut self) -> Option<Pause> {
+        self.note_settled();
+        let memory = &mut self.memory;
+        let lease = self.lease.as_mut()?;
         let pins = memory.confirmed.pins;
         let is_pinned = !pins.is_empty();
         let before_idle = memory.confirmed.settings.before_idle();
@@ -335,7 +359,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             return None;
         }
         if memory.is_tainted {
-            return Some(Pause::Discard);
+            return Some(Pause::Discard(DiscardReason::Uncertain));
         }
         if entry.has_cancels() {
             return Some(Pause::Cancel);
@@ -380,6 +404,13 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     fn expired(&mut self, cx: &mut Context<'_>) -> Turn<Pause> {
         // Not due when the COPY failed, if the server had not taken all that the client had sent.
         self.settle_syncs(cx);
+        if self
+            .lease
+            .as_mut()
+            .is_some_and(|lease| lease.poll_over(cx).is_ready())
+        {
+            return Turn::End(Pause::End(self.server_gone()));
+        }
         let Poll::Ready(expired) = self.timers.poll_expired(cx) else {
             return Turn::Blocked;
         };

@@ -30,7 +30,7 @@ use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::OrderlyStream;
 use crate::cluster::scripted::Script;
 use crate::cluster::snapshot::{Member, MemberName, Snapshot};
-use crate::config::{self, PoolMode, Route};
+use crate::config::{self, Route};
 use crate::routing::{GrantedRole, Preference};
 use crate::session::client::Client;
 use crate::session::gate;
@@ -195,8 +195,8 @@ impl Scene {
         })
     }
 
-    /// A session in transaction mode, and its client's end. It has these settings from its startup
-    /// packet, which its connections have not.
+    /// A session in the mode of its route, and its client's end. It has these settings from its
+    /// startup packet, which its connections have not.
     pub(super) fn pooled_session(
         &self,
         opener: Arc<dyn Opener<MemoryStream>>,
@@ -204,7 +204,7 @@ impl Scene {
     ) -> (MemoryStream, MemorySession) {
         let config = self.route.pool.clone().expect("the route has one");
         let home = Home {
-            mode: PoolMode::Transaction,
+            mode: config.mode,
             pool: Arc::clone(&self.pool),
             recipe: self.recipe("UTC"),
             want: self.want("UTC", NEAR),

@@ -54,7 +54,7 @@ pub(in crate::session) enum Pause {
     /// At a boundary: the role of the connection may be gone.
     Role,
     /// At a boundary: the connection must not be used again.
-    Discard,
+    Discard(DiscardReason),
     /// The session is over.
     End(Cause),
 }
@@ -256,13 +256,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                         Box::pin(self.quiet(*before)).await
                     }
                     Pause::Role => Box::pin(self.check_role()).await,
-                    Pause::Discard => {
-                        let is_certain = !self.memory.is_tainted;
-                        self.discard_for(if is_certain {
-                            DiscardReason::Ordered
-                        } else {
-                            DiscardReason::Uncertain
-                        });
+                    Pause::Discard(reason) => {
+                        self.discard_for(reason);
                         Ok(None)
                     }
                 };

@@ -132,11 +132,13 @@ impl Stage {
 
     /// The session has these settings from its startup packet, which its connections have not.
     pub(super) fn with(keys: &str, own: &[(&str, &'static [u8])]) -> Self {
-        let scene = Scene::of(
-            &format!("targets: [leader], pool: {{mode: transaction, max_connections: 1}}, {keys}"),
-            1,
-            100,
-        );
+        let pool = "mode: transaction, max_connections: 1";
+        Self::of(&format!("pool: {{{pool}}}, {keys}"), own)
+    }
+
+    /// As [`Self::with`], with these keys of the route.
+    pub(super) fn of(keys: &str, own: &[(&str, &'static [u8])]) -> Self {
+        let scene = Scene::of(&format!("targets: [leader], {keys}"), 1, 100);
         let opener: Arc<MemoryOpener> = Arc::default();
         let shared = Arc::clone(&opener) as Arc<dyn Opener<MemoryStream>>;
         let (client, mut session) = scene.pooled_session(shared, own);
@@ -224,6 +226,14 @@ impl Stage {
     /// The client sends this, and whatever can happen happens.
     pub(super) async fn say(&mut self, bytes: &[u8]) {
         self.unsent.extend_from_slice(bytes);
+        self.settle().await;
+    }
+
+    /// The newest server sends this, behind what it has not sent yet.
+    pub(super) async fn server_says(&mut self, bytes: &[u8]) {
+        let server = self.servers.last_mut().expect("it was opened");
+        server.unsent.extend_from_slice(bytes);
+        self.may_send = usize::MAX;
         self.settle().await;
     }
 

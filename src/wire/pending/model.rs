@@ -360,6 +360,7 @@ pub(super) fn interleaved(messages: Vec<Message>, turns: Vec<Turn>) -> Result<bo
             }
         }
         uncertain |= pending.is_uncertain();
+        ensure!(!pending.is_out_of_step(), "a server as it should be: {pending:?}");
         if pending.is_idle() {
             ensure!(server.is_idle(), "idle while {server:?}\n{pending:?}");
         }

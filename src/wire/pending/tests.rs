@@ -255,6 +255,45 @@ fn what_comes_unasked_is_the_client_s() {
 }
 
 #[test]
+fn a_server_that_answers_what_nobody_asked_is_out_of_step() {
+    for script in [
+        "<E",
+        "<Z",
+        "<C",
+        "<T",
+        "<G",
+        ">Q <CZ <E",
+        ">Q <CZZ",
+        ">PBE <12C <E",
+        ">P <Z",
+        ">S <C",
+    ] {
+        let pending = played(script);
+        assert!(pending.is_out_of_step() && pending.is_lost(), "{script}");
+    }
+    for script in [
+        "<NSA",
+        "<F",
+        ">Q <EZ",
+        ">PBES <12G >ddcS <EZ",
+        ">PBE !S >S <12G >d <EZZZE",
+    ] {
+        assert!(!played(script).is_out_of_step(), "{script}");
+    }
+    for (script, owes_nothing) in [
+        ("", true),
+        (">Q <CY", true),
+        (">PBEH <12C", true),
+        (">Q", false),
+        (">PBE <12C >S", false),
+        (">PBES <12G >ddcS <EZ", false),
+        ("<F", false),
+    ] {
+        assert_eq!(played(script).owes_nothing(), owes_nothing, "{script}");
+    }
+}
+
+#[test]
 fn a_sync_in_a_copy_has_an_owner_or_nobody_knows_any_more() {
     // A COPY that succeeds ignores it, whose ever it is.
     assert!(!played(">PBE !S >S <12G >dc <C").is_lost());
