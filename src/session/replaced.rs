@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::info;
 
 use super::end::{Order, Reason};
-use super::registry::{Phase, Registry};
+use super::registry::Registry;
 
 /// How long such sessions may stay where `shutdown.handover` sets no time for all.
 const STAY: Duration = Duration::from_mins(10);
@@ -27,9 +27,7 @@ pub(crate) async fn end_detached(registry: &Registry) {
     );
     loop {
         for entry in registry.sessions() {
-            if entry.phase() == Phase::Detached {
-                entry.order(Order::AtBoundary(Reason::Replaced));
-            }
+            entry.order_detached(Order::AtBoundary(Reason::Replaced));
         }
         sleep(AGAIN).await;
     }
@@ -44,7 +42,9 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::session::registry::{Client, Origin};
+    use crate::cluster::snapshot::MemberName;
+    use crate::routing::GrantedRole;
+    use crate::session::registry::{Client, Origin, Phase, Placement};
 
     #[tokio::test(start_paused = true)]
     async fn sessions_without_a_server_connection_end_ten_minutes_after_an_upgrade() {
@@ -74,5 +74,31 @@ mod tests {
         tickets[1].entry().set_phase(Phase::Detached);
         assert!(timeout(AGAIN * 2, &mut end).await.is_err());
         assert_eq!(ordered(), [ends(), ends(), None, None]);
+    }
+    /// Its phase was read a moment ago: by now it may be in a transaction, or pinned.
+    #[test]
+    fn a_session_that_has_got_a_server_connection_meanwhile_stays() {
+        let registry = Arc::new(Registry::default());
+        let origin = Arc::new(Origin {
+            client: Client::app(),
+            cluster: "main".into(),
+            route: "rw".into(),
+            on_unfit: crate::config::Route::read_only("rw", "main").on_unfit,
+        });
+        let ticket = registry.enter(origin, None).unwrap();
+        let entry = ticket.entry();
+        entry.set_phase(Phase::Detached);
+        entry.place(Some(Arc::new(Placement {
+            member: MemberName::new("db1"),
+            granted: GrantedRole::ReadWrite,
+            whereabouts: None,
+            process_id: 1,
+            cancel: None,
+        })));
+        entry.order_detached(Order::AtBoundary(Reason::Replaced));
+        assert_eq!(entry.ordered(), None);
+        entry.place(None);
+        entry.order_detached(Order::AtBoundary(Reason::Replaced));
+        assert_eq!(entry.ordered(), Some(Order::AtBoundary(Reason::Replaced)));
     }
 }

@@ -131,6 +131,18 @@ impl SessionEntry {
         }
     }
 
+    /// As [`Self::order`], for a session that has no server connection and asks for none. A session
+    /// that gets one later sees the order before it passes a request on: it takes its placement
+    /// under the same lock.
+    pub(in crate::session) fn order_detached(&self, order: Order) {
+        let mut mailbox = self.mailbox();
+        let is_detached = mailbox.placement.is_none() && self.phase() == Phase::Detached;
+        if is_detached && mailbox.session.is_none() {
+            mailbox.session = Some(order);
+            self.deliver(mailbox);
+        }
+    }
+
     /// As [`Self::order`], about the server connection at this placement: a session that has
     /// another one meanwhile does not follow it.
     pub fn order_on(&self, placement: &Arc<Placement>, order: Order) {
