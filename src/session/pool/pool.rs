@@ -21,7 +21,7 @@ use super::metrics::{CloseReason, Meters, RefusedReason};
 use super::pools::{Parts, Spare};
 use super::session::Home;
 use super::state::{Pins, Reported, Settings};
-use super::statements::Interner;
+use super::statements::{self, Interner};
 use super::view::{IdleConnectionView, PoolMemberView, PoolView};
 use super::work::Work;
 use crate::backend::ServerStream;
@@ -47,6 +47,8 @@ pub(in crate::session) struct Pool<S: SessionStream = ServerStream> {
     pub(super) parts: Arc<Parts<S>>,
     pub(super) meters: Meters,
     interner: Interner,
+    /// Of prepared statements: how many, and how many bytes of them.
+    statement_limits: [AtomicUsize; 2],
     /// A session has read the number of a sequence.
     reads_sequences: AtomicBool,
     /// Sessions in the queue.
@@ -77,19 +79,38 @@ impl<S: SessionStream> Pool<S> {
     ) -> Option<Arc<Self>> {
         let limits = Limits::of(route, &name)?;
         let fit = Arc::new(Fit::new(cluster.snapshot(), Arc::clone(route)));
-        Some(Arc::new(Self {
+        let pool = Arc::new(Self {
             meters: parts.metrics.meters(&name.route),
             name,
             cluster: cluster.clone(),
             parts: Arc::clone(parts),
             interner: Interner::new(),
+            statement_limits: Default::default(),
             reads_sequences: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             refusals: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
             roles_gone: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
             unasked: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
             inner: Mutex::new(Inner::new(Arc::clone(route), limits, fit)),
-        }))
+        });
+        pool.limit_statements(route);
+        Some(pool)
+    }
+
+    fn limit_statements(&self, route: &Route) {
+        if let Some(config) = &route.pool {
+            let limits = statements::Limits::of(config);
+            self.statement_limits[0].store(limits.statements, Ordering::Relaxed);
+            self.statement_limits[1].store(limits.bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// As the configuration has them now.
+    pub(super) fn statement_limits(&self) -> statements::Limits {
+        statements::Limits {
+            statements: self.statement_limits[0].load(Ordering::Relaxed),
+            bytes: self.statement_limits[1].load(Ordering::Relaxed),
+        }
     }
 
     pub(in crate::session) fn name(&self) -> &PoolName {
@@ -418,6 +439,7 @@ impl<S: SessionStream> Pool<S> {
             let limits = route.and_then(|route| Some((route, Limits::of(route, &self.name)?)));
             inner.is_retired = limits.is_none() || self.parts.is_retired.load(Ordering::Acquire);
             if let Some((route, limits)) = limits {
+                self.limit_statements(route);
                 inner.route = Arc::clone(route);
                 inner.limits = limits;
             }

@@ -351,6 +351,10 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         self.memory.confirmed.settings.unify(&mut lease.state.settings);
         let restore = Restore::between(&lease.state.settings, &self.memory.confirmed.settings);
         let lease = self.lease.insert(lease);
+        // A reload may have changed them.
+        let limits = self.home.pool.statement_limits();
+        self.memory.statements.set_limits(limits);
+        lease.state.statements.set_limits(limits);
         let are_read = self.home.pool.reads_sequences();
         lease.state.statements.lent(&self.memory.statements, are_read);
         if let Some(restore) = restore {

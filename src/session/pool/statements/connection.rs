@@ -287,7 +287,6 @@ impl ConnectionStatements {
 
     /// The limits of a configuration that was loaded again. What is too much goes with the next
     /// Parse.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }

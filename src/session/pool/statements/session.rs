@@ -178,7 +178,6 @@ impl SessionStatements {
     }
 
     /// The limits of a configuration that was loaded again. Nothing is taken away.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
