@@ -549,3 +549,26 @@ async fn ask_role<S: SessionStream>(connection: &mut ServerConnection<S>, timeou
         _ => SeenRole::Unknown,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session ends for good if its own password was changed, not if an operator's credential is
+    /// out of date.
+    #[test]
+    fn only_a_clients_own_password_counts_as_changed() {
+        for is_operators in [false, true] {
+            let login = ServerLogin {
+                user: None,
+                with: ServerProof::Nothing,
+                is_operators,
+            };
+            let error = ConnectError::VerifierDiffers {
+                reason: "another salt",
+            };
+            let refusal = refusal(&login, &MemberName::new("db1"), &error);
+            assert_eq!(refusal.refuses_password(), !is_operators);
+        }
+    }
+}
