@@ -47,6 +47,8 @@ mod waiters;
 mod work;
 
 #[cfg(test)]
+mod change_tests;
+#[cfg(test)]
 mod conversations;
 #[cfg(any(test, feature = "instructions"))]
 pub(crate) mod measured;

@@ -127,6 +127,15 @@ impl ModelServer {
             && self.copy.is_none()
     }
 
+    /// A COPY of a Query fails before all of it has come; what it says then.
+    pub(super) fn copy_fails(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.copy = None;
+        self.fail("22P02", "invalid input", true, &mut out);
+        self.ready(&mut out);
+        out
+    }
+
     /// What it says to these bytes.
     pub(super) fn hear(&mut self, bytes: &[u8], troubles: &mut Vec<Trouble>) -> Vec<u8> {
         self.input.extend_from_slice(bytes);

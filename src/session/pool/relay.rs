@@ -292,7 +292,10 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     fn settle_syncs(&mut self, cx: &mut Context<'_>) {
         let (memory, interner) = (&mut self.memory, self.home.pool.interner());
         let Some(lease) = &mut self.lease else { return };
-        let is_due = lease.link.pending.has_only_doubtful_syncs() && lease.link.to_server.rest.is_empty();
+        // Not in the middle of a message of the client.
+        let is_due = lease.link.pending.has_only_doubtful_syncs()
+            && lease.link.to_server.rest.is_empty()
+            && self.passing == 0;
         if !is_due || self.home.mode == PoolMode::Session {
             return;
         }
