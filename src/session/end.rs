@@ -344,10 +344,15 @@ impl End {
                 let (message, hint) = reason.message_and_hint();
                 (reason.code(), message, hint)
             }
-            Cause::ServerGone | Cause::ClientTerminated | Cause::ClientGone => (
+            Cause::ServerGone => (
                 SqlState::CONNECTION_FAILURE,
                 "the connection to the server was lost".to_owned(),
                 "Reconnect.",
+            ),
+            Cause::ClientTerminated | Cause::ClientGone => (
+                SqlState::CONNECTION_FAILURE,
+                "the client ended the session before the server had answered".to_owned(),
+                "Read the answers to all requests before closing the connection.",
             ),
             Cause::ClientProtocol(violation) => (
                 SqlState::PROTOCOL_VIOLATION,

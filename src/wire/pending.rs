@@ -173,17 +173,33 @@ impl PendingReplies {
 
     /// The server answers nothing more before the client goes on: it reads copied data, or a batch
     /// is open whose answers it may keep until the Sync. (A Flush makes it send what it has.)
+    ///
+    /// The Sync that ends a batch is one behind its COPY: the server ignores those that it reads as
+    /// a part of it. After a COPY that failed, whether it has read such a Sync shows at once, or
+    /// with the next one.
     pub fn waits_for_client(&self) -> bool {
+        let is_in_batch = |run: &Run| {
+            matches!(
+                run.kind,
+                RequestKind::Nothing | RequestKind::Extended | RequestKind::CopyEnd
+            )
+        };
         match self.copy {
-            CopyMode::In { ended } => !ended,
-            CopyMode::Out | CopyMode::Both => false,
-            CopyMode::None => {
-                self.batch_open
-                    && self
-                        .pending()
-                        .all(|run| matches!(run.kind, RequestKind::Nothing | RequestKind::Extended))
+            CopyMode::In { ended: false } => true,
+            CopyMode::In { ended: true } => {
+                self.current.kind == RequestKind::Extended && self.pending().all(is_in_batch)
             }
+            CopyMode::Out | CopyMode::Both => false,
+            CopyMode::None if self.skipping && self.uncertain > 0 => {
+                self.current.kind == RequestKind::Nothing
+            }
+            CopyMode::None => self.batch_open && self.pending().all(is_in_batch),
         }
+    }
+
+    /// The server reads copied data, and the client has not sent its end.
+    pub fn reads_copy(&self) -> bool {
+        self.copy == (CopyMode::In { ended: false })
     }
 
     /// The COPY under way is part of a batch of the extended protocol.

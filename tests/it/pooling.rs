@@ -17,6 +17,7 @@ mod copies;
 mod crowds;
 mod drivers;
 mod faults;
+mod halves;
 mod hidden;
 mod isolation;
 mod peers;

@@ -32,6 +32,20 @@ pub(in crate::session) struct Want {
     pub(in crate::session) worker: WorkerId,
     /// Members where this session has failed to open a connection; it gets none there.
     pub(in crate::session) tried: Vec<MemberName>,
+    /// `custom_settings: close`: the custom names that the session has used. A connection with
+    /// others does not serve it, and is closed. `None`: any serves it.
+    pub(in crate::session) custom_names: Option<Arc<[Box<str>]>>,
+}
+
+impl Want {
+    /// The connection has custom names that the session never used, and the operator wants them
+    /// kept apart.
+    pub(super) fn is_foreign<S: SessionStream>(&self, connection: &PooledConnection<S>) -> bool {
+        let names = &connection.state.custom_names;
+        self.custom_names
+            .as_ref()
+            .is_some_and(|mine| names.iter().any(|name| !mine.contains(name)))
+    }
 }
 
 /// What a session gets.
@@ -120,7 +134,7 @@ impl<S: SessionStream> Acquire<S> {
             };
             let result = match result {
                 Ok(Grant::Connection(connection)) => {
-                    match self.pool.make_ready(connection, self.want.worker) {
+                    match self.pool.make_ready(connection, &self.want) {
                         Ok(connection) => Ok(Grant::Connection(connection)),
                         Err(unusable) => {
                             // Its places are free for the first session, which may be this one.
@@ -175,7 +189,7 @@ impl<S: SessionStream> Acquire<S> {
                 }
                 Entered::Done(Err(NoLease::Queue(QueueError::Full))) if has_made_room => {}
                 Entered::Done(Ok(Grant::Connection(connection))) => {
-                    if let Ok(connection) = self.pool.make_ready(connection, self.want.worker) {
+                    if let Ok(connection) = self.pool.make_ready(connection, &self.want) {
                         return Some(self.end(Ok(Grant::Connection(connection))));
                     }
                 }

@@ -180,6 +180,7 @@ fn home(
             client: None,
             worker,
             tried: Vec::new(),
+            custom_names: None,
         },
         route: Arc::clone(&listener.route),
         cluster: listener.cluster.clone(),
@@ -242,7 +243,7 @@ async fn first_lease(
     stream: &ClientStream,
     shared: &Shared,
 ) -> Result<Box<PooledConnection>, NoFirstLease> {
-    let mut acquisition = Acquisition::new(home, address);
+    let mut acquisition = Acquisition::new(home, address, &[]);
     loop {
         let got = tokio::select! {
             biased;
@@ -252,11 +253,6 @@ async fn first_lease(
         };
         match got {
             Got::Notice => {}
-            Got::Lease(lease) if home.is_strict && !lease.state.custom_names.is_empty() => {
-                home.pool.meters.discarded(DiscardReason::CustomSettings);
-                drop(lease);
-                acquisition = Acquisition::new(home, address);
-            }
             Got::Lease(lease) => return Ok(lease),
             Got::Refused(refusal) => return Err(NoFirstLease::Refused(refusal)),
         }
@@ -325,6 +321,7 @@ impl Pooled {
             home,
             totals,
             memory,
+            passing,
             ..
         } = session;
         let fate = lease.as_ref().map_or(Fate::Settled, |lease| lease.link.fate());
@@ -356,7 +353,9 @@ impl Pooled {
         let is_spoilt = memory.is_tainted || memory.confirmed.pins.spoil_connection(home.is_strict);
         let pending = &lease.link.pending;
         let is_at_rest = pending.outstanding() == Some(0) || pending.waits_for_client();
-        let is_usable = is_reusable && !is_spoilt && is_at_rest;
+        // Behind half a message whatever the router sends would be read as the other half.
+        let is_whole = passing == 0 && lease.link.to_server.rest.is_empty();
+        let is_usable = is_reusable && !is_spoilt && is_at_rest && is_whole;
         if is_usable {
             let pool = Arc::clone(&home.pool);
             let (within, shared) = (home.reset_timeout, Arc::clone(shared));

@@ -37,12 +37,13 @@ pub(super) async fn clean<S: SessionStream>(lease: &mut PooledConnection<S>, dea
         // A batch is open. What is sent in it may be skipped, so its end comes first (P49). Its
         // Sync would commit what the client has not, so something that undoes it comes before.
         let mut out = BytesMut::new();
-        if link.pending.in_copy() {
+        let reads_copy = link.pending.reads_copy();
+        if reads_copy {
             out.extend_from_slice(b"f\0\0\0\x05\0");
         } else {
             out.extend_from_slice(ROLLBACK_IN_BATCH);
         }
-        if !link.pending.in_copy() || link.pending.is_copying_in_batch() {
+        if !reads_copy || link.pending.is_copying_in_batch() {
             out.extend_from_slice(b"S\0\0\0\x04");
         }
         match send_and_read(link, &out, deadline, &mut heard).await {

@@ -11,13 +11,13 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::acquire::{Acquire, Grant, Want};
-use super::connection::{LoginParameters, PooledConnection, WorkerId};
+use super::connection::{LoginParameters, PooledConnection};
 use super::idle::Place;
 use super::inner::Inner;
 use super::key::{ConnectionKey, PoolName, Recipe};
 use super::limits::Limits;
 use super::members::{Fit, Member};
-use super::metrics::{CloseReason, Meters, RefusedReason};
+use super::metrics::{CloseReason, DiscardReason, Meters, RefusedReason};
 use super::pools::{Parts, Spare};
 use super::session::Home;
 use super::state::{Pins, Reported, Settings};
@@ -166,7 +166,7 @@ impl<S: SessionStream> Pool<S> {
     ) -> Option<Box<PooledConnection<S>>> {
         loop {
             let leased = self.with(|inner, work| inner.lease(self, want, client, work))?;
-            if let Ok(leased) = self.make_ready(leased, want.worker) {
+            if let Ok(leased) = self.make_ready(leased, want) {
                 self.meters.hit();
                 return Some(leased);
             }
@@ -321,15 +321,19 @@ impl<S: SessionStream> Pool<S> {
     pub(super) fn make_ready(
         &self,
         mut connection: Box<PooledConnection<S>>,
-        worker: WorkerId,
+        want: &Want,
     ) -> Result<Box<PooledConnection<S>>, Box<PooledConnection<S>>> {
+        if want.is_foreign(&connection) {
+            self.meters.discarded(DiscardReason::CustomSettings);
+            return Err(connection);
+        }
         if !connection.is_quiet() {
             self.meters.closed(CloseReason::Unquiet);
             return Err(connection);
         }
-        if connection.worker != worker {
+        if connection.worker != want.worker {
             match (self.parts.rehome)(&mut connection.link.stream) {
-                Ok(true) => connection.worker = worker,
+                Ok(true) => connection.worker = want.worker,
                 Ok(false) => {}
                 Err(_) => {
                     self.meters.closed(CloseReason::NotMoved);

@@ -89,7 +89,11 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
             let request = std::mem::take(&mut self.request);
             let turn = self.requests(cx, &request);
             self.time(true);
-            return turn;
+            return match turn {
+                // It may have asked nothing of the server.
+                Turn::Progress => self.at_boundary().map_or(Turn::Progress, Turn::End),
+                turn => turn,
+            };
         }
         if self.client.observer.terminated() || self.is_closed {
             return self.client_left(cx);
@@ -172,7 +176,13 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             link.sent.drained(&kept[..kept.len() - link.to_server.rest.len()]);
         }
         match drained {
-            Poll::Ready(Ok(())) => None,
+            Poll::Ready(Ok(())) => {
+                if self.passing > 0 {
+                    // From now on the client is waited for.
+                    self.time(true);
+                }
+                None
+            }
             Poll::Pending => Some(self.held_back(cx)),
             Poll::Ready(Err(_)) => {
                 link.to_server.broken = true;
@@ -203,9 +213,13 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
 
     /// The client has said goodbye or closed its side. What it asked before is still answered.
     fn client_left(&mut self, cx: &mut Context<'_>) -> Turn<Pause> {
+        // To a message whose end never comes there is no answer.
+        let halves = usize::from(self.passing > 0);
         // Of what is lost, or doubtful and the last of all, nobody knows an end.
         let owes = |pending: &PendingReplies| {
-            pending.outstanding() != Some(0)
+            pending
+                .outstanding()
+                .map_or(halves == 0, |messages| messages > halves)
                 && !(pending.waits_for_client() || pending.has_only_doubtful_syncs() || pending.is_lost())
         };
         let is_owed = self.lease.as_ref().is_some_and(|lease| owes(&lease.link.pending));
@@ -317,6 +331,12 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         if self.home.mode == PoolMode::Session || self.lease.is_none() || !self.is_at_boundary() {
             return None;
         }
+        if self.is_resumed {
+            // The client's next message waited for this answer, to a batch of the router's own. If
+            // the connection went back now, it would come again with the same need, and so would
+            // each session's: leases without end that serve nobody.
+            return None;
+        }
         let memory = &mut self.memory;
         let lease = self.lease.as_mut()?;
         let (login, now) = (&lease.state.login, &lease.state.now);
@@ -386,13 +406,17 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             None => Doing::Nothing,
             Some(lease) => {
                 let pending = &lease.link.pending;
-                if pending.in_copy() {
+                let waits_for_client = pending.waits_for_client();
+                if pending.in_copy() && (pending.reads_copy() || !waits_for_client) {
                     Doing::Copying
+                } else if self.passing > 0 && lease.link.to_server.rest.is_empty() {
+                    // The server reads the rest of a message.
+                    Doing::OpenBatch
                 } else if pending.between_transactions() {
                     Doing::Nothing
                 } else if pending.is_idle() {
                     Doing::IdleTransaction
-                } else if pending.waits_for_client() {
+                } else if waits_for_client {
                     // Whatever the server owes: without a Sync it may keep it.
                     Doing::OpenBatch
                 } else {

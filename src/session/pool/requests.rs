@@ -62,8 +62,11 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 Ok(None) => return Turn::Progress,
                 Err(cause) => return Turn::End(Pause::End(cause)),
             }
-            let lease = self.home.pool.try_lease(&self.home.want, self.address);
-            let pause = match lease.filter(|lease| !self.is_foreign(lease)) {
+            // With `custom_settings: close` not every connection serves the session.
+            let lease = (!self.home.is_strict)
+                .then(|| self.home.pool.try_lease(&self.home.want, self.address))
+                .flatten();
+            let pause = match lease {
                 Some(lease) => self.adopt(lease),
                 None => Some(Pause::Wait),
             };

@@ -143,6 +143,7 @@ impl Scene {
             client: None,
             worker,
             tried: Vec::new(),
+            custom_names: None,
         }
     }
 

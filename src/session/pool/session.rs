@@ -365,13 +365,6 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         None
     }
 
-    /// The connection must not serve this session: it has custom names that the session never used,
-    /// and the operator wants them kept apart.
-    pub(super) fn is_foreign(&self, lease: &PooledConnection<S>) -> bool {
-        let mine = &self.memory.custom_names;
-        self.home.is_strict && lease.state.custom_names.iter().any(|name| !mine.contains(name))
-    }
-
     /// Tells the client which reported parameters are not what it was last told.
     pub(super) fn report_differences(&mut self) {
         let Some(lease) = &mut self.lease else { return };

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::acquire::{Acquire, Grant, NoLease, Waited, Want};
 use super::connection::{PooledConnection, WorkerId};
-use super::metrics::{DiscardReason, RefusedReason};
+use super::metrics::RefusedReason;
 use super::open::OpenError;
 use super::permit::OpenPermit;
 use super::session::{Home, Pause, PooledSession};
@@ -83,10 +83,11 @@ enum State<S: SessionStream> {
 }
 
 impl<S: SessionStream + Send + 'static> Acquisition<S> {
-    /// `client`: its address.
-    pub(super) fn new(home: &Home<S>, client: Option<IpAddr>) -> Self {
+    /// `client`: its address. `custom_names`: those that the session has used.
+    pub(super) fn new(home: &Home<S>, client: Option<IpAddr>, custom_names: &[Box<str>]) -> Self {
         let want = Want {
             client,
+            custom_names: home.is_strict.then(|| custom_names.into()),
             ..home.want.clone()
         };
         Self {
@@ -176,16 +177,11 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         entry.take_wait_cancelled();
         entry.set_phase(Phase::Waiting);
         let begun = Instant::now();
-        let mut acquisition = Acquisition::new(&self.home, self.address);
+        let mut acquisition = Acquisition::new(&self.home, self.address, &self.memory.custom_names);
         let outcome = loop {
             let event = std::future::poll_fn(|cx| self.poll_event(&mut acquisition, cx)).await;
             match event {
                 Event::Got(Got::Notice) => self.notify_of_wait(),
-                Event::Got(Got::Lease(lease)) if self.is_foreign(&lease) => {
-                    self.home.pool.meters.discarded(DiscardReason::CustomSettings);
-                    drop(lease);
-                    acquisition = Acquisition::new(&self.home, self.address);
-                }
                 Event::Got(Got::Lease(lease)) => break Ok(lease),
                 Event::Got(Got::Refused(refusal)) => {
                     let reply = self.home.reply(&refusal);

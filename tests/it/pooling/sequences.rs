@@ -108,3 +108,28 @@ fn a_session_that_asks_for_its_numbers_has_them_from_then_on() {
     let (drawn, told) = both.split_once(' ').unwrap();
     assert_eq!(drawn, told);
 }
+
+/// A connection that has to forget the numbers of others does so for the session that has it, and
+/// serves that session before it serves another one.
+#[test]
+fn more_sessions_than_connections_all_go_on_after_a_number_was_read() {
+    const CLIENTS: usize = 6;
+    const ROUNDS: usize = 50;
+    let server = server();
+    let router = router(&server, &["max_connections: 2"], "20s");
+    assert_eq!(seen(&client(&router, 0).ask("SELECT lastval()")), "55000");
+    std::thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let router = &router;
+            scope.spawn(move || {
+                let mut client = client(router, 0);
+                for round in 0..ROUNDS {
+                    let own = format!("{number}-{round}");
+                    assert_eq!(seen(&client.ask(&format!("SELECT '{own}'"))), own);
+                    client.send(&[extended(&format!("SELECT '{own}'")), sync()].concat());
+                    assert_eq!(seen(&client.ready()), own);
+                }
+            });
+        }
+    });
+}

@@ -248,3 +248,24 @@ fn notices_of_a_server_at_a_login_are_told_to_nobody() {
         }
     }
 }
+
+/// A connection that must not serve a session because of its custom names makes room for one that
+/// may: for this session, however many others wait.
+#[test]
+fn sessions_with_names_of_their_own_all_go_on_with_fewer_connections() {
+    let server = Postgres::start(&Options::default());
+    let router = router(&server, &["max_connections: 2, custom_settings: close"], "20s");
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let router = &router;
+            scope.spawn(move || {
+                let mut client = app(router);
+                client.ask(&format!("SET app{number}.name = 'mine'"));
+                for _ in 0..10 {
+                    let own = format!("SELECT current_setting('app{number}.name')");
+                    assert_eq!(seen(&client.ask(&own)), "mine");
+                }
+            });
+        }
+    });
+}

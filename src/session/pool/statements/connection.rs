@@ -157,7 +157,6 @@ impl Copies {
     }
 
     /// What was on its way may have been done or not.
-    #[cfg(any(test, fuzzing))]
     pub(super) fn abandoned(&mut self) {
         self.change_all(|copy| {
             if copy.pending > 0 {
@@ -302,15 +301,17 @@ impl ConnectionStatements {
         self.holds = None;
     }
 
-    /// `DISCARD ALL` or `DEALLOCATE ALL` of the router's own has succeeded, outside of a lease.
+    /// The session went away, perhaps with answers outstanding, and then `DISCARD ALL` of the
+    /// router's own has succeeded, outside of a lease.
     pub(crate) fn all_gone(&mut self) {
+        self.abandoned();
         self.copies.all_missing();
-        self.holds = None;
+        self.numbers = Numbers::Nobodys;
+        self.must_forget = false;
     }
 
     /// The session went away with answers outstanding, and the caller has brought the connection to
     /// rest itself: whatever was under way is unknown, and will be closed before it is used again.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn abandoned(&mut self) {
         self.ledger.clear();
         self.copies.abandoned();

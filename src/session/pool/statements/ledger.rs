@@ -212,7 +212,6 @@ impl Ledger {
     }
 
     /// The connection is at rest, or lost.
-    #[cfg(any(test, fuzzing))]
     pub(super) fn clear(&mut self) {
         *self = Self {
             batch: self.batch + 1,
