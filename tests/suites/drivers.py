@@ -6,7 +6,7 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from servers import HOST, PASSWORD, USER, as_postgres, fail
+from servers import HOST, PASSWORD, PG_BIN, USER, as_postgres, fail
 
 
 class PythonDriver:
@@ -14,6 +14,7 @@ class PythonDriver:
 
     with_pgbouncer = False
     database, options, settings, server_settings = "postgres", [], {}, []
+    programs = PG_BIN
 
     def __init__(self, cache):
         self.tree = cache.unpacked(self.source)
@@ -110,6 +111,7 @@ class Pg8000(PythonDriver):
 class TokioPostgres:
     name, version, with_pgbouncer = "tokio-postgres", "0.7.18", False
     server_settings = []
+    programs = PG_BIN
     source = {
         "urls": [f"https://static.crates.io/crates/tokio-postgres/tokio-postgres-{version}.crate"],
         "sha256": "a528f7d280f6d5b9cd149635c8705b0dd049754bc67d81d31fa25169a93809d3",

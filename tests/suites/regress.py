@@ -4,20 +4,11 @@ import os
 import re
 import signal
 import subprocess
+from dataclasses import dataclass
+from pathlib import Path
 
 from servers import HOST, PASSWORD, PG_BIN, USER, as_postgres, fail
 
-VERSION = "15.18"
-SOURCE = {
-    "urls": [
-        f"http://deb.debian.org/debian/pool/main/p/postgresql-15/postgresql-15_{VERSION}.orig.tar.bz2",
-        f"https://ftp.postgresql.org/pub/source/v{VERSION}/postgresql-{VERSION}.tar.bz2",
-    ],
-    "sha256": "11df0df97fe3ea4ba9a791faaf39cee1d2fe571e78885b5b55d8517d27c323b4",
-}
-# Seconds for a suite. It takes minutes, but a pool that mixes sessions can make a test endless.
-LONGEST = 600
-BUILT = ["src/port", "src/common", "src/interfaces/libpq", "src/test/regress", "contrib/spi", "src/test/isolation", "src/test/modules/libpq_pipeline"]
 
 # The isolation tester finds a session that waits for a lock by the process id of its login, which in
 # a pool is not that of its server process. Changed, it finds the session by the application_name
@@ -33,13 +24,52 @@ BY_NAME = [
      '"FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.application_name = $1 AND a.state <> \'idle\'");'),
 ]
 
+# So does libpq_pipeline since PostgreSQL 17; changed, it looks at all sessions but the one that asks.
+BY_STATE = [
+    ("src/test/modules/libpq_pipeline/libpq_pipeline.c", f'"pid = $1 AND {column} = $2"',
+     f'"$1 > 0 AND pid <> pg_backend_pid() AND backend_type = \'client backend\' AND {column} = $2"')
+    for column in ("state", "wait_event")
+]
 
-def prepare(cache):
-    """The unpacked source with what the suites need built in it; once for each version."""
-    tree = cache.unpacked(SOURCE)
+
+@dataclass(frozen=True)
+class Release:
+    """A version of PostgreSQL: `server` is its directory of programs, or None if its server is built as well."""
+
+    version: str
+    sha256: str
+    server: Path | None
+    # What is changed in its files.
+    changes: tuple
+    configure: tuple = ()
+
+    @property
+    def source(self):
+        major = self.version.split(".")[0]
+        return {
+            "urls": [
+                f"http://deb.debian.org/debian/pool/main/p/postgresql-{major}/postgresql-{major}_{self.version}.orig.tar.bz2",
+                f"https://ftp.postgresql.org/pub/source/v{self.version}/postgresql-{self.version}.tar.bz2",
+            ],
+            "sha256": self.sha256,
+        }
+
+
+POSTGRESQL_15 = Release("15.18", "11df0df97fe3ea4ba9a791faaf39cee1d2fe571e78885b5b55d8517d27c323b4", PG_BIN, (*BY_NAME,))
+# No package of Debian's stable release has it.
+POSTGRESQL_18 = Release("18.6", "555610c24d53e4316da5b7d3fc25c279d96856d5e0e23ee308c328c5fa881d9f", None, (*BY_NAME, *BY_STATE), ("--without-icu",))
+# Seconds for a suite. It takes minutes, but a pool that mixes sessions can make a test endless.
+LONGEST = 600
+BUILT = ["src/port", "src/common", "src/interfaces/libpq", "src/test/regress", "contrib/spi", "src/test/isolation", "src/test/modules/libpq_pipeline"]
+
+def prepare(cache, release):
+    """The unpacked source with what the suites need built in it, and the directory of its server's programs; once for each version."""
+    tree = cache.unpacked(release.source)
+    installed = tree / "installed"
+    programs = release.server or installed / "bin"
     if cache.made(tree):
-        return tree
-    for name, before, after in BY_NAME:
+        return tree, programs
+    for name, before, after in release.changes:
         file = tree / name
         text = file.read_text()
         if text.count(before) != 1:
@@ -47,14 +77,16 @@ def prepare(cache):
         file.write_text(text.replace(before, after))
     log = tree / "suites.log"
     with open(log, "w") as output:
-        commands = [["./configure", "--quiet", "--without-readline", "--without-zlib"]]
+        commands = [["./configure", "--quiet", "--without-readline", "--without-zlib", f"--prefix={installed}", *release.configure]]
+        if release.server is None:
+            commands += [["make", "-s", "-j", str(os.cpu_count()), "all"], ["make", "-s", "install"]]
         commands += [["make", "-s", "-j", str(os.cpu_count()), "-C", directory, "all"] for directory in BUILT]
         for command in commands:
             print("suites: PostgreSQL's source:", " ".join(command), flush=True)
             if subprocess.run(command, cwd=tree, stdout=output, stderr=output, stdin=subprocess.DEVNULL).returncode != 0:
                 fail(f"{' '.join(command)} failed. The end of {log}:\n" + log.read_text(errors="replace")[-2000:])
     cache.finish(tree)
-    return tree
+    return tree, programs
 
 
 def environment(servers):
@@ -72,12 +104,13 @@ def environment(servers):
 
 
 class PgRegress:
-    name, version, with_pgbouncer = "pg_regress", VERSION, True
+    name, release, with_pgbouncer = "pg_regress", POSTGRESQL_15, True
     server_settings = []
     directory, program, database = "regress", "pg_regress", "regression"
 
     def __init__(self, cache):
-        self.tree = prepare(cache)
+        self.version = self.release.version
+        self.tree, self.programs = prepare(cache, self.release)
         self.suite = self.tree / "src/test" / self.directory
 
     def arguments(self):
@@ -107,13 +140,14 @@ class Isolation(PgRegress):
 
 
 class LibpqPipeline:
-    name, version, with_pgbouncer = "libpq_pipeline", VERSION, True
+    name, release, with_pgbouncer = "libpq_pipeline", POSTGRESQL_15, True
     server_settings = []
     # As the suite's own 001_libpq_pipeline.pl has it: in the others' traces the order is by chance.
     TRACED = {"disallowed_in_pipeline", "multi_pipelines", "nosync", "pipeline_abort", "pipeline_idle", "prepared", "simple_pipeline", "singlerow", "transaction"}
 
     def __init__(self, cache):
-        self.tree = prepare(cache)
+        self.version = self.release.version
+        self.tree, self.programs = prepare(cache, self.release)
 
     def run(self, servers, output):
         """Each test's exit code, what it says on standard error, and the messages that its client has sent and got."""
@@ -126,8 +160,12 @@ class LibpqPipeline:
         for name in names:
             trace = output / f"{name}.trace"
             options = ["-t", trace] if name in self.TRACED else []
-            done = subprocess.run([str(part) for part in [program, "-r", "700", *options, name, "dbname=postgres"]], cwd=output, env=settings,
-                                  capture_output=True, text=True, timeout=300, **as_postgres())
+            command = [str(part) for part in [program, "-r", "700", *options, name, "dbname=postgres"]]
+            try:
+                done = subprocess.run(command, cwd=output, env=settings, capture_output=True, text=True, timeout=120, **as_postgres())
+            except subprocess.TimeoutExpired:
+                outcomes[name] = "no end\n"
+                continue
             said = done.stderr if done.returncode else ""
             outcomes[name] = f"exit code {done.returncode}\n{said}{trace.read_text() if trace.exists() else ''}"
         return outcomes
@@ -141,6 +179,18 @@ class LibpqPipeline:
         return changed_lines(before, after)
 
 
+class PgRegress18(PgRegress):
+    name, release = "pg_regress-18", POSTGRESQL_18
+
+
+class Isolation18(Isolation):
+    name, release = "isolation-18", POSTGRESQL_18
+
+
+class LibpqPipeline18(LibpqPipeline):
+    name, release = "libpq_pipeline-18", POSTGRESQL_18
+
+
 def make_database(servers, name):
     """As pg_regress makes it. Made directly, since a pool may still be connected to one that it is to drop."""
     servers.psql(f"CREATE DATABASE {name} TEMPLATE = template0")
@@ -151,7 +201,7 @@ def make_database(servers, name):
 def regress(servers, output, program, arguments):
     output.mkdir()
     os.chmod(output, 0o777)
-    command = [program, "--use-existing", f"--outputdir={output}", f"--bindir={PG_BIN}", f"--host={HOST}", f"--port={servers.port}", f"--user={USER}", *arguments]
+    command = [program, "--use-existing", f"--outputdir={output}", f"--bindir={servers.programs}", f"--host={HOST}", f"--port={servers.port}", f"--user={USER}", *arguments]
     with open(output / "stdout", "w") as log:
         child = subprocess.Popen([str(part) for part in command], cwd=output, env=environment(servers), stdout=log, stderr=log,
                                  stdin=subprocess.DEVNULL, start_new_session=True, **as_postgres())
@@ -165,7 +215,7 @@ def regress(servers, output, program, arguments):
                 child.wait()
     text = (output / "stdout").read_text(errors="replace")
     found = {}
-    for name, result in re.findall(r"^(?:test|    ) ?\s*(\S+)\s+\.\.\. (ok|FAILED|failed \(ignored\))", text, re.M):
+    for name, result in results_of(text):
         results = output / "results" / f"{name}.out"
         if result == "ok":
             found[name] = "ok"
@@ -174,6 +224,13 @@ def regress(servers, output, program, arguments):
     if not found:
         fail(f"{program.name} through {servers.target} has no results:\n{text[-2000:]}")
     return found
+
+
+def results_of(text):
+    """Each test's name and whether it is `ok`, from what pg_regress prints: as TAP since PostgreSQL 16."""
+    old = re.findall(r"^(?:test|    ) ?\s*(\S+)\s+\.\.\. (ok|FAILED|failed \(ignored\))", text, re.M)
+    tap = re.findall(r"^(ok|not ok) \d+\s+[-+] (\S+)", text, re.M)
+    return old + [(name, result) for result, name in tap]
 
 
 def changed_lines(before, after):

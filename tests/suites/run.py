@@ -19,7 +19,11 @@ from servers import PG_BIN, PORTS, ROOT, Servers, fail, pgbouncer_program
 MODES = ["off", "session", "transaction"]
 SUITES = {
     suite.name: suite
-    for suite in (regress.PgRegress, regress.Isolation, regress.LibpqPipeline, drivers.Psycopg2, drivers.Asyncpg, drivers.Pg8000, drivers.TokioPostgres)
+    for suite in (
+        regress.PgRegress, regress.Isolation, regress.LibpqPipeline,
+        regress.PgRegress18, regress.Isolation18, regress.LibpqPipeline18,
+        drivers.Psycopg2, drivers.Asyncpg, drivers.Pg8000, drivers.TokioPostgres,
+    )
 }
 
 
@@ -34,7 +38,7 @@ def run(suite, directory, target):
     if os.geteuid() == 0:
         shutil.chown(place, "postgres", "postgres")
     started = time.monotonic()
-    with Servers(place, target, suite.server_settings) as servers:
+    with Servers(place, target, suite.server_settings, suite.programs) as servers:
         outcomes = suite.run(servers, place / "output")
     print(f"{suite.name:15} {target:22} {len(outcomes)} tests in {time.monotonic() - started:.0f} s", flush=True)
     shutil.rmtree(place / "data")

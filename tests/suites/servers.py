@@ -93,8 +93,8 @@ def pgbouncer_program():
 class Servers:
     """A fresh PostgreSQL, and what `target` names before it. Everything ends with the `with` block."""
 
-    def __init__(self, directory, target, settings=()):
-        self.directory, self.target, self.settings, self.children = directory, target, settings, []
+    def __init__(self, directory, target, settings=(), programs=PG_BIN):
+        self.directory, self.target, self.settings, self.programs, self.children = directory, target, settings, programs, []
         self.port = PORTS[target]
 
     def __enter__(self):
@@ -134,15 +134,16 @@ class Servers:
 
     def postgres(self):
         """One initdb for all runs; each gets a copy, so that none sees what another has left."""
-        template, data = self.directory.parent / "template", self.directory / "data"
+        version = subprocess.run([self.programs / "postgres", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+        template, data = self.directory.parent / f"template-{version}", self.directory / "data"
         if not template.exists():
-            run_as_postgres([PG_BIN / "initdb", "-D", template, "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8", "--no-locale"],
+            run_as_postgres([self.programs / "initdb", "-D", template, "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8", "--no-locale"],
                             check=True, stdout=subprocess.DEVNULL, cwd=self.directory.parent)
             with open(template / "postgresql.conf", "a") as file:
                 file.write(POSTGRESQL_CONF)
         run_as_postgres(["cp", "-a", template, data], check=True, cwd=self.directory.parent)
         settings = [option for setting in self.settings for option in ("-c", setting)]
-        self.start("postgres", [PG_BIN / "postgres", "-D", data, *settings], SERVER_PORT)
+        self.start("postgres", [self.programs / "postgres", "-D", data, *settings], SERVER_PORT)
         until("PostgreSQL answers", lambda: works(lambda: self.psql("SELECT 1")), self.children[0], self.directory / "postgres.log")
         self.psql("CREATE ROLE trunkline LOGIN")
 
