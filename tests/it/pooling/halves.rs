@@ -23,8 +23,8 @@ fn bind_binary(value: &[u8]) -> Vec<u8> {
     framed(b'B', &body)
 }
 
-/// The router undoes a batch by messages of its own. Behind half a Bind they would be its value, and
-/// the end of it the Execute and the Sync that the client never sent.
+/// The router undoes a batch by messages of its own. Behind half a Bind they would be its value,
+/// and the end of it the Execute and the Sync that the client never sent.
 #[test]
 fn half_a_message_is_not_completed_by_the_routers_own() {
     let server = server();
