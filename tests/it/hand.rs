@@ -37,9 +37,9 @@ pub struct Message {
 }
 
 impl Message {
-    /// A field of an `ErrorResponse`: `C`, `M`, `H` ….
+    /// A field of an `ErrorResponse` or a `NoticeResponse`: `C`, `M`, `H` ….
     pub fn field(&self, name: u8) -> Option<String> {
-        assert_eq!(self.tag, b'E', "{self:?}");
+        assert!(matches!(self.tag, b'E' | b'N'), "{self:?}");
         self.body
             .split(|&byte| byte == 0)
             .find_map(|field| field.strip_prefix(&[name]))

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::cluster::postgres::{Options as ServerOptions, Postgres};
 use crate::cluster::{Options, Router, eventually, fresh_address, output, secret};
-use crate::hand::{Raw, V3_0};
+use crate::hand::{Message, Raw, V3_0};
 
 const TOKEN: &str = "a-token-of-24-characters";
 const SOON: Duration = Duration::from_secs(20);
@@ -294,7 +294,7 @@ fn a_statement_for_which_no_connection_can_be_opened_is_counted_and_logged() {
 
 #[test]
 fn an_idle_connection_makes_room_for_a_session_without_a_pool() {
-    let on = Pooled::with("max_connections: 2", "max_connections: 2");
+    let on = Pooled::with("max_connections: 2, wait_notify: 100ms", "max_connections: 2");
     let (mut one, mut two) = (on.session(6432), on.session(6432));
     one.query("BEGIN");
     two.value("SELECT 1");
@@ -324,8 +324,65 @@ fn an_idle_connection_makes_room_for_a_session_without_a_pool() {
     let hint = error.field(b'H').unwrap();
     assert!(hint.contains("at most 2 connections to each server"), "{hint}");
     assert!(hint.contains("server.max_connections"), "{hint}");
+    assert_eq!(notices(&refused), [ROUTER_FULL]);
     one.query("COMMIT");
     assert_eq!(waits.join().unwrap(), "2");
+}
+
+const ROUTER_FULL: &str = "waiting for a server connection: the router may open no more to the server, and other \
+                           pools and sessions have them (server.max_connections)";
+const POOL_FULL: &str = "waiting for a server connection: all of this pool are in use";
+
+fn notices(messages: &[Message]) -> Vec<String> {
+    let notices = messages.iter().filter(|message| message.tag == b'N');
+    notices.map(|notice| notice.field(b'M').unwrap()).collect()
+}
+
+/// Also one of those that `min_connections` keeps, for another user's pool; and the place is the
+/// waiting session's, whatever the pool that had it does next.
+#[test]
+fn an_idle_connection_makes_room_for_another_pool() {
+    let on = Pooled::with(
+        "max_connections: 2, min_connections: 2, wait_notify: 100ms",
+        "max_connections: 2",
+    );
+    on.server.sql("CREATE ROLE other LOGIN PASSWORD 'other'");
+    let (mut one, mut two) = (on.session(6432), on.session(6432));
+    on.await_counts([2, 0, 0]);
+    let other = || {
+        let mut raw = Raw::tls(on.router.address, 6432);
+        raw.startup(V3_0, &[("user", "other"), ("database", "app")]);
+        assert_eq!(raw.authenticate("other").last().unwrap().tag, b'Z');
+        raw
+    };
+    let mut three = other();
+    assert_eq!(three.value("SELECT 1"), "1");
+    // Both pools are in use, and neither is out of connections of its own.
+    one.query("BEGIN");
+    three.query("BEGIN");
+    let refused = two.query("SELECT 2");
+    assert_eq!(notices(&refused), [ROUTER_FULL]);
+    let error = refused.iter().find(|message| message.tag == b'E').unwrap();
+    assert!(error.field(b'H').unwrap().contains("server.max_connections"));
+    three.query("COMMIT");
+    // The connection of the other user idles, and makes room.
+    two.query("BEGIN");
+    assert_eq!(two.value("SELECT 3"), "3");
+    let refused = on.session(6432).query("SELECT 4");
+    assert_eq!(notices(&refused), [POOL_FULL]);
+    let error = refused.iter().find(|message| message.tag == b'E').unwrap();
+    assert!(
+        error
+            .field(b'H')
+            .unwrap()
+            .contains("max_connections of the route's pool")
+    );
+    one.query("COMMIT");
+    assert_eq!(three.value("SELECT 5"), "5");
+    let evicted = on
+        .router
+        .metric("trunkline_pool_closed_total{route=\"rw\",reason=\"evicted\"}");
+    assert!(evicted > 2.9, "{evicted}");
 }
 
 #[test]

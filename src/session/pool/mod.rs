@@ -38,6 +38,7 @@ pub mod pools;
 mod relay;
 mod requests;
 pub(in crate::session) mod session;
+mod shortage;
 pub mod state;
 pub(crate) mod statements;
 mod timers;

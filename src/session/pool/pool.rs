@@ -20,6 +20,7 @@ use super::members::{Fit, Member};
 use super::metrics::{CloseReason, DiscardReason, Meters, RefusedReason};
 use super::pools::{Parts, Spare};
 use super::session::Home;
+use super::shortage::Shortage;
 use super::state::{Pins, Reported, Settings};
 use super::statements::{self, Interner};
 use super::view::{IdleConnectionView, PoolMemberView, PoolView};
@@ -221,13 +222,9 @@ impl<S: SessionStream> Pool<S> {
         }
     }
 
-    /// It has as many connections as it may have, to some member.
-    pub(super) fn is_full(&self) -> bool {
-        let inner = self.lock();
-        inner
-            .members
-            .iter()
-            .any(|member| member.total >= inner.limits.most)
+    /// The limit that keeps a session from a connection now.
+    pub(super) fn shortage(&self) -> Shortage {
+        self.lock().shortage(self)
     }
 
     /// A connection's role is gone, and with it that of the connections that exist now.

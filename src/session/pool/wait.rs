@@ -14,6 +14,7 @@ use super::metrics::RefusedReason;
 use super::open::OpenError;
 use super::permit::OpenPermit;
 use super::session::{Home, Pause, PooledSession};
+use super::shortage::Shortage;
 use crate::config::Access;
 use crate::frontend::RefuseReason;
 use crate::session::attach::AttachError;
@@ -237,12 +238,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
 
     fn notify_of_wait(&mut self) {
         let mut out = BytesMut::new();
-        let text = "waiting for a server connection: all of this pool are in use";
-        message::notice(
-            &mut out,
-            text,
-            "The statement runs as soon as a connection is free.",
-        );
+        let (text, detail) = self.home.pool.shortage().notice();
+        message::notice(&mut out, &text, detail);
         self.client.answers.push(&out);
     }
 }
@@ -261,19 +258,17 @@ impl<S: SessionStream> Home<S> {
             }
             QueueError::Full => format!("{} sessions already wait for one (max_queue).", queue.most),
         };
-        let most = self.cluster.config().max_connections;
-        if most > 0 && !self.pool.is_full() {
-            // The pool itself may have more.
-            return ErrorReply::error(
-                SqlState::TOO_MANY_CONNECTIONS,
-                format!("every server for {} sessions is full", self.route.access),
-            )
-            .hint(format!(
-                "The router has at most {most} connections to each server, over all pools and sessions \
-                 (server.max_connections). {reason} Try again later, or ask the operator to raise this limit: \
-                 `trunkline servers` shows who has them."
-            ));
-        }
+        let advice = match self.pool.shortage() {
+            Shortage::Pool => {
+                "Keep transactions shorter, try again later, or ask the operator to raise max_connections of the \
+                 route's pool: `trunkline servers` shows who has them."
+            }
+            Shortage::Opening => {
+                "The pool may have more, and one is being opened. Try again later, or ask the operator whether the \
+                 server is slow to accept connections."
+            }
+            Shortage::Router => return self.router_full(&reason),
+        };
         let name = self.pool.name();
         ErrorReply::error(
             SqlState::TOO_MANY_CONNECTIONS,
@@ -283,10 +278,21 @@ impl<S: SessionStream> Home<S> {
                 Escaped(&name.database)
             ),
         )
+        .hint(format!("{reason}{} {advice}", self.pool.pinned_in_words()))
+    }
+
+    /// The pool itself may have more connections; the router may not. `reason`: why the session
+    /// waits no longer.
+    fn router_full(&self, reason: &str) -> ErrorReply {
+        let most = self.cluster.config().max_connections;
+        ErrorReply::error(
+            SqlState::TOO_MANY_CONNECTIONS,
+            format!("every server for {} sessions is full", self.route.access),
+        )
         .hint(format!(
-            "{reason}{} Keep transactions shorter, try again later, or ask the operator to raise max_connections of \
-             the route's pool: `trunkline servers` shows who has them.",
-            self.pool.pinned_in_words()
+            "The router has at most {most} connections to each server, over all pools and sessions \
+             (server.max_connections). {reason} Try again later, or ask the operator to raise this limit: `trunkline \
+             servers` shows who has them."
         ))
     }
 
