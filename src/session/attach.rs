@@ -144,6 +144,16 @@ impl AttachError {
 }
 
 impl AttachError {
+    /// What a server said that has no free connection (53300), of all, for the role or for the
+    /// database.
+    pub(super) fn server_full(&self) -> Option<String> {
+        let Self::Server { frame, .. } = self else {
+            return None;
+        };
+        let fields = ErrorFields::of_prefix(frame.get(5..).unwrap_or_default());
+        (fields.code == SqlState::TOO_MANY_CONNECTIONS).then_some(fields.message)
+    }
+
     /// The server does not take the password with which the session's client logged in.
     pub(super) fn refuses_password(&self) -> bool {
         match self {

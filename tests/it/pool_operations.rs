@@ -24,6 +24,10 @@ impl Pooled {
     /// `pool` are keys of the pool, `server` those of `clusters.main.server`.
     fn with(pool: &str, server_keys: &str) -> Self {
         let server = Postgres::start(&ServerOptions::default());
+        Self::before(server, "1s", pool, server_keys)
+    }
+
+    fn before(server: Postgres, queue_timeout: &str, pool: &str, server_keys: &str) -> Self {
         let dir = tempfile::tempdir().unwrap().keep();
         let token = secret(&dir, "token", TOKEN);
         let address = fresh_address();
@@ -42,7 +46,7 @@ impl Pooled {
             ),
             extra: format!(
                 "control_socket: {}/control.sock\nauth: {{rate_limit: {{failures: 0}}}}\n\
-                 routes:\n  rw: {{targets: [leader], queue_timeout: 1s, pool: {{mode: transaction, {pool}}}}}\n  \
+                 routes:\n  rw: {{targets: [leader], queue_timeout: {queue_timeout}, pool: {{mode: transaction, {pool}}}}}\n  \
                  plain: {{targets: [leader]}}\n",
                 dir.display()
             ),
@@ -383,6 +387,92 @@ fn an_idle_connection_makes_room_for_another_pool() {
         .router
         .metric("trunkline_pool_closed_total{route=\"rw\",reason=\"evicted\"}");
     assert!(evicted > 2.9, "{evicted}");
+}
+
+/// Another program's connections, until the server has no free one.
+fn fill(server: &Postgres) -> Vec<Raw> {
+    let mut held = Vec::new();
+    loop {
+        let mut raw = Raw::connect(server.address, server.port);
+        raw.startup(V3_0, &[("user", "app"), ("database", "app")]);
+        let last = match raw.begin_scram("app") {
+            Ok(mut messages) => messages.pop().unwrap(),
+            Err(error) => error,
+        };
+        if last.tag == b'E' {
+            assert_eq!(last.code(), "53300");
+            return held;
+        }
+        held.push(raw);
+    }
+}
+
+/// Sessions wait for the connections that their pool has, as if it could have no more.
+#[test]
+fn a_server_that_is_full_makes_the_sessions_of_a_pool_wait() {
+    let server = Postgres::start(&ServerOptions {
+        conf: "max_connections = 20\n".to_owned(),
+        ..ServerOptions::default()
+    });
+    let on = Pooled::before(server, "10s", "max_connections: 5, wait_notify: 100ms", "");
+    let (mut one, two, three) = (on.session(6432), on.session(6432), on.session(6432));
+    one.query("BEGIN");
+    on.await_counts([0, 1, 0]);
+    let others = fill(&on.server);
+    let waits = [two, three].map(|mut session| {
+        std::thread::spawn(move || {
+            let answer = session.query("SELECT 1");
+            (session, answer)
+        })
+    });
+    let length = "trunkline_queue_length{route=\"rw\"}";
+    eventually("both wait", SOON, || on.router.metric(length) > 1.9);
+    let line = "the server takes no more connections";
+    on.router.await_log(&[line, "route=rw"]);
+    // It tries again now and then.
+    let tries = || {
+        let member = on.json(&["members"])[0]["name"].as_str().unwrap().to_owned();
+        on.router.metric(&format!(
+            "trunkline_pool_connects_failed_total{{route=\"rw\",member=\"{member}\"}}"
+        ))
+    };
+    let began = tokio::time::Instant::now();
+    let before = tries();
+    eventually("it tries twice more", SOON, || tries() > before + 1.9);
+    assert!(began.elapsed() > Duration::from_secs(1), "not at once");
+    one.query("COMMIT");
+    let [mut two, mut three] = waits.map(|waits| {
+        let (session, answer) = waits.join().unwrap();
+        assert!(answer.iter().any(|message| message.tag == b'D'), "{answer:?}");
+        let told = notices(&answer);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].contains("takes no more (") && told[0].contains("connection"),
+            "{told:?}"
+        );
+        session
+    });
+    assert_eq!(
+        on.router.log().matches(line).count(),
+        1,
+        "once, not for each session"
+    );
+    on.await_counts([1, 0, 0]);
+    // With none of its own there is nothing to wait for.
+    on.ok(&["reconnect", "--route", "rw"]);
+    on.await_counts([0, 0, 0]);
+    let more = fill(&on.server);
+    let refused = two.query("SELECT 2");
+    let error = refused.iter().find(|message| message.tag == b'E').unwrap();
+    assert_eq!(error.code(), "53300");
+    assert!(notices(&refused).is_empty(), "at once");
+    drop((others, more));
+    eventually("the server has room", SOON, || {
+        let answer = two.query("SELECT 3");
+        answer.iter().any(|message| message.tag == b'D')
+    });
+    three.query("BEGIN");
+    assert_eq!(two.value("SELECT 4"), "4");
 }
 
 #[test]

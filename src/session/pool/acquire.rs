@@ -83,6 +83,10 @@ pub(in crate::session) enum Waited<S: SessionStream = ServerStream> {
 pub(in crate::session) struct Acquire<S: SessionStream = ServerStream> {
     pool: Arc<Pool<S>>,
     want: Want,
+    /// Since its first poll: when the session came, and its place among those that wait.
+    place: Option<(Ticket, Instant)>,
+    /// It has had its notice.
+    is_notified: bool,
     /// `None` before the first poll, and at the end.
     wait: Option<Wait<S>>,
 }
@@ -91,7 +95,10 @@ pub(in crate::session) struct Acquire<S: SessionStream = ServerStream> {
 #[derive(Debug)]
 struct Wait<S: SessionStream> {
     ticket: Ticket,
+    /// When the session came.
     since: Instant,
+    /// When this wait began.
+    begun: Instant,
     slot: Arc<Slot<S>>,
     _length: GaugeGuard,
 }
@@ -99,8 +106,13 @@ struct Wait<S: SessionStream> {
 /// What a session finds when it comes.
 enum Entered<S: SessionStream> {
     Done(Acquired<S>),
-    /// Its place in the queue.
-    Waits(Ticket),
+    Waits {
+        ticket: Ticket,
+        /// When it came.
+        since: Instant,
+        /// Its notice was due while it did not wait.
+        is_notice_due: bool,
+    },
 }
 
 impl<S: SessionStream> Acquire<S> {
@@ -108,6 +120,8 @@ impl<S: SessionStream> Acquire<S> {
         Self {
             pool,
             want,
+            place: None,
+            is_notified: false,
             wait: None,
         }
     }
@@ -116,7 +130,8 @@ impl<S: SessionStream> Acquire<S> {
         &self.want
     }
 
-    /// The next thing that happens. Ready with `Done` once; not to be polled after that.
+    /// The next thing that happens. Ready with `Done` once. If it is polled after that, the session
+    /// waits again at its place, no longer in all than `queue_timeout`.
     pub(in crate::session) fn poll_waited(&mut self, cx: &mut Context<'_>) -> Poll<Waited<S>> {
         if self.wait.is_none()
             && let Some(result) = self.enter()
@@ -129,7 +144,10 @@ impl<S: SessionStream> Acquire<S> {
             };
             let result = match wait.slot.poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Waited::Notice) => return Poll::Ready(Waited::Notice),
+                Poll::Ready(Waited::Notice) => {
+                    self.is_notified = true;
+                    return Poll::Ready(Waited::Notice);
+                }
                 Poll::Ready(Waited::Done(result)) => result,
             };
             let result = match result {
@@ -153,10 +171,16 @@ impl<S: SessionStream> Acquire<S> {
     /// The result if there is one at once; otherwise the session has a place in the queue.
     fn enter(&mut self) -> Option<Acquired<S>> {
         let slot = Arc::new(Slot::default());
-        let since = Instant::now();
+        let begun = Instant::now();
         loop {
             let mut work = Work::default();
+            let (place, is_notified) = (&mut self.place, self.is_notified);
             let entered = self.pool.change(&mut work, |inner, work| {
+                let has_waited = place.is_some();
+                let (ticket, since) = *place.get_or_insert_with(|| (inner.waiters.ticket(), begun));
+                if has_waited && since + inner.limits.queue_timeout <= begun {
+                    return Entered::Done(Err(NoLease::Queue(QueueError::Timeout)));
+                }
                 let result = match inner.enter(&self.pool, &self.want, work) {
                     Found::Grant(grant) => Ok(grant),
                     Found::NoCandidate(choice) => Err(NoLease::NoCandidate(choice)),
@@ -164,21 +188,35 @@ impl<S: SessionStream> Acquire<S> {
                         Err(NoLease::Queue(QueueError::Full))
                     }
                     Found::Nothing => {
-                        return Entered::Waits(inner.waiters.push(Waiter {
+                        let waiter = Waiter {
                             want: self.want.clone(),
                             since,
                             slot: Arc::clone(&slot),
-                        }));
+                        };
+                        inner.waiters.put(ticket, waiter);
+                        return Entered::Waits {
+                            ticket,
+                            since,
+                            is_notice_due: !is_notified && inner.waiters.is_past_notice(ticket),
+                        };
                     }
                 };
                 Entered::Done(result)
             });
             let has_made_room = work.finish(&self.pool);
             match entered {
-                Entered::Waits(ticket) => {
+                Entered::Waits {
+                    ticket,
+                    since,
+                    is_notice_due,
+                } => {
+                    if is_notice_due {
+                        slot.notify();
+                    }
                     self.wait = Some(Wait {
                         ticket,
                         since,
+                        begun,
                         slot,
                         _length: self.pool.meters.waits(),
                     });
@@ -205,15 +243,14 @@ impl<S: SessionStream> Acquire<S> {
             since: wait.since,
             slot: Arc::clone(&wait.slot),
         };
-        self.pool
-            .with(|inner, _| inner.waiters.put_back(wait.ticket, waiter));
+        self.pool.with(|inner, _| inner.waiters.put(wait.ticket, waiter));
     }
 
     /// Counts what came of it.
     fn end(&mut self, result: Acquired<S>) -> Acquired<S> {
         let meters = &self.pool.meters;
         if let Some(wait) = self.wait.take() {
-            meters.waited(wait.since.elapsed());
+            meters.waited(wait.begun.elapsed());
         }
         match &result {
             Ok(Grant::Connection(_)) => meters.hit(),
@@ -242,7 +279,7 @@ impl<S: SessionStream> Future for Acquire<S> {
 impl<S: SessionStream> Drop for Acquire<S> {
     fn drop(&mut self) {
         let Some(wait) = self.wait.take() else { return };
-        self.pool.meters.waited(wait.since.elapsed());
+        self.pool.meters.waited(wait.begun.elapsed());
         let waiter = self.pool.with(|inner, _| inner.waiters.remove(wait.ticket));
         if waiter.is_none()
             && let Some(Ok(grant)) = wait.slot.leave()

@@ -240,19 +240,25 @@ impl<S: SessionStream> Inner<S> {
         let most = self.limits.most_after(waited);
         let connects = self.limits.connects;
         let member = self.member_mut(&candidate.member);
-        if member.opening >= connects {
+        if member.opening >= connects || member.is_resting(Instant::now()) {
             return None;
         }
-        if member.total < most {
+        // A server that was full takes one more most likely once one of these is closed.
+        let mut oldest = match member.full {
+            Some(_) => member.idle.take_oldest(Some(&want.key)),
+            None => None,
+        };
+        if oldest.is_none() && member.total < most {
             if let Some(permit) = self.places(pool, candidate, &want.key) {
                 return Some(permit);
             }
             work.seat_wanted = Some(candidate.member.clone());
         }
-        let oldest = self
-            .member_mut(&candidate.member)
-            .idle
-            .take_oldest(Some(&want.key))?;
+        if oldest.is_none() {
+            let member = self.member_mut(&candidate.member);
+            oldest = member.idle.take_oldest(Some(&want.key));
+        }
+        let oldest = oldest?;
         work.seat_wanted = None;
         Some(self.displace(*oldest, candidate, &want.key, work))
     }
@@ -387,6 +393,7 @@ impl<S: SessionStream> Inner<S> {
         let is_other = !Arc::ptr_eq(&first.want.key, &connection.key);
         let is_due = same_since.is_none_or(|since| first.since + OTHER_KEY < since);
         let can_open = member.opening < self.limits.connects
+            && !member.is_resting(Instant::now())
             && first.takes(name)
             && self.fit.standing(name) == Standing::Fit;
         (is_other && is_due && can_open).then_some(ticket)
@@ -508,7 +515,8 @@ impl<S: SessionStream> Inner<S> {
             let (least, connects) = (self.limits.least.min(self.limits.most), self.limits.connects);
             loop {
                 let member = self.member_mut(&candidate.member);
-                if member.total >= least || member.opening >= connects {
+                let rests = member.is_resting(Instant::now());
+                if member.total >= least || member.opening >= connects || rests {
                     break;
                 }
                 let Some(permit) = self.places(pool, candidate, &recipe.key) else {

@@ -1,6 +1,9 @@
 //! Which members may serve a pool now, and the connections to each.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::idle::Idle;
 use super::pinned::PinCounts;
@@ -87,6 +90,19 @@ pub(super) enum Standing {
     Unfit,
 }
 
+/// How long nobody tries to open another connection to a member that was full, while the pool has
+/// some there. Then one session tries.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The server has refused a connection because it has no free one (53300).
+#[derive(Debug)]
+pub(super) struct ServerFull {
+    since: Instant,
+    /// What it said.
+    pub(super) said: Box<str>,
+    is_logged: bool,
+}
+
 /// The connections to one member.
 #[derive(Debug)]
 pub(super) struct Member<S: SessionStream> {
@@ -98,6 +114,8 @@ pub(super) struct Member<S: SessionStream> {
     pub(super) opening: usize,
     pub(super) idle: Idle<S>,
     pub(super) pinned: PinCounts,
+    /// `None` once another connection was opened.
+    pub(super) full: Option<ServerFull>,
 }
 
 impl<S: SessionStream> Member<S> {
@@ -109,7 +127,32 @@ impl<S: SessionStream> Member<S> {
             opening: 0,
             idle: Idle::default(),
             pinned: PinCounts::default(),
+            full: None,
         }
+    }
+
+    /// The pool has a connection, which will be free some time.
+    pub(super) fn has_any(&self) -> bool {
+        self.total > self.opening
+    }
+
+    /// Whether it is no use to open one now: the server was full a moment ago, or one session tries
+    /// already.
+    pub(super) fn is_resting(&self, now: Instant) -> bool {
+        let is_early = |full: &ServerFull| now < full.since + FULL_PAUSE || self.opening > 0;
+        self.has_any() && self.full.as_ref().is_some_and(is_early)
+    }
+
+    /// The server has said that it is full. Returns whether that is to be logged: once, until it
+    /// has taken another connection.
+    pub(super) fn set_full(&mut self, said: &str, now: Instant) -> bool {
+        let was_logged = self.full.as_ref().is_some_and(|full| full.is_logged);
+        self.full = Some(ServerFull {
+            since: now,
+            said: said.into(),
+            is_logged: was_logged || self.has_any(),
+        });
+        !was_logged && self.has_any()
     }
 
     /// Those that sessions have or will have.

@@ -51,6 +51,8 @@ mod work;
 mod change_tests;
 #[cfg(test)]
 mod conversations;
+#[cfg(test)]
+mod full_tests;
 #[cfg(any(test, feature = "instructions"))]
 pub(crate) mod measured;
 #[cfg(test)]

@@ -32,6 +32,8 @@ pub(in crate::session) struct OpenError {
     pub(super) member: MemberName,
     /// Another member may do.
     pub(super) is_elsewhere: bool,
+    /// The server has no free connection, and the pool has some there, which will be free.
+    pub(super) can_wait: bool,
 }
 
 /// A connection that is being opened.
@@ -107,6 +109,7 @@ impl Opener<ServerStream> for SocketOpener {
                     error: AttachError::NoCandidate(crate::session::close::closing()),
                     member,
                     is_elsewhere: false,
+                    can_wait: false,
                 });
             };
             open(&shared, permit, &recipe, worker).await
@@ -147,7 +150,11 @@ async fn open(
         closing: &shared.closing,
     };
     let candidate = permit.candidate.clone();
-    let failed = |error, is_elsewhere| OpenError {
+    let failed = |error: AttachError, is_elsewhere| OpenError {
+        // Before the permit is given back: the next session must not try at once.
+        can_wait: error
+            .server_full()
+            .is_some_and(|said| pool.server_is_full(&candidate.member, &said)),
         error,
         member: candidate.member.clone(),
         is_elsewhere,

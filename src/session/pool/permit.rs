@@ -100,6 +100,7 @@ impl<S: SessionStream> OpenPermit<S> {
         let (login_parameters, expires) = pool.with(|inner, work| {
             let member = inner.member_mut(&permit.member);
             member.opening = member.opening.saturating_sub(1);
+            member.full = None;
             let reported = inner.keys.reported(&key, reported);
             // The next one may be opened.
             inner.pump(&pool, work);

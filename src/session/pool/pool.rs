@@ -37,6 +37,9 @@ use crate::wire::text::Escaped;
 /// A pool that gives statements no connection says so at most this often.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 
+/// Characters that are kept of a server's words.
+const MOST_SAID: usize = 200;
+
 /// Idle connections that are looked at under the lock at once: each takes a system call.
 const LOOKS: usize = 64;
 
@@ -220,6 +223,29 @@ impl<S: SessionStream> Pool<S> {
             longest_wait: first.map_or(Duration::ZERO, |(_, first)| now.duration_since(first.since)),
             name: self.name.clone(),
         }
+    }
+
+    /// The server has refused a connection because it has no free one. Returns whether the pool has
+    /// others there, for which the session can wait.
+    pub(super) fn server_is_full(&self, member: &MemberName, said: &str) -> bool {
+        let said: String = said.chars().take(MOST_SAID).collect();
+        let (has_any, is_to_log) = {
+            let mut inner = self.lock();
+            let known = inner.member_mut(member);
+            let is_to_log = known.set_full(&said, Instant::now());
+            (known.has_any(), is_to_log)
+        };
+        if is_to_log {
+            warn!(
+                route = %self.name.route,
+                user = %Escaped(&self.name.user),
+                database = %Escaped(&self.name.database),
+                %member,
+                reason = ?said,
+                "the server takes no more connections: sessions wait for those that the pool has there"
+            );
+        }
+        has_any
     }
 
     /// The limit that keeps a session from a connection now.

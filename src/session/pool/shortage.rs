@@ -1,9 +1,11 @@
 //! Which limit a session waits for.
 
-use crate::session::stream::SessionStream;
-
 use super::inner::Inner;
 use super::pool::Pool;
+use crate::cluster::snapshot::MemberName;
+use crate::session::stream::SessionStream;
+
+const DETAIL: &str = "The statement runs as soon as a connection is free.";
 
 /// Why there is no server connection for a session that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +14,13 @@ pub(super) enum Shortage {
     Pool,
     /// The pool may have more, but the router may not: `server.max_connections`.
     Router,
-    /// Neither limit is reached: a connection is on its way.
+    /// Neither limit of the router's is reached, but the server has no free connection.
+    Server {
+        member: MemberName,
+        /// The server's words.
+        said: String,
+    },
+    /// Nothing is full: a connection is on its way.
     Opening,
 }
 
@@ -25,12 +33,15 @@ impl Shortage {
                 "the router may open no more to the server, and other pools and sessions have them \
                  (server.max_connections)"
             }
+            Self::Server { member, said } => {
+                return (
+                    format!("waiting for a server connection: server \"{member}\" takes no more ({said})"),
+                    DETAIL,
+                );
+            }
             Self::Opening => "a new one is being opened",
         };
-        (
-            format!("waiting for a server connection: {why}"),
-            "The statement runs as soon as a connection is free.",
-        )
+        (format!("waiting for a server connection: {why}"), DETAIL)
     }
 }
 
@@ -47,8 +58,13 @@ impl<S: SessionStream> Inner<S> {
         let Some((_, candidate)) = with_room else {
             return Shortage::Pool;
         };
+        let member = &candidate.member;
+        if let Some(full) = self.member(member).and_then(|known| known.full.as_ref()) {
+            let (member, said) = (member.clone(), full.said.to_string());
+            return Shortage::Server { member, said };
+        }
         let occupancy = &pool.parts.occupancy;
-        if most > 0 && occupancy.sessions_on(&config.name, &candidate.member) >= most {
+        if most > 0 && occupancy.sessions_on(&config.name, member) >= most {
             Shortage::Router
         } else {
             Shortage::Opening

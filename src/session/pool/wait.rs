@@ -15,6 +15,7 @@ use super::open::OpenError;
 use super::permit::OpenPermit;
 use super::session::{Home, Pause, PooledSession};
 use super::shortage::Shortage;
+use crate::cluster::snapshot::MemberName;
 use crate::config::Access;
 use crate::frontend::RefuseReason;
 use crate::session::attach::AttachError;
@@ -76,9 +77,12 @@ pub(super) struct Acquisition<S: SessionStream> {
 }
 
 enum State<S: SessionStream> {
+    /// There is a lease or a refusal.
+    Over,
     Waiting(Acquire<S>),
+    /// For the session of this wait, which is over.
     Opening(
-        Want,
+        Acquire<S>,
         oneshot::Receiver<Result<Box<PooledConnection<S>>, OpenError>>,
     ),
 }
@@ -101,46 +105,60 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
     /// [`Self::new`].
     pub(super) fn poll(&mut self, home: &Home<S>, cx: &mut Context<'_>) -> Poll<Got<S>> {
         loop {
-            match &mut self.state {
-                State::Waiting(acquire) => {
-                    let waited = std::task::ready!(acquire.poll_waited(cx));
-                    match waited {
-                        Waited::Notice => return Poll::Ready(Got::Notice),
-                        Waited::Done(Ok(Grant::Connection(lease))) => return Poll::Ready(Got::Lease(lease)),
-                        Waited::Done(Err(error)) => {
-                            let failed = self.failed.take();
-                            return Poll::Ready(Got::Refused(match (error, failed) {
-                                // What a member said tells more than that there is no other.
-                                (NoLease::NoCandidate(_), Some(failed)) => Refusal::Attach(failed),
-                                (error, _) => Refusal::NoLease(error),
-                            }));
-                        }
-                        Waited::Done(Ok(Grant::Open(permit))) => {
-                            let want = acquire.want().clone();
-                            let opened = open(home, permit, want.worker);
-                            self.state = State::Opening(want, opened);
-                        }
+            match std::mem::replace(&mut self.state, State::Over) {
+                State::Over => return Poll::Pending,
+                State::Waiting(mut acquire) => match acquire.poll_waited(cx) {
+                    Poll::Pending => {
+                        self.state = State::Waiting(acquire);
+                        return Poll::Pending;
                     }
-                }
-                State::Opening(want, opened) => {
-                    let opened = std::task::ready!(std::pin::Pin::new(opened).poll(cx));
-                    match opened {
-                        Ok(Ok(lease)) => return Poll::Ready(Got::Lease(lease)),
-                        Ok(Err(error)) => {
-                            let tried = want.tried.len() + 1;
-                            if !error.is_elsewhere || tried >= MOST_TRIES as usize {
-                                return Poll::Ready(Got::Refused(Refusal::Attach(error.error)));
+                    Poll::Ready(Waited::Notice) => {
+                        self.state = State::Waiting(acquire);
+                        return Poll::Ready(Got::Notice);
+                    }
+                    Poll::Ready(Waited::Done(Ok(Grant::Connection(lease)))) => {
+                        return Poll::Ready(Got::Lease(lease));
+                    }
+                    Poll::Ready(Waited::Done(Ok(Grant::Open(permit)))) => {
+                        let opened = open(home, permit, acquire.want().worker);
+                        self.state = State::Opening(acquire, opened);
+                    }
+                    Poll::Ready(Waited::Done(Err(error))) => {
+                        let failed = self.failed.take();
+                        return Poll::Ready(Got::Refused(match (error, failed) {
+                            // What a member said tells more than that there is no other, or that a
+                            // session which did not want to wait may not.
+                            (NoLease::NoCandidate(_) | NoLease::Queue(QueueError::Full), Some(failed)) => {
+                                Refusal::Attach(failed)
                             }
-                            want.tried.push(error.member);
-                            self.failed = Some(error.error);
-                            self.state = State::Waiting(home.pool.acquire(want.clone()));
-                        }
-                        // The task has ended without a word: the router shuts down.
-                        Err(_closed) => {
-                            self.state = State::Waiting(home.pool.acquire(want.clone()));
-                        }
+                            (error, _) => Refusal::NoLease(error),
+                        }));
                     }
-                }
+                },
+                State::Opening(acquire, mut opened) => match std::pin::Pin::new(&mut opened).poll(cx) {
+                    Poll::Pending => {
+                        self.state = State::Opening(acquire, opened);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(Ok(lease))) => return Poll::Ready(Got::Lease(lease)),
+                    Poll::Ready(Ok(Err(error))) if error.can_wait => {
+                        self.failed = Some(error.error);
+                        self.state = State::Waiting(acquire);
+                    }
+                    Poll::Ready(Ok(Err(error))) => {
+                        let mut want = acquire.want().clone();
+                        if !error.is_elsewhere || want.tried.len() + 1 >= MOST_TRIES as usize {
+                            return Poll::Ready(Got::Refused(Refusal::Attach(error.error)));
+                        }
+                        want.tried.push(error.member);
+                        self.failed = Some(error.error);
+                        self.state = State::Waiting(home.pool.acquire(want));
+                    }
+                    // The task has ended without a word: the router shuts down.
+                    Poll::Ready(Err(_closed)) => {
+                        self.state = State::Waiting(home.pool.acquire(acquire.want().clone()));
+                    }
+                },
             }
         }
     }
@@ -268,6 +286,7 @@ impl<S: SessionStream> Home<S> {
                  server is slow to accept connections."
             }
             Shortage::Router => return self.router_full(&reason),
+            Shortage::Server { member, said } => return self.server_full(&reason, &member, &said),
         };
         let name = self.pool.name();
         ErrorReply::error(
@@ -279,6 +298,26 @@ impl<S: SessionStream> Home<S> {
             ),
         )
         .hint(format!("{reason}{} {advice}", self.pool.pinned_in_words()))
+    }
+
+    /// The pool may have more connections; the server takes no more. `reason`: why the session
+    /// waits no longer.
+    fn server_full(&self, reason: &str, member: &MemberName, said: &str) -> ErrorReply {
+        let name = self.pool.name();
+        ErrorReply::error(
+            SqlState::TOO_MANY_CONNECTIONS,
+            format!(
+                "server \"{member}\" takes no more connections, and all that the pool for user \"{}\" and database \
+                 \"{}\" has there are in use",
+                Escaped(&name.user),
+                Escaped(&name.database)
+            ),
+        )
+        .detail(format!("The server said: {said}"))
+        .hint(format!(
+            "{reason} Try again later, or ask the operator: all pools of all routers must fit into the server's own \
+             max_connections."
+        ))
     }
 
     /// The pool itself may have more connections; the router may not. `reason`: why the session

@@ -108,15 +108,20 @@ impl<S: SessionStream> Waiters<S> {
         self.count == 0
     }
 
-    pub(super) fn push(&mut self, waiter: Waiter<S>) -> Ticket {
+    /// A place behind all others, for a session that comes now.
+    pub(super) fn ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.put_back(ticket, waiter);
         ticket
     }
 
-    /// At the place that it had.
-    pub(super) fn put_back(&mut self, ticket: Ticket, waiter: Waiter<S>) {
+    /// It was decided already who gets a notice, up to this place: there will be none for it.
+    pub(super) fn is_past_notice(&self, ticket: Ticket) -> bool {
+        ticket < self.notified
+    }
+
+    /// At its place, also if it had left that.
+    pub(super) fn put(&mut self, ticket: Ticket, waiter: Waiter<S>) {
         let lines = self.lines.entry(address(&waiter.want.key)).or_default();
         let worker = waiter.want.worker;
         let index = lines.iter().position(|line| line.worker == worker);
