@@ -420,7 +420,7 @@ impl Collector for OffenderCollector {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::pool::metrics::{
-        CloseReason, DiscardReason, ExchangeKind, RefusedReason, STATEMENT_EVENTS,
+        CloseReason, DiscardReason, ExchangeKind, RefusedReason, STATEMENT_EVENTS, TimeLimit,
     };
     use super::super::pool::state::PinReason;
     use super::*;
@@ -495,6 +495,10 @@ mod tests {
         assert_eq!(
             sorted(RefusedReason::ALL, RefusedReason::label),
             in_row("trunkline_pool_refused_total", "reason")
+        );
+        assert_eq!(
+            sorted(TimeLimit::ALL, TimeLimit::label),
+            in_row("trunkline_pool_timeouts_total", "limit")
         );
         assert_eq!(
             sorted(ExchangeKind::ALL, ExchangeKind::label),

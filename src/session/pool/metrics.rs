@@ -20,6 +20,7 @@ use super::state::PinReason;
 use super::statements::Counts;
 use crate::cluster::snapshot::MemberName;
 use crate::labels::labels;
+use crate::session::end::SessionTimeout;
 use crate::session::gate::{self, QueueError};
 use crate::session::gauges::{GaugeGuard, RouteLabel, seconds};
 use crate::session::stream::SessionStream;
@@ -175,6 +176,32 @@ labels! {
     }
 }
 
+labels! {
+    /// A time limit of a pool: the label of `trunkline_pool_timeouts_total`.
+    pub(in crate::session) enum TimeLimit {
+        Query = "query_timeout",
+        Transaction = "transaction_timeout",
+        IdleTransaction = "idle_transaction_timeout",
+        Batch = "batch_timeout",
+    }
+}
+
+impl From<SessionTimeout> for TimeLimit {
+    fn from(timeout: SessionTimeout) -> Self {
+        match timeout {
+            SessionTimeout::Transaction => Self::Transaction,
+            SessionTimeout::IdleTransaction => Self::IdleTransaction,
+            SessionTimeout::Batch => Self::Batch,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    route: String,
+    limit: &'static str,
+}
+
 /// A label with one word.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
@@ -228,6 +255,7 @@ pub struct PoolMetrics {
     discarded: Family<ReasonLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
     failed_connects: Family<MemberLabel, Counter>,
+    timeouts: Family<LimitLabel, Counter>,
     exchanges: Family<KindLabel, Counter>,
     statements: Family<EventLabel, Counter>,
     queue: gate::Metrics,
@@ -246,6 +274,7 @@ impl PoolMetrics {
             discarded: Family::default(),
             refused: Family::default(),
             failed_connects: Family::default(),
+            timeouts: Family::default(),
             exchanges: Family::default(),
             statements: Family::default(),
             queue: queue.clone(),
@@ -292,6 +321,11 @@ impl PoolMetrics {
             metrics.failed_connects.clone(),
         );
         into.register(
+            "pool_timeouts",
+            "How often a time limit of a pool was over for a session, by limit",
+            metrics.timeouts.clone(),
+        );
+        into.register(
             "pool_exchanges",
             "Round trips of the router's own on connections that sessions have",
             metrics.exchanges.clone(),
@@ -318,6 +352,16 @@ impl PoolMetrics {
             discarded: self.discarded.clone(),
             refused: self.refused.clone(),
             failed_connects: self.failed_connects.clone(),
+            timeouts: [
+                TimeLimit::Query,
+                TimeLimit::Transaction,
+                TimeLimit::IdleTransaction,
+                TimeLimit::Batch,
+            ]
+            .map(|limit| {
+                let (route, limit) = (route.to_owned(), limit.label());
+                self.timeouts.get_or_create(&LimitLabel { route, limit }).clone()
+            }),
             exchanges: [ExchangeKind::Restore, ExchangeKind::Question, ExchangeKind::Reset].map(|kind| {
                 let kind = kind.label();
                 let route = route.to_owned();
@@ -349,6 +393,8 @@ pub(super) struct Meters {
     discarded: Family<ReasonLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
     failed_connects: Family<MemberLabel, Counter>,
+    /// In the order of [`TimeLimit`].
+    timeouts: [Counter; 4],
     /// In the order of [`ExchangeKind`].
     exchanges: [Counter; 3],
     /// In the order of [`STATEMENT_EVENTS`].
@@ -406,6 +452,11 @@ impl Meters {
             route: self.label.route.clone(),
             reason,
         }
+    }
+
+    /// A time limit is over: the statement is cancelled, or the session ends.
+    pub(super) fn timed_out(&self, limit: TimeLimit) {
+        self.timeouts[limit as usize].inc();
     }
 
     pub(super) fn exchanged(&self, kind: ExchangeKind) {

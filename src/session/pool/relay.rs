@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::answers::{Amiss, Answers};
 use super::connection::RoleState;
-use super::metrics::DiscardReason;
+use super::metrics::{DiscardReason, TimeLimit};
 use super::session::{Pause, PooledSession};
 use super::statements::Rewriter;
 use super::timers::{Doing, Expired};
@@ -443,6 +443,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         };
         let timeout = match expired {
             Expired::Request => {
+                self.home.pool.meters.timed_out(TimeLimit::Query);
                 self.home.opener.cancel(self.client.ticket.entry());
                 return Turn::Progress;
             }

@@ -32,7 +32,7 @@ use crate::cluster::ClusterHandle;
 use crate::config::{PoolMode, Route};
 use crate::frontend::ClientStream;
 use crate::session::client::Client;
-use crate::session::end::{Cause, Fate};
+use crate::session::end::{Cause, Fate, Reason};
 use crate::session::registry::{Phase, SessionEntry};
 use crate::session::stream::SessionStream;
 use crate::session::turns::{self, Turns};
@@ -273,6 +273,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     /// A session is cut with a request under way: what the server has said meanwhile may be the
     /// answer, or its own last word.
     async fn heard_out(&mut self, cause: Cause) -> Cause {
+        if let Cause::Ordered(Reason::TimedOut(timeout)) = &cause {
+            self.home.pool.meters.timed_out((*timeout).into());
+        }
         if matches!(cause, Cause::Ordered(_)) && self.fate() == Fate::Unknown {
             // Lets the driver learn what the kernel has.
             tokio::task::yield_now().await;

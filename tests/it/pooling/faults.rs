@@ -448,6 +448,17 @@ fn each_time_limit_gives_its_error_and_frees_the_connection() {
     pause(Duration::from_millis(700));
     client.send(&[framed(b'd', b"1\n"), framed(b'c', b"")].concat());
     assert_eq!(codes(&client.ready()), Vec::<String>::new());
+    for (route, limit, times) in [
+        ("r0", "query_timeout", 3.0),
+        ("r0", "transaction_timeout", 0.0),
+        ("r1", "transaction_timeout", 2.0),
+        ("r2", "idle_transaction_timeout", 2.0),
+        ("r3", "batch_timeout", 3.0),
+    ] {
+        let metric = format!("trunkline_pool_timeouts_total{{route=\"{route}\",limit=\"{limit}\"}}");
+        let counted = router.metric(&metric);
+        assert!((counted - times).abs() < 0.1, "{metric} {counted}");
+    }
 }
 
 #[test]
