@@ -7,7 +7,9 @@
     reason = "a command's answer to the person who runs it"
 )]
 
+use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,7 +21,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::admin::ReloadAnswer;
 use crate::config;
-use crate::runtime::RELOAD;
+use crate::runtime::{FILE, FileAnswer, RELOAD};
 
 /// Longer than a reload or an upgrade takes: clusters have 10 s to find their members, passphrase
 /// commands 10 s each.
@@ -44,6 +46,10 @@ pub(super) fn run(path: &Path) -> ExitCode {
         eprintln!("not reloaded: control_socket is not set; send SIGHUP to the process and look at its log");
         return ExitCode::FAILURE;
     };
+    if let Err(error) = check_file(socket, path) {
+        eprintln!("not reloaded: {error:#}");
+        return ExitCode::FAILURE;
+    }
     match ask(socket, RELOAD) {
         Ok(answer) => tell(&answer),
         Err(error) => {
@@ -53,8 +59,41 @@ pub(super) fn run(path: &Path) -> ExitCode {
     }
 }
 
+/// The process whose control socket is at `socket` must read this configuration file: what it does
+/// would have nothing to do with another one.
+pub(super) fn check_file(socket: &Path, path: &Path) -> anyhow::Result<()> {
+    let asked: Option<FileAnswer> = ask_any(socket, FILE)?;
+    // A process of an older version does not know the question.
+    let Some(FileAnswer { path: own }) = asked else {
+        return Ok(());
+    };
+    if is_same(&own, path) {
+        return Ok(());
+    }
+    bail!(
+        "the running process reads {}, not {}: give that file with -c, or start a process with this one",
+        own.display(),
+        path.display()
+    );
+}
+
+fn is_same(one: &Path, two: &Path) -> bool {
+    // Also over bind mounts.
+    let inode = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    real(one) == real(two) && real(two).is_some() || inode(one).is_some() && inode(one) == inode(two)
+}
+
 /// Asks the process whose control socket is at `path`, and waits for its answer.
 pub(super) fn ask<Answer: DeserializeOwned>(path: &Path, request: &str) -> anyhow::Result<Answer> {
+    match ask_any(path, request)? {
+        Some(answer) => Ok(answer),
+        None => bail!("the process closed the connection: it is ending, or belongs to another user"),
+    }
+}
+
+/// `None`: the process closed the connection, perhaps because it does not know the request.
+fn ask_any<Answer: DeserializeOwned>(path: &Path, request: &str) -> anyhow::Result<Option<Answer>> {
     let mut socket = connect(path, CONNECT)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.write_all(request.as_bytes())?;
@@ -70,9 +109,9 @@ pub(super) fn ask<Answer: DeserializeOwned>(path: &Path, request: &str) -> anyho
         _ => error.into(),
     })?;
     if line.is_empty() {
-        bail!("the process closed the connection: it is ending, or belongs to another user");
+        return Ok(None);
     }
-    Ok(serde_json::from_str(&line)?)
+    Ok(Some(serde_json::from_str(&line)?))
 }
 
 /// Connects within `limit`: the queue of a process that is stopped may be full.
@@ -143,7 +182,7 @@ mod tests {
         drop(stopped);
         let refused = connect(&path, limit).unwrap_err().to_string();
         assert!(refused.starts_with("no process answers on"), "{refused}");
-        std::fs::remove_file(&path).unwrap();
+        fs::remove_file(&path).unwrap();
         let refused = connect(&path, limit).unwrap_err().to_string();
         assert!(
             refused.starts_with("the running process has no control socket at"),

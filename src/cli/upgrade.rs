@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::reload::ask;
+use super::reload::{ask, check_file};
 use crate::config;
 use crate::runtime::{UPGRADE, UpgradeAnswer};
 
@@ -32,6 +32,10 @@ pub(super) fn run(path: &Path, socket: Option<PathBuf>) -> ExitCode {
         );
         return ExitCode::FAILURE;
     };
+    if let Err(error) = check_file(&socket, path) {
+        eprintln!("not upgraded: {error:#}");
+        return ExitCode::FAILURE;
+    }
     match ask::<UpgradeAnswer>(&socket, UPGRADE) {
         Ok(answer) => tell(&answer),
         Err(error) => {

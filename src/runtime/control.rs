@@ -2,13 +2,14 @@
 //! one line of JSON, or it is a new process of this router that takes over.
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -23,6 +24,8 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 const MAX_CONVERSATIONS: usize = 8;
 /// The request for a reload.
 pub(crate) const RELOAD: &str = "reload\n";
+/// The request for the path of the process's configuration file.
+pub(crate) const FILE: &str = "file\n";
 /// The request for a new process that replaces this one.
 pub(crate) const UPGRADE: &str = "upgrade\n";
 /// The request of a new process that replaces this one.
@@ -40,6 +43,13 @@ pub(super) enum ControlRequest {
 
 /// Sends requests to the control thread. Cheap to clone.
 pub(super) type Requests = mpsc::Sender<ControlRequest>;
+
+/// Which configuration a process reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileAnswer {
+    /// Absolute, without symbolic links if the file is there.
+    pub(crate) path: PathBuf,
+}
 
 /// The outcome of an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,14 +82,17 @@ pub(super) fn address(path: &Path) -> BindAddress {
 pub(super) struct ControlHandler {
     pub(super) requests: Requests,
     pub(super) tracker: TaskTracker,
+    /// The configuration file, as the process was started with it.
+    file: PathBuf,
     permits: Arc<Semaphore>,
 }
 
 impl ControlHandler {
-    pub(super) fn new(requests: Requests, tracker: TaskTracker) -> Self {
+    pub(super) fn new(requests: Requests, tracker: TaskTracker, file: PathBuf) -> Self {
         Self {
             requests,
             tracker,
+            file,
             permits: Arc::new(Semaphore::new(MAX_CONVERSATIONS)),
         }
     }
@@ -108,16 +121,16 @@ impl OnAccept for ControlHandler {
             );
             return;
         };
-        let requests = self.requests.clone();
+        let (requests, file) = (self.requests.clone(), self.file.clone());
         self.tracker.spawn(async move {
             // The client may be gone before it gets the answer.
-            let _gone = converse(socket, requests).await;
+            let _gone = converse(socket, requests, file).await;
             drop(permit);
         });
     }
 }
 
-async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()> {
+async fn converse(socket: UnixStream, requests: Requests, file: PathBuf) -> std::io::Result<()> {
     socket.set_nonblocking(true)?;
     let mut socket = tokio::net::UnixStream::from_std(socket)?;
     let request = timeout(REQUEST_LIMIT, line(&mut socket)).await??;
@@ -125,6 +138,11 @@ async fn converse(socket: UnixStream, requests: Requests) -> std::io::Result<()>
         bytes if bytes == RELOAD.as_bytes() => {
             let (answer, answered) = oneshot::channel();
             ask(&mut socket, &requests, ControlRequest::Reload(answer), answered).await
+        }
+        bytes if bytes == FILE.as_bytes() => {
+            let find = move || std::fs::canonicalize(&file).or_else(|_| std::path::absolute(&file));
+            let path = spawn_blocking(find).await??;
+            tell(&mut socket, &FileAnswer { path }).await
         }
         bytes if bytes == UPGRADE.as_bytes() => {
             let (answer, answered) = oneshot::channel();
@@ -160,7 +178,11 @@ async fn ask(
     let Ok(answer) = answered.await else {
         return Ok(());
     };
-    let mut line = serde_json::to_vec(&answer)?;
+    tell(socket, &answer).await
+}
+
+async fn tell(socket: &mut tokio::net::UnixStream, answer: &impl Serialize) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     timeout(REQUEST_LIMIT, socket.write_all(&line)).await?
 }

@@ -43,7 +43,7 @@ use shutdown::Signals;
 use start::Begin;
 use upgrade::Program;
 
-pub(crate) use control::{RELOAD, UPGRADE, UpgradeAnswer};
+pub(crate) use control::{FILE, FileAnswer, RELOAD, UPGRADE, UpgradeAnswer};
 
 /// Serves until SIGTERM or SIGINT, or until another process has replaced this one and the last
 /// session has finished. `take_over` is the control socket of a process that this one replaces.

@@ -421,7 +421,7 @@ impl Prepared {
         let admin = self.admin.open();
         let control_stop = CancellationToken::new();
         let control = self.control.map(|(bound, handle)| {
-            let handler = ControlHandler::new(request_sender, tracker.clone());
+            let handler = ControlHandler::new(request_sender, tracker.clone(), self.config.path.clone());
             tracker.spawn(listen::accept_loop(bound, handler, control_stop.clone()));
             handle
         });

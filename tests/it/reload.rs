@@ -524,3 +524,38 @@ fn the_service_manager_is_told() {
     assert_eq!(told(), "STOPPING=1");
     assert_eq!(router.await_exit(SOON), 0);
 }
+
+/// A copy of the file has the same control socket, and the process does not read it.
+#[test]
+fn a_reload_or_an_upgrade_by_another_file_is_refused() {
+    let server = Postgres::start(&postgres::Options::default());
+    let on = Subject::before(&server);
+    let other = on.router.dir().join("other.yaml");
+    fs::write(&other, &on.usual).unwrap();
+    for command in ["reload", "upgrade"] {
+        let output = output(
+            Command::new(env!("CARGO_BIN_EXE_trunkline"))
+                .args([command, "-c"])
+                .arg(&other),
+        );
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let own = fs::canonicalize(on.path()).unwrap();
+        let expected = format!(
+            "the running process reads {}, not {}",
+            own.display(),
+            other.display()
+        );
+        assert!(told.contains(&expected), "{told}");
+    }
+    assert!(!on.router.log().contains("configuration reloaded"));
+    // By another name it is the same file.
+    fs::remove_file(&other).unwrap();
+    std::os::unix::fs::symlink(on.path(), &other).unwrap();
+    let output = output(
+        Command::new(env!("CARGO_BIN_EXE_trunkline"))
+            .args(["reload", "-c"])
+            .arg(&other),
+    );
+    assert!(output.status.success(), "{output:?}");
+}
