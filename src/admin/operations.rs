@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::views::{PoolView, SessionView};
 use crate::cluster::Busy;
 use crate::cluster::snapshot::{AdminState, MemberName};
+use crate::session::generations::totals::MemberLoad;
 
 /// An answer of all processes of this router: after an upgrade there are several, as long as
 /// earlier ones have sessions.
@@ -35,7 +36,7 @@ impl<T> Gathered<T> {
 /// most: that is the time that another process has for its answer. Everything else returns at once.
 pub trait Operations: fmt::Debug + Send + Sync {
     /// Asks the other processes for their counts, for [`Self::session_count`],
-    /// [`Self::sessions_on`] and the metrics. Returns a sentence for each process that did not
+    /// [`Self::load_of`] and the metrics. Returns a sentence for each process that did not
     /// answer.
     fn refresh(&self) -> BoxFuture<'_, Vec<String>>;
 
@@ -45,8 +46,8 @@ pub trait Operations: fmt::Debug + Send + Sync {
     /// How many sessions there are, by the last [`Self::refresh`].
     fn session_count(&self) -> usize;
 
-    /// Sessions on a member, those connecting included, by the last [`Self::refresh`].
-    fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize;
+    /// Sessions on a member and connections to it, by the last [`Self::refresh`].
+    fn load_of(&self, cluster: &str, member: &MemberName) -> MemberLoad;
 
     /// Ends one session; `None`: there is none of this number in the processes that answered.
     fn end_session(&self, id: u64, ending: Ending) -> BoxFuture<'_, Gathered<Option<SessionView>>>;

@@ -16,6 +16,7 @@ use crate::cluster::snapshot::{AdminState, Leader, Member, NamedBy, Role, Snapsh
 use crate::config::Route;
 use crate::events::{Event, Level, RecordedEvent};
 use crate::routing;
+use crate::session::generations::totals::MemberLoad;
 
 /// The router itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,7 +210,11 @@ pub struct MemberView {
     pub admin: String,
     pub weight: u16,
     pub zone: Option<String>,
+    /// Those that have a server connection there now, or are connecting.
     pub sessions: usize,
+    /// Of sessions, and idle ones of pools. `None`: the router is of an older version.
+    #[serde(default)]
+    pub server_connections: Option<usize>,
     pub routes: Vec<RouteFitness>,
 }
 
@@ -256,8 +261,7 @@ pub struct RouteFitness {
 }
 
 impl MemberView {
-    /// `sessions`: how many it has.
-    pub(super) fn new(view: &ClusterView, snapshot: &Snapshot, member: &Member, sessions: usize) -> Self {
+    pub(super) fn new(view: &ClusterView, snapshot: &Snapshot, member: &Member, load: MemberLoad) -> Self {
         let leader =
             matches!(&snapshot.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
         let health = &member.health;
@@ -292,7 +296,8 @@ impl MemberView {
             admin: member.admin.as_str().to_owned(),
             weight: member.weight,
             zone: member.zone.as_deref().map(str::to_owned),
-            sessions,
+            sessions: load.sessions,
+            server_connections: Some(load.connections),
             routes: routes(view, snapshot, member),
         }
     }

@@ -28,11 +28,12 @@ pub(super) fn member_table(members: &[MemberView]) -> String {
         "TL",
         "LAG",
         "SESSIONS",
+        "CONNECTIONS",
         "CHECK",
         "ROUTES",
         "LAST CHECK",
     ])
-    .right(&["WEIGHT", "TL", "LAG", "SESSIONS"]);
+    .right(&["WEIGHT", "TL", "LAG", "SESSIONS", "CONNECTIONS"]);
     for member in members {
         let fit = member.routes.iter().filter(|route| route.fit);
         let routes: Vec<&str> = fit.map(|route| route.route.as_str()).collect();
@@ -53,6 +54,7 @@ pub(super) fn member_table(members: &[MemberView]) -> String {
             optional(member.timeline.as_ref()),
             optional(member.lag.map(bytes).as_ref()),
             member.sessions.to_string(),
+            optional(member.server_connections.as_ref()),
             word(&member.check.status),
             word(&routes.join(",")),
             optional(member.check.text.as_ref()),

@@ -25,6 +25,7 @@ use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::cluster::{Busy, ClusterHandle, PreparedCluster};
 use crate::session::disabled::DisabledRoutes;
 use crate::session::end::{Order, Reason};
+use crate::session::generations::totals::MemberLoad;
 use crate::session::occupancy::Occupancy;
 use crate::session::pool::pools::{Pools, Reconnect};
 use crate::session::pool::view;
@@ -271,9 +272,10 @@ impl Administration {
         self.registry.len()
     }
 
-    /// Sessions on a member, including those that are connecting.
-    pub(super) fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize {
-        self.occupancy.sessions_on(&Arc::from(cluster), member)
+    /// What a member has of this process.
+    pub(super) fn load_of(&self, cluster: &str, member: &MemberName) -> MemberLoad {
+        let connections = self.occupancy.sessions_on(&Arc::from(cluster), member);
+        MemberLoad::of(connections, self.pools.idle_on(cluster, member))
     }
 
     /// Ends one session. `None`: this process has no session with this number.

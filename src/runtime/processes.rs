@@ -24,7 +24,7 @@ use crate::cluster::Busy;
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::session::Shared;
 use crate::session::cancel;
-use crate::session::generations::totals::{MemberSessions, Moved, RouteSessions, Totals};
+use crate::session::generations::totals::{MemberLoad, MemberSessions, Moved, RouteSessions, Totals};
 use crate::session::generations::{Answer, CancelAnswer, Generations, Heard, RequestKind, Responder};
 use crate::wire::startup::CancelRequest;
 
@@ -220,10 +220,14 @@ impl Local {
                 })
                 .collect(),
             members: members
-                .map(|((cluster, member), sessions)| MemberSessions {
-                    cluster: cluster.to_string(),
-                    member: member.as_str().to_owned(),
-                    sessions,
+                .map(|((cluster, member), connections)| {
+                    let idle = self.shared.pools.idle_on(&cluster, &member);
+                    MemberSessions {
+                        cluster: cluster.to_string(),
+                        member: member.as_str().to_owned(),
+                        sessions: MemberLoad::of(connections, idle).sessions,
+                        connections: Some(connections),
+                    }
                 })
                 .collect(),
             moved: Moved {
@@ -388,9 +392,9 @@ impl Operations for AllProcesses {
         self.administration.session_count() + others.sum::<usize>()
     }
 
-    fn sessions_on(&self, cluster: &str, member: &MemberName) -> usize {
-        let others = self.generations.totals().sessions_on(cluster, member.as_str());
-        self.administration.sessions_on(cluster, member) + others
+    fn load_of(&self, cluster: &str, member: &MemberName) -> MemberLoad {
+        let others = self.generations.totals().load_of(cluster, member.as_str());
+        self.administration.load_of(cluster, member).and(others)
     }
 
     fn end_session(&self, id: u64, ending: Ending) -> BoxFuture<'_, Gathered<Option<SessionView>>> {

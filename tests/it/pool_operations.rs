@@ -304,9 +304,15 @@ fn an_idle_connection_makes_room_for_a_session_without_a_pool() {
     two.value("SELECT 1");
     one.query("COMMIT");
     on.await_counts([2, 0, 0]);
+    let on_member = || {
+        let member = on.json(&["members"]).remove(0);
+        [&member["sessions"], &member["server_connections"]].map(|count| count.as_u64().unwrap())
+    };
+    assert_eq!(on_member(), [0, 2], "no session has a connection");
     let mut plain = on.session(6430);
     assert_eq!(plain.value("SELECT 1"), "1");
     on.await_counts([1, 0, 0]);
+    assert_eq!(on_member(), [1, 2]);
     // Nothing idles now: the next one waits until something does.
     one.query("BEGIN");
     on.await_counts([0, 1, 0]);

@@ -53,8 +53,8 @@ pub(super) async fn members(app: &App, uri: &Uri) -> JsonAnswer {
 }
 
 fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> MemberView {
-    let sessions = app.handles.operations.sessions_on(&view.name, &member.name);
-    MemberView::new(view, snapshot, member, sessions)
+    let load = app.handles.operations.load_of(&view.name, &member.name);
+    MemberView::new(view, snapshot, member, load)
 }
 
 /// `GET /api/v1/sessions`

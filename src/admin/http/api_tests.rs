@@ -196,7 +196,10 @@ async fn members_with_their_checks_and_routes() {
         json!([{"route": "read-write", "fit": true, "reason": "verified leader"},
                {"route": "read-only", "fit": false, "reason": "is the leader"}])
     );
-    assert_eq!(leader["sessions"], 1);
+    assert_eq!(
+        (&leader["sessions"], &leader["server_connections"]),
+        (&json!(1), &json!(4))
+    );
     assert_eq!(
         (&lost["status"], &lost["check"]["status"], &lost["check"]["text"]),
         (&json!("DOWN"), &json!("L4CON"), &json!("connection refused"))
@@ -350,7 +353,8 @@ async fn what_is_sent_reads_back_and_keeps_its_bytes() {
         "port": 5432, "role": "leader",
         "routes": [{"fit": true, "reason": "verified leader", "route": "read-write"},
                    {"fit": false, "reason": "is the leader", "route": "read-only"}],
-        "sessions": 1, "state": "running", "status": "UP", "tags": {}, "timeline": 3, "weight": 1, "zone": null
+        "server_connections": 4, "sessions": 1, "state": "running", "status": "UP", "tags": {}, "timeline": 3, "weight": 1,
+        "zone": null
     });
     assert_eq!(members[0].to_string(), leader.to_string());
     assert_eq!(members[1]["lag_seconds"], Value::Null);

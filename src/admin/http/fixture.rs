@@ -25,6 +25,7 @@ use crate::cluster::check::CheckStatus;
 use crate::cluster::snapshot::*;
 use crate::config::{LocalMember, Route};
 use crate::events::Events;
+use crate::session::generations::totals::MemberLoad;
 
 pub(in crate::admin) fn snapshot() -> Snapshot {
     Snapshot {
@@ -220,8 +221,8 @@ impl Operations for Nothing {
         self.session.iter().len()
     }
 
-    fn sessions_on(&self, _: &str, _: &MemberName) -> usize {
-        self.session.iter().len()
+    fn load_of(&self, _: &str, _: &MemberName) -> MemberLoad {
+        MemberLoad::of(self.session.iter().len() + 3, 3)
     }
 
     fn end_session(&self, id: u64, ending: Ending) -> BoxFuture<'_, Gathered<Option<SessionView>>> {

@@ -41,12 +41,43 @@ pub struct RouteSessions {
     pub sessions: i64,
 }
 
-/// Sessions on a member, those connecting included.
+/// What a member has of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberSessions {
     pub cluster: String,
     pub member: String,
+    /// See [`MemberLoad`].
     pub sessions: usize,
+    /// `None`: a process of an older version, which counted idle connections as sessions.
+    #[serde(default)]
+    pub connections: Option<usize>,
+}
+
+/// What a member has of the router.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemberLoad {
+    /// Sessions that have a server connection there, those connecting included.
+    pub sessions: usize,
+    /// Server connections of sessions, and those that idle in pools.
+    pub connections: usize,
+}
+
+impl MemberLoad {
+    /// `idle`: how many of these connections no session has.
+    pub fn of(connections: usize, idle: usize) -> Self {
+        Self {
+            sessions: connections.saturating_sub(idle),
+            connections,
+        }
+    }
+
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            sessions: self.sessions + other.sessions,
+            connections: self.connections + other.connections,
+        }
+    }
 }
 
 /// What sessions have moved.
@@ -171,14 +202,17 @@ impl OtherTotals {
         silent.map(|(why, _)| why.clone()).collect()
     }
 
-    /// Sessions on a member, in all other processes.
-    pub fn sessions_on(&self, cluster: &str, member: &str) -> usize {
+    /// What a member has of all other processes.
+    pub fn load_of(&self, cluster: &str, member: &str) -> MemberLoad {
         let state = self.state();
         let members = state.processes.values().flat_map(|process| &process.last.members);
         members
             .filter(|on| on.cluster == cluster && on.member == member)
-            .map(|on| on.sessions)
-            .sum()
+            .map(|on| MemberLoad {
+                sessions: on.sessions,
+                connections: on.connections.unwrap_or(on.sessions),
+            })
+            .fold(MemberLoad::default(), MemberLoad::and)
     }
 
     /// Sessions by route and member, in all other processes.
@@ -249,6 +283,7 @@ mod tests {
                 cluster: "main".to_owned(),
                 member: "db1".to_owned(),
                 sessions: 1,
+                connections: Some(4),
             }],
             moved: Moved {
                 transactions,
@@ -276,8 +311,13 @@ mod tests {
         assert_eq!(transactions(), 15);
         let key = ("rw".to_owned(), "db1".to_owned());
         assert_eq!(totals.sessions()[&key], 5);
-        assert_eq!(totals.sessions_on("main", "db1"), 2);
-        assert_eq!(totals.sessions_on("other", "db1"), 0);
+        let (sessions, connections) = (2, 8);
+        let load = MemberLoad {
+            sessions,
+            connections,
+        };
+        assert_eq!(totals.load_of("main", "db1"), load);
+        assert_eq!(totals.load_of("other", "db1"), MemberLoad::default());
         // A silent one keeps what it said, and is named.
         totals.take("b", Err("process 7: it did not answer".to_owned()));
         assert_eq!((transactions(), totals.count()), (15, (1, 1)));

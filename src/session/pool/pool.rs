@@ -506,6 +506,10 @@ impl<S: SessionStream> Pool<S> {
         });
     }
 
+    pub(super) fn idle_on(&self, member: &MemberName) -> usize {
+        self.lock().member(member).map_or(0, |known| known.idle.len())
+    }
+
     /// Since when the longest idle connection to this member is idle.
     pub(super) fn oldest_idle(&self, member: &MemberName) -> Option<Instant> {
         self.lock().member(member)?.idle.oldest()

@@ -175,6 +175,12 @@ impl<S: SessionStream> Pools<S> {
         pools.into_iter().any(|(_, pool)| pool.evict(member))
     }
 
+    /// Connections to this member that no session has.
+    pub fn idle_on(&self, cluster: &str, member: &MemberName) -> usize {
+        let pools = self.all_of(cluster);
+        pools.iter().map(|pool| pool.idle_on(member)).sum()
+    }
+
     /// The numbers of all pools, for people and programs.
     pub fn views(&self) -> Vec<PoolView> {
         self.all().iter().map(|pool| pool.view()).collect()
