@@ -45,7 +45,8 @@ fn try_out(config: &Config) -> ExitCode {
     };
     let (mut errors, mut untried) = (0, 0);
     for cluster in config.clusters.values() {
-        match runtime.block_on(examine(Arc::clone(cluster), &config.auth)) {
+        let routes = config.routes.values().map(|route| &**route);
+        match runtime.block_on(examine(Arc::clone(cluster), &config.auth, routes)) {
             Ok(findings) => {
                 for finding in findings {
                     println!("{finding}");

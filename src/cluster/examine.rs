@@ -38,6 +38,8 @@ pub enum ProbeOutcome {
         error: String,
         hint: String,
     },
+    /// It works, and will not always.
+    Remark(String),
     /// It was not tried, for this reason.
     Untried(String),
 }
@@ -57,6 +59,13 @@ impl Finding {
                 error: error.to_string(),
                 hint: hint.into(),
             },
+        }
+    }
+
+    fn remark(what: String, remark: String) -> Self {
+        Self {
+            what,
+            outcome: ProbeOutcome::Remark(remark),
         }
     }
 
@@ -80,6 +89,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
             ProbeOutcome::Good(detail) => write!(f, "ok      {}: {detail}", self.what),
+            ProbeOutcome::Remark(remark) => write!(f, "remark  {}: {remark}", self.what),
             ProbeOutcome::Untried(why) => write!(f, "untried {}: {why}", self.what),
             ProbeOutcome::Bad { error, hint } => write!(f, "FAILED  {}: {error} ({hint})", self.what),
         }
@@ -110,10 +120,12 @@ pub async fn memberships(config: Arc<config::Cluster>, user: &[u8]) -> Result<Ar
     Err(last)
 }
 
-/// Examines one cluster. The timeouts of the configuration limit every step.
+/// Examines one cluster. The timeouts of the configuration limit every step. `routes`: all there
+/// are.
 pub async fn examine(
     config: Arc<config::Cluster>,
     auth: &config::Auth,
+    routes: impl Iterator<Item = &config::Route>,
 ) -> Result<Vec<Finding>, ClusterError> {
     let mut findings = Vec::new();
     let tls =
@@ -125,14 +137,84 @@ pub async fn examine(
     for (endpoint, holder) in etcd::ask_all(Arc::clone(&config)).await? {
         findings.push(leader_key(&config, &endpoint, holder));
     }
+    let wanted = Wanted::of(&config, routes);
     let account = Arc::new(ServiceAccount::new(config, tls));
     for member in &members {
         if !member.host.is_empty() {
-            self::member(&account, member, auth, &mut findings).await;
+            self::member(&account, member, auth, &wanted, &mut findings).await;
         }
     }
     Ok(findings)
 }
+
+/// How many connections the configuration allows to each member.
+#[derive(Debug)]
+struct Wanted {
+    /// `server.max_connections`; 0 is no limit.
+    most: u32,
+    /// Of each route with a pool, the size of its largest pool. There is one for each user and
+    /// database, and nobody knows here how many these are.
+    pools: Vec<(Arc<str>, u32)>,
+}
+
+impl Wanted {
+    fn of<'a>(config: &config::Cluster, routes: impl Iterator<Item = &'a config::Route>) -> Self {
+        let own = routes.filter(|route| route.cluster == config.name);
+        let pools = own.filter_map(|route| {
+            let pool = route.pool.as_ref()?;
+            let overrides = pool.overrides.iter().map(|entry| &entry.limits);
+            let sizes = overrides
+                .chain([&pool.limits])
+                .map(|limits| limits.max_connections.saturating_add(limits.reserve));
+            Some((Arc::clone(&route.name), sizes.max()?))
+        });
+        Self {
+            most: config.max_connections,
+            pools: pools.collect(),
+        }
+    }
+
+    /// Compares it with the connections that a member has for other roles than superusers.
+    fn judged(&self, what: String, room: u32) -> Finding {
+        let has_room = format!("it takes {room} connections");
+        let (most, pools) = (self.most, &self.pools);
+        if most > room {
+            let remark = format!(
+                "{has_room}, and server.max_connections is {most}: lower that, or raise max_connections of the server"
+            );
+            return Finding::remark(what, remark);
+        }
+        if most > 0 {
+            return Finding::good(what, format!("{has_room}, and the router opens {most} at most"));
+        }
+        let advice = "lower that, raise max_connections of the server, or set server.max_connections";
+        let large = pools.iter().filter(|(_, size)| *size > room);
+        let large: Vec<_> = large.map(|(route, size)| format!("{size} of {route}")).collect();
+        if !large.is_empty() {
+            let remark = format!(
+                "{has_room}, and a single pool may have more, with its reserve: {}; {advice}",
+                large.join(", ")
+            );
+            return Finding::remark(what, remark);
+        }
+        let sum = pools
+            .iter()
+            .fold(0_u32, |sum, (_, size)| sum.saturating_add(*size));
+        if sum > room {
+            let remark = format!(
+                "{has_room}, and one pool of each route together may have {sum}, with their reserves; {advice}"
+            );
+            return Finding::remark(what, remark);
+        }
+        Finding::good(what, has_room)
+    }
+}
+
+/// What a server has for roles that are not superusers, nor members of
+/// `pg_use_reserved_connections`.
+const ROOM: &str = "SELECT (current_setting('max_connections')::int \
+                    - current_setting('superuser_reserved_connections')::int \
+                    - coalesce(current_setting('reserved_connections', true)::int, 0))::text";
 
 /// The endpoint answers, so the fault is in certificates, or in `http` and `https`.
 const TLS_HINT: &str = "the endpoint answers, so the address is right: does it use `https://`, did an authority in \
@@ -315,6 +397,7 @@ async fn member(
     account: &Arc<ServiceAccount>,
     member: &Listed,
     auth: &config::Auth,
+    wanted: &Wanted,
     findings: &mut Vec<Finding>,
 ) {
     let settings = &account.config.service_account;
@@ -386,6 +469,16 @@ async fn member(
             "the server did not answer a simple query",
         )),
     }
+    let what = format!("{place}: max_connections");
+    let rows = simple_query(&mut connection, ROOM, 1, deadline).await;
+    let room = rows
+        .ok()
+        .and_then(|rows| rows.into_iter().next()?.into_iter().next()?);
+    let room = room.and_then(|room| std::str::from_utf8(&room).ok()?.parse().ok());
+    findings.push(match room {
+        Some(room) => wanted.judged(what, room),
+        None => Finding::untried(what, "the server did not say how many it takes".to_owned()),
+    });
     credentials(account, member, &place, auth, findings).await;
     if let Verifiers::Query { sql, cache_ttl } = &auth.verifiers {
         let query = lookup::Query {
@@ -425,6 +518,43 @@ mod tests {
             frame: Bytes::new(),
             hba_line: hba_line.map(str::to_owned),
         }))
+    }
+
+    #[test]
+    fn connections_that_a_server_does_not_take_are_remarked() {
+        let said = |most, sizes: &[u32]| {
+            let name = |index: usize| Arc::from(format!("r{index}"));
+            let pools = sizes.iter().enumerate().map(|(index, size)| (name(index), *size));
+            let pools = pools.collect();
+            Wanted { most, pools }.judged("db1".to_owned(), 97).to_string()
+        };
+        for (most, sizes, expected) in [
+            (0, &[][..], "ok      db1: it takes 97 connections"),
+            (0, &[97], "ok      db1: it takes 97 connections"),
+            (
+                90,
+                &[50, 60, 98],
+                "ok      db1: it takes 97 connections, and the router opens 90 at most",
+            ),
+        ] {
+            assert_eq!(said(most, sizes), expected);
+        }
+        for (most, sizes, expected) in [
+            (98, &[][..], "server.max_connections is 98"),
+            (
+                0,
+                &[20, 98, 200],
+                "a single pool may have more, with its reserve: 98 of r1, 200 of r2;",
+            ),
+            (0, &[50, 48], "one pool of each route together may have 98,"),
+        ] {
+            let said = said(most, sizes);
+            assert!(
+                said.starts_with("remark  db1: it takes 97 connections, and"),
+                "{said}"
+            );
+            assert!(said.contains(expected), "{said}");
+        }
     }
 
     #[test]

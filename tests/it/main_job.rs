@@ -89,6 +89,7 @@ fn check_connect_tries_everything_and_says_what_fails() {
             "probe",
             "pg_monitor",
             "look-up of verifiers: answers",
+            "max_connections: it takes",
         ] {
             assert!(
                 said.lines()
@@ -97,6 +98,17 @@ fn check_connect_tries_everything_and_says_what_fails() {
             );
         }
     }
+    // More connections than a server takes: a remark, and everything works.
+    let large = format!(
+        "{right}routes:\n  read-write: {{targets: [leader], pool: {{mode: transaction, max_connections: 99999}}}}\n\
+         listeners: [{{name: rw, address: \"127.0.0.1:6432\", route: read-write}}]\n"
+    );
+    let (code, said) = check(&large);
+    assert_eq!(code, Some(0), "{said}");
+    let remarks = said.lines().filter(|line| line.starts_with("remark"));
+    let told: Vec<&str> = remarks.collect();
+    assert_eq!(told.len(), cluster.nodes().len(), "{said}");
+    assert!(told[0].contains("99999 of read-write"), "{said}");
     // A dead endpoint, and an account that may not log in: each is told, with all that works.
     let dead = right.replacen(":8008", ":8009", 1);
     let (code, said) = check(&dead);
