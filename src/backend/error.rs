@@ -437,7 +437,10 @@ impl ConnectError {
             Self::VerifierDiffers { .. } => now(format!(
                 "server \"{server}\" does not have the current password of this user yet"
             ))
-            .hint("The password was changed a moment ago. Try again later."),
+            .hint(
+                "If the password was changed a moment ago, try again later. Otherwise the operator should compare what \
+                 the router knows (auth.users_file, if it is set) with the server.",
+            ),
             Self::NotProven { .. } => failure(format!("server \"{server}\" did not prove its identity"))
                 .hint("The router's log has the details."),
             Self::ChannelBinding { .. } => failure(format!(

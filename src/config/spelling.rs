@@ -44,7 +44,6 @@ const OF_PGBOUNCER: &[(&str, &str)] = &[
     ("max_prepared_statements", "routes.NAME.pool.max_statements"),
     ("max_queue", "routes.NAME.max_queue"),
     ("max_user_client_connections", "limits.per_user"),
-    ("max_user_connections", "clusters.NAME.server.max_connections"),
     ("min_pool_size", "routes.NAME.pool.min_connections"),
     ("pool_mode", "routes.NAME.pool.mode"),
     ("pool_size", "routes.NAME.pool.max_connections"),

@@ -107,6 +107,11 @@ impl Reason {
                 format!("terminating connection: {reason}"),
                 "Reconnect to reach another server.",
             ),
+            Self::TimedOut(timeout @ SessionTimeout::Batch) => (
+                format!("terminating connection: {timeout}"),
+                "Send messages whole and a Sync behind each batch, or ask the operator to raise the limit in the \
+                 route's pool.",
+            ),
             Self::TimedOut(timeout) => (
                 format!("terminating connection: {timeout}"),
                 "Keep transactions shorter, or ask the operator to raise the limit in the route's pool.",

@@ -181,7 +181,8 @@ pub(super) fn find(sql: &str) -> Result<Option<&'static Command>, ErrorReply> {
             if is_transaction(words[0]) {
                 "The console has no transactions: put the driver into autocommit mode. SHOW HELP lists the commands."
             } else {
-                "SHOW HELP lists the commands. For sessions and members use `trunkline sessions`, `trunkline members`."
+                "SHOW HELP lists the commands. The program has more: `trunkline sessions`, `members`, `pools`, `servers`, \
+                 `kill`, `reconnect`, `disable`, `reload`."
             },
         )
     })
