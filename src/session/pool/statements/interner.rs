@@ -49,7 +49,7 @@ impl Interner {
     }
 
     /// Statements that are in use, and at most as many that no longer are.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.table().statements.len()
     }
