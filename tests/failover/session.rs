@@ -96,6 +96,8 @@ pub struct Session {
     runtime: Runtime,
     connection: ServerConnection,
     buffer: BytesMut,
+    /// Errors that came while the session was not waited for long enough to see its end.
+    errors: Vec<Frame>,
 }
 
 impl Session {
@@ -142,6 +144,7 @@ impl Session {
             runtime,
             connection,
             buffer,
+            errors: Vec::new(),
         })
     }
 
@@ -201,9 +204,13 @@ impl Session {
             runtime,
             connection,
             buffer,
+            errors,
         } = self;
         let deadline = Instant::now() + limit;
-        let mut answer = Answer::default();
+        let mut answer = Answer {
+            frames: std::mem::take(errors),
+            ..Answer::default()
+        };
         runtime.block_on(async {
             loop {
                 while buffer.len() >= 5 {
@@ -230,6 +237,11 @@ impl Session {
                 }
             }
         });
+        if !answer.closed && !until_ready {
+            // The end may come with the next look.
+            let came = answer.frames.iter().filter(|frame| frame.tag == b'E');
+            errors.extend(came.cloned());
+        }
         answer
     }
 

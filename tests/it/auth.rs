@@ -549,6 +549,12 @@ fn probes_leave_no_lines_in_a_servers_log() {
     );
     // Nor does its end, with a connection for look-ups open beside that of the probes.
     assert_eq!(router.psql(6432, "SELECT 1"), "1");
+    // A session of a client that the end meets half-way is another matter.
+    eventually("the client's session has ended", Duration::from_secs(15), || {
+        let log = server.log();
+        log.lines()
+            .any(|line| line.contains("disconnection:") && line.contains("user=app"))
+    });
     router.signal("TERM");
     assert_eq!(router.await_exit(Duration::from_secs(20)), 0);
     eventually("each has ended", Duration::from_secs(15), || {
