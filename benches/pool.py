@@ -88,7 +88,7 @@ class Pools(Rig):
         unique = f"{name}-{self.count}"
         if kind == "pgbouncer":
             return self.fresh_pgbouncer(unique, int(size))
-        binaries = {"trunkline": self.args.trunkline, **{name: Path(binary).resolve() for name, binary in self.args.build}}
+        binaries = {"trunkline": self.args.trunkline.resolve(), **{name: Path(binary).resolve() for name, binary in self.args.build}}
         return self.fresh_trunkline(unique, int(size), binaries[kind])
 
     def fresh_pgbouncer(self, name, processes):
