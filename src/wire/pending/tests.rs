@@ -94,6 +94,34 @@ fn an_error_in_the_extended_protocol_skips_to_the_sync() {
     assert!(idle(">PBES <12CEZ"), "failed at the Sync: deferred constraints");
 }
 
+/// Those that the server has read as a part of the COPY do not count.
+#[test]
+fn behind_a_copy_of_a_batch_the_server_waits_for_a_sync() {
+    let waits = [
+        ">PBE <12G",
+        ">PBE <12G >dc",
+        ">PBEH <12G >c",
+        ">PBES <12G >c",
+        ">PBES <12G >dSc",
+        ">PBES <12G >f <E",
+        ">PBE <12G >c <C",
+    ];
+    for script in waits {
+        assert!(played(script).waits_for_client(), "{script}");
+    }
+    let goes_on = [
+        ">PBE <12G >cS",
+        ">PBES <12G >cS",
+        ">PBES <12G >fS <E",
+        ">PBE <12G >cS <CZ",
+        ">Q <G >c",
+        ">Q <H",
+    ];
+    for script in goes_on {
+        assert!(!played(script).waits_for_client(), "{script}");
+    }
+}
+
 #[test]
 fn copy_in_ignores_sync_and_flush() {
     assert!(idle(">Q <G >dSHdc <CZ"));
