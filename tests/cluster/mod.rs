@@ -11,6 +11,7 @@
     reason = "a test that cannot go on says so and fails"
 )]
 
+pub mod drivers;
 pub mod postgres;
 pub mod slapd;
 
@@ -233,6 +234,7 @@ pub struct Node {
     pub port: u16,
     pub rest: String,
     pub postgres_log: PathBuf,
+    pub data: PathBuf,
 }
 
 impl Node {
@@ -244,7 +246,14 @@ impl Node {
             port: u16::try_from(about["port"].as_u64().unwrap()).unwrap(),
             rest: text("rest"),
             postgres_log: text("postgres_log").into(),
+            data: text("data").into(),
         }
+    }
+
+    /// Process id of the server.
+    pub fn postmaster(&self) -> u32 {
+        let file = fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
+        file.lines().next().unwrap().parse().unwrap()
     }
 
     /// As the superuser, on this very server; `None` if it does not answer.

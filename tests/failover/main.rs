@@ -27,6 +27,8 @@ mod lag;
 mod netns;
 mod patroni_proxy;
 mod pooled;
+mod recorded;
+mod recorder;
 mod session;
 mod shutdown;
 mod standby;

@@ -1,0 +1,180 @@
+//! Failovers under the recorder: what clients of five drivers notice of each, and that the account
+//! holds whatever happens.
+
+use std::process::Command;
+use std::time::Duration;
+
+use super::cluster::{Cluster, Node, Options, Router, eventually, succeed};
+use super::recorder::{Episode, Recorder};
+
+/// How sessions outlive their server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Pooled,
+}
+
+impl Mode {
+    fn routes(self) -> String {
+        let keeps = match self {
+            Self::Pooled => "pool: {mode: transaction, max_connections: 8}",
+        };
+        format!(
+            "routes:\n  read-write: {{targets: [leader], {keeps}}}\n  read-only: {{targets: [replica]}}\n"
+        )
+    }
+}
+
+/// Patroni's ttl and the election, with room for a busy machine.
+const FAILOVER: Duration = Duration::from_mins(1);
+/// Of Patroni: an acknowledged transaction survives its leader.
+const SYNCHRONOUS: &str = r#"{"synchronous_mode": true}"#;
+
+/// While there is no leader, requests and logins are refused, and a lost server ends the sessions
+/// that it works for. Drivers have codes of their own (08003), or none.
+const TOLD: [&str; 6] = ["57P01", "57P03", "08003", "08006", "08007", "-"];
+
+/// A cluster, a router before it, and writers in five drivers.
+struct Run {
+    // Dropped in this order.
+    recorder: Recorder,
+    router: Router,
+    cluster: Cluster,
+}
+
+impl Run {
+    fn start(mode: Mode, name: &str, base: &str, etcd_port: u16) -> Self {
+        let options = ["--ttl", "20", "--loop-wait", "2", "--name", name];
+        let cluster = Cluster::start(base, etcd_port, &options);
+        configure(&cluster, SYNCHRONOUS);
+        await_synchronous(&cluster);
+        let options = Options {
+            extra: mode.routes(),
+            ..Options::default()
+        };
+        let router = Router::before(&cluster, options);
+        let recorder = Recorder::start(&cluster, &router, 2, Duration::from_millis(30));
+        Self {
+            recorder,
+            router,
+            cluster,
+        }
+    }
+
+    /// What clients went through during `event`; the cluster is whole again when this returns.
+    fn during(&mut self, name: &str, event: impl FnOnce(&Cluster, &Router)) -> Episode {
+        let Self {
+            cluster,
+            router,
+            recorder,
+        } = self;
+        let episode = recorder.during(name, || event(cluster, router));
+        self.whole();
+        episode
+    }
+
+    fn whole(&self) {
+        self.cluster.control("wait", &[]);
+        await_synchronous(&self.cluster);
+    }
+
+    fn leader(&self) -> Node {
+        self.cluster.node(&self.cluster.leader())
+    }
+
+    fn finish(self) {
+        let leader = self.leader();
+        let account = self.recorder.finish(&leader);
+        account.assert_right();
+        account.assert_sees();
+    }
+
+    // --- events
+
+    fn switchover(&mut self) -> Episode {
+        self.during("switchover by patronictl", |cluster, _| {
+            cluster.control("switchover", &[]);
+        })
+    }
+
+    fn kill_the_leader(&mut self) -> Episode {
+        let dead = self.leader().name;
+        let Self {
+            cluster, recorder, ..
+        } = self;
+        let episode = recorder.during("leader killed", || {
+            cluster.control("kill", &[&dead]);
+        });
+        self.cluster.control("start", &[&dead]);
+        self.whole();
+        episode
+    }
+
+    /// Patroni starts it again in its place.
+    fn kill_the_postmaster(&mut self) -> Episode {
+        let postmaster = self.leader().postmaster();
+        self.during("postmaster killed", |_, _| kill(postmaster))
+    }
+
+    /// Thawed without its Patroni, it believes that it leads, and lets itself be written to.
+    fn freeze_the_leader(&mut self) -> Episode {
+        let frozen = self.leader();
+        let Self {
+            cluster, recorder, ..
+        } = self;
+        let episode = recorder.during("leader frozen", || {
+            cluster.control("freeze", &[&frozen.name]);
+        });
+        kill(self.patroni(&frozen));
+        self.cluster.control("thaw", &[&frozen.name]);
+        eventually("the thawed one answers", FAILOVER, || {
+            frozen.sql_try("SELECT pg_is_in_recovery()").as_deref() == Some("f")
+        });
+        for _ in 0..3 {
+            self.recorder.await_all();
+        }
+        assert_eq!(frozen.sql("SELECT pg_is_in_recovery()"), "f", "it still leads");
+        assert_eq!(self.recorder.fenced(&frozen), [], "written on {}", frozen.name);
+        self.cluster.control("kill", &[&frozen.name]);
+        self.cluster.control("start", &[&frozen.name]);
+        self.whole();
+        episode
+    }
+
+    /// The process that Patroni runs in.
+    fn patroni(&self, node: &Node) -> u32 {
+        let record = std::fs::read_to_string(format!("{}/pids/{}", self.cluster.dir(), node.name)).unwrap();
+        record.split(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+fn kill(process: u32) {
+    succeed(Command::new("kill").args(["-s", "KILL", &process.to_string()]));
+}
+
+/// Changes Patroni's dynamic configuration.
+fn configure(cluster: &Cluster, json: &str) {
+    let url = format!("{}/config", cluster.nodes()[0].rest);
+    succeed(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "-X", "PATCH", "-d", json, &url]));
+}
+
+/// Until the leader has a synchronous standby.
+fn await_synchronous(cluster: &Cluster) {
+    eventually("there is a synchronous standby", FAILOVER, || {
+        cluster
+            .node(&cluster.leader())
+            .sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')")
+            != "0"
+    });
+}
+
+#[test]
+fn switchovers_and_crashes_of_a_pooled_route_lose_and_double_nothing() {
+    let mut run = Run::start(Mode::Pooled, "recorded", "127.0.55.11", 14300);
+    for _ in 0..2 {
+        run.switchover().assert_only(&TOLD);
+    }
+    run.kill_the_postmaster().assert_only(&TOLD);
+    run.kill_the_leader().assert_only(&TOLD);
+    run.freeze_the_leader().assert_only(&TOLD);
+    run.finish();
+}
