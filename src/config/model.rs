@@ -6,6 +6,7 @@
 mod admission;
 mod auth;
 mod cluster;
+mod hold;
 mod http;
 mod listener;
 mod on_unfit;
@@ -29,6 +30,7 @@ pub use auth::{Auth, CredentialUsers, RateLimit, ServerCredential, ServerSecret,
 pub use cluster::{
     BasicAuth, Cluster, Etcd, LocalMember, Patroni, Probe, Server, ServerOptions, ServiceAccount, Source,
 };
+pub use hold::{Hold, Resume};
 pub use http::{AgentCheck, AgentSubject, Console, Http, HttpAccess, HttpTls};
 pub use listener::{BindAddress, Listener, ListenerMode, ListenerTls};
 pub use on_unfit::{Limit, MaxLag, OnUnfit, Unfit};

@@ -8,6 +8,7 @@ mod clusters;
 mod console;
 mod endpoints;
 mod etcd;
+mod hold;
 mod http;
 mod listeners;
 mod names;

@@ -76,7 +76,8 @@ auth: {query: "SELECT a, b FROM c WHERE a = $1", cache_ttl: 5s, login_timeout: 1
        server_credentials: [{users: all, password_file: pw}],
        rate_limit: {failures: 2, delay: 50ms, max_delay: 3s, refuse_after: 9, refuse_for: 2m, exempt: [10.9.0.0/16]}}
 routes:
-  w: {cluster: other, targets: [leader], balance: least_connections, resume: off, queue_timeout: 3s, max_queue: 19,
+  w: {cluster: other, targets: [leader], balance: least_connections, resume: tracked, queue_timeout: 3s, max_queue: 19,
+      hold: {timeout: 50s, max_clients: 30, max_bytes: 1MiB, logins: false},
       client_address: {setting: false, application_name: true, tls: true}}
   r: {targets: [[sync, quorum], replica, leader], tags: {disk: ssd, old: false, site: 2}, balance: source_hash,
       read_only_on_leader: unenforced, max_lag: {bytes: 4MiB, time: 8s, recover_bytes: 1MiB, recover_time: 3s},
@@ -283,19 +284,6 @@ fn no_secret_is_shown_by_debug() {
     for secret in ["geheim", "from the environment", "0123456789abcdef"] {
         assert!(!shown.contains(secret), "{secret}");
     }
-}
-
-#[test]
-fn words_of_later_features_are_refused_as_such() {
-    let files = Files::new();
-    let change = |from: &str, to: &str| {
-        assert!(FULL.contains(from), "{from}");
-        FULL.replacen(from, to, 1)
-    };
-    files.one_error(
-        &change("resume: off", "resume: tracked"),
-        "`tracked` is not supported yet; use `off`",
-    );
 }
 
 #[test]

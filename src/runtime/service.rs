@@ -319,6 +319,8 @@ impl Service {
         let registry = Arc::clone(&self.shared.registry);
         let watching = enforce(handle.subscribe(), registry, self.stop.clone());
         self.tracker.spawn(watching);
+        self.tracker
+            .spawn(follow(&self.shared, handle, self.stop.clone()));
     }
 
     fn retire(&mut self, gone: HashMap<Arc<str>, ClusterHandle>) {
@@ -376,6 +378,16 @@ impl NextCluster {
             }
         }
     }
+}
+
+/// Opens and shuts the gates of this cluster's routes.
+pub(super) fn follow(
+    shared: &Shared,
+    cluster: &ClusterHandle,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (occupancy, snapshots) = (Arc::clone(&shared.occupancy), cluster.subscribe());
+    async move { occupancy.follow(snapshots, stop).await }
 }
 
 fn is_led(handle: &ClusterHandle) -> bool {

@@ -340,6 +340,8 @@ impl Parts {
             let registry = Arc::clone(&self.shared.registry);
             let enforcing = orders::enforce(cluster.subscribe(), registry, self.stop.clone());
             self.tracker.spawn(enforcing);
+            self.tracker
+                .spawn(service::follow(&self.shared, cluster, self.stop.clone()));
         }
         let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
         self.tracker.spawn(async move {
@@ -503,6 +505,7 @@ fn share(
         Arc::clone(&generations),
     );
     let pool_metrics = session_metrics.pools(metrics);
+    occupancy.register_hold(metrics);
     let pools = Pools::new(Arc::clone(&occupancy), pool_metrics, open::rehome, spares);
     pools.register_connections(metrics);
     Ok(Shared {

@@ -104,6 +104,26 @@ impl From<AttachError> for NoServer {
 }
 
 impl AttachError {
+    /// Whether the reason may be a failover, or a server's stop, that the probes have not seen yet.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::NoCandidate(_) => true,
+            Self::Refused {
+                refuses_login,
+                has_other_password,
+                ..
+            } => !(*refuses_login || *has_other_password),
+            Self::Server { frame, .. } => {
+                let code = ErrorFields::of_prefix(frame.get(5..).unwrap_or_default()).code;
+                matches!(
+                    code,
+                    SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW
+                )
+            }
+            Self::TooLong(_) | Self::Credential { .. } => false,
+        }
+    }
+
     /// The error for the client.
     pub(super) fn reply(&self) -> ErrorReply {
         match self {

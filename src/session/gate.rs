@@ -1,30 +1,42 @@
 //! The gate of a route: sessions wait here until they can have a server.
 //!
-//! Today a session waits for one reason only: every candidate has as many sessions as
-//! `server.max_connections` allows. If no member is fit for a route, its sessions do not wait: the
-//! gate fails fast.
+//! A session waits for one of two reasons. The gate is shut ([`position`]): no member may serve the
+//! route, which a failover may end, or an operator has paused it. Its client is then held in a line
+//! ([`line`]), limited by `hold`. Or every candidate has as many sessions as
+//! `server.max_connections` allows: limited by `queue_timeout` and `max_queue`. If no member is fit
+//! and waiting is no use, the gate fails fast.
 //!
-//! Guarantees: first come, first served; a new session never overtakes. A change (a session ended,
+//! Guarantees: nothing that a client can cause shuts the gate, and while a member may serve only a
+//! pause does. First come, first served; a new session never overtakes. A change (a session ended,
 //! the topology changed) wakes only the first session, however many wait; when it leaves, the next
 //! one has its turn. A session in the middle leaves at once, at no cost for the others. The number
 //! of waiting sessions and their time are limited, and waiting takes no thread. No lock is held
 //! while a session tries, and no lock is taken within another.
 
+mod line;
+mod position;
+
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry as Into, Unit};
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
+use self::line::Line;
+pub(super) use self::line::{HeldPlace, ReleasePass};
+use self::position::{GateMemory, Position, ShutReason};
 use super::gauges::{GaugeGuard, RouteLabel, seconds};
+use super::paused::PausedRoutes;
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{Cluster, Route};
 use crate::frontend::RefuseReason;
@@ -54,9 +66,11 @@ impl QueueError {
 /// All gates. A gate lives as long as a listener or a session uses it.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
-    gates: Mutex<HashMap<GateKey, Weak<Gate>>>,
+    by_route: Mutex<HashMap<GateKey, Weak<Gate>>>,
     /// The number of sessions that wait at all gates.
     waiting: Arc<AtomicU32>,
+    paused: Arc<PausedRoutes>,
+    hold: HoldMetrics,
 }
 
 /// A route and its cluster. After a reload, a route of the same name may belong to another cluster,
@@ -68,18 +82,19 @@ struct GateKey {
 }
 
 impl Gates {
-    /// The gate of this route; a new one if there is none.
-    pub(super) fn of(&self, route: &Route) -> Arc<Gate> {
+    /// The gate of this route, which from now on is as given; a new one if there is none.
+    pub(super) fn of(&self, route: &Arc<Route>) -> Arc<Gate> {
         let mut gates = self.lock();
         let key = GateKey {
             route: Arc::clone(&route.name),
             cluster: Arc::clone(&route.cluster),
         };
         if let Some(gate) = gates.get(&key).and_then(Weak::upgrade) {
+            gate.route.store(Arc::clone(route));
             return gate;
         }
         gates.retain(|_, gate| gate.strong_count() > 0);
-        let gate = Arc::new(Gate::new(Arc::clone(&self.waiting)));
+        let gate = Arc::new(Gate::new(route, self));
         gates.insert(key, Arc::downgrade(&gate));
         gate
     }
@@ -92,60 +107,104 @@ impl Gates {
         if self.waiting.load(Ordering::Acquire) == 0 {
             return;
         }
-        let with_waiting: Vec<Arc<Gate>> = self
-            .lock()
+        for gate in self.of_cluster(cluster) {
+            if gate.waiting() > 0 {
+                gate.changed.notify_one();
+            }
+        }
+    }
+
+    fn of_cluster(&self, cluster: &str) -> Vec<Arc<Gate>> {
+        self.lock()
             .iter()
-            .filter(|(key, _)| key.cluster == *cluster)
+            .filter(|(key, _)| &*key.cluster == cluster)
             .filter_map(|(_, gate)| gate.upgrade())
-            .filter(|gate| gate.waiting() > 0)
-            .collect();
-        for gate in with_waiting {
-            gate.changed.notify_one();
+            .collect()
+    }
+
+    pub(super) fn paused(&self) -> &Arc<PausedRoutes> {
+        &self.paused
+    }
+
+    pub(super) fn hold_metrics(&self) -> &HoldMetrics {
+        &self.hold
+    }
+
+    /// Opens and shuts the gates of one cluster as its snapshots and the pauses of its routes say,
+    /// until `stop`, or until the cluster is removed.
+    pub(super) async fn follow(
+        &self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        stop: CancellationToken,
+    ) {
+        let mut pauses = self.paused.subscribe();
+        loop {
+            pauses.borrow_and_update();
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            for gate in self.of_cluster(&snapshot.cluster) {
+                gate.refresh(|| Arc::clone(&snapshots.borrow()), &gate.route.load_full());
+            }
+            let next_end = self.paused.all().values().min().copied();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep_until(next_end.unwrap_or_else(Instant::now)), if next_end.is_some() => {
+                    self.paused.expire();
+                }
+                _ = pauses.changed() => {}
+                changed = snapshots.changed() => if changed.is_err() { return },
+            }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<GateKey, Weak<Gate>>> {
-        self.gates.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_route.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether sessions of a route can be served at all, by one snapshot.
-#[derive(Debug, Clone)]
-enum GateState {
-    /// A member may serve the route.
-    Open,
-    /// No member may; clients get this error at once.
-    FailFast(Box<ErrorReply>),
-}
-
-/// A gate's state, and what it was computed from.
+/// A gate's position, and what it was computed from.
 #[derive(Debug)]
 struct Computed {
     snapshot: Arc<Snapshot>,
     route: Arc<Route>,
-    state: GateState,
+    /// Until when the route is paused.
+    paused: Option<Instant>,
+    position: Position,
+    /// Since when the gate has had this kind of position.
+    since: Instant,
 }
 
 impl Computed {
-    fn new(snapshot: Arc<Snapshot>, route: &Arc<Route>) -> Self {
-        let state = match routing::check_available(&snapshot, route) {
-            Ok(()) => GateState::Open,
-            Err(choice) => GateState::FailFast(Box::new(unavailable(&snapshot, route, &choice))),
-        };
-        Self {
-            snapshot,
-            route: Arc::clone(route),
-            state,
-        }
+    /// What it was computed from is still so.
+    fn is_of(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        route: &Arc<Route>,
+        paused: Option<Instant>,
+        now: Instant,
+    ) -> bool {
+        let is_over = matches!(self.position, Position::Shut { until, .. } if until <= now);
+        Arc::ptr_eq(&self.snapshot, snapshot)
+            && Arc::ptr_eq(&self.route, route)
+            && self.paused == paused
+            && !is_over
     }
 }
 
 /// One route's gate.
 #[derive(Debug)]
 pub struct Gate {
-    /// Computed once for each snapshot, by the first login that asks.
+    /// As the configuration has it now.
+    route: ArcSwap<Route>,
+    label: RouteLabel,
     state: ArcSwapOption<Computed>,
-    /// The number of sessions that wait.
+    /// Held while a position is computed.
+    memory: Mutex<GateMemory>,
+    is_shut: AtomicBool,
+    /// The clients that are held.
+    line: Line,
+    hold: HoldMetrics,
+    paused: Arc<PausedRoutes>,
+    /// The number of sessions that wait for a seat.
     waiting: AtomicU32,
     /// The same for all gates.
     waiting_anywhere: Arc<AtomicU32>,
@@ -156,11 +215,20 @@ pub struct Gate {
 }
 
 impl Gate {
-    fn new(waiting_anywhere: Arc<AtomicU32>) -> Self {
+    fn new(route: &Arc<Route>, gates: &Gates) -> Self {
         Self {
+            route: ArcSwap::new(Arc::clone(route)),
+            label: RouteLabel {
+                route: route.name.to_string(),
+            },
             state: ArcSwapOption::empty(),
+            memory: Mutex::default(),
+            is_shut: AtomicBool::new(false),
+            line: Line::default(),
+            hold: gates.hold.clone(),
+            paused: Arc::clone(&gates.paused),
             waiting: AtomicU32::new(0),
-            waiting_anywhere,
+            waiting_anywhere: Arc::clone(&gates.waiting),
             turn: Semaphore::new(1),
             changed: Notify::new(),
         }
@@ -170,23 +238,138 @@ impl Gate {
     /// so that a balancer's check sees the error.
     ///
     /// # Errors
-    /// No member may serve the route: 57P03 with the reasons.
-    pub(super) fn admits(&self, snapshot: Arc<Snapshot>, route: &Arc<Route>) -> Result<(), ErrorReply> {
-        let known = self.state.load_full();
-        let is_current = |known: &&Arc<Computed>| {
-            Arc::ptr_eq(&known.snapshot, &snapshot) && Arc::ptr_eq(&known.route, route)
-        };
-        let computed = if let Some(known) = known.as_ref().filter(is_current) {
-            Arc::clone(known)
-        } else {
-            let computed = Arc::new(Computed::new(snapshot, route));
-            self.state.store(Some(Arc::clone(&computed)));
-            computed
-        };
-        match &computed.state {
-            GateState::Open => Ok(()),
-            GateState::FailFast(reply) => Err(ErrorReply::clone(reply)),
+    /// No member may serve the route, and its logins are not held: 57P03 with the reasons.
+    pub(super) fn admits(
+        &self,
+        load: impl Fn() -> Arc<Snapshot>,
+        route: &Arc<Route>,
+    ) -> Result<(), ErrorReply> {
+        self.refresh(load, route);
+        match self.position(Instant::now()) {
+            Position::Open
+            | Position::Shut {
+                why: ShutReason::Paused,
+                ..
+            } => Ok(()),
+            Position::Shut { .. } if route.hold.logins => Ok(()),
+            Position::Shut { error, .. } | Position::FailFast(error) => Err(*error),
         }
+    }
+
+    /// Computes the position again if anything has changed. `load`: the newest snapshot.
+    pub(super) fn refresh(&self, load: impl Fn() -> Arc<Snapshot>, route: &Arc<Route>) {
+        let now = Instant::now();
+        let paused = self.paused.until(&route.name, now);
+        let is_current = |known: &Computed| known.is_of(&load(), route, paused, now);
+        if self.state.load().as_deref().is_some_and(is_current) {
+            return;
+        }
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        // Loaded under the lock: an older one never replaces a newer one.
+        let snapshot = load();
+        let position = position::evaluate(&mut memory, &snapshot, route, paused, now);
+        let before = self.state.load_full();
+        let same = before.as_ref().filter(|known| known.position.is_like(&position));
+        let since = same.map_or(now, |known| known.since);
+        let is_changed = same.is_none();
+        let (is_open, is_shut) = (
+            matches!(position, Position::Open),
+            matches!(position, Position::Shut { .. }),
+        );
+        if is_changed {
+            self.report(before.as_deref(), &position, now);
+        }
+        self.state.store(Some(Arc::new(Computed {
+            snapshot,
+            route: Arc::clone(route),
+            paused,
+            position,
+            since,
+        })));
+        self.is_shut.store(is_shut, Ordering::Release);
+        drop(memory);
+        if is_open {
+            self.line.wake_first();
+        } else if is_changed || !is_shut {
+            self.line.wake_all();
+        }
+    }
+
+    /// Logs what becomes of clients from now on.
+    fn report(&self, before: Option<&Computed>, position: &Position, now: Instant) {
+        let route = &self.label.route;
+        let held = self.line.length();
+        let was_shut = before.filter(|known| matches!(known.position, Position::Shut { .. }));
+        let after = was_shut.map(|known| now.duration_since(known.since).as_millis());
+        match (position, after) {
+            (Position::Shut { why, until, .. }, _) => {
+                let ms = until.duration_since(now).as_millis();
+                info!(%route, %why, "clients are held for up to {ms} ms");
+            }
+            (Position::Open, Some(ms)) => info!(%route, held, "held clients go on after {ms} ms"),
+            (Position::FailFast(error), Some(ms)) => {
+                warn!(%route, held, error = error.message, "clients are held no longer, after {ms} ms");
+            }
+            _ => {}
+        }
+    }
+
+    fn computed(&self) -> Option<Arc<Computed>> {
+        self.state.load_full()
+    }
+
+    /// Where the gate stands, by its last look.
+    fn position(&self, now: Instant) -> Position {
+        match self.state.load().as_deref() {
+            None => Position::Open,
+            Some(Computed {
+                position: Position::Shut { until, error, .. },
+                ..
+            }) if *until <= now => Position::FailFast(error.clone()),
+            Some(known) => known.position.clone(),
+        }
+    }
+
+    /// A request that finds the session without a server must ask for a place: the gate is shut, or
+    /// others that came before are still held.
+    pub(super) fn must_wait(&self) -> bool {
+        self.is_shut.load(Ordering::Acquire) || !self.line.is_empty()
+    }
+
+    /// Clients are held.
+    pub(super) fn is_shut(&self) -> bool {
+        matches!(self.position(Instant::now()), Position::Shut { .. })
+    }
+
+    /// Clients are held whose requests together have reached `hold.max_bytes`.
+    pub(super) fn is_full_of_bytes(&self) -> bool {
+        !self.line.is_empty() && self.line.bytes() >= self.route.load().hold.max_bytes
+    }
+
+    /// A place for a client whose request has this many bytes.
+    ///
+    /// # Errors
+    /// `hold.max_clients` are held already: the answer for the client.
+    pub(super) fn hold(self: &Arc<Self>, bytes: u64) -> Result<HeldPlace, ErrorReply> {
+        HeldPlace::new(self, bytes)
+    }
+
+    /// The error if too many clients are held.
+    fn too_many(&self) -> ErrorReply {
+        let route = self.route.load();
+        let error = match self.position(Instant::now()) {
+            Position::Shut { error, .. } | Position::FailFast(error) => *error,
+            Position::Open => not_released(&route),
+        };
+        position::too_many(&route, route.hold.max_clients.unwrap_or(u32::MAX), &error)
+    }
+
+    /// How long a client that was held waits for its turn after the gate has opened, and the error
+    /// at the end.
+    fn release_limit(&self, now: Instant) -> (Instant, ErrorReply) {
+        let route = self.route.load();
+        let since = self.state.load().as_deref().map_or(now, |known| known.since);
+        (since + route.queue.timeout, not_released(&route))
     }
 
     /// Waits until it is this session's turn and `attempt` succeeds. Returns the result of
@@ -284,6 +467,19 @@ impl Drop for Wait<'_> {
     }
 }
 
+/// The error for a client that was held and had no turn.
+fn not_released(route: &Route) -> ErrorReply {
+    ErrorReply::fatal(
+            SqlState::TOO_MANY_CONNECTIONS,
+            format!("too many clients of the route {} wait for a server", route.name),
+        )
+        .hint(format!(
+            "They were held while there was none, and this one had no turn within {} ms (queue_timeout). Try again \
+             later.",
+            route.queue.timeout.as_millis()
+        ))
+}
+
 /// The error if no member may serve the route.
 pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
     let (message, hint) = routing::unavailable(snapshot, route, choice);
@@ -365,9 +561,61 @@ impl Metrics {
     }
 }
 
+/// The metrics of held clients.
+#[derive(Debug, Clone)]
+pub(super) struct HoldMetrics {
+    length: Family<RouteLabel, Gauge>,
+    entered: Family<RouteLabel, Counter>,
+    full: Family<RouteLabel, Counter>,
+    timeouts: Family<RouteLabel, Counter>,
+    wait_seconds: Histogram,
+}
+
+impl Default for HoldMetrics {
+    fn default() -> Self {
+        Self {
+            length: Family::default(),
+            entered: Family::default(),
+            full: Family::default(),
+            timeouts: Family::default(),
+            wait_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
+        }
+    }
+}
+
+impl HoldMetrics {
+    pub(super) fn register(&self, into: &mut Into) {
+        into.register("hold_length", "Clients that are held now", self.length.clone());
+        into.register(
+            "hold_entered",
+            "Clients that were held while no server could serve them",
+            self.entered.clone(),
+        );
+        into.register(
+            "hold_full",
+            "Clients refused because hold.max_clients were held already",
+            self.full.clone(),
+        );
+        into.register(
+            "hold_timeouts",
+            "Held clients that got no server in time",
+            self.timeouts.clone(),
+        );
+        into.register_with_unit(
+            "hold_wait",
+            "How long clients were held, whatever the result",
+            Unit::Seconds,
+            self.wait_seconds.clone(),
+        );
+    }
+}
+
 #[cfg(any(test, feature = "instructions"))]
 #[path = "gate_scene.rs"]
 pub(crate) mod gate_scene;
+#[cfg(test)]
+#[path = "gate/hold_tests.rs"]
+mod hold_tests;
 #[cfg(test)]
 #[path = "gate_tests.rs"]
 mod tests;

@@ -76,11 +76,11 @@ impl Scene {
     pub(super) fn new(most: u32) -> Self {
         let mut route = Route::read_write("read-write", "main");
         route.queue.most = most;
-        let gates = Gates::default();
+        let (gates, route) = (Gates::default(), Arc::new(route));
         Self {
             gate: gates.of(&route),
             gates,
-            route: Arc::new(route),
+            route,
             metrics: Metrics::register(&mut Registry::default()),
             snapshots: watch::channel(snapshot(1)).0,
             seats: Cell::new(0),

@@ -109,7 +109,9 @@ async fn a_session_that_waits_is_woken_after_its_route_has_moved_to_another_clus
     let scene = Scene::new(1);
     let mut waiting = scene.waits();
     // A reload, and the first login after it.
-    let moved = scene.gates.of(&Route::read_write("read-write", "other"));
+    let moved = scene
+        .gates
+        .of(&Arc::new(Route::read_write("read-write", "other")));
     assert!(!Arc::ptr_eq(&moved, &scene.gate));
     scene.gates.freed(&"other".into());
     assert_eq!(waiting.woken(), 0, "it waits for a server of its own cluster");
@@ -121,7 +123,7 @@ async fn a_session_that_waits_is_woken_after_its_route_has_moved_to_another_clus
 #[test]
 fn a_gate_belongs_to_one_route_and_exists_while_it_is_used() {
     let gates = Gates::default();
-    let route = |cluster| Route::read_write("read-write", cluster);
+    let route = |cluster| Arc::new(Route::read_write("read-write", cluster));
     let gate = gates.of(&route("main"));
     assert!(Arc::ptr_eq(&gate, &gates.of(&route("main"))));
     let other = gates.of(&route("other"));
@@ -131,7 +133,7 @@ fn a_gate_belongs_to_one_route_and_exists_while_it_is_used() {
         "the route moves back"
     );
     drop((gate, other));
-    gates.of(&Route::read_write("second", "main"));
+    gates.of(&Arc::new(Route::read_write("second", "main")));
     assert_eq!(gates.lock().len(), 1, "nothing is left behind");
 }
 
@@ -139,11 +141,11 @@ fn a_gate_belongs_to_one_route_and_exists_while_it_is_used() {
 fn a_route_without_a_fit_member_fails_fast_and_is_computed_once_for_each_snapshot() {
     let scene = Scene::new(1);
     let one = snapshot(1);
-    let reply = scene.gate.admits(Arc::clone(&one), &scene.route).unwrap_err();
+    let reply = scene.gate.admits(|| Arc::clone(&one), &scene.route).unwrap_err();
     assert_eq!(reply.code, SqlState::CANNOT_CONNECT_NOW);
     let computed = scene.gate.state.load_full().unwrap();
-    assert!(scene.gate.admits(one, &scene.route).is_err());
+    assert!(scene.gate.admits(|| Arc::clone(&one), &scene.route).is_err());
     assert!(Arc::ptr_eq(&computed, &scene.gate.state.load_full().unwrap()));
-    assert!(scene.gate.admits(snapshot(2), &scene.route).is_err());
+    assert!(scene.gate.admits(|| snapshot(2), &scene.route).is_err());
     assert!(!Arc::ptr_eq(&computed, &scene.gate.state.load_full().unwrap()));
 }

@@ -26,6 +26,7 @@ use super::end::Cause;
 use super::finish::finish;
 use super::gauges::seconds;
 use super::held::{Held, check_placement};
+use super::held_login::HeldLogin;
 use super::keys::ClientCancelKey;
 use super::link::Link;
 use super::pool::{self, begin::Pooled};
@@ -155,9 +156,16 @@ impl Waiting {
             if !state.fits() {
                 return Err(NoServer::too_long());
             }
-            let pass = wanted.pass(stream.hung_up(), &shared.closing).await?;
-            record.times.queued = pass.queued;
-            Ok(attach::attach(&request, pass).await?)
+            let mut trying = HeldLogin::new(&listener, &shared.closing);
+            loop {
+                let released = trying.wait(stream.hung_up()).await?;
+                let pass = wanted.pass(stream.hung_up(), &shared.closing).await?;
+                record.times.queued += pass.queued;
+                match attach::attach(&request, pass).await {
+                    Err(error) if trying.tries_again(&error) => drop(released),
+                    attached => return Ok(attached?),
+                }
+            }
         };
         let attached = attached.await;
         record.times.connect = started.elapsed().saturating_sub(record.times.queued);

@@ -9,11 +9,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use prometheus_client::registry::Registry as Into;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::connect_backoff::ConnectBackoff;
 use super::gate::{Gate, Gates};
+use super::paused::PausedRoutes;
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{self, Route, Source};
 use crate::routing::{self, Choice, Turns};
@@ -41,8 +44,23 @@ struct Inner {
 
 impl Occupancy {
     /// The gate of this route; the same one for all its listeners, and after a reload.
-    pub fn gate(&self, route: &Route) -> Arc<Gate> {
+    pub fn gate(&self, route: &Arc<Route>) -> Arc<Gate> {
         self.gates.of(route)
+    }
+
+    /// The routes that an operator has paused.
+    pub fn paused_routes(&self) -> &Arc<PausedRoutes> {
+        self.gates.paused()
+    }
+
+    pub fn register_hold(&self, into: &mut Into) {
+        self.gates.hold_metrics().register(into);
+    }
+
+    /// Opens and shuts the gates of one cluster's routes, until `stop`, or until the cluster is
+    /// removed.
+    pub(crate) async fn follow(&self, snapshots: watch::Receiver<Arc<Snapshot>>, stop: CancellationToken) {
+        self.gates.follow(snapshots, stop).await;
     }
 
     /// The members that may serve a session of `client` now, in order of preference, and a seat on
@@ -260,6 +278,7 @@ mod tests {
         // A reload has set a limit.
         let mut route = Route::read_write("read-write", "main");
         route.queue.most = 1;
+        let route = Arc::new(route);
         let gate = occupancy.gate(&route);
         let metrics = gate::Metrics::register(&mut Registry::default());
         let snapshots = watch::channel(gate_scene::snapshot(1)).0;

@@ -92,11 +92,6 @@ impl<'a> Field<'a> {
 
     /// One of the words that the schema has for this value.
     pub(in crate::config) fn word(&self) -> Option<&'static str> {
-        self.word_or_later(&[])
-    }
-
-    /// As [`Self::word`]; the words in `later` belong to a feature that does not work yet.
-    pub(in crate::config) fn word_or_later(&self, later: &[&'static str]) -> Option<&'static str> {
         let words = self.words();
         // `min_version: 1.2` without quotes is a number, and clear.
         let number;
@@ -115,12 +110,8 @@ impl<'a> Field<'a> {
         if known.is_some() {
             return known;
         }
-        if later.contains(&word) {
-            self.error(format!("`{word}` is not supported yet; use {}", listed(words)));
-            return None;
-        }
         let message = format!("expected {}, found `{}`", listed(words), shown_key(word));
-        let known = || words.iter().chain(later).copied();
+        let known = || words.iter().copied();
         match closest(word, known()).or_else(|| meant(word, known())) {
             Some(meant) => self.error_with_hint(message, format!("did you mean `{meant}`?")),
             None => self.error(message),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::words::words;
-use super::{MaxLag, OnUnfit, Pool};
+use super::{Hold, MaxLag, OnUnfit, Pool, Resume};
 
 /// What a listener asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub struct Route {
     pub queue: Queue,
     /// `None`: each session has a server connection of its own.
     pub pool: Option<Pool>,
+    /// [`Resume::Tracked`] with transaction pooling.
+    pub resume: Resume,
+    pub hold: Hold,
     pub client_address: ClientAddressOptions,
 }
 

@@ -8,7 +8,9 @@ use super::names::reference;
 use super::routes::Routes;
 use super::sockets::{SocketToBind, Speaks};
 use crate::config::fields::{Field, Section, report_repeated};
-use crate::config::model::{BindAddress, ClientTls, Listener, ListenerMode, ListenerTls, OnLeader, Route};
+use crate::config::model::{
+    BindAddress, ClientTls, Listener, ListenerMode, ListenerTls, OnLeader, Resume, Route,
+};
 use crate::config::schema::{DEFAULT_LISTENERS, LISTENER};
 
 pub(super) fn listeners<'a>(
@@ -130,6 +132,14 @@ fn check_forwarding(route: &Route, mode: &Field<'_>) {
             "`read_only_on_leader: enforced`",
         ),
         (route.pool.is_some(), "a `pool`"),
+        (
+            route.pool.is_none() && route.resume == Resume::Tracked,
+            "`resume: tracked`",
+        ),
+        (
+            route.resume == Resume::Off && route.hold.logins,
+            "`hold: {logins: true}`",
+        ),
     ];
     for (_, what) in asked.iter().filter(|(is_asked, _)| *is_asked) {
         mode.error_with_hint(

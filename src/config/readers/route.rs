@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::targets::{tags, targets};
-use super::{on_unfit, pool};
+use super::{hold, on_unfit, pool};
 use crate::config::fields::{Context, Section};
 use crate::config::model::{
     Access, Auth, Balance, ClientAddressOptions, CredentialUsers, OnLeader, Pool, Queue, Route, TargetRole,
@@ -77,6 +77,8 @@ fn with_targets(
 ) -> Option<Route> {
     let access = targets.as_deref().map(Access::of);
     let (queue, pool) = queue_and_pool(section, around);
+    let resume = hold::resume(section, pool.as_ref());
+    let hold = hold::hold(section, resume);
     let client_address = client_address_options(section, pool.is_some());
     let tags = match section.field("tags") {
         Some(field) => tags(&field, around.is_fixed),
@@ -101,6 +103,8 @@ fn with_targets(
         on_unfit,
         queue,
         pool,
+        resume,
+        hold,
         client_address,
     })
 }

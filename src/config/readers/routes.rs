@@ -55,9 +55,6 @@ pub(super) fn routes<'a>(
             probe_interval: draft.map(ClusterDraft::probe_interval),
             auth,
         };
-        if let Some(field) = section.field("resume") {
-            let _ = field.word_or_later(&["tracked"]);
-        }
         client_addresses.extend(section.field("client_address").map(|field| (*name, field)));
         if let Some(route) = route::read(&section, name, cluster, &around) {
             add(route);

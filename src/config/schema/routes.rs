@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::Otherwise::{Below, Nothing, Number, Required, Said, Text, Time, Truth};
+use super::Otherwise::{Below, Nothing, Number, Required, Said, Size, Text, Time, Truth};
 use super::kind::{
-    DAY, NAME, SCALAR, SIZE, TARGETS, TRUTH, either, list, named_at_most, number, section, time, words,
-    words_of,
+    DAY, NAME, SCALAR, SIZE, TARGETS, TRUTH, ValueKind, either, list, named_at_most, number, section, time,
+    time_or_off, words, words_of,
 };
 use super::pools::POOL;
 use super::{Key, Keys};
-use crate::config::model::{Balance, OnLeader, Unfit};
+use crate::config::model::{Balance, OnLeader, Resume, Unfit};
 use crate::config::units::{hours, minutes, ms, secs};
 
 pub(in crate::config) static ROUTE: Keys = Keys(&[
@@ -42,9 +42,19 @@ pub(in crate::config) static ROUTE: Keys = Keys(&[
     ),
     Key::new(
         "resume",
-        words(&["off"]),
-        Text("off"),
-        "What happens to a session when its server is lost: `off` ends it. `tracked`: *not yet*.",
+        words_of::<Resume>(),
+        Said("`off`; `tracked` with `pool: {mode: transaction}`"),
+        "What happens to a session when its server is lost or must be left. `off`: it ends, as on a \
+         direct connection. `tracked`: the router knows the session's state and gives it another \
+         server: see [Failover](failover.md). `off` is rejected with `pool: {mode: transaction}`, and \
+         `tracked` if a listener of the route has `mode: tcp`.",
+    ),
+    Key::new(
+        "hold",
+        section(&HOLD),
+        Below,
+        "How clients wait while no server can serve the route: see [Failover](failover.md). Rejected \
+         if a listener of the route has `mode: tcp`.",
     ),
     Key::new(
         "queue_timeout",
@@ -87,6 +97,39 @@ pub(in crate::config) static ROUTE: Keys = Keys(&[
         Below,
         "What happens to live sessions on a member that is no longer fit: see [Live \
          sessions](#live-sessions).",
+    ),
+]);
+
+pub(super) static HOLD: Keys = Keys(&[
+    Key::new(
+        "timeout",
+        time_or_off(ms(100), minutes(10)),
+        Said("Patroni's `ttl` and `loop_wait` together; 40 s where nobody says them"),
+        "How long clients are held after the route lost its last server; then they get an error \
+         (57P03), and further ones get it at once until there is a server. `0`: nobody is held.",
+    ),
+    Key::new(
+        "max_clients",
+        number(1, 1_000_000),
+        Said("`limits.max_clients`"),
+        "How many clients are held at once; further ones get an error (57P03).",
+    ),
+    Key::new(
+        "max_bytes",
+        ValueKind::Size {
+            least: 64 << 10,
+            most: 16 << 30,
+        },
+        Size(64 << 20),
+        "The requests of held clients together. Beyond it, requests are not read until there is a \
+         server.",
+    ),
+    Key::new(
+        "logins",
+        TRUTH,
+        Said("`true` with `resume: tracked`, else `false`"),
+        "Clients that log in are held, too, after their authentication. Without `resume: tracked` \
+         nobody else is held: the other keys are rejected unless this is `true`.",
     ),
 ]);
 

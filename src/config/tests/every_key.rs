@@ -1,6 +1,7 @@
 //! Each key has its effect, none at its default.
 
 use super::*;
+use crate::config::model::{Hold, Resume};
 
 #[test]
 fn every_key_of_a_cluster_has_its_effect() {
@@ -191,4 +192,71 @@ fn a_users_file_is_read_as_it_is() {
         &format!("{MINIMAL}auth: {{query: SELECT 1}}"),
         "must contain `$1`",
     );
+}
+
+#[test]
+fn every_key_of_hold_has_its_effect() {
+    let files = Files::new();
+    let config = files.ok(FULL);
+    let route = &config.routes["w"];
+    assert_eq!(route.resume, Resume::Tracked);
+    assert_eq!(
+        route.hold,
+        Hold {
+            timeout: Some(Duration::from_secs(50)),
+            max_clients: Some(30),
+            max_bytes: 1 << 20,
+            logins: false,
+        }
+    );
+    let pooled = &config.routes["r"];
+    assert_eq!(
+        pooled.resume,
+        Resume::Tracked,
+        "as with every pool in transaction mode"
+    );
+    assert_eq!((pooled.hold.timeout, pooled.hold.max_clients), (None, None));
+    assert!(pooled.hold.logins);
+}
+
+#[test]
+fn resume_and_hold_are_refused_where_they_have_no_effect() {
+    let files = Files::new();
+    let route = |keys: &str| {
+        format!(
+            "{MINIMAL}routes: {{read-write: {{targets: [leader], {keys}}}, read-only: {{targets: [replica]}}}}\n"
+        )
+    };
+    for (keys, error) in [
+        (
+            "resume: off, pool: {mode: transaction}",
+            "cannot be `off` with `pool: {mode: transaction}`",
+        ),
+        (
+            "hold: {timeout: 5s}",
+            "has no effect: with `resume: off` nobody is held",
+        ),
+        (
+            "hold: {max_clients: 5}",
+            "has no effect: with `resume: off` nobody is held",
+        ),
+        (
+            "resume: tracked, hold: {timeout: 0, max_clients: 5}",
+            "has no effect with `timeout: 0`",
+        ),
+        (
+            "hold: {logins: true, max_bytes: 1MiB}",
+            "has no effect with `resume: off`: only logins are held",
+        ),
+    ] {
+        files.one_error(&route(keys), error);
+    }
+    for keys in [
+        "resume: tracked",
+        "resume: off, pool: {mode: session}",
+        "resume: tracked, hold: {timeout: 0}",
+        "hold: {logins: true, timeout: 5s, max_clients: 5}",
+    ] {
+        files.ok(&route(keys));
+    }
 }

@@ -265,7 +265,9 @@ impl Named {
         let decided = exchange.decide().await?;
         if destination == Destination::Servers {
             admits_route(shared, listener)?;
-            let admits = listener.gate.admits(listener.cluster.snapshot(), &listener.route);
+            let admits = listener
+                .gate
+                .admits(|| listener.cluster.snapshot(), &listener.route);
             admits.map_err(LoginError::Unavailable)?;
         }
         let authenticated = exchange.run(decided).await?;

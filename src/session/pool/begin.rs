@@ -183,6 +183,7 @@ fn home(
             custom_names: None,
         },
         route: Arc::clone(&listener.route),
+        gate: Arc::clone(&listener.gate),
         cluster: listener.cluster.clone(),
         opener: Arc::clone(&shared.opener) as Arc<dyn Opener<_>>,
         options: StateOptions {
@@ -243,7 +244,7 @@ async fn first_lease(
     stream: &ClientStream,
     shared: &Shared,
 ) -> Result<Box<PooledConnection>, NoFirstLease> {
-    let mut acquisition = Acquisition::new(home, address, &[]);
+    let mut acquisition = Acquisition::new(home, address, &[], 0);
     loop {
         let got = tokio::select! {
             biased;

@@ -101,6 +101,10 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
         if self.is_full() {
             return self.held_back(cx);
         }
+        if self.lease.is_none() && self.request.is_empty() && self.home.gate.is_full_of_bytes() {
+            // What the client asks stays unread until there is a server.
+            return Turn::End(Pause::Wait);
+        }
         self.client.look.rest();
         let mut read = ReadBuf::new(buffer);
         match Pin::new(&mut self.client.stream).poll_read(cx, &mut read) {

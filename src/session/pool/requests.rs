@@ -63,7 +63,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 Err(cause) => return Turn::End(Pause::End(cause)),
             }
             // With `custom_settings: close` not every connection serves the session.
-            let lease = (!self.home.is_strict)
+            let lease = (!self.home.is_strict && !self.home.gate.must_wait())
                 .then(|| self.home.pool.try_lease(&self.home.want, self.address))
                 .flatten();
             let pause = match lease {
@@ -131,6 +131,11 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
 
     /// The router's own error is the answer to the client's request; the session goes on.
     pub(super) fn answer_error(&mut self, reply: ErrorReply) -> Option<Cause> {
+        if self.request.is_empty() {
+            // The client may not have asked for anything.
+            self.entry().set_phase(Phase::Detached);
+            return None;
+        }
         let mut out = BytesMut::new();
         let severity = Severity::Error;
         message::error(&mut out, &ErrorReply { severity, ..reply });

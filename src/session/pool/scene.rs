@@ -210,6 +210,7 @@ impl Scene {
             recipe: self.recipe("UTC"),
             want: self.want("UTC", NEAR),
             route: Arc::clone(&self.route),
+            gate: self.occupancy.gate(&self.route),
             cluster: self.script.cluster.clone(),
             opener,
             options: StateOptions {

@@ -33,6 +33,7 @@ use crate::config::{PoolMode, Route};
 use crate::frontend::ClientStream;
 use crate::session::client::Client;
 use crate::session::end::{Cause, Fate, Reason};
+use crate::session::gate::Gate;
 use crate::session::registry::{Phase, SessionEntry};
 use crate::session::stream::SessionStream;
 use crate::session::turns::{self, Turns};
@@ -69,6 +70,7 @@ pub(super) struct Home<S: SessionStream = ServerStream> {
     /// Without the client's address.
     pub(super) want: Want,
     pub(super) route: Arc<Route>,
+    pub(super) gate: Arc<Gate>,
     pub(super) cluster: ClusterHandle,
     pub(super) opener: Arc<dyn Opener<S>>,
     pub(super) options: StateOptions,

@@ -1,12 +1,14 @@
 //! The wait for a server connection: an idle one, or one that is opened for the session.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::acquire::{Acquire, Grant, NoLease, Waited, Want};
 use super::connection::{PooledConnection, WorkerId};
@@ -21,7 +23,8 @@ use crate::frontend::RefuseReason;
 use crate::session::attach::AttachError;
 use crate::session::candidates::MOST_TRIES;
 use crate::session::end::{Cause, Reason};
-use crate::session::gate::QueueError;
+use crate::session::gate::{HeldPlace, QueueError, ReleasePass};
+use crate::session::held_login::{TRY_AGAIN_AFTER, TRY_AGAIN_FOR};
 use crate::session::registry::Phase;
 use crate::session::stream::SessionStream;
 use crate::wire::message::{self, ErrorReply};
@@ -40,6 +43,8 @@ pub(super) enum Got<S: SessionStream> {
 #[derive(Debug)]
 pub(in crate::session) enum Refusal {
     NoLease(NoLease),
+    /// The client was held, or should have been: its answer.
+    Held(Box<ErrorReply>),
     /// The last member that was tried.
     Attach(AttachError),
 }
@@ -49,7 +54,7 @@ impl Refusal {
     pub(in crate::session) fn reason(&self) -> RefuseReason {
         match self {
             Self::NoLease(NoLease::Queue(error)) => error.reason(),
-            Self::NoLease(NoLease::NoCandidate(_)) => RefuseReason::NoCandidate,
+            Self::NoLease(NoLease::NoCandidate(_)) | Self::Held(_) => RefuseReason::NoCandidate,
             Self::Attach(error) if error.refused_by().is_some() => RefuseReason::ServerRefused,
             Self::Attach(_) => RefuseReason::ServerConnect,
         }
@@ -62,7 +67,7 @@ impl Refusal {
         match self {
             Self::NoLease(NoLease::Queue(QueueError::Full)) => RefusedReason::QueueFull,
             Self::NoLease(NoLease::Queue(QueueError::Timeout)) => RefusedReason::QueueTimeout,
-            Self::NoLease(NoLease::NoCandidate(_)) => RefusedReason::NoCandidate,
+            Self::NoLease(NoLease::NoCandidate(_)) | Self::Held(_) => RefusedReason::NoCandidate,
             Self::Attach(error) if error.refused_by().is_some() => RefusedReason::ServerRefused,
             Self::Attach(_) => RefusedReason::ServerConnect,
         }
@@ -71,14 +76,26 @@ impl Refusal {
 
 /// A connection on its way. Dropping it gives up the wait; what is being opened then serves others.
 pub(super) struct Acquisition<S: SessionStream> {
+    want: Want,
+    /// The client's request, in bytes.
+    bytes: u64,
+    /// When the wait began.
+    begun: Instant,
     /// Why the last connection was not opened.
     failed: Option<AttachError>,
     state: State<S>,
+    has_asked: bool,
+    /// The client was held, and was let go.
+    pass: Option<ReleasePass>,
 }
 
 enum State<S: SessionStream> {
     /// There is a lease or a refusal.
     Over,
+    /// At the gate.
+    Held(HeldPlace),
+    /// A server has failed; what the probes see of it may shut the gate.
+    Failed(AttachError, Pin<Box<Sleep>>),
     Waiting(Acquire<S>),
     /// For the session of this wait, which is over.
     Opening(
@@ -88,25 +105,106 @@ enum State<S: SessionStream> {
 }
 
 impl<S: SessionStream + Send + 'static> Acquisition<S> {
-    /// `client`: its address. `custom_names`: those that the session has used.
-    pub(super) fn new(home: &Home<S>, client: Option<IpAddr>, custom_names: &[Box<str>]) -> Self {
+    /// `client`: its address. `custom_names`: those that the session has used. `bytes`: of its
+    /// request.
+    pub(super) fn new(
+        home: &Home<S>,
+        client: Option<IpAddr>,
+        custom_names: &[Box<str>],
+        bytes: usize,
+    ) -> Self {
         let want = Want {
             client,
             custom_names: home.is_strict.then(|| custom_names.into()),
             ..home.want.clone()
         };
         Self {
-            state: State::Waiting(home.pool.acquire(want)),
+            state: State::Over,
+            has_asked: false,
+            want,
+            bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+            begun: Instant::now(),
             failed: None,
+            pass: None,
         }
+    }
+
+    /// Asks the pool, or first the gate if clients must wait there.
+    fn ask(&mut self, home: &Home<S>) -> Result<State<S>, Refusal> {
+        if self.pass.is_none() && home.gate.must_wait() {
+            let place = home.gate.hold(self.bytes);
+            return place
+                .map(State::Held)
+                .map_err(|error| Refusal::Held(Box::new(error)));
+        }
+        Ok(State::Waiting(home.pool.acquire(self.want.clone())))
+    }
+
+    /// No member may serve the route: held, if the gate is shut.
+    fn hold(&mut self, home: &Home<S>) -> Option<Result<State<S>, Refusal>> {
+        home.gate.refresh(|| home.cluster.snapshot(), &home.route);
+        if !home.gate.is_shut() {
+            return None;
+        }
+        self.pass = None;
+        self.want.tried.clear();
+        let place = home.gate.hold(self.bytes);
+        Some(
+            place
+                .map(State::Held)
+                .map_err(|error| Refusal::Held(Box::new(error))),
+        )
+    }
+
+    /// A server could not be used: another try, if its failure may be that of a failover that the
+    /// probes have not seen yet. Nothing of the request has reached it.
+    fn failed(&mut self, home: &Home<S>, error: AttachError) -> Result<State<S>, Refusal> {
+        if let Some(held) = self.hold(home) {
+            return held;
+        }
+        let may_pass = error.may_pass() && home.route.hold.timeout != Some(Duration::ZERO);
+        if !may_pass || self.begun.elapsed() > TRY_AGAIN_FOR {
+            return Err(Refusal::Attach(error));
+        }
+        self.want.tried.clear();
+        Ok(State::Failed(error, Box::pin(sleep(TRY_AGAIN_AFTER))))
     }
 
     /// The next thing that happens. Not to be polled after a lease or a refusal. `home` is that of
     /// [`Self::new`].
     pub(super) fn poll(&mut self, home: &Home<S>, cx: &mut Context<'_>) -> Poll<Got<S>> {
+        if !std::mem::replace(&mut self.has_asked, true)
+            && let Err(refusal) = self.ask(home).map(|state| self.state = state)
+        {
+            return Poll::Ready(Got::Refused(refusal));
+        }
         loop {
             match std::mem::replace(&mut self.state, State::Over) {
                 State::Over => return Poll::Pending,
+                State::Held(mut place) => match place.poll(cx) {
+                    Poll::Pending => {
+                        self.state = State::Held(place);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(pass)) => {
+                        self.pass = Some(pass);
+                        // What could not be reached before may be another server now.
+                        (self.begun, self.failed) = (Instant::now(), None);
+                        self.state = State::Waiting(home.pool.acquire(self.want.clone()));
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Got::Refused(Refusal::Held(error))),
+                },
+                State::Failed(error, mut again) => {
+                    if again.as_mut().poll(cx).is_pending() {
+                        self.state = State::Failed(error, again);
+                        return Poll::Pending;
+                    }
+                    self.failed = Some(error);
+                    match self.ask(home) {
+                        Ok(state) => self.state = state,
+                        Err(refusal) => return Poll::Ready(Got::Refused(refusal)),
+                    }
+                }
                 State::Waiting(mut acquire) => match acquire.poll_waited(cx) {
                     Poll::Pending => {
                         self.state = State::Waiting(acquire);
@@ -123,19 +221,30 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
                         let opened = open(home, permit, acquire.want().worker);
                         self.state = State::Opening(acquire, opened);
                     }
+                    Poll::Ready(Waited::Done(Err(NoLease::NoCandidate(choice)))) => {
+                        let next = match self.failed.take() {
+                            Some(failed) => self.failed(home, failed),
+                            None => match self.hold(home) {
+                                Some(held) => held,
+                                None => Err(Refusal::NoLease(NoLease::NoCandidate(choice))),
+                            },
+                        };
+                        match next {
+                            Ok(state) => self.state = state,
+                            Err(refusal) => return Poll::Ready(Got::Refused(refusal)),
+                        }
+                    }
                     Poll::Ready(Waited::Done(Err(error))) => {
                         let failed = self.failed.take();
                         return Poll::Ready(Got::Refused(match (error, failed) {
-                            // What a member said tells more than that there is no other, or that a
-                            // session which did not want to wait may not.
-                            (NoLease::NoCandidate(_) | NoLease::Queue(QueueError::Full), Some(failed)) => {
-                                Refusal::Attach(failed)
-                            }
+                            // What a member said tells more than that a session which did not want
+                            // to wait may not.
+                            (NoLease::Queue(QueueError::Full), Some(failed)) => Refusal::Attach(failed),
                             (error, _) => Refusal::NoLease(error),
                         }));
                     }
                 },
-                State::Opening(acquire, mut opened) => match std::pin::Pin::new(&mut opened).poll(cx) {
+                State::Opening(acquire, mut opened) => match Pin::new(&mut opened).poll(cx) {
                     Poll::Pending => {
                         self.state = State::Opening(acquire, opened);
                         return Poll::Pending;
@@ -146,17 +255,20 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
                         self.state = State::Waiting(acquire);
                     }
                     Poll::Ready(Ok(Err(error))) => {
-                        let mut want = acquire.want().clone();
-                        if !error.is_elsewhere || want.tried.len() + 1 >= MOST_TRIES as usize {
-                            return Poll::Ready(Got::Refused(Refusal::Attach(error.error)));
+                        if !error.is_elsewhere || self.want.tried.len() + 1 >= MOST_TRIES as usize {
+                            match self.failed(home, error.error) {
+                                Ok(state) => self.state = state,
+                                Err(refusal) => return Poll::Ready(Got::Refused(refusal)),
+                            }
+                            continue;
                         }
-                        want.tried.push(error.member);
+                        self.want.tried.push(error.member);
                         self.failed = Some(error.error);
-                        self.state = State::Waiting(home.pool.acquire(want));
+                        self.state = State::Waiting(home.pool.acquire(self.want.clone()));
                     }
                     // The task has ended without a word: the router shuts down.
                     Poll::Ready(Err(_closed)) => {
-                        self.state = State::Waiting(home.pool.acquire(acquire.want().clone()));
+                        self.state = State::Waiting(home.pool.acquire(self.want.clone()));
                     }
                 },
             }
@@ -196,7 +308,12 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         entry.take_wait_cancelled();
         entry.set_phase(Phase::Waiting);
         let begun = Instant::now();
-        let mut acquisition = Acquisition::new(&self.home, self.address, &self.memory.custom_names);
+        let mut acquisition = Acquisition::new(
+            &self.home,
+            self.address,
+            &self.memory.custom_names,
+            self.request.len(),
+        );
         let outcome = loop {
             let event = std::future::poll_fn(|cx| self.poll_event(&mut acquisition, cx)).await;
             match event {
@@ -242,10 +359,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         if let Poll::Ready(got) = acquisition.poll(&self.home, cx) {
             return Poll::Ready(Event::Got(got));
         }
-        let drained = self
-            .client
-            .answers
-            .drain(std::pin::Pin::new(&mut self.client.stream), cx);
+        let drained = self.client.answers.drain(Pin::new(&mut self.client.stream), cx);
         let is_broken = matches!(drained, Poll::Ready(Err(_)))
             || self.client.look.poll_broken(cx, &self.client.stream).is_ready();
         if is_broken {
@@ -349,6 +463,7 @@ impl<S: SessionStream> Home<S> {
             Refusal::NoLease(NoLease::NoCandidate(choice)) => {
                 crate::session::gate::unavailable(&self.cluster.snapshot(), &self.route, choice)
             }
+            Refusal::Held(error) => ErrorReply::clone(error),
             Refusal::Attach(error) => error.reply(),
         }
     }

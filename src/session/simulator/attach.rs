@@ -330,7 +330,7 @@ impl Scene {
             |name: &'static str| (Bytes::from_static(name.as_bytes()), Bytes::from_static(b"app"));
         Self {
             script: Script::new(&text, cluster(count)),
-            gate: occupancy.gate(&route),
+            gate: occupancy.gate(&Arc::new(route.clone())),
             occupancy,
             route,
             metrics: gate::Metrics::register(&mut prometheus_client::registry::Registry::default()),

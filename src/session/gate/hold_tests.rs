@@ -1,0 +1,336 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use tokio::time::{Instant, advance};
+
+use super::line::{HeldPlace, ReleasePass};
+use super::position::{GateMemory, Position, ShutReason, evaluate};
+use super::{Gate, Gates};
+use crate::cluster::snapshot::{AdminState, Leader, Member, MemberName, NoLeader, Snapshot};
+use crate::config::{Resume, Route};
+use crate::session::topology::{member, snapshot};
+use crate::wire::message::ErrorReply;
+use crate::wire::sqlstate::SqlState;
+
+const TIMEOUT: Duration = Duration::from_secs(40);
+
+fn tracked(mut route: Route) -> Arc<Route> {
+    route.resume = Resume::Tracked;
+    route.hold.logins = true;
+    Arc::new(route)
+}
+
+fn led() -> Arc<Snapshot> {
+    snapshot(Some("db1"), vec![member("db1", false), member("db2", true)])
+}
+
+fn leaderless(why: NoLeader) -> Arc<Snapshot> {
+    let mut changed = Snapshot::clone(&led());
+    changed.leader = Leader::None(why);
+    changed.version = 2;
+    Arc::new(changed)
+}
+
+/// The gate's position at some seconds after the route was last served.
+fn at(seconds: u64, route: &Route, then: &Snapshot) -> Position {
+    let (mut memory, start) = (GateMemory::default(), Instant::now());
+    assert!(matches!(
+        evaluate(&mut memory, &led(), route, None, start),
+        Position::Open
+    ));
+    let _ = evaluate(&mut memory, then, route, None, start);
+    evaluate(
+        &mut memory,
+        then,
+        route,
+        None,
+        start + Duration::from_secs(seconds),
+    )
+}
+
+fn db1() -> MemberName {
+    MemberName::new("db1")
+}
+
+#[tokio::test]
+async fn only_what_a_failover_can_end_shuts_a_read_write_gate() {
+    let route = tracked(Route::read_write("rw", "main"));
+    for passing in [
+        NoLeader::NotNamed,
+        NoLeader::NotWritable(db1()),
+        NoLeader::NotReachable(db1()),
+        NoLeader::DcsUnreachable,
+        NoLeader::NoneWritable,
+        NoLeader::Superseded {
+            last: db1(),
+            newer: MemberName::new("db2"),
+        },
+    ] {
+        let position = at(1, &route, &leaderless(passing.clone()));
+        let Position::Shut { why, error, .. } = position else {
+            panic!("{passing:?}: {position:?}");
+        };
+        assert_eq!(
+            (why, error.code),
+            (ShutReason::NoServer, SqlState::CANNOT_CONNECT_NOW)
+        );
+    }
+    for lasting in [
+        NoLeader::StandbyCluster(db1()),
+        NoLeader::NoAddress(db1()),
+        NoLeader::NamedForeign(db1()),
+        NoLeader::Foreign(db1()),
+        NoLeader::MixedClusters,
+    ] {
+        let position = at(1, &route, &leaderless(lasting.clone()));
+        assert!(
+            matches!(position, Position::FailFast(_)),
+            "{lasting:?}: {position:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_an_operator_has_taken_out_of_service_fails_fast() {
+    let route = tracked(Route::read_write("rw", "main"));
+    for admin in [AdminState::Drain, AdminState::Maint] {
+        let mut changed = Snapshot::clone(&led());
+        changed.members[0].admin = admin;
+        let position = at(1, &route, &changed);
+        assert!(matches!(position, Position::FailFast(_)), "{admin}: {position:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_read_only_gate_shuts_while_its_last_replica_is_down_and_not_while_it_is_drained() {
+    let route = tracked(Route::read_only("ro", "main"));
+    let with = |change: fn(&mut Member)| {
+        let mut changed = Snapshot::clone(&led());
+        change(&mut changed.members[1]);
+        changed
+    };
+    let down = with(|replica| replica.health.up = false);
+    assert!(matches!(at(1, &route, &down), Position::Shut { .. }));
+    let drained = with(|replica| replica.admin = AdminState::Drain);
+    assert!(matches!(at(1, &route, &drained), Position::FailFast(_)));
+}
+
+#[tokio::test]
+async fn nobody_is_held_for_longer_than_the_timeout_nor_before_the_first_server() {
+    let route = tracked(Route::read_write("rw", "main"));
+    let lost = leaderless(NoLeader::NotNamed);
+    let most = TIMEOUT.as_secs();
+    assert!(matches!(at(most - 1, &route, &lost), Position::Shut { .. }));
+    assert!(
+        matches!(at(most, &route, &lost), Position::FailFast(_)),
+        "40 s where nobody says"
+    );
+    let (mut memory, now) = (GateMemory::default(), Instant::now());
+    let position = evaluate(&mut memory, &lost, &route, None, now);
+    assert!(
+        matches!(position, Position::FailFast(_)),
+        "no server was ever seen: {position:?}"
+    );
+    let mut short = Route::clone(&route);
+    short.hold.timeout = Some(Duration::from_secs(5));
+    assert!(matches!(at(4, &short, &lost), Position::Shut { .. }));
+    assert!(matches!(at(5, &short, &lost), Position::FailFast(_)));
+    short.hold.timeout = Some(Duration::ZERO);
+    assert!(matches!(at(0, &short, &lost), Position::FailFast(_)), "off");
+}
+
+#[tokio::test]
+async fn a_pause_shuts_the_gate_whatever_the_members_are() {
+    let route = tracked(Route::read_write("rw", "main"));
+    let (mut memory, now) = (GateMemory::default(), Instant::now());
+    let end = now + Duration::from_secs(3);
+    for snapshot in [led(), leaderless(NoLeader::NotNamed)] {
+        let position = evaluate(&mut memory, &snapshot, &route, Some(end), now);
+        let Position::Shut { until, why, .. } = position else {
+            panic!("{position:?}");
+        };
+        assert_eq!((until, why), (end, ShutReason::Paused));
+    }
+}
+
+/// Counts its wake-ups.
+#[derive(Debug, Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A held client, polled by hand.
+struct Client {
+    place: Option<HeldPlace>,
+    woken: Arc<Count>,
+}
+
+impl Client {
+    fn new(gate: &Arc<Gate>, bytes: u64) -> Self {
+        Self {
+            place: Some(gate.hold(bytes).unwrap()),
+            woken: Arc::default(),
+        }
+    }
+
+    fn poll(&mut self) -> Poll<Result<ReleasePass, Box<ErrorReply>>> {
+        let waker = Waker::from(Arc::clone(&self.woken));
+        let place = self.place.as_mut().expect("it is held");
+        let polled = place.poll(&mut Context::from_waker(&waker));
+        if polled.is_ready() {
+            self.place = None;
+        }
+        polled
+    }
+
+    fn is_woken(&self) -> bool {
+        self.woken.0.swap(0, Ordering::Relaxed) > 0
+    }
+}
+
+/// A gate that was open and is shut, and what shuts and opens it.
+fn shut() -> (Gates, Arc<Gate>, Arc<Route>) {
+    let (gates, route) = (Gates::default(), tracked(Route::read_write("rw", "main")));
+    let gate = gates.of(&route);
+    gate.refresh(led, &route);
+    assert!(!gate.must_wait());
+    gate.refresh(|| leaderless(NoLeader::NotNamed), &route);
+    assert!(gate.must_wait() && gate.is_shut());
+    (gates, gate, route)
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_clients_leave_in_order_and_a_few_at_a_time() {
+    let (_gates, gate, route) = shut();
+    let mut clients: Vec<Client> = (0..100).map(|_| Client::new(&gate, 10)).collect();
+    for client in &mut clients {
+        assert!(client.poll().is_pending());
+        assert!(!client.is_woken());
+    }
+    assert_eq!(gate.line.bytes(), 1000);
+    gate.refresh(led, &route);
+    assert!(
+        gate.must_wait(),
+        "a new client never overtakes those that are held"
+    );
+    assert!(!clients[1].is_woken(), "only the first is woken");
+    assert!(clients[1].poll().is_pending(), "and nobody goes before it");
+    let mut passes = Vec::new();
+    for client in clients.iter_mut().take(32) {
+        assert!(client.is_woken());
+        match client.poll() {
+            Poll::Ready(Ok(pass)) => passes.push(pass),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(clients[32].poll().is_pending(), "32 look for a server");
+    passes.pop();
+    assert!(clients[32].is_woken());
+    assert!(matches!(clients[32].poll(), Poll::Ready(Ok(_))));
+    // One in the middle has left.
+    clients[33].place = None;
+    assert!(clients[34].is_woken());
+    drop(passes);
+    for client in &mut clients[34..] {
+        assert!(matches!(client.poll(), Poll::Ready(Ok(_))));
+    }
+    assert_eq!((gate.line.length(), gate.line.bytes()), (0, 0));
+    assert!(!gate.must_wait());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_client_gets_the_error_when_the_time_is_over() {
+    let (_gates, gate, route) = shut();
+    let mut client = Client::new(&gate, 0);
+    assert!(client.poll().is_pending());
+    advance(TIMEOUT.saturating_sub(Duration::from_millis(10))).await;
+    assert!(client.poll().is_pending());
+    advance(Duration::from_millis(11)).await;
+    let Poll::Ready(Err(error)) = client.poll() else {
+        panic!("the time is over");
+    };
+    assert_eq!(error.code, SqlState::CANNOT_CONNECT_NOW);
+    assert!(!gate.is_shut(), "further clients get the error at once");
+    let admitted = gate.admits(|| leaderless(NoLeader::NotNamed), &route);
+    assert_eq!(admitted.unwrap_err().code, SqlState::CANNOT_CONNECT_NOW);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_are_told_when_waiting_is_no_use_any_more() {
+    let (_gates, gate, route) = shut();
+    let mut clients = [Client::new(&gate, 0), Client::new(&gate, 0)];
+    for client in &mut clients {
+        assert!(client.poll().is_pending());
+    }
+    gate.refresh(|| leaderless(NoLeader::StandbyCluster(db1())), &route);
+    for client in &mut clients {
+        assert!(client.is_woken());
+        assert!(matches!(client.poll(), Poll::Ready(Err(_))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_max_clients_are_held() {
+    let gates = Gates::default();
+    let mut route = Route::clone(&tracked(Route::read_write("rw", "main")));
+    route.hold.max_clients = Some(2);
+    let route = Arc::new(route);
+    let gate = gates.of(&route);
+    gate.refresh(led, &route);
+    gate.refresh(|| leaderless(NoLeader::NotNamed), &route);
+    let held = [Client::new(&gate, 0), Client::new(&gate, 0)];
+    let error = gate.hold(0).unwrap_err();
+    assert_eq!(error.code, SqlState::CANNOT_CONNECT_NOW);
+    assert!(error.hint.unwrap().contains("hold.max_clients"));
+    drop(held);
+    assert!(gate.hold(0).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_follows_the_snapshots_and_the_pauses() {
+    let occupancy = Arc::new(crate::session::occupancy::Occupancy::default());
+    let route = tracked(Route::read_write("rw", "main"));
+    let gate = occupancy.gate(&route);
+    let snapshots = tokio::sync::watch::channel(led()).0;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let following = {
+        let (occupancy, seen, stop) = (Arc::clone(&occupancy), snapshots.subscribe(), stop.clone());
+        tokio::spawn(async move { occupancy.follow(seen, stop).await })
+    };
+    let settle = || async {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    settle().await;
+    assert!(!gate.must_wait());
+    snapshots.send_replace(leaderless(NoLeader::NotNamed));
+    settle().await;
+    assert!(gate.must_wait());
+    snapshots.send_replace(led());
+    settle().await;
+    assert!(!gate.must_wait());
+    let paused = occupancy.paused_routes();
+    assert!(paused.pause("rw", Instant::now() + Duration::from_mins(1)));
+    settle().await;
+    assert!(gate.must_wait());
+    assert!(paused.unpause("rw") && !paused.unpause("rw"));
+    settle().await;
+    assert!(!gate.must_wait());
+    assert!(paused.pause("rw", Instant::now() + Duration::from_mins(1)));
+    settle().await;
+    advance(Duration::from_secs(61)).await;
+    settle().await;
+    assert!(!gate.must_wait(), "a pause ends by itself");
+    assert!(paused.all().is_empty());
+    stop.cancel();
+    following.await.unwrap();
+}
