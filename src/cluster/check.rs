@@ -72,6 +72,14 @@ impl CheckStatus {
         )
     }
 
+    /// Whether the server, or its host, sent anything.
+    pub(super) fn is_answered(self) -> bool {
+        matches!(
+            self,
+            Self::Layer6Response | Self::Layer7Ok | Self::Layer7Response | Self::Layer7Status
+        )
+    }
+
     /// The status for a probe's failure.
     pub(super) fn of(error: &ConnectError) -> Self {
         match error {

@@ -16,6 +16,7 @@ use super::fixed;
 use super::frozen::Frozen;
 use super::metrics::ProbeResult;
 use super::new_members::NewMemberLimit;
+use super::patience::Patience;
 use super::patroni::{Patroni, Reply, choose, is_without_dcs, printable};
 use super::probe::{ProbeTrigger, Prober, wait};
 use super::server_identity::AddressChecks;
@@ -50,6 +51,8 @@ pub(super) struct Control {
     pace: watch::Sender<Pace>,
     poll_now: Arc<Notify>,
     check_key: Arc<Notify>,
+    /// Reads Patroni's configuration from time to time.
+    patience: Patience,
     fast_interval: Duration,
     probers: BTreeMap<MemberName, RunningProber>,
     new_members: NewMemberLimit,
@@ -128,6 +131,7 @@ impl Control {
             pace,
             poll_now: Arc::new(Notify::new()),
             check_key: Arc::new(Notify::new()),
+            patience: Patience::new(now),
             fast_interval,
             probers: BTreeMap::new(),
             new_members: NewMemberLimit::new(now),
@@ -157,17 +161,13 @@ impl Control {
     pub(super) async fn run(mut self, patroni: Option<Patroni>, watcher: Option<Watcher>) {
         let stop = self.stop.clone();
         if let Some(watcher) = watcher {
-            let stop = stop.clone();
-            self.tracker.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = watcher.run() => {}
-                }
-            });
+            self.until_stopped(watcher.run());
         }
         let (polled, mut polls) = mpsc::channel(1);
         match (patroni, &self.account.config.source) {
             (Some(patroni), _) => {
+                let reader = self.patience.reader(patroni.requests(), self.observers.clone());
+                self.until_stopped(reader);
                 let poller = poll(
                     patroni,
                     self.pace.subscribe(),
@@ -176,13 +176,7 @@ impl Control {
                     polled,
                     Arc::clone(&self.account.config.name),
                 );
-                let stop = stop.clone();
-                self.tracker.spawn(async move {
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = poller => {}
-                    }
-                });
+                self.until_stopped(poller);
             }
             (None, Source::Servers(servers)) => {
                 let report = fixed::report(servers);
@@ -222,6 +216,16 @@ impl Control {
         }
     }
 
+    fn until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
     /// Handles a freeze of this process: time has passed without probes.
     fn notice_freeze(&mut self) {
         let now = Instant::now();
@@ -241,6 +245,9 @@ impl Control {
     }
 
     fn observed(&mut self, observation: Observation) {
+        if matches!(observation, Observation::Patience(_)) {
+            self.patience.known(Instant::now());
+        }
         if let Observation::Probe {
             member,
             started,
@@ -290,6 +297,8 @@ impl Control {
                 .metrics
                 .polled(&snapshot.cluster, ProbeResult::Success);
             self.without_dcs = WithoutDcs::default();
+            let is_back = !snapshot.source.reachable;
+            self.patience.ask(replies, is_back, Instant::now());
             self.observe(Observation::Polled { report, begun });
         } else {
             self.reporting

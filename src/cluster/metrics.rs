@@ -93,6 +93,7 @@ pub struct Metrics {
     lag_seconds: Family<MemberLabels, Gauge<f64, AtomicU64>>,
     version: Family<ClusterLabels, Gauge>,
     source_up: Family<ClusterLabels, Gauge>,
+    heard: Family<ClusterLabels, Gauge>,
     probes: Family<ProbeLabels, Counter>,
     probe_seconds: Family<MemberLabels, Histogram>,
     polls: Family<PollLabels, Counter>,
@@ -118,6 +119,7 @@ impl Metrics {
             lag_seconds: Family::default(),
             version: Family::default(),
             source_up: Family::default(),
+            heard: Family::default(),
             probes: Family::default(),
             probe_seconds: Family::new_with_constructor(probe_histogram),
             polls: Family::default(),
@@ -135,6 +137,7 @@ impl Metrics {
             lag_seconds,
             version,
             source_up,
+            heard,
             probes,
             probe_seconds,
             polls,
@@ -178,6 +181,11 @@ impl Metrics {
             "cluster_source_up",
             "1 while the source of the list of members answers",
             source_up,
+        );
+        registry.register(
+            "cluster_heard",
+            "1 while anything in the cluster answers this router",
+            heard,
         );
         registry.register("cluster_probes", "Probes of members, by result", probes);
         registry.register("cluster_probe_seconds", "Duration of probes", probe_seconds);
@@ -295,6 +303,9 @@ impl Metrics {
         self.source_up
             .get_or_create_owned(&cluster())
             .set(i64::from(new.source.reachable));
+        self.heard
+            .get_or_create_owned(&cluster())
+            .set(i64::from(new.hears));
         for shown in &new.members {
             self.member_up
                 .get_or_create_owned(&member(&shown.name))
@@ -345,6 +356,7 @@ impl Metrics {
         self.leader.remove(&labels);
         self.version.remove(&labels);
         self.source_up.remove(&labels);
+        self.heard.remove(&labels);
     }
 
     /// Removes the series of the watch on etcd.

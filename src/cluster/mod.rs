@@ -24,6 +24,7 @@ pub mod lookup;
 mod metrics;
 mod new_members;
 pub mod observation;
+mod patience;
 pub mod patroni;
 pub mod probe;
 #[cfg(any(test, feature = "instructions"))]

@@ -100,6 +100,8 @@ pub enum Observation {
         report: SourceReport,
         begun: Instant,
     },
+    /// Patroni's `ttl` + `loop_wait`.
+    Patience(Duration),
     /// No endpoint gave a usable answer.
     SourceFailed(String),
     /// The same, but an endpoint answered: Patroni runs, and may not reach its DCS.

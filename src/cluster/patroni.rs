@@ -16,6 +16,7 @@
 
 mod agreement;
 mod body;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -32,6 +33,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 pub use self::agreement::choose;
 use self::agreement::{Key, key};
 pub use self::body::parse;
+pub use self::settings::patience;
 
 use super::ClusterError;
 use super::state::SourceReport;
@@ -74,11 +76,17 @@ struct Stalled {
     last_seen: Option<u64>,
 }
 
+/// Requests to one cluster's endpoints. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Requests {
+    client: reqwest::Client,
+    config: Arc<config::Cluster>,
+}
+
 /// The client for one cluster's endpoints.
 #[derive(Debug)]
 pub struct Patroni {
-    client: reqwest::Client,
-    config: Arc<config::Cluster>,
+    requests: Requests,
     timeout: Duration,
     /// Whether each endpoint answered its last poll. Polls wait only for these.
     answering: Vec<bool>,
@@ -121,23 +129,19 @@ impl Patroni {
         let answering = vec![true; patroni.endpoints.len()];
         let stalled = answering.iter().map(|_| Arc::default()).collect();
         Ok(Some(Self {
-            client,
-            config,
+            requests: Requests { client, config },
             timeout,
             answering,
             stalled,
         }))
     }
 
-    fn settings(&self) -> &config::Patroni {
-        match &self.config.source {
-            config::Source::Patroni(patroni) => patroni,
-            config::Source::Servers(_) => unreachable!("made from a Patroni source only"),
-        }
+    pub fn endpoints(&self) -> &[String] {
+        &self.requests.settings().endpoints
     }
 
-    pub fn endpoints(&self) -> &[String] {
-        &self.settings().endpoints
+    pub(super) fn requests(&self) -> Requests {
+        self.requests.clone()
     }
 
     /// Time limit of a poll.
@@ -150,7 +154,10 @@ impl Patroni {
         let deadline = Instant::now() + self.timeout;
         let mut tasks = JoinSet::new();
         for (index, stalled) in self.stalled.iter().enumerate() {
-            let (status, cluster) = (self.get(index, "patroni"), self.get(index, "cluster"));
+            let (status, cluster) = (
+                self.requests.get(index, "patroni"),
+                self.requests.get(index, "cluster"),
+            );
             let stalled = Arc::clone(stalled);
             tasks.spawn(async move { (index, ask(status, cluster, &stalled).await) });
         }
@@ -173,9 +180,31 @@ impl Patroni {
         }
         replies
     }
+}
+
+impl Requests {
+    fn settings(&self) -> &config::Patroni {
+        match &self.config.source {
+            config::Source::Patroni(patroni) => patroni,
+            config::Source::Servers(_) => unreachable!("made from a Patroni source only"),
+        }
+    }
+
+    /// The [`patience`] by this endpoint; `None` if it does not say.
+    pub(super) async fn patience(&self, endpoint: usize) -> Option<Duration> {
+        let body = fetch(self.get(endpoint, "config"), true).await;
+        let said = body.map(|body| patience(&body));
+        if let Err(error) = &said {
+            let endpoint = &self.settings().endpoints[endpoint];
+            tracing::debug!(%endpoint, %error, "Patroni does not show its configuration");
+        }
+        said.ok().flatten()
+    }
 
     fn get(&self, endpoint: usize, path: &str) -> reqwest::RequestBuilder {
-        let request = self.client.get(format!("{}/{path}", self.endpoints()[endpoint]));
+        let request = self
+            .client
+            .get(format!("{}/{path}", self.settings().endpoints[endpoint]));
         match &self.settings().basic_auth {
             Some(basic) => {
                 let password = String::from_utf8_lossy(basic.password.expose()).into_owned();

@@ -160,6 +160,8 @@ fn nothing() -> Snapshot {
         },
         system_identifier: None,
         paused: false,
+        hears: true,
+        patience: None,
     }
 }
 

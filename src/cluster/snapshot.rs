@@ -46,6 +46,13 @@ pub struct Snapshot {
     pub system_identifier: Option<u64>,
     /// Patroni's `pause`.
     pub paused: bool,
+    /// This router hears from the cluster: something there answered it lately. It turns false
+    /// within two seconds after a router was cut off, unless polls and probes are configured to be
+    /// rarer than that.
+    pub hears: bool,
+    /// How long a failover may take by Patroni's own configuration: `ttl` + `loop_wait`. `None`
+    /// while no endpoint has said, and for a fixed list.
+    pub patience: Option<Duration>,
 }
 
 impl Snapshot {
@@ -137,6 +144,54 @@ pub enum NoLeader {
     Tie,
     #[error("no server accepts writes")]
     NoneWritable,
+}
+
+/// What can end the lack of a leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A failover, a switchover or a restart may end it without anyone doing anything: sessions may
+    /// wait for it.
+    Passing,
+    /// It is so by configuration, or only an operator can end it: waiting does not help.
+    Lasting,
+}
+
+impl NoLeader {
+    /// Whether it may pass by itself.
+    pub fn cause(&self) -> Cause {
+        match self {
+            // The first probes and polls end it.
+            Self::NotYetKnown
+            // Patroni, or its DCS, is restarted or comes back. [`Snapshot::hears`] tells whether it
+            // is this router that is cut off.
+            | Self::SourceUnreachable
+            | Self::DcsUnreachable
+            // Patroni promotes a member, or restarts PostgreSQL.
+            | Self::NotNamed
+            | Self::NotWritable(_)
+            | Self::NotReachable(_)
+            | Self::ProbeFails { .. }
+            | Self::NoneWritable
+            // Connections become free.
+            | Self::Full { .. }
+            // The router has seen one part of a failover before another: the next answer of
+            // Patroni, or the next probe, completes it.
+            | Self::SeveralNamed
+            | Self::Superseded { .. }
+            | Self::Overtaken { .. }
+            | Self::NotOnTimeline { .. }
+            | Self::OldTimeline { .. } => Cause::Passing,
+            // No member of such a cluster accepts writes.
+            Self::StandbyCluster(_)
+            // The configuration of Patroni, or the addresses of this cluster, are wrong.
+            | Self::NoAddress(_)
+            | Self::NamedForeign(_)
+            | Self::Foreign(_)
+            | Self::MixedClusters
+            // Only an operator can say which one is right.
+            | Self::Tie => Cause::Lasting,
+        }
+    }
 }
 
 /// Whether the source of the member list answers.

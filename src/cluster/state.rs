@@ -62,6 +62,7 @@ use tokio::time::Instant;
 
 mod eligibility;
 mod full;
+mod hearing;
 mod key;
 mod leader;
 mod member;
@@ -128,6 +129,10 @@ pub struct State {
     /// Until then the named member is probed at the fastest pace.
     chase_until: Instant,
     paused: bool,
+    /// Patroni's `ttl` + `loop_wait`.
+    patience: Option<Duration>,
+    /// When something in the cluster last answered.
+    heard: Option<Instant>,
     source: SourceStatus,
     /// While no endpoint gives a list of members: Patroni answers nevertheless.
     is_dcs_silent: bool,
@@ -163,6 +168,8 @@ impl State {
             source: source.clone(),
             system_identifier: None,
             paused: false,
+            hears: false,
+            patience: None,
         });
         Self {
             settings,
@@ -174,6 +181,8 @@ impl State {
             key: key::Key::default(),
             chase_until: now,
             paused: false,
+            patience: None,
+            heard: None,
             source,
             is_dcs_silent: false,
             polled: false,
@@ -193,8 +202,15 @@ impl State {
     pub fn observe(&mut self, observation: Observation, now: Instant) {
         match observation {
             Observation::Source(report) => self.source_answered(report, now, now),
-            Observation::Polled { report, begun } => self.source_answered(report, begun, now),
-            Observation::Key { named, at } => self.key_seen(named, at, now),
+            Observation::Polled { report, begun } => {
+                self.heard = Some(now);
+                self.source_answered(report, begun, now);
+            }
+            Observation::Patience(patience) => self.patience = Some(patience),
+            Observation::Key { named, at } => {
+                self.heard = self.heard.max(Some(at));
+                self.key_seen(named, at, now);
+            }
             Observation::KeyLost => self.key_lost(),
             Observation::SwitchoverAsked => self.hint(now, AFTER_FAILURE),
             Observation::SourceFailed(error) => self.source_failed(error, false, now),
@@ -242,6 +258,7 @@ impl State {
             }
         }
         self.leaderless_until += gap;
+        self.heard = self.heard.map(|at| at + gap);
         self.wants.poll = true;
         self.wants.probe.extend(self.members.keys().cloned());
         self.hint(now, AFTER_FAILURE);
@@ -363,6 +380,10 @@ impl State {
             // The probe may have run before the event that a session saw: probe again.
             self.wants.probe.insert(name.clone());
             return;
+        }
+        member.answers = hearing::is_answer(&result);
+        if member.answers {
+            self.heard = Some(now);
         }
         member.probes = member.probes.max(ProbeHistory::NeverUp);
         member.health.last_probe = Some(now);
@@ -497,6 +518,7 @@ impl State {
                 self.wants.probe.insert(member.clone());
             }
         }
+        self.listen(now);
         let next = Snapshot {
             cluster: Arc::clone(&self.settings.cluster),
             version: self.snapshot.version,
@@ -509,6 +531,8 @@ impl State {
             source: self.source.clone(),
             system_identifier: self.identifier,
             paused: self.paused,
+            hears: self.hears(now),
+            patience: self.patience,
         };
         let version = next.version + u64::from(differs(&next, &self.snapshot));
         self.snapshot = Arc::new(Snapshot { version, ..next });

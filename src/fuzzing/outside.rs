@@ -39,8 +39,10 @@ fn runs_commands(node: &Node) -> bool {
     }
 }
 
-/// The body of `/cluster`.
+/// The bodies of `/cluster` and `/config`.
 pub(super) fn patroni(data: &[u8]) {
+    let patience = patroni::patience(data);
+    assert!(patience.is_none_or(|patience| patience.as_secs() <= 7200));
     match patroni::parse(data) {
         Ok(report) => {
             for (index, member) in report.members.iter().enumerate() {

@@ -69,6 +69,8 @@ fn snapshot(members: Vec<Member>, leader: Option<&str>) -> Snapshot {
         },
         system_identifier: Some(7),
         paused: false,
+        hears: true,
+        patience: None,
     }
 }
 

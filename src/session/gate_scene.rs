@@ -36,6 +36,8 @@ pub(in crate::session) fn snapshot(version: u64) -> Arc<Snapshot> {
         },
         system_identifier: None,
         paused: false,
+        hears: true,
+        patience: None,
     })
 }
 

@@ -151,6 +151,8 @@ mod tests {
             },
             system_identifier: None,
             paused: false,
+            hears: true,
+            patience: None,
         }
     }
 

@@ -70,5 +70,7 @@ pub(in crate::session) fn snapshot(leader: Option<&str>, members: Vec<Member>) -
         },
         system_identifier: Some(SYSTEM),
         paused: false,
+        hears: true,
+        patience: None,
     })
 }

@@ -40,6 +40,8 @@ pub(in crate::admin) fn snapshot() -> Snapshot {
         },
         system_identifier: Some(7),
         paused: false,
+        hears: true,
+        patience: None,
     }
 }
 

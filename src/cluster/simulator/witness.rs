@@ -243,7 +243,10 @@ impl Witness {
             Observation::Limits(limits) => self.limits.clone_from(limits),
             Observation::Identity(identifier) => self.identifier = Some(*identifier),
             Observation::ForgetIdentity => self.identifier = None,
-            Observation::SwitchoverAsked | Observation::Weight(..) | Observation::LookAgain => {}
+            Observation::SwitchoverAsked
+            | Observation::Patience(_)
+            | Observation::Weight(..)
+            | Observation::LookAgain => {}
         }
     }
 

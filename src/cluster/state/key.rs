@@ -37,6 +37,11 @@ impl Key {
         self.live && self.agreed
     }
 
+    /// Whether the watch is up.
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
+
     /// Whether the value was still valid at `moment`.
     pub(super) fn is_as_new_as(&self, moment: Instant) -> bool {
         self.at.is_some_and(|at| at >= moment)

@@ -14,6 +14,8 @@ pub(super) struct MemberState {
     pub(super) since: Instant,
     pub(super) health: Health,
     pub(super) probes: ProbeHistory,
+    /// Its last probe was answered, whatever the answer.
+    pub(super) answers: bool,
     /// Start of the probe that saw `health.facts`.
     pub(super) facts_from: Option<Instant>,
     /// The role in `health.facts` is from a session's report, not yet from a probe.
@@ -46,6 +48,7 @@ impl MemberState {
             since: now,
             health: Health::default(),
             probes: ProbeHistory::default(),
+            answers: false,
             facts_from: None,
             unconfirmed: false,
             primary_since: None,
