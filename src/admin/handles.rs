@@ -62,8 +62,9 @@ pub struct ClusterView {
     pub read_write: Vec<Arc<Route>>,
     /// The read-only routes to it that a listener has.
     pub read_only: Vec<Arc<Route>>,
-    /// Read-write clients are held while there is no leader, so `is-ready-rw` stays true.
-    pub holds_read_write: bool,
+    /// Clients of this route that come now are held until a server can serve them, so it stays
+    /// ready.
+    pub holds: Arc<dyn Fn(&Arc<Route>) -> bool + Send + Sync>,
     /// Starts polls and probes now. It must return at once; its maker limits its rate.
     pub look_again: Arc<dyn Fn() + Send + Sync>,
 }

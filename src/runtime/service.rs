@@ -197,7 +197,7 @@ impl Service {
         self.listeners.replace(wanted, bound);
         let routes: Vec<Arc<Route>> = new.routes.values().cloned().collect();
         self.shared.pools.reconfigure(&routes);
-        self.handles.clusters = views(new, &self.clusters);
+        self.handles.clusters = views(new, &self.clusters, &self.shared.occupancy);
         self.handles.token.store(new.http.token.clone().map(Arc::new));
         self.metric_views.store(Arc::new(self.handles.clusters.clone()));
         self.admin.replace(&new.http, http, self.handles.clone());
@@ -421,7 +421,11 @@ pub(super) fn wanted_listeners(
     config.listeners.iter().map(wanted).collect()
 }
 
-pub(super) fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) -> Vec<ClusterView> {
+pub(super) fn views(
+    config: &Config,
+    clusters: &HashMap<Arc<str>, ClusterHandle>,
+    occupancy: &Arc<Occupancy>,
+) -> Vec<ClusterView> {
     let served = |name: &str, access| -> Vec<Arc<Route>> {
         let has_listener = |route: &Route| {
             config
@@ -442,8 +446,10 @@ pub(super) fn views(config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>
             dbname: cluster.service_account.dbname.clone(),
             read_write: served(&cluster.name, config::Access::ReadWrite),
             read_only: served(&cluster.name, config::Access::ReadOnly),
-            // No request is held yet.
-            holds_read_write: false,
+            holds: {
+                let (occupancy, handle) = (Arc::clone(occupancy), handle.clone());
+                Arc::new(move |route| occupancy.holds(route, || handle.snapshot()))
+            },
             look_again: Arc::new(move || handle.look_again()),
         })
     };

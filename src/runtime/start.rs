@@ -188,7 +188,7 @@ impl Sockets {
             let waiting = old_process.wait_for_same_view(&parts.clusters);
             signals.unless_ended(waiting).await?.context("cannot take over")?;
         }
-        let views = service::views(&self.config, &parts.clusters);
+        let views = service::views(&self.config, &parts.clusters, &parts.shared.occupancy);
         let metric_views = Arc::new(ArcSwap::from_pointee(views.clone()));
         let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
         let disabled_routes = Arc::clone(&parts.shared.disabled_routes);

@@ -341,6 +341,19 @@ impl Gate {
         matches!(self.position(Instant::now()), Position::Shut { .. })
     }
 
+    /// A client that logs in now is held.
+    pub(super) fn holds_logins(&self, load: impl Fn() -> Arc<Snapshot>, route: &Arc<Route>) -> bool {
+        self.refresh(load, route);
+        let has_room = route
+            .hold
+            .max_clients
+            .is_none_or(|most| self.line.length() < most as usize);
+        match self.position(Instant::now()) {
+            Position::Shut { why, .. } => has_room && (route.hold.logins || why == ShutReason::Paused),
+            Position::Open | Position::FailFast(_) => false,
+        }
+    }
+
     /// Clients are held whose requests together have reached `hold.max_bytes`.
     pub(super) fn is_full_of_bytes(&self) -> bool {
         !self.line.is_empty() && self.line.bytes() >= self.route.load().hold.max_bytes

@@ -53,6 +53,12 @@ impl Occupancy {
         self.gates.paused()
     }
 
+    /// Whether a client of this route that comes now is held until a server can serve it. `load`:
+    /// the cluster's newest snapshot.
+    pub fn holds(&self, route: &Arc<Route>, load: impl Fn() -> Arc<Snapshot>) -> bool {
+        self.gates.of(route).holds_logins(load, route)
+    }
+
     pub fn register_hold(&self, into: &mut Into) {
         self.gates.hold_metrics().register(into);
     }

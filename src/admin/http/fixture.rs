@@ -149,7 +149,7 @@ pub(in crate::admin) fn view(snapshot: Snapshot, local_member: LocalMember) -> C
         dbname: "postgres".into(),
         read_write: vec![Arc::new(Route::read_write("read-write", "main"))],
         read_only: vec![Arc::new(Route::read_only("read-only", "main"))],
-        holds_read_write: false,
+        holds: Arc::new(|_| false),
         look_again: Arc::new(|| {}),
     }
 }

@@ -69,7 +69,7 @@ pub(super) fn is_ready(app: &App, uri: &Uri) -> JsonAnswer {
     let disabled = &app.handles.disabled_routes;
     readiness(app, uri, |view, strict| {
         let rw = read_write(view, strict, disabled);
-        rw.or_else(|rw| read_only(view, disabled).map_err(|ro| format!("{rw}; {ro}")))
+        rw.or_else(|rw| read_only(view, false, disabled).map_err(|ro| format!("{rw}; {ro}")))
     })
 }
 
@@ -80,7 +80,7 @@ pub(super) fn is_ready_rw(app: &App, uri: &Uri) -> JsonAnswer {
 
 pub(super) fn is_ready_ro(app: &App, uri: &Uri) -> JsonAnswer {
     let disabled = &app.handles.disabled_routes;
-    readiness(app, uri, |view, _| read_only(view, disabled))
+    readiness(app, uri, |view, strict| read_only(view, strict, disabled))
 }
 
 fn readiness(app: &App, uri: &Uri, ready: impl Fn(&ClusterView, bool) -> CheckResult) -> JsonAnswer {
@@ -109,7 +109,8 @@ fn read_write(view: &ClusterView, strict: bool, disabled: &DisabledRoutes) -> Ch
     let enabled = enabled(&view.read_write, disabled)?;
     let snapshot = view.snapshot.borrow().clone();
     let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
-    if enabled.into_iter().any(serves) || (view.holds_read_write && !strict) {
+    if enabled.iter().copied().any(serves) || !strict && enabled.into_iter().any(|route| (view.holds)(route))
+    {
         return Ok(());
     }
     Err(match &snapshot.leader {
@@ -140,14 +141,15 @@ fn enabled<'a>(routes: &'a [Arc<Route>], disabled: &DisabledRoutes) -> Result<Ve
     }
 }
 
-fn read_only(view: &ClusterView, disabled: &DisabledRoutes) -> CheckResult {
+/// As [`read_write`], for a read-only session.
+fn read_only(view: &ClusterView, strict: bool, disabled: &DisabledRoutes) -> CheckResult {
     if view.read_only.is_empty() {
         return Err("no listener has a read-only route to this cluster".into());
     }
     let enabled = enabled(&view.read_only, disabled)?;
     let snapshot = view.snapshot.borrow().clone();
     let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
-    if enabled.iter().copied().any(serves) {
+    if enabled.iter().copied().any(serves) || !strict && enabled.iter().any(|route| (view.holds)(route)) {
         return Ok(());
     }
     let can_lead = enabled.iter().any(|route| route.takes_leader());
@@ -166,7 +168,7 @@ pub(super) fn agent(app: &App, about: AgentSubject) -> AgentState {
             let serves = |disabled: &DisabledRoutes| {
                 let mut clusters = app.handles.clusters.iter();
                 let serves = |view: &ClusterView| {
-                    read_write(view, false, disabled).or_else(|_| read_only(view, disabled))
+                    read_write(view, false, disabled).or_else(|_| read_only(view, false, disabled))
                 };
                 clusters.any(|view| serves(view).is_ok())
             };

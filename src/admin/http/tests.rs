@@ -640,7 +640,7 @@ async fn while_clients_are_held_read_write_stays_ready_unless_asked_strictly() {
         leaderless(vec![member("m")], NoLeader::NotNamed),
         LocalMember::None,
     );
-    view.holds_read_write = true;
+    view.holds = Arc::new(|_| true);
     let router = routes(handles(vec![view]));
     for (query, status) in [
         ("", 200),

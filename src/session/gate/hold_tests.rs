@@ -135,6 +135,19 @@ async fn nobody_is_held_for_longer_than_the_timeout_nor_before_the_first_server(
         matches!(position, Position::FailFast(_)),
         "no server was ever seen: {position:?}"
     );
+    let mut deaf = Snapshot::clone(&lost);
+    deaf.hears = false;
+    assert!(
+        matches!(at(1, &route, &deaf), Position::FailFast(_)),
+        "cut off from the cluster, nobody can know when there is a server"
+    );
+    let mut patient = Snapshot::clone(&lost);
+    patient.patience = Some(Duration::from_secs(25));
+    assert!(matches!(at(24, &route, &patient), Position::Shut { .. }));
+    assert!(
+        matches!(at(25, &route, &patient), Position::FailFast(_)),
+        "ttl and loop_wait"
+    );
     let mut short = Route::clone(&route);
     short.hold.timeout = Some(Duration::from_secs(5));
     assert!(matches!(at(4, &short, &lost), Position::Shut { .. }));

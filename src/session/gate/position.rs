@@ -1,5 +1,5 @@
-//! Where a gate stands: open, shut, or failing fast. A pure function of one snapshot, the route, its
-//! pause, and what the gate has seen before.
+//! Where a gate stands: open, shut, or failing fast. A pure function of one snapshot, the route,
+//! its pause, and what the gate has seen before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::unavailable;
-use crate::cluster::snapshot::{Leader, NoLeader, Snapshot};
+use crate::cluster::snapshot::{Cause, Leader, NoLeader, Snapshot};
 use crate::config::{Access, Route};
 use crate::routing::{self, Choice, Reason};
 use crate::wire::message::ErrorReply;
@@ -70,8 +70,8 @@ pub(super) struct GateMemory {
 }
 
 /// How long clients of the route are held at most after its last server was lost.
-pub(super) fn hold_timeout(_snapshot: &Snapshot, route: &Route) -> Duration {
-    let from_cluster = || DEFAULT_TIMEOUT;
+pub(super) fn hold_timeout(snapshot: &Snapshot, route: &Route) -> Duration {
+    let from_cluster = || snapshot.patience.unwrap_or(DEFAULT_TIMEOUT);
     route.hold.timeout.unwrap_or_else(from_cluster)
 }
 
@@ -105,7 +105,7 @@ pub(super) fn evaluate(
     let error = Box::new(unavailable(snapshot, route, &choice));
     let timeout = hold_timeout(snapshot, route);
     let until = memory.lost.unwrap_or(now) + timeout;
-    let is_held = memory.has_served && now < until && may_pass(snapshot, route, &choice);
+    let is_held = memory.has_served && snapshot.hears && now < until && may_pass(snapshot, route, &choice);
     if !is_held {
         return Position::FailFast(error);
     }
@@ -123,7 +123,7 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         return match &snapshot.leader {
             // It is out of service by an operator's order, or lacks what the route asks for.
             Leader::Verified { .. } => false,
-            Leader::None(why) => is_passing(why),
+            Leader::None(why) => why.cause() == Cause::Passing,
         };
     }
     choice.refused.iter().any(|(_, reason)| match reason {
@@ -150,18 +150,6 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         | Reason::Lagging
         | Reason::LagUnknown => false,
     })
-}
-
-/// Whether a failover or the server's return may give a leader.
-fn is_passing(why: &NoLeader) -> bool {
-    !matches!(
-        why,
-        NoLeader::StandbyCluster(_)
-            | NoLeader::NoAddress(_)
-            | NoLeader::NamedForeign(_)
-            | NoLeader::Foreign(_)
-            | NoLeader::MixedClusters
-    )
 }
 
 fn pause_is_over(route: &Route) -> ErrorReply {
