@@ -18,17 +18,19 @@ const LISTENERS: &str = "  - {name: rw, address: \"{address}:6432\", route: read
                          - {name: ro, address: \"{address}:6433\", route: read-only}\n  \
                          - {name: forward, address: \"{address}:6532\", route: read-write, mode: tcp}\n";
 
-struct Wire {
-    namespace: String,
+/// From this network namespace to one of its own.
+pub struct Wire {
+    pub namespace: String,
     process: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Wire {
-    fn lay(device: &str, ours: &str, theirs: &[&str]) -> Option<Self> {
+    /// `None` where this machine does not allow it.
+    pub fn lay(device: &str, ours: &str, theirs: &[&str]) -> Option<Self> {
         let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-        let namespace = format!("trunkline-{}", std::process::id());
+        let namespace = format!("trunkline-{}-{device}", std::process::id());
         let made = Command::new("ip").args(["netns", "add", &namespace]).status();
         if tun.is_err() || !made.is_ok_and(|status| status.success()) {
             return None;
@@ -61,7 +63,8 @@ impl Wire {
         assert_eq!(line.trim(), word);
     }
 
-    fn tell(&mut self, command: &str, address: &str) {
+    /// `drop` or `pass` for what goes to and from an address.
+    pub fn tell(&mut self, command: &str, address: &str) {
         writeln!(self.input.as_mut().unwrap(), "{command} {address}").unwrap();
         self.expect("done");
     }

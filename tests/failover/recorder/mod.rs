@@ -171,13 +171,20 @@ impl Recorder {
 
     /// Does `event` while all write, waits until all write again, and tells what they went through.
     pub fn during(&mut self, name: &str, event: impl FnOnce()) -> Episode {
-        let from = now();
+        let from = Self::begin();
         event();
         self.await_all();
-        self.episode(name, from, now())
+        self.end(name, from)
     }
 
-    fn episode(&self, name: &str, from: u64, to: u64) -> Episode {
+    /// For an event that does not fit into a closure: when it began.
+    pub fn begin() -> u64 {
+        now()
+    }
+
+    /// What clients have gone through since then.
+    pub fn end(&self, name: &str, from: u64) -> Episode {
+        let to = now();
         let mut errors = Vec::new();
         let mut drivers = BTreeMap::new();
         for driver in DRIVERS {

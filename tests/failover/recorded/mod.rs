@@ -1,10 +1,15 @@
 //! Failovers under the recorder: what clients of five drivers notice of each, and that the account
 //! holds whatever happens.
 
+mod long;
+
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::cluster::{Cluster, Node, Options, Router, eventually, succeed};
+use tempfile::TempDir;
+
+use super::cluster::{Cluster, Node, Options, Router, eventually, secret, succeed};
 use super::recorder::{Episode, Recorder};
 
 /// How sessions outlive their server.
@@ -39,16 +44,26 @@ struct Run {
     recorder: Recorder,
     router: Router,
     cluster: Cluster,
+    /// For commands to the router.
+    token: PathBuf,
+    _dir: TempDir,
 }
 
 impl Run {
     fn start(mode: Mode, name: &str, base: &str, etcd_port: u16) -> Self {
         let options = ["--ttl", "20", "--loop-wait", "2", "--name", name];
         let cluster = Cluster::start(base, etcd_port, &options);
+        Self::before(cluster, mode)
+    }
+
+    fn before(cluster: Cluster, mode: Mode) -> Self {
         configure(&cluster, SYNCHRONOUS);
         await_synchronous(&cluster);
+        let dir = tempfile::tempdir().unwrap();
+        let token = secret(dir.path(), "http.token", &"0123456789abcdef".repeat(4));
         let options = Options {
             extra: mode.routes(),
+            http: format!("token_file: {}", token.display()),
             ..Options::default()
         };
         let router = Router::before(&cluster, options);
@@ -57,6 +72,8 @@ impl Run {
             recorder,
             router,
             cluster,
+            token,
+            _dir: dir,
         }
     }
 
@@ -66,6 +83,7 @@ impl Run {
             cluster,
             router,
             recorder,
+            ..
         } = self;
         let episode = recorder.during(name, || event(cluster, router));
         self.whole();
@@ -86,6 +104,17 @@ impl Run {
         let account = self.recorder.finish(&leader);
         account.assert_right();
         account.assert_sees();
+    }
+
+    /// `trunkline COMMAND` to this router.
+    fn tell(&self, command: &[&str]) -> String {
+        let url = format!("http://{}:6434", self.router.address);
+        succeed(
+            Command::new(env!("CARGO_BIN_EXE_trunkline"))
+                .args(command)
+                .args(["--url", &url, "--token-file"])
+                .arg(&self.token),
+        )
     }
 
     // --- events
