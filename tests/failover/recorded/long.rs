@@ -67,7 +67,8 @@ impl Run {
         self.cluster.control("start", &[&second]);
         self.whole();
         configure(&self.cluster, r#"{"synchronous_mode_strict": false}"#);
-        // The last leader has no synchronous standby for a while: what waits for one fills the pool.
+        // The last leader has no synchronous standby for a while. What waits for one fills the
+        // pool.
         episode.assert_only(&[&TOLD[..], &["53300"]].concat());
     }
 
