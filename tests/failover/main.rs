@@ -29,6 +29,7 @@ mod patroni_proxy;
 mod pooled;
 mod recorded;
 mod recorder;
+mod replication;
 mod session;
 mod shutdown;
 mod standby;

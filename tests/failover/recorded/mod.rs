@@ -181,7 +181,7 @@ fn kill(process: u32) {
 }
 
 /// Changes Patroni's dynamic configuration.
-fn configure(cluster: &Cluster, json: &str) {
+pub fn configure(cluster: &Cluster, json: &str) {
     let url = format!("{}/config", cluster.nodes()[0].rest);
     succeed(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "-X", "PATCH", "-d", json, &url]));
 }
