@@ -17,6 +17,7 @@ use std::time::Duration;
 
 pub(super) use clients::LISTENER;
 pub(super) use kind::ValueKind;
+pub(super) use pools::POOL;
 pub(super) use router::{DEFAULT_HTTP, DEFAULT_LISTENERS, DEFAULT_ROUTES, ROOT};
 pub(super) use routes::ROUTE;
 

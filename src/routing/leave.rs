@@ -15,24 +15,37 @@ pub enum LeaveReason {
     Down(MemberName),
     #[error("{0} is in maintenance")]
     Maintenance(MemberName),
+    #[error("{0} is being drained")]
+    Draining(MemberName),
 }
 
-/// The session has to end between transactions, while its server stays unfit.
+/// The session has to leave its server, while that stays unfit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leave {
     pub why: LeaveReason,
-    /// After this time the session ends even within a transaction. `None`: never.
-    pub within: Option<Duration>,
+    pub how: Leaving,
+}
+
+/// How a session leaves a server that is not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// Between transactions, if it can have another server; else it stays.
+    Moves,
+    /// Between transactions; without another server it ends.
+    AtBoundary,
+    /// As [`Self::AtBoundary`]; after this time it ends within a transaction.
+    Within(Duration),
 }
 
 /// Whether a session of `route` must leave `member`. `policy` is the route's policy when the
-/// session began. `None`: it stays, for example on a drained member. Of several reasons the
-/// strictest counts.
+/// session began. `None`: it stays. Of several reasons the strictest counts.
 pub fn leave(snapshot: &Snapshot, route: &str, policy: OnUnfit, member: &MemberName) -> Option<Leave> {
     let current = snapshot.member(member)?;
     let reasons = [
         (current.admin == AdminState::Maint)
             .then_some((Unfit::Close, LeaveReason::Maintenance as fn(_) -> _)),
+        // As with `keep`, but that what can move does.
+        (current.admin == AdminState::Drain).then_some((Unfit::Keep, LeaveReason::Draining)),
         // A member that was never probed is not down.
         (!current.health.up && current.health.error.is_some()).then_some((policy.down, LeaveReason::Down)),
         current
@@ -46,13 +59,14 @@ pub fn leave(snapshot: &Snapshot, route: &str, policy: OnUnfit, member: &MemberN
         .rev()
         .flatten()
         .max_by_key(|(what, _)| *what)?;
-    let within = match what {
-        Unfit::Keep => return None,
-        Unfit::CloseIdle => None,
-        Unfit::Close => Some(policy.grace),
-    };
     let why = why(member.clone());
-    Some(Leave { why, within })
+    let how = match (what, &why) {
+        (Unfit::Keep, LeaveReason::Draining(_)) => Leaving::Moves,
+        (Unfit::Keep, _) => return None,
+        (Unfit::CloseIdle, _) => Leaving::AtBoundary,
+        (Unfit::Close, _) => Leaving::Within(policy.grace),
+    };
+    Some(Leave { why, how })
 }
 
 #[cfg(test)]
@@ -97,25 +111,35 @@ mod tests {
         };
         let maint: Change = |member| member.admin = AdminState::Maint;
         let drain: Change = |member| member.admin = AdminState::Drain;
-        let within = Some(Some(GRACE));
+        let drained_and_down: Change = |member| {
+            member.admin = AdminState::Drain;
+            member.health.up = false;
+            member.health.error = Some("refused".into());
+        };
+        let within = Some(Leaving::Within(GRACE));
         for (case, (change, lag, on_down), expected) in [
             ("fit", ((|_| {}) as Change, Close, Close), None),
             ("lag", (lagging, Keep, Close), None),
-            ("lag", (lagging, CloseIdle, Keep), Some(None)),
+            ("lag", (lagging, CloseIdle, Keep), Some(Leaving::AtBoundary)),
             ("lag", (lagging, Close, Keep), within),
             ("lag of another route", (elsewhere, Close, Close), None),
             ("down", (down, Close, Keep), None),
-            ("down", (down, Keep, CloseIdle), Some(None)),
+            ("down", (down, Keep, CloseIdle), Some(Leaving::AtBoundary)),
             ("down", (down, Keep, Close), within),
             ("not yet probed", (unprobed, Close, Close), None),
             ("both", (both, Close, CloseIdle), within),
-            ("both", (both, Keep, CloseIdle), Some(None)),
+            ("both", (both, Keep, CloseIdle), Some(Leaving::AtBoundary)),
             ("maint", (maint, Keep, Keep), within),
-            ("drain", (drain, Close, Close), None),
+            ("drain", (drain, Close, Close), Some(Leaving::Moves)),
+            (
+                "drained and down",
+                (drained_and_down, Close, CloseIdle),
+                Some(Leaving::AtBoundary),
+            ),
         ] {
             let leave = asked(change, lag, on_down);
             assert_eq!(
-                leave.map(|leave| leave.within),
+                leave.map(|leave| leave.how),
                 expected,
                 "{case} {lag:?} {on_down:?}"
             );

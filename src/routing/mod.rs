@@ -16,7 +16,7 @@ mod tags;
 mod verdict;
 
 pub use balance::Turns;
-pub use leave::{Leave, LeaveReason, leave};
+pub use leave::{Leave, LeaveReason, Leaving, leave};
 pub use policy::{
     Candidate, Choice, ChoiceInput, Preference, Reason, candidates, chance, check_available, fitness,
     leader_reason, replica_reason, unavailable,

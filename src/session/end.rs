@@ -12,6 +12,8 @@ use crate::wire::sqlstate::SqlState;
 /// An order to end a session, given through the registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
+    /// Leave the server between transactions, if the session can have another; else go on there.
+    Move(Reason),
     /// End between transactions. A transaction under way may finish.
     AtBoundary(Reason),
     /// End at once, even in a transaction.
@@ -21,7 +23,7 @@ pub enum Order {
 impl Order {
     pub fn reason(&self) -> &Reason {
         match self {
-            Self::AtBoundary(reason) | Self::Now(reason) => reason,
+            Self::Move(reason) | Self::AtBoundary(reason) | Self::Now(reason) => reason,
         }
     }
 }
@@ -137,7 +139,7 @@ impl Reason {
             Self::Role(EndReason::OldPrimary(_)) => EndLabel::OldPrimary,
             Self::Unfit(LeaveReason::Lagging(_)) => EndLabel::Lagging,
             Self::Unfit(LeaveReason::Down(_)) => EndLabel::MemberDown,
-            Self::Unfit(LeaveReason::Maintenance(_)) => EndLabel::Maintenance,
+            Self::Unfit(LeaveReason::Maintenance(_) | LeaveReason::Draining(_)) => EndLabel::Maintenance,
             Self::TimedOut(SessionTimeout::Transaction) => EndLabel::TransactionTimeout,
             Self::TimedOut(SessionTimeout::IdleTransaction) => EndLabel::IdleTransactionTimeout,
             Self::TimedOut(SessionTimeout::Batch) => EndLabel::BatchTimeout,
@@ -302,7 +304,7 @@ impl End {
                 | Reason::Replaced
                 | Reason::Killed
                 | Reason::MemberClosed(_)
-                | Reason::Unfit(LeaveReason::Maintenance(_)),
+                | Reason::Unfit(LeaveReason::Maintenance(_) | LeaveReason::Draining(_)),
             ) => self.fate.is_open(),
             Cause::ServerGone
             | Cause::Ordered(_)

@@ -183,7 +183,7 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Forward<C, S> {
     fn obey(&mut self) -> Option<Cause> {
         match self.ticket.entry().ordered() {
             Some(Order::Now(reason)) => Some(Cause::Ordered(reason)),
-            Some(Order::AtBoundary(_)) | None => None,
+            Some(Order::AtBoundary(_) | Order::Move(_)) | None => None,
         }
     }
 

@@ -90,7 +90,7 @@ async fn begin(arriving: impl Future<Output = Option<Arrival>>, shared: Arc<Shar
         LoggedIn::Session(request) => {
             let route = Arc::clone(&request.client.record.listener.route);
             // A replication connection has state that no other session could take over.
-            let pool = route.pool.as_ref();
+            let pool = route.session_pool();
             if let Some(pool) = pool.filter(|_| request.packet.replication == Replication::None) {
                 let pooled = pool::begin::begin(request, pool, shared).await?;
                 return Some(Begun::Pooled(Box::new(pooled)));

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::snapshot::{AdminState, Snapshot};
-use crate::routing::{self, Leave, SessionVerdict};
+use crate::routing::{self, Leave, Leaving, SessionVerdict};
 use crate::session::end::{Order, Reason};
 use crate::session::registry::Registry;
 
@@ -59,16 +59,23 @@ fn pass(snapshot: &Snapshot, registry: &Registry, starts: &mut GraceStarts, now:
             entry.order_on(&place, Order::Now(Reason::Role(reason)));
             continue;
         }
-        let Some(Leave { why, within }) =
+        let Some(Leave { why, how }) =
             routing::leave(snapshot, &origin.route, origin.on_unfit, &place.member)
         else {
             entry.leave(&place, None);
             continue;
         };
         let reason = Reason::Unfit(why);
-        let Some(grace) = within else {
-            entry.leave(&place, Some(Order::AtBoundary(reason)));
-            continue;
+        let grace = match how {
+            Leaving::Moves => {
+                entry.leave(&place, Some(Order::Move(reason)));
+                continue;
+            }
+            Leaving::AtBoundary => {
+                entry.leave(&place, Some(Order::AtBoundary(reason)));
+                continue;
+            }
+            Leaving::Within(grace) => grace,
         };
         let began = starts.get(&entry.id).copied().unwrap_or(now);
         current_starts.insert(entry.id, began);
@@ -88,7 +95,7 @@ fn is_anybody_unfit(snapshot: &Snapshot) -> bool {
     snapshot
         .members
         .iter()
-        .any(|member| !member.health.up || !member.lagging.is_empty() || member.admin == AdminState::Maint)
+        .any(|member| !member.health.up || !member.lagging.is_empty() || member.admin != AdminState::Ready)
 }
 
 #[cfg(test)]
@@ -223,7 +230,12 @@ mod tests {
         let (mut starts, start) = (GraceStarts::new(), Instant::now());
         let administered = |admin| snapshot(Member { admin, ..fit() });
         pass(&administered(AdminState::Drain), &registry, &mut starts, start);
-        assert_eq!(ticket.entry().ordered(), None);
+        let drained = Reason::Unfit(LeaveReason::Draining(MemberName::new("db2")));
+        assert_eq!(
+            ticket.entry().ordered(),
+            Some(Order::Move(drained)),
+            "who can move does; nobody ends"
+        );
         let maint = administered(AdminState::Maint);
         let reason = || Reason::Unfit(LeaveReason::Maintenance(MemberName::new("db2")));
         assert_eq!(pass(&maint, &registry, &mut starts, start), Some(start + GRACE));

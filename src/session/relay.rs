@@ -372,7 +372,8 @@ impl<C: SessionStream, S: SessionStream> TwoWay for Relay<C, S> {
             Order::AtBoundary(reason) if self.replication || self.boundary().is_some() => {
                 Some(Cause::Ordered(reason))
             }
-            Order::AtBoundary(_) => None,
+            // Without a pool, or `resume`, it has no other.
+            Order::AtBoundary(_) | Order::Move(_) => None,
         }
     }
 

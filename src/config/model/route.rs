@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::words::words;
-use super::{Hold, MaxLag, OnUnfit, Pool, Resume};
+use super::{Hold, MaxLag, OnUnfit, Pool, PoolMode, Resume};
 
 /// What a listener asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,9 @@ pub struct Route {
     pub pool: Option<Pool>,
     /// [`Resume::Tracked`] with transaction pooling.
     pub resume: Resume,
+    /// How the router keeps tracked sessions where the route has no pool: each has a connection of
+    /// its own, which serves nobody else. `None` elsewhere.
+    pub tracking: Option<Pool>,
     pub hold: Hold,
     pub client_address: ClientAddressOptions,
 }
@@ -38,6 +41,21 @@ impl Route {
     /// Whether the leader is among the targets.
     pub fn takes_leader(&self) -> bool {
         self.targets.iter().any(Tier::takes_leader)
+    }
+
+    /// How sessions are kept whose server connection can be replaced.
+    pub fn session_pool(&self) -> Option<&Pool> {
+        self.pool.as_ref().or(self.tracking.as_ref())
+    }
+
+    /// Sessions keep their server connection between transactions, and can have another one where
+    /// they must leave it, or lose it.
+    pub fn keeps_connections(&self) -> bool {
+        let is_transaction = self
+            .pool
+            .as_ref()
+            .is_some_and(|pool| pool.mode == PoolMode::Transaction);
+        self.resume == Resume::Tracked && !is_transaction
     }
 
     /// Targets as a person says them: `replica, then leader`.

@@ -5,6 +5,12 @@ use std::time::Duration;
 use crate::config::fields::Section;
 use crate::config::model::{Hold, Pool, PoolMode, Resume};
 
+/// `resume: tracked` is written.
+pub(super) fn is_tracked(route: &Section<'_>) -> bool {
+    let written = route.field("resume");
+    written.is_some_and(|field| field.written_text() == Some("tracked"))
+}
+
 /// Sessions of a transaction pool are always tracked.
 pub(super) fn resume(route: &Section<'_>, pool: Option<&Pool>) -> Resume {
     let is_transaction = pool.is_some_and(|pool| pool.mode == PoolMode::Transaction);

@@ -4,14 +4,16 @@ mod limits;
 mod overrides;
 mod parameters;
 
+use std::path::Path;
 use std::time::Duration;
 
 use limits::{of_pool, without_effect};
 use overrides::{Override, overrides};
 use parameters::{ignored, restored};
 
-use crate::config::fields::Section;
+use crate::config::fields::{Context, Section};
 use crate::config::model::{Pool, PoolMode, Queue, WrittenPoolMode};
+use crate::config::schema::POOL;
 use crate::config::units::shown_duration;
 
 /// What only matters where a session changes its connection.
@@ -33,8 +35,14 @@ const TIMEOUTS: [(&str, &str); 4] = [
 ];
 
 /// `None` is off. After an error in `mode` there is a pool, so that only this error is reported.
-/// `most`: the cluster's `server.max_connections`, if it has one.
-pub(super) fn read(section: &Section<'_>, queue: &Queue, most: Option<u32>) -> Option<Pool> {
+/// `most`: the cluster's `server.max_connections`, if it has one. `is_tracked`: sessions are tracked
+/// in session mode, too.
+pub(super) fn read(
+    section: &Section<'_>,
+    queue: &Queue,
+    most: Option<u32>,
+    is_tracked: bool,
+) -> Option<Pool> {
     let mode = match section.one_of("mode").map(WrittenPoolMode::pooled) {
         Some(None) if !section.is_broken() => {
             nothing_but_mode(section);
@@ -49,11 +57,11 @@ pub(super) fn read(section: &Section<'_>, queue: &Queue, most: Option<u32>) -> O
     for entry in &entries {
         without_effect(&entry.section, &entry.model.limits, most, false);
     }
-    if mode == Some(PoolMode::Session) {
+    if mode == Some(PoolMode::Session) && !is_tracked {
         nothing_of_transactions(section, &entries);
     }
     let wait_notify = section.duration_or_off("wait_notify");
-    if mode != Some(PoolMode::Session) {
+    if mode != Some(PoolMode::Session) || is_tracked {
         check_waiting(section, wait_notify, queue);
     }
     Some(Pool {
@@ -70,6 +78,29 @@ pub(super) fn read(section: &Section<'_>, queue: &Queue, most: Option<u32>) -> O
         custom_settings: section.word("custom_settings"),
         ignore_startup_parameters: ignored(section),
     })
+}
+
+/// For tracked sessions without a pool: everything at its default, but nothing that keeps a session
+/// from a connection of its own, and room for the prepared statements of one that lives long.
+pub(super) fn of_tracked_sessions() -> Pool {
+    let context = Context::new(Path::new(""), 0, &|_| None);
+    let section = Section::unwritten(&context, &POOL);
+    let mut limits = of_pool(&section);
+    limits.max_connections = 100_000;
+    Pool {
+        mode: PoolMode::Session,
+        limits,
+        overrides: Vec::new(),
+        connects: 100,
+        max_statements: 10_000,
+        max_statement_bytes: 32 << 20,
+        reset_timeout: section.duration("reset_timeout"),
+        wait_notify: section.duration_or_off("wait_notify"),
+        settings: Vec::new(),
+        verify: section.word("verify"),
+        custom_settings: section.word("custom_settings"),
+        ignore_startup_parameters: Vec::new(),
+    }
 }
 
 fn nothing_but_mode(section: &Section<'_>) {
@@ -94,7 +125,10 @@ fn nothing_but_mode(section: &Section<'_>) {
 fn nothing_of_transactions(section: &Section<'_>, entries: &[Override<'_>]) {
     let message = "has no effect with `mode: session`: a session keeps its connection until it ends";
     for field in OF_TRANSACTIONS.iter().filter_map(|key| section.field(key)) {
-        field.error_with_hint(message, "remove it, or write `mode: transaction`");
+        field.error_with_hint(
+            message,
+            "remove it, or write `mode: transaction`, or `resume: tracked` at the route",
+        );
     }
     let of_entries = entries.iter().map(|entry| &entry.section);
     for section in std::iter::once(section).chain(of_entries) {
@@ -102,7 +136,9 @@ fn nothing_of_transactions(section: &Section<'_>, entries: &[Override<'_>]) {
             if let Some(field) = section.field(key) {
                 field.error_with_hint(
                     message,
-                    format!("use PostgreSQL's `{server}`, or write `mode: transaction`"),
+                    format!(
+                        "use PostgreSQL's `{server}`, or write `mode: transaction`, or `resume: tracked` at the route"
+                    ),
                 );
             }
         }

@@ -9,8 +9,8 @@ use super::targets::{tags, targets};
 use super::{hold, on_unfit, pool};
 use crate::config::fields::{Context, Section};
 use crate::config::model::{
-    Access, Auth, Balance, ClientAddressOptions, CredentialUsers, OnLeader, Pool, Queue, Route, TargetRole,
-    Tier,
+    Access, Auth, Balance, ClientAddressOptions, CredentialUsers, OnLeader, Pool, Queue, Resume, Route,
+    TargetRole, Tier,
 };
 use crate::config::schema::ROUTE;
 
@@ -78,6 +78,7 @@ fn with_targets(
     let access = targets.as_deref().map(Access::of);
     let (queue, pool) = queue_and_pool(section, around);
     let resume = hold::resume(section, pool.as_ref());
+    let tracking = (resume == Resume::Tracked && pool.is_none()).then(pool::of_tracked_sessions);
     let hold = hold::hold(section, resume);
     let client_address = client_address_options(section, pool.is_some());
     let tags = match section.field("tags") {
@@ -104,6 +105,7 @@ fn with_targets(
         queue,
         pool,
         resume,
+        tracking,
         hold,
         client_address,
     })
@@ -179,7 +181,8 @@ fn queue_and_pool(route: &Section<'_>, around: &RouteContext<'_>) -> (Queue, Opt
         timeout: route.duration("queue_timeout"),
         most: route.number("max_queue"),
     };
-    let pool = pool::read(&route.section("pool"), &queue, around.max_connections);
+    let is_tracked = hold::is_tracked(route);
+    let pool = pool::read(&route.section("pool"), &queue, around.max_connections, is_tracked);
     let timeout = route.field("queue_timeout");
     let most = route.field("max_queue");
     if around.max_connections.is_none() && !around.is_cluster_unknown && pool.is_none() {

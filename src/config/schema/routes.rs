@@ -184,7 +184,8 @@ pub(super) static ON_UNFIT: Keys = Keys(&[
         "role",
         words(&["close"]),
         Text("close"),
-        "Sessions on a server that changes its role end at once. There is no other value.",
+        "Sessions on a server that changes its role end at once, or move to another server if they are tracked. \
+         There is no other value.",
     ),
     Key::new(
         "grace",

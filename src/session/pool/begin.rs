@@ -75,7 +75,13 @@ pub(in crate::session) async fn begin(
         client: record.client().address,
         tls: record.client().tls,
     };
-    let canonical = key::canonical(&packet, record.listener.route.access, &login, report, pool);
+    let route = &record.listener.route;
+    let canonical = if route.tracking.is_some() {
+        // Its connection serves nobody else: it can be told everything at its login.
+        key::whole(&packet, route.access, &login, report)
+    } else {
+        key::canonical(&packet, route.access, &login, report, pool)
+    };
     let state = SessionState {
         version: packet.served(),
         parameters: canonical.parameters,
@@ -107,8 +113,13 @@ pub(in crate::session) async fn begin(
         .connect_seconds
         .observe(seconds(record.times.connect));
     record.member = lease.as_ref().map(|lease| lease.member().clone());
-    let told = write_parameters(&mut out, &login_parameters, &canonical.initial, pool.mode);
-    let ticket = enter(shared, &packet, &record, &mut out);
+    let shown_mode = record.listener.route.pool.as_ref().map(|pool| pool.mode);
+    let told = write_parameters(&mut out, &login_parameters, &canonical.initial, shown_mode);
+    let own_process = lease
+        .as_ref()
+        .filter(|_| home.keeps)
+        .map(|lease| lease.link.placement.process_id);
+    let ticket = enter(shared, &packet, &record, own_process, &mut out);
     message::ready_for_query(&mut out, b'I');
     let welcome = timeout(**shared.login_timeout.load(), async {
         stream.write_all(&out).await?;
@@ -133,9 +144,9 @@ pub(in crate::session) async fn begin(
     let timers = Timers::new(pool.limits_for(&user, &database));
     let client = Client::new(stream, ticket);
     let mut session = PooledSession::new(client, home, memory, Turns::new(worker_buffer), timers);
-    match (lease, pool.mode) {
-        (Some(lease), PoolMode::Transaction) => session.home.pool.release(lease),
-        (Some(lease), PoolMode::Session) => session.first = session.adopt(lease),
+    match (lease, session.home.keeps_lease()) {
+        (Some(lease), false) => session.home.pool.release(lease),
+        (Some(lease), true) => session.first = session.adopt(lease),
         (None, _) => {}
     }
     Some(Pooled {
@@ -172,7 +183,12 @@ fn home(
         route: Arc::clone(&listener.route),
     });
     let home = Home {
-        mode: config.mode,
+        mode: if listener.route.keeps_connections() {
+            PoolMode::Transaction
+        } else {
+            config.mode
+        },
+        keeps: listener.route.keeps_connections(),
         pool: Arc::clone(&pool),
         recipe,
         want: Want {
@@ -230,7 +246,7 @@ async fn first(
     shared: &Shared,
 ) -> Result<(LoginParameters, Option<Box<PooledConnection>>), NoFirstLease> {
     let known = home.pool.login_parameters(&home.want.key);
-    if let (PoolMode::Transaction, Some(parameters)) = (home.mode, known) {
+    if let (false, Some(parameters)) = (home.keeps_lease(), known) {
         return Ok((parameters, None));
     }
     let lease = first_lease(home, address, stream, shared).await?;
@@ -266,7 +282,7 @@ fn write_parameters(
     out: &mut BytesMut,
     login: &LoginParameters,
     initial: &[(Box<str>, Bytes)],
-    mode: PoolMode,
+    mode: Option<PoolMode>,
 ) -> Reported {
     let mut told = Reported::default();
     for (name, value) in login.iter() {
@@ -278,6 +294,7 @@ fn write_parameters(
     for (name, value) in told.iter() {
         message::parameter_status(out, name, value);
     }
+    let Some(mode) = mode else { return told };
     let mode = mode.to_string();
     message::parameter_status(out, b"trunkline.version", env!("CARGO_PKG_VERSION").as_bytes());
     message::parameter_status(out, b"trunkline.pool_mode", mode.as_bytes());
@@ -285,10 +302,17 @@ fn write_parameters(
 }
 
 /// Enters the session into the registry, and writes its BackendKeyData.
-fn enter(shared: &Shared, packet: &StartupPacket, record: &Record, out: &mut BytesMut) -> Ticket {
+/// `own_process`: that of the connection which the session keeps.
+fn enter(
+    shared: &Shared,
+    packet: &StartupPacket,
+    record: &Record,
+    own_process: Option<u32>,
+    out: &mut BytesMut,
+) -> Ticket {
     loop {
         let key = CancelKey {
-            process_id: shared.registry.pooled_process_id(),
+            process_id: own_process.unwrap_or_else(|| shared.registry.pooled_process_id()),
             key: crate::session::life::issue(shared, packet.served()),
         };
         let Ok(ticket) = shared.registry.enter(Arc::clone(&record.origin), Some(key)) else {
@@ -356,7 +380,8 @@ impl Pooled {
         let is_at_rest = pending.outstanding() == Some(0) || pending.waits_for_client();
         // Behind half a message whatever the router sends would be read as the other half.
         let is_whole = passing == 0 && lease.link.to_server.rest.is_empty();
-        let is_usable = is_reusable && !is_spoilt && is_at_rest && is_whole;
+        let serves_others = home.route.tracking.is_none();
+        let is_usable = is_reusable && serves_others && !is_spoilt && is_at_rest && is_whole;
         if is_usable {
             let pool = Arc::clone(&home.pool);
             let (within, shared) = (home.reset_timeout, Arc::clone(shared));

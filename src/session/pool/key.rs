@@ -53,6 +53,19 @@ pub(super) struct Canonical {
     pub(super) initial: Vec<(Box<str>, Bytes)>,
 }
 
+/// All that a client asks for at its startup: for a connection that serves nobody else.
+pub(super) fn whole(
+    packet: &StartupPacket,
+    access: Access,
+    login: &ServerLogin,
+    report: ClientAddressReport,
+) -> Canonical {
+    Canonical {
+        parameters: SessionState::at_login(packet, access, login.user.as_ref(), report).parameters,
+        initial: Vec::new(),
+    }
+}
+
 const APPLICATION_NAME: &[u8] = b"application_name";
 
 /// Puts a client's startup parameters into canonical form.

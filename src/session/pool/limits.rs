@@ -30,7 +30,7 @@ pub(super) struct Limits {
 impl Limits {
     /// `None`: the route has no pool.
     pub(super) fn of(route: &Route, name: &PoolName) -> Option<Self> {
-        let pool = route.pool.as_ref()?;
+        let pool = route.session_pool()?;
         let user = String::from_utf8_lossy(&name.user);
         let database = String::from_utf8_lossy(&name.database);
         let limits = pool.limits_for(&user, &database);

@@ -205,7 +205,7 @@ fn opened(
         reported.set(name, value);
     }
     let login: LoginParameters = connection.parameters.into();
-    let limits = recipe.route.pool.as_ref().map_or(Limits::NONE, Limits::of);
+    let limits = recipe.route.session_pool().map_or(Limits::NONE, Limits::of);
     let link = Link::new(connection.stream, placement, cluster);
     let state = ConnectionState::new(reported, limits);
     permit.opened(link, seat, worker, login, state)

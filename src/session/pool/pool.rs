@@ -102,7 +102,7 @@ impl<S: SessionStream> Pool<S> {
     }
 
     fn limit_statements(&self, route: &Route) {
-        if let Some(config) = &route.pool {
+        if let Some(config) = route.session_pool() {
             let limits = statements::Limits::of(config);
             self.statement_limits[0].store(limits.statements, Ordering::Relaxed);
             self.statement_limits[1].store(limits.bytes, Ordering::Relaxed);

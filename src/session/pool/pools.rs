@@ -102,7 +102,7 @@ impl<S: SessionStream> Pools<S> {
         user: &Bytes,
         database: &Bytes,
     ) -> Option<Arc<Pool<S>>> {
-        route.pool.as_ref()?;
+        route.session_pool()?;
         let name = PoolName {
             route: Arc::clone(&route.name),
             cluster: Arc::clone(&route.cluster),

@@ -47,6 +47,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
                 return Some(Pause::End(Cause::ServerFatal { code }));
             }
             let may_leave = self.home.mode == PoolMode::Transaction
+                && !self.memory.is_tainted
                 && self.memory.doubts.is_empty()
                 && self.memory.confirmed.pins.is_empty();
             if order.reason().is_about_server() && is_at_boundary && may_leave {
@@ -56,7 +57,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
         match order {
             Order::Now(reason) => Some(Pause::End(Cause::Ordered(reason))),
             Order::AtBoundary(reason) if is_at_boundary => Some(Pause::End(Cause::Ordered(reason))),
-            Order::AtBoundary(_) => None,
+            Order::AtBoundary(_) | Order::Move(_) => None,
         }
     }
 
@@ -383,6 +384,10 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         entry.set_pins(pins);
         if is_pinned {
             entry.set_phase(Phase::Pinned);
+            return None;
+        }
+        if self.home.keeps {
+            entry.set_phase(Phase::Relaying);
             return None;
         }
         if memory.is_tainted {

@@ -30,7 +30,7 @@ use crate::auth::credentials::{ServerLogin, ServerProof};
 use crate::backend::OrderlyStream;
 use crate::cluster::scripted::Script;
 use crate::cluster::snapshot::{Member, MemberName, Snapshot};
-use crate::config::{self, Route};
+use crate::config::{self, PoolMode, Route};
 use crate::routing::{GrantedRole, Preference};
 use crate::session::client::Client;
 use crate::session::gate;
@@ -205,7 +205,12 @@ impl Scene {
     ) -> (MemoryStream, MemorySession) {
         let config = self.route.pool.clone().expect("the route has one");
         let home = Home {
-            mode: config.mode,
+            mode: if self.route.keeps_connections() {
+                PoolMode::Transaction
+            } else {
+                config.mode
+            },
+            keeps: self.route.keeps_connections(),
             pool: Arc::clone(&self.pool),
             recipe: self.recipe("UTC"),
             want: self.want("UTC", NEAR),

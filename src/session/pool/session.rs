@@ -64,7 +64,10 @@ pub(in crate::session) enum Pause {
 /// worker that have the same connections ([`Pool::home`]).
 #[derive(Debug)]
 pub(super) struct Home<S: SessionStream = ServerStream> {
+    /// How messages pass, and whether the session's state is known: both in transaction mode only.
     pub(super) mode: PoolMode,
+    /// The session keeps its connection between transactions, although its state is known.
+    pub(super) keeps: bool,
     pub(super) pool: Arc<Pool<S>>,
     pub(super) recipe: Arc<Recipe>,
     /// Without the client's address.
@@ -78,6 +81,13 @@ pub(super) struct Home<S: SessionStream = ServerStream> {
     pub(super) reset_timeout: Duration,
     /// `custom_settings: close`.
     pub(super) is_strict: bool,
+}
+
+impl<S: SessionStream> Home<S> {
+    /// The session has one connection until it ends, or loses it.
+    pub(super) fn keeps_lease(&self) -> bool {
+        self.keeps || self.mode == PoolMode::Session
+    }
 }
 
 /// What a session has that its server connection must have.

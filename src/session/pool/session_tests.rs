@@ -225,6 +225,7 @@ async fn orders_count_at_once_or_at_the_boundary() {
         Order::Now(role()),
         Order::AtBoundary(role()),
         Order::AtBoundary(Reason::Unfit(LeaveReason::Maintenance(MemberName::new("db1")))),
+        Order::Move(Reason::Unfit(LeaveReason::Draining(MemberName::new("db1")))),
     ];
     for (name, messages) in conversations() {
         for count in 0..=messages.len() {
@@ -238,7 +239,7 @@ async fn orders_count_at_once_or_at_the_boundary() {
                 let ends_now = match order {
                     _ if !has_lease => !is_about_server,
                     Order::Now(_) => true,
-                    Order::AtBoundary(_) => false,
+                    Order::AtBoundary(_) | Order::Move(_) => false,
                 };
                 if ends_now {
                     let (cause, _) = stage.end.take().unwrap_or_else(|| panic!("{at}"));
