@@ -55,6 +55,7 @@ mod raw;
 mod relay;
 mod reload;
 mod reload_doors;
+mod resume;
 mod routing;
 mod server_proof;
 mod service_account;

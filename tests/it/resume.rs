@@ -1,0 +1,147 @@
+//! Sessions that keep their server connection, and have another one where they must leave it:
+//! `resume: tracked`, in front of a real cluster.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+use super::pooling::{bind_named, parse_named, seen};
+use super::raw::{Client, Login, PATIENCE, at, execute, shown, sync};
+use crate::cluster::{Cluster, Options, Router, eventually, output, secret};
+
+const ROUTES: &str = "routes:
+  plain: {targets: [replica], resume: tracked}
+  pooled: {targets: [replica], resume: tracked, pool: {mode: session, max_connections: 5}}
+  untracked: {targets: [replica]}
+  read-write: {targets: [leader], resume: tracked}
+";
+const LISTENERS: &str = "  - {name: plain, address: \"{address}:6440\", route: plain}
+  - {name: pooled, address: \"{address}:6441\", route: pooled}
+  - {name: untracked, address: \"{address}:6442\", route: untracked}
+  - {name: read-write, address: \"{address}:6432\", route: read-write}
+";
+
+struct Subject {
+    router: Router,
+    _files: tempfile::TempDir,
+}
+
+impl Subject {
+    fn start() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let token = secret(files.path(), "token", "a-token-of-24-characters");
+        let options = Options {
+            http: format!("token_file: {}", token.display()),
+            extra: ROUTES.to_owned(),
+            listeners: Some(LISTENERS.to_owned()),
+            ..Options::default()
+        };
+        let router = Router::launch(Some(Cluster::shared()), options);
+        router.await_read_write();
+        let subject = Self {
+            router,
+            _files: files,
+        };
+        eventually("all members are up", PATIENCE, || {
+            subject.members().matches(" UP ").count() == 3
+        });
+        subject
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let config = self.router.dir().join("trunkline.yaml");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
+        let done = output(command.args(arguments).arg("-c").arg(config));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{arguments:?}: {said}");
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    fn members(&self) -> String {
+        self.run(&["members"])
+    }
+
+    fn session(&self, port: u16) -> Client {
+        let parameters = [("application_name", "mine"), ("work_mem", "6MB")];
+        Client::login(
+            at(&self.router, port),
+            Login {
+                parameters: &parameters,
+                ..Login::default()
+            },
+        )
+    }
+}
+
+/// The member on which the session is now.
+fn place(client: &mut Client) -> String {
+    let address = client.value("SELECT host(inet_server_addr()) || ':' || inet_server_port()");
+    let cluster = Cluster::shared();
+    let mut all = cluster.replicas();
+    all.push(cluster.leader());
+    let mut at = all.into_iter().filter(|name| {
+        let node = cluster.node(name);
+        format!("{}:{}", node.address, node.port) == address
+    });
+    at.next().unwrap_or(address)
+}
+
+#[test]
+fn a_drained_member_is_left_with_settings_and_statements_and_nobody_notices() {
+    let on = Subject::start();
+    for port in [6440, 6441] {
+        let mut client = on.session(port);
+        let before = place(&mut client);
+        client.ask("SET statement_timeout = '77s'");
+        client.ask("SET app.tenant = 'seven'");
+        client.send(&[parse_named("s", "SELECT $1::int + 1", &[]), sync()].concat());
+        assert_eq!(shown(&client.ready()), ["1", "ZI"]);
+        client.ask("BEGIN");
+        on.run(&["drain", &before]);
+        assert_eq!(place(&mut client), before, "a transaction stays where it is");
+        client.ask("COMMIT");
+        eventually("the session moves", PATIENCE, || place(&mut client) != before);
+        assert_eq!(client.value("SHOW statement_timeout"), "77s");
+        assert_eq!(client.value("SHOW app.tenant"), "seven");
+        assert_eq!(client.value("SHOW work_mem"), "6MB");
+        assert!(client.value("SHOW application_name").starts_with("mine"));
+        client.send(&[bind_named("s", &["41"]), execute(), sync()].concat());
+        assert_eq!(seen(&client.ready()), "42");
+        on.run(&["ready", &before]);
+    }
+}
+
+#[test]
+fn who_is_pinned_or_not_tracked_stays_on_a_drained_member() {
+    let on = Subject::start();
+    let (mut pinned, mut untracked) = (on.session(6440), on.session(6442));
+    pinned.ask("PREPARE mine AS SELECT 1");
+    for client in [&mut pinned, &mut untracked] {
+        let before = place(client);
+        on.run(&["drain", &before]);
+        for _ in 0..5 {
+            assert_eq!(place(client), before);
+        }
+        on.run(&["ready", &before]);
+    }
+    // What pinned it is gone: it can move now.
+    let before = place(&mut pinned);
+    pinned.ask("DEALLOCATE mine");
+    on.run(&["drain", &before]);
+    eventually("the session moves", PATIENCE, || place(&mut pinned) != before);
+    on.run(&["ready", &before]);
+}
+
+#[test]
+fn a_tracked_session_is_like_one_of_its_own_as_long_as_nothing_happens() {
+    let on = Subject::start();
+    let mut client = on.session(6432);
+    let first = client.value("SELECT pg_backend_pid()");
+    for _ in 0..5 {
+        assert_eq!(client.value("SELECT pg_backend_pid()"), first);
+    }
+    assert_eq!(client.value("SELECT count(*) FROM pg_prepared_statements"), "0");
+    client.ask("CREATE TEMPORARY TABLE mine (x int)");
+    client.ask("INSERT INTO mine VALUES (1)");
+    assert_eq!(client.value("SELECT count(*) FROM mine"), "1");
+    assert_eq!(client.value("SELECT pg_backend_pid()"), first);
+}
