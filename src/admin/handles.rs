@@ -50,6 +50,9 @@ impl fmt::Debug for AccessView {
     }
 }
 
+/// Whether clients of a route that come now are held.
+pub(super) type Holds = Arc<dyn Fn(&Arc<Route>) -> bool + Send + Sync>;
+
 /// One cluster as this room sees it.
 #[derive(Clone)]
 pub struct ClusterView {
@@ -64,7 +67,7 @@ pub struct ClusterView {
     pub read_only: Vec<Arc<Route>>,
     /// Clients of this route that come now are held until a server can serve them, so it stays
     /// ready.
-    pub holds: Arc<dyn Fn(&Arc<Route>) -> bool + Send + Sync>,
+    pub holds: Holds,
     /// Starts polls and probes now. It must return at once; its maker limits its rate.
     pub look_again: Arc<dyn Fn() + Send + Sync>,
 }

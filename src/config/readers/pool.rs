@@ -35,8 +35,8 @@ const TIMEOUTS: [(&str, &str); 4] = [
 ];
 
 /// `None` is off. After an error in `mode` there is a pool, so that only this error is reported.
-/// `most`: the cluster's `server.max_connections`, if it has one. `is_tracked`: sessions are tracked
-/// in session mode, too.
+/// `most`: the cluster's `server.max_connections`, if it has one. `is_tracked`: sessions are
+/// tracked in session mode, too.
 pub(super) fn read(
     section: &Section<'_>,
     queue: &Queue,
