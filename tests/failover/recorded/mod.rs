@@ -9,19 +9,23 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::cluster::{Cluster, Node, Options, Router, eventually, secret, succeed};
+use super::cluster::{Cluster, Node, Options, Router, eventually, output, secret, succeed};
 use super::recorder::{Episode, Recorder};
 
 /// How sessions outlive their server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
+    /// In transaction mode.
     Pooled,
+    /// Each session has a connection of its own.
+    Tracked,
 }
 
 impl Mode {
     fn routes(self) -> String {
         let keeps = match self {
             Self::Pooled => "pool: {mode: transaction, max_connections: 8}",
+            Self::Tracked => "resume: tracked",
         };
         format!(
             "routes:\n  read-write: {{targets: [leader], {keeps}}}\n  read-only: {{targets: [replica]}}\n"
@@ -186,19 +190,21 @@ pub fn configure(cluster: &Cluster, json: &str) {
     succeed(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "-X", "PATCH", "-d", json, &url]));
 }
 
-/// Until the leader has a synchronous standby.
+/// Until the leader has a synchronous standby, and Patroni would promote it.
 fn await_synchronous(cluster: &Cluster) {
     eventually("there is a synchronous standby", FAILOVER, || {
-        cluster
-            .node(&cluster.leader())
-            .sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')")
-            != "0"
+        let leader = cluster.node(&cluster.leader());
+        let url = format!("{}/cluster", leader.rest);
+        let patroni = output(Command::new("curl").args(["-sS", "--noproxy", "*", &url]));
+        // The server's word comes first, and the key in etcd a moment later.
+        String::from_utf8_lossy(&patroni.stdout).contains("sync_standby")
+            && leader.sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')")
+                != "0"
     });
 }
 
-#[test]
-fn switchovers_and_crashes_of_a_pooled_route_lose_and_double_nothing() {
-    let mut run = Run::start(Mode::Pooled, "recorded", "127.0.55.11", 14300);
+fn everything(mode: Mode, base: &str, etcd_port: u16) {
+    let mut run = Run::start(mode, "recorded", base, etcd_port);
     for _ in 0..2 {
         run.switchover().assert_only(&TOLD);
     }
@@ -206,4 +212,14 @@ fn switchovers_and_crashes_of_a_pooled_route_lose_and_double_nothing() {
     run.kill_the_leader().assert_only(&TOLD);
     run.freeze_the_leader().assert_only(&TOLD);
     run.finish();
+}
+
+#[test]
+fn switchovers_and_crashes_of_a_pooled_route_lose_and_double_nothing() {
+    everything(Mode::Pooled, "127.0.55.11", 14300);
+}
+
+#[test]
+fn switchovers_and_crashes_of_a_tracked_route_lose_and_double_nothing() {
+    everything(Mode::Tracked, "127.0.59.11", 14350);
 }
