@@ -282,6 +282,20 @@ impl ConnectError {
         }
     }
 
+    /// Whether it may be that of a server that stops, starts, or is cut off, so that another try, or
+    /// another server, may do soon. What only a change of the configuration ends is not.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Refused { .. }
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Lost { .. }
+            | Self::Closed { .. } => true,
+            Self::Server(error) => error.is_in_trouble() && !error.is_full(),
+            _ => false,
+        }
+    }
+
     /// Whether the next candidate may be tried: what failed is this server or the way to it, not
     /// the client's login.
     pub fn is_temporary_or_elsewhere(&self) -> bool {

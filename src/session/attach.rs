@@ -64,6 +64,8 @@ pub(super) enum AttachError {
         member: MemberName,
         /// The server works; it refused this login.
         refuses_login: bool,
+        /// [`ConnectError::may_pass`].
+        may_pass: bool,
     },
     /// A server could not be used, and the router made the error.
     Refused {
@@ -73,6 +75,8 @@ pub(super) enum AttachError {
         refuses_login: bool,
         /// The server has another password of the user than the client has logged in with.
         has_other_password: bool,
+        /// As in [`Self::Server`]; also where the server has another role than it had.
+        may_pass: bool,
     },
     /// A server refused the credential that the operator configured.
     Credential {
@@ -108,18 +112,7 @@ impl AttachError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::NoCandidate(_) => true,
-            Self::Refused {
-                refuses_login,
-                has_other_password,
-                ..
-            } => !(*refuses_login || *has_other_password),
-            Self::Server { frame, .. } => {
-                let code = ErrorFields::of_prefix(frame.get(5..).unwrap_or_default()).code;
-                matches!(
-                    code,
-                    SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW
-                )
-            }
+            Self::Server { may_pass, .. } | Self::Refused { may_pass, .. } => *may_pass,
             Self::TooLong(_) | Self::Credential { .. } => false,
         }
     }
@@ -418,6 +411,7 @@ fn unusable(member: &MemberName, error: &TlsSettingsError) -> AttachError {
         member: member.clone(),
         refuses_login: false,
         has_other_password: false,
+        may_pass: false,
     }
 }
 
@@ -481,6 +475,7 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
             log_text: error.to_string(),
             member: member.clone(),
             refuses_login,
+            may_pass: error.may_pass(),
         },
         ClientReply::Own(reply) => AttachError::Refused {
             reply,
@@ -488,6 +483,7 @@ fn refusal(login: &ServerLogin, member: &MemberName, error: &ConnectError) -> At
             refuses_login,
             // One that the operator has configured is none of the client's.
             has_other_password: !login.is_operators && matches!(error, ConnectError::VerifierDiffers { .. }),
+            may_pass: error.may_pass(),
         },
     }
 }
@@ -502,6 +498,7 @@ fn not_verified(member: &MemberName, Unverified(reason, hint): Unverified) -> At
         member: member.clone(),
         refuses_login: false,
         has_other_password: false,
+        may_pass: true,
     }
 }
 

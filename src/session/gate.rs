@@ -200,6 +200,8 @@ pub struct Gate {
     /// Held while a position is computed.
     memory: Mutex<GateMemory>,
     is_shut: AtomicBool,
+    /// By an operator.
+    is_paused: AtomicBool,
     /// The clients that are held.
     line: Line,
     hold: HoldMetrics,
@@ -224,6 +226,7 @@ impl Gate {
             state: ArcSwapOption::empty(),
             memory: Mutex::default(),
             is_shut: AtomicBool::new(false),
+            is_paused: AtomicBool::new(false),
             line: Line::default(),
             hold: gates.hold.clone(),
             paused: Arc::clone(&gates.paused),
@@ -272,6 +275,14 @@ impl Gate {
         let same = before.as_ref().filter(|known| known.position.is_like(&position));
         let since = same.map_or(now, |known| known.since);
         let is_changed = same.is_none();
+        let by_operator = matches!(
+            position,
+            Position::Shut {
+                why: ShutReason::Paused,
+                ..
+            }
+        );
+        self.is_paused.store(by_operator, Ordering::Release);
         let (is_open, is_shut) = (
             matches!(position, Position::Open),
             matches!(position, Position::Shut { .. }),
@@ -322,6 +333,16 @@ impl Gate {
     fn position(&self, now: Instant) -> Position {
         match self.state.load().as_deref() {
             None => Position::Open,
+            // A pause that is over.
+            Some(Computed {
+                position:
+                    Position::Shut {
+                        until,
+                        why: ShutReason::Paused,
+                        ..
+                    },
+                ..
+            }) if *until <= now => Position::Open,
             Some(Computed {
                 position: Position::Shut { until, error, .. },
                 ..
@@ -334,6 +355,11 @@ impl Gate {
     /// others that came before are still held.
     pub(super) fn must_wait(&self) -> bool {
         self.is_shut.load(Ordering::Acquire) || !self.line.is_empty()
+    }
+
+    /// An operator has paused the route: also a session that has a connection begins nothing new.
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Acquire)
     }
 
     /// Clients are held.

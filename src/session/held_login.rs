@@ -14,7 +14,16 @@ use super::listener_settings::ListenerSettings;
 /// How long a server that fails is tried again while the gate is open: by then the router's own
 /// probes have seen whether it serves.
 pub(super) const TRY_AGAIN_FOR: Duration = Duration::from_secs(10);
-pub(super) const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// Doubled from one try to the next, up to the second.
+const TRY_AGAIN_AFTER: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
+
+/// How long to wait before the next try.
+pub(super) fn try_again_after(tries: &mut u32) -> Duration {
+    let [first, most] = TRY_AGAIN_AFTER;
+    let after = first.saturating_mul(1 << (*tries).min(8));
+    *tries += 1;
+    after.min(most)
+}
 
 /// See the module.
 pub(super) struct HeldLogin<'a> {
@@ -24,6 +33,7 @@ pub(super) struct HeldLogin<'a> {
     /// When the client asked for a server, or was let go.
     begun: Instant,
     has_failed: bool,
+    tries: u32,
 }
 
 impl<'a> HeldLogin<'a> {
@@ -33,6 +43,7 @@ impl<'a> HeldLogin<'a> {
             closing,
             begun: Instant::now(),
             has_failed: false,
+            tries: 0,
         }
     }
 
@@ -46,7 +57,7 @@ impl<'a> HeldLogin<'a> {
         hung_up: impl Future<Output = ()>,
     ) -> Result<Option<ReleasePass>, NoServer> {
         if std::mem::take(&mut self.has_failed) {
-            sleep(TRY_AGAIN_AFTER).await;
+            sleep(try_again_after(&mut self.tries)).await;
         }
         let gate = &self.listener.gate;
         if !gate.must_wait() {
@@ -57,7 +68,7 @@ impl<'a> HeldLogin<'a> {
         tokio::select! {
             biased;
             passed = poll_fn(|cx| place.poll(cx)) => {
-                self.begun = Instant::now();
+                (self.begun, self.tries) = (Instant::now(), 0);
                 passed.map(Some).map_err(|error| refused(*error))
             }
             () = hung_up => Err(NoPass::HungUp.into()),

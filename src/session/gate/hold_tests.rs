@@ -277,6 +277,24 @@ async fn a_held_client_gets_the_error_when_the_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn clients_of_a_paused_route_go_on_when_the_pause_ends() {
+    let (gates, route) = (Gates::default(), tracked(Route::read_write("rw", "main")));
+    let gate = gates.of(&route);
+    assert!(
+        gates
+            .paused()
+            .pause("rw", Instant::now() + Duration::from_secs(30))
+    );
+    gate.refresh(led, &route);
+    assert!(gate.must_wait() && gate.is_paused());
+    assert!(gate.admits(led, &route).is_ok(), "a client may log in, and waits");
+    let mut client = Client::new(&gate, 0);
+    assert!(client.poll().is_pending());
+    advance(Duration::from_secs(31)).await;
+    assert!(matches!(client.poll(), Poll::Ready(Ok(_))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_are_told_when_waiting_is_no_use_any_more() {
     let (_gates, gate, route) = shut();
     let mut clients = [Client::new(&gate, 0), Client::new(&gate, 0)];

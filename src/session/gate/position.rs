@@ -95,7 +95,7 @@ pub(super) fn evaluate(
     if let Some(until) = paused {
         return Position::Shut {
             until,
-            error: Box::new(pause_is_over(route)),
+            error: Box::new(paused_by_operator(route)),
             why: ShutReason::Paused,
         };
     }
@@ -152,12 +152,12 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
     })
 }
 
-fn pause_is_over(route: &Route) -> ErrorReply {
+fn paused_by_operator(route: &Route) -> ErrorReply {
     ErrorReply::fatal(
         SqlState::CANNOT_CONNECT_NOW,
         format!("an operator has paused the route {}", route.name),
     )
-    .hint("The time limit of the pause is over, and no server can serve the route. Try again later.")
+    .hint("Clients wait until the pause ends. Try again later.")
 }
 
 /// The error for a client that is one too many.

@@ -46,11 +46,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
                 // The server has said the last word already; a second one of ours would follow it.
                 return Some(Pause::End(Cause::ServerFatal { code }));
             }
-            let may_leave = self.home.mode == PoolMode::Transaction
-                && !self.memory.is_tainted
-                && self.memory.doubts.is_empty()
-                && self.memory.confirmed.pins.is_empty();
-            if order.reason().is_about_server() && is_at_boundary && may_leave {
+            if order.reason().is_about_server() && self.can_move() {
                 return Some(Pause::Discard(DiscardReason::Ordered));
             }
         }

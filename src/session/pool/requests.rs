@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 
 use super::connection::Scratch;
+use super::metrics::DiscardReason;
 use super::session::{Pause, PooledSession};
 use super::statements::{MIN_PREFIX, Rewriter, Step};
 use crate::config::PoolMode;
@@ -56,6 +57,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     /// Deals with what the client has sent.
     pub(super) fn requests(&mut self, cx: &mut Context<'_>, run: &[u8]) -> Turn<Pause> {
         let mut run = run;
+        if self.home.keeps && self.home.gate.is_paused() && self.can_move() {
+            self.discard_for(DiscardReason::Ordered);
+        }
         if self.lease.is_none() {
             match self.before_lease(run) {
                 Ok(Some(rest)) => run = rest,

@@ -315,6 +315,15 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         })
     }
 
+    /// At a boundary, with nothing that only this connection has: the session can have another.
+    pub(super) fn can_move(&self) -> bool {
+        self.home.mode == PoolMode::Transaction
+            && !self.memory.is_tainted
+            && self.memory.doubts.is_empty()
+            && self.memory.confirmed.pins.is_empty()
+            && self.is_at_boundary()
+    }
+
     /// Another session may have the connection now.
     pub(super) fn release(&mut self) {
         if let Some(lease) = self.detach() {

@@ -24,7 +24,7 @@ use crate::session::attach::AttachError;
 use crate::session::candidates::MOST_TRIES;
 use crate::session::end::{Cause, Reason};
 use crate::session::gate::{HeldPlace, QueueError, ReleasePass};
-use crate::session::held_login::{TRY_AGAIN_AFTER, TRY_AGAIN_FOR};
+use crate::session::held_login::{TRY_AGAIN_FOR, try_again_after};
 use crate::session::registry::Phase;
 use crate::session::stream::SessionStream;
 use crate::wire::message::{self, ErrorReply};
@@ -85,6 +85,8 @@ pub(super) struct Acquisition<S: SessionStream> {
     failed: Option<AttachError>,
     state: State<S>,
     has_asked: bool,
+    /// How often a server has failed since the client came, or was let go.
+    tries: u32,
     /// The client was held, and was let go.
     pass: Option<ReleasePass>,
 }
@@ -121,6 +123,7 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
         Self {
             state: State::Over,
             has_asked: false,
+            tries: 0,
             want,
             bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
             begun: Instant::now(),
@@ -167,7 +170,10 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
             return Err(Refusal::Attach(error));
         }
         self.want.tried.clear();
-        Ok(State::Failed(error, Box::pin(sleep(TRY_AGAIN_AFTER))))
+        Ok(State::Failed(
+            error,
+            Box::pin(sleep(try_again_after(&mut self.tries))),
+        ))
     }
 
     /// The next thing that happens. Not to be polled after a lease or a refusal. `home` is that of
@@ -189,7 +195,7 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
                     Poll::Ready(Ok(pass)) => {
                         self.pass = Some(pass);
                         // What could not be reached before may be another server now.
-                        (self.begun, self.failed) = (Instant::now(), None);
+                        (self.begun, self.failed, self.tries) = (Instant::now(), None, 0);
                         self.state = State::Waiting(home.pool.acquire(self.want.clone()));
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Got::Refused(Refusal::Held(error))),
