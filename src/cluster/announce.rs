@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::observation::Arming;
 use super::snapshot::{AdminState, Identity, Lag, Leader, Member, MemberName, NamedBy, NoLeader, Snapshot};
 use crate::events::{ClusterChange, LeaderSource, MemberFacts};
 
@@ -79,6 +80,20 @@ fn is_same_failure(old: &Leader, new: &Leader) -> bool {
         _ => None,
     };
     failing(old).is_some() && failing(old) == failing(new)
+}
+
+/// That the router begins or ends to look more closely.
+pub(super) fn arming(arming: Arming) -> ClusterChange {
+    match arming {
+        Arming::Begun { member, why } => ClusterChange::Armed {
+            member: member.to_string(),
+            why: why.to_owned(),
+        },
+        Arming::Ended { member, why } => ClusterChange::Disarmed {
+            member: member.to_string(),
+            why,
+        },
+    }
 }
 
 /// The leader that an operator has taken out of service at this router.

@@ -39,6 +39,7 @@ async fn another_reason_for_being_down_is_reported_at_intervals() {
         timeline: None,
         lag: None,
         tags: BTreeMap::new(),
+        api_url: None,
     };
     let report = SourceReport {
         members: vec![server],
@@ -46,6 +47,7 @@ async fn another_reason_for_being_down_is_reported_at_intervals() {
         paused: false,
         disagreement: None,
         rivals: Vec::new(),
+        scheduled: None,
     };
     state.observe(Observation::Source(report), Instant::now());
     let mut announcer = Announcer::default();
@@ -113,6 +115,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
             timeline: Some(1),
             lag: None,
             tags: BTreeMap::new(),
+            api_url: None,
         };
         Observation::Source(SourceReport {
             members: vec![listed("a", Role::Leader, "h"), listed("b", Role::Replica, "")],
@@ -120,6 +123,7 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
             paused: false,
             disagreement: disagreement.map(Into::into),
             rivals: Vec::new(),
+            scheduled: None,
         })
     };
     let probe = |result| Observation::Probe {
@@ -289,6 +293,7 @@ fn leader_in(admin: AdminState) -> Snapshot {
         timeline: Some(1),
         lag: None,
         tags: BTreeMap::new(),
+        api_url: None,
     };
     let report = SourceReport {
         members: vec![listed],
@@ -296,6 +301,7 @@ fn leader_in(admin: AdminState) -> Snapshot {
         paused: false,
         disagreement: None,
         rivals: Vec::new(),
+        scheduled: None,
     };
     let mut state = State::new(settings(SourceKind::Patroni), Instant::now());
     state.observe(Observation::Source(report), Instant::now());
@@ -356,6 +362,7 @@ fn weights_and_zones_are_reported_when_they_change() {
             timeline: Some(1),
             lag: None,
             tags: serde_json::from_value(tags).unwrap(),
+            api_url: None,
         };
         let report = SourceReport {
             members: vec![listed],
@@ -363,6 +370,7 @@ fn weights_and_zones_are_reported_when_they_change() {
             paused: false,
             disagreement: None,
             rivals: Vec::new(),
+            scheduled: None,
         };
         let old = state.snapshot();
         state.observe(Observation::Source(report), now);
@@ -400,6 +408,7 @@ fn lag_is_reported_when_it_begins_and_ends_for_each_route() {
         timeline: Some(1),
         lag: None,
         tags: BTreeMap::new(),
+        api_url: None,
     };
     let report = SourceReport {
         members: vec![listed],
@@ -407,6 +416,7 @@ fn lag_is_reported_when_it_begins_and_ends_for_each_route() {
         paused: false,
         disagreement: None,
         rivals: Vec::new(),
+        scheduled: None,
     };
     let mut state = State::new(settings(SourceKind::Patroni), Instant::now());
     state.observe(Observation::Source(report), Instant::now());

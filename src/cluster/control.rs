@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::announce::Announcer;
+use super::announce::{self, Announcer};
 use super::etcd::Watcher;
 use super::fixed;
 use super::frozen::Frozen;
@@ -22,8 +22,10 @@ use super::probe::{ProbeTrigger, Prober, wait};
 use super::server_identity::AddressChecks;
 use super::service_account::ServiceAccount;
 use super::snapshot::{Identity, MemberName, Snapshot};
-use super::state::{LagLimits, Observation, Pace, Settings, SourceKind, State};
-use super::{ClusterError, Reporting};
+use super::state::{
+    LagLimits, Observation, Pace, RequestedIn, Settings, SourceKind, State, StatusLook, SwitchoverRequest,
+};
+use super::{ClusterError, Reporting, looks, moment};
 use crate::config::{self, Source};
 
 /// How often the state is updated with the time. Many ages and deadlines depend on it (answers,
@@ -51,6 +53,10 @@ pub(super) struct Control {
     pace: watch::Sender<Pace>,
     poll_now: Arc<Notify>,
     check_key: Arc<Notify>,
+    /// The member whose Patroni is asked for its status.
+    look: watch::Sender<Option<StatusLook>>,
+    /// The scheduled switchover that Patroni has shown last.
+    scheduled: Option<SwitchoverRequest>,
     /// Reads Patroni's configuration from time to time.
     patience: Patience,
     fast_interval: Duration,
@@ -131,6 +137,8 @@ impl Control {
             pace,
             poll_now: Arc::new(Notify::new()),
             check_key: Arc::new(Notify::new()),
+            look: watch::channel(None).0,
+            scheduled: None,
             patience: Patience::new(now),
             fast_interval,
             probers: BTreeMap::new(),
@@ -168,6 +176,13 @@ impl Control {
             (Some(patroni), _) => {
                 let reader = self.patience.reader(patroni.requests(), self.observers.clone());
                 self.until_stopped(reader);
+                self.until_stopped(looks::run(
+                    patroni.requests(),
+                    self.look.subscribe(),
+                    self.observers.clone(),
+                    Arc::clone(&self.reporting.metrics),
+                    Arc::clone(&self.account.config.name),
+                ));
                 let poller = poll(
                     patroni,
                     self.pace.subscribe(),
@@ -245,7 +260,7 @@ impl Control {
     }
 
     fn observed(&mut self, observation: Observation) {
-        if matches!(observation, Observation::Patience(_)) {
+        if matches!(observation, Observation::Times(_)) {
             self.patience.known(Instant::now());
         }
         if let Observation::Probe {
@@ -299,7 +314,9 @@ impl Control {
             self.without_dcs = WithoutDcs::default();
             let is_back = !snapshot.source.reachable;
             self.patience.ask(replies, is_back, Instant::now());
+            let scheduled = report.scheduled.clone();
             self.observe(Observation::Polled { report, begun });
+            self.schedule(scheduled);
         } else {
             self.reporting
                 .metrics
@@ -324,6 +341,19 @@ impl Control {
             };
             self.observe(observation);
         }
+    }
+
+    /// Folds in what Patroni has scheduled, if that has changed.
+    fn schedule(&mut self, scheduled: Option<SwitchoverRequest>) {
+        if scheduled == self.scheduled {
+            return;
+        }
+        self.scheduled.clone_from(&scheduled);
+        self.observe(Observation::Switchover {
+            place: RequestedIn::Source,
+            due: moment::instant(scheduled.as_ref().and_then(|request| request.at)),
+            request: scheduled,
+        });
     }
 
     fn observe(&mut self, observation: Observation) {
@@ -369,7 +399,19 @@ impl Control {
             *current = pace;
             differs
         });
+        let look = self.state.look();
+        self.look.send_if_modified(|current| {
+            let differs = *current != look;
+            *current = look;
+            differs
+        });
         let wants = self.state.wants();
+        if published.is_some() && !wants.armings.is_empty() {
+            self.reporting.metrics.armed(&new.cluster, self.state.is_armed());
+            for arming in wants.armings {
+                self.reporting.change(&new.cluster, announce::arming(arming));
+            }
+        }
         if wants.poll {
             self.poll_now.notify_one();
         }

@@ -39,8 +39,8 @@ use super::metrics::{Metrics, ProbeResult};
 use super::patroni::MAX_NAME;
 use super::probe::jitter;
 use super::snapshot::MemberName;
-use super::state::{Named, Observation};
-use super::{ClusterError, patroni};
+use super::state::{Named, Observation, RequestedIn, SwitchoverRequest};
+use super::{ClusterError, moment, patroni};
 use crate::config;
 
 /// Time limit for the set-up of a watch.
@@ -148,6 +148,8 @@ pub(super) struct Watcher {
     admitted: Instant,
     /// Since when the watch is up.
     up: Option<Instant>,
+    /// The request for a switchover that was reported last.
+    requested: Option<SwitchoverRequest>,
 }
 
 impl Watcher {
@@ -168,6 +170,7 @@ impl Watcher {
             seen: Seen::default(),
             admitted: Instant::now(),
             up: None,
+            requested: None,
         }))
     }
 
@@ -254,9 +257,7 @@ impl Watcher {
             behind: None,
         };
         self.report_key(&key).await?;
-        if asks_for_switchover(switchover.value.as_deref()) {
-            self.report(Observation::SwitchoverAsked).await?;
-        }
+        self.report_request(switchover.value.as_deref()).await?;
         for update in early {
             self.updated(&update, &mut key, &mut last).await?;
         }
@@ -313,10 +314,7 @@ impl Watcher {
         for change in &update.changes {
             match change.key.get(prefix..).unwrap_or_default() {
                 b"leader" => self.leader_changed(change, key).await?,
-                b"failover" if asks_for_switchover(change.value.as_deref()) => {
-                    tracing::info!(cluster = %self.cluster, "a switchover was requested");
-                    self.report(Observation::SwitchoverAsked).await?;
-                }
+                b"failover" => self.report_request(change.value.as_deref()).await?,
                 name if name.starts_with(b"members/") && (change.created || change.value.is_none()) => {
                     self.report(Observation::LookAgain).await?;
                 }
@@ -395,6 +393,17 @@ impl Watcher {
         self.report(Observation::Key { named, at }).await
     }
 
+    async fn report_request(&mut self, value: Option<&[u8]>) -> Result<(), EtcdError> {
+        let request = requested(value);
+        if self.requested == request {
+            return Ok(());
+        }
+        self.requested.clone_from(&request);
+        let due = moment::instant(request.as_ref().and_then(|request| request.at));
+        let place = RequestedIn::Dcs;
+        self.report(Observation::Switchover { place, request, due }).await
+    }
+
     async fn report(&self, observation: Observation) -> Result<(), EtcdError> {
         self.observations
             .send(observation)
@@ -436,15 +445,24 @@ fn member(value: &[u8]) -> Option<MemberName> {
     usable.then(|| MemberName::new(name))
 }
 
-/// Whether the `failover` key requests a change now: not one that is done or scheduled for later.
-fn asks_for_switchover(value: Option<&[u8]>) -> bool {
-    let Some(Value::Object(asked)) = value.and_then(|value| serde_json::from_slice(value).ok()) else {
-        return false;
+/// What the `failover` key requests; `None` for a request that is done, and for one whose time
+/// cannot be read.
+fn requested(value: Option<&[u8]>) -> Option<SwitchoverRequest> {
+    let Value::Object(asked) = serde_json::from_slice(value?).ok()? else {
+        return None;
     };
     let given = |key| {
-        asked
-            .get(key)
-            .is_some_and(|value| !value.is_null() && value != "")
+        let text = asked.get(key).and_then(Value::as_str);
+        text.filter(|text| !text.is_empty())
     };
-    !given("scheduled_at") && (given("leader") || given("member"))
+    let named = |key| given(key).and_then(|name| member(name.as_bytes()));
+    let request = SwitchoverRequest {
+        leader: named("leader"),
+        candidate: named("member"),
+        at: match given("scheduled_at") {
+            Some(text) => Some(moment::read(text)?),
+            None => None,
+        },
+    };
+    (request.leader.is_some() || request.candidate.is_some()).then_some(request)
 }

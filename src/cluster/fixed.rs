@@ -17,6 +17,7 @@ pub(super) fn report(servers: &[Server]) -> SourceReport {
         timeline: None,
         lag: None,
         tags: BTreeMap::new(),
+        api_url: None,
     });
     SourceReport {
         members: members.collect(),
@@ -24,5 +25,6 @@ pub(super) fn report(servers: &[Server]) -> SourceReport {
         paused: false,
         disagreement: None,
         rivals: Vec::new(),
+        scheduled: None,
     }
 }

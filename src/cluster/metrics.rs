@@ -94,6 +94,8 @@ pub struct Metrics {
     version: Family<ClusterLabels, Gauge>,
     source_up: Family<ClusterLabels, Gauge>,
     heard: Family<ClusterLabels, Gauge>,
+    armed: Family<ClusterLabels, Gauge>,
+    looks: Family<PollLabels, Counter>,
     probes: Family<ProbeLabels, Counter>,
     probe_seconds: Family<MemberLabels, Histogram>,
     polls: Family<PollLabels, Counter>,
@@ -120,6 +122,8 @@ impl Metrics {
             version: Family::default(),
             source_up: Family::default(),
             heard: Family::default(),
+            armed: Family::default(),
+            looks: Family::default(),
             probes: Family::default(),
             probe_seconds: Family::new_with_constructor(probe_histogram),
             polls: Family::default(),
@@ -138,6 +142,8 @@ impl Metrics {
             version,
             source_up,
             heard,
+            armed,
+            looks,
             probes,
             probe_seconds,
             polls,
@@ -187,6 +193,16 @@ impl Metrics {
             "1 while anything in the cluster answers this router",
             heard,
         );
+        registry.register(
+            "cluster_armed",
+            "1 while a switchover may begin and the leader's Patroni is asked for its status",
+            armed,
+        );
+        registry.register(
+            "cluster_status_looks",
+            "Requests to the leader's Patroni for its status, by result",
+            looks,
+        );
         registry.register("cluster_probes", "Probes of members, by result", probes);
         registry.register("cluster_probe_seconds", "Duration of probes", probe_seconds);
         registry.register("cluster_source_polls", "Polls of the source, by result", polls);
@@ -224,6 +240,21 @@ impl Metrics {
                 member,
                 result,
             })
+            .inc();
+    }
+
+    /// Whether a switchover may begin.
+    pub(super) fn armed(&self, cluster: &str, armed: bool) {
+        let cluster = cluster.to_owned();
+        self.armed
+            .get_or_create_owned(&ClusterLabels { cluster })
+            .set(i64::from(armed));
+    }
+
+    pub(super) fn looked(&self, cluster: &str, result: ProbeResult) {
+        let cluster = cluster.to_owned();
+        self.looks
+            .get_or_create_owned(&PollLabels { cluster, result })
             .inc();
     }
 
@@ -340,7 +371,9 @@ impl Metrics {
         }
         for result in [ProbeResult::Success, ProbeResult::Failure] {
             let cluster = cluster.clone();
-            self.polls.remove(&PollLabels { cluster, result });
+            let labels = PollLabels { cluster, result };
+            self.polls.remove(&labels);
+            self.looks.remove(&labels);
         }
         for result in [
             LookUpResult::Cached,
@@ -357,6 +390,7 @@ impl Metrics {
         self.version.remove(&labels);
         self.source_up.remove(&labels);
         self.heard.remove(&labels);
+        self.armed.remove(&labels);
     }
 
     /// Removes the series of the watch on etcd.

@@ -1,7 +1,8 @@
 //! The observations that the reducer takes, and the requests that it makes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -27,6 +28,8 @@ pub struct Listed {
     pub timeline: Option<u32>,
     pub lag: Option<u64>,
     pub tags: BTreeMap<String, serde_json::Value>,
+    /// Where its Patroni answers `GET /patroni`, by Patroni.
+    pub api_url: Option<Arc<str>>,
 }
 
 /// The leader that the source names.
@@ -48,6 +51,63 @@ pub struct SourceReport {
     /// Members that some endpoints name on a newer timeline than the leader named here, and that no
     /// probe has seen there yet.
     pub rivals: Vec<MemberName>,
+    /// A switchover that Patroni shows as scheduled.
+    pub scheduled: Option<SwitchoverRequest>,
+}
+
+/// A switchover or failover that somebody has requested of Patroni.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchoverRequest {
+    /// The leader that is to be replaced; `None`: whichever leads.
+    pub leader: Option<MemberName>,
+    pub candidate: Option<MemberName>,
+    /// `None`: now.
+    pub at: Option<SystemTime>,
+}
+
+/// Where a request was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestedIn {
+    /// The `failover` key in the DCS.
+    Dcs,
+    /// `scheduled_switchover` in `/cluster`.
+    Source,
+}
+
+/// What Patroni's dynamic configuration says about time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PatroniTimes {
+    pub ttl: Duration,
+    pub loop_wait: Duration,
+}
+
+/// What a member's own Patroni says of its server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberStatus {
+    pub state: String,
+}
+
+impl MemberStatus {
+    /// Whether Patroni stops the server, or has stopped it. It says so before it runs `before_stop`
+    /// and before the server gets the signal.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.state.as_str(), "stopping" | "stopped")
+    }
+}
+
+/// The member whose Patroni is asked for its status now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusLook {
+    pub member: MemberName,
+    pub api_url: Option<Arc<str>>,
+    pub every: Duration,
+}
+
+/// The router looks more closely for a while, because a switchover may begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arming {
+    Begun { member: MemberName, why: &'static str },
+    Ended { member: MemberName, why: String },
 }
 
 /// A probe that failed.
@@ -100,8 +160,7 @@ pub enum Observation {
         report: SourceReport,
         begun: Instant,
     },
-    /// Patroni's `ttl` + `loop_wait`.
-    Patience(Duration),
+    Times(PatroniTimes),
     /// No endpoint gave a usable answer.
     SourceFailed(String),
     /// The same, but an endpoint answered: Patroni runs, and may not reach its DCS.
@@ -113,8 +172,19 @@ pub enum Observation {
     },
     /// The watch is lost, until the next [`Self::Key`].
     KeyLost,
-    /// The DCS shows a request for a switchover or failover now: probe and poll faster.
-    SwitchoverAsked,
+    /// A request for a switchover or failover, due at `due`; `None`: there is none, or it is done.
+    Switchover {
+        place: RequestedIn,
+        request: Option<SwitchoverRequest>,
+        due: Instant,
+    },
+    /// What a member's own Patroni says; `None`: it did not answer. It may have missed changes
+    /// after `started`.
+    Status {
+        member: MemberName,
+        started: Instant,
+        status: Option<MemberStatus>,
+    },
     /// A probe ended. It may have missed changes after `started`.
     Probe {
         member: MemberName,
@@ -173,4 +243,6 @@ pub struct Wants {
     /// The members of `probe` that need a new connection: the existing one may still work while new
     /// ones fail.
     pub anew: BTreeSet<MemberName>,
+    /// To be reported.
+    pub armings: Vec<Arming>,
 }

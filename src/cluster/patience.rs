@@ -47,10 +47,10 @@ impl Patience {
         async move {
             let Some(mut asked) = asked else { return };
             while let Some(endpoint) = asked.recv().await {
-                let Some(patience) = requests.patience(endpoint).await else {
+                let Some(times) = requests.times(endpoint).await else {
                     continue;
                 };
-                if observations.send(Observation::Patience(patience)).await.is_err() {
+                if observations.send(Observation::Times(times)).await.is_err() {
                     return;
                 }
             }

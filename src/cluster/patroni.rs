@@ -17,6 +17,7 @@
 mod agreement;
 mod body;
 mod settings;
+mod status;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -24,6 +25,8 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use rustls::sign::SingleCertAndKey;
 use serde_json::Value;
@@ -33,10 +36,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 pub use self::agreement::choose;
 use self::agreement::{Key, key};
 pub use self::body::parse;
-pub use self::settings::patience;
+pub use self::settings::times;
+pub use self::status::status;
 
 use super::ClusterError;
-use super::state::SourceReport;
+use super::state::{MemberStatus, PatroniTimes, SourceReport, StatusLook};
 use crate::config;
 use crate::names::HttpNames;
 use crate::tls::{self, Authorities, NameCheck, ServerVerifier, certified};
@@ -50,6 +54,8 @@ pub(super) const MAX_NAME: usize = 128;
 /// How long the others may still answer once most endpoints agree.
 const GRACE: Duration = Duration::from_millis(30);
 
+/// Time limit of a request for a member's status.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an endpoint that did not answer in time is asked only for `dcs_last_seen`.
 const STALL: Duration = Duration::from_secs(30);
 /// The error of an endpoint that did not answer in time.
@@ -81,6 +87,15 @@ struct Stalled {
 pub(super) struct Requests {
     client: reqwest::Client,
     config: Arc<config::Cluster>,
+}
+
+/// Where a member's Patroni is asked for its status.
+#[derive(Debug, Clone)]
+pub(super) enum StatusUrl {
+    /// A configured endpoint.
+    Endpoint(usize),
+    /// The address that Patroni gives.
+    Own(Url),
 }
 
 /// The client for one cluster's endpoints.
@@ -190,15 +205,63 @@ impl Requests {
         }
     }
 
-    /// The [`patience`] by this endpoint; `None` if it does not say.
-    pub(super) async fn patience(&self, endpoint: usize) -> Option<Duration> {
+    /// The [`times`] by this endpoint; `None` if it does not say.
+    pub(super) async fn times(&self, endpoint: usize) -> Option<PatroniTimes> {
         let body = fetch(self.get(endpoint, "config"), true).await;
-        let said = body.map(|body| patience(&body));
+        let said = body.map(|body| times(&body));
         if let Err(error) = &said {
             let endpoint = &self.settings().endpoints[endpoint];
             tracing::debug!(%endpoint, %error, "Patroni does not show its configuration");
         }
         said.ok().flatten()
+    }
+
+    /// Finds where the member's own Patroni answers, and what it says. The address that most
+    /// endpoints give comes first: an endpoint could claim another member's name.
+    pub(super) async fn find(&self, look: &StatusLook) -> Option<(StatusUrl, MemberStatus)> {
+        let ask = async |url: StatusUrl| {
+            let status = self.status(&url, look).await?;
+            Some((url, status))
+        };
+        if let Some(url) = look.api_url.as_deref().and_then(|url| self.admit(url))
+            && let Some(found) = ask(StatusUrl::Own(url)).await
+        {
+            return Some(found);
+        }
+        let endpoints = (0..self.settings().endpoints.len()).map(StatusUrl::Endpoint);
+        join_all(endpoints.map(ask)).await.into_iter().flatten().next()
+    }
+
+    /// What is said there; `None` without an answer in time, or if it is about another member.
+    pub(super) async fn status(&self, url: &StatusUrl, look: &StatusLook) -> Option<MemberStatus> {
+        let (request, is_its_url) = match url {
+            StatusUrl::Endpoint(endpoint) => {
+                let own = look.api_url.as_deref().and_then(|url| self.admit(url));
+                let is_same = |own: Url| {
+                    let url = Url::parse(&self.settings().endpoints[*endpoint]);
+                    url.is_ok_and(|url| url.origin() == own.origin())
+                };
+                (self.get(*endpoint, "patroni"), own.is_some_and(is_same))
+            }
+            StatusUrl::Own(url) => (self.client.get(url.clone()), true),
+        };
+        let body = fetch(request.timeout(STATUS_TIMEOUT), false).await.ok()?;
+        let report = status(&body)?;
+        report.is_of(&look.member, is_its_url).then_some(report.status)
+    }
+
+    /// The address that Patroni gives for a member, if it may be asked.
+    fn admit(&self, url: &str) -> Option<Url> {
+        let mut url = Url::parse(url).ok()?;
+        let configured = |endpoint: &String| endpoint.starts_with(&format!("{}://", url.scheme()));
+        let is_plain = url.username().is_empty() && url.password().is_none() && url.has_host();
+        if !is_plain || !self.settings().endpoints.iter().any(configured) {
+            return None;
+        }
+        url.set_path("/patroni");
+        url.set_query(None);
+        url.set_fragment(None);
+        Some(url)
     }
 
     fn get(&self, endpoint: usize, path: &str) -> reqwest::RequestBuilder {

@@ -367,6 +367,30 @@ mod tests {
             .to_vec()
     }
 
+    /// Whatever a client does, a member gets at most one more probe for each fast interval.
+    #[tokio::test(start_paused = true)]
+    async fn requests_without_end_cause_ten_probes_a_second() {
+        let second = Duration::from_secs(1);
+        let (_pace, mut paces) = watch::channel(Pace {
+            poll: second,
+            probe: second,
+            chase: second,
+            chased: None,
+        });
+        let trigger = ProbeTrigger::default();
+        let (begun, mut probes) = (Instant::now(), 0);
+        while begun.elapsed() < second * 10 {
+            let started = Instant::now();
+            for _ in 0..1000 {
+                trigger.request(true);
+            }
+            let fast = Duration::from_millis(100);
+            wait(&mut paces, &trigger.now, started, fast, |pace| pace.probe).await;
+            probes += 1;
+        }
+        assert!((95..=100).contains(&probes), "{probes}");
+    }
+
     #[test]
     fn a_frozen_server_is_said_to_accept_connections() {
         let message = |step, millis| {

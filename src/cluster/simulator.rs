@@ -17,11 +17,13 @@ use super::patroni::choose;
 use super::server_identity::AddressCheck;
 use super::snapshot::{AdminState, Leader, MemberName, NamedBy, ProbeFacts, Role, Snapshot};
 use super::state::{
-    Evidence, LagLimits, Listed, Named, Observation, ProbeError, Settings, SourceKind, SourceReport, State,
+    Arming, Evidence, LagLimits, Listed, MemberStatus, Named, Observation, ProbeError, Settings, SourceKind,
+    SourceReport, State,
 };
 
 use crate::config::{Limit, MaxLag};
 
+mod arming;
 mod cuts;
 mod etcd;
 mod lag;
@@ -94,6 +96,11 @@ struct World {
     /// The checks of the nodes' addresses, as sessions use them.
     checks: BTreeMap<usize, AddressCheck>,
     sessions: Vec<places::Session>,
+    /// What the nodes' Patroni instances say of their servers, if not `running`.
+    statuses: BTreeMap<usize, &'static str>,
+    /// How often they were asked.
+    looks: usize,
+    armings: Vec<Arming>,
 }
 
 /// The router's watch on the leader key.
@@ -182,6 +189,9 @@ impl World {
             standing: BTreeMap::new(),
             checks: BTreeMap::new(),
             sessions: Vec::new(),
+            statuses: BTreeMap::new(),
+            looks: 0,
+            armings: Vec::new(),
         }
     }
 
@@ -204,6 +214,7 @@ impl World {
             timeline: patroni.then_some(node.timeline),
             lag: node.lag,
             tags: BTreeMap::new(),
+            api_url: None,
         };
         SourceReport {
             members: self.nodes.iter().enumerate().map(listed).collect(),
@@ -214,6 +225,7 @@ impl World {
             paused: false,
             disagreement: None,
             rivals: Vec::new(),
+            scheduled: None,
         }
     }
 
@@ -342,7 +354,8 @@ impl World {
             self.written += self.rate / 20;
             self.polled();
             let pace = self.state.pace(self.now);
-            let wants = self.state.wants();
+            let mut wants = self.state.wants();
+            self.armings.append(&mut wants.armings);
             if self.polling.is_none() && (wants.poll || self.now >= self.next_poll) {
                 self.next_poll = self.now + pace.poll;
                 self.poll();
@@ -386,8 +399,28 @@ impl World {
                 });
             }
             self.tick();
+            self.ask_patroni();
             self.judge_sessions();
         }
+    }
+
+    /// Asks the Patroni that the state wants to ask.
+    fn ask_patroni(&mut self) {
+        let Some(look) = self.state.look() else {
+            return;
+        };
+        self.looks += 1;
+        let index = (0..self.nodes.len())
+            .find(|index| name(*index) == look.member)
+            .unwrap();
+        let answers = !matches!(self.nodes[index].rest, Rest::Dead);
+        let state = self.statuses.get(&index).copied().unwrap_or("running");
+        let started = self.now;
+        self.observe(Observation::Status {
+            member: look.member,
+            started,
+            status: answers.then(|| MemberStatus { state: state.into() }),
+        });
     }
 
     fn apply(&mut self, action: &Action) {

@@ -108,6 +108,9 @@ pub enum NoLeader {
     /// timeline than `newest`.
     #[error("{member} has no free connection for the router to check whether it accepts writes")]
     Full { member: MemberName, newest: u32 },
+    /// Its own Patroni says so. The server may still serve the sessions that it has.
+    #[error("Patroni stops {0}, the leader")]
+    Stopping(MemberName),
     #[error("{0} leads a standby cluster, which accepts no writes")]
     StandbyCluster(MemberName),
     #[error("{0} holds the leader key but Patroni gives no address for it")]
@@ -172,6 +175,7 @@ impl NoLeader {
             | Self::NotReachable(_)
             | Self::ProbeFails { .. }
             | Self::NoneWritable
+            | Self::Stopping(_)
             // Connections become free.
             | Self::Full { .. }
             // The router has seen one part of a failover before another: the next answer of

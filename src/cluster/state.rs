@@ -60,6 +60,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+mod arming;
 mod eligibility;
 mod full;
 mod hearing;
@@ -73,7 +74,8 @@ use self::view::differs;
 use super::check::CheckStatus;
 use super::lag::History;
 pub use super::observation::{
-    Evidence, FailureKind, Listed, Named, Observation, Pace, ProbeError, SourceKind, SourceReport, Wants,
+    Arming, Evidence, FailureKind, Listed, MemberStatus, Named, Observation, Pace, PatroniTimes, ProbeError,
+    RequestedIn, SourceKind, SourceReport, StatusLook, SwitchoverRequest, Wants,
 };
 use super::snapshot::{
     AdminState, Health, Lag, Leader, MemberName, NoLeader, ProbeFacts, Snapshot, SourceStatus,
@@ -129,8 +131,9 @@ pub struct State {
     /// Until then the named member is probed at the fastest pace.
     chase_until: Instant,
     paused: bool,
-    /// Patroni's `ttl` + `loop_wait`.
-    patience: Option<Duration>,
+    times: Option<PatroniTimes>,
+    /// Whether a switchover may begin.
+    armed: arming::Armed,
     /// When something in the cluster last answered.
     heard: Option<Instant>,
     source: SourceStatus,
@@ -181,7 +184,8 @@ impl State {
             key: key::Key::default(),
             chase_until: now,
             paused: false,
-            patience: None,
+            times: None,
+            armed: arming::Armed::default(),
             heard: None,
             source,
             is_dcs_silent: false,
@@ -206,13 +210,20 @@ impl State {
                 self.heard = Some(now);
                 self.source_answered(report, begun, now);
             }
-            Observation::Patience(patience) => self.patience = Some(patience),
+            Observation::Times(times) => self.times = Some(times),
             Observation::Key { named, at } => {
                 self.heard = self.heard.max(Some(at));
                 self.key_seen(named, at, now);
             }
             Observation::KeyLost => self.key_lost(),
-            Observation::SwitchoverAsked => self.hint(now, AFTER_FAILURE),
+            Observation::Switchover { place, request, due } => {
+                self.requested(place, request, due, now);
+            }
+            Observation::Status {
+                member,
+                started,
+                status,
+            } => self.status_seen(&member, started, status.as_ref(), now),
             Observation::SourceFailed(error) => self.source_failed(error, false, now),
             Observation::DcsFailed(error) => self.source_failed(error, true, now),
             Observation::Probe {
@@ -259,6 +270,7 @@ impl State {
         }
         self.leaderless_until += gap;
         self.heard = self.heard.map(|at| at + gap);
+        self.armed.resume(gap);
         self.wants.poll = true;
         self.wants.probe.extend(self.members.keys().cloned());
         self.hint(now, AFTER_FAILURE);
@@ -320,6 +332,7 @@ impl State {
             paused,
             disagreement,
             rivals,
+            scheduled: _,
         } = report;
         let listed: BTreeSet<_> = members.iter().map(|member| member.name.clone()).collect();
         self.members.retain(|name, _| listed.contains(name));
@@ -497,7 +510,9 @@ impl State {
         self.drop_stale(now);
         self.identify();
         self.verify_members(now);
+        self.forget_stopping(now);
         let leader = self.leader();
+        self.arm(&leader, now);
         self.is_verified |= matches!(leader, Leader::Verified { .. }) || self.standby_leader().is_some();
         self.measure(&leader, now);
         if leader != self.snapshot.leader {
@@ -532,7 +547,7 @@ impl State {
             system_identifier: self.identifier,
             paused: self.paused,
             hears: self.hears(now),
-            patience: self.patience,
+            patience: self.times.map(|times| times.ttl + times.loop_wait),
         };
         let version = next.version + u64::from(differs(&next, &self.snapshot));
         self.snapshot = Arc::new(Snapshot { version, ..next });

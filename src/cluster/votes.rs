@@ -16,7 +16,7 @@
 //! value that all endpoints give counts at once.
 
 use super::snapshot::{Identity, Member, MemberName, Role, Snapshot};
-use super::state::{Listed, SourceReport};
+use super::state::{Listed, SourceReport, SwitchoverRequest};
 
 /// The role of a member that only a minority names as the leader.
 const RIVAL: &str = "named by a minority";
@@ -73,6 +73,12 @@ impl Votes<'_> {
     pub(super) fn is_paused(&self) -> bool {
         let paused: Vec<bool> = self.all.iter().map(|answer| answer.paused).collect();
         most(&paused, Some(&self.published.paused)).unwrap_or(false)
+    }
+
+    /// The switchover that more than half show as scheduled.
+    pub(super) fn scheduled(&self) -> Option<SwitchoverRequest> {
+        let scheduled: Vec<_> = self.all.iter().map(|answer| answer.scheduled.clone()).collect();
+        majority(&scheduled).cloned().flatten()
     }
 
     fn published(&self, name: &MemberName) -> Option<&Member> {
@@ -144,6 +150,7 @@ impl Votes<'_> {
                 last.map(|last| &last.tags),
             )
             .unwrap_or_default(),
+            api_url: most(&each(&all, |listed| listed.api_url.clone()), None).flatten(),
         }
     }
 }

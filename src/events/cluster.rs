@@ -128,6 +128,16 @@ pub enum ClusterChange {
         member: String,
         why: String,
     },
+    /// A switchover may begin: the router asks the leader's Patroni many times a second whether it
+    /// stops the server.
+    Armed {
+        member: String,
+        why: String,
+    },
+    Disarmed {
+        member: String,
+        why: String,
+    },
     /// An operator has put the leader into maintenance or drains it, or such a member is the leader
     /// now.
     LeaderOutOfService {
@@ -210,6 +220,13 @@ impl fmt::Display for ClusterChange {
                 "{member} is the leader (timeline {timeline}), named by the leader key"
             ),
             Self::LeaderLost { member, why } => write!(f, "{member} is no longer the leader: {why}"),
+            Self::Armed { member, why } => write!(
+                f,
+                "armed for a switchover of {member}: {why}; sessions are served as before"
+            ),
+            Self::Disarmed { member, why } => {
+                write!(f, "no longer armed for a switchover of {member}: {why}")
+            }
             Self::LeaderOutOfService { member, draining } => {
                 let (state, sessions) = if *draining {
                     ("is being drained", "new read-write sessions")

@@ -39,10 +39,11 @@ fn runs_commands(node: &Node) -> bool {
     }
 }
 
-/// The bodies of `/cluster` and `/config`.
+/// The bodies of `/cluster`, `/config` and `/patroni`.
 pub(super) fn patroni(data: &[u8]) {
-    let patience = patroni::patience(data);
-    assert!(patience.is_none_or(|patience| patience.as_secs() <= 7200));
+    let times = patroni::times(data);
+    assert!(times.is_none_or(|times| times.ttl.max(times.loop_wait).as_secs() <= 3600));
+    let _ = patroni::status(data);
     match patroni::parse(data) {
         Ok(report) => {
             for (index, member) in report.members.iter().enumerate() {

@@ -427,6 +427,7 @@ fn advice(snapshot: &Snapshot, why: &NoLeader) -> &'static str {
         NoLeader::NotNamed
         | NoLeader::NotWritable(_)
         | NoLeader::NotReachable(_)
+        | NoLeader::Stopping(_)
         | NoLeader::SeveralNamed
         | NoLeader::Overtaken { .. }
         | NoLeader::NotOnTimeline { .. }

@@ -186,6 +186,7 @@ fn only_where_a_failover_can_be_under_way_does_the_hint_mention_one() {
         (NoLeader::NotNamed, true, ""),
         (NoLeader::NotWritable(db1()), true, ""),
         (NoLeader::NotReachable(db1()), true, ""),
+        (NoLeader::Stopping(db1()), true, ""),
         (NoLeader::NoneWritable, true, ""),
         (NoLeader::DcsUnreachable, false, "check Patroni's DCS"),
         (NoLeader::SourceUnreachable, false, "check Patroni"),

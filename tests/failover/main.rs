@@ -14,6 +14,7 @@
 #[path = "../cluster/mod.rs"]
 mod cluster;
 
+mod arming;
 mod balancer;
 mod cancel;
 mod choosing;

@@ -10,7 +10,7 @@ use super::cluster::{Cluster, Node, Options, Router, eventually};
 use super::session::{Session, spread};
 
 /// Patroni's REST interface, by hand: status.
-fn rest(node: &Node, method: &str, path: &str, body: &str) -> u16 {
+pub fn rest(node: &Node, method: &str, path: &str, body: &str) -> u16 {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect((node.address.as_str(), 8008)).unwrap();
     write!(

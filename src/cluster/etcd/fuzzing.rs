@@ -10,11 +10,11 @@ pub(crate) fn run(data: &[u8]) {
         && let Some(value) = single.value
     {
         let _ = super::member(&value);
-        let _ = super::asks_for_switchover(Some(&value));
+        let _ = super::requested(Some(&value));
     }
     let _ = token(data);
     let _ = super::member(data);
-    let _ = super::asks_for_switchover(Some(data));
+    let _ = super::requested(Some(data));
     assert!(!error(data).chars().any(is_unsafe));
     // The messages do not depend on how the stream is split.
     let mut lines = Lines::default();

@@ -96,14 +96,42 @@ fn an_invalid_message_is_an_error() {
 }
 
 #[test]
-fn only_a_switchover_for_now_counts_as_requested() {
-    let asked = |text: &str| asks_for_switchover(Some(text.as_bytes()));
-    assert!(asked(r#"{"leader": "db1", "member": "db2"}"#));
-    assert!(asked(r#"{"member": "db2", "scheduled_at": null}"#));
-    assert!(!asked(
-        r#"{"leader": "db1", "scheduled_at": "2030-01-01T00:00:00+00:00"}"#
-    ));
-    assert!(!asked("{}") && !asked("") && !asked("[1]") && !asks_for_switchover(None));
+fn a_request_for_a_switchover_is_read_from_the_failover_key() {
+    let read = |text: &str| requested(Some(text.as_bytes()));
+    let db = |name: &str| Some(MemberName::new(name));
+    let request = |leader, candidate, seconds: Option<u64>| SwitchoverRequest {
+        leader,
+        candidate,
+        at: seconds.map(|seconds| std::time::UNIX_EPOCH + Duration::from_secs(seconds)),
+    };
+    for (text, expected) in [
+        (
+            r#"{"leader": "db1", "member": "db2"}"#,
+            request(db("db1"), db("db2"), None),
+        ),
+        (r#"{"leader": "db1"}"#, request(db("db1"), None, None)),
+        (
+            r#"{"member": "db2", "scheduled_at": null}"#,
+            request(None, db("db2"), None),
+        ),
+        (
+            r#"{"leader": "db1", "member": "", "scheduled_at": "2026-12-01T16:27:00+00:00"}"#,
+            request(db("db1"), None, Some(1_796_142_420)),
+        ),
+    ] {
+        assert_eq!(read(text), Some(expected), "{text}");
+    }
+    for nothing in [
+        "{}",
+        "",
+        "[1]",
+        r#"{"leader": "", "member": ""}"#,
+        r#"{"leader": 7}"#,
+        r#"{"leader": "db1", "scheduled_at": "tomorrow"}"#,
+    ] {
+        assert_eq!(read(nothing), None, "{nothing}");
+    }
+    assert_eq!(requested(None), None);
 }
 
 #[test]
@@ -285,7 +313,10 @@ impl Watched {
             } => name.to_string(),
             Observation::Key { .. } => "nobody".into(),
             Observation::KeyLost => "lost".into(),
-            Observation::SwitchoverAsked => "asked".into(),
+            Observation::Switchover { request, .. } => match request {
+                Some(request) => format!("from {}", request.leader.unwrap()),
+                None => "no request".into(),
+            },
             Observation::LookAgain => "members".into(),
             other => panic!("{other:?}"),
         }
@@ -315,7 +346,14 @@ async fn events_are_reported_as_they_arrive() {
                 6
             )]),
         ),
-        say(7, json!([event(&format!("{prefix}leader"), None, 7)])),
+        say(
+            7,
+            json!([
+                event(&format!("{prefix}leader"), None, 7),
+                event(&format!("{prefix}failover"), Some("{}"), 7),
+                event(&format!("{prefix}failover"), None, 7)
+            ]),
+        ),
         say(
             8,
             json!([
@@ -328,7 +366,7 @@ async fn events_are_reported_as_they_arrive() {
     let (address, _) = etcd(script).await;
     let mut watched = Watched::start(vec![address], false);
     watched
-        .expect(&["db1", "asked", "nobody", "members", "db2"])
+        .expect(&["db1", "from db1", "nobody", "no request", "members", "db2"])
         .await;
 }
 

@@ -134,6 +134,7 @@ pub fn choose(
         paused: votes.is_paused(),
         disagreement: None,
         rivals: Vec::new(),
+        scheduled: votes.scheduled(),
     };
     for (key, answer) in keys.iter().zip(answers) {
         if key.timeline() > chosen.and_then(Key::timeline) {

@@ -1,12 +1,17 @@
 //! What a body of `/cluster` says, read leniently.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::{MAX_MEMBERS, MAX_NAME, Reply, printable};
+use crate::cluster::moment;
 use crate::cluster::snapshot::{MemberName, Role};
-use crate::cluster::state::{Listed, Named, SourceReport};
+use crate::cluster::state::{Listed, Named, SourceReport, SwitchoverRequest};
+
+/// Limit of a URL in bytes.
+const MAX_URL: usize = 512;
 
 /// Reads the body of `/cluster`. Fails only if it is not such a body at all.
 pub fn parse(body: &[u8]) -> Reply {
@@ -36,13 +41,32 @@ pub fn parse(body: &[u8]) -> Reply {
         paused,
         disagreement: None,
         rivals: Vec::new(),
+        scheduled: value.get("scheduled_switchover").and_then(scheduled),
     })
+}
+
+fn scheduled(value: &Value) -> Option<SwitchoverRequest> {
+    let name = |key: &str| {
+        value
+            .get(key)
+            .and_then(Value::as_str)
+            .filter(|name| is_name(name))
+    };
+    Some(SwitchoverRequest {
+        leader: name("from").map(MemberName::new),
+        candidate: name("to").map(MemberName::new),
+        at: Some(moment::read(value.get("at")?.as_str()?)?),
+    })
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control)
 }
 
 /// One member; `None` if it has no usable name.
 fn member(value: &Value) -> Option<Listed> {
     let name = value.get("name")?.as_str()?;
-    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+    if !is_name(name) {
         return None;
     }
     let text = |key: &str| {
@@ -90,5 +114,10 @@ fn member(value: &Value) -> Option<Listed> {
         timeline: number("timeline").and_then(|timeline| u32::try_from(timeline).ok()),
         lag: number("lag"),
         tags,
+        api_url: value
+            .get("api_url")
+            .and_then(Value::as_str)
+            .filter(|url| url.len() <= MAX_URL)
+            .map(Arc::from),
     })
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn watched() -> World {
+pub(super) fn watched() -> World {
     let mut world = calm(3);
     world.apply(&Action::Watch(Watch::Live));
     world.pass(Duration::from_secs(1));
@@ -133,15 +133,4 @@ fn a_member_just_named_is_probed_fast_until_it_accepts_writes_for_a_limited_time
     world.pass(Duration::from_secs(6));
     assert_eq!(world.state.pace(world.now).chased, None);
     assert!(world.reason().contains("has not been seen to accept writes"));
-}
-
-#[test]
-fn a_requested_switchover_makes_polls_and_probes_faster() {
-    let mut world = watched();
-    world.pass(Duration::from_secs(10));
-    assert!(!world.state.suspicious(world.now));
-    world.observe(Observation::SwitchoverAsked);
-    assert_eq!(world.state.pace(world.now).probe, Duration::from_millis(100));
-    world.pass(Duration::from_secs(15));
-    assert!(!world.state.suspicious(world.now));
 }

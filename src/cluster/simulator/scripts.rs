@@ -86,6 +86,7 @@ impl PatroniAnswer {
                 timeline: shown.timeline,
                 lag: None,
                 tags: BTreeMap::new(),
+                api_url: None,
             })
         };
         SourceReport {
@@ -98,6 +99,7 @@ impl PatroniAnswer {
             paused: false,
             disagreement: None,
             rivals: Vec::new(),
+            scheduled: None,
         }
     }
 }

@@ -243,8 +243,9 @@ impl Witness {
             Observation::Limits(limits) => self.limits.clone_from(limits),
             Observation::Identity(identifier) => self.identifier = Some(*identifier),
             Observation::ForgetIdentity => self.identifier = None,
-            Observation::SwitchoverAsked
-            | Observation::Patience(_)
+            Observation::Switchover { .. }
+            | Observation::Status { .. }
+            | Observation::Times(_)
             | Observation::Weight(..)
             | Observation::LookAgain => {}
         }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use super::super::{Listed, Named, Observation, Settings, SourceReport};
+use super::super::{Listed, Named, Observation, PatroniTimes, Settings, SourceReport};
 use super::*;
 use crate::cluster::check::CheckStatus;
 use crate::cluster::snapshot::{MemberName, Role};
@@ -54,6 +54,7 @@ impl World {
             timeline: None,
             lag: None,
             tags: std::collections::BTreeMap::new(),
+            api_url: None,
         });
         SourceReport {
             members: members.into(),
@@ -61,6 +62,7 @@ impl World {
             paused: false,
             disagreement: None,
             rivals: Vec::new(),
+            scheduled: None,
         }
     }
 
@@ -250,7 +252,10 @@ fn patronis_patience_is_published_and_kept() {
     world.polled();
     assert_eq!(world.state.snapshot().patience, None);
     let version = world.state.snapshot().version;
-    world.observe(Observation::Patience(SECOND * 40));
+    world.observe(Observation::Times(PatroniTimes {
+        ttl: SECOND * 30,
+        loop_wait: SECOND * 10,
+    }));
     let snapshot = world.state.snapshot();
     assert_eq!(snapshot.patience, Some(SECOND * 40));
     assert!(snapshot.version > version);

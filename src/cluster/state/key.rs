@@ -42,6 +42,11 @@ impl Key {
         self.live
     }
 
+    /// Whether the watch is on this cluster's keys, as far as is known.
+    pub(super) fn has_agreed(&self) -> bool {
+        self.agreed
+    }
+
     /// Whether the value was still valid at `moment`.
     pub(super) fn is_as_new_as(&self, moment: Instant) -> bool {
         self.at.is_some_and(|at| at >= moment)

@@ -182,11 +182,11 @@ impl State {
     }
 
     pub(super) fn leader(&self) -> Leader {
-        match self.settings.kind {
+        let leader = match self.settings.kind {
             SourceKind::Patroni => self.named_leader(),
             SourceKind::Fixed => self.newest_leader(),
-        }
-        .unwrap_or_else(Leader::None)
+        };
+        self.unless_stopping(leader).unwrap_or_else(Leader::None)
     }
 
     pub(super) fn named_leader(&self) -> Result<Leader, NoLeader> {
