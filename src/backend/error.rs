@@ -282,8 +282,8 @@ impl ConnectError {
         }
     }
 
-    /// Whether it may be that of a server that stops, starts, or is cut off, so that another try, or
-    /// another server, may do soon. What only a change of the configuration ends is not.
+    /// Whether it may be that of a server that stops, starts, or is cut off, so that another try,
+    /// or another server, may do soon. What only a change of the configuration ends is not.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Refused { .. }
