@@ -17,16 +17,15 @@ pub(super) fn read(text: &str) -> Option<SystemTime> {
         digits(fields.next()?, 2)?,
         digits(fields.next()?, 2)?,
     );
-    let (time, offset) = match rest.strip_suffix('Z') {
-        Some(time) => (time, 0),
-        None => {
-            let at = rest.find(['+', '-'])?;
-            let (time, offset) = rest.split_at(at);
-            let sign = if offset.starts_with('-') { -1 } else { 1 };
-            let (hours, minutes) = offset[1..].split_once(':')?;
-            let (hours, minutes) = (digits(hours, 2)?, digits(minutes.get(..2)?, 2)?);
-            (time, sign * (hours * 3600 + minutes * 60))
-        }
+    let (time, offset) = if let Some(time) = rest.strip_suffix('Z') {
+        (time, 0)
+    } else {
+        let at = rest.find(['+', '-'])?;
+        let (time, offset) = rest.split_at(at);
+        let sign = if offset.starts_with('-') { -1 } else { 1 };
+        let (hours, minutes) = offset[1..].split_once(':')?;
+        let (hours, minutes) = (digits(hours, 2)?, digits(minutes.get(..2)?, 2)?);
+        (time, sign * (hours * 3600 + minutes * 60))
     };
     let time = time.split_once('.').map_or(time, |(whole, _)| whole);
     let mut clock = time.split(':');
