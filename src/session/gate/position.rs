@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::unavailable;
-use crate::cluster::snapshot::{Cause, Leader, NoLeader, Snapshot};
+use crate::cluster::snapshot::{Cause, Leader, Snapshot};
 use crate::config::{Access, Route};
 use crate::routing::{self, Choice, Reason};
 use crate::wire::message::ErrorReply;
@@ -132,8 +132,8 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         | Reason::Full
         | Reason::Promoting
         | Reason::State(_)
-        | Reason::Unidentified
-        | Reason::NoLeader(NoLeader::NotNamed | NoLeader::NotWritable(_) | NoLeader::NotReachable(_)) => true,
+        | Reason::Unidentified => true,
+        Reason::NoLeader(why) => why.cause() == Cause::Passing,
         // The leader that is there will not become a replica by itself.
         Reason::Writable
         | Reason::IsLeader
@@ -142,7 +142,6 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         | Reason::Foreign
         | Reason::Maintenance
         | Reason::Draining
-        | Reason::NoLeader(_)
         | Reason::Role(_)
         | Reason::NoLoadBalance
         | Reason::NotWanted(_)
