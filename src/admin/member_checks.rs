@@ -3,24 +3,29 @@
 //! `routing` decides which member may get sessions; here its answer stands beside what Patroni's
 //! checks ask.
 
-use crate::cluster::snapshot::{Member, Role, Snapshot};
+use crate::cluster::snapshot::{Leader, Member, Role, Snapshot};
 use crate::config::Route;
 use crate::routing::{Reason, fitness, leader_reason, replica_reason};
 
 /// The answer to a check, and why it is no.
 pub(super) type CheckResult = Result<(), String>;
 
-/// The member that may be given read-write sessions now.
+/// The member that may be given read-write sessions now, or whose clients are held because its
+/// server is about to be stopped: a balancer that closed their connections would undo the hold.
 pub(super) fn leader(snapshot: &Snapshot) -> Option<&Member> {
     snapshot
         .members
         .iter()
-        .find(|member| leader_reason(snapshot, member).is_ok())
+        .find(|member| is_leader(snapshot, member).is_ok())
 }
 
-/// Is it the verified leader, and may it be given sessions?
+/// Is it the verified leader, and may it be given sessions, or are its clients held?
 pub(super) fn is_leader(snapshot: &Snapshot, member: &Member) -> CheckResult {
-    sentence(member, leader_reason(snapshot, member))
+    let result = match (leader_reason(snapshot, member), &snapshot.leader) {
+        (Err(Reason::Leaving), Leader::Verified { member: leader, .. }) if *leader == member.name => Ok(()),
+        (result, _) => result.map(drop),
+    };
+    sentence(member, result)
 }
 
 /// May it, as a replica, be given sessions of the read-only route `route` now? Without one: any

@@ -56,7 +56,7 @@ pub use self::metrics::Metrics;
 use self::service_account::ServiceAccount;
 use self::snapshot::{AdminState, Leader, Member, MemberName, Snapshot};
 use self::state::Observation;
-pub use self::state::{Evidence, LagLimits};
+pub use self::state::{Evidence, LagLimits, LeaveToken};
 use crate::auth::lookup::{LookupAnswer, Standing};
 use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
@@ -237,6 +237,21 @@ impl ClusterHandle {
     /// removes the override.
     pub fn set_weight(&self, member: &MemberName, weight: Option<u16>) -> Result<(), Busy> {
         self.send(Observation::Weight(member.clone(), weight))
+    }
+
+    /// The member's server is about to be stopped: it gets nothing new until then, or until it has
+    /// been stopped. To be repeated to renew it.
+    pub fn leaving(&self, member: &MemberName, token: LeaveToken, until: Instant) -> Result<(), Busy> {
+        self.send(Observation::Leaving {
+            member: member.clone(),
+            token,
+            until,
+        })
+    }
+
+    /// Ends an order of [`Self::leaving`].
+    pub fn end_leaving(&self, token: LeaveToken) -> Result<(), Busy> {
+        self.send(Observation::EndLeaving(token))
     }
 
     fn send(&self, observation: Observation) -> Result<(), Busy> {

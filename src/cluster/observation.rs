@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::check::CheckStatus;
 use super::snapshot::{AdminState, MemberName, ProbeFacts, Role};
-use super::state::LagLimits;
+use super::state::{LagLimits, LeaveToken};
 
 /// Where the list of members comes from. It decides how the leader is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,6 +200,15 @@ pub enum Observation {
     Admin(MemberName, AdminState),
     /// Overrides the configured weight; `None` removes the override.
     Weight(MemberName, Option<u16>),
+    /// The member's server is about to be stopped: it gets nothing new until then, or until it has
+    /// been stopped.
+    Leaving {
+        member: MemberName,
+        token: LeaveToken,
+        until: Instant,
+    },
+    /// The server is not stopped after all.
+    EndLeaving(LeaveToken),
     /// The system identifier by which a leader was verified before the configuration was read
     /// again.
     Identity(u64),

@@ -27,6 +27,7 @@ mod arming;
 mod cuts;
 mod etcd;
 mod lag;
+mod leaving;
 mod naming;
 mod places;
 mod random;

@@ -228,6 +228,9 @@ pub struct Member {
     pub health: Health,
     pub identity: Identity,
     pub admin: AdminState,
+    /// Its server is about to be stopped, by an order: it gets nothing new. It may still be the
+    /// verified leader.
+    pub leaving: bool,
     /// How far it is behind the leader, by this router's probes; `None` if it is not known, and for
     /// a member that accepts writes.
     pub measured: Option<Lag>,

@@ -47,6 +47,11 @@
 //! that, or if none was seen, a session may check on its own connection whether the server is the
 //! leader ([`NoLeader::Full`]).
 //!
+//! # About to be stopped
+//!
+//! A member can be ordered to get nothing new because its server is about to be stopped
+//! ([`leaving`]). It stays the leader until it is seen to be none.
+//!
 //! # Lag
 //!
 //! A standby's position is compared with the leader's. A standby that exceeds a route's limit lags
@@ -66,9 +71,12 @@ mod full;
 mod hearing;
 mod key;
 mod leader;
+mod leaving;
 mod member;
 mod view;
 
+pub use self::leaving::LeaveToken;
+use self::leaving::LeavingMembers;
 use self::member::{MemberState, ProbeHistory};
 use self::view::differs;
 use super::check::CheckStatus;
@@ -122,6 +130,7 @@ pub struct State {
     admin: HashMap<MemberName, AdminState>,
     /// Weights that override the configured ones; kept in the same way.
     weights: HashMap<MemberName, u16>,
+    leaving: LeavingMembers,
     /// The leader named by the best available source.
     named: Option<Named>,
     /// The leader named by the last answer of the source.
@@ -179,6 +188,7 @@ impl State {
             members: BTreeMap::new(),
             admin: HashMap::new(),
             weights: HashMap::new(),
+            leaving: LeavingMembers::default(),
             named: None,
             by_source: None,
             key: key::Key::default(),
@@ -241,6 +251,12 @@ impl State {
             Observation::Weight(member, None) => {
                 self.weights.remove(&member);
             }
+            Observation::Leaving { member, token, until } => {
+                self.leaving.order(member, token, until);
+                // Its end is to be seen soon.
+                self.hint(now, AFTER_HINT);
+            }
+            Observation::EndLeaving(token) => self.leaving.end(token),
             Observation::Identity(identifier) => {
                 self.identifier = Some(identifier);
                 self.is_verified = true;
@@ -515,6 +531,7 @@ impl State {
         self.arm(&leader, now);
         self.is_verified |= matches!(leader, Leader::Verified { .. }) || self.standby_leader().is_some();
         self.measure(&leader, now);
+        self.end_leaving(&leader, now);
         if leader != self.snapshot.leader {
             match (&leader, &self.snapshot.leader) {
                 (Leader::Verified { .. }, _) => self.hint(now, AFTER_HINT),

@@ -191,6 +191,26 @@ fn refused_members_have_the_most_specific_reason() {
 }
 
 #[test]
+fn a_member_that_is_about_to_be_stopped_serves_nobody_and_stays_the_leader() {
+    let mut cluster = five();
+    cluster.members[1].leaving = true;
+    let refused = choose(&cluster, &to(&[&[TargetRole::Leader]]));
+    assert_eq!(names(&refused), [""; 0]);
+    let leader = MemberName::new("leader");
+    assert!(refused.refused.contains(&(leader.clone(), Reason::Leaving)));
+    assert!(matches!(&cluster.leader, Leader::Verified { member, .. } if *member == leader));
+    // It is stopped.
+    cluster.members[1].health.up = false;
+    let refused = choose(&cluster, &to(&[&[TargetRole::Leader]])).refused;
+    assert!(!refused.contains(&(leader, Reason::Leaving)), "{refused:?}");
+    let mut cluster = five();
+    cluster.members[0].leaving = true;
+    let chosen = choose(&cluster, &to_replica());
+    assert!(!names(&chosen).contains(&"async"), "{chosen:?}");
+    assert!(!chosen.candidates.is_empty());
+}
+
+#[test]
 fn only_members_with_the_tags_serve() {
     let mut cluster = five();
     cluster.members[0].tags.insert("site".into(), json!("north"));

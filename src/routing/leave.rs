@@ -17,6 +17,8 @@ pub enum LeaveReason {
     Maintenance(MemberName),
     #[error("{0} is being drained")]
     Draining(MemberName),
+    #[error("{0} is about to be stopped")]
+    Stopping(MemberName),
 }
 
 /// The session has to leave its server, while that stays unfit.
@@ -46,6 +48,7 @@ pub fn leave(snapshot: &Snapshot, route: &str, policy: OnUnfit, member: &MemberN
             .then_some((Unfit::Close, LeaveReason::Maintenance as fn(_) -> _)),
         // As with `keep`, but that what can move does.
         (current.admin == AdminState::Drain).then_some((Unfit::Keep, LeaveReason::Draining)),
+        current.leaving.then_some((Unfit::Keep, LeaveReason::Stopping)),
         // A member that was never probed is not down.
         (!current.health.up && current.health.error.is_some()).then_some((policy.down, LeaveReason::Down)),
         current
@@ -61,7 +64,7 @@ pub fn leave(snapshot: &Snapshot, route: &str, policy: OnUnfit, member: &MemberN
         .max_by_key(|(what, _)| *what)?;
     let why = why(member.clone());
     let how = match (what, &why) {
-        (Unfit::Keep, LeaveReason::Draining(_)) => Leaving::Moves,
+        (Unfit::Keep, LeaveReason::Draining(_) | LeaveReason::Stopping(_)) => Leaving::Moves,
         (Unfit::Keep, _) => return None,
         (Unfit::CloseIdle, _) => Leaving::AtBoundary,
         (Unfit::Close, _) => Leaving::Within(policy.grace),
@@ -111,6 +114,7 @@ mod tests {
         };
         let maint: Change = |member| member.admin = AdminState::Maint;
         let drain: Change = |member| member.admin = AdminState::Drain;
+        let leaving: Change = |member| member.leaving = true;
         let drained_and_down: Change = |member| {
             member.admin = AdminState::Drain;
             member.health.up = false;
@@ -131,6 +135,7 @@ mod tests {
             ("both", (both, Keep, CloseIdle), Some(Leaving::AtBoundary)),
             ("maint", (maint, Keep, Keep), within),
             ("drain", (drain, Close, Close), Some(Leaving::Moves)),
+            ("leaving", (leaving, Close, Close), Some(Leaving::Moves)),
             (
                 "drained and down",
                 (drained_and_down, Close, CloseIdle),

@@ -67,6 +67,8 @@ pub enum Reason {
     Maintenance,
     #[error("is being drained")]
     Draining,
+    #[error("is about to be stopped")]
+    Leaving,
     #[error("has not been reached yet")]
     NotYetProbed,
     #[error("is down: {0}")]
@@ -348,6 +350,9 @@ fn usable(member: &Member) -> Result<(), Reason> {
         AdminState::Ready => {}
         AdminState::Drain => return Err(Reason::Draining),
         AdminState::Maint => return Err(Reason::Maintenance),
+    }
+    if member.leaving && member.health.up {
+        return Err(Reason::Leaving);
     }
     if !member.health.up {
         return Err(match &member.health.error {

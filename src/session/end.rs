@@ -139,7 +139,9 @@ impl Reason {
             Self::Role(EndReason::OldPrimary(_)) => EndLabel::OldPrimary,
             Self::Unfit(LeaveReason::Lagging(_)) => EndLabel::Lagging,
             Self::Unfit(LeaveReason::Down(_)) => EndLabel::MemberDown,
-            Self::Unfit(LeaveReason::Maintenance(_) | LeaveReason::Draining(_)) => EndLabel::Maintenance,
+            Self::Unfit(
+                LeaveReason::Maintenance(_) | LeaveReason::Draining(_) | LeaveReason::Stopping(_),
+            ) => EndLabel::Maintenance,
             Self::TimedOut(SessionTimeout::Transaction) => EndLabel::TransactionTimeout,
             Self::TimedOut(SessionTimeout::IdleTransaction) => EndLabel::IdleTransactionTimeout,
             Self::TimedOut(SessionTimeout::Batch) => EndLabel::BatchTimeout,
@@ -304,7 +306,9 @@ impl End {
                 | Reason::Replaced
                 | Reason::Killed
                 | Reason::MemberClosed(_)
-                | Reason::Unfit(LeaveReason::Maintenance(_) | LeaveReason::Draining(_)),
+                | Reason::Unfit(
+                    LeaveReason::Maintenance(_) | LeaveReason::Draining(_) | LeaveReason::Stopping(_),
+                ),
             ) => self.fate.is_open(),
             Cause::ServerGone
             | Cause::Ordered(_)

@@ -92,10 +92,9 @@ fn pass(snapshot: &Snapshot, registry: &Registry, starts: &mut GraceStarts, now:
 }
 
 fn is_anybody_unfit(snapshot: &Snapshot) -> bool {
-    snapshot
-        .members
-        .iter()
-        .any(|member| !member.health.up || !member.lagging.is_empty() || member.admin != AdminState::Ready)
+    snapshot.members.iter().any(|member| {
+        !member.health.up || !member.lagging.is_empty() || member.admin != AdminState::Ready || member.leaving
+    })
 }
 
 #[cfg(test)]
@@ -130,6 +129,7 @@ mod tests {
             },
             identity: Identity::Same,
             admin: AdminState::Ready,
+            leaving: false,
             measured: None,
             lagging: BTreeSet::new(),
             share: WHOLE_SHARE,

@@ -43,6 +43,7 @@ pub(in crate::session) fn member(name: &str, in_recovery: bool) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
+        leaving: false,
         measured: None,
         lagging: BTreeSet::new(),
         share: WHOLE_SHARE,

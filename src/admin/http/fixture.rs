@@ -80,6 +80,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
+        leaving: false,
         measured: Some(Lag {
             bytes: 100,
             time: Some(Duration::from_secs(2)),

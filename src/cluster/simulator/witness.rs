@@ -247,6 +247,8 @@ impl Witness {
             | Observation::Status { .. }
             | Observation::Times(_)
             | Observation::Weight(..)
+            | Observation::Leaving { .. }
+            | Observation::EndLeaving(_)
             | Observation::LookAgain => {}
         }
     }

@@ -106,6 +106,18 @@ async fn a_leader_that_an_operator_has_taken_out_of_service_fails_fast() {
 }
 
 #[tokio::test]
+async fn a_member_that_is_about_to_be_stopped_shuts_the_gates_that_have_no_other() {
+    let mut changed = Snapshot::clone(&led());
+    changed.members[0].leaving = true;
+    let read_write = tracked(Route::read_write("rw", "main"));
+    assert!(matches!(at(1, &read_write, &changed), Position::Shut { .. }));
+    let read_only = tracked(Route::read_only("ro", "main"));
+    assert!(matches!(at(1, &read_only, &changed), Position::Open));
+    changed.members[1].leaving = true;
+    assert!(matches!(at(1, &read_only, &changed), Position::Shut { .. }));
+}
+
+#[tokio::test]
 async fn a_read_only_gate_shuts_while_its_last_replica_is_down_and_not_while_it_is_drained() {
     let route = tracked(Route::read_only("ro", "main"));
     let with = |change: fn(&mut Member)| {

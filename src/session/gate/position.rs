@@ -121,8 +121,9 @@ pub(super) fn evaluate(
 fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
     if route.access == Access::ReadWrite {
         return match &snapshot.leader {
-            // It is out of service by an operator's order, or lacks what the route asks for.
-            Leader::Verified { .. } => false,
+            // Otherwise it is out of service by an operator's order, or lacks what the route asks
+            // for.
+            Leader::Verified { member, .. } => choice.refused.contains(&(member.clone(), Reason::Leaving)),
             Leader::None(why) => why.cause() == Cause::Passing,
         };
     }
@@ -132,7 +133,8 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         | Reason::Full
         | Reason::Promoting
         | Reason::State(_)
-        | Reason::Unidentified => true,
+        | Reason::Unidentified
+        | Reason::Leaving => true,
         Reason::NoLeader(why) => why.cause() == Cause::Passing,
         // The leader that is there will not become a replica by itself.
         Reason::Writable

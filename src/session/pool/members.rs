@@ -63,6 +63,7 @@ impl Fit {
             Some((
                 _,
                 Reason::Down(_)
+                | Reason::Leaving
                 | Reason::NoLeader(_)
                 | Reason::NotYetProbed
                 | Reason::Full

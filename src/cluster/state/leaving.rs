@@ -1,0 +1,92 @@
+//! Members whose server is about to be stopped, by an order.
+//!
+//! An order ends at its time limit, and before that when its purpose is fulfilled: another member is
+//! the verified leader, or the server has been stopped and runs again. An order that has ended in
+//! this way stays ended, however often it is renewed.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::State;
+use crate::auth::crypto::random;
+use crate::cluster::snapshot::{Leader, MemberName};
+
+/// Orders at once. Further ones are ignored.
+const MAX_ORDERS: usize = 64;
+
+/// Which order it is. Whoever gives the order draws it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LeaveToken(pub [u64; 2]);
+
+impl LeaveToken {
+    pub fn random() -> Self {
+        Self([u64::from_be_bytes(random()), u64::from_be_bytes(random())])
+    }
+}
+
+/// The orders, by token.
+#[derive(Debug, Default)]
+pub(super) struct LeavingMembers(HashMap<LeaveToken, LeaveOrder>);
+
+#[derive(Debug)]
+struct LeaveOrder {
+    member: MemberName,
+    until: Instant,
+    /// It has been the verified leader since the order.
+    was_leader: bool,
+    /// It has been down since the order.
+    has_stopped: bool,
+    is_fulfilled: bool,
+}
+
+impl LeavingMembers {
+    /// Whether a member is about to be stopped.
+    pub(super) fn contains(&self, member: &MemberName) -> bool {
+        let mut orders = self.0.values();
+        orders.any(|order| order.member == *member && !order.is_fulfilled)
+    }
+
+    pub(super) fn order(&mut self, member: MemberName, token: LeaveToken, until: Instant) {
+        if self.0.len() >= MAX_ORDERS && !self.0.contains_key(&token) {
+            return;
+        }
+        let order = self.0.entry(token).or_insert(LeaveOrder {
+            member,
+            until,
+            was_leader: false,
+            has_stopped: false,
+            is_fulfilled: false,
+        });
+        order.until = until;
+    }
+
+    pub(super) fn end(&mut self, token: LeaveToken) {
+        self.0.remove(&token);
+    }
+}
+
+impl State {
+    /// Ends the orders that are over.
+    pub(super) fn end_leaving(&mut self, leader: &Leader, now: Instant) {
+        if self.leaving.0.is_empty() {
+            return;
+        }
+        let leader = match leader {
+            Leader::Verified { member, .. } => Some(member),
+            Leader::None(_) => None,
+        };
+        self.leaving.0.retain(|_, order| order.until > now);
+        for order in self.leaving.0.values_mut() {
+            order.was_leader |= leader == Some(&order.member);
+            let is_replaced = order.was_leader && leader.is_some_and(|leader| *leader != order.member);
+            let member = self.members.get(&order.member);
+            let is_up = member.is_some_and(|member| member.health.up);
+            order.has_stopped |= !is_up;
+            // A stopped leader is back when it is the leader again, or no longer.
+            let is_back = order.has_stopped && is_up && (!order.was_leader || leader.is_some());
+            order.is_fulfilled |= is_replaced || is_back;
+        }
+    }
+}
