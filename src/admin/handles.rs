@@ -8,6 +8,7 @@ use arc_swap::ArcSwapOption;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use super::holding::HoldOperations;
 use super::metrics::Metrics;
 use super::operations::Operations;
 use crate::auth::hba::rows::HbaRow;
@@ -24,6 +25,7 @@ pub struct Handles {
     pub clusters: Vec<ClusterView>,
     pub access: AccessView,
     pub operations: Arc<dyn Operations>,
+    pub holding: Arc<dyn HoldOperations>,
     /// The content of `http.token_file`; replaced when the file or the key changes, empty if there
     /// is none.
     pub token: Arc<ArcSwapOption<Secret>>,

@@ -14,6 +14,7 @@ pub(super) mod fixture;
 pub(crate) mod fuzzing;
 mod guard;
 mod hba;
+mod holding;
 mod node;
 mod patroni;
 mod router;

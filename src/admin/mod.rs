@@ -12,6 +12,7 @@ mod console;
 mod exposition;
 pub mod fit_metric;
 mod handles;
+mod holding;
 mod http;
 mod local;
 pub mod log;
@@ -25,6 +26,7 @@ pub use console::Console;
 #[cfg(any(test, fuzzing))]
 pub(crate) use console::fuzzing as console_fuzzing;
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
+pub use holding::{HoldOperations, StopReport};
 #[cfg(any(test, fuzzing))]
 pub(crate) use http::fuzzing as http_fuzzing;
 pub use http::{AdminError, AdminThread, BoundHttp, Prepared, prepare};

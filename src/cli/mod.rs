@@ -5,6 +5,7 @@
 //! command line. No secret is ever taken from an argument.
 
 mod administer;
+mod before_stop;
 pub mod check;
 mod detach;
 mod hba;
@@ -82,6 +83,11 @@ enum Command {
     Import(import::Arguments),
     /// Print the configuration's JSON Schema (draft 2020-12).
     Schema,
+    /// Hold the clients of this host's member, whose server is about to be stopped.
+    ///
+    /// For Patroni's `postgresql.before_stop`. Returns when no transaction is open there or the
+    /// grace is over. Always exits with 0.
+    BeforeStop(before_stop::BeforeStop),
     #[command(flatten)]
     Administer(administer::Administer),
 }
@@ -100,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Hba { config, client } => hba::run(&config, &client),
         Command::Import(arguments) => import::run(&arguments),
         Command::Schema => schema::run(),
+        Command::BeforeStop(command) => before_stop::run(&command),
         Command::Administer(command) => administer::run(&command),
     }
 }

@@ -73,6 +73,11 @@ impl Drop for Router {
 impl Remote {
     /// `Err` is a sentence for the person at the keyboard, as everywhere here.
     pub(super) fn router(&self) -> Result<Router, String> {
+        self.router_within(TIMEOUT)
+    }
+
+    /// As [`Self::router`], with another time limit for a request.
+    pub(super) fn router_within(&self, limit: Duration) -> Result<Router, String> {
         let configured = match &self.config {
             Some(path) => Some(config::http_access(path).map_err(|errors| format!("{errors}\n{OTHER_WAY}"))?),
             None => None,
@@ -94,7 +99,7 @@ impl Remote {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
-            .timeout(TIMEOUT)
+            .timeout(limit)
             .user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| format!("cannot start: {error}"))?;

@@ -45,7 +45,7 @@ pub use model::*;
 pub use reloaded::{ReloadedUnit, ReloadedUnits};
 pub use replace::{beside, replace_file};
 pub use secret::Secret;
-pub use units::shown_duration;
+pub use units::{parse_duration, shown_duration};
 
 use fields::Context;
 use readers::ConfigDraft;

@@ -18,7 +18,8 @@ pub(super) const fn hours(hours: u64) -> Duration {
     Duration::from_hours(hours)
 }
 
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+/// `500ms`, `5s`, `1m`, `2h`; `0`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

@@ -73,6 +73,15 @@ pub enum OperatorEvent {
         identifier: Option<u64>,
         by: String,
     },
+    /// A member's clients were held before its server was stopped.
+    StopPrepared {
+        cluster: String,
+        member: String,
+        /// Still open on all routers that answer.
+        transactions: u32,
+        waited_ms: u64,
+        by: String,
+    },
     ReloadAsked {
         by: String,
     },
@@ -128,6 +137,13 @@ impl OperatorEvent {
             } => line!(%which, connections, %by),
             Self::RouteDisabled { route, by } | Self::RouteEnabled { route, by } => line!(%route, %by),
             Self::RouterDrained { by } | Self::RouterReady { by } | Self::ReloadAsked { by } => line!(%by),
+            Self::StopPrepared {
+                cluster,
+                member,
+                transactions,
+                waited_ms,
+                by,
+            } => line!(%cluster, %member, transactions, waited_ms, %by),
             Self::IdentityForgotten {
                 cluster,
                 identifier,
@@ -156,6 +172,9 @@ impl fmt::Display for OperatorEvent {
             Self::RouterReady { .. } => "the router is ready again",
             Self::IdentityForgotten { .. } => {
                 "the cluster's system identifier is forgotten; the router learns it again"
+            }
+            Self::StopPrepared { .. } => {
+                "the clients of a member are held: its server is about to be stopped"
             }
             Self::ReloadAsked { .. } => "an operator asks for a reload",
         })

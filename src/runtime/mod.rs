@@ -16,6 +16,7 @@ mod administration;
 mod control;
 mod files;
 pub(crate) mod handover;
+mod holding;
 mod limits;
 mod listeners;
 mod notify;

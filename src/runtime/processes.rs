@@ -179,9 +179,11 @@ impl Responder for Local {
                 Ok(which) => self.reconnect(&which),
                 Err(_) => Answer::Malformed,
             },
-            RequestKind::Cancel | RequestKind::Hold | RequestKind::Release | RequestKind::Pause => {
-                Answer::Unsupported
-            }
+            RequestKind::Hold | RequestKind::Release => match serde_json::from_slice(body) {
+                Ok(request) => done(&self.shared.holds.carry_out(&self.shared.registry, &request)),
+                Err(_) => Answer::Malformed,
+            },
+            RequestKind::Cancel | RequestKind::Pause => Answer::Unsupported,
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::admin::{self, AdminThread, ClusterView, Handles};
 use crate::backend::TlsClient;
 use crate::cluster::snapshot::Leader;
 use crate::cluster::{self, ClusterHandle, PreparedCluster, Reporting, WeakClusterHandle};
-use crate::config::{self, BindAddress, Cluster, ClusterChange, Config, Route};
+use crate::config::{self, BindAddress, Cluster, ClusterChange, Config, Resume, Route};
 use crate::events;
 use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
 use crate::frontend::opening::Offer;
@@ -185,6 +185,7 @@ impl Service {
             self.apply_cluster(&name, next, new);
         }
         self.administration.replace(handles.clone());
+        know_clusters(&self.shared, new, &handles);
         let gone = std::mem::replace(&mut self.clusters, handles);
         self.retire(gone);
         if let (Some(shared), Some(acceptor)) = (&tls, acceptor) {
@@ -388,6 +389,16 @@ pub(super) fn follow(
 ) -> impl Future<Output = ()> + Send + use<> {
     let (occupancy, snapshots) = (Arc::clone(&shared.occupancy), cluster.subscribe());
     async move { occupancy.follow(snapshots, stop).await }
+}
+
+/// Which clusters orders to hold clients may be about, and on which routes clients can be held.
+pub(super) fn know_clusters(shared: &Shared, config: &Config, clusters: &HashMap<Arc<str>, ClusterHandle>) {
+    let routes = config.routes.values();
+    let movable = routes.filter(|route| route.resume == Resume::Tracked);
+    let movable = movable.map(|route| Arc::clone(&route.name)).collect();
+    shared
+        .holds
+        .replace(clusters.values().cloned().collect(), movable);
 }
 
 fn is_led(handle: &ClusterHandle) -> bool {

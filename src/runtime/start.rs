@@ -20,6 +20,7 @@ use super::administration::Administration;
 use super::control::{self, ControlHandler, ControlRequest, Requests};
 use super::files::FileReader;
 use super::handover::{self, OldProcess};
+use super::holding::HoldingRouter;
 use super::lag_limits;
 use super::listeners::{self, Listeners, WantedListener};
 use super::notify::Notifier;
@@ -45,6 +46,7 @@ use crate::session::arrival::Quota;
 use crate::session::arrival::admission::Admission;
 use crate::session::arrival::login_throttle::SharedThrottle;
 use crate::session::generations::Generations;
+use crate::session::holds::Holds;
 use crate::session::keys::{Incarnation, KeyIssuer};
 use crate::session::occupancy::Occupancy;
 use crate::session::orders;
@@ -200,6 +202,11 @@ impl Sockets {
                 administration: Arc::clone(&parts.administration),
                 generations: Arc::clone(&self.generations),
             }),
+            holding: Arc::new(HoldingRouter::new(
+                Arc::clone(&parts.shared),
+                parts.tracker.clone(),
+                parts.stop.clone(),
+            )),
             token: Arc::new(ArcSwapOption::new(self.config.http.token.clone().map(Arc::new))),
             readiness: Arc::clone(&parts.readiness),
             disabled_routes,
@@ -303,6 +310,7 @@ impl Parts {
             (&stop, &tracker),
         ));
         shared.opener.attend(&shared);
+        service::know_clusters(&shared, config, &clusters);
         Ok(Self {
             clusters,
             cluster_metrics: reporting.metrics,
@@ -535,6 +543,7 @@ fn share(
         derivations: Arc::default(),
         login_timeout: ArcSwap::from_pointee(config.auth.login_timeout),
         disabled_routes: Arc::default(),
+        holds: Holds::default(),
         cancels: session::cancel::Cancels::default(),
         failures: session::Failures::default(),
         tasks: tasks.clone(),

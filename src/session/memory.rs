@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::client;
 use super::link::Link;
-use super::registry::{Client, Origin, Placement, Registry, SessionEntry, Ticket};
+use super::registry::{Client, Origin, Placement, Registry, SessionEntry, SessionKind, Ticket};
 use super::relay::Relay;
 use super::stream::SessionStream;
 use crate::cluster::ClusterHandle;
@@ -327,6 +327,7 @@ pub(super) fn ticket(registry: &Arc<Registry>) -> Ticket {
         cluster: "main".into(),
         route: "read-write".into(),
         on_unfit: config::Route::read_only("read-only", "main").on_unfit,
+        kind: SessionKind::Ordinary,
     };
     let entered = registry.enter(Arc::new(origin), None);
     entered.expect("it has no key that could be taken")

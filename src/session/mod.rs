@@ -29,6 +29,7 @@ pub mod generations;
 mod hearing;
 mod held;
 mod held_login;
+pub mod holds;
 pub mod life;
 mod linger;
 pub mod link;
@@ -100,6 +101,8 @@ pub struct Shared {
     pub derivations: Arc<Derivations>,
     pub login_timeout: ArcSwap<Duration>,
     pub disabled_routes: Arc<disabled::DisabledRoutes>,
+    /// Orders to hold clients.
+    pub holds: holds::Holds,
     pub cancels: cancel::Cancels,
     pub failures: Failures,
     pub login_throttle: Arc<arrival::login_throttle::SharedThrottle>,

@@ -109,7 +109,7 @@ mod tests {
     };
     use crate::config::{OnUnfit, Unfit};
     use crate::routing::{GrantedRole, LeaveReason};
-    use crate::session::registry::{Client, Origin, Placement, Ticket};
+    use crate::session::registry::{Client, Origin, Placement, SessionKind, Ticket};
 
     const GRACE: Duration = Duration::from_secs(5);
 
@@ -173,6 +173,7 @@ mod tests {
                 down: Unfit::Keep,
                 grace: GRACE,
             },
+            kind: SessionKind::Ordinary,
         };
         let ticket = registry.enter(Arc::new(origin), None).unwrap();
         ticket.entry().place(Some(Arc::new(Placement {

@@ -101,6 +101,19 @@ pub struct Origin {
     pub cluster: Arc<str>,
     pub route: Arc<str>,
     pub on_unfit: OnUnfit,
+    pub kind: SessionKind,
+}
+
+/// What the router sees of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SessionKind {
+    /// Requests and their answers.
+    #[default]
+    Ordinary,
+    /// A replication connection: it is always at work.
+    Replication,
+    /// Bytes only (`mode: tcp`).
+    Forwarded,
 }
 
 /// The process id and key that the router sent the client in BackendKeyData.
@@ -111,9 +124,10 @@ pub struct CancelKey {
 }
 
 impl Origin {
-    pub(super) fn new(client: Client, listener: &ListenerSettings) -> Self {
+    pub(super) fn new(client: Client, listener: &ListenerSettings, kind: SessionKind) -> Self {
         Self {
             client,
+            kind,
             cluster: Arc::clone(&listener.cluster.config().name),
             route: Arc::clone(&listener.route.name),
             on_unfit: listener.route.on_unfit,
@@ -326,6 +340,7 @@ mod tests {
             cluster: "main".into(),
             route: "read-write".into(),
             on_unfit: crate::config::Route::read_only("r", "main").on_unfit,
+            kind: SessionKind::Ordinary,
         })
     }
 

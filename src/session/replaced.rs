@@ -44,7 +44,7 @@ mod tests {
     use super::*;
     use crate::cluster::snapshot::MemberName;
     use crate::routing::GrantedRole;
-    use crate::session::registry::{Client, Origin, Phase, Placement};
+    use crate::session::registry::{Client, Origin, Phase, Placement, SessionKind};
 
     #[tokio::test(start_paused = true)]
     async fn sessions_without_a_server_connection_end_ten_minutes_after_an_upgrade() {
@@ -54,6 +54,7 @@ mod tests {
             cluster: "main".into(),
             route: "rw".into(),
             on_unfit: crate::config::Route::read_only("rw", "main").on_unfit,
+            kind: SessionKind::Ordinary,
         });
         let phases = [Phase::Detached, Phase::Relaying, Phase::Pinned, Phase::Waiting];
         let tickets = phases.map(|phase| {
@@ -84,6 +85,7 @@ mod tests {
             cluster: "main".into(),
             route: "rw".into(),
             on_unfit: crate::config::Route::read_only("rw", "main").on_unfit,
+            kind: SessionKind::Ordinary,
         });
         let ticket = registry.enter(origin, None).unwrap();
         let entry = ticket.entry();

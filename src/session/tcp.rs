@@ -35,7 +35,7 @@ use super::gauges::GaugeGuard;
 use super::held::{Held, check_placement};
 use super::listener_settings::ListenerSettings;
 use super::record::{self, Record, Times};
-use super::registry::{self, Origin, Placement, Ticket};
+use super::registry::{self, Origin, Placement, SessionKind, Ticket};
 use super::{Shared, cancel};
 
 use crate::frontend::login::LoginError;
@@ -348,7 +348,7 @@ fn enter(
         tls: None,
         since: accepted,
     };
-    let origin = Arc::new(Origin::new(client, listener));
+    let origin = Arc::new(Origin::new(client, listener, SessionKind::Forwarded));
     let placement = Arc::new(placement);
     let ticket = shared.registry.enter(origin, None).ok()?;
     ticket.entry().place(Some(Arc::clone(&placement)));

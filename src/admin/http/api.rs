@@ -247,7 +247,7 @@ pub(super) async fn administer(
     change_member(&app, caller, view, &name, change).await
 }
 
-fn no_member(app: &App, view: &ClusterView) -> JsonAnswer {
+pub(super) fn no_member(app: &App, view: &ClusterView) -> JsonAnswer {
     JsonAnswer::problem(
         StatusCode::NOT_FOUND,
         &format!("cluster {} has no member of this name", view.name),
@@ -525,7 +525,7 @@ fn find<'a>(app: &'a App, uri: &Uri) -> Result<&'a ClusterView, JsonAnswer> {
 }
 
 /// The body: a JSON object, or nothing.
-async fn object(body: Body) -> Result<Map<String, Value>, JsonAnswer> {
+pub(super) async fn object(body: Body) -> Result<Map<String, Value>, JsonAnswer> {
     let bad = |error: &str| {
         Err(JsonAnswer::problem(
             StatusCode::BAD_REQUEST,

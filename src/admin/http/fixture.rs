@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{oneshot, watch};
 
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
+use super::super::holding::{HoldOperations, StopReport};
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
 use super::super::operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
@@ -26,6 +27,7 @@ use crate::cluster::snapshot::*;
 use crate::config::{LocalMember, Route};
 use crate::events::Events;
 use crate::session::generations::totals::MemberLoad;
+use crate::session::holds::MemberActivity;
 
 pub(in crate::admin) fn snapshot() -> Snapshot {
     Snapshot {
@@ -183,12 +185,42 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
         clusters,
         access: access(),
         operations: Arc::new(Nothing::default()),
+        holding: Arc::new(NothingHeld::default()),
         disabled_routes: Arc::default(),
         token: Arc::default(),
         readiness,
         registry: Arc::new(registry),
         metrics,
         events: Events::new(),
+    }
+}
+
+/// Holds nobody; keeps what it was told.
+#[derive(Debug, Default)]
+pub(super) struct NothingHeld {
+    pub(super) told: Mutex<Vec<String>>,
+}
+
+impl HoldOperations for NothingHeld {
+    fn before_stop<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+        grace: Duration,
+    ) -> BoxFuture<'a, Result<StopReport, String>> {
+        let said = format!("before-stop {cluster} {member} {grace:?}");
+        self.told.lock().unwrap().push(said);
+        let report = StopReport {
+            member: member.to_string(),
+            waited_ms: 7,
+            left: MemberActivity::default(),
+            missing: Vec::new(),
+        };
+        async { Ok(report) }.boxed()
+    }
+
+    fn stop_limit(&self, _: &str) -> Duration {
+        Duration::from_secs(10)
     }
 }
 

@@ -17,7 +17,7 @@ use super::super::metrics::{self, Endpoint};
 use super::answer::{self, JsonAnswer};
 use super::app::{App, Params};
 use super::guard::{Caller, Right};
-use super::{api, hba, node, patroni, routes};
+use super::{api, hba, holding, node, patroni, routes};
 
 type Shared = State<Arc<App>>;
 
@@ -176,6 +176,14 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
             post(async |State(app): Shared, caller: CalledBy, path: Name<String>| {
                 api::forget_identity(&app, caller, path)
             }),
+        )
+        .route(
+            "/api/v1/before-stop",
+            read(async |State(app): Shared, uri: Uri| holding::stop_limit(&app, &uri)).post(
+                async |State(app): Shared, caller: CalledBy, uri: Uri, body: Body| {
+                    holding::before_stop(&app, caller, &uri, body).await
+                },
+            ),
         )
         .route(
             "/api/v1/reload",

@@ -22,14 +22,14 @@ use crate::session::close::{close_with_error, closing};
 use crate::session::gauges::{GaugeGuard, seconds};
 use crate::session::listener_settings::ListenerSettings;
 use crate::session::record::{LoginRecord, Record, Times, note_opening, refuse};
-use crate::session::registry::{Client, Origin};
+use crate::session::registry::{Client, Origin, SessionKind};
 use crate::session::turns::WorkerBuffer;
 use crate::session::{Shared, peers};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::proxy::ProxiedTls;
 use crate::wire::settings;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::StartupPacket;
+use crate::wire::startup::{Replication, StartupPacket};
 
 /// A connection just accepted. Next: [`Identified`].
 #[derive(Debug)]
@@ -306,8 +306,12 @@ impl Named {
             tls: self.stream.tls_description(),
             since: accepted,
         };
+        let kind = match self.packet.replication {
+            Replication::None => SessionKind::Ordinary,
+            Replication::Physical | Replication::Logical => SessionKind::Replication,
+        };
         let record = Box::new(Record {
-            origin: Arc::new(Origin::new(client, &listener)),
+            origin: Arc::new(Origin::new(client, &listener, kind)),
             member: None,
             granted: None,
             login: Some(LoginRecord {

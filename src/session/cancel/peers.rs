@@ -1,5 +1,5 @@
 //! The peer channel: routers in front of the same cluster ask each other which of them has a cancel
-//! request's session. Over a PostgreSQL port, authenticated and sealed with the peers' secret, one
+//! request's session, and to hold the clients of a member that is about to be stopped. Over a PostgreSQL port, authenticated and sealed with the peers' secret, one
 //! conversation with each peer, one hop.
 //!
 //! The places for cancel requests whose session may be elsewhere limit how much is asked; one
@@ -9,6 +9,7 @@
 mod answering;
 pub(crate) mod codec;
 mod line;
+mod orders;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +29,7 @@ use crate::wire::startup::CancelRequest;
 pub(in crate::session) use answering::serve;
 use codec::{PeerError, PeerKey};
 use line::{Awaited, Line, PeerVerdict};
+pub use orders::PeerOrders;
 
 /// Time limit for a peer to begin a conversation, and for its answer whether it has a key.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -152,7 +152,7 @@ impl Desk {
                 );
                 Answer::UnknownKind
             }
-            Ok(RequestKind::Hold | RequestKind::Release | RequestKind::Pause) => Answer::Unsupported,
+            Ok(RequestKind::Pause) => Answer::Unsupported,
             Ok(RequestKind::Cancel) => return self.reply_cancel(stream, body).await,
             Ok(kind) => match self.place(kind) {
                 Some(_place) => self.responder.order(kind, body),

@@ -52,9 +52,9 @@ pub enum RequestKind {
     Close,
     /// Set a member's administrative state or its weight: `ready`, `drain`, `maint`.
     Member,
-    /// Hold requests of clients. Reserved.
+    /// Hold the clients of a member that is about to be stopped.
     Hold,
-    /// End a hold. Reserved.
+    /// End a hold.
     Release,
     /// Hold the requests of a whole cluster. Reserved.
     Pause,
@@ -119,9 +119,10 @@ impl RequestKind {
             Self::Sessions => (KIB, 64 * MIB, 2, 5),
             Self::Totals => (KIB, 4 * MIB, 4, 1),
             Self::Kill => (KIB, 16 * KIB, 16, 2),
-            Self::Member => (4 * KIB, KIB, 16, 2),
             Self::Pools => (KIB, 4 * MIB, 2, 2),
-            Self::Close | Self::Hold | Self::Release | Self::Pause | Self::Reconnect => (4 * KIB, KIB, 4, 2),
+            // A switchover may ask while a member's `before-stop` does.
+            Self::Member | Self::Hold | Self::Release => (4 * KIB, KIB, 16, 2),
+            Self::Close | Self::Pause | Self::Reconnect => (4 * KIB, KIB, 4, 2),
         };
         Limits {
             request_bytes,

@@ -19,6 +19,7 @@ use super::codec::{
 };
 use super::{Conversation, PATIENCE, Peers};
 use crate::frontend::ClientStream;
+use crate::session::holds::{HoldAnswer, HoldRefusal, HoldRequest};
 
 /// A conversation without questions ends after so long. The asking router hangs up earlier.
 const IDLE: Duration = Duration::from_mins(2);
@@ -153,6 +154,11 @@ impl Answerer {
     async fn take(&mut self, question: Question) -> Option<()> {
         match question {
             Question::Cancel(asked) => self.take_cancels(asked),
+            Question::Hold { number, request } => {
+                let answer = self.carry_out(request).await;
+                let packet = self.answering.held(number, &answer);
+                self.send(&packet).await?;
+            }
             Question::Other(refusal) => {
                 debug!(
                     kind = refusal.kind,
@@ -163,6 +169,19 @@ impl Answerer {
             }
         }
         Some(())
+    }
+
+    /// At this process and at the others of this router. Cancel requests of the same conversation
+    /// wait for that, at most a few seconds: a router has a conversation for holds of its own.
+    async fn carry_out(&self, request: Option<HoldRequest>) -> HoldAnswer {
+        let Some(request) = request else {
+            return HoldAnswer::Refused(HoldRefusal::Unsupported);
+        };
+        let (answer, missing) = self.shared.carry_out(&request).await;
+        for process in missing {
+            debug!("another process of this router does not follow a peer's order: {process}");
+        }
+        answer
     }
 
     fn take_cancels(&mut self, question: Vec<Asked>) {

@@ -30,6 +30,7 @@
 //! Refuses: to answer anything to a peer that does not have the secret, and to pass a question on:
 //! it has one hop.
 
+mod hold;
 mod message;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -38,6 +39,7 @@ use zeroize::Zeroizing;
 
 use crate::auth::crypto::{hmac_sha256, random};
 use crate::config::Secret;
+use crate::session::holds::{HoldAnswer, HoldRequest};
 use crate::wire::startup::PEER_REQUEST_CODE;
 use message::{
     ANSWER_UNIT, MOST_ANSWER, MOST_QUESTION, QUESTION_UNIT, decode_answers, decode_question, decode_reply,
@@ -262,6 +264,12 @@ impl Asking {
         self.questions.close(encode_question(asked), QUESTION_UNIT)
     }
 
+    /// Returns the packet with a request about a hold.
+    pub(super) fn hold(&mut self, number: u32, request: &HoldRequest) -> Vec<u8> {
+        self.questions
+            .close(hold::encode_question(number, request), QUESTION_UNIT)
+    }
+
     /// Takes one packet from the start of what has come; `None`: more is needed. Only a router with
     /// the secret can have made it.
     pub(super) fn reply(&mut self, buffer: &mut BytesMut) -> Result<Option<Reply>, PeerError> {
@@ -333,7 +341,9 @@ impl Answering {
         };
         let question = decode_question(&self.questions.open(&packet)?)?;
         match question {
-            Question::Other(_) if self.version == OLD_VERSION => Err(PeerError::Malformed),
+            Question::Hold { .. } | Question::Other(_) if self.version == OLD_VERSION => {
+                Err(PeerError::Malformed)
+            }
             question => Ok(Some(question)),
         }
     }
@@ -346,6 +356,13 @@ impl Answering {
         }
         self.answers
             .close(with_kind(QuestionKind::Cancel.code(), &body), ANSWER_UNIT)
+    }
+
+    /// Returns the packet with the answer to a request about a hold.
+    pub(super) fn held(&mut self, number: u32, answer: &HoldAnswer) -> Vec<u8> {
+        let body = hold::encode_answer(number, answer);
+        self.answers
+            .close(with_kind(QuestionKind::Hold.code(), &body), ANSWER_UNIT)
     }
 
     /// Returns the packet that refuses a question.

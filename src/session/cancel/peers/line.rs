@@ -16,7 +16,9 @@ use tokio_util::task::TaskTracker;
 
 use super::super::keys::Incarnation;
 use super::PATIENCE;
-use super::codec::{self, Answers, Asked, Asking, Fate, MOST_AT_ONCE, OLD_VERSION, PeerKey, Reply, VERSION};
+use super::codec::{
+    self, Answers, Asked, Asking, Fate, MOST_AT_ONCE, OLD_VERSION, PeerError, PeerKey, Reply, VERSION,
+};
 use crate::config;
 use crate::names;
 use crate::wire::startup::CancelRequest;
@@ -92,6 +94,10 @@ impl Line {
             state: Mutex::default(),
             wake: Notify::new(),
         })
+    }
+
+    pub(super) fn peer(&self) -> &config::Peer {
+        &self.peer
     }
 
     pub(super) fn name(&self) -> &str {
@@ -229,7 +235,7 @@ impl Line {
 
 const HUNG_UP: &str = "it hung up: is the secret the same on both sides?";
 
-fn described(error: &io::Error) -> String {
+pub(super) fn described(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::TimedOut => "it did not answer in time".to_owned(),
         io::ErrorKind::UnexpectedEof => HUNG_UP.to_owned(),
@@ -250,13 +256,32 @@ impl Question {
     }
 }
 
+/// Begins a conversation with a peer, in the version that it speaks.
+pub(super) async fn open(key: &PeerKey, peer: &config::Peer) -> io::Result<(TcpStream, Asking)> {
+    match open_in(VERSION, key, peer).await {
+        // A router of version 2 hangs up, as does anything that is no router.
+        Err(error) if is_hang_up(&error) => open_in(OLD_VERSION, key, peer).await,
+        opened => opened,
+    }
+}
+
+async fn open_in(version: u8, key: &PeerKey, peer: &config::Peer) -> io::Result<(TcpStream, Asking)> {
+    let mut stream = names::connect(&peer.host, peer.port).await?;
+    stream.set_nodelay(true)?;
+    let (opened, packet) = codec::open(key, version);
+    stream.write_all(&packet).await?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let mut challenge = length.to_vec();
+    challenge.resize(codec::challenge_length(length).map_err(io::Error::other)?, 0);
+    stream.read_exact(&mut challenge[length.len()..]).await?;
+    let asking = opened.challenge(&challenge).map_err(io::Error::other)?;
+    Ok((stream, asking))
+}
+
 impl Conversation {
     async fn open(key: &PeerKey, peer: &config::Peer) -> io::Result<Self> {
-        let (stream, asking) = match Self::open_in(VERSION, key, peer).await {
-            // A router of version 2 hangs up, as does anything that is no router.
-            Err(error) if is_hang_up(&error) => Self::open_in(OLD_VERSION, key, peer).await?,
-            opened => opened?,
-        };
+        let (stream, asking) = open(key, peer).await?;
         Ok(Self {
             stream,
             asking,
@@ -265,20 +290,6 @@ impl Conversation {
             next: 0,
             has_answered: false,
         })
-    }
-
-    async fn open_in(version: u8, key: &PeerKey, peer: &config::Peer) -> io::Result<(TcpStream, Asking)> {
-        let mut stream = names::connect(&peer.host, peer.port).await?;
-        stream.set_nodelay(true)?;
-        let (opened, packet) = codec::open(key, version);
-        stream.write_all(&packet).await?;
-        let mut length = [0; 4];
-        stream.read_exact(&mut length).await?;
-        let mut challenge = length.to_vec();
-        challenge.resize(codec::challenge_length(length).map_err(io::Error::other)?, 0);
-        stream.read_exact(&mut challenge[length.len()..]).await?;
-        let asking = opened.challenge(&challenge).map_err(io::Error::other)?;
-        Ok((stream, asking))
     }
 
     async fn send(&mut self, batch: Vec<Question>) -> Result<(), String> {
@@ -310,6 +321,8 @@ impl Conversation {
             let Answers { incarnation, answers } = match reply {
                 Reply::Answers(answers) => answers,
                 Reply::Refused(refusal) => return Err(refusal.to_string()),
+                // Nothing of the kind is asked here.
+                Reply::Hold { .. } => return Err(PeerError::Malformed.to_string()),
             };
             for answer in answers {
                 let Some((_, question)) = self.under_way.get_mut(&answer.number) else {

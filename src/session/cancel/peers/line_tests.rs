@@ -78,7 +78,7 @@ impl End {
         loop {
             match self.answering.question(&mut self.read).unwrap() {
                 Some(PeerQuestion::Cancel(question)) => return question,
-                Some(PeerQuestion::Other(other)) => panic!("{other}"),
+                Some(other) => panic!("{other:?}"),
                 None => {}
             }
             assert_ne!(self.stream.read_buf(&mut self.read).await.unwrap(), 0);

@@ -7,10 +7,11 @@ use bytes::{Bytes, BytesMut};
 use super::super::super::keys::{Incarnation, KeyIssuer, Owner};
 use super::{
     Answered, Answers, Asked, Fate, PeerKey, Question, Reply, VERSION, answer, decode_answers,
-    decode_question, decode_reply, encode_answers, encode_question, encode_refusal, open, with_kind,
+    decode_question, decode_reply, encode_answers, encode_question, encode_refusal, hold, open, with_kind,
 };
 use crate::config::Secret;
 use crate::fuzzing::choice;
+use crate::session::holds::HoldAnswer;
 use crate::wire::startup::CancelRequest;
 
 pub(crate) fn run(data: &[u8]) {
@@ -35,10 +36,15 @@ pub(crate) fn run(data: &[u8]) {
         }
         // What only somebody with the secret can say. Behind it there are zeros.
         2 => {
-            if let Ok(Question::Cancel(asked)) = decode_question(packet) {
-                let said = encode_question(&asked);
-                assert_eq!(&packet[..said.len()], said.as_slice());
-            }
+            let said = match decode_question(packet) {
+                Ok(Question::Cancel(asked)) => encode_question(&asked),
+                Ok(Question::Hold {
+                    number,
+                    request: Some(request),
+                }) => hold::encode_question(number, &request),
+                _ => return,
+            };
+            assert_eq!(&packet[..said.len()], said.as_slice());
         }
         3 => whole(&key, packet),
         4 => {
@@ -53,6 +59,11 @@ pub(crate) fn run(data: &[u8]) {
         5 => {
             let said = match decode_reply(packet) {
                 Ok(Reply::Answers(answers)) => with_kind(1, &encode_answers(&answers)),
+                // Flags of a later release are ignored.
+                Ok(Reply::Hold {
+                    number,
+                    answer: answer @ HoldAnswer::Refused(_),
+                }) => with_kind(2, &hold::encode_answer(number, &answer)),
                 // Any other byte than 1 is no.
                 Ok(Reply::Refused(refusal)) if packet[2] <= 1 => encode_refusal(refusal),
                 _ => return,

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use super::super::super::keys::Incarnation;
-use super::{OLD_VERSION, VERSION};
+use super::{OLD_VERSION, VERSION, hold};
+use crate::session::holds::{HoldAnswer, HoldRequest};
 use crate::wire::startup::CancelRequest;
 
 /// Keys in one question, and answers in one message.
@@ -33,7 +34,7 @@ pub(super) const MOST_ANSWER: usize = ANSWER_HEAD + MOST_AT_ONCE * ANSWER_LEN;
 pub(crate) enum QuestionKind {
     /// Cancel what the sessions with these keys run.
     Cancel,
-    /// Hold the requests of a cluster's clients, or end that. Reserved.
+    /// Hold the clients of a member that is about to be stopped, or end that.
     Hold,
     /// What the other router sees of the cluster. Reserved.
     View,
@@ -76,7 +77,11 @@ impl QuestionKind {
                 bytes: MOST_QUESTION,
                 under_way: 4096,
             },
-            Self::Hold | Self::View => Limits {
+            Self::Hold => Limits {
+                bytes: hold::MOST_HOLD,
+                under_way: 16,
+            },
+            Self::View => Limits {
                 bytes: UNKNOWN_BYTES,
                 under_way: 16,
             },
@@ -91,6 +96,12 @@ pub(super) const UNKNOWN_BYTES: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Question {
     Cancel(Vec<Asked>),
+    Hold {
+        /// Chosen by the router that asks.
+        number: u32,
+        /// `None`: this release does not know what is to be done.
+        request: Option<HoldRequest>,
+    },
     /// It is answered by a refusal of this kind.
     Other(Refusal),
 }
@@ -118,6 +129,7 @@ impl std::fmt::Display for Refusal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reply {
     Answers(Answers),
+    Hold { number: u32, answer: HoldAnswer },
     Refused(Refusal),
 }
 
@@ -199,6 +211,10 @@ pub(super) fn decode_reply(body: &[u8]) -> Result<Reply, PeerError> {
     if kind == QuestionKind::Cancel.code() {
         return decode_answers(rest).map(Reply::Answers);
     }
+    if kind == QuestionKind::Hold.code() {
+        let (number, answer) = hold::decode_answer(rest)?;
+        return Ok(Reply::Hold { number, answer });
+    }
     if kind != REFUSED {
         return Err(PeerError::Malformed);
     }
@@ -242,6 +258,10 @@ pub(super) fn decode_question(body: &[u8]) -> Result<Question, PeerError> {
     }
     if kind == Some(QuestionKind::Cancel) {
         return decode_cancel(rest).map(Question::Cancel);
+    }
+    if kind == Some(QuestionKind::Hold) {
+        let (number, request) = hold::decode_question(rest)?;
+        return Ok(Question::Hold { number, request });
     }
     // What follows the number is for a release that supports the kind.
     let number = u32::from_be_bytes(take(&mut rest)?);
@@ -322,7 +342,7 @@ pub(super) fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], PeerErro
     Ok(*bytes)
 }
 
-fn nothing_but_zeros(rest: &[u8]) -> Result<(), PeerError> {
+pub(super) fn nothing_but_zeros(rest: &[u8]) -> Result<(), PeerError> {
     if rest.iter().all(|&byte| byte == 0) {
         Ok(())
     } else {

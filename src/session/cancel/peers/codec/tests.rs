@@ -53,7 +53,7 @@ fn question(answering: &mut Answering, packet: &[u8]) -> Result<Vec<Asked>, Peer
     let question = answering.question(&mut BytesMut::from(packet))?;
     match question.expect("a whole packet") {
         Question::Cancel(asked) => Ok(asked),
-        Question::Other(other) => panic!("{other}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -63,7 +63,7 @@ fn answers(asking: &mut Asking, packet: &[u8]) -> Result<Answers, PeerError> {
         .expect("a whole packet")
     {
         Reply::Answers(answers) => Ok(answers),
-        Reply::Refused(refusal) => panic!("{refusal}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -174,7 +174,7 @@ fn other(kind: u8, more: &[u8]) -> Zeroizing<Vec<u8>> {
 #[test]
 fn kinds_that_are_reserved_or_unknown_are_refused_and_the_conversation_goes_on() {
     let (mut asking, mut answering) = meet(&key("s"), &key("s"));
-    for (kind, is_known) in [(2, true), (3, true), (0, false), (9, false), (REFUSED, false)] {
+    for (kind, is_known) in [(3, true), (0, false), (9, false), (REFUSED, false)] {
         let packet = asking
             .questions
             .close(other(kind, b"words of a later release"), QUESTION_UNIT);
@@ -204,6 +204,27 @@ fn kinds_that_are_reserved_or_unknown_are_refused_and_the_conversation_goes_on()
     }
     let long = vec![0; UNKNOWN_BYTES.next_multiple_of(QUESTION_UNIT) + 1];
     assert_eq!(decode_question(&with_kind(9, &long)), Err(PeerError::Malformed));
+}
+
+#[test]
+fn requests_about_holds_go_between_cancel_requests() {
+    let (mut asking, mut answering) = meet(&key("s"), &key("s"));
+    let request = HoldRequest::Release {
+        cluster: 7,
+        token: crate::cluster::LeaveToken([1, 2]),
+    };
+    let packet = asking.hold(3, &request);
+    assert_eq!(packet.len(), 284, "as long as a question");
+    let heard = answering.question(&mut BytesMut::from(&packet[..]));
+    let request = Some(request);
+    assert_eq!(heard, Ok(Some(Question::Hold { number: 3, request })));
+    let answer = HoldAnswer::Refused(crate::session::holds::HoldRefusal::Busy);
+    let packet = answering.held(3, &answer);
+    assert_eq!(packet.len(), 84, "as long as an answer");
+    let reply = asking.reply(&mut BytesMut::from(&packet[..]));
+    assert_eq!(reply, Ok(Some(Reply::Hold { number: 3, answer })));
+    let packet = asking.ask(&[asked(1, b"1234")]);
+    assert_eq!(question(&mut answering, &packet), Ok(vec![asked(1, b"1234")]));
 }
 
 #[test]

@@ -1,0 +1,120 @@
+//! What an operator, or a script of Patroni's, may order so that clients wait instead of failing.
+//! Provided by the runtime.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::snapshot::MemberName;
+use crate::session::holds::MemberActivity;
+
+/// Orders that hold clients, on all processes of this router and on all its peers.
+pub trait HoldOperations: fmt::Debug + Send + Sync {
+    /// The server of a member is about to be stopped: it gets no new transactions. Returns when no
+    /// transaction is open there, or `grace` is over, at the latest after
+    /// [`Self::stop_limit`]. The hold goes on until the server has been stopped and a member can
+    /// serve again, for half a minute at most.
+    fn before_stop<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+        grace: Duration,
+    ) -> BoxFuture<'a, Result<StopReport, String>>;
+
+    /// For how long a member's stop may be delayed.
+    fn stop_limit(&self, cluster: &str) -> Duration;
+}
+
+/// How a member stands before its stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopReport {
+    pub member: String,
+    pub waited_ms: u64,
+    /// What is still there, on all routers that answer.
+    pub left: MemberActivity,
+    /// A sentence for each process and each peer that does not follow.
+    pub missing: Vec<String>,
+}
+
+impl fmt::Display for StopReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = Duration::from_millis(self.waited_ms).as_secs_f64();
+        let member = &self.member;
+        match self.left.transactions {
+            0 => write!(f, "{member}: no transaction is open after {seconds:.1} s")?,
+            1 => write!(f, "{member}: 1 transaction is still open after {seconds:.1} s")?,
+            open => write!(
+                f,
+                "{member}: {open} transactions are still open after {seconds:.1} s"
+            )?,
+        }
+        if self.left.cut() > 0 {
+            write!(f, "; {}", cut_in_words(&self.left))?;
+        }
+        Ok(())
+    }
+}
+
+/// The sessions that end when the member is stopped.
+pub(super) fn cut_in_words(activity: &MemberActivity) -> String {
+    let counts = [
+        (
+            activity.pinned,
+            "pinned to its connection",
+            "pinned to their connection",
+        ),
+        (
+            activity.unmovable,
+            "of a route without transaction pooling",
+            "of routes without transaction pooling",
+        ),
+        (
+            activity.forwarded,
+            "of a listener with mode: tcp",
+            "of listeners with mode: tcp",
+        ),
+        (activity.replication, "for replication", "for replication"),
+    ];
+    let parts: Vec<String> = counts
+        .into_iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, one, several)| match count {
+            1 => format!("1 session {one}"),
+            count => format!("{count} sessions {several}"),
+        })
+        .collect();
+    match parts.as_slice() {
+        [] => "no session will be cut".to_owned(),
+        parts => format!("will be cut: {}", parts.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_what_is_left() {
+        let mut report = StopReport {
+            member: "db1".to_owned(),
+            waited_ms: 120,
+            left: MemberActivity::default(),
+            missing: Vec::new(),
+        };
+        assert_eq!(report.to_string(), "db1: no transaction is open after 0.1 s");
+        report.left = MemberActivity {
+            transactions: 2,
+            pinned: 1,
+            replication: 3,
+            ..MemberActivity::default()
+        };
+        report.waited_ms = 5000;
+        assert_eq!(
+            report.to_string(),
+            "db1: 2 transactions are still open after 5.0 s; will be cut: 1 session pinned to its connection, 3 sessions \
+             for replication"
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! Orders for all peers: to hold the clients of a member. Each peer has a conversation for them,
+//! which lasts as long as the order, so that an order waits for no cancel request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Peers;
+use super::codec::{Asking, PeerKey, Reply};
+use super::line::{Line, described, open};
+use crate::session::holds::{HoldAnswer, HoldRequest};
+
+/// Time limit for a peer's answer. An order counts for longer than that.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A conversation with each peer, opened when there is something to ask.
+#[derive(Debug)]
+pub struct PeerOrders {
+    key: PeerKey,
+    peers: Vec<(Arc<Line>, Option<OrderLine>)>,
+}
+
+/// What a peer answers, or why it does not.
+pub(super) type PeerAnswer = (String, Result<HoldAnswer, String>);
+
+#[derive(Debug)]
+struct OrderLine {
+    stream: TcpStream,
+    asking: Asking,
+    read: BytesMut,
+    next: u32,
+}
+
+impl Peers {
+    pub fn orders(&self) -> PeerOrders {
+        PeerOrders {
+            key: self.key.clone(),
+            peers: self.lines.iter().map(|line| (Arc::clone(line), None)).collect(),
+        }
+    }
+}
+
+impl PeerOrders {
+    /// Their names.
+    pub fn names(&self) -> Vec<String> {
+        self.peers
+            .iter()
+            .map(|(line, _)| line.name().to_owned())
+            .collect()
+    }
+
+    /// Leaves a peer out from now on. `false`: there is no such peer.
+    pub fn leave_out(&mut self, name: &str) -> bool {
+        let before = self.peers.len();
+        self.peers.retain(|(line, _)| line.name() != name);
+        self.peers.len() < before
+    }
+
+    /// Asks all peers at once, each for [`PATIENCE`] at most. Not cancel safe: a peer whose answer is
+    /// not awaited is asked in a new conversation the next time.
+    pub async fn ask(&mut self, request: &HoldRequest) -> Vec<PeerAnswer> {
+        let key = &self.key;
+        let asked = self.peers.iter_mut().map(async |(line, kept)| {
+            // A conversation that fails is not used again.
+            let current = kept.take();
+            let asking = async {
+                if let Some(mut current) = current
+                    && let Ok(answer) = current.ask(request).await
+                {
+                    return Ok((current, answer));
+                }
+                let mut current = OrderLine::open(key, line).await?;
+                let answer = current.ask(request).await?;
+                Ok((current, answer))
+            };
+            let answer = match timeout(PATIENCE, asking).await {
+                Ok(Ok((current, answer))) => {
+                    *kept = Some(current);
+                    Ok(answer)
+                }
+                Ok(Err(error)) => Err(error),
+                Err(_elapsed) => Err("it did not answer in time".to_owned()),
+            };
+            (line.name().to_owned(), answer)
+        });
+        join_all(asked).await
+    }
+}
+
+impl OrderLine {
+    async fn open(key: &PeerKey, line: &Line) -> Result<Self, String> {
+        let (stream, asking) = open(key, line.peer()).await.map_err(|error| described(&error))?;
+        if asking.version() < super::codec::VERSION {
+            return Err(format!(
+                "its release is too old: it speaks version {} of the peer protocol, and holds need {}",
+                asking.version(),
+                super::codec::VERSION
+            ));
+        }
+        Ok(Self {
+            stream,
+            asking,
+            read: BytesMut::new(),
+            next: 0,
+        })
+    }
+
+    async fn ask(&mut self, request: &HoldRequest) -> Result<HoldAnswer, String> {
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        let packet = self.asking.hold(number, request);
+        let failed = |error: std::io::Error| described(&error);
+        self.stream.write_all(&packet).await.map_err(failed)?;
+        loop {
+            let reply = self.asking.reply(&mut self.read);
+            match reply.map_err(|fault| fault.to_string())? {
+                Some(Reply::Hold {
+                    number: answered,
+                    answer,
+                }) if answered == number => return Ok(answer),
+                Some(Reply::Refused(refusal)) => {
+                    return Err(format!("its release is too old: {refusal}"));
+                }
+                Some(_) => return Err("its answer makes no sense".to_owned()),
+                None => {}
+            }
+            if self.stream.read_buf(&mut self.read).await.map_err(failed)? == 0 {
+                return Err(described(&std::io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "orders_tests.rs"]
+mod tests;
