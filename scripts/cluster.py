@@ -161,7 +161,7 @@ class Cluster:
 
     DEFAULTS = {
         "name": "demo", "base": "127.0.0.11", "nodes": 3, "patroni": "4.1", "etcd_port": 12379, "ttl": 30,
-        "loop_wait": 10, "max_connections": 300, "fsync": False, "certs": None, "timeout": 120, "verbose": False,
+        "loop_wait": 10, "max_connections": 300, "fsync": False, "certs": None, "before_stop": None, "timeout": 120, "verbose": False,
     }  # fmt: skip
 
     def __init__(self, directory, **options):
@@ -477,6 +477,10 @@ class Cluster:
             local |= {"fsync": "off"}
         # Everybody on the nodes' own network.
         base = ipaddress.ip_interface(f"{options['base']}/{8 if options['base'].startswith('127.') else 24}")
+        before_stop = {}
+        if options["before_stop"]:
+            command = options["before_stop"].replace("{node}", node.name).replace("{dir}", str(self.dir))
+            before_stop = {"before_stop": command}
         retry = max(3, min(10, (options["ttl"] - options["loop_wait"]) // 2))
         return {
             "scope": options["name"], "namespace": "/service/", "name": node.name,
@@ -491,7 +495,7 @@ class Cluster:
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C.UTF-8"}, {"auth-host": "scram-sha-256"},
                            {"auth-local": "trust"}, "data-checksums", "no-sync"],
             },
-            "postgresql": {
+            "postgresql": before_stop | {
                 "listen": f"{node.address}:5432", "connect_address": f"{node.address}:5432",
                 "data_dir": str(node.data), "bin_dir": str(self.bindir()), "pgpass": str(node.dir / "pgpass"),
                 "use_unix_socket": True, "parameters": local,
@@ -748,6 +752,8 @@ def main():
     up.add_argument("--max-connections", type=int, help="default 300")
     up.add_argument("--fsync", action="store_const", const=True, help="write through to the disk (slower)")
     up.add_argument("--certs", type=os.path.abspath, help="use the certificates of this directory (default: own ones)")
+    up.add_argument("--before-stop", metavar="COMMAND",
+                    help="what Patroni 4.1 runs before it stops PostgreSQL, with {node} and {dir} replaced")  # fmt: skip
     up.add_argument("--timeout", type=int, help="seconds until giving up (default 120)")
     up.add_argument("--json", action="store_true", help="print everything a test needs to know")
     up.add_argument("--verbose", action="store_const", const=True, help="say what is being done")

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::snapshot::MemberName;
+use crate::cluster::switchover::DirectConnections;
 use crate::session::holds::MemberActivity;
 
 /// Orders that hold clients, on all processes of this router and on all its peers.
@@ -24,7 +25,101 @@ pub trait HoldOperations: fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<StopReport, String>>;
 
     /// For how long a member's stop may be delayed.
-    fn stop_limit(&self, cluster: &str) -> Duration;
+    fn stop_limit<'a>(&'a self, cluster: &'a str) -> BoxFuture<'a, Duration>;
+
+    /// What a switchover would do, and why it is not possible. It changes nothing.
+    fn plan_switchover<'a>(
+        &'a self,
+        request: &'a SwitchoverRequest,
+    ) -> BoxFuture<'a, Result<SwitchoverPlan, String>>;
+
+    /// Begins a switchover; [`Self::switchover`] shows how it goes on.
+    fn switch_over<'a>(
+        &'a self,
+        request: &'a SwitchoverRequest,
+    ) -> BoxFuture<'a, Result<SwitchoverPlan, String>>;
+
+    /// The switchover that runs, or the last one.
+    fn switchover(&self) -> Option<SwitchoverStatus>;
+
+    /// Undoes the switchover that runs, as long as Patroni has not been asked.
+    fn abort_switchover(&self) -> Result<(), String>;
+}
+
+/// What an operator asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SwitchoverRequest {
+    pub cluster: String,
+    /// `None`: the router chooses.
+    pub to: Option<String>,
+    /// For open transactions; the default if it is `None`.
+    pub grace_ms: Option<u64>,
+    /// Peers that are left out: their clients see errors.
+    pub without_peers: Vec<String>,
+}
+
+/// What a switchover would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchoverPlan {
+    pub cluster: String,
+    pub leader: String,
+    pub candidate: String,
+    /// The sessions on the leader, of all routers.
+    pub sessions: MemberActivity,
+    pub peers: Vec<String>,
+    /// Connections to the leader that do not come through the routers, by `pg_stat_activity`.
+    pub direct: Vec<DirectConnections>,
+    /// What the operator should know.
+    pub remarks: Vec<String>,
+    /// Why it is not possible now; empty if it is.
+    pub problems: Vec<String>,
+}
+
+/// How a switchover stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchoverStatus {
+    pub cluster: String,
+    pub leader: String,
+    pub candidate: String,
+    /// Patroni has been asked: it cannot be undone any more.
+    pub is_committed: bool,
+    pub is_over: bool,
+    /// Another member leads.
+    pub has_succeeded: bool,
+    /// What has happened so far, a sentence each.
+    pub steps: Vec<String>,
+}
+
+impl fmt::Display for SwitchoverPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            cluster,
+            leader,
+            candidate,
+            ..
+        } = self;
+        writeln!(f, "cluster {cluster}: switch over from {leader} to {candidate}")?;
+        if !self.peers.is_empty() {
+            writeln!(f, "peers that take part: {}", self.peers.join(", "))?;
+        }
+        writeln!(f, "{}", cut_in_words(&self.sessions))?;
+        for DirectConnections {
+            from,
+            application,
+            connections,
+        } in &self.direct
+        {
+            writeln!(
+                f,
+                "will be cut, not through the routers: {connections} from {from} ({application:?})"
+            )?;
+        }
+        for remark in &self.remarks {
+            writeln!(f, "{remark}")?;
+        }
+        Ok(())
+    }
 }
 
 /// How a member stands before its stop.

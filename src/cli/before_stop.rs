@@ -50,18 +50,13 @@ pub(super) fn run(command: &BeforeStop) -> ExitCode {
 fn hold(command: &BeforeStop) -> Result<StopReport, String> {
     let began = Instant::now();
     let remote = &command.remote;
-    let path = format!("/api/v1/before-stop{}", remote.query(&[]));
-    let limit = match &command.member {
-        None => remote.router_within(FIRST)?.look(&path)?["limit_ms"].as_u64(),
-        Some(_) => None,
-    };
+    let query = remote.query(&[("member", command.member.as_deref())]);
+    let path = format!("/api/v1/before-stop{query}");
+    let limit = remote.router_within(FIRST)?.look(&path)?["limit_ms"].as_u64();
     let limit = limit.map_or(command.grace + FIRST, Duration::from_millis);
     let left = limit.saturating_sub(began.elapsed());
     let grace_ms = u64::try_from(command.grace.as_millis()).unwrap_or(u64::MAX);
-    let mut body = json!({"grace_ms": grace_ms});
-    if let Some(member) = &command.member {
-        body["member"] = json!(member);
-    }
+    let body = json!({"grace_ms": grace_ms});
     let answer = remote.router_within(left)?.change(&path, Some(&body))?;
     serde_json::from_value(answer).map_err(|_| "the router's answer makes no sense".to_owned())
 }

@@ -13,6 +13,7 @@ pub(crate) mod import;
 mod reload;
 mod remote;
 mod schema;
+mod switchover;
 mod table;
 mod tables;
 mod upgrade;
@@ -88,6 +89,11 @@ enum Command {
     /// For Patroni's `postgresql.before_stop`. Returns when no transaction is open there or the
     /// grace is over. Always exits with 0.
     BeforeStop(before_stop::BeforeStop),
+    /// Make another member the leader, while clients wait.
+    ///
+    /// Clients of all routers are held, open transactions end, and Patroni is asked. Ctrl-C undoes
+    /// everything until then.
+    Switchover(switchover::Switchover),
     #[command(flatten)]
     Administer(administer::Administer),
 }
@@ -107,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Import(arguments) => import::run(&arguments),
         Command::Schema => schema::run(),
         Command::BeforeStop(command) => before_stop::run(&command),
+        Command::Switchover(command) => switchover::run(&command),
         Command::Administer(command) => administer::run(&command),
     }
 }

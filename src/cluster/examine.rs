@@ -12,11 +12,12 @@ use super::patroni::{Patroni, TLS_FAILED, poll_once};
 use super::service_account::{Purpose, ServiceAccount};
 use super::snapshot::MemberName;
 use super::state::Listed;
+use super::switchover::LeaderAccess;
 use super::{ClusterError, LookupError, etcd, fixed, probe};
 use crate::auth::rules::Memberships;
 use crate::backend::query::simple_query;
 use crate::backend::{ConnectError, TlsClient};
-use crate::config::{self, CredentialUsers, ServerSecret, Verifiers};
+use crate::config::{self, CredentialUsers, ServerSecret, Source, Verifiers};
 use crate::tls::NO_TLS;
 use crate::wire::sqlstate::SqlState;
 
@@ -45,7 +46,7 @@ pub enum ProbeOutcome {
 }
 
 impl Finding {
-    fn good(what: String, detail: impl Into<String>) -> Self {
+    pub(super) fn good(what: String, detail: impl Into<String>) -> Self {
         Self {
             what,
             outcome: ProbeOutcome::Good(detail.into()),
@@ -62,7 +63,7 @@ impl Finding {
         }
     }
 
-    fn remark(what: String, remark: String) -> Self {
+    pub(super) fn remark(what: String, remark: String) -> Self {
         Self {
             what,
             outcome: ProbeOutcome::Remark(remark),
@@ -139,6 +140,9 @@ pub async fn examine(
     }
     let wanted = Wanted::of(&config, routes);
     let account = Arc::new(ServiceAccount::new(config, tls));
+    if let Source::Patroni(_) = &account.config.source {
+        findings.push(LeaderAccess::new(Arc::clone(&account))?.finding().await);
+    }
     for member in &members {
         if !member.host.is_empty() {
             self::member(&account, member, auth, &wanted, &mut findings).await;

@@ -38,6 +38,7 @@ mod share;
 mod simulator;
 pub mod snapshot;
 pub mod state;
+pub mod switchover;
 mod votes;
 
 use std::sync::{Arc, OnceLock, Weak};

@@ -82,6 +82,19 @@ pub enum OperatorEvent {
         waited_ms: u64,
         by: String,
     },
+    SwitchoverBegun {
+        cluster: String,
+        leader: String,
+        candidate: String,
+        by: String,
+    },
+    SwitchoverEnded {
+        cluster: String,
+        leader: String,
+        has_succeeded: bool,
+        /// The last step.
+        how: String,
+    },
     ReloadAsked {
         by: String,
     },
@@ -90,7 +103,10 @@ pub enum OperatorEvent {
 impl OperatorEvent {
     pub(super) fn level(&self) -> Level {
         match self {
-            Self::IdentityForgotten { .. } => Level::Warn,
+            Self::IdentityForgotten { .. }
+            | Self::SwitchoverEnded {
+                has_succeeded: false, ..
+            } => Level::Warn,
             _ => Level::Info,
         }
     }
@@ -144,6 +160,15 @@ impl OperatorEvent {
                 waited_ms,
                 by,
             } => line!(%cluster, %member, transactions, waited_ms, %by),
+            Self::SwitchoverBegun {
+                cluster,
+                leader,
+                candidate,
+                by,
+            } => line!(%cluster, %leader, %candidate, %by),
+            Self::SwitchoverEnded {
+                cluster, leader, how, ..
+            } => line!(%cluster, %leader, %how),
             Self::IdentityForgotten {
                 cluster,
                 identifier,
@@ -176,6 +201,11 @@ impl fmt::Display for OperatorEvent {
             Self::StopPrepared { .. } => {
                 "the clients of a member are held: its server is about to be stopped"
             }
+            Self::SwitchoverBegun { .. } => "a switchover begins",
+            Self::SwitchoverEnded {
+                has_succeeded: true, ..
+            } => "the switchover is over",
+            Self::SwitchoverEnded { .. } => "the switchover has failed",
             Self::ReloadAsked { .. } => "an operator asks for a reload",
         })
     }

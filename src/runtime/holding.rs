@@ -1,10 +1,11 @@
 //! Orders that hold clients, given by this router: to its own processes, and to its peers.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -12,15 +13,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::admin::{HoldOperations, StopReport};
-use crate::cluster::LeaveToken;
-use crate::cluster::snapshot::{MemberName, Snapshot};
+use super::administration::Administration;
+use super::switchover::{DEFAULT_GRACE, RunningSwitchover, Switchover};
+use crate::admin::{HoldOperations, StopReport, SwitchoverPlan, SwitchoverRequest, SwitchoverStatus};
+use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
+use crate::cluster::switchover::{self, LeaderAccess, SwitchoverRight};
+use crate::cluster::{ClusterHandle, LeaveToken};
+use crate::events::Events;
+use crate::names;
 use crate::session::Shared;
 use crate::session::holds::{HoldAnswer, HoldOrder, HoldRefusal, HoldRequest, MAX_HOLD, MemberActivity};
 use crate::session::peers::PeerOrders;
 
 /// Between two renewals of an order.
-const RENEWAL: Duration = Duration::from_secs(1);
+pub(super) const RENEWAL: Duration = Duration::from_secs(1);
 /// For how long an order counts if it is not renewed: longer than a renewal may take.
 const LEASE: Duration = Duration::from_secs(4);
 /// Between two looks at the transactions that are open.
@@ -29,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Left of the limit for the answer itself.
 const SPARE: Duration = Duration::from_millis(250);
+/// For the name service to say where the peers are.
+const NAMES: Duration = Duration::from_secs(2);
 
 /// Gives orders that hold clients.
 #[derive(Debug)]
@@ -38,6 +46,10 @@ pub(super) struct HoldingRouter {
     control: Handle,
     tracker: TaskTracker,
     stop: CancellationToken,
+    administration: Arc<Administration>,
+    events: Events,
+    /// The one that runs, or the last one.
+    switchover: Mutex<Option<Arc<RunningSwitchover>>>,
 }
 
 /// One order, which is renewed until its purpose is fulfilled, or [`MAX_HOLD`] is over.
@@ -94,12 +106,36 @@ impl Round {
 }
 
 impl RunningHold {
+    /// Its time begins now.
+    pub(super) fn begin(&mut self) {
+        self.until = Instant::now() + MAX_HOLD;
+    }
+
+    pub(super) fn until(&self) -> Instant {
+        self.until
+    }
+
     /// Gives the order, or renews it. The answers of this router and its peers come at the same
     /// time.
     pub(super) async fn renew(&mut self) -> Round {
         let left = self.until.saturating_duration_since(Instant::now()).min(LEASE);
         self.order.lasts_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         self.ask(&HoldRequest::Hold(self.order.clone())).await
+    }
+
+    /// Asks what the order would be about, and gives none.
+    pub(super) async fn look(&mut self) -> Round {
+        self.order.lasts_ms = 0;
+        self.ask(&HoldRequest::Hold(self.order.clone())).await
+    }
+
+    /// Ends the order everywhere.
+    pub(super) async fn release(mut self) -> Round {
+        let request = HoldRequest::Release {
+            cluster: self.order.cluster,
+            token: self.order.token,
+        };
+        self.ask(&request).await
     }
 
     async fn ask(&mut self, request: &HoldRequest) -> Round {
@@ -179,12 +215,20 @@ impl RunningHold {
 
 impl HoldingRouter {
     /// To be called on the control runtime.
-    pub(super) fn new(shared: Arc<Shared>, tracker: TaskTracker, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        administration: Arc<Administration>,
+        events: Events,
+        (tracker, stop): (&TaskTracker, &CancellationToken),
+    ) -> Self {
         Self {
             shared,
             control: Handle::current(),
-            tracker,
-            stop,
+            tracker: tracker.clone(),
+            stop: stop.clone(),
+            administration,
+            events,
+            switchover: Mutex::default(),
         }
     }
 
@@ -217,10 +261,13 @@ impl HoldingRouter {
         })
     }
 
-    fn snapshot(&self, cluster: &str) -> Result<Arc<Snapshot>, String> {
+    fn cluster(&self, cluster: &str) -> Result<ClusterHandle, String> {
         let handle = self.shared.holds.named(cluster);
-        let handle = handle.ok_or_else(|| format!("there is no cluster {cluster}"))?;
-        Ok(handle.snapshot())
+        handle.ok_or_else(|| format!("there is no cluster {cluster}"))
+    }
+
+    fn snapshot(&self, cluster: &str) -> Result<Arc<Snapshot>, String> {
+        Ok(self.cluster(cluster)?.snapshot())
     }
 
     /// Runs `work` to its end, whatever becomes of the caller.
@@ -244,9 +291,126 @@ impl HoldingRouter {
     }
 }
 
-/// How long the stop of a member may take before Patroni loses the leader key, half of it.
-fn stop_limit(_snapshot: &Snapshot) -> Duration {
-    STOP_LIMIT
+/// What a planned switchover needs.
+struct PreparedSwitchover {
+    hold: RunningHold,
+    access: Arc<LeaderAccess>,
+    rest: String,
+    leader: Member,
+    candidate: MemberName,
+}
+
+impl HoldingRouter {
+    /// What a switchover would do. It gives no order.
+    async fn plan(
+        &self,
+        request: &SwitchoverRequest,
+    ) -> Result<(SwitchoverPlan, PreparedSwitchover), String> {
+        let cluster = self.cluster(&request.cluster)?;
+        let snapshot = cluster.snapshot();
+        let wanted = request.to.as_deref().map(MemberName::new);
+        let candidate = switchover::candidate(&snapshot, wanted.as_ref())?;
+        let Leader::Verified { member: name, .. } = &snapshot.leader else {
+            return Err("there is no verified leader to switch over from".to_owned());
+        };
+        let leader = snapshot.member(name).ok_or("the leader is not listed")?.clone();
+        let access = Arc::new(cluster.leader_access().map_err(|error| error.to_string())?);
+        let mut hold = self.prepare(&request.cluster, name, true)?;
+        let mut problems = Vec::new();
+        for peer in &request.without_peers {
+            if !hold.peers.as_mut().is_some_and(|peers| peers.leave_out(peer)) {
+                problems.push(format!("there is no peer {peer}"));
+            }
+        }
+        let peers = hold.peers.as_ref().map(PeerOrders::names).unwrap_or_default();
+        let round = hold.look().await;
+        if let Some(Err(refusal)) = round.own {
+            problems.push(refusal.to_string());
+        }
+        let missing = round.missing();
+        if !missing.is_empty() {
+            problems.extend(missing);
+            if !peers.is_empty() {
+                problems.push("--without-peer NAME leaves a peer out: its clients see errors".to_owned());
+            }
+        }
+        for (peer, answer) in &round.peers {
+            if answer.as_ref().is_ok_and(|activity| !activity.is_leader) {
+                problems.push(format!("peer {peer} does not see {name} as the leader"));
+            }
+        }
+        let mut remarks = Vec::new();
+        let (known, routers) = (
+            self.known_processes(&request.cluster),
+            self.addresses_of_peers().await,
+        );
+        let direct = access.direct_connections(&leader, &known, &routers).await;
+        let direct = direct.unwrap_or_else(|error| {
+            remarks.push(format!(
+                "the connections that do not come through the routers are not known: {error}"
+            ));
+            Vec::new()
+        });
+        let rest = match access.rest_of(name).await {
+            Ok((rest, is_scheduled)) => {
+                if is_scheduled {
+                    problems.push("Patroni has a scheduled switchover: cancel it first".to_owned());
+                }
+                match access.right(&rest).await {
+                    SwitchoverRight::Allowed => {}
+                    SwitchoverRight::Denied(why) => problems.push(format!(
+                        "Patroni does not let the router switch over ({why}): see clusters.NAME.patroni.basic_auth"
+                    )),
+                    SwitchoverRight::Unknown(why) => problems.push(format!("{rest}/switchover: {why}")),
+                }
+                rest
+            }
+            Err(error) => {
+                problems.push(error);
+                String::new()
+            }
+        };
+        let plan = SwitchoverPlan {
+            cluster: request.cluster.clone(),
+            leader: name.to_string(),
+            candidate: candidate.to_string(),
+            sessions: round.activity(),
+            peers,
+            direct,
+            remarks,
+            problems,
+        };
+        let prepared = PreparedSwitchover {
+            hold,
+            access,
+            rest,
+            leader,
+            candidate,
+        };
+        Ok((plan, prepared))
+    }
+
+    /// The server processes of this process's sessions and pools.
+    fn known_processes(&self, cluster: &str) -> Vec<u32> {
+        let sessions = self.shared.registry.sessions_of(cluster);
+        let held = sessions.iter().filter_map(|entry| entry.placement());
+        let held = held.map(|placement| placement.process_id);
+        let pools = self.administration.pools();
+        let members = pools.iter().flat_map(|pool| &pool.members);
+        let idle = members.flat_map(|member| &member.idle_connections);
+        held.chain(idle.map(|idle| idle.process_id)).collect()
+    }
+
+    async fn addresses_of_peers(&self) -> Vec<IpAddr> {
+        let Some(peers) = self.shared.peers.load_full() else {
+            return Vec::new();
+        };
+        let deadline = Instant::now() + NAMES;
+        let hosts: Vec<String> = peers.hosts().map(str::to_owned).collect();
+        let found = hosts.iter().map(|host| names::addresses(host, deadline));
+        let found = join_all(found).await;
+        found.into_iter().flatten().flatten().collect()
+    }
 }
 
 impl HoldOperations for HoldingRouter {
@@ -259,7 +423,7 @@ impl HoldOperations for HoldingRouter {
         async move {
             let began = Instant::now();
             let mut hold = self.prepare(cluster, member, false)?;
-            let limit = stop_limit(&*self.snapshot(cluster)?).saturating_sub(SPARE);
+            let limit = self.stop_limit(cluster).await.saturating_sub(SPARE);
             let deadline = began + grace.min(limit);
             info!(cluster, %member, "the server is about to be stopped: its clients are held");
             let tracker = self.tracker.clone();
@@ -285,8 +449,79 @@ impl HoldOperations for HoldingRouter {
         .boxed()
     }
 
-    fn stop_limit(&self, cluster: &str) -> Duration {
-        self.snapshot(cluster)
-            .map_or(STOP_LIMIT, |snapshot| stop_limit(&snapshot))
+    /// Half of the time after which Patroni would lose the leader key.
+    fn stop_limit<'a>(&'a self, cluster: &'a str) -> BoxFuture<'a, Duration> {
+        async move {
+            let access = self
+                .cluster(cluster)
+                .ok()
+                .and_then(|cluster| cluster.leader_access().ok());
+            let times = match &access {
+                Some(access) => access.times().await,
+                None => None,
+            };
+            times.map_or(STOP_LIMIT, |(ttl, loop_wait)| ttl.saturating_sub(loop_wait) / 2)
+        }
+        .boxed()
+    }
+
+    fn plan_switchover<'a>(
+        &'a self,
+        request: &'a SwitchoverRequest,
+    ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
+        async move { Ok(self.plan(request).await?.0) }.boxed()
+    }
+
+    fn switch_over<'a>(
+        &'a self,
+        request: &'a SwitchoverRequest,
+    ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
+        async move {
+            let (plan, prepared) = self.plan(request).await?;
+            if !plan.problems.is_empty() {
+                return Err(plan.problems.join("; "));
+            }
+            let running = Arc::new(RunningSwitchover::new(&plan));
+            {
+                let mut current = self.switchover.lock().unwrap_or_else(PoisonError::into_inner);
+                if current.as_ref().is_some_and(|current| !current.status().is_over) {
+                    return Err(HoldRefusal::SwitchoverRuns.to_string());
+                }
+                *current = Some(Arc::clone(&running));
+            }
+            let switchover = Switchover {
+                running,
+                cluster: self.cluster(&request.cluster)?,
+                hold: prepared.hold,
+                access: prepared.access,
+                rest: prepared.rest,
+                leader: prepared.leader,
+                candidate: prepared.candidate,
+                grace: request.grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis),
+                events: self.events.clone(),
+                tracker: self.tracker.clone(),
+            };
+            let stop = self.stop.clone();
+            let work = async move {
+                tokio::select! {
+                    () = switchover.run() => {}
+                    () = stop.cancelled() => {}
+                }
+            };
+            self.tracker.spawn_on(work, &self.control);
+            Ok(plan)
+        }
+        .boxed()
+    }
+
+    fn switchover(&self) -> Option<SwitchoverStatus> {
+        let current = self.switchover.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().map(|current| current.status())
+    }
+
+    fn abort_switchover(&self) -> Result<(), String> {
+        let current = self.switchover.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = current.as_ref().ok_or("no switchover runs")?;
+        current.abort()
     }
 }

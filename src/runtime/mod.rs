@@ -28,6 +28,7 @@ mod shutdown;
 mod start;
 mod state_file;
 mod supervisor;
+mod switchover;
 mod upgrade;
 mod workers;
 

@@ -204,8 +204,9 @@ impl Sockets {
             }),
             holding: Arc::new(HoldingRouter::new(
                 Arc::clone(&parts.shared),
-                parts.tracker.clone(),
-                parts.stop.clone(),
+                Arc::clone(&parts.administration),
+                self.events.clone(),
+                (&parts.tracker, &parts.stop),
             )),
             token: Arc::new(ArcSwapOption::new(self.config.http.token.clone().map(Arc::new))),
             readiness: Arc::clone(&parts.readiness),

@@ -26,6 +26,7 @@ mod haproxy;
 mod keepalived;
 mod lag;
 mod netns;
+mod orders;
 mod patroni_proxy;
 mod pooled;
 mod recorded;

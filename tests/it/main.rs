@@ -46,6 +46,7 @@ mod live;
 mod main_job;
 mod methods;
 mod mutating;
+mod orders;
 mod places;
 mod pool_operations;
 mod pooling;

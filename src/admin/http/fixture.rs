@@ -12,7 +12,9 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{oneshot, watch};
 
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
-use super::super::holding::{HoldOperations, StopReport};
+use super::super::holding::{
+    HoldOperations, StopReport, SwitchoverPlan, SwitchoverRequest, SwitchoverStatus,
+};
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
 use super::super::operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
@@ -219,8 +221,41 @@ impl HoldOperations for NothingHeld {
         async { Ok(report) }.boxed()
     }
 
-    fn stop_limit(&self, _: &str) -> Duration {
-        Duration::from_secs(10)
+    fn stop_limit<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Duration> {
+        ready(Duration::from_secs(10)).boxed()
+    }
+
+    fn plan_switchover<'a>(
+        &'a self,
+        request: &'a SwitchoverRequest,
+    ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
+        let plan = SwitchoverPlan {
+            cluster: request.cluster.clone(),
+            leader: "db1".to_owned(),
+            candidate: request.to.clone().unwrap_or_default(),
+            sessions: MemberActivity::default(),
+            peers: Vec::new(),
+            direct: Vec::new(),
+            remarks: Vec::new(),
+            problems: request.without_peers.clone(),
+        };
+        async { Ok(plan) }.boxed()
+    }
+
+    fn switch_over<'a>(
+        &'a self,
+        request: &'a SwitchoverRequest,
+    ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
+        self.told.lock().unwrap().push(format!("switchover {request:?}"));
+        self.plan_switchover(request)
+    }
+
+    fn switchover(&self) -> Option<SwitchoverStatus> {
+        None
+    }
+
+    fn abort_switchover(&self) -> Result<(), String> {
+        Err("no switchover runs".to_owned())
     }
 }
 

@@ -1,12 +1,15 @@
-//! `/api/v1/before-stop`: orders that hold clients.
+//! `/api/v1/before-stop` and `/api/v1/switchover`: orders that hold clients.
 
 use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Body;
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{StatusCode, Uri};
 use serde_json::{Map, Value, json};
 
+use super::super::holding::SwitchoverRequest;
 use super::answer::JsonAnswer;
 use super::api::{object, shown_caller};
 use super::app::{App, Params, Subject};
@@ -17,12 +20,14 @@ use crate::events::OperatorEvent;
 /// The longest grace, in milliseconds: a hold does not last longer.
 const MAX_GRACE_MS: u64 = 30_000;
 const DEFAULT_GRACE_MS: u64 = 5000;
+/// A third of the longest hold is for Patroni.
+const MAX_SWITCHOVER_GRACE_MS: u64 = 20_000;
 
 /// `GET /api/v1/before-stop`
-pub(super) fn stop_limit(app: &App, uri: &Uri) -> JsonAnswer {
-    match local(app, uri, &Map::new()) {
+pub(super) async fn stop_limit(app: &App, uri: &Uri) -> JsonAnswer {
+    match subject(app, uri) {
         Ok((cluster, member)) => {
-            let limit = app.handles.holding.stop_limit(&cluster);
+            let limit = app.handles.holding.stop_limit(&cluster).await;
             JsonAnswer::json(
                 StatusCode::OK,
                 &json!({
@@ -51,10 +56,10 @@ pub(super) async fn before_stop(
         return JsonAnswer::problem(
             StatusCode::BAD_REQUEST,
             "the body does not say how long to wait",
-            "send {\"grace_ms\": 5000}, 0 to 30000; also {\"member\": \"NAME\"} for another member than the local one",
+            "send {\"grace_ms\": 5000}, 0 to 30000",
         );
     };
-    let (cluster, member) = match local(app, uri, &body) {
+    let (cluster, member) = match subject(app, uri) {
         Ok(found) => found,
         Err(answer) => return answer,
     };
@@ -79,8 +84,81 @@ pub(super) async fn before_stop(
     JsonAnswer::json(StatusCode::OK, &report)
 }
 
+/// `GET /api/v1/switchover`
+pub(super) fn switchover(app: &App) -> JsonAnswer {
+    JsonAnswer::json(StatusCode::OK, &app.handles.holding.switchover())
+}
+
+/// `POST /api/v1/switchover/plan`, `/start`, `/abort`
+pub(super) async fn administer_switchover(
+    app: &App,
+    caller: Option<Extension<Caller>>,
+    path: &Result<Path<String>, PathRejection>,
+    body: Body,
+) -> JsonAnswer {
+    let holding = &app.handles.holding;
+    let body = match object(body).await {
+        Ok(body) => body,
+        Err(answer) => return answer,
+    };
+    let action = path.as_deref().map(String::as_str).unwrap_or_default();
+    if action == "abort" {
+        return match holding.abort_switchover() {
+            Ok(()) => switchover(app),
+            Err(error) => JsonAnswer::problem(StatusCode::CONFLICT, &error, ""),
+        };
+    }
+    let Ok(mut request) = serde_json::from_value::<SwitchoverRequest>(Value::Object(body)) else {
+        return JsonAnswer::problem(
+            StatusCode::BAD_REQUEST,
+            "the body is not a request for a switchover",
+            "send {\"cluster\": \"NAME\", \"to\": \"NODE\", \"grace_ms\": 10000, \"without_peers\": []}; all are optional",
+        );
+    };
+    let clusters = &app.handles.clusters;
+    if request.cluster.is_empty()
+        && let Some(first) = clusters.first()
+    {
+        request.cluster = first.name.to_string();
+    }
+    if request
+        .grace_ms
+        .is_some_and(|grace| grace > MAX_SWITCHOVER_GRACE_MS)
+    {
+        return JsonAnswer::problem(
+            StatusCode::BAD_REQUEST,
+            "the grace is too long",
+            "clients are held for half a minute at most: grace_ms is 0 to 20000",
+        );
+    }
+    let done = match action {
+        "plan" => holding.plan_switchover(&request).await,
+        "start" => holding.switch_over(&request).await,
+        _ => {
+            return JsonAnswer::problem(
+                StatusCode::NOT_FOUND,
+                "there is no such action",
+                "there is: plan, start, abort",
+            );
+        }
+    };
+    let plan = match done {
+        Ok(plan) => plan,
+        Err(error) => return JsonAnswer::problem(StatusCode::CONFLICT, &error, ""),
+    };
+    if action == "start" {
+        app.handles.events.emit(OperatorEvent::SwitchoverBegun {
+            cluster: plan.cluster.clone(),
+            leader: plan.leader.clone(),
+            candidate: plan.candidate.clone(),
+            by: shown_caller(caller),
+        });
+    }
+    JsonAnswer::json(StatusCode::OK, &plan)
+}
+
 fn grace(body: &Map<String, Value>) -> Option<Duration> {
-    if body.keys().any(|key| key != "grace_ms" && key != "member") {
+    if body.keys().any(|key| key != "grace_ms") {
         return None;
     }
     let grace = match body.get("grace_ms") {
@@ -90,13 +168,14 @@ fn grace(body: &Map<String, Value>) -> Option<Duration> {
     (grace <= MAX_GRACE_MS).then_some(Duration::from_millis(grace))
 }
 
-/// The cluster and the member: the local one, if none is named.
-fn local(app: &App, uri: &Uri, body: &Map<String, Value>) -> Result<(String, MemberName), JsonAnswer> {
-    let (index, view) = app.cluster(&Params::of(uri))?;
+/// The cluster and the member: the one of `?member=`, or the local one.
+fn subject(app: &App, uri: &Uri) -> Result<(String, MemberName), JsonAnswer> {
+    let params = Params::of(uri);
+    let (index, view) = app.cluster(&params)?;
     let snapshot = view.snapshot.borrow().clone();
     let cluster = view.name.to_string();
-    if let Some(named) = body.get("member") {
-        let name = MemberName::new(named.as_str().unwrap_or_default());
+    if let Some(named) = params.first("member") {
+        let name = MemberName::new(named);
         if snapshot.member(&name).is_none() {
             return Err(super::api::no_member(app, view));
         }

@@ -179,9 +179,21 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
         )
         .route(
             "/api/v1/before-stop",
-            read(async |State(app): Shared, uri: Uri| holding::stop_limit(&app, &uri)).post(
+            read(async |State(app): Shared, uri: Uri| holding::stop_limit(&app, &uri).await).post(
                 async |State(app): Shared, caller: CalledBy, uri: Uri, body: Body| {
                     holding::before_stop(&app, caller, &uri, body).await
+                },
+            ),
+        )
+        .route(
+            "/api/v1/switchover",
+            read(async |State(app): Shared| holding::switchover(&app)),
+        )
+        .route(
+            "/api/v1/switchover/{action}",
+            post(
+                async |State(app): Shared, caller: CalledBy, path: Name<String>, body: Body| {
+                    holding::administer_switchover(&app, caller, &path, body).await
                 },
             ),
         )

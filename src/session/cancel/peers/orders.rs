@@ -37,6 +37,11 @@ struct OrderLine {
 }
 
 impl Peers {
+    /// Where they are.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(|line| &*line.peer().host)
+    }
+
     pub fn orders(&self) -> PeerOrders {
         PeerOrders {
             key: self.key.clone(),

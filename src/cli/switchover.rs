@@ -1,0 +1,136 @@
+//! `trunkline switchover`: another member becomes the leader, and clients wait for it.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command's answer to the person who runs it"
+)]
+
+use std::io::{self, BufRead, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::before_stop::time;
+use super::remote::{Remote, Router};
+use crate::admin::{SwitchoverPlan, SwitchoverStatus};
+
+/// Between two looks at a running switchover.
+const LOOK: Duration = Duration::from_millis(200);
+/// Looks in a row that may fail.
+const MAX_FAILED: u32 = 25;
+
+#[derive(Debug, Args)]
+pub(super) struct Switchover {
+    #[command(flatten)]
+    remote: Remote,
+    /// The new leader. By default the router chooses: in synchronous mode a synchronous standby,
+    /// otherwise the standby that is least behind.
+    #[arg(long, value_name = "NODE")]
+    to: Option<String>,
+    /// How long to wait for open transactions, up to 20s.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    grace: Duration,
+    /// Leave out this peer, which does not answer: its clients see errors. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    without_peer: Vec<String>,
+    /// Do not ask for confirmation.
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) fn run(command: &Switchover) -> ExitCode {
+    match switch_over(command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn switch_over(command: &Switchover) -> Result<bool, String> {
+    let router = command.remote.router()?;
+    let request = json!({
+        "cluster": command.remote.cluster.as_deref().unwrap_or_default(),
+        "to": command.to,
+        "grace_ms": u64::try_from(command.grace.as_millis()).unwrap_or(u64::MAX),
+        "without_peers": command.without_peer,
+    });
+    let plan = router.change("/api/v1/switchover/plan", Some(&request))?;
+    let plan: SwitchoverPlan = read(plan)?;
+    print!("{plan}");
+    if !plan.problems.is_empty() {
+        return Err(format!(
+            "it is not possible now:\n  {}",
+            plan.problems.join("\n  ")
+        ));
+    }
+    if !command.yes && !confirmed() {
+        return Err("nothing was changed".to_owned());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
+    // From here on Ctrl-C undoes.
+    let interrupted = {
+        let _entered = runtime.enter();
+        signal(SignalKind::interrupt()).map_err(|error| format!("cannot start: {error}"))?
+    };
+    // What was shown is what is done.
+    let mut request = request;
+    request["to"] = json!(plan.candidate);
+    router.change("/api/v1/switchover/start", Some(&request))?;
+    follow(&router, &runtime, interrupted)
+}
+
+fn follow(
+    router: &Router,
+    runtime: &tokio::runtime::Runtime,
+    mut interrupted: Signal,
+) -> Result<bool, String> {
+    let (mut shown, mut failed) = (0, 0);
+    loop {
+        let is_interrupted = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupted.recv() => true,
+                () = tokio::time::sleep(LOOK) => false,
+            }
+        });
+        if is_interrupted && let Err(error) = router.change("/api/v1/switchover/abort", None) {
+            eprintln!("{error}");
+        }
+        let status = match router.look("/api/v1/switchover") {
+            Ok(status) => read::<SwitchoverStatus>(status)?,
+            // The router works on its own.
+            Err(_) if failed < MAX_FAILED => {
+                failed += 1;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        failed = 0;
+        for step in status.steps.iter().skip(shown) {
+            println!("{step}");
+        }
+        shown = status.steps.len();
+        if status.is_over {
+            return Ok(status.has_succeeded);
+        }
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|_| "the router's answer makes no sense".to_owned())
+}
+
+fn confirmed() -> bool {
+    print!("Go on? [yes/no] ");
+    let _ = io::stdout().flush();
+    let mut line = String::new();
+    let read = io::stdin().lock().read_line(&mut line);
+    read.is_ok() && line.trim() == "yes"
+}

@@ -1,0 +1,470 @@
+//! What a planned switchover needs of a cluster: the REST interface of the leader's Patroni, and a
+//! connection of the service account to the leader.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use reqwest::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::examine::Finding;
+use super::patroni::{describe, printable, tls};
+use super::service_account::{Purpose, ServiceAccount};
+use super::snapshot::{Identity, Leader, Member, MemberName, Role, Snapshot};
+use super::{ClusterError, ClusterHandle};
+use crate::backend::query::{Row, simple_query};
+use crate::config::{self, Source};
+use crate::names::HttpNames;
+
+/// Time limit of a question to Patroni.
+const QUESTION: Duration = Duration::from_secs(3);
+/// Time limit of a question about Patroni's configuration.
+const TIMES: Duration = Duration::from_millis(500);
+/// Patroni answers a switchover when it is over, or after `loop_wait`.
+const SWITCHOVER: Duration = Duration::from_secs(35);
+/// The longest answer that is read.
+const MAX_ANSWER: usize = 1024 * 1024;
+/// Groups of direct connections that are listed.
+const MAX_DIRECT: usize = 20;
+/// Time limit of a checkpoint.
+const CHECKPOINT: Duration = Duration::from_mins(5);
+
+/// What Patroni says to a request for a switchover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SwitchoverReply {
+    /// It has been carried out. The text may name another member than was asked for.
+    Done(String),
+    /// Nothing happens: not allowed, or not possible.
+    Refused(String),
+    /// Nobody knows whether anything happens.
+    Unknown(String),
+}
+
+/// Whether Patroni lets this router ask for a switchover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SwitchoverRight {
+    Allowed,
+    Denied(String),
+    Unknown(String),
+}
+
+/// Connections to the leader that the router does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectConnections {
+    pub from: String,
+    pub application: String,
+    pub connections: u64,
+}
+
+/// Access to the leader of one cluster.
+#[derive(Debug)]
+pub struct LeaderAccess {
+    account: Arc<ServiceAccount>,
+    client: reqwest::Client,
+}
+
+impl ClusterHandle {
+    /// # Errors
+    /// The members are a fixed list, so there is no Patroni; or the settings of TLS cannot be used.
+    pub fn leader_access(&self) -> Result<LeaderAccess, ClusterError> {
+        LeaderAccess::new(Arc::clone(&self.shared.tasks.load().account))
+    }
+}
+
+impl LeaderAccess {
+    pub(super) fn new(account: Arc<ServiceAccount>) -> Result<Self, ClusterError> {
+        let Source::Patroni(patroni) = &account.config.source else {
+            return Err(ClusterError::Client(
+                "the members are a fixed list: only Patroni can switch over".to_owned(),
+            ));
+        };
+        let tls = tls(
+            patroni.ca.as_deref(),
+            &patroni.endpoints,
+            patroni.client_certificate.as_deref(),
+        )
+        .map_err(ClusterError::Tls)?;
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .no_proxy()
+            .dns_resolver(HttpNames)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(QUESTION)
+            .user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| ClusterError::Client(describe(&error)))?;
+        Ok(Self { account, client })
+    }
+
+    fn patroni(&self) -> &config::Patroni {
+        match &self.account.config.source {
+            Source::Patroni(patroni) => patroni,
+            Source::Servers(_) => unreachable!("made for a Patroni source only"),
+        }
+    }
+
+    fn with_password(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.patroni().basic_auth {
+            Some(basic) => {
+                let password = String::from_utf8_lossy(basic.password.expose()).into_owned();
+                request.basic_auth(&basic.username, Some(password))
+            }
+            None => request,
+        }
+    }
+
+    /// The base of the leader's REST interface, and whether a switchover is scheduled.
+    ///
+    /// # Errors
+    /// No endpoint says it.
+    pub async fn rest_of(&self, leader: &MemberName) -> Result<(String, bool), String> {
+        let mut last = "no endpoint is configured".to_owned();
+        for endpoint in &self.patroni().endpoints {
+            match self.cluster(endpoint).await {
+                Ok(cluster) => return rest(&cluster, leader),
+                Err(error) => last = format!("{endpoint}: {error}"),
+            }
+        }
+        Err(last)
+    }
+
+    /// Patroni's `ttl` and `loop_wait`, by the first endpoint that says them.
+    pub async fn times(&self) -> Option<(Duration, Duration)> {
+        let asked = self.patroni().endpoints.iter().map(|endpoint| {
+            let request = self.client.get(format!("{endpoint}/config")).timeout(TIMES);
+            let request = self.with_password(request);
+            async move {
+                let response = request.send().await.ok()?.error_for_status().ok()?;
+                times(&body(response).await.ok()?)
+            }
+            .boxed()
+        });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        while let Some(said) = asked.next().await {
+            if said.is_some() {
+                return said;
+            }
+        }
+        None
+    }
+
+    /// For the check before the start: whether the router may ask for a switchover.
+    pub(super) async fn finding(&self) -> Finding {
+        let what = format!("cluster {}: switchover", self.account.config.name);
+        match self.right_anywhere().await {
+            SwitchoverRight::Allowed => Finding::good(what, "Patroni lets the router switch over"),
+            SwitchoverRight::Denied(why) => Finding::remark(
+                what,
+                format!(
+                    "Patroni does not let the router switch over ({why}): `trunkline switchover` needs patroni.basic_auth"
+                ),
+            ),
+            SwitchoverRight::Unknown(why) => Finding::remark(
+                what,
+                format!("nobody says whether Patroni lets the router switch over: {why}"),
+            ),
+        }
+    }
+
+    /// As [`Self::right`], at the first endpoint that says it.
+    async fn right_anywhere(&self) -> SwitchoverRight {
+        let mut last = SwitchoverRight::Unknown("no endpoint is configured".to_owned());
+        for endpoint in &self.patroni().endpoints {
+            last = self.right(endpoint).await;
+            if !matches!(last, SwitchoverRight::Unknown(_)) {
+                break;
+            }
+        }
+        last
+    }
+
+    async fn cluster(&self, endpoint: &str) -> Result<Value, String> {
+        let request = self.client.get(format!("{endpoint}/cluster")).timeout(QUESTION);
+        let response = self
+            .with_password(request)
+            .send()
+            .await
+            .map_err(|error| describe(&error))?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            return Err(format!("answered with HTTP status {}", status.as_u16()));
+        }
+        let body = body(response).await?;
+        serde_json::from_slice(&body).map_err(|_| "the answer is not JSON".to_owned())
+    }
+
+    /// Asks Patroni for a switchover without saying from which leader: it refuses that after it has
+    /// checked whether the caller may ask.
+    pub async fn right(&self, rest: &str) -> SwitchoverRight {
+        let request = self.client.post(format!("{rest}/switchover"));
+        let request = request
+            .timeout(QUESTION)
+            .body(json!({"leader": null}).to_string());
+        match self.with_password(request).send().await {
+            Err(error) => SwitchoverRight::Unknown(describe(&error)),
+            Ok(response) => match response.status().as_u16() {
+                400 => SwitchoverRight::Allowed,
+                status @ (401 | 403) => SwitchoverRight::Denied(format!("HTTP status {status}")),
+                status => SwitchoverRight::Unknown(format!("HTTP status {status}")),
+            },
+        }
+    }
+
+    /// Asks for the switchover.
+    pub async fn switch_over(
+        &self,
+        rest: &str,
+        leader: &MemberName,
+        candidate: &MemberName,
+    ) -> SwitchoverReply {
+        let order = json!({"leader": leader.as_str(), "candidate": candidate.as_str()});
+        let request = self.client.post(format!("{rest}/switchover"));
+        let request = request.timeout(SWITCHOVER).body(order.to_string());
+        match self.with_password(request).send().await {
+            Ok(response) => {
+                let status = response.status();
+                let text = body(response).await.unwrap_or_default();
+                judge(status, &String::from_utf8_lossy(&text))
+            }
+            // Then it was not sent.
+            Err(error) if error.is_connect() => SwitchoverReply::Refused(describe(&error)),
+            Err(error) => SwitchoverReply::Unknown(describe(&error)),
+        }
+    }
+
+    /// Writes what a stop of the leader would have to write. `Ok(false)`: the service account may
+    /// not.
+    ///
+    /// # Errors
+    /// It did not succeed.
+    pub async fn checkpoint(&self, leader: &Member) -> Result<bool, String> {
+        let shown = |error: crate::backend::ConnectError| error.to_string();
+        let settings = &self.account.config.service_account;
+        let deadline = Instant::now() + settings.timeout;
+        let connecting = self
+            .account
+            .connect(&leader.host, leader.port, Purpose::Probe, deadline);
+        let mut connection = connecting.await.map_err(shown)?;
+        let sql = "SELECT (r.rolsuper OR coalesce(pg_has_role(p.oid, 'USAGE'), false))::text FROM pg_roles r LEFT JOIN \
+                   pg_roles p ON p.rolname = 'pg_checkpoint' WHERE r.rolname = current_user";
+        let rows = simple_query(&mut connection, sql, 1, deadline)
+            .await
+            .map_err(shown)?;
+        let is_allowed = rows.first().and_then(|row| row.first()?.as_deref()) == Some(b"true".as_slice());
+        if is_allowed {
+            simple_query(&mut connection, "CHECKPOINT", 1, Instant::now() + CHECKPOINT)
+                .await
+                .map_err(shown)?;
+        }
+        connection.close().await;
+        Ok(is_allowed)
+    }
+}
+
+impl LeaderAccess {
+    /// Connections of clients to the leader, without the service account's, without those of the
+    /// server processes `known`, and without those from `routers`. The largest groups first.
+    ///
+    /// # Errors
+    /// The leader does not say.
+    pub async fn direct_connections(
+        &self,
+        leader: &Member,
+        known: &[u32],
+        routers: &[IpAddr],
+    ) -> Result<Vec<DirectConnections>, String> {
+        let shown = |error: crate::backend::ConnectError| error.to_string();
+        let deadline = Instant::now() + self.account.config.service_account.timeout;
+        let connecting = self
+            .account
+            .connect(&leader.host, leader.port, Purpose::Probe, deadline);
+        let mut connection = connecting.await.map_err(shown)?;
+        let known: Vec<String> = known.iter().map(u32::to_string).collect();
+        let routers: Vec<String> = routers.iter().map(|address| format!("'{address}'")).collect();
+        let sql = format!(
+            "SELECT coalesce(host(client_addr), 'a Unix socket'), coalesce(application_name, ''), count(*)::text FROM \
+             pg_stat_activity WHERE backend_type = 'client backend' AND usename IS DISTINCT FROM current_user AND NOT pid = \
+             ANY (ARRAY[{}]::int[]) AND (client_addr IS NULL OR NOT client_addr = ANY (ARRAY[{}]::inet[])) GROUP BY 1, 2 \
+             ORDER BY count(*) DESC LIMIT {MAX_DIRECT}",
+            known.join(","),
+            routers.join(","),
+        );
+        let rows = simple_query(&mut connection, &sql, MAX_DIRECT, deadline)
+            .await
+            .map_err(shown)?;
+        connection.close().await;
+        let text = |cell: Option<&Option<Vec<u8>>>| {
+            let bytes = cell.and_then(|cell| cell.as_deref()).unwrap_or_default();
+            printable(&String::from_utf8_lossy(bytes), 64)
+        };
+        let group = |row: &Row| DirectConnections {
+            from: text(row.first()),
+            application: text(row.get(1)),
+            connections: text(row.get(2)).parse().unwrap_or_default(),
+        };
+        Ok(rows.iter().map(group).collect())
+    }
+}
+
+/// What a status means. 2xx: done. 4xx: nothing happens. Others: nobody knows.
+fn judge(status: StatusCode, text: &str) -> SwitchoverReply {
+    let text = printable(text.trim(), 300);
+    if status.is_success() {
+        return SwitchoverReply::Done(text);
+    }
+    let said = match text.as_str() {
+        "" => format!("HTTP status {}", status.as_u16()),
+        text => format!("HTTP status {}: {text}", status.as_u16()),
+    };
+    if status.is_client_error() {
+        SwitchoverReply::Refused(said)
+    } else {
+        SwitchoverReply::Unknown(said)
+    }
+}
+
+/// `ttl` and `loop_wait` of Patroni's configuration; its defaults where it has no such key.
+fn times(body: &[u8]) -> Option<(Duration, Duration)> {
+    let settings: Value = serde_json::from_slice(body).ok()?;
+    let settings = settings.as_object()?;
+    let seconds = |key: &str, default| match settings.get(key) {
+        None | Some(Value::Null) => Some(default),
+        Some(given) => given.as_u64().or_else(|| given.as_str()?.trim().parse().ok()),
+    };
+    let (ttl, loop_wait) = (seconds("ttl", 30)?, seconds("loop_wait", 10)?);
+    Some((Duration::from_secs(ttl), Duration::from_secs(loop_wait)))
+}
+
+fn rest(cluster: &Value, leader: &MemberName) -> Result<(String, bool), String> {
+    let members = cluster["members"].as_array();
+    let mut members = members.into_iter().flatten();
+    let member = members.find(|member| member["name"].as_str() == Some(leader.as_str()));
+    let url = member.and_then(|member| member["api_url"].as_str());
+    let url = url.ok_or_else(|| format!("Patroni does not say where the REST interface of {leader} is"))?;
+    let base = url.strip_suffix("/patroni").unwrap_or(url).trim_end_matches('/');
+    let is_scheduled = !cluster["scheduled_switchover"].is_null();
+    Ok((base.to_owned(), is_scheduled))
+}
+
+async fn body(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| describe(&error))? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err("the answer is larger than 1 MiB".to_owned());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The member that is to be the leader: the wanted one, else the best one. In synchronous mode it
+/// is a synchronous standby, because no other one has every acknowledged write.
+///
+/// # Errors
+/// There is none. A sentence.
+pub fn candidate(snapshot: &Snapshot, wanted: Option<&MemberName>) -> Result<MemberName, String> {
+    let Leader::Verified { member: leader, .. } = &snapshot.leader else {
+        return Err("there is no verified leader to switch over from".to_owned());
+    };
+    let is_synchronous = |member: &Member| matches!(member.role, Role::SyncStandby | Role::QuorumStandby);
+    let in_synchronous_mode = snapshot.members.iter().any(is_synchronous);
+    let unfit = |member: &Member| -> Option<&'static str> {
+        let facts = member.health.facts.as_ref();
+        if member.name == *leader {
+            Some("is the leader")
+        } else if member.identity != Identity::Same || !member.health.up {
+            Some("is not known to work")
+        } else if facts.is_none_or(|facts| !facts.in_recovery) {
+            Some("is no standby")
+        } else if is_excluded(member) {
+            Some("is tagged nofailover")
+        } else if in_synchronous_mode && !is_synchronous(member) {
+            Some("is no synchronous standby")
+        } else if facts.is_some_and(|facts| !facts.streaming) {
+            Some("does not stream")
+        } else {
+            None
+        }
+    };
+    if let Some(wanted) = wanted {
+        let member = snapshot.member(wanted);
+        let member = member.ok_or_else(|| format!("the cluster has no member {wanted}"))?;
+        return match unfit(member) {
+            None => Ok(wanted.clone()),
+            Some(why) => Err(format!("{wanted} {why}")),
+        };
+    }
+    let fit = snapshot.members.iter().filter(|member| unfit(member).is_none());
+    // The names are in order, and the first of equals is taken.
+    let best = fit.min_by_key(|member| member.measured.map_or(u64::MAX, |lag| lag.bytes));
+    best.map(|member| member.name.clone())
+        .ok_or_else(|| "no member can become the leader".to_owned())
+}
+
+fn is_excluded(member: &Member) -> bool {
+    let is_true = |value: &Value| value == &json!(true) || value == &json!("true");
+    member.tags.get("nofailover").is_some_and(is_true)
+        || member.tags.get("failover_priority") == Some(&json!(0))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn each_status_of_patroni_has_its_meaning() {
+        let of = |status: u16, text: &str| judge(StatusCode::from_u16(status).unwrap(), text);
+        assert_eq!(
+            of(200, "Switched over to \"db3\" instead of \"db2\"\n"),
+            SwitchoverReply::Done("Switched over to \"db3\" instead of \"db2\"".to_owned())
+        );
+        for refused in [400, 401, 403, 404, 409, 412] {
+            assert_eq!(
+                of(refused, "no"),
+                SwitchoverReply::Refused(format!("HTTP status {refused}: no"))
+            );
+        }
+        for unknown in [302, 500, 502, 503, 504] {
+            assert_eq!(
+                of(unknown, ""),
+                SwitchoverReply::Unknown(format!("HTTP status {unknown}"))
+            );
+        }
+    }
+
+    #[test]
+    fn the_times_of_patroni_are_read() {
+        let seconds = |body: &str| {
+            let (ttl, loop_wait) = times(body.as_bytes())?;
+            Some((ttl.as_secs(), loop_wait.as_secs()))
+        };
+        assert_eq!(seconds(r#"{"ttl": 20, "loop_wait": "5"}"#), Some((20, 5)));
+        assert_eq!(seconds("{}"), Some((30, 10)));
+        assert_eq!(seconds(r#"{"ttl": -1}"#), None);
+        assert_eq!(seconds("[]"), None);
+    }
+
+    #[test]
+    fn the_rest_interface_is_the_one_that_patroni_names() {
+        let cluster = json!({"members": [
+            {"name": "db1", "api_url": "http://10.0.0.1:8008/patroni"},
+            {"name": "db2"},
+        ]});
+        let of = |cluster: &Value, name: &str| rest(cluster, &MemberName::new(name));
+        assert_eq!(
+            of(&cluster, "db1"),
+            Ok(("http://10.0.0.1:8008".to_owned(), false))
+        );
+        assert!(of(&cluster, "db2").is_err() && of(&cluster, "db3").is_err());
+        let mut scheduled = cluster;
+        scheduled["scheduled_switchover"] = json!({"at": "2030-01-01T00:00:00+00:00"});
+        assert!(of(&scheduled, "db1").unwrap().1);
+    }
+}

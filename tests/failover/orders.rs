@@ -1,0 +1,178 @@
+//! Orders that hold clients: planned stops of servers without an error.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use super::cluster::{Cluster, Options, Router, fresh_address, output, secret, succeed};
+use super::writers::Writers;
+
+const WRITERS: u64 = 4;
+const TOKEN: &str = "test-token-of-the-operators";
+
+fn pooled(dir: &Path) -> Options {
+    Options {
+        extra:
+            "routes:\n  read-write: {targets: [leader], pool: {mode: transaction, max_connections: 5}}\n  \
+                read-only: {targets: [replica]}\n"
+                .to_owned(),
+        http: format!("token_file: {}", secret(dir, "token", TOKEN).display()),
+        ..Options::default()
+    }
+}
+
+/// What Patroni runs before it stops a server: `trunkline before-stop`, for a router on another
+/// address than the server's.
+fn install_before_stop(cluster: &Cluster, router: &Router) {
+    let dir = Path::new(cluster.dir());
+    let program = dir.join("trunkline");
+    fs::copy(env!("CARGO_BIN_EXE_trunkline"), &program).unwrap();
+    let token = dir.join("token");
+    fs::write(&token, TOKEN).unwrap();
+    let owner = cluster.text("run_as");
+    for file in [&program, &token] {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o700)).unwrap();
+        succeed(Command::new("chown").arg(owner).arg(file));
+    }
+    let script = dir.join("before-stop");
+    let text = format!(
+        "#!/bin/sh\nexec {program} before-stop --url http://{address}:6434 --token-file {token} --member \"$1\" \
+         2>>{dir}/\"$1\"/before-stop.log\n",
+        program = program.display(),
+        address = router.address,
+        token = token.display(),
+        dir = dir.display(),
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn said_before_stop(cluster: &Cluster, node: &str) -> String {
+    let log = Path::new(cluster.dir()).join(node).join("before-stop.log");
+    fs::read_to_string(log).unwrap_or_default()
+}
+
+/// Patroni's REST interface restarts the server of this node in place.
+fn restart(cluster: &Cluster, node: &str) {
+    let rest = cluster.node(node).rest;
+    succeed(
+        Command::new("curl")
+            .args(["-fsS", "-X", "POST", "-d", "{}", "-m", "60"])
+            .arg(format!("{rest}/restart")),
+    );
+}
+
+#[test]
+fn stops_by_patroni_after_before_stop_cost_clients_nothing() {
+    let options = ["--nodes", "2", "--before-stop", "{dir}/before-stop {node}"];
+    let cluster = Cluster::start("127.0.91.11", 15100, &options);
+    let dir = tempfile::tempdir().unwrap();
+    let router = Router::before(&cluster, pooled(dir.path()));
+    install_before_stop(&cluster, &router);
+    let writers = Writers::start(router.address, WRITERS);
+    for _ in 0..2 {
+        let old = cluster.leader();
+        cluster.control("switchover", &[]);
+        writers.await_more(50);
+        let said = said_before_stop(&cluster, &old);
+        assert!(
+            said.contains("no transaction is open after"),
+            "{said:?}\n{}",
+            router.log()
+        );
+        cluster.control("wait", &[]);
+    }
+    let leader = cluster.leader();
+    restart(&cluster, &leader);
+    writers.await_more(50);
+    assert_eq!(cluster.leader(), leader);
+    let written = writers.stop();
+    let untouched = (Vec::new(), Vec::new(), WRITERS);
+    assert_eq!(
+        (written.refused.clone(), written.unknown.clone(), written.logins),
+        untouched,
+        "{}",
+        router.log()
+    );
+    written.check(&cluster.node(&leader).sql("SELECT n FROM written"));
+}
+
+/// Two routers that are peers of each other.
+fn peers(cluster: &Cluster, dir: &Path) -> [Router; 2] {
+    let addresses = [fresh_address(), fresh_address()];
+    let secret_file = secret(dir, "peers", &"5".repeat(64));
+    [0, 1].map(|own: usize| {
+        let mut options = pooled(dir);
+        let _ = write!(
+            options.extra,
+            "peers:\n  secret_file: {}\n  members:\n    - {{name: other, address: \"{}:6432\"}}\n",
+            secret_file.display(),
+            addresses[1 - own]
+        );
+        options.address = Some(addresses[own]);
+        Router::before(cluster, options)
+    })
+}
+
+fn switchover(router: &Router, more: &[&str]) -> Output {
+    output(
+        Command::new(env!("CARGO_BIN_EXE_trunkline"))
+            .args(["switchover", "--yes", "-c"])
+            .arg(router.dir().join("trunkline.yaml"))
+            .args(more),
+    )
+}
+
+#[test]
+fn a_switchover_by_the_router_costs_clients_of_all_routers_nothing() {
+    let cluster = Cluster::start("127.0.92.11", 15110, &["--nodes", "3"]);
+    let dir = tempfile::tempdir().unwrap();
+    let [mut one, other] = peers(&cluster, dir.path());
+    let writers = [&one, &other].map(|router| Writers::start(router.address, WRITERS));
+    for round in 0..3 {
+        let old = cluster.leader();
+        let to = cluster.replicas().remove(0);
+        let more = ["--to", &to];
+        let said = switchover(&one, if round == 0 { &more } else { &[] });
+        let (text, errors) = (
+            String::from_utf8(said.stdout).unwrap(),
+            String::from_utf8(said.stderr).unwrap(),
+        );
+        assert!(said.status.success(), "{text}{errors}\n{}", one.log());
+        assert!(text.contains("peers that take part: other"), "{text}");
+        assert!(text.contains("no transaction is open after"), "{text}");
+        let new = cluster.leader();
+        assert_ne!(new, old);
+        assert!(round > 0 || new == to, "{text}");
+        for writers in &writers {
+            writers.await_more(50);
+        }
+        cluster.control("wait", &[]);
+    }
+    // A peer that does not answer stops it before anything happens, unless it is left out.
+    one.signal("KILL");
+    one.await_exit(Duration::from_secs(10));
+    let old = cluster.leader();
+    let said = switchover(&other, &[]);
+    let errors = String::from_utf8(said.stderr).unwrap();
+    assert!(
+        !said.status.success() && errors.contains("peer other: "),
+        "{errors}"
+    );
+    assert_eq!(cluster.leader(), old);
+    let said = switchover(&other, &["--without-peer", "other"]);
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let [killed, kept] = writers;
+    kept.await_more(50);
+    drop(killed.stop());
+    let written = kept.stop();
+    assert_eq!(
+        (written.refused.clone(), written.unknown.clone(), written.logins),
+        (Vec::new(), Vec::new(), WRITERS),
+        "{}",
+        other.log()
+    );
+}

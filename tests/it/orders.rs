@@ -1,0 +1,314 @@
+//! Orders that hold clients: `trunkline before-stop` and `trunkline switchover`.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::postgres::{Options as ServerOptions, Postgres};
+use crate::cluster::{Cluster, Options, Router, eventually, fresh_address, output, pause, secret};
+use crate::hand::{Raw, V3_0, message};
+
+const TOKEN: &str = "a-token-of-24-characters";
+const POOLED: &str = "routes:\n  read-write: {targets: [leader], pool: {mode: transaction, max_connections: 3}}\n  \
+                      read-only: {targets: [replica, leader]}\n";
+
+fn trunkline(router: &Router, arguments: &[&str]) -> Output {
+    output(
+        Command::new(env!("CARGO_BIN_EXE_trunkline"))
+            .args(arguments)
+            .arg("-c")
+            .arg(router.dir().join("trunkline.yaml")),
+    )
+}
+
+fn session(router: &Router) -> Raw {
+    let mut raw = Raw::tls(router.address, 6432);
+    raw.startup(V3_0, &[("user", "app"), ("database", "app")]);
+    assert_eq!(raw.authenticate("app").last().unwrap().tag, b'Z');
+    raw
+}
+
+fn send(session: &mut Raw, sql: &str) {
+    session.send(&message(b'Q', format!("{sql}\0").as_bytes()));
+}
+
+/// The tags of an answer, up to its ReadyForQuery.
+fn answer(session: &mut Raw) -> String {
+    let mut tags = String::new();
+    while !tags.ends_with('Z') {
+        tags.push(char::from(session.message().tag));
+    }
+    tags
+}
+
+fn waiting(router: &Router) -> usize {
+    let (_, body) = router.http("/api/v1/sessions").unwrap();
+    body.matches("\"phase\":\"waiting\"").count()
+}
+
+#[test]
+fn clients_of_a_server_that_is_stopped_wait_until_it_runs_again() {
+    let server = Postgres::start(&ServerOptions::default());
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        clusters: Some(format!("{}    local_member: s1\n", server.yaml())),
+        address: Some(fresh_address()),
+        http: format!("token_file: {}", secret(dir.path(), "token", TOKEN).display()),
+        extra: POOLED.to_owned(),
+        ..Options::default()
+    };
+    let router = Router::launch(None, options);
+    router.await_read_write();
+    let (mut busy, mut idle) = (session(&router), session(&router));
+    busy.value("SELECT 1");
+    send(&mut busy, "BEGIN");
+    assert_eq!(answer(&mut busy), "CZ");
+
+    let began = Instant::now();
+    let said = trunkline(&router, &["before-stop", "--grace", "500ms"]);
+    let errors = String::from_utf8(said.stderr).unwrap();
+    assert!(said.status.success() && began.elapsed() < Duration::from_secs(5));
+    assert!(
+        errors.contains("1 transaction is still open after 0.5 s"),
+        "{errors}"
+    );
+    // What is under way goes on, and what begins waits.
+    assert_eq!(busy.value("SELECT 2"), "2");
+    send(&mut idle, "SELECT 3");
+    eventually("the other client waits", Duration::from_secs(10), || {
+        waiting(&router) == 1
+    });
+    let (_, members) = router.http("/api/v1/members").unwrap();
+    assert!(members.contains("about to be stopped"), "{members}");
+
+    // Once the transaction ends, the next call returns at once.
+    send(&mut busy, "COMMIT");
+    assert_eq!(answer(&mut busy), "CZ");
+    let began = Instant::now();
+    let said = trunkline(&router, &["before-stop", "--grace", "20s"]);
+    let errors = String::from_utf8(said.stderr).unwrap();
+    assert!(errors.contains("no transaction is open"), "{errors}");
+    assert!(began.elapsed() < Duration::from_secs(10));
+
+    server.stop();
+    server.start_again();
+    assert_eq!(answer(&mut idle), "TDCZ", "{}", router.log());
+    assert_eq!(busy.value("SELECT 4"), "4");
+    router.await_log(&["its server is about to be stopped"]);
+}
+
+#[test]
+fn before_stop_never_fails() {
+    let server = Postgres::start(&ServerOptions::default());
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        clusters: Some(format!("{}    local_member: none\n", server.yaml())),
+        address: Some(fresh_address()),
+        http: format!("token_file: {}", secret(dir.path(), "token", TOKEN).display()),
+        ..Options::default()
+    };
+    let router = Router::launch(None, options);
+    for (arguments, why) in [
+        (&["before-stop"][..], "local_member is none"),
+        (
+            &["before-stop", "--member", "nobody"][..],
+            "has no member of this name",
+        ),
+    ] {
+        let said = trunkline(&router, arguments);
+        let errors = String::from_utf8(said.stderr).unwrap();
+        assert!(said.status.success(), "{arguments:?}");
+        assert!(
+            errors.starts_with("clients are not held: ") && errors.contains(why),
+            "{errors}"
+        );
+    }
+    let url = format!("http://{}:1", router.address);
+    let nobody = output(Command::new(env!("CARGO_BIN_EXE_trunkline")).args(["before-stop", "--url", &url]));
+    assert!(nobody.status.success());
+}
+
+/// Patroni's REST interface of the shared cluster, but for switchovers: they get an answer of the
+/// test's.
+struct FakeRest {
+    url: String,
+    /// Status of the answer to a switchover; `None` hangs up.
+    status: Arc<Mutex<Option<u16>>>,
+    /// Bodies of the requests for switchovers with a leader.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakeRest {
+    fn start(cluster: &Cluster) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let status = Arc::new(Mutex::new(Some(200)));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let rest = cluster.nodes()[0].rest.clone();
+        let (own, of, seen) = (url.clone(), Arc::clone(&status), Arc::clone(&asked));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (rest, own, of, seen) = (rest.clone(), own.clone(), Arc::clone(&of), Arc::clone(&seen));
+                std::thread::spawn(move || serve(stream.unwrap(), &rest, &own, &of, &seen));
+            }
+        });
+        Self { url, status, asked }
+    }
+
+    fn set(&self, status: Option<u16>) {
+        *self.status.lock().unwrap() = status;
+        self.asked.lock().unwrap().clear();
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    rest: &str,
+    own: &str,
+    status: &Mutex<Option<u16>>,
+    asked: &Mutex<Vec<String>>,
+) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let path = line.split(' ').nth(1)?.to_owned();
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header).ok()?;
+        let Some((name, value)) = header.trim().split_once(": ") else {
+            break;
+        };
+        headers.insert(name.to_lowercase(), value.to_owned());
+    }
+    let length = headers
+        .get("content-length")
+        .map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let body = String::from_utf8(body).unwrap();
+    let (status, text) = if path == "/switchover" && body.contains("null") {
+        (
+            400,
+            "Switchover could be performed only from a specific leader".to_owned(),
+        )
+    } else if path == "/switchover" {
+        asked.lock().unwrap().push(body);
+        ((*status.lock().unwrap())?, "as the test says".to_owned())
+    } else {
+        let said = output(
+            Command::new("curl")
+                .args(["-s", "-m", "3", "-w", "%{http_code}"])
+                .arg(format!("{rest}{path}")),
+        );
+        let said = String::from_utf8(said.stdout).unwrap();
+        let (text, status) = said.split_at(said.len().checked_sub(3)?);
+        (status.parse().unwrap(), renamed(text, own))
+    };
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        text.len()
+    );
+    stream
+        .write_all(&[head.as_bytes(), text.as_bytes()].concat())
+        .ok()
+}
+
+/// Every member's REST interface is the fake one.
+fn renamed(text: &str, own: &str) -> String {
+    let Ok(mut value) = serde_json::from_str::<serde_json::Value>(text) else {
+        return text.to_owned();
+    };
+    for member in value["members"].as_array_mut().into_iter().flatten() {
+        member["api_url"] = format!("{own}/patroni").into();
+    }
+    value.to_string()
+}
+
+#[test]
+fn what_patroni_says_to_a_switchover_decides_whether_clients_wait() {
+    let cluster = Cluster::shared();
+    let fake = FakeRest::start(cluster);
+    let dir = tempfile::tempdir().unwrap();
+    let clusters = cluster.yaml(dir.path());
+    let (before, behind) = clusters.split_once("endpoints: [").unwrap();
+    let (_, behind) = behind.split_once(']').unwrap();
+    let options = Options {
+        clusters: Some(format!("{before}endpoints: [\"{}\"]{behind}", fake.url)),
+        http: format!("token_file: {}", secret(dir.path(), "token", TOKEN).display()),
+        extra: POOLED.to_owned(),
+        ..Options::default()
+    };
+    let router = Router::before(cluster, options);
+    let leader = cluster.leader();
+    let mut client = session(&router);
+    assert_eq!(client.value("SELECT 1"), "1");
+    for status in [400, 401, 403, 412] {
+        fake.set(Some(status));
+        let said = trunkline(&router, &["switchover", "--yes", "--grace", "1s"]);
+        let text = String::from_utf8(said.stdout).unwrap();
+        assert!(!said.status.success(), "{status}: {text}");
+        let refused = format!("Patroni refuses, and clients go on: HTTP status {status}: as the test says");
+        assert!(text.contains(&refused), "{status}: {text}");
+        assert!(text.contains(&format!("switch over from {leader} to ")), "{text}");
+        assert_eq!(client.value("SELECT 2"), "2");
+        let asked = fake.asked.lock().unwrap().clone();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        assert!(
+            asked[0].contains(&format!("\"leader\":\"{leader}\"")),
+            "{asked:?}"
+        );
+    }
+    // Nobody knows: clients wait up to the bound, and nothing has happened.
+    for status in [Some(503), None] {
+        fake.set(status);
+        let began = Instant::now();
+        let commands = std::thread::scope(|scope| {
+            let command = scope.spawn(|| trunkline(&router, &["switchover", "--yes", "--grace", "1s"]));
+            eventually("Patroni was asked", Duration::from_secs(20), || {
+                !fake.asked.lock().unwrap().is_empty()
+            });
+            send(&mut client, "SELECT 3");
+            eventually("the client waits", Duration::from_secs(5), || {
+                waiting(&router) == 1
+            });
+            // A second one is refused meanwhile.
+            let second = trunkline(&router, &["switchover", "--yes"]);
+            let errors = String::from_utf8(second.stderr).unwrap();
+            assert!(
+                errors.contains("another switchover of this cluster runs"),
+                "{errors}"
+            );
+            while !command.is_finished() {
+                pause(Duration::from_millis(50));
+            }
+            command.join().unwrap()
+        });
+        let text = String::from_utf8(commands.stdout).unwrap();
+        assert!(!commands.status.success(), "{text}");
+        assert!(text.contains("nobody knows whether it switches over"), "{text}");
+        let still = format!("{leader} is still the leader after 30 s");
+        assert!(text.contains(&still), "{text}");
+        assert!(began.elapsed() >= Duration::from_secs(28), "{text}");
+        assert_eq!(answer(&mut client), "TDCZ");
+    }
+    // The answer is yes, and another member never leads: it counts what the router sees.
+    fake.set(Some(200));
+    let said = trunkline(&router, &["switchover", "--yes", "--grace", "1s"]);
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(
+        !said.status.success() && text.contains("Patroni: as the test says"),
+        "{text}"
+    );
+    assert_eq!(client.value("SELECT 4"), "4");
+    // Not confirmed: nothing is asked.
+    fake.set(Some(200));
+    let said = trunkline(&router, &["switchover"]);
+    assert!(!said.status.success());
+    assert!(fake.asked.lock().unwrap().is_empty());
+}
